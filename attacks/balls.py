@@ -1,0 +1,135 @@
+"""Perturbation balls inside the image box: exact projection, steepest ascent, random points, distances.
+
+A ball holds a batch of B centers and radii. Everything is computed in the dtype of the centers (float32 or float64).
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.random import normal, uniform
+
+Bounds = tuple[float, float]
+
+
+class Ball(Protocol):
+    """What an attack asks of a threat model; ``LinfBall`` and ``L2Ball`` are the two there are."""
+
+    def __init__(self, center: Tensor, eps: Tensor, bounds: Bounds) -> None: ...
+
+    def __getitem__(self, keep: Tensor) -> "Ball":
+        """The ball of some of the examples."""
+
+    def project(self, point: Tensor) -> Tensor:
+        """The nearest point, in the Euclidean sense, of ball and box."""
+
+    def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        """A step of length ``alpha`` (B,), measured in the ball's norm, that raises a linear loss the most. Not projected."""
+
+    def random_point(self, keys: Tensor) -> Tensor:
+        """A point drawn uniformly from the ball, projected to the box; ``keys`` (B,) as ``example_keys`` gives them."""
+
+    def tighten(self, point: Tensor) -> Tensor:
+        """``point`` moved by rounding errors only, so that its float64 distance is at most eps."""
+
+    def distance(self, point: Tensor) -> Tensor:
+        """(B,) float64 distance from the center."""
+
+
+class LinfBall:
+    """max |z − x| ≤ eps and bounds[0] ≤ z ≤ bounds[1]. The two are one box, so clamping is the exact projection."""
+
+    def __init__(self, center: Tensor, eps: Tensor, bounds: Bounds) -> None:
+        self.center, self.eps, self.bounds = center, eps, bounds
+        exact_center = center.double()
+        radius = _column(eps, exact_center)
+        low, high = (exact_center - radius).to(center.dtype), (exact_center + radius).to(center.dtype)
+        # Rounding may have gone outwards by one unit in the last place: then take the next number inwards.
+        self.low = torch.where(exact_center - low > radius, low.nextafter(high), low).clamp(*bounds)
+        self.high = torch.where(high - exact_center > radius, high.nextafter(low), high).clamp(*bounds)
+
+    def __getitem__(self, keep: Tensor) -> "LinfBall":
+        return LinfBall(self.center[keep], self.eps[keep], self.bounds)
+
+    def project(self, point: Tensor) -> Tensor:
+        return point.clamp(self.low, self.high)
+
+    def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        return point + _column(alpha, point) * grad.sign()
+
+    def random_point(self, keys: Tensor) -> Tensor:
+        noise = 2 * uniform(keys, self.center.shape[1:], self.center.dtype) - 1
+        return self.project(self.center + _column(self.eps, self.center) * noise)
+
+    def tighten(self, point: Tensor) -> Tensor:
+        return self.project(point)
+
+    def distance(self, point: Tensor) -> Tensor:
+        return (point.double() - self.center.double()).flatten(1).abs().amax(1)
+
+
+class L2Ball:
+    """‖z − x‖₂ ≤ eps and bounds[0] ≤ z ≤ bounds[1].
+
+    The projection of y = x + d onto both is z = clamp(x + s·d) for the largest s ≤ 1 with ‖z − x‖ ≤ eps (the KKT conditions; the
+    box only clips coordinates). ‖z − x‖² is Σ of s²d² where free and of room² where clipped, so s follows from the set of
+    clipped coordinates, and that set only grows: a few rounds reach the exact answer.
+    """
+
+    MAX_ROUNDS = 50
+
+    def __init__(self, center: Tensor, eps: Tensor, bounds: Bounds) -> None:
+        self.center, self.eps, self.bounds = center, eps, bounds
+
+    def __getitem__(self, keep: Tensor) -> "L2Ball":
+        return L2Ball(self.center[keep], self.eps[keep], self.bounds)
+
+    def project(self, point: Tensor) -> Tensor:
+        delta = (point - self.center).flatten(1)
+        center = self.center.flatten(1)
+        room = torch.where(delta > 0, self.bounds[1] - center, center - self.bounds[0])
+        size, eps = delta.abs(), self.eps.to(delta.dtype)
+        s = (eps / size.norm(dim=1).clamp_min(1e-30)).clamp_max(1)
+        for _ in range(self.MAX_ROUNDS):
+            clipped = s.unsqueeze(1) * size >= room
+            spent = room.masked_fill(~clipped, 0).square().sum(1)
+            free = size.masked_fill(clipped, 0).square().sum(1)
+            larger = ((eps.square() - spent).clamp_min(0) / free.clamp_min(1e-30)).sqrt().clamp_max(1).maximum(s)
+            if torch.equal(larger, s):
+                break
+            s = larger
+        return (self.center + _column(s, self.center) * delta.view_as(self.center)).clamp(*self.bounds)
+
+    def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        # By the largest entry first: the squares of a confident model's gradients would underflow.
+        grad = grad / _column(grad.flatten(1).abs().amax(1).clamp_min(torch.finfo(grad.dtype).tiny), grad)
+        norm = grad.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return point + _column(alpha / norm, point) * grad
+
+    def random_point(self, keys: Tensor) -> Tensor:
+        shape, dtype = self.center.shape[1:], self.center.dtype
+        direction = normal(keys, shape, dtype)
+        length = direction.flatten(1).norm(dim=1).clamp_min(1e-12)
+        radius = uniform(keys, (1,), dtype, stream=2)[:, 0] ** (1 / max(self.center[0].numel(), 1))
+        return self.project(self.center + _column(self.eps * radius / length, self.center) * direction)
+
+    def tighten(self, point: Tensor) -> Tensor:
+        margin = 1e-7
+        while bool((over := self.distance(point) > self.eps.double()).any()):
+            scale = torch.where(over, self.eps.double() / self.distance(point).clamp_min(1e-300) * (1 - margin), 1.0)
+            shrunk = self.center + _column(scale.clamp(0, 1), self.center) * (point - self.center)
+            point = torch.where(_column(over, point).bool(), shrunk.clamp(*self.bounds), point)
+            margin = min(1.0, 2 * margin)
+        return point
+
+    def distance(self, point: Tensor) -> Tensor:
+        return (point.double() - self.center.double()).flatten(1).norm(dim=1)
+
+
+BALLS: dict[str, type[Ball]] = {"Linf": LinfBall, "L2": L2Ball}
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) shaped to multiply the batch ``like`` (B, …), in its dtype."""
+    return values.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))

@@ -1,0 +1,49 @@
+"""Counter-based random numbers: each example's draw depends on (seed, example, restart) and on nothing else.
+
+Batch size, order, device count and a resumed run therefore change nothing. The generator is SplitMix64 (Steele, Lea & Flood,
+OOPSLA 2014): one mixing of a counter, in integer arithmetic that is the same on every device.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2⁶⁴/φ as a signed 64-bit integer; tensors wrap around as the method wants
+MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def example_keys(seed: int, indices: Tensor, restart: int) -> Tensor:
+    """(B,) int64 keys for examples ``indices`` (B,)."""
+    keys = _mix(indices.to(torch.int64) + _wrap(seed))
+    return _mix(keys * GOLDEN + restart)
+
+
+def uniform(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype, stream: int = 0) -> Tensor:
+    """(B, *shape) uniform in [0, 1), 24 random bits each; ``stream`` tells draws of one key apart."""
+    numbers = torch.arange(math.prod(shape), device=keys.device, dtype=torch.int64)
+    bits = _mix(_mix(keys + stream).unsqueeze(1) + numbers * GOLDEN)
+    return (_shift_right(bits, 40).to(dtype) * 2.0**-24).view(len(keys), *shape)
+
+
+def normal(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype, stream: int = 0) -> Tensor:
+    """(B, *shape) standard normal, by Box and Muller from two uniforms. Uses streams ``stream`` and ``stream + 1``."""
+    radius = (-2 * torch.log1p(-uniform(keys, shape, dtype, stream))).sqrt()
+    return radius * torch.cos(2 * math.pi * uniform(keys, shape, dtype, stream + 1))
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = z + GOLDEN
+    z = (z ^ _shift_right(z, 30)) * MIX1
+    z = (z ^ _shift_right(z, 27)) * MIX2
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift of a signed tensor: the copies of the sign bit are masked away."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _wrap(value: int) -> int:
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,0 +1,29 @@
+"""Borrow a user's model and hand it back as it was."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.moe import freeze_weights
+
+
+@contextmanager
+def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Eval mode, frozen weights and gradients on inside the block, whatever surrounds it.
+
+    Restored afterwards, also after an exception: the training flag of each module, requires_grad of each parameter, the random
+    state of CPU and of every GPU in use. ``.grad`` is never written. A callable that is no nn.Module has no such state.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        used_gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        stack.enter_context(torch.random.fork_rng(devices=used_gpus))
+        if isinstance(model, nn.Module):
+            stack.enter_context(freeze_weights(model))
+            flags = [(module, module.training) for module in model.modules()]
+            stack.callback(lambda: [setattr(module, "training", training) for module, training in flags])
+            model.eval()
+        yield

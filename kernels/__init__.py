@@ -1,0 +1,21 @@
+"""Tensors in, tensors out: routing, dispatch, grouped products, the fused expert and its gradients."""
+
+from ironmoe.kernels.activations import ACTIVATIONS, Activation
+from ironmoe.kernels.combine import combine
+from ironmoe.kernels.dispatch import Dispatch, plan_dispatch
+from ironmoe.kernels.expert_mlp import expert_mlp
+from ironmoe.kernels.grouped_matmul import grouped_matmul
+from ironmoe.kernels.topk import ExpertGroups, Routing, topk_route
+
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "Dispatch",
+    "ExpertGroups",
+    "Routing",
+    "combine",
+    "expert_mlp",
+    "grouped_matmul",
+    "plan_dispatch",
+    "topk_route",
+]

@@ -1,0 +1,29 @@
+"""Which gradients the running backward pass was asked for.
+
+``ctx.needs_input_grad`` says what requires grad, not what this call wants: under ``torch.autograd.grad(loss, [x])`` it is true
+for the weights as well (pytorch/pytorch#174017). The engine knows. It answers for a node but refuses for a leaf, so every
+input goes through an alias first; ``torch.autograd.graph.register_multi_grad_hook`` asks the same question the same way.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def with_own_node(tensor: Tensor | None) -> Tensor | None:
+    """The same values behind a graph node of their own, where there is a graph."""
+    return tensor.view_as(tensor) if tensor is not None and tensor.requires_grad else tensor
+
+
+def demanded(ctx: Any, is_tensor: tuple[bool, ...]) -> list[bool]:
+    """For each of a Function's first inputs: is its gradient going to be used by this backward pass?
+
+    Call inside ``backward``. ``is_tensor[i]`` says whether input i was a tensor; each came from ``with_own_node``.
+    """
+    nodes = (node for node, _ in ctx.next_functions)  # an entry for each tensor argument, none for the others
+    wanted = []
+    for given, needs in zip(is_tensor, ctx.needs_input_grad, strict=False):
+        node = next(nodes) if given else None
+        wanted.append(needs and node is not None and torch._C._will_engine_execute_node(node))
+    return wanted

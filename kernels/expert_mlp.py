@@ -1,0 +1,228 @@
+"""The two-layer expert: y_t = Σ_k gates[t, k] · (W₂ₑ act(W₁ₑ x_t + b₁ₑ) + b₂ₑ), with the gradient contract.
+
+Two autograd nodes, joined by the pre-activations H (one tensor a tile):
+
+    x ── _Up: H = W₁ x + b₁ ── _Down: y = Σ gates · (W₂ act(H) + b₂)
+
+Work follows demand: each backward computes exactly the gradients the running autograd call will use, also under
+``autograd.grad(loss, [x])`` while the weights require grad. Saved: H, gates and indices; ``x`` only if W₁ requires grad.
+Both backward passes are made of differentiable operations on what was saved, so derivatives of any order are right.
+
+The gate gradient is ⟨dA′, A⟩ + ⟨dO, b₂⟩, taken before gating (SonicMoE, arXiv 2512.14080): exact where a gate is 0.
+"""
+
+import torch
+from torch import Tensor
+
+from ironmoe.kernels.activations import Activation, get_activation
+from ironmoe.kernels.combine import gather_sum
+from ironmoe.kernels.demand import demanded, with_own_node
+from ironmoe.kernels.dispatch import Dispatch, plan_dispatch
+from ironmoe.kernels.grouped_matmul import Tile, check_experts, matmul, tiles
+from ironmoe.kernels.topk import Routing
+
+
+def expert_mlp(
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    routing: Routing,
+    *,
+    b_in: Tensor | None = None,
+    b_out: Tensor | None = None,
+    activation: str = "gelu",
+    dispatch: Dispatch | None = None,
+) -> Tensor:
+    """Every token through its chosen experts, weighted by its gates.
+
+    Args:
+        x: (T, D), float16, bfloat16, float32 or float64. Under autocast x, weights and biases are cast, gates are not.
+        w_in: (E, F, D), or (E, 2F, D) as [gate | up] for a gated activation.
+        w_out: (E, D, F).
+        routing: gates (T, K) and experts (T, K); a choice with ``experts == E`` is dropped.
+        b_in: (E, F) or (E, 2F).
+        b_out: (E, D).
+        activation: a name in ``ironmoe.kernels.ACTIVATIONS``.
+        dispatch: ``plan_dispatch(routing.experts, E)`` if it is at hand already.
+
+    Returns:
+        (T, D) in the dtype of ``x``. Differentiable to any order with respect to x, gates, weights and biases.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or the activation do not belong together.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
+        b_in = None if b_in is None else b_in.to(dtype)
+        b_out = None if b_out is None else b_out.to(dtype)
+    act = get_activation(activation)
+    _check(x, w_in, w_out, routing, b_in, b_out, act)
+    if dispatch is None:
+        dispatch = plan_dispatch(routing.experts, w_in.shape[0])
+    plan = list(tiles(dispatch.offsets, w_in.shape[1] * w_in.element_size()))
+    inputs = (x, routing.gates, w_in, w_out, b_in, b_out)
+    with torch.autocast(x.device.type, enabled=False):
+        if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)):
+            return _inference(x, routing.gates, w_in, w_out, b_in, b_out, act, dispatch, plan)
+        x, gates, w_in, w_out, b_in, b_out = map(with_own_node, inputs)
+        hidden = _Up.apply(x, w_in, b_in, dispatch, plan)
+        return _Down.apply(gates, w_out, b_out, *hidden, act, dispatch, plan)
+
+
+def _inference(
+    x: Tensor, gates: Tensor, w_in: Tensor, w_out: Tensor, b_in: Tensor | None, b_out: Tensor | None,
+    act: Activation, dispatch: Dispatch, plan: list[Tile],
+) -> Tensor:  # fmt: skip
+    """Both layers of one tile before the next: H never leaves the cache and none of it is kept."""
+    rows = []
+    for expert, start, stop in plan:
+        x_rD = x.index_select(0, dispatch.row_token[start:stop])
+        a_rF = act.value(matmul(x_rD, w_in[expert].t(), _of(b_in, expert)))
+        rows.append(matmul(a_rF, w_out[expert].t(), _of(b_out, expert)))
+    return gather_sum(_stack_rows(rows, x, dispatch), gates, dispatch.slot_row)
+
+
+class _Up(torch.autograd.Function):
+    """(x, w_in, b_in) → H, one tensor a tile. Linear, so its backward needs no H; it needs x for W₁ alone."""
+
+    @staticmethod
+    def forward(ctx, x, w_in, b_in, dispatch, plan):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, w_in)
+        ctx.given, ctx.dispatch, ctx.plan = (True, True, b_in is not None), dispatch, plan
+        return tuple(
+            matmul(x.index_select(0, dispatch.row_token[start:stop]), w_in[expert].t(), _of(b_in, expert))
+            for expert, start, stop in plan
+        )
+
+    @staticmethod
+    def backward(ctx, *dh_tiles):  # type: ignore[no-untyped-def]
+        x, w_in = ctx.saved_tensors
+        want_x, want_w, want_b = demanded(ctx, ctx.given)
+        dx = None
+        if want_x:
+            weights = w_in.unbind(0)
+            rows = [matmul(dh_rF, weights[tile.expert]) for dh_rF, tile in zip(dh_tiles, ctx.plan, strict=True)]
+            ones = torch.ones(ctx.dispatch.slot_row.shape, dtype=_at_least_float32(w_in), device=w_in.device)
+            dx = gather_sum(_stack_rows(rows, w_in, ctx.dispatch), ones, ctx.dispatch.slot_row)
+        dw, db = _ExpertSum(w_in.shape, w_in, want_w), _ExpertSum(w_in.shape[:2], w_in, want_b)
+        for dh_rF, (expert, start, stop) in zip(dh_tiles, ctx.plan, strict=True):
+            if want_w:
+                dw.add(expert, matmul(dh_rF.t(), x.index_select(0, ctx.dispatch.row_token[start:stop])))
+            if want_b:
+                db.add(expert, dh_rF.sum(0))
+        return dx, dw.total(), db.total(), None, None
+
+
+class _Down(torch.autograd.Function):
+    """(gates, w_out, b_out, H) → y."""
+
+    @staticmethod
+    def forward(ctx, gates, w_out, b_out, *hidden_act_dispatch_plan):  # type: ignore[no-untyped-def]
+        *hidden, act, dispatch, plan = hidden_act_dispatch_plan
+        only_b_out = not any(ctx.needs_input_grad[i] for i in (0, 1, *range(3, 3 + len(hidden))))
+        ctx.save_for_backward(gates, w_out, b_out, *(() if only_b_out else hidden))
+        ctx.given = (True, True, b_out is not None, *(True for _ in hidden[:1]))  # all of H comes from one node
+        ctx.act, ctx.dispatch, ctx.plan = act, dispatch, plan
+        rows = [
+            matmul(act.value(h_rF), w_out[tile.expert].t(), _of(b_out, tile.expert))
+            for h_rF, tile in zip(hidden, plan, strict=True)
+        ]
+        return gather_sum(_stack_rows(rows, w_out.transpose(1, 2), dispatch), gates, dispatch.slot_row)
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        gates, w_out, b_out, *hidden = ctx.saved_tensors
+        act, dispatch, plan = ctx.act, ctx.dispatch, ctx.plan
+        want_gates, want_w, want_b, want_h = (*demanded(ctx, ctx.given), False)[:4]
+        weights = w_out.unbind(0)
+        exact = torch.promote_types(_at_least_float32(w_out), gates.dtype)
+        gates_R1 = gates[dispatch.row_token.long(), dispatch.row_slot.long()].unsqueeze(-1).to(exact)
+        dgates_rows, dh_tiles = [], []
+        dw, db = _ExpertSum(w_out.shape, w_out, want_w), _ExpertSum(w_out.shape[:2], w_out, want_b)
+        for i, (expert, start, stop) in enumerate(plan):
+            dy_rD = dy.index_select(0, dispatch.row_token[start:stop])
+            gated_dy_rD = (dy_rD * gates_R1[start:stop]).to(dy_rD.dtype)
+            if want_gates or want_w:
+                a_rF = act.value(hidden[i])
+            if want_gates:  # needs dA before gating; otherwise the gate goes in where the rows are narrow
+                da_rF = matmul(dy_rD, weights[expert])
+                dgates_r = (da_rF.to(exact) * a_rF).sum(-1)
+                if b_out is not None:
+                    dgates_r = dgates_r + dy_rD.to(exact) @ b_out[expert].to(exact)
+                dgates_rows.append(dgates_r.unsqueeze(-1))
+                da_rF = (da_rF * gates_R1[start:stop]).to(da_rF.dtype) if want_h else da_rF
+            elif want_h:
+                da_rF = matmul(gated_dy_rD, weights[expert])
+            if want_h:
+                dh_tiles.append(act.backward(da_rF, hidden[i]))
+            if want_w:
+                dw.add(expert, matmul(gated_dy_rD.t(), a_rF))
+            if want_b:
+                db.add(expert, gated_dy_rD.sum(0))
+        dgates = None
+        if want_gates:
+            dgates_R1 = _stack_rows(dgates_rows, gates_R1, dispatch)
+            dgates_TK = dgates_R1[dispatch.slot_row.clamp_min(0), 0].masked_fill(dispatch.slot_row < 0, 0)
+            dgates = dgates_TK.to(gates.dtype)
+        return dgates, dw.total(), db.total(), *(dh_tiles or (None,) * len(plan)), None, None, None
+
+
+class _ExpertSum:
+    """A gradient of all experts' weights, summed over tiles; experts without rows get 0. In place unless autograd records."""
+
+    def __init__(self, shape: torch.Size, like: Tensor, wanted: bool) -> None:
+        self.wanted = wanted
+        self.parts: list[Tensor] = []
+        if wanted:
+            zeros = like.new_zeros(shape)
+            self.parts = list(zeros.unbind(0))
+            self.zeros = zeros
+
+    def add(self, expert: int, part: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self.parts[expert] = self.parts[expert] + part
+        else:
+            self.parts[expert].add_(part)
+
+    def total(self) -> Tensor | None:
+        if not self.wanted:
+            return None
+        return torch.stack(self.parts) if torch.is_grad_enabled() else self.zeros
+
+
+def _stack_rows(tile_rows: list[Tensor], like: Tensor, dispatch: Dispatch) -> Tensor:
+    """(R, N) from the rows of all tiles, N as the last axis of ``like``; the rows of dropped choices, at the end, are 0."""
+    dropped = dispatch.row_token.numel() - int(dispatch.offsets[-1])
+    return torch.cat([*tile_rows, like.new_zeros(dropped, like.shape[-1])])
+
+
+def _of(stacked: Tensor | None, expert: int) -> Tensor | None:
+    return None if stacked is None else stacked[expert]
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _check(
+    x: Tensor, w_in: Tensor, w_out: Tensor, routing: Routing, b_in: Tensor | None, b_out: Tensor | None, act: Activation
+) -> None:
+    check_experts(x, w_in, b_in, "w_in", "b_in")
+    num_experts, wide, dim = w_in.shape
+    if act.gated and wide % 2:
+        raise ValueError(f"w_in must have an even number of rows an expert, [gate | up], for a gated activation, got {wide}")
+    expected = (num_experts, dim, wide // 2 if act.gated else wide)
+    if w_out.shape != expected:
+        raise ValueError(f"w_out must have shape {expected} to match w_in and the activation, got {tuple(w_out.shape)}")
+    if w_out.dtype != x.dtype or w_out.device != x.device:
+        raise ValueError(f"w_out must be {x.dtype} on {x.device} like x, got {w_out.dtype} on {w_out.device}")
+    if b_out is not None and (b_out.shape != (num_experts, dim) or b_out.dtype != x.dtype or b_out.device != x.device):
+        raise ValueError(
+            f"b_out must be {x.dtype} of shape {(num_experts, dim)} on {x.device}, got {b_out.dtype} of shape {tuple(b_out.shape)} on {b_out.device}"
+        )
+    gates, experts = routing
+    if gates.shape != experts.shape or gates.ndim != 2 or gates.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"routing must hold gates and experts of one shape ({x.shape[0]}, K), got {tuple(gates.shape)} and {tuple(experts.shape)}"
+        )

@@ -1,0 +1,61 @@
+"""Auxiliary losses that keep routers balanced and their logits small. All are scalars in float32 or wider."""
+
+import torch
+from torch import Tensor, nn
+
+
+def importance_loss(gates_TE: Tensor) -> Tensor:
+    """Squared coefficient of variation of each expert's summed gates (V-MoE, arXiv 2106.05974, appendix A).
+
+    Args:
+        gates_TE: (T, E) softmax of the noise-free logits, all experts.
+    """
+    return _squared_variation(gates_TE.sum(0))
+
+
+def load_loss(logits_TE: Tensor, noisy_logits_TE: Tensor, noise_std: float, top_k: int) -> Tensor:
+    """Squared coefficient of variation of the expected load under fresh noise (V-MoE, appendix A).
+
+    The probability that expert e would still be chosen if the noise were drawn again is 1 − Φ((thr − logits) / noise_std),
+    with thr the K-th largest noisy logit of the token; gradients flow through thr too, as in the official code.
+
+    Args:
+        logits_TE: (T, E) noise-free logits; noisy_logits_TE: the same plus the noise the router used.
+        noise_std: the standard deviation of that noise, > 0.
+        top_k: K.
+    """
+    if noise_std <= 0:
+        raise ValueError(f"noise_std must be above 0 (the load is an expectation over noise), got {noise_std}")
+    threshold_T1 = noisy_logits_TE.topk(top_k, dim=-1).values[:, -1:]
+    z = (threshold_T1 - logits_TE) / noise_std
+    probability_TE = torch.special.ndtr(-z)
+    return _squared_variation(probability_TE.mean(0))
+
+
+def balance_loss(gates_TE: Tensor) -> Tensor:
+    """E · Σₑ fₑ Pₑ: the share of tokens whose best expert is e times its mean gate (GShard 2006.16668, Switch 2101.03961).
+
+    1 at perfect balance, E when one expert takes all.
+
+    Args:
+        gates_TE: (T, E) softmax of the logits, all experts.
+    """
+    num_experts = gates_TE.shape[1]
+    first_choice_TE = nn.functional.one_hot(gates_TE.argmax(-1), num_experts).to(gates_TE.dtype)
+    return num_experts * (first_choice_TE.mean(0) * gates_TE.mean(0)).sum()
+
+
+def router_z_loss(logits_TE: Tensor) -> Tensor:
+    """Mean squared log-partition of the logits (ST-MoE, arXiv 2202.08906, equation 5)."""
+    return logits_TE.logsumexp(-1).square().mean()
+
+
+def collect_aux_loss(model: nn.Module) -> Tensor:
+    """Sum of ``aux_loss`` over the MoE layers that ran a training forward; 0 where there is none. Add it to your loss."""
+    losses = [m.aux_loss for m in model.modules() if isinstance(getattr(m, "aux_loss", None), Tensor)]
+    return torch.stack(losses).sum() if losses else torch.zeros(())
+
+
+def _squared_variation(values_E: Tensor) -> Tensor:
+    """(std / mean)², population std; by the variance, because the root has no gradient at perfect balance (NaN at E = 2)."""
+    return values_E.var(correction=0) / values_E.mean().square()
