@@ -1,0 +1,1 @@
+"""Programs: the ``ironmoe`` command, its demo, reports and benchmarks."""

@@ -1,15 +1,20 @@
 """Grouped matmul: rows sorted by expert times that expert's matrix."""
 
 from collections.abc import Iterator
+import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 # About 4 MiB of hidden units a tile: activation, gate product and second matmul then find them in cache, and the matrix
 # product still has rows enough to pay for packing the expert's weights again (docs/kernels.md has the figures).
 TILE_BYTES = 4 << 20
 MIN_TILE_ROWS = 256
+# Multiply-adds from which oneDNN pays, by dtype; 50 million are about 0.6 ms on two cores.
+ONEDNN_MIN_PRODUCT = {torch.float32: 50_000_000, torch.bfloat16: 10_000_000}
 
 
 class Tile(NamedTuple):
@@ -27,7 +32,7 @@ def tiles(offsets: Tensor, row_bytes: int) -> Iterator[Tile]:
     """
     tile_rows = max(MIN_TILE_ROWS, TILE_BYTES // max(row_bytes, 1))
     bounds = offsets.tolist()
-    for expert, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for expert, (start, stop) in enumerate(pairwise(bounds)):
         count = max(round((stop - start) / tile_rows), int(stop > start))
         for i in range(count):
             yield Tile(expert, start + (stop - start) * i // count, start + (stop - start) * (i + 1) // count)
@@ -36,27 +41,35 @@ def tiles(offsets: Tensor, row_bytes: int) -> Iterator[Tile]:
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (R, M) @ b (M, N) + bias (N,), differentiable to any order; ``b`` may be a transposed view.
 
-    On CPU the fastest exact route for the dtype: oneDNN for float32 (1.2 to 1.5 times as fast as the BLAS behind ``mm`` on
-    small groups), float32 arithmetic for float16 (up to 100 times as fast as ``mm``, and closer), ``mm`` for the rest.
+    On CPU the fastest exact route by dtype and size (docs/kernels.md has the figures). oneDNN beats the BLAS behind ``mm`` on
+    large float32 products, but compiles a kernel for every new number of rows, which small products never earn back; those
+    take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN). float16 always does: its ``mm`` is up to 100 times slower.
     """
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (a, b, bias))
-    if not wants_grad and _onednn_takes(a, b):
-        return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
-    if a.dtype == torch.float16 and a.device.type == "cpu":
-        return matmul(a.float(), b.float(), None if bias is None else bias.float()).half()
+    if a.device.type == "cpu" and a.dtype != torch.float64:
+        large = a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_MIN_PRODUCT.get(a.dtype, math.inf)
+        if a.dtype != torch.float32 and not large:
+            return matmul(a.float(), b.float(), None if bias is None else bias.float()).to(a.dtype)
+        if large and a.dtype == torch.float32 and _onednn_takes(a, b, bias):
+            return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
     return a @ b if bias is None else torch.addmm(bias, a, b)
 
 
-def _onednn_takes(a: Tensor, b: Tensor) -> bool:
+def _onednn_takes(*tensors: Tensor | None) -> bool:
+    """oneDNN's linear layer is there and nobody watches: it has no derivative, and tracers do not know it."""
     return (
-        a.dtype == torch.float32
-        and a.device.type == "cpu"
-        and min(*a.shape, b.shape[1]) > 0
-        and torch.backends.mkldnn.is_available()
+        torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
-        and type(a) is type(b) is Tensor
+        and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
         and not torch.compiler.is_compiling()
     )
+
+
+if torch.backends.mkldnn.is_available():
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _linear_flops(a_shape, b_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return 2 * a_shape[0] * b_shape[0] * b_shape[1]
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor, *, bias: Tensor | None = None) -> Tensor:
