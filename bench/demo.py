@@ -20,7 +20,7 @@ from ironmoe.bench.run_folder import RunFolder, write_atomically
 from ironmoe.bench.table import as_table
 from ironmoe.bench.train import Progress as TrainingProgress
 from ironmoe.bench.train import Recipe, train
-from ironmoe.moe import VMoE
+from ironmoe.moe import MoE, VMoE
 
 NEEDED_BYTES = 100_000_000  # checkpoints, optimiser state, pictures; a run of one seed takes about 10 MB
 
@@ -188,7 +188,6 @@ def measure_all(
     key = _slug(label)
     clean = _kept(folder, f"results/{key}-clean.json", lambda: measure_clean(model, images, labels, settings.batch_size))
     attacks, routing = [], []
-    examples: dict[str, Tensor] = {}
     for eps in settings.eps_255:
         progress.update(task, note=f"eps {eps:g}/255")
         before = progress.tasks[task].completed
@@ -202,16 +201,19 @@ def measure_all(
         robust = attacks[-1]["robust"]["value"]
         progress.update(task, completed=before + len(images), note=f"eps {eps:g}/255: {100 * robust:.1f} % hold")
     few = slice(settings.routing_images)
-    for eps in settings.eps_255:
-        if not folder.path.joinpath(f"results/{key}-routing{eps:g}.json").exists():
+    has_experts = any(isinstance(module, MoE) for module in model.modules())
+    for eps in settings.eps_255 if has_experts else [shown_eps(settings)]:  # a dense model has examples to show, no routing
+        name = f"results/{key}-routing{eps:g}.json"
+        if folder.read(name) is None:
             progress.update(task, note=f"routing at eps {eps:g}/255")
             measured, shown = measure_routing(model, images[few], labels[few], eps, settings, seed, attack_dtype)
             write_atomically(folder.file(f"results/{key}-examples{eps:g}.safetensors"), save(shown))
-            folder.write(f"results/{key}-routing{eps:g}.json", finite(measured))
-        routing.append(folder.read(f"results/{key}-routing{eps:g}.json"))
+            folder.write(name, finite(measured))
+        if has_experts:
+            routing.append(folder.read(name))
     examples = load_file(folder.file(f"results/{key}-examples{shown_eps(settings):g}.safetensors"))
     progress.update(task, note="done")
-    return clean | {"attacks": attacks, "routing": routing if routing[0]["layers"] else []}, examples
+    return clean | {"attacks": attacks, "routing": routing}, examples
 
 
 def _kept(folder: RunFolder, name: str, measure: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class AttackSettings(NamedTuple):
     steps: int = 20
     restarts: int = 2
     alpha: float | None = None
-    images: int = 1000
+    images: int = 500
     routing_images: int = 250
     batch_size: int = 500
 

@@ -15,6 +15,7 @@ TILE_BYTES = 4 << 20
 MIN_TILE_ROWS = 256
 # Multiply-adds from which oneDNN pays, by dtype; 50 million are about 0.6 ms on two cores.
 ONEDNN_MIN_PRODUCT = {torch.float32: 50_000_000, torch.bfloat16: 10_000_000}
+ONEDNN_MAX_LENGTH = 1024
 
 
 class Tile(NamedTuple):
@@ -54,10 +55,18 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return a @ b if bias is None else torch.addmm(bias, a, b)
 
 
-def _onednn_takes(*tensors: Tensor | None) -> bool:
-    """oneDNN's linear layer is there and nobody watches: it has no derivative, and tracers do not know it."""
+def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
+    """oneDNN's linear layer is there, is accurate and fast here, and nobody watches.
+
+    It adds up in one chain, so its error grows with the length: past ONEDNN_MAX_LENGTH above twice that of ``mm``. On strides
+    that are not plain it falls into a loop a thousand times slower. It has no derivative, and tracers do not know it.
+    """
+    tensors = (a, b, bias)
     return (
-        torch.backends.mkldnn.is_available()
+        a.shape[1] <= ONEDNN_MAX_LENGTH
+        and a.is_contiguous()
+        and (b.is_contiguous() or b.t().is_contiguous())
+        and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
         and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))

@@ -1,0 +1,32 @@
+# make demo · make test · make venv
+#
+# torch is pinned. Without an NVIDIA GPU the CPU build is asked for first, because PyPI's Linux build brings gigabytes of CUDA.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
+BIN := .venv/bin
+
+.PHONY: demo test venv lint clean
+
+demo: venv
+	$(BIN)/ironmoe demo
+
+test: venv lint
+	$(BIN)/python -m pytest
+
+venv: .venv/installed
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The folders are prerequisites because a strict editable install has to be made again when a file appears or goes.
+.venv/installed: pyproject.toml kernels moe attacks bench
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]' --config-settings editable_mode=strict
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
