@@ -18,7 +18,7 @@ from ironmoe.kernels.activations import Activation, get_activation
 from ironmoe.kernels.combine import gather_sum
 from ironmoe.kernels.demand import demanded, with_own_node
 from ironmoe.kernels.dispatch import Dispatch, plan_dispatch
-from ironmoe.kernels.grouped_matmul import Tile, check_experts, matmul, tiles
+from ironmoe.kernels.grouped_matmul import INNER_CHAIN, Tile, check_experts, matmul, per_expert, tile_rows, tiles
 from ironmoe.kernels.topk import Routing
 
 
@@ -75,12 +75,13 @@ def _inference(
     act: Activation, dispatch: Dispatch, plan: list[Tile],
 ) -> Tensor:  # fmt: skip
     """Both layers of one tile before the next: H never leaves the cache and none of it is kept."""
+    weights_in, weights_out = per_expert(w_in.transpose(1, 2)), per_expert(w_out.transpose(1, 2))
+    biases_in, biases_out = per_expert(b_in, len(w_in)), per_expert(b_out, len(w_in))
     rows = []
-    for expert, start, stop in plan:
-        x_rD = x.index_select(0, dispatch.row_token[start:stop])
-        a_rF = act.value(matmul(x_rD, w_in[expert].t(), _of(b_in, expert)))
-        rows.append(matmul(a_rF, w_out[expert].t(), _of(b_out, expert)))
-    return gather_sum(_stack_rows(rows, x, dispatch), gates, dispatch.slot_row)
+    for x_rD, (expert, *_) in zip(_gathered(x, dispatch, plan), plan, strict=True):
+        h_rF = matmul(x_rD, weights_in[expert], biases_in[expert], chain=INNER_CHAIN)
+        rows.append(matmul(act.value(h_rF), weights_out[expert], biases_out[expert]))
+    return gather_sum(_stack_rows(rows, dispatch), gates, dispatch.slot_row)
 
 
 class _Up(torch.autograd.Function):
@@ -90,9 +91,10 @@ class _Up(torch.autograd.Function):
     def forward(ctx, x, w_in, b_in, dispatch, plan):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, w_in)
         ctx.given, ctx.dispatch, ctx.plan = (True, True, b_in is not None), dispatch, plan
+        weights, biases = per_expert(w_in.transpose(1, 2)), per_expert(b_in, len(w_in))
         return tuple(
-            matmul(x.index_select(0, dispatch.row_token[start:stop]), w_in[expert].t(), _of(b_in, expert))
-            for expert, start, stop in plan
+            matmul(x_rD, weights[tile.expert], biases[tile.expert], chain=INNER_CHAIN)
+            for x_rD, tile in zip(_gathered(x, dispatch, plan), plan, strict=True)
         )
 
     @staticmethod
@@ -101,14 +103,15 @@ class _Up(torch.autograd.Function):
         want_x, want_w, want_b = demanded(ctx, ctx.given)
         dx = None
         if want_x:
-            weights = w_in.unbind(0)
+            weights = per_expert(w_in)
             rows = [matmul(dh_rF, weights[tile.expert]) for dh_rF, tile in zip(dh_tiles, ctx.plan, strict=True)]
             ones = torch.ones(ctx.dispatch.slot_row.shape, dtype=_at_least_float32(w_in), device=w_in.device)
-            dx = gather_sum(_stack_rows(rows, w_in, ctx.dispatch), ones, ctx.dispatch.slot_row)
+            dx = gather_sum(_stack_rows(rows, ctx.dispatch), ones, ctx.dispatch.slot_row)
         dw, db = _ExpertSum(w_in.shape, w_in, want_w), _ExpertSum(w_in.shape[:2], w_in, want_b)
-        for dh_rF, (expert, start, stop) in zip(dh_tiles, ctx.plan, strict=True):
+        x_tiles = _gathered(x, ctx.dispatch, ctx.plan) if want_w else dh_tiles
+        for dh_rF, x_rD, (expert, *_) in zip(dh_tiles, x_tiles, ctx.plan, strict=True):
             if want_w:
-                dw.add(expert, matmul(dh_rF.t(), x.index_select(0, ctx.dispatch.row_token[start:stop])))
+                dw.add(expert, matmul(dh_rF.t(), x_rD))
             if want_b:
                 db.add(expert, dh_rF.sum(0))
         return dx, dw.total(), db.total(), None, None
@@ -120,51 +123,54 @@ class _Down(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gates, w_out, b_out, *hidden_act_dispatch_plan):  # type: ignore[no-untyped-def]
         *hidden, act, dispatch, plan = hidden_act_dispatch_plan
-        only_b_out = not any(ctx.needs_input_grad[i] for i in (0, 1, *range(3, 3 + len(hidden))))
+        only_b_out = not any(ctx.needs_input_grad[i] for i in (0, 1, 3))
         ctx.save_for_backward(gates, w_out, b_out, *(() if only_b_out else hidden))
-        ctx.given = (True, True, b_out is not None, *(True for _ in hidden[:1]))  # all of H comes from one node
+        ctx.given = (True, True, b_out is not None, True)  # all of H comes from one node: its first tile speaks for it
         ctx.act, ctx.dispatch, ctx.plan = act, dispatch, plan
+        weights, biases = per_expert(w_out.transpose(1, 2)), per_expert(b_out, len(w_out))
         rows = [
-            matmul(act.value(h_rF), w_out[tile.expert].t(), _of(b_out, tile.expert))
-            for h_rF, tile in zip(hidden, plan, strict=True)
+            matmul(act.value(h_rF), weights[tile.expert], biases[tile.expert]) for h_rF, tile in zip(hidden, plan, strict=True)
         ]
-        return gather_sum(_stack_rows(rows, w_out.transpose(1, 2), dispatch), gates, dispatch.slot_row)
+        return gather_sum(_stack_rows(rows, dispatch), gates, dispatch.slot_row)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         gates, w_out, b_out, *hidden = ctx.saved_tensors
         act, dispatch, plan = ctx.act, ctx.dispatch, ctx.plan
-        want_gates, want_w, want_b, want_h = (*demanded(ctx, ctx.given), False)[:4]
-        weights = w_out.unbind(0)
+        want_gates, want_w, want_b, want_h = demanded(ctx, ctx.given)
+        weights, biases = per_expert(w_out), per_expert(b_out, len(w_out))
         exact = torch.promote_types(_at_least_float32(w_out), gates.dtype)
-        gates_R1 = gates[dispatch.row_token.long(), dispatch.row_slot.long()].unsqueeze(-1).to(exact)
-        dgates_rows, dh_tiles = [], []
+        rows = slice(plan[-1].stop)
+        gates_R1 = gates[dispatch.row_token[rows].long(), dispatch.row_slot[rows].long()].unsqueeze(-1).to(exact)
+        dy_RD = dy.index_select(0, dispatch.row_token[rows])
+        dy_tiles = tile_rows(dy_RD, plan)
+        gates_tiles = tile_rows(gates_R1, plan)
+        if want_w or want_b or (want_h and not want_gates):
+            gated_tiles = tile_rows((dy_RD * gates_R1).to(dy.dtype), plan)
+        dgates_tiles, dh_tiles = [], []
         dw, db = _ExpertSum(w_out.shape, w_out, want_w), _ExpertSum(w_out.shape[:2], w_out, want_b)
-        for i, (expert, start, stop) in enumerate(plan):
-            dy_rD = dy.index_select(0, dispatch.row_token[start:stop])
-            gated_dy_rD = (dy_rD * gates_R1[start:stop]).to(dy_rD.dtype)
+        for i, (expert, *_) in enumerate(plan):
             if want_gates or want_w:
                 a_rF = act.value(hidden[i])
             if want_gates:  # needs dA before gating; otherwise the gate goes in where the rows are narrow
-                da_rF = matmul(dy_rD, weights[expert])
+                da_rF = matmul(dy_tiles[i], weights[expert], chain=INNER_CHAIN)
                 dgates_r = (da_rF.to(exact) * a_rF).sum(-1)
                 if b_out is not None:
-                    dgates_r = dgates_r + dy_rD.to(exact) @ b_out[expert].to(exact)
-                dgates_rows.append(dgates_r.unsqueeze(-1))
-                da_rF = (da_rF * gates_R1[start:stop]).to(da_rF.dtype) if want_h else da_rF
+                    dgates_r = dgates_r + dy_tiles[i].to(exact) @ biases[expert].to(exact)
+                dgates_tiles.append(dgates_r.unsqueeze(-1))
+                da_rF = (da_rF * gates_tiles[i]).to(da_rF.dtype) if want_h else da_rF
             elif want_h:
-                da_rF = matmul(gated_dy_rD, weights[expert])
+                da_rF = matmul(gated_tiles[i], weights[expert], chain=INNER_CHAIN)
             if want_h:
                 dh_tiles.append(act.backward(da_rF, hidden[i]))
             if want_w:
-                dw.add(expert, matmul(gated_dy_rD.t(), a_rF))
+                dw.add(expert, matmul(gated_tiles[i].t(), a_rF))
             if want_b:
-                db.add(expert, gated_dy_rD.sum(0))
+                db.add(expert, gated_tiles[i].sum(0))
         dgates = None
         if want_gates:
-            dgates_R1 = _stack_rows(dgates_rows, gates_R1, dispatch)
-            dgates_TK = dgates_R1[dispatch.slot_row.clamp_min(0), 0].masked_fill(dispatch.slot_row < 0, 0)
-            dgates = dgates_TK.to(gates.dtype)
+            dgates_R = _stack_rows(dgates_tiles, dispatch).squeeze(-1)
+            dgates = dgates_R[dispatch.slot_row.clamp_min(0)].masked_fill(dispatch.slot_row < 0, 0).to(gates.dtype)
         return dgates, dw.total(), db.total(), *(dh_tiles or (None,) * len(plan)), None, None, None
 
 
@@ -191,14 +197,15 @@ class _ExpertSum:
         return torch.stack(self.parts) if torch.is_grad_enabled() else self.zeros
 
 
-def _stack_rows(tile_rows: list[Tensor], like: Tensor, dispatch: Dispatch) -> Tensor:
-    """(R, N) from the rows of all tiles, N as the last axis of ``like``; the rows of dropped choices, at the end, are 0."""
+def _gathered(tokens_TD: Tensor, dispatch: Dispatch, plan: list[Tile]) -> tuple[Tensor, ...]:
+    """The token of every row, tile by tile."""
+    return tile_rows(tokens_TD.index_select(0, dispatch.row_token[: plan[-1].stop]), plan)
+
+
+def _stack_rows(tiles_rN: list[Tensor], dispatch: Dispatch) -> Tensor:
+    """(R, N) from the rows of all tiles; the rows of dropped choices, at the end, are 0."""
     dropped = dispatch.row_token.numel() - int(dispatch.offsets[-1])
-    return torch.cat([*tile_rows, like.new_zeros(dropped, like.shape[-1])])
-
-
-def _of(stacked: Tensor | None, expert: int) -> Tensor | None:
-    return None if stacked is None else stacked[expert]
+    return torch.cat([*tiles_rN, tiles_rN[0].new_zeros(dropped, tiles_rN[0].shape[1])])
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:

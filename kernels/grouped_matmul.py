@@ -1,7 +1,7 @@
 """Grouped matmul: rows sorted by expert times that expert's matrix."""
 
-from collections.abc import Iterator
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,7 +15,9 @@ TILE_BYTES = 4 << 20
 MIN_TILE_ROWS = 256
 # Multiply-adds from which oneDNN pays, by dtype; 50 million are about 0.6 ms on two cores.
 ONEDNN_MIN_PRODUCT = {torch.float32: 50_000_000, torch.bfloat16: 10_000_000}
-ONEDNN_MAX_LENGTH = 1024
+# oneDNN adds a product up in one chain, and its error grows with the chain: to twice that of BLAS at about 600. A product that
+# feeds another one may be longer, because the second averages the errors of the first.
+RESULT_CHAIN, INNER_CHAIN = 512, 1024
 
 
 class Tile(NamedTuple):
@@ -29,42 +31,41 @@ class Tile(NamedTuple):
 def tiles(offsets: Tensor, row_bytes: int) -> Iterator[Tile]:
     """Cut every expert's rows into equal tiles of about TILE_BYTES; an expert without rows has none.
 
+    No rows at all make one empty tile, so that results stay connected to their inputs and gradients are zeros, not missing.
     Reads ``offsets`` on the host, so it belongs to the CPU path and to the tests.
     """
     tile_rows = max(MIN_TILE_ROWS, TILE_BYTES // max(row_bytes, 1))
     bounds = offsets.tolist()
+    if bounds[-1] == 0:
+        yield Tile(0, 0, 0)
     for expert, (start, stop) in enumerate(pairwise(bounds)):
         count = max(round((stop - start) / tile_rows), int(stop > start))
         for i in range(count):
             yield Tile(expert, start + (stop - start) * i // count, start + (stop - start) * (i + 1) // count)
 
 
-def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, *, chain: int = RESULT_CHAIN) -> Tensor:
     """a (R, M) @ b (M, N) + bias (N,), differentiable to any order; ``b`` may be a transposed view.
 
-    On CPU the fastest exact route by dtype and size (docs/kernels.md has the figures). oneDNN beats the BLAS behind ``mm`` on
-    large float32 products, but compiles a kernel for every new number of rows, which small products never earn back; those
-    take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN). float16 always does: its ``mm`` is up to 100 times slower.
+    On CPU the fastest accurate route by dtype and size (docs/kernels.md has the figures). oneDNN beats the BLAS behind ``mm`` on
+    large float32 products with M ≤ ``chain``, but compiles a kernel for every new number of rows, which small products never
+    earn back; those take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN). float16 always does: its own is 100 times slower.
     """
     if a.device.type == "cpu" and a.dtype != torch.float64:
         large = a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_MIN_PRODUCT.get(a.dtype, math.inf)
         if a.dtype != torch.float32 and not large:
             return matmul(a.float(), b.float(), None if bias is None else bias.float()).to(a.dtype)
-        if large and a.dtype == torch.float32 and _onednn_takes(a, b, bias):
+        if a.dtype == torch.float32 and large and a.shape[1] <= chain and _onednn_takes(a, b, bias):
             return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
     return a @ b if bias is None else torch.addmm(bias, a, b)
 
 
 def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
-    """oneDNN's linear layer is there, is accurate and fast here, and nobody watches.
-
-    It adds up in one chain, so its error grows with the length: past ONEDNN_MAX_LENGTH above twice that of ``mm``. On strides
-    that are not plain it falls into a loop a thousand times slower. It has no derivative, and tracers do not know it.
-    """
+    """oneDNN's linear layer is there, the layouts are plain (on others it falls into a loop a thousand times slower), and
+    nobody watches: it has no derivative, and tracers do not know it."""
     tensors = (a, b, bias)
     return (
-        a.shape[1] <= ONEDNN_MAX_LENGTH
-        and a.is_contiguous()
+        a.is_contiguous()
         and (b.is_contiguous() or b.t().is_contiguous())
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
@@ -99,12 +100,21 @@ def grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor, *, bias: Tensor |
     check_experts(x, weight, bias, "weight", "bias")
     if offsets.shape != (weight.shape[0] + 1,):
         raise ValueError(f"offsets must have shape ({weight.shape[0] + 1},), one more than experts, got {tuple(offsets.shape)}")
-    weights = weight.unbind(0)  # one node for all experts: indexing each would make E gradients of the size of all
-    biases = bias.unbind(0) if bias is not None else (None,) * len(weights)
-    row_bytes = max(weight.shape[1:]) * x.element_size()
-    outputs = [matmul(x[t.start : t.stop], weights[t.expert].t(), biases[t.expert]) for t in tiles(offsets, row_bytes)]
-    outputs.append(x.new_zeros(x.shape[0] - int(offsets[-1]), weight.shape[1]))
-    return torch.cat(outputs)
+    plan = list(tiles(offsets, max(weight.shape[1:]) * x.element_size()))
+    rows = tile_rows(x[: plan[-1].stop], plan)
+    weights, biases = per_expert(weight.transpose(1, 2)), per_expert(bias, len(weight))
+    outputs = [matmul(x_rD, weights[t.expert], biases[t.expert]) for x_rD, t in zip(rows, plan, strict=True)]
+    return torch.cat([*outputs, x.new_zeros(len(x) - plan[-1].stop, weight.shape[1])])
+
+
+def tile_rows(rows_RD: Tensor, plan: list[Tile]) -> tuple[Tensor, ...]:
+    """The rows of each tile, as views."""
+    return rows_RD.split([tile.stop - tile.start for tile in plan])
+
+
+def per_expert(stacked: Tensor | None, num_experts: int = 0) -> tuple[Tensor | None, ...]:
+    """One view an expert, from one graph node: indexing each would give every expert a gradient of the size of all."""
+    return (None,) * num_experts if stacked is None else stacked.unbind(0)
 
 
 def check_experts(x: Tensor, weight: Tensor, bias: Tensor | None, weight_name: str, bias_name: str) -> None:

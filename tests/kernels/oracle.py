@@ -1,0 +1,45 @@
+"""The layer by its definition: every expert on every token, weighted by a (T, E) matrix. Shares no code with the package."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def activation(name: str, hidden: Tensor) -> Tensor:
+    if name in ("swiglu", "geglu"):
+        half = hidden.shape[-1] // 2
+        gate, up = hidden[..., :half], hidden[..., half:]
+        return up * (gate * torch.sigmoid(gate) if name == "swiglu" else activation("gelu", gate))
+    return {
+        "gelu": lambda h: h * 0.5 * (1 + torch.erf(h / math.sqrt(2))),
+        "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"),
+        "relu": lambda h: h.clamp_min(0),
+        "relu2": lambda h: h.clamp_min(0) ** 2,
+        "silu": lambda h: h * torch.sigmoid(h),
+    }[name](hidden)
+
+
+def dense_moe(x, w_in, w_out, gates, experts, b_in=None, b_out=None, act="gelu") -> Tensor:
+    num_experts = w_in.shape[0]
+    hidden = torch.einsum("td,efd->tef", x, w_in)
+    if b_in is not None:
+        hidden = hidden + b_in
+    y = torch.einsum("tef,edf->ted", activation(act, hidden), w_out)
+    if b_out is not None:
+        y = y + b_out
+    weights = torch.zeros(len(x), num_experts + 1, dtype=gates.dtype).scatter_add(1, experts.long(), gates)
+    return torch.einsum("te,ted->td", weights[:, :num_experts].to(y.dtype), y)
+
+
+def layer(tokens, dim, hidden, num_experts, dtype=torch.float64, gated=False, bias=True):
+    """Leaves x, w_in, w_out, b_in, b_out."""
+    wide = 2 * hidden if gated else hidden
+    shapes = {"x": (tokens, dim), "w_in": (num_experts, wide, dim), "w_out": (num_experts, dim, hidden)}
+    if bias:
+        shapes |= {"b_in": (num_experts, wide), "b_out": (num_experts, dim)}
+    leaves = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    leaves["w_in"] *= dim**-0.5
+    leaves["w_out"] *= hidden**-0.5
+    return {name: leaf.to(dtype).requires_grad_() for name, leaf in leaves.items()}
