@@ -157,6 +157,7 @@ class Attack(ABC):
             raise ValueError(f"eps must be a number or have shape ({len(images)},), got shape {tuple(self.eps.shape)}")
         if len(images) == 0:
             return
+        images = images.detach()
         if not bool(images.isfinite().all()):
             raise ValueError(f"images must be finite, got NaN or infinity first in example {_first(~images.isfinite())}")
         low, high = float(images.min()), float(images.max())

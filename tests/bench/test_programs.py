@@ -1,0 +1,307 @@
+"""The command line from end to end on tiny settings, its files, its interruptions and its errors."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from ironmoe.bench import cpu, demo
+from ironmoe.bench.cli import app
+from ironmoe.bench.models import ARCHITECTURES, CheckpointError, architecture, count_flops, load_checkpoint, save_checkpoint
+from ironmoe.bench.run_folder import OutputError, RunFolder
+from ironmoe.bench.train import Recipe, train
+from ironmoe.moe import VMoE
+
+TINY = [
+    "--data",
+    "digits",
+    "--epochs",
+    "1",
+    "--eps",
+    "4,16",
+    "--steps",
+    "2",
+    "--restarts",
+    "1",
+    "--attack-images",
+    "40",
+    "--device",
+    "cpu",
+]
+
+
+def run(*arguments, ok=True):
+    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+    if ok:
+        assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder of a finished run of two seeds, what it printed)."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return folder, run("demo", *TINY, "--seeds", 2, "--out", folder).output
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (3, 20, 20), (3, 64, 64), (1, 4, 4)])
+def test_the_two_architectures_have_equal_flops(shape):
+    flops = [count_flops(VMoE(**architecture(name, shape, 10)), shape) for name in ARCHITECTURES]
+    assert abs(flops[0] / flops[1] - 1) < 0.02
+
+
+def test_flops_of_a_known_model():
+    model = VMoE(8, 4, 16, 1, 2, 32, 5, channels=1, classifier="gap")
+    tokens, dim, hidden = 4, 16, 32
+    products = tokens * (16 * dim + 4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim + dim * 5
+    assert count_flops(model, (1, 8, 8)) == 2 * products
+
+
+def test_demo_writes_everything_it_promises(finished):
+    folder, output = finished
+    report = json.loads((folder / "report.json").read_text())
+    html = (folder / "report.html").read_text()
+    assert {p.name for p in folder.glob("*.png")} == {
+        "accuracy.png", "routing_change.png", "expert_load.png", "examples_v_moe.png", "examples_vit.png"
+    }  # fmt: skip
+    assert len(list(folder.glob("checkpoints/*.safetensors"))) == 4 and not list(folder.glob("**/*.partial"))
+    assert not list(folder.glob("checkpoints/*.training"))
+    assert html.count("data:image/png;base64,") == 5 and not re.search(r'(src|href)="(?!data:)', html)
+    assert report["settings"]["checksum"] in html and len(report["settings"]["checksum"]) == 64
+    assert report["versions"]["torch"] == torch.__version__ and report["settings"]["seeds"] == [0, 1]
+    for name in ARCHITECTURES:
+        assert name in output and len(report["models"][name]) == 2
+        for measured in report["models"][name]:
+            assert measured["clean"]["total"] == 40 and [a["eps_255"] for a in measured["attacks"]] == [4, 16]
+            clean, small, large = measured["clean"], *(a["robust"] for a in measured["attacks"])
+            assert clean["value"] >= small["value"] >= large["value"]
+            low, high = small["wilson_95"]
+            assert low <= small["value"] <= high
+    routing = report["models"]["V-MoE"][0]["routing"]
+    assert [list(r["layers"]) for r in routing] == [["blocks.2.mlp", "blocks.3.mlp"]] * 2
+    for layer in routing[1]["layers"].values():
+        assert 0 <= layer["change"] <= 1
+        assert abs(sum(layer["load_clean"]) - 1) < 1e-5 and len(layer["load_adversarial"]) == 8
+    assert report["models"]["ViT"][0]["routing"] == []
+    assert "over 2 seeds" in output and "±" in output and "over 2 seeds" in html
+
+
+def test_one_seed_says_what_it_cannot_show(tmp_path):
+    output = run("demo", *TINY, "--out", tmp_path / "one").output
+    assert "This is one seed" in output and "This is one seed" in (tmp_path / "one" / "report.html").read_text()
+
+
+def test_the_same_command_goes_on_and_repeats_nothing(finished, monkeypatch):
+    folder, first = finished
+    monkeypatch.setattr(demo, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(demo, "measure_robust", lambda *a, **k: pytest.fail("attacked again"))
+    again = run("demo", *TINY, "--seeds", 2, "--out", folder).output
+    assert "Going on in" in again
+    assert again[again.index("V-MoE and ViT under attack") :] == first[first.index("V-MoE and ViT under attack") :]
+
+
+@pytest.mark.parametrize("where", ["measure_robust", "measure_routing", "train"])
+def test_ctrl_c_keeps_what_is_finished(finished, tmp_path, monkeypatch, where):
+    """Interrupted at the second call of a stage, then run again: the numbers are those of the uninterrupted run."""
+    real, calls = getattr(demo, where), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(demo, where, interrupted)
+    command = ["demo", *TINY, "--seeds", 2, "--out", tmp_path / "run"]
+    result = run(*command, ok=False)
+    assert result.exit_code == 130 and "same command goes on" in result.output
+    monkeypatch.undo()
+    run(*command)
+    ours, theirs = (json.loads((f / "report.json").read_text())["models"] for f in (tmp_path / "run", finished[0]))
+
+    def without_times(value):
+        if isinstance(value, dict):
+            return {k: without_times(v) for k, v in value.items() if "seconds" not in k and "per_second" not in k}
+        return [without_times(v) for v in value] if isinstance(value, list) else value
+
+    assert without_times(ours) == without_times(theirs)
+
+
+def test_training_interrupted_between_epochs_ends_with_the_same_weights(tmp_path):
+    images, labels = torch.rand(90, 1, 8, 8), torch.arange(90) % 3
+
+    def fresh():
+        torch.manual_seed(0)
+        return VMoE(**architecture("V-MoE", (1, 8, 8), 3))
+
+    recipe = Recipe(epochs=3, batch_size=40)
+    whole = fresh()
+    train(whole, images, labels, recipe, seed=1, state_file=tmp_path / "whole")
+
+    def stop(progress):
+        if progress.step == 5:  # in the middle of the second epoch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), images, labels, recipe, seed=1, state_file=tmp_path / "parts", on_step=stop)
+    resumed, steps = fresh(), []
+    torch.rand(17)
+    train(resumed, images, labels, recipe, seed=1, state_file=tmp_path / "parts", on_step=lambda p: steps.append(p.step))
+    assert steps == [4, 5, 6, 7, 8, 9]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_training_learns(tmp_path):
+    """A guard against a recipe that moves nothing: a separable toy set is learnt."""
+    labels = torch.arange(400) % 2
+    images = (0.25 + 0.5 * labels.view(-1, 1, 1, 1) + 0.1 * torch.randn(400, 1, 8, 8)).clamp(0, 1)
+    for name in ARCHITECTURES:
+        model = VMoE(**architecture(name, (1, 8, 8), 2))
+        train(model, images, labels, Recipe(epochs=4, batch_size=40), seed=0, state_file=tmp_path / name)
+        assert (model(images).argmax(1) == labels).float().mean() > 0.97
+
+
+def test_attack_a_checkpoint_again(finished, tmp_path):
+    checkpoint = finished[0] / "checkpoints" / "v-moe-seed0.safetensors"
+    common = ["--data", "digits", "--steps", 2, "--attack-images", 30, "--device", "cpu"]
+    output = run("attack", checkpoint, *common, "--norm", "L2", "--eps", "50", "--out", tmp_path / "l2").output
+    report = json.loads((tmp_path / "l2" / "report.json").read_text())
+    assert "PGD-2 L2" in output and list(report["models"]) == ["V-MoE"]
+    assert report["models"]["V-MoE"][0]["attacks"][0]["robust"]["total"] == 30
+    dense = finished[0] / "checkpoints" / "vit-seed0.safetensors"
+    run("attack", dense, *common, "--eps", "4", "--alpha", "1", "--dtype", "bfloat16", "--out", tmp_path / "dense")
+    assert not (tmp_path / "dense" / "expert_load.png").exists()
+    for arguments, message in (
+        ((tmp_path / "nothing.safetensors", *common), "does not exist"),
+        ((checkpoint, "--data", "mnist"), r"must have images of shape \(1, 8, 8\)"),
+    ):
+        result = run("attack", *arguments, "--out", tmp_path / "no", ok=False)
+        assert result.exit_code == 2 and re.search(message, result.output.replace("\n", " "))
+
+
+def test_checkpoints_of_other_kinds_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    def load(path):
+        return load_checkpoint(path, torch.device("cpu"))
+
+    arguments = architecture("V-MoE", (1, 8, 8), 3)
+    model = VMoE(**arguments).eval()
+    good = save_checkpoint(model, arguments, {"name": "V-MoE"})
+    (tmp_path / "good").write_bytes(good)
+    loaded, extra = load(tmp_path / "good")
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(loaded(x), model(x)) and extra == {"name": "V-MoE"} and not loaded.training
+    (tmp_path / "cut").write_bytes(good[:-100])
+    (tmp_path / "text").write_text("no checkpoint")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign")
+    (tmp_path / "other").write_bytes(save_checkpoint(VMoE(**architecture("ViT", (1, 8, 8), 3)), arguments, {}))
+    (tmp_path / "unbuildable").write_bytes(save_checkpoint(model, {"wings": 2}, {}))
+    for name, message in {
+        "cut": "cannot be read", "text": "cannot be read", "foreign": "must have format",
+        "other": "weights of another architecture", "unbuildable": "cannot be built", "absent": "does not exist",
+    }.items():  # fmt: skip
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path / name)
+
+
+def test_output_folder_is_checked_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "train", lambda *a, **k: pytest.fail("training began"))
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.txt").write_text("mine")
+    for out, message in (("file/run", "cannot be written"), ("photos", "holds other files and no run")):
+        result = run("demo", *TINY, "--out", tmp_path / out, ok=False)
+        assert result.exit_code == 2 and message in result.output.replace("\n", " ")
+    assert (tmp_path / "photos" / "holiday.txt").read_text() == "mine"
+
+    def read_only(self, data):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_bytes", read_only)
+        assert "Read-only file system" in run("demo", *TINY, "--out", tmp_path / "ro", ok=False).output
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1_000_000))
+    result = run("demo", *TINY, "--out", tmp_path / "full", ok=False)
+    assert result.exit_code == 2 and "needs 100 MB, but only 1 MB are free" in result.output.replace("\n", " ")
+
+
+def test_a_run_with_other_settings_is_refused(finished):
+    result = run("demo", *TINY, "--seeds", 2, "--seed", 7, "--out", finished[0], ok=False)
+    assert result.exit_code == 2 and "holds a run with other settings (seeds" in result.output.replace("\n", " ")
+    assert (finished[0] / "report.html").exists()
+
+
+def test_a_torn_result_is_measured_again(tmp_path):
+    folder = RunFolder(tmp_path / "run", {"a": 1}, 0)
+    folder.write("x.json", {"value": 1})
+    assert folder.read("x.json") == {"value": 1}
+    (folder.path / "x.json").write_text('{"value"')
+    assert folder.read("x.json") is None
+    with pytest.raises(OutputError, match="a: 1 there, 2 now"):
+        RunFolder(tmp_path / "run", {"a": 2}, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--norm", "L7"], "--norm must be one of Linf, L2"),
+        (["--eps", "a,b"], "--eps must be numbers"),
+        (["--eps", "-1"], "--eps must be finite and at least 0"),
+        (["--steps", "-1"], "steps"),
+        (["--seeds", "0"], "seeds"),
+        (["--device", "tpu"], "--device must be auto, cpu or cuda"),
+        (["--dtype", "int8"], "--dtype must be float32 or bfloat16"),
+        (["--data", "nowhere"], "data must be one of mnist, digits"),
+    ],
+)
+def test_bad_options_are_named(tmp_path, arguments, message):
+    result = run("demo", *arguments, "--out", tmp_path / "run", ok=False)
+    assert result.exit_code == 2 and message in result.output.replace("\n", " ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_and_npz_data_go_through_the_demo(tmp_path):
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "set.npz", images=generator.random((40, 12, 12, 3)), labels=np.arange(40) % 2)
+    arguments = ["--data", tmp_path / "set.npz", *TINY[2:]]
+    assert "set: 40 images (3, 12, 12), 2 classes" in run("demo", *arguments, "--out", tmp_path / "run").output
+
+
+def test_help_is_there_for_every_command():
+    for command in ([], ["demo"], ["attack"], ["doctor"], ["bench"], ["bench", "cpu"]):
+        assert "Usage" in run(*command, "--help").output
+    assert "Ctrl-C" in run("demo", "--help").output
+
+
+def test_doctor_passes_and_fails_loudly(monkeypatch):
+    from ironmoe.bench import doctor
+
+    output = run("doctor").output
+    assert output.count(" ok ") == len(doctor.SELF_TESTS) and torch.__version__ in output
+
+    def broken():
+        raise AssertionError("two and two")
+
+    monkeypatch.setitem(doctor.SELF_TESTS, "arithmetic", broken)
+    result = run("doctor", ok=False)
+    assert result.exit_code == 1 and "FAILED" in result.output and "two and two" in result.output
+
+
+def test_bench_cpu_compares_equal_layers_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "SHAPES", ((20, 16, 24, 4, 2),))
+    run("bench", "cpu", "--runs", 2, "--out", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(r["dtype"], r["pass"]) for r in rows] == [
+        (d, p) for d in ("float32", "bfloat16") for p in ("forward", "forward + dX")
+    ]
+    assert all(set(r["milliseconds"]) == {"ironmoe", "eager", "grouped_mm", "dense"} for r in rows)
+    honest = cpu.expert_mlp
+    monkeypatch.setattr(cpu, "expert_mlp", lambda x, *a, **k: honest(x, *a, **k) * (1.01 if x.dtype == torch.float32 else 1))
+    with pytest.raises(RuntimeError, match="outputs disagree"):
+        cpu.run_bench_cpu(1, None, Console(quiet=True))
