@@ -128,8 +128,8 @@ def shown_eps(attack: AttackSettings) -> float:
 
 def progress_bars(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description:<26}"),
-        BarColumn(),
+        TextColumn("{task.description:<20}"),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),

@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -95,11 +96,11 @@ def expert_load(models: list[ModelResults]) -> Figure:
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(figsize=(7, 0.8 + 0.3 * len(labels)))
         even = 100 / len(loads[0])
-        reach = max(even, max(abs(v - even) for row in loads for v in row))
-        picture = axes.imshow(loads, cmap="RdBu_r", vmin=even - reach, vmax=even + reach, aspect="auto")
+        top = max(2 * even, max(max(row) for row in loads))
+        picture = axes.imshow(loads, cmap="RdBu_r", norm=TwoSlopeNorm(even, vmin=0, vmax=top), aspect="auto")
         for y, row in enumerate(loads):
             for x, value in enumerate(row):
-                dark = abs(value - even) > 0.6 * reach
+                dark = not 0.4 * even < value < even + 0.6 * (top - even)
                 axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
         axes.set_yticks(range(len(labels)), labels)
         axes.set_xticks(range(len(loads[0])), [f"expert {e}" for e in range(len(loads[0]))], rotation=45, ha="right")

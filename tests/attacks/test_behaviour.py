@@ -275,7 +275,7 @@ def test_evaluate_names_bad_calls(trained):
         evaluate(trained.model, data, {"pgd": PGD(trained.model, 0.1)}, batch_size=0)
     bad = trained.images.clone()
     bad[70] = 2
-    with pytest.raises(ValueError, match="in data 50 … 99: images must lie in bounds.*first in example 20"):
+    with pytest.raises(ValueError, match=r"in data 50 … 99: images must lie in bounds.*first in example 20"):
         evaluate(trained.model, (bad, trained.labels), {"pgd": PGD(trained.model, 0.1)}, batch_size=50)
 
 

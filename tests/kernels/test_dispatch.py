@@ -97,5 +97,5 @@ def test_combine_names_what_does_not_fit():
     plan = plan_dispatch(torch.zeros(2, 2, dtype=torch.int32), 1)
     with pytest.raises(ValueError, match="rows must be"):
         combine(torch.zeros(3, 2), Routing(torch.zeros(2, 2), torch.zeros(2, 2)), plan)
-    with pytest.raises(ValueError, match="routing.gates must have"):
+    with pytest.raises(ValueError, match=r"routing.gates must have"):
         combine(torch.zeros(4, 2), Routing(torch.zeros(2, 1), torch.zeros(2, 1)), plan)
