@@ -14,7 +14,13 @@ Bounds = tuple[float, float]
 
 
 class Ball(Protocol):
-    """What an attack asks of a threat model; ``LinfBall`` and ``L2Ball`` are the two there are."""
+    """What an attack asks of a threat model; ``LinfBall`` and ``L2Ball`` are the two there are.
+
+    center: (B, …); eps: (B,) float64
+    """
+
+    center: Tensor
+    eps: Tensor
 
     def __init__(self, center: Tensor, eps: Tensor, bounds: Bounds) -> None: ...
 

@@ -1,7 +1,7 @@
 """Attack a model over a data set and report what held, with confidence intervals."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,7 @@ class RobustnessReport:
 def evaluate(
     model: Model,
     data: Batches,
-    attacks: Mapping[str, Attack],
+    attacks: Mapping[str, Attack] | Sequence[Attack],
     *,
     batch_size: int = 256,
     keep_adversarial: bool = False,
@@ -88,7 +88,7 @@ def evaluate(
         model: the model the attacks were made for; named again so that no report mixes two models.
         data: (images (N, …), labels (N,)), cut here into batches; or an iterable of such batches, such as a DataLoader that
             gives the same order each time.
-        attacks: name → attack with a single eps.
+        attacks: name → attack, each with a single eps; or a list of attacks, named by what they print.
         batch_size: for a pair of tensors. Random starts depend on the example's place in the data, not on batches.
         keep_adversarial: keep the final images in the report.
         on_progress: called with (attack name, number of images just finished).
@@ -96,6 +96,8 @@ def evaluate(
     Raises:
         ValueError: no attack, an attack for another model, no data, or a bad input (see ``Attack.run``).
     """
+    if not isinstance(attacks, Mapping):
+        attacks = {repr(attack): attack for attack in attacks}
     if not attacks:
         raise ValueError("attacks must hold at least one attack, got none")
     if batch_size < 1:
@@ -136,7 +138,7 @@ def evaluate(
 
 
 def _batches(data: Batches, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor) and isinstance(data[1], Tensor):
         yield from zip(data[0].split(batch_size), data[1].split(batch_size), strict=True)
     else:
-        yield from data  # type: ignore[misc]
+        yield from data  # type: ignore[misc]  # an iterable of batches

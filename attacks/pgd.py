@@ -1,12 +1,10 @@
 """Projected gradient descent and its one-step ancestor."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack, Model
-from ironmoe.attacks.balls import Ball
+from ironmoe.attacks.balls import Ball, Bounds
 from ironmoe.attacks.losses import Loss, get_loss
 from ironmoe.attacks.random import example_keys
 
@@ -36,13 +34,16 @@ class PGD(Attack):
         alpha: float | None = None,
         steps: int = 10,
         random_start: bool = True,
-        *,
+        norm: str = "Linf",
         loss: str | Loss = "ce",
         restarts: int = 1,
+        bounds: Bounds = (0.0, 1.0),
+        seed: int = 0,
+        *,
         early_stop: bool = True,
-        **common: Any,
+        attack_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(model, eps, **common)
+        super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, attack_dtype=attack_dtype)
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
         if restarts < 1 or (restarts > 1 and not random_start):
@@ -51,6 +52,9 @@ class PGD(Attack):
             raise ValueError(f"alpha must be at least 0 or None, got {alpha}")
         self.alpha, self.steps, self.random_start = alpha, steps, random_start
         self.loss, self.restarts, self.early_stop = get_loss(loss), restarts, early_stop
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.norm}, eps={self.eps}, steps={self.steps}, restarts={self.restarts}, seed={self.seed})"
 
     def _search(self, ball: Ball, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         best = _Best(ball.center, labels)
@@ -114,8 +118,17 @@ class PGD(Attack):
 class FGSM(PGD):
     """One full step of length eps from the image (Goodfellow et al., arXiv 1412.6572); in L2 along the normalised gradient."""
 
-    def __init__(self, model: Model, eps: float | Tensor = 8 / 255, *, loss: str | Loss = "ce", **common: Any) -> None:
-        super().__init__(model, eps, steps=1, random_start=False, loss=loss, early_stop=False, **common)
+    def __init__(
+        self,
+        model: Model,
+        eps: float | Tensor = 8 / 255,
+        norm: str = "Linf",
+        loss: str | Loss = "ce",
+        bounds: Bounds = (0.0, 1.0),
+        *,
+        attack_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(model, eps, None, 1, False, norm, loss, 1, bounds, early_stop=False, attack_dtype=attack_dtype)
 
 
 class _Best:

@@ -1,10 +1,12 @@
 """A share with its confidence interval."""
 
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 
-class Proportion(NamedTuple):
+@dataclass(frozen=True)
+class Proportion:
     """``count`` of ``total`` independent trials."""
 
     count: int

@@ -19,11 +19,16 @@ def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        used_gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        used_gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         stack.enter_context(torch.random.fork_rng(devices=used_gpus))
         if isinstance(model, nn.Module):
             stack.enter_context(freeze_weights(model))
             flags = [(module, module.training) for module in model.modules()]
-            stack.callback(lambda: [setattr(module, "training", training) for module, training in flags])
+            stack.callback(_set_training, flags)
             model.eval()
         yield
+
+
+def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in flags:
+        module.training = training

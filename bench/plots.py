@@ -1,6 +1,7 @@
 """The pictures of a report."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -11,10 +12,10 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ironmoe.bench.results import ModelResults
+from ironmoe.bench.summary import ModelResults
 
 COLORS = ("#0b6e99", "#d9622b", "#3f7d3a", "#8a4fa3")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -64,7 +65,7 @@ def accuracy(models: list[ModelResults]) -> Figure:
             ylim=(0, 101),
             title=f"Accuracy under attack; band: {band}",
         )
-        axes.title.set_size(10)
+        axes.title.set_fontsize(10)
         axes.legend()
     return figure
 
@@ -80,7 +81,7 @@ def routing_change(models: list[ModelResults]) -> Figure:
             axes.plot([0.0, *model.eps], changes, "o-", color=shade, label=f"{model.name} {layer}", markersize=4)
         axes.set(xlabel="eps in 1/255", ylabel="1 − IoU of chosen experts, in %", title="How far the attack moves the routing")
         axes.set_ylim(bottom=0)
-        axes.title.set_size(10)
+        axes.title.set_fontsize(10)
         axes.legend()
     return figure
 
@@ -105,6 +106,7 @@ def expert_load(models: list[ModelResults]) -> Figure:
         axes.set_yticks(range(len(labels)), labels)
         axes.set_xticks(range(len(loads[0])), [f"expert {e}" for e in range(len(loads[0]))], rotation=45, ha="right")
         axes.spines[:].set_visible(False)
+        axes.set_title(f"Expert load, seed {models[0].runs[0]['seed']}", fontsize=10)
         figure.colorbar(picture, label=f"share of choices in % (even: {even:.1f})", fraction=0.04)
     return figure
 

@@ -11,8 +11,8 @@ from ironmoe.bench.demo import NEEDED_BYTES, default_folder, facts_of, finish, m
 from ironmoe.bench.measure import AttackSettings
 from ironmoe.bench.models import load_checkpoint
 from ironmoe.bench.report import versions
-from ironmoe.bench.results import ModelResults
 from ironmoe.bench.run_folder import RunFolder
+from ironmoe.bench.summary import ModelResults
 
 
 def run_attack(

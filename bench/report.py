@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ironmoe.bench import plots
-from ironmoe.bench.results import ModelResults, finite, verdict
 from ironmoe.bench.run_folder import write_atomically
+from ironmoe.bench.summary import ModelResults, finite, verdict
 from ironmoe.bench.table import rows
 
 

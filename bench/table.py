@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from ironmoe.bench.results import ModelResults, imbalance
+from ironmoe.bench.summary import ModelResults
 
 
 def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
@@ -24,13 +24,17 @@ def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
         ]
         lines.append((f"{name}: % rerouted at eps {listed}", ["  ".join(cells) or "–" for cells in changes]))
         for label, at in (("clean", None), (f"eps {eps[-1]:g}", len(eps) - 1)):
-            cells = [_load(m.load(layer, at)) if layer in m.layers else "–" for m in models]
+            cells = [_load(m, layer, at) if layer in m.layers else "–" for m in models]
             lines.append((f"{name}: % load per expert, {label}", cells))
     return lines
 
 
-def _load(load: list[float]) -> str:
-    return " ".join(f"{100 * share:.0f}" for share in load) + f"  (max {imbalance(load):.1f}× even)"
+def _load(model: ModelResults, layer: str, at: int | None) -> str:
+    """The shares of one seed; of several, how uneven they are on average."""
+    uneven = f"max {model.imbalance(layer, at):.1f}× even"
+    if len(model.runs) > 1:
+        return f"{uneven}, mean of seeds"
+    return " ".join(f"{100 * share:.0f}" for share in model.load(layer, at)) + f"  ({uneven})"
 
 
 def as_table(models: list[ModelResults], title: str) -> Table:

@@ -65,9 +65,9 @@ def expert_mlp(
     with torch.autocast(x.device.type, enabled=False):
         if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)):
             return _inference(x, routing.gates, w_in, w_out, b_in, b_out, act, dispatch, plan)
-        x, gates, w_in, w_out, b_in, b_out = map(with_own_node, inputs)
-        hidden = _Up.apply(x, w_in, b_in, dispatch, plan)
-        return _Down.apply(gates, w_out, b_out, *hidden, act, dispatch, plan)
+        own_x, own_gates, own_w_in, own_w_out, own_b_in, own_b_out = map(with_own_node, inputs)
+        hidden = _Up.apply(own_x, own_w_in, own_b_in, dispatch, plan)
+        return _Down.apply(own_gates, own_w_out, own_b_out, *hidden, act, dispatch, plan)
 
 
 def _inference(

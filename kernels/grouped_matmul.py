@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
     """oneDNN's linear layer is there, the layouts are plain (on others it falls into a loop a thousand times slower), and
     nobody watches: it has no derivative, and tracers do not know it."""
     tensors = (a, b, bias)
-    return (
+    return bool(
         a.is_contiguous()
         and (b.is_contiguous() or b.t().is_contiguous())
         and torch.backends.mkldnn.is_available()
@@ -112,7 +112,7 @@ def tile_rows(rows_RD: Tensor, plan: list[Tile]) -> tuple[Tensor, ...]:
     return rows_RD.split([tile.stop - tile.start for tile in plan])
 
 
-def per_expert(stacked: Tensor | None, num_experts: int = 0) -> tuple[Tensor | None, ...]:
+def per_expert(stacked: Tensor | None, num_experts: int = 0) -> tuple[Any, ...]:
     """One view an expert, from one graph node: indexing each would give every expert a gradient of the size of all."""
     return (None,) * num_experts if stacked is None else stacked.unbind(0)
 

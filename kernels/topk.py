@@ -22,9 +22,9 @@ class Routing(NamedTuple):
 
 
 class ExpertGroups(NamedTuple):
-    """Group-limited selection (DeepSeek-V2/V3): only the best ``keep`` of ``count`` equal groups of experts compete."""
+    """Group-limited selection (DeepSeek-V2/V3): only the best ``keep`` of ``num_groups`` equal groups of experts compete."""
 
-    count: int
+    num_groups: int
     keep: int
     score: str = "top2_sum"
 
@@ -95,7 +95,7 @@ def _select(keys: Tensor, top_k: int, bias: Tensor | None, groups: ExpertGroups 
 
 def _in_kept_groups(keys: Tensor, groups: ExpertGroups) -> Tensor:
     """(T, E) bool: whether the expert's group is among the best ``groups.keep`` of its token."""
-    by_group = keys.unflatten(-1, (groups.count, -1))
+    by_group = keys.unflatten(-1, (groups.num_groups, -1))
     members = 1 if groups.score == "max" else min(2, by_group.shape[-1])
     group_keys = by_group.topk(members, dim=-1).values.sum(-1)
     kept = group_keys.sort(dim=-1, descending=True, stable=True).indices[:, : groups.keep]
@@ -117,9 +117,11 @@ def _check(logits: Tensor, top_k: int, score: str, order: str, bias: Tensor | No
     if groups is not None:
         if groups.score not in GROUP_SCORES:
             raise ValueError(f"groups.score must be one of {GROUP_SCORES}, got {groups.score!r}")
-        if groups.count < 1 or num_experts % groups.count or not 1 <= groups.keep <= groups.count:
-            raise ValueError(f"groups must split the {num_experts} experts evenly and keep 1 to count of them, got {groups}")
-        candidates = num_experts // groups.count * groups.keep
+        if groups.num_groups < 1 or num_experts % groups.num_groups or not 1 <= groups.keep <= groups.num_groups:
+            raise ValueError(
+                f"groups must split the {num_experts} experts evenly and keep 1 to num_groups of them, got {groups}"
+            )
+        candidates = num_experts // groups.num_groups * groups.keep
     if not 1 <= top_k <= candidates:
         raise ValueError(f"top_k must be from 1 to {candidates}, the number of experts to choose from, got {top_k}")
     if logits.device.type == "cpu" and not torch.compiler.is_compiling() and bool(logits.isnan().any()):

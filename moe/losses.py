@@ -52,8 +52,8 @@ def router_z_loss(logits_TE: Tensor) -> Tensor:
 
 def collect_aux_loss(model: nn.Module) -> Tensor:
     """Sum of ``aux_loss`` over the MoE layers that ran a training forward; 0 where there is none. Add it to your loss."""
-    losses = [m.aux_loss for m in model.modules() if isinstance(getattr(m, "aux_loss", None), Tensor)]
-    return torch.stack(losses).sum() if losses else torch.zeros(())
+    losses = (getattr(module, "aux_loss", None) for module in model.modules())
+    return sum((loss for loss in losses if isinstance(loss, Tensor)), torch.zeros(()))
 
 
 def _squared_variation(values_E: Tensor) -> Tensor:

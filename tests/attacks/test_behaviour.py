@@ -258,6 +258,9 @@ def test_evaluate_reports_each_attack_and_the_worst_case(trained):
     robust = [s.robust for s in report.attacks.values()]
     assert report.worst_case.count == int((robust[0] & robust[1] & report.clean_correct).sum())
     assert report.attacks["pgd"].robust_accuracy.count <= report.attacks["fgsm"].robust_accuracy.count
+    listed = evaluate(trained.model, loader, list(attacks.values()))
+    assert [torch.equal(s.robust, r) for s, r in zip(listed.attacks.values(), robust, strict=True)] == [True, True]
+    assert list(listed.attacks)[1] == "PGD(Linf, eps=0.05, steps=10, restarts=1, seed=0)"
     numbers = report.as_dict()
     assert numbers["attacks"]["pgd"]["robust"]["total"] == 120
     assert numbers["attacks"]["fgsm"]["backwards"] == int(report.clean_correct.sum())

@@ -41,11 +41,19 @@ class ModelResults:
         """Mean over seeds of 1 − IoU at the i-th eps."""
         return mean(run["routing"][i]["layers"][layer]["change"] for run in self.runs)
 
-    def load(self, layer: str, i: int | None) -> list[float]:
-        """Mean over seeds of each expert's share, on adversarial images at the i-th eps, or on clean ones for None."""
+    def load(self, layer: str, i: int | None, run: int = 0) -> list[float]:
+        """Each expert's share in one run, on adversarial images at the i-th eps, or on clean ones for None.
+
+        Not averaged over seeds: expert 3 of one training has nothing to do with expert 3 of another.
+        """
         key = "load_clean" if i is None else "load_adversarial"
-        loads = [run["routing"][i or 0]["layers"][layer][key] for run in self.runs]
-        return [mean(values) for values in zip(*loads, strict=True)]
+        loads: list[float] = self.runs[run]["routing"][i or 0]["layers"][layer][key]
+        return loads
+
+    def imbalance(self, layer: str, i: int | None) -> float:
+        """The busiest expert's share over the even share, mean over seeds: 1 is balanced, E is one expert for all."""
+        loads = [self.load(layer, i, run) for run in range(len(self.runs))]
+        return mean(max(load) * len(load) for load in loads)
 
 
 class Spread:
@@ -73,11 +81,6 @@ class Spread:
 
 def _proportion(stored: dict[str, Any]) -> Proportion:
     return Proportion(stored["count"], stored["total"])
-
-
-def imbalance(load: list[float]) -> float:
-    """The busiest expert's share over the even share: 1 is balanced, E is one expert for all."""
-    return max(load) * len(load)
 
 
 def verdict(models: list[ModelResults]) -> list[str]:
