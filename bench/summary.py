@@ -76,7 +76,8 @@ class Spread:
         low, high = self.interval
         if len(self.values) == 1:
             return f"{100 * self.mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-        return f"{100 * self.mean:.1f} ± {100 * stdev(self.values):.1f} % ({100 * min(self.values):.1f} … {100 * max(self.values):.1f})"
+        spread = f"{100 * self.mean:.1f} ± {100 * stdev(self.values):.1f} %"
+        return f"{spread} [{100 * min(self.values):.1f}, {100 * max(self.values):.1f}]"
 
 
 def _proportion(stored: dict[str, Any]) -> Proportion:
@@ -124,7 +125,7 @@ def _comparison(a: ModelResults, b: ModelResults) -> str:
         else:
             higher = sum(d > 0 for d in differences)
             note = f"{a.name} higher in {higher} of {len(differences)} seeds"
-        parts.append(f"{mean(differences):+.1f} points at eps {eps:g}/255 ({note})")
+        parts.append(f"{round(mean(differences), 1) + 0.0:+.1f} points at eps {eps:g}/255 ({note})")
     return f"Robust accuracy of {a.name} minus {b.name}: " + ", ".join(parts) + "."
 
 
