@@ -17,5 +17,5 @@ def test_examples_run(example):
 
 
 def test_files_it_points_to_exist():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README.read_text()):
+    for target in re.findall(r"\]\((?!http)([^)\s]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target
