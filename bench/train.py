@@ -29,6 +29,11 @@ class Recipe(NamedTuple):
     clip_norm: float = 1.0
 
 
+def default_epochs(num_images: int) -> int:
+    """12, and on fewer than 4,000 images as many more as show the model 48,000 images, up to 100."""
+    return min(100, max(12, math.ceil(48_000 / num_images)))
+
+
 class Progress(NamedTuple):
     """What the progress bar shows after each step."""
 

@@ -175,15 +175,15 @@ class _Down(torch.autograd.Function):
 
 
 class _ExpertSum:
-    """A gradient of all experts' weights, summed over tiles; experts without rows get 0. In place unless autograd records."""
+    """A gradient of all experts' weights, summed over tiles in float32 at least; experts without rows get 0.
+
+    In place, unless autograd records.
+    """
 
     def __init__(self, shape: torch.Size, like: Tensor, wanted: bool) -> None:
-        self.wanted = wanted
-        self.parts: list[Tensor] = []
-        if wanted:
-            zeros = like.new_zeros(shape)
-            self.parts = list(zeros.unbind(0))
-            self.zeros = zeros
+        self.dtype = like.dtype
+        self.sum = like.new_zeros(shape, dtype=_at_least_float32(like)) if wanted else None
+        self.parts = [] if self.sum is None else list(self.sum.unbind(0))
 
     def add(self, expert: int, part: Tensor) -> None:
         if torch.is_grad_enabled():
@@ -192,9 +192,9 @@ class _ExpertSum:
             self.parts[expert].add_(part)
 
     def total(self) -> Tensor | None:
-        if not self.wanted:
+        if self.sum is None:
             return None
-        return torch.stack(self.parts) if torch.is_grad_enabled() else self.zeros
+        return (torch.stack(self.parts) if torch.is_grad_enabled() else self.sum).to(self.dtype)
 
 
 def _gathered(tokens_TD: Tensor, dispatch: Dispatch, plan: list[Tile]) -> tuple[Tensor, ...]:

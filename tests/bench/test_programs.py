@@ -305,3 +305,9 @@ def test_bench_cpu_compares_equal_layers_only(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "expert_mlp", lambda x, *a, **k: honest(x, *a, **k) * (1.01 if x.dtype == torch.float32 else 1))
     with pytest.raises(RuntimeError, match="outputs disagree"):
         cpu.run_bench_cpu(1, None, Console(quiet=True))
+
+
+def test_small_data_is_seen_more_often():
+    from ironmoe.bench.train import default_epochs
+
+    assert [default_epochs(n) for n in (60_000, 4000, 1438, 10)] == [12, 12, 34, 100]

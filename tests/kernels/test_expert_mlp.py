@@ -1,4 +1,5 @@
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,25 @@ def test_large_products_with_strided_weights_stay_fast_and_right():
     torch.testing.assert_close(
         expert_mlp(x, w_in, w_out, routing), expert_mlp(x, w_in.contiguous(), w_out, routing), rtol=1e-4, atol=2e-3
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_many_tiles_an_expert_change_nothing(dtype, monkeypatch):
+    """Two thousand rows in tiles of eight: sums over tiles must not lose what one product would keep."""
+    leaves = oracle.layer(2000, 6, 7, 2, dtype=dtype)
+    routing = topk_route(torch.randn(2000, 2), 2)
+    dy = torch.randn(2000, 6).to(dtype)
+
+    def gradients():
+        return torch.autograd.grad(run(leaves, routing), leaves.values(), dy)
+
+    whole = gradients()
+    module = sys.modules["ironmoe.kernels.grouped_matmul"]
+    monkeypatch.setattr(module, "TILE_BYTES", 1)
+    monkeypatch.setattr(module, "MIN_TILE_ROWS", 8)
+    for got, want in zip(gradients(), whole, strict=True):
+        limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+        assert (got.double() - want.double()).norm() <= limit * want.double().norm()
 
 
 def test_no_uninitialised_memory_is_read():
