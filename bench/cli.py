@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     import torch
@@ -183,16 +184,24 @@ def _clear_errors(console: Console) -> Iterator[None]:
     from ironmoe.bench.data import DataError
     from ironmoe.bench.models import CheckpointError
     from ironmoe.bench.run_folder import OutputError
+    from ironmoe.bench.train import TrainingError
 
     torch.set_flush_denormal(True)  # idle experts' Adam moments decay into denormals, which are ten times as slow
     try:
         yield
-    except (DataError, CheckpointError, OutputError, typer.BadParameter) as error:
-        Console(stderr=True).print(f"[bold red]ironmoe:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+    except (DataError, CheckpointError, OutputError, TrainingError, typer.BadParameter) as error:
+        _print_error(str(error))
         raise typer.Exit(2) from None
+    except OSError as error:  # a disk that fills up in the middle
+        _print_error(f"{error}. What was finished is saved; the same command goes on from there.")
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print("Interrupted. What was finished is saved; the same command goes on from there.")
         raise typer.Exit(130) from None
+
+
+def _print_error(message: str) -> None:
+    Console(stderr=True).print(Text.assemble(("ironmoe: ", "bold red"), message), soft_wrap=True)
 
 
 def _announce(data: "object", console: Console) -> None:

@@ -18,6 +18,10 @@ from ironmoe.moe import collect_aux_loss
 MAX_SHIFT = 2  # pixels; the one augmentation
 
 
+class TrainingError(Exception):
+    """Training cannot go on; the message says why and what to try."""
+
+
 class Recipe(NamedTuple):
     """AdamW with linear warm-up and cosine decay."""
 
@@ -90,7 +94,7 @@ def train(
             if on_step is not None:
                 on_step(Progress(step + 1, steps, loss_average, accuracy_average))
         if not math.isfinite(loss_average):
-            raise RuntimeError(f"training diverged in epoch {epoch + 1} (loss {loss_average}); try a lower learning rate")
+            raise TrainingError(f"training diverged in epoch {epoch + 1} (loss {loss_average}); try a lower learning rate")
         seconds += time.perf_counter() - start
         write_atomically(state_file, _snapshot(model, optimizer, epoch + 1, seconds))
     model.eval()

@@ -231,6 +231,22 @@ def test_output_folder_is_checked_before_training(tmp_path, monkeypatch):
     assert result.exit_code == 2 and "needs 100 MB, but only 1 MB are free" in result.output.replace("\n", " ")
 
 
+def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
+    real, calls = demo.measure_robust, []
+
+    def full(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(demo, "measure_robust", full)
+    result = run("demo", *TINY, "--out", tmp_path / "run", ok=False)
+    assert result.exit_code == 1 and "No space left on device" in result.output and "goes on from there" in result.output
+    assert len(list((tmp_path / "run").glob("results/*-eps*.json"))) == 1
+    run("demo", *TINY, "--out", tmp_path / "run")
+
+
 def test_a_run_with_other_settings_is_refused(finished):
     result = run("demo", *TINY, "--seeds", 2, "--seed", 7, "--out", finished[0], ok=False)
     assert result.exit_code == 2 and "holds a run with other settings (seeds" in result.output.replace("\n", " ")
