@@ -227,10 +227,9 @@ def test_no_uninitialised_memory_is_read():
         gates, experts = topk_route(torch.randn(7, 5), 2)
         experts = experts.clone()
         experts[2] = 5
-        for act in ("gelu",):
-            y = run(leaves, Routing(gates, experts), act)
-            assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), leaves.values()))
-            assert y.isfinite().all() and (y[2] == 0).all()
+        y = run(leaves, Routing(gates, experts))
+        assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), leaves.values()))
+        assert y.isfinite().all() and (y[2] == 0).all()
     finally:
         torch.use_deterministic_algorithms(False)
 
