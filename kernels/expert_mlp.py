@@ -81,7 +81,7 @@ def _inference(
     for x_rD, (expert, *_) in zip(_gathered(x, dispatch, plan), plan, strict=True):
         h_rF = matmul(x_rD, weights_in[expert], biases_in[expert], chain=INNER_CHAIN)
         rows.append(matmul(act.value(h_rF), weights_out[expert], biases_out[expert]))
-    return gather_sum(_stack_rows(rows, dispatch), gates, dispatch.slot_row)
+    return gather_sum(_stack_rows(rows, dispatch, plan), gates, dispatch.slot_row)
 
 
 class _Up(torch.autograd.Function):
@@ -106,7 +106,7 @@ class _Up(torch.autograd.Function):
             weights = per_expert(w_in)
             rows = [matmul(dh_rF, weights[tile.expert]) for dh_rF, tile in zip(dh_tiles, ctx.plan, strict=True)]
             ones = torch.ones(ctx.dispatch.slot_row.shape, dtype=_at_least_float32(w_in), device=w_in.device)
-            dx = gather_sum(_stack_rows(rows, ctx.dispatch), ones, ctx.dispatch.slot_row)
+            dx = gather_sum(_stack_rows(rows, ctx.dispatch, ctx.plan), ones, ctx.dispatch.slot_row)
         dw, db = _ExpertSum(w_in.shape, w_in, want_w), _ExpertSum(w_in.shape[:2], w_in, want_b)
         x_tiles = _gathered(x, ctx.dispatch, ctx.plan) if want_w else dh_tiles
         for dh_rF, x_rD, (expert, *_) in zip(dh_tiles, x_tiles, ctx.plan, strict=True):
@@ -131,7 +131,7 @@ class _Down(torch.autograd.Function):
         rows = [
             matmul(act.value(h_rF), weights[tile.expert], biases[tile.expert]) for h_rF, tile in zip(hidden, plan, strict=True)
         ]
-        return gather_sum(_stack_rows(rows, dispatch), gates, dispatch.slot_row)
+        return gather_sum(_stack_rows(rows, dispatch, plan), gates, dispatch.slot_row)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
@@ -169,7 +169,7 @@ class _Down(torch.autograd.Function):
                 db.add(expert, gated_tiles[i].sum(0))
         dgates = None
         if want_gates:
-            dgates_R = _stack_rows(dgates_tiles, dispatch).squeeze(-1)
+            dgates_R = _stack_rows(dgates_tiles, dispatch, plan).squeeze(-1)
             dgates = dgates_R[dispatch.slot_row.clamp_min(0)].masked_fill(dispatch.slot_row < 0, 0).to(gates.dtype)
         return dgates, dw.total(), db.total(), *(dh_tiles or (None,) * len(plan)), None, None, None
 
@@ -202,9 +202,9 @@ def _gathered(tokens_TD: Tensor, dispatch: Dispatch, plan: list[Tile]) -> tuple[
     return tile_rows(tokens_TD.index_select(0, dispatch.row_token[: plan[-1].stop]), plan)
 
 
-def _stack_rows(tiles_rN: list[Tensor], dispatch: Dispatch) -> Tensor:
+def _stack_rows(tiles_rN: list[Tensor], dispatch: Dispatch, plan: list[Tile]) -> Tensor:
     """(R, N) from the rows of all tiles; the rows of dropped choices, at the end, are 0."""
-    dropped = dispatch.row_token.numel() - int(dispatch.offsets[-1])
+    dropped = dispatch.row_token.numel() - plan[-1].stop
     return torch.cat([*tiles_rN, tiles_rN[0].new_zeros(dropped, tiles_rN[0].shape[1])])
 
 
