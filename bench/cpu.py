@@ -1,6 +1,7 @@
 """``ironmoe bench cpu``: the MoE layer beside Hugging Face's Mixtral experts, on equal weights, in one run."""
 
 import json
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -149,15 +150,16 @@ def _dense(rows: int, dim: int, hidden: int, dtype: torch.dtype, backward: bool)
 
 
 def _interleaved(timed: dict[str, Timed], runs: int, label: str, console: Console) -> dict[str, list[float]]:
-    """Milliseconds of each, A B C A B C …, so that a drifting machine drifts for all."""
+    """Milliseconds of each, A B C, B A C, … in a new random order each time: a drifting machine drifts for all, and nobody always
+    finds the caches and the heap that the same other one left."""
     for run in timed.values():
         run()
         run()
     times: dict[str, list[float]] = {name: [] for name in timed}
     for _ in track(range(runs), description=label, console=console, transient=True):
-        for name, run in timed.items():
+        for name in random.sample(list(timed), len(timed)):
             start = time.perf_counter()
-            run()
+            timed[name]()
             times[name].append(1e3 * (time.perf_counter() - start))
     return times
 
