@@ -130,6 +130,9 @@ class FGSM(PGD):
     ) -> None:
         super().__init__(model, eps, None, 1, False, norm, loss, 1, bounds, early_stop=False, attack_dtype=attack_dtype)
 
+    def _step_length(self, eps: Tensor) -> Tensor:
+        return eps
+
 
 class _Best:
     """The best point each example has seen, and what it cost."""

@@ -18,7 +18,7 @@ from ironmoe.kernels.activations import Activation, get_activation
 from ironmoe.kernels.combine import gather_sum
 from ironmoe.kernels.demand import demanded, with_own_node
 from ironmoe.kernels.dispatch import Dispatch, plan_dispatch
-from ironmoe.kernels.grouped_matmul import INNER_CHAIN, Tile, check_experts, matmul, per_expert, tile_rows, tiles
+from ironmoe.kernels.grouped_matmul import Tile, check_experts, matmul, per_expert, tile_rows, tiles
 from ironmoe.kernels.topk import Routing
 
 
@@ -79,7 +79,7 @@ def _inference(
     biases_in, biases_out = per_expert(b_in, len(w_in)), per_expert(b_out, len(w_in))
     rows = []
     for x_rD, (expert, *_) in zip(_gathered(x, dispatch, plan), plan, strict=True):
-        h_rF = matmul(x_rD, weights_in[expert], biases_in[expert], chain=INNER_CHAIN)
+        h_rF = matmul(x_rD, weights_in[expert], biases_in[expert], feeds_product=True)
         rows.append(matmul(act.value(h_rF), weights_out[expert], biases_out[expert]))
     return gather_sum(_stack_rows(rows, dispatch, plan), gates, dispatch.slot_row)
 
@@ -93,7 +93,7 @@ class _Up(torch.autograd.Function):
         ctx.given, ctx.dispatch, ctx.plan = (True, True, b_in is not None), dispatch, plan
         weights, biases = per_expert(w_in.transpose(1, 2)), per_expert(b_in, len(w_in))
         return tuple(
-            matmul(x_rD, weights[tile.expert], biases[tile.expert], chain=INNER_CHAIN)
+            matmul(x_rD, weights[tile.expert], biases[tile.expert], feeds_product=True)
             for x_rD, tile in zip(_gathered(x, dispatch, plan), plan, strict=True)
         )
 
@@ -153,14 +153,14 @@ class _Down(torch.autograd.Function):
             if want_gates or want_w:
                 a_rF = act.value(hidden[i])
             if want_gates:  # needs dA before gating; otherwise the gate goes in where the rows are narrow
-                da_rF = matmul(dy_tiles[i], weights[expert], chain=INNER_CHAIN)
+                da_rF = matmul(dy_tiles[i], weights[expert], feeds_product=True)
                 dgates_r = (da_rF.to(exact) * a_rF).sum(-1)
                 if b_out is not None:
                     dgates_r = dgates_r + dy_tiles[i].to(exact) @ biases[expert].to(exact)
                 dgates_tiles.append(dgates_r.unsqueeze(-1))
                 da_rF = (da_rF * gates_tiles[i]).to(da_rF.dtype) if want_h else da_rF
             elif want_h:
-                da_rF = matmul(gated_tiles[i], weights[expert], chain=INNER_CHAIN)
+                da_rF = matmul(gated_tiles[i], weights[expert], feeds_product=True)
             if want_h:
                 dh_tiles.append(act.backward(da_rF, hidden[i]))
             if want_w:

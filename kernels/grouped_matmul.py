@@ -15,9 +15,9 @@ TILE_BYTES = 4 << 20
 MIN_TILE_ROWS = 256
 # Multiply-adds from which oneDNN pays, by dtype; 50 million are about 0.6 ms on two cores.
 ONEDNN_MIN_PRODUCT = {torch.float32: 50_000_000, torch.bfloat16: 10_000_000}
-# oneDNN adds a product up in one chain, and its error grows with the chain: to twice that of BLAS at about 600. A product that
-# feeds another one may be longer, because the second averages the errors of the first.
-RESULT_CHAIN, INNER_CHAIN = 512, 1024
+# oneDNN adds a product up in one chain: its largest error reaches twice that of BLAS from 256 terms on, more with length. So
+# only a product that feeds another one takes it, up to this length: the second product averages the errors of the first.
+ONEDNN_MAX_LENGTH = 1024
 
 
 class Tile(NamedTuple):
@@ -34,38 +34,40 @@ def tiles(offsets: Tensor, row_bytes: int) -> Iterator[Tile]:
     No rows at all make one empty tile, so that results stay connected to their inputs and gradients are zeros, not missing.
     Reads ``offsets`` on the host, so it belongs to the CPU path and to the tests.
     """
-    tile_rows = max(MIN_TILE_ROWS, TILE_BYTES // max(row_bytes, 1))
+    rows_per_tile = max(MIN_TILE_ROWS, TILE_BYTES // max(row_bytes, 1))
     bounds = offsets.tolist()
     if bounds[-1] == 0:
         yield Tile(0, 0, 0)
     for expert, (start, stop) in enumerate(pairwise(bounds)):
-        count = max(round((stop - start) / tile_rows), int(stop > start))
+        count = max(round((stop - start) / rows_per_tile), int(stop > start))
         for i in range(count):
             yield Tile(expert, start + (stop - start) * i // count, start + (stop - start) * (i + 1) // count)
 
 
-def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, *, chain: int = RESULT_CHAIN) -> Tensor:
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, *, feeds_product: bool = False) -> Tensor:
     """a (R, M) @ b (M, N) + bias (N,), differentiable to any order; ``b`` may be a transposed view.
 
     On CPU the fastest accurate route by dtype and size (docs/kernels.md has the figures). oneDNN beats the BLAS behind ``mm`` on
-    large float32 products with M ≤ ``chain``, but compiles a kernel for every new number of rows, which small products never
-    earn back; those take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN). float16 always does: its own is 100 times slower.
+    large float32 products, but rounds more, so it takes only those that feed another product. It compiles a kernel for every
+    new number of rows, which small products never earn back; those take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN).
+    float16 always does: its own is 100 times slower.
     """
     if a.device.type == "cpu" and a.dtype != torch.float64:
         large = a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_MIN_PRODUCT.get(a.dtype, math.inf)
         if a.dtype != torch.float32 and not large:
             return matmul(a.float(), b.float(), None if bias is None else bias.float()).to(a.dtype)
-        if a.dtype == torch.float32 and large and a.shape[1] <= chain and _onednn_takes(a, b, bias):
+        if feeds_product and large and a.dtype == torch.float32 and _onednn_takes(a, b, bias):
             return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
     return a @ b if bias is None else torch.addmm(bias, a, b)
 
 
 def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
-    """oneDNN's linear layer is there, the layouts are plain (on others it falls into a loop a thousand times slower), and
+    """oneDNN's linear layer is there, rounds well enough, the layouts are plain (on others it falls into a loop a thousand times slower), and
     nobody watches: it has no derivative, and tracers do not know it."""
     tensors = (a, b, bias)
     return bool(
-        a.is_contiguous()
+        a.shape[1] <= ONEDNN_MAX_LENGTH
+        and a.is_contiguous()
         and (b.is_contiguous() or b.t().is_contiguous())
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled

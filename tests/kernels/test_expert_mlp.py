@@ -126,7 +126,7 @@ def test_odd_routings(case):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("act", ["gelu", "swiglu"])
-@pytest.mark.parametrize("size", [(96, 33, 70, 5), (1000, 320, 768, 2), (600, 520, 700, 2)])  # small; oneDNN; long rows
+@pytest.mark.parametrize("size", [(96, 33, 70, 5), (1000, 320, 768, 2), (600, 1024, 500, 2)])  # small; oneDNN; its longest
 def test_error_is_at_most_twice_that_of_plain_torch(dtype, act, size):
     tokens, dim, hidden, num_experts = size
     exact = oracle.layer(tokens, dim, hidden, num_experts, gated=ACTIVATIONS[act].gated)

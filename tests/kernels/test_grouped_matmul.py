@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ironmoe.kernels import grouped_matmul
+from ironmoe.kernels import Routing, expert_mlp, grouped_matmul
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 2], [0, 0, 0], [5, 0, 0], [1, 1, 1], [700, 0, 3]])
@@ -46,11 +46,12 @@ def test_large_float32_products_equal_float64():
 def test_flops_are_counted_on_every_route():
     from torch.utils.flop_counter import FlopCounterMode
 
-    for rows in (10, 1000):
-        x, weight = torch.randn(rows, 256), torch.randn(1, 512, 256)
+    for rows in (10, 1000):  # the second is large enough for oneDNN in the first layer
+        x, w_in, w_out = torch.randn(rows, 256), torch.randn(1, 512, 256), torch.randn(1, 256, 512)
+        routing = Routing(torch.ones(rows, 1), torch.zeros(rows, 1, dtype=torch.int32))
         with FlopCounterMode(display=False) as counter:
-            grouped_matmul(x, weight, torch.tensor([0, rows]))
-        assert counter.get_total_flops() == 2 * rows * 256 * 512
+            expert_mlp(x, w_in, w_out, routing)
+        assert counter.get_total_flops() == 2 * (2 * rows * 256 * 512)
 
 
 def test_bad_input_is_named():
