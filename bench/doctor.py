@@ -54,7 +54,7 @@ def _paths_table() -> Table:
     onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     large = ONEDNN_MIN_PRODUCT[torch.float32] // 1_000_000
     float32 = (
-        f"oneDNN where the product feeds another one and has {large} M multiply-adds or more: faster, but rounds more and compiles for every new number of rows"
+        f"oneDNN from {large} M multiply-adds where the product feeds another one: faster, but rounds more"
         if onednn
         else "BLAS: this torch has no oneDNN"
     )
