@@ -10,7 +10,7 @@ from rich.table import Table
 from ironmoe.attacks import PGD
 from ironmoe.bench.report import describe_device, versions
 from ironmoe.kernels import ACTIVATIONS, Routing, expert_mlp, topk_route
-from ironmoe.kernels.grouped_matmul import ONEDNN_MIN_PRODUCT
+from ironmoe.kernels.tiles import ONEDNN_MIN_PRODUCT
 from ironmoe.moe import VMoE
 
 

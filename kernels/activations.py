@@ -1,6 +1,7 @@
 """Activations of an expert: value and derivative, plain and gated.
 
-A gated unit reads 2F columns, [gate | up] as Hugging Face stores them, and gives act(gate) · up, F columns.
+A gated unit reads 2F columns, [gate | up] as Hugging Face stores them, and gives act(gate) · up, F columns. gpt-oss's clamped
+SwiGLU cuts both first, gate ≤ 7 and |up| ≤ 7, takes gate · sigmoid(1.702 · gate), and multiplies by up + 1.
 Both directions use differentiable aten operators, so derivatives of any order follow.
 """
 
@@ -14,17 +15,20 @@ aten = torch.ops.aten
 
 
 class Activation(NamedTuple):
-    """``value(h)`` and ``derivative(h, grad)`` of the elementwise part; ``gated`` says whether h is [gate | up]."""
+    """``value(h)`` and ``backward(grad, h)``; ``gated`` says whether h is [gate | up], ``limit`` where gpt-oss's unit cuts."""
 
     elementwise: Callable[[Tensor], Tensor]
     elementwise_backward: Callable[[Tensor, Tensor], Tensor]
     gated: bool
+    limit: float | None = None
 
     def value(self, hidden: Tensor) -> Tensor:
         """(R, F) or (R, 2F) pre-activations to (R, F)."""
         if not self.gated:
             return self.elementwise(hidden)
         gate, up = hidden.chunk(2, dim=-1)
+        if self.limit is not None:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit) + 1
         if _records(hidden):
             return self.elementwise(gate) * up
         return self.elementwise(gate).mul_(up)
@@ -34,6 +38,11 @@ class Activation(NamedTuple):
         if not self.gated:
             return self.elementwise_backward(grad, hidden)
         gate, up = hidden.chunk(2, dim=-1)
+        if self.limit is not None:
+            cut_gate, cut_up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit) + 1
+            d_gate = self.elementwise_backward(grad * cut_up, cut_gate) * (gate <= self.limit)
+            d_up = grad * self.elementwise(cut_gate) * (up.abs() <= self.limit)
+            return torch.cat([d_gate, d_up], dim=-1)
         if _records(grad, hidden):
             return torch.cat([self.elementwise_backward(grad * up, gate), grad * self.elementwise(gate)], dim=-1)
         d_hidden = torch.empty_like(hidden)
@@ -83,6 +92,15 @@ def _relu2_backward(grad: Tensor, h: Tensor) -> Tensor:
     return grad * (2 * aten.relu(h))
 
 
+def _sharp_silu(h: Tensor) -> Tensor:
+    return h * (1.702 * h).sigmoid()
+
+
+def _sharp_silu_backward(grad: Tensor, h: Tensor) -> Tensor:
+    sigmoid = (1.702 * h).sigmoid()
+    return grad * (sigmoid * (1 + 1.702 * h * (1 - sigmoid)))
+
+
 ACTIVATIONS = {
     "gelu": Activation(_gelu, _gelu_backward, gated=False),
     "gelu_tanh": Activation(_gelu_tanh, _gelu_tanh_backward, gated=False),
@@ -91,7 +109,9 @@ ACTIVATIONS = {
     "silu": Activation(aten.silu, _silu_backward, gated=False),
     "swiglu": Activation(aten.silu, _silu_backward, gated=True),
     "geglu": Activation(_gelu, _gelu_backward, gated=True),
+    "clamped_swiglu": Activation(_sharp_silu, _sharp_silu_backward, gated=True, limit=7.0),
 }
+GATED_ACTIVATIONS = frozenset(name for name, activation in ACTIVATIONS.items() if activation.gated)
 
 
 def get_activation(name: str) -> Activation:

@@ -25,5 +25,10 @@ def demanded(ctx: Any, is_tensor: tuple[bool, ...]) -> list[bool]:
     wanted = []
     for given, needs in zip(is_tensor, ctx.needs_input_grad, strict=False):
         node = next(nodes) if given else None
-        wanted.append(needs and node is not None and torch._C._will_engine_execute_node(node))
+        wanted.append(bool(needs and node is not None and (_is_leaf(node) or torch._C._will_engine_execute_node(node))))
     return wanted
+
+
+def _is_leaf(node: Any) -> bool:
+    """Whether an operator was called on a leaf directly, which the engine cannot be asked about."""
+    return node.name() == "torch::autograd::AccumulateGrad"

@@ -1,9 +1,13 @@
-"""Dispatch: from each token's choices to rows sorted by expert, and back."""
+"""Dispatch: from each token's choices to rows sorted by expert, and back; and the map from tiles of rows to experts."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
+
+from ironmoe.kernels.route import may_look, takes_operators, takes_triton, transformed
+from ironmoe.kernels.tuning import max_tiles, rows_per_tile
 
 
 class Dispatch(NamedTuple):
@@ -24,7 +28,7 @@ class Dispatch(NamedTuple):
 
 
 def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
-    """Sort the choices by expert with a stable sort; positions are deterministic and no value goes to the host.
+    """Sort the choices by expert, stably; positions are deterministic and no value goes to the host.
 
     Args:
         experts: (T, K) integer, values 0 … num_experts; num_experts itself marks a dropped choice.
@@ -34,19 +38,26 @@ def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
         Dispatch, int32 tensors on the device of ``experts``.
 
     Raises:
-        ValueError: wrong shape or dtype, or (on CPU, where looking is free) an index out of range.
+        ValueError: wrong shape or dtype, or (on CPU, where looking is free) an index out of range. On a GPU such a choice is dropped.
     """
     if num_experts < 1:
         raise ValueError(f"num_experts must be at least 1, got {num_experts}")
     if experts.ndim != 2 or experts.is_floating_point() or experts.dtype == torch.bool:
         raise ValueError(f"experts must be an integer tensor (T, K), got {experts.dtype} of shape {tuple(experts.shape)}")
-    if experts.device.type == "cpu" and not torch.compiler.is_compiling() and experts.numel():
+    if may_look(experts) and experts.numel():
         low, high = int(experts.min()), int(experts.max())
         if low < 0 or high > num_experts:
             raise ValueError(
                 f"experts must lie in 0 … {num_experts} ({num_experts} = dropped), got values from {low} to {high}"
             )
 
+    if takes_operators(experts) and not transformed():
+        return Dispatch(*plan_dispatch_op(experts, num_experts))
+    return _sorted(experts, num_experts)
+
+
+def _sorted(experts: Tensor, num_experts: int) -> Dispatch:
+    """The torch twin, by a stable sort."""
     top_k = experts.shape[1]
     sorted_experts, row_choice = experts.flatten().sort(stable=True)
     bounds = torch.arange(num_experts + 1, device=experts.device, dtype=sorted_experts.dtype)
@@ -61,3 +72,48 @@ def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
         row_slot=(row_choice - row_token * top_k).to(torch.int32),
         slot_row=slot_row,
     )
+
+
+@custom_op("ironmoe::plan_dispatch", mutates_args=())
+def plan_dispatch_op(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of a Dispatch."""
+    if takes_triton(experts):
+        from ironmoe.kernels.gpu import dispatch as gpu
+
+        return gpu.plan(experts, num_experts)
+    return tuple(_sorted(experts, num_experts))  # type: ignore[return-value]
+
+
+@plan_dispatch_op.register_fake
+def _(experts, num_experts):  # type: ignore[no-untyped-def]
+    rows = experts.new_empty(experts.shape[0] * experts.shape[1], dtype=torch.int32)
+    offsets = experts.new_empty(num_experts + 1, dtype=torch.int32)
+    return offsets, rows, torch.empty_like(rows), experts.new_empty(experts.shape, dtype=torch.int32)
+
+
+@custom_op("ironmoe::plan_tiles", mutates_args=())
+def plan_tiles(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
+    """(2, tiles) int32 for the grouped products in ``dtype``: expert and first row of each tile of ``rows_per_tile`` rows.
+
+    There are as many as any routing of ``num_rows`` rows can need; −1 marks what this one does not. Expert E holds the dropped rows.
+    """
+    num_experts = offsets.numel() - 1
+    if takes_triton(offsets):
+        from ironmoe.kernels.gpu import dispatch as gpu
+
+        return gpu.plan_tiles(offsets, num_rows, dtype)
+    block = rows_per_tile(num_rows, num_experts, dtype)
+    starts = torch.cat([offsets, offsets.new_tensor([num_rows])]).long()
+    tiles_of = (starts.diff() + block - 1).div(block, rounding_mode="floor")
+    first_tile = tiles_of.cumsum(0) - tiles_of
+    tile = torch.arange(max_tiles(num_rows, num_experts + 1, block), device=offsets.device)
+    expert = torch.searchsorted(first_tile + tiles_of, tile, right=True)
+    used, expert = expert <= num_experts, expert.clamp_max(num_experts)
+    first_row = starts[expert] + (tile - first_tile[expert]) * block
+    return torch.stack([torch.where(used, expert, -1), first_row]).to(torch.int32)
+
+
+@plan_tiles.register_fake
+def _(offsets, num_rows, dtype):  # type: ignore[no-untyped-def]
+    num_experts = offsets.numel() - 1
+    return offsets.new_empty(2, max_tiles(num_rows, num_experts + 1, rows_per_tile(num_rows, num_experts, dtype)))

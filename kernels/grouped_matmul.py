@@ -1,97 +1,37 @@
-"""Grouped matmul: rows sorted by expert times that expert's matrix."""
+"""Grouped matmul: rows sorted by expert times that expert's matrix, with the rows gathered and the activation applied on the way.
 
-import math
-from collections.abc import Iterator
-from itertools import pairwise
-from typing import Any, NamedTuple
+    H = x[row_token] W₁ᵀ + b₁        A = act(H)
+
+The operator gives both, of which H is the differentiable one: the second layer reads A and differentiates through H.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-# About 4 MiB of hidden units a tile: activation, gate product and second matmul then find them in cache, and the matrix
-# product still has rows enough to pay for packing the expert's weights again (docs/kernels.md has the figures).
-TILE_BYTES = 4 << 20
-MIN_TILE_ROWS = 256
-# Multiply-adds from which oneDNN pays, by dtype; 50 million are about 0.6 ms on two cores.
-ONEDNN_MIN_PRODUCT = {torch.float32: 50_000_000, torch.bfloat16: 10_000_000}
-# oneDNN adds a product up in one chain: its largest error reaches twice that of BLAS from 256 terms on, more with length. So
-# only a product that feeds another one takes it, up to this length: the second product averages the errors of the first.
-ONEDNN_MAX_LENGTH = 1024
+from ironmoe.kernels.activations import ACTIVATIONS
+from ironmoe.kernels.combine import gather_sum
+from ironmoe.kernels.demand import demanded, with_own_node
+from ironmoe.kernels.dispatch import plan_tiles
+from ironmoe.kernels.route import check_precision, forward_mode, takes_operators, takes_triton, transformed
+from ironmoe.kernels.tiles import ExpertSum, Tile, at_least_float32, matmul, per_expert, stack_rows, tile_rows, tiles
 
 
-class Tile(NamedTuple):
-    """Rows ``start`` … ``stop − 1``, all of one expert. What one step of the CPU loop works on, as one program does on a GPU."""
-
-    expert: int
-    start: int
-    stop: int
-
-
-def tiles(offsets: Tensor, row_bytes: int) -> Iterator[Tile]:
-    """Cut every expert's rows into equal tiles of about TILE_BYTES; an expert without rows has none.
-
-    No rows at all make one empty tile, so that results stay connected to their inputs and gradients are zeros, not missing.
-    Reads ``offsets`` on the host, so it belongs to the CPU path and to the tests.
-    """
-    rows_per_tile = max(MIN_TILE_ROWS, TILE_BYTES // max(row_bytes, 1))
-    bounds = offsets.tolist()
-    if bounds[-1] == 0:
-        yield Tile(0, 0, 0)
-    for expert, (start, stop) in enumerate(pairwise(bounds)):
-        count = max(round((stop - start) / rows_per_tile), int(stop > start))
-        for i in range(count):
-            yield Tile(expert, start + (stop - start) * i // count, start + (stop - start) * (i + 1) // count)
-
-
-def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, *, feeds_product: bool = False) -> Tensor:
-    """a (R, M) @ b (M, N) + bias (N,), differentiable to any order; ``b`` may be a transposed view.
-
-    On CPU the fastest accurate route by dtype and size (docs/kernels.md has the figures). oneDNN beats the BLAS behind ``mm`` on
-    large float32 products, but rounds more, so it takes only those that feed another product. It compiles a kernel for every
-    new number of rows, which small products never earn back; those take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN).
-    float16 always does: its own is 100 times slower.
-    """
-    if a.device.type == "cpu" and a.dtype != torch.float64:
-        large = a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_MIN_PRODUCT.get(a.dtype, math.inf)
-        if a.dtype != torch.float32 and not large:
-            return matmul(a.float(), b.float(), None if bias is None else bias.float()).to(a.dtype)
-        if feeds_product and large and a.dtype == torch.float32 and _onednn_takes(a, b, bias):
-            return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
-    return a @ b if bias is None else torch.addmm(bias, a, b)
-
-
-def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
-    """oneDNN's linear layer is there, rounds well enough, the layouts are plain (on others it falls into a loop a thousand times slower), and
-    nobody watches: it has no derivative, and tracers do not know it."""
-    tensors = (a, b, bias)
-    return bool(
-        a.shape[1] <= ONEDNN_MAX_LENGTH
-        and a.is_contiguous()
-        and (b.is_contiguous() or b.t().is_contiguous())
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
-        and not torch.compiler.is_compiling()
-    )
-
-
-if torch.backends.mkldnn.is_available():
-
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _linear_flops(a_shape, b_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return 2 * a_shape[0] * b_shape[0] * b_shape[1]
-
-
-def grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor, *, bias: Tensor | None = None) -> Tensor:
+def grouped_matmul(
+    x: Tensor, weight: Tensor, offsets: Tensor, *, bias: Tensor | None = None, precision: str = "ieee"
+) -> Tensor:
     """y[r] = weight[e] @ x[r] + bias[e] for each row r of expert e; rows past offsets[E] are 0.
 
     Args:
         x: (R, D) rows sorted by expert.
-        weight: (E, N, D), each expert's matrix as nn.Linear stores it.
+        weight: (E, N, D), each expert's matrix as nn.Linear stores it; any strides.
         offsets: (E + 1,) int32, as ``plan_dispatch`` gives them.
         bias: (E, N) or None.
+        precision: float32 products on a GPU: "ieee", or "tf32" for tensor cores with 10 bits of mantissa.
 
     Returns:
         (R, N) in the dtype of ``x``. Differentiable to any order; the gradient of ``weight`` is computed only where it is asked for.
@@ -100,23 +40,163 @@ def grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor, *, bias: Tensor |
         ValueError: shapes, dtypes or devices that do not belong together.
     """
     check_experts(x, weight, bias, "weight", "bias")
+    check_precision(precision)
     if offsets.shape != (weight.shape[0] + 1,):
         raise ValueError(f"offsets must have shape ({weight.shape[0] + 1},), one more than experts, got {tuple(offsets.shape)}")
+    if takes_operators(x) and not transformed() and not forward_mode():
+        own_x, own_weight, own_bias = map(with_own_node, (x, weight, bias))
+        cut = plan_tiles(offsets, len(x), x.dtype)
+        return grouped_matmul_op(own_x, own_weight, own_bias, offsets, cut, None, None, "none", True, precision)[0]
     plan = list(tiles(offsets, max(weight.shape[1:]) * x.element_size()))
-    rows = tile_rows(x[: plan[-1].stop], plan)
+    return stack_rows(product_tiles(x, weight, bias, None, plan), len(x))
+
+
+def product_tiles(
+    x: Tensor, weight: Tensor, bias: Tensor | None, row_token: Tensor | None, plan: list[Tile]
+) -> tuple[Tensor, ...]:
+    """The torch twin: x[row_token] W ᵀ + b, one tensor (r, N) a tile. Differentiable by autograd."""
     weights, biases = per_expert(weight.transpose(1, 2)), per_expert(bias, len(weight))
-    outputs = [matmul(x_rD, weights[t.expert], biases[t.expert]) for x_rD, t in zip(rows, plan, strict=True)]
-    return torch.cat([*outputs, x.new_zeros(len(x) - plan[-1].stop, weight.shape[1])])
+    feeds = row_token is not None  # then this is a first layer
+    return tuple(
+        matmul(x_rD, weights[tile.expert], biases[tile.expert], feeds_product=feeds)
+        for x_rD, tile in zip(gathered(x, row_token, plan), plan, strict=True)
+    )
 
 
-def tile_rows(rows_RD: Tensor, plan: list[Tile]) -> tuple[Tensor, ...]:
-    """The rows of each tile, as views."""
-    return rows_RD.split([tile.stop - tile.start for tile in plan])
+def product_tiles_backward(
+    dh_tiles: Sequence[Tensor], x: Tensor | None, weight: Tensor, row_token: Tensor | None, slot_row: Tensor | None,
+    num_rows: int, plan: list[Tile], want_x: bool, want_w: bool, want_b: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """(dx, dW, db) of ``product_tiles``, None where not wanted; differentiable in turn."""
+    dx = None
+    if want_x:
+        weights = per_expert(weight)
+        rows = [matmul(dh_rF, weights[tile.expert]) for dh_rF, tile in zip(dh_tiles, plan, strict=True)]
+        dx = stack_rows(rows, num_rows)
+        if slot_row is not None:
+            dx = gather_sum(dx, torch.ones(slot_row.shape, dtype=at_least_float32(dx), device=dx.device), slot_row)
+    dw, db = ExpertSum(weight.shape, weight, want_w), ExpertSum(weight.shape[:2], weight, want_b)
+    x_tiles = gathered(x, row_token, plan) if want_w and x is not None else dh_tiles
+    for dh_rF, x_rD, (expert, *_) in zip(dh_tiles, x_tiles, plan, strict=True):
+        if want_w:
+            dw.add(expert, matmul(dh_rF.t(), x_rD))
+        if want_b:
+            db.add(expert, dh_rF.sum(0))
+    return dx, dw.total(), db.total()
 
 
-def per_expert(stacked: Tensor | None, num_experts: int = 0) -> tuple[Any, ...]:
-    """One view an expert, from one graph node: indexing each would give every expert a gradient of the size of all."""
-    return (None,) * num_experts if stacked is None else stacked.unbind(0)
+def gathered(tokens_TD: Tensor, row_token: Tensor | None, plan: list[Tile]) -> tuple[Tensor, ...]:
+    """The token of every row, tile by tile; the rows themselves if they are in order already."""
+    stop = plan[-1].stop
+    return tile_rows(tokens_TD[:stop] if row_token is None else tokens_TD.index_select(0, row_token[:stop]), plan)
+
+
+@custom_op("ironmoe::grouped_matmul", mutates_args=())
+def grouped_matmul_op(
+    x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, tiles_2n: Tensor, row_token: Tensor | None,
+    slot_row: Tensor | None, activation: str, keep_hidden: bool, precision: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(H (R, N | 2N), A (R, N)); empty where not kept, or where the activation is "none". ``slot_row`` serves the backward pass."""
+    num_rows = len(x) if row_token is None else len(row_token)
+    if takes_triton(x):
+        from ironmoe.kernels.gpu import grouped_matmul as gpu
+
+        hidden, activated = gpu.grouped_matmul(
+            x, weight, bias, offsets, tiles_2n, row_token, activation, keep_hidden, precision
+        )  # fmt: skip
+    else:
+        plan = list(tiles(offsets, weight.shape[1] * x.element_size()))
+        hidden = stack_rows(product_tiles(x, weight, bias, row_token, plan), num_rows)
+        activated = None if activation == "none" else ACTIVATIONS[activation].value(hidden)
+    return hidden if keep_hidden and hidden is not None else x.new_empty(0), x.new_empty(0) if activated is None else activated
+
+
+@grouped_matmul_op.register_fake
+def _(x, weight, bias, offsets, tiles_2n, row_token, slot_row, activation, keep_hidden, precision):  # type: ignore[no-untyped-def]
+    num_rows, wide = x.shape[0] if row_token is None else row_token.shape[0], weight.shape[1]
+    hidden = x.new_empty(num_rows, wide) if keep_hidden else x.new_empty(0)
+    if activation == "none":
+        return hidden, x.new_empty(0)
+    return hidden, x.new_empty(num_rows, wide // 2 if ACTIVATIONS[activation].gated else wide)
+
+
+@custom_op("ironmoe::grouped_matmul_backward", mutates_args=())
+def grouped_matmul_backward_op(
+    dh: Tensor, x: Tensor | None, weight: Tensor, offsets: Tensor, tiles_2n: Tensor, row_token: Tensor | None,
+    slot_row: Tensor | None, precision: str, want_x: bool, want_w: bool, want_b: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dx, dW, db), each empty where not wanted."""
+    if takes_triton(dh):
+        from ironmoe.kernels.gpu import combine, weight_gradient
+        from ironmoe.kernels.gpu import grouped_matmul as gpu
+
+        dx = dw = db = None
+        if want_x:
+            dx, _ = gpu.grouped_matmul(dh, weight.transpose(1, 2), None, offsets, tiles_2n, None, "none", True, precision)
+            dx = dx if slot_row is None or dx is None else combine.combine(dx, None, slot_row)
+        if want_w and x is not None:
+            dw = weight_gradient.weight_gradient(dh, None, x, row_token, offsets, precision)
+        if want_b:
+            db = weight_gradient.expert_sum(dh, offsets)
+    else:
+        plan = list(tiles(offsets, weight.shape[1] * dh.element_size()))
+        dh_tiles = tile_rows(dh[: plan[-1].stop], plan)
+        dx, dw, db = product_tiles_backward(
+            dh_tiles, x, weight, row_token, slot_row, len(dh), plan, want_x, want_w, want_b
+        )  # fmt: skip
+    return or_empty(dx, dh), or_empty(dw, dh), or_empty(db, dh)
+
+
+@grouped_matmul_backward_op.register_fake
+def _(dh, x, weight, offsets, tiles_2n, row_token, slot_row, precision, want_x, want_w, want_b):  # type: ignore[no-untyped-def]
+    tokens = dh.shape[0] if slot_row is None else slot_row.shape[0]
+    return (
+        dh.new_empty(tokens, weight.shape[2]) if want_x else dh.new_empty(0),
+        dh.new_empty(weight.shape) if want_w else dh.new_empty(0),
+        dh.new_empty(weight.shape[:2]) if want_b else dh.new_empty(0),
+    )
+
+
+def or_empty(result: Tensor | None, like: Tensor) -> Tensor:
+    """What an operator returns in place of a result nobody wants: its number of outputs is fixed."""
+    return like.new_empty(0) if result is None else result
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, offsets, tiles_2n, row_token, slot_row, _, _, ctx.precision = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, offsets, tiles_2n, row_token, slot_row)
+
+
+def _backward(ctx: Any, dh: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, offsets, tiles_2n, row_token, slot_row = ctx.saved_tensors
+    want = demanded(ctx, (True, True, ctx.has_bias))
+    if dh is None or not any(want):
+        return (None,) * 10
+    if torch.is_grad_enabled():  # create_graph: what is recorded here must have derivatives itself
+        plan = list(tiles(offsets, weight.shape[1] * weight.element_size()))
+        dh_tiles = tile_rows(dh[: plan[-1].stop], plan)
+        grads = product_tiles_backward(dh_tiles, x, weight, row_token, slot_row, len(dh), plan, *want)
+        return (*grads, *(None,) * 7)
+    results = grouped_matmul_backward_op(dh, x, weight, offsets, tiles_2n, row_token, slot_row, ctx.precision, *want)
+    return (*(result if wanted else None for result, wanted in zip(results, want, strict=True)), *(None,) * 7)
+
+
+grouped_matmul_op.register_autograd(_backward, setup_context=_setup)
+
+
+@register_flop_formula(torch.ops.ironmoe.grouped_matmul)
+def _flops(x, weight, bias, offsets, tiles_2n, row_token, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    rows = x[0] if row_token is None else row_token[0]
+    return 2 * rows * weight[1] * weight[2]
+
+
+@register_flop_formula(torch.ops.ironmoe.grouped_matmul_backward)
+def _backward_flops(dh, x, weight, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    want_x, want_w, _ = args[-3:]
+    return 2 * dh[0] * weight[1] * weight[2] * (want_x + want_w)
 
 
 def check_experts(x: Tensor, weight: Tensor, bias: Tensor | None, weight_name: str, bias_name: str) -> None:

@@ -1,10 +1,14 @@
 """Top-k routing: logits to gates and expert choices."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
+from ironmoe.kernels.route import forward_mode, may_look, takes_operators, takes_triton, transformed
+
+MAX_EXPERTS, MAX_TOP_K = 1024, 32  # of the Triton kernel; beyond them the torch twin runs
 SCORES = ("softmax", "sigmoid", "sqrtsoftplus")
 ORDERS = ("score_first", "topk_first")
 GROUP_SCORES = ("max", "top2_sum")
@@ -57,22 +61,34 @@ def topk_route(
         Routing with gates (T, K), differentiable with respect to ``logits``, and experts (T, K) int32.
 
     Raises:
-        ValueError: an argument outside the values above, or (on CPU, where looking is free) NaN among the logits.
+        ValueError: an argument outside the values above, or NaN among the logits. On a GPU, where looking for NaN would wait for
+            the device, that is checked under ``torch.autograd.set_detect_anomaly(True)`` only; indices are in range in any case.
     """
     _check(logits, top_k, score, order, selection_bias, groups)
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if takes_operators(logits) and not transformed() and not forward_mode():
+        limits = groups or ExpertGroups(1, 1)
+        return Routing(*topk_route_op(logits, top_k, score, order, renormalize, selection_bias, *limits, scale))
+    return _route(logits, top_k, score, order, renormalize, selection_bias, groups, scale)
+
+
+def _route(
+    logits: Tensor, top_k: int, score: str, order: str, renormalize: bool, bias: Tensor | None, groups: ExpertGroups | None, scale: float
+) -> Routing:  # fmt: skip
+    """The torch twin."""
+    keys = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     if order == "score_first":
-        scores = _score(z, score)
-        experts = _select(scores, top_k, selection_bias, groups)
-        gates = scores.gather(-1, experts)
-    else:
-        experts = _select(z, top_k, selection_bias, groups)
-        gates = _score(z.gather(-1, experts), score)
+        keys = _score(keys, score)
+    experts = _select(keys, top_k, bias, groups)
+    return Routing(_gates(logits, experts, score, order, renormalize, scale), experts.to(torch.int32))
+
+
+def _gates(logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float) -> Tensor:
+    """(T, K) gates of a choice already made."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    gates = _score(z, score).gather(-1, experts) if order == "score_first" else _score(z.gather(-1, experts), score)
     if renormalize:
         gates = gates / gates.sum(-1, keepdim=True).clamp_min(torch.finfo(gates.dtype).tiny)
-    if scale != 1.0:
-        gates = gates * scale
-    return Routing(gates, experts.to(torch.int32))
+    return gates * scale if scale != 1.0 else gates
 
 
 def _score(z: Tensor, score: str) -> Tensor:
@@ -85,7 +101,6 @@ def _score(z: Tensor, score: str) -> Tensor:
 
 def _select(keys: Tensor, top_k: int, bias: Tensor | None, groups: ExpertGroups | None) -> Tensor:
     """(T, K) int64 indices of the largest keys. A stable sort, because torch.topk does not promise an order for ties."""
-    keys = keys.detach()
     if bias is not None:
         keys = keys + bias.detach()
     if groups is not None:
@@ -124,8 +139,71 @@ def _check(logits: Tensor, top_k: int, score: str, order: str, bias: Tensor | No
         candidates = num_experts // groups.num_groups * groups.keep
     if not 1 <= top_k <= candidates:
         raise ValueError(f"top_k must be from 1 to {candidates}, the number of experts to choose from, got {top_k}")
-    if logits.device.type == "cpu" and not torch.compiler.is_compiling() and bool(logits.isnan().any()):
+    debugging = not torch.compiler.is_compiling() and torch.is_anomaly_enabled() and logits.device.type == "cuda"
+    if (may_look(logits) or debugging) and bool(logits.isnan().any()):
         token = int(logits.isnan().any(-1).nonzero()[0])
         raise ValueError(
             f"logits must not be NaN, got NaN first at token {token}: the input or the router's weights are not finite"
         )
+
+
+@custom_op("ironmoe::topk_route", mutates_args=())
+def topk_route_op(
+    logits: Tensor, top_k: int, score: str, order: str, renormalize: bool, selection_bias: Tensor | None,
+    num_groups: int, keep_groups: int, group_score: str, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(gates, experts); one group means no groups."""
+    groups = ExpertGroups(num_groups, keep_groups, group_score) if num_groups > 1 else None
+    if takes_triton(logits) and logits.shape[1] <= MAX_EXPERTS and top_k <= MAX_TOP_K:
+        from ironmoe.kernels.gpu import topk as gpu
+
+        return gpu.route(logits, top_k, score, order, renormalize, selection_bias, groups, scale)
+    gates, experts = _route(logits, top_k, score, order, renormalize, selection_bias, groups, scale)
+    return gates, experts
+
+
+@topk_route_op.register_fake
+def _(logits, top_k, score, order, renormalize, selection_bias, num_groups, keep_groups, group_score, scale):  # type: ignore[no-untyped-def]
+    gates = logits.new_empty(logits.shape[0], top_k, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return gates, torch.empty_like(gates, dtype=torch.int32)
+
+
+@custom_op("ironmoe::topk_route_backward", mutates_args=())
+def topk_route_backward_op(
+    d_gates: Tensor, logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float
+) -> Tensor:
+    """d_logits; the scores are computed again."""
+    if takes_triton(logits) and logits.shape[1] <= MAX_EXPERTS and experts.shape[1] <= MAX_TOP_K:
+        from ironmoe.kernels.gpu import topk as gpu
+
+        return gpu.route_backward(d_gates, logits, experts, score, order, renormalize, scale)
+    return _backward_by_torch(d_gates, logits.detach().requires_grad_(), experts, score, order, renormalize, scale)
+
+
+@topk_route_backward_op.register_fake
+def _(d_gates, logits, experts, score, order, renormalize, scale):  # type: ignore[no-untyped-def]
+    return logits.new_empty(logits.shape)
+
+
+def _backward_by_torch(d_gates: Tensor, logits: Tensor, experts: Tensor, *setting: Any) -> Tensor:
+    """The torch twin, differentiable in turn where autograd records."""
+    records = torch.is_grad_enabled()
+    with torch.enable_grad():
+        gates = _gates(logits, experts.long(), *setting)
+        return torch.autograd.grad(gates, logits, d_gates, create_graph=records)[0]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, _, score, order, renormalize, _, _, _, _, scale = inputs
+    ctx.setting = (score, order, renormalize, scale)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(logits, output[1])
+
+
+def _backward(ctx: Any, d_gates: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    logits, experts = ctx.saved_tensors
+    backward = _backward_by_torch if torch.is_grad_enabled() else topk_route_backward_op
+    return backward(d_gates, logits, experts, *ctx.setting), *(None,) * 9
+
+
+topk_route_op.register_autograd(_backward, setup_context=_setup)

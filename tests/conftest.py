@@ -1,3 +1,7 @@
+import os
+import pkgutil
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import settings
@@ -7,6 +11,28 @@ settings.load_profile("ironmoe")
 torch.set_flush_denormal(True)
 
 
+def _import_kernels_interpreted() -> None:
+    """Triton decides when a kernel is imported, its own library included, whether it is interpreted."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    package = import_module("ironmoe.kernels.gpu")
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"ironmoe.kernels.gpu.{module.name}")
+    del os.environ["TRITON_INTERPRET"]
+
+
+if not torch.cuda.is_available():
+    _import_kernels_interpreted()
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def device(monkeypatch) -> str:
+    """Where kernels run: the GPU, or CPU tensors in Triton's interpreter. Without this fixture CPU tensors take the twin."""
+    if torch.cuda.is_available():
+        return "cuda"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return "cpu"

@@ -8,9 +8,12 @@ from torch import Tensor
 
 
 def activation(name: str, hidden: Tensor) -> Tensor:
-    if name in ("swiglu", "geglu"):
+    if name in ("swiglu", "geglu", "clamped_swiglu"):
         half = hidden.shape[-1] // 2
         gate, up = hidden[..., :half], hidden[..., half:]
+        if name == "clamped_swiglu":  # gpt-oss
+            gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+            return (up + 1) * (gate * torch.sigmoid(1.702 * gate))
         return up * (gate * torch.sigmoid(gate) if name == "swiglu" else activation("gelu", gate))
     return {
         "gelu": lambda h: h * 0.5 * (1 + torch.erf(h / math.sqrt(2))),

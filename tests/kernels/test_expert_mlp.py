@@ -212,7 +212,7 @@ def test_many_tiles_an_expert_change_nothing(dtype, monkeypatch):
         return torch.autograd.grad(run(leaves, routing), leaves.values(), dy)
 
     whole = gradients()
-    module = sys.modules["ironmoe.kernels.grouped_matmul"]
+    module = sys.modules["ironmoe.kernels.tiles"]
     monkeypatch.setattr(module, "TILE_BYTES", 1)
     monkeypatch.setattr(module, "MIN_TILE_ROWS", 8)
     for got, want in zip(gradients(), whole, strict=True):

@@ -1,0 +1,222 @@
+"""Rows sorted by expert times that expert's matrix: gather in the load, bias and activation in the epilogue.
+
+A program owns one block of columns of one tile; a tile is BLOCK_M rows of one expert (``dispatch.plan_tiles``). Weights come
+through a TMA descriptor where the chip has one: that frees the registers of their pointers, which with two accumulators is
+the difference between spilling and not (docs/kernels.md).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ironmoe.kernels.activations import GATED_ACTIVATIONS
+from ironmoe.kernels.gpu.activations import unit
+from ironmoe.kernels.gpu.launch import launch
+from ironmoe.kernels.tuning import Blocks, Chip, blocks_for, chip_of, rows_per_tile
+
+
+@triton.jit
+def locate(program, num_tiles, num_blocks, GROUP: tl.constexpr):
+    """Program → (tile, block of columns). GROUP tiles in a row take the same columns, whose weights are then in L2."""
+    group = program // (GROUP * num_blocks)
+    within = program % (GROUP * num_blocks)
+    size = tl.minimum(num_tiles - group * GROUP, GROUP)
+    return group * GROUP + within % size, within // size
+
+
+@triton.jit
+def accumulate(
+    x, w, rows_M, live_M, first, expert, n0, up_shift, N, K, x_stride, we_stride, wn_stride, wk_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr,
+    K_LAST: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x[rows] @ w[expert]ᵀ in float32: columns n0 …, and for a gated unit those ``up_shift`` further on as well."""
+    acc_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    up_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if GATED else acc_MN
+    k_K = tl.arange(0, BLOCK_K)
+    n_N = n0 + tl.arange(0, BLOCK_N)
+    if not X_TMA:
+        x_MK = x + rows_M.to(tl.int64)[:, None] * x_stride + k_K[None, :]
+    if not W_TMA:
+        w_KN = w + expert.to(tl.int64) * we_stride + k_K[:, None].to(tl.int64) * wk_stride + n_N[None, :].to(tl.int64) * wn_stride
+    for k in tl.range(0, K, BLOCK_K):
+        if X_TMA:
+            a_MK = x.load([first, k])
+        elif EVEN:
+            a_MK = tl.load(x_MK + k, mask=live_M[:, None], other=0.0)
+        else:
+            a_MK = tl.load(x_MK + k, mask=live_M[:, None] & ((k + k_K)[None, :] < K), other=0.0)
+        if W_TMA:
+            if K_LAST:
+                b_KN = w.load([expert, n0, k]).reshape(BLOCK_N, BLOCK_K).T
+            else:
+                b_KN = w.load([expert, k, n0]).reshape(BLOCK_K, BLOCK_N)
+        elif EVEN:
+            b_KN = tl.load(w_KN + k * wk_stride)
+        else:
+            inside_KN = ((k + k_K)[:, None] < K) & (n_N[None, :] < N)
+            b_KN = tl.load(w_KN + k * wk_stride, mask=inside_KN, other=0.0)
+        acc_MN = tl.dot(a_MK, b_KN, acc_MN, input_precision=PRECISION)
+        if GATED:
+            if W_TMA:
+                if K_LAST:
+                    b_KN = w.load([expert, up_shift + n0, k]).reshape(BLOCK_N, BLOCK_K).T
+                else:
+                    b_KN = w.load([expert, k, up_shift + n0]).reshape(BLOCK_K, BLOCK_N)
+            elif EVEN:
+                b_KN = tl.load(w_KN + k * wk_stride + up_shift * wn_stride)
+            else:
+                b_KN = tl.load(w_KN + k * wk_stride + up_shift * wn_stride, mask=inside_KN, other=0.0)
+            up_MN = tl.dot(a_MK, b_KN, up_MN, input_precision=PRECISION)
+    return acc_MN, up_MN
+
+
+@triton.jit
+def halves(acc_MN):
+    """The left and the right half of the columns: an epilogue works on one at a time, to need fewer registers."""
+    M: tl.constexpr = acc_MN.shape[0]
+    HALF: tl.constexpr = acc_MN.shape[1] // 2
+    return acc_MN.reshape(M, 2, HALF).permute(0, 2, 1).split()
+
+
+@triton.jit
+def store_rows(values_MC, out, out_tma, rows_M, live_M, first, n0, shift, N, out_stride, full, TMA: tl.constexpr):
+    """Columns n0 … of the tile's rows, ``shift`` columns to the right. TMA writes whole tiles only: the next rows are another expert's."""
+    values_MC = values_MC.to(out.dtype.element_ty)
+    if TMA and full:
+        out_tma.store([first, shift + n0], values_MC)
+    else:
+        n_C = n0 + tl.arange(0, values_MC.shape[1])
+        target_MC = out + rows_M.to(tl.int64)[:, None] * out_stride + (shift + n_C)[None, :]
+        tl.store(target_MC, values_MC, mask=live_M[:, None] & (n_C < N)[None, :])
+
+
+@triton.jit
+def finish(
+    acc_MC, up_MC, n0, bias, hidden, hidden_tma, activated, activated_tma, rows_M, live_M, first, full, expert, num_experts,
+    N, bias_stride, hidden_stride, activated_stride,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, STORE_TMA: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Bias and activation, in SPLIT parts; stores H, the activated units, or both."""
+    if SPLIT > 1:
+        left, right = halves(acc_MC)
+        up_left, up_right = halves(up_MC)
+        finish(
+            left, up_left, n0, bias, hidden, hidden_tma, activated, activated_tma, rows_M, live_M, first, full, expert,
+            num_experts, N, bias_stride, hidden_stride, activated_stride, ACTIVATION, GATED, STORE_TMA, SPLIT // 2,
+        )  # fmt: skip
+        finish(
+            right, up_right, n0 + right.shape[1], bias, hidden, hidden_tma, activated, activated_tma, rows_M, live_M, first, full,
+            expert, num_experts, N, bias_stride, hidden_stride, activated_stride, ACTIVATION, GATED, STORE_TMA, SPLIT // 2,
+        )  # fmt: skip
+    else:
+        n_C = n0 + tl.arange(0, acc_MC.shape[1])
+        if bias is not None:
+            bias_C = bias + expert.to(tl.int64) * bias_stride + n_C
+            inside_C = (n_C < N) & (expert < num_experts)
+            acc_MC += tl.load(bias_C, mask=inside_C, other=0.0).to(tl.float32)[None, :]
+            if GATED:
+                up_MC += tl.load(bias_C + N, mask=inside_C, other=0.0).to(tl.float32)[None, :]
+        if hidden is not None:
+            store_rows(acc_MC, hidden, hidden_tma, rows_M, live_M, first, n0, 0, N, hidden_stride, full, STORE_TMA)
+            if GATED:
+                store_rows(up_MC, hidden, hidden_tma, rows_M, live_M, first, n0, N, N, hidden_stride, full, STORE_TMA)
+        if activated is not None:
+            value_MC, _, _ = unit(acc_MC, up_MC, ACTIVATION)
+            store_rows(value_MC, activated, activated_tma, rows_M, live_M, first, n0, 0, N, activated_stride, full, STORE_TMA)
+
+
+@triton.jit(do_not_specialize=["num_tiles", "num_blocks", "num_rows", "num_experts"])
+def grouped_matmul_kernel(
+    x, w, bias, hidden, hidden_tma, activated, activated_tma, row_token, offsets, tiles, num_tiles, num_blocks, num_rows,
+    num_experts, N, K, x_stride, we_stride, wn_stride, wk_stride, bias_stride, hidden_stride, activated_stride,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, SPLIT: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr, STORE_TMA: tl.constexpr,
+    K_LAST: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Reads x, the weights and ``row_token``; writes H (R, N | 2N) and/or the activated units (R, N). Dropped rows become 0."""
+    for program in range(tl.program_id(0), num_tiles * num_blocks, tl.num_programs(0)):
+        tile, block = locate(program, num_tiles, num_blocks, GROUP)
+        expert = tl.load(tiles + tile)
+        if expert >= 0:
+            first, rows_M, live_M, full = tile_rows(tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M)
+            source_M = rows_M if row_token is None else tl.load(row_token + rows_M, mask=live_M, other=0)
+            n0 = block * BLOCK_N
+            acc_MN, up_MN = accumulate(
+                x, w, source_M, live_M, first, expert, n0, N, N, tl.where(expert < num_experts, K, 0),
+                x_stride, we_stride, wn_stride, wk_stride,
+                BLOCK_M, BLOCK_N, BLOCK_K, X_TMA, W_TMA, K_LAST, GATED, EVEN, PRECISION,
+            )  # fmt: skip
+            finish(
+                acc_MN, up_MN, n0, bias, hidden, hidden_tma, activated, activated_tma, rows_M, live_M, first, full, expert,
+                num_experts, N, bias_stride, hidden_stride, activated_stride, ACTIVATION, GATED, STORE_TMA, SPLIT,
+            )  # fmt: skip
+
+
+@triton.jit
+def tile_rows(tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M: tl.constexpr):
+    """(first row, rows, which of them are this tile's, whether all are). Expert E holds the dropped rows, up to the last."""
+    first = tl.load(tiles + num_tiles + tile)
+    stop = tl.load(offsets + expert + 1, mask=expert < num_experts, other=0)
+    stop = tl.where(expert < num_experts, stop, num_rows)
+    rows_M = first + tl.arange(0, BLOCK_M)
+    return first, rows_M, rows_M < stop, first + BLOCK_M <= stop
+
+
+def grouped_matmul(
+    x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, tiles: Tensor, row_token: Tensor | None,
+    activation: str, keep_hidden: bool, precision: str,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """(H (R, N | 2N) or None, activated units (R, N) or None): see ``ironmoe.kernels.operators.grouped_matmul``."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    gated = activation in GATED_ACTIVATIONS
+    num_experts, wide, K = weight.shape
+    N = wide // 2 if gated else wide
+    num_rows = len(x) if row_token is None else len(row_token)
+    chip = chip_of(x)
+    product = "gated" if gated else "plain" if activation == "none" else "activated"
+    blocks = blocks_for(product, x.dtype, rows_per_tile(num_rows, num_experts, x.dtype), chip)
+    hidden = x.new_empty(num_rows, wide) if keep_hidden else None
+    activated = x.new_empty(num_rows, N) if activation != "none" else None
+
+    block_c = blocks.n // blocks.split
+    store_tma = chip.tma and all(out is None or takes_tma(out) for out in (hidden, activated)) and not (gated and N % block_c)
+    x_tma = chip.tma and row_token is None and takes_tma(x)
+    w_operand, w_tma, k_last = weight_operand(weight, blocks, chip)
+    num_blocks = triton.cdiv(N, blocks.n)
+    programs = tiles.shape[1] * num_blocks if num_rows else 0
+    launch(
+        grouped_matmul_kernel, min(programs, chip.processors) if blocks.persistent else programs, blocks.warps, blocks.stages,
+        x=TensorDescriptor.from_tensor(x, [blocks.m, blocks.k]) if x_tma else x, w=w_operand, bias=bias,
+        hidden=hidden, hidden_tma=_output(hidden, blocks.m, block_c, store_tma),
+        activated=activated, activated_tma=_output(activated, blocks.m, block_c, store_tma),
+        row_token=row_token, offsets=offsets, tiles=tiles, num_tiles=tiles.shape[1], num_blocks=num_blocks, num_rows=num_rows,
+        num_experts=num_experts, N=N, K=K, x_stride=x.stride(0), we_stride=weight.stride(0), wn_stride=weight.stride(1),
+        wk_stride=weight.stride(2), bias_stride=wide, hidden_stride=wide, activated_stride=N,
+        ACTIVATION=activation, GATED=gated, BLOCK_M=blocks.m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP=blocks.group,
+        SPLIT=blocks.split, X_TMA=x_tma, W_TMA=w_tma, STORE_TMA=store_tma, K_LAST=k_last,
+        EVEN=K % blocks.k == 0 and (w_tma or N % blocks.n == 0), PRECISION=precision,
+    )  # fmt: skip
+    return hidden, activated
+
+
+def weight_operand(weight: Tensor, blocks: Blocks, chip: Chip) -> tuple[Tensor | TensorDescriptor, bool, bool]:
+    """(what the kernel reads, is it a TMA descriptor, is K its last axis) for stacked weights (E, N, K) of any strides."""
+    k_last = weight.stride(2) == 1
+    plain = weight if k_last else weight.transpose(1, 2)
+    if not (chip.tma and takes_tma(plain)):
+        return weight, False, k_last
+    return TensorDescriptor.from_tensor(plain, [1, blocks.n, blocks.k] if k_last else [1, blocks.k, blocks.n]), True, k_last
+
+
+def takes_tma(tensor: Tensor) -> bool:
+    """Whether the copy engine can address it: 16-byte rows, a contiguous last axis, no empty or zero-stride one."""
+    aligned = all(stride > 0 and stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:-1])
+    return aligned and tensor.stride(-1) == 1 and tensor.data_ptr() % 16 == 0 and tensor.numel() > 0
+
+
+def _output(out: Tensor | None, rows: int, columns: int, tma: bool) -> TensorDescriptor | None:
+    return TensorDescriptor.from_tensor(out, [rows, columns]) if tma and out is not None and out.numel() else None

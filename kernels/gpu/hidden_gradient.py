@@ -1,0 +1,163 @@
+"""The backward of activation, gate and second layer in one pass: dH, the gate gradient, and the gated units for dW₂.
+
+dA′ = dO W₂ before gating, so that ⟨dA′, A⟩ is the gate's gradient and a gate of 0 is exact (SonicMoE, arXiv 2512.14080). Neither
+the second layer's output nor its gradient ever exists. Partial dot products of the blocks of columns are stored and added in
+order by ``gate_gradient_kernel``: no atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ironmoe.kernels.activations import GATED_ACTIVATIONS
+from ironmoe.kernels.gpu.activations import unit
+from ironmoe.kernels.gpu.grouped_matmul import accumulate, halves, locate, tile_rows, weight_operand
+from ironmoe.kernels.gpu.launch import launch
+from ironmoe.kernels.tuning import blocks_for, chip_of, rows_per_tile
+
+DOT_COLUMNS = 64
+
+
+@triton.jit
+def through_unit(
+    acc_MC, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Some columns of dA′ through the activation, in SPLIT parts; returns ⟨dA′, A⟩ of each row over these columns."""
+    if SPLIT > 1:
+        left, right = halves(acc_MC)
+        dot_left_M = through_unit(
+            left, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED, SPLIT // 2
+        )
+        dot_right_M = through_unit(
+            right, n0 + right.shape[1], hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED, SPLIT // 2
+        )  # fmt: skip
+        return dot_left_M + dot_right_M
+    else:
+        n_C = n0 + tl.arange(0, acc_MC.shape[1])
+        inside_MC = live_M[:, None] & (n_C < N)[None, :]
+        at_MC = rows_M.to(tl.int64)[:, None] * hidden_stride + n_C[None, :]
+        h_MC = tl.load(hidden + at_MC, mask=inside_MC, other=0.0).to(tl.float32)
+        up_MC = tl.load(hidden + at_MC + N, mask=inside_MC, other=0.0).to(tl.float32) if GATED else h_MC
+        value_MC, slope_MC, up_slope_MC = unit(h_MC, up_MC, ACTIVATION)
+        if gated is not None:
+            at_gated_MC = rows_M.to(tl.int64)[:, None] * N + n_C[None, :]
+            tl.store(gated + at_gated_MC, (value_MC * gate_M[:, None]).to(gated.dtype.element_ty), mask=inside_MC)
+        if d_hidden is not None:
+            d_value_MC = acc_MC * gate_M[:, None]
+            tl.store(d_hidden + at_MC, (d_value_MC * slope_MC).to(d_hidden.dtype.element_ty), mask=inside_MC)
+            if GATED:
+                tl.store(d_hidden + at_MC + N, (d_value_MC * up_slope_MC).to(d_hidden.dtype.element_ty), mask=inside_MC)
+        return tl.sum(tl.where(inside_MC, acc_MC * value_MC, 0.0), 1)
+
+
+@triton.jit(do_not_specialize=["num_tiles", "num_blocks", "num_rows", "num_experts", "top_k"])
+def hidden_gradient_kernel(
+    dy, w, gates, hidden, d_hidden, gated, partial, row_token, row_slot, offsets, tiles, num_tiles, num_blocks, num_rows,
+    num_experts, top_k, N, K, dy_stride, we_stride, wn_stride, wk_stride, hidden_stride,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, SPLIT: tl.constexpr, W_TMA: tl.constexpr, K_LAST: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Reads dO through ``row_token``, W₂ and H; writes dH (R, N | 2N), gated units (R, N), partial dots (blocks, R): what is given."""
+    for program in range(tl.program_id(0), num_tiles * num_blocks, tl.num_programs(0)):
+        tile, block = locate(program, num_tiles, num_blocks, GROUP)
+        expert = tl.load(tiles + tile)
+        if expert >= 0:
+            first, rows_M, live_M, _ = tile_rows(tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M)
+            token_M = tl.load(row_token + rows_M, mask=live_M, other=0)
+            kept_M = live_M & (expert < num_experts)
+            gate_M = tl.load(
+                gates + token_M.to(tl.int64) * top_k + tl.load(row_slot + rows_M, mask=live_M, other=0), mask=kept_M, other=0.0
+            )
+            n0 = block * BLOCK_N
+            acc_MN, _ = accumulate(
+                dy, w, token_M, live_M, first, expert, n0, 0, N, tl.where(expert < num_experts, K, 0),
+                dy_stride, we_stride, wn_stride, wk_stride,
+                BLOCK_M, BLOCK_N, BLOCK_K, False, W_TMA, K_LAST, False, EVEN, PRECISION,
+            )  # fmt: skip
+            dot_M = through_unit(
+                acc_MN, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED, SPLIT
+            )
+            if partial is not None:
+                tl.store(partial + block.to(tl.int64) * num_rows + rows_M, dot_M, mask=live_M)
+
+
+@triton.jit(do_not_specialize=["num_tiles", "num_rows", "num_experts"])
+def bias_dot_kernel(
+    dy, bias, partial, row_token, offsets, tiles, num_tiles, num_rows, num_experts, K, dy_stride,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """partial[r] = ⟨dO of the row's token, b₂ of its expert⟩."""
+    tile = tl.program_id(0)
+    expert = tl.load(tiles + tile)
+    if expert >= 0:
+        _, rows_M, live_M, _ = tile_rows(tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M)
+        token_M = tl.load(row_token + rows_M, mask=live_M, other=0)
+        dot_MK = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+        for k in tl.range(0, tl.where(expert < num_experts, K, 0), BLOCK_K):
+            k_K = k + tl.arange(0, BLOCK_K)
+            at_MK = token_M.to(tl.int64)[:, None] * dy_stride + k_K[None, :]
+            dy_MK = tl.load(dy + at_MK, mask=live_M[:, None] & (k_K < K)[None, :], other=0.0).to(tl.float32)
+            dot_MK += dy_MK * tl.load(bias + expert.to(tl.int64) * K + k_K, mask=k_K < K, other=0.0).to(tl.float32)[None, :]
+        tl.store(partial + rows_M, tl.sum(dot_MK, 1), mask=live_M)
+
+
+@triton.jit(do_not_specialize=["num_choices", "num_partials", "num_rows"])
+def gate_gradient_kernel(partial, slot_row, d_gates, num_choices, num_partials, num_rows, BLOCK: tl.constexpr):
+    """d_gates[t, k] = the sum of its row's partial dots, in order; 0 for a dropped choice."""
+    i_B = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row_B = tl.load(slot_row + i_B, mask=i_B < num_choices, other=-1)
+    dot_B = tl.zeros((BLOCK,), tl.float32)
+    part_B = partial + row_B
+    for _ in range(num_partials):
+        dot_B += tl.load(part_B, mask=row_B >= 0, other=0.0)
+        part_B += num_rows
+    tl.store(d_gates + i_B, dot_B, mask=i_B < num_choices)
+
+
+def hidden_gradient(
+    dy: Tensor, gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Tensor, offsets: Tensor, row_token: Tensor,
+    row_slot: Tensor, slot_row: Tensor, tiles: Tensor, activation: str, precision: str,
+    want_gates: bool, want_hidden: bool, want_gated: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """(d_gates (T, K) float32, dH like H, gated units (R, F)), each None if not wanted. dW₂ alone costs no product."""
+    dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+    gates = gates.to(torch.float32).contiguous()
+    num_experts, K, N = w_out.shape
+    num_rows = len(row_token)
+    chip = chip_of(dy)
+    blocks = blocks_for("hidden_gradient", dy.dtype, rows_per_tile(num_rows, num_experts, dy.dtype), chip)
+    num_blocks = triton.cdiv(N, blocks.n)
+    d_hidden = torch.empty_like(hidden) if want_hidden else None
+    gated = hidden.new_empty(num_rows, N) if want_gated else None
+    num_partials = num_blocks + (b_out is not None)
+    partial = gates.new_empty(num_partials, num_rows) if want_gates else None
+    weight = w_out.transpose(1, 2)  # (E, F, D): its rows are the columns of dA′
+    w_operand, w_tma, k_last = weight_operand(weight, blocks, chip)
+    programs = tiles.shape[1] * num_blocks if num_rows else 0
+    plan = dict(row_token=row_token, offsets=offsets, tiles=tiles, num_tiles=tiles.shape[1], num_rows=num_rows)
+    launch(
+        hidden_gradient_kernel, min(programs, chip.processors) if blocks.persistent else programs, blocks.warps, blocks.stages,
+        dy=dy, w=w_operand, gates=gates, hidden=hidden, d_hidden=d_hidden, gated=gated, partial=partial, row_slot=row_slot,
+        **plan, num_blocks=num_blocks, num_experts=num_experts, top_k=gates.shape[1], N=N,
+        K=K if want_gates or want_hidden else 0, dy_stride=dy.stride(0), we_stride=weight.stride(0),
+        wn_stride=weight.stride(1), wk_stride=weight.stride(2), hidden_stride=hidden.shape[1], ACTIVATION=activation,
+        GATED=activation in GATED_ACTIVATIONS, BLOCK_M=blocks.m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP=blocks.group,
+        SPLIT=blocks.split, W_TMA=w_tma, K_LAST=k_last, EVEN=K % blocks.k == 0 and (w_tma or N % blocks.n == 0),
+        PRECISION=precision,
+    )  # fmt: skip
+    if partial is None:
+        return None, d_hidden, gated
+    if b_out is not None:
+        launch(
+            bias_dot_kernel, tiles.shape[1] if num_rows else 0, dy=dy, bias=b_out.contiguous(), partial=partial[num_blocks:],
+            **plan, num_experts=num_experts, K=K, dy_stride=dy.stride(0), BLOCK_M=blocks.m, BLOCK_K=DOT_COLUMNS,
+        )  # fmt: skip
+    d_gates = torch.empty_like(gates)
+    launch(
+        gate_gradient_kernel, triton.cdiv(gates.numel(), 256), partial=partial, slot_row=slot_row, d_gates=d_gates,
+        num_choices=gates.numel(), num_partials=num_partials, num_rows=num_rows, BLOCK=256,
+    )  # fmt: skip
+    return d_gates, d_hidden, gated

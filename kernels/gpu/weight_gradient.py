@@ -1,0 +1,101 @@
+"""Sums over the rows of each expert: weight gradients (a product with the rows as its inner axis) and bias gradients.
+
+Every block of the result is written by exactly one program, so experts without rows get zeros and no order is left to chance.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ironmoe.kernels.gpu.launch import launch
+from ironmoe.kernels.tuning import blocks_for, chip_of
+
+SUM_ROWS, SUM_COLUMNS = 64, 64
+
+
+@triton.jit
+def load_block(source, token, rows_K, live_K, n_N, N, stride):
+    """Rows of ``source``, through their tokens where there are any; zeros where there is no row."""
+    from_K = rows_K if token is None else tl.load(token + rows_K, mask=live_K, other=0)
+    pointer_KN = source + from_K.to(tl.int64)[:, None] * stride + n_N[None, :]
+    return tl.load(pointer_KN, mask=live_K[:, None] & (n_N < N)[None, :], other=0.0)
+
+
+@triton.jit
+def weight_gradient_kernel(
+    left, left_token, right, right_token, out, offsets, M, N, left_stride, right_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out[e] (M, N) = Σ over rows r of e of left[r]ᵀ right[r]; reads each operand once for every block of the other's columns."""
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    per_expert = tl.cdiv(M, BLOCK_M) * blocks_n
+    expert = tl.program_id(0) // per_expert
+    within = tl.program_id(0) % per_expert
+    m_M = within // blocks_n * BLOCK_M + tl.arange(0, BLOCK_M)
+    n_N = within % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    start, stop = tl.load(offsets + expert), tl.load(offsets + expert + 1)
+    acc_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in tl.range(start, stop, BLOCK_K):
+        rows_K = first + tl.arange(0, BLOCK_K)
+        live_K = rows_K < stop
+        left_KM = load_block(left, left_token, rows_K, live_K, m_M, M, left_stride)
+        right_KN = load_block(right, right_token, rows_K, live_K, n_N, N, right_stride)
+        acc_MN = tl.dot(left_KM.T, right_KN, acc_MN, input_precision=PRECISION)
+    target_MN = out + expert.to(tl.int64) * M * N + m_M.to(tl.int64)[:, None] * N + n_N[None, :]
+    tl.store(target_MN, acc_MN.to(out.dtype.element_ty), mask=(m_M < M)[:, None] & (n_N < N)[None, :])
+
+
+@triton.jit(do_not_specialize=["top_k"])
+def expert_sum_kernel(
+    source, gates, row_token, row_slot, out, offsets, N, stride, top_k, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """out[e] (N) = Σ over rows r of e of source[r], or of gate · source[token of r] where gates are given."""
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    expert = tl.program_id(0) // blocks_n
+    n_N = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    start, stop = tl.load(offsets + expert), tl.load(offsets + expert + 1)
+    acc_RN = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
+    for first in tl.range(start, stop, BLOCK_R):
+        rows_R = first + tl.arange(0, BLOCK_R)
+        live_R = rows_R < stop
+        values_RN = load_block(source, row_token, rows_R, live_R, n_N, N, stride).to(tl.float32)
+        if gates is not None:
+            token_R = tl.load(row_token + rows_R, mask=live_R, other=0).to(tl.int64)
+            slot_R = tl.load(row_slot + rows_R, mask=live_R, other=0)
+            values_RN *= tl.load(gates + token_R * top_k + slot_R, mask=live_R, other=0.0)[:, None]
+        acc_RN += values_RN
+    tl.store(out + expert.to(tl.int64) * N + n_N, tl.sum(acc_RN, 0).to(out.dtype.element_ty), mask=n_N < N)
+
+
+def weight_gradient(
+    left: Tensor, left_token: Tensor | None, right: Tensor, right_token: Tensor | None, offsets: Tensor, precision: str
+) -> Tensor:
+    """(E, M, N) from rows (·, M) and (·, N), each read through a token index (R,) or in order; dtype of ``left``."""
+    left, right = (t if t.stride(-1) == 1 else t.contiguous() for t in (left, right))
+    num_experts, M, N = offsets.numel() - 1, left.shape[1], right.shape[1]
+    out = left.new_empty(num_experts, M, N)
+    blocks = blocks_for("weight_gradient", left.dtype, 128, chip_of(left))
+    launch(
+        weight_gradient_kernel, num_experts * triton.cdiv(M, blocks.m) * triton.cdiv(N, blocks.n), blocks.warps, blocks.stages,
+        left=left, left_token=left_token, right=right, right_token=right_token, out=out, offsets=offsets, M=M, N=N,
+        left_stride=left.stride(0), right_stride=right.stride(0),
+        BLOCK_M=blocks.m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, PRECISION=precision,
+    )  # fmt: skip
+    return out
+
+
+def expert_sum(
+    source: Tensor, offsets: Tensor, gates: Tensor | None = None, row_token: Tensor | None = None, row_slot: Tensor | None = None
+) -> Tensor:
+    """(E, N) sums over each expert's rows of ``source`` (R, N), or of gate · ``source`` (T, N) at the row's token."""
+    source = source if source.stride(-1) == 1 else source.contiguous()
+    num_experts, N = offsets.numel() - 1, source.shape[1]
+    out = source.new_empty(num_experts, N)
+    launch(
+        expert_sum_kernel, num_experts * triton.cdiv(N, SUM_COLUMNS), source=source,
+        gates=None if gates is None else gates.to(torch.float32).contiguous(), row_token=row_token, row_slot=row_slot, out=out,
+        offsets=offsets, N=N, stride=source.stride(0), top_k=1 if gates is None else gates.shape[1],
+        BLOCK_R=SUM_ROWS, BLOCK_N=SUM_COLUMNS,
+    )  # fmt: skip
+    return out

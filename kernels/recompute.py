@@ -1,0 +1,39 @@
+"""Keep nothing of H for the backward pass: compute it again there."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def recomputed(hidden: Sequence[Tensor], again: Callable[[], Sequence[Tensor]], wanted: bool) -> Iterator[None]:
+    """Operations inside the block that save one of the tensors ``hidden`` save its number instead, and call ``again`` in backward.
+
+    The graph edge of a saved tensor stays, so derivatives beyond the first are right as well.
+    """
+    if not wanted or torch.compiler.is_compiling():
+        yield
+        return
+    number = {_place(tensor): i for i, tensor in enumerate(hidden) if tensor.numel()}
+    computed: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> int | Tensor:
+        return number.get(_place(tensor), tensor)
+
+    def unpack(packed: int | Tensor) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        if packed not in computed:
+            with torch.no_grad():
+                computed.update(enumerate(again()))
+        return computed.pop(packed)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+    """Autograd hands out a new object of the same memory, so identity is no help."""
+    return tensor.data_ptr(), tensor.shape

@@ -1,0 +1,66 @@
+"""Which way a call goes.
+
+Eager CPU tensors walk over tiles (``expert_twin``). CUDA tensors, traced and fake ones go through the registered operators
+``ironmoe::…``, whose body is Triton where there is a GPU (or its interpreter: TRITON_INTERPRET=1) and the torch twin elsewhere.
+"""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+import torch.autograd.forward_ad
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+PRECISIONS = ("ieee", "tf32")
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run on CPU tensors, in Triton's interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def takes_operators(tensor: Tensor) -> bool:
+    """Whether a call on this tensor goes through the registered operators."""
+    return (
+        torch.compiler.is_compiling() or tensor.device.type != "cpu" or isinstance(tensor, FakeTensor) or takes_triton(tensor)
+    )
+
+
+def takes_triton(tensor: Tensor) -> bool:
+    """Whether an operator on this tensor runs as a Triton kernel. float64, and integers of no kernel, take the twin."""
+    on_device = tensor.device.type == "cuda" or (tensor.device.type == "cpu" and interpreting())
+    return on_device and (tensor.dtype in TRITON_DTYPES or not tensor.is_floating_point()) and _has_triton()
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform (grad, vmap, jvp, …) is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether values can be read at no cost: on CPU, outside tracing and transforms."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not isinstance(tensor, FakeTensor)
+        and not transformed()
+    )
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode differentiation is at work (``torch.autograd.forward_ad``): the operators have no rule for it."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def check_precision(precision: str) -> None:
+    """ValueError unless it is one that ``tl.dot`` knows."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")

@@ -1,0 +1,134 @@
+"""The CPU loop: rows cut into tiles of one expert, and the product of a tile by the fastest accurate route.
+
+Also the route of derivatives beyond the first, on every device.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ironmoe.kernels.route import forward_mode, transformed
+
+# About 4 MiB of hidden units a tile: activation, gate product and second matmul then find them in cache, and the matrix
+# product still has rows enough to pay for packing the expert's weights again (docs/kernels.md has the figures).
+TILE_BYTES = 4 << 20
+MIN_TILE_ROWS = 256
+# Multiply-adds from which oneDNN pays, by dtype; 50 million are about 0.6 ms on two cores.
+ONEDNN_MIN_PRODUCT = {torch.float32: 50_000_000, torch.bfloat16: 10_000_000}
+# oneDNN adds a product up in one chain: its largest error reaches twice that of BLAS from 256 terms on, more with length. So
+# only a product that feeds another one takes it, up to this length: the second product averages the errors of the first.
+ONEDNN_MAX_LENGTH = 1024
+
+
+class Tile(NamedTuple):
+    """Rows ``start`` … ``stop − 1``, all of one expert. What one step of the CPU loop works on, as one program does on a GPU."""
+
+    expert: int
+    start: int
+    stop: int
+
+
+def tiles(offsets: Tensor, row_bytes: int) -> Iterator[Tile]:
+    """Cut every expert's rows into equal tiles of about TILE_BYTES; an expert without rows has none.
+
+    No rows at all make one empty tile, so that results stay connected to their inputs and gradients are zeros, not missing.
+    Reads ``offsets`` on the host, so it belongs to the CPU path and to the tests.
+    """
+    rows_per_tile = max(MIN_TILE_ROWS, TILE_BYTES // max(row_bytes, 1))
+    bounds = offsets.tolist()
+    if bounds[-1] == 0:
+        yield Tile(0, 0, 0)
+    for expert, (start, stop) in enumerate(pairwise(bounds)):
+        count = max(round((stop - start) / rows_per_tile), int(stop > start))
+        for i in range(count):
+            yield Tile(expert, start + (stop - start) * i // count, start + (stop - start) * (i + 1) // count)
+
+
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, *, feeds_product: bool = False) -> Tensor:
+    """a (R, M) @ b (M, N) + bias (N,), differentiable to any order; ``b`` may be a transposed view.
+
+    On CPU the fastest accurate route by dtype and size (docs/kernels.md has the figures). oneDNN beats the BLAS behind ``mm`` on
+    large float32 products, but rounds more, so it takes only those that feed another product. It compiles a kernel for every
+    new number of rows, which small products never earn back; those take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN).
+    float16 always does: its own is 100 times slower.
+    """
+    if a.device.type == "cpu" and a.dtype != torch.float64:
+        large = a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_MIN_PRODUCT.get(a.dtype, math.inf)
+        if a.dtype != torch.float32 and not large:
+            return matmul(a.float(), b.float(), None if bias is None else bias.float()).to(a.dtype)
+        if feeds_product and large and a.dtype == torch.float32 and _onednn_takes(a, b, bias):
+            return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
+def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
+    """oneDNN's linear layer is there, rounds well enough, the layouts are plain (on others it falls into a loop a thousand times slower), and
+    nobody watches: it has no derivative, and tracers do not know it."""
+    tensors = (a, b, bias)
+    return bool(
+        a.shape[1] <= ONEDNN_MAX_LENGTH
+        and a.is_contiguous()
+        and (b.is_contiguous() or b.t().is_contiguous())
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+        and not forward_mode()
+        and not transformed()
+        and not torch.compiler.is_compiling()
+    )
+
+
+if torch.backends.mkldnn.is_available():
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _linear_flops(a_shape, b_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return 2 * a_shape[0] * b_shape[0] * b_shape[1]
+
+
+def tile_rows(rows_RD: Tensor, plan: list[Tile]) -> tuple[Tensor, ...]:
+    """The rows of each tile, as views."""
+    return rows_RD.split([tile.stop - tile.start for tile in plan])
+
+
+def per_expert(stacked: Tensor | None, num_experts: int = 0) -> tuple[Any, ...]:
+    """One view an expert, from one graph node: indexing each would give every expert a gradient of the size of all."""
+    return (None,) * num_experts if stacked is None else stacked.unbind(0)
+
+
+def stack_rows(tiles_rN: Sequence[Tensor], num_rows: int) -> Tensor:
+    """(R, N) from the rows of all tiles; the rows of dropped choices, at the end, are 0."""
+    dropped = num_rows - sum(len(tile) for tile in tiles_rN)
+    return torch.cat([*tiles_rN, tiles_rN[0].new_zeros(dropped, tiles_rN[0].shape[1])])
+
+
+class ExpertSum:
+    """A gradient of all experts' weights, summed over tiles in float32 at least; experts without rows get 0.
+
+    In place, unless autograd records.
+    """
+
+    def __init__(self, shape: torch.Size, like: Tensor, wanted: bool) -> None:
+        self.dtype = like.dtype
+        self.sum = like.new_zeros(shape, dtype=at_least_float32(like)) if wanted else None
+        self.parts = [] if self.sum is None else list(self.sum.unbind(0))
+
+    def add(self, expert: int, part: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self.parts[expert] = self.parts[expert] + part
+        else:
+            self.parts[expert].add_(part)
+
+    def total(self) -> Tensor | None:
+        if self.sum is None:
+            return None
+        return (torch.stack(self.parts) if torch.is_grad_enabled() else self.sum).to(self.dtype)
+
+
+def at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
