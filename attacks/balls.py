@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.random import normal, uniform
+from ironmoe.kernels.attack_step import column, l2_ascent, l2_projection, l2_step, linf_ascent, linf_step
 
 Bounds = tuple[float, float]
 
@@ -33,6 +34,9 @@ class Ball(Protocol):
     def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
         """A step of length ``alpha`` (B,), measured in the ball's norm, that raises a linear loss the most. Not projected."""
 
+    def step(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        """``project(ascend(point, grad, alpha))``, fused where there is a GPU. Outside autograd."""
+
     def random_point(self, keys: Tensor) -> Tensor:
         """A point drawn uniformly from the ball, projected to the box; ``keys`` (B,) as ``example_keys`` gives them."""
 
@@ -49,7 +53,7 @@ class LinfBall:
     def __init__(self, center: Tensor, eps: Tensor, bounds: Bounds) -> None:
         self.center, self.eps, self.bounds = center, eps, bounds
         exact_center = center.double()
-        radius = _column(eps, exact_center)
+        radius = column(eps, exact_center)
         low, high = (exact_center - radius).to(center.dtype), (exact_center + radius).to(center.dtype)
         # Rounding may have gone outwards by one unit in the last place: then take the next number inwards.
         self.low = torch.where(exact_center - low > radius, low.nextafter(high), low).clamp(*bounds)
@@ -62,11 +66,14 @@ class LinfBall:
         return point.clamp(self.low, self.high)
 
     def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
-        return point + _column(alpha, point) * grad.sign()
+        return linf_ascent(point, grad, alpha)
+
+    def step(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        return linf_step(point, grad, self.low, self.high, alpha)[0]
 
     def random_point(self, keys: Tensor) -> Tensor:
         noise = 2 * uniform(keys, self.center.shape[1:], self.center.dtype) - 1
-        return self.project(self.center + _column(self.eps, self.center) * noise)
+        return self.project(self.center + column(self.eps, self.center) * noise)
 
     def tighten(self, point: Tensor) -> Tensor:
         return self.project(point)
@@ -76,14 +83,7 @@ class LinfBall:
 
 
 class L2Ball:
-    """‖z − x‖₂ ≤ eps and bounds[0] ≤ z ≤ bounds[1].
-
-    The projection of y = x + d onto both is z = clamp(x + s·d) for the largest s ≤ 1 with ‖z − x‖ ≤ eps (the KKT conditions; the
-    box only clips coordinates). ‖z − x‖² is Σ of s²d² where free and of room² where clipped, so s follows from the set of
-    clipped coordinates, and that set only grows: a few rounds reach the exact answer.
-    """
-
-    MAX_ROUNDS = 50
+    """‖z − x‖₂ ≤ eps and bounds[0] ≤ z ≤ bounds[1]."""
 
     def __init__(self, center: Tensor, eps: Tensor, bounds: Bounds) -> None:
         self.center, self.eps, self.bounds = center, eps, bounds
@@ -92,40 +92,27 @@ class L2Ball:
         return L2Ball(self.center[keep], self.eps[keep], self.bounds)
 
     def project(self, point: Tensor) -> Tensor:
-        delta = (point - self.center).flatten(1)
-        center = self.center.flatten(1)
-        room = torch.where(delta > 0, self.bounds[1] - center, center - self.bounds[0])
-        size, eps = delta.abs(), self.eps.to(delta.dtype)
-        s = (eps / size.norm(dim=1).clamp_min(1e-30)).clamp_max(1)
-        for _ in range(self.MAX_ROUNDS):
-            clipped = s.unsqueeze(1) * size >= room
-            spent = room.masked_fill(~clipped, 0).square().sum(1)
-            free = size.masked_fill(clipped, 0).square().sum(1)
-            larger = ((eps.square() - spent).clamp_min(0) / free.clamp_min(1e-30)).sqrt().clamp_max(1).maximum(s)
-            if torch.equal(larger, s):
-                break
-            s = larger
-        return (self.center + _column(s, self.center) * delta.view_as(self.center)).clamp(*self.bounds)
+        return l2_projection(point, self.center, self.eps, self.bounds)
 
     def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
-        # By the largest entry first: the squares of a confident model's gradients would underflow.
-        grad = grad / _column(grad.flatten(1).abs().amax(1).clamp_min(torch.finfo(grad.dtype).tiny), grad)
-        norm = grad.flatten(1).norm(dim=1).clamp_min(1e-12)
-        return point + _column(alpha / norm, point) * grad
+        return l2_ascent(point, grad, alpha)
+
+    def step(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        return l2_step(point, grad, self.center, self.eps, self.bounds, alpha)[0]
 
     def random_point(self, keys: Tensor) -> Tensor:
         shape, dtype = self.center.shape[1:], self.center.dtype
         direction = normal(keys, shape, dtype)
         length = direction.flatten(1).norm(dim=1).clamp_min(1e-12)
         radius = uniform(keys, (1,), dtype, stream=2)[:, 0] ** (1 / max(self.center[0].numel(), 1))
-        return self.project(self.center + _column(self.eps * radius / length, self.center) * direction)
+        return self.project(self.center + column(self.eps * radius / length, self.center) * direction)
 
     def tighten(self, point: Tensor) -> Tensor:
         margin = 1e-7
         while bool((over := self.distance(point) > self.eps.double()).any()):
             scale = torch.where(over, self.eps.double() / self.distance(point).clamp_min(1e-300) * (1 - margin), 1.0)
-            shrunk = self.center + _column(scale.clamp(0, 1), self.center) * (point - self.center)
-            point = torch.where(_column(over, point).bool(), shrunk.clamp(*self.bounds), point)
+            shrunk = self.center + column(scale.clamp(0, 1), self.center) * (point - self.center)
+            point = torch.where(column(over, point).bool(), shrunk.clamp(*self.bounds), point)
             margin = min(1.0, 2 * margin)
         return point
 
@@ -134,8 +121,3 @@ class L2Ball:
 
 
 BALLS: dict[str, type[Ball]] = {"Linf": LinfBall, "L2": L2Ball}
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) shaped to multiply the batch ``like`` (B, …), in its dtype."""
-    return values.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))

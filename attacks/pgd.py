@@ -81,7 +81,7 @@ class PGD(Attack):
                 ball, labels, rows, points, grad = ball[keep], labels[keep], rows[keep], points[keep], grad[keep]
             if last or len(rows) == 0:
                 return
-            points = ball.project(ball.ascend(points, grad, self._step_length(ball.eps)))
+            points = ball.step(points, grad, self._step_length(ball.eps))
 
     def _step_length(self, eps: Tensor) -> Tensor:
         if self.alpha is not None:

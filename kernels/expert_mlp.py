@@ -23,7 +23,14 @@ from ironmoe.kernels.dispatch import Dispatch, plan_dispatch, plan_tiles
 from ironmoe.kernels.expert_down import down_tiles, down_tiles_backward, expert_down_op
 from ironmoe.kernels.grouped_matmul import check_experts, grouped_matmul_op, product_tiles, product_tiles_backward
 from ironmoe.kernels.recompute import recomputed
-from ironmoe.kernels.route import check_precision, forward_mode, takes_operators, transformed
+from ironmoe.kernels.route import (
+    autocast_dtype,
+    check_precision,
+    forward_mode,
+    takes_operators,
+    transformed,
+    without_autocast,
+)
 from ironmoe.kernels.tiles import Tile, tiles
 from ironmoe.kernels.topk import Routing
 from ironmoe.kernels.transforms import by_folding, takes_folding
@@ -63,8 +70,8 @@ def expert_mlp(
     Raises:
         ValueError: shapes, dtypes, devices, the activation or the precision do not belong together.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
         x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
         b_in = None if b_in is None else b_in.to(dtype)
         b_out = None if b_out is None else b_out.to(dtype)
@@ -72,7 +79,7 @@ def expert_mlp(
     check_precision(precision)
     _check(x, w_in, w_out, routing, b_in, b_out, act)
     inputs = (x, routing.gates, w_in, w_out, b_in, b_out)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if takes_folding():
             return by_folding(expert_mlp, inputs, routing.experts, activation, recompute, precision)
         if dispatch is None:

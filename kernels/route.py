@@ -5,6 +5,7 @@ Eager CPU tensors walk over tiles (``expert_twin``). CUDA tensors, traced and fa
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 
@@ -58,6 +59,20 @@ def _has_triton() -> bool:
 def forward_mode() -> bool:
     """Whether forward-mode differentiation is at work (``torch.autograd.forward_ad``): the operators have no rule for it."""
     return torch.autograd.forward_ad._current_level >= 0
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """What autocast would compute in on this device; None if it is off, or unknown there (meta)."""
+    kind = tensor.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Autocast off on this device."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def check_precision(precision: str) -> None:

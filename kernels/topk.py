@@ -185,12 +185,31 @@ def _(d_gates, logits, experts, score, order, renormalize, scale):  # type: igno
     return logits.new_empty(logits.shape)
 
 
-def _backward_by_torch(d_gates: Tensor, logits: Tensor, experts: Tensor, *setting: Any) -> Tensor:
-    """The torch twin, differentiable in turn where autograd records."""
-    records = torch.is_grad_enabled()
-    with torch.enable_grad():
-        gates = _gates(logits, experts.long(), *setting)
-        return torch.autograd.grad(gates, logits, d_gates, create_graph=records)[0]
+def _backward_by_torch(
+    d_gates: Tensor, logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float
+) -> Tensor:
+    """The torch twin, differentiable in turn."""
+    experts = experts.long()
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    d_gates = d_gates * scale
+    if renormalize:
+        raw = _gates(logits, experts, score, order, False, 1.0)
+        total = raw.sum(-1, keepdim=True)
+        tiny = torch.finfo(total.dtype).tiny
+        shared = (d_gates * raw).sum(-1, keepdim=True) / total.clamp_min(tiny)
+        d_gates = (d_gates - shared.masked_fill(total < tiny, 0)) / total.clamp_min(tiny)
+    if order == "topk_first":
+        return torch.zeros_like(z).scatter(-1, experts, _score_backward(d_gates, z.gather(-1, experts), score)).to(logits.dtype)
+    return _score_backward(torch.zeros_like(z).scatter(-1, experts, d_gates), z, score).to(logits.dtype)
+
+
+def _score_backward(d_score: Tensor, z: Tensor, score: str) -> Tensor:
+    value = _score(z, score)
+    if score == "softmax":
+        return value * (d_score - (d_score * value).sum(-1, keepdim=True))
+    if score == "sigmoid":
+        return d_score * value * (1 - value)
+    return d_score * z.sigmoid() / (2 * value)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -75,10 +75,7 @@ class _Pullback:
         recorded = torch.is_grad_enabled()  # then this call is inside another pullback
         count = len(self.f.token_arguments)
         with torch.enable_grad():
-            arguments = [
-                t.detach().requires_grad_() if i in self.wanted and not t.requires_grad else t
-                for i, t in enumerate(tensors[:count])
-            ]
+            arguments = [_own(t) if i in self.wanted else t for i, t in enumerate(tensors[:count])]
             outputs = self.f(*arguments)
         leaves = [arguments[i] for i in self.wanted]
         return torch.autograd.grad(outputs, leaves, tensors[count:], create_graph=recorded, materialize_grads=True)
@@ -117,6 +114,11 @@ class _Opaque(torch.autograd.Function):
             for i in range(info.batch_size)
         ]
         return tuple(torch.stack(outs) for outs in zip(*each, strict=True)), (0,) * len(f.token_outputs)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The same values, a variable of their own: an argument may depend on another one, which must not be followed here."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 def _fold(tensor: Tensor, dim: int | None, batch: int) -> Tensor:

@@ -52,11 +52,12 @@ class Blocks(NamedTuple):
 # Product → blocks for 128 rows a tile and 16-bit numbers. What the compiler says of each: docs/compile-report.md.
 WIDE = {
     "gated": Blocks(128, 128, 64, split=2),
-    "activated": Blocks(128, 128, 64, stages=4, split=2),
+    "activated": Blocks(128, 128, 64, stages=4, split=4),
     "plain": Blocks(128, 256, 64, split=2),
     "hidden_gradient": Blocks(128, 128, 64, split=4),
     "weight_gradient": Blocks(128, 128, 64),
 }
+BLACKWELL = WIDE | {"hidden_gradient": Blocks(128, 128, 64, split=8)}
 WITHOUT_TMA = {  # the pointers of the weights take the registers of half the columns
     "gated": Blocks(128, 64, 64, split=2),
     "activated": Blocks(128, 128, 64, split=2),
@@ -107,11 +108,16 @@ def rows_per_tile(num_rows: int, num_experts: int, dtype: torch.dtype) -> int:
 
 def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip) -> Blocks:
     """The configuration of one product: ``rows`` as ``rows_per_tile`` says (the weight gradient has none of its own)."""
-    table = FLOAT32 if dtype == torch.float32 else WIDE if chip.tma and chip.shared_memory > 200_000 else WITHOUT_TMA
-    blocks = table[product]
+    if dtype == torch.float32:
+        blocks = FLOAT32[product]
+    elif not chip.tma or chip.shared_memory < 200_000:
+        blocks = WITHOUT_TMA[product]
+    else:
+        blocks = (BLACKWELL if chip.name == "sm_100" else WIDE)[product]
     if product != "weight_gradient" and rows < blocks.m:
         narrow = rows <= 32
-        blocks = blocks._replace(m=rows, n=min(blocks.n, 128), warps=4, split=1 if narrow else blocks.split)
+        columns = 64 if narrow and product == "hidden_gradient" else 128
+        blocks = blocks._replace(m=rows, n=min(blocks.n, columns), warps=4, split=1 if narrow else blocks.split)
     stages = blocks.stages
     while stages > 1 and _shared_bytes(product, blocks, stages, dtype) > chip.shared_memory:
         stages -= 1

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Routing, topk_route
+from ironmoe.kernels.route import without_autocast
 from ironmoe.moe.losses import balance_loss, importance_loss, load_loss, router_z_loss
 
 
@@ -70,7 +71,7 @@ class TopKRouter(nn.Module):
 
     def forward(self, x_TD: Tensor) -> RouterOutput:
         """x (T, D) → RouterOutput."""
-        with torch.autocast(x_TD.device.type, enabled=False):
+        with without_autocast(x_TD):
             wide = torch.promote_types(x_TD.dtype, torch.float32)
             logits_TE = nn.functional.linear(x_TD.to(wide), self.weight.to(wide))
             noisy_TE = logits_TE

@@ -1,0 +1,157 @@
+"""The attack step as Triton kernels; ``ironmoe.kernels.attack_step`` says what they compute. float32 inside."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ironmoe.kernels.attack_step import MAX_ROUNDS
+from ironmoe.kernels.gpu.launch import launch
+
+NAN = tl.constexpr(tl.PropagateNan.ALL)  # a NaN stays one, as in torch
+
+
+@triton.jit
+def linf_step_kernel(
+    point, grad, low, high, alpha, moved, image, pixels, blocks, BLOCK: tl.constexpr, WRITES_IMAGE: tl.constexpr
+):
+    """A program moves one block of the pixels of one example."""
+    example = tl.program_id(0) // blocks
+    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    at = example.to(tl.int64) * pixels + pixel
+    real = pixel < pixels
+    slope = tl.load(grad + at, mask=real, other=0.0).to(tl.float32)
+    sign = tl.where(slope > 0, 1.0, 0.0) - tl.where(slope < 0, 1.0, 0.0)  # of NaN 0, as torch has it
+    y = tl.load(point + at, mask=real, other=0.0) + tl.load(alpha + example).to(tl.float32) * sign
+    z = tl.clamp(y, tl.load(low + at, mask=real, other=0.0), tl.load(high + at, mask=real, other=0.0), propagate_nan=NAN)
+    tl.store(moved + at, z, mask=real)
+    if WRITES_IMAGE:
+        tl.store(image + at, z.to(image.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _load_delta(point, grad, center, at, real, inverse, rate, lowest):
+    """(x, y − x) of some pixels: x the center, y the point after the step. Past the end x is ``lowest`` and y − x is 0."""
+    x = tl.load(center + at, mask=real, other=lowest)
+    slope = tl.load(grad + at, mask=real, other=0.0).to(tl.float32) * inverse
+    return x, tl.load(point + at, mask=real, other=lowest) + rate * slope - x
+
+
+@triton.jit
+def l2_step_kernel(
+    point,
+    grad,
+    center,
+    eps,
+    alpha,
+    moved,
+    image,
+    pixels,
+    lowest,
+    highest,
+    MAX_ROUNDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WRITES_IMAGE: tl.constexpr,
+):
+    """A program moves one example. y is computed again in every pass over the pixels, which is cheaper than storing it."""
+    example = tl.program_id(0)
+    first = example.to(tl.int64) * pixels
+    pixel = tl.arange(0, BLOCK)
+    # The norm of the gradient: by the largest entry first, whose square may underflow.
+    peaks = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, pixels, BLOCK):
+        slope = tl.load(grad + first + start + pixel, mask=start + pixel < pixels, other=0.0).to(tl.float32)
+        peaks = tl.maximum(peaks, tl.abs(slope))
+    inverse = tl.div_rn(1.0, tl.maximum(tl.max(peaks, 0), 1.1754943508222875e-38))  # the smallest normal number
+    squares = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, pixels, BLOCK):
+        slope = tl.load(grad + first + start + pixel, mask=start + pixel < pixels, other=0.0).to(tl.float32)
+        squares += slope * inverse * (slope * inverse)
+    norm = tl.maximum(tl.sqrt_rn(tl.sum(squares, 0)), 1e-12, propagate_nan=NAN)
+    rate = tl.div_rn(tl.load(alpha + example).to(tl.float32), norm)
+
+    # The scale s of the projection, from below: with nothing clipped but what has no room, then with what s clips.
+    radius = tl.load(eps + example).to(tl.float32)
+    before = tl.full([], -1.0, tl.float32)
+    scale = tl.full([], 0.0, tl.float32)
+    rounds = 0
+    while (scale > before) & (rounds < MAX_ROUNDS):
+        spent = tl.zeros([BLOCK], tl.float32)
+        free = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, pixels, BLOCK):
+            at, real = first + start + pixel, start + pixel < pixels
+            x, delta = _load_delta(point, grad, center, at, real, inverse, rate, lowest)
+            room = tl.where(delta > 0, highest - x, x - lowest)
+            clipped = scale * tl.abs(delta) >= room
+            spent += tl.where(clipped, room * room, 0.0)
+            free += tl.where(clipped, 0.0, delta * delta)
+        left = tl.maximum(radius * radius - tl.sum(spent, 0), 0.0)
+        larger = tl.sqrt_rn(tl.div_rn(left, tl.maximum(tl.sum(free, 0), 1e-30)))
+        before = scale
+        scale = tl.maximum(tl.minimum(larger, 1.0), scale)
+        rounds += 1
+
+    for start in range(0, pixels, BLOCK):
+        at, real = first + start + pixel, start + pixel < pixels
+        x, delta = _load_delta(point, grad, center, at, real, inverse, rate, lowest)
+        z = tl.clamp(x + scale * delta, lowest, highest, propagate_nan=NAN)
+        tl.store(moved + at, z, mask=real)
+        if WRITES_IMAGE:
+            tl.store(image + at, z.to(image.dtype.element_ty), mask=real)
+
+
+def launch_linf_step(
+    point: Tensor, grad: Tensor, low: Tensor, high: Tensor, alpha: Tensor, moved: Tensor, image: Tensor
+) -> None:
+    """Fill ``moved`` (B, …) and, unless it is empty, ``image``."""
+    if point.numel() == 0:
+        return
+    pixels = point[0].numel()
+    block = min(1024, triton.next_power_of_2(pixels))
+    blocks = triton.cdiv(pixels, block)
+    launch(
+        linf_step_kernel,
+        len(point) * blocks,
+        num_warps=4,
+        **_contiguous(point=point, grad=grad, low=low, high=high, alpha=alpha),
+        moved=moved,
+        image=image,
+        pixels=pixels,
+        blocks=blocks,
+        BLOCK=block,
+        WRITES_IMAGE=image.numel() > 0,
+    )
+
+
+def launch_l2_step(
+    point: Tensor,
+    grad: Tensor,
+    center: Tensor,
+    eps: Tensor,
+    lowest: float,
+    highest: float,
+    alpha: Tensor,
+    moved: Tensor,
+    image: Tensor,
+) -> None:
+    """Fill ``moved`` (B, …) and, unless it is empty, ``image``."""
+    if point.numel() == 0:
+        return
+    pixels = point[0].numel()
+    launch(
+        l2_step_kernel,
+        len(point),
+        num_warps=8,
+        **_contiguous(point=point, grad=grad, center=center, eps=eps, alpha=alpha),
+        moved=moved,
+        image=image,
+        pixels=pixels,
+        lowest=lowest,
+        highest=highest,
+        MAX_ROUNDS=MAX_ROUNDS,
+        BLOCK=min(4096, triton.next_power_of_2(pixels)),
+        WRITES_IMAGE=image.numel() > 0,
+    )
+
+
+def _contiguous(**tensors: Tensor) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
