@@ -1,8 +1,10 @@
 # make demo · make test · make venv
 #
-# torch is pinned. Without an NVIDIA GPU the CPU build is asked for first, because PyPI's Linux build brings gigabytes of CUDA.
+# torch is pinned. Without an NVIDIA GPU the CPU build is asked for first, because PyPI's Linux build brings gigabytes of CUDA;
+# that build has no Triton, whose interpreter and compiler the tests use.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TRITON ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,triton==3.6.0)
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 BIN := .venv/bin
 
@@ -22,9 +24,9 @@ lint: venv
 	$(BIN)/mypy
 
 # The folders are prerequisites because a strict editable install has to be made again when a file appears or goes.
-.venv/installed: pyproject.toml kernels moe attacks bench
+.venv/installed: pyproject.toml kernels kernels/gpu moe attacks bench
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) '$(TORCH)'
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) '$(TORCH)' $(TRITON) 'numpy<2.4'
 	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]' --config-settings editable_mode=strict
 	touch $@
 

@@ -25,6 +25,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine: our la
 app.add_typer(bench_app, name="bench")
 
 EPS_DEFAULT = "2,4,8,12,16,24"
+DEFAULT_CHIPS = "sm_80,sm_90,sm_100,gfx942"
 Data = Annotated[
     str,
     typer.Option(
@@ -147,16 +148,34 @@ def attack(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    compile_kernels: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Instead compile every Triton kernel for the chips, present or not, and fail on spills and their like. Some minutes.",
+        ),
+    ] = False,
+    chips: Annotated[str, typer.Option(help="With --compile: for which chips, separated by commas.")] = DEFAULT_CHIPS,
+    out: Annotated[Path | None, typer.Option(help="With --compile: also write the table as Markdown to this file.")] = None,
+) -> None:
     """Print versions, devices and which code path each operation takes here and why; then test them, in about ten seconds.
 
     Exit status 1 if a test fails.
     """
     console = Console()
     with _clear_errors(console):
-        from ironmoe.bench.doctor import run_doctor
+        if compile_kernels:
+            from ironmoe.bench.compile_check import run_compile_check
 
-        if not run_doctor(console):
+            passed = run_compile_check(_chips(chips), out, console)
+        elif out is not None or chips != DEFAULT_CHIPS:
+            raise typer.BadParameter("--chips and --out belong to --compile")
+        else:
+            from ironmoe.bench.doctor import run_doctor
+
+            passed = run_doctor(console)
+        if not passed:
             raise typer.Exit(1)
 
 
@@ -181,6 +200,7 @@ def _clear_errors(console: Console) -> Iterator[None]:
     """A user's mistake is one line and exit status 2; Ctrl-C says that nothing finished is lost. A bug keeps its traceback."""
     import torch
 
+    from ironmoe.bench.compile_check import CompileCheckError
     from ironmoe.bench.data import DataError
     from ironmoe.bench.models import CheckpointError
     from ironmoe.bench.run_folder import OutputError
@@ -189,7 +209,7 @@ def _clear_errors(console: Console) -> Iterator[None]:
     torch.set_flush_denormal(True)  # idle experts' Adam moments decay into denormals, which are ten times as slow
     try:
         yield
-    except (DataError, CheckpointError, OutputError, TrainingError, typer.BadParameter) as error:
+    except (CompileCheckError, DataError, CheckpointError, OutputError, TrainingError, typer.BadParameter) as error:
         _print_error(str(error))
         raise typer.Exit(2) from None
     except OSError as error:  # a disk that fills up in the middle
@@ -233,6 +253,16 @@ def _attack_settings(
     if alpha is not None and not alpha >= 0:
         raise typer.BadParameter(f"--alpha must be at least 0, got {alpha}")
     return AttackSettings(norm, radii, steps, restarts, None if alpha is None else alpha / 255, images, batch_size=batch_size)
+
+
+def _chips(names: str) -> tuple[str, ...]:
+    from ironmoe.kernels.tuning import CHIPS
+
+    chosen = tuple(name.strip() for name in names.split(","))
+    for name in chosen:
+        if name not in CHIPS:
+            raise typer.BadParameter(f"--chips must be among {', '.join(CHIPS)}, got {name!r}")
+    return chosen
 
 
 def _device(name: str) -> "torch.device":

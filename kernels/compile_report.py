@@ -25,12 +25,11 @@ from ironmoe.kernels.gpu.launch import Launch
 from ironmoe.kernels.specimens import SHORT, Specimen, specimens
 from ironmoe.kernels.tuning import CHIPS, Chip
 
-REPORTED = ("sm_80", "sm_90", "sm_100", "gfx942")
 TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
     torch.int64: "i64", torch.int32: "i32", torch.int8: "i8", torch.bool: "i1",
 }  # fmt: skip
-MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+MATRIX = dict.fromkeys(CHIPS, "mma.sync") | {"sm_90": "wgmma", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
 
 
 class Finding(NamedTuple):
@@ -39,7 +38,7 @@ class Finding(NamedTuple):
     chip: str
     kernel: str
     dtype: str
-    blocks: str
+    tile: str
     warps: int
     stages: int
     registers: int
@@ -56,13 +55,13 @@ class Finding(NamedTuple):
             found.append(f"{self.stack} bytes of stack, {self.spills} spilling instructions")
         if self.shared > limit:
             found.append(f"{self.shared} bytes of shared memory, the chip has {limit}")
-        rows = int(self.blocks.split("×")[0]) if self.blocks else 0
+        rows = int(self.tile.split("×")[0]) if self.tile else 0
         if rows >= 64 and self.dtype != "fp32" and not self.matrix:
             found.append(f"no {MATRIX[self.chip]}")
         return found
 
 
-def compile_report(chips: tuple[str, ...] = REPORTED, workers: int | None = None) -> Iterator[tuple[Finding, int]]:
+def compile_report(chips: tuple[str, ...], workers: int | None = None) -> Iterator[tuple[Finding, int]]:
     """Findings in the order of ``specimens``, each with the number of kernels in all. Several processes compile."""
     jobs = [(name, i) for name in chips for i in range(len(specimens(CHIPS[name])))]
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
@@ -84,9 +83,9 @@ def examine(specimen: Specimen, chip: Chip) -> Finding:
     registers, stack, spills = _amd(compiled) if chip.name.startswith("gfx") else _nvidia(compiled)
     text = compiled.asm["amdgcn" if chip.name.startswith("gfx") else "ptx"]
     constants = launch.arguments
-    blocks = "×".join(str(constants[k]) for k in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if k in constants)
+    tile = "×".join(str(constants[k]) for k in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if k in constants)
     return Finding(
-        chip.name, specimen.name, SHORT.get(specimen.dtype, "int"), blocks if blocks.count("×") == 2 else "", launch.num_warps,
+        chip.name, specimen.name, SHORT.get(specimen.dtype, "int"), tile if tile.count("×") == 2 else "", launch.num_warps,
         launch.num_stages, registers, stack, spills, compiled.metadata.shared, len(re.findall(re.escape(MATRIX[chip.name]), text)),
     )  # fmt: skip
 

@@ -5,13 +5,15 @@ for the weights as well (pytorch/pytorch#174017). The engine knows. It answers f
 input goes through an alias first; ``torch.autograd.graph.register_multi_grad_hook`` asks the same question the same way.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+_Given = TypeVar("_Given", Tensor, Tensor | None)
 
-def with_own_node(tensor: Tensor | None) -> Tensor | None:
+
+def with_own_node(tensor: _Given) -> _Given:
     """The same values behind a graph node of their own, where there is a graph."""
     return tensor.view_as(tensor) if tensor is not None and tensor.requires_grad else tensor
 

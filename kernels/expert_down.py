@@ -26,9 +26,7 @@ def down_tiles(
 ) -> Tensor:
     """The torch twin: activated units, one tensor (r, F) a tile, to y (T, D)."""
     weights, biases = per_expert(w_out.transpose(1, 2)), per_expert(b_out, len(w_out))
-    rows = [
-        matmul(a_rF, weights[tile.expert], biases[tile.expert]) for a_rF, tile in zip(activated, plan, strict=True)
-    ]
+    rows = [matmul(a_rF, weights[tile.expert], biases[tile.expert]) for a_rF, tile in zip(activated, plan, strict=True)]
     return gather_sum(stack_rows(rows, slot_row.numel()), gates, slot_row)
 
 
@@ -102,7 +100,7 @@ def expert_down_backward_op(
     want_gates: bool, want_w: bool, want_b: bool, want_h: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(d_gates, dW₂, db₂, dH), each empty where not wanted."""
-    d_gates = dw = db = dh = None
+    d_gates = dw = db = dh = gated = None
     if takes_triton(dy):
         from ironmoe.kernels.gpu import hidden_gradient, weight_gradient
 
@@ -112,7 +110,7 @@ def expert_down_backward_op(
                 want_gates, want_h, want_w,
             )  # fmt: skip
             d_gates = None if d_gates is None else d_gates.to(gates.dtype)
-        if want_w:
+        if gated is not None:
             dw = weight_gradient.weight_gradient(dy, row_token, gated, None, offsets, precision)
         if want_b:
             db = weight_gradient.expert_sum(dy, offsets, gates, row_token, row_slot)
@@ -153,8 +151,11 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         act = ACTIVATIONS[ctx.activation]
         plan = list(tiles(offsets, w_out.shape[2] * w_out.element_size()))
         hidden_tiles = () if hidden is None else tile_rows(hidden[: plan[-1].stop], plan)
-        *grads, dh_tiles = down_tiles_backward(dy, gates, w_out, b_out, hidden_tiles, *index, act, plan, *want)
-        dh = stack_rows(dh_tiles, len(index[0])) if want[3] else None
+        row_token, row_slot, slot_row = index
+        *grads, dh_tiles = down_tiles_backward(
+            dy, gates, w_out, b_out, hidden_tiles, row_token, row_slot, slot_row, act, plan, *want
+        )
+        dh = stack_rows(dh_tiles, len(row_token)) if want[3] else None
         return (*grads, dh, *(None,) * 8)
     hidden = dy.new_empty(0) if hidden is None else hidden
     results = expert_down_backward_op(

@@ -78,7 +78,7 @@ def expert_mlp(
     act = get_activation(activation)
     check_precision(precision)
     _check(x, w_in, w_out, routing, b_in, b_out, act)
-    inputs = (x, routing.gates, w_in, w_out, b_in, b_out)
+    inputs: Any = (x, routing.gates, w_in, w_out, b_in, b_out)
     with without_autocast(x):
         if takes_folding():
             return by_folding(expert_mlp, inputs, routing.experts, activation, recompute, precision)
@@ -102,7 +102,7 @@ def _plainly(inputs: Any, act: Activation, dispatch: Dispatch) -> Tensor:
 
 def _by_operators(inputs: Any, activation: str, dispatch: Dispatch, recompute: bool, precision: str) -> Tensor:
     records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    x, gates, w_in, w_out, b_in, b_out = map(with_own_node, inputs) if records else inputs
+    x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs] if records else inputs
     offsets, row_token, row_slot, slot_row = dispatch
     cut = plan_tiles(offsets, row_token.shape[0], x.dtype)
 
@@ -119,7 +119,7 @@ def _by_operators(inputs: Any, activation: str, dispatch: Dispatch, recompute: b
 def _by_tiles(inputs: Any, act: Activation, dispatch: Dispatch, recompute: bool) -> Tensor:
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)):
         return _plainly(inputs, act, dispatch)
-    x, gates, w_in, w_out, b_in, b_out = map(with_own_node, inputs)
+    x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs]
     plan = list(tiles(dispatch.offsets, w_in.shape[1] * w_in.element_size()))
     hidden = _Up.apply(x, w_in, b_in, dispatch, plan)
     with recomputed(hidden, lambda: product_tiles(x, w_in, b_in, dispatch.row_token, plan), recompute):
@@ -159,8 +159,9 @@ class _Down(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         gates, w_out, b_out, *hidden = ctx.saved_tensors
         want = demanded(ctx, ctx.given)
+        _, row_token, row_slot, slot_row = ctx.dispatch
         *grads, dh_tiles = down_tiles_backward(
-            dy, gates, w_out, b_out, hidden, *ctx.dispatch[1:], ctx.act, ctx.plan, *want
+            dy, gates, w_out, b_out, hidden, row_token, row_slot, slot_row, ctx.act, ctx.plan, *want
         )
         return *grads, *(dh_tiles or (None,) * len(ctx.plan)), None, None, None
 

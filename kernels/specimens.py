@@ -1,7 +1,7 @@
 """One launch of every kernel at every configuration of the tuning table, recorded on meta tensors: no memory, no GPU."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from ironmoe.kernels.gpu.launch import Launch, observe
 from ironmoe.kernels.topk import ExpertGroups
 from ironmoe.kernels.tuning import Chip, assume
 
-D, F, E, K = 2048, 768, 128, 8  # Qwen3-30B-A3B: every size a multiple of every block
+E, K = 128, 8  # Qwen3-30B-A3B
+SIZES = (2048, 768)  # its D and F: multiples of every block
+ODD_SIZES = (2046, 770)  # of none; rows that TMA does not take
 ROWS = (16, 32, 64, 128)  # an expert's rows, one for each BLOCK_M
 DTYPES = (torch.bfloat16, torch.float32)  # float16 takes the configurations of bfloat16
 SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -29,49 +31,64 @@ class Specimen(NamedTuple):
 def specimens(chip: Chip) -> list[Specimen]:
     """Every kernel as it would be launched on ``chip``, each configuration once."""
     found: dict[tuple[object, ...], Specimen] = {}
-    for name, dtype, run in _cases():
-        with assume(chip), observe() as launches:
-            run()
-        for launch in launches:
-            constants = tuple(
-                (k, v) for k, v in launch.arguments.items() if not isinstance(v, Tensor | None) and "TMA" not in k and k.isupper()
-            )
-            dtypes = tuple(getattr(v, "dtype", None) for v in launch.arguments.values())
-            kept = tuple(v is None for v in launch.arguments.values())
-            key = (launch.kernel, constants, dtypes, kept, launch.num_warps, launch.num_stages)
-            found.setdefault(key, Specimen(f"{_title(launch)} {name}".strip(), dtype, launch))
+    with assume(chip), observe() as launches:
+        for name, dtype in _steps():
+            for launch in launches:
+                kernel = str(launch.kernel.__name__).removesuffix("_kernel")
+                found.setdefault(_configuration(launch), Specimen(f"{kernel}: {name}" if name else kernel, dtype, launch))
+            launches.clear()
     return list(found.values())
 
 
-def _title(launch: Launch) -> str:
-    return str(launch.kernel.__name__).removesuffix("_kernel")
+def _configuration(launch: Launch) -> tuple[object, ...]:
+    """What makes the compiler's result: constants, dtypes, what is given. Sizes are alike in all specimens."""
+    constants = tuple(launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr)
+    kinds = tuple((type(v), getattr(v, "dtype", None)) for v in launch.arguments.values())
+    return launch.kernel, constants, kinds, launch.num_warps, launch.num_stages
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _cases() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
+def _steps() -> Iterator[tuple[str, torch.dtype]]:
+    """(name, dtype) of each step, after it was taken."""
     for dtype in DTYPES:
         for rows in ROWS if dtype == torch.bfloat16 else ROWS[:2]:
             full = rows == ROWS[-1] and dtype == torch.bfloat16
             for activation in ACTIVATIONS if full else ("gelu", "swiglu"):
-                yield activation, dtype, lambda d=dtype, r=rows, a=activation: _expert(d, r, a)  # type: ignore[misc]
-        yield "", dtype, lambda d=dtype: combine.combine_backward(  # type: ignore[misc]
-            _meta(64, D, dtype=d), _meta(64 * K, D, dtype=d), _gates(64), *_index(64 * K, 64), True, True
-        )  # fmt: skip
-    yield "tf32", torch.float32, lambda: _expert(torch.float32, ROWS[1], "gelu", "tf32")
-    yield "", torch.int32, lambda: dispatch.plan(_meta(4096, K), E)
+                for step in _expert(dtype, rows, activation):
+                    yield step, dtype
+        dy, rows_RD = _meta(64, SIZES[0], dtype=dtype), _meta(64 * K, SIZES[0], dtype=dtype)
+        combine.combine_backward(dy, rows_RD, _gates(64), *_index(64 * K, 64), True, True)
+        yield "", dtype
+    for activation in ("gelu", "swiglu"):
+        for step in _expert(torch.bfloat16, ROWS[-1], activation, sizes=ODD_SIZES):
+            yield f"{step}, odd sizes", torch.bfloat16
+    for step in _expert(torch.float32, ROWS[1], "gelu", precision="tf32"):
+        yield f"{step}, tf32", torch.float32
+    dispatch.plan(_meta(4096, K), E)
+    yield "", torch.int32
     for score in ("softmax", "sigmoid", "sqrtsoftplus"):
         for order in ("score_first", "topk_first"):
-            yield f"{score} {order}", torch.float32, lambda s=score, o=order: _router(E, K, s, o)  # type: ignore[misc]
-    yield "E=1024 K=32", torch.float32, lambda: _router(1024, 32, "softmax", "score_first")
-    yield "groups", torch.float32, lambda: _router(256, 8, "sigmoid", "score_first", ExpertGroups(8, 4))
-    yield "", torch.bfloat16, _attack
+            _router(E, K, score, order)
+            yield f"{score}, {order}", torch.float32
+    _router(1024, 32, "softmax", "score_first")
+    yield "E = 1024, K = 32", torch.float32
+    _router(256, 8, "sigmoid", "score_first", ExpertGroups(8, 4))
+    yield "4 of 8 groups", torch.float32
+    shape = (8, 3, 224, 224)
+    master, image, radius = _meta(*shape, dtype=torch.float32), _meta(*shape, dtype=torch.bfloat16), _meta(8, dtype=torch.float32)
+    attack_step.launch_linf_step(master, image, master, master, radius, master, image)
+    attack_step.launch_l2_step(master, image, master, radius, 0.0, 1.0, radius, master, image)
+    yield "", torch.bfloat16
 
 
-def _expert(dtype: torch.dtype, rows: int, activation: str, precision: str = "ieee") -> None:
-    """Inference, forward and every backward of the expert, with biases."""
+def _expert(
+    dtype: torch.dtype, rows: int, activation: str, precision: str = "ieee", sizes: tuple[int, int] = SIZES
+) -> Iterator[str]:
+    """Inference, forward and every backward of the expert, with biases: the name of each step, after it was taken."""
+    D, F = sizes
     num_rows = rows * E
     tokens = num_rows // K
     wide = 2 * F if activation in GATED_ACTIVATIONS else F
@@ -80,25 +97,37 @@ def _expert(dtype: torch.dtype, rows: int, activation: str, precision: str = "ie
     row_token, row_slot, slot_row = _index(num_rows, tokens)
     offsets, gates = _meta(E + 1), _gates(tokens)
     tiles = dispatch.plan_tiles(offsets, num_rows, dtype)
-    for keep in (False, True):
-        hidden, activated = grouped_matmul.grouped_matmul(
-            x, w_in, b_in, offsets, tiles, row_token, activation, keep, precision
-        )  # fmt: skip
-    assert hidden is not None and activated is not None
-    out, _ = grouped_matmul.grouped_matmul(activated, w_out, b_out, offsets, tiles, None, "none", True, precision)
-    assert out is not None
+    yield f"{rows} rows an expert"
+
+    def product(x: Tensor, w: Tensor, bias: Tensor | None, index: Tensor | None, activation: str, keep: bool) -> Any:
+        return grouped_matmul.grouped_matmul(x, w, bias, offsets, tiles, index, activation, keep, precision)
+
+    product(x, w_in, b_in, row_token, activation, False)
+    yield f"up, {activation}, inference"
+    hidden, activated = product(x, w_in, b_in, row_token, activation, True)
+    yield f"up, {activation}, H kept"
+    out, _ = product(activated, w_out, b_out, None, "none", True)
+    yield "down"
     dy = combine.combine(out, gates, slot_row)
-    for wants in ((True, True, False), (True, True, True)):
+    yield "with gates"
+    for gated in (False, True):
         hidden_gradient.hidden_gradient(
-            dy, gates, w_out, b_out, hidden, offsets, row_token, row_slot, slot_row, tiles, activation, precision, *wants
+            dy, gates, w_out, b_out, hidden, offsets, row_token, row_slot, slot_row, tiles, activation, precision,
+            True, True, gated,
         )  # fmt: skip
-    d_rows, _ = grouped_matmul.grouped_matmul(hidden, w_in.transpose(1, 2), None, offsets, tiles, None, "none", True, precision)
-    assert d_rows is not None
+        yield f"{activation}, units for dW₂" if gated else activation
+    d_rows, _ = product(hidden, w_in.transpose(1, 2), None, None, "none", True)
+    yield "dX of each row"
     combine.combine(d_rows, None, slot_row)
+    yield "dX"
     weight_gradient.weight_gradient(hidden, None, x, row_token, offsets, precision)
+    yield "dW₁"
     weight_gradient.weight_gradient(dy, row_token, activated, None, offsets, precision)
+    yield "dW₂"
     weight_gradient.expert_sum(hidden, offsets)
+    yield "db₁"
     weight_gradient.expert_sum(dy, offsets, gates, row_token, row_slot)
+    yield "db₂"
 
 
 def _index(rows: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,10 +142,3 @@ def _router(num_experts: int, top_k: int, score: str, order: str, groups: Expert
     logits = _meta(4096, num_experts, dtype=torch.float32)
     gates, experts = topk.route(logits, top_k, score, order, True, None, groups, 1.0)
     topk.route_backward(gates, logits, experts, score, order, True, 1.0)
-
-
-def _attack() -> None:
-    shape = (8, 3, 224, 224)
-    master, image, radius = _meta(*shape, dtype=torch.float32), _meta(*shape, dtype=torch.bfloat16), _meta(8, dtype=torch.float32)
-    attack_step.launch_linf_step(master, image, master, master, radius, master, image)
-    attack_step.launch_l2_step(master, image, master, radius, 0.0, 1.0, radius, master, image)

@@ -6,7 +6,8 @@ one by one (per-sample gradients), it runs the batch in a loop.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,14 +47,15 @@ class _Function(Protocol):
     def __call__(self, *tensors: Any) -> Any: ...
 
 
-class _Layer(NamedTuple):
+@dataclass
+class _Layer:
     layer: Callable[..., Tensor]
     activation: str
     recompute: bool
     precision: str
 
-    token_arguments = (True, True, False, False, False, False, True)
-    token_outputs = (True,)
+    token_arguments: tuple[bool, ...] = (True, True, False, False, False, False, True)
+    token_outputs: tuple[bool, ...] = (True,)
 
     def __call__(self, x: Tensor, gates: Tensor, w_in: Tensor, w_out: Tensor, b_in: Any, b_out: Any, experts: Tensor) -> Any:
         y = self.layer(

@@ -65,6 +65,13 @@ WITHOUT_TMA = {  # the pointers of the weights take the registers of half the co
     "hidden_gradient": Blocks(128, 64, 64, split=2),
     "weight_gradient": Blocks(128, 128, 64),
 }
+UNALIGNED = {  # rows that are no multiple of 16: every element has an address of its own, and addresses take registers
+    "gated": Blocks(128, 32, 32),
+    "activated": Blocks(128, 64, 32, split=4),
+    "plain": Blocks(128, 64, 32),
+    "hidden_gradient": Blocks(128, 32, 32),
+    "weight_gradient": Blocks(128, 128, 64),
+}
 FLOAT32 = {  # no tensor cores in "ieee": small tiles, few registers
     "gated": Blocks(32, 32, 32, warps=4, stages=2),
     "activated": Blocks(32, 64, 32, warps=4, stages=2),
@@ -106,10 +113,13 @@ def rows_per_tile(num_rows: int, num_experts: int, dtype: torch.dtype) -> int:
     return min(max(1 << (average - 1).bit_length(), 16), 32 if dtype == torch.float32 else 128)
 
 
-def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip) -> Blocks:
-    """The configuration of one product: ``rows`` as ``rows_per_tile`` says (the weight gradient has none of its own)."""
+def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned: bool = True) -> Blocks:
+    """The configuration of one product: ``rows`` as ``rows_per_tile`` says (the weight gradient has none of its own); ``aligned``: all
+    strides are multiples of 16."""
     if dtype == torch.float32:
         blocks = FLOAT32[product]
+    elif not aligned:
+        blocks = UNALIGNED[product]
     elif not chip.tma or chip.shared_memory < 200_000:
         blocks = WITHOUT_TMA[product]
     else:

@@ -1,5 +1,7 @@
 """The attack step as Triton kernels; ``ironmoe.kernels.attack_step`` says what they compute. float32 inside."""
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -153,5 +155,5 @@ def launch_l2_step(
     )
 
 
-def _contiguous(**tensors: Tensor) -> dict[str, Tensor]:
+def _contiguous(**tensors: Tensor) -> dict[str, Any]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -4,6 +4,8 @@ Choices are cut into segments. Each segment counts its choices per expert; a sca
 (segment, expert); each segment then places its choices in order. Expert E holds the dropped choices and comes last.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -19,8 +21,8 @@ MAX_SEGMENTS = 1024
 @triton.jit
 def load_choices(experts, i_B, stop, num_experts):
     """Expert of each choice; one outside 0 … E − 1 counts as dropped, so that no row is ever out of range."""
-    expert_B = tl.load(experts + i_B, mask=i_B < stop, other=num_experts).to(tl.int32)
-    return tl.where((expert_B >= 0) & (expert_B < num_experts), expert_B, num_experts)
+    expert_B = tl.load(experts + i_B, mask=i_B < stop, other=0)
+    return tl.where((i_B < stop) & (expert_B >= 0) & (expert_B < num_experts), expert_B.to(tl.int32), num_experts)
 
 
 @triton.jit(do_not_specialize=["num_choices", "segment_length", "num_experts", "num_segments"])
@@ -109,8 +111,10 @@ def plan(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Ten
     num_segments = triton.cdiv(num_choices, segment_length)
     counts = experts.new_empty(num_experts + 1, num_segments, dtype=torch.int32)
     totals = experts.new_empty(num_experts + 1, dtype=torch.int32)
-    sizes = dict(num_choices=num_choices, segment_length=segment_length, num_segments=num_segments, num_experts=num_experts)
-    shape = dict(BLOCK=BLOCK, BINS=triton.next_power_of_2(num_experts + 1))
+    sizes: dict[str, Any] = {
+        "num_choices": num_choices, "segment_length": segment_length, "num_segments": num_segments, "num_experts": num_experts,
+    }  # fmt: skip
+    shape: dict[str, Any] = {"BLOCK": BLOCK, "BINS": triton.next_power_of_2(num_experts + 1)}
     launch(count_kernel, num_segments, experts=experts, counts=counts, **sizes, **shape)
     launch(
         scan_kernel, num_experts + 1, counts=counts, totals=totals, num_segments=num_segments,
@@ -124,7 +128,7 @@ def plan(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def plan_tiles(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
-    """(2, tiles) int32, expert and first row of each tile; −1 marks surplus ones. See ``ironmoe.kernels.operators.plan_tiles``."""
+    """(2, tiles) int32, expert and first row of each tile; −1 marks surplus ones. See ``ironmoe.kernels.dispatch.plan_tiles``."""
     num_experts = offsets.numel() - 1
     block_m = rows_per_tile(num_rows, num_experts, dtype)
     num_tiles = max_tiles(num_rows, num_experts + 1, block_m)

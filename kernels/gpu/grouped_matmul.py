@@ -5,7 +5,6 @@ through a TMA descriptor where the chip has one: that frees the registers of the
 the difference between spilling and not (docs/kernels.md).
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -169,7 +168,7 @@ def grouped_matmul(
     x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, tiles: Tensor, row_token: Tensor | None,
     activation: str, keep_hidden: bool, precision: str,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """(H (R, N | 2N) or None, activated units (R, N) or None): see ``ironmoe.kernels.operators.grouped_matmul``."""
+    """(H (R, N | 2N) or None, activated units (R, N) or None): see ``ironmoe.kernels.grouped_matmul.grouped_matmul_op``."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     bias = None if bias is None else bias.contiguous()
     gated = activation in GATED_ACTIVATIONS
@@ -178,19 +177,21 @@ def grouped_matmul(
     num_rows = len(x) if row_token is None else len(row_token)
     chip = chip_of(x)
     product = "gated" if gated else "plain" if activation == "none" else "activated"
-    blocks = blocks_for(product, x.dtype, rows_per_tile(num_rows, num_experts, x.dtype), chip)
+    w_tma, k_last = weight_layout(weight, chip)
+    rows = rows_per_tile(num_rows, num_experts, x.dtype)
+    blocks = blocks_for(product, x.dtype, rows, chip._replace(tma=w_tma), are_aligned(x, weight))
     hidden = x.new_empty(num_rows, wide) if keep_hidden else None
     activated = x.new_empty(num_rows, N) if activation != "none" else None
 
     block_c = blocks.n // blocks.split
     store_tma = chip.tma and all(out is None or takes_tma(out) for out in (hidden, activated)) and not (gated and N % block_c)
     x_tma = chip.tma and row_token is None and takes_tma(x)
-    w_operand, w_tma, k_last = weight_operand(weight, blocks, chip)
     num_blocks = triton.cdiv(N, blocks.n)
     programs = tiles.shape[1] * num_blocks if num_rows else 0
     launch(
         grouped_matmul_kernel, min(programs, chip.processors) if blocks.persistent else programs, blocks.warps, blocks.stages,
-        x=TensorDescriptor.from_tensor(x, [blocks.m, blocks.k]) if x_tma else x, w=w_operand, bias=bias,
+        x=TensorDescriptor.from_tensor(x, [blocks.m, blocks.k]) if x_tma else x,
+        w=weight_operand(weight, blocks, w_tma, k_last), bias=bias,
         hidden=hidden, hidden_tma=_output(hidden, blocks.m, block_c, store_tma),
         activated=activated, activated_tma=_output(activated, blocks.m, block_c, store_tma),
         row_token=row_token, offsets=offsets, tiles=tiles, num_tiles=tiles.shape[1], num_blocks=num_blocks, num_rows=num_rows,
@@ -203,13 +204,24 @@ def grouped_matmul(
     return hidden, activated
 
 
-def weight_operand(weight: Tensor, blocks: Blocks, chip: Chip) -> tuple[Tensor | TensorDescriptor, bool, bool]:
-    """(what the kernel reads, is it a TMA descriptor, is K its last axis) for stacked weights (E, N, K) of any strides."""
+def weight_layout(weight: Tensor, chip: Chip) -> tuple[bool, bool]:
+    """(does TMA read them, is K their last axis) for stacked weights (E, N, K) of any strides."""
     k_last = weight.stride(2) == 1
-    plain = weight if k_last else weight.transpose(1, 2)
-    if not (chip.tma and takes_tma(plain)):
-        return weight, False, k_last
-    return TensorDescriptor.from_tensor(plain, [1, blocks.n, blocks.k] if k_last else [1, blocks.k, blocks.n]), True, k_last
+    return chip.tma and takes_tma(weight if k_last else weight.transpose(1, 2)), k_last
+
+
+def weight_operand(weight: Tensor, blocks: Blocks, tma: bool, k_last: bool) -> Tensor | TensorDescriptor:
+    """What the kernel reads."""
+    if not tma:
+        return weight
+    if k_last:
+        return TensorDescriptor.from_tensor(weight, [1, blocks.n, blocks.k])
+    return TensorDescriptor.from_tensor(weight.transpose(1, 2), [1, blocks.k, blocks.n])
+
+
+def are_aligned(*tensors: Tensor) -> bool:
+    """Whether Triton knows that a row starts at an address wide loads can take: it asks for strides that are multiples of 16."""
+    return all(stride == 1 or stride % 16 == 0 for tensor in tensors for stride in tensor.stride())
 
 
 def takes_tma(tensor: Tensor) -> bool:

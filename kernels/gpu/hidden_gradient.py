@@ -5,6 +5,8 @@ the second layer's output nor its gradient ever exists. Partial dot products of 
 order by ``gate_gradient_kernel``: no atomics.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -12,11 +14,11 @@ from torch import Tensor
 
 from ironmoe.kernels.activations import GATED_ACTIVATIONS
 from ironmoe.kernels.gpu.activations import unit
-from ironmoe.kernels.gpu.grouped_matmul import accumulate, halves, locate, tile_rows, weight_operand
+from ironmoe.kernels.gpu.grouped_matmul import accumulate, are_aligned, halves, locate, tile_rows, weight_layout, weight_operand
 from ironmoe.kernels.gpu.launch import launch
 from ironmoe.kernels.tuning import blocks_for, chip_of, rows_per_tile
 
-DOT_COLUMNS = 64
+DOT_COLUMNS = 32
 
 
 @triton.jit
@@ -128,20 +130,23 @@ def hidden_gradient(
     num_experts, K, N = w_out.shape
     num_rows = len(row_token)
     chip = chip_of(dy)
-    blocks = blocks_for("hidden_gradient", dy.dtype, rows_per_tile(num_rows, num_experts, dy.dtype), chip)
+    weight = w_out.transpose(1, 2)  # (E, F, D): its rows are the columns of dA′
+    w_tma, k_last = weight_layout(weight, chip)
+    rows = rows_per_tile(num_rows, num_experts, dy.dtype)
+    blocks = blocks_for("hidden_gradient", dy.dtype, rows, chip._replace(tma=w_tma), are_aligned(dy, weight, hidden))
     num_blocks = triton.cdiv(N, blocks.n)
     d_hidden = torch.empty_like(hidden) if want_hidden else None
     gated = hidden.new_empty(num_rows, N) if want_gated else None
     num_partials = num_blocks + (b_out is not None)
     partial = gates.new_empty(num_partials, num_rows) if want_gates else None
-    weight = w_out.transpose(1, 2)  # (E, F, D): its rows are the columns of dA′
-    w_operand, w_tma, k_last = weight_operand(weight, blocks, chip)
     programs = tiles.shape[1] * num_blocks if num_rows else 0
-    plan = dict(row_token=row_token, offsets=offsets, tiles=tiles, num_tiles=tiles.shape[1], num_rows=num_rows)
+    plan: dict[str, Any] = {
+        "row_token": row_token, "offsets": offsets, "tiles": tiles, "num_tiles": tiles.shape[1], "num_rows": num_rows
+    }  # fmt: skip
     launch(
         hidden_gradient_kernel, min(programs, chip.processors) if blocks.persistent else programs, blocks.warps, blocks.stages,
-        dy=dy, w=w_operand, gates=gates, hidden=hidden, d_hidden=d_hidden, gated=gated, partial=partial, row_slot=row_slot,
-        **plan, num_blocks=num_blocks, num_experts=num_experts, top_k=gates.shape[1], N=N,
+        dy=dy, w=weight_operand(weight, blocks, w_tma, k_last), gates=gates, hidden=hidden, d_hidden=d_hidden, gated=gated,
+        partial=partial, row_slot=row_slot, **plan, num_blocks=num_blocks, num_experts=num_experts, top_k=gates.shape[1], N=N,
         K=K if want_gates or want_hidden else 0, dy_stride=dy.stride(0), we_stride=weight.stride(0),
         wn_stride=weight.stride(1), wk_stride=weight.stride(2), hidden_stride=hidden.shape[1], ACTIVATION=activation,
         GATED=activation in GATED_ACTIVATIONS, BLOCK_M=blocks.m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP=blocks.group,

@@ -43,7 +43,7 @@ def route(
     columns = triton.next_power_of_2(num_groups) * triton.next_power_of_2(group_size)
     rows = max(1, ELEMENTS // columns)
     launch(
-        _route,
+        route_kernel,
         triton.cdiv(num_tokens, rows),
         logits=logits,
         bias=None if selection_bias is None else selection_bias.contiguous(),
@@ -78,7 +78,7 @@ def route_backward(
     columns = triton.next_power_of_2(num_experts)
     rows = max(1, ELEMENTS // columns)
     launch(
-        _route_backward,
+        route_backward_kernel,
         triton.cdiv(num_tokens, rows),
         d_gates=d_gates.contiguous(),
         logits=logits,
@@ -100,8 +100,8 @@ def route_backward(
     return d_logits
 
 
-@triton.jit
-def _route(
+@triton.jit(do_not_specialize=["num_tokens"])
+def route_kernel(
     logits,
     bias,
     gates,
@@ -159,8 +159,8 @@ def _route(
     tl.store(experts + row_r1 * K + choice_1k, expert_rk, mask=is_choice_rk)
 
 
-@triton.jit
-def _route_backward(
+@triton.jit(do_not_specialize=["num_tokens"])
+def route_backward_kernel(
     d_gates,
     logits,
     experts,

@@ -1,0 +1,93 @@
+"""``ironmoe doctor --compile``: what the compiler makes of every Triton kernel, for chips that need not be here."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ironmoe.bench.report import versions
+from ironmoe.bench.run_folder import write_atomically
+
+if TYPE_CHECKING:
+    from ironmoe.kernels.compile_report import Finding
+
+COLUMNS = ("kernel", "dtype", "tile", "warps", "stages", "registers", "stack", "spills", "shared, bytes")
+
+
+class CompileCheckError(Exception):
+    """The check cannot run here; the message says why."""
+
+
+def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console) -> bool:
+    """Compile, print a table a chip, write it to ``out`` as Markdown; True if there is no fault."""
+    if find_spec("triton") is None:
+        raise CompileCheckError("--compile needs Triton, which is not installed: pip install 'triton>=3.6,<3.10' (Linux)")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise CompileCheckError("--compile cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; unset it")
+    from ironmoe.kernels.compile_report import compile_report
+
+    findings: list[Finding] = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("compiling", total=None)
+        for finding, total in compile_report(chips):
+            findings.append(finding)
+            progress.update(task, total=total, completed=len(findings), description=f"{finding.chip} {finding.kernel}")
+    for chip in chips:
+        console.print(_table(chip, [f for f in findings if f.chip == chip]))
+    faults = [(finding, fault) for finding in findings for fault in finding.faults()]
+    for finding, fault in faults:
+        console.print(f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: {fault}", highlight=False)
+    console.print(f"{len(findings)} kernels compiled for {', '.join(chips)}: {len(faults)} faults", highlight=False)
+    if out is not None:
+        write_atomically(out, _markdown(chips, findings, len(faults)))
+    return not faults
+
+
+def _cells(finding: "Finding") -> tuple[str, ...]:
+    return (finding.kernel, finding.dtype, finding.tile, *map(str, finding[4:10]), str(finding.matrix or "–"))
+
+
+def _table(chip: str, findings: "list[Finding]") -> Table:
+    table = Table(title=f"{chip}, limits: {_limits(chip)}", title_justify="left")
+    for column in (*COLUMNS, _matrix_name(chip)):
+        table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", overflow="fold")
+    for finding in findings:
+        table.add_row(*_cells(finding), style="red" if finding.faults() else None)
+    return table
+
+
+def _limits(chip: str) -> str:
+    from ironmoe.kernels.tuning import CHIPS
+
+    return f"no spill, no stack, {CHIPS[chip].shared_memory:,} bytes of shared memory"
+
+
+def _matrix_name(chip: str) -> str:
+    from ironmoe.kernels.compile_report import MATRIX
+
+    return MATRIX[chip]
+
+
+def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int) -> str:
+    found = versions()
+    lines = [
+        "# What the compiler makes of the kernels",
+        "",
+        f"Triton {found['triton']}, no GPU needed: `ironmoe doctor --compile --out docs/compile-report.md`. "
+        f"{len(findings)} kernels, {num_faults} faults.",
+        "",
+        "A fault is a spill, a stack in local memory, more shared memory than the chip has, or a 16-bit matrix kernel with 64 rows or more "
+        "a tile that lacks the chip's matrix instruction.",
+        "Registers are a thread's; spills are instructions on local memory (AMD: spilled vector registers); the last column counts matrix",
+        "instructions in the code. These are facts about compiled code, not speed.",
+    ]
+    for chip in chips:
+        header = (*COLUMNS, _matrix_name(chip))
+        lines += ["", f"## {chip}", "", f"Limits: {_limits(chip)}.", ""]
+        lines += [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+        lines += [f"| {' | '.join(_cells(f))} |" for f in findings if f.chip == chip]
+    return "\n".join(lines) + "\n"
