@@ -5,17 +5,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from ironmoe.bench.report import versions
 from ironmoe.bench.run_folder import write_atomically
+from ironmoe.kernels.tuning import CHIPS, MATRIX
 
 if TYPE_CHECKING:
     from ironmoe.kernels.compile_report import Finding
 
-COLUMNS = ("kernel", "dtype", "tile", "warps", "stages", "registers", "stack", "spills", "shared, bytes")
+COLUMNS = ("kernel", "dtype", "tile", "warps, stages", "regs", "stack, spills", "shared bytes")
+WIDTHS = (5, 10, 6, 4, 6, 6, 6)  # of all but the first, so that a terminal of 80 columns holds the table
 
 
 class CompileCheckError(Exception):
@@ -40,7 +43,9 @@ def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console
         console.print(_table(chip, [f for f in findings if f.chip == chip]))
     faults = [(finding, fault) for finding in findings for fault in finding.faults()]
     for finding, fault in faults:
-        console.print(f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: {fault}", highlight=False)
+        console.print(
+            f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: {fault}", highlight=False
+        )
     console.print(f"{len(findings)} kernels compiled for {', '.join(chips)}: {len(faults)} faults", highlight=False)
     if out is not None:
         write_atomically(out, _markdown(chips, findings, len(faults)))
@@ -48,28 +53,28 @@ def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console
 
 
 def _cells(finding: "Finding") -> tuple[str, ...]:
-    return (finding.kernel, finding.dtype, finding.tile, *map(str, finding[4:10]), str(finding.matrix or "–"))
+    f = finding
+    pairs = f"{f.warps}, {f.stages}", str(f.registers), f"{f.stack}, {f.spills}"
+    return f.kernel, f.dtype, f.tile, *pairs, str(f.shared), str(f.matrix or "–")
 
 
 def _table(chip: str, findings: "list[Finding]") -> Table:
-    table = Table(title=f"{chip}, limits: {_limits(chip)}", title_justify="left")
-    for column in (*COLUMNS, _matrix_name(chip)):
-        table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", overflow="fold")
+    table = Table(
+        title=f"{chip}; limits: {_limits(chip)}; matrix: {MATRIX[chip]}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column(COLUMNS[0])
+    for column, width in zip((*COLUMNS[1:], "matrix"), WIDTHS, strict=True):
+        table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", width=width)
     for finding in findings:
         table.add_row(*_cells(finding), style="red" if finding.faults() else None)
     return table
 
 
 def _limits(chip: str) -> str:
-    from ironmoe.kernels.tuning import CHIPS
-
     return f"no spill, no stack, {CHIPS[chip].shared_memory:,} bytes of shared memory"
-
-
-def _matrix_name(chip: str) -> str:
-    from ironmoe.kernels.compile_report import MATRIX
-
-    return MATRIX[chip]
 
 
 def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int) -> str:
@@ -82,11 +87,11 @@ def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int
         "",
         "A fault is a spill, a stack in local memory, more shared memory than the chip has, or a 16-bit matrix kernel with 64 rows or more "
         "a tile that lacks the chip's matrix instruction.",
-        "Registers are a thread's; spills are instructions on local memory (AMD: spilled vector registers); the last column counts matrix",
+        "Regs are registers a thread; spills are instructions on local memory (AMD: spilled vector registers); the last column counts matrix",
         "instructions in the code. These are facts about compiled code, not speed.",
     ]
     for chip in chips:
-        header = (*COLUMNS, _matrix_name(chip))
+        header = (*COLUMNS, MATRIX[chip])
         lines += ["", f"## {chip}", "", f"Limits: {_limits(chip)}.", ""]
         lines += [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
         lines += [f"| {' | '.join(_cells(f))} |" for f in findings if f.chip == chip]

@@ -23,13 +23,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ironmoe.kernels.gpu.launch import Launch
 from ironmoe.kernels.specimens import SHORT, Specimen, specimens
-from ironmoe.kernels.tuning import CHIPS, Chip
+from ironmoe.kernels.tuning import CHIPS, MATRIX, Chip
 
 TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
     torch.int64: "i64", torch.int32: "i32", torch.int8: "i8", torch.bool: "i1",
 }  # fmt: skip
-MATRIX = dict.fromkeys(CHIPS, "mma.sync") | {"sm_90": "wgmma", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
 
 
 class Finding(NamedTuple):

@@ -27,9 +27,10 @@ CHIPS = {
     "sm_89": Chip("sm_89", 101_376, processors=128),
     "sm_90": Chip("sm_90", 232_448, tma=True),
     "sm_100": Chip("sm_100", 232_448, tma=True, processors=148),
-    "sm_120": Chip("sm_120", 101_376, tma=True, processors=170),
+    "sm_120": Chip("sm_120", 101_376, processors=170),
     "gfx942": Chip("gfx942", 65_536, processors=304, warp_size=64),
 }
+MATRIX = dict.fromkeys(CHIPS, "mma.sync") | {"sm_90": "wgmma", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}  # instructions
 INTERPRETER = Chip("interpreter", 1 << 30, tma=True, processors=4)
 
 
