@@ -1,6 +1,7 @@
-"""Tensors in, tensors out: routing, dispatch, grouped products, the fused expert and its gradients."""
+"""Tensors in, tensors out: routing, dispatch, grouped products, the fused expert and its gradients, attack steps."""
 
 from ironmoe.kernels.activations import ACTIVATIONS, Activation
+from ironmoe.kernels.attack_step import l2_step, linf_step
 from ironmoe.kernels.combine import combine
 from ironmoe.kernels.dispatch import Dispatch, plan_dispatch
 from ironmoe.kernels.expert_mlp import expert_mlp
@@ -16,6 +17,8 @@ __all__ = [
     "combine",
     "expert_mlp",
     "grouped_matmul",
+    "l2_step",
+    "linf_step",
     "plan_dispatch",
     "topk_route",
 ]

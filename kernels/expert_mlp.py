@@ -110,7 +110,7 @@ def _by_operators(inputs: Any, activation: str, dispatch: Dispatch, recompute: b
         return grouped_matmul_op(x, w_in, b_in, offsets, cut, row_token, slot_row, activation, records, precision)
 
     hidden, activated = up()
-    with recomputed((hidden,), lambda: up()[:1], recompute and records):
+    with recomputed((hidden,), lambda: up()[:1], (x, w_in, b_in), recompute and records):
         return expert_down_op(
             gates, w_out, b_out, hidden, activated, offsets, cut, row_token, row_slot, slot_row, activation, precision
         )
@@ -122,7 +122,7 @@ def _by_tiles(inputs: Any, act: Activation, dispatch: Dispatch, recompute: bool)
     x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs]
     plan = list(tiles(dispatch.offsets, w_in.shape[1] * w_in.element_size()))
     hidden = _Up.apply(x, w_in, b_in, dispatch, plan)
-    with recomputed(hidden, lambda: product_tiles(x, w_in, b_in, dispatch.row_token, plan), recompute):
+    with recomputed(hidden, lambda: product_tiles(x, w_in, b_in, dispatch.row_token, plan), (x, w_in, b_in), recompute):
         return _Down.apply(gates, w_out, b_out, *hidden, act, dispatch, plan)
 
 

@@ -8,8 +8,11 @@ from torch import Tensor
 
 
 @contextmanager
-def recomputed(hidden: Sequence[Tensor], again: Callable[[], Sequence[Tensor]], wanted: bool) -> Iterator[None]:
-    """Operations inside the block that save one of the tensors ``hidden`` save its number instead, and call ``again`` in backward.
+def recomputed(
+    hidden: Sequence[Tensor], again: Callable[[], Sequence[Tensor]], sources: Sequence[Tensor | None], wanted: bool
+) -> Iterator[None]:
+    """Operations inside the block that save one of the tensors ``hidden`` save its number instead, and call ``again`` in backward,
+    which reads ``sources``: RuntimeError there if one of those was modified in place since.
 
     The graph edge of a saved tensor stays, so derivatives beyond the first are right as well.
     """
@@ -18,6 +21,7 @@ def recomputed(hidden: Sequence[Tensor], again: Callable[[], Sequence[Tensor]], 
         return
     number = {_place(tensor): i for i, tensor in enumerate(hidden) if tensor.numel()}
     computed: dict[int, Tensor] = {}
+    versions = [_version(source) for source in sources]
 
     def pack(tensor: Tensor) -> int | Tensor:
         return number.get(_place(tensor), tensor)
@@ -26,12 +30,18 @@ def recomputed(hidden: Sequence[Tensor], again: Callable[[], Sequence[Tensor]], 
         if isinstance(packed, Tensor):
             return packed
         if packed not in computed:
+            if [_version(source) for source in sources] != versions:
+                raise RuntimeError("with recompute=True x, w_in and b_in are read again in backward; one was modified in place")
             with torch.no_grad():
                 computed.update(enumerate(again()))
         return computed.pop(packed)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
+
+
+def _version(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 def _place(tensor: Tensor) -> tuple[int, torch.Size]:

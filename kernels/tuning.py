@@ -110,8 +110,10 @@ def chip_of(tensor: Tensor) -> Chip:
 
 def rows_per_tile(num_rows: int, num_experts: int, dtype: torch.dtype) -> int:
     """BLOCK_M: the power of two next to the rows of an average expert, 16 to 128 (float32: at most 32)."""
-    average = max(num_rows // max(num_experts, 1), 1)
-    return min(max(1 << (average - 1).bit_length(), 16), 32 if dtype == torch.float32 else 128)
+    block, largest = 16, 32 if dtype == torch.float32 else 128
+    while block < largest and num_rows // max(num_experts, 1) > block:  # comparisons, which torch.compile can keep symbolic
+        block *= 2
+    return block
 
 
 def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned: bool = True) -> Blocks:
