@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import custom_op
-from torch.utils.flop_counter import register_flop_formula
 
 from ironmoe.kernels.activations import ACTIVATIONS, Activation
 from ironmoe.kernels.combine import gather_sum
@@ -165,14 +164,3 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 expert_down_op.register_autograd(_backward, setup_context=_setup)
-
-
-@register_flop_formula(torch.ops.ironmoe.expert_down)
-def _flops(gates, w_out, b_out, hidden, activated, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    return 2 * activated[0] * w_out[1] * w_out[2]
-
-
-@register_flop_formula(torch.ops.ironmoe.expert_down_backward)
-def _backward_flops(dy, gates, w_out, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    want_gates, want_w, _, want_h = args[-4:]
-    return 2 * gates[0] * gates[1] * w_out[1] * w_out[2] * ((want_gates or want_h) + want_w)

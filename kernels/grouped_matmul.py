@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import custom_op
-from torch.utils.flop_counter import register_flop_formula
 
 from ironmoe.kernels.activations import ACTIVATIONS
 from ironmoe.kernels.combine import gather_sum
@@ -185,18 +184,6 @@ def _backward(ctx: Any, dh: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
 
 
 grouped_matmul_op.register_autograd(_backward, setup_context=_setup)
-
-
-@register_flop_formula(torch.ops.ironmoe.grouped_matmul)
-def _flops(x, weight, bias, offsets, tiles_2n, row_token, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    rows = x[0] if row_token is None else row_token[0]
-    return 2 * rows * weight[1] * weight[2]
-
-
-@register_flop_formula(torch.ops.ironmoe.grouped_matmul_backward)
-def _backward_flops(dh, x, weight, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    want_x, want_w, _ = args[-3:]
-    return 2 * dh[0] * weight[1] * weight[2] * (want_x + want_w)
 
 
 def check_experts(x: Tensor, weight: Tensor, bias: Tensor | None, weight_name: str, bias_name: str) -> None:

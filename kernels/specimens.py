@@ -78,7 +78,11 @@ def _steps() -> Iterator[tuple[str, torch.dtype]]:
     _router(256, 8, "sigmoid", "score_first", ExpertGroups(8, 4))
     yield "4 of 8 groups", torch.float32
     shape = (8, 3, 224, 224)
-    master, image, radius = _meta(*shape, dtype=torch.float32), _meta(*shape, dtype=torch.bfloat16), _meta(8, dtype=torch.float32)
+    master, image, radius = (
+        _meta(*shape, dtype=torch.float32),
+        _meta(*shape, dtype=torch.bfloat16),
+        _meta(8, dtype=torch.float32),
+    )
     attack_step.launch_linf_step(master, image, master, master, radius, master, image)
     attack_step.launch_l2_step(master, image, master, radius, 0.0, 1.0, radius, master, image)
     yield "", torch.bfloat16

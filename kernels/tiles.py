@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ironmoe.kernels.route import forward_mode, transformed
 
@@ -82,13 +81,6 @@ def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
         and not transformed()
         and not torch.compiler.is_compiling()
     )
-
-
-if torch.backends.mkldnn.is_available():
-
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _linear_flops(a_shape, b_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return 2 * a_shape[0] * b_shape[0] * b_shape[1]
 
 
 def tile_rows(rows_RD: Tensor, plan: list[Tile]) -> tuple[Tensor, ...]:

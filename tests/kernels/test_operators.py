@@ -1,5 +1,8 @@
 """The registered operators ``ironmoe::…`` in torch's own machinery, with the twins and with the kernels as their bodies."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -200,6 +203,14 @@ def test_autocast_casts_tokens_and_weights_and_leaves_gates_alone(where, dtype):
     assert all(g.dtype == torch.float32 for g in grads)
     for got, want in zip(grads, torch.autograd.grad(by_hand.float().sum(), wanted), strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("order", ["ironmoe.kernels first", "torch.utils.flop_counter first"])
+def test_flops_are_known_whichever_is_imported_first(order):
+    modules = ["ironmoe.kernels", "torch.utils.flop_counter"]
+    names = "; ".join(f"import {name}" for name in sorted(modules, key=lambda name: name not in order))
+    code = f"import torch; {names}; print(torch.ops.ironmoe.grouped_matmul in torch.utils.flop_counter.flop_registry)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 def test_flops_count_the_products_that_run(device):
