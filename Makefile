@@ -1,4 +1,4 @@
-# make demo · make test · make venv
+# make demo · make test · make gpu · make venv
 #
 # torch is pinned. Without an NVIDIA GPU the CPU build is asked for first, because PyPI's Linux build brings gigabytes of CUDA;
 # that build has no Triton, whose interpreter and compiler the tests use.
@@ -8,13 +8,20 @@ TRITON ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,triton==3.6.0)
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 BIN := .venv/bin
 
-.PHONY: demo test venv lint clean
+.PHONY: demo test gpu venv lint clean
 
 demo: venv
 	$(BIN)/ironmoe demo
 
 test: venv lint
 	$(BIN)/python -m pytest
+
+# On a GPU: tests, measures, writes bench/results. Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the
+# packages are found through links in a folder that goes away again. make gpu GPU_OPTIONS='--tune --minutes 5'
+gpu:
+	@links=$$(mktemp -d) && trap 'rm -rf "$$links"' EXIT && mkdir "$$links/ironmoe" && \
+	for floor in kernels moe attacks bench; do ln -s "$(CURDIR)/$$floor" "$$links/ironmoe/$$floor"; done && \
+	PYTHONPATH="$$links$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ironmoe.bench.gpu $(GPU_OPTIONS)
 
 venv: .venv/installed
 

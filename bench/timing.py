@@ -1,0 +1,127 @@
+"""Interleaved timing: everything that is compared runs in turns, in a new random order each round."""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from statistics import median, quantiles
+from typing import Any, NamedTuple
+
+import torch
+
+WARMUP = 2
+MIN_ROUNDS = 3
+FLUSH_BYTES = 256 << 20  # several times the L2 cache of any GPU
+CYCLES_A_SECOND = 2_000_000_000  # about a GPU's clock
+LONGEST_LEAD = 0.02  # seconds
+
+
+class Timing(NamedTuple):
+    """Milliseconds: the device's, and the host's until it had asked for everything."""
+
+    ms: float
+    p20: float
+    p80: float
+    runs: int
+    host_ms: float
+
+
+class OutOfTime(Exception):
+    """The time a piece of work was given is over."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime in the block when its seconds are over, in the middle of a compilation too. Main thread, POSIX only."""
+
+    def stop(*_: Any) -> None:
+        raise OutOfTime
+
+    if seconds <= 0:
+        raise OutOfTime
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int = 20, seconds: float = 2.0
+) -> dict[str, Timing]:
+    """Time each of ``runs``, A B C, B A C, … in a new random order each round.
+
+    So a machine that drifts drifts for all, and nobody always finds the caches that the same other one left. On a GPU the L2
+    cache is overwritten before each call, and the device gets a lead for the host, so that launches are not what is timed
+    (``host_ms`` has them) unless the call itself waits for the device.
+
+    Args:
+        runs: by name, each without arguments.
+        rounds: at most so many.
+        seconds: no new round after these, once there were MIN_ROUNDS.
+    """
+    once = _timer(device)
+    leads = dict.fromkeys(runs, 0.0)
+    for name, run in runs.items():
+        for _ in range(WARMUP):
+            leads[name] = once(run, 0.0)[1] / 1e3
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    start = time.perf_counter()
+    for done in range(rounds):
+        if done >= MIN_ROUNDS and time.perf_counter() - start > seconds:
+            break
+        for name in random.sample(list(runs), len(runs)):
+            times[name].append(once(runs[name], leads[name]))
+    return {name: _summary(found) for name, found in times.items()}
+
+
+def _timer(device: torch.device) -> Callable[[Callable[[], Any], float], tuple[float, float]]:
+    """(a call, seconds of lead) → (milliseconds of the device, milliseconds of the host)."""
+    if device.type != "cuda":
+
+        def on_cpu(run: Callable[[], Any], lead: float) -> tuple[float, float]:
+            start = time.perf_counter()
+            run()
+            ms = 1e3 * (time.perf_counter() - start)
+            return ms, ms
+
+        return on_cpu
+
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def on_gpu(run: Callable[[], Any], lead: float) -> tuple[float, float]:
+        flush.zero_()
+        torch.cuda._sleep(int(min(lead, LONGEST_LEAD) * CYCLES_A_SECOND))
+        begin.record()
+        start = time.perf_counter()
+        run()
+        host_ms = 1e3 * (time.perf_counter() - start)
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end), host_ms
+
+    return on_gpu
+
+
+def _summary(times: list[tuple[float, float]]) -> Timing:
+    device_ms, host_ms = ([pair[i] for pair in times] for i in (0, 1))
+    p20, _, _, p80 = quantiles(device_ms, n=5, method="inclusive") if len(times) > 1 else device_ms * 4
+    return Timing(median(device_ms), p20, p80, len(times), median(host_ms))
+
+
+def square_product(size: int, device: torch.device) -> Callable[[], Any]:
+    """A bf16 product of two ``size``² matrices, 2 · size³ FLOPs: what this machine can do at the moment."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def copy(num_bytes: int, device: torch.device) -> Callable[[], Any]:
+    """A copy of ``num_bytes``, which moves twice as many."""
+    source = torch.zeros(num_bytes, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
