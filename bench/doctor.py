@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from rich.console import Console
@@ -11,6 +12,7 @@ from ironmoe.attacks import PGD
 from ironmoe.bench.report import describe_device, versions
 from ironmoe.kernels import ACTIVATIONS, Routing, expert_mlp, topk_route
 from ironmoe.kernels.tiles import ONEDNN_MIN_PRODUCT
+from ironmoe.kernels.tuning import chip_of
 from ironmoe.moe import VMoE
 
 
@@ -19,7 +21,7 @@ def run_doctor(console: Console) -> bool:
     console.print(_versions_table())
     console.print(_paths_table())
     passed = True
-    for name, test in SELF_TESTS.items():
+    for name, test in (SELF_TESTS | (GPU_SELF_TESTS if torch.cuda.is_available() else {})).items():
         start = time.perf_counter()
         try:
             test()
@@ -76,8 +78,22 @@ def _paths_table() -> Table:
     table.add_row("  their float16 products", "float32 arithmetic", "torch.mm in float16 is up to 100 times slower on CPU")
     table.add_row("  their float64 products", "torch.mm", "exact reference")
     table.add_row("combine", "torch.embedding_bag, or einsum under autograd", "one pass over the rows")
-    table.add_row("all, on CUDA tensors", "the same torch code", "this version has no GPU kernels; each layer syncs once")
+    table.add_row("linf_step, l2_step", "torch", "")
+    table.add_row("all, on CUDA tensors", *_gpu_path())
+    table.add_row("  their float64", "the same torch code as on CPU", "exact reference; waits for the device")
+    table.add_row("second derivatives", "torch, tile by tile, on every device", "differentiable to any order")
     return table
+
+
+def _gpu_path() -> tuple[str, str]:
+    """(path, why) of tensors on a GPU."""
+    if find_spec("triton") is None:
+        return "the same torch code as on CPU", "Triton is not installed: pip install 'triton>=3.6,<3.10' (Linux)"
+    if not torch.cuda.is_available():
+        return "Triton kernels", "no GPU here; `ironmoe doctor --compile` compiles them all the same"
+    chip = chip_of(torch.empty(0, device="cuda"))
+    loads = "weights through TMA" if chip.tma else "weights through pointers"
+    return "Triton kernels", f"configured as for {chip.name}: {loads}, {chip.shared_memory:,} bytes of shared memory"
 
 
 def _test_experts() -> None:
@@ -115,6 +131,22 @@ def _test_demand() -> None:
         y = expert_mlp(leaf, w_in.clone().requires_grad_(trainable), w_out.clone().requires_grad_(trainable), routing)
         grads.append(torch.autograd.grad(y.sum(), [leaf])[0])
     assert torch.equal(*grads), "gradients differ"
+
+
+def _test_kernels() -> None:
+    """The Triton kernels against torch in float64: values and every gradient."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = ((300, 64), (5, 192, 64), (5, 64, 96), (300, 5))
+    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5 for shape in shapes]
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)):
+        found = []
+        for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
+            x, w_in, w_out, logits = (leaf.to(dtype).to(device, kind).requires_grad_() for leaf in leaves)
+            y = expert_mlp(x, w_in, w_out, topk_route(logits, 2), activation="swiglu")
+            found.append([y, *torch.autograd.grad(y.double().square().sum(), [x, w_in, w_out, logits])])
+        for exact, got in zip(*found, strict=True):
+            error = (got.double().cpu() - exact).norm() / exact.norm()
+            assert error < tolerance, f"{dtype}: error {error:.1e}, allowed {tolerance:g}"
 
 
 def _test_attack() -> None:
@@ -158,3 +190,4 @@ SELF_TESTS: dict[str, Callable[[], None]] = {
     "PGD reaches the known optimum of a linear model, Linf and L2": _test_attack,
     "a V-MoE trains and is attacked": _test_model,
 }
+GPU_SELF_TESTS: dict[str, Callable[[], None]] = {"the GPU's kernels equal float64, values and gradients": _test_kernels}

@@ -123,24 +123,29 @@ def moving_share(shape: Shape, pass_name: str) -> float:
 
 def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kernel: bool) -> None:
     """A line a shape and pass; with ``every_kernel`` also a line a kernel."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    columns = ("shape", "pass", "TFLOP", "GB", "ms at least", "TFLOP/s at most", "moving rows", "bound by")
-    table = Table(*columns, title="Limits of one bf16 layer on an H100, (T, D, F, E, K)", title_justify="left")
+    title = "Limits of one bf16 layer on an H100, (T, D, F, E, K)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("shape and pass")
+    for column in ("TFLOP", "GB", "ms", "TFLOP/s", "moving rows", "bound by"):
+        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     for shape in shapes:
+        table.add_row(f"[bold]{shape.name}[/] {shape.sizes}")
         for pass_name in (INFERENCE, FORWARD, DX, FULL, PGD):
             works = layer_work(shape, pass_name)
             table.add_row(
-                f"{shape.name} {shape.sizes}" if pass_name == INFERENCE else "", pass_name,
-                f"{sum(w.flops for w in works) * 1e-12:.3f}", f"{sum(w.bytes for w in works) * 1e-9:.2f}",
+                f"  {pass_name}", f"{sum(w.flops for w in works) * 1e-12:.3f}", f"{sum(w.bytes for w in works) * 1e-9:.2f}",
                 f"{limit_ms(shape, pass_name):.3f}", f"{limit_tflops(shape, pass_name):.0f}",
-                f"{moving_share(shape, pass_name):.1%}", "", end_section=not every_kernel and pass_name == PGD,
+                f"{moving_share(shape, pass_name):.1%}",
             )  # fmt: skip
             for work in works if every_kernel else ():
                 figures = (f"{work.flops * 1e-12:.3f}", f"{work.bytes * 1e-9:.2f}", f"{work.ms:.3f}")
-                table.add_row("", f"  {work.kernel}", *figures, "", "", work.bound)
+                table.add_row(f"    {work.kernel}", *figures, "", "", work.bound)
     console.print(table)
     console.print(
-        f"{PEAK_TFLOPS:g} TFLOP/s and {PEAK_TERABYTES:g} TB/s. 'moving rows': top-k, dispatch and combine, of the layer with its top-k.",
+        f"At {PEAK_TFLOPS:g} TFLOP/s and {PEAK_TERABYTES:g} TB/s, one kernel after another. Moving rows: top-k, dispatch and combine as "
+        "a share of the layer with its top-k.",
         highlight=False,
     )
