@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ironmoe.kernels import expert_mlp
 from ironmoe.kernels.activations import get_activation
+from ironmoe.kernels.route import check_precision
 from ironmoe.moe.router import RouterOutput, TopKRouter
 
 
@@ -54,6 +55,8 @@ class MoE(nn.Module):
         activation: a name in ``ironmoe.kernels.ACTIVATIONS``; a gated one doubles the rows of ``fc1``.
         bias: whether the experts have biases.
         router: a module from x (T, D) to RouterOutput; by default ``TopKRouter(dim, num_experts, top_k)``.
+        recompute: keep the tokens for the backward pass instead of the pre-activations, for one more product.
+        precision: float32 products on a GPU: "ieee", or "tf32" for tensor cores with 10 bits of mantissa.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class MoE(nn.Module):
         activation: str = "gelu",
         bias: bool = True,
         router: nn.Module | None = None,
+        recompute: bool = False,
+        precision: str = "ieee",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -73,7 +78,9 @@ class MoE(nn.Module):
         if hidden_dim < 1:
             raise ValueError(f"hidden_dim must be at least 1, got {hidden_dim}")
         wide = 2 * hidden_dim if get_activation(activation).gated else hidden_dim
+        check_precision(precision)
         self.dim, self.num_experts, self.activation = dim, num_experts, activation
+        self.recompute, self.precision = recompute, precision
         self.router = router or TopKRouter(dim, num_experts, top_k, device=device, dtype=dtype)
         self.fc1 = ExpertLinear(num_experts, dim, wide, bias, device, dtype)
         self.fc2 = ExpertLinear(num_experts, hidden_dim, dim, bias, device, dtype)
@@ -94,6 +101,8 @@ class MoE(nn.Module):
             b_in=self.fc1.bias,
             b_out=self.fc2.bias,
             activation=self.activation,
+            recompute=self.recompute,
+            precision=self.precision,
         )
         return y_TD.view(x.shape)
 
