@@ -18,8 +18,8 @@ def activation(name: str, hidden: Tensor) -> Tensor:
     return {
         "gelu": lambda h: h * 0.5 * (1 + torch.erf(h / math.sqrt(2))),
         "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"),
-        "relu": lambda h: h.clamp_min(0),
-        "relu2": lambda h: h.clamp_min(0) ** 2,
+        "relu": lambda h: h.relu(),
+        "relu2": lambda h: h.relu() ** 2,
         "silu": lambda h: h * torch.sigmoid(h),
     }[name](hidden)
 
