@@ -36,7 +36,7 @@ def gather_sum_kernel(
 @triton.jit(do_not_specialize=["num_rows", "top_k"])
 def scatter_rows_kernel(
     dy, gates, row_token, row_slot, slot_row, d_rows, num_rows, top_k, D, dy_stride, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
-):
+):  # fmt: skip
     """d_rows[r] = gate of the row · dy[token of r]; 0 for the rows of dropped choices."""
     blocks_d = tl.cdiv(D, BLOCK_D)
     r_R = (tl.program_id(0) // blocks_d).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)

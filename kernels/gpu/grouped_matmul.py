@@ -39,7 +39,9 @@ def accumulate(
     if not X_TMA:
         x_MK = x + rows_M.to(tl.int64)[:, None] * x_stride + k_K[None, :]
     if not W_TMA:
-        w_KN = w + expert.to(tl.int64) * we_stride + k_K[:, None].to(tl.int64) * wk_stride + n_N[None, :].to(tl.int64) * wn_stride
+        w_KN = (
+            w + expert.to(tl.int64) * we_stride + k_K[:, None].to(tl.int64) * wk_stride + n_N[None, :].to(tl.int64) * wn_stride
+        )
     for k in tl.range(0, K, BLOCK_K):
         if X_TMA:
             a_MK = x.load([first, k])

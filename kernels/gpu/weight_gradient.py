@@ -87,7 +87,7 @@ def weight_gradient(
 
 def expert_sum(
     source: Tensor, offsets: Tensor, gates: Tensor | None = None, row_token: Tensor | None = None, row_slot: Tensor | None = None
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """(E, N) sums over each expert's rows of ``source`` (R, N), or of gate · ``source`` (T, N) at the row's token."""
     source = source if source.stride(-1) == 1 else source.contiguous()
     num_experts, N = offsets.numel() - 1, source.shape[1]
