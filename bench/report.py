@@ -4,6 +4,7 @@ import base64
 import importlib.metadata
 import json
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def versions() -> dict[str, str]:
 
 def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return f"{torch.cuda.get_device_name(device)}, {'Triton kernels' if find_spec('triton') else 'torch code: no Triton'}"
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
