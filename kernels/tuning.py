@@ -58,17 +58,20 @@ WIDE = {
     "hidden_gradient": Blocks(128, 128, 64, split=4),
     "weight_gradient": Blocks(128, 128, 64),
 }
-BLACKWELL = WIDE | {"hidden_gradient": Blocks(128, 128, 64, split=8)}
+BLACKWELL = WIDE | {
+    "activated": Blocks(128, 128, 64, stages=4, split=8),
+    "hidden_gradient": Blocks(128, 128, 64, split=8),
+}
 WITHOUT_TMA = {  # the pointers of the weights take the registers of half the columns
     "gated": Blocks(128, 64, 64, split=2),
     "activated": Blocks(128, 128, 64, split=2),
     "plain": Blocks(128, 128, 64, split=2),
-    "hidden_gradient": Blocks(128, 64, 64, split=2),
+    "hidden_gradient": Blocks(128, 64, 64, split=4),
     "weight_gradient": Blocks(128, 128, 64),
 }
 UNALIGNED = {  # rows that are no multiple of 16: every element has an address of its own, and addresses take registers
     "gated": Blocks(128, 32, 32),
-    "activated": Blocks(128, 64, 32, split=4),
+    "activated": Blocks(128, 32, 32),
     "plain": Blocks(128, 64, 32),
     "hidden_gradient": Blocks(128, 32, 32),
     "weight_gradient": Blocks(128, 128, 64),
@@ -78,7 +81,7 @@ FLOAT32 = {  # no tensor cores in "ieee": small tiles, few registers
     "activated": Blocks(32, 64, 32, warps=4, stages=2),
     "plain": Blocks(32, 64, 32, warps=4, stages=2),
     "hidden_gradient": Blocks(32, 64, 32, warps=4, stages=2),
-    "weight_gradient": Blocks(32, 64, 32, warps=4, stages=2),
+    "weight_gradient": Blocks(32, 64, 32, stages=2),
 }
 PRODUCTS = tuple(WIDE)
 _assumed: list[Chip] = []
@@ -128,9 +131,10 @@ def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned:
     else:
         blocks = (BLACKWELL if chip.name == "sm_100" else WIDE)[product]
     if product != "weight_gradient" and rows < blocks.m:
-        narrow = rows <= 32
-        columns = 64 if narrow and product == "hidden_gradient" else 128
-        blocks = blocks._replace(m=rows, n=min(blocks.n, columns), warps=4, split=1 if narrow else blocks.split)
+        blocks = blocks._replace(m=rows, n=min(blocks.n, 128), warps=4)
+        if rows <= 32:
+            through_unit = product == "hidden_gradient"
+            blocks = blocks._replace(n=min(blocks.n, 64 if through_unit else 128), split=2 if through_unit else 1)
     stages = blocks.stages
     while stages > 1 and _shared_bytes(product, blocks, stages, dtype) > chip.shared_memory:
         stages -= 1

@@ -116,7 +116,7 @@ def finish(
         n_C = n0 + tl.arange(0, acc_MC.shape[1])
         if bias is not None:
             bias_C = bias + expert.to(tl.int64) * bias_stride + n_C
-            inside_C = (n_C < N) & (expert < num_experts)
+            inside_C = n_C < tl.where(expert < num_experts, N, 0)
             acc_MC += tl.load(bias_C, mask=inside_C, other=0.0).to(tl.float32)[None, :]
             if GATED:
                 up_MC += tl.load(bias_C + N, mask=inside_C, other=0.0).to(tl.float32)[None, :]

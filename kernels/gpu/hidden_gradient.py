@@ -69,7 +69,7 @@ def hidden_gradient_kernel(
         if expert >= 0:
             first, rows_M, live_M, _ = tile_rows(tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M)
             token_M = tl.load(row_token + rows_M, mask=live_M, other=0)
-            kept_M = live_M & (expert < num_experts)
+            kept_M = live_M & (rows_M < tl.where(expert < num_experts, num_rows, 0))
             gate_M = tl.load(
                 gates + token_M.to(tl.int64) * top_k + tl.load(row_slot + rows_M, mask=live_M, other=0), mask=kept_M, other=0.0
             )
