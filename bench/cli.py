@@ -1,13 +1,13 @@
 """The ``ironmoe`` command. torch is imported by what a command runs, so that ``--help`` is quick."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
+
+from ironmoe.bench.clear_errors import clear_errors
+from ironmoe.bench.cli_bench import bench_app
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Mixture-of-Experts layers that can be attacked, measured and trusted.\n\nStart with **ironmoe demo**.",
 )
-bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine: our layers beside their peers, in one run.")
 app.add_typer(bench_app, name="bench")
 
 EPS_DEFAULT = "2,4,8,12,16,24"
@@ -58,9 +57,6 @@ Dtype = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="First seed: of weights, batches, router noise and random starts.")]
-ShapeNames = Annotated[
-    str | None, typer.Option("--shapes", help="Names of layers, separated by commas, such as qwen3-30b,olmoe.")
-]
 Out = Annotated[Path | None, typer.Option(help="Folder to write to. By default runs/, named after data and settings.")]
 
 
@@ -99,7 +95,7 @@ def demo(
     Example: ironmoe demo --data digits --seeds 3 --eps 4,8,16
     """
     console = Console()
-    with _clear_errors(console):
+    with clear_errors(console):
         from ironmoe.bench.data import load_data
         from ironmoe.bench.demo import Options, run_demo
         from ironmoe.bench.train import Recipe, default_epochs
@@ -139,7 +135,7 @@ def attack(
     Example: ironmoe attack runs/mnist-1a2b3c4d/checkpoints/v-moe-seed0.safetensors --norm L2 --eps 64,128,255 --steps 100
     """
     console = Console()
-    with _clear_errors(console):
+    with clear_errors(console):
         from ironmoe.bench.data import load_data
         from ironmoe.bench.reattack import run_attack
 
@@ -167,7 +163,7 @@ def doctor(
     Exit status 1 if a test fails.
     """
     console = Console()
-    with _clear_errors(console):
+    with clear_errors(console):
         if compile_kernels:
             from ironmoe.bench.compile_check import run_compile_check
 
@@ -180,125 +176,6 @@ def doctor(
             passed = run_doctor(console)
         if not passed:
             raise typer.Exit(1)
-
-
-@bench_app.command("cpu")
-def bench_cpu(
-    runs: Annotated[int, typer.Option(min=1, help="Counted runs of each, interleaved; the median is printed.")] = 15,
-    out: Annotated[Path | None, typer.Option(help="Also write the rows as JSON to this file.")] = None,
-) -> None:
-    """The MoE layer against Hugging Face's Mixtral experts (eager, grouped_mm) on equal weights, and against dense products.
-
-    Forward, and forward + input gradient, in float32 and bfloat16. Equality is checked before anything is timed.
-    """
-    console = Console()
-    with _clear_errors(console):
-        from ironmoe.bench.cpu import run_bench_cpu
-
-        run_bench_cpu(runs, out, console)
-
-
-@bench_app.command("kernels")
-def bench_kernels(
-    only: Annotated[
-        str | None,
-        typer.Option(
-            help="Operations, separated by commas: topk_route, plan_dispatch, grouped_matmul, combine, expert_mlp, attack_step."
-        ),
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For each benchmark; three rounds at least.")] = 0.5,
-    out: Annotated[Path | None, typer.Option(help="Also write pytest-benchmark's JSON to this file.")] = None,
-) -> None:
-    """Time each operation by itself with pytest-benchmark: the Triton kernels on a GPU, the torch twins elsewhere.
-
-    Example: ironmoe bench kernels --only combine,expert_mlp
-    """
-    with _clear_errors(Console()):
-        from ironmoe.bench.kernels_command import BenchKernelsError, run_bench_kernels
-
-        try:
-            status = run_bench_kernels(only, seconds, out)
-        except BenchKernelsError as error:
-            raise typer.BadParameter(str(error)) from None
-        if status:
-            raise typer.Exit(1)
-
-
-@bench_app.command("gpu")
-def bench_gpu(
-    shapes: ShapeNames = None,
-    dtype: Annotated[str, typer.Option(help="**bfloat16**, **float16** or **float32**.")] = "bfloat16",
-    minutes: Annotated[float, typer.Option(help="Stop within these, with what there is.")] = 9.0,
-    skip_tests: Annotated[bool, typer.Option("--skip-tests", help="Measure only.")] = False,
-    tune: Annotated[bool, typer.Option("--tune", help="Also propose rows for the table of block sizes.")] = False,
-    device: Annotated[
-        str, typer.Option(help="**auto**, **cuda**, or **cpu**, which rehearses the program on tiny shapes.")
-    ] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder of the results. By default bench/results.")] = None,
-) -> None:
-    """Run the test suite on this GPU, then measure the layer beside its peers, and write JSON and Markdown.
-
-    What ``python -m ironmoe.bench.gpu`` does, which needs nothing but torch and Triton.
-
-    Example: ironmoe bench gpu --shapes qwen3-30b,mixtral --skip-tests --minutes 3
-    """
-    with _clear_errors(Console()):
-        from ironmoe.bench.gpu import OptionError, make_options, run_bench_gpu
-
-        try:
-            options = make_options(device, dtype, shapes, minutes, skip_tests, tune, out)
-        except OptionError as error:
-            raise typer.BadParameter(str(error)) from None
-        if run_bench_gpu(options):
-            raise typer.Exit(1)
-
-
-@bench_app.command("roofline")
-def bench_roofline(shapes: ShapeNames = None) -> None:
-    """How fast each shape can be on an H100 at most, from the FLOPs and bytes of our kernels. Measures nothing.
-
-    With --shapes, every kernel of those.
-    """
-    console = Console()
-    with _clear_errors(console):
-        from ironmoe.bench.gpu import OptionError, select_shapes
-        from ironmoe.bench.roofline import print_roofline
-        from ironmoe.bench.shapes import SHAPES
-
-        try:
-            selected = select_shapes(shapes, SHAPES)
-        except OptionError as error:
-            raise typer.BadParameter(str(error)) from None
-        print_roofline(selected, console, every_kernel=shapes is not None)
-
-
-@contextmanager
-def _clear_errors(console: Console) -> Iterator[None]:
-    """A user's mistake is one line and exit status 2; Ctrl-C says that nothing finished is lost. A bug keeps its traceback."""
-    import torch
-
-    from ironmoe.bench.compile_check import CompileCheckError
-    from ironmoe.bench.data import DataError
-    from ironmoe.bench.models import CheckpointError
-    from ironmoe.bench.run_folder import OutputError
-    from ironmoe.bench.train import TrainingError
-
-    torch.set_flush_denormal(True)  # idle experts' Adam moments decay into denormals, which are ten times as slow
-    try:
-        yield
-    except (CompileCheckError, DataError, CheckpointError, OutputError, TrainingError, typer.BadParameter) as error:
-        _print_error(str(error))
-        raise typer.Exit(2) from None
-    except OSError as error:  # a disk that fills up in the middle
-        _print_error(f"{error}. What was finished is saved; the same command goes on from there.")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        console.print("Interrupted. What was finished is saved; the same command goes on from there.")
-        raise typer.Exit(130) from None
-
-
-def _print_error(message: str) -> None:
-    Console(stderr=True).print(Text.assemble(("ironmoe: ", "bold red"), message), soft_wrap=True)
 
 
 def _announce(data: "object", console: Console) -> None:

@@ -1,0 +1,37 @@
+"""What the user of a command sees when something goes wrong."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+
+@contextmanager
+def clear_errors(console: Console) -> Iterator[None]:
+    """A user's mistake is one line and exit status 2; Ctrl-C says that nothing finished is lost. A bug keeps its traceback."""
+    import torch
+
+    from ironmoe.bench.compile_check import CompileCheckError
+    from ironmoe.bench.data import DataError
+    from ironmoe.bench.models import CheckpointError
+    from ironmoe.bench.run_folder import OutputError
+    from ironmoe.bench.train import TrainingError
+
+    torch.set_flush_denormal(True)  # idle experts' Adam moments decay into denormals, which are ten times as slow
+    try:
+        yield
+    except (CompileCheckError, DataError, CheckpointError, OutputError, TrainingError, typer.BadParameter) as error:
+        _print_error(str(error))
+        raise typer.Exit(2) from None
+    except OSError as error:  # a disk that fills up in the middle
+        _print_error(f"{error}. What was finished is saved; the same command goes on from there.")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("Interrupted. What was finished is saved; the same command goes on from there.")
+        raise typer.Exit(130) from None
+
+
+def _print_error(message: str) -> None:
+    Console(stderr=True).print(Text.assemble(("ironmoe: ", "bold red"), message), soft_wrap=True)
