@@ -1,4 +1,4 @@
-"""The GPU benchmark rehearsed on CPU: who may be timed, what the files hold, the roofline by hand, and its command lines."""
+"""The GPU benchmark rehearsed on CPU: who may be timed, what the files hold, and its command lines."""
 
 import json
 import subprocess
@@ -8,12 +8,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from ironmoe.bench import gpu, gpu_measure, peers, suite, timing, tune
+from ironmoe.bench import gpu, gpu_measure, peers, timing, tune
 from ironmoe.bench.gpu_report import goals
-from ironmoe.bench.passes import DX, FORWARD, FULL, INFERENCE, PASSES, PGD, UNFROZEN, saved_bytes
+from ironmoe.bench.passes import DX, FORWARD, FULL, INFERENCE, UNFROZEN
 from ironmoe.bench.peers import DENSE, OURS, Peer, errors, ironmoe, reference
-from ironmoe.bench.roofline import MOVES_ROWS, layer_work, limit_ms, moving_share, needed_flops, topk_work
-from ironmoe.bench.shapes import MAIN, REHEARSAL, ROUTINGS, SHAPES, Shape, dense_problem, make_problem
+from ironmoe.bench.roofline import MOVES_ROWS
+from ironmoe.bench.shapes import MAIN, REHEARSAL, ROUTINGS, SHAPES, make_problem
 from ironmoe.bench.tune import neighbours, patched, table_of
 from ironmoe.kernels import tuning
 
@@ -152,85 +152,6 @@ def test_a_time_limit_ends_work_in_the_middle():
         pytest.fail("no time, and yet it ran")
 
 
-@pytest.mark.parametrize("shape", [*REHEARSAL, Shape("few", 4000, 8, 8, 16, 3)])
-def test_routings_are_what_their_names_say(shape):
-    loads = {}
-    for name, routing in ROUTINGS.items():
-        experts = routing(shape, CPU)
-        assert experts.shape == (shape.tokens, shape.top_k) and experts.dtype == torch.int32
-        assert name == "all_to_one" or all(len(set(row)) == shape.top_k for row in experts.tolist())
-        loads[name] = experts.flatten().bincount(minlength=shape.num_experts).float()
-    assert loads["all_to_one"][0] == shape.rows
-    half = shape.num_experts // 2
-    assert loads["half_empty"][half:].sum() == 0 and (loads["half_empty"][:half] > 0).all()
-    if shape.name == "few":
-        first = ROUTINGS["zipf"](shape, CPU)[:, 0].bincount(minlength=16) / shape.tokens
-        chances = 1 / torch.arange(1, 17)
-        torch.testing.assert_close(first, chances / chances.sum(), atol=0.03, rtol=0)
-        torch.testing.assert_close(loads["uniform"] / shape.rows, torch.full((16,), 1 / 16), atol=0.01, rtol=0)
-
-
-def test_frozen_shares_memory_and_dense_has_the_same_rows():
-    problem = make_problem(BIASES, "uniform", torch.float32, CPU)
-    frozen = problem.frozen()
-    assert not any(p.requires_grad for p in frozen.parameters.values()) and all(
-        p.requires_grad for p in problem.parameters.values()
-    )
-    assert frozen.w_in.data_ptr() == problem.w_in.data_ptr() and frozen.x is problem.x
-    dense = dense_problem(problem).shape
-    assert needed_flops(dense, FULL) == needed_flops(BIASES, FULL) and dense.tokens == BIASES.rows
-
-
-def test_saved_bytes_of_frozen_experts_are_h_gates_and_indices():
-    shape = GATED
-    problem = make_problem(shape, "uniform", torch.float32, CPU)
-    hidden, x, gates = 4 * shape.rows * shape.wide, 4 * shape.tokens * shape.dim, 4 * shape.rows
-    frozen = saved_bytes(ironmoe, problem.frozen())
-    assert hidden + gates <= frozen <= hidden + gates + 4 * 4 * shape.rows + 1024
-    assert saved_bytes(ironmoe, problem) == frozen + x
-
-
-def test_roofline_by_hand():
-    """T, D, F, E, K = 4, 8, 16, 2, 2 with GELU and biases in bf16: R = 8 rows."""
-    shape = Shape("hand", 4, 8, 16, 2, 2, "gelu", bias=True)
-    product, weights, rows_d, rows_f, index = 2 * 8 * 8 * 16, 2 * 8 * 16 * 2, 8 * 8 * 2, 8 * 16 * 2, 8 * 4
-    assert needed_flops(shape, FORWARD) == 2 * product
-    assert needed_flops(shape, DX) == needed_flops(shape, UNFROZEN) == 4 * product and needed_flops(shape, FULL) == 6 * product
-    inference = {w.kernel: w for w in layer_work(shape, INFERENCE)}
-    assert inference["up product"][1:] == (product, rows_d + index + weights + rows_f)
-    assert inference["down product"][1:] == (product, rows_f + weights + rows_d)
-    assert inference["combine"][1:] == (0, rows_d + 4 * 8 * 2 + 2 * index)
-    assert inference["plan_dispatch"].bytes == 5 * index and topk_work(shape).bytes == 4 * 2 * 4 + 2 * index
-    assert {w.kernel: w for w in layer_work(shape, FORWARD)}["up product"].bytes == inference["up product"].bytes + rows_f  # H
-    full = {w.kernel: w for w in layer_work(shape, FULL)}
-    assert full["hidden gradient"].bytes == rows_d + index + weights + 2 * rows_f + index + rows_f
-    assert full["weight gradient in"][1:] == (product, rows_d + index + rows_f + weights)
-    for name in (INFERENCE, FORWARD, DX, FULL, UNFROZEN, PGD):
-        assert sum(w.flops for w in layer_work(shape, name)) == needed_flops(shape, name)
-        assert limit_ms(shape, name) == pytest.approx(
-            sum(max(w.flops / 790e12, w.bytes / 3e12) for w in layer_work(shape, name)) * 1e3
-        )
-        assert 0 < moving_share(shape, name) < 1
-
-
-def test_flops_are_those_that_torch_counts():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    problem = make_problem(GATED, "uniform", torch.float32, CPU)
-    for name in TIMED_ON_CPU:
-        with FlopCounterMode(display=False) as counter:
-            PASSES[name](ironmoe, problem)()
-        assert counter.get_total_flops() == needed_flops(GATED, name), name
-
-
-def test_shapes_are_named_once_and_read_by_name():
-    names = [shape.name for shape in (*SHAPES, *REHEARSAL)]
-    assert len(set(names)) == len(names) and SHAPES[0] is MAIN and MAIN.sizes == (32768, 2048, 768, 128, 8)
-    assert [s.name for s in gpu.select_shapes("mixtral, olmoe", SHAPES)] == ["mixtral", "olmoe"]
-    planned = gpu.cases(SHAPES)
-    assert len(set(planned)) == len(planned) and {s for s, _ in planned} == set(SHAPES) and planned[0] == (MAIN, "uniform")
-
-
 def test_goals_from_rows():
     def row(name, ms, **figures):
         return {
@@ -269,39 +190,6 @@ def test_tuning_tries_neighbours_and_leaves_the_table_as_it_was():
     with pytest.raises(KeyError), patched("WIDE", "plain", tuning.Blocks(1, 2, 3)):
         raise KeyError
     assert tuning.WIDE["plain"] == present
-
-
-def fake_tree(tmp_path, monkeypatch, **files):
-    for name, text in files.items():
-        file = tmp_path / "tests" / f"{name}.py"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
-    for folder in ("kernels", "moe", "attacks"):
-        (tmp_path / "tests" / folder).mkdir()
-    monkeypatch.setattr(suite, "ROOT", tmp_path)
-    monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
-
-
-def test_the_suite_runs_what_runs_here(tmp_path, monkeypatch):
-    fake_tree(
-        tmp_path, monkeypatch,
-        test_good="def test_a(): pass\ndef test_b(): assert 0\n", test_absent="import a_package_nobody_has\n",
-    )  # fmt: skip
-    result = suite.run_suite(60)
-    assert result["outcome"] == "failed" and result["counts"] == {"failed": 1, "passed": 1}
-    assert result["left_out"] == {"tests/test_absent.py": ["a_package_nobody_has"]}
-    assert len(result["failures"]) == 1 and "test_b" in result["failures"][0]
-
-
-def test_a_suite_that_takes_too_long_is_ended(tmp_path, monkeypatch):
-    fake_tree(tmp_path, monkeypatch, test_slow="import time\ndef test_a(): time.sleep(60)\n")
-    assert suite.run_suite(1.5)["outcome"] == "out of time"
-
-
-def test_a_suite_that_cannot_start_says_why(tmp_path, monkeypatch):
-    fake_tree(tmp_path, monkeypatch, conftest="import a_package_nobody_has\n", test_good="def test_a(): pass\n")
-    result = suite.run_suite(60)
-    assert result["outcome"] == "not run" and result["why"] == "tests/conftest.py needs a_package_nobody_has"
 
 
 @pytest.mark.parametrize(
