@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ironmoe.bench.report import versions
 from ironmoe.bench.run_folder import write_atomically
+from ironmoe.bench.versions import versions
 from ironmoe.kernels.tuning import CHIPS, MATRIX
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ironmoe.bench.report import describe_device, versions
 from ironmoe.bench.run_folder import write_atomically
+from ironmoe.bench.versions import describe_device, versions
 from ironmoe.kernels import Routing, expert_mlp, topk_route
 
 SHAPES = ((1576, 384, 1536, 32, 2), (1024, 768, 3072, 8, 2))  # T, d, n, E, K: tokens, width, hidden width, experts, choices

@@ -14,12 +14,13 @@ from torch import Tensor
 from ironmoe.bench.data import ImageData
 from ironmoe.bench.measure import AttackSettings, measure_clean, measure_robust, measure_routing
 from ironmoe.bench.models import ARCHITECTURES, architecture, count_flops, load_checkpoint, save_checkpoint
-from ironmoe.bench.report import versions, write_report
+from ironmoe.bench.report import write_report
 from ironmoe.bench.run_folder import RunFolder, write_atomically
 from ironmoe.bench.summary import ModelResults, finite, verdict
 from ironmoe.bench.table import as_table
 from ironmoe.bench.train import Progress as TrainingProgress
 from ironmoe.bench.train import Recipe, train
+from ironmoe.bench.versions import versions
 from ironmoe.moe import MoE, VMoE
 
 NEEDED_BYTES = 100_000_000  # checkpoints, optimiser state, pictures; a run of one seed takes about 10 MB

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ironmoe.attacks import PGD
-from ironmoe.bench.report import describe_device, versions
+from ironmoe.bench.versions import describe_device, versions
 from ironmoe.kernels import ACTIVATIONS, Routing, expert_mlp, topk_route
 from ironmoe.kernels.tiles import ONEDNN_MIN_PRODUCT
 from ironmoe.kernels.tuning import chip_of

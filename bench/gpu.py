@@ -5,7 +5,6 @@ measured is written after every layer, so an interruption loses one layer at mos
 """
 
 import argparse
-import importlib.metadata
 import json
 import platform
 import re
@@ -26,6 +25,7 @@ from ironmoe.bench.shapes import FIRST_SHAPES, MAIN, REHEARSAL, ROUTINGS, SHAPES
 from ironmoe.bench.suite import ROOT, TESTS, run_suite
 from ironmoe.bench.timing import OutOfTime
 from ironmoe.bench.tune import tune
+from ironmoe.bench.versions import versions
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 TEST_SHARE, TUNE_SHARE = 0.4, 0.4  # of the minutes, at most
@@ -87,7 +87,7 @@ class Results:
         name = device["name"]
         self.stem = options.out / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}-{time.strftime('%Y-%m-%d-%H%M%S')}"
         self.content: dict[str, Any] = {
-            "date": time.strftime("%Y-%m-%d %H:%M"), "device": device, "versions": versions(),
+            "date": time.strftime("%Y-%m-%d %H:%M"), "device": device, "versions": installed(),
             "minutes": options.minutes, "finished": False, "why_not_finished": "", "tests": None, "goals": [], "rows": [],
             "notes": [], "tuning": {},
         }  # fmt: skip
@@ -190,16 +190,11 @@ def describe(device: torch.device) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def versions() -> dict[str, str]:
-    """Of everything that can change a number and is installed; the commit where this is a checkout."""
-    found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+def installed() -> dict[str, str]:
+    """Versions of everything that can change a number and is installed; the commit where this is a checkout."""
+    found = {name: version for name, version in versions(PACKAGES).items() if version != "not installed"}
     commit = _output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"])
-    return found | ({"commit": commit} if commit and TESTS.is_dir() else {})
+    return found | {"cuda": str(torch.version.cuda)} | ({"commit": commit} if commit and TESTS.is_dir() else {})
 
 
 def _output(command: list[str]) -> str:

@@ -10,9 +10,9 @@ from ironmoe.bench.data import DataError, ImageData
 from ironmoe.bench.demo import NEEDED_BYTES, default_folder, facts_of, finish, measure_all, progress_bars
 from ironmoe.bench.measure import AttackSettings
 from ironmoe.bench.models import load_checkpoint
-from ironmoe.bench.report import versions
 from ironmoe.bench.run_folder import RunFolder
 from ironmoe.bench.summary import ModelResults
+from ironmoe.bench.versions import versions
 
 
 def run_attack(

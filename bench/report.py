@@ -1,10 +1,7 @@
 """report.html, one self-contained file, and report.json, every number."""
 
 import base64
-import importlib.metadata
 import json
-import platform
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +13,7 @@ from ironmoe.bench import plots
 from ironmoe.bench.run_folder import write_atomically
 from ironmoe.bench.summary import ModelResults, finite, verdict
 from ironmoe.bench.table import rows
-
-
-def versions() -> dict[str, str]:
-    """Of everything that can change a number."""
-    found = {"python": platform.python_version()}
-    for package in ("ironmoe", "torch", "numpy", "einops", "triton", "safetensors", "matplotlib", "transformers"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def describe_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {'Triton kernels' if find_spec('triton') else 'torch code: no Triton'}"
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+from ironmoe.bench.versions import describe_device, versions
 
 
 def write_report(

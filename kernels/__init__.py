@@ -1,6 +1,6 @@
 """Tensors in, tensors out: routing, dispatch, grouped products, the fused expert and its gradients, attack steps."""
 
-from ironmoe.kernels import flops as flops
+from ironmoe.kernels import flops as flops  # tells torch's FLOP counter of the operators
 from ironmoe.kernels.activations import ACTIVATIONS, Activation
 from ironmoe.kernels.attack_step import l2_step, linf_step
 from ironmoe.kernels.combine import combine

@@ -5,6 +5,7 @@ Never keyed by T itself: another batch size compiles nothing and tunes nothing. 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -101,9 +102,12 @@ def chip_of(tensor: Tensor) -> Chip:
     """The chip a tensor lives on. An unknown one is taken for the nearest older one that is known."""
     if _assumed:
         return _assumed[-1]
-    if tensor.device.type != "cuda":
-        return INTERPRETER
-    properties = torch.cuda.get_device_properties(tensor.device)
+    return _cuda_chip(tensor.device) if tensor.device.type == "cuda" else INTERPRETER
+
+
+@cache  # asked at every launch
+def _cuda_chip(device: torch.device) -> Chip:
+    properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return CHIPS["gfx942"]._replace(processors=properties.multi_processor_count)
     version = properties.major * 10 + properties.minor

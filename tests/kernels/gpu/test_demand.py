@@ -86,6 +86,7 @@ def test_nothing_is_written_that_nobody_asked_for(device, wanted):
     seen = launches(lambda: torch.autograd.grad(loss, [leaves[name] for name in wanted.split()]))
     through = [x.arguments for x in seen if x.kernel.__name__ == "hidden_gradient_kernel"]
     names = set(wanted.split())
+    assert len(through) == (names != {"b_out"})
     for arguments in through:
         assert (arguments["d_hidden"] is not None) == bool(names & {"x", "w_in", "b_in"})
         assert (arguments["gated"] is not None) == ("w_out" in names)
@@ -122,7 +123,7 @@ def test_frozen_and_trainable_weights_run_the_same_and_give_the_same_bits(device
 
 def module_gradient(device, training, frozen):
     torch.manual_seed(2)
-    layer = MoE(D, F, E, K, router=None).to(device).train(training)
+    layer = MoE(D, F, E, K).to(device).train(training)
     layer.router.noise_std = 0.0
     x = torch.randn(T, D, device=device, requires_grad=True)
     found = []
@@ -193,9 +194,8 @@ def test_checkpointed_layers_follow_demand(device, reentrant):
 
     loss = checkpoint(run, leaves["x"], use_reentrant=reentrant).sum()
     launched = count(lambda: loss.backward() if reentrant else torch.autograd.grad(loss, [leaves["x"]]))
-    again = FORWARD if reentrant else PLAN | {"grouped_matmul": 2, "gather_sum": 1}
-    assert "weight_gradient" not in launched
-    assert launched["hidden_gradient"] == 1 and launched["grouped_matmul"] <= again["grouped_matmul"] + 1
+    again = FORWARD | {"hidden_gradient": 1, "grouped_matmul": 3, "gather_sum": 2}
+    assert launched == again | ({"gate_gradient": 1} if reentrant else {})
 
 
 def kept(leaves, experts, **options):
@@ -254,4 +254,4 @@ def test_nothing_is_kept_where_no_gradient_needs_it(device, wanted):
     leaves = {name: leaf.detach().requires_grad_(name in wanted) for name, leaf in leaves.items()}
     own, keeps_x = kept(leaves, experts)
     assert not keeps_x
-    assert own <= (INDEX_BYTES + tile_bytes(device) if wanted else 0)
+    assert own == (INDEX_BYTES + tile_bytes(device) if wanted else 0)

@@ -1,0 +1,26 @@
+"""What a number was measured with: versions of packages, and the device."""
+
+import importlib.metadata
+import platform
+from importlib.util import find_spec
+
+import torch
+
+MATTERING = ("ironmoe", "torch", "numpy", "einops", "triton", "safetensors", "matplotlib", "transformers")
+
+
+def versions(packages: tuple[str, ...] = MATTERING) -> dict[str, str]:
+    """Of Python and everything else that can change a number; "not installed" where it is not."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {'Triton kernels' if find_spec('triton') else 'torch code: no Triton'}"
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
