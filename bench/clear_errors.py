@@ -1,5 +1,6 @@
 """What the user of a command sees when something goes wrong."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ def clear_errors(console: Console) -> Iterator[None]:
     from ironmoe.bench.train import TrainingError
 
     torch.set_flush_denormal(True)  # idle experts' Adam moments decay into denormals, which are ten times as slow
+    warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)  # numpy notices
     try:
         yield
     except (CompileCheckError, DataError, CheckpointError, OutputError, TrainingError, typer.BadParameter) as error:
