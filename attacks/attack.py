@@ -17,7 +17,7 @@ Model = Callable[[Tensor], Tensor]
 class AttackResult:
     """What an attack did to N examples. Every field is a tensor with N entries on the images' device.
 
-    adversarial:   (N, …) float32 (float64 for float64 images); the clean image where it was misclassified already
+    adversarial:   (N, …) float32 (float64 for float64 images); the clean image where it was misclassified already (but see PGD.vmoe)
     clean_correct: bool; the clean image is classified as its label
     success:       bool; clean_correct, and the final image was predicted again, as another class, at a distance ≤ eps
     prediction:    int64; the class of the final image
@@ -53,6 +53,8 @@ class Attack(ABC):
         seed: of the random starts. They depend on (seed, example index, restart) alone, not on batches.
         attack_dtype: run the search under autocast in this dtype; predictions that count stay in full precision.
     """
+
+    whole_batch = False  # a subclass whose examples need their batch mates attacks misclassified ones along with the others
 
     def __init__(
         self,
@@ -98,12 +100,12 @@ class Attack(ABC):
             center = images.to(torch.promote_types(images.dtype, torch.float32))
             indices = torch.arange(len(images), device=images.device) if indices is None else _plain(indices).to(images.device)
             eps = torch.as_tensor(self.eps, dtype=torch.float64, device=images.device).expand(len(images))
-            ball = BALLS[self.norm](center, eps, self.bounds)
+            ball = self._ball(center, eps)
 
             clean_correct = self._predict(center, labels) == labels
             forwards, backwards = torch.ones_like(labels), torch.zeros_like(labels)
             adversarial = center.clone()
-            attacked = clean_correct.nonzero().squeeze(1)
+            attacked = (clean_correct | self.whole_batch).nonzero().squeeze(1)
             if len(attacked):
                 adversarial[attacked], forwards_made, backwards_made = self._search(
                     ball[attacked], labels[attacked], indices[attacked]
@@ -117,9 +119,13 @@ class Attack(ABC):
             success = clean_correct & (prediction != labels) & (distance <= eps)
             return AttackResult(adversarial, clean_correct, success, prediction, distance, forwards, backwards)
 
+    def _ball(self, center: Tensor, eps: Tensor) -> Ball:
+        """Where the adversarial examples may lie."""
+        return BALLS[self.norm](center, eps, self.bounds)
+
     @abstractmethod
     def _search(self, ball: Ball, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Adversarial candidates for correctly classified centers: (points (N, …), forwards (N,), backwards (N,))."""
+        """Adversarial candidates for correctly classified centers (all, if ``whole_batch``): (points (N, …), forwards (N,), backwards (N,))."""
 
     def _logits(self, points: Tensor, labels: Tensor) -> Tensor:
         """The model on float32 (float64) points, as it would see them: in the dtype the user's images have. Checked."""

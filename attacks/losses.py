@@ -20,7 +20,13 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return wrong - right.squeeze(1)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin}
+def sigmoid_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropies of all classes, summed: of models trained to tell each class by itself."""
+    targets = torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "sigmoid": sigmoid_cross_entropy}
 
 
 def get_loss(loss: str | Loss) -> Loss:

@@ -7,6 +7,7 @@ from ironmoe.attacks.attack import Attack, Model
 from ironmoe.attacks.balls import Ball, Bounds
 from ironmoe.attacks.losses import Loss, get_loss
 from ironmoe.attacks.random import example_keys
+from ironmoe.attacks.vmoe_pgd import VMoEPGD
 
 
 class PGD(Attack):
@@ -22,7 +23,7 @@ class PGD(Attack):
             so that many steps do converge: in L2 a step of eps / n closes 1 / (n + 1) of the angle to the optimum.
         steps: gradient steps of each restart, ≥ 0.
         random_start: start from a random point of the ball instead of the image.
-        loss: "ce", "margin", or a callable (logits, labels) → (B,).
+        loss: "ce", "margin", "sigmoid", or a callable (logits, labels) → (B,).
         restarts: runs from different starts, ≥ 1; more than one needs ``random_start``.
         early_stop: stop working on an example once it is misclassified.
     """
@@ -52,6 +53,26 @@ class PGD(Attack):
             raise ValueError(f"alpha must be at least 0 or None, got {alpha}")
         self.alpha, self.steps, self.random_start = alpha, steps, random_start
         self.loss, self.restarts, self.early_stop = get_loss(loss), restarts, early_stop
+
+    @staticmethod
+    def vmoe(
+        model: Model,
+        eps: float | Tensor = 1 / 127.5,
+        steps: int = 40,
+        *,
+        loss: str | Loss = "ce",
+        auxiliary_loss: bool = False,
+        bounds: Bounds = (-1.0, 1.0),
+    ) -> VMoEPGD:
+        """The V-MoE paper's attack (arXiv 2210.10253), as its official code runs it: ``VMoEPGD``.
+
+        Args:
+            model: takes images in ``bounds``, by default [−1, 1] as the official models; eps = k / 127.5 is there k / 255 of the range.
+            steps: of length eps / steps each.
+            loss: "ce" (softmax), "sigmoid" (the JFT model's), or a callable (logits, labels) → (B,).
+            auxiliary_loss: ascend the mean of the loss plus the routers' auxiliary losses.
+        """
+        return VMoEPGD(model, eps, steps, loss=loss, auxiliary_loss=auxiliary_loss, bounds=bounds)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.norm}, eps={self.eps}, steps={self.steps}, restarts={self.restarts}, seed={self.seed})"

@@ -79,11 +79,11 @@ def _route(
     if order == "score_first":
         keys = _score(keys, score)
     experts = _select(keys, top_k, bias, groups)
-    return Routing(_gates(logits, experts, score, order, renormalize, scale), experts.to(torch.int32))
+    return Routing(gates_of_choice(logits, experts, score, order, renormalize, scale), experts.to(torch.int32))
 
 
-def _gates(logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float) -> Tensor:
-    """(T, K) gates of a choice already made."""
+def gates_of_choice(logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float) -> Tensor:
+    """(T, K) gates of a choice (T, K) int64 already made, in torch operations."""
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     gates = _score(z, score).gather(-1, experts) if order == "score_first" else _score(z.gather(-1, experts), score)
     if renormalize:
@@ -193,7 +193,7 @@ def _backward_by_torch(
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     d_gates = d_gates * scale
     if renormalize:
-        raw = _gates(logits, experts, score, order, False, 1.0)
+        raw = gates_of_choice(logits, experts, score, order, False, 1.0)
         total = raw.sum(-1, keepdim=True)
         tiny = torch.finfo(total.dtype).tiny
         shared = (d_gates * raw).sum(-1, keepdim=True) / total.clamp_min(tiny)

@@ -1,28 +1,38 @@
-"""nn.Modules: routers, experts, MoE layers, vision transformers, and a view of where tokens go."""
+"""nn.Modules: routers, experts, MoE layers, vision transformers; adapters for models made elsewhere; where tokens go, and where else
+they could."""
 
-from ironmoe.kernels import Routing
+from ironmoe.kernels import ExpertGroups, Routing
+from ironmoe.moe.capacity import Capacity
+from ironmoe.moe.ensemble import EnsembleRouter
+from ironmoe.moe.expert_choice import ExpertChoiceRouter
 from ironmoe.moe.freeze import freeze_weights
-from ironmoe.moe.losses import balance_loss, collect_aux_loss, importance_loss, load_loss, router_z_loss
+from ironmoe.moe.losses import aux_loss_in_eval, balance_loss, collect_aux_loss, importance_loss, load_loss, router_z_loss
 from ironmoe.moe.moe import ExpertLinear, MoE
 from ironmoe.moe.router import RouterOutput, TopKRouter
-from ironmoe.moe.trace import LayerTrace, RoutingTrace, routing_iou, trace_routing
+from ironmoe.moe.soft import SoftMoE
+from ironmoe.moe.trace import LayerTrace, RoutingTrace, trace_routing
 from ironmoe.moe.vit import VMoE
 
 __all__ = [
+    "Capacity",
+    "EnsembleRouter",
+    "ExpertChoiceRouter",
+    "ExpertGroups",
     "ExpertLinear",
     "LayerTrace",
     "MoE",
     "RouterOutput",
     "Routing",
     "RoutingTrace",
+    "SoftMoE",
     "TopKRouter",
     "VMoE",
+    "aux_loss_in_eval",
     "balance_loss",
     "collect_aux_loss",
     "freeze_weights",
     "importance_loss",
     "load_loss",
     "router_z_loss",
-    "routing_iou",
     "trace_routing",
 ]

@@ -1,4 +1,7 @@
-"""Auxiliary losses that keep routers balanced and their logits small. All are scalars in float32 or wider."""
+"""Auxiliary losses that keep routers balanced and their logits small, in float32 or wider: one number, or one a group."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +11,9 @@ def importance_loss(gates_TE: Tensor) -> Tensor:
     """Squared coefficient of variation of each expert's summed gates (V-MoE, arXiv 2106.05974, appendix A).
 
     Args:
-        gates_TE: (T, E) softmax of the noise-free logits, all experts.
+        gates_TE: (…, T, E) softmax of the noise-free logits, all experts. Leading axes are groups, each with a loss of its own.
     """
-    return _squared_variation(gates_TE.sum(0))
+    return _squared_variation(gates_TE.sum(-2))
 
 
 def load_loss(logits_TE: Tensor, noisy_logits_TE: Tensor, noise_std: float, top_k: int) -> Tensor:
@@ -20,16 +23,16 @@ def load_loss(logits_TE: Tensor, noisy_logits_TE: Tensor, noise_std: float, top_
     with thr the K-th largest noisy logit of the token; gradients flow through thr too, as in the official code.
 
     Args:
-        logits_TE: (T, E) noise-free logits; noisy_logits_TE: the same plus the noise the router used.
+        logits_TE: (…, T, E) noise-free logits; noisy_logits_TE: the same plus the noise the router used.
         noise_std: the standard deviation of that noise, > 0.
         top_k: K.
     """
     if noise_std <= 0:
         raise ValueError(f"noise_std must be above 0 (the load is an expectation over noise), got {noise_std}")
-    threshold_T1 = noisy_logits_TE.topk(top_k, dim=-1).values[:, -1:]
+    threshold_T1 = noisy_logits_TE.topk(top_k, dim=-1).values[..., -1:]
     z = (threshold_T1 - logits_TE) / noise_std
     probability_TE = torch.special.ndtr(-z)
-    return _squared_variation(probability_TE.mean(0))
+    return _squared_variation(probability_TE.mean(-2))
 
 
 def balance_loss(gates_TE: Tensor) -> Tensor:
@@ -38,16 +41,16 @@ def balance_loss(gates_TE: Tensor) -> Tensor:
     1 at perfect balance, E when one expert takes all.
 
     Args:
-        gates_TE: (T, E) softmax of the logits, all experts.
+        gates_TE: (…, T, E) softmax of the logits, all experts.
     """
-    num_experts = gates_TE.shape[1]
+    num_experts = gates_TE.shape[-1]
     first_choice_TE = nn.functional.one_hot(gates_TE.argmax(-1), num_experts).to(gates_TE.dtype)
-    return num_experts * (first_choice_TE.mean(0) * gates_TE.mean(0)).sum()
+    return num_experts * (first_choice_TE.mean(-2) * gates_TE.mean(-2)).sum(-1)
 
 
 def router_z_loss(logits_TE: Tensor) -> Tensor:
-    """Mean squared log-partition of the logits (ST-MoE, arXiv 2202.08906, equation 5)."""
-    return logits_TE.logsumexp(-1).square().mean()
+    """Mean squared log-partition of the logits (…, T, E) (ST-MoE, arXiv 2202.08906, equation 5)."""
+    return logits_TE.logsumexp(-1).square().mean(-1)
 
 
 def collect_aux_loss(model: nn.Module) -> Tensor:
@@ -56,6 +59,23 @@ def collect_aux_loss(model: nn.Module) -> Tensor:
     return sum((loss for loss in losses if isinstance(loss, Tensor)), torch.zeros(()))
 
 
+@contextmanager
+def aux_loss_in_eval(model: nn.Module) -> Iterator[None]:
+    """Routers compute ``aux_loss`` in eval mode, too, while the block runs: without noise, and so without the load loss.
+
+    The paper's attack may ascend the auxiliary loss of a model in eval mode; outside this block eval computes none.
+    """
+    routers = [module for module in model.modules() if hasattr(module, "aux_loss_in_eval")]
+    before = [router.aux_loss_in_eval for router in routers]
+    try:
+        for router in routers:
+            router.aux_loss_in_eval = True  # type: ignore[assignment]
+        yield
+    finally:
+        for router, value in zip(routers, before, strict=True):
+            router.aux_loss_in_eval = value
+
+
 def _squared_variation(values_E: Tensor) -> Tensor:
     """(std / mean)², population std; by the variance, because the root has no gradient at perfect balance (NaN at E = 2)."""
-    return values_E.var(correction=0) / values_E.mean().square()
+    return values_E.var(-1, correction=0) / values_E.mean(-1).square()

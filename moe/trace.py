@@ -8,32 +8,55 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Routing
-from ironmoe.moe.moe import MoE
-from ironmoe.moe.router import RouterOutput
+from ironmoe.moe.sites import Decision, Watch, attached, routing_sites
 
 
 @dataclass
 class LayerTrace:
     """The routing of one layer, tokens of all traced forwards one after another.
 
-    gates (T, K); experts (T, K) with E marking a dropped choice; logits (T, E). All detached.
+    gates (T, K), experts (T, K): what was carried out; ``experts == E`` marks a dropped choice, whose gate is 0
+    intended: Routing before the capacity dropped anything; the same as the above without one
+    logits (T, E): of the router, without noise
     """
 
     num_experts: int
     routings: list[Routing] = field(default_factory=list)
-    all_logits: list[Tensor] = field(default_factory=list)
+    all_intended: list[Routing] = field(default_factory=list)
+    all_logits: list[Tensor | None] = field(default_factory=list)
 
     @property
     def gates(self) -> Tensor:
-        return torch.cat([r.gates for r in self.routings])
+        return torch.cat([routing.gates for routing in self.routings])
 
     @property
     def experts(self) -> Tensor:
-        return torch.cat([r.experts for r in self.routings])
+        return torch.cat([routing.experts for routing in self.routings])
+
+    @property
+    def intended(self) -> Routing:
+        return Routing(torch.cat([r.gates for r in self.all_intended]), torch.cat([r.experts for r in self.all_intended]))
+
+    @property
+    def kept(self) -> Tensor:
+        """(T, K) bool: the choice was carried out."""
+        return self.experts < self.num_experts
 
     @property
     def logits(self) -> Tensor:
-        return torch.cat(self.all_logits)
+        """(T, E). ValueError where the router of a Hugging Face family does not give them."""
+        if any(logits is None for logits in self.all_logits):
+            raise ValueError("logits are not known: this model's router does not return them")
+        return torch.cat([logits for logits in self.all_logits if logits is not None])
+
+    @property
+    def margins(self) -> Tensor:
+        """(T,) K-th largest logit minus the next: how much a logit must move for the choice to change; ∞ if K = E."""
+        top_k = self.all_intended[0].experts.shape[1]
+        if top_k >= self.num_experts:
+            return self.logits.new_full((len(self.logits),), float("inf"))
+        best = self.logits.topk(top_k + 1, dim=-1).values
+        return best[:, top_k - 1] - best[:, top_k]
 
     def load(self) -> Tensor:
         """(E,) share of the kept choices each expert got; sums to 1."""
@@ -49,34 +72,29 @@ class RoutingTrace:
 
 
 @contextmanager
-def trace_routing(model: nn.Module) -> Iterator[RoutingTrace]:
-    """Record gates, experts and logits of every MoE layer while the block runs. Off, it costs nothing: it is a hook."""
-    trace = RoutingTrace()
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, MoE):
-            layer = trace.layers[name] = LayerTrace(module.num_experts)
+def trace_routing(model: nn.Module, *, keep_graph: bool = False) -> Iterator[RoutingTrace]:
+    """Record what every MoE layer decides while the block runs: layers of this library, upcycled ones, and the experts of Hugging
+    Face models under any implementation. Off, it costs nothing: it is a hook.
 
-            def record(_module: nn.Module, _args: object, output: RouterOutput, layer: LayerTrace = layer) -> None:
-                layer.routings.append(Routing(output.routing.gates.detach(), output.routing.experts.detach()))
-                layer.all_logits.append(output.logits.detach())
+    Compiled models run eagerly inside the block (compiled code knows no hooks) and compiled again after it.
 
-            hooks.append(module.router.register_forward_hook(record))
-    try:
-        yield trace
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def routing_iou(experts_a_TK: Tensor, experts_b_TK: Tensor, num_experts: int) -> Tensor:
-    """(T,) |A ∩ B| / |A ∪ B| of the sets of experts each token uses in two passes; dropped choices are in no set.
-
-    0 where both sets are empty, as in the official V-MoE attack code: there a token dropped twice counts as changed.
-    The paper reports 1 − IoU, averaged over tokens, as the routing change.
+    Args:
+        model: any module; one without MoE layers gives an empty trace.
+        keep_graph: record gates and logits with their graph, so that a loss can be made of them; by default they are detached.
     """
-    used_a, used_b = (
-        torch.zeros(len(e), num_experts + 1, dtype=torch.bool, device=e.device).scatter_(1, e.long(), True)[:, :num_experts]
-        for e in (experts_a_TK, experts_b_TK)
-    )
-    return (used_a & used_b).sum(1) / (used_a | used_b).sum(1).clamp_min(1)
+    sites = routing_sites(model)
+    trace = RoutingTrace({name: LayerTrace(site.num_experts) for name, site in sites.items()})
+
+    def keep(tensor: Tensor) -> Tensor:
+        return tensor if keep_graph else tensor.detach()
+
+    def recorder(layer: LayerTrace) -> Watch:
+        def record(decision: Decision, realised: Routing) -> None:
+            layer.routings.append(Routing(*map(keep, realised)))
+            layer.all_intended.append(Routing(*map(keep, decision.routing)))
+            layer.all_logits.append(None if decision.logits is None else keep(decision.logits))
+
+        return record
+
+    with attached(sites, {}, {name: recorder(layer) for name, layer in trace.layers.items()}):
+        yield trace

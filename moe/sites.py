@@ -1,0 +1,165 @@
+"""The places of a model where tokens are routed, and a way to look at each decision and to replace it.
+
+A site is an ``MoE`` layer, or the experts of a Hugging Face model. One hook a site serves everybody: first every edit in the order
+in which it came, then every watcher, so that a trace sees what an intervention made.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ironmoe.kernels import Routing
+from ironmoe.moe.huggingface_routing import expert_sites, router_logits
+from ironmoe.moe.moe import MoE
+from ironmoe.moe.router import RouterOutput, TopKRouter
+
+
+class Decision(NamedTuple):
+    """What a router chose for the tokens of one forward pass.
+
+    routing:     gates (T, K) and experts (T, K), before any capacity
+    logits:      (T, E), or None where a Hugging Face router does not give them
+    x:           (T, D), the tokens
+    num_experts: E
+    gates_of:    experts (T, K′) → the gates this router would give them; None where its rule is not known
+    """
+
+    routing: Routing
+    logits: Tensor | None
+    x: Tensor
+    num_experts: int
+    gates_of: Callable[[Tensor], Tensor] | None
+
+
+Edit = Callable[[Decision], Routing]
+Watch = Callable[[Decision, Routing], None]  # with the routing that is carried out: after edits and capacity
+
+
+class Site(NamedTuple):
+    """A routed layer: its name in the model, its module, the module that decides, E."""
+
+    name: str
+    module: nn.Module
+    router: nn.Module | None
+    num_experts: int
+
+
+def routing_sites(model: nn.Module) -> dict[str, Site]:
+    """All routed layers by name, in the model's order."""
+    sites = {
+        name: Site(name, module, module.router, module.num_experts)
+        for name, module in model.named_modules()
+        if isinstance(module, MoE)
+    }
+    for name, experts, router, num_experts in expert_sites(model):
+        sites[name] = Site(name, experts, router, num_experts)
+    return sites
+
+
+@contextmanager
+def attached(sites: Mapping[str, Site], edits: Mapping[str, Edit], watchers: Mapping[str, Watch]) -> Iterator[None]:
+    """Run these callbacks, by name of site, on every forward inside the block. Compiled code knows nothing of hooks, so inside
+    the block torch.compile stands aside and everything runs eagerly."""
+    stations = {name: _Station.of(sites[name]) for name in {*edits, *watchers}}
+    with torch.compiler.set_stance("force_eager"):
+        for name, station in stations.items():
+            station.join(edits.get(name), watchers.get(name))
+        try:
+            yield
+        finally:
+            for name, station in stations.items():
+                station.leave(edits.get(name), watchers.get(name))
+
+
+class _Station:
+    """The hooks of one site, there while somebody uses them."""
+
+    in_use: "WeakKeyDictionary[nn.Module, _Station]" = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, site: Site) -> "_Station":
+        return cls.in_use.get(site.module) or cls(site)
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.edits: list[Edit] = []
+        self.watchers: list[Watch] = []
+        self.handles: list[RemovableHandle] = []
+        self.pending: Decision | None = None  # between an MoE's router and its capacity
+        self.logits: Tensor | None = None  # between a Hugging Face router and its experts
+
+    def join(self, edit: Edit | None, watch: Watch | None) -> None:
+        if not self.handles:
+            self.in_use[self.site.module] = self
+            self.handles = list(self._hooks())
+        self.edits += [edit] if edit else []
+        self.watchers += [watch] if watch else []
+
+    def leave(self, edit: Edit | None, watch: Watch | None) -> None:
+        if edit:
+            self.edits.remove(edit)
+        if watch:
+            self.watchers.remove(watch)
+        if not self.edits and not self.watchers:
+            for handle in self.handles:
+                handle.remove()
+            self.handles = []
+            self.in_use.pop(self.site.module, None)
+
+    def decide(self, decision: Decision) -> Decision:
+        for edit in self.edits:
+            decision = decision._replace(routing=edit(decision))
+        return decision
+
+    def watch(self, decision: Decision, realised: Routing) -> None:
+        for watcher in self.watchers:
+            watcher(decision, realised)
+
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        module, router = self.site.module, self.site.router
+        if isinstance(module, MoE):
+            yield module.router.register_forward_hook(self._after_router)
+            if module.capacity is not None:
+                yield module.capacity.register_forward_hook(self._after_capacity)
+            return
+        if router is not None:
+            yield router.register_forward_hook(self._keep_logits)
+        yield module.register_forward_pre_hook(self._before_experts, with_kwargs=True)
+
+    def _after_router(self, router: nn.Module, args: tuple[Any, ...], output: RouterOutput) -> RouterOutput:
+        gates_of = (lambda experts: router.gates_of(output.logits, experts)) if isinstance(router, TopKRouter) else None
+        decision = self.decide(Decision(output.routing, output.logits, args[0], self.site.num_experts, gates_of))
+        if self.site.module.capacity is None:
+            self.watch(decision, decision.routing)
+        else:
+            self.pending = decision
+        changed = decision.routing is not output.routing
+        return output._replace(routing=decision.routing, dispatch=None if changed else output.dispatch)
+
+    def _after_capacity(self, _: nn.Module, __: object, realised: Routing) -> None:
+        if self.pending is not None:  # a Capacity may serve several layers
+            self.watch(self.pending, realised)
+            self.pending = None
+
+    def _keep_logits(self, _: nn.Module, __: object, output: object) -> None:
+        self.logits = router_logits(output, self.site.num_experts)
+
+    def _before_experts(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        names = ("hidden_states", "top_k_index", "top_k_weights")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        x_TD, experts_TK, gates_TK = (given[name] for name in names)
+        routing = Routing(gates_TK, experts_TK.to(torch.int32))
+        decision = self.decide(Decision(routing, self.logits, x_TD, self.site.num_experts, None))
+        self.logits = None
+        self.watch(decision, decision.routing)
+        if decision.routing is routing:
+            return None
+        dropped_TK = decision.routing.experts >= self.site.num_experts  # not every implementation knows the sentinel
+        given["top_k_index"] = decision.routing.experts.masked_fill(dropped_TK, 0).to(experts_TK.dtype)
+        given["top_k_weights"] = decision.routing.gates.masked_fill(dropped_TK, 0).to(gates_TK.dtype)
+        return (), given
