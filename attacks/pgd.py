@@ -1,13 +1,14 @@
 """Projected gradient descent and its one-step ancestor."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ironmoe.attacks.attack import Attack, Model
 from ironmoe.attacks.balls import Ball, Bounds
 from ironmoe.attacks.losses import Loss, get_loss
 from ironmoe.attacks.random import example_keys
 from ironmoe.attacks.vmoe_pgd import VMoEPGD
+from ironmoe.moe.groups import Grouped
 
 
 class PGD(Attack):
@@ -17,6 +18,9 @@ class PGD(Attack):
     keeps the best: a misclassified one before any other, then the highest loss. Restarts go on only with examples not yet
     misclassified. With ``early_stop`` an example that is misclassified leaves the batch at once, which makes weak models cheap
     to evaluate; without it the search goes on to raise the loss. The verdict is the same.
+
+    A model with a capacity or with Expert Choice lets images of a batch influence each other: there no image leaves the batch, so
+    that every group stays what it was.
 
     Args (beyond those of ``Attack``):
         alpha: step length in the units of eps; None is 2.5 · eps / steps (Madry's rule), but at least eps / 10,
@@ -52,7 +56,9 @@ class PGD(Attack):
         if alpha is not None and not alpha >= 0:
             raise ValueError(f"alpha must be at least 0 or None, got {alpha}")
         self.alpha, self.steps, self.random_start = alpha, steps, random_start
-        self.loss, self.restarts, self.early_stop = get_loss(loss), restarts, early_stop
+        self.loss, self.restarts = get_loss(loss), restarts
+        self.whole_batch = _couples_images(model)
+        self.early_stop = early_stop and not self.whole_batch
 
     @staticmethod
     def vmoe(
@@ -80,7 +86,7 @@ class PGD(Attack):
     def _search(self, ball: Ball, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         best = _Best(ball.center, labels)
         for restart in range(self.restarts):
-            rows = (~best.fooled).nonzero().squeeze(1)
+            rows = (~best.fooled | self.whole_batch).nonzero().squeeze(1)
             if len(rows):
                 self._climb(ball[rows], labels[rows], example_keys(self.seed, indices[rows], restart), rows, best)
             if self.attack_dtype is not None:  # what only the low precision takes for a success goes into the next restart
@@ -153,6 +159,10 @@ class FGSM(PGD):
 
     def _step_length(self, eps: Tensor) -> Tensor:
         return eps
+
+
+def _couples_images(model: Model) -> bool:
+    return isinstance(model, nn.Module) and any(isinstance(module, Grouped) for module in model.modules())
 
 
 class _Best:

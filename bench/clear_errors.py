@@ -16,9 +16,9 @@ def clear_errors(console: Console) -> Iterator[None]:
 
     from ironmoe.bench.compile_check import CompileCheckError
     from ironmoe.bench.data import DataError
-    from ironmoe.bench.models import CheckpointError
     from ironmoe.bench.run_folder import OutputError
     from ironmoe.bench.train import TrainingError
+    from ironmoe.moe.jax_checkpoint import CheckpointError
 
     torch.set_flush_denormal(True)  # idle experts' Adam moments decay into denormals, which are ten times as slow
     warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)  # numpy notices

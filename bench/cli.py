@@ -111,7 +111,15 @@ def demo(
 
 @app.command()
 def attack(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors checkpoint that the demo wrote.")],
+    checkpoint: Annotated[Path | None, typer.Argument(help="A .safetensors checkpoint that the demo wrote.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a checkpoint: **hf:FOLDER** (a saved image classifier of transformers), **vmoe:PREFIX** (a checkpoint of the "
+            "official V-MoE code; or of ViT, ending in .npz; `vmoe:PREFIX?top_k=2&capacity=1.05&images_per_group=8&priority=1&dispatch=bfloat16`), "
+            "or **package.module:function** (returns a torch module from images in [0, 1] to logits)."
+        ),
+    ] = None,
     data: Data = "mnist",
     everything: Annotated[
         bool, typer.Option("--all", help="Attack all images, not only the test split. For data the model was not trained on.")
@@ -130,9 +138,11 @@ def attack(
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Attack a saved model again, with other settings or other data, and write the same report.
+    """Attack a model from anywhere, with settings and data of your own, and write the demo's report.
 
-    Example: ironmoe attack runs/mnist-1a2b3c4d/checkpoints/v-moe-seed0.safetensors --norm L2 --eps 64,128,255 --steps 100
+    Examples: ironmoe attack runs/mnist-1a2b3c4d/checkpoints/v-moe-seed0.safetensors --norm L2 --eps 64,128,255 --steps 100
+
+    ironmoe attack --model hf:my-vit --data photos --image-size 224 --all
     """
     console = Console()
     with clear_errors(console):
@@ -143,7 +153,7 @@ def attack(
         settings = _attack_settings(norm, eps, steps, restarts, alpha, attack_images, batch_size)
         images = load_data(data, image_size, skip_bad)
         _announce(images, console)
-        run_attack(checkpoint, images, everything, settings, seed, target, attack_dtype, out, console)
+        run_attack(checkpoint, model, images, everything, settings, seed, target, attack_dtype, out, console)
 
 
 @app.command()

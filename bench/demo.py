@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ironmoe.bench.data import ImageData
 from ironmoe.bench.measure import AttackSettings, measure_clean, measure_robust, measure_routing
@@ -21,7 +21,8 @@ from ironmoe.bench.table import as_table
 from ironmoe.bench.train import Progress as TrainingProgress
 from ironmoe.bench.train import Recipe, train
 from ironmoe.bench.versions import versions
-from ironmoe.moe import MoE, VMoE
+from ironmoe.moe import VMoE
+from ironmoe.moe.sites import routing_sites
 
 NEEDED_BYTES = 100_000_000  # checkpoints, optimiser state, pictures; a run of one seed takes about 10 MB
 
@@ -169,12 +170,12 @@ def _trained(
     return model, facts_of(model, image_shape) | {"seed": seed, "train_seconds": extra["seconds"]}
 
 
-def facts_of(model: VMoE, image_shape: tuple[int, ...]) -> dict[str, Any]:
+def facts_of(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
     return {"flops": count_flops(model, image_shape), "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def measure_all(
-    model: VMoE,
+    model: nn.Module,
     label: str,
     images: Tensor,
     labels: Tensor,
@@ -202,7 +203,7 @@ def measure_all(
         robust = attacks[-1]["robust"]["value"]
         progress.update(task, completed=before + len(images), note=f"eps {eps:g}/255: {100 * robust:.1f} % hold")
     few = slice(settings.routing_images)
-    has_experts = any(isinstance(module, MoE) for module in model.modules())
+    has_experts = bool(routing_sites(model))
     for eps in settings.eps_255 if has_experts else [shown_eps(settings)]:  # a dense model has examples to show, no routing
         name = f"results/{key}-routing{eps:g}.json"
         if folder.read(name) is None:

@@ -11,15 +11,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ironmoe.moe import VMoE
+from ironmoe.moe.jax_checkpoint import CheckpointError
 
 ARCHITECTURES = ("V-MoE", "ViT")
 DIM, DEPTH, HEADS, MLP_DIM = 64, 4, 4, 256
 NUM_EXPERTS, TOP_K, MOE_LAYERS = 8, 2, (2, 3)
 FORMAT = "ironmoe.VMoE/1"
-
-
-class CheckpointError(Exception):
-    """The file is no checkpoint of this library, or of another architecture; the message says which and why."""
 
 
 def architecture(name: str, image_shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:

@@ -22,18 +22,20 @@ from ironmoe.moe.router import RouterOutput, TopKRouter
 class Decision(NamedTuple):
     """What a router chose for the tokens of one forward pass.
 
+    layer:       name of the routed layer
     routing:     gates (T, K) and experts (T, K), before any capacity
     logits:      (T, E), or None where a Hugging Face router does not give them
     x:           (T, D), the tokens
     num_experts: E
-    gates_of:    experts (T, K′) → the gates this router would give them; None where its rule is not known
+    gates_of:    (logits (T, E), experts (T, K′)) → the gates this router would give them; None where its rule is not known
     """
 
+    layer: str
     routing: Routing
     logits: Tensor | None
     x: Tensor
     num_experts: int
-    gates_of: Callable[[Tensor], Tensor] | None
+    gates_of: Callable[[Tensor, Tensor], Tensor] | None
 
 
 Edit = Callable[[Decision], Routing]
@@ -50,15 +52,14 @@ class Site(NamedTuple):
 
 
 def routing_sites(model: nn.Module) -> dict[str, Site]:
-    """All routed layers by name, in the model's order."""
-    sites = {
-        name: Site(name, module, module.router, module.num_experts)
+    """All routed layers by name, in the model's order. A compiled model's layers have the names they had before."""
+    found = [
+        Site(name, module, module.router, module.num_experts)
         for name, module in model.named_modules()
         if isinstance(module, MoE)
-    }
-    for name, experts, router, num_experts in expert_sites(model):
-        sites[name] = Site(name, experts, router, num_experts)
-    return sites
+    ]
+    found += [Site(*site) for site in expert_sites(model)]
+    return {name: site._replace(name=name) for site in found for name in (site.name.replace("_orig_mod.", ""),)}
 
 
 @contextmanager
@@ -132,8 +133,9 @@ class _Station:
         yield module.register_forward_pre_hook(self._before_experts, with_kwargs=True)
 
     def _after_router(self, router: nn.Module, args: tuple[Any, ...], output: RouterOutput) -> RouterOutput:
-        gates_of = (lambda experts: router.gates_of(output.logits, experts)) if isinstance(router, TopKRouter) else None
-        decision = self.decide(Decision(output.routing, output.logits, args[0], self.site.num_experts, gates_of))
+        gates_of = router.gates_of if isinstance(router, TopKRouter) else None
+        name, num_experts = self.site.name, self.site.num_experts
+        decision = self.decide(Decision(name, output.routing, output.logits, args[0], num_experts, gates_of))
         if self.site.module.capacity is None:
             self.watch(decision, decision.routing)
         else:
@@ -154,7 +156,7 @@ class _Station:
         given = dict(zip(names, args, strict=False)) | kwargs
         x_TD, experts_TK, gates_TK = (given[name] for name in names)
         routing = Routing(gates_TK, experts_TK.to(torch.int32))
-        decision = self.decide(Decision(routing, self.logits, x_TD, self.site.num_experts, None))
+        decision = self.decide(Decision(self.site.name, routing, self.logits, x_TD, self.site.num_experts, None))
         self.logits = None
         self.watch(decision, decision.routing)
         if decision.routing is routing:

@@ -18,12 +18,14 @@ class LayerTrace:
     gates (T, K), experts (T, K): what was carried out; ``experts == E`` marks a dropped choice, whose gate is 0
     intended: Routing before the capacity dropped anything; the same as the above without one
     logits (T, E): of the router, without noise
+    inputs (T, D): the tokens, if they were asked for
     """
 
     num_experts: int
     routings: list[Routing] = field(default_factory=list)
     all_intended: list[Routing] = field(default_factory=list)
     all_logits: list[Tensor | None] = field(default_factory=list)
+    all_inputs: list[Tensor] = field(default_factory=list)
 
     @property
     def gates(self) -> Tensor:
@@ -50,6 +52,13 @@ class LayerTrace:
         return torch.cat([logits for logits in self.all_logits if logits is not None])
 
     @property
+    def inputs(self) -> Tensor:
+        """(T, D). ValueError if they were not kept."""
+        if not self.all_inputs:
+            raise ValueError("inputs were not recorded: use trace_routing(model, keep_inputs=True)")
+        return torch.cat(self.all_inputs)
+
+    @property
     def margins(self) -> Tensor:
         """(T,) K-th largest logit minus the next: how much a logit must move for the choice to change; ∞ if K = E."""
         top_k = self.all_intended[0].experts.shape[1]
@@ -72,7 +81,7 @@ class RoutingTrace:
 
 
 @contextmanager
-def trace_routing(model: nn.Module, *, keep_graph: bool = False) -> Iterator[RoutingTrace]:
+def trace_routing(model: nn.Module, *, keep_graph: bool = False, keep_inputs: bool = False) -> Iterator[RoutingTrace]:
     """Record what every MoE layer decides while the block runs: layers of this library, upcycled ones, and the experts of Hugging
     Face models under any implementation. Off, it costs nothing: it is a hook.
 
@@ -81,6 +90,7 @@ def trace_routing(model: nn.Module, *, keep_graph: bool = False) -> Iterator[Rou
     Args:
         model: any module; one without MoE layers gives an empty trace.
         keep_graph: record gates and logits with their graph, so that a loss can be made of them; by default they are detached.
+        keep_inputs: record the tokens that each layer got, too.
     """
     sites = routing_sites(model)
     trace = RoutingTrace({name: LayerTrace(site.num_experts) for name, site in sites.items()})
@@ -93,6 +103,8 @@ def trace_routing(model: nn.Module, *, keep_graph: bool = False) -> Iterator[Rou
             layer.routings.append(Routing(*map(keep, realised)))
             layer.all_intended.append(Routing(*map(keep, decision.routing)))
             layer.all_logits.append(None if decision.logits is None else keep(decision.logits))
+            if keep_inputs:
+                layer.all_inputs.append(keep(decision.x))
 
         return record
 

@@ -1,0 +1,71 @@
+"""Where a Hugging Face model routes tokens: its Experts modules, the router beside each, and the logits in what a router returns.
+
+Only attributes are looked at, so it works whichever experts implementation runs, and transformers is not imported.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_INTERFACE = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts", "config")
+_ROUTERS = ("gate", "router")  # a parent block calls it one or the other
+_WRAPPERS = ("base_layer", "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+class ExpertSite(NamedTuple):
+    """One MoE layer: the name of its Experts module in the model, that module, the router beside it (None if there is none known),
+    and E, which under expert parallelism counts this process's experts."""
+
+    name: str
+    experts: nn.Module
+    router: nn.Module | None
+    num_experts: int
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether transformers' ``use_experts_implementation`` made this module: its flags are attributes of the instance itself."""
+    return all(name in vars(module) for name in _INTERFACE)
+
+
+def expert_sites(model: nn.Module) -> Iterator[ExpertSite]:
+    """Every Experts module of the model, in the model's order, each once."""
+    for name, module in model.named_modules():
+        if is_experts(module):
+            yield ExpertSite(name, module, _router_beside(model, name), module.num_experts)  # type: ignore[arg-type]
+
+
+def _router_beside(model: nn.Module, name: str) -> nn.Module | None:
+    """The child called gate or router of the block that owns the Experts module; wrappers around the latter are no blocks."""
+    path = name.split(".")
+    while path[-1] in _WRAPPERS:
+        path.pop()
+    if path == [""]:  # the model is the Experts module itself
+        return None
+    block = model.get_submodule(".".join(path[:-1]))
+    return next((child for name, child in block.named_children() if name in _ROUTERS), None)
+
+
+def router_logits(output: Any, num_experts: int) -> Tensor | None:
+    """The router's logits (T, E), in its dtype, out of what a router module returned; None where that does not hold them.
+
+    A router returns the logits alone (a linear layer), or (logits, weights, indices, …), or, as Granite did until
+    transformers 5.17, (indices, weights, logits). Logits are what the family itself turns into scores by softmax or sigmoid:
+    after Laguna's soft cap and Muse Spark's scale, before correction biases and groups.
+    None for Gemma 4, whose router returns the softmax in their place (rows ≥ 0 with sum 1 are no logits), and for Zaya, which
+    has one more class than experts. Looks at values, so on a GPU it waits for them.
+    """
+    tensors = [output] if isinstance(output, Tensor) else [item for item in output if isinstance(item, Tensor)]
+    if not tensors:
+        return None
+    logits = tensors[0] if tensors[0].is_floating_point() else tensors[-1]
+    if not logits.is_floating_point() or logits.ndim < 2 or logits.shape[-1] != num_experts:
+        return None
+    logits_TE = logits.flatten(0, -2)
+    return None if _are_probabilities(logits_TE.detach()) else logits_TE
+
+
+def _are_probabilities(scores_TE: Tensor) -> bool:
+    sums_T = scores_TE.sum(-1, dtype=torch.float32)
+    return len(scores_TE) > 0 and bool((scores_TE >= 0).all() & ((sums_T - 1).abs() < 0.02).all())
