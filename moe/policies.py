@@ -14,7 +14,7 @@ Policies that choose other experts weigh them by ``gates``:
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ GATES = ("own", "kept", "uniform", "renormalized")
 class _Choice:
     """A policy that chooses experts; ``gates`` as above, None for the default."""
 
-    gates: str | None = None
+    gates: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.gates is not None and self.gates not in GATES:
@@ -109,7 +109,7 @@ class OneExpert(_Choice):
 class AllExperts(_Choice):
     """Every expert for every token; by default their plain average. ``gates="own"``: weighed as the router would."""
 
-    gates: str | None = "uniform"
+    gates: str | None = field(default="uniform", kw_only=True)
 
     def choose(self, decision: Decision) -> Tensor:
         return torch.arange(decision.num_experts, device=decision.x.device).expand(len(decision.x), -1)
@@ -120,7 +120,7 @@ class PermuteExperts(_Choice):
     """Expert e's tokens go to expert ``permutation[e]``, by default with the gates they had; without one, a random permutation for each
     layer from ``seed``."""
 
-    gates: str | None = "kept"
+    gates: str | None = field(default="kept", kw_only=True)
     permutation: tuple[int, ...] | None = None
     seed: int = 0
 

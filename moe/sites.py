@@ -59,7 +59,8 @@ def routing_sites(model: nn.Module) -> dict[str, Site]:
         if isinstance(module, MoE)
     ]
     found += [Site(*site) for site in expert_sites(model)]
-    return {name: site._replace(name=name) for site in found for name in (site.name.replace("_orig_mod.", ""),)}
+    names = [".".join(part for part in site.name.split(".") if part != "_orig_mod") for site in found]
+    return {name: site._replace(name=name) for name, site in zip(names, found, strict=True)}
 
 
 @contextmanager
@@ -152,9 +153,7 @@ class _Station:
         self.logits = router_logits(output, self.site.num_experts)
 
     def _before_experts(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        names = ("hidden_states", "top_k_index", "top_k_weights")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        x_TD, experts_TK, gates_TK = (given[name] for name in names)
+        x_TD, experts_TK, gates_TK = (*args, *kwargs.values())  # families name the last two differently, in one order
         routing = Routing(gates_TK, experts_TK.to(torch.int32))
         decision = self.decide(Decision(self.site.name, routing, self.logits, x_TD, self.site.num_experts, None))
         self.logits = None
@@ -162,6 +161,5 @@ class _Station:
         if decision.routing is routing:
             return None
         dropped_TK = decision.routing.experts >= self.site.num_experts  # not every implementation knows the sentinel
-        given["top_k_index"] = decision.routing.experts.masked_fill(dropped_TK, 0).to(experts_TK.dtype)
-        given["top_k_weights"] = decision.routing.gates.masked_fill(dropped_TK, 0).to(gates_TK.dtype)
-        return (), given
+        experts_TK = decision.routing.experts.masked_fill(dropped_TK, 0).to(experts_TK.dtype)
+        return (x_TD, experts_TK, decision.routing.gates.masked_fill(dropped_TK, 0).to(gates_TK.dtype)), {}

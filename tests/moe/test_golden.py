@@ -8,7 +8,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from ironmoe.attacks import PGD
+from ironmoe.attacks import PGD, attack_statistics
 from ironmoe.moe import Capacity, VMoE, aux_loss_in_eval, collect_aux_loss, freeze_weights, trace_routing
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "vmoe_tiny.npz")
@@ -101,3 +101,38 @@ def test_the_papers_attack_takes_the_same_steps(variant, auxiliary):
     torch.testing.assert_close(result.distance, torch.full((len(X),), eps, dtype=torch.float64), rtol=1e-5, atol=0)
     correct = [result.clean_correct.sum().item(), (result.prediction == Y).sum().item()]
     assert correct == golden(f"{name}/state/num_correct").tolist()
+
+
+def test_attack_statistics(variant):
+    """The official sums, from the official adversarial images: "indices" sees the intended choice, the others the realised one."""
+    model, name = official(variant), f"{variant}/aux0"
+    found = attack_statistics(model, X, channels_first(golden(f"{name}/x_adv")), Y)
+    assert (found.images, found.changed) == (len(X), int(golden(f"{name}/state/num_changes")))
+    assert list(found.correct) == golden(f"{name}/state/num_correct").tolist()
+    tolerance = 2e-3 if variant == "bf16" else 2e-4
+    torch.testing.assert_close(torch.tensor(found.loss), golden(f"{name}/state/sum_loss"), rtol=tolerance, atol=0)
+    change = found.routing_change("intended" if variant == "indices" else "realised")
+    for layer, official_name in LAYERS.items():
+        expected = 1 - float(golden(f"{name}/state/sum_iou/{official_name}")) / len(X)
+        assert change[layer] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_token_dropped_twice_counts_as_changed_only_in_the_official_reading():
+    model = VMoE.from_jax(PARAMS, top_k=1, capacity=Capacity(0.5, images_per_group=4))
+    found = attack_statistics(model, X, X, Y)
+    realised, intended, kept = (found.routing_change(reading) for reading in ("realised", "intended", "kept"))
+    assert max(realised.values()) > 0.01  # with no attack at all
+    assert set(intended.values()) == set(kept.values()) == {0.0}
+
+
+def test_statistics_of_batches_add_up_and_padding_does_not_count():
+    model, adversarial = official("vanilla"), channels_first(golden("vanilla/aux0/x_adv"))
+    whole = attack_statistics(model, X, adversarial, Y)
+    halves = [attack_statistics(model, X[part], adversarial[part], Y[part]) for part in (slice(0, 4), slice(4, 8))]
+    total = halves[0] + halves[1]
+    assert (total.images, total.changed, total.correct) == (whole.images, whole.changed, whole.correct)
+    assert total.loss == pytest.approx(whole.loss, rel=1e-5)
+    for reading in total.overlap:
+        assert total.routing_change(reading) == pytest.approx(whole.routing_change(reading), abs=1e-12)
+    padded = attack_statistics(model, X, adversarial, Y, valid=torch.arange(8) < 4)
+    assert padded.images == 4 and padded.routing_change() == pytest.approx(halves[0].routing_change(), abs=1e-12)
