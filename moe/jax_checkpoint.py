@@ -9,6 +9,7 @@ import math
 import os
 import reprlib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,7 @@ import numpy as np
 VERSION = "20220622"  # files older than this have none
 CHUNKS_KEY = "__msgpack_array_chunk_a87ca2__"  # marks a data file
 NDARRAY, SLICES, INDEX_INFO = 1, 6, 8  # msgpack extension codes
-MAX_AXES, MAX_PATH = 32, 1000
-MAX_ITEMS = 1 << 16  # of a msgpack list: msgpack allocates a list by its claimed length, so this bounds what a claim costs
+MAX_AXES, MAX_PATH, MAX_ITEMS = 32, 1000, 1 << 16  # a list of msgpack takes memory by its claimed length: MAX_ITEMS bounds it
 _INTS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 ITEMSIZE = {n: np.dtype(n).itemsize for n in ("bool", *_INTS, "float16", "float32", "float64")} | {"bfloat16": 2}
 
@@ -50,15 +50,18 @@ def read_vmoe_checkpoint(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray
     """
     base = os.fspath(prefix).removesuffix(".index")
     leaves, shards = _read_index(index_file := Path(f"{base}.index"))
-    data_files = {shard: shard_file(base, shard, shards) for leaf in leaves for shard in leaf.shard_of.values()}
-    claimed = sum(math.prod(leaf.shape) * ITEMSIZE[leaf.dtype] for leaf in leaves)
-    held = sum(_file_size(file) for file in data_files.values())
-    _require(claimed <= held, index_file, f"{claimed} bytes of arrays", f"at most the {held} bytes of its data files")
+    claims: Counter[int] = Counter()
     for leaf in leaves:
-        _require_cover(leaf, f"{index_file}: leaf {leaf.path}")
+        for box, shard in leaf.shard_of.items():
+            claims[shard] += box_size(box) * ITEMSIZE[leaf.dtype]
+    for shard, claim in claims.items():
+        size = _file_size(file := shard_file(base, shard, shards))
+        _require(claim <= size, file, f"{size} bytes", f"{claim} or more, as {index_file} says")
+    for leaf in leaves:
+        _require_disjoint(leaf, f"{index_file}: leaf {leaf.path}")
     arrays = [np.empty(leaf.shape, "float32" if leaf.dtype == "bfloat16" else leaf.dtype) for leaf in leaves]
-    for shard, file in sorted(data_files.items()):
-        _read_shard(file, shard, leaves, arrays)
+    for shard in sorted(claims):
+        _read_shard(shard_file(base, shard, shards), shard, leaves, arrays)
     root = "params/" if all(leaf.path.startswith("params/") for leaf in leaves) else ""
     return {leaf.path.removeprefix(root): array for leaf, array in zip(leaves, arrays, strict=True)}
 
@@ -98,11 +101,10 @@ def msgpack_module() -> Any:
 def _read_index(file: Path) -> tuple[list[_Leaf], int]:
     """The leaves in their order, and the number of data files."""
     index = _unpack(_read_file(file), file)
-    _require(isinstance(index, dict) and {"shard_count", "index"} <= index.keys(), file, index, "shard_count and index")
-    version, shards, tree = index.get("version"), index["shard_count"], index["index"]
+    _require(isinstance(index, dict) and isinstance(index.get("index"), dict), file, index, "a V-MoE checkpoint's index")
+    version, shards, tree = index.get("version"), index.get("shard_count"), index["index"]
     _require(version in (None, VERSION), file, version, f"version {VERSION} or none")
     _require(type(shards) is int and shards >= 1, file, shards, "a positive shard_count")
-    _require(isinstance(tree, dict), file, tree, "a tree of parameters")
     leaves = [_parse_leaf(path, info, shards, f"{file}: leaf {path}") for path, info in _flatten(tree, file)]
     _require(len({leaf.path for leaf in leaves}) == len(leaves) > 0, file, list(tree), "leaves with different paths")
     return leaves, shards
@@ -129,13 +131,14 @@ def _parse_leaf(path: str, info: Any, shards: int, where: str) -> _Leaf:
     shaped, parts, numbers = _record(_extension(info, INDEX_INFO, where), 3, where)
     shape, name, _, _ = _record(shaped, 4, where)
     _require_shape(shape, where)
-    dtype = name.decode(errors="replace") if isinstance(name, bytes) else name
-    _require(isinstance(dtype, str) and dtype in ITEMSIZE, where, dtype, f"a dtype among {', '.join(ITEMSIZE)}")
+    known = isinstance(name, bytes) and name.decode(errors="replace") in ITEMSIZE
+    _require(known, where, name, f"a dtype among {', '.join(ITEMSIZE)}")
     paired = isinstance(parts, list) and isinstance(numbers, list) and len(parts) == len(numbers)
     _require(paired, where, [parts, numbers], "a list of parts and one of their data files")
     _require(all(type(n) is int and 0 <= n < shards for n in numbers), where, numbers, f"data files below {shards}")
     boxes = [_parse_box(part, shape, where) for part in parts]
-    return _Leaf(path, tuple(shape), dtype, dict(zip(boxes, numbers, strict=True)))
+    _require(sum(map(box_size, boxes)) == math.prod(shape), where, boxes, f"parts of {math.prod(shape)} elements in all")
+    return _Leaf(path, tuple(shape), name.decode(), dict(zip(boxes, numbers, strict=True)))
 
 
 def _parse_box(data: Any, shape: tuple[int, ...], where: str) -> Box:
@@ -149,10 +152,8 @@ def _parse_box(data: Any, shape: tuple[int, ...], where: str) -> Box:
     return tuple(box)
 
 
-def _require_cover(leaf: _Leaf, where: str) -> None:
-    """Every element lies in exactly one part: as many elements as the leaf has, and none left out."""
-    elements, size = sum(box_size(box) for box in leaf.shard_of), math.prod(leaf.shape)
-    _require(elements == size, where, f"parts of {elements} elements", f"parts of {size} elements")
+def _require_disjoint(leaf: _Leaf, where: str) -> None:
+    """The parts have as many elements as the leaf: if they leave none out, each lies in exactly one."""
     covered = np.zeros(leaf.shape, bool)
     for box in leaf.shard_of:
         covered[box_slices(box)] = True
@@ -196,8 +197,9 @@ def _parse_pieces(pieces: Any, dtype: str, size: int, where: str) -> np.ndarray:
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str) -> np.ndarray:
     """One array of an .npz. numpy's own reader would allocate what the header claims before it has the bytes."""
-    plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and info.compress_size <= file_size
-    _require(plain, where, info, f"at most {file_size} bytes, stored or deflated")
+    usual = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and info.compress_size <= file_size
+    whole = not info.comment and len(info.extra) < 46  # room for another entry, hidden by a damaged length
+    _require(usual and whole, where, info, f"at most {file_size} bytes, stored or deflated, without remarks")
     with _reading(where, "an array"):
         stream = io.BytesIO(archive.read(info))
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -215,9 +217,8 @@ def _decode(content: bytes, name: str, byteorder: Any = "<") -> np.ndarray:
     """Flat values in a dtype of this machine. A bfloat16 is the upper half of a float32."""
     if name == "bfloat16":
         return (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32)
-    if name == "bool":
-        return np.frombuffer(content, np.uint8) != 0
-    return np.frombuffer(content, np.dtype(name).newbyteorder(byteorder)).astype(name)
+    stored = np.dtype("uint8" if name == "bool" else name).newbyteorder(byteorder)
+    return np.frombuffer(content, stored).astype(name)
 
 
 def box_size(box: Box) -> int:

