@@ -15,8 +15,7 @@ class Capacity(Grouped):
 
     In each group every expert has C places. All first choices are placed before any second choice; among equals the earlier
     token goes first, or with ``priority`` the token with the larger first gate (Batch Prioritized Routing). A choice that finds
-    no place is dropped: its expert becomes E and its gate 0. The gates that stay are not renormalised, and the token is not
-    sent elsewhere.
+    no place is dropped: its expert becomes E and its gate 0. The gates that stay are what they were, and the token is not sent elsewhere.
 
     Tokens of a group, and so the images in it, influence each other: which image is dropped depends on its batch mates.
 
@@ -27,6 +26,7 @@ class Capacity(Grouped):
         priority: place the tokens with the largest first gate first.
         multiple_of: 4 in the official code; 1 leaves C as it is.
         places: C itself, in place of ``factor`` (Switch Transformer's expert_capacity).
+        renormalize: divide the gates a token keeps by their sum (NLLB-MoE); V-MoE does not.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Capacity(Grouped):
         priority: bool = False,
         multiple_of: int = 4,
         places: int | None = None,
+        renormalize: bool = False,
     ) -> None:
         super().__init__(images_per_group, tokens_per_group)
         if (factor is None) == (places is None):
@@ -48,7 +49,8 @@ class Capacity(Grouped):
             raise ValueError(f"places must be at least 1, got {places}")
         if multiple_of < 1:
             raise ValueError(f"multiple_of must be at least 1, got {multiple_of}")
-        self.factor, self.priority, self.multiple_of, self.places = factor, priority, multiple_of, places
+        self.factor, self.priority, self.multiple_of = factor, priority, multiple_of
+        self.places, self.renormalize = places, renormalize
 
     def places_for(self, num_choices: int, num_experts: int) -> int:
         """C for a group with ``num_choices`` = S · K choices among E experts."""
@@ -62,7 +64,7 @@ class Capacity(Grouped):
         factor = None if self.factor is None else self.factor * pools
         return Capacity(
             factor, images_per_group=self.images_per_group, tokens_per_group=self.tokens_per_group,
-            priority=self.priority, multiple_of=self.multiple_of, places=self.places,
+            priority=self.priority, multiple_of=self.multiple_of, places=self.places, renormalize=self.renormalize,
         )  # fmt: skip
 
     def forward(self, routing: Routing, num_experts: int, tokens_per_group: int) -> Routing:
@@ -77,7 +79,10 @@ class Capacity(Grouped):
         if not kept:
             return routing
         kept_TK = torch.cat([part_GSK.flatten(0, 1) for part_GSK in kept])
-        return Routing(routing.gates.masked_fill(~kept_TK, 0), routing.experts.masked_fill(~kept_TK, num_experts))
+        gates_TK = routing.gates.masked_fill(~kept_TK, 0)
+        if self.renormalize:
+            gates_TK = gates_TK / gates_TK.sum(-1, keepdim=True).clamp_min(torch.finfo(gates_TK.dtype).tiny)
+        return Routing(gates_TK, routing.experts.masked_fill(~kept_TK, num_experts))
 
     def _fits(self, routing: Routing, num_experts: int) -> Tensor:
         """(G, S, K) bool: whether the choice finds a place."""
