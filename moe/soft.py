@@ -94,7 +94,7 @@ class SoftMoE(nn.Module):
             rows_RD, self.fc1.weight, self.fc2.weight, Routing(gates_R1, experts_R1), b_in=self.fc1.bias, b_out=self.fc2.bias,
             activation=self.activation, precision=self.precision,
         )  # fmt: skip
-        return rearrange(y_RD, "(e b p) d -> e b p d", e=experts, b=images)
+        return y_RD.view(slots_EBPD.shape)
 
     def _rounded(self, values: Tensor) -> Tensor:
         wide = torch.promote_types(values.dtype, torch.float32)
