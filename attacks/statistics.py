@@ -1,6 +1,8 @@
 """What an attack did to a model and to its routing, in the sums of the official V-MoE attack code (arXiv 2210.10253)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from ironmoe.attacks.losses import Loss, get_loss
 from ironmoe.attacks.state import borrowed
 from ironmoe.moe import LayerTrace, aux_loss_in_eval, collect_aux_loss, trace_routing
 from ironmoe.moe.metrics import READINGS, token_overlap
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass
@@ -29,12 +33,16 @@ class AttackStatistics:
     def __add__(self, other: "AttackStatistics") -> "AttackStatistics":
         overlap = {
             reading: {
-                layer: _sum(self.overlap[reading].get(layer, (0.0, 0)), other.overlap[reading].get(layer, (0.0, 0)))
+                layer: (
+                    sum(s.overlap[reading].get(layer, (0.0, 0))[0] for s in (self, other)),
+                    sum(s.overlap[reading].get(layer, (0.0, 0))[1] for s in (self, other)),
+                )
                 for layer in self.overlap[reading] | other.overlap[reading]
             }
             for reading in READINGS
         }
-        correct, loss = _sum(self.correct, other.correct), _sum(self.loss, other.loss)
+        correct = _pair(a + b for a, b in zip(self.correct, other.correct, strict=True))
+        loss = _pair(a + b for a, b in zip(self.loss, other.loss, strict=True))
         return AttackStatistics(self.images + other.images, self.changed + other.changed, correct, loss, overlap)
 
     def routing_change(self, reading: str = "realised") -> dict[str, float]:
@@ -66,7 +74,8 @@ def attack_statistics(
     """
     if images.shape != adversarial.shape or len(labels) != len(images):
         raise ValueError(
-            f"images, adversarial and labels must be of the same B images, got {tuple(images.shape)}, {tuple(adversarial.shape)}, {tuple(labels.shape)}"
+            f"images, adversarial and labels must be of the same B images, got {tuple(images.shape)}, "
+            f"{tuple(adversarial.shape)} and {tuple(labels.shape)}"
         )
     counted = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid.bool()
     if counted.shape != labels.shape:
@@ -92,8 +101,8 @@ def attack_statistics(
     return AttackStatistics(
         images=int(counted.sum()),
         changed=int((counted & (predictions[0] != predictions[1])).sum()),
-        correct=tuple(int((counted & (prediction == labels)).sum()) for prediction in predictions),
-        loss=tuple(float(value[counted].double().sum()) for value in losses),
+        correct=_pair(int((counted & (prediction == labels)).sum()) for prediction in predictions),
+        loss=_pair(float(value[counted].double().sum()) for value in losses),
         overlap=overlap,
     )
 
@@ -104,5 +113,6 @@ def _layer_overlap(clean: LayerTrace, adversarial: LayerTrace, reading: str, cou
     return float(iou_T[counts_T].double().sum()), int(counts_T.sum())
 
 
-def _sum(a: tuple, b: tuple) -> tuple:  # type: ignore[type-arg]
-    return tuple(x + y for x, y in zip(a, b, strict=True))
+def _pair(values: Iterable[Number]) -> tuple[Number, Number]:
+    before, after = values
+    return before, after

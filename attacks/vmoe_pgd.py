@@ -34,7 +34,9 @@ class VMoEPGD(Attack):
         super().__init__(model, eps, norm="Linf", bounds=bounds)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        if auxiliary_loss and not (isinstance(model, nn.Module) and any(hasattr(m, "aux_loss_in_eval") for m in model.modules())):
+        if auxiliary_loss and not (
+            isinstance(model, nn.Module) and any(hasattr(m, "aux_loss_in_eval") for m in model.modules())
+        ):
             raise ValueError("auxiliary_loss needs a model with TopKRouters, whose losses it ascends")
         self.steps, self.loss, self.auxiliary_loss = steps, get_loss(loss), auxiliary_loss
 

@@ -35,6 +35,9 @@ class LoadedModel(NamedTuple):
 class Normalized(nn.Module):
     """(images − mean) / std, then the model; of a Hugging Face model's output, the logits."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.model = model
@@ -57,10 +60,7 @@ def load_model(checkpoint: Path | None, spec: str | None, data: ImageData, devic
     if not rest:
         raise CheckpointError(f"--model must be {FORMS}, got {spec!r}")
     size = int(data.images.shape[-1])
-    if kind == "hf":
-        loaded = _hugging_face(rest)
-    else:
-        loaded = _official(rest, size) if kind == "vmoe" else _factory(kind, rest)
+    loaded = _hugging_face(rest) if kind == "hf" else _official(rest, size) if kind == "vmoe" else _factory(kind, rest)
     return loaded._replace(model=loaded.model.to(device).eval())
 
 

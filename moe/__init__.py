@@ -13,8 +13,8 @@ from ironmoe.moe.losses import aux_loss_in_eval, balance_loss, collect_aux_loss,
 from ironmoe.moe.metrics import routing_change, routing_iou
 from ironmoe.moe.moe import ExpertLinear, MoE
 from ironmoe.moe.router import RouterOutput, TopKRouter
-from ironmoe.moe.soft import SoftMoE
 from ironmoe.moe.sites import Decision, routing_sites
+from ironmoe.moe.soft import SoftMoE
 from ironmoe.moe.trace import LayerTrace, RoutingTrace, trace_routing
 from ironmoe.moe.upcycle import upcycle
 from ironmoe.moe.vit import VMoE

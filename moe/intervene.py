@@ -55,12 +55,16 @@ def _name(layer: str | int, names: list[str]) -> str:
         return names[layer]
     if layer in names:
         return str(layer)
-    raise ValueError(f"layers must be among {', '.join(names)}, or numbers from {-len(names)} to {len(names) - 1}, got {layer!r}")
+    raise ValueError(
+        f"layers must be among {', '.join(names)}, or numbers from {-len(names)} to {len(names) - 1}, got {layer!r}"
+    )
 
 
 def _checked(routing: Routing, decision: Decision, policy: Policy) -> Routing:
     shapes = (
-        [tuple(field.shape) for field in routing] if isinstance(routing, tuple) and len(routing) == 2 else type(routing).__name__
+        [tuple(field.shape) for field in routing]
+        if isinstance(routing, tuple) and len(routing) == 2
+        else type(routing).__name__
     )
     tokens = len(decision.x)
     if isinstance(shapes, str) or shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != tokens:

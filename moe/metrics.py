@@ -41,7 +41,7 @@ def token_overlap(clean: LayerTrace, adversarial: LayerTrace, reading: str = "re
     for layer in (clean, adversarial):
         gates_TK, experts_TK = layer.intended if reading == "intended" else Routing(layer.gates, layer.experts)
         chosen.append(experts_TK.masked_fill(gates_TK <= 0, num_experts))
-    iou_T = routing_iou(*chosen, num_experts)
+    iou_T = routing_iou(chosen[0], chosen[1], num_experts)
     if reading != "kept":
         return iou_T, torch.ones_like(iou_T, dtype=torch.bool)
     return iou_T, ((chosen[0] < num_experts).any(1) | (chosen[1] < num_experts).any(1))

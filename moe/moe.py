@@ -142,23 +142,14 @@ class MoE(nn.Module):
         return y_TD.view(x.shape)
 
     def _experts(self, x_TD: Tensor, routing: Routing, routed: RouterOutput) -> Tensor:
-        weights = {"b_in": self.fc1.bias, "b_out": self.fc2.bias}
-        options = {"activation": self.activation, "precision": self.precision}
+        options: dict[str, Any] = {
+            "b_in": self.fc1.bias, "b_out": self.fc2.bias, "activation": self.activation, "precision": self.precision,
+        }  # fmt: skip
         if routed.dispatch is None and self.dispatch_dtype is None:
-            return expert_mlp(
-                x_TD, self.fc1.weight, self.fc2.weight, routing, recompute=self.recompute, **weights, **options
-            )
+            return expert_mlp(x_TD, self.fc1.weight, self.fc2.weight, routing, recompute=self.recompute, **options)
         dispatch = routed.dispatch or plan_dispatch(routing.experts, self.num_experts)
-        return expert_rows(
-            x_TD,
-            self.fc1.weight,
-            self.fc2.weight,
-            routing,
-            dispatch,
-            dispatch_dtype=self.dispatch_dtype,
-            **weights,
-            **options,
-        )
+        w_in, w_out = self.fc1.weight, self.fc2.weight
+        return expert_rows(x_TD, w_in, w_out, routing, dispatch, dispatch_dtype=self.dispatch_dtype, **options)
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave out the last forward's loss: it hangs on a graph, which cannot be copied."""

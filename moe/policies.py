@@ -6,8 +6,10 @@ other experts by their logits, ties to the lower index.
 
 Policies that choose other experts weigh them by ``gates``:
 
-- "own": the gates that the router's rule gives these experts; differentiable with respect to the logits. The default where the rule is known (``TopKRouter``).
-- "kept": the gates of the choices they replace, position by position; differentiable as those were. The default elsewhere (Hugging Face).
+- "own": the gates that the router's rule gives these experts; differentiable with respect to the logits. The default where the
+  rule is known (``TopKRouter``).
+- "kept": the gates of the choices they replace, position by position; differentiable as those were. The default elsewhere
+  (Hugging Face).
 - "uniform": 1 / number of experts; constants.
 - "renormalized": "own" (else "kept"), divided by their sum.
 """
@@ -247,7 +249,9 @@ def _gates(decision: Decision, experts_TK: Tensor, mode: str | None, logits_TE: 
     before_TK = decision.routing.gates
     known = decision.gates_of is not None and logits_TE is not None
     if mode == "own" and not known:
-        raise ValueError(f'gates="own" needs the rule of the router, which {decision.layer} does not tell; use "kept" or "uniform"')
+        raise ValueError(
+            f'gates="own" needs the rule of the router, which {decision.layer} does not tell; use "kept" or "uniform"'
+        )
     if mode == "uniform":
         gates_TK = torch.full(experts_TK.shape, 1 / experts_TK.shape[1], dtype=before_TK.dtype, device=before_TK.device)
     elif mode != "kept" and known:
@@ -256,7 +260,9 @@ def _gates(decision: Decision, experts_TK: Tensor, mode: str | None, logits_TE: 
     elif experts_TK.shape[1] <= before_TK.shape[1]:
         gates_TK = before_TK[:, : experts_TK.shape[1]]
     else:
-        raise ValueError(f'gates must be "uniform" or "own" for {experts_TK.shape[1]} experts a token in place of {before_TK.shape[1]}')
+        raise ValueError(
+            f'gates must be "uniform" or "own" for {experts_TK.shape[1]} experts a token in place of {before_TK.shape[1]}'
+        )
     gates_TK = gates_TK.masked_fill(dropped_TK, 0)
     return _renormalized(gates_TK) if mode == "renormalized" else gates_TK
 

@@ -54,8 +54,9 @@ class TopKRouter(nn.Module):
         ValueError: an argument outside the values above.
     """
 
-    weight: Tensor
     noise: Tensor | None
+    selection_bias: Tensor | None
+    choices: Tensor
 
     def __init__(
         self,

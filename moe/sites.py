@@ -67,7 +67,7 @@ def routing_sites(model: nn.Module) -> dict[str, Site]:
 def attached(sites: Mapping[str, Site], edits: Mapping[str, Edit], watchers: Mapping[str, Watch]) -> Iterator[None]:
     """Run these callbacks, by name of site, on every forward inside the block. Compiled code knows nothing of hooks, so inside
     the block torch.compile stands aside and everything runs eagerly."""
-    stations = {name: _Station.of(sites[name]) for name in {*edits, *watchers}}
+    stations = {name: _IN_USE.get(sites[name].module) or _Station(sites[name]) for name in {*edits, *watchers}}
     with torch.compiler.set_stance("force_eager"):
         for name, station in stations.items():
             station.join(edits.get(name), watchers.get(name))
@@ -81,12 +81,6 @@ def attached(sites: Mapping[str, Site], edits: Mapping[str, Edit], watchers: Map
 class _Station:
     """The hooks of one site, there while somebody uses them."""
 
-    in_use: "WeakKeyDictionary[nn.Module, _Station]" = WeakKeyDictionary()
-
-    @classmethod
-    def of(cls, site: Site) -> "_Station":
-        return cls.in_use.get(site.module) or cls(site)
-
     def __init__(self, site: Site) -> None:
         self.site = site
         self.edits: list[Edit] = []
@@ -97,7 +91,7 @@ class _Station:
 
     def join(self, edit: Edit | None, watch: Watch | None) -> None:
         if not self.handles:
-            self.in_use[self.site.module] = self
+            _IN_USE[self.site.module] = self
             self.handles = list(self._hooks())
         self.edits += [edit] if edit else []
         self.watchers += [watch] if watch else []
@@ -111,7 +105,7 @@ class _Station:
             for handle in self.handles:
                 handle.remove()
             self.handles = []
-            self.in_use.pop(self.site.module, None)
+            _IN_USE.pop(self.site.module, None)
 
     def decide(self, decision: Decision) -> Decision:
         for edit in self.edits:
@@ -163,3 +157,6 @@ class _Station:
         dropped_TK = decision.routing.experts >= self.site.num_experts  # not every implementation knows the sentinel
         experts_TK = decision.routing.experts.masked_fill(dropped_TK, 0).to(experts_TK.dtype)
         return (x_TD, experts_TK, decision.routing.gates.masked_fill(dropped_TK, 0).to(gates_TK.dtype)), {}
+
+
+_IN_USE: WeakKeyDictionary[nn.Module, _Station] = WeakKeyDictionary()

@@ -181,10 +181,7 @@ class VMoE(nn.Module):
                 x_BND = x_BND.repeat(self.ensemble_size, 1, 1)  # member after member
             x_BND = block(x_BND)
         x_BND = self.norm(x_BND)
-        if self.pool is not None:
-            pooled_BD = self.pool(x_BND)
-        else:
-            pooled_BD = x_BND[:, 0] if self.cls is not None else x_BND.mean(1)
+        pooled_BD = self.pool(x_BND) if self.pool is not None else x_BND[:, 0] if self.cls is not None else x_BND.mean(1)
         if self.pre_logits is not None:
             pooled_BD = self.pre_logits(pooled_BD).tanh()
         return rearrange(self.head(pooled_BD), "(m b) c -> m b c", m=self.ensemble_size)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ironmoe.moe.attention import Attention
+from ironmoe.moe.attention import Attention, Block
 from ironmoe.moe.ensemble import EnsembleRouter
 from ironmoe.moe.mlp import Mlp
 from ironmoe.moe.moe import MoE
@@ -38,7 +39,7 @@ class Leaf(NamedTuple):
     name: str
     view: Tensor
     pattern: str
-    sizes: dict[str, int] = {}
+    sizes: Mapping[str, int] = MappingProxyType({})
 
     def to_array(self) -> Tensor:
         return rearrange(self.view, self.pattern, **self.sizes)
@@ -143,6 +144,7 @@ def _leaves(model: "VMoE") -> Iterator[Leaf]:
         yield _same("cls", model.cls)
     yield _same("Encoder/posembed_input/pos_embedding", model.pos_embedding)
     for i, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
         prefix = f"Encoder/encoderblock_{i}"
         yield from _norm(f"{prefix}/LayerNorm_0", block.norm1)
         yield from _attention(f"{prefix}/SelfAttention", block.attn)
@@ -224,7 +226,9 @@ class _Shapes:
 
     def __call__(self, name: str, axes: int) -> tuple[int, ...]:
         if name not in self.params:
-            raise ValueError(f"params must hold {name!r} like every checkpoint of ViT or V-MoE, got {_some(sorted(self.params))}")
+            raise ValueError(
+                f"params must hold {name!r} like every checkpoint of ViT or V-MoE, got {_some(sorted(self.params))}"
+            )
         shape = np.shape(self.params[name])
         if len(shape) != axes:
             raise ValueError(f"params[{name!r}] must have {axes} axes, got shape {shape}")

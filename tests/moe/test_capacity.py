@@ -118,7 +118,9 @@ def test_compiled_whole(mode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_expert_rows_is_expert_mlp(dtype):
     layer = MoE(8, 16, 4, 2, capacity=Capacity(0.7), dtype=dtype).eval()
-    rounded = MoE(8, 16, 4, 2, capacity=Capacity(0.7), dispatch_dtype=dtype, dtype=dtype).eval()  # rounds to its own dtype: not at all
+    rounded = MoE(
+        8, 16, 4, 2, capacity=Capacity(0.7), dispatch_dtype=dtype, dtype=dtype
+    ).eval()  # rounds to its own dtype: not at all
     rounded.load_state_dict(layer.state_dict())
     x = torch.randn(20, 8, dtype=dtype)
     torch.testing.assert_close(rounded(x), layer(x))
@@ -209,7 +211,8 @@ class TestSoft:
             slots = scores.softmax(0).T @ image
             out = torch.stack(
                 [
-                    layer.fc2.weight[s // 2] @ torch.nn.functional.gelu(layer.fc1.weight[s // 2] @ slot + layer.fc1.bias[s // 2])
+                    layer.fc2.weight[s // 2]
+                    @ torch.nn.functional.gelu(layer.fc1.weight[s // 2] @ slot + layer.fc1.bias[s // 2])
                     + layer.fc2.bias[s // 2]
                     for s, slot in enumerate(slots)
                 ]

@@ -128,7 +128,11 @@ def small_vmoe(**options):
 def test_only_the_named_layers_and_only_inside_the_block():
     model, images = small_vmoe(), torch.rand(3, 1, 16, 16)
     plain = model(images)
-    for layers, steered in (([1], ["blocks.2.mlp"]), (["blocks.3.mlp", 0], ["blocks.0.mlp", "blocks.3.mlp"]), ([-1], ["blocks.3.mlp"])):
+    for layers, steered in (
+        ([1], ["blocks.2.mlp"]),
+        (["blocks.3.mlp", 0], ["blocks.0.mlp", "blocks.3.mlp"]),
+        ([-1], ["blocks.3.mlp"]),
+    ):
         with intervene(model, OneExpert(index=1), layers=layers), trace_routing(model) as trace:
             assert not torch.equal(model(images), plain)
         assert [name for name, layer in trace.layers.items() if layer.experts.shape[1] == 1] == steered
@@ -164,7 +168,10 @@ def test_replaying_its_own_trace_changes_nothing_and_anothers_does(capacity):
     assert not torch.allclose(replayed, model(other))
     with intervene(model, Replay(trace, gates="own")):
         torch.testing.assert_close(model(clean), logits)
-    with pytest.raises(ValueError, match="must have recorded 34 tokens in blocks.0.mlp, got 68"), intervene(model, Replay(trace)):
+    with (
+        pytest.raises(ValueError, match="must have recorded 34 tokens in blocks.0.mlp, got 68"),
+        intervene(model, Replay(trace)),
+    ):
         model(clean[:2])
 
 
@@ -249,8 +256,8 @@ def test_hugging_face_models(family, patched):
     transformers = pytest.importorskip("transformers")
     from ironmoe.moe import huggingface
 
-    common = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-                  num_local_experts=4, num_experts_per_tok=2, vocab_size=32, head_dim=8)  # fmt: skip
+    common = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+                  "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 32, "head_dim": 8}  # fmt: skip
     name = {"mixtral": "Mixtral", "gpt_oss": "GptOss"}[family]
     config = getattr(transformers, f"{name}Config")(**common)
     config._experts_implementation = "eager"
@@ -312,4 +319,3 @@ def test_what_is_wrong_is_named(make, message, layer, x):
 def steer(layer, x, policy):
     with intervene(layer, policy):
         layer(x)
-

@@ -152,9 +152,10 @@ def test_any_arrays_are_written_and_read_again(tmp_path_factory, arrays, shards,
     assert_same(read_vmoe_checkpoint(prefix), {name: a.astype(a.dtype.newbyteorder("=")) for name, a in params.items()})
 
 
-def test_parts_are_no_larger_than_asked_and_files_about_equal(tmp_path):
+def test_the_version_is_written_and_parts_are_no_larger_than_asked_in_files_about_equal(tmp_path):
     write_vmoe_checkpoint(tmp_path / "x", PARAMS, shards=3, chunk_bytes=1000)
-    sizes = []
+    index, sizes = msgpack.unpackb((tmp_path / "x.index").read_bytes()), []
+    assert (index["version"], index["shard_count"]) == ("20220622", 3)
     for i in range(3):
         data = msgpack.unpackb((tmp_path / f"x.data-0000{i}-of-00003").read_bytes())
         chunks = [c for number, chunks in data.items() if number.isdigit() for c in chunks]
@@ -179,6 +180,11 @@ def test_every_bfloat16_becomes_the_float32_of_the_same_value(tmp_path):
     assert found["all"].dtype == np.float32
     np.testing.assert_array_equal(found["all"].view(np.uint32).ravel(), bits.astype(np.uint32) << 16)
     assert found["one"].shape == () and found["one"] == 1.0
+
+
+def test_a_bool_is_true_whatever_bits_are_set(tmp_path):
+    prefix = write_by_hand(tmp_path, {"w": info((3,), "bool")}, {0: [chunk([piece(b"\0\1\2", "bool")], (0, 3, None))]})
+    assert_same(read_vmoe_checkpoint(prefix), {"w": np.array([False, True, True])})
 
 
 def test_a_part_in_several_pieces_in_any_order_of_files(tmp_path):
@@ -478,6 +484,16 @@ def test_the_head_of_an_index_is_checked(tmp_path, field, words):
         read_vmoe_checkpoint(write_by_hand(tmp_path, {"w": info((4,))}, W, **field))
 
 
+@pytest.mark.parametrize(
+    "found", ["x" * 100_000, b"x" * 100_000, 7 * [7 * [7 * [7 * [7 * ["x" * 100]]]]], {"x" * 99: ["x" * 99]}]
+)
+def test_a_message_is_short_whatever_was_found(tmp_path, found):
+    for prefix in (write_by_hand(tmp_path, {"w": found}, W), write_by_hand(tmp_path, {}, W, version=found)):
+        with pytest.raises(CheckpointError) as error:
+            read_vmoe_checkpoint(prefix)
+        assert len(str(error.value)) < 1500 + len(str(tmp_path))
+
+
 def test_an_older_train_state_whose_order_is_unknown_is_refused(tmp_path):
     state = {"step": info((4,)), "params": {"w": info((4,))}}
     data = {0: W[0], 1: W[0]}
@@ -489,7 +505,8 @@ def test_an_older_train_state_whose_order_is_unknown_is_refused(tmp_path):
     "content",
     [
         b"\xdd\xff\xff\xff\xff",  # a list of 2^32 - 1
-        b"\xdd\x00\x01\x00\x00" * 900,  # lists of 65536 in lists
+        b"\xdd\x00\x01\x00\x00" * 900 + bytes(1 << 17),  # lists of 65536 in lists
+        b"\xdd\x00\x02\x00\x00" * 900 + bytes(1 << 17),  # of twice as many
         b"\xdf\xff\xff\xff\xff",  # a map
         b"\xc6\xff\xff\xff\xff",  # bytes
         b"\xc9\xff\xff\xff\xff\x01",  # an extension
@@ -499,11 +516,11 @@ def test_an_older_train_state_whose_order_is_unknown_is_refused(tmp_path):
         b"\x83" + b"".join(map(msgpack.packb, ("shard_count", 1, "version", None, "index"))) + b"\x81\xa1a" * 990 + b"\x80",
         b"\xd7\xff" + b"\xff" * 8,  # a timestamp that is none
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_claims_of_msgpack_are_refused_and_cost_no_memory(tmp_path, content):
     (tmp_path / "x.index").write_bytes(content)
-    lists = content.startswith(b"\xdd\x00")  # of memory that is asked for and never touched
+    lists = content.startswith(b"\xdd\x00\x01")  # of memory that is asked for and never touched
     with memory_below(1 << 30 if lists else 3_000_000), pytest.raises(CheckpointError, match=r"x\.index: "):
         read_vmoe_checkpoint(tmp_path / "x")
 
@@ -605,12 +622,35 @@ def save_member(file, content, **options):
 
 
 @pytest.mark.parametrize(
-    "shape", ["(1099511627776,)", "(4611686018427387904, 4611686018427387904)", "(2,)", "(True, 2)", "(" + "9" * 4000 + ",)"]
+    "shape",
+    [
+        "(1099511627776,)",
+        "(4611686018427387904, 4611686018427387904)",
+        "(2,)",
+        "(True, 2)",
+        "(" + "9" * 4000 + "," + "9" * 4000 + ")",
+    ],
 )
 def test_an_npz_that_claims_more_or_less_than_it_has_is_refused(tmp_path, shape):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
     save_member(tmp_path / "vit.npz", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + floats(1, 2, 3))
     with memory_below(500_000), pytest.raises(CheckpointError, match=r"vit\.npz: leaf w: found"):
+        read_npz_checkpoint(tmp_path / "vit.npz")
+
+
+@pytest.mark.parametrize(("field", "size"), [(20, 4), (30, 2), (32, 2)], ids=["size", "extra", "comment"])
+def test_an_npz_whose_directory_lies_is_refused(tmp_path, field, size):
+    """About the size of a member, or of its remarks: they would hide the members after it."""
+    others = [*(f"name_{i:02d}" for i in range(8)), "longer_name"]
+    np.savez(tmp_path / "vit.npz", a=np.ones(3), **{name: np.ones(3) for name in others})
+    content = bytearray((tmp_path / "vit.npz").read_bytes())
+    first, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    rest = end - first - 46 - len("a.npy")
+    assert rest == 517  # a length that the standard library takes for one remark
+    lie = rest if size == 2 else 0xFFFFFFF0
+    content[first + field : first + field + size] = lie.to_bytes(size, "little")
+    (tmp_path / "vit.npz").write_bytes(content)
+    with memory_below(500_000), pytest.raises(CheckpointError, match=r"vit\.npz: "):
         read_npz_checkpoint(tmp_path / "vit.npz")
 
 

@@ -108,7 +108,9 @@ def test_softcap_and_bias():
     torch.testing.assert_close(router(x).logits, 0.5 * ((x @ router.weight.T + router.bias) / 0.5).tanh())
 
 
-@pytest.mark.parametrize("options", [{}, {"renormalize": True}, {"renormalize": 2.0, "scale": 3.0}, {"order": "topk_first", "score": "sigmoid"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"renormalize": True}, {"renormalize": 2.0, "scale": 3.0}, {"order": "topk_first", "score": "sigmoid"}]
+)
 def test_gates_of_the_own_choice_are_the_gates(options):
     router = TopKRouter(D, E, K, **options).eval()
     (gates, experts), logits, *_ = router(torch.randn(T, D))
