@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, Proportion, evaluate
-from ironmoe.moe import routing_iou, trace_routing
+from ironmoe.moe import routing_change, trace_routing
 
 
 class AttackSettings(NamedTuple):
@@ -84,12 +84,14 @@ def measure_routing(
     """(routing on clean and adversarial images, examples to show).
 
     Here the attack runs its full length on every image, as the paper's does: one that stops at the first misclassification
-    would perturb, and reroute, less. Images misclassified from the start are not attacked and not counted.
+    would perturb, and reroute, less. Images misclassified from the start are not attacked and not counted, unless a capacity ties
+    the images of a batch together. Change is the "kept" reading: tokens that the capacity dropped both times are left out.
     """
     device = next(model.parameters()).device
     images, labels = images.to(device), labels.to(device)
-    result = _pgd(model, eps_255, settings, seed, attack_dtype, restarts=1, early_stop=False).run(images, labels)
-    attacked = result.clean_correct
+    attack = _pgd(model, eps_255, settings, seed, attack_dtype, restarts=1, early_stop=False)
+    result = attack.run(images, labels)
+    attacked = result.clean_correct | attack.whole_batch  # under a capacity groups must stay what they are
     traces = []
     with torch.no_grad():
         for batch in (images[attacked], result.adversarial[attacked]):
@@ -99,9 +101,8 @@ def measure_routing(
     layers = {}
     for name, clean in traces[0].layers.items():
         adversarial = traces[1].layers[name]
-        iou = routing_iou(clean.experts, adversarial.experts, clean.num_experts)
         layers[name] = {
-            "change": 1 - iou.mean().item() if len(iou) else float("nan"),
+            "change": routing_change(clean, adversarial, "kept"),
             "load_clean": clean.load().tolist(),
             "load_adversarial": adversarial.load().tolist(),
         }

@@ -181,10 +181,15 @@ class VMoE(nn.Module):
                 x_BND = x_BND.repeat(self.ensemble_size, 1, 1)  # member after member
             x_BND = block(x_BND)
         x_BND = self.norm(x_BND)
-        pooled_BD = self.pool(x_BND) if self.pool is not None else x_BND[:, 0] if self.cls is not None else x_BND.mean(1)
+        pooled_BD = self._pooled(x_BND)
         if self.pre_logits is not None:
             pooled_BD = self.pre_logits(pooled_BD).tanh()
         return rearrange(self.head(pooled_BD), "(m b) c -> m b c", m=self.ensemble_size)
+
+    def _pooled(self, x_BND: Tensor) -> Tensor:
+        if self.pool is not None:
+            return self.pool(x_BND)
+        return x_BND.mean(1) if self.cls is None else x_BND[:, 0]
 
 
 def _conv_stem(channels: int, dim: int, patch_size: int) -> nn.Sequential:

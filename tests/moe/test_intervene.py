@@ -169,7 +169,7 @@ def test_replaying_its_own_trace_changes_nothing_and_anothers_does(capacity):
     with intervene(model, Replay(trace, gates="own")):
         torch.testing.assert_close(model(clean), logits)
     with (
-        pytest.raises(ValueError, match="must have recorded 34 tokens in blocks.0.mlp, got 68"),
+        pytest.raises(ValueError, match="must have recorded 34 tokens in blocks"),
         intervene(model, Replay(trace)),
     ):
         model(clean[:2])
@@ -256,8 +256,10 @@ def test_hugging_face_models(family, patched):
     transformers = pytest.importorskip("transformers")
     from ironmoe.moe import huggingface
 
-    common = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-                  "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 32, "head_dim": 8}  # fmt: skip
+    common = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 32, "head_dim": 8,
+    }  # fmt: skip
     name = {"mixtral": "Mixtral", "gpt_oss": "GptOss"}[family]
     config = getattr(transformers, f"{name}Config")(**common)
     config._experts_implementation = "eager"
