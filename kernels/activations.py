@@ -1,7 +1,8 @@
 """Activations of an expert: value and derivative, plain and gated.
 
-A gated unit reads 2F columns, [gate | up] as Hugging Face stores them, and gives act(gate) · up, F columns. gpt-oss's clamped
-SwiGLU cuts both first, gate ≤ 7 and |up| ≤ 7, takes gate · sigmoid(1.702 · gate), and multiplies by up + 1.
+A gated unit reads 2F columns and gives act(gate) · up, F columns. They are [gate | up], as most Hugging Face models store them,
+or gate, up, gate, up …, as gpt-oss does. Some units cut both first, gate ≤ limit and |up| ≤ limit: DeepSeek-V4's limited SwiGLU
+is SwiGLU behind the cuts, gpt-oss's clamped SwiGLU is gate · sigmoid(1.702 · gate) · (up + 1).
 Both directions use differentiable aten operators, so derivatives of any order follow.
 """
 
@@ -15,41 +16,60 @@ aten = torch.ops.aten
 
 
 class Activation(NamedTuple):
-    """``value(h)`` and ``backward(grad, h)``; ``gated`` says whether h is [gate | up], ``limit`` where gpt-oss's unit cuts."""
+    """``value(h)`` and ``backward(grad, h)``; the other fields describe the unit.
+
+    gated: h is [gate | up]. limit: gate is cut from above, up on both sides. offset: added to up after the cut.
+    interleaved: the columns of h alternate gate, up, gate, up … instead, and so do those of its gradient.
+    """
 
     elementwise: Callable[[Tensor], Tensor]
     elementwise_backward: Callable[[Tensor, Tensor], Tensor]
     gated: bool
     limit: float | None = None
+    offset: float = 0.0
+    interleaved: bool = False
 
     def value(self, hidden: Tensor) -> Tensor:
         """(R, F) or (R, 2F) pre-activations to (R, F)."""
         if not self.gated:
             return self.elementwise(hidden)
-        gate, up = hidden.chunk(2, dim=-1)
-        if self.limit is not None:
-            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit) + 1
+        gate, factor = self._factors(*self._halves(hidden))
         if _records(hidden):
-            return self.elementwise(gate) * up
-        return self.elementwise(gate).mul_(up)
+            return self.elementwise(gate) * factor
+        return self.elementwise(gate).mul_(factor)
 
     def backward(self, grad: Tensor, hidden: Tensor) -> Tensor:
         """Gradient with respect to ``hidden``, of its shape, from the gradient (R, F) with respect to the value."""
         if not self.gated:
             return self.elementwise_backward(grad, hidden)
-        gate, up = hidden.chunk(2, dim=-1)
-        if self.limit is not None:
-            cut_gate, cut_up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit) + 1
-            d_gate = self.elementwise_backward(grad * cut_up, cut_gate) * (gate <= self.limit)
-            d_up = grad * self.elementwise(cut_gate) * (up.abs() <= self.limit)
-            return torch.cat([d_gate, d_up], dim=-1)
+        gate, up = self._halves(hidden)
+        cut_gate, factor = self._factors(gate, up)
         if _records(grad, hidden):
-            return torch.cat([self.elementwise_backward(grad * up, gate), grad * self.elementwise(gate)], dim=-1)
+            d_gate, d_up = self.elementwise_backward(grad * factor, cut_gate), grad * self.elementwise(cut_gate)
+            if self.limit is not None:  # the limit itself is not cut: torch.clamp has the same slope there
+                d_gate, d_up = d_gate.where(gate <= self.limit, 0), d_up.where(up.abs() <= self.limit, 0)
+            return torch.stack([d_gate, d_up], dim=-1).flatten(-2) if self.interleaved else torch.cat([d_gate, d_up], dim=-1)
         d_hidden = torch.empty_like(hidden)
-        d_gate, d_up = d_hidden.chunk(2, dim=-1)
-        d_gate.copy_(self.elementwise_backward(torch.mul(grad, up, out=d_up), gate))
-        torch.mul(grad, self.elementwise(gate), out=d_up)
+        d_gate, d_up = self._halves(d_hidden)
+        d_gate.copy_(self.elementwise_backward(torch.mul(grad, factor, out=d_up), cut_gate))
+        torch.mul(grad, self.elementwise(cut_gate), out=d_up)
+        if self.limit is not None:
+            d_gate.masked_fill_(~(gate <= self.limit), 0)
+            d_up.masked_fill_(~(up.abs() <= self.limit), 0)
         return d_hidden
+
+    def _halves(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the gate and the up columns."""
+        if self.interleaved:
+            return hidden[..., ::2], hidden[..., 1::2]
+        gate, up = hidden.chunk(2, dim=-1)
+        return gate, up
+
+    def _factors(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """What the elementwise function takes, and what its value is multiplied by."""
+        if self.limit is None:
+            return gate, up
+        return gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit) + self.offset
 
 
 def _records(*tensors: Tensor) -> bool:
@@ -101,6 +121,7 @@ def _sharp_silu_backward(grad: Tensor, h: Tensor) -> Tensor:
     return grad * (sigmoid * (1 + 1.702 * h * (1 - sigmoid)))
 
 
+_CLAMPED_SWIGLU = Activation(_sharp_silu, _sharp_silu_backward, gated=True, limit=7.0, offset=1.0)
 ACTIVATIONS = {
     "gelu": Activation(_gelu, _gelu_backward, gated=False),
     "gelu_tanh": Activation(_gelu_tanh, _gelu_tanh_backward, gated=False),
@@ -109,9 +130,13 @@ ACTIVATIONS = {
     "silu": Activation(aten.silu, _silu_backward, gated=False),
     "swiglu": Activation(aten.silu, _silu_backward, gated=True),
     "geglu": Activation(_gelu, _gelu_backward, gated=True),
-    "clamped_swiglu": Activation(_sharp_silu, _sharp_silu_backward, gated=True, limit=7.0),
+    "geglu_tanh": Activation(_gelu_tanh, _gelu_tanh_backward, gated=True),
+    "clamped_swiglu": _CLAMPED_SWIGLU,
+    "clamped_swiglu_interleaved": _CLAMPED_SWIGLU._replace(interleaved=True),
+    "limited_swiglu": Activation(aten.silu, _silu_backward, gated=True, limit=10.0),
 }
 GATED_ACTIVATIONS = frozenset(name for name, activation in ACTIVATIONS.items() if activation.gated)
+INTERLEAVED_ACTIVATIONS = frozenset(name for name, activation in ACTIVATIONS.items() if activation.interleaved)
 
 
 def get_activation(name: str) -> Activation:

@@ -53,7 +53,8 @@ def expert_mlp(
 
     Args:
         x: (T, D), float16, bfloat16, float32 or float64. Under autocast x, weights and biases are cast, gates are not.
-        w_in: (E, F, D), or (E, 2F, D) as [gate | up] for a gated activation; any strides.
+        w_in: (E, F, D), or (E, 2F, D) for a gated activation: [gate | up], or gate, up, gate, up … where its name ends in
+            "_interleaved"; any strides.
         w_out: (E, D, F); any strides.
         routing: gates (T, K) and experts (T, K); a choice with ``experts == E`` is dropped.
         b_in: (E, F) or (E, 2F).
@@ -172,7 +173,7 @@ def _check(
     check_experts(x, w_in, b_in, "w_in", "b_in")
     num_experts, wide, dim = w_in.shape
     if act.gated and wide % 2:
-        raise ValueError(f"w_in must have an even number of rows an expert, [gate | up], for a gated activation, got {wide}")
+        raise ValueError(f"w_in must have an even number of rows an expert, gate and up, for a gated activation, got {wide}")
     expected = (num_experts, dim, wide // 2 if act.gated else wide)
     if w_out.shape != expected:
         raise ValueError(f"w_out must have shape {expected} to match w_in and the activation, got {tuple(w_out.shape)}")

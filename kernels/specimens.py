@@ -15,7 +15,9 @@ from ironmoe.kernels.tuning import Chip, assume
 E, K = 128, 8  # Qwen3-30B-A3B
 SIZES = (2048, 768)  # its D and F: multiples of every block
 ODD_SIZES = (2046, 770)  # of none; rows that TMA does not take
+GPT_OSS_SIZES = (2880, 2880)  # of some
 ROWS = (16, 32, 64, 128)  # an expert's rows, one for each BLOCK_M
+LAYOUTS = ("gelu", "swiglu", "clamped_swiglu_interleaved")  # one of each: H has one half, two, or two in turns
 DTYPES = (torch.bfloat16, torch.float32)  # float16 takes the configurations of bfloat16
 SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -56,13 +58,16 @@ def _steps() -> Iterator[tuple[str, torch.dtype]]:
     for dtype in DTYPES:
         for rows in ROWS if dtype == torch.bfloat16 else ROWS[:2]:
             full = rows == ROWS[-1] and dtype == torch.bfloat16
-            for activation in ACTIVATIONS if full else ("gelu", "swiglu"):
+            for activation in ACTIVATIONS if full else LAYOUTS:
                 for step in _expert(dtype, rows, activation):
                     yield step, dtype
+            if dtype == torch.bfloat16:
+                for step in _expert(dtype, rows, "clamped_swiglu_interleaved", sizes=GPT_OSS_SIZES, transposed=True):
+                    yield f"{step}, gpt-oss", dtype
         dy, rows_RD = _meta(64, SIZES[0], dtype=dtype), _meta(64 * K, SIZES[0], dtype=dtype)
         combine.combine_backward(dy, rows_RD, _gates(64), *_index(64 * K, 64), True, True)
         yield "", dtype
-    for activation in ("gelu", "swiglu"):
+    for activation in LAYOUTS:
         for step in _expert(torch.bfloat16, ROWS[-1], activation, sizes=ODD_SIZES):
             yield f"{step}, odd sizes", torch.bfloat16
     for step in _expert(torch.float32, ROWS[1], "gelu", precision="tf32"):
@@ -89,14 +94,20 @@ def _steps() -> Iterator[tuple[str, torch.dtype]]:
 
 
 def _expert(
-    dtype: torch.dtype, rows: int, activation: str, precision: str = "ieee", sizes: tuple[int, int] = SIZES
-) -> Iterator[str]:
-    """Inference, forward and every backward of the expert, with biases: the name of each step, after it was taken."""
+    dtype: torch.dtype, rows: int, activation: str, precision: str = "ieee", sizes: tuple[int, int] = SIZES,
+    transposed: bool = False,
+) -> Iterator[str]:  # fmt: skip
+    """Inference, forward and every backward of the expert, with biases: the name of each step, after it was taken.
+
+    transposed: the weights lie in memory with their axes exchanged, as gpt-oss's do.
+    """
     D, F = sizes
     num_rows = rows * E
     tokens = num_rows // K
     wide = 2 * F if activation in GATED_ACTIVATIONS else F
     x, w_in, w_out = _meta(tokens, D, dtype=dtype), _meta(E, wide, D, dtype=dtype), _meta(E, D, F, dtype=dtype)
+    if transposed:
+        w_in, w_out = (w.mT.contiguous().mT for w in (w_in, w_out))
     b_in, b_out = _meta(E, wide, dtype=dtype), _meta(E, D, dtype=dtype)
     row_token, row_slot, slot_row = _index(num_rows, tokens)
     offsets, gates = _meta(E + 1), _gates(tokens)

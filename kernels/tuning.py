@@ -36,7 +36,8 @@ INTERPRETER = Chip("interpreter", 1 << 30, tma=True, processors=4)
 
 
 class Blocks(NamedTuple):
-    """One configuration. ``n`` counts columns of one accumulator (a gated unit has two), ``k`` the terms a step adds up.
+    """One configuration. ``n`` counts columns of one accumulator (a gated unit has two, an interleaved one a wide one for both halves),
+    ``k`` the terms a step adds up.
 
     group: tiles that share a block of columns; split: parts the epilogue works through; persistent: one program a processor.
     """
@@ -54,9 +55,11 @@ class Blocks(NamedTuple):
 # Product → blocks for 128 rows a tile and 16-bit numbers. What the compiler says of each: docs/compile-report.md.
 WIDE = {
     "gated": Blocks(128, 128, 64, split=2),
+    "interleaved": Blocks(128, 256, 64, split=4),
     "activated": Blocks(128, 128, 64, stages=4, split=4),
     "plain": Blocks(128, 256, 64, split=2),
     "hidden_gradient": Blocks(128, 128, 64, split=4),
+    "hidden_gradient_interleaved": Blocks(128, 128, 64, split=8),
     "weight_gradient": Blocks(128, 128, 64),
 }
 BLACKWELL = WIDE | {
@@ -65,23 +68,29 @@ BLACKWELL = WIDE | {
 }
 WITHOUT_TMA = {  # the pointers of the weights take the registers of half the columns
     "gated": Blocks(128, 64, 64, split=2),
+    "interleaved": Blocks(128, 128, 64, split=2),
     "activated": Blocks(128, 128, 64, split=2),
     "plain": Blocks(128, 128, 64, split=2),
     "hidden_gradient": Blocks(128, 64, 64, split=4),
+    "hidden_gradient_interleaved": Blocks(128, 64, 64, split=4),
     "weight_gradient": Blocks(128, 128, 64),
 }
 UNALIGNED = {  # rows that are no multiple of 16: every element has an address of its own, and addresses take registers
     "gated": Blocks(128, 32, 32),
+    "interleaved": Blocks(128, 64, 32),
     "activated": Blocks(128, 32, 32),
     "plain": Blocks(128, 64, 32),
     "hidden_gradient": Blocks(128, 32, 32),
+    "hidden_gradient_interleaved": Blocks(128, 32, 32, split=2),
     "weight_gradient": Blocks(128, 128, 64),
 }
 FLOAT32 = {  # no tensor cores in "ieee": small tiles, few registers
     "gated": Blocks(32, 32, 32, warps=4, stages=2),
+    "interleaved": Blocks(32, 64, 32, warps=4, stages=2),
     "activated": Blocks(32, 64, 32, warps=4, stages=2),
     "plain": Blocks(32, 64, 32, warps=4, stages=2),
     "hidden_gradient": Blocks(32, 64, 32, warps=4, stages=2),
+    "hidden_gradient_interleaved": Blocks(32, 64, 32, warps=4, stages=2),
     "weight_gradient": Blocks(32, 64, 32, stages=2),
 }
 PRODUCTS = tuple(WIDE)
@@ -137,7 +146,7 @@ def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned:
     if product != "weight_gradient" and rows < blocks.m:
         blocks = blocks._replace(m=rows, n=min(blocks.n, 128), warps=4)
         if rows <= 32:
-            through_unit = product == "hidden_gradient"
+            through_unit = product.startswith("hidden_gradient")
             blocks = blocks._replace(n=min(blocks.n, 64 if through_unit else 128), split=2 if through_unit else 1)
     stages = blocks.stages
     while stages > 1 and _shared_bytes(product, blocks, stages, dtype) > chip.shared_memory:

@@ -10,22 +10,40 @@ KEEP_NAN = tl.constexpr(tl.PropagateNan.ALL)
 @triton.jit
 def unit(h, up, ACTIVATION: tl.constexpr):
     """(value, ∂value/∂h, ∂value/∂up); ``up`` counts for gated activations only. What a caller leaves unused is not computed."""
-    if ACTIVATION == "clamped_swiglu":  # gpt-oss: alpha 1.702, limit 7
-        cut = tl.minimum(h, 7.0, KEEP_NAN)
+    if ACTIVATION == "clamped_swiglu" or ACTIVATION == "clamped_swiglu_interleaved":  # gpt-oss: alpha 1.702, limit 7
+        cut, factor = clamp(h, up, 7.0)
         sigmoid = tl.sigmoid(1.702 * cut)
-        swish = cut * sigmoid
-        factor = tl.minimum(tl.maximum(up, -7.0, KEEP_NAN), 7.0, KEEP_NAN) + 1
-        slope = tl.where(h <= 7.0, sigmoid + 1.702 * swish * (1 - sigmoid), 0.0)
-        return swish * factor, slope * factor, tl.where(tl.abs(up) <= 7.0, swish, 0.0)
+        value = cut * sigmoid
+        slope = sigmoid + 1.702 * value * (1 - sigmoid)
+        return with_cuts(h, up, value, slope, factor + 1, 7.0)
+    elif ACTIVATION == "limited_swiglu":  # DeepSeek-V4: limit 10
+        cut, factor = clamp(h, up, 10.0)
+        value, slope = elementwise(cut, "silu")
+        return with_cuts(h, up, value, slope, factor, 10.0)
     elif ACTIVATION == "swiglu":
         value, slope = elementwise(h, "silu")
         return value * up, slope * up, value
     elif ACTIVATION == "geglu":
         value, slope = elementwise(h, "gelu")
         return value * up, slope * up, value
+    elif ACTIVATION == "geglu_tanh":
+        value, slope = elementwise(h, "gelu_tanh")
+        return value * up, slope * up, value
     else:
         value, slope = elementwise(h, ACTIVATION)
         return value, slope, value
+
+
+@triton.jit
+def clamp(h, up, LIMIT: tl.constexpr):
+    """The gate cut from above, up on both sides."""
+    return tl.minimum(h, LIMIT, KEEP_NAN), tl.minimum(tl.maximum(up, -LIMIT, KEEP_NAN), LIMIT, KEEP_NAN)
+
+
+@triton.jit
+def with_cuts(h, up, value, slope, factor, LIMIT: tl.constexpr):
+    """``unit`` from the value and the slope at the clamped gate. Slopes are 0 beyond the limit, not at it, as torch.clamp's are."""
+    return value * factor, tl.where(h <= LIMIT, slope * factor, 0.0), tl.where(tl.abs(up) <= LIMIT, value, 0.0)
 
 
 @triton.jit

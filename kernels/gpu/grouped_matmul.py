@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ironmoe.kernels.activations import GATED_ACTIVATIONS
+from ironmoe.kernels.activations import GATED_ACTIVATIONS, INTERLEAVED_ACTIVATIONS
 from ironmoe.kernels.gpu.activations import unit
 from ironmoe.kernels.gpu.launch import launch
 from ironmoe.kernels.tuning import Blocks, Chip, blocks_for, chip_of, rows_per_tile
@@ -83,6 +83,12 @@ def halves(acc_MN):
 
 
 @triton.jit
+def neighbours(values_MC):
+    """The even and the odd columns. A thread of a product holds pairs of columns, so nothing moves between threads."""
+    return values_MC.reshape(values_MC.shape[0], values_MC.shape[1] // 2, 2).split()
+
+
+@triton.jit
 def store_rows(values_MC, out, out_tma, rows_M, live_M, first, n0, shift, N, out_stride, full, TMA: tl.constexpr):
     """Columns n0 … of the tile's rows, ``shift`` columns to the right. TMA writes whole tiles only: the next rows are another expert's."""
     values_MC = values_MC.to(out.dtype.element_ty)
@@ -98,7 +104,7 @@ def store_rows(values_MC, out, out_tma, rows_M, live_M, first, n0, shift, N, out
 def finish(
     acc_MC, up_MC, n0, bias, hidden, hidden_tma, activated, activated_tma, rows_M, live_M, first, full, expert, num_experts,
     N, bias_stride, hidden_stride, activated_stride,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, STORE_TMA: tl.constexpr, SPLIT: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr, STORE_TMA: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Bias and activation, in SPLIT parts; stores H, the activated units, or both."""
     if SPLIT > 1:
@@ -106,11 +112,12 @@ def finish(
         up_left, up_right = halves(up_MC)
         finish(
             left, up_left, n0, bias, hidden, hidden_tma, activated, activated_tma, rows_M, live_M, first, full, expert,
-            num_experts, N, bias_stride, hidden_stride, activated_stride, ACTIVATION, GATED, STORE_TMA, SPLIT // 2,
+            num_experts, N, bias_stride, hidden_stride, activated_stride, ACTIVATION, GATED, INTERLEAVED, STORE_TMA, SPLIT // 2,
         )  # fmt: skip
         finish(
             right, up_right, n0 + right.shape[1], bias, hidden, hidden_tma, activated, activated_tma, rows_M, live_M, first, full,
-            expert, num_experts, N, bias_stride, hidden_stride, activated_stride, ACTIVATION, GATED, STORE_TMA, SPLIT // 2,
+            expert, num_experts, N, bias_stride, hidden_stride, activated_stride, ACTIVATION, GATED, INTERLEAVED, STORE_TMA,
+            SPLIT // 2,
         )  # fmt: skip
     else:
         n_C = n0 + tl.arange(0, acc_MC.shape[1])
@@ -125,6 +132,9 @@ def finish(
             if GATED:
                 store_rows(up_MC, hidden, hidden_tma, rows_M, live_M, first, n0, N, N, hidden_stride, full, STORE_TMA)
         if activated is not None:
+            if INTERLEAVED:
+                acc_MC, up_MC = neighbours(acc_MC)
+                n0, N = n0 // 2, N // 2
             value_MC, _, _ = unit(acc_MC, up_MC, ACTIVATION)
             store_rows(value_MC, activated, activated_tma, rows_M, live_M, first, n0, 0, N, activated_stride, full, STORE_TMA)
 
@@ -133,11 +143,15 @@ def finish(
 def grouped_matmul_kernel(
     x, w, bias, hidden, hidden_tma, activated, activated_tma, row_token, offsets, tiles, num_tiles, num_blocks, num_rows,
     num_experts, N, K, x_stride, we_stride, wn_stride, wk_stride, bias_stride, hidden_stride, activated_stride,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, SPLIT: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr, STORE_TMA: tl.constexpr,
-    K_LAST: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr,
+    STORE_TMA: tl.constexpr, K_LAST: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Reads x, the weights and ``row_token``; writes H (R, N | 2N) and/or the activated units (R, N). Dropped rows become 0."""
+    """Reads x, the weights and ``row_token``; writes H and/or the activated units. Dropped rows become 0.
+
+    An accumulator covers N columns. GATED has two, H is (R, 2N) and the units are (R, N); INTERLEAVED has one for gate and up in turns,
+    H is (R, N) and the units are (R, N / 2).
+    """
     for program in range(tl.program_id(0), num_tiles * num_blocks, tl.num_programs(0)):
         tile, block = locate(program, num_tiles, num_blocks, GROUP)
         expert = tl.load(tiles + tile)
@@ -152,7 +166,7 @@ def grouped_matmul_kernel(
             )  # fmt: skip
             finish(
                 acc_MN, up_MN, n0, bias, hidden, hidden_tma, activated, activated_tma, rows_M, live_M, first, full, expert,
-                num_experts, N, bias_stride, hidden_stride, activated_stride, ACTIVATION, GATED, STORE_TMA, SPLIT,
+                num_experts, N, bias_stride, hidden_stride, activated_stride, ACTIVATION, GATED, INTERLEAVED, STORE_TMA, SPLIT,
             )  # fmt: skip
 
 
@@ -170,23 +184,25 @@ def grouped_matmul(
     x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, tiles: Tensor, row_token: Tensor | None,
     activation: str, keep_hidden: bool, precision: str,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """(H (R, N | 2N) or None, activated units (R, N) or None): see ``ironmoe.kernels.grouped_matmul.grouped_matmul_op``."""
+    """(H or None, activated units or None): see ``ironmoe.kernels.grouped_matmul.grouped_matmul_op``."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     bias = None if bias is None else bias.contiguous()
-    gated = activation in GATED_ACTIVATIONS
+    gated, interleaved = activation in GATED_ACTIVATIONS, activation in INTERLEAVED_ACTIVATIONS
     num_experts, wide, K = weight.shape
-    N = wide // 2 if gated else wide
+    units = wide // 2 if gated else wide
+    N = wide if interleaved else units
     num_rows = len(x) if row_token is None else len(row_token)
     chip = chip_of(x)
-    product = "gated" if gated else "plain" if activation == "none" else "activated"
+    product = "plain" if activation == "none" else "interleaved" if interleaved else "gated" if gated else "activated"
     w_tma, k_last = weight_layout(weight, chip)
     rows = rows_per_tile(num_rows, num_experts, x.dtype)
     blocks = blocks_for(product, x.dtype, rows, chip._replace(tma=w_tma), are_aligned(x, weight))
     hidden = x.new_empty(num_rows, wide) if keep_hidden else None
-    activated = x.new_empty(num_rows, N) if activation != "none" else None
+    activated = x.new_empty(num_rows, units) if activation != "none" else None
 
     block_c = blocks.n // blocks.split
-    store_tma = chip.tma and all(out is None or takes_tma(out) for out in (hidden, activated)) and not (gated and N % block_c)
+    over = product == "gated" and N % block_c  # the last block of gate columns would reach into up's
+    store_tma = chip.tma and all(out is None or takes_tma(out) for out in (hidden, activated)) and not over
     x_tma = chip.tma and row_token is None and takes_tma(x)
     num_blocks = triton.cdiv(N, blocks.n)
     programs = tiles.shape[1] * num_blocks if num_rows else 0
@@ -195,12 +211,12 @@ def grouped_matmul(
         x=TensorDescriptor.from_tensor(x, [blocks.m, blocks.k]) if x_tma else x,
         w=weight_operand(weight, blocks, w_tma, k_last), bias=bias,
         hidden=hidden, hidden_tma=_output(hidden, blocks.m, block_c, store_tma),
-        activated=activated, activated_tma=_output(activated, blocks.m, block_c, store_tma),
+        activated=activated, activated_tma=_output(activated, blocks.m, block_c // 2 if interleaved else block_c, store_tma),
         row_token=row_token, offsets=offsets, tiles=tiles, num_tiles=tiles.shape[1], num_blocks=num_blocks, num_rows=num_rows,
         num_experts=num_experts, N=N, K=K, x_stride=x.stride(0), we_stride=weight.stride(0), wn_stride=weight.stride(1),
-        wk_stride=weight.stride(2), bias_stride=wide, hidden_stride=wide, activated_stride=N,
-        ACTIVATION=activation, GATED=gated, BLOCK_M=blocks.m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP=blocks.group,
-        SPLIT=blocks.split, X_TMA=x_tma, W_TMA=w_tma, STORE_TMA=store_tma, K_LAST=k_last,
+        wk_stride=weight.stride(2), bias_stride=wide, hidden_stride=wide, activated_stride=units,
+        ACTIVATION=activation, GATED=product == "gated", INTERLEAVED=interleaved, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
+        BLOCK_K=blocks.k, GROUP=blocks.group, SPLIT=blocks.split, X_TMA=x_tma, W_TMA=w_tma, STORE_TMA=store_tma, K_LAST=k_last,
         EVEN=K % blocks.k == 0 and (w_tma or N % blocks.n == 0), PRECISION=precision,
     )  # fmt: skip
     return hidden, activated

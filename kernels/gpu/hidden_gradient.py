@@ -12,9 +12,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ironmoe.kernels.activations import GATED_ACTIVATIONS
+from ironmoe.kernels.activations import GATED_ACTIVATIONS, INTERLEAVED_ACTIVATIONS
 from ironmoe.kernels.gpu.activations import unit
-from ironmoe.kernels.gpu.grouped_matmul import accumulate, are_aligned, halves, locate, tile_rows, weight_layout, weight_operand
+from ironmoe.kernels.gpu.grouped_matmul import (
+    accumulate,
+    are_aligned,
+    halves,
+    locate,
+    neighbours,
+    tile_rows,
+    weight_layout,
+    weight_operand,
+)
 from ironmoe.kernels.gpu.launch import launch
 from ironmoe.kernels.tuning import blocks_for, chip_of, rows_per_tile
 
@@ -24,33 +33,47 @@ DOT_COLUMNS = 32
 @triton.jit
 def through_unit(
     acc_MC, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, SPLIT: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Some columns of dA′ through the activation, in SPLIT parts; returns ⟨dA′, A⟩ of each row over these columns."""
     if SPLIT > 1:
         left, right = halves(acc_MC)
         dot_left_M = through_unit(
-            left, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED, SPLIT // 2
-        )
+            left, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED, INTERLEAVED, SPLIT // 2
+        )  # fmt: skip
         dot_right_M = through_unit(
-            right, n0 + right.shape[1], hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED, SPLIT // 2
+            right, n0 + right.shape[1], hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED,
+            INTERLEAVED, SPLIT // 2,
         )  # fmt: skip
         return dot_left_M + dot_right_M
     else:
         n_C = n0 + tl.arange(0, acc_MC.shape[1])
         inside_MC = live_M[:, None] & (n_C < N)[None, :]
-        at_MC = rows_M.to(tl.int64)[:, None] * hidden_stride + n_C[None, :]
-        h_MC = tl.load(hidden + at_MC, mask=inside_MC, other=0.0).to(tl.float32)
-        up_MC = tl.load(hidden + at_MC + N, mask=inside_MC, other=0.0).to(tl.float32) if GATED else h_MC
+        if INTERLEAVED:  # the pairs of these columns, next to each other in memory
+            n_W = 2 * n0 + tl.arange(0, 2 * acc_MC.shape[1])
+            inside_MW = live_M[:, None] & (n_W < 2 * N)[None, :]
+            at_MW = rows_M.to(tl.int64)[:, None] * hidden_stride + n_W[None, :]
+            h_MC, up_MC = neighbours(tl.load(hidden + at_MW, mask=inside_MW, other=0.0))
+            h_MC, up_MC = h_MC.to(tl.float32), up_MC.to(tl.float32)
+        else:
+            at_MC = rows_M.to(tl.int64)[:, None] * hidden_stride + n_C[None, :]
+            h_MC = tl.load(hidden + at_MC, mask=inside_MC, other=0.0).to(tl.float32)
+            up_MC = tl.load(hidden + at_MC + N, mask=inside_MC, other=0.0).to(tl.float32) if GATED else h_MC
         value_MC, slope_MC, up_slope_MC = unit(h_MC, up_MC, ACTIVATION)
         if gated is not None:
             at_gated_MC = rows_M.to(tl.int64)[:, None] * N + n_C[None, :]
             tl.store(gated + at_gated_MC, (value_MC * gate_M[:, None]).to(gated.dtype.element_ty), mask=inside_MC)
         if d_hidden is not None:
             d_value_MC = acc_MC * gate_M[:, None]
-            tl.store(d_hidden + at_MC, (d_value_MC * slope_MC).to(d_hidden.dtype.element_ty), mask=inside_MC)
-            if GATED:
-                tl.store(d_hidden + at_MC + N, (d_value_MC * up_slope_MC).to(d_hidden.dtype.element_ty), mask=inside_MC)
+            d_h_MC = (d_value_MC * slope_MC).to(d_hidden.dtype.element_ty)
+            d_up_MC = (d_value_MC * up_slope_MC).to(d_hidden.dtype.element_ty)
+            if INTERLEAVED:
+                d_MW = tl.join(d_h_MC, d_up_MC).reshape(acc_MC.shape[0], 2 * acc_MC.shape[1])
+                tl.store(d_hidden + at_MW, d_MW, mask=inside_MW)
+            else:
+                tl.store(d_hidden + at_MC, d_h_MC, mask=inside_MC)
+                if GATED:
+                    tl.store(d_hidden + at_MC + N, d_up_MC, mask=inside_MC)
         return tl.sum(tl.where(inside_MC, acc_MC * value_MC, 0.0), 1)
 
 
@@ -58,9 +81,9 @@ def through_unit(
 def hidden_gradient_kernel(
     dy, w, gates, hidden, d_hidden, gated, partial, row_token, row_slot, offsets, tiles, num_tiles, num_blocks, num_rows,
     num_experts, top_k, N, K, dy_stride, we_stride, wn_stride, wk_stride, hidden_stride,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, SPLIT: tl.constexpr, W_TMA: tl.constexpr, K_LAST: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr, W_TMA: tl.constexpr, K_LAST: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Reads dO through ``row_token``, W₂ and H; writes dH (R, N | 2N), gated units (R, N), partial dots (blocks, R): what is given."""
     for program in range(tl.program_id(0), num_tiles * num_blocks, tl.num_programs(0)):
@@ -80,8 +103,8 @@ def hidden_gradient_kernel(
                 BLOCK_M, BLOCK_N, BLOCK_K, False, W_TMA, K_LAST, False, EVEN, PRECISION,
             )  # fmt: skip
             dot_M = through_unit(
-                acc_MN, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED, SPLIT
-            )
+                acc_MN, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED, INTERLEAVED, SPLIT
+            )  # fmt: skip
             if partial is not None:
                 tl.store(partial + block.to(tl.int64) * num_rows + rows_M, dot_M, mask=live_M)
 
@@ -133,7 +156,9 @@ def hidden_gradient(
     weight = w_out.transpose(1, 2)  # (E, F, D): its rows are the columns of dA′
     w_tma, k_last = weight_layout(weight, chip)
     rows = rows_per_tile(num_rows, num_experts, dy.dtype)
-    blocks = blocks_for("hidden_gradient", dy.dtype, rows, chip._replace(tma=w_tma), are_aligned(dy, weight, hidden))
+    interleaved = activation in INTERLEAVED_ACTIVATIONS
+    product = "hidden_gradient_interleaved" if interleaved else "hidden_gradient"
+    blocks = blocks_for(product, dy.dtype, rows, chip._replace(tma=w_tma), are_aligned(dy, weight, hidden))
     num_blocks = triton.cdiv(N, blocks.n)
     d_hidden = torch.empty_like(hidden) if want_hidden else None
     gated = hidden.new_empty(num_rows, N) if want_gated else None
@@ -149,9 +174,9 @@ def hidden_gradient(
         partial=partial, row_slot=row_slot, **plan, num_blocks=num_blocks, num_experts=num_experts, top_k=gates.shape[1], N=N,
         K=K if want_gates or want_hidden else 0, dy_stride=dy.stride(0), we_stride=weight.stride(0),
         wn_stride=weight.stride(1), wk_stride=weight.stride(2), hidden_stride=hidden.shape[1], ACTIVATION=activation,
-        GATED=activation in GATED_ACTIVATIONS, BLOCK_M=blocks.m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP=blocks.group,
-        SPLIT=blocks.split, W_TMA=w_tma, K_LAST=k_last, EVEN=K % blocks.k == 0 and (w_tma or N % blocks.n == 0),
-        PRECISION=precision,
+        GATED=activation in GATED_ACTIVATIONS, INTERLEAVED=interleaved, BLOCK_M=blocks.m,
+        BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP=blocks.group, SPLIT=blocks.split, W_TMA=w_tma, K_LAST=k_last,
+        EVEN=K % blocks.k == 0 and (w_tma or N % blocks.n == 0), PRECISION=precision,
     )  # fmt: skip
     if partial is None:
         return None, d_hidden, gated

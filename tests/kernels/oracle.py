@@ -3,21 +3,24 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 def activation(name: str, hidden: Tensor) -> Tensor:
-    if name in ("swiglu", "geglu", "clamped_swiglu"):
+    if name == "clamped_swiglu_interleaved":  # gpt-oss: gate and up in turns
+        return activation("clamped_swiglu", torch.cat(hidden.unflatten(-1, (-1, 2)).unbind(-1), dim=-1))
+    if name in ("swiglu", "geglu", "geglu_tanh", "clamped_swiglu", "limited_swiglu"):
         half = hidden.shape[-1] // 2
         gate, up = hidden[..., :half], hidden[..., half:]
-        if name == "clamped_swiglu":  # gpt-oss
+        if name == "clamped_swiglu":
             gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
             return (up + 1) * (gate * torch.sigmoid(1.702 * gate))
-        return up * (gate * torch.sigmoid(gate) if name == "swiglu" else activation("gelu", gate))
+        if name == "limited_swiglu":  # DeepSeek-V4
+            gate, up = gate.clamp(max=10.0), up.clamp(-10.0, 10.0)
+        return up * activation({"geglu": "gelu", "geglu_tanh": "gelu_tanh"}.get(name, "silu"), gate)
     return {
         "gelu": lambda h: h * 0.5 * (1 + torch.erf(h / math.sqrt(2))),
-        "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"),
+        "gelu_tanh": lambda h: h * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))),
         "relu": lambda h: h.relu(),
         "relu2": lambda h: h.relu() ** 2,
         "silu": lambda h: h * torch.sigmoid(h),

@@ -63,8 +63,9 @@ def run(script, *arguments):
 @pytest.mark.parametrize("chip", REPORTED)
 def test_a_sample_compiles_without_faults(chip):
     gated, plain = "grouped_matmul: up, swiglu, H kept", "hidden_gradient: gelu, units for dW₂"
-    findings = run(SAMPLE, chip, gated, plain, "weight_gradient: dW₁", "place", "l2_step")
-    assert len(findings) == 5
+    up, through = "grouped_matmul: up, clamped_swiglu_interleaved, H kept", "hidden_gradient: clamped_swiglu_interleaved"
+    findings = run(SAMPLE, chip, gated, plain, up, f"{through}, units for dW₂", "weight_gradient: dW₁", "place", "l2_step")
+    assert len(findings) == 7
     for finding in findings:
         assert finding["faults"] == []
         assert finding["registers"] > 0

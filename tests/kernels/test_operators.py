@@ -54,11 +54,14 @@ def operator_calls(device):
     up = (new(T, D), new(E, F, D), new(E, F), offsets, tiles, row_token, slot_row)
     yield OPERATORS.grouped_matmul, (*up, "gelu", True, "ieee")
     yield OPERATORS.grouped_matmul, (*up, "swiglu", True, "ieee")
+    yield OPERATORS.grouped_matmul, (*up, "clamped_swiglu_interleaved", True, "ieee")
     yield OPERATORS.grouped_matmul, (new(T * K, D), new(E, F, D), None, offsets, tiles, None, None, "none", True, "ieee")
     detached = [t.detach() for t in up]
     yield OPERATORS.grouped_matmul, (*detached, "gelu", False, "ieee")
     down = (gates.detach().requires_grad_(), new(E, D, F), new(E, D), new(T * K, F), plain(T * K, F), offsets, tiles)
     yield OPERATORS.expert_down, (*down, row_token, row_slot, slot_row, "gelu", "ieee")
+    down = (gates.detach().requires_grad_(), new(E, D, F), new(E, D), new(T * K, 2 * F), plain(T * K, F), offsets, tiles)
+    yield OPERATORS.expert_down, (*down, row_token, row_slot, slot_row, "clamped_swiglu_interleaved", "ieee")
     yield OPERATORS.combine, (new(T * K, D), gates.detach().requires_grad_(), row_token, row_slot, slot_row)
     weights, index = (plain(E, D, F), plain(E, D)), (row_token, row_slot, slot_row)
     for want in (True, False):
@@ -90,7 +93,7 @@ def operator_calls(device):
     yield OPERATORS.l2_step, (image, image, image.clamp(0, 1), per_example, 0.0, 1.0, per_example, torch.float32)
 
 
-NUM_CALLS = 19
+NUM_CALLS = 21
 
 
 def test_every_operator_is_called_below():
@@ -112,7 +115,7 @@ def compiled(f, **options):
     return torch.compile(f, fullgraph=True, backend=backend, **options)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "clamped_swiglu_interleaved"])
 def test_compiled_in_one_graph_gives_the_same_gradients(where, activation):
     layer = MoE(D, F, E, K, activation=activation).to(where)
     layer.router.noise_std = 0.0
@@ -152,12 +155,14 @@ def test_another_batch_size_compiles_nothing_new(where):
     assert len(set(seen)) == 1
 
 
-def everything(x, leaves, routing):
-    return expert_mlp(x, leaves["w_in"], leaves["w_out"], routing, b_in=leaves["b_in"], b_out=leaves["b_out"])
+def everything(x, leaves, routing, activation="gelu"):
+    return expert_mlp(
+        x, leaves["w_in"], leaves["w_out"], routing, b_in=leaves["b_in"], b_out=leaves["b_out"], activation=activation
+    )
 
 
-def expert_leaves(device, dtype=torch.float32):
-    shapes = {"w_in": (E, F, D), "w_out": (E, D, F), "b_in": (E, F), "b_out": (E, D)}
+def expert_leaves(device, dtype=torch.float32, wide=F):
+    shapes = {"w_in": (E, wide, D), "w_out": (E, D, F), "b_in": (E, wide), "b_out": (E, D)}
     return {name: leaf(*shape, device=device, dtype=dtype) for name, shape in shapes.items()}
 
 
@@ -213,18 +218,23 @@ def test_flops_are_known_whichever_is_imported_first(order):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
 
 
-def test_flops_count_the_products_that_run(device):
-    x, leaves, routing = leaf(T, D, device=device), expert_leaves(device), topk_route(torch.randn(T, E, device=device), K)
+@pytest.mark.parametrize(("activation", "halves"), [("gelu", 1), ("swiglu", 2), ("clamped_swiglu_interleaved", 2)])
+def test_flops_count_the_products_that_run(device, activation, halves):
+    x, leaves, routing = (
+        leaf(T, D, device=device),
+        expert_leaves(device, wide=halves * F),
+        topk_route(torch.randn(T, E, device=device), K),
+    )
     product = 2 * T * K * D * F
     with FlopCounterMode(display=False) as forward:
-        loss = everything(x, leaves, routing).sum()
+        loss = everything(x, leaves, routing, activation).sum()
     with FlopCounterMode(display=False) as input_only:
         torch.autograd.grad(loss, [x], retain_graph=True)
     with FlopCounterMode(display=False) as full:
         torch.autograd.grad(loss, [x, *leaves.values()])
-    assert forward.get_total_flops() == 2 * product
-    assert input_only.get_total_flops() == 2 * product
-    assert full.get_total_flops() == 4 * product
+    assert forward.get_total_flops() == (halves + 1) * product
+    assert input_only.get_total_flops() == (halves + 1) * product
+    assert full.get_total_flops() == 2 * (halves + 1) * product
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

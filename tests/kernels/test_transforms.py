@@ -7,10 +7,11 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from ironmoe.kernels import Routing, combine, expert_mlp, grouped_matmul, plan_dispatch, topk_route
+from ironmoe.kernels import ACTIVATIONS, Routing, combine, expert_mlp, grouped_matmul, plan_dispatch, topk_route
 from ironmoe.moe import MoE
 
 T, D, F, E, K = 5, 4, 6, 3, 2
+INTERLEAVED = "clamped_swiglu_interleaved"
 MODULES = [sys.modules[f"ironmoe.kernels.{name}"] for name in ("expert_mlp", "grouped_matmul", "combine", "dispatch", "topk")]
 
 
@@ -24,7 +25,7 @@ def route(request, monkeypatch):
 
 
 def inputs(activation="gelu", tokens=T, dtype=torch.float64):
-    wide = 2 * F if activation == "swiglu" else F
+    wide = 2 * F if ACTIVATIONS[activation].gated else F
     shapes = ((tokens, D), (E, D), (E, wide, D), (E, D, F), (E, wide), (E, D))
     return tuple(torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes)
 
@@ -40,7 +41,7 @@ def on_x(leaves, **options):
     return lambda x: layer(x, *weights, **options)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", INTERLEAVED])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradcheck_and_gradgradcheck(route, activation, recompute):
     def f(*leaves):
@@ -65,16 +66,17 @@ def test_gradgradcheck_of_the_parts(route):
             )
 
 
-def test_second_derivatives_through_the_kernels(device):
+@pytest.mark.parametrize("activation", ["gelu", INTERLEAVED])
+def test_second_derivatives_through_the_kernels(device, activation):
     """A gradient penalty, as in adversarial training against curvature, on the kernels' own first derivatives."""
-    leaves = [leaf.detach().float().to(device).requires_grad_() for leaf in inputs()]
+    leaves = [leaf.detach().float().to(device).requires_grad_() for leaf in inputs(activation)]
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     found = []
     for x, *weights in (leaves, exact):
-        (dx,) = torch.autograd.grad(layer(x, *weights).sin().sum(), [x], create_graph=True)
+        (dx,) = torch.autograd.grad(layer(x, *weights, activation=activation).sin().sum(), [x], create_graph=True)
         found.append(torch.autograd.grad(dx.square().sum(), [x, *weights]))
     for got, want in zip(*found, strict=True):
-        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5 * want.abs().max().item())
 
 
 def test_grad_and_vjp_equal_autograd(route):
@@ -100,11 +102,11 @@ def test_functional_call_with_other_weights(route):
         torch.testing.assert_close(got[name], parameter.grad)
 
 
-@pytest.mark.parametrize("in_dim", [0, 1])
-def test_vmap_over_the_batch_equals_a_loop(route, in_dim):
-    leaves = inputs()
+@pytest.mark.parametrize(("in_dim", "activation"), [(0, "gelu"), (1, "gelu"), (0, INTERLEAVED), (0, "limited_swiglu")])
+def test_vmap_over_the_batch_equals_a_loop(route, in_dim, activation):
+    leaves = inputs(activation)
     batch = torch.randn(3, T, D, dtype=torch.float64)
-    f = on_x(leaves)
+    f = on_x(leaves, activation=activation)
     expected = torch.stack([f(x) for x in batch])
     torch.testing.assert_close(vmap(f, in_dims=in_dim)(batch.movedim(0, in_dim)), expected)
     expected_grads = torch.stack([grad(lambda x: f(x).sin().sum())(x) for x in batch])
@@ -132,9 +134,10 @@ def test_vmap_over_models_equals_a_loop(route):
     torch.testing.assert_close(got, torch.stack([layer(x, w_router, *weights) for weights in models]))
 
 
-def test_jacobian_and_its_jacobian_by_reverse_mode(route):
-    leaves = inputs(tokens=2)
-    f, x = on_x(leaves), leaves[0].detach()
+@pytest.mark.parametrize("activation", ["gelu", INTERLEAVED])
+def test_jacobian_and_its_jacobian_by_reverse_mode(route, activation):
+    leaves = inputs(activation, tokens=2)
+    f, x = on_x(leaves, activation=activation), leaves[0].detach()
     torch.testing.assert_close(jacrev(f)(x), torch.autograd.functional.jacobian(f, x))
 
     def scalar(x):
@@ -147,9 +150,10 @@ def directional(f, x, tangent, h=1e-6):
     return (f(x + h * tangent) - f(x - h * tangent)) / (2 * h)
 
 
-def test_forward_mode_is_right(route):
-    leaves = inputs()
-    f, x = on_x(leaves), leaves[0].detach()
+@pytest.mark.parametrize("activation", ["gelu", INTERLEAVED, "limited_swiglu", "geglu_tanh"])
+def test_forward_mode_is_right(route, activation):
+    leaves = inputs(activation)
+    f, x = on_x(leaves, activation=activation), leaves[0].detach()
     tangent = torch.randn_like(x)
     expected = directional(f, x, tangent)
     assert expected.abs().max() > 0.1

@@ -126,10 +126,11 @@ def plain_moe(leaves, gates, experts, act):
 
 
 def plain_activation(name, hidden):
-    if name in ("swiglu", "geglu"):
-        gate, up = hidden.chunk(2, -1)
-        return (F.silu(gate) if name == "swiglu" else F.gelu(gate)) * up
     plain = {"gelu": F.gelu, "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"), "relu": F.relu, "silu": F.silu}
+    gates = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
+    if name in gates:
+        gate, up = hidden.chunk(2, -1)
+        return plain[gates[name]](gate) * up
     return plain[name](hidden) if name in plain else oracle.activation(name, hidden)
 
 

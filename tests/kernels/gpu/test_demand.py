@@ -72,6 +72,21 @@ def test_inference_writes_no_pre_activations(device):
     assert [x.arguments["hidden"].shape for x in up] == [(T * K, F)]
 
 
+def test_weights_are_read_where_they_lie(device):
+    """As gpt-oss has them: transposed, gate and up in turns. They are gigabytes, so no kernel may get a copy."""
+    leaves, experts = layer(device, biases=False)
+    stored = {"w_in": torch.randn(E, D, 2 * F, device=device), "w_out": torch.randn(E, F, D, device=device)}
+    leaves |= {name: weight.mT.requires_grad_() for name, weight in stored.items()}
+
+    def run():
+        forward(leaves, experts, activation="clamped_swiglu_interleaved").sum().backward()
+
+    operands = [x.arguments["w"] for x in launches(run) if "w" in x.arguments]
+    read = [getattr(w, "base", w).data_ptr() for w in operands]
+    w_in, w_out = (weight.data_ptr() for weight in stored.values())
+    assert read == [w_in, w_out, w_out, w_in]
+
+
 @pytest.mark.parametrize("wanted", BACKWARD)
 def test_each_demand_runs_its_own_kernels(device, wanted):
     leaves, experts = layer(device)

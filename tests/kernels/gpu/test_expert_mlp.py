@@ -17,7 +17,15 @@ spec.loader.exec_module(contract)
 # The interpreter's numpy: exp of large numbers, and an index of one element.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning", "ignore:.*:DeprecationWarning:triton.runtime.interpreter")
 quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
-KINKS = {"relu": [0.0], "relu2": [0.0], "clamped_swiglu": [7.0, -7.0]}
+INTERLEAVED = "clamped_swiglu_interleaved"
+KINKS = {
+    "relu": [0.0],
+    "relu2": [0.0],
+    "clamped_swiglu": [7.0, -7.0],
+    INTERLEAVED: [7.0, -7.0],
+    "limited_swiglu": [10.0, -10.0],
+}
+WITHOUT_BIAS = ("relu", "clamped_swiglu", "limited_swiglu", INTERLEAVED)
 
 
 def layer(tokens, dim, hidden, num_experts, dtype=torch.float32, act="relu", bias=True):
@@ -33,12 +41,12 @@ def results(device, leaves, routing, act="relu", dy=None):
     return contract.mlp_results(leaves, gates.requires_grad_(), experts, act, dy)
 
 
-@pytest.mark.parametrize(("act", "bias"), [*((act, True) for act in ACTIVATIONS), ("relu", False), ("clamped_swiglu", False)])
+@pytest.mark.parametrize(("act", "bias"), [*((act, True) for act in ACTIVATIONS), *((act, False) for act in WITHOUT_BIAS)])
 @pytest.mark.parametrize(("dtype", "precision"), contract.SETTINGS)
 def test_error_is_at_most_twice_that_of_plain_torch(device, dtype, precision, act, bias):
-    """Sizes that fill no block, a quarter of the choices dropped, units large enough for clamped_swiglu to cut."""
+    """Sizes that fill no block, a quarter of the choices dropped, units large enough to be cut."""
     leaves = layer(40, 33, 41, 5, dtype, act, bias)
-    leaves["x"] *= 3
+    leaves["x"] *= 4 if act == "limited_swiglu" else 3
     contract.check_mlp(device, leaves, contract.choose(40, 5, 2, drop=0.25), act, precision, slack=0.5)
 
 
@@ -77,11 +85,12 @@ ODD = {  # tokens, D, F, E, K, drop
 }
 
 
+@pytest.mark.parametrize("act", ["swiglu", INTERLEAVED])
 @pytest.mark.parametrize("case", ODD)
-def test_odd_sizes(device, case):
+def test_odd_sizes(device, case, act):
     tokens, dim, hidden, num_experts, top_k, drop = ODD[case]
-    leaves = layer(tokens, dim, hidden, num_experts, act="swiglu")
-    contract.check_mlp(device, leaves, contract.choose(tokens, num_experts, top_k, drop), "swiglu")
+    leaves = layer(tokens, dim, hidden, num_experts, act=act)
+    contract.check_mlp(device, leaves, contract.choose(tokens, num_experts, top_k, drop), act)
 
 
 @pytest.mark.parametrize("taken", [0, 2, 3])
@@ -119,7 +128,12 @@ def test_any_shape_is_exact_in_small_integers(device, case):
     ("chip", "dtype", "act"),
     [
         ("sm_80", torch.float32, "swiglu"),
-        *((chip, torch.float16, act) for chip in ("sm_80", "sm_90", "sm_100", "sm_120") for act in ("relu", "swiglu")),
+        ("sm_80", torch.float32, INTERLEAVED),
+        *(
+            (chip, torch.float16, act)
+            for chip in ("sm_80", "sm_90", "sm_100", "sm_120")
+            for act in ("relu", "swiglu", INTERLEAVED)
+        ),
     ],
 )
 def test_widest_configurations_of_every_chip(device, chip, dtype, act):
@@ -143,7 +157,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize(("dtype", "act"), [(torch.float32, "swiglu"), (torch.float16, "relu")])
+@pytest.mark.parametrize(("dtype", "act"), [(torch.float32, "swiglu"), (torch.float16, "relu"), (torch.float16, INTERLEAVED)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_inputs_of_any_layout(device, layout, act, dtype):
     """x, weights, biases and dy as views. NaN around them must not be read, not even to be multiplied by 0."""
@@ -220,7 +234,7 @@ def test_runs_repeat_their_bits_and_frozen_weights_change_none(device, dtype):
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], first["x"])
 
 
-@pytest.mark.parametrize(("act", "hidden"), [("relu", 40), ("swiglu", 36)])
+@pytest.mark.parametrize(("act", "hidden"), [("relu", 40), ("swiglu", 36), (INTERLEAVED, 36)])
 def test_programs_may_run_in_any_order(device, act, hidden):
     """No program writes what another one owns, whole tiles by the copy engine included."""
     leaves, routing = layer(40, 24, hidden, 4, torch.float16, act), contract.choose(40, 4, 2, 0.2)

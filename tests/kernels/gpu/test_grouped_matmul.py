@@ -120,7 +120,7 @@ def test_empty_experts_and_one_that_has_all(device, counts, surplus):
     check(device, *inputs(counts, 12, 20, surplus=surplus))
 
 
-@pytest.mark.parametrize("act", ["relu", "swiglu"])
+@pytest.mark.parametrize("act", ["relu", "swiglu", "clamped_swiglu_interleaved"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("persistent", [False, True])
 def test_gathered_rows_and_activation(device, monkeypatch, dtype, act, persistent):
