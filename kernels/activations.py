@@ -112,19 +112,20 @@ def _relu2_backward(grad: Tensor, h: Tensor) -> Tensor:
     return grad * (2 * aten.relu(h))
 
 
-def _sharp_silu(h: Tensor) -> Tensor:
+def _quick_gelu(h: Tensor) -> Tensor:
     return h * (1.702 * h).sigmoid()
 
 
-def _sharp_silu_backward(grad: Tensor, h: Tensor) -> Tensor:
+def _quick_gelu_backward(grad: Tensor, h: Tensor) -> Tensor:
     sigmoid = (1.702 * h).sigmoid()
     return grad * (sigmoid * (1 + 1.702 * h * (1 - sigmoid)))
 
 
-_CLAMPED_SWIGLU = Activation(_sharp_silu, _sharp_silu_backward, gated=True, limit=7.0, offset=1.0)
+_CLAMPED_SWIGLU = Activation(_quick_gelu, _quick_gelu_backward, gated=True, limit=7.0, offset=1.0)
 ACTIVATIONS = {
     "gelu": Activation(_gelu, _gelu_backward, gated=False),
     "gelu_tanh": Activation(_gelu_tanh, _gelu_tanh_backward, gated=False),
+    "quick_gelu": Activation(_quick_gelu, _quick_gelu_backward, gated=False),  # CLIP's
     "relu": Activation(aten.relu, _relu_backward, gated=False),
     "relu2": Activation(_relu2, _relu2_backward, gated=False),
     "silu": Activation(aten.silu, _silu_backward, gated=False),

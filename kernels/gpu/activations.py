@@ -12,9 +12,7 @@ def unit(h, up, ACTIVATION: tl.constexpr):
     """(value, ∂value/∂h, ∂value/∂up); ``up`` counts for gated activations only. What a caller leaves unused is not computed."""
     if ACTIVATION == "clamped_swiglu" or ACTIVATION == "clamped_swiglu_interleaved":  # gpt-oss: alpha 1.702, limit 7
         cut, factor = clamp(h, up, 7.0)
-        sigmoid = tl.sigmoid(1.702 * cut)
-        value = cut * sigmoid
-        slope = sigmoid + 1.702 * value * (1 - sigmoid)
+        value, slope = elementwise(cut, "quick_gelu")
         return with_cuts(h, up, value, slope, factor + 1, 7.0)
     elif ACTIVATION == "limited_swiglu":  # DeepSeek-V4: limit 10
         cut, factor = clamp(h, up, 10.0)
@@ -57,6 +55,10 @@ def elementwise(h, ACTIVATION: tl.constexpr):
         sigmoid = tl.sigmoid(u)
         inner = 1.5957691216057308 * (1 + 0.134145 * h * h)
         return h * sigmoid, sigmoid + h * sigmoid * tl.sigmoid(-u) * inner  # 1 - sigmoid would cancel, and h · inner is large
+    elif ACTIVATION == "quick_gelu":
+        sigmoid = tl.sigmoid(1.702 * h)
+        value = h * sigmoid
+        return value, sigmoid + 1.702 * value * (1 - sigmoid)
     elif ACTIVATION == "relu":
         return tl.maximum(h, 0.0, KEEP_NAN), tl.where(h > 0, 1.0, 0.0)
     elif ACTIVATION == "relu2":

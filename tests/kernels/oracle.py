@@ -21,6 +21,7 @@ def activation(name: str, hidden: Tensor) -> Tensor:
     return {
         "gelu": lambda h: h * 0.5 * (1 + torch.erf(h / math.sqrt(2))),
         "gelu_tanh": lambda h: h * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))),
+        "quick_gelu": lambda h: h * torch.sigmoid(1.702 * h),
         "relu": lambda h: h.relu(),
         "relu2": lambda h: h.relu() ** 2,
         "silu": lambda h: h * torch.sigmoid(h),

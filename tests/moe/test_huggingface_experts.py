@@ -178,7 +178,7 @@ PLAIN = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "mish": None,
-    "quick_gelu": None,
+    "quick_gelu": "quick_gelu",
 }
 
 
