@@ -65,7 +65,11 @@ def test_family_gives_the_eager_values_and_gradients_of_everything(name):
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in FUSED])
 def test_family_with_experts_of_its_own_keeps_them_and_says_so_once(name):
     model = build(name)
-    with pytest.warns(UserWarning, match=r"Experts keeps the eager experts of transformers: ") as caught:
+    reason = {
+        "muse_spark": "it normalises what each expert gives",
+        "inkling2": "ironmoe has no activation like its _apply_gate",
+    }
+    with pytest.warns(UserWarning, match=f"Experts keeps the eager experts of transformers: {reason[name]}") as caught:
         ours = patch(copy.deepcopy(model))
     assert len(caught) == 1 < len(list(expert_sites(model)))
     for name, tensor in passes(model).items():
@@ -175,11 +179,22 @@ def test_router_logits_are_found_by_form():
     assert router_logits(logits[:0], 4).shape == (0, 4)
 
 
+class Wrapper(nn.Module):
+    """Passes on what it is asked for, as PEFT's wrappers do."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name in ("base_layer", "_modules") else getattr(self.base_layer, name)
+
+
 def test_sites_are_found_behind_wrappers_and_only_with_routers_of_their_own_block():
     model = build("mixtral")
     plain = list(expert_sites(model))
     for layer in model.model.layers:
-        layer.mlp.experts = nn.ModuleDict({"base_layer": nn.ModuleDict({"base_layer": layer.mlp.experts})})
+        layer.mlp.experts = Wrapper(Wrapper(layer.mlp.experts))
     wrapped = list(expert_sites(model))
     assert [(s.experts, s.router) for s in wrapped] == [(s.experts, s.router) for s in plain]
     del model.model.layers[0].mlp.gate

@@ -13,6 +13,7 @@ from ironmoe.moe.huggingface import patch, unpatch
 from ironmoe.moe.huggingface_routing import expert_sites
 
 pytest.importorskip("transformers", minversion="5.17")
+use_experts_implementation = pytest.importorskip("transformers.integrations.moe").use_experts_implementation
 spec = importlib.util.spec_from_file_location("hf_families", Path(__file__).with_name("hf_families.py"))
 hf_families = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(hf_families)
@@ -240,6 +241,17 @@ def test_unknown_gate_falls_back_with_one_warning_for_all_layers(apply_gate, rea
     if "tried" not in reason:
         ids = torch.randint(3, hf_families.VOCAB, (2, 7))
         assert torch.equal(model(input_ids=ids).logits, unpatch(model)(input_ids=ids).logits)
+
+
+def test_decorated_subclass_falls_back_to_the_forward_it_inherits():
+    experts = experts_of("mixtral")
+    inputs = routed()
+    eager = experts(*inputs)
+    subclass = type("Sub", (type(experts),), {})
+    experts.__class__ = use_experts_implementation(subclass)
+    experts._apply_gate = lambda gate_up: gate_up.chunk(2, dim=-1)[0].tanh()  # eager Mixtral does not ask for it
+    with pytest.warns(UserWarning, match="Sub keeps the eager experts"):
+        assert torch.equal(patch(experts)(*inputs), eager)
 
 
 def test_state_ironmoe_does_not_know_falls_back():
