@@ -58,7 +58,7 @@ FIRST_SHAPES = (
 SHAPES = (  # most important first: what a short run leaves out is at the end
     *FIRST_SHAPES,
     Shape("qwen3-30b-8k", 8192, 2048, 768, 128, 8),
-    Shape("gpt-oss-20b", 32768, 2880, 2880, 32, 4, "clamped_swiglu", bias=True),
+    Shape("gpt-oss-20b", 32768, 2880, 2880, 32, 4, "clamped_swiglu_interleaved", bias=True),
     _vision("vmoe-l16-e32", 64, 196, 1024, 32),
     _vision("vmoe-h14-e32", 32, 256, 1280, 32),
     Shape("fine-grained", 32768, 4096, 1024, 128, 8),

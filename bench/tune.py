@@ -24,6 +24,12 @@ WORTH_IT = 0.99  # of the present time, at most
 CANDIDATE_SECONDS = 20.0
 RESERVE = 5.0  # seconds that timing may take after the last candidate was compiled
 PRESENT = "present"
+INTERLEAVED = "clamped_swiglu_interleaved"
+ACTIVATION_OF = {
+    "activated": "gelu",
+    "interleaved": INTERLEAVED,
+    "hidden_gradient_interleaved": INTERLEAVED,
+}  # else the shape's own
 
 
 class Proposal(NamedTuple):
@@ -47,18 +53,25 @@ class Proposal(NamedTuple):
 
 
 def tune(dtype: torch.dtype, device: torch.device, left: Callable[[], float], shape: Shape = MAIN) -> Iterator[Proposal]:
-    """A proposal for each product on ``shape`` (for ungated units on a V-MoE layer) while ``left()`` seconds are > 0.
+    """A proposal for each product on ``shape`` (for ungated units on a V-MoE layer, for interleaved ones on gpt-oss's) while
+    ``left()`` seconds are > 0.
 
     Raises:
         OutOfTime: in the middle of a product.
     """
-    ungated = next((s for s in SHAPES if s.activation == "gelu"), shape) if shape is MAIN else shape._replace(activation="gelu")
-    for product in ("gated", "hidden_gradient", "plain", "weight_gradient", "activated"):
+    for product in ("gated", "hidden_gradient", "plain", "weight_gradient", *ACTIVATION_OF):
         if left() > 0:
-            where = ungated if product == "activated" else shape
-            yield _tune_product(product, where, dtype, device, left)
+            yield _tune_product(product, _shape_for(product, shape), dtype, device, left)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def _shape_for(product: str, shape: Shape) -> Shape:
+    """``shape``, or one whose activation makes the product run."""
+    activation = ACTIVATION_OF.get(product, shape.activation)
+    if shape is MAIN and product in ACTIVATION_OF:
+        return next(s for s in SHAPES if s.activation == activation)
+    return shape._replace(activation=activation)
 
 
 def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
@@ -180,7 +193,9 @@ def _work(product: str, shape: Shape, dtype: torch.dtype, device: torch.device) 
         "gated": up,
         "activated": up,
         "plain": plain,
+        "interleaved": up,
         "hidden_gradient": hidden_gradient,
+        "hidden_gradient_interleaved": hidden_gradient,
         "weight_gradient": weight_gradient,
     }
     return works[product], chip_of(x), tuning.rows_per_tile(shape.rows, shape.num_experts, dtype)

@@ -258,7 +258,7 @@ class Functional(Mlp):
         (lambda: TimmMlp(drop=0.1), r"drop1 with p = 0\.1, drop2 with p = 0\.1.*set it to 0"),
         (lambda: MLPBlock(dropout=0.5), r"MLPBlock\) has dropout, 2 with p = 0\.5"),
         (lambda: TimmMlp(norm=nn.LayerNorm), r"holds more than two .*norm \(LayerNorm\)"),
-        (lambda: TimmMlp(nn.Tanh), r"activation act, Tanh\(\), which computes none of gelu, gelu_tanh, relu"),
+        (lambda: TimmMlp(nn.Tanh), r"activation act, Tanh\(\), which computes none of gelu, gelu_tanh, quick_gelu, relu"),
         (lambda: TimmMlp(nn.PReLU), r"holds more than .* act\.weight"),
         (lambda: TimmMlp(nn.ReLU6), r"act, ReLU6\(\), which computes none"),
         (lambda: TimmMlp(lambda: nn.LeakyReLU(1e-3)), r"act, LeakyReLU"),
