@@ -95,7 +95,7 @@ def expert_load(models: list[ModelResults]) -> Figure:
                 labels.append(f"{layer}  {name}")
                 loads.append([100 * share for share in model.load(layer, at)])
     with plt.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = plt.subplots(figsize=(7, 0.8 + 0.3 * len(labels)))
+        figure, axes = plt.subplots(figsize=(max(7, 3 + 0.35 * len(loads[0])), max(3.4, 0.8 + 0.3 * len(labels))))
         even = 100 / len(loads[0])
         top = max(2 * even, max(max(row) for row in loads))
         picture = axes.imshow(loads, cmap="RdBu_r", norm=TwoSlopeNorm(even, vmin=0, vmax=top), aspect="auto")

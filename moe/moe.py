@@ -98,6 +98,8 @@ class MoE(nn.Module):
         for name, expected in {"num_experts": num_experts, "dim": dim}.items():
             if getattr(router, name, expected) != expected:
                 raise ValueError(f"router must have {name} = {expected} like the layer, got {getattr(router, name)}")
+        if capacity is not None and not isinstance(capacity, Capacity):
+            raise TypeError(f"capacity must be a Capacity or None, got {capacity!r}")
         if capacity is not None and isinstance(router, Grouped):
             raise ValueError(f"capacity must be None with a {type(router).__name__}, which has one of its own, got {capacity}")
         if dispatch_dtype is not None and not dispatch_dtype.is_floating_point:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ironmoe.kernels import Routing
-from ironmoe.moe import Capacity, EnsembleRouter, ExpertChoiceRouter, MoE, SoftMoE
+from ironmoe.moe import Capacity, EnsembleRouter, ExpertChoiceRouter, MoE, SoftMoE, VMoE
 
 GATES = torch.tensor([[0.4, 0.0, 0.2], [0.5, 0.1, 0.4], [0.3, 0.2, 0.6]])  # of the official dispatch test
 
@@ -257,6 +257,12 @@ def test_ensemble_members_keep_to_their_own_experts():
             EnsembleRouter(6, 6, 2, **options)
     with pytest.raises(ValueError, match="the same tokens for 3 members, got 10"):
         router(x)
+
+
+def test_what_is_no_capacity_is_named():
+    for make in (lambda: MoE(8, 16, 4, capacity=1.05), lambda: VMoE(8, 4, 16, 1, 2, 16, 3, moe_layers=[0], capacity=1.05)):
+        with pytest.raises(TypeError, match="capacity must be a Capacity or None, got 1"):
+            make()
 
 
 @pytest.mark.parametrize(
