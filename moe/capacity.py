@@ -1,5 +1,6 @@
 """Capacity: an expert takes so many tokens of a group and no more."""
 
+import copy
 import math
 
 import torch
@@ -50,22 +51,21 @@ class Capacity(Grouped):
         if multiple_of < 1:
             raise ValueError(f"multiple_of must be at least 1, got {multiple_of}")
         self.factor, self.priority, self.multiple_of = factor, priority, multiple_of
-        self.places, self.renormalize = places, renormalize
+        self.places, self.renormalize, self.members = places, renormalize, 1
 
     def places_for(self, num_choices: int, num_experts: int) -> int:
         """C for a group with ``num_choices`` = S · K choices among E experts."""
         if self.factor is None:
             return int(self.places or 0)
-        return places(num_choices, num_experts, self.factor, self.multiple_of)
+        return places(num_choices * self.members, num_experts, self.factor, self.multiple_of)
 
-    def for_pools(self, pools: int) -> "Capacity":
-        """The same rule for ``pools`` sets of tokens of which each has E / pools experts of its own (an ensemble's members): a group
-        now holds the tokens of one set, which compete for fewer experts, so that C stays what it was."""
-        factor = None if self.factor is None else self.factor * pools
-        return Capacity(
-            factor, images_per_group=self.images_per_group, tokens_per_group=self.tokens_per_group,
-            priority=self.priority, multiple_of=self.multiple_of, places=self.places, renormalize=self.renormalize,
-        )  # fmt: skip
+    def for_members(self, members: int) -> "Capacity":
+        """The same rule for an ensemble, whose members have E / members experts each. Their tokens come member after member, so a
+        group of images holds the tokens of one member, which compete for fewer experts; C stays what it was."""
+        own = copy.deepcopy(self)
+        if self.images_per_group is not None or self.tokens_per_group is not None:  # else the one group holds all members
+            own.members = members
+        return own
 
     def forward(self, routing: Routing, num_experts: int, tokens_per_group: int) -> Routing:
         """Routing → Routing, choices beyond the capacity dropped. Nothing is read back to the host."""

@@ -74,14 +74,13 @@ class ExpertChoiceRouter(Grouped):
     def _choose(self, gates_TE: Tensor, tokens_per_group: int) -> Dispatch:
         """Each expert's tokens, as rows sorted by expert and then by token. All sizes are known beforehand."""
         num_tokens = len(gates_TE)
-        tokens_ER = torch.cat(
-            [
-                first + self._best(gates_TE[first : first + tokens_per_group])
-                for first in range(0, num_tokens, max(tokens_per_group, 1))
-            ]
-            or [gates_TE.new_zeros(self.num_experts, 0, dtype=torch.int64)],
-            dim=1,
+        size = max(min(tokens_per_group, num_tokens), 1)
+        whole = num_tokens // size * size
+        tokens_ER = self._best(
+            gates_TE[:whole].unflatten(0, (-1, size)) if whole else gates_TE.new_zeros(0, 1, self.num_experts)
         )
+        if whole < num_tokens:  # the last group is smaller
+            tokens_ER = torch.cat([tokens_ER, whole + self._best(gates_TE[whole:][None])], dim=1)
         rows_each = tokens_ER.shape[1]
         rows_ER = torch.arange(tokens_ER.numel(), dtype=torch.int32, device=gates_TE.device).view(tokens_ER.shape)
         slot_row_ET = torch.full((self.num_experts, num_tokens), -1, dtype=torch.int32, device=gates_TE.device)
@@ -93,12 +92,13 @@ class ExpertChoiceRouter(Grouped):
             slot_row=slot_row_ET.scatter_(1, tokens_ER, rows_ER).T.contiguous(),
         )
 
-    def _best(self, gates_SE: Tensor) -> Tensor:
-        """(E, C) the tokens each expert takes from one group, in their order."""
-        size = len(gates_SE)
+    def _best(self, gates_GSE: Tensor) -> Tensor:
+        """(E, G · C) the tokens each expert takes from these groups, in their order."""
+        num_groups, size, _ = gates_GSE.shape
         count = min(places(size, self.num_experts, self.factor, self.multiple_of), size)
-        best_EC = gates_SE.T.sort(dim=1, descending=True, stable=True).indices[:, :count]
-        return best_EC.sort(dim=1).values
+        best_GEC = gates_GSE.transpose(1, 2).sort(dim=2, descending=True, stable=True).indices[..., :count].sort(dim=2).values
+        first_G = torch.arange(0, num_groups * size, size, device=gates_GSE.device)
+        return (best_GEC + first_G[:, None, None]).transpose(0, 1).flatten(1)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, num_experts={self.num_experts}, factor={self.factor}, {super().extra_repr()}"

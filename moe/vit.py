@@ -100,7 +100,7 @@ class VMoE(nn.Module):
                 route: nn.Module = EnsembleRouter(dim, num_experts, top_k, ensemble_size=ensemble_size, **(router or {}))
             else:
                 route = TopKRouter(dim, num_experts, top_k, **(router or {}))
-            limit = capacity.for_pools(ensemble_size) if isinstance(capacity, Capacity) else capacity
+            limit = capacity.for_members(ensemble_size) if isinstance(capacity, Capacity) else capacity
             return MoE(
                 dim, expert_dim or mlp_dim, num_experts, top_k, activation="gelu_tanh", router=route, capacity=limit,
                 dispatch_dtype=dispatch_dtype,

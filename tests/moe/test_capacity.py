@@ -281,3 +281,20 @@ def test_what_is_no_capacity_is_named():
 def test_bad_capacities_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Capacity(**options)
+
+
+@pytest.mark.parametrize("group", [{"images_per_group": 2}, {"images_per_group": 3}, {}])
+def test_an_ensemble_has_the_places_of_the_official_groups(group):
+    """Members share a group there, and have experts of their own: the same tokens are dropped as from the members mixed."""
+    images, tokens, members, num_experts = 6, 5, 3, 6
+    router = EnsembleRouter(8, num_experts, 1, ensemble_size=members).eval()
+    x_BND = torch.randn(images, tokens, 8)
+    routing = router(x_BND.flatten(0, 1).repeat(members, 1)).routing
+    capacity = Capacity(0.7, multiple_of=1, **group)
+    ours = capacity.for_members(members)
+    kept = ours(routing, num_experts, ours.tokens_in_group((members * images, tokens, 8))).experts < num_experts
+    mixed = Routing(*(f.view(members, images, tokens).permute(1, 2, 0).reshape(-1, 1) for f in routing))  # image, token, member
+    size = group.get("images_per_group", images) * tokens * members
+    expected = Capacity(0.7, multiple_of=1)(mixed, num_experts, size).experts < num_experts
+    assert not expected.all()
+    assert torch.equal(kept.view(members, images, tokens).permute(1, 2, 0).reshape(-1, 1), expected)
