@@ -20,7 +20,7 @@ class EnsembleRouter(TopKRouter):
             raise ValueError(f"ensemble_size must divide num_experts = {num_experts}, got {ensemble_size}")
         if top_k > num_experts // ensemble_size:
             raise ValueError(f"top_k must be at most the {num_experts // ensemble_size} experts of a member, got {top_k}")
-        for name in ("groups", "bias", "selection_bias"):
+        for name in ("groups", "bias", "selection_bias", "softcap"):
             if options.get(name):
                 raise ValueError(f"EnsembleRouter has no {name}, got {options[name]}")
         super().__init__(dim, num_experts, top_k, **options)  # type: ignore[arg-type]

@@ -112,10 +112,13 @@ class TopKRouter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal with variance 1 / D, as the official code's lecun_normal; bias 0."""
+        """Normal with variance 1 / D, as the official code's lecun_normal; biases and counts 0."""
         nn.init.normal_(self.weight, std=self.dim**-0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+        if self.selection_bias is not None:
+            self.selection_bias.zero_()
+            self.choices.zero_()
 
     def forward(self, x_TD: Tensor, tokens_per_group: int | None = None) -> RouterOutput:
         """x (T, D) → RouterOutput. ``tokens_per_group``: how many tokens share an auxiliary loss; by default all."""
@@ -175,7 +178,8 @@ class TopKRouter(nn.Module):
     def _by_p_norm(self, gates_TK: Tensor) -> Tensor:
         if isinstance(self.renormalize, bool):
             return gates_TK
-        return gates_TK * (self.scale / gates_TK.norm(self.renormalize, dim=-1, keepdim=True))
+        norm_T1 = gates_TK.norm(self.renormalize, dim=-1, keepdim=True)
+        return gates_TK * (self.scale / norm_T1.clamp_min(torch.finfo(norm_T1.dtype).tiny))
 
     def _aux_loss(self, logits_TE: Tensor, noisy_TE: Tensor, tokens_per_group: int | None) -> Tensor:
         """The mean over groups. The token axis is the last but one; axes before it are groups already."""

@@ -135,6 +135,7 @@ class TestEveryKind:
             assert torch.equal(twin(x).routing.gates, expected)
         fresh = TopKRouter(D, E, K, **options, device="meta").to_empty(device="cpu")
         fresh.reset_parameters()
+        assert all(not buffer.any() for buffer in fresh.buffers()) and fresh.weight.any()
         fresh.load_state_dict(router.state_dict())
         assert torch.equal(fresh.eval()(x).routing.gates, expected)
 
