@@ -1,36 +1,38 @@
 """Steer routing: replace what routers decide while a block runs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ironmoe.kernels import Routing
-from ironmoe.moe.sites import Decision, attached, routing_sites
-
-Policy = Callable[[Decision], Routing]
+from ironmoe.kernels.route import may_look
+from ironmoe.moe.sites import Decision, Edit, attached, routing_sites
 
 
 @contextmanager
 def intervene(
-    model: nn.Module, policy: Policy | Sequence[Policy], *, layers: Sequence[str | int] | None = None
+    model: nn.Module, policy: Edit | Sequence[Edit], *, layers: Sequence[str | int] | None = None
 ) -> Iterator[nn.Module]:
     """Inside the block the experts of each token are what the policy makes of the router's choice, for every forward pass.
 
     It works on layers of this library, upcycled models, and Hugging Face models under any experts implementation. A capacity drops
     afterwards, from what the policy chose; a trace sees the policy's choice. Compiled models run eagerly inside the block. Gradients
-    flow through the gates as each policy documents; a choice has no gradient.
+    flow through the gates as each policy documents; a choice has no gradient. With activation checkpointing the backward pass routes
+    again, so it belongs inside the block, too.
 
     Args:
         model: any module with MoE layers.
-        policy: one of ``ironmoe.moe.policies``, or any function Decision → Routing; several apply in order. Nested blocks apply the
-            outer one first.
+        policy: one of ``ironmoe.moe.policies``, or any function Decision → Routing; several apply in order, each on what the one
+            before it made. Nested blocks apply the outer one first.
         layers: the layers to steer: names as ``trace_routing`` gives them, or their numbers in that order (negative ones from the
             last). None: all.
 
     Raises:
-        ValueError: no MoE layer, an unknown layer; inside the block, what the policy itself does not accept.
-        TypeError: a policy that is no function, or returns no Routing of the right shape.
+        ValueError: no MoE layer, an unknown layer; inside the block, what the policy itself does not accept, or experts that it
+            returns outside 0 … E (looked at on CPU only, where that costs nothing).
+        TypeError: a policy that is no function, or does not return a Routing of float gates and integer experts, both (T, K′).
     """
     policies = [policy] if callable(policy) else list(policy)
     for each in policies:
@@ -39,6 +41,8 @@ def intervene(
     sites = routing_sites(model)
     if not sites:
         raise ValueError(f"model must have MoE layers to steer, got {type(model).__name__} with none")
+    if isinstance(layers, (str, int)):
+        raise TypeError(f"layers must be a sequence of names or numbers, or None, got {layers!r}")
 
     def edit(decision: Decision) -> Routing:
         for each in policies:
@@ -60,13 +64,21 @@ def _name(layer: str | int, names: list[str]) -> str:
     )
 
 
-def _checked(routing: Routing, decision: Decision, policy: Policy) -> Routing:
-    shapes = (
-        [tuple(field.shape) for field in routing]
-        if isinstance(routing, tuple) and len(routing) == 2
-        else type(routing).__name__
-    )
-    tokens = len(decision.x)
-    if isinstance(shapes, str) or shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != tokens:
-        raise TypeError(f"policy {policy} must return Routing(gates, experts), both ({tokens}, K), got {shapes}")
-    return routing
+def _checked(routing: Routing, decision: Decision, policy: Edit) -> Routing:
+    """The same object if nothing is wrong with it: a layer knows by that whether something changed."""
+    if not isinstance(routing, Routing) or not all(isinstance(field, Tensor) for field in routing):
+        raise TypeError(f"policy {policy} must return Routing(gates, experts) of two tensors, got {type(routing).__name__}")
+    gates, experts = routing
+    if not gates.is_floating_point() or experts.is_floating_point() or experts.dtype == torch.bool:
+        raise TypeError(f"policy {policy} must return float gates and integer experts, got {gates.dtype} and {experts.dtype}")
+    if gates.shape != experts.shape or gates.ndim != 2 or len(gates) != len(decision.x):
+        raise TypeError(
+            f"policy {policy} must return Routing(gates, experts), both ({len(decision.x)}, K), "
+            f"got {tuple(gates.shape)} and {tuple(experts.shape)}"
+        )
+    if may_look(experts) and experts.numel() and not 0 <= int(experts.min()) <= int(experts.max()) <= decision.num_experts:
+        raise ValueError(
+            f"policy {policy} must return experts from 0 to {decision.num_experts} (dropped), "
+            f"got {int(experts.min())} … {int(experts.max())}"
+        )
+    return routing if experts.dtype == torch.int32 else Routing(gates, experts.to(torch.int32))

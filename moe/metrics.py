@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Routing, expert_mlp
+from ironmoe.moe.huggingface_routing import is_experts
 from ironmoe.moe.moe import MoE
+from ironmoe.moe.ranks import by_rank
 from ironmoe.moe.trace import LayerTrace
 
 READINGS = ("realised", "intended", "kept")
@@ -40,7 +42,7 @@ def token_overlap(clean: LayerTrace, adversarial: LayerTrace, reading: str = "re
     chosen = []
     for layer in (clean, adversarial):
         gates_TK, experts_TK = layer.intended if reading == "intended" else Routing(layer.gates, layer.experts)
-        chosen.append(experts_TK.masked_fill(gates_TK <= 0, num_experts))
+        chosen.append(experts_TK.masked_fill(~(gates_TK > 0), num_experts))
     iou_T = routing_iou(chosen[0], chosen[1], num_experts)
     if reading != "kept":
         return iou_T, torch.ones_like(iou_T, dtype=torch.bool)
@@ -48,9 +50,27 @@ def token_overlap(clean: LayerTrace, adversarial: LayerTrace, reading: str = "re
 
 
 def routing_change(clean: LayerTrace, adversarial: LayerTrace, reading: str = "realised") -> float:
-    """1 − mean IoU over tokens: the share of the experts in use that changed, from 0 to 1. Readings as in ``token_overlap``."""
+    """1 − mean IoU over tokens: the share of the experts in use that changed, from 0 to 1. Readings as in ``token_overlap``; NaN
+    where no token counts."""
     iou_T, counts_T = token_overlap(clean, adversarial, reading)
     return 1 - iou_T[counts_T].double().mean().item()
+
+
+def image_overlap(clean: LayerTrace, adversarial: LayerTrace, images: int, reading: str = "realised") -> Tensor:
+    """(B,) float64, each image's mean IoU over its tokens; NaN for an image of which no token counts.
+
+    The official attack code reports the sum of it over images, ``sum_iou``, by the reading "realised" ("intended" with its "indices"
+    dispatcher); 1 − sum / B is its routing change. Readings as in ``token_overlap``.
+
+    Args:
+        images: B; the traces hold B images of equally many tokens, one after another. M · B for an ensemble of M members.
+    """
+    iou_T, counts_T = token_overlap(clean, adversarial, reading)
+    if images < 1 or len(iou_T) % images:
+        raise ValueError(f"images must be at least 1 and divide the {len(iou_T)} tokens, got {images}")
+    shape = (images, len(iou_T) // images)
+    iou_BN, counts_BN = iou_T.double().view(shape), counts_T.view(shape)
+    return (iou_BN * counts_BN).sum(1) / counts_BN.sum(1)
 
 
 def imbalance(load_E: Tensor) -> float:
@@ -58,9 +78,36 @@ def imbalance(load_E: Tensor) -> float:
     return (load_E.max() / load_E.mean()).item()
 
 
+def load_variation(load_E: Tensor) -> float:
+    """Coefficient of variation of the load, population standard deviation over mean: 0 if all are equal, √(E − 1) if one has everything."""
+    return (load_E.std(correction=0) / load_E.mean()).item()
+
+
 def entropy(shares_E: Tensor) -> Tensor:
     """−Σ p log p over the last axis, in nats: of the load (log E if even) or of each token's softmax (0 if sure)."""
     return torch.special.entr(shares_E).sum(-1)
+
+
+def routing_entropy(layer: LayerTrace, of: str = "logits") -> tuple[float, float]:
+    """(entropy of the mean token's distribution over experts, mean entropy of the tokens' distributions), in nats.
+
+    Log E and 0 are the ideal: experts evenly used by tokens that are sure. The difference is the mutual information between token and
+    expert; it is 0 if every token is routed alike.
+
+    Args:
+        of: "logits": the softmax over all experts; "gates": the gates carried out, divided by their sum, without tokens that have none.
+    """
+    if of == "logits":
+        shares_TE = layer.logits.double().softmax(-1)
+    elif of == "gates":
+        gates_TK = layer.gates.double()
+        nothing_TE = gates_TK.new_zeros(len(gates_TK), layer.num_experts + 1)
+        gates_TE = nothing_TE.scatter_add(1, layer.experts.long(), gates_TK)[:, :-1]  # the last: dropped
+        sum_T = gates_TE.sum(1)
+        shares_TE = gates_TE[sum_T > 0] / sum_T[sum_T > 0, None]
+    else:
+        raise ValueError(f'of must be "logits" or "gates", got {of!r}')
+    return entropy(shares_TE.mean(0)).item(), entropy(shares_TE).mean().item()
 
 
 def dormant_experts(layer: LayerTrace, share: float = 0.0) -> list[int]:
@@ -85,14 +132,17 @@ def boundary_mass(layer: LayerTrace, width: float) -> float:
 
 @torch.no_grad()
 def expert_outputs(module: nn.Module, x_TD: Tensor) -> Tensor:
-    """(T, E, D) what each expert makes of each token, with weight 1.
+    """(T, E, D) what each expert makes of each token, with weight 1; without shared experts, whatever block of ``intervene`` runs.
 
     Args:
         module: an ``MoE``, or the Experts module of a Hugging Face model: ``routing_sites(model)[name].module``.
         x_TD: its inputs, as ``trace_routing(model, keep_inputs=True)`` records them.
     """
-    num_experts = module.num_experts
-    assert isinstance(num_experts, int)
+    if not isinstance(module, MoE) and not is_experts(module):
+        raise TypeError(f"module must be an MoE or the Experts of a Hugging Face model, got {type(module).__name__}")
+    if x_TD.ndim != 2:
+        raise ValueError(f"x must have shape (tokens, features), got {tuple(x_TD.shape)}")
+    num_experts = int(module.num_experts)  # type: ignore[arg-type]
     rows_RD = x_TD.repeat_interleave(num_experts, 0)
     experts_R1 = torch.arange(num_experts, device=x_TD.device).repeat(len(x_TD))[:, None]
     gates_R1 = torch.ones(len(rows_RD), 1, dtype=torch.promote_types(x_TD.dtype, torch.float32), device=x_TD.device)
@@ -102,7 +152,7 @@ def expert_outputs(module: nn.Module, x_TD: Tensor) -> Tensor:
             b_in=module.fc1.bias, b_out=module.fc2.bias, activation=module.activation, precision=module.precision,
         )  # fmt: skip
     else:
-        out_RD = module(rows_RD, experts_R1, gates_R1.to(x_TD.dtype))
+        out_RD = module.forward(rows_RD, experts_R1, gates_R1.to(x_TD.dtype))  # not module(…), whose hooks see and steer
     return out_RD.unflatten(0, (len(x_TD), num_experts))
 
 
@@ -121,23 +171,28 @@ def expert_cosine(outputs_TED: Tensor) -> Tensor:
     return (unit_TED @ unit_TED.transpose(1, 2)).mean(0)
 
 
+@torch.no_grad()
 def swap_jump(module: nn.Module, layer: LayerTrace) -> Tensor:
-    """(T,) gate_K · ‖f_K − f_{K+1}‖: how far the layer's output jumps when the K-th and the next expert of a token change places.
+    """(T,) gate_K · ‖f_K − f_{K+1}‖: how far the layer's output jumps when the K-th expert of a token, that of the smallest gate, and
+    the best of the others by logits change places.
 
-    An MoE is not Lipschitz there; exact on the boundary, where both weigh the same. 0 if K = E.
+    An MoE is not Lipschitz there; exact on the boundary, where both weigh the same. 0 if K = E, and for tokens without an expert.
 
     Args:
         module: as for ``expert_outputs``; layer: its trace, recorded with ``keep_inputs=True``.
     """
-    gates_TK, experts_TK = layer.intended
-    top_k = experts_TK.shape[1]
-    if top_k >= layer.num_experts:
-        return torch.zeros(len(gates_TK), device=gates_TK.device)
-    others_TE = layer.logits.scatter(1, experts_TK.long(), float("-inf"))
-    pair_T2 = torch.stack([experts_TK[:, -1].long(), others_TE.argmax(1)], dim=1)
+    num_experts = layer.num_experts
+    gates_TK, experts_TK = by_rank(layer.intended, num_experts)
+    if experts_TK.shape[1] >= num_experts:
+        return gates_TK.new_zeros(len(gates_TK))
+    last_T1 = ((experts_TK < num_experts).sum(1, keepdim=True) - 1).clamp_min(0)
+    chosen_TE = _used(experts_TK, num_experts)
+    best_T1, next_T1 = layer.logits.masked_fill(chosen_TE, float("-inf")).max(1, keepdim=True)
+    pair_T2 = torch.cat([experts_TK.long().gather(1, last_T1).clamp_max(num_experts - 1), next_T1], dim=1)
     outputs_TED = expert_outputs(module, layer.inputs)
     first_TD, second_TD = outputs_TED.gather(1, pair_T2[..., None].expand(-1, -1, outputs_TED.shape[-1])).unbind(1)
-    return gates_TK[:, -1] * (first_TD - second_TD).norm(dim=-1)
+    gate_T = gates_TK.gather(1, last_T1).masked_fill(best_T1.isneginf(), 0).squeeze(1)  # no other expert: other members' only
+    return gate_T * (first_TD - second_TD).norm(dim=-1)
 
 
 def _used(experts_TK: Tensor, num_experts: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The places of a model where tokens are routed, and a way to look at each decision and to replace it.
 
 A site is an ``MoE`` layer, or the experts of a Hugging Face model. One hook a site serves everybody: first every edit in the order
-in which it came, then every watcher, so that a trace sees what an intervention made.
+in which it came, then, after any capacity, every final edit, then every watcher, so that a trace sees what an intervention made.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -64,18 +64,25 @@ def routing_sites(model: nn.Module) -> dict[str, Site]:
 
 
 @contextmanager
-def attached(sites: Mapping[str, Site], edits: Mapping[str, Edit], watchers: Mapping[str, Watch]) -> Iterator[None]:
-    """Run these callbacks, by name of site, on every forward inside the block. Compiled code knows nothing of hooks, so inside
-    the block torch.compile stands aside and everything runs eagerly."""
-    stations = {name: _IN_USE.get(sites[name].module) or _Station(sites[name]) for name in {*edits, *watchers}}
+def attached(
+    sites: Mapping[str, Site],
+    edits: Mapping[str, Edit],
+    watchers: Mapping[str, Watch],
+    final_edits: Mapping[str, Edit] | None = None,
+) -> Iterator[None]:
+    """Run these callbacks, by name of site, on every forward inside the block. A final edit sees, and replaces, the routing that is
+    carried out, after any capacity. Compiled code knows nothing of hooks, so inside the block torch.compile stands aside and
+    everything runs eagerly."""
+    finals = final_edits or {}
+    stations = {name: _IN_USE.get(sites[name].module) or _Station(sites[name]) for name in {*edits, *watchers, *finals}}
     with torch.compiler.set_stance("force_eager"):
         for name, station in stations.items():
-            station.join(edits.get(name), watchers.get(name))
+            station.join(edits.get(name), watchers.get(name), finals.get(name))
         try:
             yield
         finally:
             for name, station in stations.items():
-                station.leave(edits.get(name), watchers.get(name))
+                station.leave(edits.get(name), watchers.get(name), finals.get(name))
 
 
 class _Station:
@@ -84,24 +91,28 @@ class _Station:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.edits: list[Edit] = []
+        self.final_edits: list[Edit] = []
         self.watchers: list[Watch] = []
         self.handles: list[RemovableHandle] = []
         self.pending: Decision | None = None  # between an MoE's router and its capacity
         self.logits: Tensor | None = None  # between a Hugging Face router and its experts
 
-    def join(self, edit: Edit | None, watch: Watch | None) -> None:
+    def join(self, edit: Edit | None, watch: Watch | None, final: Edit | None) -> None:
         if not self.handles:
             _IN_USE[self.site.module] = self
             self.handles = list(self._hooks())
         self.edits += [edit] if edit else []
         self.watchers += [watch] if watch else []
+        self.final_edits += [final] if final else []
 
-    def leave(self, edit: Edit | None, watch: Watch | None) -> None:
+    def leave(self, edit: Edit | None, watch: Watch | None, final: Edit | None) -> None:
         if edit:
             self.edits.remove(edit)
         if watch:
             self.watchers.remove(watch)
-        if not self.edits and not self.watchers:
+        if final:
+            self.final_edits.remove(final)
+        if not self.edits and not self.watchers and not self.final_edits:
             for handle in self.handles:
                 handle.remove()
             self.handles = []
@@ -112,9 +123,13 @@ class _Station:
             decision = decision._replace(routing=edit(decision))
         return decision
 
-    def watch(self, decision: Decision, realised: Routing) -> None:
+    def finish(self, decision: Decision, realised: Routing) -> Routing:
+        """The routing that is carried out, of what the capacity left of the decision."""
+        for edit in self.final_edits:
+            realised = edit(decision._replace(routing=realised))
         for watcher in self.watchers:
             watcher(decision, realised)
+        return realised
 
     def _hooks(self) -> Iterator[RemovableHandle]:
         module, router = self.site.module, self.site.router
@@ -131,17 +146,19 @@ class _Station:
         gates_of = router.gates_of if isinstance(router, TopKRouter) else None
         name, num_experts = self.site.name, self.site.num_experts
         decision = self.decide(Decision(name, output.routing, output.logits, args[0], num_experts, gates_of))
+        routing = decision.routing
         if self.site.module.capacity is None:
-            self.watch(decision, decision.routing)
+            routing = self.finish(decision, routing)
         else:
             self.pending = decision
-        changed = decision.routing is not output.routing
-        return output._replace(routing=decision.routing, dispatch=None if changed else output.dispatch)
+        changed = routing is not output.routing
+        return output._replace(routing=routing, dispatch=None if changed else output.dispatch)
 
-    def _after_capacity(self, _: nn.Module, __: object, realised: Routing) -> None:
-        if self.pending is not None:  # a Capacity may serve several layers
-            self.watch(self.pending, realised)
-            self.pending = None
+    def _after_capacity(self, _: nn.Module, __: object, realised: Routing) -> Routing:
+        if self.pending is None:  # a Capacity may serve several layers
+            return realised
+        decision, self.pending = self.pending, None
+        return self.finish(decision, realised)
 
     def _keep_logits(self, _: nn.Module, __: object, output: object) -> None:
         self.logits = router_logits(output, self.site.num_experts)
@@ -151,12 +168,12 @@ class _Station:
         routing = Routing(gates_TK, experts_TK.to(torch.int32))
         decision = self.decide(Decision(self.site.name, routing, self.logits, x_TD, self.site.num_experts, None))
         self.logits = None
-        self.watch(decision, decision.routing)
-        if decision.routing is routing:
+        realised = self.finish(decision, decision.routing)
+        if realised is routing:
             return None
-        dropped_TK = decision.routing.experts >= self.site.num_experts  # not every implementation knows the sentinel
-        experts_TK = decision.routing.experts.masked_fill(dropped_TK, 0).to(experts_TK.dtype)
-        return (x_TD, experts_TK, decision.routing.gates.masked_fill(dropped_TK, 0).to(gates_TK.dtype)), {}
+        dropped_TK = realised.experts >= self.site.num_experts  # not every implementation knows the sentinel
+        experts_TK = realised.experts.masked_fill(dropped_TK, 0).to(experts_TK.dtype)
+        return (x_TD, experts_TK, realised.gates.masked_fill(dropped_TK, 0).to(gates_TK.dtype)), {}
 
 
 _IN_USE: WeakKeyDictionary[nn.Module, _Station] = WeakKeyDictionary()

@@ -10,6 +10,7 @@ from einops import rearrange
 
 from ironmoe.attacks import PGD, attack_statistics
 from ironmoe.moe import Capacity, VMoE, aux_loss_in_eval, collect_aux_loss, freeze_weights, trace_routing
+from ironmoe.moe.metrics import image_overlap
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "vmoe_tiny.npz")
 CONFIG = literal_eval(str(GOLDEN["config"]))
@@ -115,6 +116,18 @@ def test_attack_statistics(variant):
     for layer, official_name in LAYERS.items():
         expected = 1 - float(golden(f"{name}/state/sum_iou/{official_name}")) / len(X)
         assert change[layer] == pytest.approx(expected, abs=1e-6)
+
+
+def test_image_overlap_adds_up_to_the_official_sum(variant):
+    model, name, traces = official(variant), f"{variant}/aux0", []
+    for images in (X, channels_first(golden(f"{name}/x_adv"))):
+        with trace_routing(model) as trace, torch.no_grad():
+            model(images)
+        traces.append(trace.layers)
+    reading = "intended" if variant == "indices" else "realised"
+    for layer, official_name in LAYERS.items():
+        overlap_B = image_overlap(*(trace[layer] for trace in traces), len(X), reading)
+        assert overlap_B.sum().item() == pytest.approx(float(golden(f"{name}/state/sum_iou/{official_name}")), abs=1e-5)
 
 
 def test_a_token_dropped_twice_counts_as_changed_only_in_the_official_reading():

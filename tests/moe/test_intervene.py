@@ -199,7 +199,7 @@ def test_a_capacity_drops_from_what_the_policy_chose(x):
     assert (y[:3] != 0).all() and (y[3:] == 0).all()
 
 
-def test_expert_choice_can_be_masked_and_dropped_but_has_no_other_ranks(x):
+def test_expert_choice_can_be_given_other_gates(x):
     layer = MoE(D, F, E, router=ExpertChoiceRouter(D, E, 2.0, dtype=torch.float64), dtype=torch.float64).eval()
     plain = layer(x)
     with trace_routing(layer) as trace:
@@ -309,7 +309,7 @@ def test_hugging_face_models(family, patched):
         (lambda m, x: steer(m, x, MaskExperts(experts=(0, 1, 2, 3))), "experts must leave K = 2 of 5, got 4 to mask"),
         (lambda m, x: steer(m, x, MaskExperts(experts=(7,))), "experts must be from 0 to 4, got 7"),
         (lambda m, x: steer(m, x, DropRank(3)), "rank must be from 1 to K = 2, got 3"),
-        (lambda m, x: steer(m, x, AllExperts(gates="kept")), 'gates must be "uniform" or "own" for 5 experts'),
+        (lambda m, x: steer(m, x, AllExperts(gates="kept")), 'gates must be "uniform", "own" or "renormalized" for all'),
         (lambda m, x: UseRanks(gates="equal"), "gates must be one of"),
     ],
 )

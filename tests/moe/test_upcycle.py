@@ -176,7 +176,7 @@ def test_vmoe_without_experts_gets_them():
     nn.init.normal_(dense.head.weight)
     images = torch.rand(3, 3, 8, 8)
     before = dense(images)
-    torch.testing.assert_close(upcycle(dense, 4, layers="every 2")(images), before, rtol=0, atol=1e-6)
+    torch.testing.assert_close(upcycle(dense, 4, layers="every 2")(images), before, rtol=2e-6, atol=1e-6)
     assert moe_layers(dense) == [1, 3] and dense.blocks[1].mlp.activation == "gelu_tanh"
     assert pickle.loads(pickle.dumps(dense))(images).equal(dense(images))
 
