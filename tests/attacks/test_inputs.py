@@ -76,3 +76,9 @@ def test_bad_settings_are_named(options, message):
 def test_bad_models_are_named(model, error, message):
     with pytest.raises(error, match=message):
         PGD(model, 0.1)(IMAGES, torch.zeros(4, dtype=torch.int64))
+
+
+def test_indices_that_are_not_different_are_named():
+    model = torch.nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="indices must differ from each other, got 2 different ones of 4"):
+        PGD(model, 0.1).run(IMAGES, LABELS, torch.tensor([0, 1, 1, 0]))

@@ -1,0 +1,158 @@
+"""AutoAttack: the ensemble that robust accuracies are reported with (Croce & Hein, arXiv 2003.01690; L1: arXiv 2103.01208)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.apgd import APGD
+from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.balls import Bounds
+from ironmoe.attacks.fab import FAB
+from ironmoe.attacks.rows import Rows
+from ironmoe.attacks.square import Square
+from ironmoe.attacks.victim import Model
+
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+
+
+class AutoAttack(Attack):
+    """Attacks one after another, each on the images that held against the ones before.
+
+    The composition, the schedules and the numbers of iterations are those of the official code:
+
+    - "standard": APGD on the cross-entropy; APGD on the targeted DLR, 9 targets; targeted FAB, 9 targets; Square, 5000 queries. In L1:
+      APGD with 5 restarts and three radii, 5 targets of it with three radii.
+    - "plus": APGD on cross-entropy and on DLR, FAB, 5 restarts each; Square; the targeted two.
+    - "rand", for random models: APGD on cross-entropy and DLR, each gradient the mean of 20.
+    - "custom": ``attacks_to_run``, by the names above, with the settings of "plus".
+
+    Differences from the official code, none of which makes it weaker: random numbers are keyed by example, not drawn by batch; a
+    misclassified image leaves at once; a proposal of Square that changes nothing costs no pass; the last point of an APGD run counts.
+
+    Args (beyond those of ``Attack``):
+        version: as above; attacks_to_run: for "custom".
+        verbose: print the robust accuracy after each attack (in ``run_standard_evaluation``).
+    """
+
+    takes_groups = False
+
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float | Tensor = 8 / 255,
+        version: str = "standard",
+        *,
+        attacks_to_run: Sequence[str] = (),
+        bounds: Bounds = (0.0, 1.0),
+        seed: int = 0,
+        verbose: bool = False,
+        **options: Any,
+    ) -> None:
+        if version not in (*VERSIONS, "custom"):
+            raise ValueError(f"version must be one of {(*VERSIONS, 'custom')}, got {version!r}")
+        if (version == "custom") != bool(attacks_to_run):
+            raise ValueError(f"attacks_to_run must be given for version 'custom' and for no other, got {list(attacks_to_run)}")
+        if version == "rand":
+            options = {"eot": 20} | options
+        super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
+        if self.targeted:
+            raise ValueError("targeted must be False: AutoAttack goes through targets of its own")
+        self.version, self.verbose = version, verbose
+        self.attacks_to_run = list(attacks_to_run or VERSIONS[version])
+        self._options: dict[str, Any] = {"norm": norm, "bounds": bounds, "seed": seed} | options
+        self._check_names()
+
+    def __repr__(self) -> str:
+        which = f"version={self.version!r}" if self.version != "custom" else f"attacks_to_run={self.attacks_to_run}"
+        return f"AutoAttack({self.norm}, eps={self.eps}, {which}, seed={self.seed})"
+
+    @property
+    def stages(self) -> Sequence[Attack]:
+        """The attacks of ``attacks_to_run``; made anew when that list has changed."""
+        names = tuple(self.attacks_to_run)
+        if self.__dict__.get("_made") != names:
+            self._check_names()
+            attacks = [self._makers[name]() for name in names]
+            for name, attack in zip(names, attacks, strict=True):
+                attack.name, attack.victim = name, self.victim
+            self._made, self._stages = names, attacks
+        return self._stages
+
+    def _check_names(self) -> None:
+        unknown = [name for name in self.attacks_to_run if name not in self._makers]
+        if unknown:
+            raise ValueError(f"attacks_to_run must be among {tuple(self._makers)}, got {unknown}")
+
+    @property
+    def _makers(self) -> dict[str, Callable[[], Attack]]:
+        model, eps, options = self.model, self.eps, self._options
+        standard, l1 = self.version == "standard", self.norm == "L1"
+        radii: dict[str, Any] = {"three_radii": True} if l1 and standard else {}
+        restarts = 1 if self.version == "rand" or (standard and not l1) else 5
+        return {
+            "apgd-ce": lambda: APGD(model, eps, loss="ce", restarts=restarts, **radii, **options),
+            "apgd-dlr": lambda: APGD(model, eps, loss="dlr", restarts=restarts, **options),
+            "apgd-t": lambda: APGD(model, eps, loss="dlr", targets=5 if l1 and standard else 9, **radii, **options),
+            "fab": lambda: FAB(model, eps, targets=0, restarts=restarts, **options),
+            "fab-t": lambda: FAB(model, eps, targets=9, **options),
+            "square": lambda: Square(model, eps, steps=5000, **options),
+        }
+
+    def run_standard_evaluation(
+        self, x: Tensor, y: Tensor, bs: int = 250, return_labels: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The official call: adversarial images (N, …), the clean one where none was found; with ``return_labels`` (images, classes).
+
+        Args:
+            x: (N, …) images in ``bounds``; y: (N,) int64 labels; bs: images in the active batch.
+        """
+        from ironmoe.attacks.evaluate import evaluate
+
+        report = evaluate(self.model, (x, y), {"autoattack": self}, batch_size=bs, keep_adversarial=True)
+        summary = report.attacks["autoattack"]
+        assert summary.adversarial is not None
+        if self.verbose:
+            print(f"clean accuracy: {report.clean_accuracy}")
+            held = report.clean_accuracy.count
+            for name, fell in summary.fell_to.items():
+                held -= fell
+                print(f"robust accuracy after {name}: {100 * held / len(x):.2f} %")
+            for flag in report.checks:
+                if flag.tripped:
+                    print(f"{flag.name}: {flag.message}")
+        broken = summary.fell.to(x.device)
+        adversarial = torch.where(broken.view(-1, *(1,) * (x.ndim - 1)), summary.adversarial.to(x), x)
+        return (adversarial, summary.prediction.to(x.device)) if return_labels else adversarial
+
+    def run_standard_evaluation_individual(self, x: Tensor, y: Tensor, bs: int = 250) -> dict[str, Tensor]:
+        """Each attack by itself on all images: name → adversarial images."""
+        from ironmoe.attacks.evaluate import evaluate
+
+        singles = {
+            name: AutoAttack(
+                self.model, eps=self.eps, version="custom", attacks_to_run=[name], **(self._options | {"norm": self.norm})
+            )
+            for name in self.attacks_to_run
+        }
+        for name, single in singles.items():
+            single._stages, single._made = [attack for attack in self.stages if attack.name == name], (name,)
+        report = evaluate(self.model, (x, y), singles, batch_size=bs, keep_adversarial=True)
+        found = {}
+        for name, summary in report.attacks.items():
+            assert summary.adversarial is not None
+            broken = summary.fell.view(-1, *(1,) * (x.ndim - 1)).to(x.device)
+            found[name] = torch.where(broken, summary.adversarial.to(x), x)
+        return found
+
+    def start(self, rows: Rows) -> None:
+        raise NotImplementedError("AutoAttack runs through its stages")
+
+    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+        raise NotImplementedError("AutoAttack runs through its stages")

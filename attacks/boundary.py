@@ -1,0 +1,68 @@
+"""What FAB and DeepFool share: the nearest class boundary of the linearised model, asked for one class at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.hyperplane import DUAL, length
+from ironmoe.attacks.rows import Rows, where
+from ironmoe.attacks.victim import Model
+
+
+class BoundaryAttack(Attack):
+    """An attack that goes to the nearest of the boundaries z_k = z_label, each linearised at the point where it is.
+
+    A question brings one gradient. So a row asks at one point about one contender k after another and remembers which boundary was
+    the nearest. The contenders are the row's target or, without targets, the most likely wrong classes at that point.
+
+    Rows have
+
+    asked:  (R,) int64, contenders asked about at this point before
+    weight: (R, …) gradient of z_k − z_label, of the nearest boundary so far
+    value:  (R,) z_k − z_label there
+    gap:    (R,) distance |value| / ‖weight‖ in the dual norm, of the boundary without a box; inf where the gradient is 0
+    """
+
+    inside = False
+    takes_groups = False
+    starts_clean = True
+    top_classes: int | None = None  # how many are looked at, the label included, if there are no targets; None: all
+
+    def __init__(self, model: Model, *args: Any, targeted: bool = False, **options: Any) -> None:
+        if targeted:
+            raise ValueError(
+                f"targeted must be False for {type(self).__name__}, which leaves its class for the nearest other one"
+            )
+        super().__init__(model, *args, **options)
+
+    def start(self, rows: Rows) -> None:
+        rows["asked"] = torch.zeros_like(rows["label"])
+        rows["weight"] = torch.zeros_like(rows["clean"])
+        rows["value"] = rows["gap"] = torch.zeros_like(rows["eps"], dtype=rows["clean"].dtype)
+
+    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
+        """(R,) z_k − z_label."""
+        right = rows["label"].unsqueeze(1)
+        if self.targets:
+            contender = rows["target"].unsqueeze(1)
+        else:
+            wrong = logits.detach().scatter(1, right, float("-inf"))
+            contender = wrong.topk(self._contenders(logits), dim=1).indices.gather(1, rows["asked"].unsqueeze(1))
+        return (logits.gather(1, contender) - logits.gather(1, right)).squeeze(1)
+
+    def note_boundary(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+        """Compare the boundary just asked about with those before; (R,) bool: it was the last one at this point."""
+        weight = grad.to(rows["clean"].dtype)
+        value, slope = loss.to(weight.dtype), length(weight, DUAL[self.norm])
+        gap = torch.where(slope > 0, value.abs() / slope, float("inf"))
+        nearer = (rows["asked"] == 0) | (gap < rows["gap"])
+        rows["weight"] = where(nearer, weight, rows["weight"])
+        rows["value"], rows["gap"] = torch.where(nearer, value, rows["value"]), torch.where(nearer, gap, rows["gap"])
+        return rows["asked"] + 1 >= self._contenders(logits)
+
+    def _contenders(self, logits: Tensor) -> int:
+        """How many boundaries are asked about at each point."""
+        classes = logits.shape[1]
+        return 1 if self.targets else min(self.top_classes or classes, classes) - 1

@@ -1,0 +1,260 @@
+"""Checks against false security: signs that a model looks more robust than it is.
+
+After AutoAttack's flags (Croce & Hein, arXiv 2003.01690), Carlini et al. (arXiv 1902.06705) and Pintor et al. (arXiv 2106.09947);
+batch dependence, non-determinism and blocked routing gradients are added for models with experts.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.losses import cross_entropy, margin
+from ironmoe.attacks.random import example_keys, uniform
+from ironmoe.attacks.state import borrowed
+from ironmoe.attacks.victim import Victim
+from ironmoe.moe import trace_routing
+from ironmoe.moe.sites import routing_sites
+
+if TYPE_CHECKING:
+    from ironmoe.attacks.robustness import RobustnessReport
+
+IMAGES = 64  # that the model is looked at with
+ALONE = 4  # of them one by one
+DIFFERS = 1e-4  # distance of logits divided by their norm: more is no rounding
+FINER_THAN_8_BIT = 1 / 1024  # of the pixel range
+ROUNDING = 1e-9  # of a gradient of the summed cross-entropy with respect to router logits
+SQUARE_GAIN, RISING_SHARE = 0.002, 0.1
+
+
+class Flag(NamedTuple):
+    """What one check says: its name, whether it tripped, the number behind it, and what that means in plain words."""
+
+    name: str
+    tripped: bool
+    value: float
+    message: str
+
+
+def check_model(attack: Attack, images: Tensor, labels: Tensor) -> list[Flag]:
+    """Look at the model of an attack, on up to 64 images in ``bounds``. Costs about a dozen passes."""
+    victim, images, labels = attack.victim, images[:IMAGES].detach(), labels[:IMAGES]
+    victim.image_dtype = images.dtype
+    with borrowed(victim.model):
+        logits = [victim.predict(images) for _ in range(3)]
+        random = max(float(_apart(logits[0], other).max()) for other in logits[1:])
+        return [
+            _randomised(random),
+            _undetermined(random, logits),
+            _softmax(logits[0]),
+            _classes(attack, logits[0].shape[1]),
+            _quantised(attack, images, labels, random),
+            _batch_dependence(victim, images, logits[0], random),
+            _zero_gradients(victim, images, labels, logits[0]),
+            _routing_gradient(victim, images, labels),
+        ]
+
+
+def check_outcome(report: "RobustnessReport") -> list[Flag]:
+    """Look at what the attacks did."""
+    return [_square(report), _rising(report)]
+
+
+def _randomised(random: float) -> Flag:
+    tripped = random > DIFFERS
+    return Flag(
+        "randomised model",
+        tripped,
+        random,
+        f"Two passes over the same images differ by {random:.1e} of the logits. "
+        + (
+            "Attacks need the mean of several gradients: use eot, or AutoAttack's version 'rand'."
+            if tripped
+            else "No randomness."
+        ),
+    )
+
+
+def _undetermined(random: float, logits: list[Tensor]) -> Flag:
+    differ = not all(torch.equal(logits[0], other) for other in logits[1:])
+    tripped = differ and random <= DIFFERS
+    return Flag(
+        "forward non-determinism",
+        tripped,
+        random if differ else 0.0,
+        "The same pass gives other bits each time, within rounding: images near a boundary may change their verdict."
+        if tripped
+        else ("See randomised model." if differ else "The same pass gives the same bits."),
+    )
+
+
+def _softmax(logits: Tensor) -> Flag:
+    sums = (logits.double().sum(1) - 1).abs().max()
+    tripped = bool(logits.min() >= 0) and bool(logits.max() <= 1) and float(sums) < 1e-3
+    return Flag(
+        "softmax outputs",
+        tripped,
+        float(sums),
+        "The outputs are probabilities, whose gradients vanish where the model is sure: attack the logits before the softmax."
+        if tripped
+        else "The outputs are no probabilities.",
+    )
+
+
+def _classes(attack: Attack, classes: int) -> Flag:
+    needed = max((stage.classes_needed for stage in attack.stages), default=2)
+    tripped = classes < needed
+    return Flag(
+        "fewer classes than the loss needs",
+        tripped,
+        float(classes),
+        f"The model has {classes} classes, and a loss or its targets ask for {needed}: fewer targets, or the margin in place of DLR, are used."
+        if tripped
+        else f"{classes} classes are enough.",
+    )
+
+
+def _quantised(attack: Attack, images: Tensor, labels: Tensor, random: float) -> Flag:
+    """Whether tiny noise changes the margin as the gradient says it should."""
+    name, victim = "quantised input", attack.victim
+    weight = next(victim.model.parameters(), None) if isinstance(victim.model, nn.Module) else None
+    if random or images.element_size() < 4 or (weight is not None and weight.element_size() < 4):
+        return Flag(name, False, 0.0, "Not looked at: the model is random, or of half precision.")
+    low, high = attack.bounds
+    keys = example_keys(0, torch.arange(len(images), device=images.device), 0)
+    noise = (2 * uniform(keys, tuple(images.shape[1:]), images.dtype) - 1) * FINER_THAN_8_BIT * (high - low)
+    moved = (images + noise).clamp(low, high)
+    here = _margin_and_gradient(victim, images, labels)
+    there = _margin_and_gradient(victim, moved, labels)
+    expected = (here[1] * (moved - images)).flatten(1).sum(1).double()
+    actual = (there[0] - here[0]).double()
+    counted = expected != 0
+    error = ((actual - expected).abs() / (actual.abs() + expected.abs()).clamp_min(1e-300))[counted]
+    value = float(error.median()) if len(error) else 0.0
+    tripped = value > 0.5
+    return Flag(
+        name,
+        tripped,
+        value,
+        f"Noise of 1/1024 of the pixel range changes the margin otherwise than the gradient says: by {100 * value:.0f} % of the change. "
+        + ("The model rounds its input, or its gradients are not its own." if tripped else "Gradients describe the model."),
+    )
+
+
+def _margin_and_gradient(victim: Victim, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        answer = victim.ask(
+            {"point": images, "label": labels} | victim.record(images), lambda logits, _: margin(logits, labels)
+        )
+    except ValueError:  # no graph at all
+        return torch.zeros(len(images), device=images.device), torch.zeros_like(images)
+    assert answer.grad is not None
+    return answer.loss, answer.grad.nan_to_num()
+
+
+def _batch_dependence(victim: Victim, images: Tensor, logits: Tensor, random: float) -> Flag:
+    order = torch.arange(len(images) - 1, -1, -1, device=images.device)
+    apart = [_apart(victim.predict(images[order])[order.argsort()], logits)]
+    apart += [_apart(victim.predict(images[i : i + 1]), logits[i : i + 1]) for i in range(min(ALONE, len(images)))]
+    worst = max((float(a.max()) for a in apart), default=0.0)
+    tripped = worst > max(DIFFERS, 3 * random)
+    return Flag(
+        "batch dependence",
+        tripped,
+        worst,
+        f"An image's logits change by up to {worst:.1e} of their size with the images beside it. "
+        + (
+            "A verdict holds for these batches only; groups of a known capacity are attacked as a whole, anything else is not."
+            if tripped
+            else "Images do not influence each other."
+        ),
+    )
+
+
+def _zero_gradients(victim: Victim, images: Tensor, labels: Tensor, logits: Tensor) -> Flag:
+    right = logits.argmax(1) == labels
+    rows = {"point": images, "label": labels} | victim.record(images)
+    try:
+        grad = victim.ask(rows, lambda out, _: cross_entropy(out, labels)).grad
+    except ValueError:  # no graph at all
+        grad = None
+    grad = torch.zeros_like(images) if grad is None else grad
+    zero = ((grad.flatten(1) == 0).all(1) | ~grad.flatten(1).isfinite().all(1)) & right
+    share = float(zero.sum()) / max(int(right.sum()), 1)
+    return Flag(
+        "zero gradients",
+        share > 0,
+        share,
+        f"{100 * share:.0f} % of the correctly classified images have a cross-entropy gradient of exactly 0. "
+        + (
+            "Attacks on the cross-entropy stand still there: use the margin or DLR, and Square."
+            if share
+            else "None stands still."
+        ),
+    )
+
+
+def _routing_gradient(victim: Victim, images: Tensor, labels: Tensor) -> Flag:
+    name = "routing gradient blocked"
+    if not isinstance(victim.model, nn.Module) or not routing_sites(victim.model):
+        return Flag(name, False, 0.0, "The model has no routing that is known here.")
+    points = images.detach().requires_grad_()
+    with torch.enable_grad(), trace_routing(victim.model, keep_graph=True) as trace:
+        loss = cross_entropy(victim.logits(points), labels).sum()
+    layers = {layer: [logits for logits in seen.all_logits if logits is not None] for layer, seen in trace.layers.items()}
+    blocked = []
+    for layer, seen in layers.items():
+        wanted = [logits for logits in seen if logits.requires_grad]
+        grads = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True) if wanted and loss.requires_grad else ()
+        # A gate that is always 1, the one choice of K = 1 renormalised, leaves rounding errors of a gradient.
+        if seen and not any(grad is not None and float(grad.abs().max()) > ROUNDING for grad in grads):
+            blocked.append(layer)
+    share = len(blocked) / max(len(layers), 1)
+    return Flag(
+        name,
+        bool(blocked),
+        share,
+        f"No gradient reaches the routers of {', '.join(blocked)}: an attack cannot see how to reroute tokens. Use routing=StraightThrough()."
+        if blocked
+        else "Gradients reach every router.",
+    )
+
+
+def _square(report: "RobustnessReport") -> Flag:
+    gain = 0.0
+    for summary in report.attacks.values():
+        total = max(len(summary.fell), 1)
+        gain = max(gain, sum(n for stage, n in summary.fell_to.items() if "square" in stage.lower()) / total)
+        if all("square" in stage.lower() for _, stage in summary.stages):
+            others = [s for s in report.attacks.values() if not any("square" in stage.lower() for _, stage in s.stages)]
+            gain = min((float((s.robust & ~summary.robust).sum()) for s in others), default=0.0) / total
+    tripped = gain > SQUARE_GAIN
+    return Flag(
+        "Square beats the gradient attacks",
+        tripped,
+        gain,
+        f"Square, which uses no gradients, broke {100 * gain:.1f} % of the images that gradient attacks had left. "
+        + ("Gradients may be masked: trust neither number, and try an adaptive attack." if tripped else "As it should be."),
+    )
+
+
+def _rising(report: "RobustnessReport") -> Flag:
+    share = 0.0
+    for summary in report.attacks.values():
+        held = summary.robust & summary.decided
+        share = max(share, float((summary.flags["loss_rising"] & held).sum()) / max(int(held.sum()), 1))
+    tripped = share > RISING_SHARE
+    return Flag(
+        "loss still rising at the end",
+        tripped,
+        share,
+        f"For {100 * share:.0f} % of the images that held, an attempt gained more than a twentieth of its loss in its last tenth. "
+        + ("More steps would find more." if tripped else "More steps would change little."),
+    )
+
+
+def _apart(logits: Tensor, other: Tensor) -> Tensor:
+    """(B,) distance of two answers, in units of the first's norm."""
+    one, two = logits.double(), other.double()
+    return (one - two).norm(dim=1) / one.norm(dim=1).clamp_min(1e-12)

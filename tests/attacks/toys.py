@@ -1,0 +1,38 @@
+"""Small models and data that the tests of attacks share."""
+
+import torch
+from torch import nn
+
+from ironmoe.moe import VMoE
+
+
+def blobs(count=120, classes=4, size=12, noise=0.1, seed=0):
+    """Images (N, 1, size, size) near one prototype a class, labels (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    prototypes = torch.rand(classes, 1, size, size, generator=torch.Generator().manual_seed(7))
+    labels = torch.arange(count) % classes
+    images = 0.5 + 0.35 * (prototypes[labels] - 0.5) + noise * torch.randn(count, 1, size, size, generator=generator)
+    return images.clamp(0, 1), labels
+
+
+def fit(model, images, labels, steps=60, rate=3e-3):
+    optimizer = torch.optim.AdamW(model.parameters(), rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def vmoe(images, labels, seed=0, **options):
+    """A V-MoE fitted to the blobs, in float64: products of differently shaped batches then round alike."""
+    torch.manual_seed(seed)
+    arguments = {"moe_layers": (1,), "num_experts": 4, "channels": 1, "classifier": "gap"} | options
+    return fit(VMoE(12, 4, 24, 2, 2, 32, 4, **arguments), images, labels).double()
+
+
+def mlp(images, labels, seed=0, width=32):
+    torch.manual_seed(seed)
+    classes, dim = int(labels.max()) + 1, images[0].numel()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(dim, width), nn.GELU(), nn.Linear(width, classes))
+    return fit(model, images, labels).double()
