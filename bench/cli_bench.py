@@ -103,3 +103,43 @@ def bench_roofline(shapes: ShapeNames = None) -> None:
         except OptionError as error:
             raise typer.BadParameter(str(error)) from None
         print_roofline(selected, console, every_kernel=shapes is not None)
+
+
+@bench_app.command("attacks")
+def bench_attacks(
+    parts: Annotated[
+        str,
+        typer.Option(
+            help="Separated by commas: **pgd**, **autoattack**, **bf16** (the search in bfloat16 beside float32), "
+            "**reference** (AutoAttack in Linf and L2 on three models)."
+        ),
+    ] = "pgd,autoattack,bf16",
+    images: Annotated[int, typer.Option(min=1, help="Images that PGD attacks.")] = 200,
+    autoattack_images: Annotated[int, typer.Option(min=1, help="Images that AutoAttack attacks.")] = 50,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of PGD by each library, in random order; the median is printed.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch, for every library.")] = 200,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over the training images; models are kept and not trained again.")
+    ] = 12,
+    data: Annotated[str, typer.Option(help="**mnist**, **digits**, a folder of images, or an .npz file.")] = "mnist",
+    folder: Annotated[Path, typer.Option(help="Where the trained models are kept.")] = Path("runs/bench-attacks"),
+    out: Annotated[Path | None, typer.Option(help="Also write the rows as JSON to this file.")] = None,
+) -> None:
+    """PGD and AutoAttack beside torchattacks, foolbox, adv-lib and the official AutoAttack, those that are installed.
+
+    On a V-MoE, which falls, and on one trained to be robust. Robust accuracies are compared before times, and a ratio is printed only
+    if they agree. The official AutoAttack is found if its folder is on PYTHONPATH.
+
+    Example: ironmoe bench attacks --parts pgd --images 500
+    """
+    console = Console()
+    with clear_errors(console):
+        from ironmoe.bench.bench_attacks import PARTS, Settings, run_bench_attacks
+        from ironmoe.bench.data import load_data
+
+        chosen = tuple(part.strip() for part in parts.split(","))
+        for part in chosen:
+            if part not in PARTS:
+                raise typer.BadParameter(f"--parts must be among {', '.join(PARTS)}, got {part!r}")
+        settings = Settings(images=images, autoattack_images=autoattack_images, runs=runs, batch_size=batch_size, epochs=epochs)
+        run_bench_attacks(load_data(data, None, False), settings, chosen, folder, out, console)

@@ -186,22 +186,26 @@ def measure_all(
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Clean, robust at every eps, routing at every eps; each part is written when it is done and not measured twice."""
-    task = progress.add_task(f"attack {label}", total=len(images) * len(settings.eps_255), note="")
+    task = progress.add_task(f"attack {label}", total=len(images), note="")
     key = _slug(label)
     clean = _kept(folder, f"results/{key}-clean.json", lambda: measure_clean(model, images, labels, settings.batch_size))
-    attacks, routing = [], []
-    for eps in settings.eps_255:
-        progress.update(task, note=f"eps {eps:g}/255")
-        before = progress.tasks[task].completed
 
-        def measure(eps: float = eps) -> dict[str, Any]:
-            return measure_robust(
-                model, images, labels, eps, settings, seed, attack_dtype, lambda count: progress.update(task, advance=count)
-            )
+    def measure() -> dict[str, Any]:
+        journal = folder.file(f"results/{key}-journal")
+        robust = measure_robust(
+            model,
+            images,
+            labels,
+            settings,
+            seed,
+            attack_dtype,
+            journal,
+            lambda decided: progress.update(task, completed=decided),
+        )
+        return {"attacks": robust}
 
-        attacks.append(_kept(folder, f"results/{key}-eps{eps:g}.json", measure))
-        robust = attacks[-1]["robust"]["value"]
-        progress.update(task, completed=before + len(images), note=f"eps {eps:g}/255: {100 * robust:.1f} % hold")
+    attacks, routing = _kept(folder, f"results/{key}-attacks.json", measure)["attacks"], []
+    progress.update(task, completed=len(images))
     few = slice(settings.routing_images)
     has_experts = bool(routing_sites(model))
     for eps in settings.eps_255 if has_experts else [shown_eps(settings)]:  # a dense model has examples to show, no routing

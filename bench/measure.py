@@ -5,6 +5,7 @@ Every function returns plain numbers, ready for JSON.
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -53,23 +54,32 @@ def measure_robust(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    eps_255: float,
     settings: AttackSettings,
     seed: int,
     attack_dtype: torch.dtype | None,
+    journal: Path,
     on_images: Callable[[int], None],
-) -> dict[str, Any]:
-    """Robust accuracy at one eps. An image leaves as soon as it is misclassified: the verdict is the same, only sooner."""
-    device = next(model.parameters()).device
-    attack = _pgd(model, eps_255, settings, seed, attack_dtype, restarts=settings.restarts)
+) -> list[dict[str, Any]]:
+    """Robust accuracy at every eps. An image leaves as soon as it is misclassified and is not attacked at larger eps: the verdict
+    is the same, only sooner. What is found goes to the journal, and an interrupted call goes on from there."""
+    attack = _pgd(model, settings.eps_255[-1], settings, seed, attack_dtype, restarts=settings.restarts)
     report = evaluate(
         model,
-        (images.to(device), labels.to(device)),
+        (images, labels),
         {"pgd": attack},
+        eps=[eps / 255 for eps in settings.eps_255],
         batch_size=settings.batch_size,
-        on_progress=lambda _, count: on_images(count),
+        journal=journal,
+        checks=False,
+        on_progress=lambda progress: on_images(progress.decided),
     )
-    return {"eps_255": eps_255, **report.as_dict()["attacks"]["pgd"]}
+    summary = report.attacks["pgd"]
+    # One queue serves every eps: each gets an equal part of the time.
+    cost = {"seconds": summary.seconds / len(settings.eps_255), "forwards": summary.forwards, "backwards": summary.backwards}
+    return [
+        {"eps_255": eps, "robust": share.as_dict()} | cost
+        for eps, share in zip(settings.eps_255, summary.curve.values(), strict=True)
+    ]
 
 
 def measure_routing(
@@ -91,7 +101,7 @@ def measure_routing(
     images, labels = images.to(device), labels.to(device)
     attack = _pgd(model, eps_255, settings, seed, attack_dtype, restarts=1, early_stop=False)
     result = attack.run(images, labels)
-    attacked = result.clean_correct | attack.whole_batch  # under a capacity groups must stay what they are
+    attacked = result.clean_correct | attack.coupled  # under a capacity groups must stay what they are
     traces = []
     with torch.no_grad():
         for batch in (images[attacked], result.adversarial[attacked]):

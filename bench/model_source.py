@@ -3,7 +3,6 @@
 All come out as modules from images in [0, 1] to logits, in eval mode.
 """
 
-import hashlib
 import importlib
 import json
 import sys
@@ -62,15 +61,6 @@ def load_model(checkpoint: Path | None, spec: str | None, data: ImageData, devic
     size = int(data.images.shape[-1])
     loaded = _hugging_face(rest) if kind == "hf" else _official(rest, size) if kind == "vmoe" else _factory(kind, rest)
     return loaded._replace(model=loaded.model.to(device).eval())
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the weights: a run goes on only with the very same model."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def match_classes(loaded: LoadedModel, data: ImageData) -> tuple[Tensor, list[str]]:

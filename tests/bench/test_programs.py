@@ -166,24 +166,6 @@ def test_training_learns(tmp_path):
         assert (model(images).argmax(1) == labels).float().mean() > 0.97
 
 
-def test_attack_a_checkpoint_again(finished, tmp_path):
-    checkpoint = finished[0] / "checkpoints" / "v-moe-seed0.safetensors"
-    common = ["--data", "digits", "--steps", 2, "--attack-images", 30, "--device", "cpu"]
-    output = run("attack", checkpoint, *common, "--norm", "L2", "--eps", "50", "--out", tmp_path / "l2").output
-    report = json.loads((tmp_path / "l2" / "report.json").read_text())
-    assert "PGD-2 L2" in output and list(report["models"]) == ["V-MoE"]
-    assert report["models"]["V-MoE"][0]["attacks"][0]["robust"]["total"] == 30
-    dense = finished[0] / "checkpoints" / "vit-seed0.safetensors"
-    run("attack", dense, *common, "--eps", "4", "--alpha", "1", "--dtype", "bfloat16", "--out", tmp_path / "dense")
-    assert not (tmp_path / "dense" / "expert_load.png").exists()
-    for arguments, message in (
-        ((tmp_path / "nothing.safetensors", *common), "does not exist"),
-        ((checkpoint, "--data", "mnist"), r"must have images of shape \(1, 8, 8\)"),
-    ):
-        result = run("attack", *arguments, "--out", tmp_path / "no", ok=False)
-        assert result.exit_code == 2 and re.search(message, result.output.replace("\n", " "))
-
-
 def test_checkpoints_of_other_kinds_are_named(tmp_path):
     from safetensors.torch import save_file
 
@@ -243,7 +225,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "measure_robust", full)
     result = run("demo", *TINY, "--out", tmp_path / "run", ok=False)
     assert result.exit_code == 1 and "No space left on device" in result.output and "goes on from there" in result.output
-    assert len(list((tmp_path / "run").glob("results/*-eps*.json"))) == 1
+    assert len(list((tmp_path / "run").glob("results/*-attacks.json"))) == 1
     run("demo", *TINY, "--out", tmp_path / "run")
 
 

@@ -1,0 +1,89 @@
+"""Options that several commands share, and the checks on them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import torch
+
+EPS_DEFAULT = "2,4,8,12,16,24"
+Data = Annotated[
+    str,
+    typer.Option(
+        help="**mnist** (5,000 digits), **digits** (8×8), a folder with one sub-folder a class, or an .npz with arrays images and labels."
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        min=4,
+        max=1024,
+        help="Side in pixels that the images of a folder are resized to. By default the first image's if it is square and at most 64, else 32.",
+    ),
+]
+SkipBad = Annotated[bool, typer.Option(help="Pass over images of a folder that cannot be read; they are listed in the report.")]
+Eps = Annotated[
+    str,
+    typer.Option(
+        help="Radii of the sweep, separated by commas. In units of 1/255 of the pixel range, whatever the norm: 128 is an L2 norm of 0.5."
+    ),
+]
+Norm = Annotated[str, typer.Option(help="**Linf**, **L2** or **L1**.")]
+Steps = Annotated[int, typer.Option(min=0, help="Gradient steps of PGD.")]
+Restarts = Annotated[int, typer.Option(min=1, help="Runs of PGD from different random starts.")]
+Alpha = Annotated[
+    float | None, typer.Option(help="Step length in units of 1/255. By default 2.5 · eps / steps, at least eps / 10.")
+]
+AttackImages = Annotated[int, typer.Option(min=1, help="How many test images to attack, at most.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images attacked at once.")]
+Device = Annotated[str, typer.Option(help="**auto** (a GPU if there is one), **cpu** or **cuda**.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="**float32**, or **bfloat16** for training and the attack's search under autocast; verdicts are float32 in any case."
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="First seed: of weights, batches, router noise and random starts.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write to. By default runs/, named after data and settings.")]
+
+
+def announce(data: "object", console: Console) -> None:
+    from ironmoe.bench.data import ImageData
+
+    assert isinstance(data, ImageData)
+    console.print(
+        f"{data.name}: {len(data.images)} images {tuple(data.images.shape[1:])}, {len(data.classes)} classes, checksum {data.checksum[:16]}",
+        highlight=False,
+    )
+    for file in data.skipped:
+        console.print(f"skipped, cannot be read: {file}", highlight=False, soft_wrap=True)
+
+
+def ascending_radii(eps: str) -> tuple[float, ...]:
+    """Ascending, each once, in units of 1/255."""
+    try:
+        found = tuple(sorted({float(part) for part in eps.split(",")}))
+    except ValueError:
+        raise typer.BadParameter(f"--eps must be numbers separated by commas, such as {EPS_DEFAULT}, got {eps!r}") from None
+    if not all(0 <= radius < float("inf") for radius in found):
+        raise typer.BadParameter(f"--eps must be finite and at least 0, got {eps!r}")
+    return found
+
+
+def checked_alpha(alpha: float | None) -> float | None:
+    if alpha is not None and not 0 <= alpha < float("inf"):
+        raise typer.BadParameter(f"--alpha must be finite and at least 0, got {alpha}")
+    return alpha
+
+
+def chosen_device(name: str) -> "torch.device":
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"--device must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("--device cuda needs a GPU that torch can use, and there is none; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
