@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/adapters.md", "docs/routers.md", "docs/routing.md"]
+PAGES = ["README.md", "docs/adapters.md", "docs/attacks.md", "docs/routers.md", "docs/routing.md"]
 EXAMPLES = [(page, code) for page in PAGES for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)]
 OPTIONAL = ("timm", "transformers", "msgpack")
 
