@@ -20,8 +20,9 @@ MIN_TILE_ROWS = 256
 # Multiply-adds from which oneDNN pays, by dtype; 50 million are about 0.6 ms on two cores.
 ONEDNN_MIN_PRODUCT = {torch.float32: 50_000_000, torch.bfloat16: 10_000_000}
 # oneDNN adds a product up in one chain: its largest error reaches twice that of BLAS from 256 terms on, more with length. So
-# only a product that feeds another one takes it, up to this length: the second product averages the errors of the first.
-ONEDNN_MAX_LENGTH = 1024
+# only a product that feeds another one takes it, up to this length: the second product averages the errors of the first. Without
+# AVX-512 the chains are longer, and none takes it.
+ONEDNN_MAX_LENGTH = 1024 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0
 
 
 class Tile(NamedTuple):
