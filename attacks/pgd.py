@@ -110,9 +110,11 @@ class PGD(Attack):
     def start(self, rows: Rows) -> None:
         rows["point"] = self.ball(rows).random_point(rows["key"]) if self.random_start else rows["clean"]
         rows["finished"] = torch.full_like(rows["finished"], self.steps == 0)
-        rows["visited"] = torch.zeros(len(rows["label"]), self.steps if self._circles else 0, dtype=torch.int64).to(
-            rows["label"].device
-        )
+        # Fingerprints of the points so far; 0 where there is none yet.
+        columns = self.steps if self._circles else 0
+        rows["visited"] = torch.zeros(len(rows["label"]), columns, dtype=torch.int64, device=rows["label"].device)
+        if self._circles:
+            rows["visited"][:, 0] = fingerprint(rows["point"])
 
     def loss(self, logits: Tensor, rows: Rows) -> Tensor:
         return self.loss_of(logits, rows["label"])
@@ -120,14 +122,12 @@ class PGD(Attack):
     def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
         assert grad is not None
         steps_made = rows["queries"]
-        if self._circles:
-            here = fingerprint(rows["point"]).unsqueeze(1)
-            been_here = (rows["visited"] == here).any(1)
-            place = (steps_made - 1).clamp(0, self.steps - 1).unsqueeze(1)
-            rows["visited"] = rows["visited"].scatter(1, place, here)
-            rows["finished"] = rows["finished"] | been_here
         rows["finished"] = rows["finished"] | (steps_made >= self.steps)
         rows["point"] = self.ball(rows).step(rows["point"], self.direction(rows, grad), self.step_length(rows["eps"]))
+        if self._circles:  # where it has been it will go on as before
+            here = fingerprint(rows["point"]).unsqueeze(1)
+            rows["finished"] = rows["finished"] | (rows["visited"] == here).any(1)
+            rows["visited"] = rows["visited"].scatter(1, steps_made.clamp(max=self.steps - 1).unsqueeze(1), here)
 
     def direction(self, rows: Rows, grad: Tensor) -> Tensor:
         """What the step is taken along."""

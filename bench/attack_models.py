@@ -1,6 +1,6 @@
-"""The models that attacks are measured on: a dense ViT, a V-MoE, and a V-MoE trained on adversarial images."""
+"""The models that attacks are measured on: a dense ViT, a V-MoE, one trained on adversarial images, and one of a wider trunk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,11 +13,13 @@ from ironmoe.bench.run_folder import write_atomically
 from ironmoe.moe import VMoE, collect_aux_loss
 
 MODELS = ("ViT", "V-MoE", "robust V-MoE")
+WIDE = "wide V-MoE"  # as wide as a V-MoE-S: matrix products take most of its time, as in models of real size
+WIDTHS = {"dim": 384, "heads": 6, "mlp_dim": 1536, "expert_dim": 768}
 ADVERSARIAL_STEPS = 4
 
 
 def trained_models(
-    data: ImageData, eps: float, epochs: int, folder: Path, on_epoch: Callable[[str, int], None]
+    names: Sequence[str], data: ImageData, eps: float, epochs: int, folder: Path, on_epoch: Callable[[str, int], None]
 ) -> dict[str, VMoE]:
     """Name → model in eval mode. What ``folder`` holds already is not trained again.
 
@@ -25,11 +27,12 @@ def trained_models(
     """
     models = {}
     rows = data.split()[0]
-    for name in MODELS:
+    for name in names:
         file = folder / f"{name.lower().replace(' ', '-')}-eps{eps:g}-epochs{epochs}-{data.checksum[:8]}.safetensors"
         if not file.exists():
             torch.manual_seed(0)
             arguments = architecture("ViT" if name == "ViT" else "V-MoE", tuple(data.images.shape[1:]), len(data.classes))
+            arguments |= WIDTHS if name == WIDE else {}
             model = VMoE(**arguments)
             radius = eps if name.startswith("robust") else 0.0
             _fit(model, data.images[rows], data.labels[rows], radius, epochs, lambda epoch, name=name: on_epoch(name, epoch))  # type: ignore[misc]

@@ -72,11 +72,6 @@ def autoattack_runs(norm: str, eps: float, batch_size: int, dtype: torch.dtype |
     return {"ironmoe": ours} | _importable({"official": official}, {"official": "autoattack"})
 
 
-def missing(names: dict[str, Run], wanted: tuple[str, ...]) -> list[str]:
-    """Which of ``wanted`` cannot be imported here."""
-    return [name for name in wanted if name not in names]
-
-
 def _held(model: nn.Module, attack: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     """What the library leaves, predicted again."""
     held = []

@@ -14,8 +14,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ironmoe.attacks import Proportion
-from ironmoe.bench.attack_models import MODELS, trained_models
-from ironmoe.bench.attack_peers import PGDSettings, Run, autoattack_runs, missing, pgd_runs
+from ironmoe.bench.attack_models import MODELS, WIDE, trained_models
+from ironmoe.bench.attack_peers import PGDSettings, Run, autoattack_runs, pgd_runs
 from ironmoe.bench.data import ImageData
 from ironmoe.bench.run_folder import write_atomically
 from ironmoe.bench.versions import describe_device, versions
@@ -26,11 +26,12 @@ PEERS = ("torchattacks", "foolbox", "adv-lib", "official")
 
 
 class Settings(NamedTuple):
-    """eps of the pixel range: that of the robust model's training, and one at which an undefended model falls; images attacked; runs of
-    each, the median counts; batch_size for everybody."""
+    """eps of the pixel range: that of the robust model's training, and those at which an undefended model falls and mostly holds; images
+    attacked; runs of each, the median counts; batch_size for everybody."""
 
     eps: float = 0.1
     large_eps: float = 0.2
+    small_eps: float = 0.02
     l2_eps: float = 1.5
     images: int = 200
     autoattack_images: int = 50
@@ -45,7 +46,9 @@ def run_bench_attacks(
 ) -> None:
     """Train (or load) the models, run the parts, print the tables, write the rows."""
     torch.set_flush_denormal(True)
+    contests = [contest for part in parts for contest in _contests(part, settings)]
     models = trained_models(
+        list(dict.fromkeys(contest[0] for contest in contests)),
         data,
         settings.eps,
         settings.epochs,
@@ -54,13 +57,12 @@ def run_bench_attacks(
     )
     test = data.split()[1]
     rows: list[dict[str, Any]] = []
-    for part in parts:
-        for name, label, runs, count, repeats, base in _contests(part, settings):
-            x, y = data.images[test[:count]], data.labels[test[:count]]
-            console.print(f"{label} on the {name}, {count} images …", highlight=False)
-            rows += _contest(models[name], x, y, runs, repeats, base, {"attack": label, "model": name})
-            console.print(_table(rows[-len(runs) :]))
-    absent = missing({row["library"]: lambda *_: torch.empty(0) for row in rows}, PEERS)
+    for name, label, runs, count, repeats, base in contests:
+        x, y = data.images[test[:count]], data.labels[test[:count]]
+        console.print(f"{label} on the {name}, {len(y)} images …", highlight=False)
+        rows += _contest(models[name], x, y, runs, repeats, base, {"attack": label, "model": name})
+        console.print(_table(rows[-len(runs) :]))
+    absent = [name for name in PEERS if not any(row["library"] == name for row in rows)]
     if absent:
         console.print(f"Not installed here, so not measured: {', '.join(absent)}.", highlight=False)
     result = {
@@ -78,13 +80,14 @@ def run_bench_attacks(
 def _contests(part: str, s: Settings) -> Iterator[tuple[str, str, dict[str, Run], int, int, str]]:
     """(model, label, runs by library, images, repeats, the run that others are compared with)."""
     falls_and_holds = {"V-MoE": s.large_eps, "robust V-MoE": s.eps}
-    if part in ("pgd", "bf16"):
+    if part == "pgd":
         for model, eps in falls_and_holds.items():
             pgd = PGDSettings(eps, eps / 4, 40, 5, s.batch_size)  # the ratio of the usual 8/255 and 2/255
-            runs, base = pgd_runs(pgd), "ironmoe"
-            if part == "bf16":
-                runs, base = {"ironmoe": runs["ironmoe"]}, "ironmoe, bf16 search"
-                runs[base] = pgd_runs(pgd, torch.bfloat16)["ironmoe"]
+            yield model, f"PGD-40 × 5 restarts, Linf, eps {eps:g}", pgd_runs(pgd), s.images, s.runs, "ironmoe"
+    elif part == "bf16":
+        for model, eps in [("robust V-MoE", s.eps), (WIDE, s.large_eps), (WIDE, s.small_eps)]:
+            pgd, base = PGDSettings(eps, eps / 4, 40, 5, s.batch_size), "ironmoe, bf16 search"
+            runs = {"ironmoe": pgd_runs(pgd)["ironmoe"], base: pgd_runs(pgd, torch.bfloat16)["ironmoe"]}
             yield model, f"PGD-40 × 5 restarts, Linf, eps {eps:g}", runs, s.images, s.runs, base
     elif part == "autoattack":
         for model, eps in falls_and_holds.items():
