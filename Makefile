@@ -13,8 +13,9 @@ BIN := .venv/bin
 demo: venv
 	$(BIN)/ironmoe demo
 
+# A process for each core, one thread in each: more threads would only wait for each other.
 test: venv lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 # On a GPU: tests, measures, writes bench/results. Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the
 # packages are found through links in a folder that goes away again. make gpu GPU_OPTIONS='--tune --minutes 5'

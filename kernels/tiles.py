@@ -24,6 +24,9 @@ ONEDNN_MIN_PRODUCT = {torch.float32: 50_000_000, torch.bfloat16: 10_000_000}
 # AVX-512 the chains are longer, and none takes it.
 ONEDNN_MAX_LENGTH = 1024 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0
 
+# Rows of a bfloat16 product are filled up to a multiple: oneDNN compiles each number of rows anew, which routing changes all the time.
+ROWS_COMPILED = 128
+
 
 class Tile(NamedTuple):
     """Rows ``start`` … ``stop − 1``, all of one expert. What one step of the CPU loop works on, as one program does on a GPU."""
@@ -63,6 +66,8 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, *, feeds_product: b
             return matmul(a.float(), b.float(), None if bias is None else bias.float()).to(a.dtype)
         if feeds_product and large and a.dtype == torch.float32 and _onednn_takes(a, b, bias):
             return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+        if a.dtype == torch.bfloat16 and (rest := -a.shape[0] % ROWS_COMPILED):
+            return matmul(torch.nn.functional.pad(a, (0, 0, 0, rest)), b, bias)[: a.shape[0]]
     return a @ b if bias is None else torch.addmm(bias, a, b)
 
 

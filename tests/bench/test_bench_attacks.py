@@ -58,14 +58,12 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
         tmp_path / "models",
     ]
     output = run(*options, "--out", tmp_path / "rows.json").output
-    assert trainings == [(0.0, 1), (0.0, 1), (0.1, 1)]
+    assert trainings == [(0.0, 1), (0.1, 1), (0.0, 1)]  # the dense model is not asked for
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert [(row["library"], row["model"]) for row in rows] == [
-        (library, model)
-        for libraries in (("ironmoe", "torchattacks"), ("ironmoe", "ironmoe, bf16 search"))
-        for model in ("V-MoE", "robust V-MoE")
-        for library in libraries
-    ]
+    pgd = [(library, model) for model in ("V-MoE", "robust V-MoE") for library in ("ironmoe", "torchattacks")]
+    wide = ["robust V-MoE", "wide V-MoE", "wide V-MoE"]
+    bf16 = [(library, model) for model in wide for library in ("ironmoe", "ironmoe, bf16 search")]
+    assert [(row["library"], row["model"]) for row in rows] == pgd + bf16
     assert seen == [12] * 4 and all(row["seconds"] > 0 and row["runs"] == 2 for row in rows)
     # The fake peer attacks nothing: where that leaves more images, no ratio is printed.
     for ours, other in zip(rows[0:4:2], rows[1:4:2], strict=True):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ironmoe.moe import Capacity, MoE, SoftMoE, VMoE, collect_aux_loss
+from ironmoe.moe.attention import attend
 from ironmoe.moe.placement import placement
 
 
@@ -152,3 +153,16 @@ def test_an_ensemble_gives_log_probabilities_of_the_mean():
 def test_what_is_wrong_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_in_bfloat16_rounds_once_on_cpu(autocast):
+    q, k, v = torch.randn(3, 2, 4, 5, 8).bfloat16().requires_grad_()
+    with torch.autocast("cpu", enabled=autocast):
+        out = attend(q, k, v)
+    exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, exact.bfloat16(), rtol=2**-7, atol=1e-6)
+    dy = torch.randn_like(out)
+    grads, wanted = (torch.autograd.grad(y, q, dy.to(y), retain_graph=True)[0] for y in (out, exact))
+    torch.testing.assert_close(grads, wanted.bfloat16(), rtol=2**-6, atol=1e-4)
