@@ -16,7 +16,8 @@ from ironmoe.attacks.victim import Answer, Model
 from ironmoe.kernels.attack_step import column
 
 DRAWS = 8  # proposals looked at for each question
-ROWS_AT_LEAST = {"cpu": 16, "cuda": 128}  # a smaller batch costs hardly less: later proposals fill it up
+ROWS_AT_LEAST = {"cpu": 128, "cuda": 128}  # a smaller batch costs hardly less a step: later proposals fill it up
+AHEAD = 16  # questions about one image at a time, at most: what follows an accepted proposal was asked in vain
 CANCELLED = 1e-4  # a sum of two windows of length 1 that is shorter is rounding
 TILES = 5  # along each axis in the starting points of L2 and L1
 
@@ -92,7 +93,7 @@ class Square(Attack):
         return margin(logits, rows["label"])
 
     def questions(self, rows: int, device: str) -> int:
-        return max(1, ROWS_AT_LEAST.get(device, 1) // rows)
+        return min(max(1, ROWS_AT_LEAST.get(device, 1) // rows), AHEAD)
 
     def ask(self, rows: Rows, want_grad: bool) -> Answer:
         """In a small batch, about ``point`` and about the proposals that come after it if it is not accepted, as most are not: the

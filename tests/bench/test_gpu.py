@@ -250,7 +250,8 @@ class TestCommandLine:
         assert result.exit_code == 2 and result.output.startswith("ironmoe: ") and result.output.count("\n") == 1
 
     @pytest.mark.skipif(find_spec("pytest_benchmark") is None, reason="needs pytest-benchmark")
-    def test_kernels(self, tmp_path):
+    def test_kernels(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark measures nothing under xdist
         from ironmoe.bench.kernels_command import run_bench_kernels
 
         assert run_bench_kernels("topk_route,plan_dispatch", 0.001, tmp_path / "out.json") == 0
