@@ -53,7 +53,7 @@ def _shift(size: Tensor, room: Tensor, radius: Tensor, dtype: torch.dtype) -> Te
     slope = torch.where(order < size.shape[1], 1.0, -1.0).double().cumsum(1)
     rises = slope[:, :-1] * (breaks[:, :-1] - breaks[:, 1:])
     sums = torch.cat([torch.zeros_like(radius), rises.cumsum(1)], 1)
-    place = torch.searchsorted(sums, radius).clamp(1, sums.shape[1] - 1)
+    place = torch.searchsorted(sums, radius.contiguous()).clamp(1, sums.shape[1] - 1)
     upper, lower = breaks.gather(1, place - 1), breaks.gather(1, place)
     # The breaks and their sums are rounded; sums over the two kinds of pixels are exact.
     middle = (upper + lower) / 2

@@ -273,9 +273,11 @@ def running(model, implementation):
 
 def assert_as_exact(ours, theirs, exact):
     """No tensor of ours is further from float64 than twice the worst of transformers' own implementations, plus 32 units in the
-    last place of its largest number. Two of them are asked because one may be right by luck, in a parameter of one number say."""
+    last place of its largest number. Two of them are asked because one may be right by luck. In a parameter of a few numbers both may
+    be, all the more as the two share what surrounds the experts: there four times are allowed."""
     assert ours.keys() == exact.keys()
     for name, truth in exact.items():
         error, *own = ((result[name].double() - truth).abs().max() for result in (ours, *theirs))
         few_ulp = 32 * torch.finfo(ours[name].dtype).eps * truth.abs().max()
-        assert error <= 2 * max(own) + few_ulp, f"{name}: error {error:.2e}, transformers {[f'{e:.2e}' for e in own]}"
+        allowed = 2 if truth.numel() > 16 else 4
+        assert error <= allowed * max(own) + few_ulp, f"{name}: error {error:.2e}, transformers {[f'{e:.2e}' for e in own]}"

@@ -161,7 +161,7 @@ def test_without_an_operator_on_cpu():
     assert moved.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("norm", sorted(BALLS))
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
 def test_an_attack_takes_one_launch_a_question(device, norm):
     """Without early stop the last of three steps is asked about, too, in a round like any other."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).to(device)
