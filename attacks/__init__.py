@@ -7,10 +7,11 @@ from ironmoe.attacks.batch_mates import BatchMates, BatchMatesResult
 from ironmoe.attacks.carlini_wagner import CW
 from ironmoe.attacks.checks import Flag, check_model, check_outcome
 from ironmoe.attacks.deepfool import DeepFool
-from ironmoe.attacks.evaluate import Progress, evaluate
+from ironmoe.attacks.evaluate import evaluate
 from ironmoe.attacks.fab import FAB
 from ironmoe.attacks.journal import JournalError
 from ironmoe.attacks.pgd import FGSM, MIFGSM, PGD
+from ironmoe.attacks.progress import Progress
 from ironmoe.attacks.proportion import Proportion
 from ironmoe.attacks.robustness import AttackSummary, RobustnessReport
 from ironmoe.attacks.routing_modes import (

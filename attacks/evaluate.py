@@ -4,7 +4,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ironmoe.attacks.case import Case, Stage
 from ironmoe.attacks.checks import Flag, check_model, check_outcome
 from ironmoe.attacks.engine import Budget, Chunk, Engine
 from ironmoe.attacks.journal import Journal, checksum, weights_digest
+from ironmoe.attacks.progress import Progress
 from ironmoe.attacks.records import Record, Records, records_of
 from ironmoe.attacks.robustness import AttackSummary, RobustnessReport
 from ironmoe.attacks.run import check_groups, prepared
@@ -22,15 +22,6 @@ from ironmoe.attacks.state import borrowed
 from ironmoe.attacks.victim import Model, check_images
 
 Batches = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
-
-
-class Progress(NamedTuple):
-    """decided: (image, attack) pairs that are settled in this process; total of them, about, None while the data has no known length;
-    forwards so far."""
-
-    decided: int
-    total: int | None
-    forwards: int
 
 
 def evaluate(
@@ -92,14 +83,13 @@ def evaluate(
         notes = Journal(Path(journal), settings, shard.rank)
     run = _Evaluation(attacks, chains, shard, unit, batch_size, keep_adversarial, notes, on_progress)
     budget = Budget(None if max_forwards is None else shard.share(max_forwards), max_seconds)
-    start = time.perf_counter()
     with borrowed(model):
         found_by_checks = run.go(data, budget, checks)
     if notes is not None:
         notes.close()
     if not run.seen:
         raise ValueError("data must hold at least one example, got none")
-    return run.report(time.perf_counter() - start, found_by_checks if checks else [])
+    return run.report(time.perf_counter() - run.began, found_by_checks if checks else [])
 
 
 class _Evaluation:
@@ -122,7 +112,8 @@ class _Evaluation:
         self.images: dict[tuple[int, int], Tensor] = {}
         self.shape, self.dtype = torch.Size(), torch.float32
         self.device: torch.device | None = None  # of the model; else where the images are
-        self.seen, self.decided = 0, 0
+        self.seen = self.decided = self.fresh = self.spent = 0
+        self.began = time.perf_counter()
         self.total: int | None = None
         self.engine: Engine | None = None
         self.complete = True
@@ -168,6 +159,7 @@ class _Evaluation:
         )
         done = self.engine.run(source)
         budget.max_forwards = None if budget.max_forwards is None else budget.max_forwards - self.engine.spent
+        self.spent += self.engine.spent
         return done
 
     def _units(self, data: Batches) -> Iterator[Chunk]:
@@ -237,8 +229,12 @@ class _Evaluation:
                     self.images[record.attack, record.example] = image.cpu()
         if final:
             self.decided += len(case.numbers)
+            self.fresh += len(case.numbers)
             if self.on_progress is not None and self.engine is not None:
-                self.on_progress(Progress(self.decided, self.total, self.engine.spent))
+                seconds = time.perf_counter() - self.began
+                self.on_progress(
+                    Progress(self.decided, self.total, len(self.chains), self.fresh, seconds, self.spent + self.engine.spent)
+                )
 
     def report(self, seconds: float, flags: list[Flag]) -> RobustnessReport:
         """Of all processes together."""

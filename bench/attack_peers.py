@@ -59,7 +59,8 @@ def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]
 
 
 def autoattack_runs(norm: str, eps: float, batch_size: int, dtype: torch.dtype | None = None) -> dict[str, Run]:
-    """AutoAttack-standard, ours and the official code. (torchattacks' AutoAttack makes 10 steps for 100: another attack.)"""
+    """AutoAttack-standard: ours, the official code, and torchattacks' four attacks at the official lengths (its own AutoAttack makes 10
+    steps for 100: another attack). foolbox and adv-lib do not have the parts."""
 
     def ours(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = AutoAttack(model, norm, eps, attack_dtype=dtype)
@@ -69,7 +70,22 @@ def autoattack_runs(norm: str, eps: float, batch_size: int, dtype: torch.dtype |
         attack = _library("autoattack").AutoAttack(model, norm=norm, eps=eps, seed=0, verbose=False, device=str(x.device))
         return _held(model, lambda x, y: attack.run_standard_evaluation(x, y, bs=batch_size), x, y, len(x))
 
-    return {"ironmoe": ours} | _importable({"official": official}, {"official": "autoattack"})
+    def torchattacks(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        library = _library("torchattacks")
+        with torch.no_grad():
+            classes = min(model(x[:1]).shape[1], 10)  # it goes through one target less
+        common = {"norm": norm, "eps": eps}
+        parts = [
+            library.APGD(model, steps=100, loss="ce", **common),
+            library.APGDT(model, steps=100, n_classes=classes, **common),
+            library.FAB(model, steps=100, multi_targeted=True, n_classes=classes, **common),
+            library.Square(model, n_queries=5000, resc_schedule=False, **common),
+        ]
+        return _held(model, library.MultiAttack(parts), x, y, batch_size)
+
+    return {"ironmoe": ours} | _importable(
+        {"official": official, "torchattacks": torchattacks}, {"official": "autoattack", "torchattacks": "torchattacks"}
+    )
 
 
 def _held(model: nn.Module, attack: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int) -> Tensor:

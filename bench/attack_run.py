@@ -150,18 +150,18 @@ class _Meter:
         self.task = bars.add_task("attack", total=pairs, note="")
         self.began = self.saved = time.monotonic()
         self.before = float((folder.read("results/seconds.json") or {}).get("seconds", 0.0))
-        self.first: int | None = None  # decided when this run began
+        self.told = False
 
     def __call__(self, progress: Progress) -> None:
         """Of the other processes it is supposed that they are as far."""
         decided, now = progress.decided * self.world, time.monotonic()
         if progress.total is not None:
             decided = min(decided, progress.total)
-        if self.first is None:
-            self.first = decided
+        if not self.told:
             self.bars.reset(self.task, completed=decided)  # what was decided before says nothing of the time left
-        rate = (decided - self.first) / max(now - self.began, 1e-9)
-        self.bars.update(self.task, completed=decided, note=f"{rate:.1f} pairs/s")
+            self.told = True
+        rate = progress.images_per_second * self.world
+        self.bars.update(self.task, completed=decided, note=f"{rate:.1f} images/s")
         if now - self.saved > SAVE_SECONDS:
             self.save()
 

@@ -254,7 +254,7 @@ def test_evaluate_reports_each_attack_and_the_worst_case(trained):
     loader = list(zip(trained.images.split(50), trained.labels.split(50), strict=True))
     seen = []
     report = evaluate(trained.model, loader, attacks, on_progress=seen.append)
-    assert [p.decided for p in seen] == list(range(1, 241)) and seen[-1].total is None
+    assert [p.decided for p in seen] == list(range(1, 241)) and seen[-1].total is None and seen[-1].seconds_left is None
     assert seen[-1].forwards >= sum(s.forwards for s in report.attacks.values()) - 120  # one clean pass serves both
     robust = [s.robust for s in report.attacks.values()]
     assert report.worst_case.count == int((robust[0] & robust[1] & report.clean_correct).sum())

@@ -68,6 +68,9 @@ class TestJournal:
         again = []
         report = evaluate(model, data, attacks(model), journal=tmp_path / "j", on_progress=again.append, **options)
         assert same(whole, report) and again[0].decided > after - 1
+        last = again[-1]
+        assert last.decided == last.total == 240 and last.fresh == 240 - len(done) and last.seconds_left == 0
+        assert last.images_per_second == last.fresh / 2 / last.seconds  # two attacks
         decided = [(line["attack"], line["example"]) for line in lines(tmp_path / "j") if line["decided"]]
         assert len(decided) == len(set(decided)) == 240  # nothing twice, nothing lost
         finished = evaluate(
