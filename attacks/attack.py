@@ -133,9 +133,15 @@ class Attack(ABC):
         }
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
 
+    @property
+    def joint(self) -> bool:
+        """Whether the images of a unit influence each other's predictions. Under a routing mode alone they share no more than a loss."""
+        return images_coupled(self.model)
+
     def images_per_unit(self, batch_size: int) -> int:
         """How many images must be attacked together."""
-        return batch_size if self.victim.routing.couples else images_per_unit(self.model, batch_size)
+        group = images_per_unit(self.model, batch_size)
+        return max(batch_size // group, 1) * group if self.victim.routing.couples else group
 
     @property
     def classes_needed(self) -> int:

@@ -17,18 +17,20 @@ class Stage(NamedTuple):
     eps: float | None = None
 
 
-@dataclass
-class Tried:
-    """What came out of an attempt, predicted again in full precision. Lists have an entry for each image of the unit."""
+class Outcome(NamedTuple):
+    """Where an attempt left one image: predicted again and measured again in full precision.
+
+    score: of attacks that keep the best, else 0; steps: to success, −1 without
+    """
 
     stage: int
     attempt: int
-    score: float  # of attacks that keep the best; else 0
-    points: Tensor
-    success: list[bool]
-    prediction: list[int]
-    distance: list[float]
-    steps: list[int]
+    score: float
+    point: Tensor
+    success: bool
+    prediction: int
+    distance: float
+    steps: int
 
 
 @dataclass(eq=False)
@@ -37,6 +39,8 @@ class Case:
 
     images (U, …); and for each of them its label, number in the data, clean prediction, whether that is right, the radius that came
     with it (None: the stages have theirs), and the classes in the order of its clean logits, without the label
+    joint: the images influence each other's predictions, so one attempt has to fool them all at once
+    fell_before: those that fell at an earlier stage in a run that was interrupted
     """
 
     chain: int
@@ -48,21 +52,27 @@ class Case:
     clean_prediction: list[int]
     classes: list[list[int]]
     own_eps: list[float] | None
-    stage: int = 0
+    joint: bool
+    stage: int
+    fell_before: list[bool]
     next_attempt: int = 0
     running: set[int] = field(default_factory=set)
-    _end: int = 0  # attempts from here on are not made
-    best: Tried | None = None
-    forwards: list[int] = field(default_factory=list)
-    backwards: list[int] = field(default_factory=list)
-    found: list[bool] = field(default_factory=list)
-    zero_gradient: list[bool] = field(default_factory=list)
-    loss_rising: list[bool] = field(default_factory=list)
+    outcomes: list[Outcome | None] = field(
+        init=False
+    )  # of each image the one that counts: where it fell, or the latest stage's best
+    wanted: list[bool] = field(init=False)  # right, and not fallen at an earlier stage
+    forwards: list[int] = field(init=False)
+    backwards: list[int] = field(init=False)
+    found: list[bool] = field(init=False)
+    zero_gradient: list[bool] = field(init=False)
+    loss_rising: list[bool] = field(init=False)
+    _end: int = field(init=False)  # attempts from here on are not made
 
     def __post_init__(self) -> None:
         units = len(self.labels)
         self.forwards, self.backwards = [1] * units, [0] * units
         self.found, self.zero_gradient, self.loss_rising = ([False] * units for _ in range(3))
+        self.outcomes = [None] * units
         self._begin_stage()
 
     @property
@@ -90,8 +100,8 @@ class Case:
         return [classes[attempt // self.attack.restarts] for classes in self.classes]
 
     @property
-    def has_attempts_left(self) -> bool:
-        return self.next_attempt < self._end
+    def attempts_left(self) -> int:
+        return max(self._end - self.next_attempt, 0)
 
     def take_attempt(self) -> int:
         attempt = self.next_attempt
@@ -104,8 +114,8 @@ class Case:
 
     @property
     def fell(self) -> bool:
-        """Every image of the unit that was classified right is misclassified at once."""
-        return self.best is not None and sum(self.best.success) == sum(self.correct)
+        """Nothing is left to fool at this stage."""
+        return all(not wanted or self._fell(one) for one, wanted in enumerate(self.wanted))
 
     def note(
         self, found: list[int], forwards: list[int], backwards: list[int], zero_gradient: list[int], rising: list[int]
@@ -119,27 +129,32 @@ class Case:
             self.loss_rising[one] |= bool(rising[one])
 
     def note_cost(self, rows: Rows) -> None:
-        """What an attempt cost that was cancelled."""
+        """What an attempt cost that does not run to its end."""
         for one, (forwards, backwards) in enumerate(zip(rows["forwards"].tolist(), rows["backwards"].tolist(), strict=True)):
             self.forwards[one] += forwards
             self.backwards[one] += backwards
 
-    def settle(self, tried: Tried) -> bool:
-        """Take note of an attempt that is over; True if that cancels others. A complete success cancels its later siblings; earlier
+    def settle(self, new: list[Outcome]) -> bool:
+        """Take note of an attempt that is over; True if that cancels others. What fools everything cancels later siblings; earlier
         ones go on, so that the answer does not depend on which of them happened to be sooner."""
-        self.running.discard(tried.attempt)
-        if self._better(tried):
-            self.best = tried
-        if sum(tried.success) == sum(self.correct) and not self.attack.exhaustive:
-            self._end = min(self._end, tried.attempt)
-            before = len(self.running)
-            self.running = {attempt for attempt in self.running if attempt < tried.attempt}
-            return len(self.running) < before
-        return False
+        self.running.discard(new[0].attempt)
+        everybody = range(len(new))
+        for together in [list(everybody)] if self.joint else [[one] for one in everybody]:
+            if self._better([new[one] for one in together], [self.outcomes[one] for one in together]):
+                for one in together:
+                    if not self._settled[one]:
+                        self.outcomes[one] = new[one]
+        if not self.fell or self.attack.exhaustive:
+            return False
+        needed = [outcome.attempt for outcome, wanted in zip(self.outcomes, self.wanted, strict=True) if wanted and outcome]
+        self._end = min(self._end, max(needed, default=new[0].attempt))
+        before = len(self.running)
+        self.running = {attempt for attempt in self.running if attempt < self._end}
+        return len(self.running) < before
 
     @property
     def stage_is_over(self) -> bool:
-        return not self.running and not self.has_attempts_left
+        return not self.running and not self.attempts_left
 
     def next_stage(self) -> bool:
         """Go on to the next stage; False if there is none, or no need."""
@@ -151,15 +166,25 @@ class Case:
 
     def _begin_stage(self) -> None:
         self.next_attempt, self._end = 0, self.attempts
+        fell = [before or self._fell(one) for one, before in enumerate(self.fell_before)]
+        self.wanted = [right and not gone for right, gone in zip(self.correct, fell, strict=True)]
+        # An image that was wrong from the start moves only where it has to: in company, or by an attack that moves all.
+        moves_wrong = self.joint or self.attack.attacks_wrong
+        self._settled = [gone or not (right or moves_wrong) for right, gone in zip(self.correct, fell, strict=True)]
 
-    def _better(self, tried: Tried) -> bool:
+    def _fell(self, one: int) -> bool:
+        outcome = self.outcomes[one]
+        return outcome is not None and outcome.success
+
+    def _better(self, new: list[Outcome], old: list[Outcome | None]) -> bool:
         """More images fooled at once; then, of successes the earliest (of an exhaustive attack the best), of failures the best or the last."""
-        if self.best is None:
+        known = [outcome for outcome in old if outcome is not None and outcome.stage == self.stage]
+        if not known:
             return True
-        mine, new = sum(self.best.success), sum(tried.success)
-        if mine != new:
-            return new > mine
-        order = (tried.stage, tried.attempt) < (self.best.stage, self.best.attempt)
-        if new and (not self.attack.exhaustive or tried.score == self.best.score):
+        mine, more = (sum(outcome.success for outcome in outcomes) for outcomes in (known, new))
+        if mine != more:
+            return more > mine
+        order = new[0].attempt < known[0].attempt
+        if more and (not self.attack.exhaustive or new[0].score == known[0].score):
             return order
-        return (tried.score, not order) > (self.best.score, order)
+        return (new[0].score, not order) > (known[0].score, order)

@@ -4,16 +4,19 @@ After AutoAttack's flags (Croce & Hein, arXiv 2003.01690), Carlini et al. (arXiv
 batch dependence, non-determinism and blocked routing gradients are added for models with experts.
 """
 
+import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.balls import Bounds
 from ironmoe.attacks.losses import cross_entropy, margin
 from ironmoe.attacks.random import example_keys, uniform
 from ironmoe.attacks.state import borrowed
-from ironmoe.attacks.victim import Victim
+from ironmoe.attacks.victim import Victim, check_labels
 from ironmoe.moe import trace_routing
 from ironmoe.moe.sites import routing_sites
 
@@ -24,7 +27,7 @@ IMAGES = 64  # that the model is looked at with
 ALONE = 4  # of them one by one
 DIFFERS = 1e-4  # distance of logits divided by their norm: more is no rounding
 FINER_THAN_8_BIT = 1 / 1024  # of the pixel range
-ROUNDING = 1e-9  # of a gradient of the summed cross-entropy with respect to router logits
+ROUNDING = 1e-6  # of a gradient of the margin with respect to router logits, relative to the margin
 SQUARE_GAIN, RISING_SHARE = 0.002, 0.1
 
 
@@ -37,23 +40,48 @@ class Flag(NamedTuple):
     message: str
 
 
-def check_model(attack: Attack, images: Tensor, labels: Tensor) -> list[Flag]:
-    """Look at the model of an attack, on up to 64 images in ``bounds``. Costs about a dozen passes."""
+def check_model(attack: Attack, images: Tensor, labels: Tensor, *, also: Sequence[Attack] = ()) -> list[Flag]:
+    """Look at the model of an attack, on up to 64 images in ``bounds``. Costs about a dozen passes.
+
+    ``also``: other attacks that are to be made on it.
+
+    Raises:
+        ValueError: labels beyond the model's classes; NaN logits.
+    """
     victim, images, labels = attack.victim, images[:IMAGES].detach(), labels[:IMAGES]
     victim.image_dtype = images.dtype
-    with borrowed(victim.model):
-        logits = [victim.predict(images) for _ in range(3)]
-        random = max(float(_apart(logits[0], other).max()) for other in logits[1:])
-        return [
-            _randomised(random),
-            _undetermined(random, logits),
-            _softmax(logits[0]),
-            _classes(attack, logits[0].shape[1]),
-            _quantised(attack, images, labels, random),
-            _batch_dependence(victim, images, logits[0], random),
-            _zero_gradients(victim, images, labels, logits[0]),
-            _routing_gradient(victim, images, labels),
-        ]
+    plain = copy.copy(victim)
+    plain.attack_dtype = None  # the model is looked at, not the precision of the search
+    try:
+        with borrowed(victim.model):
+            logits = [plain.predict(images) for _ in range(3)]
+            check_labels(labels, logits[0])
+            random = max(float(_apart(logits[0], other).max()) for other in logits[1:])
+            return [
+                _randomised(random),
+                _undetermined(random, logits),
+                _softmax(logits[0]),
+                _classes([attack, *also], logits[0].shape[1]),
+                _quantised(attack.bounds, plain, images, labels, random),
+                _batch_dependence(plain, images, logits[0], random),
+                _zero_gradients(plain, images, labels, logits[0]),
+                _routing_gradient(plain, images, labels),
+            ]
+    finally:
+        victim.forwards, victim.backwards = plain.forwards, plain.backwards
+
+
+def passes_of_checks(images: int) -> int:
+    """Forward passes of single images that ``check_model`` makes at most, on so many images."""
+    images = min(images, IMAGES)
+    return 12 * images + ALONE
+
+
+def no_room_for_checks() -> Flag:
+    """In place of ``check_model``."""
+    return Flag(
+        "model not looked at", True, 0.0, "max_forwards left no room for a look at the model for signs of false security."
+    )
 
 
 def check_outcome(report: "RobustnessReport") -> list[Flag]:
@@ -91,7 +119,7 @@ def _undetermined(random: float, logits: list[Tensor]) -> Flag:
 
 def _softmax(logits: Tensor) -> Flag:
     sums = (logits.double().sum(1) - 1).abs().max()
-    tripped = bool(logits.min() >= 0) and bool(logits.max() <= 1) and float(sums) < 1e-3
+    tripped = bool(logits.min() >= 0) and bool(logits.max() <= 1) and float(sums) < 1e-2  # bfloat16 sums are that far off
     return Flag(
         "softmax outputs",
         tripped,
@@ -102,26 +130,27 @@ def _softmax(logits: Tensor) -> Flag:
     )
 
 
-def _classes(attack: Attack, classes: int) -> Flag:
-    needed = max((stage.classes_needed for stage in attack.stages), default=2)
+def _classes(attacks: list[Attack], classes: int) -> Flag:
+    needed = max(stage.classes_needed for attack in attacks for stage in attack.stages)
     tripped = classes < needed
     return Flag(
         "fewer classes than the loss needs",
         tripped,
         float(classes),
-        f"The model has {classes} classes, and a loss or its targets ask for {needed}: fewer targets, or the margin in place of DLR, are used."
+        f"The model has {classes} classes, and a loss or its targets ask for {needed}: fewer targets are gone through, the targeted margin "
+        "takes the place of the targeted DLR, and the DLR itself is refused."
         if tripped
         else f"{classes} classes are enough.",
     )
 
 
-def _quantised(attack: Attack, images: Tensor, labels: Tensor, random: float) -> Flag:
+def _quantised(bounds: Bounds, victim: Victim, images: Tensor, labels: Tensor, random: float) -> Flag:
     """Whether tiny noise changes the margin as the gradient says it should."""
-    name, victim = "quantised input", attack.victim
+    name = "quantised input"
     weight = next(victim.model.parameters(), None) if isinstance(victim.model, nn.Module) else None
     if random or images.element_size() < 4 or (weight is not None and weight.element_size() < 4):
         return Flag(name, False, 0.0, "Not looked at: the model is random, or of half precision.")
-    low, high = attack.bounds
+    low, high = bounds
     keys = example_keys(0, torch.arange(len(images), device=images.device), 0)
     noise = (2 * uniform(keys, tuple(images.shape[1:]), images.dtype) - 1) * FINER_THAN_8_BIT * (high - low)
     moved = (images + noise).clamp(low, high)
@@ -154,6 +183,8 @@ def _margin_and_gradient(victim: Victim, images: Tensor, labels: Tensor) -> tupl
 
 
 def _batch_dependence(victim: Victim, images: Tensor, logits: Tensor, random: float) -> Flag:
+    if len(images) < 2:
+        return Flag("batch dependence", False, 0.0, "Not looked at: one image has no company.")
     order = torch.arange(len(images) - 1, -1, -1, device=images.device)
     apart = [_apart(victim.predict(images[order])[order.argsort()], logits)]
     apart += [_apart(victim.predict(images[i : i + 1]), logits[i : i + 1]) for i in range(min(ALONE, len(images)))]
@@ -201,14 +232,15 @@ def _routing_gradient(victim: Victim, images: Tensor, labels: Tensor) -> Flag:
         return Flag(name, False, 0.0, "The model has no routing that is known here.")
     points = images.detach().requires_grad_()
     with torch.enable_grad(), trace_routing(victim.model, keep_graph=True) as trace:
-        loss = cross_entropy(victim.logits(points), labels).sum()
+        margins = margin(victim.logits(points), labels)  # its gradient does not vanish where the model is sure
+        loss, least = margins.sum(), ROUNDING * float(margins.detach().abs().max())
     layers = {layer: [logits for logits in seen.all_logits if logits is not None] for layer, seen in trace.layers.items()}
     blocked = []
     for layer, seen in layers.items():
         wanted = [logits for logits in seen if logits.requires_grad]
         grads = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True) if wanted and loss.requires_grad else ()
         # A gate that is always 1, the one choice of K = 1 renormalised, leaves rounding errors of a gradient.
-        if seen and not any(grad is not None and float(grad.abs().max()) > ROUNDING for grad in grads):
+        if seen and not any(grad is not None and float(grad.abs().max()) > least for grad in grads):
             blocked.append(layer)
     share = len(blocked) / max(len(layers), 1)
     return Flag(
@@ -228,7 +260,7 @@ def _square(report: "RobustnessReport") -> Flag:
         gain = max(gain, sum(n for stage, n in summary.fell_to.items() if "square" in stage.lower()) / total)
         if all("square" in stage.lower() for _, stage in summary.stages):
             others = [s for s in report.attacks.values() if not any("square" in stage.lower() for _, stage in s.stages)]
-            gain = min((float((s.robust & ~summary.robust).sum()) for s in others), default=0.0) / total
+            gain = min((float((s.robust & s.decided & ~summary.robust).sum()) for s in others), default=0.0) / total
     tripped = gain > SQUARE_GAIN
     return Flag(
         "Square beats the gradient attacks",

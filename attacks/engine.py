@@ -5,16 +5,19 @@ next stage of its chain when the attempts of one have failed. The lane furthest 
 images are on their way at once, however large the data set.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.case import Case, Stage, Tried
+from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.budget import Budget
+from ironmoe.attacks.case import Case, Outcome, Stage
+from ironmoe.attacks.coupling import images_per_unit
 from ironmoe.attacks.lane import Lane, Owner
-from ironmoe.attacks.rows import Rows, joined, select
+from ironmoe.attacks.rows import Rows, joined, select, where
+from ironmoe.attacks.victim import check_labels
 
 FLAGS_READ_EVERY = 8  # rounds on a GPU; on CPU looking costs nothing
 FREE_UP_TO = {"cpu": 16, "cuda": 128}  # units that cost hardly more than one
@@ -29,19 +32,30 @@ class Chunk(NamedTuple):
     eps: Tensor | None = None
 
 
-class Budget:
-    """What an evaluation may cost. A forward pass of one image is one forward; nothing is begun that could go beyond."""
+class Resumed(NamedTuple):
+    """Where a case begins: its stage, and which of its images fell at an earlier one. None left: decided."""
 
-    def __init__(self, max_forwards: int | None = None, max_seconds: float | None = None) -> None:
-        for name, value in {"max_forwards": max_forwards, "max_seconds": max_seconds}.items():
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must be at least 0 or None, got {value}")
-        self.max_forwards, self.max_seconds = max_forwards, max_seconds
-        self.began = time.monotonic()
+    stage: int
+    fell: list[bool]
 
-    def allows(self, spent: int, more: int) -> bool:
-        in_time = self.max_seconds is None or time.monotonic() - self.began < self.max_seconds
-        return in_time and (self.max_forwards is None or spent + more <= self.max_forwards)
+
+class Leaving(NamedTuple):
+    """Units of a lane whose candidates are to be predicted in full precision."""
+
+    lane: Lane
+    owners: list[Owner]
+    rows: Rows
+
+    @property
+    def images(self) -> int:
+        return len(self.owners) * self.lane.unit
+
+    def part(self, places: list[int]) -> "Leaving":
+        """These of its units."""
+        unit = self.lane.unit
+        rows = [place * unit + one for place in places for one in range(unit)]
+        chosen = torch.tensor(rows, dtype=torch.int64, device=self.rows["label"].device)
+        return Leaving(self.lane, [self.owners[place] for place in places], select(self.rows, chosen))
 
 
 class Engine:
@@ -49,10 +63,11 @@ class Engine:
 
     Args:
         chains: each a sequence of stages that an image goes through until it falls. Equal attacks share a lane.
-        unit: images that must stay together; the source gives a multiple of it.
+        units: of each chain, images that must stay together, side by side in the source; what a chunk has left over, which only the
+            last may have, makes a smaller unit.
         batch_size: images a lane holds at most.
         emit: called with (case, decided) when a case has passed a stage, when it is decided, and when the budget leaves it undecided.
-        begin_at: (chain, first index of the unit) → the stage to begin with; as many as there are stages: nothing to do.
+        resume: (chain, the numbers of a unit's images) → where to begin; None: nothing to do.
     """
 
     def __init__(
@@ -61,22 +76,20 @@ class Engine:
         emit: Callable[[Case, bool], None],
         *,
         batch_size: int,
-        unit: int = 1,
+        units: Sequence[int],
         budget: Budget | None = None,
-        begin_at: Callable[[int, int], int] | None = None,
+        resume: Callable[[int, list[int]], Resumed | None] | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self.chains, self.emit, self.unit = chains, emit, unit
-        self.units = max(1, batch_size // unit)
-        self.budget, self.begin_at = budget or Budget(), begin_at or (lambda chain, index: 0)
+        self.chains, self.emit, self.units, self.batch_size = chains, emit, units, batch_size
+        self.budget, self.resume = budget or Budget(), resume or (lambda chain, numbers: Resumed(0, [False] * len(numbers)))
         self.kind = "cpu" if device is None else device.type
-        attacks = dict.fromkeys(stage.attack for chain in chains for stage in chain)
-        self.lanes = {
-            attack: Lane(attack, self.units, unit, self.kind != "cpu", FREE_UP_TO.get(self.kind, 16)) for attack in attacks
-        }
+        attacks = list(dict.fromkeys(stage.attack for chain in chains for stage in chain))
+        self.order = {attack: place for place, attack in enumerate(attacks)}
+        self.lanes: dict[tuple[Attack, int], Lane] = {}  # by attack and images of a unit, in the order of the chains
         self.victims = list(dict.fromkeys(attack.victim for attack in attacks))
         self.spent_before = self._forwards()
-        self.leaving: list[tuple[list[Owner], Rows]] = []  # candidates to be predicted in full precision
+        self.leaving: list[Leaving] = []
         self.clean_logits_wanted = max((a.targets for a in attacks), default=0)
 
     @property
@@ -86,6 +99,8 @@ class Engine:
 
     def run(self, source: Iterable[Chunk]) -> bool:
         """All of the source; False if the budget ended it before."""
+        for victim in self.victims:
+            victim.forget()
         chunks: Iterator[Chunk] | None = iter(source)
         while True:
             lane = self._fullest_downstream()
@@ -96,48 +111,47 @@ class Engine:
                     return self._stop()
                 continue
             lane = lane or self._upstream_with_work()
-            if self._waiting >= self.units or (self.leaving and (lane is None or self._waiting * 4 >= lane.active)):
-                self._verify()
+            enough = self._waiting >= (self.batch_size if lane is None else min(self.batch_size, lane.size * lane.unit))
+            if self.leaving and (lane is None or enough or self._waiting * 4 >= lane.active * lane.unit):
+                if not self._verify():
+                    return self._stop()
                 continue
             if lane is None:
                 return True
-            if not self.budget.allows(self.spent, lane.cost_to_fill + self._waiting * self.unit):
+            lane.fill(draining=chunks is None, at_most=self._affordable(lane))
+            if not lane.active or not self._rounds(lane):
                 return self._stop()
-            lane.fill(draining=chunks is None)
-            for _ in range(1 if self.kind == "cpu" else FLAGS_READ_EVERY):
-                asked = len(lane.owners) * self.unit
-                passes = asked * lane.attack.questions(max(asked, 1), self.kind)
-                if not self.budget.allows(self.spent, passes + asked + self._waiting * self.unit):
-                    return self._stop()
-                if lane.has_questions:
-                    lane.round()
-            self._collect(lane)
 
-    def _drop_cancelled(self, case: Case, lane: Lane) -> None:
-        """Its later attempts, wherever they are."""
-        lane.drop_cancelled(case)
-        for number, (owners, rows) in enumerate(self.leaving):
-            kept = [
-                place for place, owner in enumerate(owners) if owner.case is not case or not case.is_cancelled(owner.attempt)
-            ]
-            for place in sorted(set(range(len(owners))) - set(kept)):
-                case.note_cost(self._unit_of(rows, place))
-            if len(kept) < len(owners):
-                self.leaving[number] = ([owners[place] for place in kept], self._units_of(rows, kept))
-        self.leaving = [item for item in self.leaving if item[0]]
+    def _rounds(self, lane: Lane) -> bool:
+        """As many as go without a look at the flags; False if the budget ended them."""
+        for _ in range(1 if self.kind == "cpu" else FLAGS_READ_EVERY):
+            rows = len(lane.owners) * lane.unit
+            if not self.budget.allows(self.spent, rows * (lane.passes + 1) + self._waiting):
+                self._collect(lane)
+                return False
+            if lane.has_questions:
+                lane.round()
+        self._collect(lane)
+        return True
+
+    def _affordable(self, lane: Lane) -> int | None:
+        """New attempts that may begin, where that takes a pass of each image: none whose first question could not be asked."""
+        if not lane.records or self.budget.max_forwards is None:
+            return None
+        at_work = lane.active * lane.unit * (lane.passes + 1) + self._waiting
+        return max(0, int(self.budget.left(self.spent) - at_work) // (lane.unit * (lane.passes + 2)))
 
     def _stop(self) -> bool:
         """The candidates that are known are still predicted, as far as the number of forwards allows; the rest is undecided."""
         self.budget.max_seconds = None
-        while self.leaving:
-            before = self._waiting
-            self._verify()
-            if self._waiting >= before:
-                break
-        undecided = [owner.case for owners, _ in self.leaving for owner in owners]
+        while self.leaving and self._verify():
+            pass
+        undecided = [owner.case for item in self.leaving for owner in item.owners]
+        for item in self.leaving:
+            for place, owner in enumerate(item.owners):
+                owner.case.note_cost(item.part([place]).rows)
         for lane in self.lanes.values():
-            undecided += [owner.case for owner in lane.owners if owner is not None]
-            undecided += [*lane.ready, *(owner.case for owner, _ in lane.returning)]
+            undecided += lane.stop()
         for case in dict.fromkeys(undecided):
             self.emit(case, False)
         return False
@@ -150,51 +164,69 @@ class Engine:
 
     @property
     def _waiting(self) -> int:
-        """Units whose candidates are to be predicted."""
-        return sum(len(owners) for owners, _ in self.leaving)
+        """Images whose candidates are to be predicted."""
+        return sum(item.images for item in self.leaving)
 
-    def _unit_of(self, rows: Rows, number: int) -> Rows:
-        return {name: value[number * self.unit : (number + 1) * self.unit] for name, value in rows.items()}
-
-    def _units_of(self, rows: Rows, numbers: list[int]) -> Rows:
-        places = [number * self.unit + one for number in numbers for one in range(self.unit)]
-        return select(rows, torch.tensor(places, dtype=torch.int64, device=rows["label"].device))
+    def _lane_of(self, case: Case) -> Lane:
+        """That of its stage; made when it is first needed."""
+        key = case.attack, len(case.labels)
+        if key not in self.lanes:
+            size = max(1, self.batch_size // key[1])
+            self.lanes[key] = Lane(case.attack, size, key[1], self.kind != "cpu", FREE_UP_TO.get(self.kind, 16))
+            self.lanes = dict(sorted(self.lanes.items(), key=lambda item: (self.order[item[0][0]], -item[0][1])))
+        return self.lanes[key]
 
     def _forwards(self) -> int:
         return sum(victim.forwards for victim in self.victims)
 
     def _admit(self, chunk: Chunk) -> bool:
-        """Predict clean images and queue them; False if the budget forbids."""
-        count = len(chunk.labels)
-        if not self.budget.allows(self.spent, count + self._waiting * self.unit):
-            return False
-        logits = self.chains[0][0].attack.victim.predict(chunk.images)
-        if count and int(chunk.labels.max()) >= logits.shape[1]:
-            raise ValueError(f"labels must be below the model's {logits.shape[1]} classes, got {int(chunk.labels.max())}")
+        """Predict the clean images of what is not decided, and queue it; False if the budget forbids."""
+        count, numbers = len(chunk.labels), chunk.indices.tolist()
+        begins = [
+            (chain, slice(first, first + unit), where)
+            for chain, unit in enumerate(self.units)
+            for first in range(0, count, unit)
+            if (where := self.resume(chain, numbers[first : first + unit])) is not None
+        ]
+        logits = self._clean_logits(chunk, [one for _, one, _ in begins])
+        if logits is None:
+            return not begins
+        check_labels(chunk.labels, logits)
+        if self.clean_logits_wanted and logits.shape[1] < 2:
+            raise ValueError(f"model must have at least 2 classes for an attack with targets, got {logits.shape[1]}")
         ranked = logits.topk(min(self.clean_logits_wanted + 1, logits.shape[1]), dim=1).indices
         # The label moves to the end, and off it if it was not among them.
         others = ranked.gather(1, (ranked == chunk.labels.unsqueeze(1)).to(torch.int8).argsort(dim=1, stable=True))[:, :-1]
-        prediction, classes, labels, numbers = (t.tolist() for t in (logits.argmax(1), others, chunk.labels, chunk.indices))
-        eps, images = None if chunk.eps is None else chunk.eps.tolist(), chunk.images.split(self.unit)
-        for number, chain in enumerate(self.chains):
-            right = (~chain[0].attack.fooled(logits, {"label": chunk.labels})).tolist()
-            for place, first in enumerate(range(0, count, self.unit)):
-                one = slice(first, first + self.unit)
-                begin = self.begin_at(number, numbers[first])
-                if begin < len(chain):
-                    case = Case(
-                        number, chain, images[place], labels[one], numbers[one], right[one], prediction[one], classes[one],
-                        None if eps is None else eps[one], begin,
-                    )  # fmt: skip
-                    self._enter(case)
+        prediction, classes, labels = (t.tolist() for t in (logits.argmax(1), others, chunk.labels))
+        eps = None if chunk.eps is None else chunk.eps.tolist()
+        right = [(~chain[0].attack.fooled(logits, {"label": chunk.labels})).tolist() for chain in self.chains]
+        for number, one, where in begins:
+            chain = self.chains[number]
+            case = Case(
+                number, chain, chunk.images[one], labels[one], numbers[one], right[number][one], prediction[one], classes[one],
+                None if eps is None else eps[one], chain[where.stage].attack.joint, where.stage, where.fell,
+            )  # fmt: skip
+            if not any(case.wanted) and not case.attack.attacks_wrong:
+                self.emit(case, True)
+            else:
+                self._lane_of(case).ready.append(case)
         return True
 
-    def _enter(self, case: Case) -> None:
-        """Into the lane of its stage, if there is something to attack."""
-        if not any(case.correct) and not case.attack.attacks_wrong:
-            self.emit(case, True)
-        else:
-            self.lanes[case.attack].ready.append(case)
+    def _clean_logits(self, chunk: Chunk, wanted: list[slice]) -> Tensor | None:
+        """(n, C), right in the wanted places; groups of images that influence each other are predicted as they are attacked. None: nothing
+        is wanted, or the budget forbids."""
+        attack, count = self.chains[0][0].attack, len(chunk.labels)
+        group = images_per_unit(attack.model, self.batch_size)
+        asked = torch.zeros(count, dtype=torch.bool)
+        for one in wanted:
+            asked[one.start // group * group : -(-min(one.stop, count) // group) * group] = True
+        places, whole = asked.nonzero().squeeze(1).to(chunk.labels.device), count // group * group
+        if not len(places) or not self.budget.allows(self.spent, len(places) + self._waiting):
+            return None
+        together = max(1, self.batch_size // group) * group
+        parts = [*places[places < whole].split(together), places[places >= whole]]
+        answers = torch.cat([attack.victim.predict(chunk.images[part]) for part in parts if len(part)])
+        return answers.new_zeros(count, answers.shape[1]).index_copy(0, places, answers)
 
     def _collect(self, lane: Lane) -> None:
         """Units that are over leave; their candidates wait for the prediction that counts."""
@@ -204,74 +236,91 @@ class Engine:
         owners, rows = left
         point = rows["point"]
         if lane.attack.keeps != "last":
-            kept = rows["found"] if lane.attack.keeps == "first" and self.unit == 1 else torch.ones_like(rows["found"])
+            kept = torch.ones_like(rows["found"]) if lane.keeps_best else rows["found"]
             point = torch.where(kept.view(-1, *(1,) * (point.ndim - 1)), rows["candidate"], point)
         rows["candidate"] = point
-        self.leaving.append((owners, rows))
+        self.leaving.append(Leaving(lane, owners, rows))
 
-    def _verify(self) -> None:
-        """Predict the candidates of one attack in full precision and settle their attempts."""
-        attack = self.leaving[0][0][0].case.attack
-        same = [item for item in self.leaving if item[0][0].case.attack is attack]
-        while len(same) > 1 and sum(len(owners) for owners, _ in same) > self.units:
+    def _verify(self) -> bool:
+        """Predict the candidates of one lane in full precision and settle their attempts; False if the budget forbids."""
+        lane = self.leaving[0].lane
+        same = [item for item in self.leaving if item.lane is lane]
+        while len(same) > 1 and sum(len(item.owners) for item in same) > lane.size:
             same.pop()
-        owners = [owner for owners, _ in same for owner in owners]
-        if not self.budget.allows(self.spent, len(owners) * self.unit):
-            return
+        candidates = Leaving(lane, [owner for item in same for owner in item.owners], joined([item.rows for item in same]))
+        if not self.budget.allows(self.spent, candidates.images):
+            return False
         taken = {id(item) for item in same}
         self.leaving = [item for item in self.leaving if id(item) not in taken]
-        rows = joined([part for _, part in same])
+        rows, attack, unit = candidates.rows, lane.attack, lane.unit
         ball = attack.ball(rows)
         points = ball.tighten(rows["candidate"])
         logits = attack.victim.predict(points)
         distance = ball.distance(points)
         success = attack.fooled(logits, rows) & rows["clean_correct"] & (distance <= rows["eps"])
         rising = attack.gradient & (rows["loss_best"] - rows["loss_late"] > 0.05 * (rows["loss_best"] - rows["loss_first"]))
+        again = rows["found"] & ~success & (attack.keeps == "first") & (not lane.keeps_best)
         table = torch.stack(
             [
-                success, logits.argmax(1), rows["found_at"], rows["queries"], rows["found"], rows["finished"],
-                rows["forwards"] + 1, rows["backwards"], rows["zero_gradient"], rising & ~success,
+                success, logits.argmax(1), rows["found_at"], rows["queries"], rows["found"], rows["forwards"] + 1,
+                rows["backwards"], rows["zero_gradient"], rising & ~success, again,
             ]
         ).tolist()  # fmt: skip
         distances, scores = distance.tolist(), rows["best_score"].tolist()
-        parts = [[row[n * self.unit : (n + 1) * self.unit] for row in table] for n in range(len(owners))]
-        for owner, (_, _, _, _, found, _, forwards, backwards, zero, rises) in zip(owners, parts, strict=True):
+        parts = [[row[n * unit : (n + 1) * unit] for row in table] for n in range(len(candidates.owners))]
+        for owner, (_, _, _, _, found, forwards, backwards, zero, rises, _) in zip(candidates.owners, parts, strict=True):
             owner.case.note(found, forwards, backwards, zero, rises)
-        for number, (owner, part) in enumerate(zip(owners, parts, strict=True)):
-            case, (hit, prediction, found_at, queries, found, finished, *_) = owner.case, part
+        for number, (owner, part) in enumerate(zip(candidates.owners, parts, strict=True)):
+            case, (hit, prediction, found_at, queries, *_, unconfirmed) = owner.case, part
             if case.is_cancelled(owner.attempt):  # by another of this very batch
                 continue
-            if self.unit == 1 and found[0] and not hit[0] and attack.keeps == "first":
-                self._go_on(owner, self._unit_of(rows, number), bool(finished[0]))
+            if any(unconfirmed):
+                self._go_on(candidates.part([number]), success[number * unit : (number + 1) * unit])
                 continue
-            one = slice(number * self.unit, (number + 1) * self.unit)
-            steps = [(at if at >= 0 else asked) if yes else -1 for yes, at, asked in zip(hit, found_at, queries, strict=True)]
-            score = scores[one][0] if attack.keeps == "best" else 0.0
-            tried = Tried(
-                case.stage, owner.attempt, score, points[one], [bool(yes) for yes in hit], prediction, distances[one], steps
-            )
-            self._settle(case, tried)
+            outcomes = [
+                Outcome(
+                    case.stage, owner.attempt, scores[row] if attack.keeps == "best" else 0.0, points[row], bool(hit[one]),
+                    prediction[one], distances[row],
+                    (found_at[one] if found_at[one] >= 0 else queries[one]) if hit[one] else -1,
+                )
+                for one, row in enumerate(range(number * unit, (number + 1) * unit))
+            ]  # fmt: skip
+            self._settle(case, lane, outcomes)
+        return True
 
-    def _go_on(self, owner: Owner, row: Rows, finished: bool) -> None:
-        """A success that full precision does not confirm: the attempt continues where it was, or is asked for its last point."""
-        row["found"], row["over"] = torch.zeros_like(row["found"]), torch.zeros_like(row["over"])
-        row["forwards"], row["backwards"] = torch.zeros_like(row["forwards"]), torch.zeros_like(row["backwards"])
-        if finished:
-            row["candidate"] = row["point"]
-            self.leaving.append(([owner], row))
+    def _go_on(self, item: Leaving, confirmed: Tensor) -> None:
+        """Successes of a unit that full precision does not confirm: they continue where they were, or are asked for their last point."""
+        rows = item.rows
+        again = rows["found"] & ~confirmed
+        last = again & rows["finished"]
+        rows["found"], rows["over"] = rows["found"] & confirmed, rows["over"] & (last | ~again)
+        rows["found_at"] = rows["found_at"].masked_fill(again, -1)
+        rows["candidate"] = where(last, rows["point"], rows["candidate"])
+        rows["forwards"], rows["backwards"] = torch.zeros_like(rows["forwards"]), torch.zeros_like(rows["backwards"])
+        if bool(rows["over"].all()):
+            self.leaving.append(item)
         else:
-            self.lanes[owner.case.attack].returning.append((owner, row))
+            item.lane.returning.append((item.owners[0], rows))
 
-    def _settle(self, case: Case, tried: Tried) -> None:
-        lane = self.lanes[case.attack]
-        if case.settle(tried):
+    def _settle(self, case: Case, lane: Lane, outcomes: list[Outcome]) -> None:
+        if case.settle(outcomes):
             self._drop_cancelled(case, lane)
         if not case.stage_is_over:
             if not case.running:
                 lane.ready.append(case)
-            return
-        if case.next_stage():
+        elif case.next_stage():
             self.emit(case, False)
-            self.lanes[case.attack].ready.append(case)
+            self._lane_of(case).ready.append(case)
         else:
             self.emit(case, True)
+
+    def _drop_cancelled(self, case: Case, lane: Lane) -> None:
+        """Its later attempts, wherever they are."""
+        lane.drop_cancelled(case)
+        for number, item in enumerate(self.leaving):
+            gone = [owner.case is case and case.is_cancelled(owner.attempt) for owner in item.owners]
+            for place in (place for place, cancelled in enumerate(gone) if cancelled):
+                case.note_cost(item.part([place]).rows)
+            if any(gone):
+                self.leaving[number] = item.part([place for place, cancelled in enumerate(gone) if not cancelled])
+        self.leaving = [item for item in self.leaving if item.owners]

@@ -1,27 +1,30 @@
 """Attack a model over a data set and report what held."""
 
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.budget import Budget
 from ironmoe.attacks.case import Case, Stage
-from ironmoe.attacks.checks import Flag, check_model, check_outcome
-from ironmoe.attacks.engine import Budget, Chunk, Engine
-from ironmoe.attacks.journal import Journal, checksum, weights_digest
+from ironmoe.attacks.checks import Flag, check_model, check_outcome, no_room_for_checks, passes_of_checks
+from ironmoe.attacks.checksum import checksum, model_digest
+from ironmoe.attacks.describe import describe_attack
+from ironmoe.attacks.engine import Chunk, Engine, Resumed
+from ironmoe.attacks.journal import Journal
 from ironmoe.attacks.progress import Progress
 from ironmoe.attacks.records import Record, Records, records_of
 from ironmoe.attacks.robustness import AttackSummary, RobustnessReport
-from ironmoe.attacks.run import check_groups, prepared
+from ironmoe.attacks.run import check_groups
 from ironmoe.attacks.sharding import Shard, current_shard
+from ironmoe.attacks.source import Batches, Source
 from ironmoe.attacks.state import borrowed
-from ironmoe.attacks.victim import Model, check_images
-
-Batches = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+from ironmoe.attacks.victim import Model
 
 
 def evaluate(
@@ -48,48 +51,54 @@ def evaluate(
         model: the model the attacks were made for; named again so that no report mixes two models.
         data: (images (N, …), labels (N,)); or an iterable of such batches, such as a DataLoader that gives the same order each time.
             It is gone through once and never held as a whole; batches go to the device of the model's weights.
-        attacks: name → attack, each with a single eps; or a list of attacks, named by what they print.
+        attacks: name → attack, each with a single eps; or a list of attacks, named by what they print, and by a number where that is the
+            same.
         eps: radii for every attack, in place of its own. An image that falls at one is not attacked at larger ones: it lies in them.
         batch_size: images in the active batch. Images of models that couple them (a capacity) stay together in whole groups; where
             a group is the whole batch, this is it.
-        keep_adversarial: keep the final images in the report.
+        keep_adversarial: keep the final images in the report; NaN where a budget left an image undecided.
         checks: look at the model first, and at the outcome, for signs of false security: ``report.checks``.
-        journal: a folder; what is found is appended there at once, and the same call goes on where it was interrupted.
-        max_forwards, max_seconds: end before more forward passes of single images, or time, are spent (in the whole evaluation; with
-            several processes each has an equal share). What is not decided is counted in the report.
+        journal: a folder; what is found is appended there at once, and the same call goes on where it was interrupted. It is refused
+            with another model, attack (every setting counts), image or label; callables are told by name.
+        max_forwards, max_seconds: end before more forward passes of single images, or time, are spent (in this call, checks included;
+            with several processes each has an equal share). What is not decided is counted in the report, and so are images that were
+            not reached, if the length of the data is known.
         on_progress: called as images are decided.
 
     Raises:
         ValueError: no attack, an attack for another model, no data, or a bad input (see ``Attack.run``).
-        JournalError: the folder is the journal of another evaluation.
+        TypeError: attacks, radii or data that are no such thing.
+        JournalError: the folder is the journal of another evaluation, or another process writes to it.
     """
-    if not isinstance(attacks, Mapping):
-        attacks = {", ".join(filter(None, (repr(attack), attack.search))): attack for attack in attacks}
+    attacks = _named(attacks)
     _check_attacks(model, attacks, batch_size)
     chains = [_chain(attack, eps) for attack in attacks.values()]
     shard = current_shard()
-    unit = max(attack.images_per_unit(batch_size) for attack in attacks.values())
-    for chain in chains:
+    units = [attack.images_per_unit(batch_size) for attack in attacks.values()]
+    for chain, unit in zip(chains, units, strict=True):
         check_groups(chain, unit)
+    budget = Budget(None if max_forwards is None else shard.share(max_forwards), max_seconds)
+    source = Source(data, list(attacks.values()), batch_size, math.lcm(*units), shard)
     notes: Journal | None = None
     if journal is not None:
         settings = {
-            "attacks": {name: [repr(attack), attack.search] for name, attack in attacks.items()},
+            "attacks": {name: describe_attack(attack) for name, attack in attacks.items()},
             "eps": None if eps is None else [float(e) for e in eps],
-            "weights": weights_digest(model),
-            "unit": unit,
+            "model": model_digest(model),
+            "units": units,
             "keep_adversarial": keep_adversarial,
         }
         notes = Journal(Path(journal), settings, shard.rank)
-    run = _Evaluation(attacks, chains, shard, unit, batch_size, keep_adversarial, notes, on_progress)
-    budget = Budget(None if max_forwards is None else shard.share(max_forwards), max_seconds)
-    with borrowed(model):
-        found_by_checks = run.go(data, budget, checks)
-    if notes is not None:
-        notes.close()
-    if not run.seen:
+    run = _Evaluation(source, attacks, chains, units, shard, budget, batch_size, keep_adversarial, notes, on_progress)
+    try:
+        with borrowed(model):
+            flags = run.go(checks)
+    finally:
+        if notes is not None:
+            notes.close()
+    if not source.seen:
         raise ValueError("data must hold at least one example, got none")
-    return run.report(time.perf_counter() - run.began, found_by_checks if checks else [])
+    return run.report(flags, checks)
 
 
 class _Evaluation:
@@ -97,164 +106,140 @@ class _Evaluation:
 
     def __init__(
         self,
+        source: Source,
         attacks: Mapping[str, Attack],
         chains: list[list[Stage]],
+        units: list[int],
         shard: Shard,
-        unit: int,
+        budget: Budget,
         batch_size: int,
         keep: bool,
         journal: Journal | None,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.attacks, self.chains, self.shard, self.unit = attacks, chains, shard, unit
+        self.attacks, self.chains, self.units, self.shard, self.budget = attacks, chains, units, shard, budget
         self.batch_size, self.keep, self.journal, self.on_progress = batch_size, keep, journal, on_progress
         self.records = journal.records if journal is not None else Records()
         self.images: dict[tuple[int, int], Tensor] = {}
-        self.shape, self.dtype = torch.Size(), torch.float32
-        self.device: torch.device | None = None  # of the model; else where the images are
-        self.seen = self.decided = self.fresh = self.spent = 0
+        self.source = source
+        self.decided = self.fresh = 0
         self.began = time.perf_counter()
-        self.total: int | None = None
         self.engine: Engine | None = None
+        self.spent_on_checks = 0
         self.complete = True
         self.checksums: dict[int, int] = {}
         self.earlier: dict[tuple[int, int], Record] = {}
 
-    def go(self, data: Batches, budget: Budget, checks: bool) -> list[Flag]:
+    def go(self, checks: bool) -> list[Flag]:
         """Everything; returns what the look at the model says."""
-        if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-            self.total = self.shard.share(len(data[1])) * len(self.chains)  # type: ignore[arg-type]
-        source = self._units(data)
-        first = next(source, None)
-        flags: list[Flag] = []
-        if first is not None and checks:
-            flags = check_model(
-                next(iter(self.attacks.values())), first.images[: self.batch_size], first.labels[: self.batch_size]
-            )
-        parts: list[Chunk] = []
-
-        def whole() -> Iterator[Chunk]:
-            """Whole units; a last smaller one is left for later."""
-            for chunk in itertools.chain([] if first is None else [first], source):
-                full = len(chunk.labels) // self.unit * self.unit
-                if full:
-                    yield _cut(chunk, slice(0, full))
-                if full < len(chunk.labels):
-                    parts.append(_cut(chunk, slice(full, None)))
-
-        self.complete = self._engine(self.unit, budget, whole())
-        if parts and self.complete:
-            self.complete = self._engine(len(parts[0].labels), budget, iter(parts))
-        return flags
-
-    def _engine(self, unit: int, budget: Budget, source: Iterator[Chunk]) -> bool:
+        chunks = map(self._noted, self.source)
+        first = next(chunks, None)
+        flags = self._look(first) if first is not None and checks else []
         self.engine = Engine(
             self.chains,
             self._take,
             batch_size=self.batch_size,
-            unit=unit,
-            budget=budget,
-            begin_at=self._begin_at,
-            device=self.device,
+            units=self.units,
+            budget=self.budget,
+            resume=self._resume,
+            device=self.source.device,
         )
-        done = self.engine.run(source)
-        budget.max_forwards = None if budget.max_forwards is None else budget.max_forwards - self.engine.spent
-        self.spent += self.engine.spent
-        return done
+        self.complete = self.engine.run(itertools.chain([] if first is None else [first], chunks))
+        return flags
 
-    def _units(self, data: Batches) -> Iterator[Chunk]:
-        """The data in chunks of about a batch, checked, numbered, and only this process's share of it."""
-        first, rest = 0, None
-        model = next(iter(self.attacks.values())).model
-        weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-        for images, labels in _batches(data, self.batch_size):
-            self.device = images.device if weight is None else weight.device
-            try:
-                check_images(images, labels, next(iter(self.attacks.values())).bounds)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"in data {first} … {first + len(images) - 1}: {error}") from error
-            for chain in self.chains:
-                for stage in chain:
-                    stage.attack.victim.image_dtype = images.dtype
-            chunk = prepared(images.to(self.device), labels.to(self.device), None, first)
-            first += len(images)
-            self.seen, self.shape, self.dtype = first, images.shape[1:], chunk.images.dtype
-            chunk = chunk if rest is None else Chunk(*(torch.cat(pair) for pair in zip(rest[:3], chunk[:3], strict=True)))  # type: ignore[arg-type]
-            full = len(chunk.labels) // self.unit * self.unit
-            mine = self.shard.takes(chunk.indices[:full], self.unit)
-            rest = _cut(chunk, slice(full, None)) if full < len(chunk.labels) else None
-            yield from self._noted(Chunk(*(part[:full][mine] for part in chunk[:3])))
-        if rest is not None and bool(self.shard.takes(rest.indices[:1], self.unit).all()):
-            yield from self._noted(rest)
+    def _look(self, first: Chunk) -> list[Flag]:
+        """The checks of the model, if the budget has room for them."""
+        attack, *others = self.attacks.values()
+        images = first.images[: self.batch_size].to(attack.victim.image_dtype)
+        if not self.budget.allows(0, passes_of_checks(len(images))):
+            return [no_room_for_checks()]
+        before = attack.victim.forwards
+        flags = check_model(attack, images, first.labels[: self.batch_size], also=others)
+        self.spent_on_checks = attack.victim.forwards - before
+        if self.budget.max_forwards is not None:
+            self.budget.max_forwards -= self.spent_on_checks
+        return flags
 
-    def _noted(self, chunk: Chunk) -> Iterator[Chunk]:
-        if not len(chunk.labels):
-            return
+    def _noted(self, chunk: Chunk) -> Chunk:
+        """The chunk, found to be what the journal is about."""
         if self.journal is not None:
-            for index, image in zip(chunk.indices.tolist(), chunk.images, strict=True):
-                self.checksums[index] = checksum(image)
+            for index, image, label in zip(chunk.indices.tolist(), chunk.images, chunk.labels, strict=True):
+                self.checksums[index] = checksum(image, checksum(label))
                 self.journal.check(index, self.checksums[index])
-        yield chunk
+        return chunk
 
-    def _begin_at(self, attack: int, index: int) -> int:
-        """The stage to go on with; an image that is decided begins after the last."""
-        record = self.records.get(attack, index)
-        if record is None:
-            return 0
-        if record.decided:
-            self.decided += self.unit
-            return len(self.chains[attack])
-        self.earlier[attack, index] = record
-        return record.passed
+    def _resume(self, attack: int, indices: list[int]) -> Resumed | None:
+        """The stage that a unit goes on with, and what of it fell before; None if nothing is left to do."""
+        records = [self.records.get(attack, index) for index in indices]
+        known = [record for record in records if record is not None]
+        if len(known) < len(indices):
+            return Resumed(0, [False] * len(indices))
+        if all(record.decided for record in known):
+            self.decided += len(indices)
+            return None
+        self.earlier |= {(attack, record.example): record for record in known}
+        stage = min(max(record.passed for record in known), len(self.chains[attack]) - 1)
+        return Resumed(stage, [bool(record.fell) and record.passed < stage for record in known])
 
     def _take(self, case: Case, final: bool) -> None:
-        for one, record in enumerate(records_of(case, final)):
+        records = list(records_of(case, final))
+        for one, record in enumerate(records):
             before = self.earlier.get((record.attack, record.example))
             if before is not None:
-                record = record._replace(
-                    forwards=record.forwards + before.forwards,
-                    backwards=record.backwards + before.backwards,
-                    found=record.found | before.found,
-                    zero_gradient=record.zero_gradient | before.zero_gradient,
-                    loss_rising=(record.loss_rising | before.loss_rising) & (not record.fell),
-                )
-            image = None
-            if final and self.keep:
-                image = case.images[one] if case.best is None else case.best.points[one]
-            if self.journal is not None:
-                self.journal.append(record, self.checksums[record.example], image)
-            else:
+                costs = {
+                    "forwards": record.forwards + before.forwards,
+                    "backwards": record.backwards + before.backwards,
+                    "found": record.found | before.found,
+                    "zero_gradient": record.zero_gradient | before.zero_gradient,
+                    "loss_rising": (record.loss_rising | before.loss_rising) & (not record.fell),
+                }
+                fell_before = case.fell_before[one]
+                records[one] = (before if fell_before else record)._replace(**costs, decided=final)
+        # What fell is over for an image; what holds, once its unit is done. Its image is then final.
+        images: list[Tensor | None] = [None] * len(records)
+        for one, outcome in enumerate(case.outcomes):
+            if self.keep and not case.fell_before[one] and (final or records[one].fell):
+                images[one] = case.images[one] if outcome is None else outcome.point
+        if self.journal is not None:
+            self.journal.append(records, [self.checksums[record.example] for record in records], images)
+        else:
+            for record, image in zip(records, images, strict=True):
                 self.records.add(record)
                 if image is not None:
                     self.images[record.attack, record.example] = image.cpu()
         if final:
-            self.decided += len(case.numbers)
-            self.fresh += len(case.numbers)
-            if self.on_progress is not None and self.engine is not None:
-                seconds = time.perf_counter() - self.began
-                self.on_progress(
-                    Progress(self.decided, self.total, len(self.chains), self.fresh, seconds, self.spent + self.engine.spent)
-                )
+            self.decided += len(records)
+            self.fresh += len(records)
+            if self.on_progress is not None:
+                self.on_progress(self._progress())
 
-    def report(self, seconds: float, flags: list[Flag]) -> RobustnessReport:
+    def _progress(self) -> Progress:
+        total = None if self.source.examples is None else self.shard.share(self.source.examples) * len(self.chains)
+        spent = self.spent_on_checks + (self.engine.spent if self.engine is not None else 0)
+        return Progress(self.decided, total, len(self.chains), self.fresh, time.perf_counter() - self.began, spent)
+
+    def report(self, flags: list[Flag], checks: bool) -> RobustnessReport:
         """Of all processes together."""
+        seconds = time.perf_counter() - self.began
         records = self.shard.gather(self.records)
         complete = all(self.shard.gather_objects(self.complete))
+        flags = next(filter(None, self.shard.gather_objects(flags)), [])  # a process without images has none
         self.images = {key: image for part in self.shard.gather_objects(self.images) for key, image in part.items()}
         summaries = {name: self._summary(records, number, seconds) for number, name in enumerate(self.attacks)}
         clean = next(iter(summaries.values())).clean_correct
-        report = RobustnessReport(clean, summaries, flags, complete)
-        if flags:
+        unread = 0 if self.source.examples is None else self.source.examples - len(clean)
+        report = RobustnessReport(clean, summaries, flags, complete, unread)
+        if checks:
             report.checks = flags + check_outcome(report)
         return report
 
     def _summary(self, records: Records, number: int, seconds: float) -> AttackSummary:
-        columns = records.of_attack(number)
+        columns = records.of_attack(number, self.source.examples)
         flag = {name: columns[name].bool() for name in ("zero_gradient", "loss_rising")}
         adversarial = None
         if self.keep:
             images = [self._image(number, index, records) for index in columns["example"].tolist()]
-            adversarial = torch.stack(images) if images else torch.zeros(0, *self.shape, dtype=self.dtype)
+            adversarial = torch.stack(images) if images else torch.zeros(0, *self.source.shape, dtype=self.source.dtype)
         return AttackSummary(
             stages=tuple((_radius(stage), stage.attack.name) for stage in self.chains[number]),
             **{name: columns[name].bool() for name in ("clean_correct", "fell", "decided", "found")},
@@ -270,8 +255,23 @@ class _Evaluation:
         if (attack, index) in self.images:
             return self.images[attack, index]
         record = records.get(attack, index)
-        image = None if record is None or self.journal is None else self.journal.image(record, self.shape, self.dtype)
-        return torch.full(self.shape, float("nan"), dtype=self.dtype) if image is None else image
+        image = (
+            None if record is None or self.journal is None else self.journal.image(record, self.source.shape, self.source.dtype)
+        )
+        return torch.full(self.source.shape, float("nan"), dtype=self.source.dtype) if image is None else image
+
+
+def _named(attacks: Mapping[str, Attack] | Sequence[Attack]) -> Mapping[str, Attack]:
+    if isinstance(attacks, Mapping):
+        return attacks
+    if not isinstance(attacks, Sequence):
+        raise TypeError(f"attacks must be name → attack, or a list of attacks, got {type(attacks).__name__}")
+    named: dict[str, Attack] = {}
+    for attack in attacks:
+        name = ", ".join(filter(None, (repr(attack), attack.search)))
+        alike = sum(known == name or known.startswith(f"{name} (") for known in named)
+        named[f"{name} ({alike + 1})" if alike else name] = attack
+    return named
 
 
 def _check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int) -> None:
@@ -280,6 +280,8 @@ def _check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     for name, attack in attacks.items():
+        if not isinstance(attack, Attack):
+            raise TypeError(f"attacks[{name!r}] must be an attack, got {type(attack).__name__}")
         if attack.model is not model:
             raise ValueError(f"attacks[{name!r}] must be made for the model that is evaluated, got one for another model")
         if isinstance(attack.eps, Tensor) and attack.eps.ndim:
@@ -290,8 +292,10 @@ def _check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int)
 
 
 def _chain(attack: Attack, eps: Sequence[float] | None) -> list[Stage]:
-    radii = [float(attack.eps)] if eps is None else sorted(float(e) for e in eps)
-    if not radii or radii[0] < 0:
+    if eps is not None and not isinstance(eps, Sequence | Tensor):
+        raise TypeError(f"eps must be a list of radii, or None for each attack's own, got {eps!r}")
+    radii = [float(attack.eps)] if eps is None else sorted({float(e) for e in eps})
+    if not radii or not all(radius >= 0 for radius in radii):
         raise ValueError(f"eps must hold at least one radius, none below 0, got {eps}")
     return [Stage(stage, radius) for radius in radii for stage in attack.stages]
 
@@ -299,14 +303,3 @@ def _chain(attack: Attack, eps: Sequence[float] | None) -> list[Stage]:
 def _radius(stage: Stage) -> float:
     assert stage.eps is not None
     return stage.eps
-
-
-def _cut(chunk: Chunk, part: slice) -> Chunk:
-    return Chunk(chunk.images[part], chunk.labels[part], chunk.indices[part])
-
-
-def _batches(data: Batches, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor) and isinstance(data[1], Tensor):
-        yield from zip(data[0].split(batch_size), data[1].split(batch_size), strict=True)
-    else:
-        yield from data  # type: ignore[misc]  # an iterable of batches

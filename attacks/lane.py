@@ -1,7 +1,7 @@
 """A lane: the active batch of one attack, in which rows come and go while it runs.
 
-The rows of a *unit* stay side by side: one image, or a group of images in a model that couples them. A unit leaves when its attempt
-is over and another takes its place; every row is at a step of its own.
+The rows of a *unit* stay side by side: one image, or a group of images that influence each other. A unit leaves when its attempt is
+over and another takes its place; every row is at a step of its own.
 """
 
 from collections import deque
@@ -15,10 +15,11 @@ from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.case import Case
 from ironmoe.attacks.random import example_keys
 from ironmoe.attacks.routing import RoutingMode
-from ironmoe.attacks.rows import Rows, joined, replaced, select, where
+from ironmoe.attacks.rows import Rows, blank_rows, joined, replaced, select, where
 from ironmoe.attacks.victim import Answer
 
 SPLIT_FROM = 8  # rows with and rows without a gradient: fewer are cheaper asked together, all with one
+JUDGED = ("point", "clean", "label", "eps", "low", "high")  # what the judging model's answer to a row depends on
 LATE = 0.9  # of an attempt: what the loss gains after that tells whether it was still rising
 
 
@@ -42,6 +43,7 @@ class Lane:
 
     def __init__(self, attack: Attack, size: int, unit: int, fixed: bool, free_up_to: int = 1) -> None:
         self.attack, self.size, self.unit, self.fixed, self.free_up_to = attack, size, unit, fixed, free_up_to
+        self.joint = attack.joint and unit > 1
         self.rows: Rows = {}
         self.owners: list[Owner | None] = []  # of each unit of rows
         self.ready: deque[Case] = deque()  # cases whose next attempt may begin
@@ -56,9 +58,9 @@ class Lane:
         """Units that have or want a place."""
         return self.active + len(self.ready) + len(self.returning)
 
-    def fill(self, draining: bool = False) -> None:
+    def fill(self, draining: bool = False, at_most: int | None = None) -> None:
         """Give free places to attempts: interrupted ones, then next ones of waiting cases, then, if nothing else will come, later
-        attempts of cases that are at work already."""
+        attempts of cases that are at work already. Of new ones no more than ``at_most``."""
         room = self.size - self.active
         owners: list[Owner] = []
         parts: list[Rows] = []
@@ -67,11 +69,13 @@ class Lane:
             owners.append(owner)
             parts.append(rows)
         new: list[Owner] = []
-        while self.ready and len(owners) + len(new) < room:
+        room -= len(owners)
+        room = room if at_most is None else min(room, at_most)
+        while self.ready and len(new) < room:
             case = self.ready.popleft()
             new.append(Owner(case, case.take_attempt()))
         if draining:
-            new += self._siblings(room - len(owners) - len(new), [*owners, *new])
+            new += self._siblings(room - len(new), [*owners, *new])
         if new:
             owners += new
             parts.append(self._begin(new))
@@ -80,7 +84,7 @@ class Lane:
 
     def round(self) -> None:
         """Ask the model once about every row and let the attack go on. Nothing here waits for the device."""
-        rows, attack = self.rows, self.attack
+        rows, attack, before = self.rows, self.attack, dict(self.rows)
         over, last_call = rows["over"], rows["finished"]
         answer, wanted_grad = self._ask()
         fooled = attack.fooled(answer.logits, rows)
@@ -89,13 +93,13 @@ class Lane:
         self._count(rows, answer, wanted_grad)
         complete = self._judge(rows, answer, fooled & rows["clean_correct"])
         rows["queries"] = rows["queries"] + answer.used
-        point = rows["point"]
         attack.advance(rows, answer.logits, answer.loss, answer.grad)
-        if self.fixed:  # rows that are over wait to be taken out, and their last point with them
-            rows["point"] = where(over, point, rows["point"])
+        if self.fixed or self.unit > 1:  # rows that are over wait as they are: if their success is not confirmed, they go on
+            for name, old in before.items():
+                if rows[name] is not old:
+                    rows[name] = where(over, old, rows[name])
         # An attack that keeps the best asks about its last point, too; another leaves that to the prediction that counts.
-        over = over | complete | (last_call if self._keeps_best else rows["finished"])
-        rows["over"] = over.view(-1, self.unit).any(1).repeat_interleave(self.unit)
+        rows["over"] = over | complete | (last_call if self.keeps_best else rows["finished"])
 
     def harvest(self) -> tuple[list[Owner], Rows] | None:
         """Take out the units that are over; the host waits for the device here. None: nobody left.
@@ -103,7 +107,7 @@ class Lane:
         ``point`` of a row that leaves is the candidate: where it succeeded, or the best or last one.
         """
         self.attack.victim.check()
-        over = self.rows["over"][:: self.unit].tolist()
+        over = self.rows["over"].view(-1, self.unit).all(1).tolist()
         leaving = [place for place, owner in enumerate(self.owners) if owner is not None and over[place]]
         if not leaving:
             return None
@@ -131,29 +135,56 @@ class Lane:
             self._compact(target)
 
     @property
-    def cost_to_fill(self) -> int:
-        """Passes of single images that ``fill`` may take: a routing mode looks at the clean image of each attempt."""
-        records = type(self.attack.victim.routing).record is not RoutingMode.record
-        return (self.size - self.active) * self.unit if records else 0
+    def cases(self) -> list[Case]:
+        """That have or want a place."""
+        owners = [owner for owner in self.owners if owner is not None] + [owner for owner, _ in self.returning]
+        return list(dict.fromkeys([*(owner.case for owner in owners), *self.ready]))
+
+    def stop(self) -> list[Case]:
+        """Take out everything; what attempts at work cost is noted."""
+        cases = self.cases
+        for place, owner in enumerate(self.owners):
+            if owner is not None:
+                owner.case.note_cost(select(self.rows, self._row_numbers([place])))
+        self.rows, self.owners = {}, []
+        self.ready.clear()
+        self.returning.clear()
+        return cases
+
+    @property
+    def records(self) -> bool:
+        """Whether an attempt begins with a look at its clean images, as some routing modes want it."""
+        return type(self.attack.victim.routing).record is not RoutingMode.record
+
+    @property
+    def passes(self) -> int:
+        """Of each row in a round, at most."""
+        rows = max(len(self.owners) * self.unit, 1)
+        return self.attack.questions(rows, "cuda" if self.fixed else "cpu") + self._confirms
 
     @property
     def has_questions(self) -> bool:
         """Whether attempts ask anything before their last point is predicted."""
-        return self.attack.queries > 0 or self._keeps_best
+        return self.attack.queries > 0 or self.keeps_best
 
     @property
-    def _keeps_best(self) -> bool:
-        return self.attack.keeps == "best" or (self.unit > 1 and self.attack.keeps == "first")
+    def keeps_best(self) -> bool:
+        return self.attack.keeps == "best" or (self.joint and self.attack.keeps == "first")
+
+    @property
+    def _confirms(self) -> bool:
+        """Whether the best of an attempt is chosen among points that the judging model is fooled by, too, not the search's alone."""
+        return self.keeps_best and self.attack.victim.searches_another_model
 
     def _siblings(self, room: int, taken: list[Owner]) -> list[Owner]:
         """Attempts side by side with earlier ones of their case. An image that has withstood an attempt will likely need them all; of
         others only so many as cost next to nothing."""
         new: list[Owner] = []
         at_work = list(dict.fromkeys(owner.case for owner in (*self.owners, *taken) if owner is not None))
-        withstood = [case for case in at_work if case.best is not None]
+        withstood = [case for case in at_work if any(outcome is not None for outcome in case.outcomes)]
         few = self.free_up_to - self.active - len(taken)
         for cases, places in ((withstood, room), (at_work, min(room, few))):
-            while len(new) < places and (left := [case for case in cases if case.has_attempts_left]):
+            while len(new) < places and (left := [case for case in cases if case.attempts_left]):
                 new += [Owner(case, case.take_attempt()) for case in left[: places - len(new)]]
         return new
 
@@ -170,14 +201,14 @@ class Lane:
             column((case.labels for case in cases), torch.int64),
             column((case.eps for case in cases), torch.float64),
             column((owner.case.targets_of(owner.attempt) for owner in owners), torch.int64),
-            column((case.correct for case in cases), torch.bool),
+            column((case.wanted for case in cases), torch.bool),
             example_keys(attack.seed, column((case.numbers for case in cases), torch.int64), attempts),
         )
         rows["restart"] = attempts % attack.restarts
         rows |= attack.ball(rows).edges()
         rows |= attack.victim.record(clean)
         attack.start(rows)
-        if not self._keeps_best:
+        if not self.keeps_best:
             rows["over"] = rows["finished"]
         return rows
 
@@ -224,9 +255,11 @@ class Lane:
         rows["found"] = rows["found"] | fooled
         if self.attack.keeps == "last":
             return torch.zeros_like(fooled)
-        if not self._keeps_best:
+        if not self.keeps_best:
             rows["candidate"] = where(first_time, point, rows["candidate"])
             return rows["found"]
+        if self._confirms:
+            fooled = self._confirmed(rows, fooled)
         count = self._of_unit(fooled.long())
         score = self._of_unit(self.attack.score(rows, answer.loss).to(rows["best_score"].dtype))
         better = (count > rows["best_count"]) | ((count == rows["best_count"]) & (score > rows["best_score"]))
@@ -239,8 +272,21 @@ class Lane:
             return torch.zeros_like(fooled)
         return count == self._of_unit(rows["clean_correct"].long())
 
+    def _confirmed(self, rows: Rows, fooled: Tensor) -> Tensor:
+        """(R,) bool: of the rows that fooled the search, those that fool the judging model, too; whole units are shown to it."""
+        part = {name: rows[name] for name in JUDGED if name in rows}
+        asked = torch.ones_like(fooled) if self.fixed else self._of_unit(fooled.long()) > 0
+        if not self.fixed:
+            part = select(part, asked)
+            if not len(part["label"]):
+                return fooled
+        verdict = self.attack.fooled(self.attack.victim.judge(self.attack.ball(part).tighten(part["point"])), part)
+        rows["forwards"] = rows["forwards"] + (asked & ~rows["over"])
+        return fooled & (verdict if self.fixed else torch.zeros_like(fooled).masked_scatter(asked, verdict))
+
     def _of_unit(self, values: Tensor) -> Tensor:
-        return values.view(-1, self.unit).sum(1).repeat_interleave(self.unit)
+        """Summed over rows that count together."""
+        return values.view(-1, self.unit).sum(1).repeat_interleave(self.unit) if self.joint else values
 
     def _place(self, owners: list[Owner], parts: list[Rows]) -> None:
         if not owners:
@@ -271,20 +317,6 @@ class Lane:
         device = self.rows["label"].device
         first = torch.tensor(places, dtype=torch.int64, device=device) * self.unit
         return (first.unsqueeze(1) + torch.arange(self.unit, device=device)).flatten()
-
-
-def blank_rows(clean: Tensor, label: Tensor, eps: Tensor, target: Tensor, clean_correct: Tensor, key: Tensor) -> Rows:
-    """Rows as a lane hands them to ``Attack.start``."""
-    rows: Rows = {
-        "clean": clean, "label": label, "eps": eps, "target": target, "clean_correct": clean_correct, "key": key, "candidate": clean
-    }  # fmt: skip
-    no, zero = torch.zeros_like(clean_correct), torch.zeros_like(label)
-    rows |= dict.fromkeys(("finished", "over", "found", "zero_gradient"), no)
-    rows |= dict.fromkeys(("queries", "forwards", "backwards", "best_count"), zero)
-    rows["found_at"] = zero - 1
-    lowest = torch.full_like(label, float("-inf"), dtype=clean.dtype)
-    rows |= dict.fromkeys(("loss_first", "loss_late", "loss_best", "best_score"), lowest)
-    return rows
 
 
 def _power_of_two(count: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls import Bounds
 from ironmoe.attacks.cycles import fingerprint
-from ironmoe.attacks.losses import Loss, get_loss
+from ironmoe.attacks.losses import Loss, dlr, get_loss
 from ironmoe.attacks.rows import Rows
 from ironmoe.attacks.victim import Model
 from ironmoe.attacks.vmoe_pgd import VMoEPGD
@@ -106,6 +106,10 @@ class PGD(Attack):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.norm}, eps={self.eps}, steps={self.steps}, restarts={self.restarts}, seed={self.seed})"
+
+    @property
+    def classes_needed(self) -> int:
+        return 3 if self.loss_of is dlr else 2
 
     def start(self, rows: Rows) -> None:
         rows["point"] = self.ball(rows).random_point(rows["key"]) if self.random_start else rows["clean"]

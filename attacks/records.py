@@ -17,7 +17,7 @@ class Record(NamedTuple):
     passed: stages it has passed; fell: it did not pass the next one; decided: nothing is left to do
     prediction, distance: of the final image; steps to success, −1 without
     found: the search took some point for a success; forwards, backwards it took part in; zero_gradient, loss_rising: flags
-    offset, rank: of its final image in the file of images of that process; −1 if there is none
+    offset, end, rank: of its final image in the file of images of that process; −1 if there is none
     """
 
     example: int
@@ -37,11 +37,12 @@ class Record(NamedTuple):
     zero_gradient: int
     loss_rising: int
     offset: int = -1
+    end: int = -1
     rank: int = 0
 
 
 class Records:
-    """Records by (attack, index); a later one takes the place of an earlier one."""
+    """Records by (attack, index); one that knows as much or more takes the place of another."""
 
     def __init__(self) -> None:
         self._columns = {name: array("d" if kind is float else "q") for name, kind in Record.__annotations__.items()}
@@ -52,7 +53,10 @@ class Records:
 
     def add(self, record: Record) -> None:
         key = (record.attack, record.example)
-        if key in self._place:
+        known = self.get(*key)
+        if known is not None:
+            if (record.decided, record.passed) < (known.decided, known.passed):
+                return
             for name, value in record._asdict().items():
                 self._columns[name][self._place[key]] = value
         else:
@@ -67,33 +71,33 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         return (Record(*values) for values in zip(*self._columns.values(), strict=True))
 
-    def of_attack(self, number: int) -> dict[str, Tensor]:
-        """Column → tensor, in the order of the indices. Integers as int64, distance as float64."""
+    def of_attack(self, number: int, below: int | None = None) -> dict[str, Tensor]:
+        """Column → tensor, in the order of the indices, of those ``below``. Integers as int64, distance as float64."""
         kinds = {name: torch.float64 if kind is float else torch.int64 for name, kind in Record.__annotations__.items()}
         columns = {name: torch.tensor(column, dtype=kinds[name]) for name, column in self._columns.items()}
         mine = columns["attack"] == number
+        mine &= True if below is None else columns["example"] < below
         order = columns["example"][mine].argsort()
         return {name: column[mine][order] for name, column in columns.items()}
 
 
 def records_of(case: Case, final: bool) -> Iterator[Record]:
     """A record for each image of a case."""
-    best = case.best
     for one, index in enumerate(case.numbers):
-        success = best is not None and best.success[one]
-        right = case.correct[one]
+        outcome = case.outcomes[one]
+        success = outcome is not None and outcome.success
         yield Record(
             example=index,
             attack=case.chain,
             label=case.labels[one],
             clean_prediction=case.clean_prediction[one],
-            clean_correct=right,
-            passed=case.stage + (1 if final and right and not success else 0),
+            clean_correct=case.correct[one],
+            passed=outcome.stage if outcome is not None and success else case.stage + (final and case.correct[one]),
             fell=success,
             decided=final,
-            prediction=case.clean_prediction[one] if best is None else best.prediction[one],
-            distance=0.0 if best is None else best.distance[one],
-            steps=best.steps[one] if success else -1,  # type: ignore[union-attr]
+            prediction=case.clean_prediction[one] if outcome is None else outcome.prediction,
+            distance=0.0 if outcome is None else outcome.distance,
+            steps=-1 if outcome is None else outcome.steps,
             found=case.found[one] or success,
             forwards=case.forwards[one],
             backwards=case.backwards[one],

@@ -114,6 +114,7 @@ class RobustnessReport:
     attacks: dict[str, AttackSummary] = field(default_factory=dict)
     checks: list[Flag] = field(default_factory=list)
     complete: bool = True  # False: a budget ended it before every image was decided
+    unread: int = 0  # images of data of known length that it did not come to; no number counts them
 
     @property
     def clean_accuracy(self) -> Proportion:
@@ -133,6 +134,7 @@ class RobustnessReport:
             "clean": self.clean_accuracy.as_dict(),
             "worst_case": self.worst_case.as_dict(),
             "complete": self.complete,
+            "unread": self.unread,
             "attacks": {name: summary.as_dict() for name, summary in self.attacks.items()},
             "checks": [flag._asdict() for flag in self.checks],
         }

@@ -25,6 +25,9 @@ class RoutingMode:
     adds_term = False  # the loss that is ascended is not a function of the logits alone
     free_forward = True  # the search's forward pass is that of the model that judges
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def record(self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None) -> Rows:
         """What is kept of clean images (R, …) for their attempts: tensors with the rows first. ``ask`` calls the model with images as
         the search does, normalised and in its precision; by default the model itself is called."""

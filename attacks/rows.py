@@ -17,7 +17,7 @@ eps:           (R,) float64
 restart:       (R,) int64, 0 … restarts − 1, the same ones for every target
 target:        (R,) int64, the class a targeted loss drives to; the label where the attack has no targets
 key:           (R,) int64, what its random numbers depend on
-clean_correct: (R,) bool
+clean_correct: (R,) bool: to be fooled; right, and not fallen at an earlier stage
 point:         (R, …) like clean: where the model is asked next
 finished:      (R,) bool: ``point`` is the last one
 
@@ -43,3 +43,17 @@ def joined(parts: Sequence[Rows]) -> Rows:
 def where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     """Rows of ``yes`` where the mask (R,) is set, else of ``no``."""
     return torch.where(mask.view(-1, *(1,) * (yes.ndim - 1)), yes, no)
+
+
+def blank_rows(clean: Tensor, label: Tensor, eps: Tensor, target: Tensor, clean_correct: Tensor, key: Tensor) -> Rows:
+    """Rows as a lane hands them to ``Attack.start``."""
+    rows: Rows = {
+        "clean": clean, "label": label, "eps": eps, "target": target, "clean_correct": clean_correct, "key": key, "candidate": clean
+    }  # fmt: skip
+    no, zero = torch.zeros_like(clean_correct), torch.zeros_like(label)
+    rows |= dict.fromkeys(("finished", "over", "found", "zero_gradient"), no)
+    rows |= dict.fromkeys(("queries", "forwards", "backwards", "best_count"), zero)
+    rows["found_at"] = zero - 1
+    lowest = torch.full_like(label, float("-inf"), dtype=clean.dtype)
+    rows |= dict.fromkeys(("loss_first", "loss_late", "loss_best", "best_score"), lowest)
+    return rows

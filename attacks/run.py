@@ -27,10 +27,10 @@ def run_attack(attack: Attack, images: Tensor, labels: Tensor, indices: Tensor |
         stages = [Stage(each) for each in attack.stages]
         for stage in stages:
             stage.attack.victim.image_dtype = images.dtype
-        for part, unit in units(chunk._replace(eps=eps), attack.images_per_unit(max(len(images), 1))):
-            check_groups(stages, unit)
-            engine = Engine([stages], result.take, batch_size=len(part.labels), unit=unit, device=images.device)
-            engine.run([part])
+        size = max(len(images), 1)
+        unit = attack.images_per_unit(size)
+        check_groups(stages, unit)
+        Engine([stages], result.take, batch_size=size, units=[unit], device=images.device).run([chunk._replace(eps=eps)])
         return result.finished()
 
 
@@ -52,11 +52,16 @@ def units(chunk: Chunk, unit: int) -> Iterator[tuple[Chunk, int]]:
 def check_groups(stages: list[Stage], unit: int) -> None:
     """Refuse attacks that cannot be right on images that influence each other."""
     for stage in stages:
-        if unit > 1 and not stage.attack.takes_groups:
-            raise ValueError(
-                f"{type(stage.attack).__name__} accepts or rejects each image's step by itself, which is wrong for a model whose images "
-                f"influence each other (a capacity or Expert Choice, groups of {unit}); use FGSM, PGD, MIFGSM or APGD, or a dropless model"
-            )
+        attack = stage.attack
+        if unit == 1 or attack.takes_groups:
+            continue
+        why = (
+            f"a model whose images influence each other (a capacity or Expert Choice, groups of {unit}); use FGSM, PGD, MIFGSM or APGD, "
+            "or a dropless model"
+            if attack.joint
+            else f"{attack.victim.routing}, a loss that all images share; use FGSM, PGD, MIFGSM or APGD, or another routing mode"
+        )
+        raise ValueError(f"{type(attack).__name__} accepts or rejects each image's step by itself, which is wrong for {why}")
 
 
 class _Collected:
@@ -73,8 +78,9 @@ class _Collected:
     def take(self, case: Case, final: bool) -> None:
         for one, record in enumerate(records_of(case, final)):
             self.records.add(record._replace(example=self.place[record.example]))
-            if case.best is not None:
-                self.adversarial[self.place[record.example]] = case.best.points[one]
+            outcome = case.outcomes[one]
+            if outcome is not None:
+                self.adversarial[self.place[record.example]] = outcome.point
 
     def finished(self) -> AttackResult:
         columns = {name: column.to(self.adversarial.device) for name, column in self.records.of_attack(0).items()}

@@ -37,9 +37,7 @@ class Shard(NamedTuple):
             return records
         together = Records()
         for record in (record for part in parts for record in part):
-            known = together.get(record.attack, record.example)
-            if known is None or (record.decided, record.passed) > (known.decided, known.passed):
-                together.add(record)
+            together.add(record)
         return together
 
 

@@ -93,12 +93,12 @@ class Square(Attack):
         return margin(logits, rows["label"])
 
     def questions(self, rows: int, device: str) -> int:
-        return min(max(1, ROWS_AT_LEAST.get(device, 1) // rows), AHEAD)
+        return self.eot * self._points(rows, device)
 
     def ask(self, rows: Rows, want_grad: bool) -> Answer:
         """In a small batch, about ``point`` and about the proposals that come after it if it is not accepted, as most are not: the
         first that is accepted is the one that would have been reached step by step."""
-        count = self.questions(len(rows["label"]), rows["label"].device.type)
+        count = self._points(len(rows["label"]), rows["label"].device.type)
         if count == 1:
             return super().ask(rows, want_grad)
         points, steps, there = self._ahead(rows, count - 1)
@@ -113,7 +113,11 @@ class Square(Attack):
         row = torch.arange(len(place), device=place.device)
         rows["point"], rows["step"] = points[row, place], steps[row, place]
         return Answer(
-            answer.logits.view(-1, count, answer.logits.shape[1])[row, place], loss[row, place], None, count, place + 1
+            answer.logits.view(-1, count, answer.logits.shape[1])[row, place],
+            loss[row, place],
+            None,
+            self.eot * count,
+            place + 1,
         )
 
     def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
@@ -124,6 +128,10 @@ class Square(Attack):
         rows["finished"] = rows["finished"] | nothing_left
         rows["point"] = where(rows["finished"], rows["best"], proposal)
         rows["step"] = step
+
+    def _points(self, rows: int, device: str) -> int:
+        """That a question is about, for each of so many rows."""
+        return min(max(1, ROWS_AT_LEAST.get(device, 1) // rows), AHEAD)
 
     def _stripes(self, rows: Rows) -> Tensor:
         """Each column of each channel low or high: the starting point of section 4.1."""

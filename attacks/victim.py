@@ -63,6 +63,11 @@ class Victim:
         self._nan: Tensor | None = None
         self._constants: dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, Tensor]] = {}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was chosen."""
+        return {name: getattr(self, name) for name in ("normalize", "logits_fn", "attack_dtype", "routing")}
+
     def logits(self, points: Tensor) -> Tensor:
         """(B, C) in the model's dtype, its shape checked."""
         self.forwards += len(points)
@@ -82,11 +87,21 @@ class Victim:
             )
         return output
 
+    @property
+    def searches_another_model(self) -> bool:
+        """Whether the forward pass of the search is another than that of the predictions that count."""
+        return self.attack_dtype is not None or not self.routing.free_forward
+
     @torch.no_grad()
-    def predict(self, points: Tensor) -> Tensor:
-        """(B, C) logits in full precision, also inside a user's autocast; never NaN."""
+    def judge(self, points: Tensor) -> Tensor:
+        """(B, C) logits of the model that counts: in full precision, also inside a user's autocast, with free routing. Does not wait
+        for the device."""
         with torch.autocast(points.device.type, enabled=False):
-            logits = self.logits(points)
+            return self.logits(points)
+
+    def predict(self, points: Tensor) -> Tensor:
+        """What ``judge`` says, looked at; never NaN."""
+        logits = self.judge(points)
         bad = logits.isnan().any(1)
         if bool(bad.any()):
             raise ValueError(
@@ -114,6 +129,10 @@ class Victim:
         logits, loss = (torch.stack([answer[i] for answer in answers]).mean(0) for i in (0, 1))  # type: ignore[misc]
         grads = [answer.grad for answer in answers if answer.grad is not None]
         return Answer(logits, loss, torch.stack(grads).mean(0) if grads else None, repeats)
+
+    def forget(self) -> None:
+        """What went wrong before: another run's."""
+        self._nan = None
 
     def check(self) -> None:
         """Raise what went wrong since the last check."""
@@ -202,6 +221,12 @@ def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) ->
         )
     if int(labels.min()) < 0:
         raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
+
+
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """ValueError: labels (N,) beyond the classes of logits (N, C)."""
+    if len(labels) and int(labels.max()) >= logits.shape[1]:
+        raise ValueError(f"labels must be below the model's {logits.shape[1]} classes, got {int(labels.max())}")
 
 
 def _first(mask: Tensor) -> int:

@@ -10,8 +10,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ironmoe.attacks import Attack, Progress, RobustnessReport, evaluate
+from ironmoe.attacks.checksum import model_digest
 from ironmoe.attacks.coupling import images_per_unit
-from ironmoe.attacks.journal import weights_digest
 from ironmoe.bench.attack_suite import DTYPES, Suite, SuiteError
 from ironmoe.bench.data import DataError, ImageData
 from ironmoe.bench.demo import NEEDED_BYTES, default_folder, progress_bars
@@ -51,7 +51,7 @@ class Options(NamedTuple):
             "model": self.model_spec or str(self.checkpoint),
             "name": loaded.name,
             "facts": loaded.facts,
-            "weights": weights_digest(loaded.model),
+            "weights": model_digest(loaded.model),
             "data": self.data.name,
             "checksum": self.data.checksum,
             "skipped": self.data.skipped,

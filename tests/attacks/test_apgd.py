@@ -255,12 +255,12 @@ def test_results_do_not_depend_on_batches(options):
         one = attack.run(x[i : i + 1], labels[i : i + 1], torch.tensor([i]))
         assert torch.equal(one.adversarial[0], together.adversarial[i]) and one.success[0] == together.success[i]
     cases = {}
-    engine = Engine([[Stage(attack)]], lambda case, final: cases.update({case.numbers[0]: case}), batch_size=4)
+    engine = Engine([[Stage(attack)]], lambda case, final: cases.update({case.numbers[0]: case}), batch_size=4, units=[1])
     eps = torch.full((14,), options["eps"], dtype=torch.float64)
     assert engine.run([Chunk(x, labels, torch.arange(14), eps)])
     for i, case in cases.items():
-        assert case.best.success[0] == together.success[i]
-        assert torch.equal(case.best.points[0], together.adversarial[i])
+        assert case.outcomes[0].success == together.success[i]
+        assert torch.equal(case.outcomes[0].point, together.adversarial[i])
     assert len(cases) == 14
 
 

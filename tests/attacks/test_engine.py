@@ -1,18 +1,14 @@
 """The queue: the same verdicts as a plain loop, at less cost, whatever the batch."""
 
 import importlib.util
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks import FGSM, MIFGSM, PGD, Attack, evaluate
-from ironmoe.attacks.case import Stage
-from ironmoe.attacks.engine import Chunk, Engine
-from ironmoe.attacks.lane import Lane
+from ironmoe.attacks import PGD, Attack, FrozenRouting, Square, evaluate
 from ironmoe.attacks.random import example_keys
-from ironmoe.moe import Capacity
 
 spec = importlib.util.spec_from_file_location("toys", Path(__file__).with_name("toys.py"))
 toys = importlib.util.module_from_spec(spec)
@@ -30,11 +26,6 @@ def data():
 @pytest.fixture(scope="module")
 def model(data):
     return toys.vmoe(data[0].float(), data[1])
-
-
-@pytest.fixture(scope="module")
-def coupled(data):
-    return toys.vmoe(data[0].float(), data[1], capacity=Capacity(0.6, images_per_group=3))
 
 
 def plain_pgd(model, images, labels, eps, steps, restarts, seed=0):
@@ -145,14 +136,17 @@ def test_a_success_cancels_later_siblings_and_waits_for_earlier_ones():
     assert torch.equal(alone.attacks["s"].adversarial, summary.adversarial)
 
 
+class Fragile(torch.nn.Module):
+    """Of the first pixel alone; what autocast sees falls earlier than what full precision sees."""
+
+    def forward(self, x):
+        moved = x[:, :1]
+        limit = 0.15 if torch.is_autocast_enabled("cpu") else 0.35
+        return torch.cat([torch.full_like(moved, limit), moved], 1)
+
+
 def test_what_is_not_confirmed_goes_on():
     """The search's model is wrong about every image from the second step on; the full-precision one falls at the fourth."""
-
-    class Fragile(torch.nn.Module):
-        def forward(self, x):
-            moved = x[:, :1]
-            limit = 0.15 if torch.is_autocast_enabled("cpu") else 0.35
-            return torch.cat([torch.full_like(moved, limit), moved], 1)
 
     images, labels = torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64)
     options = {"alpha": 0.1, "random_start": False, "attack_dtype": torch.bfloat16}
@@ -194,39 +188,6 @@ class TestCircles:
         assert fingerprint(swapped)[0] != prints[0]
 
 
-class TestGroups:
-    def test_the_final_batch_shows_the_verdict(self, coupled, data):
-        for attack in (PGD(coupled, EPS, steps=8, restarts=2), FGSM(coupled, EPS), MIFGSM(coupled, EPS, steps=4)):
-            result = attack.run(*data)
-            with torch.no_grad():
-                assert torch.equal(coupled(result.adversarial).argmax(1), result.prediction)
-            assert result.success.any() and not result.success.all()
-
-    @pytest.mark.parametrize("batch_size", [10, 60])
-    def test_groups_stay_together_in_any_batch(self, coupled, data, batch_size):
-        images, labels = data[0][:50], data[1][:50]  # the last group has two images
-        attack = PGD(coupled, EPS, steps=6, restarts=2)
-        whole = attack.run(images, labels)
-        report = evaluate(coupled, (images, labels), {"pgd": attack}, batch_size=batch_size, checks=False)
-        assert torch.equal(report.attacks["pgd"].fell, whole.success)
-
-    def test_every_batch_holds_whole_groups(self, coupled, data):
-        sizes = []
-        handle = coupled.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-        evaluate(coupled, data, {"pgd": PGD(coupled, EPS, steps=6)}, batch_size=20, checks=False)
-        handle.remove()
-        assert {size % 3 for size in sizes} == {0} and max(sizes) <= 21
-
-    def test_attacks_that_accept_image_by_image_are_refused(self, coupled, data):
-        class Picky(PGD):
-            takes_groups = False
-
-        with pytest.raises(ValueError, match=r"Picky accepts or rejects each image's step by itself.*groups of 3"):
-            Picky(coupled, EPS).run(*data)
-        with pytest.raises(ValueError, match="Picky accepts"):
-            evaluate(coupled, data, {"p": Picky(coupled, EPS)})
-
-
 class TestBudget:
     @pytest.mark.parametrize("limit", [0, 39, 100, 200, 777])
     def test_forwards_are_never_more(self, model, data, limit):
@@ -246,66 +207,73 @@ class TestBudget:
         with pytest.raises(ValueError, match="max_seconds must be at least 0"):
             evaluate(model, data, {"pgd": PGD(model, EPS)}, max_seconds=-1)
 
+    @pytest.mark.parametrize("limit", range(0, 60, 3))
+    def test_what_is_not_confirmed_never_goes_beyond_it(self, limit):
+        """Candidates that are refused are asked for once more, which the budget may forbid: then the run ends."""
+        model, made = Fragile(), []
+        model.register_forward_pre_hook(lambda module, args: made.append(len(args[0])))
+        attack = PGD(model, 0.25, steps=6, alpha=0.1, random_start=False, attack_dtype=torch.bfloat16)
+        data = torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64)
+        report = evaluate(model, data, {"pgd": attack}, batch_size=6, checks=False, max_forwards=limit)
+        assert sum(made) <= limit and report.complete == (limit >= 48)
+
+    @pytest.mark.parametrize("seconds", [0.0, 0.02, 0.05, 0.08])
+    def test_time_that_is_up_at_any_moment(self, data, seconds):
+        weight = torch.randn(144, 4, dtype=torch.float64)
+
+        def slow(x):
+            time.sleep(0.01)
+            return x.flatten(1) @ weight
+
+        labels = slow(data[0]).argmax(1)
+        report = evaluate(slow, (data[0], labels), {"pgd": PGD(slow, 0.1)}, batch_size=20, checks=False, max_seconds=seconds)
+        assert not report.complete and report.unread == 120 - len(report.clean_correct)
+
+    def test_every_pass_is_reported_when_it_ends(self, model, data):
+        made = []
+        handle = model.register_forward_pre_hook(lambda module, args: made.append(len(args[0])))
+        report = evaluate(model, data, {"pgd": PGD(model, EPS, steps=30)}, max_forwards=360, batch_size=40, checks=False)
+        handle.remove()
+        assert report.attacks["pgd"].forwards == sum(made) <= 360
+
+    def test_checks_are_paid_from_it(self, model, data):
+        made = []
+        handle = model.register_forward_pre_hook(lambda module, args: made.append(len(args[0])))
+        for limit in (100, 1500):
+            made.clear()
+            report = evaluate(model, data, {"pgd": PGD(model, EPS, steps=30)}, max_forwards=limit, batch_size=40)
+            looked = {flag.name: flag.tripped for flag in report.checks}
+            assert sum(made) <= limit and ("model not looked at" in looked) == (limit == 100)
+        handle.remove()
+
+    @pytest.mark.parametrize(
+        "make", [lambda m, **o: Square(m, 0.05, steps=40, eot=3, **o), lambda m, **o: PGD(m, EPS, eot=3, **o)]
+    )
+    def test_the_mean_of_several_answers_costs_several_passes(self, model, data, make):
+        made = []
+        handle = model.register_forward_pre_hook(lambda module, args: made.append(len(args[0])))
+        for limit in (300, 2000, None):
+            made.clear()
+            report = evaluate(model, data, {"a": make(model)}, max_forwards=limit, batch_size=40, checks=False)
+            assert limit is None or sum(made) <= limit
+        handle.remove()
+        assert report.complete and report.attacks["a"].forwards == sum(made)
+
+    def test_a_routing_mode_that_records_uses_it_up(self, model, data):
+        """A look at the clean images for each attempt is paid when it is made, no earlier."""
+        attack, used = {"pgd": PGD(model, EPS, steps=5, routing=FrozenRouting())}, []
+        handle = model.register_forward_pre_hook(lambda module, args: used.append(len(args[0])))
+        free = evaluate(model, data, attack, batch_size=40, checks=False)
+        needed = sum(used)
+        for limit in (needed // 2, needed + 40):
+            used.clear()
+            report = evaluate(model, data, attack, batch_size=40, checks=False, max_forwards=limit)
+            assert sum(used) <= limit and sum(used) > limit - 200
+        handle.remove()
+        assert report.complete and torch.equal(report.attacks["pgd"].fell, free.attacks["pgd"].fell)
+
     def test_enough_changes_nothing(self, model, data):
         attack = PGD(model, EPS, steps=5)
         free = evaluate(model, data, {"pgd": attack}, checks=False)
         enough = evaluate(model, data, {"pgd": attack}, checks=False, max_forwards=10**6, max_seconds=1000)
         assert free.complete and enough.complete and torch.equal(free.attacks["pgd"].fell, enough.attacks["pgd"].fell)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [lambda m: PGD(m, 0.1, steps=4), lambda m: MIFGSM(m, 0.1, steps=4), lambda m: PGD(m, 0.5, steps=4, early_stop=False)],
-)
-def test_a_round_never_waits_for_the_device(make):
-    """On fake tensors whatever needs a value, .item() or a nonzero, raises."""
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        lane = Lane(make(model), 4, 1, fixed=True)
-        images = mode.from_tensor(torch.rand(4, 1, 2, 4))
-        labels = mode.from_tensor(torch.zeros(4, dtype=torch.int64))
-        yes = mode.from_tensor(torch.ones(4, dtype=torch.bool))
-        eps = mode.from_tensor(torch.full((4,), 0.1, dtype=torch.float64))
-        rows = lane_rows(lane.attack, images, labels, yes, eps)
-        lane.rows = rows
-        lane.owners = [None] * 4
-        shapes = {name: value.shape for name, value in rows.items()}
-        for _ in range(6):
-            lane.round()
-        assert {name: value.shape for name, value in lane.rows.items()} == shapes
-
-
-def lane_rows(attack, images, labels, yes, eps):
-    from ironmoe.attacks.lane import blank_rows
-
-    rows = blank_rows(images, labels, eps, labels, yes, example_keys(0, labels, 0))
-    attack.start(rows)
-    return rows
-
-
-def test_a_fixed_batch_gives_the_same_verdicts(model, data):
-    """As on a GPU: rows keep their number while units come and go, and flags are read every few rounds."""
-    images, labels = data
-    attack = PGD(model, EPS, steps=10, restarts=2)
-    plain = evaluate(model, data, {"pgd": attack}, checks=False).attacks["pgd"]
-    fell = {}
-
-    def emit(case, final):
-        if final:
-            fell[case.numbers[0]] = case.best is not None and case.best.success[0]
-
-    engine = Engine([[Stage(attack, EPS)]], emit, batch_size=32)
-    engine.kind = "cuda"
-    for lane in engine.lanes.values():
-        lane.fixed = True
-    sizes = []
-    handle = model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    from ironmoe.attacks.state import borrowed
-
-    attack.victim.image_dtype = torch.float64
-    with borrowed(model):
-        engine.run([Chunk(images, labels, torch.arange(120))])
-    handle.remove()
-    assert [fell[i] for i in range(120)] == plain.fell.tolist()
-    asked = [size for size in sizes if size in (32, 16, 8, 4, 2, 1)]
-    assert len(asked) > 0.6 * len(sizes)

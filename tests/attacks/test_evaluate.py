@@ -1,7 +1,6 @@
-"""Evaluations that are interrupted, divided, streamed, and looked through for false security."""
+"""Evaluations that are divided, and streamed."""
 
 import importlib.util
-import json
 import os
 import resource
 import subprocess
@@ -11,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ironmoe.attacks import FGSM, PGD, JournalError, check_model, evaluate
+from ironmoe.attacks import FGSM, PGD, evaluate
 from ironmoe.attacks.sharding import Shard
-from ironmoe.moe import Capacity
 
 spec = importlib.util.spec_from_file_location("toys", Path(__file__).with_name("toys.py"))
 toys = importlib.util.module_from_spec(spec)
@@ -35,102 +33,6 @@ def model(data):
 
 def attacks(model):
     return {"fgsm": FGSM(model, EPS), "pgd": PGD(model, EPS, steps=10, restarts=2)}
-
-
-def same(one, two):
-    for name, summary in one.attacks.items():
-        other = two.attacks[name]
-        for field in ("clean_correct", "passed", "fell", "decided", "prediction", "distance", "steps", "found"):
-            assert torch.equal(getattr(summary, field), getattr(other, field)), (name, field)
-        if summary.adversarial is not None:
-            torch.testing.assert_close(summary.adversarial, other.adversarial, rtol=0, atol=1e-9)
-    return True
-
-
-class Killed(Exception):
-    pass
-
-
-class TestJournal:
-    @pytest.mark.parametrize("after", [1, 100, 239])
-    def test_a_killed_evaluation_goes_on(self, model, data, tmp_path, after):
-        options = {"eps": [0.02, EPS], "batch_size": 32, "keep_adversarial": True, "checks": False}
-        whole = evaluate(model, data, attacks(model), **options)
-
-        def kill(progress):
-            if progress.decided >= after:
-                raise Killed
-
-        with pytest.raises(Killed):
-            evaluate(model, data, attacks(model), journal=tmp_path / "j", on_progress=kill, **options)
-        done = {(line["attack"], line["example"]) for line in lines(tmp_path / "j") if line["decided"]}
-        assert len(done) >= after
-        again = []
-        report = evaluate(model, data, attacks(model), journal=tmp_path / "j", on_progress=again.append, **options)
-        assert same(whole, report) and again[0].decided > after - 1
-        last = again[-1]
-        assert last.decided == last.total == 240 and last.fresh == 240 - len(done) and last.seconds_left == 0
-        assert last.images_per_second == last.fresh / 2 / last.seconds  # two attacks
-        decided = [(line["attack"], line["example"]) for line in lines(tmp_path / "j") if line["decided"]]
-        assert len(decided) == len(set(decided)) == 240  # nothing twice, nothing lost
-        finished = evaluate(
-            model, data, attacks(model), journal=tmp_path / "j", on_progress=lambda p: pytest.fail("again"), **options
-        )
-        assert same(whole, finished)
-
-    def test_a_torn_last_line_is_ignored(self, model, data, tmp_path):
-        report = evaluate(model, data, attacks(model), journal=tmp_path, checks=False)
-        file = tmp_path / "journal-0.jsonl"
-        content = file.read_bytes()
-        file.write_bytes(content[:-25])
-        assert same(report, evaluate(model, data, attacks(model), journal=tmp_path, checks=False))
-        assert file.read_bytes().count(b"\n") == content.count(b"\n")
-
-    def test_stages_that_were_passed_are_not_attacked_again(self, model, data, tmp_path):
-        seen = []
-
-        def kill(progress):
-            seen.append(progress)
-            raise Killed
-
-        options = {"eps": [0.001, 0.002, 0.3], "checks": False, "batch_size": 120}
-        with pytest.raises(Killed):
-            evaluate(model, data, {"pgd": PGD(model, steps=5)}, journal=tmp_path, on_progress=kill, **options)
-        passed = {line["example"]: line["passed"] for line in lines(tmp_path)}
-        assert max(passed.values()) == 2
-        whole = evaluate(model, data, {"pgd": PGD(model, steps=5)}, **options)
-        report = evaluate(model, data, {"pgd": PGD(model, steps=5)}, journal=tmp_path, **options)
-        assert same(whole, report)
-        assert report.attacks["pgd"].backwards == whole.attacks["pgd"].backwards  # what was spent before counts, once
-
-    def test_a_model_with_batch_norm_has_a_journal(self, data, tmp_path):
-        """Its count of batches is a tensor without axes."""
-        _, labels = data
-        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(144), torch.nn.Linear(144, 4)).double()
-        report = evaluate(model, data, {"fgsm": FGSM(model, EPS)}, journal=tmp_path, checks=False)
-        with pytest.raises(JournalError, match="keep_adversarial must be as in the journal"):
-            evaluate(model, data, {"fgsm": FGSM(model, EPS)}, journal=tmp_path, keep_adversarial=True)
-        model[1].num_batches_tracked += 1
-        with pytest.raises(JournalError, match="weights must be as in the journal"):
-            evaluate(model, data, {"fgsm": FGSM(model, EPS)}, journal=tmp_path)
-        assert len(report.clean_correct) == len(labels)
-
-    def test_another_evaluation_is_refused(self, model, data, tmp_path):
-        evaluate(model, data, attacks(model), journal=tmp_path, checks=False)
-        with pytest.raises(JournalError, match="attacks must be as in the journal"):
-            evaluate(model, data, {"pgd": PGD(model, EPS, steps=11)}, journal=tmp_path)
-        other = toys.mlp(data[0].float(), data[1], seed=1)
-        with pytest.raises(JournalError, match="weights must be as in the journal"):
-            evaluate(other, data, attacks(other), journal=tmp_path)
-        with pytest.raises(JournalError, match="got another image 0"):
-            evaluate(model, (data[0].flip(0), data[1].flip(0)), attacks(model), journal=tmp_path)
-        (tmp_path / "journal-0.jsonl").write_text("nonsense\n")
-        with pytest.raises(JournalError, match="must be a journal"):
-            evaluate(model, data, attacks(model), journal=tmp_path)
-
-
-def lines(folder):
-    return [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.read_text().splitlines()[1:]]
 
 
 PROGRAM = """
@@ -221,87 +123,42 @@ def test_few_images_are_on_their_way_at_once(model, data):
     assert 20 <= most <= 160, most
 
 
-class TestChecks:
-    """Each check has a model that trips it and one that does not."""
+def test_attacks_of_the_same_name_are_numbered(model, data):
+    same = [PGD(model, EPS), PGD(model, EPS, loss="margin"), PGD(model, EPS, alpha=0.01)]
+    report = evaluate(model, data, same, checks=False)
+    assert len(report.attacks) == 3 and [name[-3:] for name in list(report.attacks)[1:]] == ["(2)", "(3)"]
 
-    @staticmethod
-    def tripped(model, data, **options):
-        flags = check_model(PGD(model, EPS, **options), *data)
-        return {flag.name for flag in flags if flag.tripped}
 
-    def test_a_plain_model_trips_none(self, model, data):
-        assert self.tripped(model, data) == set()
-        float32 = toys.mlp(data[0].float(), data[1]).float()
-        assert self.tripped(float32, (data[0].float(), data[1])) == set()
+def test_a_radius_named_twice_is_tried_once(model, data):
+    once, twice = (evaluate(model, data, {"p": PGD(model)}, eps=eps, checks=False) for eps in ([0.02], [0.02, 0.02]))
+    assert once.attacks["p"].forwards == twice.attacks["p"].forwards and twice.attacks["p"].eps == (0.02,)
 
-    def test_a_v_moe_trips_none(self, data):
-        vmoe = toys.vmoe(data[0].float(), data[1])
-        assert self.tripped(vmoe, data) == set()
 
-    def test_randomised(self, model, data):
-        assert "randomised model" in self.tripped(lambda x: model(x + 0.05 * torch.rand_like(x)), data)
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"eps": 0.03}, TypeError, "eps must be a list of radii"),
+        ({"eps": [float("nan")]}, ValueError, "eps must hold at least one radius, none below 0"),
+        ({"attacks": "one"}, TypeError, "attacks must be name → attack, or a list of attacks, got PGD"),
+        ({"attacks": {"pgd": 3}}, TypeError, r"attacks\['pgd'\] must be an attack, got int"),
+        ({"data": "list"}, TypeError, r"data must be \(images, labels\), or batches of them, got a Tensor as a batch"),
+        ({"data": "images"}, TypeError, r"data must be \(images, labels\), or batches of them, got Tensor"),
+        ({"data": "three"}, TypeError, "got a tuple of"),
+        ({"max_seconds": -1}, ValueError, "max_seconds must be at least 0"),
+    ],
+)
+def test_usual_mistakes_are_named(model, data, change, error, message):
+    forms = {"list": list(data), "images": data[0], "three": (*data, data[0]), "one": PGD(model, EPS)}
+    arguments = {"data": data, "attacks": {"pgd": PGD(model, EPS)}} | change
+    arguments = {name: forms.get(value, value) if isinstance(value, str) else value for name, value in arguments.items()}
+    with pytest.raises(error, match=message):
+        evaluate(model, **arguments)
 
-    def test_non_determinism(self, model, data):
-        calls = []
 
-        def jittery(x):
-            calls.append(1)
-            return model(x) * (1 + 1e-9 * (len(calls) % 2))
-
-        assert self.tripped(jittery, data) == {"forward non-determinism"}
-
-    def test_softmax(self, model, data):
-        assert "softmax outputs" in self.tripped(lambda x: model(x).softmax(1), data)
-
-    def test_zero_gradients(self, model, data):
-        assert "zero gradients" in self.tripped(lambda x: (1e4 * model(x)).float(), data)
-
-    def test_quantised_input(self, model, data):
-        def rounded(x):
-            return model(x + ((x * 15).round() / 15 - x).detach())
-
-        assert self.tripped(rounded, data) == {"quantised input"}
-
-    def test_batch_dependence(self, model, data):
-        assert "batch dependence" in self.tripped(lambda x: model(x - x.mean(0, keepdim=True)), data)
-        coupled = toys.vmoe(data[0].float(), data[1], capacity=Capacity(0.5, images_per_group=4))
-        assert "batch dependence" in self.tripped(coupled, data)
-
-    def test_routing_gradient(self, data):
-        class Blocked(torch.nn.Module):
-            """The best expert alone, its gate renormalised to 1: the router's logits do not show in the output."""
-
-            def __init__(self):
-                super().__init__()
-                self.inner = toys.vmoe(data[0].float(), data[1], router={"renormalize": True}, top_k=1)
-
-            def forward(self, x):
-                return self.inner(x)
-
-        assert self.tripped(Blocked(), data) == {"routing gradient blocked"}
-
-    def test_classes(self, data):
-        two = toys.mlp(data[0].float(), data[1] % 2)
-        from ironmoe.attacks import APGD
-
-        flags = check_model(APGD(two, EPS, targets=9), data[0], data[1] % 2)
-        assert {flag.name for flag in flags if flag.tripped} == {"fewer classes than the loss needs"}
-        assert all(flag.message for flag in flags)
-
-    def test_loss_still_rising(self, model, data):
-        crawling = evaluate(model, data, {"pgd": PGD(model, 0.03, alpha=0.0005, steps=10, random_start=False)})
-        settled = evaluate(model, data, {"pgd": PGD(model, 0.02, steps=40)})
-        names = [{flag.name for flag in report.checks if flag.tripped} for report in (crawling, settled)]
-        assert names == [{"loss still rising at the end"}, set()]
-
-    def test_square_beats_the_gradient(self, model, data):
-        from ironmoe.attacks import Square
-
-        def masked(x):
-            return model(x.detach() + 0 * x)  # gradients of 0 everywhere
-
-        report = evaluate(masked, data, {"pgd": PGD(masked, 0.15), "square": Square(masked, 0.15, steps=100)})
-        tripped = {flag.name for flag in report.checks if flag.tripped}
-        assert {"Square beats the gradient attacks", "zero gradients"} <= tripped
-        honest = evaluate(model, data, {"pgd": PGD(model, 0.15, steps=20), "square": Square(model, 0.15, steps=100)})
-        assert not {flag.name for flag in honest.checks if flag.tripped} & tripped
+def test_what_was_not_reached_is_counted(model, data):
+    for limit, read in ((0, 0), (30, 20)):
+        report = evaluate(model, data, {"p": PGD(model, EPS)}, max_forwards=limit, batch_size=20, checks=False)
+        assert len(report.clean_correct) == read and report.unread == report.as_dict()["unread"] == 120 - read
+    halves = zip(data[0].split(60), data[1].split(60), strict=True)
+    streamed = evaluate(model, halves, {"p": PGD(model, EPS)}, max_forwards=0, batch_size=20, checks=False)
+    assert streamed.unread == 0 and not streamed.complete  # nobody knows how many there are
