@@ -47,7 +47,8 @@ class Victim:
         routing: RoutingMode | None = None,
     ) -> None:
         if routing is not None and not isinstance(routing, RoutingMode):
-            raise TypeError(f"routing must be a RoutingMode or None, got {type(routing).__name__}")
+            got = f"the class {routing.__name__}" if isinstance(routing, type) else type(routing).__name__
+            raise TypeError(f"routing must be None or one mode at a time, such as FrozenRouting(), got {got}")
         if routing is not None and not isinstance(model, nn.Module):
             raise TypeError(f"routing modes need an nn.Module with MoE layers, got {type(model).__name__}")
         if not callable(model):
@@ -161,7 +162,8 @@ class Victim:
                 )
             if want_grad:
                 if not loss.requires_grad:
-                    raise ValueError("model must be differentiable with respect to its images, got logits without a graph")
+                    mode = "" if type(self.routing) is RoutingMode else f" under {self.routing}"
+                    raise ValueError(f"model must be differentiable with respect to its images, got logits without a graph{mode}")
                 (grad,) = torch.autograd.grad(loss.sum(), [points])
                 self.backwards += len(points)
         self._note(logits, grad)

@@ -474,5 +474,5 @@ def test_what_cannot_work_is_refused(images):
     ):
         with pytest.raises(ValueError, match=message):
             make()
-    with pytest.raises(TypeError, match="routing must be a RoutingMode or None, got str"):
+    with pytest.raises(TypeError, match="routing must be None or one mode at a time, such as FrozenRouting\\(\\), got str"):
         PGD(dense, routing="frozen")
