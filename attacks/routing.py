@@ -22,6 +22,8 @@ class RoutingMode:
     """How the search runs the model. The plain one changes nothing."""
 
     couples = False  # the loss of one image depends on the others: whole batches are attacked
+    adds_term = False  # the loss that is ascended is not a function of the logits alone
+    free_forward = True  # the search's forward pass is that of the model that judges
 
     def record(self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None) -> Rows:
         """What is kept of clean images (R, …) for their attempts: tensors with the rows first. ``ask`` calls the model with images as
@@ -40,7 +42,7 @@ class AuxiliaryLoss(RoutingMode):
     code with weight 1). They are of a batch, so whole batches are attacked."""
 
     weight: float = 1.0
-    couples = True
+    couples = adds_term = True
 
     @contextmanager
     def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:

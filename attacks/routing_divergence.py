@@ -29,6 +29,7 @@ class RoutingDivergence(RoutingMode):
 
     weight: float = 1.0
     towards: str | int = "away"
+    adds_term = True
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):

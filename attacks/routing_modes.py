@@ -61,6 +61,7 @@ class FrozenRouting(RoutingMode):
     """
 
     gates: str = "recorded"
+    free_forward = False
 
     def __post_init__(self) -> None:
         if self.gates not in ("recorded", "fresh"):
@@ -168,6 +169,7 @@ class Softened(RoutingMode):
     model near the true one; high temperatures are smoother, low ones come near top-1 routing."""
 
     temperature: float = 1.0
+    free_forward = False
 
     def __post_init__(self) -> None:
         _check_temperature(self.temperature)

@@ -419,6 +419,17 @@ def test_every_pass_is_counted(images, mode):
         assert result.forwards.sum() == model.images, attack
 
 
+@pytest.mark.parametrize("mode", [RoutingMode(), *EACH_ALONE, AuxiliaryLoss()], ids=str)
+def test_modes_say_how_their_search_differs_from_the_free_model(images, mode):
+    model = vmoe(router={"importance_weight": 1.0})
+    rows = mode.record(model, images) | {"label": torch.zeros(9)}
+    with mode.around(model, rows) as term:
+        forward = model(images.flip(0))  # of other images than those on record
+    assert mode.free_forward == torch.allclose(forward, model(images.flip(0)), rtol=0, atol=1e-12)
+    assert mode.adds_term == (term is not None)
+    assert mode.couples == isinstance(mode, AuxiliaryLoss)
+
+
 @pytest.mark.parametrize("mode", [*EACH_ALONE, AuxiliaryLoss()], ids=str)
 def test_nothing_moves_at_eps_0_and_on_a_constant_model(images, mode):
     model = vmoe()
