@@ -23,7 +23,7 @@ class RoutingDivergence(RoutingMode):
     - towards="weakest": the log-probability of the expert that the router liked least in the clean image (arXiv 2602.01369).
     - towards=e: the log-probability of expert e; not in ensembles, whose members do not share it.
 
-    Targeted attacks raise it too. It is not for FAB and DeepFool, which take their loss for the distance to a boundary. To attack
+    Targeted attacks raise it too. FAB and DeepFool, which take their gradients for those of logit differences, refuse it. To attack
     routing alone, give the attack a loss of 0: ``loss=lambda logits, labels: 0 * logits[:, 0]``.
     """
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ironmoe.attacks import FGSM, MIFGSM, PGD, evaluate
+from ironmoe.attacks import FAB, FGSM, MIFGSM, PGD, AutoAttack, DeepFool, evaluate
 from ironmoe.attacks.routing import AuxiliaryLoss, RoutingMode
 from ironmoe.attacks.routing_modes import (
     ExpertsOnly,
@@ -439,6 +439,25 @@ def test_nothing_moves_at_eps_0_and_on_a_constant_model(images, mode):
     nn.init.zeros_(model.head.weight)
     constant = PGD(model.float(), 0.1, steps=3, early_stop=False, routing=mode).run(images.float(), torch.zeros_like(labels))
     assert constant.adversarial.isfinite().all() and not constant.success.any() and constant.clean_correct.all()
+
+
+@pytest.mark.parametrize("mode", [RoutingDivergence(1e-3), AuxiliaryLoss(0.0)], ids=str)
+def test_attacks_on_boundaries_refuse_a_term_in_the_loss(images, mode):
+    model = vmoe()
+    for make in (lambda: FAB(model, 0.1, routing=mode), lambda: DeepFool(model, routing=mode)):
+        with pytest.raises(ValueError, match=r"must not add to the loss for \w+, .* logit differences, got \w+\(weight="):
+            make()
+    for version in ("standard", "plus"):
+        with pytest.raises(ValueError, match=r'where FAB runs, .* use version="custom" and attacks_to_run without "fab"'):
+            AutoAttack(model, version=version, routing=mode)
+    assert AutoAttack(model, version="rand", routing=mode).stages
+    custom = AutoAttack(model, eps=0.05, version="custom", attacks_to_run=["apgd-ce", "apgd-dlr"], routing=mode)
+    labels = model(images).argmax(1)
+    if not mode.couples:
+        assert custom.run(images, labels).success.any()
+    custom.attacks_to_run.append("fab")
+    with pytest.raises(ValueError, match="where FAB runs"):
+        custom.run(images, labels)
 
 
 class Twice(nn.Module):
