@@ -1,6 +1,5 @@
 """Routing in the loss: the search drives router probabilities away from the clean image's, or towards an expert."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.routing import RoutingMode, Term, by_image, known_logits, members_of, one_pass, routed_layers
+from ironmoe.attacks.routing import RoutingMode, Term, by_image, check_weight, known_logits, members_of, one_pass, routed_layers
 from ironmoe.attacks.rows import Rows
 from ironmoe.kernels import Routing
 from ironmoe.moe.sites import Decision, Site, attached
@@ -32,8 +31,7 @@ class RoutingDivergence(RoutingMode):
     adds_term = True
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise ValueError(f"weight must be finite, got {self.weight}")
+        check_weight(self.weight)
         named = self.towards in ("away", "weakest")
         if not named and (not isinstance(self.towards, int) or isinstance(self.towards, bool) or self.towards < 0):
             raise ValueError(f'towards must be "away", "weakest" or the number of an expert, got {self.towards!r}')

@@ -23,6 +23,7 @@ from ironmoe.moe import (
     EnsembleRouter,
     ExpertChoiceRouter,
     MoE,
+    SoftMoE,
     TopKRouter,
     VMoE,
     aux_loss_in_eval,
@@ -303,6 +304,38 @@ def test_the_auxiliary_loss_is_of_the_batch_and_ascended_with_its_weight(images)
     assert collect_aux_loss(model) == 0 and plain.coupled
 
 
+class Skipping(nn.Module):
+    """A dense model, with an MoE layer that ran once, in training, and never again."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.moe = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), MoE(6, 8, 4, 2)
+        self.moe(torch.rand(5, 6))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+WITHOUT_LOSS = {
+    "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double(),
+    "soft": lambda: vmoe(make_moe=lambda: SoftMoE(12, 16, 4, activation="gelu_tanh")),
+    "expert choice": lambda: vmoe(make_moe=expert_choice),
+    "load alone": lambda: vmoe(router={"importance_weight": 0.0, "load_weight": 1.0}),
+    "layer that does not run": lambda: Skipping().double(),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_LOSS)
+def test_an_auxiliary_loss_that_is_not_there_cannot_be_ascended(images, kind):
+    model = WITHOUT_LOSS[kind]()
+    labels = model(images).argmax(1)
+    with pytest.raises(ValueError, match=rf"needs a model that makes one in eval mode, got {type(model).__name__} without"):
+        PGD(model, 0.1, steps=2, routing=AuxiliaryLoss()).run(images, labels)
+    if kind == "load alone":
+        with pytest.raises(ValueError, match="needs a model that makes one in eval mode, got VMoE without"):
+            PGD.vmoe(model, 0.1, 2, auxiliary_loss=True, bounds=(0, 1)).run(images, labels)
+
+
 def divergence_by_hand(model, clean, images, towards):
     """Image by image, layer by layer."""
     members = model.ensemble_size
@@ -487,6 +520,7 @@ def test_what_cannot_work_is_refused(images):
         (lambda: StraightThrough(0), "temperature must be finite and above 0, got 0"),
         (lambda: Softened(float("inf")), "temperature must be finite and above 0, got inf"),
         (lambda: RoutingDivergence(float("nan")), "weight must be finite, got nan"),
+        (lambda: AuxiliaryLoss(float("-inf")), "weight must be finite, got -inf"),
         (lambda: RoutingDivergence(1.0, "best"), 'towards must be "away", "weakest" or the number of an expert, got \'best\''),
         (lambda: RoutingDivergence(1.0, -1), "or the number of an expert, got -1"),
         (lambda: RoutingDivergence(1.0, True), "or the number of an expert, got True"),
