@@ -56,7 +56,7 @@ class AuxiliaryLoss(RoutingMode):
     def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
         for module in model.modules():
             if "aux_loss" in vars(module):  # of an earlier pass, if the layer does not run in this one
-                module.aux_loss = None  # type: ignore[assignment]
+                vars(module)["aux_loss"] = None
 
         def term() -> Tensor:
             losses = collect_aux_loss(model)

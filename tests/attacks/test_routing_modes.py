@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ironmoe.attacks import FAB, FGSM, MIFGSM, PGD, AutoAttack, DeepFool, evaluate
+from ironmoe.attacks import FAB, FGSM, MIFGSM, PGD, AutoAttack, DeepFool, attack_statistics, evaluate
 from ironmoe.attacks.routing import AuxiliaryLoss, RoutingMode
 from ironmoe.attacks.routing_modes import (
     ExpertsOnly,
@@ -472,6 +472,37 @@ def test_nothing_moves_at_eps_0_and_on_a_constant_model(images, mode):
     nn.init.zeros_(model.head.weight)
     constant = PGD(model.float(), 0.1, steps=3, early_stop=False, routing=mode).run(images.float(), torch.zeros_like(labels))
     assert constant.adversarial.isfinite().all() and not constant.success.any() and constant.clean_correct.all()
+
+
+@pytest.mark.parametrize("mode", [None, AuxiliaryLoss()], ids=str)
+def test_the_auxiliary_loss_of_the_users_last_forward_comes_back(images, mode):
+    """A training step may attack its batch between the forward pass and ``collect_aux_loss``."""
+
+    class Stopping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.left = vmoe().train(), 10**6
+
+        def forward(self, x):
+            self.left -= 1
+            logits = self.body(x)
+            if self.left < 0:
+                raise RuntimeError("stopped")
+            return logits
+
+    model = Stopping()
+    labels = model(images).argmax(1)
+    expected = [module.aux_loss for module in model.modules() if isinstance(module, MoE)]
+    assert len(expected) == 2 and all(loss.requires_grad for loss in expected)
+    attack = PGD(model, 0.01, steps=2, routing=mode)
+    attack.run(images, labels)
+    attack_statistics(model, images, images, labels)
+    model.left = 2
+    with pytest.raises(RuntimeError, match="stopped"):
+        attack.run(images, labels)
+    found = [module.aux_loss for module in model.modules() if isinstance(module, MoE)]
+    assert all(one is other for one, other in zip(found, expected, strict=True))
+    collect_aux_loss(model).backward()
 
 
 @pytest.mark.parametrize("mode", [RoutingDivergence(1e-3), AuxiliaryLoss(0.0)], ids=str)
