@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.rows import Rows
-from ironmoe.moe import aux_loss_in_eval, collect_aux_loss
+from ironmoe.moe import SoftMoE, aux_loss_in_eval, collect_aux_loss
 from ironmoe.moe.sites import Decision, Site, routing_sites
 
 Term = Callable[[], Tensor]  # after the forward pass: (R,) added to the loss, or a number for all
@@ -81,6 +81,11 @@ def check_weight(weight: float) -> None:
 def routed_layers(model: nn.Module) -> dict[str, Site]:
     """The MoE layers of a model by name; ValueError if there is none."""
     sites = routing_sites(model)
+    if not sites and any(isinstance(module, SoftMoE) for module in model.modules()):
+        raise ValueError(
+            f"model must choose experts for an attack on its routing, got {type(model).__name__} with Soft MoE, where every token has a "
+            "share in every expert: there is no choice to freeze or to divert, and plain attacks see all of its gradient"
+        )
     if not sites:
         raise ValueError(f"model must have MoE layers for an attack on its routing, got {type(model).__name__} with none")
     return sites

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,15 @@ class RoutingDivergence(RoutingMode):
 
     def __post_init__(self) -> None:
         check_weight(self.weight)
-        named = self.towards in ("away", "weakest")
-        if not named and (not isinstance(self.towards, int) or isinstance(self.towards, bool) or self.towards < 0):
+        if isinstance(self.towards, str) and self.towards in ("away", "weakest"):
+            return
+        try:
+            expert = -1 if isinstance(self.towards, bool) else index(self.towards)  # type: ignore[arg-type]
+        except TypeError:
+            expert = -1
+        if expert < 0:
             raise ValueError(f'towards must be "away", "weakest" or the number of an expert, got {self.towards!r}')
+        object.__setattr__(self, "towards", expert)  # a NumPy integer, perhaps
 
     @torch.no_grad()
     def record(self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None) -> Rows:

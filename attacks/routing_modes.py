@@ -115,7 +115,8 @@ class ExpertsOnly(RoutingMode):
 
     @contextmanager
     def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
-        with intervene(model, FrozenGates()):
+        sites = routed_layers(model)
+        with attached(sites, dict.fromkeys(sites, FrozenGates()), {}):
             yield None
 
 

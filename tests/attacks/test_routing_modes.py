@@ -3,6 +3,7 @@
 import copy
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -562,11 +563,23 @@ class Twice(nn.Module):
         return self.moe(self.moe(x))
 
 
+def test_numbers_of_experts_may_come_from_numpy():
+    for number in (np.int64(1), torch.tensor(1)):
+        mode = RoutingDivergence(1.0, number)
+        assert mode == RoutingDivergence(1.0, 1) and type(mode.towards) is int
+
+
 def test_what_cannot_work_is_refused(images):
-    dense = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double()
+    dense, soft = WITHOUT_LOSS["dense"](), WITHOUT_LOSS["soft"]()
     for mode in EACH_ALONE:
-        with pytest.raises(ValueError, match="model must have MoE layers"):
+        with pytest.raises(
+            ValueError, match="model must have MoE layers for an attack on its routing, got Sequential with none"
+        ):
             PGD(dense, 0.1, steps=1, routing=mode).run(images, dense(images).argmax(1))
+        with pytest.raises(
+            ValueError, match=r"model must choose experts .* got VMoE with Soft MoE, .* no choice to freeze or to divert"
+        ):
+            PGD(soft, 0.1, steps=1, routing=mode).run(images, soft(images).argmax(1))
     for mode in (FrozenRouting(), RoutingDivergence()):
         with pytest.raises(ValueError, match="run once in a forward pass, but 'moe' ran 2 times"):
             PGD(Twice(), 0.1, steps=1, routing=mode).run(images[:, 0, 0], Twice()(images[:, 0, 0]).argmax(1))
@@ -581,6 +594,7 @@ def test_what_cannot_work_is_refused(images):
         (lambda: RoutingDivergence(1.0, "best"), 'towards must be "away", "weakest" or the number of an expert, got \'best\''),
         (lambda: RoutingDivergence(1.0, -1), "or the number of an expert, got -1"),
         (lambda: RoutingDivergence(1.0, True), "or the number of an expert, got True"),
+        (lambda: RoutingDivergence(1.0, 1.0), r"or the number of an expert, got 1\.0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
