@@ -89,6 +89,11 @@ class AutoAttack(Attack):
         unknown = [name for name in self.attacks_to_run if name not in self._makers]
         if unknown:
             raise ValueError(f"attacks_to_run must be among {tuple(self._makers)}, got {unknown}")
+        if self.victim.routing.adds_term and not {"fab", "fab-t"}.isdisjoint(self.attacks_to_run):
+            raise ValueError(
+                f"routing must not add to the loss where FAB runs, got {self.victim.routing} with {self.attacks_to_run}: use "
+                'version="custom" and attacks_to_run without "fab" and "fab-t"'
+            )
 
     @property
     def _makers(self) -> dict[str, Callable[[], Attack]]:

@@ -3,8 +3,9 @@
 "Buffer Overflow in Mixture of Experts" (Hayes, Shumailov & Yona, arXiv 2402.05526).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +81,7 @@ class BatchMates:
         bounds, seed, normalize, logits_fn: as in ``Attack``.
 
     Raises:
-        ValueError: an argument outside the above; a model whose images do not influence each other.
+        ValueError: an argument outside the above; a model whose images do not influence each other, or that is not differentiable.
     """
 
     def __init__(
@@ -105,6 +106,8 @@ class BatchMates:
             raise ValueError(f"eps must be finite and at least 0, got {eps}")
         if alpha is not None and not alpha >= 0:
             raise ValueError(f"alpha must be at least 0 or None, got {alpha}")
+        if not len(bounds) == 2 or not bounds[0] < bounds[1]:
+            raise ValueError(f"bounds must be (lowest, highest) with lowest < highest, got {bounds}")
         for name, value in {"steps": steps, "restarts": restarts}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -113,30 +116,31 @@ class BatchMates:
         self.eps, self.steps, self.restarts, self.bounds, self.seed = eps, steps, restarts, bounds, seed
         self.alpha = max(2.5 / steps, 0.1) * eps if alpha is None else alpha
 
-    def run(self, images: Tensor, labels: Tensor, victim_positions: Sequence[int] = (-1,)) -> BatchMatesResult:
+    def run(self, images: Tensor, labels: Tensor, victim_positions: int | Sequence[int] = (-1,)) -> BatchMatesResult:
         """Attack one image of each group after the other.
 
         Args:
             images: (N, …) floating point, finite, inside ``bounds``: groups side by side, as the model takes them.
             labels: (N,) int64.
-            victim_positions: places in a group, negative ones from its end; each is attacked by itself, in every group that has it. By
-                default the last, which is served last; without priority the first choices of a group's first image always find a place.
+            victim_positions: a place in a group, negative ones from its end, or several; each is attacked by itself, in every group that
+                has it. By default the last, which is served last; without priority the first choices of a group's first image always
+                find a place.
         """
         check_images(images, labels, self.bounds)
         group = images_per_unit(self.model, max(len(images), 1))
-        for position in victim_positions:
-            if not -group <= position < group:
-                raise ValueError(f"victim_positions must be from {-group} to {group - 1}, got {position}")
-        if group == 1 or not len(victim_positions):
-            raise ValueError(f"images must have mates, and some be victims, got groups of {group} and {list(victim_positions)}")
+        positions = _places(victim_positions, group)
         self.victim.image_dtype = images.dtype
         with borrowed(self.model):
             parts = [
-                _Search(self, chunk, size, position % size).result()
+                _Search(self, chunk, size, position).result()
                 for chunk, size in units(prepared(images, labels, None), group)
-                for position in victim_positions
-                if size > 1 and -size <= position < size
+                if size > 1
+                for position in dict.fromkeys(place % size for place in positions if -size <= place < size)
             ]
+        if not parts:
+            raise ValueError(
+                f"images must hold a victim that has mates, got {len(images)} images in groups of {group} and victim_positions {positions}"
+            )
         columns = {name: [getattr(part, name) for part in parts] for name in BatchMatesResult.__dataclass_fields__}
         groups = [one for part in columns.pop("groups") for one in part]
         return BatchMatesResult(groups=groups, **{name: torch.cat(values) for name, values in columns.items()})
@@ -166,6 +170,9 @@ class _Search:
         self.alpha = torch.full_like(eps, attack.alpha)
         self.before = self.look(chunk.images)
         self.prediction = self.before.logits.argmax(1)
+        classes = self.before.logits.shape[1]
+        if int(chunk.labels.max()) >= classes:
+            raise ValueError(f"labels must be below the model's {classes} classes, got {int(chunk.labels.max())}")
 
     def result(self) -> BatchMatesResult:
         """Both searches, and the best point of the first predicted again in full precision."""
@@ -227,22 +234,25 @@ class _Search:
         """One pass of the model as it is. For the gradient, choices without a place are carried out with a gate of 0: that changes
         nothing but rounding, and ∂margin/∂gate is known for them, too."""
         point = point.detach().requires_grad_(want_grad)
-        intended: list[Decision] = []
+        choice: dict[str, Decision] = {}  # of each layer, while it runs
+        intended: list[Decision] = []  # of each run of a layer
         probes: list[Tensor] = []  # zeros added to the gates, of which the margin is differentiated
         drops = [torch.zeros_like(self.places)]
+        recording = True
 
         def choose(decision: Decision) -> Routing:
-            intended.append(decision)
+            choice[decision.layer] = decision
             return decision.routing
 
         def place(decision: Decision) -> Routing:
-            experts_UNK = self.of_victims(decision.routing.experts, decision)
-            drops.append((experts_UNK == decision.num_experts).sum((1, 2)))
-            if not want_grad:
-                return decision.routing
-            gates_TK = decision.routing.gates
-            probes.append(torch.zeros_like(gates_TK).requires_grad_())
-            return Routing(gates_TK + probes[-1], intended[-1].routing.experts)
+            probe = torch.zeros_like(decision.routing.gates, requires_grad=want_grad)
+            before = choice.pop(decision.layer)
+            if recording:
+                experts_UNK = self.of_victims(decision.routing.experts, decision)
+                drops.append((experts_UNK == decision.num_experts).sum((1, 2)))
+                intended.append(before)
+                probes.append(probe)
+            return Routing(decision.routing.gates + probe, before.routing.experts) if want_grad else decision.routing
 
         layers, victim = self.attack.layers, self.attack.victim
         full_precision = torch.autocast(point.device.type, enabled=False)
@@ -250,12 +260,20 @@ class _Search:
         with torch.set_grad_enabled(want_grad), full_precision, attached(layers, chosen, {}, placed):
             logits = victim.logits(point)[self.places]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            grad = None
-            if want_grad:
-                effects = torch.autograd.grad(self.margin(logits).sum(), probes, retain_graph=True)
-                crowds = [self.crowd(decision, effect) for decision, effect in zip(intended, effects, strict=True)]
-                (grad,) = torch.autograd.grad(torch.stack(crowds).sum(), point)
+            recording = False  # with activation checkpointing the backward pass routes again, and must do so alike
+            grad = self.gradient(point, logits, intended, probes) if want_grad else None
         return _Look(logits.detach(), torch.stack(drops).sum(0), grad)
+
+    def gradient(self, point: Tensor, logits: Tensor, intended: list[Decision], probes: list[Tensor]) -> Tensor:
+        """(U · G, …) of what is ascended. A layer that does not reach the logits has no effect."""
+        lead = self.margin(logits).sum()
+        if not lead.requires_grad:
+            raise ValueError("model must be differentiable with respect to its gates, got logits without a graph")
+        effects = torch.autograd.grad(lead, probes, retain_graph=True, allow_unused=True, materialize_grads=True)
+        crowd = torch.stack([self.crowd(decision, effect) for decision, effect in zip(intended, effects, strict=True)]).sum()
+        if not crowd.requires_grad:
+            raise ValueError("model must be differentiable with respect to its images, got router logits without a graph")
+        return torch.autograd.grad(crowd, point)[0]
 
     def crowd(self, decision: Decision, effect_TK: Tensor) -> Tensor:
         """Σ wₑ pₑ over the tokens of each group, the wₑ of each victim scaled to a sum of absolute values of 1. The victim's own tokens
@@ -276,3 +294,19 @@ class _Search:
 def _competes(site: Site) -> bool:
     """Whether tokens compete for places in this layer."""
     return isinstance(site.module, MoE) and (site.module.capacity is not None or isinstance(site.module.router, Grouped))
+
+
+def _places(positions: int | Sequence[int], group: int) -> list[int]:
+    """Each victim's place in a group of so many images, as it was given; ValueError, TypeError: those that cannot be."""
+    try:
+        places = [index(position) for position in (positions if isinstance(positions, Iterable) else [positions])]
+    except TypeError:
+        raise TypeError(f"victim_positions must be a whole number or several, got {positions!r}") from None
+    for place in places:
+        if not -group <= place < group:
+            raise ValueError(f"victim_positions must be from {-group} to {group - 1}, got {place}")
+    if len({place % group for place in places}) < len(places):
+        raise ValueError(f"victim_positions must differ from each other in a group of {group}, got {places}")
+    if group == 1 or not places:
+        raise ValueError(f"images must have mates, and some be victims, got groups of {group} and victim_positions {places}")
+    return places

@@ -36,6 +36,11 @@ class BoundaryAttack(Attack):
                 f"targeted must be False for {type(self).__name__}, which leaves its class for the nearest other one"
             )
         super().__init__(model, *args, **options)
+        if self.victim.routing.adds_term:
+            raise ValueError(
+                f"routing must not add to the loss for {type(self).__name__}, which takes its gradients for those of logit differences, "
+                f"got {self.victim.routing}"
+            )
 
     def start(self, rows: Rows) -> None:
         rows["asked"] = torch.zeros_like(rows["label"])

@@ -10,7 +10,7 @@ from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls import Bounds
 from ironmoe.attacks.losses import margin
 from ironmoe.attacks.rows import Rows, where
-from ironmoe.attacks.victim import Model
+from ironmoe.attacks.victim import Answer, Model
 from ironmoe.kernels.attack_step import column
 
 SHRINK = 1 - 1e-6  # images on the faces of the box, where tanh would be ±1, are moved inside by this
@@ -30,6 +30,9 @@ class CW(Attack):
 
     Every image has its own Adam, its own c and its own end. A search step ends early if its objective did not fall by 0.01 % over a
     tenth of its steps.
+
+    A routing mode may add a term to the margin. Adam minimises with it; whether κ is reached, and so the search for c, is a matter of the
+    logits alone.
 
     The paper's code takes 10,000 steps for each c. For the single c of torchattacks: ``c=1, steps=50, search_steps=1``.
 
@@ -88,6 +91,7 @@ class CW(Attack):
         rows["search"], rows["step"] = none, none  # values of c done with, answers for the present one
         rows["reached"] = torch.zeros_like(rows["finished"])  # with the present c
         rows["checked"] = torch.full_like(rows["eps"], math.inf)  # the objective at the last check
+        rows["added"] = torch.zeros_like(rows["eps"])  # to the margin, at the last answer
         rows["point"] = self._to_image(rows["w"])
         rows["finished"] = torch.full_like(rows["finished"], self.queries == 1)
 
@@ -98,6 +102,13 @@ class CW(Attack):
         """The margin as far as it counts: beyond κ only the distance matters."""
         return super().objective(logits, rows).clamp_max(self.confidence)
 
+    def ask(self, rows: Rows, want_grad: bool) -> Answer:
+        """The loss of an answer is the margin of its logits, by which points are judged. What else is ascended goes to the rows."""
+        answer = super().ask(rows, want_grad)
+        loss = self.objective(answer.logits, rows)
+        rows["added"] = (answer.loss - loss).to(rows["added"].dtype)
+        return answer._replace(loss=loss)
+
     def score(self, rows: Rows, loss: Tensor) -> Tensor:
         """Above 0 at margin κ, falling with the distance; below 0 what the margin lacks."""
         near = 1 / (1 + self.ball(rows).distance(rows["point"]))
@@ -107,7 +118,7 @@ class CW(Attack):
         assert grad is not None
         width = self.bounds[1] - self.bounds[0]
         change = (rows["point"] - rows["clean"]) / width
-        total = change.flatten(1).double().square().sum(1) + rows["c"] * (self.confidence - loss)
+        total = change.flatten(1).double().square().sum(1) + rows["c"] * (self.confidence - loss - rows["added"])
         rows["reached"] = rows["reached"] | (self.fooled(logits, rows) & (loss >= self.confidence))
         check = rows["step"] % max(self.steps // CHECKS, 1) == 0
         stuck = check & (total > PROGRESS * rows["checked"])

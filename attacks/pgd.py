@@ -78,6 +78,7 @@ class PGD(Attack):
         loss: str | Loss = "ce",
         auxiliary_loss: bool = False,
         bounds: Bounds = (-1.0, 1.0),
+        **options: Any,
     ) -> VMoEPGD:
         """The V-MoE paper's attack (arXiv 2210.10253), as its official code runs it: ``VMoEPGD``.
 
@@ -86,8 +87,9 @@ class PGD(Attack):
             steps: of length eps / steps each.
             loss: "ce" (softmax), "sigmoid" (the JFT model's), or a callable (logits, labels) → (B,).
             auxiliary_loss: ascend the mean of the loss plus the routers' auxiliary losses.
+            options: ``targeted``, ``eot``, ``normalize``, ``logits_fn``, ``attack_dtype`` and ``routing`` of ``Attack``.
         """
-        return VMoEPGD(model, eps, steps, loss=loss, auxiliary_loss=auxiliary_loss, bounds=bounds)
+        return VMoEPGD(model, eps, steps, loss=loss, auxiliary_loss=auxiliary_loss, bounds=bounds, **options)
 
     @staticmethod
     def torchattacks(

@@ -3,6 +3,7 @@
 The modes are in ``ironmoe.attacks.routing_modes``.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.rows import Rows
-from ironmoe.moe import aux_loss_in_eval, collect_aux_loss
+from ironmoe.moe import SoftMoE, aux_loss_in_eval, collect_aux_loss
 from ironmoe.moe.sites import Decision, Site, routing_sites
 
 Term = Callable[[], Tensor]  # after the forward pass: (R,) added to the loss, or a number for all
@@ -42,20 +43,52 @@ class RoutingMode:
 @dataclass(frozen=True)
 class AuxiliaryLoss(RoutingMode):
     """The routers' auxiliary losses are ascended along with the loss: ``weight`` times their sum (arXiv 2210.10253, its official
-    code with weight 1). They are of a batch, so whole batches are attacked."""
+    code with weight 1). They are of a batch, so whole batches are attacked.
+
+    The model is in eval mode, where there is no noise and so no load loss. Of the routers of this library it needs a ``TopKRouter`` with a
+    weight for another loss; ValueError where no layer makes one that depends on the images.
+    """
 
     weight: float = 1.0
     couples = adds_term = True
 
+    def __post_init__(self) -> None:
+        check_weight(self.weight)
+
     @contextmanager
     def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
+        for module in model.modules():
+            if "aux_loss" in vars(module):  # of an earlier pass, if the layer does not run in this one
+                vars(module)["aux_loss"] = None
+
+        def term() -> Tensor:
+            losses = collect_aux_loss(model)
+            if torch.is_grad_enabled() and not losses.requires_grad:
+                raise ValueError(
+                    f"an attack on the auxiliary loss needs a model that makes one in eval mode, got {type(model).__name__} without: "
+                    "MoE layers whose TopKRouter has importance_weight, balance_weight or z_weight above 0 do; dense models, Soft MoE, "
+                    "Expert Choice, a load_weight alone, and Hugging Face routers do not"
+                )
+            return self.weight * losses
+
         with aux_loss_in_eval(model):
-            yield lambda: self.weight * collect_aux_loss(model)
+            yield term
+
+
+def check_weight(weight: float) -> None:
+    """ValueError: a factor that is NaN or infinite."""
+    if not math.isfinite(weight):
+        raise ValueError(f"weight must be finite, got {weight}")
 
 
 def routed_layers(model: nn.Module) -> dict[str, Site]:
     """The MoE layers of a model by name; ValueError if there is none."""
     sites = routing_sites(model)
+    if not sites and any(isinstance(module, SoftMoE) for module in model.modules()):
+        raise ValueError(
+            f"model must choose experts for an attack on its routing, got {type(model).__name__} with Soft MoE, where every token has a "
+            "share in every expert: there is no choice to freeze or to divert, and plain attacks see all of its gradient"
+        )
     if not sites:
         raise ValueError(f"model must have MoE layers for an attack on its routing, got {type(model).__name__} with none")
     return sites

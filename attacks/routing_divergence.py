@@ -1,14 +1,14 @@
 """Routing in the loss: the search drives router probabilities away from the clean image's, or towards an expert."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.routing import RoutingMode, Term, by_image, known_logits, members_of, one_pass, routed_layers
+from ironmoe.attacks.routing import RoutingMode, Term, by_image, check_weight, known_logits, members_of, one_pass, routed_layers
 from ironmoe.attacks.rows import Rows
 from ironmoe.kernels import Routing
 from ironmoe.moe.sites import Decision, Site, attached
@@ -23,7 +23,7 @@ class RoutingDivergence(RoutingMode):
     - towards="weakest": the log-probability of the expert that the router liked least in the clean image (arXiv 2602.01369).
     - towards=e: the log-probability of expert e; not in ensembles, whose members do not share it.
 
-    Targeted attacks raise it too. It is not for FAB and DeepFool, which take their loss for the distance to a boundary. To attack
+    Targeted attacks raise it too. FAB and DeepFool, which take their gradients for those of logit differences, refuse it. To attack
     routing alone, give the attack a loss of 0: ``loss=lambda logits, labels: 0 * logits[:, 0]``.
     """
 
@@ -32,11 +32,16 @@ class RoutingDivergence(RoutingMode):
     adds_term = True
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise ValueError(f"weight must be finite, got {self.weight}")
-        named = self.towards in ("away", "weakest")
-        if not named and (not isinstance(self.towards, int) or isinstance(self.towards, bool) or self.towards < 0):
+        check_weight(self.weight)
+        if isinstance(self.towards, str) and self.towards in ("away", "weakest"):
+            return
+        try:
+            expert = -1 if isinstance(self.towards, bool) else index(self.towards)  # type: ignore[arg-type]
+        except TypeError:
+            expert = -1
+        if expert < 0:
             raise ValueError(f'towards must be "away", "weakest" or the number of an expert, got {self.towards!r}')
+        object.__setattr__(self, "towards", expert)  # a NumPy integer, perhaps
 
     @torch.no_grad()
     def record(self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None) -> Rows:

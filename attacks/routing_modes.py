@@ -32,6 +32,7 @@ from ironmoe.attacks.routing import (
 from ironmoe.attacks.routing_divergence import RoutingDivergence
 from ironmoe.attacks.rows import Rows
 from ironmoe.kernels import Routing
+from ironmoe.moe.expert_choice import ExpertChoiceRouter
 from ironmoe.moe.gates import gates_for
 from ironmoe.moe.intervene import intervene
 from ironmoe.moe.moe import MoE
@@ -114,7 +115,8 @@ class ExpertsOnly(RoutingMode):
 
     @contextmanager
     def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
-        with intervene(model, FrozenGates()):
+        sites = routed_layers(model)
+        with attached(sites, dict.fromkeys(sites, FrozenGates()), {}):
             yield None
 
 
@@ -138,8 +140,8 @@ class GatesOnly(RoutingMode):
 
 @dataclass(frozen=True)
 class StraightThrough(RoutingMode):
-    """Forward the true routing; backward as if softmax(logits / temperature) weighed all experts: backward pass differentiable
-    approximation (BPDA, Athalye et al., arXiv 1802.00420).
+    """Forward the true routing; backward as if s · softmax(logits / temperature) weighed all experts, s being the sum of the token's
+    gates, a constant: backward pass differentiable approximation (BPDA, Athalye et al., arXiv 1802.00420).
 
     A gate of 0 has a gradient here: what another expert would make of the token. So the attack sees where routing could go, also
     where a router hides it (one expert by argmax, constant gates). All E experts run, which costs E / K times the forward pass.
@@ -155,8 +157,8 @@ class StraightThrough(RoutingMode):
         with _after_capacity(model, self._routing):
             yield None
 
-    def _routing(self, decision: Decision) -> Routing:
-        experts_TE, soft_TE = _soft_choice(decision, self.temperature)
+    def _routing(self, decision: Decision, sum_T1: Tensor) -> Routing:
+        experts_TE, soft_TE = _soft_choice(decision, sum_T1, self.temperature)
         gates_TK, experts_TK = decision.routing
         nothing = soft_TE.new_zeros(len(gates_TK), decision.num_experts + 1)  # the last: dropped
         hard_TE = nothing.scatter_add(1, experts_TK.long(), gates_TK.detach().to(soft_TE.dtype)).gather(1, experts_TE.long())
@@ -165,8 +167,9 @@ class StraightThrough(RoutingMode):
 
 @dataclass(frozen=True)
 class Softened(RoutingMode):
-    """Forward and backward, softmax(logits / temperature) weighs all experts; no capacity drops anything. The search sees a smooth
-    model near the true one; high temperatures are smoother, low ones come near top-1 routing."""
+    """Forward and backward, s · softmax(logits / temperature) weighs all experts, s being the sum of the token's gates, a constant; nothing
+    is dropped, and s is what it would be then. The search sees a smooth model with the true one's scale; high temperatures are
+    smoother, low ones come near top-1 routing. It is the nearer to the true one, the nearer its gates are to softmax."""
 
     temperature: float = 1.0
     free_forward = False
@@ -179,8 +182,8 @@ class Softened(RoutingMode):
         with _after_capacity(model, self._routing):
             yield None
 
-    def _routing(self, decision: Decision) -> Routing:
-        experts_TE, soft_TE = _soft_choice(decision, self.temperature)
+    def _routing(self, decision: Decision, sum_T1: Tensor) -> Routing:
+        experts_TE, soft_TE = _soft_choice(decision, sum_T1, self.temperature)
         return Routing(soft_TE, experts_TE)
 
 
@@ -189,21 +192,40 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be finite and above 0, got {temperature}")
 
 
-def _soft_choice(decision: Decision, temperature: float) -> tuple[Tensor, Tensor]:
-    """(experts (T, E), softmax(logits / temperature) of these (T, E)). The token's own choice comes first and in its order, so that
+def _soft_choice(decision: Decision, sum_T1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(experts (T, E), sum · softmax(logits / temperature) of these (T, E)). The token's own choice comes first and in its order, so that
     sums over experts round as they did; E and 0 in place of experts it cannot have."""
     logits_TE = known_logits(decision)
     experts_TE = ranking(decision)
-    soft_TE = torch.nn.functional.pad((logits_TE / temperature).softmax(-1), (0, 1))
+    soft_TE = torch.nn.functional.pad(sum_T1.to(logits_TE) * (logits_TE / temperature).softmax(-1), (0, 1))
     return experts_TE.to(torch.int32), soft_TE.gather(1, experts_TE.long())
 
 
 @contextmanager
-def _after_capacity(model: nn.Module, edit: Callable[[Decision], Routing]) -> Iterator[None]:
-    """All layers carry out this routing, which no capacity cuts any more."""
+def _after_capacity(model: nn.Module, edit: Callable[[Decision, Tensor], Routing]) -> Iterator[None]:
+    """All layers carry out what ``edit`` makes of a decision and of its sums of gates, and no capacity cuts that any more."""
     sites = routed_layers(model)
-    with attached(sites, {}, {}, dict.fromkeys(sites, edit)):
+    sums: dict[str, Tensor] = {}
+
+    def before(decision: Decision) -> Routing:
+        sums[decision.layer] = _undropped_sum(sites[decision.layer].module, decision.routing)
+        return decision.routing
+
+    def after(decision: Decision) -> Routing:
+        return edit(decision, sums.pop(decision.layer))
+
+    with attached(sites, dict.fromkeys(sites, before), {}, dict.fromkeys(sites, after)):
         yield
+
+
+def _undropped_sum(layer: nn.Module, routing: Routing) -> Tensor:
+    """(T, 1) what the gates of a token would add up to if no choice were dropped, in at least float32; constants."""
+    gates_TK = routing.gates.detach().to(torch.promote_types(routing.gates.dtype, torch.float32))
+    if isinstance(layer, MoE):
+        expert_choice = isinstance(layer.router, ExpertChoiceRouter)  # every expert, by its softmax
+        if expert_choice or (layer.capacity is not None and layer.capacity.renormalize):
+            return torch.ones_like(gates_TK[:, :1])
+    return gates_TK.sum(1, keepdim=True)
 
 
 def _without_expert_gradient(site: Site) -> Iterator[RemovableHandle]:

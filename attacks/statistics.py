@@ -1,15 +1,17 @@
 """What an attack did to a model and to its routing, in the sums of the official V-MoE attack code (arXiv 2210.10253)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.losses import Loss, get_loss
+from ironmoe.attacks.routing import members_of
 from ironmoe.attacks.state import borrowed
-from ironmoe.moe import LayerTrace, aux_loss_in_eval, collect_aux_loss, trace_routing
+from ironmoe.attacks.victim import Normalize, Victim
+from ironmoe.moe import LayerTrace, aux_loss_in_eval, collect_aux_loss, routing_sites, trace_routing
 from ironmoe.moe.metrics import READINGS, token_overlap
 
 Number = TypeVar("Number", int, float)
@@ -62,6 +64,8 @@ def attack_statistics(
     loss: str | Loss = "ce",
     auxiliary_loss: bool = False,
     valid: Tensor | None = None,
+    normalize: Normalize | None = None,
+    logits_fn: Callable[[Any], Tensor] | None = None,
 ) -> AttackStatistics:
     """Compare a model on images and on their adversarial versions.
 
@@ -71,6 +75,7 @@ def attack_statistics(
         labels: (B,) int64.
         loss: as in ``PGD``; auxiliary_loss: add the routers' auxiliary losses to every image's, as ``PGD.vmoe`` does.
         valid: (B,) bool; images that only pad the batch are False and not counted.
+        normalize, logits_fn: as in ``Attack``; Hugging Face outputs are understood without.
     """
     if images.shape != adversarial.shape or len(labels) != len(images):
         raise ValueError(
@@ -80,19 +85,21 @@ def attack_statistics(
     counted = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid.bool()
     if counted.shape != labels.shape:
         raise ValueError(f"valid must have shape ({len(labels)},), got {tuple(counted.shape)}")
-    counted_M = counted.repeat(getattr(model, "ensemble_size", 1))  # an ensemble's tokens come member after member
+    victim = Victim(model, normalize, logits_fn)
+    victim.image_dtype = images.dtype
+    members = {name: members_of(site) for name, site in routing_sites(model).items()}
     predictions, losses, traces = [], [], []
     with borrowed(model), torch.no_grad(), aux_loss_in_eval(model):
         for batch in (images, adversarial):
             with trace_routing(model) as trace:
-                logits = model(batch)
+                logits = victim.logits(batch)
             predictions.append(logits.argmax(1))
             auxiliary = collect_aux_loss(model).to(logits) if auxiliary_loss else 0.0
             losses.append(get_loss(loss)(logits, labels) + auxiliary)
             traces.append(trace.layers)
     overlap = {
         reading: {
-            name: _layer_overlap(traces[0][name], traces[1][name], reading, counted_M)
+            name: _layer_overlap(traces[0][name], traces[1][name], reading, counted, members[name])
             for name in traces[0]
             if traces[0][name].routings
         }
@@ -107,9 +114,13 @@ def attack_statistics(
     )
 
 
-def _layer_overlap(clean: LayerTrace, adversarial: LayerTrace, reading: str, counted: Tensor) -> tuple[float, int]:
+def _layer_overlap(
+    clean: LayerTrace, adversarial: LayerTrace, reading: str, counted: Tensor, members: int
+) -> tuple[float, int]:
     iou_T, counts_T = token_overlap(clean, adversarial, reading)
-    counts_T = counts_T & counted.repeat_interleave(len(iou_T) // max(len(counted), 1))
+    counted_M = counted.repeat(members)  # an ensemble's tokens come member after member
+    tokens = [len(routing.gates) for routing in clean.routings]  # of each run of the layer
+    counts_T = counts_T & torch.cat([counted_M.repeat_interleave(count // max(len(counted_M), 1)) for count in tokens])
     return float(iou_T[counts_T].double().sum()), int(counts_T.sum())
 
 

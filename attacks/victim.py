@@ -163,7 +163,9 @@ class Victim:
             if want_grad:
                 if not loss.requires_grad:
                     mode = "" if type(self.routing) is RoutingMode else f" under {self.routing}"
-                    raise ValueError(f"model must be differentiable with respect to its images, got logits without a graph{mode}")
+                    raise ValueError(
+                        f"model must be differentiable with respect to its images, got logits without a graph{mode}"
+                    )
                 (grad,) = torch.autograd.grad(loss.sum(), [points])
                 self.backwards += len(points)
         self._note(logits, grad)

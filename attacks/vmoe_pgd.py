@@ -1,5 +1,7 @@
 """The attack of the V-MoE robustness paper (arXiv 2210.10253), as its official code runs it."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ironmoe.attacks.attack import Attack
@@ -33,12 +35,19 @@ class VMoEPGD(Attack):
         loss: str | Loss = "ce",
         auxiliary_loss: bool = False,
         bounds: Bounds = (-1.0, 1.0),
+        **options: Any,
     ) -> None:
+        if auxiliary_loss and options.get("routing") is not None:
+            raise ValueError(
+                f"auxiliary_loss must be False with a routing mode, which takes its place, got {options['routing']}"
+            )
         if auxiliary_loss and not (
             isinstance(model, nn.Module) and any(hasattr(m, "aux_loss_in_eval") for m in model.modules())
         ):
             raise ValueError("auxiliary_loss needs a model with TopKRouters, whose losses it ascends")
-        super().__init__(model, eps, bounds=bounds, routing=AuxiliaryLoss() if auxiliary_loss else None)
+        if auxiliary_loss:
+            options["routing"] = AuxiliaryLoss()
+        super().__init__(model, eps, bounds=bounds, **options)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.steps, self.queries, self.auxiliary_loss = steps, steps, auxiliary_loss

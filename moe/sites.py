@@ -94,6 +94,7 @@ class _Station:
         self.final_edits: list[Edit] = []
         self.watchers: list[Watch] = []
         self.handles: list[RemovableHandle] = []
+        self.inside = False  # an MoE's forward: its router, and its capacity, may serve other layers, too
         self.pending: Decision | None = None  # between an MoE's router and its capacity
         self.logits: Tensor | None = None  # between a Hugging Face router and its experts
 
@@ -134,6 +135,8 @@ class _Station:
     def _hooks(self) -> Iterator[RemovableHandle]:
         module, router = self.site.module, self.site.router
         if isinstance(module, MoE):
+            yield module.register_forward_pre_hook(self._enter)
+            yield module.register_forward_hook(self._exit, always_call=True)  # also after an exception
             yield module.router.register_forward_hook(self._after_router)
             if module.capacity is not None:
                 yield module.capacity.register_forward_hook(self._after_capacity)
@@ -142,7 +145,15 @@ class _Station:
             yield router.register_forward_hook(self._keep_logits)
         yield module.register_forward_pre_hook(self._before_experts, with_kwargs=True)
 
+    def _enter(self, _: nn.Module, __: object) -> None:
+        self.inside = True
+
+    def _exit(self, _: nn.Module, __: object, ___: object) -> None:
+        self.inside, self.pending = False, None
+
     def _after_router(self, router: nn.Module, args: tuple[Any, ...], output: RouterOutput) -> RouterOutput:
+        if not self.inside:
+            return output
         gates_of = router.gates_of if isinstance(router, TopKRouter) else None
         name, num_experts = self.site.name, self.site.num_experts
         decision = self.decide(Decision(name, output.routing, output.logits, args[0], num_experts, gates_of))
@@ -155,7 +166,7 @@ class _Station:
         return output._replace(routing=routing, dispatch=None if changed else output.dispatch)
 
     def _after_capacity(self, _: nn.Module, __: object, realised: Routing) -> Routing:
-        if self.pending is None:  # a Capacity may serve several layers
+        if self.pending is None:  # it is another layer's turn
             return realised
         decision, self.pending = self.pending, None
         return self.finish(decision, realised)

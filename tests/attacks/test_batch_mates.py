@@ -1,11 +1,14 @@
 """Images that change what becomes of their neighbour."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ironmoe.attacks.batch_mates import BatchMates
 from ironmoe.moe import Capacity, ExpertChoiceRouter, MoE, VMoE, trace_routing
@@ -151,6 +154,56 @@ def test_every_way_in_which_images_compete(data, options):
         assert torch.equal(group[-1], images[victim]) and model(group)[-1].argmax() == prediction
 
 
+class Checkpointed(nn.Module):
+    """Each block runs again in the backward pass."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+        for block in body.blocks:
+            forward = block.forward
+            block.forward = lambda x, forward=forward: checkpoint(forward, x, use_reentrant=False)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_activation_checkpointing_changes_nothing(data, trained):
+    images, labels = (part[:16] for part in data)
+    plain = BatchMates(trained, EPS, steps=3).run(images, labels, [-1, 0])
+    again = BatchMates(Checkpointed(copy.deepcopy(trained)), EPS, steps=3).run(images, labels, [-1, 0])
+    for one, other in zip(again.groups, plain.groups, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert torch.equal(again.drops, plain.drops) and torch.equal(again.prediction, plain.prediction)
+
+
+class WithUnusedLayer(nn.Module):
+    """A layer in which images compete, and whose output nobody reads."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.unused = body, MoE(12, 8, 4, 2, capacity=Capacity(0.5, images_per_group=GROUP)).double()
+
+    def forward(self, x):
+        self.unused(x.flatten(1, 2))
+        return self.body(x)
+
+
+def test_a_layer_that_does_not_reach_the_logits_has_no_effect(data, trained):
+    images, labels = (part[:16] for part in data)
+    plain = BatchMates(trained, EPS, steps=3).run(images, labels)
+    other = BatchMates(WithUnusedLayer(trained).eval(), EPS, steps=3).run(images, labels)
+    for one, two in zip(other.groups, plain.groups, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+def test_places_of_victims(data, trained):
+    images, labels = (part[:6] for part in data)
+    attack = BatchMates(trained, EPS, steps=1)
+    for given, victims in ((3, [3]), (np.int64(-1), [3, 5]), ((1, -1), [1, 3, 5]), (torch.tensor([0, -3]), [0, 1, 4])):
+        assert attack.run(images, labels, given).victims.tolist() == victims
+
+
 def test_the_users_state_comes_back(data, trained):
     images, labels = data
     trained.train()
@@ -171,12 +224,24 @@ def test_what_cannot_work_is_refused(data, trained):
         (lambda: BatchMates(vmoe(None)), "model must let images influence each other, .* got VMoE without"),
         (lambda: BatchMates(trained, -0.1), "eps must be finite and at least 0, got -0.1"),
         (lambda: BatchMates(trained, alpha=-1), "alpha must be at least 0 or None, got -1"),
+        (lambda: BatchMates(trained, bounds=(1, 0)), r"bounds must be .* with lowest < highest, got \(1, 0\)"),
         (lambda: BatchMates(trained, steps=0), "steps must be at least 1, got 0"),
         (lambda: BatchMates(trained, restarts=0), "restarts must be at least 1, got 0"),
         (lambda: BatchMates(trained).run(images, labels, [4]), "victim_positions must be from -4 to 3, got 4"),
-        (lambda: BatchMates(trained).run(images, labels, []), r"some be victims, got groups of 4 and \[\]"),
+        (lambda: BatchMates(trained).run(images, labels, []), r"some be victims, got groups of 4 and victim_positions \[\]"),
+        (lambda: BatchMates(trained).run(images, labels, (3, -1)), r"differ from each other in a group of 4, got \[3, -1\]"),
+        (lambda: BatchMates(trained).run(images[:1], labels[:1]), r"got 1 images in groups of 4 and victim_positions \[-1\]"),
+        (
+            lambda: BatchMates(trained).run(images[:2], labels[:2], [3]),
+            r"got 2 images in groups of 4 and victim_positions \[3\]",
+        ),
+        (lambda: BatchMates(trained).run(images[:0], labels[:0]), r"got 0 images in groups of 4 and victim_positions \[-1\]"),
+        (lambda: BatchMates(trained).run(images, labels + 50), "labels must be below the model's 4 classes, got 53"),
         (lambda: BatchMates(alone).run(images, labels), "images must have mates, .* got groups of 1"),
         (lambda: BatchMates(trained).run(images + 1, labels), "images must lie in bounds"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
+    for wrong in (1.5, ["last"]):
+        with pytest.raises(TypeError, match="victim_positions must be a whole number or several"):
+            BatchMates(trained).run(images, labels, wrong)

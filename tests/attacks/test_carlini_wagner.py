@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks import PGD, carlini_wagner, evaluate
+from ironmoe.attacks import PGD, RoutingDivergence, carlini_wagner, evaluate
 from ironmoe.attacks.carlini_wagner import CW
 from ironmoe.attacks.lane import Lane, blank_rows
 from ironmoe.attacks.losses import margin
@@ -49,7 +49,7 @@ def walk(attack, images, labels, rounds):
     attack.victim.image_dtype = images.dtype
     for _ in range(rounds):
         yield dict(rows)
-        answer = attack.victim.ask(rows, attack.objective, True)
+        answer = attack.ask(rows, True)
         rows["queries"] = rows["queries"] + 1
         attack.advance(rows, *answer[:3])
 
@@ -187,6 +187,32 @@ def test_distances_are_those_at_which_gradients_begin_to_succeed(data, model):
         PGD(model, result.distance * factor, steps=30, norm="L2", loss="margin").run(*data).success for factor in (1.1, 0.9)
     )
     assert beyond.double().mean() > 0.75 and short.double().mean() < 0.1
+
+
+@pytest.fixture(scope="module")
+def routed():
+    """A V-MoE, and images and labels it was fitted to."""
+    images, labels = toys.blobs(24, noise=0.25)
+    return toys.vmoe(images, labels, moe_layers=(0, 1)), images[:8].double(), labels[:8]
+
+
+@pytest.mark.parametrize("mode", [RoutingDivergence(1e-9, "weakest"), RoutingDivergence(1e-9, 2), RoutingDivergence(-1e-9)])
+def test_a_vanishing_term_changes_no_distance(routed, mode):
+    """Logarithms of probabilities are below 0, divergences above it: by a hair, any of them would move a clamped margin off κ."""
+    model, images, labels = routed
+    options = {"c": 0.1, "steps": 30, "lr": 0.05, "search_steps": 4}
+    plain, steered = (CW(model, routing=routing, **options).run(images, labels) for routing in (None, mode))
+    assert plain.success.all() and torch.equal(steered.success, plain.success)
+    torch.testing.assert_close(steered.distance, plain.distance, rtol=1e-4, atol=0)
+
+
+def test_a_term_does_not_stand_in_for_confidence(routed):
+    model, images, labels = routed
+    options = {"c": 0.1, "confidence": 1.0, "steps": 40, "lr": 0.05, "search_steps": 4}
+    for weight in (-5.0, 5.0):
+        result = CW(model, routing=RoutingDivergence(weight), **options).run(images, labels)
+        reached = margin(model(result.adversarial), labels)
+        assert result.success.all() and (reached >= 1 - 1e-9).all()
 
 
 def test_results_do_not_depend_on_the_batch(data, model):

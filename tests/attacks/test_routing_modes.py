@@ -3,6 +3,7 @@
 import copy
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from ironmoe.moe import (
     EnsembleRouter,
     ExpertChoiceRouter,
     MoE,
+    SoftMoE,
     TopKRouter,
     VMoE,
     aux_loss_in_eval,
@@ -165,12 +167,14 @@ LAYERS = {
     "top-2": lambda: MoE(6, 10, 4, 2, **wide),
     "top-3 renormalised": lambda: MoE(6, 10, 4, 3, router=TopKRouter(6, 4, 3, renormalize=True, **wide), **wide),
     "all": lambda: MoE(6, 10, 4, 4, **wide),
+    "scaled": lambda: MoE(6, 10, 4, 2, router=TopKRouter(6, 4, 2, scale=2.5, **wide), **wide),
     "sigmoid, first k": lambda: MoE(
         6, 10, 4, 2, router=TopKRouter(6, 4, 2, score="sigmoid", order="topk_first", **wide), **wide
     ),
     "shared": lambda: MoE(6, 10, 4, 2, shared_dim=5, shared_gate=True, **wide),
     "recompute": lambda: MoE(6, 10, 4, 2, recompute=True, **wide),
     "capacity": lambda: MoE(6, 10, 4, 2, capacity=Capacity(0.5), **wide),
+    "capacity, renormalised": lambda: MoE(6, 10, 4, 2, capacity=Capacity(0.5, renormalize=True), **wide),
     "expert choice": lambda: MoE(6, 10, 4, router=ExpertChoiceRouter(6, 4, **wide), **wide),
     "ensemble": lambda: MoE(6, 10, 4, 2, router=EnsembleRouter(6, 4, 2, ensemble_size=2, **wide), **wide),
 }
@@ -199,7 +203,11 @@ def test_straight_through_is_the_true_layer_forward_and_the_soft_mixture_backwar
     tokens = points.flatten(0, -2)
     routing = routed(layer, x)[""]
     hard = torch.zeros(len(tokens), 5, **wide).scatter_add(1, routing.experts.long(), routing.gates)[:, :4]
-    soft = (layer.router(tokens).logits / 0.5).softmax(-1)
+    routed_freely = layer.router(tokens)
+    total = routed_freely.routing.gates.detach().sum(1, keepdim=True)
+    if kind in ("expert choice", "capacity, renormalised"):  # where nothing is dropped it is 1
+        total = torch.ones_like(total)
+    soft = total * (routed_freely.logits / 0.5).softmax(-1)
     hidden = torch.einsum("td,efd->tef", tokens, layer.fc1.weight) + layer.fc1.bias
     outputs = torch.einsum("tef,edf->ted", nn.functional.gelu(hidden), layer.fc2.weight) + layer.fc2.bias
     y = ((hard + soft - soft.detach()).unsqueeze(-1) * outputs).sum(1)
@@ -222,12 +230,32 @@ def test_softened_goes_from_the_best_expert_to_the_average_of_all():
         average = layer(x)
     dropless = copy.deepcopy(layer)
     dropless.capacity = None
+    routed = layer.router(x.flatten(0, 1))
+    total = routed.routing.gates.sum(1).view(7, 5, 1)
+    assert total.min() < 0.9
     with intervene(dropless, AllExperts()):
-        torch.testing.assert_close(average, dropless(x), rtol=0, atol=1e-3)
-    best = layer.router(x.flatten(0, 1)).logits.argmax(1).view(7, 5)
+        torch.testing.assert_close(average, total * dropless(x), rtol=0, atol=1e-3)
+    best = routed.logits.argmax(1).view(7, 5)
     for expert in range(4):
         with intervene(dropless, OneExpert(expert, gates="uniform")):
-            torch.testing.assert_close(best_of_all[best == expert], dropless(x)[best == expert], rtol=0, atol=1e-3)
+            torch.testing.assert_close(best_of_all[best == expert], (total * dropless(x))[best == expert], rtol=0, atol=1e-3)
+
+
+def test_the_soft_model_has_the_scale_of_the_true_one():
+    x = torch.randn(6, 5, 6, **wide)
+    for router in (TopKRouter(6, 4, 4, scale=2.5, **wide), TopKRouter(6, 4, 4, scale=0.3, renormalize=True, **wide)):
+        layer = MoE(6, 10, 4, 4, router=router, **wide).eval()  # all experts: the soft model is the true one
+        grads, outputs = gradients(layer, x, [RoutingMode(), Softened(), StraightThrough()])
+        for grad, output in zip(grads, outputs, strict=True):
+            torch.testing.assert_close(output, outputs[0], rtol=0, atol=1e-13)
+            torch.testing.assert_close(grad, grads[0], rtol=0, atol=1e-13)
+    for options in ({"scale": 2.5, "renormalize": True}, {"score": "sigmoid"}, {"score": "sigmoid", "scale": 4.0}):
+        layer = MoE(6, 10, 4, 3, router=TopKRouter(6, 4, 3, **options, **wide), **wide).eval()
+        for name in ("fc1", "fc2"):  # experts alike, but for their biases
+            weight = getattr(layer, name).weight.data
+            weight.copy_(weight[:1] + 0.1 * weight)
+        _, (true, soft) = gradients(layer, x, [RoutingMode(), Softened()])
+        assert (soft - true).norm() < 0.15 * true.norm()
 
 
 class ArgmaxRouter(nn.Module):
@@ -453,11 +481,24 @@ class Twice(nn.Module):
         return self.moe(self.moe(x))
 
 
+def test_numbers_of_experts_may_come_from_numpy():
+    for number in (np.int64(1), torch.tensor(1)):
+        mode = RoutingDivergence(1.0, number)
+        assert mode == RoutingDivergence(1.0, 1) and type(mode.towards) is int
+
+
 def test_what_cannot_work_is_refused(images):
     dense = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double()
+    soft = vmoe(make_moe=lambda: SoftMoE(12, 16, 4, activation="gelu_tanh"))
     for mode in EACH_ALONE:
-        with pytest.raises(ValueError, match="model must have MoE layers"):
+        with pytest.raises(
+            ValueError, match="model must have MoE layers for an attack on its routing, got Sequential with none"
+        ):
             PGD(dense, 0.1, steps=1, routing=mode).run(images, dense(images).argmax(1))
+        with pytest.raises(
+            ValueError, match=r"model must choose experts .* got VMoE with Soft MoE, .* no choice to freeze or to divert"
+        ):
+            PGD(soft, 0.1, steps=1, routing=mode).run(images, soft(images).argmax(1))
     for mode in (FrozenRouting(), RoutingDivergence()):
         with pytest.raises(ValueError, match="run once in a forward pass, but 'moe' ran 2 times"):
             PGD(Twice(), 0.1, steps=1, routing=mode).run(images[:, 0, 0], Twice()(images[:, 0, 0]).argmax(1))
@@ -468,9 +509,11 @@ def test_what_cannot_work_is_refused(images):
         (lambda: StraightThrough(0), "temperature must be finite and above 0, got 0"),
         (lambda: Softened(float("inf")), "temperature must be finite and above 0, got inf"),
         (lambda: RoutingDivergence(float("nan")), "weight must be finite, got nan"),
+        (lambda: AuxiliaryLoss(float("-inf")), "weight must be finite, got -inf"),
         (lambda: RoutingDivergence(1.0, "best"), 'towards must be "away", "weakest" or the number of an expert, got \'best\''),
         (lambda: RoutingDivergence(1.0, -1), "or the number of an expert, got -1"),
         (lambda: RoutingDivergence(1.0, True), "or the number of an expert, got True"),
+        (lambda: RoutingDivergence(1.0, 1.0), r"or the number of an expert, got 1\.0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -70,6 +70,9 @@ def test_hugging_face_models_take_every_mode(images, patched):
         assert torch.equal(result.prediction, model(result.adversarial).argmax(1))
         assert result.success.any() or isinstance(mode, RoutingDivergence), mode
 
+    with pytest.raises(ValueError, match="needs a model that makes one in eval mode, got Pictures without"):
+        PGD(model, 0.3, steps=2, routing=AuxiliaryLoss()).run(images, labels)
+
     clean, moved = routed(model, images), (images + 0.3 * torch.randn_like(images)).clamp(0, 1)
     rows = FrozenRouting().record(model, images)
     with FrozenRouting().around(model, rows):

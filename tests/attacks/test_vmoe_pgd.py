@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ironmoe.attacks import FGSM, PGD
+from ironmoe.attacks import FGSM, PGD, AuxiliaryLoss, FrozenRouting
 from ironmoe.moe import Capacity, ExpertChoiceRouter, MoE, VMoE
 
 
@@ -55,6 +55,31 @@ def test_the_auxiliary_loss_steers_the_attack():
     with_loss, without = (PGD.vmoe(model, 0.05, 4, auxiliary_loss=aux)(x, labels) for aux in (True, False))
     assert not torch.equal(with_loss, without)
     assert not any(m.aux_loss_in_eval for m in model.modules() if hasattr(m, "aux_loss_in_eval"))
+
+
+def test_the_options_of_every_attack():
+    torch.manual_seed(0)
+    model = VMoE(8, 4, 16, 2, 2, 16, 3, moe_layers=(0, 1), num_experts=4).double().eval()
+    torch.nn.init.normal_(model.head.weight)
+    x, labels = 2 * torch.rand(6, 3, 8, 8, dtype=torch.float64) - 1, torch.randint(3, (6,))
+    plain = PGD.vmoe(model, 0.05, 4)(x, labels)
+    for options in ({"routing": FrozenRouting()}, {"routing": AuxiliaryLoss(100.0)}, {"targeted": True}):
+        assert not torch.equal(PGD.vmoe(model, 0.05, 4, **options)(x, labels), plain)
+
+    options = {"normalize": ([0.5] * 3, [2.0] * 3), "logits_fn": lambda output: output["scores"]}
+    shown = PGD.vmoe(lambda images: {"scores": model(images)}, 0.1, 4, bounds=(-1.5, 2.5), **options)
+    torch.testing.assert_close(shown(2 * x + 0.5, labels), 2 * plain + 0.5, rtol=0, atol=1e-12)
+    for options, message in (
+        (
+            {"auxiliary_loss": True, "routing": FrozenRouting()},
+            "auxiliary_loss must be False with a routing mode, .* got FrozenRouting",
+        ),
+        ({"norm": "L2"}, "norm must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PGD.vmoe(model, **options)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'random_start'"):
+        PGD.vmoe(model, random_start=True)
 
 
 def moe(**options):

@@ -142,6 +142,47 @@ def test_only_the_named_layers_and_only_inside_the_block():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+class TwoLayers(torch.nn.Module):
+    """Two layers with one router, and perhaps one capacity."""
+
+    def __init__(self, capacity=None):
+        super().__init__()
+        router = TopKRouter(D, E, K, dtype=torch.float64)
+        self.a, self.b = (MoE(D, F, E, K, router=router, capacity=capacity, dtype=torch.float64) for _ in range(2))
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("capacity", [None, Capacity(0.5, multiple_of=1)], ids=str)
+def test_layers_that_share_a_router_are_seen_and_steered_apart(capacity, x):
+    model = TwoLayers(capacity).eval()
+    y = model.a(x)
+    with trace_routing(model) as trace:
+        plain = model(x)
+    for layer, tokens in ((model.a, x), (model.b, y)):
+        with trace_routing(layer) as alone:
+            layer(tokens)
+        seen = trace.layers["a" if layer is model.a else "b"]
+        assert torch.equal(seen.logits, alone.layers[""].logits) and torch.equal(seen.experts, alone.layers[""].experts)
+    with intervene(model, OneExpert(index=3)):
+        steered = model.b(y)
+    with intervene(model, OneExpert(index=3), layers=["b"]), trace_routing(model) as trace:
+        assert torch.equal(model.a(x), y)
+        assert torch.equal(model(x), steered) and not torch.equal(steered, plain)
+    assert trace.layers["b"].experts.unique().tolist() in ([3], [3, E])
+
+
+def test_a_layer_that_failed_hears_nothing_of_its_routers_other_calls(x):
+    model = TwoLayers().eval()
+    with trace_routing(model) as trace:
+        with pytest.raises(ValueError, match="x must have 6 features"):
+            model.a(x[:, :-1])
+        model.b(x)
+        model.b.router(x)
+    assert [len(layer.routings) for layer in trace.layers.values()] == [0, 1]
+
+
 def test_nested_blocks_apply_the_outer_one_first_and_leave_in_any_order(layer, x):
     with intervene(layer, OneExpert(index=2)), intervene(layer, UniformGates()):
         inner = layer(x)
