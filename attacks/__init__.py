@@ -5,11 +5,12 @@ from ironmoe.attacks.attack import Attack, AttackResult
 from ironmoe.attacks.autoattack import AutoAttack
 from ironmoe.attacks.batch_mates import BatchMates, BatchMatesResult
 from ironmoe.attacks.carlini_wagner import CW
-from ironmoe.attacks.checks import Flag, check_model, check_outcome
+from ironmoe.attacks.checks import Flag, check_model
 from ironmoe.attacks.deepfool import DeepFool
 from ironmoe.attacks.evaluate import evaluate
 from ironmoe.attacks.fab import FAB
 from ironmoe.attacks.journal import JournalError
+from ironmoe.attacks.outcome_checks import check_outcome
 from ironmoe.attacks.pgd import FGSM, MIFGSM, PGD
 from ironmoe.attacks.progress import Progress
 from ironmoe.attacks.proportion import Proportion

@@ -1,4 +1,4 @@
-"""Checks against false security: signs that a model looks more robust than it is.
+"""Checks against false security: signs in a model that it looks more robust than it is. (``outcome_checks``: in what attacks did.)
 
 After AutoAttack's flags (Croce & Hein, arXiv 2003.01690), Carlini et al. (arXiv 1902.06705) and Pintor et al. (arXiv 2106.09947);
 batch dependence, non-determinism and blocked routing gradients are added for models with experts.
@@ -6,7 +6,7 @@ batch dependence, non-determinism and blocked routing gradients are added for mo
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,12 @@ from ironmoe.attacks.victim import Victim, check_labels
 from ironmoe.moe import trace_routing
 from ironmoe.moe.sites import routing_sites
 
-if TYPE_CHECKING:
-    from ironmoe.attacks.robustness import RobustnessReport
-
 IMAGES = 64  # that the model is looked at with
 ALONE = 4  # of them one by one
+FEW = 8  # images: fewer do not tell a rounded input from chance
 DIFFERS = 1e-4  # distance of logits divided by their norm: more is no rounding
 FINER_THAN_8_BIT = 1 / 1024  # of the pixel range
 ROUNDING = 1e-6  # of a gradient of the margin with respect to router logits, relative to the margin
-SQUARE_GAIN, RISING_SHARE = 0.002, 0.1
 
 
 class Flag(NamedTuple):
@@ -82,11 +79,6 @@ def no_room_for_checks() -> Flag:
     return Flag(
         "model not looked at", True, 0.0, "max_forwards left no room for a look at the model for signs of false security."
     )
-
-
-def check_outcome(report: "RobustnessReport") -> list[Flag]:
-    """Look at what the attacks did."""
-    return [_square(report), _rising(report)]
 
 
 def _randomised(random: float) -> Flag:
@@ -159,8 +151,11 @@ def _quantised(bounds: Bounds, victim: Victim, images: Tensor, labels: Tensor, r
     expected = (here[1] * (moved - images)).flatten(1).sum(1).double()
     actual = (there[0] - here[0]).double()
     counted = expected != 0
-    error = ((actual - expected).abs() / (actual.abs() + expected.abs()).clamp_min(1e-300))[counted]
-    value = float(error.median()) if len(error) else 0.0
+    if not bool(counted.any()):
+        return _steps(victim, images, labels, noise, here[0], there[0], bounds)
+    if int(counted.sum()) < FEW:
+        return Flag(name, False, 0.0, f"Not looked at: fewer than {FEW} images have a gradient.")
+    value = float(((actual - expected).abs() / (actual.abs() + expected.abs()).clamp_min(1e-300))[counted].median())
     tripped = value > 0.5
     return Flag(
         name,
@@ -168,6 +163,21 @@ def _quantised(bounds: Bounds, victim: Victim, images: Tensor, labels: Tensor, r
         value,
         f"Noise of 1/1024 of the pixel range changes the margin otherwise than the gradient says: by {100 * value:.0f} % of the change. "
         + ("The model rounds its input, or its gradients are not its own." if tripped else "Gradients describe the model."),
+    )
+
+
+def _steps(victim: Victim, images: Tensor, labels: Tensor, noise: Tensor, here: Tensor, there: Tensor, bounds: Bounds) -> Flag:
+    """No image has a gradient: does the margin stand still under tiny noise and move under noise that is 64 times larger?"""
+    with torch.no_grad():
+        far = margin(victim.predict((images + 64 * noise).clamp(*bounds)), labels)
+    still, moves = float((there == here).double().mean()), float((far != here).double().mean())
+    tripped = still > 0.5 and moves > 0.5
+    return Flag(
+        "quantised input",
+        tripped,
+        still,
+        f"No image has a gradient, and noise of 1/1024 of the pixel range leaves the margin of {100 * still:.0f} % of them as it was, to the bit. "
+        + ("The model rounds its input." if tripped else "It does not look like rounding: see zero gradients."),
     )
 
 
@@ -250,39 +260,6 @@ def _routing_gradient(victim: Victim, images: Tensor, labels: Tensor) -> Flag:
         f"No gradient reaches the routers of {', '.join(blocked)}: an attack cannot see how to reroute tokens. Use routing=StraightThrough()."
         if blocked
         else "Gradients reach every router.",
-    )
-
-
-def _square(report: "RobustnessReport") -> Flag:
-    gain = 0.0
-    for summary in report.attacks.values():
-        total = max(len(summary.fell), 1)
-        gain = max(gain, sum(n for stage, n in summary.fell_to.items() if "square" in stage.lower()) / total)
-        if all("square" in stage.lower() for _, stage in summary.stages):
-            others = [s for s in report.attacks.values() if not any("square" in stage.lower() for _, stage in s.stages)]
-            gain = min((float((s.robust & s.decided & ~summary.robust).sum()) for s in others), default=0.0) / total
-    tripped = gain > SQUARE_GAIN
-    return Flag(
-        "Square beats the gradient attacks",
-        tripped,
-        gain,
-        f"Square, which uses no gradients, broke {100 * gain:.1f} % of the images that gradient attacks had left. "
-        + ("Gradients may be masked: trust neither number, and try an adaptive attack." if tripped else "As it should be."),
-    )
-
-
-def _rising(report: "RobustnessReport") -> Flag:
-    share = 0.0
-    for summary in report.attacks.values():
-        held = summary.robust & summary.decided
-        share = max(share, float((summary.flags["loss_rising"] & held).sum()) / max(int(held.sum()), 1))
-    tripped = share > RISING_SHARE
-    return Flag(
-        "loss still rising at the end",
-        tripped,
-        share,
-        f"For {100 * share:.0f} % of the images that held, an attempt gained more than a twentieth of its loss in its last tenth. "
-        + ("More steps would find more." if tripped else "More steps would change little."),
     )
 
 

@@ -66,8 +66,10 @@ class Engine:
         units: of each chain, images that must stay together, side by side in the source; what a chunk has left over, which only the
             last may have, makes a smaller unit.
         batch_size: images a lane holds at most.
-        emit: called with (case, decided) when a case has passed a stage, when it is decided, and when the budget leaves it undecided.
+        emit: called with (case, decided) when a case begins, when it has passed a stage, when it is decided, and when the budget leaves it
+            undecided.
         resume: (chain, the numbers of a unit's images) → where to begin; None: nothing to do.
+        beat: called after every look at the flags, whether or not anything is decided.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class Engine:
         budget: Budget | None = None,
         resume: Callable[[int, list[int]], Resumed | None] | None = None,
         device: torch.device | None = None,
+        beat: Callable[[], None] | None = None,
     ) -> None:
+        self.beat = beat or (lambda: None)
         self.chains, self.emit, self.units, self.batch_size = chains, emit, units, batch_size
         self.budget, self.resume = budget or Budget(), resume or (lambda chain, numbers: Resumed(0, [False] * len(numbers)))
         self.kind = "cpu" if device is None else device.type
@@ -118,6 +122,7 @@ class Engine:
                 continue
             if lane is None:
                 return True
+            self.beat()
             lane.fill(draining=chunks is None, at_most=self._affordable(lane))
             if not lane.active or not self._rounds(lane):
                 return self._stop()
@@ -206,9 +211,9 @@ class Engine:
                 number, chain, chunk.images[one], labels[one], numbers[one], right[number][one], prediction[one], classes[one],
                 None if eps is None else eps[one], chain[where.stage].attack.joint, where.stage, where.fell,
             )  # fmt: skip
-            if not any(case.wanted) and not case.attack.attacks_wrong:
-                self.emit(case, True)
-            else:
+            attacked = any(case.wanted) or case.attack.attacks_wrong
+            self.emit(case, not attacked)
+            if attacked:
                 self._lane_of(case).ready.append(case)
         return True
 

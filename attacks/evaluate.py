@@ -12,11 +12,12 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.budget import Budget
 from ironmoe.attacks.case import Case, Stage
-from ironmoe.attacks.checks import Flag, check_model, check_outcome, no_room_for_checks, passes_of_checks
+from ironmoe.attacks.checks import Flag, check_model, no_room_for_checks, passes_of_checks
 from ironmoe.attacks.checksum import checksum, model_digest
 from ironmoe.attacks.describe import describe_attack
 from ironmoe.attacks.engine import Chunk, Engine, Resumed
 from ironmoe.attacks.journal import Journal
+from ironmoe.attacks.outcome_checks import check_outcome
 from ironmoe.attacks.progress import Progress
 from ironmoe.attacks.records import Record, Records, records_of
 from ironmoe.attacks.robustness import AttackSummary, RobustnessReport
@@ -25,6 +26,8 @@ from ironmoe.attacks.sharding import Shard, current_shard
 from ironmoe.attacks.source import Batches, Source
 from ironmoe.attacks.state import borrowed
 from ironmoe.attacks.victim import Model
+
+BEAT_SECONDS = 1.0
 
 
 def evaluate(
@@ -63,7 +66,7 @@ def evaluate(
         max_forwards, max_seconds: end before more forward passes of single images, or time, are spent (in this call, checks included;
             with several processes each has an equal share). What is not decided is counted in the report, and so are images that were
             not reached, if the length of the data is known.
-        on_progress: called as images are decided.
+        on_progress: called as images are decided, and about every second while none is.
 
     Raises:
         ValueError: no attack, an attack for another model, no data, or a bad input (see ``Attack.run``).
@@ -123,7 +126,8 @@ class _Evaluation:
         self.images: dict[tuple[int, int], Tensor] = {}
         self.source = source
         self.decided = self.fresh = 0
-        self.began = time.perf_counter()
+        self.told = time.monotonic()
+        self.attacks_began, self.seconds = time.perf_counter(), 0.0
         self.engine: Engine | None = None
         self.spent_on_checks = 0
         self.complete = True
@@ -143,8 +147,11 @@ class _Evaluation:
             budget=self.budget,
             resume=self._resume,
             device=self.source.device,
+            beat=self._beat,
         )
+        self.attacks_began = time.perf_counter()
         self.complete = self.engine.run(itertools.chain([] if first is None else [first], chunks))
+        self.seconds = time.perf_counter() - self.attacks_began
         return flags
 
     def _look(self, first: Chunk) -> list[Flag]:
@@ -210,31 +217,43 @@ class _Evaluation:
         if final:
             self.decided += len(records)
             self.fresh += len(records)
-            if self.on_progress is not None:
-                self.on_progress(self._progress())
+            self._tell()
+
+    def _beat(self) -> None:
+        """Tell how far it is although nothing was decided for a while: the time left grows."""
+        if time.monotonic() - self.told > BEAT_SECONDS:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.on_progress is not None:
+            self.told = time.monotonic()
+            self.on_progress(self._progress())
 
     def _progress(self) -> Progress:
         total = None if self.source.examples is None else self.shard.share(self.source.examples) * len(self.chains)
         spent = self.spent_on_checks + (self.engine.spent if self.engine is not None else 0)
-        return Progress(self.decided, total, len(self.chains), self.fresh, time.perf_counter() - self.began, spent)
+        return Progress(self.decided, total, len(self.chains), self.fresh, time.perf_counter() - self.attacks_began, spent)
 
     def report(self, flags: list[Flag], checks: bool) -> RobustnessReport:
         """Of all processes together."""
-        seconds = time.perf_counter() - self.began
         records = self.shard.gather(self.records)
+        # A kill in the middle of an admission may leave an image known to some attacks only: it counts once all know it.
+        known = [set(records.of_attack(number)["example"].tolist()) for number in range(len(self.attacks))]
+        common = torch.tensor(sorted(set.intersection(*known)), dtype=torch.int64)
+        common = common if self.source.examples is None else common[common < self.source.examples]
         complete = all(self.shard.gather_objects(self.complete))
         flags = next(filter(None, self.shard.gather_objects(flags)), [])  # a process without images has none
         self.images = {key: image for part in self.shard.gather_objects(self.images) for key, image in part.items()}
-        summaries = {name: self._summary(records, number, seconds) for number, name in enumerate(self.attacks)}
+        summaries = {name: self._summary(records, number, common) for number, name in enumerate(self.attacks)}
         clean = next(iter(summaries.values())).clean_correct
         unread = 0 if self.source.examples is None else self.source.examples - len(clean)
-        report = RobustnessReport(clean, summaries, flags, complete, unread)
+        report = RobustnessReport(clean, summaries, flags, self.seconds, complete, unread)
         if checks:
             report.checks = flags + check_outcome(report)
         return report
 
-    def _summary(self, records: Records, number: int, seconds: float) -> AttackSummary:
-        columns = records.of_attack(number, self.source.examples)
+    def _summary(self, records: Records, number: int, examples: Tensor) -> AttackSummary:
+        columns = records.of_attack(number, examples)
         flag = {name: columns[name].bool() for name in ("zero_gradient", "loss_rising")}
         adversarial = None
         if self.keep:
@@ -242,11 +261,11 @@ class _Evaluation:
             adversarial = torch.stack(images) if images else torch.zeros(0, *self.source.shape, dtype=self.source.dtype)
         return AttackSummary(
             stages=tuple((_radius(stage), stage.attack.name) for stage in self.chains[number]),
+            examples=columns["example"],
             **{name: columns[name].bool() for name in ("clean_correct", "fell", "decided", "found")},
             **{name: columns[name] for name in ("passed", "prediction", "distance", "steps")},
             adversarial=adversarial,
             flags=flag,
-            seconds=seconds,
             forwards=int(columns["forwards"].sum()),
             backwards=int(columns["backwards"].sum()),
         )

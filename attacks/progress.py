@@ -24,7 +24,7 @@ class Progress(NamedTuple):
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far; None without a total."""
-        if self.total is None:
+        """At the rate so far, which is too high as long as mostly easy images are decided; None without a total, or without a rate."""
+        if self.total is None or not self.fresh:
             return None
-        return max(self.total - self.decided, 0) * self.seconds / max(self.fresh, 1)
+        return max(self.total - self.decided, 0) * self.seconds / self.fresh

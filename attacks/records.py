@@ -71,12 +71,12 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         return (Record(*values) for values in zip(*self._columns.values(), strict=True))
 
-    def of_attack(self, number: int, below: int | None = None) -> dict[str, Tensor]:
-        """Column → tensor, in the order of the indices, of those ``below``. Integers as int64, distance as float64."""
+    def of_attack(self, number: int, examples: Tensor | None = None) -> dict[str, Tensor]:
+        """Column → tensor, in the order of the indices, of all or of these examples. Integers as int64, distance as float64."""
         kinds = {name: torch.float64 if kind is float else torch.int64 for name, kind in Record.__annotations__.items()}
         columns = {name: torch.tensor(column, dtype=kinds[name]) for name, column in self._columns.items()}
         mine = columns["attack"] == number
-        mine &= True if below is None else columns["example"] < below
+        mine &= True if examples is None else torch.isin(columns["example"], examples)
         order = columns["example"][mine].argsort()
         return {name: column[mine][order] for name, column in columns.items()}
 

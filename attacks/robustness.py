@@ -15,16 +15,18 @@ class AttackSummary:
     """One attack over the whole data set. Tensors are on CPU, in the order of the data.
 
     stages: (eps, name) of what an image goes through, in order
+    examples: (N,) int64, the images' numbers in the data: all of them, or those that a budget let the evaluation come to
     passed: (N,) int64, stages an image passed; fell: (N,) bool, it did not pass the next; decided: (N,) bool, nothing was left to do
     clean_correct: (N,) bool
     prediction (N,), distance (N,) float64, steps (N,) to success (−1 without): of the final image
     found: (N,) bool; the search took some point for a success, which full precision may not have confirmed
     adversarial: (N, …) or None if not kept
     flags: name → (N,) bool, as in ``AttackResult``
-    seconds of wall-clock time (of all attacks of the evaluation together, which share one queue); forwards, backwards of single images
+    forwards, backwards: passes of single images
     """
 
     stages: tuple[tuple[float, str], ...]
+    examples: Tensor
     clean_correct: Tensor
     passed: Tensor
     fell: Tensor
@@ -35,7 +37,6 @@ class AttackSummary:
     found: Tensor
     adversarial: Tensor | None
     flags: dict[str, Tensor]
-    seconds: float
     forwards: int
     backwards: int
 
@@ -82,10 +83,6 @@ class AttackSummary:
         """eps → robust accuracy."""
         return {eps: Proportion(int(self.robust_at(eps).sum()), len(self.robust)) for eps in self.eps}
 
-    @property
-    def images_per_second(self) -> float:
-        return len(self.robust) / self.seconds if self.seconds else float("nan")
-
     def as_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
         return {
@@ -99,8 +96,6 @@ class AttackSummary:
             "confirmed": int(self.fell.sum()),
             "undecided": int((~self.decided).sum()),
             "flags": {name: int(flag.sum()) for name, flag in self.flags.items()},
-            "seconds": self.seconds,
-            "images_per_second": self.images_per_second,
             "forwards": self.forwards,
             "backwards": self.backwards,
         }
@@ -108,13 +103,19 @@ class AttackSummary:
 
 @dataclass
 class RobustnessReport:
-    """``clean_correct`` (N,) bool, a summary of every attack by name, and what the checks against false security say."""
+    """``clean_correct`` (N,) bool, a summary of every attack by name, and what the checks against false security say.
+
+    seconds: that the attacks took together in this call, without the checks; they share one queue
+    complete: False: a budget ended it before every image was decided
+    unread: images of data of known length that it did not come to; no number counts them
+    """
 
     clean_correct: Tensor
     attacks: dict[str, AttackSummary] = field(default_factory=dict)
     checks: list[Flag] = field(default_factory=list)
-    complete: bool = True  # False: a budget ended it before every image was decided
-    unread: int = 0  # images of data of known length that it did not come to; no number counts them
+    seconds: float = 0.0
+    complete: bool = True
+    unread: int = 0
 
     @property
     def clean_accuracy(self) -> Proportion:
@@ -133,6 +134,7 @@ class RobustnessReport:
         return {
             "clean": self.clean_accuracy.as_dict(),
             "worst_case": self.worst_case.as_dict(),
+            "seconds": self.seconds,
             "complete": self.complete,
             "unread": self.unread,
             "attacks": {name: summary.as_dict() for name, summary in self.attacks.items()},

@@ -75,7 +75,7 @@ def measure_robust(
     )
     summary = report.attacks["pgd"]
     # One queue serves every eps: each gets an equal part of the time.
-    cost = {"seconds": summary.seconds / len(settings.eps_255), "forwards": summary.forwards, "backwards": summary.backwards}
+    cost = {"seconds": report.seconds / len(settings.eps_255), "forwards": summary.forwards, "backwards": summary.backwards}
     return [
         {"eps_255": eps, "robust": share.as_dict()} | cost
         for eps, share in zip(settings.eps_255, summary.curve.values(), strict=True)

@@ -73,6 +73,22 @@ def test_quantised_input(model, data):
     assert tripped(rounded, data) == {"quantised input"}
 
 
+@pytest.mark.parametrize("levels", [8, 255])
+def test_an_input_that_is_rounded_without_a_gradient(model, data, levels):
+    images = (data[0] * 255).round() / 255
+    assert "quantised input" in tripped(lambda x: model((x * levels).round() / levels), (images, data[1]))
+    for other in (lambda x: model(x.detach()) + 0 * x.flatten(1)[:, :4], lambda x: 0 * x.flatten(1)[:, :4]):
+        assert "quantised input" not in tripped(other, (images, data[1]))
+
+
+def test_what_was_not_looked_at_says_so(model, data):
+    few = check_model(PGD(model, EPS), data[0][:5], data[1][:5])
+    assert "Not looked at" in next(flag.message for flag in few if flag.name == "quantised input")
+    report = evaluate(model, data, {"pgd": PGD(model, 0.3)})
+    messages = {flag.name: flag.message for flag in report.checks if "Not looked at" in flag.message}
+    assert messages.keys() == {"Square beats the gradient attacks", "loss still rising at the end"}  # nothing held
+
+
 def test_batch_dependence(model, data):
     assert "batch dependence" in tripped(lambda x: model(x - x.mean(0, keepdim=True)), data)
     coupled = toys.vmoe(data[0].float(), data[1], capacity=Capacity(0.5, images_per_group=4))

@@ -100,7 +100,8 @@ def test_a_torn_last_line_is_ignored(model, data, tmp_path):
     content = file.read_bytes()
     file.write_bytes(content[:-25])
     assert same(report, evaluate(model, data, attacks(model), journal=tmp_path, checks=False))
-    assert file.read_bytes().count(b"\n") == content.count(b"\n")
+    decided = [(line["attack"], line["example"]) for line in lines(tmp_path) if line["decided"]]
+    assert len(decided) == len(set(decided)) == 240
 
 
 def test_stages_that_were_passed_are_not_attacked_again(model, data, tmp_path):
@@ -210,6 +211,27 @@ def test_a_finished_journal_asks_the_model_nothing(model, data, tmp_path):
     again = evaluate(model, data, attacks(model), journal=tmp_path, checks=False, max_forwards=0)
     handle.remove()
     assert same(report, again) and again.complete
+
+
+def test_images_that_were_begun_are_reported_although_nothing_is_decided(model, data, tmp_path):
+    """Else a run cut off early would be a report of the images that fall first."""
+
+    def kill(progress):
+        raise Killed
+
+    options = {"journal": tmp_path, "checks": False, "batch_size": 40}
+    with pytest.raises(Killed):
+        evaluate(model, data, attacks(model), on_progress=kill, **options)
+    report = evaluate(model, data, attacks(model), max_forwards=0, **options)
+    assert len(report.clean_correct) == 40 and not report.complete and report.unread == 80
+    for summary in report.attacks.values():
+        assert torch.equal(summary.examples, torch.arange(40)) and (~summary.decided).sum() > 30
+    # A kill in the middle of the admission: what only one attack knows does not count yet.
+    file = tmp_path / "journal-0.jsonl"
+    content = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(content[:60]))
+    report = evaluate(model, data, attacks(model), max_forwards=0, **options)
+    assert {len(summary.examples) for summary in report.attacks.values()} == {59 - 40}
 
 
 def test_a_small_budget_comes_to_an_end(model, data, tmp_path):

@@ -20,6 +20,7 @@ def summary(
     of = {"clean_correct": clean, "fell": fell, "decided": decided, "found": fell}
     return AttackSummary(
         stages=stages,
+        examples=torch.arange(5),
         **{name: torch.tensor(values).bool() for name, values in of.items()},
         passed=torch.tensor(passed),
         prediction=torch.tensor([1, 1, 1, 1, 1]),
@@ -27,14 +28,13 @@ def summary(
         steps=torch.tensor(steps or [1] * 5),
         adversarial=images,
         flags={name: torch.zeros(5, dtype=torch.bool) for name in ("zero_gradient", "loss_rising")},
-        seconds=1.0,
         forwards=30,
         backwards=10,
     )
 
 
 def outcome(attacks, margins=None, complete=True, checks=()):
-    report = RobustnessReport(next(iter(attacks.values())).clean_correct, attacks, list(checks), complete)
+    report = RobustnessReport(next(iter(attacks.values())).clean_correct, attacks, list(checks), 8.0, complete)
     images, labels = torch.rand(5, 1, 2, 2), torch.zeros(5, dtype=torch.int64)
     return Outcome("toy", report, Suite(tuple(attacks), eps_255=(1, 2)), 8.0, images, labels, ["no", "yes"], margins, [])
 
