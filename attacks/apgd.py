@@ -9,7 +9,7 @@ from torch import Tensor
 from ironmoe.attacks.apgd_l1 import Sparsity
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls import Ball
-from ironmoe.attacks.losses import Loss, TargetedLoss, get_loss, get_targeted_loss, targeted_dlr, targeted_margin
+from ironmoe.attacks.losses import Loss, TargetedLoss, dlr, get_loss, get_targeted_loss, margin, targeted_dlr, targeted_margin
 from ironmoe.attacks.random import normal, uniform
 from ironmoe.attacks.rows import Rows, where
 from ironmoe.attacks.victim import Model
@@ -46,8 +46,8 @@ class APGD(Attack):
     Args (beyond those of ``Attack``):
         steps: gradient steps of each attempt, ≥ 0.
         loss: "ce", "margin", "dlr", "sigmoid", or a callable (logits, labels) → (B,). With targets "dlr", "margin", "ce", or a
-            callable (logits, labels, targets) → (B,). None: "ce", and "dlr" with targets. The targeted DLR loss needs 4 classes; a
-            model with fewer gets the targeted margin, the same loss without its scale.
+            callable (logits, labels, targets) → (B,). None: "ce", and "dlr" with targets. The DLR loss needs 3 classes, the targeted one 4;
+            a model with fewer gets the (targeted) margin, the same loss without its scale.
         restarts: attempts from different starts, ≥ 1, at each target.
         rho: steps are halved where at most this share of those since the last checkpoint raised the loss, 0 … 1; not in L1.
         targets: how many of the likeliest wrong classes of the clean image are made for in turn, 9 in AutoAttack; 0: none,
@@ -113,7 +113,7 @@ class APGD(Attack):
     def loss(self, logits: Tensor, rows: Rows) -> Tensor:
         if self.targeted_loss_of is None:
             assert self.loss_of is not None
-            return self.loss_of(logits, rows["label"])
+            return (margin if self.loss_of is dlr and logits.shape[1] < 3 else self.loss_of)(logits, rows["label"])
         too_few = self.targeted_loss_of is targeted_dlr and logits.shape[1] < 4
         loss_of = targeted_margin if too_few else self.targeted_loss_of
         return loss_of(logits, rows["label"], rows["target"])

@@ -44,7 +44,7 @@ class Sparsity:
     def start(self, rows: Rows) -> None:
         clean = rows["clean"]
         rows["radius"] = self._radius(rows)
-        noise = normal(rows["key"], clean.shape[1:], clean.dtype)
+        noise = normal(rows["key"], clean.shape[1:], clean.dtype) * (self.bounds[1] - self.bounds[0])
         rows["point"] = L1Ball(clean, rows["radius"], self.bounds).project(clean + noise)
         rows |= self._search_from_point(rows)
         if not self.three_radii:

@@ -1,5 +1,6 @@
 """What every attack shares: its settings, its results, and the few methods that make one."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class Attack(ABC):
     takes_groups = True  # its points of several images may be judged together; not if it accepts or rejects them one by one
     starts_clean = False  # the first question is about the clean image, which is no candidate
     attacks_wrong = False  # images misclassified from the start, too
+    needs_a_box = False  # works within finite bounds alone
     exhaustive = False  # all attempts are made, also after a success; the success with the best ``score`` is the result
     restarts = 1
     targets = 0  # how many classes are targets in turn; 0: none
@@ -105,6 +107,10 @@ class Attack(ABC):
             raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
         if not len(bounds) == 2 or not bounds[0] < bounds[1]:
             raise ValueError(f"bounds must be (lowest, highest) with lowest < highest, got {bounds}")
+        if (self.needs_a_box or norm == "L1") and not all(math.isfinite(bound) for bound in bounds):
+            raise ValueError(f"bounds must be finite for {type(self).__name__} in {norm}, got {bounds}")
+        if not isinstance(seed, int):
+            raise TypeError(f"seed must be an int, got {seed!r}")
         radii = torch.as_tensor(eps, dtype=torch.float64)
         if not bool((radii >= 0).all()) or bool(radii.isinf().any() and self.inside):
             raise ValueError(f"eps must be finite and at least 0, got {eps}")
@@ -166,7 +172,7 @@ class Attack(ABC):
             indices: (N,) the examples' numbers in their data set, for their random numbers; by default 0 … N − 1.
 
         Raises:
-            ValueError, TypeError: an input outside the above, or a model whose logits are not finite floats of shape (N, C).
+            ValueError, TypeError: an input outside the above, or a model whose logits are not floats of shape (N, C), or NaN.
         """
         from ironmoe.attacks.run import run_attack  # the engine knows attacks
 

@@ -49,6 +49,7 @@ class CW(Attack):
     norms = ("L2",)
     inside = False
     takes_groups = False
+    needs_a_box = True
 
     def __init__(
         self,

@@ -38,7 +38,8 @@ class Case:
     """U images that must stay together (1 where images are independent) on their way through a chain of stages.
 
     images (U, …); and for each of them its label, number in the data, clean prediction, whether that is right, the radius that came
-    with it (None: the stages have theirs), and the classes in the order of its clean logits, without the label
+    with it (None: the stages have theirs), and the classes in the order of its clean logits, without the label and without those that the
+    model rules out with −∞
     joint: the images influence each other's predictions, so one attempt has to fool them all at once
     fell_before: those that fell at an earlier stage in a run that was interrupted
     """
@@ -91,7 +92,7 @@ class Case:
     @property
     def attempts(self) -> int:
         """Of the present stage: restarts × targets."""
-        return self.attack.restarts * max(1, min(self.attack.targets, len(self.classes[0])))
+        return self.attack.restarts * max(1, min(self.attack.targets, *map(len, self.classes)))
 
     def targets_of(self, attempt: int) -> list[int]:
         """Target classes: the runner-up of the clean logits first, all restarts of a target before the next target."""

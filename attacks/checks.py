@@ -129,8 +129,8 @@ def _classes(attacks: list[Attack], classes: int) -> Flag:
         "fewer classes than the loss needs",
         tripped,
         float(classes),
-        f"The model has {classes} classes, and a loss or its targets ask for {needed}: fewer targets are gone through, the targeted margin "
-        "takes the place of the targeted DLR, and the DLR itself is refused."
+        f"The model has {classes} classes, and a loss or its targets ask for {needed}: fewer targets are gone through, and APGD takes the "
+        "margin in place of DLR."
         if tripped
         else f"{classes} classes are enough.",
     )

@@ -25,7 +25,7 @@ class DeepFool(BoundaryAttack):
         eps: largest distance that counts; inf: any.
         steps: at most, ≥ 0. Each asks for the gradient of top_classes − 1 logit differences.
         overshoot: the sum of steps is gone 1 + overshoot times, ≥ 0.
-        top_classes: the most likely classes, the label included, whose boundaries are considered, ≥ 2.
+        top_classes: the classes most likely at the image, the label included, whose boundaries are considered, ≥ 2.
     """
 
     norms = ("Linf", "L2")

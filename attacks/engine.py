@@ -202,7 +202,9 @@ class Engine:
         ranked = logits.topk(min(self.clean_logits_wanted + 1, logits.shape[1]), dim=1).indices
         # The label moves to the end, and off it if it was not among them.
         others = ranked.gather(1, (ranked == chunk.labels.unsqueeze(1)).to(torch.int8).argsort(dim=1, stable=True))[:, :-1]
-        prediction, classes, labels = (t.tolist() for t in (logits.argmax(1), others, chunk.labels))
+        possible = logits.gather(1, others) > float("-inf")
+        prediction, labels = logits.argmax(1).tolist(), chunk.labels.tolist()
+        classes = [one[:count] for one, count in zip(others.tolist(), possible.sum(1).clamp_min(1).tolist(), strict=True)]
         eps = None if chunk.eps is None else chunk.eps.tolist()
         right = [(~chain[0].attack.fooled(logits, {"label": chunk.labels})).tolist() for chain in self.chains]
         for number, one, where in begins:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import Attack, AttackResult
 from ironmoe.attacks.balls import Bounds
 from ironmoe.attacks.cycles import fingerprint
 from ironmoe.attacks.losses import Loss, dlr, get_loss
@@ -60,8 +60,8 @@ class PGD(Attack):
             raise ValueError(f"steps must be at least 0, got {steps}")
         if restarts < 1 or (restarts > 1 and not random_start):
             raise ValueError(f"restarts must be 1, or more with random_start, got {restarts} with random_start={random_start}")
-        if alpha is not None and not alpha >= 0:
-            raise ValueError(f"alpha must be at least 0 or None, got {alpha}")
+        if alpha is not None and not (isinstance(alpha, int | float) and alpha >= 0):
+            raise ValueError(f"alpha must be a number, at least 0, or None, got {alpha}")
         self.alpha, self.steps, self.random_start = alpha, steps, random_start
         self.loss_of, self.restarts, self.early_stop = get_loss(loss), restarts, early_stop
         self.starts_clean = not random_start
@@ -153,6 +153,14 @@ class LastIteratePGD(PGD):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.keeps = "last"
+
+    def run(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> AttackResult:
+        result = super().run(images, labels, indices)
+        if (
+            self.random_start and self.norm == "Linf"
+        ):  # the user's generator, which was put back, goes on as torchattacks leaves it
+            torch.empty_like(result.adversarial).uniform_(-1, 1)
+        return result
 
     def start(self, rows: Rows) -> None:
         super().start(rows)

@@ -51,6 +51,7 @@ class Square(Attack):
 
     gradient = False
     takes_groups = False
+    needs_a_box = True
 
     def __init__(
         self,

@@ -144,3 +144,27 @@ def test_what_a_survivor_costs():
     assert summary.robust.all()
     assert (summary.forwards, summary.backwards) == (made["forwards"], made["backwards"])
     assert summary.forwards <= 7852 and summary.backwards <= 1910
+
+
+@pytest.mark.parametrize("version", ["standard", "plus", "rand"])
+def test_two_classes_are_enough(data, version):
+    """DLR needs three: the margin takes its place."""
+    images, labels = data[0][:8], data[1][:8] % 2
+    two = toys.mlp(data[0].float(), data[1] % 2)
+    attack = AutoAttack(two, eps=1e-4, version=version)
+    for stage in attack.stages:
+        stage.steps = min(stage.steps, 3)
+    held = attack.run(images, labels)
+    assert held.robust.any()
+
+
+def test_classes_that_a_model_rules_out_are_no_targets(model, data):
+    """Logits of −∞, as of a model restricted to some classes."""
+    images, labels = data[0][:12], data[1][:12]
+
+    def masked(x):
+        return torch.cat([model(x), torch.full((len(x), 6), float("-inf"), dtype=x.dtype)], 1)
+
+    attack = APGD(masked, 1e-4, steps=3, loss="dlr", targets=9)
+    result = attack.run(images, labels)
+    assert (result.backwards[result.robust] == 3 * 3).all()  # three possible targets

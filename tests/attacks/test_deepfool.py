@@ -177,3 +177,47 @@ def test_rows_that_are_over_may_stay(model, data):
 def test_errors_name_the_argument(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         DeepFool(torch.nn.Flatten(), **options)
+
+
+class Recorded(torch.nn.Module):
+    """Remembers which contender each gradient was taken of; random logits on top of linear ones."""
+
+    def __init__(self, classes, noise):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.randn(classes, 6, generator=generator, dtype=torch.float64)
+        self.noise = noise
+
+    def forward(self, x):
+        logits = x @ self.weight.T
+        return logits + self.noise * torch.randn_like(logits)
+
+
+@pytest.mark.parametrize("eot", [1, 4])
+@pytest.mark.parametrize(
+    "make", [lambda m, **o: DeepFool(m, 5.0, steps=1, top_classes=5, **o), lambda m, **o: FAB(m, 5.0, steps=1, targets=0, **o)]
+)
+def test_a_random_model_does_not_change_the_contenders(make, eot):
+    """Each question is about one class in all of its passes, and no class is asked about twice at a point."""
+    model = Recorded(12, 3.0)
+    attack = make(model, eot=eot, norm="L2")
+    asked, loss = [], attack.loss
+
+    def noted(logits, rows):
+        value = loss(logits, rows)
+        difference = (logits - logits.gather(1, rows["label"].unsqueeze(1)) - value.unsqueeze(1)).abs()
+        asked.append((int(rows["queries"][0]), int(difference.argmin(1)[0])))
+        return value
+
+    attack.loss = noted
+    images = torch.rand(1, 6, dtype=torch.float64)
+    attack.fooled = lambda logits, rows: torch.zeros_like(rows["label"], dtype=torch.bool)
+    attack.run(images, (images @ model.weight.T).argmax(1))
+    by_question = {}
+    for question, contender in asked:
+        by_question.setdefault(question, set()).add(contender)
+    rankings = 1 if eot > 1 and isinstance(attack, DeepFool) else 0  # the first question only finds the likeliest
+    contenders = [next(iter(classes)) for question, classes in by_question.items() if question >= rankings]
+    assert all(len(classes) == 1 for question, classes in by_question.items() if question >= rankings)
+    at_first_point = contenders[: 4 if isinstance(attack, DeepFool) else 11]
+    assert len(set(at_first_point)) == len(at_first_point)

@@ -49,7 +49,7 @@ def test_bad_inputs_are_named(images, labels, error, message):
         ({"eps": torch.tensor([0.1, 0.1])}, "eps must be a number or have shape"),
         ({"steps": -1}, "steps must be at least 0, got -1"),
         ({"norm": "L7"}, "norm must be one of .*got 'L7'"),
-        ({"alpha": -1.0}, "alpha must be at least 0"),
+        ({"alpha": -1.0}, "alpha must be a number, at least 0"),
         ({"restarts": 0}, "restarts must be 1"),
         ({"restarts": 2, "random_start": False}, "restarts must be 1"),
         ({"loss": "hinge"}, "loss must be one of"),

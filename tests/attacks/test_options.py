@@ -113,3 +113,42 @@ def test_success_never_falls_as_the_attack_grows(model, data):
     counts = [p.count for p in sweep.curve.values()]
     assert counts == sorted(counts, reverse=True) and counts[0] == 60 and counts[-1] == 0
     assert share(steps=0) <= share() <= share(restarts=4)
+
+
+def test_torchattacks_pgd_goes_on_with_the_users_generator(data):
+    """Batch after batch, as torchattacks does; each begins where the last one left the generator."""
+    images, labels = data[0].float(), data[1]
+    model = toys.mlp(images, labels).float()
+    attack = PGD.torchattacks(model, 0.04, 0.01, 0)
+    torch.manual_seed(7)
+    ours = [attack(x, y) for x, y in zip(images.split(20), labels.split(20), strict=True)]
+    torch.manual_seed(7)
+    theirs = [(x + torch.empty_like(x).uniform_(-0.04, 0.04)).clamp(0, 1) for x in images.split(20)]
+    torch.testing.assert_close(torch.cat(ours), torch.cat(theirs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_the_unit_of_the_bounds_does_not_matter(model, data, norm):
+    """Images from 0 to 255 instead of 0 to 1, and eps with them: the same points."""
+    images, labels = data
+    eps = {"Linf": 0.03, "L2": 0.3, "L1": 3.0}[norm]
+
+    def wide(x):
+        return model(x / 256)
+
+    for options in ({}, {"targets": 2}, {"three_radii": True} if norm == "L1" else {"restarts": 2}):
+        one = APGD(model, eps, 12, norm, **options).run(images, labels)
+        other = APGD(wide, 256 * eps, 12, norm, bounds=(0.0, 256.0), **options).run(256 * images, labels)
+        assert torch.equal(one.success, other.success)
+        torch.testing.assert_close(256 * one.adversarial, other.adversarial, rtol=0, atol=1e-6)
+
+
+def test_bounds_without_an_end_are_refused_where_they_do_not_work(model, data):
+    images, labels = data
+    bounds = (float("-inf"), float("inf"))
+    for make in (lambda: PGD(model, 1.0, norm="L1", bounds=bounds), lambda: Square(model, 0.1, bounds=bounds)):
+        with pytest.raises(ValueError, match="bounds must be finite for"):
+            make()
+    assert PGD(model, 0.1, bounds=bounds).run(images, labels).success.any()
+    with pytest.raises(TypeError, match="seed must be an int, got None"):
+        PGD(model, seed=None)
