@@ -15,6 +15,7 @@ from ironmoe.attacks.pgd import FGSM, MIFGSM, PGD
 from ironmoe.attacks.progress import Progress
 from ironmoe.attacks.proportion import Proportion
 from ironmoe.attacks.robustness import AttackSummary, RobustnessReport
+from ironmoe.attacks.routing import RoutingMode
 from ironmoe.attacks.routing_modes import (
     AuxiliaryLoss,
     ExpertsOnly,
@@ -53,6 +54,7 @@ __all__ = [
     "Proportion",
     "RobustnessReport",
     "RoutingDivergence",
+    "RoutingMode",
     "Softened",
     "Square",
     "StraightThrough",
