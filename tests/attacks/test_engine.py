@@ -265,7 +265,7 @@ class TestBudget:
         handle = model.register_forward_pre_hook(lambda module, args: used.append(len(args[0])))
         free = evaluate(model, data, attack, batch_size=40, checks=False)
         needed = sum(used)
-        for limit in (needed // 2, needed + 40):
+        for limit in (*range(41, 300, 20), needed // 2, needed + 40):
             used.clear()
             report = evaluate(model, data, attack, batch_size=40, checks=False, max_forwards=limit)
             assert sum(used) <= limit and sum(used) > limit - 200
