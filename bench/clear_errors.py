@@ -25,15 +25,19 @@ def clear_errors(console: Console) -> Iterator[None]:
     try:
         yield
     except (CompileCheckError, DataError, CheckpointError, OutputError, TrainingError, typer.BadParameter) as error:
-        _print_error(str(error))
+        _print_error(error, str(error))
         raise typer.Exit(2) from None
     except OSError as error:  # a disk that fills up in the middle
-        _print_error(f"{error}. What was finished is saved; the same command goes on from there.")
+        _print_error(error, f"{error}. What was finished is saved; the same command goes on from there.")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print("Interrupted. What was finished is saved; the same command goes on from there.")
         raise typer.Exit(130) from None
 
 
-def _print_error(message: str) -> None:
-    Console(stderr=True).print(Text.assemble(("ironmoe: ", "bold red"), message), soft_wrap=True)
+def _print_error(error: Exception, message: str) -> None:
+    """Once: what all processes find wrong, the first one says."""
+    from ironmoe.bench.processes import OWN, is_first_process
+
+    if is_first_process() or OWN in getattr(error, "__notes__", ()):
+        Console(stderr=True).print(Text.assemble(("ironmoe: ", "bold red"), message), soft_wrap=True)

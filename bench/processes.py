@@ -1,16 +1,18 @@
 """One command on several processes, as ``torchrun`` starts them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 import typer
 
+T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for slower processes; where one dies, torchrun ends the others
+OWN = "of one process"  # note on errors that the other processes need not have, too
 
 
 class Processes(NamedTuple):
@@ -23,10 +25,27 @@ class Processes(NamedTuple):
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def first(self, work: Callable[[], T]) -> T | None:
+        """What the first process makes while the others wait; None to them. If it fails, all end, and it says why."""
+        made, error = None, None
+        if self.is_first:
+            try:
+                made = work()
+            except Exception as caught:
+                error = caught
+        if any(self._all(error is not None)):
+            raise error or typer.Exit(2)
+        return made
+
+    def largest(self, value: float) -> float:
+        """Of the values of all."""
+        return max(self._all(value))
+
+    def _all(self, value: Any) -> list[Any]:
+        values: list[Any] = [value] * self.world
         if self.world > 1:
-            dist.barrier()
+            dist.all_gather_object(values, value)
+        return values
 
 
 def is_first_process() -> bool:
@@ -54,5 +73,8 @@ def processes(device: torch.device) -> Iterator[Processes]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
+    except Exception as error:
+        error.add_note(OWN)
+        raise
     finally:
         dist.destroy_process_group()
