@@ -1,8 +1,10 @@
 """What the user of a command sees when something goes wrong."""
 
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -33,6 +35,13 @@ def clear_errors(console: Console) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("Interrupted. What was finished is saved; the same command goes on from there.")
         raise typer.Exit(130) from None
+
+
+def told(error: BaseException) -> str:
+    """An error of somebody else's code in one line: what it is, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def _print_error(error: Exception, message: str) -> None:

@@ -135,6 +135,11 @@ def exact(number: float) -> str:
     return short if float(short) == number else repr(float(number))
 
 
+def speed(rate: float) -> str:
+    """Of so many a second, the digits that matter."""
+    return f"{rate:{'.0f' if rate >= 100 else '.3g'}}"
+
+
 def finite(value: Any) -> Any:
     """The same structure with NaN and infinity as None: JSON has neither."""
     if isinstance(value, dict):
