@@ -87,6 +87,8 @@ def run_attack(options: Options, console: Console) -> Path:
     attacks = suite.make(loaded.model)
     if options.everything and data.checksum == loaded.facts.get("trained_on"):
         console.print("Note: with --all on the data it was trained on, most images are ones the model has learnt from.")
+    if matched.note:
+        console.print(matched.note, highlight=False, markup=False)
     settings = options.settings(loaded)
     rows = (torch.arange(len(data.images)) if options.everything else data.split()[1])[: options.images]
     images, labels = data.images[rows], matched.labels[rows]

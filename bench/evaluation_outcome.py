@@ -238,10 +238,13 @@ class Outcome:
                 + (f", and {missed} of {len(self.images)} images were not reached and are not counted. " if missed else ". ")
                 + "The same command goes on from here."
             )
+        successes = f"Of {found} {unit}s that the search took for successes, {confirmed} {'was' if confirmed == 1 else 'were'} confirmed"
+        if found == 1:
+            successes = f"The search took one {unit} for a success, and it was {'not ' * (not confirmed)}confirmed"
         lines.append(
-            f"Of {found} {unit}{'s' * (found != 1)} that the search took for {'successes' if found != 1 else 'a success'}, {confirmed} "
-            f"{'was' if confirmed == 1 else 'were'} confirmed: predicted again in full precision by the plain model, and measured again in "
-            "float64. Only what is confirmed counts."
+            f"{successes}: predicted again in full precision by the plain model, and measured again in float64. Only what is confirmed counts."
+            if found
+            else "The search found nothing that it took for a success."
         )
         lines.append(
             "Robust accuracy is an upper bound: it is what these attacks left standing. Other attacks, more steps or more restarts can "

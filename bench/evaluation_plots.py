@@ -44,14 +44,14 @@ def draw_evaluation(outcome: Outcome) -> dict[str, tuple[str, str, Figure]]:
         figures["distances.png"] = (
             "Distances of the confirmed adversarial images",
             f"{unit}; dotted lines are the radii. An attack that stops at its first success stays where it "
-            "found it, often on the edge of the ball: these are no smallest distances.",
+            "found it, often on the edge of the ball: these are no smallest distances." + _so_far(outcome),
             distances(outcome),
         )
         figures["steps.png"] = (
             "Questions to success",
             "Of the images right from the start, those that had fallen after so many questions to the model in the successful attempt, at the "
             "eps where they fell. A step is one question; of DeepFool and FAB several. Each curve ends, with a mark, at the longest attempt "
-            "that its attack allows. Still rising there, it says that more steps would find more.",
+            "that its attack allows. Still rising there, it says that more steps would find more." + _so_far(outcome),
             steps(outcome),
         )
     if outcome.margins is not None:
@@ -66,7 +66,7 @@ def draw_evaluation(outcome: Outcome) -> dict[str, tuple[str, str, Figure]]:
             ),
         ):
             if shown:
-                what += " Perturbations are scaled to their largest entry; grey is none."
+                what += " Perturbations are scaled to their largest entry; grey is none." + _so_far(outcome)
                 figures[file] = (title, what, examples(outcome, shown))
     if outcome.routing:
         results = routing_results(outcome)
@@ -119,30 +119,37 @@ def distances(outcome: Outcome) -> Figure:
 def steps(outcome: Outcome) -> Figure:
     """Cumulative: the share of the images right from the start that had fallen after so many questions; up to the longest attempt that the
     attack allows."""
-    last = max(outcome.questions(name) for name in outcome.report.attacks)
+    ends = {name: outcome.questions(name) for name in outcome.report.attacks if outcome.decided_something(name)}
+    last = max(ends.values())
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 3.6))
         for (name, summary), color, style in zip(outcome.report.attacks.items(), _colors(outcome), cycle(LINES), strict=False):
-            if not outcome.decided_something(name):
+            if name not in ends:
                 continue
             needed = summary.steps[summary.fell].sort().values.numpy()
             share = 100 * np.arange(len(needed) + 1) / int(summary.clean_correct.sum())
             label = f"{name} (median {np.median(needed):.3g})" if len(needed) else name
-            end = outcome.questions(name)
-            axes.step([0, *needed, end], [*share, share[-1]], where="post", color=color, label=label, linestyle=style[1:])
-            axes.plot([end], [share[-1]], "|", color=color, markersize=12, markeredgewidth=2)
+            axes.step(
+                [0, *needed, ends[name]], [*share, share[-1]], where="post", color=color, label=label, linestyle=style[1:]
+            )
+            axes.plot([ends[name]], [share[-1]], "|", color=color, markersize=12, markeredgewidth=2)
         axes.set(xlabel="questions to the model in the successful attempt (0: its starting point)")
         axes.set(ylabel="images that fell, in %", ylim=(0, 101))
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(-0.1, 1.15 * last + 0.1)
-        axes.set_xticks(
-            [0, *(tick for size in range(6) for tick in (10**size, 2 * 10**size, 5 * 10**size) if tick <= 1.15 * last)]
-        )
+        axes.set_xticks(_ticks(set(ends.values())))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(axis="x", labelsize=8)
         _legend(axes)
     return figure
+
+
+def _ticks(ends: set[int]) -> list[int]:
+    """0, the ends, and of 1, 2, 5, 10, … those below that have room beside them."""
+    usual = [digit * 10**size for size in range(len(str(max(ends)))) for digit in (1, 2, 5)]
+    room = [tick for tick in usual if tick < max(ends) and all(max(tick, end) > 1.4 * min(tick, end) for end in ends)]
+    return sorted({0, *ends, *room})
 
 
 def unit_of(norm: str) -> str:
@@ -180,6 +187,10 @@ def _open(outcome: Outcome) -> str:
     nothing = [name for name in outcome.report.attacks if not outcome.decided_something(name)]
     left_out = f" Not drawn, since nothing was decided: {', '.join(nothing)}." if nothing else ""
     return f" Hatched: what may still fall, since a budget ended the run before it was decided.{left_out}"
+
+
+def _so_far(outcome: Outcome) -> str:
+    return "" if outcome.report.complete else " So far: a budget ended the run."
 
 
 def _colors(outcome: Outcome) -> list[Color]:

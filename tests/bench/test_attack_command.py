@@ -122,7 +122,12 @@ def test_it_writes_what_it_promises(place):
 def test_one_attack_in_another_norm_without_checks(place, no_pictures):
     attack_linear("--norm", "L2", "--eps", "20", "--alpha", "5", "--no-checks", "--out", "l2")
     report, html, _ = written(place / "l2")
-    assert report["report"]["checks"] == [] and "Not run (--no-checks)" in html and "alpha 5/255) in L2" in html
+    assert (
+        report["report"]["checks"] == []
+        and "Not run (--no-checks)" in html
+        and "under attack in L2" in html
+        and "alpha 5/255)" in html
+    )
     assert "worst case" not in html and "L2, in 1/255 of the pixel range" in html
 
 

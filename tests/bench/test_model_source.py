@@ -67,7 +67,8 @@ def test_hugging_face_classifier(photos, tmp_path):
     data = load_data(photos)
     data.classes = [f"Thing {11 - i}" for i in range(10)]
     loaded = load_model(None, f"hf:{tmp_path / 'vit'}", data, CPU)
-    labels, names = match_classes(loaded, data)
+    labels, names, note = match_classes(loaded, data)
+    assert note == ""
     assert torch.equal(labels, 11 - data.labels) and names[labels[3]] == f"thing {11 - data.labels[3]}"
     mean, std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
     with torch.no_grad():
