@@ -26,6 +26,9 @@ def _quietly(app: Any) -> int:
     except Exception as error:
         if (status := getattr(error, "exit_code", None)) is None:
             raise
+        from ironmoe.bench.processes import give_way
+
+        give_way()
         return int(status)
 
 

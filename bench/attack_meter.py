@@ -94,4 +94,4 @@ def time_left(seconds: float) -> str:
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:.0f} {unit} left"
-    return f"about {seconds:.0f} s left"
+    return f"about {max(seconds, 1):.0f} s left"

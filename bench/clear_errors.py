@@ -39,14 +39,16 @@ def clear_errors(console: Console) -> Iterator[None]:
 
 def told(error: BaseException) -> str:
     """An error of somebody else's code in one line: what it is, and where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(last.filename).name}, line {last.lineno})" if Path(last.filename).parent != Path(__file__).parent else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def _print_error(error: Exception, message: str) -> None:
     """Once: what all processes find wrong, the first one says."""
-    from ironmoe.bench.processes import OWN, is_first_process
+    from ironmoe.bench.processes import OWN, give_way, is_first_process
 
     if is_first_process() or OWN in getattr(error, "__notes__", ()):
         Console(stderr=True).print(Text.assemble(("ironmoe: ", "bold red"), message), soft_wrap=True)
+    else:
+        give_way()

@@ -1,6 +1,7 @@
 """One command on several processes, as ``torchrun`` starts them."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,7 @@ import typer
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for slower processes; where one dies, torchrun ends the others
+GRACE_SECONDS = 10.0
 OWN = "of one process"  # note on errors that the other processes need not have, too
 
 
@@ -34,6 +36,8 @@ class Processes(NamedTuple):
             except Exception as caught:
                 error = caught
         if any(self._all(error is not None)):
+            if error is None:
+                give_way()
             raise error or typer.Exit(2)
         return made
 
@@ -51,6 +55,12 @@ class Processes(NamedTuple):
 def is_first_process() -> bool:
     """The one that prints."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def give_way() -> None:
+    """Wait before another process than the first ends in an error that the first reports: torchrun ends all as soon as one does."""
+    if not is_first_process():
+        time.sleep(GRACE_SECONDS)
 
 
 def own_device(device: torch.device) -> torch.device:
