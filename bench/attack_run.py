@@ -160,7 +160,9 @@ def _evaluated(
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         modules = [frame.f_globals.get("__name__", "") for frame in frames]
         if any(module.startswith("torch.distributed") for module in modules):
-            raise SuiteError("another process ended. What was finished is saved; the same command goes on from there") from error
+            raise SuiteError(
+                "another process ended. What was finished is saved; the same command goes on from there"
+            ) from error
         if isinstance(error, ValueError) and modules[-1].startswith("ironmoe."):
             hint = "; --attack square needs no gradients" if "without a graph" in str(error) else ""
             raise SuiteError(f"{loaded.source}: {error}{hint}") from error

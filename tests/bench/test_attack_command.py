@@ -1,5 +1,6 @@
 """``ironmoe attack``: from names to attacks, from an evaluation to its report, through interruptions and on two processes."""
 
+import io
 import json
 import math
 import os
@@ -11,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
-from ironmoe.attacks import FGSM, PGD
+from ironmoe.attacks import FGSM, PGD, Progress, Proportion
 from ironmoe.bench import attack_run, evaluation_report
 from ironmoe.bench.attack_suite import ATTACKS, ROUTING, Suite, SuiteError
 from ironmoe.bench.cli import app
 from ironmoe.bench.models import save_checkpoint
+from ironmoe.bench.run_folder import RunFolder
 from ironmoe.moe import VMoE
 
 GOLDEN = Path(__file__).parents[1] / "data" / "vmoe_tiny"
@@ -114,6 +117,12 @@ def test_it_writes_what_it_promises(place):
         "robust_accuracy.png", "distances.png", "steps.png", "easiest.png", "hardest.png"
     }  # fmt: skip
     assert html.count("data:image/png;base64,") == 5 and not re.search(r'(src|href)="(?!data:)', html)
+    assert set(report["costs"]) == set(report["report"]["attacks"]) and report["costs"]["pgd"]["images_per_second"] > 0
+    made = {"steps": 4, "restarts": 2, "targets": 0, "eot": 1, "questions": 4}
+    assert report["parts"]["pgd"] == [{"name": "pgd"} | made] and "pgd (steps 4, restarts 2), fgsm (steps 1" in output
+    with np.load("set.npz") as data:
+        assert images["index"].tolist() == images["row"].tolist() == list(range(36))
+        assert np.array_equal(images["label"], data["labels"][:36])
     assert report["versions"]["torch"] == torch.__version__ and report["settings"]["checksum"] in html
     tripped = [flag.group(1) for flag in re.finditer(r"<td>(<b>tripped</b>|passed)</td>", html)]
     assert len(tripped) == len(report["report"]["checks"]) > 5 and tripped == sorted(tripped)
@@ -139,6 +148,9 @@ def test_a_budget_counts_what_is_undecided_and_the_same_command_goes_on(place, n
     undecided = sum(int((~images[f"{name}/decided"]).sum()) for name in SEARCHED.split(","))
     assert undecided and not report["report"]["complete"]
     assert f"{undecided} of 108 (image, attack) pairs are undecided" in output and f"{undecided} of 108" in html
+    assert "<b>≤ " in html and "≤ " in output and "nothing decided" in output
+    open_ = report["worst_case"][-1]
+    assert open_["undecided"] and open_["wilson_95"][0] < Proportion(open_["count"], open_["total"]).interval()[0]
     assert "Going on in parts/" in attack_linear(*common, "--out", "parts")
     report, html, images = written(place / "parts")
     assert report["report"]["complete"] and "undecided and count" not in html
@@ -174,6 +186,8 @@ def test_interrupted_it_goes_on_and_repeats_nothing(place, no_pictures, monkeypa
     decided.clear()
     attack_linear(*common, "--out", "parts")
     assert not decided and same_verdicts(written(place / "parts")[2], images)
+    assert written(place / "parts")[0]["seconds"] == report["seconds"]  # nothing was left to attack
+    assert written(place / "parts")[0]["costs"] == report["costs"]
 
 
 def test_two_processes_find_what_one_finds(place, no_pictures):
@@ -201,6 +215,14 @@ def test_two_processes_find_what_one_finds(place, no_pictures):
     assert same_verdicts(one[2], two[2])
     assert "easiest.png" in {p.name for p in (place / "two").glob("*.png")}
     assert len(list((place / "two" / "results" / "journal").glob("journal-*.jsonl"))) == 2
+    for wrong, message in (
+        (["--eps", "3", "--out", "two"], "holds a run with other settings"),
+        (["--steps", -1], "at least 0, got -1"),
+    ):
+        result = subprocess.run(
+            [*map(str, command + common + wrong)], capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )  # fmt: skip
+        assert result.returncode and result.stderr.count(message) == 1 and "[rank" not in result.stderr
 
 
 def test_a_model_with_experts_shows_its_routing(moe, tmp_path):
@@ -225,7 +247,10 @@ def test_images_that_influence_each_other_are_attacked_in_groups(place):
 def test_checkpoints_that_do_not_fit_are_named(moe, tmp_path):
     for arguments, message in (
         ((tmp_path / "nothing.safetensors", "--data", "digits"), "does not exist"),
-        ((moe, "--data", "mnist"), r"must have images of shape \(1, 8, 8\)"),
+        (
+            (moe,),
+            r"must have images of shape \(1, 8, 8\) for V-MoE, got \(1, 28, 28\); it was trained on 'digits': use --data digits",
+        ),
     ):
         assert re.search(message, attack(*arguments, "--device", "cpu", "--out", tmp_path / "no", code=2))
 
@@ -246,7 +271,8 @@ def test_checkpoints_that_do_not_fit_are_named(moe, tmp_path):
         (["--alpha", "-1"], "--alpha must be finite and at least 0"),
         (["--alpha", "nan"], "--alpha must be finite and at least 0"),
         (["--eps", "2,x"], "--eps must be numbers"),
-        (["--eot", "0"], "eot"),
+        (["--eot", "0"], "'--eot': must be at least 1, got 0"),
+        (["--max-seconds", "nan"], "'--max-seconds': must be at least 0, got nan"),
         (["--attack", "cw", "--norm", "L2", "--steps", "0"], "--attack cw: steps must be at least 1, got 0"),
     ],
 )
@@ -260,7 +286,51 @@ def test_a_model_that_says_nan_is_one_line(place):
     nan = "def nan():\n    model = linear()\n    model[1].bias.data[0] = float('nan')\n    return model\n"
     (place / "small_models.py").write_text(PROGRAM + nan)
     message = attack("--model", "small_models:nan", "--data", "set.npz", *SMALL, "--eps", "2", "--out", "run", code=2)
-    assert "model must return finite logits, got NaN" in message
+    assert "--model small_models:nan: model must return finite logits, got NaN" in message
+
+
+def test_a_model_without_a_graph_is_for_square(place, no_pictures):
+    blind = "class Blind(torch.nn.Module):\n    def forward(self, x):\n        return x.detach().flatten(1)[:, :4]\n"
+    (place / "small_models.py").write_text(PROGRAM + blind)
+    common = ["--model", "small_models:Blind", "--data", "set.npz", *SMALL, "--eps", "2"]
+    assert "logits without a graph; --attack square needs no gradients" in attack(*common, "--out", "run", code=2)
+    output = attack(*common, "--attack", "square", "--eot", 3, "--out", "square")
+    assert "square (steps 4, restarts 1, each answer the mean of 3)" in output and "gradients)" not in output
+
+
+def test_where_a_checkpoint_lies_does_not_matter(moe, tmp_path, no_pictures, monkeypatch):
+    common = ["--data", "digits", "--attack-images", 3, "--device", "cpu", "--steps", 1, "--eps", "8", "--no-checks"]
+    attack(moe, *common, "--out", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert "Going on in" in attack("moe.safetensors", *common, "--out", tmp_path / "run")
+
+
+def test_radii_that_agree_to_six_digits_are_two(moe, tmp_path, no_pictures):
+    common = ["--data", "digits", "--attack-images", 8, "--device", "cpu", "--steps", 1, "--no-checks"]
+    output = attack(moe, *common, "--eps", "4.0000001,4.0000002", "--out", tmp_path / "[b]run")
+    assert "4.0000001" in output and "4.0000002" in output and "[b]run/report.html" in output
+    files = {file.name for file in (tmp_path / "[b]run" / "results").glob("routing*")}
+    assert files == {"routing4.0000001.json", "routing4.0000002.json"}
+
+
+def test_a_run_says_how_far_it_is_and_a_log_gets_a_line_now_and_then(tmp_path, monkeypatch):
+    from ironmoe.bench import attack_meter
+
+    monkeypatch.setattr(attack_meter, "LINE_SECONDS", 0.0)
+    for attacks, unit in ((2, "image × attack pairs"), (1, "images")):
+        console = Console(file=io.StringIO(), width=80)
+        meter = attack_meter.Meter(RunFolder(tmp_path / unit, {}, 0), console, 1, 40, attacks)
+        meter(Progress(10, 40 * attacks, attacks, 0, 5.0, 100))
+        meter(Progress(30, 40 * attacks, attacks, 20, 50.0, 100))
+        left = {2: "about 2 min left", 1: "about 25 s left"}[attacks]
+        assert console.file.getvalue().splitlines() == [
+            f"attack: 10/{40 * attacks} {unit}, none decided yet in this run",
+            f"attack: 30/{40 * attacks} {unit}, {0.4 / attacks:.3g} images/s, {left}",
+        ]
+        assert meter.save() == 50 and attack_meter.Meter(meter.folder, console, 1, 40, attacks).before == 50
+    assert [attack_meter.time_left(s) for s in (0.2, 89, 91, 5400, 7400)] == [
+        f"about {text} left" for text in ("1 s", "89 s", "2 min", "2 h", "2 h")
+    ]
 
 
 def test_options_reach_the_attacks_that_take_them():
@@ -302,4 +372,5 @@ def test_every_name_makes_an_attack_and_every_routing_mode_a_mode(moe):
 
 def test_a_budget_too_small_for_one_image_is_one_line(place):
     message = attack_linear("--eps", "2", "--max-forwards", 1, "--out", "run", code=2)
-    assert "ended the evaluation before it began" in message
+    assert "--max-forwards 1 ended the evaluation before it began: the first batch, of 36 images, needs 36 for" in message
+    assert "and 72 more for a first question to the model" in message
