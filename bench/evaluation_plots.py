@@ -82,12 +82,13 @@ def accuracy(outcome: Outcome) -> Figure:
     rows = outcome.rows
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 4.2))
-        for name, color, style in zip(outcome.report.attacks, _colors(outcome), cycle(LINES), strict=False):
+        sizes = np.linspace(9, 4, max(len(outcome.report.attacks), 2))  # what is drawn first looks out from under the others
+        for name, color, style, size in zip(outcome.report.attacks, _colors(outcome), cycle(LINES), sizes, strict=False):
             if outcome.decided_something(name):
                 mine = [clean, *(row for row in rows if row.attack == name)]
-                _curve(axes, mine, name, color, style, band=not _many(outcome))
+                _curve(axes, mine, name, color, style, size if len(outcome.report.attacks) > 1 else 4, band=not _many(outcome))
         if len(outcome.report.attacks) > 1:
-            _curve(axes, [clean, *outcome.worst_rows], "worst case", WORST, "x:", band=True)
+            _curve(axes, [clean, *outcome.worst_rows], "worst case", WORST, "x:", 4, band=True)
         axes.set(xlabel=f"eps: {unit_of(outcome.suite.norm)} (0 = clean)", ylabel="robust accuracy in %", ylim=(0, 101))
         _legend(axes)
     return figure
@@ -141,7 +142,7 @@ def steps(outcome: Outcome) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(axis="x", labelsize=8)
-        _legend(axes)
+        _legend(axes, beside=True)
     return figure
 
 
@@ -166,11 +167,11 @@ def routing_results(outcome: Outcome) -> ModelResults:
     return ModelResults(outcome.name, [run])
 
 
-def _curve(axes: Axes, rows: list[Row], name: str, color: Color, style: str, band: bool) -> None:
+def _curve(axes: Axes, rows: list[Row], name: str, color: Color, style: str, size: float, band: bool) -> None:
     """Where images are undecided, the line is the upper end of what is possible, and hatching reaches down to the lower."""
     x = [row.eps_255 for row in rows]
     shares = 100 * np.array([row.robust.value for row in rows])
-    axes.plot(x, shares, style, color=color, label=name, markersize=4)
+    axes.plot(x, shares, style, color=color, label=name, markersize=size, linewidth=size / 2.7)
     if any(row.undecided for row in rows):
         least = 100 * np.array([row.least for row in rows])
         axes.plot(x, least, linestyle=(0, (1, 2)), color=color, linewidth=1)
@@ -205,9 +206,9 @@ def _many(outcome: Outcome) -> bool:
     return len(outcome.report.attacks) > len(COLORS)
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, beside: bool = False) -> None:
     """Beside the picture where there are many."""
-    if len(axes.get_legend_handles_labels()[1]) > 5:
+    if beside or len(axes.get_legend_handles_labels()[1]) > 5:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     else:
         axes.legend(fontsize=8)
