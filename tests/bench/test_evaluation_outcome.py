@@ -215,3 +215,11 @@ def test_nothing_found_and_nothing_right_still_make_a_report(two):
     assert list(evaluation_plots.draw_evaluation(wrong)) == ["robust_accuracy.png"]
     assert wrong.worst_case(1).count == 0 and wrong.easiest() == wrong.hardest() == []
     plt.close("all")
+
+
+def test_the_seed_of_the_attack_is_no_seed_of_the_model(two):
+    made = outcome(two)
+    layers = {"mlp": {"change": 0.1, "load_clean": [0.5, 0.5], "load_adversarial": [0.6, 0.4]}}
+    made.routing = [{"eps_255": eps, "images": 3, "layers": layers} for eps in (1, 2)]
+    assert evaluation_plots.draw_evaluation(made)["expert_load.png"][2].axes[0].get_title() == "Expert load"
+    plt.close("all")
