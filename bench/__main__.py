@@ -1,6 +1,8 @@
 """``ironmoe`` and ``python -m ironmoe.bench``."""
 
+import os
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -11,7 +13,23 @@ def main() -> None:
         if error.name and error.name.startswith("ironmoe"):
             raise
         sys.exit(f"ironmoe: the command line needs the package {error.name!r}: pip install 'ironmoe[bench]'")
-    app()
+    if os.environ.get("RANK", "0") == "0":
+        app()
+    else:
+        sys.exit(_quietly(app))
+
+
+def _quietly(app: Any) -> int:
+    """Exit status, as of another process than the first, which is the one that says what is wrong with the arguments."""
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except Exception as error:
+        if (status := getattr(error, "exit_code", None)) is None:
+            raise
+        from ironmoe.bench.processes import give_way
+
+        give_way()
+        return int(status)
 
 
 if __name__ == "__main__":

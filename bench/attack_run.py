@@ -1,31 +1,37 @@
 """``ironmoe attack``: a model from anywhere, evaluated under attacks by name; every finished part is kept."""
 
-import time
+import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich import progress as rich_progress
 from rich.console import Console
 from torch import Tensor, nn
 
-from ironmoe.attacks import Attack, Progress, RobustnessReport, evaluate
+from ironmoe.attacks import Attack, RobustnessReport, evaluate
+from ironmoe.attacks.checks import passes_of_checks
 from ironmoe.attacks.checksum import model_digest
 from ironmoe.attacks.coupling import images_per_unit
+from ironmoe.attacks.journal import JournalError
+from ironmoe.bench.attack_meter import Meter, Watch
+from ironmoe.bench.attack_parts import parts_of
 from ironmoe.bench.attack_suite import DTYPES, Suite, SuiteError
+from ironmoe.bench.clear_errors import told
 from ironmoe.bench.data import DataError, ImageData
-from ironmoe.bench.demo import NEEDED_BYTES, default_folder, progress_bars
+from ironmoe.bench.demo import NEEDED_BYTES, default_folder
 from ironmoe.bench.evaluation_outcome import Outcome, margins_left
-from ironmoe.bench.evaluation_report import results_table, write_evaluation
+from ironmoe.bench.evaluation_report import write_evaluation
+from ironmoe.bench.evaluation_table import costs_table, heading, results_table
 from ironmoe.bench.measure import AttackSettings, measure_routing
-from ironmoe.bench.model_source import LoadedModel, load_model, match_classes
+from ironmoe.bench.model_source import LoadedModel, load_model, match_classes, other_data
 from ironmoe.bench.processes import own_device, processes
 from ironmoe.bench.run_folder import RunFolder
-from ironmoe.bench.summary import finite
+from ironmoe.bench.summary import exact, finite
 from ironmoe.bench.versions import versions
+from ironmoe.moe.jax_checkpoint import CheckpointError
 from ironmoe.moe.sites import routing_sites
 
-SAVE_SECONDS = 5.0  # between notes of the time spent
 KEPT_BYTES = 4_000_000_000  # of final images: more are not kept, and the report shows none
 
 
@@ -48,7 +54,7 @@ class Options(NamedTuple):
     def settings(self, loaded: LoadedModel) -> dict[str, Any]:
         """What makes two runs the same run."""
         return {
-            "model": self.model_spec or str(self.checkpoint),
+            "model": loaded.identity,
             "name": loaded.name,
             "facts": loaded.facts,
             "weights": model_digest(loaded.model),
@@ -74,56 +80,69 @@ def run_attack(options: Options, console: Console) -> Path:
     loaded = load_model(options.checkpoint, options.model_spec, data, device)
     if options.checkpoint is not None and data.classes != loaded.classes:
         raise DataError(
-            f"data {data.name!r} must have the classes of {options.checkpoint}, {loaded.classes}, got {data.classes}"
+            f"data {data.name!r} must have the classes of {options.checkpoint}, {loaded.classes}, got {data.classes}; "
+            f"{other_data(loaded, data)}"
         )
-    labels, classes = match_classes(loaded, data)
+    matched = match_classes(loaded, data)
     attacks = suite.make(loaded.model)
     if options.everything and data.checksum == loaded.facts.get("trained_on"):
         console.print("Note: with --all on the data it was trained on, most images are ones the model has learnt from.")
+    if matched.note:
+        console.print(matched.note, highlight=False, markup=False)
     settings = options.settings(loaded)
     rows = (torch.arange(len(data.images)) if options.everything else data.split()[1])[: options.images]
-    images, labels = data.images[rows], labels[rows]
+    images, labels = data.images[rows], matched.labels[rows]
     image_bytes = images.numel() * images.itemsize * len(attacks)  # the final images
     keep = image_bytes <= KEPT_BYTES
     path = options.out or default_folder(f"attack-{loaded.facts['stem']}", settings)
-    with progress_bars(console) as bars:
+
+    def begin() -> Meter:
+        folder = RunFolder(path, settings, NEEDED_BYTES + keep * image_bytes)
+        console.print(f"{'Going on in' if folder.resumed else 'Writing to'} {path}/", highlight=False, markup=False)
+        return Meter(folder, console, group.world, len(images), len(attacks))
+
+    with ExitStack() as shown:
         with processes(device) as group:
-            meter = None
-            if group.is_first:
-                folder = RunFolder(path, settings, NEEDED_BYTES + keep * image_bytes)
-                console.print(f"{'Going on in' if folder.resumed else 'Writing to'} {path}/", highlight=False)
-                meter = _Meter(folder, group.world, bars, len(images) * len(attacks))
-            group.wait()  # for the folder
-            report = _evaluated(loaded.model, (images, labels), attacks, options, keep, path / "results" / "journal", meter)
+            meter = group.first(begin)
+            watch = shown.enter_context(meter) if meter is not None else Watch()
+            report = _evaluated(loaded, (images, labels), attacks, options, keep, path / "results" / "journal", watch)
+            seconds = group.largest(watch.ended(report))
         if meter is None:
             return path
+        report.seconds = meter.finish(report, seconds)
         if not len(report.clean_correct):
-            raise SuiteError("--max-seconds or --max-forwards ended the evaluation before it began; give it more")
-        seconds = meter.finish(report)
+            raise SuiteError(_too_small(options, len(images), attacks, group.world))
         whole = len(report.clean_correct) == len(labels)
         margins = margins_left(loaded.model, report, labels, options.batch_size) if keep and whole else None
         routing = _routing(loaded.model, images, labels, options, report, meter)
-    outcome = Outcome(loaded.name, report, suite, seconds, images, labels, classes, margins, routing)
+    parts = {name: parts_of(name, attack) for name, attack in attacks.items()}
+    outcome = Outcome(
+        loaded.name, report, suite, parts, images, labels, rows, matched.classes, margins, routing, matched.note
+    )  # fmt: skip
     write_evaluation(path, outcome, settings, device, group.world)
-    console.print(results_table(outcome))
+    for line in heading(outcome):
+        console.print(line, highlight=False, markup=False)
+    for table in (results_table(outcome), costs_table(outcome)):
+        console.print(table)
     for line in outcome.words():
-        console.print(line, highlight=False)
-    console.print(f"Report: {path}/report.html, numbers: {path}/report.json", highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False)
+    console.print(f"Report: {path}/report.html, numbers: {path}/report.json", highlight=False, markup=False, soft_wrap=True)
     return path
 
 
 def _evaluated(
-    model: nn.Module,
+    loaded: LoadedModel,
     data: tuple[Tensor, Tensor],
     attacks: dict[str, Attack],
     options: Options,
     keep: bool,
     journal: Path,
-    meter: "_Meter | None",
+    watch: Watch,
 ) -> RobustnessReport:
+    """What ``evaluate`` says; what goes wrong with the model or the folder in one line."""
     try:
         return evaluate(
-            model,
+            loaded.model,
             data,
             attacks,
             eps=[eps / 255 for eps in options.suite.eps_255],
@@ -133,57 +152,46 @@ def _evaluated(
             journal=journal,
             max_forwards=options.max_forwards,
             max_seconds=options.max_seconds,
-            on_progress=meter,
+            on_progress=watch,
         )
-    except ValueError as error:  # what the model says, or what is in the folder
+    except JournalError as error:
         raise SuiteError(str(error)) from error
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        modules = [frame.f_globals.get("__name__", "") for frame in frames]
+        if any(module.startswith("torch.distributed") for module in modules):
+            raise SuiteError(
+                "another process ended. What was finished is saved; the same command goes on from there"
+            ) from error
+        if isinstance(error, ValueError) and modules[-1].startswith("ironmoe."):
+            hint = "; --attack square needs no gradients" if "without a graph" in str(error) else ""
+            raise SuiteError(f"{loaded.source}: {error}{hint}") from error
+        if any(frame.f_locals.get("self") is loaded.model for frame in frames):
+            raise CheckpointError(f"{loaded.source} failed under attack: {told(error)}") from error
+        raise
     finally:
-        if meter is not None:
-            meter.save()
+        if isinstance(watch, Meter):
+            watch.save()
 
 
-class _Meter:
-    """The progress bar, and the seconds of all runs in a folder."""
-
-    def __init__(self, folder: RunFolder, world: int, bars: rich_progress.Progress, pairs: int) -> None:
-        self.folder, self.world, self.bars = folder, world, bars
-        self.task = bars.add_task("attack", total=pairs, note="")
-        self.began = self.saved = time.monotonic()
-        self.before = float((folder.read("results/seconds.json") or {}).get("seconds", 0.0))
-        self.told = False
-
-    def __call__(self, progress: Progress) -> None:
-        """Of the other processes it is supposed that they are as far."""
-        decided, now = progress.decided * self.world, time.monotonic()
-        if progress.total is not None:
-            decided = min(decided, progress.total)
-        if not self.told:
-            self.bars.reset(self.task, completed=decided)  # what was decided before says nothing of the time left
-            self.told = True
-        rate = progress.images_per_second * self.world
-        self.bars.update(self.task, completed=decided, note=f"{rate:.1f} images/s")
-        if now - self.saved > SAVE_SECONDS:
-            self.save()
-
-    def say(self, note: str) -> None:
-        self.bars.update(self.task, note=note)
-
-    def finish(self, report: RobustnessReport) -> float:
-        """The bar as it ends; the seconds of all runs."""
-        decided = sum(int(summary.decided.sum()) for summary in report.attacks.values())
-        self.bars.update(self.task, completed=decided, note="done" if report.complete else "budget spent")
-        return self.save()
-
-    def save(self) -> float:
-        """Note and give the seconds so far."""
-        self.saved = time.monotonic()
-        seconds = self.before + self.saved - self.began
-        self.folder.write("results/seconds.json", {"seconds": seconds})
-        return seconds
+def _too_small(options: Options, images: int, attacks: dict[str, Attack], world: int) -> str:
+    """What to say of a budget that did not suffice for the clean images of the first batch."""
+    message = "--max-seconds or --max-forwards ended the evaluation before it began; give it more"
+    if options.max_forwards is None:
+        return message
+    batch = min(options.batch_size, images)
+    first = batch * (1 + min(part.eot for name, attack in attacks.items() for part in parts_of(name, attack)))
+    looks = passes_of_checks(batch) if options.checks and options.max_forwards >= world * passes_of_checks(batch) else 0
+    needs = " and ".join(filter(None, (f"{looks} for the checks" * bool(looks), f"{batch} for its clean images")))
+    each = "" if world == 1 else ", in each of the processes, which share the budget"
+    return (
+        f"--max-forwards {options.max_forwards} ended the evaluation before it began: the first batch, of {batch} images, needs {needs}, and "
+        f"{first} more for a first question to the model{each}; give it more, or a smaller --batch-size"
+    )
 
 
 def _routing(
-    model: nn.Module, images: Tensor, labels: Tensor, options: Options, report: RobustnessReport, meter: _Meter
+    model: nn.Module, images: Tensor, labels: Tensor, options: Options, report: RobustnessReport, meter: Meter
 ) -> list[dict[str, Any]]:
     """What PGD at its full length does to the routing at every eps. Nothing of a dense model, where a budget ended the evaluation, or
     without an image that is classified right."""
@@ -193,10 +201,10 @@ def _routing(
     settings = AttackSettings(suite.norm, suite.eps_255, suite.pgd_steps, 1, suite.alpha, options.images)
     few = slice(min(settings.routing_images, options.batch_size))
     for eps in suite.eps_255:
-        name = f"results/routing{eps:g}.json"
+        name = f"results/routing{exact(eps)}.json"
         numbers = meter.folder.read(name)
         if numbers is None:
-            meter.say(f"routing at eps {eps:g}/255")
+            meter.say(f"routing at eps {exact(eps)}/255")
             numbers = finite(
                 measure_routing(model, images[few], labels[few], eps, settings, suite.seed, DTYPES[suite.dtype])[0]
             )

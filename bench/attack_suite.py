@@ -123,22 +123,6 @@ class Suite(NamedTuple):
                 raise SuiteError(f"--attack {name}: {error}") from error
         return attacks
 
-    def describe(self) -> str:
-        """One line for people."""
-        parts = []
-        for name in self.names:
-            options = ATTACKS[name].given | {key: value for key, value in self._given.items() if value is not None}
-            if self.alpha_255 is not None:
-                options["alpha"] = f"{self.alpha_255:g}/255"
-            shown = [f"{key} {options[key]}" for key in ATTACKS[name].takes if key in options]
-            parts.append(f"{name} ({', '.join(shown)})" if shown else name)
-        line = f"{', '.join(parts)} in {self.norm}"
-        if self.eot is not None:
-            line += f", the mean of {self.eot} gradients"
-        if self.dtype != "float32":
-            line += f", search in {self.dtype}"
-        return line if self.routing == "free" else f"{line}, search with routing {self.routing}"
-
     @property
     def alpha(self) -> float | None:
         return None if self.alpha_255 is None else self.alpha_255 / 255

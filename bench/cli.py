@@ -10,7 +10,6 @@ from ironmoe.bench.clear_errors import clear_errors
 from ironmoe.bench.cli_attack import attack
 from ironmoe.bench.cli_bench import bench_app
 from ironmoe.bench.cli_options import (
-    EPS_DEFAULT,
     Alpha,
     AttackImages,
     BatchSize,
@@ -27,6 +26,7 @@ from ironmoe.bench.cli_options import (
     Steps,
     announce,
     ascending_radii,
+    bounded,
     checked_alpha,
     chosen_device,
 )
@@ -51,17 +51,13 @@ DEFAULT_CHIPS = "sm_80,sm_90,sm_100,gfx942"
 @app.command()
 def demo(
     data: Data = "mnist",
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Repeat everything over this many seeds; the report gives mean and spread.")
-    ] = 1,
+    seeds: Annotated[int, bounded("Repeat everything over this many seeds; the report gives mean and spread.", 1)] = 1,
     seed: Seed = 0,
     epochs: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Passes over the training images. By default 12, more on fewer than 4,000 images, at most 100."
-        ),
+        bounded("Passes over the training images. By default 12, more on fewer than 4,000 images, at most 100.", 1),
     ] = None,
-    eps: Eps = EPS_DEFAULT,
+    eps: Eps = None,
     norm: Norm = "Linf",
     steps: Steps = 20,
     restarts: Restarts = 2,
@@ -133,12 +129,12 @@ def doctor(
 
 
 def _attack_settings(
-    norm: str, eps: str, steps: int, restarts: int, alpha: float | None, images: int, batch_size: int
+    norm: str, eps: str | None, steps: int, restarts: int, alpha: float | None, images: int, batch_size: int
 ) -> "AttackSettings":
     from ironmoe.attacks.balls import BALLS
     from ironmoe.bench.measure import AttackSettings
 
-    radii = ascending_radii(eps)
+    radii = ascending_radii(eps, norm)
     if norm not in BALLS:
         raise typer.BadParameter(f"--norm must be one of {', '.join(BALLS)}, got {norm!r}")
     alpha = checked_alpha(alpha)

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from ironmoe.bench.clear_errors import clear_errors
 from ironmoe.bench.cli_options import (
-    EPS_DEFAULT,
     Alpha,
     AttackImages,
     BatchSize,
@@ -22,6 +21,7 @@ from ironmoe.bench.cli_options import (
     SkipBad,
     announce,
     ascending_radii,
+    bounded,
     checked_alpha,
     chosen_device,
 )
@@ -50,19 +50,22 @@ def attack(
         ),
     ] = "pgd",
     seed: Seed = 0,
-    eps: Eps = EPS_DEFAULT,
+    eps: Eps = None,
     norm: Norm = "Linf",
     steps: Annotated[
-        int | None, typer.Option(min=0, help="Steps of the attacks that have them. By default each one's own; 40 for pgd.")
+        int | None, bounded("Steps of the attacks that have them. By default each one's own; 40 for pgd.", 0)
     ] = None,
     restarts: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs from different random starts. By default each attack's own; 2 for pgd."),
+        bounded("Runs from different random starts. By default each attack's own; 2 for pgd.", 1),
     ] = None,
     alpha: Alpha = None,
     eot: Annotated[
         int | None,
-        typer.Option(min=1, help="For random models: each gradient is the mean of this many. 20 in autoattack-rand."),
+        bounded(
+            "For random models: each answer, logits and gradient, is the mean of this many, for every attack. 20 in autoattack-rand.",
+            1,
+        ),
     ] = None,
     routing: Annotated[
         str,
@@ -74,11 +77,11 @@ def attack(
     attack_images: AttackImages = 500,
     batch_size: BatchSize = 500,
     max_seconds: Annotated[
-        float | None, typer.Option(min=0, help="End the attacks after this time. The same command goes on from there.")
+        float | None, bounded("End the attacks after this time. The same command goes on from there.", 0)
     ] = None,
     max_forwards: Annotated[
         int | None,
-        typer.Option(min=1, help="End the attacks before more forward passes of single images are made, in this run."),
+        bounded("End the attacks before more forward passes of single images are made, in this run.", 1),
     ] = None,
     checks: Annotated[
         bool, typer.Option(help="Look for signs of false security: masked gradients, randomness and their like.")
@@ -112,7 +115,7 @@ def attack(
         from ironmoe.bench.data import load_data
 
         names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",")))
-        suite = Suite(names, norm, ascending_radii(eps), steps, restarts, checked_alpha(alpha), eot, seed, dtype, routing)
+        suite = Suite(names, norm, ascending_radii(eps, norm), steps, restarts, checked_alpha(alpha), eot, seed, dtype, routing)
         suite.check()
         target = chosen_device(device)
         images = load_data(data, image_size, skip_bad)

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from ironmoe.bench.clear_errors import clear_errors
+from ironmoe.bench.cli_options import bounded
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine: our layers beside their peers, in one run.")
 
@@ -17,7 +18,7 @@ ShapeNames = Annotated[
 
 @bench_app.command("cpu")
 def bench_cpu(
-    runs: Annotated[int, typer.Option(min=1, help="Counted runs of each, interleaved; the median is printed.")] = 15,
+    runs: Annotated[int, bounded("Counted runs of each, interleaved; the median is printed.", 1)] = 15,
     out: Annotated[Path | None, typer.Option(help="Also write the rows as JSON to this file.")] = None,
 ) -> None:
     """The MoE layer against Hugging Face's Mixtral experts (eager, grouped_mm) on equal weights, and against dense products.
@@ -39,7 +40,7 @@ def bench_kernels(
             help="Operations, separated by commas: topk_route, plan_dispatch, grouped_matmul, combine, expert_mlp, attack_step."
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For each benchmark; three rounds at least.")] = 0.5,
+    seconds: Annotated[float, bounded("For each benchmark; three rounds at least.", 0)] = 0.5,
     out: Annotated[Path | None, typer.Option(help="Also write pytest-benchmark's JSON to this file.")] = None,
 ) -> None:
     """Time each operation by itself with pytest-benchmark: the Triton kernels on a GPU, the torch twins elsewhere.
@@ -114,13 +115,11 @@ def bench_attacks(
             "**reference** (AutoAttack in Linf and L2 on three models)."
         ),
     ] = "pgd,autoattack,bf16",
-    images: Annotated[int, typer.Option(min=1, help="Images that PGD attacks.")] = 200,
-    autoattack_images: Annotated[int, typer.Option(min=1, help="Images that AutoAttack attacks.")] = 50,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of PGD by each library, in random order; the median is printed.")] = 3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch, for every library.")] = 200,
-    epochs: Annotated[
-        int, typer.Option(min=1, help="Passes over the training images; models are kept and not trained again.")
-    ] = 12,
+    images: Annotated[int, bounded("Images that PGD attacks.", 1)] = 200,
+    autoattack_images: Annotated[int, bounded("Images that AutoAttack attacks.", 1)] = 50,
+    runs: Annotated[int, bounded("Runs of PGD by each library, in random order; the median is printed.", 1)] = 3,
+    batch_size: Annotated[int, bounded("Images in a batch, for every library.", 1)] = 200,
+    epochs: Annotated[int, bounded("Passes over the training images; models are kept and not trained again.", 1)] = 12,
     data: Annotated[str, typer.Option(help="**mnist**, **digits**, a folder of images, or an .npz file.")] = "mnist",
     folder: Annotated[Path, typer.Option(help="Where the trained models are kept.")] = Path("runs/bench-attacks"),
     out: Annotated[Path | None, typer.Option(help="Also write the rows as JSON to this file.")] = None,

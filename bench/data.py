@@ -128,6 +128,8 @@ def _to_unit_range(images: np.ndarray, path: Path) -> Tensor:
         images = images.transpose(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]:
         raise DataError(f"images in {path} must be square with 1 or 3 channels, got shape {images.shape}")
+    if images.size == 0:
+        raise DataError(f"images in {path} must have at least one pixel, got shape {images.shape}")
     if images.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(images)).float().div_(255)
     if images.dtype.kind != "f":

@@ -16,7 +16,7 @@ from ironmoe.bench.measure import AttackSettings, measure_clean, measure_robust,
 from ironmoe.bench.models import ARCHITECTURES, architecture, count_flops, load_checkpoint, save_checkpoint
 from ironmoe.bench.report import write_report
 from ironmoe.bench.run_folder import RunFolder, write_atomically
-from ironmoe.bench.summary import ModelResults, finite, verdict
+from ironmoe.bench.summary import ModelResults, exact, finite, verdict
 from ironmoe.bench.table import as_table
 from ironmoe.bench.train import Progress as TrainingProgress
 from ironmoe.bench.train import Recipe, train
@@ -63,7 +63,7 @@ def run_demo(options: Options, console: Console) -> Path:
     """Do what is not done yet, print the table, write the report; returns the folder."""
     settings = options.settings()
     folder = RunFolder(options.out or default_folder(options.data.name, settings), settings, NEEDED_BYTES)
-    console.print(f"{'Going on in' if folder.resumed else 'Writing to'} {folder.path}/", highlight=False)
+    console.print(f"{'Going on in' if folder.resumed else 'Writing to'} {folder.path}/", highlight=False, markup=False)
     train_rows, test_rows = options.data.split()
     test_rows = test_rows[: options.attack.images]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ARCHITECTURES}
@@ -119,8 +119,10 @@ def finish(
     )
     console.print(as_table(models, f"{title}\n{attack.describe()}"))
     for line in verdict(models):
-        console.print(line, highlight=False)
-    console.print(f"Report: {folder.path}/report.html, numbers: {folder.path}/report.json", highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False)
+    console.print(
+        f"Report: {folder.path}/report.html, numbers: {folder.path}/report.json", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def shown_eps(attack: AttackSettings) -> float:
@@ -209,15 +211,15 @@ def measure_all(
     few = slice(settings.routing_images)
     has_experts = bool(routing_sites(model))
     for eps in settings.eps_255 if has_experts else [shown_eps(settings)]:  # a dense model has examples to show, no routing
-        name = f"results/{key}-routing{eps:g}.json"
+        name = f"results/{key}-routing{exact(eps)}.json"
         if folder.read(name) is None:
-            progress.update(task, note=f"routing at eps {eps:g}/255")
+            progress.update(task, note=f"routing at eps {exact(eps)}/255")
             measured, shown = measure_routing(model, images[few], labels[few], eps, settings, seed, attack_dtype)
-            write_atomically(folder.file(f"results/{key}-examples{eps:g}.safetensors"), save(shown))
+            write_atomically(folder.file(f"results/{key}-examples{exact(eps)}.safetensors"), save(shown))
             folder.write(name, finite(measured))
         if has_experts:
             routing.append(folder.read(name))
-    examples = load_file(folder.file(f"results/{key}-examples{shown_eps(settings):g}.safetensors"))
+    examples = load_file(folder.file(f"results/{key}-examples{exact(shown_eps(settings))}.safetensors"))
     progress.update(task, note="done")
     return clean | {"attacks": attacks, "routing": routing}, examples
 

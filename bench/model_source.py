@@ -5,6 +5,7 @@ All come out as modules from images in [0, 1] to logits, in eval mode.
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor, nn
 
-from ironmoe.bench.data import DataError, ImageData
+from ironmoe.bench.clear_errors import told
+from ironmoe.bench.data import BUILT_IN, DataError, ImageData
 from ironmoe.bench.models import load_checkpoint
 from ironmoe.moe import Capacity, VMoE
 from ironmoe.moe.jax_checkpoint import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint
@@ -22,13 +24,26 @@ FORMS = "hf:FOLDER, vmoe:PREFIX or package.module:function"
 
 
 class LoadedModel(NamedTuple):
-    """model: images (B, C, S, S) in [0, 1] → logits. classes: their names, by index of the logits. facts: for report and settings."""
+    """model: images (B, C, S, S) in [0, 1] → logits. classes: their names, by index of the logits. facts: for report and settings.
+
+    source: how the command named it; identity: that, as far as it makes the model another one.
+    """
 
     model: nn.Module
     name: str
     image_shape: tuple[int, ...] | None
     classes: list[str] | None
     facts: dict[str, Any]
+    source: str = ""
+    identity: str = ""
+
+
+class Matched(NamedTuple):
+    """labels: those of the data as indices of the logits; classes: names by such index; note: how they were matched, if not by name."""
+
+    labels: Tensor
+    classes: list[str]
+    note: str = ""
 
 
 class Normalized(nn.Module):
@@ -51,55 +66,77 @@ class Normalized(nn.Module):
 def load_model(checkpoint: Path | None, spec: str | None, data: ImageData, device: torch.device) -> LoadedModel:
     """The model a command names. CheckpointError says what is wrong with it."""
     if (checkpoint is None) == (spec is None):
-        raise CheckpointError(f"name one model: a .safetensors CHECKPOINT, or --model {FORMS}")
-    if checkpoint is not None:
-        return _own(checkpoint, device)
+        both = "" if spec is None else f", not both: got the checkpoint {checkpoint} and --model {spec}"
+        raise CheckpointError(f"name one model: a .safetensors CHECKPOINT, or --model {FORMS}{both}")
+    if checkpoint is not None:  # its weights are known by their digest, wherever it lies
+        return _own(checkpoint, device)._replace(source=f"checkpoint {checkpoint}", identity=checkpoint.name)
     assert spec is not None
     kind, _, rest = spec.partition(":")
     if not rest:
         raise CheckpointError(f"--model must be {FORMS}, got {spec!r}")
     size = int(data.images.shape[-1])
     loaded = _hugging_face(rest) if kind == "hf" else _official(rest, size) if kind == "vmoe" else _factory(kind, rest)
-    return loaded._replace(model=loaded.model.to(device).eval())
+    identity = f"{kind}:{os.path.abspath(rest)}" if kind in ("hf", "vmoe") else spec
+    return loaded._replace(model=loaded.model.to(device).eval(), source=f"--model {spec}", identity=identity)
 
 
-def match_classes(loaded: LoadedModel, data: ImageData) -> tuple[Tensor, list[str]]:
-    """(the data's labels as indices of the model's logits, names by such index). By name where all names are known, else by number."""
+def match_classes(loaded: LoadedModel, data: ImageData) -> Matched:
+    """The data's classes as the model's logits: by name where all names are known, else by number."""
     with torch.no_grad():
         device = next(loaded.model.parameters(), torch.zeros(0)).device
-        logits = _logits(loaded, data.images[:1].to(device))
+        logits = _logits(loaded, data, device)
     count = logits.shape[1]
     if loaded.classes is not None:
         index = {name.lower(): i for i, name in enumerate(loaded.classes)}
         wanted = [index.get(name.lower()) for name in data.classes]
         if None not in wanted:
-            return torch.tensor(wanted)[data.labels], loaded.classes
+            return Matched(torch.tensor(wanted)[data.labels], loaded.classes)
     if len(data.classes) != count:
         raise DataError(
             f"data {data.name!r} must have the {count} classes of {loaded.name}, or names of some of them, got {len(data.classes)}: "
             f"{', '.join(data.classes[:5])}"
         )
-    return data.labels, data.classes
+    unknown = "gives no names of classes" if loaded.classes is None else f"calls its classes otherwise ({_few(loaded.classes)})"
+    pairs = _few([f"logit {number} is {name!r}" for number, name in enumerate(data.classes)])
+    return Matched(data.labels, data.classes, f"{loaded.name} {unknown}, so they were matched by number: {pairs}.")
 
 
-def _logits(loaded: LoadedModel, images: Tensor) -> Tensor:
+def _few(names: list[str]) -> str:
+    """The first and the last of many."""
+    return ", ".join(names if len(names) <= 5 else [*names[:3], "…", names[-1]])
+
+
+def _logits(loaded: LoadedModel, data: ImageData, device: torch.device) -> Tensor:
+    """Of the first image."""
+    images = data.images[:1].to(device)
     shape = tuple(images.shape[1:])
     if loaded.image_shape is not None and shape != loaded.image_shape:
-        raise DataError(f"data must have images of shape {loaded.image_shape} for {loaded.name}, got {shape}; see --image-size")
+        raise DataError(
+            f"data must have images of shape {loaded.image_shape} for {loaded.name}, got {shape}; {other_data(loaded, data)}"
+        )
     try:
         logits = loaded.model(images)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{loaded.name} cannot take images of shape {shape} in [0, 1]: {error}") from error
+    except Exception as error:  # whatever a model of somebody else's may raise
+        raise CheckpointError(f"{loaded.source} cannot take images of shape {shape} in [0, 1]: {told(error)}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise CheckpointError(f"{loaded.name} must return logits (images, classes), got {got}")
+        raise CheckpointError(f"{loaded.source} must return logits (images, classes), got {got}")
     return logits
+
+
+def other_data(loaded: LoadedModel, data: ImageData) -> str:
+    """What to try with data that do not fit."""
+    known = loaded.facts.get("trained_on_data")
+    if known is None or known == data.name:
+        return "see --image-size"
+    return f"it was trained on {known!r}" + (f": use --data {known}" if known in BUILT_IN else "")
 
 
 def _own(path: Path, device: torch.device) -> LoadedModel:
     model, extra = load_checkpoint(path, device)
     facts = {
         "seed": extra["seed"], "train_seconds": extra["seconds"], "trained_on": extra["checksum"], "stem": path.stem,
+        "trained_on_data": extra["data"],
     }  # fmt: skip
     shape = (model.channels, model.image_size, model.image_size)
     return LoadedModel(model, extra["name"], shape, extra["classes"], facts)
@@ -112,8 +149,10 @@ def _hugging_face(path: str) -> LoadedModel:
         raise CheckpointError(f"--model hf:{path} needs the transformers package: {error}") from error
     try:
         model = AutoModelForImageClassification.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"--model hf:{path} is no image classifier that transformers can read here: {error}") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"--model hf:{path} is no image classifier that transformers can read here: {told(error)}"
+        ) from error
     config = Path(path) / "preprocessor_config.json"
     try:
         settings = json.loads(config.read_text()) if config.exists() else {}
@@ -164,9 +203,16 @@ def _factory(module: str, function: str) -> LoadedModel:
         made = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, TypeError) as error:
         raise CheckpointError(f"--model {spec} cannot be found: {error}; it must be {FORMS}") from error
+    except Exception as error:
+        raise CheckpointError(f"--model {spec} cannot be imported: {told(error)}") from error
     finally:
         sys.path.pop(0)
-    model = made if isinstance(made, nn.Module) else made()
+    try:
+        model = made if isinstance(made, nn.Module) else made()
+    except Exception as error:
+        raise CheckpointError(
+            f"--model {spec} must be a torch.nn.Module or a function without arguments: {told(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise CheckpointError(
             f"--model {spec} must be, or return, a torch.nn.Module from images in [0, 1] to logits, got {type(model).__name__}"

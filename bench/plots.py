@@ -1,5 +1,6 @@
 """The pictures of a report."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ironmoe.bench.summary import ModelResults
+from ironmoe.bench.summary import ModelResults, exact
 
 COLORS = ("#0b6e99", "#d9622b", "#3f7d3a", "#8a4fa3")
 STYLE: dict[Any, Any] = {
@@ -23,6 +24,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a class may be called $
 }
 
 
@@ -37,14 +39,21 @@ def draw_all(
         figures["Expert load"] = ("expert_load.png", expert_load(routed))
     for model in models:
         if len(examples[model.name]["label"]):
-            title = f"Adversarial images of the {model.name}, eps {eps:g}/255"
+            title = f"Adversarial images of the {model.name}, eps {exact(eps)}/255"
             figures[title] = (f"examples_{_slug(model.name)}.png", strip(examples[model.name], classes))
     files = {}
     for title, (name, figure) in figures.items():
         files[title] = folder / name
-        figure.savefig(files[title], dpi=130)
-        plt.close(figure)
+        save(figure, files[title])
     return files
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a PNG and let the picture go. A sign that the font lacks becomes a box, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        figure.savefig(file, dpi=130)
+    plt.close(figure)
 
 
 def accuracy(models: list[ModelResults]) -> Figure:
@@ -91,7 +100,7 @@ def expert_load(models: list[ModelResults]) -> Figure:
     labels, loads = [], []
     for model in models:
         for layer in model.layers:
-            for at, name in ((None, "clean"), *((i, f"eps {e:g}/255") for i, e in enumerate(model.eps))):
+            for at, name in ((None, "clean"), *((i, f"eps {exact(e)}/255") for i, e in enumerate(model.eps))):
                 labels.append(f"{layer}  {name}")
                 loads.append([100 * share for share in model.load(layer, at)])
     with plt.rc_context({**STYLE, "axes.grid": False}):
@@ -106,7 +115,8 @@ def expert_load(models: list[ModelResults]) -> Figure:
         axes.set_yticks(range(len(labels)), labels)
         axes.set_xticks(range(len(loads[0])), [f"expert {e}" for e in range(len(loads[0]))], rotation=45, ha="right")
         axes.spines[:].set_visible(False)
-        axes.set_title(f"Expert load, seed {models[0].runs[0]['seed']}", fontsize=10)
+        seed = models[0].runs[0].get("seed")  # of the training; a model from elsewhere has none that is known
+        axes.set_title("Expert load" if seed is None else f"Expert load, seed {seed}", fontsize=10)
         figure.colorbar(picture, label=f"share of choices in % (even: {even:.1f})", fraction=0.04)
     return figure
 

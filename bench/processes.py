@@ -1,16 +1,20 @@
 """One command on several processes, as ``torchrun`` starts them."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 import typer
 
+T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for slower processes; where one dies, torchrun ends the others
+GRACE_SECONDS = 10.0
+OWN = "of one process"  # note on errors that the other processes need not have, too
 
 
 class Processes(NamedTuple):
@@ -23,15 +27,40 @@ class Processes(NamedTuple):
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def first(self, work: Callable[[], T]) -> T | None:
+        """What the first process makes while the others wait; None to them. If it fails, all end, and it says why."""
+        made, error = None, None
+        if self.is_first:
+            try:
+                made = work()
+            except Exception as caught:
+                error = caught
+        if any(self._all(error is not None)):
+            if error is None:
+                give_way()
+            raise error or typer.Exit(2)
+        return made
+
+    def largest(self, value: float) -> float:
+        """Of the values of all."""
+        return max(self._all(value))
+
+    def _all(self, value: Any) -> list[Any]:
+        values: list[Any] = [value] * self.world
         if self.world > 1:
-            dist.barrier()
+            dist.all_gather_object(values, value)
+        return values
 
 
 def is_first_process() -> bool:
     """The one that prints."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def give_way() -> None:
+    """Wait before another process than the first ends in an error that the first reports: torchrun ends all as soon as one does."""
+    if not is_first_process():
+        time.sleep(GRACE_SECONDS)
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -54,5 +83,8 @@ def processes(device: torch.device) -> Iterator[Processes]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
+    except Exception as error:
+        error.add_note(OWN)
+        raise
     finally:
         dist.destroy_process_group()

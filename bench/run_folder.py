@@ -46,10 +46,10 @@ class RunFolder:
             if any(path.iterdir()):
                 raise OutputError(f"output folder {path} holds other files and no run; choose an empty or new one with --out")
             self.write("settings.json", settings)
-        elif found != json.loads(json.dumps(settings)):
-            different = sorted(k for k in {*found, *settings} if found.get(k) != json.loads(json.dumps(settings.get(k))))
-            listed = ", ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} now" for k in different)
-            raise OutputError(f"output folder {path} holds a run with other settings ({listed}); choose another with --out")
+        elif differing := _differences(found, json.loads(json.dumps(settings))):
+            raise OutputError(
+                f"output folder {path} holds a run with other settings ({', '.join(differing)}); choose another with --out"
+            )
 
     def file(self, name: str) -> Path:
         """A path in the folder, its parent made."""
@@ -67,3 +67,11 @@ class RunFolder:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError):
             return None
+
+
+def _differences(there: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two JSON values, down to the entry that does: "attacks.steps: 40 there, 20 now"."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        inner = f"{name}." if name else ""
+        return [line for key in sorted({*there, *now}) for line in _differences(there.get(key), now.get(key), f"{inner}{key}")]
+    return [] if there == now else [f"{name}: {there!r} there, {now!r} now"]

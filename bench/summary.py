@@ -125,8 +125,19 @@ def _comparison(a: ModelResults, b: ModelResults) -> str:
         else:
             higher = sum(d > 0 for d in differences)
             note = f"{a.name} higher in {higher} of {len(differences)} seeds"
-        parts.append(f"{round(mean(differences), 1) + 0.0:+.1f} points at eps {eps:g}/255 ({note})")
+        parts.append(f"{round(mean(differences), 1) + 0.0:+.1f} points at eps {exact(eps)}/255 ({note})")
     return f"Robust accuracy of {a.name} minus {b.name}: " + ", ".join(parts) + "."
+
+
+def exact(number: float) -> str:
+    """As short as it can be without being another number: what has this label, or this file, is this number."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
+
+
+def speed(rate: float) -> str:
+    """Of so many a second, the digits that matter."""
+    return f"{rate:{'.0f' if rate >= 100 else '.3g'}}"
 
 
 def finite(value: Any) -> Any:

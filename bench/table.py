@@ -1,8 +1,9 @@
 """The result as one table on the terminal."""
 
 from rich.table import Table
+from rich.text import Text
 
-from ironmoe.bench.summary import ModelResults
+from ironmoe.bench.summary import ModelResults, exact
 
 
 def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
@@ -13,17 +14,17 @@ def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
         ("parameters", [f"{m.runs[0]['parameters'] / 1e3:.0f} k" for m in models]),
         ("clean accuracy", [str(m.clean()) for m in models]),
     ]
-    lines += [(f"robust, eps {radius:g}/255", [str(m.robust(i)) for m in models]) for i, radius in enumerate(eps)]
+    lines += [(f"robust, eps {exact(radius)}/255", [str(m.robust(i)) for m in models]) for i, radius in enumerate(eps)]
     lines.append(("forward images/s", [f"{m.forward_speed():.0f}" for m in models]))
     lines.append(("attacked images/s", [f"{m.attack_speed():.0f}" for m in models]))
-    listed = ", ".join(f"{radius:g}" for radius in eps)
+    listed = ", ".join(exact(radius) for radius in eps)
     for layer in dict.fromkeys(layer for m in models for layer in m.layers):
         name = layer.removesuffix(".mlp")
         changes = [
             [f"{100 * m.routing_change(layer, i):.1f}" for i in range(len(eps))] if layer in m.layers else [] for m in models
         ]
         lines.append((f"{name}: % rerouted at eps {listed}", ["  ".join(cells) or "–" for cells in changes]))
-        for label, at in (("clean", None), (f"eps {eps[-1]:g}", len(eps) - 1)):
+        for label, at in (("clean", None), (f"eps {exact(eps[-1])}", len(eps) - 1)):
             cells = [_load(m, layer, at) if layer in m.layers else "–" for m in models]
             lines.append((f"{name}: % load per expert, {label}", cells))
     return lines
@@ -38,7 +39,7 @@ def _load(model: ModelResults, layer: str, at: int | None) -> str:
 
 
 def as_table(models: list[ModelResults], title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_lines=False)
+    table = Table(title=Text(title), title_justify="left", show_lines=False)
     table.add_column("", style="bold")
     for model in models:
         table.add_column(model.name, justify="right")

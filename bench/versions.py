@@ -23,4 +23,5 @@ def versions(packages: tuple[str, ...] = MATTERING) -> dict[str, str]:
 def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {'Triton kernels' if find_spec('triton') else 'torch code: no Triton'}"
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.processor() or platform.machine()} CPU, {threads} thread{'s' * (threads != 1)}"

@@ -103,6 +103,7 @@ GOOD = {"images": np.zeros((4, 6, 6)), "labels": np.array([0, 0, 1, 1])}
         (GOOD | {"labels": np.array([0.0, 1, 0, 1])}, "integers or strings"),
         (GOOD | {"labels": np.array([0, 1, None, 1], dtype=object)}, "cannot be read"),
         (GOOD | {"images": np.zeros((4, 6, 5))}, "must be square"),
+        (GOOD | {"images": np.zeros((4, 0, 0))}, r"must have at least one pixel, got shape \(4, 1, 0, 0\)"),
         (GOOD | {"images": np.full((4, 6, 6), np.nan)}, "NaN or infinity first in image 0"),
         (GOOD | {"images": np.full((4, 6, 6), 7.0)}, r"must lie in \[0, 1\], got values from 7 to 7"),
         (GOOD | {"images": np.zeros((4, 6, 6), dtype=np.int64)}, "must be uint8 or floats"),

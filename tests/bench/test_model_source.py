@@ -67,7 +67,8 @@ def test_hugging_face_classifier(photos, tmp_path):
     data = load_data(photos)
     data.classes = [f"Thing {11 - i}" for i in range(10)]
     loaded = load_model(None, f"hf:{tmp_path / 'vit'}", data, CPU)
-    labels, names = match_classes(loaded, data)
+    labels, names, note = match_classes(loaded, data)
+    assert note == ""
     assert torch.equal(labels, 11 - data.labels) and names[labels[3]] == f"thing {11 - data.labels[3]}"
     mean, std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
     with torch.no_grad():
@@ -83,6 +84,13 @@ def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
         "def nothing():\n    return None\n"
         "def narrow():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(7, 10))\n"
         "def images():\n    return torch.nn.Identity()\n"
+        "def needs(a):\n    return a\n"
+        "def raises():\n    return {}['weights']\n"
+        "class Late(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1)) if len(x) == 1 else 1 / 0\n"
+        "def late():\n    return Late(768, 10)\n"
+        "class Never(torch.nn.Module):\n    def forward(self, x):\n        raise KeyError('key')\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "my_own_models", raising=False)
@@ -91,13 +99,20 @@ def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "report.json").exists()
     torch.manual_seed(2)  # another model under the same name: not the run that is there
     assert "other settings (weights" in attack("--model", "my_own_models:good", "--data", photos, *FEW, "--out", "out", code=2)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    note = "good gives no names of classes, so they were matched by number: logit 0 is '0', logit 1 is '1', logit 2 is '2', …, logit 9 is '9'."
+    assert report["matched"] == note and note in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
     for function, message in {
         "nothing": r"must be, or return, a torch.nn.Module .* got NoneType",
         "narrow": r"narrow cannot take images of shape \(3, 16, 16\)",
         "images": r"must return logits \(images, classes\), got shape",
         "absent": "cannot be found",
+        "needs": r"must be a torch.nn.Module or a function without arguments: TypeError: needs\(\) missing 1 .*argument: 'a'$",
+        "raises": r"function without arguments: KeyError: 'weights' \(my_own_models.py, line 13\)",
+        "Never": r"Never cannot take images .* KeyError: 'key' \(my_own_models.py, line 21\)",
+        "late": r"--model my_own_models:late failed under attack: ZeroDivisionError: division by zero \(my_own_models.py, line 16\)",
     }.items():
-        output = attack("--model", f"my_own_models:{function}", "--data", photos, *FEW, "--out", "no", code=2)
+        output = attack("--model", f"my_own_models:{function}", "--data", photos, *FEW, "--out", f"no-{function}", code=2)
         assert re.search(message, output), output
 
 
@@ -105,7 +120,7 @@ def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ([], "name one model"),
-        (["some.safetensors", "--model", "hf:x"], "name one model"),
+        (["some.safetensors", "--model", "hf:x"], "not both: got the checkpoint some.safetensors and --model hf:x"),
         (["--model", "resnet50"], "--model must be hf:FOLDER"),
         (["--model", "no_such_package.here:make"], "No module named 'no_such_package'"),
         (["--model", "hf:no/such/folder"], "is no image classifier"),

@@ -243,6 +243,10 @@ def test_a_torn_result_is_measured_again(tmp_path):
     assert folder.read("x.json") is None
     with pytest.raises(OutputError, match="a: 1 there, 2 now"):
         RunFolder(tmp_path / "run", {"a": 2}, 0)
+    nested = {"attacks": {"steps": 40, "eps": [4.0]}, "device": "cpu"}
+    RunFolder(tmp_path / "nested", nested, 0)
+    with pytest.raises(OutputError, match=r"settings \(attacks.steps: 40 there, 20 now\); choose"):
+        RunFolder(tmp_path / "nested", {"attacks": {"steps": 20, "eps": (4.0,)}, "device": "cpu"}, 0)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +255,9 @@ def test_a_torn_result_is_measured_again(tmp_path):
         (["--norm", "L7"], "--norm must be one of Linf, L2"),
         (["--eps", "a,b"], "--eps must be numbers"),
         (["--eps", "-1"], "--eps must be finite and at least 0"),
-        (["--steps", "-1"], "steps"),
-        (["--seeds", "0"], "seeds"),
+        (["--steps", "-1"], "'--steps': must be at least 0, got -1"),
+        (["--seeds", "0"], "'--seeds': must be at least 1, got 0"),
+        (["--image-size", "3000"], "'--image-size': must be from 4 to 1024, got 3000"),
         (["--device", "tpu"], "--device must be auto, cpu or cuda"),
         (["--dtype", "int8"], "--dtype must be float32 or bfloat16"),
         (["--data", "nowhere"], "data must be one of mnist, digits"),
@@ -303,6 +308,16 @@ def test_bench_cpu_compares_equal_layers_only(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "expert_mlp", lambda x, *a, **k: honest(x, *a, **k) * (1.01 if x.dtype == torch.float32 else 1))
     with pytest.raises(RuntimeError, match="outputs disagree"):
         cpu.run_bench_cpu(1, None, Console(quiet=True))
+
+
+def test_radii_are_those_of_the_norm_and_labels_tell_them_apart():
+    from ironmoe.bench.cli_options import ascending_radii
+    from ironmoe.bench.summary import exact
+
+    assert ascending_radii(None, "Linf") == (2, 4, 8, 12, 16, 24) and ascending_radii("8,2", "L2") == (2, 8)
+    assert [eps / 255 for eps in ascending_radii(None, "L1")] == [2, 4, 8, 12]
+    assert ascending_radii(None, "L2") == (64, 128, 255, 510)
+    assert [exact(eps) for eps in (8.0, 0.5, 4.0000001, 1e-05, 1234567.0)] == ["8", "0.5", "4.0000001", "1e-05", "1234567.0"]
 
 
 def test_small_data_is_seen_more_often():
