@@ -147,10 +147,13 @@ def steps(outcome: Outcome) -> Figure:
 
 
 def _ticks(ends: set[int]) -> list[int]:
-    """0, the ends, and of 1, 2, 5, 10, … those below that have room beside them."""
+    """0, the ends, and of 1, 2, 5, 10, … those below; of two that would be printed over each other the end, or the larger end."""
     usual = [digit * 10**size for size in range(len(str(max(ends)))) for digit in (1, 2, 5)]
-    room = [tick for tick in usual if tick < max(ends) and all(max(tick, end) > 1.4 * min(tick, end) for end in ends)]
-    return sorted({0, *ends, *room})
+    ticks: list[int] = []
+    for tick in [*sorted(ends, reverse=True), *(tick for tick in usual if tick < max(ends))]:
+        if tick and all(max(tick, other) > 1.4 * min(tick, other) for other in ticks):
+            ticks.append(tick)
+    return sorted([0, *ticks])
 
 
 def unit_of(norm: str) -> str:
