@@ -25,6 +25,11 @@ def data():
 
 
 @pytest.fixture(scope="module")
+def dropless(data):
+    return toys.vmoe(data[0].float(), data[1])
+
+
+@pytest.fixture(scope="module")
 def coupled(data):
     return toys.vmoe(data[0].float(), data[1], capacity=Capacity(0.6, images_per_group=3))
 
@@ -139,10 +144,6 @@ def test_batches_of_the_data_do_not_change_groups_that_are_whole_batches(data):
 
 class TestAuxiliaryLoss:
     """A loss of the whole batch: its images are searched together, and each is judged by itself."""
-
-    @pytest.fixture(scope="class")
-    def dropless(self, data):
-        return toys.vmoe(data[0].float(), data[1])
 
     def test_of_weight_0_it_is_pgd(self, dropless, data):
         options = {"steps": 8, "restarts": 3}
