@@ -121,7 +121,9 @@ class Attack(ABC):
         self.eps, self.norm, self.bounds, self.seed = eps, norm, bounds, seed
         self.name = type(self).__name__
         self.targeted, self.eot = targeted, eot
-        self.coupled = images_coupled(model) or self.victim.routing.couples
+        # joint: the images of a unit influence each other's predictions. Under a routing mode alone they share no more than a loss.
+        self.joint = images_coupled(model)
+        self.coupled = self.joint or self.victim.routing.couples
 
     @property
     def model(self) -> Model:
@@ -138,11 +140,6 @@ class Attack(ABC):
             "routing": None if type(victim.routing) is RoutingMode else victim.routing,
         }
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
-
-    @property
-    def joint(self) -> bool:
-        """Whether the images of a unit influence each other's predictions. Under a routing mode alone they share no more than a loss."""
-        return images_coupled(self.model)
 
     def images_per_unit(self, batch_size: int) -> int:
         """How many images must be attacked together."""

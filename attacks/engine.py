@@ -188,10 +188,10 @@ class Engine:
         """Predict the clean images of what is not decided, and queue it; False if the budget forbids."""
         count, numbers = len(chunk.labels), chunk.indices.tolist()
         begins = [
-            (chain, slice(first, first + unit), where)
+            (chain, slice(first, first + unit), begin)
             for chain, unit in enumerate(self.units)
             for first in range(0, count, unit)
-            if (where := self.resume(chain, numbers[first : first + unit])) is not None
+            if (begin := self.resume(chain, numbers[first : first + unit])) is not None
         ]
         logits = self._clean_logits(chunk, [one for _, one, _ in begins])
         if logits is None:
@@ -204,14 +204,14 @@ class Engine:
         others = ranked.gather(1, (ranked == chunk.labels.unsqueeze(1)).to(torch.int8).argsort(dim=1, stable=True))[:, :-1]
         possible = logits.gather(1, others) > float("-inf")
         prediction, labels = logits.argmax(1).tolist(), chunk.labels.tolist()
-        classes = [one[:count] for one, count in zip(others.tolist(), possible.sum(1).clamp_min(1).tolist(), strict=True)]
+        classes = [one[:there] for one, there in zip(others.tolist(), possible.sum(1).clamp_min(1).tolist(), strict=True)]
         eps = None if chunk.eps is None else chunk.eps.tolist()
         right = [(~chain[0].attack.fooled(logits, {"label": chunk.labels})).tolist() for chain in self.chains]
-        for number, one, where in begins:
+        for number, one, begin in begins:
             chain = self.chains[number]
             case = Case(
                 number, chain, chunk.images[one], labels[one], numbers[one], right[number][one], prediction[one], classes[one],
-                None if eps is None else eps[one], chain[where.stage].attack.joint, where.stage, where.fell,
+                None if eps is None else eps[one], chain[begin.stage].attack.joint, begin.stage, begin.fell,
             )  # fmt: skip
             attacked = any(case.wanted) or case.attack.attacks_wrong
             self.emit(case, not attacked)

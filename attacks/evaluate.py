@@ -86,7 +86,7 @@ def evaluate(
     if journal is not None:
         settings = {
             "attacks": {name: describe_attack(attack) for name, attack in attacks.items()},
-            "eps": None if eps is None else [float(e) for e in eps],
+            "eps": None if eps is None else sorted({float(e) for e in eps}),
             "model": model_digest(model),
             "units": units,
             "keep_adversarial": keep_adversarial,

@@ -136,25 +136,16 @@ def test_a_success_cancels_later_siblings_and_waits_for_earlier_ones():
     assert torch.equal(alone.attacks["s"].adversarial, summary.adversarial)
 
 
-class Fragile(torch.nn.Module):
-    """Of the first pixel alone; what autocast sees falls earlier than what full precision sees."""
-
-    def forward(self, x):
-        moved = x[:, :1]
-        limit = 0.15 if torch.is_autocast_enabled("cpu") else 0.35
-        return torch.cat([torch.full_like(moved, limit), moved], 1)
-
-
 def test_what_is_not_confirmed_goes_on():
     """The search's model is wrong about every image from the second step on; the full-precision one falls at the fourth."""
 
     images, labels = torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64)
     options = {"alpha": 0.1, "random_start": False, "attack_dtype": torch.bfloat16}
-    result = PGD(Fragile(), 0.5, steps=6, **options).run(images, labels)
+    result = PGD(toys.Fragile(), 0.5, steps=6, **options).run(images, labels)
     assert result.success.all() and (result.adversarial[:, 0] > 0.35).all() and (result.adversarial[:, 0] < 0.45).all()
     # Questions at 0, .1, .2, .3, .4; of those .2 and .3 found and not confirmed, .4 confirmed; and the clean image.
     assert (result.forwards == 1 + 5 + 3).all() and (result.backwards == 5).all() and (result.steps == 4).all()
-    short = PGD(Fragile(), 0.25, steps=6, **options).run(images, labels)
+    short = PGD(toys.Fragile(), 0.25, steps=6, **options).run(images, labels)
     assert short.found.all() and not short.success.any() and short.robust.all()
 
 
@@ -210,7 +201,7 @@ class TestBudget:
     @pytest.mark.parametrize("limit", range(0, 60, 3))
     def test_what_is_not_confirmed_never_goes_beyond_it(self, limit):
         """Candidates that are refused are asked for once more, which the budget may forbid: then the run ends."""
-        model, made = Fragile(), []
+        model, made = toys.Fragile(), []
         model.register_forward_pre_hook(lambda module, args: made.append(len(args[0])))
         attack = PGD(model, 0.25, steps=6, alpha=0.1, random_start=False, attack_dtype=torch.bfloat16)
         data = torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ironmoe.attacks import (
@@ -127,20 +126,11 @@ def test_batches_have_few_sizes(model, data, as_on_a_gpu):
     assert len(asked) > 0.6 * len(sizes)
 
 
-class Fragile(nn.Module):
-    """Falls at 0.15 under autocast, at 0.35 in full precision."""
-
-    def forward(self, x):
-        moved = x[:, :1]
-        limit = 0.15 if torch.is_autocast_enabled("cpu") else 0.35
-        return torch.cat([torch.full_like(moved, limit), moved], 1)
-
-
 def test_what_is_not_confirmed_goes_on_from_where_it_was(as_on_a_gpu):
     as_on_a_gpu()
     images, labels = torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64)
     options = {"alpha": 0.1, "random_start": False, "attack_dtype": torch.bfloat16}
-    result = PGD(Fragile(), 0.5, steps=6, **options).run(images, labels)
+    result = PGD(toys.Fragile(), 0.5, steps=6, **options).run(images, labels)
     assert result.success.all() and (result.steps == 4).all() and (result.adversarial[:, 0] < 0.45).all()
     assert (result.backwards == 5).all()
 

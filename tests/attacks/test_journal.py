@@ -301,6 +301,14 @@ def test_another_setting_is_refused(model, data, tmp_path):
         evaluate(model, data, {"pgd": PGD(model, EPS)}, journal=tmp_path, checks=False)
 
 
+def test_the_same_radii_in_another_order_are_the_same(model, data, tmp_path):
+    reports = [
+        evaluate(model, data, attacks(model), eps=eps, journal=tmp_path, checks=False)
+        for eps in ([0.05, 0.02], [0.02, 0.05, 0.02])
+    ]
+    assert same(*reports)
+
+
 def test_running_an_attack_does_not_change_what_describes_it(model, data):
     attack = AutoAttack(model, eps=EPS, version="custom", attacks_to_run=["apgd-ce"])
     before = describe_attack(attack)
