@@ -39,9 +39,9 @@ class Blocks(NamedTuple):
     """One configuration. ``n`` counts columns of one accumulator (a gated unit has two, an interleaved one a wide one for both halves),
     ``k`` the terms a step adds up.
 
-    stages: steps of both operands in shared memory; group: tiles that share a block of columns; split: parts the epilogue works
-    through; persistent: one program a processor; preload: ``hidden_gradient`` asks for H before its product, not after it, and stores
-    through TMA.
+    stages: steps of both operands in shared memory; group: tiles that share a block of columns;
+    split: parts the epilogue works through; persistent: one program a processor; preload:
+    ``hidden_gradient`` asks for H before its product, not after it, and stores through TMA.
     """
 
     m: int

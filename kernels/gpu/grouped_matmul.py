@@ -31,9 +31,10 @@ def accumulate(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr,
     K_LAST: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x[rows] @ w[expert]ᵀ in float32: columns n0 …, and for a gated unit those ``up_shift`` further on as well.
+    """x[rows] @ w[expert]ᵀ in float32: columns n0 …, and for a gated unit those ``up_shift`` further on.
 
-    TMA brings the columns of gate and up in one box, so they share one wide product; by pointers they are two products.
+    TMA brings the columns of gate and up in one box, so they share one wide product. By pointers
+    they are two products.
     """
     WIDE: tl.constexpr = 2 * BLOCK_N if GATED and W_TMA else BLOCK_N
     acc_MW = tl.zeros((BLOCK_M, WIDE), tl.float32)
@@ -74,8 +75,11 @@ def accumulate(
 
 
 @triton.jit
-def load_box(w, expert, n0, k, WIDE: tl.constexpr, BLOCK_K: tl.constexpr, K_LAST: tl.constexpr, GATED: tl.constexpr):
-    """(BLOCK_K, WIDE) of the expert's weights by TMA; for a gated unit gate's columns, then up's (see ``weight_operand``)."""
+def load_box(
+    w, expert, n0, k,
+    WIDE: tl.constexpr, BLOCK_K: tl.constexpr, K_LAST: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_K, WIDE) of the expert's weights by TMA: for a gated unit gate's columns, then up's."""
     if GATED and K_LAST:
         return w.load([expert, 0, n0, k]).reshape(WIDE, BLOCK_K).T
     elif GATED:
@@ -101,18 +105,22 @@ def neighbours(values_MC):
 
 
 @triton.jit
-def store_rows(values_MC, out, out_tma, rows_M, live_M, first, n0, half, N, out_stride, full, TMA: tl.constexpr):
-    """Columns n0 … of gate's or up's ``half`` of the tile's rows. TMA writes whole tiles only: the next rows are another expert's.
+def store_rows(
+    values_MC, out, out_tma, rows_M, live_M, first, n0, half, N, out_stride, full, TMA: tl.constexpr
+):  # fmt: skip
+    """Columns n0 … of one half (0, or 1 for up's) of the tile's rows.
 
-    Each branch converts for itself: a conversion in front of both would lay the values out for the one that is not taken.
+    TMA writes whole tiles only, for the next rows are another expert's. Each branch converts for
+    itself: a conversion in front of both would serve the one that is not taken.
     """
     if TMA and full:
-        values_M1C = values_MC.to(out.dtype.element_ty).reshape(values_MC.shape[0], 1, values_MC.shape[1])
-        out_tma.store([first, half, n0], values_M1C)
+        values_M1C = values_MC.reshape(values_MC.shape[0], 1, values_MC.shape[1])
+        out_tma.store([first, half, n0], values_M1C.to(out.dtype.element_ty))
     else:
         n_C = n0 + tl.arange(0, values_MC.shape[1])
-        target_MC = out + rows_M.to(tl.int64)[:, None] * out_stride + (half * N + n_C)[None, :]
-        tl.store(target_MC, values_MC.to(out.dtype.element_ty), mask=live_M[:, None] & (n_C < N)[None, :])
+        inside_MC = live_M[:, None] & (n_C < N)[None, :]
+        at_MC = rows_M.to(tl.int64)[:, None] * out_stride + (half * N + n_C)[None, :]
+        tl.store(out + at_MC, values_MC.to(out.dtype.element_ty), mask=inside_MC)
 
 
 @triton.jit
@@ -218,7 +226,8 @@ def grouped_matmul(
     block_c = blocks.n // blocks.split
     hidden_tma = output_box(hidden, 2 if product == "gated" else 1, blocks.m, block_c, chip)
     activated_tma = output_box(activated, 1, blocks.m, block_c // 2 if interleaved else block_c, chip)
-    store_tma = all(out is None or box is not None for out, box in ((hidden, hidden_tma), (activated, activated_tma)))
+    boxes = ((hidden, hidden_tma), (activated, activated_tma))
+    store_tma = all(out is None or box is not None for out, box in boxes)
     x_tma = chip.tma and row_token is None and takes_tma(x)
     num_blocks = triton.cdiv(N, blocks.n)
     programs = tiles.shape[1] * num_blocks if num_rows else 0
@@ -271,9 +280,14 @@ def takes_tma(tensor: Tensor) -> bool:
     return aligned and tensor.stride(-1) == 1 and tensor.data_ptr() % 16 == 0 and tensor.numel() > 0
 
 
-def output_box(out: Tensor | None, halves: int, rows: int, columns: int, chip: Chip) -> TensorDescriptor | None:
-    """A box of ``rows`` × ``columns`` of one half of ``out`` (R, halves · N), which ends where the half ends; None without TMA."""
+def output_box(
+    out: Tensor | None, num_halves: int, rows: int, columns: int, chip: Chip
+) -> TensorDescriptor | None:  # fmt: skip
+    """``rows`` × ``columns`` of one half of ``out`` (R, num_halves · N). No box reaches beyond its half.
+
+    None where TMA does not take ``out``.
+    """
     if out is None or not chip.tma:
         return None
-    out_RHN = out.unflatten(1, (halves, out.shape[1] // halves))
+    out_RHN = out.unflatten(1, (num_halves, out.shape[1] // num_halves))
     return TensorDescriptor.from_tensor(out_RHN, [rows, 1, columns]) if takes_tma(out_RHN) else None

@@ -37,7 +37,7 @@ def load_hidden(
     hidden, n0, rows_M, live_M, N, hidden_stride,
     BLOCK_N: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N columns of H: (gate or the only half, up). Gate and up in turns are one block, twice as wide."""
+    """BLOCK_N columns of H: (gate or the only half, up). In turns they are one block, twice as wide."""
     WIDE: tl.constexpr = 2 * BLOCK_N if INTERLEAVED else BLOCK_N
     n_W = n0 * (WIDE // BLOCK_N) + tl.arange(0, WIDE)
     at_MW = rows_M.to(tl.int64)[:, None] * hidden_stride + n_W[None, :]
@@ -49,59 +49,81 @@ def load_hidden(
 
 @triton.jit
 def through_unit(
-    acc_MC, h_MW, up_MW, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M, rows_M, live_M, first, full, N,
-    hidden_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr, PRELOAD: tl.constexpr,
-    STORE_TMA: tl.constexpr, SPLIT: tl.constexpr,
+    acc_MC, h_MW, up_MW, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M, rows_M, live_M,
+    first, full, N, hidden_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, PRELOAD: tl.constexpr, STORE_TMA: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of dA′ through the activation, in SPLIT parts; returns ⟨dA′, A⟩ of each row over these columns."""
+    """Some columns of dA′ through the activation, in SPLIT parts; returns their ⟨dA′, A⟩ (M,)."""
     if SPLIT > 1:
         left, right = halves(acc_MC)
         h_left, h_right = halves(h_MW) if PRELOAD else (left, right)
         up_left, up_right = halves(up_MW) if PRELOAD else (left, right)
         dot_left_M = through_unit(
-            left, h_left, up_left, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M, rows_M, live_M, first, full, N,
-            hidden_stride, ACTIVATION, GATED, INTERLEAVED, PRELOAD, STORE_TMA, SPLIT // 2,
+            left, h_left, up_left, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M,
+            rows_M, live_M, first, full, N, hidden_stride, ACTIVATION, GATED, INTERLEAVED, PRELOAD,
+            STORE_TMA, SPLIT // 2,
         )  # fmt: skip
         dot_right_M = through_unit(
-            right, h_right, up_right, n0 + right.shape[1], hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M, rows_M,
-            live_M, first, full, N, hidden_stride, ACTIVATION, GATED, INTERLEAVED, PRELOAD, STORE_TMA, SPLIT // 2,
+            right, h_right, up_right, n0 + right.shape[1], hidden, d_hidden, d_hidden_tma, gated,
+            gated_tma, gate_M, rows_M, live_M, first, full, N, hidden_stride, ACTIVATION, GATED,
+            INTERLEAVED, PRELOAD, STORE_TMA, SPLIT // 2,
         )  # fmt: skip
         return dot_left_M + dot_right_M
     else:
         if not PRELOAD:
             C: tl.constexpr = acc_MC.shape[1]
-            h_MW, up_MW = load_hidden(hidden, n0, rows_M, live_M, N, hidden_stride, C, GATED, INTERLEAVED)
+            h_MW, up_MW = load_hidden(
+                hidden, n0, rows_M, live_M, N, hidden_stride, C, GATED, INTERLEAVED
+            )  # fmt: skip
         h_MC, up_MC = neighbours(h_MW) if INTERLEAVED else (h_MW, up_MW)
-        value_MC, slope_MC, up_slope_MC = unit(h_MC.to(tl.float32), up_MC.to(tl.float32), ACTIVATION)
+        h_MC, up_MC = h_MC.to(tl.float32), up_MC.to(tl.float32)
+        value_MC, slope_MC, up_slope_MC = unit(h_MC, up_MC, ACTIVATION)
+
         if PRELOAD:
-            # Rows that are not the tile's have a dA′ of 0 and no result. Values that hang on dA′ are computed once, in its layout;
-            # without this the compiler computes them from H a second time, in the layout of the stores.
+            # Rows that are not the tile's have a dA′ of 0 and no result. A value that hangs on dA′
+            # is computed once, in the layout of dA′; without this the compiler computes it from H
+            # a second time, in the layout of the stores.
             value_MC = tl.where(live_M[:, None], value_MC, acc_MC)
+
         if gated is not None:
-            store_rows(value_MC * gate_M[:, None], gated, gated_tma, rows_M, live_M, first, n0, 0, N, N, full, STORE_TMA)
+            gated_MC = value_MC * gate_M[:, None]
+            store_rows(gated_MC, gated, gated_tma, rows_M, live_M, first, n0, 0, N, N, full, STORE_TMA)
         if d_hidden is not None:
             d_value_MC = acc_MC * gate_M[:, None]
             d_h_MC, d_up_MC = d_value_MC * slope_MC, d_value_MC * up_slope_MC
             if INTERLEAVED:
                 d_MW = tl.join(d_h_MC, d_up_MC).reshape(acc_MC.shape[0], 2 * acc_MC.shape[1])
-                store_rows(d_MW, d_hidden, d_hidden_tma, rows_M, live_M, first, 2 * n0, 0, 2 * N, hidden_stride, full, STORE_TMA)
+                store_rows(
+                    d_MW, d_hidden, d_hidden_tma, rows_M, live_M, first, 2 * n0, 0, 2 * N,
+                    hidden_stride, full, STORE_TMA,
+                )  # fmt: skip
             else:
-                store_rows(d_h_MC, d_hidden, d_hidden_tma, rows_M, live_M, first, n0, 0, N, hidden_stride, full, STORE_TMA)
+                store_rows(
+                    d_h_MC, d_hidden, d_hidden_tma, rows_M, live_M, first, n0, 0, N, hidden_stride,
+                    full, STORE_TMA,
+                )  # fmt: skip
                 if GATED:
-                    store_rows(d_up_MC, d_hidden, d_hidden_tma, rows_M, live_M, first, n0, 1, N, hidden_stride, full, STORE_TMA)
-        inside_MC = live_M[:, None] & (n0 + tl.arange(0, acc_MC.shape[1]) < N)[None, :]
+                    store_rows(
+                        d_up_MC, d_hidden, d_hidden_tma, rows_M, live_M, first, n0, 1, N,
+                        hidden_stride, full, STORE_TMA,
+                    )  # fmt: skip
+
+        n_C = n0 + tl.arange(0, acc_MC.shape[1])
+        inside_MC = live_M[:, None] & (n_C < N)[None, :]
         return tl.sum(tl.where(inside_MC, acc_MC * value_MC, 0.0), 1)
 
 
 @triton.jit(do_not_specialize=["num_tiles", "num_blocks", "num_rows", "num_experts", "top_k"])
 def hidden_gradient_kernel(
-    dy, w, gates, hidden, d_hidden, d_hidden_tma, gated, gated_tma, partial, row_token, row_slot, offsets, tiles, num_tiles,
-    num_blocks, num_rows, num_experts, top_k, N, K, dy_stride, we_stride, wn_stride, wk_stride, hidden_stride,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr, PRELOAD: tl.constexpr, W_TMA: tl.constexpr,
+    dy, w, gates, hidden, d_hidden, d_hidden_tma, gated, gated_tma, partial, row_token, row_slot,
+    offsets, tiles, num_tiles, num_blocks, num_rows, num_experts, top_k, N, K, dy_stride, we_stride,
+    wn_stride, wk_stride, hidden_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, SPLIT: tl.constexpr, PRELOAD: tl.constexpr, W_TMA: tl.constexpr,
     STORE_TMA: tl.constexpr, K_LAST: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Reads dO through ``row_token``, W₂ and H; writes dH (R, N | 2N), gated units (R, N), partial dots (blocks, R): what is given.
+    """Reads dO through ``row_token``, W₂ and H. Writes dH (R, N | 2N), gated units (R, N) and
+    partial dots (blocks, R), those that are given.
 
     PRELOAD asks for H before the product, which then hides the way from memory.
     """
@@ -109,24 +131,30 @@ def hidden_gradient_kernel(
         tile, block = locate(program, num_tiles, num_blocks, GROUP)
         expert = tl.load(tiles + tile)
         if expert >= 0:
-            first, rows_M, live_M, full = tile_rows(tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M)
+            first, rows_M, live_M, full = tile_rows(
+                tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M
+            )  # fmt: skip
             token_M = tl.load(row_token + rows_M, mask=live_M, other=0)
             kept_M = live_M & (rows_M < tl.where(expert < num_experts, num_rows, 0))
-            gate_M = tl.load(
-                gates + token_M.to(tl.int64) * top_k + tl.load(row_slot + rows_M, mask=live_M, other=0), mask=kept_M, other=0.0
-            )
+            slot_M = tl.load(row_slot + rows_M, mask=live_M, other=0)
+            gate_M = tl.load(gates + token_M.to(tl.int64) * top_k + slot_M, mask=kept_M, other=0.0)
             n0 = block * BLOCK_N
-            h_MW, up_MW = gate_M, gate_M  # not read
+
+            h_MW, up_MW = gate_M, gate_M  # nobody reads these
             if PRELOAD:
-                h_MW, up_MW = load_hidden(hidden, n0, rows_M, live_M, N, hidden_stride, BLOCK_N, GATED, INTERLEAVED)
+                h_MW, up_MW = load_hidden(
+                    hidden, n0, rows_M, live_M, N, hidden_stride, BLOCK_N, GATED, INTERLEAVED
+                )  # fmt: skip
+            terms = tl.where(expert < num_experts, K, 0)
             acc_MN, _ = accumulate(
-                dy, w, token_M, live_M, first, expert, n0, 0, N, tl.where(expert < num_experts, K, 0),
-                dy_stride, we_stride, wn_stride, wk_stride,
-                BLOCK_M, BLOCK_N, BLOCK_K, False, W_TMA, K_LAST, False, EVEN, PRECISION,
+                dy, w, token_M, live_M, first, expert, n0, 0, N, terms, dy_stride, we_stride,
+                wn_stride, wk_stride, BLOCK_M, BLOCK_N, BLOCK_K, False, W_TMA, K_LAST, False, EVEN,
+                PRECISION,
             )  # fmt: skip
             dot_M = through_unit(
-                acc_MN, h_MW, up_MW, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M, rows_M, live_M, first, full, N,
-                hidden_stride, ACTIVATION, GATED, INTERLEAVED, PRELOAD, STORE_TMA, SPLIT,
+                acc_MN, h_MW, up_MW, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M,
+                rows_M, live_M, first, full, N, hidden_stride, ACTIVATION, GATED, INTERLEAVED,
+                PRELOAD, STORE_TMA, SPLIT,
             )  # fmt: skip
             if partial is not None:
                 tl.store(partial + block.to(tl.int64) * num_rows + rows_M, dot_M, mask=live_M)
@@ -189,21 +217,27 @@ def hidden_gradient(
     num_partials = num_blocks + (b_out is not None)
     partial = gates.new_empty(num_partials, num_rows) if want_gates else None
     block_c = blocks.n // blocks.split
-    d_hidden_tma = output_box(d_hidden, 2 if two_halves else 1, blocks.m, block_c * (2 if interleaved else 1), chip)
+    d_hidden_tma = output_box(
+        d_hidden, 2 if two_halves else 1, blocks.m, 2 * block_c if interleaved else block_c, chip
+    )  # fmt: skip
     gated_tma = output_box(gated, 1, blocks.m, block_c, chip)
-    store_tma = blocks.preload and all(out is None or box is not None for out, box in ((d_hidden, d_hidden_tma), (gated, gated_tma)))
+    boxes = ((d_hidden, d_hidden_tma), (gated, gated_tma))
+    store_tma = blocks.preload and all(out is None or box is not None for out, box in boxes)
     programs = tiles.shape[1] * num_blocks if num_rows else 0
     plan: dict[str, Any] = {
         "row_token": row_token, "offsets": offsets, "tiles": tiles, "num_tiles": tiles.shape[1], "num_rows": num_rows
     }  # fmt: skip
     launch(
-        hidden_gradient_kernel, min(programs, chip.processors) if blocks.persistent else programs, blocks.warps, blocks.stages,
-        dy=dy, w=weight_operand(weight, blocks, w_tma, k_last), gates=gates, hidden=hidden, d_hidden=d_hidden,
-        d_hidden_tma=d_hidden_tma if store_tma else None, gated=gated, gated_tma=gated_tma if store_tma else None, partial=partial, row_slot=row_slot, **plan, num_blocks=num_blocks, num_experts=num_experts, top_k=gates.shape[1], N=N,
+        hidden_gradient_kernel, min(programs, chip.processors) if blocks.persistent else programs,
+        blocks.warps, blocks.stages, dy=dy, w=weight_operand(weight, blocks, w_tma, k_last),
+        gates=gates, hidden=hidden, d_hidden=d_hidden, d_hidden_tma=d_hidden_tma if store_tma else None,
+        gated=gated, gated_tma=gated_tma if store_tma else None, partial=partial, row_slot=row_slot,
+        **plan, num_blocks=num_blocks, num_experts=num_experts, top_k=gates.shape[1], N=N,
         K=K if want_gates or want_hidden else 0, dy_stride=dy.stride(0), we_stride=weight.stride(0),
-        wn_stride=weight.stride(1), wk_stride=weight.stride(2), hidden_stride=hidden.shape[1], ACTIVATION=activation,
-        GATED=two_halves, INTERLEAVED=interleaved, BLOCK_M=blocks.m,
-        BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP=blocks.group, SPLIT=blocks.split, PRELOAD=blocks.preload, W_TMA=w_tma, STORE_TMA=store_tma, K_LAST=k_last,
+        wn_stride=weight.stride(1), wk_stride=weight.stride(2), hidden_stride=hidden.shape[1],
+        ACTIVATION=activation, GATED=two_halves, INTERLEAVED=interleaved, BLOCK_M=blocks.m,
+        BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP=blocks.group, SPLIT=blocks.split,
+        PRELOAD=blocks.preload, W_TMA=w_tma, STORE_TMA=store_tma, K_LAST=k_last,
         EVEN=K % blocks.k == 0 and (w_tma or N % blocks.n == 0), PRECISION=precision,
     )  # fmt: skip
     if partial is None:

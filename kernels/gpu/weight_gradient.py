@@ -76,7 +76,7 @@ def weight_gradient(
     num_experts, M, N = offsets.numel() - 1, left.shape[1], right.shape[1]
     out = left.new_empty(num_experts, M, N)
     blocks = blocks_for("weight_gradient", left.dtype, 128, chip_of(left))
-    # The pipeline counts a load of tokens as a stage of its own: two stages make one more step of operands.
+    # The pipeline counts the load of tokens as a stage: two more stages hold one more step of operands.
     gathers = left_token is not None or right_token is not None
     launch(
         weight_gradient_kernel, num_experts * triton.cdiv(M, blocks.m) * triton.cdiv(N, blocks.n), blocks.warps,
