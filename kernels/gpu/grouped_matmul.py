@@ -201,7 +201,7 @@ def grouped_matmul(
     activated = x.new_empty(num_rows, units) if activation != "none" else None
 
     block_c = blocks.n // blocks.split
-    over = product == "gated" and N % block_c  # the last block of gate columns would reach into up's
+    over = product == "gated" and N % blocks.n  # the last block of gate columns would reach into up's
     store_tma = chip.tma and all(out is None or takes_tma(out) for out in (hidden, activated)) and not over
     x_tma = chip.tma and row_token is None and takes_tma(x)
     num_blocks = triton.cdiv(N, blocks.n)
