@@ -4,6 +4,7 @@ import numpy as np
 
 from ptx.numbers import Array, bfloat, f16, f32, f64, i32, i64, to_bfloat, u16, u32, u64
 
+NAN = np.array(0x7FFFFFFF, u32).view(f32)
 SMALLEST_NORMAL = f32(1.1754943508222875e-38)
 
 
@@ -15,6 +16,22 @@ def flush(x: Array) -> Array:
 def fma(x: Array, y: Array, z: Array) -> Array:
     """x · y + z of float32, rounded once but for ties that float64 makes."""
     return (np.asarray(x, f64) * y + z).astype(f32)
+
+
+def one_nan(x: Array) -> Array:
+    """With the NaN that a GPU makes: threads that compute the same have the same bits."""
+    unordered = x != x
+    return np.where(unordered, NAN, x).astype(x.dtype) if unordered.any() else x
+
+
+def maximum(x: Array, y: Array, passes_nan: bool = False) -> Array:
+    """The larger number; +0 is larger than −0. A NaN counts only where both are, or where ``passes_nan``."""
+    return np.where((x == 0) & (y == 0), x + y, (np.maximum if passes_nan else np.fmax)(x, y))
+
+
+def minimum(x: Array, y: Array, passes_nan: bool = False) -> Array:
+    """The smaller number, with the same care."""
+    return np.where((x == 0) & (y == 0), -(-x - y), (np.minimum if passes_nan else np.fmin)(x, y))
 
 
 def divide(x: Array, y: Array) -> Array:

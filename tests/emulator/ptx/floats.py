@@ -8,9 +8,9 @@ EXPRESSIONS = {
     "add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "fma": "fma({}, {}, {})", "div": "{} / {}", "neg": "-{}",
     "abs": "np.abs({})", "sqrt": "np.sqrt({})", "ex2": "np.exp2({}.astype(f64))", "lg2": "np.log2({}.astype(f64))",
     "rcp": "1 / {}.astype(f64)", "rsqrt": "1 / np.sqrt({}.astype(f64))", "tanh": "np.tanh({}.astype(f64))",
-    "sin": "np.sin({}.astype(f64))", "cos": "np.cos({}.astype(f64))", "max": "np.fmax({}, {})", "min": "np.fmin({}, {})",
+    "sin": "np.sin({}.astype(f64))", "cos": "np.cos({}.astype(f64))", "max": "maximum({}, {})", "min": "minimum({}, {})",
 }  # fmt: skip
-PASSES_NAN = {"max": "np.maximum({}, {})", "min": "np.minimum({}, {})"}
+PASSES_NAN = {"max": "maximum({}, {}, True)", "min": "minimum({}, {}, True)"}
 PAIRS = ("add", "sub", "mul", "fma")  # that exist for two float32 in one register of 64 bits
 HALVES = ("add", "sub", "mul", "fma", "neg", "abs", "max", "min")  # for 16-bit numbers, alone or in pairs
 
@@ -27,6 +27,7 @@ def compute(emit: Emitter, instruction: Instruction) -> None:
     flushed = "ftz" in instruction.parts
     values = [f"flush({value})" if flushed else value for value in emit.reads(operands, kind)]
     expression = f"({_expression(instruction).format(*values)}).astype({kind})"
+    expression = expression if operation in ("neg", "abs") else f"one_nan({expression})"
     emit.write(target, f"{f'flush({expression})' if flushed else expression}.view({unsigned(kind)})")
 
 

@@ -6,6 +6,8 @@ from ptx.emitter import Emitter, bits_of, unsigned
 from ptx.parse import Instruction, elements
 from ptx.reports import Fault
 
+WIDTHS = (("%rd", 64), ("%rs", 16), ("%r", 32))  # of registers, by the beginning of their name
+
 
 def load(emit: Emitter, instruction: Instruction) -> None:
     """ld from parameters, global or shared memory."""
@@ -30,7 +32,7 @@ def store(emit: Emitter, instruction: Instruction) -> None:
     kind = instruction.parts[-1]
     bits = bits_of(kind)
     values = [emit.array(register, "b16" if bits == 8 else f"b{bits}") for register in elements(source)]
-    columns = ", ".join(f"{value}.astype(u8)" if bits == 8 else value for value in values)
+    columns = ", ".join(f"{value}.astype(u{bits})" for value in values)
     bytes_ = f"np.stack([{columns}], 1).view(u8).reshape(len(M), -1)"
     emit.do(
         f"{_call(instruction, 'store')}({_address(emit, instruction, target)}, {bytes_}, {emit.mask}, {_place(emit, instruction)})"
@@ -40,7 +42,7 @@ def store(emit: Emitter, instruction: Instruction) -> None:
 def add_atomically(emit: Emitter, instruction: Instruction) -> None:
     """atom.shared.add.u32: a histogram."""
     parts = instruction.parts
-    if not parts[1].startswith("shared") and "shared" not in parts or "add" not in parts or parts[-1] != "u32":
+    if (not parts[1].startswith("shared") and "shared" not in parts) or "add" not in parts or parts[-1] != "u32":
         raise Fault(f"unknown instruction {'.'.join(parts)}")
     target, address, value = instruction.operands
     emit.do(f"before = m.shared.add({emit.address(address, 'u32')}, {emit.array(value, 'u32')}, {emit.mask}, {emit.where})")
@@ -124,12 +126,11 @@ def _place(emit: Emitter, instruction: Instruction) -> str:
 
 
 def _widened(register: str, value: str, kind: str) -> str:
-    """A number as wide as its register: 16 bits at least, and 64 for %rd."""
-    if register.startswith("%rd") and bits_of(kind) < 64:
-        return f"{value}.view(i{bits_of(kind)}).astype(i64).view(u64)" if kind[0] == "s" else f"{value}.astype(u64)"
-    if bits_of(kind) == 8:
-        return f"{value}.view(i8).astype(i16).view(u16)" if kind[0] == "s" else f"{value}.astype(u16)"
-    return value
+    """A number as wide as its register."""
+    bits, width = bits_of(kind), next((width for prefix, width in WIDTHS if register.startswith(prefix)), bits_of(kind))
+    if width == bits or kind == "pred":
+        return value
+    return f"{value}.view(i{bits}).astype(i{width}).view(u{width})" if kind[0] == "s" else f"{value}.astype(u{width})"
 
 
 INSTRUCTIONS = {"ld": load, "st": store, "atom": add_atomically, "cp": copy, "mbarrier": barrier}

@@ -27,9 +27,7 @@ class MatrixUnit:
 
         keep: whether what was in D counts. transposed: whether A's rows, or B's columns, are the ones that lie contiguous.
         """
-        results = [register.copy() for register in sums]
-        thread = np.arange(GROUP)
-        row, column = 16 * (thread // 32) + thread % 32 // 4, 2 * (thread % 4)
+        results = np.stack(sums)
         for group in np.flatnonzero(mask.reshape(-1, GROUP).any(1)):
             own = slice(GROUP * group, GROUP * (group + 1))
             if isinstance(left, list):
@@ -38,13 +36,12 @@ class MatrixUnit:
                 a_MK = number(self._operand(group, left[own], 64, terms, transposed[0], where), kind)
             b_NK = number(self._operand(group, right[own], columns, terms, transposed[1], where), kind)
 
-            d_MN = a_MK @ b_NK.T
+            d_MN = (a_MK @ b_NK.T).reshape(4, 2, 8, columns // 8, 4, 2)  # (warp, half of its rows, row, block, pair, column)
+            product = d_MN.transpose(3, 1, 5, 0, 2, 4).reshape(columns // 2, GROUP)
             kept = np.broadcast_to(keep, mask.shape)[own]
-            for i, register in enumerate(sums):
-                before = np.where(kept, register[own].view(f32), f32(0))
-                product = d_MN[row + 8 * (i >> 1 & 1), 8 * (i >> 2) + column + (i & 1)]
-                results[i][own] = (product + before).astype(f32).view(u32)
-        return results
+            before = np.where(kept, results[:, own].view(f32), f32(0))
+            results[:, own] = (product + before).astype(f32).view(u32)
+        return list(results)
 
     def commit(self, mask: Array) -> None:
         """What was started so far is a group of products."""
