@@ -13,6 +13,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 import driver
 import hypothesis
 import pytest
+import selection
 import summary
 
 from ironmoe.kernels import tuning
@@ -49,11 +50,16 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[Any]) -> None:
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     """bfloat16 products, which the interpreter has not, are run; those of tf32 are not, for here torch has none to compare with."""
+    left_out = [item for item in items if not selection.runs(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if selection.runs(item)]
     for item in items:
         if "tf32" not in item.name:
-            item.own_markers = [mark for mark in item.own_markers if mark.kwargs.get("reason") != "no product of the interpreter"]
+            item.own_markers = [
+                mark for mark in item.own_markers if mark.kwargs.get("reason") != "no product of the interpreter"
+            ]
         if hasattr(item.obj, "hypothesis"):
             settings = hypothesis.settings(item.obj._hypothesis_internal_use_settings, max_examples=EXAMPLES, phases=PHASES)
             item.obj._hypothesis_internal_use_settings = settings
