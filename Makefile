@@ -1,4 +1,4 @@
-# make demo · make test · make gpu · make venv
+# make demo · make test · make emulate · make gpu · make venv
 #
 # torch is pinned. Without an NVIDIA GPU the CPU build is asked for first, because PyPI's Linux build brings gigabytes of CUDA;
 # that build has no Triton, whose interpreter and compiler the tests use.
@@ -8,7 +8,7 @@ TRITON ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,triton==3.6.0)
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 BIN := .venv/bin
 
-.PHONY: demo test gpu venv lint clean
+.PHONY: demo test emulate gpu venv lint clean
 
 demo: venv
 	$(BIN)/ironmoe demo
@@ -16,6 +16,11 @@ demo: venv
 # A process for each core, one thread in each: more threads would only wait for each other.
 test: venv lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+
+# The kernel tests on compiled code for sm_80 and sm_90, without a GPU: docs/kernels.md. make emulate EMULATE_OPTIONS='-k swiglu'
+emulate: venv
+	OMP_NUM_THREADS=1 TRITON_CACHE_DIR="$(CURDIR)/build/emulate" PYTHONPATH=tests/emulator $(BIN)/python -m pytest -p plugin \
+	-p no:cacheprovider -v --numprocesses 2 --dist worksteal tests/emulator/production.py tests/kernels/gpu $(EMULATE_OPTIONS)
 
 # On a GPU: tests, measures, writes bench/results. Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the
 # packages are found through links in a folder that goes away again. make gpu GPU_OPTIONS='--tune --minutes 5'
