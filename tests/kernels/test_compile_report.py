@@ -100,7 +100,7 @@ def test_every_configuration_of_the_table_is_compiled(chip):
 def test_what_counts_as_a_fault(change, faults):
     from ironmoe.kernels.compile_report import Finding
 
-    good = Finding("sm_90", "grouped_matmul", "bf16", "128×128×64", 8, 3, 180, 0, 0, 100_000, 4)
+    good = Finding("sm_90", "grouped_matmul", "bf16", "128×128×64", 8, 3, 180, 0, 0, 100_000, 4, {})
     assert len(good._replace(**change).faults()) == faults
 
 
