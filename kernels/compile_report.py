@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +20,16 @@ import triton
 
 from ironmoe.kernels.occupancy import programs_an_sm
 from ironmoe.kernels.specialization import source_of, target_of
-from ironmoe.kernels.specimens import SHORT, Specimen, specimens
+from ironmoe.kernels.specimens import SHORT, Specimen
 from ironmoe.kernels.tuning import CHIPS, MATRIX, Chip
+from ironmoe.kernels.width_specimens import every_specimen
 
 
 class Finding(NamedTuple):
     """What the compiler made of one kernel. Registers a thread; spills: instructions on local memory; bytes of stack and shared.
 
     instructions: how often the machine code has each, such as BAR, LDS, STS, LDGSTS, UTMALDG, HGMMA (AMD: s_barrier, ds_read_b128 …).
+    error: why there is no code; empty if there is.
     """
 
     chip: str
@@ -41,6 +44,7 @@ class Finding(NamedTuple):
     shared: int
     matrix: int
     instructions: dict[str, int]
+    error: str = ""
 
     @property
     def programs(self) -> int:
@@ -49,6 +53,8 @@ class Finding(NamedTuple):
 
     def faults(self) -> list[str]:
         """What must not be, in words; empty if all is well."""
+        if self.error:
+            return [f"does not compile: {self.error}"]
         limit = CHIPS[self.chip].shared_memory
         found = []
         if self.spills or self.stack:
@@ -62,8 +68,8 @@ class Finding(NamedTuple):
 
 
 def compile_report(chips: tuple[str, ...], workers: int | None = None) -> Iterator[tuple[Finding, int]]:
-    """Findings in the order of ``specimens``, each with the number of kernels in all. Several processes compile."""
-    jobs = [(name, i) for name in chips for i in range(len(specimens(CHIPS[name])))]
+    """Findings in the order of ``every_specimen``, each with the number of kernels in all. Several processes compile."""
+    jobs = [(name, i) for name in chips for i in range(len(every_specimen(CHIPS[name])))]
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for finding in pool.map(_job, jobs):
             yield finding, len(jobs)
@@ -71,24 +77,62 @@ def compile_report(chips: tuple[str, ...], workers: int | None = None) -> Iterat
 
 def _job(job: tuple[str, int]) -> Finding:
     name, i = job
-    return examine(specimens(CHIPS[name])[i], CHIPS[name])
+    return examine(_of_chip(name)[i], CHIPS[name])
+
+
+@cache
+def _of_chip(name: str) -> list[Specimen]:
+    return every_specimen(CHIPS[name])
 
 
 def examine(specimen: Specimen, chip: Chip) -> Finding:
-    """Compile one launch for ``chip`` and read the binary."""
+    """Compile one launch for ``chip`` and read the binary. A kernel that does not compile is a finding too."""
     launch = specimen.launch
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    compiled = triton.compile(source_of(launch, chip), target=target_of(chip), options=options)
+    constants = launch.arguments
+    tile = "×".join(str(constants[k]) for k in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if k in constants)
+    what = (
+        chip.name, specimen.name, SHORT.get(specimen.dtype, "int"), tile if tile.count("×") == 2 else "", launch.num_warps,
+        launch.num_stages,
+    )  # fmt: skip
+    try:
+        compiled = _compile(specimen, chip)
+    except Exception as error:  # whatever a pass of the compiler throws
+        return Finding(*what, 0, 0, 0, 0, 0, {}, f"{type(error).__name__}: {error}".splitlines()[0])
+
     amd = chip.name.startswith("gfx")
     registers, stack, spills, instructions = _amd(compiled) if amd else _nvidia(compiled)
     matrix = compiled.asm["amdgcn" if amd else "ptx"].count(MATRIX[chip.name])
+    return Finding(*what, registers, stack, spills, compiled.metadata.shared, matrix, instructions)
 
-    constants = launch.arguments
-    tile = "×".join(str(constants[k]) for k in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if k in constants)
-    return Finding(
-        chip.name, specimen.name, SHORT.get(specimen.dtype, "int"), tile if tile.count("×") == 2 else "", launch.num_warps,
-        launch.num_stages, registers, stack, spills, compiled.metadata.shared, matrix, instructions,
-    )  # fmt: skip
+
+def lower(specimen: Specimen, chip: Chip) -> None:
+    """Take one launch through every pass of Triton's own, which is a tenth of the time, and leave out the chip's assembler.
+
+    Raises:
+        RuntimeError: a pass failed; what it says is on stderr.
+    """
+    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope(), triton.knobs.runtime.scope():
+        triton.knobs.cache.dir = folder  # the cache of Triton 3.6 does not know that a stage is left out
+        triton.knobs.runtime.add_stages_inspection_hook = _without_assembler
+        _compile(specimen, chip)
+
+
+def _without_assembler(backend: Any = None, stages: Any = None, *_: Any) -> tuple[str, str]:
+    """Triton asks for a key without arguments, and hands the stages over to be changed with some."""
+    for last in {"amdgcn", "hsaco", "cubin"} & set(stages or ()):
+        stages[last] = _named if last == "amdgcn" else lambda source, metadata: b""
+    return "without assembler", "without assembler"
+
+
+def _named(source: Any, metadata: dict[str, Any]) -> str:
+    metadata["name"] = "kernel"  # the stage that is left out would have found it
+    return ""
+
+
+def _compile(specimen: Specimen, chip: Chip) -> Any:
+    launch = specimen.launch
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    return triton.compile(source_of(launch, chip), target=target_of(chip), options=options)
 
 
 def _nvidia(compiled: Any) -> tuple[int, int, int, dict[str, int]]:
