@@ -106,7 +106,7 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
 
 def expert(
     dtype: torch.dtype, rows: int, activation: str, *, precision: str = "ieee", sizes: tuple[int, int] = SIZES, E: int = E,
-    transposed: bool = False,
+    transposed: bool = False, bias: bool = True,
 ) -> Iterator[str]:  # fmt: skip
     """Inference, forward and every backward of ``E`` experts of ``rows`` rows: the name of each step, after it was taken.
 
@@ -119,7 +119,7 @@ def expert(
     x, w_in, w_out = meta(tokens, D, dtype=dtype), meta(E, wide, D, dtype=dtype), meta(E, D, F, dtype=dtype)
     if transposed:
         w_in, w_out = (w.mT.contiguous().mT for w in (w_in, w_out))
-    b_in, b_out = meta(E, wide, dtype=dtype), meta(E, D, dtype=dtype)
+    b_in, b_out = (meta(E, wide, dtype=dtype), meta(E, D, dtype=dtype)) if bias else (None, None)
     row_token, row_slot, slot_row = index(num_rows, tokens)
     offsets, gates = meta(E + 1), gates_of(tokens)
     tiles = dispatch.plan_tiles(offsets, num_rows, dtype)
