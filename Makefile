@@ -13,9 +13,10 @@ BIN := .venv/bin
 demo: venv
 	$(BIN)/ironmoe demo
 
-# A process for each core, one thread in each: more threads would only wait for each other.
+# A process for each core, one thread in each: more threads would only wait for each other. A process gets whole files where it can,
+# so that what a file prepares once is not prepared in every process, and takes from another one when it has nothing left.
 test: venv lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # On a GPU: tests, measures, writes bench/results. Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the
 # packages are found through links in a folder that goes away again. make gpu GPU_OPTIONS='--tune --minutes 5'
