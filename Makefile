@@ -13,9 +13,10 @@ BIN := .venv/bin
 demo: venv
 	$(BIN)/ironmoe demo
 
-# A process for each core, one thread in each: more threads would only wait for each other.
+# A process for each core, one thread in each: more threads would only wait for each other. A process gets whole files where it can,
+# so that what a file prepares once is not prepared in every process, and takes from another one when it has nothing left.
 test: venv lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # The kernel tests on compiled code for sm_80 and sm_90, without a GPU: docs/kernels.md. make emulate EMULATE_OPTIONS='-k swiglu'
 emulate: venv

@@ -1,10 +1,12 @@
 import os
 import pkgutil
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
 import torch
+from torch import Tensor
 
 if find_spec("hypothesis"):  # a machine with a GPU may lack it; what needs no such package is tested there all the same
     from hypothesis import settings
@@ -32,6 +34,26 @@ if HAS_TRITON and not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def rounding() -> Callable[..., float]:
+    """How far two right computations of the same numbers may be apart: ``rounding(terms, values)``.
+
+    A processor may add in any order, with or without fused products, in vectors of any length. A sum of n terms in any order has
+    an error below λ √n u times the largest sum of magnitudes, but with a probability of 2 exp(−λ²/2) (Higham & Mary, SIAM J. Sci.
+    Comput. 2019); u is half of eps. Here λ = 8, so that no processor and no seed passes it by chance.
+
+    terms:  how many roundings lie on the way from an input to a result, one layer after another: a product of width n has n.
+    values: what was computed, or its largest magnitude. Layers in between must not have much larger ones.
+    """
+
+    def bound(terms: int, values: Tensor | float, dtype: torch.dtype | None = None) -> float:
+        largest = float(values.detach().abs().max()) if isinstance(values, Tensor) else values
+        eps = torch.finfo(dtype or (values.dtype if isinstance(values, Tensor) else torch.float32)).eps
+        return 8 * terms**0.5 * eps / 2 * largest
+
+    return bound
 
 
 @pytest.fixture

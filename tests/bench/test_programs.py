@@ -105,22 +105,27 @@ def test_the_same_command_goes_on_and_repeats_nothing(finished, monkeypatch):
     assert again[again.index("V-MoE and ViT under attack") :] == first[first.index("V-MoE and ViT under attack") :]
 
 
-@pytest.mark.parametrize("where", ["measure_robust", "measure_routing", "train"])
-def test_ctrl_c_keeps_what_is_finished(finished, tmp_path, monkeypatch, where):
-    """Interrupted at the second call of a stage, then run again: the numbers are those of the uninterrupted run."""
+def interrupt(monkeypatch, where, call):
+    """Ctrl-C at this call of a stage of the demo."""
     real, calls = getattr(demo, where), []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == call:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
     monkeypatch.setattr(demo, where, interrupted)
+
+
+def test_ctrl_c_keeps_what_is_finished(finished, tmp_path, monkeypatch):
+    """Interrupted in each stage and run again each time: the numbers are those of the uninterrupted run."""
     command = ["demo", *TINY, "--seeds", 2, "--out", tmp_path / "run"]
-    result = run(*command, ok=False)
-    assert result.exit_code == 130 and "same command goes on" in result.output
-    monkeypatch.undo()
+    for where, call in (("train", 2), ("measure_robust", 2), ("measure_routing", 1)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, where, call)
+            result = run(*command, ok=False)
+        assert result.exit_code == 130 and "same command goes on" in result.output
     run(*command)
     ours, theirs = (json.loads((f / "report.json").read_text())["models"] for f in (tmp_path / "run", finished[0]))
 
