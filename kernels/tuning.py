@@ -40,8 +40,9 @@ class Blocks(NamedTuple):
     ``k`` the terms a step adds up.
 
     stages: steps of both operands in shared memory; group: tiles that share a block of columns;
-    split: parts the epilogue works through; persistent: one program a processor; preload:
-    ``hidden_gradient`` asks for H before its product, not after it, and stores through TMA.
+    split: parts the epilogue works through; persistent: one program a processor; box: TMA brings
+    gate and up together, for one product; preload: ``hidden_gradient`` asks for H before its
+    product, not after it, and stores through TMA.
     """
 
     m: int
@@ -52,6 +53,7 @@ class Blocks(NamedTuple):
     group: int = 8
     split: int = 1
     persistent: bool = False
+    box: bool = True
     preload: bool = False
 
 
@@ -66,7 +68,7 @@ WIDE = {
     "weight_gradient": Blocks(128, 256, 64, stages=4),
 }
 BLACKWELL = WIDE | {
-    "activated": Blocks(128, 128, 64, stages=4, split=8),
+    "activated": Blocks(128, 128, 64, split=8),
     "hidden_gradient": Blocks(128, 128, 64, split=8),
     "hidden_gradient_interleaved": Blocks(128, 128, 64, split=8),
 }
@@ -77,7 +79,7 @@ WITHOUT_TMA = {  # the pointers of the weights take the registers of half the co
     "plain": Blocks(128, 128, 64, split=2),
     "hidden_gradient": Blocks(128, 64, 64, split=4),
     "hidden_gradient_interleaved": Blocks(128, 64, 64, split=4),
-    "weight_gradient": Blocks(128, 128, 64),
+    "weight_gradient": Blocks(128, 128, 64, stages=2),
 }
 UNALIGNED = {  # rows that are no multiple of 16: every element has an address of its own, and addresses take registers
     "gated": Blocks(128, 32, 32),
@@ -86,7 +88,7 @@ UNALIGNED = {  # rows that are no multiple of 16: every element has an address o
     "plain": Blocks(128, 64, 32),
     "hidden_gradient": Blocks(128, 32, 32, split=2),
     "hidden_gradient_interleaved": Blocks(128, 32, 32, split=2),
-    "weight_gradient": Blocks(128, 128, 64),
+    "weight_gradient": Blocks(128, 128, 64, stages=2),
 }
 FLOAT32 = {  # no tensor cores in "ieee": small tiles, few registers
     "gated": Blocks(32, 32, 32, warps=4, stages=2),

@@ -148,8 +148,8 @@ def hidden_gradient_kernel(
             terms = tl.where(expert < num_experts, K, 0)
             acc_MN, _ = accumulate(
                 dy, w, token_M, live_M, first, expert, n0, 0, N, terms, dy_stride, we_stride,
-                wn_stride, wk_stride, BLOCK_M, BLOCK_N, BLOCK_K, False, W_TMA, K_LAST, False, EVEN,
-                PRECISION,
+                wn_stride, wk_stride, BLOCK_M, BLOCK_N, BLOCK_K, False, W_TMA, K_LAST, False, False,
+                EVEN, PRECISION,
             )  # fmt: skip
             dot_M = through_unit(
                 acc_MN, h_MW, up_MW, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M,
