@@ -60,7 +60,10 @@ class Machine:
                 continue
 
             step = kernel.step(block, not threads.all())
-            taken, target = step(self, registers, threads)
+            try:
+                taken, target = step(self, registers, threads)
+            except KeyError as error:
+                raise Fault(f"block {block} of {kernel.name} reads register {error}, which nothing wrote") from error
             self._count(block, threads)
             if kernel.is_barrier(block):
                 self._meet_at_barrier(threads, alive, block)

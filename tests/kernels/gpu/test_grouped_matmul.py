@@ -152,7 +152,7 @@ def test_gathered_rows_and_activation(device, monkeypatch, dtype, act, change):
 @pytest.mark.parametrize("dtype", contract.DTYPES[1:])
 def test_units_whose_last_block_of_columns_is_half_full(device, dtype, hidden):
     """Tiles of 128 rows have 128 columns of the gate: the last ones would lie among those of up, whose bias is another."""
-    tensors, offsets = inputs([130, 0, 140], 40, 2 * hidden, dtype)
+    tensors, offsets = inputs([130, 0, 140], 48, 2 * hidden, dtype)
     x, weight, bias = (t.to(device) for t in tensors.values())
     tiles = plan_tiles(offsets.to(device), 272, dtype)
     with contract.poisoned():

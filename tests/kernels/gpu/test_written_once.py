@@ -27,6 +27,7 @@ def module(name):
 
 
 contract, written = module("contract"), module("written_once")
+INTERLEAVED = "clamped_swiglu_interleaved"
 
 
 @pytest.fixture(autouse=True)
@@ -78,41 +79,49 @@ def steps(examples, pixels):
     attack_step.launch_l2_step(point, grad, low, radius, 0.0, 1.0, radius, point, image)
 
 
-@pytest.mark.parametrize("act", ["gelu", "swiglu", "clamped_swiglu_interleaved"])
-@pytest.mark.parametrize("hidden", [64, 192, 320, 40, 129])
+@pytest.mark.parametrize(
+    ("act", "hidden"),
+    [*(("swiglu", hidden) for hidden in (64, 192, 320, 129)), ("gelu", 320), (INTERLEAVED, 129), (INTERLEAVED, 192)],
+)
 def test_products_of_wide_tiles(device, act, hidden):
     """128 rows a tile: an expert with more, one with none, one with fewer."""
-    products([130, 0, 140], 40, hidden, act, transposed=hidden == 192)
+    products([130, 0, 140], 48, hidden, act, transposed=hidden == 192)
 
 
-@pytest.mark.parametrize("chip", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("act", ["gelu", "swiglu", "clamped_swiglu_interleaved"])
+@pytest.mark.parametrize(("chip", "act"), [("sm_80", "swiglu"), ("sm_100", "swiglu"), ("sm_90", INTERLEAVED)])
 def test_products_of_every_chip(device, chip, act):
     with assume(CHIPS[chip]._replace(processors=INTERPRETER.processors)):
-        products([70, 128], 24, 192, act)
+        products([70, 128], 32, 192, act)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("counts", [[1], [15, 16, 17, 0], [31, 32, 33], [64, 65]])
-def test_products_of_small_tiles(device, counts, dtype):
-    for hidden in (31, 64, 65):
-        products(counts, 33, hidden, "swiglu", dtype)
+@pytest.mark.parametrize(
+    ("counts", "dtype", "hidden"),
+    [
+        ([1], torch.float16, 31),
+        ([15, 16, 17, 0], torch.float32, 65),
+        ([31, 32, 33], torch.float32, 64),
+        ([31, 32, 33], torch.float16, 65),
+        ([64, 65], torch.float16, 33),
+    ],
+)
+def test_products_of_small_tiles(device, counts, dtype, hidden):
+    products(counts, 33, hidden, "swiglu", dtype)
 
 
-@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 129])
+@pytest.mark.parametrize("tokens", [1, 64, 65])
 def test_plans_and_sums(device, tokens):
     """Sizes around the choices that are ranked at once, and the rows and columns of a tile."""
     routing = contract.choose(tokens, 5, 2, drop=0.2)
     offsets, row_token, row_slot, slot_row = dispatch.plan(routing.experts, 5)
     for dtype in (torch.float16, torch.float32):
         dispatch.plan_tiles(offsets, 2 * tokens, dtype)
-    for dim in (1, 31, 32, 1024, 1025):
+    for dim in (1, 31, 1025):
         rows, dy = torch.randn(2 * tokens, dim), torch.randn(tokens, dim)
         combine.combine(rows, None, slot_row)
         combine.combine_backward(dy, rows, routing.gates, row_token, row_slot, slot_row, True, True)
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 257])
+@pytest.mark.parametrize("tokens", [1, 8, 257])
 def test_routers(device, tokens):
     routes(tokens, 8, 2)
     routes(tokens, 255, 8)
