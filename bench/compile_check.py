@@ -49,7 +49,9 @@ def run_compile_check(chips: tuple[str, ...], only: str, out: Path | None, conso
             f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: {fault}", highlight=False
         )
     compiler = f"Triton {versions()['triton']}"
-    console.print(f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} faults", highlight=False)
+    console.print(
+        f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} faults", highlight=False
+    )
     if out is not None:
         write_atomically(out, _markdown(chips, findings, len(faults)))
     return not faults

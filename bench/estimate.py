@@ -98,7 +98,7 @@ def changed(shape: Shape, text: str, machine: Machine) -> tuple[str, Blocks]:
     for name, value in changes.items():
         if name not in Blocks._fields or not value.isdigit():
             raise EstimateError(f"--blocks: {name}={value} is no number for a field of {', '.join(Blocks._fields)}")
-    return product, present._replace(**{name: int(value) for name, value in changes.items()})
+    return product, Blocks(**(present._asdict() | {name: int(value) for name, value in changes.items()}))
 
 
 def with_blocks(shape: Shape, machine: Machine, product: str, blocks: Blocks | None) -> list[KernelEstimate]:
