@@ -30,15 +30,17 @@ gpu:
 	for floor in kernels moe attacks bench; do ln -s "$(CURDIR)/$$floor" "$$links/ironmoe/$$floor"; done && \
 	PYTHONPATH="$$links$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ironmoe.bench.gpu $(GPU_OPTIONS)
 
-# Before a release: every kernel at every width under each Triton that pyproject.toml allows, on the chips of the report. Each version goes
-# into a folder of its own in front of the environment's, which keeps its pinned one. An hour on two cores; no GPU needed.
+# Before a release: every kernel at every width under each Triton that pyproject.toml allows. Each goes into a folder of its own in front of
+# the environment's, which keeps its pinned one. No GPU needed; most of an hour on two cores.
 TRITONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 compile-every-triton: venv
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && failed= && for version in $(TRITONS); do \
-	  $(BIN)/python -m pip install --quiet --no-deps --target "$$folder/$$version" "triton==$$version" && \
-	  PYTHONPATH="$$folder/$$version" TRITON_CACHE_DIR="$$folder/cache" $(BIN)/ironmoe doctor --compile $(COMPILE_OPTIONS) || \
-	  failed="$$failed $$version"; rm -rf "$$folder/$$version" "$$folder/cache"; done; \
-	if [ -n "$$failed" ]; then echo "faults under Triton$$failed"; exit 1; fi
+	  echo "Triton $$version" && \
+	  $(BIN)/python -m pip install --quiet --no-deps --target "$$folder/triton" "triton==$$version" && \
+	  PYTHONPATH="$$folder/triton$${PYTHONPATH:+:$$PYTHONPATH}" TRITON_CACHE_DIR="$$folder/cache" \
+	    $(BIN)/ironmoe doctor --compile $(COMPILE_OPTIONS) || failed="$$failed $$version"; \
+	  rm -rf "$$folder/triton" "$$folder/cache"; \
+	done; if [ -n "$$failed" ]; then echo "faults under Triton$$failed"; exit 1; fi
 
 venv: .venv/installed
 

@@ -25,8 +25,8 @@ class CompileCheckError(Exception):
     """The check cannot run here; the message says why."""
 
 
-def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console) -> bool:
-    """Compile, print a table a chip, write it to ``out`` as Markdown; True if there is no fault."""
+def run_compile_check(chips: tuple[str, ...], only: str, out: Path | None, console: Console) -> bool:
+    """Compile the kernels whose names contain ``only``, print a table a chip, write it to ``out`` as Markdown; True if there is no fault."""
     if find_spec("triton") is None:
         raise CompileCheckError("--compile needs Triton, which is not installed: pip install 'triton>=3.6,<3.10' (Linux)")
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -36,9 +36,11 @@ def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console
     findings: list[Finding] = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("compiling", total=None)
-        for finding, total in compile_report(chips):
+        for finding, total in compile_report(chips, only):
             findings.append(finding)
             progress.update(task, total=total, completed=len(findings), description=f"{finding.chip} {finding.kernel}")
+    if not findings:
+        raise CompileCheckError(f"--only: no kernel's name contains {only!r}")
     for chip in chips:
         console.print(_table(chip, [f for f in findings if f.chip == chip]))
     faults = [(finding, fault) for finding in findings for fault in finding.faults()]
@@ -46,7 +48,10 @@ def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console
         console.print(
             f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: {fault}", highlight=False
         )
-    console.print(f"{len(findings)} kernels compiled for {', '.join(chips)}: {len(faults)} faults", highlight=False)
+    compiler = f"Triton {versions()['triton']}"
+    console.print(
+        f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} faults", highlight=False
+    )
     if out is not None:
         write_atomically(out, _markdown(chips, findings, len(faults)))
     return not faults

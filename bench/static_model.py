@@ -1,7 +1,8 @@
 """How fast a product should be, from what the compiler made of it: no GPU, no measurement, every assumption a constant below.
 
 An SM works on a few programs at once. A program has a serial part (indices to wait for, first loads, an epilogue) and a part that keeps
-tensor cores or the path to L2 busy. Programs hide each other's serial parts, as far as registers and shared memory let more than one be there.
+tensor cores or the path to L2 busy. Programs hide each other's serial parts, as far as registers and shared memory let more than one be
+there. Left out: DRAM (``roofline`` has its bytes), pipelines that are too short for the latency of a load, bank conflicts, clocks that fall.
 """
 
 from typing import NamedTuple
@@ -10,9 +11,11 @@ from ironmoe.kernels.occupancy import programs_an_sm
 from ironmoe.kernels.tuning import CHIPS, Chip
 
 ELEMENT = 2  # bytes of a bfloat16
-L2_BYTES_A_CLOCK = 5120  # of the whole chip; NVIDIA A100 whitepaper. None is published for the H100, which is taken to have the same
+L2_BYTES_A_CLOCK = (
+    5120  # of the whole chip; NVIDIA A100 whitepaper. None is published for the H100, which is taken to have the same
+)
 L2_SHARE = 0.8  # of it that a kernel gets. Assumed
-L2_LATENCY = 280  # clocks; H100: 273, A100: 262 by pointer chasing, arXiv 2402.13499
+L2_LATENCY = 280  # clocks. Assumed: public pointer chases on both chips find 200 to 300
 DEPENDENT_LOADS = 4  # one after another before the first product: expert, offset, row's token, operand
 SCHEDULERS = 4  # of an SM; each issues an instruction of a warp a clock
 LAUNCH_GAP_MS = 0.003  # from the end of a kernel to the next one's first program. Assumed
@@ -77,8 +80,8 @@ class Product(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """resident: programs an SM; waves: over all SMs; l2_needed: bytes a clock and SM to keep the tensor cores busy, without anything
-    else; tensor, l2, serial: microseconds of one program, alone; ms: of the kernel."""
+    """resident: programs an SM; waves: over all SMs; l2_needed: bytes a clock and SM that would keep the tensor cores busy; tensor, l2,
+    serial: microseconds of one program that has the SM for itself; ms: of the kernel."""
 
     resident: int
     waves: float
@@ -90,7 +93,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(product: Product, machine: Machine) -> Estimate:
-    """The kernel by itself. Its limit by memory is not in it: ``bench.roofline`` knows those bytes.
+    """The kernel by itself, from the SM that has the most programs.
 
     Raises:
         ValueError: not even one program fits on an SM.
@@ -108,16 +111,11 @@ def estimate(product: Product, machine: Machine) -> Estimate:
     busy = max(tensor, loads + stores)
     alone = max(tensor, loads) + serial
 
-    def together(programs: int) -> float:
-        """Clocks until that many programs of one SM are done, which began at the same time."""
-        return max(programs * busy, alone) if programs else 0.0
-
-    slots = machine.chip.processors * resident
-    full, rest = divmod(p.programs, slots)
-    clocks = full * together(resident) + together(-(-rest // machine.chip.processors))
+    an_sm = -(-p.programs // machine.chip.processors)  # the one with the most of them
+    clocks = an_sm * max(busy, alone / min(resident, max(an_sm, 1)))
     return Estimate(
-        resident, p.programs / slots, p.l2_bytes * machine.tensor_flops / p.flops, tensor / clocks_a_us,
-        (loads + stores) / clocks_a_us, serial / clocks_a_us, clocks / clocks_a_us * 1e-3,
+        resident, p.programs / (machine.chip.processors * resident), p.l2_bytes * machine.tensor_flops / p.flops,
+        tensor / clocks_a_us, (loads + stores) / clocks_a_us, serial / clocks_a_us, clocks / clocks_a_us * 1e-3,
     )  # fmt: skip
 
 

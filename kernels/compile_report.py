@@ -67,9 +67,13 @@ class Finding(NamedTuple):
         return found
 
 
-def compile_report(chips: tuple[str, ...], workers: int | None = None) -> Iterator[tuple[Finding, int]]:
-    """Findings in the order of ``every_specimen``, each with the number of kernels in all. Several processes compile."""
-    jobs = [(name, i) for name in chips for i in range(len(every_specimen(CHIPS[name])))]
+def compile_report(chips: tuple[str, ...], only: str = "", workers: int | None = None) -> Iterator[tuple[Finding, int]]:
+    """Findings in the order of ``every_specimen``, each with the number of kernels in all. Several processes compile.
+
+    Args:
+        only: a part of the names of those wanted; empty is all.
+    """
+    jobs = [(chip, i) for chip in chips for i, s in enumerate(every_specimen(CHIPS[chip])) if only in s.name]
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for finding in pool.map(_job, jobs):
             yield finding, len(jobs)
