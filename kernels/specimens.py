@@ -72,7 +72,7 @@ def _steps() -> Iterator[tuple[str, torch.dtype]]:
             yield f"{step}, odd sizes", torch.bfloat16
     for step in _expert(torch.float32, ROWS[1], "gelu", precision="tf32"):
         yield f"{step}, tf32", torch.float32
-    dispatch.plan(_meta(4096, K), E)
+    dispatch.plan(_meta(4096, K), E, torch.bfloat16)
     yield "", torch.int32
     for score in ("softmax", "sigmoid", "sqrtsoftplus"):
         for order in ("score_first", "topk_first"):
