@@ -83,7 +83,7 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
                 yield f"{step}, {which}beyond 2 GB", torch.bfloat16
     for step in expert(torch.float32, ROWS[1], "gelu", precision="tf32"):
         yield f"{step}, tf32", torch.float32
-    dispatch.plan(meta(4096, K), E)
+    dispatch.plan(meta(4096, K), E, torch.bfloat16)
     yield "", torch.int32
     for score in ("softmax", "sigmoid", "sqrtsoftplus"):
         for order in ("score_first", "topk_first"):
