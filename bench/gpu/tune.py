@@ -1,6 +1,6 @@
 """Try the neighbours of each product's blocks on real shapes and propose rows for the table in ``kernels/tuning.py``.
 
-One change at a time, all timed in turns with the present row; a candidate must compute what the present row computes.
+All are timed in turns with the present row; a candidate must compute what the present row computes.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ironmoe.bench.gpu.journal import Pen
 from ironmoe.bench.peers import TOLERANCE, worst_row_error
 from ironmoe.bench.shapes import MAIN, SHAPES, Shape, make_problem
-from ironmoe.bench.timing import OutOfTime, interleaved, time_limit
+from ironmoe.bench.timing import Clock, OutOfTime, interleaved, time_limit
 from ironmoe.kernels import plan_dispatch, tuning
 from ironmoe.kernels.dispatch import plan_tiles
 from ironmoe.kernels.expert_down import expert_down_backward_op
@@ -30,6 +31,7 @@ ACTIVATION_OF = {
     "interleaved": INTERLEAVED,
     "hidden_gradient_interleaved": INTERLEAVED,
 }  # else the shape's own
+TUNED = ("gated", "hidden_gradient", "plain", "weight_gradient", *ACTIVATION_OF)
 
 
 class Proposal(NamedTuple):
@@ -52,21 +54,29 @@ class Proposal(NamedTuple):
         return f'"{self.product}": {self.blocks},  # {self.table}, {self.shape}: {gain}'
 
 
-def tune(dtype: torch.dtype, device: torch.device, left: Callable[[], float], shape: Shape = MAIN) -> Iterator[Proposal]:
+def tune(
+    dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen, shape: Shape = MAIN, rounds: int = 20
+) -> bool:
     """A proposal for each product on ``shape`` (for ungated units on a V-MoE layer, for interleaved ones on gpt-oss's) while
-    ``left()`` seconds are > 0.
+    ``left()`` seconds are > 0. True if there was time for all."""
+    products = [product for product in TUNED if product not in pen.done]
+    for i, product in enumerate(products):
+        if left() <= 0:
+            return False
+        clock = Clock(left() / (len(products) - i))
+        pen.begin(product, "ironmoe")
+        try:
+            proposal = propose(product, shape_for(product, shape), dtype, device, clock.left, rounds)
+        except OutOfTime:
+            continue
+        blocks = {"present": proposal.present._asdict(), "blocks": proposal.blocks._asdict()}
+        pen.finish(product, tuning=[proposal._asdict() | blocks | {"text": proposal.text}])
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return all(product in pen.done for product in TUNED)
 
-    Raises:
-        OutOfTime: in the middle of a product.
-    """
-    for product in ("gated", "hidden_gradient", "plain", "weight_gradient", *ACTIVATION_OF):
-        if left() > 0:
-            yield _tune_product(product, _shape_for(product, shape), dtype, device, left)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
 
-
-def _shape_for(product: str, shape: Shape) -> Shape:
+def shape_for(product: str, shape: Shape) -> Shape:
     """``shape``, or one whose activation makes the product run."""
     activation = ACTIVATION_OF.get(product, shape.activation)
     if shape is MAIN and product in ACTIVATION_OF:
@@ -75,20 +85,50 @@ def _shape_for(product: str, shape: Shape) -> Shape:
 
 
 def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
-    """All that differ in one field by one step. ``m`` is fixed but for the weight gradient: the tiles are cut before."""
-    changes: dict[str, tuple[int, ...]] = {
-        "n": tuple(n for n in (blocks.n // 2, blocks.n * 2) if 32 <= n <= 256),
-        "k": tuple(k for k in (blocks.k // 2, blocks.k * 2) if 32 <= k <= 128),
-        "warps": (4,) if blocks.warps == 8 else (8,),
-        "stages": tuple(s for s in (blocks.stages - 1, blocks.stages + 1) if 2 <= s <= 5),
-    }
-    if product == "weight_gradient":
-        changes["m"] = tuple(m for m in (blocks.m // 2, blocks.m * 2) if 32 <= m <= 256)
+    """All that differ by one step in one field, or in two that belong together: columns with the parts of the epilogue or with warps,
+    terms of a step with stages. ``m`` is fixed but for the weight gradient: the tiles are cut before."""
+    of_weights = product == "weight_gradient"
+    steps: dict[str, tuple[float, ...]] = {
+        "n": (0.5, 2), "k": (0.5, 2), "warps": (0.5, 2), "stages": (-1, 1),
+        **({"m": (0.5, 2)} if of_weights else {"group": (0.5, 2), "split": (0.5, 2), "persistent": (1,)}),
+    }  # fmt: skip
+    single = [{field: step} for field, found in steps.items() for step in found]
+    together: list[dict[str, float]] = [
+        {"k": 0.5, "stages": 1},
+        {"k": 0.5, "stages": 2},
+        {"k": 2, "stages": -1},
+        {"n": 0.5, "warps": 0.5},
+        {"n": 2, "warps": 2},
+    ]
+    if of_weights:
+        together += [{"m": a, other: b} for other in ("warps", "n") for a in (0.5, 2) for b in (0.5, 2)]
     else:
-        changes["group"] = tuple(g for g in (blocks.group // 2, blocks.group * 2) if 1 <= g <= 32)
-        changes["split"] = tuple(s for s in (blocks.split // 2, blocks.split * 2) if 1 <= s <= 8)
-        changes["persistent"] = (not blocks.persistent,)
-    return [Blocks(**{**blocks._asdict(), field: value}) for field, values in changes.items() for value in values]
+        together += [{"n": 0.5, "split": 0.5}, {"n": 2, "split": 2}]
+    stepped = [_stepped(blocks, change) for change in single + together]
+    return list(dict.fromkeys(candidate for candidate in stepped if _may_be(candidate) and candidate != blocks))
+
+
+def _stepped(blocks: Blocks, change: dict[str, float]) -> Blocks:
+    fields = blocks._asdict()
+    for field, step in change.items():
+        if field == "persistent":
+            fields[field] = not fields[field]
+        else:
+            fields[field] = fields[field] + step if field == "stages" else int(fields[field] * step)
+    return Blocks(**fields)
+
+
+def _may_be(b: Blocks) -> bool:
+    ranges = {
+        "m": (16, 256),
+        "n": (32, 256),
+        "k": (32, 128),
+        "warps": (4, 8),
+        "stages": (2, 7),
+        "group": (1, 32),
+        "split": (1, 8),
+    }
+    return all(low <= getattr(b, field) <= high for field, (low, high) in ranges.items())
 
 
 @contextmanager
@@ -112,8 +152,15 @@ def table_of(product: str, dtype: torch.dtype, rows: int, chip: Chip) -> str:
     raise LookupError(f"no table of {TABLES} has the blocks of {product} in {dtype} on {chip.name}")
 
 
-def _tune_product(product: str, shape: Shape, dtype: torch.dtype, device: torch.device, left: Callable[[], float]) -> Proposal:
-    run, chip, rows = _work(product, shape, dtype, device)
+def propose(
+    product: str, shape: Shape, dtype: torch.dtype, device: torch.device, left: Callable[[], float], rounds: int = 20
+) -> Proposal:
+    """The best of the neighbours.
+
+    Raises:
+        OutOfTime: before anything could be compared.
+    """
+    run, chip, rows = work_of(product, shape, dtype, device)
     table = table_of(product, dtype, rows, chip)
     present: Blocks = getattr(tuning, table)[product]
     with time_limit(left()):
@@ -127,34 +174,44 @@ def _tune_product(product: str, shape: Shape, dtype: torch.dtype, device: torch.
             if effective in seen:
                 continue
             seen.add(effective)
-            try:
-                with time_limit(min(CANDIDATE_SECONDS, left())):
-                    found = run()
-                if all(worst_row_error([a], [b.double()]) <= TOLERANCE[dtype] for a, b in zip(found, expected, strict=True)):
-                    ready[str(candidate)] = candidate
-                else:
-                    refused[str(candidate)] = "computes something else"
-            except OutOfTime:
-                refused[str(candidate)] = "no time"
-            except Exception as error:  # too many registers, too much shared memory: the compiler's answer
-                refused[str(candidate)] = f"{type(error).__name__}: {error}"[:200]
-
-    def timed(blocks: Blocks) -> Callable[[], Any]:
-        def once() -> Any:
-            with patched(table, product, blocks):
-                return run()
-
-        return once
-
+            why = objection(run, expected, dtype, left)
+        if why:
+            refused[str(candidate)] = why
+        else:
+            ready[str(candidate)] = candidate
+    timed = {name: with_blocks(table, product, blocks, run) for name, blocks in ready.items()}
     with time_limit(left() + RESERVE):
-        times = {name: t.ms for name, t in interleaved({name: timed(b) for name, b in ready.items()}, device).items()}
+        times = {name: timing.ms for name, timing in interleaved(timed, device, rounds).items()}
     best = min(times, key=lambda name: times[name])
     if times[best] > WORTH_IT * times[PRESENT]:
         best = PRESENT
     return Proposal(product, table, shape.name, present, times[PRESENT], ready[best], times[best], times, refused)
 
 
-def _work(product: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], list[Tensor]], Chip, int]:
+def objection(run: Callable[[], list[Tensor]], expected: list[Tensor], dtype: torch.dtype, left: Callable[[], float]) -> str:
+    """Why the blocks that are in the table now cannot be timed; empty if they can."""
+    try:
+        with time_limit(min(CANDIDATE_SECONDS, left())):
+            found = run()
+        agree = all(worst_row_error([a], [b.double()]) <= TOLERANCE[dtype] for a, b in zip(found, expected, strict=True))
+        return "" if agree else "computes something else"
+    except OutOfTime:
+        return "no time"
+    except Exception as error:  # too many registers, too much shared memory: the compiler's answer
+        return f"{type(error).__name__}: {error}"[:200]
+
+
+def with_blocks(table: str, product: str, blocks: Blocks, run: Callable[[], Any]) -> Callable[[], Any]:
+    def once() -> Any:
+        with patched(table, product, blocks):
+            return run()
+
+    return once
+
+
+def work_of(
+    product: str, shape: Shape, dtype: torch.dtype, device: torch.device
+) -> tuple[Callable[[], list[Tensor]], Chip, int]:
     """(what launches the product and little else, the chip, the rows of a tile)."""
     p = make_problem(shape, "uniform", dtype, device)
     x, w_in, w_out, gates = (t.detach() for t in (p.x, p.w_in, p.w_out, p.gates))
@@ -189,13 +246,9 @@ def _work(product: str, shape: Shape, dtype: torch.dtype, device: torch.device) 
         )  # fmt: skip
         return [dw]
 
-    works = {
-        "gated": up,
-        "activated": up,
-        "plain": plain,
-        "interleaved": up,
-        "hidden_gradient": hidden_gradient,
-        "hidden_gradient_interleaved": hidden_gradient,
-        "weight_gradient": weight_gradient,
-    }
-    return works[product], chip_of(x), tuning.rows_per_tile(shape.rows, shape.num_experts, dtype)
+    works = {"plain": plain, "hidden_gradient": hidden_gradient, "weight_gradient": weight_gradient}
+    return (
+        works.get(product.removesuffix("_interleaved"), up),
+        chip_of(x),
+        tuning.rows_per_tile(shape.rows, shape.num_experts, dtype),
+    )
