@@ -12,7 +12,9 @@ import torch
 
 
 class _Anything:
-    """Has every attribute, may be called with anything, and is a decorator that leaves a test as it is."""
+    """Has every attribute, may be called with anything, and is a decorator that leaves a test as it
+    is.
+    """
 
     def __getattr__(self, name: str) -> Any:
         return self
@@ -30,7 +32,9 @@ class _Decorator(_Anything):
 
 
 class _NoHypothesis(ModuleType):
-    """Hypothesis on a machine that lacks it, as one with a GPU may: its tests are skipped, and the others of the same file run."""
+    """Hypothesis on a machine that lacks it, as one with a GPU may: its tests are skipped, and the
+    others of the same file run.
+    """
 
     def __init__(self, name: str, anything: _Anything) -> None:
         super().__init__(name)

@@ -1,4 +1,6 @@
-"""PGD on a whole V-MoE: images a second by the attack as users call it, and of its bare steps eagerly, as CUDA graph and compiled."""
+"""PGD on a whole V-MoE: images a second by the attack as users call it, and of its bare steps
+eagerly, as CUDA graph and compiled.
+"""
 
 import time
 from collections.abc import Callable
@@ -16,7 +18,12 @@ from ironmoe.kernels.attack_step import linf_step
 from ironmoe.moe import VMoE, freeze_weights
 
 EPS, STEPS, RUNS = 8 / 255, 10, 5
-ATTACK, EAGER, GRAPHED, COMPILED = "ironmoe.attacks.PGD", "steps, eager", "steps, CUDA graph", "steps, torch.compile"
+ATTACK, EAGER, GRAPHED, COMPILED = (
+    "ironmoe.attacks.PGD",
+    "steps, eager",
+    "steps, CUDA graph",
+    "steps, torch.compile",
+)
 
 
 class Setting(NamedTuple):
@@ -36,7 +43,9 @@ REHEARSAL_SIZE = Setting("toy V-MoE", _small, 8)
 
 
 class Steps:
-    """STEPS bare steps of PGD from one random start: forward, loss, image gradient, ``linf_step``; nothing looks at a result."""
+    """STEPS bare steps of PGD from one random start: forward, loss, image gradient, ``linf_step``;
+    nothing looks at a result.
+    """
 
     def __init__(self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
         self.model, self.labels = model, labels
@@ -85,7 +94,9 @@ class Steps:
 
 
 def measure_attack(setting: Setting, dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen) -> bool:
-    """A row for each way that works here; its adversarial images are compared with those of the eager steps. True if there was time."""
+    """A row for each way that works here; its adversarial images are compared with those of the
+    eager steps. True if there was time.
+    """
     model, images, labels = _prepare(setting, device)
     low_precision = setting.model().to(device, dtype).eval().requires_grad_(False)
     low_precision.load_state_dict(model.state_dict())
@@ -136,7 +147,9 @@ def measure_attack(setting: Setting, dtype: torch.dtype, device: torch.device, l
 
 
 def _prepare(setting: Setting, device: torch.device) -> tuple[VMoE, Tensor, Tensor]:
-    """The model, images, and its own predictions as labels: an image that is wrong already would not be attacked."""
+    """The model, images, and its own predictions as labels: an image that is wrong already would
+    not be attacked.
+    """
     model = setting.model().to(device).eval()
     nn.init.normal_(model.head.weight, std=0.02)  # a head of zeros, as training starts with, gives no gradient
     images = torch.rand(setting.images, model.channels, model.image_size, model.image_size, device=device)
@@ -146,7 +159,9 @@ def _prepare(setting: Setting, device: torch.device) -> tuple[VMoE, Tensor, Tens
 
 
 def _timed(run: Callable[[], Tensor], images: int, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-    """(what it returns, figures from the median of RUNS runs). The first call, in which everything is compiled, is told apart."""
+    """(what it returns, figures from the median of RUNS runs). The first call, in which everything
+    is compiled, is told apart.
+    """
     taken = []
     for _ in range(RUNS + 1):
         start = time.perf_counter()
@@ -155,4 +170,9 @@ def _timed(run: Callable[[], Tensor], images: int, device: torch.device) -> tupl
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - start)
     seconds = sorted(taken[1:])[RUNS // 2]
-    return found, {"ms": 1e3 * seconds, "images_per_s": images / seconds, "first_call_s": taken[0], "runs": RUNS}
+    return found, {
+        "ms": 1e3 * seconds,
+        "images_per_s": images / seconds,
+        "first_call_s": taken[0],
+        "runs": RUNS,
+    }

@@ -1,4 +1,6 @@
-"""The blocks that products have now, in turns with those they had before: what changes of ``kernels/tuning.py`` bring."""
+"""The blocks that products have now, in turns with those they had before: what changes of
+``kernels/tuning.py`` bring.
+"""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -7,7 +9,16 @@ from typing import Any
 import torch
 
 from ironmoe.bench.gpu.journal import Pen
-from ironmoe.bench.gpu.tune import CANDIDATE_SECONDS, PRESENT, objection, patched, shape_for, table_of, with_blocks, work_of
+from ironmoe.bench.gpu.tune import (
+    CANDIDATE_SECONDS,
+    PRESENT,
+    objection,
+    patched,
+    shape_for,
+    table_of,
+    with_blocks,
+    work_of,
+)
 from ironmoe.bench.passes import DX, FULL, INFERENCE, PASSES
 from ironmoe.bench.peers import ironmoe
 from ironmoe.bench.shapes import MAIN, Shape, make_problem
@@ -16,8 +27,9 @@ from ironmoe.kernels import tuning
 from ironmoe.kernels.tuning import Blocks
 
 FORMER = "former"
-# What changes of the blocks are measured against: product → (fields as they were, the pass of the layer that shows it). Nobody has
-# timed either so far; the changes were made by what the compiler says of registers and shared memory.
+# What changes of the blocks are measured against: product → (fields as they were, the pass of the
+# layer that shows it). Nobody has timed either so far; the changes were made by what the compiler
+# says of registers and shared memory.
 FORMER_BLOCKS: dict[str, tuple[dict[str, Any], str]] = {
     "activated": ({"m": 128, "n": 128, "k": 64, "stages": 4, "split": 4}, INFERENCE),
     "hidden_gradient": ({"m": 128, "n": 128, "k": 64, "stages": 3, "split": 4}, DX),
@@ -26,9 +38,15 @@ FORMER_BLOCKS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def compare_blocks(
-    dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen, shape: Shape = MAIN, rounds: int = 20
+    dtype: torch.dtype,
+    device: torch.device,
+    left: Callable[[], float],
+    pen: Pen,
+    shape: Shape = MAIN,
+    rounds: int = 20,
 ) -> bool:
-    """Each product of ``FORMER_BLOCKS`` by itself, and the pass of the layer that it is in, with present and former blocks in turns.
+    """Each product of ``FORMER_BLOCKS`` by itself, and the pass of the layer that it is in, with
+    present and former blocks in turns.
 
     True if there was time for all.
     """
@@ -54,7 +72,13 @@ def compare_blocks(
 
 
 def _compare(
-    product: str, changed: dict[str, Any], pass_name: str, shape: Shape, dtype: torch.dtype, device: torch.device, rounds: int
+    product: str,
+    changed: dict[str, Any],
+    pass_name: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    rounds: int,
 ) -> list[dict[str, Any]]:
     run, chip, rows = work_of(product, shape, dtype, device)
     table = table_of(product, dtype, rows, chip)
@@ -96,6 +120,10 @@ def _launched(run: Callable[[], Any]) -> list[Any] | None:
         run()
     plain = (int, str, bool)
     return [
-        (launch.num_warps, launch.num_stages, {name: a for name, a in launch.arguments.items() if isinstance(a, plain)})
+        (
+            launch.num_warps,
+            launch.num_stages,
+            {name: a for name, a in launch.arguments.items() if isinstance(a, plain)},
+        )
         for launch in launches
     ] or None

@@ -1,4 +1,6 @@
-"""Two checks that need a real GPU: the same bits in every run at full size, and NVIDIA's sanitizer on a small layer."""
+"""Two checks that need a real GPU: the same bits in every run at full size, and NVIDIA's sanitizer
+on a small layer.
+"""
 
 import os
 import re
@@ -26,7 +28,9 @@ Bits = dict[str, Tensor]
 
 
 def check_bits(shape: Shape, dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen) -> bool:
-    """Forward and gradients: RUNS runs, and frozen weights beside trainable ones. True if all the time it needed was there."""
+    """Forward and gradients: RUNS runs, and frozen weights beside trainable ones. True if all the
+    time it needed was there.
+    """
     problem = make_problem(shape, "uniform", dtype, device)
     checks: dict[str, Callable[[], list[str]]] = {
         f"same bits in {RUNS} runs": partial(differing_runs, problem),
@@ -41,15 +45,31 @@ def check_bits(shape: Shape, dtype: torch.dtype, device: torch.device, left: Cal
                 wrong = differing()
         except OutOfTime:
             return False
-        pen.finish(name, checks=[_row(name, shape.name, dtype, not wrong, f"differing: {', '.join(wrong)}" if wrong else "")])
+        pen.finish(
+            name,
+            checks=[
+                _row(
+                    name,
+                    shape.name,
+                    dtype,
+                    not wrong,
+                    f"differing: {', '.join(wrong)}" if wrong else "",
+                )
+            ],
+        )
     return True
 
 
 def results(problem: Problem) -> Bits:
-    """y and the gradients of everything that asks for one, as integers: NaN equals NaN, and −0 differs from 0."""
+    """y and the gradients of everything that asks for one, as integers: NaN equals NaN, and −0
+    differs from 0.
+    """
     y = ironmoe(problem)()
     wanted = {name: leaf for name, leaf in problem.leaves.items() if leaf.requires_grad}
-    found = {"y": y.detach(), **dict(zip(wanted, torch.autograd.grad(y, list(wanted.values()), problem.dy), strict=True))}
+    found = {
+        "y": y.detach(),
+        **dict(zip(wanted, torch.autograd.grad(y, list(wanted.values()), problem.dy), strict=True)),
+    }
     integers = {2: torch.int16, 4: torch.int32}
     return {name: result.view(integers[result.dtype.itemsize]) for name, result in found.items()}
 
@@ -85,19 +105,32 @@ def find_sanitizer() -> str | None:
 
 
 def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
-    """Each of TOOLS on ``small_layer``, in a process of its own. True if all the time it needed was there."""
+    """Each of TOOLS on ``small_layer``, in a process of its own. True if all the time it needed was
+    there.
+    """
     tool = find_sanitizer()
     if tool is None:
-        row = _row("compute-sanitizer", SANITIZED.name, dtype, None, "it is neither in PATH nor in a folder of CUDA")
+        row = _row(
+            "compute-sanitizer",
+            SANITIZED.name,
+            dtype,
+            None,
+            "it is neither in PATH nor in a folder of CUDA",
+        )
         pen.finish("compute-sanitizer", checks=[row])
         return True
-    program = [sys.executable, "-c", "from ironmoe.bench.gpu.checks import small_layer; small_layer()"]
+    program = [
+        sys.executable,
+        "-c",
+        "from ironmoe.bench.gpu.checks import small_layer; small_layer()",
+    ]
     for name in TOOLS:
         if name in pen.done:
             continue
         pen.begin(name, "ironmoe")
         command = [tool, "--tool", name, "--error-exitcode", "99", *program]
-        # Without its own cache torch asks CUDA for every tensor, so that the end of each is the end of an allocation.
+        # Without its own cache torch asks CUDA for every tensor, so that the end of each is the end
+        # of an allocation.
         environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         try:
             run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=max(left(), 0.01))
@@ -112,7 +145,10 @@ def verdict(run: "subprocess.CompletedProcess[str]") -> tuple[bool | None, str]:
     lines = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()]
     counts = [int(count) for line in lines for count in SUMMARY.findall(line)]
     if not counts:
-        return None, f"exit status {run.returncode}: {lines[-1].strip()[:200] if lines else 'no output'}"
+        return (
+            None,
+            f"exit status {run.returncode}: {lines[-1].strip()[:200] if lines else 'no output'}",
+        )
     if sum(counts):
         first = next((line for line in lines if line.startswith("=========") and len(line) > 12), lines[0])
         return False, f"{sum(counts)} errors; the first: {first.lstrip('= ')[:200]}"
@@ -120,4 +156,10 @@ def verdict(run: "subprocess.CompletedProcess[str]") -> tuple[bool | None, str]:
 
 
 def _row(check: str, shape: str, dtype: torch.dtype, passed: bool | None, why: str) -> dict[str, Any]:
-    return {"check": check, "shape": shape, "dtype": str(dtype).removeprefix("torch."), "passed": passed, "why": why}
+    return {
+        "check": check,
+        "shape": shape,
+        "dtype": str(dtype).removeprefix("torch."),
+        "passed": passed,
+        "why": why,
+    }

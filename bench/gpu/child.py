@@ -1,4 +1,6 @@
-"""The process of one job: it imports everything, waits for its job on standard input, does it, and writes what it finds to the journal."""
+"""The process of one job: it imports everything, waits for its job on standard input, does it, and
+writes what it finds to the journal.
+"""
 
 import json
 import os
@@ -40,12 +42,18 @@ def main() -> int:
     if device.type == "cpu":
         torch.set_num_threads(1)  # a rehearsal: its figures mean nothing, and other threads would only wait for each other
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
-    with listening() as compiled, Clocks(f"GPU-{uuid}" if uuid else None) as clocks:
+    with (
+        listening() as compiled,
+        Clocks(f"GPU-{str(uuid).removeprefix('GPU-')}" if uuid else None) as clocks,
+    ):
         try:
             complete = do(job, dtype, device, clock, pen, clocks, request)
         finally:
             if compiled.summary():
-                pen.finish(f"compiled in process {os.getpid()}", compiled=[{"job": job.name, **compiled.summary()[0]}])
+                pen.finish(
+                    f"compiled in process {os.getpid()}",
+                    compiled=[{"job": job.name, **compiled.summary()[0]}],
+                )
     return COMPLETE if complete else INCOMPLETE
 
 
@@ -57,7 +65,13 @@ def _import_ahead() -> None:
 
 
 def do(
-    job: Job, dtype: torch.dtype, device: torch.device, clock: Clock, pen: Pen, clocks: Clocks, request: dict[str, Any]
+    job: Job,
+    dtype: torch.dtype,
+    device: torch.device,
+    clock: Clock,
+    pen: Pen,
+    clocks: Clocks,
+    request: dict[str, Any],
 ) -> bool:
     """The job, in this process. True if it is complete."""
     on_gpu = device.type == "cuda"

@@ -1,6 +1,8 @@
-"""What a run on a GPU has found so far: a file of JSON lines, one a finished piece, on disk before the next piece begins.
+"""What a run on a GPU has found so far: a file of JSON lines, one a finished piece, on disk before
+the next piece begins.
 
-Several processes write to it in turn. A kill loses the piece that was under way, and ``--resume`` goes on with the rest.
+Several processes write to it in turn. A kill loses the piece that was under way, and ``--resume``
+goes on with the rest.
 """
 
 import ctypes
@@ -13,6 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# What an error says after which nothing runs in its process any more.
+BROKEN_DEVICE = (
+    "illegal memory access", "unspecified launch failure", "device-side assert", "misaligned address", "illegal instruction",
+)  # fmt: skip
 Entry = dict[str, Any]
 TABLES = ("rows", "kernels", "compiled", "blocks", "attack", "checks", "tuning", "notes")
 
@@ -21,7 +27,8 @@ class Journal:
     """Entries by kind:
 
     - run: the settings, once at the top;
-    - start: ``job``, ``part`` and ``who`` have begun, which says what was under way when a process died;
+    - start: ``job``, ``part`` and ``who`` have begun, which says what was under way when a process
+      died;
     - part: ``job`` and ``part`` are finished; a list of rows for each of ``TABLES`` that got some;
     - end: ``job`` has an ``outcome``, a ``why`` and ``seconds``;
     - collected, test: see ``test_log.py``.
@@ -119,13 +126,19 @@ class Pen:
 
     def finish(self, part: str, **rows: list[dict[str, Any]]) -> None:
         """``rows``: lists for ``TABLES``."""
-        self.journal.write("part", job=self.job, part=part, **{table: found for table, found in rows.items() if found})
+        self.journal.write(
+            "part",
+            job=self.job,
+            part=part,
+            **{table: found for table, found in rows.items() if found},
+        )
         self.done.add(part)
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends, so that nobody else writes to a journal that is resumed.
-    Linux only; elsewhere nothing happens."""
+    """Have the kernel end this process when the one that started it ends, so that nobody else
+    writes to a journal that is resumed. Linux only; elsewhere nothing happens.
+    """
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,6 @@
-"""What a run on a GPU found, as Markdown: first what is wrong and how the goals stand, then the tables."""
+"""What a run on a GPU found, as Markdown: first what is wrong and how the goals stand, then the
+tables.
+"""
 
 from collections import Counter
 from typing import Any
@@ -19,7 +21,10 @@ YES_NO = {True: "yes", False: "**no**", None: "–"}
 def markdown(content: dict[str, Any]) -> str:
     """The whole report."""
     lines = [f"# {content['device']['name']}, {content['date']}", ""]
-    lines += [", ".join(f"{name} {version}" for name, version in content["versions"].items()) + ".", ""]
+    lines += [
+        ", ".join(f"{name} {version}" for name, version in content["versions"].items()) + ".",
+        "",
+    ]
     if not content["finished"]:
         lines += [f"Not finished: {content['why_not_finished']}.", ""]
     if "CPU" in content["device"]["name"]:
@@ -35,12 +40,19 @@ def markdown(content: dict[str, Any]) -> str:
         "Checks",
         "check|shape|passed|why",
         [
-            [r["check"], r["shape"], "not run" if r["passed"] is None else YES_NO[r["passed"]], r["why"]]
+            [
+                r["check"],
+                r["shape"],
+                "not run" if r["passed"] is None else YES_NO[r["passed"]],
+                r["why"],
+            ]
             for r in content["checks"]
         ],
     )
     lines += _section(
-        "Block sizes now and before", "product|shape|pass|ms|ms before|now|before", [_blocks(row) for row in content["blocks"]]
+        "Block sizes now and before",
+        "product|shape|pass|ms|ms before|now|before",
+        [_blocks(row) for row in content["blocks"]],
     )
     lines += _section(
         "PGD on a whole model",
@@ -55,14 +67,23 @@ def markdown(content: dict[str, Any]) -> str:
     ]
     lines += _section("Compiling", "job|kernels|seconds|from the cache|longest", compiled)
     if content["tuning"]:
-        lines += ["## Tuning", "", "```python", *(row["text"] for row in content["tuning"]), "```", ""]
+        lines += [
+            "## Tuning",
+            "",
+            "```python",
+            *(row["text"] for row in content["tuning"]),
+            "```",
+            "",
+        ]
     jobs = [[job["job"], job["outcome"], f"{job['seconds']:.0f}", job["why"]] for job in content["jobs"]]
     lines += _section("Jobs", "job|outcome|seconds|why", jobs)
     where: dict[tuple[str, str], list[str]] = {}
     for note in content["notes"]:
         where.setdefault((note["implementation"], note["why"]), []).append(f"{note['shape']} {note['routing']}")
     lines += _section(
-        "Notes", "implementation|where|what", [[name, ", ".join(places), why] for (name, why), places in where.items()]
+        "Notes",
+        "implementation|where|what",
+        [[name, ", ".join(places), why] for (name, why), places in where.items()],
     )
     return "\n".join(lines).rstrip() + "\n"
 
@@ -102,7 +123,15 @@ def _figure(row: Row, name: str, form: str, scale: float = 1.0) -> str:
 
 def _blocks(row: Row) -> list[str]:
     if "ms" not in row:
-        return [row["product"], row["shape"], row["why"], "–", "–", row.get("present", "–"), row.get("former", "–")]
+        return [
+            row["product"],
+            row["shape"],
+            row["why"],
+            "–",
+            "–",
+            row.get("present", "–"),
+            row.get("former", "–"),
+        ]
     return [
         row["product"],
         row["shape"],
@@ -135,7 +164,13 @@ def _layers(rows: list[Row]) -> list[str]:
         biases = ", biases" if first["bias"] else ""
         sizes = f"(T, D, F, E, K) = {tuple(first['sizes'])}, {first['activation']}{biases}."
         columns = "pass|implementation|ms|p20–p80|TFLOP/s|of product|GB/s|of copy|H100 limit ms|peak MB|saved MB|host ms|error|MHz, W, °C"
-        lines += [f"### {place[0]}, {place[1]}, {place[2]}", "", sizes, "", *table(columns, [_cells(row) for row in here])]
+        lines += [
+            f"### {place[0]}, {place[1]}, {place[2]}",
+            "",
+            sizes,
+            "",
+            *table(columns, [_cells(row) for row in here]),
+        ]
     return lines
 
 
@@ -153,7 +188,16 @@ def _cells(row: Row) -> list[str]:
 
 
 def _kernels(rows: list[Row]) -> list[str]:
-    lines = ["## Kernels by themselves", "", "Microseconds of each launch in a call, by torch's profiler.", ""] if rows else []
+    lines = (
+        [
+            "## Kernels by themselves",
+            "",
+            "Microseconds of each launch in a call, by torch's profiler.",
+            "",
+        ]
+        if rows
+        else []
+    )
     for place in dict.fromkeys((r["shape"], r["routing"], r["dtype"], r["pass"]) for r in rows):
         here = [r for r in rows if (r["shape"], r["routing"], r["dtype"], r["pass"]) == place]
         cells = [[r["kernel"], str(r["number"] or "all"), f"{r['us']:.1f}", f"{r['share']:.1%}"] for r in here]

@@ -1,4 +1,6 @@
-"""Measure one layer under one routing: check how far each is from the reference, then time them beside each other."""
+"""Measure one layer under one routing: check how far each is from the reference, then time them
+beside each other.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,27 +9,58 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ironmoe.bench.gpu.journal import Pen
+from ironmoe.bench.gpu.journal import BROKEN_DEVICE, Pen
 from ironmoe.bench.gpu.observe import Clocks, kernel_times
 from ironmoe.bench.passes import DX, FULL, INFERENCE, PASSES, PGD, Build, peak_bytes, saved_bytes
-from ironmoe.bench.peers import DENSE, IRONMOE, OURS, PEERS, TOLERANCE, dense, disagreement, errors, reference
-from ironmoe.bench.roofline import Work, combine_work, dispatch_work, limit_ms, linf_step_work, needed_flops, topk_work
+from ironmoe.bench.peers import (
+    DENSE,
+    IRONMOE,
+    OURS,
+    PEERS,
+    TOLERANCE,
+    dense,
+    disagreement,
+    errors,
+    reference,
+)
+from ironmoe.bench.roofline import (
+    Work,
+    combine_work,
+    dispatch_work,
+    limit_ms,
+    linf_step_work,
+    needed_flops,
+    topk_work,
+)
 from ironmoe.bench.shapes import Problem, Shape, dense_problem, make_problem
-from ironmoe.bench.timing import Clock, OutOfTime, Timing, copy, interleaved, square_product, time_limit
+from ironmoe.bench.timing import (
+    Clock,
+    OutOfTime,
+    Timing,
+    copy,
+    interleaved,
+    square_product,
+    time_limit,
+)
 from ironmoe.kernels import combine, plan_dispatch, topk_route
 from ironmoe.kernels.attack_step import linf_step
 
 CHECK_SECONDS = 45.0  # for a peer to compile, tune itself and be checked
 PRODUCT, COPY = "product", "copy"
-CHECK, MOVERS, PROFILE = "check", "kernels that move rows", "kernels in a pass"  # parts beside the passes
-FATAL = ("illegal memory access", "unspecified launch failure", "device-side assert")  # nothing runs after one of these
+CHECK, MOVERS, PROFILE = (
+    "check",
+    "kernels that move rows",
+    "kernels in a pass",
+)  # parts beside the passes
 
 Row = dict[str, Any]
 T = TypeVar("T")
 
 
 class Entrant(NamedTuple):
-    """An implementation that is timed: on which tensors, how far it is from the reference, and in words if that is too far."""
+    """An implementation that is timed: on which tensors, how far it is from the reference, and in
+    words if that is too far.
+    """
 
     build: Build
     problem: Problem
@@ -44,13 +77,20 @@ class Case:
         rounds: int = 20, without: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """``without``: peers that are left out, because an earlier process died of them."""
-        self.shape, self.routing, self.dtype, self.device, self.clock = shape, routing, dtype, device, clock
+        self.shape, self.routing, self.dtype, self.device, self.clock = (
+            shape,
+            routing,
+            dtype,
+            device,
+            clock,
+        )
         self.pen, self.rounds, self.without = pen, rounds, without
         self.rows: list[Row] = []
         self.notes: list[dict[str, str]] = []
 
     def measure(self, clocks: Clocks) -> bool:
-        """Everything that the clock allows and that ``pen`` has not got yet. Whoever fails costs its own rows only.
+        """Everything that the clock allows and that ``pen`` has not got yet. Whoever fails costs
+        its own rows only.
 
         Returns:
             True if nothing is left to do.
@@ -71,7 +111,9 @@ class Case:
         return self.clock.left() > 0 or all(part in self.pen.done for part in missing)
 
     def _ready(self, missing: list[str], clocks: Clocks) -> list[Callable[[], None]]:
-        """What is left to do, once everything that it needs is there; nothing if we cannot do this layer at all."""
+        """What is left to do, once everything that it needs is there; nothing if we cannot do this
+        layer at all.
+        """
         problem = (
             self._attempt("all", partial(make_problem, self.shape, self.routing, self.dtype, self.device)) if missing else None
         )
@@ -81,11 +123,16 @@ class Case:
         limit = self._attempt(DENSE, partial(dense_problem, problem), part=DENSE)
         if limit is not None:
             entrants[DENSE] = Entrant(dense, limit)
-        others = {MOVERS: partial(self._measure_movers, problem), PROFILE: partial(self._profile, entrants[OURS])}
+        others = {
+            MOVERS: partial(self._measure_movers, problem),
+            PROFILE: partial(self._profile, entrants[OURS]),
+        }
         return [others[part] if part in others else partial(self._measure_pass, part, entrants, clocks) for part in missing]
 
     def _check(self, problem: Problem) -> dict[str, Entrant]:
-        """All that can do the problem, those that compute something else too: that is shown beside their times."""
+        """All that can do the problem, those that compute something else too: that is shown beside
+        their times.
+        """
         entrants: dict[str, Entrant] = {}
         correct = self._attempt("reference", partial(reference, problem))
         if correct is None:
@@ -115,7 +162,10 @@ class Case:
             if ready is not None:
                 prepared[name] = ready
         size = 8192 if self.device.type == "cuda" else 256
-        runs = {PRODUCT: square_product(size, self.device), **{name: run for name, (run, _) in prepared.items()}}
+        runs = {
+            PRODUCT: square_product(size, self.device),
+            **{name: run for name, (run, _) in prepared.items()},
+        }
         start = time.monotonic()
         timings = self._attempt("all", partial(interleaved, runs, self.device, self.rounds), part=pass_name)
         if timings is None or OURS not in prepared:
@@ -124,10 +174,17 @@ class Case:
             tflops = needed_flops(self.shape, pass_name) / timings[name].ms * 1e-9
             product_tflops = 2 * size**3 / timings[PRODUCT].ms * 1e-9
             limit = limit_ms(self.shape, pass_name) if self.dtype.itemsize == 2 else None
-            figures = {"tflops": tflops, "share_of_product": tflops / product_tflops, "product_tflops": product_tflops}
+            figures = {
+                "tflops": tflops,
+                "share_of_product": tflops / product_tflops,
+                "product_tflops": product_tflops,
+            }
             agreement = _agreement(entrants[name], self.dtype)
             self._add(
-                name, pass_name, timings[name], {**figures, "limit_ms": limit, **memory, **agreement, **clocks.since(start)}
+                name,
+                pass_name,
+                timings[name],
+                {**figures, "limit_ms": limit, **memory, **agreement, **clocks.since(start)},
             )
         self._flush(pass_name)
 
@@ -166,7 +223,9 @@ class Case:
         self.notes.append({"implementation": name, **self._place(), "kind": kind, "why": why})
 
     def _attempt(self, name: str, work: Callable[[], T], seconds: float = float("inf"), part: str = CHECK) -> T | None:
-        """The result of ``work``; None, and a note, if it fails or takes longer than its seconds or the clock allows."""
+        """The result of ``work``; None, and a note, if it fails or takes longer than its seconds or
+        the clock allows.
+        """
         seconds = min(seconds, self.clock.left())
         self.pen.begin(part, name)
         try:
@@ -177,7 +236,7 @@ class Case:
         except Exception as error:  # whatever a peer throws; a note has it
             first_line = (str(error).strip().splitlines() or [""])[0]
             self._note(name, "failed", f"{part}: {type(error).__name__}: {first_line}"[:300])
-            if any(sign in str(error) for sign in FATAL):
+            if any(sign in str(error) for sign in BROKEN_DEVICE):
                 self._flush(f"{part} of {name}")
                 raise RuntimeError(f"{name} broke the device at {self.shape.name}, {part}: {error}") from error
         if self.device.type == "cuda":
@@ -188,7 +247,11 @@ class Case:
 def _agreement(entrant: Entrant, dtype: torch.dtype) -> dict[str, Any]:
     if entrant.error is None:
         return {}
-    return {"error": entrant.error, "allowed": TOLERANCE[dtype], "agrees": entrant.disagreement is None}
+    return {
+        "error": entrant.error,
+        "allowed": TOLERANCE[dtype],
+        "agrees": entrant.disagreement is None,
+    }
 
 
 def _prepare(pass_name: str, entrant: Entrant) -> tuple[Callable[[], Any], dict[str, int | None]]:
@@ -217,7 +280,10 @@ def _time_movers(problem: Problem, rounds: int) -> list[tuple[str, Timing, dict[
         (topk_work(shape), lambda: topk_route(logits, shape.top_k)),
         (dispatch_work(shape), lambda: plan_dispatch(problem.experts, shape.num_experts)),
         (combine_work(shape, dtype.itemsize), lambda: combine(rows, routing, dispatch)),
-        (linf_step_work(shape, dtype.itemsize), lambda: linf_step(point, problem.dy, low, high, alpha, image_dtype=dtype)),
+        (
+            linf_step_work(shape, dtype.itemsize),
+            lambda: linf_step(point, problem.dy, low, high, alpha, image_dtype=dtype),
+        ),
     ]
     copied = 1 << (30 if device.type == "cuda" else 22)
     timings = interleaved({COPY: copy(copied, device), **{work.kernel: run for work, run in kernels}}, device, rounds)
@@ -225,7 +291,12 @@ def _time_movers(problem: Problem, rounds: int) -> list[tuple[str, Timing, dict[
     figures = []
     for work, _ in kernels:
         rate = work.bytes / timings[work.kernel].ms * 1e-6
-        shares = {"gb_per_s": rate, "copy_gb_per_s": copy_rate, "share_of_copy": rate / copy_rate, "limit_ms": work.ms}
+        shares = {
+            "gb_per_s": rate,
+            "copy_gb_per_s": copy_rate,
+            "share_of_copy": rate / copy_rate,
+            "limit_ms": work.ms,
+        }
         figures.append((work.kernel, timings[work.kernel], shares))
     return figures
 

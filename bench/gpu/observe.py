@@ -1,4 +1,6 @@
-"""What a GPU does meanwhile: the time of each kernel by torch's profiler, of compiling by Triton, and its clock and power by nvidia-smi."""
+"""What a GPU does meanwhile: the time of each kernel by torch's profiler, of compiling by Triton,
+and its clock and power by nvidia-smi.
+"""
 
 import shutil
 import subprocess
@@ -23,7 +25,9 @@ LONGEST_NAME = 60  # torch's own kernels have names of hundreds of letters
 
 
 class Launch(NamedTuple):
-    """One launch within a call. ``number``: the how many-th of its kernel; us: median over the calls; share: of the call's kernels."""
+    """One launch within a call. ``number``: the how many-th of its kernel; us: median over the
+    calls; share: of the call's kernels.
+    """
 
     kernel: str
     number: int
@@ -32,7 +36,9 @@ class Launch(NamedTuple):
 
 
 def kernel_times(run: Callable[[], Any], device: torch.device) -> list[Launch]:
-    """Every launch of a call, in order. Empty where the profiler sees no kernels: on CPU, or where counters may not be read."""
+    """Every launch of a call, in order. Empty where the profiler sees no kernels: on CPU, or where
+    counters may not be read.
+    """
     if device.type != "cuda":
         return []
     run()
@@ -45,8 +51,9 @@ def kernel_times(run: Callable[[], Any], device: torch.device) -> list[Launch]:
 
 
 def launches_of(events: Any, calls: int) -> list[Launch]:
-    """From the events of the profiler to launches. A kernel that does not run equally often in each call is averaged over all its runs,
-    as number 0."""
+    """From the events of the profiler to launches. A kernel that does not run equally often in each
+    call is averaged over all its runs, as number 0.
+    """
     kernels = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
     kernels.sort(key=lambda event: event.time_range.start)
     times: dict[str, list[float]] = defaultdict(list)  # in the order of each kernel's first run
@@ -62,7 +69,9 @@ def launches_of(events: Any, calls: int) -> list[Launch]:
 
 
 class Compiled(NamedTuple):
-    """Kernels compiled now, their seconds, those found in Triton's cache instead, and which took longest."""
+    """Kernels compiled now, their seconds, those found in Triton's cache instead, and which took
+    longest.
+    """
 
     kernels: int
     seconds: float
@@ -94,7 +103,9 @@ class CompileTimes:
 
 @contextmanager
 def listening() -> Iterator[CompileTimes]:
-    """To all that Triton compiles in this process inside the block; to nothing where there is no Triton."""
+    """To all that Triton compiles in this process inside the block; to nothing where there is no
+    Triton.
+    """
     listener = CompileTimes()
     if find_spec("triton") is None:
         yield listener
@@ -118,7 +129,9 @@ class Reading(NamedTuple):
 
 
 class Clocks:
-    """Reads in a thread while the block runs. Without nvidia-smi, or where it gives no numbers, there are no readings."""
+    """Reads in a thread while the block runs. Without nvidia-smi, or where it gives no numbers,
+    there are no readings.
+    """
 
     def __init__(self, gpu: str | None = None) -> None:
         """``gpu``: its UUID; None where there is none."""
@@ -137,13 +150,20 @@ class Clocks:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._over.set()
         if self._thread is not None:
             self._thread.join(5)
 
     def since(self, when: float) -> dict[str, float]:
-        """The medians after a moment of ``time.monotonic``, by name; empty if nothing was read since."""
+        """The medians after a moment of ``time.monotonic``, by name; empty if nothing was read
+        since.
+        """
         found = [reading for reading in self.readings if reading.when >= when]
         names = Reading._fields[1:] if found else ()
         return {name: median(getattr(reading, name) for reading in found) for name in names}

@@ -1,7 +1,7 @@
 """A process for each job, as the run sees it.
 
-So a kernel that never ends, or that leaves the GPU in a state in which nothing runs any more, costs one job: its process is
-ended, and the next one starts afresh.
+So a kernel that never ends, or that leaves the GPU in a state in which nothing runs any more, costs
+one job: its process is ended, and the next one starts afresh.
 """
 
 import json
@@ -28,7 +28,11 @@ class Child:
     def __init__(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process
         self._process = subprocess.Popen(
-            CHILD, stdin=subprocess.PIPE, stdout=self._errors, stderr=subprocess.STDOUT, start_new_session=True
+            CHILD,
+            stdin=subprocess.PIPE,
+            stdout=self._errors,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def run(self, request: dict[str, Any], seconds: float, watch: Callable[[], None]) -> tuple[str, str]:

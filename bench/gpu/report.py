@@ -1,4 +1,6 @@
-"""What a run on a GPU found, against the goals: what was missed, what is wrong, and what is said while it runs."""
+"""What a run on a GPU found, against the goals: what was missed, what is wrong, and what is said
+while it runs.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -11,13 +13,18 @@ from ironmoe.bench.roofline import MOVES_ROWS
 from ironmoe.bench.shapes import MAIN
 
 Row = dict[str, Any]
-GOAL_DEVICES, GOAL_DTYPE = ("H100", "H200"), "bfloat16"  # the same processors; an H200 has faster memory
+GOAL_DEVICES, GOAL_DTYPE = (
+    ("H100", "H200"),
+    "bfloat16",
+)  # the same processors; an H200 has faster memory
 GOAL_TFLOPS = {FORWARD: 550.0, DX: 520.0, FULL: 480.0}
 GOAL_DX_OF_FULL, GOAL_MOVING_SHARE, GOAL_ROUTER_SHARE = 0.68, 0.10, 0.80
 
 
 class Goal(NamedTuple):
-    """``met`` is None where what it needs was not measured; False where the results were wrong, whatever their time."""
+    """``met`` is None where what it needs was not measured; False where the results were wrong,
+    whatever their time.
+    """
 
     text: str
     measured: str
@@ -75,7 +82,11 @@ def _fused_goal(rows: list[Row]) -> Goal:
     if not ratios:
         return Goal(text, "not measured", None)
     closest = min(ratios, key=lambda name: ratios[name])
-    return Goal(text, f"the best of {len(ratios)} takes {ratios[closest]:.2f} of our time ({closest})", ratios[closest] >= 1)
+    return Goal(
+        text,
+        f"the best of {len(ratios)} takes {ratios[closest]:.2f} of our time ({closest})",
+        ratios[closest] >= 1,
+    )
 
 
 def _place(row: Row) -> tuple[str, ...]:

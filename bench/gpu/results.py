@@ -1,4 +1,6 @@
-"""The files of a run on a GPU: <gpu>-<date>.json and .md, made from its journal, which stays until everything is done."""
+"""The files of a run on a GPU: <gpu>-<date>.json and .md, made from its journal, which stays until
+everything is done.
+"""
 
 import json
 import platform
@@ -18,7 +20,16 @@ from ironmoe.bench.run_folder import differences, write_atomically
 from ironmoe.bench.versions import versions
 
 JOURNAL = ".jsonl"
-PACKAGES = ("ironmoe", "torch", "triton", "numpy", "transformers", "liger-kernel", "moe-ops", "grouped-mm-bf16")
+PACKAGES = (
+    "ironmoe",
+    "torch",
+    "triton",
+    "numpy",
+    "transformers",
+    "liger-kernel",
+    "moe-ops",
+    "grouped-mm-bf16",
+)
 
 
 class ResultsError(ValueError):
@@ -32,10 +43,15 @@ class Results:
         """Begin a run, or go on with the newest one in ``out`` that is not finished.
 
         Raises:
-            ResultsError: there is none, or it was measured on another device, with other versions, or in another dtype.
+            ResultsError: there is none, or it was measured on another device, with other versions,
+            or in another dtype.
         """
         self.device = describe(device)
-        settings = {"device": self.device, "versions": installed(), "dtype": str(dtype).removeprefix("torch.")}
+        settings = {
+            "device": self.device,
+            "versions": installed(),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
         if resume:
             self.journal, self.head = _interrupted(out, json.loads(json.dumps(settings)))
         else:
@@ -48,7 +64,9 @@ class Results:
         self._missing: list[str] = []
 
     def write(self, missing: list[str] | None = None, why: str = "") -> dict[str, Any]:
-        """Both files, whole or not at all. ``missing``: the jobs that are not done; by default those of the last call."""
+        """Both files, whole or not at all. ``missing``: the jobs that are not done; by default
+        those of the last call.
+        """
         self._missing = self._missing if missing is None else missing
         content = self._content(why)
         write_atomically(self.stem.with_name(self.stem.name + ".json"), json.dumps(content, indent=1))
@@ -74,7 +92,10 @@ class Results:
         ends = outcomes(entries)
         is_goal_device = any(name in self.device["name"] for name in GOAL_DEVICES)
         not_begun = [name for name in self._missing if name not in ends]
-        jobs = [*ends.values(), *({"job": name, "outcome": "not begun", "why": "", "seconds": 0.0} for name in not_begun)]
+        jobs = [
+            *ends.values(),
+            *({"job": name, "outcome": "not begun", "why": "", "seconds": 0.0} for name in not_begun),
+        ]
         return {
             **{name: self.head[name] for name in ("date", "device", "versions", "dtype", "minutes")},
             "finished": not self._missing and not why,
@@ -112,7 +133,11 @@ def describe(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         return {"name": f"{platform.machine()} CPU"}
     properties = torch.cuda.get_device_properties(device)
-    command = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=driver_version,clocks.max.sm,power.limit",
+        "--format=csv,noheader",
+    ]
     return {
         "name": properties.name, "memory_bytes": properties.total_memory, "processors": properties.multi_processor_count,
         "driver, clock, power": _output(command),
@@ -120,7 +145,9 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def installed() -> dict[str, str]:
-    """Versions of everything that can change a number and is installed; the commit where this is a checkout."""
+    """Versions of everything that can change a number and is installed; the commit where this is a
+    checkout.
+    """
     found = {name: version for name, version in versions(PACKAGES).items() if version != "not installed"}
     commit = _output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"])
     return found | {"cuda": str(torch.version.cuda)} | ({"commit": commit} if commit and TESTS.is_dir() else {})

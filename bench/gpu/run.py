@@ -1,4 +1,6 @@
-"""The jobs one after the other, within the minutes; what they find is said, and on disk, as it comes."""
+"""The jobs one after the other, within the minutes; what they find is said, and on disk, as it
+comes.
+"""
 
 import time
 from collections.abc import Callable
@@ -57,7 +59,13 @@ class Run:
             outcome, why = run_suite(seconds, self.journal, self._watch)
         else:
             outcome, why = self._in_child(job, seconds, is_last)
-        self.journal.write("end", job=job.name, outcome=outcome, why=why, seconds=round(time.monotonic() - start, 1))
+        self.journal.write(
+            "end",
+            job=job.name,
+            outcome=outcome,
+            why=why,
+            seconds=round(time.monotonic() - start, 1),
+        )
         self._watch()
         if outcome != "done":
             self.say(f"{job.name}: {outcome}{': ' if why else ''}{why}")
@@ -124,7 +132,9 @@ class Run:
 
 
 def run_bench_gpu(options: Options, say: Callable[[str], None] = print) -> int:
-    """Everything. 0 if the tests passed, or were not asked for, and nothing of ours was wrong, failed or hung; else 1."""
+    """Everything. 0 if the tests passed, or were not asked for, and nothing of ours was wrong,
+    failed or hung; else 1.
+    """
     run = Run(options, say)
     results = run.results
     why = ""

@@ -16,7 +16,11 @@ from ironmoe.bench.gpu.journal import Entry, Journal
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
-DEVICE_TESTS = ("tests/device", "tests/kernels/test_operators.py", "tests/kernels/gpu")  # the others compute on the CPU
+DEVICE_TESTS = (
+    "tests/device",
+    "tests/kernels/test_operators.py",
+    "tests/kernels/gpu",
+)  # the others compute on the CPU
 STAND_INS = (
     "hypothesis",
 )  # tests/conftest.py puts something in their place: the tests that need them are skipped, not their files
@@ -30,9 +34,13 @@ IMPORT = re.compile(r"^(?:from|import)\s+(\w+)", re.MULTILINE)
 
 
 def run_suite(
-    seconds: float, journal: Journal, watch: Callable[[], None] = lambda: None, paths: tuple[str, ...] = DEVICE_TESTS
+    seconds: float,
+    journal: Journal,
+    watch: Callable[[], None] = lambda: None,
+    paths: tuple[str, ...] = DEVICE_TESTS,
 ) -> tuple[str, str]:
-    """Run the tests that ``journal`` has no outcome of, for so many seconds at most. Each outcome is in the journal at once.
+    """Run the tests that ``journal`` has no outcome of, for so many seconds at most. Each outcome
+    is in the journal at once.
 
     Args:
         watch: called about twice a second meanwhile.
@@ -49,8 +57,21 @@ def run_suite(
     if needed_by_all:
         return "not run", "; ".join(f"{name} needs {', '.join(missing)}" for name, missing in needed_by_all.items())
     journal.write("left out", files=left_out)
-    command = [sys.executable, "-m", "pytest", *paths, "-p", "ironmoe.bench.gpu.suite_log", "-p", "no:cacheprovider"]
-    command += ["--continue-on-collection-errors", *(f"--ignore={name}" for name in left_out), *_workers()]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *paths,
+        "-p",
+        "ironmoe.bench.gpu.suite_log",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += [
+        "--continue-on-collection-errors",
+        *(f"--ignore={name}" for name in left_out),
+        *_workers(),
+    ]
     end = time.monotonic() + seconds
     for _ in range(STARTS):
         returncode, output = _run(command, end - time.monotonic(), journal, watch)
@@ -70,8 +91,9 @@ def run_suite(
 
 
 def summary(entries: list[Entry]) -> dict[str, Any] | None:
-    """counts by word; not_run: how many tests by (file, reason); failures: what failed and why; seconds of the longest. None before
-    there are tests."""
+    """counts by word; not_run: how many tests by (file, reason); failures: what failed and why;
+    seconds of the longest. None before there are tests.
+    """
     tests = outcomes_of_tests(entries)
     left_out = next((entry["files"] for entry in reversed(entries) if entry["kind"] == "left out"), None)
     if left_out is None:
@@ -127,8 +149,11 @@ def _ended(output: str) -> bool:
 
 
 def _run(command: list[str], seconds: float, journal: Journal, watch: Callable[[], None]) -> tuple[int | None, str]:
-    """(exit status, or None if it took too long; output). Whatever the tests started ends with them."""
-    environment = os.environ | {LOG: str(journal.path.resolve())}
+    """(exit status, or None if it took too long; output). Whatever the tests started ends with
+    them.
+    """
+    # One thread each: the float64 twins of a dozen processes would only wait for each other.
+    environment = os.environ | {LOG: str(journal.path.resolve()), "OMP_NUM_THREADS": "1"}
     output_file = journal.path.with_suffix(".pytest.txt")
     end = time.monotonic() + seconds
     with open(output_file, "w") as output:
@@ -161,6 +186,8 @@ def _files(paths: tuple[str, ...]) -> list[Path]:
 
 
 def _missing(file: Path) -> list[str]:
-    """Packages that a test file imports at its top and that are not installed; its neighbours in the folder count as installed."""
+    """Packages that a test file imports at its top and that are not installed; its neighbours in
+    the folder count as installed.
+    """
     names = sorted(set(IMPORT.findall(file.read_text())) - set(STAND_INS))
     return [name for name in names if not (file.parent / f"{name}.py").is_file() and find_spec(name) is None]

@@ -1,9 +1,11 @@
-"""A pytest plugin that logs each test to a journal at once, goes on where the log ends, and keeps one test from spoiling the others.
+"""A pytest plugin that logs each test to a journal at once, goes on where the log ends, and keeps
+one test from spoiling the others.
 
-``pytest -p ironmoe.bench.gpu.suite_log`` with the journal's path in ``IRONMOE_TEST_LOG``. Under xdist the controller writes.
+``pytest -p ironmoe.bench.gpu.suite_log`` with the journal's path in ``IRONMOE_TEST_LOG``. Under
+xdist the controller writes.
 
-A test that hangs ends its process after TEST_SECONDS, and so does one that leaves the GPU in a state in which nothing runs any more;
-xdist starts another worker, and ``suite.py`` another pytest.
+A test that hangs ends its process after TEST_SECONDS, and so does one that leaves the GPU in a
+state in which nothing runs any more; xdist starts another worker, and ``suite.py`` another pytest.
 """
 
 import faulthandler
@@ -15,11 +17,10 @@ from typing import Any
 
 import pytest
 
-from ironmoe.bench.gpu.journal import Journal, end_with_parent
+from ironmoe.bench.gpu.journal import BROKEN_DEVICE, Journal, end_with_parent
 from ironmoe.bench.gpu.suite import LOG, outcomes_of_tests
 
 TEST_SECONDS = float(os.environ.get("IRONMOE_TEST_SECONDS", "150"))
-BROKEN_DEVICE = ("illegal memory access", "unspecified launch failure", "device-side assert", "misaligned address")
 MESSAGE = 400  # letters of a failure or a reason
 
 _in_worker = "PYTEST_XDIST_WORKER" in os.environ
@@ -29,7 +30,9 @@ _done: frozenset[str] = frozenset()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What is done already, as the log says before anything starts: all workers have to collect the same tests, later ones too."""
+    """What is done already, as the log says before anything starts: all workers have to collect the
+    same tests, later ones too.
+    """
     global _done
     if _journal and not _in_worker:
         end_with_parent()
@@ -54,12 +57,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if _journal and not _in_worker and session.items:
-        _journal.write("collected", count=len(session.items), files=_files(item.nodeid for item in session.items))
+        _journal.write(
+            "collected",
+            count=len(session.items),
+            files=_files(item.nodeid for item in session.items),
+        )
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     if _journal and not _in_worker and report.failed:
-        _journal.write("test", test=report.nodeid, outcome="failed", seconds=0.0, why=report.longreprtext[-MESSAGE:])
+        _journal.write(
+            "test",
+            test=report.nodeid,
+            outcome="failed",
+            seconds=0.0,
+            why=report.longreprtext[-MESSAGE:],
+        )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -78,7 +91,9 @@ def _files(ids: Any) -> dict[str, int]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """In the process that runs the test. The watch over a hang is a thread of C, which no kernel that never ends can hold up."""
+    """In the process that runs the test. The watch over a hang is a thread of C, which no kernel
+    that never ends can hold up.
+    """
     faulthandler.dump_traceback_later(TEST_SECONDS, exit=True, file=sys.__stderr__ or 2)
     try:
         return (yield)

@@ -1,4 +1,5 @@
-"""Try the neighbours of each product's blocks on real shapes and propose rows for the table in ``kernels/tuning.py``.
+"""Try the neighbours of each product's blocks on real shapes and propose rows for the table in
+``kernels/tuning.py``.
 
 All are timed in turns with the present row; a candidate must compute what the present row computes.
 """
@@ -35,7 +36,9 @@ TUNED = ("gated", "hidden_gradient", "plain", "weight_gradient", *ACTIVATION_OF)
 
 
 class Proposal(NamedTuple):
-    """What was found for one product: ``blocks`` is the present row where nothing was faster. Times in ms."""
+    """What was found for one product: ``blocks`` is the present row where nothing was faster. Times
+    in ms.
+    """
 
     product: str
     table: str
@@ -55,10 +58,16 @@ class Proposal(NamedTuple):
 
 
 def tune(
-    dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen, shape: Shape = MAIN, rounds: int = 20
+    dtype: torch.dtype,
+    device: torch.device,
+    left: Callable[[], float],
+    pen: Pen,
+    shape: Shape = MAIN,
+    rounds: int = 20,
 ) -> bool:
-    """A proposal for each product on ``shape`` (for ungated units on a V-MoE layer, for interleaved ones on gpt-oss's) while
-    ``left()`` seconds are > 0. True if there was time for all."""
+    """A proposal for each product on ``shape`` (for ungated units on a V-MoE layer, for interleaved
+    ones on gpt-oss's) while ``left()`` seconds are > 0. True if there was time for all.
+    """
     products = [product for product in TUNED if product not in pen.done]
     for i, product in enumerate(products):
         if left() <= 0:
@@ -85,8 +94,10 @@ def shape_for(product: str, shape: Shape) -> Shape:
 
 
 def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
-    """All that differ by one step in one field, or in two that belong together: columns with the parts of the epilogue or with warps,
-    terms of a step with stages. ``m`` is fixed but for the weight gradient: the tiles are cut before."""
+    """All that differ by one step in one field, or in two that belong together: columns with the
+    parts of the epilogue or with warps, terms of a step with stages. ``m`` is fixed but for the
+    weight gradient: the tiles are cut before.
+    """
     of_weights = product == "weight_gradient"
     steps: dict[str, tuple[float, ...]] = {
         "n": (0.5, 2), "k": (0.5, 2), "warps": (0.5, 2), "stages": (-1, 1),
@@ -153,7 +164,12 @@ def table_of(product: str, dtype: torch.dtype, rows: int, chip: Chip) -> str:
 
 
 def propose(
-    product: str, shape: Shape, dtype: torch.dtype, device: torch.device, left: Callable[[], float], rounds: int = 20
+    product: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    left: Callable[[], float],
+    rounds: int = 20,
 ) -> Proposal:
     """The best of the neighbours.
 
@@ -185,10 +201,25 @@ def propose(
     best = min(times, key=lambda name: times[name])
     if times[best] > WORTH_IT * times[PRESENT]:
         best = PRESENT
-    return Proposal(product, table, shape.name, present, times[PRESENT], ready[best], times[best], times, refused)
+    return Proposal(
+        product,
+        table,
+        shape.name,
+        present,
+        times[PRESENT],
+        ready[best],
+        times[best],
+        times,
+        refused,
+    )
 
 
-def objection(run: Callable[[], list[Tensor]], expected: list[Tensor], dtype: torch.dtype, left: Callable[[], float]) -> str:
+def objection(
+    run: Callable[[], list[Tensor]],
+    expected: list[Tensor],
+    dtype: torch.dtype,
+    left: Callable[[], float],
+) -> str:
     """Why the blocks that are in the table now cannot be timed; empty if they can."""
     try:
         with time_limit(min(CANDIDATE_SECONDS, left())):
@@ -226,7 +257,9 @@ def work_of(
         return list(grouped_matmul_op(x, w_in, None, offsets, tiles, row_token, slot_row, activation, True, "ieee"))
 
     def plain() -> list[Tensor]:
-        """The two products without an epilogue: the second layer, and the input gradient, whose weights lie the other way."""
+        """The two products without an epilogue: the second layer, and the input gradient, whose
+        weights lie the other way.
+        """
         out, _ = grouped_matmul_op(activated, w_out, None, offsets, tiles, None, None, "none", True, "ieee")
         d_rows, _, _ = grouped_matmul_backward_op(
             hidden, None, w_in, offsets, tiles, None, None, "ieee", True, False, False

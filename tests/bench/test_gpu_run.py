@@ -1,4 +1,6 @@
-"""``python -m ironmoe.bench.gpu`` as a whole, rehearsed on CPU: its files, and that a kill, a hang or a crash costs what was under way."""
+"""``python -m ironmoe.bench.gpu`` as a whole, rehearsed on CPU: its files, and that a kill, a hang
+or a crash costs what was under way.
+"""
 
 import json
 import os
@@ -41,10 +43,22 @@ def test_a_rehearsal_from_end_to_end(rehearse, tmp_path, monkeypatch):
     status, found, text, said = rehearse("--only", "case,tests,bits,sanitizer", "--shapes", BIASES.name)
     assert status == 0 and found["finished"] and not list(tmp_path.glob(f"*{results.JOURNAL}"))
     assert {row["shape"] for row in found["rows"]} == {BIASES.name} and found["tests"]["counts"] == {"passed": 1}
-    assert [job["job"] for job in found["jobs"]] == [f"case {BIASES.name} uniform", "tests", f"bits {GATED.name}", "sanitizer"]
+    assert [job["job"] for job in found["jobs"]] == [
+        f"case {BIASES.name} uniform",
+        "tests",
+        f"bits {GATED.name}",
+        "sanitizer",
+    ]
     assert all(job["outcome"] in ("done", "passed") for job in found["jobs"]) and found["goals"] == []
     assert found["versions"]["torch"] and found["device"]["name"] in said
-    for title in ("A rehearsal", "## Checks", "## Layers", "## Tests on this device", "## Jobs", "## Notes"):
+    for title in (
+        "A rehearsal",
+        "## Checks",
+        "## Layers",
+        "## Tests on this device",
+        "## Jobs",
+        "## Notes",
+    ):
         assert title in text
     lengths = [{line.count("|") for line in block.splitlines()} for block in text.split("\n\n") if block.startswith("|")]
     assert lengths and all(len(columns) == 1 for columns in lengths)  # each table has rows of one length
@@ -72,7 +86,16 @@ def test_time_that_is_over_is_said(rehearse):
 
 def start(tmp_path, *arguments):
     """The program in a process of its own, once it has written the first pass."""
-    command = [sys.executable, "-m", "ironmoe.bench.gpu", "--device", "cpu", "--out", str(tmp_path), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "ironmoe.bench.gpu",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+        *arguments,
+    ]
     program = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -150,7 +173,9 @@ write("part", part="forward", notes=[])
 @pytest.mark.parametrize("who", ["liger-kernel", OURS])
 @pytest.mark.parametrize("manner", ["hangs", "crashes"])
 def test_a_hang_or_a_crash_costs_one_case_only(rehearse, tmp_path, monkeypatch, who, manner):
-    """With a child that measures nothing, so that it is quick. A case goes on without a peer that was the cause."""
+    """With a child that measures nothing, so that it is quick. A case goes on without a peer that
+    was the cause.
+    """
     code = CHILD.replace("WHO", repr(who)).replace("MANNER", repr(manner))
     monkeypatch.setattr(process, "CHILD", [sys.executable, "-c", code])
     monkeypatch.setattr(jobs, "OTHER_CASE", (1.0, 1.5))

@@ -1,4 +1,6 @@
-"""What a GPU does meanwhile: kernels of the profiler, compile times, clocks; as far as a machine without one can tell."""
+"""What a GPU does meanwhile: kernels of the profiler, compile times, clocks; as far as a machine
+without one can tell.
+"""
 
 import json
 import os
@@ -21,11 +23,18 @@ def event(name, start, us, device=DeviceType.CUDA, annotation=False):
 
 
 def test_each_launch_of_a_call_has_its_own_time():
-    calls = [[("matmul", 10.0), ("sum", 1.0), ("matmul", 30.0)], [("matmul", 12.0), ("sum", 3.0), ("matmul", 34.0)]]
+    calls = [
+        [("matmul", 10.0), ("sum", 1.0), ("matmul", 30.0)],
+        [("matmul", 12.0), ("sum", 3.0), ("matmul", 34.0)],
+    ]
     events = [event(name, 100 * i + j, us) for i, call in enumerate(calls) for j, (name, us) in enumerate(call)]
     events += [event("aten::mm", 0, 99.0, DeviceType.CPU), event("step", 0, 99.0, annotation=True)]
     found = launches_of(events[::-1], calls=2)  # in the order of time, whatever order they come in
-    assert [(x.kernel, x.number, x.us) for x in found] == [("matmul", 1, 11.0), ("matmul", 2, 32.0), ("sum", 1, 2.0)]
+    assert [(x.kernel, x.number, x.us) for x in found] == [
+        ("matmul", 1, 11.0),
+        ("matmul", 2, 32.0),
+        ("sum", 1, 2.0),
+    ]
     assert [x.share for x in found] == pytest.approx([22 / 90, 64 / 90, 4 / 90])
     uneven = launches_of([*events, event("memset", 500, 7.0)], calls=2)
     assert (uneven[-1].kernel, uneven[-1].number, uneven[-1].us) == ("memset", 0, 7.0)
@@ -37,7 +46,11 @@ def test_compile_times_are_heard():
     assert listener.summary() == []
     for name, us in (("route_kernel", 1.5e6), ("gather_kernel", 0.5e6)):
         listener(
-            src=SimpleNamespace(name=name), metadata={}, metadata_group={}, times=SimpleNamespace(total=us), cache_hit=False
+            src=SimpleNamespace(name=name),
+            metadata={},
+            metadata_group={},
+            times=SimpleNamespace(total=us),
+            cache_hit=False,
         )
     listener(src=None, metadata={}, metadata_group={}, times=SimpleNamespace(total=9e6), cache_hit=True)
     assert listener.summary() == [Compiled(2, 2.0, 1, "route_kernel, 1.5 s")._asdict()]
@@ -64,7 +77,9 @@ print(json.dumps(compiled.summary()))
 
 
 def test_triton_itself_tells_its_compile_times(tmp_path):
-    """A real compilation, for a chip that is not here: this is how Triton calls its listener. The second one finds the first."""
+    """A real compilation, for a chip that is not here: this is how Triton calls its listener. The
+    second one finds the first.
+    """
     pytest.importorskip("triton")
     program = tmp_path / "compiles.py"
     program.write_text(COMPILES)

@@ -1,4 +1,6 @@
-"""The tests that use the device, as the benchmark runs them: with what is installed, within their time, logged at once."""
+"""The tests that use the device, as the benchmark runs them: with what is installed, within their
+time, logged at once.
+"""
 
 import os
 import subprocess
@@ -12,7 +14,9 @@ from ironmoe.bench.gpu.journal import Journal
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Run a tree of test files; gives (outcome, why) and the summary. One worker: what xdist does is tested once."""
+    """Run a tree of test files; gives (outcome, why) and the summary. One worker: what xdist does
+    is tested once.
+    """
 
     def run(seconds=60.0, workers=(), **files):
         folder = tmp_path / "tests" / "device"
@@ -59,7 +63,10 @@ def test_time_that_is_over_ends_the_tests_and_the_rest_goes_on_later(run):
     slow = "import os, time\ndef test_a(): pass\ndef test_b():\n    if not os.path.exists('fast'): time.sleep(60)\ndef test_c(): pass\n"
     (outcome, _), found = run(8.0, test_slow=slow)
     assert outcome == "out of time" and found["counts"] == {"passed": 1, "running": 1} and found["failures"] == []
-    assert {row["why"]: row["tests"] for row in found["not_run"]} == {"no time": 1, "was running when the time was over": 1}
+    assert {row["why"]: row["tests"] for row in found["not_run"]} == {
+        "no time": 1,
+        "was running when the time was over": 1,
+    }
     (suite.ROOT / "fast").touch()
     (outcome, _), found = run(test_slow=slow.replace("def test_a(): pass", "def test_a(): assert 0"))  # which is not run again
     assert outcome == "passed" and found["counts"] == {"passed": 3} and found["not_run"] == []
@@ -98,7 +105,10 @@ def test_a_file_that_cannot_be_read_is_a_failure(run):
 
 def test_a_suite_that_cannot_start_says_why(run):
     (outcome, why), found = run(conftest="import a_package_nobody_has\n", test_good="def test_a(): pass\n")
-    assert (outcome, why) == ("not run", "tests/conftest.py needs a_package_nobody_has") and found is None
+    assert (outcome, why) == (
+        "not run",
+        "tests/conftest.py needs a_package_nobody_has",
+    ) and found is None
 
 
 WITHOUT = """

@@ -1,7 +1,9 @@
-"""Whole layers, models and attacks on a GPU beside the CPU. Without a GPU their kernels run in Triton's interpreter.
+"""Whole layers, models and attacks on a GPU beside the CPU. Without a GPU their kernels run in
+Triton's interpreter.
 
-What the device computes is held to twice the error that the same float32 code makes on the CPU, both against float64: a device adds in
-another order, and its exp may be off by one place more, but neither changes the size of an error. Verdicts of attacks must be the same.
+What the device computes is held to twice the error that the same float32 code makes on the CPU,
+both against float64: a device adds in another order, and its exp may be off by one place more, but
+neither changes the size of an error. Verdicts of attacks must be the same.
 """
 
 import copy
@@ -91,7 +93,8 @@ def test_moe(device, dtype, precision, activation):
     layer = MoE(D, F, E, K, activation=activation, precision=precision, dtype=dtype).eval()
     if precision == "ieee":
         return check(layer, torch.randn(33, D).to(dtype), device)
-    # tf32 rounds operands to 10 bits of mantissa: 2⁻¹¹ of each, in two products one after the other, with slopes of about 1
+    # tf32 rounds operands to 10 bits of mantissa: 2⁻¹¹ of each, in two products one after the
+    # other, with slopes of about 1
     x, dy = torch.randn(33, D), torch.randn(33, D)
     with on_cpu():
         exact = passes(copy.deepcopy(layer).double(), x.double(), dy)
@@ -152,7 +155,9 @@ def test_capacity(device, priority):
 
 
 def test_trace(device, images):
-    """Every choice is that of the CPU, in a model whose choices are clear: the next best is behind by more than rounding."""
+    """Every choice is that of the CPU, in a model whose choices are clear: the next best is behind
+    by more than rounding.
+    """
     model = small_vmoe()
     with on_cpu(), trace_routing(model) as expected:
         model(images)
@@ -168,7 +173,9 @@ def test_trace(device, images):
 
 
 def attacked(make, images, device):
-    """(result on the device, result on the CPU, where images may fall) of an attack that every second image has no room for."""
+    """(result on the device, result on the CPU, where images may fall) of an attack that every
+    second image has no room for.
+    """
     model = small_vmoe()
     with on_cpu(), torch.no_grad():
         labels = model(images).argmax(1)
@@ -188,7 +195,9 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack(device, images, name):
-    """Images that have room for it fall, on both; the others do not. Points differ where a gradient is near 0: its sign is rounding."""
+    """Images that have room for it fall, on both; the others do not. Points differ where a gradient
+    is near 0: its sign is rounding.
+    """
     found, expected, may_fall = attacked(ATTACKS[name], images, device)
     assert torch.equal(found.success.cpu(), may_fall) and torch.equal(expected.success, may_fall)
     assert torch.equal(found.clean_correct.cpu(), expected.clean_correct)
@@ -211,7 +220,12 @@ def test_evaluate(device, images):
         there = copy.deepcopy(model).to(on)
         attacks = {"PGD": PGD(there, EPS, steps=2)}
         found = evaluate(there, [(images.to(on), labels.to(on))], attacks, eps=[1e-6, EPS], checks=False)
-        return found.clean_accuracy, found.worst_case, found.attacks["PGD"].curve, found.attacks["PGD"].fell_at.tolist()
+        return (
+            found.clean_accuracy,
+            found.worst_case,
+            found.attacks["PGD"].curve,
+            found.attacks["PGD"].fell_at.tolist(),
+        )
 
     with on_cpu():
         expected = report("cpu")
