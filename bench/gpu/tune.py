@@ -4,14 +4,17 @@
 All are timed in turns with the present row; a candidate must compute what the present row computes.
 """
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ironmoe.bench.gpu.journal import Pen
+from ironmoe.bench.gpu.neighbours import neighbours
+from ironmoe.bench.gpu.pool import in_processes
 from ironmoe.bench.peers import TOLERANCE, worst_row_error
 from ironmoe.bench.shapes import MAIN, SHAPES, Shape, make_problem
 from ironmoe.bench.timing import Clock, OutOfTime, interleaved, time_limit
@@ -26,6 +29,9 @@ WORTH_IT = 0.99  # of the present time, at most
 CANDIDATE_SECONDS = 20.0
 RESERVE = 5.0  # seconds that timing may take after the last candidate was compiled
 PRESENT = "present"
+WORKERS, PARTS = 12, 4  # processes that compile ahead; items that the candidates of a product make
+WORKER_BYTES = 8 << 30  # of GPU memory, that each of them may need
+AHEAD_SHARE = 0.6  # of the time, at most
 INTERLEAVED = "clamped_swiglu_interleaved"
 ACTIVATION_OF = {
     "activated": "gelu",
@@ -69,6 +75,8 @@ def tune(
     ones on gpt-oss's) while ``left()`` seconds are > 0. True if there was time for all.
     """
     products = [product for product in TUNED if product not in pen.done]
+    if device.type == "cuda":
+        _compile_ahead([(product, shape_for(product, shape), dtype) for product in products], device, left)
     for i, product in enumerate(products):
         if left() <= 0:
             return False
@@ -85,61 +93,30 @@ def tune(
     return all(product in pen.done for product in TUNED)
 
 
+def _compile_ahead(places: list[tuple[str, Shape, torch.dtype]], device: torch.device, left: Callable[[], float]) -> None:
+    """All candidates of all products, on all cores: one after the other they would take minutes."""
+    free, _ = torch.cuda.mem_get_info(device)
+    workers = min(WORKERS, (os.cpu_count() or 1) - 1, free // WORKER_BYTES)
+    items = [(*place, str(device), part) for part in range(PARTS) for place in places]
+    in_processes(compile_part, items, workers, AHEAD_SHARE * left())
+
+
+def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
+    """Run every PARTS-th candidate of a product once. In a process of its own."""
+    product, shape, dtype, device, part = item
+    run, chip, rows = work_of(product, shape, dtype, torch.device(device))
+    table = table_of(product, dtype, rows, chip)
+    for candidate in neighbours(getattr(tuning, table)[product], product)[part::PARTS]:
+        with patched(table, product, candidate), suppress(Exception):  # it is refused when it is tried
+            run()
+
+
 def shape_for(product: str, shape: Shape) -> Shape:
     """``shape``, or one whose activation makes the product run."""
     activation = ACTIVATION_OF.get(product, shape.activation)
     if shape is MAIN and product in ACTIVATION_OF:
         return next(s for s in SHAPES if s.activation == activation)
     return shape._replace(activation=activation)
-
-
-def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
-    """All that differ by one step in one field, or in two that belong together: columns with the
-    parts of the epilogue or with warps, terms of a step with stages. ``m`` is fixed but for the
-    weight gradient: the tiles are cut before.
-    """
-    of_weights = product == "weight_gradient"
-    steps: dict[str, tuple[float, ...]] = {
-        "n": (0.5, 2), "k": (0.5, 2), "warps": (0.5, 2), "stages": (-1, 1),
-        **({"m": (0.5, 2)} if of_weights else {"group": (0.5, 2), "split": (0.5, 2), "persistent": (1,)}),
-    }  # fmt: skip
-    single = [{field: step} for field, found in steps.items() for step in found]
-    together: list[dict[str, float]] = [
-        {"k": 0.5, "stages": 1},
-        {"k": 0.5, "stages": 2},
-        {"k": 2, "stages": -1},
-        {"n": 0.5, "warps": 0.5},
-        {"n": 2, "warps": 2},
-    ]
-    if of_weights:
-        together += [{"m": a, other: b} for other in ("warps", "n") for a in (0.5, 2) for b in (0.5, 2)]
-    else:
-        together += [{"n": 0.5, "split": 0.5}, {"n": 2, "split": 2}]
-    stepped = [_stepped(blocks, change) for change in single + together]
-    return list(dict.fromkeys(candidate for candidate in stepped if _may_be(candidate) and candidate != blocks))
-
-
-def _stepped(blocks: Blocks, change: dict[str, float]) -> Blocks:
-    fields = blocks._asdict()
-    for field, step in change.items():
-        if field == "persistent":
-            fields[field] = not fields[field]
-        else:
-            fields[field] = fields[field] + step if field == "stages" else int(fields[field] * step)
-    return Blocks(**fields)
-
-
-def _may_be(b: Blocks) -> bool:
-    ranges = {
-        "m": (16, 256),
-        "n": (32, 256),
-        "k": (32, 128),
-        "warps": (4, 8),
-        "stages": (2, 7),
-        "group": (1, 32),
-        "split": (1, 8),
-    }
-    return all(low <= getattr(b, field) <= high for field, (low, high) in ranges.items())
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The jobs beside the layers, rehearsed on CPU in this process: blocks, bits, sanitizer, attacks."""
 
+import math
+import time
 from functools import partial
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 
 from ironmoe.bench.gpu import attack, blocks, checks, tune
 from ironmoe.bench.gpu.journal import Journal, Pen, tables
+from ironmoe.bench.gpu.neighbours import neighbours
+from ironmoe.bench.gpu.pool import in_processes
 from ironmoe.bench.passes import DX, FULL, INFERENCE
 from ironmoe.bench.peers import ironmoe
 from ironmoe.bench.shapes import REHEARSAL
@@ -55,12 +59,33 @@ def test_neighbours_differ_in_one_field_or_in_two_that_belong_together(product, 
     present = tuning.Blocks(128, 128, 64, warps=8, stages=4, split=2)
     changes = [
         {name for name, a, b in zip(present._fields, candidate, present, strict=True) if a != b}
-        for candidate in tune.neighbours(present, product)
+        for candidate in neighbours(present, product)
     ]
     assert {1, 2} == {len(changed) for changed in changes}
     together = {" ".join(name for name in present._fields if name in changed) for changed in changes if len(changed) == 2}
     assert {" ".join(sorted(pair.split())) for pair in pairs} <= {" ".join(sorted(pair.split())) for pair in together}
     assert product == "weight_gradient" or not any("m" in changed for changed in changes)
+
+
+def test_candidates_are_compiled_ahead_in_processes(monkeypatch):
+    """Every candidate of a product is run once, part by part; whatever fails, hangs or is not
+    reached costs itself.
+    """
+    ran = []
+    _, chip, rows = tune.work_of("plain", GATED, FLOAT32, CPU)
+
+    def note():
+        ran.append(tuning.FLOAT32["plain"])
+        raise ValueError("too many registers")
+
+    monkeypatch.setattr(tune, "work_of", lambda *a: (note, chip, rows))
+    for part in range(tune.PARTS):
+        tune.compile_part(("plain", GATED, FLOAT32, "cpu", part))
+    assert sorted(ran) == sorted(neighbours(tuning.FLOAT32["plain"], "plain"))
+    assert in_processes(math.log, [1.0, -1.0, 2.0], workers=2, seconds=60.0) == 3
+    start = time.monotonic()
+    assert in_processes(time.sleep, [100.0], workers=1, seconds=0.5) == 0 and time.monotonic() - start < 50
+    assert in_processes(time.sleep, [], workers=1, seconds=1.0) == in_processes(time.sleep, [0.0], 0, 1.0) == 0
 
 
 def test_former_blocks_are_timed_beside_the_present_ones(journal, monkeypatch):
