@@ -18,7 +18,7 @@ from ironmoe.bench.timing import Clock
 
 RESERVE = 8.0  # seconds kept back for the last files
 LEAST = 5.0  # seconds that must be left for a job to begin
-SAY_EVERY = 10.0  # seconds, while tests run
+SAY_EVERY = 10.0  # seconds without a word, at most
 DONE = ("done", "passed", "failed", "died", "hung")  # outcomes after which a job is not done again
 
 
@@ -32,6 +32,7 @@ class Run:
         self.journal = self.results.journal
         self._say, self._start, self._number, self._said = say, time.monotonic(), 0, 0.0
         self._waiting: Child | None = None
+        self._job: Job = self.jobs[0] if self.jobs else Job(TESTS)
 
     def all(self) -> None:
         """Every job that the clock allows and that is not done yet."""
@@ -53,7 +54,8 @@ class Run:
                 self._waiting.end()
 
     def _do(self, job: Job, is_last: bool) -> None:
-        start, seconds = time.monotonic(), min(job.limit, self.clock.left())
+        self._job, start = job, time.monotonic()
+        seconds = min(job.limit, self.clock.left())
         self.say(f"{job.name} …")
         if job.kind == TESTS:
             outcome, why = run_suite(seconds, self.journal, self._watch)
@@ -115,14 +117,19 @@ class Run:
             self.say(line)
         if any(entry["kind"] == "part" for entry in entries):
             self.results.write()
-        if any(entry["kind"] in ("test", "collected") for entry in entries) and time.monotonic() - self._said > SAY_EVERY:
-            self._say_tests(self.journal.entries())
+        if time.monotonic() - self._said > SAY_EVERY:
+            self.say(self._under_way(self.journal.entries()))
+            self.results.write()
 
-    def _say_tests(self, entries: list[Entry]) -> None:
-        found = [test["outcome"] for test in outcomes_of_tests(entries).values()]
-        of = next((entry["count"] for entry in entries if entry["kind"] == "collected"), 0)
-        self.say(f"{len(found) - found.count('running')} of {of} tests, {found.count('failed')} failed")
-        self.results.write()
+    def _under_way(self, entries: list[Entry]) -> str:
+        """What this job is about, where it has had nothing to say for a while."""
+        if self._job.kind == TESTS:
+            found = [test["outcome"] for test in outcomes_of_tests(entries).values()]
+            of = next((entry["count"] for entry in entries if entry["kind"] == "collected"), 0)
+            done = len(found) - found.count("running")
+            return f"{done} of {of} tests, {found.count('failed')} failed" if of else "tests: being collected"
+        part, who = under_way(entries, self._job.name)
+        return f"{self._job.name}: {part} of {who} …" if part else f"{self._job.name}: being prepared"
 
     def say(self, line: str) -> None:
         """With where we are: the number of the job and the time."""
@@ -131,7 +138,12 @@ class Run:
         self._say(f"[{self._number}/{len(self.jobs)} {now} of {minutes_and_seconds(60 * self.options.minutes)}] {line}")
 
 
-def run_bench_gpu(options: Options, say: Callable[[str], None] = print) -> int:
+def say_at_once(line: str) -> None:
+    """Also where the output is no terminal: it is to be seen while the run goes on, and after a kill."""
+    print(line, flush=True)
+
+
+def run_bench_gpu(options: Options, say: Callable[[str], None] = say_at_once) -> int:
     """Everything. 0 if the tests passed, or were not asked for, and nothing of ours was wrong,
     failed or hung; else 1.
     """

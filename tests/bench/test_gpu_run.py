@@ -180,6 +180,7 @@ def test_a_hang_or_a_crash_costs_one_case_only(rehearse, tmp_path, monkeypatch, 
     monkeypatch.setattr(process, "CHILD", [sys.executable, "-c", code])
     monkeypatch.setattr(jobs, "OTHER_CASE", (1.0, 1.5))
     monkeypatch.setattr("ironmoe.bench.gpu.run.LEAST", 0.1)
+    monkeypatch.setattr("ironmoe.bench.gpu.run.SAY_EVERY", 0.3)
     status, found, text, said = rehearse("--only", "case")
     outcome = {job["job"]: job["outcome"] for job in found["jobs"]}
     broken = f"case {GATED.name} half_empty"
@@ -187,6 +188,7 @@ def test_a_hang_or_a_crash_costs_one_case_only(rehearse, tmp_path, monkeypatch, 
     (note,) = found["notes"]
     assert note["implementation"] == who and ("hung" if manner == "hangs" else "SIGSEGV: its last words") in note["why"]
     assert "in forward" in note["why"] and note["why"] in text
+    assert (f"{broken}: forward of {who} …" in said) == (manner == "hangs")  # a word while nothing comes
     goes_on = who != OURS and manner == "crashes"  # a hang has used the time of the case up
     assert outcome[broken] == ("done" if goes_on else "hung" if manner == "hangs" else "died")
     assert status == int(not goes_on) and ("again without liger-kernel" in said) == goes_on

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from ironmoe.bench.gpu import observe
 from ironmoe.bench.gpu.observe import Clocks, Compiled, CompileTimes, kernel_times, launches_of
@@ -39,6 +40,19 @@ def test_each_launch_of_a_call_has_its_own_time():
     uneven = launches_of([*events, event("memset", 500, 7.0)], calls=2)
     assert (uneven[-1].kernel, uneven[-1].number, uneven[-1].us) == ("memset", 0, 7.0)
     assert launches_of([], calls=2) == [] and kernel_times(lambda: None, torch.device("cpu")) == []
+
+
+def test_events_of_the_real_profiler_are_understood():
+    """Its events on CPU, taken for a GPU's."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(2):
+            torch.ones(3).add(1)
+    events = profiler.events()
+    for found in events:
+        found.device_type = DeviceType.CUDA
+    launches = launches_of(events, calls=2)
+    assert {"aten::ones", "aten::add"} <= {launch.kernel for launch in launches if launch.number == 1}
+    assert all(launch.us >= 0 for launch in launches) and sum(x.share for x in launches) == pytest.approx(1)
 
 
 def test_compile_times_are_heard():
