@@ -5,6 +5,7 @@ tables.
 from collections import Counter
 from typing import Any
 
+from ironmoe.bench.gpu.jobs import FIRST
 from ironmoe.bench.gpu.report import GOAL_DEVICES, GOAL_DTYPE, wrong
 from ironmoe.bench.shapes import MAIN
 
@@ -192,14 +193,15 @@ def _kernels(rows: list[Row]) -> list[str]:
         [
             "## Kernels by themselves",
             "",
-            "Microseconds of each launch in a call, by torch's profiler.",
+            "Microseconds of each launch in a call, by torch's profiler; those of the other layers are in the JSON file.",
             "",
         ]
         if rows
         else []
     )
-    for place in dict.fromkeys((r["shape"], r["routing"], r["dtype"], r["pass"]) for r in rows):
-        here = [r for r in rows if (r["shape"], r["routing"], r["dtype"], r["pass"]) == place]
+    shown = [r for r in rows if r["shape"] in FIRST and r["routing"] == "uniform"]
+    for place in dict.fromkeys((r["shape"], r["routing"], r["dtype"], r["pass"]) for r in shown):
+        here = [r for r in shown if (r["shape"], r["routing"], r["dtype"], r["pass"]) == place]
         cells = [[r["kernel"], str(r["number"] or "all"), f"{r['us']:.1f}", f"{r['share']:.1%}"] for r in here]
         lines += [f"### {', '.join(place)}", "", *table("kernel|launch|µs|of the call", cells)]
     return lines
