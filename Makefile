@@ -24,7 +24,7 @@ emulate: venv
 	-p no:cacheprovider -v --numprocesses 2 --dist worksteal tests/emulator/production.py tests/kernels/gpu $(EMULATE_OPTIONS)
 
 # On a GPU: tests, measures, writes bench/results. Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the
-# packages are found through links in a folder that goes away again. make gpu GPU_OPTIONS='--tune --minutes 5'
+# packages are found through links in a folder that goes away again. make gpu GPU_OPTIONS='--tune --minutes 5', or '--resume'
 gpu:
 	@links=$$(mktemp -d) && trap 'rm -rf "$$links"' EXIT && mkdir "$$links/ironmoe" && \
 	for floor in kernels moe attacks bench; do ln -s "$(CURDIR)/$$floor" "$$links/ironmoe/$$floor"; done && \
@@ -50,7 +50,7 @@ lint: venv
 	$(BIN)/mypy
 
 # The folders are prerequisites because a strict editable install has to be made again when a file appears or goes.
-.venv/installed: pyproject.toml kernels kernels/gpu moe attacks bench
+.venv/installed: pyproject.toml kernels kernels/gpu moe attacks bench bench/gpu
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) '$(TORCH)' $(TRITON) 'numpy<2.4'
 	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]' --config-settings editable_mode=strict

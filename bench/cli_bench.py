@@ -66,27 +66,34 @@ def bench_gpu(
     shapes: ShapeNames = None,
     dtype: Annotated[str, typer.Option(help="**bfloat16**, **float16** or **float32**.")] = "bfloat16",
     minutes: Annotated[float, typer.Option(help="Stop within these, with what there is.")] = 9.0,
-    skip_tests: Annotated[bool, typer.Option("--skip-tests", help="Measure only.")] = False,
+    only: Annotated[
+        str | None, typer.Option(help="Kinds of jobs, separated by commas: case, tests, blocks, bits, attack, sanitizer, tune.")
+    ] = None,
+    skip_tests: Annotated[bool, typer.Option("--skip-tests", help="Everything but the tests.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="Also propose rows for the table of block sizes.")] = False,
     device: Annotated[
         str, typer.Option(help="**auto**, **cuda**, or **cpu**, which rehearses the program on tiny shapes.")
     ] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run in --out that was interrupted.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. By default bench/results.")] = None,
 ) -> None:
-    """Run the test suite on this GPU, then measure the layer beside its peers, and write JSON and Markdown.
+    """Measure the layer beside its peers on this GPU, run the tests that use it, and write JSON and Markdown as it goes.
 
     What ``python -m ironmoe.bench.gpu`` does, which needs nothing but torch and Triton.
 
     Example: ironmoe bench gpu --shapes qwen3-30b,mixtral --skip-tests --minutes 3
     """
     with clear_errors(Console()):
-        from ironmoe.bench.gpu import OptionError, make_options, run_bench_gpu
+        from ironmoe.bench.gpu.options import OptionError, make_options
+        from ironmoe.bench.gpu.results import ResultsError
+        from ironmoe.bench.gpu.run import run_bench_gpu
 
         try:
-            options = make_options(device, dtype, shapes, minutes, skip_tests, tune, out)
-        except OptionError as error:
+            options = make_options(device, dtype, shapes, minutes, only, skip_tests, tune, resume, out)
+            status = run_bench_gpu(options)
+        except (OptionError, ResultsError) as error:
             raise typer.BadParameter(str(error)) from None
-        if run_bench_gpu(options):
+        if status:
             raise typer.Exit(1)
 
 
@@ -117,7 +124,7 @@ def bench_roofline(
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.gpu import OptionError, select_shapes
+        from ironmoe.bench.gpu.options import OptionError, select_shapes
         from ironmoe.bench.roofline import print_roofline
         from ironmoe.bench.shapes import SHAPES
 

@@ -1,18 +1,63 @@
 import os
 import pkgutil
+import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-if find_spec("hypothesis"):  # a machine with a GPU may lack it; what needs no such package is tested there all the same
+
+class _Anything:
+    """Has every attribute, may be called with anything, and is a decorator that leaves a test as it
+    is.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __call__(self, *arguments: Any, **_: Any) -> Any:
+        return self
+
+    def __or__(self, other: Any) -> Any:
+        return self
+
+
+class _Decorator(_Anything):
+    def __call__(self, *arguments: Any, **_: Any) -> Any:
+        return arguments[0] if len(arguments) == 1 and callable(arguments[0]) else self
+
+
+class _NoHypothesis(ModuleType):
+    """Hypothesis on a machine that lacks it, as one with a GPU may: its tests are skipped, and the
+    others of the same file run.
+    """
+
+    def __init__(self, name: str, anything: _Anything) -> None:
+        super().__init__(name)
+        self.__spec__, self._anything = ModuleSpec(name, None), anything
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._anything
+
+
+if find_spec("hypothesis"):
     from hypothesis import settings
 
     settings.register_profile("ironmoe", deadline=None, max_examples=60, derandomize=True)
     settings.load_profile("ironmoe")
+else:
+    strategies = _NoHypothesis("hypothesis.strategies", _Anything())
+    hypothesis = _NoHypothesis("hypothesis", _Decorator())
+    hypothesis.strategies, hypothesis.given = strategies, lambda *_, **__: pytest.mark.skip(reason="needs hypothesis")
+    sys.modules |= {"hypothesis": hypothesis, "hypothesis.strategies": strategies}
 torch.set_flush_denormal(True)
 HAS_TRITON = find_spec("triton") is not None
 collect_ignore = [] if HAS_TRITON else ["kernels/gpu"]
