@@ -1,6 +1,7 @@
 import os
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -27,8 +28,38 @@ def _import_kernels_interpreted() -> None:
     del os.environ["TRITON_INTERPRET"]
 
 
+def _patch_the_language_once_a_launch() -> None:
+    """The interpreter puts its own functions into triton.language again for every function that a kernel calls: a third of its time.
+
+    They are there already from the launch on. Only a module that was not reached by then, triton.language.core for the functions
+    of Triton's own library, is still to be done.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, []
+
+    def patch_once(fn):
+        seen = [module for module in (language, language.core) if any(value is module for value in fn.__globals__.values())]
+        if all(module in patched for module in seen):
+            return None  # a call inside a kernel, which makes no use of it
+        scope = patch(fn)
+        if not patched:  # the launch itself
+            scope.restore = partial(_all_of, patched.clear, scope.restore)
+        patched.extend(seen)
+        return scope
+
+    interpreter._patch_lang = patch_once
+
+
+def _all_of(*functions: Callable[[], None]) -> None:
+    for function in functions:
+        function()
+
+
 if HAS_TRITON and not torch.cuda.is_available():
     _import_kernels_interpreted()
+    _patch_the_language_once_a_launch()
 
 
 @pytest.fixture(autouse=True)

@@ -45,9 +45,9 @@ def results(device, leaves, routing, act="relu", dy=None):
 @pytest.mark.parametrize(("dtype", "precision"), contract.SETTINGS)
 def test_error_is_at_most_twice_that_of_plain_torch(device, dtype, precision, act, bias):
     """Sizes that fill no block, a quarter of the choices dropped, units large enough to be cut."""
-    leaves = layer(40, 33, 41, 5, dtype, act, bias)
+    leaves = layer(24, 33, 41, 3, dtype, act, bias)
     leaves["x"] *= 4 if act == "limited_swiglu" else 3
-    contract.check_mlp(device, leaves, contract.choose(40, 5, 2, drop=0.25), act, precision, slack=0.5)
+    contract.check_mlp(device, leaves, contract.choose(24, 3, 2, drop=0.25), act, precision, slack=0.5)
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
