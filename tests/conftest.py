@@ -28,11 +28,12 @@ def _import_kernels_interpreted() -> None:
     del os.environ["TRITON_INTERPRET"]
 
 
-def _patch_the_language_once_a_launch() -> None:
-    """The interpreter puts its own functions into triton.language again for every function that a kernel calls: a third of its time.
+def _spare_the_interpreter_repetitions() -> None:
+    """What the interpreter does again and again with the same result took a third of its time.
 
-    They are there already from the launch on. Only a module that was not reached by then, triton.language.core for the functions
-    of Triton's own library, is still to be done.
+    It puts its own functions into triton.language for every function that a kernel calls, although they are there from the launch
+    on. Only a module that was not reached by then, triton.language.core for the functions of Triton's own library, is still to be
+    done. And it makes a table of all dtypes whenever it looks one up.
     """
     from triton import language
     from triton.runtime import interpreter
@@ -49,7 +50,16 @@ def _patch_the_language_once_a_launch() -> None:
         patched.extend(seen)
         return scope
 
-    interpreter._patch_lang = patch_once
+    look_up, known = interpreter._get_np_dtype, {}
+
+    def look_up_once(dtype):
+        if type(dtype) is not language.dtype:  # a pointer, or a block
+            return look_up(dtype)
+        if dtype.name not in known:
+            known[dtype.name] = look_up(dtype)
+        return known[dtype.name]
+
+    interpreter._patch_lang, interpreter._get_np_dtype = patch_once, look_up_once
 
 
 def _all_of(*functions: Callable[[], None]) -> None:
@@ -59,7 +69,7 @@ def _all_of(*functions: Callable[[], None]) -> None:
 
 if HAS_TRITON and not torch.cuda.is_available():
     _import_kernels_interpreted()
-    _patch_the_language_once_a_launch()
+    _spare_the_interpreter_repetitions()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ spec.loader.exec_module(contract)
 
 # The interpreter's numpy: exp of large numbers, and an index of one element.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning", "ignore:.*:DeprecationWarning:triton.runtime.interpreter")
-quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 INTERLEAVED = "clamped_swiglu_interleaved"
 KINKS = {
     "relu": [0.0],
