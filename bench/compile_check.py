@@ -17,8 +17,8 @@ from ironmoe.kernels.tuning import CHIPS, MATRIX
 if TYPE_CHECKING:
     from ironmoe.kernels.compile_report import Finding
 
-COLUMNS = ("kernel", "dtype", "tile", "warps, stages", "regs", "stack, spills", "shared bytes")
-WIDTHS = (5, 10, 6, 4, 6, 6, 6)  # of all but the first, so that a terminal of 80 columns holds the table
+COLUMNS = ("kernel", "dtype", "tile", "warps, stages", "regs", "stack, spills", "shared bytes", "an SM")
+WIDTHS = (5, 10, 6, 4, 6, 6, 2, 6)  # of all but the first, so that a terminal of 80 columns holds the table
 
 
 class CompileCheckError(Exception):
@@ -55,7 +55,7 @@ def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console
 def _cells(finding: "Finding") -> tuple[str, ...]:
     f = finding
     pairs = f"{f.warps}, {f.stages}", str(f.registers), f"{f.stack}, {f.spills}"
-    return f.kernel, f.dtype, f.tile, *pairs, str(f.shared), str(f.matrix or "–")
+    return f.kernel, f.dtype, f.tile, *pairs, str(f.shared), str(f.programs), str(f.matrix or "–")
 
 
 def _table(chip: str, findings: "list[Finding]") -> Table:
@@ -87,8 +87,8 @@ def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int
         "",
         "A fault is a spill, a stack in local memory, more shared memory than the chip has, or a 16-bit matrix kernel with 64 rows or more "
         "a tile that lacks the chip's matrix instruction.",
-        "Regs are registers a thread; spills are instructions on local memory (AMD: spilled vector registers); the last column counts matrix",
-        "instructions in the code. These are facts about compiled code, not speed.",
+        "Regs are registers a thread; spills are instructions on local memory (AMD: spilled vector registers); an SM: programs that one SM or CU",
+        "holds at the same time; the last column counts matrix instructions in the code. These are facts about compiled code, not speed.",
     ]
     for chip in chips:
         header = (*COLUMNS, MATRIX[chip])
