@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from ironmoe.attacks import FGSM, PGD, Proportion
 from ironmoe.bench import attack_run, processes
+from ironmoe.bench.__main__ import main
 from ironmoe.bench.attack_suite import ATTACKS, ROUTING, Suite, SuiteError
 from ironmoe.bench.cli import app
 
@@ -161,12 +162,17 @@ def test_two_processes_find_what_one_finds(place, no_pictures):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_what_every_process_finds_wrong_is_said_once(place, rank, monkeypatch):
+def test_what_every_process_finds_wrong_is_said_once(place, rank, monkeypatch, capsys):
+    """A wrong argument is found before processes join, so each can be run alone, as torchrun would start it."""
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "argv", ["ironmoe", "attack", "--model", "small_models:linear", "--steps", "-1"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", str(rank))
-    output = attack_linear("--attack", SEARCHED, "--eps", "2", "--steps", -1, "--out", "none", code=2)
-    assert ("at least 0, got -1" in output) == (rank == 0)
+    with pytest.raises(SystemExit) as exit_of:
+        main()
+    printed = capsys.readouterr()
+    assert exit_of.value.code == 2 and printed.out == ""
+    assert printed.err.count("at least 0, got -1") == 1 if rank == 0 else printed.err == ""
 
 
 def test_a_model_with_experts_shows_its_routing(moe, tmp_path):

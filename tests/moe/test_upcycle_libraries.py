@@ -49,9 +49,10 @@ def test_transformers_models_compute_the_same_when_gates_sum_to_one(family, roun
             before = model(pixel_values=pixels)[0]
             for top_k, renormalize in [(2, True), (4, False), (2, False)]:
                 moe = upcycle(copy.deepcopy(model), 4, top_k, layers="every 2", renormalize=renormalize)
-                error, limit = (moe(pixel_values=pixels)[0] - before).abs().max(), rounding(ROUNDINGS, before)
+                error = (moe(pixel_values=pixels)[0] - before).abs().max()
                 if renormalize or top_k == 4:
-                    assert error <= limit
+                    written = 1e-11 if "gelu_fast" in family else 0  # transformers writes √(2/π) there with ten digits
+                    assert error <= rounding(ROUNDINGS, before) + written * before.abs().max()
                 elif dtype == torch.float64:  # new weights are small: in float32 what is lost may be as small as the rounding
                     assert error > 1e-5
     found = [name for name, m in moe.named_modules() if isinstance(m, MoE)]
@@ -105,7 +106,7 @@ def test_clip_is_upcycled_by_tower(rounding):
     upcycle(model.vision_model, 4, layers="last 2")
     assert all("vision_model" in name for name, m in model.named_modules() if isinstance(m, MoE))
     # A cosine of two unit vectors, times a scale of about 14: the values in between are as large as the scale, not the product.
-    scale = float(model.logit_scale.exp())
+    scale = float(model.logit_scale.detach().exp())
     after = model(**inputs).logits_per_image
     torch.testing.assert_close(after, before, rtol=0, atol=rounding(ROUNDINGS, scale))
 

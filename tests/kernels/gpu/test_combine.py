@@ -16,7 +16,7 @@ contract = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(contract)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:triton.runtime.interpreter")
-quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 NAMES = ("y", "d_rows", "d_gates")
 
 

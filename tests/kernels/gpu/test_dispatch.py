@@ -20,7 +20,7 @@ spec.loader.exec_module(contract)
 
 OPERATORS = torch.ops.ironmoe
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:triton.runtime.interpreter")
-quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 
 
 def check_plan(experts, num_experts, device):
