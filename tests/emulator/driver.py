@@ -168,7 +168,7 @@ def _add(memory: Memory, tensor: Tensor, name: str) -> None:
     storage = tensor.untyped_storage()
     address, size = storage.data_ptr(), storage.nbytes()
     if size and memory.find(address) is None:
-        memory.add(address, np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8), name)
+        memory.add(address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)), name)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ LEFT_OUT = {  # files: what they test is no number, or needs a real device's mem
     "test_demand.py",
     "test_large_offsets.py",
 }
-TESTS = {  # test → parts of the ids that run; none: every id does. A test of these files that is not here does not run
+# Of each test the parts of ids that run; none: every id does. A test of these files that is not here does not run.
+TESTS: dict[str, dict[str, tuple[str, ...]]] = {
     "test_grouped_matmul.py": {
         "test_error_is_at_most_twice_that_of_plain_torch": ("float32-bias", "float16-no bias", "bfloat16-bias"),
         "test_any_shape_is_exact_in_small_integers": (),

@@ -93,12 +93,12 @@ class Emitter:
         base, offset = self.array(matched[1], kind), int(matched[2] or 0)
         return f"({base} + {self.constant(offset, kind)})" if offset else base
 
-    def constant(self, value: object, kind: str) -> str:
+    def constant(self, value: int, kind: str) -> str:
         """The name of a number that is made once."""
         bits = bits_of(kind)
-        number = np.bool_(value) if bits == 1 else UNSIGNED[str(bits)](int(value) & ((1 << bits) - 1))  # type: ignore[call-overload]
-        name = f"k{bits}_{int(number)}"
-        self.constants[name] = number
+        pattern = value & ((1 << bits) - 1)
+        name = f"k{bits}_{pattern}"
+        self.constants[name] = np.bool_(pattern) if bits == 1 else UNSIGNED[str(bits)](pattern)
         return name
 
     def _bits(self, operand: str, kind: str) -> str:

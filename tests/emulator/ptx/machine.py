@@ -95,7 +95,7 @@ class Machine:
 
     def _meet_at_barrier(self, threads: Array, alive: Array, block: int) -> None:
         here, all_ = (mask.reshape(-1, self._kernel.threads) for mask in (threads, alive))
-        if (here.any(1)[:, None] & (here != all_)).any():
+        if (np.any(here, axis=1, keepdims=True) & (here != all_)).any():
             self.reports.add(f"only some threads come to the barrier at the end of block {block} of {self._kernel.name}")
         self.shared.barrier(threads)
 

@@ -21,8 +21,8 @@ def multiply(kind: str, left: list[Array], right: list[Array], added: list[Array
         b_NK = _pairs(b, kind).transpose(1, 2, 0, 3, 4)
 
     warps = a_MK.shape[0]
-    a_MK, b_NK = a_MK.astype(f64).reshape(warps, 16, -1), b_NK.astype(f64).reshape(warps, 8, -1)
-    d_MN = (a_MK @ b_NK.transpose(0, 2, 1)).reshape(warps, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, -1)
+    wide_a, wide_b = a_MK.astype(f64).reshape(warps, 16, -1), b_NK.astype(f64).reshape(warps, 8, -1)
+    d_MN = (wide_a @ wide_b.transpose(0, 2, 1)).reshape(warps, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, -1)
     return [(d_MN[i] + added[i].view(f32)).astype(f32).view(u32) for i in range(4)]
 
 

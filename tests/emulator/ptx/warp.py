@@ -29,7 +29,8 @@ def vote(predicate: Array, mode: str) -> Array:
     yes = predicate.reshape(-1, 32)
     if mode == "ballot":
         return _everyone(np.packbits(yes, axis=1, bitorder="little").view(u32).ravel())
-    return _everyone({"all": yes.all, "any": yes.any, "uni": lambda axis: yes.all(axis) | ~yes.any(axis)}[mode](1))
+    every, some = np.logical_and.reduce(yes, axis=1), np.logical_or.reduce(yes, axis=1)
+    return _everyone({"all": every, "any": some, "uni": every | ~some}[mode])
 
 
 def match(values: Array) -> Array:
