@@ -84,6 +84,7 @@ def truncated(x, y):
         ("setp.lt.s32 %p1, %r2, %r3;\nselp.b32 %r6, 1, 2, %p1;", lambda x, y: 1 if x < y else 2),
         ("setp.lt.u32 %p1, %r2, %r3;\nselp.b32 %r6, 1, 2, %p1;", lambda x, y: 1 if x % 2**32 < y % 2**32 else 2),
         ("mov.b32 {%rs1, %rs2}, %r2;\nmov.b32 %r6, {%rs2, %rs1};", lambda x, y: x % 2**32 >> 16 | x << 16),
+        ("cvt.s32.s16 %r6, %r2;", lambda x, y: ((x & 0xFFFF) ^ 0x8000) - 0x8000),  # of the lower half of a register
         ("cvt.s64.s32 %rd9, %r2;\nshr.s64 %rd9, %rd9, 36;\ncvt.u32.u64 %r6, %rd9;", lambda x, y: x >> 36),
     ],
 )

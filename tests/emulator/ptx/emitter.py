@@ -12,6 +12,7 @@ from ptx.parse import Instruction
 from ptx.reports import Fault
 
 UNSIGNED = {"8": u8, "16": u16, "32": u32, "64": u64}
+WIDTHS = (("%rd", 64), ("%rs", 16), ("%r", 32))
 SPECIAL = {
     "%tid.x": "m.thread", "%laneid": "m.lane", "%ctaid.x": "m.number", "%nctaid.x": "m.programs_in_all", "%ntid.x": "m.threads",
 }  # fmt: skip
@@ -29,6 +30,19 @@ def bits_of(kind: str) -> int:
 def unsigned(kind: str) -> str:
     """The numpy type, by name, in which a register holds a PTX type."""
     return "bool" if kind == "pred" else f"u{bits_of(kind)}"
+
+
+def widened(register: str, value: str, kind: str) -> str:
+    """A number as wide as its register."""
+    bits, width = bits_of(kind), register_width(register) or bits_of(kind)
+    if width == bits or kind == "pred":
+        return value
+    return f"{value}.view(i{bits}).astype(i{width}).view(u{width})" if kind[0] == "s" else f"{value}.astype(u{width})"
+
+
+def register_width(register: str) -> int:
+    """Bits of a register, by the beginning of its name; 0 for predicates."""
+    return next((width for prefix, width in WIDTHS if register.startswith(prefix)), 0)
 
 
 class Emitter:
@@ -109,7 +123,8 @@ class Emitter:
         if re.match(r"%(nctaid|ntid)\.", operand):
             return self.constant(1, "u32")
         if operand.startswith("%"):
-            return f"R['{operand[1:]}']"
+            narrowed = f".astype(u{bits_of(kind)})" if register_width(operand) > bits_of(kind) > 1 else ""
+            return f"R['{operand[1:]}']{narrowed}"
         if operand.startswith(self.kernel + "_param_"):  # the address of a descriptor, which no thread reads
             return self.constant(0xDE5C << 48 | int(operand.rsplit("_", 1)[1]), "u64")
         if operand == "global_smem":
