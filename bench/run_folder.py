@@ -46,7 +46,7 @@ class RunFolder:
             if any(path.iterdir()):
                 raise OutputError(f"output folder {path} holds other files and no run; choose an empty or new one with --out")
             self.write("settings.json", settings)
-        elif differing := _differences(found, json.loads(json.dumps(settings))):
+        elif differing := differences(found, json.loads(json.dumps(settings))):
             raise OutputError(
                 f"output folder {path} holds a run with other settings ({', '.join(differing)}); choose another with --out"
             )
@@ -69,9 +69,9 @@ class RunFolder:
             return None
 
 
-def _differences(there: Any, now: Any, name: str = "") -> list[str]:
+def differences(there: Any, now: Any, name: str = "") -> list[str]:
     """What differs between two JSON values, down to the entry that does: "attacks.steps: 40 there, 20 now"."""
     if isinstance(there, dict) and isinstance(now, dict):
         inner = f"{name}." if name else ""
-        return [line for key in sorted({*there, *now}) for line in _differences(there.get(key), now.get(key), f"{inner}{key}")]
+        return [line for key in sorted({*there, *now}) for line in differences(there.get(key), now.get(key), f"{inner}{key}")]
     return [] if there == now else [f"{name}: {there!r} there, {now!r} now"]

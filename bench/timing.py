@@ -27,6 +27,16 @@ class Timing(NamedTuple):
     host_ms: float
 
 
+class Clock:
+    """What is left of the seconds this program was given."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+
 class OutOfTime(Exception):
     """The time a piece of work was given is over."""
 

@@ -1,36 +1,148 @@
-"""The test suite as the benchmark runs it: with what is installed, within its time."""
+"""The tests that use the device, as the benchmark runs them: with what is installed, within their
+time, logged at once.
+"""
 
-from ironmoe.bench import suite
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ironmoe.bench.gpu import suite
+from ironmoe.bench.gpu.journal import Journal
 
 
-def fake_tree(tmp_path, monkeypatch, **files):
-    for name, text in files.items():
-        file = tmp_path / "tests" / f"{name}.py"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
-    for folder in ("kernels", "moe", "attacks"):
-        (tmp_path / "tests" / folder).mkdir()
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a tree of test files; gives (outcome, why) and the summary. One worker: what xdist does
+    is tested once.
+    """
+
+    def run(seconds=60.0, workers=(), **files):
+        folder = tmp_path / "tests" / "device"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (tmp_path / "tests" / "conftest.py" if name == "conftest" else folder / f"{name}.py").write_text(text)
+        monkeypatch.setattr(suite, "_workers", lambda: list(workers))
+        journal = Journal(tmp_path / "run.jsonl")
+        return suite.run_suite(seconds, journal, paths=("tests/device",)), suite.summary(journal.entries())
+
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
+    return run
 
 
-def test_the_suite_runs_what_runs_here(tmp_path, monkeypatch):
-    fake_tree(
-        tmp_path, monkeypatch,
-        test_good="def test_a(): pass\ndef test_b(): assert 0\n", test_absent="import a_package_nobody_has\n",
-    )  # fmt: skip
-    result = suite.run_suite(60)
-    assert result["outcome"] == "failed" and result["counts"] == {"failed": 1, "passed": 1}
-    assert result["left_out"] == {"tests/test_absent.py": ["a_package_nobody_has"]}
-    assert len(result["failures"]) == 1 and "test_b" in result["failures"][0]
+GOOD = """
+import pytest
+
+def test_a(): pass
+def test_b(): assert 0, "wrong by 3"
+@pytest.mark.skip(reason="no such chip")
+def test_c(): pass
+@pytest.mark.xfail(reason="known")
+def test_d(): assert 0
+"""
 
 
-def test_a_suite_that_takes_too_long_is_ended(tmp_path, monkeypatch):
-    fake_tree(tmp_path, monkeypatch, test_slow="import time\ndef test_a(): time.sleep(60)\n")
-    assert suite.run_suite(1.5)["outcome"] == "out of time"
+def test_what_runs_here_is_run_and_what_does_not_is_said(run):
+    (outcome, why), found = run(test_good=GOOD, test_absent="import a_package_nobody_has\n")
+    assert (outcome, why) == ("failed", "")
+    assert found["counts"] == {"passed": 1, "failed": 1, "skipped": 1, "xfailed": 1} and found["of"] == 4
+    assert [(f["test"], "wrong by 3" in f["why"]) for f in found["failures"]] == [("tests/device/test_good.py::test_b", True)]
+    assert found["not_run"] == [
+        {"file": "tests/device/test_absent.py", "why": "needs a_package_nobody_has", "tests": 1},
+        {"file": "tests/device/test_good.py", "why": "no such chip", "tests": 1},
+    ]
 
 
-def test_a_suite_that_cannot_start_says_why(tmp_path, monkeypatch):
-    fake_tree(tmp_path, monkeypatch, conftest="import a_package_nobody_has\n", test_good="def test_a(): pass\n")
-    result = suite.run_suite(60)
-    assert result["outcome"] == "not run" and result["why"] == "tests/conftest.py needs a_package_nobody_has"
+def test_all_is_well(run):
+    assert run(test_good="def test_a(): pass\n")[0] == ("passed", "")
+
+
+def test_time_that_is_over_ends_the_tests_and_the_rest_goes_on_later(run):
+    slow = "import os, time\ndef test_a(): pass\ndef test_b():\n    if not os.path.exists('fast'): time.sleep(60)\ndef test_c(): pass\n"
+    (outcome, _), found = run(8.0, test_slow=slow)
+    assert outcome == "out of time" and found["counts"] == {"passed": 1, "running": 1} and found["failures"] == []
+    assert {row["why"]: row["tests"] for row in found["not_run"]} == {
+        "no time": 1,
+        "was running when the time was over": 1,
+    }
+    (suite.ROOT / "fast").touch()
+    (outcome, _), found = run(test_slow=slow.replace("def test_a(): pass", "def test_a(): assert 0"))  # which is not run again
+    assert outcome == "passed" and found["counts"] == {"passed": 3} and found["not_run"] == []
+
+
+DEADLY = """
+import ctypes, os, pytest, time
+
+def test_a(): pass
+def test_hangs():
+    ctypes.CDLL(None).sleep(60) and None
+    time.sleep(60)
+def test_b(): pass
+def test_dies(): os._exit(7)
+def test_c(): pass
+def test_breaks_the_device(): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_d(): pass
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1", "--dist", "worksteal")], ids=["alone", "xdist"])
+def test_a_test_that_hangs_dies_or_breaks_the_device_costs_one_test(run, monkeypatch, workers):
+    if workers:
+        pytest.importorskip("xdist")
+    monkeypatch.setenv("IRONMOE_TEST_SECONDS", "1.5")
+    (outcome, _), found = run(workers=workers, test_deadly=DEADLY)
+    failed = {failure["test"].split("::")[1] for failure in found["failures"]}
+    assert outcome == "failed" and failed == {"test_hangs", "test_dies", "test_breaks_the_device"}
+    assert found["counts"] == {"passed": 4, "failed": 3}
+
+
+def test_a_file_that_cannot_be_read_is_a_failure(run):
+    (outcome, _), found = run(test_bad="def test_a(): pass\nraise ValueError('in the file')\n")
+    assert outcome == "failed" and "in the file" in found["failures"][0]["why"]
+
+
+def test_a_suite_that_cannot_start_says_why(run):
+    (outcome, why), found = run(conftest="import a_package_nobody_has\n", test_good="def test_a(): pass\n")
+    assert (outcome, why) == (
+        "not run",
+        "tests/conftest.py needs a_package_nobody_has",
+    ) and found is None
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+blocked = {"hypothesis", "transformers", "rich", "typer", "mlxtend", "matplotlib", "sklearn", "timm"}
+find = PathFinder.find_spec
+
+class Find:
+    def __call__(self, name, *rest):
+        return None if name.split(".")[0] in blocked else find(name, *rest)
+
+PathFinder.find_spec = Find()
+
+import pytest
+sys.exit(pytest.main([*sys.argv[1:], "--collect-only", "-p", "no:cacheprovider"]))
+"""
+
+
+def test_the_device_tests_are_collected_on_a_bare_machine():
+    """Those that need hypothesis are skipped one by one, not with their files."""
+    command = [sys.executable, "-c", WITHOUT, *suite.DEVICE_TESTS]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=suite.ROOT, env=environment)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    for name in ("test_topk.py", "test_expert_mlp.py", "test_operators.py", "test_on_device.py"):
+        assert name in run.stdout
+
+
+def test_a_test_that_needs_hypothesis_is_skipped_without_it():
+    code = WITHOUT.replace('"--collect-only", ', '"-rs", ')
+    test = "tests/kernels/gpu/test_combine.py"
+    command = [sys.executable, "-c", code, test, "-k", "any_shape"]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=suite.ROOT, env=environment)
+    assert "needs hypothesis" in run.stdout and "failed" not in run.stdout, run.stdout[-2000:]

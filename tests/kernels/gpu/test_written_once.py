@@ -48,7 +48,7 @@ def products(counts, dim, hidden, act, dtype=torch.float16, transposed=False, to
     if transposed:
         w_in, w_out = (w.mT.contiguous().mT for w in (w_in, w_out))
 
-    offsets, row_token, row_slot, slot_row = dispatch.plan(experts, len(counts))
+    offsets, row_token, row_slot, slot_row, _ = dispatch.plan(experts, len(counts))
     tiles = dispatch.plan_tiles(offsets, experts.numel(), dtype)
     plan = offsets, row_token, row_slot, slot_row, tiles
     kept, units = grouped_matmul.grouped_matmul(x, w_in, b_in, offsets, tiles, row_token, act, True, "ieee")
@@ -112,7 +112,7 @@ def test_products_of_small_tiles(device, counts, dtype, hidden):
 def test_plans_and_sums(device, tokens):
     """Sizes around the choices that are ranked at once, and the rows and columns of a tile."""
     routing = contract.choose(tokens, 5, 2, drop=0.2)
-    offsets, row_token, row_slot, slot_row = dispatch.plan(routing.experts, 5)
+    offsets, row_token, row_slot, slot_row, _ = dispatch.plan(routing.experts, 5)
     for dtype in (torch.float16, torch.float32):
         dispatch.plan_tiles(offsets, 2 * tokens, dtype)
     for dim in (1, 31, 1025):

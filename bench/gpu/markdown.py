@@ -1,0 +1,207 @@
+"""What a run on a GPU found, as Markdown: first what is wrong and how the goals stand, then the
+tables.
+"""
+
+from collections import Counter
+from typing import Any
+
+from ironmoe.bench.gpu.jobs import FIRST
+from ironmoe.bench.gpu.report import GOAL_DEVICES, GOAL_DTYPE, wrong
+from ironmoe.bench.shapes import MAIN
+
+Row = dict[str, Any]
+READING = (
+    "Median milliseconds of calls in turns; TFLOP/s count the products that the pass needs; *of product* is the share of a bf16",
+    "product of 8192² matrices, *of copy* that of a copy, both timed in the same turns; *H100 limit* is the roofline of our kernels;",
+    "*peak* is what a call allocates beyond what was there, *saved* what autograd keeps, *host* the time to ask for the call; *error* is that of the",
+    "worst row of any result, bold where it is more than allowed; *MHz, W, °C* are medians of the processors' clock, the power and the temperature.",
+)
+YES_NO = {True: "yes", False: "**no**", None: "–"}
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The whole report."""
+    lines = [f"# {content['device']['name']}, {content['date']}", ""]
+    lines += [
+        ", ".join(f"{name} {version}" for name, version in content["versions"].items()) + ".",
+        "",
+    ]
+    if not content["finished"]:
+        lines += [f"Not finished: {content['why_not_finished']}.", ""]
+    if "CPU" in content["device"]["name"]:
+        lines += ["**A rehearsal on a CPU: the figures mean nothing.**", ""]
+    if faults := wrong(content, asked_for_tests=True):
+        lines += ["## Wrong", "", *(f"- {fault}" for fault in faults), ""]
+    if content["goals"]:
+        title = f"For one {' or '.join(GOAL_DEVICES)} and {GOAL_DTYPE}, at {MAIN.name}."
+        found = [[g["text"], g["measured"], YES_NO[g["met"]]] for g in content["goals"]]
+        lines += ["## Goals", "", title, "", *table("goal|measured|met", found)]
+    lines += _tests(content["tests"])
+    lines += _section(
+        "Checks",
+        "check|shape|passed|why",
+        [
+            [
+                r["check"],
+                r["shape"],
+                "not run" if r["passed"] is None else YES_NO[r["passed"]],
+                r["why"],
+            ]
+            for r in content["checks"]
+        ],
+    )
+    lines += _section(
+        "Block sizes now and before",
+        "product|shape|pass|ms|ms before|now|before",
+        [_blocks(row) for row in content["blocks"]],
+    )
+    lines += _section(
+        "PGD on a whole model",
+        "model|way|images|steps|ms|images/s|same pixels|first call s",
+        [_attack(row) for row in content["attack"]],
+    )
+    lines += ["## Layers", "", *READING, ""] if content["rows"] else []
+    lines += _layers(content["rows"])
+    lines += _kernels(content["kernels"])
+    compiled = [
+        [r["job"], str(r["kernels"]), f"{r['seconds']:.1f}", str(r["from_cache"]), r["longest"]] for r in content["compiled"]
+    ]
+    lines += _section("Compiling", "job|kernels|seconds|from the cache|longest", compiled)
+    if content["tuning"]:
+        lines += [
+            "## Tuning",
+            "",
+            "```python",
+            *(row["text"] for row in content["tuning"]),
+            "```",
+            "",
+        ]
+    jobs = [[job["job"], job["outcome"], f"{job['seconds']:.0f}", job["why"]] for job in content["jobs"]]
+    lines += _section("Jobs", "job|outcome|seconds|why", jobs)
+    where: dict[tuple[str, str], list[str]] = {}
+    for note in content["notes"]:
+        where.setdefault((note["implementation"], note["why"]), []).append(f"{note['shape']} {note['routing']}")
+    lines += _section(
+        "Notes",
+        "implementation|where|what",
+        [[name, ", ".join(places), why] for (name, why), places in where.items()],
+    )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(columns: str, rows: list[list[str]]) -> list[str]:
+    """``columns`` with | between them. What would end a cell is written otherwise."""
+    header = [f"| {columns.replace('|', ' | ')} |", "|" + " --- |" * (columns.count("|") + 1)]
+    return header + ["| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in row) + " |" for row in rows] + [""]
+
+
+def _section(title: str, columns: str, rows: list[list[str]]) -> list[str]:
+    return [f"## {title}", "", *table(columns, rows)] if rows else []
+
+
+def _tests(tests: dict[str, Any] | None) -> list[str]:
+    if tests is None:
+        return []
+    lines = ["## Tests on this device", ""]
+    if "counts" not in tests:
+        return [*lines, f"{tests['outcome']}: {tests['why']}.", ""]
+    counts = ", ".join(f"{count} {word}" for word, count in tests["counts"].items())
+    why = f" ({tests['why']})" if tests["why"] else ""
+    lines += [f"{tests['outcome']}{why}: {counts or 'none'} of {tests['of']}.", ""]
+    lines += [f"- `{failure['test']}`: {(failure['why'].splitlines() or [''])[0]}" for failure in tests["failures"]]
+    lines += [""] * bool(tests["failures"])
+    reasons: dict[str, Counter[str]] = {}
+    for row in tests["not_run"]:
+        reasons.setdefault(row["why"], Counter())[row["file"]] += row["tests"]
+    found = [[why, str(files.total()), ", ".join(files)] for why, files in reasons.items()]
+    return lines + (["Not run:", "", *table("why|tests|where", found)] if found else [])
+
+
+def _figure(row: Row, name: str, form: str, scale: float = 1.0) -> str:
+    value = row.get(name)
+    return "–" if value is None else form.format(value * scale)
+
+
+def _blocks(row: Row) -> list[str]:
+    if "ms" not in row:
+        return [
+            row["product"],
+            row["shape"],
+            row["why"],
+            "–",
+            "–",
+            row.get("present", "–"),
+            row.get("former", "–"),
+        ]
+    return [
+        row["product"],
+        row["shape"],
+        row["pass"],
+        f"{row['ms']:.3f}",
+        f"{row['former_ms']:.3f}",
+        row["present"],
+        row["former"],
+    ]
+
+
+def _attack(row: Row) -> list[str]:
+    place = [row["model"], row["way"], str(row["images"]), str(row["steps"])]
+    if "why" in row:
+        return [*place, row["why"], "–", "–", "–"]
+    return [
+        *place,
+        f"{row['ms']:.1f}",
+        f"{row['images_per_s']:.0f}",
+        _figure(row, "same_pixels", "{:.2%}"),
+        f"{row['first_call_s']:.1f}",
+    ]
+
+
+def _layers(rows: list[Row]) -> list[str]:
+    lines = []
+    for place in dict.fromkeys((r["shape"], r["routing"], r["dtype"]) for r in rows):
+        here = [r for r in rows if (r["shape"], r["routing"], r["dtype"]) == place]
+        first = here[0]
+        biases = ", biases" if first["bias"] else ""
+        sizes = f"(T, D, F, E, K) = {tuple(first['sizes'])}, {first['activation']}{biases}."
+        columns = "pass|implementation|ms|p20–p80|TFLOP/s|of product|GB/s|of copy|H100 limit ms|peak MB|saved MB|host ms|error|MHz, W, °C"
+        lines += [
+            f"### {place[0]}, {place[1]}, {place[2]}",
+            "",
+            sizes,
+            "",
+            *table(columns, [_cells(row) for row in here]),
+        ]
+    return lines
+
+
+def _cells(row: Row) -> list[str]:
+    error = _figure(row, "error", "{:.1e}") if row.get("error") is not None or row.get("agrees") is not False else "not finite"
+    clocks = ", ".join(_figure(row, name, "{:.0f}") for name in ("sm_mhz", "watts", "celsius"))
+    return [
+        row["pass"], row["implementation"], f"{row['ms']:.3f}", f"{row['p20']:.3f}–{row['p80']:.3f}",
+        _figure(row, "tflops", "{:.1f}"), _figure(row, "share_of_product", "{:.1%}"), _figure(row, "gb_per_s", "{:.0f}"),
+        _figure(row, "share_of_copy", "{:.0%}"), _figure(row, "limit_ms", "{:.3f}"), _figure(row, "peak_bytes", "{:.0f}", 1e-6),
+        _figure(row, "saved_bytes", "{:.0f}", 1e-6), _figure(row, "host_ms", "{:.3f}"),
+        f"**{error}** (allowed {row['allowed']:g})" if row.get("agrees") is False else error,
+        clocks if "sm_mhz" in row else "–",
+    ]  # fmt: skip
+
+
+def _kernels(rows: list[Row]) -> list[str]:
+    lines = (
+        [
+            "## Kernels by themselves",
+            "",
+            "Microseconds of each launch in a call, by torch's profiler; those of the other layers are in the JSON file.",
+            "",
+        ]
+        if rows
+        else []
+    )
+    shown = [r for r in rows if r["shape"] in FIRST and r["routing"] == "uniform"]
+    for place in dict.fromkeys((r["shape"], r["routing"], r["dtype"], r["pass"]) for r in shown):
+        here = [r for r in shown if (r["shape"], r["routing"], r["dtype"], r["pass"]) == place]
+        cells = [[r["kernel"], str(r["number"] or "all"), f"{r['us']:.1f}", f"{r['share']:.1%}"] for r in here]
+        lines += [f"### {', '.join(place)}", "", *table("kernel|launch|µs|of the call", cells)]
+    return lines

@@ -1,0 +1,168 @@
+"""The jobs beside the layers, rehearsed on CPU in this process: blocks, bits, sanitizer, attacks."""
+
+import math
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from ironmoe.bench.gpu import attack, blocks, checks, tune
+from ironmoe.bench.gpu.journal import Journal, Pen, tables
+from ironmoe.bench.gpu.neighbours import neighbours
+from ironmoe.bench.gpu.pool import in_processes
+from ironmoe.bench.passes import DX, FULL, INFERENCE
+from ironmoe.bench.peers import ironmoe
+from ironmoe.bench.shapes import REHEARSAL
+from ironmoe.kernels import tuning
+
+CPU = torch.device("cpu")
+GATED, BIASES = REHEARSAL
+FLOAT32 = torch.float32
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """On a busy machine two wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path / "run.jsonl")
+
+
+def test_tuning_tries_neighbours_and_leaves_the_table_as_it_was(journal):
+    before = {name: dict(getattr(tuning, name)) for name in ("WIDE", "WITHOUT_TMA", "FLOAT32")}
+    assert tune.tune(torch.bfloat16, CPU, lambda: 60.0, Pen(journal, "tune"), GATED, rounds=2)
+    found = tables(journal.entries())["tuning"]
+    assert sorted(row["product"] for row in found) == sorted(tuning.PRODUCTS)
+    for row in found:
+        assert row["ms"] <= row["present_ms"] and len(row["tried"]) > 5 and not row["refused"]
+        rows = eval("{" + row["text"] + "\n}", {"Blocks": tuning.Blocks})
+        assert rows == {row["product"]: tuning.Blocks(**row["blocks"])}
+    assert before == {name: dict(getattr(tuning, name)) for name in before}
+    assert tune.table_of("plain", torch.bfloat16, 128, tuning.CHIPS["sm_80"]) == "WITHOUT_TMA"
+    with pytest.raises(KeyError), tune.patched("WIDE", "plain", tuning.Blocks(1, 2, 3)):
+        raise KeyError
+    assert tuning.WIDE["plain"] == before["WIDE"]["plain"]
+
+
+@pytest.mark.parametrize(
+    ("product", "pairs"),
+    [("plain", {"n split", "k stages", "n warps"}), ("weight_gradient", {"m warps", "m n"})],
+)
+def test_neighbours_differ_in_one_field_or_in_two_that_belong_together(product, pairs):
+    present = tuning.Blocks(128, 128, 64, warps=8, stages=4, split=2)
+    changes = [
+        {name for name, a, b in zip(present._fields, candidate, present, strict=True) if a != b}
+        for candidate in neighbours(present, product)
+    ]
+    assert {1, 2} == {len(changed) for changed in changes}
+    together = {" ".join(name for name in present._fields if name in changed) for changed in changes if len(changed) == 2}
+    assert {" ".join(sorted(pair.split())) for pair in pairs} <= {" ".join(sorted(pair.split())) for pair in together}
+    assert product == "weight_gradient" or not any("m" in changed for changed in changes)
+
+
+def test_candidates_are_compiled_ahead_in_processes(monkeypatch):
+    """Every candidate of a product is run once, part by part; whatever fails, hangs or is not
+    reached costs itself.
+    """
+    ran = []
+    _, chip, rows = tune.work_of("plain", GATED, FLOAT32, CPU)
+
+    def note():
+        ran.append(tuning.FLOAT32["plain"])
+        raise ValueError("too many registers")
+
+    monkeypatch.setattr(tune, "work_of", lambda *a: (note, chip, rows))
+    for part in range(tune.PARTS):
+        tune.compile_part(("plain", GATED, FLOAT32, "cpu", part))
+    assert sorted(ran) == sorted(neighbours(tuning.FLOAT32["plain"], "plain"))
+    assert in_processes(math.log, [1.0, -1.0, 2.0], workers=2, seconds=60.0) == 3
+    start = time.monotonic()
+    assert in_processes(time.sleep, [100.0], workers=1, seconds=0.5) == 0 and time.monotonic() - start < 50
+    assert in_processes(time.sleep, [], workers=1, seconds=1.0) == in_processes(time.sleep, [0.0], 0, 1.0) == 0
+
+
+def test_former_blocks_are_timed_beside_the_present_ones(journal, monkeypatch):
+    unknown, same = ({"no_such_field": 1}, DX), ({"stages": tuning.WIDE["gated"].stages}, INFERENCE)
+    former = {"weight_gradient": ({"stages": 2}, FULL), "plain": unknown, "gated": same}
+    monkeypatch.setattr(blocks, "FORMER_BLOCKS", former)
+    before = dict(tuning.WIDE)
+    assert blocks.compare_blocks(torch.bfloat16, CPU, lambda: 60.0, Pen(journal, "blocks"), GATED, rounds=2)
+    found = tables(journal.entries())["blocks"]
+    assert [row["pass"] for row in found if "ms" in row] == [
+        "by itself",
+        FULL,
+    ] and before == tuning.WIDE
+    assert found[0]["former"] == "stages 2" and found[0]["ms"] > 0 and found[0]["former_ms"] > 0
+    assert "no no_such_field" in found[2]["why"] and "has the former blocks" in found[3]["why"]
+
+
+def test_blocks_that_reach_no_launch_are_not_compared(journal, monkeypatch, device):
+    """As where a cache of compiled kernels does not ask for the blocks again."""
+    monkeypatch.setattr(blocks, "FORMER_BLOCKS", {"plain": ({"k": 16}, INFERENCE)})
+    compare = partial(
+        blocks.compare_blocks,
+        FLOAT32,
+        torch.device(device),
+        lambda: 60.0,
+        shape=BIASES._replace(tokens=4),
+        rounds=1,
+    )
+    assert compare(pen=Pen(journal, "blocks"))
+    monkeypatch.setattr(blocks, "_launched", lambda run: ["the same"])
+    assert compare(pen=Pen(journal, "blocks again"))
+    found = tables(journal.entries())["blocks"]
+    assert [("ms" in row) for row in found] == [True, True, False] and "reaches no launch" in found[2]["why"]
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_the_same_bits_are_checked(journal, monkeypatch, differs):
+    if differs:
+        layers = iter(range(100))
+        monkeypatch.setattr(checks, "ironmoe", lambda problem: lambda: ironmoe(problem)() + next(layers) * 1e-3)
+    assert checks.check_bits(BIASES, torch.bfloat16, CPU, lambda: 60.0, Pen(journal, "bits"))
+    found = tables(journal.entries())["checks"]
+    assert len(found) == 2 and all(row["passed"] is not differs for row in found)
+    assert all("y" in row["why"] for row in found) is differs
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "passed", "why"),
+    [
+        ("========= ERROR SUMMARY: 0 errors", 0, True, ""),
+        (
+            "========= Invalid __global__ read\n========= ERROR SUMMARY: 3 errors",
+            99,
+            False,
+            "3 errors; the first: Invalid",
+        ),
+        ("========= RACECHECK SUMMARY: 1 hazard displayed (1 error)", 99, False, "1 errors"),
+        ("no device", 1, None, "exit status 1: no device"),
+    ],
+)
+def test_what_the_sanitizer_says(tmp_path, journal, monkeypatch, output, status, passed, why):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho '{output}'\nexit {status}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(checks, "TOOLS", ("memcheck",))
+    assert checks.sanitize(torch.bfloat16, lambda: 60.0, Pen(journal, "sanitizer"))
+    (row,) = tables(journal.entries())["checks"]
+    assert row["passed"] is passed and why in row["why"] and "memcheck" in row["check"]
+
+
+def test_attacks_are_measured(journal, monkeypatch):
+    monkeypatch.setattr(attack, "RUNS", 1)
+    monkeypatch.setattr(attack, "STEPS", 2)
+    assert attack.measure_attack(attack.REHEARSAL_SIZE, torch.bfloat16, CPU, lambda: 120.0, Pen(journal, "attack"))
+    found = {row["way"]: row for row in tables(journal.entries())["attack"]}
+    assert set(found) == {attack.EAGER, attack.ATTACK, attack.COMPILED}
+    for row in found.values():
+        assert row["images_per_s"] == pytest.approx(1e3 * row["images"] / row["ms"])
+    assert found[attack.COMPILED]["same_pixels"] > 0.9
