@@ -1,4 +1,6 @@
-"""Single instructions against what the PTX manual says of them: 32 threads, each with numbers of its own."""
+"""Single instructions against what the PTX manual says of them: 32 threads, each with numbers of
+its own.
+"""
 
 import numpy as np
 import pytest
@@ -28,7 +30,9 @@ X, Y = np.repeat(WORDS, 8)[:32], np.tile(WORDS, 8)[:32]
 
 
 def result(code, *operands):
-    """%r6 of each thread after ``code``, where %r2, %r3, … hold ``operands``, one number a thread or one for all."""
+    """%r6 of each thread after ``code``, where %r2, %r3, … hold ``operands``, one number a thread
+    or one for all.
+    """
     loaded = np.zeros((32, 4), np.uint32)
     for i, operand in enumerate(operands):
         loaded[:, i] = np.asarray(operand).view(np.uint32) if isinstance(operand, np.ndarray) else operand
@@ -36,7 +40,15 @@ def result(code, *operands):
     memory = Memory(reports)
     memory.add(1 << 32, loaded.view(np.uint8).reshape(-1), "loaded")
     memory.add(2 << 32, stored.view(np.uint8), "stored")
-    run(Program(KERNEL.format(code=code)), memory, {"k_param_0": 1 << 32, "k_param_1": 2 << 32}, 1, 0, {}, reports)
+    run(
+        Program(KERNEL.format(code=code)),
+        memory,
+        {"k_param_0": 1 << 32, "k_param_1": 2 << 32},
+        1,
+        0,
+        {},
+        reports,
+    )
     assert not reports.texts
     return stored
 
@@ -82,10 +94,20 @@ def truncated(x, y):
         ("bfind.u32 %r6, %r2;", lambda x, y: (x % 2**32).bit_length() - 1),
         ("brev.b32 %r6, %r2;", lambda x, y: int(f"{x % 2**32:032b}"[::-1], 2)),
         ("setp.lt.s32 %p1, %r2, %r3;\nselp.b32 %r6, 1, 2, %p1;", lambda x, y: 1 if x < y else 2),
-        ("setp.lt.u32 %p1, %r2, %r3;\nselp.b32 %r6, 1, 2, %p1;", lambda x, y: 1 if x % 2**32 < y % 2**32 else 2),
-        ("mov.b32 {%rs1, %rs2}, %r2;\nmov.b32 %r6, {%rs2, %rs1};", lambda x, y: x % 2**32 >> 16 | x << 16),
-        ("cvt.s32.s16 %r6, %r2;", lambda x, y: ((x & 0xFFFF) ^ 0x8000) - 0x8000),  # of the lower half of a register
-        ("cvt.s64.s32 %rd9, %r2;\nshr.s64 %rd9, %rd9, 36;\ncvt.u32.u64 %r6, %rd9;", lambda x, y: x >> 36),
+        (
+            "setp.lt.u32 %p1, %r2, %r3;\nselp.b32 %r6, 1, 2, %p1;",
+            lambda x, y: 1 if x % 2**32 < y % 2**32 else 2,
+        ),
+        (
+            "mov.b32 {%rs1, %rs2}, %r2;\nmov.b32 %r6, {%rs2, %rs1};",
+            lambda x, y: x % 2**32 >> 16 | x << 16,
+        ),
+        # Of the lower half of a register
+        ("cvt.s32.s16 %r6, %r2;", lambda x, y: ((x & 0xFFFF) ^ 0x8000) - 0x8000),
+        (
+            "cvt.s64.s32 %rd9, %r2;\nshr.s64 %rd9, %rd9, 36;\ncvt.u32.u64 %r6, %rd9;",
+            lambda x, y: x >> 36,
+        ),
     ],
 )
 def test_integers(code, expected):
@@ -103,7 +125,10 @@ F, G = np.resize(FLOATS, 32), np.resize(np.roll(FLOATS, 5), 32)
     [
         ("add.f32 %r6, %r2, %r3;", lambda x, y: x + y),
         ("mul.f32 %r6, %r2, %r3;", lambda x, y: x * y),
-        ("mul.ftz.f32 %r6, %r2, 0f3F800000;", lambda x, y: np.where(np.abs(x) < 2.0**-126, 0 * x, x)),
+        (
+            "mul.ftz.f32 %r6, %r2, 0f3F800000;",
+            lambda x, y: np.where(np.abs(x) < 2.0**-126, 0 * x, x),
+        ),
         ("div.rn.f32 %r6, %r2, %r3;", lambda x, y: x / y),
         ("sqrt.rn.f32 %r6, %r2;", lambda x, y: np.sqrt(x)),
         ("ex2.approx.f32 %r6, %r2;", lambda x, y: np.exp2(x.astype(np.float64)).astype(np.float32)),
@@ -111,8 +136,14 @@ F, G = np.resize(FLOATS, 32), np.resize(np.roll(FLOATS, 5), 32)
         ("max.NaN.f32 %r6, %r2, %r3;", lambda x, y: np.maximum(x, y)),
         ("abs.f32 %r6, %r2;", lambda x, y: np.abs(x)),
         ("cvt.rn.bf16x2.f32 %r6, %r3, %r2;\nshl.b32 %r6, %r6, 16;", lambda x, y: nearest_bfloat(x)),
-        ("cvt.rn.f16.f32 %rs1, %r2;\ncvt.f32.f16 %r6, %rs1;", lambda x, y: x.astype(np.float16).astype(np.float32)),
-        ("setp.ltu.f32 %p1, %r2, %r3;\nselp.f32 %r6, %r2, %r3, %p1;", lambda x, y: np.where((x < y) | np.isnan(x + y), x, y)),
+        (
+            "cvt.rn.f16.f32 %rs1, %r2;\ncvt.f32.f16 %r6, %rs1;",
+            lambda x, y: x.astype(np.float16).astype(np.float32),
+        ),
+        (
+            "setp.ltu.f32 %p1, %r2, %r3;\nselp.f32 %r6, %r2, %r3, %p1;",
+            lambda x, y: np.where((x < y) | np.isnan(x + y), x, y),
+        ),
     ],
 )
 def test_floats(code, expected):
@@ -133,7 +164,11 @@ def nearest_bfloat(x):
 
 def test_zeros_have_an_order():
     plus, minus = np.zeros(32, np.float32), np.full(32, -0.0, np.float32)
-    for code, x, y, negative in (("max", plus, minus, False), ("max", minus, plus, False), ("min", plus, minus, True)):
+    for code, x, y, negative in (
+        ("max", plus, minus, False),
+        ("max", minus, plus, False),
+        ("min", plus, minus, True),
+    ):
         assert (np.signbit(result(f"{code}.f32 %r6, %r2, %r3;", x, y).view(np.float32)) == negative).all()
 
 
@@ -148,8 +183,14 @@ def test_zeros_have_an_order():
         ("redux.sync.add.s32 %r6, %r2, -1;", np.full(32, X.sum(dtype=np.uint32))),
         ("redux.sync.max.u32 %r6, %r2, -1;", np.full(32, X.max())),
         ("redux.sync.min.s32 %r6, %r2, -1;", np.full(32, X.view(np.int32).min()).view(np.uint32)),
-        ("setp.gt.u32 %p1, %r1, 7;\nvote.sync.ballot.b32 %r6, %p1, -1;", np.full(32, 0xFFFFFF00, np.uint32)),
-        ("match.any.sync.b32 %r6, %r2, -1;", np.array([sum(1 << j for j in range(32) if X[j] == x) for x in X], np.uint32)),
+        (
+            "setp.gt.u32 %p1, %r1, 7;\nvote.sync.ballot.b32 %r6, %p1, -1;",
+            np.full(32, 0xFFFFFF00, np.uint32),
+        ),
+        (
+            "match.any.sync.b32 %r6, %r2, -1;",
+            np.array([sum(1 << j for j in range(32) if X[j] == x) for x in X], np.uint32),
+        ),
     ],
 )
 def test_warps(code, expected):
@@ -157,7 +198,9 @@ def test_warps(code, expected):
 
 
 def test_threads_that_branch_apart_meet_again():
-    """The lower half goes another way, inside of it lane 3 leaves for good, and every lane loops as often as its number says."""
+    """The lower half goes another way, inside of it lane 3 leaves for good, and every lane loops as
+    often as its number says.
+    """
     code = """
     mov.u32 %r6, 0;
     setp.ge.u32 %p1, %r1, 16;

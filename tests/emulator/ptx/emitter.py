@@ -46,7 +46,10 @@ def register_width(register: str) -> int:
 
 
 class Emitter:
-    """The Python of one basic block. ``masked``: only some threads run, so the others keep what they had."""
+    """The Python of one basic block.
+
+    ``masked``: only some threads run, so the others keep what they had.
+    """
 
     def __init__(self, kernel: str, masked: bool) -> None:
         self.kernel, self.masked = kernel, masked
@@ -72,7 +75,9 @@ class Emitter:
         self.lines.append(statement)
 
     def read(self, operand: str, kind: str) -> str:
-        """An operand as numpy numbers of a PTX type: b, u and s with their width, f32, f64, f16; bf16 stays bits."""
+        """An operand as numpy numbers of a PTX type: b, u and s with their width, f32, f64, f16;
+        bf16 stays bits.
+        """
         expression = self._bits(operand, kind)
         if kind[0] in "sf" and kind in ("s16", "s32", "s64", "f16", "f32", "f64"):
             return f"{expression}.view({'i' if kind[0] == 's' else 'f'}{kind[1:]})"
@@ -83,7 +88,9 @@ class Emitter:
         return [self.read(operand, kind) for operand in operands]
 
     def array(self, operand: str, kind: str) -> str:
-        """As ``read``, with an element for each thread also where the operand is one number for all."""
+        """As ``read``, with an element for each thread also where the operand is one number for
+        all.
+        """
         expression = self.read(operand, kind)
         return expression if expression.startswith("R[") else f"np.broadcast_to({expression}, M.shape)"
 
@@ -125,7 +132,8 @@ class Emitter:
         if operand.startswith("%"):
             narrowed = f".astype(u{bits_of(kind)})" if register_width(operand) > bits_of(kind) > 1 else ""
             return f"R['{operand[1:]}']{narrowed}"
-        if operand.startswith(self.kernel + "_param_"):  # the address of a descriptor, which no thread reads
+        # The address of a descriptor, which no thread reads
+        if operand.startswith(self.kernel + "_param_"):
             return self.constant(0xDE5C << 48 | int(operand.rsplit("_", 1)[1]), "u64")
         if operand == "global_smem":
             return self.constant(0, kind)

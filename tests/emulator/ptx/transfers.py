@@ -15,7 +15,10 @@ def load(emit: Emitter, instruction: Instruction) -> None:
         offset = re.fullmatch(r"\[(\w+)(?:\+0)?\]", source)
         if offset is None:
             raise Fault(f"parameter {source}")
-        emit.write(target, widened(target, f"np.full(M.shape, m.parameters['{offset[1]}'], {unsigned(kind)})", kind))
+        emit.write(
+            target,
+            widened(target, f"np.full(M.shape, m.parameters['{offset[1]}'], {unsigned(kind)})", kind),
+        )
         return
     registers, width = elements(target), bits_of(kind) // 8
     arguments = f"{_address(emit, instruction, source)}, {width * len(registers)}, {emit.mask}"
@@ -70,7 +73,9 @@ def copy(emit: Emitter, instruction: Instruction) -> None:
 
 
 def _copy_box(emit: Emitter, instruction: Instruction) -> None:
-    """A box between global and shared memory: operands as they stand, the tensor's with the box's first corner."""
+    """A box between global and shared memory: operands as they stand, the tensor's with the box's
+    first corner.
+    """
     operands = instruction.operands
     to_global = "bulk_group" in instruction.parts
     if not to_global and not any(part.startswith("mbarrier") for part in instruction.parts):
@@ -79,7 +84,10 @@ def _copy_box(emit: Emitter, instruction: Instruction) -> None:
     if tensor is None:
         raise Fault(f"box {operands}")
     corner = f"[{', '.join(emit.reads(elements(tensor[2]), 'u32'))}]"
-    descriptor, shared = emit.read(tensor[1], "u64"), emit.address(operands[1 if to_global else 0], "u32")
+    descriptor, shared = (
+        emit.read(tensor[1], "u64"),
+        emit.address(operands[1 if to_global else 0], "u32"),
+    )
     if to_global:
         emit.do(f"m.engine.store({descriptor}, {corner}, {shared}, {emit.mask}, m.program, {emit.where})")
     else:
@@ -119,7 +127,9 @@ def _call(instruction: Instruction, what: str) -> str:
 
 
 def _place(emit: Emitter, instruction: Instruction) -> str:
-    """The last arguments: global memory knows the program of each thread, shared memory is one program's."""
+    """The last arguments: global memory knows the program of each thread, shared memory is one
+    program's.
+    """
     return emit.where if _is_shared(instruction) else f"m.program, {emit.where}"
 
 

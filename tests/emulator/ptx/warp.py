@@ -9,9 +9,18 @@ def shuffle(values: Array, mode: str, lane: Array, clamp: Array) -> Array:
     """shfl: the number of another lane, or the own one where that lane is not of the segment."""
     thread = np.arange(len(values))
     own = thread % 32
-    lane, limit, segment = lane.astype(i64) & 31, clamp.astype(i64) & 31, (clamp.astype(i64) >> 8) & 31
+    lane, limit, segment = (
+        lane.astype(i64) & 31,
+        clamp.astype(i64) & 31,
+        (clamp.astype(i64) >> 8) & 31,
+    )
     last, first = (own & segment) | (limit & ~segment), own & segment
-    source = {"up": own - lane, "down": own + lane, "bfly": own ^ lane, "idx": first | (lane & ~segment)}[mode]
+    source = {
+        "up": own - lane,
+        "down": own + lane,
+        "bfly": own ^ lane,
+        "idx": first | (lane & ~segment),
+    }[mode]
     valid = source >= last if mode == "up" else source <= last
     return values[thread - own + np.where(valid, source, own)]
 
