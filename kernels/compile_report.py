@@ -119,7 +119,7 @@ def examine(specimen: Specimen, chip: Chip) -> Finding:
 
 
 def lower(specimen: Specimen, chip: Chip) -> None:
-    """Take one launch through every pass of Triton's own, which is a tenth of the time, and leave out the chip's assembler.
+    """Take one launch through every pass of Triton's own, and leave out the chip's assembler, which takes most of the time.
 
     Raises:
         RuntimeError: a pass failed; what it says is on stderr.
