@@ -1,4 +1,4 @@
-# make demo · make test · make gpu · make venv
+# make demo · make test · make emulate · make gpu · make compile-every-triton · make venv
 #
 # torch is pinned. Without an NVIDIA GPU the CPU build is asked for first, because PyPI's Linux build brings gigabytes of CUDA;
 # that build has no Triton, whose interpreter and compiler the tests use.
@@ -8,14 +8,20 @@ TRITON ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,triton==3.6.0)
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 BIN := .venv/bin
 
-.PHONY: demo test gpu venv lint clean
+.PHONY: demo test emulate gpu compile-every-triton venv lint clean
 
 demo: venv
 	$(BIN)/ironmoe demo
 
-# A process for each core, one thread in each: more threads would only wait for each other.
+# A process for each core, one thread in each: more threads would only wait for each other. A process gets whole files where it can,
+# so that what a file prepares once is not prepared in every process, and takes from another one when it has nothing left.
 test: venv lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+# The kernel tests on compiled code for sm_80 and sm_90, without a GPU: docs/kernels.md. make emulate EMULATE_OPTIONS='-k swiglu'
+emulate: venv
+	OMP_NUM_THREADS=1 TRITON_CACHE_DIR="$(CURDIR)/build/emulate" PYTHONPATH=tests/emulator $(BIN)/python -m pytest -p plugin \
+	-p no:cacheprovider -v --numprocesses 2 --dist worksteal tests/emulator/production.py tests/kernels/gpu $(EMULATE_OPTIONS)
 
 # On a GPU: tests, measures, writes bench/results. Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the
 # packages are found through links in a folder that goes away again. make gpu GPU_OPTIONS='--tune --minutes 5', or '--resume'
@@ -23,6 +29,18 @@ gpu:
 	@links=$$(mktemp -d) && trap 'rm -rf "$$links"' EXIT && mkdir "$$links/ironmoe" && \
 	for floor in kernels moe attacks bench; do ln -s "$(CURDIR)/$$floor" "$$links/ironmoe/$$floor"; done && \
 	PYTHONPATH="$$links$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ironmoe.bench.gpu $(GPU_OPTIONS)
+
+# Before a release: every kernel at every width under each Triton that pyproject.toml allows. Each goes into a folder of its own in front of
+# the environment's, which keeps its pinned one. No GPU needed; most of an hour on two cores.
+TRITONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
+compile-every-triton: venv
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && failed= && for version in $(TRITONS); do \
+	  echo "Triton $$version" && \
+	  $(BIN)/python -m pip install --quiet --no-deps --target "$$folder/triton" "triton==$$version" && \
+	  PYTHONPATH="$$folder/triton$${PYTHONPATH:+:$$PYTHONPATH}" TRITON_CACHE_DIR="$$folder/cache" \
+	    $(BIN)/ironmoe doctor --compile $(COMPILE_OPTIONS) || failed="$$failed $$version"; \
+	  rm -rf "$$folder/triton" "$$folder/cache"; \
+	done; if [ -n "$$failed" ]; then echo "faults under Triton$$failed"; exit 1; fi
 
 venv: .venv/installed
 

@@ -106,6 +106,7 @@ def doctor(
         ),
     ] = False,
     chips: Annotated[str, typer.Option(help="With --compile: for which chips, separated by commas.")] = DEFAULT_CHIPS,
+    only: Annotated[str, typer.Option(help="With --compile: kernels whose names contain this, such as scatter_rows.")] = "",
     out: Annotated[Path | None, typer.Option(help="With --compile: also write the table as Markdown to this file.")] = None,
 ) -> None:
     """Print versions, devices and which code path each operation takes here and why; then test them, in about ten seconds.
@@ -117,9 +118,9 @@ def doctor(
         if compile_kernels:
             from ironmoe.bench.compile_check import run_compile_check
 
-            passed = run_compile_check(_chips(chips), out, console)
-        elif out is not None or chips != DEFAULT_CHIPS:
-            raise typer.BadParameter("--chips and --out belong to --compile")
+            passed = run_compile_check(_chips(chips), only, out, console)
+        elif out is not None or only or chips != DEFAULT_CHIPS:
+            raise typer.BadParameter("--chips, --only and --out belong to --compile")
         else:
             from ironmoe.bench.doctor import run_doctor
 

@@ -1,13 +1,16 @@
 """``ironmoe bench …``: each command reads its options and calls the module that measures."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from ironmoe.bench.clear_errors import clear_errors
 from ironmoe.bench.cli_options import bounded
+
+if TYPE_CHECKING:
+    from ironmoe.bench.shapes import Shape
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine: our layers beside their peers, in one run.")
 
@@ -95,10 +98,29 @@ def bench_gpu(
 
 
 @bench_app.command("roofline")
-def bench_roofline(shapes: ShapeNames = None) -> None:
+def bench_roofline(
+    shapes: ShapeNames = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Also compile the kernels, which takes seconds each the first time, and estimate them by a static model: programs an SM, "
+            "waves, L2, exposed prologues and epilogues. By default of the first shape.",
+        ),
+    ] = False,
+    chips: Annotated[str, typer.Option(help="With --estimate: **sm_90** (an H100), **sm_80** (an A100), or both.")] = "sm_90",
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --estimate, may be repeated: a product and fields in which its blocks are to differ from the table's; both are shown."
+        ),
+    ] = None,
+) -> None:
     """How fast each shape can be on an H100 at most, from the FLOPs and bytes of our kernels. Measures nothing.
 
     With --shapes, every kernel of those.
+
+    Example: ironmoe bench roofline --shapes vmoe-b16-e8 --estimate --blocks "activated stages=3"
     """
     console = Console()
     with clear_errors(console):
@@ -106,11 +128,29 @@ def bench_roofline(shapes: ShapeNames = None) -> None:
         from ironmoe.bench.roofline import print_roofline
         from ironmoe.bench.shapes import SHAPES
 
+        if not estimate and (blocks or chips != "sm_90"):
+            raise typer.BadParameter("--chips and --blocks belong to --estimate")
         try:
             selected = select_shapes(shapes, SHAPES)
         except OptionError as error:
             raise typer.BadParameter(str(error)) from None
-        print_roofline(selected, console, every_kernel=shapes is not None)
+        if estimate:
+            _print_estimates(selected if shapes else SHAPES[:1], chips, blocks or [], console)
+        else:
+            print_roofline(selected, console, every_kernel=shapes is not None)
+
+
+def _print_estimates(shapes: "tuple[Shape, ...]", chips: str, blocks: list[str], console: Console) -> None:
+    from ironmoe.bench.estimate import EstimateError, print_estimates
+    from ironmoe.bench.static_model import MACHINES
+
+    names = [name.strip() for name in chips.split(",")]
+    if unknown := [name for name in names if name not in MACHINES]:
+        raise typer.BadParameter(f"--chips: {', '.join(map(repr, unknown))} not among {', '.join(MACHINES)}")
+    try:
+        print_estimates(shapes, tuple(MACHINES[name] for name in names), blocks, console)
+    except EstimateError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 @bench_app.command("attacks")

@@ -17,16 +17,16 @@ from ironmoe.kernels.tuning import CHIPS, MATRIX
 if TYPE_CHECKING:
     from ironmoe.kernels.compile_report import Finding
 
-COLUMNS = ("kernel", "dtype", "tile", "warps, stages", "regs", "stack, spills", "shared bytes")
-WIDTHS = (5, 10, 6, 4, 6, 6, 6)  # of all but the first, so that a terminal of 80 columns holds the table
+COLUMNS = ("kernel", "dtype", "tile", "warps, stages", "regs", "stack, spills", "shared bytes", "an SM")
+WIDTHS = (5, 10, 6, 4, 6, 6, 2, 6)  # of all but the first, so that a terminal of 80 columns holds the table
 
 
 class CompileCheckError(Exception):
     """The check cannot run here; the message says why."""
 
 
-def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console) -> bool:
-    """Compile, print a table a chip, write it to ``out`` as Markdown; True if there is no fault."""
+def run_compile_check(chips: tuple[str, ...], only: str, out: Path | None, console: Console) -> bool:
+    """Compile the kernels whose names contain ``only``, print a table a chip, write it to ``out`` as Markdown; True if there is no fault."""
     if find_spec("triton") is None:
         raise CompileCheckError("--compile needs Triton, which is not installed: pip install 'triton>=3.6,<3.10' (Linux)")
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -36,9 +36,11 @@ def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console
     findings: list[Finding] = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("compiling", total=None)
-        for finding, total in compile_report(chips):
+        for finding, total in compile_report(chips, only):
             findings.append(finding)
             progress.update(task, total=total, completed=len(findings), description=f"{finding.chip} {finding.kernel}")
+    if not findings:
+        raise CompileCheckError(f"--only: no kernel's name contains {only!r}")
     for chip in chips:
         console.print(_table(chip, [f for f in findings if f.chip == chip]))
     faults = [(finding, fault) for finding in findings for fault in finding.faults()]
@@ -46,7 +48,10 @@ def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console
         console.print(
             f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: {fault}", highlight=False
         )
-    console.print(f"{len(findings)} kernels compiled for {', '.join(chips)}: {len(faults)} faults", highlight=False)
+    compiler = f"Triton {versions()['triton']}"
+    console.print(
+        f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} faults", highlight=False
+    )
     if out is not None:
         write_atomically(out, _markdown(chips, findings, len(faults)))
     return not faults
@@ -55,7 +60,7 @@ def run_compile_check(chips: tuple[str, ...], out: Path | None, console: Console
 def _cells(finding: "Finding") -> tuple[str, ...]:
     f = finding
     pairs = f"{f.warps}, {f.stages}", str(f.registers), f"{f.stack}, {f.spills}"
-    return f.kernel, f.dtype, f.tile, *pairs, str(f.shared), str(f.matrix or "–")
+    return f.kernel, f.dtype, f.tile, *pairs, str(f.shared), str(f.programs), str(f.matrix or "–")
 
 
 def _table(chip: str, findings: "list[Finding]") -> Table:
@@ -87,8 +92,8 @@ def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int
         "",
         "A fault is a spill, a stack in local memory, more shared memory than the chip has, or a 16-bit matrix kernel with 64 rows or more "
         "a tile that lacks the chip's matrix instruction.",
-        "Regs are registers a thread; spills are instructions on local memory (AMD: spilled vector registers); the last column counts matrix",
-        "instructions in the code. These are facts about compiled code, not speed.",
+        "Regs are registers a thread; spills are instructions on local memory (AMD: spilled vector registers); an SM: programs that one SM or CU",
+        "holds at the same time; the last column counts matrix instructions in the code. These are facts about compiled code, not speed.",
     ]
     for chip in chips:
         header = (*COLUMNS, MATRIX[chip])

@@ -33,7 +33,11 @@ class Work(NamedTuple):
     @property
     def ms(self) -> float:
         """Milliseconds that an H100 needs at least."""
-        return max(self.flops / PEAK_TFLOPS, self.bytes / PEAK_TERABYTES) * 1e-9
+        return self.ms_at(PEAK_TFLOPS, PEAK_TERABYTES)
+
+    def ms_at(self, tflops: float, terabytes: float) -> float:
+        """Milliseconds at least, at so many TFLOP/s and TB/s."""
+        return max(self.flops / tflops, self.bytes / terabytes) * 1e-9
 
     @property
     def bound(self) -> str:

@@ -8,31 +8,29 @@ import os
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import triton
-from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ironmoe.kernels.gpu.launch import Launch
-from ironmoe.kernels.specimens import SHORT, Specimen, specimens
+from ironmoe.kernels.occupancy import programs_an_sm
+from ironmoe.kernels.specialization import source_of, target_of
+from ironmoe.kernels.specimens import SHORT, Specimen
 from ironmoe.kernels.tuning import CHIPS, MATRIX, Chip
-
-TYPES = {
-    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
-    torch.int64: "i64", torch.int32: "i32", torch.int8: "i8", torch.bool: "i1",
-}  # fmt: skip
+from ironmoe.kernels.width_specimens import every_specimen
 
 
 class Finding(NamedTuple):
-    """What the compiler made of one kernel. Registers a thread; spills: instructions on local memory; bytes of stack and shared."""
+    """What the compiler made of one kernel. Registers a thread; spills: instructions on local memory; bytes of stack and shared.
+
+    instructions: how often the machine code has each, such as BAR, LDS, STS, LDGSTS, UTMALDG, HGMMA (AMD: s_barrier, ds_read_b128 …).
+    error: why there is no code; empty if there is.
+    """
 
     chip: str
     kernel: str
@@ -45,9 +43,18 @@ class Finding(NamedTuple):
     spills: int
     shared: int
     matrix: int
+    instructions: dict[str, int]
+    error: str = ""
+
+    @property
+    def programs(self) -> int:
+        """How many run on one processor of the chip at the same time."""
+        return programs_an_sm(CHIPS[self.chip], self.registers, self.warps, self.shared)
 
     def faults(self) -> list[str]:
         """What must not be, in words; empty if all is well."""
+        if self.error:
+            return [f"does not compile: {self.error}"]
         limit = CHIPS[self.chip].shared_memory
         found = []
         if self.spills or self.stack:
@@ -60,9 +67,13 @@ class Finding(NamedTuple):
         return found
 
 
-def compile_report(chips: tuple[str, ...], workers: int | None = None) -> Iterator[tuple[Finding, int]]:
-    """Findings in the order of ``specimens``, each with the number of kernels in all. Several processes compile."""
-    jobs = [(name, i) for name in chips for i in range(len(specimens(CHIPS[name])))]
+def compile_report(chips: tuple[str, ...], only: str = "", workers: int | None = None) -> Iterator[tuple[Finding, int]]:
+    """Findings in the order of ``every_specimen``, each with the number of kernels in all. Several processes compile.
+
+    Args:
+        only: a part of the names of those wanted; empty is all.
+    """
+    jobs = [(chip, i) for chip in chips for i, s in enumerate(every_specimen(CHIPS[chip])) if only in s.name]
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for finding in pool.map(_job, jobs):
             yield finding, len(jobs)
@@ -70,65 +81,74 @@ def compile_report(chips: tuple[str, ...], workers: int | None = None) -> Iterat
 
 def _job(job: tuple[str, int]) -> Finding:
     name, i = job
-    return examine(specimens(CHIPS[name])[i], CHIPS[name])
+    return examine(_of_chip(name)[i], CHIPS[name])
+
+
+@cache
+def _of_chip(name: str) -> list[Specimen]:
+    return every_specimen(CHIPS[name])
 
 
 def examine(specimen: Specimen, chip: Chip) -> Finding:
-    """Compile one launch for ``chip`` and read the binary."""
+    """Compile one launch for ``chip`` and read the binary. A kernel that does not compile is a finding too."""
     launch = specimen.launch
-    compiled = triton.compile(
-        _source(launch), target=_target(chip), options={"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    )
-    registers, stack, spills = _amd(compiled) if chip.name.startswith("gfx") else _nvidia(compiled)
-    text = compiled.asm["amdgcn" if chip.name.startswith("gfx") else "ptx"]
     constants = launch.arguments
     tile = "×".join(str(constants[k]) for k in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if k in constants)
-    return Finding(
+    what = (
         chip.name, specimen.name, SHORT.get(specimen.dtype, "int"), tile if tile.count("×") == 2 else "", launch.num_warps,
-        launch.num_stages, registers, stack, spills, compiled.metadata.shared, len(re.findall(re.escape(MATRIX[chip.name]), text)),
+        launch.num_stages,
     )  # fmt: skip
+    try:
+        compiled = _compile(specimen, chip)
+    except Exception as error:  # whatever a pass of the compiler throws
+        return Finding(*what, 0, 0, 0, 0, 0, {}, f"{type(error).__name__}: {error}".splitlines()[0])
+
+    amd = chip.name.startswith("gfx")
+    registers, stack, spills, instructions = _amd(compiled) if amd else _nvidia(compiled)
+    matrix = compiled.asm["amdgcn" if amd else "ptx"].count(MATRIX[chip.name])
+    return Finding(*what, registers, stack, spills, compiled.metadata.shared, matrix, instructions)
 
 
-def _target(chip: Chip) -> GPUTarget:
-    if chip.name.startswith("gfx"):
-        return GPUTarget("hip", chip.name, chip.warp_size)
-    return GPUTarget("cuda", int(chip.name.removeprefix("sm_")), chip.warp_size)
+def lower(specimen: Specimen, chip: Chip) -> None:
+    """Take one launch through every pass of Triton's own, which is a tenth of the time, and leave out the chip's assembler.
+
+    Raises:
+        RuntimeError: a pass failed; what it says is on stderr.
+    """
+    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope(), triton.knobs.runtime.scope():
+        triton.knobs.cache.dir = folder  # the cache of Triton 3.6 does not know that a stage is left out
+        triton.knobs.runtime.add_stages_inspection_hook = _without_assembler
+        _compile(specimen, chip)
 
 
-def _source(launch: Launch) -> ASTSource:
-    """The launch as Triton itself would specialise it: sizes of 1 and None are constants, multiples of 16 are known to be."""
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int], list[list[Any]]] = {}
-    for i, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        specialised = not parameter.is_constexpr and not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (specialised and type(value) is int and value == 1):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        elif isinstance(value, TensorDescriptor):
-            block = ",".join(map(str, value.block_shape))
-            signature[parameter.name] = f"tensordesc<{TYPES[value.base.dtype]}[{block}]>"
-        elif isinstance(value, Tensor):
-            signature[parameter.name] = f"*{TYPES[value.dtype]}"
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-            if specialised and value % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-    return ASTSource(launch.kernel, signature, constants, attributes)
+def _without_assembler(backend: Any = None, stages: Any = None, *_: Any) -> tuple[str, str]:
+    """Triton asks for a key without arguments, and hands the stages over to be changed with some."""
+    for last in {"amdgcn", "hsaco", "cubin"} & set(stages or ()):
+        stages[last] = _named if last == "amdgcn" else lambda source, metadata: b""
+    return "without assembler", "without assembler"
 
 
-def _nvidia(compiled: Any) -> tuple[int, int, int]:
-    """(registers, bytes of stack, LDL and STL instructions) from the cubin, by the tools in Triton's package."""
+def _named(source: Any, metadata: dict[str, Any]) -> str:
+    metadata["name"] = "kernel"  # the stage that is left out would have found it
+    return ""
+
+
+def _compile(specimen: Specimen, chip: Chip) -> Any:
+    launch = specimen.launch
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    return triton.compile(source_of(launch, chip), target=target_of(chip), options=options)
+
+
+def _nvidia(compiled: Any) -> tuple[int, int, int, dict[str, int]]:
+    """(registers, bytes of stack, LDL and STL instructions, all of them) from the cubin, by the tools in Triton's package."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
         sass = _tool("nvdisasm", "-c", file.name)
     registers, stack = (int(value) for value in re.findall(r"(?:REG|STACK):(\d+)", usage)[:2])
-    return registers, stack, len(re.findall(r"\b(?:LDL|STL)\b", sass))
+    instructions = _counted(r"^\s*/\*[0-9a-f]+\*/\s+(?:@\S+\s+)?([A-Z][A-Z0-9_]*)", sass)
+    return registers, stack, instructions.get("LDL", 0) + instructions.get("STL", 0), instructions
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -136,12 +156,17 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def _amd(compiled: Any) -> tuple[int, int, int]:
-    """(vector registers, bytes of scratch, spilled ones) from the assembly's own account. Scalar registers that move to vector lanes
-    touch no memory and are no spill."""
+def _amd(compiled: Any) -> tuple[int, int, int, dict[str, int]]:
+    """(vector registers, bytes of scratch, spilled ones, instructions) from the assembly's own account. Scalar registers that move
+    to vector lanes touch no memory and are no spill."""
     text = compiled.asm["amdgcn"]
 
     def largest(name: str) -> int:
         return max((int(value) for value in re.findall(rf"\.{name}:\s*(\d+)", text)), default=0)
 
-    return largest("vgpr_count"), largest("private_segment_fixed_size"), largest("vgpr_spill_count")
+    code = _counted(r"^\t([a-z]\w+)", text)
+    return largest("vgpr_count"), largest("private_segment_fixed_size"), largest("vgpr_spill_count"), code
+
+
+def _counted(pattern: str, text: str) -> dict[str, int]:
+    return dict(Counter(re.findall(pattern, text, re.MULTILINE)))

@@ -40,6 +40,22 @@ def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
     Raises:
         ValueError: wrong shape or dtype, or (on CPU, where looking is free) an index out of range. On a GPU such a choice is dropped.
     """
+    _check(experts, num_experts)
+    if takes_operators(experts) and not transformed():
+        return Dispatch(*plan_dispatch_op(experts, num_experts, None)[:4])
+    return _sorted(experts, num_experts)
+
+
+def plan_with_tiles(
+    experts: Tensor, num_experts: int, dtype: torch.dtype
+) -> tuple[Dispatch, Tensor]:  # fmt: skip
+    """``plan_dispatch`` and ``plan_tiles`` for products in ``dtype`` as one operator."""
+    _check(experts, num_experts)
+    *dispatch, tiles = plan_dispatch_op(experts, num_experts, dtype)
+    return Dispatch(*dispatch), tiles
+
+
+def _check(experts: Tensor, num_experts: int) -> None:
     if num_experts < 1:
         raise ValueError(f"num_experts must be at least 1, got {num_experts}")
     if experts.ndim != 2 or experts.is_floating_point() or experts.dtype == torch.bool:
@@ -50,10 +66,6 @@ def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
             raise ValueError(
                 f"experts must lie in 0 … {num_experts} ({num_experts} = dropped), got values from {low} to {high}"
             )
-
-    if takes_operators(experts) and not transformed():
-        return Dispatch(*plan_dispatch_op(experts, num_experts))
-    return _sorted(experts, num_experts)
 
 
 def _sorted(experts: Tensor, num_experts: int) -> Dispatch:
@@ -75,20 +87,29 @@ def _sorted(experts: Tensor, num_experts: int) -> Dispatch:
 
 
 @custom_op("ironmoe::plan_dispatch", mutates_args=())
-def plan_dispatch_op(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The fields of a Dispatch."""
+def plan_dispatch_op(
+    experts: Tensor, num_experts: int, tile_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of a Dispatch, and its tiles for products in ``tile_dtype``; none without a
+    dtype."""
     if takes_triton(experts):
         from ironmoe.kernels.gpu import dispatch as gpu
 
-        return gpu.plan(experts, num_experts)
-    return tuple(_sorted(experts, num_experts))  # type: ignore[return-value]
+        return gpu.plan(experts, num_experts, tile_dtype)
+    dispatch = _sorted(experts, num_experts)
+    if tile_dtype is None:
+        return *dispatch, dispatch.offsets.new_empty(2, 0)
+    return *dispatch, _cut(dispatch.offsets, experts.numel(), tile_dtype)
 
 
 @plan_dispatch_op.register_fake
-def _(experts, num_experts):  # type: ignore[no-untyped-def]
-    rows = experts.new_empty(experts.shape[0] * experts.shape[1], dtype=torch.int32)
+def _(experts, num_experts, tile_dtype):  # type: ignore[no-untyped-def]
+    num_rows = experts.shape[0] * experts.shape[1]
+    rows = experts.new_empty(num_rows, dtype=torch.int32)
     offsets = experts.new_empty(num_experts + 1, dtype=torch.int32)
-    return offsets, rows, torch.empty_like(rows), experts.new_empty(experts.shape, dtype=torch.int32)
+    tiles = offsets.new_empty(2, _num_tiles(num_rows, num_experts, tile_dtype) if tile_dtype else 0)
+    slot_row = experts.new_empty(experts.shape, dtype=torch.int32)
+    return offsets, rows, torch.empty_like(rows), slot_row, tiles
 
 
 @custom_op("ironmoe::plan_tiles", mutates_args=())
@@ -97,23 +118,31 @@ def plan_tiles(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
 
     There are as many as any routing of ``num_rows`` rows can need; −1 marks what this one does not. Expert E holds the dropped rows.
     """
-    num_experts = offsets.numel() - 1
     if takes_triton(offsets):
         from ironmoe.kernels.gpu import dispatch as gpu
 
         return gpu.plan_tiles(offsets, num_rows, dtype)
+    return _cut(offsets, num_rows, dtype)
+
+
+@plan_tiles.register_fake
+def _(offsets, num_rows, dtype):  # type: ignore[no-untyped-def]
+    return offsets.new_empty(2, _num_tiles(num_rows, offsets.numel() - 1, dtype))
+
+
+def _cut(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
+    """The torch twin of the tiles."""
+    num_experts = offsets.numel() - 1
     block = rows_per_tile(num_rows, num_experts, dtype)
     starts = torch.cat([offsets, offsets.new_tensor([num_rows])]).long()
     tiles_of = (starts.diff() + block - 1).div(block, rounding_mode="floor")
     first_tile = tiles_of.cumsum(0) - tiles_of
-    tile = torch.arange(max_tiles(num_rows, num_experts + 1, block), device=offsets.device)
+    tile = torch.arange(_num_tiles(num_rows, num_experts, dtype), device=offsets.device)
     expert = torch.searchsorted(first_tile + tiles_of, tile, right=True)
     used, expert = expert <= num_experts, expert.clamp_max(num_experts)
     first_row = starts[expert] + (tile - first_tile[expert]) * block
     return torch.stack([torch.where(used, expert, -1), first_row]).to(torch.int32)
 
 
-@plan_tiles.register_fake
-def _(offsets, num_rows, dtype):  # type: ignore[no-untyped-def]
-    num_experts = offsets.numel() - 1
-    return offsets.new_empty(2, max_tiles(num_rows, num_experts + 1, rows_per_tile(num_rows, num_experts, dtype)))
+def _num_tiles(num_rows: int, num_experts: int, dtype: torch.dtype) -> int:
+    return max_tiles(num_rows, num_experts + 1, rows_per_tile(num_rows, num_experts, dtype))

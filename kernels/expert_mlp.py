@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ironmoe.kernels.activations import Activation, get_activation
 from ironmoe.kernels.demand import demanded, with_own_node
-from ironmoe.kernels.dispatch import Dispatch, plan_dispatch, plan_tiles
+from ironmoe.kernels.dispatch import Dispatch, plan_dispatch, plan_tiles, plan_with_tiles
 from ironmoe.kernels.expert_down import down_tiles, down_tiles_backward, expert_down_op
 from ironmoe.kernels.grouped_matmul import check_experts, grouped_matmul_op, product_tiles, product_tiles_backward
 from ironmoe.kernels.recompute import recomputed
@@ -83,12 +83,17 @@ def expert_mlp(
     with without_autocast(x):
         if takes_folding():
             return by_folding(expert_mlp, inputs, routing.experts, activation, recompute, precision)
+        plainly = transformed() or forward_mode()
+        if takes_operators(x) and not plainly:
+            if dispatch is None:
+                dispatch, cut = plan_with_tiles(routing.experts, w_in.shape[0], x.dtype)
+            else:
+                cut = plan_tiles(dispatch.offsets, dispatch.row_token.shape[0], x.dtype)
+            return _by_operators(inputs, activation, dispatch, cut, recompute, precision)
         if dispatch is None:
             dispatch = plan_dispatch(routing.experts, w_in.shape[0])
-        if transformed() or forward_mode():
+        if plainly:
             return _plainly(inputs, act, dispatch)
-        if takes_operators(x):
-            return _by_operators(inputs, activation, dispatch, recompute, precision)
         return _by_tiles(inputs, act, dispatch, recompute)
 
 
@@ -101,11 +106,12 @@ def _plainly(inputs: Any, act: Activation, dispatch: Dispatch) -> Tensor:
     return down_tiles(gates, w_out, b_out, map(act.value, hidden), dispatch.slot_row, plan)
 
 
-def _by_operators(inputs: Any, activation: str, dispatch: Dispatch, recompute: bool, precision: str) -> Tensor:
+def _by_operators(
+    inputs: Any, activation: str, dispatch: Dispatch, cut: Tensor, recompute: bool, precision: str
+) -> Tensor:  # fmt: skip
     records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs] if records else inputs
     offsets, row_token, row_slot, slot_row = dispatch
-    cut = plan_tiles(offsets, row_token.shape[0], x.dtype)
 
     def up() -> tuple[Tensor, Tensor]:
         return grouped_matmul_op(x, w_in, b_in, offsets, cut, row_token, slot_row, activation, records, precision)

@@ -39,7 +39,10 @@ class Blocks(NamedTuple):
     """One configuration. ``n`` counts columns of one accumulator (a gated unit has two, an interleaved one a wide one for both halves),
     ``k`` the terms a step adds up.
 
-    group: tiles that share a block of columns; split: parts the epilogue works through; persistent: one program a processor.
+    stages: steps of both operands in shared memory; group: tiles that share a block of columns;
+    split: parts the epilogue works through; persistent: one program a processor; box: TMA brings
+    gate and up together, for one product; preload: ``hidden_gradient`` asks for H before its
+    product, not after it, and stores through TMA.
     """
 
     m: int
@@ -50,21 +53,24 @@ class Blocks(NamedTuple):
     group: int = 8
     split: int = 1
     persistent: bool = False
+    box: bool = True
+    preload: bool = False
 
 
 # Product → blocks for 128 rows a tile and 16-bit numbers. What the compiler says of each: docs/compile-report.md.
 WIDE = {
     "gated": Blocks(128, 128, 64, split=2),
     "interleaved": Blocks(128, 256, 64, split=4),
-    "activated": Blocks(128, 128, 64, stages=4, split=4),
+    "activated": Blocks(128, 128, 64, split=4),
     "plain": Blocks(128, 256, 64, split=2),
-    "hidden_gradient": Blocks(128, 128, 64, split=4),
-    "hidden_gradient_interleaved": Blocks(128, 128, 64, split=8),
-    "weight_gradient": Blocks(128, 128, 64),
+    "hidden_gradient": Blocks(128, 128, 64, stages=5, split=4, preload=True),
+    "hidden_gradient_interleaved": Blocks(128, 128, 64, stages=5, split=4, preload=True),
+    "weight_gradient": Blocks(128, 256, 64, stages=4),
 }
 BLACKWELL = WIDE | {
-    "activated": Blocks(128, 128, 64, stages=4, split=8),
+    "activated": Blocks(128, 128, 64, split=8),
     "hidden_gradient": Blocks(128, 128, 64, split=8),
+    "hidden_gradient_interleaved": Blocks(128, 128, 64, split=8),
 }
 WITHOUT_TMA = {  # the pointers of the weights take the registers of half the columns
     "gated": Blocks(128, 64, 64, split=2),
@@ -73,16 +79,16 @@ WITHOUT_TMA = {  # the pointers of the weights take the registers of half the co
     "plain": Blocks(128, 128, 64, split=2),
     "hidden_gradient": Blocks(128, 64, 64, split=4),
     "hidden_gradient_interleaved": Blocks(128, 64, 64, split=4),
-    "weight_gradient": Blocks(128, 128, 64),
+    "weight_gradient": Blocks(128, 128, 64, stages=2),
 }
 UNALIGNED = {  # rows that are no multiple of 16: every element has an address of its own, and addresses take registers
     "gated": Blocks(128, 32, 32),
     "interleaved": Blocks(128, 64, 32),
     "activated": Blocks(128, 32, 32),
     "plain": Blocks(128, 64, 32),
-    "hidden_gradient": Blocks(128, 32, 32),
+    "hidden_gradient": Blocks(128, 32, 32, split=2),
     "hidden_gradient_interleaved": Blocks(128, 32, 32, split=2),
-    "weight_gradient": Blocks(128, 128, 64),
+    "weight_gradient": Blocks(128, 128, 64, stages=2),
 }
 FLOAT32 = {  # no tensor cores in "ieee": small tiles, few registers
     "gated": Blocks(32, 32, 32, warps=4, stages=2),
@@ -145,6 +151,8 @@ def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned:
         blocks = (BLACKWELL if chip.name == "sm_100" else WIDE)[product]
     if product != "weight_gradient" and rows < blocks.m:
         blocks = blocks._replace(m=rows, n=min(blocks.n, 128), warps=4)
+        if blocks.preload:  # several programs a processor hide the way from memory, and need the registers
+            blocks = blocks._replace(stages=3, split=8, preload=False)
         if rows <= 32:
             through_unit = product.startswith("hidden_gradient")
             blocks = blocks._replace(n=min(blocks.n, 64 if through_unit else 128), split=2 if through_unit else 1)
@@ -155,9 +163,13 @@ def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned:
 
 
 def _shared_bytes(product: str, blocks: Blocks, stages: int, dtype: torch.dtype) -> int:
-    """What the pipeline holds: ``stages`` steps of both operands, and one block of results on its way out."""
+    """What the pipeline holds: ``stages`` steps of both operands, and what TMA takes out of one part of the results."""
     columns = blocks.n * (2 if product == "gated" else 1)
-    return dtype.itemsize * ((blocks.m + columns) * blocks.k * stages + blocks.m * blocks.n // blocks.split)
+    pipeline = (blocks.m + columns) * blocks.k * stages
+    if product == "weight_gradient":  # leaves by pointers, through what the pipeline has given back
+        return dtype.itemsize * pipeline
+    leaving = 2 if product == "hidden_gradient_interleaved" else 1  # pairs
+    return dtype.itemsize * (pipeline + leaving * blocks.m * blocks.n // blocks.split)
 
 
 def max_tiles(num_rows: int, num_groups: int, block_m: int) -> int:

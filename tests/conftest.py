@@ -1,6 +1,8 @@
 import os
 import pkgutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 
 class _Anything:
@@ -70,13 +73,73 @@ def _import_kernels_interpreted() -> None:
     del os.environ["TRITON_INTERPRET"]
 
 
+def _spare_the_interpreter_repetitions() -> None:
+    """What the interpreter does again and again with the same result took a third of its time.
+
+    It puts its own functions into triton.language for every function that a kernel calls, although they are there from the launch
+    on. Only a module that was not reached by then, triton.language.core for the functions of Triton's own library, is still to be
+    done. And it makes a table of all dtypes whenever it looks one up.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, []
+
+    def patch_once(fn):
+        seen = [module for module in (language, language.core) if any(value is module for value in fn.__globals__.values())]
+        if all(module in patched for module in seen):
+            return None  # a call inside a kernel, which makes no use of it
+        scope = patch(fn)
+        if not patched:  # the launch itself
+            scope.restore = partial(_all_of, patched.clear, scope.restore)
+        patched.extend(seen)
+        return scope
+
+    look_up, known = interpreter._get_np_dtype, {}
+
+    def look_up_once(dtype):
+        if type(dtype) is not language.dtype:  # a pointer, or a block
+            return look_up(dtype)
+        if dtype.name not in known:
+            known[dtype.name] = look_up(dtype)
+        return known[dtype.name]
+
+    interpreter._patch_lang, interpreter._get_np_dtype = patch_once, look_up_once
+
+
+def _all_of(*functions: Callable[[], None]) -> None:
+    for function in functions:
+        function()
+
+
 if HAS_TRITON and not torch.cuda.is_available():
     _import_kernels_interpreted()
+    _spare_the_interpreter_repetitions()
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def rounding() -> Callable[..., float]:
+    """How far two right computations of the same numbers may be apart: ``rounding(terms, values)``.
+
+    A processor may add in any order, with or without fused products, in vectors of any length. A sum of n terms in any order has
+    an error below λ √n u times the largest sum of magnitudes, but with a probability of 2 exp(−λ²/2) (Higham & Mary, SIAM J. Sci.
+    Comput. 2019); u is half of eps. Here λ = 8, so that no processor and no seed passes it by chance.
+
+    terms:  how many roundings lie on the way from an input to a result, one layer after another: a product of width n has n.
+    values: what was computed, or its largest magnitude. Layers in between must not have much larger ones.
+    """
+
+    def bound(terms: int, values: Tensor | float, dtype: torch.dtype | None = None) -> float:
+        largest = float(values.detach().abs().max()) if isinstance(values, Tensor) else values
+        eps = torch.finfo(dtype or (values.dtype if isinstance(values, Tensor) else torch.float32)).eps
+        return 8 * terms**0.5 * eps / 2 * largest
+
+    return bound
 
 
 @pytest.fixture

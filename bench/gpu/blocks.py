@@ -32,8 +32,9 @@ FORMER = "former"
 # says of registers and shared memory.
 FORMER_BLOCKS: dict[str, tuple[dict[str, Any], str]] = {
     "activated": ({"m": 128, "n": 128, "k": 64, "stages": 4, "split": 4}, INFERENCE),
-    "hidden_gradient": ({"m": 128, "n": 128, "k": 64, "stages": 3, "split": 4}, DX),
-    "weight_gradient": ({"m": 128, "n": 128, "k": 64, "stages": 3}, FULL),
+    "gated": ({"box": False}, INFERENCE),
+    "hidden_gradient": ({"m": 128, "n": 128, "k": 64, "stages": 3, "split": 4, "preload": False}, DX),
+    "weight_gradient": ({"m": 128, "n": 128, "k": 64, "stages": 2}, FULL),
 }
 
 

@@ -11,7 +11,7 @@ def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
     of_weights = product == "weight_gradient"
     steps: dict[str, tuple[float, ...]] = {
         "n": (0.5, 2), "k": (0.5, 2), "warps": (0.5, 2), "stages": (-1, 1),
-        **({"m": (0.5, 2)} if of_weights else {"group": (0.5, 2), "split": (0.5, 2), "persistent": (1,)}),
+        **({"m": (0.5, 2)} if of_weights else {"group": (0.5, 2), "split": (0.5, 2), "persistent": (1,), "box": (1,), "preload": (1,)}),
     }  # fmt: skip
     single = [{field: step} for field, found in steps.items() for step in found]
     together: list[dict[str, float]] = [
@@ -32,7 +32,7 @@ def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
 def _stepped(blocks: Blocks, change: dict[str, float]) -> Blocks:
     fields = blocks._asdict()
     for field, step in change.items():
-        if field == "persistent":
+        if field in ("persistent", "box", "preload"):
             fields[field] = not fields[field]
         else:
             fields[field] = fields[field] + step if field == "stages" else int(fields[field] * step)

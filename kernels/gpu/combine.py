@@ -37,16 +37,20 @@ def gather_sum_kernel(
 def scatter_rows_kernel(
     dy, gates, row_token, row_slot, slot_row, d_rows, num_rows, top_k, D, dy_stride, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
-    """d_rows[r] = gate of the row · dy[token of r]; 0 for the rows of dropped choices."""
+    """d_rows[r] = gate of the row · dy[token of r]; 0 for the rows of dropped choices.
+
+    Tokens and choices stay int32 (there are fewer than 2³¹ choices) up to the last load that they lead to: Triton 3.6 and 3.7 take
+    a layout conversion back through a widening between two loads, and then give the second load a mask in another layout.
+    """
     blocks_d = tl.cdiv(D, BLOCK_D)
     r_R = (tl.program_id(0) // blocks_d).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     d_D = tl.program_id(0) % blocks_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    token_R = tl.load(row_token + r_R, mask=r_R < num_rows, other=0).to(tl.int64)
+    token_R = tl.load(row_token + r_R, mask=r_R < num_rows, other=0)
     choice_R = token_R * top_k + tl.load(row_slot + r_R, mask=r_R < num_rows, other=0)
     kept_R = (r_R < num_rows) & (tl.load(slot_row + choice_R, mask=r_R < num_rows, other=-1) >= 0)
     gate_R = tl.load(gates + choice_R, mask=kept_R, other=0.0)
     inside_RD = kept_R[:, None] & (d_D < D)[None, :]
-    value_RD = tl.load(dy + token_R[:, None] * dy_stride + d_D[None, :], mask=inside_RD, other=0.0).to(tl.float32)
+    value_RD = tl.load(dy + token_R.to(tl.int64)[:, None] * dy_stride + d_D[None, :], mask=inside_RD, other=0.0).to(tl.float32)
     target_RD = d_rows + r_R[:, None] * D + d_D[None, :]
     value_RD = (value_RD * gate_R[:, None]).to(d_rows.dtype.element_ty)
     tl.store(target_RD, value_RD, mask=(r_R < num_rows)[:, None] & (d_D < D)[None, :])

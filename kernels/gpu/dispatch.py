@@ -1,7 +1,8 @@
 """Counting sort of the choices by expert, and the map from tiles to experts. No host sync, positions independent of timing.
 
-Choices are cut into segments. Each segment counts its choices per expert; a scan turns the counts into the first row of every
-(segment, expert); each segment then places its choices in order. Expert E holds the dropped choices and comes last.
+Choices are cut into segments. Each segment counts its choices per expert; a scan turns the counts
+into the first row of every (segment, expert); each segment then places its choices in order, and
+the tiles are written by the same programs. Expert E holds the dropped choices and comes last.
 """
 
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 from ironmoe.kernels.gpu.launch import launch
 from ironmoe.kernels.tuning import max_tiles, rows_per_tile
 
-BLOCK = 128  # choices ranked at once, each against all others
+BLOCK = 32  # choices ranked at once, each against all others
+COUNTED = 128  # choices counted at once
 MAX_SEGMENTS = 1024
 
 
@@ -51,12 +53,20 @@ def scan_kernel(counts, totals, num_segments, SEGMENTS: tl.constexpr):
     tl.store(totals + expert, tl.sum(count_S, 0))
 
 
-@triton.jit(do_not_specialize=["num_choices", "segment_length", "num_experts", "num_segments", "top_k"])
+@triton.jit(
+    do_not_specialize=["num_choices", "segment_length", "num_segments", "num_experts", "num_tiles"],
+)
 def place_kernel(
-    experts, counts, totals, offsets, row_token, row_slot, slot_row, num_choices, segment_length, num_segments, num_experts,
-    top_k, BLOCK: tl.constexpr, BINS: tl.constexpr,
+    experts, counts, totals, offsets, row_token, row_slot, slot_row, tiles,
+    num_choices, segment_length, num_segments, num_experts, num_tiles,
+    TOP_K: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Gives every choice its row: the expert's first row, plus earlier segments, plus earlier choices of this segment."""
+    """Gives every choice its row: the first row of its expert, plus the number of choices of the
+    same expert in earlier segments, plus their number before it in this segment.
+
+    Where tiles are asked for, program e writes those of expert e as well; expert E is the dropped
+    choices.
+    """
     segment = tl.program_id(0)
     start = segment * segment_length
     stop = tl.minimum(start + segment_length, num_choices)
@@ -65,27 +75,45 @@ def place_kernel(
     next_E = tl.cumsum(total_E, 0) - total_E
     if segment == 0:
         tl.store(offsets + e_E, next_E, mask=e_E <= num_experts)
-    next_E += tl.load(counts + e_E * num_segments + segment, mask=e_E <= num_experts, other=0)
+    if tiles is not None and segment <= num_experts:
+        write_tiles(tiles, num_tiles, segment, num_experts, e_E, next_E, total_E, BLOCK_M)
+    if start < stop:  # there may be more programs than segments
+        next_E += tl.load(counts + e_E * num_segments + segment, mask=e_E <= num_experts, other=0)
+    i_B = tl.arange(0, BLOCK)
     for first in range(start, stop, BLOCK):
-        i_B = first + tl.arange(0, BLOCK)
-        live_B = i_B < stop
-        expert_B = load_choices(experts, i_B, stop, num_experts)
-        earlier_BB = (expert_B[None, :] == expert_B[:, None]) & (i_B[None, :] < i_B[:, None])
-        row_B = tl.gather(next_E, expert_B, 0) + tl.sum(earlier_BB.to(tl.int32), 1)
-        tl.store(row_token + row_B, i_B // top_k, mask=live_B)
-        tl.store(row_slot + row_B, i_B % top_k, mask=live_B)
-        tl.store(slot_row + i_B, tl.where(expert_B < num_experts, row_B, -1), mask=live_B)
+        choice_B = first + i_B
+        live_B = choice_B < stop
+        expert_B = load_choices(experts, choice_B, stop, num_experts)
+        # A choice of the same expert d places earlier has an order that is d less, and d ≤ i_B. All
+        # others are further below or not below at all, and as unsigned numbers those are the
+        # furthest.
+        order_B = expert_B * BLOCK + i_B
+        below_BB = ((order_B - 1)[None, :] - order_B[:, None]).to(tl.uint32, bitcast=True)
+        earlier_B = tl.sum((below_BB < i_B[None, :].to(tl.uint32)).to(tl.int32), 0)
+        row_B = tl.gather(next_E, expert_B, 0) + earlier_B
+        tl.store(row_token + row_B, choice_B // TOP_K, mask=live_B)
+        tl.store(row_slot + row_B, choice_B % TOP_K, mask=live_B)
+        tl.store(slot_row + choice_B, tl.where(expert_B < num_experts, row_B, -1), mask=live_B)
         next_E += tl.histogram(expert_B, BINS, mask=live_B)
 
 
 @triton.jit(do_not_specialize=["num_experts", "num_rows", "num_tiles"])
 def tiles_kernel(offsets, tiles, num_experts, num_rows, num_tiles, BLOCK_M: tl.constexpr, BINS: tl.constexpr):
-    """Program e writes (expert, first row) of each of its tiles; the last one marks the surplus with −1."""
-    expert = tl.program_id(0)
+    """Program e writes the tiles of expert e."""
     e_E = tl.arange(0, BINS)
     start_E = tl.load(offsets + e_E, mask=e_E <= num_experts, other=num_rows)
     stop_E = tl.load(offsets + e_E + 1, mask=e_E < num_experts, other=num_rows)
-    tiles_E = (stop_E - start_E + BLOCK_M - 1) // BLOCK_M
+    length_E = stop_E - start_E
+    write_tiles(tiles, num_tiles, tl.program_id(0), num_experts, e_E, start_E, length_E, BLOCK_M)
+
+
+@triton.jit
+def write_tiles(
+    tiles, num_tiles, expert, num_experts, e_E, start_E, length_E, BLOCK_M: tl.constexpr
+):  # fmt: skip
+    """(expert, first row) of each of the expert's tiles. Those of the dropped choices come last,
+    and after them the surplus is marked with −1."""
+    tiles_E = (length_E + BLOCK_M - 1) // BLOCK_M
     before = tl.sum(tl.where(e_E < expert, tiles_E, 0), 0)
     own = tl.sum(tl.where(e_E == expert, tiles_E, 0), 0)
     start = tl.sum(tl.where(e_E == expert, start_E, 0), 0)
@@ -96,35 +124,53 @@ def tiles_kernel(offsets, tiles, num_experts, num_rows, num_tiles, BLOCK_M: tl.c
         tl.store(tiles + num_tiles + before + i_M, start + i_M * BLOCK_M, mask=i_M < end)
 
 
-def plan(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(offsets, row_token, row_slot, slot_row) for experts (T, K): see ``ironmoe.kernels.plan_dispatch``."""
+def plan(
+    experts: Tensor, num_experts: int, tile_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(offsets, row_token, row_slot, slot_row, tiles) of experts (T, K): see ``plan_dispatch`` and
+    ``plan_tiles`` in ``ironmoe.kernels.dispatch``.
+
+    tile_dtype: what the products compute in; without one there are no tiles.
+    """
     experts = experts.contiguous()
     num_choices, top_k = experts.numel(), experts.shape[1]
-    offsets = torch.zeros(num_experts + 1, dtype=torch.int32, device=experts.device)
     row_token = experts.new_empty(num_choices, dtype=torch.int32)
-    row_slot = torch.empty_like(row_token)
+    row_slot = experts.new_empty(num_choices, dtype=torch.int32)
     slot_row = experts.new_empty(experts.shape, dtype=torch.int32)
     if num_choices == 0:
-        return offsets, row_token, row_slot, slot_row
+        offsets = experts.new_zeros(num_experts + 1, dtype=torch.int32)
+        return offsets, row_token, row_slot, slot_row, offsets.new_empty((2, 0))
+
     blocks = triton.cdiv(num_choices, BLOCK)
     segment_length = triton.cdiv(blocks, MAX_SEGMENTS) * BLOCK
     num_segments = triton.cdiv(num_choices, segment_length)
-    counts = experts.new_empty(num_experts + 1, num_segments, dtype=torch.int32)
+    offsets = experts.new_empty(num_experts + 1, dtype=torch.int32)
+    counts = experts.new_empty((num_experts + 1, num_segments), dtype=torch.int32)
     totals = experts.new_empty(num_experts + 1, dtype=torch.int32)
+    block_m = rows_per_tile(num_choices, num_experts, tile_dtype or torch.float32)
+    num_tiles = max_tiles(num_choices, num_experts + 1, block_m) if tile_dtype else 0
+    tiles = experts.new_empty((2, num_tiles), dtype=torch.int32)
+
     sizes: dict[str, Any] = {
         "num_choices": num_choices, "segment_length": segment_length, "num_segments": num_segments, "num_experts": num_experts,
     }  # fmt: skip
-    shape: dict[str, Any] = {"BLOCK": BLOCK, "BINS": triton.next_power_of_2(num_experts + 1)}
-    launch(count_kernel, num_segments, experts=experts, counts=counts, **sizes, **shape)
+    bins = triton.next_power_of_2(num_experts + 1)
+    launch(
+        count_kernel, num_segments, experts=experts, counts=counts, **sizes,
+        BLOCK=COUNTED, BINS=bins,
+    )  # fmt: skip
     launch(
         scan_kernel, num_experts + 1, counts=counts, totals=totals, num_segments=num_segments,
         SEGMENTS=triton.next_power_of_2(num_segments),
     )  # fmt: skip
+    programs = max(num_segments, num_experts + 1) if num_tiles else num_segments
     launch(
-        place_kernel, num_segments, experts=experts, counts=counts, totals=totals, offsets=offsets, row_token=row_token,
-        row_slot=row_slot, slot_row=slot_row, **sizes, top_k=top_k, **shape,
+        place_kernel, programs, num_warps=1, experts=experts, counts=counts, totals=totals,
+        offsets=offsets, row_token=row_token, row_slot=row_slot, slot_row=slot_row,
+        tiles=tiles if num_tiles else None, **sizes, num_tiles=num_tiles,
+        TOP_K=top_k, BLOCK=BLOCK, BINS=bins, BLOCK_M=block_m,
     )  # fmt: skip
-    return offsets, row_token, row_slot, slot_row
+    return offsets, row_token, row_slot, slot_row, tiles
 
 
 def plan_tiles(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:

@@ -27,21 +27,26 @@ def locate(program, num_tiles, num_blocks, GROUP: tl.constexpr):
 
 @triton.jit
 def accumulate(
-    x, w, rows_M, live_M, first, expert, n0, up_shift, N, K, x_stride, we_stride, wn_stride, wk_stride,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr,
-    K_LAST: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    x, w, rows_M, live_M, first, expert, n0, up_shift, N, K, x_stride, we_stride, wn_stride,
+    wk_stride, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    X_TMA: tl.constexpr, W_TMA: tl.constexpr, K_LAST: tl.constexpr, GATED: tl.constexpr,
+    BOX: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x[rows] @ w[expert]ᵀ in float32: columns n0 …, and for a gated unit those ``up_shift`` further on as well."""
-    acc_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    up_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if GATED else acc_MN
+    """x[rows] @ w[expert]ᵀ in float32: columns n0 …, and for GATED those ``up_shift`` further on.
+
+    With BOX both are one product of twice the columns, whose weights TMA brings in one box.
+    """
+    WIDE: tl.constexpr = 2 * BLOCK_N if BOX else BLOCK_N
+    acc_MW = tl.zeros((BLOCK_M, WIDE), tl.float32)
+    up_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if GATED and not BOX else acc_MW
     k_K = tl.arange(0, BLOCK_K)
     n_N = n0 + tl.arange(0, BLOCK_N)
     if not X_TMA:
         x_MK = x + rows_M.to(tl.int64)[:, None] * x_stride + k_K[None, :]
     if not W_TMA:
-        w_KN = (
-            w + expert.to(tl.int64) * we_stride + k_K[:, None].to(tl.int64) * wk_stride + n_N[None, :].to(tl.int64) * wn_stride
-        )
+        w_N = w + expert.to(tl.int64) * we_stride + n_N.to(tl.int64) * wn_stride
+        w_KN = w_N[None, :] + k_K[:, None].to(tl.int64) * wk_stride
+
     for k in tl.range(0, K, BLOCK_K):
         if X_TMA:
             a_MK = x.load([first, k])
@@ -49,29 +54,46 @@ def accumulate(
             a_MK = tl.load(x_MK + k, mask=live_M[:, None], other=0.0)
         else:
             a_MK = tl.load(x_MK + k, mask=live_M[:, None] & ((k + k_K)[None, :] < K), other=0.0)
+
         if W_TMA:
-            if K_LAST:
-                b_KN = w.load([expert, n0, k]).reshape(BLOCK_N, BLOCK_K).T
-            else:
-                b_KN = w.load([expert, k, n0]).reshape(BLOCK_K, BLOCK_N)
+            b_KW = load_box(w, expert, n0, k, WIDE, BLOCK_K, K_LAST, BOX)
         elif EVEN:
-            b_KN = tl.load(w_KN + k * wk_stride)
+            b_KW = tl.load(w_KN + k * wk_stride)
         else:
             inside_KN = ((k + k_K)[:, None] < K) & (n_N[None, :] < N)
-            b_KN = tl.load(w_KN + k * wk_stride, mask=inside_KN, other=0.0)
-        acc_MN = tl.dot(a_MK, b_KN, acc_MN, input_precision=PRECISION)
-        if GATED:
+            b_KW = tl.load(w_KN + k * wk_stride, mask=inside_KN, other=0.0)
+        acc_MW = tl.dot(a_MK, b_KW, acc_MW, input_precision=PRECISION)
+
+        if GATED and not BOX:
             if W_TMA:
-                if K_LAST:
-                    b_KN = w.load([expert, up_shift + n0, k]).reshape(BLOCK_N, BLOCK_K).T
-                else:
-                    b_KN = w.load([expert, k, up_shift + n0]).reshape(BLOCK_K, BLOCK_N)
+                b_KN = load_box(w, expert, up_shift + n0, k, BLOCK_N, BLOCK_K, K_LAST, False)
             elif EVEN:
                 b_KN = tl.load(w_KN + k * wk_stride + up_shift * wn_stride)
             else:
-                b_KN = tl.load(w_KN + k * wk_stride + up_shift * wn_stride, mask=inside_KN, other=0.0)
+                up_KN = w_KN + k * wk_stride + up_shift * wn_stride
+                b_KN = tl.load(up_KN, mask=inside_KN, other=0.0)
             up_MN = tl.dot(a_MK, b_KN, up_MN, input_precision=PRECISION)
-    return acc_MN, up_MN
+
+    if BOX:
+        return halves(acc_MW)
+    else:
+        return acc_MW, up_MN
+
+
+@triton.jit
+def load_box(
+    w, expert, n0, k,
+    WIDE: tl.constexpr, BLOCK_K: tl.constexpr, K_LAST: tl.constexpr, BOX: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_K, WIDE) of the expert's weights by TMA. BOX: gate's columns, then the same of up."""
+    if BOX and K_LAST:
+        return w.load([expert, 0, n0, k]).reshape(WIDE, BLOCK_K).T
+    elif BOX:
+        return w.load([expert, k, 0, n0]).reshape(BLOCK_K, WIDE)
+    elif K_LAST:
+        return w.load([expert, n0, k]).reshape(WIDE, BLOCK_K).T
+    else:
+        return w.load([expert, k, n0]).reshape(BLOCK_K, WIDE)
 
 
 @triton.jit
@@ -89,15 +111,22 @@ def neighbours(values_MC):
 
 
 @triton.jit
-def store_rows(values_MC, out, out_tma, rows_M, live_M, first, n0, shift, N, out_stride, full, TMA: tl.constexpr):
-    """Columns n0 … of the tile's rows, ``shift`` columns to the right. TMA writes whole tiles only: the next rows are another expert's."""
-    values_MC = values_MC.to(out.dtype.element_ty)
+def store_rows(
+    values_MC, out, out_tma, rows_M, live_M, first, n0, half, N, out_stride, full, TMA: tl.constexpr
+):  # fmt: skip
+    """Columns n0 … of one half (0, or 1 for up's) of the tile's rows.
+
+    TMA writes whole tiles only, for the next rows are another expert's. Each branch converts for
+    itself: a conversion in front of both would serve the one that is not taken.
+    """
     if TMA and full:
-        out_tma.store([first, shift + n0], values_MC)
+        values_M1C = values_MC.reshape(values_MC.shape[0], 1, values_MC.shape[1])
+        out_tma.store([first, half, n0], values_M1C.to(out.dtype.element_ty))
     else:
         n_C = n0 + tl.arange(0, values_MC.shape[1])
-        target_MC = out + rows_M.to(tl.int64)[:, None] * out_stride + (shift + n_C)[None, :]
-        tl.store(target_MC, values_MC, mask=live_M[:, None] & (n_C < N)[None, :])
+        inside_MC = live_M[:, None] & (n_C < N)[None, :]
+        at_MC = rows_M.to(tl.int64)[:, None] * out_stride + (half * N + n_C)[None, :]
+        tl.store(out + at_MC, values_MC.to(out.dtype.element_ty), mask=inside_MC)
 
 
 @triton.jit
@@ -130,7 +159,7 @@ def finish(
         if hidden is not None:
             store_rows(acc_MC, hidden, hidden_tma, rows_M, live_M, first, n0, 0, N, hidden_stride, full, STORE_TMA)
             if GATED:
-                store_rows(up_MC, hidden, hidden_tma, rows_M, live_M, first, n0, N, N, hidden_stride, full, STORE_TMA)
+                store_rows(up_MC, hidden, hidden_tma, rows_M, live_M, first, n0, 1, N, hidden_stride, full, STORE_TMA)
         if activated is not None:
             if INTERLEAVED:
                 acc_MC, up_MC = neighbours(acc_MC)
@@ -145,12 +174,13 @@ def grouped_matmul_kernel(
     num_experts, N, K, x_stride, we_stride, wn_stride, wk_stride, bias_stride, hidden_stride, activated_stride,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr,
-    STORE_TMA: tl.constexpr, K_LAST: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    STORE_TMA: tl.constexpr, K_LAST: tl.constexpr, BOX: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Reads x, the weights and ``row_token``; writes H and/or the activated units. Dropped rows become 0.
 
-    An accumulator covers N columns. GATED has two, H is (R, 2N) and the units are (R, N); INTERLEAVED has one for gate and up in turns,
-    H is (R, N) and the units are (R, N / 2).
+    GATED: H is (R, 2N), the units are (R, N), and a program has N columns of gate and of up.
+    INTERLEAVED: gate and up in turns are N columns, and the units are (R, N / 2).
     """
     for program in range(tl.program_id(0), num_tiles * num_blocks, tl.num_programs(0)):
         tile, block = locate(program, num_tiles, num_blocks, GROUP)
@@ -162,7 +192,7 @@ def grouped_matmul_kernel(
             acc_MN, up_MN = accumulate(
                 x, w, source_M, live_M, first, expert, n0, N, N, tl.where(expert < num_experts, K, 0),
                 x_stride, we_stride, wn_stride, wk_stride,
-                BLOCK_M, BLOCK_N, BLOCK_K, X_TMA, W_TMA, K_LAST, GATED, EVEN, PRECISION,
+                BLOCK_M, BLOCK_N, BLOCK_K, X_TMA, W_TMA, K_LAST, GATED, BOX, EVEN, PRECISION,
             )  # fmt: skip
             finish(
                 acc_MN, up_MN, n0, bias, hidden, hidden_tma, activated, activated_tma, rows_M, live_M, first, full, expert,
@@ -200,24 +230,27 @@ def grouped_matmul(
     hidden = x.new_empty(num_rows, wide) if keep_hidden else None
     activated = x.new_empty(num_rows, units) if activation != "none" else None
 
+    box = product == "gated" and w_tma and blocks.box
     block_c = blocks.n // blocks.split
-    over = product == "gated" and N % block_c  # the last block of gate columns would reach into up's
-    store_tma = chip.tma and all(out is None or takes_tma(out) for out in (hidden, activated)) and not over
+    hidden_tma = output_box(hidden, 2 if product == "gated" else 1, blocks.m, block_c, chip)
+    activated_tma = output_box(activated, 1, blocks.m, block_c // 2 if interleaved else block_c, chip)
+    boxes = ((hidden, hidden_tma), (activated, activated_tma))
+    store_tma = all(out is None or box is not None for out, box in boxes)
     x_tma = chip.tma and row_token is None and takes_tma(x)
     num_blocks = triton.cdiv(N, blocks.n)
     programs = tiles.shape[1] * num_blocks if num_rows else 0
     launch(
         grouped_matmul_kernel, min(programs, chip.processors) if blocks.persistent else programs, blocks.warps, blocks.stages,
         x=TensorDescriptor.from_tensor(x, [blocks.m, blocks.k]) if x_tma else x,
-        w=weight_operand(weight, blocks, w_tma, k_last), bias=bias,
-        hidden=hidden, hidden_tma=_output(hidden, blocks.m, block_c, store_tma),
-        activated=activated, activated_tma=_output(activated, blocks.m, block_c // 2 if interleaved else block_c, store_tma),
+        w=weight_operand(weight, blocks, w_tma, k_last, box=box), bias=bias,
+        hidden=hidden, hidden_tma=hidden_tma if store_tma else None,
+        activated=activated, activated_tma=activated_tma if store_tma else None,
         row_token=row_token, offsets=offsets, tiles=tiles, num_tiles=tiles.shape[1], num_blocks=num_blocks, num_rows=num_rows,
         num_experts=num_experts, N=N, K=K, x_stride=x.stride(0), we_stride=weight.stride(0), wn_stride=weight.stride(1),
         wk_stride=weight.stride(2), bias_stride=wide, hidden_stride=wide, activated_stride=units,
         ACTIVATION=activation, GATED=product == "gated", INTERLEAVED=interleaved, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
         BLOCK_K=blocks.k, GROUP=blocks.group, SPLIT=blocks.split, X_TMA=x_tma, W_TMA=w_tma, STORE_TMA=store_tma, K_LAST=k_last,
-        EVEN=K % blocks.k == 0 and (w_tma or N % blocks.n == 0), PRECISION=precision,
+        BOX=box, EVEN=K % blocks.k == 0 and (w_tma or N % blocks.n == 0), PRECISION=precision,
     )  # fmt: skip
     return hidden, activated
 
@@ -228,10 +261,15 @@ def weight_layout(weight: Tensor, chip: Chip) -> tuple[bool, bool]:
     return chip.tma and takes_tma(weight if k_last else weight.transpose(1, 2)), k_last
 
 
-def weight_operand(weight: Tensor, blocks: Blocks, tma: bool, k_last: bool) -> Tensor | TensorDescriptor:
-    """What the kernel reads."""
+def weight_operand(weight: Tensor, blocks: Blocks, tma: bool, k_last: bool, *, box: bool = False) -> Tensor | TensorDescriptor:
+    """What the kernel reads. ``box``: the same columns of gate and of up are one box."""
     if not tma:
         return weight
+    if box:
+        halves_EHNK = weight.unflatten(1, (2, weight.shape[1] // 2))
+        if k_last:
+            return TensorDescriptor.from_tensor(halves_EHNK, [1, 2, blocks.n, blocks.k])
+        return TensorDescriptor.from_tensor(halves_EHNK.permute(0, 3, 1, 2), [1, blocks.k, 2, blocks.n])
     if k_last:
         return TensorDescriptor.from_tensor(weight, [1, blocks.n, blocks.k])
     return TensorDescriptor.from_tensor(weight.transpose(1, 2), [1, blocks.k, blocks.n])
@@ -248,5 +286,14 @@ def takes_tma(tensor: Tensor) -> bool:
     return aligned and tensor.stride(-1) == 1 and tensor.data_ptr() % 16 == 0 and tensor.numel() > 0
 
 
-def _output(out: Tensor | None, rows: int, columns: int, tma: bool) -> TensorDescriptor | None:
-    return TensorDescriptor.from_tensor(out, [rows, columns]) if tma and out is not None and out.numel() else None
+def output_box(
+    out: Tensor | None, num_halves: int, rows: int, columns: int, chip: Chip
+) -> TensorDescriptor | None:  # fmt: skip
+    """``rows`` × ``columns`` of one half of ``out`` (R, num_halves · N). No box reaches beyond its half.
+
+    None where TMA does not take ``out``.
+    """
+    if out is None or not chip.tma:
+        return None
+    out_RHN = out.unflatten(1, (num_halves, out.shape[1] // num_halves))
+    return TensorDescriptor.from_tensor(out_RHN, [rows, 1, columns]) if takes_tma(out_RHN) else None

@@ -20,6 +20,8 @@ from ironmoe.kernels.gpu.grouped_matmul import (
     halves,
     locate,
     neighbours,
+    output_box,
+    store_rows,
     tile_rows,
     weight_layout,
     weight_operand,
@@ -31,79 +33,128 @@ DOT_COLUMNS = 32
 
 
 @triton.jit
-def through_unit(
-    acc_MC, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr, SPLIT: tl.constexpr,
+def load_hidden(
+    hidden, n0, rows_M, live_M, N, hidden_stride,
+    BLOCK_N: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of dA′ through the activation, in SPLIT parts; returns ⟨dA′, A⟩ of each row over these columns."""
+    """BLOCK_N columns of H: (gate or the only half, up). In turns they are one block, twice as wide."""
+    WIDE: tl.constexpr = 2 * BLOCK_N if INTERLEAVED else BLOCK_N
+    n_W = n0 * (WIDE // BLOCK_N) + tl.arange(0, WIDE)
+    at_MW = rows_M.to(tl.int64)[:, None] * hidden_stride + n_W[None, :]
+    inside_MW = live_M[:, None] & (n_W < N * (WIDE // BLOCK_N))[None, :]
+    h_MW = tl.load(hidden + at_MW, mask=inside_MW, other=0.0)
+    up_MW = tl.load(hidden + at_MW + N, mask=inside_MW, other=0.0) if GATED else h_MW
+    return h_MW, up_MW
+
+
+@triton.jit
+def through_unit(
+    acc_MC, h_MW, up_MW, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M, rows_M, live_M,
+    first, full, N, hidden_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, PRELOAD: tl.constexpr, STORE_TMA: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Some columns of dA′ through the activation, in SPLIT parts; returns their ⟨dA′, A⟩ (M,)."""
     if SPLIT > 1:
         left, right = halves(acc_MC)
+        h_left, h_right = halves(h_MW) if PRELOAD else (left, right)
+        up_left, up_right = halves(up_MW) if PRELOAD else (left, right)
         dot_left_M = through_unit(
-            left, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED, INTERLEAVED, SPLIT // 2
+            left, h_left, up_left, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M,
+            rows_M, live_M, first, full, N, hidden_stride, ACTIVATION, GATED, INTERLEAVED, PRELOAD,
+            STORE_TMA, SPLIT // 2,
         )  # fmt: skip
         dot_right_M = through_unit(
-            right, n0 + right.shape[1], hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED,
-            INTERLEAVED, SPLIT // 2,
+            right, h_right, up_right, n0 + right.shape[1], hidden, d_hidden, d_hidden_tma, gated,
+            gated_tma, gate_M, rows_M, live_M, first, full, N, hidden_stride, ACTIVATION, GATED,
+            INTERLEAVED, PRELOAD, STORE_TMA, SPLIT // 2,
         )  # fmt: skip
         return dot_left_M + dot_right_M
     else:
-        n_C = n0 + tl.arange(0, acc_MC.shape[1])
-        inside_MC = live_M[:, None] & (n_C < N)[None, :]
-        if INTERLEAVED:  # the pairs of these columns, next to each other in memory
-            n_W = 2 * n0 + tl.arange(0, 2 * acc_MC.shape[1])
-            inside_MW = live_M[:, None] & (n_W < 2 * N)[None, :]
-            at_MW = rows_M.to(tl.int64)[:, None] * hidden_stride + n_W[None, :]
-            h_MC, up_MC = neighbours(tl.load(hidden + at_MW, mask=inside_MW, other=0.0))
-            h_MC, up_MC = h_MC.to(tl.float32), up_MC.to(tl.float32)
-        else:
-            at_MC = rows_M.to(tl.int64)[:, None] * hidden_stride + n_C[None, :]
-            h_MC = tl.load(hidden + at_MC, mask=inside_MC, other=0.0).to(tl.float32)
-            up_MC = tl.load(hidden + at_MC + N, mask=inside_MC, other=0.0).to(tl.float32) if GATED else h_MC
+        if not PRELOAD:
+            C: tl.constexpr = acc_MC.shape[1]
+            h_MW, up_MW = load_hidden(
+                hidden, n0, rows_M, live_M, N, hidden_stride, C, GATED, INTERLEAVED
+            )  # fmt: skip
+        h_MC, up_MC = neighbours(h_MW) if INTERLEAVED else (h_MW, up_MW)
+        h_MC, up_MC = h_MC.to(tl.float32), up_MC.to(tl.float32)
         value_MC, slope_MC, up_slope_MC = unit(h_MC, up_MC, ACTIVATION)
+
+        if PRELOAD:
+            # Rows that are not the tile's have a dA′ of 0 and no result. A value that hangs on dA′
+            # is computed once, in the layout of dA′; without this the compiler computes it from H
+            # a second time, in the layout of the stores.
+            value_MC = tl.where(live_M[:, None], value_MC, acc_MC)
+
         if gated is not None:
-            at_gated_MC = rows_M.to(tl.int64)[:, None] * N + n_C[None, :]
-            tl.store(gated + at_gated_MC, (value_MC * gate_M[:, None]).to(gated.dtype.element_ty), mask=inside_MC)
+            gated_MC = value_MC * gate_M[:, None]
+            store_rows(gated_MC, gated, gated_tma, rows_M, live_M, first, n0, 0, N, N, full, STORE_TMA)
         if d_hidden is not None:
             d_value_MC = acc_MC * gate_M[:, None]
-            d_h_MC = (d_value_MC * slope_MC).to(d_hidden.dtype.element_ty)
-            d_up_MC = (d_value_MC * up_slope_MC).to(d_hidden.dtype.element_ty)
+            d_h_MC, d_up_MC = d_value_MC * slope_MC, d_value_MC * up_slope_MC
             if INTERLEAVED:
                 d_MW = tl.join(d_h_MC, d_up_MC).reshape(acc_MC.shape[0], 2 * acc_MC.shape[1])
-                tl.store(d_hidden + at_MW, d_MW, mask=inside_MW)
+                store_rows(
+                    d_MW, d_hidden, d_hidden_tma, rows_M, live_M, first, 2 * n0, 0, 2 * N,
+                    hidden_stride, full, STORE_TMA,
+                )  # fmt: skip
             else:
-                tl.store(d_hidden + at_MC, d_h_MC, mask=inside_MC)
+                store_rows(
+                    d_h_MC, d_hidden, d_hidden_tma, rows_M, live_M, first, n0, 0, N, hidden_stride,
+                    full, STORE_TMA,
+                )  # fmt: skip
                 if GATED:
-                    tl.store(d_hidden + at_MC + N, d_up_MC, mask=inside_MC)
+                    store_rows(
+                        d_up_MC, d_hidden, d_hidden_tma, rows_M, live_M, first, n0, 1, N,
+                        hidden_stride, full, STORE_TMA,
+                    )  # fmt: skip
+
+        n_C = n0 + tl.arange(0, acc_MC.shape[1])
+        inside_MC = live_M[:, None] & (n_C < N)[None, :]
         return tl.sum(tl.where(inside_MC, acc_MC * value_MC, 0.0), 1)
 
 
 @triton.jit(do_not_specialize=["num_tiles", "num_blocks", "num_rows", "num_experts", "top_k"])
 def hidden_gradient_kernel(
-    dy, w, gates, hidden, d_hidden, gated, partial, row_token, row_slot, offsets, tiles, num_tiles, num_blocks, num_rows,
-    num_experts, top_k, N, K, dy_stride, we_stride, wn_stride, wk_stride, hidden_stride,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr, W_TMA: tl.constexpr, K_LAST: tl.constexpr,
-    EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    dy, w, gates, hidden, d_hidden, d_hidden_tma, gated, gated_tma, partial, row_token, row_slot,
+    offsets, tiles, num_tiles, num_blocks, num_rows, num_experts, top_k, N, K, dy_stride, we_stride,
+    wn_stride, wk_stride, hidden_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, SPLIT: tl.constexpr, PRELOAD: tl.constexpr, W_TMA: tl.constexpr,
+    STORE_TMA: tl.constexpr, K_LAST: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Reads dO through ``row_token``, W₂ and H; writes dH (R, N | 2N), gated units (R, N), partial dots (blocks, R): what is given."""
+    """Reads dO through ``row_token``, W₂ and H. Writes dH (R, N | 2N), gated units (R, N) and
+    partial dots (blocks, R), those that are given.
+
+    PRELOAD asks for H before the product, which then hides the way from memory.
+    """
     for program in range(tl.program_id(0), num_tiles * num_blocks, tl.num_programs(0)):
         tile, block = locate(program, num_tiles, num_blocks, GROUP)
         expert = tl.load(tiles + tile)
         if expert >= 0:
-            first, rows_M, live_M, _ = tile_rows(tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M)
+            first, rows_M, live_M, full = tile_rows(
+                tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M
+            )  # fmt: skip
             token_M = tl.load(row_token + rows_M, mask=live_M, other=0)
             kept_M = live_M & (rows_M < tl.where(expert < num_experts, num_rows, 0))
-            gate_M = tl.load(
-                gates + token_M.to(tl.int64) * top_k + tl.load(row_slot + rows_M, mask=live_M, other=0), mask=kept_M, other=0.0
-            )
+            slot_M = tl.load(row_slot + rows_M, mask=live_M, other=0)
+            gate_M = tl.load(gates + token_M.to(tl.int64) * top_k + slot_M, mask=kept_M, other=0.0)
             n0 = block * BLOCK_N
+
+            h_MW, up_MW = gate_M, gate_M  # nobody reads these
+            if PRELOAD:
+                h_MW, up_MW = load_hidden(
+                    hidden, n0, rows_M, live_M, N, hidden_stride, BLOCK_N, GATED, INTERLEAVED
+                )  # fmt: skip
+            terms = tl.where(expert < num_experts, K, 0)
             acc_MN, _ = accumulate(
-                dy, w, token_M, live_M, first, expert, n0, 0, N, tl.where(expert < num_experts, K, 0),
-                dy_stride, we_stride, wn_stride, wk_stride,
-                BLOCK_M, BLOCK_N, BLOCK_K, False, W_TMA, K_LAST, False, EVEN, PRECISION,
+                dy, w, token_M, live_M, first, expert, n0, 0, N, terms, dy_stride, we_stride,
+                wn_stride, wk_stride, BLOCK_M, BLOCK_N, BLOCK_K, False, W_TMA, K_LAST, False, False,
+                EVEN, PRECISION,
             )  # fmt: skip
             dot_M = through_unit(
-                acc_MN, n0, hidden, d_hidden, gated, gate_M, rows_M, live_M, N, hidden_stride, ACTIVATION, GATED, INTERLEAVED, SPLIT
+                acc_MN, h_MW, up_MW, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M,
+                rows_M, live_M, first, full, N, hidden_stride, ACTIVATION, GATED, INTERLEAVED,
+                PRELOAD, STORE_TMA, SPLIT,
             )  # fmt: skip
             if partial is not None:
                 tl.store(partial + block.to(tl.int64) * num_rows + rows_M, dot_M, mask=live_M)
@@ -157,6 +208,7 @@ def hidden_gradient(
     w_tma, k_last = weight_layout(weight, chip)
     rows = rows_per_tile(num_rows, num_experts, dy.dtype)
     interleaved = activation in INTERLEAVED_ACTIVATIONS
+    two_halves = activation in GATED_ACTIVATIONS and not interleaved
     product = "hidden_gradient_interleaved" if interleaved else "hidden_gradient"
     blocks = blocks_for(product, dy.dtype, rows, chip._replace(tma=w_tma), are_aligned(dy, weight, hidden))
     num_blocks = triton.cdiv(N, blocks.n)
@@ -164,18 +216,28 @@ def hidden_gradient(
     gated = hidden.new_empty(num_rows, N) if want_gated else None
     num_partials = num_blocks + (b_out is not None)
     partial = gates.new_empty(num_partials, num_rows) if want_gates else None
+    block_c = blocks.n // blocks.split
+    d_hidden_tma = output_box(
+        d_hidden, 2 if two_halves else 1, blocks.m, 2 * block_c if interleaved else block_c, chip
+    )  # fmt: skip
+    gated_tma = output_box(gated, 1, blocks.m, block_c, chip)
+    boxes = ((d_hidden, d_hidden_tma), (gated, gated_tma))
+    store_tma = blocks.preload and all(out is None or box is not None for out, box in boxes)
     programs = tiles.shape[1] * num_blocks if num_rows else 0
     plan: dict[str, Any] = {
         "row_token": row_token, "offsets": offsets, "tiles": tiles, "num_tiles": tiles.shape[1], "num_rows": num_rows
     }  # fmt: skip
     launch(
-        hidden_gradient_kernel, min(programs, chip.processors) if blocks.persistent else programs, blocks.warps, blocks.stages,
-        dy=dy, w=weight_operand(weight, blocks, w_tma, k_last), gates=gates, hidden=hidden, d_hidden=d_hidden, gated=gated,
-        partial=partial, row_slot=row_slot, **plan, num_blocks=num_blocks, num_experts=num_experts, top_k=gates.shape[1], N=N,
+        hidden_gradient_kernel, min(programs, chip.processors) if blocks.persistent else programs,
+        blocks.warps, blocks.stages, dy=dy, w=weight_operand(weight, blocks, w_tma, k_last),
+        gates=gates, hidden=hidden, d_hidden=d_hidden, d_hidden_tma=d_hidden_tma if store_tma else None,
+        gated=gated, gated_tma=gated_tma if store_tma else None, partial=partial, row_slot=row_slot,
+        **plan, num_blocks=num_blocks, num_experts=num_experts, top_k=gates.shape[1], N=N,
         K=K if want_gates or want_hidden else 0, dy_stride=dy.stride(0), we_stride=weight.stride(0),
-        wn_stride=weight.stride(1), wk_stride=weight.stride(2), hidden_stride=hidden.shape[1], ACTIVATION=activation,
-        GATED=activation in GATED_ACTIVATIONS, INTERLEAVED=interleaved, BLOCK_M=blocks.m,
-        BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP=blocks.group, SPLIT=blocks.split, W_TMA=w_tma, K_LAST=k_last,
+        wn_stride=weight.stride(1), wk_stride=weight.stride(2), hidden_stride=hidden.shape[1],
+        ACTIVATION=activation, GATED=two_halves, INTERLEAVED=interleaved, BLOCK_M=blocks.m,
+        BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP=blocks.group, SPLIT=blocks.split,
+        PRELOAD=blocks.preload, W_TMA=w_tma, STORE_TMA=store_tma, K_LAST=k_last,
         EVEN=K % blocks.k == 0 and (w_tma or N % blocks.n == 0), PRECISION=precision,
     )  # fmt: skip
     if partial is None:

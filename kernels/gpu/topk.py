@@ -1,10 +1,11 @@
 """Top-k routing in one pass over the logits, forward and backward.
 
-The selection is exact: each key becomes one int64, an order-preserving view of its float32 bits above the inverted expert
-index. All keys of a token are then distinct, the largest is the best with ties to the lower expert, and the next best is the
-largest one below it. Columns are laid out (G_PAD, S_PAD), groups by experts of a group; without groups G_PAD is 1.
+The selection is exact: keys are compared as int32, an order-preserving view of their float32 bits,
+and the lower expert wins a tie. Columns are laid out (G_PAD, S_PAD), groups by experts of a group;
+without groups G_PAD is 1. A program is one warp, so no maximum and no sum waits at a barrier.
 
-Shapes: T tokens, E experts, K choices, G groups of S experts; R rows a program, C = G_PAD · S_PAD columns.
+Shapes: T tokens, E experts, K choices, G groups of S experts; R rows a program, C = G_PAD · S_PAD
+columns, L = C / 4 lists.
 """
 
 import torch
@@ -15,12 +16,11 @@ from torch import Tensor
 from ironmoe.kernels.gpu.launch import launch
 from ironmoe.kernels.topk import ExpertGroups
 
-ELEMENTS = 2048  # rows × columns a program, where a row leaves a choice
-
-LOWEST = tl.constexpr(-(2**63))  # below every packed key: columns of no expert
-HIGHEST = tl.constexpr(2**63 - 1)  # above every packed key
-ORDER_OF_NAN = tl.constexpr(0x7FC00000)
-MINUS_INF = tl.constexpr(-0x7F800001 << 32)  # the key -inf, packed without its low half
+ELEMENTS = 512  # rows × columns a program
+LOWEST = tl.constexpr(-(2**31))  # below every order: columns of no expert, and what was chosen
+HIGHEST = tl.constexpr(2**31 - 1)
+ORDER_OF_NAN = tl.constexpr(0x7FC00000)  # above every other
+ORDER_OF_MINUS_INF = tl.constexpr(-0x7F800001)
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
@@ -45,6 +45,7 @@ def route(
     launch(
         route_kernel,
         triton.cdiv(num_tokens, rows),
+        num_warps=1,
         logits=logits,
         bias=None if selection_bias is None else selection_bias.contiguous(),
         gates=gates,
@@ -65,6 +66,7 @@ def route(
         K_PAD=triton.next_power_of_2(top_k),
         G_PAD=triton.next_power_of_2(num_groups),
         S_PAD=triton.next_power_of_2(group_size),
+        LISTS=top_k > 2 and columns >= 8,
     )
     return gates, experts
 
@@ -80,6 +82,7 @@ def route_backward(
     launch(
         route_backward_kernel,
         triton.cdiv(num_tokens, rows),
+        num_warps=1,
         d_gates=d_gates.contiguous(),
         logits=logits,
         experts=experts.contiguous(),
@@ -122,39 +125,48 @@ def route_kernel(
     K_PAD: tl.constexpr,
     G_PAD: tl.constexpr,
     S_PAD: tl.constexpr,
+    LISTS: tl.constexpr,
 ):
     row_r1 = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)[:, None]
     column_1c = tl.arange(0, G_PAD * S_PAD)[None, :]
-    expert_1c = column_1c // S_PAD * S + column_1c % S_PAD
+    expert_1c = _expert_of(column_1c, S, S_PAD)
     is_expert_1c = (column_1c // S_PAD < G) & (column_1c % S_PAD < S)
     is_row_r1 = row_r1 < num_tokens
     z_rc = _load_logits(logits, row_r1, expert_1c, stride_t, stride_e, is_row_r1 & is_expert_1c)
 
+    # Without a bias a softmax is chosen from before its division, which keeps the order.
+    PARTS: tl.constexpr = SCORE_FIRST and SCORE == "softmax" and bias is None
     key_rc = z_rc
     if SCORE_FIRST:
-        top_r1, total_r1 = _softmax_terms(z_rc)
-        key_rc = _score(z_rc, top_r1, total_r1, SCORE)
+        top_r1, key_rc, total_r1 = _parts(z_rc, SCORE)
+        if SCORE == "softmax" and bias is not None:
+            key_rc *= 1 / total_r1
     if bias is not None:
         key_rc += tl.load(bias + expert_1c, mask=is_expert_1c, other=0.0).to(tl.float32)
-    packed_rc = tl.where(is_expert_1c, _pack(key_rc, G * S - 1 - expert_1c), LOWEST)
+    # One NaN makes the softmax of its whole row NaN.
+    is_nan_rc = total_r1 != total_r1 if PARTS else key_rc != key_rc
+    POSITIVE: tl.constexpr = SCORE_FIRST and bias is None
+    order_rc = tl.where(is_expert_1c, _order(key_rc, is_nan_rc, POSITIVE), LOWEST)
     if KEEP < G:
-        packed_rc = _keep_best_groups(packed_rc, G, KEEP, TOP2, G_PAD)
+        order_rc = _in_best_groups(order_rc, G, KEEP, TOP2, G_PAD)
+    order_rk, expert_rk = _choose(order_rc, G, S, G_PAD, S_PAD, K, K_PAD, LISTS)
 
     choice_1k = tl.arange(0, K_PAD)[None, :]
-    expert_rk = tl.zeros((R, K_PAD), tl.int32)
-    best_r1 = tl.full((R, 1), HIGHEST, tl.int64)
-    for k in range(K):
-        best_r1 = tl.max(tl.where(packed_rc < best_r1, packed_rc, LOWEST), 1, keep_dims=True)
-        expert_rk = tl.where(choice_1k == k, G * S - 1 - best_r1.to(tl.int32), expert_rk)
-
-    # The K logits are read again, from the cache: cheaper than carrying the scores through the K maxima.
     is_choice_rk = is_row_r1 & (choice_1k < K)
-    z_rk = _load_logits(logits, row_r1, expert_rk, stride_t, stride_e, is_choice_rk)
-    if not SCORE_FIRST:
-        top_r1, total_r1 = _softmax_terms(z_rk)
-    gate_rk = _score(z_rk, top_r1, total_r1, SCORE)
+    if bias is None and KEEP == G:
+        value_rk = _key(order_rk)
+    else:  # a key is not the score, or not the logit: it is read again, from the cache
+        value_rk = _load_logits(logits, row_r1, expert_rk, stride_t, stride_e, is_choice_rk)
+        if SCORE_FIRST:
+            value_rk = _part(value_rk, top_r1, SCORE)
+    if SCORE_FIRST:
+        gate_rk = tl.where(choice_1k < K, value_rk, 0.0)
+    else:
+        _, gate_rk, total_r1 = _parts(tl.where(choice_1k < K, value_rk, -float("inf")), SCORE)
+    if SCORE == "softmax":
+        gate_rk *= 1 / total_r1
     if RENORMALIZE:
-        gate_rk /= tl.maximum(tl.sum(gate_rk, 1, keep_dims=True), TINY)
+        gate_rk *= 1 / tl.maximum(_sum(gate_rk, is_choice_rk), TINY)
     tl.store(gates + row_r1 * K + choice_1k, gate_rk * scale, mask=is_choice_rk)
     tl.store(experts + row_r1 * K + choice_1k, expert_rk, mask=is_choice_rk)
 
@@ -188,34 +200,36 @@ def route_backward_kernel(
     z_rk = _load_logits(logits, row_r1, expert_rk, stride_t, stride_e, is_choice_rk)
     d_score_rk = scale * tl.load(d_gates + row_r1 * K + choice_1k, mask=is_choice_rk, other=0.0).to(tl.float32)
 
+    # Of a softmax over all experts every logit has a gradient; of the rest, only those chosen.
+    d_z_rc = tl.zeros((R, C), tl.float32)
     if SCORE == "softmax" and SCORE_FIRST:
         z_rc = _load_logits(logits, row_r1, expert_1c, stride_t, stride_e, is_logit_rc)
-        top_r1, total_r1 = _softmax_terms(z_rc)
+        top_r1, part_rc, total_r1 = _parts(z_rc, SCORE)
+        score_rk = _part(z_rk, top_r1, SCORE)
     else:
-        top_r1, total_r1 = _softmax_terms(z_rk)
-    score_rk = _score(z_rk, top_r1, total_r1, SCORE)
-    if RENORMALIZE:
-        sum_r1 = tl.sum(score_rk, 1, keep_dims=True)
-        divisor_r1 = tl.maximum(sum_r1, TINY)
-        mean_r1 = tl.sum(d_score_rk * (score_rk / divisor_r1), 1, keep_dims=True)
-        d_score_rk = (d_score_rk - tl.where(sum_r1 >= TINY, mean_r1, 0.0)) / divisor_r1
-
-    d_z_rc = tl.zeros((R, C), tl.float32)
+        top_r1, score_rk, total_r1 = _parts(z_rk, SCORE)
     if SCORE == "softmax":
-        mean_r1 = tl.sum(d_score_rk * score_rk, 1, keep_dims=True)
+        score_rk *= 1 / total_r1
+    if RENORMALIZE:
+        sum_r1 = _sum(score_rk, is_choice_rk)
+        factor_r1 = 1 / tl.maximum(sum_r1, TINY)
+        mean_r1 = factor_r1 * _sum(d_score_rk * score_rk, is_choice_rk)
+        d_score_rk = factor_r1 * (d_score_rk - tl.where(sum_r1 >= TINY, mean_r1, 0.0))
+    if SCORE == "softmax":
+        mean_r1 = _sum(d_score_rk * score_rk, is_choice_rk)
         d_z_rk = score_rk * (d_score_rk - mean_r1)
         if SCORE_FIRST:
-            d_z_rc = -mean_r1 * _score(z_rc, top_r1, total_r1, SCORE)
+            d_z_rc = part_rc * (-mean_r1 / total_r1)
     elif SCORE == "sigmoid":
         d_z_rk = d_score_rk * score_rk * (1 - score_rk)
     else:
         d_z_rk = d_score_rk * tl.sigmoid(z_rk) / (2 * tl.maximum(score_rk, TINY))
 
-    for k in range(K):
-        expert_r1 = tl.sum(tl.where(choice_1k == k, expert_rk, 0), 1, keep_dims=True)
-        d_z_r1 = tl.sum(tl.where(choice_1k == k, d_z_rk, 0.0), 1, keep_dims=True)
-        d_z_rc = tl.where(expert_1c == expert_r1, d_z_r1, d_z_rc)
-    tl.store(d_logits + row_r1 * E + expert_1c, d_z_rc.to(d_logits.dtype.element_ty), mask=is_logit_rc)
+    # The chosen are written over what was written before: the barrier orders the two.
+    d_row_r1 = d_logits + row_r1 * E
+    tl.store(d_row_r1 + expert_1c, d_z_rc.to(d_logits.dtype.element_ty), mask=is_logit_rc)
+    tl.debug_barrier()
+    tl.store(d_row_r1 + expert_rk, d_z_rk.to(d_logits.dtype.element_ty), mask=is_choice_rk)
 
 
 @triton.jit
@@ -224,16 +238,18 @@ def _load_logits(logits, row, expert, stride_t, stride_e, mask):
 
 
 @triton.jit
-def _softmax_terms(z):
-    """The largest of each row and the sum of exp(z - largest)."""
+def _parts(z, SCORE: tl.constexpr):
+    """(largest of each row, ``_part``, its sum): a softmax is part / sum."""
     top = tl.max(z, 1, keep_dims=True)
-    return top, tl.sum(tl.exp(z - top), 1, keep_dims=True)
+    part = _part(z, top, SCORE)
+    return top, part, tl.sum(part, 1, keep_dims=True)
 
 
 @triton.jit
-def _score(z, top, total, SCORE: tl.constexpr):
+def _part(z, top, SCORE: tl.constexpr):
+    """The score of each logit; of a softmax what its sum is still to divide."""
     if SCORE == "softmax":
-        return tl.exp(z - top) / total
+        return tl.exp(z - top)
     if SCORE == "sigmoid":
         return tl.sigmoid(z)
     e = tl.exp(-tl.abs(z))
@@ -244,35 +260,121 @@ def _score(z, top, total, SCORE: tl.constexpr):
 
 
 @triton.jit
-def _pack(key, low):
-    """int64 that compares like the float32 key, then like ``low``. NaN is the largest key, and -0.0 is 0.0."""
-    bits = tl.where(key == 0, 0.0, key).to(tl.int32, bitcast=True)
-    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    order = tl.where(key != key, ORDER_OF_NAN, order)
-    return (order.to(tl.int64) << 32) | low
+def _sum(values_rk, is_choice_rk):
+    """The sum over the choices.
+
+    Without the selection a product would be fused into the first addition. A thread would then add
+    its own product, not rounded, to its neighbour's, which is rounded; and threads would not agree
+    on the sum.
+    """
+    return tl.sum(tl.where(is_choice_rk, values_rk, 0.0), 1, keep_dims=True)
 
 
 @triton.jit
-def _unpack(packed):
+def _expert_of(column, S: tl.constexpr, S_PAD: tl.constexpr):
+    return column // S_PAD * S + column % S_PAD
+
+
+@triton.jit
+def _order(key, is_nan, POSITIVE: tl.constexpr):
+    """int32 that compares like the float32 key. NaN is the largest key, and -0.0 is 0.0.
+
+    POSITIVE: the caller knows that no key is -0.0 or less.
+    """
+    bits = key.to(tl.int32, bitcast=True)
+    if not POSITIVE:
+        bits = tl.where(key == 0, 0, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits))
+    return tl.where(is_nan, ORDER_OF_NAN, bits)
+
+
+@triton.jit
+def _key(order):
     """The float32 key."""
-    order = (packed >> 32).to(tl.int32)
     return tl.where(order < 0, order ^ 0x7FFFFFFF, order).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _keep_best_groups(packed_rc, G: tl.constexpr, KEEP: tl.constexpr, TOP2: tl.constexpr, G_PAD: tl.constexpr):
-    """Packed keys (R, C) with the key -inf for experts outside the KEEP best groups."""
-    packed_rgs = tl.reshape(packed_rc, (packed_rc.shape[0], G_PAD, packed_rc.shape[1] // G_PAD))
-    best_rg = tl.max(packed_rgs, 2)
-    key_rg = _unpack(best_rg)
+def _choose(
+    order_rc, G: tl.constexpr, S: tl.constexpr, G_PAD: tl.constexpr, S_PAD: tl.constexpr,
+    K: tl.constexpr, K_PAD: tl.constexpr, LISTS: tl.constexpr,
+):  # fmt: skip
+    """The K largest (R, K_PAD), and their experts.
+
+    K times the largest key is taken, and of equal keys the one of the lowest expert. With LISTS
+    every four neighbours are sorted first. Then only the largest of the four takes part, and when
+    it is taken, the next one takes its place.
+    """
+    R: tl.constexpr = order_rc.shape[0]
+    C: tl.constexpr = order_rc.shape[1]
+    choice_1k = tl.arange(0, K_PAD)[None, :]
+    order_rk = tl.zeros((R, K_PAD), tl.int32)
+    expert_rk = tl.zeros((R, K_PAD), tl.int32)
+    if LISTS:
+        L: tl.constexpr = C // 4
+        first_1l = 4 * tl.arange(0, L)[None, :]
+        even, odd = order_rc.reshape(R, L, 2, 2).split()
+        a, c = even.split()
+        b, d = odd.split()
+        at_a = tl.broadcast_to(_expert_of(first_1l, S, S_PAD), (R, L))
+        at_b = tl.broadcast_to(_expert_of(first_1l + 1, S, S_PAD), (R, L))
+        at_c = tl.broadcast_to(_expert_of(first_1l + 2, S, S_PAD), (R, L))
+        at_d = tl.broadcast_to(_expert_of(first_1l + 3, S, S_PAD), (R, L))
+        # Neighbours change places, and only if the right one is larger: equal ones stay in order.
+        a, b, at_a, at_b = _larger_first(a, b, at_a, at_b)
+        c, d, at_c, at_d = _larger_first(c, d, at_c, at_d)
+        b, c, at_b, at_c = _larger_first(b, c, at_b, at_c)
+        a, b, at_a, at_b = _larger_first(a, b, at_a, at_b)
+        c, d, at_c, at_d = _larger_first(c, d, at_c, at_d)
+        b, c, at_b, at_c = _larger_first(b, c, at_b, at_c)
+        for k in range(K):
+            best_r1 = tl.max(a, 1, keep_dims=True)
+            at_r1 = tl.min(tl.where(a == best_r1, at_a, HIGHEST), 1, keep_dims=True)
+            taken = at_a == at_r1
+            a, at_a = tl.where(taken, b, a), tl.where(taken, at_b, at_a)
+            b, at_b = tl.where(taken, c, b), tl.where(taken, at_c, at_b)
+            c, at_c = tl.where(taken, d, c), tl.where(taken, at_d, at_c)
+            d = tl.where(taken, LOWEST, d)
+            order_rk = tl.where(choice_1k == k, best_r1, order_rk)
+            expert_rk = tl.where(choice_1k == k, at_r1, expert_rk)
+    else:
+        expert_1c = _expert_of(tl.arange(0, C)[None, :], S, S_PAD)
+        for k in range(K):
+            best_r1 = tl.max(order_rc, 1, keep_dims=True)
+            at_r1 = tl.min(tl.where(order_rc == best_r1, expert_1c, HIGHEST), 1, keep_dims=True)
+            order_rc = tl.where(expert_1c == at_r1, LOWEST, order_rc)
+            order_rk = tl.where(choice_1k == k, best_r1, order_rk)
+            expert_rk = tl.where(choice_1k == k, at_r1, expert_rk)
+    return order_rk, expert_rk
+
+
+@triton.jit
+def _larger_first(a, b, at_a, at_b):
+    swap = b > a
+    a, b = tl.where(swap, b, a), tl.where(swap, a, b)
+    at_a, at_b = tl.where(swap, at_b, at_a), tl.where(swap, at_a, at_b)
+    return a, b, at_a, at_b
+
+
+@triton.jit
+def _in_best_groups(
+    order_rc, G: tl.constexpr, KEEP: tl.constexpr, TOP2: tl.constexpr, G_PAD: tl.constexpr
+):  # fmt: skip
+    """The orders (R, C) of the keys, where an expert outside the KEEP best groups has the key -inf."""
+    S_PAD: tl.constexpr = order_rc.shape[1] // G_PAD
+    order_rgs = order_rc.reshape(order_rc.shape[0], G_PAD, S_PAD)
+    best_rg1 = tl.max(order_rgs, 2, keep_dims=True)
+    key_rg1 = _key(best_rg1)
     if TOP2:
-        key_rg += _unpack(tl.max(tl.where(packed_rgs < best_rg[:, :, None], packed_rgs, LOWEST), 2))
+        s_11s = tl.arange(0, S_PAD)[None, None, :]
+        at_rg1 = tl.min(tl.where(order_rgs == best_rg1, s_11s, S_PAD), 2, keep_dims=True)
+        key_rg1 += _key(tl.max(tl.where(s_11s == at_rg1, LOWEST, order_rgs), 2, keep_dims=True))
+    key_rg = key_rg1.reshape(order_rc.shape[0], G_PAD)
     group_1g = tl.arange(0, G_PAD)[None, :]
-    group_rg = tl.where(group_1g < G, _pack(key_rg, G - 1 - group_1g), LOWEST)
-    last_r1 = tl.full((packed_rc.shape[0], 1), HIGHEST, tl.int64)
+    order_rg = tl.where(group_1g < G, _order(key_rg, key_rg != key_rg, False), LOWEST)
     for _ in range(KEEP):
-        last_r1 = tl.max(tl.where(group_rg < last_r1, group_rg, LOWEST), 1, keep_dims=True)
+        best_r1 = tl.max(order_rg, 1, keep_dims=True)
+        at_r1 = tl.min(tl.where(order_rg == best_r1, group_1g, G_PAD), 1, keep_dims=True)
+        order_rg = tl.where(group_1g == at_r1, LOWEST, order_rg)
     # The minimum leaves what is lower still, columns of no expert, as it is.
-    out_rgs = MINUS_INF | (packed_rgs & 0xFFFFFFFF)
-    limit_rgs = tl.where((group_rg >= last_r1)[:, :, None], HIGHEST, out_rgs)
-    return tl.reshape(tl.minimum(packed_rgs, limit_rgs), packed_rc.shape)
+    limit_rg = tl.where(order_rg == LOWEST, HIGHEST, ORDER_OF_MINUS_INF)
+    return tl.minimum(order_rgs, limit_rg[:, :, None]).reshape(order_rc.shape)

@@ -45,7 +45,7 @@ spec.loader.exec_module(toys)
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 images, labels = toys.blobs()
-model = toys.mlp(images, labels)
+model = torch.load(sys.argv[4], weights_only=False)
 attacks = {"fgsm": FGSM(model, 0.06), "pgd": PGD(model, 0.06, steps=10, restarts=2)}
 report = evaluate(model, (images.double(), labels), attacks, checks=False, batch_size=16, keep_adversarial=True, journal=sys.argv[3])
 if dist.get_rank() == 0:
@@ -58,9 +58,10 @@ def test_two_processes_find_what_one_finds(model, data, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     toys_file = Path(__file__).with_name("toys.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",
-               "--rdzv-endpoint", "localhost:0", "program.py", toys_file, tmp_path / "out.pt", tmp_path / "journal"]  # fmt: skip
+               "--rdzv-endpoint", "localhost:0", "program.py", toys_file, "out.pt", "journal", "model.pt"]  # fmt: skip
+    torch.save(model, tmp_path / "model.pt")  # another number of threads would train another model
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=tmp_path, check=True, env=environment, timeout=200)
+    subprocess.run(command, cwd=tmp_path, check=True, env=environment, timeout=1000)
     found = torch.load(tmp_path / "out.pt")
     alone = evaluate(model, data, attacks(model), checks=False, keep_adversarial=True)
     for name, (fell, steps, adversarial, forwards) in found.items():
@@ -80,27 +81,27 @@ def test_shards_divide_exactly():
 
 
 def test_memory_does_not_grow_with_the_data():
-    """100,000 images stream through; in flight are a few batches."""
-    weight = torch.randn(64, 3)
+    """20,000 images stream through; in flight are a few batches."""
+    weight = torch.randn(2304, 3)
     alive = []
 
     def model(x):
-        return x.flatten(1) @ weight
+        return (x - 0.5).flatten(1) @ weight
 
     def stream():
-        for batch in range(200):
+        for batch in range(80):
             generator = torch.Generator().manual_seed(batch)
-            images = torch.rand(500, 1, 8, 8, generator=generator)
+            images = torch.rand(250, 1, 48, 48, generator=generator)
             alive.append(images)
             yield images, model(images).argmax(1)
             alive.clear()
 
     next(stream())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    report = evaluate(model, stream(), {"fgsm": FGSM(model, 0.02)}, batch_size=500)
+    report = evaluate(model, stream(), {"fgsm": FGSM(model, 0.004)}, batch_size=250)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert len(report.clean_correct) == 100_000 and 0 < report.worst_case.count < 100_000
-    assert grown < 120, grown  # MiB; the images alone are 25, records 14; a copy of every image in a case would be hundreds
+    assert len(report.clean_correct) == 20_000 and 0 < report.worst_case.count < 20_000
+    assert grown < 100, grown  # MiB; the images alone are 176, so that one copy of each, kept in a case, is found
 
 
 def test_few_images_are_on_their_way_at_once(model, data):

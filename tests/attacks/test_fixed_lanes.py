@@ -103,17 +103,17 @@ ATTACKS = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_verdicts_are_those_of_the_cpu(model, data, as_on_a_gpu, name):
     """With modes under which the search takes for a success what is none, too: those attempts go on from where they stopped."""
-    attack = {name: ATTACKS[name](model)}
-    plain = evaluate(model, data, attack, checks=False, batch_size=32, keep_adversarial=True).attacks[name]
+    attack, data = {name: ATTACKS[name](model)}, (data[0][:60], data[1][:60])
+    plain = evaluate(model, data, attack, checks=False, batch_size=24, keep_adversarial=True).attacks[name]
     as_on_a_gpu()
-    fixed = evaluate(model, data, attack, checks=False, batch_size=32, keep_adversarial=True).attacks[name]
+    fixed = evaluate(model, data, attack, checks=False, batch_size=24, keep_adversarial=True).attacks[name]
     for field in ("fell", "prediction", "found", "steps"):
         assert torch.equal(getattr(plain, field), getattr(fixed, field)), field
     apart = (plain.adversarial - fixed.adversarial).abs() > 1e-9
     assert (
         apart.sum() <= 2
     )  # pixels: the sign of a gradient that is 0 but for rounding, which a batch of another size does otherwise
-    assert 0 < plain.fell.sum() < 120
+    assert 0 < plain.fell.sum() < 60
 
 
 def test_batches_have_few_sizes(model, data, as_on_a_gpu):
@@ -142,15 +142,17 @@ def test_a_budget_keeps_what_was_found_since_the_flags_were_read(model, data, as
     assert not report.complete and report.attacks["pgd"].fell.any()
 
 
-@pytest.mark.parametrize("mode", [{"routing": FrozenRouting()}, {"attack_dtype": torch.bfloat16}])
 @pytest.mark.parametrize(
-    "make", [lambda m, **o: CW(m, steps=40, **o), lambda m, **o: FAB(m, 0.3, steps=10, early_stop=False, **o)]
+    "make",
+    [lambda m, **o: CW(m, steps=40, search_steps=4, **o), lambda m, **o: FAB(m, 0.3, steps=10, early_stop=False, **o)],
 )
-def test_the_best_point_is_one_that_the_judging_model_confirms(data, make, mode):
+def test_the_best_point_is_one_that_the_judging_model_confirms(data, make):
     """The nearest point that fools another model lies on that model's boundary, where the judging one is seldom fooled."""
     images, labels = data[0].float()[:40], data[1][:40]
     model = toys.vmoe(images, labels).float()
-    result = make(model, **mode).run(images, labels)
     plain = make(model).run(images, labels)
-    assert plain.success.sum() >= 38 and result.success.sum() >= 0.9 * plain.success.sum()
-    assert torch.equal(model(result.adversarial).argmax(1) != labels, result.success | ~result.clean_correct)
+    assert plain.success.sum() >= 38
+    for mode in ({"routing": FrozenRouting()}, {"attack_dtype": torch.bfloat16}):
+        result = make(model, **mode).run(images, labels)
+        assert result.success.sum() >= 0.9 * plain.success.sum()
+        assert torch.equal(model(result.adversarial).argmax(1) != labels, result.success | ~result.clean_correct)

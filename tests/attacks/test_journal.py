@@ -157,8 +157,8 @@ spec = importlib.util.spec_from_file_location("toys", sys.argv[1])
 toys = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toys)
 torch.set_num_threads(1)
-images, labels = toys.blobs()
-model = toys.mlp(images, labels)
+images, labels = toys.blobs(60)
+model = torch.load(sys.argv[4], weights_only=False)
 
 class Slow(torch.nn.Module):
     def __init__(self):
@@ -177,11 +177,12 @@ torch.save((s.fell, s.passed, s.steps, s.adversarial), sys.argv[3])
 """
 
 
-def test_killed_again_and_again_nothing_is_done_twice_or_lost(model, data, tmp_path):
+def test_killed_again_and_again_nothing_is_done_twice_or_lost(model, tmp_path):
     """A real process, killed without warning while it writes; about a dozen seconds."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    journal, out = tmp_path / "journal", tmp_path / "out.pt"
-    command = [sys.executable, tmp_path / "program.py", Path(__file__).with_name("toys.py"), journal, out]
+    journal, out, trained = tmp_path / "journal", tmp_path / "out.pt", tmp_path / "model.pt"
+    torch.save(model, trained)  # another number of threads would train another model
+    command = [sys.executable, tmp_path / "program.py", Path(__file__).with_name("toys.py"), journal, out, trained]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def size():
@@ -194,12 +195,18 @@ def test_killed_again_and_again_nothing_is_done_twice_or_lost(model, data, tmp_p
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not out.exists()
-    subprocess.run(command, check=True, env=environment, timeout=200)
+    subprocess.run(command, check=True, env=environment, timeout=1000)
     decided = [line["example"] for line in lines(journal) if line["decided"]]
-    assert sorted(decided) == list(range(120))
+    assert sorted(decided) == list(range(60))
     fell, passed, steps, adversarial = torch.load(out)
+    images, labels = toys.blobs(60)
     whole = evaluate(
-        model, data, {"pgd": PGD(model, 0.06, steps=10, restarts=2)}, eps=[0.02, 0.06], checks=False, keep_adversarial=True
+        model,
+        (images.double(), labels),
+        {"pgd": PGD(model, 0.06, steps=10, restarts=2)},
+        eps=[0.02, 0.06],
+        checks=False,
+        keep_adversarial=True,
     ).attacks["pgd"]
     assert torch.equal(fell, whole.fell) and torch.equal(passed, whole.passed) and torch.equal(steps, whole.steps)
     torch.testing.assert_close(adversarial, whole.adversarial, rtol=0, atol=1e-9)

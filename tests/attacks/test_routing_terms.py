@@ -103,7 +103,7 @@ def test_attacks_on_boundaries_refuse_a_term_in_the_loss(images, mode):
         with pytest.raises(ValueError, match=r'where FAB runs, .* use version="custom" and attacks_to_run without "fab"'):
             AutoAttack(model, version=version, routing=mode)
     assert AutoAttack(model, version="rand", routing=mode).stages
-    custom = AutoAttack(model, eps=0.05, version="custom", attacks_to_run=["apgd-ce", "apgd-dlr"], routing=mode)
+    custom = AutoAttack(model, eps=0.3, version="custom", attacks_to_run=["apgd-ce", "apgd-dlr"], routing=mode)
     labels = model(images).argmax(1)
     if not mode.couples:
         assert custom.run(images, labels).success.any()

@@ -14,7 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 from ironmoe.attacks import FGSM, PGD, Proportion
-from ironmoe.bench import attack_run
+from ironmoe.bench import attack_run, processes
+from ironmoe.bench.__main__ import main
 from ironmoe.bench.attack_suite import ATTACKS, ROUTING, Suite, SuiteError
 from ironmoe.bench.cli import app
 
@@ -137,23 +138,17 @@ def test_interrupted_it_goes_on_and_repeats_nothing(place, no_pictures, monkeypa
 
 
 def test_two_processes_find_what_one_finds(place, no_pictures):
-    """Under torchrun; each takes half, the first reports. About ten seconds, most of them imports."""
-    common = ["--model", "small_models:linear", "--data", "set.npz", *SMALL, "--attack", SEARCHED, "--eps", "2,8"]
-    attack(*common, "--out", "one")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        2,
-        "-m",
-        "ironmoe.bench",
-        "attack",
-    ]
-    result = subprocess.run(
-        [*map(str, command + common), "--out", "two"], capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )  # fmt: skip
+    """Under torchrun; each takes half, the first reports. Most of the time goes into imports."""
+    common = ["--model", "small_models:linear", "--data", "set.npz", *SMALL, "--attack", SEARCHED]
+    attack(*common, "--eps", "2,8", "--out", "one")
+
+    def torchrun(*arguments):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+        command = map(str, [*launcher, "-m", "ironmoe.bench", "attack", *common, *arguments])
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run([*command], capture_output=True, text=True, timeout=1000, env=environment)
+
+    result = torchrun("--eps", "2,8", "--out", "two")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Report: two/report.html") == 1
     one, two = written(place / "one"), written(place / "two")
@@ -161,14 +156,23 @@ def test_two_processes_find_what_one_finds(place, no_pictures):
     assert same_verdicts(one[2], two[2])
     assert "easiest.png" in {p.name for p in (place / "two").glob("*.png")}
     assert len(list((place / "two" / "results" / "journal").glob("journal-*.jsonl"))) == 2
-    for wrong, message in (
-        (["--eps", "3", "--out", "two"], "holds a run with other settings"),
-        (["--steps", -1], "at least 0, got -1"),
-    ):
-        result = subprocess.run(
-            [*map(str, command + common + wrong)], capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )  # fmt: skip
-        assert result.returncode and result.stderr.count(message) == 1 and "[rank" not in result.stderr
+    result = torchrun("--eps", "3", "--out", "two")
+    assert result.returncode and "[rank" not in result.stderr
+    assert result.stderr.count("holds a run with other settings") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_every_process_finds_wrong_is_said_once(place, rank, monkeypatch, capsys):
+    """A wrong argument is found before processes join, so each can be run alone, as torchrun would start it."""
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "argv", ["ironmoe", "attack", "--model", "small_models:linear", "--steps", "-1"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(SystemExit) as exit_of:
+        main()
+    printed = capsys.readouterr()
+    assert exit_of.value.code == 2 and printed.out == ""
+    assert printed.err.count("at least 0, got -1") == 1 if rank == 0 else printed.err == ""
 
 
 def test_a_model_with_experts_shows_its_routing(moe, tmp_path):

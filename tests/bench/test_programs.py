@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ironmoe.bench import cpu, demo
+from ironmoe.bench import cpu, demo, plots
 from ironmoe.bench.cli import app
 from ironmoe.bench.models import ARCHITECTURES, CheckpointError, architecture, count_flops, load_checkpoint, save_checkpoint
 from ironmoe.bench.run_folder import OutputError, RunFolder
@@ -47,6 +47,12 @@ def finished(tmp_path_factory):
     """(folder of a finished run of two seeds, what it printed)."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     return folder, run("demo", *TINY, "--seeds", 2, "--out", folder).output
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They take most of the time, and some tests do not look at them."""
+    monkeypatch.setattr(plots, "draw_all", lambda *arguments: {})
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (3, 20, 20), (3, 64, 64), (1, 4, 4)])
@@ -91,7 +97,7 @@ def test_demo_writes_everything_it_promises(finished):
     assert "over 2 seeds" in output and "±" in output and "over 2 seeds" in html
 
 
-def test_one_seed_says_what_it_cannot_show(tmp_path):
+def test_one_seed_says_what_it_cannot_show(tmp_path, no_pictures):
     output = run("demo", *TINY, "--out", tmp_path / "one").output
     assert "This is one seed" in output and "This is one seed" in (tmp_path / "one" / "report.html").read_text()
 
@@ -105,22 +111,27 @@ def test_the_same_command_goes_on_and_repeats_nothing(finished, monkeypatch):
     assert again[again.index("V-MoE and ViT under attack") :] == first[first.index("V-MoE and ViT under attack") :]
 
 
-@pytest.mark.parametrize("where", ["measure_robust", "measure_routing", "train"])
-def test_ctrl_c_keeps_what_is_finished(finished, tmp_path, monkeypatch, where):
-    """Interrupted at the second call of a stage, then run again: the numbers are those of the uninterrupted run."""
+def interrupt(monkeypatch, where, call):
+    """Ctrl-C at this call of a stage of the demo."""
     real, calls = getattr(demo, where), []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == call:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
     monkeypatch.setattr(demo, where, interrupted)
+
+
+def test_ctrl_c_keeps_what_is_finished(finished, tmp_path, no_pictures, monkeypatch):
+    """Interrupted in each stage and run again each time: the numbers are those of the uninterrupted run."""
     command = ["demo", *TINY, "--seeds", 2, "--out", tmp_path / "run"]
-    result = run(*command, ok=False)
-    assert result.exit_code == 130 and "same command goes on" in result.output
-    monkeypatch.undo()
+    for where, call in (("train", 2), ("measure_robust", 2), ("measure_routing", 1)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, where, call)
+            result = run(*command, ok=False)
+        assert result.exit_code == 130 and "same command goes on" in result.output
     run(*command)
     ours, theirs = (json.loads((f / "report.json").read_text())["models"] for f in (tmp_path / "run", finished[0]))
 
@@ -213,7 +224,7 @@ def test_output_folder_is_checked_before_training(tmp_path, monkeypatch):
     assert result.exit_code == 2 and "needs 100 MB, but only 1 MB are free" in result.output.replace("\n", " ")
 
 
-def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_loses_nothing(tmp_path, no_pictures, monkeypatch):
     real, calls = demo.measure_robust, []
 
     def full(*args, **kwargs):

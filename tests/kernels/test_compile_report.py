@@ -1,4 +1,4 @@
-"""Kernels compiled for GPUs that are not here: a sample on every chip, and designs that must be found out."""
+"""Kernels compiled for GPUs that are not here: a sample on every chip, narrow widths, and designs that must be found out."""
 
 import json
 import os
@@ -52,6 +52,22 @@ for dtype, rows in ((torch.bfloat16, (16, 32, 64, 128)), (torch.float32, (16, 32
 print(json.dumps({"missing": sorted(table - compiled), "table": len(table)}))
 """
 
+NARROW = """
+import json, sys
+import torch
+from ironmoe.kernels.compile_report import lower
+from ironmoe.kernels.tuning import CHIPS
+from ironmoe.kernels.width_specimens import collect, experts, rows
+
+chip = CHIPS[sys.argv[1]]
+found = collect(chip, rows((16, 32, 64)), experts((31,)))
+found = [s for s in found if s.dtype == torch.bfloat16 or "scatter" in s.name]
+found = [s for s in found if s.launch.arguments.get("BLOCK_M") != 128]
+for specimen in found:
+    lower(specimen, chip)
+print(json.dumps([specimen.name for specimen in found]))
+"""
+
 
 def run(script, *arguments):
     """In a process of its own: in this one the kernels are interpreted."""
@@ -73,6 +89,14 @@ def test_a_sample_compiles_without_faults(chip):
         assert 0 <= finding["shared"] <= CHIPS[chip].shared_memory
 
 
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90", "gfx942"])
+def test_narrow_rows_pass_the_compiler(chip):
+    """Widths and strides at which a pass of Triton 3.6 once failed; all of them are in ``ironmoe doctor --compile``."""
+    found = run(NARROW, chip)
+    assert {name.split(":")[0] for name in found} >= {"scatter_rows", "gather_sum", "grouped_matmul", "hidden_gradient"}
+    assert "scatter_rows: width 32" in found and len(found) > 20
+
+
 def test_a_spill_is_found():
     (finding,) = run(SAMPLE, "sm_90", "grouped_matmul: up, swiglu, H kept")
     assert finding["spills"] > 100 and "spilling instructions" in finding["faults"][0]
@@ -89,6 +113,7 @@ def test_every_configuration_of_the_table_is_compiled(chip):
     [
         ({}, 0),
         ({"stack": 8}, 1),
+        ({"error": "RuntimeError: a pass failed", "spills": 2}, 1),
         ({"spills": 2}, 1),
         ({"shared": 300_000}, 1),
         ({"matrix": 0}, 1),
@@ -100,7 +125,7 @@ def test_every_configuration_of_the_table_is_compiled(chip):
 def test_what_counts_as_a_fault(change, faults):
     from ironmoe.kernels.compile_report import Finding
 
-    good = Finding("sm_90", "grouped_matmul", "bf16", "128×128×64", 8, 3, 180, 0, 0, 100_000, 4)
+    good = Finding("sm_90", "grouped_matmul", "bf16", "128×128×64", 8, 3, 180, 0, 0, 100_000, 4, {})
     assert len(good._replace(**change).faults()) == faults
 
 

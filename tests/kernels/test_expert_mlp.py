@@ -19,8 +19,7 @@ def run(leaves, routing, act="gelu"):
     return expert_mlp(leaves["x"], leaves["w_in"], leaves["w_out"], routing, activation=act, **rest)
 
 
-@pytest.mark.parametrize("act", ACTIVATIONS)
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("act", "bias"), [*((act, True) for act in ACTIVATIONS), ("gelu", False), ("swiglu", False)])
 def test_gradcheck_and_gradgradcheck_through_router_gates_and_biases(act, bias):
     leaves = oracle.layer(5, 3, 2, 3, gated=ACTIVATIONS[act].gated, bias=bias)
     w_router = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
@@ -126,7 +125,7 @@ def test_odd_routings(case):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("act", ["gelu", "swiglu"])
-@pytest.mark.parametrize("size", [(96, 33, 70, 5), (1000, 320, 768, 2), (600, 1024, 500, 2)])  # small; oneDNN; its longest
+@pytest.mark.parametrize("size", [(96, 33, 70, 5), (300, 320, 768, 2), (128, 1024, 500, 2)])  # small; oneDNN; its longest
 def test_error_is_at_most_twice_that_of_plain_torch(dtype, act, size):
     tokens, dim, hidden, num_experts = size
     exact = oracle.layer(tokens, dim, hidden, num_experts, gated=ACTIVATIONS[act].gated)

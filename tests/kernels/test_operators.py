@@ -49,7 +49,8 @@ def operator_calls(device):
     yield OPERATORS.topk_route, (new(T, E), 1, "sigmoid", "score_first", False, plain(E), 2, 1, "top2_sum", 2.5)
     gates, chosen = topk_route(plain(T, E), K)
     yield OPERATORS.topk_route_backward, (plain(T, K), plain(T, E), chosen, "softmax", "score_first", False, 1.0)
-    yield OPERATORS.plan_dispatch, (experts, E)
+    yield OPERATORS.plan_dispatch, (experts, E, None)
+    yield OPERATORS.plan_dispatch, (experts, E, torch.float32)
     yield OPERATORS.plan_tiles, (offsets, T * K, torch.float32)
     up = (new(T, D), new(E, F, D), new(E, F), offsets, tiles, row_token, slot_row)
     yield OPERATORS.grouped_matmul, (*up, "gelu", True, "ieee")
@@ -93,7 +94,7 @@ def operator_calls(device):
     yield OPERATORS.l2_step, (image, image, image.clamp(0, 1), per_example, 0.0, 1.0, per_example, torch.float32)
 
 
-NUM_CALLS = 21
+NUM_CALLS = 22
 
 
 def test_every_operator_is_called_below():

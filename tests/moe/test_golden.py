@@ -80,7 +80,9 @@ def test_combine_weights(variant, images):
         gates, experts = layer.intended if variant == "indices" else (layer.gates, layer.experts)
         weights = torch.zeros(len(gates), layer.num_experts + 1).scatter_(1, experts.long(), gates)[:, :-1]
         expected = golden(f"{variant}/aux0/combine_{images}/{LAYERS[name]}").flatten(0, 1)
-        tolerance = 1e-4 if variant == "bf16" else 1e-5
+        # In bfloat16 a dispatched number beside a rounding boundary may go the other way: by 2⁻⁸ of it in one of 32 terms of a
+        # logit, of which a gate takes a quarter at most.
+        tolerance = 2**-10 if variant == "bf16" else 1e-5
         torch.testing.assert_close(weights, expected, rtol=0, atol=tolerance)
         assert torch.equal(weights > 0, expected > 0)
 

@@ -9,6 +9,8 @@ from ironmoe.moe.upcycle import upcycle
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "num_hidden_layers": 4}
 IMAGES = {"image_size": 16, "patch_size": 8, **SIZES}
+# On the way through a model: a patch of 3 · 8 · 8 numbers, products of the blocks, norms, and a head.
+ROUNDINGS = 3 * 8 * 8 + 4 * (3 * 32 + (32 + 48) + 2 * 32) + 2 * 32
 FAMILIES = {
     "vit": ("ViTForImageClassification", "ViTConfig", {}),
     "vit, gelu_new": ("ViTModel", "ViTConfig", {"hidden_act": "gelu_new"}),
@@ -38,17 +40,21 @@ def build(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_models_compute_the_same_when_gates_sum_to_one(family):
+def test_transformers_models_compute_the_same_when_gates_sum_to_one(family, rounding):
     model, pixels = build(family)
     head = [name for name, _ in model.named_modules() if name.endswith("head.mlp")]
-    for dtype, tolerance in [(torch.float32, 1e-6), (torch.float64, 1e-13)]:
+    for dtype in (torch.float32, torch.float64):
         model, pixels = model.to(dtype), pixels.to(dtype)
         with torch.no_grad():
             before = model(pixel_values=pixels)[0]
             for top_k, renormalize in [(2, True), (4, False), (2, False)]:
                 moe = upcycle(copy.deepcopy(model), 4, top_k, layers="every 2", renormalize=renormalize)
-                error = (moe(pixel_values=pixels)[0] - before).abs().max() / before.abs().max().clamp(min=1)
-                assert error < tolerance if renormalize or top_k == 4 else error > 1e-5
+                error = (moe(pixel_values=pixels)[0] - before).abs().max()
+                if renormalize or top_k == 4:
+                    written = 1e-11 if "gelu_fast" in family else 0  # transformers writes √(2/π) there with ten digits
+                    assert error <= rounding(ROUNDINGS, before) + written * before.abs().max()
+                elif dtype == torch.float64:  # new weights are small: in float32 what is lost may be as small as the rounding
+                    assert error > 1e-5
     found = [name for name, m in moe.named_modules() if isinstance(m, MoE)]
     assert [name.split(".")[-2:] for name in found] == [[i, "intermediate" if "split" in family else "mlp"] for i in "13"]
     assert all(not isinstance(moe.get_submodule(name), MoE) for name in head)
@@ -70,14 +76,14 @@ def test_transformers_models_can_be_trained_and_saved(family):
         assert twin(pixel_values=pixels)[0].equal(model(pixel_values=pixels)[0])
 
 
-def test_the_quick_gelu_of_clip():
+def test_the_quick_gelu_of_clip(rounding):
     transformers = pytest.importorskip("transformers")
     model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**IMAGES)).eval()
     pixels = torch.rand(2, 3, 16, 16)
     before = model(pixel_values=pixels)[0]
     upcycle(model, 4, 2)
     assert {m.activation for m in model.modules() if isinstance(m, MoE)} == {"quick_gelu"}
-    torch.testing.assert_close(model(pixel_values=pixels)[0], before, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model(pixel_values=pixels)[0], before, rtol=0, atol=rounding(ROUNDINGS, before))
 
 
 def test_an_activation_without_a_kernel_is_named():
@@ -87,7 +93,7 @@ def test_an_activation_without_a_kernel_is_named():
         upcycle(model, 4)
 
 
-def test_clip_is_upcycled_by_tower():
+def test_clip_is_upcycled_by_tower(rounding):
     transformers = pytest.importorskip("transformers")
     text = {**SIZES, "hidden_act": "gelu", "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}
     model = transformers.CLIPModel(
@@ -99,7 +105,10 @@ def test_clip_is_upcycled_by_tower():
         upcycle(model, 4)
     upcycle(model.vision_model, 4, layers="last 2")
     assert all("vision_model" in name for name, m in model.named_modules() if isinstance(m, MoE))
-    torch.testing.assert_close(model(**inputs).logits_per_image, before, rtol=1e-6, atol=1e-6)
+    # A cosine of two unit vectors, times a scale of about 14: the values in between are as large as the scale, not the product.
+    scale = float(model.logit_scale.detach().exp())
+    after = model(**inputs).logits_per_image
+    torch.testing.assert_close(after, before, rtol=0, atol=rounding(ROUNDINGS, scale))
 
 
 @pytest.fixture
@@ -122,7 +131,7 @@ def timm():
         {"mlp_layer": "SwiGLU"},
     ],
 )
-def test_timm_models_compute_the_same_when_gates_sum_to_one(timm, options):
+def test_timm_models_compute_the_same_when_gates_sum_to_one(timm, options, rounding):
     options = dict(options)
     if "mlp_layer" in options:
         options.update(mlp_layer=getattr(timm.layers, options["mlp_layer"]), act_layer=nn.SiLU)
@@ -132,4 +141,4 @@ def test_timm_models_compute_the_same_when_gates_sum_to_one(timm, options):
     before = model(images)
     upcycle(model, 4, 2, layers="every 2")
     assert [type(block.mlp) is MoE for block in model.blocks] == [False, True] * 2
-    torch.testing.assert_close(model(images), before, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(images), before, rtol=0, atol=rounding(ROUNDINGS, before))

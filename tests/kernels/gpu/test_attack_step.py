@@ -10,7 +10,7 @@ from ironmoe.kernels.gpu.launch import observe
 
 BOX = (0.0, 1.0)
 ULP = torch.finfo(torch.float32).eps
-quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 
 
 @st.composite

@@ -18,8 +18,9 @@ spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_na
 contract = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(contract)
 
+OPERATORS = torch.ops.ironmoe
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:triton.runtime.interpreter")
-quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 
 
 def check_plan(experts, num_experts, device):
@@ -30,7 +31,8 @@ def check_plan(experts, num_experts, device):
     top_k, flat = experts.shape[1], [e if 0 <= e < num_experts else num_experts for e in experts.flatten().tolist()]
     order = sorted(range(len(flat)), key=flat.__getitem__)  # Python's sort is stable
     place = {choice: row for row, choice in enumerate(order)}
-    offsets, row_token, row_slot, slot_row = (t.tolist() for t in got)
+    offsets, row_token, row_slot, slot_row, tiles = (t.tolist() for t in got)
+    assert tiles == [[], []]
     counts = torch.bincount(torch.tensor(flat, dtype=torch.long), minlength=num_experts)[:num_experts]
     assert offsets == [0, *counts.cumsum(0).tolist()]
     assert row_token == [choice // top_k for choice in order]
@@ -98,6 +100,32 @@ def test_public_plan_takes_the_kernels_and_repeats(device):
         first = plan_dispatch(experts, 8)
     assert [seen.kernel.fn.__name__ for seen in launches] == ["count_kernel", "scan_kernel", "place_kernel"]
     assert all(torch.equal(a, b) for a, b in zip(first, plan_dispatch(experts, 8), strict=True))
+
+
+@quick
+@given(choices(), st.sampled_from([torch.float32, torch.float16]))
+def test_plan_and_tiles_in_one_are_the_two(device, case, dtype):
+    experts, num_experts = case[0].to(device), case[1]
+    with contract.poisoned(), observe() as launches:
+        *dispatch, tiles = OPERATORS.plan_dispatch(experts, num_experts, dtype)
+    assert len(launches) == (3 if experts.numel() else 0)
+    separate = plan_dispatch(experts, num_experts)
+    assert all(torch.equal(a, b) for a, b in zip(dispatch, separate, strict=True))
+    twin = twin_tiles(dispatch[0].cpu(), experts.numel(), dtype)
+    used = int((twin[0] >= 0).sum())
+    assert tiles[0].tolist() == twin[0].tolist()
+    assert tiles[1, :used].tolist() == twin[1, :used].tolist()
+
+
+@pytest.mark.parametrize("tokens, num_experts", [(1, 200), (700, 3)])
+def test_more_experts_than_segments_and_the_other_way_round(device, tokens, num_experts):
+    """A program of ``place`` writes the tiles of one expert and places one segment."""
+    experts = torch.randint(0, num_experts + 1, (tokens, 2), device=device)
+    with contract.poisoned():
+        *dispatch, tiles = OPERATORS.plan_dispatch(experts, num_experts, torch.float16)
+        want = plan_tiles(dispatch[0], experts.numel(), torch.float16)
+    used = int((want[0] >= 0).sum())
+    assert torch.equal(tiles[0], want[0]) and torch.equal(tiles[1, :used], want[1, :used])
 
 
 @st.composite

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.i
 SCORES = ["softmax", "sigmoid", "sqrtsoftplus"]
 ORDERS = ["score_first", "topk_first"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 DEFAULTS = {
     "score": "softmax",
     "order": "score_first",

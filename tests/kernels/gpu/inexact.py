@@ -1,0 +1,47 @@
+"""A GPU's arithmetic in Triton's interpreter.
+
+A GPU has no exact exponential, and by default no exact division. Bounds that hold in the interpreter, where
+numpy rounds almost every result correctly, need not hold there. Under ``inexact`` the interpreter errs as much
+as PTX may, always in the same direction; a bound that holds in both directions does not suppose exactness.
+"""
+
+from contextlib import contextmanager
+from copy import copy
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+LOG2_E = np.float32(1.4426950408889634)
+RELATIVE = 2.0**-22  # ex2.approx: at most 2^-22 of the result; div.full: 2 units in the last place; erff: 2
+LOG2 = 2.0**-22  # lg2.approx: at most this much, whatever the result
+
+
+@contextmanager
+def inexact(direction):
+    """exp, exp2, log, erf and ``/`` of float32 are too large (direction 1) or too small (-1)."""
+    builder = import_module("triton.runtime.interpreter").interpreter_builder
+
+    def changed(operand, change):
+        if operand.data.dtype != np.float32:
+            return operand
+        operand = copy(operand)
+        with np.errstate(all="ignore"):
+            operand.data = change(operand.data).astype(np.float32)
+        return operand
+
+    def off(exact):
+        return lambda *operands: changed(exact(*operands), lambda data: data * (1 + direction * RELATIVE))
+
+    def exp(x, exp2=off(builder.create_exp2)):  # Triton takes it for ex2(x · log2(e)), with the product rounded
+        return exp2(changed(x, lambda data: data * LOG2_E))
+
+    def log(x, exact=builder.create_log):
+        return changed(exact(x), lambda data: data + direction * LOG2 / LOG2_E)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "create_exp", exp)
+        patch.setattr(builder, "create_log", log)
+        for name in ("create_exp2", "create_erf", "create_fdiv"):
+            patch.setattr(builder, name, off(getattr(builder, name)))
+        yield
