@@ -66,6 +66,13 @@ def test_neighbours_differ_in_one_field_or_in_two_that_belong_together(product, 
     together = {" ".join(name for name in present._fields if name in changed) for changed in changes if len(changed) == 2}
     assert {" ".join(sorted(pair.split())) for pair in pairs} <= {" ".join(sorted(pair.split())) for pair in together}
     assert product == "weight_gradient" or not any("m" in changed for changed in changes)
+    assert not any(changed & {"box", "preload"} for changed in changes)  # which change nothing here
+
+
+def test_switches_are_tried_where_they_change_something():
+    present = tuning.Blocks(128, 128, 64)
+    assert present._replace(box=not present.box) in neighbours(present, "gated")
+    assert present._replace(preload=not present.preload) in neighbours(present, "hidden_gradient")
 
 
 def test_candidates_are_compiled_ahead_in_processes(monkeypatch):
