@@ -2,7 +2,9 @@
 
 import math
 import time
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,6 +164,24 @@ def test_what_the_sanitizer_says(tmp_path, journal, monkeypatch, output, status,
     assert checks.sanitize(torch.bfloat16, lambda: 60.0, Pen(journal, "sanitizer"))
     (row,) = tables(journal.entries())["checks"]
     assert row["passed"] is passed and why in row["why"] and "memcheck" in row["check"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_start_again_where_they_started(monkeypatch, dtype):
+    """And a graph's replays, for which calls of the step stand in here, are those steps."""
+    monkeypatch.setattr(attack, "STEPS", 2)
+    model, images, labels = attack._prepare(attack.REHEARSAL_SIZE, CPU)
+    steps = attack.Steps(model.to(dtype), images, labels, dtype)
+    stream, no_block = SimpleNamespace(wait_stream=lambda other: None), lambda *_: nullcontext()
+    for name, stand_in in {
+        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": no_block, "graph": no_block,
+        "CUDAGraph": lambda: SimpleNamespace(replay=steps.step),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    found = steps.eager()
+    assert torch.equal(steps.eager(), found) and torch.equal(steps.graphed()(), found)
+    distance = (found - images).abs().max().item()
+    assert 0.5 * attack.EPS < distance <= attack.EPS * (1 + 1e-6) and not torch.equal(found, steps.start)
 
 
 def test_attacks_are_measured(journal, monkeypatch):
