@@ -109,6 +109,8 @@ def test_former_blocks_are_timed_beside_the_present_ones(journal, monkeypatch):
         FULL,
     ] and before == tuning.WIDE
     assert found[0]["former"] == "stages 2" and found[0]["ms"] > 0 and found[0]["former_ms"] > 0
+    assert blocks.compare_blocks(FLOAT32, CPU, lambda: 60.0, Pen(journal, "float32"), GATED, rounds=2)
+    assert "FLOAT32 was not changed" in tables(journal.entries())["blocks"][-1]["why"]
     assert "no no_such_field" in found[2]["why"] and "has the former blocks" in found[3]["why"]
 
 
@@ -117,7 +119,7 @@ def test_blocks_that_reach_no_launch_are_not_compared(journal, monkeypatch, devi
     monkeypatch.setattr(blocks, "FORMER_BLOCKS", {"plain": ({"k": 16}, INFERENCE)})
     compare = partial(
         blocks.compare_blocks,
-        FLOAT32,
+        torch.float16,
         torch.device(device),
         lambda: 60.0,
         shape=BIASES._replace(tokens=4),
