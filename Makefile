@@ -20,7 +20,7 @@ test: venv lint
 
 # The kernel tests on compiled code for sm_80 and sm_90, without a GPU: docs/kernels.md. make emulate EMULATE_OPTIONS='-k swiglu'
 emulate: venv
-	OMP_NUM_THREADS=1 TRITON_CACHE_DIR="$(CURDIR)/build/emulate" PYTHONPATH=tests/emulator $(BIN)/python -m pytest -p plugin \
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TRITON_CACHE_DIR="$(CURDIR)/build/emulate" PYTHONPATH=tests/emulator $(BIN)/python -m pytest -p plugin \
 	-p no:cacheprovider -v --numprocesses 2 --dist worksteal tests/emulator/production.py tests/kernels/gpu $(EMULATE_OPTIONS)
 
 # On a GPU: tests, measures, writes bench/results. Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the
@@ -31,7 +31,7 @@ gpu:
 	PYTHONPATH="$$links$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ironmoe.bench.gpu $(GPU_OPTIONS)
 
 # Before a release: every kernel at every width under each Triton that pyproject.toml allows. Each goes into a folder of its own in front of
-# the environment's, which keeps its pinned one. No GPU needed; most of an hour on two cores.
+# the environment's, which keeps its pinned one. No GPU needed; an hour or more on two cores.
 TRITONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 compile-every-triton: venv
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && failed= && for version in $(TRITONS); do \

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ironmoe.bench import block_tables
 from ironmoe.bench.gpu import attack, blocks, checks, tune
 from ironmoe.bench.gpu.journal import Journal, Pen, tables
 from ironmoe.bench.gpu.neighbours import neighbours
@@ -47,8 +48,8 @@ def test_tuning_tries_neighbours_and_leaves_the_table_as_it_was(journal):
         rows = eval("{" + row["text"] + "\n}", {"Blocks": tuning.Blocks})
         assert rows == {row["product"]: tuning.Blocks(**row["blocks"])}
     assert before == {name: dict(getattr(tuning, name)) for name in before}
-    assert tune.table_of("plain", torch.bfloat16, 128, tuning.CHIPS["sm_80"]) == "WITHOUT_TMA"
-    with pytest.raises(KeyError), tune.patched("WIDE", "plain", tuning.Blocks(1, 2, 3)):
+    assert block_tables.table_of("plain", torch.bfloat16, 128, tuning.CHIPS["sm_80"]) == "WITHOUT_TMA"
+    with pytest.raises(KeyError), block_tables.patched("WIDE", "plain", tuning.Blocks(1, 2, 3)):
         raise KeyError
     assert tuning.WIDE["plain"] == before["WIDE"]["plain"]
 

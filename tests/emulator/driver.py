@@ -1,4 +1,5 @@
-"""Triton's driver for a GPU that is not there: its JIT specialises, compiles and launches as ever, and the PTX runs in numpy.
+"""Triton's driver for a GPU that is not there: its JIT specialises, compiles and launches as ever,
+and the PTX runs in numpy.
 
 A device is a chip: the number of sm_90 is 90, so that each chip has compiled kernels of its own. CPU tensors are its memory.
 """
@@ -51,10 +52,16 @@ class Utilities:
     def get_device_properties(self, device: int) -> dict[str, int]:
         """Only the limit of shared memory decides anything."""
         chip = CHIPS[f"sm_{device}"]
-        return {"max_shared_mem": chip.shared_memory, "multiprocessor_count": chip.processors, "warpSize": chip.warp_size}
+        return {
+            "max_shared_mem": chip.shared_memory,
+            "multiprocessor_count": chip.processors,
+            "warpSize": chip.warp_size,
+        }
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
-        """(module, function, registers, spills, most threads): the function is the program that the PTX is."""
+        """(module, function, registers, spills, most threads): the function is the program that the
+        PTX is.
+        """
         program = Program(binary.decode())
         return program, program, 0, 0, 1024
 
@@ -63,7 +70,10 @@ class Utilities:
 
 
 class Launcher:
-    """Runs one compiled kernel. Triton calls it with the arguments as they were given, constants included."""
+    """Runs one compiled kernel.
+
+    Triton calls it with the arguments as they were given, constants included.
+    """
 
     def __init__(self, source: Any, metadata: Any) -> None:
         names = source.fn.arg_names
@@ -82,7 +92,8 @@ class Launcher:
         memory, maps, values = Memory(reports), dict[int, TensorMap](), list[int]()
         for at, kind in zip(self.passed, self.kinds, strict=True):
             self._pass(arguments[at], kind, self.names[at], memory, maps, values)
-        values += [0] * (len(program.parameters) - len(values))  # memory for scratch, which no kernel has
+        # Memory for scratch, which no kernel has
+        values += [0] * (len(program.parameters) - len(values))
 
         start = time.perf_counter()
         with _denormal_numbers():
@@ -96,12 +107,24 @@ class Launcher:
             )
         )  # fmt: skip
 
-    def _pass(self, argument: Any, kind: str, name: str, memory: Memory, maps: dict[int, TensorMap], values: list[int]) -> None:
+    def _pass(
+        self,
+        argument: Any,
+        kind: str,
+        name: str,
+        memory: Memory,
+        maps: dict[int, TensorMap],
+        values: list[int],
+    ) -> None:
         """Append what an argument is to the kernel; make its memory known."""
         if isinstance(argument, TensorDescriptor):
             _add(memory, argument.base, name)
             maps[len(values)] = self._tensor_map(argument, len(maps))
-            values += [0, *(n & WORD for n in argument.shape), *(n & LONG for n in argument.strides)]
+            values += [
+                0,
+                *(n & WORD for n in argument.shape),
+                *(n & LONG for n in argument.strides),
+            ]
         elif isinstance(argument, Tensor):
             _add(memory, argument, name)
             values.append(argument.data_ptr())
@@ -111,12 +134,19 @@ class Launcher:
             values.append(int(argument) & (WORD if kind in ("i32", "u32") else LONG))
 
     def _tensor_map(self, descriptor: TensorDescriptor, number: int) -> TensorMap:
-        """The box is what the compiler made of the block: at most 256 long, and as wide as the layout in shared memory."""
+        """The box is what the compiler made of the block: at most 256 long, and as wide as the
+        layout in shared memory.
+        """
         meta = self.metadata.tensordesc_meta[number]
         box, swizzle = (meta[k] if isinstance(meta, dict) else getattr(meta, k) for k in ("block_size", "swizzle"))
         base = descriptor.base
         return TensorMap(
-            base.data_ptr(), tuple(descriptor.shape), tuple(descriptor.strides), tuple(box), base.element_size(), int(swizzle)
+            base.data_ptr(),
+            tuple(descriptor.shape),
+            tuple(descriptor.strides),
+            tuple(box),
+            base.element_size(),
+            int(swizzle),
         )
 
 
@@ -146,13 +176,18 @@ driver = Driver()
 
 
 def install() -> None:
-    """From now on Triton launches here. The kernels must have been imported without TRITON_INTERPRET."""
+    """From now on Triton launches here.
+
+    The kernels must have been imported without TRITON_INTERPRET.
+    """
     triton.runtime.driver.set_active(driver)
     CUDABackend.make_cubin = lambda self, source, *_: source.encode()  # PTX is all that is needed
     compiled = JITFunction.run
 
     def run_compiled(self: Any, *arguments: Any, **options: Any) -> Any:
-        """The library takes its kernels for CPU tensors where TRITON_INTERPRET is set, the compiler where it is not."""
+        """The library takes its kernels for CPU tensors where TRITON_INTERPRET is set, the compiler
+        where it is not.
+        """
         interpreted = os.environ.pop("TRITON_INTERPRET", None)
         try:
             return compiled(self, *arguments, **options)
@@ -168,7 +203,7 @@ def _add(memory: Memory, tensor: Tensor, name: str) -> None:
     storage = tensor.untyped_storage()
     address, size = storage.data_ptr(), storage.nbytes()
     if size and memory.find(address) is None:
-        memory.add(address, np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8), name)
+        memory.add(address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)), name)
 
 
 @contextmanager

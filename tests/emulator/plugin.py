@@ -1,4 +1,6 @@
-"""pytest -p plugin: the kernel tests run on compiled code, each for sm_80 and for sm_90; what the emulator reports fails the test."""
+"""pytest -p plugin: the kernel tests run on compiled code, each for sm_80 and for sm_90; what the
+emulator reports fails the test.
+"""
 
 import json
 import os
@@ -20,7 +22,8 @@ from ironmoe.kernels import tuning
 
 CHIPS = ("sm_80", "sm_90")
 EXAMPLES = 5  # of a property; each may compile its own kernels
-PHASES = [hypothesis.Phase.explicit, hypothesis.Phase.generate]  # no shrinking: the interpreter's run does that
+# No shrinking: the interpreter's run does that
+PHASES = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
 ROWS = "EMULATED_ROWS"  # environment: the file in which all workers note their launches
 
 
@@ -51,7 +54,13 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """bfloat16 products, which the interpreter has not, are run; those of tf32 are not, for here torch has none to compare with."""
+    """bfloat16 products, which the interpreter has not, are run; those of tf32 are not, for here
+    torch has none to compare with.
+    """
+    # A test named on the command line alone is no reason to miss the others of its file.
+    whole = not any("::" in argument for argument in config.args)
+    if whole and (gone := selection.missing(items)):
+        raise pytest.UsageError(f"tests/emulator/selection.py chooses what is not there: {gone}")
     left_out = [item for item in items if not selection.runs(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if selection.runs(item)]
@@ -67,7 +76,9 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
 
 @pytest.fixture(autouse=True)
 def chip_in_use(request: Any) -> Iterator[None]:
-    """The chip that kernels are compiled for, with as few processors as the interpreter has; no report may come of them."""
+    """The chip that kernels are compiled for, with as few processors as the interpreter has; no
+    report may come of them.
+    """
     name = getattr(request, "param", CHIPS[0])
     driver.driver.chip = int(name.removeprefix("sm_"))
     first = len(driver.launches)
@@ -81,6 +92,6 @@ def chip_in_use(request: Any) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
-    if not hasattr(config, "workerinput"):
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
         for line in summary.lines(Path(os.environ[ROWS])):
             terminalreporter.write_line(line)

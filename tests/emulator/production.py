@@ -1,4 +1,6 @@
-"""The blocks that a GPU runs at 128 rows an expert and more, in bfloat16: every kernel of the expert, against float64."""
+"""The blocks that a GPU runs at 128 rows an expert and more, in bfloat16: every kernel of the
+expert, against float64.
+"""
 
 import importlib.util
 from collections.abc import Callable
@@ -51,7 +53,10 @@ def transposed(name: str, tensor: Tensor) -> Tensor:
     ],
 )
 def test_forward_and_backward(device: str, act: str, hidden: int, lay: Callable[[str, Tensor], Tensor]) -> None:
-    """y and all gradients, with biases. One expert has more than a tile of rows, one none, one exactly a tile."""
+    """y and all gradients, with biases.
+
+    One expert has more than a tile of rows, one none, one exactly a tile.
+    """
     leaves = contract.oracle.layer(130, DIM, hidden, 3, torch.bfloat16, ACTIVATIONS[act].gated, True)
     experts = torch.tensor([[0, 2]]).repeat(130, 1).int()
     experts[128:, 1] = 3  # dropped
@@ -68,7 +73,10 @@ def test_units_alone(device: str, act: str, hidden: int) -> None:
     offsets = torch.tensor([0, 130, 130, 270], dtype=torch.int32)
     wide = 2 * hidden if ACTIVATIONS[act].gated else hidden
     x, token = torch.randn(60, DIM).bfloat16(), torch.randint(60, (272,), dtype=torch.int32)
-    weight, bias = (torch.randn(3, wide, DIM) * DIM**-0.5).bfloat16(), torch.randn(3, wide).bfloat16()
+    weight, bias = (
+        (torch.randn(3, wide, DIM) * DIM**-0.5).bfloat16(),
+        torch.randn(3, wide).bfloat16(),
+    )
     tiles = plan_tiles(offsets, 272, torch.bfloat16)
 
     with contract.poisoned():
@@ -88,7 +96,9 @@ def test_units_alone(device: str, act: str, hidden: int) -> None:
 
 @pytest.mark.parametrize("act", [GATED, GELU])
 def test_tf32(device: str, act: str) -> None:
-    """The products of float32 that round their factors to 10 bits; errors of 2⁻¹¹ a factor, over the terms of a sum."""
+    """The products of float32 that round their factors to 10 bits; errors of 2⁻¹¹ a factor, over
+    the terms of a sum.
+    """
     leaves = contract.oracle.layer(40, DIM, 72, 2, torch.float32, ACTIVATIONS[act].gated, True)
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
     routing = contract.choose(40, 2, 2)

@@ -1,4 +1,6 @@
-"""Small kernels for tests of the emulator. As a script it compiles them, and prints their PTX and what their launch needs as JSON.
+"""Small kernels for tests of the emulator.
+
+As a script it compiles them, and prints their PTX and what their launch needs as JSON.
 
 It runs in a process of its own, because tests import Triton with interpreted kernels.
 """
@@ -16,7 +18,10 @@ BLOCK = 64  # rows, columns and terms of a step
 
 @triton.jit
 def product_kernel(x, w, out, K, BLOCK: tl.constexpr):
-    """out (rows, BLOCK) = x (rows, K) w (K, BLOCK): float16 factors by pointers, float32 sums. A program has BLOCK rows."""
+    """out (rows, BLOCK) = x (rows, K) w (K, BLOCK): float16 factors by pointers, float32 sums.
+
+    A program has BLOCK rows.
+    """
     first = tl.program_id(0) * BLOCK
     i_B = tl.arange(0, BLOCK)
     sum_BB = tl.zeros((BLOCK, BLOCK), tl.float32)
@@ -46,8 +51,18 @@ def sums_kernel(x, out, BLOCK: tl.constexpr):
 
 DESCRIBED = f"tensordesc<fp16[{BLOCK},{BLOCK}]>"
 SAMPLES = {  # name: kernel, chip, signature, constants
-    "product": (product_kernel, 80, {"x": "*fp16", "w": "*fp16", "out": "*fp32", "K": "i32"}, {"BLOCK": BLOCK}),
-    "boxes": (boxes_kernel, 90, {"x": DESCRIBED, "w": DESCRIBED, "out": DESCRIBED, "K": "i32"}, {"BLOCK": BLOCK}),
+    "product": (
+        product_kernel,
+        80,
+        {"x": "*fp16", "w": "*fp16", "out": "*fp32", "K": "i32"},
+        {"BLOCK": BLOCK},
+    ),
+    "boxes": (
+        boxes_kernel,
+        90,
+        {"x": DESCRIBED, "w": DESCRIBED, "out": DESCRIBED, "K": "i32"},
+        {"BLOCK": BLOCK},
+    ),
     "sums": (sums_kernel, 80, {"x": "*fp32", "out": "*fp32"}, {"BLOCK": 512}),
 }
 

@@ -1,4 +1,6 @@
-"""A line for each kernel on each chip: launches, programs, instructions, the tiles that were seen, what was reported."""
+"""A line for each kernel on each chip: launches, programs, instructions, the tiles that were seen,
+what was reported.
+"""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""Does the emulator compute what a kernel means, and does it notice what is wrong? Small kernels, compiled, and damaged on purpose."""
+"""Does the emulator compute what a kernel means, and does it notice what is wrong? Small kernels,
+compiled, and damaged on purpose.
+"""
 
 import json
 import os
@@ -44,7 +46,10 @@ def inputs(name):
 
 
 def launch(name, sample, text=None, grid=PROGRAMS, shift=0, short=0):
-    """(result, reports) of a sample, or of other text in its place. The result's address is shifted, its storage cut short."""
+    """(result, reports) of a sample, or of other text in its place.
+
+    The result's address is shifted, its storage cut short.
+    """
     reports = Reports()
     memory, maps, values = Memory(reports), {}, []
     arrays, _ = inputs(name)
@@ -64,13 +69,23 @@ def launch(name, sample, text=None, grid=PROGRAMS, shift=0, short=0):
         values.append(TERMS)
     program = Program(text or sample["text"])
     values += [0] * (len(program.parameters) - len(values))
-    run(program, memory, dict(zip(program.parameters, values, strict=True)), grid, sample["shared"], maps, reports)
+    run(
+        program,
+        memory,
+        dict(zip(program.parameters, values, strict=True)),
+        grid,
+        sample["shared"],
+        maps,
+        reports,
+    )
     return arrays["out"], list(reports.texts)
 
 
 @pytest.mark.parametrize("name", ["product", "boxes", "sums"])
 def test_values(samples, name):
-    """By mma and cp.async for sm_80, wgmma and the copy engine for sm_90, shuffles and shared memory."""
+    """By mma and cp.async for sm_80, wgmma and the copy engine for sm_90, shuffles and shared
+    memory.
+    """
     out, reports = launch(name, samples[name])
     expected = inputs(name)[1]
     rounding = 2.0**-10 if name == "boxes" else 2.0**-20
@@ -81,14 +96,22 @@ def test_values(samples, name):
 def test_the_samples_have_what_they_are_for(samples):
     for name, instructions in {
         "product": ["mma.sync", "ldmatrix", "cp.async.cg", "cp.async.wait_group", "bar.sync"],
-        "boxes": ["wgmma.mma_async", "cp.async.bulk.tensor.2d.shared", "cp.async.bulk.tensor.2d.global", "mbarrier.try_wait"],
+        "boxes": [
+            "wgmma.mma_async",
+            "cp.async.bulk.tensor.2d.shared",
+            "cp.async.bulk.tensor.2d.global",
+            "mbarrier.try_wait",
+        ],
         "sums": ["shfl.sync", "st.shared", "ld.shared", "bar.sync"],
     }.items():
         assert [instruction for instruction in instructions if instruction not in samples[name]["text"]] == []
 
 
 def damaged(text, instruction):
-    """The text without one such instruction, for each place where one stands. A wait that is left out says that all has come."""
+    """The text without one such instruction, for each place where one stands.
+
+    A wait that is left out says that all has come.
+    """
     instead = "mov.pred complete, 1;" if "try_wait" in instruction else ""
     lines = text.split("\n")
     for at, line in enumerate(lines):
@@ -149,7 +172,11 @@ def test_what_is_out_of_bounds_is_noticed_and_not_written(samples):
 
 def test_a_byte_of_two_programs_is_noticed(samples):
     for name, register in (("product", "%ctaid.x"), ("boxes", "%ctaid.x")):
-        text = re.sub(rf"mov\.u32 (\s*%r\d+), {re.escape(register)};", r"mov.u32 \1, 0;", samples[name]["text"])
+        text = re.sub(
+            rf"mov\.u32 (\s*%r\d+), {re.escape(register)};",
+            r"mov.u32 \1, 0;",
+            samples[name]["text"],
+        )
         assert text != samples[name]["text"]
         _, reports = launch(name, samples[name], text)
         assert reported(reports, "two programs write one byte"), name

@@ -1,1 +1,3 @@
-"""Runs the PTX that Triton emits, in numpy: programs of a launch in lockstep, and checks what a GPU would not tell."""
+"""Runs the PTX that Triton emits, in numpy: programs of a launch in lockstep, and checks what a GPU
+would not tell.
+"""

@@ -1,4 +1,7 @@
-"""What an instruction computes, where numpy has no one word for it. Arguments are arrays, one number a thread, or one for all."""
+"""What an instruction computes, where numpy has no one word for it.
+
+Arguments are arrays, one number a thread, or one for all.
+"""
 
 import numpy as np
 
@@ -25,7 +28,10 @@ def one_nan(x: Array) -> Array:
 
 
 def maximum(x: Array, y: Array, passes_nan: bool = False) -> Array:
-    """The larger number; +0 is larger than −0. A NaN counts only where both are, or where ``passes_nan``."""
+    """The larger number; +0 is larger than −0.
+
+    A NaN counts only where both are, or where ``passes_nan``.
+    """
     return np.where((x == 0) & (y == 0), x + y, (np.maximum if passes_nan else np.fmax)(x, y))
 
 
@@ -92,7 +98,9 @@ def insert_bits(x: Array, into: Array, start: Array, length: Array) -> Array:
 
 
 def permute_bytes(x: Array, y: Array, selector: Array) -> Array:
-    """prmt: four bytes out of eight, each by a nibble of ``selector``; its high bit spreads the sign."""
+    """prmt: four bytes out of eight, each by a nibble of ``selector``; its high bit spreads the
+    sign.
+    """
     x, y, selector = np.broadcast_arrays(x, y, selector)
     both = x.astype(u64) | y.astype(u64) << u64(32)
     permuted = np.zeros_like(x)

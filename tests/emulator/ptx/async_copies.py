@@ -1,4 +1,6 @@
-"""cp.async: copies from global to shared memory that a thread waits for in groups, which it numbers itself."""
+"""cp.async: copies from global to shared memory that a thread waits for in groups, which it numbers
+itself.
+"""
 
 from dataclasses import dataclass
 
@@ -28,7 +30,16 @@ class AsyncCopies:
         self.in_flight: list[Copy] = []
         self.committed = np.zeros(threads, i64)
 
-    def start(self, target: Array, source: Array, width: int, size: Array, mask: Array, programs: Array, where: str) -> None:
+    def start(
+        self,
+        target: Array,
+        source: Array,
+        width: int,
+        size: Array,
+        mask: Array,
+        programs: Array,
+        where: str,
+    ) -> None:
         """``width`` bytes to shared memory, of which ``size`` are read and the others are 0."""
         size = np.broadcast_to(size, mask.shape)
         if (mask & (size != 0) & (size != width)).any():

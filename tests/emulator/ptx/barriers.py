@@ -1,4 +1,6 @@
-"""mbarriers: objects in shared memory on which a program waits until copies have brought all the bytes that were announced."""
+"""mbarriers: objects in shared memory on which a program waits until copies have brought all the
+bytes that were announced.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +16,9 @@ Bytes = tuple[Array, Array]  # places of 16 bytes each, and what comes there
 
 @dataclass
 class Barrier:
-    """count: arrivals a phase; missing: those still to come; announced: bytes still to come, in ``phase``."""
+    """count: arrivals a phase; missing: those still to come; announced: bytes still to come, in
+    ``phase``.
+    """
 
     count: int
     missing: int
@@ -68,7 +72,9 @@ class Barriers:
         barrier.turn()
 
     def wait(self, addresses: Array, parity: Array, mask: Array, where: str) -> Array:
-        """Until the phase of ``parity`` is over: everything comes at once here, so a phase that is not over never will be."""
+        """Until the phase of ``parity`` is over: everything comes at once here, so a phase that is
+        not over never will be.
+        """
         parity = np.broadcast_to(parity, mask.shape)
         for thread in self._one_of_each(addresses, mask):
             barrier = self.at(thread, addresses, where)

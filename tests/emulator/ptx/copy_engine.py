@@ -1,4 +1,7 @@
-"""TMA: boxes of tensors, copied between global and shared memory on behalf of one thread. What lies outside of a tensor reads as 0."""
+"""TMA: boxes of tensors, copied between global and shared memory on behalf of one thread.
+
+What lies outside of a tensor reads as 0.
+"""
 
 from dataclasses import dataclass
 
@@ -17,7 +20,10 @@ SPANS = {0: 0, 1: 1, 2: 3, 3: 7}  # swizzle mode → which bits of the row an ad
 
 @dataclass(frozen=True)
 class TensorMap:
-    """A tensor as the copy engine knows it. Outer axes first; strides in elements of ``item`` bytes."""
+    """A tensor as the copy engine knows it.
+
+    Outer axes first; strides in elements of ``item`` bytes.
+    """
 
     address: int
     shape: tuple[int, ...]
@@ -29,7 +35,9 @@ class TensorMap:
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a box that is inside its tensor: where in the box, and where in the storage (bytes)."""
+    """The part of a box that is inside its tensor: where in the box, and where in the storage
+    (bytes).
+    """
 
     inside: tuple[slice, ...]
     offset: int
@@ -37,23 +45,46 @@ class Window:
     strides: tuple[int, ...]
 
     def view(self, array: Array) -> Array:
-        """These elements of a storage's bytes, or of what is known of them: (…, bytes of an element)."""
+        """These elements of a storage's bytes, or of what is known of them: (…, bytes of an
+        element).
+        """
         size = array.itemsize
         return as_strided(array[self.offset :], self.shape, tuple(stride * size for stride in self.strides))
 
 
 class CopyEngine:
-    """The boxes of a batch of programs. ``maps``: the tensors by the number that stands for their descriptor."""
+    """The boxes of a batch of programs.
+
+    ``maps``: the tensors by the number that stands for their descriptor.
+    """
 
     def __init__(
-        self, memory: Memory, shared: SharedMemory, barriers: Barriers, maps: dict[int, TensorMap], reports: Reports
+        self,
+        memory: Memory,
+        shared: SharedMemory,
+        barriers: Barriers,
+        maps: dict[int, TensorMap],
+        reports: Reports,
     ) -> None:
-        self.memory, self.shared, self.barriers, self.maps, self.reports = memory, shared, barriers, maps, reports
+        self.memory, self.shared, self.barriers, self.maps, self.reports = (
+            memory,
+            shared,
+            barriers,
+            maps,
+            reports,
+        )
         self.stores: list[tuple[int, int, Array]] = []  # thread, its group, places that are read
         self.committed = np.zeros(len(shared.tags), i64)
 
     def load(
-        self, target: Array, descriptor: Array, corner: list[Array], barrier: Array, mask: Array, programs: Array, where: str
+        self,
+        target: Array,
+        descriptor: Array,
+        corner: list[Array],
+        barrier: Array,
+        mask: Array,
+        programs: Array,
+        where: str,
     ) -> None:
         """cp.async.bulk.tensor from global memory, one box for each thread of ``mask``."""
         for thread in self._threads(mask, where):
@@ -70,7 +101,15 @@ class CopyEngine:
             self.shared.begin_copy(places, PIECE, np.full(len(places), tag), where)
             self.barriers.bring(thread, barrier, places, values.reshape(-1, PIECE), where)
 
-    def store(self, descriptor: Array, corner: list[Array], source: Array, mask: Array, programs: Array, where: str) -> None:
+    def store(
+        self,
+        descriptor: Array,
+        corner: list[Array],
+        source: Array,
+        mask: Array,
+        programs: Array,
+        where: str,
+    ) -> None:
         """cp.async.bulk.tensor to global memory."""
         for thread in self._threads(mask, where):
             tensor, window, places = self._box(thread, descriptor, corner, source, mask, where)
@@ -109,7 +148,13 @@ class CopyEngine:
         return [int(thread) for thread in threads]
 
     def _box(
-        self, thread: int, descriptor: Array, corner: list[Array], address: Array, mask: Array, where: str
+        self,
+        thread: int,
+        descriptor: Array,
+        corner: list[Array],
+        address: Array,
+        mask: Array,
+        where: str,
     ) -> tuple[TensorMap, Window, Array]:
         """(tensor, window, places of its pieces in shared memory) of one thread's box."""
         tensor = self.maps[_of(descriptor, thread, mask) & 0xFFFF]
@@ -139,7 +184,10 @@ class CopyEngine:
         return pieces + program * self.shared.stride // PIECE
 
     def _storage(self, tensor: TensorMap, window: Window, where: str) -> Storage | None:
-        """What holds the tensor, cut so that the window's offsets count from its address. None for a window of nothing."""
+        """What holds the tensor, cut so that the window's offsets count from its address.
+
+        None for a window of nothing.
+        """
         storage = self.memory.find(tensor.address)
         if 0 in window.shape:
             return None

@@ -12,6 +12,7 @@ from ptx.parse import Instruction
 from ptx.reports import Fault
 
 UNSIGNED = {"8": u8, "16": u16, "32": u32, "64": u64}
+WIDTHS = (("%rd", 64), ("%rs", 16), ("%r", 32))
 SPECIAL = {
     "%tid.x": "m.thread", "%laneid": "m.lane", "%ctaid.x": "m.number", "%nctaid.x": "m.programs_in_all", "%ntid.x": "m.threads",
 }  # fmt: skip
@@ -31,8 +32,24 @@ def unsigned(kind: str) -> str:
     return "bool" if kind == "pred" else f"u{bits_of(kind)}"
 
 
+def widened(register: str, value: str, kind: str) -> str:
+    """A number as wide as its register."""
+    bits, width = bits_of(kind), register_width(register) or bits_of(kind)
+    if width == bits or kind == "pred":
+        return value
+    return f"{value}.view(i{bits}).astype(i{width}).view(u{width})" if kind[0] == "s" else f"{value}.astype(u{width})"
+
+
+def register_width(register: str) -> int:
+    """Bits of a register, by the beginning of its name; 0 for predicates."""
+    return next((width for prefix, width in WIDTHS if register.startswith(prefix)), 0)
+
+
 class Emitter:
-    """The Python of one basic block. ``masked``: only some threads run, so the others keep what they had."""
+    """The Python of one basic block.
+
+    ``masked``: only some threads run, so the others keep what they had.
+    """
 
     def __init__(self, kernel: str, masked: bool) -> None:
         self.kernel, self.masked = kernel, masked
@@ -58,7 +75,9 @@ class Emitter:
         self.lines.append(statement)
 
     def read(self, operand: str, kind: str) -> str:
-        """An operand as numpy numbers of a PTX type: b, u and s with their width, f32, f64, f16; bf16 stays bits."""
+        """An operand as numpy numbers of a PTX type: b, u and s with their width, f32, f64, f16;
+        bf16 stays bits.
+        """
         expression = self._bits(operand, kind)
         if kind[0] in "sf" and kind in ("s16", "s32", "s64", "f16", "f32", "f64"):
             return f"{expression}.view({'i' if kind[0] == 's' else 'f'}{kind[1:]})"
@@ -69,7 +88,9 @@ class Emitter:
         return [self.read(operand, kind) for operand in operands]
 
     def array(self, operand: str, kind: str) -> str:
-        """As ``read``, with an element for each thread also where the operand is one number for all."""
+        """As ``read``, with an element for each thread also where the operand is one number for
+        all.
+        """
         expression = self.read(operand, kind)
         return expression if expression.startswith("R[") else f"np.broadcast_to({expression}, M.shape)"
 
@@ -93,12 +114,12 @@ class Emitter:
         base, offset = self.array(matched[1], kind), int(matched[2] or 0)
         return f"({base} + {self.constant(offset, kind)})" if offset else base
 
-    def constant(self, value: object, kind: str) -> str:
+    def constant(self, value: int, kind: str) -> str:
         """The name of a number that is made once."""
         bits = bits_of(kind)
-        number = np.bool_(value) if bits == 1 else UNSIGNED[str(bits)](int(value) & ((1 << bits) - 1))  # type: ignore[call-overload]
-        name = f"k{bits}_{int(number)}"
-        self.constants[name] = number
+        pattern = value & ((1 << bits) - 1)
+        name = f"k{bits}_{pattern}"
+        self.constants[name] = np.bool_(pattern) if bits == 1 else UNSIGNED[str(bits)](pattern)
         return name
 
     def _bits(self, operand: str, kind: str) -> str:
@@ -109,8 +130,10 @@ class Emitter:
         if re.match(r"%(nctaid|ntid)\.", operand):
             return self.constant(1, "u32")
         if operand.startswith("%"):
-            return f"R['{operand[1:]}']"
-        if operand.startswith(self.kernel + "_param_"):  # the address of a descriptor, which no thread reads
+            narrowed = f".astype(u{bits_of(kind)})" if register_width(operand) > bits_of(kind) > 1 else ""
+            return f"R['{operand[1:]}']{narrowed}"
+        # The address of a descriptor, which no thread reads
+        if operand.startswith(self.kernel + "_param_"):
             return self.constant(0xDE5C << 48 | int(operand.rsplit("_", 1)[1]), "u64")
         if operand == "global_smem":
             return self.constant(0, kind)

@@ -1,4 +1,7 @@
-"""Instructions on floating-point numbers → Python. Approximations (ex2, rcp, …) are computed exactly and rounded."""
+"""Instructions on floating-point numbers → Python.
+
+Approximations (ex2, rcp, …) are computed exactly and rounded.
+"""
 
 from ptx.emitter import Emitter, unsigned
 from ptx.parse import Instruction
@@ -12,7 +15,8 @@ EXPRESSIONS = {
 }  # fmt: skip
 PASSES_NAN = {"max": "maximum({}, {}, True)", "min": "minimum({}, {}, True)"}
 PAIRS = ("add", "sub", "mul", "fma")  # that exist for two float32 in one register of 64 bits
-HALVES = ("add", "sub", "mul", "fma", "neg", "abs", "max", "min")  # for 16-bit numbers, alone or in pairs
+# For 16-bit numbers, alone or in pairs
+HALVES = ("add", "sub", "mul", "fma", "neg", "abs", "max", "min")
 
 
 def compute(emit: Emitter, instruction: Instruction) -> None:

@@ -18,7 +18,9 @@ def ends_block(instruction: Instruction) -> bool:
 
 
 def meeting_points(parsed: Parsed, starts: list[int]) -> list[int]:
-    """Block → its immediate postdominator: the block that all its paths pass next. One past the last block is the end.
+    """Block → its immediate postdominator: the block that all its paths pass next.
+
+    One past the last block is the end.
 
     Sets of blocks are the bits of a number. The nearest of a block's postdominators is the one that has the most itself.
     """

@@ -1,4 +1,5 @@
-"""Runs the programs of a launch, a batch of them in lockstep, one thread an element of numpy arrays.
+"""Runs the programs of a launch, a batch of them in lockstep, one thread an element of numpy
+arrays.
 
 Threads that branch apart run one side after the other, and meet again where all paths meet.
 """
@@ -23,7 +24,8 @@ LONGEST = 10_000_000  # instructions of a program
 
 
 class Machine:
-    """A batch of programs. thread and lane: of each thread its number in its program and warp; number and program: its program's, as
+    """A batch of programs. thread and lane: of each thread its number in its program and warp;
+    number and program: its program's, as
     a register and as memory notes it."""
 
     def __init__(
@@ -51,7 +53,8 @@ class Machine:
         kernel, end = self._kernel, len(self._kernel.starts)
         registers: dict[str, Array] = {}
         alive = np.ones(len(self.program), bool)
-        paths: list[list[Any]] = [[end, alive, 0]]  # (block where its threads meet others, threads, next block)
+        # (block where its threads meet others, threads, next block)
+        paths: list[list[Any]] = [[end, alive, 0]]
         while paths:
             meet, threads, block = paths[-1]
             threads = threads & alive
@@ -95,7 +98,7 @@ class Machine:
 
     def _meet_at_barrier(self, threads: Array, alive: Array, block: int) -> None:
         here, all_ = (mask.reshape(-1, self._kernel.threads) for mask in (threads, alive))
-        if (here.any(1)[:, None] & (here != all_)).any():
+        if (np.any(here, axis=1, keepdims=True) & (here != all_)).any():
             self.reports.add(f"only some threads come to the barrier at the end of block {block} of {self._kernel.name}")
         self.shared.barrier(threads)
 
@@ -115,7 +118,8 @@ def run(
     maps: dict[int, TensorMap],
     reports: Reports,
 ) -> int:
-    """Execute ``grid`` programs with ``shared`` bytes each; how many instructions they executed in all.
+    """Execute ``grid`` programs with ``shared`` bytes each; how many instructions they executed in
+    all.
 
     parameters: the bits of each, by name. maps: tensors of the copy engine, by the number of their parameter.
     """

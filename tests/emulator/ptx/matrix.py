@@ -10,7 +10,9 @@ from ptx.shared_memory import SharedMemory
 
 
 def multiply(kind: str, left: list[Array], right: list[Array], added: list[Array]) -> list[Array]:
-    """mma.m16n8: registers of A (16 × K, by rows), B (K × 8, by columns) and C to those of D, float32, for all warps at once."""
+    """mma.m16n8: registers of A (16 × K, by rows), B (K × 8, by columns) and C to those of D,
+    float32, for all warps at once.
+    """
     a = np.stack(left).reshape(-1, 2, len(left[0]) // 32, 8, 4)  # (block of K, of M, warp, g, t)
     b = np.stack(right).reshape(-1, len(left[0]) // 32, 8, 4)
     if kind == "tf32":
@@ -21,8 +23,8 @@ def multiply(kind: str, left: list[Array], right: list[Array], added: list[Array
         b_NK = _pairs(b, kind).transpose(1, 2, 0, 3, 4)
 
     warps = a_MK.shape[0]
-    a_MK, b_NK = a_MK.astype(f64).reshape(warps, 16, -1), b_NK.astype(f64).reshape(warps, 8, -1)
-    d_MN = (a_MK @ b_NK.transpose(0, 2, 1)).reshape(warps, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, -1)
+    wide_a, wide_b = a_MK.astype(f64).reshape(warps, 16, -1), b_NK.astype(f64).reshape(warps, 8, -1)
+    d_MN = (wide_a @ wide_b.transpose(0, 2, 1)).reshape(warps, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, -1)
     return [(d_MN[i] + added[i].view(f32)).astype(f32).view(u32) for i in range(4)]
 
 
@@ -33,7 +35,9 @@ def _pairs(registers: Array, kind: str) -> Array:
 
 
 def load_matrices(shared: SharedMemory, offsets: Array, count: int, transposed: bool, mask: Array, where: str) -> list[Array]:
-    """ldmatrix: lane i has the address of row i % 8 of matrix i // 8; each lane gets a pair of neighbours of every matrix."""
+    """ldmatrix: lane i has the address of row i % 8 of matrix i // 8; each lane gets a pair of
+    neighbours of every matrix.
+    """
     lane = np.arange(len(mask)) % 32
     rows = shared.load(offsets, 16, mask & (lane < 8 * count), where)
     matrices = rows.view(u16).reshape(-1, 4, 8, 8)[:, :count]
@@ -44,7 +48,12 @@ def load_matrices(shared: SharedMemory, offsets: Array, count: int, transposed: 
 
 
 def store_matrices(
-    shared: SharedMemory, offsets: Array, registers: list[Array], transposed: bool, mask: Array, where: str
+    shared: SharedMemory,
+    offsets: Array,
+    registers: list[Array],
+    transposed: bool,
+    mask: Array,
+    where: str,
 ) -> None:
     """stmatrix: the reverse of ``load_matrices``."""
     matrices = np.stack(registers, 1).reshape(-1, 32, len(registers)).swapaxes(1, 2)

@@ -23,7 +23,10 @@ class Storage(NamedTuple):
 
 
 class Memory:
-    """Loads and stores of many threads at once. An address outside every storage is reported, not touched."""
+    """Loads and stores of many threads at once.
+
+    An address outside every storage is reported, not touched.
+    """
 
     def __init__(self, reports: Reports) -> None:
         self.reports = reports
@@ -80,7 +83,8 @@ class Memory:
             self.reports.add(f"{what} from an address that is no multiple of {width} at {where}")
 
         first = self.find(int(wanted[0]))
-        if first and wanted.min() >= first.start and int(wanted.max()) + width <= first.stop:  # nearly always
+        # Nearly always
+        if first and wanted.min() >= first.start and int(wanted.max()) + width <= first.stop:
             yield first, threads, (wanted - u64(first.start)).astype(i64)
             return
         holders = np.searchsorted(self._starts, wanted, "right").astype(i64) - 1

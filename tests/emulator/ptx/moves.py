@@ -1,6 +1,6 @@
 """Instructions that move, convert, compare and choose → Python."""
 
-from ptx.emitter import Emitter, bits_of, unsigned
+from ptx.emitter import Emitter, bits_of, unsigned, widened
 from ptx.parse import Instruction, elements
 from ptx.reports import Fault
 
@@ -40,7 +40,10 @@ def select(emit: Emitter, instruction: Instruction) -> None:
     """selp"""
     kind = f"b{bits_of(instruction.parts[-1])}"
     target, yes, no, predicate = instruction.operands
-    emit.write(target, f"np.where({emit.array(predicate, 'pred')}, {emit.read(yes, kind)}, {emit.read(no, kind)})")
+    emit.write(
+        target,
+        f"np.where({emit.array(predicate, 'pred')}, {emit.read(yes, kind)}, {emit.read(no, kind)})",
+    )
 
 
 def compare(emit: Emitter, instruction: Instruction) -> None:
@@ -95,7 +98,10 @@ def convert(emit: Emitter, instruction: Instruction) -> None:
         emit.write(target, f"({high} << {emit.constant(16, 'u32')}) | {low}")
         return
     value = emit.read(operands[0], "b16" if source == "bf16" else source)
-    emit.write(target, f"({_converted(value, source, to, instruction)}).view({unsigned(to)})")
+    emit.write(
+        target,
+        widened(target, f"({_converted(value, source, to, instruction)}).view({unsigned(to)})", to),
+    )
 
 
 def _converted(value: str, source: str, to: str, instruction: Instruction) -> str:

@@ -1,4 +1,7 @@
-"""The types of a register's bits. Registers are unsigned; an instruction views them as what it needs."""
+"""The types of a register's bits.
+
+Registers are unsigned; an instruction views them as what it needs.
+"""
 
 from typing import Any
 
@@ -17,7 +20,9 @@ def bfloat(bits: Array) -> Array:
 
 
 def to_bfloat(values: Array) -> Array:
-    """The bits (u16) of float32 values as bfloat16, rounded to nearest even; NaN is the one that a GPU writes."""
+    """The bits (u16) of float32 values as bfloat16, rounded to nearest even; NaN is the one that a
+    GPU writes.
+    """
     bits = np.ascontiguousarray(values).view(u32)
     rounded = ((bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) >> u32(16)).astype(u16)
     return np.where(np.isnan(values), u16(0x7FFF), rounded)

@@ -1,4 +1,7 @@
-"""PTX text → instructions, labels, parameters. Knows the form of the language, not what instructions mean."""
+"""PTX text → instructions, labels, parameters.
+
+Knows the form of the language, not what instructions mean.
+"""
 
 import re
 from typing import NamedTuple
@@ -10,7 +13,9 @@ DIRECTIVES = (".loc", ".reg", ".file", ".pragma", ".section")
 
 
 class Instruction(NamedTuple):
-    """One statement. parts: the operation between its dots; guard: the predicate that decides, unless it is ""."""
+    """One statement. parts: the operation between its dots; guard: the predicate that decides,
+    unless it is "".
+    """
 
     guard: str
     negated: bool
@@ -45,7 +50,10 @@ def parse(text: str) -> Parsed:
 
 
 def _body(lines: list[str], number: int) -> tuple[list[Instruction], dict[str, int]]:
-    """Instructions and labels of the lines behind the kernel's opening brace. Labels inside braces are told apart by a number."""
+    """Instructions and labels of the lines behind the kernel's opening brace.
+
+    Labels inside braces are told apart by a number.
+    """
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     scopes, scope_count, statement = [""], 0, ""
@@ -116,7 +124,9 @@ def elements(operand: str) -> list[str]:
 
 
 def shared_cell(instructions: list[Instruction]) -> int:
-    """The widest piece, in bytes, of which every access to shared memory is a multiple: what is known of it is noted by pieces."""
+    """The widest piece, in bytes, of which every access to shared memory is a multiple: what is
+    known of it is noted by pieces.
+    """
     return min((_shared_width(instruction) for instruction in instructions), default=16)
 
 

@@ -1,4 +1,6 @@
-"""A kernel as Python: each basic block is translated when it first runs, once for all threads and once for some of them."""
+"""A kernel as Python: each basic block is translated when it first runs, once for all threads and
+once for some of them.
+"""
 
 import linecache
 from collections.abc import Callable
@@ -12,7 +14,12 @@ from ptx.flow import block_starts, meeting_points
 from ptx.parse import Instruction, parse, shared_cell
 from ptx.reports import Fault
 
-OTHERS = {**integers.INSTRUCTIONS, **moves.INSTRUCTIONS, **transfers.INSTRUCTIONS, **warps.INSTRUCTIONS}
+OTHERS = {
+    **integers.INSTRUCTIONS,
+    **moves.INSTRUCTIONS,
+    **transfers.INSTRUCTIONS,
+    **warps.INSTRUCTIONS,
+}
 NOTHING = (
     "membar",
     "fence",
@@ -29,7 +36,8 @@ NAMES = {
 } | {"np": np}  # what the Python of a block may call
 
 END = -1
-Step = Callable[[Any, dict[str, Any], Any], tuple[Any, int]]  # (machine, registers, mask) → (which threads, go to which block)
+# (machine, registers, mask) → (which threads, go to which block)
+Step = Callable[[Any, dict[str, Any], Any], tuple[Any, int]]
 
 
 class Program:
@@ -53,7 +61,9 @@ class Program:
         return self._instructions(block)[-1].parts[0] in ("bar", "barrier")
 
     def step(self, block: int, masked: bool) -> Step:
-        """The Python of a block: (None or which threads branch, where they go). The others go on with the next block."""
+        """The Python of a block: (None or which threads branch, where they go). The others go on
+        with the next block.
+        """
         key = block, masked
         if key not in self._steps:
             self._steps[key] = self._translate(block, masked)

@@ -1,4 +1,5 @@
-"""Shared memory of a batch of programs, with what is known of each cell: who touched it since the barrier, which copies are in flight.
+"""Shared memory of a batch of programs, with what is known of each cell: who touched it since the
+barrier, which copies are in flight.
 
 A cell is as many bytes as the program's narrowest access. Who touched it is a tag: the number of the program's barriers so far,
 times TAGS, plus the warp. So a barrier clears nothing: a tag below the present number's is of the past.
@@ -10,12 +11,14 @@ from ptx.numbers import Array, i16, i32, i64, u8, u32
 from ptx.reports import Reports
 
 TAGS = 64
-MATRIX, ENGINE, SEVERAL = 61, 62, 63  # in the place of a warp: the matrix unit, the copy engine, more than one warp
+# In the place of a warp: the matrix unit, the copy engine, more than one warp
+MATRIX, ENGINE, SEVERAL = 61, 62, 63
 EMPTY = 0xA5  # bytes that nobody has written
 
 
 class SharedMemory:
-    """``size`` bytes for each of ``programs``; threads carry the tag of their warp, and of their program's last barrier.
+    """``size`` bytes for each of ``programs``; threads carry the tag of their warp, and of their
+    program's last barrier.
 
     Places are indices of pieces of ``width`` bytes, counted over all programs.
     """
@@ -38,7 +41,9 @@ class SharedMemory:
         self.tags[waiting] += TAGS
 
     def places(self, offsets: Array, width: int, mask: Array, where: str) -> tuple[Array, Array]:
-        """(threads of ``mask`` whose ``width`` bytes are inside and aligned, their places); the others are reported."""
+        """(threads of ``mask`` whose ``width`` bytes are inside and aligned, their places); the
+        others are reported.
+        """
         threads = np.flatnonzero(mask)
         at = offsets[threads].astype(i64)
         bad = (at + width > self.size) | (at % width != 0)
@@ -75,7 +80,10 @@ class SharedMemory:
         return self.content.reshape(-1, width)[places]
 
     def write(self, places: Array, width: int, values: Array, tags: Array, where: str) -> None:
-        """Bytes ``values`` (n, width) at ``places`` (n). To write what is there already is no race."""
+        """Bytes ``values`` (n, width) at ``places`` (n).
+
+        To write what is there already is no race.
+        """
         tags, content = tags[:, None], self.content.reshape(-1, width)
         changed = (content[places] != values).reshape(len(places), -1, self.cell).any(-1)
         touched = (_others(self._of(kind, width)[places], tags) for kind in (self.writer, self.reader, self.adder))
@@ -129,7 +137,9 @@ class SharedMemory:
         self._of(self.written, width)[places] = True
 
     def mark_writer(self, places: Array, width: int, tags: Array) -> None:
-        """Bytes that a thread's own copy brought are its own until a barrier, as if it had stored them."""
+        """Bytes that a thread's own copy brought are its own until a barrier, as if it had stored
+        them.
+        """
         _mark(self._of(self.writer, width), places, tags[:, None])
 
     def begin_use(self, places: Array, width: int) -> None:

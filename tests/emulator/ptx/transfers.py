@@ -2,11 +2,9 @@
 
 import re
 
-from ptx.emitter import Emitter, bits_of, unsigned
+from ptx.emitter import Emitter, bits_of, unsigned, widened
 from ptx.parse import Instruction, elements
 from ptx.reports import Fault
-
-WIDTHS = (("%rd", 64), ("%rs", 16), ("%r", 32))  # of registers, by the beginning of their name
 
 
 def load(emit: Emitter, instruction: Instruction) -> None:
@@ -17,13 +15,16 @@ def load(emit: Emitter, instruction: Instruction) -> None:
         offset = re.fullmatch(r"\[(\w+)(?:\+0)?\]", source)
         if offset is None:
             raise Fault(f"parameter {source}")
-        emit.write(target, _widened(target, f"np.full(M.shape, m.parameters['{offset[1]}'], {unsigned(kind)})", kind))
+        emit.write(
+            target,
+            widened(target, f"np.full(M.shape, m.parameters['{offset[1]}'], {unsigned(kind)})", kind),
+        )
         return
     registers, width = elements(target), bits_of(kind) // 8
     arguments = f"{_address(emit, instruction, source)}, {width * len(registers)}, {emit.mask}"
     emit.do(f"loaded = {_call(instruction, 'load')}({arguments}, {_place(emit, instruction)}).view(u{8 * width})")
     for i, register in enumerate(registers):
-        emit.write(register, _widened(register, f"loaded[:, {i}].copy()", kind))
+        emit.write(register, widened(register, f"loaded[:, {i}].copy()", kind))
 
 
 def store(emit: Emitter, instruction: Instruction) -> None:
@@ -72,7 +73,9 @@ def copy(emit: Emitter, instruction: Instruction) -> None:
 
 
 def _copy_box(emit: Emitter, instruction: Instruction) -> None:
-    """A box between global and shared memory: operands as they stand, the tensor's with the box's first corner."""
+    """A box between global and shared memory: operands as they stand, the tensor's with the box's
+    first corner.
+    """
     operands = instruction.operands
     to_global = "bulk_group" in instruction.parts
     if not to_global and not any(part.startswith("mbarrier") for part in instruction.parts):
@@ -81,7 +84,10 @@ def _copy_box(emit: Emitter, instruction: Instruction) -> None:
     if tensor is None:
         raise Fault(f"box {operands}")
     corner = f"[{', '.join(emit.reads(elements(tensor[2]), 'u32'))}]"
-    descriptor, shared = emit.read(tensor[1], "u64"), emit.address(operands[1 if to_global else 0], "u32")
+    descriptor, shared = (
+        emit.read(tensor[1], "u64"),
+        emit.address(operands[1 if to_global else 0], "u32"),
+    )
     if to_global:
         emit.do(f"m.engine.store({descriptor}, {corner}, {shared}, {emit.mask}, m.program, {emit.where})")
     else:
@@ -121,16 +127,10 @@ def _call(instruction: Instruction, what: str) -> str:
 
 
 def _place(emit: Emitter, instruction: Instruction) -> str:
-    """The last arguments: global memory knows the program of each thread, shared memory is one program's."""
+    """The last arguments: global memory knows the program of each thread, shared memory is one
+    program's.
+    """
     return emit.where if _is_shared(instruction) else f"m.program, {emit.where}"
-
-
-def _widened(register: str, value: str, kind: str) -> str:
-    """A number as wide as its register."""
-    bits, width = bits_of(kind), next((width for prefix, width in WIDTHS if register.startswith(prefix)), bits_of(kind))
-    if width == bits or kind == "pred":
-        return value
-    return f"{value}.view(i{bits}).astype(i{width}).view(u{width})" if kind[0] == "s" else f"{value}.astype(u{width})"
 
 
 INSTRUCTIONS = {"ld": load, "st": store, "atom": add_atomically, "cp": copy, "mbarrier": barrier}

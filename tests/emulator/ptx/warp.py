@@ -9,9 +9,18 @@ def shuffle(values: Array, mode: str, lane: Array, clamp: Array) -> Array:
     """shfl: the number of another lane, or the own one where that lane is not of the segment."""
     thread = np.arange(len(values))
     own = thread % 32
-    lane, limit, segment = lane.astype(i64) & 31, clamp.astype(i64) & 31, (clamp.astype(i64) >> 8) & 31
+    lane, limit, segment = (
+        lane.astype(i64) & 31,
+        clamp.astype(i64) & 31,
+        (clamp.astype(i64) >> 8) & 31,
+    )
     last, first = (own & segment) | (limit & ~segment), own & segment
-    source = {"up": own - lane, "down": own + lane, "bfly": own ^ lane, "idx": first | (lane & ~segment)}[mode]
+    source = {
+        "up": own - lane,
+        "down": own + lane,
+        "bfly": own ^ lane,
+        "idx": first | (lane & ~segment),
+    }[mode]
     valid = source >= last if mode == "up" else source <= last
     return values[thread - own + np.where(valid, source, own)]
 
@@ -29,7 +38,8 @@ def vote(predicate: Array, mode: str) -> Array:
     yes = predicate.reshape(-1, 32)
     if mode == "ballot":
         return _everyone(np.packbits(yes, axis=1, bitorder="little").view(u32).ravel())
-    return _everyone({"all": yes.all, "any": yes.any, "uni": lambda axis: yes.all(axis) | ~yes.any(axis)}[mode](1))
+    every, some = np.logical_and.reduce(yes, axis=1), np.logical_or.reduce(yes, axis=1)
+    return _everyone({"all": every, "any": some, "uni": every | ~some}[mode])
 
 
 def match(values: Array) -> Array:

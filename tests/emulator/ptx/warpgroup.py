@@ -1,4 +1,6 @@
-"""wgmma: products of 64 rows by four warps, which read their operands from shared memory on their own until they are waited for."""
+"""wgmma: products of 64 rows by four warps, which read their operands from shared memory on their
+own until they are waited for.
+"""
 
 import numpy as np
 
@@ -17,13 +19,15 @@ class MatrixUnit:
 
     def __init__(self, shared: SharedMemory, threads: int, reports: Reports) -> None:
         self.shared, self.reports = shared, reports
-        self.reading: list[list[list[Array]]] = [[[]] for _ in range(threads // GROUP)]  # by group of warps: open group last
+        # By group of warps: open group last
+        self.reading: list[list[list[Array]]] = [[[]] for _ in range(threads // GROUP)]
 
     def multiply(
         self, columns: int, terms: int, kind: str, left: list[Array] | Array, right: Array, sums: list[Array],
         keep: Array, transposed: tuple[bool, bool], mask: Array, where: str,
     ) -> list[Array]:  # fmt: skip
-        """D (64, columns) += A (64, terms) B for each group of warps; ``left`` is registers or a descriptor, ``right`` a descriptor.
+        """D (64, columns) += A (64, terms) B for each group of warps; ``left`` is registers or a
+        descriptor, ``right`` a descriptor.
 
         keep: whether what was in D counts. transposed: whether A's rows, or B's columns, are the ones that lie contiguous.
         """
@@ -36,7 +40,8 @@ class MatrixUnit:
                 a_MK = number(self._operand(group, left[own], 64, terms, transposed[0], where), kind)
             b_NK = number(self._operand(group, right[own], columns, terms, transposed[1], where), kind)
 
-            d_MN = (a_MK @ b_NK.T).reshape(4, 2, 8, columns // 8, 4, 2)  # (warp, half of its rows, row, block, pair, column)
+            # (warp, half of its rows, row, block, pair, column)
+            d_MN = (a_MK @ b_NK.T).reshape(4, 2, 8, columns // 8, 4, 2)
             product = d_MN.transpose(3, 1, 5, 0, 2, 4).reshape(columns // 2, GROUP)
             kept = np.broadcast_to(keep, mask.shape)[own]
             before = np.where(kept, results[:, own].view(f32), f32(0))
@@ -76,16 +81,24 @@ class MatrixUnit:
 
 
 def _pieces(descriptor: int, rows: int, terms: int, transposed: bool) -> Array:
-    """Numbers of the 16-byte pieces: (rows, terms / 8), or where rows lie contiguous (rows / 8, terms)."""
+    """Numbers of the 16-byte pieces: (rows, terms / 8), or where rows lie contiguous (rows / 8,
+    terms).
+    """
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
     mode = descriptor >> 62 & 3
     span = SPANS[mode]
     if transposed:
-        row, term = 8 * np.arange(rows // 8, dtype=i64)[:, None], np.arange(terms, dtype=i64)[None, :]
+        row, term = (
+            8 * np.arange(rows // 8, dtype=i64)[:, None],
+            np.arange(terms, dtype=i64)[None, :],
+        )
         width = span // 2
         address = start + row // width * leading + term // 8 * stride + term % 8 * span + row % width * 2
     else:
-        row, term = np.arange(rows, dtype=i64)[:, None], 8 * np.arange(terms // 8, dtype=i64)[None, :]
+        row, term = (
+            np.arange(rows, dtype=i64)[:, None],
+            8 * np.arange(terms // 8, dtype=i64)[None, :],
+        )
         address = start + row // 8 * stride + row % 8 * span + term * 2
     address ^= (address >> 7 & MIXED[mode]) << 4
     return address // PIECE

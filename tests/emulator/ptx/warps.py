@@ -22,7 +22,8 @@ def reduce(emit: Emitter, instruction: Instruction) -> None:
         raise Fault(f"redux of {kind}")
     _whole_warps(emit)
     emit.write(
-        instruction.operands[0], f"reduce({emit.array(instruction.operands[1], kind)}, '{instruction.parts[2]}').view(u32)"
+        instruction.operands[0],
+        f"reduce({emit.array(instruction.operands[1], kind)}, '{instruction.parts[2]}').view(u32)",
     )
 
 
@@ -39,7 +40,10 @@ def match(emit: Emitter, instruction: Instruction) -> None:
     if instruction.parts[1] != "any":
         raise Fault("match.all")
     _whole_warps(emit)
-    emit.write(instruction.operands[0], f"match({emit.array(instruction.operands[1], instruction.parts[-1])})")
+    emit.write(
+        instruction.operands[0],
+        f"match({emit.array(instruction.operands[1], instruction.parts[-1])})",
+    )
 
 
 def elect(emit: Emitter, instruction: Instruction) -> None:
@@ -82,7 +86,10 @@ def store_matrices(emit: Emitter, instruction: Instruction) -> None:
 
 
 def group_multiply(emit: Emitter, instruction: Instruction) -> None:
-    """wgmma: products, groups of products, and waiting for them. Its fence orders registers, which here are in order."""
+    """wgmma: products, groups of products, and waiting for them.
+
+    Its fence orders registers, which here are in order.
+    """
     operation = instruction.parts[1]
     if operation == "mma_async":
         _start_product(emit, instruction)

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from ironmoe.kernels.activations import ACTIVATIONS
-from ironmoe.kernels.gpu import attack_step, combine, dispatch, grouped_matmul, hidden_gradient, topk, weight_gradient
+from ironmoe.kernels.gpu import (
+    attack_step,
+    combine,
+    dispatch,
+    grouped_matmul,
+    hidden_gradient,
+    topk,
+    weight_gradient,
+)
 from ironmoe.kernels.gpu.launch import observe
 from ironmoe.kernels.topk import ExpertGroups
 from ironmoe.kernels.tuning import CHIPS, INTERPRETER, assume
@@ -37,7 +45,9 @@ def _written_once(device):
 
 
 def products(counts, dim, hidden, act, dtype=torch.float16, transposed=False, top_k=2):
-    """Every launch of the expert, with biases: ``counts`` rows an expert, and two rows of dropped choices."""
+    """Every launch of the expert, with biases: ``counts`` rows an expert, and two rows of dropped
+    choices.
+    """
     experts = torch.cat([torch.full((n,), e) for e, n in enumerate([*counts, 2])]).int()
     experts = torch.nn.functional.pad(experts, (0, -len(experts) % top_k), value=len(counts)).view(-1, top_k)
     wide = 2 * hidden if ACTIVATIONS[act].gated else hidden
@@ -81,7 +91,12 @@ def steps(examples, pixels):
 
 @pytest.mark.parametrize(
     ("act", "hidden"),
-    [*(("swiglu", hidden) for hidden in (64, 192, 320, 129)), ("gelu", 320), (INTERLEAVED, 129), (INTERLEAVED, 192)],
+    [
+        *(("swiglu", hidden) for hidden in (64, 192, 320, 129)),
+        ("gelu", 320),
+        (INTERLEAVED, 129),
+        (INTERLEAVED, 192),
+    ],
 )
 def test_products_of_wide_tiles(device, act, hidden):
     """128 rows a tile: an expert with more, one with none, one with fewer."""
@@ -134,7 +149,9 @@ def test_attack_steps(device, pixels):
 
 
 def test_no_kernel_is_forgotten(device):
-    """What these tests launch is all that ``ironmoe.kernels.gpu`` has, by the first argument of its calls of ``launch``."""
+    """What these tests launch is all that ``ironmoe.kernels.gpu`` has, by the first argument of its
+    calls of ``launch``.
+    """
     package, launched = import_module("ironmoe.kernels.gpu"), set()
     for info in pkgutil.iter_modules(package.__path__):
         tree = ast.parse(inspect.getsource(import_module(f"ironmoe.kernels.gpu.{info.name}")))
@@ -150,7 +167,9 @@ def test_no_kernel_is_forgotten(device):
 
 @pytest.mark.parametrize("through_a_descriptor", [False, True])
 def test_two_programs_that_write_one_byte_are_found(device, through_a_descriptor):
-    """A store of 8 rows by each of two programs, which overlap in one; by one program it is none of this check's business."""
+    """A store of 8 rows by each of two programs, which overlap in one; by one program it is none of
+    this check's business.
+    """
     overlapping = module("overlapping")
     overlapping.write(through_a_descriptor, programs=2, step=8)
     overlapping.write(through_a_descriptor, programs=1, step=7)

@@ -1,4 +1,7 @@
-"""A check in Triton's interpreter: no byte is written by two programs of a launch. On a GPU that would be a race."""
+"""A check in Triton's interpreter: no byte is written by two programs of a launch.
+
+On a GPU that would be a race.
+"""
 
 from contextlib import contextmanager
 from importlib import import_module
@@ -9,7 +12,10 @@ import pytest
 
 @contextmanager
 def written_once():
-    """Fails at the end of a launch in which two programs wrote one byte, be it the same value. One program may write it twice."""
+    """Fails at the end of a launch in which two programs wrote one byte, be it the same value.
+
+    One program may write it twice.
+    """
     interpreter = import_module("triton.runtime.interpreter")
     builder = interpreter.interpreter_builder
     store, call = type(builder).create_masked_store, interpreter.GridExecutor.__call__
@@ -48,5 +54,6 @@ def bytes_of_several(stores):
     written = [(addresses[:, None] + np.arange(0, width, piece, dtype=np.uint64)).ravel() for addresses, width, _ in stores]
     programs = np.repeat([program for *_, program in stores], [len(addresses) for addresses in written]).astype(np.uint64)
     places = np.concatenate(written).astype(np.uint64)
-    pairs = np.unique((places - places.min()) << np.uint64(24) | programs)  # 2²⁴ programs, 2⁴⁰ bytes
+    # 2²⁴ programs, 2⁴⁰ bytes
+    pairs = np.unique((places - places.min()) << np.uint64(24) | programs)
     return piece * (len(pairs) - len(np.unique(pairs >> np.uint64(24))))
