@@ -52,7 +52,7 @@ class Steps:
         self.low, self.high = (images - EPS).clamp_min(0), (images + EPS).clamp_max(1)
         self.alpha = torch.full((len(images),), 2.5 * EPS / STEPS, device=images.device)
         self.start = self.low + (self.high - self.low) * torch.rand_like(images)
-        self.point, self.image = self.start.clone(), self.start.to(dtype)
+        self.point, self.image = self.start.clone(), self.start.to(dtype, copy=True)
         self.image.requires_grad_()
 
     def reset(self) -> None:

@@ -26,6 +26,7 @@ from ironmoe.kernels import tuning
 from ironmoe.kernels.tuning import Blocks
 
 FORMER = "former"
+CHANGED_TABLES = ("WIDE", "BLACKWELL")
 # What changes of the blocks are measured against: product → (fields as they were, the pass of the
 # layer that shows it). Nobody has timed either so far; the changes were made by what the compiler
 # says of registers and shared memory.
@@ -83,6 +84,8 @@ def _compare(
     run, chip, rows = work_of(product, shape, dtype, device)
     table = table_of(product, dtype, rows, chip)
     present: Blocks = getattr(tuning, table)[product]
+    if table not in CHANGED_TABLES:
+        return [{"why": f"{table} was not changed, only {' and '.join(CHANGED_TABLES)}"}]
     if unknown := changed.keys() - present._asdict().keys():
         return [{"why": f"Blocks have no {', '.join(sorted(unknown))}"}]
     former = present._replace(**changed)

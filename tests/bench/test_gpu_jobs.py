@@ -2,7 +2,9 @@
 
 import math
 import time
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +110,8 @@ def test_former_blocks_are_timed_beside_the_present_ones(journal, monkeypatch):
         FULL,
     ] and before == tuning.WIDE
     assert found[0]["former"] == "stages 2" and found[0]["ms"] > 0 and found[0]["former_ms"] > 0
+    assert blocks.compare_blocks(FLOAT32, CPU, lambda: 60.0, Pen(journal, "float32"), GATED, rounds=2)
+    assert "FLOAT32 was not changed" in tables(journal.entries())["blocks"][-1]["why"]
     assert "no no_such_field" in found[2]["why"] and "has the former blocks" in found[3]["why"]
 
 
@@ -116,7 +120,7 @@ def test_blocks_that_reach_no_launch_are_not_compared(journal, monkeypatch, devi
     monkeypatch.setattr(blocks, "FORMER_BLOCKS", {"plain": ({"k": 16}, INFERENCE)})
     compare = partial(
         blocks.compare_blocks,
-        FLOAT32,
+        torch.float16,
         torch.device(device),
         lambda: 60.0,
         shape=BIASES._replace(tokens=4),
@@ -163,6 +167,24 @@ def test_what_the_sanitizer_says(tmp_path, journal, monkeypatch, output, status,
     assert checks.sanitize(torch.bfloat16, lambda: 60.0, Pen(journal, "sanitizer"))
     (row,) = tables(journal.entries())["checks"]
     assert row["passed"] is passed and why in row["why"] and "memcheck" in row["check"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_start_again_where_they_started(monkeypatch, dtype):
+    """And a graph's replays, for which calls of the step stand in here, are those steps."""
+    monkeypatch.setattr(attack, "STEPS", 2)
+    model, images, labels = attack._prepare(attack.REHEARSAL_SIZE, CPU)
+    steps = attack.Steps(model.to(dtype), images, labels, dtype)
+    stream, no_block = SimpleNamespace(wait_stream=lambda other: None), lambda *_: nullcontext()
+    for name, stand_in in {
+        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": no_block, "graph": no_block,
+        "CUDAGraph": lambda: SimpleNamespace(replay=steps.step),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    found = steps.eager()
+    assert torch.equal(steps.eager(), found) and torch.equal(steps.graphed()(), found)
+    distance = (found - images).abs().max().item()
+    assert 0.5 * attack.EPS < distance <= attack.EPS * (1 + 1e-6) and not torch.equal(found, steps.start)
 
 
 def test_attacks_are_measured(journal, monkeypatch):
