@@ -31,7 +31,7 @@ gpu:
 	PYTHONPATH="$$links$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ironmoe.bench.gpu $(GPU_OPTIONS)
 
 # Before a release: every kernel at every width under each Triton that pyproject.toml allows. Each goes into a folder of its own in front of
-# the environment's, which keeps its pinned one. No GPU needed; most of an hour on two cores.
+# the environment's, which keeps its pinned one. No GPU needed; an hour or more on two cores.
 TRITONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 compile-every-triton: venv
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && failed= && for version in $(TRITONS); do \

@@ -93,11 +93,15 @@ def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int
         "A fault is a spill, a stack in local memory, more shared memory than the chip has, or a 16-bit matrix kernel with 64 rows or more "
         "a tile that lacks the chip's matrix instruction.",
         "Regs are registers a thread; spills are instructions on local memory (AMD: spilled vector registers); an SM: programs that one SM or CU",
-        "holds at the same time; the last column counts matrix instructions in the code. These are facts about compiled code, not speed.",
+        "holds at the same time. The last two columns count instructions in the code: barriers, stores to and loads from shared memory; matrix",
+        "instructions. These are facts about compiled code, not speed.",
     ]
     for chip in chips:
-        header = (*COLUMNS, MATRIX[chip])
+        header = (*COLUMNS, "barriers, stores, loads", MATRIX[chip])
         lines += ["", f"## {chip}", "", f"Limits: {_limits(chip)}.", ""]
         lines += [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
-        lines += [f"| {' | '.join(_cells(f))} |" for f in findings if f.chip == chip]
+        for finding in (f for f in findings if f.chip == chip):
+            *cells, matrix = _cells(finding)
+            traffic = ", ".join(map(str, finding.shared_traffic))
+            lines.append(f"| {' | '.join((*cells, traffic, matrix))} |")
     return "\n".join(lines) + "\n"

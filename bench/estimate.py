@@ -14,11 +14,11 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ironmoe.bench.block_tables import patched, table_of
 from ironmoe.bench.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.roofline import Work, layer_work, needed_flops
 from ironmoe.bench.shapes import Shape
 from ironmoe.bench.static_model import ELEMENT, LAUNCH_GAP_MS, Estimate, Machine, Product, estimate, expected_tiles
-from ironmoe.bench.tune import patched, table_of
 from ironmoe.kernels import tuning
 from ironmoe.kernels.activations import GATED_ACTIVATIONS, INTERLEAVED_ACTIVATIONS
 from ironmoe.kernels.tuning import Blocks, Chip, assume, rows_per_tile

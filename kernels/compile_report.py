@@ -51,6 +51,15 @@ class Finding(NamedTuple):
         """How many run on one processor of the chip at the same time."""
         return programs_an_sm(CHIPS[self.chip], self.registers, self.warps, self.shared)
 
+    @property
+    def shared_traffic(self) -> tuple[int, int, int]:
+        """(barriers, stores to shared memory, loads from it) in the code; those of matrices (STSM, LDSM) among them."""
+
+        def count(*kinds: str) -> int:
+            return sum(number for name, number in self.instructions.items() if name.startswith(kinds))
+
+        return count("BAR", "s_barrier"), count("STS", "ds_write"), count("LDS", "ds_read")
+
     def faults(self) -> list[str]:
         """What must not be, in words; empty if all is well."""
         if self.error:
@@ -110,7 +119,7 @@ def examine(specimen: Specimen, chip: Chip) -> Finding:
 
 
 def lower(specimen: Specimen, chip: Chip) -> None:
-    """Take one launch through every pass of Triton's own, which is a tenth of the time, and leave out the chip's assembler.
+    """Take one launch through every pass of Triton's own, and leave out the chip's assembler, which takes most of the time.
 
     Raises:
         RuntimeError: a pass failed; what it says is on stderr.

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
+from ironmoe.bench.block_tables import patched, table_of
 from ironmoe.bench.gpu.journal import Pen
 from ironmoe.bench.gpu.tune import (
     CANDIDATE_SECONDS,
     PRESENT,
     objection,
-    patched,
     shape_for,
-    table_of,
     with_blocks,
     work_of,
 )

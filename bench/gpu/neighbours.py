@@ -11,7 +11,9 @@ def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
     of_weights = product == "weight_gradient"
     steps: dict[str, tuple[float, ...]] = {
         "n": (0.5, 2), "k": (0.5, 2), "warps": (0.5, 2), "stages": (-1, 1),
-        **({"m": (0.5, 2)} if of_weights else {"group": (0.5, 2), "split": (0.5, 2), "persistent": (1,), "box": (1,), "preload": (1,)}),
+        **({"m": (0.5, 2)} if of_weights else {"group": (0.5, 2), "split": (0.5, 2), "persistent": (1,)}),
+        **({"box": (1,)} if product == "gated" else {}),
+        **({"preload": (1,)} if product.startswith("hidden_gradient") else {}),
     }  # fmt: skip
     single = [{field: step} for field, found in steps.items() for step in found]
     together: list[dict[str, float]] = [

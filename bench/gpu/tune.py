@@ -5,13 +5,14 @@ All are timed in turns with the present row; a candidate must compute what the p
 """
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ironmoe.bench.block_tables import patched, table_of
 from ironmoe.bench.gpu.journal import Pen
 from ironmoe.bench.gpu.neighbours import neighbours
 from ironmoe.bench.gpu.pool import in_processes
@@ -24,7 +25,6 @@ from ironmoe.kernels.expert_down import expert_down_backward_op
 from ironmoe.kernels.grouped_matmul import grouped_matmul_backward_op, grouped_matmul_op
 from ironmoe.kernels.tuning import Blocks, Chip, blocks_for, chip_of
 
-TABLES = ("WIDE", "BLACKWELL", "WITHOUT_TMA", "FLOAT32")
 WORTH_IT = 0.99  # of the present time, at most
 CANDIDATE_SECONDS = 20.0
 RESERVE = 5.0  # seconds that timing may take after the last candidate was compiled
@@ -117,27 +117,6 @@ def shape_for(product: str, shape: Shape) -> Shape:
     if shape is MAIN and product in ACTIVATION_OF:
         return next(s for s in SHAPES if s.activation == activation)
     return shape._replace(activation=activation)
-
-
-@contextmanager
-def patched(table: str, product: str, blocks: Blocks) -> Iterator[None]:
-    """The table with another row for a while."""
-    rows: dict[str, Blocks] = getattr(tuning, table)
-    before = rows[product]
-    rows[product] = blocks
-    try:
-        yield
-    finally:
-        rows[product] = before
-
-
-def table_of(product: str, dtype: torch.dtype, rows: int, chip: Chip) -> str:
-    """Which table the product's blocks come from here: the one whose change changes them."""
-    for table in TABLES:
-        with patched(table, product, Blocks(16, 16, 16, warps=2)):
-            if blocks_for(product, dtype, rows, chip).warps == 2:
-                return table
-    raise LookupError(f"no table of {TABLES} has the blocks of {product} in {dtype} on {chip.name}")
 
 
 def propose(

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ironmoe.kernels.gpu.launch import launch
+from ironmoe.kernels.gpu.launch import cdiv, launch, next_power_of_2
 from ironmoe.kernels.tuning import max_tiles, rows_per_tile
 
 BLOCK = 32  # choices ranked at once, each against all others
@@ -141,9 +141,9 @@ def plan(
         offsets = experts.new_zeros(num_experts + 1, dtype=torch.int32)
         return offsets, row_token, row_slot, slot_row, offsets.new_empty((2, 0))
 
-    blocks = triton.cdiv(num_choices, BLOCK)
-    segment_length = triton.cdiv(blocks, MAX_SEGMENTS) * BLOCK
-    num_segments = triton.cdiv(num_choices, segment_length)
+    blocks = cdiv(num_choices, BLOCK)
+    segment_length = cdiv(blocks, MAX_SEGMENTS) * BLOCK
+    num_segments = cdiv(num_choices, segment_length)
     offsets = experts.new_empty(num_experts + 1, dtype=torch.int32)
     counts = experts.new_empty((num_experts + 1, num_segments), dtype=torch.int32)
     totals = experts.new_empty(num_experts + 1, dtype=torch.int32)
@@ -154,14 +154,14 @@ def plan(
     sizes: dict[str, Any] = {
         "num_choices": num_choices, "segment_length": segment_length, "num_segments": num_segments, "num_experts": num_experts,
     }  # fmt: skip
-    bins = triton.next_power_of_2(num_experts + 1)
+    bins = next_power_of_2(num_experts + 1)
     launch(
         count_kernel, num_segments, experts=experts, counts=counts, **sizes,
         BLOCK=COUNTED, BINS=bins,
     )  # fmt: skip
     launch(
         scan_kernel, num_experts + 1, counts=counts, totals=totals, num_segments=num_segments,
-        SEGMENTS=triton.next_power_of_2(num_segments),
+        SEGMENTS=next_power_of_2(num_segments),
     )  # fmt: skip
     programs = max(num_segments, num_experts + 1) if num_tiles else num_segments
     launch(
@@ -181,6 +181,6 @@ def plan_tiles(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
     tiles = offsets.new_empty(2, num_tiles)
     launch(
         tiles_kernel, num_experts + 1 if num_tiles else 0, offsets=offsets, tiles=tiles, num_experts=num_experts,
-        num_rows=num_rows, num_tiles=num_tiles, BLOCK_M=block_m, BINS=triton.next_power_of_2(num_experts + 1),
+        num_rows=num_rows, num_tiles=num_tiles, BLOCK_M=block_m, BINS=next_power_of_2(num_experts + 1),
     )  # fmt: skip
     return tiles

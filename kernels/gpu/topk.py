@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ironmoe.kernels.gpu.launch import launch
+from ironmoe.kernels.gpu.launch import cdiv, launch, next_power_of_2
 from ironmoe.kernels.topk import ExpertGroups
 
 ELEMENTS = 512  # rows × columns a program
@@ -40,11 +40,11 @@ def route(
     experts = logits.new_empty((num_tokens, top_k), dtype=torch.int32)
     num_groups, keep, group_score = groups or ExpertGroups(1, 1)
     group_size = num_experts // num_groups
-    columns = triton.next_power_of_2(num_groups) * triton.next_power_of_2(group_size)
+    columns = next_power_of_2(num_groups) * next_power_of_2(group_size)
     rows = max(1, ELEMENTS // columns)
     launch(
         route_kernel,
-        triton.cdiv(num_tokens, rows),
+        cdiv(num_tokens, rows),
         num_warps=1,
         logits=logits,
         bias=None if selection_bias is None else selection_bias.contiguous(),
@@ -63,9 +63,9 @@ def route(
         SCORE_FIRST=order == "score_first",
         RENORMALIZE=renormalize,
         R=rows,
-        K_PAD=triton.next_power_of_2(top_k),
-        G_PAD=triton.next_power_of_2(num_groups),
-        S_PAD=triton.next_power_of_2(group_size),
+        K_PAD=next_power_of_2(top_k),
+        G_PAD=next_power_of_2(num_groups),
+        S_PAD=next_power_of_2(group_size),
         LISTS=top_k > 2 and columns >= 8,
     )
     return gates, experts
@@ -77,11 +77,11 @@ def route_backward(
     """d_gates (T, K) and the experts (T, K) chosen to d_logits (T, E). Scores are computed anew; ``experts == E`` adds nothing."""
     num_tokens, num_experts = logits.shape
     d_logits = logits.new_empty(logits.shape)
-    columns = triton.next_power_of_2(num_experts)
+    columns = next_power_of_2(num_experts)
     rows = max(1, ELEMENTS // columns)
     launch(
         route_backward_kernel,
-        triton.cdiv(num_tokens, rows),
+        cdiv(num_tokens, rows),
         num_warps=1,
         d_gates=d_gates.contiguous(),
         logits=logits,
@@ -98,7 +98,7 @@ def route_backward(
         RENORMALIZE=renormalize,
         R=rows,
         C=columns,
-        K_PAD=triton.next_power_of_2(experts.shape[1]),
+        K_PAD=next_power_of_2(experts.shape[1]),
     )
     return d_logits
 

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from ironmoe.bench import block_tables
 from ironmoe.bench.gpu import attack, blocks, checks, tune
 from ironmoe.bench.gpu.journal import Journal, Pen, tables
 from ironmoe.bench.gpu.neighbours import neighbours
@@ -45,8 +46,8 @@ def test_tuning_tries_neighbours_and_leaves_the_table_as_it_was(journal):
         rows = eval("{" + row["text"] + "\n}", {"Blocks": tuning.Blocks})
         assert rows == {row["product"]: tuning.Blocks(**row["blocks"])}
     assert before == {name: dict(getattr(tuning, name)) for name in before}
-    assert tune.table_of("plain", torch.bfloat16, 128, tuning.CHIPS["sm_80"]) == "WITHOUT_TMA"
-    with pytest.raises(KeyError), tune.patched("WIDE", "plain", tuning.Blocks(1, 2, 3)):
+    assert block_tables.table_of("plain", torch.bfloat16, 128, tuning.CHIPS["sm_80"]) == "WITHOUT_TMA"
+    with pytest.raises(KeyError), block_tables.patched("WIDE", "plain", tuning.Blocks(1, 2, 3)):
         raise KeyError
     assert tuning.WIDE["plain"] == before["WIDE"]["plain"]
 
@@ -65,6 +66,13 @@ def test_neighbours_differ_in_one_field_or_in_two_that_belong_together(product, 
     together = {" ".join(name for name in present._fields if name in changed) for changed in changes if len(changed) == 2}
     assert {" ".join(sorted(pair.split())) for pair in pairs} <= {" ".join(sorted(pair.split())) for pair in together}
     assert product == "weight_gradient" or not any("m" in changed for changed in changes)
+    assert not any(changed & {"box", "preload"} for changed in changes)  # which change nothing here
+
+
+def test_switches_are_tried_where_they_change_something():
+    present = tuning.Blocks(128, 128, 64)
+    assert present._replace(box=not present.box) in neighbours(present, "gated")
+    assert present._replace(preload=not present.preload) in neighbours(present, "hidden_gradient")
 
 
 def test_candidates_are_compiled_ahead_in_processes(monkeypatch):

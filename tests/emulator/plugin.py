@@ -57,6 +57,10 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     """bfloat16 products, which the interpreter has not, are run; those of tf32 are not, for here
     torch has none to compare with.
     """
+    # A test named on the command line alone is no reason to miss the others of its file.
+    whole = not any("::" in argument for argument in config.args)
+    if whole and (gone := selection.missing(items)):
+        raise pytest.UsageError(f"tests/emulator/selection.py chooses what is not there: {gone}")
     left_out = [item for item in items if not selection.runs(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if selection.runs(item)]

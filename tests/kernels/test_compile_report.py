@@ -129,5 +129,15 @@ def test_what_counts_as_a_fault(change, faults):
     assert len(good._replace(**change).faults()) == faults
 
 
+def test_what_passes_through_shared_memory_is_counted():
+    from ironmoe.kernels.compile_report import Finding
+
+    code = {"BAR": 3, "STS": 2, "STSM": 1, "LDS": 4, "LDSM": 5, "LDGSTS": 7, "BSYNC": 1, "HGMMA": 8}
+    finding = Finding("sm_90", "grouped_matmul", "bf16", "128×128×64", 8, 3, 128, 0, 0, 100_000, 8, code)
+    assert finding.shared_traffic == (3, 3, 9) and finding.programs == 2
+    amd = {"s_barrier": 2, "ds_write_b32": 1, "ds_write2st64_b32": 1, "ds_read_b128": 6, "buffer_load_dword": 9}
+    assert finding._replace(chip="gfx942", instructions=amd).shared_traffic == (2, 2, 6)
+
+
 def test_every_chip_has_a_matrix_instruction():
     assert MATRIX.keys() == CHIPS.keys()

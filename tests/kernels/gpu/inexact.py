@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 LOG2_E = np.float32(1.4426950408889634)
-RELATIVE = 2.0**-22  # ex2.approx: at most 2^-22 of the result; div.full: 2 units in the last place; erff: 2
-LOG2 = 2.0**-22  # lg2.approx: at most this much, whatever the result
+RELATIVE = 2.0**-22  # ex2.approx: at most this much of the result; div.full and erff: 2 units in its last place
+OF_LOG = 2.0**-23  # logf, which is a polynomial: one unit
 
 
 @contextmanager
@@ -30,18 +30,19 @@ def inexact(direction):
             operand.data = change(operand.data).astype(np.float32)
         return operand
 
-    def off(exact):
-        return lambda *operands: changed(exact(*operands), lambda data: data * (1 + direction * RELATIVE))
+    def off(exact, error=RELATIVE):
+        factor = np.float32(1 + direction * error)
+        return lambda *operands: changed(exact(*operands), lambda data: data * factor)
 
-    def exp(x, exp2=off(builder.create_exp2)):  # Triton takes it for ex2(x · log2(e)), with the product rounded
+    exp2 = off(builder.create_exp2)
+
+    def exp(x):  # Triton takes it for ex2(x · log2(e)), and the product is rounded
         return exp2(changed(x, lambda data: data * LOG2_E))
-
-    def log(x, exact=builder.create_log):
-        return changed(exact(x), lambda data: data + direction * LOG2 / LOG2_E)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "create_exp", exp)
-        patch.setattr(builder, "create_log", log)
-        for name in ("create_exp2", "create_erf", "create_fdiv"):
-            patch.setattr(builder, name, off(getattr(builder, name)))
+        patch.setattr(builder, "create_log", off(builder.create_log, OF_LOG))
+        patch.setattr(builder, "create_exp2", exp2)
+        patch.setattr(builder, "create_erf", off(builder.create_erf))
+        patch.setattr(builder, "create_fdiv", off(builder.create_fdiv))
         yield

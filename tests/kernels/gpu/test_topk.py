@@ -16,12 +16,22 @@ spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_na
 contract = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(contract)
 
+spec = importlib.util.spec_from_file_location("inexact", Path(__file__).with_name("inexact.py"))
+inexact = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(inexact)
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has its own arithmetic")
+
 # What the interpreter's numpy says of -inf - -inf, in rows that are padding.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 SCORES = ["softmax", "sigmoid", "sqrtsoftplus"]
 ORDERS = ["score_first", "topk_first"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# exp, division and log of a GPU are a few units in the last place off (``inexact``). Nothing cancels in the gates,
+# so their relative error is the sum of a few such errors. In a gradient differences are taken of numbers up to the
+# largest of d_gates, and so it errs by units in its last place.
+GATES = 6e-6
+UNITS = 4
 quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 DEFAULTS = {
     "score": "softmax",
@@ -57,7 +67,7 @@ def check_route(logits, top_k, device, **options):
     gates, experts = route(logits.to(device), top_k, **options)
     assert gates.dtype == torch.float32 and experts.dtype == torch.int32
     assert experts.tolist() == want.experts.tolist()
-    torch.testing.assert_close(gates.cpu(), want.gates.float(), rtol=4e-6, atol=0, equal_nan=True)
+    torch.testing.assert_close(gates.cpu(), want.gates.float(), rtol=GATES, atol=0, equal_nan=True)
 
 
 def check_backward(logits, top_k, device, score, order, renormalize, scale=1.0):
@@ -75,7 +85,8 @@ def check_backward(logits, top_k, device, score, order, renormalize, scale=1.0):
     got = route_backward(d_gates.to(device), logits.to(device), experts.to(device), score, order, renormalize, scale)
     assert got.dtype == logits.dtype and got.shape == logits.shape
     rounding = exact.abs() * torch.finfo(logits.dtype).eps
-    allowed = 2 * (plain - exact).abs().amax(-1, keepdim=True) + rounding + 2e-7 * max(1.0, scale)
+    unit = UNITS * torch.finfo(torch.float32).eps * scale * d_gates.abs().max() if d_gates.numel() else 0.0
+    allowed = 2 * (plain - exact).abs().amax(-1, keepdim=True) + rounding + unit
     error = (got.cpu().double() - exact).abs()
     assert (error <= allowed).all(), (error - allowed).max()
 
@@ -143,7 +154,7 @@ def test_agrees_with_torch_topk_where_values_differ(device):
     gates, experts = route(logits.to(device), 9, **DEFAULTS | {"order": "topk_first"})
     values, indices = logits.topk(9)
     assert experts.tolist() == indices.tolist()
-    torch.testing.assert_close(gates.cpu(), values.softmax(-1), rtol=4e-6, atol=0)
+    torch.testing.assert_close(gates.cpu(), values.softmax(-1), rtol=GATES, atol=0)
 
 
 @pytest.mark.parametrize("groups", [None, ExpertGroups(4, 2, "max"), ExpertGroups(4, 2)])
@@ -191,6 +202,22 @@ def test_far_logits_keep_their_precision(device, score):
         check_backward(logits, 6, device, score, "topk_first", renormalize)
 
 
+@without_gpu
+@pytest.mark.parametrize("direction", [-1, 1])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("score", SCORES)
+def test_bounds_do_not_suppose_exact_arithmetic(device, score, order, direction):
+    logits = torch.stack([torch.randperm(32) for _ in range(3)]) / 4 - 4
+    exact, _ = route(logits, 32, **DEFAULTS | {"score": score, "order": order})
+    with inexact.inexact(direction):
+        gates, _ = route(logits, 32, **DEFAULTS | {"score": score, "order": order})
+        assert not torch.equal(gates, exact)
+        for experts, top_k in ((160, 6), (32, 32), (5, 5), (1, 1)):
+            test_sizes(device, experts, top_k, score, order)
+        if order == "topk_first":
+            test_far_logits_keep_their_precision(device, score)
+
+
 def test_strides(device):
     logits = torch.randint(-16, 17, (12, 40)) / 4
     for view in (logits.t(), logits[::2, 1::3], logits[:1].expand(6, 40), logits[:, :1].expand(12, 9)):
@@ -198,7 +225,7 @@ def test_strides(device):
         for order in ORDERS:
             got, want = route(moved, 4, **DEFAULTS | {"order": order}), twin(view, 4, order=order)
             assert got[1].tolist() == want.experts.tolist()
-            torch.testing.assert_close(got[0].cpu(), want.gates, rtol=4e-6, atol=0)
+            torch.testing.assert_close(got[0].cpu(), want.gates, rtol=GATES, atol=0)
             for d_gates in (torch.randn(4, len(view)).t(), torch.ones(()).expand(len(view), 4)):
                 leaf = view.clone().requires_grad_()
                 want_d = torch.autograd.grad(twin(leaf, 4, order=order).gates, leaf, d_gates)[0]
@@ -274,7 +301,7 @@ def test_public_function_and_its_gradient_on_every_combination(device, score, or
 
     exact, plain, got = result(twin, torch.float64), result(twin, torch.float32), result(topk_route, torch.float32, device)
     for name, ours, theirs, right in zip(("gates", "d_logits"), got, plain, exact, strict=False):
-        contract.assert_accurate(ours, theirs, right, name, slack=1)
+        contract.assert_accurate(ours, theirs, right, name, slack=UNITS)
     assert torch.equal(got[2].cpu(), exact[2])
 
 
