@@ -21,7 +21,7 @@ test: venv lint
 # The kernel tests on compiled code for sm_80 and sm_90, without a GPU: docs/kernels.md. make emulate EMULATE_OPTIONS='-k swiglu'
 emulate: venv
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TRITON_CACHE_DIR="$(CURDIR)/build/emulate" PYTHONPATH=tests/emulator $(BIN)/python -m pytest -p plugin \
-	-p no:cacheprovider -v --numprocesses 2 --dist worksteal tests/emulator/production.py tests/kernels/gpu $(EMULATE_OPTIONS)
+	-p no:cacheprovider --numprocesses 2 --dist worksteal tests/emulator/production.py tests/kernels/gpu $(EMULATE_OPTIONS)
 
 # On a GPU: tests, measures, writes bench/results. Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the
 # packages are found through links in a folder that goes away again. make gpu GPU_OPTIONS='--tune --minutes 5', or '--resume'
