@@ -86,7 +86,7 @@ UNALIGNED = {  # rows that are no multiple of 16: every element has an address o
     "interleaved": Blocks(128, 64, 32),
     "activated": Blocks(128, 32, 32),
     "plain": Blocks(128, 64, 32),
-    "hidden_gradient": Blocks(128, 32, 32, split=2),
+    "hidden_gradient": Blocks(128, 32, 32, split=4),
     "hidden_gradient_interleaved": Blocks(128, 32, 32, split=2),
     "weight_gradient": Blocks(128, 128, 64, stages=2),
 }
