@@ -39,7 +39,7 @@ class Blocks(NamedTuple):
     """One configuration. ``n`` counts columns of one accumulator (a gated unit has two, an interleaved one a wide one for both halves),
     ``k`` the terms a step adds up.
 
-    stages: steps of both operands in shared memory; group: tiles that share a block of columns;
+    stages: of the pipeline, as Triton counts them; group: tiles that share a block of columns;
     split: parts the epilogue works through; persistent: one program a processor; box: TMA brings
     gate and up together, for one product; preload: ``hidden_gradient`` asks for H before its
     product, not after it, and stores through TMA.
@@ -65,7 +65,7 @@ WIDE = {
     "plain": Blocks(128, 256, 64, split=2),
     "hidden_gradient": Blocks(128, 128, 64, stages=5, split=4, preload=True),
     "hidden_gradient_interleaved": Blocks(128, 128, 64, stages=5, split=4, preload=True),
-    "weight_gradient": Blocks(128, 256, 64, stages=4),
+    "weight_gradient": Blocks(128, 256, 64, stages=7),
 }
 BLACKWELL = WIDE | {
     "activated": Blocks(128, 128, 64, split=8),
@@ -79,7 +79,7 @@ WITHOUT_TMA = {  # the pointers of the weights take the registers of half the co
     "plain": Blocks(128, 128, 64, split=2),
     "hidden_gradient": Blocks(128, 64, 64, split=4),
     "hidden_gradient_interleaved": Blocks(128, 64, 64, split=4),
-    "weight_gradient": Blocks(128, 128, 64, stages=2),
+    "weight_gradient": Blocks(128, 128, 64),
 }
 UNALIGNED = {  # rows that are no multiple of 16: every element has an address of its own, and addresses take registers
     "gated": Blocks(128, 32, 32),
@@ -88,7 +88,7 @@ UNALIGNED = {  # rows that are no multiple of 16: every element has an address o
     "plain": Blocks(128, 64, 32),
     "hidden_gradient": Blocks(128, 32, 32, split=4),
     "hidden_gradient_interleaved": Blocks(128, 32, 32, split=2),
-    "weight_gradient": Blocks(128, 128, 64, stages=2),
+    "weight_gradient": Blocks(128, 128, 64),
 }
 FLOAT32 = {  # no tensor cores in "ieee": small tiles, few registers
     "gated": Blocks(32, 32, 32, warps=4, stages=2),
@@ -151,8 +151,9 @@ def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned:
         blocks = (BLACKWELL if chip.name == "sm_100" else WIDE)[product]
     if product != "weight_gradient" and rows < blocks.m:
         blocks = blocks._replace(m=rows, n=min(blocks.n, 128), warps=4)
-        if blocks.preload:  # several programs a processor hide the way from memory, and need the registers
-            blocks = blocks._replace(stages=3, split=8, preload=False)
+        if blocks.preload:  # here several programs a processor hide the wait, and need its registers
+            parts = 8 if product == "hidden_gradient_interleaved" else 4
+            blocks = blocks._replace(stages=3, split=parts, preload=False)
         if rows <= 32:
             through_unit = product.startswith("hidden_gradient")
             blocks = blocks._replace(n=min(blocks.n, 64 if through_unit else 128), split=2 if through_unit else 1)
@@ -163,13 +164,18 @@ def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned:
 
 
 def _shared_bytes(product: str, blocks: Blocks, stages: int, dtype: torch.dtype) -> int:
-    """What the pipeline holds: ``stages`` steps of both operands, and what TMA takes out of one part of the results."""
+    """What the pipeline holds, and what TMA takes out of one part of the results.
+
+    In the weight gradient the load of the tokens takes a stage, too, so two make a step of both
+    operands. Its results leave by pointers, through memory that the pipeline has given back.
+    """
     columns = blocks.n * (2 if product == "gated" else 1)
-    pipeline = (blocks.m + columns) * blocks.k * stages
-    if product == "weight_gradient":  # leaves by pointers, through what the pipeline has given back
-        return dtype.itemsize * pipeline
+    step = (blocks.m + columns) * blocks.k
+    if product == "weight_gradient":
+        return dtype.itemsize * step * ((stages + 1) // 2)
+
     leaving = 2 if product == "hidden_gradient_interleaved" else 1  # pairs
-    return dtype.itemsize * (pipeline + leaving * blocks.m * blocks.n // blocks.split)
+    return dtype.itemsize * (step * stages + leaving * blocks.m * blocks.n // blocks.split)
 
 
 def max_tiles(num_rows: int, num_groups: int, block_m: int) -> int:

@@ -76,11 +76,12 @@ def weight_gradient(
     num_experts, M, N = offsets.numel() - 1, left.shape[1], right.shape[1]
     out = left.new_empty(num_experts, M, N)
     blocks = blocks_for("weight_gradient", left.dtype, 128, chip_of(left))
-    # The pipeline counts the load of tokens as a stage: two more stages hold one more step of operands.
+    # A load of tokens takes a stage, so 7 hold 4 steps. Without one every stage holds a step.
     gathers = left_token is not None or right_token is not None
+    stages = blocks.stages if gathers else min(blocks.stages, 4)
     launch(
         weight_gradient_kernel, num_experts * triton.cdiv(M, blocks.m) * triton.cdiv(N, blocks.n), blocks.warps,
-        2 * blocks.stages - 1 if gathers else blocks.stages,
+        stages,
         left=left, left_token=left_token, right=right, right_token=right_token, out=out, offsets=offsets, M=M, N=N,
         left_stride=left.stride(0), right_stride=right.stride(0),
         BLOCK_M=blocks.m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, PRECISION=precision,
