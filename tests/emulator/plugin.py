@@ -22,7 +22,7 @@ import summary
 from ironmoe.kernels import tuning
 
 CHIPS = ("sm_80", "sm_90")
-EXAMPLES = 5  # of a property; each may compile its own kernels
+EXAMPLES = 4  # of a property; each may compile its own kernels
 # No shrinking: the interpreter's run does that
 PHASES = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
 ROWS = "EMULATED_ROWS"  # environment: the file in which all workers note their launches
