@@ -5,6 +5,7 @@ emulator reports fails the test.
 import json
 import os
 import pkgutil
+import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +22,7 @@ import summary
 from ironmoe.kernels import tuning
 
 CHIPS = ("sm_80", "sm_90")
-EXAMPLES = 5  # of a property; each may compile its own kernels
+EXAMPLES = 4  # of a property; each may compile its own kernels
 # No shrinking: the interpreter's run does that
 PHASES = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
 ROWS = "EMULATED_ROWS"  # environment: the file in which all workers note their launches
@@ -39,11 +40,10 @@ driver.install()
 
 
 def pytest_configure(config: Any) -> None:
-    if ROWS not in os.environ:
-        path = Path(str(config.rootpath)) / "build" / "emulated.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("")
-        os.environ[ROWS] = str(path)
+    """The process that starts the workers makes the file for all of them."""
+    if not hasattr(config, "workerinput"):
+        descriptor, os.environ[ROWS] = tempfile.mkstemp(".jsonl", "emulated-")
+        os.close(descriptor)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
@@ -92,6 +92,9 @@ def chip_in_use(request: Any) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
-    if not hasattr(config, "workerinput") and not config.option.collectonly:
-        for line in summary.lines(Path(os.environ[ROWS])):
+    """The table, by the process that has the file."""
+    if not hasattr(config, "workerinput"):
+        path = Path(os.environ[ROWS])
+        for line in summary.lines(path) if path.stat().st_size else ():
             terminalreporter.write_line(line)
+        path.unlink()
