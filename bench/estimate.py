@@ -1,4 +1,5 @@
-"""``ironmoe bench roofline --estimate``: the static model of every product of a layer beside its limit and, if there is one, its measurement.
+"""``ironmoe bench roofline --estimate``: the static model of every product of a layer beside its
+limit and, if there is one, its measurement.
 
 The kernels are recorded on meta tensors and compiled for the chip, whether it is here or not.
 """
@@ -15,7 +16,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ironmoe.bench.block_tables import patched, table_of
+from ironmoe.bench.gpu.jobs import CASE, Job
+from ironmoe.bench.gpu.report import GOAL_DEVICES
 from ironmoe.bench.passes import DX, FORWARD, FULL, INFERENCE
+from ironmoe.bench.peers import OURS
 from ironmoe.bench.roofline import Work, layer_work, needed_flops
 from ironmoe.bench.shapes import Shape
 from ironmoe.bench.static_model import ELEMENT, LAUNCH_GAP_MS, Estimate, Machine, Product, estimate, expected_tiles
@@ -38,7 +42,9 @@ class EstimateError(Exception):
 
 
 class KernelEstimate(NamedTuple):
-    """One kernel of a pass on a machine, in ms. What has no model is taken at its limit: ``finding``, ``product``, ``model`` are None."""
+    """One kernel of a pass on a machine, in ms. What has no model is taken at its limit:
+    ``finding``, ``product``, ``model`` are None.
+    """
 
     kernel: str
     limit: float
@@ -51,7 +57,8 @@ class KernelEstimate(NamedTuple):
 def pass_estimate(
     shape: Shape, pass_name: str, machine: Machine, only: tuple[str, ...] | None = None
 ) -> Iterator[KernelEstimate]:
-    """The kernels of one bf16 pass in their order; each is yielded as soon as it is compiled, which takes seconds the first time.
+    """The kernels of one bf16 pass in their order; each is yielded as soon as it is compiled, which
+    takes seconds the first time.
 
     Args:
         only: names of ``Work``; None is all of them.
@@ -83,7 +90,8 @@ def pass_estimate(
 
 
 def changed(shape: Shape, text: str, machine: Machine) -> tuple[str, Blocks]:
-    """(product, its blocks) out of "activated stages=3 split=8": fields that differ from the present row of the table.
+    """(product, its blocks) out of "activated stages=3 split=8": fields that differ from the
+    present row of the table.
 
     Raises:
         EstimateError: no such product, one that the shape has no use for, or no such field.
@@ -102,7 +110,9 @@ def changed(shape: Shape, text: str, machine: Machine) -> tuple[str, Blocks]:
 
 
 def with_blocks(shape: Shape, machine: Machine, product: str, blocks: Blocks | None) -> list[KernelEstimate]:
-    """The kernels of a full pass that take their blocks from that row of the table, with another row; None: with the present one."""
+    """The kernels of a full pass that take their blocks from that row of the table, with another
+    row; None: with the present one.
+    """
     rows = rows_per_tile(shape.rows, shape.num_experts, torch.bfloat16)
     table = table_of(product, torch.bfloat16, rows, machine.chip)
     with patched(table, product, blocks or getattr(tuning, table)[product]):
@@ -122,7 +132,9 @@ def _products_of(shape: Shape) -> dict[str, tuple[str, ...]]:
 
 
 def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
-    """The products of forward and backward by the names of their steps, as they would be launched on ``chip``."""
+    """The products of forward and backward by the names of their steps, as they would be launched
+    on ``chip``.
+    """
     from ironmoe.kernels.gpu.launch import observe
     from ironmoe.kernels.specimens import expert
 
@@ -169,7 +181,9 @@ def _epilogue_columns(a: "dict[str, object]") -> int:
 
 
 def _step(work: Work, shape: Shape, pass_name: str) -> str | None:
-    """The step of ``specimens.expert`` that launches the product of ``work``; None for what is no product."""
+    """The step of ``specimens.expert`` that launches the product of ``work``; None for what is no
+    product.
+    """
     activation = shape.activation
     return {
         "up product": f"up, {activation}, inference" if pass_name == INFERENCE else f"up, {activation}, H kept",
@@ -181,22 +195,47 @@ def _step(work: Work, shape: Shape, pass_name: str) -> str | None:
     }.get(work.kernel)
 
 
-def measured_ms(shape: Shape, pass_name: str, machine: Machine, folder: Path = RESULTS) -> float | None:
-    """The newest measurement of the layer on that machine under a uniform routing, as ``make gpu`` writes it; None without one."""
-    found = None
-    for path in sorted(folder.glob("*gpu*.json"), key=lambda path: path.stat().st_mtime):
+class Measured(NamedTuple):
+    """What ``make gpu`` measured of a pass, in ms, and the GPU's full name."""
+
+    ms: float
+    device: str
+
+
+def measured(shape: Shape, pass_name: str, machine: Machine, folder: Path | None = None) -> Measured | None:
+    """The newest measurement of the layer in bfloat16 under a uniform routing; None without one.
+
+    It is taken from what the files say, whatever their names. An H200 counts as an H100, which has
+    the same processors. Numbers that were wrong and layers that were not measured to the end do not
+    count.
+    """
+    devices = GOAL_DEVICES if machine.name in GOAL_DEVICES else (machine.name,)
+    wanted = {
+        "shape": shape.name,
+        "pass": pass_name,
+        "implementation": OURS,
+        "routing": "uniform",
+        "dtype": "bfloat16",
+    }
+    found: dict[tuple[str, str], Measured] = {}
+    for path in (folder or RESULTS).glob("*.json"):
         results = json.loads(path.read_text())
-        if machine.name not in results["device"]["name"]:
+        if not isinstance(results, dict) or not {"date", "device", "rows", "jobs"} <= results.keys():
+            continue
+        device = results["device"]["name"]
+        done = {job["job"] for job in results["jobs"] if job["outcome"] == "done"}
+        if not any(name in device for name in devices) or Job(CASE, shape, "uniform").name not in done:
             continue
         for row in results["rows"]:
-            at = row["shape"], row["pass"], row["implementation"], row["routing"], row["dtype"]
-            if at == (shape.name, pass_name, "ironmoe", "uniform", "bfloat16"):
-                found = float(row["ms"])
-    return found
+            is_it = all(row.get(name) == value for name, value in wanted.items())
+            if is_it and row.get("agrees") is not False and row.get("ms"):
+                found[results["date"], path.name] = Measured(float(row["ms"]), device)
+    return found[max(found)] if found else None
 
 
 def print_estimates(shapes: tuple[Shape, ...], machines: tuple[Machine, ...], blocks: list[str], console: "Console") -> None:
-    """A table a shape and machine: every pass and its kernels, or, with ``blocks``, the kernels of those rows before and after.
+    """A table a shape and machine: every pass and its kernels, or, with ``blocks``, the kernels of
+    those rows before and after.
 
     Raises:
         EstimateError: Triton is missing, or ``blocks`` cannot be read.
@@ -256,6 +295,7 @@ def _add(table: Table, kernels: list[KernelEstimate]) -> None:
 def _summary(shape: Shape, pass_name: str, machine: Machine, kernels: list[KernelEstimate]) -> tuple[str, ...]:
     flops = needed_flops(shape, pass_name) * 1e-9
     ms, limit = sum(k.ms for k in kernels), sum(k.limit for k in kernels)
-    measured = measured_ms(shape, pass_name, machine)
-    rates = f"{flops / ms:.0f} of {flops / limit:.0f} TFLOP/s" + (f", measured {flops / measured:.0f}" if measured else "")
+    rates = f"{flops / ms:.0f} of {flops / limit:.0f} TFLOP/s"
+    if found := measured(shape, pass_name, machine):
+        rates += f", measured {flops / found.ms:.0f} ({found.device})"
     return pass_name, rates, *[""] * 5, f"{limit:.3f}", f"{ms:.3f}"

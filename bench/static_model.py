@@ -1,8 +1,11 @@
-"""How fast a product should be, from what the compiler made of it: no GPU, no measurement, every assumption a constant below.
+"""How fast a product should be, from what the compiler made of it: no GPU, no measurement, every
+assumption a constant below.
 
-An SM works on a few programs at once. A program has a serial part (indices to wait for, first loads, an epilogue) and a part that keeps
-tensor cores or the path to L2 busy. Programs hide each other's serial parts, as far as registers and shared memory let more than one be
-there. Left out: DRAM (``roofline`` has its bytes), pipelines that are too short for the latency of a load, bank conflicts, clocks that fall.
+An SM works on a few programs at once. A program has a serial part (indices to wait for, first
+loads, an epilogue) and a part that keeps tensor cores or the path to L2 busy. Programs hide each
+other's serial parts, as far as registers and shared memory let more than one be there. Left out:
+DRAM (``roofline`` has its bytes), pipelines that are too short for the latency of a load, bank
+conflicts, clocks that fall.
 """
 
 from typing import NamedTuple
@@ -11,18 +14,20 @@ from ironmoe.kernels.occupancy import programs_an_sm
 from ironmoe.kernels.tuning import CHIPS, Chip
 
 ELEMENT = 2  # bytes of a bfloat16
-L2_BYTES_A_CLOCK = (
-    5120  # of the whole chip; NVIDIA A100 whitepaper. None is published for the H100, which is taken to have the same
-)
+# Of the whole chip: NVIDIA's A100 whitepaper. None is published for the H100, which is taken to have
+# the same.
+L2_BYTES_A_CLOCK = 5120
 L2_SHARE = 0.8  # of it that a kernel gets. Assumed
 L2_LATENCY = 280  # clocks. Assumed: public pointer chases on both chips find 200 to 300
-DEPENDENT_LOADS = 4  # one after another before the first product: expert, offset, row's token, operand
+DEPENDENT_LOADS = 4  # one after another before the first product: expert, offset, token, operand
 SCHEDULERS = 4  # of an SM; each issues an instruction of a warp a clock
 LAUNCH_GAP_MS = 0.003  # from the end of a kernel to the next one's first program. Assumed
 
 
 class Machine(NamedTuple):
-    """A GPU. clock: GHz; tensor_flops: of dense bfloat16, a clock and SM; tflops, terabytes: what products and copies reach a second."""
+    """A GPU. clock: GHz; tensor_flops: of dense bfloat16, a clock and SM; tflops, terabytes: what
+    products and copies reach a second.
+    """
 
     name: str
     chip: Chip
@@ -33,7 +38,9 @@ class Machine(NamedTuple):
 
     @property
     def tensor_rate(self) -> float:
-        """FLOPs a clock and SM that can be kept up: power, not the circuit, is the limit of large products."""
+        """FLOPs a clock and SM that can be kept up: power, not the circuit, is the limit of large
+        products.
+        """
         return min(self.tensor_flops, self.tflops * 1e3 / self.clock / self.chip.processors)
 
     @property
@@ -43,8 +50,9 @@ class Machine(NamedTuple):
 
 
 MACHINES = {
-    # Clocks and FLOPs: NVIDIA's data sheets (SXM). 790 TFLOP/s (8192³) and 3.0 TB/s (a copy) were measured on an H100;
-    # the A100 is taken to keep 0.87 of its 312 TFLOP/s and 0.9 of its 2.04 TB/s.
+    # Clocks and FLOPs: NVIDIA's data sheets (SXM). 790 TFLOP/s (8192³) and 3.0 TB/s (a copy) were
+    # measured on an H100; the A100 is taken to keep 0.87 of its 312 TFLOP/s and 0.9 of its 2.04
+    # TB/s.
     "sm_90": Machine("H100", CHIPS["sm_90"], clock=1.755, tensor_flops=4096, tflops=790.0, terabytes=3.0),
     "sm_80": Machine("A100", CHIPS["sm_80"], clock=1.41, tensor_flops=2048, tflops=271.0, terabytes=1.84),
 }
@@ -53,8 +61,9 @@ MACHINES = {
 class Product(NamedTuple):
     """A grouped product as it is launched, and what the compiler made of it.
 
-    m, n, k: rows, accumulated columns (both halves of a gated unit) and terms of a program's step; steps: of a program; programs: in
-    all; epilogue_bytes: that a program reads and writes after them; code: instructions, most of which run once.
+    m, n, k: rows, accumulated columns (both halves of a gated unit) and terms of a program's step;
+    steps: of a program; programs: in all; epilogue_bytes: that a program reads and writes after
+    them; code: instructions, most of which run once.
     """
 
     m: int
@@ -80,8 +89,10 @@ class Product(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """resident: programs an SM; waves: over all SMs; l2_needed: bytes a clock and SM that would keep the tensor cores busy; tensor, l2,
-    serial: microseconds of one program that has the SM for itself; ms: of the kernel."""
+    """resident: programs an SM; waves: over all SMs; l2_needed: bytes a clock and SM that would
+    keep the tensor cores busy; tensor, l2, serial: microseconds of one program that has the SM for
+    itself; ms: of the kernel.
+    """
 
     resident: int
     waves: float
@@ -101,7 +112,8 @@ def estimate(product: Product, machine: Machine) -> Estimate:
     p, clocks_a_us = product, machine.clock * 1e3
     resident = programs_an_sm(machine.chip, p.registers, p.warps, p.shared)
     if resident == 0:
-        raise ValueError(f"{p.registers} registers, {p.warps} warps and {p.shared} bytes do not fit on an SM of {machine.name}")
+        asked = f"{p.registers} registers, {p.warps} warps and {p.shared} bytes"
+        raise ValueError(f"{asked} do not fit on an SM of {machine.name}")
 
     tensor = p.steps * p.flops / machine.tensor_rate
     loads = p.steps * p.l2_bytes / machine.l2_rate
@@ -120,7 +132,9 @@ def estimate(product: Product, machine: Machine) -> Estimate:
 
 
 def expected_tiles(rows: int, num_experts: int, m: int) -> int:
-    """Tiles of ``m`` rows where every expert has its share of the rows; the last one of each is half empty on average."""
+    """Tiles of ``m`` rows where every expert has its share of the rows; the last one of each is
+    half empty on average.
+    """
     if rows <= num_experts:
         return rows
     return max(-(-rows // m), min(rows, rows // m + num_experts // 2))

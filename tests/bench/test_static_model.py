@@ -1,15 +1,21 @@
 """The static model of a product against hand counts, and that nothing is faster than its limit."""
 
-import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from ironmoe.bench.estimate import EstimateError, changed, measured_ms
-from ironmoe.bench.passes import FORWARD
+from ironmoe.bench import estimate as estimates
+from ironmoe.bench.estimate import EstimateError, KernelEstimate, changed, measured
+from ironmoe.bench.gpu import results
+from ironmoe.bench.gpu.journal import Pen
+from ironmoe.bench.passes import FORWARD, FULL
+from ironmoe.bench.roofline import needed_flops
 from ironmoe.bench.shapes import MAIN, SHAPES
 from ironmoe.bench.static_model import MACHINES, Machine, Product, estimate, expected_tiles
 from ironmoe.kernels.tuning import CHIPS, Blocks
@@ -79,27 +85,50 @@ def test_blocks_are_read_as_changes_of_the_table():
             changed(MAIN, text, H100)
 
 
-def test_the_newest_measurement_of_that_machine_stands_beside(tmp_path):
+@pytest.fixture
+def run_of_make_gpu(tmp_path, monkeypatch):
+    """The files that a run of ``make gpu`` leaves: ``run(day, device, rows, outcome)``."""
+
+    def run(day, device, rows, outcome="done"):
+        clock = SimpleNamespace(strftime=datetime(2026, 12, day).strftime)
+        monkeypatch.setattr(results, "time", clock)
+        monkeypatch.setattr(results, "describe", lambda _: {"name": device})
+        run = results.Results(tmp_path, torch.device("cpu"), torch.bfloat16, 9.0, False)
+        case = f"case {MAIN.name} uniform"
+        Pen(run.journal, case).finish(FORWARD, rows=rows)
+        if outcome:
+            run.journal.write("end", job=case, outcome=outcome, why="", seconds=40.0)
+        run.write(["tune"], "no time for all of tune")
+
+    return run
+
+
+def test_the_newest_measurement_of_that_machine_stands_beside(run_of_make_gpu, tmp_path, monkeypatch):
     row = {
-        "shape": MAIN.name,
-        "pass": FORWARD,
-        "implementation": "ironmoe",
-        "routing": "uniform",
-        "dtype": "bfloat16",
-        "ms": 5.0,
-    }
-    for i, (device, rows) in enumerate(
-        [
-            ("NVIDIA H100 80GB HBM3", [row | {"ms": 6.0}]),
-            ("NVIDIA H100 80GB HBM3", [row, row | {"routing": "zipf", "ms": 9.0}]),
-            ("NVIDIA A100-SXM4-80GB", [row | {"ms": 7.0}]),
-        ]
-    ):
-        path = tmp_path / f"gpu-{i}.json"
-        path.write_text(json.dumps({"device": {"name": device}, "rows": rows}))
-        os.utime(path, (i, i))
-    assert measured_ms(MAIN, FORWARD, H100, tmp_path) == 5.0 and measured_ms(MAIN, FORWARD, A100, tmp_path) == 7.0
-    assert measured_ms(SHAPES[1], FORWARD, H100, tmp_path) is None
+        "shape": MAIN.name, "sizes": MAIN.sizes, "activation": MAIN.activation, "bias": MAIN.bias, "pass": FORWARD,
+        "implementation": "ironmoe", "routing": "uniform", "dtype": "bfloat16", "ms": 5.0, "p20": 4.9, "p80": 5.1,
+        "runs": 20, "host_ms": 0.4, "tflops": 577.0, "share_of_product": 0.73, "product_tflops": 790.0, "limit_ms": 3.5,
+        "peak_bytes": 1, "saved_bytes": None, "error": 0.012, "allowed": 0.05, "agrees": True,
+        "sm_mhz": 1755.0, "watts": 612.0, "celsius": 63.0,
+    }  # fmt: skip
+    (tmp_path / "cpu.json").write_text("[]")
+    (tmp_path / "attacks.json").write_text('{"device": {"name": "NVIDIA H100"}}')
+    assert measured(MAIN, FORWARD, H100, tmp_path) is None
+    run_of_make_gpu(2, "NVIDIA H200", [row, row | {"routing": "zipf", "ms": 9.0}])
+    run_of_make_gpu(1, "NVIDIA H100 80GB HBM3", [row | {"ms": 6.0}])
+    run_of_make_gpu(3, "NVIDIA A100-SXM4-80GB", [row | {"ms": 7.0}])
+    for day, wrong in enumerate(({"agrees": False}, {"dtype": "float16"}, {"implementation": "moe-ops"}), 4):
+        run_of_make_gpu(day, "NVIDIA H100 80GB HBM3", [row | {"ms": 1.0} | wrong])
+    run_of_make_gpu(7, "NVIDIA H100 80GB HBM3", [row | {"ms": 1.0}], outcome="")  # a kill
+    run_of_make_gpu(8, "NVIDIA H100 80GB HBM3", [row | {"ms": 1.0}], outcome="died")
+    assert measured(MAIN, FORWARD, H100, tmp_path) == (5.0, "NVIDIA H200")
+    assert measured(MAIN, FORWARD, A100, tmp_path) == (7.0, "NVIDIA A100-SXM4-80GB")
+    assert measured(MAIN, FULL, H100, tmp_path) is None
+    assert measured(SHAPES[1], FORWARD, H100, tmp_path) is None
+    monkeypatch.setattr(estimates, "RESULTS", tmp_path)
+    summary = estimates._summary(MAIN, FORWARD, H100, [KernelEstimate("all", 4.0, 4.0)])
+    tflops = needed_flops(MAIN, FORWARD) * 1e-9 / 5.0
+    assert f"measured {tflops:.0f} (NVIDIA H200)" in summary[1]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
