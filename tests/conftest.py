@@ -76,13 +76,19 @@ def _import_kernels_interpreted() -> None:
 def _spare_the_interpreter_repetitions() -> None:
     """What the interpreter does again and again with the same result took a third of its time.
 
-    It puts its own functions into triton.language for every function that a kernel calls, although they are there from the launch
-    on. Only a module that was not reached by then, triton.language.core for the functions of Triton's own library, is still to be
-    done. And it makes a table of all dtypes whenever it looks one up.
+    It puts its own functions into triton.language for every function that a kernel calls, although
+    they are there from the launch on. Only a module that was not reached by then,
+    triton.language.core for the functions of Triton's own library, is still to be done. And it
+    makes a table of all dtypes whenever it looks one up.
+
+    Both are private functions of Triton, the same from 3.6 to 3.9. Where they are not, nothing is
+    spared.
     """
     from triton import language
     from triton.runtime import interpreter
 
+    if not hasattr(interpreter, "_patch_lang") or not hasattr(interpreter, "_get_np_dtype"):
+        return
     patch, patched = interpreter._patch_lang, []
 
     def patch_once(fn):
