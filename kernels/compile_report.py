@@ -1,7 +1,8 @@
 """Compile every kernel for a named GPU with no GPU present, and read what the compiler made of it.
 
-A spill or a stack in local memory, shared memory beyond the chip's, or a matrix kernel without the chip's matrix instructions is
-a fault: it would cost more than any tuning could win back, and shows here before the kernel runs anywhere.
+A spill or a stack in local memory, shared memory beyond the chip's, or a matrix kernel without the
+chip's matrix instructions is a fault: it would cost more than any tuning could win back, and shows
+here before the kernel runs anywhere.
 """
 
 import os
@@ -11,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,9 +28,11 @@ from ironmoe.kernels.width_specimens import every_specimen
 
 
 class Finding(NamedTuple):
-    """What the compiler made of one kernel. Registers a thread; spills: instructions on local memory; bytes of stack and shared.
+    """What the compiler made of one kernel. Registers a thread; spills: instructions on local
+    memory; bytes of stack and shared.
 
-    instructions: how often the machine code has each, such as BAR, LDS, STS, LDGSTS, UTMALDG, HGMMA (AMD: s_barrier, ds_read_b128 …).
+    instructions: how often the machine code has each, such as BAR, LDS, STS, LDGSTS, UTMALDG, HGMMA
+    (AMD: s_barrier, ds_read_b128 …).
     error: why there is no code; empty if there is.
     """
 
@@ -53,7 +57,9 @@ class Finding(NamedTuple):
 
     @property
     def shared_traffic(self) -> tuple[int, int, int]:
-        """(barriers, stores to shared memory, loads from it) in the code; those of matrices (STSM, LDSM) among them."""
+        """(barriers, stores to shared memory, loads from it) in the code; those of matrices (STSM,
+        LDSM) among them.
+        """
 
         def count(*kinds: str) -> int:
             return sum(number for name, number in self.instructions.items() if name.startswith(kinds))
@@ -77,7 +83,8 @@ class Finding(NamedTuple):
 
 
 def compile_report(chips: tuple[str, ...], only: str = "", workers: int | None = None) -> Iterator[tuple[Finding, int]]:
-    """Findings in the order of ``every_specimen``, each with the number of kernels in all. Several processes compile.
+    """Findings in the order of ``every_specimen``, each with the number of kernels in all. Several
+    processes compile.
 
     Args:
         only: a part of the names of those wanted; empty is all.
@@ -99,13 +106,15 @@ def _of_chip(name: str) -> list[Specimen]:
 
 
 def examine(specimen: Specimen, chip: Chip) -> Finding:
-    """Compile one launch for ``chip`` and read the binary. A kernel that does not compile is a finding too."""
+    """Compile one launch for ``chip`` and read the binary. A kernel that does not compile is a
+    finding too.
+    """
     launch = specimen.launch
     constants = launch.arguments
     tile = "×".join(str(constants[k]) for k in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if k in constants)
     what = (
-        chip.name, specimen.name, SHORT.get(specimen.dtype, "int"), tile if tile.count("×") == 2 else "", launch.num_warps,
-        launch.num_stages,
+        chip.name, specimen.name, SHORT.get(specimen.dtype, str(specimen.dtype).removeprefix("torch.")),
+        tile if tile.count("×") == 2 else "", launch.num_warps, launch.num_stages,
     )  # fmt: skip
     try:
         compiled = _compile(specimen, chip)
@@ -119,21 +128,37 @@ def examine(specimen: Specimen, chip: Chip) -> Finding:
 
 
 def lower(specimen: Specimen, chip: Chip) -> None:
-    """Take one launch through every pass of Triton's own, and leave out the chip's assembler, which takes most of the time.
+    """Take one launch through every pass of Triton's own down to LLVM, and leave out LLVM and the
+    chip's assembler, which take most of the time.
 
     Raises:
         RuntimeError: a pass failed; what it says is on stderr.
     """
-    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope(), triton.knobs.runtime.scope():
-        triton.knobs.cache.dir = folder  # the cache of Triton 3.6 does not know that a stage is left out
+    with tempfile.TemporaryDirectory() as folder, _without_llvm(), triton.knobs.cache.scope():
+        triton.knobs.cache.dir = folder  # the cache of 3.6 does not know that a stage is left out
         triton.knobs.runtime.add_stages_inspection_hook = _without_assembler
         _compile(specimen, chip)
 
 
+@contextmanager
+def _without_llvm() -> Iterator[None]:
+    name = "DISABLE_LLVM_OPT"  # Triton's C++ code reads it
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with triton.knobs.runtime.scope():
+            yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def _without_assembler(backend: Any = None, stages: Any = None, *_: Any) -> tuple[str, str]:
-    """Triton asks for a key without arguments, and hands the stages over to be changed with some."""
-    for last in {"amdgcn", "hsaco", "cubin"} & set(stages or ()):
-        stages[last] = _named if last == "amdgcn" else lambda source, metadata: b""
+    """Without arguments Triton asks for a key; with some it hands over the stages to be changed."""
+    for last in {"ptx", "cubin", "amdgcn", "hsaco"} & set(stages or ()):
+        stages[last] = _named if last in ("ptx", "amdgcn") else lambda source, metadata: b""
     return "without assembler", "without assembler"
 
 
@@ -149,7 +174,9 @@ def _compile(specimen: Specimen, chip: Chip) -> Any:
 
 
 def _nvidia(compiled: Any) -> tuple[int, int, int, dict[str, int]]:
-    """(registers, bytes of stack, LDL and STL instructions, all of them) from the cubin, by the tools in Triton's package."""
+    """(registers, bytes of stack, LDL and STL instructions, all of them) from the cubin, by the
+    tools in Triton's package.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -166,8 +193,9 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _amd(compiled: Any) -> tuple[int, int, int, dict[str, int]]:
-    """(vector registers, bytes of scratch, spilled ones, instructions) from the assembly's own account. Scalar registers that move
-    to vector lanes touch no memory and are no spill."""
+    """(vector registers, bytes of scratch, spilled ones, instructions) from the assembly's own
+    account. Scalar registers that move to vector lanes touch no memory and are no spill.
+    """
     text = compiled.asm["amdgcn"]
 
     def largest(name: str) -> int:

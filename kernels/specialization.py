@@ -1,7 +1,8 @@
 """A launch as Triton's just-in-time compiler would specialise it for a GPU that need not be here.
 
-Sizes of 1 and None become constants, multiples of 16 and aligned addresses are known to be such, and AMD's compiler also knows which
-tensors lie within 2 GB. The compiler's own code decides, so what the compile report compiles is what a GPU would run.
+Sizes of 1 and None become constants, multiples of 16 and aligned addresses are known to be such,
+and AMD's compiler also knows which tensors lie within 2 GB. The compiler's own code decides, so
+what the compile report compiles is what a GPU would run.
 """
 
 from functools import cache
@@ -16,7 +17,9 @@ from ironmoe.kernels.tuning import Chip
 
 
 class Specialization(NamedTuple):
-    """What the compiler is told of the arguments. Paths of constants and attributes are (position of the parameter,)."""
+    """What the compiler is told of the arguments. Paths of constants and attributes are (position
+    of the parameter,).
+    """
 
     signature: dict[str, str]
     constants: dict[tuple[int, ...], Any]
@@ -37,7 +40,9 @@ def target_of(chip: Chip) -> GPUTarget:
 
 
 def specialize(launch: Launch, chip: Chip) -> Specialization:
-    """What ``launch`` would tell the compiler on ``chip``. Its tensors may be meta tensors, whose addresses count as aligned."""
+    """What ``launch`` would tell the compiler on ``chip``. Its tensors may be meta tensors, whose
+    addresses count as aligned.
+    """
     backend, bind = _binder(launch.kernel, chip)
     bound, found, options = bind(**launch.arguments)
     _, signature, constants, attributes = launch.kernel._pack_args(backend, options, bound, found, options)
@@ -51,6 +56,8 @@ def source_of(launch: Launch, chip: Chip) -> ASTSource:
 
 @cache
 def _binder(kernel: Any, chip: Chip) -> tuple[Any, Any]:
-    """The backend, and the function that Triton generates for a kernel's arguments: it finds the type of each and what is known of it."""
+    """The backend, and the function that Triton generates for a kernel's arguments: it finds the
+    type of each and what is known of it.
+    """
     backend = make_backend(target_of(chip))
     return backend, create_function_from_signature(kernel.signature, kernel.params, backend)

@@ -1,4 +1,6 @@
-"""One launch of every kernel at every configuration of the tuning table, recorded on meta tensors: no memory, no GPU."""
+"""One launch of every kernel at every configuration of the tuning table, recorded on meta tensors:
+no memory, no GPU.
+"""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -19,8 +21,8 @@ SIZES = (2048, 768)  # its D and F: multiples of every block
 ODD_SIZES = (2046, 770)  # of none; rows that TMA does not take
 GPT_OSS_SIZES = (2880, 2880)  # of some
 ROWS = (16, 32, 64, 128)  # an expert's rows, one for each BLOCK_M
-ROWS_BEYOND_2_GB, EXPERTS_BEYOND_2_GB = 8192, 1024  # AMD's compiler addresses smaller tensors in another way
-LAYOUTS = ("gelu", "swiglu", "clamped_swiglu_interleaved")  # one of each: H has one half, two, or two in turns
+ROWS_BEYOND_2_GB, EXPERTS_BEYOND_2_GB = 8192, 1024  # AMD's compiler addresses smaller ones otherwise
+LAYOUTS = ("gelu", "swiglu", "clamped_swiglu_interleaved")  # H has one half, two, or two in turns
 DTYPES = (torch.bfloat16, torch.float32)  # float16 takes the configurations of bfloat16
 SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -34,15 +36,19 @@ class Specimen(NamedTuple):
 
 
 def specimens(chip: Chip) -> list[Specimen]:
-    """Every kernel as it would be launched on ``chip`` in layers of usual sizes, each configuration once."""
+    """Every kernel as it would be launched on ``chip`` in layers of usual sizes, each configuration
+    once.
+    """
     return collect(chip, layers())
 
 
 def collect(chip: Chip, *steps: Iterator[tuple[str, torch.dtype]]) -> list[Specimen]:
-    """The launches that some steps make on ``chip``, each that the compiler can tell from the others once.
+    """The launches that some steps make on ``chip``, each that the compiler can tell from the
+    others once.
 
     Args:
-        steps: each takes a step when it is asked for the next (name, dtype) and says after it what it was.
+        steps: each takes a step when it is asked for the next (name, dtype) and says after it what
+        it was.
     """
     found: dict[tuple[object, ...], Specimen] = {}
     with assume(chip), observe() as launches:
@@ -83,8 +89,9 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
                 yield f"{step}, {which}beyond 2 GB", torch.bfloat16
     for step in expert(torch.float32, ROWS[1], "gelu", precision="tf32"):
         yield f"{step}, tf32", torch.float32
-    dispatch.plan(meta(4096, K), E, torch.bfloat16)
-    yield "", torch.int32
+    for integer in (torch.int64, torch.int32, torch.int16, torch.uint8):
+        dispatch.plan(meta(4096, K, dtype=integer), E, torch.bfloat16)
+        yield "", integer
     for score in ("softmax", "sigmoid", "sqrtsoftplus"):
         for order in ("score_first", "topk_first"):
             _router(E, K, score, order)
@@ -108,7 +115,8 @@ def expert(
     dtype: torch.dtype, rows: int, activation: str, *, precision: str = "ieee", sizes: tuple[int, int] = SIZES, E: int = E,
     transposed: bool = False, bias: bool = True,
 ) -> Iterator[str]:  # fmt: skip
-    """Inference, forward and every backward of ``E`` experts of ``rows`` rows: the name of each step, after it was taken.
+    """Inference, forward and every backward of ``E`` experts of ``rows`` rows: the name of each
+    step, after it was taken.
 
     transposed: the weights lie in memory with their axes exchanged, as gpt-oss's do.
     """
@@ -150,6 +158,8 @@ def expert(
     yield "dW₁"
     weight_gradient.weight_gradient(dy, row_token, activated, None, offsets, precision)
     yield "dW₂"
+    weight_gradient.weight_gradient(out, None, activated, None, offsets, precision)
+    yield "dW, rows in order"
     weight_gradient.expert_sum(hidden, offsets)
     yield "db₁"
     weight_gradient.expert_sum(dy, offsets, gates, row_token, row_slot)

@@ -1,7 +1,9 @@
-"""Launches at small, odd and large widths: the compiler takes other ways where rows are short, unaligned or of zero stride.
+"""Launches at small, odd and large widths: the compiler takes other ways where rows are short,
+unaligned or of zero stride.
 
-``specimens`` asks what the compiler makes of the block sizes; these ask whether it takes a kernel at all. The layout of a tile follows
-from the width of its rows, and a width at which a pass of the compiler fails need not be one that any published model has.
+``specimens`` asks what the compiler makes of the block sizes; these ask whether it takes a kernel
+at all. The layout of a tile follows from the width of its rows, and a width at which a pass of the
+compiler fails need not be one that any published model has.
 """
 
 from collections.abc import Iterator
@@ -20,12 +22,21 @@ TOKENS, TOP_K = 30, 4
 
 
 def every_specimen(chip: Chip) -> list[Specimen]:
-    """``specimens``, and every kernel as it would be launched on ``chip`` at narrow widths, each configuration once."""
+    """``specimens``, and every kernel as it would be launched on ``chip`` at narrow widths, each
+    configuration once.
+    """
     return collect(chip, layers(), rows(), routers_and_steps(), experts())
 
 
+def narrow_specimens(chip: Chip) -> list[Specimen]:
+    """Of ``every_specimen`` those at narrow widths."""
+    return collect(chip, rows(), routers_and_steps(), experts())
+
+
 def rows(widths: tuple[int, ...] = WIDTHS) -> Iterator[tuple[str, torch.dtype]]:
-    """Combine and its backward, also for a gradient of zero stride: (name, dtype) of each step, after it was taken."""
+    """Combine and its backward, also for a gradient of zero stride: (name, dtype) of each step,
+    after it was taken.
+    """
     plan, gates = index(TOKENS * TOP_K, TOKENS), gates_of(TOKENS, TOP_K)
     for width in widths:
         for dtype in DTYPES:

@@ -1,9 +1,7 @@
-"""What the compile report tells the compiler of a launch is what Triton's JIT would tell it, and how many programs an SM holds."""
+"""What the compile report tells the compiler of a launch is what Triton's JIT would tell it, and
+how many programs an SM holds.
+"""
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -19,9 +17,6 @@ from triton.runtime.driver import driver
 from ironmoe.kernels.specialization import specialize, target_of
 from ironmoe.kernels.tuning import CHIPS
 from ironmoe.kernels.width_specimens import every_specimen
-
-chip = CHIPS[sys.argv[1]]
-
 
 class Stub:
     def get_current_target(self):
@@ -44,18 +39,23 @@ def hook(*, compile, **_):
 
 driver.set_active(Stub())
 triton.knobs.runtime.jit_cache_hook = hook
-differ = []
-specimens = every_specimen(chip)
-for specimen in specimens:
-    launch = specimen.launch
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments, **options)
-    found = specialize(launch, chip)
-    jit = asked[-1]
-    same = (jit["signature"], jit["constants"], jit["configs"][0]) == tuple(found)
-    if not same or (jit["num_warps"], jit["num_stages"]) != tuple(options.values()):
-        differ.append(specimen.name)
-print(json.dumps({"specimens": len(specimens), "compilations": len(asked), "differ": differ}))
+answers = {}
+for name in json.loads(sys.argv[1]):
+    chip, differ = CHIPS[name], []
+    asked.clear()
+    specimens = every_specimen(chip)
+    for specimen in specimens:
+        launch = specimen.launch
+        options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+        launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments, **options)
+        found = specialize(launch, chip)
+        jit = asked[-1]
+        same = (jit["signature"], jit["constants"], jit["configs"][0]) == tuple(found)
+        if not same or (jit["num_warps"], jit["num_stages"]) != tuple(options.values()):
+            differ.append(specimen.name)
+    integers = {s.launch.arguments["experts"].dtype for s in specimens if s.name == "place"}
+    answers[name] = {"specimens": len(specimens), "compilations": len(asked), "differ": differ, "integers": len(integers)}
+print(json.dumps(answers))
 """
 KNOWN = """
 import json, sys
@@ -78,24 +78,20 @@ print(json.dumps(answers))
 """
 
 
-def run(script, *arguments):
-    """In a process of its own: in this one the kernels are interpreted."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", script, *arguments]
-    return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+@needs_triton
+def test_every_specimen_is_what_the_jit_would_compile(run_compiled):
+    """Among them choices of every integer type that dispatch takes."""
+    for chip, found in run_compiled(THROUGH_JIT, ["sm_80", "sm_90", "sm_100", "gfx942"]).items():
+        assert found["differ"] == [], chip
+        assert found["compilations"] == found["specimens"] > 300, "the JIT takes no two for the same"
+        assert found["integers"] == 4
 
 
 @needs_triton
-@pytest.mark.parametrize("chip", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_every_specimen_is_what_the_jit_would_compile(chip):
-    found = run(THROUGH_JIT, chip)
-    assert found["differ"] == []
-    assert found["compilations"] == found["specimens"] > 300, "the JIT takes no two of them for the same"
-
-
-@needs_triton
-def test_what_the_compiler_knows():
-    """Aligned addresses and multiples of 16 on every chip; on AMD also which tensors lie within 2 GB."""
+def test_what_the_compiler_knows(run_compiled):
+    """Aligned addresses and multiples of 16 on every chip; on AMD also which tensors lie within 2
+    GB.
+    """
     aligned, near = "tt.divisibility", "tt.pointer_range"
     cases = [
         ("sm_90", 6, 32),
@@ -104,7 +100,7 @@ def test_what_the_compiler_knows():
         ("gfx942", 6, 32),
         ("gfx942", 524_288, 2048),
     ]  # the last has 2 GB
-    found, odd, single, small, large = run(KNOWN, json.dumps(cases))
+    found, odd, single, small, large = run_compiled(KNOWN, cases)
     assert found["signature"] | {"rows": "*bf16", "num_tokens": "i32", "D": "i32"} == found["signature"]
     assert found["told"] == {name: [aligned] for name in ("rows", "slot_row", "out", "D", "row_stride")}
     assert set(found["constants"]) == {"gates", "TOP_K", "BLOCK_T", "BLOCK_D"}
