@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ironmoe.kernels.attack_step import MAX_ROUNDS
-from ironmoe.kernels.gpu.launch import launch
+from ironmoe.kernels.gpu.launch import cdiv, launch, next_power_of_2
 
 NAN = tl.constexpr(tl.PropagateNan.ALL)  # a NaN stays one, as in torch
 
@@ -108,8 +108,8 @@ def launch_linf_step(
     if point.numel() == 0:
         return
     pixels = point[0].numel()
-    block = min(1024, triton.next_power_of_2(pixels))
-    blocks = triton.cdiv(pixels, block)
+    block = min(1024, next_power_of_2(pixels))
+    blocks = cdiv(pixels, block)
     launch(
         linf_step_kernel,
         len(point) * blocks,
@@ -150,7 +150,7 @@ def launch_l2_step(
         lowest=lowest,
         highest=highest,
         MAX_ROUNDS=MAX_ROUNDS,
-        BLOCK=min(4096, triton.next_power_of_2(pixels)),
+        BLOCK=min(4096, next_power_of_2(pixels)),
         WRITES_IMAGE=image.numel() > 0,
     )
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ironmoe.kernels.gpu.launch import launch
+from ironmoe.kernels.gpu.launch import cdiv, launch, next_power_of_2
 
 TILE_ELEMENTS = 2048  # of an output tile: 8 KB of float32 accumulators over 4 warps
 
@@ -80,7 +80,7 @@ def combine(rows: Tensor, gates: Tensor | None, slot_row: Tensor) -> Tensor:
     out = rows.new_empty(T, D)
     block_t, block_d = _block(D)
     launch(
-        gather_sum_kernel, triton.cdiv(T, block_t) * triton.cdiv(D, block_d), rows=rows,
+        gather_sum_kernel, cdiv(T, block_t) * cdiv(D, block_d), rows=rows,
         gates=None if gates is None else gates.to(torch.float32).contiguous(), slot_row=slot_row, out=out, num_tokens=T, D=D,
         row_stride=rows.stride(0), TOP_K=top_k, BLOCK_T=block_t, BLOCK_D=block_d,
     )  # fmt: skip
@@ -99,13 +99,13 @@ def combine_backward(
     d_gates = torch.empty_like(gates) if want_gates else None
     if d_rows is not None:
         launch(
-            scatter_rows_kernel, triton.cdiv(num_rows, block_r) * triton.cdiv(D, block_d), dy=dy, gates=gates,
+            scatter_rows_kernel, cdiv(num_rows, block_r) * cdiv(D, block_d), dy=dy, gates=gates,
             row_token=row_token, row_slot=row_slot, slot_row=slot_row, d_rows=d_rows, num_rows=num_rows, top_k=top_k, D=D,
             dy_stride=dy.stride(0), BLOCK_R=block_r, BLOCK_D=block_d,
         )  # fmt: skip
     if d_gates is not None:
         launch(
-            row_dot_kernel, triton.cdiv(gates.numel(), 16), dy=dy, rows=rows, slot_row=slot_row, d_gates=d_gates,
+            row_dot_kernel, cdiv(gates.numel(), 16), dy=dy, rows=rows, slot_row=slot_row, d_gates=d_gates,
             num_choices=gates.numel(), top_k=top_k, D=D, dy_stride=dy.stride(0), row_stride=rows.stride(0), BLOCK_R=16, BLOCK_D=128,
         )  # fmt: skip
     return d_rows, d_gates
@@ -113,5 +113,5 @@ def combine_backward(
 
 def _block(D: int) -> tuple[int, int]:
     """(rows, columns) of a tile: whole rows where they are short."""
-    columns = min(triton.next_power_of_2(max(D, 1)), 1024)
+    columns = min(next_power_of_2(max(D, 1)), 1024)
     return max(TILE_ELEMENTS // columns, 1), columns

@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ironmoe.kernels.activations import GATED_ACTIVATIONS, INTERLEAVED_ACTIVATIONS
 from ironmoe.kernels.gpu.activations import unit
-from ironmoe.kernels.gpu.launch import launch
+from ironmoe.kernels.gpu.launch import cdiv, launch
 from ironmoe.kernels.tuning import Blocks, Chip, blocks_for, chip_of, rows_per_tile
 
 
@@ -235,9 +235,9 @@ def grouped_matmul(
     hidden_tma = output_box(hidden, 2 if product == "gated" else 1, blocks.m, block_c, chip)
     activated_tma = output_box(activated, 1, blocks.m, block_c // 2 if interleaved else block_c, chip)
     boxes = ((hidden, hidden_tma), (activated, activated_tma))
-    store_tma = all(out is None or box is not None for out, box in boxes)
+    store_tma = all(out is None or tma is not None for out, tma in boxes)
     x_tma = chip.tma and row_token is None and takes_tma(x)
-    num_blocks = triton.cdiv(N, blocks.n)
+    num_blocks = cdiv(N, blocks.n)
     programs = tiles.shape[1] * num_blocks if num_rows else 0
     launch(
         grouped_matmul_kernel, min(programs, chip.processors) if blocks.persistent else programs, blocks.warps, blocks.stages,

@@ -26,7 +26,7 @@ from ironmoe.kernels.gpu.grouped_matmul import (
     weight_layout,
     weight_operand,
 )
-from ironmoe.kernels.gpu.launch import launch
+from ironmoe.kernels.gpu.launch import cdiv, launch
 from ironmoe.kernels.tuning import blocks_for, chip_of, rows_per_tile
 
 DOT_COLUMNS = 32
@@ -211,7 +211,7 @@ def hidden_gradient(
     two_halves = activation in GATED_ACTIVATIONS and not interleaved
     product = "hidden_gradient_interleaved" if interleaved else "hidden_gradient"
     blocks = blocks_for(product, dy.dtype, rows, chip._replace(tma=w_tma), are_aligned(dy, weight, hidden))
-    num_blocks = triton.cdiv(N, blocks.n)
+    num_blocks = cdiv(N, blocks.n)
     d_hidden = torch.empty_like(hidden) if want_hidden else None
     gated = hidden.new_empty(num_rows, N) if want_gated else None
     num_partials = num_blocks + (b_out is not None)
@@ -222,7 +222,7 @@ def hidden_gradient(
     )  # fmt: skip
     gated_tma = output_box(gated, 1, blocks.m, block_c, chip)
     boxes = ((d_hidden, d_hidden_tma), (gated, gated_tma))
-    store_tma = blocks.preload and all(out is None or box is not None for out, box in boxes)
+    store_tma = blocks.preload and all(out is None or tma is not None for out, tma in boxes)
     programs = tiles.shape[1] * num_blocks if num_rows else 0
     plan: dict[str, Any] = {
         "row_token": row_token, "offsets": offsets, "tiles": tiles, "num_tiles": tiles.shape[1], "num_rows": num_rows
@@ -249,7 +249,7 @@ def hidden_gradient(
         )  # fmt: skip
     d_gates = torch.empty_like(gates)
     launch(
-        gate_gradient_kernel, triton.cdiv(gates.numel(), 256), partial=partial, slot_row=slot_row, d_gates=d_gates,
+        gate_gradient_kernel, cdiv(gates.numel(), 256), partial=partial, slot_row=slot_row, d_gates=d_gates,
         num_choices=gates.numel(), num_partials=num_partials, num_rows=num_rows, BLOCK=256,
     )  # fmt: skip
     return d_gates, d_hidden, gated

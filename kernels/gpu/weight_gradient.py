@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ironmoe.kernels.gpu.launch import launch
+from ironmoe.kernels.gpu.launch import cdiv, launch
 from ironmoe.kernels.tuning import blocks_for, chip_of
 
 SUM_ROWS, SUM_COLUMNS = 64, 64
@@ -80,7 +80,7 @@ def weight_gradient(
     gathers = left_token is not None or right_token is not None
     stages = blocks.stages if gathers else min(blocks.stages, 4)
     launch(
-        weight_gradient_kernel, num_experts * triton.cdiv(M, blocks.m) * triton.cdiv(N, blocks.n), blocks.warps,
+        weight_gradient_kernel, num_experts * cdiv(M, blocks.m) * cdiv(N, blocks.n), blocks.warps,
         stages,
         left=left, left_token=left_token, right=right, right_token=right_token, out=out, offsets=offsets, M=M, N=N,
         left_stride=left.stride(0), right_stride=right.stride(0),
@@ -97,7 +97,7 @@ def expert_sum(
     num_experts, N = offsets.numel() - 1, source.shape[1]
     out = source.new_empty(num_experts, N)
     launch(
-        expert_sum_kernel, num_experts * triton.cdiv(N, SUM_COLUMNS), source=source,
+        expert_sum_kernel, num_experts * cdiv(N, SUM_COLUMNS), source=source,
         gates=None if gates is None else gates.to(torch.float32).contiguous(), row_token=row_token, row_slot=row_slot, out=out,
         offsets=offsets, N=N, stride=source.stride(0), top_k=1 if gates is None else gates.shape[1],
         BLOCK_R=SUM_ROWS, BLOCK_N=SUM_COLUMNS,

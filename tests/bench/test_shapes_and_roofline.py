@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ironmoe.bench import gpu
+from ironmoe.bench.gpu.jobs import cases
+from ironmoe.bench.gpu.options import select_shapes
 from ironmoe.bench.passes import DX, FORWARD, FULL, INFERENCE, PASSES, PGD, UNFROZEN, saved_bytes
 from ironmoe.bench.peers import ironmoe
 from ironmoe.bench.roofline import layer_work, limit_ms, moving_share, needed_flops, topk_work
@@ -87,6 +88,6 @@ def test_flops_are_those_that_torch_counts():
 def test_shapes_are_named_once_and_read_by_name():
     names = [shape.name for shape in (*SHAPES, *REHEARSAL)]
     assert len(set(names)) == len(names) and SHAPES[0] is MAIN and MAIN.sizes == (32768, 2048, 768, 128, 8)
-    assert [s.name for s in gpu.select_shapes("mixtral, olmoe", SHAPES)] == ["mixtral", "olmoe"]
-    planned = gpu.cases(SHAPES)
+    assert [s.name for s in select_shapes("mixtral, olmoe", SHAPES)] == ["mixtral", "olmoe"]
+    planned = cases(SHAPES)
     assert len(set(planned)) == len(planned) and {s for s, _ in planned} == set(SHAPES) and planned[0] == (MAIN, "uniform")
