@@ -1,6 +1,8 @@
-"""What is asked of a layer: inference, forward, the backward passes of attack and training, and a PGD step in a CUDA graph.
+"""What is asked of a layer: inference, forward, the backward passes of attack and training, and a
+PGD step in a CUDA graph.
 
-Gates count as inputs: an attack goes through the router, so every backward pass asks for their gradient too.
+Gates count as inputs: an attack goes through the router, so every backward pass asks for their
+gradient too.
 """
 
 from collections.abc import Callable
@@ -67,16 +69,26 @@ def graphed_pgd_step(build: Build, problem: Problem) -> Callable[[], Any]:
             point.copy_(moved)
             image.copy_(moved_image)
 
-    # A kernel's first launch compiles and allocates, which a capture does not allow; so it runs before, off the main stream.
+    return captured(step)
+
+
+def captured(step: Callable[[], Any]) -> Callable[[], None]:
+    """``step`` as a CUDA graph; a call replays it. CUDA only.
+
+    A kernel's first launch compiles and allocates, which a capture does not allow; so it runs three
+    times before, off the main stream.
+    """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(aside)
+
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
+
     return graph.replay
 
 

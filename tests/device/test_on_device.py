@@ -243,3 +243,24 @@ def test_two_runs_and_frozen_weights_give_the_same_bits(device):
     for name in first:
         assert torch.equal(first[name], second[name]), name
     assert torch.equal(frozen, first["x"])
+
+
+@ONLY_ON_GPU
+def test_the_cuda_graph_of_the_documentation():
+    """The example as it stands; then a replay from the start is the step, bit by bit."""
+    examples = neighbour(".", "test_readme")
+    variables = {}
+    exec(compile(examples.cuda_graph_example(), "docs/kernels.md", "exec"), variables)
+
+    point, image = variables["point"], variables["image"]
+    start = (variables["low"] + variables["high"]) / 2
+    examples.check_point(variables, start, moved_by=8 / 255)
+    found = []
+    for once in (variables["graph"].replay, variables["step"]):
+        with torch.no_grad():
+            point.copy_(start)
+            image.copy_(start)
+        once()
+        found.append(point.clone())
+    assert torch.equal(*found)
+    assert (found[0] - start).abs().max() > 1 / 255
