@@ -14,7 +14,7 @@ import pytest
 from ironmoe.bench.gpu import __main__, jobs, process, results, suite
 from ironmoe.bench.gpu.journal import Journal
 from ironmoe.bench.gpu.report import plan_lines
-from ironmoe.bench.peers import OURS
+from ironmoe.bench.peers import DENSE, OURS
 from ironmoe.bench.shapes import MAIN, REHEARSAL, ROUTINGS, SHAPES
 
 GATED, BIASES = REHEARSAL
@@ -33,7 +33,18 @@ def rehearse(tmp_path, capsys):
     return rehearse
 
 
+KILLED = """
+import os, sys
+from ironmoe.bench.gpu import child, measure
+from ironmoe.bench.peers import Peer
+measure.PEERS = {"liger-kernel": Peer(lambda problem: os.kill(os.getpid(), 9), "torch")}
+sys.exit(child.main())
+"""
+
+
 def test_a_rehearsal_from_end_to_end(rehearse, tmp_path, monkeypatch):
+    """With a peer that ends the process that measures it: the case goes on without it."""
+    monkeypatch.setattr(process, "CHILD", [sys.executable, "-c", KILLED])
     (tmp_path / "tests" / "device").mkdir(parents=True)
     (tmp_path / "tests" / "device" / "test_it.py").write_text("def test_a(): pass\n")
     monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
@@ -42,6 +53,8 @@ def test_a_rehearsal_from_end_to_end(rehearse, tmp_path, monkeypatch):
     monkeypatch.setattr("ironmoe.bench.gpu.run.run_suite", lambda *a: suite.run_suite(*a, paths=("tests/device",)))
     status, found, text, said = rehearse("--only", "case,tests,bits", "--shapes", BIASES.name)
     assert status == 0 and found["finished"] and not list(tmp_path.glob(f"*{results.JOURNAL}"))
+    assert "SIGKILL" in said and "again without liger-kernel" in said
+    assert {row["implementation"] for row in found["rows"]} == {OURS, DENSE}
     assert {row["shape"] for row in found["rows"]} == {BIASES.name} and found["tests"]["counts"] == {"passed": 1}
     assert [job["job"] for job in found["jobs"]] == [
         f"case {BIASES.name} uniform",
@@ -191,21 +204,6 @@ def test_a_hang_or_a_crash_costs_one_case_only(rehearse, tmp_path, monkeypatch, 
     goes_on = who != OURS and manner == "crashes"  # a hang has used the time of the case up
     assert outcome[broken] == ("done" if goes_on else "hung" if manner == "hangs" else "died")
     assert status == int(not goes_on) and ("again without liger-kernel" in said) == goes_on
-
-
-def test_a_real_child_that_is_killed_costs_its_case(rehearse, monkeypatch):
-    """The process that imports everything, with a peer that ends it."""
-    code = """
-import os, sys
-from ironmoe.bench.gpu import child, measure
-from ironmoe.bench.peers import PEERS, Peer
-measure.PEERS = {"liger-kernel": Peer(lambda problem: os.kill(os.getpid(), 9), "torch")}
-sys.exit(child.main())
-"""
-    monkeypatch.setattr(process, "CHILD", [sys.executable, "-c", code])
-    status, found, _, said = rehearse("--only", "case", "--shapes", BIASES.name)
-    assert status == 0 and "SIGKILL" in said and "again without liger-kernel" in said
-    assert {row["implementation"] for row in found["rows"]} == {OURS, "dense MLP"}
 
 
 @pytest.mark.parametrize(
