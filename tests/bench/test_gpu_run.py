@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
 from ironmoe.bench.gpu import __main__, jobs, process, results, suite
 from ironmoe.bench.gpu.journal import Journal
 from ironmoe.bench.gpu.report import plan_lines
-from ironmoe.bench.peers import DENSE, OURS
+from ironmoe.bench.peers import OURS
 from ironmoe.bench.shapes import MAIN, REHEARSAL, ROUTINGS, SHAPES
 
 GATED, BIASES = REHEARSAL
@@ -31,50 +32,6 @@ def rehearse(tmp_path, capsys):
         return status, json.loads(numbers.read_text()), text.read_text(), capsys.readouterr().out
 
     return rehearse
-
-
-KILLED = """
-import os, sys
-from ironmoe.bench.gpu import child, measure
-from ironmoe.bench.peers import Peer
-measure.PEERS = {"liger-kernel": Peer(lambda problem: os.kill(os.getpid(), 9), "torch")}
-sys.exit(child.main())
-"""
-
-
-def test_a_rehearsal_from_end_to_end(rehearse, tmp_path, monkeypatch):
-    """With a peer that ends the process that measures it: the case goes on without it."""
-    monkeypatch.setattr(process, "CHILD", [sys.executable, "-c", KILLED])
-    (tmp_path / "tests" / "device").mkdir(parents=True)
-    (tmp_path / "tests" / "device" / "test_it.py").write_text("def test_a(): pass\n")
-    monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
-    monkeypatch.setattr(suite, "ROOT", tmp_path)
-    monkeypatch.setattr(suite, "_workers", list)
-    monkeypatch.setattr("ironmoe.bench.gpu.run.run_suite", lambda *a: suite.run_suite(*a, paths=("tests/device",)))
-    status, found, text, said = rehearse("--only", "case,tests,bits", "--shapes", BIASES.name)
-    assert status == 0 and found["finished"] and not list(tmp_path.glob(f"*{results.JOURNAL}"))
-    assert "SIGKILL" in said and "again without liger-kernel" in said
-    assert {row["implementation"] for row in found["rows"]} == {OURS, DENSE}
-    assert {row["shape"] for row in found["rows"]} == {BIASES.name} and found["tests"]["counts"] == {"passed": 1}
-    assert [job["job"] for job in found["jobs"]] == [
-        f"case {BIASES.name} uniform",
-        "tests",
-        f"bits {GATED.name}",
-    ]
-    assert all(job["outcome"] in ("done", "passed") for job in found["jobs"]) and found["goals"] == []
-    assert found["versions"]["torch"] and found["device"]["name"] in said
-    for title in (
-        "A rehearsal",
-        "## Checks",
-        "## Layers",
-        "## Tests on this device",
-        "## Jobs",
-        "## Notes",
-    ):
-        assert title in text
-    lengths = [{line.count("|") for line in block.splitlines()} for block in text.split("\n\n") if block.startswith("|")]
-    assert lengths and all(len(columns) == 1 for columns in lengths)  # each table has rows of one length
-    assert "the plan" in said and "[1/3 " in said and "forward + dX: ironmoe" in said and f"Wrote {tmp_path}" in said
 
 
 def test_minutes_cut_from_the_end():
@@ -96,19 +53,23 @@ def test_time_that_is_over_is_said(rehearse):
     assert "Not finished: no time for" in text
 
 
+# A machine that has torch and little else; Python imports a module of this name at every start.
+BARE = """
+import sys
+absent = ("hypothesis", "jinja2", "matplotlib", "mlxtend", "pytest", "rich", "safetensors", "sklearn")
+sys.modules.update(dict.fromkeys((*absent, "transformers", "triton", "typer")))
+"""
+
+
 def start(tmp_path, *arguments):
-    """The program in a process of its own, once it has written the first pass."""
-    command = [
-        sys.executable,
-        "-m",
-        "ironmoe.bench.gpu",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path),
-        *arguments,
-    ]
-    program = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    """The program in a process of its own, on a bare machine, once it has written the first pass."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "ironmoe.bench.gpu", "--device", "cpu", "--out", tmp_path, *arguments],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for path in tmp_path.glob(f"*{results.JOURNAL}"):
@@ -118,9 +79,22 @@ def start(tmp_path, *arguments):
     raise AssertionError("nothing was measured")
 
 
-def test_a_kill_loses_the_pass_under_way_and_resume_goes_on(rehearse, tmp_path):
-    arguments = ("--only", "case", "--shapes", BIASES.name)
-    program, path = start(tmp_path, *arguments)
+@pytest.fixture
+def one_test(tmp_path, monkeypatch):
+    """The tests that use the device are one that passes."""
+    (tmp_path / "tests" / "device").mkdir(parents=True)
+    (tmp_path / "tests" / "device" / "test_it.py").write_text("def test_a(): pass\n")
+    monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    monkeypatch.setattr(suite, "_workers", list)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    one_path = partial(suite.run_suite, paths=("tests/device",))
+    monkeypatch.setattr("ironmoe.bench.gpu.run.run_suite", one_path)
+
+
+def test_a_kill_loses_the_pass_under_way_and_resume_goes_on_to_the_end(rehearse, one_test, tmp_path):
+    shape = ("--shapes", BIASES.name)
+    program, path = start(tmp_path, "--only", "case", *shape)
     program.send_signal(signal.SIGKILL)
     program.wait()
     time.sleep(0.5)  # the process of the job ends with it
@@ -130,11 +104,33 @@ def test_a_kill_loses_the_pass_under_way_and_resume_goes_on(rehearse, tmp_path):
     rows = [row for entry in there for row in entry.get("rows", ())]
     files = json.loads(path.with_suffix(".json").read_text())
     assert not files["finished"] and files["why_not_finished"] == "still running"
-    status, found, _, said = rehearse("--resume", *arguments)
+
+    status, found, text, said = rehearse("--resume", "--only", "case,tests,bits", *shape)
     assert status == 0 and found["finished"] and found["rows"][: len(rows)] == rows
+    check_rehearsal(found, text, said)
+    assert not path.exists() and said.count("forward + full backward: ironmoe") <= 1
+    assert f"Wrote {tmp_path}" in said
+
+
+def check_rehearsal(found, text, said):
+    """Everything is there once, and every table of the text is one."""
     places = [(row["implementation"], row["pass"]) for row in found["rows"]]
     assert len(places) == len(set(places)) and len([name for name, _ in places if name == OURS]) == 9
-    assert not path.exists() and said.count("forward + full backward: ironmoe") <= 1
+    assert {row["shape"] for row in found["rows"]} == {BIASES.name}
+    assert found["tests"]["counts"] == {"passed": 1}
+    jobs_done = [job["job"] for job in found["jobs"]]
+    assert jobs_done == [f"case {BIASES.name} uniform", "tests", f"bits {GATED.name}"]
+    assert all(job["outcome"] in ("done", "passed") for job in found["jobs"])
+    assert found["goals"] == []
+    assert found["versions"]["torch"] and found["device"]["name"] in said
+
+    titles = ("Checks", "Layers", "Tests on this device", "Jobs", "Notes")
+    for title in ("A rehearsal", *(f"## {title}" for title in titles)):
+        assert title in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert tables and all(len({row.count("|") for row in table}) == 1 for table in tables)
+    for words in ("the plan", "[1/3 ", "forward + dX: ironmoe"):
+        assert words in said
 
 
 def test_an_interrupted_run_says_so(tmp_path, monkeypatch, capsys):

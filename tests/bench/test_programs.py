@@ -134,6 +134,7 @@ def test_the_same_command_goes_on_and_repeats_nothing(finished, monkeypatch):
     folder, first = finished
     monkeypatch.setattr(demo, "train", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(demo, "measure_robust", lambda *a, **k: pytest.fail("attacked again"))
+    monkeypatch.setattr(plots, "draw_all", lambda *arguments: {})  # they take most of the time
     again = run("demo", *TINY, "--seeds", 2, "--out", folder).output
     assert "Going on in" in again
     assert again[again.index("V-MoE and ViT under attack") :] == first[first.index("V-MoE and ViT under attack") :]
@@ -308,7 +309,7 @@ def test_doctor_passes_and_fails_loudly(monkeypatch):
     def broken():
         raise AssertionError("two and two")
 
-    monkeypatch.setitem(doctor.SELF_TESTS, "arithmetic", broken)
+    monkeypatch.setattr(doctor, "SELF_TESTS", {"arithmetic": broken})
     result = run("doctor", ok=False)
     assert result.exit_code == 1 and "FAILED" in result.output and "two and two" in result.output
 
