@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ironmoe.bench import block_tables
+from ironmoe.bench import block_tables, timing
 from ironmoe.bench.gpu import attack, blocks, checks, tune
 from ironmoe.bench.gpu.journal import Journal, Pen, tables
 from ironmoe.bench.gpu.neighbours import neighbours
@@ -138,12 +138,13 @@ def test_blocks_that_reach_no_launch_are_not_compared(journal, monkeypatch, devi
     former = {"WIDE": {"plain": tuning.WIDE["plain"]._replace(k=16)}}
     monkeypatch.setattr(blocks, "FORMER_BLOCKS", former)
     monkeypatch.setattr(blocks, "SHOWN_BY", {"plain": INFERENCE})
+    monkeypatch.setattr(timing, "WARMUP", 0)
     compare = partial(
         blocks.compare_blocks,
         torch.float16,
         torch.device(device),
         lambda: 60.0,
-        shape=BIASES._replace(tokens=4),
+        shape=BIASES._replace(tokens=4, hidden=16, num_experts=1, top_k=1),
         rounds=1,
     )
     assert compare(pen=Pen(journal, "blocks"))

@@ -79,22 +79,9 @@ def start(tmp_path, *arguments):
     raise AssertionError("nothing was measured")
 
 
-@pytest.fixture
-def one_test(tmp_path, monkeypatch):
-    """The tests that use the device are one that passes."""
-    (tmp_path / "tests" / "device").mkdir(parents=True)
-    (tmp_path / "tests" / "device" / "test_it.py").write_text("def test_a(): pass\n")
-    monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
-    monkeypatch.setattr(suite, "ROOT", tmp_path)
-    monkeypatch.setattr(suite, "_workers", list)
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    one_path = partial(suite.run_suite, paths=("tests/device",))
-    monkeypatch.setattr("ironmoe.bench.gpu.run.run_suite", one_path)
-
-
-def test_a_kill_loses_the_pass_under_way_and_resume_goes_on_to_the_end(rehearse, one_test, tmp_path):
-    shape = ("--shapes", BIASES.name)
-    program, path = start(tmp_path, "--only", "case", *shape)
+def test_a_kill_loses_the_pass_under_way_and_resume_goes_on_to_the_end(rehearse, tmp_path):
+    arguments = ("--only", "case", "--shapes", BIASES.name)
+    program, path = start(tmp_path, *arguments)
     program.send_signal(signal.SIGKILL)
     program.wait()
     time.sleep(0.5)  # the process of the job ends with it
@@ -105,32 +92,25 @@ def test_a_kill_loses_the_pass_under_way_and_resume_goes_on_to_the_end(rehearse,
     files = json.loads(path.with_suffix(".json").read_text())
     assert not files["finished"] and files["why_not_finished"] == "still running"
 
-    status, found, text, said = rehearse("--resume", "--only", "case,tests,bits", *shape)
+    status, found, text, said = rehearse("--resume", *arguments)
     assert status == 0 and found["finished"] and found["rows"][: len(rows)] == rows
-    check_rehearsal(found, text, said)
     assert not path.exists() and said.count("forward + full backward: ironmoe") <= 1
-    assert f"Wrote {tmp_path}" in said
-
-
-def check_rehearsal(found, text, said):
-    """Everything is there once, and every table of the text is one."""
     places = [(row["implementation"], row["pass"]) for row in found["rows"]]
     assert len(places) == len(set(places)) and len([name for name, _ in places if name == OURS]) == 9
-    assert {row["shape"] for row in found["rows"]} == {BIASES.name}
-    assert found["tests"]["counts"] == {"passed": 1}
-    jobs_done = [job["job"] for job in found["jobs"]]
-    assert jobs_done == [f"case {BIASES.name} uniform", "tests", f"bits {GATED.name}"]
-    assert all(job["outcome"] in ("done", "passed") for job in found["jobs"])
-    assert found["goals"] == []
+    assert {row["shape"] for row in found["rows"]} == {BIASES.name} and found["goals"] == []
+    assert [job["outcome"] for job in found["jobs"]] == ["done"]
     assert found["versions"]["torch"] and found["device"]["name"] in said
+    check_text(text, ("A rehearsal", "## Layers", "## Jobs", "## Notes"))
+    for words in ("the plan", "[1/1 ", "forward + dX: ironmoe", f"Wrote {tmp_path}"):
+        assert words in said
 
-    titles = ("Checks", "Layers", "Tests on this device", "Jobs", "Notes")
-    for title in ("A rehearsal", *(f"## {title}" for title in titles)):
+
+def check_text(text, titles):
+    """These are in it, and every table is one."""
+    for title in titles:
         assert title in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert tables and all(len({row.count("|") for row in table}) == 1 for table in tables)
-    for words in ("the plan", "[1/3 ", "forward + dX: ironmoe"):
-        assert words in said
 
 
 def test_an_interrupted_run_says_so(tmp_path, monkeypatch, capsys):
@@ -178,9 +158,22 @@ write("part", part="forward", notes=[])
 """
 
 
+@pytest.fixture
+def one_test(tmp_path, monkeypatch):
+    """The tests that use the device are one that passes."""
+    (tmp_path / "tests" / "device").mkdir(parents=True)
+    (tmp_path / "tests" / "device" / "test_it.py").write_text("def test_a(): pass\n")
+    monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    monkeypatch.setattr(suite, "_workers", list)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    one_path = partial(suite.run_suite, paths=("tests/device",))
+    monkeypatch.setattr("ironmoe.bench.gpu.run.run_suite", one_path)
+
+
 @pytest.mark.parametrize("who", ["liger-kernel", OURS])
 @pytest.mark.parametrize("manner", ["hangs", "crashes"])
-def test_a_hang_or_a_crash_costs_one_case_only(rehearse, tmp_path, monkeypatch, who, manner):
+def test_a_hang_or_a_crash_costs_one_case_only(rehearse, one_test, monkeypatch, who, manner):
     """With a child that measures nothing, so that it is quick. A case goes on without a peer that
     was the cause.
     """
@@ -189,10 +182,13 @@ def test_a_hang_or_a_crash_costs_one_case_only(rehearse, tmp_path, monkeypatch, 
     monkeypatch.setattr(jobs, "OTHER_CASE", (1.0, 1.5))
     monkeypatch.setattr("ironmoe.bench.gpu.run.LEAST", 0.1)
     monkeypatch.setattr("ironmoe.bench.gpu.run.SAY_EVERY", 0.3)
-    status, found, text, said = rehearse("--only", "case")
+    status, found, text, said = rehearse("--only", "case,tests,bits")
     outcome = {job["job"]: job["outcome"] for job in found["jobs"]}
     broken = f"case {GATED.name} half_empty"
-    assert len(outcome) == 5 and all(found == "done" for job, found in outcome.items() if job != broken)
+    assert len(outcome) == 7 and outcome["tests"] == "passed"
+    assert all(word in ("done", "passed") for job, word in outcome.items() if job != broken)
+    assert found["tests"]["counts"] == {"passed": 1}
+    check_text(text, ("## Tests on this device", "## Jobs", "## Notes"))
     (note,) = found["notes"]
     assert note["implementation"] == who and ("hung" if manner == "hangs" else "SIGSEGV: its last words") in note["why"]
     assert "in forward" in note["why"] and note["why"] in text

@@ -31,7 +31,9 @@ def neighbour(folder, name):
 contract = neighbour("kernels/gpu", "contract")
 D, F, E, K = 16, 24, 3, 2
 EPS = 0.3
-ONLY_ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+ONLY_ON_GPU = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="the interpreter cannot do it, or another case rehearses it"
+)  # fmt: skip
 
 # The interpreter's numpy: exp of large numbers, and an index of one element.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning", "ignore:.*:DeprecationWarning:triton.runtime.interpreter")
@@ -194,7 +196,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize(
-    "name", ["PGD", pytest.param("PGD to the end", marks=ONLY_ON_GPU), "APGD"]
+    "name", ["PGD", *(pytest.param(name, marks=ONLY_ON_GPU) for name in ("PGD to the end", "APGD"))]
 )  # fmt: skip
 def test_attack(device, images, name):
     """Images that have room for it fall, on both; the others do not. Points differ where a gradient
