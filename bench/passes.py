@@ -1,6 +1,8 @@
-"""What is asked of a layer: inference, forward, the backward passes of attack and training, and a PGD step in a CUDA graph.
+"""What is asked of a layer: inference, forward, the backward passes of attack and training, and a
+PGD step in a CUDA graph.
 
-Gates count as inputs: an attack goes through the router, so every backward pass asks for their gradient too.
+Gates count as inputs: an attack goes through the router, so every backward pass asks for their
+gradient too.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from torch import Tensor
 from ironmoe.bench.shapes import Problem
 from ironmoe.kernels.attack_step import linf_step
 
-Build = Callable[[Problem], Callable[[], Tensor]]  # an implementation: the layer of a problem, ready to be called
+Build = Callable[[Problem], Callable[[], Tensor]]  # the layer of a problem, ready to be called
 INFERENCE, FORWARD, DX = "inference", "forward", "forward + dX"
 FULL, UNFROZEN, PGD = "forward + full backward", "grad([x]) unfrozen", "graphed PGD step"
 EPS = 8 / 255
@@ -45,14 +47,18 @@ def forward_full(build: Build, problem: Problem) -> Callable[[], Any]:
 
 
 def unfrozen(build: Build, problem: Problem) -> Callable[[], Any]:
-    """The gradients of x and gates while the weights require grad, as in the inner loop of adversarial training."""
+    """The gradients of x and gates while the weights require grad, as in the inner loop of
+    adversarial training.
+    """
     return _with_gradients(build, problem, ("x", "gates"))
 
 
 def graphed_pgd_step(build: Build, problem: Problem) -> Callable[[], Any]:
-    """Forward, gradients of x and gates, and the next tokens by ``linf_step``, as one replay. CUDA only.
+    """Forward, gradients of x and gates, and the next tokens by ``linf_step``, as one replay. CUDA
+    only.
 
-    Each replay starts where the last one ended; the ball around the first x keeps the tokens in range.
+    Each replay starts where the last one ended; the ball around the first x keeps the tokens in
+    range.
     """
     frozen = problem.frozen()
     image = problem.x.detach().clone().requires_grad_()
@@ -62,30 +68,44 @@ def graphed_pgd_step(build: Build, problem: Problem) -> Callable[[], Any]:
     gradients = _with_gradients(build, frozen._replace(x=image), ("x", "gates"))
 
     def step() -> None:
-        moved, moved_image = linf_step(point, gradients()[0], low, high, alpha, image_dtype=image.dtype)
+        gradient, _ = gradients()
+        moved, moved_image = linf_step(point, gradient, low, high, alpha, image_dtype=image.dtype)
         with torch.no_grad():
             point.copy_(moved)
             image.copy_(moved_image)
 
-    # A kernel's first launch compiles and allocates, which a capture does not allow; so it runs before, off the main stream.
+    return captured(step)
+
+
+def captured(step: Callable[[], Any]) -> Callable[[], None]:
+    """``step`` as a CUDA graph; a call replays it. CUDA only.
+
+    A kernel's first launch compiles and allocates, which a capture does not allow; so it runs three
+    times before, off the main stream.
+    """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(aside)
+
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
+
     return graph.replay
 
 
-def _with_gradients(build: Build, problem: Problem, wanted: tuple[str, ...]) -> Callable[[], tuple[Tensor, ...]]:
+def _with_gradients(
+    build: Build, problem: Problem, wanted: tuple[str, ...]
+) -> Callable[[], tuple[Tensor, ...]]:  # fmt: skip
     layer = build(problem)
     leaves = [problem.leaves[name] for name in wanted]
 
     def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(layer(), leaves, problem.dy, allow_unused=True)  # a dense layer has no use for gates
+        # A dense layer has no use for gates.
+        return torch.autograd.grad(layer(), leaves, problem.dy, allow_unused=True)
 
     return run
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ironmoe.attacks import PGD
 from ironmoe.bench.gpu.journal import Pen
+from ironmoe.bench.passes import captured
 from ironmoe.bench.timing import OutOfTime, time_limit
 from ironmoe.kernels.attack_step import linf_step
 from ironmoe.moe import VMoE, freeze_weights
@@ -75,16 +76,7 @@ class Steps:
 
     def graphed(self) -> Callable[[], Tensor]:
         """The same by replays of one captured step."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(3):
-                self.step()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step()
-        return partial(self._all, graph.replay)
+        return partial(self._all, captured(self.step))
 
     def _all(self, step: Callable[[], Any]) -> Tensor:
         self.reset()

@@ -4,7 +4,7 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,8 +14,8 @@ from ironmoe.bench.gpu.tune import (
     CANDIDATE_SECONDS,
     PRESENT,
     objection,
+    run_under,
     shape_for,
-    with_blocks,
     work_of,
 )
 from ironmoe.bench.passes import DX, FULL, INFERENCE, PASSES
@@ -23,18 +23,33 @@ from ironmoe.bench.peers import ironmoe
 from ironmoe.bench.shapes import MAIN, Shape, make_problem
 from ironmoe.bench.timing import OutOfTime, interleaved, time_limit
 from ironmoe.kernels import tuning
-from ironmoe.kernels.tuning import Blocks
+from ironmoe.kernels.tuning import Blocks, chip_of
 
 FORMER = "former"
-CHANGED_TABLES = ("WIDE", "BLACKWELL")
-# What changes of the blocks are measured against: product → (fields as they were, the pass of the
-# layer that shows it). Nobody has timed either so far; the changes were made by what the compiler
-# says of registers and shared memory.
-FORMER_BLOCKS: dict[str, tuple[dict[str, Any], str]] = {
-    "activated": ({"m": 128, "n": 128, "k": 64, "stages": 4, "split": 4}, INFERENCE),
-    "gated": ({"box": False}, INFERENCE),
-    "hidden_gradient": ({"m": 128, "n": 128, "k": 64, "stages": 3, "split": 4, "preload": False}, DX),
-    "weight_gradient": ({"m": 128, "n": 128, "k": 64, "stages": 2}, FULL),
+NONE = "none"
+# Table → product → its blocks before they were changed by what the compiler says of registers and
+# shared memory. No GPU had timed them then. The other products kept theirs.
+FORMER_BLOCKS = {
+    "WIDE": {
+        "gated": Blocks(128, 128, 64, split=2, box=False),  # gate and up came in two boxes
+        "activated": Blocks(128, 128, 64, stages=4, split=4),  # one program a processor, now two
+        "hidden_gradient": Blocks(128, 128, 64, split=4),  # 3 stages, now 5; H after the product
+        "hidden_gradient_interleaved": Blocks(128, 128, 64, split=8),  # the same, in more parts
+        "weight_gradient": Blocks(128, 128, 64),  # half of the columns; 3 stages, now 7
+    },
+    "BLACKWELL": {
+        "gated": Blocks(128, 128, 64, split=2, box=False),
+        "activated": Blocks(128, 128, 64, stages=4, split=8),
+        "weight_gradient": Blocks(128, 128, 64),
+    },
+}
+# Product → the pass of a layer that shows it.
+SHOWN_BY = {
+    "gated": INFERENCE,
+    "activated": INFERENCE,
+    "hidden_gradient": DX,
+    "hidden_gradient_interleaved": DX,
+    "weight_gradient": FULL,
 }
 
 
@@ -46,22 +61,25 @@ def compare_blocks(
     shape: Shape = MAIN,
     rounds: int = 20,
 ) -> bool:
-    """Each product of ``FORMER_BLOCKS`` by itself, and the pass of the layer that it is in, with
-    present and former blocks in turns.
+    """Each product that has other blocks than before in the table of this chip and dtype: by
+    itself, and in a pass of the layer, with present and former blocks in turns.
 
     True if there was time for all.
     """
-    for product, (changed, pass_name) in FORMER_BLOCKS.items():
-        if product in pen.done:
+    compared = False
+    for product, pass_name in SHOWN_BY.items():
+        place = shape_for(product, shape)
+        change = _change(product, place, dtype, device)
+        compared |= change is not None
+        if change is None or product in pen.done:
             continue
         if left() <= 0:
             return False
         pen.begin(product, "ironmoe")
-        place = shape_for(product, shape)
         row = {"product": product, "shape": place.name, "dtype": str(dtype).removeprefix("torch.")}
         try:
             with time_limit(left()):
-                found = _compare(product, changed, pass_name, place, dtype, device, rounds)
+                found = _compare(product, change, pass_name, place, dtype, device, rounds)
         except OutOfTime:
             return False
         except Exception as error:  # what no longer compiles, or never did: its row says so
@@ -69,32 +87,46 @@ def compare_blocks(
         pen.finish(product, blocks=[row | figures for figures in found])
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    if not compared and NONE not in pen.done:
+        why = f"no blocks for {dtype} on this chip have changed"
+        pen.finish(NONE, blocks=[{"product": NONE, "shape": shape.name, "why": why}])
     return True
+
+
+class Change(NamedTuple):
+    """Blocks of a product in a table of ``tuning``."""
+
+    table: str
+    present: Blocks
+    former: Blocks
+
+
+def _change(
+    product: str, shape: Shape, dtype: torch.dtype, device: torch.device
+) -> Change | None:  # fmt: skip
+    """None where the blocks are those from before."""
+    rows = tuning.rows_per_tile(shape.rows, shape.num_experts, dtype)
+    table = table_of(product, dtype, rows, chip_of(torch.empty(0, device=device)))
+    present: Blocks = getattr(tuning, table)[product]
+    former = FORMER_BLOCKS.get(table, {}).get(product, present)
+    return None if former == present else Change(table, present, former)
 
 
 def _compare(
     product: str,
-    changed: dict[str, Any],
+    change: Change,
     pass_name: str,
     shape: Shape,
     dtype: torch.dtype,
     device: torch.device,
     rounds: int,
 ) -> list[dict[str, Any]]:
-    run, chip, rows = work_of(product, shape, dtype, device)
-    table = table_of(product, dtype, rows, chip)
-    present: Blocks = getattr(tuning, table)[product]
-    if table not in CHANGED_TABLES:
-        return [{"why": f"{table} was not changed, only {' and '.join(CHANGED_TABLES)}"}]
-    if unknown := changed.keys() - present._asdict().keys():
-        return [{"why": f"Blocks have no {', '.join(sorted(unknown))}"}]
-    former = present._replace(**changed)
-    differing = [name for name, value in former._asdict().items() if getattr(present, name) != value]
-    if not differing:
-        return [{"why": f"the table has the former blocks: {present}"}]
+    run, _, _ = work_of(product, shape, dtype, device)
+    table, present, former = change
+    differing = [name for name in Blocks._fields if getattr(present, name) != getattr(former, name)]
     described = {
         which: ", ".join(f"{name} {getattr(blocks, name)}" for name in differing)
-        for which, blocks in (("present", present), ("former", former))
+        for which, blocks in ((PRESENT, present), (FORMER, former))
     }
     expected = run()
     launched = _launched(run)
@@ -107,7 +139,7 @@ def _compare(
     found = []
     for what, work in {"by itself": run, pass_name: layer}.items():
         both = {PRESENT: present, FORMER: former}
-        runs = {name: with_blocks(table, product, blocks, work) for name, blocks in both.items()}
+        runs = {name: run_under(table, product, blocks, work) for name, blocks in both.items()}
         times = {name: timing.ms for name, timing in interleaved(runs, device, rounds).items()}
         found.append({**described, "pass": what, "ms": times[PRESENT], "former_ms": times[FORMER]})
     return found

@@ -31,7 +31,7 @@ class Journal:
       died;
     - part: ``job`` and ``part`` are finished; a list of rows for each of ``TABLES`` that got some;
     - end: ``job`` has an ``outcome``, a ``why`` and ``seconds``;
-    - collected, test: see ``test_log.py``.
+    - collected, test: see ``suite_log.py``.
     """
 
     def __init__(self, path: Path) -> None:

@@ -42,8 +42,9 @@ from ironmoe.bench.timing import (
     square_product,
     time_limit,
 )
-from ironmoe.kernels import combine, plan_dispatch, topk_route
+from ironmoe.kernels import combine, topk_route
 from ironmoe.kernels.attack_step import linf_step
+from ironmoe.kernels.dispatch import plan_with_tiles
 
 CHECK_SECONDS = 45.0  # for a peer to compile, tune itself and be checked
 PRODUCT, COPY = "product", "copy"
@@ -271,14 +272,16 @@ def _time_movers(problem: Problem, rounds: int) -> list[tuple[str, Timing, dict[
     shape, device, dtype = problem.shape, problem.x.device, problem.x.dtype
     logits = torch.randn(shape.tokens, shape.num_experts, device=device)
     routing = problem.routing._replace(gates=problem.gates.detach())
-    dispatch = plan_dispatch(problem.experts, shape.num_experts)
+    dispatch, _ = plan_with_tiles(problem.experts, shape.num_experts, dtype)
     rows = torch.randn(shape.rows, shape.dim, device=device, dtype=dtype)
     point = torch.rand(shape.tokens, shape.dim, device=device)
     low, high, alpha = point - 0.1, point + 0.1, torch.full((shape.tokens,), 0.01, device=device)
-    torch.testing.assert_close(topk_route(logits, shape.top_k).gates, logits.softmax(1).topk(shape.top_k).values)
+    torch.testing.assert_close(
+        topk_route(logits, shape.top_k).gates, logits.softmax(1).topk(shape.top_k).values
+    )  # fmt: skip
     kernels: list[tuple[Work, Callable[[], Any]]] = [
         (topk_work(shape), lambda: topk_route(logits, shape.top_k)),
-        (dispatch_work(shape), lambda: plan_dispatch(problem.experts, shape.num_experts)),
+        (dispatch_work(shape), lambda: plan_with_tiles(problem.experts, shape.num_experts, dtype)),
         (combine_work(shape, dtype.itemsize), lambda: combine(rows, routing, dispatch)),
         (
             linf_step_work(shape, dtype.itemsize),

@@ -18,6 +18,7 @@ GOAL_DEVICES, GOAL_DTYPE = (
     "bfloat16",
 )  # the same processors; an H200 has faster memory
 GOAL_TFLOPS = {FORWARD: 550.0, DX: 520.0, FULL: 480.0}
+MOVING = "routing + dispatch + combine"
 GOAL_DX_OF_FULL, GOAL_MOVING_SHARE, GOAL_ROUTER_SHARE = 0.68, 0.10, 0.80
 
 
@@ -33,20 +34,27 @@ class Goal(NamedTuple):
 
 def goals(rows: list[Row]) -> list[Goal]:
     """The goals for an H100 in bfloat16, against the rows of one run."""
-    ours = {(r["shape"], r["pass"]): r for r in rows if r["implementation"] == OURS and _is_main_setting(r)}
-    wrong_at_main = any(shape == MAIN.name and r.get("agrees") is False for (shape, _), r in ours.items())
+    ours = {
+        row["pass"]: row
+        for row in rows
+        if row["implementation"] == OURS and row["shape"] == MAIN.name and _is_main_setting(row)
+    }
+    wrong_at_main = any(row.get("agrees") is False for row in ours.values())
 
     def at_main(pass_name: str, figure: str = "ms") -> float:
-        row = ours.get((MAIN.name, pass_name))
+        row = ours.get(pass_name)
         return float("nan") if row is None or wrong_at_main else row[figure]
 
     topk, dispatch, combined = (at_main(f"kernel {name}") for name in MOVES_ROWS)
-    moving_share = (topk + dispatch + combined) / (topk + at_main(INFERENCE))  # the layer's time has dispatch and combine in it
+    layer = topk + at_main(INFERENCE)  # whose time has dispatch and combine in it
+    moving_share = (topk + dispatch + combined) / layer
+    speeds = {name: at_main(name, "tflops") for name in GOAL_TFLOPS}
+    dx_of_full = at_main(DX) / at_main(FULL)
     router_share = at_main("kernel topk_route", "share_of_copy")
     found = [
-        *(_at_least(f"{name}, TFLOP/s", wanted, at_main(name, "tflops"), ".0f") for name, wanted in GOAL_TFLOPS.items()),
-        _at_most(f"{DX}, of the time of {FULL}", GOAL_DX_OF_FULL, at_main(DX) / at_main(FULL), ".2f"),
-        _at_most("routing + dispatch + combine, of the layer", GOAL_MOVING_SHARE, moving_share, ".1%"),
+        *(_at_least(f"{name}, TFLOP/s", GOAL_TFLOPS[name], speeds[name], ".0f") for name in speeds),
+        _at_most(f"{DX}, of the time of {FULL}", GOAL_DX_OF_FULL, dx_of_full, ".2f"),
+        _at_most(f"{MOVING}, of the layer", GOAL_MOVING_SHARE, moving_share, ".1%"),
         _at_least("the router kernel, of copy bandwidth", GOAL_ROUTER_SHARE, router_share, ".0%"),
     ]
     if wrong_at_main:
@@ -67,18 +75,21 @@ def _at_most(text: str, wanted: float, value: float, form: str) -> Goal:
 
 
 def _goal(text: str, value: float, met: bool, form: str) -> Goal:
-    return Goal(text, "not measured", None) if math.isnan(value) else Goal(text, f"{value:{form}}", met)
+    if math.isnan(value):
+        return Goal(text, "not measured", None)
+    return Goal(text, f"{value:{form}}", met)
 
 
 def _fused_goal(rows: list[Row]) -> Goal:
     text = "no fused peer faster at any shape and pass"
     right = [row for row in rows if row.get("agrees") is not False]
     ours = {_place(r): r["ms"] for r in right if r["implementation"] == OURS}
-    ratios = {
-        f"{r['implementation']}, {r['shape']}, {r['routing']}, {r['pass']}": r["ms"] / ours[_place(r)]
-        for r in right
-        if r["implementation"] in PEERS and PEERS[r["implementation"]].fused and _place(r) in ours
-    }
+    ratios = {}
+    for row in right:
+        peer = PEERS.get(row["implementation"])
+        if peer and peer.fused and _place(row) in ours:
+            name = ", ".join([row["implementation"], *_place(row)[:3]])
+            ratios[name] = row["ms"] / ours[_place(row)]
     if not ratios:
         return Goal(text, "not measured", None)
     closest = min(ratios, key=lambda name: ratios[name])
@@ -95,14 +106,23 @@ def _place(row: Row) -> tuple[str, ...]:
 
 def wrong(content: dict[str, Any], asked_for_tests: bool) -> list[str]:
     """What makes the exit status 1, a line each."""
-    ours = [note for note in content["notes"] if note["implementation"] == OURS and note["kind"] in ("disagrees", "failed")]
-    found = [f"ironmoe at {note['shape']}, {note['routing']}: {note['why']}" for note in ours]
+    found = [
+        f"ironmoe at {note['shape']}, {note['routing']}: {note['why']}"
+        for note in content["notes"]
+        if note["implementation"] == OURS and note["kind"] in ("disagrees", "failed")
+    ]
     tests = content["tests"]
     if asked_for_tests and tests is not None and tests["outcome"] != "passed":
         found.append(f"tests: {tests['outcome']}{': ' if tests['why'] else ''}{tests['why']}")
-    found += [f"{row['check']} at {row['shape']}: {row['why']}" for row in content["checks"] if row["passed"] is False]
-    found += [f"{row['way']} on {row['model']}: {row['why']}" for row in content["attack"] if row.get("why")]
-    found += [f"{job['job']}: {job['outcome']}: {job['why']}" for job in content["jobs"] if job["outcome"] in ("died", "hung")]
+    for row in content["checks"]:
+        if row["passed"] is False:
+            found.append(f"{row['check']} at {row['shape']}: {row['why']}")
+    for row in content["attack"]:
+        if row.get("why"):
+            found.append(f"{row['way']} on {row['model']}: {row['why']}")
+    for job in content["jobs"]:
+        if job["outcome"] in ("died", "hung"):
+            found.append(f"{job['job']}: {job['outcome']}: {job['why']}")
     return found
 
 
@@ -141,14 +161,15 @@ def news(entry: Entry) -> list[str]:
         if note["kind"] != "absent":
             lines.append(f"{note['implementation']} {note['kind']}: {note['why']}")
     for row in entry.get("compiled", ()):
-        lines.append(
-            f"{row['kernels']} kernels compiled in {row['seconds']:.1f} s, {row['from_cache']} from the cache; {row['longest']}"
-        )
+        compiled = f"{row['kernels']} kernels compiled in {row['seconds']:.1f} s"
+        lines.append(f"{compiled}, {row['from_cache']} from the cache; {row['longest']}")
     for row in entry.get("blocks", ()):
+        place = ", ".join([row["product"], *([row["pass"]] if "pass" in row else [])])
         timed = f"{row['ms']:.3f} ms, before {row['former_ms']:.3f}" if "ms" in row else row["why"]
-        lines.append(f"{row['product']}{', ' if 'pass' in row else ''}{row.get('pass', '')}: {timed}")
+        lines.append(f"{place}: {timed}")
     for row in entry.get("attack", ()):
-        lines.append(f"{row['way']}: " + (row["why"] if "why" in row else f"{row['images_per_s']:.0f} images/s"))
+        what = row["why"] if "why" in row else f"{row['images_per_s']:.0f} images/s"
+        lines.append(f"{row['way']}: {what}")
     for row in entry.get("checks", ()):
         verdict = {True: "passed", False: "FAILED", None: "not run"}[row["passed"]]
         lines.append(f"{row['check']}: {verdict}{': ' if row['why'] else ''}{row['why']}")

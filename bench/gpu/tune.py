@@ -59,8 +59,9 @@ class Proposal(NamedTuple):
     @property
     def text(self) -> str:
         """The row as it stands in the table."""
-        gain = f"{self.ms:.3f} ms, was {self.present_ms:.3f}" if self.blocks != self.present else f"{self.ms:.3f} ms, unchanged"
-        return f'"{self.product}": {self.blocks},  # {self.table}, {self.shape}: {gain}'
+        before = "unchanged" if self.blocks == self.present else f"was {self.present_ms:.3f}"
+        reason = f"{self.table}, {self.shape}: {self.ms:.3f} ms, {before}"
+        return f'"{self.product}": {self.blocks},  # {reason}'
 
 
 def tune(
@@ -151,7 +152,7 @@ def propose(
             refused[str(candidate)] = why
         else:
             ready[str(candidate)] = candidate
-    timed = {name: with_blocks(table, product, blocks, run) for name, blocks in ready.items()}
+    timed = {name: run_under(table, product, blocks, run) for name, blocks in ready.items()}
     with time_limit(left() + RESERVE):
         times = {name: timing.ms for name, timing in interleaved(timed, device, rounds).items()}
     best = min(times, key=lambda name: times[name])
@@ -188,7 +189,11 @@ def objection(
         return f"{type(error).__name__}: {error}"[:200]
 
 
-def with_blocks(table: str, product: str, blocks: Blocks, run: Callable[[], Any]) -> Callable[[], Any]:
+def run_under(
+    table: str, product: str, blocks: Blocks, run: Callable[[], Any]
+) -> Callable[[], Any]:  # fmt: skip
+    """``run`` with these blocks in the table."""
+
     def once() -> Any:
         with patched(table, product, blocks):
             return run()

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ironmoe.bench import block_tables
+from ironmoe.bench import block_tables, timing
 from ironmoe.bench.gpu import attack, blocks, checks, tune
 from ironmoe.bench.gpu.journal import Journal, Pen, tables
 from ironmoe.bench.gpu.neighbours import neighbours
 from ironmoe.bench.gpu.pool import in_processes
-from ironmoe.bench.passes import DX, FULL, INFERENCE
+from ironmoe.bench.passes import FULL, INFERENCE
 from ironmoe.bench.peers import ironmoe
-from ironmoe.bench.shapes import REHEARSAL
+from ironmoe.bench.shapes import MAIN, REHEARSAL
 from ironmoe.kernels import tuning
 
 CPU = torch.device("cpu")
@@ -98,32 +98,53 @@ def test_candidates_are_compiled_ahead_in_processes(monkeypatch):
     assert in_processes(time.sleep, [], workers=1, seconds=1.0) == in_processes(time.sleep, [0.0], 0, 1.0) == 0
 
 
+@pytest.mark.parametrize(
+    ("chip", "dtype", "changed"),
+    [
+        ("sm_90", torch.bfloat16, set(blocks.SHOWN_BY)),
+        ("sm_100", torch.bfloat16, {"gated", "activated", "weight_gradient"}),
+        ("sm_80", torch.bfloat16, set()),
+        ("sm_90", FLOAT32, set()),
+    ],
+)
+def test_what_has_other_blocks_than_before(chip, dtype, changed):
+    with tuning.assume(tuning.CHIPS[chip]):
+        found = {name: blocks._change(name, MAIN, dtype, CPU) for name in blocks.SHOWN_BY}
+    assert {name for name, change in found.items() if change} == changed
+    for change in filter(None, found.values()):
+        assert change.present in getattr(tuning, change.table).values()
+
+
 def test_former_blocks_are_timed_beside_the_present_ones(journal, monkeypatch):
-    unknown, same = ({"no_such_field": 1}, DX), ({"stages": tuning.WIDE["gated"].stages}, INFERENCE)
-    former = {"weight_gradient": ({"stages": 2}, FULL), "plain": unknown, "gated": same}
-    monkeypatch.setattr(blocks, "FORMER_BLOCKS", former)
-    before = dict(tuning.WIDE)
-    assert blocks.compare_blocks(torch.bfloat16, CPU, lambda: 60.0, Pen(journal, "blocks"), GATED, rounds=2)
+    former = tuning.WIDE["weight_gradient"]._replace(stages=2)
+    table = {"weight_gradient": former, "gated": tuning.WIDE["gated"]}
+    monkeypatch.setattr(blocks, "FORMER_BLOCKS", {"WIDE": table})
+    before, compare = dict(tuning.WIDE), partial(blocks.compare_blocks, shape=GATED, rounds=2)
+    for _ in range(2):  # the second one has nothing left to do
+        assert compare(torch.bfloat16, CPU, lambda: 60.0, Pen(journal, "blocks"))
     found = tables(journal.entries())["blocks"]
-    assert [row["pass"] for row in found if "ms" in row] == [
-        "by itself",
-        FULL,
-    ] and before == tuning.WIDE
-    assert found[0]["former"] == "stages 2" and found[0]["ms"] > 0 and found[0]["former_ms"] > 0
-    assert blocks.compare_blocks(FLOAT32, CPU, lambda: 60.0, Pen(journal, "float32"), GATED, rounds=2)
-    assert "FLOAT32 was not changed" in tables(journal.entries())["blocks"][-1]["why"]
-    assert "no no_such_field" in found[2]["why"] and "has the former blocks" in found[3]["why"]
+    assert [row["pass"] for row in found] == ["by itself", FULL] and before == tuning.WIDE
+    for row in found:
+        assert (row["product"], row["former"]) == ("weight_gradient", "stages 2")
+        assert row["ms"] > 0 and row["former_ms"] > 0
+    for _ in range(2):
+        assert compare(FLOAT32, CPU, lambda: 60.0, Pen(journal, "float32"))
+    assert "have changed" in tables(journal.entries())["blocks"][2]["why"]
+    assert len(tables(journal.entries())["blocks"]) == 3
 
 
 def test_blocks_that_reach_no_launch_are_not_compared(journal, monkeypatch, device):
     """As where a cache of compiled kernels does not ask for the blocks again."""
-    monkeypatch.setattr(blocks, "FORMER_BLOCKS", {"plain": ({"k": 16}, INFERENCE)})
+    former = {"WIDE": {"plain": tuning.WIDE["plain"]._replace(k=16)}}
+    monkeypatch.setattr(blocks, "FORMER_BLOCKS", former)
+    monkeypatch.setattr(blocks, "SHOWN_BY", {"plain": INFERENCE})
+    monkeypatch.setattr(timing, "WARMUP", 0)
     compare = partial(
         blocks.compare_blocks,
         torch.float16,
         torch.device(device),
         lambda: 60.0,
-        shape=BIASES._replace(tokens=4),
+        shape=BIASES._replace(tokens=4, hidden=16, num_experts=1, top_k=1),
         rounds=1,
     )
     assert compare(pen=Pen(journal, "blocks"))

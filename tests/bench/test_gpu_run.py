@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -33,37 +34,6 @@ def rehearse(tmp_path, capsys):
     return rehearse
 
 
-def test_a_rehearsal_from_end_to_end(rehearse, tmp_path, monkeypatch):
-    (tmp_path / "tests" / "device").mkdir(parents=True)
-    (tmp_path / "tests" / "device" / "test_it.py").write_text("def test_a(): pass\n")
-    monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
-    monkeypatch.setattr(suite, "ROOT", tmp_path)
-    monkeypatch.setattr(suite, "_workers", list)
-    monkeypatch.setattr("ironmoe.bench.gpu.run.run_suite", lambda *a: suite.run_suite(*a, paths=("tests/device",)))
-    status, found, text, said = rehearse("--only", "case,tests,bits", "--shapes", BIASES.name)
-    assert status == 0 and found["finished"] and not list(tmp_path.glob(f"*{results.JOURNAL}"))
-    assert {row["shape"] for row in found["rows"]} == {BIASES.name} and found["tests"]["counts"] == {"passed": 1}
-    assert [job["job"] for job in found["jobs"]] == [
-        f"case {BIASES.name} uniform",
-        "tests",
-        f"bits {GATED.name}",
-    ]
-    assert all(job["outcome"] in ("done", "passed") for job in found["jobs"]) and found["goals"] == []
-    assert found["versions"]["torch"] and found["device"]["name"] in said
-    for title in (
-        "A rehearsal",
-        "## Checks",
-        "## Layers",
-        "## Tests on this device",
-        "## Jobs",
-        "## Notes",
-    ):
-        assert title in text
-    lengths = [{line.count("|") for line in block.splitlines()} for block in text.split("\n\n") if block.startswith("|")]
-    assert lengths and all(len(columns) == 1 for columns in lengths)  # each table has rows of one length
-    assert "the plan" in said and "[1/3 " in said and "forward + dX: ironmoe" in said and f"Wrote {tmp_path}" in said
-
-
 def test_minutes_cut_from_the_end():
     on_gpu = jobs.plan(SHAPES, 9.0, True, tuple(jobs.KINDS))
     names = [job.name for job in on_gpu]
@@ -83,19 +53,23 @@ def test_time_that_is_over_is_said(rehearse):
     assert "Not finished: no time for" in text
 
 
+# A machine that has torch and little else; Python imports a module of this name at every start.
+BARE = """
+import sys
+absent = ("hypothesis", "jinja2", "matplotlib", "mlxtend", "pytest", "rich", "safetensors", "sklearn")
+sys.modules.update(dict.fromkeys((*absent, "transformers", "triton", "typer")))
+"""
+
+
 def start(tmp_path, *arguments):
-    """The program in a process of its own, once it has written the first pass."""
-    command = [
-        sys.executable,
-        "-m",
-        "ironmoe.bench.gpu",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path),
-        *arguments,
-    ]
-    program = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    """The program in a process of its own, on a bare machine, once it has written the first pass."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "ironmoe.bench.gpu", "--device", "cpu", "--out", tmp_path, *arguments],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for path in tmp_path.glob(f"*{results.JOURNAL}"):
@@ -105,7 +79,7 @@ def start(tmp_path, *arguments):
     raise AssertionError("nothing was measured")
 
 
-def test_a_kill_loses_the_pass_under_way_and_resume_goes_on(rehearse, tmp_path):
+def test_a_kill_loses_the_pass_under_way_and_resume_goes_on_to_the_end(rehearse, tmp_path):
     arguments = ("--only", "case", "--shapes", BIASES.name)
     program, path = start(tmp_path, *arguments)
     program.send_signal(signal.SIGKILL)
@@ -117,11 +91,26 @@ def test_a_kill_loses_the_pass_under_way_and_resume_goes_on(rehearse, tmp_path):
     rows = [row for entry in there for row in entry.get("rows", ())]
     files = json.loads(path.with_suffix(".json").read_text())
     assert not files["finished"] and files["why_not_finished"] == "still running"
-    status, found, _, said = rehearse("--resume", *arguments)
+
+    status, found, text, said = rehearse("--resume", *arguments)
     assert status == 0 and found["finished"] and found["rows"][: len(rows)] == rows
+    assert not path.exists() and said.count("forward + full backward: ironmoe") <= 1
     places = [(row["implementation"], row["pass"]) for row in found["rows"]]
     assert len(places) == len(set(places)) and len([name for name, _ in places if name == OURS]) == 9
-    assert not path.exists() and said.count("forward + full backward: ironmoe") <= 1
+    assert {row["shape"] for row in found["rows"]} == {BIASES.name} and found["goals"] == []
+    assert [job["outcome"] for job in found["jobs"]] == ["done"]
+    assert found["versions"]["torch"] and found["device"]["name"] in said
+    check_text(text, ("A rehearsal", "## Layers", "## Jobs", "## Notes"))
+    for words in ("the plan", "[1/1 ", "forward + dX: ironmoe", f"Wrote {tmp_path}"):
+        assert words in said
+
+
+def check_text(text, titles):
+    """These are in it, and every table is one."""
+    for title in titles:
+        assert title in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert tables and all(len({row.count("|") for row in table}) == 1 for table in tables)
 
 
 def test_an_interrupted_run_says_so(tmp_path, monkeypatch, capsys):
@@ -169,9 +158,22 @@ write("part", part="forward", notes=[])
 """
 
 
+@pytest.fixture
+def one_test(tmp_path, monkeypatch):
+    """The tests that use the device are one that passes."""
+    (tmp_path / "tests" / "device").mkdir(parents=True)
+    (tmp_path / "tests" / "device" / "test_it.py").write_text("def test_a(): pass\n")
+    monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    monkeypatch.setattr(suite, "_workers", list)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    one_path = partial(suite.run_suite, paths=("tests/device",))
+    monkeypatch.setattr("ironmoe.bench.gpu.run.run_suite", one_path)
+
+
 @pytest.mark.parametrize("who", ["liger-kernel", OURS])
 @pytest.mark.parametrize("manner", ["hangs", "crashes"])
-def test_a_hang_or_a_crash_costs_one_case_only(rehearse, tmp_path, monkeypatch, who, manner):
+def test_a_hang_or_a_crash_costs_one_case_only(rehearse, one_test, monkeypatch, who, manner):
     """With a child that measures nothing, so that it is quick. A case goes on without a peer that
     was the cause.
     """
@@ -180,10 +182,13 @@ def test_a_hang_or_a_crash_costs_one_case_only(rehearse, tmp_path, monkeypatch, 
     monkeypatch.setattr(jobs, "OTHER_CASE", (1.0, 1.5))
     monkeypatch.setattr("ironmoe.bench.gpu.run.LEAST", 0.1)
     monkeypatch.setattr("ironmoe.bench.gpu.run.SAY_EVERY", 0.3)
-    status, found, text, said = rehearse("--only", "case")
+    status, found, text, said = rehearse("--only", "case,tests,bits")
     outcome = {job["job"]: job["outcome"] for job in found["jobs"]}
     broken = f"case {GATED.name} half_empty"
-    assert len(outcome) == 5 and all(found == "done" for job, found in outcome.items() if job != broken)
+    assert len(outcome) == 7 and outcome["tests"] == "passed"
+    assert all(word in ("done", "passed") for job, word in outcome.items() if job != broken)
+    assert found["tests"]["counts"] == {"passed": 1}
+    check_text(text, ("## Tests on this device", "## Jobs", "## Notes"))
     (note,) = found["notes"]
     assert note["implementation"] == who and ("hung" if manner == "hangs" else "SIGSEGV: its last words") in note["why"]
     assert "in forward" in note["why"] and note["why"] in text
@@ -191,21 +196,6 @@ def test_a_hang_or_a_crash_costs_one_case_only(rehearse, tmp_path, monkeypatch, 
     goes_on = who != OURS and manner == "crashes"  # a hang has used the time of the case up
     assert outcome[broken] == ("done" if goes_on else "hung" if manner == "hangs" else "died")
     assert status == int(not goes_on) and ("again without liger-kernel" in said) == goes_on
-
-
-def test_a_real_child_that_is_killed_costs_its_case(rehearse, monkeypatch):
-    """The process that imports everything, with a peer that ends it."""
-    code = """
-import os, sys
-from ironmoe.bench.gpu import child, measure
-from ironmoe.bench.peers import PEERS, Peer
-measure.PEERS = {"liger-kernel": Peer(lambda problem: os.kill(os.getpid(), 9), "torch")}
-sys.exit(child.main())
-"""
-    monkeypatch.setattr(process, "CHILD", [sys.executable, "-c", code])
-    status, found, _, said = rehearse("--only", "case", "--shapes", BIASES.name)
-    assert status == 0 and "SIGKILL" in said and "again without liger-kernel" in said
-    assert {row["implementation"] for row in found["rows"]} == {OURS, "dense MLP"}
 
 
 @pytest.mark.parametrize(

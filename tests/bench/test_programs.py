@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from ironmoe.bench import cpu, demo, plots
 from ironmoe.bench.cli import app
@@ -49,10 +51,41 @@ def finished(tmp_path_factory):
     return folder, run("demo", *TINY, "--seeds", 2, "--out", folder).output
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """They take most of the time, and some tests do not look at them."""
-    monkeypatch.setattr(plots, "draw_all", lambda *arguments: {})
+class Stopped(NamedTuple):
+    """A run of one seed that was stopped in each stage, and begun again each time until its end.
+
+    interrupted: what Ctrl-C led to; full: the same of a disk that is full, and how many attacks
+    were on it then; output: what the last one printed, which got to the end.
+    """
+
+    folder: Path
+    interrupted: list[Result]
+    full: Result
+    attacks_when_full: int
+    output: str
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    command = ["demo", *TINY, "--out", folder]
+
+    def stop(where, error):
+        def fails(*args, **kwargs):
+            raise error
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(demo, where, fails)
+            return run(*command, ok=False)
+
+    # The first model is trained, attacked and looked into; then the second one.
+    stages = ("measure_robust", "measure_routing", "train")
+    interrupted = [stop(where, KeyboardInterrupt()) for where in stages]
+    full = stop("measure_robust", OSError(28, "No space left on device"))
+    attacks = len(list(folder.glob("results/*-attacks.json")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw_all", lambda *arguments: {})  # they take most of the time
+        return Stopped(folder, interrupted, full, attacks, run(*command).output)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (3, 20, 20), (3, 64, 64), (1, 4, 4)])
@@ -97,50 +130,40 @@ def test_demo_writes_everything_it_promises(finished):
     assert "over 2 seeds" in output and "±" in output and "over 2 seeds" in html
 
 
-def test_one_seed_says_what_it_cannot_show(tmp_path, no_pictures):
-    output = run("demo", *TINY, "--out", tmp_path / "one").output
-    assert "This is one seed" in output and "This is one seed" in (tmp_path / "one" / "report.html").read_text()
-
-
 def test_the_same_command_goes_on_and_repeats_nothing(finished, monkeypatch):
     folder, first = finished
     monkeypatch.setattr(demo, "train", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(demo, "measure_robust", lambda *a, **k: pytest.fail("attacked again"))
+    monkeypatch.setattr(plots, "draw_all", lambda *arguments: {})  # they take most of the time
     again = run("demo", *TINY, "--seeds", 2, "--out", folder).output
     assert "Going on in" in again
     assert again[again.index("V-MoE and ViT under attack") :] == first[first.index("V-MoE and ViT under attack") :]
 
 
-def interrupt(monkeypatch, where, call):
-    """Ctrl-C at this call of a stage of the demo."""
-    real, calls = getattr(demo, where), []
-
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(demo, where, interrupted)
-
-
-def test_ctrl_c_keeps_what_is_finished(finished, tmp_path, no_pictures, monkeypatch):
-    """Interrupted in each stage and run again each time: the numbers are those of the uninterrupted run."""
-    command = ["demo", *TINY, "--seeds", 2, "--out", tmp_path / "run"]
-    for where, call in (("train", 2), ("measure_robust", 2), ("measure_routing", 1)):
-        with monkeypatch.context() as patch:
-            interrupt(patch, where, call)
-            result = run(*command, ok=False)
+def test_ctrl_c_and_a_full_disk_keep_what_is_finished(finished, stopped):
+    """The numbers are those of the uninterrupted run."""
+    for result in stopped.interrupted:
         assert result.exit_code == 130 and "same command goes on" in result.output
-    run(*command)
-    ours, theirs = (json.loads((f / "report.json").read_text())["models"] for f in (tmp_path / "run", finished[0]))
+    assert stopped.full.exit_code == 1 and stopped.attacks_when_full == 1
+    assert "No space left on device" in stopped.full.output
+    assert "goes on from there" in stopped.full.output
 
-    def without_times(value):
-        if isinstance(value, dict):
-            return {k: without_times(v) for k, v in value.items() if "seconds" not in k and "per_second" not in k}
-        return [without_times(v) for v in value] if isinstance(value, list) else value
+    folders = stopped.folder, finished[0]
+    ours, theirs = (json.loads((f / "report.json").read_text())["models"] for f in folders)
+    for name in ARCHITECTURES:
+        assert len(ours[name]) == 1
+        assert without_times(ours[name][0]) == without_times(theirs[name][0])
 
-    assert without_times(ours) == without_times(theirs)
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if "seconds" not in k and "per_second" not in k}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def test_one_seed_says_what_it_cannot_show(stopped):
+    for text in (stopped.output, (stopped.folder / "report.html").read_text()):
+        assert "This is one seed" in text
 
 
 def test_training_interrupted_between_epochs_ends_with_the_same_weights(tmp_path):
@@ -224,22 +247,6 @@ def test_output_folder_is_checked_before_training(tmp_path, monkeypatch):
     assert result.exit_code == 2 and "needs 100 MB, but only 1 MB are free" in result.output.replace("\n", " ")
 
 
-def test_a_disk_that_fills_up_loses_nothing(tmp_path, no_pictures, monkeypatch):
-    real, calls = demo.measure_robust, []
-
-    def full(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(demo, "measure_robust", full)
-    result = run("demo", *TINY, "--out", tmp_path / "run", ok=False)
-    assert result.exit_code == 1 and "No space left on device" in result.output and "goes on from there" in result.output
-    assert len(list((tmp_path / "run").glob("results/*-attacks.json"))) == 1
-    run("demo", *TINY, "--out", tmp_path / "run")
-
-
 def test_a_run_with_other_settings_is_refused(finished):
     result = run("demo", *TINY, "--seeds", 2, "--seed", 7, "--out", finished[0], ok=False)
     assert result.exit_code == 2 and "holds a run with other settings (seeds" in result.output.replace("\n", " ")
@@ -302,7 +309,7 @@ def test_doctor_passes_and_fails_loudly(monkeypatch):
     def broken():
         raise AssertionError("two and two")
 
-    monkeypatch.setitem(doctor.SELF_TESTS, "arithmetic", broken)
+    monkeypatch.setattr(doctor, "SELF_TESTS", {"arithmetic": broken})
     result = run("doctor", ok=False)
     assert result.exit_code == 1 and "FAILED" in result.output and "two and two" in result.output
 

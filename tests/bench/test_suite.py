@@ -29,6 +29,7 @@ def run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they would be most of the time
     return run
 
 
@@ -61,7 +62,7 @@ def test_what_runs_here_is_run_and_what_does_not_is_said(run):
 
 def test_time_that_is_over_ends_the_tests_and_the_rest_goes_on_later(run):
     slow = "import os, time\ndef test_a(): pass\ndef test_b():\n    if not os.path.exists('fast'): time.sleep(60)\ndef test_c(): pass\n"
-    (outcome, _), found = run(8.0, test_slow=slow)
+    (outcome, _), found = run(4.0, test_slow=slow)
     assert outcome == "out of time" and found["counts"] == {"passed": 1, "running": 1} and found["failures"] == []
     assert {row["why"]: row["tests"] for row in found["not_run"]} == {
         "no time": 1,
@@ -87,7 +88,7 @@ def test_d(): pass
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1", "--dist", "worksteal")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1", "--dist", "worksteal")], ids=["alone", "xdist"])
 def test_a_test_that_hangs_dies_or_breaks_the_device_costs_one_test(run, monkeypatch, workers):
     if workers:
         pytest.importorskip("xdist")

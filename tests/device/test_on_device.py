@@ -31,7 +31,9 @@ def neighbour(folder, name):
 contract = neighbour("kernels/gpu", "contract")
 D, F, E, K = 16, 24, 3, 2
 EPS = 0.3
-ONLY_ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no product of the interpreter")
+ONLY_ON_GPU = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="the interpreter cannot do it, or another case rehearses it"
+)  # fmt: skip
 
 # The interpreter's numpy: exp of large numbers, and an index of one element.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning", "ignore:.*:DeprecationWarning:triton.runtime.interpreter")
@@ -193,7 +195,9 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    "name", ["PGD", *(pytest.param(name, marks=ONLY_ON_GPU) for name in ("PGD to the end", "APGD"))]
+)  # fmt: skip
 def test_attack(device, images, name):
     """Images that have room for it fall, on both; the others do not. Points differ where a gradient
     is near 0: its sign is rounding.
@@ -243,3 +247,24 @@ def test_two_runs_and_frozen_weights_give_the_same_bits(device):
     for name in first:
         assert torch.equal(first[name], second[name]), name
     assert torch.equal(frozen, first["x"])
+
+
+@ONLY_ON_GPU
+def test_the_cuda_graph_of_the_documentation():
+    """The example as it stands; then a replay from the start is the step, bit by bit."""
+    examples = neighbour(".", "test_readme")
+    variables = {}
+    exec(compile(examples.cuda_graph_example(), "docs/kernels.md", "exec"), variables)
+
+    point, image = variables["point"], variables["image"]
+    start = (variables["low"] + variables["high"]) / 2
+    examples.check_point(variables, start, moved_by=8 / 255)
+    found = []
+    for once in (variables["graph"].replay, variables["step"]):
+        with torch.no_grad():
+            point.copy_(start)
+            image.copy_(start)
+        once()
+        found.append(point.clone())
+    assert torch.equal(*found)
+    assert (found[0] - start).abs().max() > 1 / 255
