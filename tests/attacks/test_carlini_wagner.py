@@ -76,7 +76,8 @@ def test_finds_the_nearest_point_of_a_linear_model(dtype, bounds):
     score = flat @ weight - model.bias
     expected = least_distance(weight, score, flat, bounds)
     assert ((expected - score.abs() / weight.norm()).abs() > 1e-3 * expected).any()  # the box matters
-    result = CW(model, c=0.1, steps=120, search_steps=6, bounds=bounds).run(x, torch.zeros(4, dtype=torch.int64))
+    attack = CW(model, c=0.1, steps=120, search_steps=6, bounds=bounds)
+    result = attack.run(x, torch.zeros(4, dtype=torch.int64))
     assert result.success.all()
     ratio = result.distance / expected
     assert (ratio >= 1 - 1e-6).all() and (ratio <= 1.02).all(), ratio

@@ -44,7 +44,8 @@ toys = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toys)
 torch.set_num_threads(1)
 child = os.fork()  # so that torch is imported once
-dist.init_process_group("gloo", init_method="file://" + os.path.abspath("store"), rank=0 if child else 1, world_size=2)
+store = "file://" + os.path.abspath("store")
+dist.init_process_group("gloo", init_method=store, rank=0 if child else 1, world_size=2)
 images, labels = toys.blobs()
 model = torch.load(sys.argv[4], weights_only=False)
 attacks = {"fgsm": FGSM(model, 0.06), "pgd": PGD(model, 0.06, steps=10, restarts=2)}
@@ -83,7 +84,7 @@ def test_shards_divide_exactly():
 
 
 def test_memory_does_not_grow_with_the_data():
-    """8,000 images stream through; in flight are a few batches, as many as in a short evaluation before."""
+    """8,000 images stream through; in flight are as few batches as in a short evaluation before."""
     weight = torch.randn(2304, 3)
     alive = []
 
@@ -104,7 +105,8 @@ def test_memory_does_not_grow_with_the_data():
     report = evaluate(model, stream(32), attack, batch_size=250)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert len(report.clean_correct) == 8_000 and 0 < report.worst_case.count < 8_000
-    assert grown < 40, grown  # MiB; the images alone are 70, so that one copy of each, kept in a case, is found
+    # In MiB; the images alone are 70, so that one copy of each, kept in a case, is found.
+    assert grown < 40, grown
 
 
 def test_few_images_are_on_their_way_at_once(model, data):

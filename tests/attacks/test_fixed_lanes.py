@@ -145,7 +145,10 @@ def test_a_budget_keeps_what_was_found_since_the_flags_were_read(model, data, as
 
 @pytest.mark.parametrize(
     "make",
-    [lambda m, **o: CW(m, c=1.0, steps=20, search_steps=3, **o), lambda m, **o: FAB(m, 0.3, steps=5, early_stop=False, **o)],
+    [
+        lambda m, **o: CW(m, c=1.0, steps=20, search_steps=3, **o),
+        lambda m, **o: FAB(m, 0.3, steps=5, early_stop=False, **o),
+    ],
 )
 def test_the_best_point_is_one_that_the_judging_model_confirms(data, model, make):
     """The nearest point that fools another model lies on that model's boundary, where the judging one is seldom fooled."""

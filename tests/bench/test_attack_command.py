@@ -148,7 +148,7 @@ try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
-os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}  # the processes meet anew
+os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}  # to meet anew
 sys.argv[-1] = "3"
 main()
 """
