@@ -1,5 +1,6 @@
 """Lanes as a GPU has them: rows keep their number, nothing waits for the device, flags are read every few rounds."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -144,14 +145,17 @@ def test_a_budget_keeps_what_was_found_since_the_flags_were_read(model, data, as
 
 @pytest.mark.parametrize(
     "make",
-    [lambda m, **o: CW(m, steps=40, search_steps=4, **o), lambda m, **o: FAB(m, 0.3, steps=10, early_stop=False, **o)],
+    [
+        lambda m, **o: CW(m, c=1.0, steps=20, search_steps=3, **o),
+        lambda m, **o: FAB(m, 0.3, steps=5, early_stop=False, **o),
+    ],
 )
-def test_the_best_point_is_one_that_the_judging_model_confirms(data, make):
+def test_the_best_point_is_one_that_the_judging_model_confirms(data, model, make):
     """The nearest point that fools another model lies on that model's boundary, where the judging one is seldom fooled."""
-    images, labels = data[0].float()[:40], data[1][:40]
-    model = toys.vmoe(images, labels).float()
+    images, labels = data[0].float()[:20], data[1][:20]
+    model = copy.deepcopy(model).float()
     plain = make(model).run(images, labels)
-    assert plain.success.sum() >= 38
+    assert plain.success.sum() >= 18
     for mode in ({"routing": FrozenRouting()}, {"attack_dtype": torch.bfloat16}):
         result = make(model, **mode).run(images, labels)
         assert result.success.sum() >= 0.9 * plain.success.sum()

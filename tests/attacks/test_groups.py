@@ -1,5 +1,6 @@
 """Images that influence each other are attacked together, in groups that stay what they are."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -112,19 +113,19 @@ def test_a_sweep_is_monotone_and_no_milder_than_its_first_radius_alone(coupled, 
 def test_a_journal_cut_anywhere_loses_no_member_of_a_group(coupled, data, tmp_path):
     images, labels = data[0][:30], data[1][:30]
     options = {"eps": [0.005, 0.015, 0.03], "checks": False, "batch_size": 12, "keep_adversarial": True}
-    whole = evaluate(coupled, (images, labels), {"p": PGD(coupled, steps=6)}, **options).attacks["p"]
+    whole = evaluate(coupled, (images, labels), {"p": PGD(coupled, steps=3)}, **options).attacks["p"]
 
     def kill(progress):
         if progress.decided > 9:
             raise Killed
 
     with pytest.raises(Killed):
-        evaluate(coupled, (images, labels), {"p": PGD(coupled, steps=6)}, journal=tmp_path, on_progress=kill, **options)
+        evaluate(coupled, (images, labels), {"p": PGD(coupled, steps=3)}, journal=tmp_path, on_progress=kill, **options)
     file = tmp_path / "journal-0.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     for cut in (0, 1, 2, 5, 9):
         file.write_bytes(b"".join(lines[: len(lines) - cut]) + lines[-1][:40])
-        resumed = evaluate(coupled, (images, labels), {"p": PGD(coupled, steps=6)}, journal=tmp_path, **options).attacks["p"]
+        resumed = evaluate(coupled, (images, labels), {"p": PGD(coupled, steps=3)}, journal=tmp_path, **options).attacks["p"]
         for name in ("fell", "passed", "decided", "prediction", "distance", "steps", "adversarial"):
             assert torch.equal(getattr(whole, name), getattr(resumed, name)), (cut, name)
 
@@ -138,7 +139,7 @@ def test_batches_of_the_data_do_not_change_groups_that_are_whole_batches(data):
         assert not torch.equal(labels, torch.cat([model(part).argmax(1) for part in images.split(60)]))
     for size in (7, 20, 60):
         batches = list(zip(images.split(size), labels.split(size), strict=True))
-        report = evaluate(model, batches, {"still": PGD(model, 0.0)}, batch_size=20, checks=False)
+        report = evaluate(model, batches, {"still": PGD(model, 0.0, steps=4)}, batch_size=20, checks=False)
         assert report.clean_correct.all() and not report.attacks["still"].fell.any()
 
 
@@ -172,7 +173,7 @@ class TestAuxiliaryLoss:
 
     def test_what_is_not_confirmed_goes_on_in_company(self, dropless, data):
         images, labels = data[0].float(), data[1]
-        model = toys.vmoe(images, labels).float()
+        model = copy.deepcopy(dropless).float()
         result = PGD(model, EPS, steps=8, attack_dtype=torch.bfloat16, routing=AuxiliaryLoss(0.0)).run(images, labels)
         again = model(result.adversarial).argmax(1) != labels
         assert torch.equal(again & result.clean_correct, result.success) and (result.found | ~result.success).all()

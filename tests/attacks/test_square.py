@@ -135,7 +135,7 @@ def test_two_bumps_are_those_of_the_paper(order, size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_points_stay_inside_and_the_margin_never_falls(norm, bounds, dtype):
     images, labels, eps = torch.rand(5, 2, 7, 7, dtype=dtype), torch.tensor([0, 0, 0, 0, 0]), EPS[norm]
-    attack = Square(Linear(98), steps=60, norm=norm, bounds=bounds)
+    attack = Square(Linear(98), steps=30, norm=norm, bounds=bounds)
     steps = list(walk(attack, images, labels, eps))
     before = torch.full((5,), -math.inf).double()
     ball = attack.ball(steps[0])
