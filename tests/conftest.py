@@ -117,7 +117,8 @@ def _make_types_once(core: ModuleType) -> None:
     make_type, types = core.block_type.__init__, {}
 
     def block_type(self: Any, element_ty: Any, shape: Any) -> None:
-        key = (element_ty.name, *[size if type(size) is int else core._unwrap_if_constexpr(size) for size in shape])
+        sizes = [size if type(size) is int else core._unwrap_if_constexpr(size) for size in shape]
+        key = (element_ty.name, *sizes)
         if key not in types:
             make_type(self, element_ty, shape)
             types[key] = dict(vars(self))
