@@ -2,6 +2,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -111,6 +112,41 @@ def _spare_the_interpreter_repetitions() -> None:
         return known[dtype.name]
 
     interpreter._patch_lang, interpreter._get_np_dtype = patch_once, look_up_once
+    _make_types_once(language.core)
+    _leave_out_overflow_checks(interpreter.interpreter_builder)
+
+
+def _make_types_once(core: ModuleType) -> None:
+    """Every operator makes the type of its result again, with a name and a tuple of its sizes. Here a
+    block type or a tensor gets the attributes of the first one of its kind; nobody changes them.
+    """
+    make_type, types = core.block_type.__init__, {}
+
+    def block_type(self: Any, element_ty: Any, shape: Any) -> None:
+        sizes = [size if type(size) is int else core._unwrap_if_constexpr(size) for size in shape]
+        key = (element_ty.name, *sizes)
+        if key not in types:
+            make_type(self, element_ty, shape)
+            types[key] = dict(vars(self))
+        self.__dict__.update(types[key])
+
+    make_tensor, tensors = core.tensor.__init__, {}
+
+    def tensor(self: Any, handle: Any, type: Any) -> None:
+        if type.name not in tensors:
+            make_tensor(self, handle, type)
+            tensors[type.name] = dict(vars(self))
+        self.__dict__.update(tensors[type.name], handle=handle)
+
+    core.block_type.__init__, core.tensor.__init__ = block_type, tensor
+
+
+def _leave_out_overflow_checks(builder: Any) -> None:
+    """For each sum and product of integers the interpreter computes another one in int64 and
+    compares, which a compiled kernel does not. ``test_large_offsets`` tests what could overflow.
+    """
+    if hasattr(builder.options, "sanitize_overflow"):
+        builder.options = replace(builder.options, sanitize_overflow=False)
 
 
 def _all_of(*functions: Callable[[], None]) -> None:

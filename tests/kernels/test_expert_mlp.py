@@ -31,7 +31,8 @@ def test_gradcheck_and_gradgradcheck_through_router_gates_and_biases(act, bias):
 
     inputs = (w_router, *leaves.values())
     assert torch.autograd.gradcheck(layer, inputs)
-    assert torch.autograd.gradgradcheck(layer, inputs)
+    # Along a random direction an input: entry by entry it takes much longer.
+    assert torch.autograd.gradgradcheck(layer, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
@@ -124,8 +125,15 @@ def test_odd_routings(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("act", ["gelu", "swiglu"])
-@pytest.mark.parametrize("size", [(96, 33, 70, 5), (300, 320, 768, 2), (128, 1024, 500, 2)])  # small; oneDNN; its longest
+@pytest.mark.parametrize(
+    ("act", "size"),  # small; oneDNN; its longest
+    [
+        ("gelu", (96, 33, 70, 5)),
+        ("swiglu", (96, 33, 70, 5)),
+        ("swiglu", (300, 320, 768, 2)),
+        ("gelu", (128, 1024, 500, 2)),
+    ],
+)
 def test_error_is_at_most_twice_that_of_plain_torch(dtype, act, size):
     tokens, dim, hidden, num_experts = size
     exact = oracle.layer(tokens, dim, hidden, num_experts, gated=ACTIVATIONS[act].gated)

@@ -228,7 +228,7 @@ def test_a_token_does_not_depend_on_the_others(device, dtype, monkeypatch):
     leaves, (gates, experts) = layer(64, 36, 70, 3, dtype, "swiglu"), contract.choose(64, 3, 2, drop=0.1)
     dy = torch.randn(64, 36).to(dtype)
     whole = results(device, leaves, Routing(gates, experts), "swiglu", dy)
-    for chosen in (torch.randperm(64), torch.arange(50), torch.randperm(64)[:50]):
+    for chosen in (torch.randperm(64), torch.randperm(64)[:50]):
         fewer = leaves | {"x": leaves["x"][chosen]}
         part = results(device, fewer, Routing(gates[chosen], experts[chosen]), "swiglu", dy[chosen])
         assert all(torch.equal(part[name].cpu(), whole[name].cpu()[chosen]) for name in ("y", "x", "gates"))
