@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ironmoe.kernels.gpu.grouped_matmul import are_aligned
 from ironmoe.kernels.gpu.launch import cdiv, launch
 from ironmoe.kernels.tuning import blocks_for, chip_of
 
@@ -75,7 +76,8 @@ def weight_gradient(
     left, right = (t if t.stride(-1) == 1 else t.contiguous() for t in (left, right))
     num_experts, M, N = offsets.numel() - 1, left.shape[1], right.shape[1]
     out = left.new_empty(num_experts, M, N)
-    blocks = blocks_for("weight_gradient", left.dtype, 128, chip_of(left))
+    aligned = are_aligned(left, right)
+    blocks = blocks_for("weight_gradient", left.dtype, 128, chip_of(left), aligned)
     # A load of tokens takes a stage, so 7 hold 4 steps. Without one every stage holds a step.
     gathers = left_token is not None or right_token is not None
     stages = blocks.stages if gathers else min(blocks.stages, 4)
