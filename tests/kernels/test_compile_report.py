@@ -54,7 +54,7 @@ for specimen in usual:
 for dtype, rows in ((torch.bfloat16, (16, 32, 64, 128)), (torch.float32, (16, 32))):
     for product in PRODUCTS:
         chosen = [blocks_for(product, dtype, row, chip) for row in rows]
-        if dtype == torch.bfloat16 and product != "weight_gradient":  # which takes no other ones
+        if dtype == torch.bfloat16:
             chosen.append(blocks_for(product, dtype, rows[-1], chip, aligned=False))
         for b in chosen:
             table.add((str(dtype), False, b.m, b.n, b.k, b.warps, b.stages))
