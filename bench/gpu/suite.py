@@ -152,8 +152,10 @@ def _run(command: list[str], seconds: float, journal: Journal, watch: Callable[[
     """(exit status, or None if it took too long; output). Whatever the tests started ends with
     them.
     """
+    # Whoever calls may be a worker of another pytest, whose variables would make this one think so.
+    outside = {name: value for name, value in os.environ.items() if "PYTEST_XDIST" not in name}
     # One thread each: the float64 twins of a dozen processes would only wait for each other.
-    environment = os.environ | {LOG: str(journal.path.resolve()), "OMP_NUM_THREADS": "1"}
+    environment = outside | {LOG: str(journal.path.resolve()), "OMP_NUM_THREADS": "1"}
     output_file = journal.path.with_suffix(".pytest.txt")
     end = time.monotonic() + seconds
     with open(output_file, "w") as output:
