@@ -20,7 +20,7 @@ test: venv lint
 
 # The kernel tests on compiled code for sm_80 and sm_90, without a GPU: docs/kernels.md. make emulate EMULATE_OPTIONS='-k swiglu'
 emulate: venv
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TRITON_CACHE_DIR="$(CURDIR)/build/emulate" PYTHONPATH=tests/emulator $(BIN)/python -m pytest -p plugin \
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TRITON_CACHE_DIR="$(CURDIR)/build/emulate" PYTHONPATH=tests/emulator:tests/support $(BIN)/python -m pytest -p plugin \
 	-p no:cacheprovider --numprocesses 2 --dist worksteal tests/emulator/production.py tests/kernels/gpu $(EMULATE_OPTIONS)
 
 # On a GPU: tests, measures, writes bench/results. Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the
@@ -28,7 +28,7 @@ emulate: venv
 gpu:
 	@links=$$(mktemp -d) && trap 'rm -rf "$$links"' EXIT && mkdir "$$links/ironmoe" && \
 	for floor in kernels moe attacks bench; do ln -s "$(CURDIR)/$$floor" "$$links/ironmoe/$$floor"; done && \
-	PYTHONPATH="$$links$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ironmoe.bench.gpu $(GPU_OPTIONS)
+	PYTHONPATH="$$links$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ironmoe.bench.benchmarks.gpu $(GPU_OPTIONS)
 
 # Before a release: every kernel at every width under each Triton that pyproject.toml allows. Each goes into a folder of its own in front of
 # the environment's, which keeps its pinned one. No GPU needed; an hour or more on two cores.
@@ -50,7 +50,7 @@ lint: venv
 	$(BIN)/mypy
 
 # The folders are prerequisites because a strict editable install has to be made again when a file appears or goes.
-.venv/installed: pyproject.toml kernels kernels/gpu moe attacks bench bench/gpu
+.venv/installed: pyproject.toml $(shell find kernels moe attacks bench -type d ! -name __pycache__)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) '$(TORCH)' $(TRITON) 'numpy<2.4'
 	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]' --config-settings editable_mode=strict

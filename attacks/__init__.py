@@ -1,22 +1,24 @@
 """Models in, adversarial examples and robustness reports out."""
 
-from ironmoe.attacks.apgd import APGD
 from ironmoe.attacks.attack import Attack, AttackResult
 from ironmoe.attacks.autoattack import AutoAttack
-from ironmoe.attacks.batch_mates import BatchMates, BatchMatesResult
-from ironmoe.attacks.carlini_wagner import CW
-from ironmoe.attacks.checks import Flag, check_model
-from ironmoe.attacks.deepfool import DeepFool
-from ironmoe.attacks.evaluate import evaluate
-from ironmoe.attacks.fab import FAB
-from ironmoe.attacks.journal import JournalError
-from ironmoe.attacks.outcome_checks import check_outcome
-from ironmoe.attacks.pgd import FGSM, MIFGSM, PGD
-from ironmoe.attacks.progress import Progress
-from ironmoe.attacks.proportion import Proportion
-from ironmoe.attacks.robustness import AttackSummary, RobustnessReport
-from ironmoe.attacks.routing import RoutingMode
-from ironmoe.attacks.routing_modes import (
+from ironmoe.attacks.engine.routing_mode import RoutingMode
+from ironmoe.attacks.evaluation.evaluate import evaluate
+from ironmoe.attacks.evaluation.journal import JournalError
+from ironmoe.attacks.evaluation.model_checks import Flag, check_model
+from ironmoe.attacks.evaluation.outcome_checks import check_outcome
+from ironmoe.attacks.evaluation.progress import Progress
+from ironmoe.attacks.evaluation.proportion import Proportion
+from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
+from ironmoe.attacks.methods.apgd import APGD
+from ironmoe.attacks.methods.carlini_wagner import CW
+from ironmoe.attacks.methods.deepfool import DeepFool
+from ironmoe.attacks.methods.fab import FAB
+from ironmoe.attacks.methods.pgd import FGSM, MIFGSM, PGD
+from ironmoe.attacks.methods.square import Square
+from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
+from ironmoe.attacks.routing.batch_mates import BatchMates, BatchMatesResult
+from ironmoe.attacks.routing.modes import (
     AuxiliaryLoss,
     ExpertsOnly,
     FrozenRouting,
@@ -25,9 +27,7 @@ from ironmoe.attacks.routing_modes import (
     Softened,
     StraightThrough,
 )
-from ironmoe.attacks.square import Square
-from ironmoe.attacks.statistics import AttackStatistics, attack_statistics
-from ironmoe.attacks.vmoe_pgd import VMoEPGD
+from ironmoe.attacks.routing.statistics import AttackStatistics, attack_statistics
 
 __all__ = [
     "APGD",

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls import BALLS, Ball, Bounds
-from ironmoe.attacks.coupling import images_coupled, images_per_unit
-from ironmoe.attacks.routing import RoutingMode
-from ironmoe.attacks.rows import Rows
-from ironmoe.attacks.victim import Answer, Model, Normalize, Victim
+from ironmoe.attacks.balls.balls import BALLS, Ball, Bounds
+from ironmoe.attacks.engine.attacked_model import Answer, Model, Normalize, Victim
+from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
+from ironmoe.attacks.engine.routing_mode import RoutingMode
 
 
 @dataclass
@@ -68,10 +68,10 @@ class Attack(ABC):
         normalize: (mean, std) of the channels, if the model does not normalise its images itself. eps stays in units of ``bounds``.
         logits_fn: takes the logits out of the model's output; ``.logits`` of Hugging Face outputs is found without.
         attack_dtype: run the search under autocast in this dtype; predictions that count stay in full precision.
-        routing: what the search does to routing (``ironmoe.attacks.routing``); predictions that count leave it free.
+        routing: what the search does to routing (``ironmoe.attacks.engine.routing_mode``); predictions that count leave it free.
 
     A subclass writes ``start``, ``advance`` and, if it has one, ``loss``; everything else is done for it. All it sees are rows:
-    attempts side by side, each at a step of its own, that come and go (``ironmoe.attacks.engine``).
+    attempts side by side, each at a step of its own, that come and go (``ironmoe.attacks.engine.queue``).
     """
 
     norms: tuple[str, ...] = ("Linf", "L2", "L1")
@@ -171,7 +171,7 @@ class Attack(ABC):
         Raises:
             ValueError, TypeError: an input outside the above, or a model whose logits are not floats of shape (N, C), or NaN.
         """
-        from ironmoe.attacks.run import run_attack  # the engine knows attacks
+        from ironmoe.attacks.engine.run import run_attack  # the engine knows attacks
 
         return run_attack(self, images, labels, indices)
 

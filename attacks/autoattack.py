@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.apgd import APGD
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.balls import Bounds
-from ironmoe.attacks.fab import FAB
-from ironmoe.attacks.rows import Rows
-from ironmoe.attacks.square import Square
-from ironmoe.attacks.victim import Model
+from ironmoe.attacks.balls.balls import Bounds
+from ironmoe.attacks.engine.attacked_model import Model
+from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.methods.apgd import APGD
+from ironmoe.attacks.methods.fab import FAB
+from ironmoe.attacks.methods.square import Square
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -119,7 +119,7 @@ class AutoAttack(Attack):
         Args:
             x: (N, …) images in ``bounds``; y: (N,) int64 labels; bs: images in the active batch.
         """
-        from ironmoe.attacks.evaluate import evaluate
+        from ironmoe.attacks.evaluation.evaluate import evaluate
 
         report = evaluate(self.model, (x, y), {"autoattack": self}, batch_size=bs, keep_adversarial=True)
         summary = report.attacks["autoattack"]
@@ -139,7 +139,7 @@ class AutoAttack(Attack):
 
     def run_standard_evaluation_individual(self, x: Tensor, y: Tensor, bs: int = 250) -> dict[str, Tensor]:
         """Each attack by itself on all images: name → adversarial images."""
-        from ironmoe.attacks.evaluate import evaluate
+        from ironmoe.attacks.evaluation.evaluate import evaluate
 
         singles = {
             name: AutoAttack(

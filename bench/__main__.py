@@ -8,7 +8,7 @@ from typing import Any
 def main() -> None:
     """Run the command line; without its packages, say how to get them."""
     try:
-        from ironmoe.bench.cli import app
+        from ironmoe.bench.cli.app import app
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("ironmoe"):
             raise
@@ -26,7 +26,7 @@ def _quietly(app: Any) -> int:
     except Exception as error:
         if (status := getattr(error, "exit_code", None)) is None:
             raise
-        from ironmoe.bench.processes import give_way
+        from ironmoe.bench.common.processes import give_way
 
         give_way()
         return int(status)

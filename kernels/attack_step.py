@@ -1,7 +1,7 @@
 """One step of projected gradient ascent (Madry et al., arXiv 1706.06083), from the gradient to the next image in one pass.
 
 The image is kept in at least float32, the fp32 master, and the model gets a rounded copy: a step of eps/40 at eps = 1/255 would
-leave 97 % of bfloat16 pixels unchanged. ``ironmoe.attacks.balls`` takes its maths from here.
+leave 97 % of bfloat16 pixels unchanged. ``ironmoe.attacks.balls.balls`` takes its maths from here.
 """
 
 from typing import Any

@@ -2,22 +2,29 @@
 they could."""
 
 from ironmoe.kernels import ExpertGroups, Routing
-from ironmoe.moe.capacity import Capacity
-from ironmoe.moe.ensemble import EnsembleRouter
-from ironmoe.moe.expert_choice import ExpertChoiceRouter
+from ironmoe.moe.adapters.upcycle import upcycle
+from ironmoe.moe.checkpoints.read import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint
+from ironmoe.moe.checkpoints.write import write_vmoe_checkpoint
 from ironmoe.moe.freeze import freeze_weights
-from ironmoe.moe.intervene import intervene
-from ironmoe.moe.jax_checkpoint import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint
-from ironmoe.moe.jax_checkpoint_write import write_vmoe_checkpoint
-from ironmoe.moe.losses import aux_loss_in_eval, balance_loss, collect_aux_loss, importance_loss, load_loss, router_z_loss
-from ironmoe.moe.metrics import routing_change, routing_iou
-from ironmoe.moe.moe import ExpertLinear, MoE
-from ironmoe.moe.router import RouterOutput, TopKRouter
-from ironmoe.moe.sites import Decision, routing_sites
-from ironmoe.moe.soft import SoftMoE
-from ironmoe.moe.trace import LayerTrace, RoutingTrace, trace_routing
-from ironmoe.moe.upcycle import upcycle
-from ironmoe.moe.vit import VMoE
+from ironmoe.moe.layers.moe import ExpertLinear, MoE
+from ironmoe.moe.layers.soft import SoftMoE
+from ironmoe.moe.routers.capacity import Capacity
+from ironmoe.moe.routers.ensemble import EnsembleRouter
+from ironmoe.moe.routers.expert_choice import ExpertChoiceRouter
+from ironmoe.moe.routers.losses import (
+    aux_loss_in_eval,
+    balance_loss,
+    collect_aux_loss,
+    importance_loss,
+    load_loss,
+    router_z_loss,
+)
+from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
+from ironmoe.moe.routing.intervene import intervene
+from ironmoe.moe.routing.metrics import routing_change, routing_iou
+from ironmoe.moe.routing.routed_layers import Decision, routing_sites
+from ironmoe.moe.routing.trace import LayerTrace, RoutingTrace, trace_routing
+from ironmoe.moe.vit.vit import VMoE
 
 __all__ = [
     "Capacity",

@@ -2,18 +2,12 @@
 
 import re
 from importlib import import_module
-from pathlib import Path
 
+import documented
 import pytest
 import torch
+from documented import EXAMPLES, PAGES, ROOT
 
-ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
-EXAMPLES = [
-    pytest.param(page, code, id=f"{page}-{i}")
-    for page in PAGES
-    for i, code in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
-]
 OPTIONAL = ("timm", "transformers", "msgpack")
 # What makes the example of the CUDA graph one for a CPU.
 SMALLER = {"2048, 768, 128, 8": "32, 24, 4, 2", "4096, 2048": "50, 32", '"cuda"': '"cpu"'}
@@ -54,15 +48,9 @@ def test_an_example_runs_and_its_attacks_do_something(page, code, monkeypatch):
         assert (adversarial - images).abs().mean() > 1e-3  # a gradient of 0 would have left the images where they were
 
 
-def cuda_graph_example():
-    """Its code."""
-    (code,) = (example.values[1] for example in EXAMPLES if "CUDAGraph" in example.values[1])
-    return code
-
-
 def test_the_step_of_the_cuda_graph_moves_inside_the_ball():
     """A GPU runs the whole example: tests/device."""
-    code = cuda_graph_example().split("# The first launches")[0]
+    code = documented.cuda_graph_example().split("# The first launches")[0]
     for size, smaller in SMALLER.items():
         assert size in code
         code = code.replace(size, smaller)
@@ -72,18 +60,7 @@ def test_the_step_of_the_cuda_graph_moves_inside_the_ball():
     start = variables["point"].clone()
     for _ in range(2):
         variables["step"]()
-    check_point(variables, start, moved_by=4 / 255)
-
-
-def check_point(variables, start, moved_by):
-    """``point`` is inside the ball, most of it has moved as far as it may, and the image is the
-    same in its own dtype."""
-    point, image = variables["point"], variables["image"]
-    assert (variables["low"] <= point).all() and (point <= variables["high"]).all()
-    assert torch.equal(image, point.to(image.dtype))
-    distance = (point - start).abs()
-    assert distance.max() <= moved_by * (1 + 1e-4)
-    assert (distance > 0.9 * moved_by).double().mean() > 0.5
+    documented.check_point(variables, start, moved_by=4 / 255)
 
 
 def check_report(report):

@@ -1,17 +1,11 @@
 """AutoAttack: its composition, its call, and what one surviving image costs."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+import toys
 
 from ironmoe.attacks import APGD, FAB, AutoAttack, Square, evaluate
 from ironmoe.moe import Capacity
-
-spec = importlib.util.spec_from_file_location("toys", Path(__file__).with_name("toys.py"))
-toys = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toys)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ironmoe.bench import evaluation_report
-from ironmoe.bench.models import save_checkpoint
+from ironmoe.bench.attack import report as evaluation_report
+from ironmoe.bench.common.checkpoints import save_checkpoint
 from ironmoe.moe import VMoE
 
 PROGRAM = """

@@ -12,11 +12,20 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from ironmoe.bench import cpu, demo, plots
-from ironmoe.bench.cli import app
-from ironmoe.bench.models import ARCHITECTURES, CheckpointError, architecture, count_flops, load_checkpoint, save_checkpoint
-from ironmoe.bench.run_folder import OutputError, RunFolder
-from ironmoe.bench.train import Recipe, train
+from ironmoe.bench.benchmarks import cpu
+from ironmoe.bench.cli.app import app
+from ironmoe.bench.common.checkpoints import (
+    ARCHITECTURES,
+    CheckpointError,
+    architecture,
+    count_flops,
+    load_checkpoint,
+    save_checkpoint,
+)
+from ironmoe.bench.common.run_folder import OutputError, RunFolder
+from ironmoe.bench.common.train import Recipe, train
+from ironmoe.bench.demo import plots
+from ironmoe.bench.demo import run as demo
 from ironmoe.moe import VMoE
 
 TINY = [
@@ -301,7 +310,7 @@ def test_help_is_there_for_every_command():
 
 
 def test_doctor_passes_and_fails_loudly(monkeypatch):
-    from ironmoe.bench import doctor
+    from ironmoe.bench.doctor import doctor
 
     output = run("doctor").output
     assert output.count(" ok ") == len(doctor.SELF_TESTS) and torch.__version__ in output
@@ -329,8 +338,8 @@ def test_bench_cpu_compares_equal_layers_only(tmp_path, monkeypatch):
 
 
 def test_radii_are_those_of_the_norm_and_labels_tell_them_apart():
-    from ironmoe.bench.cli_options import ascending_radii
-    from ironmoe.bench.summary import exact
+    from ironmoe.bench.cli.options import ascending_radii
+    from ironmoe.bench.common.results import exact
 
     assert ascending_radii(None, "Linf") == (2, 4, 8, 12, 16, 24) and ascending_radii("8,2", "L2") == (2, 8)
     assert [eps / 255 for eps in ascending_radii(None, "L1")] == [2, 4, 8, 12]
@@ -339,6 +348,6 @@ def test_radii_are_those_of_the_norm_and_labels_tell_them_apart():
 
 
 def test_small_data_is_seen_more_often():
-    from ironmoe.bench.train import default_epochs
+    from ironmoe.bench.common.train import default_epochs
 
     assert [default_epochs(n) for n in (60_000, 4000, 1438, 10)] == [12, 12, 34, 100]

@@ -7,28 +7,18 @@ neither changes the size of an error. Verdicts of attacks must be the same.
 """
 
 import copy
-import importlib.util
 from contextlib import contextmanager
-from pathlib import Path
 
+import contract
+import documented
 import pytest
 import torch
 from torch import nn
 
 from ironmoe.attacks import APGD, PGD, evaluate
 from ironmoe.moe import MoE, VMoE, freeze_weights, trace_routing, upcycle
-from ironmoe.moe.capacity import Capacity
+from ironmoe.moe.routers.capacity import Capacity
 
-
-def neighbour(folder, name):
-    """A module of another folder of tests."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-contract = neighbour("kernels/gpu", "contract")
 D, F, E, K = 16, 24, 3, 2
 EPS = 0.3
 ONLY_ON_GPU = pytest.mark.skipif(
@@ -111,7 +101,8 @@ def test_vmoe(device, images):
 
 def test_patched_hugging_face_model(device):
     pytest.importorskip("transformers", minversion="5.17")
-    families = neighbour("moe", "hf_families")
+    import hf_families as families
+
     model = families.patched(families.build("mixtral")).eval()
     embeddings = torch.randn(2, 7, model.get_input_embeddings().weight.shape[1])
 
@@ -252,13 +243,12 @@ def test_two_runs_and_frozen_weights_give_the_same_bits(device):
 @ONLY_ON_GPU
 def test_the_cuda_graph_of_the_documentation():
     """The example as it stands; then a replay from the start is the step, bit by bit."""
-    examples = neighbour(".", "test_readme")
     variables = {}
-    exec(compile(examples.cuda_graph_example(), "docs/kernels.md", "exec"), variables)
+    exec(compile(documented.cuda_graph_example(), "docs/kernels.md", "exec"), variables)
 
     point, image = variables["point"], variables["image"]
     start = (variables["low"] + variables["high"]) / 2
-    examples.check_point(variables, start, moved_by=8 / 255)
+    documented.check_point(variables, start, moved_by=8 / 255)
     found = []
     for once in (variables["graph"].replay, variables["step"]):
         with torch.no_grad():

@@ -2,11 +2,9 @@
 expert, against float64.
 """
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
+import contract
 import driver
 import pytest
 import torch
@@ -18,17 +16,6 @@ from ironmoe.kernels.gpu.grouped_matmul import grouped_matmul
 
 GELU, GATED, INTERLEAVED = "gelu", "swiglu", "clamped_swiglu_interleaved"
 DIM = 144  # two steps of 64 terms, and a part of one
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-contract = _module(Path(__file__).parents[1] / "kernels" / "gpu" / "contract.py")
 
 
 def as_stored(name: str, tensor: Tensor) -> Tensor:

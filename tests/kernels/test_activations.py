@@ -1,16 +1,10 @@
 """The units and their slopes against their definitions, differentiated by torch itself: at the cuts, beyond them, and where NaN is."""
 
-import importlib.util
-from pathlib import Path
-
+import oracle
 import pytest
 import torch
 
 from ironmoe.kernels import ACTIVATIONS
-
-spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
-oracle = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(oracle)
 
 POINTS = torch.tensor([-40, -10.5, -10, -9.5, -7.5, -7, -6.5, -1, 0, 0.3, 6.5, 7, 7.5, 9.5, 10, 10.5, 40]).double()
 INTERLEAVED = [name for name, act in ACTIVATIONS.items() if act.interleaved]

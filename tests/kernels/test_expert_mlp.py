@@ -1,17 +1,12 @@
-import importlib.util
 import sys
-from pathlib import Path
 
+import oracle
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ironmoe.kernels import ACTIVATIONS, Routing, expert_mlp, plan_dispatch, topk_route
-
-spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
-oracle = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(oracle)
 
 
 def run(leaves, routing, act="gelu"):

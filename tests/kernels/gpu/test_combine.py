@@ -1,8 +1,6 @@
 """Gather-and-sum over a token's choices, and its backward: numbers. What is compared is computed on poisoned memory."""
 
-import importlib.util
-from pathlib import Path
-
+import contract
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -10,10 +8,6 @@ from hypothesis import strategies as st
 
 from ironmoe.kernels import Routing, combine, plan_dispatch
 from ironmoe.kernels.gpu import combine as gpu
-
-spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
-contract = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(contract)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:triton.runtime.interpreter")
 quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)

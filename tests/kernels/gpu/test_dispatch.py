@@ -1,8 +1,6 @@
 """Counting sort of the choices and the cut into tiles: exact, whatever the sizes. All on poisoned memory."""
 
-import importlib.util
-from pathlib import Path
-
+import contract
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,10 +11,6 @@ from ironmoe.kernels.dispatch import plan_tiles
 from ironmoe.kernels.gpu import dispatch
 from ironmoe.kernels.gpu.launch import observe
 from ironmoe.kernels.tuning import max_tiles, rows_per_tile
-
-spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
-contract = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(contract)
 
 OPERATORS = torch.ops.ironmoe
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:triton.runtime.interpreter")

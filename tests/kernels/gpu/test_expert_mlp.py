@@ -1,21 +1,13 @@
 """Numbers of the expert on Triton kernels: y and every gradient against float64. What is compared is computed on poisoned memory."""
 
-import importlib.util
-from pathlib import Path
-
+import contract
+import inexact
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ironmoe.kernels import ACTIVATIONS, Routing
-
-spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
-contract = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(contract)
-spec = importlib.util.spec_from_file_location("inexact", Path(__file__).with_name("inexact.py"))
-inexact = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inexact)
 
 # The interpreter's numpy: exp of large numbers, and an index of one element.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning", "ignore:.*:DeprecationWarning:triton.runtime.interpreter")

@@ -1,9 +1,8 @@
 """Ragged rows times stacked matrices: numbers. What is compared is computed on poisoned memory."""
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 
+import contract
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,10 +11,6 @@ from hypothesis import strategies as st
 from ironmoe.kernels import ACTIVATIONS, grouped_matmul, plan_dispatch
 from ironmoe.kernels.dispatch import plan_tiles
 from ironmoe.kernels.gpu import grouped_matmul as gpu
-
-spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
-contract = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(contract)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:triton.runtime.interpreter")
 quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)

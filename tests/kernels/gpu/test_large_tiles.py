@@ -4,9 +4,7 @@ Hidden widths lie on both sides of every edge of a block: where the last block h
 (F % 128 = 64), two programs could write the same columns of H.
 """
 
-import importlib.util
-from pathlib import Path
-
+import contract
 import pytest
 import torch
 
@@ -14,10 +12,6 @@ from ironmoe.kernels import ACTIVATIONS, Routing, plan_dispatch
 from ironmoe.kernels.dispatch import plan_tiles
 from ironmoe.kernels.gpu import grouped_matmul as gpu
 from ironmoe.kernels.tuning import rows_per_tile
-
-spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
-contract = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(contract)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 HALF_PRECISION = contract.DTYPES[1:]

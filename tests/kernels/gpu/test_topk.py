@@ -1,8 +1,7 @@
 """Routing: the choice exactly as the twin's, gates and gradients against float64. All on poisoned memory."""
 
-import importlib.util
-from pathlib import Path
-
+import contract
+import inexact
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,13 +11,6 @@ from ironmoe.kernels import ExpertGroups, topk_route
 from ironmoe.kernels.gpu.launch import observe
 from ironmoe.kernels.gpu.topk import route, route_backward
 
-spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
-contract = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(contract)
-
-spec = importlib.util.spec_from_file_location("inexact", Path(__file__).with_name("inexact.py"))
-inexact = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inexact)
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has its own arithmetic")
 
 # What the interpreter's numpy says of -inf - -inf, in rows that are padding.

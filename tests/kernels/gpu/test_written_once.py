@@ -1,14 +1,14 @@
 """Every kernel, at sizes on both sides of its blocks' edges: no byte is written by two programs."""
 
 import ast
-import importlib.util
 import inspect
 import pkgutil
 from importlib import import_module
-from pathlib import Path
 
+import contract
 import pytest
 import torch
+import written_once as written
 
 from ironmoe.kernels.activations import ACTIVATIONS
 from ironmoe.kernels.gpu import (
@@ -27,14 +27,6 @@ from ironmoe.kernels.tuning import CHIPS, INTERPRETER, assume
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="looks into the interpreter")
 
 
-def module(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-contract, written = module("contract"), module("written_once")
 INTERLEAVED = "clamped_swiglu_interleaved"
 
 
@@ -170,7 +162,8 @@ def test_two_programs_that_write_one_byte_are_found(device, through_a_descriptor
     """A store of 8 rows by each of two programs, which overlap in one; by one program it is none of
     this check's business.
     """
-    overlapping = module("overlapping")
+    import overlapping
+
     overlapping.write(through_a_descriptor, programs=2, step=8)
     overlapping.write(through_a_descriptor, programs=1, step=7)
     with pytest.raises(AssertionError, match="several programs write each of 64 bytes"):

@@ -1,0 +1,1 @@
+"""Norm balls inside the image box, one file a norm."""

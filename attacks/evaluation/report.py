@@ -1,0 +1,142 @@
+"""The report of an evaluation: what held, with confidence intervals."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.evaluation.model_checks import Flag
+from ironmoe.attacks.evaluation.proportion import Proportion
+
+
+@dataclass
+class AttackSummary:
+    """One attack over the whole data set. Tensors are on CPU, in the order of the data.
+
+    stages: (eps, name) of what an image goes through, in order
+    examples: (N,) int64, the images' numbers in the data: all of them, or those that a budget let the evaluation come to
+    passed: (N,) int64, stages an image passed; fell: (N,) bool, it did not pass the next; decided: (N,) bool, nothing was left to do
+    clean_correct: (N,) bool
+    prediction (N,), distance (N,) float64, steps (N,) to success (−1 without): of the final image
+    found: (N,) bool; the search took some point for a success, which full precision may not have confirmed
+    adversarial: (N, …) or None if not kept
+    flags: name → (N,) bool, as in ``AttackResult``
+    forwards, backwards: passes of single images
+    """
+
+    stages: tuple[tuple[float, str], ...]
+    examples: Tensor
+    clean_correct: Tensor
+    passed: Tensor
+    fell: Tensor
+    decided: Tensor
+    prediction: Tensor
+    distance: Tensor
+    steps: Tensor
+    found: Tensor
+    adversarial: Tensor | None
+    flags: dict[str, Tensor]
+    forwards: int
+    backwards: int
+
+    @property
+    def eps(self) -> tuple[float, ...]:
+        """The radii, ascending."""
+        return tuple(dict.fromkeys(eps for eps, _ in self.stages))
+
+    @property
+    def robust(self) -> Tensor:
+        """(N,) bool: right, and nothing was found up to the largest eps. An undecided image counts as robust: see ``undecided``."""
+        return self.robust_at(self.eps[-1])
+
+    def robust_at(self, eps: float) -> Tensor:
+        """(N,) bool at one of the radii."""
+        return self.clean_correct & ~(self.fell & (self.fell_at <= eps))
+
+    def undecided_at(self, eps: float) -> Tensor:
+        """(N,) bool: the budget ended before an attack of this radius had run to its end."""
+        stages = sum(radius <= eps for radius, _ in self.stages)
+        return self.clean_correct & ~self.fell & ~self.decided & (self.passed < stages)
+
+    @property
+    def fell_at(self) -> Tensor:
+        """(N,) float64: the radius at which an image fell; infinity if it did not, 0 if it was wrong from the start."""
+        radii = torch.tensor([eps for eps, _ in self.stages], dtype=torch.float64)
+        at = radii[self.passed.clamp(max=len(self.stages) - 1)]
+        return torch.where(self.fell, at, torch.where(self.clean_correct, float("inf"), 0.0))
+
+    @property
+    def fell_to(self) -> dict[str, int]:
+        """Stage by name → how many images fell to it; with one radius."""
+        counts = {name: 0 for _, name in self.stages}
+        for number in self.passed[self.fell].tolist():
+            counts[self.stages[number][1]] += 1
+        return counts
+
+    @property
+    def robust_accuracy(self) -> Proportion:
+        return Proportion(int(self.robust.sum()), len(self.robust))
+
+    @property
+    def curve(self) -> dict[float, Proportion]:
+        """eps → robust accuracy."""
+        return {eps: Proportion(int(self.robust_at(eps).sum()), len(self.robust)) for eps in self.eps}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers, ready for JSON."""
+        return {
+            "robust": self.robust_accuracy.as_dict(),
+            "curve": [
+                {"eps": eps, "undecided": int(self.undecided_at(eps).sum())} | share.as_dict()
+                for eps, share in self.curve.items()
+            ],
+            "fell_to": self.fell_to,
+            "found": int((self.found & self.clean_correct).sum()),
+            "confirmed": int(self.fell.sum()),
+            "undecided": int((~self.decided).sum()),
+            "flags": {name: int(flag.sum()) for name, flag in self.flags.items()},
+            "forwards": self.forwards,
+            "backwards": self.backwards,
+        }
+
+
+@dataclass
+class RobustnessReport:
+    """``clean_correct`` (N,) bool, a summary of every attack by name, and what the checks against false security say.
+
+    seconds: that the attacks took together in this call, without the checks; they share one queue
+    complete: False: a budget ended it before every image was decided
+    unread: images of data of known length that it did not come to; no number counts them
+    """
+
+    clean_correct: Tensor
+    attacks: dict[str, AttackSummary] = field(default_factory=dict)
+    checks: list[Flag] = field(default_factory=list)
+    seconds: float = 0.0
+    complete: bool = True
+    unread: int = 0
+
+    @property
+    def clean_accuracy(self) -> Proportion:
+        return Proportion(int(self.clean_correct.sum()), len(self.clean_correct))
+
+    @property
+    def worst_case(self) -> Proportion:
+        """Right on the clean image and under every attack at its largest eps: the number to report for the set of attacks."""
+        robust = self.clean_correct.clone()
+        for summary in self.attacks.values():
+            robust &= summary.robust
+        return Proportion(int(robust.sum()), len(robust))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers, ready for JSON."""
+        return {
+            "clean": self.clean_accuracy.as_dict(),
+            "worst_case": self.worst_case.as_dict(),
+            "seconds": self.seconds,
+            "complete": self.complete,
+            "unread": self.unread,
+            "attacks": {name: summary.as_dict() for name, summary in self.attacks.items()},
+            "checks": [flag._asdict() for flag in self.checks],
+        }

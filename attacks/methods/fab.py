@@ -1,0 +1,130 @@
+"""FAB, the fast adaptive boundary attack: the nearest misclassified point (Croce & Hein, arXiv 1907.02044)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.balls.balls import Bounds
+from ironmoe.attacks.balls.hyperplane import length, step_to_hyperplane
+from ironmoe.attacks.engine.attacked_model import Model
+from ironmoe.attacks.engine.attempts import Rows, where
+from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
+from ironmoe.attacks.random import normal, uniform
+from ironmoe.kernels.attack_step import column
+
+LEAST_SHARE = 0.003  # of the image's projection in the mean; without it 1 % of attempts at ReLU networks stall on a boundary
+
+
+class FAB(BoundaryAttack):
+    """Goes along the decision boundary to where it is nearest to the image (the paper's algorithm without its final search).
+
+    A step linearises the difference of two logits, projects both the point and the image onto the boundary inside the box, and goes
+    to a mean of the two, a little beyond. A misclassified point is pulled back towards the image. With ``targets`` it is FAB-T, as
+    AutoAttack runs it (arXiv 2003.01690): one logit difference for each target, so a step costs one gradient; targets = 0 is the
+    original, which asks for the gradients of all classes at every step: for few classes.
+
+    After each step comes a check. If the last point was misclassified, the next one probably is, too: then (on CPU) it is asked about
+    without gradient, which is taken at the point pulled back. Otherwise check and gradient share one pass. What is expected never
+    changes what is found.
+
+    Args (beyond those of ``Attack``):
+        eps: with ``early_stop`` an image falls at a distance of at most eps; inf goes with early_stop=False.
+        steps: gradient steps of each attempt, ≥ 0.
+        restarts: attempts for each target, ≥ 1. The first starts at the image, later ones at a random point eps / 2 away.
+        targets: how many of the classes most likely at the clean image are targets in turn; 0: all classes at once, untargeted.
+        alpha_max: highest weight of the image's projection in the mean, 0 … 1.
+        eta: overshoot, ≥ 1: each projection is gone this many times. Near 1, distances come closer to the least.
+        beta: of its way from the image a misclassified point keeps this share, above 0 and at most 1.
+        early_stop: stop at the first misclassified point within eps; else make all attempts and keep the nearest.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        eps: float | Tensor = 8 / 255,
+        steps: int = 100,
+        restarts: int = 1,
+        targets: int = 9,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+        norm: str = "Linf",
+        bounds: Bounds = (0.0, 1.0),
+        seed: int = 0,
+        *,
+        early_stop: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
+        for name, count, least in (("steps", steps, 0), ("restarts", restarts, 1), ("targets", targets, 0)):
+            if count < least:
+                raise ValueError(f"{name} must be at least {least}, got {count}")
+        if not 0 <= alpha_max <= 1:
+            raise ValueError(f"alpha_max must be between 0 and 1, got {alpha_max}")
+        if not eta >= 1:
+            raise ValueError(f"eta must be at least 1, got {eta}")
+        if not 0 < beta <= 1:
+            raise ValueError(f"beta must be above 0 and at most 1, got {beta}")
+        if restarts > 1 and bool(torch.as_tensor(eps).isinf().any()):
+            raise ValueError(f"eps must be finite if restarts is above 1, since they start eps / 2 away, got {eps}")
+        self.steps, self.restarts, self.targets = steps, restarts, targets
+        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
+        self.early_stop = early_stop
+        self.keeps, self.exhaustive = "first" if early_stop else "best", not early_stop
+        self.starts_clean = restarts == 1
+        self.queries = 2 * steps if targets else 10 * steps  # at most; without targets for 10 classes
+
+    def __repr__(self) -> str:
+        return f"FAB({self.norm}, eps={self.eps}, steps={self.steps}, restarts={self.restarts}, targets={self.targets}, seed={self.seed})"
+
+    def start(self, rows: Rows) -> None:
+        super().start(rows)
+        no = torch.zeros_like(rows["finished"])
+        rows["unseen"] = rows["crossed"] = no  # a new iterate, not asked about before; the iterate before was misclassified
+        rows["made"] = torch.zeros_like(rows["label"])  # steps
+        rows["point"] = rows["clean"]
+        if self.restarts > 1:
+            rows["point"] = where(rows["restart"] > 0, self._random_start(rows), rows["clean"])
+        rows["finished"] = torch.full_like(no, self.steps == 0)
+
+    def wants_gradient(self, rows: Rows) -> Tensor:
+        return ~(rows["unseen"] & rows["crossed"]) & ~rows["finished"]
+
+    def score(self, rows: Rows, loss: Tensor) -> Tensor:
+        return -self.ball(rows).distance(rows["point"])
+
+    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+        assert grad is not None
+        point, unseen, fooled = rows["point"], rows["unseen"], self.fooled(logits, rows)
+        back = unseen & fooled
+        # Expected to be misclassified, so asked without gradient, but it is not: once more.
+        again = unseen & ~fooled & rows["crossed"] & ~grad.flatten(1).any(1)
+        step = self.note_boundary(rows, logits, loss, grad) & ~back & ~again
+        rows["point"] = where(step, self._next_iterate(rows), where(back, rows["clean"].lerp(point, self.beta), point))
+        rows["asked"] = torch.where(step | back | again, 0, rows["asked"] + 1)
+        rows["crossed"] = torch.where(unseen, fooled, rows["crossed"])
+        rows["unseen"] = step | again
+        rows["made"] = rows["made"] + step
+        rows["finished"] = rows["finished"] | (rows["made"] >= self.steps)
+
+    def _next_iterate(self, rows: Rows) -> Tensor:
+        """(R, …) the mean of the overshot projections of point and image."""
+        point, clean, weight, value = rows["point"], rows["clean"], rows["weight"], rows["value"]
+        clean_value = value + (weight * (clean - point)).flatten(1).sum(1)
+        from_point = step_to_hyperplane(point, weight, value, self.bounds, self.norm)
+        from_clean = step_to_hyperplane(clean, weight, clean_value, self.bounds, self.norm)
+        near, far = length(from_point, self.norm), length(from_clean, self.norm)
+        # A point that lies on the boundary, but for rounding on the wrong side of it, is its own projection; the overshot projection
+        # of the image still leads across.
+        share = (near / (near + far).clamp_min(torch.finfo(near.dtype).tiny)).clamp(LEAST_SHARE, self.alpha_max)
+        mean = (point + self.eta * from_point).lerp(clean + self.eta * from_clean, column(share, clean))
+        return mean.clamp(*self.bounds)
+
+    def _random_start(self, rows: Rows) -> Tensor:
+        """(R, …) a random point eps / 2 from the image, clipped to the box."""
+        clean = rows["clean"]
+        shape, dtype = clean.shape[1:], clean.dtype
+        noise = 2 * uniform(rows["key"], shape, dtype) - 1 if self.norm == "Linf" else normal(rows["key"], shape, dtype)
+        size = length(noise, self.norm).clamp_min(torch.finfo(dtype).tiny)
+        return (clean + column(rows["eps"] / 2 / size, clean) * noise).clamp(*self.bounds)

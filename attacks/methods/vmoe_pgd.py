@@ -1,0 +1,71 @@
+"""The attack of the V-MoE robustness paper (arXiv 2210.10253), as its official code runs it."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.balls.balls import Ball, Bounds, LinfBall
+from ironmoe.attacks.engine.attacked_model import Model
+from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.routing_mode import AuxiliaryLoss
+from ironmoe.attacks.losses import Loss, get_loss
+
+
+class VMoEPGD(Attack):
+    """Sign ascent on the mean loss of the batch: ``steps`` steps of length eps / steps from the image, the last point taken.
+
+    No random start, no restarts and no clipping to the valid pixels: with steps that add up to eps the ball needs no projection
+    (rounding beyond eps, 10⁻⁷, is taken back at the end). Every image of the batch is attacked, misclassified ones too, all the
+    way: under a capacity images of a group influence each other, so the groups must stay as they are. It is weaker than ``PGD``.
+
+    Made by ``PGD.vmoe``.
+    """
+
+    norms = ("Linf",)
+    keeps = "last"
+    attacks_wrong = True
+
+    def __init__(
+        self,
+        model: Model,
+        eps: float | Tensor = 1 / 127.5,
+        steps: int = 40,
+        *,
+        loss: str | Loss = "ce",
+        auxiliary_loss: bool = False,
+        bounds: Bounds = (-1.0, 1.0),
+        **options: Any,
+    ) -> None:
+        if auxiliary_loss and options.get("routing") is not None:
+            raise ValueError(
+                f"auxiliary_loss must be False with a routing mode, which takes its place, got {options['routing']}"
+            )
+        if auxiliary_loss and not (
+            isinstance(model, nn.Module) and any(hasattr(m, "aux_loss_in_eval") for m in model.modules())
+        ):
+            raise ValueError("auxiliary_loss needs a model with TopKRouters, whose losses it ascends")
+        if auxiliary_loss:
+            options["routing"] = AuxiliaryLoss()
+        super().__init__(model, eps, bounds=bounds, **options)
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.steps, self.queries, self.auxiliary_loss = steps, steps, auxiliary_loss
+        self.loss_of = get_loss(loss)
+
+    def __repr__(self) -> str:
+        return f"PGD.vmoe(Linf, eps={self.eps}, steps={self.steps}, auxiliary_loss={self.auxiliary_loss})"
+
+    def ball(self, rows: Rows) -> Ball:
+        return LinfBall(rows["clean"], rows["eps"], (float("-inf"), float("inf")))
+
+    def start(self, rows: Rows) -> None:
+        rows["point"] = rows["clean"]
+
+    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
+        return self.loss_of(logits, rows["label"])
+
+    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+        assert grad is not None
+        rows["point"] = self.ball(rows).ascend(rows["point"], grad, rows["eps"] / self.steps)
+        rows["finished"] = rows["finished"] | (rows["queries"] >= self.steps)

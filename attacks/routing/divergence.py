@@ -1,0 +1,117 @@
+"""Routing in the loss: the search drives router probabilities away from the clean image's, or towards an expert."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import index
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.routing_mode import (
+    RoutingMode,
+    Term,
+    by_image,
+    check_weight,
+    known_logits,
+    members_of,
+    one_pass,
+    routed_layers,
+)
+from ironmoe.kernels import Routing
+from ironmoe.moe.routing.routed_layers import Decision, Site, attached
+
+
+@dataclass(frozen=True)
+class RoutingDivergence(RoutingMode):
+    """Adds ``weight`` times a divergence of routing to each image's loss, a mean over its tokens and over layers:
+
+    - towards="away": KL(softmax of the clean image's router logits ‖ that of the present ones), as AdvMoE attacks its router
+      (ICCV 2023). At the clean image itself it is 0 and so is its gradient: begin at a random start.
+    - towards="weakest": the log-probability of the expert that the router liked least in the clean image (arXiv 2602.01369).
+    - towards=e: the log-probability of expert e; not in ensembles, whose members do not share it.
+
+    Targeted attacks raise it too. FAB and DeepFool, which take their gradients for those of logit differences, refuse it. To attack
+    routing alone, give the attack a loss of 0: ``loss=lambda logits, labels: 0 * logits[:, 0]``.
+    """
+
+    weight: float = 1.0
+    towards: str | int = "away"
+    adds_term = True
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight)
+        if isinstance(self.towards, str) and self.towards in ("away", "weakest"):
+            return
+        try:
+            expert = -1 if isinstance(self.towards, bool) else index(self.towards)  # type: ignore[arg-type]
+        except TypeError:
+            expert = -1
+        if expert < 0:
+            raise ValueError(f'towards must be "away", "weakest" or the number of an expert, got {self.towards!r}')
+        object.__setattr__(self, "towards", expert)  # a NumPy integer, perhaps
+
+    @torch.no_grad()
+    def record(self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None) -> Rows:
+        sites = routed_layers(model)
+        if isinstance(self.towards, int):
+            for name, site in sites.items():
+                if self.towards >= site.num_experts:
+                    raise ValueError(f"towards must be below the {site.num_experts} experts of {name!r}, got {self.towards}")
+                if members_of(site) > 1:
+                    raise ValueError(
+                        f'towards must be "away" or "weakest" for {name!r}, whose ensemble members share no expert, got {self.towards}'
+                    )
+            return {}
+        with _logits_of(model, sites) as seen:
+            (ask or model)(clean)
+        rows = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}  # this pass counts
+        for number, name in enumerate(sites):
+            if seen[name]:
+                logits_RNE = by_image(one_pass(name, seen[name]), len(clean), members_of(sites[name]))
+                rows[f"routing.{number}.clean"] = (
+                    logits_RNE.log_softmax(-1)
+                    if self.towards == "away"
+                    else logits_RNE.masked_fill(logits_RNE.isneginf(), float("inf")).argmin(-1)
+                )
+        return rows
+
+    @contextmanager
+    def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
+        sites = routed_layers(model)
+        with _logits_of(model, sites) as seen:
+
+            def term() -> Tensor:
+                layers = [
+                    self._divergence(by_image(one_pass(name, seen[name]), len(rows["label"]), members_of(site)), rows, number)
+                    for number, (name, site) in enumerate(sites.items())
+                    if seen[name]
+                ]
+                return self.weight * torch.stack(layers).mean(0)
+
+            yield term
+
+    def _divergence(self, logits_RNE: Tensor, rows: Rows, number: int) -> Tensor:
+        """(R,) of one layer."""
+        log_q_RNE = logits_RNE.log_softmax(-1)
+        if isinstance(self.towards, int):
+            return log_q_RNE[..., self.towards].mean(1)
+        clean = rows[f"routing.{number}.clean"]
+        if self.towards == "weakest":
+            return log_q_RNE.gather(-1, clean.unsqueeze(-1)).squeeze(-1).mean(1)
+        nobody = clean.isneginf()  # other members' experts, which count 0 and not 0 · ∞
+        difference_RNE = clean.masked_fill(nobody, 0) - log_q_RNE.masked_fill(nobody, 0)
+        return (clean.exp() * difference_RNE).sum(-1).mean(1)
+
+
+@contextmanager
+def _logits_of(model: nn.Module, sites: dict[str, Site]) -> Iterator[dict[str, list[Tensor]]]:
+    """The router logits (T, E) of each layer, with their graph, as the model runs."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in sites}
+
+    def watch(decision: Decision, realised: Routing) -> None:
+        seen[decision.layer].append(known_logits(decision))
+
+    with attached(sites, {}, dict.fromkeys(sites, watch)):
+        yield seen

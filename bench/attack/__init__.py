@@ -1,0 +1,1 @@
+"""``ironmoe attack``."""

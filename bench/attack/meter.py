@@ -1,0 +1,97 @@
+"""How far ``ironmoe attack`` is, on the terminal and in a log, and how long its attacks took in all runs together."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bars
+
+from ironmoe.attacks import Progress, RobustnessReport
+from ironmoe.bench.common.results import speed
+from ironmoe.bench.common.run_folder import RunFolder
+
+SAVE_SECONDS = 5.0  # between notes of the time spent
+LINE_SECONDS = 30.0  # between lines where there is no terminal for a bar
+FILE = "results/seconds.json"
+
+
+class Watch:
+    """The seconds that the attacks took in this run: without the checks, and none where everything was decided before."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        self.seconds = progress.seconds
+
+    def ended(self, report: RobustnessReport) -> float:
+        """The seconds, exactly."""
+        self.seconds = report.seconds if self.seconds else 0.0
+        return self.seconds
+
+
+class Meter(Watch):
+    """That of the first process, which shows it. Of the others it is supposed that they are as far.
+
+    before: seconds of earlier runs in the folder
+    """
+
+    def __init__(self, folder: RunFolder, console: Console, world: int, images: int, attacks: int) -> None:
+        super().__init__()
+        self.folder, self.console, self.world = folder, console, world
+        self.total, self.unit = images * attacks, "images" if attacks == 1 else "image × attack pairs"
+        self.before = float((folder.read(FILE) or {}).get("seconds", 0.0))
+        self.bars = Bars(
+            TextColumn("attack"), BarColumn(bar_width=10), MofNCompleteColumn(), TextColumn("{task.fields[note]}", markup=False),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bars.add_task("attack", total=self.total, note=self.unit)
+        self.decided, self.saved, self.printed = 0, time.monotonic(), time.monotonic()
+
+    def __enter__(self) -> "Meter":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        super().__call__(progress)
+        self.decided = min(progress.decided * self.world, self.total)
+        self.say(_note(progress, self.world))
+        if time.monotonic() - self.saved > SAVE_SECONDS:
+            self.save()
+
+    def say(self, note: str) -> None:
+        self.bars.update(self.task, completed=self.decided, note=f"{self.unit}, {note}")
+        if self.bars.disable and time.monotonic() - self.printed > LINE_SECONDS:
+            self.printed = time.monotonic()
+            self.console.print(f"attack: {self.decided}/{self.total} {self.unit}, {note}", highlight=False, markup=False)
+
+    def finish(self, report: RobustnessReport, seconds: float) -> float:
+        """The bar as it ends; the seconds of all runs, of which the slowest process took so many in this one."""
+        self.seconds = seconds
+        self.decided = sum(int(summary.decided.sum()) for summary in report.attacks.values())
+        self.say("done" if report.complete else "budget spent")
+        return self.save()
+
+    def save(self) -> float:
+        """Note and give the seconds so far."""
+        self.saved, seconds = time.monotonic(), self.before + self.seconds
+        self.folder.write(FILE, {"seconds": seconds})
+        return seconds
+
+
+def _note(progress: Progress, world: int) -> str:
+    if not progress.fresh:
+        return "none decided yet in this run"
+    note = f"{speed(progress.images_per_second * world)} images/s"
+    return note if progress.seconds_left is None else f"{note}, {time_left(progress.seconds_left)}"
+
+
+def time_left(seconds: float) -> str:
+    """Rounded as such a guess deserves."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"about {seconds / size:.0f} {unit} left"
+    return f"about {max(seconds, 1):.0f} s left"

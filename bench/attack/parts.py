@@ -1,0 +1,61 @@
+"""Attacks as they were made: every setting that the command line left to them, in numbers and in words."""
+
+from typing import Any, NamedTuple
+
+from ironmoe.attacks.attack import Attack
+from ironmoe.bench.attack.suite import ATTACKS, Suite
+from ironmoe.bench.common.results import exact
+
+
+class Part(NamedTuple):
+    """An attack, or one of those that an ensemble runs.
+
+    restarts: None of an attack that has none; targets: classes that are targets in turn, 0 without; eot: askings behind each answer
+    questions: to the model, of the longest attempt
+    """
+
+    name: str
+    steps: int | None
+    restarts: int | None
+    targets: int
+    eot: int
+    questions: int
+
+
+def parts_of(name: str, attack: Attack) -> tuple[Part, ...]:
+    """One, or those of an ensemble."""
+    stages = attack.stages
+    return tuple(
+        Part(
+            name if len(stages) == 1 else stage.name,
+            getattr(stage, "steps", None),
+            vars(stage).get("restarts"),  # the class has one for every attack
+            stage.targets,
+            stage.eot,
+            stage.queries,
+        )
+        for stage in stages
+    )
+
+
+def describe(suite: Suite, parts: dict[str, tuple[Part, ...]]) -> str:
+    """One line for people."""
+    line = ", ".join(_described(name, suite, parts[name]) for name in suite.names)
+    if suite.dtype != "float32":
+        line += f", search in {suite.dtype}"
+    return line if suite.routing == "free" else f"{line}, search with routing {suite.routing}"
+
+
+def _described(name: str, suite: Suite, parts: tuple[Part, ...]) -> str:
+    if len(parts) > 1:
+        return f"{name} ({'; '.join(f'{part.name}: {_settings(part)}' for part in parts)})"
+    alpha = suite.alpha_255 is not None and "alpha" in ATTACKS[name].takes
+    return f"{name} ({_settings(parts[0])}{f', alpha {exact(suite.alpha_255 or 0)}/255' if alpha else ''})"
+
+
+def _settings(part: Part) -> str:
+    known: dict[str, Any] = {"steps": part.steps, "restarts": part.restarts, "targets": part.targets or None}
+    if part.steps is None or part.questions > part.steps + 1:  # Square's starting point is one more
+        known["questions"] = part.questions
+    shown = [f"{key} {value}" for key, value in known.items() if value is not None]
+    return ", ".join(shown if part.eot == 1 else [*shown, f"each answer the mean of {part.eot}"])

@@ -1,0 +1,1 @@
+"""``ironmoe bench``: what is measured, and beside what."""

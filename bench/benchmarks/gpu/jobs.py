@@ -1,0 +1,81 @@
+"""What a run on a GPU consists of, most important first, and how long each job is thought to take."""
+
+from typing import NamedTuple
+
+from ironmoe.bench.benchmarks.shapes import FIRST_SHAPES, MAIN, REHEARSAL, ROUTINGS, Shape
+
+UNEVEN = (
+    MAIN.name,
+    "vmoe-b16-e8",
+    REHEARSAL[0].name,
+)  # shapes measured under every routing; the others under a uniform one
+FIRST = (
+    MAIN.name,
+    "vmoe-b16-e8",
+    *(shape.name for shape in REHEARSAL),
+)  # measured before everything else
+
+
+class Job(NamedTuple):
+    """``kind``: see ``KINDS``. seconds: what it is thought to take; limit: when it is ended."""
+
+    kind: str
+    shape: Shape | None = None
+    routing: str = ""
+    seconds: float = 0.0
+    limit: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return " ".join(part for part in (self.kind, self.shape.name if self.shape else "", self.routing) if part)
+
+
+CASE, TESTS, BLOCKS, BITS, ATTACK, SANITIZER, TUNE = (
+    "case",
+    "tests",
+    "blocks",
+    "bits",
+    "attack",
+    "sanitizer",
+    "tune",
+)
+KINDS = {
+    CASE: "a layer beside its peers",
+    TESTS: "the tests that use the device",
+    BLOCKS: "new block sizes against old ones",
+    BITS: "the same bits in every run",
+    ATTACK: "PGD on a whole V-MoE",
+    SANITIZER: "compute-sanitizer on a small layer",
+    TUNE: "better block sizes",
+}
+# Seconds are estimates, of an H100 with 16 cores whose cache of compiled kernels is empty: nothing
+# was measured so far.
+FIRST_CASE, OTHER_CASE = (45.0, 100.0), (15.0, 60.0)
+
+
+def plan(shapes: tuple[Shape, ...], minutes: float, on_gpu: bool, kinds: tuple[str, ...]) -> list[Job]:
+    """Jobs, most important first: what the minutes do not reach is at the end."""
+    all_cases = cases(shapes)
+    first = [place for place in all_cases if place[0].name in FIRST and place[1] == "uniform"]
+    biggest = MAIN if on_gpu else REHEARSAL[0]
+    share = 60 * minutes
+    jobs = [
+        *(Job(CASE, shape, routing, *FIRST_CASE) for shape, routing in first),
+        Job(TESTS, None, "", min(130.0, 0.3 * share), 0.4 * share),
+        Job(BLOCKS, None, "", 40.0, 90.0),
+        Job(BITS, biggest, "", 12.0, 40.0),
+        Job(ATTACK, None, "", 75.0, 120.0),
+        Job(SANITIZER, None, "", 40.0, 90.0),
+        Job(TUNE, None, "", 0.4 * share, 0.4 * share),
+        *(Job(CASE, shape, routing, *OTHER_CASE) for shape, routing in all_cases if (shape, routing) not in first),
+    ]
+    return [job for job in jobs if job.kind in kinds]
+
+
+def cases(shapes: tuple[Shape, ...]) -> list[tuple[Shape, str]]:
+    """(shape, routing), most important first: the first shapes under a uniform routing, some under
+    the others, the other shapes.
+    """
+    first = [(shape, "uniform") for shape in shapes if shape in FIRST_SHAPES]
+    uneven = [(shape, routing) for shape in shapes if shape.name in UNEVEN for routing in ROUTINGS if routing != "uniform"]
+    return first + uneven + [(shape, "uniform") for shape in shapes if shape not in FIRST_SHAPES]

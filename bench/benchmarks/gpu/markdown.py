@@ -1,0 +1,232 @@
+"""What a run on a GPU found, as Markdown: first what is wrong and how the goals stand, then the
+tables.
+"""
+
+from collections import Counter
+from typing import Any
+
+from ironmoe.bench.benchmarks.gpu.jobs import FIRST
+from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, GOAL_DTYPE, wrong
+from ironmoe.bench.benchmarks.shapes import MAIN
+
+Row = dict[str, Any]
+READING = (
+    "Median milliseconds of calls in turns; TFLOP/s count the products that the pass needs;",
+    "*of product* is the share of a bf16 product of 8192² matrices, *of copy* that of a copy, both",
+    "timed in the same turns; *H100 limit* is the roofline of our kernels; *peak* is what a call",
+    "allocates beyond what was there, *saved* what autograd keeps, *host* the time to ask for the",
+    "call; *error* is that of the worst row of any result, bold where it is more than allowed;",
+    "*MHz, W, °C* are medians of the processors' clock, the power and the temperature.",
+)
+COLUMNS = (
+    "pass|implementation|ms|p20–p80|TFLOP/s|of product|GB/s|of copy|H100 limit ms|peak MB|"
+    "saved MB|host ms|error|MHz, W, °C"
+)  # fmt: skip
+YES_NO = {True: "yes", False: "**no**", None: "–"}
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The whole report."""
+    lines = [f"# {content['device']['name']}, {content['date']}", ""]
+    lines += [
+        ", ".join(f"{name} {version}" for name, version in content["versions"].items()) + ".",
+        "",
+    ]
+    if not content["finished"]:
+        lines += [f"Not finished: {content['why_not_finished']}.", ""]
+    if "CPU" in content["device"]["name"]:
+        lines += ["**A rehearsal on a CPU: the figures mean nothing.**", ""]
+    if faults := wrong(content, asked_for_tests=True):
+        lines += ["## Wrong", "", *(f"- {fault}" for fault in faults), ""]
+    if content["goals"]:
+        title = f"For one {' or '.join(GOAL_DEVICES)} and {GOAL_DTYPE}, at {MAIN.name}."
+        found = [[g["text"], g["measured"], YES_NO[g["met"]]] for g in content["goals"]]
+        lines += ["## Goals", "", title, "", *table("goal|measured|met", found)]
+    lines += _tests(content["tests"])
+    lines += _section(
+        "Checks",
+        "check|shape|passed|why",
+        [_check(row) for row in content["checks"]],
+    )
+    lines += _section(
+        "Block sizes now and before",
+        "product|shape|pass|ms|ms before|now|before",
+        [_blocks(row) for row in content["blocks"]],
+    )
+    lines += _section(
+        "PGD on a whole model",
+        "model|way|images|steps|ms|images/s|same pixels|first call s",
+        [_attack(row) for row in content["attack"]],
+    )
+    lines += ["## Layers", "", *READING, ""] if content["rows"] else []
+    lines += _layers(content["rows"])
+    lines += _kernels(content["kernels"])
+    lines += _section(
+        "Compiling",
+        "job|kernels|seconds|from the cache|longest",
+        [_compiled(row) for row in content["compiled"]],
+    )
+    if content["tuning"]:
+        lines += [
+            "## Tuning",
+            "",
+            "```python",
+            *(row["text"] for row in content["tuning"]),
+            "```",
+            "",
+        ]
+    lines += _section(
+        "Jobs",
+        "job|outcome|seconds|why",
+        [_job(row) for row in content["jobs"]],
+    )
+    where: dict[tuple[str, str], list[str]] = {}
+    for note in content["notes"]:
+        places = where.setdefault((note["implementation"], note["why"]), [])
+        places.append(f"{note['shape']} {note['routing']}")
+    lines += _section(
+        "Notes",
+        "implementation|where|what",
+        [[name, ", ".join(places), why] for (name, why), places in where.items()],
+    )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(columns: str, rows: list[list[str]]) -> list[str]:
+    """``columns`` with | between them. What would end a cell is written otherwise."""
+    header = [f"| {columns.replace('|', ' | ')} |", "|" + " --- |" * (columns.count("|") + 1)]
+    cells = [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in rows]
+    return [*header, *(f"| {' | '.join(row)} |" for row in cells), ""]
+
+
+def _section(title: str, columns: str, rows: list[list[str]]) -> list[str]:
+    return [f"## {title}", "", *table(columns, rows)] if rows else []
+
+
+def _tests(tests: dict[str, Any] | None) -> list[str]:
+    if tests is None:
+        return []
+    lines = ["## Tests on this device", ""]
+    if "counts" not in tests:
+        return [*lines, f"{tests['outcome']}: {tests['why']}.", ""]
+    counts = ", ".join(f"{count} {word}" for word, count in tests["counts"].items())
+    why = f" ({tests['why']})" if tests["why"] else ""
+    lines += [f"{tests['outcome']}{why}: {counts or 'none'} of {tests['of']}.", ""]
+    for failure in tests["failures"]:
+        lines.append(f"- `{failure['test']}`: {(failure['why'].splitlines() or [''])[0]}")
+    lines += [""] * bool(tests["failures"])
+    reasons: dict[str, Counter[str]] = {}
+    for row in tests["not_run"]:
+        reasons.setdefault(row["why"], Counter())[row["file"]] += row["tests"]
+    found = [[why, str(files.total()), ", ".join(files)] for why, files in reasons.items()]
+    return lines + (["Not run:", "", *table("why|tests|where", found)] if found else [])
+
+
+def _figure(row: Row, name: str, form: str, scale: float = 1.0) -> str:
+    value = row.get(name)
+    return "–" if value is None else form.format(value * scale)
+
+
+def _check(row: Row) -> list[str]:
+    passed = "not run" if row["passed"] is None else YES_NO[row["passed"]]
+    return [row["check"], row["shape"], passed, row["why"]]
+
+
+def _compiled(row: Row) -> list[str]:
+    seconds = f"{row['seconds']:.1f}"
+    return [row["job"], str(row["kernels"]), seconds, str(row["from_cache"]), row["longest"]]
+
+
+def _job(row: Row) -> list[str]:
+    return [row["job"], row["outcome"], f"{row['seconds']:.0f}", row["why"]]
+
+
+def _blocks(row: Row) -> list[str]:
+    present, former = row.get("present", "–"), row.get("former", "–")
+    what = row["pass"] if "ms" in row else row["why"]
+    times = [_figure(row, name, "{:.3f}") for name in ("ms", "former_ms")]
+    return [row["product"], row["shape"], what, *times, present, former]
+
+
+def _attack(row: Row) -> list[str]:
+    place = [row["model"], row["way"], str(row["images"]), str(row["steps"])]
+    if "why" in row:
+        return [*place, row["why"], "–", "–", "–"]
+    return [
+        *place,
+        f"{row['ms']:.1f}",
+        f"{row['images_per_s']:.0f}",
+        _figure(row, "same_pixels", "{:.2%}"),
+        f"{row['first_call_s']:.1f}",
+    ]
+
+
+def _layers(rows: list[Row]) -> list[str]:
+    lines = []
+    for place in dict.fromkeys((r["shape"], r["routing"], r["dtype"]) for r in rows):
+        here = [r for r in rows if (r["shape"], r["routing"], r["dtype"]) == place]
+        first = here[0]
+        biases = ", biases" if first["bias"] else ""
+        sizes = f"(T, D, F, E, K) = {tuple(first['sizes'])}, {first['activation']}{biases}."
+        lines += [
+            f"### {place[0]}, {place[1]}, {place[2]}",
+            "",
+            sizes,
+            "",
+            *table(COLUMNS, [_cells(row) for row in here]),
+        ]
+    return lines
+
+
+def _cells(row: Row) -> list[str]:
+    clocks = ", ".join(_figure(row, name, "{:.0f}") for name in ("sm_mhz", "watts", "celsius"))
+    return [
+        row["pass"],
+        row["implementation"],
+        f"{row['ms']:.3f}",
+        f"{row['p20']:.3f}–{row['p80']:.3f}",
+        _figure(row, "tflops", "{:.1f}"),
+        _figure(row, "share_of_product", "{:.1%}"),
+        _figure(row, "gb_per_s", "{:.0f}"),
+        _figure(row, "share_of_copy", "{:.0%}"),
+        _figure(row, "limit_ms", "{:.3f}"),
+        _figure(row, "peak_bytes", "{:.0f}", 1e-6),
+        _figure(row, "saved_bytes", "{:.0f}", 1e-6),
+        _figure(row, "host_ms", "{:.3f}"),
+        _error(row),
+        clocks if "sm_mhz" in row else "–",
+    ]
+
+
+def _error(row: Row) -> str:
+    if row.get("agrees") is not False:
+        return _figure(row, "error", "{:.1e}")
+
+    error = "not finite" if row["error"] is None else f"{row['error']:.1e}"
+    return f"**{error}** (allowed {row['allowed']:g})"
+
+
+def _kernels(rows: list[Row]) -> list[str]:
+    if not rows:
+        return []
+
+    lines = [
+        "## Kernels by themselves",
+        "",
+        "Microseconds of each launch in a call, by torch's profiler; those of the other layers are",
+        "in the JSON file.",
+        "",
+    ]
+    shown = [r for r in rows if r["shape"] in FIRST and r["routing"] == "uniform"]
+    for place in dict.fromkeys(_kernel_place(r) for r in shown):
+        cells = [
+            [r["kernel"], str(r["number"] or "all"), f"{r['us']:.1f}", f"{r['share']:.1%}"]
+            for r in shown
+            if _kernel_place(r) == place
+        ]
+        lines += [f"### {', '.join(place)}", "", *table("kernel|launch|µs|of the call", cells)]
+    return lines
+
+
+def _kernel_place(row: Row) -> tuple[str, ...]:
+    return row["shape"], row["routing"], row["dtype"], row["pass"]

@@ -1,0 +1,67 @@
+"""What the command line of a run on a GPU can say, checked before anything starts."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ironmoe.bench.benchmarks.gpu.jobs import KINDS, TESTS, TUNE
+from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT
+from ironmoe.bench.benchmarks.gpu.tasks.suite import TESTS as TEST_FOLDER
+from ironmoe.bench.benchmarks.peers import TOLERANCE
+from ironmoe.bench.benchmarks.shapes import REHEARSAL, SHAPES, Shape
+
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+
+
+class OptionError(ValueError):
+    """An option has a value that cannot be used; the message is one line and says which are."""
+
+
+class Options(NamedTuple):
+    """See ``main``; ``out`` is a folder."""
+
+    device: torch.device
+    dtype: torch.dtype
+    shapes: tuple[Shape, ...]
+    minutes: float
+    kinds: tuple[str, ...]
+    resume: bool
+    out: Path
+
+
+def make_options(
+    device: str = "auto", dtype: str = "bfloat16", shapes: str | None = None, minutes: float = 9.0, only: str | None = None,
+    skip_tests: bool = False, tune: bool = False, resume: bool = False, out: Path | None = None,
+) -> Options:  # fmt: skip
+    """Check what the command line gave. OptionError in one line if it cannot be done."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise OptionError(f"--device must be auto, cpu or cuda, got {device!r}")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise OptionError("no GPU that torch can use; --device cpu rehearses the program on tiny shapes")
+    if dtype not in DTYPES:
+        raise OptionError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if not 0 < minutes < float("inf"):
+        raise OptionError(f"--minutes must be a number above 0, got {minutes}")
+    kinds = select("--only", only, tuple(kind for kind in KINDS if kind != TUNE))
+    kinds += (TUNE,) if tune and TUNE not in kinds else ()
+    known = REHEARSAL if device == "cpu" else SHAPES
+    return Options(
+        torch.device("cpu" if device == "cpu" else "cuda"), DTYPES[dtype], select_shapes(shapes, known), minutes,
+        tuple(kind for kind in kinds if not (skip_tests and kind == TESTS)), resume,
+        out or (ROOT if TEST_FOLDER.is_dir() else Path.cwd()) / "bench" / "results",
+    )  # fmt: skip
+
+
+def select(option: str, names: str | None, default: tuple[str, ...], known: tuple[str, ...] = tuple(KINDS)) -> tuple[str, ...]:
+    """Those named, separated by commas; None is the default."""
+    wanted = default if names is None else tuple(name.strip() for name in names.split(","))
+    if unknown := [name for name in wanted if name not in known]:
+        raise OptionError(f"{option}: {', '.join(map(repr, unknown))} not among {', '.join(known)}")
+    return wanted
+
+
+def select_shapes(names: str | None, known: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    """The same of shapes; None is all of them."""
+    by_name = {shape.name: shape for shape in known}
+    return tuple(by_name[name] for name in select("--shapes", names, tuple(by_name), tuple(by_name)))

@@ -1,0 +1,188 @@
+"""What a run on a GPU found, against the goals: what was missed, what is wrong, and what is said
+while it runs.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from ironmoe.bench.benchmarks.gpu.jobs import Job
+from ironmoe.bench.benchmarks.gpu.journal import Entry
+from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
+from ironmoe.bench.benchmarks.peers import OURS, PEERS
+from ironmoe.bench.benchmarks.roofline import MOVES_ROWS
+from ironmoe.bench.benchmarks.shapes import MAIN
+
+Row = dict[str, Any]
+GOAL_DEVICES, GOAL_DTYPE = (
+    ("H100", "H200"),
+    "bfloat16",
+)  # the same processors; an H200 has faster memory
+GOAL_TFLOPS = {FORWARD: 550.0, DX: 520.0, FULL: 480.0}
+MOVING = "routing + dispatch + combine"
+GOAL_DX_OF_FULL, GOAL_MOVING_SHARE, GOAL_ROUTER_SHARE = 0.68, 0.10, 0.80
+
+
+class Goal(NamedTuple):
+    """``met`` is None where what it needs was not measured; False where the results were wrong,
+    whatever their time.
+    """
+
+    text: str
+    measured: str
+    met: bool | None
+
+
+def goals(rows: list[Row]) -> list[Goal]:
+    """The goals for an H100 in bfloat16, against the rows of one run."""
+    ours = {
+        row["pass"]: row
+        for row in rows
+        if row["implementation"] == OURS and row["shape"] == MAIN.name and _is_main_setting(row)
+    }
+    wrong_at_main = any(row.get("agrees") is False for row in ours.values())
+
+    def at_main(pass_name: str, figure: str = "ms") -> float:
+        row = ours.get(pass_name)
+        return float("nan") if row is None or wrong_at_main else row[figure]
+
+    topk, dispatch, combined = (at_main(f"kernel {name}") for name in MOVES_ROWS)
+    layer = topk + at_main(INFERENCE)  # whose time has dispatch and combine in it
+    moving_share = (topk + dispatch + combined) / layer
+    speeds = {name: at_main(name, "tflops") for name in GOAL_TFLOPS}
+    dx_of_full = at_main(DX) / at_main(FULL)
+    router_share = at_main("kernel topk_route", "share_of_copy")
+    found = [
+        *(_at_least(f"{name}, TFLOP/s", GOAL_TFLOPS[name], speeds[name], ".0f") for name in speeds),
+        _at_most(f"{DX}, of the time of {FULL}", GOAL_DX_OF_FULL, dx_of_full, ".2f"),
+        _at_most(f"{MOVING}, of the layer", GOAL_MOVING_SHARE, moving_share, ".1%"),
+        _at_least("the router kernel, of copy bandwidth", GOAL_ROUTER_SHARE, router_share, ".0%"),
+    ]
+    if wrong_at_main:
+        found = [goal._replace(measured="our results are wrong", met=False) for goal in found]
+    return [*found, _fused_goal(rows)]
+
+
+def _is_main_setting(row: Row) -> bool:
+    return row["routing"] == "uniform" and row["dtype"] == GOAL_DTYPE
+
+
+def _at_least(text: str, wanted: float, value: float, form: str) -> Goal:
+    return _goal(f"{text}: ≥ {wanted:{form}}", value, value >= wanted, form)
+
+
+def _at_most(text: str, wanted: float, value: float, form: str) -> Goal:
+    return _goal(f"{text}: ≤ {wanted:{form}}", value, value <= wanted, form)
+
+
+def _goal(text: str, value: float, met: bool, form: str) -> Goal:
+    if math.isnan(value):
+        return Goal(text, "not measured", None)
+    return Goal(text, f"{value:{form}}", met)
+
+
+def _fused_goal(rows: list[Row]) -> Goal:
+    text = "no fused peer faster at any shape and pass"
+    right = [row for row in rows if row.get("agrees") is not False]
+    ours = {_place(r): r["ms"] for r in right if r["implementation"] == OURS}
+    ratios = {}
+    for row in right:
+        peer = PEERS.get(row["implementation"])
+        if peer and peer.fused and _place(row) in ours:
+            name = ", ".join([row["implementation"], *_place(row)[:3]])
+            ratios[name] = row["ms"] / ours[_place(row)]
+    if not ratios:
+        return Goal(text, "not measured", None)
+    closest = min(ratios, key=lambda name: ratios[name])
+    return Goal(
+        text,
+        f"the best of {len(ratios)} takes {ratios[closest]:.2f} of our time ({closest})",
+        ratios[closest] >= 1,
+    )
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return row["shape"], row["routing"], row["pass"], row["dtype"]
+
+
+def wrong(content: dict[str, Any], asked_for_tests: bool) -> list[str]:
+    """What makes the exit status 1, a line each."""
+    found = [
+        f"ironmoe at {note['shape']}, {note['routing']}: {note['why']}"
+        for note in content["notes"]
+        if note["implementation"] == OURS and note["kind"] in ("disagrees", "failed")
+    ]
+    tests = content["tests"]
+    if asked_for_tests and tests is not None and tests["outcome"] != "passed":
+        found.append(f"tests: {tests['outcome']}{': ' if tests['why'] else ''}{tests['why']}")
+    for row in content["checks"]:
+        if row["passed"] is False:
+            found.append(f"{row['check']} at {row['shape']}: {row['why']}")
+    for row in content["attack"]:
+        if row.get("why"):
+            found.append(f"{row['way']} on {row['model']}: {row['why']}")
+    for job in content["jobs"]:
+        if job["outcome"] in ("died", "hung"):
+            found.append(f"{job['job']}: {job['outcome']}: {job['why']}")
+    return found
+
+
+def minutes_and_seconds(seconds: float) -> str:
+    """4:07."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def plan_lines(jobs: list[Job], num_done: int, minutes: float, device: str) -> list[str]:
+    """When each job is thought to begin, and which the minutes do not reach."""
+    lines = [
+        f"{device}: {len(jobs)} jobs"
+        + (f", {num_done} are done already" if num_done else "")
+        + "; the plan (estimates of a GPU's seconds):"
+    ]
+    start, cut = 0.0, []
+    for job in jobs:
+        if start + job.seconds > 60 * minutes:
+            cut.append(job.name)
+        else:
+            lines.append(f"  {minutes_and_seconds(start):>6}  {job.seconds:4.0f} s  {job.name}")
+        start += job.seconds
+    if cut:
+        lines.append(f"  if there is time: {', '.join(cut)}")
+    return lines
+
+
+def news(entry: Entry) -> list[str]:
+    """What is said of an entry of the journal when it comes."""
+    if entry["kind"] == "test" and entry["outcome"] == "failed":
+        return [f"FAILED {entry['test']}: {entry['why'].splitlines()[0] if entry['why'] else ''}"]
+    if entry["kind"] != "part":
+        return []
+    lines = [_timed_line(entry)] if any("tflops" in row for row in entry.get("rows", ())) else []
+    for note in entry.get("notes", ()):
+        if note["kind"] != "absent":
+            lines.append(f"{note['implementation']} {note['kind']}: {note['why']}")
+    for row in entry.get("compiled", ()):
+        compiled = f"{row['kernels']} kernels compiled in {row['seconds']:.1f} s"
+        lines.append(f"{compiled}, {row['from_cache']} from the cache; {row['longest']}")
+    for row in entry.get("blocks", ()):
+        place = ", ".join([row["product"], *([row["pass"]] if "pass" in row else [])])
+        timed = f"{row['ms']:.3f} ms, before {row['former_ms']:.3f}" if "ms" in row else row["why"]
+        lines.append(f"{place}: {timed}")
+    for row in entry.get("attack", ()):
+        what = row["why"] if "why" in row else f"{row['images_per_s']:.0f} images/s"
+        lines.append(f"{row['way']}: {what}")
+    for row in entry.get("checks", ()):
+        verdict = {True: "passed", False: "FAILED", None: "not run"}[row["passed"]]
+        lines.append(f"{row['check']}: {verdict}{': ' if row['why'] else ''}{row['why']}")
+    lines += [row["text"] for row in entry.get("tuning", ())]
+    return lines
+
+
+def _timed_line(entry: Entry) -> str:
+    rows = [row for row in entry["rows"] if "tflops" in row]
+    figures = [
+        f"{row['implementation']} {row['ms']:.3f} ms"
+        + (f" ({row['tflops']:.0f} TFLOP/s)" if row["implementation"] == OURS else "")
+        + (" WRONG" if row.get("agrees") is False else "")
+        for row in rows
+    ]
+    return f"{entry['part']}: {', '.join(figures)}"

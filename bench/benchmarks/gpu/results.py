@@ -1,0 +1,160 @@
+"""The files of a run on a GPU: <gpu>-<date>.json and .md, made from its journal, which stays until
+everything is done.
+"""
+
+import json
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ironmoe.bench.benchmarks.gpu.journal import Entry, Journal, outcomes, tables
+from ironmoe.bench.benchmarks.gpu.markdown import markdown
+from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, goals
+from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TESTS, summary
+from ironmoe.bench.common.run_folder import differences, write_atomically
+from ironmoe.bench.common.versions import versions
+
+JOURNAL = ".jsonl"
+PACKAGES = (
+    "ironmoe",
+    "torch",
+    "triton",
+    "numpy",
+    "transformers",
+    "liger-kernel",
+    "moe-ops",
+    "grouped-mm-bf16",
+)
+
+
+class ResultsError(ValueError):
+    """There is no run to go on with, or it is one of something else; the message is one line."""
+
+
+class Results:
+    """``stem``: the path of the files without their ends."""
+
+    def __init__(self, out: Path, device: torch.device, dtype: torch.dtype, minutes: float, resume: bool) -> None:
+        """Begin a run, or go on with the newest one in ``out`` that is not finished.
+
+        Raises:
+            ResultsError: there is none, or it was measured on another device, with other versions,
+            or in another dtype.
+        """
+        self.device = describe(device)
+        settings = {
+            "device": self.device,
+            "versions": installed(),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        if resume:
+            self.journal, self.head = _interrupted(out, json.loads(json.dumps(settings)))
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            name = re.sub("[^a-z0-9]+", "-", self.device["name"].lower()).strip("-")
+            self.journal = Journal(out / f"{name}-{time.strftime('%Y-%m-%d-%H%M%S')}{JOURNAL}")
+            self.journal.write("run", date=time.strftime("%Y-%m-%d %H:%M"), minutes=minutes, **settings)
+            self.head = self.journal.entries()[0]
+        self.stem = self.journal.path.with_suffix("")
+        self._missing: list[str] = []
+
+    def write(self, missing: list[str] | None = None, why: str = "") -> dict[str, Any]:
+        """Both files, whole or not at all. ``missing``: the jobs that are not done; by default
+        those of the last call.
+        """
+        self._missing = self._missing if missing is None else missing
+        content = self._content(why)
+        write_atomically(self.stem.with_name(self.stem.name + ".json"), json.dumps(content, indent=1))
+        write_atomically(self.stem.with_name(self.stem.name + ".md"), markdown(content))
+        return content
+
+    def finish(self, jobs: list[str], why: str) -> dict[str, Any]:
+        """The last time. The journal goes where nothing is left to do."""
+        done = {name for name, end in outcomes(self.journal.entries()).items() if end["outcome"] != "out of time"}
+        missing = [name for name in jobs if name not in done]
+        no_time = f"no time for all of {', '.join(missing)}" if missing else ""
+        content = self.write(missing, "; ".join(part for part in (why, no_time) if part))
+        if content["finished"]:
+            self.journal.path.unlink()
+        return content
+
+    def _content(self, why: str) -> dict[str, Any]:
+        entries = self.journal.entries()
+        found = tables(entries)
+        found["notes"] = list(
+            {json.dumps(note): note for note in found["notes"]}.values()
+        )  # a part that was begun twice says it twice
+        ends = outcomes(entries)
+        is_goal_device = any(name in self.device["name"] for name in GOAL_DEVICES)
+        not_begun = [name for name in self._missing if name not in ends]
+        jobs = [
+            *ends.values(),
+            *({"job": name, "outcome": "not begun", "why": "", "seconds": 0.0} for name in not_begun),
+        ]
+        return {
+            **{name: self.head[name] for name in ("date", "device", "versions", "dtype", "minutes")},
+            "finished": not self._missing and not why,
+            "why_not_finished": why or ("still running" if self._missing else ""),
+            "jobs": jobs,
+            "tests": _suite(entries, ends),
+            "goals": [goal._asdict() for goal in goals(found["rows"])] if is_goal_device else [],
+            **found,
+        }
+
+
+def _suite(entries: list[Entry], ends: dict[str, Entry]) -> dict[str, Any] | None:
+    found = summary(entries)
+    end = ends.get("tests", {"outcome": "still running", "why": ""})
+    if found is None:
+        return {"outcome": end["outcome"], "why": end["why"]} if "tests" in ends else None
+    return {"outcome": end["outcome"], "why": end["why"], **found}
+
+
+def _interrupted(out: Path, settings: dict[str, Any]) -> tuple[Journal, Entry]:
+    """The newest journal in a folder and its head."""
+    paths = sorted(out.glob(f"*{JOURNAL}"), key=lambda path: path.stat().st_mtime)
+    if not paths:
+        raise ResultsError(f"--resume: no interrupted run in {out}")
+    journal = Journal(paths[-1])
+    head = next(iter(journal.entries()), {})
+    there = {name: head.get(name) for name in settings}
+    if differing := differences(there, settings):
+        raise ResultsError(f"--resume: {paths[-1]} was measured otherwise: {'; '.join(differing)}")
+    return journal, head
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Name, and on a GPU memory, processors and driver."""
+    if device.type == "cpu":
+        return {"name": f"{platform.machine()} CPU"}
+    properties = torch.cuda.get_device_properties(device)
+    command = [
+        "nvidia-smi",
+        "--query-gpu=driver_version,clocks.max.sm,power.limit",
+        "--format=csv,noheader",
+    ]
+    return {
+        "name": properties.name, "memory_bytes": properties.total_memory, "processors": properties.multi_processor_count,
+        "driver, clock, power": _output(command),
+    }  # fmt: skip
+
+
+def installed() -> dict[str, str]:
+    """Versions of everything that can change a number and is installed; the commit where this is a
+    checkout.
+    """
+    found = {name: version for name, version in versions(PACKAGES).items() if version != "not installed"}
+    commit = _output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"])
+    return found | {"cuda": str(torch.version.cuda)} | ({"commit": commit} if commit and TESTS.is_dir() else {})
+
+
+def _output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,168 @@
+"""The jobs one after the other, within the minutes; what they find is said, and on disk, as it
+comes.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ironmoe.bench.benchmarks.gpu.jobs import CASE, TESTS, Job, plan
+from ironmoe.bench.benchmarks.gpu.journal import Entry, Pen, outcomes, under_way
+from ironmoe.bench.benchmarks.gpu.options import Options
+from ironmoe.bench.benchmarks.gpu.process import Child
+from ironmoe.bench.benchmarks.gpu.report import minutes_and_seconds, news, plan_lines, wrong
+from ironmoe.bench.benchmarks.gpu.results import Results
+from ironmoe.bench.benchmarks.gpu.tasks.suite import outcomes_of_tests, run_suite
+from ironmoe.bench.benchmarks.peers import OURS, PEERS
+from ironmoe.bench.common.timing import Clock
+
+RESERVE = 8.0  # seconds kept back for the last files
+LEAST = 5.0  # seconds that must be left for a job to begin
+SAY_EVERY = 10.0  # seconds without a word, at most
+DONE = ("done", "passed", "failed", "died", "hung")  # outcomes after which a job is not done again
+
+
+class Run:
+    """The jobs one after the other."""
+
+    def __init__(self, options: Options, say: Callable[[str], None]) -> None:
+        self.options, self.clock = options, Clock(60 * options.minutes - RESERVE)
+        self.results = Results(options.out, options.device, options.dtype, options.minutes, options.resume)
+        self.jobs = plan(options.shapes, options.minutes, options.device.type == "cuda", options.kinds)
+        self.journal = self.results.journal
+        self._say, self._start, self._number, self._said = say, time.monotonic(), 0, 0.0
+        self._waiting: Child | None = None
+        self._job: Job = self.jobs[0] if self.jobs else Job(TESTS)
+
+    def all(self) -> None:
+        """Every job that the clock allows and that is not done yet."""
+        done = {name for name, end in outcomes(self.journal.entries()).items() if end["outcome"] in DONE}
+        missing = [job for job in self.jobs if job.name not in done]
+        self.journal.news()  # the lines of an earlier run were said then
+        for line in plan_lines(missing, len(done), self.options.minutes, self.results.device["name"]):
+            self._say(line)
+        self.results.write([job.name for job in missing])
+        try:
+            for i, job in enumerate(missing):
+                self._number = len(self.jobs) - len(missing) + i + 1
+                if self.clock.left() < LEAST:
+                    return
+                self._do(job, is_last=i == len(missing) - 1)
+                self.results.write([job.name for job in missing[i + 1 :]])
+        finally:
+            if self._waiting is not None:
+                self._waiting.end()
+
+    def _do(self, job: Job, is_last: bool) -> None:
+        self._job, start = job, time.monotonic()
+        seconds = min(job.limit, self.clock.left())
+        self.say(f"{job.name} …")
+        if job.kind == TESTS:
+            outcome, why = run_suite(seconds, self.journal, self._watch)
+        else:
+            outcome, why = self._in_child(job, seconds, is_last)
+        self.journal.write(
+            "end",
+            job=job.name,
+            outcome=outcome,
+            why=why,
+            seconds=round(time.monotonic() - start, 1),
+        )
+        self._watch()
+        if outcome != "done":
+            self.say(f"{job.name}: {outcome}{': ' if why else ''}{why}")
+
+    def _in_child(self, job: Job, seconds: float, is_last: bool) -> tuple[str, str]:
+        """Once more without a peer if that is what the process died of."""
+        clock, without = Clock(seconds), list[str]()
+        while True:
+            child, self._waiting = self._waiting or Child(), None
+            if not is_last:
+                self._waiting = Child()
+            outcome, why = child.run(self._request(job, without), max(clock.left(), LEAST), self._watch)
+            if outcome not in ("died", "hung"):
+                return outcome, why
+            part, who = under_way(self.journal.entries(), job.name)
+            why += f", in {part}" if part else ""
+            if outcome == "hung" and seconds < job.limit:
+                return "out of time", why
+            self._note(job, who, f"{outcome}: {why}")
+            if who not in PEERS or who in without or clock.left() < LEAST:
+                return outcome, why
+            without.append(who)
+            self.say(f"{job.name}: {outcome}: {why}; again without {who}")
+
+    def _request(self, job: Job, without: list[str]) -> dict[str, Any]:
+        return {
+            "kind": job.kind, "shape": job.shape.name if job.shape else "", "routing": job.routing, "without": without,
+            "device": str(self.options.device), "dtype": str(self.options.dtype).removeprefix("torch."),
+            "journal": str(self.journal.path.resolve()), "rounds": 20 if self.options.device.type == "cuda" else 3,
+        }  # fmt: skip
+
+    def _note(self, job: Job, who: str, why: str) -> None:
+        if job.kind == CASE and job.shape is not None:
+            dtype = str(self.options.dtype).removeprefix("torch.")
+            note = {
+                "implementation": who if who in PEERS else OURS,
+                "shape": job.shape.name,
+                "routing": job.routing,
+                "dtype": dtype,
+            }
+            Pen(self.journal, job.name).finish(f"end with {who}", notes=[note | {"kind": "failed", "why": why}])
+
+    def _watch(self) -> None:
+        """Say what is new, and bring the files up to date."""
+        entries = self.journal.news()
+        for line in (line for entry in entries for line in news(entry)):
+            self.say(line)
+        if any(entry["kind"] == "part" for entry in entries):
+            self.results.write()
+        if time.monotonic() - self._said > SAY_EVERY:
+            self.say(self._under_way(self.journal.entries()))
+            self.results.write()
+
+    def _under_way(self, entries: list[Entry]) -> str:
+        """What this job is about, where it has had nothing to say for a while."""
+        if self._job.kind == TESTS:
+            found = [test["outcome"] for test in outcomes_of_tests(entries).values()]
+            of = next((entry["count"] for entry in entries if entry["kind"] == "collected"), 0)
+            done = len(found) - found.count("running")
+            return f"{done} of {of} tests, {found.count('failed')} failed" if of else "tests: being collected"
+        part, who = under_way(entries, self._job.name)
+        return f"{self._job.name}: {part} of {who} …" if part else f"{self._job.name}: being prepared"
+
+    def say(self, line: str) -> None:
+        """With where we are: the number of the job and the time."""
+        self._said = time.monotonic()
+        now = minutes_and_seconds(time.monotonic() - self._start)
+        self._say(f"[{self._number}/{len(self.jobs)} {now} of {minutes_and_seconds(60 * self.options.minutes)}] {line}")
+
+
+def say_at_once(line: str) -> None:
+    """Also where the output is no terminal: it is to be seen while the run goes on, and after a kill."""
+    print(line, flush=True)
+
+
+def run_bench_gpu(options: Options, say: Callable[[str], None] = say_at_once) -> int:
+    """Everything. 0 if the tests passed, or were not asked for, and nothing of ours was wrong,
+    failed or hung; else 1.
+    """
+    run = Run(options, say)
+    results = run.results
+    why = ""
+    try:
+        run.all()
+    except KeyboardInterrupt:
+        why = "interrupted"
+        raise
+    finally:
+        content = results.finish([job.name for job in run.jobs], why)
+        for goal in content["goals"]:
+            verdict = {True: "met", False: "MISSED", None: "–"}[goal["met"]]
+            say(f"{verdict:<6} {goal['text']}: {goal['measured']}")
+        unfinished = content["why_not_finished"]
+        say(f"Wrote {results.stem}.json and .md" + (f"; not finished: {unfinished}; --resume goes on" if unfinished else ""))
+    faults = wrong(content, asked_for_tests=TESTS in options.kinds)
+    for fault in faults:
+        say(f"WRONG  {fault}")
+    return int(bool(faults))

@@ -1,0 +1,170 @@
+"""PGD on a whole V-MoE: images a second by the attack as users call it, and of its bare steps
+eagerly, as CUDA graph and compiled.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ironmoe.attacks import PGD
+from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.passes import captured
+from ironmoe.bench.common.timing import OutOfTime, time_limit
+from ironmoe.kernels.attack_step import linf_step
+from ironmoe.moe import VMoE, freeze_weights
+
+EPS, STEPS, RUNS = 8 / 255, 10, 5
+ATTACK, EAGER, GRAPHED, COMPILED = (
+    "ironmoe.attacks.PGD",
+    "steps, eager",
+    "steps, CUDA graph",
+    "steps, torch.compile",
+)
+
+
+class Setting(NamedTuple):
+    """Which model, how many images."""
+
+    name: str
+    model: Callable[[], VMoE]
+    images: int
+
+
+def _small() -> VMoE:
+    return VMoE(16, 8, 16, 1, 2, 32, 10, moe_layers=(0,), num_experts=4)
+
+
+FULL_SIZE = Setting("V-MoE-B/16", partial(VMoE.from_config, "V-MoE-B/16"), 128)
+REHEARSAL_SIZE = Setting("toy V-MoE", _small, 8)
+
+
+class Steps:
+    """STEPS bare steps of PGD from one random start: forward, loss, image gradient, ``linf_step``;
+    nothing looks at a result.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
+        self.model, self.labels = model, labels
+        self.low, self.high = (images - EPS).clamp_min(0), (images + EPS).clamp_max(1)
+        self.alpha = torch.full((len(images),), 2.5 * EPS / STEPS, device=images.device)
+        self.start = self.low + (self.high - self.low) * torch.rand_like(images)
+        self.point, self.image = self.start.clone(), self.start.to(dtype, copy=True)
+        self.image.requires_grad_()
+
+    def reset(self) -> None:
+        with torch.no_grad():
+            self.point.copy_(self.start)
+            self.image.copy_(self.start)
+
+    def step(self) -> None:
+        """In place, so that a CUDA graph can hold it."""
+        loss = F.cross_entropy(self.model(self.image).float(), self.labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, [self.image])
+        point, image = linf_step(self.point, gradient, self.low, self.high, self.alpha, image_dtype=self.image.dtype)
+        with torch.no_grad():
+            self.point.copy_(point)
+            self.image.copy_(image)
+
+    def eager(self) -> Tensor:
+        """The images (N, C, H, W) after STEPS steps."""
+        return self._all(self.step)
+
+    def graphed(self) -> Callable[[], Tensor]:
+        """The same by replays of one captured step."""
+        return partial(self._all, captured(self.step))
+
+    def _all(self, step: Callable[[], Any]) -> Tensor:
+        self.reset()
+        for _ in range(STEPS):
+            step()
+        return self.point.clone()
+
+
+def measure_attack(setting: Setting, dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen) -> bool:
+    """A row for each way that works here; its adversarial images are compared with those of the
+    eager steps. True if there was time.
+    """
+    model, images, labels = _prepare(setting, device)
+    low_precision = setting.model().to(device, dtype).eval().requires_grad_(False)
+    low_precision.load_state_dict(model.state_dict())
+    steps = Steps(low_precision, images, labels, dtype)
+
+    def attack() -> Callable[[], Tensor]:
+        search_dtype = None if dtype == torch.float32 else dtype
+        pgd = PGD(model, eps=EPS, steps=STEPS, early_stop=False, attack_dtype=search_dtype)
+        return lambda: pgd(images, labels)
+
+    def compiled() -> Callable[[], Tensor]:
+        backend = "inductor" if device.type == "cuda" else "aot_eager"  # a rehearsal compiles no C++
+        again = Steps(torch.compile(low_precision, backend=backend, fullgraph=True), images, labels, dtype)
+        again.start = steps.start
+        return again.eager
+
+    ways: dict[str, Callable[[], Callable[[], Tensor]]] = {
+        EAGER: lambda: steps.eager, ATTACK: attack, GRAPHED: steps.graphed, COMPILED: compiled
+    }  # fmt: skip
+    expected: Tensor | None = None
+    for way, prepare in ways.items():
+        if way in pen.done or (way == GRAPHED and device.type != "cuda"):
+            continue
+        pen.begin(way, "ironmoe")
+        row = {
+            "model": setting.name,
+            "way": way,
+            "dtype": str(dtype).removeprefix("torch."),
+            "images": len(images),
+            "steps": STEPS,
+        }
+        try:
+            with time_limit(left()), freeze_weights(model):
+                found, figures = _timed(prepare(), len(images), device)
+        except OutOfTime:
+            return False
+        except Exception as error:  # the way does not work here: its row says so
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            pen.finish(way, attack=[row | {"why": f"{type(error).__name__}: {first_line}"[:300]}])
+            continue
+        if way == EAGER:
+            expected = found
+        if way in (GRAPHED, COMPILED):
+            expected = steps.eager() if expected is None else expected
+            figures["same_pixels"] = (found == expected).double().mean().item()
+        pen.finish(way, attack=[row | figures])
+    return True
+
+
+def _prepare(setting: Setting, device: torch.device) -> tuple[VMoE, Tensor, Tensor]:
+    """The model, images, and its own predictions as labels: an image that is wrong already would
+    not be attacked.
+    """
+    model = setting.model().to(device).eval()
+    nn.init.normal_(model.head.weight, std=0.02)  # a head of zeros, as training starts with, gives no gradient
+    images = torch.rand(setting.images, model.channels, model.image_size, model.image_size, device=device)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    return model, images, labels
+
+
+def _timed(run: Callable[[], Tensor], images: int, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+    """(what it returns, figures from the median of RUNS runs). The first call, in which everything
+    is compiled, is told apart.
+    """
+    taken = []
+    for _ in range(RUNS + 1):
+        start = time.perf_counter()
+        found = run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    seconds = sorted(taken[1:])[RUNS // 2]
+    return found, {
+        "ms": 1e3 * seconds,
+        "images_per_s": images / seconds,
+        "first_call_s": taken[0],
+        "runs": RUNS,
+    }

@@ -1,0 +1,248 @@
+"""Try the neighbours of each product's blocks on real shapes and propose rows for the table in
+``kernels/tuning.py``.
+
+All are timed in turns with the present row; a candidate must compute what the present row computes.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ironmoe.bench.benchmarks.block_tables import patched, table_of
+from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.gpu.tasks.neighbours import neighbours
+from ironmoe.bench.benchmarks.gpu.tasks.pool import in_processes
+from ironmoe.bench.benchmarks.peers import TOLERANCE, worst_row_error
+from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES, Shape, make_problem
+from ironmoe.bench.common.timing import Clock, OutOfTime, interleaved, time_limit
+from ironmoe.kernels import plan_dispatch, tuning
+from ironmoe.kernels.dispatch import plan_tiles
+from ironmoe.kernels.expert_down import expert_down_backward_op
+from ironmoe.kernels.grouped_matmul import grouped_matmul_backward_op, grouped_matmul_op
+from ironmoe.kernels.tuning import Blocks, Chip, blocks_for, chip_of
+
+WORTH_IT = 0.99  # of the present time, at most
+CANDIDATE_SECONDS = 20.0
+RESERVE = 5.0  # seconds that timing may take after the last candidate was compiled
+PRESENT = "present"
+WORKERS, PARTS = 12, 4  # processes that compile ahead; items that the candidates of a product make
+WORKER_BYTES = 8 << 30  # of GPU memory, that each of them may need
+AHEAD_SHARE = 0.6  # of the time, at most
+INTERLEAVED = "clamped_swiglu_interleaved"
+ACTIVATION_OF = {
+    "activated": "gelu",
+    "interleaved": INTERLEAVED,
+    "hidden_gradient_interleaved": INTERLEAVED,
+}  # else the shape's own
+TUNED = ("gated", "hidden_gradient", "plain", "weight_gradient", *ACTIVATION_OF)
+
+
+class Proposal(NamedTuple):
+    """What was found for one product: ``blocks`` is the present row where nothing was faster. Times
+    in ms.
+    """
+
+    product: str
+    table: str
+    shape: str
+    present: Blocks
+    present_ms: float
+    blocks: Blocks
+    ms: float
+    tried: dict[str, float]
+    refused: dict[str, str]
+
+    @property
+    def text(self) -> str:
+        """The row as it stands in the table."""
+        before = "unchanged" if self.blocks == self.present else f"was {self.present_ms:.3f}"
+        reason = f"{self.table}, {self.shape}: {self.ms:.3f} ms, {before}"
+        return f'"{self.product}": {self.blocks},  # {reason}'
+
+
+def tune(
+    dtype: torch.dtype,
+    device: torch.device,
+    left: Callable[[], float],
+    pen: Pen,
+    shape: Shape = MAIN,
+    rounds: int = 20,
+) -> bool:
+    """A proposal for each product on ``shape`` (for ungated units on a V-MoE layer, for interleaved
+    ones on gpt-oss's) while ``left()`` seconds are > 0. True if there was time for all.
+    """
+    products = [product for product in TUNED if product not in pen.done]
+    if device.type == "cuda":
+        _compile_ahead([(product, shape_for(product, shape), dtype) for product in products], device, left)
+    for i, product in enumerate(products):
+        if left() <= 0:
+            return False
+        clock = Clock(left() / (len(products) - i))
+        pen.begin(product, "ironmoe")
+        try:
+            proposal = propose(product, shape_for(product, shape), dtype, device, clock.left, rounds)
+        except OutOfTime:
+            continue
+        blocks = {"present": proposal.present._asdict(), "blocks": proposal.blocks._asdict()}
+        pen.finish(product, tuning=[proposal._asdict() | blocks | {"text": proposal.text}])
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return all(product in pen.done for product in TUNED)
+
+
+def _compile_ahead(places: list[tuple[str, Shape, torch.dtype]], device: torch.device, left: Callable[[], float]) -> None:
+    """All candidates of all products, on all cores: one after the other they would take minutes."""
+    free, _ = torch.cuda.mem_get_info(device)
+    workers = min(WORKERS, (os.cpu_count() or 1) - 1, free // WORKER_BYTES)
+    items = [(*place, str(device), part) for part in range(PARTS) for place in places]
+    in_processes(compile_part, items, workers, AHEAD_SHARE * left())
+
+
+def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
+    """Run every PARTS-th candidate of a product once. In a process of its own."""
+    product, shape, dtype, device, part = item
+    run, chip, rows = work_of(product, shape, dtype, torch.device(device))
+    table = table_of(product, dtype, rows, chip)
+    for candidate in neighbours(getattr(tuning, table)[product], product)[part::PARTS]:
+        with patched(table, product, candidate), suppress(Exception):  # it is refused when it is tried
+            run()
+
+
+def shape_for(product: str, shape: Shape) -> Shape:
+    """``shape``, or one whose activation makes the product run."""
+    activation = ACTIVATION_OF.get(product, shape.activation)
+    if shape is MAIN and product in ACTIVATION_OF:
+        return next(s for s in SHAPES if s.activation == activation)
+    return shape._replace(activation=activation)
+
+
+def propose(
+    product: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    left: Callable[[], float],
+    rounds: int = 20,
+) -> Proposal:
+    """The best of the neighbours.
+
+    Raises:
+        OutOfTime: before anything could be compared.
+    """
+    run, chip, rows = work_of(product, shape, dtype, device)
+    table = table_of(product, dtype, rows, chip)
+    present: Blocks = getattr(tuning, table)[product]
+    with time_limit(left()):
+        expected = run()
+    ready: dict[str, Blocks] = {PRESENT: present}
+    refused: dict[str, str] = {}
+    seen = {blocks_for(product, dtype, rows, chip)}
+    for candidate in neighbours(present, product):
+        with patched(table, product, candidate):
+            effective = blocks_for(product, dtype, rows, chip)  # fewer stages where shared memory is short
+            if effective in seen:
+                continue
+            seen.add(effective)
+            why = objection(run, expected, dtype, left)
+        if why:
+            refused[str(candidate)] = why
+        else:
+            ready[str(candidate)] = candidate
+    timed = {name: run_under(table, product, blocks, run) for name, blocks in ready.items()}
+    with time_limit(left() + RESERVE):
+        times = {name: timing.ms for name, timing in interleaved(timed, device, rounds).items()}
+    best = min(times, key=lambda name: times[name])
+    if times[best] > WORTH_IT * times[PRESENT]:
+        best = PRESENT
+    return Proposal(
+        product,
+        table,
+        shape.name,
+        present,
+        times[PRESENT],
+        ready[best],
+        times[best],
+        times,
+        refused,
+    )
+
+
+def objection(
+    run: Callable[[], list[Tensor]],
+    expected: list[Tensor],
+    dtype: torch.dtype,
+    left: Callable[[], float],
+) -> str:
+    """Why the blocks that are in the table now cannot be timed; empty if they can."""
+    try:
+        with time_limit(min(CANDIDATE_SECONDS, left())):
+            found = run()
+        agree = all(worst_row_error([a], [b.double()]) <= TOLERANCE[dtype] for a, b in zip(found, expected, strict=True))
+        return "" if agree else "computes something else"
+    except OutOfTime:
+        return "no time"
+    except Exception as error:  # too many registers, too much shared memory: the compiler's answer
+        return f"{type(error).__name__}: {error}"[:200]
+
+
+def run_under(
+    table: str, product: str, blocks: Blocks, run: Callable[[], Any]
+) -> Callable[[], Any]:  # fmt: skip
+    """``run`` with these blocks in the table."""
+
+    def once() -> Any:
+        with patched(table, product, blocks):
+            return run()
+
+    return once
+
+
+def work_of(
+    product: str, shape: Shape, dtype: torch.dtype, device: torch.device
+) -> tuple[Callable[[], list[Tensor]], Chip, int]:
+    """(what launches the product and little else, the chip, the rows of a tile)."""
+    p = make_problem(shape, "uniform", dtype, device)
+    x, w_in, w_out, gates = (t.detach() for t in (p.x, p.w_in, p.w_out, p.gates))
+    dispatch = plan_dispatch(p.experts, shape.num_experts)
+    offsets, row_token, row_slot, slot_row = dispatch
+    tiles = plan_tiles(offsets, shape.rows, dtype)
+    hidden = torch.randn(shape.rows, shape.wide, device=device, dtype=dtype)
+    activated = torch.randn(shape.rows, shape.hidden, device=device, dtype=dtype)
+    activation = shape.activation
+
+    def up() -> list[Tensor]:
+        return list(grouped_matmul_op(x, w_in, None, offsets, tiles, row_token, slot_row, activation, True, "ieee"))
+
+    def plain() -> list[Tensor]:
+        """The two products without an epilogue: the second layer, and the input gradient, whose
+        weights lie the other way.
+        """
+        out, _ = grouped_matmul_op(activated, w_out, None, offsets, tiles, None, None, "none", True, "ieee")
+        d_rows, _, _ = grouped_matmul_backward_op(
+            hidden, None, w_in, offsets, tiles, None, None, "ieee", True, False, False
+        )  # fmt: skip
+        return [out, d_rows]
+
+    def hidden_gradient() -> list[Tensor]:
+        d_gates, _, _, dh = expert_down_backward_op(
+            p.dy, gates, w_out, None, hidden, offsets, tiles, row_token, row_slot, slot_row, activation, "ieee",
+            True, False, False, True,
+        )  # fmt: skip
+        return [d_gates, dh]
+
+    def weight_gradient() -> list[Tensor]:
+        _, dw, _ = grouped_matmul_backward_op(
+            hidden, x, w_in, offsets, tiles, row_token, slot_row, "ieee", False, True, False
+        )  # fmt: skip
+        return [dw]
+
+    works = {"plain": plain, "hidden_gradient": hidden_gradient, "weight_gradient": weight_gradient}
+    return (
+        works.get(product.removesuffix("_interleaved"), up),
+        chip_of(x),
+        tuning.rows_per_tile(shape.rows, shape.num_experts, dtype),
+    )

@@ -1,0 +1,160 @@
+"""The ``ironmoe`` command. torch is imported by what a command runs, so that ``--help`` is quick."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ironmoe.bench.cli.attack import attack
+from ironmoe.bench.cli.bench import bench_app
+from ironmoe.bench.cli.options import (
+    Alpha,
+    AttackImages,
+    BatchSize,
+    Data,
+    Device,
+    Dtype,
+    Eps,
+    ImageSize,
+    Norm,
+    Out,
+    Restarts,
+    Seed,
+    SkipBad,
+    Steps,
+    announce,
+    ascending_radii,
+    bounded,
+    checked_alpha,
+    chosen_device,
+)
+from ironmoe.bench.common.errors import clear_errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from ironmoe.bench.common.measure import AttackSettings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Mixture-of-Experts layers that can be attacked, measured and trusted.\n\nStart with **ironmoe demo**.",
+)
+app.add_typer(bench_app, name="bench")
+
+DEFAULT_CHIPS = "sm_80,sm_90,sm_100,gfx942"
+
+
+@app.command()
+def demo(
+    data: Data = "mnist",
+    seeds: Annotated[int, bounded("Repeat everything over this many seeds; the report gives mean and spread.", 1)] = 1,
+    seed: Seed = 0,
+    epochs: Annotated[
+        int | None,
+        bounded("Passes over the training images. By default 12, more on fewer than 4,000 images, at most 100.", 1),
+    ] = None,
+    eps: Eps = None,
+    norm: Norm = "Linf",
+    steps: Steps = 20,
+    restarts: Restarts = 2,
+    alpha: Alpha = None,
+    attack_images: AttackImages = 500,
+    batch_size: BatchSize = 500,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    out: Out = None,
+    image_size: ImageSize = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Train a V-MoE and a dense ViT of the same FLOPs, attack both over a sweep of eps, and report which holds and why.
+
+    About two minutes on two CPU cores. Writes report.html, report.json, the pictures and the checkpoints.
+
+    Interrupted with Ctrl-C (or killed), the same command goes on from the last finished epoch or attack.
+
+    Example: ironmoe demo --data digits --seeds 3 --eps 4,8,16
+    """
+    console = Console()
+    with clear_errors(console):
+        from ironmoe.bench.common.data import load_data
+        from ironmoe.bench.common.train import Recipe, default_epochs
+        from ironmoe.bench.demo.run import Options, run_demo
+
+        target, autocast_dtype = chosen_device(device), _dtype(dtype)
+        settings = _attack_settings(norm, eps, steps, restarts, alpha, attack_images, batch_size)
+        images = load_data(data, image_size, skip_bad)
+        announce(images, console)
+        recipe = Recipe(epochs=epochs or default_epochs(len(images.split()[0])))
+        options = Options(images, recipe, settings, list(range(seed, seed + seeds)), target, autocast_dtype, out)
+        run_demo(options, console)
+
+
+app.command()(attack)
+
+
+@app.command()
+def doctor(
+    compile_kernels: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Instead compile every Triton kernel for the chips, present or not, and fail on spills and their like. Some minutes.",
+        ),
+    ] = False,
+    chips: Annotated[str, typer.Option(help="With --compile: for which chips, separated by commas.")] = DEFAULT_CHIPS,
+    only: Annotated[str, typer.Option(help="With --compile: kernels whose names contain this, such as scatter_rows.")] = "",
+    out: Annotated[Path | None, typer.Option(help="With --compile: also write the table as Markdown to this file.")] = None,
+) -> None:
+    """Print versions, devices and which code path each operation takes here and why; then test them, in about ten seconds.
+
+    Exit status 1 if a test fails.
+    """
+    console = Console()
+    with clear_errors(console):
+        if compile_kernels:
+            from ironmoe.bench.doctor.compile_check import run_compile_check
+
+            passed = run_compile_check(_chips(chips), only, out, console)
+        elif out is not None or only or chips != DEFAULT_CHIPS:
+            raise typer.BadParameter("--chips, --only and --out belong to --compile")
+        else:
+            from ironmoe.bench.doctor.doctor import run_doctor
+
+            passed = run_doctor(console)
+        if not passed:
+            raise typer.Exit(1)
+
+
+def _attack_settings(
+    norm: str, eps: str | None, steps: int, restarts: int, alpha: float | None, images: int, batch_size: int
+) -> "AttackSettings":
+    from ironmoe.attacks.balls.balls import BALLS
+    from ironmoe.bench.common.measure import AttackSettings
+
+    radii = ascending_radii(eps, norm)
+    if norm not in BALLS:
+        raise typer.BadParameter(f"--norm must be one of {', '.join(BALLS)}, got {norm!r}")
+    alpha = checked_alpha(alpha)
+    return AttackSettings(norm, radii, steps, restarts, None if alpha is None else alpha / 255, images, batch_size=batch_size)
+
+
+def _chips(names: str) -> tuple[str, ...]:
+    from ironmoe.kernels.tuning import CHIPS
+
+    chosen = tuple(name.strip() for name in names.split(","))
+    for name in chosen:
+        if name not in CHIPS:
+            raise typer.BadParameter(f"--chips must be among {', '.join(CHIPS)}, got {name!r}")
+    return chosen
+
+
+def _dtype(name: str) -> "torch.dtype | None":
+    import torch
+
+    if name not in ("float32", "bfloat16"):
+        raise typer.BadParameter(f"--dtype must be float32 or bfloat16, got {name!r}")
+    return torch.bfloat16 if name == "bfloat16" else None

@@ -1,0 +1,48 @@
+"""The result as one table on the terminal."""
+
+from rich.table import Table
+from rich.text import Text
+
+from ironmoe.bench.common.results import ModelResults, exact
+
+
+def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
+    """(label, one cell a model), as table and report print them. Dense models have a dash where there is no routing."""
+    eps = models[0].eps
+    lines = [
+        ("forward FLOPs per image", [f"{m.runs[0]['flops'] / 1e6:.3f} M" for m in models]),
+        ("parameters", [f"{m.runs[0]['parameters'] / 1e3:.0f} k" for m in models]),
+        ("clean accuracy", [str(m.clean()) for m in models]),
+    ]
+    lines += [(f"robust, eps {exact(radius)}/255", [str(m.robust(i)) for m in models]) for i, radius in enumerate(eps)]
+    lines.append(("forward images/s", [f"{m.forward_speed():.0f}" for m in models]))
+    lines.append(("attacked images/s", [f"{m.attack_speed():.0f}" for m in models]))
+    listed = ", ".join(exact(radius) for radius in eps)
+    for layer in dict.fromkeys(layer for m in models for layer in m.layers):
+        name = layer.removesuffix(".mlp")
+        changes = [
+            [f"{100 * m.routing_change(layer, i):.1f}" for i in range(len(eps))] if layer in m.layers else [] for m in models
+        ]
+        lines.append((f"{name}: % rerouted at eps {listed}", ["  ".join(cells) or "–" for cells in changes]))
+        for label, at in (("clean", None), (f"eps {exact(eps[-1])}", len(eps) - 1)):
+            cells = [_load(m, layer, at) if layer in m.layers else "–" for m in models]
+            lines.append((f"{name}: % load per expert, {label}", cells))
+    return lines
+
+
+def _load(model: ModelResults, layer: str, at: int | None) -> str:
+    """The shares of one seed; of several, how uneven they are on average."""
+    uneven = f"max {model.imbalance(layer, at):.1f}× even"
+    if len(model.runs) > 1:
+        return f"{uneven}, mean of seeds"
+    return " ".join(f"{100 * share:.0f}" for share in model.load(layer, at)) + f"  ({uneven})"
+
+
+def as_table(models: list[ModelResults], title: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", show_lines=False)
+    table.add_column("", style="bold")
+    for model in models:
+        table.add_column(model.name, justify="right")
+    for label, cells in rows(models):
+        table.add_row(label, *cells)
+    return table

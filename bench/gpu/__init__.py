@@ -1,1 +1,0 @@
-"""Everything that is tested and measured on a GPU, in one run: ``python -m ironmoe.bench.gpu``."""

@@ -1,0 +1,1 @@
+"""Every kernel compiled for GPUs that are not here."""

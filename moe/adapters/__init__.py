@@ -1,0 +1,1 @@
+"""Models of other libraries, made to run on ironmoe's experts."""

@@ -1,0 +1,1 @@
+"""Checkpoints of the official V-MoE code, read and written."""

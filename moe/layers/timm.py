@@ -1,0 +1,108 @@
+"""MoE behind the constructor of timm's Mlp, for ``mlp_layer=``."""
+
+from collections.abc import Callable
+from functools import partialmethod
+from typing import Any
+
+import torch
+from torch import nn
+
+from ironmoe.kernels.activations import ACTIVATIONS
+from ironmoe.moe.layers.dense_mlp import activation_name
+from ironmoe.moe.layers.moe import MoE
+from ironmoe.moe.routers.top_k import TopKRouter
+
+
+class MoEMlp(MoE):
+    """An ``MoE`` made from the arguments of timm's Mlp; ``as_mlp_layer`` gives the others.
+
+    Args:
+        in_features: D; hidden_features: F of each expert, by default D; out_features: None or D.
+        act_layer: makes a module that computes an activation in ``ironmoe.kernels.ACTIVATIONS``.
+        norm_layer, drop, use_conv: only None, 0 and False.
+        bias: whether the experts have biases.
+        num_experts: E; top_k: K; activation: a name in ``ACTIVATIONS`` in place of ``act_layer``.
+        router: keyword arguments of ``TopKRouter``; moe_options: further keyword arguments of ``MoE``.
+
+    Raises:
+        ValueError: an argument outside the values above.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        bias: bool | tuple[bool, bool] = True,
+        drop: float | tuple[float, float] = 0.0,
+        use_conv: bool = False,
+        *,
+        num_experts: int,
+        top_k: int = 2,
+        activation: str | None = None,
+        router: dict[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **moe_options: Any,
+    ) -> None:
+        if out_features not in (None, in_features):
+            raise ValueError(f"out_features must be None or in_features = {in_features}, got {out_features}")
+        if norm_layer is not None:
+            raise ValueError(f"norm_layer must be None, because experts have no norm between their layers, got {norm_layer}")
+        if drop not in (0, (0, 0)):
+            raise ValueError(f"drop must be 0, because experts have no dropout, got {drop}")
+        if use_conv:
+            raise ValueError("use_conv must be False: experts take tokens on the last axis, not NCHW images")
+        if bias not in (True, False, (True, True), (False, False)):
+            raise ValueError(f"bias must be the same for both layers, got {bias}")
+        if activation is None:
+            act = act_layer()
+            activation = activation_name(act)
+            if activation is None:
+                known = [name for name, entry in ACTIVATIONS.items() if not entry.gated]
+                raise ValueError(f"act_layer must make one of {', '.join(known)}, got {act}")
+        super().__init__(
+            in_features,
+            hidden_features or in_features,
+            num_experts,
+            top_k,
+            activation=activation,
+            bias=bias in (True, (True, True)),
+            router=TopKRouter(in_features, num_experts, top_k, device=device, dtype=dtype, **(router or {})),
+            device=device,
+            dtype=dtype,
+            **moe_options,
+        )
+
+
+def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> type[MoEMlp]:
+    """The class that timm takes as ``mlp_layer``: called with the arguments of timm's Mlp, it makes an ``MoE``.
+
+    Layers made with it can be copied and pickled. Every block of the timm model then has experts; for some of them only, see
+    ``upcycle``.
+
+    Args:
+        num_experts: E; top_k: K.
+        moe_options: ``activation``, ``router`` and those of ``MoE``, see ``MoEMlp``.
+
+    Raises:
+        ValueError, TypeError: as ``MoEMlp`` and ``MoE``, at once and not only when a model is built.
+    """
+    options = {"num_experts": num_experts, "top_k": top_k, **moe_options}
+
+    class Layer(MoEMlp):
+        __init__ = partialmethod(MoEMlp.__init__, **options)  # type: ignore[assignment]
+
+        def __reduce__(self) -> tuple[Any, ...]:  # a class made in a function cannot be found by its name
+            return _new, (options,), self.__getstate__()
+
+    Layer.__name__ = Layer.__qualname__ = MoEMlp.__name__
+    Layer(in_features=1, device="meta")
+    return Layer
+
+
+def _new(options: dict[str, Any]) -> MoEMlp:
+    layer = as_mlp_layer(**options)
+    return layer.__new__(layer)

@@ -1,0 +1,1 @@
+"""Routers, capacities and their auxiliary losses: which experts a token goes to."""

@@ -1,0 +1,46 @@
+"""Routing of an efficient ensemble: each member has experts of its own (E³, arXiv 2110.03360)."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
+
+
+class EnsembleRouter(TopKRouter):
+    """M members share one layer. The tokens come M times over, all of member 0 first; member m chooses among the E / M experts
+    m · E / M … only, so the matrix of gates is block diagonal. Noise and auxiliary losses are those of M routers with E / M experts.
+
+    Args:
+        ensemble_size: M, dividing E; K ≤ E / M. The rest as ``TopKRouter``; ``weight`` is (E, D), member after member.
+    """
+
+    def __init__(self, dim: int, num_experts: int, top_k: int = 2, *, ensemble_size: int, **options: object) -> None:
+        if ensemble_size < 1 or num_experts % ensemble_size:
+            raise ValueError(f"ensemble_size must divide num_experts = {num_experts}, got {ensemble_size}")
+        if top_k > num_experts // ensemble_size:
+            raise ValueError(f"top_k must be at most the {num_experts // ensemble_size} experts of a member, got {top_k}")
+        for name in ("groups", "bias", "selection_bias", "softcap"):
+            if options.get(name):
+                raise ValueError(f"EnsembleRouter has no {name}, got {options[name]}")
+        super().__init__(dim, num_experts, top_k, **options)  # type: ignore[arg-type]
+        self.ensemble_size = ensemble_size
+
+    def forward(self, x_TD: Tensor, tokens_per_group: int | None = None) -> RouterOutput:
+        """x (T, D), member after member → RouterOutput over all E experts; logits of other members' experts are −∞."""
+        if len(x_TD) % self.ensemble_size:
+            raise ValueError(f"x must hold the same tokens for {self.ensemble_size} members, got {len(x_TD)} tokens")
+        return super().forward(x_TD, tokens_per_group)
+
+    def _logits(self, x_TD: Tensor) -> Tensor:
+        """(M, T / M, E / M)."""
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
+        x_MTD = rearrange(x_TD.to(wide), "(m t) d -> m t d", m=self.ensemble_size)
+        weight_MDE = rearrange(self.weight.to(wide), "(m e) d -> m d e", m=self.ensemble_size)
+        return x_MTD @ weight_MDE
+
+    def _over_all_experts(self, logits_MTE: Tensor) -> Tensor:
+        members = self.ensemble_size
+        own_MN = torch.eye(members, dtype=torch.bool, device=logits_MTE.device)
+        blocks_MTNE = logits_MTE[:, :, None].where(own_MN[:, None, :, None], float("-inf"))
+        return rearrange(blocks_MTNE, "m t n e -> (m t) (n e)")

@@ -1,0 +1,218 @@
+"""The top-k router: tokens to gates and experts."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
+from ironmoe.kernels.route import without_autocast
+from ironmoe.kernels.topk import gates_of_choice
+from ironmoe.moe.routers.losses import balance_loss, importance_loss, load_loss, router_z_loss
+
+
+class RouterOutput(NamedTuple):
+    """What a router decided and why.
+
+    routing:  gates (T, K) and experts (T, K)
+    logits:   (T, E) float32 or wider, without noise
+    aux_loss: scalar in training (and in eval under ``aux_loss_in_eval``), else None
+    dispatch: the rows of each expert, where the router knows them already
+    """
+
+    routing: Routing
+    logits: Tensor
+    aux_loss: Tensor | None = None
+    dispatch: Dispatch | None = None
+
+
+class TopKRouter(nn.Module):
+    """Scores all experts and takes the best K; ties to the lower index. The defaults are V-MoE's (arXiv 2106.05974).
+
+    In training, noise N(0, (noise_std / E)²) is added to the logits before the choice, and ``aux_loss`` is the weighted sum of
+    the losses below: of each group by itself, then their mean. In eval neither happens. Logits are computed in float32 at
+    least, also under autocast. Set ``router.noise`` to a standard normal tensor (T, E) to use it in place of fresh noise.
+
+    docs/routers.md lists which arguments make which router of Hugging Face's model families.
+
+    Args:
+        dim: D; num_experts: E ≥ 1; top_k: 1 ≤ K ≤ E.
+        renormalize: make the K gates of a token sum to 1 (Mixtral); V-MoE does not. A number p: divide by their p-norm (DBRX).
+        noise_std: standard deviation of the noise, times E.
+        importance_weight, load_weight, balance_weight, z_weight: factors of the auxiliary losses; load needs noise.
+        score: "softmax", "sigmoid" or "sqrtsoftplus".
+        order: "score_first" scores all experts and picks the best; "topk_first" picks by logit and scores only the K chosen.
+        groups: keep only the best groups of experts before the choice (DeepSeek).
+        scale: factor on the gates, after renormalising (DeepSeek's routed_scaling_factor).
+        bias: whether the logits have a learned bias (gpt-oss).
+        selection_bias: keep a buffer (E,), added to what is compared and never to what weighs; ``update_selection_bias`` moves it
+            so that loads even out without a loss (arXiv 2408.15664).
+        jitter: in training, multiply x by uniform noise from 1 − jitter to 1 + jitter (Switch, arXiv 2101.03961).
+        softcap: cut the logits smoothly, softcap · tanh(logits / softcap).
+
+    Raises:
+        ValueError: an argument outside the values above.
+    """
+
+    noise: Tensor | None
+    selection_bias: Tensor | None
+    choices: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        top_k: int = 2,
+        *,
+        renormalize: bool | float = False,
+        noise_std: float = 1.0,
+        importance_weight: float = 0.005,
+        load_weight: float = 0.005,
+        balance_weight: float = 0.0,
+        z_weight: float = 0.0,
+        score: str = "softmax",
+        order: str = "score_first",
+        groups: ExpertGroups | None = None,
+        scale: float = 1.0,
+        bias: bool = False,
+        selection_bias: bool = False,
+        jitter: float = 0.0,
+        softcap: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if dim < 1 or num_experts < 1:
+            raise ValueError(f"dim and num_experts must be at least 1, got dim={dim}, num_experts={num_experts}")
+        if not 1 <= top_k <= num_experts:
+            raise ValueError(f"top_k must be from 1 to num_experts = {num_experts}, got {top_k}")
+        if noise_std < 0:
+            raise ValueError(f"noise_std must be at least 0, got {noise_std}")
+        if not 0 <= jitter < 1:
+            raise ValueError(f"jitter must be at least 0 and below 1, got {jitter}")
+        if softcap is not None and not softcap > 0:
+            raise ValueError(f"softcap must be above 0 or None, got {softcap}")
+        if not isinstance(renormalize, bool) and not renormalize > 0:
+            raise ValueError(f"renormalize must be True, False or the p > 0 of a norm, got {renormalize}")
+        self.dim, self.num_experts, self.top_k = dim, num_experts, top_k
+        self.renormalize, self.noise_std = renormalize, noise_std
+        self.importance_weight, self.load_weight = importance_weight, load_weight
+        self.balance_weight, self.z_weight = balance_weight, z_weight
+        self.score, self.order, self.groups, self.scale = score, order, groups, scale
+        self.jitter, self.softcap = jitter, softcap
+        self.aux_loss_in_eval, self.noise = False, None
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
+        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        zeros = torch.zeros(num_experts, device=device, dtype=wide) if selection_bias else None
+        self.register_buffer("selection_bias", zeros)
+        counts = torch.zeros(num_experts + 1, device=device, dtype=torch.int64) if selection_bias else None
+        self.register_buffer("choices", counts, persistent=False)  # in training, since the last update; [E] counts nothing
+        topk_route(torch.zeros(1, num_experts, device="cpu"), top_k, score=score, order=order, groups=groups)  # checks these
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal with variance 1 / D, as the official code's lecun_normal; biases and counts 0."""
+        nn.init.normal_(self.weight, std=self.dim**-0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if self.selection_bias is not None:
+            self.selection_bias.zero_()
+            self.choices.zero_()
+
+    def forward(self, x_TD: Tensor, tokens_per_group: int | None = None) -> RouterOutput:
+        """x (T, D) → RouterOutput. ``tokens_per_group``: how many tokens share an auxiliary loss; by default all."""
+        with without_autocast(x_TD):
+            if self.training and self.jitter:
+                x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.jitter, 1 + self.jitter)
+            logits_TE = self._logits(x_TD)
+            noisy_TE = self._with_noise(logits_TE)
+            routing = self._route(self._over_all_experts(noisy_TE))
+            if self.training and self.selection_bias is not None:
+                chosen = routing.experts.detach().flatten().long()
+                self.choices.scatter_add_(0, chosen, torch.ones_like(chosen))
+            aux_loss = self._aux_loss(logits_TE, noisy_TE, tokens_per_group) if self.training or self.aux_loss_in_eval else None
+        return RouterOutput(routing, self._over_all_experts(logits_TE), aux_loss)
+
+    def gates_of(self, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
+        """(T, K) gates that this router's rule gives to these experts, chosen or not, from ``RouterOutput.logits``."""
+        gates_TK = gates_of_choice(logits_TE, experts_TK.long(), self.score, self.order, self.renormalize is True, self.scale)
+        return self._by_p_norm(gates_TK)
+
+    @torch.no_grad()
+    def update_selection_bias(self, rate: float = 1e-3) -> None:
+        """Move each expert's selection bias by ``rate`` towards an even load: up if it was chosen less than the mean since the
+        last update, down if more (arXiv 2408.15664, algorithm 1). Call it once a step; with several processes, sum
+        ``router.choices`` over them first."""
+        if self.selection_bias is None:
+            raise ValueError("update_selection_bias needs a router made with selection_bias=True")
+        load = self.choices[: self.num_experts].to(self.selection_bias.dtype)
+        self.selection_bias += rate * (load.mean() - load).sign()
+        self.choices.zero_()
+
+    def _logits(self, x_TD: Tensor) -> Tensor:
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        logits_TE = nn.functional.linear(x_TD.to(wide), self.weight.to(wide), bias)
+        return logits_TE if self.softcap is None else self.softcap * (logits_TE / self.softcap).tanh()
+
+    def _over_all_experts(self, logits_TE: Tensor) -> Tensor:
+        """(T, E), whatever shape the logits of a subclass have."""
+        return logits_TE
+
+    def _with_noise(self, logits_TE: Tensor) -> Tensor:
+        if not self.training or self.noise_std == 0:
+            return logits_TE
+        noise_TE = torch.randn_like(logits_TE) if self.noise is None else self.noise.to(logits_TE)
+        if noise_TE.shape != logits_TE.shape:
+            raise ValueError(f"noise must have the shape of the logits, {tuple(logits_TE.shape)}, got {tuple(noise_TE.shape)}")
+        return logits_TE + noise_TE * (self.noise_std / logits_TE.shape[-1])
+
+    def _route(self, noisy_TE: Tensor) -> Routing:
+        routing = topk_route(
+            noisy_TE, self.top_k, score=self.score, order=self.order, renormalize=self.renormalize is True,
+            selection_bias=self.selection_bias, groups=self.groups, scale=self.scale,
+        )  # fmt: skip
+        return routing._replace(gates=self._by_p_norm(routing.gates))
+
+    def _by_p_norm(self, gates_TK: Tensor) -> Tensor:
+        if isinstance(self.renormalize, bool):
+            return gates_TK
+        norm_T1 = gates_TK.norm(self.renormalize, dim=-1, keepdim=True)
+        return gates_TK * (self.scale / norm_T1.clamp_min(torch.finfo(norm_T1.dtype).tiny))
+
+    def _aux_loss(self, logits_TE: Tensor, noisy_TE: Tensor, tokens_per_group: int | None) -> Tensor:
+        """The mean over groups. The token axis is the last but one; axes before it are groups already."""
+        num_tokens = logits_TE.shape[-2]
+        if num_tokens == 0:
+            return logits_TE.new_zeros(())
+        size = min(tokens_per_group or num_tokens, num_tokens)
+        whole = num_tokens // size * size
+        losses = [self._group_losses(*(z[..., :whole, :].unflatten(-2, (-1, size)) for z in (logits_TE, noisy_TE)))]
+        if whole < num_tokens:
+            losses.append(self._group_losses(*(z[..., None, whole:, :] for z in (logits_TE, noisy_TE))))
+        return torch.cat([loss.flatten() for loss in losses]).mean()
+
+    def _group_losses(self, logits_GSE: Tensor, noisy_GSE: Tensor) -> Tensor:
+        """(…, G), one loss a group."""
+        total_G = logits_GSE.new_zeros(logits_GSE.shape[:-2])
+        if self.importance_weight:
+            total_G = total_G + self.importance_weight * importance_loss(logits_GSE.softmax(-1))
+        if self.load_weight and self.noise_std > 0 and self.training:
+            std = self.noise_std / logits_GSE.shape[-1]
+            total_G = total_G + self.load_weight * load_loss(logits_GSE, noisy_GSE, std, self.top_k)
+        if self.balance_weight:
+            total_G = total_G + self.balance_weight * balance_loss(noisy_GSE.softmax(-1))
+        if self.z_weight:
+            total_G = total_G + self.z_weight * router_z_loss(logits_GSE)
+        return total_G
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies and pickles leave the injected noise behind: it belongs to one batch."""
+        return {**self.__dict__, "noise": None}
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.dim}, num_experts={self.num_experts}, top_k={self.top_k}, score={self.score!r}, "
+            f"renormalize={self.renormalize}, noise_std={self.noise_std}"
+        )

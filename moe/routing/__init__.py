@@ -1,0 +1,1 @@
+"""Routing in a whole model: seen, replaced and measured."""

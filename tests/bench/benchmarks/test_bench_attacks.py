@@ -1,0 +1,101 @@
+"""``ironmoe bench attacks`` on tiny models, with and without a peer."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ironmoe.attacks import PGD
+from ironmoe.bench.benchmarks.attack_models import _fit
+from ironmoe.bench.benchmarks.attack_peers import PGDSettings, pgd_runs
+from ironmoe.bench.cli.app import app
+
+
+def run(*arguments, ok=True):
+    result = CliRunner().invoke(app, ["bench", "attacks", *map(str, arguments)])
+    assert (result.exit_code == 0) == ok, result.output
+    return result
+
+
+def test_rows_and_ratios(tmp_path, monkeypatch):
+    seen = []
+
+    class Multi:
+        def __init__(self, attacks):
+            self.attacks = attacks
+
+        def __call__(self, images, labels):
+            seen.append(len(images))
+            return images
+
+    fake = SimpleNamespace(PGD=lambda model, **options: options, MultiAttack=Multi)
+    monkeypatch.setitem(sys.modules, "torchattacks", fake)
+    for name in ("foolbox", "adv_lib", "adv_lib.attacks", "autoattack"):
+        monkeypatch.setitem(sys.modules, name, None)
+    trainings = []
+
+    def fit(model, images, labels, eps, epochs, on_epoch):
+        trainings.append((eps, epochs))
+        on_epoch(1)
+        model.eval()
+
+    monkeypatch.setattr("ironmoe.bench.benchmarks.attack_models._fit", fit)
+    options = [
+        "--data",
+        "digits",
+        "--epochs",
+        1,
+        "--images",
+        12,
+        "--runs",
+        2,
+        "--parts",
+        "pgd,bf16",
+        "--folder",
+        tmp_path / "models",
+    ]
+    output = run(*options, "--out", tmp_path / "rows.json").output
+    assert trainings == [(0.0, 1), (0.1, 1), (0.0, 1)]  # the dense model is not asked for
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    pgd = [(library, model) for model in ("V-MoE", "robust V-MoE") for library in ("ironmoe", "torchattacks")]
+    wide = ["robust V-MoE", "wide V-MoE", "wide V-MoE"]
+    bf16 = [(library, model) for model in wide for library in ("ironmoe", "ironmoe, bf16 search")]
+    assert [(row["library"], row["model"]) for row in rows] == pgd + bf16
+    assert seen == [12] * 4 and all(row["seconds"] > 0 and row["runs"] == 2 for row in rows)
+    # The fake peer attacks nothing: where that leaves more images, no ratio is printed.
+    for ours, other in zip(rows[0:4:2], rows[1:4:2], strict=True):
+        apart = other["robust"]["value"] - ours["robust"]["value"]
+        assert (other["ratio"] is None) == (abs(apart) > 0.02)
+    assert "Not installed here" in output and "foolbox, adv-lib, official" in output
+    again = run(*options).output
+    assert "epoch" in output and "epoch" not in again  # the models are kept
+
+
+def test_a_library_that_is_not_there_is_left_out(monkeypatch):
+    for name in ("torchattacks", "foolbox", "adv_lib", "adv_lib.attacks"):
+        monkeypatch.setitem(sys.modules, name, None)
+    runs = pgd_runs(PGDSettings(0.1, 0.02, 3, 1, 8))
+    assert list(runs) == ["ironmoe"]
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 3))
+    x = torch.rand(8, 1, 3, 3)
+    assert runs["ironmoe"](model, x, model(x).argmax(1)).dtype == torch.bool
+
+
+@pytest.mark.parametrize(("options", "message"), [(["--parts", "pgd,fgsm"], "--parts must be among"), (["--runs", 0], "runs")])
+def test_bad_options_are_named(options, message):
+    assert message in run(*options, ok=False).output
+
+
+def test_adversarial_training_makes_a_model_hold_longer():
+    images, labels = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 2
+    images[labels == 1, :, :4] *= 0.6
+    held = []
+    for eps in (0.0, 0.1):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.GELU(), torch.nn.Linear(32, 2))
+        _fit(model, images, labels, eps, 20, lambda epoch: None)
+        held.append(PGD(model, 0.1, steps=10).run(images, labels).robust.sum())
+    assert held[1] > held[0]
