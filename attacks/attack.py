@@ -18,20 +18,27 @@ from ironmoe.attacks.engine.routing_mode import RoutingMode
 
 @dataclass
 class AttackResult:
-    """What an attack did to N examples. Every field is a tensor with N entries on the images' device.
+    """What an attack did to N examples. Every field is a tensor with N entries on the images'
+    device.
 
-    adversarial:   (N, …) float32 (float64 for float64 images); the clean image where it was misclassified already (but see PGD.vmoe)
-    clean_correct: bool; the clean image is classified as its label (a targeted attack: not as its target)
-    success:       bool; clean_correct, and the final image was predicted again in full precision, as another class (a targeted
+    adversarial:   (N, …) float32 (float64 for float64 images); the clean image where it was
+        misclassified already (but see PGD.vmoe)
+    clean_correct: bool; the clean image is classified as its label (a targeted attack: not as its
+        target)
+    success:       bool; clean_correct, and the final image was predicted again in full precision,
+                   as another class (a targeted
                    attack: as its target), at a distance ≤ eps
     prediction:    int64; the class of the final image
     distance:      float64; distance of the final image in the attack's norm
-    steps:         int64; questions asked before the first success, 0 if the starting point was one; −1 without success
-    found:         bool; the search took some point for a success. More than ``success`` where it runs in low precision or on a
-                   model that is not the one predicted with, or where a model is random
+    steps:         int64; questions asked before the first success, 0 if the starting point was one;
+        −1 without success
+    found:         bool; the search took some point for a success. More than ``success`` where it
+                   runs in low precision or on a model that is not the one predicted with, or where
+                   a model is random
     forwards, backwards: int64; passes of the model this example took part in
-    flags:         name → bool (N,): "zero_gradient", the first gradient of an attempt was 0 everywhere; "loss_rising", the loss
-                   was still rising when an unsuccessful attempt ended
+    flags:         name → bool (N,): "zero_gradient", the first gradient of an attempt was 0
+                   everywhere; "loss_rising", the loss was still rising when an unsuccessful attempt
+                   ended
     """
 
     adversarial: Tensor
@@ -52,37 +59,51 @@ class AttackResult:
 
 
 class Attack(ABC):
-    """``attack(images, labels)`` gives adversarial images, ``attack.run(images, labels)`` an AttackResult.
+    """``attack(images, labels)`` gives adversarial images, ``attack.run(images, labels)`` an
+    AttackResult.
 
-    The model is any callable from images (B, …) to logits (B, C). While an attack runs, an nn.Module is in eval mode with
-    frozen weights; all of its state comes back afterwards. Attacks work under ``no_grad`` and ``inference_mode``.
+    The model is any callable from images (B, …) to logits (B, C). While an attack runs, an
+    nn.Module is in eval mode with frozen weights; all of its state comes back afterwards. Attacks
+    work under ``no_grad`` and ``inference_mode``.
 
     Args:
         model: takes images in ``bounds``.
-        eps: radius in the units of ``bounds``: a number, or a tensor (N,) with one radius an example.
+        eps: radius in the units of ``bounds``: a number, or a tensor (N,) with one radius an
+            example.
         norm: "Linf", "L2" or "L1".
         bounds: lowest and highest valid pixel.
-        seed: of everything random. It depends on (seed, example index, attempt, step) alone, not on batches.
+        seed: of everything random. It depends on (seed, example index, attempt, step) alone, not on
+            batches.
         targeted: ``labels`` are the classes to reach, not the ones to leave.
-        eot: ask the model this many times for each gradient and take the mean (Athalye et al., arXiv 1802.00420): for random models.
-        normalize: (mean, std) of the channels, if the model does not normalise its images itself. eps stays in units of ``bounds``.
-        logits_fn: takes the logits out of the model's output; ``.logits`` of Hugging Face outputs is found without.
-        attack_dtype: run the search under autocast in this dtype; predictions that count stay in full precision.
-        routing: what the search does to routing (``ironmoe.attacks.engine.routing_mode``); predictions that count leave it free.
+        eot: ask the model this many times for each gradient and take the mean (Athalye et al.,
+            arXiv 1802.00420): for random models.
+        normalize: (mean, std) of the channels, if the model does not normalise its images itself.
+            eps stays in units of ``bounds``.
+        logits_fn: takes the logits out of the model's output; ``.logits`` of Hugging Face outputs
+            is found without.
+        attack_dtype: run the search under autocast in this dtype; predictions that count stay in
+            full precision.
+        routing: what the search does to routing (``ironmoe.attacks.engine.routing_mode``);
+            predictions that count leave it free.
 
-    A subclass writes ``start``, ``advance`` and, if it has one, ``loss``; everything else is done for it. All it sees are rows:
-    attempts side by side, each at a step of its own, that come and go (``ironmoe.attacks.engine.queue``).
+    A subclass writes ``start``, ``advance`` and, if it has one, ``loss``; everything else is done
+    for it. All it sees are rows: attempts side by side, each at a step of its own, that come and go
+    (``ironmoe.attacks.engine.queue``).
     """
 
     norms: tuple[str, ...] = ("Linf", "L2", "L1")
     gradient = True  # every question wants the gradient of the loss
     inside = True  # every point asked about lies in ball and box, but for rounding
-    keeps = "first"  # misclassified point; or the "best" by ``score``; or the "last" point, whatever happened before
-    takes_groups = True  # its points of several images may be judged together; not if it accepts or rejects them one by one
+    # misclassified point; or the "best" by ``score``; or the "last" point, whatever happened before
+    keeps = "first"
+    # its points of several images may be judged together; not if it accepts or rejects them one by
+    # one
+    takes_groups = True
     starts_clean = False  # the first question is about the clean image, which is no candidate
     attacks_wrong = False  # images misclassified from the start, too
     needs_a_box = False  # works within finite bounds alone
-    exhaustive = False  # all attempts are made, also after a success; the success with the best ``score`` is the result
+    # all attempts are made, also after a success; the success with the best ``score`` is the result
+    exhaustive = False
     restarts = 1
     targets = 0  # how many classes are targets in turn; 0: none
     queries: int  # answers of an attempt that runs to its end
@@ -106,9 +127,13 @@ class Attack(ABC):
         if norm not in self.norms:
             raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
         if not len(bounds) == 2 or not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds must be (lowest, highest) with lowest < highest, got {bounds}")
+            raise ValueError(
+                f"bounds must be (lowest, highest) with lowest < highest, got {bounds}"
+            )
         if (self.needs_a_box or norm == "L1") and not all(math.isfinite(bound) for bound in bounds):
-            raise ValueError(f"bounds must be finite for {type(self).__name__} in {norm}, got {bounds}")
+            raise ValueError(
+                f"bounds must be finite for {type(self).__name__} in {norm}, got {bounds}"
+            )
         if not isinstance(seed, int):
             raise TypeError(f"seed must be an int, got {seed!r}")
         radii = torch.as_tensor(eps, dtype=torch.float64)
@@ -117,11 +142,15 @@ class Attack(ABC):
         if eot < 1:
             raise ValueError(f"eot must be at least 1, got {eot}")
         if targeted and self.targets:
-            raise ValueError(f"targeted=True does not go with {type(self).__name__}, which goes through targets of its own")
+            raise ValueError(
+                f"targeted=True does not go with {type(self).__name__}, which goes through "
+                "targets of its own"
+            )
         self.eps, self.norm, self.bounds, self.seed = eps, norm, bounds, seed
         self.name = type(self).__name__
         self.targeted, self.eot = targeted, eot
-        # joint: the images of a unit influence each other's predictions. Under a routing mode alone they share no more than a loss.
+        # joint: the images of a unit influence each other's predictions. Under a routing mode alone
+        # they share no more than a loss.
         self.joint = images_coupled(model)
         self.coupled = self.joint or self.victim.routing.couples
 
@@ -131,7 +160,8 @@ class Attack(ABC):
 
     @property
     def search(self) -> str:
-        """How the search runs the model, where that is not the plain way; for names and journals."""
+        """How the search runs the model, where that is not the plain way; for names and
+        journals."""
         victim = self.victim
         parts = {
             "targeted": self.targeted or None,
@@ -157,7 +187,8 @@ class Attack(ABC):
         return (self,)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """images (N, …) in ``bounds``, labels (N,) int64 → adversarial images, float32 (float64 for float64 images)."""
+        """images (N, …) in ``bounds``, labels (N,) int64 → adversarial images, float32 (float64 for
+        float64 images)."""
         return self.run(images, labels).adversarial
 
     def run(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> AttackResult:
@@ -166,10 +197,12 @@ class Attack(ABC):
         Args:
             images: (N, …) floating point, finite, inside ``bounds``.
             labels: (N,) int64, 0 … C − 1.
-            indices: (N,) the examples' numbers in their data set, for their random numbers; by default 0 … N − 1.
+            indices: (N,) the examples' numbers in their data set, for their random numbers; by
+                default 0 … N − 1.
 
         Raises:
-            ValueError, TypeError: an input outside the above, or a model whose logits are not floats of shape (N, C), or NaN.
+            ValueError, TypeError: an input outside the above, or a model whose logits are not
+                floats of shape (N, C), or NaN.
         """
         from ironmoe.attacks.engine.run import run_attack  # the engine knows attacks
 
@@ -182,7 +215,8 @@ class Attack(ABC):
 
     @abstractmethod
     def start(self, rows: Rows) -> None:
-        """Set ``rows["point"]``, the first question of new attempts, and add what else they need: tensors with the rows first."""
+        """Set ``rows["point"]``, the first question of new attempts, and add what else they need:
+        tensors with the rows first."""
 
     def loss(self, logits: Tensor, rows: Rows) -> Tensor:
         """(R,) what the attack raises, of logits (R, C); differentiable if ``gradient``."""
@@ -203,19 +237,23 @@ class Attack(ABC):
 
     @abstractmethod
     def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
-        """Use the answer to ``rows["point"]``: set the next one, and ``finished`` where it is the last, whose answer is not needed.
+        """Use the answer to ``rows["point"]``: set the next one, and ``finished`` where it is the
+        last, whose answer is not needed.
 
-        logits (R, C), loss (R,) and grad (R, …) belong to the rows one by one; rows may be at different steps. Nothing here may
-        wait for the device: no branch on values, no ``nonzero``. Rows whose attempt is over are passed, too; what becomes of them
-        does not matter.
+        logits (R, C), loss (R,) and grad (R, …) belong to the rows one by one; rows may be at
+        different steps. Nothing here may
+        wait for the device: no branch on values, no ``nonzero``. Rows whose attempt is over are
+        passed, too; what becomes of them does not matter.
         """
 
     def score(self, rows: Rows, loss: Tensor) -> Tensor:
-        """(R,) which of several misclassified (or several not misclassified) points an attack that ``keeps`` the "best" prefers."""
+        """(R,) which of several misclassified (or several not misclassified) points an attack that
+        ``keeps`` the "best" prefers."""
         return loss
 
     def wants_gradient(self, rows: Rows) -> Tensor | None:
-        """(R,) which rows need the gradient this time; None: all, or as ``gradient`` says. Asked only where looking costs nothing."""
+        """(R,) which rows need the gradient this time; None: all, or as ``gradient`` says. Asked
+        only where looking costs nothing."""
         return None
 
     def fooled(self, logits: Tensor, rows: Rows) -> Tensor:

@@ -1,4 +1,5 @@
-"""AutoAttack: the ensemble that robust accuracies are reported with (Croce & Hein, arXiv 2003.01690; L1: arXiv 2103.01208)."""
+"""AutoAttack: the ensemble that robust accuracies are reported with (Croce & Hein, arXiv
+2003.01690; L1: arXiv 2103.01208)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,15 +27,17 @@ class AutoAttack(Attack):
 
     The composition, the schedules and the numbers of iterations are those of the official code:
 
-    - "standard": APGD on the cross-entropy; APGD on the targeted DLR, 9 targets; targeted FAB, 9 targets; Square, 5000 queries. In L1:
-      APGD with 5 restarts and three radii, 5 targets of it with three radii.
+    - "standard": APGD on the cross-entropy; APGD on the targeted DLR, 9 targets; targeted FAB, 9
+      targets; Square, 5000 queries. In L1: APGD with 5 restarts and three radii, 5 targets of it
+      with three radii.
     - "plus": APGD on cross-entropy and on DLR, FAB, 5 restarts each; Square; the targeted two.
     - "rand", for random models: APGD on cross-entropy and DLR, each gradient the mean of 20.
     - "custom": ``attacks_to_run``, by the names above, with the settings of "plus".
 
-    Differences from the official code: random numbers are keyed by example, not drawn by batch; a misclassified image leaves at once; a
-    proposal of Square that changes nothing costs no pass; the last point of an APGD run counts; Square's windows may touch the last row
-    and column (alone, in L1 on MNIST, it then breaks about 1 % of images fewer; elsewhere as many or more).
+    Differences from the official code: random numbers are keyed by example, not drawn by batch; a
+    misclassified image leaves at once; a proposal of Square that changes nothing costs no pass; the
+    last point of an APGD run counts; Square's windows may touch the last row and column (alone, in
+    L1 on MNIST, it then breaks about 1 % of images fewer; elsewhere as many or more).
 
     Args (beyond those of ``Attack``):
         version: as above; attacks_to_run: for "custom".
@@ -59,7 +62,10 @@ class AutoAttack(Attack):
         if version not in (*VERSIONS, "custom"):
             raise ValueError(f"version must be one of {(*VERSIONS, 'custom')}, got {version!r}")
         if (version == "custom") != bool(attacks_to_run):
-            raise ValueError(f"attacks_to_run must be given for version 'custom' and for no other, got {list(attacks_to_run)}")
+            raise ValueError(
+                "attacks_to_run must be given for version 'custom' and for no other, got "
+                f"{list(attacks_to_run)}"
+            )
         if version == "rand":
             options = {"eot": 20} | options
         super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
@@ -71,7 +77,11 @@ class AutoAttack(Attack):
         self._check_names()
 
     def __repr__(self) -> str:
-        which = f"version={self.version!r}" if self.version != "custom" else f"attacks_to_run={self.attacks_to_run}"
+        which = (
+            f"version={self.version!r}"
+            if self.version != "custom"
+            else f"attacks_to_run={self.attacks_to_run}"
+        )
         return f"AutoAttack({self.norm}, eps={self.eps}, {which}, seed={self.seed})"
 
     @property
@@ -92,7 +102,8 @@ class AutoAttack(Attack):
             raise ValueError(f"attacks_to_run must be among {tuple(self._makers)}, got {unknown}")
         if self.victim.routing.adds_term and not {"fab", "fab-t"}.isdisjoint(self.attacks_to_run):
             raise ValueError(
-                f"routing must not add to the loss where FAB runs, got {self.victim.routing} with {self.attacks_to_run}: use "
+                f"routing must not add to the loss where FAB runs, got {self.victim.routing} with "
+                f"{self.attacks_to_run}: use "
                 'version="custom" and attacks_to_run without "fab" and "fab-t"'
             )
 
@@ -105,7 +116,9 @@ class AutoAttack(Attack):
         return {
             "apgd-ce": lambda: APGD(model, eps, loss="ce", restarts=restarts, **radii, **options),
             "apgd-dlr": lambda: APGD(model, eps, loss="dlr", restarts=restarts, **options),
-            "apgd-t": lambda: APGD(model, eps, loss="dlr", targets=5 if l1 and standard else 9, **radii, **options),
+            "apgd-t": lambda: APGD(
+                model, eps, loss="dlr", targets=5 if l1 and standard else 9, **radii, **options
+            ),
             "fab": lambda: FAB(model, eps, targets=0, restarts=restarts, **options),
             "fab-t": lambda: FAB(model, eps, targets=9, **options),
             "square": lambda: Square(model, eps, steps=5000, **options),
@@ -114,14 +127,17 @@ class AutoAttack(Attack):
     def run_standard_evaluation(
         self, x: Tensor, y: Tensor, bs: int = 250, return_labels: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The official call: adversarial images (N, …), the clean one where none was found; with ``return_labels`` (images, classes).
+        """The official call: adversarial images (N, …), the clean one where none was found; with
+        ``return_labels`` (images, classes).
 
         Args:
             x: (N, …) images in ``bounds``; y: (N,) int64 labels; bs: images in the active batch.
         """
         from ironmoe.attacks.evaluation.evaluate import evaluate
 
-        report = evaluate(self.model, (x, y), {"autoattack": self}, batch_size=bs, keep_adversarial=True)
+        report = evaluate(
+            self.model, (x, y), {"autoattack": self}, batch_size=bs, keep_adversarial=True
+        )
         summary = report.attacks["autoattack"]
         assert summary.adversarial is not None
         if self.verbose:
@@ -134,21 +150,32 @@ class AutoAttack(Attack):
                 if flag.tripped:
                     print(f"{flag.name}: {flag.message}")
         broken = summary.fell.to(x.device)
-        adversarial = torch.where(broken.view(-1, *(1,) * (x.ndim - 1)), summary.adversarial.to(x), x)
+        adversarial = torch.where(
+            broken.view(-1, *(1,) * (x.ndim - 1)), summary.adversarial.to(x), x
+        )
         return (adversarial, summary.prediction.to(x.device)) if return_labels else adversarial
 
-    def run_standard_evaluation_individual(self, x: Tensor, y: Tensor, bs: int = 250) -> dict[str, Tensor]:
+    def run_standard_evaluation_individual(
+        self, x: Tensor, y: Tensor, bs: int = 250
+    ) -> dict[str, Tensor]:
         """Each attack by itself on all images: name → adversarial images."""
         from ironmoe.attacks.evaluation.evaluate import evaluate
 
         singles = {
             name: AutoAttack(
-                self.model, eps=self.eps, version="custom", attacks_to_run=[name], **(self._options | {"norm": self.norm})
+                self.model,
+                eps=self.eps,
+                version="custom",
+                attacks_to_run=[name],
+                **(self._options | {"norm": self.norm}),
             )
             for name in self.attacks_to_run
         }
         for name, single in singles.items():
-            single._stages, single._made = [attack for attack in self.stages if attack.name == name], (name,)
+            single._stages, single._made = (
+                [attack for attack in self.stages if attack.name == name],
+                (name,),
+            )
         report = evaluate(self.model, (x, y), singles, batch_size=bs, keep_adversarial=True)
         found = {}
         for name, summary in report.attacks.items():

@@ -1,4 +1,5 @@
-"""Losses an attack raises: (logits (B, C), labels (B,)) → (B,), one value an example; targeted ones are given (B,) targets, too."""
+"""Losses an attack raises: (logits (B, C), labels (B,)) → (B,), one value an example; targeted ones
+are given (B,) targets, too."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -19,17 +20,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The best wrong logit minus the right one, above 0 exactly when misclassified (Carlini & Wagner, arXiv 1608.04644)."""
+    """The best wrong logit minus the right one, above 0 exactly when misclassified (Carlini &
+    Wagner, arXiv 1608.04644)."""
     right = logits.gather(1, labels.unsqueeze(1))
     wrong = logits.scatter(1, labels.unsqueeze(1), float("-inf")).amax(1)
     return wrong - right.squeeze(1)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce & Hein, arXiv 2003.01690, sec. 4): the margin over z₁ − z₃, z₁ ≥ z₂ ≥ … the sorted logits.
+    """Difference of logits ratio (Croce & Hein, arXiv 2003.01690, sec. 4): the margin over z₁ − z₃,
+    z₁ ≥ z₂ ≥ … the sorted logits.
 
-    The same for logits multiplied or shifted by a number: unlike the cross-entropy's, its gradient does not vanish where a model is
-    very sure.
+    The same for logits multiplied or shifted by a number: unlike the cross-entropy's, its gradient
+    does not vanish where a model is very sure.
 
     Raises:
         ValueError: fewer than 3 classes.
@@ -40,9 +43,12 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sigmoid_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropies of all classes, summed: of models trained to tell each class by itself."""
+    """Binary cross-entropies of all classes, summed: of models trained to tell each class by
+    itself."""
     targets = torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+    return torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, targets, reduction="none"
+    ).sum(1)
 
 
 def targeted_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -52,23 +58,37 @@ def targeted_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> T
 
 def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """The target's logit minus the right one; above 0 the example is misclassified."""
-    difference: Tensor = logits.gather(1, targets.unsqueeze(1)) - logits.gather(1, labels.unsqueeze(1))
+    difference: Tensor = logits.gather(1, targets.unsqueeze(1)) - logits.gather(
+        1, labels.unsqueeze(1)
+    )
     return difference.squeeze(1)
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Targeted DLR (arXiv 2003.01690, sec. 4): the targeted margin over z₁ − (z₃ + z₄) / 2, z₁ ≥ z₂ ≥ … the sorted logits.
+    """Targeted DLR (arXiv 2003.01690, sec. 4): the targeted margin over z₁ − (z₃ + z₄) / 2, z₁ ≥ z₂
+    ≥ … the sorted logits.
 
     Raises:
         ValueError: fewer than 4 classes.
     """
     _check_classes(logits, 4, "targeted_dlr", "targeted_margin")
     top = logits.topk(4, dim=1).values
-    return targeted_margin(logits, labels, targets) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + TINY)
+    return targeted_margin(logits, labels, targets) / (
+        top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + TINY
+    )
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "sigmoid": sigmoid_cross_entropy}
-TARGETED_LOSSES: dict[str, TargetedLoss] = {"ce": targeted_cross_entropy, "margin": targeted_margin, "dlr": targeted_dlr}
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "sigmoid": sigmoid_cross_entropy,
+}
+TARGETED_LOSSES: dict[str, TargetedLoss] = {
+    "ce": targeted_cross_entropy,
+    "margin": targeted_margin,
+    "dlr": targeted_dlr,
+}
 
 
 def get_loss(loss: str | Loss) -> Loss:
@@ -91,4 +111,7 @@ def _named(loss: str | AnyLoss, losses: Mapping[str, AnyLoss]) -> AnyLoss:
 
 def _check_classes(logits: Tensor, least: int, name: str, alternative: str) -> None:
     if logits.shape[1] < least:
-        raise ValueError(f"{name} needs at least {least} classes, got logits of {logits.shape[1]}; use {alternative!r}")
+        raise ValueError(
+            f"{name} needs at least {least} classes, got logits of {logits.shape[1]}; use "
+            f"{alternative!r}"
+        )

@@ -1,6 +1,8 @@
-"""Counter-based random numbers: each example's draw depends on (seed, example, restart) and on nothing else.
+"""Counter-based random numbers: each example's draw depends on (seed, example, restart) and on
+nothing else.
 
-Batch size, order, device count and a resumed run therefore change nothing. The generator is SplitMix64 (Steele, Lea & Flood,
+Batch size, order, device count and a resumed run therefore change nothing. The generator is
+SplitMix64 (Steele, Lea & Flood,
 OOPSLA 2014): one mixing of a counter, in integer arithmetic that is the same on every device.
 """
 
@@ -9,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2⁶⁴/φ as a signed 64-bit integer; tensors wrap around as the method wants
+# 2⁶⁴/φ as a signed 64-bit integer; tensors wrap around as the method wants
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 MIX2 = 0x94D049BB133111EB - (1 << 64)
 
@@ -21,14 +24,16 @@ def example_keys(seed: int, indices: Tensor, restart: int | Tensor) -> Tensor:
 
 
 def uniform(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype, stream: int = 0) -> Tensor:
-    """(B, *shape) uniform in [0, 1), 24 random bits each; ``stream`` tells draws of one key apart."""
+    """(B, *shape) uniform in [0, 1), 24 random bits each; ``stream`` tells draws of one key
+    apart."""
     numbers = torch.arange(math.prod(shape), device=keys.device, dtype=torch.int64)
     bits = mix(mix(keys + stream).unsqueeze(1) + numbers * GOLDEN)
     return (_shift_right(bits, 40).to(dtype) * 2.0**-24).view(len(keys), *shape)
 
 
 def normal(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype, stream: int = 0) -> Tensor:
-    """(B, *shape) standard normal, by Box and Muller from two uniforms. Uses streams ``stream`` and ``stream + 1``."""
+    """(B, *shape) standard normal, by Box and Muller from two uniforms. Uses streams ``stream`` and
+    ``stream + 1``."""
     radius = (-2 * torch.log1p(-uniform(keys, shape, dtype, stream))).sqrt()
     return radius * torch.cos(2 * math.pi * uniform(keys, shape, dtype, stream + 1))
 

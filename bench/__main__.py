@@ -12,7 +12,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("ironmoe"):
             raise
-        sys.exit(f"ironmoe: the command line needs the package {error.name!r}: pip install 'ironmoe[bench]'")
+        sys.exit(
+            f"ironmoe: the command line needs the package {error.name!r}: pip install "
+            "'ironmoe[bench]'"
+        )
     if os.environ.get("RANK", "0") == "0":
         app()
     else:
@@ -20,7 +23,8 @@ def main() -> None:
 
 
 def _quietly(app: Any) -> int:
-    """Exit status, as of another process than the first, which is the one that says what is wrong with the arguments."""
+    """Exit status, as of another process than the first, which is the one that says what is wrong
+    with the arguments."""
     try:
         return int(app(standalone_mode=False) or 0)
     except Exception as error:

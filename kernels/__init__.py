@@ -1,4 +1,5 @@
-"""Tensors in, tensors out: routing, dispatch, grouped products, the fused expert and its gradients, attack steps."""
+"""Tensors in, tensors out: routing, dispatch, grouped products, the fused expert and its gradients,
+attack steps."""
 
 from ironmoe.kernels import flops as flops  # tells torch's FLOP counter of the operators
 from ironmoe.kernels.activations import ACTIVATIONS, Activation

@@ -1,9 +1,10 @@
 """Activations of an expert: value and derivative, plain and gated.
 
-A gated unit reads 2F columns and gives act(gate) · up, F columns. They are [gate | up], as most Hugging Face models store them,
-or gate, up, gate, up …, as gpt-oss does. Some units cut both first, gate ≤ limit and |up| ≤ limit: DeepSeek-V4's limited SwiGLU
-is SwiGLU behind the cuts, gpt-oss's clamped SwiGLU is gate · sigmoid(1.702 · gate) · (up + 1).
-Both directions use differentiable aten operators, so derivatives of any order follow.
+A gated unit reads 2F columns and gives act(gate) · up, F columns. They are [gate | up], as most
+Hugging Face models store them, or gate, up, gate, up …, as gpt-oss does. Some units cut both first,
+gate ≤ limit and |up| ≤ limit: DeepSeek-V4's limited SwiGLU is SwiGLU behind the cuts, gpt-oss's
+clamped SwiGLU is gate · sigmoid(1.702 · gate) · (up + 1). Both directions use differentiable aten
+operators, so derivatives of any order follow.
 """
 
 from collections.abc import Callable
@@ -18,8 +19,10 @@ aten = torch.ops.aten
 class Activation(NamedTuple):
     """``value(h)`` and ``backward(grad, h)``; the other fields describe the unit.
 
-    gated: h is [gate | up]. limit: gate is cut from above, up on both sides. offset: added to up after the cut.
-    interleaved: the columns of h alternate gate, up, gate, up … instead, and so do those of its gradient.
+    gated: h is [gate | up]. limit: gate is cut from above, up on both sides. offset: added to up
+        after the cut.
+    interleaved: the columns of h alternate gate, up, gate, up … instead, and so do those of its
+        gradient.
     """
 
     elementwise: Callable[[Tensor], Tensor]
@@ -39,16 +42,28 @@ class Activation(NamedTuple):
         return self.elementwise(gate).mul_(factor)
 
     def backward(self, grad: Tensor, hidden: Tensor) -> Tensor:
-        """Gradient with respect to ``hidden``, of its shape, from the gradient (R, F) with respect to the value."""
+        """Gradient with respect to ``hidden``, of its shape, from the gradient (R, F) with respect
+        to the value."""
         if not self.gated:
             return self.elementwise_backward(grad, hidden)
         gate, up = self._halves(hidden)
         cut_gate, factor = self._factors(gate, up)
         if _records(grad, hidden):
-            d_gate, d_up = self.elementwise_backward(grad * factor, cut_gate), grad * self.elementwise(cut_gate)
-            if self.limit is not None:  # the limit itself is not cut: torch.clamp has the same slope there
-                d_gate, d_up = d_gate.where(gate <= self.limit, 0), d_up.where(up.abs() <= self.limit, 0)
-            return torch.stack([d_gate, d_up], dim=-1).flatten(-2) if self.interleaved else torch.cat([d_gate, d_up], dim=-1)
+            d_gate, d_up = (
+                self.elementwise_backward(grad * factor, cut_gate),
+                grad * self.elementwise(cut_gate),
+            )
+            # the limit itself is not cut: torch.clamp has the same slope there
+            if self.limit is not None:
+                d_gate, d_up = (
+                    d_gate.where(gate <= self.limit, 0),
+                    d_up.where(up.abs() <= self.limit, 0),
+                )
+            return (
+                torch.stack([d_gate, d_up], dim=-1).flatten(-2)
+                if self.interleaved
+                else torch.cat([d_gate, d_up], dim=-1)
+            )
         d_hidden = torch.empty_like(hidden)
         d_gate, d_up = self._halves(d_hidden)
         d_gate.copy_(self.elementwise_backward(torch.mul(grad, factor, out=d_up), cut_gate))
@@ -137,7 +152,9 @@ ACTIVATIONS = {
     "limited_swiglu": Activation(aten.silu, _silu_backward, gated=True, limit=10.0),
 }
 GATED_ACTIVATIONS = frozenset(name for name, activation in ACTIVATIONS.items() if activation.gated)
-INTERLEAVED_ACTIVATIONS = frozenset(name for name, activation in ACTIVATIONS.items() if activation.interleaved)
+INTERLEAVED_ACTIVATIONS = frozenset(
+    name for name, activation in ACTIVATIONS.items() if activation.interleaved
+)
 
 
 def get_activation(name: str) -> Activation:

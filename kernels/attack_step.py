@@ -1,7 +1,9 @@
-"""One step of projected gradient ascent (Madry et al., arXiv 1706.06083), from the gradient to the next image in one pass.
+"""One step of projected gradient ascent (Madry et al., arXiv 1706.06083), from the gradient to the
+next image in one pass.
 
-The image is kept in at least float32, the fp32 master, and the model gets a rounded copy: a step of eps/40 at eps = 1/255 would
-leave 97 % of bfloat16 pixels unchanged. ``ironmoe.attacks.balls.balls`` takes its maths from here.
+The image is kept in at least float32, the fp32 master, and the model gets a rounded copy: a step of
+eps/40 at eps = 1/255 would leave 97 % of bfloat16 pixels unchanged. ``ironmoe.attacks.balls.balls``
+takes its maths from here.
 """
 
 from typing import Any
@@ -11,15 +13,23 @@ from torch import Tensor
 
 from ironmoe.kernels.route import takes_operators, takes_triton
 
-MAX_ROUNDS = 50  # of the search for the projection; each clips another coordinate, a handful is usual
+# of the search for the projection; each clips another coordinate, a handful is usual
+MAX_ROUNDS = 50
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @torch.no_grad()
 def linf_step(
-    point: Tensor, grad: Tensor, low: Tensor, high: Tensor, alpha: Tensor, *, image_dtype: torch.dtype | None = None
+    point: Tensor,
+    grad: Tensor,
+    low: Tensor,
+    high: Tensor,
+    alpha: Tensor,
+    *,
+    image_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """clamp(point + alpha · sign(grad), low, high), in the dtype of ``point``, and the same as an image for the model.
+    """clamp(point + alpha · sign(grad), low, high), in the dtype of ``point``, and the same as an
+    image for the model.
 
     Args:
         point: (B, …) float32 or float64, the master.
@@ -29,7 +39,8 @@ def linf_step(
         image_dtype: of the image; None is the dtype of ``point``.
 
     Returns:
-        (point', image), both (B, …), outside autograd; the image is ``point'`` itself where the dtypes agree.
+        (point', image), both (B, …), outside autograd; the image is ``point'`` itself where the
+        dtypes agree.
 
     Raises:
         TypeError, ValueError: shapes, dtypes or devices other than the above.
@@ -54,7 +65,8 @@ def l2_step(
     *,
     image_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """point + alpha · grad / ‖grad‖, projected exactly onto the L2 ball inside the image box; and the same as an image.
+    """point + alpha · grad / ‖grad‖, projected exactly onto the L2 ball inside the image box; and
+    the same as an image.
 
     A zero gradient leaves the point. A gradient with NaN or infinity makes its example NaN.
 
@@ -67,17 +79,21 @@ def l2_step(
         image_dtype: of the image; None is the dtype of ``point``.
 
     Returns:
-        (point', image), both (B, …), outside autograd; the image is ``point'`` itself where the dtypes agree.
+        (point', image), both (B, …), outside autograd; the image is ``point'`` itself where the
+        dtypes agree.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes or devices other than the above, or bounds not (lowest, highest).
+        TypeError, ValueError: shapes, dtypes or devices other than the above, or bounds not
+            (lowest, highest).
     """
     _check(point, grad, {"center": center}, {"eps": eps, "alpha": alpha}, image_dtype)
     if not len(bounds) == 2 or not bounds[0] < bounds[1]:
         raise ValueError(f"bounds must be (lowest, highest) with lowest < highest, got {bounds}")
     image_dtype = image_dtype or point.dtype
     if takes_operators(point):
-        moved, image = _l2_operator(point, grad, center, eps, float(bounds[0]), float(bounds[1]), alpha, image_dtype)
+        moved, image = _l2_operator(
+            point, grad, center, eps, float(bounds[0]), float(bounds[1]), alpha, image_dtype
+        )
         return moved, moved if image_dtype == point.dtype else image
     moved = _l2_twin(point, grad, center, eps, bounds, alpha)
     return moved, moved.to(image_dtype)
@@ -92,16 +108,21 @@ def l2_ascent(point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
     """The step of L2 length ``alpha`` (B,) that raises a linear loss the most."""
     # By the largest entry first: the squares of a confident model's gradients would underflow.
     grad = grad.to(torch.promote_types(grad.dtype, point.dtype))
-    grad = grad / column(grad.flatten(1).abs().amax(1).clamp_min(torch.finfo(grad.dtype).tiny), grad)
+    grad = grad / column(
+        grad.flatten(1).abs().amax(1).clamp_min(torch.finfo(grad.dtype).tiny), grad
+    )
     norm = grad.flatten(1).norm(dim=1).clamp_min(1e-12)
     return point + column(alpha / norm, point) * grad.to(point.dtype)
 
 
-def l2_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: tuple[float, float]) -> Tensor:
+def l2_projection(
+    point: Tensor, center: Tensor, eps: Tensor, bounds: tuple[float, float]
+) -> Tensor:
     """The nearest point of the L2 ball (center, eps (B,)) inside the box ``bounds``.
 
-    The projection of y = x + d onto both is z = clamp(x + s·d) for the largest s ≤ 1 with ‖z − x‖ ≤ eps (the KKT conditions; the
-    box only clips coordinates). ‖z − x‖² is Σ of s²d² where free and of room² where clipped, so s follows from the set of
+    The projection of y = x + d onto both is z = clamp(x + s·d) for the largest s ≤ 1 with ‖z − x‖ ≤
+    eps (the KKT conditions; the box only clips coordinates). ‖z − x‖² is Σ of s²d² where free and
+    of room² where clipped, so s follows from the set of
     clipped coordinates, and that set only grows: a few rounds reach the exact answer.
     """
     delta = (point - center).flatten(1)
@@ -113,7 +134,12 @@ def l2_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: tuple[floa
         clipped = s.unsqueeze(1) * size >= room
         spent = room.masked_fill(~clipped, 0).square().sum(1)
         free = size.masked_fill(clipped, 0).square().sum(1)
-        larger = ((eps.square() - spent).clamp_min(0) / free.clamp_min(1e-30)).sqrt().clamp_max(1).maximum(s)
+        larger = (
+            ((eps.square() - spent).clamp_min(0) / free.clamp_min(1e-30))
+            .sqrt()
+            .clamp_max(1)
+            .maximum(s)
+        )
         if torch.equal(larger, s):
             break
         s = larger
@@ -129,12 +155,20 @@ def _linf_twin(point: Tensor, grad: Tensor, low: Tensor, high: Tensor, alpha: Te
     return linf_ascent(point, grad, alpha).clamp(low, high)
 
 
-def _l2_twin(point: Tensor, grad: Tensor, center: Tensor, eps: Tensor, bounds: tuple[float, float], alpha: Tensor) -> Tensor:
+def _l2_twin(
+    point: Tensor,
+    grad: Tensor,
+    center: Tensor,
+    eps: Tensor,
+    bounds: tuple[float, float],
+    alpha: Tensor,
+) -> Tensor:
     return l2_projection(l2_ascent(point, grad, alpha), center, eps, bounds)
 
 
 def _outputs(point: Tensor, image_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Room for (point', image). An operator may not give one tensor twice: an image in the dtype of ``point`` is left empty."""
+    """Room for (point', image). An operator may not give one tensor twice: an image in the dtype of
+    ``point`` is left empty."""
     image_shape = (0,) if image_dtype == point.dtype else point.shape
     return point.new_empty(point.shape), point.new_empty(image_shape, dtype=image_dtype)
 
@@ -187,20 +221,34 @@ def _fake(point: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _check(
-    point: Tensor, grad: Tensor, likes: dict[str, Tensor], columns: dict[str, Tensor], image_dtype: torch.dtype | None
+    point: Tensor,
+    grad: Tensor,
+    likes: dict[str, Tensor],
+    columns: dict[str, Tensor],
+    image_dtype: torch.dtype | None,
 ) -> None:
     """``likes`` must be as ``point`` is, ``columns`` hold one value an example."""
-    if not isinstance(point, Tensor) or point.dtype not in (torch.float32, torch.float64) or point.ndim < 2:
+    if (
+        not isinstance(point, Tensor)
+        or point.dtype not in (torch.float32, torch.float64)
+        or point.ndim < 2
+    ):
         raise TypeError(f"point must be a float32 or float64 tensor (B, …), got {_describe(point)}")
-    wanted: dict[str, tuple[Tensor, torch.Size, tuple[torch.dtype, ...]]] = {"grad": (grad, point.shape, FLOATS)}
+    wanted: dict[str, tuple[Tensor, torch.Size, tuple[torch.dtype, ...]]] = {
+        "grad": (grad, point.shape, FLOATS)
+    }
     wanted |= {name: (tensor, point.shape, (point.dtype,)) for name, tensor in likes.items()}
     wanted |= {name: (tensor, point.shape[:1], FLOATS) for name, tensor in columns.items()}
     for name, (tensor, shape, dtypes) in wanted.items():
         if not isinstance(tensor, Tensor) or tensor.dtype not in dtypes:
-            raise TypeError(f"{name} must be a tensor of {' or '.join(map(str, dtypes))}, got {_describe(tensor)}")
+            raise TypeError(
+                f"{name} must be a tensor of {' or '.join(map(str, dtypes))}, got "
+                f"{_describe(tensor)}"
+            )
         if tensor.shape != shape:
             raise ValueError(
-                f"{name} must have shape {tuple(shape)}, as point has {tuple(point.shape)}, got {tuple(tensor.shape)}"
+                f"{name} must have shape {tuple(shape)}, as point has {tuple(point.shape)}, got "
+                f"{tuple(tensor.shape)}"
             )
         if tensor.device != point.device:
             raise ValueError(f"{name} must be on {point.device} like point, got {tensor.device}")
@@ -209,4 +257,6 @@ def _check(
 
 
 def _describe(value: object) -> str:
-    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return (
+        f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    )

@@ -1,4 +1,5 @@
-"""Combine: each token gathers its K rows and sums them with its gates, in the order of its choices."""
+"""Combine: each token gathers its K rows and sums them with its gates, in the order of its
+choices."""
 
 from typing import Any
 
@@ -13,7 +14,8 @@ from ironmoe.kernels.topk import Routing
 
 
 def combine(rows: Tensor, routing: Routing, dispatch: Dispatch) -> Tensor:
-    """y_t = Σ_k gates[t, k] · rows[slot_row[t, k]], accumulated in at least float32; dropped choices add nothing.
+    """y_t = Σ_k gates[t, k] · rows[slot_row[t, k]], accumulated in at least float32; dropped
+    choices add nothing.
 
     Args:
         rows: (R, D), any float dtype, sorted by expert as ``dispatch`` says.
@@ -27,10 +29,14 @@ def combine(rows: Tensor, routing: Routing, dispatch: Dispatch) -> Tensor:
         ValueError: rows, gates and plan do not belong together.
     """
     if rows.ndim != 2 or rows.shape[0] != dispatch.row_token.numel():
-        raise ValueError(f"rows must be (R, D) with R = {dispatch.row_token.numel()}, got shape {tuple(rows.shape)}")
+        raise ValueError(
+            f"rows must be (R, D) with R = {dispatch.row_token.numel()}, got shape "
+            f"{tuple(rows.shape)}"
+        )
     if routing.gates.shape != dispatch.slot_row.shape:
         raise ValueError(
-            f"routing.gates must have the plan's shape {tuple(dispatch.slot_row.shape)}, got {tuple(routing.gates.shape)}"
+            f"routing.gates must have the plan's shape {tuple(dispatch.slot_row.shape)}, got "
+            f"{tuple(routing.gates.shape)}"
         )
     if takes_operators(rows) and not transformed() and not forward_mode():
         own_rows, own_gates = with_own_node(rows), with_own_node(routing.gates)
@@ -40,12 +46,19 @@ def combine(rows: Tensor, routing: Routing, dispatch: Dispatch) -> Tensor:
 
 def gather_sum(rows_RD: Tensor, gates_TK: Tensor, slot_row_TK: Tensor) -> Tensor:
     """The torch twin. Outside autograd on CPU one fused pass (embedding_bag) does it."""
-    wants_grad = (torch.is_grad_enabled() and (rows_RD.requires_grad or gates_TK.requires_grad)) or forward_mode()
+    wants_grad = (
+        torch.is_grad_enabled() and (rows_RD.requires_grad or gates_TK.requires_grad)
+    ) or forward_mode()
     dropless = may_look(rows_RD) and slot_row_TK.numel() > 0 and int(slot_row_TK.min()) >= 0
-    accumulate = torch.promote_types(torch.promote_types(rows_RD.dtype, gates_TK.dtype), torch.float32)
+    accumulate = torch.promote_types(
+        torch.promote_types(rows_RD.dtype, gates_TK.dtype), torch.float32
+    )
     if dropless and not wants_grad:
         sums_TD = torch.nn.functional.embedding_bag(
-            slot_row_TK, rows_RD.to(accumulate), mode="sum", per_sample_weights=gates_TK.to(accumulate)
+            slot_row_TK,
+            rows_RD.to(accumulate),
+            mode="sum",
+            per_sample_weights=gates_TK.to(accumulate),
         )
         return sums_TD.to(rows_RD.dtype)
     gathered_TKD = rows_RD[slot_row_TK.clamp_min(0)]
@@ -58,7 +71,9 @@ def gather_sum(rows_RD: Tensor, gates_TK: Tensor, slot_row_TK: Tensor) -> Tensor
 
 
 @custom_op("ironmoe::combine", mutates_args=())
-def combine_op(rows: Tensor, gates: Tensor, row_token: Tensor, row_slot: Tensor, slot_row: Tensor) -> Tensor:
+def combine_op(
+    rows: Tensor, gates: Tensor, row_token: Tensor, row_slot: Tensor, slot_row: Tensor
+) -> Tensor:
     """y (T, D) from rows (R, D) and gates (T, K)."""
     if takes_triton(rows):
         from ironmoe.kernels.gpu import combine as gpu
@@ -74,15 +89,20 @@ def _(rows, gates, row_token, row_slot, slot_row):  # type: ignore[no-untyped-de
 
 @custom_op("ironmoe::combine_backward", mutates_args=())
 def combine_backward_op(
-    dy: Tensor, rows: Tensor, gates: Tensor, row_token: Tensor, row_slot: Tensor, slot_row: Tensor, want_rows: bool, want_gates: bool
+    dy: Tensor, rows: Tensor, gates: Tensor, row_token: Tensor, row_slot: Tensor, slot_row: Tensor,
+    want_rows: bool, want_gates: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(d_rows, d_gates), each empty where not wanted."""
     if takes_triton(dy):
         from ironmoe.kernels.gpu import combine as gpu
 
-        d_rows, d_gates = gpu.combine_backward(dy, rows, gates, row_token, row_slot, slot_row, want_rows, want_gates)
+        d_rows, d_gates = gpu.combine_backward(
+            dy, rows, gates, row_token, row_slot, slot_row, want_rows, want_gates
+        )
     else:
-        d_rows, d_gates = _backward_by_torch(dy, rows, gates, row_token, row_slot, slot_row, want_rows, want_gates)
+        d_rows, d_gates = _backward_by_torch(
+            dy, rows, gates, row_token, row_slot, slot_row, want_rows, want_gates
+        )
     return (
         rows.new_empty(0) if d_rows is None else d_rows,
         gates.new_empty(0) if d_gates is None else d_gates.to(gates.dtype),
@@ -96,7 +116,8 @@ def _(dy, rows, gates, row_token, row_slot, slot_row, want_rows, want_gates):  #
 
 
 def _backward_by_torch(
-    dy: Tensor, rows: Tensor, gates: Tensor, row_token: Tensor, row_slot: Tensor, slot_row: Tensor, want_rows: bool, want_gates: bool
+    dy: Tensor, rows: Tensor, gates: Tensor, row_token: Tensor, row_slot: Tensor, slot_row: Tensor,
+    want_rows: bool, want_gates: bool
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """The torch twin, differentiable in turn."""
     wide = torch.promote_types(torch.promote_types(rows.dtype, gates.dtype), torch.float32)
@@ -107,7 +128,11 @@ def _backward_by_torch(
         d_rows = (dy[token].to(wide) * gates_R.unsqueeze(-1).to(wide)).to(rows.dtype)
     if want_gates:
         gathered_TKD = rows[slot_row.clamp_min(0)].to(wide)
-        d_gates = torch.einsum("td,tkd->tk", dy.to(wide), gathered_TKD).masked_fill(slot_row < 0, 0).to(gates.dtype)
+        d_gates = (
+            torch.einsum("td,tkd->tk", dy.to(wide), gathered_TKD)
+            .masked_fill(slot_row < 0, 0)
+            .to(gates.dtype)
+        )
     return d_rows, d_gates
 
 
@@ -122,7 +147,12 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # create_graph: what is recorded here must have derivatives itself
         return (*_backward_by_torch(dy, rows, gates, *index, *want), None, None, None)
     results = combine_backward_op(dy, rows, gates, *index, *want)
-    return (*(result if wanted else None for result, wanted in zip(results, want, strict=True)), None, None, None)
+    return (
+        *(result if wanted else None for result, wanted in zip(results, want, strict=True)),
+        None,
+        None,
+        None,
+    )
 
 
 combine_op.register_autograd(_backward, setup_context=_setup)

@@ -1,8 +1,9 @@
 """Which gradients the running backward pass was asked for.
 
-``ctx.needs_input_grad`` says what requires grad, not what this call wants: under ``torch.autograd.grad(loss, [x])`` it is true
-for the weights as well (pytorch/pytorch#174017). The engine knows. It answers for a node but refuses for a leaf, so every
-input goes through an alias first; ``torch.autograd.graph.register_multi_grad_hook`` asks the same question the same way.
+``ctx.needs_input_grad`` says what requires grad, not what this call wants: under
+``torch.autograd.grad(loss, [x])`` it is true for the weights as well (pytorch/pytorch#174017). The
+engine knows. It answers for a node but refuses for a leaf, so every input goes through an alias
+first; ``torch.autograd.graph.register_multi_grad_hook`` asks the same question the same way.
 """
 
 from typing import Any, TypeVar
@@ -19,15 +20,24 @@ def with_own_node(tensor: _Given) -> _Given:
 
 
 def demanded(ctx: Any, is_tensor: tuple[bool, ...]) -> list[bool]:
-    """For each of a Function's first inputs: is its gradient going to be used by this backward pass?
+    """For each of a Function's first inputs: is its gradient going to be used by this backward
+    pass?
 
-    Call inside ``backward``. ``is_tensor[i]`` says whether input i was a tensor; each came from ``with_own_node``.
+    Call inside ``backward``. ``is_tensor[i]`` says whether input i was a tensor; each came from
+    ``with_own_node``.
     """
-    nodes = (node for node, _ in ctx.next_functions)  # an entry for each tensor argument, none for the others
+    # an entry for each tensor argument, none for the others
+    nodes = (node for node, _ in ctx.next_functions)
     wanted = []
     for given, needs in zip(is_tensor, ctx.needs_input_grad, strict=False):
         node = next(nodes) if given else None
-        wanted.append(bool(needs and node is not None and (_is_leaf(node) or torch._C._will_engine_execute_node(node))))
+        wanted.append(
+            bool(
+                needs
+                and node is not None
+                and (_is_leaf(node) or torch._C._will_engine_execute_node(node))
+            )
+        )
     return wanted
 
 

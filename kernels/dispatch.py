@@ -1,4 +1,5 @@
-"""Dispatch: from each token's choices to rows sorted by expert, and back; and the map from tiles of rows to experts."""
+"""Dispatch: from each token's choices to rows sorted by expert, and back; and the map from tiles of
+rows to experts."""
 
 from typing import NamedTuple
 
@@ -11,14 +12,17 @@ from ironmoe.kernels.tuning import max_tiles, rows_per_tile
 
 
 class Dispatch(NamedTuple):
-    """Where every choice goes when the R = T·K choices are sorted by expert (stably, so by token inside an expert).
+    """Where every choice goes when the R = T·K choices are sorted by expert (stably, so by token
+    inside an expert).
 
-    offsets:   (E + 1,) int32; the rows of expert e are offsets[e] … offsets[e + 1] − 1. offsets[E] counts the kept choices
+    offsets:   (E + 1,) int32; the rows of expert e are offsets[e] … offsets[e + 1] − 1. offsets[E]
+        counts the kept choices
     row_token: (R,) int32; the token each row reads
     row_slot:  (R,) int32; which of its token's K choices the row is
     slot_row:  (T, K) int32; the row of each choice, −1 for a dropped one
 
-    Rows from offsets[E] on belong to the dropped choices (sentinel expert E): no expert works on them.
+    Rows from offsets[E] on belong to the dropped choices (sentinel expert E): no expert works on
+    them.
     """
 
     offsets: Tensor
@@ -28,7 +32,8 @@ class Dispatch(NamedTuple):
 
 
 def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
-    """Sort the choices by expert, stably; positions are deterministic and no value goes to the host.
+    """Sort the choices by expert, stably; positions are deterministic and no value goes to the
+    host.
 
     Args:
         experts: (T, K) integer, values 0 … num_experts; num_experts itself marks a dropped choice.
@@ -38,7 +43,8 @@ def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
         Dispatch, int32 tensors on the device of ``experts``.
 
     Raises:
-        ValueError: wrong shape or dtype, or (on CPU, where looking is free) an index out of range. On a GPU such a choice is dropped.
+        ValueError: wrong shape or dtype, or (on CPU, where looking is free) an index out of range.
+            On a GPU such a choice is dropped.
     """
     _check(experts, num_experts)
     if takes_operators(experts) and not transformed():
@@ -59,12 +65,16 @@ def _check(experts: Tensor, num_experts: int) -> None:
     if num_experts < 1:
         raise ValueError(f"num_experts must be at least 1, got {num_experts}")
     if experts.ndim != 2 or experts.is_floating_point() or experts.dtype == torch.bool:
-        raise ValueError(f"experts must be an integer tensor (T, K), got {experts.dtype} of shape {tuple(experts.shape)}")
+        raise ValueError(
+            f"experts must be an integer tensor (T, K), got {experts.dtype} of shape "
+            f"{tuple(experts.shape)}"
+        )
     if may_look(experts) and experts.numel():
         low, high = int(experts.min()), int(experts.max())
         if low < 0 or high > num_experts:
             raise ValueError(
-                f"experts must lie in 0 … {num_experts} ({num_experts} = dropped), got values from {low} to {high}"
+                f"experts must lie in 0 … {num_experts} ({num_experts} = dropped), got values "
+                f"from {low} to {high}"
             )
 
 
@@ -114,9 +124,11 @@ def _(experts, num_experts, tile_dtype):  # type: ignore[no-untyped-def]
 
 @custom_op("ironmoe::plan_tiles", mutates_args=())
 def plan_tiles(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
-    """(2, tiles) int32 for the grouped products in ``dtype``: expert and first row of each tile of ``rows_per_tile`` rows.
+    """(2, tiles) int32 for the grouped products in ``dtype``: expert and first row of each tile of
+    ``rows_per_tile`` rows.
 
-    There are as many as any routing of ``num_rows`` rows can need; −1 marks what this one does not. Expert E holds the dropped rows.
+    There are as many as any routing of ``num_rows`` rows can need; −1 marks what this one does not.
+    Expert E holds the dropped rows.
     """
     if takes_triton(offsets):
         from ironmoe.kernels.gpu import dispatch as gpu

@@ -1,8 +1,10 @@
-"""The second half of the expert: activation, second layer, and the sum over a token's choices weighted by its gates.
+"""The second half of the expert: activation, second layer, and the sum over a token's choices
+weighted by its gates.
 
     y_t = Σ_k gates[t, k] · (W₂ₑ act(h) + b₂ₑ)
 
-The gate gradient is ⟨dA′, A⟩ + ⟨dO, b₂⟩, taken before gating (SonicMoE, arXiv 2512.14080): exact where a gate is 0.
+The gate gradient is ⟨dA′, A⟩ + ⟨dO, b₂⟩, taken before gating (SonicMoE, arXiv 2512.14080): exact
+where a gate is 0.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,23 +19,43 @@ from ironmoe.kernels.combine import gather_sum
 from ironmoe.kernels.demand import demanded
 from ironmoe.kernels.grouped_matmul import or_empty
 from ironmoe.kernels.route import takes_triton
-from ironmoe.kernels.tiles import ExpertSum, Tile, at_least_float32, matmul, per_expert, stack_rows, tile_rows, tiles
+from ironmoe.kernels.tiles import (
+    ExpertSum,
+    Tile,
+    at_least_float32,
+    matmul,
+    per_expert,
+    stack_rows,
+    tile_rows,
+    tiles,
+)
 
 
 def down_tiles(
-    gates: Tensor, w_out: Tensor, b_out: Tensor | None, activated: Iterable[Tensor], slot_row: Tensor, plan: list[Tile]
+    gates: Tensor,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    activated: Iterable[Tensor],
+    slot_row: Tensor,
+    plan: list[Tile],
 ) -> Tensor:
     """The torch twin: activated units, one tensor (r, F) a tile, to y (T, D)."""
     weights, biases = per_expert(w_out.transpose(1, 2)), per_expert(b_out, len(w_out))
-    rows = [matmul(a_rF, weights[tile.expert], biases[tile.expert]) for a_rF, tile in zip(activated, plan, strict=True)]
+    rows = [
+        matmul(a_rF, weights[tile.expert], biases[tile.expert])
+        for a_rF, tile in zip(activated, plan, strict=True)
+    ]
     return gather_sum(stack_rows(rows, slot_row.numel()), gates, slot_row)
 
 
 def down_tiles_backward(
-    dy: Tensor, gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Sequence[Tensor], row_token: Tensor, row_slot: Tensor,
-    slot_row: Tensor, act: Activation, plan: list[Tile], want_gates: bool, want_w: bool, want_b: bool, want_h: bool,
+    dy: Tensor, gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Sequence[Tensor],
+    row_token: Tensor, row_slot: Tensor,
+    slot_row: Tensor, act: Activation, plan: list[Tile], want_gates: bool, want_w: bool,
+    want_b: bool, want_h: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor]]:  # fmt: skip
-    """(d_gates, dW₂, db₂, dH tile by tile) from the pre-activations; None or no tiles where not wanted. Differentiable in turn."""
+    """(d_gates, dW₂, db₂, dH tile by tile) from the pre-activations; None or no tiles where not
+    wanted. Differentiable in turn."""
     weights, biases = per_expert(w_out), per_expert(b_out, len(w_out))
     exact = torch.promote_types(at_least_float32(w_out), gates.dtype)
     rows = slice(plan[-1].stop)
@@ -47,7 +69,8 @@ def down_tiles_backward(
     for i, (expert, *_) in enumerate(plan):
         if want_gates or want_w:
             a_rF = act.value(hidden[i])
-        if want_gates:  # needs dA before gating; otherwise the gate goes in where the rows are narrow
+        # needs dA before gating; otherwise the gate goes in where the rows are narrow
+        if want_gates:
             da_rF = matmul(dy_tiles[i], weights[expert], feeds_product=True)
             d_gates_r = (da_rF.to(exact) * a_rF).sum(-1)
             if b_out is not None:
@@ -71,10 +94,12 @@ def down_tiles_backward(
 
 @custom_op("ironmoe::expert_down", mutates_args=())
 def expert_down_op(
-    gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Tensor, activated: Tensor, offsets: Tensor, tiles_2n: Tensor,
+    gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Tensor, activated: Tensor,
+    offsets: Tensor, tiles_2n: Tensor,
     row_token: Tensor, row_slot: Tensor, slot_row: Tensor, activation: str, precision: str,
 ) -> Tensor:  # fmt: skip
-    """y (T, D) from the activated units (R, F). Gradients flow through ``hidden``, which may be empty where none are wanted."""
+    """y (T, D) from the activated units (R, F). Gradients flow through ``hidden``, which may be
+    empty where none are wanted."""
     if takes_triton(activated):
         from ironmoe.kernels.gpu import combine, grouped_matmul
 
@@ -84,17 +109,33 @@ def expert_down_op(
         assert rows is not None
         return combine.combine(rows, gates, slot_row)
     plan = list(tiles(offsets, w_out.shape[2] * w_out.element_size()))
-    return down_tiles(gates, w_out, b_out, tile_rows(activated[: plan[-1].stop], plan), slot_row, plan)
+    return down_tiles(
+        gates, w_out, b_out, tile_rows(activated[: plan[-1].stop], plan), slot_row, plan
+    )
 
 
 @expert_down_op.register_fake
-def _(gates, w_out, b_out, hidden, activated, offsets, tiles_2n, row_token, row_slot, slot_row, activation, precision):  # type: ignore[no-untyped-def]
+def _(
+    gates,
+    w_out,
+    b_out,
+    hidden,
+    activated,
+    offsets,
+    tiles_2n,
+    row_token,
+    row_slot,
+    slot_row,
+    activation,
+    precision,
+):  # type: ignore[no-untyped-def]
     return activated.new_empty(slot_row.shape[0], w_out.shape[1])
 
 
 @custom_op("ironmoe::expert_down_backward", mutates_args=())
 def expert_down_backward_op(
-    dy: Tensor, gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Tensor, offsets: Tensor, tiles_2n: Tensor,
+    dy: Tensor, gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Tensor, offsets: Tensor,
+    tiles_2n: Tensor,
     row_token: Tensor, row_slot: Tensor, slot_row: Tensor, activation: str, precision: str,
     want_gates: bool, want_w: bool, want_b: bool, want_h: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -105,7 +146,8 @@ def expert_down_backward_op(
 
         if want_gates or want_h or want_w:
             d_gates, dh, gated = hidden_gradient.hidden_gradient(
-                dy, gates, w_out, b_out, hidden, offsets, row_token, row_slot, slot_row, tiles_2n, activation, precision,
+                dy, gates, w_out, b_out, hidden, offsets, row_token, row_slot, slot_row, tiles_2n,
+                activation, precision,
                 want_gates, want_h, want_w,
             )  # fmt: skip
             d_gates = None if d_gates is None else d_gates.to(gates.dtype)
@@ -116,7 +158,8 @@ def expert_down_backward_op(
     else:
         plan = list(tiles(offsets, w_out.shape[2] * w_out.element_size()))
         d_gates, dw, db, dh_tiles = down_tiles_backward(
-            dy, gates, w_out, b_out, tile_rows(hidden[: plan[-1].stop], plan), row_token, row_slot, slot_row,
+            dy, gates, w_out, b_out, tile_rows(hidden[: plan[-1].stop], plan), row_token, row_slot,
+            slot_row,
             ACTIVATIONS[activation], plan, want_gates, want_w, want_b, want_h,
         )  # fmt: skip
         dh = stack_rows(dh_tiles, len(hidden)) if want_h else None
@@ -125,7 +168,8 @@ def expert_down_backward_op(
 
 @expert_down_backward_op.register_fake
 def _(  # type: ignore[no-untyped-def]
-    dy, gates, w_out, b_out, hidden, offsets, tiles_2n, row_token, row_slot, slot_row, activation, precision,
+    dy, gates, w_out, b_out, hidden, offsets, tiles_2n, row_token, row_slot, slot_row, activation,
+    precision,
     want_gates, want_w, want_b, want_h,
 ):  # fmt: skip
     return (
@@ -158,9 +202,13 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return (*grads, dh, *(None,) * 8)
     hidden = dy.new_empty(0) if hidden is None else hidden
     results = expert_down_backward_op(
-        dy, gates, w_out, b_out, hidden, offsets, tiles_2n, *index, ctx.activation, ctx.precision, *want
+        dy, gates, w_out, b_out, hidden, offsets, tiles_2n, *index, ctx.activation, ctx.precision,
+        *want
     )  # fmt: skip
-    return (*(result if wanted else None for result, wanted in zip(results, want, strict=True)), *(None,) * 8)
+    return (
+        *(result if wanted else None for result, wanted in zip(results, want, strict=True)),
+        *(None,) * 8,
+    )
 
 
 expert_down_op.register_autograd(_backward, setup_context=_setup)

@@ -1,15 +1,19 @@
-"""The two-layer expert: y_t = Σ_k gates[t, k] · (W₂ₑ act(W₁ₑ x_t + b₁ₑ) + b₂ₑ), with the gradient contract.
+"""The two-layer expert: y_t = Σ_k gates[t, k] · (W₂ₑ act(W₁ₑ x_t + b₁ₑ) + b₂ₑ), with the gradient
+contract.
 
 Two autograd nodes, joined by the pre-activations H:
 
     x ── up: H = W₁ x + b₁ ── down: y = Σ gates · (W₂ act(H) + b₂)
 
-Work follows demand: each backward computes exactly the gradients the running autograd call will use, also under
-``autograd.grad(loss, [x])`` while the weights require grad. Saved: H, gates and indices; ``x`` only if W₁ requires grad.
-Both backward passes are made of differentiable operations on what was saved, so derivatives of any order are right.
+Work follows demand: each backward computes exactly the gradients the running autograd call will
+use, also under ``autograd.grad(loss, [x])`` while the weights require grad. Saved: H, gates and
+indices; ``x`` only if W₁ requires grad. Both backward passes are made of differentiable operations
+on what was saved, so derivatives of any order are right.
 
-On a GPU the nodes are the operators ``ironmoe::grouped_matmul`` and ``ironmoe::expert_down``. On CPU they are ``_Up`` and ``_Down``,
-whose H is one tensor a tile: fresh memory for all of it at once would cost as much as the product that fills it.
+On a GPU the nodes are the operators ``ironmoe::grouped_matmul`` and ``ironmoe::expert_down``. On
+CPU they are ``_Up`` and ``_Down``,
+whose H is one tensor a tile: fresh memory for all of it at once would cost as much as the product
+    that fills it.
 """
 
 from typing import Any
@@ -21,7 +25,12 @@ from ironmoe.kernels.activations import Activation, get_activation
 from ironmoe.kernels.demand import demanded, with_own_node
 from ironmoe.kernels.dispatch import Dispatch, plan_dispatch, plan_tiles, plan_with_tiles
 from ironmoe.kernels.expert_down import down_tiles, down_tiles_backward, expert_down_op
-from ironmoe.kernels.grouped_matmul import check_experts, grouped_matmul_op, product_tiles, product_tiles_backward
+from ironmoe.kernels.grouped_matmul import (
+    check_experts,
+    grouped_matmul_op,
+    product_tiles,
+    product_tiles_backward,
+)
 from ironmoe.kernels.recompute import recomputed
 from ironmoe.kernels.route import (
     autocast_dtype,
@@ -52,21 +61,25 @@ def expert_mlp(
     """Every token through its chosen experts, weighted by its gates.
 
     Args:
-        x: (T, D), float16, bfloat16, float32 or float64. Under autocast x, weights and biases are cast, gates are not.
-        w_in: (E, F, D), or (E, 2F, D) for a gated activation: [gate | up], or gate, up, gate, up … where its name ends in
-            "_interleaved"; any strides.
+        x: (T, D), float16, bfloat16, float32 or float64. Under autocast x, weights and biases are
+            cast, gates are not.
+        w_in: (E, F, D), or (E, 2F, D) for a gated activation: [gate | up], or gate, up, gate, up …
+            where its name ends in "_interleaved"; any strides.
         w_out: (E, D, F); any strides.
         routing: gates (T, K) and experts (T, K); a choice with ``experts == E`` is dropped.
         b_in: (E, F) or (E, 2F).
         b_out: (E, D).
         activation: a name in ``ironmoe.kernels.ACTIVATIONS``.
         dispatch: ``plan_dispatch(routing.experts, E)`` if it is at hand already.
-        recompute: keep x for the backward pass instead of H, which is then computed again: T·D numbers in place of R·F (or R·2F),
-            for one more product. Inside torch.compile its partitioner decides what is kept.
-        precision: float32 products on a GPU: "ieee", or "tf32" for tensor cores with 10 bits of mantissa.
+        recompute: keep x for the backward pass instead of H, which is then computed again: T·D
+            numbers in place of R·F (or R·2F), for one more product. Inside torch.compile its
+            partitioner decides what is kept.
+        precision: float32 products on a GPU: "ieee", or "tf32" for tensor cores with 10 bits of
+            mantissa.
 
     Returns:
-        (T, D) in the dtype of ``x``. Differentiable to any order with respect to x, gates, weights and biases.
+        (T, D) in the dtype of ``x``. Differentiable to any order with respect to x, gates, weights
+        and biases.
 
     Raises:
         ValueError: shapes, dtypes, devices, the activation or the precision do not belong together.
@@ -98,8 +111,8 @@ def expert_mlp(
 
 
 def _plainly(inputs: Any, act: Activation, dispatch: Dispatch) -> Tensor:
-    """Both layers of one tile before the next, in torch operations that every transform knows. Without gradients H never leaves
-    the cache and none of it is kept."""
+    """Both layers of one tile before the next, in torch operations that every transform knows.
+    Without gradients H never leaves the cache and none of it is kept."""
     x, gates, w_in, w_out, b_in, b_out = inputs
     plan = list(tiles(dispatch.offsets, w_in.shape[1] * w_in.element_size()))
     hidden = product_tiles(x, w_in, b_in, dispatch.row_token, plan)
@@ -114,12 +127,25 @@ def _by_operators(
     offsets, row_token, row_slot, slot_row = dispatch
 
     def up() -> tuple[Tensor, Tensor]:
-        return grouped_matmul_op(x, w_in, b_in, offsets, cut, row_token, slot_row, activation, records, precision)
+        return grouped_matmul_op(
+            x, w_in, b_in, offsets, cut, row_token, slot_row, activation, records, precision
+        )
 
     hidden, activated = up()
     with recomputed((hidden,), lambda: up()[:1], (x, w_in, b_in), recompute and records):
         return expert_down_op(
-            gates, w_out, b_out, hidden, activated, offsets, cut, row_token, row_slot, slot_row, activation, precision
+            gates,
+            w_out,
+            b_out,
+            hidden,
+            activated,
+            offsets,
+            cut,
+            row_token,
+            row_slot,
+            slot_row,
+            activation,
+            precision,
         )
 
 
@@ -129,15 +155,23 @@ def _by_tiles(inputs: Any, act: Activation, dispatch: Dispatch, recompute: bool)
     x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs]
     plan = list(tiles(dispatch.offsets, w_in.shape[1] * w_in.element_size()))
     hidden = _Up.apply(x, w_in, b_in, dispatch, plan)
-    with recomputed(hidden, lambda: product_tiles(x, w_in, b_in, dispatch.row_token, plan), (x, w_in, b_in), recompute):
+    with recomputed(
+        hidden,
+        lambda: product_tiles(x, w_in, b_in, dispatch.row_token, plan),
+        (x, w_in, b_in),
+        recompute,
+    ):
         return _Down.apply(gates, w_out, b_out, *hidden, act, dispatch, plan)
 
 
 class _Up(torch.autograd.Function):
-    """(x, w_in, b_in) → H, one tensor a tile. Linear, so its backward needs no H; it needs x for W₁ alone."""
+    """(x, w_in, b_in) → H, one tensor a tile. Linear, so its backward needs no H; it needs x for W₁
+    alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_in: Tensor, b_in: Tensor | None, dispatch: Dispatch, plan: list[Tile]) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, w_in: Tensor, b_in: Tensor | None, dispatch: Dispatch, plan: list[Tile]
+    ) -> Any:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, w_in)
         ctx.given, ctx.dispatch, ctx.plan = (True, True, b_in is not None), dispatch, plan
         return product_tiles(x, w_in, b_in, dispatch.row_token, plan)
@@ -147,18 +181,27 @@ class _Up(torch.autograd.Function):
         x, w_in = ctx.saved_tensors
         _, row_token, _, slot_row = ctx.dispatch
         want = demanded(ctx, ctx.given)
-        return *product_tiles_backward(dh_tiles, x, w_in, row_token, slot_row, row_token.numel(), ctx.plan, *want), None, None
+        return (
+            *product_tiles_backward(
+                dh_tiles, x, w_in, row_token, slot_row, row_token.numel(), ctx.plan, *want
+            ),
+            None,
+            None,
+        )
 
 
 class _Down(torch.autograd.Function):
     """(gates, w_out, b_out, H) → y."""
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, w_out: Tensor, b_out: Tensor | None, *hidden_act_dispatch_plan: Any) -> Tensor:
+    def forward(
+        ctx: Any, gates: Tensor, w_out: Tensor, b_out: Tensor | None, *hidden_act_dispatch_plan: Any
+    ) -> Tensor:
         *hidden, act, dispatch, plan = hidden_act_dispatch_plan
         only_b_out = not any(ctx.needs_input_grad[i] for i in (0, 1, 3))
         ctx.save_for_backward(gates, w_out, b_out, *(() if only_b_out else hidden))
-        ctx.given = (True, True, b_out is not None, True)  # all of H comes from one node: its first tile speaks for it
+        # all of H comes from one node: its first tile speaks for it
+        ctx.given = (True, True, b_out is not None, True)
         ctx.act, ctx.dispatch, ctx.plan = act, dispatch, plan
         return down_tiles(gates, w_out, b_out, map(act.value, hidden), dispatch.slot_row, plan)
 
@@ -174,23 +217,41 @@ class _Down(torch.autograd.Function):
 
 
 def _check(
-    x: Tensor, w_in: Tensor, w_out: Tensor, routing: Routing, b_in: Tensor | None, b_out: Tensor | None, act: Activation
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    routing: Routing,
+    b_in: Tensor | None,
+    b_out: Tensor | None,
+    act: Activation,
 ) -> None:
     check_experts(x, w_in, b_in, "w_in", "b_in")
     num_experts, wide, dim = w_in.shape
     if act.gated and wide % 2:
-        raise ValueError(f"w_in must have an even number of rows an expert, gate and up, for a gated activation, got {wide}")
+        raise ValueError(
+            "w_in must have an even number of rows an expert, gate and up, for a gated "
+            f"activation, got {wide}"
+        )
     expected = (num_experts, dim, wide // 2 if act.gated else wide)
     if w_out.shape != expected:
-        raise ValueError(f"w_out must have shape {expected} to match w_in and the activation, got {tuple(w_out.shape)}")
-    if w_out.dtype != x.dtype or w_out.device != x.device:
-        raise ValueError(f"w_out must be {x.dtype} on {x.device} like x, got {w_out.dtype} on {w_out.device}")
-    if b_out is not None and (b_out.shape != (num_experts, dim) or b_out.dtype != x.dtype or b_out.device != x.device):
         raise ValueError(
-            f"b_out must be {x.dtype} of shape {(num_experts, dim)} on {x.device}, got {b_out.dtype} of shape {tuple(b_out.shape)} on {b_out.device}"
+            f"w_out must have shape {expected} to match w_in and the activation, got "
+            f"{tuple(w_out.shape)}"
+        )
+    if w_out.dtype != x.dtype or w_out.device != x.device:
+        raise ValueError(
+            f"w_out must be {x.dtype} on {x.device} like x, got {w_out.dtype} on {w_out.device}"
+        )
+    if b_out is not None and (
+        b_out.shape != (num_experts, dim) or b_out.dtype != x.dtype or b_out.device != x.device
+    ):
+        raise ValueError(
+            f"b_out must be {x.dtype} of shape {(num_experts, dim)} on {x.device}, got "
+            f"{b_out.dtype} of shape {tuple(b_out.shape)} on {b_out.device}"
         )
     gates, experts = routing
     if gates.shape != experts.shape or gates.ndim != 2 or gates.shape[0] != x.shape[0]:
         raise ValueError(
-            f"routing must hold gates and experts of one shape ({x.shape[0]}, K), got {tuple(gates.shape)} and {tuple(experts.shape)}"
+            f"routing must hold gates and experts of one shape ({x.shape[0]}, K), got "
+            f"{tuple(gates.shape)} and {tuple(experts.shape)}"
         )

@@ -1,4 +1,5 @@
-"""FLOPs of the operators, for ``torch.utils.flop_counter.FlopCounterMode``: two for each multiply-add of a matrix product."""
+"""FLOPs of the operators, for ``torch.utils.flop_counter.FlopCounterMode``: two for each
+multiply-add of a matrix product."""
 
 import importlib.util
 import sys
@@ -15,7 +16,16 @@ import ironmoe.kernels.expert_down  # noqa: F401, the operators exist once it is
 COUNTER = "torch.utils.flop_counter"
 
 
-def _up(x: Any, weight: Any, bias: Any, offsets: Any, tiles_2n: Any, row_token: Any, *args: Any, **kwargs: Any) -> int:
+def _up(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    offsets: Any,
+    tiles_2n: Any,
+    row_token: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
     rows = x[0] if row_token is None else row_token[0]
     return 2 * rows * weight[1] * weight[2]
 
@@ -25,7 +35,9 @@ def _up_backward(dh: Any, x: Any, weight: Any, *args: Any, **kwargs: Any) -> int
     return 2 * dh[0] * weight[1] * weight[2] * (want_x + want_w)
 
 
-def _down(gates: Any, w_out: Any, b_out: Any, hidden: Any, activated: Any, *args: Any, **kwargs: Any) -> int:
+def _down(
+    gates: Any, w_out: Any, b_out: Any, hidden: Any, activated: Any, *args: Any, **kwargs: Any
+) -> int:
     return 2 * activated[0] * w_out[1] * w_out[2]
 
 
@@ -50,9 +62,12 @@ def register(counter: ModuleType) -> None:
 
 
 class _WhenImported(MetaPathFinder):
-    """Registers when somebody imports the counter. It imports Triton, which ``import ironmoe.kernels`` must not."""
+    """Registers when somebody imports the counter. It imports Triton, which ``import
+    ironmoe.kernels`` must not."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != COUNTER:
             return None
         sys.meta_path.remove(self)

@@ -1,8 +1,10 @@
-"""Grouped matmul: rows sorted by expert times that expert's matrix, with the rows gathered and the activation applied on the way.
+"""Grouped matmul: rows sorted by expert times that expert's matrix, with the rows gathered and the
+activation applied on the way.
 
     H = x[row_token] W₁ᵀ + b₁        A = act(H)
 
-The operator gives both, of which H is the differentiable one: the second layer reads A and differentiates through H.
+The operator gives both, of which H is the differentiable one: the second layer reads A and
+differentiates through H.
 """
 
 from collections.abc import Sequence
@@ -16,12 +18,32 @@ from ironmoe.kernels.activations import ACTIVATIONS
 from ironmoe.kernels.combine import gather_sum
 from ironmoe.kernels.demand import demanded, with_own_node
 from ironmoe.kernels.dispatch import plan_tiles
-from ironmoe.kernels.route import check_precision, forward_mode, takes_operators, takes_triton, transformed
-from ironmoe.kernels.tiles import ExpertSum, Tile, at_least_float32, matmul, per_expert, stack_rows, tile_rows, tiles
+from ironmoe.kernels.route import (
+    check_precision,
+    forward_mode,
+    takes_operators,
+    takes_triton,
+    transformed,
+)
+from ironmoe.kernels.tiles import (
+    ExpertSum,
+    Tile,
+    at_least_float32,
+    matmul,
+    per_expert,
+    stack_rows,
+    tile_rows,
+    tiles,
+)
 
 
 def grouped_matmul(
-    x: Tensor, weight: Tensor, offsets: Tensor, *, bias: Tensor | None = None, precision: str = "ieee"
+    x: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    precision: str = "ieee",
 ) -> Tensor:
     """y[r] = weight[e] @ x[r] + bias[e] for each row r of expert e; rows past offsets[E] are 0.
 
@@ -30,10 +52,12 @@ def grouped_matmul(
         weight: (E, N, D), each expert's matrix as nn.Linear stores it; any strides.
         offsets: (E + 1,) int32, as ``plan_dispatch`` gives them.
         bias: (E, N) or None.
-        precision: float32 products on a GPU: "ieee", or "tf32" for tensor cores with 10 bits of mantissa.
+        precision: float32 products on a GPU: "ieee", or "tf32" for tensor cores with 10 bits of
+            mantissa.
 
     Returns:
-        (R, N) in the dtype of ``x``. Differentiable to any order; the gradient of ``weight`` is computed only where it is asked for.
+        (R, N) in the dtype of ``x``. Differentiable to any order; the gradient of ``weight`` is
+        computed only where it is asked for.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not belong together.
@@ -41,11 +65,16 @@ def grouped_matmul(
     check_experts(x, weight, bias, "weight", "bias")
     check_precision(precision)
     if offsets.shape != (weight.shape[0] + 1,):
-        raise ValueError(f"offsets must have shape ({weight.shape[0] + 1},), one more than experts, got {tuple(offsets.shape)}")
+        raise ValueError(
+            f"offsets must have shape ({weight.shape[0] + 1},), one more than experts, got "
+            f"{tuple(offsets.shape)}"
+        )
     if takes_operators(x) and not transformed() and not forward_mode():
         own_x, own_weight, own_bias = map(with_own_node, (x, weight, bias))
         cut = plan_tiles(offsets, len(x), x.dtype)
-        return grouped_matmul_op(own_x, own_weight, own_bias, offsets, cut, None, None, "none", True, precision)[0]
+        return grouped_matmul_op(
+            own_x, own_weight, own_bias, offsets, cut, None, None, "none", True, precision
+        )[0]
     plan = list(tiles(offsets, max(weight.shape[1:]) * x.element_size()))
     return stack_rows(product_tiles(x, weight, bias, None, plan), len(x))
 
@@ -53,7 +82,8 @@ def grouped_matmul(
 def product_tiles(
     x: Tensor, weight: Tensor, bias: Tensor | None, row_token: Tensor | None, plan: list[Tile]
 ) -> tuple[Tensor, ...]:
-    """The torch twin: x[row_token] W ᵀ + b, one tensor (r, N) a tile. Differentiable by autograd."""
+    """The torch twin: x[row_token] W ᵀ + b, one tensor (r, N) a tile. Differentiable by
+    autograd."""
     weights, biases = per_expert(weight.transpose(1, 2)), per_expert(bias, len(weight))
     feeds = row_token is not None  # then this is a first layer
     return tuple(
@@ -63,17 +93,24 @@ def product_tiles(
 
 
 def product_tiles_backward(
-    dh_tiles: Sequence[Tensor], x: Tensor | None, weight: Tensor, row_token: Tensor | None, slot_row: Tensor | None,
+    dh_tiles: Sequence[Tensor], x: Tensor | None, weight: Tensor, row_token: Tensor | None,
+    slot_row: Tensor | None,
     num_rows: int, plan: list[Tile], want_x: bool, want_w: bool, want_b: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dx, dW, db) of ``product_tiles``, None where not wanted; differentiable in turn."""
     dx = None
     if want_x:
         weights = per_expert(weight)
-        rows = [matmul(dh_rF, weights[tile.expert]) for dh_rF, tile in zip(dh_tiles, plan, strict=True)]
+        rows = [
+            matmul(dh_rF, weights[tile.expert]) for dh_rF, tile in zip(dh_tiles, plan, strict=True)
+        ]
         dx = stack_rows(rows, num_rows)
         if slot_row is not None:
-            dx = gather_sum(dx, torch.ones(slot_row.shape, dtype=at_least_float32(dx), device=dx.device), slot_row)
+            dx = gather_sum(
+                dx,
+                torch.ones(slot_row.shape, dtype=at_least_float32(dx), device=dx.device),
+                slot_row,
+            )
     dw, db = ExpertSum(weight.shape, weight, want_w), ExpertSum(weight.shape[:2], weight, want_b)
     x_tiles = gathered(x, row_token, plan) if want_w and x is not None else dh_tiles
     for dh_rF, x_rD, (expert, *_) in zip(dh_tiles, x_tiles, plan, strict=True):
@@ -87,15 +124,19 @@ def product_tiles_backward(
 def gathered(tokens_TD: Tensor, row_token: Tensor | None, plan: list[Tile]) -> tuple[Tensor, ...]:
     """The token of every row, tile by tile; the rows themselves if they are in order already."""
     stop = plan[-1].stop
-    return tile_rows(tokens_TD[:stop] if row_token is None else tokens_TD.index_select(0, row_token[:stop]), plan)
+    return tile_rows(
+        tokens_TD[:stop] if row_token is None else tokens_TD.index_select(0, row_token[:stop]), plan
+    )
 
 
 @custom_op("ironmoe::grouped_matmul", mutates_args=())
 def grouped_matmul_op(
-    x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, tiles_2n: Tensor, row_token: Tensor | None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, tiles_2n: Tensor,
+    row_token: Tensor | None,
     slot_row: Tensor | None, activation: str, keep_hidden: bool, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(H (R, N | 2N), A (R, N)); empty where not kept, or where the activation is "none". ``slot_row`` serves the backward pass."""
+    """(H (R, N | 2N), A (R, N)); empty where not kept, or where the activation is "none".
+    ``slot_row`` serves the backward pass."""
     num_rows = len(x) if row_token is None else len(row_token)
     if takes_triton(x):
         from ironmoe.kernels.gpu import grouped_matmul as gpu
@@ -107,7 +148,9 @@ def grouped_matmul_op(
         plan = list(tiles(offsets, weight.shape[1] * x.element_size()))
         hidden = stack_rows(product_tiles(x, weight, bias, row_token, plan), num_rows)
         activated = None if activation == "none" else ACTIVATIONS[activation].value(hidden)
-    return hidden if keep_hidden and hidden is not None else x.new_empty(0), x.new_empty(0) if activated is None else activated
+    return hidden if keep_hidden and hidden is not None else x.new_empty(0), x.new_empty(
+        0
+    ) if activated is None else activated
 
 
 @grouped_matmul_op.register_fake
@@ -121,7 +164,8 @@ def _(x, weight, bias, offsets, tiles_2n, row_token, slot_row, activation, keep_
 
 @custom_op("ironmoe::grouped_matmul_backward", mutates_args=())
 def grouped_matmul_backward_op(
-    dh: Tensor, x: Tensor | None, weight: Tensor, offsets: Tensor, tiles_2n: Tensor, row_token: Tensor | None,
+    dh: Tensor, x: Tensor | None, weight: Tensor, offsets: Tensor, tiles_2n: Tensor,
+    row_token: Tensor | None,
     slot_row: Tensor | None, precision: str, want_x: bool, want_w: bool, want_b: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx, dW, db), each empty where not wanted."""
@@ -131,7 +175,9 @@ def grouped_matmul_backward_op(
 
         dx = dw = db = None
         if want_x:
-            dx, _ = gpu.grouped_matmul(dh, weight.transpose(1, 2), None, offsets, tiles_2n, None, "none", True, precision)
+            dx, _ = gpu.grouped_matmul(
+                dh, weight.transpose(1, 2), None, offsets, tiles_2n, None, "none", True, precision
+            )
             dx = dx if slot_row is None or dx is None else combine.combine(dx, None, slot_row)
         if want_w and x is not None:
             dw = weight_gradient.weight_gradient(dh, None, x, row_token, offsets, precision)
@@ -157,7 +203,8 @@ def _(dh, x, weight, offsets, tiles_2n, row_token, slot_row, precision, want_x, 
 
 
 def or_empty(result: Tensor | None, like: Tensor) -> Tensor:
-    """What an operator returns in place of a result nobody wants: its number of outputs is fixed."""
+    """What an operator returns in place of a result nobody wants: its number of outputs is
+    fixed."""
     return like.new_empty(0) if result is None else result
 
 
@@ -166,7 +213,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.has_bias = bias is not None
-    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, offsets, tiles_2n, row_token, slot_row)
+    ctx.save_for_backward(
+        x if ctx.needs_input_grad[1] else None, weight, offsets, tiles_2n, row_token, slot_row
+    )
 
 
 def _backward(ctx: Any, dh: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -177,25 +226,44 @@ def _backward(ctx: Any, dh: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
     if torch.is_grad_enabled():  # create_graph: what is recorded here must have derivatives itself
         plan = list(tiles(offsets, weight.shape[1] * weight.element_size()))
         dh_tiles = tile_rows(dh[: plan[-1].stop], plan)
-        grads = product_tiles_backward(dh_tiles, x, weight, row_token, slot_row, len(dh), plan, *want)
+        grads = product_tiles_backward(
+            dh_tiles, x, weight, row_token, slot_row, len(dh), plan, *want
+        )
         return (*grads, *(None,) * 7)
-    results = grouped_matmul_backward_op(dh, x, weight, offsets, tiles_2n, row_token, slot_row, ctx.precision, *want)
-    return (*(result if wanted else None for result, wanted in zip(results, want, strict=True)), *(None,) * 7)
+    results = grouped_matmul_backward_op(
+        dh, x, weight, offsets, tiles_2n, row_token, slot_row, ctx.precision, *want
+    )
+    return (
+        *(result if wanted else None for result, wanted in zip(results, want, strict=True)),
+        *(None,) * 7,
+    )
 
 
 grouped_matmul_op.register_autograd(_backward, setup_context=_setup)
 
 
-def check_experts(x: Tensor, weight: Tensor, bias: Tensor | None, weight_name: str, bias_name: str) -> None:
-    """Name the argument that does not fit: x (R, D), weight (E, N, D), bias (E, N), one dtype, one device."""
+def check_experts(
+    x: Tensor, weight: Tensor, bias: Tensor | None, weight_name: str, bias_name: str
+) -> None:
+    """Name the argument that does not fit: x (R, D), weight (E, N, D), bias (E, N), one dtype, one
+    device."""
     if x.ndim != 2 or not x.is_floating_point():
-        raise ValueError(f"x must be a float matrix of rows (·, D), got {x.dtype} of shape {tuple(x.shape)}")
+        raise ValueError(
+            f"x must be a float matrix of rows (·, D), got {x.dtype} of shape {tuple(x.shape)}"
+        )
     if weight.ndim != 3 or weight.shape[2] != x.shape[1]:
-        raise ValueError(f"{weight_name} must have shape (E, ·, {x.shape[1]}) to match x, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"{weight_name} must have shape (E, ·, {x.shape[1]}) to match x, got "
+            f"{tuple(weight.shape)}"
+        )
     if bias is not None and bias.shape != weight.shape[:2]:
         raise ValueError(
-            f"{bias_name} must have shape {tuple(weight.shape[:2])} to match {weight_name}, got {tuple(bias.shape)}"
+            f"{bias_name} must have shape {tuple(weight.shape[:2])} to match {weight_name}, got "
+            f"{tuple(bias.shape)}"
         )
     for name, tensor in ((weight_name, weight), (bias_name, bias)):
         if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
-            raise ValueError(f"{name} must be {x.dtype} on {x.device} like x, got {tensor.dtype} on {tensor.device}")
+            raise ValueError(
+                f"{name} must be {x.dtype} on {x.device} like x, got {tensor.dtype} on "
+                f"{tensor.device}"
+            )

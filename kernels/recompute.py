@@ -9,9 +9,13 @@ from torch import Tensor
 
 @contextmanager
 def recomputed(
-    hidden: Sequence[Tensor], again: Callable[[], Sequence[Tensor]], sources: Sequence[Tensor | None], wanted: bool
+    hidden: Sequence[Tensor],
+    again: Callable[[], Sequence[Tensor]],
+    sources: Sequence[Tensor | None],
+    wanted: bool,
 ) -> Iterator[None]:
-    """Operations inside the block that save one of the tensors ``hidden`` save its number instead, and call ``again`` in backward,
+    """Operations inside the block that save one of the tensors ``hidden`` save its number instead,
+    and call ``again`` in backward,
     which reads ``sources``: RuntimeError there if one of those was modified in place since.
 
     The graph edge of a saved tensor stays, so derivatives beyond the first are right as well.
@@ -31,7 +35,10 @@ def recomputed(
             return packed
         if packed not in computed:
             if [_version(source) for source in sources] != versions:
-                raise RuntimeError("with recompute=True x, w_in and b_in are read again in backward; one was modified in place")
+                raise RuntimeError(
+                    "with recompute=True x, w_in and b_in are read again in backward; one was "
+                    "modified in place"
+                )
             with torch.no_grad():
                 computed.update(enumerate(again()))
         return computed.pop(packed)

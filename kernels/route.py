@@ -1,7 +1,8 @@
 """Which way a call goes.
 
-Eager CPU tensors walk over tiles (``expert_twin``). CUDA tensors, traced and fake ones go through the registered operators
-``ironmoe::…``, whose body is Triton where there is a GPU (or its interpreter: TRITON_INTERPRET=1) and the torch twin elsewhere.
+Eager CPU tensors walk over tiles (``expert_twin``). CUDA tensors, traced and fake ones go through
+the registered operators ``ironmoe::…``, whose body is Triton where there is a GPU (or its
+interpreter: TRITON_INTERPRET=1) and the torch twin elsewhere.
 """
 
 import os
@@ -26,14 +27,22 @@ def interpreting() -> bool:
 def takes_operators(tensor: Tensor) -> bool:
     """Whether a call on this tensor goes through the registered operators."""
     return (
-        torch.compiler.is_compiling() or tensor.device.type != "cpu" or isinstance(tensor, FakeTensor) or takes_triton(tensor)
+        torch.compiler.is_compiling()
+        or tensor.device.type != "cpu"
+        or isinstance(tensor, FakeTensor)
+        or takes_triton(tensor)
     )
 
 
 def takes_triton(tensor: Tensor) -> bool:
-    """Whether an operator on this tensor runs as a Triton kernel. float64, and integers of no kernel, take the twin."""
+    """Whether an operator on this tensor runs as a Triton kernel. float64, and integers of no
+    kernel, take the twin."""
     on_device = tensor.device.type == "cuda" or (tensor.device.type == "cpu" and interpreting())
-    return on_device and (tensor.dtype in TRITON_DTYPES or not tensor.is_floating_point()) and _has_triton()
+    return (
+        on_device
+        and (tensor.dtype in TRITON_DTYPES or not tensor.is_floating_point())
+        and _has_triton()
+    )
 
 
 def transformed() -> bool:
@@ -57,7 +66,8 @@ def _has_triton() -> bool:
 
 
 def forward_mode() -> bool:
-    """Whether forward-mode differentiation is at work (``torch.autograd.forward_ad``): the operators have no rule for it."""
+    """Whether forward-mode differentiation is at work (``torch.autograd.forward_ad``): the
+    operators have no rule for it."""
     return torch.autograd.forward_ad._current_level >= 0
 
 
@@ -72,7 +82,11 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Autocast off on this device."""
     kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return (
+        torch.autocast(kind, enabled=False)
+        if torch.amp.is_autocast_available(kind)
+        else nullcontext()
+    )
 
 
 def check_precision(precision: str) -> None:

@@ -1,4 +1,5 @@
-"""The CPU loop: rows cut into tiles of one expert, and the product of a tile by the fastest accurate route.
+"""The CPU loop: rows cut into tiles of one expert, and the product of a tile by the fastest
+accurate route.
 
 Also the route of derivatives beyond the first, on every device.
 """
@@ -13,23 +14,27 @@ from torch import Tensor
 
 from ironmoe.kernels.route import forward_mode, transformed
 
-# About 4 MiB of hidden units a tile: activation, gate product and second matmul then find them in cache, and the matrix
-# product still has rows enough to pay for packing the expert's weights again (docs/kernels.md has the figures).
+# About 4 MiB of hidden units a tile: activation, gate product and second matmul then find them in
+# cache, and the matrix product still has rows enough to pay for packing the expert's weights again
+# (docs/kernels.md has the figures).
 TILE_BYTES = 4 << 20
 MIN_TILE_ROWS = 256
 # Multiply-adds from which oneDNN pays, by dtype; 50 million are about 0.6 ms on two cores.
 ONEDNN_MIN_PRODUCT = {torch.float32: 50_000_000, torch.bfloat16: 10_000_000}
-# oneDNN adds a product up in one chain: its largest error reaches twice that of BLAS from 256 terms on, more with length. So
-# only a product that feeds another one takes it, up to this length: the second product averages the errors of the first. Without
-# AVX-512 the chains are longer, and none takes it.
+# oneDNN adds a product up in one chain: its largest error reaches twice that of BLAS from 256 terms
+# on, more with length. So only a product that feeds another one takes it, up to this length: the
+# second product averages the errors of the first. Without AVX-512 the chains are longer, and none
+# takes it.
 ONEDNN_MAX_LENGTH = 1024 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0
 
-# Rows of a bfloat16 product are filled up to a multiple: oneDNN compiles each number of rows anew, which routing changes all the time.
+# Rows of a bfloat16 product are filled up to a multiple: oneDNN compiles each number of rows anew,
+# which routing changes all the time.
 ROWS_COMPILED = 128
 
 
 class Tile(NamedTuple):
-    """Rows ``start`` … ``stop − 1``, all of one expert. What one step of the CPU loop works on, as one program does on a GPU."""
+    """Rows ``start`` … ``stop − 1``, all of one expert. What one step of the CPU loop works on, as
+    one program does on a GPU."""
 
     expert: int
     start: int
@@ -37,10 +42,12 @@ class Tile(NamedTuple):
 
 
 def tiles(offsets: Tensor, row_bytes: int) -> Iterator[Tile]:
-    """Cut every expert's rows into equal tiles of about TILE_BYTES; an expert without rows has none.
+    """Cut every expert's rows into equal tiles of about TILE_BYTES; an expert without rows has
+    none.
 
-    No rows at all make one empty tile, so that results stay connected to their inputs and gradients are zeros, not missing.
-    Reads ``offsets`` on the host, so it belongs to the CPU path and to the tests.
+    No rows at all make one empty tile, so that results stay connected to their inputs and gradients
+    are zeros, not missing. Reads ``offsets`` on the host, so it belongs to the CPU path and to the
+    tests.
     """
     rows_per_tile = max(MIN_TILE_ROWS, TILE_BYTES // max(row_bytes, 1))
     bounds = offsets.tolist()
@@ -49,15 +56,22 @@ def tiles(offsets: Tensor, row_bytes: int) -> Iterator[Tile]:
     for expert, (start, stop) in enumerate(pairwise(bounds)):
         count = max(round((stop - start) / rows_per_tile), int(stop > start))
         for i in range(count):
-            yield Tile(expert, start + (stop - start) * i // count, start + (stop - start) * (i + 1) // count)
+            yield Tile(
+                expert,
+                start + (stop - start) * i // count,
+                start + (stop - start) * (i + 1) // count,
+            )
 
 
-def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, *, feeds_product: bool = False) -> Tensor:
+def matmul(
+    a: Tensor, b: Tensor, bias: Tensor | None = None, *, feeds_product: bool = False
+) -> Tensor:
     """a (R, M) @ b (M, N) + bias (N,), differentiable to any order; ``b`` may be a transposed view.
 
-    On CPU the fastest accurate route by dtype and size (docs/kernels.md has the figures). oneDNN beats the BLAS behind ``mm`` on
-    large float32 products, but rounds more, so it takes only those that feed another product. It compiles a kernel for every
-    new number of rows, which small products never earn back; those take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN).
+    On CPU the fastest accurate route by dtype and size (docs/kernels.md has the figures). oneDNN
+    beats the BLAS behind ``mm`` on large float32 products, but rounds more, so it takes only those
+    that feed another product. It compiles a kernel for every new number of rows, which small
+    products never earn back; those take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN).
     float16 always does: its own is 100 times slower.
     """
     if a.device.type == "cpu" and a.dtype != torch.float64:
@@ -72,7 +86,8 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, *, feeds_product: b
 
 
 def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
-    """oneDNN's linear layer is there, rounds well enough, the layouts are plain (on others it falls into a loop a thousand times slower), and
+    """oneDNN's linear layer is there, rounds well enough, the layouts are plain (on others it falls
+    into a loop a thousand times slower), and
     nobody watches: it has no derivative, and tracers do not know it."""
     tensors = (a, b, bias)
     return bool(
@@ -82,7 +97,9 @@ def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+        and not (
+            torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        )
         and not forward_mode()
         and not transformed()
         and not torch.compiler.is_compiling()
@@ -95,7 +112,8 @@ def tile_rows(rows_RD: Tensor, plan: list[Tile]) -> tuple[Tensor, ...]:
 
 
 def per_expert(stacked: Tensor | None, num_experts: int = 0) -> tuple[Any, ...]:
-    """One view an expert, from one graph node: indexing each would give every expert a gradient of the size of all."""
+    """One view an expert, from one graph node: indexing each would give every expert a gradient of
+    the size of all."""
     return (None,) * num_experts if stacked is None else stacked.unbind(0)
 
 
@@ -106,7 +124,8 @@ def stack_rows(tiles_rN: Sequence[Tensor], num_rows: int) -> Tensor:
 
 
 class ExpertSum:
-    """A gradient of all experts' weights, summed over tiles in float32 at least; experts without rows get 0.
+    """A gradient of all experts' weights, summed over tiles in float32 at least; experts without
+    rows get 0.
 
     In place, unless autograd records.
     """

@@ -18,7 +18,8 @@ class Routing(NamedTuple):
     """Which experts each token takes, and with which weight.
 
     gates:   (T, K) float32 (float64 for float64 logits), the weight of each choice
-    experts: (T, K) int32, best choice first; ``experts == E`` marks a dropped choice, whose gate is 0
+    experts: (T, K) int32, best choice first; ``experts == E`` marks a dropped choice, whose gate is
+        0
     """
 
     gates: Tensor
@@ -26,7 +27,8 @@ class Routing(NamedTuple):
 
 
 class ExpertGroups(NamedTuple):
-    """Group-limited selection (DeepSeek-V2/V3): only the best ``keep`` of ``num_groups`` equal groups of experts compete."""
+    """Group-limited selection (DeepSeek-V2/V3): only the best ``keep`` of ``num_groups`` equal
+    groups of experts compete."""
 
     num_groups: int
     keep: int
@@ -53,39 +55,53 @@ def topk_route(
         order: "score_first" scores all E experts and picks the best (V-MoE, Qwen, DeepSeek);
             "topk_first" picks by logit and scores only the K chosen (Mixtral, gpt-oss).
         renormalize: divide the K gates of a token by their sum.
-        selection_bias: (E,), added to what is compared and never to what weighs (DeepSeek-V3's balance bias).
+        selection_bias: (E,), added to what is compared and never to what weighs (DeepSeek-V3's
+            balance bias).
         groups: keep only the best groups of experts before choosing.
         scale: factor on the final gates.
 
     Returns:
-        Routing with gates (T, K), differentiable with respect to ``logits``, and experts (T, K) int32.
+        Routing with gates (T, K), differentiable with respect to ``logits``, and experts (T, K)
+        int32.
 
     Raises:
-        ValueError: an argument outside the values above, or NaN among the logits. On a GPU, where looking for NaN would wait for
-            the device, that is checked under ``torch.autograd.set_detect_anomaly(True)`` only; indices are in range in any case.
+        ValueError: an argument outside the values above, or NaN among the logits. On a GPU, where
+            looking for NaN would wait for the device, that is checked under
+            ``torch.autograd.set_detect_anomaly(True)`` only; indices are in range in any case.
     """
     _check(logits, top_k, score, order, selection_bias, groups)
     if takes_operators(logits) and not transformed() and not forward_mode():
         limits = groups or ExpertGroups(1, 1)
-        return Routing(*topk_route_op(logits, top_k, score, order, renormalize, selection_bias, *limits, scale))
+        return Routing(
+            *topk_route_op(logits, top_k, score, order, renormalize, selection_bias, *limits, scale)
+        )
     return _route(logits, top_k, score, order, renormalize, selection_bias, groups, scale)
 
 
 def _route(
-    logits: Tensor, top_k: int, score: str, order: str, renormalize: bool, bias: Tensor | None, groups: ExpertGroups | None, scale: float
+    logits: Tensor, top_k: int, score: str, order: str, renormalize: bool, bias: Tensor | None,
+    groups: ExpertGroups | None, scale: float
 ) -> Routing:  # fmt: skip
     """The torch twin."""
     keys = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     if order == "score_first":
         keys = _score(keys, score)
     experts = _select(keys, top_k, bias, groups)
-    return Routing(gates_of_choice(logits, experts, score, order, renormalize, scale), experts.to(torch.int32))
+    return Routing(
+        gates_of_choice(logits, experts, score, order, renormalize, scale), experts.to(torch.int32)
+    )
 
 
-def gates_of_choice(logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float) -> Tensor:
+def gates_of_choice(
+    logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float
+) -> Tensor:
     """(T, K) gates of a choice (T, K) int64 already made, in torch operations."""
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    gates = _score(z, score).gather(-1, experts) if order == "score_first" else _score(z.gather(-1, experts), score)
+    gates = (
+        _score(z, score).gather(-1, experts)
+        if order == "score_first"
+        else _score(z.gather(-1, experts), score)
+    )
     if renormalize:
         gates = gates / gates.sum(-1, keepdim=True).clamp_min(torch.finfo(gates.dtype).tiny)
     return gates * scale if scale != 1.0 else gates
@@ -100,7 +116,8 @@ def _score(z: Tensor, score: str) -> Tensor:
 
 
 def _select(keys: Tensor, top_k: int, bias: Tensor | None, groups: ExpertGroups | None) -> Tensor:
-    """(T, K) int64 indices of the largest keys. A stable sort, because torch.topk does not promise an order for ties."""
+    """(T, K) int64 indices of the largest keys. A stable sort, because torch.topk does not promise
+    an order for ties."""
     if bias is not None:
         keys = keys + bias.detach()
     if groups is not None:
@@ -118,38 +135,65 @@ def _in_kept_groups(keys: Tensor, groups: ExpertGroups) -> Tensor:
     return mask.unsqueeze(-1).expand_as(by_group).flatten(-2)
 
 
-def _check(logits: Tensor, top_k: int, score: str, order: str, bias: Tensor | None, groups: ExpertGroups | None) -> None:
+def _check(
+    logits: Tensor,
+    top_k: int,
+    score: str,
+    order: str,
+    bias: Tensor | None,
+    groups: ExpertGroups | None,
+) -> None:
     if logits.ndim != 2 or not logits.is_floating_point():
-        raise ValueError(f"logits must be a float tensor (T, E), got {logits.dtype} of shape {tuple(logits.shape)}")
+        raise ValueError(
+            f"logits must be a float tensor (T, E), got {logits.dtype} of shape "
+            f"{tuple(logits.shape)}"
+        )
     num_experts = logits.shape[1]
     if score not in SCORES:
         raise ValueError(f"score must be one of {SCORES}, got {score!r}")
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
     if bias is not None and bias.shape != (num_experts,):
-        raise ValueError(f"selection_bias must have shape ({num_experts},), one value an expert, got {tuple(bias.shape)}")
+        raise ValueError(
+            f"selection_bias must have shape ({num_experts},), one value an expert, got "
+            f"{tuple(bias.shape)}"
+        )
     candidates = num_experts
     if groups is not None:
         if groups.score not in GROUP_SCORES:
             raise ValueError(f"groups.score must be one of {GROUP_SCORES}, got {groups.score!r}")
-        if groups.num_groups < 1 or num_experts % groups.num_groups or not 1 <= groups.keep <= groups.num_groups:
+        if (
+            groups.num_groups < 1
+            or num_experts % groups.num_groups
+            or not 1 <= groups.keep <= groups.num_groups
+        ):
             raise ValueError(
-                f"groups must split the {num_experts} experts evenly and keep 1 to num_groups of them, got {groups}"
+                f"groups must split the {num_experts} experts evenly and keep 1 to num_groups of "
+                f"them, got {groups}"
             )
         candidates = num_experts // groups.num_groups * groups.keep
     if not 1 <= top_k <= candidates:
-        raise ValueError(f"top_k must be from 1 to {candidates}, the number of experts to choose from, got {top_k}")
-    debugging = not torch.compiler.is_compiling() and torch.is_anomaly_enabled() and logits.device.type == "cuda"
+        raise ValueError(
+            f"top_k must be from 1 to {candidates}, the number of experts to choose from, got "
+            f"{top_k}"
+        )
+    debugging = (
+        not torch.compiler.is_compiling()
+        and torch.is_anomaly_enabled()
+        and logits.device.type == "cuda"
+    )
     if (may_look(logits) or debugging) and bool(logits.isnan().any()):
         token = int(logits.isnan().any(-1).nonzero()[0])
         raise ValueError(
-            f"logits must not be NaN, got NaN first at token {token}: the input or the router's weights are not finite"
+            f"logits must not be NaN, got NaN first at token {token}: the input or the router's "
+            "weights are not finite"
         )
 
 
 @custom_op("ironmoe::topk_route", mutates_args=())
 def topk_route_op(
-    logits: Tensor, top_k: int, score: str, order: str, renormalize: bool, selection_bias: Tensor | None,
+    logits: Tensor, top_k: int, score: str, order: str, renormalize: bool,
+    selection_bias: Tensor | None,
     num_groups: int, keep_groups: int, group_score: str, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(gates, experts); one group means no groups."""
@@ -163,21 +207,42 @@ def topk_route_op(
 
 
 @topk_route_op.register_fake
-def _(logits, top_k, score, order, renormalize, selection_bias, num_groups, keep_groups, group_score, scale):  # type: ignore[no-untyped-def]
-    gates = logits.new_empty(logits.shape[0], top_k, dtype=torch.promote_types(logits.dtype, torch.float32))
+def _(
+    logits,
+    top_k,
+    score,
+    order,
+    renormalize,
+    selection_bias,
+    num_groups,
+    keep_groups,
+    group_score,
+    scale,
+):  # type: ignore[no-untyped-def]
+    gates = logits.new_empty(
+        logits.shape[0], top_k, dtype=torch.promote_types(logits.dtype, torch.float32)
+    )
     return gates, torch.empty_like(gates, dtype=torch.int32)
 
 
 @custom_op("ironmoe::topk_route_backward", mutates_args=())
 def topk_route_backward_op(
-    d_gates: Tensor, logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float
+    d_gates: Tensor,
+    logits: Tensor,
+    experts: Tensor,
+    score: str,
+    order: str,
+    renormalize: bool,
+    scale: float,
 ) -> Tensor:
     """d_logits; the scores are computed again."""
     if takes_triton(logits) and logits.shape[1] <= MAX_EXPERTS and experts.shape[1] <= MAX_TOP_K:
         from ironmoe.kernels.gpu import topk as gpu
 
         return gpu.route_backward(d_gates, logits, experts, score, order, renormalize, scale)
-    return _backward_by_torch(d_gates, logits.detach().requires_grad_(), experts, score, order, renormalize, scale)
+    return _backward_by_torch(
+        d_gates, logits.detach().requires_grad_(), experts, score, order, renormalize, scale
+    )
 
 
 @topk_route_backward_op.register_fake
@@ -186,7 +251,13 @@ def _(d_gates, logits, experts, score, order, renormalize, scale):  # type: igno
 
 
 def _backward_by_torch(
-    d_gates: Tensor, logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float
+    d_gates: Tensor,
+    logits: Tensor,
+    experts: Tensor,
+    score: str,
+    order: str,
+    renormalize: bool,
+    scale: float,
 ) -> Tensor:
     """The torch twin, differentiable in turn."""
     experts = experts.long()
@@ -199,8 +270,14 @@ def _backward_by_torch(
         shared = (d_gates * raw).sum(-1, keepdim=True) / total.clamp_min(tiny)
         d_gates = (d_gates - shared.masked_fill(total < tiny, 0)) / total.clamp_min(tiny)
     if order == "topk_first":
-        return torch.zeros_like(z).scatter(-1, experts, _score_backward(d_gates, z.gather(-1, experts), score)).to(logits.dtype)
-    return _score_backward(torch.zeros_like(z).scatter(-1, experts, d_gates), z, score).to(logits.dtype)
+        return (
+            torch.zeros_like(z)
+            .scatter(-1, experts, _score_backward(d_gates, z.gather(-1, experts), score))
+            .to(logits.dtype)
+        )
+    return _score_backward(torch.zeros_like(z).scatter(-1, experts, d_gates), z, score).to(
+        logits.dtype
+    )
 
 
 def _score_backward(d_score: Tensor, z: Tensor, score: str) -> Tensor:

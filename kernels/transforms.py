@@ -1,8 +1,9 @@
 """The expert under torch.func: grad, vjp, vmap and their nestings.
 
-``_Opaque`` runs a function of plain tensors; its pullback is a function of the same kind, so derivatives of any order follow. vmap
-folds the batch into the tokens, which are independent of each other; where weights are mapped over, or their gradients asked for
-one by one (per-sample gradients), it runs the batch in a loop.
+``_Opaque`` runs a function of plain tensors; its pullback is a function of the same kind, so
+derivatives of any order follow. vmap folds the batch into the tokens, which are independent of each
+other; where weights are mapped over, or their gradients asked for one by one (per-sample
+gradients), it runs the batch in a loop.
 """
 
 from collections.abc import Callable
@@ -19,19 +20,22 @@ from ironmoe.kernels.topk import Routing
 
 
 def takes_folding() -> bool:
-    """Whether torch.func is at work, in reverse mode or vmap. Forward mode runs through plain torch operations instead."""
+    """Whether torch.func is at work, in reverse mode or vmap. Forward mode runs through plain torch
+    operations instead."""
     if torch.compiler.is_compiling() or not transformed():
         return False
     kinds = {interpreter.key() for interpreter in retrieve_all_functorch_interpreters()}
     if TransformType.Jvp in kinds and TransformType.Vmap in kinds:
         raise NotImplementedError(
-            "expert_mlp has no forward mode under vmap (torch.func.jacfwd, torch.func.hessian): use jacrev, or jvp without vmap"
+            "expert_mlp has no forward mode under vmap (torch.func.jacfwd, torch.func.hessian): "
+            "use jacrev, or jvp without vmap"
         )
     return TransformType.Jvp not in kinds
 
 
 def by_folding(
-    layer: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], experts: Tensor, activation: str, recompute: bool, precision: str
+    layer: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], experts: Tensor,
+    activation: str, recompute: bool, precision: str
 ) -> Tensor:  # fmt: skip
     """``layer`` (``expert_mlp``) on ``inputs`` = (x, gates, w_in, w_out, b_in, b_out)."""
     (y,) = _Opaque.apply(_Layer(layer, activation, recompute, precision), *inputs, experts)
@@ -57,7 +61,16 @@ class _Layer:
     token_arguments: tuple[bool, ...] = (True, True, False, False, False, False, True)
     token_outputs: tuple[bool, ...] = (True,)
 
-    def __call__(self, x: Tensor, gates: Tensor, w_in: Tensor, w_out: Tensor, b_in: Any, b_out: Any, experts: Tensor) -> Any:
+    def __call__(
+        self,
+        x: Tensor,
+        gates: Tensor,
+        w_in: Tensor,
+        w_out: Tensor,
+        b_in: Any,
+        b_out: Any,
+        experts: Tensor,
+    ) -> Any:
         y = self.layer(
             x, w_in, w_out, Routing(gates, experts), b_in=b_in, b_out=b_out,
             activation=self.activation, recompute=self.recompute, precision=self.precision,
@@ -80,7 +93,9 @@ class _Pullback:
             arguments = [_own(t) if i in self.wanted else t for i, t in enumerate(tensors[:count])]
             outputs = self.f(*arguments)
         leaves = [arguments[i] for i in self.wanted]
-        return torch.autograd.grad(outputs, leaves, tensors[count:], create_graph=recorded, materialize_grads=True)
+        return torch.autograd.grad(
+            outputs, leaves, tensors[count:], create_graph=recorded, materialize_grads=True
+        )
 
 
 class _Opaque(torch.autograd.Function):
@@ -97,7 +112,9 @@ class _Opaque(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         tensors = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        found = dict(zip(wanted, _Opaque.apply(_Pullback(ctx.f, wanted), *tensors, *cotangents), strict=True))
+        found = dict(
+            zip(wanted, _Opaque.apply(_Pullback(ctx.f, wanted), *tensors, *cotangents), strict=True)
+        )
         return None, *(found.get(i) for i in range(len(tensors)))
 
     @staticmethod
@@ -110,20 +127,33 @@ class _Opaque(torch.autograd.Function):
                 for t, dim, tokens in zip(tensors, dims, f.token_arguments, strict=True)
             ]
             outputs = _Opaque.apply(f, *folded)
-            return tuple(out.unflatten(0, (info.batch_size, -1)) for out in outputs), (0,) * len(outputs)
+            return tuple(out.unflatten(0, (info.batch_size, -1)) for out in outputs), (0,) * len(
+                outputs
+            )
         each = [
-            _Opaque.apply(f, *(t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims, strict=True)))
+            _Opaque.apply(
+                f,
+                *(
+                    t if dim is None else t.select(dim, i)
+                    for t, dim in zip(tensors, dims, strict=True)
+                ),
+            )
             for i in range(info.batch_size)
         ]
-        return tuple(torch.stack(outs) for outs in zip(*each, strict=True)), (0,) * len(f.token_outputs)
+        return tuple(torch.stack(outs) for outs in zip(*each, strict=True)), (0,) * len(
+            f.token_outputs
+        )
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """The same values, a variable of their own: an argument may depend on another one, which must not be followed here."""
+    """The same values, a variable of their own: an argument may depend on another one, which must
+    not be followed here."""
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 def _fold(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
     """(T, …) for each of the batch → (batch · T, …)."""
-    batched = tensor.unsqueeze(0).expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    batched = (
+        tensor.unsqueeze(0).expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    )
     return batched.flatten(0, 1)

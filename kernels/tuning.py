@@ -1,4 +1,5 @@
-"""Block sizes: a small table by product, chip and dtype, and a rule for BLOCK_M by the rows an expert gets on average.
+"""Block sizes: a small table by product, chip and dtype, and a rule for BLOCK_M by the rows an
+expert gets on average.
 
 Never keyed by T itself: another batch size compiles nothing and tunes nothing. Imports no triton.
 """
@@ -13,7 +14,8 @@ from torch import Tensor
 
 
 class Chip(NamedTuple):
-    """What a kernel's configuration depends on. shared_memory: bytes a program may use; processors: SMs or CUs."""
+    """What a kernel's configuration depends on. shared_memory: bytes a program may use; processors:
+    SMs or CUs."""
 
     name: str
     shared_memory: int
@@ -31,13 +33,18 @@ CHIPS = {
     "sm_120": Chip("sm_120", 101_376, processors=170),
     "gfx942": Chip("gfx942", 65_536, processors=304, warp_size=64),
 }
-MATRIX = dict.fromkeys(CHIPS, "mma.sync") | {"sm_90": "wgmma", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}  # instructions
+# instructions
+MATRIX = dict.fromkeys(CHIPS, "mma.sync") | {
+    "sm_90": "wgmma",
+    "sm_100": "tcgen05.mma",
+    "gfx942": "v_mfma",
+}
 INTERPRETER = Chip("interpreter", 1 << 30, tma=True, processors=4)
 
 
 class Blocks(NamedTuple):
-    """One configuration. ``n`` counts columns of one accumulator (a gated unit has two, an interleaved one a wide one for both halves),
-    ``k`` the terms a step adds up.
+    """One configuration. ``n`` counts columns of one accumulator (a gated unit has two, an
+    interleaved one a wide one for both halves), ``k`` the terms a step adds up.
 
     stages: of the pipeline, as Triton counts them; group: tiles that share a block of columns;
     split: parts the epilogue works through; persistent: one program a processor; box: TMA brings
@@ -57,7 +64,8 @@ class Blocks(NamedTuple):
     preload: bool = False
 
 
-# Product → blocks for 128 rows a tile and 16-bit numbers. What the compiler says of each: docs/compile-report.md.
+# Product → blocks for 128 rows a tile and 16-bit numbers. What the compiler says of each:
+# docs/compile-report.md.
 WIDE = {
     "gated": Blocks(128, 128, 64, split=2),
     "interleaved": Blocks(128, 256, 64, split=4),
@@ -81,7 +89,9 @@ WITHOUT_TMA = {  # the pointers of the weights take the registers of half the co
     "hidden_gradient_interleaved": Blocks(128, 64, 64, split=4),
     "weight_gradient": Blocks(128, 128, 64),
 }
-UNALIGNED = {  # rows that are no multiple of 16: every element has an address of its own, and addresses take registers
+# rows that are no multiple of 16: every element has an address of its own, and addresses take
+# registers
+UNALIGNED = {
     "gated": Blocks(128, 32, 32),
     "interleaved": Blocks(128, 64, 32),
     "activated": Blocks(128, 32, 32),
@@ -114,7 +124,8 @@ def assume(chip: Chip) -> Iterator[None]:
 
 
 def chip_of(tensor: Tensor) -> Chip:
-    """The chip a tensor lives on. An unknown one is taken for the nearest older one that is known."""
+    """The chip a tensor lives on. An unknown one is taken for the nearest older one that is
+    known."""
     if _assumed:
         return _assumed[-1]
     return _cuda_chip(tensor.device) if tensor.device.type == "cuda" else INTERPRETER
@@ -131,16 +142,20 @@ def _cuda_chip(device: torch.device) -> Chip:
 
 
 def rows_per_tile(num_rows: int, num_experts: int, dtype: torch.dtype) -> int:
-    """BLOCK_M: the power of two next to the rows of an average expert, 16 to 128 (float32: at most 32)."""
+    """BLOCK_M: the power of two next to the rows of an average expert, 16 to 128 (float32: at most
+    32)."""
     block, largest = 16, 32 if dtype == torch.float32 else 128
-    while block < largest and num_rows // max(num_experts, 1) > block:  # comparisons, which torch.compile can keep symbolic
+    # comparisons, which torch.compile can keep symbolic
+    while block < largest and num_rows // max(num_experts, 1) > block:
         block *= 2
     return block
 
 
-def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned: bool = True) -> Blocks:
-    """The configuration of one product: ``rows`` as ``rows_per_tile`` says (the weight gradient has none of its own); ``aligned``: all
-    strides are multiples of 16."""
+def blocks_for(
+    product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned: bool = True
+) -> Blocks:
+    """The configuration of one product: ``rows`` as ``rows_per_tile`` says (the weight gradient has
+    none of its own); ``aligned``: all strides are multiples of 16."""
     if dtype == torch.float32:
         blocks = FLOAT32[product]
     elif not aligned:
@@ -151,12 +166,15 @@ def blocks_for(product: str, dtype: torch.dtype, rows: int, chip: Chip, aligned:
         blocks = (BLACKWELL if chip.name == "sm_100" else WIDE)[product]
     if product != "weight_gradient" and rows < blocks.m:
         blocks = blocks._replace(m=rows, n=min(blocks.n, 128), warps=4)
-        if blocks.preload:  # here several programs a processor hide the wait, and need its registers
+        # here several programs a processor hide the wait, and need its registers
+        if blocks.preload:
             parts = 8 if product == "hidden_gradient_interleaved" else 4
             blocks = blocks._replace(stages=3, split=parts, preload=False)
         if rows <= 32:
             through_unit = product.startswith("hidden_gradient")
-            blocks = blocks._replace(n=min(blocks.n, 64 if through_unit else 128), split=2 if through_unit else 1)
+            blocks = blocks._replace(
+                n=min(blocks.n, 64 if through_unit else 128), split=2 if through_unit else 1
+            )
     stages = blocks.stages
     while stages > 1 and _shared_bytes(product, blocks, stages, dtype) > chip.shared_memory:
         stages -= 1
@@ -179,7 +197,8 @@ def _shared_bytes(product: str, blocks: Blocks, stages: int, dtype: torch.dtype)
 
 
 def max_tiles(num_rows: int, num_groups: int, block_m: int) -> int:
-    """The largest number of tiles that any split of the rows into groups can make: the grid's bound, known on the host."""
+    """The largest number of tiles that any split of the rows into groups can make: the grid's
+    bound, known on the host."""
     if num_rows <= num_groups:
         return num_rows
     return num_groups - 1 - (num_groups - num_rows - 1) // block_m

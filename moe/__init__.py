@@ -1,5 +1,5 @@
-"""nn.Modules: routers, experts, MoE layers, vision transformers; adapters for models made elsewhere; where tokens go, and where else
-they could."""
+"""nn.Modules: routers, experts, MoE layers, vision transformers; adapters for models made
+elsewhere; where tokens go, and where else they could."""
 
 from ironmoe.kernels import ExpertGroups, Routing
 from ironmoe.moe.adapters.upcycle import upcycle

@@ -8,9 +8,11 @@ from torch import nn
 
 @contextmanager
 def freeze_weights(model: nn.Module) -> Iterator[nn.Module]:
-    """Turn requires_grad off for every parameter inside the block; restored afterwards, also after an exception.
+    """Turn requires_grad off for every parameter inside the block; restored afterwards, also after
+    an exception.
 
-    An input gradient then costs no weight gradient and keeps nothing that only a weight gradient would need, in any layer.
+    An input gradient then costs no weight gradient and keeps nothing that only a weight gradient
+    would need, in any layer.
     """
     was_required = [(p, p.requires_grad) for p in model.parameters()]
     try:

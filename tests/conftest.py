@@ -58,7 +58,10 @@ if find_spec("hypothesis"):
 else:
     strategies = _NoHypothesis("hypothesis.strategies", _Anything())
     hypothesis = _NoHypothesis("hypothesis", _Decorator())
-    hypothesis.strategies, hypothesis.given = strategies, lambda *_, **__: pytest.mark.skip(reason="needs hypothesis")
+    hypothesis.strategies, hypothesis.given = (
+        strategies,
+        lambda *_, **__: pytest.mark.skip(reason="needs hypothesis"),
+    )
     sys.modules |= {"hypothesis": hypothesis, "hypothesis.strategies": strategies}
 torch.set_flush_denormal(True)
 HAS_TRITON = find_spec("triton") is not None
@@ -66,7 +69,8 @@ collect_ignore = [] if HAS_TRITON else ["kernels/gpu"]
 
 
 def _import_kernels_interpreted() -> None:
-    """Triton decides when a kernel is imported, its own library included, whether it is interpreted."""
+    """Triton decides when a kernel is imported, its own library included, whether it is
+    interpreted."""
     os.environ["TRITON_INTERPRET"] = "1"
     package = import_module("ironmoe.kernels.gpu")
     for module in pkgutil.iter_modules(package.__path__):
@@ -93,7 +97,11 @@ def _spare_the_interpreter_repetitions() -> None:
     patch, patched = interpreter._patch_lang, []
 
     def patch_once(fn):
-        seen = [module for module in (language, language.core) if any(value is module for value in fn.__globals__.values())]
+        seen = [
+            module
+            for module in (language, language.core)
+            if any(value is module for value in fn.__globals__.values())
+        ]
         if all(module in patched for module in seen):
             return None  # a call inside a kernel, which makes no use of it
         scope = patch(fn)
@@ -117,8 +125,8 @@ def _spare_the_interpreter_repetitions() -> None:
 
 
 def _make_types_once(core: ModuleType) -> None:
-    """Every operator makes the type of its result again, with a name and a tuple of its sizes. Here a
-    block type or a tensor gets the attributes of the first one of its kind; nobody changes them.
+    """Every operator makes the type of its result again, with a name and a tuple of its sizes. Here
+    a block type or a tensor gets the attributes of the first one of its kind; nobody changes them.
     """
     make_type, types = core.block_type.__init__, {}
 
@@ -168,17 +176,22 @@ def _seed():
 def rounding() -> Callable[..., float]:
     """How far two right computations of the same numbers may be apart: ``rounding(terms, values)``.
 
-    A processor may add in any order, with or without fused products, in vectors of any length. A sum of n terms in any order has
-    an error below λ √n u times the largest sum of magnitudes, but with a probability of 2 exp(−λ²/2) (Higham & Mary, SIAM J. Sci.
-    Comput. 2019); u is half of eps. Here λ = 8, so that no processor and no seed passes it by chance.
+    A processor may add in any order, with or without fused products, in vectors of any length. A
+    sum of n terms in any order has an error below λ √n u times the largest sum of magnitudes, but
+    with a probability of 2 exp(−λ²/2) (Higham & Mary, SIAM J. Sci. Comput. 2019); u is half of eps.
+    Here λ = 8, so that no processor and no seed passes it by chance.
 
-    terms:  how many roundings lie on the way from an input to a result, one layer after another: a product of width n has n.
-    values: what was computed, or its largest magnitude. Layers in between must not have much larger ones.
+    terms:  how many roundings lie on the way from an input to a result, one layer after another: a
+        product of width n has n.
+    values: what was computed, or its largest magnitude. Layers in between must not have much larger
+        ones.
     """
 
     def bound(terms: int, values: Tensor | float, dtype: torch.dtype | None = None) -> float:
         largest = float(values.detach().abs().max()) if isinstance(values, Tensor) else values
-        eps = torch.finfo(dtype or (values.dtype if isinstance(values, Tensor) else torch.float32)).eps
+        eps = torch.finfo(
+            dtype or (values.dtype if isinstance(values, Tensor) else torch.float32)
+        ).eps
         return 8 * terms**0.5 * eps / 2 * largest
 
     return bound
@@ -186,7 +199,8 @@ def rounding() -> Callable[..., float]:
 
 @pytest.fixture
 def device(monkeypatch) -> str:
-    """Where kernels run: the GPU, or CPU tensors in Triton's interpreter. Without this fixture CPU tensors take the twin."""
+    """Where kernels run: the GPU, or CPU tensors in Triton's interpreter. Without this fixture CPU
+    tensors take the twin."""
     if not HAS_TRITON:
         pytest.skip("needs Triton")
     if torch.cuda.is_available():

@@ -19,7 +19,8 @@ def run(page, code, monkeypatch):
     for name in needed + (["msgpack"] if "read_vmoe_checkpoint" in code else []):
         try:
             import_module(name)
-        except (ImportError, RuntimeError) as error:  # timm beside a torchvision of another build raises RuntimeError
+        # timm beside a torchvision of another build raises RuntimeError
+        except (ImportError, RuntimeError) as error:
             pytest.skip(f"needs {name}: {error}")
     if "cuda" in code and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
@@ -37,7 +38,8 @@ def test_every_page_for_users_has_examples():
 
 @pytest.mark.parametrize(("page", "code"), EXAMPLES)
 def test_an_example_runs_and_its_attacks_do_something(page, code, monkeypatch):
-    """Numbers differ from processor to processor; what is asserted are differences of many images."""
+    """Numbers differ from processor to processor; what is asserted are differences of many
+    images."""
     variables = run(page, code, monkeypatch)
     if "report" in variables:
         check_report(variables["report"])
@@ -45,7 +47,8 @@ def test_an_example_runs_and_its_attacks_do_something(page, code, monkeypatch):
         check_attacks(variables)
     if "adversarial" in variables:
         images, adversarial = (variables[name].double() for name in ("images", "adversarial"))
-        assert (adversarial - images).abs().mean() > 1e-3  # a gradient of 0 would have left the images where they were
+        # a gradient of 0 would have left the images where they were
+        assert (adversarial - images).abs().mean() > 1e-3
 
 
 def test_the_step_of_the_cuda_graph_moves_inside_the_ball():
@@ -64,17 +67,22 @@ def test_the_step_of_the_cuda_graph_moves_inside_the_ball():
 
 
 def check_report(report):
-    """The model has learnt its task, falls further at a larger radius, and nothing looks like false security."""
+    """The model has learnt its task, falls further at a larger radius, and nothing looks like false
+    security."""
     chance = 1 / 10
     for summary in report.attacks.values():
-        shares = [report.clean_accuracy.value, *(summary.curve[eps].value for eps in sorted(summary.curve))]
+        shares = [
+            report.clean_accuracy.value,
+            *(summary.curve[eps].value for eps in sorted(summary.curve)),
+        ]
         assert shares[0] > 5 * chance
         assert shares == sorted(shares, reverse=True) and shares[-1] < shares[0] - 0.5
     assert [flag.message for flag in report.checks if flag.tripped] == []
 
 
 def check_attacks(variables):
-    """Most images fall at 8/255, and the mates push every victim towards another class, some of them far."""
+    """Most images fall at 8/255, and the mates push every victim towards another class, some of
+    them far."""
     result = variables["result"]
     assert result.clean_correct.double().mean() > 0.8 and result.success.double().mean() > 0.3
     if "mates" in variables:

@@ -1,8 +1,10 @@
-"""The nearest point of a hyperplane inside the image box, in Linf, L2 and L1 (Croce & Hein, arXiv 1907.02044).
+"""The nearest point of a hyperplane inside the image box, in Linf, L2 and L1 (Croce & Hein, arXiv
+1907.02044).
 
-A linear function changes the most, for the length of the step, if each pixel moves with or against the sign of its weight: in Linf
-all pixels equally fast, in L2 as fast as their weights are large, in L1 one after another, the largest weight first. A pixel that
-meets its face of the box stays there. So there is one number to find, how far the others go.
+A linear function changes the most, for the length of the step, if each pixel moves with or against
+the sign of its weight: in Linf all pixels equally fast, in L2 as fast as their weights are large,
+in L1 one after another, the largest weight first. A pixel that meets its face of the box stays
+there. So there is one number to find, how far the others go.
 """
 
 import torch
@@ -15,11 +17,15 @@ FAR = 1e30  # room of a pixel without bounds, so that sums stay finite
 
 
 @torch.no_grad()
-def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Bounds, norm: str) -> Tensor:
-    """The shortest step d from ``point`` to {z: value + ⟨weight, z − point⟩ = 0} with point + d inside the box.
+def step_to_hyperplane(
+    point: Tensor, weight: Tensor, value: Tensor, bounds: Bounds, norm: str
+) -> Tensor:
+    """The shortest step d from ``point`` to {z: value + ⟨weight, z − point⟩ = 0} with point + d
+    inside the box.
 
-    Where the box does not meet the hyperplane, the step to the corner nearest to it: the one at which the linear function comes
-    closest to 0. Pixels of weight 0 never move, and nothing waits for the device.
+    Where the box does not meet the hyperplane, the step to the corner nearest to it: the one at
+    which the linear function comes closest to 0. Pixels of weight 0 never move, and nothing waits
+    for the device.
 
     Args:
         point: (B, …) float32 or float64, inside ``bounds``.
@@ -58,10 +64,12 @@ def length(step: Tensor, norm: str) -> Tensor:
 
 
 def _all_at_once(size: Tensor, speed: Tensor, room: Tensor, needed: Tensor) -> Tensor:
-    """(B, D) steps min(t · speed, room) with Σ size · step = needed (B, 1); all of the room where that is too little.
+    """(B, D) steps min(t · speed, room) with Σ size · step = needed (B, 1); all of the room where
+    that is too little.
 
-    With pixels in the order in which they meet their faces, Σ size · min(t · speed, room) is the least, over k, of what the first k
-    give in full plus t times the rate of the others. So t is the largest of the solutions for each k.
+    With pixels in the order in which they meet their faces, Σ size · min(t · speed, room) is the
+    least, over k, of what the first k give in full plus t times the rate of the others. So t is the
+    largest of the solutions for each k.
     """
     order = (room / speed.clamp_min(torch.finfo(size.dtype).tiny)).argsort(dim=1, stable=True)
     full = (size * room).gather(1, order)
@@ -72,10 +80,15 @@ def _all_at_once(size: Tensor, speed: Tensor, room: Tensor, needed: Tensor) -> T
 
 
 def _one_after_another(size: Tensor, room: Tensor, needed: Tensor) -> Tensor:
-    """(B, D) steps with Σ size · step = needed (B, 1): all of the room in order of size until it is enough."""
+    """(B, D) steps with Σ size · step = needed (B, 1): all of the room in order of size until it is
+    enough."""
     order = size.argsort(dim=1, descending=True, stable=True)
     sizes, rooms = size.gather(1, order), room.gather(1, order)
     full = sizes * rooms
     before = full.cumsum(1) - full
-    taken = ((needed - before) / sizes.clamp_min(torch.finfo(size.dtype).tiny)).clamp_min(0).minimum(rooms)
+    taken = (
+        ((needed - before) / sizes.clamp_min(torch.finfo(size.dtype).tiny))
+        .clamp_min(0)
+        .minimum(rooms)
+    )
     return torch.zeros_like(size).scatter(1, order, taken)

@@ -1,7 +1,8 @@
-"""The L1 ball inside the image box: exact projection, sparse ascent, random points (Croce & Hein, arXiv 2103.01208).
+"""The L1 ball inside the image box: exact projection, sparse ascent, random points (Croce & Hein,
+arXiv 2103.01208).
 
-In L1 the box must not be forgotten: the projection onto the ball alone, clamped afterwards, is another point, and half an attack's
-budget is then lost at pixels that are white already.
+In L1 the box must not be forgotten: the projection onto the ball alone, clamped afterwards, is
+another point, and half an attack's budget is then lost at pixels that are white already.
 """
 
 import torch
@@ -10,23 +11,29 @@ from torch import Tensor
 from ironmoe.attacks.random import uniform
 from ironmoe.kernels.attack_step import column
 
-MARGIN = 2.0**-44  # relative; the radius is smaller by this, so that no rounding of float64 sums goes beyond it
+# relative; the radius is smaller by this, so that no rounding of float64 sums goes beyond it
+MARGIN = 2.0**-44
 
 
 @torch.no_grad()
-def l1_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """The nearest point, in the Euclidean sense, of {z: ‖z − center‖₁ ≤ eps, bounds[0] ≤ z ≤ bounds[1]}; (B, …) as ``point``.
+def l1_projection(
+    point: Tensor, center: Tensor, eps: Tensor, bounds: tuple[float, float]
+) -> Tensor:
+    """The nearest point, in the Euclidean sense, of {z: ‖z − center‖₁ ≤ eps, bounds[0] ≤ z ≤
+    bounds[1]}; (B, …) as ``point``.
 
-    With y = point − center, of sizes a and with room r up to the face of the box on its side, the KKT conditions give sizes
-    u = clamp(a − λ, 0, r) with the smallest λ ≥ 0 for which Σu ≤ eps. Σu as a function of λ is piecewise linear with its 2d breaks
-    at a and a − r: sorted, they show the piece where it is eps, and on it λ follows from the sums over free and clipped pixels.
+    With y = point − center, of sizes a and with room r up to the face of the box on its side, the
+    KKT conditions give sizes u = clamp(a − λ, 0, r) with the smallest λ ≥ 0 for which Σu ≤ eps. Σu
+    as a function of λ is piecewise linear with its 2d breaks at a and a − r: sorted, they show the
+    piece where it is eps, and on it λ follows from the sums over free and clipped pixels.
 
     Args:
         point, center: (B, …) float32 or float64, center inside ``bounds``.
         eps: (B,) radii; inf leaves the box alone.
         bounds: lowest and highest valid pixel.
 
-    The result is rounded towards the center: its float64 distance is at most eps whatever the dtype.
+    The result is rounded towards the center: its float64 distance is at most eps whatever the
+        dtype.
     """
     x = center.flatten(1).double()
     y = point.flatten(1).double() - x
@@ -37,7 +44,10 @@ def l1_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: tuple[floa
     inside = size.minimum(room).sum(1, keepdim=True) <= radius
     shift = _shift(size, room, radius, center.dtype)
     length = (size - shift).clamp_min(0).minimum(room)
-    length = length * (radius * (1 - MARGIN) / length.sum(1, keepdim=True).clamp_min(1e-300)).clamp_max(1)  # what rounding left
+    # what rounding left
+    length = length * (
+        radius * (1 - MARGIN) / length.sum(1, keepdim=True).clamp_min(1e-300)
+    ).clamp_max(1)
     wide = x + y.sign() * length
     moved = wide.to(center.dtype)
     outwards = (moved.double() - x).abs() > length
@@ -46,8 +56,11 @@ def l1_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: tuple[floa
 
 
 def _shift(size: Tensor, room: Tensor, radius: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 1) λ with Σ clamp(size − λ, 0, room) = radius (B, 1), or 0 where the sum is below at 0. Breaks are sorted in ``dtype``."""
-    breaks, order = torch.cat([size, (size - room).clamp_min(0)], 1).to(dtype).sort(dim=1, descending=True)
+    """(B, 1) λ with Σ clamp(size − λ, 0, room) = radius (B, 1), or 0 where the sum is below at 0.
+    Breaks are sorted in ``dtype``."""
+    breaks, order = (
+        torch.cat([size, (size - room).clamp_min(0)], 1).to(dtype).sort(dim=1, descending=True)
+    )
     breaks = breaks.double()
     # Downwards, a pixel adds to the slope from its size on, until it is clipped.
     slope = torch.where(order < size.shape[1], 1.0, -1.0).double().cumsum(1)
@@ -64,14 +77,17 @@ def _shift(size: Tensor, room: Tensor, radius: Tensor, dtype: torch.dtype) -> Te
 
 @torch.no_grad()
 def l1_ascent(point: Tensor, grad: Tensor, alpha: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """The step that raises a linear loss the most of all whose L1 length inside the box is ``alpha`` (B,); not clamped to the box.
+    """The step that raises a linear loss the most of all whose L1 length inside the box is
+    ``alpha`` (B,); not clamped to the box.
 
-    The pixel with the largest gradient goes to the face of the box, then the next, until alpha is spent. A step spread over more
-    pixels, by the signs of the largest 1 % … 10 % of the gradients (Tramèr & Boneh, arXiv 1904.13000), ended at .998 … .64 of the
-    optimum of linear models where this one reaches it, and fooled no trained network more often.
+    The pixel with the largest gradient goes to the face of the box, then the next, until alpha is
+    spent. A step spread over more pixels, by the signs of the largest 1 % … 10 % of the gradients
+    (Tramèr & Boneh, arXiv 1904.13000), ended at .998 … .64 of the optimum of linear models where
+    this one reaches it, and fooled no trained network more often.
 
-    A pixel that meets its face takes only its room off alpha but is pushed by alpha: the projection that follows shortens all
-    pixels alike, and this keeps it at its face. So an optimum stays where it is.
+    A pixel that meets its face takes only its room off alpha but is pushed by alpha: the projection
+    that follows shortens all pixels alike, and this keeps it at its face. So an optimum stays where
+    it is.
     """
     sign = grad.flatten(1).sign().double()
     order = grad.flatten(1).abs().argsort(dim=1, descending=True, stable=True)
@@ -80,7 +96,9 @@ def l1_ascent(point: Tensor, grad: Tensor, alpha: Tensor, bounds: tuple[float, f
     taken = room.gather(1, order)
     left = (budget - taken.cumsum(1) + taken).clamp_min(0)
     length = torch.where(taken <= left, budget, left) * (left > 0)
-    return (at + sign * torch.zeros_like(at).scatter(1, order, length)).to(point.dtype).view_as(point)
+    return (
+        (at + sign * torch.zeros_like(at).scatter(1, order, length)).to(point.dtype).view_as(point)
+    )
 
 
 class L1Ball:
@@ -109,10 +127,14 @@ class L1Ball:
         pixels = max(self.center[0].numel(), 1)
         # d of d + 1 exponentials, over the sum of all, are uniform in the simplex.
         spacings = -torch.log1p(-uniform(keys, (pixels + 1,), dtype))
-        share = (spacings[:, :-1] / spacings.sum(1, keepdim=True).clamp_min(1e-30)).view_as(self.center)
+        share = (spacings[:, :-1] / spacings.sum(1, keepdim=True).clamp_min(1e-30)).view_as(
+            self.center
+        )
         sign = torch.where(uniform(keys, shape, dtype, stream=1) < 0.5, -1.0, 1.0)
         widest = (self.bounds[1] - self.bounds[0]) * pixels  # radius of a ball around the box
-        return self.project(self.center + column(self.eps.clamp_max(widest), self.center) * sign * share)
+        return self.project(
+            self.center + column(self.eps.clamp_max(widest), self.center) * sign * share
+        )
 
     def tighten(self, point: Tensor) -> Tensor:
         return self.project(point)

@@ -1,7 +1,7 @@
 """A lane: the active batch of one attack, in which rows come and go while it runs.
 
-The rows of a *unit* stay side by side: one image, or a group of images that influence each other. A unit leaves when its attempt is
-over and another takes its place; every row is at a step of its own.
+The rows of a *unit* stay side by side: one image, or a group of images that influence each other. A
+unit leaves when its attempt is over and another takes its place; every row is at a step of its own.
 """
 
 from collections import deque
@@ -18,8 +18,10 @@ from ironmoe.attacks.engine.job import Case
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.random import example_keys
 
-SPLIT_FROM = 8  # rows with and rows without a gradient: fewer are cheaper asked together, all with one
-JUDGED = ("point", "clean", "label", "eps", "low", "high")  # what the judging model's answer to a row depends on
+# rows with and rows without a gradient: fewer are cheaper asked together, all with one
+SPLIT_FROM = 8
+# what the judging model's answer to a row depends on
+JUDGED = ("point", "clean", "label", "eps", "low", "high")
 LATE = 0.9  # of an attempt: what the loss gains after that tells whether it was still rising
 
 
@@ -36,18 +38,27 @@ class Lane:
     Args:
         size: units it holds at most.
         unit: rows of a unit.
-        fixed: keep the number of rows while units come and go (it only halves at the end), as a GPU wants it; else only rows that
-            have work to do are computed.
+        fixed: keep the number of rows while units come and go (it only halves at the end), as a GPU
+            wants it; else only rows that have work to do are computed.
         free_up_to: units that cost hardly more than one.
     """
 
-    def __init__(self, attack: Attack, size: int, unit: int, fixed: bool, free_up_to: int = 1) -> None:
-        self.attack, self.size, self.unit, self.fixed, self.free_up_to = attack, size, unit, fixed, free_up_to
+    def __init__(
+        self, attack: Attack, size: int, unit: int, fixed: bool, free_up_to: int = 1
+    ) -> None:
+        self.attack, self.size, self.unit, self.fixed, self.free_up_to = (
+            attack,
+            size,
+            unit,
+            fixed,
+            free_up_to,
+        )
         self.joint = attack.joint and unit > 1
         self.rows: Rows = {}
         self.owners: list[Owner | None] = []  # of each unit of rows
         self.ready: deque[Case] = deque()  # cases whose next attempt may begin
-        self.returning: deque[tuple[Owner, Rows]] = deque()  # attempts whose success was not confirmed, to go on
+        # attempts whose success was not confirmed, to go on
+        self.returning: deque[tuple[Owner, Rows]] = deque()
 
     @property
     def active(self) -> int:
@@ -59,8 +70,9 @@ class Lane:
         return self.active + len(self.ready) + len(self.returning)
 
     def fill(self, draining: bool = False, at_most: int | None = None) -> None:
-        """Give free places to attempts: interrupted ones, then next ones of waiting cases, then, if nothing else will come, later
-        attempts of cases that are at work already. Of new ones no more than ``at_most``."""
+        """Give free places to attempts: interrupted ones, then next ones of waiting cases, then, if
+        nothing else will come, later attempts of cases that are at work already. Of new ones no
+        more than ``at_most``."""
         room = self.size - self.active
         owners: list[Owner] = []
         parts: list[Rows] = []
@@ -83,7 +95,8 @@ class Lane:
         self._shrink()
 
     def round(self) -> None:
-        """Ask the model once about every row and let the attack go on. Nothing here waits for the device."""
+        """Ask the model once about every row and let the attack go on. Nothing here waits for the
+        device."""
         rows, attack, before = self.rows, self.attack, dict(self.rows)
         over, last_call = rows["over"], rows["finished"]
         answer, wanted_grad = self._ask()
@@ -94,21 +107,26 @@ class Lane:
         complete = self._judge(rows, answer, fooled & rows["clean_correct"])
         rows["queries"] = rows["queries"] + answer.used
         attack.advance(rows, answer.logits, answer.loss, answer.grad)
-        if self.fixed or self.unit > 1:  # rows that are over wait as they are: if their success is not confirmed, they go on
+        # rows that are over wait as they are: if their success is not confirmed, they go on
+        if self.fixed or self.unit > 1:
             for name, old in before.items():
                 if rows[name] is not old:
                     rows[name] = where(over, old, rows[name])
-        # An attack that keeps the best asks about its last point, too; another leaves that to the prediction that counts.
+        # An attack that keeps the best asks about its last point, too; another leaves that to the
+        # prediction that counts.
         rows["over"] = over | complete | (last_call if self.keeps_best else rows["finished"])
 
     def harvest(self) -> tuple[list[Owner], Rows] | None:
         """Take out the units that are over; the host waits for the device here. None: nobody left.
 
-        ``point`` of a row that leaves is the candidate: where it succeeded, or the best or last one.
+        ``point`` of a row that leaves is the candidate: where it succeeded, or the best or last
+            one.
         """
         self.attack.victim.check()
         over = self.rows["over"].view(-1, self.unit).all(1).tolist()
-        leaving = [place for place, owner in enumerate(self.owners) if owner is not None and over[place]]
+        leaving = [
+            place for place, owner in enumerate(self.owners) if owner is not None and over[place]
+        ]
         if not leaving:
             return None
         rows = select(self.rows, self._row_numbers(leaving))
@@ -124,7 +142,9 @@ class Lane:
                 case.note_cost(select(self.rows, self._row_numbers([place])))
                 self.owners[place] = None
         self.returning = deque(
-            item for item in self.returning if item[0].case is not case or not case.is_cancelled(item[0].attempt)
+            item
+            for item in self.returning
+            if item[0].case is not case or not case.is_cancelled(item[0].attempt)
         )
 
     def _shrink(self) -> None:
@@ -137,7 +157,9 @@ class Lane:
     @property
     def cases(self) -> list[Case]:
         """That have or want a place."""
-        owners = [owner for owner in self.owners if owner is not None] + [owner for owner, _ in self.returning]
+        owners = [owner for owner in self.owners if owner is not None] + [
+            owner for owner, _ in self.returning
+        ]
         return list(dict.fromkeys([*(owner.case for owner in owners), *self.ready]))
 
     def stop(self) -> list[Case]:
@@ -153,7 +175,8 @@ class Lane:
 
     @property
     def records(self) -> bool:
-        """Whether an attempt begins with a look at its clean images, as some routing modes want it."""
+        """Whether an attempt begins with a look at its clean images, as some routing modes want
+        it."""
         return type(self.attack.victim.routing).record is not RoutingMode.record
 
     @property
@@ -173,15 +196,20 @@ class Lane:
 
     @property
     def _confirms(self) -> bool:
-        """Whether the best of an attempt is chosen among points that the judging model is fooled by, too, not the search's alone."""
+        """Whether the best of an attempt is chosen among points that the judging model is fooled
+        by, too, not the search's alone."""
         return self.keeps_best and self.attack.victim.searches_another_model
 
     def _siblings(self, room: int, taken: list[Owner]) -> list[Owner]:
-        """Attempts side by side with earlier ones of their case. An image that has withstood an attempt will likely need them all; of
-        others only so many as cost next to nothing."""
+        """Attempts side by side with earlier ones of their case. An image that has withstood an
+        attempt will likely need them all; of others only so many as cost next to nothing."""
         new: list[Owner] = []
-        at_work = list(dict.fromkeys(owner.case for owner in (*self.owners, *taken) if owner is not None))
-        withstood = [case for case in at_work if any(outcome is not None for outcome in case.outcomes)]
+        at_work = list(
+            dict.fromkeys(owner.case for owner in (*self.owners, *taken) if owner is not None)
+        )
+        withstood = [
+            case for case in at_work if any(outcome is not None for outcome in case.outcomes)
+        ]
         few = self.free_up_to - self.active - len(taken)
         for cases, places in ((withstood, room), (at_work, min(room, few))):
             while len(new) < places and (left := [case for case in cases if case.attempts_left]):
@@ -193,7 +221,9 @@ class Lane:
         clean = torch.cat([case.images for case in cases])
 
         def column(lists: Iterable[Sequence[float]], dtype: torch.dtype) -> Tensor:
-            return torch.tensor([value for values in lists for value in values], dtype=dtype, device=clean.device)
+            return torch.tensor(
+                [value for values in lists for value in values], dtype=dtype, device=clean.device
+            )
 
         attempts = column(([owner.attempt] * self.unit for owner in owners), torch.int64)
         rows = blank_rows(
@@ -202,7 +232,9 @@ class Lane:
             column((case.eps for case in cases), torch.float64),
             column((owner.case.targets_of(owner.attempt) for owner in owners), torch.int64),
             column((case.wanted for case in cases), torch.bool),
-            example_keys(attack.seed, column((case.numbers for case in cases), torch.int64), attempts),
+            example_keys(
+                attack.seed, column((case.numbers for case in cases), torch.int64), attempts
+            ),
         )
         rows["restart"] = attempts % attack.restarts
         rows |= attack.ball(rows).edges()
@@ -223,8 +255,13 @@ class Lane:
             answer = attack.ask(rows, False)
             return answer._replace(grad=torch.zeros_like(rows["point"])), want
         if int(want.sum()) < SPLIT_FROM or int((~want).sum()) < SPLIT_FROM:
-            return attack.ask(rows, attack.gradient), torch.full_like(rows["found"], attack.gradient)
-        parts = {flag: want.nonzero().squeeze(1) if flag else (~want).nonzero().squeeze(1) for flag in (True, False)}
+            return attack.ask(rows, attack.gradient), torch.full_like(
+                rows["found"], attack.gradient
+            )
+        parts = {
+            flag: want.nonzero().squeeze(1) if flag else (~want).nonzero().squeeze(1)
+            for flag in (True, False)
+        }
         answers = {flag: attack.ask(select(rows, places), flag) for flag, places in parts.items()}
         order = torch.cat([parts[True], parts[False]]).argsort()
         logits, loss = (torch.cat([answers[True][i], answers[False][i]])[order] for i in (0, 1))  # type: ignore[list-item]
@@ -251,7 +288,9 @@ class Lane:
         """Keep the candidate; (R,) bool: nothing is left to look for."""
         fooled, point = fooled & ~rows["over"], rows["point"]
         first_time = fooled & ~rows["found"]
-        rows["found_at"] = torch.where(first_time, rows["queries"] + answer.used - 1, rows["found_at"])
+        rows["found_at"] = torch.where(
+            first_time, rows["queries"] + answer.used - 1, rows["found_at"]
+        )
         rows["found"] = rows["found"] | fooled
         if self.attack.keeps == "last":
             return torch.zeros_like(fooled)
@@ -262,31 +301,41 @@ class Lane:
             fooled = self._confirmed(rows, fooled)
         count = self._of_unit(fooled.long())
         score = self._of_unit(self.attack.score(rows, answer.loss).to(rows["best_score"].dtype))
-        better = (count > rows["best_count"]) | ((count == rows["best_count"]) & (score > rows["best_score"]))
+        better = (count > rows["best_count"]) | (
+            (count == rows["best_count"]) & (score > rows["best_score"])
+        )
         better = better & ~rows["over"] & ((rows["queries"] > 0) | (not self.attack.starts_clean))
         rows["candidate"] = where(better, point, rows["candidate"])
         rows["best_count"], rows["best_score"] = (
-            torch.where(better, new, rows[name]) for name, new in (("best_count", count), ("best_score", score))
+            torch.where(better, new, rows[name])
+            for name, new in (("best_count", count), ("best_score", score))
         )
         if self.attack.keeps == "best":
             return torch.zeros_like(fooled)
         return count == self._of_unit(rows["clean_correct"].long())
 
     def _confirmed(self, rows: Rows, fooled: Tensor) -> Tensor:
-        """(R,) bool: of the rows that fooled the search, those that fool the judging model, too; whole units are shown to it."""
+        """(R,) bool: of the rows that fooled the search, those that fool the judging model, too;
+        whole units are shown to it."""
         part = {name: rows[name] for name in JUDGED if name in rows}
         asked = torch.ones_like(fooled) if self.fixed else self._of_unit(fooled.long()) > 0
         if not self.fixed:
             part = select(part, asked)
             if not len(part["label"]):
                 return fooled
-        verdict = self.attack.fooled(self.attack.victim.judge(self.attack.ball(part).tighten(part["point"])), part)
+        verdict = self.attack.fooled(
+            self.attack.victim.judge(self.attack.ball(part).tighten(part["point"])), part
+        )
         rows["forwards"] = rows["forwards"] + (asked & ~rows["over"])
-        return fooled & (verdict if self.fixed else torch.zeros_like(fooled).masked_scatter(asked, verdict))
+        return fooled & (
+            verdict if self.fixed else torch.zeros_like(fooled).masked_scatter(asked, verdict)
+        )
 
     def _of_unit(self, values: Tensor) -> Tensor:
         """Summed over rows that count together."""
-        return values.view(-1, self.unit).sum(1).repeat_interleave(self.unit) if self.joint else values
+        return (
+            values.view(-1, self.unit).sum(1).repeat_interleave(self.unit) if self.joint else values
+        )
 
     def _place(self, owners: list[Owner], parts: list[Rows]) -> None:
         if not owners:

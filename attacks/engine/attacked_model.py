@@ -15,9 +15,11 @@ Objective = Callable[[Tensor, Rows], Tensor]
 
 
 class Answer(NamedTuple):
-    """logits (R, C) and loss (R,) in at least float32; grad (R, …) of the summed loss, None if not asked for.
+    """logits (R, C) and loss (R,) in at least float32; grad (R, …) of the summed loss, None if not
+    asked for.
 
-    asked: passes it took for each row; used: (R,) how many steps of its attempt a row has made with it
+    asked: passes it took for each row; used: (R,) how many steps of its attempt a row has made with
+        it
     """
 
     logits: Tensor
@@ -32,9 +34,12 @@ class Victim:
 
     Args:
         model: any callable from images (B, …) to logits (B, C).
-        normalize: (mean, std) of each channel: the model gets (image − mean) / std. None: the image itself.
-        logits_fn: what takes the logits out of the model's output. None: the output, or its ``.logits``.
-        attack_dtype: the search runs under autocast in this dtype; ``predict`` is always in full precision.
+        normalize: (mean, std) of each channel: the model gets (image − mean) / std. None: the image
+            itself.
+        logits_fn: what takes the logits out of the model's output. None: the output, or its
+            ``.logits``.
+        attack_dtype: the search runs under autocast in this dtype; ``predict`` is always in full
+            precision.
         routing: what the search does to routing; ``predict`` leaves it free.
     """
 
@@ -47,17 +52,37 @@ class Victim:
         routing: RoutingMode | None = None,
     ) -> None:
         if routing is not None and not isinstance(routing, RoutingMode):
-            got = f"the class {routing.__name__}" if isinstance(routing, type) else type(routing).__name__
-            raise TypeError(f"routing must be None or one mode at a time, such as FrozenRouting(), got {got}")
+            got = (
+                f"the class {routing.__name__}"
+                if isinstance(routing, type)
+                else type(routing).__name__
+            )
+            raise TypeError(
+                f"routing must be None or one mode at a time, such as FrozenRouting(), got {got}"
+            )
         if routing is not None and not isinstance(model, nn.Module):
-            raise TypeError(f"routing modes need an nn.Module with MoE layers, got {type(model).__name__}")
+            raise TypeError(
+                f"routing modes need an nn.Module with MoE layers, got {type(model).__name__}"
+            )
         if not callable(model):
-            raise TypeError(f"model must be callable, from images to logits, got {type(model).__name__}")
+            raise TypeError(
+                f"model must be callable, from images to logits, got {type(model).__name__}"
+            )
         if logits_fn is not None and not callable(logits_fn):
-            raise TypeError(f"logits_fn must be callable, from the model's output to logits, got {type(logits_fn).__name__}")
+            raise TypeError(
+                "logits_fn must be callable, from the model's output to logits, got "
+                f"{type(logits_fn).__name__}"
+            )
         if attack_dtype not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(f"attack_dtype must be None, torch.bfloat16 or torch.float16, got {attack_dtype}")
-        self.model, self.logits_fn, self.attack_dtype, self.routing = model, logits_fn, attack_dtype, routing or RoutingMode()
+            raise ValueError(
+                f"attack_dtype must be None, torch.bfloat16 or torch.float16, got {attack_dtype}"
+            )
+        self.model, self.logits_fn, self.attack_dtype, self.routing = (
+            model,
+            logits_fn,
+            attack_dtype,
+            routing or RoutingMode(),
+        )
         self.normalize = None if normalize is None else _checked(normalize)
         self.image_dtype = torch.float32  # that of the user's images
         self.forwards = self.backwards = 0  # of single images, over the victim's life
@@ -67,7 +92,10 @@ class Victim:
     @property
     def settings(self) -> dict[str, Any]:
         """What was chosen."""
-        return {name: getattr(self, name) for name in ("normalize", "logits_fn", "attack_dtype", "routing")}
+        return {
+            name: getattr(self, name)
+            for name in ("normalize", "logits_fn", "attack_dtype", "routing")
+        }
 
     def logits(self, points: Tensor) -> Tensor:
         """(B, C) in the model's dtype, its shape checked."""
@@ -81,22 +109,33 @@ class Victim:
             output = self.logits_fn(output)
         elif not isinstance(output, Tensor):
             output = getattr(output, "logits", output)
-        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(points) or not output.is_floating_point():
-            got = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        if (
+            not isinstance(output, Tensor)
+            or output.ndim != 2
+            or len(output) != len(points)
+            or not output.is_floating_point()
+        ):
+            got = (
+                f"{output.dtype} {tuple(output.shape)}"
+                if isinstance(output, Tensor)
+                else type(output).__name__
+            )
             raise TypeError(
-                f"model must return a float tensor of logits ({len(points)}, C), or logits_fn take it out of the output, got {got}"
+                f"model must return a float tensor of logits ({len(points)}, C), or logits_fn "
+                f"take it out of the output, got {got}"
             )
         return output
 
     @property
     def searches_another_model(self) -> bool:
-        """Whether the forward pass of the search is another than that of the predictions that count."""
+        """Whether the forward pass of the search is another than that of the predictions that
+        count."""
         return self.attack_dtype is not None or not self.routing.free_forward
 
     @torch.no_grad()
     def judge(self, points: Tensor) -> Tensor:
-        """(B, C) logits of the model that counts: in full precision, also inside a user's autocast, with free routing. Does not wait
-        for the device."""
+        """(B, C) logits of the model that counts: in full precision, also inside a user's autocast,
+        with free routing. Does not wait for the device."""
         with torch.autocast(points.device.type, enabled=False):
             return self.logits(points)
 
@@ -106,12 +145,14 @@ class Victim:
         bad = logits.isnan().any(1)
         if bool(bad.any()):
             raise ValueError(
-                f"model must return finite logits, got NaN for {int(bad.sum())} of {len(bad)} examples, first example {int(bad.nonzero()[0])}"
+                f"model must return finite logits, got NaN for {int(bad.sum())} of {len(bad)} "
+                f"examples, first example {int(bad.nonzero()[0])}"
             )
         return logits
 
     def record(self, clean: Tensor) -> Rows:
-        """What the routing mode keeps of clean images, which it shows to the model as the search does."""
+        """What the routing mode keeps of clean images, which it shows to the model as the search
+        does."""
 
         def ask(images: Tensor) -> Tensor:
             with self._precision(images):
@@ -119,8 +160,11 @@ class Victim:
 
         return self.routing.record(self.model, clean, ask)  # type: ignore[arg-type]
 
-    def ask(self, rows: Rows, objective: Objective, want_grad: bool = True, repeats: int = 1) -> Answer:
-        """What the model says to ``rows["point"]``, in the search's precision; the mean of several askings of a random model.
+    def ask(
+        self, rows: Rows, objective: Objective, want_grad: bool = True, repeats: int = 1
+    ) -> Answer:
+        """What the model says to ``rows["point"]``, in the search's precision; the mean of several
+        askings of a random model.
 
         NaN is only noted here: ``check`` raises it, once the host looks at results anyway.
         """
@@ -141,14 +185,19 @@ class Victim:
             logits, grads = self._nan.tolist()
             self._nan = None
             if logits:
-                raise ValueError(f"model must return finite logits, got NaN for {logits} examples of a batch")
+                raise ValueError(
+                    f"model must return finite logits, got NaN for {logits} examples of a batch"
+                )
             if grads:
-                raise ValueError(f"model must have finite input gradients, got NaN for {grads} examples")
+                raise ValueError(
+                    f"model must have finite input gradients, got NaN for {grads} examples"
+                )
 
     def _ask(self, rows: Rows, objective: Objective, want_grad: bool) -> Answer:
         points = rows["point"].detach().requires_grad_(want_grad)
         grad = None
-        # With activation checkpointing the backward pass routes again, so it belongs inside the mode, too.
+        # With activation checkpointing the backward pass routes again, so it belongs inside the
+        # mode, too.
         with torch.set_grad_enabled(want_grad), self.routing.around(self.model, rows) as term:  # type: ignore[arg-type]
             with self._precision(points):
                 logits = self.logits(points)
@@ -158,13 +207,15 @@ class Victim:
             loss = loss if extra is None else loss + extra.to(loss)
             if loss.shape != rows["label"].shape:
                 raise ValueError(
-                    f"loss must return one value an example, shape {tuple(rows['label'].shape)}, got {tuple(loss.shape)}"
+                    f"loss must return one value an example, shape {tuple(rows['label'].shape)}, "
+                    f"got {tuple(loss.shape)}"
                 )
             if want_grad:
                 if not loss.requires_grad:
                     mode = "" if type(self.routing) is RoutingMode else f" under {self.routing}"
                     raise ValueError(
-                        f"model must be differentiable with respect to its images, got logits without a graph{mode}"
+                        "model must be differentiable with respect to its images, got logits "
+                        f"without a graph{mode}"
                     )
                 (grad,) = torch.autograd.grad(loss.sum(), [points])
                 self.backwards += len(points)
@@ -172,18 +223,24 @@ class Victim:
         return Answer(logits.detach(), loss.detach(), grad)
 
     def _shift_and_scale(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, std) shaped to go with the images; made once, since copying numbers to a GPU makes the host wait."""
+        """(mean, std) shaped to go with the images; made once, since copying numbers to a GPU makes
+        the host wait."""
         assert self.normalize is not None
         key = images.dtype, images.device, images.ndim
         if key not in self._constants:
             shape = (-1, *(1,) * (images.ndim - 2))
-            mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device).view(shape) for v in self.normalize)
+            mean, std = (
+                torch.tensor(v, dtype=images.dtype, device=images.device).view(shape)
+                for v in self.normalize
+            )
             self._constants[key] = mean, std
         return self._constants[key]
 
     def _precision(self, points: Tensor) -> torch.autocast:
         """That of the search."""
-        return torch.autocast(points.device.type, enabled=self.attack_dtype is not None, dtype=self.attack_dtype)
+        return torch.autocast(
+            points.device.type, enabled=self.attack_dtype is not None, dtype=self.attack_dtype
+        )
 
     def _note(self, logits: Tensor, grad: Tensor | None) -> None:
         nan = logits.isnan().any(1).sum()
@@ -196,19 +253,36 @@ def _checked(normalize: Normalize) -> tuple[list[float], list[float]]:
     try:
         mean, std = ([float(v) for v in values] for values in normalize)
     except (TypeError, ValueError):
-        raise TypeError(f"normalize must be (mean, std) with a number for each channel, got {normalize!r}") from None
+        raise TypeError(
+            f"normalize must be (mean, std) with a number for each channel, got {normalize!r}"
+        ) from None
     if len(mean) != len(std) or not all(s > 0 for s in std):
-        raise ValueError(f"normalize must be (mean, std) of equal length with std above 0, got {normalize!r}")
+        raise ValueError(
+            f"normalize must be (mean, std) of equal length with std above 0, got {normalize!r}"
+        )
     return mean, std
 
 
 def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> None:
-    """TypeError, ValueError: images that are no finite floats (N, …) inside the bounds, labels that are no int64 (N,)."""
+    """TypeError, ValueError: images that are no finite floats (N, …) inside the bounds, labels that
+    are no int64 (N,)."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
-        got = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        got = (
+            f"{images.dtype} of shape {tuple(images.shape)}"
+            if isinstance(images, Tensor)
+            else type(images).__name__
+        )
         raise TypeError(f"images must be a floating point tensor (N, …), got {got}")
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(images),):
-        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+    if (
+        not isinstance(labels, Tensor)
+        or labels.dtype != torch.int64
+        or labels.shape != (len(images),)
+    ):
+        got = (
+            f"{labels.dtype} of shape {tuple(labels.shape)}"
+            if isinstance(labels, Tensor)
+            else type(labels).__name__
+        )
         raise TypeError(f"labels must be an int64 tensor ({len(images)},), got {got}")
     if labels.device != images.device:
         raise ValueError(f"labels must be on {images.device} like images, got {labels.device}")
@@ -216,12 +290,16 @@ def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) ->
         return
     images = images.detach()
     if not bool(images.isfinite().all()):
-        raise ValueError(f"images must be finite, got NaN or infinity first in example {_first(~images.isfinite())}")
+        raise ValueError(
+            "images must be finite, got NaN or infinity first in example "
+            f"{_first(~images.isfinite())}"
+        )
     low, high = float(images.min()), float(images.max())
     if low < bounds[0] or high > bounds[1]:
         outside = (images < bounds[0]) | (images > bounds[1])
         raise ValueError(
-            f"images must lie in bounds = {bounds}, got values from {low:.6g} to {high:.6g}, first in example {_first(outside)}"
+            f"images must lie in bounds = {bounds}, got values from {low:.6g} to {high:.6g}, "
+            f"first in example {_first(outside)}"
         )
     if int(labels.min()) < 0:
         raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
@@ -230,7 +308,9 @@ def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) ->
 def check_labels(labels: Tensor, logits: Tensor) -> None:
     """ValueError: labels (N,) beyond the classes of logits (N, C)."""
     if len(labels) and int(labels.max()) >= logits.shape[1]:
-        raise ValueError(f"labels must be below the model's {logits.shape[1]} classes, got {int(labels.max())}")
+        raise ValueError(
+            f"labels must be below the model's {logits.shape[1]} classes, got {int(labels.max())}"
+        )
 
 
 def _first(mask: Tensor) -> int:

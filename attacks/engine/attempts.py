@@ -1,6 +1,8 @@
-"""Rows: attempts in progress, many of one attack side by side, as a dict of tensors that all have the rows first.
+"""Rows: attempts in progress, many of one attack side by side, as a dict of tensors that all have
+the rows first.
 
-An attempt is one run at one image (in a model that couples images: at one group of them) from one start, at one target and one eps.
+An attempt is one run at one image (in a model that couples images: at one group of them) from one
+start, at one target and one eps.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ clean:         (R, …) float32 or float64, the image; the centre of the ball
 label:         (R,) int64
 eps:           (R,) float64
 restart:       (R,) int64, 0 … restarts − 1, the same ones for every target
-target:        (R,) int64, the class a targeted loss drives to; the label where the attack has no targets
+target:        (R,) int64, the class a targeted loss drives to; the label where the attack has no
+    targets
 key:           (R,) int64, what its random numbers depend on
 clean_correct: (R,) bool: to be fooled; right, and not fallen at an earlier stage
 point:         (R, …) like clean: where the model is asked next
@@ -31,13 +34,18 @@ def select(rows: Rows, keep: Tensor) -> Rows:
 
 
 def replaced(rows: Rows, places: Tensor, new: Rows) -> Rows:
-    """``rows`` with ``new`` in these places. A copy: an attack may keep one tensor under two names."""
+    """``rows`` with ``new`` in these places. A copy: an attack may keep one tensor under two
+    names."""
     return {name: value.index_copy(0, places, new[name]) for name, value in rows.items()}
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
     """All rows of several dicts with the same names."""
-    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return (
+        parts[0]
+        if len(parts) == 1
+        else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    )
 
 
 def where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -45,10 +53,13 @@ def where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(mask.view(-1, *(1,) * (yes.ndim - 1)), yes, no)
 
 
-def blank_rows(clean: Tensor, label: Tensor, eps: Tensor, target: Tensor, clean_correct: Tensor, key: Tensor) -> Rows:
+def blank_rows(
+    clean: Tensor, label: Tensor, eps: Tensor, target: Tensor, clean_correct: Tensor, key: Tensor
+) -> Rows:
     """Rows as a lane hands them to ``Attack.start``."""
     rows: Rows = {
-        "clean": clean, "label": label, "eps": eps, "target": target, "clean_correct": clean_correct, "key": key, "candidate": clean
+        "clean": clean, "label": label, "eps": eps, "target": target,
+        "clean_correct": clean_correct, "key": key, "candidate": clean
     }  # fmt: skip
     no, zero = torch.zeros_like(clean_correct), torch.zeros_like(label)
     rows |= dict.fromkeys(("finished", "over", "found", "zero_gradient"), no)

@@ -13,9 +13,10 @@ from ironmoe.moe import freeze_weights
 def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Eval mode, frozen weights and gradients on inside the block, whatever surrounds it.
 
-    Restored afterwards, also after an exception: the training flag of each module, requires_grad of each parameter, the ``aux_loss``
-    that a layer holds since its last forward, the random state of CPU and of every GPU in use. ``.grad`` is never written. A callable
-    that is no nn.Module has no such state.
+    Restored afterwards, also after an exception: the training flag of each module, requires_grad of
+    each parameter, the ``aux_loss`` that a layer holds since its last forward, the random state of
+    CPU and of every GPU in use. ``.grad`` is never written. A callable that is no nn.Module has no
+    such state.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -26,7 +27,11 @@ def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
             stack.enter_context(freeze_weights(model))
             flags = [(module, module.training) for module in model.modules()]
             stack.callback(_set_training, flags)
-            losses = [(module, vars(module)["aux_loss"]) for module in model.modules() if "aux_loss" in vars(module)]
+            losses = [
+                (module, vars(module)["aux_loss"])
+                for module in model.modules()
+                if "aux_loss" in vars(module)
+            ]
             stack.callback(_set_aux_loss, losses)
             model.eval()
         yield

@@ -4,7 +4,8 @@ import time
 
 
 class Budget:
-    """What an evaluation may cost. A forward pass of one image is one forward; nothing is begun that could go beyond."""
+    """What an evaluation may cost. A forward pass of one image is one forward; nothing is begun
+    that could go beyond."""
 
     def __init__(self, max_forwards: int | None = None, max_seconds: float | None = None) -> None:
         for name, value in {"max_forwards": max_forwards, "max_seconds": max_seconds}.items():

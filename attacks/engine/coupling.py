@@ -11,17 +11,23 @@ from ironmoe.moe.routers.groups import Grouped
 def images_coupled(model: Any) -> bool:
     """Whether a layer lets one image's tokens take another's places: a capacity, Expert Choice.
 
-    Without such a layer, and without batch statistics, an image's logits do not depend on the batch: images may then come and go.
+    Without such a layer, and without batch statistics, an image's logits do not depend on the
+    batch: images may then come and go.
     """
-    return isinstance(model, nn.Module) and any(isinstance(module, Grouped) for module in model.modules())
+    return isinstance(model, nn.Module) and any(
+        isinstance(module, Grouped) for module in model.modules()
+    )
 
 
 def images_per_unit(model: Any, batch_size: int) -> int:
-    """How many images in a row must be attacked together: the least common multiple of the groups; a whole batch where a layer's
-    group is the batch, or a number of tokens that need not be whole images."""
+    """How many images in a row must be attacked together: the least common multiple of the groups;
+    a whole batch where a layer's group is the batch, or a number of tokens that need not be whole
+    images."""
     if not images_coupled(model):
         return 1
     groups = [module for module in model.modules() if isinstance(module, Grouped)]
     if any(group.images_per_group is None for group in groups):
         return batch_size
-    return math.lcm(*(group.images_per_group for group in groups if group.images_per_group is not None))
+    return math.lcm(
+        *(group.images_per_group for group in groups if group.images_per_group is not None)
+    )

@@ -1,4 +1,5 @@
-"""A case: what one image (or group of images) goes through, stage after stage, attempt after attempt."""
+"""A case: what one image (or group of images) goes through, stage after stage, attempt after
+attempt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,12 +36,15 @@ class Outcome(NamedTuple):
 
 @dataclass(eq=False)
 class Case:
-    """U images that must stay together (1 where images are independent) on their way through a chain of stages.
+    """U images that must stay together (1 where images are independent) on their way through a
+    chain of stages.
 
-    images (U, …); and for each of them its label, number in the data, clean prediction, whether that is right, the radius that came
-    with it (None: the stages have theirs), and the classes in the order of its clean logits, without the label and without those that the
-    model rules out with −∞
-    joint: the images influence each other's predictions, so one attempt has to fool them all at once
+    images (U, …); and for each of them its label, number in the data, clean prediction, whether
+    that is right, the radius that came
+    with it (None: the stages have theirs), and the classes in the order of its clean logits,
+    without the label and without those that the model rules out with −∞
+    joint: the images influence each other's predictions, so one attempt has to fool them all at
+        once
     fell_before: those that fell at an earlier stage in a run that was interrupted
     """
 
@@ -95,7 +99,8 @@ class Case:
         return self.attack.restarts * max(1, min(self.attack.targets, *map(len, self.classes)))
 
     def targets_of(self, attempt: int) -> list[int]:
-        """Target classes: the runner-up of the clean logits first, all restarts of a target before the next target."""
+        """Target classes: the runner-up of the clean logits first, all restarts of a target before
+        the next target."""
         if not self.attack.targets:
             return self.labels
         return [classes[attempt // self.attack.restarts] for classes in self.classes]
@@ -119,7 +124,12 @@ class Case:
         return all(not wanted or self._fell(one) for one, wanted in enumerate(self.wanted))
 
     def note(
-        self, found: list[int], forwards: list[int], backwards: list[int], zero_gradient: list[int], rising: list[int]
+        self,
+        found: list[int],
+        forwards: list[int],
+        backwards: list[int],
+        zero_gradient: list[int],
+        rising: list[int],
     ) -> None:
         """What one stretch of an attempt cost and showed, image by image."""
         for one in range(len(self.correct)):
@@ -131,23 +141,32 @@ class Case:
 
     def note_cost(self, rows: Rows) -> None:
         """What an attempt cost that does not run to its end."""
-        for one, (forwards, backwards) in enumerate(zip(rows["forwards"].tolist(), rows["backwards"].tolist(), strict=True)):
+        for one, (forwards, backwards) in enumerate(
+            zip(rows["forwards"].tolist(), rows["backwards"].tolist(), strict=True)
+        ):
             self.forwards[one] += forwards
             self.backwards[one] += backwards
 
     def settle(self, new: list[Outcome]) -> bool:
-        """Take note of an attempt that is over; True if that cancels others. What fools everything cancels later siblings; earlier
-        ones go on, so that the answer does not depend on which of them happened to be sooner."""
+        """Take note of an attempt that is over; True if that cancels others. What fools everything
+        cancels later siblings; earlier ones go on, so that the answer does not depend on which of
+        them happened to be sooner."""
         self.running.discard(new[0].attempt)
         everybody = range(len(new))
         for together in [list(everybody)] if self.joint else [[one] for one in everybody]:
-            if self._better([new[one] for one in together], [self.outcomes[one] for one in together]):
+            if self._better(
+                [new[one] for one in together], [self.outcomes[one] for one in together]
+            ):
                 for one in together:
                     if not self._settled[one]:
                         self.outcomes[one] = new[one]
         if not self.fell or self.attack.exhaustive:
             return False
-        needed = [outcome.attempt for outcome, wanted in zip(self.outcomes, self.wanted, strict=True) if wanted and outcome]
+        needed = [
+            outcome.attempt
+            for outcome, wanted in zip(self.outcomes, self.wanted, strict=True)
+            if wanted and outcome
+        ]
         self._end = min(self._end, max(needed, default=new[0].attempt))
         before = len(self.running)
         self.running = {attempt for attempt in self.running if attempt < self._end}
@@ -169,16 +188,21 @@ class Case:
         self.next_attempt, self._end = 0, self.attempts
         fell = [before or self._fell(one) for one, before in enumerate(self.fell_before)]
         self.wanted = [right and not gone for right, gone in zip(self.correct, fell, strict=True)]
-        # An image that was wrong from the start moves only where it has to: in company, or by an attack that moves all.
+        # An image that was wrong from the start moves only where it has to: in company, or by an
+        # attack that moves all.
         moves_wrong = self.joint or self.attack.attacks_wrong
-        self._settled = [gone or not (right or moves_wrong) for right, gone in zip(self.correct, fell, strict=True)]
+        self._settled = [
+            gone or not (right or moves_wrong)
+            for right, gone in zip(self.correct, fell, strict=True)
+        ]
 
     def _fell(self, one: int) -> bool:
         outcome = self.outcomes[one]
         return outcome is not None and outcome.success
 
     def _better(self, new: list[Outcome], old: list[Outcome | None]) -> bool:
-        """More images fooled at once; then, of successes the earliest (of an exhaustive attack the best), of failures the best or the last."""
+        """More images fooled at once; then, of successes the earliest (of an exhaustive attack the
+        best), of failures the best or the last."""
         known = [outcome for outcome in old if outcome is not None and outcome.stage == self.stage]
         if not known:
             return True

@@ -1,4 +1,5 @@
-"""What an evaluation knows of each image, in columns: a few bytes an image, however large the data set."""
+"""What an evaluation knows of each image, in columns: a few bytes an image, however large the data
+set."""
 
 from array import array
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ class Record(NamedTuple):
     example, its number in the data; attack, its number, label, clean_prediction; clean_correct
     passed: stages it has passed; fell: it did not pass the next one; decided: nothing is left to do
     prediction, distance: of the final image; steps to success, −1 without
-    found: the search took some point for a success; forwards, backwards it took part in; zero_gradient, loss_rising: flags
+    found: the search took some point for a success; forwards, backwards it took part in;
+        zero_gradient, loss_rising: flags
     offset, end, rank: of its final image in the file of images of that process; −1 if there is none
     """
 
@@ -45,7 +47,10 @@ class Records:
     """Records by (attack, index); one that knows as much or more takes the place of another."""
 
     def __init__(self) -> None:
-        self._columns = {name: array("d" if kind is float else "q") for name, kind in Record.__annotations__.items()}
+        self._columns = {
+            name: array("d" if kind is float else "q")
+            for name, kind in Record.__annotations__.items()
+        }
         self._place: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
@@ -66,15 +71,23 @@ class Records:
 
     def get(self, attack: int, index: int) -> Record | None:
         place = self._place.get((attack, index))
-        return None if place is None else Record(*(column[place] for column in self._columns.values()))
+        return (
+            None if place is None else Record(*(column[place] for column in self._columns.values()))
+        )
 
     def __iter__(self) -> Iterator[Record]:
         return (Record(*values) for values in zip(*self._columns.values(), strict=True))
 
     def of_attack(self, number: int, examples: Tensor | None = None) -> dict[str, Tensor]:
-        """Column → tensor, in the order of the indices, of all or of these examples. Integers as int64, distance as float64."""
-        kinds = {name: torch.float64 if kind is float else torch.int64 for name, kind in Record.__annotations__.items()}
-        columns = {name: torch.tensor(column, dtype=kinds[name]) for name, column in self._columns.items()}
+        """Column → tensor, in the order of the indices, of all or of these examples. Integers as
+        int64, distance as float64."""
+        kinds = {
+            name: torch.float64 if kind is float else torch.int64
+            for name, kind in Record.__annotations__.items()
+        }
+        columns = {
+            name: torch.tensor(column, dtype=kinds[name]) for name, column in self._columns.items()
+        }
         mine = columns["attack"] == number
         mine &= True if examples is None else torch.isin(columns["example"], examples)
         order = columns["example"][mine].argsort()
@@ -92,7 +105,9 @@ def records_of(case: Case, final: bool) -> Iterator[Record]:
             label=case.labels[one],
             clean_prediction=case.clean_prediction[one],
             clean_correct=case.correct[one],
-            passed=outcome.stage if outcome is not None and success else case.stage + (final and case.correct[one]),
+            passed=outcome.stage
+            if outcome is not None and success
+            else case.stage + (final and case.correct[one]),
             fell=success,
             decided=final,
             prediction=case.clean_prediction[one] if outcome is None else outcome.prediction,

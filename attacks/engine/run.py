@@ -13,16 +13,23 @@ from ironmoe.attacks.engine.queue import Chunk, Engine
 from ironmoe.attacks.engine.records import Records, records_of
 
 
-def run_attack(attack: Attack, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> AttackResult:
+def run_attack(
+    attack: Attack, images: Tensor, labels: Tensor, indices: Tensor | None = None
+) -> AttackResult:
     """``Attack.run``: all images at once in the batch, which shrinks as they leave it."""
     check_images(images, labels, attack.bounds)
     if indices is not None and indices.shape != labels.shape:
         raise ValueError(f"indices must have shape ({len(images)},), got {tuple(indices.shape)}")
     if isinstance(attack.eps, Tensor) and attack.eps.ndim and attack.eps.shape != labels.shape:
-        raise ValueError(f"eps must be a number or have shape ({len(images)},), got shape {tuple(attack.eps.shape)}")
+        raise ValueError(
+            f"eps must be a number or have shape ({len(images)},), got shape "
+            f"{tuple(attack.eps.shape)}"
+        )
     with borrowed(attack.model):
         chunk = prepared(images, labels, indices)
-        eps = torch.as_tensor(attack.eps, dtype=torch.float64, device=images.device).expand(len(images))
+        eps = torch.as_tensor(attack.eps, dtype=torch.float64, device=images.device).expand(
+            len(images)
+        )
         result = _Collected(chunk)
         stages = [Stage(each) for each in attack.stages]
         for stage in stages:
@@ -30,7 +37,9 @@ def run_attack(attack: Attack, images: Tensor, labels: Tensor, indices: Tensor |
         size = max(len(images), 1)
         unit = attack.images_per_unit(size)
         check_groups(stages, unit)
-        Engine([stages], result.take, batch_size=size, units=[unit], device=images.device).run([chunk._replace(eps=eps)])
+        Engine([stages], result.take, batch_size=size, units=[unit], device=images.device).run(
+            [chunk._replace(eps=eps)]
+        )
         return result.finished()
 
 
@@ -42,7 +51,8 @@ def prepared(images: Tensor, labels: Tensor, indices: Tensor | None, first: int 
 
 
 def units(chunk: Chunk, unit: int) -> Iterator[tuple[Chunk, int]]:
-    """(images, how many belong together): whole units, and what is left over as one smaller unit."""
+    """(images, how many belong together): whole units, and what is left over as one smaller
+    unit."""
     whole = len(chunk.labels) // unit * unit
     for part, size in ((slice(0, whole), unit), (slice(whole, None), len(chunk.labels) - whole)):
         if size and len(chunk.labels[part]):
@@ -56,12 +66,17 @@ def check_groups(stages: list[Stage], unit: int) -> None:
         if unit == 1 or attack.takes_groups:
             continue
         why = (
-            f"a model whose images influence each other (a capacity or Expert Choice, groups of {unit}); use FGSM, PGD, MIFGSM or APGD, "
+            "a model whose images influence each other (a capacity or Expert Choice, groups of "
+            f"{unit}); use FGSM, PGD, MIFGSM or APGD, "
             "or a dropless model"
             if attack.joint
-            else f"{attack.victim.routing}, a loss that all images share; use FGSM, PGD, MIFGSM or APGD, or another routing mode"
+            else f"{attack.victim.routing}, a loss that all images share; use FGSM, PGD, MIFGSM "
+            "or APGD, or another routing mode"
         )
-        raise ValueError(f"{type(attack).__name__} accepts or rejects each image's step by itself, which is wrong for {why}")
+        raise ValueError(
+            f"{type(attack).__name__} accepts or rejects each image's step by itself, which is "
+            f"wrong for {why}"
+        )
 
 
 class _Collected:
@@ -72,7 +87,8 @@ class _Collected:
         self.place = {number: place for place, number in enumerate(chunk.indices.tolist())}
         if len(self.place) < len(chunk.indices):
             raise ValueError(
-                f"indices must differ from each other, got {len(self.place)} different ones of {len(chunk.indices)}"
+                f"indices must differ from each other, got {len(self.place)} different ones of "
+                f"{len(chunk.indices)}"
             )
 
     def take(self, case: Case, final: bool) -> None:
@@ -83,14 +99,20 @@ class _Collected:
                 self.adversarial[self.place[record.example]] = outcome.point
 
     def finished(self) -> AttackResult:
-        columns = {name: column.to(self.adversarial.device) for name, column in self.records.of_attack(0).items()}
+        columns = {
+            name: column.to(self.adversarial.device)
+            for name, column in self.records.of_attack(0).items()
+        }
         return AttackResult(
             adversarial=self.adversarial,
             clean_correct=columns["clean_correct"].bool(),
             success=columns["fell"].bool(),
             found=columns["found"].bool(),
             flags={name: columns[name].bool() for name in ("zero_gradient", "loss_rising")},
-            **{name: columns[name] for name in ("prediction", "distance", "steps", "forwards", "backwards")},
+            **{
+                name: columns[name]
+                for name in ("prediction", "distance", "steps", "forwards", "backwards")
+            },
         )
 
 

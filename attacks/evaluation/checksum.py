@@ -11,16 +11,21 @@ from torch import Tensor
 
 def checksum(values: Tensor, start: int = 0) -> int:
     """CRC-32 of a tensor's values, going on from ``start``."""
-    return zlib.crc32(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), start)
+    return zlib.crc32(
+        values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), start
+    )
 
 
 def model_digest(model: Any) -> str:
-    """SHA-256 of what a module prints and of its weights and buffers; of another callable its name, which is all that is known."""
+    """SHA-256 of what a module prints and of its weights and buffers; of another callable its name,
+    which is all that is known."""
     if not isinstance(model, torch.nn.Module):
         return str(getattr(model, "__qualname__", type(model).__qualname__))
     digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(
+                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            )
     return digest.hexdigest()

@@ -12,8 +12,8 @@ from ironmoe.attacks.evaluation.checksum import checksum
 
 
 def describe_attack(attack: Attack) -> Any:
-    """Every setting of an attack, and of the attacks it runs, as JSON values. A callable is told by its name alone, so two lambdas of one
-    function are the same here."""
+    """Every setting of an attack, and of the attacks it runs, as JSON values. A callable is told by
+    its name alone, so two lambdas of one function are the same here."""
     return [_plain(stage) for stage in attack.stages]
 
 
@@ -37,4 +37,6 @@ def _plain(value: Any) -> Any:
     known = getattr(value, "settings", None) or getattr(value, "__dict__", None)
     if known is None:
         return repr(value)
-    return {"kind": name} | {key: _plain(item) for key, item in sorted(known.items()) if not key.startswith("_")}
+    return {"kind": name} | {
+        key: _plain(item) for key, item in sorted(known.items()) if not key.startswith("_")
+    }

@@ -20,7 +20,12 @@ from ironmoe.attacks.engine.run import check_groups
 from ironmoe.attacks.evaluation.checksum import checksum, model_digest
 from ironmoe.attacks.evaluation.describe import describe_attack
 from ironmoe.attacks.evaluation.journal import Journal
-from ironmoe.attacks.evaluation.model_checks import Flag, check_model, no_room_for_checks, passes_of_checks
+from ironmoe.attacks.evaluation.model_checks import (
+    Flag,
+    check_model,
+    no_room_for_checks,
+    passes_of_checks,
+)
 from ironmoe.attacks.evaluation.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
@@ -46,32 +51,41 @@ def evaluate(
 ) -> RobustnessReport:
     """Run every attack on every example, all in one queue.
 
-    Under ``torchrun`` (an initialised ``torch.distributed``) each process takes its share of the examples, and each returns the whole
-    report. What is found does not depend on batches, on the number of processes or on interruptions; on CPU only as far as the
-    rounding of products of another batch size does not decide.
+    Under ``torchrun`` (an initialised ``torch.distributed``) each process takes its share of the
+    examples, and each returns the whole report. What is found does not depend on batches, on the
+    number of processes or on interruptions; on CPU only as far as the rounding of products of
+    another batch size does not decide.
 
     Args:
         model: the model the attacks were made for; named again so that no report mixes two models.
-        data: (images (N, …), labels (N,)); or an iterable of such batches, such as a DataLoader that gives the same order each time.
-            It is gone through once and never held as a whole; batches go to the device of the model's weights.
-        attacks: name → attack, each with a single eps; or a list of attacks, named by what they print, and by a number where that is the
-            same.
-        eps: radii for every attack, in place of its own. An image that falls at one is not attacked at larger ones: it lies in them.
-        batch_size: images in the active batch. Images of models that couple them (a capacity) stay together in whole groups; where
-            a group is the whole batch, this is it.
-        keep_adversarial: keep the final images in the report; NaN where a budget left an image undecided.
-        checks: look at the model first, and at the outcome, for signs of false security: ``report.checks``.
-        journal: a folder; what is found is appended there at once, and the same call goes on where it was interrupted. It is refused
-            with another model, attack (every setting counts), image or label; callables are told by name.
-        max_forwards, max_seconds: end before more forward passes of single images, or time, are spent (in this call, checks included;
-            with several processes each has an equal share). What is not decided is counted in the report, and so are images that were
-            not reached, if the length of the data is known.
+        data: (images (N, …), labels (N,)); or an iterable of such batches, such as a DataLoader
+            that gives the same order each time. It is gone through once and never held as a whole;
+            batches go to the device of the model's weights.
+        attacks: name → attack, each with a single eps; or a list of attacks, named by what they
+            print, and by a number where that is the same.
+        eps: radii for every attack, in place of its own. An image that falls at one is not attacked
+            at larger ones: it lies in them.
+        batch_size: images in the active batch. Images of models that couple them (a capacity) stay
+            together in whole groups; where a group is the whole batch, this is it.
+        keep_adversarial: keep the final images in the report; NaN where a budget left an image
+            undecided.
+        checks: look at the model first, and at the outcome, for signs of false security:
+            ``report.checks``.
+        journal: a folder; what is found is appended there at once, and the same call goes on where
+            it was interrupted. It is refused with another model, attack (every setting counts),
+            image or label; callables are told by name.
+        max_forwards, max_seconds: end before more forward passes of single images, or time, are
+            spent (in this call, checks included; with several processes each has an equal share).
+            What is not decided is counted in the report, and so are images that were not reached,
+            if the length of the data is known.
         on_progress: called as images are decided, and about every second while none is.
 
     Raises:
-        ValueError: no attack, an attack for another model, no data, or a bad input (see ``Attack.run``).
+        ValueError: no attack, an attack for another model, no data, or a bad input (see
+            ``Attack.run``).
         TypeError: attacks, radii or data that are no such thing.
-        JournalError: the folder is the journal of another evaluation, or another process writes to it.
+        JournalError: the folder is the journal of another evaluation, or another process writes to
+            it.
     """
     attacks = _named(attacks)
     _check_attacks(model, attacks, batch_size)
@@ -92,7 +106,18 @@ def evaluate(
             "keep_adversarial": keep_adversarial,
         }
         notes = Journal(Path(journal), settings, shard.rank)
-    run = _Evaluation(source, attacks, chains, units, shard, budget, batch_size, keep_adversarial, notes, on_progress)
+    run = _Evaluation(
+        source,
+        attacks,
+        chains,
+        units,
+        shard,
+        budget,
+        batch_size,
+        keep_adversarial,
+        notes,
+        on_progress,
+    )
     try:
         with borrowed(model):
             flags = run.go(checks)
@@ -120,8 +145,19 @@ class _Evaluation:
         journal: Journal | None,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.attacks, self.chains, self.units, self.shard, self.budget = attacks, chains, units, shard, budget
-        self.batch_size, self.keep, self.journal, self.on_progress = batch_size, keep, journal, on_progress
+        self.attacks, self.chains, self.units, self.shard, self.budget = (
+            attacks,
+            chains,
+            units,
+            shard,
+            budget,
+        )
+        self.batch_size, self.keep, self.journal, self.on_progress = (
+            batch_size,
+            keep,
+            journal,
+            on_progress,
+        )
         self.records = journal.records if journal is not None else Records()
         self.images: dict[tuple[int, int], Tensor] = {}
         self.source = source
@@ -170,13 +206,16 @@ class _Evaluation:
     def _noted(self, chunk: Chunk) -> Chunk:
         """The chunk, found to be what the journal is about."""
         if self.journal is not None:
-            for index, image, label in zip(chunk.indices.tolist(), chunk.images, chunk.labels, strict=True):
+            for index, image, label in zip(
+                chunk.indices.tolist(), chunk.images, chunk.labels, strict=True
+            ):
                 self.checksums[index] = checksum(image, checksum(label))
                 self.journal.check(index, self.checksums[index])
         return chunk
 
     def _resume(self, attack: int, indices: list[int]) -> Resumed | None:
-        """The stage that a unit goes on with, and what of it fell before; None if nothing is left to do."""
+        """The stage that a unit goes on with, and what of it fell before; None if nothing is left
+        to do."""
         records = [self.records.get(attack, index) for index in indices]
         known = [record for record in records if record is not None]
         if len(known) < len(indices):
@@ -202,13 +241,16 @@ class _Evaluation:
                 }
                 fell_before = case.fell_before[one]
                 records[one] = (before if fell_before else record)._replace(**costs, decided=final)
-        # What fell is over for an image; what holds, once its unit is done. Its image is then final.
+        # What fell is over for an image; what holds, once its unit is done. Its image is then
+        # final.
         images: list[Tensor | None] = [None] * len(records)
         for one, outcome in enumerate(case.outcomes):
             if self.keep and not case.fell_before[one] and (final or records[one].fell):
                 images[one] = case.images[one] if outcome is None else outcome.point
         if self.journal is not None:
-            self.journal.append(records, [self.checksums[record.example] for record in records], images)
+            self.journal.append(
+                records, [self.checksums[record.example] for record in records], images
+            )
         else:
             for record, image in zip(records, images, strict=True):
                 self.records.add(record)
@@ -230,21 +272,43 @@ class _Evaluation:
             self.on_progress(self._progress())
 
     def _progress(self) -> Progress:
-        total = None if self.source.examples is None else self.shard.share(self.source.examples) * len(self.chains)
+        total = (
+            None
+            if self.source.examples is None
+            else self.shard.share(self.source.examples) * len(self.chains)
+        )
         spent = self.spent_on_checks + (self.engine.spent if self.engine is not None else 0)
-        return Progress(self.decided, total, len(self.chains), self.fresh, time.perf_counter() - self.attacks_began, spent)
+        return Progress(
+            self.decided,
+            total,
+            len(self.chains),
+            self.fresh,
+            time.perf_counter() - self.attacks_began,
+            spent,
+        )
 
     def report(self, flags: list[Flag], checks: bool) -> RobustnessReport:
         """Of all processes together."""
         records = self.shard.gather(self.records)
-        # A kill in the middle of an admission may leave an image known to some attacks only: it counts once all know it.
-        known = [set(records.of_attack(number)["example"].tolist()) for number in range(len(self.attacks))]
+        # A kill in the middle of an admission may leave an image known to some attacks only: it
+        # counts once all know it.
+        known = [
+            set(records.of_attack(number)["example"].tolist())
+            for number in range(len(self.attacks))
+        ]
         common = torch.tensor(sorted(set.intersection(*known)), dtype=torch.int64)
         common = common if self.source.examples is None else common[common < self.source.examples]
         complete = all(self.shard.gather_objects(self.complete))
-        flags = next(filter(None, self.shard.gather_objects(flags)), [])  # a process without images has none
-        self.images = {key: image for part in self.shard.gather_objects(self.images) for key, image in part.items()}
-        summaries = {name: self._summary(records, number, common) for number, name in enumerate(self.attacks)}
+        # a process without images has none
+        flags = next(filter(None, self.shard.gather_objects(flags)), [])
+        self.images = {
+            key: image
+            for part in self.shard.gather_objects(self.images)
+            for key, image in part.items()
+        }
+        summaries = {
+            name: self._summary(records, number, common) for number, name in enumerate(self.attacks)
+        }
         clean = next(iter(summaries.values())).clean_correct
         unread = 0 if self.source.examples is None else self.source.examples - len(clean)
         report = RobustnessReport(clean, summaries, flags, self.seconds, complete, unread)
@@ -258,11 +322,17 @@ class _Evaluation:
         adversarial = None
         if self.keep:
             images = [self._image(number, index, records) for index in columns["example"].tolist()]
-            adversarial = torch.stack(images) if images else torch.zeros(0, *self.source.shape, dtype=self.source.dtype)
+            adversarial = (
+                torch.stack(images)
+                if images
+                else torch.zeros(0, *self.source.shape, dtype=self.source.dtype)
+            )
         return AttackSummary(
             stages=tuple((_radius(stage), stage.attack.name) for stage in self.chains[number]),
             examples=columns["example"],
-            **{name: columns[name].bool() for name in ("clean_correct", "fell", "decided", "found")},
+            **{
+                name: columns[name].bool() for name in ("clean_correct", "fell", "decided", "found")
+            },
             **{name: columns[name] for name in ("passed", "prediction", "distance", "steps")},
             adversarial=adversarial,
             flags=flag,
@@ -275,16 +345,24 @@ class _Evaluation:
             return self.images[attack, index]
         record = records.get(attack, index)
         image = (
-            None if record is None or self.journal is None else self.journal.image(record, self.source.shape, self.source.dtype)
+            None
+            if record is None or self.journal is None
+            else self.journal.image(record, self.source.shape, self.source.dtype)
         )
-        return torch.full(self.source.shape, float("nan"), dtype=self.source.dtype) if image is None else image
+        return (
+            torch.full(self.source.shape, float("nan"), dtype=self.source.dtype)
+            if image is None
+            else image
+        )
 
 
 def _named(attacks: Mapping[str, Attack] | Sequence[Attack]) -> Mapping[str, Attack]:
     if isinstance(attacks, Mapping):
         return attacks
     if not isinstance(attacks, Sequence):
-        raise TypeError(f"attacks must be name → attack, or a list of attacks, got {type(attacks).__name__}")
+        raise TypeError(
+            f"attacks must be name → attack, or a list of attacks, got {type(attacks).__name__}"
+        )
     named: dict[str, Attack] = {}
     for attack in attacks:
         name = ", ".join(filter(None, (repr(attack), attack.search)))
@@ -302,7 +380,10 @@ def _check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int)
         if not isinstance(attack, Attack):
             raise TypeError(f"attacks[{name!r}] must be an attack, got {type(attack).__name__}")
         if attack.model is not model:
-            raise ValueError(f"attacks[{name!r}] must be made for the model that is evaluated, got one for another model")
+            raise ValueError(
+                f"attacks[{name!r}] must be made for the model that is evaluated, got one for "
+                "another model"
+            )
         if isinstance(attack.eps, Tensor) and attack.eps.ndim:
             raise ValueError(f"attacks[{name!r}] must have a single eps, got one an example")
     bounds = {name: attack.bounds for name, attack in attacks.items()}

@@ -1,4 +1,5 @@
-"""The journal of an evaluation: one line for what was found out, appended at once, so that a kill loses nothing that was known."""
+"""The journal of an evaluation: one line for what was found out, appended at once, so that a kill
+loses nothing that was known."""
 
 import fcntl
 import json
@@ -21,11 +22,13 @@ class JournalError(ValueError):
 
 
 class Journal:
-    """A folder with ``journal-RANK.jsonl`` of each process, and ``images-RANK.bin`` if final images are kept.
+    """A folder with ``journal-RANK.jsonl`` of each process, and ``images-RANK.bin`` if final images
+    are kept.
 
-    The first line says what is evaluated; each further line holds the records of images that were attacked together. A line is complete
-    or, cut off by a kill, ignored; so is one whose images did not reach the disk. Records of other processes are read, too, so that a run
-    may go on with another number of them.
+    The first line says what is evaluated; each further line holds the records of images that were
+    attacked together. A line is complete or, cut off by a kill, ignored; so is one whose images did
+    not reach the disk. Records of other processes are read, too, so that a run may go on with
+    another number of them.
 
     Args:
         folder: made if it is not there.
@@ -33,8 +36,8 @@ class Journal:
         rank: of this process.
 
     Raises:
-        JournalError: the folder holds a journal with other settings (the message names the first difference), or another process
-            writes to it.
+        JournalError: the folder holds a journal with other settings (the message names the first
+            difference), or another process writes to it.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], rank: int = 0) -> None:
@@ -48,7 +51,9 @@ class Journal:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise JournalError(f"{own} must not be in use, got one that another evaluation writes to") from None
+                raise JournalError(
+                    f"{own} must not be in use, got one that another evaluation writes to"
+                ) from None
             for path in sorted(folder.glob("journal-*.jsonl")):
                 self._read(path, settings, mine=path == own)
         except JournalError:
@@ -59,7 +64,9 @@ class Journal:
         if self._file.tell() == 0:
             self._write({"settings": settings})
 
-    def append(self, records: Sequence[Record], checksums: Sequence[int], images: Sequence[Tensor | None]) -> None:
+    def append(
+        self, records: Sequence[Record], checksums: Sequence[int], images: Sequence[Tensor | None]
+    ) -> None:
         """Note the records of a unit, the final images first of those that have one by now."""
         lines = []
         for record, crc, image in zip(records, checksums, images, strict=True):
@@ -73,9 +80,13 @@ class Journal:
         self._write(lines)
 
     def check(self, index: int, checksum: int) -> None:
-        """JournalError if this image, or its label, is not the one that was evaluated under this index."""
+        """JournalError if this image, or its label, is not the one that was evaluated under this
+        index."""
         if self.checksums.get(index, checksum) != checksum:
-            raise JournalError(f"data must be what the journal in {self.folder} is about, got another image or label {index}")
+            raise JournalError(
+                f"data must be what the journal in {self.folder} is about, got another image or "
+                f"label {index}"
+            )
 
     def image(self, record: Record, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
         """The final image of a record."""
@@ -103,7 +114,8 @@ class Journal:
     def _read(self, path: Path, settings: dict[str, Any], mine: bool) -> None:
         data = path.read_bytes()
         complete = data[: data.rfind(b"\n") + 1]
-        if mine and len(complete) < len(data):  # cut off by a kill; another process may be writing its own
+        # cut off by a kill; another process may be writing its own
+        if mine and len(complete) < len(data):
             os.truncate(path, len(complete))
         lines = complete.splitlines()
         if not lines:
@@ -117,11 +129,14 @@ class Journal:
             found = head["settings"]
             units = [[(line.pop("checksum"), Record(**line)) for line in unit] for unit in rest]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise JournalError(f"{path} must be a journal of this program, got {error!r}") from error
+            raise JournalError(
+                f"{path} must be a journal of this program, got {error!r}"
+            ) from error
         for name in dict.fromkeys([*settings, *found]):
             if settings.get(name) != found.get(name):
                 raise JournalError(
-                    f"{name} must be as in the journal {path} to go on, {found.get(name)!r}, got {settings.get(name)!r}; "
+                    f"{name} must be as in the journal {path} to go on, {found.get(name)!r}, got "
+                    f"{settings.get(name)!r}; "
                     "use another folder for another evaluation"
                 )
         for unit in units:

@@ -1,7 +1,9 @@
-"""Checks against false security: signs in a model that it looks more robust than it is. (``outcome_checks``: in what attacks did.)
+"""Checks against false security: signs in a model that it looks more robust than it is.
+(``outcome_checks``: in what attacks did.)
 
-After AutoAttack's flags (Croce & Hein, arXiv 2003.01690), Carlini et al. (arXiv 1902.06705) and Pintor et al. (arXiv 2106.09947);
-batch dependence, non-determinism and blocked routing gradients are added for models with experts.
+After AutoAttack's flags (Croce & Hein, arXiv 2003.01690), Carlini et al. (arXiv 1902.06705) and
+Pintor et al. (arXiv 2106.09947); batch dependence, non-determinism and blocked routing gradients
+are added for models with experts.
 """
 
 import copy
@@ -29,7 +31,8 @@ ROUNDING = 1e-6  # of a gradient of the margin with respect to router logits, re
 
 
 class Flag(NamedTuple):
-    """What one check says: its name, whether it tripped, the number behind it, and what that means in plain words."""
+    """What one check says: its name, whether it tripped, the number behind it, and what that means
+    in plain words."""
 
     name: str
     tripped: bool
@@ -37,7 +40,9 @@ class Flag(NamedTuple):
     message: str
 
 
-def check_model(attack: Attack, images: Tensor, labels: Tensor, *, also: Sequence[Attack] = ()) -> list[Flag]:
+def check_model(
+    attack: Attack, images: Tensor, labels: Tensor, *, also: Sequence[Attack] = ()
+) -> list[Flag]:
     """Look at the model of an attack, on up to 64 images in ``bounds``. Costs about a dozen passes.
 
     ``also``: other attacks that are to be made on it.
@@ -77,7 +82,10 @@ def passes_of_checks(images: int) -> int:
 def no_room_for_checks() -> Flag:
     """In place of ``check_model``."""
     return Flag(
-        "model not looked at", True, 0.0, "max_forwards left no room for a look at the model for signs of false security."
+        "model not looked at",
+        True,
+        0.0,
+        "max_forwards left no room for a look at the model for signs of false security.",
     )
 
 
@@ -103,7 +111,8 @@ def _undetermined(random: float, logits: list[Tensor]) -> Flag:
         "forward non-determinism",
         tripped,
         random if differ else 0.0,
-        "The same pass gives other bits each time, within rounding: images near a boundary may change their verdict."
+        "The same pass gives other bits each time, within rounding: images near a boundary may "
+        "change their verdict."
         if tripped
         else ("See randomised model." if differ else "The same pass gives the same bits."),
     )
@@ -111,12 +120,14 @@ def _undetermined(random: float, logits: list[Tensor]) -> Flag:
 
 def _softmax(logits: Tensor) -> Flag:
     sums = (logits.double().sum(1) - 1).abs().max()
-    tripped = bool(logits.min() >= 0) and bool(logits.max() <= 1) and float(sums) < 1e-2  # bfloat16 sums are that far off
+    # bfloat16 sums are that far off
+    tripped = bool(logits.min() >= 0) and bool(logits.max() <= 1) and float(sums) < 1e-2
     return Flag(
         "softmax outputs",
         tripped,
         float(sums),
-        "The outputs are probabilities, whose gradients vanish where the model is sure: attack the logits before the softmax."
+        "The outputs are probabilities, whose gradients vanish where the model is sure: attack "
+        "the logits before the softmax."
         if tripped
         else "The outputs are no probabilities.",
     )
@@ -129,14 +140,17 @@ def _classes(attacks: list[Attack], classes: int) -> Flag:
         "fewer classes than the loss needs",
         tripped,
         float(classes),
-        f"The model has {classes} classes, and a loss or its targets ask for {needed}: fewer targets are gone through, and APGD takes the "
+        f"The model has {classes} classes, and a loss or its targets ask for {needed}: fewer "
+        "targets are gone through, and APGD takes the "
         "margin in place of DLR."
         if tripped
         else f"{classes} classes are enough.",
     )
 
 
-def _quantised(bounds: Bounds, victim: Victim, images: Tensor, labels: Tensor, random: float) -> Flag:
+def _quantised(
+    bounds: Bounds, victim: Victim, images: Tensor, labels: Tensor, random: float
+) -> Flag:
     """Whether tiny noise changes the margin as the gradient says it should."""
     name = "quantised input"
     weight = next(victim.model.parameters(), None) if isinstance(victim.model, nn.Module) else None
@@ -144,7 +158,11 @@ def _quantised(bounds: Bounds, victim: Victim, images: Tensor, labels: Tensor, r
         return Flag(name, False, 0.0, "Not looked at: the model is random, or of half precision.")
     low, high = bounds
     keys = example_keys(0, torch.arange(len(images), device=images.device), 0)
-    noise = (2 * uniform(keys, tuple(images.shape[1:]), images.dtype) - 1) * FINER_THAN_8_BIT * (high - low)
+    noise = (
+        (2 * uniform(keys, tuple(images.shape[1:]), images.dtype) - 1)
+        * FINER_THAN_8_BIT
+        * (high - low)
+    )
     moved = (images + noise).clamp(low, high)
     here = _margin_and_gradient(victim, images, labels)
     there = _margin_and_gradient(victim, moved, labels)
@@ -155,19 +173,37 @@ def _quantised(bounds: Bounds, victim: Victim, images: Tensor, labels: Tensor, r
         return _steps(victim, images, labels, noise, here[0], there[0], bounds)
     if int(counted.sum()) < FEW:
         return Flag(name, False, 0.0, f"Not looked at: fewer than {FEW} images have a gradient.")
-    value = float(((actual - expected).abs() / (actual.abs() + expected.abs()).clamp_min(1e-300))[counted].median())
+    value = float(
+        ((actual - expected).abs() / (actual.abs() + expected.abs()).clamp_min(1e-300))[
+            counted
+        ].median()
+    )
     tripped = value > 0.5
     return Flag(
         name,
         tripped,
         value,
-        f"Noise of 1/1024 of the pixel range changes the margin otherwise than the gradient says: by {100 * value:.0f} % of the change. "
-        + ("The model rounds its input, or its gradients are not its own." if tripped else "Gradients describe the model."),
+        "Noise of 1/1024 of the pixel range changes the margin otherwise than the gradient says: "
+        f"by {100 * value:.0f} % of the change. "
+        + (
+            "The model rounds its input, or its gradients are not its own."
+            if tripped
+            else "Gradients describe the model."
+        ),
     )
 
 
-def _steps(victim: Victim, images: Tensor, labels: Tensor, noise: Tensor, here: Tensor, there: Tensor, bounds: Bounds) -> Flag:
-    """No image has a gradient: does the margin stand still under tiny noise and move under noise that is 64 times larger?"""
+def _steps(
+    victim: Victim,
+    images: Tensor,
+    labels: Tensor,
+    noise: Tensor,
+    here: Tensor,
+    there: Tensor,
+    bounds: Bounds,
+) -> Flag:
+    """No image has a gradient: does the margin stand still under tiny noise and move under noise
+    that is 64 times larger?"""
     with torch.no_grad():
         far = margin(victim.predict((images + 64 * noise).clamp(*bounds)), labels)
     still, moves = float((there == here).double().mean()), float((far != here).double().mean())
@@ -176,15 +212,21 @@ def _steps(victim: Victim, images: Tensor, labels: Tensor, noise: Tensor, here: 
         "quantised input",
         tripped,
         still,
-        f"No image has a gradient, and noise of 1/1024 of the pixel range leaves the margin of {100 * still:.0f} % of them as it was, to the bit. "
-        + ("The model rounds its input." if tripped else "It does not look like rounding: see zero gradients."),
+        "No image has a gradient, and noise of 1/1024 of the pixel range leaves the margin of "
+        f"{100 * still:.0f} % of them as it was, to the bit. "
+        + (
+            "The model rounds its input."
+            if tripped
+            else "It does not look like rounding: see zero gradients."
+        ),
     )
 
 
 def _margin_and_gradient(victim: Victim, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     try:
         answer = victim.ask(
-            {"point": images, "label": labels} | victim.record(images), lambda logits, _: margin(logits, labels)
+            {"point": images, "label": labels} | victim.record(images),
+            lambda logits, _: margin(logits, labels),
         )
     except ValueError:  # no graph at all
         return torch.zeros(len(images), device=images.device), torch.zeros_like(images)
@@ -197,7 +239,10 @@ def _batch_dependence(victim: Victim, images: Tensor, logits: Tensor, random: fl
         return Flag("batch dependence", False, 0.0, "Not looked at: one image has no company.")
     order = torch.arange(len(images) - 1, -1, -1, device=images.device)
     apart = [_apart(victim.predict(images[order])[order.argsort()], logits)]
-    apart += [_apart(victim.predict(images[i : i + 1]), logits[i : i + 1]) for i in range(min(ALONE, len(images)))]
+    apart += [
+        _apart(victim.predict(images[i : i + 1]), logits[i : i + 1])
+        for i in range(min(ALONE, len(images)))
+    ]
     worst = max((float(a.max()) for a in apart), default=0.0)
     tripped = worst > max(DIFFERS, 3 * random)
     return Flag(
@@ -206,7 +251,8 @@ def _batch_dependence(victim: Victim, images: Tensor, logits: Tensor, random: fl
         worst,
         f"An image's logits change by up to {worst:.1e} of their size with the images beside it. "
         + (
-            "A verdict holds for these batches only; groups of a known capacity are attacked as a whole, anything else is not."
+            "A verdict holds for these batches only; groups of a known capacity are attacked as a "
+            "whole, anything else is not."
             if tripped
             else "Images do not influence each other."
         ),
@@ -227,7 +273,8 @@ def _zero_gradients(victim: Victim, images: Tensor, labels: Tensor, logits: Tens
         "zero gradients",
         share > 0,
         share,
-        f"{100 * share:.0f} % of the correctly classified images have a cross-entropy gradient of exactly 0. "
+        f"{100 * share:.0f} % of the correctly classified images have a cross-entropy gradient of "
+        "exactly 0. "
         + (
             "Attacks on the cross-entropy stand still there: use the margin or DLR, and Square."
             if share
@@ -242,14 +289,23 @@ def _routing_gradient(victim: Victim, images: Tensor, labels: Tensor) -> Flag:
         return Flag(name, False, 0.0, "The model has no routing that is known here.")
     points = images.detach().requires_grad_()
     with torch.enable_grad(), trace_routing(victim.model, keep_graph=True) as trace:
-        margins = margin(victim.logits(points), labels)  # its gradient does not vanish where the model is sure
+        # its gradient does not vanish where the model is sure
+        margins = margin(victim.logits(points), labels)
         loss, least = margins.sum(), ROUNDING * float(margins.detach().abs().max())
-    layers = {layer: [logits for logits in seen.all_logits if logits is not None] for layer, seen in trace.layers.items()}
+    layers = {
+        layer: [logits for logits in seen.all_logits if logits is not None]
+        for layer, seen in trace.layers.items()
+    }
     blocked = []
     for layer, seen in layers.items():
         wanted = [logits for logits in seen if logits.requires_grad]
-        grads = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True) if wanted and loss.requires_grad else ()
-        # A gate that is always 1, the one choice of K = 1 renormalised, leaves rounding errors of a gradient.
+        grads = (
+            torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True)
+            if wanted and loss.requires_grad
+            else ()
+        )
+        # A gate that is always 1, the one choice of K = 1 renormalised, leaves rounding errors of a
+        # gradient.
         if seen and not any(grad is not None and float(grad.abs().max()) > least for grad in grads):
             blocked.append(layer)
     share = len(blocked) / max(len(layers), 1)
@@ -257,7 +313,8 @@ def _routing_gradient(victim: Victim, images: Tensor, labels: Tensor) -> Flag:
         name,
         bool(blocked),
         share,
-        f"No gradient reaches the routers of {', '.join(blocked)}: an attack cannot see how to reroute tokens. Use routing=StraightThrough()."
+        f"No gradient reaches the routers of {', '.join(blocked)}: an attack cannot see how to "
+        "reroute tokens. Use routing=StraightThrough()."
         if blocked
         else "Gradients reach every router.",
     )

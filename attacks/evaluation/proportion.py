@@ -18,7 +18,8 @@ class Proportion:
         return self.count / self.total if self.total else float("nan")
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson score interval (Wilson 1927): honest for small samples and for shares near 0 and 1."""
+        """Wilson score interval (Wilson 1927): honest for small samples and for shares near 0 and
+        1."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
         if self.total == 0:
@@ -31,7 +32,12 @@ class Proportion:
         return low, 1.0 if self.count == n else min(1.0, center + half)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "total": self.total, "value": self.value, "wilson_95": list(self.interval())}
+        return {
+            "count": self.count,
+            "total": self.total,
+            "value": self.value,
+            "wilson_95": list(self.interval()),
+        }
 
     def __str__(self) -> str:
         low, high = self.interval()

@@ -15,11 +15,14 @@ class AttackSummary:
     """One attack over the whole data set. Tensors are on CPU, in the order of the data.
 
     stages: (eps, name) of what an image goes through, in order
-    examples: (N,) int64, the images' numbers in the data: all of them, or those that a budget let the evaluation come to
-    passed: (N,) int64, stages an image passed; fell: (N,) bool, it did not pass the next; decided: (N,) bool, nothing was left to do
+    examples: (N,) int64, the images' numbers in the data: all of them, or those that a budget let
+        the evaluation come to
+    passed: (N,) int64, stages an image passed; fell: (N,) bool, it did not pass the next; decided:
+        (N,) bool, nothing was left to do
     clean_correct: (N,) bool
     prediction (N,), distance (N,) float64, steps (N,) to success (−1 without): of the final image
-    found: (N,) bool; the search took some point for a success, which full precision may not have confirmed
+    found: (N,) bool; the search took some point for a success, which full precision may not have
+        confirmed
     adversarial: (N, …) or None if not kept
     flags: name → (N,) bool, as in ``AttackResult``
     forwards, backwards: passes of single images
@@ -47,7 +50,8 @@ class AttackSummary:
 
     @property
     def robust(self) -> Tensor:
-        """(N,) bool: right, and nothing was found up to the largest eps. An undecided image counts as robust: see ``undecided``."""
+        """(N,) bool: right, and nothing was found up to the largest eps. An undecided image counts
+        as robust: see ``undecided``."""
         return self.robust_at(self.eps[-1])
 
     def robust_at(self, eps: float) -> Tensor:
@@ -61,7 +65,8 @@ class AttackSummary:
 
     @property
     def fell_at(self) -> Tensor:
-        """(N,) float64: the radius at which an image fell; infinity if it did not, 0 if it was wrong from the start."""
+        """(N,) float64: the radius at which an image fell; infinity if it did not, 0 if it was
+        wrong from the start."""
         radii = torch.tensor([eps for eps, _ in self.stages], dtype=torch.float64)
         at = radii[self.passed.clamp(max=len(self.stages) - 1)]
         return torch.where(self.fell, at, torch.where(self.clean_correct, float("inf"), 0.0))
@@ -81,7 +86,9 @@ class AttackSummary:
     @property
     def curve(self) -> dict[float, Proportion]:
         """eps → robust accuracy."""
-        return {eps: Proportion(int(self.robust_at(eps).sum()), len(self.robust)) for eps in self.eps}
+        return {
+            eps: Proportion(int(self.robust_at(eps).sum()), len(self.robust)) for eps in self.eps
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
@@ -103,7 +110,8 @@ class AttackSummary:
 
 @dataclass
 class RobustnessReport:
-    """``clean_correct`` (N,) bool, a summary of every attack by name, and what the checks against false security say.
+    """``clean_correct`` (N,) bool, a summary of every attack by name, and what the checks against
+    false security say.
 
     seconds: that the attacks took together in this call, without the checks; they share one queue
     complete: False: a budget ended it before every image was decided
@@ -123,7 +131,8 @@ class RobustnessReport:
 
     @property
     def worst_case(self) -> Proportion:
-        """Right on the clean image and under every attack at its largest eps: the number to report for the set of attacks."""
+        """Right on the clean image and under every attack at its largest eps: the number to report
+        for the set of attacks."""
         robust = self.clean_correct.clone()
         for summary in self.attacks.values():
             robust &= summary.robust

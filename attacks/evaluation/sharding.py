@@ -1,4 +1,5 @@
-"""One evaluation on several processes: each takes its share of the examples; only records travel."""
+"""One evaluation on several processes: each takes its share of the examples; only records
+travel."""
 
 from typing import Any, NamedTuple
 
@@ -31,7 +32,8 @@ class Shard(NamedTuple):
         return values
 
     def gather(self, records: Records) -> Records:
-        """The records of all processes. Of an image that two know, from an earlier run with other shares, the later state."""
+        """The records of all processes. Of an image that two know, from an earlier run with other
+        shares, the later state."""
         parts = self.gather_objects(records)
         if len(parts) == 1:
             return records

@@ -15,8 +15,8 @@ Batches = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
 
 class Source:
-    """Chunks of at least a batch, checked, numbered, on the device of the model's weights; only this process's share of each, and whole
-    units but for the last chunk.
+    """Chunks of at least a batch, checked, numbered, on the device of the model's weights; only
+    this process's share of each, and whole units but for the last chunk.
 
     Args:
         data: (images, labels), or batches of them.
@@ -24,20 +24,33 @@ class Source:
         together: images that must stay side by side.
 
     Attributes:
-        seen: examples read so far; examples: in the data, None while that is not known; both of all processes.
+        seen: examples read so far; examples: in the data, None while that is not known; both of all
+            processes.
         shape, dtype: of an image as attacks see it; device: where.
     """
 
-    def __init__(self, data: Batches, attacks: Sequence[Attack], batch_size: int, together: int, shard: Shard) -> None:
-        self.data, self.attacks, self.batch_size, self.together, self.shard = data, attacks, batch_size, together, shard
+    def __init__(
+        self, data: Batches, attacks: Sequence[Attack], batch_size: int, together: int, shard: Shard
+    ) -> None:
+        self.data, self.attacks, self.batch_size, self.together, self.shard = (
+            data,
+            attacks,
+            batch_size,
+            together,
+            shard,
+        )
         self.seen, self.examples, self.shape, self.dtype = 0, None, torch.Size(), torch.float32
         if isinstance(data, tuple):
             if len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
                 kinds = [type(part).__name__ for part in data]
-                raise TypeError(f"data must be (images, labels), or batches of them, got a tuple of {kinds}")
+                raise TypeError(
+                    f"data must be (images, labels), or batches of them, got a tuple of {kinds}"
+                )
             self.examples = len(data[1])
         elif not isinstance(data, Iterable) or isinstance(data, Tensor):
-            raise TypeError(f"data must be (images, labels), or batches of them, got {type(data).__name__}")
+            raise TypeError(
+                f"data must be (images, labels), or batches of them, got {type(data).__name__}"
+            )
         model = attacks[0].model
         weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
         self.device: torch.device | None = None if weight is None else weight.device
@@ -48,7 +61,11 @@ class Source:
             chunk = self._checked(images, labels)
             if rest is not None:
                 chunk = Chunk(*(torch.cat(pair) for pair in zip(rest[:3], chunk[:3], strict=True)))  # type: ignore[arg-type]
-            full = len(chunk.labels) // self.together * self.together if len(chunk.labels) >= self.batch_size else 0
+            full = (
+                len(chunk.labels) // self.together * self.together
+                if len(chunk.labels) >= self.batch_size
+                else 0
+            )
             rest = Chunk(*(part[full:] for part in chunk[:3]))
             yield from self._share(Chunk(*(part[:full] for part in chunk[:3])))
         self.examples = self.seen
@@ -77,10 +94,18 @@ class Source:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(self.data, tuple):
-            yield from zip(self.data[0].split(self.batch_size), self.data[1].split(self.batch_size), strict=True)  # type: ignore[union-attr]
+            yield from zip(
+                self.data[0].split(self.batch_size),
+                self.data[1].split(self.batch_size),
+                strict=True,
+            )  # type: ignore[union-attr]
             return
         for batch in self.data:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                got = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-                raise TypeError(f"data must be (images, labels), or batches of them, got {got} as a batch")
+                got = f"a {type(batch).__name__}" + (
+                    f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+                )
+                raise TypeError(
+                    f"data must be (images, labels), or batches of them, got {got} as a batch"
+                )
             yield batch[0], batch[1]

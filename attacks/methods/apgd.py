@@ -1,4 +1,5 @@
-"""Auto-PGD: projected gradient ascent with momentum whose step length looks after itself (Croce & Hein, arXiv 2003.01690)."""
+"""Auto-PGD: projected gradient ascent with momentum whose step length looks after itself (Croce &
+Hein, arXiv 2003.01690)."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -10,7 +11,16 @@ from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.balls import Ball
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Rows, where
-from ironmoe.attacks.losses import Loss, TargetedLoss, dlr, get_loss, get_targeted_loss, margin, targeted_dlr, targeted_margin
+from ironmoe.attacks.losses import (
+    Loss,
+    TargetedLoss,
+    dlr,
+    get_loss,
+    get_targeted_loss,
+    margin,
+    targeted_dlr,
+    targeted_margin,
+)
 from ironmoe.attacks.methods.apgd_l1 import Sparsity
 from ironmoe.attacks.random import normal, uniform
 from ironmoe.kernels.attack_step import column
@@ -21,38 +31,45 @@ MOMENTUM = 0.25  # share of the last movement in the next one: 1 − α of the p
 class Schedule(Protocol):
     """How the steps of an attempt change on its way.
 
-    It finds the best point so far, with its loss and gradient, in the rows' ``peak``, ``peak_loss`` and ``peak_grad``.
+    It finds the best point so far, with its loss and gradient, in the rows' ``peak``, ``peak_loss``
+    and ``peak_grad``.
     """
 
     def start(self, rows: Rows) -> None:
         """Set ``point`` and what the schedule remembers."""
 
     def goes_back(self, rows: Rows, loss: Tensor) -> Tensor:
-        """(R,) bool: the next step starts from the best point. Asked once after every answer, which gave ``loss`` (R,)."""
+        """(R,) bool: the next step starts from the best point. Asked once after every answer, which
+        gave ``loss`` (R,)."""
 
     def move(self, rows: Rows, point: Tensor, grad: Tensor) -> None:
         """Set the next ``point``, a step from ``point`` along the gradient there."""
 
 
 class APGD(Attack):
-    """Auto-PGD and, with ``targets``, APGD-T (arXiv 2003.01690; in L1 arXiv 2103.01208): no step length to choose.
+    """Auto-PGD and, with ``targets``, APGD-T (arXiv 2003.01690; in L1 arXiv 2103.01208): no step
+    length to choose.
 
-    Steps begin long, and get shorter for each example by itself when they no longer raise its loss; it then goes back to the best
-    point it has seen. ``Halving`` says how in Linf and L2, ``Sparsity`` in L1, where the steps' sparsity adapts, too.
+    Steps begin long, and get shorter for each example by itself when they no longer raise its loss;
+    it then goes back to the best point it has seen. ``Halving`` says how in Linf and L2,
+    ``Sparsity`` in L1, where the steps' sparsity adapts, too.
 
-    Beginnings are random, on the sphere and clamped to the box. N steps take N gradients; the official code takes one more, at the
-    last point, and does not use it.
+    Beginnings are random, on the sphere and clamped to the box. N steps take N gradients; the
+    official code takes one more, at the last point, and does not use it.
 
     Args (beyond those of ``Attack``):
         steps: gradient steps of each attempt, ≥ 0.
-        loss: "ce", "margin", "dlr", "sigmoid", or a callable (logits, labels) → (B,). With targets "dlr", "margin", "ce", or a
-            callable (logits, labels, targets) → (B,). None: "ce", and "dlr" with targets. The DLR loss needs 3 classes, the targeted one 4;
-            a model with fewer gets the (targeted) margin, the same loss without its scale.
+        loss: "ce", "margin", "dlr", "sigmoid", or a callable (logits, labels) → (B,). With targets
+            "dlr", "margin", "ce", or a callable (logits, labels, targets) → (B,). None: "ce", and
+            "dlr" with targets. The DLR loss needs 3 classes, the targeted one 4; a model with fewer
+            gets the (targeted) margin, the same loss without its scale.
         restarts: attempts from different starts, ≥ 1, at each target.
-        rho: steps are halved where at most this share of those since the last checkpoint raised the loss, 0 … 1; not in L1.
-        targets: how many of the likeliest wrong classes of the clean image are made for in turn, 9 in AutoAttack; 0: none,
-            just away from the label.
-        three_radii: in L1, search at 3 · eps, at 2 · eps and at eps, as AutoAttack does, with 30 %, 30 % and 40 % of the steps.
+        rho: steps are halved where at most this share of those since the last checkpoint raised the
+            loss, 0 … 1; not in L1.
+        targets: how many of the likeliest wrong classes of the clean image are made for in turn, 9
+            in AutoAttack; 0: none, just away from the label.
+        three_radii: in L1, search at 3 · eps, at 2 · eps and at eps, as AutoAttack does, with 30 %,
+            30 % and 40 % of the steps.
         early_stop: stop working on an example once it is misclassified, as in ``PGD``.
     """
 
@@ -73,7 +90,11 @@ class APGD(Attack):
     ) -> None:
         self.targets = targets
         super().__init__(model, eps, norm=norm, **options)
-        for name, value, least in (("steps", steps, 0), ("restarts", restarts, 1), ("targets", targets, 0)):
+        for name, value, least in (
+            ("steps", steps, 0),
+            ("restarts", restarts, 1),
+            ("targets", targets, 0),
+        ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if not 0 <= rho <= 1:
@@ -81,18 +102,26 @@ class APGD(Attack):
         if three_radii and norm != "L1":
             raise ValueError(f"three_radii=True goes with norm='L1' alone, got norm={norm!r}")
         loss = loss or ("dlr" if targets else "ce")
-        self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+        self.loss_name = (
+            loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+        )
         self.loss_of = None if targets else get_loss(cast(str | Loss, loss))
-        self.targeted_loss_of = get_targeted_loss(cast(str | TargetedLoss, loss)) if targets else None
+        self.targeted_loss_of = (
+            get_targeted_loss(cast(str | TargetedLoss, loss)) if targets else None
+        )
         self.steps, self.restarts, self.queries = steps, restarts, steps
         self.keeps = "first" if early_stop else "best"
         self.inside = not three_radii
         self.schedule: Schedule = (
-            Sparsity(steps, self.bounds, three_radii) if norm == "L1" else Halving(steps, rho, norm, self.ball)
+            Sparsity(steps, self.bounds, three_radii)
+            if norm == "L1"
+            else Halving(steps, rho, norm, self.ball)
         )
 
     def __repr__(self) -> str:
-        extras = (f", targets={self.targets}" if self.targets else "") + (", three_radii" if not self.inside else "")
+        extras = (f", targets={self.targets}" if self.targets else "") + (
+            ", three_radii" if not self.inside else ""
+        )
         return (
             f"APGD({self.norm}, eps={self.eps}, steps={self.steps}, loss={self.loss_name}{extras}, "
             f"restarts={self.restarts}, seed={self.seed})"
@@ -113,7 +142,9 @@ class APGD(Attack):
     def loss(self, logits: Tensor, rows: Rows) -> Tensor:
         if self.targeted_loss_of is None:
             assert self.loss_of is not None
-            return (margin if self.loss_of is dlr and logits.shape[1] < 3 else self.loss_of)(logits, rows["label"])
+            return (margin if self.loss_of is dlr and logits.shape[1] < 3 else self.loss_of)(
+                logits, rows["label"]
+            )
         too_few = self.targeted_loss_of is targeted_dlr and logits.shape[1] < 4
         loss_of = targeted_margin if too_few else self.targeted_loss_of
         return loss_of(logits, rows["label"], rows["target"])
@@ -123,27 +154,38 @@ class APGD(Attack):
         loss, grad = loss.to(rows["peak_loss"].dtype), grad.to(rows["clean"].dtype)
         higher = loss > rows["peak_loss"]
         rows["peak_loss"] = torch.where(higher, loss, rows["peak_loss"])
-        rows["peak"], rows["peak_grad"] = where(higher, rows["point"], rows["peak"]), where(higher, grad, rows["peak_grad"])
+        rows["peak"], rows["peak_grad"] = (
+            where(higher, rows["point"], rows["peak"]),
+            where(higher, grad, rows["peak_grad"]),
+        )
         back = self.schedule.goes_back(rows, loss)
-        self.schedule.move(rows, where(back, rows["peak"], rows["point"]), where(back, rows["peak_grad"], grad))
+        self.schedule.move(
+            rows, where(back, rows["peak"], rows["point"]), where(back, rows["peak_grad"], grad)
+        )
         rows["finished"] = rows["finished"] | (rows["queries"] >= self.steps)
 
     def score(self, rows: Rows, loss: Tensor) -> Tensor:
         """The loss; −∞ for points of a search at a larger radius."""
-        return loss if self.inside else torch.where(rows["radius"] <= rows["eps"], loss, float("-inf"))
+        return (
+            loss if self.inside else torch.where(rows["radius"] <= rows["eps"], loss, float("-inf"))
+        )
 
 
 class Halving:
-    """Steps of 2 · eps with momentum, halved at checkpoints: the schedule of arXiv 2003.01690, Algorithm 1, in Linf and L2.
+    """Steps of 2 · eps with momentum, halved at checkpoints: the schedule of arXiv 2003.01690,
+    Algorithm 1, in Linf and L2.
 
-    Checkpoints come after 22, 41, 57, 70, 80, 87, 93 and 99 % of the steps. There an example's steps are halved, and it goes back to
-    its best point, if since the last checkpoint
+    Checkpoints come after 22, 41, 57, 70, 80, 87, 93 and 99 % of the steps. There an example's
+    steps are halved, and it goes back to its best point, if since the last checkpoint
 
-    1. at most ``rho`` of its steps raised the loss (the paper has "less than"; this is its code), or
-    2. its best loss did not rise, and its steps were not halved at the last checkpoint. Not at the first: there is no last one.
+    1. at most ``rho`` of its steps raised the loss (the paper has "less than"; this is its code),
+        or
+    2. its best loss did not rise, and its steps were not halved at the last checkpoint. Not at the
+        first: there is no last one.
 
-    The first step counts as a rise if it raised the loss of the start; the official code compares it with 0. As there, the movement
-    that momentum carries over a return is the one from the point before to the best point.
+    The first step counts as a rise if it raised the loss of the start; the official code compares
+    it with 0. As there, the movement that momentum carries over a return is the one from the point
+    before to the best point.
 
     Args:
         steps: of an attempt.
@@ -155,7 +197,9 @@ class Halving:
     def __init__(self, steps: int, rho: float, norm: str, ball: Callable[[Rows], Ball]) -> None:
         self.rho, self.norm, self.ball = rho, norm, ball
         # The first window, by how much each is shorter than the last, and the shortest.
-        self.first, self.shrinks, self.least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+        self.first, self.shrinks, self.least = (
+            max(int(share * steps), 1) for share in (0.22, 0.03, 0.06)
+        )
 
     def start(self, rows: Rows) -> None:
         clean, eps = rows["clean"], rows["eps"]
@@ -169,9 +213,12 @@ class Halving:
         rows["point"] = rows["before"] = self.ball(rows).project(point)
         rows["alpha"] = 2 * eps
         rows["window"] = torch.full_like(rows["label"], self.first)
-        rows["left"] = rows["window"] + 1  # answers until the next checkpoint; the first one is about the start
+        # answers until the next checkpoint; the first one is about the start
+        rows["left"] = rows["window"] + 1
         rows["rises"] = torch.zeros_like(rows["label"])
-        rows["last_loss"] = rows["checked_loss"] = torch.full_like(eps, float("inf"), dtype=clean.dtype)
+        rows["last_loss"] = rows["checked_loss"] = torch.full_like(
+            eps, float("inf"), dtype=clean.dtype
+        )
         rows["halved"] = torch.ones_like(rows["finished"])
 
     def goes_back(self, rows: Rows, loss: Tensor) -> Tensor:
@@ -183,7 +230,9 @@ class Halving:
         rows["alpha"] = torch.where(due & halve, rows["alpha"] / 2, rows["alpha"])
         rows["halved"] = torch.where(due, halve, rows["halved"])
         rows["checked_loss"] = torch.where(due, rows["peak_loss"], rows["checked_loss"])
-        rows["window"] = torch.where(due, (rows["window"] - self.shrinks).clamp_min(self.least), rows["window"])
+        rows["window"] = torch.where(
+            due, (rows["window"] - self.shrinks).clamp_min(self.least), rows["window"]
+        )
         rows["left"] = torch.where(due, rows["window"], left)
         rows["rises"], rows["last_loss"] = rises.masked_fill(due, 0), loss
         return due & halve
@@ -191,6 +240,8 @@ class Halving:
     def move(self, rows: Rows, point: Tensor, grad: Tensor) -> None:
         ball = self.ball(rows)
         ahead = ball.step(point, grad, rows["alpha"])
-        swung = ball.project(point + (1 - MOMENTUM) * (ahead - point) + MOMENTUM * (point - rows["before"]))
+        swung = ball.project(
+            point + (1 - MOMENTUM) * (ahead - point) + MOMENTUM * (point - rows["before"])
+        )
         rows["point"] = where(rows["queries"] == 1, ahead, swung)
         rows["before"] = point

@@ -1,4 +1,5 @@
-"""The schedule of Auto-PGD in L1, where how many pixels move matters more than how far (Croce & Hein, arXiv 2103.01208)."""
+"""The schedule of Auto-PGD in L1, where how many pixels move matters more than how far (Croce &
+Hein, arXiv 2103.01208)."""
 
 import torch
 from torch import Tensor
@@ -17,17 +18,22 @@ SPARSER = 0.95  # of the pixels of the last check: fewer are progress
 
 
 class Sparsity:
-    """Steps along the signs of the k largest gradients, with a k that follows the best point (arXiv 2103.01208, Algorithm 1).
+    """Steps along the signs of the k largest gradients, with a k that follows the best point (arXiv
+    2103.01208, Algorithm 1).
 
-    Every 4 % of the steps an example looks at how many pixels of its best point differ from the image. k becomes this over 1.5. If it
-    has fallen by more than 5 % since the last check, the example goes back to that point and its steps are as long as the radius
-    again; otherwise they get 1.5 times shorter, down to a tenth of the radius. Each step is projected exactly onto ball and box.
+    Every 4 % of the steps an example looks at how many pixels of its best point differ from the
+    image. k becomes this over 1.5. If it has fallen by more than 5 % since the last check, the
+    example goes back to that point and its steps are as long as the radius again; otherwise they
+    get 1.5 times shorter, down to a tenth of the radius. Each step is projected exactly onto ball
+    and box.
 
-    Two things differ from the official code. k counts pixels that can move: with those at a face of the box among them, steps may
-    move nothing while other pixels have room. And k is rounded down: rounded up, it never gets below 2.
+    Two things differ from the official code. k counts pixels that can move: with those at a face of
+    the box among them, steps may move nothing while other pixels have room. And k is rounded down:
+    rounded up, it never gets below 2.
 
-    With ``three_radii`` the first 30 % of the points lie in the ball of 3 · eps, the next 30 % in that of 2 · eps, the others in that
-    of eps; each search begins at the projection of the last one's best point. This projection takes the place of a step.
+    With ``three_radii`` the first 30 % of the points lie in the ball of 3 · eps, the next 30 % in
+    that of 2 · eps, the others in that of eps; each search begins at the projection of the last
+    one's best point. This projection takes the place of a step.
 
     Args:
         steps: of an attempt.
@@ -38,13 +44,18 @@ class Sparsity:
     def __init__(self, steps: int, bounds: Bounds, three_radii: bool) -> None:
         self.bounds = bounds
         early = 3 * steps // 10 if three_radii else 0
-        self.three_radii, self.ends = three_radii, (early, 2 * early)  # of the larger radii, in answers
-        self.early_window, self.window = (max(int(0.04 * part), 1) for part in (early, steps - 2 * early))
+        # of the larger radii, in answers
+        self.three_radii, self.ends = three_radii, (early, 2 * early)
+        self.early_window, self.window = (
+            max(int(0.04 * part), 1) for part in (early, steps - 2 * early)
+        )
 
     def start(self, rows: Rows) -> None:
         clean = rows["clean"]
         rows["radius"] = self._radius(rows)
-        noise = normal(rows["key"], clean.shape[1:], clean.dtype) * (self.bounds[1] - self.bounds[0])
+        noise = normal(rows["key"], clean.shape[1:], clean.dtype) * (
+            self.bounds[1] - self.bounds[0]
+        )
         rows["point"] = L1Ball(clean, rows["radius"], self.bounds).project(clean + noise)
         rows |= self._search_from_point(rows)
         if not self.three_radii:
@@ -57,7 +68,9 @@ class Sparsity:
         due, pixels = left == 0, _changed(rows["peak"], rows["clean"])
         sparser = pixels < SPARSER * rows["pixels"]
         shorter = (rows["alpha"] / SHORTER).maximum(SHORTEST * rows["radius"])
-        rows["alpha"] = torch.where(due, torch.where(sparser, rows["radius"], shorter), rows["alpha"])
+        rows["alpha"] = torch.where(
+            due, torch.where(sparser, rows["radius"], shorter), rows["alpha"]
+        )
         rows["moving"] = torch.where(due, _moving(pixels), rows["moving"])
         rows["pixels"] = torch.where(due, pixels, rows["pixels"])
         rows["left"] = torch.where(due, self._window(rows), left)
@@ -67,8 +80,12 @@ class Sparsity:
         radius = self._radius(rows)
         begins = radius < rows["radius"]
         rows["radius"] = radius
-        stepped = point + column(rows["alpha"], point) * _sparse_sign(grad, rows["moving"], point, self.bounds)
-        rows["point"] = L1Ball(rows["clean"], radius, self.bounds).project(where(begins, rows["peak"], stepped))
+        stepped = point + column(rows["alpha"], point) * _sparse_sign(
+            grad, rows["moving"], point, self.bounds
+        )
+        rows["point"] = L1Ball(rows["clean"], radius, self.bounds).project(
+            where(begins, rows["peak"], stepped)
+        )
         forgotten = {"peak_loss": torch.full_like(rows["peak_loss"], float("-inf"))}
         for name, value in (self._search_from_point(rows) | forgotten).items():
             rows[name] = torch.where(begins, value, rows[name])
@@ -76,16 +93,21 @@ class Sparsity:
     def _search_from_point(self, rows: Rows) -> Rows:
         """What a search remembers at its beginning, other than its radius."""
         pixels = _changed(rows["point"], rows["clean"])
-        left = self._window(rows) + 1  # answers until the next check; the first one is about the start
+        # answers until the next check; the first one is about the start
+        left = self._window(rows) + 1
         return {"alpha": rows["radius"], "moving": _moving(pixels), "pixels": pixels, "left": left}
 
     def _radius(self, rows: Rows) -> Tensor:
         """(R,) of the ball the next point lies in."""
-        return rows["eps"] * (1 + (rows["queries"] < self.ends[0]).long() + (rows["queries"] < self.ends[1]))
+        return rows["eps"] * (
+            1 + (rows["queries"] < self.ends[0]).long() + (rows["queries"] < self.ends[1])
+        )
 
     def _window(self, rows: Rows) -> Tensor:
         """(R,) int64, steps from one check to the next."""
-        return torch.where(rows["radius"] > rows["eps"], self.early_window, self.window).to(rows["label"].dtype)
+        return torch.where(rows["radius"] > rows["eps"], self.early_window, self.window).to(
+            rows["label"].dtype
+        )
 
 
 def _changed(point: Tensor, clean: Tensor) -> Tensor:
@@ -94,15 +116,17 @@ def _changed(point: Tensor, clean: Tensor) -> Tensor:
 
 
 def _moving(pixels: Tensor) -> Tensor:
-    """(R,) int64, how many pixels the next steps move if ``pixels`` (R,) of the best point differ."""
+    """(R,) int64, how many pixels the next steps move if ``pixels`` (R,) of the best point
+    differ."""
     return (pixels / DENSER).floor().clamp_min(1).long()
 
 
 def _sparse_sign(grad: Tensor, moving: Tensor, point: Tensor, bounds: Bounds) -> Tensor:
-    """(R, …) the signs of the ``moving`` (R,) largest entries of pixels with room, over their number; 0 where the gradient is 0.
+    """(R, …) the signs of the ``moving`` (R,) largest entries of pixels with room, over their
+    number; 0 where the gradient is 0.
 
-    So the part inside the box has an L1 length of 1. Pixels at their face whose entries are as large are pushed as far: the
-    projection shortens all pixels alike, and this keeps them there.
+    So the part inside the box has an L1 length of 1. Pixels at their face whose entries are as
+    large are pushed as far: the projection shortens all pixels alike, and this keeps them there.
     """
     size, sign, at = grad.flatten(1).abs(), grad.flatten(1).sign(), point.flatten(1)
     has_room = torch.where(sign > 0, at < bounds[1], at > bounds[0]) & (sign != 0)

@@ -13,7 +13,8 @@ from ironmoe.attacks.engine.attempts import Rows, where
 from ironmoe.attacks.losses import margin
 from ironmoe.kernels.attack_step import column
 
-SHRINK = 1 - 1e-6  # images on the faces of the box, where tanh would be ±1, are moved inside by this
+# images on the faces of the box, where tanh would be ±1, are moved inside by this
+SHRINK = 1 - 1e-6
 DECAY = (0.9, 0.999)  # of Adam's two averages
 TINY = 1e-8  # what Adam adds to the root of the second
 CHECKS = 10  # times a search step looks whether the objective still falls
@@ -21,29 +22,35 @@ PROGRESS = 0.9999  # of the objective at the last check is enough
 
 
 class CW(Attack):
-    """Carlini & Wagner's L2 attack (arXiv 1608.04644, section V): each image gets the nearest misclassified point it can find.
+    """Carlini & Wagner's L2 attack (arXiv 1608.04644, section V): each image gets the nearest
+    misclassified point it can find.
 
-    Adam minimises ‖x − clean‖² + c · max(κ − margin(x), 0), the margin being the best wrong logit minus the right one, over w with
-    x = tanh(w) scaled to ``bounds``: no point leaves the box. A binary search finds c for each image: ten times larger as long as
-    nothing was found, then the middle between the largest that failed and the smallest that succeeded. Lengths count in units of
-    the range of ``bounds``, so that c means the same for any bounds; results are in units of ``bounds`` as always.
+    Adam minimises ‖x − clean‖² + c · max(κ − margin(x), 0), the margin being the best wrong logit
+    minus the right one, over w with x = tanh(w) scaled to ``bounds``: no point leaves the box. A
+    binary search finds c for each image: ten times larger as long as nothing was found, then the
+    middle between the largest that failed and the smallest that succeeded. Lengths count in units
+    of the range of ``bounds``, so that c means the same for any bounds; results are in units of
+    ``bounds`` as always.
 
-    Every image has its own Adam, its own c and its own end. A search step ends early if its objective did not fall by 0.01 % over a
-    tenth of its steps.
+    Every image has its own Adam, its own c and its own end. A search step ends early if its
+    objective did not fall by 0.01 % over a tenth of its steps.
 
-    A routing mode may add a term to the margin. Adam minimises with it; whether κ is reached, and so the search for c, is a matter of the
-    logits alone.
+    A routing mode may add a term to the margin. Adam minimises with it; whether κ is reached, and
+    so the search for c, is a matter of the logits alone.
 
-    The paper's code takes 10,000 steps for each c. For the single c of torchattacks: ``c=1, steps=50, search_steps=1``.
+    The paper's code takes 10,000 steps for each c. For the single c of torchattacks: ``c=1,
+    steps=50, search_steps=1``.
 
     Args (beyond those of ``Attack``; ``norm`` is "L2"):
         eps: largest distance that counts as a success; infinity by default.
         c: the first weight of the margin, above 0.
-        confidence: the margin κ ≥ 0 that points must reach. Short of it the most confident misclassified point is taken.
+        confidence: the margin κ ≥ 0 that points must reach. Short of it the most confident
+            misclassified point is taken.
         steps: gradients for each c, ≥ 1.
         lr: Adam's, in units of w.
         search_steps: values of c tried, ≥ 1.
-        early_stop: leave at the first misclassified point within eps, instead of looking for the nearest one.
+        early_stop: leave at the first misclassified point within eps, instead of looking for the
+            nearest one.
     """
 
     norms = ("L2",)
@@ -76,20 +83,33 @@ class CW(Attack):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= confidence < math.inf:
             raise ValueError(f"confidence must be at least 0 and finite, got {confidence}")
-        self.c, self.confidence, self.steps, self.lr, self.search_steps = c, confidence, steps, lr, search_steps
+        self.c, self.confidence, self.steps, self.lr, self.search_steps = (
+            c,
+            confidence,
+            steps,
+            lr,
+            search_steps,
+        )
         self.early_stop, self.keeps = early_stop, "first" if early_stop else "best"
         self.queries = search_steps * steps
 
     def __repr__(self) -> str:
-        return f"CW(L2, eps={self.eps}, c={self.c}, steps={self.steps}, search_steps={self.search_steps})"
+        return (
+            f"CW(L2, eps={self.eps}, c={self.c}, steps={self.steps}, "
+            f"search_steps={self.search_steps})"
+        )
 
     def start(self, rows: Rows) -> None:
         zeros, none = torch.zeros_like(rows["clean"]), torch.zeros_like(rows["label"])
         rows["w"] = self._to_w(rows["clean"])
         rows["mean"], rows["square"] = zeros, zeros  # Adam's averages
         rows["c"] = torch.full_like(rows["eps"], self.c)
-        rows["failed_c"], rows["reached_c"] = torch.zeros_like(rows["eps"]), torch.full_like(rows["eps"], math.inf)
-        rows["search"], rows["step"] = none, none  # values of c done with, answers for the present one
+        rows["failed_c"], rows["reached_c"] = (
+            torch.zeros_like(rows["eps"]),
+            torch.full_like(rows["eps"], math.inf),
+        )
+        # values of c done with, answers for the present one
+        rows["search"], rows["step"] = none, none
         rows["reached"] = torch.zeros_like(rows["finished"])  # with the present c
         rows["checked"] = torch.full_like(rows["eps"], math.inf)  # the objective at the last check
         rows["added"] = torch.zeros_like(rows["eps"])  # to the margin, at the last answer
@@ -104,7 +124,8 @@ class CW(Attack):
         return super().objective(logits, rows).clamp_max(self.confidence)
 
     def ask(self, rows: Rows, want_grad: bool) -> Answer:
-        """The loss of an answer is the margin of its logits, by which points are judged. What else is ascended goes to the rows."""
+        """The loss of an answer is the margin of its logits, by which points are judged. What else
+        is ascended goes to the rows."""
         answer = super().ask(rows, want_grad)
         loss = self.objective(answer.logits, rows)
         rows["added"] = (answer.loss - loss).to(rows["added"].dtype)
@@ -119,7 +140,9 @@ class CW(Attack):
         assert grad is not None
         width = self.bounds[1] - self.bounds[0]
         change = (rows["point"] - rows["clean"]) / width
-        total = change.flatten(1).double().square().sum(1) + rows["c"] * (self.confidence - loss - rows["added"])
+        total = change.flatten(1).double().square().sum(1) + rows["c"] * (
+            self.confidence - loss - rows["added"]
+        )
         rows["reached"] = rows["reached"] | (self.fooled(logits, rows) & (loss >= self.confidence))
         check = rows["step"] % max(self.steps // CHECKS, 1) == 0
         stuck = check & (total > PROGRESS * rows["checked"])
@@ -130,13 +153,17 @@ class CW(Attack):
         self._adam(rows, slope * rows["w"].cosh().square().reciprocal() / 2)
         self._next_c(rows, stuck | (rows["step"] >= self.steps))
         rows["point"] = self._to_image(rows["w"])
-        rows["finished"] = rows["finished"] | (rows["search"] * self.steps + rows["step"] >= self.queries - 1)
+        rows["finished"] = rows["finished"] | (
+            rows["search"] * self.steps + rows["step"] >= self.queries - 1
+        )
 
     def _adam(self, rows: Rows, grad: Tensor) -> None:
         """One step downwards (Kingma & Ba, arXiv 1412.6980, algorithm 1)."""
         rows["mean"], rows["square"] = (
             decay * rows[name] + (1 - decay) * value
-            for decay, name, value in zip(DECAY, ("mean", "square"), (grad, grad.square()), strict=True)
+            for decay, name, value in zip(
+                DECAY, ("mean", "square"), (grad, grad.square()), strict=True
+            )
         )
         mean, square = (
             rows[name] / column(1 - decay ** rows["step"].double(), grad)
@@ -158,7 +185,10 @@ class CW(Attack):
         rows["step"] = torch.where(done, 0, rows["step"])
         rows["w"] = where(done, self._to_w(rows["clean"]), rows["w"])
         nothing = torch.zeros_like(rows["mean"])
-        rows["mean"], rows["square"] = where(done, nothing, rows["mean"]), where(done, nothing, rows["square"])
+        rows["mean"], rows["square"] = (
+            where(done, nothing, rows["mean"]),
+            where(done, nothing, rows["square"]),
+        )
 
     def _to_w(self, images: Tensor) -> Tensor:
         low, high = self.bounds

@@ -1,4 +1,5 @@
-"""DeepFool: over the nearest boundary of the linearised model, again and again (Moosavi-Dezfooli et al., arXiv 1511.04599)."""
+"""DeepFool: over the nearest boundary of the linearised model, again and again (Moosavi-Dezfooli et
+al., arXiv 1511.04599)."""
 
 from typing import Any
 
@@ -11,21 +12,26 @@ from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Rows, where
 from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
 
-LEAST_STRIDE = 1e-3  # of the way made; steps that only shrink would end on the boundary, on the wrong side but for rounding
+# of the way made; steps that only shrink would end on the boundary, on the wrong side but for
+# rounding
+LEAST_STRIDE = 1e-3
 
 
 class DeepFool(BoundaryAttack):
-    """Adds up shortest steps to the nearest linearised boundary until the point is misclassified (Algorithm 2 of the paper).
+    """Adds up shortest steps to the nearest linearised boundary until the point is misclassified
+    (Algorithm 2 of the paper).
 
-    Each point asked about overshoots the sum of steps, as in the authors' code, and is clipped to the box; the steps know nothing of
-    the box. With a finite ``eps`` an image falls if it is misclassified within eps; the point found beyond is projected onto the
-    ball and predicted once more. The distances of FAB are shorter, for many more passes.
+    Each point asked about overshoots the sum of steps, as in the authors' code, and is clipped to
+    the box; the steps know nothing of the box. With a finite ``eps`` an image falls if it is
+    misclassified within eps; the point found beyond is projected onto the ball and predicted once
+    more. The distances of FAB are shorter, for many more passes.
 
     Args (beyond those of ``Attack``):
         eps: largest distance that counts; inf: any.
         steps: at most, ≥ 0. Each asks for the gradient of top_classes − 1 logit differences.
         overshoot: the sum of steps is gone 1 + overshoot times, ≥ 0.
-        top_classes: the classes most likely at the image, the label included, whose boundaries are considered, ≥ 2.
+        top_classes: the classes most likely at the image, the label included, whose boundaries are
+            considered, ≥ 2.
     """
 
     norms = ("Linf", "L2")
@@ -52,7 +58,10 @@ class DeepFool(BoundaryAttack):
         self.queries = steps * (top_classes - 1)
 
     def __repr__(self) -> str:
-        return f"DeepFool({self.norm}, eps={self.eps}, steps={self.steps}, overshoot={self.overshoot}, top_classes={self.top_classes})"
+        return (
+            f"DeepFool({self.norm}, eps={self.eps}, steps={self.steps}, "
+            f"overshoot={self.overshoot}, top_classes={self.top_classes})"
+        )
 
     def start(self, rows: Rows) -> None:
         super().start(rows)
@@ -68,10 +77,14 @@ class DeepFool(BoundaryAttack):
         last = self.note_boundary(rows, logits, loss, grad)
         step = last & ~beyond
         # Where the gradient vanishes, steps have no length, or so much that sums would overflow.
-        stride = torch.where(rows["gap"].isfinite(), rows["gap"], 0).maximum(LEAST_STRIDE * length(rows["moved"], self.norm))
+        stride = torch.where(rows["gap"].isfinite(), rows["gap"], 0).maximum(
+            LEAST_STRIDE * length(rows["moved"], self.norm)
+        )
         moved = ball.ascend(rows["moved"], rows["weight"], stride).clamp(-width, width)
         rows["moved"] = where(step, moved, rows["moved"])
-        rows["point"] = where(step, (rows["clean"] + (1 + self.overshoot) * moved).clamp(*self.bounds), rows["point"])
+        rows["point"] = where(
+            step, (rows["clean"] + (1 + self.overshoot) * moved).clamp(*self.bounds), rows["point"]
+        )
         rows["asked"] = torch.where(last, 0, rows["asked"] + 1)
         rows["made"] = rows["made"] + step
         rows["finished"] = rows["finished"] | beyond | (rows["made"] >= self.steps)

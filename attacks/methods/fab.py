@@ -1,4 +1,5 @@
-"""FAB, the fast adaptive boundary attack: the nearest misclassified point (Croce & Hein, arXiv 1907.02044)."""
+"""FAB, the fast adaptive boundary attack: the nearest misclassified point (Croce & Hein, arXiv
+1907.02044)."""
 
 from typing import Any
 
@@ -13,30 +14,41 @@ from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
 from ironmoe.attacks.random import normal, uniform
 from ironmoe.kernels.attack_step import column
 
-LEAST_SHARE = 0.003  # of the image's projection in the mean; without it 1 % of attempts at ReLU networks stall on a boundary
+# of the image's projection in the mean; without it 1 % of attempts at ReLU networks stall on a
+# boundary
+LEAST_SHARE = 0.003
 
 
 class FAB(BoundaryAttack):
-    """Goes along the decision boundary to where it is nearest to the image (the paper's algorithm without its final search).
+    """Goes along the decision boundary to where it is nearest to the image (the paper's algorithm
+    without its final search).
 
-    A step linearises the difference of two logits, projects both the point and the image onto the boundary inside the box, and goes
-    to a mean of the two, a little beyond. A misclassified point is pulled back towards the image. With ``targets`` it is FAB-T, as
-    AutoAttack runs it (arXiv 2003.01690): one logit difference for each target, so a step costs one gradient; targets = 0 is the
-    original, which asks for the gradients of all classes at every step: for few classes.
+    A step linearises the difference of two logits, projects both the point and the image onto the
+    boundary inside the box, and goes to a mean of the two, a little beyond. A misclassified point
+    is pulled back towards the image. With ``targets`` it is FAB-T, as
+    AutoAttack runs it (arXiv 2003.01690): one logit difference for each target, so a step costs one
+    gradient; targets = 0 is the original, which asks for the gradients of all classes at every
+    step: for few classes.
 
-    After each step comes a check. If the last point was misclassified, the next one probably is, too: then (on CPU) it is asked about
-    without gradient, which is taken at the point pulled back. Otherwise check and gradient share one pass. What is expected never
-    changes what is found.
+    After each step comes a check. If the last point was misclassified, the next one probably is,
+    too: then (on CPU) it is asked about without gradient, which is taken at the point pulled back.
+    Otherwise check and gradient share one pass. What is expected never changes what is found.
 
     Args (beyond those of ``Attack``):
-        eps: with ``early_stop`` an image falls at a distance of at most eps; inf goes with early_stop=False.
+        eps: with ``early_stop`` an image falls at a distance of at most eps; inf goes with
+            early_stop=False.
         steps: gradient steps of each attempt, ≥ 0.
-        restarts: attempts for each target, ≥ 1. The first starts at the image, later ones at a random point eps / 2 away.
-        targets: how many of the classes most likely at the clean image are targets in turn; 0: all classes at once, untargeted.
+        restarts: attempts for each target, ≥ 1. The first starts at the image, later ones at a
+            random point eps / 2 away.
+        targets: how many of the classes most likely at the clean image are targets in turn; 0: all
+            classes at once, untargeted.
         alpha_max: highest weight of the image's projection in the mean, 0 … 1.
-        eta: overshoot, ≥ 1: each projection is gone this many times. Near 1, distances come closer to the least.
-        beta: of its way from the image a misclassified point keeps this share, above 0 and at most 1.
-        early_stop: stop at the first misclassified point within eps; else make all attempts and keep the nearest.
+        eta: overshoot, ≥ 1: each projection is gone this many times. Near 1, distances come closer
+            to the least.
+        beta: of its way from the image a misclassified point keeps this share, above 0 and at most
+            1.
+        early_stop: stop at the first misclassified point within eps; else make all attempts and
+            keep the nearest.
     """
 
     def __init__(
@@ -57,7 +69,11 @@ class FAB(BoundaryAttack):
         **options: Any,
     ) -> None:
         super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
-        for name, count, least in (("steps", steps, 0), ("restarts", restarts, 1), ("targets", targets, 0)):
+        for name, count, least in (
+            ("steps", steps, 0),
+            ("restarts", restarts, 1),
+            ("targets", targets, 0),
+        ):
             if count < least:
                 raise ValueError(f"{name} must be at least {least}, got {count}")
         if not 0 <= alpha_max <= 1:
@@ -67,21 +83,29 @@ class FAB(BoundaryAttack):
         if not 0 < beta <= 1:
             raise ValueError(f"beta must be above 0 and at most 1, got {beta}")
         if restarts > 1 and bool(torch.as_tensor(eps).isinf().any()):
-            raise ValueError(f"eps must be finite if restarts is above 1, since they start eps / 2 away, got {eps}")
+            raise ValueError(
+                "eps must be finite if restarts is above 1, since they start eps / 2 away, got "
+                f"{eps}"
+            )
         self.steps, self.restarts, self.targets = steps, restarts, targets
         self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
         self.early_stop = early_stop
         self.keeps, self.exhaustive = "first" if early_stop else "best", not early_stop
         self.starts_clean = restarts == 1
-        self.queries = 2 * steps if targets else 10 * steps  # at most; without targets for 10 classes
+        # at most; without targets for 10 classes
+        self.queries = 2 * steps if targets else 10 * steps
 
     def __repr__(self) -> str:
-        return f"FAB({self.norm}, eps={self.eps}, steps={self.steps}, restarts={self.restarts}, targets={self.targets}, seed={self.seed})"
+        return (
+            f"FAB({self.norm}, eps={self.eps}, steps={self.steps}, restarts={self.restarts}, "
+            f"targets={self.targets}, seed={self.seed})"
+        )
 
     def start(self, rows: Rows) -> None:
         super().start(rows)
         no = torch.zeros_like(rows["finished"])
-        rows["unseen"] = rows["crossed"] = no  # a new iterate, not asked about before; the iterate before was misclassified
+        # a new iterate, not asked about before; the iterate before was misclassified
+        rows["unseen"] = rows["crossed"] = no
         rows["made"] = torch.zeros_like(rows["label"])  # steps
         rows["point"] = rows["clean"]
         if self.restarts > 1:
@@ -101,7 +125,9 @@ class FAB(BoundaryAttack):
         # Expected to be misclassified, so asked without gradient, but it is not: once more.
         again = unseen & ~fooled & rows["crossed"] & ~grad.flatten(1).any(1)
         step = self.note_boundary(rows, logits, loss, grad) & ~back & ~again
-        rows["point"] = where(step, self._next_iterate(rows), where(back, rows["clean"].lerp(point, self.beta), point))
+        rows["point"] = where(
+            step, self._next_iterate(rows), where(back, rows["clean"].lerp(point, self.beta), point)
+        )
         rows["asked"] = torch.where(step | back | again, 0, rows["asked"] + 1)
         rows["crossed"] = torch.where(unseen, fooled, rows["crossed"])
         rows["unseen"] = step | again
@@ -115,16 +141,24 @@ class FAB(BoundaryAttack):
         from_point = step_to_hyperplane(point, weight, value, self.bounds, self.norm)
         from_clean = step_to_hyperplane(clean, weight, clean_value, self.bounds, self.norm)
         near, far = length(from_point, self.norm), length(from_clean, self.norm)
-        # A point that lies on the boundary, but for rounding on the wrong side of it, is its own projection; the overshot projection
-        # of the image still leads across.
-        share = (near / (near + far).clamp_min(torch.finfo(near.dtype).tiny)).clamp(LEAST_SHARE, self.alpha_max)
-        mean = (point + self.eta * from_point).lerp(clean + self.eta * from_clean, column(share, clean))
+        # A point that lies on the boundary, but for rounding on the wrong side of it, is its own
+        # projection; the overshot projection of the image still leads across.
+        share = (near / (near + far).clamp_min(torch.finfo(near.dtype).tiny)).clamp(
+            LEAST_SHARE, self.alpha_max
+        )
+        mean = (point + self.eta * from_point).lerp(
+            clean + self.eta * from_clean, column(share, clean)
+        )
         return mean.clamp(*self.bounds)
 
     def _random_start(self, rows: Rows) -> Tensor:
         """(R, …) a random point eps / 2 from the image, clipped to the box."""
         clean = rows["clean"]
         shape, dtype = clean.shape[1:], clean.dtype
-        noise = 2 * uniform(rows["key"], shape, dtype) - 1 if self.norm == "Linf" else normal(rows["key"], shape, dtype)
+        noise = (
+            2 * uniform(rows["key"], shape, dtype) - 1
+            if self.norm == "Linf"
+            else normal(rows["key"], shape, dtype)
+        )
         size = length(noise, self.norm).clamp_min(torch.finfo(dtype).tiny)
         return (clean + column(rows["eps"] / 2 / size, clean) * noise).clamp(*self.bounds)

@@ -10,8 +10,14 @@ from ironmoe.attacks.random import mix
 
 
 def fingerprint(points: Tensor) -> Tensor:
-    """(B,) int64, equal for equal points (B, …) of float32 or float64 and, but for one chance in about 2⁴⁰, for no others; never 0."""
-    bits = points.flatten(1).contiguous().view(torch.int32 if points.element_size() == 4 else torch.int64).to(torch.int64)
+    """(B,) int64, equal for equal points (B, …) of float32 or float64 and, but for one chance in
+    about 2⁴⁰, for no others; never 0."""
+    bits = (
+        points.flatten(1)
+        .contiguous()
+        .view(torch.int32 if points.element_size() == 4 else torch.int64)
+        .to(torch.int64)
+    )
     return mix((bits * _weights(math.prod(bits.shape[1:]), points.device)).sum(1)) | 1
 
 

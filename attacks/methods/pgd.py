@@ -16,22 +16,27 @@ from ironmoe.kernels.attack_step import column
 
 
 class PGD(Attack):
-    """Steepest ascent with projection (Madry et al., arXiv 1706.06083): by the sign in Linf, the normalised gradient in L2, and the
-    largest entries in L1.
+    """Steepest ascent with projection (Madry et al., arXiv 1706.06083): by the sign in Linf, the
+    normalised gradient in L2, and the largest entries in L1.
 
-    The image is kept in float32 and every step is projected exactly onto ball and box. With ``early_stop`` an example that is
-    misclassified leaves the batch at once, which makes weak models cheap to evaluate; without it the search goes on, and of all
-    points visited each example keeps the best: a misclassified one before any other, then the highest loss. The verdict is the same.
+    The image is kept in float32 and every step is projected exactly onto ball and box. With
+    ``early_stop`` an example that is misclassified leaves the batch at once, which makes weak
+    models cheap to evaluate; without it the search goes on, and of all
+    points visited each example keeps the best: a misclassified one before any other, then the
+        highest loss. The verdict is the same.
 
-    In Linf an attempt that may stop early also ends when it comes back to a point where it has been: from there it would go round in a circle
-    (arXiv 2503.19347). Nothing is lost but passes, as long as the model says the same thing twice.
+    In Linf an attempt that may stop early also ends when it comes back to a point where it has
+    been: from there it would go round in a circle (arXiv 2503.19347). Nothing is lost but passes,
+    as long as the model says the same thing twice.
 
-    In a model with a capacity or with Expert Choice images influence each other: whole groups are attacked, and the best point of a
-    group, for all its images at once, is kept.
+    In a model with a capacity or with Expert Choice images influence each other: whole groups are
+    attacked, and the best point of a group, for all its images at once, is kept.
 
     Args (beyond those of ``Attack``):
-        alpha: step length in the units of eps; None is 2.5 · eps / steps (Madry's rule), but at least eps / 10,
-            so that many steps do converge: in L2 a step of eps / n closes 1 / (n + 1) of the angle to the optimum.
+        alpha: step length in the units of eps; None is 2.5 · eps / steps (Madry's rule), but at
+            least eps / 10,
+            so that many steps do converge: in L2 a step of eps / n closes 1 / (n + 1) of the angle
+                to the optimum.
         steps: gradient steps of each restart, ≥ 0.
         random_start: start from a random point of the ball instead of the image.
         loss: "ce", "margin", "dlr", "sigmoid", or a callable (logits, labels) → (B,).
@@ -59,7 +64,10 @@ class PGD(Attack):
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
         if restarts < 1 or (restarts > 1 and not random_start):
-            raise ValueError(f"restarts must be 1, or more with random_start, got {restarts} with random_start={random_start}")
+            raise ValueError(
+                f"restarts must be 1, or more with random_start, got {restarts} with "
+                f"random_start={random_start}"
+            )
         if alpha is not None and not (isinstance(alpha, int | float) and alpha >= 0):
             raise ValueError(f"alpha must be a number, at least 0, or None, got {alpha}")
         self.alpha, self.steps, self.random_start = alpha, steps, random_start
@@ -67,7 +75,9 @@ class PGD(Attack):
         self.starts_clean = not random_start
         self.keeps = "first" if early_stop else "best"
         self.queries = steps
-        self._circles = early_stop and steps > 0 and norm == "Linf" and self.eot == 1 and not self.coupled
+        self._circles = (
+            early_stop and steps > 0 and norm == "Linf" and self.eot == 1 and not self.coupled
+        )
 
     @staticmethod
     def vmoe(
@@ -83,13 +93,18 @@ class PGD(Attack):
         """The V-MoE paper's attack (arXiv 2210.10253), as its official code runs it: ``VMoEPGD``.
 
         Args:
-            model: takes images in ``bounds``, by default [−1, 1] as the official models; eps = k / 127.5 is there k / 255 of the range.
+            model: takes images in ``bounds``, by default [−1, 1] as the official models; eps = k /
+                127.5 is there k / 255 of the range.
             steps: of length eps / steps each.
-            loss: "ce" (softmax), "sigmoid" (the JFT model's), or a callable (logits, labels) → (B,).
+            loss: "ce" (softmax), "sigmoid" (the JFT model's), or a callable (logits, labels) →
+                (B,).
             auxiliary_loss: ascend the mean of the loss plus the routers' auxiliary losses.
-            options: ``targeted``, ``eot``, ``normalize``, ``logits_fn``, ``attack_dtype`` and ``routing`` of ``Attack``.
+            options: ``targeted``, ``eot``, ``normalize``, ``logits_fn``, ``attack_dtype`` and
+                ``routing`` of ``Attack``.
         """
-        return VMoEPGD(model, eps, steps, loss=loss, auxiliary_loss=auxiliary_loss, bounds=bounds, **options)
+        return VMoEPGD(
+            model, eps, steps, loss=loss, auxiliary_loss=auxiliary_loss, bounds=bounds, **options
+        )
 
     @staticmethod
     def torchattacks(
@@ -101,24 +116,34 @@ class PGD(Attack):
         norm: str = "Linf",
         **options: Any,
     ) -> "LastIteratePGD":
-        """PGD as torchattacks 3.5 runs it (in Linf), to reproduce numbers: every image walks all the way, misclassified ones too, and the
-        last point is the result; the start is drawn by torch's global generator, so that the same ``torch.manual_seed`` gives the same
-        images. Weaker than ``PGD``, and its verdicts depend on the batch."""
-        return LastIteratePGD(model, eps, alpha, steps, random_start, norm, early_stop=False, **options)
+        """PGD as torchattacks 3.5 runs it (in Linf), to reproduce numbers: every image walks all
+        the way, misclassified ones too, and the last point is the result; the start is drawn by
+        torch's global generator, so that the same ``torch.manual_seed`` gives the same images.
+        Weaker than ``PGD``, and its verdicts depend on the batch."""
+        return LastIteratePGD(
+            model, eps, alpha, steps, random_start, norm, early_stop=False, **options
+        )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.norm}, eps={self.eps}, steps={self.steps}, restarts={self.restarts}, seed={self.seed})"
+        return (
+            f"{type(self).__name__}({self.norm}, eps={self.eps}, steps={self.steps}, "
+            f"restarts={self.restarts}, seed={self.seed})"
+        )
 
     @property
     def classes_needed(self) -> int:
         return 3 if self.loss_of is dlr else 2
 
     def start(self, rows: Rows) -> None:
-        rows["point"] = self.ball(rows).random_point(rows["key"]) if self.random_start else rows["clean"]
+        rows["point"] = (
+            self.ball(rows).random_point(rows["key"]) if self.random_start else rows["clean"]
+        )
         rows["finished"] = torch.full_like(rows["finished"], self.steps == 0)
         # Fingerprints of the points so far; 0 where there is none yet.
         columns = self.steps if self._circles else 0
-        rows["visited"] = torch.zeros(len(rows["label"]), columns, dtype=torch.int64, device=rows["label"].device)
+        rows["visited"] = torch.zeros(
+            len(rows["label"]), columns, dtype=torch.int64, device=rows["label"].device
+        )
         if self._circles:
             rows["visited"][:, 0] = fingerprint(rows["point"])
 
@@ -129,11 +154,15 @@ class PGD(Attack):
         assert grad is not None
         steps_made = rows["queries"]
         rows["finished"] = rows["finished"] | (steps_made >= self.steps)
-        rows["point"] = self.ball(rows).step(rows["point"], self.direction(rows, grad), self.step_length(rows["eps"]))
+        rows["point"] = self.ball(rows).step(
+            rows["point"], self.direction(rows, grad), self.step_length(rows["eps"])
+        )
         if self._circles:  # where it has been it will go on as before
             here = fingerprint(rows["point"]).unsqueeze(1)
             rows["finished"] = rows["finished"] | (rows["visited"] == here).any(1)
-            rows["visited"] = rows["visited"].scatter(1, steps_made.clamp(max=self.steps - 1).unsqueeze(1), here)
+            rows["visited"] = rows["visited"].scatter(
+                1, steps_made.clamp(max=self.steps - 1).unsqueeze(1), here
+            )
 
     def direction(self, rows: Rows, grad: Tensor) -> Tensor:
         """What the step is taken along."""
@@ -166,11 +195,14 @@ class LastIteratePGD(PGD):
         super().start(rows)
         if self.random_start and self.norm == "Linf":
             eps = column(rows["eps"], rows["clean"])
-            rows["point"] = (rows["clean"] + eps * torch.empty_like(rows["clean"]).uniform_(-1, 1)).clamp(*self.bounds)
+            rows["point"] = (
+                rows["clean"] + eps * torch.empty_like(rows["clean"]).uniform_(-1, 1)
+            ).clamp(*self.bounds)
 
 
 class FGSM(PGD):
-    """One full step of length eps from the image (Goodfellow et al., arXiv 1412.6572); in L2 along the normalised gradient."""
+    """One full step of length eps from the image (Goodfellow et al., arXiv 1412.6572); in L2 along
+    the normalised gradient."""
 
     def __init__(
         self,
@@ -188,7 +220,8 @@ class FGSM(PGD):
 
 
 class MIFGSM(PGD):
-    """Momentum iterative FGSM (Dong et al., arXiv 1710.06081): steps along the decayed sum of L1-normalised gradients, from the image.
+    """Momentum iterative FGSM (Dong et al., arXiv 1710.06081): steps along the decayed sum of
+    L1-normalised gradients, from the image.
 
     Args (beyond those of ``Attack``):
         alpha: step length; None is eps / steps.
@@ -227,4 +260,6 @@ class MIFGSM(PGD):
         return rows["momentum"]
 
     def step_length(self, eps: Tensor) -> Tensor:
-        return torch.full_like(eps, self.alpha) if self.alpha is not None else eps / max(self.steps, 1)
+        return (
+            torch.full_like(eps, self.alpha) if self.alpha is not None else eps / max(self.steps, 1)
+        )

@@ -11,37 +11,54 @@ from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Rows, where
 from ironmoe.attacks.losses import margin
-from ironmoe.attacks.methods.square_windows import Plane, Window, counted, covered, draw_windows, share_of_image, two_bumps
+from ironmoe.attacks.methods.square_windows import (
+    Plane,
+    Window,
+    counted,
+    covered,
+    draw_windows,
+    share_of_image,
+    two_bumps,
+)
 from ironmoe.attacks.random import uniform
 from ironmoe.kernels.attack_step import column
 
 DRAWS = 8  # proposals looked at for each question
-ROWS_AT_LEAST = {"cpu": 128, "cuda": 128}  # a smaller batch costs hardly less a step: later proposals fill it up
-AHEAD = 16  # questions about one image at a time, at most: what follows an accepted proposal was asked in vain
+# a smaller batch costs hardly less a step: later proposals fill it up
+ROWS_AT_LEAST = {"cpu": 128, "cuda": 128}
+# questions about one image at a time, at most: what follows an accepted proposal was asked in vain
+AHEAD = 16
 CANCELLED = 1e-4  # a sum of two windows of length 1 that is shorter is rounding
 TILES = 5  # along each axis in the starting points of L2 and L1
 
 
 class Square(Attack):
-    """Random search in square windows (Andriushchenko et al., arXiv 1912.00049; L1: Croce & Hein, arXiv 2103.01208). No gradients.
+    """Random search in square windows (Andriushchenko et al., arXiv 1912.00049; L1: Croce & Hein,
+    arXiv 2103.01208). No gradients.
 
-    Each step proposes to change one window of the image and keeps the change if the margin grows, the best wrong logit minus the
-    right one. The windows shrink from ``p_init`` of the image by halves, after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000
-    proposals, however many ``steps`` there are.
+    Each step proposes to change one window of the image and keeps the change if the margin grows,
+    the best wrong logit minus the right one. The windows shrink from ``p_init`` of the image by
+    halves, after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 proposals, however many
+    ``steps`` there are.
 
-    - Linf: every pixel is as low or as high as ball and box allow, at first in vertical stripes; each channel of the window
-      is set to one of the two.
-    - L2: of two windows one is emptied, and the other gets the pattern of ``two_bumps`` and the norm of both; then the whole is
-      scaled to norm eps and clipped to the box. It starts with such patterns in tiles.
-    - L1: as L2, but more than the norm is handed out, and the projection onto ball and box takes it back.
+    - Linf: every pixel is as low or as high as ball and box allow, at first in vertical stripes;
+      each channel of the window is set to one of the two.
+    - L2: of two windows one is emptied, and the other gets the pattern of ``two_bumps`` and the
+      norm of both; then the whole is scaled to norm eps and clipped to the box. It starts with such
+      patterns in tiles.
+    - L1: as L2, but more than the norm is handed out, and the projection onto ball and box takes it
+      back.
 
-    The official code draws one window for the whole batch; here each image draws its own, from its key and the number of the step.
-    In Linf a proposal often is the image itself: for one channel and windows of one pixel half of the time. Its answer is known, so
-    it counts as a step but is not asked for, and the search is the same with fewer passes. In a batch of few images the next proposals
-    are asked about along with the present one, for what happens if it is not accepted: the search is the same in fewer rounds.
+    The official code draws one window for the whole batch; here each image draws its own, from its
+    key and the number of the step.
+    In Linf a proposal often is the image itself: for one channel and windows of one pixel half of
+    the time. Its answer is known, so it counts as a step but is not asked for, and the search is
+    the same with fewer passes. In a batch of few images the next proposals are asked about along
+    with the present one, for what happens if it is not accepted: the search is the same in fewer
+    rounds.
 
-    Images (C, H, W); more leading axes count as channels, none as one channel, and a vector is an image of height 1. If it fails,
-    the result is the point of the highest margin.
+    Images (C, H, W); more leading axes count as channels, none as one channel, and a vector is an
+    image of height 1. If it fails, the result is the point of the highest margin.
 
     Args (beyond those of ``Attack``):
         steps: proposals after the starting point, ≥ 0.
@@ -77,7 +94,10 @@ class Square(Attack):
         self._order = {"Linf": 0, "L2": 2, "L1": 1}[norm]
 
     def __repr__(self) -> str:
-        return f"Square({self.norm}, eps={self.eps}, steps={self.steps}, restarts={self.restarts}, seed={self.seed})"
+        return (
+            f"Square({self.norm}, eps={self.eps}, steps={self.steps}, "
+            f"restarts={self.restarts}, seed={self.seed})"
+        )
 
     def start(self, rows: Rows) -> None:
         if self.norm == "Linf":
@@ -97,15 +117,18 @@ class Square(Attack):
         return self.eot * self._points(rows, device)
 
     def ask(self, rows: Rows, want_grad: bool) -> Answer:
-        """In a small batch, about ``point`` and about the proposals that come after it if it is not accepted, as most are not: the
-        first that is accepted is the one that would have been reached step by step."""
+        """In a small batch, about ``point`` and about the proposals that come after it if it is not
+        accepted, as most are not: the first that is accepted is the one that would have been
+        reached step by step."""
         count = self._points(len(rows["label"]), rows["label"].device.type)
         if count == 1:
             return super().ask(rows, want_grad)
         points, steps, there = self._ahead(rows, count - 1)
         points = torch.cat([rows["point"].unsqueeze(1), points], 1)
         steps = torch.cat([rows["step"].unsqueeze(1), steps], 1)
-        there = torch.cat([torch.ones_like(there[:, :1]), there & ~rows["finished"].unsqueeze(1)], 1)
+        there = torch.cat(
+            [torch.ones_like(there[:, :1]), there & ~rows["finished"].unsqueeze(1)], 1
+        )
         answer = super().ask(_repeated(rows, count) | {"point": points.flatten(0, 1)}, want_grad)
         loss = answer.loss.view(-1, count)
         accepted = (loss > rows["best_margin"].unsqueeze(1)) & there
@@ -125,7 +148,9 @@ class Square(Attack):
         grown = loss > rows["best_margin"]
         rows["best_margin"] = torch.where(grown, loss.double(), rows["best_margin"])
         rows["best"] = where(grown, rows["point"], rows["best"])
-        proposal, step, nothing_left = self._change_signs(rows) if self.norm == "Linf" else self._move_bumps(rows)
+        proposal, step, nothing_left = (
+            self._change_signs(rows) if self.norm == "Linf" else self._move_bumps(rows)
+        )
         rows["finished"] = rows["finished"] | nothing_left
         rows["point"] = where(rows["finished"], rows["best"], proposal)
         rows["step"] = step
@@ -141,21 +166,29 @@ class Square(Attack):
         return torch.where(sign, high, _planes(rows["low"])).view_as(rows["clean"])
 
     def _change_signs(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """(the first of the next ``DRAWS`` proposals that changes the image, steps made with it, (R,) bool: no step is left to make).
+        """(the first of the next ``DRAWS`` proposals that changes the image, steps made with it,
+        (R,) bool: no step is left to make).
 
         If none of them changes anything, and there are more to come, the last."""
         proposals, made, useful, all_seen = self._useful_signs(rows, 1, DRAWS)
         return proposals[:, 0], made[:, 0], ~useful[:, 0] & all_seen
 
-    def _useful_signs(self, rows: Rows, count: int, draws: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the next proposals, as many as there are ``draws``, the first ``count`` that change the image: (R, count, …), steps made with
-        each, (R, count) bool whether there is one (else the last of all), (R,) bool whether they were the last ones."""
+    def _useful_signs(
+        self, rows: Rows, count: int, draws: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the next proposals, as many as there are ``draws``, the first ``count`` that change
+        the image: (R, count, …), steps made with each, (R, count) bool whether there is one (else
+        the last of all), (R,) bool whether they were the last ones."""
         high, low, best = (_planes(rows[name]) for name in ("high", "low", "best"))
         plane, channels = _plane(best), best.shape[1]
         step = rows["step"].unsqueeze(1) + torch.arange(draws, device=best.device)
         keys = rows["key"].unsqueeze(1) + 1 + step
-        numbers = uniform(keys.flatten(), (2 + channels,), torch.float32).view(*step.shape, 2 + channels)
-        windows = draw_windows(numbers[..., :2], share_of_image(step, self.p_init), plane, odd=False)
+        numbers = uniform(keys.flatten(), (2 + channels,), torch.float32).view(
+            *step.shape, 2 + channels
+        )
+        windows = draw_windows(
+            numbers[..., :2], share_of_image(step, self.p_init), plane, odd=False
+        )
         upwards = numbers[..., 2:] < 0.5
         area = (windows.height * windows.width).unsqueeze(2)
         idle = (counted(best == high, windows) == torch.where(upwards, area, 0)).all(2)
@@ -168,38 +201,59 @@ class Square(Attack):
         new = torch.where(upward, high.unsqueeze(1), low.unsqueeze(1))
         proposals = torch.where(covered(window, plane).unsqueeze(2), new, best.unsqueeze(1))
         shape = (len(best), count, *rows["best"].shape[1:])
-        return proposals.view(shape), step.gather(1, chosen) + 1, found, step[:, -1] + 1 >= self.steps
+        return (
+            proposals.view(shape),
+            step.gather(1, chosen) + 1,
+            found,
+            step[:, -1] + 1 >= self.steps,
+        )
 
     def _ahead(self, rows: Rows, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The ``count`` proposals after ``point`` if that is not accepted: (R, count, …), steps made with each, whether there is one."""
+        """The ``count`` proposals after ``point`` if that is not accepted: (R, count, …), steps
+        made with each, whether there is one."""
         if self.norm == "Linf":
             return self._useful_signs(rows, count, 2 * count + DRAWS)[:3]
-        later = _repeated({name: rows[name] for name in ("best", "clean", "key", "eps", "step")}, count)
-        later["step"] = later["step"] + torch.arange(count, device=later["step"].device).repeat(len(rows["label"]))
+        later = _repeated(
+            {name: rows[name] for name in ("best", "clean", "key", "eps", "step")}, count
+        )
+        later["step"] = later["step"] + torch.arange(count, device=later["step"].device).repeat(
+            len(rows["label"])
+        )
         proposals, made, nothing_left = self._move_bumps(later)
         shape = (-1, count)
-        return proposals.view(*rows["label"].shape, count, *proposals.shape[1:]), made.view(shape), ~nothing_left.view(shape)
+        return (
+            proposals.view(*rows["label"].shape, count, *proposals.shape[1:]),
+            made.view(shape),
+            ~nothing_left.view(shape),
+        )
 
     def _tiles(self, rows: Rows) -> Tensor:
-        """(R, C, H, W) the perturbation to start from: two bumps in each of 5 × 5 tiles (a few more where the image is not a multiple
-        of 5), of any sign in each channel."""
+        """(R, C, H, W) the perturbation to start from: two bumps in each of 5 × 5 tiles (a few more
+        where the image is not a multiple of 5), of any sign in each channel."""
         clean = _planes(rows["clean"])
         channels, plane = clean.shape[1], _plane(clean)
         tile = (max(plane[0] // TILES, 1), max(plane[1] // TILES, 1))
         count = (plane[0] // tile[0], plane[1] // tile[1])
-        whole = Window(*(torch.full_like(rows["label"][:1], value).repeat(2) for value in (0, 0, *tile)))
+        whole = Window(
+            *(torch.full_like(rows["label"][:1], value).repeat(2) for value in (0, 0, *tile))
+        )
         turned = torch.arange(2, device=clean.device) == 1
         upright, lying = two_bumps(whole, turned, tile, self._order, clean.dtype).repeat(1, *count)
         draws = uniform(rows["key"], (channels + 1, *count), torch.float32) < 0.5
         draws = draws.repeat_interleave(tile[0], 2).repeat_interleave(tile[1], 3)
         bumps = torch.where(draws[:, -1:], lying, upright)
         bumps = torch.where(draws[:, :-1], -bumps, bumps)
-        up, left = ((size - of * many) // 2 for size, of, many in zip(plane, tile, count, strict=True))
+        up, left = (
+            (size - of * many) // 2 for size, of, many in zip(plane, tile, count, strict=True)
+        )
         down, right = plane[0] - up - bumps.shape[2], plane[1] - left - bumps.shape[3]
-        return torch.nn.functional.pad(bumps, (left, right, up, down)) * (self.bounds[1] - self.bounds[0])
+        return torch.nn.functional.pad(bumps, (left, right, up, down)) * (
+            self.bounds[1] - self.bounds[0]
+        )
 
     def _move_bumps(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """(the proposal, steps made with it, (R,) bool: no step was left to make): section 4.2, algorithm 3."""
+        """(the proposal, steps made with it, (R,) bool: no step was left to make): section 4.2,
+        algorithm 3."""
         delta = _planes(rows["best"] - rows["clean"])
         plane, channels, order = _plane(delta), delta.shape[1], self._order
         draws = uniform(rows["key"] + 1 + rows["step"], (5 + channels,), torch.float32)
@@ -212,7 +266,9 @@ class Square(Attack):
         pattern = torch.where(draws[:, 5:].view(-1, channels, 1, 1) < 0.5, -pattern, pattern)
         old = delta * inside
         new = pattern + old / _length(old, order)
-        unspent = (column(rows["eps"], delta) ** order - _length(delta, order, (1, 2, 3)) ** order).clamp_min(0)
+        unspent = (
+            column(rows["eps"], delta) ** order - _length(delta, order, (1, 2, 3)) ** order
+        ).clamp_min(0)
         spent = _length(delta * either, order) ** order
         length = (unspent / channels + spent) ** (1 / order)
         if self.norm == "L1":
@@ -246,4 +302,6 @@ def _plane(planes: Tensor) -> Plane:
 
 def _length(values: Tensor, order: int, axes: tuple[int, ...] = (2, 3)) -> Tensor:
     """The norm, to divide by: never 0."""
-    return torch.linalg.vector_norm(values, order, axes, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.linalg.vector_norm(values, order, axes, keepdim=True).clamp_min(
+        torch.finfo(values.dtype).tiny
+    )

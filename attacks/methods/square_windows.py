@@ -1,6 +1,8 @@
-"""The windows of the Square attack: how large, where, and the pattern that its L2 and L1 moves lay into them.
+"""The windows of the Square attack: how large, where, and the pattern that its L2 and L1 moves lay
+into them.
 
-Rows are at different steps, so every row has a window of its own size, and a window is built by comparing coordinates.
+Rows are at different steps, so every row has a window of its own size, and a window is built by
+comparing coordinates.
 """
 
 from typing import NamedTuple
@@ -23,32 +25,50 @@ class Window(NamedTuple):
 
 def share_of_image(step: Tensor, p_init: float) -> Tensor:
     """float64: what share of the image the window of proposal number ``step`` (from 0) covers."""
-    halvings = torch.stack([step > after for after in HALVED_AFTER]).sum(0)  # a tensor of constants would make the host wait
+    # a tensor of constants would make the host wait
+    halvings = torch.stack([step > after for after in HALVED_AFTER]).sum(0)
     return p_init * torch.exp2(-halvings.double())
 
 
 def draw_windows(places: Tensor, share: Tensor, plane: Plane, odd: bool) -> Window:
-    """Windows of one shape (…) that cover ``share`` (…) of the plane, placed by uniform numbers ``places`` (…, 2).
+    """Windows of one shape (…) that cover ``share`` (…) of the plane, placed by uniform numbers
+    ``places`` (…, 2).
 
-    Squares where they fit; in a plane that is too low or too narrow for the square, rectangles of the same area. ``odd``: sides are
-    odd and at least 3, as the L2 and L1 moves want them. All places are possible; the official code never takes the last row and the
-    last column. On small images that costs it many successes, but where the margin of an image is empty, as in MNIST, it saves steps.
+    Squares where they fit; in a plane that is too low or too narrow for the square, rectangles of
+    the same area. ``odd``: sides are odd and at least 3, as the L2 and L1 moves want them. All
+    places are possible; the official code never takes the last row and the last column. On small
+    images that costs it many successes, but where the margin of an image is empty, as in MNIST, it
+    saves steps.
     """
     height, width = plane
     area = share * (height * width)
     side = area.sqrt().round().clamp_min(3 if odd else 1)
     if odd:
         side = side + (side % 2 == 0)
-    tall = torch.where(side > width, (area / width).round().maximum(side), side).clamp_max(height).long()
-    wide = torch.where(side > height, (area / height).round().maximum(side), side).clamp_max(width).long()
-    top, left = (places[..., 0] * (height + 1 - tall)).long(), (places[..., 1] * (width + 1 - wide)).long()
+    tall = (
+        torch.where(side > width, (area / width).round().maximum(side), side)
+        .clamp_max(height)
+        .long()
+    )
+    wide = (
+        torch.where(side > height, (area / height).round().maximum(side), side)
+        .clamp_max(width)
+        .long()
+    )
+    top, left = (
+        (places[..., 0] * (height + 1 - tall)).long(),
+        (places[..., 1] * (width + 1 - wide)).long(),
+    )
     return Window(top, left, tall, wide)
 
 
 def covered(window: Window, plane: Plane) -> Tensor:
     """(…, H, W) bool: the pixels in windows (…)."""
     height, width = plane
-    row, column = torch.arange(height, device=window.top.device), torch.arange(width, device=window.left.device)
+    row, column = (
+        torch.arange(height, device=window.top.device),
+        torch.arange(width, device=window.left.device),
+    )
     row, column = row - window.top.unsqueeze(-1), column - window.left.unsqueeze(-1)
     tall = (row >= 0) & (row < window.height.unsqueeze(-1))
     wide = (column >= 0) & (column < window.width.unsqueeze(-1))
@@ -56,41 +76,64 @@ def covered(window: Window, plane: Plane) -> Tensor:
 
 
 def counted(pixels: Tensor, window: Window) -> Tensor:
-    """(R, K, C): how many of the pixels (R, C, H, W) bool are set in each of K windows (R, K), from a summed-area table."""
+    """(R, K, C): how many of the pixels (R, C, H, W) bool are set in each of K windows (R, K), from
+    a summed-area table."""
     channels, width = pixels.shape[1], pixels.shape[3]
-    sums = torch.nn.functional.pad(pixels.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32), (1, 0, 1, 0)).flatten(2)
+    sums = torch.nn.functional.pad(
+        pixels.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32), (1, 0, 1, 0)
+    ).flatten(2)
 
     def up_to(row: Tensor, column: Tensor) -> Tensor:
         corner = (row * (width + 1) + column).unsqueeze(1).expand(-1, channels, -1)
         return sums.gather(2, corner)
 
     bottom, right = window.top + window.height, window.left + window.width
-    inside = up_to(bottom, right) - up_to(window.top, right) - up_to(bottom, window.left) + up_to(window.top, window.left)
+    inside = (
+        up_to(bottom, right)
+        - up_to(window.top, right)
+        - up_to(bottom, window.left)
+        + up_to(window.top, window.left)
+    )
     return inside.transpose(1, 2)
 
 
-def two_bumps(window: Window, turned: Tensor, plane: Plane, order: int, dtype: torch.dtype) -> Tensor:
-    """(R, H, W): a bump upwards and one downwards, each in one half of the window (R,), together of length 1 in the norm of ``order``.
+def two_bumps(
+    window: Window, turned: Tensor, plane: Plane, order: int, dtype: torch.dtype
+) -> Tensor:
+    """(R, H, W): a bump upwards and one downwards, each in one half of the window (R,), together of
+    length 1 in the norm of ``order``.
 
-    The halves lie above each other, where ``turned`` (R,) side by side. A bump of half-length n has the value Σ 1 / k^(4 / order)
-    over k = d + 1 … n + 1 at Chebyshev distance d of its centre, and both have the same norm: η of section 4.2 of arXiv 1912.00049
-    (order 2), with steeper bumps in L1 as in the code of arXiv 2103.01208 (order 1).
+    The halves lie above each other, where ``turned`` (R,) side by side. A bump of half-length n has
+    the value Σ 1 / k^(4 / order) over k = d + 1 … n + 1 at Chebyshev distance d of its centre, and
+    both have the same norm: η of section 4.2 of arXiv 1912.00049 (order 2), with steeper bumps in
+    L1 as in the code of arXiv 2103.01208 (order 1).
     """
-    down, across = _halves(window.top, window.height, ~turned, plane[0]), _halves(window.left, window.width, turned, plane[1])
+    down, across = (
+        _halves(window.top, window.height, ~turned, plane[0]),
+        _halves(window.left, window.width, turned, plane[1]),
+    )
     distance, reach = (torch.maximum(down[i].unsqueeze(2), across[i].unsqueeze(1)) for i in (0, 1))
-    terms = torch.arange(1, max(plane) // 2 + 2, device=distance.device, dtype=torch.float64) ** (-4 / order)
+    terms = torch.arange(1, max(plane) // 2 + 2, device=distance.device, dtype=torch.float64) ** (
+        -4 / order
+    )
     sums = torch.nn.functional.pad(terms.cumsum(0), (1, 0)).to(dtype)
     later = down[2].unsqueeze(2) & across[2].unsqueeze(1)
     bumps = (sums[reach + 1] - sums[distance.minimum(reach + 1)]) * covered(window, plane)
-    lengths = torch.linalg.vector_norm(torch.stack([bumps * ~later, bumps * later]), order, (2, 3), keepdim=True)
-    halves = (lengths > 0).to(dtype).sum(0) ** (1 / order)  # a window one pixel high has but one half
+    lengths = torch.linalg.vector_norm(
+        torch.stack([bumps * ~later, bumps * later]), order, (2, 3), keepdim=True
+    )
+    # a window one pixel high has but one half
+    halves = (lengths > 0).to(dtype).sum(0) ** (1 / order)
     lengths = lengths.clamp_min(torch.finfo(dtype).tiny)
     return bumps / (torch.where(later, -lengths[1], lengths[0]) * halves)
 
 
-def _halves(start: Tensor, length: Tensor, split: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Along one axis of ``size`` pixels, each (R, size): distance to the centre of the half, half-length of the half, whether it is the
-    second half. All is the second half where the windows are not ``split`` along this axis."""
+def _halves(
+    start: Tensor, length: Tensor, split: Tensor, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Along one axis of ``size`` pixels, each (R, size): distance to the centre of the half,
+    half-length of the half, whether it is the second half. All is the second half where the windows
+    are not ``split`` along this axis."""
     start, length = start.unsqueeze(1), length.unsqueeze(1)
     first = length // 2 * split.unsqueeze(1)
     place = torch.arange(size, device=start.device) - start

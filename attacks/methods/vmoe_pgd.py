@@ -13,11 +13,14 @@ from ironmoe.attacks.losses import Loss, get_loss
 
 
 class VMoEPGD(Attack):
-    """Sign ascent on the mean loss of the batch: ``steps`` steps of length eps / steps from the image, the last point taken.
+    """Sign ascent on the mean loss of the batch: ``steps`` steps of length eps / steps from the
+    image, the last point taken.
 
-    No random start, no restarts and no clipping to the valid pixels: with steps that add up to eps the ball needs no projection
-    (rounding beyond eps, 10⁻⁷, is taken back at the end). Every image of the batch is attacked, misclassified ones too, all the
-    way: under a capacity images of a group influence each other, so the groups must stay as they are. It is weaker than ``PGD``.
+    No random start, no restarts and no clipping to the valid pixels: with steps that add up to eps
+    the ball needs no projection (rounding beyond eps, 10⁻⁷, is taken back at the end). Every image
+    of the batch is attacked, misclassified ones too, all the
+    way: under a capacity images of a group influence each other, so the groups must stay as they
+        are. It is weaker than ``PGD``.
 
     Made by ``PGD.vmoe``.
     """
@@ -39,12 +42,16 @@ class VMoEPGD(Attack):
     ) -> None:
         if auxiliary_loss and options.get("routing") is not None:
             raise ValueError(
-                f"auxiliary_loss must be False with a routing mode, which takes its place, got {options['routing']}"
+                "auxiliary_loss must be False with a routing mode, which takes its place, got "
+                f"{options['routing']}"
             )
         if auxiliary_loss and not (
-            isinstance(model, nn.Module) and any(hasattr(m, "aux_loss_in_eval") for m in model.modules())
+            isinstance(model, nn.Module)
+            and any(hasattr(m, "aux_loss_in_eval") for m in model.modules())
         ):
-            raise ValueError("auxiliary_loss needs a model with TopKRouters, whose losses it ascends")
+            raise ValueError(
+                "auxiliary_loss needs a model with TopKRouters, whose losses it ascends"
+            )
         if auxiliary_loss:
             options["routing"] = AuxiliaryLoss()
         super().__init__(model, eps, bounds=bounds, **options)
@@ -54,7 +61,10 @@ class VMoEPGD(Attack):
         self.loss_of = get_loss(loss)
 
     def __repr__(self) -> str:
-        return f"PGD.vmoe(Linf, eps={self.eps}, steps={self.steps}, auxiliary_loss={self.auxiliary_loss})"
+        return (
+            f"PGD.vmoe(Linf, eps={self.eps}, steps={self.steps}, "
+            f"auxiliary_loss={self.auxiliary_loss})"
+        )
 
     def ball(self, rows: Rows) -> Ball:
         return LinfBall(rows["clean"], rows["eps"], (float("-inf"), float("inf")))

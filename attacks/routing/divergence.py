@@ -1,4 +1,5 @@
-"""Routing in the loss: the search drives router probabilities away from the clean image's, or towards an expert."""
+"""Routing in the loss: the search drives router probabilities away from the clean image's, or
+towards an expert."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,14 +26,18 @@ from ironmoe.moe.routing.routed_layers import Decision, Site, attached
 
 @dataclass(frozen=True)
 class RoutingDivergence(RoutingMode):
-    """Adds ``weight`` times a divergence of routing to each image's loss, a mean over its tokens and over layers:
+    """Adds ``weight`` times a divergence of routing to each image's loss, a mean over its tokens
+    and over layers:
 
-    - towards="away": KL(softmax of the clean image's router logits ‖ that of the present ones), as AdvMoE attacks its router
-      (ICCV 2023). At the clean image itself it is 0 and so is its gradient: begin at a random start.
-    - towards="weakest": the log-probability of the expert that the router liked least in the clean image (arXiv 2602.01369).
+    - towards="away": KL(softmax of the clean image's router logits ‖ that of the present ones), as
+      AdvMoE attacks its router (ICCV 2023). At the clean image itself it is 0 and so is its
+      gradient: begin at a random start.
+    - towards="weakest": the log-probability of the expert that the router liked least in the clean
+      image (arXiv 2602.01369).
     - towards=e: the log-probability of expert e; not in ensembles, whose members do not share it.
 
-    Targeted attacks raise it too. FAB and DeepFool, which take their gradients for those of logit differences, refuse it. To attack
+    Targeted attacks raise it too. FAB and DeepFool, which take their gradients for those of logit
+    differences, refuse it. To attack
     routing alone, give the attack a loss of 0: ``loss=lambda logits, labels: 0 * logits[:, 0]``.
     """
 
@@ -49,27 +54,39 @@ class RoutingDivergence(RoutingMode):
         except TypeError:
             expert = -1
         if expert < 0:
-            raise ValueError(f'towards must be "away", "weakest" or the number of an expert, got {self.towards!r}')
+            raise ValueError(
+                'towards must be "away", "weakest" or the number of an expert, got '
+                f"{self.towards!r}"
+            )
         object.__setattr__(self, "towards", expert)  # a NumPy integer, perhaps
 
     @torch.no_grad()
-    def record(self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None) -> Rows:
+    def record(
+        self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None
+    ) -> Rows:
         sites = routed_layers(model)
         if isinstance(self.towards, int):
             for name, site in sites.items():
                 if self.towards >= site.num_experts:
-                    raise ValueError(f"towards must be below the {site.num_experts} experts of {name!r}, got {self.towards}")
+                    raise ValueError(
+                        f"towards must be below the {site.num_experts} experts of {name!r}, got "
+                        f"{self.towards}"
+                    )
                 if members_of(site) > 1:
                     raise ValueError(
-                        f'towards must be "away" or "weakest" for {name!r}, whose ensemble members share no expert, got {self.towards}'
+                        f'towards must be "away" or "weakest" for {name!r}, whose ensemble '
+                        f"members share no expert, got {self.towards}"
                     )
             return {}
         with _logits_of(model, sites) as seen:
             (ask or model)(clean)
-        rows = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}  # this pass counts
+        # this pass counts
+        rows = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}
         for number, name in enumerate(sites):
             if seen[name]:
-                logits_RNE = by_image(one_pass(name, seen[name]), len(clean), members_of(sites[name]))
+                logits_RNE = by_image(
+                    one_pass(name, seen[name]), len(clean), members_of(sites[name])
+                )
                 rows[f"routing.{number}.clean"] = (
                     logits_RNE.log_softmax(-1)
                     if self.towards == "away"
@@ -84,7 +101,11 @@ class RoutingDivergence(RoutingMode):
 
             def term() -> Tensor:
                 layers = [
-                    self._divergence(by_image(one_pass(name, seen[name]), len(rows["label"]), members_of(site)), rows, number)
+                    self._divergence(
+                        by_image(one_pass(name, seen[name]), len(rows["label"]), members_of(site)),
+                        rows,
+                        number,
+                    )
                     for number, (name, site) in enumerate(sites.items())
                     if seen[name]
                 ]

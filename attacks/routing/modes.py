@@ -1,11 +1,14 @@
-"""Routing modes: what the search of an attack does to routing, ``PGD(model, routing=FrozenRouting())``.
+"""Routing modes: what the search of an attack does to routing, ``PGD(model,
+routing=FrozenRouting())``.
 
-The model of the search differs from the free one in its forward pass (``FrozenRouting``, ``Softened``), in its backward pass alone
-(``GatesOnly``, ``ExpertsOnly``, ``StraightThrough``), or in its loss (``AuxiliaryLoss``, ``RoutingDivergence``). Whatever the search
-finds is predicted again by the free model: ``found`` of a result is what the search took for a success, ``success`` what is one.
+The model of the search differs from the free one in its forward pass (``FrozenRouting``,
+``Softened``), in its backward pass alone (``GatesOnly``, ``ExpertsOnly``, ``StraightThrough``), or
+in its loss (``AuxiliaryLoss``, ``RoutingDivergence``). Whatever the search
+finds is predicted again by the free model: ``found`` of a result is what the search took for a
+    success, ``success`` what is one.
 
-They work on the layers of this library, upcycled models, ensembles, and Hugging Face models; on images side by side, each with as many
-tokens. ``AuxiliaryLoss`` alone looks at other images.
+They work on the layers of this library, upcycled models, ensembles, and Hugging Face models; on
+images side by side, each with as many tokens. ``AuxiliaryLoss`` alone looks at other images.
 """
 
 import math
@@ -54,11 +57,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FrozenRouting(RoutingMode):
-    """Every token keeps the experts it had in the clean image, drops included (arXiv 2210.10253 asks how much of an attack's effect
-    comes from routing). Costs one more forward pass for each attempt.
+    """Every token keeps the experts it had in the clean image, drops included (arXiv 2210.10253
+    asks how much of an attack's effect comes from routing). Costs one more forward pass for each
+    attempt.
 
-    gates: "recorded": constants, those of the clean image, so that the attack works on the experts alone; "fresh": those the
-        router gives these experts now, so that it can move weights too. "fresh" needs routers of this library's top-k family.
+    gates: "recorded": constants, those of the clean image, so that the attack works on the experts
+        alone; "fresh": those the router gives these experts now, so that it can move weights too.
+        "fresh" needs routers of this library's top-k family.
     """
 
     gates: str = "recorded"
@@ -69,18 +74,27 @@ class FrozenRouting(RoutingMode):
             raise ValueError(f'gates must be "recorded" or "fresh", got {self.gates!r}')
 
     @torch.no_grad()
-    def record(self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None) -> Rows:
+    def record(
+        self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None
+    ) -> Rows:
         sites = routed_layers(model)
         with trace_routing(model) as trace:
             (ask or model)(clean)
-        rows = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}  # this pass counts
+        # this pass counts
+        rows = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}
         for number, (name, layer) in enumerate(trace.layers.items()):
             if not layer.routings:  # it did not run
                 continue
             one_pass(name, layer.routings)
-            values = {"experts": layer.experts, "gates": layer.gates, "chosen": layer.intended.experts}
+            values = {
+                "experts": layer.experts,
+                "gates": layer.gates,
+                "chosen": layer.intended.experts,
+            }
             for key in ("experts", "gates" if self.gates == "recorded" else "chosen"):
-                rows[f"routing.{number}.{key}"] = by_image(values[key], len(clean), members_of(sites[name]))
+                rows[f"routing.{number}.{key}"] = by_image(
+                    values[key], len(clean), members_of(sites[name])
+                )
         return rows
 
     @contextmanager
@@ -90,14 +104,18 @@ class FrozenRouting(RoutingMode):
 
         def replay(decision: Decision) -> Routing:
             def recorded(key: str) -> Tensor:
-                return by_token(rows[f"routing.{numbers[decision.layer]}.{key}"], members_of(sites[decision.layer]))
+                return by_token(
+                    rows[f"routing.{numbers[decision.layer]}.{key}"],
+                    members_of(sites[decision.layer]),
+                )
 
             experts_TK = recorded("experts")
             if self.gates == "recorded":
                 return Routing(recorded("gates").to(decision.routing.gates.dtype), experts_TK)
             if decision.gates_of is None:
                 raise ValueError(
-                    f'gates="fresh" needs the rule by which the router of {decision.layer!r} makes gates, which it does not tell; '
+                    f'gates="fresh" needs the rule by which the router of {decision.layer!r} '
+                    "makes gates, which it does not tell; "
                     'use gates="recorded"'
                 )
             # Gates of a choice are made before a capacity drops some of it.
@@ -110,8 +128,8 @@ class FrozenRouting(RoutingMode):
 
 @dataclass(frozen=True)
 class ExpertsOnly(RoutingMode):
-    """The gates of MoE layers are constants of the backward pass: the gradient flows through what experts make of their tokens, and
-    around the layers. The forward pass is the true one."""
+    """The gates of MoE layers are constants of the backward pass: the gradient flows through what
+    experts make of their tokens, and around the layers. The forward pass is the true one."""
 
     @contextmanager
     def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
@@ -122,16 +140,18 @@ class ExpertsOnly(RoutingMode):
 
 @dataclass(frozen=True)
 class GatesOnly(RoutingMode):
-    """The tokens that experts get are constants of the backward pass: the gradient flows through the gates, and around the layers. The
-    forward pass is the true one.
+    """The tokens that experts get are constants of the backward pass: the gradient flows through
+    the gates, and around the layers. The forward pass is the true one.
 
-    In one layer its gradient and that of ``ExpertsOnly`` add up to the full one. The shared expert of an ``MoE`` counts as an expert;
-    that of a Hugging Face block lies outside its Experts module and keeps its gradient in both modes."""
+    In one layer its gradient and that of ``ExpertsOnly`` add up to the full one. The shared expert
+    of an ``MoE`` counts as an expert; that of a Hugging Face block lies outside its Experts module
+    and keeps its gradient in both modes."""
 
     @contextmanager
     def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
         with ExitStack() as stack:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code knows nothing of hooks
+            # compiled code knows nothing of hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
             for site in routed_layers(model).values():
                 for handle in _without_expert_gradient(site):
                     stack.callback(handle.remove)
@@ -140,11 +160,14 @@ class GatesOnly(RoutingMode):
 
 @dataclass(frozen=True)
 class StraightThrough(RoutingMode):
-    """Forward the true routing; backward as if s · softmax(logits / temperature) weighed all experts, s being the sum of the token's
-    gates, a constant: backward pass differentiable approximation (BPDA, Athalye et al., arXiv 1802.00420).
+    """Forward the true routing; backward as if s · softmax(logits / temperature) weighed all
+    experts, s being the sum of the token's
+    gates, a constant: backward pass differentiable approximation (BPDA, Athalye et al., arXiv
+        1802.00420).
 
-    A gate of 0 has a gradient here: what another expert would make of the token. So the attack sees where routing could go, also
-    where a router hides it (one expert by argmax, constant gates). All E experts run, which costs E / K times the forward pass.
+    A gate of 0 has a gradient here: what another expert would make of the token. So the attack sees
+    where routing could go, also where a router hides it (one expert by argmax, constant gates). All
+    E experts run, which costs E / K times the forward pass.
     """
 
     temperature: float = 1.0
@@ -161,15 +184,18 @@ class StraightThrough(RoutingMode):
         experts_TE, soft_TE = _soft_choice(decision, sum_T1, self.temperature)
         gates_TK, experts_TK = decision.routing
         nothing = soft_TE.new_zeros(len(gates_TK), decision.num_experts + 1)  # the last: dropped
-        hard_TE = nothing.scatter_add(1, experts_TK.long(), gates_TK.detach().to(soft_TE.dtype)).gather(1, experts_TE.long())
+        hard_TE = nothing.scatter_add(
+            1, experts_TK.long(), gates_TK.detach().to(soft_TE.dtype)
+        ).gather(1, experts_TE.long())
         return Routing(hard_TE + (soft_TE - soft_TE.detach()), experts_TE)
 
 
 @dataclass(frozen=True)
 class Softened(RoutingMode):
-    """Forward and backward, s · softmax(logits / temperature) weighs all experts, s being the sum of the token's gates, a constant; nothing
-    is dropped, and s is what it would be then. The search sees a smooth model with the true one's scale; high temperatures are
-    smoother, low ones come near top-1 routing. It is the nearer to the true one, the nearer its gates are to softmax."""
+    """Forward and backward, s · softmax(logits / temperature) weighs all experts, s being the sum
+    of the token's gates, a constant; nothing is dropped, and s is what it would be then. The search
+    sees a smooth model with the true one's scale; high temperatures are smoother, low ones come
+    near top-1 routing. It is the nearer to the true one, the nearer its gates are to softmax."""
 
     temperature: float = 1.0
     free_forward = False
@@ -193,17 +219,23 @@ def _check_temperature(temperature: float) -> None:
 
 
 def _soft_choice(decision: Decision, sum_T1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(experts (T, E), sum · softmax(logits / temperature) of these (T, E)). The token's own choice comes first and in its order, so that
-    sums over experts round as they did; E and 0 in place of experts it cannot have."""
+    """(experts (T, E), sum · softmax(logits / temperature) of these (T, E)). The token's own choice
+    comes first and in its order, so that sums over experts round as they did; E and 0 in place of
+    experts it cannot have."""
     logits_TE = known_logits(decision)
     experts_TE = ranking(decision)
-    soft_TE = torch.nn.functional.pad(sum_T1.to(logits_TE) * (logits_TE / temperature).softmax(-1), (0, 1))
+    soft_TE = torch.nn.functional.pad(
+        sum_T1.to(logits_TE) * (logits_TE / temperature).softmax(-1), (0, 1)
+    )
     return experts_TE.to(torch.int32), soft_TE.gather(1, experts_TE.long())
 
 
 @contextmanager
-def _after_capacity(model: nn.Module, edit: Callable[[Decision, Tensor], Routing]) -> Iterator[None]:
-    """All layers carry out what ``edit`` makes of a decision and of its sums of gates, and no capacity cuts that any more."""
+def _after_capacity(
+    model: nn.Module, edit: Callable[[Decision, Tensor], Routing]
+) -> Iterator[None]:
+    """All layers carry out what ``edit`` makes of a decision and of its sums of gates, and no
+    capacity cuts that any more."""
     sites = routed_layers(model)
     sums: dict[str, Tensor] = {}
 
@@ -219,7 +251,8 @@ def _after_capacity(model: nn.Module, edit: Callable[[Decision, Tensor], Routing
 
 
 def _undropped_sum(layer: nn.Module, routing: Routing) -> Tensor:
-    """(T, 1) what the gates of a token would add up to if no choice were dropped, in at least float32; constants."""
+    """(T, 1) what the gates of a token would add up to if no choice were dropped, in at least
+    float32; constants."""
     gates_TK = routing.gates.detach().to(torch.promote_types(routing.gates.dtype, torch.float32))
     if isinstance(layer, MoE):
         expert_choice = isinstance(layer.router, ExpertChoiceRouter)  # every expert, by its softmax
@@ -240,12 +273,14 @@ def _without_expert_gradient(site: Site) -> Iterator[RemovableHandle]:
         return _detach_first(layer, args, kwargs)
 
     def put_back(_: nn.Module, args: tuple[Any, ...]) -> Any:
-        return (tokens.pop().reshape(args[0].shape), *args[1:]) if tokens else None  # a router may serve several layers
+        # a router may serve several layers
+        return (tokens.pop().reshape(args[0].shape), *args[1:]) if tokens else None
 
     yield site.module.register_forward_pre_hook(keep, with_kwargs=True)
     yield site.module.router.register_forward_pre_hook(put_back)
 
 
 def _detach_first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    tokens, *others = (*args, *kwargs.values())  # families name the others differently, in one order
+    # families name the others differently, in one order
+    tokens, *others = (*args, *kwargs.values())
     return (tokens.detach(), *others), {}

@@ -1,4 +1,5 @@
-"""What an attack did to a model and to its routing, in the sums of the official V-MoE attack code (arXiv 2210.10253)."""
+"""What an attack did to a model and to its routing, in the sums of the official V-MoE attack code
+(arXiv 2210.10253)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,14 +24,17 @@ class AttackStatistics:
 
     images: how many; changed: whose predicted class changed
     correct, loss: (before, after) the attack: how many were right, and the sum of their losses
-    overlap: reading → layer → (sum of IoU over tokens, tokens counted); the readings are those of ``token_overlap``
+    overlap: reading → layer → (sum of IoU over tokens, tokens counted); the readings are those of
+        ``token_overlap``
     """
 
     images: int = 0
     changed: int = 0
     correct: tuple[int, int] = (0, 0)
     loss: tuple[float, float] = (0.0, 0.0)
-    overlap: dict[str, dict[str, tuple[float, int]]] = field(default_factory=lambda: {reading: {} for reading in READINGS})
+    overlap: dict[str, dict[str, tuple[float, int]]] = field(
+        default_factory=lambda: {reading: {} for reading in READINGS}
+    )
 
     def __add__(self, other: "AttackStatistics") -> "AttackStatistics":
         overlap = {
@@ -45,14 +49,19 @@ class AttackStatistics:
         }
         correct = _pair(a + b for a, b in zip(self.correct, other.correct, strict=True))
         loss = _pair(a + b for a, b in zip(self.loss, other.loss, strict=True))
-        return AttackStatistics(self.images + other.images, self.changed + other.changed, correct, loss, overlap)
+        return AttackStatistics(
+            self.images + other.images, self.changed + other.changed, correct, loss, overlap
+        )
 
     def routing_change(self, reading: str = "realised") -> dict[str, float]:
-        """1 − mean IoU of each layer. "realised" is what the official code reports, its quirk included: a token that the capacity
-        dropped before and after counts as changed."""
+        """1 − mean IoU of each layer. "realised" is what the official code reports, its quirk
+        included: a token that the capacity dropped before and after counts as changed."""
         if reading not in READINGS:
             raise ValueError(f"reading must be one of {READINGS}, got {reading!r}")
-        return {layer: 1 - total / count if count else float("nan") for layer, (total, count) in self.overlap[reading].items()}
+        return {
+            layer: 1 - total / count if count else float("nan")
+            for layer, (total, count) in self.overlap[reading].items()
+        }
 
 
 def attack_statistics(
@@ -71,15 +80,18 @@ def attack_statistics(
 
     Args:
         model: in any mode; it is evaluated in eval mode and handed back as it was.
-        images, adversarial: (B, …), one batch: under a capacity the statistics depend on which images are together.
+        images, adversarial: (B, …), one batch: under a capacity the statistics depend on which
+            images are together.
         labels: (B,) int64.
-        loss: as in ``PGD``; auxiliary_loss: add the routers' auxiliary losses to every image's, as ``PGD.vmoe`` does.
+        loss: as in ``PGD``; auxiliary_loss: add the routers' auxiliary losses to every image's, as
+            ``PGD.vmoe`` does.
         valid: (B,) bool; images that only pad the batch are False and not counted.
         normalize, logits_fn: as in ``Attack``; Hugging Face outputs are understood without.
     """
     if images.shape != adversarial.shape or len(labels) != len(images):
         raise ValueError(
-            f"images, adversarial and labels must be of the same B images, got {tuple(images.shape)}, "
+            "images, adversarial and labels must be of the same B images, got "
+            f"{tuple(images.shape)}, "
             f"{tuple(adversarial.shape)} and {tuple(labels.shape)}"
         )
     counted = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid.bool()
@@ -120,7 +132,9 @@ def _layer_overlap(
     iou_T, counts_T = token_overlap(clean, adversarial, reading)
     counted_M = counted.repeat(members)  # an ensemble's tokens come member after member
     tokens = [len(routing.gates) for routing in clean.routings]  # of each run of the layer
-    counts_T = counts_T & torch.cat([counted_M.repeat_interleave(count // max(len(counted_M), 1)) for count in tokens])
+    counts_T = counts_T & torch.cat(
+        [counted_M.repeat_interleave(count // max(len(counted_M), 1)) for count in tokens]
+    )
     return float(iou_T[counts_T].double().sum()), int(counts_T.sum())
 
 

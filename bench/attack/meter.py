@@ -1,4 +1,5 @@
-"""How far ``ironmoe attack`` is, on the terminal and in a log, and how long its attacks took in all runs together."""
+"""How far ``ironmoe attack`` is, on the terminal and in a log, and how long its attacks took in all
+runs together."""
 
 import time
 
@@ -16,7 +17,8 @@ FILE = "results/seconds.json"
 
 
 class Watch:
-    """The seconds that the attacks took in this run: without the checks, and none where everything was decided before."""
+    """The seconds that the attacks took in this run: without the checks, and none where everything
+    was decided before."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -36,13 +38,19 @@ class Meter(Watch):
     before: seconds of earlier runs in the folder
     """
 
-    def __init__(self, folder: RunFolder, console: Console, world: int, images: int, attacks: int) -> None:
+    def __init__(
+        self, folder: RunFolder, console: Console, world: int, images: int, attacks: int
+    ) -> None:
         super().__init__()
         self.folder, self.console, self.world = folder, console, world
-        self.total, self.unit = images * attacks, "images" if attacks == 1 else "image × attack pairs"
+        self.total, self.unit = (
+            images * attacks,
+            "images" if attacks == 1 else "image × attack pairs",
+        )
         self.before = float((folder.read(FILE) or {}).get("seconds", 0.0))
         self.bars = Bars(
-            TextColumn("attack"), BarColumn(bar_width=10), MofNCompleteColumn(), TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("attack"), BarColumn(bar_width=10), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self.task = self.bars.add_task("attack", total=self.total, note=self.unit)
@@ -66,10 +74,15 @@ class Meter(Watch):
         self.bars.update(self.task, completed=self.decided, note=f"{self.unit}, {note}")
         if self.bars.disable and time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
-            self.console.print(f"attack: {self.decided}/{self.total} {self.unit}, {note}", highlight=False, markup=False)
+            self.console.print(
+                f"attack: {self.decided}/{self.total} {self.unit}, {note}",
+                highlight=False,
+                markup=False,
+            )
 
     def finish(self, report: RobustnessReport, seconds: float) -> float:
-        """The bar as it ends; the seconds of all runs, of which the slowest process took so many in this one."""
+        """The bar as it ends; the seconds of all runs, of which the slowest process took so many in
+        this one."""
         self.seconds = seconds
         self.decided = sum(int(summary.decided.sum()) for summary in report.attacks.values())
         self.say("done" if report.complete else "budget spent")

@@ -1,4 +1,5 @@
-"""Models to attack from anywhere: a checkpoint of this library, Hugging Face, the official V-MoE code, or a Python function.
+"""Models to attack from anywhere: a checkpoint of this library, Hugging Face, the official V-MoE
+code, or a Python function.
 
 All come out as modules from images in [0, 1] to logits, in eval mode.
 """
@@ -24,7 +25,8 @@ FORMS = "hf:FOLDER, vmoe:PREFIX or package.module:function"
 
 
 class LoadedModel(NamedTuple):
-    """model: images (B, C, S, S) in [0, 1] → logits. classes: their names, by index of the logits. facts: for report and settings.
+    """model: images (B, C, S, S) in [0, 1] → logits. classes: their names, by index of the logits.
+    facts: for report and settings.
 
     source: how the command named it; identity: that, as far as it makes the model another one.
     """
@@ -39,7 +41,8 @@ class LoadedModel(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """labels: those of the data as indices of the logits; classes: names by such index; note: how they were matched, if not by name."""
+    """labels: those of the data as indices of the logits; classes: names by such index; note: how
+    they were matched, if not by name."""
 
     labels: Tensor
     classes: list[str]
@@ -63,25 +66,44 @@ class Normalized(nn.Module):
         return output.logits if hasattr(output, "logits") else output
 
 
-def load_model(checkpoint: Path | None, spec: str | None, data: ImageData, device: torch.device) -> LoadedModel:
+def load_model(
+    checkpoint: Path | None, spec: str | None, data: ImageData, device: torch.device
+) -> LoadedModel:
     """The model a command names. CheckpointError says what is wrong with it."""
     if (checkpoint is None) == (spec is None):
-        both = "" if spec is None else f", not both: got the checkpoint {checkpoint} and --model {spec}"
-        raise CheckpointError(f"name one model: a .safetensors CHECKPOINT, or --model {FORMS}{both}")
+        both = (
+            ""
+            if spec is None
+            else f", not both: got the checkpoint {checkpoint} and --model {spec}"
+        )
+        raise CheckpointError(
+            f"name one model: a .safetensors CHECKPOINT, or --model {FORMS}{both}"
+        )
     if checkpoint is not None:  # its weights are known by their digest, wherever it lies
-        return _own(checkpoint, device)._replace(source=f"checkpoint {checkpoint}", identity=checkpoint.name)
+        return _own(checkpoint, device)._replace(
+            source=f"checkpoint {checkpoint}", identity=checkpoint.name
+        )
     assert spec is not None
     kind, _, rest = spec.partition(":")
     if not rest:
         raise CheckpointError(f"--model must be {FORMS}, got {spec!r}")
     size = int(data.images.shape[-1])
-    loaded = _hugging_face(rest) if kind == "hf" else _official(rest, size) if kind == "vmoe" else _factory(kind, rest)
+    loaded = (
+        _hugging_face(rest)
+        if kind == "hf"
+        else _official(rest, size)
+        if kind == "vmoe"
+        else _factory(kind, rest)
+    )
     identity = f"{kind}:{os.path.abspath(rest)}" if kind in ("hf", "vmoe") else spec
-    return loaded._replace(model=loaded.model.to(device).eval(), source=f"--model {spec}", identity=identity)
+    return loaded._replace(
+        model=loaded.model.to(device).eval(), source=f"--model {spec}", identity=identity
+    )
 
 
 def match_classes(loaded: LoadedModel, data: ImageData) -> Matched:
-    """The data's classes as the model's logits: by name where all names are known, else by number."""
+    """The data's classes as the model's logits: by name where all names are known, else by
+    number."""
     with torch.no_grad():
         device = next(loaded.model.parameters(), torch.zeros(0)).device
         logits = _logits(loaded, data, device)
@@ -93,12 +115,21 @@ def match_classes(loaded: LoadedModel, data: ImageData) -> Matched:
             return Matched(torch.tensor(wanted)[data.labels], loaded.classes)
     if len(data.classes) != count:
         raise DataError(
-            f"data {data.name!r} must have the {count} classes of {loaded.name}, or names of some of them, got {len(data.classes)}: "
+            f"data {data.name!r} must have the {count} classes of {loaded.name}, or names of some "
+            f"of them, got {len(data.classes)}: "
             f"{', '.join(data.classes[:5])}"
         )
-    unknown = "gives no names of classes" if loaded.classes is None else f"calls its classes otherwise ({_few(loaded.classes)})"
+    unknown = (
+        "gives no names of classes"
+        if loaded.classes is None
+        else f"calls its classes otherwise ({_few(loaded.classes)})"
+    )
     pairs = _few([f"logit {number} is {name!r}" for number, name in enumerate(data.classes)])
-    return Matched(data.labels, data.classes, f"{loaded.name} {unknown}, so they were matched by number: {pairs}.")
+    return Matched(
+        data.labels,
+        data.classes,
+        f"{loaded.name} {unknown}, so they were matched by number: {pairs}.",
+    )
 
 
 def _few(names: list[str]) -> str:
@@ -112,14 +143,19 @@ def _logits(loaded: LoadedModel, data: ImageData, device: torch.device) -> Tenso
     shape = tuple(images.shape[1:])
     if loaded.image_shape is not None and shape != loaded.image_shape:
         raise DataError(
-            f"data must have images of shape {loaded.image_shape} for {loaded.name}, got {shape}; {other_data(loaded, data)}"
+            f"data must have images of shape {loaded.image_shape} for {loaded.name}, got {shape}; "
+            f"{other_data(loaded, data)}"
         )
     try:
         logits = loaded.model(images)
     except Exception as error:  # whatever a model of somebody else's may raise
-        raise CheckpointError(f"{loaded.source} cannot take images of shape {shape} in [0, 1]: {told(error)}") from error
+        raise CheckpointError(
+            f"{loaded.source} cannot take images of shape {shape} in [0, 1]: {told(error)}"
+        ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        got = (
+            f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        )
         raise CheckpointError(f"{loaded.source} must return logits (images, classes), got {got}")
     return logits
 
@@ -135,7 +171,8 @@ def other_data(loaded: LoadedModel, data: ImageData) -> str:
 def _own(path: Path, device: torch.device) -> LoadedModel:
     model, extra = load_checkpoint(path, device)
     facts = {
-        "seed": extra["seed"], "train_seconds": extra["seconds"], "trained_on": extra["checksum"], "stem": path.stem,
+        "seed": extra["seed"], "train_seconds": extra["seconds"], "trained_on": extra["checksum"],
+        "stem": path.stem,
         "trained_on_data": extra["data"],
     }  # fmt: skip
     shape = (model.channels, model.image_size, model.image_size)
@@ -146,12 +183,15 @@ def _hugging_face(path: str) -> LoadedModel:
     try:
         from transformers import AutoModelForImageClassification
     except ImportError as error:
-        raise CheckpointError(f"--model hf:{path} needs the transformers package: {error}") from error
+        raise CheckpointError(
+            f"--model hf:{path} needs the transformers package: {error}"
+        ) from error
     try:
         model = AutoModelForImageClassification.from_pretrained(path, local_files_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"--model hf:{path} is no image classifier that transformers can read here: {told(error)}"
+            f"--model hf:{path} is no image classifier that transformers can read here: "
+            f"{told(error)}"
         ) from error
     config = Path(path) / "preprocessor_config.json"
     try:
@@ -170,30 +210,52 @@ def _hugging_face(path: str) -> LoadedModel:
 def _official(spec: str, size: int) -> LoadedModel:
     """PREFIX or PREFIX?top_k=2&capacity=1.05&images_per_group=8&priority=1&dispatch=bfloat16."""
     prefix, _, query = spec.partition("?")
-    known = {"top_k": int, "capacity": float, "images_per_group": int, "priority": int, "dispatch": str}
+    known = {
+        "top_k": int,
+        "capacity": float,
+        "images_per_group": int,
+        "priority": int,
+        "dispatch": str,
+    }
     given: dict[str, Any] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         try:
             given[key] = known[key](value)
         except (KeyError, ValueError):
-            raise CheckpointError(f"--model vmoe:{spec} may set {', '.join(known)}, got {key}={value!r}") from None
+            raise CheckpointError(
+                f"--model vmoe:{spec} may set {', '.join(known)}, got {key}={value!r}"
+            ) from None
     if given.get("dispatch", "bfloat16") != "bfloat16":
-        raise CheckpointError(f"--model vmoe:{spec} may set dispatch=bfloat16 only, got {given['dispatch']!r}")
-    factor, group, priority = given.get("capacity"), given.get("images_per_group"), bool(given.get("priority"))
+        raise CheckpointError(
+            f"--model vmoe:{spec} may set dispatch=bfloat16 only, got {given['dispatch']!r}"
+        )
+    factor, group, priority = (
+        given.get("capacity"),
+        given.get("images_per_group"),
+        bool(given.get("priority")),
+    )
     try:
-        params = read_npz_checkpoint(prefix) if prefix.endswith(".npz") else read_vmoe_checkpoint(prefix)
+        params = (
+            read_npz_checkpoint(prefix) if prefix.endswith(".npz") else read_vmoe_checkpoint(prefix)
+        )
         model = VMoE.from_jax(
-            params, image_size=size, top_k=given.get("top_k"),
-            capacity=Capacity(factor, images_per_group=group, priority=priority) if factor is not None else None,
+            params,
+            image_size=size,
+            top_k=given.get("top_k"),
+            capacity=Capacity(factor, images_per_group=group, priority=priority)
+            if factor is not None
+            else None,
             dispatch_dtype=torch.bfloat16 if "dispatch" in given else None,
-        )  # fmt: skip
+        )
     except (ImportError, ValueError) as error:
         raise CheckpointError(f"--model vmoe:{spec}: {error}") from error
     facts = {"seed": 0, "train_seconds": None, "stem": Path(prefix).stem}
     half = [0.5] * model.channels  # the official code's pixels lie in [−1, 1]
     shape = (model.channels, size, size)
     name = "V-MoE" if model.first_moe < len(model.blocks) else "ViT"
-    return LoadedModel(Normalized(model, half, half), f"{name} {Path(prefix).stem}", shape, None, facts)
+    return LoadedModel(
+        Normalized(model, half, half), f"{name} {Path(prefix).stem}", shape, None, facts
+    )
 
 
 def _factory(module: str, function: str) -> LoadedModel:
@@ -202,7 +264,9 @@ def _factory(module: str, function: str) -> LoadedModel:
     try:
         made = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"--model {spec} cannot be found: {error}; it must be {FORMS}") from error
+        raise CheckpointError(
+            f"--model {spec} cannot be found: {error}; it must be {FORMS}"
+        ) from error
     except Exception as error:
         raise CheckpointError(f"--model {spec} cannot be imported: {told(error)}") from error
     finally:
@@ -211,10 +275,18 @@ def _factory(module: str, function: str) -> LoadedModel:
         model = made if isinstance(made, nn.Module) else made()
     except Exception as error:
         raise CheckpointError(
-            f"--model {spec} must be a torch.nn.Module or a function without arguments: {told(error)}"
+            f"--model {spec} must be a torch.nn.Module or a function without arguments: "
+            f"{told(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise CheckpointError(
-            f"--model {spec} must be, or return, a torch.nn.Module from images in [0, 1] to logits, got {type(model).__name__}"
+            f"--model {spec} must be, or return, a torch.nn.Module from images in [0, 1] to "
+            f"logits, got {type(model).__name__}"
         )
-    return LoadedModel(model, function, None, None, {"seed": 0, "train_seconds": None, "stem": spec.replace(":", "-")})
+    return LoadedModel(
+        model,
+        function,
+        None,
+        None,
+        {"seed": 0, "train_seconds": None, "stem": spec.replace(":", "-")},
+    )

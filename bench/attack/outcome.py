@@ -1,4 +1,5 @@
-"""What came out of ``ironmoe attack``, in the numbers and words that table, pictures and report are made of."""
+"""What came out of ``ironmoe attack``, in the numbers and words that table, pictures and report are
+made of."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,8 +13,8 @@ from ironmoe.bench.attack.suite import Suite
 
 
 class Row(NamedTuple):
-    """One attack at one eps. fell, undecided: images; these are robust so far, and may fall when the run goes on. ``attack`` is empty in the
-    rows of the worst case per sample."""
+    """One attack at one eps. fell, undecided: images; these are robust so far, and may fall when
+    the run goes on. ``attack`` is empty in the rows of the worst case per sample."""
 
     attack: str
     eps_255: float
@@ -28,8 +29,11 @@ class Row(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson, from the lower end of ``least`` to the upper end of what is robust so far."""
-        return Proportion(self.robust.count - self.undecided, self.robust.total).interval()[0], self.robust.interval()[1]
+        """95 % Wilson, from the lower end of ``least`` to the upper end of what is robust so
+        far."""
+        return Proportion(self.robust.count - self.undecided, self.robust.total).interval()[
+            0
+        ], self.robust.interval()[1]
 
     @property
     def share(self) -> str:
@@ -41,8 +45,9 @@ class Row(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of an attack over all eps and all runs. Images per second are those decided; their time is that of the common queue, without the
-    checks, divided in the proportion of passes. None of an attack that asked nothing or decided none of what it asked about."""
+    """Of an attack over all eps and all runs. Images per second are those decided; their time is
+    that of the common queue, without the checks, divided in the proportion of passes. None of an
+    attack that asked nothing or decided none of what it asked about."""
 
     found: int
     confirmed: int
@@ -52,8 +57,8 @@ class Cost(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """An image to show: its place in the report, the attack whose image is shown, the eps in 1/255 at which it fell (inf: it held), and
-    the margin left of one that held."""
+    """An image to show: its place in the report, the attack whose image is shown, the eps in 1/255
+    at which it fell (inf: it held), and the margin left of one that held."""
 
     number: int
     attack: str
@@ -63,11 +68,15 @@ class Shown(NamedTuple):
 
 @dataclass
 class Outcome:
-    """name: of the model; report: its seconds those of all runs together; parts: of each attack, as it was made.
+    """name: of the model; report: its seconds those of all runs together; parts: of each attack, as
+    it was made.
 
-    images (M, …), labels (M,): those that were to be attacked; rows (M,): where they are in the data
-    margins: (A, N) of ``margins_left``, for the N that the report is about; None without all final images
-    routing: of ``measure_routing``, for each eps; matched: how classes were matched to logits, if not by name
+    images (M, …), labels (M,): those that were to be attacked; rows (M,): where they are in the
+        data
+    margins: (A, N) of ``margins_left``, for the N that the report is about; None without all final
+        images
+    routing: of ``measure_routing``, for each eps; matched: how classes were matched to logits, if
+        not by name
     """
 
     name: str
@@ -112,10 +121,13 @@ class Outcome:
         return max(part.questions for part in self.parts[name])
 
     def fell_at_255(self, name: str) -> Tensor:
-        """(N,) float64 as ``AttackSummary.fell_at``, in units of 1/255: the very numbers of the suite."""
+        """(N,) float64 as ``AttackSummary.fell_at``, in units of 1/255: the very numbers of the
+        suite."""
         at = self.report.attacks[name].fell_at
         given = {eps / 255: eps for eps in self.suite.eps_255}
-        return torch.tensor([given.get(radius, radius) for radius in at.tolist()], dtype=torch.float64)
+        return torch.tensor(
+            [given.get(radius, radius) for radius in at.tolist()], dtype=torch.float64
+        )
 
     def robust_at(self, eps_255: float) -> Tensor:
         """(N,) bool: right, and no attack found anything up to this eps."""
@@ -143,10 +155,20 @@ class Outcome:
         for name, summary in self.report.attacks.items():
             for eps in self.suite.eps_255:
                 robust = _share(summary.robust_at(eps / 255))
-                rows.append(Row(name, eps, robust, clean - robust.count, int(summary.undecided_at(eps / 255).sum())))
+                rows.append(
+                    Row(
+                        name,
+                        eps,
+                        robust,
+                        clean - robust.count,
+                        int(summary.undecided_at(eps / 255).sum()),
+                    )
+                )
         for eps in self.suite.eps_255:
             robust = self.worst_case(eps)
-            rows.append(Row("", eps, robust, clean - robust.count, int(self.undecided_at(eps).sum())))
+            rows.append(
+                Row("", eps, robust, clean - robust.count, int(self.undecided_at(eps).sum()))
+            )
         return rows
 
     @property
@@ -156,7 +178,8 @@ class Outcome:
     def cost(self, name: str) -> Cost:
         summary = self.report.attacks[name]
         passes = {
-            key: s.forwards + s.backwards - len(s.examples) for key, s in self.report.attacks.items()
+            key: s.forwards + s.backwards - len(s.examples)
+            for key, s in self.report.attacks.items()
         }  # but for the clean ones
         seconds = self.report.seconds * passes[name] / max(sum(passes.values()), 1)
         decided = bool((summary.decided & summary.clean_correct).any())
@@ -165,7 +188,8 @@ class Outcome:
         return Cost(found, int(summary.fell.sum()), rate, summary.forwards, summary.backwards)
 
     def stages(self, name: str) -> dict[str, list[int]]:
-        """Of an attack that is an ensemble: part → images that fell to it at each eps. Empty for a single attack."""
+        """Of an attack that is an ensemble: part → images that fell to it at each eps. Empty for a
+        single attack."""
         summary = self.report.attacks[name]
         parts = list(dict.fromkeys(part for _, part in summary.stages))
         counts = {part: [0] * len(self.suite.eps_255) for part in parts}
@@ -185,8 +209,8 @@ class Outcome:
         return [shown for _, shown in sorted(self._first_falls().items())][:count]
 
     def hardest(self, count: int = 6) -> list[Shown]:
-        """Images that held against every attack, those with the largest margin left first; then those that fell last. None of them is
-        among the easiest."""
+        """Images that held against every attack, those with the largest margin left first; then
+        those that fell last. None of them is among the easiest."""
         held = []
         if self.margins is not None:
             least, nearest = self.margins.min(0)
@@ -202,15 +226,24 @@ class Outcome:
         return (held + [shown for shown in fell if shown not in easiest])[:count]
 
     def _first_falls(self) -> dict[tuple[float, float, int, int], Shown]:
-        """(eps, distance, steps, index) of the earliest fall of every image that fell → the image."""
+        """(eps, distance, steps, index) of the earliest fall of every image that fell → the
+        image."""
         earliest: dict[int, tuple[tuple[float, float, int, int], str]] = {}
         for name, summary in self.report.attacks.items():
             for index in summary.fell.nonzero().squeeze(1).tolist():
-                key = (float(summary.fell_at[index]), float(summary.distance[index]), int(summary.steps[index]), index)
+                key = (
+                    float(summary.fell_at[index]),
+                    float(summary.distance[index]),
+                    int(summary.steps[index]),
+                    index,
+                )
                 if index not in earliest or key < earliest[index][0]:
                     earliest[index] = (key, name)
         at = {name: self.fell_at_255(name) for name in self.report.attacks}
-        return {key: Shown(index, name, float(at[name][index])) for index, (key, name) in earliest.items()}
+        return {
+            key: Shown(index, name, float(at[name][index]))
+            for index, (key, name) in earliest.items()
+        }
 
     def words(self) -> list[str]:
         """What the numbers say and what they do not."""
@@ -220,60 +253,96 @@ class Outcome:
         clean, kinds = self.report.clean_accuracy, len(self.labels.unique())
         if kinds > 1 and clean.value * kinds <= 1:
             lines.append(
-                f"The clean accuracy, {clean}, is at or below chance, {100 / kinds:.3g} % for {kinds} classes: what is left under attack says "
-                "nothing of robustness. Are the classes matched to the right logits, and are images in [0, 1] what the model expects?"
+                f"The clean accuracy, {clean}, is at or below chance, {100 / kinds:.3g} % for "
+                f"{kinds} classes: what is left under attack says "
+                "nothing of robustness. Are the classes matched to the right logits, and are "
+                "images in [0, 1] what the model expects?"
             )
         tripped = [flag for flag in self.checks if flag.tripped]
         if tripped:
             lines.append(
-                f"{len(tripped)} of {len(self.checks)} checks against false security tripped: the model may be weaker than it looks. "
-                + " ".join(f"{flag.name[0].upper()}{flag.name[1:]}: {flag.message}" for flag in tripped)
+                f"{len(tripped)} of {len(self.checks)} checks against false security tripped: the "
+                "model may be weaker than it looks. "
+                + " ".join(
+                    f"{flag.name[0].upper()}{flag.name[1:]}: {flag.message}" for flag in tripped
+                )
             )
         if not self.report.complete:
             pairs = sum(int((~summary.decided).sum()) for summary in self.report.attacks.values())
             missed = len(self.images) - self.reached
             lines.append(
-                f"A budget ended the evaluation early: {pairs} of {self.reached * len(costs)} {unit}s are undecided. What ≤ is written "
+                f"A budget ended the evaluation early: {pairs} of {self.reached * len(costs)} "
+                f"{unit}s are undecided. What ≤ is written "
                 "before counts them as robust, and its interval reaches down to where they all fall"
-                + (f", and {missed} of {len(self.images)} images were not reached and are not counted. " if missed else ". ")
+                + (
+                    f", and {missed} of {len(self.images)} images were not reached and are not "
+                    "counted. "
+                    if missed
+                    else ". "
+                )
                 + "The same command goes on from here."
             )
-        successes = f"Of {found} {unit}s that the search took for successes, {confirmed} {'was' if confirmed == 1 else 'were'} confirmed"
+        successes = (
+            f"Of {found} {unit}s that the search took for successes, {confirmed} "
+            f"{'was' if confirmed == 1 else 'were'} confirmed"
+        )
         if found == 1:
-            successes = f"The search took one {unit} for a success, and it was {'not ' * (not confirmed)}confirmed"
+            successes = (
+                f"The search took one {unit} for a success, and it was "
+                f"{'not ' * (not confirmed)}confirmed"
+            )
         lines.append(
-            f"{successes}: predicted again in full precision by the plain model, and measured again in float64. Only what is confirmed counts."
+            f"{successes}: predicted again in full precision by the plain model, and measured "
+            "again in float64. Only what is confirmed counts."
             if found
             else "The search found nothing that it took for a success."
         )
         lines.append(
-            "Robust accuracy is an upper bound: it is what these attacks left standing. Other attacks, more steps or more restarts can "
-            "only lower it. Intervals are 95 % Wilson intervals: how precisely these images measure this very model, not another training of it."
+            "Robust accuracy is an upper bound: it is what these attacks left standing. Other "
+            "attacks, more steps or more restarts can "
+            "only lower it. Intervals are 95 % Wilson intervals: how precisely these images "
+            "measure this very model, not another training of it."
         )
         return lines
 
 
-def margins_left(model: nn.Module, report: RobustnessReport, labels: Tensor, batch_size: int) -> Tensor:
-    """(A, N) the lead of the right logit over the best wrong one in each attack's final image; NaN unless the image held to the end
-    against every attack."""
+def margins_left(
+    model: nn.Module, report: RobustnessReport, labels: Tensor, batch_size: int
+) -> Tensor:
+    """(A, N) the lead of the right logit over the best wrong one in each attack's final image; NaN
+    unless the image held to the end against every attack."""
     summaries = list(report.attacks.values())
     held = torch.stack([summary.robust & summary.decided for summary in summaries]).all(0)
     margins = torch.full((len(summaries), len(held)), float("nan"))
     if not bool(held.any()):
         return margins
     device = next(model.parameters(), torch.zeros(0)).device
-    margins[:, held] = torch.stack([_margins(model, summary, held, labels, batch_size, device) for summary in summaries])
+    margins[:, held] = torch.stack(
+        [_margins(model, summary, held, labels, batch_size, device) for summary in summaries]
+    )
     return margins
 
 
 @torch.no_grad()
 def _margins(
-    model: nn.Module, summary: AttackSummary, held: Tensor, labels: Tensor, batch_size: int, device: torch.device
+    model: nn.Module,
+    summary: AttackSummary,
+    held: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    device: torch.device,
 ) -> Tensor:
     assert summary.adversarial is not None
-    logits = torch.cat([model(part.to(device)).float().cpu() for part in summary.adversarial[held].split(batch_size)])
+    logits = torch.cat(
+        [
+            model(part.to(device)).float().cpu()
+            for part in summary.adversarial[held].split(batch_size)
+        ]
+    )
     right = labels[held].unsqueeze(1)
-    return (logits.gather(1, right) - logits.scatter(1, right, float("-inf")).amax(1, keepdim=True)).squeeze(1)
+    return (
+        logits.gather(1, right) - logits.scatter(1, right, float("-inf")).amax(1, keepdim=True)
+    ).squeeze(1)
 
 
 def _share(robust: Tensor) -> Proportion:

@@ -1,4 +1,5 @@
-"""Attacks as they were made: every setting that the command line left to them, in numbers and in words."""
+"""Attacks as they were made: every setting that the command line left to them, in numbers and in
+words."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ from ironmoe.bench.common.results import exact
 class Part(NamedTuple):
     """An attack, or one of those that an ensemble runs.
 
-    restarts: None of an attack that has none; targets: classes that are targets in turn, 0 without; eot: askings behind each answer
+    restarts: None of an attack that has none; targets: classes that are targets in turn, 0 without;
+        eot: askings behind each answer
     questions: to the model, of the longest attempt
     """
 
@@ -50,11 +52,16 @@ def _described(name: str, suite: Suite, parts: tuple[Part, ...]) -> str:
     if len(parts) > 1:
         return f"{name} ({'; '.join(f'{part.name}: {_settings(part)}' for part in parts)})"
     alpha = suite.alpha_255 is not None and "alpha" in ATTACKS[name].takes
-    return f"{name} ({_settings(parts[0])}{f', alpha {exact(suite.alpha_255 or 0)}/255' if alpha else ''})"
+    length = f", alpha {exact(suite.alpha_255 or 0)}/255" if alpha else ""
+    return f"{name} ({_settings(parts[0])}{length})"
 
 
 def _settings(part: Part) -> str:
-    known: dict[str, Any] = {"steps": part.steps, "restarts": part.restarts, "targets": part.targets or None}
+    known: dict[str, Any] = {
+        "steps": part.steps,
+        "restarts": part.restarts,
+        "targets": part.targets or None,
+    }
     if part.steps is None or part.questions > part.steps + 1:  # Square's starting point is one more
         known["questions"] = part.questions
     shown = [f"{key} {value}" for key, value in known.items() if value is not None]

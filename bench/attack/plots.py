@@ -17,7 +17,8 @@ from ironmoe.bench.common.results import ModelResults
 from ironmoe.bench.demo.plots import COLORS, STYLE, expert_load, routing_change
 
 WORST = "#1c2329"  # of the worst case per sample
-LINES = ("o-", "s--", "^-.", "D:", "v--", "P-.", "*-")  # so that curves that lie on each other are seen
+# so that curves that lie on each other are seen
+LINES = ("o-", "s--", "^-.", "D:", "v--", "P-.", "*-")
 BINS = 40
 ROUNDING = 1e-5  # so that distances of just eps come into one bin
 Color = str | tuple[float, float, float, float]
@@ -35,7 +36,11 @@ def draw_evaluation(outcome: Outcome) -> dict[str, tuple[str, str, Figure]]:
                 if _many(outcome)
                 else "Bands are 95 % Wilson intervals."
             )
-            + (" Worst case: an image counts only if it holds against every attack." if len(outcome.report.attacks) > 1 else "")
+            + (
+                " Worst case: an image counts only if it holds against every attack."
+                if len(outcome.report.attacks) > 1
+                else ""
+            )
             + _open(outcome),
             accuracy(outcome),
         )
@@ -43,35 +48,55 @@ def draw_evaluation(outcome: Outcome) -> dict[str, tuple[str, str, Figure]]:
     if any(bool(summary.fell.any()) for summary in outcome.report.attacks.values()):
         figures["distances.png"] = (
             "Distances of the confirmed adversarial images",
-            f"{unit}; dotted lines are the radii. An attack that stops at its first success stays where it "
-            "found it, often on the edge of the ball: these are no smallest distances." + _so_far(outcome),
+            f"{unit}; dotted lines are the radii. An attack that stops at its first success stays "
+            "where it "
+            "found it, often on the edge of the ball: these are no smallest distances."
+            + _so_far(outcome),
             distances(outcome),
         )
         figures["steps.png"] = (
             "Questions to success",
-            "Of the images right from the start, those that had fallen after so many questions to the model in the successful attempt, at the "
-            "eps where they fell. A step is one question; of DeepFool and FAB several. Each curve ends, with a mark, at the longest attempt "
-            "that its attack allows. Still rising there, it says that more steps would find more." + _so_far(outcome),
+            "Of the images right from the start, those that had fallen after so many questions to "
+            "the model in the successful attempt, at the "
+            "eps where they fell. A step is one question; of DeepFool and FAB several. Each curve "
+            "ends, with a mark, at the longest attempt "
+            "that its attack allows. Still rising there, it says that more steps would find more."
+            + _so_far(outcome),
             steps(outcome),
         )
     if outcome.margins is not None:
         for file, title, what, shown in (
-            ("easiest.png", "The easiest images", "They fell at the smallest eps, the nearest first.", outcome.easiest()),
+            (
+                "easiest.png",
+                "The easiest images",
+                "They fell at the smallest eps, the nearest first.",
+                outcome.easiest(),
+            ),
             (
                 "hardest.png",
                 "The hardest images",
-                "They held against every attack, those with the largest margin left first; then those that fell last. For images that "
+                "They held against every attack, those with the largest margin left first; then "
+                "those that fell last. For images that "
                 "held, the final image of the attack that came closest is shown.",
                 outcome.hardest(),
             ),
         ):
             if shown:
-                what += " Perturbations are scaled to their largest entry; grey is none." + _so_far(outcome)
+                what += " Perturbations are scaled to their largest entry; grey is none." + _so_far(
+                    outcome
+                )
                 figures[file] = (title, what, examples(outcome, shown))
     if outcome.routing:
         results = routing_results(outcome)
-        how = f"PGD with {outcome.suite.pgd_steps} steps at its full length, routing free, on {outcome.routing[0]['images']} images."
-        figures["routing_change.png"] = ("Routing change against eps", how, routing_change([results]))
+        how = (
+            f"PGD with {outcome.suite.pgd_steps} steps at its full length, routing free, on "
+            f"{outcome.routing[0]['images']} images."
+        )
+        figures["routing_change.png"] = (
+            "Routing change against eps",
+            how,
+            routing_change([results]),
+        )
         figures["expert_load.png"] = ("Expert load", how, expert_load([results]))
     return figures
 
@@ -82,14 +107,29 @@ def accuracy(outcome: Outcome) -> Figure:
     rows = outcome.rows
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 4.2))
-        sizes = np.linspace(9, 4, max(len(outcome.report.attacks), 2))  # what is drawn first looks out from under the others
-        for name, color, style, size in zip(outcome.report.attacks, _colors(outcome), cycle(LINES), sizes, strict=False):
+        # what is drawn first looks out from under the others
+        sizes = np.linspace(9, 4, max(len(outcome.report.attacks), 2))
+        for name, color, style, size in zip(
+            outcome.report.attacks, _colors(outcome), cycle(LINES), sizes, strict=False
+        ):
             if outcome.decided_something(name):
                 mine = [clean, *(row for row in rows if row.attack == name)]
-                _curve(axes, mine, name, color, style, size if len(outcome.report.attacks) > 1 else 4, band=not _many(outcome))
+                _curve(
+                    axes,
+                    mine,
+                    name,
+                    color,
+                    style,
+                    size if len(outcome.report.attacks) > 1 else 4,
+                    band=not _many(outcome),
+                )
         if len(outcome.report.attacks) > 1:
             _curve(axes, [clean, *outcome.worst_rows], "worst case", WORST, "x:", 4, band=True)
-        axes.set(xlabel=f"eps: {unit_of(outcome.suite.norm)} (0 = clean)", ylabel="robust accuracy in %", ylim=(0, 101))
+        axes.set(
+            xlabel=f"eps: {unit_of(outcome.suite.norm)} (0 = clean)",
+            ylabel="robust accuracy in %",
+            ylim=(0, 101),
+        )
         _legend(axes)
     return figure
 
@@ -103,7 +143,11 @@ def distances(outcome: Outcome) -> Figure:
     bins = np.linspace(0, top, BINS + 1).tolist()
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
-            len(found), sharex=True, sharey=True, squeeze=False, figsize=(6.8, max(2.4, 0.6 + 1.3 * len(found)))
+            len(found),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            figsize=(6.8, max(2.4, 0.6 + 1.3 * len(found))),
         )
         for axes, (name, values) in zip(grid[:, 0], found.items(), strict=True):
             axes.hist(values * (1 - ROUNDING), bins, color=colors[name])
@@ -112,26 +156,41 @@ def distances(outcome: Outcome) -> Figure:
                     axes.axvline(eps, color=WORST, linewidth=0.8, linestyle=":")
             axes.set(ylabel="images", xlim=(0, 1.02 * top))
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.set_title(f"{name}: {len(values)} images, median {np.median(values):.3g}", loc="left", fontsize=9)
+            axes.set_title(
+                f"{name}: {len(values)} images, median {np.median(values):.3g}",
+                loc="left",
+                fontsize=9,
+            )
         grid[-1, 0].set_xlabel(f"distance: {unit_of(outcome.suite.norm)}")
     return figure
 
 
 def steps(outcome: Outcome) -> Figure:
-    """Cumulative: the share of the images right from the start that had fallen after so many questions; up to the longest attempt that the
-    attack allows."""
-    ends = {name: outcome.questions(name) for name in outcome.report.attacks if outcome.decided_something(name)}
+    """Cumulative: the share of the images right from the start that had fallen after so many
+    questions; up to the longest attempt that the attack allows."""
+    ends = {
+        name: outcome.questions(name)
+        for name in outcome.report.attacks
+        if outcome.decided_something(name)
+    }
     last = max(ends.values())
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 3.6))
-        for (name, summary), color, style in zip(outcome.report.attacks.items(), _colors(outcome), cycle(LINES), strict=False):
+        for (name, summary), color, style in zip(
+            outcome.report.attacks.items(), _colors(outcome), cycle(LINES), strict=False
+        ):
             if name not in ends:
                 continue
             needed = summary.steps[summary.fell].sort().values.numpy()
             share = 100 * np.arange(len(needed) + 1) / int(summary.clean_correct.sum())
             label = f"{name} (median {np.median(needed):.3g})" if len(needed) else name
             axes.step(
-                [0, *needed, ends[name]], [*share, share[-1]], where="post", color=color, label=label, linestyle=style[1:]
+                [0, *needed, ends[name]],
+                [*share, share[-1]],
+                where="post",
+                color=color,
+                label=label,
+                linestyle=style[1:],
             )
             axes.plot([ends[name]], [share[-1]], "|", color=color, markersize=12, markeredgewidth=2)
         axes.set(xlabel="questions to the model in the successful attempt (0: its starting point)")
@@ -147,7 +206,8 @@ def steps(outcome: Outcome) -> Figure:
 
 
 def _ticks(ends: set[int]) -> list[int]:
-    """0, the ends, and of 1, 2, 5, 10, … those below; of two that would be printed over each other the end, or the larger end."""
+    """0, the ends, and of 1, 2, 5, 10, … those below; of two that would be printed over each other
+    the end, or the larger end."""
     usual = [digit * 10**size for size in range(len(str(max(ends)))) for digit in (1, 2, 5)]
     ticks: list[int] = []
     for tick in [*sorted(ends, reverse=True), *(tick for tick in usual if tick < max(ends))]:
@@ -170,18 +230,25 @@ def routing_results(outcome: Outcome) -> ModelResults:
     return ModelResults(outcome.name, [run])
 
 
-def _curve(axes: Axes, rows: list[Row], name: str, color: Color, style: str, size: float, band: bool) -> None:
-    """Where images are undecided, the line is the upper end of what is possible, and hatching reaches down to the lower."""
+def _curve(
+    axes: Axes, rows: list[Row], name: str, color: Color, style: str, size: float, band: bool
+) -> None:
+    """Where images are undecided, the line is the upper end of what is possible, and hatching
+    reaches down to the lower."""
     x = [row.eps_255 for row in rows]
     shares = 100 * np.array([row.robust.value for row in rows])
     axes.plot(x, shares, style, color=color, label=name, markersize=size, linewidth=size / 2.7)
     if any(row.undecided for row in rows):
         least = 100 * np.array([row.least for row in rows])
         axes.plot(x, least, linestyle=(0, (1, 2)), color=color, linewidth=1)
-        axes.fill_between(x, least, shares, facecolor="none", edgecolor=color, alpha=0.5, hatch="///", linewidth=0)
+        axes.fill_between(
+            x, least, shares, facecolor="none", edgecolor=color, alpha=0.5, hatch="///", linewidth=0
+        )
     elif band:
         low, high = zip(*(row.interval for row in rows), strict=True)
-        axes.fill_between(x, 100 * np.array(low), 100 * np.array(high), color=color, alpha=0.13, linewidth=0)
+        axes.fill_between(
+            x, 100 * np.array(low), 100 * np.array(high), color=color, alpha=0.13, linewidth=0
+        )
 
 
 def _open(outcome: Outcome) -> str:
@@ -190,7 +257,10 @@ def _open(outcome: Outcome) -> str:
         return ""
     nothing = [name for name in outcome.report.attacks if not outcome.decided_something(name)]
     left_out = f" Not drawn, since nothing was decided: {', '.join(nothing)}." if nothing else ""
-    return f" Hatched: what may still fall, since a budget ended the run before it was decided.{left_out}"
+    return (
+        " Hatched: what may still fall, since a budget ended the run before it was "
+        f"decided.{left_out}"
+    )
 
 
 def _so_far(outcome: Outcome) -> str:

@@ -1,4 +1,5 @@
-"""``ironmoe attack``: a model from anywhere, evaluated under attacks by name; every finished part is kept."""
+"""``ironmoe attack``: a model from anywhere, evaluated under attacks by name; every finished part
+is kept."""
 
 import traceback
 from contextlib import ExitStack
@@ -36,7 +37,8 @@ KEPT_BYTES = 4_000_000_000  # of final images: more are not kept, and the report
 
 
 class Options(NamedTuple):
-    """What the command line says. ``checks`` and the budgets change nothing that is found: a run may go on with others."""
+    """What the command line says. ``checks`` and the budgets change nothing that is found: a run
+    may go on with others."""
 
     checkpoint: Path | None
     model_spec: str | None
@@ -73,24 +75,31 @@ class Options(NamedTuple):
 def run_attack(options: Options, console: Console) -> Path:
     """Evaluate what is not decided yet, print the table, write the report; returns the folder.
 
-    Under ``torchrun`` every process takes its share of the images, and the first prints and reports.
+    Under ``torchrun`` every process takes its share of the images, and the first prints and
+    reports.
     """
     data, suite = options.data, options.suite
     device = own_device(options.device)
     loaded = load_model(options.checkpoint, options.model_spec, data, device)
     if options.checkpoint is not None and data.classes != loaded.classes:
         raise DataError(
-            f"data {data.name!r} must have the classes of {options.checkpoint}, {loaded.classes}, got {data.classes}; "
+            f"data {data.name!r} must have the classes of {options.checkpoint}, {loaded.classes}, "
+            f"got {data.classes}; "
             f"{other_data(loaded, data)}"
         )
     matched = match_classes(loaded, data)
     attacks = suite.make(loaded.model)
     if options.everything and data.checksum == loaded.facts.get("trained_on"):
-        console.print("Note: with --all on the data it was trained on, most images are ones the model has learnt from.")
+        console.print(
+            "Note: with --all on the data it was trained on, most images are ones the model has "
+            "learnt from."
+        )
     if matched.note:
         console.print(matched.note, highlight=False, markup=False)
     settings = options.settings(loaded)
-    rows = (torch.arange(len(data.images)) if options.everything else data.split()[1])[: options.images]
+    rows = (torch.arange(len(data.images)) if options.everything else data.split()[1])[
+        : options.images
+    ]
     images, labels = data.images[rows], matched.labels[rows]
     image_bytes = images.numel() * images.itemsize * len(attacks)  # the final images
     keep = image_bytes <= KEPT_BYTES
@@ -98,14 +107,26 @@ def run_attack(options: Options, console: Console) -> Path:
 
     def begin() -> Meter:
         folder = RunFolder(path, settings, NEEDED_BYTES + keep * image_bytes)
-        console.print(f"{'Going on in' if folder.resumed else 'Writing to'} {path}/", highlight=False, markup=False)
+        console.print(
+            f"{'Going on in' if folder.resumed else 'Writing to'} {path}/",
+            highlight=False,
+            markup=False,
+        )
         return Meter(folder, console, group.world, len(images), len(attacks))
 
     with ExitStack() as shown:
         with processes(device) as group:
             meter = group.first(begin)
             watch = shown.enter_context(meter) if meter is not None else Watch()
-            report = _evaluated(loaded, (images, labels), attacks, options, keep, path / "results" / "journal", watch)
+            report = _evaluated(
+                loaded,
+                (images, labels),
+                attacks,
+                options,
+                keep,
+                path / "results" / "journal",
+                watch,
+            )
             seconds = group.largest(watch.ended(report))
         if meter is None:
             return path
@@ -113,11 +134,16 @@ def run_attack(options: Options, console: Console) -> Path:
         if not len(report.clean_correct):
             raise SuiteError(_too_small(options, len(images), attacks, group.world))
         whole = len(report.clean_correct) == len(labels)
-        margins = margins_left(loaded.model, report, labels, options.batch_size) if keep and whole else None
+        margins = (
+            margins_left(loaded.model, report, labels, options.batch_size)
+            if keep and whole
+            else None
+        )
         routing = _routing(loaded.model, images, labels, options, report, meter)
     parts = {name: parts_of(name, attack) for name, attack in attacks.items()}
     outcome = Outcome(
-        loaded.name, report, suite, parts, images, labels, rows, matched.classes, margins, routing, matched.note
+        loaded.name, report, suite, parts, images, labels, rows, matched.classes, margins, routing,
+        matched.note
     )  # fmt: skip
     write_evaluation(path, outcome, settings, device, group.world)
     for line in heading(outcome):
@@ -126,7 +152,12 @@ def run_attack(options: Options, console: Console) -> Path:
         console.print(table)
     for line in outcome.words():
         console.print(line, highlight=False, markup=False)
-    console.print(f"Report: {path}/report.html, numbers: {path}/report.json", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"Report: {path}/report.html, numbers: {path}/report.json",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     return path
 
 
@@ -161,7 +192,8 @@ def _evaluated(
         modules = [frame.f_globals.get("__name__", "") for frame in frames]
         if any(module.startswith("torch.distributed") for module in modules):
             raise SuiteError(
-                "another process ended. What was finished is saved; the same command goes on from there"
+                "another process ended. What was finished is saved; the same command goes on from "
+                "there"
             ) from error
         if isinstance(error, ValueError) and modules[-1].startswith("ironmoe."):
             hint = "; --attack square needs no gradients" if "without a graph" in str(error) else ""
@@ -180,25 +212,42 @@ def _too_small(options: Options, images: int, attacks: dict[str, Attack], world:
     if options.max_forwards is None:
         return message
     batch = min(options.batch_size, images)
-    first = batch * (1 + min(part.eot for name, attack in attacks.items() for part in parts_of(name, attack)))
-    looks = passes_of_checks(batch) if options.checks and options.max_forwards >= world * passes_of_checks(batch) else 0
-    needs = " and ".join(filter(None, (f"{looks} for the checks" * bool(looks), f"{batch} for its clean images")))
+    first = batch * (
+        1 + min(part.eot for name, attack in attacks.items() for part in parts_of(name, attack))
+    )
+    looks = (
+        passes_of_checks(batch)
+        if options.checks and options.max_forwards >= world * passes_of_checks(batch)
+        else 0
+    )
+    needs = " and ".join(
+        filter(None, (f"{looks} for the checks" * bool(looks), f"{batch} for its clean images"))
+    )
     each = "" if world == 1 else ", in each of the processes, which share the budget"
     return (
-        f"--max-forwards {options.max_forwards} ended the evaluation before it began: the first batch, of {batch} images, needs {needs}, and "
-        f"{first} more for a first question to the model{each}; give it more, or a smaller --batch-size"
+        f"--max-forwards {options.max_forwards} ended the evaluation before it began: the first "
+        f"batch, of {batch} images, needs {needs}, and "
+        f"{first} more for a first question to the model{each}; give it more, or a smaller "
+        "--batch-size"
     )
 
 
 def _routing(
-    model: nn.Module, images: Tensor, labels: Tensor, options: Options, report: RobustnessReport, meter: Meter
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    options: Options,
+    report: RobustnessReport,
+    meter: Meter,
 ) -> list[dict[str, Any]]:
-    """What PGD at its full length does to the routing at every eps. Nothing of a dense model, where a budget ended the evaluation, or
-    without an image that is classified right."""
+    """What PGD at its full length does to the routing at every eps. Nothing of a dense model, where
+    a budget ended the evaluation, or without an image that is classified right."""
     if not routing_sites(model) or not report.complete:
         return []
     suite, measured = options.suite, []
-    settings = AttackSettings(suite.norm, suite.eps_255, suite.pgd_steps, 1, suite.alpha, options.images)
+    settings = AttackSettings(
+        suite.norm, suite.eps_255, suite.pgd_steps, 1, suite.alpha, options.images
+    )
     few = slice(min(settings.routing_images, options.batch_size))
     for eps in suite.eps_255:
         name = f"results/routing{exact(eps)}.json"
@@ -206,7 +255,9 @@ def _routing(
         if numbers is None:
             meter.say(f"routing at eps {exact(eps)}/255")
             numbers = finite(
-                measure_routing(model, images[few], labels[few], eps, settings, suite.seed, DTYPES[suite.dtype])[0]
+                measure_routing(
+                    model, images[few], labels[few], eps, settings, suite.seed, DTYPES[suite.dtype]
+                )[0]
             )
             meter.folder.write(name, numbers)
         measured.append(numbers)

@@ -17,7 +17,14 @@ from ironmoe.attacks.methods.carlini_wagner import CW
 from ironmoe.attacks.methods.deepfool import DeepFool
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.square import Square
-from ironmoe.attacks.routing.modes import ExpertsOnly, FrozenRouting, GatesOnly, RoutingDivergence, Softened, StraightThrough
+from ironmoe.attacks.routing.modes import (
+    ExpertsOnly,
+    FrozenRouting,
+    GatesOnly,
+    RoutingDivergence,
+    Softened,
+    StraightThrough,
+)
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,7 +44,8 @@ class SuiteError(typer.BadParameter):
 
 
 class Entry(NamedTuple):
-    """kind: the class; takes: options of the command line that apply; given: arguments that make it the attack of this name."""
+    """kind: the class; takes: options of the command line that apply; given: arguments that make it
+    the attack of this name."""
 
     kind: type[Attack]
     takes: tuple[str, ...] = ()
@@ -63,7 +71,8 @@ ATTACKS = {
 
 
 class Suite(NamedTuple):
-    """Which attacks, and how. eps and alpha in units of 1/255 of the pixel range; None is an attack's own default.
+    """Which attacks, and how. eps and alpha in units of 1/255 of the pixel range; None is an
+    attack's own default.
 
     dtype: of the search; routing: what the search does to routing. Both by their names above.
     """
@@ -90,20 +99,32 @@ class Suite(NamedTuple):
                 raise SuiteError(f"--{option} must be one of {', '.join(known)}, got {value!r}")
         for name in self.names:
             if name not in ATTACKS:
-                raise SuiteError(f"--attack must be names among {', '.join(ATTACKS)}, separated by commas, got {name!r}")
+                raise SuiteError(
+                    f"--attack must be names among {', '.join(ATTACKS)}, separated by commas, got "
+                    f"{name!r}"
+                )
             norms = ATTACKS[name].kind.norms
             if self.norm not in norms:
-                raise SuiteError(f"--norm must be {' or '.join(norms)} for --attack {name}, got {self.norm!r}")
+                raise SuiteError(
+                    f"--norm must be {' or '.join(norms)} for --attack {name}, got {self.norm!r}"
+                )
         for option, value in self._given.items():
             if value is not None and not any(option in ATTACKS[name].takes for name in self.names):
                 takers = [name for name, entry in ATTACKS.items() if option in entry.takes]
-                raise SuiteError(f"--{option} applies to {', '.join(takers)}, not to --attack {','.join(self.names)}")
+                raise SuiteError(
+                    f"--{option} applies to {', '.join(takers)}, not to --attack "
+                    f"{','.join(self.names)}"
+                )
 
     def make(self, model: nn.Module) -> dict[str, Attack]:
-        """name → attack, each with the largest eps; ``evaluate`` goes through all of them. SuiteError: not for this model."""
+        """name → attack, each with the largest eps; ``evaluate`` goes through all of them.
+        SuiteError: not for this model."""
         self.check()
         if self.routing != "free" and not routing_sites(model):
-            raise SuiteError(f"--routing {self.routing} needs a model with experts, and {type(model).__name__} has none")
+            raise SuiteError(
+                f"--routing {self.routing} needs a model with experts, and {type(model).__name__} "
+                "has none"
+            )
         common: dict[str, Any] = {
             "eps": self.eps_255[-1] / 255,
             "norm": self.norm,
@@ -116,7 +137,11 @@ class Suite(NamedTuple):
         attacks = {}
         for name in self.names:
             entry = ATTACKS[name]
-            given = {option: value for option, value in self._given.items() if value is not None and option in entry.takes}
+            given = {
+                option: value
+                for option, value in self._given.items()
+                if value is not None and option in entry.takes
+            }
             try:
                 attacks[name] = entry.kind(model, **(common | entry.given | given))
             except ValueError as error:

@@ -1,4 +1,5 @@
-"""The tables of ``ironmoe attack``: what held, eps by eps, and what each attack found and cost; for the terminal and for the report."""
+"""The tables of ``ironmoe attack``: what held, eps by eps, and what each attack found and cost; for
+the terminal and for the report."""
 
 from rich.table import Table
 
@@ -12,11 +13,15 @@ COSTS = ("attack", "found", "confirmed", "images/s", "forwards", "backwards")
 def heading(outcome: Outcome) -> list[str]:
     """Lines above the tables."""
     images = f"{outcome.reached} image{'s' * (outcome.reached != 1)}"
-    return [f"{outcome.title} on {images}: {outcome.description}", f"clean accuracy {outcome.report.clean_accuracy}"]
+    return [
+        f"{outcome.title} on {images}: {outcome.description}",
+        f"clean accuracy {outcome.report.clean_accuracy}",
+    ]
 
 
 def results(outcome: Outcome) -> list[tuple[str, list[list[str]]]]:
-    """(attack, the other cells of RESULTS for each eps), the worst case per sample last if there are several attacks."""
+    """(attack, the other cells of RESULTS for each eps), the worst case per sample last if there
+    are several attacks."""
     names = list(outcome.report.attacks)
     return [
         (name or "worst case", [_cells(outcome, row) for row in outcome.rows if row.attack == name])
@@ -30,7 +35,16 @@ def costs(outcome: Outcome) -> list[list[str]]:
     for name in outcome.report.attacks:
         cost = outcome.cost(name)
         rate = "–" if cost.images_per_second is None else speed(cost.images_per_second)
-        rows.append([name, str(cost.found), str(cost.confirmed), rate, str(cost.forwards), str(cost.backwards)])
+        rows.append(
+            [
+                name,
+                str(cost.found),
+                str(cost.confirmed),
+                rate,
+                str(cost.forwards),
+                str(cost.backwards),
+            ]
+        )
     return rows
 
 

@@ -1,6 +1,8 @@
-"""The same attacks by other libraries, those that can be imported here. Each adapter gives (N,) bool: which images held.
+"""The same attacks by other libraries, those that can be imported here. Each adapter gives (N,)
+bool: which images held.
 
-All get the model as their users would hand it over: an nn.Module in eval mode whose weights require grad, images in [0, 1].
+All get the model as their users would hand it over: an nn.Module in eval mode whose weights require
+    grad, images in [0, 1].
 """
 
 from collections.abc import Callable
@@ -18,8 +20,16 @@ Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class PGDSettings:
     """PGD in Linf with a fixed step and random starts."""
 
-    def __init__(self, eps: float, alpha: float, steps: int, restarts: int, batch_size: int) -> None:
-        self.eps, self.alpha, self.steps, self.restarts, self.batch_size = eps, alpha, steps, restarts, batch_size
+    def __init__(
+        self, eps: float, alpha: float, steps: int, restarts: int, batch_size: int
+    ) -> None:
+        self.eps, self.alpha, self.steps, self.restarts, self.batch_size = (
+            eps,
+            alpha,
+            steps,
+            restarts,
+            batch_size,
+        )
 
 
 def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]:
@@ -27,25 +37,37 @@ def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]
 
     def ours(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = PGD(model, s.eps, s.alpha, s.steps, restarts=s.restarts, attack_dtype=dtype)
-        return evaluate(model, (x, y), {"pgd": attack}, batch_size=s.batch_size, checks=False).attacks["pgd"].robust
+        return (
+            evaluate(model, (x, y), {"pgd": attack}, batch_size=s.batch_size, checks=False)
+            .attacks["pgd"]
+            .robust
+        )
 
     def torchattacks(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         library = _library("torchattacks")
-        one = [library.PGD(model, eps=s.eps, alpha=s.alpha, steps=s.steps, random_start=True) for _ in range(s.restarts)]
+        one = [
+            library.PGD(model, eps=s.eps, alpha=s.alpha, steps=s.steps, random_start=True)
+            for _ in range(s.restarts)
+        ]
         return _held(model, library.MultiAttack(one), x, y, s.batch_size)
 
     def foolbox(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         library = _library("foolbox")
         wrapped = library.PyTorchModel(model, bounds=(0, 1))
-        attack = library.attacks.LinfPGD(abs_stepsize=s.alpha, steps=s.steps, random_start=True).repeat(s.restarts)
-        return _held(model, lambda x, y: attack(wrapped, x, y, epsilons=s.eps)[1], x, y, s.batch_size)
+        attack = library.attacks.LinfPGD(
+            abs_stepsize=s.alpha, steps=s.steps, random_start=True
+        ).repeat(s.restarts)
+        return _held(
+            model, lambda x, y: attack(wrapped, x, y, epsilons=s.eps)[1], x, y, s.batch_size
+        )
 
     def adv_lib(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         library = _library("adv_lib.attacks")
 
         def attack(x: Tensor, y: Tensor) -> Tensor:
             found: Tensor = library.pgd_linf(
-                model, x, y, s.eps, steps=s.steps, random_init=True, restarts=s.restarts, loss_function="ce",
+                model, x, y, s.eps, steps=s.steps, random_init=True, restarts=s.restarts,
+                loss_function="ce",
                 absolute_step_size=s.alpha,
             )  # fmt: skip
             return found
@@ -58,17 +80,28 @@ def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]
     )
 
 
-def autoattack_runs(norm: str, eps: float, batch_size: int, dtype: torch.dtype | None = None) -> dict[str, Run]:
-    """AutoAttack-standard: ours, the official code, and torchattacks' four attacks at the official lengths (its own AutoAttack makes 10
+def autoattack_runs(
+    norm: str, eps: float, batch_size: int, dtype: torch.dtype | None = None
+) -> dict[str, Run]:
+    """AutoAttack-standard: ours, the official code, and torchattacks' four attacks at the official
+    lengths (its own AutoAttack makes 10
     steps for 100: another attack). foolbox and adv-lib do not have the parts."""
 
     def ours(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = AutoAttack(model, norm, eps, attack_dtype=dtype)
-        return evaluate(model, (x, y), {"aa": attack}, batch_size=batch_size, checks=False).attacks["aa"].robust
+        return (
+            evaluate(model, (x, y), {"aa": attack}, batch_size=batch_size, checks=False)
+            .attacks["aa"]
+            .robust
+        )
 
     def official(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        attack = _library("autoattack").AutoAttack(model, norm=norm, eps=eps, seed=0, verbose=False, device=str(x.device))
-        return _held(model, lambda x, y: attack.run_standard_evaluation(x, y, bs=batch_size), x, y, len(x))
+        attack = _library("autoattack").AutoAttack(
+            model, norm=norm, eps=eps, seed=0, verbose=False, device=str(x.device)
+        )
+        return _held(
+            model, lambda x, y: attack.run_standard_evaluation(x, y, bs=batch_size), x, y, len(x)
+        )
 
     def torchattacks(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         library = _library("torchattacks")
@@ -84,11 +117,18 @@ def autoattack_runs(norm: str, eps: float, batch_size: int, dtype: torch.dtype |
         return _held(model, library.MultiAttack(parts), x, y, batch_size)
 
     return {"ironmoe": ours} | _importable(
-        {"official": official, "torchattacks": torchattacks}, {"official": "autoattack", "torchattacks": "torchattacks"}
+        {"official": official, "torchattacks": torchattacks},
+        {"official": "autoattack", "torchattacks": "torchattacks"},
     )
 
 
-def _held(model: nn.Module, attack: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int) -> Tensor:
+def _held(
+    model: nn.Module,
+    attack: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    batch_size: int,
+) -> Tensor:
     """What the library leaves, predicted again."""
     held = []
     for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):

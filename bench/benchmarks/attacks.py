@@ -1,4 +1,5 @@
-"""``ironmoe bench attacks``: the same attack by several libraries, in turns, verdicts compared before speeds."""
+"""``ironmoe bench attacks``: the same attack by several libraries, in turns, verdicts compared
+before speeds."""
 
 import json
 import random
@@ -20,14 +21,16 @@ from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.run_folder import write_atomically
 from ironmoe.bench.common.versions import describe_device, versions
 
-AGREES = 0.02  # share of images by which robust accuracies may differ for a ratio to be printed: starts are random
+# share of images by which robust accuracies may differ for a ratio to be printed: starts are random
+AGREES = 0.02
 PARTS = ("pgd", "autoattack", "bf16", "reference")
 PEERS = ("torchattacks", "foolbox", "adv-lib", "official")
 
 
 class Settings(NamedTuple):
-    """eps of the pixel range: that of the robust model's training, and those at which an undefended model falls and mostly holds; images
-    attacked; runs of each, the median counts; batch_size for everybody."""
+    """eps of the pixel range: that of the robust model's training, and those at which an undefended
+    model falls and mostly holds; images attacked; runs of each, the median counts; batch_size for
+    everybody."""
 
     eps: float = 0.1
     large_eps: float = 0.2
@@ -42,7 +45,12 @@ class Settings(NamedTuple):
 
 
 def run_bench_attacks(
-    data: ImageData, settings: Settings, parts: tuple[str, ...], folder: Path, out: Path | None, console: Console
+    data: ImageData,
+    settings: Settings,
+    parts: tuple[str, ...],
+    folder: Path,
+    out: Path | None,
+    console: Console,
 ) -> None:
     """Train (or load) the models, run the parts, print the tables, write the rows."""
     torch.set_flush_denormal(True)
@@ -82,26 +90,57 @@ def _contests(part: str, s: Settings) -> Iterator[tuple[str, str, dict[str, Run]
     falls_and_holds = {"V-MoE": s.large_eps, "robust V-MoE": s.eps}
     if part == "pgd":
         for model, eps in falls_and_holds.items():
-            pgd = PGDSettings(eps, eps / 4, 40, 5, s.batch_size)  # the ratio of the usual 8/255 and 2/255
-            yield model, f"PGD-40 × 5 restarts, Linf, eps {eps:g}", pgd_runs(pgd), s.images, s.runs, "ironmoe"
+            # the ratio of the usual 8/255 and 2/255
+            pgd = PGDSettings(eps, eps / 4, 40, 5, s.batch_size)
+            yield (
+                model,
+                f"PGD-40 × 5 restarts, Linf, eps {eps:g}",
+                pgd_runs(pgd),
+                s.images,
+                s.runs,
+                "ironmoe",
+            )
     elif part == "bf16":
         for model, eps in [("robust V-MoE", s.eps), (WIDE, s.large_eps), (WIDE, s.small_eps)]:
             pgd, base = PGDSettings(eps, eps / 4, 40, 5, s.batch_size), "ironmoe, bf16 search"
-            runs = {"ironmoe": pgd_runs(pgd)["ironmoe"], base: pgd_runs(pgd, torch.bfloat16)["ironmoe"]}
+            runs = {
+                "ironmoe": pgd_runs(pgd)["ironmoe"],
+                base: pgd_runs(pgd, torch.bfloat16)["ironmoe"],
+            }
             yield model, f"PGD-40 × 5 restarts, Linf, eps {eps:g}", runs, s.images, s.runs, base
     elif part == "autoattack":
         for model, eps in falls_and_holds.items():
             runs = autoattack_runs("Linf", eps, s.batch_size)
-            yield model, f"AutoAttack-standard, Linf, eps {eps:g}", runs, s.autoattack_images, s.autoattack_runs, "ironmoe"
+            yield (
+                model,
+                f"AutoAttack-standard, Linf, eps {eps:g}",
+                runs,
+                s.autoattack_images,
+                s.autoattack_runs,
+                "ironmoe",
+            )
     else:
         for model in MODELS:
             for norm, eps in {"Linf": s.eps, "L2": s.l2_eps}.items():
                 runs = autoattack_runs(norm, eps, s.batch_size)
-                yield model, f"AutoAttack-standard, {norm}, eps {eps:g}", runs, s.autoattack_images, 1, "ironmoe"
+                yield (
+                    model,
+                    f"AutoAttack-standard, {norm}, eps {eps:g}",
+                    runs,
+                    s.autoattack_images,
+                    1,
+                    "ironmoe",
+                )
 
 
 def _contest(
-    model: nn.Module, x: Tensor, y: Tensor, runs: dict[str, Run], repeats: int, base: str, facts: dict[str, Any]
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    runs: dict[str, Run],
+    repeats: int,
+    base: str,
+    facts: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Each library ``repeats`` times, in a new random order every round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -133,10 +172,22 @@ def _contest(
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title=f"{rows[0]['attack']} on the {rows[0]['model']}", title_justify="left")
-    for column in ("library", "robust accuracy", "same verdict", "seconds", f"time / {rows[0]['compared_with']}"):
+    for column in (
+        "library",
+        "robust accuracy",
+        "same verdict",
+        "seconds",
+        f"time / {rows[0]['compared_with']}",
+    ):
         table.add_column(column, justify="left" if column == "library" else "right")
     for row in rows:
         share = Proportion(row["robust"]["count"], row["robust"]["total"])
         ratio = f"{row['ratio']:.2f}" if row["ratio"] is not None else "verdicts differ"
-        table.add_row(row["library"], str(share), f"{100 * row['agreement']:.1f} %", f"{row['seconds']:.2f}", ratio)
+        table.add_row(
+            row["library"],
+            str(share),
+            f"{100 * row['agreement']:.1f} %",
+            f"{row['seconds']:.2f}",
+            ratio,
+        )
     return table

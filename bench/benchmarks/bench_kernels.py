@@ -1,6 +1,8 @@
-"""Microbenchmarks of each operation, for pytest-benchmark: ``ironmoe bench kernels``, or ``pytest bench/bench_kernels.py``.
+"""Microbenchmarks of each operation, for pytest-benchmark: ``ironmoe bench kernels``, or ``pytest
+bench/bench_kernels.py``.
 
-On a GPU the Triton kernels at Qwen3-30B and V-MoE B/16; elsewhere the torch twins at two small layers.
+On a GPU the Triton kernels at Qwen3-30B and V-MoE B/16; elsewhere the torch twins at two small
+layers.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,10 @@ from ironmoe.kernels.attack_step import l2_step, linf_step
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-SMALL = (Shape("small-gated", 512, 256, 256, 16, 4), Shape("small-biases", 788, 192, 768, 8, 2, "gelu", bias=True))
+SMALL = (
+    Shape("small-gated", 512, 256, 256, 16, 4),
+    Shape("small-biases", 788, 192, 768, 8, 2, "gelu", bias=True),
+)
 MEASURED = tuple(s for s in SHAPES if s.name in ("qwen3-30b", "vmoe-b16-e8")) if ON_GPU else SMALL
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 IMAGES = (256, 3, 224, 224) if ON_GPU else (16, 3, 64, 64)
@@ -61,7 +66,9 @@ def test_topk_route(measure: Any, shape: Shape, score: str) -> None:
 @pytest.mark.benchmark(group="plan_dispatch")
 @pytest.mark.parametrize("shape", MEASURED, ids=lambda shape: shape.name)
 def test_plan_dispatch(measure: Any, shape: Shape) -> None:
-    experts = topk_route(torch.randn(shape.tokens, shape.num_experts, device=DEVICE), shape.top_k).experts
+    experts = topk_route(
+        torch.randn(shape.tokens, shape.num_experts, device=DEVICE), shape.top_k
+    ).experts
     measure(lambda: plan_dispatch(experts, shape.num_experts))
 
 

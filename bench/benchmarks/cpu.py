@@ -1,4 +1,5 @@
-"""``ironmoe bench cpu``: the MoE layer beside Hugging Face's Mixtral experts, on equal weights, in one run."""
+"""``ironmoe bench cpu``: the MoE layer beside Hugging Face's Mixtral experts, on equal weights, in
+one run."""
 
 import json
 import random
@@ -18,7 +19,8 @@ from ironmoe.bench.common.run_folder import write_atomically
 from ironmoe.bench.common.versions import describe_device, versions
 from ironmoe.kernels import Routing, expert_mlp, topk_route
 
-SHAPES = ((1576, 384, 1536, 32, 2), (1024, 768, 3072, 8, 2))  # T, d, n, E, K: tokens, width, hidden width, experts, choices
+# T, d, n, E, K: tokens, width, hidden width, experts, choices
+SHAPES = ((1576, 384, 1536, 32, 2), (1024, 768, 3072, 8, 2))
 DTYPES = (torch.float32, torch.bfloat16)
 PEERS = ("eager", "grouped_mm")
 ALLOWED_ERROR = 2.0  # times the larger error of the peers against float64
@@ -36,19 +38,28 @@ def run_bench_cpu(runs: int, out: Path | None, console: Console) -> list[dict[st
     console.print(_table(results))
     device = torch.device("cpu")
     console.print(
-        f"{describe_device(device)}, torch {torch.__version__}, transformers {versions()['transformers']}; median of {runs} interleaved runs. "
-        "'dense' is two matrix products of the same FLOPs with one weight each, into buffers that are there already: the limit. "
-        "Inputs, routing and weights are the same for all; a row appears only if the outputs agree.",
+        f"{describe_device(device)}, torch {torch.__version__}, transformers "
+        f"{versions()['transformers']}; median of {runs} interleaved runs. "
+        "'dense' is two matrix products of the same FLOPs with one weight each, into buffers that "
+        "are there already: the limit. "
+        "Inputs, routing and weights are the same for all; a row appears only if the outputs "
+        "agree.",
         highlight=False,
     )
     if out is not None:
         write_atomically(
-            out, json.dumps({"versions": versions(), "device": describe_device(device), "rows": results}, indent=1)
+            out,
+            json.dumps(
+                {"versions": versions(), "device": describe_device(device), "rows": results},
+                indent=1,
+            ),
         )
     return results
 
 
-def _bench_shape(shape: tuple[int, ...], dtype: torch.dtype, runs: int, console: Console) -> list[dict[str, Any]]:
+def _bench_shape(
+    shape: tuple[int, ...], dtype: torch.dtype, runs: int, console: Console
+) -> list[dict[str, Any]]:
     tokens, dim, hidden, num_experts, top_k = shape
     experts = _mixtral_experts(dim, hidden, num_experts, top_k, dtype)
     x = torch.randn(tokens, dim).to(dtype).requires_grad_()
@@ -72,7 +83,9 @@ def _bench_shape(shape: tuple[int, ...], dtype: torch.dtype, runs: int, console:
         ("forward + dX", {k: _forward_and_dx(f, x) for k, f in layers.items()}),
     ):
         timed["dense"] = _dense(tokens * top_k, dim, hidden, dtype, backward=name != "forward")
-        times = _interleaved(timed, runs, f"{shape} {str(dtype).removeprefix('torch.')} {name}", console)
+        times = _interleaved(
+            timed, runs, f"{shape} {str(dtype).removeprefix('torch.')} {name}", console
+        )
         results.append({
             "shape": shape, "dtype": str(dtype).removeprefix("torch."), "pass": name,
             "milliseconds": {k: median(v) for k, v in times.items()},
@@ -82,12 +95,19 @@ def _bench_shape(shape: tuple[int, ...], dtype: torch.dtype, runs: int, console:
     return results
 
 
-def _mixtral_experts(dim: int, hidden: int, num_experts: int, top_k: int, dtype: torch.dtype) -> Any:
+def _mixtral_experts(
+    dim: int, hidden: int, num_experts: int, top_k: int, dtype: torch.dtype
+) -> Any:
     """Hugging Face's module with frozen weights, as under attack."""
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-    config = MixtralConfig(hidden_size=dim, intermediate_size=hidden, num_local_experts=num_experts, num_experts_per_tok=top_k)
+    config = MixtralConfig(
+        hidden_size=dim,
+        intermediate_size=hidden,
+        num_local_experts=num_experts,
+        num_experts_per_tok=top_k,
+    )
     experts = MixtralExperts(config)
     for weight in experts.parameters():
         torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
@@ -97,22 +117,28 @@ def _mixtral_experts(dim: int, hidden: int, num_experts: int, top_k: int, dtype:
 def _errors(
     layers: dict[str, Callable[[Tensor], Tensor]], x: Tensor, experts: Any, routing: Routing
 ) -> dict[str, dict[str, float]]:
-    """Largest error of each layer against float64; RuntimeError if ours exceeds twice that of the peers (no timing then)."""
+    """Largest error of each layer against float64; RuntimeError if ours exceeds twice that of the
+    peers (no timing then)."""
     wide = Routing(routing.gates.double(), routing.experts)
 
     def exact(x: Tensor) -> Tensor:
-        return expert_mlp(x, experts.gate_up_proj.double(), experts.down_proj.double(), wide, activation="swiglu")
+        return expert_mlp(
+            x, experts.gate_up_proj.double(), experts.down_proj.double(), wide, activation="swiglu"
+        )
 
     x64 = x.detach().double().requires_grad_()
     reference = {"forward": exact(x64).detach(), "forward + dX": _forward_and_dx(exact, x64)()}
     errors: dict[str, dict[str, float]] = {}
     for name, expected in reference.items():
         run = _forward_only if name == "forward" else _forward_and_dx
-        errors[name] = {k: (run(f, x)().double() - expected).abs().max().item() for k, f in layers.items()}
+        errors[name] = {
+            k: (run(f, x)().double() - expected).abs().max().item() for k, f in layers.items()
+        }
         allowed = ALLOWED_ERROR * max(errors[name][peer] for peer in PEERS)
         if errors[name]["ironmoe"] > allowed:
             raise RuntimeError(
-                f"outputs disagree in {name}: error {errors[name]['ironmoe']:.3g}, allowed {allowed:.3g}; nothing was timed"
+                f"outputs disagree in {name}: error {errors[name]['ironmoe']:.3g}, allowed "
+                f"{allowed:.3g}; nothing was timed"
             )
     return errors
 
@@ -149,9 +175,11 @@ def _dense(rows: int, dim: int, hidden: int, dtype: torch.dtype, backward: bool)
     return run
 
 
-def _interleaved(timed: dict[str, Timed], runs: int, label: str, console: Console) -> dict[str, list[float]]:
-    """Milliseconds of each, A B C, B A C, … in a new random order each time: a drifting machine drifts for all, and nobody always
-    finds the caches and the heap that the same other one left."""
+def _interleaved(
+    timed: dict[str, Timed], runs: int, label: str, console: Console
+) -> dict[str, list[float]]:
+    """Milliseconds of each, A B C, B A C, … in a new random order each time: a drifting machine
+    drifts for all, and nobody always finds the caches and the heap that the same other one left."""
     for run in timed.values():
         run()
         run()
@@ -168,7 +196,13 @@ def _table(results: list[dict[str, Any]]) -> Table:
     table = Table(title="MoE on CPU, milliseconds (T, d, n, E, K)", title_justify="left")
     for column in ("shape", "dtype", "pass"):
         table.add_column(column)
-    for column in ("ironmoe", *(f"HF {peer}" for peer in PEERS), "dense", "best HF / ironmoe", "ironmoe / dense"):
+    for column in (
+        "ironmoe",
+        *(f"HF {peer}" for peer in PEERS),
+        "dense",
+        "best HF / ironmoe",
+        "ironmoe / dense",
+    ):
         table.add_column(column, justify="right")
     for row in results:
         ms = row["milliseconds"]

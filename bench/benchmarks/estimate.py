@@ -22,7 +22,15 @@ from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.benchmarks.peers import OURS
 from ironmoe.bench.benchmarks.roofline import Work, layer_work, needed_flops
 from ironmoe.bench.benchmarks.shapes import Shape
-from ironmoe.bench.benchmarks.static_model import ELEMENT, LAUNCH_GAP_MS, Estimate, Machine, Product, estimate, expected_tiles
+from ironmoe.bench.benchmarks.static_model import (
+    ELEMENT,
+    LAUNCH_GAP_MS,
+    Estimate,
+    Machine,
+    Product,
+    estimate,
+    expected_tiles,
+)
 from ironmoe.kernels import tuning
 from ironmoe.kernels.activations import GATED_ACTIVATIONS, INTERLEAVED_ACTIVATIONS
 from ironmoe.kernels.tuning import Blocks, Chip, assume, rows_per_tile
@@ -80,13 +88,17 @@ def pass_estimate(
             continue
         finding = examine(Specimen(work.kernel, torch.bfloat16, launches[step]), machine.chip)
         if finding.error:
-            raise EstimateError(f"{work.kernel} does not compile for {machine.chip.name}: {finding.error}")
+            raise EstimateError(
+                f"{work.kernel} does not compile for {machine.chip.name}: {finding.error}"
+            )
         product = as_product(launches[step], finding, shape)
         try:
             model = estimate(product, machine)
         except ValueError as error:
             raise EstimateError(f"{work.kernel}: {error}") from None
-        yield KernelEstimate(work.kernel, limit, max(limit, model.ms) + LAUNCH_GAP_MS, finding, product, model)
+        yield KernelEstimate(
+            work.kernel, limit, max(limit, model.ms) + LAUNCH_GAP_MS, finding, product, model
+        )
 
 
 def changed(shape: Shape, text: str, machine: Machine) -> tuple[str, Blocks]:
@@ -99,17 +111,28 @@ def changed(shape: Shape, text: str, machine: Machine) -> tuple[str, Blocks]:
     product, *fields = text.split()
     launched = _products_of(shape)
     if product not in launched:
-        raise EstimateError(f"--blocks: {product!r} is no product of {shape.name}, whose products are {', '.join(launched)}")
+        raise EstimateError(
+            f"--blocks: {product!r} is no product of {shape.name}, whose products are "
+            f"{', '.join(launched)}"
+        )
     rows = rows_per_tile(shape.rows, shape.num_experts, torch.bfloat16)
-    present: Blocks = getattr(tuning, table_of(product, torch.bfloat16, rows, machine.chip))[product]
+    present: Blocks = getattr(tuning, table_of(product, torch.bfloat16, rows, machine.chip))[
+        product
+    ]
     changes = dict(field.partition("=")[::2] for field in fields)
     for name, value in changes.items():
         if name not in Blocks._fields or not value.isdigit():
-            raise EstimateError(f"--blocks: {name}={value} is no number for a field of {', '.join(Blocks._fields)}")
-    return product, Blocks(**(present._asdict() | {name: int(value) for name, value in changes.items()}))
+            raise EstimateError(
+                f"--blocks: {name}={value} is no number for a field of {', '.join(Blocks._fields)}"
+            )
+    return product, Blocks(
+        **(present._asdict() | {name: int(value) for name, value in changes.items()})
+    )
 
 
-def with_blocks(shape: Shape, machine: Machine, product: str, blocks: Blocks | None) -> list[KernelEstimate]:
+def with_blocks(
+    shape: Shape, machine: Machine, product: str, blocks: Blocks | None
+) -> list[KernelEstimate]:
     """The kernels of a full pass that take their blocks from that row of the table, with another
     row; None: with the present one.
     """
@@ -122,7 +145,13 @@ def with_blocks(shape: Shape, machine: Machine, product: str, blocks: Blocks | N
 def _products_of(shape: Shape) -> dict[str, tuple[str, ...]]:
     """Rows of the table of blocks that the layer uses, and the kernels that take each."""
     interleaved = shape.activation in INTERLEAVED_ACTIVATIONS
-    up = "interleaved" if interleaved else "gated" if shape.activation in GATED_ACTIVATIONS else "activated"
+    up = (
+        "interleaved"
+        if interleaved
+        else "gated"
+        if shape.activation in GATED_ACTIVATIONS
+        else "activated"
+    )
     return {
         up: ("up product",),
         "plain": ("down product", "input gradient"),
@@ -142,9 +171,18 @@ def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
     found = {}
     with assume(chip), observe() as launches:
         for step in expert(
-            torch.bfloat16, rows, shape.activation, sizes=(shape.dim, shape.hidden), E=shape.num_experts, bias=shape.bias
+            torch.bfloat16,
+            rows,
+            shape.activation,
+            sizes=(shape.dim, shape.hidden),
+            E=shape.num_experts,
+            bias=shape.bias,
         ):
-            found[step] = launches[-1] if len(launches) == 1 else next(x for x in launches if "BLOCK_K" in x.arguments)
+            found[step] = (
+                launches[-1]
+                if len(launches) == 1
+                else next(x for x in launches if "BLOCK_K" in x.arguments)
+            )
             launches.clear()
     return found
 
@@ -162,7 +200,8 @@ def as_product(launch: "Launch", finding: "Finding", shape: Shape) -> Product:
     columns = n * (2 if a.get("GATED") and "activated" in a else 1)
     code = sum(finding.instructions.values())
     return Product(
-        m, columns, k, -(-terms // k), blocks, m * _epilogue_columns(a) * ELEMENT, finding.warps, finding.registers,
+        m, columns, k, -(-terms // k), blocks, m * _epilogue_columns(a) * ELEMENT, finding.warps,
+        finding.registers,
         finding.shared, code,
     )  # fmt: skip
 
@@ -186,7 +225,9 @@ def _step(work: Work, shape: Shape, pass_name: str) -> str | None:
     """
     activation = shape.activation
     return {
-        "up product": f"up, {activation}, inference" if pass_name == INFERENCE else f"up, {activation}, H kept",
+        "up product": f"up, {activation}, inference"
+        if pass_name == INFERENCE
+        else f"up, {activation}, H kept",
         "down product": "down",
         "hidden gradient": f"{activation}, units for dW₂" if pass_name == FULL else activation,
         "input gradient": "dX of each row",
@@ -202,7 +243,9 @@ class Measured(NamedTuple):
     device: str
 
 
-def measured(shape: Shape, pass_name: str, machine: Machine, folder: Path | None = None) -> Measured | None:
+def measured(
+    shape: Shape, pass_name: str, machine: Machine, folder: Path | None = None
+) -> Measured | None:
     """The newest measurement of the layer in bfloat16 under a uniform routing; None without one.
 
     It is taken from what the files say, whatever their names. An H200 counts as an H100, which has
@@ -220,11 +263,17 @@ def measured(shape: Shape, pass_name: str, machine: Machine, folder: Path | None
     found: dict[tuple[str, str], Measured] = {}
     for path in (folder or RESULTS).glob("*.json"):
         results = json.loads(path.read_text())
-        if not isinstance(results, dict) or not {"date", "device", "rows", "jobs"} <= results.keys():
+        if (
+            not isinstance(results, dict)
+            or not {"date", "device", "rows", "jobs"} <= results.keys()
+        ):
             continue
         device = results["device"]["name"]
         done = {job["job"] for job in results["jobs"] if job["outcome"] == "done"}
-        if not any(name in device for name in devices) or Job(CASE, shape, "uniform").name not in done:
+        if (
+            not any(name in device for name in devices)
+            or Job(CASE, shape, "uniform").name not in done
+        ):
             continue
         for row in results["rows"]:
             is_it = all(row.get(name) == value for name, value in wanted.items())
@@ -233,7 +282,9 @@ def measured(shape: Shape, pass_name: str, machine: Machine, folder: Path | None
     return found[max(found)] if found else None
 
 
-def print_estimates(shapes: tuple[Shape, ...], machines: tuple[Machine, ...], blocks: list[str], console: "Console") -> None:
+def print_estimates(
+    shapes: tuple[Shape, ...], machines: tuple[Machine, ...], blocks: list[str], console: "Console"
+) -> None:
     """A table a shape and machine: every pass and its kernels, or, with ``blocks``, the kernels of
     those rows before and after.
 
@@ -241,16 +292,28 @@ def print_estimates(shapes: tuple[Shape, ...], machines: tuple[Machine, ...], bl
         EstimateError: Triton is missing, or ``blocks`` cannot be read.
     """
     if find_spec("triton") is None:
-        raise EstimateError("--estimate compiles the kernels and needs Triton: pip install 'triton>=3.6,<3.10' (Linux)")
+        raise EstimateError(
+            "--estimate compiles the kernels and needs Triton: pip install 'triton>=3.6,<3.10' "
+            "(Linux)"
+        )
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise EstimateError("--estimate cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; unset it")
+        raise EstimateError(
+            "--estimate cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; "
+            "unset it"
+        )
     for machine in machines:
         for shape in shapes:
-            table = _empty(f"[bold]{shape.name}[/] {shape.sizes} in bf16 on one {machine.name}: a model, not a measurement")
+            table = _empty(
+                f"[bold]{shape.name}[/] {shape.sizes} in bf16 on one {machine.name}: a model, not "
+                "a measurement"
+            )
             wanted = [changed(shape, text, machine) for text in blocks]
             with console.status(f"compiling for {machine.chip.name}"):
                 for text, (product, row) in zip(blocks, wanted, strict=True):
-                    for label, candidate in (("as it is", None), (text.removeprefix(product).strip(), row)):
+                    for label, candidate in (
+                        ("as it is", None),
+                        (text.removeprefix(product).strip(), row),
+                    ):
                         table.add_row(product, label, style="bold")
                         _add(table, with_blocks(shape, machine, product, candidate))
                 for pass_name in () if wanted else PASSES_SHOWN:
@@ -259,8 +322,10 @@ def print_estimates(shapes: tuple[Shape, ...], machines: tuple[Machine, ...], bl
                     _add(table, kernels)
             console.print(table)
     console.print(
-        "an SM: programs that one holds, by registers, shared memory and warps. B/clk: bytes a clock and SM from L2 that would keep "
-        f"the tensor cores busy; to be had are {', '.join(f'{m.l2_rate:.0f} ({m.name})' for m in machines)}. µs of one program alone: "
+        "an SM: programs that one holds, by registers, shared memory and warps. B/clk: bytes a "
+        "clock and SM from L2 that would keep "
+        "the tensor cores busy; to be had are "
+        f"{', '.join(f'{m.l2_rate:.0f} ({m.name})' for m in machines)}. µs of one program alone: "
         "tensor cores, L2, and what nothing of its own hides. Assumptions: bench/static_model.py.",
         highlight=False,
     )
@@ -292,7 +357,9 @@ def _add(table: Table, kernels: list[KernelEstimate]) -> None:
         table.add_row(f"  {k.kernel}", *cells, f"{k.limit:.3f}", f"{k.ms:.3f}")
 
 
-def _summary(shape: Shape, pass_name: str, machine: Machine, kernels: list[KernelEstimate]) -> tuple[str, ...]:
+def _summary(
+    shape: Shape, pass_name: str, machine: Machine, kernels: list[KernelEstimate]
+) -> tuple[str, ...]:
     flops = needed_flops(shape, pass_name) * 1e-9
     ms, limit = sum(k.ms for k in kernels), sum(k.limit for k in kernels)
     rates = f"{flops / ms:.0f} of {flops / limit:.0f} TFLOP/s"

@@ -1,4 +1,5 @@
-"""``ironmoe bench kernels``: run ``bench_kernels.py`` under pytest-benchmark, whatever the folder it is called from."""
+"""``ironmoe bench kernels``: run ``bench_kernels.py`` under pytest-benchmark, whatever the folder
+it is called from."""
 
 import os
 import subprocess
@@ -7,7 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).with_name("bench_kernels.py")
-OPERATIONS = ("topk_route", "plan_dispatch", "grouped_matmul", "combine", "expert_mlp", "attack_step")
+OPERATIONS = (
+    "topk_route",
+    "plan_dispatch",
+    "grouped_matmul",
+    "combine",
+    "expert_mlp",
+    "attack_step",
+)
 
 
 class BenchKernelsError(Exception):
@@ -25,17 +33,26 @@ def run_bench_kernels(operations: str | None, seconds: float, out: Path | None) 
     Raises:
         BenchKernelsError: an unknown name, a package or a folder that is missing.
     """
-    wanted = OPERATIONS if operations is None else tuple(name.strip() for name in operations.split(","))
+    wanted = (
+        OPERATIONS if operations is None else tuple(name.strip() for name in operations.split(","))
+    )
     if unknown := [name for name in wanted if name not in OPERATIONS]:
-        raise BenchKernelsError(f"--only: {', '.join(map(repr, unknown))} not among {', '.join(OPERATIONS)}")
+        raise BenchKernelsError(
+            f"--only: {', '.join(map(repr, unknown))} not among {', '.join(OPERATIONS)}"
+        )
     if find_spec("pytest_benchmark") is None:
-        raise BenchKernelsError("bench kernels needs pytest-benchmark: pip install pytest-benchmark")
+        raise BenchKernelsError(
+            "bench kernels needs pytest-benchmark: pip install pytest-benchmark"
+        )
     if out is not None and not out.resolve().parent.is_dir():
         raise BenchKernelsError(f"--out: there is no folder {out.resolve().parent}")
     command = [
-        sys.executable, "-m", "pytest", str(BENCHMARKS), "-q", "-c", os.devnull, "--rootdir", str(BENCHMARKS.parent),
-        "--import-mode=importlib", "-p", "no:cacheprovider", "-k", " or ".join(f"test_{name}" for name in wanted),
-        "--benchmark-only", "--benchmark-group-by=group", "--benchmark-sort=name", "--benchmark-columns=median,iqr,min,max,rounds",
+        sys.executable, "-m", "pytest", str(BENCHMARKS), "-q", "-c", os.devnull, "--rootdir",
+        str(BENCHMARKS.parent),
+        "--import-mode=importlib", "-p", "no:cacheprovider", "-k",
+        " or ".join(f"test_{name}" for name in wanted),
+        "--benchmark-only", "--benchmark-group-by=group", "--benchmark-sort=name",
+        "--benchmark-columns=median,iqr,min,max,rounds",
         f"--benchmark-max-time={seconds:g}", "--benchmark-min-rounds=3", "--benchmark-disable-gc",
     ]  # fmt: skip
     if out is not None:

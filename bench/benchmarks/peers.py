@@ -1,4 +1,5 @@
-"""Who is measured beside us, and the check that all of them compute the same thing before anything is timed."""
+"""Who is measured beside us, and the check that all of them compute the same thing before anything
+is timed."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -14,15 +15,19 @@ from ironmoe.kernels import expert_mlp
 from ironmoe.kernels.activations import get_activation
 
 SAMPLE = 256  # tokens whose results are compared
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # error of the worst row, relative to the row
-BATCHED_BYTES = 8 << 30  # transformers' batched_mm copies the weights of every row; more than this is not tried
+# error of the worst row, relative to the row
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# transformers' batched_mm copies the weights of every row; more than this is not tried
+BATCHED_BYTES = 8 << 30
 
 
 class Peer(NamedTuple):
     """An implementation of the layer.
 
-    build: from a problem to the layer; objection: why it cannot do this problem, or None; module: what must be installed;
-    fused: whether gather, activation or combine are part of its products, which makes it one of those to beat;
+    build: from a problem to the layer; objection: why it cannot do this problem, or None; module:
+        what must be installed;
+    fused: whether gather, activation or combine are part of its products, which makes it one of
+        those to beat;
     captures: whether a CUDA graph can hold it.
     """
 
@@ -44,7 +49,8 @@ def ironmoe(problem: Problem) -> Callable[[], Tensor]:
 
     def layer() -> Tensor:
         return expert_mlp(
-            p.x, p.w_in, p.w_out, p.routing, b_in=p.b_in, b_out=p.b_out, activation=p.shape.activation
+            p.x, p.w_in, p.w_out, p.routing, b_in=p.b_in, b_out=p.b_out,
+            activation=p.shape.activation
         )  # fmt: skip
 
     return layer
@@ -58,8 +64,11 @@ def dense(problem: Problem) -> Callable[[], Tensor]:
     return lambda: F.linear(activation.value(F.linear(problem.x, w_in, b_in)), w_out, b_out)
 
 
-def _sorted_pipeline(problem: Problem, grouped: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
-    """Sort, gather, product, bias, activation, product, bias, put back, weigh and sum: one operation each.
+def _sorted_pipeline(
+    problem: Problem, grouped: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Callable[[], Tensor]:
+    """Sort, gather, product, bias, activation, product, bias, put back, weigh and sum: one
+    operation each.
 
     ``grouped`` takes sorted rows (R, K), matrices (E, K, N) and the end of each expert's rows (E,).
     """
@@ -75,7 +84,9 @@ def _sorted_pipeline(problem: Problem, grouped: Callable[[Tensor, Tensor, Tensor
         rows = grouped(activation.value(hidden), p.w_out.transpose(1, 2), ends)
         if p.b_out is not None:
             rows = rows + p.b_out.index_select(0, sorted_experts)
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        back = torch.empty_like(order).scatter_(
+            0, order, torch.arange(len(order), device=order.device)
+        )
         rows_TKD = rows.index_select(0, back).view(*p.experts.shape, -1)
         return torch.bmm(p.gates.to(rows.dtype).unsqueeze(1), rows_TKD).squeeze(1)
 
@@ -83,13 +94,17 @@ def _sorted_pipeline(problem: Problem, grouped: Callable[[Tensor, Tensor, Tensor
 
 
 def torch_grouped_mm(problem: Problem) -> Callable[[], Tensor]:
-    return _sorted_pipeline(problem, lambda rows, weights, ends: F.grouped_mm(rows, weights, offs=ends))
+    return _sorted_pipeline(
+        problem, lambda rows, weights, ends: F.grouped_mm(rows, weights, offs=ends)
+    )
 
 
 def grouped_mm_bf16(problem: Problem) -> Callable[[], Tensor]:
     from grouped_mm_bf16 import grouped_mm
 
-    return _sorted_pipeline(problem, lambda rows, weights, ends: grouped_mm(rows, weights, offs=ends))
+    return _sorted_pipeline(
+        problem, lambda rows, weights, ends: grouped_mm(rows, weights, offs=ends)
+    )
 
 
 def moe_ops(problem: Problem) -> Callable[[], Tensor]:
@@ -140,20 +155,28 @@ def _needs_gpu(problem: Problem) -> str | None:
 
 
 def _swiglu_only(problem: Problem) -> str | None:
-    return None if problem.shape.activation == "swiglu" and not problem.shape.bias else "has SwiGLU without biases only"
+    return (
+        None
+        if problem.shape.activation == "swiglu" and not problem.shape.bias
+        else "has SwiGLU without biases only"
+    )
 
 
 def _batched(problem: Problem) -> str | None:
     copied = problem.shape.rows * (problem.w_in[0].nbytes + problem.w_out[0].nbytes)
     too_large = copied > BATCHED_BYTES
-    return _swiglu_only(problem) or (f"would copy {copied / 1e9:.0f} GB of weights" if too_large else None)
+    return _swiglu_only(problem) or (
+        f"would copy {copied / 1e9:.0f} GB of weights" if too_large else None
+    )
 
 
 def _moe_ops(problem: Problem) -> str | None:
     experts = problem.shape.num_experts
     if problem.shape.bias:
         return "has no biases"
-    return _needs_gpu(problem) or (None if experts & (experts - 1) == 0 else "needs a power of two of experts")
+    return _needs_gpu(problem) or (
+        None if experts & (experts - 1) == 0 else "needs a power of two of experts"
+    )
 
 
 OURS, DENSE = "ironmoe", "dense MLP"
@@ -165,14 +188,18 @@ PEERS: dict[str, Peer] = {
     "transformers eager": Peer(_transformers("eager"), "transformers", _swiglu_only),
     "moe-ops": Peer(moe_ops, "moe_ops", _moe_ops),
     "grouped-mm-bf16": Peer(grouped_mm_bf16, "grouped_mm_bf16", _needs_gpu),
-    "liger-kernel": Peer(liger, "liger_kernel", lambda p: _swiglu_only(p) or _needs_gpu(p), fused=True),
+    "liger-kernel": Peer(
+        liger, "liger_kernel", lambda p: _swiglu_only(p) or _needs_gpu(p), fused=True
+    ),
 }
 
 
 class Reference(NamedTuple):
-    """The layer by its definition on some tokens, in float64: y, and all gradients when ``dy`` is 0 for every other token.
+    """The layer by its definition on some tokens, in float64: y, and all gradients when ``dy`` is 0
+    for every other token.
 
-    ``expected`` has one matrix of the tokens for y, x and gates, and one tensor an expert for a parameter.
+    ``expected`` has one matrix of the tokens for y, x and gates, and one tensor an expert for a
+    parameter.
     """
 
     tokens: Tensor
@@ -185,7 +212,10 @@ def reference(problem: Problem, sample: int = SAMPLE) -> Reference:
     p = problem
     tokens = torch.randperm(p.shape.tokens, device=p.x.device)[:sample].sort().values
     dy = torch.zeros_like(p.dy).index_copy(0, tokens, p.dy[tokens])
-    own = {name: [part.double().requires_grad_() for part in leaf.detach()] for name, leaf in p.parameters.items()}
+    own = {
+        name: [part.double().requires_grad_() for part in leaf.detach()]
+        for name, leaf in p.parameters.items()
+    }
     x, gates = (leaf.detach()[tokens].double().requires_grad_() for leaf in (p.x, p.gates))
     activation, experts = get_activation(p.shape.activation), p.experts[tokens]
     y = torch.zeros_like(x)
@@ -196,16 +226,27 @@ def reference(problem: Problem, sample: int = SAMPLE) -> Reference:
         rows = F.linear(activation.value(hidden), weights["w_out"], weights.get("b_out"))
         y = y.index_add(0, token, gates[token, slot].unsqueeze(1) * rows)
     leaves = {"x": [x], "gates": [gates], **own}
-    gradients = iter(torch.autograd.grad(y, [part for parts in leaves.values() for part in parts], dy[tokens].double()))
+    gradients = iter(
+        torch.autograd.grad(
+            y, [part for parts in leaves.values() for part in parts], dy[tokens].double()
+        )
+    )
     return Reference(
-        tokens, dy, {"y": [y.detach()], **{name: [next(gradients) for _ in parts] for name, parts in leaves.items()}}
+        tokens,
+        dy,
+        {
+            "y": [y.detach()],
+            **{name: [next(gradients) for _ in parts] for name, parts in leaves.items()},
+        },
     )
 
 
 def errors(build: Build, problem: Problem, correct: Reference) -> dict[str, float]:
-    """The largest error of y and of every gradient, by name: see ``worst_row_error``. NaN where a gradient is missing.
+    """The largest error of y and of every gradient, by name: see ``worst_row_error``. NaN where a
+    gradient is missing.
 
-    Asked for three times, as it will be timed: without autograd, with frozen weights, and with all gradients.
+    Asked for three times, as it will be timed: without autograd, with frozen weights, and with all
+        gradients.
     """
     with torch.no_grad():
         found = {"y in inference": build(problem)()}
@@ -222,21 +263,26 @@ def _error(name: str, found: Tensor | None, correct: Reference) -> float:
     if found is None:
         return float("nan")
     of_tokens = name in ("y", "x", "gates")
-    return worst_row_error([found[correct.tokens]] if of_tokens else list(found), correct.expected[name])
+    return worst_row_error(
+        [found[correct.tokens]] if of_tokens else list(found), correct.expected[name]
+    )
 
 
 def worst_row_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """max over rows of ‖found − expected‖ / ‖expected‖, where a row shorter than the average one counts as average.
+    """max over rows of ‖found − expected‖ / ‖expected‖, where a row shorter than the average one
+    counts as average.
 
-    Tensor by tensor, so that no wide copy of all experts is needed. One wrong row shows, however many are right; NaN or infinity
-    in ``found`` gives NaN or infinity, another shape NaN.
+    Tensor by tensor, so that no wide copy of all experts is needed. One wrong row shows, however
+    many are right; NaN or infinity in ``found`` gives NaN or infinity, another shape NaN.
     """
     if [a.shape for a in found] != [b.shape for b in expected]:
         return float("nan")
     square_norm = torch.stack([b.square().sum() for b in expected]).sum()
     average = (square_norm / sum(b.numel() // b.shape[-1] for b in expected)).sqrt()
     worst = [
-        ((a.double() - b).norm(dim=-1) / torch.maximum(b.norm(dim=-1), average).clamp_min(1e-300)).max()
+        (
+            (a.double() - b).norm(dim=-1) / torch.maximum(b.norm(dim=-1), average).clamp_min(1e-300)
+        ).max()
         for a, b in zip(found, expected, strict=True)
     ]
     return torch.stack(worst).max().item()
@@ -244,5 +290,11 @@ def worst_row_error(found: list[Tensor], expected: list[Tensor]) -> float:
 
 def disagreement(found: dict[str, float], dtype: torch.dtype) -> str | None:
     """Which result is too far from the reference, in words; None if all are near enough."""
-    wrong = [f"{name} by {error:.2g}" for name, error in found.items() if not error <= TOLERANCE[dtype]]
-    return f"disagrees with the reference in {', '.join(wrong)} (allowed {TOLERANCE[dtype]:g})" if wrong else None
+    wrong = [
+        f"{name} by {error:.2g}" for name, error in found.items() if not error <= TOLERANCE[dtype]
+    ]
+    return (
+        f"disagrees with the reference in {', '.join(wrong)} (allowed {TOLERANCE[dtype]:g})"
+        if wrong
+        else None
+    )

@@ -1,8 +1,10 @@
-"""How fast each shape can be at most: FLOPs and bytes of every kernel, against what an H100 does of either.
+"""How fast each shape can be at most: FLOPs and bytes of every kernel, against what an H100 does of
+either.
 
-Bytes are those of the design, not of the mathematics: each kernel reads its operands and writes its results once, a gathered row
-counts each time it is gathered (in the order of experts it is no longer in cache), and the weights of experts without rows are
-not read. So a design that moves too much shows here before it runs.
+Bytes are those of the design, not of the mathematics: each kernel reads its operands and writes its
+results once, a gathered row counts each time it is gathered (in the order of experts it is no
+longer in cache), and the weights of experts without rows are not read. So a design that moves too
+much shows here before it runs.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -45,7 +47,8 @@ class Work(NamedTuple):
 
 
 def needed_flops(shape: Shape, pass_name: str) -> int:
-    """2·m·n·k of the products that the pass needs, whoever does it: under ``grad([x])`` no weight gradient is one of them."""
+    """2·m·n·k of the products that the pass needs, whoever does it: under ``grad([x])`` no weight
+    gradient is one of them."""
     forward = 2 * shape.rows * shape.dim * (shape.wide + shape.hidden)
     if pass_name in (INFERENCE, FORWARD):
         return forward
@@ -54,7 +57,9 @@ def needed_flops(shape: Shape, pass_name: str) -> int:
 
 def topk_work(shape: Shape) -> Work:
     """Float32 logits in, gates and experts out."""
-    return Work("topk_route", 0, shape.tokens * shape.num_experts * FLOAT + shape.rows * (FLOAT + INT))
+    return Work(
+        "topk_route", 0, shape.tokens * shape.num_experts * FLOAT + shape.rows * (FLOAT + INT)
+    )
 
 
 def dispatch_work(shape: Shape) -> Work:
@@ -69,7 +74,8 @@ def combine_work(shape: Shape, itemsize: int = 2, gated: bool = True) -> Work:
 
 
 def linf_step_work(shape: Shape, itemsize: int = 2) -> Work:
-    """Point, low and high in float32 and the gradient in; the point out, and the image where it is not float32 itself."""
+    """Point, low and high in float32 and the gradient in; the point out, and the image where it is
+    not float32 itself."""
     image = itemsize if itemsize < FLOAT else 0
     return Work("linf_step", 0, shape.tokens * shape.dim * (4 * FLOAT + itemsize + image))
 
@@ -90,18 +96,29 @@ def layer_work(shape: Shape, pass_name: str) -> list[Work]:
     ]
     if pass_name in BACKWARD:
         full = pass_name == FULL
-        blocks = blocks_for("hidden_gradient", torch.bfloat16, rows_per_tile(R, E, torch.bfloat16), CHIPS["sm_90"])
+        blocks = blocks_for(
+            "hidden_gradient", torch.bfloat16, rows_per_tile(R, E, torch.bfloat16), CHIPS["sm_90"]
+        )
         partial = -(-F // blocks.n) * R * FLOAT
         works += [
-            Work("hidden gradient", 2 * R * D * F, gathered + w_out + 2 * hidden + partial + (narrow if full else 0)),
+            Work(
+                "hidden gradient",
+                2 * R * D * F,
+                gathered + w_out + 2 * hidden + partial + (narrow if full else 0),
+            ),
             Work("gate gradient", 0, partial + R * (INT + FLOAT)),
             Work("input gradient", 2 * R * D * wide, hidden + w_in + R * D * b),
             combine_work(shape, gated=False),
         ]
         if full:
-            every_w_in, every_w_out = E * wide * D * b, E * D * F * b  # an expert without rows gets zeros
-            works.append(Work("weight gradient in", 2 * R * D * wide, gathered + hidden + every_w_in))
-            works.append(Work("weight gradient out", 2 * R * D * F, gathered + narrow + every_w_out))
+            # an expert without rows gets zeros
+            every_w_in, every_w_out = E * wide * D * b, E * D * F * b
+            works.append(
+                Work("weight gradient in", 2 * R * D * wide, gathered + hidden + every_w_in)
+            )
+            works.append(
+                Work("weight gradient out", 2 * R * D * F, gathered + narrow + every_w_out)
+            )
         if full and shape.bias:
             works.append(Work("bias gradients", 0, hidden + gathered + E * (wide + D) * b))
     if pass_name == PGD:
@@ -110,7 +127,8 @@ def layer_work(shape: Shape, pass_name: str) -> list[Work]:
 
 
 def limit_ms(shape: Shape, pass_name: str) -> float:
-    """Milliseconds of one pass of ``expert_mlp``: one kernel after another, each at its own limit."""
+    """Milliseconds of one pass of ``expert_mlp``: one kernel after another, each at its own
+    limit."""
     return sum(work.ms for work in layer_work(shape, pass_name))
 
 
@@ -120,9 +138,12 @@ def limit_tflops(shape: Shape, pass_name: str) -> float:
 
 
 def moving_share(shape: Shape, pass_name: str) -> float:
-    """Routing, dispatch and combine as a share of the whole layer, router's top-k included, at the limit."""
+    """Routing, dispatch and combine as a share of the whole layer, router's top-k included, at the
+    limit."""
     works = [topk_work(shape), *layer_work(shape, pass_name)]
-    return sum(work.ms for work in works if work.kernel in MOVES_ROWS) / sum(work.ms for work in works)
+    return sum(work.ms for work in works if work.kernel in MOVES_ROWS) / sum(
+        work.ms for work in works
+    )
 
 
 def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kernel: bool) -> None:
@@ -140,16 +161,22 @@ def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kerne
         for pass_name in (INFERENCE, FORWARD, DX, FULL, PGD):
             works = layer_work(shape, pass_name)
             table.add_row(
-                f"  {pass_name}", f"{sum(w.flops for w in works) * 1e-12:.3f}", f"{sum(w.bytes for w in works) * 1e-9:.2f}",
+                f"  {pass_name}", f"{sum(w.flops for w in works) * 1e-12:.3f}",
+                f"{sum(w.bytes for w in works) * 1e-9:.2f}",
                 f"{limit_ms(shape, pass_name):.3f}", f"{limit_tflops(shape, pass_name):.0f}",
                 f"{moving_share(shape, pass_name):.1%}",
             )  # fmt: skip
             for work in works if every_kernel else ():
-                figures = (f"{work.flops * 1e-12:.3f}", f"{work.bytes * 1e-9:.2f}", f"{work.ms:.3f}")
+                figures = (
+                    f"{work.flops * 1e-12:.3f}",
+                    f"{work.bytes * 1e-9:.2f}",
+                    f"{work.ms:.3f}",
+                )
                 table.add_row(f"    {work.kernel}", *figures, "", "", work.bound)
     console.print(table)
     console.print(
-        f"At {PEAK_TFLOPS:g} TFLOP/s and {PEAK_TERABYTES:g} TB/s, one kernel after another. Moving rows: top-k, dispatch and combine as "
+        f"At {PEAK_TFLOPS:g} TFLOP/s and {PEAK_TERABYTES:g} TB/s, one kernel after another. "
+        "Moving rows: top-k, dispatch and combine as "
         "a share of the layer with its top-k.",
         highlight=False,
     )

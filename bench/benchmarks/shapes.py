@@ -1,4 +1,5 @@
-"""What is measured: the MoE layers of published models, four ways to load their experts, and the tensors of one layer."""
+"""What is measured: the MoE layers of published models, four ways to load their experts, and the
+tensors of one layer."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,7 +40,8 @@ class Shape(NamedTuple):
 
 
 def _vision(name: str, images: int, patches: int, dim: int, num_experts: int) -> Shape:
-    """A V-MoE layer: hidden width 4D, two choices a token, one class token an image, GELU and biases."""
+    """A V-MoE layer: hidden width 4D, two choices a token, one class token an image, GELU and
+    biases."""
     return Shape(name, images * (patches + 1), dim, 4 * dim, num_experts, 2, "gelu", bias=True)
 
 
@@ -80,7 +82,8 @@ def uniform(shape: Shape, device: torch.device) -> Tensor:
 
 
 def zipf(shape: Shape, device: torch.device) -> Tensor:
-    """Expert i is drawn with a chance ∝ 1 / (i + 1); a token's later choices are drawn from the experts it has left."""
+    """Expert i is drawn with a chance ∝ 1 / (i + 1); a token's later choices are drawn from the
+    experts it has left."""
     return _draw(-torch.arange(1, shape.num_experts + 1, device=device).log(), shape)
 
 
@@ -106,13 +109,19 @@ ROUTINGS: dict[str, Callable[[Shape, torch.device], Tensor]] = {
 
 
 def _draw(log_chances: Tensor, shape: Shape) -> Tensor:
-    """(T, K) int32, K different experts a token: the largest of log chance + Gumbel noise are a draw without replacement."""
-    noise = -torch.empty(shape.tokens, shape.num_experts, device=log_chances.device).exponential_().log()
+    """(T, K) int32, K different experts a token: the largest of log chance + Gumbel noise are a
+    draw without replacement."""
+    noise = (
+        -torch.empty(shape.tokens, shape.num_experts, device=log_chances.device)
+        .exponential_()
+        .log()
+    )
     return (log_chances + noise).topk(shape.top_k, dim=1).indices.to(torch.int32)
 
 
 class Problem(NamedTuple):
-    """The tensors of one layer: leaves that require grad, and ``dy`` (T, D), the gradient that comes from above."""
+    """The tensors of one layer: leaves that require grad, and ``dy`` (T, D), the gradient that
+    comes from above."""
 
     shape: Shape
     x: Tensor
@@ -141,11 +150,14 @@ class Problem(NamedTuple):
     def frozen(self) -> "Problem":
         """The same memory with weights that do not require grad, as under attack."""
         b_in, b_out = (None if bias is None else bias.detach() for bias in (self.b_in, self.b_out))
-        return self._replace(w_in=self.w_in.detach(), w_out=self.w_out.detach(), b_in=b_in, b_out=b_out)
+        return self._replace(
+            w_in=self.w_in.detach(), w_out=self.w_out.detach(), b_in=b_in, b_out=b_out
+        )
 
 
 def make_problem(shape: Shape, routing: str, dtype: torch.dtype, device: torch.device) -> Problem:
-    """Normal numbers, scaled so that H and y have about unit variance; gates (T, K) float32 that add up to 1 for a token."""
+    """Normal numbers, scaled so that H and y have about unit variance; gates (T, K) float32 that
+    add up to 1 for a token."""
     T, D, F, E, K = shape.sizes
     experts = ROUTINGS[routing](shape, device)
 

@@ -14,8 +14,8 @@ from ironmoe.kernels.compile.occupancy import programs_an_sm
 from ironmoe.kernels.tuning import CHIPS, Chip
 
 ELEMENT = 2  # bytes of a bfloat16
-# Of the whole chip: NVIDIA's A100 whitepaper. None is published for the H100, which is taken to have
-# the same.
+# Of the whole chip: NVIDIA's A100 whitepaper. None is published for the H100, which is taken to
+# have the same.
 L2_BYTES_A_CLOCK = 5120
 L2_SHARE = 0.8  # of it that a kernel gets. Assumed
 L2_LATENCY = 280  # clocks. Assumed: public pointer chases on both chips find 200 to 300
@@ -53,8 +53,12 @@ MACHINES = {
     # Clocks and FLOPs: NVIDIA's data sheets (SXM). 790 TFLOP/s (8192³) and 3.0 TB/s (a copy) were
     # measured on an H100; the A100 is taken to keep 0.87 of its 312 TFLOP/s and 0.9 of its 2.04
     # TB/s.
-    "sm_90": Machine("H100", CHIPS["sm_90"], clock=1.755, tensor_flops=4096, tflops=790.0, terabytes=3.0),
-    "sm_80": Machine("A100", CHIPS["sm_80"], clock=1.41, tensor_flops=2048, tflops=271.0, terabytes=1.84),
+    "sm_90": Machine(
+        "H100", CHIPS["sm_90"], clock=1.755, tensor_flops=4096, tflops=790.0, terabytes=3.0
+    ),
+    "sm_80": Machine(
+        "A100", CHIPS["sm_80"], clock=1.41, tensor_flops=2048, tflops=271.0, terabytes=1.84
+    ),
 }
 
 
@@ -126,8 +130,10 @@ def estimate(product: Product, machine: Machine) -> Estimate:
     an_sm = -(-p.programs // machine.chip.processors)  # the one with the most of them
     clocks = an_sm * max(busy, alone / min(resident, max(an_sm, 1)))
     return Estimate(
-        resident, p.programs / (machine.chip.processors * resident), p.l2_bytes * machine.tensor_flops / p.flops,
-        tensor / clocks_a_us, (loads + stores) / clocks_a_us, serial / clocks_a_us, clocks / clocks_a_us * 1e-3,
+        resident, p.programs / (machine.chip.processors * resident),
+        p.l2_bytes * machine.tensor_flops / p.flops,
+        tensor / clocks_a_us, (loads + stores) / clocks_a_us, serial / clocks_a_us,
+        clocks / clocks_a_us * 1e-3,
     )  # fmt: skip
 
 

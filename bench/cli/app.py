@@ -1,4 +1,5 @@
-"""The ``ironmoe`` command. torch is imported by what a command runs, so that ``--help`` is quick."""
+"""The ``ironmoe`` command. torch is imported by what a command runs, so that ``--help`` is
+quick."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,7 +42,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Mixture-of-Experts layers that can be attacked, measured and trusted.\n\nStart with **ironmoe demo**.",
+    help="Mixture-of-Experts layers that can be attacked, measured and trusted.\n\nStart with "
+    "**ironmoe demo**.",
 )
 app.add_typer(bench_app, name="bench")
 
@@ -51,11 +53,17 @@ DEFAULT_CHIPS = "sm_80,sm_90,sm_100,gfx942"
 @app.command()
 def demo(
     data: Data = "mnist",
-    seeds: Annotated[int, bounded("Repeat everything over this many seeds; the report gives mean and spread.", 1)] = 1,
+    seeds: Annotated[
+        int, bounded("Repeat everything over this many seeds; the report gives mean and spread.", 1)
+    ] = 1,
     seed: Seed = 0,
     epochs: Annotated[
         int | None,
-        bounded("Passes over the training images. By default 12, more on fewer than 4,000 images, at most 100.", 1),
+        bounded(
+            "Passes over the training images. By default 12, more on fewer than 4,000 images, at "
+            "most 100.",
+            1,
+        ),
     ] = None,
     eps: Eps = None,
     norm: Norm = "Linf",
@@ -70,11 +78,14 @@ def demo(
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Train a V-MoE and a dense ViT of the same FLOPs, attack both over a sweep of eps, and report which holds and why.
+    """Train a V-MoE and a dense ViT of the same FLOPs, attack both over a sweep of eps, and report
+    which holds and why.
 
-    About two minutes on two CPU cores. Writes report.html, report.json, the pictures and the checkpoints.
+    About two minutes on two CPU cores. Writes report.html, report.json, the pictures and the
+    checkpoints.
 
-    Interrupted with Ctrl-C (or killed), the same command goes on from the last finished epoch or attack.
+    Interrupted with Ctrl-C (or killed), the same command goes on from the last finished epoch or
+    attack.
 
     Example: ironmoe demo --data digits --seeds 3 --eps 4,8,16
     """
@@ -89,7 +100,9 @@ def demo(
         images = load_data(data, image_size, skip_bad)
         announce(images, console)
         recipe = Recipe(epochs=epochs or default_epochs(len(images.split()[0])))
-        options = Options(images, recipe, settings, list(range(seed, seed + seeds)), target, autocast_dtype, out)
+        options = Options(
+            images, recipe, settings, list(range(seed, seed + seeds)), target, autocast_dtype, out
+        )
         run_demo(options, console)
 
 
@@ -102,14 +115,26 @@ def doctor(
         bool,
         typer.Option(
             "--compile",
-            help="Instead compile every Triton kernel for the chips, present or not, and fail on spills and their like. Some minutes.",
+            help="Instead compile every Triton kernel for the chips, present or not, and fail on "
+            "spills and their like. Some minutes.",
         ),
     ] = False,
-    chips: Annotated[str, typer.Option(help="With --compile: for which chips, separated by commas.")] = DEFAULT_CHIPS,
-    only: Annotated[str, typer.Option(help="With --compile: kernels whose names contain this, such as scatter_rows.")] = "",
-    out: Annotated[Path | None, typer.Option(help="With --compile: also write the table as Markdown to this file.")] = None,
+    chips: Annotated[
+        str, typer.Option(help="With --compile: for which chips, separated by commas.")
+    ] = DEFAULT_CHIPS,
+    only: Annotated[
+        str,
+        typer.Option(
+            help="With --compile: kernels whose names contain this, such as scatter_rows."
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="With --compile: also write the table as Markdown to this file."),
+    ] = None,
 ) -> None:
-    """Print versions, devices and which code path each operation takes here and why; then test them, in about ten seconds.
+    """Print versions, devices and which code path each operation takes here and why; then test
+    them, in about ten seconds.
 
     Exit status 1 if a test fails.
     """
@@ -130,7 +155,13 @@ def doctor(
 
 
 def _attack_settings(
-    norm: str, eps: str | None, steps: int, restarts: int, alpha: float | None, images: int, batch_size: int
+    norm: str,
+    eps: str | None,
+    steps: int,
+    restarts: int,
+    alpha: float | None,
+    images: int,
+    batch_size: int,
 ) -> "AttackSettings":
     from ironmoe.attacks.balls.balls import BALLS
     from ironmoe.bench.common.measure import AttackSettings
@@ -139,7 +170,15 @@ def _attack_settings(
     if norm not in BALLS:
         raise typer.BadParameter(f"--norm must be one of {', '.join(BALLS)}, got {norm!r}")
     alpha = checked_alpha(alpha)
-    return AttackSettings(norm, radii, steps, restarts, None if alpha is None else alpha / 255, images, batch_size=batch_size)
+    return AttackSettings(
+        norm,
+        radii,
+        steps,
+        restarts,
+        None if alpha is None else alpha / 255,
+        images,
+        batch_size=batch_size,
+    )
 
 
 def _chips(names: str) -> tuple[str, ...]:

@@ -28,24 +28,35 @@ from ironmoe.bench.common.errors import clear_errors
 
 
 def attack(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A .safetensors checkpoint that the demo wrote.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A .safetensors checkpoint that the demo wrote.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a checkpoint: **hf:FOLDER** (a saved image classifier of transformers), **vmoe:PREFIX** (a checkpoint of the "
-            "official V-MoE code; or of ViT, ending in .npz; `vmoe:PREFIX?top_k=2&capacity=1.05&images_per_group=8&priority=1&dispatch=bfloat16`), "
-            "or **package.module:function** (returns a torch module from images in [0, 1] to logits)."
+            help="Instead of a checkpoint: **hf:FOLDER** (a saved image classifier of "
+            "transformers), **vmoe:PREFIX** (a checkpoint of the "
+            "official V-MoE code; or of ViT, ending in .npz; "
+            "`vmoe:PREFIX?top_k=2&capacity=1.05&images_per_group=8&priority=1&dispatch=bfloat16`), "
+            "or **package.module:function** (returns a torch module from images in [0, 1] to "
+            "logits)."
         ),
     ] = None,
     data: Data = "mnist",
     everything: Annotated[
-        bool, typer.Option("--all", help="Attack all images, not only the test split. For data the model was not trained on.")
+        bool,
+        typer.Option(
+            "--all",
+            help="Attack all images, not only the test split. For data the model was not trained "
+            "on.",
+        ),
     ] = False,
     attacks: Annotated[
         str,
         typer.Option(
             "--attack",
-            help="Names, separated by commas: fgsm, pgd, mifgsm, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, deepfool, cw, "
+            help="Names, separated by commas: fgsm, pgd, mifgsm, apgd-ce, apgd-dlr, apgd-t, fab, "
+            "fab-t, square, deepfool, cw, "
             "autoattack, autoattack-plus, autoattack-rand.",
         ),
     ] = "pgd",
@@ -53,7 +64,8 @@ def attack(
     eps: Eps = None,
     norm: Norm = "Linf",
     steps: Annotated[
-        int | None, bounded("Steps of the attacks that have them. By default each one's own; 40 for pgd.", 0)
+        int | None,
+        bounded("Steps of the attacks that have them. By default each one's own; 40 for pgd.", 0),
     ] = None,
     restarts: Annotated[
         int | None,
@@ -63,48 +75,60 @@ def attack(
     eot: Annotated[
         int | None,
         bounded(
-            "For random models: each answer, logits and gradient, is the mean of this many, for every attack. 20 in autoattack-rand.",
+            "For random models: each answer, logits and gradient, is the mean of this many, for "
+            "every attack. 20 in autoattack-rand.",
             1,
         ),
     ] = None,
     routing: Annotated[
         str,
         typer.Option(
-            help="What the search does to routing: **free**, **frozen**, **gates-only**, **experts-only**, **straight-through**, "
+            help="What the search does to routing: **free**, **frozen**, **gates-only**, "
+            "**experts-only**, **straight-through**, "
             "**softened** or **diverge**. Verdicts leave it free."
         ),
     ] = "free",
     attack_images: AttackImages = 500,
     batch_size: BatchSize = 500,
     max_seconds: Annotated[
-        float | None, bounded("End the attacks after this time. The same command goes on from there.", 0)
+        float | None,
+        bounded("End the attacks after this time. The same command goes on from there.", 0),
     ] = None,
     max_forwards: Annotated[
         int | None,
-        bounded("End the attacks before more forward passes of single images are made, in this run.", 1),
+        bounded(
+            "End the attacks before more forward passes of single images are made, in this run.", 1
+        ),
     ] = None,
     checks: Annotated[
-        bool, typer.Option(help="Look for signs of false security: masked gradients, randomness and their like.")
+        bool,
+        typer.Option(
+            help="Look for signs of false security: masked gradients, randomness and their like."
+        ),
     ] = True,
     device: Device = "auto",
     dtype: Annotated[
         str,
         typer.Option(
-            help="**float32**, or **bfloat16** or **float16** for the search under autocast; verdicts are float32 in any case."
+            help="**float32**, or **bfloat16** or **float16** for the search under autocast; "
+            "verdicts are float32 in any case."
         ),
     ] = "float32",
     out: Out = None,
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Attack a model from anywhere, with attacks, settings and data of your own, and write a report.
+    """Attack a model from anywhere, with attacks, settings and data of your own, and write a
+    report.
 
-    Interrupted or at the end of its budget, the same command goes on from there. On several GPUs or processes:
-    torchrun --nproc-per-node 8 -m ironmoe.bench attack …
+    Interrupted or at the end of its budget, the same command goes on from there. On several GPUs or
+    processes: torchrun --nproc-per-node 8 -m ironmoe.bench attack …
 
-    Examples: ironmoe attack runs/mnist-1a2b3c4d/checkpoints/v-moe-seed0.safetensors --attack autoattack --eps 4,8
+    Examples: ironmoe attack runs/mnist-1a2b3c4d/checkpoints/v-moe-seed0.safetensors --attack
+        autoattack --eps 4,8
 
-    ironmoe attack --model hf:my-vit --data photos --image-size 224 --all --attack pgd,square --norm L2 --eps 64,128,255
+    ironmoe attack --model hf:my-vit --data photos --image-size 224 --all --attack pgd,square --norm
+    L2 --eps 64,128,255
     """
     from ironmoe.bench.common.processes import is_first_process
 
@@ -115,7 +139,18 @@ def attack(
         from ironmoe.bench.common.data import load_data
 
         names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",")))
-        suite = Suite(names, norm, ascending_radii(eps, norm), steps, restarts, checked_alpha(alpha), eot, seed, dtype, routing)
+        suite = Suite(
+            names,
+            norm,
+            ascending_radii(eps, norm),
+            steps,
+            restarts,
+            checked_alpha(alpha),
+            eot,
+            seed,
+            dtype,
+            routing,
+        )
         suite.check()
         target = chosen_device(device)
         images = load_data(data, image_size, skip_bad)

@@ -12,21 +12,30 @@ from ironmoe.bench.common.errors import clear_errors
 if TYPE_CHECKING:
     from ironmoe.bench.benchmarks.shapes import Shape
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine: our layers beside their peers, in one run.")
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Measure this machine: our layers beside their peers, in one run."
+)
 
 ShapeNames = Annotated[
-    str | None, typer.Option("--shapes", help="Names of layers, separated by commas, such as qwen3-30b,olmoe.")
+    str | None,
+    typer.Option("--shapes", help="Names of layers, separated by commas, such as qwen3-30b,olmoe."),
 ]
 
 
 @bench_app.command("cpu")
 def bench_cpu(
-    runs: Annotated[int, bounded("Counted runs of each, interleaved; the median is printed.", 1)] = 15,
-    out: Annotated[Path | None, typer.Option(help="Also write the rows as JSON to this file.")] = None,
+    runs: Annotated[
+        int, bounded("Counted runs of each, interleaved; the median is printed.", 1)
+    ] = 15,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the rows as JSON to this file.")
+    ] = None,
 ) -> None:
-    """The MoE layer against Hugging Face's Mixtral experts (eager, grouped_mm) on equal weights, and against dense products.
+    """The MoE layer against Hugging Face's Mixtral experts (eager, grouped_mm) on equal weights,
+    and against dense products.
 
-    Forward, and forward + input gradient, in float32 and bfloat16. Equality is checked before anything is timed.
+    Forward, and forward + input gradient, in float32 and bfloat16. Equality is checked before
+    anything is timed.
     """
     console = Console()
     with clear_errors(console):
@@ -40,13 +49,17 @@ def bench_kernels(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Operations, separated by commas: topk_route, plan_dispatch, grouped_matmul, combine, expert_mlp, attack_step."
+            help="Operations, separated by commas: topk_route, plan_dispatch, grouped_matmul, "
+            "combine, expert_mlp, attack_step."
         ),
     ] = None,
     seconds: Annotated[float, bounded("For each benchmark; three rounds at least.", 0)] = 0.5,
-    out: Annotated[Path | None, typer.Option(help="Also write pytest-benchmark's JSON to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write pytest-benchmark's JSON to this file.")
+    ] = None,
 ) -> None:
-    """Time each operation by itself with pytest-benchmark: the Triton kernels on a GPU, the torch twins elsewhere.
+    """Time each operation by itself with pytest-benchmark: the Triton kernels on a GPU, the torch
+    twins elsewhere.
 
     Example: ironmoe bench kernels --only combine,expert_mlp
     """
@@ -64,20 +77,39 @@ def bench_kernels(
 @bench_app.command("gpu")
 def bench_gpu(
     shapes: ShapeNames = None,
-    dtype: Annotated[str, typer.Option(help="**bfloat16**, **float16** or **float32**.")] = "bfloat16",
+    dtype: Annotated[
+        str, typer.Option(help="**bfloat16**, **float16** or **float32**.")
+    ] = "bfloat16",
     minutes: Annotated[float, typer.Option(help="Stop within these, with what there is.")] = 9.0,
     only: Annotated[
-        str | None, typer.Option(help="Kinds of jobs, separated by commas: case, tests, blocks, bits, attack, sanitizer, tune.")
+        str | None,
+        typer.Option(
+            help="Kinds of jobs, separated by commas: case, tests, blocks, bits, attack, "
+            "sanitizer, tune."
+        ),
     ] = None,
-    skip_tests: Annotated[bool, typer.Option("--skip-tests", help="Everything but the tests.")] = False,
-    tune: Annotated[bool, typer.Option("--tune", help="Also propose rows for the table of block sizes.")] = False,
+    skip_tests: Annotated[
+        bool, typer.Option("--skip-tests", help="Everything but the tests.")
+    ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Also propose rows for the table of block sizes.")
+    ] = False,
     device: Annotated[
-        str, typer.Option(help="**auto**, **cuda**, or **cpu**, which rehearses the program on tiny shapes.")
+        str,
+        typer.Option(
+            help="**auto**, **cuda**, or **cpu**, which rehearses the program on tiny shapes."
+        ),
     ] = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run in --out that was interrupted.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results. By default bench/results.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the newest run in --out that was interrupted."),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results. By default bench/results.")
+    ] = None,
 ) -> None:
-    """Measure the layer beside its peers on this GPU, run the tests that use it, and write JSON and Markdown as it goes.
+    """Measure the layer beside its peers on this GPU, run the tests that use it, and write JSON and
+    Markdown as it goes.
 
     What ``python -m ironmoe.bench.benchmarks.gpu`` does, which needs nothing but torch and Triton.
 
@@ -89,7 +121,9 @@ def bench_gpu(
         from ironmoe.bench.benchmarks.gpu.run import run_bench_gpu
 
         try:
-            options = make_options(device, dtype, shapes, minutes, only, skip_tests, tune, resume, out)
+            options = make_options(
+                device, dtype, shapes, minutes, only, skip_tests, tune, resume, out
+            )
             status = run_bench_gpu(options)
         except (OptionError, ResultsError) as error:
             raise typer.BadParameter(str(error)) from None
@@ -104,19 +138,25 @@ def bench_roofline(
         bool,
         typer.Option(
             "--estimate",
-            help="Also compile the kernels, which takes seconds each the first time, and estimate them by a static model: programs an SM, "
+            help="Also compile the kernels, which takes seconds each the first time, and estimate "
+            "them by a static model: programs an SM, "
             "waves, L2, exposed prologues and epilogues. By default of the first shape.",
         ),
     ] = False,
-    chips: Annotated[str, typer.Option(help="With --estimate: **sm_90** (an H100), **sm_80** (an A100), or both.")] = "sm_90",
+    chips: Annotated[
+        str,
+        typer.Option(help="With --estimate: **sm_90** (an H100), **sm_80** (an A100), or both."),
+    ] = "sm_90",
     blocks: Annotated[
         list[str] | None,
         typer.Option(
-            help="With --estimate, may be repeated: a product and fields in which its blocks are to differ from the table's; both are shown."
+            help="With --estimate, may be repeated: a product and fields in which its blocks are "
+            "to differ from the table's; both are shown."
         ),
     ] = None,
 ) -> None:
-    """How fast each shape can be on an H100 at most, from the FLOPs and bytes of our kernels. Measures nothing.
+    """How fast each shape can be on an H100 at most, from the FLOPs and bytes of our kernels.
+    Measures nothing.
 
     With --shapes, every kernel of those.
 
@@ -140,13 +180,17 @@ def bench_roofline(
             print_roofline(selected, console, every_kernel=shapes is not None)
 
 
-def _print_estimates(shapes: "tuple[Shape, ...]", chips: str, blocks: list[str], console: Console) -> None:
+def _print_estimates(
+    shapes: "tuple[Shape, ...]", chips: str, blocks: list[str], console: Console
+) -> None:
     from ironmoe.bench.benchmarks.estimate import EstimateError, print_estimates
     from ironmoe.bench.benchmarks.static_model import MACHINES
 
     names = [name.strip() for name in chips.split(",")]
     if unknown := [name for name in names if name not in MACHINES]:
-        raise typer.BadParameter(f"--chips: {', '.join(map(repr, unknown))} not among {', '.join(MACHINES)}")
+        raise typer.BadParameter(
+            f"--chips: {', '.join(map(repr, unknown))} not among {', '.join(MACHINES)}"
+        )
     try:
         print_estimates(shapes, tuple(MACHINES[name] for name in names), blocks, console)
     except EstimateError as error:
@@ -158,23 +202,36 @@ def bench_attacks(
     parts: Annotated[
         str,
         typer.Option(
-            help="Separated by commas: **pgd**, **autoattack**, **bf16** (the search in bfloat16 beside float32), "
+            help="Separated by commas: **pgd**, **autoattack**, **bf16** (the search in bfloat16 "
+            "beside float32), "
             "**reference** (AutoAttack in Linf and L2 on three models)."
         ),
     ] = "pgd,autoattack,bf16",
     images: Annotated[int, bounded("Images that PGD attacks.", 1)] = 200,
     autoattack_images: Annotated[int, bounded("Images that AutoAttack attacks.", 1)] = 50,
-    runs: Annotated[int, bounded("Runs of PGD by each library, in random order; the median is printed.", 1)] = 3,
+    runs: Annotated[
+        int, bounded("Runs of PGD by each library, in random order; the median is printed.", 1)
+    ] = 3,
     batch_size: Annotated[int, bounded("Images in a batch, for every library.", 1)] = 200,
-    epochs: Annotated[int, bounded("Passes over the training images; models are kept and not trained again.", 1)] = 12,
-    data: Annotated[str, typer.Option(help="**mnist**, **digits**, a folder of images, or an .npz file.")] = "mnist",
-    folder: Annotated[Path, typer.Option(help="Where the trained models are kept.")] = Path("runs/bench-attacks"),
-    out: Annotated[Path | None, typer.Option(help="Also write the rows as JSON to this file.")] = None,
+    epochs: Annotated[
+        int, bounded("Passes over the training images; models are kept and not trained again.", 1)
+    ] = 12,
+    data: Annotated[
+        str, typer.Option(help="**mnist**, **digits**, a folder of images, or an .npz file.")
+    ] = "mnist",
+    folder: Annotated[Path, typer.Option(help="Where the trained models are kept.")] = Path(
+        "runs/bench-attacks"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the rows as JSON to this file.")
+    ] = None,
 ) -> None:
-    """PGD and AutoAttack beside torchattacks, foolbox, adv-lib and the official AutoAttack, those that are installed.
+    """PGD and AutoAttack beside torchattacks, foolbox, adv-lib and the official AutoAttack, those
+    that are installed.
 
-    On a V-MoE, which falls, and on one trained to be robust. Robust accuracies are compared before times, and a ratio is printed only
-    if they agree. The official AutoAttack is found if its folder is on PYTHONPATH.
+    On a V-MoE, which falls, and on one trained to be robust. Robust accuracies are compared before
+    times, and a ratio is printed only if they agree. The official AutoAttack is found if its folder
+    is on PYTHONPATH.
 
     Example: ironmoe bench attacks --parts pgd --images 500
     """
@@ -187,5 +244,11 @@ def bench_attacks(
         for part in chosen:
             if part not in PARTS:
                 raise typer.BadParameter(f"--parts must be among {', '.join(PARTS)}, got {part!r}")
-        settings = Settings(images=images, autoattack_images=autoattack_images, runs=runs, batch_size=batch_size, epochs=epochs)
+        settings = Settings(
+            images=images,
+            autoattack_images=autoattack_images,
+            runs=runs,
+            batch_size=batch_size,
+            epochs=epochs,
+        )
         run_bench_attacks(load_data(data, None, False), settings, chosen, folder, out, console)

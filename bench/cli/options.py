@@ -9,12 +9,14 @@ from rich.console import Console
 if TYPE_CHECKING:
     import torch
 
-# A change of all pixels is longer in L2 than in Linf, and far longer in L1: radii of Linf would leave every image as it is.
+# A change of all pixels is longer in L2 than in Linf, and far longer in L1: radii of Linf would
+# leave every image as it is.
 EPS_DEFAULTS = {"Linf": "2,4,8,12,16,24", "L2": "64,128,255,510", "L1": "510,1020,2040,3060"}
 
 
 def bounded(text: str, least: float, *names: str, most: float = float("inf")) -> Any:
-    """An option for a number from ``least`` to ``most``. typer's own range does not say which number it got."""
+    """An option for a number from ``least`` to ``most``. typer's own range does not say which
+    number it got."""
 
     def check(value: float | None) -> float | None:
         if value is not None and not least <= value <= most:
@@ -28,23 +30,31 @@ def bounded(text: str, least: float, *names: str, most: float = float("inf")) ->
 Data = Annotated[
     str,
     typer.Option(
-        help="**mnist** (5,000 digits), **digits** (8×8), a folder with one sub-folder a class, or an .npz with arrays images and labels."
+        help="**mnist** (5,000 digits), **digits** (8×8), a folder with one sub-folder a class, "
+        "or an .npz with arrays images and labels."
     ),
 ]
 ImageSize = Annotated[
     int | None,
     bounded(
-        "Side in pixels, 4 to 1024, that the images of a folder are resized to. By default the first image's if it is square and at most "
+        "Side in pixels, 4 to 1024, that the images of a folder are resized to. By default the "
+        "first image's if it is square and at most "
         "64, else 32.",
         4,
         most=1024,
     ),
 ]
-SkipBad = Annotated[bool, typer.Option(help="Pass over images of a folder that cannot be read; they are listed in the report.")]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        help="Pass over images of a folder that cannot be read; they are listed in the report."
+    ),
+]
 Eps = Annotated[
     str | None,
     typer.Option(
-        help="Radii of the sweep, separated by commas. In units of 1/255 of the pixel range, whatever the norm: 128 is an L2 norm of 0.5. "
+        help="Radii of the sweep, separated by commas. In units of 1/255 of the pixel range, "
+        "whatever the norm: 128 is an L2 norm of 0.5. "
         f"By default {'; '.join(f'{radii} in {norm}' for norm, radii in EPS_DEFAULTS.items())}."
     ),
 ]
@@ -52,7 +62,10 @@ Norm = Annotated[str, typer.Option(help="**Linf**, **L2** or **L1**.")]
 Steps = Annotated[int, bounded("Gradient steps of PGD.", 0)]
 Restarts = Annotated[int, bounded("Runs of PGD from different random starts.", 1)]
 Alpha = Annotated[
-    float | None, typer.Option(help="Step length in units of 1/255. By default 2.5 · eps / steps, at least eps / 10.")
+    float | None,
+    typer.Option(
+        help="Step length in units of 1/255. By default 2.5 · eps / steps, at least eps / 10."
+    ),
 ]
 AttackImages = Annotated[int, bounded("How many test images to attack, at most.", 1)]
 BatchSize = Annotated[int, bounded("Images attacked at once.", 1)]
@@ -60,11 +73,17 @@ Device = Annotated[str, typer.Option(help="**auto** (a GPU if there is one), **c
 Dtype = Annotated[
     str,
     typer.Option(
-        help="**float32**, or **bfloat16** for training and the attack's search under autocast; verdicts are float32 in any case."
+        help="**float32**, or **bfloat16** for training and the attack's search under autocast; "
+        "verdicts are float32 in any case."
     ),
 ]
-Seed = Annotated[int, bounded("First seed: of weights, batches, router noise and random starts.", 0)]
-Out = Annotated[Path | None, typer.Option(help="Folder to write to. By default runs/, named after data and settings.")]
+Seed = Annotated[
+    int, bounded("First seed: of weights, batches, router noise and random starts.", 0)
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder to write to. By default runs/, named after data and settings."),
+]
 
 
 def announce(data: "object", console: Console) -> None:
@@ -72,12 +91,15 @@ def announce(data: "object", console: Console) -> None:
 
     assert isinstance(data, ImageData)
     console.print(
-        f"{data.name}: {len(data.images)} images {tuple(data.images.shape[1:])}, {len(data.classes)} classes, checksum {data.checksum[:16]}",
+        f"{data.name}: {len(data.images)} images {tuple(data.images.shape[1:])}, "
+        f"{len(data.classes)} classes, checksum {data.checksum[:16]}",
         highlight=False,
         markup=False,
     )
     for file in data.skipped:
-        console.print(f"skipped, cannot be read: {file}", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"skipped, cannot be read: {file}", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
@@ -87,7 +109,9 @@ def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
     try:
         found = tuple(sorted({float(part) for part in eps.split(",")}))
     except ValueError:
-        raise typer.BadParameter(f"--eps must be numbers separated by commas, such as {usual}, got {eps!r}") from None
+        raise typer.BadParameter(
+            f"--eps must be numbers separated by commas, such as {usual}, got {eps!r}"
+        ) from None
     if not all(0 <= radius < float("inf") for radius in found):
         raise typer.BadParameter(f"--eps must be finite and at least 0, got {eps!r}")
     return found
@@ -105,5 +129,7 @@ def chosen_device(name: str) -> "torch.device":
     if name not in ("auto", "cpu", "cuda"):
         raise typer.BadParameter(f"--device must be auto, cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("--device cuda needs a GPU that torch can use, and there is none; use --device cpu")
+        raise typer.BadParameter(
+            "--device cuda needs a GPU that torch can use, and there is none; use --device cpu"
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,4 +1,5 @@
-"""The pair that is compared: a V-MoE and the dense ViT of the same compute; their FLOPs and their checkpoints."""
+"""The pair that is compared: a V-MoE and the dense ViT of the same compute; their FLOPs and their
+checkpoints."""
 
 import json
 import math
@@ -20,28 +21,42 @@ FORMAT = "ironmoe.VMoE/1"
 
 
 def architecture(name: str, image_shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
-    """Keyword arguments of ``VMoE`` for one of ARCHITECTURES. A token passes two experts of half the dense width: equal FLOPs."""
+    """Keyword arguments of ``VMoE`` for one of ARCHITECTURES. A token passes two experts of half
+    the dense width: equal FLOPs."""
     channels, size, _ = image_shape
-    patch = min(16, 2 ** max(1, int(math.log2(max(size / 3.5, 2)))))  # about 4 × 4 tokens up to 64 pixels
+    # about 4 × 4 tokens up to 64 pixels
+    patch = min(16, 2 ** max(1, int(math.log2(max(size / 3.5, 2)))))
     common: dict[str, Any] = {
         "image_size": size, "patch_size": patch, "channels": channels, "num_classes": num_classes,
-        "dim": DIM, "depth": DEPTH, "heads": HEADS, "mlp_dim": MLP_DIM, "stem": "conv", "classifier": "gap",
+        "dim": DIM, "depth": DEPTH, "heads": HEADS, "mlp_dim": MLP_DIM, "stem": "conv",
+        "classifier": "gap",
     }  # fmt: skip
     if name == "ViT":
         return common
-    return common | {"moe_layers": MOE_LAYERS, "num_experts": NUM_EXPERTS, "top_k": TOP_K, "expert_dim": MLP_DIM // TOP_K}
+    return common | {
+        "moe_layers": MOE_LAYERS,
+        "num_experts": NUM_EXPERTS,
+        "top_k": TOP_K,
+        "expert_dim": MLP_DIM // TOP_K,
+    }
 
 
 def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """FLOPs of the forward pass of one image, counted by torch.utils.flop_counter from the operators that run."""
+    """FLOPs of the forward pass of one image, counted by torch.utils.flop_counter from the
+    operators that run."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    try:  # the unfused attention: its products are counted, those inside the fused CPU kernel are not
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    # the unfused attention: its products are counted, those inside the fused CPU kernel are not
+    try:
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             model(torch.zeros(1, *image_shape, device=device))
     finally:
         model.train(training)
@@ -49,13 +64,17 @@ def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:
 
 
 def save_checkpoint(model: nn.Module, arguments: dict[str, Any], extra: dict[str, Any]) -> bytes:
-    """A safetensors file: the weights, and how to build the model (and ``extra``) as JSON in its metadata."""
+    """A safetensors file: the weights, and how to build the model (and ``extra``) as JSON in its
+    metadata."""
     metadata = {"format": FORMAT, "arguments": json.dumps(arguments), "extra": json.dumps(extra)}
-    return save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, metadata)
+    return save(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, metadata
+    )
 
 
 def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, Any]]:
-    """(model in eval mode, extra). Nothing is unpickled. CheckpointError names the file and what does not fit."""
+    """(model in eval mode, extra). Nothing is unpickled. CheckpointError names the file and what
+    does not fit."""
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist or is no file")
     try:
@@ -63,16 +82,25 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, A
             metadata: dict[str, str] = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read as safetensors: {error}") from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read as safetensors: {error}"
+        ) from error
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"checkpoint {path} must have format {FORMAT!r} in its metadata, got {metadata.get('format')!r}")
+        raise CheckpointError(
+            f"checkpoint {path} must have format {FORMAT!r} in its metadata, got "
+            f"{metadata.get('format')!r}"
+        )
     try:
         model = VMoE(**json.loads(metadata["arguments"]))
         extra = json.loads(metadata["extra"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} describes a model that cannot be built: {error}") from error
+        raise CheckpointError(
+            f"checkpoint {path} describes a model that cannot be built: {error}"
+        ) from error
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"checkpoint {path} holds weights of another architecture: {error}") from error
+        raise CheckpointError(
+            f"checkpoint {path} holds weights of another architecture: {error}"
+        ) from error
     return model.to(device).eval(), extra

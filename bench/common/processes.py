@@ -28,7 +28,8 @@ class Processes(NamedTuple):
         return self.rank == 0
 
     def first(self, work: Callable[[], T]) -> T | None:
-        """What the first process makes while the others wait; None to them. If it fails, all end, and it says why."""
+        """What the first process makes while the others wait; None to them. If it fails, all end,
+        and it says why."""
         made, error = None, None
         if self.is_first:
             try:
@@ -58,7 +59,8 @@ def is_first_process() -> bool:
 
 
 def give_way() -> None:
-    """Wait before another process than the first ends in an error that the first reports: torchrun ends all as soon as one does."""
+    """Wait before another process than the first ends in an error that the first reports: torchrun
+    ends all as soon as one does."""
     if not is_first_process():
         time.sleep(GRACE_SECONDS)
 
@@ -69,14 +71,18 @@ def own_device(device: torch.device) -> torch.device:
         return device
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= there:
-        raise typer.BadParameter(f"torchrun --nproc-per-node must be at most the number of GPUs, {there}; or use --device cpu")
+        raise typer.BadParameter(
+            f"torchrun --nproc-per-node must be at most the number of GPUs, {there}; or use "
+            "--device cpu"
+        )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Under ``torchrun``, this process among the others, joined through ``torch.distributed`` inside the block; else one alone."""
+    """Under ``torchrun``, this process among the others, joined through ``torch.distributed``
+    inside the block; else one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield Processes()
         return

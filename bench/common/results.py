@@ -1,4 +1,5 @@
-"""The numbers of a run, over seeds: the one structure that table, pictures and report.json are made from."""
+"""The numbers of a run, over seeds: the one structure that table, pictures and report.json are made
+from."""
 
 import math
 from statistics import mean, stdev
@@ -8,7 +9,8 @@ from ironmoe.attacks import Proportion
 
 
 class ModelResults:
-    """What was measured of one architecture. ``runs[s]`` is the dictionary of seed number s (see ``bench/demo.py``)."""
+    """What was measured of one architecture. ``runs[s]`` is the dictionary of seed number s (see
+    ``bench/demo.py``)."""
 
     def __init__(self, name: str, runs: list[dict[str, Any]]) -> None:
         self.name, self.runs = name, runs
@@ -42,22 +44,26 @@ class ModelResults:
         return mean(run["routing"][i]["layers"][layer]["change"] for run in self.runs)
 
     def load(self, layer: str, i: int | None, run: int = 0) -> list[float]:
-        """Each expert's share in one run, on adversarial images at the i-th eps, or on clean ones for None.
+        """Each expert's share in one run, on adversarial images at the i-th eps, or on clean ones
+        for None.
 
-        Not averaged over seeds: expert 3 of one training has nothing to do with expert 3 of another.
+        Not averaged over seeds: expert 3 of one training has nothing to do with expert 3 of
+            another.
         """
         key = "load_clean" if i is None else "load_adversarial"
         loads: list[float] = self.runs[run]["routing"][i or 0]["layers"][layer][key]
         return loads
 
     def imbalance(self, layer: str, i: int | None) -> float:
-        """The busiest expert's share over the even share, mean over seeds: 1 is balanced, E is one expert for all."""
+        """The busiest expert's share over the even share, mean over seeds: 1 is balanced, E is one
+        expert for all."""
         loads = [self.load(layer, i, run) for run in range(len(self.runs))]
         return mean(max(load) * len(load) for load in loads)
 
 
 class Spread:
-    """A proportion measured for each seed. One seed gives a Wilson interval, several give mean and standard deviation."""
+    """A proportion measured for each seed. One seed gives a Wilson interval, several give mean and
+    standard deviation."""
 
     def __init__(self, proportions: list[Proportion]) -> None:
         self.proportions = proportions
@@ -92,23 +98,29 @@ def verdict(models: list[ModelResults]) -> list[str]:
         lines.append(_comparison(models[0], models[1]))
     if seeds == 1:
         lines.append(
-            "This is one seed. The intervals are 95 % Wilson intervals: how precisely the test images measure these very weights. "
-            "They say nothing of another training run, which can move robust accuracy by more than the interval is wide. One seed "
-            "can show that an attack works, how far routing moves, and what a model costs; it cannot show that one architecture is "
+            "This is one seed. The intervals are 95 % Wilson intervals: how precisely the test "
+            "images measure these very weights. "
+            "They say nothing of another training run, which can move robust accuracy by more "
+            "than the interval is wide. One seed "
+            "can show that an attack works, how far routing moves, and what a model costs; it "
+            "cannot show that one architecture is "
             "more robust than another. Use --seeds 5 for that."
         )
     else:
         lines.append(
-            f"Mean ± standard deviation over {seeds} seeds, each a training of its own, smallest and largest in brackets; every "
+            f"Mean ± standard deviation over {seeds} seeds, each a training of its own, smallest "
+            "and largest in brackets; every "
             "seed sees the same data split. "
             + (
                 "Two seeds show that results vary, not by how much."
                 if seeds == 2
-                else "A difference counts where it has the same sign in every seed and exceeds the spread."
+                else "A difference counts where it has the same sign in every seed and exceeds "
+                "the spread."
             )
         )
     lines.append(
-        "Robust accuracy is an upper bound: it is what this attack left standing. A stronger attack, more steps or more restarts "
+        "Robust accuracy is an upper bound: it is what this attack left standing. A stronger "
+        "attack, more steps or more restarts "
         "can only lower it."
     )
     return lines
@@ -125,12 +137,15 @@ def _comparison(a: ModelResults, b: ModelResults) -> str:
         else:
             higher = sum(d > 0 for d in differences)
             note = f"{a.name} higher in {higher} of {len(differences)} seeds"
-        parts.append(f"{round(mean(differences), 1) + 0.0:+.1f} points at eps {exact(eps)}/255 ({note})")
+        parts.append(
+            f"{round(mean(differences), 1) + 0.0:+.1f} points at eps {exact(eps)}/255 ({note})"
+        )
     return f"Robust accuracy of {a.name} minus {b.name}: " + ", ".join(parts) + "."
 
 
 def exact(number: float) -> str:
-    """As short as it can be without being another number: what has this label, or this file, is this number."""
+    """As short as it can be without being another number: what has this label, or this file, is
+    this number."""
     short = f"{number:g}"
     return short if float(short) == number else repr(float(number))
 

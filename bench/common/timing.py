@@ -1,4 +1,5 @@
-"""Interleaved timing: everything that is compared runs in turns, in a new random order each round."""
+"""Interleaved timing: everything that is compared runs in turns, in a new random order each
+round."""
 
 import random
 import signal
@@ -43,7 +44,8 @@ class OutOfTime(Exception):
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime in the block when its seconds are over, in the middle of a compilation too. Main thread, POSIX only."""
+    """Raise OutOfTime in the block when its seconds are over, in the middle of a compilation too.
+    Main thread, POSIX only."""
 
     def stop(*_: Any) -> None:
         raise OutOfTime
@@ -60,13 +62,17 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int = 20, seconds: float = 2.0
+    runs: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    rounds: int = 20,
+    seconds: float = 2.0,
 ) -> dict[str, Timing]:
     """Time each of ``runs``, A B C, B A C, … in a new random order each round.
 
-    So a machine that drifts drifts for all, and nobody always finds the caches that the same other one left. On a GPU the L2
-    cache is overwritten before each call, and the device gets a lead for the host, so that launches are not what is timed
-    (``host_ms`` has them) unless the call itself waits for the device.
+    So a machine that drifts drifts for all, and nobody always finds the caches that the same other
+    one left. On a GPU the L2 cache is overwritten before each call, and the device gets a lead for
+    the host, so that launches are not what is timed (``host_ms`` has them) unless the call itself
+    waits for the device.
 
     Args:
         runs: by name, each without arguments.
@@ -119,12 +125,15 @@ def _timer(device: torch.device) -> Callable[[Callable[[], Any], float], tuple[f
 
 def _summary(times: list[tuple[float, float]]) -> Timing:
     device_ms, host_ms = ([pair[i] for pair in times] for i in (0, 1))
-    p20, _, _, p80 = quantiles(device_ms, n=5, method="inclusive") if len(times) > 1 else device_ms * 4
+    p20, _, _, p80 = (
+        quantiles(device_ms, n=5, method="inclusive") if len(times) > 1 else device_ms * 4
+    )
     return Timing(median(device_ms), p20, p80, len(times), median(host_ms))
 
 
 def square_product(size: int, device: torch.device) -> Callable[[], Any]:
-    """A bf16 product of two ``size``² matrices, 2 · size³ FLOPs: what this machine can do at the moment."""
+    """A bf16 product of two ``size``² matrices, 2 · size³ FLOPs: what this machine can do at the
+    moment."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out)

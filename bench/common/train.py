@@ -34,7 +34,8 @@ class Recipe(NamedTuple):
 
 
 def default_epochs(num_images: int) -> int:
-    """12, and on fewer than 4,000 images as many more as show the model 48,000 images, up to 100."""
+    """12, and on fewer than 4,000 images as many more as show the model 48,000 images, up to
+    100."""
     return min(100, max(12, math.ceil(48_000 / num_images)))
 
 
@@ -60,11 +61,14 @@ def train(
 ) -> float:
     """Train in place and return the seconds it took, all sessions together.
 
-    After every epoch model and optimiser are written to ``state_file``; a later call goes on from there and ends with the same
-    weights, because batches, shifts and router noise depend on (seed, epoch) alone.
+    After every epoch model and optimiser are written to ``state_file``; a later call goes on from
+    there and ends with the same weights, because batches, shifts and router noise depend on (seed,
+    epoch) alone.
     """
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
     steps_per_epoch = math.ceil(len(images) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
     first_epoch, seconds = _restore(state_file, model, optimizer)
@@ -72,7 +76,8 @@ def train(
     for epoch in range(first_epoch, recipe.epochs):
         start = time.perf_counter()
         torch.manual_seed(seed * 1_000_003 + epoch)  # router noise
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)  # the same batches for every architecture
+        # the same batches for every architecture
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(images), generator=generator)
         loss_average, accuracy_average = 0.0, 0.0
         for i, rows in enumerate(order.split(recipe.batch_size)):
@@ -80,7 +85,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _schedule(step / steps, recipe.warmup)
             batch, targets = _shifted(images[rows], generator).to(device), labels[rows].to(device)
-            with torch.autocast(device.type, enabled=autocast_dtype is not None, dtype=autocast_dtype):
+            with torch.autocast(
+                device.type, enabled=autocast_dtype is not None, dtype=autocast_dtype
+            ):
                 logits = model(batch)
             loss = nn.functional.cross_entropy(logits.float(), targets)
             optimizer.zero_grad(set_to_none=True)
@@ -94,7 +101,10 @@ def train(
             if on_step is not None:
                 on_step(Progress(step + 1, steps, loss_average, accuracy_average))
         if not math.isfinite(loss_average):
-            raise TrainingError(f"training diverged in epoch {epoch + 1} (loss {loss_average}); try a lower learning rate")
+            raise TrainingError(
+                f"training diverged in epoch {epoch + 1} (loss {loss_average}); try a lower "
+                "learning rate"
+            )
         seconds += time.perf_counter() - start
         write_atomically(state_file, _snapshot(model, optimizer, epoch + 1, seconds))
     model.eval()
@@ -108,35 +118,46 @@ def _schedule(done: float, warmup: float) -> float:
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to MAX_SHIFT pixels (an eighth of small ones), edges filled with zeros."""
+    """Each image moved by up to MAX_SHIFT pixels (an eighth of small ones), edges filled with
+    zeros."""
     reach = min(MAX_SHIFT, images.shape[-1] // 8)
     padded = nn.functional.pad(images, (reach,) * 4)
     size = images.shape[-1]
     dy, dx = torch.randint(0, 2 * reach + 1, (2, len(images)), generator=generator)
     rows = dy[:, None] + torch.arange(size)
     columns = dx[:, None] + torch.arange(size)
-    return padded[torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[
+        torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]
+    ].permute(0, 3, 1, 2)
 
 
-def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> bytes:
+def _snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, seconds: float
+) -> bytes:
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v).contiguous() for k, v in state.items()}
     return save(tensors, {"epoch": str(epoch), "seconds": json.dumps(seconds)})
 
 
-def _restore(state_file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def _restore(
+    state_file: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
     """(first epoch to do, seconds already spent)."""
     if not state_file.is_file():
         return 0, 0.0
     with safe_open(state_file, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    )
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
     return int(metadata["epoch"]), json.loads(metadata["seconds"])

@@ -6,7 +6,16 @@ from importlib.util import find_spec
 
 import torch
 
-MATTERING = ("ironmoe", "torch", "numpy", "einops", "triton", "safetensors", "matplotlib", "transformers")
+MATTERING = (
+    "ironmoe",
+    "torch",
+    "numpy",
+    "einops",
+    "triton",
+    "safetensors",
+    "matplotlib",
+    "transformers",
+)
 
 
 def versions(packages: tuple[str, ...] = MATTERING) -> dict[str, str]:
@@ -22,6 +31,11 @@ def versions(packages: tuple[str, ...] = MATTERING) -> dict[str, str]:
 
 def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {'Triton kernels' if find_spec('triton') else 'torch code: no Triton'}"
+        return (
+            f"{torch.cuda.get_device_name(device)}, "
+            f"{'Triton kernels' if find_spec('triton') else 'torch code: no Triton'}"
+        )
     threads = torch.get_num_threads()
-    return f"{platform.processor() or platform.machine()} CPU, {threads} thread{'s' * (threads != 1)}"
+    return (
+        f"{platform.processor() or platform.machine()} CPU, {threads} thread{'s' * (threads != 1)}"
+    )

@@ -29,9 +29,14 @@ STYLE: dict[Any, Any] = {
 
 
 def draw_all(
-    models: list[ModelResults], examples: dict[str, dict[str, Tensor]], classes: list[str], eps: float, folder: Path
+    models: list[ModelResults],
+    examples: dict[str, dict[str, Tensor]],
+    classes: list[str],
+    eps: float,
+    folder: Path,
 ) -> dict[str, Path]:
-    """Write the PNGs and return title → file. ``examples`` maps a model's name to the images of ``measure_routing``."""
+    """Write the PNGs and return title → file. ``examples`` maps a model's name to the images of
+    ``measure_routing``."""
     figures = {"Accuracy against eps": ("accuracy.png", accuracy(models))}
     routed = [m for m in models if m.layers]
     if routed:
@@ -40,7 +45,10 @@ def draw_all(
     for model in models:
         if len(examples[model.name]["label"]):
             title = f"Adversarial images of the {model.name}, eps {exact(eps)}/255"
-            figures[title] = (f"examples_{_slug(model.name)}.png", strip(examples[model.name], classes))
+            figures[title] = (
+                f"examples_{_slug(model.name)}.png",
+                strip(examples[model.name], classes),
+            )
     files = {}
     for title, (name, figure) in figures.items():
         files[title] = folder / name
@@ -49,7 +57,8 @@ def draw_all(
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a PNG and let the picture go. A sign that the font lacks becomes a box, without a warning for each."""
+    """Write a PNG and let the picture go. A sign that the font lacks becomes a box, without a
+    warning for each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(file, dpi=130)
@@ -63,9 +72,18 @@ def accuracy(models: list[ModelResults]) -> Figure:
         for model, color in zip(models, COLORS, strict=False):
             spreads = [model.clean(), *(model.robust(i) for i in range(len(model.eps)))]
             x = [0.0, *model.eps]
-            axes.plot(x, [100 * s.mean for s in spreads], "o-", color=color, label=model.name, markersize=4)
+            axes.plot(
+                x,
+                [100 * s.mean for s in spreads],
+                "o-",
+                color=color,
+                label=model.name,
+                markersize=4,
+            )
             low, high = zip(*(s.interval for s in spreads), strict=True)
-            axes.fill_between(x, 100 * np.array(low), 100 * np.array(high), color=color, alpha=0.18, linewidth=0)
+            axes.fill_between(
+                x, 100 * np.array(low), 100 * np.array(high), color=color, alpha=0.18, linewidth=0
+            )
         seeds = len(models[0].runs)
         band = "95 % Wilson interval" if seeds == 1 else f"± standard deviation, {seeds} seeds"
         axes.set(
@@ -87,8 +105,19 @@ def routing_change(models: list[ModelResults]) -> Figure:
         shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.8, len(lines)))
         for (model, layer), shade in zip(lines, shades, strict=True):
             changes = [0.0, *(100 * model.routing_change(layer, i) for i in range(len(model.eps)))]
-            axes.plot([0.0, *model.eps], changes, "o-", color=shade, label=f"{model.name} {layer}", markersize=4)
-        axes.set(xlabel="eps in 1/255", ylabel="1 − IoU of chosen experts, in %", title="How far the attack moves the routing")
+            axes.plot(
+                [0.0, *model.eps],
+                changes,
+                "o-",
+                color=shade,
+                label=f"{model.name} {layer}",
+                markersize=4,
+            )
+        axes.set(
+            xlabel="eps in 1/255",
+            ylabel="1 − IoU of chosen experts, in %",
+            title="How far the attack moves the routing",
+        )
         axes.set_ylim(bottom=0)
         axes.title.set_fontsize(10)
         axes.legend()
@@ -96,33 +125,56 @@ def routing_change(models: list[ModelResults]) -> Figure:
 
 
 def expert_load(models: list[ModelResults]) -> Figure:
-    """Heat map: experts across, clean and adversarial images of each layer down; the even share is the middle colour."""
+    """Heat map: experts across, clean and adversarial images of each layer down; the even share is
+    the middle colour."""
     labels, loads = [], []
     for model in models:
         for layer in model.layers:
-            for at, name in ((None, "clean"), *((i, f"eps {exact(e)}/255") for i, e in enumerate(model.eps))):
+            for at, name in (
+                (None, "clean"),
+                *((i, f"eps {exact(e)}/255") for i, e in enumerate(model.eps)),
+            ):
                 labels.append(f"{layer}  {name}")
                 loads.append([100 * share for share in model.load(layer, at)])
     with plt.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = plt.subplots(figsize=(max(7, 3 + 0.35 * len(loads[0])), max(3.4, 0.8 + 0.3 * len(labels))))
+        figure, axes = plt.subplots(
+            figsize=(max(7, 3 + 0.35 * len(loads[0])), max(3.4, 0.8 + 0.3 * len(labels)))
+        )
         even = 100 / len(loads[0])
         top = max(2 * even, max(max(row) for row in loads))
-        picture = axes.imshow(loads, cmap="RdBu_r", norm=TwoSlopeNorm(even, vmin=0, vmax=top), aspect="auto")
+        picture = axes.imshow(
+            loads, cmap="RdBu_r", norm=TwoSlopeNorm(even, vmin=0, vmax=top), aspect="auto"
+        )
         for y, row in enumerate(loads):
             for x, value in enumerate(row):
                 dark = not 0.4 * even < value < even + 0.6 * (top - even)
-                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+                axes.text(
+                    x,
+                    y,
+                    f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else "black",
+                )
         axes.set_yticks(range(len(labels)), labels)
-        axes.set_xticks(range(len(loads[0])), [f"expert {e}" for e in range(len(loads[0]))], rotation=45, ha="right")
+        axes.set_xticks(
+            range(len(loads[0])),
+            [f"expert {e}" for e in range(len(loads[0]))],
+            rotation=45,
+            ha="right",
+        )
         axes.spines[:].set_visible(False)
-        seed = models[0].runs[0].get("seed")  # of the training; a model from elsewhere has none that is known
+        # of the training; a model from elsewhere has none that is known
+        seed = models[0].runs[0].get("seed")
         axes.set_title("Expert load" if seed is None else f"Expert load, seed {seed}", fontsize=10)
         figure.colorbar(picture, label=f"share of choices in % (even: {even:.1f})", fraction=0.04)
     return figure
 
 
 def strip(examples: dict[str, Tensor], classes: list[str]) -> Figure:
-    """Clean image, perturbation (grey is none, scaled to its largest entry), adversarial image; predictions above."""
+    """Clean image, perturbation (grey is none, scaled to its largest entry), adversarial image;
+    predictions above."""
     count = len(examples["label"])
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(3, count, figsize=(1.5 * count + 0.6, 5), squeeze=False)
@@ -132,7 +184,9 @@ def strip(examples: dict[str, Tensor], classes: list[str]) -> Figure:
             scale = 2 * delta.abs().max().clamp_min(1e-12)
             label, prediction = int(examples["label"][column]), int(examples["prediction"][column])
             for row, image in enumerate((clean, 0.5 + delta / scale, adversarial)):
-                axes[row, column].imshow(_for_imshow(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axes[row, column].imshow(
+                    _for_imshow(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+                )
                 axes[row, column].set(xticks=[], yticks=[])
                 axes[row, column].spines[:].set_visible(False)
             axes[0, column].set_title(_short(classes[label]), fontsize=9)

@@ -57,7 +57,9 @@ def write_report(
         verdict=numbers["verdict"],
         names=[model.name for model in models],
         rows=rows(models),
-        pictures=[(name, base64.b64encode(file.read_bytes()).decode()) for name, file in pictures.items()],
+        pictures=[
+            (name, base64.b64encode(file.read_bytes()).decode()) for name, file in pictures.items()
+        ],
         has_routing=any(model.layers for model in models),
         routing_images=settings["attack"]["routing_images"],
         settings=[(key, json.dumps(value)) for key, value in settings.items()],

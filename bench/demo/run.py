@@ -1,4 +1,5 @@
-"""The demo: train a V-MoE and a dense ViT of equal compute, attack both, report. Every finished part is kept."""
+"""The demo: train a V-MoE and a dense ViT of equal compute, attack both, report. Every finished
+part is kept."""
 
 import hashlib
 import json
@@ -11,9 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ironmoe.bench.common.checkpoints import ARCHITECTURES, architecture, count_flops, load_checkpoint, save_checkpoint
+from ironmoe.bench.common.checkpoints import (
+    ARCHITECTURES,
+    architecture,
+    count_flops,
+    load_checkpoint,
+    save_checkpoint,
+)
 from ironmoe.bench.common.data import ImageData
-from ironmoe.bench.common.measure import AttackSettings, measure_clean, measure_robust, measure_routing
+from ironmoe.bench.common.measure import (
+    AttackSettings,
+    measure_clean,
+    measure_robust,
+    measure_routing,
+)
 from ironmoe.bench.common.results import ModelResults, exact, finite, verdict
 from ironmoe.bench.common.run_folder import RunFolder, write_atomically
 from ironmoe.bench.common.train import Progress as TrainingProgress
@@ -24,7 +36,8 @@ from ironmoe.bench.demo.table import as_table
 from ironmoe.moe import VMoE
 from ironmoe.moe.routing.routed_layers import routing_sites
 
-NEEDED_BYTES = 100_000_000  # checkpoints, optimiser state, pictures; a run of one seed takes about 10 MB
+# checkpoints, optimiser state, pictures; a run of one seed takes about 10 MB
+NEEDED_BYTES = 100_000_000
 
 
 class Options(NamedTuple):
@@ -54,7 +67,8 @@ class Options(NamedTuple):
 
 
 def default_folder(kind: str, settings: dict[str, Any]) -> Path:
-    """runs/<kind>-<digest of the settings>: the same command finds its own folder again, another one never meets it."""
+    """runs/<kind>-<digest of the settings>: the same command finds its own folder again, another
+    one never meets it."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs") / f"{kind}-{digest}"
 
@@ -62,8 +76,14 @@ def default_folder(kind: str, settings: dict[str, Any]) -> Path:
 def run_demo(options: Options, console: Console) -> Path:
     """Do what is not done yet, print the table, write the report; returns the folder."""
     settings = options.settings()
-    folder = RunFolder(options.out or default_folder(options.data.name, settings), settings, NEEDED_BYTES)
-    console.print(f"{'Going on in' if folder.resumed else 'Writing to'} {folder.path}/", highlight=False, markup=False)
+    folder = RunFolder(
+        options.out or default_folder(options.data.name, settings), settings, NEEDED_BYTES
+    )
+    console.print(
+        f"{'Going on in' if folder.resumed else 'Writing to'} {folder.path}/",
+        highlight=False,
+        markup=False,
+    )
     train_rows, test_rows = options.data.split()
     test_rows = test_rows[: options.attack.images]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ARCHITECTURES}
@@ -75,7 +95,15 @@ def run_demo(options: Options, console: Console) -> Path:
                 images, labels = options.data.images[test_rows], options.data.labels[test_rows]
                 label = f"{name} seed {seed}"
                 measured, shown = measure_all(
-                    model, label, images, labels, seed, options.attack, options.autocast_dtype, folder, progress
+                    model,
+                    label,
+                    images,
+                    labels,
+                    seed,
+                    options.attack,
+                    options.autocast_dtype,
+                    folder,
+                    progress,
                 )
                 runs[name].append(facts | measured)
                 examples.setdefault(name, shown)
@@ -121,7 +149,10 @@ def finish(
     for line in verdict(models):
         console.print(line, highlight=False, markup=False)
     console.print(
-        f"Report: {folder.path}/report.html, numbers: {folder.path}/report.json", highlight=False, markup=False, soft_wrap=True
+        f"Report: {folder.path}/report.html, numbers: {folder.path}/report.json",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -142,9 +173,15 @@ def progress_bars(console: Console) -> Progress:
 
 
 def _trained(
-    name: str, seed: int, options: Options, train_rows: Tensor, folder: RunFolder, progress: Progress
+    name: str,
+    seed: int,
+    options: Options,
+    train_rows: Tensor,
+    folder: RunFolder,
+    progress: Progress,
 ) -> tuple[VMoE, dict[str, Any]]:
-    """The model from its checkpoint, or trained now (from its last finished epoch, if there is one)."""
+    """The model from its checkpoint, or trained now (from its last finished epoch, if there is
+    one)."""
     image_shape = tuple(options.data.images.shape[1:])
     file = folder.file(f"checkpoints/{_slug(name)}-seed{seed}.safetensors")
     if not file.exists():
@@ -164,7 +201,8 @@ def _trained(
         )  # fmt: skip
         extra = {
             "name": name, "seed": seed, "seconds": seconds,
-            "data": options.data.name, "checksum": options.data.checksum, "classes": options.data.classes,
+            "data": options.data.name, "checksum": options.data.checksum,
+            "classes": options.data.classes,
         }  # fmt: skip
         write_atomically(file, save_checkpoint(model, arguments, extra))
         state_file.unlink(missing_ok=True)
@@ -173,7 +211,10 @@ def _trained(
 
 
 def facts_of(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    return {"flops": count_flops(model, image_shape), "parameters": sum(p.numel() for p in model.parameters())}
+    return {
+        "flops": count_flops(model, image_shape),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
 
 
 def measure_all(
@@ -187,10 +228,15 @@ def measure_all(
     folder: RunFolder,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Clean, robust at every eps, routing at every eps; each part is written when it is done and not measured twice."""
+    """Clean, robust at every eps, routing at every eps; each part is written when it is done and
+    not measured twice."""
     task = progress.add_task(f"attack {label}", total=len(images), note="")
     key = _slug(label)
-    clean = _kept(folder, f"results/{key}-clean.json", lambda: measure_clean(model, images, labels, settings.batch_size))
+    clean = _kept(
+        folder,
+        f"results/{key}-clean.json",
+        lambda: measure_clean(model, images, labels, settings.batch_size),
+    )
 
     def measure() -> dict[str, Any]:
         journal = folder.file(f"results/{key}-journal")
@@ -210,16 +256,23 @@ def measure_all(
     progress.update(task, completed=len(images))
     few = slice(settings.routing_images)
     has_experts = bool(routing_sites(model))
-    for eps in settings.eps_255 if has_experts else [shown_eps(settings)]:  # a dense model has examples to show, no routing
+    # a dense model has examples to show, no routing
+    for eps in settings.eps_255 if has_experts else [shown_eps(settings)]:
         name = f"results/{key}-routing{exact(eps)}.json"
         if folder.read(name) is None:
             progress.update(task, note=f"routing at eps {exact(eps)}/255")
-            measured, shown = measure_routing(model, images[few], labels[few], eps, settings, seed, attack_dtype)
-            write_atomically(folder.file(f"results/{key}-examples{exact(eps)}.safetensors"), save(shown))
+            measured, shown = measure_routing(
+                model, images[few], labels[few], eps, settings, seed, attack_dtype
+            )
+            write_atomically(
+                folder.file(f"results/{key}-examples{exact(eps)}.safetensors"), save(shown)
+            )
             folder.write(name, finite(measured))
         if has_experts:
             routing.append(folder.read(name))
-    examples = load_file(folder.file(f"results/{key}-examples{exact(shown_eps(settings))}.safetensors"))
+    examples = load_file(
+        folder.file(f"results/{key}-examples{exact(shown_eps(settings))}.safetensors")
+    )
     progress.update(task, note="done")
     return clean | {"attacks": attacks, "routing": routing}, examples
 

@@ -7,23 +7,32 @@ from ironmoe.bench.common.results import ModelResults, exact
 
 
 def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
-    """(label, one cell a model), as table and report print them. Dense models have a dash where there is no routing."""
+    """(label, one cell a model), as table and report print them. Dense models have a dash where
+    there is no routing."""
     eps = models[0].eps
     lines = [
         ("forward FLOPs per image", [f"{m.runs[0]['flops'] / 1e6:.3f} M" for m in models]),
         ("parameters", [f"{m.runs[0]['parameters'] / 1e3:.0f} k" for m in models]),
         ("clean accuracy", [str(m.clean()) for m in models]),
     ]
-    lines += [(f"robust, eps {exact(radius)}/255", [str(m.robust(i)) for m in models]) for i, radius in enumerate(eps)]
+    lines += [
+        (f"robust, eps {exact(radius)}/255", [str(m.robust(i)) for m in models])
+        for i, radius in enumerate(eps)
+    ]
     lines.append(("forward images/s", [f"{m.forward_speed():.0f}" for m in models]))
     lines.append(("attacked images/s", [f"{m.attack_speed():.0f}" for m in models]))
     listed = ", ".join(exact(radius) for radius in eps)
     for layer in dict.fromkeys(layer for m in models for layer in m.layers):
         name = layer.removesuffix(".mlp")
         changes = [
-            [f"{100 * m.routing_change(layer, i):.1f}" for i in range(len(eps))] if layer in m.layers else [] for m in models
+            [f"{100 * m.routing_change(layer, i):.1f}" for i in range(len(eps))]
+            if layer in m.layers
+            else []
+            for m in models
         ]
-        lines.append((f"{name}: % rerouted at eps {listed}", ["  ".join(cells) or "–" for cells in changes]))
+        lines.append(
+            (f"{name}: % rerouted at eps {listed}", ["  ".join(cells) or "–" for cells in changes])
+        )
         for label, at in (("clean", None), (f"eps {exact(eps[-1])}", len(eps) - 1)):
             cells = [_load(m, layer, at) if layer in m.layers else "–" for m in models]
             lines.append((f"{name}: % load per expert, {label}", cells))

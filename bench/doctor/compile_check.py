@@ -1,4 +1,5 @@
-"""``ironmoe doctor --compile``: what the compiler makes of every Triton kernel, for chips that need not be here."""
+"""``ironmoe doctor --compile``: what the compiler makes of every Triton kernel, for chips that need
+not be here."""
 
 import os
 from importlib.util import find_spec
@@ -17,20 +18,39 @@ from ironmoe.kernels.tuning import CHIPS, MATRIX
 if TYPE_CHECKING:
     from ironmoe.kernels.compile.report import Finding
 
-COLUMNS = ("kernel", "dtype", "tile", "warps, stages", "regs", "stack, spills", "shared bytes", "an SM")
-WIDTHS = (5, 10, 6, 4, 6, 6, 2, 6)  # of all but the first, so that a terminal of 80 columns holds the table
+COLUMNS = (
+    "kernel",
+    "dtype",
+    "tile",
+    "warps, stages",
+    "regs",
+    "stack, spills",
+    "shared bytes",
+    "an SM",
+)
+# of all but the first, so that a terminal of 80 columns holds the table
+WIDTHS = (5, 10, 6, 4, 6, 6, 2, 6)
 
 
 class CompileCheckError(Exception):
     """The check cannot run here; the message says why."""
 
 
-def run_compile_check(chips: tuple[str, ...], only: str, out: Path | None, console: Console) -> bool:
-    """Compile the kernels whose names contain ``only``, print a table a chip, write it to ``out`` as Markdown; True if there is no fault."""
+def run_compile_check(
+    chips: tuple[str, ...], only: str, out: Path | None, console: Console
+) -> bool:
+    """Compile the kernels whose names contain ``only``, print a table a chip, write it to ``out``
+    as Markdown; True if there is no fault."""
     if find_spec("triton") is None:
-        raise CompileCheckError("--compile needs Triton, which is not installed: pip install 'triton>=3.6,<3.10' (Linux)")
+        raise CompileCheckError(
+            "--compile needs Triton, which is not installed: pip install 'triton>=3.6,<3.10' "
+            "(Linux)"
+        )
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise CompileCheckError("--compile cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; unset it")
+        raise CompileCheckError(
+            "--compile cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; "
+            "unset it"
+        )
     from ironmoe.kernels.compile.report import compile_report
 
     findings: list[Finding] = []
@@ -38,7 +58,12 @@ def run_compile_check(chips: tuple[str, ...], only: str, out: Path | None, conso
         task = progress.add_task("compiling", total=None)
         for finding, total in compile_report(chips, only):
             findings.append(finding)
-            progress.update(task, total=total, completed=len(findings), description=f"{finding.chip} {finding.kernel}")
+            progress.update(
+                task,
+                total=total,
+                completed=len(findings),
+                description=f"{finding.chip} {finding.kernel}",
+            )
     if not findings:
         raise CompileCheckError(f"--only: no kernel's name contains {only!r}")
     for chip in chips:
@@ -46,11 +71,15 @@ def run_compile_check(chips: tuple[str, ...], only: str, out: Path | None, conso
     faults = [(finding, fault) for finding in findings for fault in finding.faults()]
     for finding, fault in faults:
         console.print(
-            f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: {fault}", highlight=False
+            f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: "
+            f"{fault}",
+            highlight=False,
         )
     compiler = f"Triton {versions()['triton']}"
     console.print(
-        f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} faults", highlight=False
+        f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} "
+        "faults",
+        highlight=False,
     )
     if out is not None:
         write_atomically(out, _markdown(chips, findings, len(faults)))
@@ -87,13 +116,17 @@ def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int
     lines = [
         "# What the compiler makes of the kernels",
         "",
-        f"Triton {found['triton']}, no GPU needed: `ironmoe doctor --compile --out docs/compile-report.md`. "
+        f"Triton {found['triton']}, no GPU needed: `ironmoe doctor --compile --out "
+        "docs/compile-report.md`. "
         f"{len(findings)} kernels, {num_faults} faults.",
         "",
-        "A fault is a spill, a stack in local memory, more shared memory than the chip has, or a 16-bit matrix kernel with 64 rows or more "
+        "A fault is a spill, a stack in local memory, more shared memory than the chip has, or a "
+        "16-bit matrix kernel with 64 rows or more "
         "a tile that lacks the chip's matrix instruction.",
-        "Regs are registers a thread; spills are instructions on local memory (AMD: spilled vector registers); an SM: programs that one SM or CU",
-        "holds at the same time. The last two columns count instructions in the code: barriers, stores to and loads from shared memory; matrix",
+        "Regs are registers a thread; spills are instructions on local memory (AMD: spilled "
+        "vector registers); an SM: programs that one SM or CU",
+        "holds at the same time. The last two columns count instructions in the code: barriers, "
+        "stores to and loads from shared memory; matrix",
         "instructions. These are facts about compiled code, not speed.",
     ]
     for chip in chips:

@@ -1,4 +1,5 @@
-"""``ironmoe doctor``: what is here, which path each operation takes, and whether it computes what it should."""
+"""``ironmoe doctor``: what is here, which path each operation takes, and whether it computes what
+it should."""
 
 import time
 from collections.abc import Callable
@@ -38,7 +39,9 @@ def _versions_table() -> Table:
         table.add_row(name, version)
     table.add_row("CPU", describe_device(torch.device("cpu")))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    table.add_row("GPU", ", ".join(gpus) or f"none that torch can use (this torch is built {_built_for()})")
+    table.add_row(
+        "GPU", ", ".join(gpus) or f"none that torch can use (this torch is built {_built_for()})"
+    )
     return table
 
 
@@ -56,7 +59,8 @@ def _paths_table() -> Table:
     onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     large = ONEDNN_MIN_PRODUCT[torch.float32] // 1_000_000
     float32 = (
-        f"oneDNN from {large} M multiply-adds where the product feeds another one: faster, but rounds more"
+        f"oneDNN from {large} M multiply-adds where the product feeds another one: faster, but "
+        "rounds more"
         if onednn
         else "BLAS: this torch has no oneDNN"
     )
@@ -75,25 +79,44 @@ def _paths_table() -> Table:
         f"torch.mm from {bfloat16} M multiply-adds, else float32",
         "small ones are faster in float32",
     )
-    table.add_row("  their float16 products", "float32 arithmetic", "torch.mm in float16 is up to 100 times slower on CPU")
+    table.add_row(
+        "  their float16 products",
+        "float32 arithmetic",
+        "torch.mm in float16 is up to 100 times slower on CPU",
+    )
     table.add_row("  their float64 products", "torch.mm", "exact reference")
-    table.add_row("combine", "torch.embedding_bag, or einsum under autograd", "one pass over the rows")
+    table.add_row(
+        "combine", "torch.embedding_bag, or einsum under autograd", "one pass over the rows"
+    )
     table.add_row("linf_step, l2_step", "torch", "")
     table.add_row("all, on CUDA tensors", *_gpu_path())
-    table.add_row("  their float64", "the same torch code as on CPU", "exact reference; waits for the device")
-    table.add_row("second derivatives", "torch, tile by tile, on every device", "differentiable to any order")
+    table.add_row(
+        "  their float64", "the same torch code as on CPU", "exact reference; waits for the device"
+    )
+    table.add_row(
+        "second derivatives", "torch, tile by tile, on every device", "differentiable to any order"
+    )
     return table
 
 
 def _gpu_path() -> tuple[str, str]:
     """(path, why) of tensors on a GPU."""
     if find_spec("triton") is None:
-        return "the same torch code as on CPU", "Triton is not installed: pip install 'triton>=3.6,<3.10' (Linux)"
+        return (
+            "the same torch code as on CPU",
+            "Triton is not installed: pip install 'triton>=3.6,<3.10' (Linux)",
+        )
     if not torch.cuda.is_available():
-        return "Triton kernels", "no GPU here; `ironmoe doctor --compile` compiles them all the same"
+        return (
+            "Triton kernels",
+            "no GPU here; `ironmoe doctor --compile` compiles them all the same",
+        )
     chip = chip_of(torch.empty(0, device="cuda"))
     loads = "weights through TMA" if chip.tma else "weights through pointers"
-    return "Triton kernels", f"configured as for {chip.name}: {loads}, {chip.shared_memory:,} bytes of shared memory"
+    return (
+        "Triton kernels",
+        f"configured as for {chip.name}: {loads}, {chip.shared_memory:,} bytes of shared memory",
+    )
 
 
 def _test_experts() -> None:
@@ -102,7 +125,9 @@ def _test_experts() -> None:
     for name, activation in ACTIVATIONS.items():
         x, w_in, w_out, logits = _random_layer(generator, activation.gated)
         routing = topk_route(logits, 2)
-        dense = torch.einsum("edf,tef->ted", w_out, activation.value(torch.einsum("efd,td->tef", w_in, x)))
+        dense = torch.einsum(
+            "edf,tef->ted", w_out, activation.value(torch.einsum("efd,td->tef", w_in, x))
+        )
         weights = torch.zeros_like(logits).scatter(1, routing.experts.long(), routing.gates)
         expected = torch.einsum("te,ted->td", weights, dense)
         torch.testing.assert_close(expert_mlp(x, w_in, w_out, routing, activation=name), expected)
@@ -113,7 +138,9 @@ def _test_gradients() -> None:
     generator = torch.Generator().manual_seed(1)
     inputs = tuple(t.requires_grad_() for t in _random_layer(generator, gated=True))
 
-    def layer(x: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def layer(
+        x: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor, logits: torch.Tensor
+    ) -> torch.Tensor:
         return expert_mlp(x, w_in, w_out, topk_route(logits, 2), activation="swiglu")
 
     torch.autograd.gradcheck(layer, inputs)
@@ -128,7 +155,12 @@ def _test_demand() -> None:
     grads = []
     for trainable in (False, True):
         leaf = x.clone().requires_grad_()
-        y = expert_mlp(leaf, w_in.clone().requires_grad_(trainable), w_out.clone().requires_grad_(trainable), routing)
+        y = expert_mlp(
+            leaf,
+            w_in.clone().requires_grad_(trainable),
+            w_out.clone().requires_grad_(trainable),
+            routing,
+        )
         grads.append(torch.autograd.grad(y.sum(), [leaf])[0])
     assert torch.equal(*grads), "gradients differ"
 
@@ -137,13 +169,20 @@ def _test_kernels() -> None:
     """The Triton kernels against torch in float64: values and every gradient."""
     generator = torch.Generator().manual_seed(4)
     shapes = ((300, 64), (5, 192, 64), (5, 64, 96), (300, 5))
-    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5 for shape in shapes]
+    leaves = [
+        torch.randn(shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5
+        for shape in shapes
+    ]
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)):
         found = []
         for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
-            x, w_in, w_out, logits = (leaf.to(dtype).to(device, kind).requires_grad_() for leaf in leaves)
+            x, w_in, w_out, logits = (
+                leaf.to(dtype).to(device, kind).requires_grad_() for leaf in leaves
+            )
             y = expert_mlp(x, w_in, w_out, topk_route(logits, 2), activation="swiglu")
-            found.append([y, *torch.autograd.grad(y.double().square().sum(), [x, w_in, w_out, logits])])
+            found.append(
+                [y, *torch.autograd.grad(y.double().square().sum(), [x, w_in, w_out, logits])]
+            )
         for exact, got in zip(*found, strict=True):
             error = (got.double().cpu() - exact).norm() / exact.norm()
             assert error < tolerance, f"{dtype}: error {error:.1e}, allowed {tolerance:g}"
@@ -161,7 +200,9 @@ def _test_attack() -> None:
 
     labels = model(images).argmax(1)
     for norm, dual in (("Linf", weight.abs().sum()), ("L2", weight.norm())):
-        result = PGD(model, 0.1, steps=100, norm=norm, loss="margin", early_stop=False).run(images, labels)
+        result = PGD(model, 0.1, steps=100, norm=norm, loss="margin", early_stop=False).run(
+            images, labels
+        )
         moved = ((result.adversarial - images) @ weight).abs()
         torch.testing.assert_close(moved, (0.1 * dual).expand(32), rtol=1e-4, atol=0)
 
@@ -190,4 +231,6 @@ SELF_TESTS: dict[str, Callable[[], None]] = {
     "PGD reaches the known optimum of a linear model, Linf and L2": _test_attack,
     "a V-MoE trains and is attacked": _test_model,
 }
-GPU_SELF_TESTS: dict[str, Callable[[], None]] = {"the GPU's kernels equal float64, values and gradients": _test_kernels}
+GPU_SELF_TESTS: dict[str, Callable[[], None]] = {
+    "the GPU's kernels equal float64, values and gradients": _test_kernels
+}

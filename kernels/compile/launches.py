@@ -11,7 +11,15 @@ from torch import Tensor
 
 from ironmoe.kernels.activations import ACTIVATIONS, GATED_ACTIVATIONS
 from ironmoe.kernels.compile.specialization import specialize
-from ironmoe.kernels.gpu import attack_step, combine, dispatch, grouped_matmul, hidden_gradient, topk, weight_gradient
+from ironmoe.kernels.gpu import (
+    attack_step,
+    combine,
+    dispatch,
+    grouped_matmul,
+    hidden_gradient,
+    topk,
+    weight_gradient,
+)
 from ironmoe.kernels.gpu.launch import Launch, observe
 from ironmoe.kernels.topk import ExpertGroups
 from ironmoe.kernels.tuning import Chip, assume
@@ -21,7 +29,8 @@ SIZES = (2048, 768)  # its D and F: multiples of every block
 ODD_SIZES = (2046, 770)  # of none; rows that TMA does not take
 GPT_OSS_SIZES = (2880, 2880)  # of some
 ROWS = (16, 32, 64, 128)  # an expert's rows, one for each BLOCK_M
-ROWS_BEYOND_2_GB, EXPERTS_BEYOND_2_GB = 8192, 1024  # AMD's compiler addresses smaller ones otherwise
+# AMD's compiler addresses smaller ones otherwise
+ROWS_BEYOND_2_GB, EXPERTS_BEYOND_2_GB = 8192, 1024
 LAYOUTS = ("gelu", "swiglu", "clamped_swiglu_interleaved")  # H has one half, two, or two in turns
 DTYPES = (torch.bfloat16, torch.float32)  # float16 takes the configurations of bfloat16
 SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -55,8 +64,15 @@ def collect(chip: Chip, *steps: Iterator[tuple[str, torch.dtype]]) -> list[Speci
         for name, dtype in chain(*steps):
             for launch in launches:
                 kernel = str(launch.kernel.__name__).removesuffix("_kernel")
-                key = launch.kernel, specialize(launch, chip).key, launch.num_warps, launch.num_stages
-                found.setdefault(key, Specimen(f"{kernel}: {name}" if name else kernel, dtype, launch))
+                key = (
+                    launch.kernel,
+                    specialize(launch, chip).key,
+                    launch.num_warps,
+                    launch.num_stages,
+                )
+                found.setdefault(
+                    key, Specimen(f"{kernel}: {name}" if name else kernel, dtype, launch)
+                )
             launches.clear()
     return list(found.values())
 
@@ -75,7 +91,9 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
                 for step in expert(dtype, rows, activation):
                     yield step, dtype
             if dtype == torch.bfloat16:
-                for step in expert(dtype, rows, "clamped_swiglu_interleaved", sizes=GPT_OSS_SIZES, transposed=True):
+                for step in expert(
+                    dtype, rows, "clamped_swiglu_interleaved", sizes=GPT_OSS_SIZES, transposed=True
+                ):
                     yield f"{step}, gpt-oss", dtype
         dy, rows_RD = meta(64, SIZES[0], dtype=dtype), meta(64 * K, SIZES[0], dtype=dtype)
         combine.combine_backward(dy, rows_RD, gates_of(64), *index(64 * K, 64), True, True)
@@ -85,7 +103,9 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
             yield f"{step}, odd sizes", torch.bfloat16
     for activation in LAYOUTS:
         for sizes, which in ((SIZES, ""), (ODD_SIZES, "odd sizes, ")):
-            for step in expert(torch.bfloat16, ROWS_BEYOND_2_GB, activation, sizes=sizes, E=EXPERTS_BEYOND_2_GB):
+            for step in expert(
+                torch.bfloat16, ROWS_BEYOND_2_GB, activation, sizes=sizes, E=EXPERTS_BEYOND_2_GB
+            ):
                 yield f"{step}, {which}beyond 2 GB", torch.bfloat16
     for step in expert(torch.float32, ROWS[1], "gelu", precision="tf32"):
         yield f"{step}, tf32", torch.float32
@@ -112,7 +132,8 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
 
 
 def expert(
-    dtype: torch.dtype, rows: int, activation: str, *, precision: str = "ieee", sizes: tuple[int, int] = SIZES, E: int = E,
+    dtype: torch.dtype, rows: int, activation: str, *, precision: str = "ieee",
+    sizes: tuple[int, int] = SIZES, E: int = E,
     transposed: bool = False, bias: bool = True,
 ) -> Iterator[str]:  # fmt: skip
     """Inference, forward and every backward of ``E`` experts of ``rows`` rows: the name of each
@@ -124,7 +145,11 @@ def expert(
     num_rows = rows * E
     tokens = num_rows // K
     wide = 2 * F if activation in GATED_ACTIVATIONS else F
-    x, w_in, w_out = meta(tokens, D, dtype=dtype), meta(E, wide, D, dtype=dtype), meta(E, D, F, dtype=dtype)
+    x, w_in, w_out = (
+        meta(tokens, D, dtype=dtype),
+        meta(E, wide, D, dtype=dtype),
+        meta(E, D, F, dtype=dtype),
+    )
     if transposed:
         w_in, w_out = (w.mT.contiguous().mT for w in (w_in, w_out))
     b_in, b_out = (meta(E, wide, dtype=dtype), meta(E, D, dtype=dtype)) if bias else (None, None)
@@ -133,8 +158,12 @@ def expert(
     tiles = dispatch.plan_tiles(offsets, num_rows, dtype)
     yield f"{rows} rows an expert"
 
-    def product(x: Tensor, w: Tensor, bias: Tensor | None, index: Tensor | None, activation: str, keep: bool) -> Any:
-        return grouped_matmul.grouped_matmul(x, w, bias, offsets, tiles, index, activation, keep, precision)
+    def product(
+        x: Tensor, w: Tensor, bias: Tensor | None, index: Tensor | None, activation: str, keep: bool
+    ) -> Any:
+        return grouped_matmul.grouped_matmul(
+            x, w, bias, offsets, tiles, index, activation, keep, precision
+        )
 
     product(x, w_in, b_in, row_token, activation, False)
     yield f"up, {activation}, inference"
@@ -146,7 +175,8 @@ def expert(
     yield "with gates"
     for gated in (False, True):
         hidden_gradient.hidden_gradient(
-            dy, gates, w_out, b_out, hidden, offsets, row_token, row_slot, slot_row, tiles, activation, precision,
+            dy, gates, w_out, b_out, hidden, offsets, row_token, row_slot, slot_row, tiles,
+            activation, precision,
             True, True, gated,
         )  # fmt: skip
         yield f"{activation}, units for dW₂" if gated else activation
@@ -176,7 +206,9 @@ def gates_of(tokens: int, top_k: int = K) -> Tensor:
     return meta(tokens, top_k, dtype=torch.float32)
 
 
-def _router(num_experts: int, top_k: int, score: str, order: str, groups: ExpertGroups | None = None) -> None:
+def _router(
+    num_experts: int, top_k: int, score: str, order: str, groups: ExpertGroups | None = None
+) -> None:
     logits = meta(4096, num_experts, dtype=torch.float32)
     gates, experts = topk.route(logits, top_k, score, order, True, None, groups, 1.0)
     topk.route_backward(gates, logits, experts, score, order, True, 1.0)

@@ -1,7 +1,9 @@
-"""How many programs of a kernel run on one processor of a chip at the same time: registers, shared memory, threads and programs limit it.
+"""How many programs of a kernel run on one processor of a chip at the same time: registers, shared
+memory, threads and programs limit it.
 
-Sources: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", and the occupancy calculator of Nsight Compute for
-the units in which registers and shared memory are given out; for gfx942 AMD's CDNA 3 ISA guide and LLVM's AMDGPU backend.
+Sources: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", and the
+occupancy calculator of Nsight Compute for the units in which registers and shared memory are given
+out; for gfx942 AMD's CDNA 3 ISA guide and LLVM's AMDGPU backend.
 """
 
 from typing import NamedTuple
@@ -12,9 +14,9 @@ from ironmoe.kernels.tuning import Chip
 class Processor(NamedTuple):
     """What one SM (AMD: CU) has to give to the programs on it.
 
-    warps, programs: that it holds at most; registers: 32-bit ones of all lanes; register_unit: registers a lane are given out in
-    multiples of it; partitions: schedulers, each with its part of the warps and registers; reserved_shared: bytes that every program
-    takes beside its own.
+    warps, programs: that it holds at most; registers: 32-bit ones of all lanes; register_unit:
+    registers a lane are given out in multiples of it; partitions: schedulers, each with its part of
+    the warps and registers; reserved_shared: bytes that every program takes beside its own.
     """
 
     warps: int
@@ -37,7 +39,8 @@ PROCESSORS = {
 
 
 def programs_an_sm(chip: Chip, registers: int, warps: int, shared_bytes: int) -> int:
-    """Programs of ``warps`` warps that one processor of ``chip`` holds at once; 0 where not even one fits.
+    """Programs of ``warps`` warps that one processor of ``chip`` holds at once; 0 where not even
+    one fits.
 
     Args:
         registers: of a thread.

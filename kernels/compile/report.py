@@ -62,7 +62,9 @@ class Finding(NamedTuple):
         """
 
         def count(*kinds: str) -> int:
-            return sum(number for name, number in self.instructions.items() if name.startswith(kinds))
+            return sum(
+                number for name, number in self.instructions.items() if name.startswith(kinds)
+            )
 
         return count("BAR", "s_barrier"), count("STS", "ds_write"), count("LDS", "ds_read")
 
@@ -82,14 +84,21 @@ class Finding(NamedTuple):
         return found
 
 
-def compile_report(chips: tuple[str, ...], only: str = "", workers: int | None = None) -> Iterator[tuple[Finding, int]]:
+def compile_report(
+    chips: tuple[str, ...], only: str = "", workers: int | None = None
+) -> Iterator[tuple[Finding, int]]:
     """Findings in the order of ``every_specimen``, each with the number of kernels in all. Several
     processes compile.
 
     Args:
         only: a part of the names of those wanted; empty is all.
     """
-    jobs = [(chip, i) for chip in chips for i, s in enumerate(every_specimen(CHIPS[chip])) if only in s.name]
+    jobs = [
+        (chip, i)
+        for chip in chips
+        for i, s in enumerate(every_specimen(CHIPS[chip]))
+        if only in s.name
+    ]
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for finding in pool.map(_job, jobs):
             yield finding, len(jobs)
@@ -113,7 +122,8 @@ def examine(specimen: Specimen, chip: Chip) -> Finding:
     constants = launch.arguments
     tile = "×".join(str(constants[k]) for k in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if k in constants)
     what = (
-        chip.name, specimen.name, SHORT.get(specimen.dtype, str(specimen.dtype).removeprefix("torch.")),
+        chip.name, specimen.name,
+        SHORT.get(specimen.dtype, str(specimen.dtype).removeprefix("torch.")),
         tile if tile.count("×") == 2 else "", launch.num_warps, launch.num_stages,
     )  # fmt: skip
     try:
@@ -202,7 +212,12 @@ def _amd(compiled: Any) -> tuple[int, int, int, dict[str, int]]:
         return max((int(value) for value in re.findall(rf"\.{name}:\s*(\d+)", text)), default=0)
 
     code = _counted(r"^\t([a-z]\w+)", text)
-    return largest("vgpr_count"), largest("private_segment_fixed_size"), largest("vgpr_spill_count"), code
+    return (
+        largest("vgpr_count"),
+        largest("private_segment_fixed_size"),
+        largest("vgpr_spill_count"),
+        code,
+    )
 
 
 def _counted(pattern: str, text: str) -> dict[str, int]:

@@ -45,7 +45,9 @@ def specialize(launch: Launch, chip: Chip) -> Specialization:
     """
     backend, bind = _binder(launch.kernel, chip)
     bound, found, options = bind(**launch.arguments)
-    _, signature, constants, attributes = launch.kernel._pack_args(backend, options, bound, found, options)
+    _, signature, constants, attributes = launch.kernel._pack_args(
+        backend, options, bound, found, options
+    )
     return Specialization(signature, constants, attributes)
 
 

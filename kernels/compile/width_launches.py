@@ -10,7 +10,16 @@ from collections.abc import Iterator
 
 import torch
 
-from ironmoe.kernels.compile.launches import DTYPES, Specimen, collect, expert, gates_of, index, layers, meta
+from ironmoe.kernels.compile.launches import (
+    DTYPES,
+    Specimen,
+    collect,
+    expert,
+    gates_of,
+    index,
+    layers,
+    meta,
+)
 from ironmoe.kernels.gpu import attack_step, combine, dispatch, topk
 from ironmoe.kernels.tuning import Chip
 
@@ -42,9 +51,13 @@ def rows(widths: tuple[int, ...] = WIDTHS) -> Iterator[tuple[str, torch.dtype]]:
         for dtype in DTYPES:
             rows_RD = meta(TOKENS * TOP_K, width, dtype=dtype)
             combine.combine(rows_RD, gates, plan[-1])
-            combine.combine_backward(meta(TOKENS, width, dtype=dtype), rows_RD, gates, *plan, True, True)
+            combine.combine_backward(
+                meta(TOKENS, width, dtype=dtype), rows_RD, gates, *plan, True, True
+            )
             yield f"width {width}", dtype
-            combine.combine_backward(meta(1, width, dtype=dtype).expand(TOKENS, -1), rows_RD, gates, *plan, True, True)
+            combine.combine_backward(
+                meta(1, width, dtype=dtype).expand(TOKENS, -1), rows_RD, gates, *plan, True, True
+            )
             yield f"width {width}, stride 0", dtype
 
 
@@ -68,7 +81,8 @@ def experts(widths: tuple[int, ...] = EXPERT_WIDTHS) -> Iterator[tuple[str, torc
     """The expert, forward and backward, where x and H are narrow."""
     for width in widths:
         for dtype, num_rows, activation in (
-            (torch.bfloat16, 16, "swiglu"), (torch.bfloat16, 128, "gelu"), (torch.float32, 16, "gelu")
+            (torch.bfloat16, 16, "swiglu"), (torch.bfloat16, 128, "gelu"),
+            (torch.float32, 16, "gelu")
         ):  # fmt: skip
             for step in expert(dtype, num_rows, activation, sizes=(width, width), E=4):
                 yield f"{step}, width {width}", dtype

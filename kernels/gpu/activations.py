@@ -1,16 +1,20 @@
-"""The activations of ``ironmoe.kernels.activations`` inside a kernel: a hidden unit and its derivatives, in float32."""
+"""The activations of ``ironmoe.kernels.activations`` inside a kernel: a hidden unit and its
+derivatives, in float32."""
 
 import triton
 import triton.language as tl
 
-# A GPU's plain minimum and maximum take the number where the other one is NaN: a diverged layer would look sound.
+# A GPU's plain minimum and maximum take the number where the other one is NaN: a diverged layer
+# would look sound.
 KEEP_NAN = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
 def unit(h, up, ACTIVATION: tl.constexpr):
-    """(value, ∂value/∂h, ∂value/∂up); ``up`` counts for gated activations only. What a caller leaves unused is not computed."""
-    if ACTIVATION == "clamped_swiglu" or ACTIVATION == "clamped_swiglu_interleaved":  # gpt-oss: alpha 1.702, limit 7
+    """(value, ∂value/∂h, ∂value/∂up); ``up`` counts for gated activations only. What a caller
+    leaves unused is not computed."""
+    # gpt-oss: alpha 1.702, limit 7
+    if ACTIVATION == "clamped_swiglu" or ACTIVATION == "clamped_swiglu_interleaved":
         cut, factor = clamp(h, up, 7.0)
         value, slope = elementwise(cut, "quick_gelu")
         return with_cuts(h, up, value, slope, factor + 1, 7.0)
@@ -35,13 +39,20 @@ def unit(h, up, ACTIVATION: tl.constexpr):
 @triton.jit
 def clamp(h, up, LIMIT: tl.constexpr):
     """The gate cut from above, up on both sides."""
-    return tl.minimum(h, LIMIT, KEEP_NAN), tl.minimum(tl.maximum(up, -LIMIT, KEEP_NAN), LIMIT, KEEP_NAN)
+    return tl.minimum(h, LIMIT, KEEP_NAN), tl.minimum(
+        tl.maximum(up, -LIMIT, KEEP_NAN), LIMIT, KEEP_NAN
+    )
 
 
 @triton.jit
 def with_cuts(h, up, value, slope, factor, LIMIT: tl.constexpr):
-    """``unit`` from the value and the slope at the clamped gate. Slopes are 0 beyond the limit, not at it, as torch.clamp's are."""
-    return value * factor, tl.where(h <= LIMIT, slope * factor, 0.0), tl.where(tl.abs(up) <= LIMIT, value, 0.0)
+    """``unit`` from the value and the slope at the clamped gate. Slopes are 0 beyond the limit, not
+    at it, as torch.clamp's are."""
+    return (
+        value * factor,
+        tl.where(h <= LIMIT, slope * factor, 0.0),
+        tl.where(tl.abs(up) <= LIMIT, value, 0.0),
+    )
 
 
 @triton.jit
@@ -54,7 +65,8 @@ def elementwise(h, ACTIVATION: tl.constexpr):
         u = 1.5957691216057308 * (h + 0.044715 * h * h * h)
         sigmoid = tl.sigmoid(u)
         inner = 1.5957691216057308 * (1 + 0.134145 * h * h)
-        return h * sigmoid, sigmoid + h * sigmoid * tl.sigmoid(-u) * inner  # 1 - sigmoid would cancel, and h · inner is large
+        # 1 - sigmoid would cancel, and h · inner is large
+        return h * sigmoid, sigmoid + h * sigmoid * tl.sigmoid(-u) * inner
     elif ACTIVATION == "quick_gelu":
         sigmoid = tl.sigmoid(1.702 * h)
         value = h * sigmoid

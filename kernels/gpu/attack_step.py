@@ -1,4 +1,5 @@
-"""The attack step as Triton kernels; ``ironmoe.kernels.attack_step`` says what they compute. float32 inside."""
+"""The attack step as Triton kernels; ``ironmoe.kernels.attack_step`` says what they compute.
+float32 inside."""
 
 from typing import Any
 
@@ -14,7 +15,17 @@ NAN = tl.constexpr(tl.PropagateNan.ALL)  # a NaN stays one, as in torch
 
 @triton.jit
 def linf_step_kernel(
-    point, grad, low, high, alpha, moved, image, pixels, blocks, BLOCK: tl.constexpr, WRITES_IMAGE: tl.constexpr
+    point,
+    grad,
+    low,
+    high,
+    alpha,
+    moved,
+    image,
+    pixels,
+    blocks,
+    BLOCK: tl.constexpr,
+    WRITES_IMAGE: tl.constexpr,
 ):
     """A program moves one block of the pixels of one example."""
     example = tl.program_id(0) // blocks
@@ -22,9 +33,15 @@ def linf_step_kernel(
     at = example.to(tl.int64) * pixels + pixel
     real = pixel < pixels
     slope = tl.load(grad + at, mask=real, other=0.0).to(tl.float32)
-    sign = tl.where(slope > 0, 1.0, 0.0) - tl.where(slope < 0, 1.0, 0.0)  # of NaN 0, as torch has it
+    # of NaN 0, as torch has it
+    sign = tl.where(slope > 0, 1.0, 0.0) - tl.where(slope < 0, 1.0, 0.0)
     y = tl.load(point + at, mask=real, other=0.0) + tl.load(alpha + example).to(tl.float32) * sign
-    z = tl.clamp(y, tl.load(low + at, mask=real, other=0.0), tl.load(high + at, mask=real, other=0.0), propagate_nan=NAN)
+    z = tl.clamp(
+        y,
+        tl.load(low + at, mask=real, other=0.0),
+        tl.load(high + at, mask=real, other=0.0),
+        propagate_nan=NAN,
+    )
     tl.store(moved + at, z, mask=real)
     if WRITES_IMAGE:
         tl.store(image + at, z.to(image.dtype.element_ty), mask=real)
@@ -32,7 +49,8 @@ def linf_step_kernel(
 
 @triton.jit
 def _load_delta(point, grad, center, at, real, inverse, rate, lowest):
-    """(x, y − x) of some pixels: x the center, y the point after the step. Past the end x is ``lowest`` and y − x is 0."""
+    """(x, y − x) of some pixels: x the center, y the point after the step. Past the end x is
+    ``lowest`` and y − x is 0."""
     x = tl.load(center + at, mask=real, other=lowest)
     slope = tl.load(grad + at, mask=real, other=0.0).to(tl.float32) * inverse
     return x, tl.load(point + at, mask=real, other=lowest) + rate * slope - x
@@ -54,24 +72,31 @@ def l2_step_kernel(
     BLOCK: tl.constexpr,
     WRITES_IMAGE: tl.constexpr,
 ):
-    """A program moves one example. y is computed again in every pass over the pixels, which is cheaper than storing it."""
+    """A program moves one example. y is computed again in every pass over the pixels, which is
+    cheaper than storing it."""
     example = tl.program_id(0)
     first = example.to(tl.int64) * pixels
     pixel = tl.arange(0, BLOCK)
     # The norm of the gradient: by the largest entry first, whose square may underflow.
     peaks = tl.zeros([BLOCK], tl.float32)
     for start in range(0, pixels, BLOCK):
-        slope = tl.load(grad + first + start + pixel, mask=start + pixel < pixels, other=0.0).to(tl.float32)
+        slope = tl.load(grad + first + start + pixel, mask=start + pixel < pixels, other=0.0).to(
+            tl.float32
+        )
         peaks = tl.maximum(peaks, tl.abs(slope))
-    inverse = tl.div_rn(1.0, tl.maximum(tl.max(peaks, 0), 1.1754943508222875e-38))  # the smallest normal number
+    # the smallest normal number
+    inverse = tl.div_rn(1.0, tl.maximum(tl.max(peaks, 0), 1.1754943508222875e-38))
     squares = tl.zeros([BLOCK], tl.float32)
     for start in range(0, pixels, BLOCK):
-        slope = tl.load(grad + first + start + pixel, mask=start + pixel < pixels, other=0.0).to(tl.float32)
+        slope = tl.load(grad + first + start + pixel, mask=start + pixel < pixels, other=0.0).to(
+            tl.float32
+        )
         squares += slope * inverse * (slope * inverse)
     norm = tl.maximum(tl.sqrt_rn(tl.sum(squares, 0)), 1e-12, propagate_nan=NAN)
     rate = tl.div_rn(tl.load(alpha + example).to(tl.float32), norm)
 
-    # The scale s of the projection, from below: with nothing clipped but what has no room, then with what s clips.
+    # The scale s of the projection, from below: with nothing clipped but what has no room, then
+    # with what s clips.
     radius = tl.load(eps + example).to(tl.float32)
     before = tl.full([], -1.0, tl.float32)
     scale = tl.full([], 0.0, tl.float32)
@@ -102,7 +127,13 @@ def l2_step_kernel(
 
 
 def launch_linf_step(
-    point: Tensor, grad: Tensor, low: Tensor, high: Tensor, alpha: Tensor, moved: Tensor, image: Tensor
+    point: Tensor,
+    grad: Tensor,
+    low: Tensor,
+    high: Tensor,
+    alpha: Tensor,
+    moved: Tensor,
+    image: Tensor,
 ) -> None:
     """Fill ``moved`` (B, …) and, unless it is empty, ``image``."""
     if point.numel() == 0:

@@ -1,4 +1,5 @@
-"""Counting sort of the choices by expert, and the map from tiles to experts. No host sync, positions independent of timing.
+"""Counting sort of the choices by expert, and the map from tiles to experts. No host sync,
+positions independent of timing.
 
 Choices are cut into segments. Each segment counts its choices per expert; a scan turns the counts
 into the first row of every (segment, expert); each segment then places its choices in order, and
@@ -22,14 +23,26 @@ MAX_SEGMENTS = 1024
 
 @triton.jit
 def load_choices(experts, i_B, stop, num_experts):
-    """Expert of each choice; one outside 0 … E − 1 counts as dropped, so that no row is ever out of range."""
+    """Expert of each choice; one outside 0 … E − 1 counts as dropped, so that no row is ever out of
+    range."""
     expert_B = tl.load(experts + i_B, mask=i_B < stop, other=0)
-    return tl.where((i_B < stop) & (expert_B >= 0) & (expert_B < num_experts), expert_B.to(tl.int32), num_experts)
+    return tl.where(
+        (i_B < stop) & (expert_B >= 0) & (expert_B < num_experts),
+        expert_B.to(tl.int32),
+        num_experts,
+    )
 
 
 @triton.jit(do_not_specialize=["num_choices", "segment_length", "num_experts", "num_segments"])
 def count_kernel(
-    experts, counts, num_choices, segment_length, num_segments, num_experts, BLOCK: tl.constexpr, BINS: tl.constexpr
+    experts,
+    counts,
+    num_choices,
+    segment_length,
+    num_segments,
+    num_experts,
+    BLOCK: tl.constexpr,
+    BINS: tl.constexpr,
 ):
     """counts[e, segment]: how many of the segment's choices take expert e."""
     segment = tl.program_id(0)
@@ -38,7 +51,9 @@ def count_kernel(
     total_E = tl.zeros((BINS,), tl.int32)
     for first in range(start, stop, BLOCK):
         i_B = first + tl.arange(0, BLOCK)
-        total_E += tl.histogram(load_choices(experts, i_B, stop, num_experts), BINS, mask=i_B < stop)
+        total_E += tl.histogram(
+            load_choices(experts, i_B, stop, num_experts), BINS, mask=i_B < stop
+        )
     e_E = tl.arange(0, BINS)
     tl.store(counts + e_E * num_segments + segment, total_E, mask=e_E <= num_experts)
 
@@ -49,7 +64,11 @@ def scan_kernel(counts, totals, num_segments, SEGMENTS: tl.constexpr):
     expert = tl.program_id(0)
     s_S = tl.arange(0, SEGMENTS)
     count_S = tl.load(counts + expert * num_segments + s_S, mask=s_S < num_segments, other=0)
-    tl.store(counts + expert * num_segments + s_S, tl.cumsum(count_S, 0) - count_S, mask=s_S < num_segments)
+    tl.store(
+        counts + expert * num_segments + s_S,
+        tl.cumsum(count_S, 0) - count_S,
+        mask=s_S < num_segments,
+    )
     tl.store(totals + expert, tl.sum(count_S, 0))
 
 
@@ -98,7 +117,9 @@ def place_kernel(
 
 
 @triton.jit(do_not_specialize=["num_experts", "num_rows", "num_tiles"])
-def tiles_kernel(offsets, tiles, num_experts, num_rows, num_tiles, BLOCK_M: tl.constexpr, BINS: tl.constexpr):
+def tiles_kernel(
+    offsets, tiles, num_experts, num_rows, num_tiles, BLOCK_M: tl.constexpr, BINS: tl.constexpr
+):
     """Program e writes the tiles of expert e."""
     e_E = tl.arange(0, BINS)
     start_E = tl.load(offsets + e_E, mask=e_E <= num_experts, other=num_rows)
@@ -152,7 +173,8 @@ def plan(
     tiles = experts.new_empty((2, num_tiles), dtype=torch.int32)
 
     sizes: dict[str, Any] = {
-        "num_choices": num_choices, "segment_length": segment_length, "num_segments": num_segments, "num_experts": num_experts,
+        "num_choices": num_choices, "segment_length": segment_length, "num_segments": num_segments,
+        "num_experts": num_experts,
     }  # fmt: skip
     bins = next_power_of_2(num_experts + 1)
     launch(
@@ -174,13 +196,16 @@ def plan(
 
 
 def plan_tiles(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
-    """(2, tiles) int32, expert and first row of each tile; −1 marks surplus ones. See ``ironmoe.kernels.dispatch.plan_tiles``."""
+    """(2, tiles) int32, expert and first row of each tile; −1 marks surplus ones. See
+    ``ironmoe.kernels.dispatch.plan_tiles``."""
     num_experts = offsets.numel() - 1
     block_m = rows_per_tile(num_rows, num_experts, dtype)
     num_tiles = max_tiles(num_rows, num_experts + 1, block_m)
     tiles = offsets.new_empty(2, num_tiles)
     launch(
-        tiles_kernel, num_experts + 1 if num_tiles else 0, offsets=offsets, tiles=tiles, num_experts=num_experts,
-        num_rows=num_rows, num_tiles=num_tiles, BLOCK_M=block_m, BINS=next_power_of_2(num_experts + 1),
+        tiles_kernel, num_experts + 1 if num_tiles else 0, offsets=offsets, tiles=tiles,
+        num_experts=num_experts,
+        num_rows=num_rows, num_tiles=num_tiles, BLOCK_M=block_m,
+        BINS=next_power_of_2(num_experts + 1),
     )  # fmt: skip
     return tiles

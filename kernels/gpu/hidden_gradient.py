@@ -1,7 +1,9 @@
-"""The backward of activation, gate and second layer in one pass: dH, the gate gradient, and the gated units for dW₂.
+"""The backward of activation, gate and second layer in one pass: dH, the gate gradient, and the
+gated units for dW₂.
 
-dA′ = dO W₂ before gating, so that ⟨dA′, A⟩ is the gate's gradient and a gate of 0 is exact (SonicMoE, arXiv 2512.14080). Neither
-the second layer's output nor its gradient ever exists. Partial dot products of the blocks of columns are stored and added in
+dA′ = dO W₂ before gating, so that ⟨dA′, A⟩ is the gate's gradient and a gate of 0 is exact
+(SonicMoE, arXiv 2512.14080). Neither the second layer's output nor its gradient ever exists.
+Partial dot products of the blocks of columns are stored and added in
 order by ``gate_gradient_kernel``: no atomics.
 """
 
@@ -37,7 +39,8 @@ def load_hidden(
     hidden, n0, rows_M, live_M, N, hidden_stride,
     BLOCK_N: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N columns of H: (gate or the only half, up). In turns they are one block, twice as wide."""
+    """BLOCK_N columns of H: (gate or the only half, up). In turns they are one block, twice as
+    wide."""
     WIDE: tl.constexpr = 2 * BLOCK_N if INTERLEAVED else BLOCK_N
     n_W = n0 * (WIDE // BLOCK_N) + tl.arange(0, WIDE)
     at_MW = rows_M.to(tl.int64)[:, None] * hidden_stride + n_W[None, :]
@@ -49,7 +52,8 @@ def load_hidden(
 
 @triton.jit
 def through_unit(
-    acc_MC, h_MW, up_MW, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M, rows_M, live_M,
+    acc_MC, h_MW, up_MW, n0, hidden, d_hidden, d_hidden_tma, gated, gated_tma, gate_M, rows_M,
+    live_M,
     first, full, N, hidden_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
     INTERLEAVED: tl.constexpr, PRELOAD: tl.constexpr, STORE_TMA: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -87,7 +91,9 @@ def through_unit(
 
         if gated is not None:
             gated_MC = value_MC * gate_M[:, None]
-            store_rows(gated_MC, gated, gated_tma, rows_M, live_M, first, n0, 0, N, N, full, STORE_TMA)
+            store_rows(
+                gated_MC, gated, gated_tma, rows_M, live_M, first, n0, 0, N, N, full, STORE_TMA
+            )
         if d_hidden is not None:
             d_value_MC = acc_MC * gate_M[:, None]
             d_h_MC, d_up_MC = d_value_MC * slope_MC, d_value_MC * up_slope_MC
@@ -169,19 +175,30 @@ def bias_dot_kernel(
     tile = tl.program_id(0)
     expert = tl.load(tiles + tile)
     if expert >= 0:
-        _, rows_M, live_M, _ = tile_rows(tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M)
+        _, rows_M, live_M, _ = tile_rows(
+            tiles, tile, num_tiles, offsets, expert, num_experts, num_rows, BLOCK_M
+        )
         token_M = tl.load(row_token + rows_M, mask=live_M, other=0)
         dot_MK = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
         for k in tl.range(0, tl.where(expert < num_experts, K, 0), BLOCK_K):
             k_K = k + tl.arange(0, BLOCK_K)
             at_MK = token_M.to(tl.int64)[:, None] * dy_stride + k_K[None, :]
-            dy_MK = tl.load(dy + at_MK, mask=live_M[:, None] & (k_K < K)[None, :], other=0.0).to(tl.float32)
-            dot_MK += dy_MK * tl.load(bias + expert.to(tl.int64) * K + k_K, mask=k_K < K, other=0.0).to(tl.float32)[None, :]
+            dy_MK = tl.load(dy + at_MK, mask=live_M[:, None] & (k_K < K)[None, :], other=0.0).to(
+                tl.float32
+            )
+            dot_MK += (
+                dy_MK
+                * tl.load(bias + expert.to(tl.int64) * K + k_K, mask=k_K < K, other=0.0).to(
+                    tl.float32
+                )[None, :]
+            )
         tl.store(partial + rows_M, tl.sum(dot_MK, 1), mask=live_M)
 
 
 @triton.jit(do_not_specialize=["num_choices", "num_partials", "num_rows"])
-def gate_gradient_kernel(partial, slot_row, d_gates, num_choices, num_partials, num_rows, BLOCK: tl.constexpr):
+def gate_gradient_kernel(
+    partial, slot_row, d_gates, num_choices, num_partials, num_rows, BLOCK: tl.constexpr
+):
     """d_gates[t, k] = the sum of its row's partial dots, in order; 0 for a dropped choice."""
     i_B = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row_B = tl.load(slot_row + i_B, mask=i_B < num_choices, other=-1)
@@ -194,11 +211,13 @@ def gate_gradient_kernel(partial, slot_row, d_gates, num_choices, num_partials, 
 
 
 def hidden_gradient(
-    dy: Tensor, gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Tensor, offsets: Tensor, row_token: Tensor,
+    dy: Tensor, gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Tensor, offsets: Tensor,
+    row_token: Tensor,
     row_slot: Tensor, slot_row: Tensor, tiles: Tensor, activation: str, precision: str,
     want_gates: bool, want_hidden: bool, want_gated: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """(d_gates (T, K) float32, dH like H, gated units (R, F)), each None if not wanted. dW₂ alone costs no product."""
+    """(d_gates (T, K) float32, dH like H, gated units (R, F)), each None if not wanted. dW₂ alone
+    costs no product."""
     dy = dy if dy.stride(-1) == 1 else dy.contiguous()
     gates = gates.to(torch.float32).contiguous()
     num_experts, K, N = w_out.shape
@@ -210,7 +229,9 @@ def hidden_gradient(
     interleaved = activation in INTERLEAVED_ACTIVATIONS
     two_halves = activation in GATED_ACTIVATIONS and not interleaved
     product = "hidden_gradient_interleaved" if interleaved else "hidden_gradient"
-    blocks = blocks_for(product, dy.dtype, rows, chip._replace(tma=w_tma), are_aligned(dy, weight, hidden))
+    blocks = blocks_for(
+        product, dy.dtype, rows, chip._replace(tma=w_tma), are_aligned(dy, weight, hidden)
+    )
     num_blocks = cdiv(N, blocks.n)
     d_hidden = torch.empty_like(hidden) if want_hidden else None
     gated = hidden.new_empty(num_rows, N) if want_gated else None
@@ -225,12 +246,14 @@ def hidden_gradient(
     store_tma = blocks.preload and all(out is None or tma is not None for out, tma in boxes)
     programs = tiles.shape[1] * num_blocks if num_rows else 0
     plan: dict[str, Any] = {
-        "row_token": row_token, "offsets": offsets, "tiles": tiles, "num_tiles": tiles.shape[1], "num_rows": num_rows
+        "row_token": row_token, "offsets": offsets, "tiles": tiles, "num_tiles": tiles.shape[1],
+        "num_rows": num_rows
     }  # fmt: skip
     launch(
         hidden_gradient_kernel, min(programs, chip.processors) if blocks.persistent else programs,
         blocks.warps, blocks.stages, dy=dy, w=weight_operand(weight, blocks, w_tma, k_last),
-        gates=gates, hidden=hidden, d_hidden=d_hidden, d_hidden_tma=d_hidden_tma if store_tma else None,
+        gates=gates, hidden=hidden, d_hidden=d_hidden,
+        d_hidden_tma=d_hidden_tma if store_tma else None,
         gated=gated, gated_tma=gated_tma if store_tma else None, partial=partial, row_slot=row_slot,
         **plan, num_blocks=num_blocks, num_experts=num_experts, top_k=gates.shape[1], N=N,
         K=K if want_gates or want_hidden else 0, dy_stride=dy.stride(0), we_stride=weight.stride(0),
@@ -244,12 +267,15 @@ def hidden_gradient(
         return None, d_hidden, gated
     if b_out is not None:
         launch(
-            bias_dot_kernel, tiles.shape[1] if num_rows else 0, dy=dy, bias=b_out.contiguous(), partial=partial[num_blocks:],
-            **plan, num_experts=num_experts, K=K, dy_stride=dy.stride(0), BLOCK_M=blocks.m, BLOCK_K=DOT_COLUMNS,
+            bias_dot_kernel, tiles.shape[1] if num_rows else 0, dy=dy, bias=b_out.contiguous(),
+            partial=partial[num_blocks:],
+            **plan, num_experts=num_experts, K=K, dy_stride=dy.stride(0), BLOCK_M=blocks.m,
+            BLOCK_K=DOT_COLUMNS,
         )  # fmt: skip
     d_gates = torch.empty_like(gates)
     launch(
-        gate_gradient_kernel, cdiv(gates.numel(), 256), partial=partial, slot_row=slot_row, d_gates=d_gates,
+        gate_gradient_kernel, cdiv(gates.numel(), 256), partial=partial, slot_row=slot_row,
+        d_gates=d_gates,
         num_choices=gates.numel(), num_partials=num_partials, num_rows=num_rows, BLOCK=256,
     )  # fmt: skip
     return d_gates, d_hidden, gated

@@ -1,4 +1,5 @@
-"""Every kernel is launched from here, so that launches can be counted, and recorded without a GPU."""
+"""Every kernel is launched from here, so that launches can be counted, and recorded without a
+GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,7 +11,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 class Launch(NamedTuple):
-    """One launch: what was run, over how many programs, with which arguments, and how it is compiled."""
+    """One launch: what was run, over how many programs, with which arguments, and how it is
+    compiled."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -33,13 +35,18 @@ def observe() -> Iterator[list[Launch]]:
         _observers.remove(seen)
 
 
-def launch(kernel: Any, programs: int, num_warps: int = 4, num_stages: int = 2, **arguments: Any) -> None:
-    """Run ``kernel`` over a one-dimensional grid; none for no programs. On meta tensors it is only recorded."""
+def launch(
+    kernel: Any, programs: int, num_warps: int = 4, num_stages: int = 2, **arguments: Any
+) -> None:
+    """Run ``kernel`` over a one-dimensional grid; none for no programs. On meta tensors it is only
+    recorded."""
     if programs == 0:
         return
     for seen in _observers:
         seen.append(Launch(kernel, (programs,), arguments, num_warps, num_stages))
-    device = next(base.device for base in map(_base, arguments.values()) if isinstance(base, Tensor))
+    device = next(
+        base.device for base in map(_base, arguments.values()) if isinstance(base, Tensor)
+    )
     if device.type == "meta":
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -47,7 +54,8 @@ def launch(kernel: Any, programs: int, num_warps: int = 4, num_stages: int = 2, 
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up. Triton's own may be called in kernels, and takes 2 µs on the host for it."""
+    """a / b, rounded up. Triton's own may be called in kernels, and takes 2 µs on the host for
+    it."""
     return -(-a // b)
 
 

@@ -34,7 +34,8 @@ def route(
     groups: ExpertGroups | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (T, E) of any strides to gates (T, K) float32 and experts (T, K) int32, as ``topk_route`` does. E ≤ 1024, K ≤ 32."""
+    """Logits (T, E) of any strides to gates (T, K) float32 and experts (T, K) int32, as
+    ``topk_route`` does. E ≤ 1024, K ≤ 32."""
     num_tokens, num_experts = logits.shape
     gates = logits.new_empty((num_tokens, top_k), dtype=torch.float32)
     experts = logits.new_empty((num_tokens, top_k), dtype=torch.int32)
@@ -72,9 +73,16 @@ def route(
 
 
 def route_backward(
-    d_gates: Tensor, logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float
+    d_gates: Tensor,
+    logits: Tensor,
+    experts: Tensor,
+    score: str,
+    order: str,
+    renormalize: bool,
+    scale: float,
 ) -> Tensor:
-    """d_gates (T, K) and the experts (T, K) chosen to d_logits (T, E). Scores are computed anew; ``experts == E`` adds nothing."""
+    """d_gates (T, K) and the experts (T, K) chosen to d_logits (T, E). Scores are computed anew;
+    ``experts == E`` adds nothing."""
     num_tokens, num_experts = logits.shape
     d_logits = logits.new_empty(logits.shape)
     columns = next_power_of_2(num_experts)
@@ -196,9 +204,12 @@ def route_backward_kernel(
     is_row_r1 = row_r1 < num_tokens
     is_logit_rc = is_row_r1 & (expert_1c < E)
     expert_rk = tl.load(experts + row_r1 * K + choice_1k, mask=is_row_r1 & (choice_1k < K), other=E)
-    is_choice_rk = expert_rk < E  # what is padding or dropped has the logit -inf: score 0, gradient 0
+    # what is padding or dropped has the logit -inf: score 0, gradient 0
+    is_choice_rk = expert_rk < E
     z_rk = _load_logits(logits, row_r1, expert_rk, stride_t, stride_e, is_choice_rk)
-    d_score_rk = scale * tl.load(d_gates + row_r1 * K + choice_1k, mask=is_choice_rk, other=0.0).to(tl.float32)
+    d_score_rk = scale * tl.load(d_gates + row_r1 * K + choice_1k, mask=is_choice_rk, other=0.0).to(
+        tl.float32
+    )
 
     # Of a softmax over all experts every logit has a gradient; of the rest, only those chosen.
     d_z_rc = tl.zeros((R, C), tl.float32)
@@ -234,7 +245,9 @@ def route_backward_kernel(
 
 @triton.jit
 def _load_logits(logits, row, expert, stride_t, stride_e, mask):
-    return tl.load(logits + row * stride_t + expert.to(tl.int64) * stride_e, mask=mask, other=-float("inf")).to(tl.float32)
+    return tl.load(
+        logits + row * stride_t + expert.to(tl.int64) * stride_e, mask=mask, other=-float("inf")
+    ).to(tl.float32)
 
 
 @triton.jit
@@ -359,7 +372,8 @@ def _larger_first(a, b, at_a, at_b):
 def _in_best_groups(
     order_rc, G: tl.constexpr, KEEP: tl.constexpr, TOP2: tl.constexpr, G_PAD: tl.constexpr
 ):  # fmt: skip
-    """The orders (R, C) of the keys, where an expert outside the KEEP best groups has the key -inf."""
+    """The orders (R, C) of the keys, where an expert outside the KEEP best groups has the key
+    -inf."""
     S_PAD: tl.constexpr = order_rc.shape[1] // G_PAD
     order_rgs = order_rc.reshape(order_rc.shape[0], G_PAD, S_PAD)
     best_rg1 = tl.max(order_rgs, 2, keep_dims=True)

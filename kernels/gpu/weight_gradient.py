@@ -1,6 +1,8 @@
-"""Sums over the rows of each expert: weight gradients (a product with the rows as its inner axis) and bias gradients.
+"""Sums over the rows of each expert: weight gradients (a product with the rows as its inner axis)
+and bias gradients.
 
-Every block of the result is written by exactly one program, so experts without rows get zeros and no order is left to chance.
+Every block of the result is written by exactly one program, so experts without rows get zeros and
+no order is left to chance.
 """
 
 import torch
@@ -28,7 +30,8 @@ def weight_gradient_kernel(
     left, left_token, right, right_token, out, offsets, M, N, left_stride, right_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out[e] (M, N) = Σ over rows r of e of left[r]ᵀ right[r]; reads each operand once for every block of the other's columns."""
+    """out[e] (M, N) = Σ over rows r of e of left[r]ᵀ right[r]; reads each operand once for every
+    block of the other's columns."""
     blocks_n = tl.cdiv(N, BLOCK_N)
     per_expert = tl.cdiv(M, BLOCK_M) * blocks_n
     expert = tl.program_id(0) // per_expert
@@ -44,14 +47,27 @@ def weight_gradient_kernel(
         right_KN = load_block(right, right_token, rows_K, live_K, n_N, N, right_stride)
         acc_MN = tl.dot(left_KM.T, right_KN, acc_MN, input_precision=PRECISION)
     target_MN = out + expert.to(tl.int64) * M * N + m_M.to(tl.int64)[:, None] * N + n_N[None, :]
-    tl.store(target_MN, acc_MN.to(out.dtype.element_ty), mask=(m_M < M)[:, None] & (n_N < N)[None, :])
+    tl.store(
+        target_MN, acc_MN.to(out.dtype.element_ty), mask=(m_M < M)[:, None] & (n_N < N)[None, :]
+    )
 
 
 @triton.jit(do_not_specialize=["top_k"])
 def expert_sum_kernel(
-    source, gates, row_token, row_slot, out, offsets, N, stride, top_k, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr
+    source,
+    gates,
+    row_token,
+    row_slot,
+    out,
+    offsets,
+    N,
+    stride,
+    top_k,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """out[e] (N) = Σ over rows r of e of source[r], or of gate · source[token of r] where gates are given."""
+    """out[e] (N) = Σ over rows r of e of source[r], or of gate · source[token of r] where gates are
+    given."""
     blocks_n = tl.cdiv(N, BLOCK_N)
     expert = tl.program_id(0) // blocks_n
     n_N = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -66,13 +82,23 @@ def expert_sum_kernel(
             slot_R = tl.load(row_slot + rows_R, mask=live_R, other=0)
             values_RN *= tl.load(gates + token_R * top_k + slot_R, mask=live_R, other=0.0)[:, None]
         acc_RN += values_RN
-    tl.store(out + expert.to(tl.int64) * N + n_N, tl.sum(acc_RN, 0).to(out.dtype.element_ty), mask=n_N < N)
+    tl.store(
+        out + expert.to(tl.int64) * N + n_N,
+        tl.sum(acc_RN, 0).to(out.dtype.element_ty),
+        mask=n_N < N,
+    )
 
 
 def weight_gradient(
-    left: Tensor, left_token: Tensor | None, right: Tensor, right_token: Tensor | None, offsets: Tensor, precision: str
+    left: Tensor,
+    left_token: Tensor | None,
+    right: Tensor,
+    right_token: Tensor | None,
+    offsets: Tensor,
+    precision: str,
 ) -> Tensor:
-    """(E, M, N) from rows (·, M) and (·, N), each read through a token index (R,) or in order; dtype of ``left``."""
+    """(E, M, N) from rows (·, M) and (·, N), each read through a token index (R,) or in order;
+    dtype of ``left``."""
     left, right = (t if t.stride(-1) == 1 else t.contiguous() for t in (left, right))
     num_experts, M, N = offsets.numel() - 1, left.shape[1], right.shape[1]
     out = left.new_empty(num_experts, M, N)
@@ -84,7 +110,8 @@ def weight_gradient(
     launch(
         weight_gradient_kernel, num_experts * cdiv(M, blocks.m) * cdiv(N, blocks.n), blocks.warps,
         stages,
-        left=left, left_token=left_token, right=right, right_token=right_token, out=out, offsets=offsets, M=M, N=N,
+        left=left, left_token=left_token, right=right, right_token=right_token, out=out,
+        offsets=offsets, M=M, N=N,
         left_stride=left.stride(0), right_stride=right.stride(0),
         BLOCK_M=blocks.m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, PRECISION=precision,
     )  # fmt: skip
@@ -92,15 +119,18 @@ def weight_gradient(
 
 
 def expert_sum(
-    source: Tensor, offsets: Tensor, gates: Tensor | None = None, row_token: Tensor | None = None, row_slot: Tensor | None = None
+    source: Tensor, offsets: Tensor, gates: Tensor | None = None, row_token: Tensor | None = None,
+    row_slot: Tensor | None = None
 ) -> Tensor:  # fmt: skip
-    """(E, N) sums over each expert's rows of ``source`` (R, N), or of gate · ``source`` (T, N) at the row's token."""
+    """(E, N) sums over each expert's rows of ``source`` (R, N), or of gate · ``source`` (T, N) at
+    the row's token."""
     source = source if source.stride(-1) == 1 else source.contiguous()
     num_experts, N = offsets.numel() - 1, source.shape[1]
     out = source.new_empty(num_experts, N)
     launch(
         expert_sum_kernel, num_experts * cdiv(N, SUM_COLUMNS), source=source,
-        gates=None if gates is None else gates.to(torch.float32).contiguous(), row_token=row_token, row_slot=row_slot, out=out,
+        gates=None if gates is None else gates.to(torch.float32).contiguous(), row_token=row_token,
+        row_slot=row_slot, out=out,
         offsets=offsets, N=N, stride=source.stride(0), top_k=1 if gates is None else gates.shape[1],
         BLOCK_R=SUM_ROWS, BLOCK_N=SUM_COLUMNS,
     )  # fmt: skip

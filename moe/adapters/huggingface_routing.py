@@ -1,6 +1,8 @@
-"""Where a Hugging Face model routes tokens: its Experts modules, the router beside each, and the logits in what a router returns.
+"""Where a Hugging Face model routes tokens: its Experts modules, the router beside each, and the
+logits in what a router returns.
 
-Only attributes are looked at, so it works whichever experts implementation runs, and transformers is not imported.
+Only attributes are looked at, so it works whichever experts implementation runs, and transformers
+is not imported.
 """
 
 from collections.abc import Iterator
@@ -11,12 +13,19 @@ from torch import Tensor, nn
 
 _INTERFACE = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts", "config")
 _ROUTERS = ("gate", "router")  # a parent block calls it one or the other
-_WRAPPERS = ("base_layer", "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = (
+    "base_layer",
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)
 
 
 class ExpertSite(NamedTuple):
-    """One MoE layer: the name of its Experts module in the model, that module, the router beside it (None if there is none known),
-    and E, which under expert parallelism counts this process's experts."""
+    """One MoE layer: the name of its Experts module in the model, that module, the router beside it
+    (None if there is none known), and E, which under expert parallelism counts this process's
+    experts."""
 
     name: str
     experts: nn.Module
@@ -25,7 +34,8 @@ class ExpertSite(NamedTuple):
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether transformers' ``use_experts_implementation`` made this module: its flags are attributes of the instance itself."""
+    """Whether transformers' ``use_experts_implementation`` made this module: its flags are
+    attributes of the instance itself."""
     return all(name in vars(module) for name in _INTERFACE)
 
 
@@ -37,7 +47,8 @@ def expert_sites(model: nn.Module) -> Iterator[ExpertSite]:
 
 
 def _router_beside(model: nn.Module, name: str) -> nn.Module | None:
-    """The child called gate or router of the block that owns the Experts module; wrappers around the latter are no blocks."""
+    """The child called gate or router of the block that owns the Experts module; wrappers around
+    the latter are no blocks."""
     path = name.split(".")
     while path[-1] in _WRAPPERS:
         path.pop()
@@ -48,15 +59,21 @@ def _router_beside(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def router_logits(output: Any, num_experts: int) -> Tensor | None:
-    """The router's logits (T, E), in its dtype, out of what a router module returned; None where that does not hold them.
+    """The router's logits (T, E), in its dtype, out of what a router module returned; None where
+    that does not hold them.
 
-    A router returns the logits alone (a linear layer), or (logits, weights, indices, …), or, as Granite did until
-    transformers 5.17, (indices, weights, logits). Logits are what the family itself turns into scores by softmax or sigmoid:
-    after Laguna's soft cap and Muse Spark's scale, before correction biases and groups.
-    None for Gemma 4, whose router returns the softmax in their place (rows ≥ 0 with sum 1 are no logits), and for Zaya, which
-    has one more class than experts. Looks at values, so on a GPU it waits for them.
+    A router returns the logits alone (a linear layer), or (logits, weights, indices, …), or, as
+    Granite did until transformers 5.17, (indices, weights, logits). Logits are what the family
+    itself turns into scores by softmax or sigmoid: after Laguna's soft cap and Muse Spark's scale,
+    before correction biases and groups. None for Gemma 4, whose router returns the softmax in their
+    place (rows ≥ 0 with sum 1 are no logits), and for Zaya, which has one more class than experts.
+    Looks at values, so on a GPU it waits for them.
     """
-    tensors = [output] if isinstance(output, Tensor) else [item for item in output if isinstance(item, Tensor)]
+    tensors = (
+        [output]
+        if isinstance(output, Tensor)
+        else [item for item in output if isinstance(item, Tensor)]
+    )
     if not tensors:
         return None
     logits = tensors[0] if tensors[0].is_floating_point() else tensors[-1]

@@ -17,7 +17,8 @@ ROUTER_STD = 0.02
 
 
 class AddResidual(nn.Module):
-    """Takes the place of a transformers ``Output`` module, whose linear layer went to the experts before it."""
+    """Takes the place of a transformers ``Output`` module, whose linear layer went to the experts
+    before it."""
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
         return hidden + residual
@@ -34,26 +35,31 @@ def upcycle(
     router: dict[str, Any] | None = None,
     **moe_options: Any,
 ) -> nn.Module:
-    """Turn dense MLPs into ``MoE`` layers whose experts are copies of the MLP (sparse upcycling, arXiv 2212.05055).
+    """Turn dense MLPs into ``MoE`` layers whose experts are copies of the MLP (sparse upcycling,
+    arXiv 2212.05055).
 
-    ``model`` is a transformer, whose MLPs are replaced in place (a transformers, timm, torchvision or ironmoe one, or any other
-    with MLPs of the same structure), or a single MLP. Only the router is new: small random weights N(0, 0.02²). Experts keep the
-    MLP's device, dtype, requires_grad and training mode.
+    ``model`` is a transformer, whose MLPs are replaced in place (a transformers, timm, torchvision
+    or ironmoe one, or any other with MLPs of the same structure), or a single MLP. Only the router
+    is new: small random weights N(0, 0.02²). Experts keep the MLP's device, dtype, requires_grad
+    and training mode.
 
-    Gates that sum to 1 leave the function as it was, up to rounding: with ``renormalize`` (Mixtral's gates) or K = E, at noise 0
-    and without a capacity. Otherwise, as with V-MoE's own gates (``renormalize=False``, K < E), a token's MLP output shrinks by
-    the sum of its K gates, about K / E at first. While all experts are equal, gates that sum to 1 have no gradient but that of
-    the auxiliary losses, so add ``collect_aux_loss(model)`` to your loss: experts drift apart by the tokens they get.
+    Gates that sum to 1 leave the function as it was, up to rounding: with ``renormalize``
+    (Mixtral's gates) or K = E, at noise 0 and without a capacity. Otherwise, as with V-MoE's own
+    gates (``renormalize=False``, K < E), a token's MLP output shrinks by the sum of its K gates,
+    about K / E at first. While all experts are equal, gates that sum to 1 have no gradient but that
+    of the auxiliary losses, so add ``collect_aux_loss(model)`` to your loss: experts drift apart by
+    the tokens they get.
 
     A checkpoint of an upcycled model loads into a dense model upcycled the same way.
 
     Args:
         num_experts: E; top_k: K, from 1 to E.
-        layers: which blocks, counted from 0. "all"; "every n": blocks n-1, 2n-1, …; "last n": the last n of every second block,
-            1, 3, 5, …, so the final block is among them if the depth is even. Both have V-MoE's meaning. Or a list of indices;
-            negative ones count from the last.
-        noise: standard deviation of Gaussian noise on each expert's two weight matrices, as a fraction of the dense matrix's own.
-            It comes from torch's global random numbers.
+        layers: which blocks, counted from 0. "all"; "every n": blocks n-1, 2n-1, …; "last n": the
+            last n of every second block, 1, 3, 5, …, so the final block is among them if the depth
+            is even. Both have V-MoE's meaning. Or a list of indices; negative ones count from the
+            last.
+        noise: standard deviation of Gaussian noise on each expert's two weight matrices, as a
+            fraction of the dense matrix's own. It comes from torch's global random numbers.
         renormalize: make the K gates of a token sum to 1.
         router: further keyword arguments of ``TopKRouter``, such as ``{"noise_std": 0.0}``.
         moe_options: further keyword arguments of ``MoE``, such as ``recompute=True``.
@@ -62,9 +68,10 @@ def upcycle(
         The same model; for a single MLP, its MoE.
 
     Raises:
-        ValueError: an argument outside the values above; an MLP that is not understood or cannot be an expert (dropout above 0,
-            a norm inside, an activation without a kernel); no chain of blocks with one MLP each, or more than one, as in CLIP:
-            then pass the tower. The model is unchanged.
+        ValueError: an argument outside the values above; an MLP that is not understood or cannot be
+            an expert (dropout above 0, a norm inside, an activation without a kernel); no chain of
+            blocks with one MLP each, or more than one, as in CLIP: then pass the tower. The model
+            is unchanged.
         TypeError: a count that is no whole number, or an unknown keyword.
     """
     for name, value in {"num_experts": num_experts, "top_k": top_k}.items():
@@ -72,17 +79,23 @@ def upcycle(
             raise TypeError(f"{name} must be a whole number, got {value!r}")
     if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
         raise ValueError(f"noise must be a number of at least 0, got {noise!r}")
-    make_router = partial(TopKRouter, num_experts=num_experts, top_k=top_k, renormalize=renormalize, **(router or {}))
+    make_router = partial(
+        TopKRouter, num_experts=num_experts, top_k=top_k, renormalize=renormalize, **(router or {})
+    )
     make_router(dim=1, device="meta")  # names a wrong argument before any work
     paths = _tower(model)
     moes = {}
     chosen = placement(layers, len(paths), "layers")
     if not chosen:
-        raise ValueError(f"layers must name at least one of the {len(paths)} blocks, got {layers!r}")
+        raise ValueError(
+            f"layers must name at least one of the {len(paths)} blocks, got {layers!r}"
+        )
     for path in (paths[i] for i in chosen):
         mlp = model.get_submodule(path)
         if isinstance(mlp, MoE):
-            raise ValueError(f"layers must name blocks with a dense MLP, but {path or 'this'} is an MoE already")
+            raise ValueError(
+                f"layers must name blocks with a dense MLP, but {path or 'this'} is an MoE already"
+            )
         moe = _moe(read_mlp(mlp, path), make_router, float(noise), moe_options)
         moes[path] = moe.train(mlp.training)
     for path, moe in moes.items():
@@ -90,7 +103,9 @@ def upcycle(
     return model
 
 
-def _moe(mlp: DenseMlp, make_router: partial[TopKRouter], noise: float, moe_options: dict[str, Any]) -> MoE:
+def _moe(
+    mlp: DenseMlp, make_router: partial[TopKRouter], noise: float, moe_options: dict[str, Any]
+) -> MoE:
     place: dict[str, Any] = {"device": mlp.w_in.device, "dtype": mlp.w_in.dtype}
     router = make_router(dim=mlp.w_in.shape[1], **place)
     nn.init.normal_(router.weight, std=ROUTER_STD)
@@ -105,7 +120,9 @@ def _moe(mlp: DenseMlp, make_router: partial[TopKRouter], noise: float, moe_opti
         **place,
         **moe_options,
     )
-    moe.requires_grad_(any(t is not None and t.requires_grad for t in (mlp.w_in, mlp.b_in, mlp.w_out, mlp.b_out)))
+    moe.requires_grad_(
+        any(t is not None and t.requires_grad for t in (mlp.w_in, mlp.b_in, mlp.w_out, mlp.b_out))
+    )
     _copy(moe.fc1, mlp.w_in, mlp.b_in, noise)
     _copy(moe.fc2, mlp.w_out, mlp.b_out, noise)
     return moe
@@ -127,7 +144,8 @@ def _copy(experts: ExpertLinear, weight: Tensor, bias: Tensor | None, noise: flo
 
 
 def _tower(model: nn.Module) -> list[str]:
-    """Paths of the MLPs, one a block, of the model's only chain of blocks; [""] for a model that is an MLP itself."""
+    """Paths of the MLPs, one a block, of the model's only chain of blocks; [""] for a model that is
+    an MLP itself."""
     sites = _sites(model)
     if "" in sites:
         return sites
@@ -140,17 +158,22 @@ def _tower(model: nn.Module) -> list[str]:
         if mlps and all(len(found) == 1 for found in mlps):
             chains[name] = [found[0] for found in mlps]
     towers: dict[str, list[str]] = {}
-    for name in sorted(chains, key=lambda name: -len(chains[name])):  # a chain around or inside a longer one is not a tower
+    # a chain around or inside a longer one is not a tower
+    for name in sorted(chains, key=lambda name: -len(chains[name])):
         if not any(set(chains[name]) & set(taken) for taken in towers.values()):
             towers[name] = chains[name]
     if not towers:
         raise ValueError(
-            f"{type(model).__name__} has no nn.ModuleList or nn.Sequential of blocks with one known MLP each, only "
+            f"{type(model).__name__} has no nn.ModuleList or nn.Sequential of blocks with one "
+            "known MLP each, only "
             f"{_describe_blocks(model)}. A known MLP has two nn.Linear layers ({SUPPORTED})"
         )
     if len(towers) > 1:
         found = ", ".join(f"{name} ({len(mlps)} blocks)" for name, mlps in towers.items())
-        raise ValueError(f"model must have one tower of blocks, got several: {found}. Pass one: upcycle(model.{name}, …)")
+        raise ValueError(
+            f"model must have one tower of blocks, got several: {found}. Pass one: "
+            f"upcycle(model.{name}, …)"
+        )
     return next(iter(towers.values()))
 
 
@@ -158,7 +181,11 @@ def _sites(model: nn.Module, path: str = "") -> list[str]:
     """Paths of all MLPs, dense or MoE, outermost only and in order."""
     if isinstance(model, MoE) or layout_of(model):
         return [path]
-    return [site for name, child in model.named_children() for site in _sites(child, f"{path}.{name}" if path else name)]
+    return [
+        site
+        for name, child in model.named_children()
+        for site in _sites(child, f"{path}.{name}" if path else name)
+    ]
 
 
 def _within(path: str, outer: str) -> bool:
@@ -166,8 +193,14 @@ def _within(path: str, outer: str) -> bool:
 
 
 def _describe_blocks(model: nn.Module) -> str:
-    chains = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
-    chains = [(name, chain) for name, chain in chains if any(any(block.children()) for block in chain)]
+    chains = [
+        (name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.ModuleList | nn.Sequential)
+    ]
+    chains = [
+        (name, chain) for name, chain in chains if any(any(block.children()) for block in chain)
+    ]
     if not chains:
         return describe_children(model)
     name, chain = max(chains, key=lambda item: len(item[1]))

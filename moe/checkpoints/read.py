@@ -1,7 +1,10 @@
-"""Checkpoints of the official JAX code, read into numpy arrays: V-MoE's sharded msgpack files and the dense ViT's .npz.
+"""Checkpoints of the official JAX code, read into numpy arrays: V-MoE's sharded msgpack files and
+the dense ViT's .npz.
 
-Sizes in a file are claims: nothing is allocated before they agree with the bytes at hand, and nothing is unpickled.
-The msgpack files have no checksums: a bit changed inside a weight or a name cannot be noticed. An .npz has them.
+Sizes in a file are claims: nothing is allocated before they agree with the bytes at hand, and
+    nothing is unpickled.
+The msgpack files have no checksums: a bit changed inside a weight or a name cannot be noticed. An
+    .npz has them.
 """
 
 import io
@@ -20,15 +23,19 @@ import numpy as np
 VERSION = "20220622"  # files older than this have none
 CHUNKS_KEY = "__msgpack_array_chunk_a87ca2__"  # marks a data file
 NDARRAY, SLICES, INDEX_INFO = 1, 6, 8  # msgpack extension codes
-MAX_AXES, MAX_PATH, MAX_ITEMS = 32, 1000, 1 << 16  # a list of msgpack takes memory by its claimed length: MAX_ITEMS bounds it
+# a list of msgpack takes memory by its claimed length: MAX_ITEMS bounds it
+MAX_AXES, MAX_PATH, MAX_ITEMS = 32, 1000, 1 << 16
 _INTS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-ITEMSIZE = {n: np.dtype(n).itemsize for n in ("bool", *_INTS, "float16", "float32", "float64")} | {"bfloat16": 2}
+ITEMSIZE = {n: np.dtype(n).itemsize for n in ("bool", *_INTS, "float16", "float32", "float64")} | {
+    "bfloat16": 2
+}
 
 Box = tuple[tuple[int, int], ...]  # a part of an array: (start, stop) along each axis
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, truncated, corrupt or foreign. The message names the file and, where one is concerned, the leaf."""
+    """A checkpoint is missing, truncated, corrupt or foreign. The message names the file and, where
+    one is concerned, the leaf."""
 
 
 class _Leaf(NamedTuple):
@@ -39,14 +46,17 @@ class _Leaf(NamedTuple):
 
 
 def read_vmoe_checkpoint(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read ``<prefix>.index`` and its ``<prefix>.data-00000-of-0000n``, written by the official V-MoE code.
+    """Read ``<prefix>.index`` and its ``<prefix>.data-00000-of-0000n``, written by the official
+    V-MoE code.
 
     prefix: the common beginning of the files' names; with ``.index`` at its end it is taken too.
-    Returns flax paths joined by "/", such as "Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel", in the order of the leaves,
-    to arrays in their stored shape and dtype; bfloat16 becomes float32, exactly. A "params" that is the only root is
+    Returns flax paths joined by "/", such as "Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel", in
+    the order of the leaves, to arrays in their stored shape and dtype; bfloat16 becomes float32,
+    exactly. A "params" that is the only root is
     left out of the paths. Source: vmoe/checkpoints of github.com/google-research/vmoe.
 
-    CheckpointError: a file is missing, truncated, corrupt or foreign. ImportError: msgpack is not installed.
+    CheckpointError: a file is missing, truncated, corrupt or foreign. ImportError: msgpack is not
+        installed.
     """
     base = os.fspath(prefix).removesuffix(".index")
     leaves, shards = _read_index(index_file := Path(f"{base}.index"))
@@ -59,7 +69,10 @@ def read_vmoe_checkpoint(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray
         _require(claim <= size, file, f"{size} bytes", f"{claim} or more, as {index_file} says")
     for leaf in leaves:
         _require_disjoint(leaf, f"{index_file}: leaf {leaf.path}")
-    arrays = [np.empty(leaf.shape, "float32" if leaf.dtype == "bfloat16" else leaf.dtype) for leaf in leaves]
+    arrays = [
+        np.empty(leaf.shape, "float32" if leaf.dtype == "bfloat16" else leaf.dtype)
+        for leaf in leaves
+    ]
     for shard in sorted(claims):
         _read_shard(shard_file(base, shard, shards), shard, leaves, arrays)
     root = "params/" if all(leaf.path.startswith("params/") for leaf in leaves) else ""
@@ -69,9 +82,10 @@ def read_vmoe_checkpoint(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray
 def read_npz_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read a dense ViT's .npz of the official vision_transformer repository.
 
-    Returns names such as "Transformer/encoderblock_0/LayerNorm_0/scale" to arrays in their stored shape and dtype; bfloat16,
-    which numpy stores as two opaque bytes, becomes float32, exactly. Where names begin with "opt/target/" or "params/", only
-    these entries are read, without that prefix (the others are an optimizer's state).
+    Returns names such as "Transformer/encoderblock_0/LayerNorm_0/scale" to arrays in their stored
+    shape and dtype; bfloat16, which numpy stores as two opaque bytes, becomes float32, exactly.
+    Where names begin with "opt/target/" or "params/", only these entries are read, without that
+    prefix (the others are an optimizer's state).
 
     CheckpointError: the file is missing, truncated, corrupt or foreign, or holds Python objects.
     """
@@ -80,8 +94,13 @@ def read_npz_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         _require(len(members) > 0, file, "an empty archive", "arrays")
         for root in ("opt/target/", "params/"):
-            members = {n.removeprefix(root): info for n, info in members.items() if n.startswith(root)} or members
-        return {name: _read_member(archive, info, size, f"{file}: leaf {name}") for name, info in members.items()}
+            members = {
+                n.removeprefix(root): info for n, info in members.items() if n.startswith(root)
+            } or members
+        return {
+            name: _read_member(archive, info, size, f"{file}: leaf {name}")
+            for name, info in members.items()
+        }
 
 
 def shard_file(base: str, shard: int, shards: int) -> Path:
@@ -101,19 +120,34 @@ def msgpack_module() -> Any:
 def _read_index(file: Path) -> tuple[list[_Leaf], int]:
     """The leaves in their order, and the number of data files."""
     index = _unpack(_read_file(file), file)
-    _require(isinstance(index, dict) and isinstance(index.get("index"), dict), file, index, "a V-MoE checkpoint's index")
+    _require(
+        isinstance(index, dict) and isinstance(index.get("index"), dict),
+        file,
+        index,
+        "a V-MoE checkpoint's index",
+    )
     version, shards, tree = index.get("version"), index.get("shard_count"), index["index"]
     _require(version in (None, VERSION), file, version, f"version {VERSION} or none")
     _require(type(shards) is int and shards >= 1, file, shards, "a positive shard_count")
-    leaves = [_parse_leaf(path, info, shards, f"{file}: leaf {path}") for path, info in _flatten(tree, file)]
-    _require(len({leaf.path for leaf in leaves}) == len(leaves) > 0, file, list(tree), "leaves with different paths")
+    leaves = [
+        _parse_leaf(path, info, shards, f"{file}: leaf {path}")
+        for path, info in _flatten(tree, file)
+    ]
+    _require(
+        len({leaf.path for leaf in leaves}) == len(leaves) > 0,
+        file,
+        list(tree),
+        "leaves with different paths",
+    )
     return leaves, shards
 
 
 def _flatten(tree: dict[str, Any], file: Path) -> Iterator[tuple[str, Any]]:
-    """Nested dicts → (path, leaf) in the order of the leaves' numbers: JAX sorts the keys of a dict, and writes them so.
+    """Nested dicts → (path, leaf) in the order of the leaves' numbers: JAX sorts the keys of a
+    dict, and writes them so.
 
-    Another order is that of a class or a list, which an older file may hold, or of a damaged name. It does not tell the numbers.
+    Another order is that of a class or a list, which an older file may hold, or of a damaged name.
+    It does not tell the numbers.
     """
     stack = [("", tree)]  # no recursion: a file may nest deeper than Python does
     while stack:
@@ -121,7 +155,12 @@ def _flatten(tree: dict[str, Any], file: Path) -> Iterator[tuple[str, Any]]:
         _require(len(path) <= MAX_PATH, file, path, f"paths of at most {MAX_PATH} characters")
         if isinstance(node, dict):
             in_order = all(isinstance(key, str) for key in node) and list(node) == sorted(node)
-            _require(in_order, f"{file}: leaf {path}" if path else file, list(node), "names in sorted order")
+            _require(
+                in_order,
+                f"{file}: leaf {path}" if path else file,
+                list(node),
+                "names in sorted order",
+            )
             stack += [(f"{path}/{key}" if path else key, node[key]) for key in reversed(node)]
         elif node is not None:  # JAX counts None as a tree without leaves
             yield path, node
@@ -135,9 +174,19 @@ def _parse_leaf(path: str, info: Any, shards: int, where: str) -> _Leaf:
     _require(known, where, name, f"a dtype among {', '.join(ITEMSIZE)}")
     paired = isinstance(parts, list) and isinstance(numbers, list) and len(parts) == len(numbers)
     _require(paired, where, [parts, numbers], "a list of parts and one of their data files")
-    _require(all(type(n) is int and 0 <= n < shards for n in numbers), where, numbers, f"data files below {shards}")
+    _require(
+        all(type(n) is int and 0 <= n < shards for n in numbers),
+        where,
+        numbers,
+        f"data files below {shards}",
+    )
     boxes = [_parse_box(part, shape, where) for part in parts]
-    _require(sum(map(box_size, boxes)) == math.prod(shape), where, boxes, f"parts of {math.prod(shape)} elements in all")
+    _require(
+        sum(map(box_size, boxes)) == math.prod(shape),
+        where,
+        boxes,
+        f"parts of {math.prod(shape)} elements in all",
+    )
     return _Leaf(path, tuple(shape), name.decode(), dict(zip(boxes, numbers, strict=True)))
 
 
@@ -153,7 +202,8 @@ def _parse_box(data: Any, shape: tuple[int, ...], where: str) -> Box:
 
 
 def _require_disjoint(leaf: _Leaf, where: str) -> None:
-    """The parts have as many elements as the leaf: if they leave none out, each lies in exactly one."""
+    """The parts have as many elements as the leaf: if they leave none out, each lies in exactly
+    one."""
     covered = np.zeros(leaf.shape, bool)
     for box in leaf.shard_of:
         covered[box_slices(box)] = True
@@ -161,15 +211,26 @@ def _require_disjoint(leaf: _Leaf, where: str) -> None:
 
 
 def _read_shard(file: Path, shard: int, leaves: list[_Leaf], arrays: list[np.ndarray]) -> None:
-    """Fill the arrays with what this data file holds, which must be what the index says it holds."""
+    """Fill the arrays with what this data file holds, which must be what the index says it
+    holds."""
     data = _unpack(_read_file(file), file)
-    _require(isinstance(data, dict) and CHUNKS_KEY in data, file, data, "the data file of a V-MoE checkpoint")
+    _require(
+        isinstance(data, dict) and CHUNKS_KEY in data,
+        file,
+        data,
+        "the data file of a V-MoE checkpoint",
+    )
     del data[CHUNKS_KEY]
     for number, (leaf, array) in enumerate(zip(leaves, arrays, strict=True)):
         boxes = {box for box, where_stored in leaf.shard_of.items() if where_stored == shard}
         where = f"{file}: leaf {leaf.path}"
         chunks = data.pop(str(number), [])
-        _require(isinstance(chunks, list) and len(chunks) == len(boxes), where, chunks, f"{len(boxes)} parts")
+        _require(
+            isinstance(chunks, list) and len(chunks) == len(boxes),
+            where,
+            chunks,
+            f"{len(boxes)} parts",
+        )
         for chunk in chunks:
             _require(isinstance(chunk, list) and len(chunk) == 2, where, chunk, "[pieces, slices]")
             box = _parse_box(_extension(chunk[1], SLICES, where), leaf.shape, where)
@@ -186,30 +247,59 @@ def _parse_pieces(pieces: Any, dtype: str, size: int, where: str) -> np.ndarray:
     contents = []
     for piece in pieces:
         shape, name, content = _record(_extension(piece, NDARRAY, where), 3, where)
-        _require(name == dtype.encode() and isinstance(content, bytes), where, [name, content], f"[{dtype}, bytes]")
+        _require(
+            name == dtype.encode() and isinstance(content, bytes),
+            where,
+            [name, content],
+            f"[{dtype}, bytes]",
+        )
         n, rest = divmod(len(content), ITEMSIZE[dtype])
-        _require(shape == [n] and rest == 0, where, f"shape {_SHORT.repr(shape)} of {len(content)} bytes", f"shape [{n}]")
+        _require(
+            shape == [n] and rest == 0,
+            where,
+            f"shape {_SHORT.repr(shape)} of {len(content)} bytes",
+            f"shape [{n}]",
+        )
         contents.append(content)
     values, needed = b"".join(contents), size * ITEMSIZE[dtype]
     _require(len(values) == needed, where, f"{len(values)} bytes", f"{needed} bytes")
     return _decode(values, dtype)
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str) -> np.ndarray:
-    """One array of an .npz. numpy's own reader would allocate what the header claims before it has the bytes."""
-    usual = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and info.compress_size <= file_size
-    whole = not info.comment and len(info.extra) < 46  # room for another entry, hidden by a damaged length
-    _require(usual and whole, where, info, f"at most {file_size} bytes, stored or deflated, without remarks")
+def _read_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str
+) -> np.ndarray:
+    """One array of an .npz. numpy's own reader would allocate what the header claims before it has
+    the bytes."""
+    usual = (
+        info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        and info.compress_size <= file_size
+    )
+    # room for another entry, hidden by a damaged length
+    whole = not info.comment and len(info.extra) < 46
+    _require(
+        usual and whole,
+        where,
+        info,
+        f"at most {file_size} bytes, stored or deflated, without remarks",
+    )
     with _reading(where, "an array"):
         stream = io.BytesIO(archive.read(info))
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
         shape, fortran_order, dtype = readers[np.lib.format.read_magic(stream)](stream)
     name = "bfloat16" if dtype == np.dtype("V2") else dtype.name
     _require(name in ITEMSIZE, where, dtype, f"a dtype among {', '.join(ITEMSIZE)}")
     _require_shape(list(shape), where)
     values, needed = stream.read(), math.prod(shape) * ITEMSIZE[name]
-    _require(len(values) == needed, where, f"{len(values)} bytes", f"{needed} bytes for shape {shape}")
-    array = _decode(values, name, dtype.byteorder).reshape(shape, order="F" if fortran_order else "C")
+    _require(
+        len(values) == needed, where, f"{len(values)} bytes", f"{needed} bytes for shape {shape}"
+    )
+    array = _decode(values, name, dtype.byteorder).reshape(
+        shape, order="F" if fortran_order else "C"
+    )
     return np.asarray(array, order="C")
 
 
@@ -232,7 +322,8 @@ def box_slices(box: Box) -> tuple[Any, ...]:
 
 def _file_size(file: Path) -> int:
     with _reading(file, "a file"):
-        _require(file.is_file(), file, "no such file", "a file")  # nor a pipe or a device, which may never end
+        # nor a pipe or a device, which may never end
+        _require(file.is_file(), file, "no such file", "a file")
         return file.stat().st_size
 
 
@@ -249,7 +340,12 @@ def _unpack(data: bytes, where: object, raw: bool = False) -> Any:
 
 
 def _extension(value: Any, code: int, where: str) -> bytes:
-    _require(isinstance(value, msgpack_module().ExtType) and value.code == code, where, value, f"msgpack extension {code}")
+    _require(
+        isinstance(value, msgpack_module().ExtType) and value.code == code,
+        where,
+        value,
+        f"msgpack extension {code}",
+    )
     return value.data
 
 
@@ -262,7 +358,11 @@ def _record(data: Any, length: int, where: str) -> list[Any]:
 
 
 def _require_shape(shape: Any, where: str) -> None:
-    valid = isinstance(shape, list) and len(shape) <= MAX_AXES and all(type(n) is int and 0 < n < 1 << 63 for n in shape)
+    valid = (
+        isinstance(shape, list)
+        and len(shape) <= MAX_AXES
+        and all(type(n) is int and 0 < n < 1 << 63 for n in shape)
+    )
     _require(valid, where, shape, f"at most {MAX_AXES} positive sizes")
 
 
@@ -273,13 +373,16 @@ def _require(ok: bool, where: object, found: object, expected: str) -> None:
 
 @contextmanager
 def _reading(where: object, what: str) -> Iterator[None]:
-    """Whatever zipfile, numpy, msgpack or the file system raises on a broken file becomes a CheckpointError."""
+    """Whatever zipfile, numpy, msgpack or the file system raises on a broken file becomes a
+    CheckpointError."""
     try:
         yield
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{where}: found {type(error).__name__} ({error}), expected {what}") from error
+        raise CheckpointError(
+            f"{where}: found {type(error).__name__} ({error}), expected {what}"
+        ) from error
 
 
 class _Short(reprlib.Repr):

@@ -30,34 +30,45 @@ _MAX_CHUNK_BYTES = 1 << 30  # the official code stores larger parts in several p
 
 
 def write_vmoe_checkpoint(
-    prefix: str | os.PathLike[str], params: Mapping[str, np.ndarray], *, shards: int = 1, chunk_bytes: int = 1 << 28
+    prefix: str | os.PathLike[str],
+    params: Mapping[str, np.ndarray],
+    *,
+    shards: int = 1,
+    chunk_bytes: int = 1 << 28,
 ) -> None:
-    """Write ``<prefix>.index`` and ``<prefix>.data-00000-of-0000n``, for ``read_vmoe_checkpoint`` and the official V-MoE code.
+    """Write ``<prefix>.index`` and ``<prefix>.data-00000-of-0000n``, for ``read_vmoe_checkpoint``
+    and the official V-MoE code.
 
-    prefix: the common beginning of the files' names, in a folder that exists; with ``.index`` at its end it is taken too.
-    params: flax paths joined by "/" to arrays of any shape that has an element; bool, integers, float16, float32, float64,
-        or bfloat16 of ml_dtypes.
+    prefix: the common beginning of the files' names, in a folder that exists; with ``.index`` at
+        its end it is taken too.
+    params: flax paths joined by "/" to arrays of any shape that has an element; bool, integers,
+        float16, float32, float64, or bfloat16 of ml_dtypes.
     shards: number of data files, about equally large.
-    chunk_bytes: parts of an array have at most so many bytes (or one element); they may lie in different files.
+    chunk_bytes: parts of an array have at most so many bytes (or one element); they may lie in
+        different files.
 
-    All files are written whole under temporary names; then an older index goes, the data files get their names, and the
-    index gets its own last. So an interrupted call leaves the older checkpoint, or none, or the new one, never a mixture.
+    All files are written whole under temporary names; then an older index goes, the data files get
+    their names, and the index gets its own last. So an interrupted call leaves the older
+    checkpoint, or none, or the new one, never a mixture.
     Source of the format: vmoe/checkpoints of github.com/google-research/vmoe.
 
-    ValueError, TypeError: a path, an array or a number that the format cannot hold. ImportError: msgpack is not installed.
+    ValueError, TypeError: a path, an array or a number that the format cannot hold. ImportError:
+        msgpack is not installed.
     """
     if not 1 <= shards <= 99_999:
         raise ValueError(f"shards must be 1 to 99999, got {shards}")
     if not 1 <= chunk_bytes <= _MAX_CHUNK_BYTES:
         raise ValueError(f"chunk_bytes must be 1 to {_MAX_CHUNK_BYTES}, got {chunk_bytes}")
     base = os.fspath(prefix).removesuffix(".index")
-    in_order = sorted(params, key=lambda path: path.split("/"))  # JAX numbers leaves by the sorted keys of each dict
+    # JAX numbers leaves by the sorted keys of each dict
+    in_order = sorted(params, key=lambda path: path.split("/"))
     leaves = [(path, _checked(path, params[path])) for path in in_order]
     if not leaves:
         raise ValueError("params must hold one array or more, got none")
     index, parts_by_shard = _place(leaves, shards, chunk_bytes)
     files = [*(shard_file(base, shard, shards) for shard in range(shards)), Path(f"{base}.index")]
-    unfinished = [file.with_name(f".tmp.{file.name}") for file in files]  # the official code knows these names
+    # the official code knows these names
+    unfinished = [file.with_name(f".tmp.{file.name}") for file in files]
     contents = [*(_shard_content(leaves, parts) for parts in parts_by_shard), iter([index])]
     try:
         for temporary, content in zip(unfinished, contents, strict=True):
@@ -75,14 +86,22 @@ def write_vmoe_checkpoint(
 
 def _checked(path: str, value: Any) -> np.ndarray:
     if len(path) > MAX_PATH or not all(path.split("/")):
-        raise ValueError(f"params must have paths of names joined by '/', at most {MAX_PATH} characters, got {path!r}")
+        raise ValueError(
+            f"params must have paths of names joined by '/', at most {MAX_PATH} characters, got "
+            f"{path!r}"
+        )
     if not isinstance(value, np.ndarray | np.generic):
         raise TypeError(f"params[{path!r}] must be a numpy array, got {type(value).__name__}")
     array = np.asarray(value)
     if array.dtype.name not in ITEMSIZE:
-        raise TypeError(f"params[{path!r}] must be of a dtype among {', '.join(ITEMSIZE)}, got {array.dtype}")
+        raise TypeError(
+            f"params[{path!r}] must be of a dtype among {', '.join(ITEMSIZE)}, got {array.dtype}"
+        )
     if array.size == 0 or array.ndim > MAX_AXES:
-        raise ValueError(f"params[{path!r}] must have an element and at most {MAX_AXES} axes, got shape {array.shape}")
+        raise ValueError(
+            f"params[{path!r}] must have an element and at most {MAX_AXES} axes, got shape "
+            f"{array.shape}"
+        )
     return array
 
 
@@ -100,8 +119,11 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _place(leaves: list[tuple[str, np.ndarray]], shards: int, chunk_bytes: int) -> tuple[bytes, list[dict[int, list[Box]]]]:
-    """Split the arrays, each part to the data file that is the smallest so far → the index, and each file's parts by leaf."""
+def _place(
+    leaves: list[tuple[str, np.ndarray]], shards: int, chunk_bytes: int
+) -> tuple[bytes, list[dict[int, list[Box]]]]:
+    """Split the arrays, each part to the data file that is the smallest so far → the index, and
+    each file's parts by leaf."""
     msgpack = msgpack_module()
     infos: dict[str, Any] = {}
     parts_by_shard: list[dict[int, list[Box]]] = [{} for _ in range(shards)]
@@ -115,23 +137,39 @@ def _place(leaves: list[tuple[str, np.ndarray]], shards: int, chunk_bytes: int) 
             sizes[shard] += box_size(box) * ITEMSIZE[name]
             parts_by_shard[shard].setdefault(number, []).append(box)
             numbers.append(shard)
-        shaped = msgpack.packb((array.shape, name, False, {}))  # not of JAX's weak type, no named axes
-        infos[path] = msgpack.ExtType(INDEX_INFO, msgpack.packb((shaped, [_pack_box(box) for box in boxes], numbers)))
-    return msgpack.packb({"version": VERSION, "shard_count": shards, "index": _nest(infos)}), parts_by_shard
+        # not of JAX's weak type, no named axes
+        shaped = msgpack.packb((array.shape, name, False, {}))
+        infos[path] = msgpack.ExtType(
+            INDEX_INFO, msgpack.packb((shaped, [_pack_box(box) for box in boxes], numbers))
+        )
+    return msgpack.packb(
+        {"version": VERSION, "shard_count": shards, "index": _nest(infos)}
+    ), parts_by_shard
 
 
 def _split(path: str, shape: tuple[int, ...], limit: int) -> list[Box]:
-    """Parts of at most ``limit`` elements, as long in memory as can be, in the order of their beginnings."""
+    """Parts of at most ``limit`` elements, as long in memory as can be, in the order of their
+    beginnings."""
     steps: list[int] = []
     for size in reversed(shape):
         steps.insert(0, min(size, limit // math.prod(steps)))
-    if (count := math.prod(-(-size // step) for size, step in zip(shape, steps, strict=True))) > MAX_ITEMS:
-        raise ValueError(f"chunk_bytes splits params[{path!r}] into {count} parts, at most {MAX_ITEMS} are allowed")
-    axes = ([(i, min(i + step, size)) for i in range(0, size, step)] for size, step in zip(shape, steps, strict=True))
+    if (
+        count := math.prod(-(-size // step) for size, step in zip(shape, steps, strict=True))
+    ) > MAX_ITEMS:
+        raise ValueError(
+            f"chunk_bytes splits params[{path!r}] into {count} parts, at most {MAX_ITEMS} are "
+            "allowed"
+        )
+    axes = (
+        [(i, min(i + step, size)) for i in range(0, size, step)]
+        for size, step in zip(shape, steps, strict=True)
+    )
     return list(itertools.product(*axes))
 
 
-def _shard_content(leaves: list[tuple[str, np.ndarray]], parts: dict[int, list[Box]]) -> Iterator[bytes]:
+def _shard_content(
+    leaves: list[tuple[str, np.ndarray]], parts: dict[int, list[Box]]
+) -> Iterator[bytes]:
     """A data file, part by part."""
     msgpack = msgpack_module()
     packer = msgpack.Packer()
@@ -141,13 +179,19 @@ def _shard_content(leaves: list[tuple[str, np.ndarray]], parts: dict[int, list[B
         yield packer.pack(str(number)) + packer.pack_array_header(len(boxes))
         for box in boxes:
             part = _pack_values(array[box_slices(box)])
-            yield packer.pack([[msgpack.ExtType(NDARRAY, part)], msgpack.ExtType(SLICES, _pack_box(box))])
+            yield packer.pack(
+                [[msgpack.ExtType(NDARRAY, part)], msgpack.ExtType(SLICES, _pack_box(box))]
+            )
 
 
 def _pack_values(part: np.ndarray) -> bytes:
     """Flat, little-endian."""
     name = part.dtype.name
-    bits = part.view(np.uint16).astype("<u2") if name == "bfloat16" else part.astype(np.dtype(name).newbyteorder("<"))
+    bits = (
+        part.view(np.uint16).astype("<u2")
+        if name == "bfloat16"
+        else part.astype(np.dtype(name).newbyteorder("<"))
+    )
     return msgpack_module().packb(((part.size,), name, bits.tobytes()))
 
 

@@ -1,4 +1,5 @@
-"""The expert in separate steps, where what lies between them must be touched or the rows are not T · K."""
+"""The expert in separate steps, where what lies between them must be touched or the rows are not T
+· K."""
 
 import torch
 from torch import Tensor
@@ -21,12 +22,15 @@ def expert_rows(
     precision: str = "ieee",
     dispatch_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """What ``expert_mlp`` computes, rows made and summed outside the product. Slower, and it keeps more for the backward pass.
+    """What ``expert_mlp`` computes, rows made and summed outside the product. Slower, and it keeps
+    more for the backward pass.
 
     Args:
-        dispatch: any plan of R rows whose ``slot_row`` has the shape of the gates; R need not be T · K (Expert Choice).
-        dispatch_dtype: round rows on their way to the experts, and what the experts give before it is weighed, to this dtype; the
-            gradient passes the same roundings. The official V-MoE code does so in bfloat16 to save bandwidth between devices.
+        dispatch: any plan of R rows whose ``slot_row`` has the shape of the gates; R need not be T
+            · K (Expert Choice).
+        dispatch_dtype: round rows on their way to the experts, and what the experts give before it
+            is weighed, to this dtype; the gradient passes the same roundings. The official V-MoE
+            code does so in bfloat16 to save bandwidth between devices.
         The rest as ``expert_mlp``.
     """
     dtype = autocast_dtype(x_TD)
@@ -37,7 +41,9 @@ def expert_rows(
         rows_RD = _rounded(x_TD, dispatch_dtype)[dispatch.row_token]
         hidden_RF = grouped_matmul(rows_RD, w_in, dispatch.offsets, bias=b_in, precision=precision)
         activated_RF = get_activation(activation).value(hidden_RF)
-        out_RD = grouped_matmul(activated_RF, w_out, dispatch.offsets, bias=b_out, precision=precision)
+        out_RD = grouped_matmul(
+            activated_RF, w_out, dispatch.offsets, bias=b_out, precision=precision
+        )
         return combine(_rounded(out_RD, dispatch_dtype), routing, dispatch)
 
 

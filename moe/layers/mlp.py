@@ -7,11 +7,12 @@ from ironmoe.kernels.activations import get_activation
 
 
 class Mlp(nn.Module):
-    """fc2(act(fc1(x))): the MLP of a dense block, by default with the tanh form of GELU as the official ViT's, and the shared
-    expert beside routed ones.
+    """fc2(act(fc1(x))): the MLP of a dense block, by default with the tanh form of GELU as the
+    official ViT's, and the shared expert beside routed ones.
 
     Args:
-        dim: D; hidden_dim: F; activation: a name in ``ironmoe.kernels.ACTIVATIONS``; a gated one doubles the rows of ``fc1``.
+        dim: D; hidden_dim: F; activation: a name in ``ironmoe.kernels.ACTIVATIONS``; a gated one
+            doubles the rows of ``fc1``.
         bias: whether the layers have biases.
     """
 

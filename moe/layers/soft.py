@@ -11,16 +11,20 @@ from ironmoe.moe.layers.moe import ExpertLinear
 
 
 class SoftMoE(nn.Module):
-    """Each of E · P slots takes a softmax-weighted mixture of all tokens of an image, its expert works on it, and each token takes a
-    softmax-weighted mixture of all slots. Fully differentiable; nothing is dropped, and images do not influence each other.
+    """Each of E · P slots takes a softmax-weighted mixture of all tokens of an image, its expert
+    works on it, and each token takes a softmax-weighted mixture of all slots. Fully differentiable;
+    nothing is dropped, and images do not influence each other.
 
-    Scores are scale · x̂ᵀ φ̂ with x and φ normalised to length 1, as in the official code. They are computed in float32 at least.
+    Scores are scale · x̂ᵀ φ̂ with x and φ normalised to length 1, as in the official code. They are
+    computed in float32 at least.
 
     Args:
         dim: D; hidden_dim: F of each expert; num_experts: E; slots_per_expert: P.
-        activation: a name in ``ironmoe.kernels.ACTIVATIONS``; bias: whether the experts have biases.
+        activation: a name in ``ironmoe.kernels.ACTIVATIONS``; bias: whether the experts have
+            biases.
         noise_std: in training, standard deviation of noise on the scores.
-        dispatch_dtype: round tokens before they are mixed, and slots before they are mixed back, to this dtype; the official code does in bfloat16.
+        dispatch_dtype: round tokens before they are mixed, and slots before they are mixed back, to
+            this dtype; the official code does in bfloat16.
         precision: float32 products on a GPU, as in ``MoE``.
     """
 
@@ -40,7 +44,12 @@ class SoftMoE(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"dim": dim, "hidden_dim": hidden_dim, "num_experts": num_experts, "slots_per_expert": slots_per_expert}
+        sizes = {
+            "dim": dim,
+            "hidden_dim": hidden_dim,
+            "num_experts": num_experts,
+            "slots_per_expert": slots_per_expert,
+        }
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
@@ -49,8 +58,15 @@ class SoftMoE(nn.Module):
         check_precision(precision)
         wide = 2 * hidden_dim if get_activation(activation).gated else hidden_dim
         self.dim, self.num_experts, self.slots_per_expert = dim, num_experts, slots_per_expert
-        self.activation, self.noise_std, self.dispatch_dtype, self.precision = activation, noise_std, dispatch_dtype, precision
-        self.phi = nn.Parameter(torch.empty(num_experts, slots_per_expert, dim, device=device, dtype=dtype))
+        self.activation, self.noise_std, self.dispatch_dtype, self.precision = (
+            activation,
+            noise_std,
+            dispatch_dtype,
+            precision,
+        )
+        self.phi = nn.Parameter(
+            torch.empty(num_experts, slots_per_expert, dim, device=device, dtype=dtype)
+        )
         self.scale = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.fc1 = ExpertLinear(num_experts, dim, wide, bias, device, dtype)
         self.fc2 = ExpertLinear(num_experts, hidden_dim, dim, bias, device, dtype)
@@ -64,19 +80,24 @@ class SoftMoE(nn.Module):
     def forward(self, x_BND: Tensor) -> Tensor:
         """x (B, N, D) → (B, N, D)."""
         if x_BND.ndim != 3 or x_BND.shape[-1] != self.dim:
-            raise ValueError(f"x must have shape (images, tokens, {self.dim}), got {tuple(x_BND.shape)}")
+            raise ValueError(
+                f"x must have shape (images, tokens, {self.dim}), got {tuple(x_BND.shape)}"
+            )
         with without_autocast(x_BND):
             scores_BNEP = self.scores(x_BND)
             dispatch_BNEP = scores_BNEP.softmax(1)
             combine_BNEP = scores_BNEP.flatten(2).softmax(-1).view_as(scores_BNEP)
-            slots_EBPD = einsum(dispatch_BNEP, self._rounded(x_BND), "b n e p, b n d -> e b p d").to(x_BND.dtype)
+            slots_EBPD = einsum(
+                dispatch_BNEP, self._rounded(x_BND), "b n e p, b n d -> e b p d"
+            ).to(x_BND.dtype)
         y_EBPD = self._experts(slots_EBPD)
         with without_autocast(x_BND):
             y_BND = einsum(combine_BNEP, self._rounded(y_EBPD), "b n e p, e b p d -> b n d")
         return y_BND.to(y_EBPD.dtype)
 
     def scores(self, x_BND: Tensor) -> Tensor:
-        """(B, N, E, P) float32 or wider, with noise in training. Softmax over N: the slots' mixtures; over (E, P): the tokens'."""
+        """(B, N, E, P) float32 or wider, with noise in training. Softmax over N: the slots'
+        mixtures; over (E, P): the tokens'."""
         wide = torch.promote_types(x_BND.dtype, torch.float32)
         phi_EPD = _unit(self.phi.to(wide)) * self.scale.to(wide)
         scores_BNEP = einsum(_unit(x_BND.to(wide)), phi_EPD, "b n d, e p d -> b n e p")
@@ -88,20 +109,35 @@ class SoftMoE(nn.Module):
         """Every slot through its expert, with gate 1."""
         experts, images, slots, _ = slots_EBPD.shape
         rows_RD = rearrange(slots_EBPD, "e b p d -> (e b p) d")
-        gates_R1 = torch.ones(len(rows_RD), 1, dtype=torch.promote_types(rows_RD.dtype, torch.float32), device=rows_RD.device)
-        experts_R1 = torch.arange(experts, dtype=torch.int32, device=rows_RD.device).repeat_interleave(images * slots)[:, None]
+        gates_R1 = torch.ones(
+            len(rows_RD),
+            1,
+            dtype=torch.promote_types(rows_RD.dtype, torch.float32),
+            device=rows_RD.device,
+        )
+        experts_R1 = torch.arange(
+            experts, dtype=torch.int32, device=rows_RD.device
+        ).repeat_interleave(images * slots)[:, None]
         y_RD = expert_mlp(
-            rows_RD, self.fc1.weight, self.fc2.weight, Routing(gates_R1, experts_R1), b_in=self.fc1.bias, b_out=self.fc2.bias,
+            rows_RD, self.fc1.weight, self.fc2.weight, Routing(gates_R1, experts_R1),
+            b_in=self.fc1.bias, b_out=self.fc2.bias,
             activation=self.activation, precision=self.precision,
         )  # fmt: skip
         return y_RD.view(slots_EBPD.shape)
 
     def _rounded(self, values: Tensor) -> Tensor:
         wide = torch.promote_types(values.dtype, torch.float32)
-        return values.to(wide) if self.dispatch_dtype is None else values.to(self.dispatch_dtype).to(wide)
+        return (
+            values.to(wide)
+            if self.dispatch_dtype is None
+            else values.to(self.dispatch_dtype).to(wide)
+        )
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, num_experts={self.num_experts}, slots_per_expert={self.slots_per_expert}"
+        return (
+            f"dim={self.dim}, num_experts={self.num_experts}, "
+            f"slots_per_expert={self.slots_per_expert}"
+        )
 
 
 def _unit(values: Tensor) -> Tensor:

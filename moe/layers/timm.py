@@ -22,7 +22,8 @@ class MoEMlp(MoE):
         norm_layer, drop, use_conv: only None, 0 and False.
         bias: whether the experts have biases.
         num_experts: E; top_k: K; activation: a name in ``ACTIVATIONS`` in place of ``act_layer``.
-        router: keyword arguments of ``TopKRouter``; moe_options: further keyword arguments of ``MoE``.
+        router: keyword arguments of ``TopKRouter``; moe_options: further keyword arguments of
+            ``MoE``.
 
     Raises:
         ValueError: an argument outside the values above.
@@ -48,13 +49,20 @@ class MoEMlp(MoE):
         **moe_options: Any,
     ) -> None:
         if out_features not in (None, in_features):
-            raise ValueError(f"out_features must be None or in_features = {in_features}, got {out_features}")
+            raise ValueError(
+                f"out_features must be None or in_features = {in_features}, got {out_features}"
+            )
         if norm_layer is not None:
-            raise ValueError(f"norm_layer must be None, because experts have no norm between their layers, got {norm_layer}")
+            raise ValueError(
+                "norm_layer must be None, because experts have no norm between their layers, got "
+                f"{norm_layer}"
+            )
         if drop not in (0, (0, 0)):
             raise ValueError(f"drop must be 0, because experts have no dropout, got {drop}")
         if use_conv:
-            raise ValueError("use_conv must be False: experts take tokens on the last axis, not NCHW images")
+            raise ValueError(
+                "use_conv must be False: experts take tokens on the last axis, not NCHW images"
+            )
         if bias not in (True, False, (True, True), (False, False)):
             raise ValueError(f"bias must be the same for both layers, got {bias}")
         if activation is None:
@@ -70,7 +78,9 @@ class MoEMlp(MoE):
             top_k,
             activation=activation,
             bias=bias in (True, (True, True)),
-            router=TopKRouter(in_features, num_experts, top_k, device=device, dtype=dtype, **(router or {})),
+            router=TopKRouter(
+                in_features, num_experts, top_k, device=device, dtype=dtype, **(router or {})
+            ),
             device=device,
             dtype=dtype,
             **moe_options,
@@ -78,24 +88,27 @@ class MoEMlp(MoE):
 
 
 def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> type[MoEMlp]:
-    """The class that timm takes as ``mlp_layer``: called with the arguments of timm's Mlp, it makes an ``MoE``.
+    """The class that timm takes as ``mlp_layer``: called with the arguments of timm's Mlp, it makes
+    an ``MoE``.
 
-    Layers made with it can be copied and pickled. Every block of the timm model then has experts; for some of them only, see
-    ``upcycle``.
+    Layers made with it can be copied and pickled. Every block of the timm model then has experts;
+    for some of them only, see ``upcycle``.
 
     Args:
         num_experts: E; top_k: K.
         moe_options: ``activation``, ``router`` and those of ``MoE``, see ``MoEMlp``.
 
     Raises:
-        ValueError, TypeError: as ``MoEMlp`` and ``MoE``, at once and not only when a model is built.
+        ValueError, TypeError: as ``MoEMlp`` and ``MoE``, at once and not only when a model is
+            built.
     """
     options = {"num_experts": num_experts, "top_k": top_k, **moe_options}
 
     class Layer(MoEMlp):
         __init__ = partialmethod(MoEMlp.__init__, **options)  # type: ignore[assignment]
 
-        def __reduce__(self) -> tuple[Any, ...]:  # a class made in a function cannot be found by its name
+        # a class made in a function cannot be found by its name
+        def __reduce__(self) -> tuple[Any, ...]:
             return _new, (options,), self.__getstate__()
 
     Layer.__name__ = Layer.__qualname__ = MoEMlp.__name__

@@ -12,17 +12,21 @@ from ironmoe.moe.routers.groups import Grouped
 
 
 class Capacity(Grouped):
-    """Drops the choices that find their expert full, as the official V-MoE code does (arXiv 2106.05974, section 2 and 4).
+    """Drops the choices that find their expert full, as the official V-MoE code does (arXiv
+    2106.05974, section 2 and 4).
 
-    In each group every expert has C places. All first choices are placed before any second choice; among equals the earlier
-    token goes first, or with ``priority`` the token with the larger first gate (Batch Prioritized Routing). A choice that finds
-    no place is dropped: its expert becomes E and its gate 0. The gates that stay are what they were, and the token is not sent elsewhere.
+    In each group every expert has C places. All first choices are placed before any second choice;
+    among equals the earlier token goes first, or with ``priority`` the token with the larger first
+    gate (Batch Prioritized Routing). A choice that finds
+    no place is dropped: its expert becomes E and its gate 0. The gates that stay are what they
+        were, and the token is not sent elsewhere.
 
-    Tokens of a group, and so the images in it, influence each other: which image is dropped depends on its batch mates.
+    Tokens of a group, and so the images in it, influence each other: which image is dropped depends
+    on its batch mates.
 
     Args:
-        factor: C = ⌈factor · S · K / E⌉ for groups of S tokens, rounded up to a multiple of ``multiple_of``. At factor ≥ E / K nothing
-            is dropped.
+        factor: C = ⌈factor · S · K / E⌉ for groups of S tokens, rounded up to a multiple of
+            ``multiple_of``. At factor ≥ E / K nothing is dropped.
         images_per_group, tokens_per_group: what a group is; by default the whole batch.
         priority: place the tokens with the largest first gate first.
         multiple_of: 4 in the official code; 1 leaves C as it is.
@@ -43,7 +47,9 @@ class Capacity(Grouped):
     ) -> None:
         super().__init__(images_per_group, tokens_per_group)
         if (factor is None) == (places is None):
-            raise ValueError(f"give either factor or places, got factor={factor} and places={places}")
+            raise ValueError(
+                f"give either factor or places, got factor={factor} and places={places}"
+            )
         if factor is not None and not 0 < factor < math.inf:
             raise ValueError(f"factor must be finite and above 0, got {factor}")
         if places is not None and places < 1:
@@ -60,19 +66,28 @@ class Capacity(Grouped):
         return places(num_choices * self.members, num_experts, self.factor, self.multiple_of)
 
     def for_members(self, members: int) -> "Capacity":
-        """The same rule for an ensemble, whose members have E / members experts each. Their tokens come member after member, so a
-        group of images holds the tokens of one member, which compete for fewer experts; C stays what it was."""
+        """The same rule for an ensemble, whose members have E / members experts each. Their tokens
+        come member after member, so a group of images holds the tokens of one member, which compete
+        for fewer experts; C stays what it was."""
         own = copy.deepcopy(self)
-        if self.images_per_group is not None or self.tokens_per_group is not None:  # else the one group holds all members
+        # else the one group holds all members
+        if self.images_per_group is not None or self.tokens_per_group is not None:
             own.members = members
         return own
 
     def forward(self, routing: Routing, num_experts: int, tokens_per_group: int) -> Routing:
-        """Routing → Routing, choices beyond the capacity dropped. Nothing is read back to the host."""
+        """Routing → Routing, choices beyond the capacity dropped. Nothing is read back to the
+        host."""
         whole = len(routing.gates) // tokens_per_group * tokens_per_group
-        parts = [(0, whole, tokens_per_group), (whole, len(routing.gates), len(routing.gates) - whole)]
+        parts = [
+            (0, whole, tokens_per_group),
+            (whole, len(routing.gates), len(routing.gates) - whole),
+        ]
         kept = [
-            self._fits(Routing(*(field[start:stop].unflatten(0, (-1, size)) for field in routing)), num_experts)
+            self._fits(
+                Routing(*(field[start:stop].unflatten(0, (-1, size)) for field in routing)),
+                num_experts,
+            )
             for start, stop, size in parts
             if stop > start
         ]
@@ -81,7 +96,9 @@ class Capacity(Grouped):
         kept_TK = torch.cat([part_GSK.flatten(0, 1) for part_GSK in kept])
         gates_TK = routing.gates.masked_fill(~kept_TK, 0)
         if self.renormalize:
-            gates_TK = gates_TK / gates_TK.sum(-1, keepdim=True).clamp_min(torch.finfo(gates_TK.dtype).tiny)
+            gates_TK = gates_TK / gates_TK.sum(-1, keepdim=True).clamp_min(
+                torch.finfo(gates_TK.dtype).tiny
+            )
         return Routing(gates_TK, routing.experts.masked_fill(~kept_TK, num_experts))
 
     def _fits(self, routing: Routing, num_experts: int) -> Tensor:
@@ -91,15 +108,22 @@ class Capacity(Grouped):
         if self.priority:
             order_GS1 = gates_GSK[..., :1].argsort(dim=1, descending=True, stable=True)
             experts_GSK = experts_GSK.take_along_dim(order_GS1, 1)
-        queue_GQ = rearrange(experts_GSK, "g s k -> g (k s)")  # first choices of all tokens, then second choices
+        # first choices of all tokens, then second choices
+        queue_GQ = rearrange(experts_GSK, "g s k -> g (k s)")
         position_GQ = _position_among_equals(queue_GQ, num_experts)
-        fits_GSK = rearrange(position_GQ < self.places_for(size * top_k, num_experts), "g (k s) -> g s k", k=top_k)
+        fits_GSK = rearrange(
+            position_GQ < self.places_for(size * top_k, num_experts), "g (k s) -> g s k", k=top_k
+        )
         if self.priority:
             fits_GSK = fits_GSK.take_along_dim(order_GS1.argsort(dim=1), 1)
         return fits_GSK & (routing.experts < num_experts)
 
     def extra_repr(self) -> str:
-        size = f"factor={self.factor}, multiple_of={self.multiple_of}" if self.places is None else f"places={self.places}"
+        size = (
+            f"factor={self.factor}, multiple_of={self.multiple_of}"
+            if self.places is None
+            else f"places={self.places}"
+        )
         return f"{size}, {super().extra_repr()}, priority={self.priority}"
 
 
@@ -109,9 +133,12 @@ def places(num_choices: int, num_experts: int, factor: float, multiple_of: int) 
 
 
 def _position_among_equals(queue_GQ: Tensor, num_experts: int) -> Tensor:
-    """(G, Q): how many earlier entries of the same row name the same expert. By a stable sort: memory of size Q, not Q · E."""
+    """(G, Q): how many earlier entries of the same row name the same expert. By a stable sort:
+    memory of size Q, not Q · E."""
     sorted_GQ, source_GQ = queue_GQ.long().sort(dim=1, stable=True)
     values = torch.arange(num_experts + 1, device=queue_GQ.device).expand(len(queue_GQ), -1)
     first_GE = torch.searchsorted(sorted_GQ, values.contiguous())
-    rank_GQ = torch.arange(queue_GQ.shape[1], device=queue_GQ.device) - first_GE.gather(1, sorted_GQ)
+    rank_GQ = torch.arange(queue_GQ.shape[1], device=queue_GQ.device) - first_GE.gather(
+        1, sorted_GQ
+    )
     return torch.empty_like(rank_GQ).scatter_(1, source_GQ, rank_GQ)

@@ -8,18 +8,27 @@ from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
 
 
 class EnsembleRouter(TopKRouter):
-    """M members share one layer. The tokens come M times over, all of member 0 first; member m chooses among the E / M experts
-    m · E / M … only, so the matrix of gates is block diagonal. Noise and auxiliary losses are those of M routers with E / M experts.
+    """M members share one layer. The tokens come M times over, all of member 0 first; member m
+    chooses among the E / M experts m · E / M … only, so the matrix of gates is block diagonal.
+    Noise and auxiliary losses are those of M routers with E / M experts.
 
     Args:
-        ensemble_size: M, dividing E; K ≤ E / M. The rest as ``TopKRouter``; ``weight`` is (E, D), member after member.
+        ensemble_size: M, dividing E; K ≤ E / M. The rest as ``TopKRouter``; ``weight`` is (E, D),
+            member after member.
     """
 
-    def __init__(self, dim: int, num_experts: int, top_k: int = 2, *, ensemble_size: int, **options: object) -> None:
+    def __init__(
+        self, dim: int, num_experts: int, top_k: int = 2, *, ensemble_size: int, **options: object
+    ) -> None:
         if ensemble_size < 1 or num_experts % ensemble_size:
-            raise ValueError(f"ensemble_size must divide num_experts = {num_experts}, got {ensemble_size}")
+            raise ValueError(
+                f"ensemble_size must divide num_experts = {num_experts}, got {ensemble_size}"
+            )
         if top_k > num_experts // ensemble_size:
-            raise ValueError(f"top_k must be at most the {num_experts // ensemble_size} experts of a member, got {top_k}")
+            raise ValueError(
+                f"top_k must be at most the {num_experts // ensemble_size} experts of a member, "
+                f"got {top_k}"
+            )
         for name in ("groups", "bias", "selection_bias", "softcap"):
             if options.get(name):
                 raise ValueError(f"EnsembleRouter has no {name}, got {options[name]}")
@@ -27,9 +36,13 @@ class EnsembleRouter(TopKRouter):
         self.ensemble_size = ensemble_size
 
     def forward(self, x_TD: Tensor, tokens_per_group: int | None = None) -> RouterOutput:
-        """x (T, D), member after member → RouterOutput over all E experts; logits of other members' experts are −∞."""
+        """x (T, D), member after member → RouterOutput over all E experts; logits of other members'
+        experts are −∞."""
         if len(x_TD) % self.ensemble_size:
-            raise ValueError(f"x must hold the same tokens for {self.ensemble_size} members, got {len(x_TD)} tokens")
+            raise ValueError(
+                f"x must hold the same tokens for {self.ensemble_size} members, got {len(x_TD)} "
+                "tokens"
+            )
         return super().forward(x_TD, tokens_per_group)
 
     def _logits(self, x_TD: Tensor) -> Tensor:

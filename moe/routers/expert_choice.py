@@ -11,16 +11,19 @@ from ironmoe.moe.routers.top_k import RouterOutput
 
 
 class ExpertChoiceRouter(Grouped):
-    """Softmax over experts; then each expert takes the C tokens of a group that weigh most on it, ties to the earlier token. The load
-    is even by construction and there is no auxiliary loss; a token may get any number of experts, also none.
+    """Softmax over experts; then each expert takes the C tokens of a group that weigh most on it,
+    ties to the earlier token. The load is even by construction and there is no auxiliary loss; a
+    token may get any number of experts, also none.
 
     Tokens of a group compete: what happens to one depends on the others, also on those after it.
 
-    The Routing it gives has K = E: entry e of a token is expert e, or dropped (E) with gate 0 where e did not choose the token.
+    The Routing it gives has K = E: entry e of a token is expert e, or dropped (E) with gate 0 where
+    e did not choose the token.
 
     Args:
         dim: D; num_experts: E.
-        factor: C = ⌈factor · S / E⌉ for groups of S tokens, rounded up to a multiple of ``multiple_of``, at most S.
+        factor: C = ⌈factor · S / E⌉ for groups of S tokens, rounded up to a multiple of
+            ``multiple_of``, at most S.
         images_per_group, tokens_per_group: what a group is; by default the whole batch.
         noise_std: in training, noise N(0, (noise_std / E)²) on the logits.
     """
@@ -40,10 +43,13 @@ class ExpertChoiceRouter(Grouped):
     ) -> None:
         super().__init__(images_per_group, tokens_per_group)
         if dim < 1 or num_experts < 1:
-            raise ValueError(f"dim and num_experts must be at least 1, got dim={dim}, num_experts={num_experts}")
+            raise ValueError(
+                f"dim and num_experts must be at least 1, got dim={dim}, num_experts={num_experts}"
+            )
         if not factor > 0 or multiple_of < 1:
             raise ValueError(
-                f"factor must be above 0 and multiple_of at least 1, got factor={factor}, multiple_of={multiple_of}"
+                f"factor must be above 0 and multiple_of at least 1, got factor={factor}, "
+                f"multiple_of={multiple_of}"
             )
         if noise_std < 0:
             raise ValueError(f"noise_std must be at least 0, got {noise_std}")
@@ -63,27 +69,38 @@ class ExpertChoiceRouter(Grouped):
             logits_TE = nn.functional.linear(x_TD.to(wide), self.weight.to(wide))
             noisy_TE = logits_TE
             if self.training and self.noise_std > 0:
-                noisy_TE = logits_TE + torch.randn_like(logits_TE) * (self.noise_std / self.num_experts)
+                noisy_TE = logits_TE + torch.randn_like(logits_TE) * (
+                    self.noise_std / self.num_experts
+                )
             gates_TE = noisy_TE.softmax(-1)
             plan = self._choose(gates_TE.detach(), tokens_per_group or len(x_TD))
         chosen_TE = plan.slot_row >= 0
         experts_E = torch.arange(self.num_experts, dtype=torch.int32, device=x_TD.device)
-        routing = Routing(gates_TE.masked_fill(~chosen_TE, 0), experts_E.where(chosen_TE, self.num_experts))
+        routing = Routing(
+            gates_TE.masked_fill(~chosen_TE, 0), experts_E.where(chosen_TE, self.num_experts)
+        )
         return RouterOutput(routing, logits_TE, None, plan)
 
     def _choose(self, gates_TE: Tensor, tokens_per_group: int) -> Dispatch:
-        """Each expert's tokens, as rows sorted by expert and then by token. All sizes are known beforehand."""
+        """Each expert's tokens, as rows sorted by expert and then by token. All sizes are known
+        beforehand."""
         num_tokens = len(gates_TE)
         size = max(min(tokens_per_group, num_tokens), 1)
         whole = num_tokens // size * size
         tokens_ER = self._best(
-            gates_TE[:whole].unflatten(0, (-1, size)) if whole else gates_TE.new_zeros(0, 1, self.num_experts)
+            gates_TE[:whole].unflatten(0, (-1, size))
+            if whole
+            else gates_TE.new_zeros(0, 1, self.num_experts)
         )
         if whole < num_tokens:  # the last group is smaller
             tokens_ER = torch.cat([tokens_ER, whole + self._best(gates_TE[whole:][None])], dim=1)
         rows_each = tokens_ER.shape[1]
-        rows_ER = torch.arange(tokens_ER.numel(), dtype=torch.int32, device=gates_TE.device).view(tokens_ER.shape)
-        slot_row_ET = torch.full((self.num_experts, num_tokens), -1, dtype=torch.int32, device=gates_TE.device)
+        rows_ER = torch.arange(tokens_ER.numel(), dtype=torch.int32, device=gates_TE.device).view(
+            tokens_ER.shape
+        )
+        slot_row_ET = torch.full(
+            (self.num_experts, num_tokens), -1, dtype=torch.int32, device=gates_TE.device
+        )
         experts_E = torch.arange(self.num_experts + 1, dtype=torch.int32, device=gates_TE.device)
         return Dispatch(
             offsets=experts_E * rows_each,
@@ -96,9 +113,18 @@ class ExpertChoiceRouter(Grouped):
         """(E, G · C) the tokens each expert takes from these groups, in their order."""
         num_groups, size, _ = gates_GSE.shape
         count = min(places(size, self.num_experts, self.factor, self.multiple_of), size)
-        best_GEC = gates_GSE.transpose(1, 2).sort(dim=2, descending=True, stable=True).indices[..., :count].sort(dim=2).values
+        best_GEC = (
+            gates_GSE.transpose(1, 2)
+            .sort(dim=2, descending=True, stable=True)
+            .indices[..., :count]
+            .sort(dim=2)
+            .values
+        )
         first_G = torch.arange(0, num_groups * size, size, device=gates_GSE.device)
         return (best_GEC + first_G[:, None, None]).transpose(0, 1).flatten(1)
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, num_experts={self.num_experts}, factor={self.factor}, {super().extra_repr()}"
+        return (
+            f"{self.dim}, num_experts={self.num_experts}, factor={self.factor}, "
+            f"{super().extra_repr()}"
+        )

@@ -1,4 +1,5 @@
-"""Auxiliary losses that keep routers balanced and their logits small, in float32 or wider: one number, or one a group."""
+"""Auxiliary losses that keep routers balanced and their logits small, in float32 or wider: one
+number, or one a group."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,12 @@ from torch import Tensor, nn
 
 
 def importance_loss(gates_TE: Tensor) -> Tensor:
-    """Squared coefficient of variation of each expert's summed gates (V-MoE, arXiv 2106.05974, appendix A).
+    """Squared coefficient of variation of each expert's summed gates (V-MoE, arXiv 2106.05974,
+    appendix A).
 
     Args:
-        gates_TE: (…, T, E) softmax of the noise-free logits, all experts. Leading axes are groups, each with a loss of its own.
+        gates_TE: (…, T, E) softmax of the noise-free logits, all experts. Leading axes are groups,
+            each with a loss of its own.
     """
     return _squared_variation(gates_TE.sum(-2))
 
@@ -19,16 +22,20 @@ def importance_loss(gates_TE: Tensor) -> Tensor:
 def load_loss(logits_TE: Tensor, noisy_logits_TE: Tensor, noise_std: float, top_k: int) -> Tensor:
     """Squared coefficient of variation of the expected load under fresh noise (V-MoE, appendix A).
 
-    The probability that expert e would still be chosen if the noise were drawn again is 1 − Φ((thr − logits) / noise_std),
-    with thr the K-th largest noisy logit of the token; gradients flow through thr too, as in the official code.
+    The probability that expert e would still be chosen if the noise were drawn again is 1 − Φ((thr
+    − logits) / noise_std), with thr the K-th largest noisy logit of the token; gradients flow
+    through thr too, as in the official code.
 
     Args:
-        logits_TE: (…, T, E) noise-free logits; noisy_logits_TE: the same plus the noise the router used.
+        logits_TE: (…, T, E) noise-free logits; noisy_logits_TE: the same plus the noise the router
+            used.
         noise_std: the standard deviation of that noise, > 0.
         top_k: K.
     """
     if noise_std <= 0:
-        raise ValueError(f"noise_std must be above 0 (the load is an expectation over noise), got {noise_std}")
+        raise ValueError(
+            f"noise_std must be above 0 (the load is an expectation over noise), got {noise_std}"
+        )
     threshold_T1 = noisy_logits_TE.topk(top_k, dim=-1).values[..., -1:]
     z = (threshold_T1 - logits_TE) / noise_std
     probability_TE = torch.special.ndtr(-z)
@@ -36,7 +43,8 @@ def load_loss(logits_TE: Tensor, noisy_logits_TE: Tensor, noise_std: float, top_
 
 
 def balance_loss(gates_TE: Tensor) -> Tensor:
-    """E · Σₑ fₑ Pₑ: the share of tokens whose best expert is e times its mean gate (GShard 2006.16668, Switch 2101.03961).
+    """E · Σₑ fₑ Pₑ: the share of tokens whose best expert is e times its mean gate (GShard
+    2006.16668, Switch 2101.03961).
 
     1 at perfect balance, E when one expert takes all.
 
@@ -54,16 +62,19 @@ def router_z_loss(logits_TE: Tensor) -> Tensor:
 
 
 def collect_aux_loss(model: nn.Module) -> Tensor:
-    """Sum of ``aux_loss`` over the MoE layers that ran a training forward; 0 where there is none. Add it to your loss."""
+    """Sum of ``aux_loss`` over the MoE layers that ran a training forward; 0 where there is none.
+    Add it to your loss."""
     losses = (getattr(module, "aux_loss", None) for module in model.modules())
     return sum((loss for loss in losses if isinstance(loss, Tensor)), torch.zeros(()))
 
 
 @contextmanager
 def aux_loss_in_eval(model: nn.Module) -> Iterator[None]:
-    """Routers compute ``aux_loss`` in eval mode, too, while the block runs: without noise, and so without the load loss.
+    """Routers compute ``aux_loss`` in eval mode, too, while the block runs: without noise, and so
+    without the load loss.
 
-    The paper's attack may ascend the auxiliary loss of a model in eval mode; outside this block eval computes none.
+    The paper's attack may ascend the auxiliary loss of a model in eval mode; outside this block
+    eval computes none.
     """
     routers = [module for module in model.modules() if hasattr(module, "aux_loss_in_eval")]
     before = [router.aux_loss_in_eval for router in routers]
@@ -77,5 +88,6 @@ def aux_loss_in_eval(model: nn.Module) -> Iterator[None]:
 
 
 def _squared_variation(values_E: Tensor) -> Tensor:
-    """(std / mean)², population std; by the variance, because the root has no gradient at perfect balance (NaN at E = 2)."""
+    """(std / mean)², population std; by the variance, because the root has no gradient at perfect
+    balance (NaN at E = 2)."""
     return values_E.var(-1, correction=0) / values_E.mean(-1).square()

@@ -27,27 +27,35 @@ class RouterOutput(NamedTuple):
 
 
 class TopKRouter(nn.Module):
-    """Scores all experts and takes the best K; ties to the lower index. The defaults are V-MoE's (arXiv 2106.05974).
+    """Scores all experts and takes the best K; ties to the lower index. The defaults are V-MoE's
+    (arXiv 2106.05974).
 
-    In training, noise N(0, (noise_std / E)²) is added to the logits before the choice, and ``aux_loss`` is the weighted sum of
-    the losses below: of each group by itself, then their mean. In eval neither happens. Logits are computed in float32 at
-    least, also under autocast. Set ``router.noise`` to a standard normal tensor (T, E) to use it in place of fresh noise.
+    In training, noise N(0, (noise_std / E)²) is added to the logits before the choice, and
+    ``aux_loss`` is the weighted sum of
+    the losses below: of each group by itself, then their mean. In eval neither happens. Logits are
+    computed in float32 at least, also under autocast. Set ``router.noise`` to a standard normal
+    tensor (T, E) to use it in place of fresh noise.
 
     docs/routers.md lists which arguments make which router of Hugging Face's model families.
 
     Args:
         dim: D; num_experts: E ≥ 1; top_k: 1 ≤ K ≤ E.
-        renormalize: make the K gates of a token sum to 1 (Mixtral); V-MoE does not. A number p: divide by their p-norm (DBRX).
+        renormalize: make the K gates of a token sum to 1 (Mixtral); V-MoE does not. A number p:
+            divide by their p-norm (DBRX).
         noise_std: standard deviation of the noise, times E.
-        importance_weight, load_weight, balance_weight, z_weight: factors of the auxiliary losses; load needs noise.
+        importance_weight, load_weight, balance_weight, z_weight: factors of the auxiliary losses;
+            load needs noise.
         score: "softmax", "sigmoid" or "sqrtsoftplus".
-        order: "score_first" scores all experts and picks the best; "topk_first" picks by logit and scores only the K chosen.
+        order: "score_first" scores all experts and picks the best; "topk_first" picks by logit and
+            scores only the K chosen.
         groups: keep only the best groups of experts before the choice (DeepSeek).
         scale: factor on the gates, after renormalising (DeepSeek's routed_scaling_factor).
         bias: whether the logits have a learned bias (gpt-oss).
-        selection_bias: keep a buffer (E,), added to what is compared and never to what weighs; ``update_selection_bias`` moves it
-            so that loads even out without a loss (arXiv 2408.15664).
-        jitter: in training, multiply x by uniform noise from 1 − jitter to 1 + jitter (Switch, arXiv 2101.03961).
+        selection_bias: keep a buffer (E,), added to what is compared and never to what weighs;
+            ``update_selection_bias`` moves it so that loads even out without a loss (arXiv
+            2408.15664).
+        jitter: in training, multiply x by uniform noise from 1 − jitter to 1 + jitter (Switch,
+            arXiv 2101.03961).
         softcap: cut the logits smoothly, softcap · tanh(logits / softcap).
 
     Raises:
@@ -83,7 +91,9 @@ class TopKRouter(nn.Module):
     ) -> None:
         super().__init__()
         if dim < 1 or num_experts < 1:
-            raise ValueError(f"dim and num_experts must be at least 1, got dim={dim}, num_experts={num_experts}")
+            raise ValueError(
+                f"dim and num_experts must be at least 1, got dim={dim}, num_experts={num_experts}"
+            )
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k must be from 1 to num_experts = {num_experts}, got {top_k}")
         if noise_std < 0:
@@ -93,7 +103,9 @@ class TopKRouter(nn.Module):
         if softcap is not None and not softcap > 0:
             raise ValueError(f"softcap must be above 0 or None, got {softcap}")
         if not isinstance(renormalize, bool) and not renormalize > 0:
-            raise ValueError(f"renormalize must be True, False or the p > 0 of a norm, got {renormalize}")
+            raise ValueError(
+                f"renormalize must be True, False or the p > 0 of a norm, got {renormalize}"
+            )
         self.dim, self.num_experts, self.top_k = dim, num_experts, top_k
         self.renormalize, self.noise_std = renormalize, noise_std
         self.importance_weight, self.load_weight = importance_weight, load_weight
@@ -102,13 +114,27 @@ class TopKRouter(nn.Module):
         self.jitter, self.softcap = jitter, softcap
         self.aux_loss_in_eval, self.noise = False, None
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
+        self.bias = (
+            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
+        )
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         zeros = torch.zeros(num_experts, device=device, dtype=wide) if selection_bias else None
         self.register_buffer("selection_bias", zeros)
-        counts = torch.zeros(num_experts + 1, device=device, dtype=torch.int64) if selection_bias else None
-        self.register_buffer("choices", counts, persistent=False)  # in training, since the last update; [E] counts nothing
-        topk_route(torch.zeros(1, num_experts, device="cpu"), top_k, score=score, order=order, groups=groups)  # checks these
+        counts = (
+            torch.zeros(num_experts + 1, device=device, dtype=torch.int64)
+            if selection_bias
+            else None
+        )
+        # in training, since the last update; [E] counts nothing
+        self.register_buffer("choices", counts, persistent=False)
+        # checks these
+        topk_route(
+            torch.zeros(1, num_experts, device="cpu"),
+            top_k,
+            score=score,
+            order=order,
+            groups=groups,
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -121,7 +147,8 @@ class TopKRouter(nn.Module):
             self.choices.zero_()
 
     def forward(self, x_TD: Tensor, tokens_per_group: int | None = None) -> RouterOutput:
-        """x (T, D) → RouterOutput. ``tokens_per_group``: how many tokens share an auxiliary loss; by default all."""
+        """x (T, D) → RouterOutput. ``tokens_per_group``: how many tokens share an auxiliary loss;
+        by default all."""
         with without_autocast(x_TD):
             if self.training and self.jitter:
                 x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.jitter, 1 + self.jitter)
@@ -131,19 +158,31 @@ class TopKRouter(nn.Module):
             if self.training and self.selection_bias is not None:
                 chosen = routing.experts.detach().flatten().long()
                 self.choices.scatter_add_(0, chosen, torch.ones_like(chosen))
-            aux_loss = self._aux_loss(logits_TE, noisy_TE, tokens_per_group) if self.training or self.aux_loss_in_eval else None
+            aux_loss = (
+                self._aux_loss(logits_TE, noisy_TE, tokens_per_group)
+                if self.training or self.aux_loss_in_eval
+                else None
+            )
         return RouterOutput(routing, self._over_all_experts(logits_TE), aux_loss)
 
     def gates_of(self, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
-        """(T, K) gates that this router's rule gives to these experts, chosen or not, from ``RouterOutput.logits``."""
-        gates_TK = gates_of_choice(logits_TE, experts_TK.long(), self.score, self.order, self.renormalize is True, self.scale)
+        """(T, K) gates that this router's rule gives to these experts, chosen or not, from
+        ``RouterOutput.logits``."""
+        gates_TK = gates_of_choice(
+            logits_TE,
+            experts_TK.long(),
+            self.score,
+            self.order,
+            self.renormalize is True,
+            self.scale,
+        )
         return self._by_p_norm(gates_TK)
 
     @torch.no_grad()
     def update_selection_bias(self, rate: float = 1e-3) -> None:
-        """Move each expert's selection bias by ``rate`` towards an even load: up if it was chosen less than the mean since the
-        last update, down if more (arXiv 2408.15664, algorithm 1). Call it once a step; with several processes, sum
-        ``router.choices`` over them first."""
+        """Move each expert's selection bias by ``rate`` towards an even load: up if it was chosen
+        less than the mean since the last update, down if more (arXiv 2408.15664, algorithm 1). Call
+        it once a step; with several processes, sum ``router.choices`` over them first."""
         if self.selection_bias is None:
             raise ValueError("update_selection_bias needs a router made with selection_bias=True")
         load = self.choices[: self.num_experts].to(self.selection_bias.dtype)
@@ -154,7 +193,9 @@ class TopKRouter(nn.Module):
         wide = torch.promote_types(x_TD.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(wide)
         logits_TE = nn.functional.linear(x_TD.to(wide), self.weight.to(wide), bias)
-        return logits_TE if self.softcap is None else self.softcap * (logits_TE / self.softcap).tanh()
+        return (
+            logits_TE if self.softcap is None else self.softcap * (logits_TE / self.softcap).tanh()
+        )
 
     def _over_all_experts(self, logits_TE: Tensor) -> Tensor:
         """(T, E), whatever shape the logits of a subclass have."""
@@ -165,12 +206,16 @@ class TopKRouter(nn.Module):
             return logits_TE
         noise_TE = torch.randn_like(logits_TE) if self.noise is None else self.noise.to(logits_TE)
         if noise_TE.shape != logits_TE.shape:
-            raise ValueError(f"noise must have the shape of the logits, {tuple(logits_TE.shape)}, got {tuple(noise_TE.shape)}")
+            raise ValueError(
+                f"noise must have the shape of the logits, {tuple(logits_TE.shape)}, got "
+                f"{tuple(noise_TE.shape)}"
+            )
         return logits_TE + noise_TE * (self.noise_std / logits_TE.shape[-1])
 
     def _route(self, noisy_TE: Tensor) -> Routing:
         routing = topk_route(
-            noisy_TE, self.top_k, score=self.score, order=self.order, renormalize=self.renormalize is True,
+            noisy_TE, self.top_k, score=self.score, order=self.order,
+            renormalize=self.renormalize is True,
             selection_bias=self.selection_bias, groups=self.groups, scale=self.scale,
         )  # fmt: skip
         return routing._replace(gates=self._by_p_norm(routing.gates))
@@ -181,16 +226,25 @@ class TopKRouter(nn.Module):
         norm_T1 = gates_TK.norm(self.renormalize, dim=-1, keepdim=True)
         return gates_TK * (self.scale / norm_T1.clamp_min(torch.finfo(norm_T1.dtype).tiny))
 
-    def _aux_loss(self, logits_TE: Tensor, noisy_TE: Tensor, tokens_per_group: int | None) -> Tensor:
-        """The mean over groups. The token axis is the last but one; axes before it are groups already."""
+    def _aux_loss(
+        self, logits_TE: Tensor, noisy_TE: Tensor, tokens_per_group: int | None
+    ) -> Tensor:
+        """The mean over groups. The token axis is the last but one; axes before it are groups
+        already."""
         num_tokens = logits_TE.shape[-2]
         if num_tokens == 0:
             return logits_TE.new_zeros(())
         size = min(tokens_per_group or num_tokens, num_tokens)
         whole = num_tokens // size * size
-        losses = [self._group_losses(*(z[..., :whole, :].unflatten(-2, (-1, size)) for z in (logits_TE, noisy_TE)))]
+        losses = [
+            self._group_losses(
+                *(z[..., :whole, :].unflatten(-2, (-1, size)) for z in (logits_TE, noisy_TE))
+            )
+        ]
         if whole < num_tokens:
-            losses.append(self._group_losses(*(z[..., None, whole:, :] for z in (logits_TE, noisy_TE))))
+            losses.append(
+                self._group_losses(*(z[..., None, whole:, :] for z in (logits_TE, noisy_TE)))
+            )
         return torch.cat([loss.flatten() for loss in losses]).mean()
 
     def _group_losses(self, logits_GSE: Tensor, noisy_GSE: Tensor) -> Tensor:
@@ -213,6 +267,7 @@ class TopKRouter(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.dim}, num_experts={self.num_experts}, top_k={self.top_k}, score={self.score!r}, "
+            f"{self.dim}, num_experts={self.num_experts}, top_k={self.top_k}, "
+            f"score={self.score!r}, "
             f"renormalize={self.renormalize}, noise_std={self.noise_std}"
         )

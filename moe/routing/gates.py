@@ -8,26 +8,31 @@ from ironmoe.moe.routing.routed_layers import Decision
 GATES = ("own", "kept", "uniform", "renormalized")  # as ironmoe.moe.routing.policies explains them
 
 
-def gates_for(decision: Decision, experts_TK: Tensor, mode: str | None, logits_TE: Tensor | None) -> Tensor:
+def gates_for(
+    decision: Decision, experts_TK: Tensor, mode: str | None, logits_TE: Tensor | None
+) -> Tensor:
     """Gates (T, K′) of other experts than the router's; 0 for dropped ones."""
     before_TK, dropped_TK = decision.routing.gates, experts_TK >= decision.num_experts
     known = decision.gates_of is not None and logits_TE is not None
     if mode == "own" and not known:
         raise ValueError(
-            f'gates="own" needs the rule of the router, which {decision.layer!r} does not tell; use "kept" or "uniform"'
+            f'gates="own" needs the rule of the router, which {decision.layer!r} does not tell; '
+            'use "kept" or "uniform"'
         )
     if mode == "uniform":
         return uniform(experts_TK, decision)
     if mode != "kept" and known:
         assert decision.gates_of is not None and logits_TE is not None
-        # E, a dropped choice, has a logit, too, of −∞: it must weigh nothing where gates share a sum.
+        # E, a dropped choice, has a logit, too, of −∞: it must weigh nothing where gates share a
+        # sum.
         logits_and_dropped = torch.nn.functional.pad(logits_TE, (0, 1), value=float("-inf"))
         gates_TK = decision.gates_of(logits_and_dropped, experts_TK)
     elif experts_TK.shape[1] <= before_TK.shape[1]:
         gates_TK = before_TK[:, : experts_TK.shape[1]]
     else:
         raise ValueError(
-            f'gates must be "uniform" or "own" for {experts_TK.shape[1]} experts a token in place of {before_TK.shape[1]}, got {mode!r}'
+            f'gates must be "uniform" or "own" for {experts_TK.shape[1]} experts a token in place '
+            f"of {before_TK.shape[1]}, got {mode!r}"
         )
     gates_TK = gates_TK.masked_fill(dropped_TK, 0)
     return with_sum(gates_TK, 1) if mode == "renormalized" else gates_TK
@@ -43,4 +48,5 @@ def with_sum(gates_TK: Tensor, total: Tensor | int) -> Tensor:
     """Gates scaled to this sum, computed in float32 at least; gates that are all 0 stay so."""
     wide_TK = gates_TK.to(torch.promote_types(gates_TK.dtype, torch.float32))
     sum_T1 = wide_TK.sum(1, keepdim=True).clamp_min(torch.finfo(wide_TK.dtype).tiny)
-    return (wide_TK / sum_T1 * total).to(gates_TK.dtype)  # in this order: total / sum overflows where all gates are 0
+    # in this order: total / sum overflows where all gates are 0
+    return (wide_TK / sum_T1 * total).to(gates_TK.dtype)

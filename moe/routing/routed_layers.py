@@ -1,7 +1,9 @@
-"""The places of a model where tokens are routed, and a way to look at each decision and to replace it.
+"""The places of a model where tokens are routed, and a way to look at each decision and to replace
+it.
 
-A site is an ``MoE`` layer, or the experts of a Hugging Face model. One hook a site serves everybody: first every edit in the order
-in which it came, then, after any capacity, every final edit, then every watcher, so that a trace sees what an intervention made.
+A site is an ``MoE`` layer, or the experts of a Hugging Face model. One hook a site serves
+everybody: first every edit in the order in which it came, then, after any capacity, every final
+edit, then every watcher, so that a trace sees what an intervention made.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +29,8 @@ class Decision(NamedTuple):
     logits:      (T, E), or None where a Hugging Face router does not give them
     x:           (T, D), the tokens
     num_experts: E
-    gates_of:    (logits (T, E), experts (T, K′)) → the gates this router would give them; None where its rule is not known
+    gates_of:    (logits (T, E), experts (T, K′)) → the gates this router would give them; None
+        where its rule is not known
     """
 
     layer: str
@@ -39,7 +42,8 @@ class Decision(NamedTuple):
 
 
 Edit = Callable[[Decision], Routing]
-Watch = Callable[[Decision, Routing], None]  # with the routing that is carried out: after edits and capacity
+# with the routing that is carried out: after edits and capacity
+Watch = Callable[[Decision, Routing], None]
 
 
 class Site(NamedTuple):
@@ -52,14 +56,17 @@ class Site(NamedTuple):
 
 
 def routing_sites(model: nn.Module) -> dict[str, Site]:
-    """All routed layers by name, in the model's order. A compiled model's layers have the names they had before."""
+    """All routed layers by name, in the model's order. A compiled model's layers have the names
+    they had before."""
     found = [
         Site(name, module, module.router, module.num_experts)
         for name, module in model.named_modules()
         if isinstance(module, MoE)
     ]
     found += [Site(*site) for site in expert_sites(model)]
-    names = [".".join(part for part in site.name.split(".") if part != "_orig_mod") for site in found]
+    names = [
+        ".".join(part for part in site.name.split(".") if part != "_orig_mod") for site in found
+    ]
     return {name: site._replace(name=name) for name, site in zip(names, found, strict=True)}
 
 
@@ -70,11 +77,14 @@ def attached(
     watchers: Mapping[str, Watch],
     final_edits: Mapping[str, Edit] | None = None,
 ) -> Iterator[None]:
-    """Run these callbacks, by name of site, on every forward inside the block. A final edit sees, and replaces, the routing that is
-    carried out, after any capacity. Compiled code knows nothing of hooks, so inside the block torch.compile stands aside and
-    everything runs eagerly."""
+    """Run these callbacks, by name of site, on every forward inside the block. A final edit sees,
+    and replaces, the routing that is carried out, after any capacity. Compiled code knows nothing
+    of hooks, so inside the block torch.compile stands aside and everything runs eagerly."""
     finals = final_edits or {}
-    stations = {name: _IN_USE.get(sites[name].module) or _Station(sites[name]) for name in {*edits, *watchers, *finals}}
+    stations = {
+        name: _IN_USE.get(sites[name].module) or _Station(sites[name])
+        for name in {*edits, *watchers, *finals}
+    }
     with torch.compiler.set_stance("force_eager"):
         for name, station in stations.items():
             station.join(edits.get(name), watchers.get(name), finals.get(name))
@@ -94,7 +104,8 @@ class _Station:
         self.final_edits: list[Edit] = []
         self.watchers: list[Watch] = []
         self.handles: list[RemovableHandle] = []
-        self.inside = False  # an MoE's forward: its router, and its capacity, may serve other layers, too
+        # an MoE's forward: its router, and its capacity, may serve other layers, too
+        self.inside = False
         self.pending: Decision | None = None  # between an MoE's router and its capacity
         self.logits: Tensor | None = None  # between a Hugging Face router and its experts
 
@@ -136,7 +147,8 @@ class _Station:
         module, router = self.site.module, self.site.router
         if isinstance(module, MoE):
             yield module.register_forward_pre_hook(self._enter)
-            yield module.register_forward_hook(self._exit, always_call=True)  # also after an exception
+            # also after an exception
+            yield module.register_forward_hook(self._exit, always_call=True)
             yield module.router.register_forward_hook(self._after_router)
             if module.capacity is not None:
                 yield module.capacity.register_forward_hook(self._after_capacity)
@@ -151,12 +163,16 @@ class _Station:
     def _exit(self, _: nn.Module, __: object, ___: object) -> None:
         self.inside, self.pending = False, None
 
-    def _after_router(self, router: nn.Module, args: tuple[Any, ...], output: RouterOutput) -> RouterOutput:
+    def _after_router(
+        self, router: nn.Module, args: tuple[Any, ...], output: RouterOutput
+    ) -> RouterOutput:
         if not self.inside:
             return output
         gates_of = router.gates_of if isinstance(router, TopKRouter) else None
         name, num_experts = self.site.name, self.site.num_experts
-        decision = self.decide(Decision(name, output.routing, output.logits, args[0], num_experts, gates_of))
+        decision = self.decide(
+            Decision(name, output.routing, output.logits, args[0], num_experts, gates_of)
+        )
         routing = decision.routing
         if self.site.module.capacity is None:
             routing = self.finish(decision, routing)
@@ -175,14 +191,18 @@ class _Station:
         self.logits = router_logits(output, self.site.num_experts)
 
     def _before_experts(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x_TD, experts_TK, gates_TK = (*args, *kwargs.values())  # families name the last two differently, in one order
+        # families name the last two differently, in one order
+        x_TD, experts_TK, gates_TK = (*args, *kwargs.values())
         routing = Routing(gates_TK, experts_TK.to(torch.int32))
-        decision = self.decide(Decision(self.site.name, routing, self.logits, x_TD, self.site.num_experts, None))
+        decision = self.decide(
+            Decision(self.site.name, routing, self.logits, x_TD, self.site.num_experts, None)
+        )
         self.logits = None
         realised = self.finish(decision, decision.routing)
         if realised is routing:
             return None
-        dropped_TK = realised.experts >= self.site.num_experts  # not every implementation knows the sentinel
+        # not every implementation knows the sentinel
+        dropped_TK = realised.experts >= self.site.num_experts
         experts_TK = realised.experts.masked_fill(dropped_TK, 0).to(experts_TK.dtype)
         return (x_TD, experts_TK, realised.gates.masked_fill(dropped_TK, 0).to(gates_TK.dtype)), {}
 

@@ -15,7 +15,8 @@ from ironmoe.moe.routing.routed_layers import Decision, Watch, attached, routing
 class LayerTrace:
     """The routing of one layer, tokens of all traced forwards one after another.
 
-    gates (T, K), experts (T, K): what was carried out; ``experts == E`` marks a dropped choice, whose gate is 0
+    gates (T, K), experts (T, K): what was carried out; ``experts == E`` marks a dropped choice,
+        whose gate is 0
     intended: Routing before the capacity dropped anything; the same as the above without one
     logits (T, E): of the router, without noise
     inputs (T, D): the tokens, if they were asked for
@@ -37,7 +38,10 @@ class LayerTrace:
 
     @property
     def intended(self) -> Routing:
-        return Routing(torch.cat([r.gates for r in self.all_intended]), torch.cat([r.experts for r in self.all_intended]))
+        return Routing(
+            torch.cat([r.gates for r in self.all_intended]),
+            torch.cat([r.experts for r in self.all_intended]),
+        )
 
     @property
     def kept(self) -> Tensor:
@@ -60,7 +64,8 @@ class LayerTrace:
 
     @property
     def margins(self) -> Tensor:
-        """(T,) K-th largest logit minus the next: how much a logit must move for the choice to change; ∞ if K = E."""
+        """(T,) K-th largest logit minus the next: how much a logit must move for the choice to
+        change; ∞ if K = E."""
         top_k = self.all_intended[0].experts.shape[1]
         if top_k >= self.num_experts:
             return self.logits.new_full((len(self.logits),), float("inf"))
@@ -69,7 +74,9 @@ class LayerTrace:
 
     def load(self) -> Tensor:
         """(E,) share of the kept choices each expert got; sums to 1."""
-        counts = torch.bincount(self.experts.flatten().long(), minlength=self.num_experts + 1)[: self.num_experts]
+        counts = torch.bincount(self.experts.flatten().long(), minlength=self.num_experts + 1)[
+            : self.num_experts
+        ]
         return counts / counts.sum().clamp_min(1)
 
 
@@ -81,15 +88,20 @@ class RoutingTrace:
 
 
 @contextmanager
-def trace_routing(model: nn.Module, *, keep_graph: bool = False, keep_inputs: bool = False) -> Iterator[RoutingTrace]:
-    """Record what every MoE layer decides while the block runs: layers of this library, upcycled ones, and the experts of Hugging
+def trace_routing(
+    model: nn.Module, *, keep_graph: bool = False, keep_inputs: bool = False
+) -> Iterator[RoutingTrace]:
+    """Record what every MoE layer decides while the block runs: layers of this library, upcycled
+    ones, and the experts of Hugging
     Face models under any implementation. Off, it costs nothing: it is a hook.
 
-    Compiled models run eagerly inside the block (compiled code knows no hooks) and compiled again after it.
+    Compiled models run eagerly inside the block (compiled code knows no hooks) and compiled again
+    after it.
 
     Args:
         model: any module; one without MoE layers gives an empty trace.
-        keep_graph: record gates and logits with their graph, so that a loss can be made of them; by default they are detached.
+        keep_graph: record gates and logits with their graph, so that a loss can be made of them; by
+            default they are detached.
         keep_inputs: record the tokens that each layer got, too.
     """
     sites = routing_sites(model)

@@ -1,4 +1,5 @@
-"""What a vision transformer has beside its MLPs: self-attention, the block, and pooling by attention."""
+"""What a vision transformer has beside its MLPs: self-attention, the block, and pooling by
+attention."""
 
 import torch
 from einops import rearrange
@@ -12,14 +13,16 @@ LAYER_NORM_EPS = 1e-6
 def attend(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
     """Scaled dot-product attention (B, H, N, D) in the dtype of ``q``.
 
-    On CPU the fused kernel's backward pass takes up to 7 times as long in bfloat16 as in float32 (torch 2.13, 16 tokens), so float32
-    it is there.
+    On CPU the fused kernel's backward pass takes up to 7 times as long in bfloat16 as in float32
+    (torch 2.13, 16 tokens), so float32 it is there.
     """
     dtype = q_BHND.dtype
     if q_BHND.device.type != "cpu" or dtype.itemsize >= 4:
         return nn.functional.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
     with torch.autocast("cpu", enabled=False):
-        return nn.functional.scaled_dot_product_attention(q_BHND.float(), k_BHND.float(), v_BHND.float()).to(dtype)
+        return nn.functional.scaled_dot_product_attention(
+            q_BHND.float(), k_BHND.float(), v_BHND.float()
+        ).to(dtype)
 
 
 class Attention(nn.Module):
@@ -32,7 +35,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x_BND), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k, v = rearrange(
+            self.qkv(x_BND), "b n (three h d) -> three b h n d", three=3, h=self.heads
+        )
         attended = attend(q, k, v)
         return self.proj(rearrange(attended, "b h n d -> b n (h d)"))
 
@@ -53,7 +58,8 @@ class Block(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """The "map" classifier: a learned query attends to all tokens, then an MLP with a residual; (B, N, D) → (B, D)."""
+    """The "map" classifier: a learned query attends to all tokens, then an MLP with a residual; (B,
+    N, D) → (B, D)."""
 
     def __init__(self, dim: int, heads: int, mlp_dim: int) -> None:
         super().__init__()
@@ -67,7 +73,9 @@ class AttentionPool(nn.Module):
         nn.init.xavier_uniform_(self.probe)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        q = rearrange(self.q(self.probe), "one n (h d) -> one h n d", h=self.heads).expand(len(x_BND), -1, -1, -1)
+        q = rearrange(self.q(self.probe), "one n (h d) -> one h n d", h=self.heads).expand(
+            len(x_BND), -1, -1, -1
+        )
         k, v = rearrange(self.kv(x_BND), "b n (two h d) -> two b h n d", two=2, h=self.heads)
         attended = attend(q, k, v)
         pooled_BD = self.proj(rearrange(attended, "b h one d -> b (one h d)"))

@@ -33,27 +33,46 @@ def from_config(cls: type["VMoE"], name: str, **options: Any) -> "VMoE":
     """A model of the papers by name.
 
     Args:
-        name: "ViT-S/32", "V-MoE-B/16", …: sizes S, B, B+, B++, B+++, L and H; any patch size that divides ``image_size``.
-        options: ``image_size`` (224), ``num_classes`` (1000), ``representation_size`` (as wide as the model, as in the papers; None leaves the
-            layer out), and any other argument of ``VMoE``. For "V-MoE": ``moe_layers`` ("every 2", "last 2" or indices; default
-            "every 2"), ``num_experts`` (8), ``top_k`` (2). Auxiliary losses are the papers': importance and load 0.005, with two
-            experts or fewer the GShard loss 0.01, because the load loss can be NaN there.
+        name: "ViT-S/32", "V-MoE-B/16", …: sizes S, B, B+, B++, B+++, L and H; any patch size that
+            divides ``image_size``.
+        options: ``image_size`` (224), ``num_classes`` (1000), ``representation_size`` (as wide as
+            the model, as in the papers; None leaves the layer out), and any other argument of
+            ``VMoE``. For "V-MoE": ``moe_layers`` ("every 2", "last 2" or indices; default "every
+            2"), ``num_experts`` (8), ``top_k`` (2). Auxiliary losses are the papers': importance
+            and load 0.005, with two experts or fewer the GShard loss 0.01, because the load loss
+            can be NaN there.
 
-    Dropless by default; the papers train with ``capacity=Capacity(1.05, images_per_group=8)`` and ``dispatch_dtype=torch.bfloat16``.
+    Dropless by default; the papers train with ``capacity=Capacity(1.05, images_per_group=8)`` and
+    ``dispatch_dtype=torch.bfloat16``.
     """
     match = re.fullmatch(r"(ViT|V-MoE)-(\S+)/(\d+)", name)
     if match is None or match[2] not in SIZES:
-        raise ValueError(f"name must be ViT-SIZE/PATCH or V-MoE-SIZE/PATCH with SIZE one of {', '.join(SIZES)}, got {name!r}")
+        raise ValueError(
+            "name must be ViT-SIZE/PATCH or V-MoE-SIZE/PATCH with SIZE one of "
+            f"{', '.join(SIZES)}, got {name!r}"
+        )
     size = SIZES[match[2]]
     num_classes = options.pop("num_classes", 1000)
     settings: dict[str, Any] = size._asdict() | {
-        "image_size": 224, "patch_size": int(match[3]), "num_classes": num_classes, "representation_size": size.dim,
+        "image_size": 224, "patch_size": int(match[3]), "num_classes": num_classes,
+        "representation_size": size.dim,
         "head_bias": -math.log(num_classes),
     }  # fmt: skip
     if match[1] == "ViT":
-        given = {"moe_layers", "num_experts", "top_k", "expert_dim", "router", "capacity", "make_moe"} & set(options)
+        given = {
+            "moe_layers",
+            "num_experts",
+            "top_k",
+            "expert_dim",
+            "router",
+            "capacity",
+            "make_moe",
+        } & set(options)
         if given:
-            raise ValueError(f"a dense {name} takes no {', '.join(sorted(given))}; take V-MoE-{match[2]}/{match[3]}")
+            raise ValueError(
+                f"a dense {name} takes no {', '.join(sorted(given))}; take "
+                f"V-MoE-{match[2]}/{match[3]}"
+            )
         return cls(**settings | options)
     num_experts = options.get("num_experts", 8)
     settings["moe_layers"] = "every 2"

@@ -1,7 +1,8 @@
 """Weights of the official JAX V-MoE and ViT code, into a ``VMoE`` and back.
 
-Flax stores kernels as (in, out), attention kernels with an axis of heads, and convolutions channels last; every leaf is named
-here once, with the einops pattern that takes this library's layout to theirs.
+Flax stores kernels as (in, out), attention kernels with an axis of heads, and convolutions channels
+last; every leaf is named here once, with the einops pattern that takes this library's layout to
+theirs.
 """
 
 import math
@@ -34,7 +35,8 @@ OLD_NAMES = (  # of vit_jax, over the years → of V-MoE
 
 
 class Leaf(NamedTuple):
-    """One array of a checkpoint: its name, the view of a parameter that holds it, and the pattern from view to array."""
+    """One array of a checkpoint: its name, the view of a parameter that holds it, and the pattern
+    from view to array."""
 
     name: str
     view: Tensor
@@ -58,7 +60,8 @@ def from_jax(
     top_k: int | None = None,
     **options: Any,
 ) -> "VMoE":
-    """The model of an official checkpoint, in eval mode. Everything the arrays tell is read from them.
+    """The model of an official checkpoint, in eval mode. Everything the arrays tell is read from
+    them.
 
     The official code works on images (B, H, W, 3) in [−1, 1]; this model on (B, 3, H, W).
 
@@ -68,7 +71,8 @@ def from_jax(
         heads: checked if given.
         top_k: K, which no array tells; needed for a model with top-k routers.
         options: other arguments of ``VMoE``. For the same function as the official configurations:
-            ``capacity=Capacity(factor, images_per_group=group_size / tokens)``, ``dispatch_dtype=torch.bfloat16``.
+            ``capacity=Capacity(factor, images_per_group=group_size / tokens)``,
+            ``dispatch_dtype=torch.bfloat16``.
 
     Raises:
         ValueError: arrays are missing, left over, or of the wrong shape; it names them.
@@ -79,16 +83,30 @@ def from_jax(
     _, depth_heads, _ = shape("Encoder/encoderblock_0/SelfAttention/query/kernel", 3)
     if heads not in (None, depth_heads):
         raise ValueError(f"heads must be {depth_heads}, as the checkpoint has them, got {heads}")
-    blocks = [int(match[1]) for name in params if (match := re.match(r"Encoder/encoderblock_(\d+)/", name))]
-    moe_layers = sorted({i for i in blocks if f"Encoder/encoderblock_{i}/Moe/Mlp/Dense_0/kernel" in params})
+    blocks = [
+        int(match[1])
+        for name in params
+        if (match := re.match(r"Encoder/encoderblock_(\d+)/", name))
+    ]
+    moe_layers = sorted(
+        {i for i in blocks if f"Encoder/encoderblock_{i}/Moe/Mlp/Dense_0/kernel" in params}
+    )
     dense = [i for i in blocks if i not in moe_layers]
     tokens = shape("Encoder/posembed_input/pos_embedding", 3)[1] - ("cls" in params)
     settings: dict[str, Any] = {
-        "image_size": math.isqrt(tokens) * patch, "patch_size": patch, "channels": channels, "dim": dim, "heads": depth_heads,
-        "depth": max(blocks) + 1, "num_classes": shape("head/kernel", 2)[1], "moe_layers": moe_layers,
+        "image_size": math.isqrt(tokens) * patch,
+        "patch_size": patch,
+        "channels": channels,
+        "dim": dim,
+        "heads": depth_heads,
+        "depth": max(blocks) + 1,
+        "num_classes": shape("head/kernel", 2)[1],
+        "moe_layers": moe_layers,
         "classifier": "token" if "cls" in params else "map" if "MapHead/probe" in params else "gap",
-        "representation_size": shape("pre_logits/kernel", 2)[1] if "pre_logits/kernel" in params else None,
-    }  # fmt: skip
+        "representation_size": shape("pre_logits/kernel", 2)[1]
+        if "pre_logits/kernel" in params
+        else None,
+    }
     if dense:
         settings["mlp_dim"] = shape(f"Encoder/encoderblock_{dense[0]}/Mlp/Dense_0/kernel", 2)[1]
     if moe_layers:
@@ -102,20 +120,29 @@ def from_jax(
 
 
 def to_jax(model: "VMoE") -> dict[str, np.ndarray]:
-    """Names to float32 arrays, as the official V-MoE code names and shapes them: what ``write_vmoe_checkpoint`` takes."""
-    return {leaf.name: leaf.to_array().detach().float().cpu().numpy().copy() for leaf in _leaves(model)}
+    """Names to float32 arrays, as the official V-MoE code names and shapes them: what
+    ``write_vmoe_checkpoint`` takes."""
+    return {
+        leaf.name: leaf.to_array().detach().float().cpu().numpy().copy() for leaf in _leaves(model)
+    }
 
 
-def _moe_settings(shape: "_Shapes", block: int, top_k: int | None, options: dict[str, Any]) -> dict[str, Any]:
+def _moe_settings(
+    shape: "_Shapes", block: int, top_k: int | None, options: dict[str, Any]
+) -> dict[str, Any]:
     prefix = f"Encoder/encoderblock_{block}/Moe"
     num_experts, dim, expert_dim = shape(f"{prefix}/Mlp/Dense_0/kernel", 3)
     settings: dict[str, Any] = {"num_experts": num_experts, "expert_dim": expert_dim}
     if f"{prefix}/Router/mu" in shape.params:
         slots = shape(f"{prefix}/Router/mu", 3)[2]
         soft = {"activation": "gelu_tanh", "dispatch_dtype": options.pop("dispatch_dtype", None)}
-        return settings | {"make_moe": partial(SoftMoE, dim, expert_dim, num_experts, slots, **soft)}
+        return settings | {
+            "make_moe": partial(SoftMoE, dim, expert_dim, num_experts, slots, **soft)
+        }
     if "make_moe" not in options and top_k is None:
-        raise ValueError(f"top_k must be given for a checkpoint with {num_experts} experts: no array tells it")
+        raise ValueError(
+            f"top_k must be given for a checkpoint with {num_experts} experts: no array tells it"
+        )
     router = shape.params.get(f"{prefix}/Router/dense/kernel")
     members = router.shape[1] if router is not None and router.ndim == 3 else 1
     return settings | {"top_k": top_k or 1, "ensemble_size": members}
@@ -126,12 +153,17 @@ def _fill(model: "VMoE", params: Mapping[str, np.ndarray]) -> None:
     missing = [leaf.name for leaf in leaves if leaf.name not in params]
     unused = sorted(set(params) - {leaf.name for leaf in leaves})
     if missing or unused:
-        raise ValueError(f"params must hold the arrays of one model; missing: {_some(missing)}; not known: {_some(unused)}")
+        raise ValueError(
+            f"params must hold the arrays of one model; missing: {_some(missing)}; not known: "
+            f"{_some(unused)}"
+        )
     with torch.no_grad():
         for leaf in leaves:
             array, expected = np.asarray(params[leaf.name]), tuple(leaf.to_array().shape)
             if array.shape != expected:
-                raise ValueError(f"params[{leaf.name!r}] must have shape {expected}, got {array.shape}")
+                raise ValueError(
+                    f"params[{leaf.name!r}] must have shape {expected}, got {array.shape}"
+                )
             leaf.copy_from(torch.from_numpy(np.array(array, dtype=np.float32)))
 
 
@@ -149,10 +181,18 @@ def _leaves(model: "VMoE") -> Iterator[Leaf]:
         yield from _norm(f"{prefix}/LayerNorm_0", block.norm1)
         yield from _attention(f"{prefix}/SelfAttention", block.attn)
         yield from _norm(f"{prefix}/LayerNorm_1", block.norm2)
-        yield from _mlp(f"{prefix}/Mlp", block.mlp) if isinstance(block.mlp, Mlp) else _moe(f"{prefix}/Moe", block.mlp)
+        yield from (
+            _mlp(f"{prefix}/Mlp", block.mlp)
+            if isinstance(block.mlp, Mlp)
+            else _moe(f"{prefix}/Moe", block.mlp)
+        )
     yield from _norm("Encoder/encoder_norm", model.norm)
     if model.pool is not None:
-        pool, attention, heads = model.pool, "MapHead/MultiHeadDotProductAttention", model.pool.heads
+        pool, attention, heads = (
+            model.pool,
+            "MapHead/MultiHeadDotProductAttention",
+            model.pool.heads,
+        )
         yield _same("MapHead/probe", pool.probe)
         yield from _heads_in(attention, ("query",), pool.q, heads)
         yield from _heads_in(attention, ("key", "value"), pool.kv, heads)
@@ -168,14 +208,25 @@ def _moe(prefix: str, layer: nn.Module) -> Iterator[Leaf]:
     if isinstance(layer, SoftMoE):
         yield Leaf(f"{prefix}/Router/mu", layer.phi, "e p d -> d e p")
         yield _same(f"{prefix}/Router/scale", layer.scale)
-    elif isinstance(layer, MoE) and layer.shared is None and getattr(layer.router, "bias", None) is None:
+    elif (
+        isinstance(layer, MoE)
+        and layer.shared is None
+        and getattr(layer.router, "bias", None) is None
+    ):
         router = layer.router
         if isinstance(router, EnsembleRouter):
-            yield Leaf(f"{prefix}/Router/dense/kernel", router.weight, "(m e) d -> d m e", {"m": router.ensemble_size})
+            yield Leaf(
+                f"{prefix}/Router/dense/kernel",
+                router.weight,
+                "(m e) d -> d m e",
+                {"m": router.ensemble_size},
+            )
         else:
             yield Leaf(f"{prefix}/Router/dense/kernel", router.weight, "e d -> d e")  # type: ignore[arg-type]
     else:
-        raise ValueError(f"the official code has no {type(layer).__name__} like this at {prefix}: {layer}")
+        raise ValueError(
+            f"the official code has no {type(layer).__name__} like this at {prefix}: {layer}"
+        )
     for name, experts in (("Dense_0", layer.fc1), ("Dense_1", layer.fc2)):
         yield Leaf(f"{prefix}/Mlp/{name}/kernel", experts.weight, "e o i -> e i o")
         yield _same(f"{prefix}/Mlp/{name}/bias", experts.bias)
@@ -188,7 +239,9 @@ def _attention(prefix: str, attention: Attention) -> Iterator[Leaf]:
 
 def _heads_in(prefix: str, names: tuple[str, ...], linear: nn.Linear, heads: int) -> Iterator[Leaf]:
     """Several projections that this library stacks in one."""
-    for name, weight, bias in zip(names, linear.weight.chunk(len(names)), linear.bias.chunk(len(names)), strict=True):
+    for name, weight, bias in zip(
+        names, linear.weight.chunk(len(names)), linear.bias.chunk(len(names)), strict=True
+    ):
         yield Leaf(f"{prefix}/{name}/kernel", weight, "(h e) d -> d h e", {"h": heads})
         yield Leaf(f"{prefix}/{name}/bias", bias, "(h e) -> h e", {"h": heads})
 
@@ -227,7 +280,8 @@ class _Shapes:
     def __call__(self, name: str, axes: int) -> tuple[int, ...]:
         if name not in self.params:
             raise ValueError(
-                f"params must hold {name!r} like every checkpoint of ViT or V-MoE, got {_some(sorted(self.params))}"
+                f"params must hold {name!r} like every checkpoint of ViT or V-MoE, got "
+                f"{_some(sorted(self.params))}"
             )
         shape = np.shape(self.params[name])
         if len(shape) != axes:
@@ -245,4 +299,6 @@ def _official_names(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _some(names: list[str]) -> str:
-    return (", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")) or "none"
+    return (
+        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    ) or "none"

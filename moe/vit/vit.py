@@ -23,28 +23,35 @@ STEMS = ("patch", "conv")
 
 
 class VMoE(nn.Module):
-    """Vision transformer whose blocks ``moe_layers`` have experts in place of the MLP; with none it is the dense ViT.
+    """Vision transformer whose blocks ``moe_layers`` have experts in place of the MLP; with none it
+    is the dense ViT.
 
-    Equal compute: a token passes K experts, so ``expert_dim = mlp_dim / K`` costs what a dense block of ``mlp_dim`` costs, plus
-    the router.
+    Equal compute: a token passes K experts, so ``expert_dim = mlp_dim / K`` costs what a dense
+    block of ``mlp_dim`` costs, plus the router.
 
     Args:
         image_size: side of the square images, in pixels; patch_size: side of a patch.
-        dim: D; depth: number of blocks; heads: attention heads, dividing ``dim``; mlp_dim: hidden width of the dense MLPs.
+        dim: D; depth: number of blocks; heads: attention heads, dividing ``dim``; mlp_dim: hidden
+            width of the dense MLPs.
         num_classes: C.
-        moe_layers: the blocks with experts: "every 2", "last 2", "all" or indices, as ``placement`` reads them.
+        moe_layers: the blocks with experts: "every 2", "last 2", "all" or indices, as ``placement``
+            reads them.
         num_experts: E; top_k: K; expert_dim: hidden width of each expert, by default ``mlp_dim``.
         channels: of the images.
-        stem: "patch" is one strided convolution; "conv" is log₂(patch_size) stride-2 convolutions, better on small images.
-        classifier: "token" prepends a class token, "gap" averages the tokens, "map" pools them by attention.
+        stem: "patch" is one strided convolution; "conv" is log₂(patch_size) stride-2 convolutions,
+            better on small images.
+        classifier: "token" prepends a class token, "gap" averages the tokens, "map" pools them by
+            attention.
         representation_size: width of a tanh layer before the head; None leaves it out.
         head_bias: the head's initial bias; the official configurations take −log C.
         router: keyword arguments of ``TopKRouter``, such as ``{"renormalize": True}``.
         capacity: as in ``MoE``; every MoE layer drops by the same rule. None: dropless.
         dispatch_dtype: as in ``MoE``; the official configurations take bfloat16.
-        ensemble_size: M > 1 makes the efficient ensemble E³ (arXiv 2110.03360): from the first MoE layer on, each image is M members'
-            image, member m has its own E / M experts, and ``forward`` gives the log of the members' mean probability.
-        make_moe: builds the layer of each block in ``moe_layers``, in place of the MoE made from the arguments above; for example
+        ensemble_size: M > 1 makes the efficient ensemble E³ (arXiv 2110.03360): from the first MoE
+            layer on, each image is M members' image, member m has its own E / M experts, and
+            ``forward`` gives the log of the members' mean probability.
+        make_moe: builds the layer of each block in ``moe_layers``, in place of the MoE made from
+            the arguments above; for example
             ``lambda: SoftMoE(384, 1536, 8, 16, activation="gelu_tanh")``.
 
     Raises:
@@ -80,14 +87,20 @@ class VMoE(nn.Module):
         _check_sizes(image_size, patch_size, dim, depth, heads, stem, classifier)
         moe_layers = placement(moe_layers, depth, "moe_layers")
         if ensemble_size < 1 or (ensemble_size > 1 and not moe_layers):
-            raise ValueError(f"ensemble_size must be at least 1, and 1 without moe_layers, got {ensemble_size}")
+            raise ValueError(
+                f"ensemble_size must be at least 1, and 1 without moe_layers, got {ensemble_size}"
+            )
         if representation_size is not None and representation_size < 1:
-            raise ValueError(f"representation_size must be at least 1 or None, got {representation_size}")
+            raise ValueError(
+                f"representation_size must be at least 1 or None, got {representation_size}"
+            )
         self.image_size, self.patch_size, self.channels = image_size, patch_size, channels
         self.num_classes, self.classifier, self.head_bias = num_classes, classifier, head_bias
         self.ensemble_size, self.first_moe = ensemble_size, min(moe_layers, default=depth)
         self.stem = (
-            _conv_stem(channels, dim, patch_size) if stem == "conv" else nn.Conv2d(channels, dim, patch_size, patch_size)
+            _conv_stem(channels, dim, patch_size)
+            if stem == "conv"
+            else nn.Conv2d(channels, dim, patch_size, patch_size)
         )
         num_tokens = math.ceil(image_size / patch_size) ** 2
         self.cls = nn.Parameter(torch.zeros(1, 1, dim)) if classifier == "token" else None
@@ -97,12 +110,17 @@ class VMoE(nn.Module):
             if make_moe is not None:
                 return make_moe()
             if ensemble_size > 1:
-                route: nn.Module = EnsembleRouter(dim, num_experts, top_k, ensemble_size=ensemble_size, **(router or {}))
+                route: nn.Module = EnsembleRouter(
+                    dim, num_experts, top_k, ensemble_size=ensemble_size, **(router or {})
+                )
             else:
                 route = TopKRouter(dim, num_experts, top_k, **(router or {}))
-            limit = capacity.for_members(ensemble_size) if isinstance(capacity, Capacity) else capacity
+            limit = (
+                capacity.for_members(ensemble_size) if isinstance(capacity, Capacity) else capacity
+            )
             return MoE(
-                dim, expert_dim or mlp_dim, num_experts, top_k, activation="gelu_tanh", router=route, capacity=limit,
+                dim, expert_dim or mlp_dim, num_experts, top_k, activation="gelu_tanh",
+                router=route, capacity=limit,
                 dispatch_dtype=dispatch_dtype,
             )  # fmt: skip
 
@@ -116,26 +134,30 @@ class VMoE(nn.Module):
 
     @classmethod
     def from_config(cls, name: str, **options: Any) -> "VMoE":
-        """A model of the papers' families by name, such as "V-MoE-B/16" or "ViT-B++/32": ``ironmoe.moe.vit.configs``."""
+        """A model of the papers' families by name, such as "V-MoE-B/16" or "ViT-B++/32":
+        ``ironmoe.moe.vit.configs``."""
         from ironmoe.moe.vit.configs import from_config
 
         return from_config(cls, name, **options)
 
     @classmethod
     def from_jax(cls, params: Mapping[str, np.ndarray], **options: Any) -> "VMoE":
-        """The model of an official V-MoE or ViT checkpoint: ``ironmoe.moe.vit.jax_weights.from_jax``."""
+        """The model of an official V-MoE or ViT checkpoint:
+        ``ironmoe.moe.vit.jax_weights.from_jax``."""
         from ironmoe.moe.vit.jax_weights import from_jax
 
         return from_jax(cls, params, **options)
 
     def to_jax(self) -> dict[str, np.ndarray]:
-        """The weights by their official names and in their official layout: ``ironmoe.moe.vit.jax_weights.to_jax``."""
+        """The weights by their official names and in their official layout:
+        ``ironmoe.moe.vit.jax_weights.to_jax``."""
         from ironmoe.moe.vit.jax_weights import to_jax
 
         return to_jax(self)
 
     def reset_parameters(self) -> None:
-        """The official code's initial values: Xavier uniform weights, zero biases, N(0, 0.02²) positions, a zero head."""
+        """The official code's initial values: Xavier uniform weights, zero biases, N(0, 0.02²)
+        positions, a zero head."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -147,8 +169,9 @@ class VMoE(nn.Module):
 
     @torch.no_grad()
     def resize(self, image_size: int) -> "VMoE":
-        """Take images of another size from now on; returns the model. The position embeddings are interpolated linearly over the
-        grid, corner on corner, as the official code does between resolutions (224 → 384); the class token's stays."""
+        """Take images of another size from now on; returns the model. The position embeddings are
+        interpolated linearly over the grid, corner on corner, as the official code does between
+        resolutions (224 → 384); the class token's stays."""
         _check_sizes(image_size, self.patch_size, 1, 1, 1, self._stem_kind, self.classifier)
         side = math.ceil(image_size / self.patch_size)
         resized = resize_positions(self.pos_embedding, side, has_token=self.cls is not None)
@@ -161,17 +184,22 @@ class VMoE(nn.Module):
         return "patch" if isinstance(self.stem, nn.Conv2d) else "conv"
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, channels, image_size, image_size) → logits (B, C); of an ensemble, log-probabilities."""
+        """images (B, channels, image_size, image_size) → logits (B, C); of an ensemble,
+        log-probabilities."""
         logits_MBC = self.member_logits(images)
         if self.ensemble_size == 1:
             return logits_MBC[0]
         return logits_MBC.log_softmax(-1).logsumexp(0) - math.log(self.ensemble_size)
 
     def member_logits(self, images: Tensor) -> Tensor:
-        """images (B, channels, image_size, image_size) → logits (M, B, C) of each member; M = 1 without an ensemble."""
+        """images (B, channels, image_size, image_size) → logits (M, B, C) of each member; M = 1
+        without an ensemble."""
         expected = (self.channels, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(f"images must have shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
+            raise ValueError(
+                f"images must have shape (B, {', '.join(map(str, expected))}), got "
+                f"{tuple(images.shape)}"
+            )
         x_BND = rearrange(self.stem(images), "b d h w -> b (h w) d")
         if self.cls is not None:
             x_BND = torch.cat([self.cls.expand(len(x_BND), -1, -1), x_BND], dim=1)
@@ -193,7 +221,8 @@ class VMoE(nn.Module):
 
 
 def _conv_stem(channels: int, dim: int, patch_size: int) -> nn.Sequential:
-    """Stride-2 3×3 convolutions down to the patch grid, GELU between them; widths double up to ``dim``."""
+    """Stride-2 3×3 convolutions down to the patch grid, GELU between them; widths double up to
+    ``dim``."""
     steps = int(math.log2(patch_size))
     widths = [channels, *(max(8, dim >> (steps - 1 - i)) for i in range(steps - 1)), dim]
     layers: list[nn.Module] = []
@@ -202,16 +231,26 @@ def _conv_stem(channels: int, dim: int, patch_size: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _check_sizes(image_size: int, patch_size: int, dim: int, depth: int, heads: int, stem: str, classifier: str) -> None:
+def _check_sizes(
+    image_size: int, patch_size: int, dim: int, depth: int, heads: int, stem: str, classifier: str
+) -> None:
     if stem not in STEMS:
         raise ValueError(f"stem must be one of {STEMS}, got {stem!r}")
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier must be one of {CLASSIFIERS}, got {classifier!r}")
     if min(image_size, patch_size, dim, depth, heads) < 1:
-        raise ValueError(f"sizes must be at least 1, got {image_size=}, {patch_size=}, {dim=}, {depth=}, {heads=}")
+        raise ValueError(
+            f"sizes must be at least 1, got {image_size=}, {patch_size=}, {dim=}, {depth=}, "
+            f"{heads=}"
+        )
     if dim % heads:
         raise ValueError(f"heads must divide dim = {dim}, got {heads}")
     if stem == "patch" and image_size % patch_size:
-        raise ValueError(f"patch_size must divide image_size = {image_size} with the patch stem, got {patch_size}")
+        raise ValueError(
+            f"patch_size must divide image_size = {image_size} with the patch stem, got "
+            f"{patch_size}"
+        )
     if stem == "conv" and (patch_size < 2 or patch_size & (patch_size - 1)):
-        raise ValueError(f"patch_size must be a power of two, 2 or more, with the conv stem, got {patch_size}")
+        raise ValueError(
+            f"patch_size must be a power of two, 2 or more, with the conv stem, got {patch_size}"
+        )

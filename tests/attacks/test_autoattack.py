@@ -24,9 +24,24 @@ def shortened(attack, steps=10, square=60):
     made = attack.stages
     names = [stage.name for stage in made]
     shorter = [
-        APGD(attack.model, attack.eps, steps=steps, norm=attack.norm, loss=s.loss_name, targets=s.targets, restarts=s.restarts)
+        APGD(
+            attack.model,
+            attack.eps,
+            steps=steps,
+            norm=attack.norm,
+            loss=s.loss_name,
+            targets=s.targets,
+            restarts=s.restarts,
+        )
         if isinstance(s, APGD)
-        else FAB(attack.model, attack.eps, steps=steps, norm=attack.norm, targets=s.targets, restarts=s.restarts)
+        else FAB(
+            attack.model,
+            attack.eps,
+            steps=steps,
+            norm=attack.norm,
+            targets=s.targets,
+            restarts=s.restarts,
+        )
         if isinstance(s, FAB)
         else Square(attack.model, attack.eps, steps=square, norm=attack.norm)
         for s in made
@@ -40,18 +55,51 @@ def shortened(attack, steps=10, square=60):
 @pytest.mark.parametrize(
     ("version", "norm", "expected"),
     [
-        ("standard", "Linf", [("apgd-ce", 1, 0, 100), ("apgd-t", 1, 9, 100), ("fab-t", 1, 9, 100), ("square", 1, 0, 5000)]),
-        ("standard", "L2", [("apgd-ce", 1, 0, 100), ("apgd-t", 1, 9, 100), ("fab-t", 1, 9, 100), ("square", 1, 0, 5000)]),
-        ("standard", "L1", [("apgd-ce", 5, 0, 100), ("apgd-t", 1, 5, 100), ("fab-t", 1, 9, 100), ("square", 1, 0, 5000)]),
+        (
+            "standard",
+            "Linf",
+            [
+                ("apgd-ce", 1, 0, 100),
+                ("apgd-t", 1, 9, 100),
+                ("fab-t", 1, 9, 100),
+                ("square", 1, 0, 5000),
+            ],
+        ),
+        (
+            "standard",
+            "L2",
+            [
+                ("apgd-ce", 1, 0, 100),
+                ("apgd-t", 1, 9, 100),
+                ("fab-t", 1, 9, 100),
+                ("square", 1, 0, 5000),
+            ],
+        ),
+        (
+            "standard",
+            "L1",
+            [
+                ("apgd-ce", 5, 0, 100),
+                ("apgd-t", 1, 5, 100),
+                ("fab-t", 1, 9, 100),
+                ("square", 1, 0, 5000),
+            ],
+        ),
         ("rand", "Linf", [("apgd-ce", 1, 0, 100), ("apgd-dlr", 1, 0, 100)]),
         (
             "plus",
             "Linf",
-            [("apgd-ce", 5, 0, 100), ("apgd-dlr", 5, 0, 100), ("fab", 5, 0, 100), ("square", 1, 0, 5000), ("apgd-t", 1, 9, 100),
-             ("fab-t", 1, 9, 100)],
+            [
+                ("apgd-ce", 5, 0, 100),
+                ("apgd-dlr", 5, 0, 100),
+                ("fab", 5, 0, 100),
+                ("square", 1, 0, 5000),
+                ("apgd-t", 1, 9, 100),
+                ("fab-t", 1, 9, 100),
+            ],
         ),
     ],
-)  # fmt: skip
+)
 def test_the_composition_is_the_official_one(model, version, norm, expected):
     attack = AutoAttack(model, norm, 0.1, version)
     assert [(s.name, s.restarts, s.targets, s.steps) for s in attack.stages] == expected
@@ -79,8 +127,13 @@ def test_the_official_call(model, data):
     adversarial, classes = attack.run_standard_evaluation(images, labels, bs=16, return_labels=True)
     distance = (adversarial - images).flatten(1).norm(dim=1)
     fooled = model(adversarial).argmax(1) != labels
-    assert (distance <= 1.5).all() and fooled.any() and torch.equal(classes, model(adversarial).argmax(1))
-    assert torch.equal(adversarial[~fooled], images[~fooled])  # the clean image where none was found
+    assert (
+        (distance <= 1.5).all()
+        and fooled.any()
+        and torch.equal(classes, model(adversarial).argmax(1))
+    )
+    # the clean image where none was found
+    assert torch.equal(adversarial[~fooled], images[~fooled])
     single = attack.run_standard_evaluation_individual(images, labels, bs=16)
     assert list(single) == attack.attacks_to_run
     broken = {name: (model(x).argmax(1) != labels) for name, x in single.items()}
@@ -101,7 +154,10 @@ def test_attacks_to_run_may_be_changed_as_in_the_official_code(model):
     [
         ({"version": "fast"}, "version must be one of"),
         ({"version": "custom"}, "attacks_to_run must be given for version 'custom'"),
-        ({"attacks_to_run": ["square"]}, "attacks_to_run must be given for version 'custom' and for no other"),
+        (
+            {"attacks_to_run": ["square"]},
+            "attacks_to_run must be given for version 'custom' and for no other",
+        ),
         ({"targeted": True}, "targeted must be False"),
         ({"norm": "L0"}, "norm must be one of"),
     ],
@@ -118,8 +174,9 @@ def test_a_model_with_a_capacity_is_refused(data):
 
 
 def test_what_a_survivor_costs():
-    """The budget identity: passes of an image that nothing breaks, by hooks, are those reported. The official code makes 7852
-    forwards and 1910 backwards of it (102 + 919 + 1828 + 5003 and 101 + 909 + 900)."""
+    """The budget identity: passes of an image that nothing breaks, by hooks, are those reported.
+    The official code makes 7852 forwards and 1910 backwards of it (102 + 919 + 1828 + 5003 and 101
+    + 909 + 900)."""
     weight = torch.randn(10, 3 * 6 * 6, dtype=torch.float64)
     made = {"forwards": 0, "backwards": 0}
 
@@ -127,7 +184,9 @@ def test_what_a_survivor_costs():
         made["forwards"] += len(x)
         logits = x.flatten(1) @ weight.T
         if logits.requires_grad:
-            logits.register_hook(lambda grad: made.__setitem__("backwards", made["backwards"] + len(grad)))
+            logits.register_hook(
+                lambda grad: made.__setitem__("backwards", made["backwards"] + len(grad))
+            )
         return logits
 
     images = torch.rand(1, 3, 6, 6, dtype=torch.float64)

@@ -14,10 +14,14 @@ class Trained:
 
     def __init__(self):
         torch.manual_seed(0)
-        self.model = VMoE(12, 4, 24, 2, 2, 32, 4, moe_layers=(1,), num_experts=4, channels=1, classifier="gap")
+        self.model = VMoE(
+            12, 4, 24, 2, 2, 32, 4, moe_layers=(1,), num_experts=4, channels=1, classifier="gap"
+        )
         prototypes = torch.rand(4, 1, 12, 12)
         self.labels = torch.arange(120) % 4
-        self.images = (0.5 + 0.35 * (prototypes[self.labels] - 0.5) + 0.1 * torch.randn(120, 1, 12, 12)).clamp(0, 1)
+        self.images = (
+            0.5 + 0.35 * (prototypes[self.labels] - 0.5) + 0.1 * torch.randn(120, 1, 12, 12)
+        ).clamp(0, 1)
         optimizer = torch.optim.AdamW(self.model.parameters(), 3e-3)
         for _ in range(60):
             optimizer.zero_grad()
@@ -33,7 +37,8 @@ def trained():
 
 @pytest.fixture(scope="module")
 def wide(trained):
-    """The same in float64: an image beside the boundary of two classes must not fall or hold by the rounding of another batch."""
+    """The same in float64: an image beside the boundary of two classes must not fall or hold by the
+    rounding of another batch."""
     other = copy.deepcopy(trained)
     other.model.double()
     other.images = other.images.double()
@@ -62,12 +67,17 @@ def same(a, b):
 
 
 class Noisy(torch.nn.Module):
-    """Dropout, a frozen batch norm inside a training model, and a switch that makes it fail in the middle."""
+    """Dropout, a frozen batch norm inside a training model, and a switch that makes it fail in the
+    middle."""
 
     def __init__(self):
         super().__init__()
         self.body = torch.nn.Sequential(
-            torch.nn.Flatten(), torch.nn.Linear(20, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(), torch.nn.Linear(16, 3)
+            torch.nn.Flatten(),
+            torch.nn.Linear(20, 16),
+            torch.nn.BatchNorm1d(16),
+            torch.nn.Dropout(),
+            torch.nn.Linear(16, 3),
         )
         self.fail_at = None
         self.calls = 0
@@ -80,7 +90,9 @@ class Noisy(torch.nn.Module):
 
 
 @pytest.mark.parametrize("fail_at", [None, 1, 2, 3])
-@pytest.mark.parametrize("make", [lambda m: PGD(m, 0.1, steps=4, restarts=2, early_stop=False), lambda m: FGSM(m, 0.1)])
+@pytest.mark.parametrize(
+    "make", [lambda m: PGD(m, 0.1, steps=4, restarts=2, early_stop=False), lambda m: FGSM(m, 0.1)]
+)
 def test_the_users_state_comes_back_also_after_an_exception(fail_at, make):
     model = Noisy().train()
     model.body[2].eval()
@@ -115,10 +127,15 @@ def test_works_in_any_grad_mode(trained, context):
 
 
 def test_no_weight_gradient_is_computed(trained):
-    """Every product of a weight gradient has a weight's shape; none may appear although the weights require grad."""
+    """Every product of a weight gradient has a weight's shape; none may appear although the weights
+    require grad."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    shapes = {tuple(p.shape[-2:]) for n, p in trained.model.named_parameters() if "fc" in n and p.ndim >= 2}
+    shapes = {
+        tuple(p.shape[-2:])
+        for n, p in trained.model.named_parameters()
+        if "fc" in n and p.ndim >= 2
+    }
     seen = []
 
     class Watch(TorchDispatchMode):
@@ -144,7 +161,11 @@ def test_result_is_verified(trained, norm, dtype):
         delta = (result.adversarial.double() - images.double()).flatten(1)
         distance = delta.abs().amax(1) if norm == "Linf" else delta.norm(dim=1)
         torch.testing.assert_close(result.distance, distance, rtol=1e-12, atol=0)
-        assert (distance <= eps).all() and result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+        assert (
+            (distance <= eps).all()
+            and result.adversarial.min() >= 0
+            and result.adversarial.max() <= 1
+        )
         prediction = model(result.adversarial).argmax(1)
         assert torch.equal(result.prediction, prediction)
         assert torch.equal(result.success, result.clean_correct & (prediction != trained.labels))
@@ -190,7 +211,10 @@ def test_reported_passes_are_the_passes_made(trained):
 
 
 def test_early_stop_changes_the_cost_and_not_the_verdict(wide):
-    early, full = (PGD(wide.model, 0.05, steps=15, early_stop=e).run(wide.images, wide.labels) for e in (True, False))
+    early, full = (
+        PGD(wide.model, 0.05, steps=15, early_stop=e).run(wide.images, wide.labels)
+        for e in (True, False)
+    )
     assert torch.equal(early.success, full.success)
     assert early.backwards.sum() < full.backwards.sum()
     assert early.success.any() and not early.success.all()
@@ -200,19 +224,28 @@ def test_eps_per_sample(wide):
     eps = torch.linspace(0, 0.1, 120)
     result = PGD(wide.model, eps, steps=8).run(wide.images, wide.labels)
     assert (result.distance <= eps.double()).all()
-    single = PGD(wide.model, eps[77].item(), steps=8).run(wide.images[77:78], wide.labels[77:78], torch.tensor([77]))
+    single = PGD(wide.model, eps[77].item(), steps=8).run(
+        wide.images[77:78], wide.labels[77:78], torch.tensor([77])
+    )
     torch.testing.assert_close(single.adversarial[0], result.adversarial[77], rtol=0, atol=1e-6)
 
 
 def test_zero_eps_and_zero_steps(trained):
-    assert torch.equal(PGD(trained.model, 0.0, steps=3)(trained.images, trained.labels), trained.images)
-    assert torch.equal(PGD(trained.model, 0.1, steps=0, random_start=False)(trained.images, trained.labels), trained.images)
+    assert torch.equal(
+        PGD(trained.model, 0.0, steps=3)(trained.images, trained.labels), trained.images
+    )
+    assert torch.equal(
+        PGD(trained.model, 0.1, steps=0, random_start=False)(trained.images, trained.labels),
+        trained.images,
+    )
     start = PGD(trained.model, 0.1, steps=0).run(trained.images, trained.labels)
     assert (start.distance[start.clean_correct] > 0).all()
 
 
 def test_empty_batch(trained):
-    result = PGD(trained.model, 0.1, steps=2).run(torch.zeros(0, 1, 12, 12), torch.zeros(0, dtype=torch.int64))
+    result = PGD(trained.model, 0.1, steps=2).run(
+        torch.zeros(0, 1, 12, 12), torch.zeros(0, dtype=torch.int64)
+    )
     assert result.adversarial.shape == (0, 1, 12, 12) and result.success.shape == (0,)
 
 
@@ -227,12 +260,19 @@ def test_low_precision_images_move_because_the_master_is_float32(dtype):
 
     images = (0.3 + 0.4 * torch.rand(20, 50)).to(dtype)
     labels = model(images).argmax(1)
-    result = PGD(model, 1 / 255, alpha=1 / 255 / 40, steps=40, random_start=False, early_stop=False, loss="margin").run(
-        images, labels
-    )
+    result = PGD(
+        model,
+        1 / 255,
+        alpha=1 / 255 / 40,
+        steps=40,
+        random_start=False,
+        early_stop=False,
+        loss="margin",
+    ).run(images, labels)
     assert result.adversarial.dtype == torch.float32
     moved = (result.adversarial - images.float()).abs()
-    # The model sees no change after 30 of the 40 steps, half a bfloat16 unit, so the best iterate may be that one.
+    # The model sees no change after 30 of the 40 steps, half a bfloat16 unit, so the best iterate
+    # may be that one.
     assert (moved > 0.7 / 255).float().mean() > 0.99
 
 
@@ -241,9 +281,13 @@ def test_evaluation_does_not_depend_on_batch_size(wide, batch_size):
     data = (wide.images, wide.labels)
     attack = PGD(wide.model, 0.05, steps=8, restarts=2, seed=5)
     whole = evaluate(wide.model, data, {"pgd": attack}, batch_size=50, keep_adversarial=True)
-    split = evaluate(wide.model, data, {"pgd": attack}, batch_size=batch_size, keep_adversarial=True)
+    split = evaluate(
+        wide.model, data, {"pgd": attack}, batch_size=batch_size, keep_adversarial=True
+    )
     assert torch.equal(whole.attacks["pgd"].robust, split.attacks["pgd"].robust)
-    torch.testing.assert_close(whole.attacks["pgd"].adversarial, split.attacks["pgd"].adversarial, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        whole.attacks["pgd"].adversarial, split.attacks["pgd"].adversarial, rtol=0, atol=1e-6
+    )
 
 
 def test_verdicts_do_not_depend_on_order(wide):
@@ -262,12 +306,17 @@ def test_evaluate_reports_each_attack_and_the_worst_case(wide):
     assert [p.decided for p in seen] == list(range(1, 241))
     assert seen[0].total is None and seen[0].seconds_left is None  # more may come
     assert seen[-1].total == 240
-    assert seen[-1].forwards >= sum(s.forwards for s in report.attacks.values()) - 120  # one clean pass serves both
+    # one clean pass serves both
+    assert seen[-1].forwards >= sum(s.forwards for s in report.attacks.values()) - 120
     robust = [s.robust for s in report.attacks.values()]
     assert report.worst_case.count == int((robust[0] & robust[1] & report.clean_correct).sum())
-    assert report.attacks["pgd"].robust_accuracy.count <= report.attacks["fgsm"].robust_accuracy.count
+    assert (
+        report.attacks["pgd"].robust_accuracy.count <= report.attacks["fgsm"].robust_accuracy.count
+    )
     listed = evaluate(wide.model, loader, list(attacks.values()))
-    assert [torch.equal(s.robust, r) for s, r in zip(listed.attacks.values(), robust, strict=True)] == [True, True]
+    assert [
+        torch.equal(s.robust, r) for s, r in zip(listed.attacks.values(), robust, strict=True)
+    ] == [True, True]
     assert list(listed.attacks)[1] == "PGD(Linf, eps=0.05, steps=10, restarts=1, seed=0)"
     numbers = report.as_dict()
     assert numbers["attacks"]["pgd"]["robust"]["total"] == 120
@@ -286,14 +335,21 @@ def test_evaluate_names_bad_calls(trained):
         evaluate(trained.model, data, {"pgd": PGD(trained.model, 0.1)}, batch_size=0)
     bad = trained.images.clone()
     bad[70] = 2
-    with pytest.raises(ValueError, match=r"in data 50 … 99: images must lie in bounds.*first in example 20"):
-        evaluate(trained.model, (bad, trained.labels), {"pgd": PGD(trained.model, 0.1)}, batch_size=50)
+    with pytest.raises(
+        ValueError, match=r"in data 50 … 99: images must lie in bounds.*first in example 20"
+    ):
+        evaluate(
+            trained.model, (bad, trained.labels), {"pgd": PGD(trained.model, 0.1)}, batch_size=50
+        )
 
 
 def test_wilson_interval():
     low, high = Proportion(50, 100).interval()
     assert abs(low - 0.4038) < 1e-4 and abs(high - 0.5962) < 1e-4
-    assert Proportion(0, 10).interval()[0] == 0 and abs(Proportion(0, 10).interval()[1] - 0.2775) < 1e-4
+    assert (
+        Proportion(0, 10).interval()[0] == 0
+        and abs(Proportion(0, 10).interval()[1] - 0.2775) < 1e-4
+    )
     assert Proportion(10, 10).interval()[1] == 1
     assert Proportion(0, 0).interval() == (0, 1)
     with pytest.raises(ValueError, match="confidence"):

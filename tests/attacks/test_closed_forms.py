@@ -20,13 +20,17 @@ class Linear(torch.nn.Module):
 
 
 def best_gain(weight, x, sign, eps, norm, bounds):
-    """max sign·w·d over the ball and the box, in float64: how far an optimal attack moves the score."""
+    """max sign·w·d over the ball and the box, in float64: how far an optimal attack moves the
+    score."""
     direction = sign[:, None] * weight.double()
     room = torch.where(direction > 0, bounds[1] - x.double(), x.double() - bounds[0])
     size = direction.abs()
     if norm == "Linf":
         return (size * room.clamp_max(eps)).sum(1)
-    low, high = torch.zeros(len(x), dtype=torch.float64), torch.full((len(x),), 1e9, dtype=torch.float64)
+    low, high = (
+        torch.zeros(len(x), dtype=torch.float64),
+        torch.full((len(x),), 1e9, dtype=torch.float64),
+    )
     for _ in range(200):  # d = min(λ|w|, room), ‖d‖ = eps
         middle = (low + high) / 2
         within = torch.minimum(middle[:, None] * size, room).norm(dim=1) <= eps
@@ -44,7 +48,16 @@ def test_pgd_reaches_the_optimum_of_a_linear_model(norm, bounds, random_start, l
     model.bias = (x.flatten(1) @ model.weight).median().item()
     labels = model(x).argmax(1)
     eps = {"Linf": 0.2, "L2": 1.5}[norm]
-    attack = PGD(model, eps, steps=60, norm=norm, bounds=bounds, random_start=random_start, loss=loss, early_stop=False)
+    attack = PGD(
+        model,
+        eps,
+        steps=60,
+        norm=norm,
+        bounds=bounds,
+        random_start=random_start,
+        loss=loss,
+        early_stop=False,
+    )
     result = attack.run(x, labels)
     sign = torch.where(labels == 1, -1.0, 1.0).double()
     gain = sign * ((result.adversarial.double() - x.double()).flatten(1) @ model.weight.double())
@@ -61,7 +74,8 @@ def test_pgd_reaches_the_optimum_of_a_linear_model(norm, bounds, random_start, l
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_fgsm_is_one_full_step(norm):
     model = Linear(12)
-    x = torch.rand(9, 12)  # near the box's faces too: the step is clipped there, not lengthened elsewhere
+    # near the box's faces too: the step is clipped there, not lengthened elsewhere
+    x = torch.rand(9, 12)
     labels = model(x).argmax(1)
     adversarial = FGSM(model, 0.1, norm=norm)(x, labels)
     sign = torch.where(labels == 1, -1.0, 1.0)[:, None]
@@ -75,14 +89,18 @@ def test_first_closed_form_of_the_papers_code():
     x = torch.tensor([[0.1, 0.2, 0.0], [0.0, 0.1, 0.3]])
     y = torch.tensor([[0.2, 0.0, 0.0], [0.0, 0.1, 0.3]])
     attack = PGD(
-        lambda images: images, 0.1, alpha=0.1, steps=1, random_start=False, early_stop=False, bounds=(-10, 10),
+        lambda images: images, 0.1, alpha=0.1, steps=1, random_start=False, early_stop=False,
+        bounds=(-10, 10),
         loss=lambda logits, labels: (logits - y).square().sum(1),
     )  # fmt: skip
-    torch.testing.assert_close(attack(x, torch.tensor([1, 2])), torch.tensor([[0.0, 0.3, 0.0], [0.0, 0.1, 0.3]]))
+    torch.testing.assert_close(
+        attack(x, torch.tensor([1, 2])), torch.tensor([[0.0, 0.3, 0.0], [0.0, 0.1, 0.3]])
+    )
 
 
 def test_second_closed_form_of_the_papers_code():
-    """Adversarial training of w·x on squared error: 10 updates of eps 0.1 in all, then SGD with rate 0.1, gives w = 1.396."""
+    """Adversarial training of w·x on squared error: 10 updates of eps 0.1 in all, then SGD with
+    rate 0.1, gives w = 1.396."""
     w = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(w.weight)
     x, y = torch.tensor([[-1.0], [0.0], [1.0]]), torch.tensor([[-2.0], [0.0], [2.0]])
@@ -100,12 +118,20 @@ def test_second_closed_form_of_the_papers_code():
 
 def test_success_grows_with_eps_steps_and_restarts():
     torch.manual_seed(3)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30, 40), torch.nn.GELU(), torch.nn.Linear(40, 4))
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(30, 40), torch.nn.GELU(), torch.nn.Linear(40, 4)
+    )
     x = torch.rand(200, 30)
     labels = model(x).argmax(1)
 
     def share(**options):
-        return PGD(model, **{"eps": 0.05, "steps": 10} | options).run(x, labels).success.float().mean().item()
+        return (
+            PGD(model, **{"eps": 0.05, "steps": 10} | options)
+            .run(x, labels)
+            .success.float()
+            .mean()
+            .item()
+        )
 
     by_eps = [share(eps=e) for e in (0.0, 0.01, 0.03, 0.1, 0.6)]
     assert by_eps[0] == 0 and by_eps == sorted(by_eps) and by_eps[-1] == 1

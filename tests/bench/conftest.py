@@ -21,7 +21,8 @@ def linear():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder to work in, with a linear model of one's own and 40 images of 4 × 4, of which it gets most right."""
+    """A folder to work in, with a linear model of one's own and 40 images of 4 × 4, of which it
+    gets most right."""
     (tmp_path / "small_models.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "small_models", raising=False)
@@ -45,7 +46,8 @@ def moe(tmp_path):
     """A checkpoint of an untrained model with experts, for data "digits"."""
     torch.manual_seed(0)
     arguments = {
-        "image_size": 8, "patch_size": 4, "dim": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "num_classes": 10,
+        "image_size": 8, "patch_size": 4, "dim": 16, "depth": 2, "heads": 2, "mlp_dim": 16,
+        "num_classes": 10,
         "moe_layers": (1,), "num_experts": 4, "channels": 1,
     }  # fmt: skip
     extra = {

@@ -1,4 +1,5 @@
-"""The command line from end to end on tiny settings, its files, its interruptions and its errors."""
+"""The command line from end to end on tiny settings, its files, its interruptions and its
+errors."""
 
 import json
 import re
@@ -97,7 +98,9 @@ def stopped(tmp_path_factory):
         return Stopped(folder, interrupted, full, attacks, run(*command).output)
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (3, 20, 20), (3, 64, 64), (1, 4, 4)])
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (3, 20, 20), (3, 64, 64), (1, 4, 4)]
+)
 def test_the_two_architectures_have_equal_flops(shape):
     flops = [count_flops(VMoE(**architecture(name, shape, 10)), shape) for name in ARCHITECTURES]
     assert abs(flops[0] / flops[1] - 1) < 0.02
@@ -106,7 +109,9 @@ def test_the_two_architectures_have_equal_flops(shape):
 def test_flops_of_a_known_model():
     model = VMoE(8, 4, 16, 1, 2, 32, 5, channels=1, classifier="gap")
     tokens, dim, hidden = 4, 16, 32
-    products = tokens * (16 * dim + 4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim + dim * 5
+    products = (
+        tokens * (16 * dim + 4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim + dim * 5
+    )
     assert count_flops(model, (1, 8, 8)) == 2 * products
 
 
@@ -115,17 +120,27 @@ def test_demo_writes_everything_it_promises(finished):
     report = json.loads((folder / "report.json").read_text())
     html = (folder / "report.html").read_text()
     assert {p.name for p in folder.glob("*.png")} == {
-        "accuracy.png", "routing_change.png", "expert_load.png", "examples_v_moe.png", "examples_vit.png"
+        "accuracy.png", "routing_change.png", "expert_load.png", "examples_v_moe.png",
+        "examples_vit.png"
     }  # fmt: skip
-    assert len(list(folder.glob("checkpoints/*.safetensors"))) == 4 and not list(folder.glob("**/*.partial"))
+    assert len(list(folder.glob("checkpoints/*.safetensors"))) == 4 and not list(
+        folder.glob("**/*.partial")
+    )
     assert not list(folder.glob("checkpoints/*.training"))
-    assert html.count("data:image/png;base64,") == 5 and not re.search(r'(src|href)="(?!data:)', html)
+    assert html.count("data:image/png;base64,") == 5 and not re.search(
+        r'(src|href)="(?!data:)', html
+    )
     assert report["settings"]["checksum"] in html and len(report["settings"]["checksum"]) == 64
-    assert report["versions"]["torch"] == torch.__version__ and report["settings"]["seeds"] == [0, 1]
+    assert report["versions"]["torch"] == torch.__version__ and report["settings"]["seeds"] == [
+        0,
+        1,
+    ]
     for name in ARCHITECTURES:
         assert name in output and len(report["models"][name]) == 2
         for measured in report["models"][name]:
-            assert measured["clean"]["total"] == 40 and [a["eps_255"] for a in measured["attacks"]] == [4, 16]
+            assert measured["clean"]["total"] == 40 and [
+                a["eps_255"] for a in measured["attacks"]
+            ] == [4, 16]
             clean, small, large = measured["clean"], *(a["robust"] for a in measured["attacks"])
             assert clean["value"] >= small["value"] >= large["value"]
             low, high = small["wilson_95"]
@@ -146,7 +161,10 @@ def test_the_same_command_goes_on_and_repeats_nothing(finished, monkeypatch):
     monkeypatch.setattr(plots, "draw_all", lambda *arguments: {})  # they take most of the time
     again = run("demo", *TINY, "--seeds", 2, "--out", folder).output
     assert "Going on in" in again
-    assert again[again.index("V-MoE and ViT under attack") :] == first[first.index("V-MoE and ViT under attack") :]
+    assert (
+        again[again.index("V-MoE and ViT under attack") :]
+        == first[first.index("V-MoE and ViT under attack") :]
+    )
 
 
 def test_ctrl_c_and_a_full_disk_keep_what_is_finished(finished, stopped):
@@ -166,7 +184,11 @@ def test_ctrl_c_and_a_full_disk_keep_what_is_finished(finished, stopped):
 
 def without_times(value):
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if "seconds" not in k and "per_second" not in k}
+        return {
+            k: without_times(v)
+            for k, v in value.items()
+            if "seconds" not in k and "per_second" not in k
+        }
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
@@ -194,9 +216,19 @@ def test_training_interrupted_between_epochs_ends_with_the_same_weights(tmp_path
         train(fresh(), images, labels, recipe, seed=1, state_file=tmp_path / "parts", on_step=stop)
     resumed, steps = fresh(), []
     torch.rand(17)
-    train(resumed, images, labels, recipe, seed=1, state_file=tmp_path / "parts", on_step=lambda p: steps.append(p.step))
+    train(
+        resumed,
+        images,
+        labels,
+        recipe,
+        seed=1,
+        state_file=tmp_path / "parts",
+        on_step=lambda p: steps.append(p.step),
+    )
     assert steps == [4, 5, 6, 7, 8, 9]
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
+    )
 
 
 def test_training_learns(tmp_path):
@@ -205,7 +237,14 @@ def test_training_learns(tmp_path):
     images = (0.25 + 0.5 * labels.view(-1, 1, 1, 1) + 0.1 * torch.randn(400, 1, 8, 8)).clamp(0, 1)
     for name in ARCHITECTURES:
         model = VMoE(**architecture(name, (1, 8, 8), 2))
-        train(model, images, labels, Recipe(epochs=4, batch_size=40), seed=0, state_file=tmp_path / name)
+        train(
+            model,
+            images,
+            labels,
+            Recipe(epochs=4, batch_size=40),
+            seed=0,
+            state_file=tmp_path / name,
+        )
         assert (model(images).argmax(1) == labels).float().mean() > 0.97
 
 
@@ -225,11 +264,14 @@ def test_checkpoints_of_other_kinds_are_named(tmp_path):
     (tmp_path / "cut").write_bytes(good[:-100])
     (tmp_path / "text").write_text("no checkpoint")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign")
-    (tmp_path / "other").write_bytes(save_checkpoint(VMoE(**architecture("ViT", (1, 8, 8), 3)), arguments, {}))
+    (tmp_path / "other").write_bytes(
+        save_checkpoint(VMoE(**architecture("ViT", (1, 8, 8), 3)), arguments, {})
+    )
     (tmp_path / "unbuildable").write_bytes(save_checkpoint(model, {"wings": 2}, {}))
     for name, message in {
         "cut": "cannot be read", "text": "cannot be read", "foreign": "must have format",
-        "other": "weights of another architecture", "unbuildable": "cannot be built", "absent": "does not exist",
+        "other": "weights of another architecture", "unbuildable": "cannot be built",
+        "absent": "does not exist",
     }.items():  # fmt: skip
         with pytest.raises(CheckpointError, match=message):
             load(tmp_path / name)
@@ -240,7 +282,10 @@ def test_output_folder_is_checked_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.txt").write_text("mine")
-    for out, message in (("file/run", "cannot be written"), ("photos", "holds other files and no run")):
+    for out, message in (
+        ("file/run", "cannot be written"),
+        ("photos", "holds other files and no run"),
+    ):
         result = run("demo", *TINY, "--out", tmp_path / out, ok=False)
         assert result.exit_code == 2 and message in result.output.replace("\n", " ")
     assert (tmp_path / "photos" / "holiday.txt").read_text() == "mine"
@@ -250,15 +295,25 @@ def test_output_folder_is_checked_before_training(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.write_bytes", read_only)
-        assert "Read-only file system" in run("demo", *TINY, "--out", tmp_path / "ro", ok=False).output
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1_000_000))
+        assert (
+            "Read-only file system" in run("demo", *TINY, "--out", tmp_path / "ro", ok=False).output
+        )
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1_000_000)
+    )
     result = run("demo", *TINY, "--out", tmp_path / "full", ok=False)
-    assert result.exit_code == 2 and "needs 100 MB, but only 1 MB are free" in result.output.replace("\n", " ")
+    assert (
+        result.exit_code == 2
+        and "needs 100 MB, but only 1 MB are free" in result.output.replace("\n", " ")
+    )
 
 
 def test_a_run_with_other_settings_is_refused(finished):
     result = run("demo", *TINY, "--seeds", 2, "--seed", 7, "--out", finished[0], ok=False)
-    assert result.exit_code == 2 and "holds a run with other settings (seeds" in result.output.replace("\n", " ")
+    assert (
+        result.exit_code == 2
+        and "holds a run with other settings (seeds" in result.output.replace("\n", " ")
+    )
     assert (finished[0] / "report.html").exists()
 
 
@@ -273,7 +328,9 @@ def test_a_torn_result_is_measured_again(tmp_path):
     nested = {"attacks": {"steps": 40, "eps": [4.0]}, "device": "cpu"}
     RunFolder(tmp_path / "nested", nested, 0)
     with pytest.raises(OutputError, match=r"settings \(attacks.steps: 40 there, 20 now\); choose"):
-        RunFolder(tmp_path / "nested", {"attacks": {"steps": 20, "eps": (4.0,)}, "device": "cpu"}, 0)
+        RunFolder(
+            tmp_path / "nested", {"attacks": {"steps": 20, "eps": (4.0,)}, "device": "cpu"}, 0
+        )
 
 
 @pytest.mark.parametrize(
@@ -298,9 +355,14 @@ def test_bad_options_are_named(tmp_path, arguments, message):
 
 def test_folder_and_npz_data_go_through_the_demo(tmp_path):
     generator = np.random.default_rng(0)
-    np.savez(tmp_path / "set.npz", images=generator.random((40, 12, 12, 3)), labels=np.arange(40) % 2)
+    np.savez(
+        tmp_path / "set.npz", images=generator.random((40, 12, 12, 3)), labels=np.arange(40) % 2
+    )
     arguments = ["--data", tmp_path / "set.npz", *TINY[2:]]
-    assert "set: 40 images (3, 12, 12), 2 classes" in run("demo", *arguments, "--out", tmp_path / "run").output
+    assert (
+        "set: 40 images (3, 12, 12), 2 classes"
+        in run("demo", *arguments, "--out", tmp_path / "run").output
+    )
 
 
 def test_help_is_there_for_every_command():
@@ -332,7 +394,11 @@ def test_bench_cpu_compares_equal_layers_only(tmp_path, monkeypatch):
     ]
     assert all(set(r["milliseconds"]) == {"ironmoe", "eager", "grouped_mm", "dense"} for r in rows)
     honest = cpu.expert_mlp
-    monkeypatch.setattr(cpu, "expert_mlp", lambda x, *a, **k: honest(x, *a, **k) * (1.01 if x.dtype == torch.float32 else 1))
+    monkeypatch.setattr(
+        cpu,
+        "expert_mlp",
+        lambda x, *a, **k: honest(x, *a, **k) * (1.01 if x.dtype == torch.float32 else 1),
+    )
     with pytest.raises(RuntimeError, match="outputs disagree"):
         cpu.run_bench_cpu(1, None, Console(quiet=True))
 
@@ -341,10 +407,18 @@ def test_radii_are_those_of_the_norm_and_labels_tell_them_apart():
     from ironmoe.bench.cli.options import ascending_radii
     from ironmoe.bench.common.results import exact
 
-    assert ascending_radii(None, "Linf") == (2, 4, 8, 12, 16, 24) and ascending_radii("8,2", "L2") == (2, 8)
+    assert ascending_radii(None, "Linf") == (2, 4, 8, 12, 16, 24) and ascending_radii(
+        "8,2", "L2"
+    ) == (2, 8)
     assert [eps / 255 for eps in ascending_radii(None, "L1")] == [2, 4, 8, 12]
     assert ascending_radii(None, "L2") == (64, 128, 255, 510)
-    assert [exact(eps) for eps in (8.0, 0.5, 4.0000001, 1e-05, 1234567.0)] == ["8", "0.5", "4.0000001", "1e-05", "1234567.0"]
+    assert [exact(eps) for eps in (8.0, 0.5, 4.0000001, 1e-05, 1234567.0)] == [
+        "8",
+        "0.5",
+        "4.0000001",
+        "1e-05",
+        "1234567.0",
+    ]
 
 
 def test_small_data_is_seen_more_often():

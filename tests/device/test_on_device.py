@@ -22,16 +22,20 @@ from ironmoe.moe.routers.capacity import Capacity
 D, F, E, K = 16, 24, 3, 2
 EPS = 0.3
 ONLY_ON_GPU = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="the interpreter cannot do it, or another case rehearses it"
+    not torch.cuda.is_available(),
+    reason="the interpreter cannot do it, or another case rehearses it"
 )  # fmt: skip
 
 # The interpreter's numpy: exp of large numbers, and an index of one element.
-pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning", "ignore:.*:DeprecationWarning:triton.runtime.interpreter")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*:RuntimeWarning", "ignore:.*:DeprecationWarning:triton.runtime.interpreter"
+)
 
 
 @contextmanager
 def on_cpu():
-    """CPU tensors take the CPU's own code, though the device of this test may be the interpreter."""
+    """CPU tensors take the CPU's own code, though the device of this test may be the
+    interpreter."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TRITON_INTERPRET", raising=False)
         yield
@@ -62,7 +66,9 @@ def check(model, x, device, slack=2.0):
 
 def small_vmoe(**options):
     torch.manual_seed(1)
-    model = VMoE(8, 4, D, 2, 2, F, 6, moe_layers=(1,), num_experts=E, top_k=K, channels=1, **options).eval()
+    model = VMoE(
+        8, 4, D, 2, 2, F, 6, moe_layers=(1,), num_experts=E, top_k=K, channels=1, **options
+    ).eval()
     nn.init.normal_(model.head.weight, std=0.5)  # it starts as zeros, which let no gradient through
     return model
 
@@ -128,13 +134,16 @@ def test_upcycled_model_is_the_dense_one(device, images):
     with on_cpu():
         exact, plain = logits(copy.deepcopy(dense).double(), images.double()), logits(dense, images)
     got = logits(sparse.to(device), images.to(device))
-    contract.assert_accurate(got["y"], plain["y"], exact["y"], slack=4)  # gates that add up to 1 but for their rounding
+    # gates that add up to 1 but for their rounding
+    contract.assert_accurate(got["y"], plain["y"], exact["y"], slack=4)
 
 
 @pytest.mark.parametrize("priority", [False, True])
 def test_capacity(device, priority):
     """The same choices are dropped, and everything else is as accurate."""
-    layer = MoE(D, F, E, K, capacity=Capacity(0.7, tokens_per_group=20, priority=priority, multiple_of=1)).eval()
+    layer = MoE(
+        D, F, E, K, capacity=Capacity(0.7, tokens_per_group=20, priority=priority, multiple_of=1)
+    ).eval()
     x = torch.randn(40, D)
     with on_cpu(), trace_routing(layer) as expected:
         layer(x)
@@ -162,7 +171,9 @@ def test_trace(device, images):
         there(images.to(device))
     (ours,) = found.layers.values()
     assert torch.equal(ours.routings[0].experts.cpu(), right.routings[0].experts)
-    torch.testing.assert_close(ours.routings[0].gates.cpu(), right.routings[0].gates, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        ours.routings[0].gates.cpu(), right.routings[0].gates, rtol=1e-4, atol=1e-6
+    )
 
 
 def attacked(make, images, device):
@@ -175,7 +186,9 @@ def attacked(make, images, device):
     eps = torch.tensor([EPS, 0.0]).repeat(len(images) // 2)
     with on_cpu():
         expected = make(copy.deepcopy(model), eps).run(images, labels)
-    found = make(copy.deepcopy(model).to(device), eps.to(device)).run(images.to(device), labels.to(device))
+    found = make(copy.deepcopy(model).to(device), eps.to(device)).run(
+        images.to(device), labels.to(device)
+    )
     return found, expected, eps > 0
 
 
@@ -214,7 +227,9 @@ def test_evaluate(device, images):
     def report(on):
         there = copy.deepcopy(model).to(on)
         attacks = {"PGD": PGD(there, EPS, steps=2)}
-        found = evaluate(there, [(images.to(on), labels.to(on))], attacks, eps=[1e-6, EPS], checks=False)
+        found = evaluate(
+            there, [(images.to(on), labels.to(on))], attacks, eps=[1e-6, EPS], checks=False
+        )
         return (
             found.clean_accuracy,
             found.worst_case,

@@ -1,7 +1,8 @@
 """Triton's driver for a GPU that is not there: its JIT specialises, compiles and launches as ever,
 and the PTX runs in numpy.
 
-A device is a chip: the number of sm_90 is 90, so that each chip has compiled kernels of its own. CPU tensors are its memory.
+A device is a chip: the number of sm_90 is 90, so that each chip has compiled kernels of its own.
+    CPU tensors are its memory.
 """
 
 import ctypes
@@ -32,7 +33,8 @@ WORD, LONG = (1 << 32) - 1, (1 << 64) - 1
 
 
 class Launched(NamedTuple):
-    """What one launch did. tile: the blocks of a product; executed: instructions of all programs."""
+    """What one launch did. tile: the blocks of a product; executed: instructions of all
+    programs."""
 
     kernel: str
     chip: str
@@ -79,11 +81,17 @@ class Launcher:
         names = source.fn.arg_names
         constant = {(names.index(at),) if isinstance(at, str) else at for at in source.constants}
         self.names = names
-        self.passed = [i for i, name in enumerate(names) if (i,) not in constant and source.signature[name] != "constexpr"]
+        self.passed = [
+            i
+            for i, name in enumerate(names)
+            if (i,) not in constant and source.signature[name] != "constexpr"
+        ]
         self.kinds = [source.signature[names[i]] for i in self.passed]
         self.metadata = metadata
 
-    def __call__(self, grid_x: int, grid_y: int, grid_z: int, stream: int, program: Program, *rest: Any) -> None:
+    def __call__(
+        self, grid_x: int, grid_y: int, grid_z: int, stream: int, program: Program, *rest: Any
+    ) -> None:
         """``rest``: packed metadata, launch metadata, two hooks, and the kernel's arguments."""
         arguments = rest[-len(self.names) :]
         if (grid_y, grid_z) != (1, 1):
@@ -99,10 +107,15 @@ class Launcher:
         with _denormal_numbers():
             parameters = dict(zip(program.parameters, values, strict=True))
             executed = run(program, memory, parameters, grid_x, self.metadata.shared, maps, reports)
-        blocks = [str(arguments[self.names.index(name)]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if name in self.names]
+        blocks = [
+            str(arguments[self.names.index(name)])
+            for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")
+            if name in self.names
+        ]
         launches.append(
             Launched(
-                program.name, f"sm_{self.metadata.target.arch}", "×".join(blocks) if len(blocks) == 3 else "", grid_x, executed,
+                program.name, f"sm_{self.metadata.target.arch}",
+                "×".join(blocks) if len(blocks) == 3 else "", grid_x, executed,
                 time.perf_counter() - start, list(reports.texts),
             )
         )  # fmt: skip
@@ -138,7 +151,10 @@ class Launcher:
         layout in shared memory.
         """
         meta = self.metadata.tensordesc_meta[number]
-        box, swizzle = (meta[k] if isinstance(meta, dict) else getattr(meta, k) for k in ("block_size", "swizzle"))
+        box, swizzle = (
+            meta[k] if isinstance(meta, dict) else getattr(meta, k)
+            for k in ("block_size", "swizzle")
+        )
         base = descriptor.base
         return TensorMap(
             base.data_ptr(),
@@ -203,7 +219,9 @@ def _add(memory: Memory, tensor: Tensor, name: str) -> None:
     storage = tensor.untyped_storage()
     address, size = storage.data_ptr(), storage.nbytes()
     if size and memory.find(address) is None:
-        memory.add(address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)), name)
+        memory.add(
+            address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)), name
+        )
 
 
 @contextmanager

@@ -67,10 +67,14 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     for item in items:
         if "tf32" not in item.name:
             item.own_markers = [
-                mark for mark in item.own_markers if mark.kwargs.get("reason") != "no product of the interpreter"
+                mark
+                for mark in item.own_markers
+                if mark.kwargs.get("reason") != "no product of the interpreter"
             ]
         if hasattr(item.obj, "hypothesis"):
-            settings = hypothesis.settings(item.obj._hypothesis_internal_use_settings, max_examples=EXAMPLES, phases=PHASES)
+            settings = hypothesis.settings(
+                item.obj._hypothesis_internal_use_settings, max_examples=EXAMPLES, phases=PHASES
+            )
             item.obj._hypothesis_internal_use_settings = settings
 
 
@@ -87,7 +91,11 @@ def chip_in_use(request: Any) -> Iterator[None]:
     made = driver.launches[first:]
     with open(os.environ[ROWS], "a") as file:
         file.writelines(json.dumps(launch._asdict()) + "\n" for launch in made)
-    faults = [f"{launch.kernel} {launch.tile} {launch.chip}: {text}" for launch in made for text in launch.reports]
+    faults = [
+        f"{launch.kernel} {launch.tile} {launch.chip}: {text}"
+        for launch in made
+        for text in launch.reports
+    ]
     assert not faults, "\n".join(faults[:10])
 
 

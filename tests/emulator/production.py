@@ -39,18 +39,24 @@ def transposed(name: str, tensor: Tensor) -> Tensor:
         (INTERLEAVED, 192, transposed),
     ],
 )
-def test_forward_and_backward(device: str, act: str, hidden: int, lay: Callable[[str, Tensor], Tensor]) -> None:
+def test_forward_and_backward(
+    device: str, act: str, hidden: int, lay: Callable[[str, Tensor], Tensor]
+) -> None:
     """y and all gradients, with biases.
 
     One expert has more than a tile of rows, one none, one exactly a tile.
     """
-    leaves = contract.oracle.layer(130, DIM, hidden, 3, torch.bfloat16, ACTIVATIONS[act].gated, True)
+    leaves = contract.oracle.layer(
+        130, DIM, hidden, 3, torch.bfloat16, ACTIVATIONS[act].gated, True
+    )
     experts = torch.tensor([[0, 2]]).repeat(130, 1).int()
     experts[128:, 1] = 3  # dropped
     routing = contract.Routing(torch.rand(130, 2), experts)
     first = len(driver.launches)
     contract.check_mlp(device, leaves, routing, act, lay=lay)
-    assert {launch.tile.split("×")[0] for launch in driver.launches[first:] if launch.tile} == {"128"}
+    assert {launch.tile.split("×")[0] for launch in driver.launches[first:] if launch.tile} == {
+        "128"
+    }
 
 
 @pytest.mark.parametrize("act", [GATED, GELU, INTERLEAVED])
@@ -74,10 +80,14 @@ def test_units_alone(device: str, act: str, hidden: int) -> None:
     plain = torch.zeros(272, wide, dtype=torch.bfloat16)
     for expert, rows in ((0, slice(130)), (2, slice(130, 270))):
         own = x[token[rows].long()]
-        exact[rows] = torch.nn.functional.linear(own.double(), weight[expert].double(), bias[expert].double())
+        exact[rows] = torch.nn.functional.linear(
+            own.double(), weight[expert].double(), bias[expert].double()
+        )
         plain[rows] = torch.nn.functional.linear(own, weight[expert], bias[expert])
     contract.assert_accurate(kept, plain, exact, "H")
-    contract.assert_accurate(units, contract.plain_activation(act, plain), ACTIVATIONS[act].value(exact), "units")
+    contract.assert_accurate(
+        units, contract.plain_activation(act, plain), ACTIVATIONS[act].value(exact), "units"
+    )
     assert torch.equal(units, alone)
 
 
@@ -90,7 +100,9 @@ def test_tf32(device: str, act: str) -> None:
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
     routing = contract.choose(40, 2, 2)
     dy = torch.randn(40, DIM)
-    got = contract.mlp_results(leaves, routing.gates.requires_grad_(), routing.experts, act, dy, "tf32")
+    got = contract.mlp_results(
+        leaves, routing.gates.requires_grad_(), routing.experts, act, dy, "tf32"
+    )
     exact = contract.exact_mlp(leaves, routing, act, dy)
     for name, want in exact.items():
         error = (got[name].double() - want).square().mean().sqrt() / want.square().mean().sqrt()

@@ -71,11 +71,20 @@ def compiled(name: str) -> dict[str, object]:
     """The text of one sample, its bytes of shared memory, and the boxes of its descriptors."""
     kernel, chip, signature, constants = SAMPLES[name]
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if not kind.startswith("tensordesc")
+        (i,): [["tt.divisibility", 16]]
+        for i, kind in enumerate(signature.values())
+        if not kind.startswith("tensordesc")
     }
-    source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants, aligned)
-    result = triton.compile(source, target=GPUTarget("cuda", chip, 32), options={"num_warps": 4, "num_stages": 3})
-    boxes = [meta if isinstance(meta, dict) else vars(meta) for meta in getattr(result.metadata, "tensordesc_meta", None) or []]
+    source = ASTSource(
+        kernel, signature | dict.fromkeys(constants, "constexpr"), constants, aligned
+    )
+    result = triton.compile(
+        source, target=GPUTarget("cuda", chip, 32), options={"num_warps": 4, "num_stages": 3}
+    )
+    boxes = [
+        meta if isinstance(meta, dict) else vars(meta)
+        for meta in getattr(result.metadata, "tensordesc_meta", None) or []
+    ]
     return {
         "text": result.asm["ptx"],
         "shared": result.metadata.shared,

@@ -19,7 +19,9 @@ from ptx.program import Program
 from ptx.reports import Fault, Reports
 
 TERMS, BLOCK, PROGRAMS = 256, 64, 3
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which compiles the kernels")
+pytestmark = pytest.mark.skipif(
+    find_spec("triton") is None, reason="needs Triton, which compiles the kernels"
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,9 @@ def samples(tmp_path_factory):
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     script = Path(__file__).with_name("samples.py")
     return json.loads(
-        subprocess.run([sys.executable, script], env=environment, check=True, capture_output=True, text=True).stdout
+        subprocess.run(
+            [sys.executable, script], env=environment, check=True, capture_output=True, text=True
+        ).stdout
     )
 
 
@@ -41,7 +45,9 @@ def inputs(name):
         return {"x": x, "out": np.full(PROGRAMS, np.nan, np.float32)}, x.astype(np.float64).sum(1)
     x = generator.standard_normal((PROGRAMS * BLOCK, TERMS)).astype(np.float16)
     w = generator.standard_normal((TERMS, BLOCK)).astype(np.float16)
-    out = np.full((PROGRAMS * BLOCK, BLOCK), np.nan, np.float32 if name == "product" else np.float16)
+    out = np.full(
+        (PROGRAMS * BLOCK, BLOCK), np.nan, np.float32 if name == "product" else np.float16
+    )
     return {"x": x, "w": w, "out": out}, x.astype(np.float64) @ w.astype(np.float64)
 
 
@@ -61,7 +67,9 @@ def launch(name, sample, text=None, grid=PROGRAMS, shift=0, short=0):
         if name == "boxes":
             box, swizzle = sample["boxes"][number]
             strides = (array.shape[1], 1)
-            maps[len(values)] = TensorMap(address, array.shape, strides, tuple(box), array.itemsize, swizzle)
+            maps[len(values)] = TensorMap(
+                address, array.shape, strides, tuple(box), array.itemsize, swizzle
+            )
             values += [0, *array.shape, *strides]
         else:
             values.append(address + shift * is_out)
@@ -104,7 +112,9 @@ def test_the_samples_have_what_they_are_for(samples):
         ],
         "sums": ["shfl.sync", "st.shared", "ld.shared", "bar.sync"],
     }.items():
-        assert [instruction for instruction in instructions if instruction not in samples[name]["text"]] == []
+        assert [
+            instruction for instruction in instructions if instruction not in samples[name]["text"]
+        ] == []
 
 
 def damaged(text, instruction):
@@ -151,7 +161,8 @@ def test_a_missing_instruction_is_noticed(samples, name, instruction):
 
 @pytest.mark.parametrize("name", ["product", "boxes"])
 def test_a_missing_barrier_is_noticed(samples, name):
-    """Any that is needed: of several in a row one is enough, and the last of all protects nothing."""
+    """Any that is needed: of several in a row one is enough, and the last of all protects
+    nothing."""
     texts = list(damaged(samples[name]["text"], "bar.sync"))
     without_any = re.sub(r"bar\.sync\s+0;", "", samples[name]["text"])
     assert is_noticed(name, samples[name], without_any)

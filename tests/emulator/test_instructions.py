@@ -25,7 +25,9 @@ KERNEL = """
 }}
 """
 LANES = np.arange(32, dtype=np.uint32)
-WORDS = np.array([0, 1, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFF, 0x00F0, 0x12345678, 0xDEADBEEF], np.uint32)
+WORDS = np.array(
+    [0, 1, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFF, 0x00F0, 0x12345678, 0xDEADBEEF], np.uint32
+)
 X, Y = np.repeat(WORDS, 8)[:32], np.tile(WORDS, 8)[:32]
 
 
@@ -35,7 +37,9 @@ def result(code, *operands):
     """
     loaded = np.zeros((32, 4), np.uint32)
     for i, operand in enumerate(operands):
-        loaded[:, i] = np.asarray(operand).view(np.uint32) if isinstance(operand, np.ndarray) else operand
+        loaded[:, i] = (
+            np.asarray(operand).view(np.uint32) if isinstance(operand, np.ndarray) else operand
+        )
     stored, reports = np.zeros(32, np.uint32), Reports()
     memory = Memory(reports)
     memory.add(1 << 32, loaded.view(np.uint8).reshape(-1), "loaded")
@@ -116,7 +120,9 @@ def test_integers(code, expected):
         assert value is None or int(got) == value % 2**32, (x, y)
 
 
-FLOATS = np.array([0.0, -0.0, 1.5, -2.25, np.inf, -np.inf, np.nan, 1e-40, 3e38, 2.5, -7.0, 1e-3], np.float32)
+FLOATS = np.array(
+    [0.0, -0.0, 1.5, -2.25, np.inf, -np.inf, np.nan, 1e-40, 3e38, 2.5, -7.0, 1e-3], np.float32
+)
 F, G = np.resize(FLOATS, 32), np.resize(np.roll(FLOATS, 5), 32)
 
 
@@ -169,7 +175,9 @@ def test_zeros_have_an_order():
         ("max", minus, plus, False),
         ("min", plus, minus, True),
     ):
-        assert (np.signbit(result(f"{code}.f32 %r6, %r2, %r3;", x, y).view(np.float32)) == negative).all()
+        assert (
+            np.signbit(result(f"{code}.f32 %r6, %r2, %r3;", x, y).view(np.float32)) == negative
+        ).all()
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,13 @@ def run_compiled() -> Callable[..., Any]:
     """
 
     def run(script: str, *arguments: object) -> Any:
-        words = [argument if isinstance(argument, str) else json.dumps(argument) for argument in arguments]
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        words = [
+            argument if isinstance(argument, str) else json.dumps(argument)
+            for argument in arguments
+        ]
+        environment = {
+            name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
+        }
         command = [sys.executable, "-c", script, *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]

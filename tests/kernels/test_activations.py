@@ -1,4 +1,5 @@
-"""The units and their slopes against their definitions, differentiated by torch itself: at the cuts, beyond them, and where NaN is."""
+"""The units and their slopes against their definitions, differentiated by torch itself: at the
+cuts, beyond them, and where NaN is."""
 
 import oracle
 import pytest
@@ -6,7 +7,9 @@ import torch
 
 from ironmoe.kernels import ACTIVATIONS
 
-POINTS = torch.tensor([-40, -10.5, -10, -9.5, -7.5, -7, -6.5, -1, 0, 0.3, 6.5, 7, 7.5, 9.5, 10, 10.5, 40]).double()
+POINTS = torch.tensor(
+    [-40, -10.5, -10, -9.5, -7.5, -7, -6.5, -1, 0, 0.3, 6.5, 7, 7.5, 9.5, 10, 10.5, 40]
+).double()
 INTERLEAVED = [name for name, act in ACTIVATIONS.items() if act.interleaved]
 CUT = {name: act.limit for name, act in ACTIVATIONS.items() if act.limit is not None}
 
@@ -19,7 +22,8 @@ def grid(gated):
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_values_and_slopes_are_those_of_the_definition(act, recorded):
-    """Also at the limits, where torch.clamp passes the gradient on, and where autograd records the slopes."""
+    """Also at the limits, where torch.clamp passes the gradient on, and where autograd records the
+    slopes."""
     hidden = grid(ACTIVATIONS[act].gated).requires_grad_()
     expected = oracle.activation(act, hidden)
     grad = torch.linspace(-2, 2, len(hidden)).double().view(-1, 1)
@@ -41,9 +45,25 @@ def test_second_derivatives_on_both_sides_of_the_cuts(act):
 @pytest.mark.parametrize(("act", "limit"), CUT.items())
 def test_slopes_are_zero_beyond_the_limit_and_not_at_it(act, limit):
     beyond = limit + 1e-3
-    hidden = torch.tensor([[limit, limit], [beyond, 1.0], [1.0, beyond], [1.0, -beyond], [1.0, -limit], [-beyond, 1.0]])
+    hidden = torch.tensor(
+        [
+            [limit, limit],
+            [beyond, 1.0],
+            [1.0, beyond],
+            [1.0, -beyond],
+            [1.0, -limit],
+            [-beyond, 1.0],
+        ]
+    )
     nonzero = ACTIVATIONS[act].backward(torch.ones(6, 1), hidden) != 0
-    assert nonzero.tolist() == [[True, True], [False, True], [True, False], [True, False], [True, True], [True, True]]
+    assert nonzero.tolist() == [
+        [True, True],
+        [False, True],
+        [True, False],
+        [True, False],
+        [True, True],
+        [True, True],
+    ]
 
 
 @pytest.mark.parametrize("act", CUT)
@@ -51,7 +71,9 @@ def test_infinity_is_cut_and_nan_is_not(act):
     inf, nan = float("inf"), float("nan")
     limit = CUT[act]
     values = ACTIVATIONS[act].value(
-        torch.tensor([[inf, inf], [limit, limit], [1.0, -inf], [1.0, -limit], [nan, 1.0], [1.0, nan]])
+        torch.tensor(
+            [[inf, inf], [limit, limit], [1.0, -inf], [1.0, -limit], [nan, 1.0], [1.0, nan]]
+        )
     )
     assert values[0] == values[1] and values[2] == values[3] and values[4:].isnan().all()
 
@@ -62,4 +84,6 @@ def test_interleaved_columns_are_the_concatenated_ones_in_another_order(act):
     order = torch.cat([torch.arange(0, 10, 2), torch.arange(1, 10, 2)])
     turns, halves = ACTIVATIONS[act], ACTIVATIONS[act.removesuffix("_interleaved")]
     assert torch.equal(turns.value(hidden), halves.value(hidden[..., order]))
-    assert torch.equal(turns.backward(grad, hidden)[..., order], halves.backward(grad, hidden[..., order]))
+    assert torch.equal(
+        turns.backward(grad, hidden)[..., order], halves.backward(grad, hidden[..., order])
+    )

@@ -9,8 +9,14 @@ from ironmoe.kernels import Routing, combine, plan_dispatch
 @st.composite
 def choices(draw):
     """(experts (T, K), E), sentinels included."""
-    num_experts, tokens, top_k = draw(st.integers(1, 12)), draw(st.integers(0, 20)), draw(st.integers(1, 4))
-    flat = draw(st.lists(st.integers(0, num_experts), min_size=tokens * top_k, max_size=tokens * top_k))
+    num_experts, tokens, top_k = (
+        draw(st.integers(1, 12)),
+        draw(st.integers(0, 20)),
+        draw(st.integers(1, 4)),
+    )
+    flat = draw(
+        st.lists(st.integers(0, num_experts), min_size=tokens * top_k, max_size=tokens * top_k)
+    )
     return torch.tensor(flat, dtype=torch.int32).view(tokens, top_k), num_experts
 
 

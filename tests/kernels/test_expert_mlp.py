@@ -14,7 +14,9 @@ def run(leaves, routing, act="gelu"):
     return expert_mlp(leaves["x"], leaves["w_in"], leaves["w_out"], routing, activation=act, **rest)
 
 
-@pytest.mark.parametrize(("act", "bias"), [*((act, True) for act in ACTIVATIONS), ("gelu", False), ("swiglu", False)])
+@pytest.mark.parametrize(
+    ("act", "bias"), [*((act, True) for act in ACTIVATIONS), ("gelu", False), ("swiglu", False)]
+)
 def test_gradcheck_and_gradgradcheck_through_router_gates_and_biases(act, bias):
     leaves = oracle.layer(5, 3, 2, 3, gated=ACTIVATIONS[act].gated, bias=bias)
     w_router = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
@@ -22,7 +24,9 @@ def test_gradcheck_and_gradgradcheck_through_router_gates_and_biases(act, bias):
 
     def layer(w_router, *tensors):
         given_leaves = dict(zip(names, tensors, strict=True))
-        return run(given_leaves, topk_route(given_leaves["x"] @ w_router.t(), 2, renormalize=True), act)
+        return run(
+            given_leaves, topk_route(given_leaves["x"] @ w_router.t(), 2, renormalize=True), act
+        )
 
     inputs = (w_router, *leaves.values())
     assert torch.autograd.gradcheck(layer, inputs)
@@ -32,7 +36,8 @@ def test_gradcheck_and_gradgradcheck_through_router_gates_and_biases(act, bias):
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_second_derivative_of_frozen_layer(act):
-    """Nothing but x requires grad, so x itself is not saved; its second derivative must be there all the same."""
+    """Nothing but x requires grad, so x itself is not saved; its second derivative must be there
+    all the same."""
     leaves = oracle.layer(4, 3, 2, 3, gated=ACTIVATIONS[act].gated)
     frozen = {k: v.detach() for k, v in leaves.items()}
     routing = topk_route(torch.randn(4, 3, dtype=torch.float64), 2)
@@ -77,28 +82,47 @@ def test_values_and_gradients_equal_the_definition(case):
     torch.manual_seed(case["seed"])
     num_experts, act = case["num_experts"], case["act"]
     leaves = oracle.layer(
-        case["tokens"], case["dim"], case["hidden"], num_experts, gated=ACTIVATIONS[act].gated, bias=case["bias"]
+        case["tokens"],
+        case["dim"],
+        case["hidden"],
+        num_experts,
+        gated=ACTIVATIONS[act].gated,
+        bias=case["bias"],
     )
-    gates, experts = topk_route(torch.randn(case["tokens"], num_experts, dtype=torch.float64), case["top_k"])
+    gates, experts = topk_route(
+        torch.randn(case["tokens"], num_experts, dtype=torch.float64), case["top_k"]
+    )
     if case["drop"]:
         dropped = torch.rand(experts.shape) < 0.3
         gates, experts = gates.masked_fill(dropped, 0), experts.masked_fill(dropped, num_experts)
     gates = gates.detach().requires_grad_()
     y = run(leaves, Routing(gates, experts), act)
     expected = oracle.dense_moe(
-        leaves["x"], leaves["w_in"], leaves["w_out"], gates, experts, leaves.get("b_in"), leaves.get("b_out"), act
+        leaves["x"],
+        leaves["w_in"],
+        leaves["w_out"],
+        gates,
+        experts,
+        leaves.get("b_in"),
+        leaves.get("b_out"),
+        act,
     )
     torch.testing.assert_close(y, expected)
     dy = torch.randn_like(y)
     inputs = [gates, *leaves.values()]
     kept = (experts < num_experts).to(gates.dtype)
-    ours, theirs = (list(torch.autograd.grad(out, inputs, dy, allow_unused=True)) for out in (y, expected))
+    ours, theirs = (
+        list(torch.autograd.grad(out, inputs, dy, allow_unused=True)) for out in (y, expected)
+    )
     theirs[0] = theirs[0] * kept  # a dropped choice is no input of the layer
     for got, want in zip(ours, theirs, strict=True):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("case", ["one expert takes all", "half of the experts empty", "K = E", "K = 1", "T = 1", "T = 0"])
+@pytest.mark.parametrize(
+    "case",
+    ["one expert takes all", "half of the experts empty", "K = E", "K = 1", "T = 1", "T = 0"],
+)
 def test_odd_routings(case):
     tokens = {"T = 1": 1, "T = 0": 0}.get(case, 6)
     top_k = {"K = E": 4, "K = 1": 1}.get(case, 2)
@@ -110,11 +134,15 @@ def test_odd_routings(case):
         logits[:, :2] = -50
     leaves = oracle.layer(tokens, 3, 5, 4)
     routing = topk_route(logits, top_k)
-    expected = oracle.dense_moe(leaves["x"], leaves["w_in"], leaves["w_out"], *routing, leaves["b_in"], leaves["b_out"])
+    expected = oracle.dense_moe(
+        leaves["x"], leaves["w_in"], leaves["w_out"], *routing, leaves["b_in"], leaves["b_out"]
+    )
     y = run(leaves, routing)
     torch.testing.assert_close(y, expected)
     for got, want in zip(
-        torch.autograd.grad(y.sum(), leaves.values()), torch.autograd.grad(expected.sum(), leaves.values()), strict=True
+        torch.autograd.grad(y.sum(), leaves.values()),
+        torch.autograd.grad(expected.sum(), leaves.values()),
+        strict=True,
     ):
         torch.testing.assert_close(got, want)
 
@@ -147,7 +175,11 @@ def test_error_is_at_most_twice_that_of_plain_torch(dtype, act, size):
             y = y.index_add(0, token, (rows * gates[token, slot, None]).to(y.dtype))
         return y
 
-    outputs = {"exact": run(exact, wide, act), "ours": run(low, Routing(gates, experts), act), "plain": plain(low, gates)}
+    outputs = {
+        "exact": run(exact, wide, act),
+        "ours": run(low, Routing(gates, experts), act),
+        "plain": plain(low, gates),
+    }
     dy = torch.randn_like(outputs["exact"])
     results = {}
     for name, y in outputs.items():
@@ -174,7 +206,9 @@ def test_inputs_of_any_layout():
     routing = topk_route(torch.randn(6, 3, dtype=torch.float64), 2)
     y = run(leaves, routing)
     odd = {
-        "x": torch.stack([leaves["x"].detach(), torch.full((6, 4), float("nan"), dtype=torch.float64)], -1)[..., 0],
+        "x": torch.stack(
+            [leaves["x"].detach(), torch.full((6, 4), float("nan"), dtype=torch.float64)], -1
+        )[..., 0],
         "w_in": leaves["w_in"].detach().transpose(1, 2).contiguous().transpose(1, 2),
         "w_out": leaves["w_out"].detach().transpose(0, 2).contiguous().transpose(0, 2),
         "b_in": leaves["b_in"].detach().t().contiguous().t(),
@@ -186,7 +220,9 @@ def test_inputs_of_any_layout():
     odd_y, straight_y = run(odd, routing), run(straight, routing)
     torch.testing.assert_close(odd_y, straight_y)
     for got, want in zip(
-        torch.autograd.grad(odd_y.sum(), odd.values()), torch.autograd.grad(straight_y.sum(), straight.values()), strict=True
+        torch.autograd.grad(odd_y.sum(), odd.values()),
+        torch.autograd.grad(straight_y.sum(), straight.values()),
+        strict=True,
     ):
         torch.testing.assert_close(got, want)
     assert y.shape == (6, 4)
@@ -199,13 +235,17 @@ def test_large_products_with_strided_weights_stay_fast_and_right():
     x = torch.randn(600, 256)
     routing = Routing(torch.ones(600, 1), torch.zeros(600, 1, dtype=torch.int32))
     torch.testing.assert_close(
-        expert_mlp(x, w_in, w_out, routing), expert_mlp(x, w_in.contiguous(), w_out, routing), rtol=1e-4, atol=2e-3
+        expert_mlp(x, w_in, w_out, routing),
+        expert_mlp(x, w_in.contiguous(), w_out, routing),
+        rtol=1e-4,
+        atol=2e-3,
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_many_tiles_an_expert_change_nothing(dtype, monkeypatch):
-    """Two thousand rows in tiles of eight: sums over tiles must not lose what one product would keep."""
+    """Two thousand rows in tiles of eight: sums over tiles must not lose what one product would
+    keep."""
     leaves = oracle.layer(2000, 6, 7, 2, dtype=dtype)
     routing = topk_route(torch.randn(2000, 2), 2)
     dy = torch.randn(2000, 6).to(dtype)
@@ -271,8 +311,14 @@ def test_autocast_casts_the_layer_and_not_the_gates():
         ({"b_in": torch.zeros(2, 4)}, "b_in must have shape"),
         ({"b_out": torch.zeros(2, 4)}, "b_out must be"),
         ({"activation": "swiglu"}, "even number of rows"),
-        ({"routing": Routing(torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int32))}, "routing must hold"),
-        ({"routing": Routing(torch.zeros(4, 2), torch.full((4, 2), 7, dtype=torch.int32))}, "experts must lie in"),
+        (
+            {"routing": Routing(torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int32))},
+            "routing must hold",
+        ),
+        (
+            {"routing": Routing(torch.zeros(4, 2), torch.full((4, 2), 7, dtype=torch.int32))},
+            "experts must lie in",
+        ),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -74,20 +74,36 @@ def test_input_gradient_costs_two_products_a_tile_and_no_weight_gradient(trainab
 
 def test_full_backward_costs_four_products_a_tile():
     x, leaves, routing = make(True)
-    shapes = products(lambda: expert_mlp(x, leaves["w_in"], leaves["w_out"], routing).sum().backward())
+    shapes = products(
+        lambda: expert_mlp(x, leaves["w_in"], leaves["w_out"], routing).sum().backward()
+    )
     assert shapes.count((F, D)) == shapes.count((D, F)) == tiles_of(routing)
     assert len(shapes) == (2 + 4) * tiles_of(routing)
 
 
 @pytest.mark.parametrize(
     ("wanted", "per_tile"),
-    [(["w_in"], 2), (["w_out"], 1), (["b_out"], 0), (["b_in"], 1), (["gates"], 1), (["x", "w_in"], 3), (["x", "w_out"], 3)],
+    [
+        (["w_in"], 2),
+        (["w_out"], 1),
+        (["b_out"], 0),
+        (["b_in"], 1),
+        (["gates"], 1),
+        (["x", "w_in"], 3),
+        (["x", "w_out"], 3),
+    ],
 )
 def test_each_demand_costs_its_own_products(wanted, per_tile):
     x, leaves, routing = make(True, bias=True)
     everything = {"x": x, "gates": routing.gates, **leaves}
-    y = expert_mlp(x, leaves["w_in"], leaves["w_out"], routing, b_in=leaves["b_in"], b_out=leaves["b_out"])
-    shapes = [s for s in products(lambda: torch.autograd.grad(y.sum(), [everything[k] for k in wanted])) if len(s) == 2]
+    y = expert_mlp(
+        x, leaves["w_in"], leaves["w_out"], routing, b_in=leaves["b_in"], b_out=leaves["b_out"]
+    )
+    shapes = [
+        s
+        for s in products(lambda: torch.autograd.grad(y.sum(), [everything[k] for k in wanted]))
+        if len(s) == 2
+    ]
     assert len(shapes) == per_tile * tiles_of(routing)
 
 
@@ -99,7 +115,8 @@ def test_backward_with_inputs_is_task_aware_too():
 
 
 def test_non_leaf_and_shared_weights_follow_demand():
-    """Parametrized or tied weights are results of other operations; the demand reaches through them."""
+    """Parametrized or tied weights are results of other operations; the demand reaches through
+    them."""
     x, _, routing = make(True)
     base = torch.randn(E, F, D, requires_grad=True)
 
@@ -138,15 +155,22 @@ def test_trainable_weights_add_the_input_itself_and_no_gathered_copy():
 
 def test_nothing_is_saved_where_no_gradient_can_come():
     x, leaves, routing = make(False, gates_grad=False)
-    assert saved_during(lambda: expert_mlp(x.detach(), leaves["w_in"], leaves["w_out"], routing))[1] == []
+    assert (
+        saved_during(lambda: expert_mlp(x.detach(), leaves["w_in"], leaves["w_out"], routing))[1]
+        == []
+    )
     with torch.no_grad():
-        assert saved_during(lambda: expert_mlp(x, leaves["w_in"], leaves["w_out"], routing))[1] == []
+        assert (
+            saved_during(lambda: expert_mlp(x, leaves["w_in"], leaves["w_out"], routing))[1] == []
+        )
 
 
 def test_bias_of_the_second_layer_alone_needs_no_pre_activations():
     x, leaves, routing = make(False, bias=True, gates_grad=False)
     b_out = leaves["b_out"].requires_grad_()
-    _, saved = saved_during(lambda: expert_mlp(x.detach(), leaves["w_in"], leaves["w_out"], routing, b_out=b_out))
+    _, saved = saved_during(
+        lambda: expert_mlp(x.detach(), leaves["w_in"], leaves["w_out"], routing, b_out=b_out)
+    )
     assert not any(t.shape[-1] == F and t.ndim == 2 for t in saved)
 
 
@@ -164,12 +188,16 @@ def test_gate_gradient_is_exact_at_gate_zero():
     x, leaves, routing = make(False, bias=True)
     zero = Routing(torch.zeros_like(routing.gates, requires_grad=True), routing.experts)
     biases = {"b_in": leaves["b_in"], "b_out": leaves["b_out"]}
-    (grad,) = torch.autograd.grad(expert_mlp(x, leaves["w_in"], leaves["w_out"], zero, **biases).sum(), [zero.gates])
+    (grad,) = torch.autograd.grad(
+        expert_mlp(x, leaves["w_in"], leaves["w_out"], zero, **biases).sum(), [zero.gates]
+    )
     one_by_one = torch.zeros_like(grad)
     for k in range(K):
         gates = torch.zeros(T, K)
         gates[:, k] = 1
-        one_by_one[:, k] = expert_mlp(x, leaves["w_in"], leaves["w_out"], Routing(gates, routing.experts), **biases).sum(1)
+        one_by_one[:, k] = expert_mlp(
+            x, leaves["w_in"], leaves["w_out"], Routing(gates, routing.experts), **biases
+        ).sum(1)
     torch.testing.assert_close(grad, one_by_one)
 
 
@@ -182,7 +210,9 @@ def test_activation_checkpointing():
         return expert_mlp(x, leaves["w_in"], leaves["w_out"], routing)
 
     plain = torch.autograd.grad(forward(x).sum(), [x, leaves["w_in"]])
-    again = torch.autograd.grad(checkpoint(forward, x, use_reentrant=False).sum(), [x, leaves["w_in"]])
+    again = torch.autograd.grad(
+        checkpoint(forward, x, use_reentrant=False).sum(), [x, leaves["w_in"]]
+    )
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     y = checkpoint(forward, x, use_reentrant=False)
     shapes = products(lambda: torch.autograd.grad(y.sum(), [x]))
@@ -198,6 +228,8 @@ def test_compiled_layer_gives_the_same_gradients():
     compiled = torch.compile(layer, backend="eager")
     wanted = [x, leaves["w_in"]]
     for got, want in zip(
-        torch.autograd.grad(compiled(x).sum(), wanted), torch.autograd.grad(layer(x).sum(), wanted), strict=True
+        torch.autograd.grad(compiled(x).sum(), wanted),
+        torch.autograd.grad(layer(x).sum(), wanted),
+        strict=True,
     ):
         torch.testing.assert_close(got, want)

@@ -9,7 +9,10 @@ from ironmoe.kernels import Routing, expert_mlp, grouped_matmul
 def test_equals_a_loop_and_unassigned_rows_are_zero(counts, bias):
     offsets = torch.tensor([0, *counts]).cumsum(0).int()
     x = torch.randn(sum(counts) + 2, 4, dtype=torch.float64)
-    weight, b = torch.randn(3, 5, 4, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64) if bias else None
+    weight, b = (
+        torch.randn(3, 5, 4, dtype=torch.float64),
+        torch.randn(3, 5, dtype=torch.float64) if bias else None,
+    )
     y = grouped_matmul(x, weight, offsets, bias=b)
     for e in range(3):
         rows = slice(int(offsets[e]), int(offsets[e + 1]))
@@ -35,7 +38,10 @@ def test_low_precision_is_rounded_once(dtype, rounding):
     """Half a unit of its own dtype, and what float32 loses in a sum of 64 terms."""
     x, weight = torch.randn(6, 64, dtype=dtype), torch.randn(1, 8, 64, dtype=dtype)
     y = grouped_matmul(x, weight, torch.tensor([0, 6])).double()
-    exact, magnitudes = (x.double() @ weight[0].double().t(), x.double().abs() @ weight[0].double().abs().t())
+    exact, magnitudes = (
+        x.double() @ weight[0].double().t(),
+        x.double().abs() @ weight[0].double().abs().t(),
+    )
     atol = rounding(64, magnitudes.max().item(), torch.float32)
     torch.testing.assert_close(y, exact, rtol=torch.finfo(dtype).eps / 2, atol=atol)
 
@@ -43,7 +49,9 @@ def test_low_precision_is_rounded_once(dtype, rounding):
 def test_large_float32_products_equal_float64():
     x, weight = torch.randn(1000, 256), torch.randn(1, 512, 256)
     y = grouped_matmul(x, weight, torch.tensor([0, 1000]))
-    torch.testing.assert_close(y.double(), x.double() @ weight[0].double().t(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        y.double(), x.double() @ weight[0].double().t(), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_flops_are_counted_on_every_route():

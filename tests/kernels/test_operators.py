@@ -1,4 +1,5 @@
-"""The registered operators ``ironmoe::…`` in torch's own machinery, with the twins and with the kernels as their bodies."""
+"""The registered operators ``ironmoe::…`` in torch's own machinery, with the twins and with the
+kernels as their bodies."""
 
 import subprocess
 import sys
@@ -10,7 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from ironmoe.kernels import Routing, combine, expert_mlp, grouped_matmul, linf_step, plan_dispatch, topk_route
+from ironmoe.kernels import (
+    Routing,
+    combine,
+    expert_mlp,
+    grouped_matmul,
+    linf_step,
+    plan_dispatch,
+    topk_route,
+)
 from ironmoe.kernels.dispatch import plan_tiles
 from ironmoe.moe import MoE
 
@@ -45,10 +54,19 @@ def operator_calls(device):
     def plain(*shape):
         return torch.randn(*shape, device=device)
 
-    yield OPERATORS.topk_route, (new(T, E), K, "softmax", "score_first", True, None, 1, 1, "max", 1.0)
-    yield OPERATORS.topk_route, (new(T, E), 1, "sigmoid", "score_first", False, plain(E), 2, 1, "top2_sum", 2.5)
+    yield (
+        OPERATORS.topk_route,
+        (new(T, E), K, "softmax", "score_first", True, None, 1, 1, "max", 1.0),
+    )
+    yield (
+        OPERATORS.topk_route,
+        (new(T, E), 1, "sigmoid", "score_first", False, plain(E), 2, 1, "top2_sum", 2.5),
+    )
     gates, chosen = topk_route(plain(T, E), K)
-    yield OPERATORS.topk_route_backward, (plain(T, K), plain(T, E), chosen, "softmax", "score_first", False, 1.0)
+    yield (
+        OPERATORS.topk_route_backward,
+        (plain(T, K), plain(T, E), chosen, "softmax", "score_first", False, 1.0),
+    )
     yield OPERATORS.plan_dispatch, (experts, E, None)
     yield OPERATORS.plan_dispatch, (experts, E, torch.float32)
     yield OPERATORS.plan_tiles, (offsets, T * K, torch.float32)
@@ -56,19 +74,56 @@ def operator_calls(device):
     yield OPERATORS.grouped_matmul, (*up, "gelu", True, "ieee")
     yield OPERATORS.grouped_matmul, (*up, "swiglu", True, "ieee")
     yield OPERATORS.grouped_matmul, (*up, "clamped_swiglu_interleaved", True, "ieee")
-    yield OPERATORS.grouped_matmul, (new(T * K, D), new(E, F, D), None, offsets, tiles, None, None, "none", True, "ieee")
+    yield (
+        OPERATORS.grouped_matmul,
+        (new(T * K, D), new(E, F, D), None, offsets, tiles, None, None, "none", True, "ieee"),
+    )
     detached = [t.detach() for t in up]
     yield OPERATORS.grouped_matmul, (*detached, "gelu", False, "ieee")
-    down = (gates.detach().requires_grad_(), new(E, D, F), new(E, D), new(T * K, F), plain(T * K, F), offsets, tiles)
+    down = (
+        gates.detach().requires_grad_(),
+        new(E, D, F),
+        new(E, D),
+        new(T * K, F),
+        plain(T * K, F),
+        offsets,
+        tiles,
+    )
     yield OPERATORS.expert_down, (*down, row_token, row_slot, slot_row, "gelu", "ieee")
-    down = (gates.detach().requires_grad_(), new(E, D, F), new(E, D), new(T * K, 2 * F), plain(T * K, F), offsets, tiles)
-    yield OPERATORS.expert_down, (*down, row_token, row_slot, slot_row, "clamped_swiglu_interleaved", "ieee")
-    yield OPERATORS.combine, (new(T * K, D), gates.detach().requires_grad_(), row_token, row_slot, slot_row)
+    down = (
+        gates.detach().requires_grad_(),
+        new(E, D, F),
+        new(E, D),
+        new(T * K, 2 * F),
+        plain(T * K, F),
+        offsets,
+        tiles,
+    )
+    yield (
+        OPERATORS.expert_down,
+        (*down, row_token, row_slot, slot_row, "clamped_swiglu_interleaved", "ieee"),
+    )
+    yield (
+        OPERATORS.combine,
+        (new(T * K, D), gates.detach().requires_grad_(), row_token, row_slot, slot_row),
+    )
     weights, index = (plain(E, D, F), plain(E, D)), (row_token, row_slot, slot_row)
     for want in (True, False):
         yield (
             OPERATORS.grouped_matmul_backward,
-            (plain(T * K, F), plain(T, D), plain(E, F, D), offsets, tiles, row_token, slot_row, "ieee", want, not want, want),
+            (
+                plain(T * K, F),
+                plain(T, D),
+                plain(E, F, D),
+                offsets,
+                tiles,
+                row_token,
+                slot_row,
+                "ieee",
+                want,
+                not want,
+                want,
+            ),
         )
         yield (
             OPERATORS.expert_down_backward,
@@ -88,26 +143,45 @@ def operator_calls(device):
                 not want,
             ),
         )
-        yield OPERATORS.combine_backward, (plain(T, D), plain(T * K, D), gates, row_token, row_slot, slot_row, want, not want)
+        yield (
+            OPERATORS.combine_backward,
+            (plain(T, D), plain(T * K, D), gates, row_token, row_slot, slot_row, want, not want),
+        )
     image, per_example = plain(3, 2, 4), plain(3).abs()
-    yield OPERATORS.linf_step, (image, image.half(), image - 1, image + 1, per_example, torch.bfloat16)
-    yield OPERATORS.l2_step, (image, image, image.clamp(0, 1), per_example, 0.0, 1.0, per_example, torch.float32)
+    yield (
+        OPERATORS.linf_step,
+        (image, image.half(), image - 1, image + 1, per_example, torch.bfloat16),
+    )
+    yield (
+        OPERATORS.l2_step,
+        (image, image, image.clamp(0, 1), per_example, 0.0, 1.0, per_example, torch.float32),
+    )
 
 
 NUM_CALLS = 22
-EVERY_UTILITY = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
+EVERY_UTILITY = (
+    "test_schema",
+    "test_faketensor",
+    "test_autograd_registration",
+    "test_aot_dispatch_dynamic",
+)
 
 
 def test_every_operator_is_called_below():
     called = {operator._qualified_op_name for operator, _ in operator_calls("cpu")}
-    registered = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ironmoe::")}
+    registered = {
+        name.split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("ironmoe::")
+    }
     assert called == registered
     assert len(list(operator_calls("cpu"))) == NUM_CALLS
 
 
 @pytest.mark.parametrize("number", range(NUM_CALLS))
 def test_opcheck(where, number):
-    """Schema and fake tensors for every call; what belongs to the registration, once an operator."""
+    """Schema and fake tensors for every call; what belongs to the registration, once an
+    operator."""
     calls = list(operator_calls(where))
     operator, arguments = calls[number]
     first = all(operator is not earlier for earlier, _ in calls[:number])
@@ -122,7 +196,12 @@ def compiled(f, **options):
 
 @pytest.mark.parametrize(
     ("where", "activation"),
-    [("twin", "gelu"), ("twin", "clamped_swiglu_interleaved"), ("kernel", "gelu"), ("kernel", "swiglu")],
+    [
+        ("twin", "gelu"),
+        ("twin", "clamped_swiglu_interleaved"),
+        ("kernel", "gelu"),
+        ("kernel", "swiglu"),
+    ],
     indirect=["where"],
 )
 def test_compiled_in_one_graph_gives_the_same_gradients(where, activation):
@@ -132,7 +211,9 @@ def test_compiled_in_one_graph_gives_the_same_gradients(where, activation):
     wanted = [x, *layer.parameters()]
     compiled_layer = compiled(layer)
     for got, want in zip(
-        torch.autograd.grad(compiled_layer(x).sum(), wanted), torch.autograd.grad(layer(x).sum(), wanted), strict=True
+        torch.autograd.grad(compiled_layer(x).sum(), wanted),
+        torch.autograd.grad(layer(x).sum(), wanted),
+        strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
@@ -166,7 +247,13 @@ def test_another_batch_size_compiles_nothing_new(where):
 
 def everything(x, leaves, routing, activation="gelu"):
     return expert_mlp(
-        x, leaves["w_in"], leaves["w_out"], routing, b_in=leaves["b_in"], b_out=leaves["b_out"], activation=activation
+        x,
+        leaves["w_in"],
+        leaves["w_out"],
+        routing,
+        b_in=leaves["b_in"],
+        b_out=leaves["b_out"],
+        activation=activation,
     )
 
 
@@ -181,7 +268,14 @@ def test_fake_tensors_have_the_shapes_and_dtypes_of_real_ones():
         routing = topk_route(logits, K)
         y = everything(x, leaves, routing)
         grads = torch.autograd.grad(y.sum(), [x, logits, *leaves.values()])
-        moved, image = linf_step(x.detach(), x.detach(), x.detach(), x.detach(), torch.zeros(T), image_dtype=torch.float16)
+        moved, image = linf_step(
+            x.detach(),
+            x.detach(),
+            x.detach(),
+            x.detach(),
+            torch.zeros(T),
+            image_dtype=torch.float16,
+        )
     assert routing.experts.dtype == torch.int32 and routing.gates.shape == (T, K)
     assert y.shape == (T, D)
     assert [g.shape for g in grads] == [x.shape, logits.shape, *(t.shape for t in leaves.values())]
@@ -198,13 +292,18 @@ def test_meta_tensors_go_through_forward_and_backward():
     rows = torch.empty(T * K, D, device="meta")
     dispatch = plan_dispatch(torch.empty(T, K, device="meta", dtype=torch.int32), E)
     assert grouped_matmul(rows, layer.fc1.weight, dispatch.offsets).shape == (T * K, F)
-    assert combine(rows, Routing(torch.empty(T, K, device="meta"), torch.empty(0)), dispatch).shape == (T, D)
+    assert combine(
+        rows, Routing(torch.empty(T, K, device="meta"), torch.empty(0)), dispatch
+    ).shape == (T, D)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_casts_tokens_and_weights_and_leaves_gates_alone(where, dtype):
     if dtype == torch.bfloat16 and where == "cpu":
-        pytest.skip("tl.dot of bfloat16 is wrong in Triton's interpreter; the twin's autocast is tested in test_expert_mlp")
+        pytest.skip(
+            "tl.dot of bfloat16 is wrong in Triton's interpreter; the twin's autocast is tested "
+            "in test_expert_mlp"
+        )
     x, leaves, logits = leaf(T, D, device=where), expert_leaves(where), leaf(T, E, device=where)
     with torch.autocast(where, dtype=dtype):
         routing = topk_route(logits, K)
@@ -222,12 +321,24 @@ def test_autocast_casts_tokens_and_weights_and_leaves_gates_alone(where, dtype):
 @pytest.mark.parametrize("order", ["ironmoe.kernels first", "torch.utils.flop_counter first"])
 def test_flops_are_known_whichever_is_imported_first(order):
     modules = ["ironmoe.kernels", "torch.utils.flop_counter"]
-    names = "; ".join(f"import {name}" for name in sorted(modules, key=lambda name: name not in order))
-    code = f"import torch; {names}; print(torch.ops.ironmoe.grouped_matmul in torch.utils.flop_counter.flop_registry)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+    names = "; ".join(
+        f"import {name}" for name in sorted(modules, key=lambda name: name not in order)
+    )
+    code = (
+        f"import torch; {names}; print(torch.ops.ironmoe.grouped_matmul in "
+        "torch.utils.flop_counter.flop_registry)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "True\n"
+    )
 
 
-@pytest.mark.parametrize(("activation", "halves"), [("gelu", 1), ("swiglu", 2), ("clamped_swiglu_interleaved", 2)])
+@pytest.mark.parametrize(
+    ("activation", "halves"), [("gelu", 1), ("swiglu", 2), ("clamped_swiglu_interleaved", 2)]
+)
 def test_flops_count_the_products_that_run(device, activation, halves):
     x, leaves, routing = (
         leaf(T, D, device=device),
@@ -248,7 +359,8 @@ def test_flops_count_the_products_that_run(device, activation, halves):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 class TestCudaGraph:
-    """Nothing waits for the host and no shape depends on values, so a graph can be replayed on other values."""
+    """Nothing waits for the host and no shape depends on values, so a graph can be replayed on
+    other values."""
 
     def capture(self, f):
         stream = torch.cuda.Stream()

@@ -10,8 +10,12 @@ from ironmoe.kernels import ExpertGroups, topk_route
 def logits_and_k(draw):
     tokens, experts = draw(st.integers(0, 9)), draw(st.integers(1, 17))
     # A few integer values only: ties everywhere.
-    values = draw(st.lists(st.integers(-2, 2), min_size=tokens * experts, max_size=tokens * experts))
-    return torch.tensor(values, dtype=torch.float64).view(tokens, experts), draw(st.integers(1, experts))
+    values = draw(
+        st.lists(st.integers(-2, 2), min_size=tokens * experts, max_size=tokens * experts)
+    )
+    return torch.tensor(values, dtype=torch.float64).view(tokens, experts), draw(
+        st.integers(1, experts)
+    )
 
 
 def by_hand(keys: list[float], top_k: int) -> list[int]:
@@ -56,7 +60,9 @@ def test_every_combination_against_loops(score, order, renormalize):
         "sqrtsoftplus": lambda z: torch.log1p(z.exp()).sqrt(),
     }
     apply = functions[score]
-    routing = topk_route(logits, 3, score=score, order=order, renormalize=renormalize, selection_bias=bias, scale=1.5)
+    routing = topk_route(
+        logits, 3, score=score, order=order, renormalize=renormalize, selection_bias=bias, scale=1.5
+    )
     for t in range(7):
         keys = apply(logits[t]) if order == "score_first" else logits[t]
         chosen = by_hand((keys + bias).tolist(), 3)
@@ -86,7 +92,9 @@ def test_gates_are_float32_or_wider():
 @pytest.mark.parametrize("order", ["score_first", "topk_first"])
 def test_gradient(score, order):
     logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: topk_route(z, 2, score=score, order=order, renormalize=True).gates, logits)
+    assert torch.autograd.gradcheck(
+        lambda z: topk_route(z, 2, score=score, order=order, renormalize=True).gates, logits
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,10 @@ def test_gradient(score, order):
         ({"groups": ExpertGroups(2, 1, "mean")}, "groups.score"),
         ({"logits": torch.zeros(2, 3, 4)}, "logits must be a float tensor"),
         ({"logits": torch.zeros(2, 4, dtype=torch.int64)}, "logits must be a float tensor"),
-        ({"logits": torch.tensor([[0.0, 1, 2, 3], [0, float("nan"), 0, 0]])}, "NaN first at token 1"),
+        (
+            {"logits": torch.tensor([[0.0, 1, 2, 3], [0, float("nan"), 0, 0]])},
+            "NaN first at token 1",
+        ),
     ],
 )
 def test_bad_input_is_named(change, message):

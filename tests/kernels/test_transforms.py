@@ -1,4 +1,5 @@
-"""Derivatives of every kind: torch.func, forward mode, second order; each right or a clear error, never silent zeros."""
+"""Derivatives of every kind: torch.func, forward mode, second order; each right or a clear error,
+never silent zeros."""
 
 import sys
 
@@ -7,12 +8,23 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from ironmoe.kernels import ACTIVATIONS, Routing, combine, expert_mlp, grouped_matmul, plan_dispatch, topk_route
+from ironmoe.kernels import (
+    ACTIVATIONS,
+    Routing,
+    combine,
+    expert_mlp,
+    grouped_matmul,
+    plan_dispatch,
+    topk_route,
+)
 from ironmoe.moe import MoE
 
 T, D, F, E, K = 5, 4, 6, 3, 2
 INTERLEAVED = "clamped_swiglu_interleaved"
-MODULES = [sys.modules[f"ironmoe.kernels.{name}"] for name in ("expert_mlp", "grouped_matmul", "combine", "dispatch", "topk")]
+MODULES = [
+    sys.modules[f"ironmoe.kernels.{name}"]
+    for name in ("expert_mlp", "grouped_matmul", "combine", "dispatch", "topk")
+]
 
 
 @pytest.fixture(params=["tiles", "operators"])
@@ -32,7 +44,9 @@ def inputs(activation="gelu", tokens=T, dtype=torch.float64):
 
 def layer(x, w_router, w_in, w_out, b_in, b_out, activation="gelu", **options):
     routing = topk_route(x @ w_router.t(), K)
-    return expert_mlp(x, w_in, w_out, routing, b_in=b_in, b_out=b_out, activation=activation, **options)
+    return expert_mlp(
+        x, w_in, w_out, routing, b_in=b_in, b_out=b_out, activation=activation, **options
+    )
 
 
 def on_x(leaves, **options):
@@ -55,25 +69,35 @@ def test_gradcheck_and_gradgradcheck(route, activation, recompute):
 def test_gradgradcheck_of_the_parts(route):
     experts = torch.tensor([[0, 2], [E, 1], [2, 0]])  # one choice dropped
     plan = plan_dispatch(experts, E)
-    rows, weight, bias = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((6, D), (E, F, D), (E, F)))
+    rows, weight, bias = (
+        torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((6, D), (E, F, D), (E, F))
+    )
     gates, logits = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((3, K), (3, E)))
-    torch.autograd.gradgradcheck(lambda x, w, b: grouped_matmul(x, w, plan.offsets, bias=b), (rows, weight, bias))
+    torch.autograd.gradgradcheck(
+        lambda x, w, b: grouped_matmul(x, w, plan.offsets, bias=b), (rows, weight, bias)
+    )
     torch.autograd.gradgradcheck(lambda r, g: combine(r, Routing(g, experts), plan), (rows, gates))
     for score in ("softmax", "sigmoid", "sqrtsoftplus"):
         for order in ("score_first", "topk_first"):
             torch.autograd.gradgradcheck(
-                lambda z, s=score, o=order: topk_route(z, K, score=s, order=o, renormalize=True).gates, logits
+                lambda z, s=score, o=order: (
+                    topk_route(z, K, score=s, order=o, renormalize=True).gates
+                ),
+                logits,
             )
 
 
 @pytest.mark.parametrize("activation", ["gelu", INTERLEAVED])
 def test_second_derivatives_through_the_kernels(device, activation):
-    """A gradient penalty, as in adversarial training against curvature, on the kernels' own first derivatives."""
+    """A gradient penalty, as in adversarial training against curvature, on the kernels' own first
+    derivatives."""
     leaves = [leaf.detach().float().to(device).requires_grad_() for leaf in inputs(activation)]
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     found = []
     for x, *weights in (leaves, exact):
-        (dx,) = torch.autograd.grad(layer(x, *weights, activation=activation).sin().sum(), [x], create_graph=True)
+        (dx,) = torch.autograd.grad(
+            layer(x, *weights, activation=activation).sin().sum(), [x], create_graph=True
+        )
         found.append(torch.autograd.grad(dx.square().sum(), [x, *weights]))
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5 * want.abs().max().item())
@@ -82,7 +106,9 @@ def test_second_derivatives_through_the_kernels(device, activation):
 def test_grad_and_vjp_equal_autograd(route):
     leaves = inputs()
     expected = torch.autograd.grad(layer(*leaves).sin().sum(), leaves)
-    got = grad(lambda *inner: layer(*inner).sin().sum(), argnums=tuple(range(6)))(*(leaf.detach() for leaf in leaves))
+    got = grad(lambda *inner: layer(*inner).sin().sum(), argnums=tuple(range(6)))(
+        *(leaf.detach() for leaf in leaves)
+    )
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
     y, pullback = vjp(on_x(leaves), leaves[0].detach())
@@ -102,7 +128,9 @@ def test_functional_call_with_other_weights(route):
         torch.testing.assert_close(got[name], parameter.grad)
 
 
-@pytest.mark.parametrize(("in_dim", "activation"), [(0, "gelu"), (1, "gelu"), (0, INTERLEAVED), (0, "limited_swiglu")])
+@pytest.mark.parametrize(
+    ("in_dim", "activation"), [(0, "gelu"), (1, "gelu"), (0, INTERLEAVED), (0, "limited_swiglu")]
+)
 def test_vmap_over_the_batch_equals_a_loop(route, in_dim, activation):
     leaves = inputs(activation)
     batch = torch.randn(3, T, D, dtype=torch.float64)
@@ -131,7 +159,9 @@ def test_vmap_over_models_equals_a_loop(route):
     models = [[leaf.detach() for leaf in inputs()[2:]] for _ in range(3)]
     stacked = [torch.stack(leaves) for leaves in zip(*models, strict=True)]
     got = vmap(lambda *weights: layer(x, w_router, *weights))(*stacked)
-    torch.testing.assert_close(got, torch.stack([layer(x, w_router, *weights) for weights in models]))
+    torch.testing.assert_close(
+        got, torch.stack([layer(x, w_router, *weights) for weights in models])
+    )
 
 
 @pytest.mark.parametrize("activation", ["gelu", INTERLEAVED])
@@ -143,7 +173,9 @@ def test_jacobian_and_its_jacobian_by_reverse_mode(route, activation):
     def scalar(x):
         return f(x).sin().sum()
 
-    torch.testing.assert_close(jacrev(jacrev(scalar))(x), torch.autograd.functional.hessian(scalar, x))
+    torch.testing.assert_close(
+        jacrev(jacrev(scalar))(x), torch.autograd.functional.hessian(scalar, x)
+    )
 
 
 def directional(f, x, tangent, h=1e-6):
@@ -160,7 +192,9 @@ def test_forward_mode_is_right(route, activation):
     torch.testing.assert_close(jvp(f, (x,), (tangent,))[1], expected, rtol=1e-6, atol=1e-6)
     with forward_ad.dual_level():
         dual = f(forward_ad.make_dual(x, tangent))
-        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            forward_ad.unpack_dual(dual).tangent, expected, rtol=1e-6, atol=1e-6
+        )
 
 
 def test_forward_mode_of_the_parts_is_right(route):
@@ -196,7 +230,9 @@ def test_kernels_under_transforms(device):
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
     tangent = torch.randn_like(leaves[0])
     got = jvp(on_x(leaves), (leaves[0],), (tangent,))[1]
-    torch.testing.assert_close(got.double(), jvp(on_x(exact), (exact[0],), (tangent.double(),))[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        got.double(), jvp(on_x(exact), (exact[0],), (tangent.double(),))[1], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("device_type", ["twin", "kernel"])

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from ironmoe.kernels import Routing, expert_mlp
 from ironmoe.kernels.tuning import CHIPS, INTERPRETER, assume, chip_of
 
-_only_on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no product of the interpreter")
+_only_on_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no product of the interpreter"
+)
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=_only_on_gpu)]
 SETTINGS = [  # of the products
     pytest.param(torch.float32, "ieee", id="float32"),
@@ -22,10 +24,11 @@ SETTINGS = [  # of the products
 
 
 def assert_accurate(got, plain, exact, name="", slack=2.0):
-    """The error against float64, its largest and its RMS, is at most twice that of plain torch in the same dtype.
+    """The error against float64, its largest and its RMS, is at most twice that of plain torch in
+    the same dtype.
 
-    ``slack`` adds units in the last place of the largest value: half a one for the rounding of a result, which falls as it may; more
-    where values are few, with which plain torch may be lucky.
+    ``slack`` adds units in the last place of the largest value: half a one for the rounding of a
+    result, which falls as it may; more where values are few, with which plain torch may be lucky.
     """
     assert got.shape == exact.shape and got.dtype == plain.dtype, name
     if exact.numel() == 0:
@@ -35,14 +38,18 @@ def assert_accurate(got, plain, exact, name="", slack=2.0):
     assert ours.isfinite().all(), f"{name} is not finite"
     unit = slack * torch.finfo(plain.dtype).eps * exact.abs().max()
     for measure in (lambda error: error.abs().max(), lambda error: error.square().mean().sqrt()):
-        assert measure(ours) <= 2 * measure(theirs) + unit, f"{name}: {measure(ours)} against {measure(theirs)}"
+        assert measure(ours) <= 2 * measure(theirs) + unit, (
+            f"{name}: {measure(ours)} against {measure(theirs)}"
+        )
 
 
 @contextmanager
 def poisoned():
-    """Memory that kernels get without a value is full of NaN, or of the largest integer, and so is what lies around it.
+    """Memory that kernels get without a value is full of NaN, or of the largest integer, and so is
+    what lies around it.
 
-    What they leave unwritten shows, and what they read past an end; what they write there fails at the end of the block.
+    What they leave unwritten shows, and what they read past an end; what they write there fails at
+    the end of the block.
     """
     margin, buffers, new_empty = 64, [], torch.Tensor.new_empty
 
@@ -56,31 +63,41 @@ def poisoned():
         assert torch.empty(3).isnan().all()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.Tensor, "new_empty", guarded)
-            patch.setattr(torch, "empty_like", lambda like, **options: guarded(like, like.shape, **options))
+            patch.setattr(
+                torch, "empty_like", lambda like, **options: guarded(like, like.shape, **options)
+            )
             yield
         for buffer in buffers:
             if not buffer.is_meta:
                 around = torch.stack([buffer[:margin], buffer[-margin:]])
-                assert (around.isnan() if around.is_floating_point() else around == torch.iinfo(around.dtype).max).all()
+                assert (
+                    around.isnan()
+                    if around.is_floating_point()
+                    else around == torch.iinfo(around.dtype).max
+                ).all()
     finally:
         torch.use_deterministic_algorithms(False)
 
 
 def dot_row_by_row(a, b, dtype):
-    """A product for the interpreter in which a row's bits do not depend on its place, which in numpy's BLAS they do."""
+    """A product for the interpreter in which a row's bits do not depend on its place, which in
+    numpy's BLAS they do."""
     return (a.astype(dtype)[:, :, None] * b.astype(dtype)[None]).sum(1)
 
 
 @contextmanager
 def programs_in_reverse():
-    """The interpreter runs one program after the other, so a race shows only in another order. No order is promised on a GPU."""
+    """The interpreter runs one program after the other, so a race shows only in another order. No
+    order is promised on a GPU."""
     if torch.cuda.is_available():
         yield
         return
     builder = import_module("triton.runtime.interpreter").interpreter_builder
     set_grid_idx = builder.set_grid_idx
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "set_grid_idx", lambda x, y, z: set_grid_idx(builder.grid_dim[0] - 1 - x, y, z))
+        patch.setattr(
+            builder, "set_grid_idx", lambda x, y, z: set_grid_idx(builder.grid_dim[0] - 1 - x, y, z)
+        )
         yield
 
 
@@ -95,7 +112,8 @@ def chip_or_skip(name, tensor):
 
 
 def among_nan(tensor, margin=8):
-    """The same values as a view into a larger tensor that is NaN all around: what is read past an end shows."""
+    """The same values as a view into a larger tensor that is NaN all around: what is read past an
+    end shows."""
     around = tensor.new_full([n + 2 * margin for n in tensor.shape], float("nan"))
     view = around[tuple(slice(margin, margin + n) for n in tensor.shape)]
     return view.copy_(tensor)
@@ -105,7 +123,9 @@ def choose(tokens, num_experts, top_k, drop=0.0):
     """A Routing on the CPU: distinct experts, each choice dropped with probability ``drop``."""
     experts = torch.rand(tokens, num_experts).argsort(1)[:, :top_k].int()
     dropped = torch.rand(tokens, top_k) < drop
-    return Routing(torch.rand(tokens, top_k).masked_fill(dropped, 0), experts.masked_fill(dropped, num_experts))
+    return Routing(
+        torch.rand(tokens, top_k).masked_fill(dropped, 0), experts.masked_fill(dropped, num_experts)
+    )
 
 
 def plain_moe(leaves, gates, experts, act):
@@ -121,7 +141,12 @@ def plain_moe(leaves, gates, experts, act):
 
 
 def plain_activation(name, hidden):
-    plain = {"gelu": F.gelu, "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"), "relu": F.relu, "silu": F.silu}
+    plain = {
+        "gelu": F.gelu,
+        "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"),
+        "relu": F.relu,
+        "silu": F.silu,
+    }
     gates = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
     if name in gates:
         gate, up = hidden.chunk(2, -1)
@@ -134,14 +159,22 @@ def mlp_results(leaves, gates, experts, act, dy, precision="ieee"):
     biases = {name: leaves[name] for name in ("b_in", "b_out") if name in leaves}
     with poisoned():
         y = expert_mlp(
-            leaves["x"], leaves["w_in"], leaves["w_out"], Routing(gates, experts), activation=act, precision=precision, **biases
+            leaves["x"],
+            leaves["w_in"],
+            leaves["w_out"],
+            Routing(gates, experts),
+            activation=act,
+            precision=precision,
+            **biases,
         )
         return with_gradients(y, gates, leaves, dy)
 
 
 def with_gradients(y, gates, leaves, dy):
     wanted = {"gates": gates, **leaves}
-    return {"y": y.detach()} | dict(zip(wanted, torch.autograd.grad(y, wanted.values(), dy), strict=True))
+    return {"y": y.detach()} | dict(
+        zip(wanted, torch.autograd.grad(y, wanted.values(), dy), strict=True)
+    )
 
 
 def exact_mlp(leaves, routing, act, dy):
@@ -154,7 +187,8 @@ def exact_mlp(leaves, routing, act, dy):
 
 
 def check_mlp(device, leaves, routing, act="gelu", precision="ieee", slack=2.0, lay=None, dy=None):
-    """Values and all gradients of the expert against float64, held to twice the error of plain torch. ``lay`` lays inputs out."""
+    """Values and all gradients of the expert against float64, held to twice the error of plain
+    torch. ``lay`` lays inputs out."""
     low = {name: leaf.detach().to(device) for name, leaf in leaves.items()}
     dy = torch.randn_like(low["x"]) if dy is None else dy.to(device, low["x"].dtype)
     gates, experts = (t.to(device) for t in routing)
@@ -162,7 +196,9 @@ def check_mlp(device, leaves, routing, act="gelu", precision="ieee", slack=2.0, 
     laid_dy = lay("dy", dy) if lay else dy
 
     def fresh(tensors):
-        return {name: t.detach().requires_grad_() for name, t in tensors.items()}, gates.clone().requires_grad_()
+        return {
+            name: t.detach().requires_grad_() for name, t in tensors.items()
+        }, gates.clone().requires_grad_()
 
     ours, own_gates = fresh(laid)
     ours = mlp_results(ours, own_gates, experts, act, laid_dy, precision)

@@ -1,8 +1,9 @@
 """A GPU's arithmetic in Triton's interpreter.
 
-A GPU has no exact exponential, and by default no exact division. Bounds that hold in the interpreter, where
-numpy rounds almost every result correctly, need not hold there. Under ``inexact`` the interpreter errs as much
-as PTX may, always in the same direction; a bound that holds in both directions does not suppose exactness.
+A GPU has no exact exponential, and by default no exact division. Bounds that hold in the
+interpreter, where numpy rounds almost every result correctly, need not hold there. Under
+``inexact`` the interpreter errs as much as PTX may, always in the same direction; a bound that
+holds in both directions does not suppose exactness.
 """
 
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 LOG2_E = np.float32(1.4426950408889634)
-RELATIVE = 2.0**-22  # ex2.approx: at most this much of the result; div.full and erff: 2 units in its last place
+# ex2.approx: at most this much of the result; div.full and erff: 2 units in its last place
+RELATIVE = 2.0**-22
 OF_LOG = 2.0**-23  # logf, which is a polynomial: one unit
 
 

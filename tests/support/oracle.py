@@ -1,4 +1,5 @@
-"""The layer by its definition: every expert on every token, weighted by a (T, E) matrix. Shares no code with the package."""
+"""The layer by its definition: every expert on every token, weighted by a (T, E) matrix. Shares no
+code with the package."""
 
 import math
 
@@ -8,7 +9,9 @@ from torch import Tensor
 
 def activation(name: str, hidden: Tensor) -> Tensor:
     if name == "clamped_swiglu_interleaved":  # gpt-oss: gate and up in turns
-        return activation("clamped_swiglu", torch.cat(hidden.unflatten(-1, (-1, 2)).unbind(-1), dim=-1))
+        return activation(
+            "clamped_swiglu", torch.cat(hidden.unflatten(-1, (-1, 2)).unbind(-1), dim=-1)
+        )
     if name in ("swiglu", "geglu", "geglu_tanh", "clamped_swiglu", "limited_swiglu"):
         half = hidden.shape[-1] // 2
         gate, up = hidden[..., :half], hidden[..., half:]
@@ -20,7 +23,9 @@ def activation(name: str, hidden: Tensor) -> Tensor:
         return up * activation({"geglu": "gelu", "geglu_tanh": "gelu_tanh"}.get(name, "silu"), gate)
     return {
         "gelu": lambda h: h * 0.5 * (1 + torch.erf(h / math.sqrt(2))),
-        "gelu_tanh": lambda h: h * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))),
+        "gelu_tanh": lambda h: (
+            h * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+        ),
         "quick_gelu": lambda h: h * torch.sigmoid(1.702 * h),
         "relu": lambda h: h.relu(),
         "relu2": lambda h: h.relu() ** 2,
@@ -36,14 +41,20 @@ def dense_moe(x, w_in, w_out, gates, experts, b_in=None, b_out=None, act="gelu")
     y = torch.einsum("tef,edf->ted", activation(act, hidden), w_out)
     if b_out is not None:
         y = y + b_out
-    weights = torch.zeros(len(x), num_experts + 1, dtype=gates.dtype).scatter_add(1, experts.long(), gates)
+    weights = torch.zeros(len(x), num_experts + 1, dtype=gates.dtype).scatter_add(
+        1, experts.long(), gates
+    )
     return torch.einsum("te,ted->td", weights[:, :num_experts].to(y.dtype), y)
 
 
 def layer(tokens, dim, hidden, num_experts, dtype=torch.float64, gated=False, bias=True):
     """Leaves x, w_in, w_out, b_in, b_out."""
     wide = 2 * hidden if gated else hidden
-    shapes = {"x": (tokens, dim), "w_in": (num_experts, wide, dim), "w_out": (num_experts, dim, hidden)}
+    shapes = {
+        "x": (tokens, dim),
+        "w_in": (num_experts, wide, dim),
+        "w_out": (num_experts, dim, hidden),
+    }
     if bias:
         shapes |= {"b_in": (num_experts, wide), "b_out": (num_experts, dim)}
     leaves = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}

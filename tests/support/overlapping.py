@@ -23,5 +23,7 @@ def write(through_a_descriptor: bool, programs: int, step: int) -> torch.Tensor:
     """The rows that ``programs`` programs write, each ``step`` rows after the one before."""
     out = torch.zeros(programs * ROWS, COLUMNS)
     described = TensorDescriptor.from_tensor(out, [ROWS, COLUMNS]) if through_a_descriptor else out
-    triton.jit(rows_kernel)[(programs,)](described, step, ROWS=ROWS, COLUMNS=COLUMNS, DESCRIBED=through_a_descriptor)
+    triton.jit(rows_kernel)[(programs,)](
+        described, step, ROWS=ROWS, COLUMNS=COLUMNS, DESCRIBED=through_a_descriptor
+    )
     return out

@@ -11,7 +11,11 @@ def blobs(count=120, classes=4, size=12, noise=0.1, seed=0):
     generator = torch.Generator().manual_seed(seed)
     prototypes = torch.rand(classes, 1, size, size, generator=torch.Generator().manual_seed(7))
     labels = torch.arange(count) % classes
-    images = 0.5 + 0.35 * (prototypes[labels] - 0.5) + noise * torch.randn(count, 1, size, size, generator=generator)
+    images = (
+        0.5
+        + 0.35 * (prototypes[labels] - 0.5)
+        + noise * torch.randn(count, 1, size, size, generator=generator)
+    )
     return images.clamp(0, 1), labels
 
 
@@ -25,7 +29,8 @@ def fit(model, images, labels, steps=60, rate=3e-3):
 
 
 def vmoe(images, labels, seed=0, **options):
-    """A V-MoE fitted to the blobs, in float64: products of differently shaped batches then round alike."""
+    """A V-MoE fitted to the blobs, in float64: products of differently shaped batches then round
+    alike."""
     torch.manual_seed(seed)
     arguments = {"moe_layers": (1,), "num_experts": 4, "channels": 1, "classifier": "gap"} | options
     return fit(VMoE(12, 4, 24, 2, 2, 32, 4, **arguments), images, labels).double()

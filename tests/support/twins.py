@@ -1,4 +1,5 @@
-"""MLPs and blocks of other libraries with the same names, order and values, for tests that need none of the libraries."""
+"""MLPs and blocks of other libraries with the same names, order and values, for tests that need
+none of the libraries."""
 
 from torch import nn
 
@@ -8,7 +9,9 @@ DIM, HIDDEN = 12, 16
 class TimmMlp(nn.Module):
     """timm's Mlp."""
 
-    def __init__(self, act=nn.GELU, bias=(True, True), drop=0.0, norm=None, dim=DIM, hidden=HIDDEN, out=None):
+    def __init__(
+        self, act=nn.GELU, bias=(True, True), drop=0.0, norm=None, dim=DIM, hidden=HIDDEN, out=None
+    ):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden, bias=bias[0])
         self.act = act()
@@ -63,7 +66,13 @@ class MLPBlock(nn.Sequential):
     """torchvision's."""
 
     def __init__(self, dim=DIM, hidden=HIDDEN, dropout=0.0):
-        parts = (nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim), nn.Dropout(dropout))
+        parts = (
+            nn.Linear(dim, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, dim),
+            nn.Dropout(dropout),
+        )
         super().__init__(*parts)
 
 

@@ -27,12 +27,16 @@ def written_once():
         return store(self, pointers, value, mask_like(mask, pointers), *modifiers)
 
     def mask_like(mask, pointers):
-        return interpreter.TensorHandle(np.broadcast_to(mask, pointers.data.shape), interpreter.tl.int1)
+        return interpreter.TensorHandle(
+            np.broadcast_to(mask, pointers.data.shape), interpreter.tl.int1
+        )
 
     def checked_call(self, *arguments, **options):
         stores.clear()
         call(self, *arguments, **options)
-        assert not (twice := bytes_of_several(stores)), f"{self.fn.__name__}: several programs write each of {twice} bytes"
+        assert not (twice := bytes_of_several(stores)), (
+            f"{self.fn.__name__}: several programs write each of {twice} bytes"
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(builder), "create_masked_store", recorded_store)
@@ -51,8 +55,13 @@ def bytes_of_several(stores):
     if not stores:
         return 0
     piece = min(width for _, width, _ in stores)  # wider numbers lie at multiples of it
-    written = [(addresses[:, None] + np.arange(0, width, piece, dtype=np.uint64)).ravel() for addresses, width, _ in stores]
-    programs = np.repeat([program for *_, program in stores], [len(addresses) for addresses in written]).astype(np.uint64)
+    written = [
+        (addresses[:, None] + np.arange(0, width, piece, dtype=np.uint64)).ravel()
+        for addresses, width, _ in stores
+    ]
+    programs = np.repeat(
+        [program for *_, program in stores], [len(addresses) for addresses in written]
+    ).astype(np.uint64)
     places = np.concatenate(written).astype(np.uint64)
     # 2²⁴ programs, 2⁴⁰ bytes
     pairs = np.unique((places - places.min()) << np.uint64(24) | programs)

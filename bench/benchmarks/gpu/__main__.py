@@ -1,5 +1,5 @@
-"""``python -m ironmoe.bench.benchmarks.gpu``: test and measure everything on this GPU, within minutes that are
-given.
+"""``python -m ironmoe.bench.benchmarks.gpu``: test and measure everything on this GPU, within
+minutes that are given.
 
 Needs torch, and Triton on a GPU; rich, transformers and the other peers are used only where they
 are installed. Whatever is measured is on disk at once, so a kill loses what was under way and
@@ -20,7 +20,9 @@ from ironmoe.bench.benchmarks.shapes import SHAPES
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line. 2 for an option that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m ironmoe.bench.benchmarks.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m ironmoe.bench.benchmarks.gpu", description=__doc__
+    )
     parser.add_argument(
         "--device",
         default="auto",
@@ -31,13 +33,17 @@ def main(arguments: list[str] | None = None) -> int:
         "--shapes",
         help="names separated by commas, by default all: " + ", ".join(s.name for s in SHAPES),
     )
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop within these, with what there is")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="stop within these, with what there is"
+    )
     parser.add_argument(
         "--only",
         help="separated by commas: " + "; ".join(f"{kind}: {what}" for kind, what in KINDS.items()),
     )
     parser.add_argument("--skip-tests", action="store_true", help="everything but the tests")
-    parser.add_argument("--tune", action="store_true", help="also propose rows for the table of block sizes")
+    parser.add_argument(
+        "--tune", action="store_true", help="also propose rows for the table of block sizes"
+    )
     parser.add_argument(
         "--resume",
         action="store_true",

@@ -40,8 +40,13 @@ def main() -> int:
     job = Job(request["kind"], by_name.get(request["shape"]), request["routing"])
     pen, clock = Pen(Journal(Path(request["journal"])), job.name), Clock(request["seconds"])
     if device.type == "cpu":
-        torch.set_num_threads(1)  # a rehearsal: its figures mean nothing, and other threads would only wait for each other
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
+        # a rehearsal: its figures mean nothing, and other threads would only wait for each other
+        torch.set_num_threads(1)
+    uuid = (
+        getattr(torch.cuda.get_device_properties(device), "uuid", None)
+        if device.type == "cuda"
+        else None
+    )
     with (
         listening() as compiled,
         Clocks(f"GPU-{str(uuid).removeprefix('GPU-')}" if uuid else None) as clocks,
@@ -77,13 +82,17 @@ def do(
     on_gpu = device.type == "cuda"
     if job.kind == CASE:
         assert job.shape is not None
-        case = Case(job.shape, job.routing, dtype, device, clock, pen, request["rounds"], request["without"])
+        case = Case(
+            job.shape, job.routing, dtype, device, clock, pen, request["rounds"], request["without"]
+        )
         return case.measure(clocks)
     if job.kind == BITS:
         assert job.shape is not None
         return check_bits(job.shape, dtype, device, clock.left, pen)
     if job.kind == ATTACK:
-        return measure_attack(FULL_SIZE if on_gpu else REHEARSAL_SIZE, dtype, device, clock.left, pen)
+        return measure_attack(
+            FULL_SIZE if on_gpu else REHEARSAL_SIZE, dtype, device, clock.left, pen
+        )
     if job.kind == SANITIZER:
         return sanitize(dtype, clock.left, pen)
     shape = MAIN if on_gpu else REHEARSAL[0]
@@ -95,4 +104,5 @@ def do(
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
-    os._exit(status)  # everything is on disk, and what torch and Triton clear away at their end takes seconds
+    # everything is on disk, and what torch and Triton clear away at their end takes seconds
+    os._exit(status)

@@ -1,4 +1,5 @@
-"""What a run on a GPU consists of, most important first, and how long each job is thought to take."""
+"""What a run on a GPU consists of, most important first, and how long each job is thought to
+take."""
 
 from typing import NamedTuple
 
@@ -27,7 +28,11 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        return " ".join(part for part in (self.kind, self.shape.name if self.shape else "", self.routing) if part)
+        return " ".join(
+            part
+            for part in (self.kind, self.shape.name if self.shape else "", self.routing)
+            if part
+        )
 
 
 CASE, TESTS, BLOCKS, BITS, ATTACK, SANITIZER, TUNE = (
@@ -53,7 +58,9 @@ KINDS = {
 FIRST_CASE, OTHER_CASE = (45.0, 100.0), (15.0, 60.0)
 
 
-def plan(shapes: tuple[Shape, ...], minutes: float, on_gpu: bool, kinds: tuple[str, ...]) -> list[Job]:
+def plan(
+    shapes: tuple[Shape, ...], minutes: float, on_gpu: bool, kinds: tuple[str, ...]
+) -> list[Job]:
     """Jobs, most important first: what the minutes do not reach is at the end."""
     all_cases = cases(shapes)
     first = [place for place in all_cases if place[0].name in FIRST and place[1] == "uniform"]
@@ -67,7 +74,11 @@ def plan(shapes: tuple[Shape, ...], minutes: float, on_gpu: bool, kinds: tuple[s
         Job(ATTACK, None, "", 75.0, 120.0),
         Job(SANITIZER, None, "", 40.0, 90.0),
         Job(TUNE, None, "", 0.4 * share, 0.4 * share),
-        *(Job(CASE, shape, routing, *OTHER_CASE) for shape, routing in all_cases if (shape, routing) not in first),
+        *(
+            Job(CASE, shape, routing, *OTHER_CASE)
+            for shape, routing in all_cases
+            if (shape, routing) not in first
+        ),
     ]
     return [job for job in jobs if job.kind in kinds]
 
@@ -77,5 +88,11 @@ def cases(shapes: tuple[Shape, ...]) -> list[tuple[Shape, str]]:
     the others, the other shapes.
     """
     first = [(shape, "uniform") for shape in shapes if shape in FIRST_SHAPES]
-    uneven = [(shape, routing) for shape in shapes if shape.name in UNEVEN for routing in ROUTINGS if routing != "uniform"]
+    uneven = [
+        (shape, routing)
+        for shape in shapes
+        if shape.name in UNEVEN
+        for routing in ROUTINGS
+        if routing != "uniform"
+    ]
     return first + uneven + [(shape, "uniform") for shape in shapes if shape not in FIRST_SHAPES]

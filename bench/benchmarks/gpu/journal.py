@@ -17,7 +17,8 @@ from typing import Any
 
 # What an error says after which nothing runs in its process any more.
 BROKEN_DEVICE = (
-    "illegal memory access", "unspecified launch failure", "device-side assert", "misaligned address", "illegal instruction",
+    "illegal memory access", "unspecified launch failure", "device-side assert",
+    "misaligned address", "illegal instruction",
 )  # fmt: skip
 Entry = dict[str, Any]
 TABLES = ("rows", "kernels", "compiled", "blocks", "attack", "checks", "tuning", "notes")

@@ -31,14 +31,17 @@ class Options(NamedTuple):
 
 
 def make_options(
-    device: str = "auto", dtype: str = "bfloat16", shapes: str | None = None, minutes: float = 9.0, only: str | None = None,
+    device: str = "auto", dtype: str = "bfloat16", shapes: str | None = None, minutes: float = 9.0,
+    only: str | None = None,
     skip_tests: bool = False, tune: bool = False, resume: bool = False, out: Path | None = None,
 ) -> Options:  # fmt: skip
     """Check what the command line gave. OptionError in one line if it cannot be done."""
     if device not in ("auto", "cpu", "cuda"):
         raise OptionError(f"--device must be auto, cpu or cuda, got {device!r}")
     if device != "cpu" and not torch.cuda.is_available():
-        raise OptionError("no GPU that torch can use; --device cpu rehearses the program on tiny shapes")
+        raise OptionError(
+            "no GPU that torch can use; --device cpu rehearses the program on tiny shapes"
+        )
     if dtype not in DTYPES:
         raise OptionError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if not 0 < minutes < float("inf"):
@@ -47,13 +50,16 @@ def make_options(
     kinds += (TUNE,) if tune and TUNE not in kinds else ()
     known = REHEARSAL if device == "cpu" else SHAPES
     return Options(
-        torch.device("cpu" if device == "cpu" else "cuda"), DTYPES[dtype], select_shapes(shapes, known), minutes,
+        torch.device("cpu" if device == "cpu" else "cuda"), DTYPES[dtype],
+        select_shapes(shapes, known), minutes,
         tuple(kind for kind in kinds if not (skip_tests and kind == TESTS)), resume,
         out or (ROOT if TEST_FOLDER.is_dir() else Path.cwd()) / "bench" / "results",
     )  # fmt: skip
 
 
-def select(option: str, names: str | None, default: tuple[str, ...], known: tuple[str, ...] = tuple(KINDS)) -> tuple[str, ...]:
+def select(
+    option: str, names: str | None, default: tuple[str, ...], known: tuple[str, ...] = tuple(KINDS)
+) -> tuple[str, ...]:
     """Those named, separated by commas; None is the default."""
     wanted = default if names is None else tuple(name.strip() for name in names.split(","))
     if unknown := [name for name in wanted if name not in known]:
@@ -64,4 +70,6 @@ def select(option: str, names: str | None, default: tuple[str, ...], known: tupl
 def select_shapes(names: str | None, known: tuple[Shape, ...]) -> tuple[Shape, ...]:
     """The same of shapes; None is all of them."""
     by_name = {shape.name: shape for shape in known}
-    return tuple(by_name[name] for name in select("--shapes", names, tuple(by_name), tuple(by_name)))
+    return tuple(
+        by_name[name] for name in select("--shapes", names, tuple(by_name), tuple(by_name))
+    )

@@ -35,7 +35,9 @@ class Child:
             start_new_session=True,
         )
 
-    def run(self, request: dict[str, Any], seconds: float, watch: Callable[[], None]) -> tuple[str, str]:
+    def run(
+        self, request: dict[str, Any], seconds: float, watch: Callable[[], None]
+    ) -> tuple[str, str]:
         """Give it the job, and end it when the seconds are over; ``watch`` is called meanwhile.
 
         Returns:
@@ -44,7 +46,9 @@ class Child:
         assert self._process.stdin is not None
         end = time.monotonic() + seconds
         try:
-            self._process.stdin.write(json.dumps(request | {"seconds": max(seconds - GRACE, 0.0)}).encode() + b"\n")
+            self._process.stdin.write(
+                json.dumps(request | {"seconds": max(seconds - GRACE, 0.0)}).encode() + b"\n"
+            )
             self._process.stdin.close()
         except OSError:
             pass  # it died before: its last words say why
@@ -59,7 +63,11 @@ class Child:
         if status is None:
             return "hung", f"ended after {seconds:.0f} s"
         if status in (COMPLETE, INCOMPLETE):
-            return ("done", "") if status == COMPLETE else ("out of time", f"{seconds:.0f} s were over")
+            return (
+                ("done", "")
+                if status == COMPLETE
+                else ("out of time", f"{seconds:.0f} s were over")
+            )
         return "died", f"{_status(status)}: {self._last_words()}"
 
     def end(self) -> None:
@@ -70,7 +78,11 @@ class Child:
 
     def _last_words(self) -> str:
         self._errors.seek(0)
-        lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in self._errors.read().decode(errors="replace").splitlines()
+            if line.strip()
+        ]
         return lines[-1][:300] if lines else "it said nothing"
 
 

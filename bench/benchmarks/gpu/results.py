@@ -39,7 +39,9 @@ class ResultsError(ValueError):
 class Results:
     """``stem``: the path of the files without their ends."""
 
-    def __init__(self, out: Path, device: torch.device, dtype: torch.dtype, minutes: float, resume: bool) -> None:
+    def __init__(
+        self, out: Path, device: torch.device, dtype: torch.dtype, minutes: float, resume: bool
+    ) -> None:
         """Begin a run, or go on with the newest one in ``out`` that is not finished.
 
         Raises:
@@ -58,7 +60,9 @@ class Results:
             out.mkdir(parents=True, exist_ok=True)
             name = re.sub("[^a-z0-9]+", "-", self.device["name"].lower()).strip("-")
             self.journal = Journal(out / f"{name}-{time.strftime('%Y-%m-%d-%H%M%S')}{JOURNAL}")
-            self.journal.write("run", date=time.strftime("%Y-%m-%d %H:%M"), minutes=minutes, **settings)
+            self.journal.write(
+                "run", date=time.strftime("%Y-%m-%d %H:%M"), minutes=minutes, **settings
+            )
             self.head = self.journal.entries()[0]
         self.stem = self.journal.path.with_suffix("")
         self._missing: list[str] = []
@@ -69,13 +73,19 @@ class Results:
         """
         self._missing = self._missing if missing is None else missing
         content = self._content(why)
-        write_atomically(self.stem.with_name(self.stem.name + ".json"), json.dumps(content, indent=1))
+        write_atomically(
+            self.stem.with_name(self.stem.name + ".json"), json.dumps(content, indent=1)
+        )
         write_atomically(self.stem.with_name(self.stem.name + ".md"), markdown(content))
         return content
 
     def finish(self, jobs: list[str], why: str) -> dict[str, Any]:
         """The last time. The journal goes where nothing is left to do."""
-        done = {name for name, end in outcomes(self.journal.entries()).items() if end["outcome"] != "out of time"}
+        done = {
+            name
+            for name, end in outcomes(self.journal.entries()).items()
+            if end["outcome"] != "out of time"
+        }
         missing = [name for name in jobs if name not in done]
         no_time = f"no time for all of {', '.join(missing)}" if missing else ""
         content = self.write(missing, "; ".join(part for part in (why, no_time) if part))
@@ -94,10 +104,15 @@ class Results:
         not_begun = [name for name in self._missing if name not in ends]
         jobs = [
             *ends.values(),
-            *({"job": name, "outcome": "not begun", "why": "", "seconds": 0.0} for name in not_begun),
+            *(
+                {"job": name, "outcome": "not begun", "why": "", "seconds": 0.0}
+                for name in not_begun
+            ),
         ]
         return {
-            **{name: self.head[name] for name in ("date", "device", "versions", "dtype", "minutes")},
+            **{
+                name: self.head[name] for name in ("date", "device", "versions", "dtype", "minutes")
+            },
             "finished": not self._missing and not why,
             "why_not_finished": why or ("still running" if self._missing else ""),
             "jobs": jobs,
@@ -139,7 +154,8 @@ def describe(device: torch.device) -> dict[str, Any]:
         "--format=csv,noheader",
     ]
     return {
-        "name": properties.name, "memory_bytes": properties.total_memory, "processors": properties.multi_processor_count,
+        "name": properties.name, "memory_bytes": properties.total_memory,
+        "processors": properties.multi_processor_count,
         "driver, clock, power": _output(command),
     }  # fmt: skip
 
@@ -148,9 +164,15 @@ def installed() -> dict[str, str]:
     """Versions of everything that can change a number and is installed; the commit where this is a
     checkout.
     """
-    found = {name: version for name, version in versions(PACKAGES).items() if version != "not installed"}
+    found = {
+        name: version for name, version in versions(PACKAGES).items() if version != "not installed"
+    }
     commit = _output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"])
-    return found | {"cuda": str(torch.version.cuda)} | ({"commit": commit} if commit and TESTS.is_dir() else {})
+    return (
+        found
+        | {"cuda": str(torch.version.cuda)}
+        | ({"commit": commit} if commit and TESTS.is_dir() else {})
+    )
 
 
 def _output(command: list[str]) -> str:

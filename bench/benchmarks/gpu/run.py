@@ -27,8 +27,12 @@ class Run:
 
     def __init__(self, options: Options, say: Callable[[str], None]) -> None:
         self.options, self.clock = options, Clock(60 * options.minutes - RESERVE)
-        self.results = Results(options.out, options.device, options.dtype, options.minutes, options.resume)
-        self.jobs = plan(options.shapes, options.minutes, options.device.type == "cuda", options.kinds)
+        self.results = Results(
+            options.out, options.device, options.dtype, options.minutes, options.resume
+        )
+        self.jobs = plan(
+            options.shapes, options.minutes, options.device.type == "cuda", options.kinds
+        )
         self.journal = self.results.journal
         self._say, self._start, self._number, self._said = say, time.monotonic(), 0, 0.0
         self._waiting: Child | None = None
@@ -36,10 +40,14 @@ class Run:
 
     def all(self) -> None:
         """Every job that the clock allows and that is not done yet."""
-        done = {name for name, end in outcomes(self.journal.entries()).items() if end["outcome"] in DONE}
+        done = {
+            name for name, end in outcomes(self.journal.entries()).items() if end["outcome"] in DONE
+        }
         missing = [job for job in self.jobs if job.name not in done]
         self.journal.news()  # the lines of an earlier run were said then
-        for line in plan_lines(missing, len(done), self.options.minutes, self.results.device["name"]):
+        for line in plan_lines(
+            missing, len(done), self.options.minutes, self.results.device["name"]
+        ):
             self._say(line)
         self.results.write([job.name for job in missing])
         try:
@@ -79,7 +87,9 @@ class Run:
             child, self._waiting = self._waiting or Child(), None
             if not is_last:
                 self._waiting = Child()
-            outcome, why = child.run(self._request(job, without), max(clock.left(), LEAST), self._watch)
+            outcome, why = child.run(
+                self._request(job, without), max(clock.left(), LEAST), self._watch
+            )
             if outcome not in ("died", "hung"):
                 return outcome, why
             part, who = under_way(self.journal.entries(), job.name)
@@ -94,9 +104,12 @@ class Run:
 
     def _request(self, job: Job, without: list[str]) -> dict[str, Any]:
         return {
-            "kind": job.kind, "shape": job.shape.name if job.shape else "", "routing": job.routing, "without": without,
-            "device": str(self.options.device), "dtype": str(self.options.dtype).removeprefix("torch."),
-            "journal": str(self.journal.path.resolve()), "rounds": 20 if self.options.device.type == "cuda" else 3,
+            "kind": job.kind, "shape": job.shape.name if job.shape else "", "routing": job.routing,
+            "without": without,
+            "device": str(self.options.device),
+            "dtype": str(self.options.dtype).removeprefix("torch."),
+            "journal": str(self.journal.path.resolve()),
+            "rounds": 20 if self.options.device.type == "cuda" else 3,
         }  # fmt: skip
 
     def _note(self, job: Job, who: str, why: str) -> None:
@@ -108,7 +121,9 @@ class Run:
                 "routing": job.routing,
                 "dtype": dtype,
             }
-            Pen(self.journal, job.name).finish(f"end with {who}", notes=[note | {"kind": "failed", "why": why}])
+            Pen(self.journal, job.name).finish(
+                f"end with {who}", notes=[note | {"kind": "failed", "why": why}]
+            )
 
     def _watch(self) -> None:
         """Say what is new, and bring the files up to date."""
@@ -127,19 +142,29 @@ class Run:
             found = [test["outcome"] for test in outcomes_of_tests(entries).values()]
             of = next((entry["count"] for entry in entries if entry["kind"] == "collected"), 0)
             done = len(found) - found.count("running")
-            return f"{done} of {of} tests, {found.count('failed')} failed" if of else "tests: being collected"
+            return (
+                f"{done} of {of} tests, {found.count('failed')} failed"
+                if of
+                else "tests: being collected"
+            )
         part, who = under_way(entries, self._job.name)
-        return f"{self._job.name}: {part} of {who} …" if part else f"{self._job.name}: being prepared"
+        return (
+            f"{self._job.name}: {part} of {who} …" if part else f"{self._job.name}: being prepared"
+        )
 
     def say(self, line: str) -> None:
         """With where we are: the number of the job and the time."""
         self._said = time.monotonic()
         now = minutes_and_seconds(time.monotonic() - self._start)
-        self._say(f"[{self._number}/{len(self.jobs)} {now} of {minutes_and_seconds(60 * self.options.minutes)}] {line}")
+        self._say(
+            f"[{self._number}/{len(self.jobs)} {now} of "
+            f"{minutes_and_seconds(60 * self.options.minutes)}] {line}"
+        )
 
 
 def say_at_once(line: str) -> None:
-    """Also where the output is no terminal: it is to be seen while the run goes on, and after a kill."""
+    """Also where the output is no terminal: it is to be seen while the run goes on, and after a
+    kill."""
     print(line, flush=True)
 
 
@@ -161,7 +186,10 @@ def run_bench_gpu(options: Options, say: Callable[[str], None] = say_at_once) ->
             verdict = {True: "met", False: "MISSED", None: "–"}[goal["met"]]
             say(f"{verdict:<6} {goal['text']}: {goal['measured']}")
         unfinished = content["why_not_finished"]
-        say(f"Wrote {results.stem}.json and .md" + (f"; not finished: {unfinished}; --resume goes on" if unfinished else ""))
+        say(
+            f"Wrote {results.stem}.json and .md"
+            + (f"; not finished: {unfinished}; --resume goes on" if unfinished else "")
+        )
     faults = wrong(content, asked_for_tests=TESTS in options.kinds)
     for fault in faults:
         say(f"WRONG  {fault}")

@@ -16,9 +16,14 @@ def cases(draw):
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     batch, dim = draw(st.integers(1, 4)), draw(st.integers(1, 30))
     center = torch.rand(batch, dim, dtype=dtype)
-    center = torch.where(torch.rand(batch, dim) < 0.3, center.round(), center)  # many on the box's faces
-    point = center + draw(st.sampled_from([1e-3, 0.1, 1.0, 30.0])) * torch.randn(batch, dim, dtype=dtype)
-    eps = draw(st.sampled_from([0.0, 1e-4, 8 / 255, 0.5, 3.0, 100.0])) * torch.rand(batch, dtype=torch.float64)
+    # many on the box's faces
+    center = torch.where(torch.rand(batch, dim) < 0.3, center.round(), center)
+    point = center + draw(st.sampled_from([1e-3, 0.1, 1.0, 30.0])) * torch.randn(
+        batch, dim, dtype=dtype
+    )
+    eps = draw(st.sampled_from([0.0, 1e-4, 8 / 255, 0.5, 3.0, 100.0])) * torch.rand(
+        batch, dtype=torch.float64
+    )
     return center, eps, point
 
 
@@ -38,7 +43,8 @@ def test_projection_is_feasible_idempotent_and_keeps_feasible_points(norm, case)
 
 @given(cases())
 def test_l2_projection_satisfies_kkt(case):
-    """z = clamp((y + λx) / (1 + λ)) with λ ≥ 0, and λ > 0 only on the sphere: λ found by bisection on its own."""
+    """z = clamp((y + λx) / (1 + λ)) with λ ≥ 0, and λ > 0 only on the sphere: λ found by bisection
+    on its own."""
     center, eps, point = (t.double() for t in case)
     projected = L2Ball(center, eps, BOX).project(point)
     for i in range(len(center)):
@@ -100,7 +106,8 @@ def test_random_points_fill_the_ball():
     keys = example_keys(0, torch.arange(n), 0)
     radii = L2Ball(center, eps, (-2, 2)).random_point(keys).norm(dim=1)
     assert radii.max() <= 1 + 1e-6
-    torch.testing.assert_close((radii**dim).mean(), torch.tensor(0.5), rtol=0, atol=0.01)  # r^d is uniform
+    # r^d is uniform
+    torch.testing.assert_close((radii**dim).mean(), torch.tensor(0.5), rtol=0, atol=0.01)
     points = LinfBall(center, eps, (-2, 2)).random_point(keys)
     assert points.abs().max() <= 1 and points.abs().max() > 0.999
     torch.testing.assert_close(points.abs().mean(), torch.tensor(0.5), rtol=0, atol=0.01)

@@ -14,23 +14,34 @@ BOX = (-1.0, 2.0)
 
 @st.composite
 def cases(draw):
-    """(point, weight, value): pixels on faces, weights of 0 and of any scale, hyperplanes near, far and out of reach."""
+    """(point, weight, value): pixels on faces, weights of 0 and of any scale, hyperplanes near, far
+    and out of reach."""
     torch.manual_seed(draw(st.integers(0, 10_000)))
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     batch, dim = draw(st.integers(1, 4)), draw(st.integers(1, 30))
     point = BOX[0] + 3 * torch.rand(batch, dim, dtype=dtype)
-    point = torch.where(torch.rand(batch, dim) < 0.3, torch.where(torch.rand(batch, dim) < 0.5, *BOX).to(dtype), point)
+    point = torch.where(
+        torch.rand(batch, dim) < 0.3,
+        torch.where(torch.rand(batch, dim) < 0.5, *BOX).to(dtype),
+        point,
+    )
     weight = torch.randn(batch, dim, dtype=dtype) * draw(st.sampled_from([1e-20, 1.0, 1e10]))
     weight = torch.where(torch.rand(batch, dim) < 0.2, 0, weight)
     weight = torch.where(torch.rand(batch, 1) < 0.2, weight.sign(), weight)  # ties
     reach = (weight.abs() * 3).sum(1)
-    value = draw(st.sampled_from([0.0, 1e-3, 0.1, 0.5, 2.0])) * reach * torch.randn(batch, dtype=dtype)
+    value = (
+        draw(st.sampled_from([0.0, 1e-3, 0.1, 0.5, 2.0])) * reach * torch.randn(batch, dtype=dtype)
+    )
     return point, weight, value
 
 
 def shortest(point, weight, value, norm):
-    """(steps, whether the hyperplane is reached), float64: by bisection on how far pixels go; in L1 filled one after another."""
-    size, room = weight.abs(), torch.where(value[:, None] * weight > 0, point - BOX[0], BOX[1] - point)
+    """(steps, whether the hyperplane is reached), float64: by bisection on how far pixels go; in L1
+    filled one after another."""
+    size, room = (
+        weight.abs(),
+        torch.where(value[:, None] * weight > 0, point - BOX[0], BOX[1] - point),
+    )
     direction = -torch.sign(value)[:, None] * weight.sign()
     reached = (size * room).sum(1) > value.abs()
     if norm == "L1":
@@ -41,8 +52,15 @@ def shortest(point, weight, value, norm):
                     taken[row, i] = min(float(room[row, i]), needed / float(size[row, i]))
                     needed -= float(size[row, i] * taken[row, i])
         return direction * taken, reached
-    speed = size / size.amax(1, keepdim=True).clamp_min(1e-300) if norm == "L2" else torch.ones_like(size)
-    low, high = torch.zeros(len(size), 1, dtype=torch.float64), torch.full((len(size), 1), 1e9, dtype=torch.float64)
+    speed = (
+        size / size.amax(1, keepdim=True).clamp_min(1e-300)
+        if norm == "L2"
+        else torch.ones_like(size)
+    )
+    low, high = (
+        torch.zeros(len(size), 1, dtype=torch.float64),
+        torch.full((len(size), 1), 1e9, dtype=torch.float64),
+    )
     for _ in range(100):
         middle = (low + high) / 2
         short = (size * (middle * speed).minimum(room)).sum(1, keepdim=True) < value.abs()[:, None]
@@ -76,14 +94,18 @@ def test_closed_form_without_a_box(norm, scale):
     step = step_to_hyperplane(point, weight, value, (-math.inf, math.inf), norm)
     torch.testing.assert_close(length(step, norm), value.abs() / length(weight, DUAL[norm]))
     left = value.double() + (weight.double() * step.double()).flatten(1).sum(1)
-    torch.testing.assert_close(left / scale, torch.zeros(20, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        left / scale, torch.zeros(20, dtype=torch.float64), rtol=0, atol=1e-5
+    )
 
 
 def test_steps_by_hand():
-    """2x + y = −value from a corner of the unit square: to the line, around the first pixel's face, to the far corner, nowhere."""
+    """2x + y = −value from a corner of the unit square: to the line, around the first pixel's face,
+    to the far corner, nowhere."""
     point, weight = torch.zeros(1, 2), torch.tensor([[2.0, 1.0]])
     for norm, value, expected in (
-        ("Linf", -1.5, [0.5, 0.5]), ("L2", -2.5, [1.0, 0.5]), ("L2", -1.0, [0.4, 0.2]), ("L1", -1.5, [0.75, 0.0]),
+        ("Linf", -1.5, [0.5, 0.5]), ("L2", -2.5, [1.0, 0.5]), ("L2", -1.0, [0.4, 0.2]),
+        ("L1", -1.5, [0.75, 0.0]),
         ("L1", -2.5, [1.0, 0.5]), ("L2", -9.0, [1.0, 1.0]), ("L1", 4.0, [0.0, 0.0]),
     ):  # fmt: skip
         step = step_to_hyperplane(point, weight, torch.tensor([value]), (0.0, 1.0), norm)
@@ -94,7 +116,9 @@ def test_steps_by_hand():
 def test_no_gradient_no_step(norm):
     point = torch.rand(3, 7)
     value = torch.tensor([1.0, 0.0, -3e38])
-    assert torch.equal(step_to_hyperplane(point, torch.zeros(3, 7), value, (0.0, 1.0), norm), torch.zeros(3, 7))
+    assert torch.equal(
+        step_to_hyperplane(point, torch.zeros(3, 7), value, (0.0, 1.0), norm), torch.zeros(3, 7)
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -112,13 +136,17 @@ def test_rows_do_not_depend_on_their_batch(norm):
     steps = step_to_hyperplane(point, weight, value, (0.0, 1.0), norm)
     for row in range(9):
         one = slice(row, row + 1)
-        assert torch.equal(step_to_hyperplane(point[one], weight[one], value[one], (0.0, 1.0), norm), steps[one])
+        assert torch.equal(
+            step_to_hyperplane(point[one], weight[one], value[one], (0.0, 1.0), norm), steps[one]
+        )
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_nothing_waits_for_the_device(norm):
     with FakeTensorMode():
-        assert step_to_hyperplane(torch.rand(2, 5), torch.rand(2, 5), torch.rand(2), (0.0, 1.0), norm).shape == (2, 5)
+        assert step_to_hyperplane(
+            torch.rand(2, 5), torch.rand(2, 5), torch.rand(2), (0.0, 1.0), norm
+        ).shape == (2, 5)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

@@ -22,7 +22,9 @@ def bisected(point, center, eps, bounds=BOX):
         return (y.abs() - multiplier).clamp_min(0).minimum(room)
 
     low = torch.zeros(len(x), 1, dtype=torch.float64)
-    high = torch.where(length(low).sum(1, keepdim=True) <= eps[:, None], 0.0, y.abs().amax(1, keepdim=True))
+    high = torch.where(
+        length(low).sum(1, keepdim=True) <= eps[:, None], 0.0, y.abs().amax(1, keepdim=True)
+    )
     for _ in range(60):
         middle = (low + high) / 2
         outside = length(middle).sum(1, keepdim=True) > eps[:, None]
@@ -31,12 +33,15 @@ def bisected(point, center, eps, bounds=BOX):
 
 
 def knapsack(weight, x, length, bounds=BOX):
-    """max w·d with ‖d‖₁ ≤ length and x + d in the box: the largest |w| first, as far as there is room. float64 (B,), (B, d)."""
+    """max w·d with ‖d‖₁ ≤ length and x + d in the box: the largest |w| first, as far as there is
+    room. float64 (B,), (B, d)."""
     weight, x = weight.double().expand_as(x), x.double()
     room = torch.where(weight > 0, bounds[1] - x, x - bounds[0])
     order = weight.abs().argsort(1, descending=True)
     sorted_room = room.gather(1, order)
-    taken = (length[:, None] - sorted_room.cumsum(1) + sorted_room).clamp_min(0).minimum(sorted_room)
+    taken = (
+        (length[:, None] - sorted_room.cumsum(1) + sorted_room).clamp_min(0).minimum(sorted_room)
+    )
     delta = torch.zeros_like(x).scatter(1, order, taken) * weight.sign()
     return (weight * delta).sum(1), delta
 
@@ -48,10 +53,16 @@ def cases(draw):
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     batch, dim = draw(st.integers(1, 4)), draw(st.integers(1, 40))
     center = torch.rand(batch, dim, dtype=dtype)
-    center = torch.where(torch.rand(batch, dim) < draw(st.sampled_from([0.0, 0.5, 1.0])), center.round(), center)
+    center = torch.where(
+        torch.rand(batch, dim) < draw(st.sampled_from([0.0, 0.5, 1.0])), center.round(), center
+    )
     noise = torch.randn(batch, dim, dtype=dtype)
-    point = center + draw(st.sampled_from([1e-3, 0.1, 1.0, 30.0])) * (noise.sign() if draw(st.booleans()) else noise)
-    eps = draw(st.sampled_from([0.0, 1e-4, 0.5, 3.0, 100.0])) * torch.rand(batch, dtype=torch.float64)
+    point = center + draw(st.sampled_from([1e-3, 0.1, 1.0, 30.0])) * (
+        noise.sign() if draw(st.booleans()) else noise
+    )
+    eps = draw(st.sampled_from([0.0, 1e-4, 0.5, 3.0, 100.0])) * torch.rand(
+        batch, dtype=torch.float64
+    )
     return center, eps, point
 
 
@@ -88,22 +99,36 @@ def test_projection_is_non_expansive(case, seed):
 
 
 def test_projection_by_hand():
-    """(3, 1, −0.5) onto the ball of radius 2: λ = 1. With the first pixel's room only 1.2 it clips, and λ = 0.35."""
+    """(3, 1, −0.5) onto the ball of radius 2: λ = 1. With the first pixel's room only 1.2 it clips,
+    and λ = 0.35."""
     point, eps = torch.tensor([[3.0, 1.0, -0.5]]), torch.tensor([2.0])
     zero = torch.zeros(1, 3)
-    torch.testing.assert_close(l1_projection(point, zero, eps, (-9, 9)), torch.tensor([[2.0, 0.0, 0.0]]))
-    torch.testing.assert_close(l1_projection(point, zero, eps, (-1.2, 1.2)), torch.tensor([[1.2, 0.65, -0.15]]))
+    torch.testing.assert_close(
+        l1_projection(point, zero, eps, (-9, 9)), torch.tensor([[2.0, 0.0, 0.0]])
+    )
+    torch.testing.assert_close(
+        l1_projection(point, zero, eps, (-1.2, 1.2)), torch.tensor([[1.2, 0.65, -0.15]])
+    )
 
 
 def test_a_row_does_not_depend_on_the_others():
     torch.manual_seed(0)
-    center, eps = torch.rand(6, 50), torch.tensor([0.0, 0.1, 1.0, 3.0, 9.0, float("inf")], dtype=torch.float64)
+    center, eps = (
+        torch.rand(6, 50),
+        torch.tensor([0.0, 0.1, 1.0, 3.0, 9.0, float("inf")], dtype=torch.float64),
+    )
     point, grad = center + torch.randn(6, 50), torch.randn(6, 50)
-    together, steps = l1_projection(point, center, eps, BOX), L1Ball(center, eps, BOX).step(center, grad, 0.3 * torch.ones(6))
+    together, steps = (
+        l1_projection(point, center, eps, BOX),
+        L1Ball(center, eps, BOX).step(center, grad, 0.3 * torch.ones(6)),
+    )
     for i in range(6):
         one = slice(i, i + 1)
         assert torch.equal(l1_projection(point[one], center[one], eps[one], BOX), together[one])
-        assert torch.equal(L1Ball(center[one], eps[one], BOX).step(center[one], grad[one], torch.tensor([0.3])), steps[one])
+        assert torch.equal(
+            L1Ball(center[one], eps[one], BOX).step(center[one], grad[one], torch.tensor([0.3])),
+            steps[one],
+        )
 
 
 @pytest.mark.parametrize("norm", sorted(BALLS))
@@ -122,7 +147,11 @@ def test_an_infinite_radius_leaves_the_box(norm):
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 2.0, 100.0])
 def test_ascent_is_the_best_step_in_the_box(alpha):
     torch.manual_seed(1)
-    point, weight, length = torch.rand(5, 30), torch.randn(5, 30), torch.full((5,), alpha, dtype=torch.float64)
+    point, weight, length = (
+        torch.rand(5, 30),
+        torch.randn(5, 30),
+        torch.full((5,), alpha, dtype=torch.float64),
+    )
     moved = l1_ascent(point, weight, length, BOX).clamp(*BOX).double() - point.double()
     gain, delta = knapsack(weight, point, length)
     torch.testing.assert_close((weight.double() * moved).sum(1), gain, rtol=1e-5, atol=1e-5)
@@ -131,7 +160,11 @@ def test_ascent_is_the_best_step_in_the_box(alpha):
 
 def test_ascent_leaves_an_optimum_and_a_zero_gradient_alone():
     torch.manual_seed(2)
-    center, weight, eps = torch.rand(5, 30), torch.randn(5, 30), torch.full((5,), 3.0, dtype=torch.float64)
+    center, weight, eps = (
+        torch.rand(5, 30),
+        torch.randn(5, 30),
+        torch.full((5,), 3.0, dtype=torch.float64),
+    )
     ball = L1Ball(center, eps, BOX)
     best = ball.tighten((center.double() + knapsack(weight, center, eps)[1]).float())
     torch.testing.assert_close(ball.step(best, weight, 0.4 * eps), best, rtol=0, atol=1e-5)
@@ -144,10 +177,16 @@ def test_random_points_fill_the_ball():
     points = L1Ball(center, eps, (-9, 9)).random_point(example_keys(0, torch.arange(n), 0))
     share = points.abs().sum(1) / 2
     assert share.max() <= 1
-    torch.testing.assert_close((share**dim).mean(), torch.tensor(0.5), rtol=0, atol=0.01)  # r^d is uniform
-    torch.testing.assert_close(points.abs().mean(0), torch.full((dim,), 2 / (dim + 1)), rtol=0, atol=0.01)
+    # r^d is uniform
+    torch.testing.assert_close((share**dim).mean(), torch.tensor(0.5), rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        points.abs().mean(0), torch.full((dim,), 2 / (dim + 1)), rtol=0, atol=0.01
+    )
     torch.testing.assert_close(points.mean(0), torch.zeros(dim), rtol=0, atol=0.02)
-    torch.testing.assert_close(points.square().mean(0), torch.full((dim,), 8 / 30), rtol=0, atol=0.01)  # 2eps² / (d+1)(d+2)
+    # 2eps² / (d+1)(d+2)
+    torch.testing.assert_close(
+        points.square().mean(0), torch.full((dim,), 8 / 30), rtol=0, atol=0.01
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -162,7 +201,9 @@ def test_pgd_reaches_the_optimum_of_a_linear_model(dtype, random_start):
         return torch.stack([-score, score], 1)
 
     labels = model(x).argmax(1)
-    result = PGD(model, 2.0, steps=20, norm="L1", random_start=random_start, early_stop=False).run(x, labels)
+    result = PGD(model, 2.0, steps=20, norm="L1", random_start=random_start, early_stop=False).run(
+        x, labels
+    )
     sign = torch.where(labels == 1, -1.0, 1.0).double()[:, None]
     best, _ = knapsack(sign * weight, x.flatten(1), torch.full((16,), 2.0, dtype=torch.float64))
     moved = (result.adversarial.double() - x.double()).flatten(1)

@@ -37,8 +37,14 @@ def plain_pgd(model, images, labels, eps, steps, restarts, seed=0):
             logits = model(x)
             fell |= logits.argmax(1) != labels
             if step < steps:
-                (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), [x])
-                x = (x + max(2.5 / steps, 0.1) * eps * grad.sign()).clamp(images - eps, images + eps).clamp(0, 1)
+                (grad,) = torch.autograd.grad(
+                    torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), [x]
+                )
+                x = (
+                    (x + max(2.5 / steps, 0.1) * eps * grad.sign())
+                    .clamp(images - eps, images + eps)
+                    .clamp(0, 1)
+                )
     return right & fell, right
 
 
@@ -46,15 +52,25 @@ def plain_pgd(model, images, labels, eps, steps, restarts, seed=0):
 def test_the_verdict_is_that_of_a_plain_loop(model, data, batch_size):
     data = data[0][:60], data[1][:60]
     expected, right = plain_pgd(model, *data, EPS, 8, 2)
-    report = evaluate(model, data, {"pgd": PGD(model, EPS, steps=8, restarts=2)}, batch_size=batch_size, checks=False)
-    assert torch.equal(report.attacks["pgd"].fell, expected) and torch.equal(report.clean_correct, right)
+    report = evaluate(
+        model,
+        data,
+        {"pgd": PGD(model, EPS, steps=8, restarts=2)},
+        batch_size=batch_size,
+        checks=False,
+    )
+    assert torch.equal(report.attacks["pgd"].fell, expected) and torch.equal(
+        report.clean_correct, right
+    )
     assert 5 < expected.sum() < 55
 
 
 def test_adversarial_images_do_not_depend_on_the_batch_either(model, data):
     data, attack = (data[0][:60], data[1][:60]), PGD(model, EPS, steps=8, restarts=2)
     kept = [
-        evaluate(model, data, {"pgd": attack}, batch_size=size, keep_adversarial=True, checks=False).attacks["pgd"]
+        evaluate(
+            model, data, {"pgd": attack}, batch_size=size, keep_adversarial=True, checks=False
+        ).attacks["pgd"]
         for size in (11, 60)
     ]
     torch.testing.assert_close(kept[0].adversarial, kept[1].adversarial, rtol=0, atol=1e-9)
@@ -83,10 +99,14 @@ def test_a_larger_radius_is_tried_only_on_what_held(model, data):
     radii = [0.01, 0.02, 0.03]
     attack = PGD(model, steps=10)
     swept = evaluate(model, data, {"pgd": attack}, eps=radii[::-1], checks=False).attacks["pgd"]
-    singles = [evaluate(model, data, {"pgd": PGD(model, e, steps=10)}, checks=False).attacks["pgd"] for e in radii]
+    singles = [
+        evaluate(model, data, {"pgd": PGD(model, e, steps=10)}, checks=False).attacks["pgd"]
+        for e in radii
+    ]
     falls = torch.zeros(120, dtype=torch.bool)
     for eps, single in zip(radii, singles, strict=True):
-        falls |= single.fell  # what fell at a smaller radius counts, also where the larger search missed it
+        # what fell at a smaller radius counts, also where the larger search missed it
+        falls |= single.fell
         assert torch.equal(swept.robust_at(eps), swept.clean_correct & ~falls)
     assert swept.forwards < sum(s.forwards for s in singles)
     assert list(swept.curve) == radii and [p.count for p in swept.curve.values()] == sorted(
@@ -95,15 +115,19 @@ def test_a_larger_radius_is_tried_only_on_what_held(model, data):
 
 
 class Stepped(Attack):
-    """Asks about the clean image ``steps`` times; misclassification is decided by the model below, by attempt."""
+    """Asks about the clean image ``steps`` times; misclassification is decided by the model below,
+    by attempt."""
 
     def __init__(self, model, steps=3, restarts=5):
         super().__init__(model, 1.0)
         self.queries, self.restarts, self.gradient = steps, restarts, False
 
     def start(self, rows):
-        # attempt a marks its images with the value a / 10 through the key, which is all a row knows of it
-        keys = torch.stack([example_keys(self.seed, torch.arange(8), a) for a in range(self.restarts)])
+        # attempt a marks its images with the value a / 10 through the key, which is all a row knows
+        # of it
+        keys = torch.stack(
+            [example_keys(self.seed, torch.arange(8), a) for a in range(self.restarts)]
+        )
         attempt = (keys[:, :, None] == rows["key"]).any(1).to(torch.float64).argmax(0)
         rows["point"] = (attempt / 10)[:, None].expand_as(rows["clean"]).clone()
 
@@ -112,7 +136,8 @@ class Stepped(Attack):
 
 
 def test_a_success_cancels_later_siblings_and_waits_for_earlier_ones():
-    """Attempts 2 and 4 succeed at once, the earlier ones never: siblings run side by side in a batch with room."""
+    """Attempts 2 and 4 succeed at once, the earlier ones never: siblings run side by side in a
+    batch with room."""
     asked = []
 
     def model(x):
@@ -121,25 +146,49 @@ def test_a_success_cancels_later_siblings_and_waits_for_earlier_ones():
         return torch.stack([torch.ones_like(x[:, 0]), 2.0 * hit], 1)
 
     images, labels = torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
-    report = evaluate(model, (images, labels), {"s": Stepped(model)}, batch_size=8, keep_adversarial=True, checks=False)
+    report = evaluate(
+        model,
+        (images, labels),
+        {"s": Stepped(model)},
+        batch_size=8,
+        keep_adversarial=True,
+        checks=False,
+    )
     summary = report.attacks["s"]
-    assert summary.fell.all() and torch.allclose(summary.adversarial, torch.full((1, 3), 0.2, dtype=torch.float64))
+    assert summary.fell.all() and torch.allclose(
+        summary.adversarial, torch.full((1, 3), 0.2, dtype=torch.float64)
+    )
     assert max(len(points) for points in asked) > 1  # side by side
     alone = evaluate(
-        model, (images, labels), {"s": Stepped(model, restarts=3)}, batch_size=1, keep_adversarial=True, checks=False
+        model,
+        (images, labels),
+        {"s": Stepped(model, restarts=3)},
+        batch_size=1,
+        keep_adversarial=True,
+        checks=False,
     )
     assert torch.equal(alone.attacks["s"].adversarial, summary.adversarial)
 
 
 def test_what_is_not_confirmed_goes_on():
-    """The search's model is wrong about every image from the second step on; the full-precision one falls at the fourth."""
+    """The search's model is wrong about every image from the second step on; the full-precision one
+    falls at the fourth."""
 
     images, labels = torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64)
     options = {"alpha": 0.1, "random_start": False, "attack_dtype": torch.bfloat16}
     result = PGD(toys.Fragile(), 0.5, steps=6, **options).run(images, labels)
-    assert result.success.all() and (result.adversarial[:, 0] > 0.35).all() and (result.adversarial[:, 0] < 0.45).all()
-    # Questions at 0, .1, .2, .3, .4; of those .2 and .3 found and not confirmed, .4 confirmed; and the clean image.
-    assert (result.forwards == 1 + 5 + 3).all() and (result.backwards == 5).all() and (result.steps == 4).all()
+    assert (
+        result.success.all()
+        and (result.adversarial[:, 0] > 0.35).all()
+        and (result.adversarial[:, 0] < 0.45).all()
+    )
+    # Questions at 0, .1, .2, .3, .4; of those .2 and .3 found and not confirmed, .4 confirmed; and
+    # the clean image.
+    assert (
+        (result.forwards == 1 + 5 + 3).all()
+        and (result.backwards == 5).all()
+        and (result.steps == 4).all()
+    )
     short = PGD(toys.Fragile(), 0.25, steps=6, **options).run(images, labels)
     assert short.found.all() and not short.success.any() and short.robust.all()
 
@@ -179,7 +228,14 @@ class TestBudget:
     def test_forwards_are_never_more(self, model, data, limit):
         made = []
         handle = model.register_forward_pre_hook(lambda module, args: made.append(len(args[0])))
-        report = evaluate(model, data, {"pgd": PGD(model, EPS, steps=30)}, max_forwards=limit, batch_size=40, checks=False)
+        report = evaluate(
+            model,
+            data,
+            {"pgd": PGD(model, EPS, steps=30)},
+            max_forwards=limit,
+            batch_size=40,
+            checks=False,
+        )
         handle.remove()
         assert sum(made) <= limit and (limit < 200 or sum(made) > limit - 80)
         assert not report.complete
@@ -188,19 +244,30 @@ class TestBudget:
         assert torch.equal(summary.undecided_at(EPS), summary.clean_correct & ~summary.decided)
 
     def test_time(self, model, data):
-        report = evaluate(model, data, {"pgd": PGD(model, EPS, steps=10000, alpha=0.001)}, max_seconds=0.5, checks=False)
+        report = evaluate(
+            model,
+            data,
+            {"pgd": PGD(model, EPS, steps=10000, alpha=0.001)},
+            max_seconds=0.5,
+            checks=False,
+        )
         assert not report.complete
         with pytest.raises(ValueError, match="max_seconds must be at least 0"):
             evaluate(model, data, {"pgd": PGD(model, EPS)}, max_seconds=-1)
 
     @pytest.mark.parametrize("limit", range(0, 60, 3))
     def test_what_is_not_confirmed_never_goes_beyond_it(self, limit):
-        """Candidates that are refused are asked for once more, which the budget may forbid: then the run ends."""
+        """Candidates that are refused are asked for once more, which the budget may forbid: then
+        the run ends."""
         model, made = toys.Fragile(), []
         model.register_forward_pre_hook(lambda module, args: made.append(len(args[0])))
-        attack = PGD(model, 0.25, steps=6, alpha=0.1, random_start=False, attack_dtype=torch.bfloat16)
+        attack = PGD(
+            model, 0.25, steps=6, alpha=0.1, random_start=False, attack_dtype=torch.bfloat16
+        )
         data = torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64)
-        report = evaluate(model, data, {"pgd": attack}, batch_size=6, checks=False, max_forwards=limit)
+        report = evaluate(
+            model, data, {"pgd": attack}, batch_size=6, checks=False, max_forwards=limit
+        )
         assert sum(made) <= limit and report.complete == (limit >= 48)
 
     @pytest.mark.parametrize("seconds", [0.0, 0.02, 0.05, 0.08])
@@ -212,13 +279,27 @@ class TestBudget:
             return x.flatten(1) @ weight
 
         labels = slow(data[0]).argmax(1)
-        report = evaluate(slow, (data[0], labels), {"pgd": PGD(slow, 0.1)}, batch_size=20, checks=False, max_seconds=seconds)
+        report = evaluate(
+            slow,
+            (data[0], labels),
+            {"pgd": PGD(slow, 0.1)},
+            batch_size=20,
+            checks=False,
+            max_seconds=seconds,
+        )
         assert not report.complete and report.unread == 120 - len(report.clean_correct)
 
     def test_every_pass_is_reported_when_it_ends(self, model, data):
         made = []
         handle = model.register_forward_pre_hook(lambda module, args: made.append(len(args[0])))
-        report = evaluate(model, data, {"pgd": PGD(model, EPS, steps=30)}, max_forwards=360, batch_size=40, checks=False)
+        report = evaluate(
+            model,
+            data,
+            {"pgd": PGD(model, EPS, steps=30)},
+            max_forwards=360,
+            batch_size=40,
+            checks=False,
+        )
         handle.remove()
         assert report.attacks["pgd"].forwards == sum(made) <= 360
 
@@ -227,20 +308,28 @@ class TestBudget:
         handle = model.register_forward_pre_hook(lambda module, args: made.append(len(args[0])))
         for limit in (100, 1500):
             made.clear()
-            report = evaluate(model, data, {"pgd": PGD(model, EPS, steps=30)}, max_forwards=limit, batch_size=40)
+            report = evaluate(
+                model, data, {"pgd": PGD(model, EPS, steps=30)}, max_forwards=limit, batch_size=40
+            )
             looked = {flag.name: flag.tripped for flag in report.checks}
             assert sum(made) <= limit and ("model not looked at" in looked) == (limit == 100)
         handle.remove()
 
     @pytest.mark.parametrize(
-        "make", [lambda m, **o: Square(m, 0.05, steps=40, eot=3, **o), lambda m, **o: PGD(m, EPS, eot=3, **o)]
+        "make",
+        [
+            lambda m, **o: Square(m, 0.05, steps=40, eot=3, **o),
+            lambda m, **o: PGD(m, EPS, eot=3, **o),
+        ],
     )
     def test_the_mean_of_several_answers_costs_several_passes(self, model, data, make):
         made = []
         handle = model.register_forward_pre_hook(lambda module, args: made.append(len(args[0])))
         for limit in (300, 2000, None):
             made.clear()
-            report = evaluate(model, data, {"a": make(model)}, max_forwards=limit, batch_size=40, checks=False)
+            report = evaluate(
+                model, data, {"a": make(model)}, max_forwards=limit, batch_size=40, checks=False
+            )
             assert limit is None or sum(made) <= limit
         handle.remove()
         assert report.complete and report.attacks["a"].forwards == sum(made)
@@ -261,5 +350,11 @@ class TestBudget:
     def test_enough_changes_nothing(self, model, data):
         attack = PGD(model, EPS, steps=5)
         free = evaluate(model, data, {"pgd": attack}, checks=False)
-        enough = evaluate(model, data, {"pgd": attack}, checks=False, max_forwards=10**6, max_seconds=1000)
-        assert free.complete and enough.complete and torch.equal(free.attacks["pgd"].fell, enough.attacks["pgd"].fell)
+        enough = evaluate(
+            model, data, {"pgd": attack}, checks=False, max_forwards=10**6, max_seconds=1000
+        )
+        assert (
+            free.complete
+            and enough.complete
+            and torch.equal(free.attacks["pgd"].fell, enough.attacks["pgd"].fell)
+        )

@@ -1,4 +1,5 @@
-"""Lanes as a GPU has them: rows keep their number, nothing waits for the device, flags are read every few rounds."""
+"""Lanes as a GPU has them: rows keep their number, nothing waits for the device, flags are read
+every few rounds."""
 
 import copy
 
@@ -37,7 +38,11 @@ def data():
 
 @pytest.mark.parametrize(
     "make",
-    [lambda m: PGD(m, 0.1, steps=4), lambda m: MIFGSM(m, 0.1, steps=4), lambda m: PGD(m, 0.5, steps=4, early_stop=False)],
+    [
+        lambda m: PGD(m, 0.1, steps=4),
+        lambda m: MIFGSM(m, 0.1, steps=4),
+        lambda m: PGD(m, 0.5, steps=4, early_stop=False),
+    ],
 )
 def test_a_round_never_waits_for_the_device(make):
     """On fake tensors whatever needs a value, .item() or a nonzero, raises."""
@@ -98,17 +103,24 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_verdicts_are_those_of_the_cpu(model, data, as_on_a_gpu, name):
-    """With modes under which the search takes for a success what is none, too: those attempts go on from where they stopped."""
+    """With modes under which the search takes for a success what is none, too: those attempts go on
+    from where they stopped."""
     attack, data = {name: ATTACKS[name](model)}, (data[0][:60], data[1][:60])
-    plain = evaluate(model, data, attack, checks=False, batch_size=24, keep_adversarial=True).attacks[name]
+    plain = evaluate(
+        model, data, attack, checks=False, batch_size=24, keep_adversarial=True
+    ).attacks[name]
     as_on_a_gpu()
-    fixed = evaluate(model, data, attack, checks=False, batch_size=24, keep_adversarial=True).attacks[name]
+    fixed = evaluate(
+        model, data, attack, checks=False, batch_size=24, keep_adversarial=True
+    ).attacks[name]
     for field in ("fell", "prediction", "found", "steps"):
         assert torch.equal(getattr(plain, field), getattr(fixed, field)), field
     apart = (plain.adversarial - fixed.adversarial).abs() > 1e-9
     assert (
         apart.sum() <= 2
-    )  # pixels: the sign of a gradient that is 0 but for rounding, which a batch of another size does otherwise
+        # pixels: the sign of a gradient that is 0 but for rounding, which a batch of another size
+        # does otherwise
+    )
     assert 0 < plain.fell.sum() < 60
 
 
@@ -116,7 +128,9 @@ def test_batches_have_few_sizes(model, data, as_on_a_gpu):
     as_on_a_gpu()
     sizes = []
     handle = model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    evaluate(model, data, {"pgd": PGD(model, EPS, steps=10, restarts=2)}, checks=False, batch_size=32)
+    evaluate(
+        model, data, {"pgd": PGD(model, EPS, steps=10, restarts=2)}, checks=False, batch_size=32
+    )
     handle.remove()
     asked = [size for size in sizes if size in (32, 16, 8, 4, 2, 1)]
     assert len(asked) > 0.6 * len(sizes)
@@ -127,7 +141,11 @@ def test_what_is_not_confirmed_goes_on_from_where_it_was(as_on_a_gpu):
     images, labels = torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64)
     options = {"alpha": 0.1, "random_start": False, "attack_dtype": torch.bfloat16}
     result = PGD(toys.Fragile(), 0.5, steps=6, **options).run(images, labels)
-    assert result.success.all() and (result.steps == 4).all() and (result.adversarial[:, 0] < 0.45).all()
+    assert (
+        result.success.all()
+        and (result.steps == 4).all()
+        and (result.adversarial[:, 0] < 0.45).all()
+    )
     assert (result.backwards == 5).all()
 
 
@@ -146,7 +164,8 @@ def test_a_budget_keeps_what_was_found_since_the_flags_were_read(model, data, as
     ],
 )
 def test_the_best_point_is_one_that_the_judging_model_confirms(data, model, make):
-    """The nearest point that fools another model lies on that model's boundary, where the judging one is seldom fooled."""
+    """The nearest point that fools another model lies on that model's boundary, where the judging
+    one is seldom fooled."""
     images, labels = data[0].float()[:20], data[1][:20]
     model = copy.deepcopy(model).float()
     plain = make(model).run(images, labels)
@@ -154,4 +173,6 @@ def test_the_best_point_is_one_that_the_judging_model_confirms(data, model, make
     for mode in ({"routing": FrozenRouting()}, {"attack_dtype": torch.bfloat16}):
         result = make(model, **mode).run(images, labels)
         assert result.success.sum() >= 0.9 * plain.success.sum()
-        assert torch.equal(model(result.adversarial).argmax(1) != labels, result.success | ~result.clean_correct)
+        assert torch.equal(
+            model(result.adversarial).argmax(1) != labels, result.success | ~result.clean_correct
+        )

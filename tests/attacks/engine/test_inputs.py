@@ -21,7 +21,8 @@ def with_value(value):
             with_value(1.5),
             LABELS,
             ValueError,
-            r"images must lie in bounds = \(0.0, 1.0\), got values from 0.5 to 1.5, first in example 2",
+            r"images must lie in bounds = \(0.0, 1.0\), got values from 0.5 to 1.5, first in "
+            r"example 2",
         ),
         (with_value(-0.1), LABELS, ValueError, "images must lie in bounds"),
         (with_value(float("nan")), LABELS, ValueError, "NaN or infinity first in example 2"),
@@ -69,7 +70,11 @@ def test_bad_settings_are_named(options, message):
         (lambda x: x * float("nan"), ValueError, "got NaN for 4 of 4 examples"),
         (lambda x: (x, x), TypeError, "model must return a float tensor of logits"),
         (lambda x: x[:, 0], TypeError, "model must return a float tensor of logits"),
-        (lambda x: x.round().detach() + torch.tensor([1.0, 0, 0]), ValueError, "must be differentiable"),
+        (
+            lambda x: x.round().detach() + torch.tensor([1.0, 0, 0]),
+            ValueError,
+            "must be differentiable",
+        ),
         ("no model", TypeError, "model must be callable"),
     ],
 )
@@ -80,5 +85,7 @@ def test_bad_models_are_named(model, error, message):
 
 def test_indices_that_are_not_different_are_named():
     model = torch.nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="indices must differ from each other, got 2 different ones of 4"):
+    with pytest.raises(
+        ValueError, match="indices must differ from each other, got 2 different ones of 4"
+    ):
         PGD(model, 0.1).run(IMAGES, LABELS, torch.tensor([0, 1, 1, 0]))

@@ -70,8 +70,13 @@ def test_quantised_input(model, data):
 @pytest.mark.parametrize("levels", [8, 255])
 def test_an_input_that_is_rounded_without_a_gradient(model, data, levels):
     images = (data[0] * 255).round() / 255
-    assert "quantised input" in tripped(lambda x: model((x * levels).round() / levels), (images, data[1]))
-    for other in (lambda x: model(x.detach()) + 0 * x.flatten(1)[:, :4], lambda x: 0 * x.flatten(1)[:, :4]):
+    assert "quantised input" in tripped(
+        lambda x: model((x * levels).round() / levels), (images, data[1])
+    )
+    for other in (
+        lambda x: model(x.detach()) + 0 * x.flatten(1)[:, :4],
+        lambda x: 0 * x.flatten(1)[:, :4],
+    ):
         assert "quantised input" not in tripped(other, (images, data[1]))
 
 
@@ -79,8 +84,11 @@ def test_what_was_not_looked_at_says_so(model, data):
     few = check_model(PGD(model, EPS), data[0][:5], data[1][:5])
     assert "Not looked at" in next(flag.message for flag in few if flag.name == "quantised input")
     report = evaluate(model, data, {"pgd": PGD(model, 0.3)})
-    messages = {flag.name: flag.message for flag in report.checks if "Not looked at" in flag.message}
-    assert messages.keys() == {"Square beats the gradient attacks", "loss still rising at the end"}  # nothing held
+    messages = {
+        flag.name: flag.message for flag in report.checks if "Not looked at" in flag.message
+    }
+    # nothing held
+    assert messages.keys() == {"Square beats the gradient attacks", "loss still rising at the end"}
 
 
 def test_batch_dependence(model, data):
@@ -91,7 +99,8 @@ def test_batch_dependence(model, data):
 
 def test_routing_gradient(data):
     class Blocked(torch.nn.Module):
-        """The best expert alone, its gate renormalised to 1: the router's logits do not show in the output."""
+        """The best expert alone, its gate renormalised to 1: the router's logits do not show in the
+        output."""
 
         def __init__(self):
             super().__init__()
@@ -113,9 +122,13 @@ def test_classes(data):
 
 
 def test_loss_still_rising(model, data):
-    crawling = evaluate(model, data, {"pgd": PGD(model, 0.03, alpha=0.0005, steps=10, random_start=False)})
+    crawling = evaluate(
+        model, data, {"pgd": PGD(model, 0.03, alpha=0.0005, steps=10, random_start=False)}
+    )
     settled = evaluate(model, data, {"pgd": PGD(model, 0.02, steps=40)})
-    names = [{flag.name for flag in report.checks if flag.tripped} for report in (crawling, settled)]
+    names = [
+        {flag.name for flag in report.checks if flag.tripped} for report in (crawling, settled)
+    ]
     assert names == [{"loss still rising at the end"}, set()]
 
 
@@ -125,10 +138,14 @@ def test_square_beats_the_gradient(model, data):
     def masked(x):
         return model(x.detach() + 0 * x)  # gradients of 0 everywhere
 
-    report = evaluate(masked, data, {"pgd": PGD(masked, 0.15), "square": Square(masked, 0.15, steps=100)})
+    report = evaluate(
+        masked, data, {"pgd": PGD(masked, 0.15), "square": Square(masked, 0.15, steps=100)}
+    )
     tripped = {flag.name for flag in report.checks if flag.tripped}
     assert {"Square beats the gradient attacks", "zero gradients"} <= tripped
-    honest = evaluate(model, data, {"pgd": PGD(model, 0.15, steps=20), "square": Square(model, 0.15, steps=100)})
+    honest = evaluate(
+        model, data, {"pgd": PGD(model, 0.15, steps=20), "square": Square(model, 0.15, steps=100)}
+    )
     assert not {flag.name for flag in honest.checks if flag.tripped} & tripped
 
 
@@ -160,7 +177,9 @@ def test_softmax_of_low_precision(data):
 
 def test_one_image_has_no_company(model, data):
     flags = {flag.name: flag for flag in check_model(PGD(model, EPS), data[0][:1], data[1][:1])}
-    assert not flags["batch dependence"].tripped and "no company" in flags["batch dependence"].message
+    assert (
+        not flags["batch dependence"].tripped and "no company" in flags["batch dependence"].message
+    )
 
 
 def test_batches_of_one_image_are_looked_at_together(model, data):
@@ -176,8 +195,14 @@ def test_batches_of_one_image_are_looked_at_together(model, data):
 
 def test_classes_of_every_attack_count(data):
     model = toys.mlp(data[0].float(), data[1])
-    report = evaluate(model, data, {"pgd": PGD(model, EPS, steps=2), "apgd-t": APGD(model, EPS, steps=2, targets=9)})
-    assert "fewer classes than the loss needs" in {flag.name for flag in report.checks if flag.tripped}
+    report = evaluate(
+        model,
+        data,
+        {"pgd": PGD(model, EPS, steps=2), "apgd-t": APGD(model, EPS, steps=2, targets=9)},
+    )
+    assert "fewer classes than the loss needs" in {
+        flag.name for flag in report.checks if flag.tripped
+    }
     two = toys.mlp(data[0].float(), data[1] % 2)
     flags = check_model(PGD(two, EPS, loss="dlr"), data[0], data[1] % 2)
     assert "fewer classes than the loss needs" in {flag.name for flag in flags if flag.tripped}
@@ -214,7 +239,8 @@ def test_gradients_that_only_the_checks_take_do_not_end_an_attack_without(model,
     """Nor does what an earlier run left behind."""
 
     def broken(x):
-        return model(x) + 0 * (x - x).abs().sqrt().flatten(1).sum(1, keepdim=True)  # the slope of a root at 0
+        # the slope of a root at 0
+        return model(x) + 0 * (x - x).abs().sqrt().flatten(1).sum(1, keepdim=True)
 
     report = evaluate(broken, data, {"square": Square(broken, EPS, steps=5)})
     assert report.complete

@@ -1,4 +1,5 @@
-"""The journal: interrupted at any moment, an evaluation goes on where it was, with the same settings and no others."""
+"""The journal: interrupted at any moment, an evaluation goes on where it was, with the same
+settings and no others."""
 
 import json
 import os
@@ -49,7 +50,16 @@ def attacks(model):
 def same(one, two):
     for name, summary in one.attacks.items():
         other = two.attacks[name]
-        for field in ("clean_correct", "passed", "fell", "decided", "prediction", "distance", "steps", "found"):
+        for field in (
+            "clean_correct",
+            "passed",
+            "fell",
+            "decided",
+            "prediction",
+            "distance",
+            "steps",
+            "found",
+        ):
             assert torch.equal(getattr(summary, field), getattr(other, field)), (name, field)
         if summary.adversarial is not None:
             torch.testing.assert_close(summary.adversarial, other.adversarial, rtol=0, atol=1e-9)
@@ -74,15 +84,28 @@ def test_a_killed_evaluation_goes_on(model, data, tmp_path, after):
     done = {(line["attack"], line["example"]) for line in lines(tmp_path / "j") if line["decided"]}
     assert len(done) >= after
     again = []
-    report = evaluate(model, data, attacks(model), journal=tmp_path / "j", on_progress=again.append, **options)
+    report = evaluate(
+        model, data, attacks(model), journal=tmp_path / "j", on_progress=again.append, **options
+    )
     assert same(whole, report) and again[0].decided > after - 1
     last = again[-1]
-    assert last.decided == last.total == 240 and last.fresh == 240 - len(done) and last.seconds_left == 0
+    assert (
+        last.decided == last.total == 240
+        and last.fresh == 240 - len(done)
+        and last.seconds_left == 0
+    )
     assert last.images_per_second == last.fresh / 2 / last.seconds  # two attacks
-    decided = [(line["attack"], line["example"]) for line in lines(tmp_path / "j") if line["decided"]]
+    decided = [
+        (line["attack"], line["example"]) for line in lines(tmp_path / "j") if line["decided"]
+    ]
     assert len(decided) == len(set(decided)) == 240  # nothing twice, nothing lost
     finished = evaluate(
-        model, data, attacks(model), journal=tmp_path / "j", on_progress=lambda p: pytest.fail("again"), **options
+        model,
+        data,
+        attacks(model),
+        journal=tmp_path / "j",
+        on_progress=lambda p: pytest.fail("again"),
+        **options,
     )
     assert same(whole, finished)
 
@@ -106,19 +129,24 @@ def test_stages_that_were_passed_are_not_attacked_again(model, data, tmp_path):
 
     options = {"eps": [0.001, 0.002, 0.3], "checks": False, "batch_size": 120}
     with pytest.raises(Killed):
-        evaluate(model, data, {"pgd": PGD(model, steps=5)}, journal=tmp_path, on_progress=kill, **options)
+        evaluate(
+            model, data, {"pgd": PGD(model, steps=5)}, journal=tmp_path, on_progress=kill, **options
+        )
     passed = {line["example"]: line["passed"] for line in lines(tmp_path)}
     assert max(passed.values()) == 2
     whole = evaluate(model, data, {"pgd": PGD(model, steps=5)}, **options)
     report = evaluate(model, data, {"pgd": PGD(model, steps=5)}, journal=tmp_path, **options)
     assert same(whole, report)
-    assert report.attacks["pgd"].backwards == whole.attacks["pgd"].backwards  # what was spent before counts, once
+    # what was spent before counts, once
+    assert report.attacks["pgd"].backwards == whole.attacks["pgd"].backwards
 
 
 def test_a_model_with_batch_norm_has_a_journal(data, tmp_path):
     """Its count of batches is a tensor without axes."""
     _, labels = data
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(144), torch.nn.Linear(144, 4)).double()
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.BatchNorm1d(144), torch.nn.Linear(144, 4)
+    ).double()
     report = evaluate(model, data, {"fgsm": FGSM(model, EPS)}, journal=tmp_path, checks=False)
     with pytest.raises(JournalError, match="keep_adversarial must be as in the journal"):
         evaluate(model, data, {"fgsm": FGSM(model, EPS)}, journal=tmp_path, keep_adversarial=True)
@@ -176,7 +204,8 @@ for _ in range(2):  # a fork each, so that torch is imported once
     assert os.waitpid(child, 0)[1] == signal.SIGKILL and not os.path.exists(sys.argv[3])
 
 slow = Slow()
-report = evaluate(slow, (images.double(), labels), {"pgd": PGD(slow, 0.06, steps=10, restarts=2)}, eps=[0.02, 0.06], batch_size=8,
+report = evaluate(slow, (images.double(), labels),
+                  {"pgd": PGD(slow, 0.06, steps=10, restarts=2)}, eps=[0.02, 0.06], batch_size=8,
                   checks=False, keep_adversarial=True, journal=sys.argv[2])
 s = report.attacks["pgd"]
 torch.save((s.fell, s.passed, s.steps, s.adversarial), sys.argv[3])
@@ -202,7 +231,11 @@ def test_killed_again_and_again_nothing_is_done_twice_or_lost(model, tmp_path):
         checks=False,
         keep_adversarial=True,
     ).attacks["pgd"]
-    assert torch.equal(fell, whole.fell) and torch.equal(passed, whole.passed) and torch.equal(steps, whole.steps)
+    assert (
+        torch.equal(fell, whole.fell)
+        and torch.equal(passed, whole.passed)
+        and torch.equal(steps, whole.steps)
+    )
     torch.testing.assert_close(adversarial, whole.adversarial, rtol=0, atol=1e-9)
 
 
@@ -241,7 +274,15 @@ def test_a_small_budget_comes_to_an_end(model, data, tmp_path):
     complete = []
     while not any(complete):
         assert len(complete) < 100
-        report = evaluate(model, data, attacks(model), journal=tmp_path, checks=False, max_forwards=900, batch_size=20)
+        report = evaluate(
+            model,
+            data,
+            attacks(model),
+            journal=tmp_path,
+            checks=False,
+            max_forwards=900,
+            batch_size=20,
+        )
         complete.append(report.complete)
     assert len(complete) > 3 and same(whole, report)
 
@@ -249,14 +290,22 @@ def test_a_small_budget_comes_to_an_end(model, data, tmp_path):
 def test_fewer_data_give_a_report_of_those(model, data, tmp_path):
     images, labels = data
     evaluate(model, data, attacks(model), journal=tmp_path, checks=False)
-    for few in ((images[:10], labels[:10]), [(images[:4], labels[:4]), (images[4:10], labels[4:10])]):
-        assert len(evaluate(model, few, attacks(model), journal=tmp_path, checks=False).clean_correct) == 10
+    for few in (
+        (images[:10], labels[:10]),
+        [(images[:4], labels[:4]), (images[4:10], labels[4:10])],
+    ):
+        assert (
+            len(evaluate(model, few, attacks(model), journal=tmp_path, checks=False).clean_correct)
+            == 10
+        )
 
 
 def test_another_label_is_another_evaluation(model, data, tmp_path):
     evaluate(model, data, attacks(model), journal=tmp_path, checks=False)
     with pytest.raises(JournalError, match="got another image or label 0"):
-        evaluate(model, (data[0], (data[1] + 1) % 4), attacks(model), journal=tmp_path, checks=False)
+        evaluate(
+            model, (data[0], (data[1] + 1) % 4), attacks(model), journal=tmp_path, checks=False
+        )
 
 
 def margin_loss(logits, labels):
@@ -282,7 +331,11 @@ PAIRS = {
     "confidence": (CW, {"confidence": 1.0}, {}),
     "overshoot": (DeepFool, {"overshoot": 0.5}, {}),
     "parts": (AutoAttack, {"normalize": ((0.0,), (1.0,))}, {}),
-    "weight of a mode": (PGD, {"routing": RoutingDivergence(0.5)}, {"routing": RoutingDivergence(0.7)}),
+    "weight of a mode": (
+        PGD,
+        {"routing": RoutingDivergence(0.5)},
+        {"routing": RoutingDivergence(0.7)},
+    ),
     "mode": (PGD, {"routing": FrozenRouting()}, {"routing": FrozenRouting(gates="fresh")}),
 }
 
@@ -325,11 +378,18 @@ def test_a_model_of_another_structure_is_refused(data, tmp_path):
     models[1].load_state_dict(models[0].state_dict())
     evaluate(models[0], (images, labels), {"f": FGSM(models[0])}, journal=tmp_path, checks=False)
     with pytest.raises(JournalError, match="model must be as in the journal"):
-        evaluate(models[1], (images, labels), {"f": FGSM(models[1])}, journal=tmp_path, checks=False)
+        evaluate(
+            models[1], (images, labels), {"f": FGSM(models[1])}, journal=tmp_path, checks=False
+        )
 
 
 def record(example=0, **fields):
-    values = dict.fromkeys(Record.__annotations__, 0) | {"example": example, "distance": 0.5, "offset": -1, "end": -1}
+    values = dict.fromkeys(Record.__annotations__, 0) | {
+        "example": example,
+        "distance": 0.5,
+        "offset": -1,
+        "end": -1,
+    }
     return Record(**(values | fields))
 
 
@@ -360,13 +420,27 @@ def test_records_whose_images_did_not_reach_the_disk_do_not_count(tmp_path):
     journal.close()
     os.truncate(tmp_path / "images-0.bin", 40)
     again = Journal(tmp_path, {})
-    assert [again.records.get(0, example) is not None for example in range(3)] == [True, True, False]
-    assert again.image(again.records.get(0, 1), torch.Size([4]), torch.float32).tolist() == [1.0] * 4
+    assert [again.records.get(0, example) is not None for example in range(3)] == [
+        True,
+        True,
+        False,
+    ]
+    assert (
+        again.image(again.records.get(0, 1), torch.Size([4]), torch.float32).tolist() == [1.0] * 4
+    )
     again.close()
 
 
 @pytest.mark.parametrize(
-    "line", ["{}", "[]", '[{"example": 1}]', '[{"checksum": 1, "what": 2}]', "7", '{"settings": {}}\n[[1]]']
+    "line",
+    [
+        "{}",
+        "[]",
+        '[{"example": 1}]',
+        '[{"checksum": 1, "what": 2}]',
+        "7",
+        '{"settings": {}}\n[[1]]',
+    ],
 )
 def test_a_file_of_something_else_is_named(tmp_path, line):
     start = "" if "settings" in line else '{"settings": {}}\n'

@@ -1,4 +1,5 @@
-"""Auto-PGD: its schedule step by step, the optimum of linear models, and what each attempt owes to itself alone."""
+"""Auto-PGD: its schedule step by step, the optimum of linear models, and what each attempt owes to
+itself alone."""
 
 import pytest
 import torch
@@ -53,12 +54,14 @@ def ask(attack, rows):
 
 
 def checkpoints(steps, losses, rho=0.75):
-    """The steps after which each row of ``losses`` (rows, steps + 1) halves; the first loss is the start's."""
+    """The steps after which each row of ``losses`` (rows, steps + 1) halves; the first loss is the
+    start's."""
     count = len(losses)
     zero = torch.zeros(count, dtype=torch.int64)
     halving = Halving(steps, rho, "Linf", lambda rows: LinfBall(rows["clean"], rows["eps"], BOX))
     rows = {
-        "clean": torch.rand(count, 2), "eps": torch.ones(count, dtype=torch.float64), "key": zero, "label": zero,
+        "clean": torch.rand(count, 2), "eps": torch.ones(count, dtype=torch.float64), "key": zero,
+        "label": zero,
         "finished": zero > 0, "queries": zero, "peak_loss": torch.full((count,), float("-inf")),
     }  # fmt: skip
     halving.start(rows)
@@ -73,12 +76,17 @@ def checkpoints(steps, losses, rho=0.75):
     return found
 
 
-CHECKPOINTS = {100: [22, 41, 57, 70, 80, 87, 93, 99], 50: [11, 21, 30, 38, 45], 20: [4, 7, 9, *range(10, 21)]}
+CHECKPOINTS = {
+    100: [22, 41, 57, 70, 80, 87, 93, 99],
+    50: [11, 21, 30, 38, 45],
+    20: [4, 7, 9, *range(10, 21)],
+}
 
 
 @pytest.mark.parametrize("steps", CHECKPOINTS)
 def test_checkpoints_are_those_of_the_paper(steps):
-    assert checkpoints(steps, torch.zeros(1, steps + 1)) == [CHECKPOINTS[steps]]  # no step raised the loss
+    # no step raised the loss
+    assert checkpoints(steps, torch.zeros(1, steps + 1)) == [CHECKPOINTS[steps]]
     assert checkpoints(steps, torch.arange(steps + 1.0).unsqueeze(0)) == [[]]  # each did
 
 
@@ -92,14 +100,16 @@ def test_steps_are_halved_where_few_of_them_raised_the_loss():
 
 
 def test_steps_are_halved_where_the_best_loss_did_not_rise():
-    """At 41, as 22 cannot be by this rule, and not at 57, right after a halving, but at 70, and so on."""
+    """At 41, as 22 cannot be by this rule, and not at 57, right after a halving, but at 70, and so
+    on."""
     losses = torch.arange(101.0)
     losses[0] = 1e3
     assert checkpoints(100, losses.unsqueeze(0)) == [[41, 70, 87, 99]]
 
 
 def test_a_return_starts_from_the_best_point():
-    """A loss that falls with every step: the point after a checkpoint is a step of the new length from the start."""
+    """A loss that falls with every step: the point after a checkpoint is a step of the new length
+    from the start."""
     model = Linear(6, 2)
     attack = APGD(model, 0.2, steps=50, loss=lambda logits, labels: logits[:, 0] * 0)
     x = torch.full((1, 6), 0.5)
@@ -109,7 +119,9 @@ def test_a_return_starts_from_the_best_point():
     for step in range(12):
         rows["queries"] = rows["queries"] + 1
         before = rows["before"]
-        attack.advance(rows, torch.zeros(1, 2), torch.tensor([-float(step)]), grad if step == 0 else -grad)
+        attack.advance(
+            rows, torch.zeros(1, 2), torch.tensor([-float(step)]), grad if step == 0 else -grad
+        )
     assert rows["alpha"].item() == pytest.approx(0.2)
     ahead = (start + 0.2 * grad).clamp(0.3, 0.7)
     expected = (start + 0.75 * (ahead - start) + 0.25 * (start - before)).clamp(0.3, 0.7)
@@ -126,7 +138,10 @@ def optimum(weight, x, eps, norm):
         order = size.argsort(1, descending=True)
         room, size = room.gather(1, order), size.gather(1, order)
         return (size * (eps - room.cumsum(1) + room).clamp_min(0).minimum(room)).sum(1)
-    low, high = torch.zeros(len(x), 1, dtype=torch.float64), torch.full((len(x), 1), 1e9, dtype=torch.float64)
+    low, high = (
+        torch.zeros(len(x), 1, dtype=torch.float64),
+        torch.full((len(x), 1), 1e9, dtype=torch.float64),
+    )
     for _ in range(100):
         middle = (low + high) / 2
         within = (middle * size).minimum(room).norm(dim=1, keepdim=True) <= eps
@@ -162,7 +177,8 @@ def test_the_optimum_of_a_linear_model_is_reached(norm, eps, least, options, los
 
 
 def test_each_target_is_made_for_in_turn():
-    """Only the 4th likeliest wrong class can be reached, and it has no gradient in the losses that do not name it."""
+    """Only the 4th likeliest wrong class can be reached, and it has no gradient in the losses that
+    do not name it."""
 
     def model(images):
         fixed = torch.tensor([5.0, 4.9, 4.8, 4.7]).expand(len(images), 4)
@@ -200,7 +216,10 @@ def test_few_classes_take_the_targeted_margin():
     torch.manual_seed(3)
     model, x = Curved(20, 3), torch.rand(30, 20)
     labels = model(x).argmax(1)
-    dlr, margin = (APGD(model, 0.05, steps=15, targets=2, loss=loss).run(x, labels) for loss in ("dlr", "margin"))
+    dlr, margin = (
+        APGD(model, 0.05, steps=15, targets=2, loss=loss).run(x, labels)
+        for loss in ("dlr", "margin")
+    )
     assert torch.equal(dlr.adversarial, margin.adversarial) and 0 < dlr.success.sum() < 30
 
 
@@ -226,7 +245,10 @@ def test_a_row_does_not_depend_on_rows_at_other_steps(options):
         for _ in range(25):
             ask(attack, rows)
         alone.append(rows)
-    early, late = (select(rows_of(model, x, options["eps"], target=target), at) for at in (torch.arange(3), torch.arange(3, 6)))
+    early, late = (
+        select(rows_of(model, x, options["eps"], target=target), at)
+        for at in (torch.arange(3), torch.arange(3, 6))
+    )
     attack.start(early)
     for _ in range(9):
         ask(attack, early)
@@ -244,7 +266,8 @@ def test_a_row_does_not_depend_on_rows_at_other_steps(options):
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 def test_results_do_not_depend_on_batches(options):
-    """All at once, one by one, and through an engine with 4 places, which refills them on the way."""
+    """All at once, one by one, and through an engine with 4 places, which refills them on the
+    way."""
     torch.manual_seed(5)
     model, x = Curved(20, 5), torch.rand(14, 20)
     labels = model(x).argmax(1)
@@ -253,9 +276,17 @@ def test_results_do_not_depend_on_batches(options):
     assert 0 < together.success.sum() < 14
     for i in (0, 5, 13):
         one = attack.run(x[i : i + 1], labels[i : i + 1], torch.tensor([i]))
-        assert torch.equal(one.adversarial[0], together.adversarial[i]) and one.success[0] == together.success[i]
+        assert (
+            torch.equal(one.adversarial[0], together.adversarial[i])
+            and one.success[0] == together.success[i]
+        )
     cases = {}
-    engine = Engine([[Stage(attack)]], lambda case, final: cases.update({case.numbers[0]: case}), batch_size=4, units=[1])
+    engine = Engine(
+        [[Stage(attack)]],
+        lambda case, final: cases.update({case.numbers[0]: case}),
+        batch_size=4,
+        units=[1],
+    )
     eps = torch.full((14,), options["eps"], dtype=torch.float64)
     assert engine.run([Chunk(x, labels, torch.arange(14), eps)])
     for i, case in cases.items():
@@ -281,17 +312,22 @@ def test_three_radii_search_outside_but_find_inside():
 
 @pytest.mark.parametrize("early_stop", [False, True])
 def test_points_beyond_the_radius_do_not_count(early_stop):
-    """The class changes at an L1 distance of 2 along one pixel; eps is 1, and the search goes to 3."""
+    """The class changes at an L1 distance of 2 along one pixel; eps is 1, and the search goes to
+    3."""
 
     def model(images):
         return torch.stack([torch.full_like(images[:, 0], 2.0), images[:, 0]], 1) * 10
 
     x, labels = torch.zeros(4, 6), torch.zeros(4, dtype=torch.int64)
-    attack = APGD(model, 1.0, steps=20, norm="L1", three_radii=True, early_stop=early_stop, bounds=(-5.0, 5.0))
+    attack = APGD(
+        model, 1.0, steps=20, norm="L1", three_radii=True, early_stop=early_stop, bounds=(-5.0, 5.0)
+    )
     result = attack.run(x, labels)
     assert not result.found.any() and not result.success.any() and (result.distance <= 1).all()
     assert (result.adversarial[:, 0] > 0.9).all()
-    wide = APGD(model, 2.5, steps=20, norm="L1", three_radii=True, early_stop=early_stop, bounds=(-5.0, 5.0))
+    wide = APGD(
+        model, 2.5, steps=20, norm="L1", three_radii=True, early_stop=early_stop, bounds=(-5.0, 5.0)
+    )
     result = wide.run(x, labels)
     assert result.success.all() and (result.distance <= 2.5).all()
 
@@ -305,7 +341,11 @@ def test_a_constant_model_and_a_radius_of_zero(norm):
 
     for loss, targets in (("ce", 0), ("dlr", 0), ("dlr", 2)):
         result = APGD(constant, 0.3, steps=12, norm=norm, loss=loss, targets=targets).run(x, labels)
-        assert result.adversarial.isfinite().all() and not result.success.any() and result.flags["zero_gradient"].all()
+        assert (
+            result.adversarial.isfinite().all()
+            and not result.success.any()
+            and result.flags["zero_gradient"].all()
+        )
     torch.manual_seed(0)
     model = Linear(32, 4)
     labels = model(x).argmax(1)
@@ -330,7 +370,9 @@ def test_float64_images_and_labels_to_reach(norm):
     torch.manual_seed(7)
     model, x = Linear(24, 4, torch.float64), torch.rand(5, 24, dtype=torch.float64)
     goal = model(x).argmin(1)
-    result = APGD(model, {"Linf": 0.9, "L2": 4.0, "L1": 20.0}[norm], steps=20, norm=norm, targeted=True).run(x, goal)
+    result = APGD(
+        model, {"Linf": 0.9, "L2": 4.0, "L1": 20.0}[norm], steps=20, norm=norm, targeted=True
+    ).run(x, goal)
     assert result.adversarial.dtype == torch.float64
     assert result.success.all() and torch.equal(result.prediction, goal)
 

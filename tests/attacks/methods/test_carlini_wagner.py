@@ -51,18 +51,26 @@ def walk(attack, images, labels, rounds):
 
 
 def least_distance(weight, score, x, bounds):
-    """(N,) of the nearest point of the box with w·(z − x) = −score: |z − x| = min(λ|w|, room), λ by bisection."""
+    """(N,) of the nearest point of the box with w·(z − x) = −score: |z − x| = min(λ|w|, room), λ by
+    bisection."""
     down = -torch.sign(score)[:, None] * weight
     room = torch.where(down > 0, bounds[1] - x, x - bounds[0])
-    low, high = torch.zeros(len(x), dtype=torch.float64), torch.full((len(x),), 1e6, dtype=torch.float64)
+    low, high = (
+        torch.zeros(len(x), dtype=torch.float64),
+        torch.full((len(x),), 1e6, dtype=torch.float64),
+    )
     for _ in range(100):
         middle = (low + high) / 2
-        short = (torch.minimum(middle[:, None] * weight.abs(), room) * weight.abs()).sum(1) < score.abs()
+        short = (torch.minimum(middle[:, None] * weight.abs(), room) * weight.abs()).sum(
+            1
+        ) < score.abs()
         low, high = torch.where(short, middle, low), torch.where(short, high, middle)
     return torch.minimum(high[:, None] * weight.abs(), room).norm(dim=1)
 
 
-@pytest.mark.parametrize("bounds, dtype", [((0.0, 1.0), torch.float64), ((-3.0, 5.0), torch.float32)])
+@pytest.mark.parametrize(
+    "bounds, dtype", [((0.0, 1.0), torch.float64), ((-3.0, 5.0), torch.float32)]
+)
 def test_finds_the_nearest_point_of_a_linear_model(dtype, bounds):
     low, high = bounds
     model, x = Linear(12), low + (high - low) * (0.03 + 0.94 * torch.rand(4, 3, 2, 2, dtype=dtype))
@@ -71,7 +79,8 @@ def test_finds_the_nearest_point_of_a_linear_model(dtype, bounds):
     model.bias = float((flat @ weight).max()) + 0.5 * (high - low)
     score = flat @ weight - model.bias
     expected = least_distance(weight, score, flat, bounds)
-    assert ((expected - score.abs() / weight.norm()).abs() > 1e-3 * expected).any()  # the box matters
+    # the box matters
+    assert ((expected - score.abs() / weight.norm()).abs() > 1e-3 * expected).any()
     attack = CW(model, c=0.1, steps=120, search_steps=6, bounds=bounds)
     result = attack.run(x, torch.zeros(4, dtype=torch.int64))
     assert result.success.all()
@@ -84,7 +93,9 @@ def test_images_on_the_faces_of_the_box_still_move():
     model, x = Linear(6), torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.5, 0.5]]).double()
     model.weight.data = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.1, 0.1]).double()
     model.bias = float(x @ model.weight.detach()) + 0.5
-    result = CW(model, c=1.0, steps=200, lr=0.05, search_steps=3).run(x, torch.zeros(1, dtype=torch.int64))
+    result = CW(model, c=1.0, steps=200, lr=0.05, search_steps=3).run(
+        x, torch.zeros(1, dtype=torch.int64)
+    )
     expected = least_distance(model.weight.detach(), torch.tensor([-0.5]).double(), x, (0.0, 1.0))
     assert result.success.all() and (result.distance <= 1.05 * expected).all()
 
@@ -95,7 +106,13 @@ def test_each_row_walks_as_torchs_adam_does(data, model, bounds, monkeypatch):
     (images, labels), (low, high) = (data[0][:3], data[1][:3]), bounds
     images = low + (high - low) * images
     attack = CW(
-        lambda x: model((x - low) / (high - low)), c=2.0, confidence=0.3, steps=40, lr=0.02, search_steps=1, bounds=bounds
+        lambda x: model((x - low) / (high - low)),
+        c=2.0,
+        confidence=0.3,
+        steps=40,
+        lr=0.02,
+        search_steps=1,
+        bounds=bounds,
     )
     mine = [rows["point"] for rows in walk(attack, images, labels, 40)]
     w = torch.atanh(((2 * images - low - high) / (high - low)) * (1 - 1e-6)).requires_grad_()
@@ -115,10 +132,16 @@ def test_the_search_for_c():
 
     class Wall(torch.nn.Module):
         def forward(self, x):
-            gain = 2 * x.flatten(1).sum(1)  # falls by 2c · gain while the distance asks for less than that
-            return torch.stack([torch.zeros_like(gain), gain - torch.where(x.flatten(1)[:, 1] > 0.5, 1e3, 1.3)], 1)
+            # falls by 2c · gain while the distance asks for less than that
+            gain = 2 * x.flatten(1).sum(1)
+            return torch.stack(
+                [torch.zeros_like(gain), gain - torch.where(x.flatten(1)[:, 1] > 0.5, 1e3, 1.3)], 1
+            )
 
-    images, labels = torch.tensor([[0.5, 0.1], [0.5, 0.9]]).double(), torch.zeros(2, dtype=torch.int64)
+    images, labels = (
+        torch.tensor([[0.5, 0.1], [0.5, 0.9]]).double(),
+        torch.zeros(2, dtype=torch.int64),
+    )
     attack = CW(Wall(), c=1e-3, steps=60, lr=0.05, search_steps=8)
     values = [[], []]
     for rows in walk(attack, images, labels, attack.queries):
@@ -144,17 +167,28 @@ def test_a_search_step_ends_when_nothing_improves():
     def constant(x):
         return torch.tensor([[1.0, 0.0]]).expand(len(x), 2) + 0 * x.sum()
 
-    result = CW(constant, steps=100, search_steps=4).run(torch.rand(2, 5), torch.zeros(2, dtype=torch.int64))
-    assert not result.success.any() and result.adversarial.isfinite().all() and result.flags["zero_gradient"].all()
+    result = CW(constant, steps=100, search_steps=4).run(
+        torch.rand(2, 5), torch.zeros(2, dtype=torch.int64)
+    )
+    assert (
+        not result.success.any()
+        and result.adversarial.isfinite().all()
+        and result.flags["zero_gradient"].all()
+    )
     assert (result.forwards <= 4 * 11 + 3).all()  # checks after 10 steps instead of 100
 
 
 def test_confidence_is_reached_and_costs_distance(data, model):
-    plain, sure = (CW(model, c=1.0, confidence=k, steps=50, search_steps=3, lr=0.03).run(*data) for k in (0.0, 1.0))
+    plain, sure = (
+        CW(model, c=1.0, confidence=k, steps=50, search_steps=3, lr=0.03).run(*data)
+        for k in (0.0, 1.0)
+    )
     both = plain.success & sure.success
     assert both.sum() > 12
     reached = margin(model(sure.adversarial), data[1])
-    assert (reached[both] >= 1 - 1e-9).all() and (margin(model(plain.adversarial), data[1])[both] < 0.5).any()
+    assert (reached[both] >= 1 - 1e-9).all() and (
+        margin(model(plain.adversarial), data[1])[both] < 0.5
+    ).any()
     assert (sure.distance[both] > plain.distance[both]).all()
 
 
@@ -162,8 +196,14 @@ def test_a_confidence_out_of_reach_leaves_the_surest_point():
     model, x = Linear(4), torch.full((1, 4), 0.5).double()
     model.weight.data = torch.ones(4).double()
     model.bias = 2.5
-    result = CW(model, c=1.0, confidence=100.0, steps=200, search_steps=3, lr=0.1).run(x, torch.zeros(1, dtype=torch.int64))
-    assert result.success.all() and margin(model(result.adversarial), torch.zeros(1, dtype=torch.int64)) > 2.5  # of at most 3
+    result = CW(model, c=1.0, confidence=100.0, steps=200, search_steps=3, lr=0.1).run(
+        x, torch.zeros(1, dtype=torch.int64)
+    )
+    # of at most 3
+    assert (
+        result.success.all()
+        and margin(model(result.adversarial), torch.zeros(1, dtype=torch.int64)) > 2.5
+    )
 
 
 def test_early_stop_is_a_test_of_eps(data, model):
@@ -172,16 +212,17 @@ def test_early_stop_is_a_test_of_eps(data, model):
     assert (first.success <= nearest.success).all() and 3 < first.success.sum() < 20
     assert first.forwards.sum() < nearest.forwards.sum()
     assert (first.distance[first.success] <= 0.45).all()
-    assert (nearest.distance < first.distance)[first.success].any() and (nearest.distance <= first.distance)[
-        first.success
-    ].all()
+    assert (nearest.distance < first.distance)[first.success].any() and (
+        nearest.distance <= first.distance
+    )[first.success].all()
 
 
 def test_distances_are_those_at_which_gradients_begin_to_succeed(data, model):
     result = CW(model, c=1.0, steps=60, search_steps=4).run(*data)
     assert result.success.all()
     beyond, short = (
-        PGD(model, result.distance * factor, steps=30, norm="L2", loss="margin").run(*data).success for factor in (1.1, 0.9)
+        PGD(model, result.distance * factor, steps=30, norm="L2", loss="margin").run(*data).success
+        for factor in (1.1, 0.9)
     )
     assert beyond.double().mean() > 0.75 and short.double().mean() < 0.1
 
@@ -202,9 +243,13 @@ def unsteered(routed):
     return CW(model, **VANISHING).run(images, labels)
 
 
-@pytest.mark.parametrize("mode", [RoutingDivergence(1e-9, "weakest"), RoutingDivergence(1e-9, 2), RoutingDivergence(-1e-9)])
+@pytest.mark.parametrize(
+    "mode",
+    [RoutingDivergence(1e-9, "weakest"), RoutingDivergence(1e-9, 2), RoutingDivergence(-1e-9)],
+)
 def test_a_vanishing_term_changes_no_distance(routed, unsteered, mode):
-    """Logarithms of probabilities are below 0, divergences above it: by a hair, any of them would move a clamped margin off κ."""
+    """Logarithms of probabilities are below 0, divergences above it: by a hair, any of them would
+    move a clamped margin off κ."""
     model, images, labels = routed
     steered = CW(model, routing=mode, **VANISHING).run(images, labels)
     assert unsteered.success.all() and torch.equal(steered.success, unsteered.success)
@@ -226,15 +271,25 @@ def test_results_do_not_depend_on_the_batch(data, model):
     whole, order = attack.run(images, labels), torch.randperm(7)
     permuted = attack.run(images[order], labels[order], order)
     alone = attack.run(images[5:6], labels[5:6])
-    queued = evaluate(model, (images, labels), {"cw": attack}, batch_size=3, keep_adversarial=True).attacks["cw"]
+    queued = evaluate(
+        model, (images, labels), {"cw": attack}, batch_size=3, keep_adversarial=True
+    ).attacks["cw"]
     assert whole.forwards.min() < whole.forwards.max() and whole.success.any()
-    for other, place in ((permuted.adversarial, order), (alone.adversarial, [5]), (queued.adversarial, slice(None))):
-        torch.testing.assert_close(other.to(images.dtype), whole.adversarial[place], rtol=0, atol=1e-6)
+    for other, place in (
+        (permuted.adversarial, order),
+        (alone.adversarial, [5]),
+        (queued.adversarial, slice(None)),
+    ):
+        torch.testing.assert_close(
+            other.to(images.dtype), whole.adversarial[place], rtol=0, atol=1e-6
+        )
 
 
 def test_targeted(data, model):
     targets = (data[1] + 1) % 4
-    result = CW(model, c=1.0, steps=50, search_steps=3, lr=0.03, targeted=True).run(data[0], targets)
+    result = CW(model, c=1.0, steps=50, search_steps=3, lr=0.03, targeted=True).run(
+        data[0], targets
+    )
     assert result.success.sum() > 12
     assert (model(result.adversarial[result.success]).argmax(1) == targets[result.success]).all()
 
@@ -244,7 +299,12 @@ def test_eps_of_zero_and_single_answers(data, model):
     for options in ({}, {"early_stop": True}):
         result = CW(model, 0.0, steps=5, search_steps=2, **options).run(images, labels)
         assert not result.success.any() and result.robust.all()
-        assert CW(model, steps=1, search_steps=1, **options).run(images, labels).adversarial.isfinite().all()
+        assert (
+            CW(model, steps=1, search_steps=1, **options)
+            .run(images, labels)
+            .adversarial.isfinite()
+            .all()
+        )
 
 
 @pytest.mark.parametrize("early_stop", [False, True])
@@ -267,8 +327,17 @@ def test_the_device_is_never_waited_for(early_stop):
 
 @pytest.mark.parametrize(
     "options",
-    [{"c": 0.0}, {"c": math.inf}, {"lr": -1.0}, {"steps": 0}, {"search_steps": 0}, {"confidence": -1.0}, {"norm": "Linf"}, {"eps": -1.0}],
-)  # fmt: skip
+    [
+        {"c": 0.0},
+        {"c": math.inf},
+        {"lr": -1.0},
+        {"steps": 0},
+        {"search_steps": 0},
+        {"confidence": -1.0},
+        {"norm": "Linf"},
+        {"eps": -1.0},
+    ],
+)
 def test_errors_name_the_argument(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         CW(torch.nn.Flatten(), **options)

@@ -63,7 +63,9 @@ def test_only_the_most_likely_classes_are_considered(norm):
     for top_classes, expected in ((2, 10.0), (3, 0.05), (10, 0.05)):
         attack = DeepFool(model, top_classes=top_classes, norm=norm, bounds=(-100.0, 100.0))
         result = attack.run(torch.zeros(1, 2), torch.tensor([0]))
-        assert result.success.all() and result.distance.item() == pytest.approx(1.02 * expected, rel=1e-4)
+        assert result.success.all() and result.distance.item() == pytest.approx(
+            1.02 * expected, rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -86,21 +88,31 @@ def test_a_finite_eps_separates_near_from_far(model, data, norm):
     eps = free.distance.median()
     result = DeepFool(model, eps, norm=norm).run(*data)
     assert (result.distance <= eps).all()
-    assert result.success[free.distance <= eps].all() and not result.success[free.distance > 1.1 * eps].any()
-    torch.testing.assert_close(result.adversarial[free.distance <= eps], free.adversarial[free.distance <= eps])
+    assert (
+        result.success[free.distance <= eps].all()
+        and not result.success[free.distance > 1.1 * eps].any()
+    )
+    torch.testing.assert_close(
+        result.adversarial[free.distance <= eps], free.adversarial[free.distance <= eps]
+    )
 
 
 class Kinked(torch.nn.Module):
-    """z₁ − z₀ bends so that the first step, overshot by a quarter, lands on the boundary itself: a tie, which class 0 wins."""
+    """z₁ − z₀ bends so that the first step, overshot by a quarter, lands on the boundary itself: a
+    tie, which class 0 wins."""
 
     def forward(self, x):
         pixel = x.flatten(1)[:, 0]
-        return torch.stack([torch.zeros_like(pixel), torch.minimum(pixel - 0.5, (pixel - 0.625) / 2)], 1)
+        return torch.stack(
+            [torch.zeros_like(pixel), torch.minimum(pixel - 0.5, (pixel - 0.625) / 2)], 1
+        )
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_point_gets_stuck_on_the_boundary(norm):
-    result = DeepFool(Kinked(), steps=5, overshoot=0.25, norm=norm).run(torch.zeros(1, 2), torch.tensor([0]))
+    result = DeepFool(Kinked(), steps=5, overshoot=0.25, norm=norm).run(
+        torch.zeros(1, 2), torch.tensor([0])
+    )
     assert result.success.all() and result.distance < 0.63
 
 
@@ -108,7 +120,9 @@ def test_no_point_gets_stuck_on_the_boundary(norm):
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-30])
 def test_gradients_that_vanish_give_no_nan(norm, scale):
     images, labels = torch.rand(3, 1, 4, 4), torch.full((3,), 2)
-    result = DeepFool(lambda x: scale * x.flatten(1)[:, :3] + torch.tensor([1.0, 2, 3]), steps=4, norm=norm).run(images, labels)
+    result = DeepFool(
+        lambda x: scale * x.flatten(1)[:, :3] + torch.tensor([1.0, 2, 3]), steps=4, norm=norm
+    ).run(images, labels)
     assert not result.success.any() and result.adversarial.isfinite().all()
     if scale == 0:
         assert torch.equal(result.adversarial, images) and result.flags["zero_gradient"].all()
@@ -124,7 +138,9 @@ def test_the_batch_does_not_matter(model, data, norm):
     torch.testing.assert_close(shuffled.adversarial, whole.adversarial[order], rtol=0, atol=1e-9)
     one = attack.run(images[7:8], labels[7:8])
     torch.testing.assert_close(one.adversarial, whole.adversarial[7:8], rtol=0, atol=1e-9)
-    assert torch.equal(shuffled.steps, whole.steps[order]) and torch.equal(one.steps, whole.steps[7:8])
+    assert torch.equal(shuffled.steps, whole.steps[order]) and torch.equal(
+        one.steps, whole.steps[7:8]
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -166,7 +182,14 @@ def test_rows_that_are_over_may_stay(model, data):
 
 @pytest.mark.parametrize(
     "options",
-    [{"steps": -1}, {"overshoot": -0.1}, {"top_classes": 1}, {"targeted": True}, {"eps": -1.0}, {"norm": "L1"}],
+    [
+        {"steps": -1},
+        {"overshoot": -0.1},
+        {"top_classes": 1},
+        {"targeted": True},
+        {"eps": -1.0},
+        {"norm": "L1"},
+    ],
 )
 def test_errors_name_the_argument(options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -189,17 +212,24 @@ class Recorded(torch.nn.Module):
 
 @pytest.mark.parametrize("eot", [1, 4])
 @pytest.mark.parametrize(
-    "make", [lambda m, **o: DeepFool(m, 5.0, steps=1, top_classes=5, **o), lambda m, **o: FAB(m, 5.0, steps=1, targets=0, **o)]
+    "make",
+    [
+        lambda m, **o: DeepFool(m, 5.0, steps=1, top_classes=5, **o),
+        lambda m, **o: FAB(m, 5.0, steps=1, targets=0, **o),
+    ],
 )
 def test_a_random_model_does_not_change_the_contenders(make, eot):
-    """Each question is about one class in all of its passes, and no class is asked about twice at a point."""
+    """Each question is about one class in all of its passes, and no class is asked about twice at a
+    point."""
     model = Recorded(12, 3.0)
     attack = make(model, eot=eot, norm="L2")
     asked, loss = [], attack.loss
 
     def noted(logits, rows):
         value = loss(logits, rows)
-        difference = (logits - logits.gather(1, rows["label"].unsqueeze(1)) - value.unsqueeze(1)).abs()
+        difference = (
+            logits - logits.gather(1, rows["label"].unsqueeze(1)) - value.unsqueeze(1)
+        ).abs()
         asked.append((int(rows["queries"][0]), int(difference.argmin(1)[0])))
         return value
 
@@ -210,8 +240,13 @@ def test_a_random_model_does_not_change_the_contenders(make, eot):
     by_question = {}
     for question, contender in asked:
         by_question.setdefault(question, set()).add(contender)
-    rankings = 1 if eot > 1 and isinstance(attack, DeepFool) else 0  # the first question only finds the likeliest
-    contenders = [next(iter(classes)) for question, classes in by_question.items() if question >= rankings]
-    assert all(len(classes) == 1 for question, classes in by_question.items() if question >= rankings)
+    # the first question only finds the likeliest
+    rankings = 1 if eot > 1 and isinstance(attack, DeepFool) else 0
+    contenders = [
+        next(iter(classes)) for question, classes in by_question.items() if question >= rankings
+    ]
+    assert all(
+        len(classes) == 1 for question, classes in by_question.items() if question >= rankings
+    )
     at_first_point = contenders[: 4 if isinstance(attack, DeepFool) else 11]
     assert len(set(at_first_point)) == len(at_first_point)

@@ -63,7 +63,9 @@ def test_least_distance_to_linear_classes_in_a_box(norm, classes):
     unboxed = model.least_distance(x, labels, norm, (-1e6, 1e6))
     assert (best > 1.005 * unboxed).any()  # or the box would not matter
     for eta, slack in ((1.0005, 1e-3), (1.05, 1e-2)):
-        result = FAB(model, INF, steps=20, targets=0, eta=eta, norm=norm, early_stop=False).run(x, labels)
+        result = FAB(model, INF, steps=20, targets=0, eta=eta, norm=norm, early_stop=False).run(
+            x, labels
+        )
         ratio = result.distance / best
         assert result.success.all() and ratio.min() >= 1 - 1e-5 and ratio.max() <= 1 + slack
 
@@ -84,7 +86,9 @@ def test_an_image_falls_exactly_if_a_boundary_is_within_eps(norm, targets):
 def test_one_target_of_two_classes_is_all_classes(data):
     images, labels = data[0], data[1] % 2
     model = toys.mlp(images.float(), labels)
-    one, every = (FAB(model, 0.8, steps=8, targets=targets, norm="L2")(images, labels) for targets in (1, 0))
+    one, every = (
+        FAB(model, 0.8, steps=8, targets=targets, norm="L2")(images, labels) for targets in (1, 0)
+    )
     assert torch.equal(one, every) and not torch.equal(one, images)
 
 
@@ -99,17 +103,23 @@ def test_passes_are_saved_and_change_nothing(model, data, targets, early_stop, m
 
     images, labels = data
     options = {"steps": 12, "targets": targets, "norm": "L2", "early_stop": early_stop}
-    frugal, plain = (kind(model, EPS["L2"], **options).run(images, labels) for kind in (FAB, Wasteful))
+    frugal, plain = (
+        kind(model, EPS["L2"], **options).run(images, labels) for kind in (FAB, Wasteful)
+    )
     close(frugal, plain)
     assert frugal.success.any()
     assert (frugal.backwards <= plain.backwards).all()
     if not early_stop:
-        needed = 12 * (1 if targets else 3)  # one for each step and class; here all checks but the first turn out as expected
-        assert (frugal.backwards <= needed + 1).float().mean() > 0.9 and (plain.backwards >= needed + 11).float().mean() > 0.9
+        # one for each step and class; here all checks but the first turn out as expected
+        needed = 12 * (1 if targets else 3)
+        assert (frugal.backwards <= needed + 1).float().mean() > 0.9 and (
+            plain.backwards >= needed + 11
+        ).float().mean() > 0.9
 
 
 class Rounded(torch.nn.Module):
-    """A boundary with bumps of one pixel's size: a misclassified iterate is often followed by one that is not."""
+    """A boundary with bumps of one pixel's size: a misclassified iterate is often followed by one
+    that is not."""
 
     def forward(self, x):
         score = x.flatten(1).sum(1) - 2.05 + 0.2 * torch.sin(40 * x.flatten(1)).sum(1)
@@ -142,7 +152,9 @@ def test_the_batch_does_not_matter(model, data, norm, targets):
     torch.testing.assert_close(shuffled.adversarial, whole.adversarial[order], rtol=0, atol=1e-9)
     one = attack.run(images[7:8], labels[7:8], torch.tensor([7]))
     torch.testing.assert_close(one.adversarial, whole.adversarial[7:8], rtol=0, atol=1e-9)
-    assert torch.equal(shuffled.steps, whole.steps[order]) and torch.equal(one.steps, whole.steps[7:8])
+    assert torch.equal(shuffled.steps, whole.steps[order]) and torch.equal(
+        one.steps, whole.steps[7:8]
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -150,7 +162,9 @@ def test_later_restarts_start_half_of_eps_away(norm):
     clean = torch.full((6, 1, 4, 4), 0.5, dtype=torch.float64)
     labels, eps = torch.zeros(6, dtype=torch.int64), torch.full((6,), 0.2, dtype=torch.float64)
     keys = example_keys(0, torch.arange(6), 0)
-    rows = blank_rows(clean, labels, eps, labels, labels == 0, keys) | {"restart": torch.arange(6) % 3}
+    rows = blank_rows(clean, labels, eps, labels, labels == 0, keys) | {
+        "restart": torch.arange(6) % 3
+    }
     attack = FAB(torch.nn.Flatten(), 0.2, restarts=3, norm=norm)
     attack.start(rows)
     distance = attack.ball(rows).distance(rows["point"])
@@ -159,16 +173,21 @@ def test_later_restarts_start_half_of_eps_away(norm):
 
 
 class Kinked(torch.nn.Module):
-    """z₁ − z₀ bends so that the first step, overshot by a quarter, lands on the boundary itself: a tie, which class 0 wins."""
+    """z₁ − z₀ bends so that the first step, overshot by a quarter, lands on the boundary itself: a
+    tie, which class 0 wins."""
 
     def forward(self, x):
         pixel = x.flatten(1)[:, 0]
-        return torch.stack([torch.zeros_like(pixel), torch.minimum(pixel - 0.5, (pixel - 0.625) / 2)], 1)
+        return torch.stack(
+            [torch.zeros_like(pixel), torch.minimum(pixel - 0.5, (pixel - 0.625) / 2)], 1
+        )
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_point_gets_stuck_on_the_boundary(norm):
-    result = FAB(Kinked(), 0.7, steps=5, targets=1, eta=1.25, norm=norm).run(torch.zeros(1, 2), torch.tensor([0]))
+    result = FAB(Kinked(), 0.7, steps=5, targets=1, eta=1.25, norm=norm).run(
+        torch.zeros(1, 2), torch.tensor([0])
+    )
     assert result.success.all() and result.distance < 0.63
 
 
@@ -176,9 +195,19 @@ def test_no_point_gets_stuck_on_the_boundary(norm):
 @pytest.mark.parametrize("early_stop", [True, False])
 def test_a_constant_model_has_no_boundary(norm, early_stop):
     images = torch.rand(3, 1, 4, 4)
-    attack = FAB(lambda x: 0 * x.flatten(1)[:, :3] + torch.tensor([1.0, 2, 3]), 0.1, 4, norm=norm, early_stop=early_stop)
+    attack = FAB(
+        lambda x: 0 * x.flatten(1)[:, :3] + torch.tensor([1.0, 2, 3]),
+        0.1,
+        4,
+        norm=norm,
+        early_stop=early_stop,
+    )
     result = attack.run(images, torch.full((3,), 2))
-    assert not result.success.any() and torch.equal(result.adversarial, images) and result.flags["zero_gradient"].all()
+    assert (
+        not result.success.any()
+        and torch.equal(result.adversarial, images)
+        and result.flags["zero_gradient"].all()
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -193,11 +222,14 @@ def test_going_on_finds_nearer_points(data, dtype):
     images, labels = data[0].to(dtype), data[1]
     model = toys.mlp(data[0].float(), labels).to(dtype)
     first, best = (
-        FAB(model, INF, steps=25, targets=1, norm="L2", early_stop=stop).run(images, labels) for stop in (True, False)
+        FAB(model, INF, steps=25, targets=1, norm="L2", early_stop=stop).run(images, labels)
+        for stop in (True, False)
     )
     assert first.adversarial.dtype == best.adversarial.dtype == dtype
     assert (
-        best.success.all() and (best.distance <= first.distance).all() and best.distance.mean() < 0.99 * first.distance.mean()
+        best.success.all()
+        and (best.distance <= first.distance).all()
+        and best.distance.mean() < 0.99 * first.distance.mean()
     )
     assert (first.forwards < 10).all() and (best.forwards >= 25).all()
 
@@ -222,7 +254,8 @@ def test_nothing_waits_for_the_device(early_stop, targets):
 @pytest.mark.parametrize(
     "options",
     [
-        {"steps": -1}, {"restarts": 0}, {"targets": -1}, {"alpha_max": 1.5}, {"eta": 0.9}, {"beta": 0.0}, {"beta": 1.1},
+        {"steps": -1}, {"restarts": 0}, {"targets": -1}, {"alpha_max": 1.5}, {"eta": 0.9},
+        {"beta": 0.0}, {"beta": 1.1},
         {"targeted": True}, {"eps": INF, "restarts": 2}, {"eps": -1.0}, {"norm": "L3"},
     ],
 )  # fmt: skip
@@ -238,7 +271,9 @@ def test_all_targets_are_tried_for_the_least_distance(norm):
     best = model.least_distance(x, labels, norm, (0.0, 1.0))
     result = FAB(model, INF, steps=12, eta=1.0005, norm=norm, early_stop=False).run(x, labels)
     assert result.success.all() and (result.distance <= best * (1 + 1e-3)).all()
-    first = FAB(model, INF, steps=12, targets=1, eta=1.0005, norm=norm, early_stop=False).run(x, labels)
+    first = FAB(model, INF, steps=12, targets=1, eta=1.0005, norm=norm, early_stop=False).run(
+        x, labels
+    )
     assert (first.distance > 1.05 * best).any()  # or one target would have been enough
 
 
@@ -246,10 +281,13 @@ def test_restarts_only_help():
     model, x = Rounded(), 0.6 * torch.rand(30, 5, dtype=torch.float64)
     labels = model(x).argmax(1)
     options = {"steps": 10, "targets": 1, "norm": "L2"}
-    few, many = (FAB(model, 0.2, restarts=n, early_stop=False, **options).run(x, labels) for n in (1, 3))
+    few, many = (
+        FAB(model, 0.2, restarts=n, early_stop=False, **options).run(x, labels) for n in (1, 3)
+    )
     ratio = (many.distance / few.distance)[few.success]
     assert many.success[few.success].all() and ratio.max() <= 1 + 1e-9 and ratio.min() < 0.99
     eps = few.distance[few.success].median()
     once, often = (FAB(model, eps, restarts=n, **options).run(x, labels) for n in (1, 3))
     assert often.success[once.success].all()
-    torch.testing.assert_close(often.adversarial[once.success], once.adversarial[once.success])  # the first start is the same
+    # the first start is the same
+    torch.testing.assert_close(often.adversarial[once.success], once.adversarial[once.success])

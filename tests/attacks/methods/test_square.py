@@ -10,7 +10,14 @@ from ironmoe.attacks import PGD, evaluate
 from ironmoe.attacks.engine.active_batch import Lane, blank_rows
 from ironmoe.attacks.methods import square
 from ironmoe.attacks.methods.square import Square
-from ironmoe.attacks.methods.square_windows import Window, counted, covered, draw_windows, share_of_image, two_bumps
+from ironmoe.attacks.methods.square_windows import (
+    Window,
+    counted,
+    covered,
+    draw_windows,
+    share_of_image,
+    two_bumps,
+)
 from ironmoe.attacks.random import example_keys
 
 NORMS = ["Linf", "L2", "L1"]
@@ -43,7 +50,14 @@ def model(data):
 
 def rows_of(attack, images, labels, eps):
     eps = torch.full(labels.shape, eps, dtype=torch.float64)
-    rows = blank_rows(images, labels, eps, labels, labels >= 0, example_keys(attack.seed, torch.arange(len(labels)), 0))
+    rows = blank_rows(
+        images,
+        labels,
+        eps,
+        labels,
+        labels >= 0,
+        example_keys(attack.seed, torch.arange(len(labels)), 0),
+    )
     attack.start(rows)
     return rows
 
@@ -60,7 +74,29 @@ def walk(attack, images, labels, eps):
 
 
 def test_the_schedule_halves_the_share():
-    step = torch.tensor([0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001, 6000, 6001, 8000, 8001])
+    step = torch.tensor(
+        [
+            0,
+            10,
+            11,
+            50,
+            51,
+            200,
+            201,
+            500,
+            501,
+            1000,
+            1001,
+            2000,
+            2001,
+            4000,
+            4001,
+            6000,
+            6001,
+            8000,
+            8001,
+        ]
+    )
     expected = [0.8 / 2 ** (k // 2) for k in range(19)]
     assert share_of_image(step, 0.8).tolist() == expected
 
@@ -72,7 +108,11 @@ def test_windows_cover_their_share_and_all_places(plane, odd):
     windows = draw_windows(torch.rand(16000, 2), share, plane, odd)
     assert all((start >= 0).all() for start in windows[:2])
     for size, start, length in zip(plane, windows[:2], windows[2:], strict=True):
-        assert (start + length <= size).all() and bool((start == 0).any()) and bool((start + length == size).any())
+        assert (
+            (start + length <= size).all()
+            and bool((start == 0).any())
+            and bool((start + length == size).any())
+        )
     area = (windows.height * windows.width).view(-1, 4)[0]
     if not odd and plane[0] == plane[1]:
         side = [max(1, round(math.sqrt(s * plane[0] * plane[1]))) for s in share[:4].tolist()]
@@ -81,8 +121,12 @@ def test_windows_cover_their_share_and_all_places(plane, odd):
         wanted = share[:4] * plane[0] * plane[1]
         assert ((area - wanted).abs() <= 0.5 * (windows.height + windows.width)[:4] + 1).all()
     else:
-        assert ((windows.height % 2 == 1) | (windows.height == plane[0]))[windows.height == windows.width].all()
-        assert (windows.height >= min(3, plane[0])).all() and (windows.width >= min(3, plane[1])).all()
+        assert ((windows.height % 2 == 1) | (windows.height == plane[0]))[
+            windows.height == windows.width
+        ].all()
+        assert (windows.height >= min(3, plane[0])).all() and (
+            windows.width >= min(3, plane[1])
+        ).all()
 
 
 def test_covered_and_counted_are_slices():
@@ -123,14 +167,19 @@ def test_two_bumps_are_those_of_the_paper(order, size):
         place = (2, 1) if pattern is upright else (1, 2)
         cut = pattern[place[0] : place[0] + down, place[1] : place[1] + across]
         torch.testing.assert_close(cut, expected, rtol=0, atol=1e-12)
-        torch.testing.assert_close(pattern.norm(p=order), torch.tensor(1.0).double())  # nothing outside
+        # nothing outside
+        torch.testing.assert_close(pattern.norm(p=order), torch.tensor(1.0).double())
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-100.0, 100.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_points_stay_inside_and_the_margin_never_falls(norm, bounds, dtype):
-    images, labels, eps = torch.rand(5, 2, 7, 7, dtype=dtype), torch.tensor([0, 0, 0, 0, 0]), EPS[norm]
+    images, labels, eps = (
+        torch.rand(5, 2, 7, 7, dtype=dtype),
+        torch.tensor([0, 0, 0, 0, 0]),
+        EPS[norm],
+    )
     attack = Square(Linear(98), steps=30, norm=norm, bounds=bounds)
     steps = list(walk(attack, images, labels, eps))
     before = torch.full((5,), -math.inf).double()
@@ -144,7 +193,9 @@ def test_points_stay_inside_and_the_margin_never_falls(norm, bounds, dtype):
         if norm == "L2" and bounds[0] < 0:
             assert (distance >= eps * (1 - 1e-6)).all()
         before = rows["best_margin"]
-    margins = attack.loss(attack.victim.ask(rows | {"point": rows["best"]}, attack.objective, False).logits, rows)
+    margins = attack.loss(
+        attack.victim.ask(rows | {"point": rows["best"]}, attack.objective, False).logits, rows
+    )
     assert torch.equal(margins.double(), before) and torch.equal(rows["point"][0], rows["best"][0])
     assert (before > steps[0]["best_margin"]).all()
 
@@ -181,10 +232,15 @@ def test_proposals_that_change_nothing_are_steps_but_no_questions(monkeypatch):
     every = list(walk(attack, images[:1], labels[:1], 0.1))
     assert torch.equal(skipping.adversarial, plain.adversarial)
     assert (plain.forwards >= 81).all()
-    assert skipping.forwards.sum() < 0.6 * plain.forwards.sum()  # windows of one pixel, in one channel
+    # windows of one pixel, in one channel
+    assert skipping.forwards.sum() < 0.6 * plain.forwards.sum()
     # What is asked is what the plain search asks, without the repetitions.
     changed, useful = (
-        [rows["asked"] for before, rows in pairwise(walked) if not torch.equal(rows["asked"], before["best"])]
+        [
+            rows["asked"]
+            for before, rows in pairwise(walked)
+            if not torch.equal(rows["asked"], before["best"])
+        ]
         for walked in (every, few)
     )
     assert len(changed) == len(useful) and all(map(torch.equal, changed, useful))
@@ -208,14 +264,24 @@ def test_results_do_not_depend_on_the_batch(data, model, norm):
     assert 0 < whole.success.sum() < 8
     permuted = attack.run(images[order], labels[order], order)
     alone = attack.run(images[6:7], labels[6:7], torch.tensor([6]))
-    queued = evaluate(model, (images, labels), {"square": attack}, batch_size=3, keep_adversarial=True).attacks["square"]
-    for other, place in ((permuted.adversarial, order), (alone.adversarial, [6]), (queued.adversarial, slice(None))):
-        torch.testing.assert_close(other.to(images.dtype), whole.adversarial[place], rtol=0, atol=1e-7)
+    queued = evaluate(
+        model, (images, labels), {"square": attack}, batch_size=3, keep_adversarial=True
+    ).attacks["square"]
+    for other, place in (
+        (permuted.adversarial, order),
+        (alone.adversarial, [6]),
+        (queued.adversarial, slice(None)),
+    ):
+        torch.testing.assert_close(
+            other.to(images.dtype), whole.adversarial[place], rtol=0, atol=1e-7
+        )
     assert torch.equal(queued.robust, whole.robust)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("shape", [(10,), (1,), (4, 9), (1, 3, 3), (2, 3, 5, 5), (3, 1, 1), (2, 23, 17)])
+@pytest.mark.parametrize(
+    "shape", [(10,), (1,), (4, 9), (1, 3, 3), (2, 3, 5, 5), (3, 1, 1), (2, 23, 17)]
+)
 def test_images_of_any_shape(norm, shape):
     model, images = Linear(math.prod(shape)), torch.rand(3, *shape)
     result = Square(model, 0.1, steps=20, norm=norm).run(images, torch.zeros(3, dtype=torch.int64))
@@ -238,7 +304,9 @@ def test_what_cannot_be_changed_stays(norm):
     attack = Square(constant, 0.1, steps=30, norm=norm)
     result = attack.run(images, labels)
     assert result.adversarial.isfinite().all() and not result.success.any()
-    torch.testing.assert_close(result.adversarial, rows_of(attack, images, labels, 0.1)["point"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        result.adversarial, rows_of(attack, images, labels, 0.1)["point"], rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -246,9 +314,9 @@ def test_units_of_the_bounds_do_not_matter(data, model, norm):
     images, labels = data[0][:15], data[1][:15]
     eps = EPS[norm]
     unit = Square(model, eps, 30, 0.1, norm=norm).run(images, labels)
-    wide = Square(lambda x: model((x + 128) / 256), 256 * eps, 30, 0.1, norm=norm, bounds=(-128, 128)).run(
-        256 * images - 128, labels
-    )
+    wide = Square(
+        lambda x: model((x + 128) / 256), 256 * eps, 30, 0.1, norm=norm, bounds=(-128, 128)
+    ).run(256 * images - 128, labels)
     assert torch.equal(unit.success, wide.success) and unit.success.any()
     torch.testing.assert_close((wide.adversarial + 128) / 256, unit.adversarial, rtol=0, atol=1e-7)
 
@@ -284,7 +352,9 @@ def test_the_device_is_never_waited_for(norm):
         assert {name: (value.shape, value.dtype) for name, value in lane.rows.items()} == shapes
 
 
-@pytest.mark.parametrize("options", [{"steps": -1}, {"p_init": 0.0}, {"p_init": 1.1}, {"restarts": 0}, {"norm": "L3"}])
+@pytest.mark.parametrize(
+    "options", [{"steps": -1}, {"p_init": 0.0}, {"p_init": 1.1}, {"restarts": 0}, {"norm": "L3"}]
+)
 def test_errors_name_the_argument(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Square(torch.nn.Flatten(), 0.1, **options)

@@ -22,8 +22,13 @@ def test_the_unit_test_of_the_official_code():
 def test_losses_by_name():
     logits, label = torch.tensor([[0.1, 0.3, 0.6]]).logit(), torch.tensor([1])
     sigmoid = PGD.vmoe(torch.nn.Identity(), loss="sigmoid").loss_of(logits, label)
-    torch.testing.assert_close(sigmoid, -(torch.tensor([0.9]).log() + torch.tensor([0.3]).log() + torch.tensor([0.4]).log()))
-    softmax = PGD.vmoe(torch.nn.Identity(), loss="ce").loss_of(torch.tensor([[0.1, 0.3, 0.6]]).log(), label)
+    torch.testing.assert_close(
+        sigmoid,
+        -(torch.tensor([0.9]).log() + torch.tensor([0.3]).log() + torch.tensor([0.4]).log()),
+    )
+    softmax = PGD.vmoe(torch.nn.Identity(), loss="ce").loss_of(
+        torch.tensor([[0.1, 0.3, 0.6]]).log(), label
+    )
     torch.testing.assert_close(softmax, -torch.tensor([0.3]).log())
 
 
@@ -39,8 +44,14 @@ def test_every_image_walks_the_whole_way_and_leaves_the_valid_pixels():
     dense = VMoE(8, 4, 16, 1, 2, 16, 3)
     for make, message in (
         (lambda: PGD.vmoe(model, steps=0), "steps must be at least 1"),
-        (lambda: PGD.vmoe(model, auxiliary_loss=True), "auxiliary_loss needs a model with TopKRouters"),
-        (lambda: PGD.vmoe(dense, auxiliary_loss=True), "auxiliary_loss needs a model with TopKRouters"),
+        (
+            lambda: PGD.vmoe(model, auxiliary_loss=True),
+            "auxiliary_loss needs a model with TopKRouters",
+        ),
+        (
+            lambda: PGD.vmoe(dense, auxiliary_loss=True),
+            "auxiliary_loss needs a model with TopKRouters",
+        ),
         (lambda: PGD.vmoe(model, loss="hinge"), "loss must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -49,10 +60,14 @@ def test_every_image_walks_the_whole_way_and_leaves_the_valid_pixels():
 
 def test_the_auxiliary_loss_steers_the_attack():
     torch.manual_seed(0)
-    model = VMoE(8, 4, 16, 2, 2, 16, 3, moe_layers=(0,), num_experts=4, router={"importance_weight": 100.0})
+    model = VMoE(
+        8, 4, 16, 2, 2, 16, 3, moe_layers=(0,), num_experts=4, router={"importance_weight": 100.0}
+    )
     torch.nn.init.normal_(model.head.weight)
     x, labels = torch.rand(6, 3, 8, 8), torch.randint(3, (6,))
-    with_loss, without = (PGD.vmoe(model, 0.05, 4, auxiliary_loss=aux)(x, labels) for aux in (True, False))
+    with_loss, without = (
+        PGD.vmoe(model, 0.05, 4, auxiliary_loss=aux)(x, labels) for aux in (True, False)
+    )
     assert not torch.equal(with_loss, without)
     assert not any(m.aux_loss_in_eval for m in model.modules() if hasattr(m, "aux_loss_in_eval"))
 
@@ -63,11 +78,17 @@ def test_the_options_of_every_attack():
     torch.nn.init.normal_(model.head.weight)
     x, labels = 2 * torch.rand(6, 3, 8, 8, dtype=torch.float64) - 1, torch.randint(3, (6,))
     plain = PGD.vmoe(model, 0.05, 4)(x, labels)
-    for options in ({"routing": FrozenRouting()}, {"routing": AuxiliaryLoss(100.0)}, {"targeted": True}):
+    for options in (
+        {"routing": FrozenRouting()},
+        {"routing": AuxiliaryLoss(100.0)},
+        {"targeted": True},
+    ):
         assert not torch.equal(PGD.vmoe(model, 0.05, 4, **options)(x, labels), plain)
 
     options = {"normalize": ([0.5] * 3, [2.0] * 3), "logits_fn": lambda output: output["scores"]}
-    shown = PGD.vmoe(lambda images: {"scores": model(images)}, 0.1, 4, bounds=(-1.5, 2.5), **options)
+    shown = PGD.vmoe(
+        lambda images: {"scores": model(images)}, 0.1, 4, bounds=(-1.5, 2.5), **options
+    )
     torch.testing.assert_close(shown(2 * x + 0.5, labels), 2 * plain + 0.5, rtol=0, atol=1e-12)
     for options, message in (
         (

@@ -22,7 +22,8 @@ from ironmoe.moe import VMoE, routing_change, trace_routing, upcycle
 
 wide = {"dtype": torch.float64}
 MODES = [
-    FrozenRouting(), FrozenRouting("fresh"), GatesOnly(), ExpertsOnly(), StraightThrough(), Softened(0.5),
+    FrozenRouting(), FrozenRouting("fresh"), GatesOnly(), ExpertsOnly(), StraightThrough(),
+    Softened(0.5),
     RoutingDivergence(), RoutingDivergence(2.0, "weakest"), RoutingDivergence(0.5, 1),
 ]  # fmt: skip
 
@@ -58,14 +59,19 @@ def test_hugging_face_models_take_every_mode(images, patched):
     for mode in MODES:
         attack = PGD(model, 0.3, steps=2, routing=mode)
         if mode == FrozenRouting("fresh"):
-            with pytest.raises(ValueError, match=r'\.experts\' makes gates, which it does not tell; use gates="recorded"'):
+            with pytest.raises(
+                ValueError,
+                match=r'\.experts\' makes gates, which it does not tell; use gates="recorded"',
+            ):
                 attack.run(images, labels)
             continue
         result = attack.run(images, labels)
         assert torch.equal(result.prediction, model(result.adversarial).argmax(1))
         assert result.success.any() or isinstance(mode, RoutingDivergence), mode
 
-    with pytest.raises(ValueError, match="needs a model that makes one in eval mode, got Pictures without"):
+    with pytest.raises(
+        ValueError, match="needs a model that makes one in eval mode, got Pictures without"
+    ):
         PGD(model, 0.3, steps=2, routing=AuxiliaryLoss()).run(images, labels)
 
     clean, moved = routed(model, images), (images + 0.3 * torch.randn_like(images)).clamp(0, 1)
@@ -103,7 +109,10 @@ def test_a_router_without_logits_is_refused_where_they_are_needed(images):
     model = Pictures(hf_families.build("gemma4", torch.float64)).eval()
     labels = model(images).argmax(1)
     for mode in (StraightThrough(), Softened(), RoutingDivergence(), RoutingDivergence(1.0, 0)):
-        with pytest.raises(ValueError, match=r"needs the router's logits, which the router of .*experts' does not give"):
+        with pytest.raises(
+            ValueError,
+            match=r"needs the router's logits, which the router of .*experts' does not give",
+        ):
             PGD(model, 0.1, steps=1, routing=mode).run(images, labels)
     PGD(model, 0.1, steps=1, routing=FrozenRouting()).run(images, labels)
 
@@ -119,7 +128,9 @@ def upcycled():
 def test_upcycled_models_take_every_mode(images, mode):
     model = upcycled()
     result = PGD(model, 0.3, steps=4, routing=mode).run(images, model(images).argmax(1))
-    assert result.success.any() and torch.equal(result.prediction, model(result.adversarial).argmax(1))
+    assert result.success.any() and torch.equal(
+        result.prediction, model(result.adversarial).argmax(1)
+    )
 
 
 def test_compiled_models_run_eagerly_under_a_mode(images):
@@ -150,7 +161,9 @@ class Checkpointed(nn.Module):
 
 def small_vmoe():
     torch.manual_seed(0)
-    model = VMoE(6, 3, 12, 2, 2, 16, 3, moe_layers=(0, 1), num_experts=4, channels=1, classifier="gap")
+    model = VMoE(
+        6, 3, 12, 2, 2, 16, 3, moe_layers=(0, 1), num_experts=4, channels=1, classifier="gap"
+    )
     nn.init.normal_(model.head.weight)
     with torch.no_grad():
         model.stem.weight.mul_(4)
@@ -158,13 +171,24 @@ def small_vmoe():
 
 
 @pytest.mark.parametrize(
-    "mode", [FrozenRouting(), GatesOnly(), ExpertsOnly(), StraightThrough(), Softened(), RoutingDivergence()], ids=str
+    "mode",
+    [
+        FrozenRouting(),
+        GatesOnly(),
+        ExpertsOnly(),
+        StraightThrough(),
+        Softened(),
+        RoutingDivergence(),
+    ],
+    ids=str,
 )
 def test_modes_go_with_activation_checkpointing(mode):
     model = Checkpointed(small_vmoe())
     x = torch.rand(9, 1, 6, 6, dtype=torch.float64)
     labels = model(x).argmax(1)
-    kept, plain = (PGD(m, 0.1, steps=3, early_stop=False, routing=mode)(x, labels) for m in (model, model.body))
+    kept, plain = (
+        PGD(m, 0.1, steps=3, early_stop=False, routing=mode)(x, labels) for m in (model, model.body)
+    )
     torch.testing.assert_close(kept, plain, rtol=0, atol=1e-9)
 
 
@@ -181,10 +205,21 @@ def test_the_clean_routing_is_recorded_as_the_search_sees_images(dtype):
                 yield term
             seen.append((rows["clean"], trace.layers))
 
-    attack = PGD(model, 0.1, steps=3, early_stop=False, normalize=((0.5,), (0.1,)), routing=Watched(), attack_dtype=dtype)
+    attack = PGD(
+        model,
+        0.1,
+        steps=3,
+        early_stop=False,
+        normalize=((0.5,), (0.1,)),
+        routing=Watched(),
+        attack_dtype=dtype,
+    )
     attack.run(x, labels)
     for clean, layers in seen:
-        with trace_routing(model) as trace, torch.autocast("cpu", enabled=dtype is not None, dtype=torch.bfloat16):
+        with (
+            trace_routing(model) as trace,
+            torch.autocast("cpu", enabled=dtype is not None, dtype=torch.bfloat16),
+        ):
             model((clean - 0.5) / 0.1)
         assert all(routing_change(trace.layers[name], layer) == 0 for name, layer in layers.items())
     with trace_routing(model) as trace:
@@ -210,5 +245,11 @@ def test_the_pass_that_records_counts(limit):
     result = attack.run(x, labels)
     assert result.forwards.sum() == model.made == attack.victim.forwards
     model.made = 0
-    evaluate(model, (x, labels), {"pgd": PGD(model, 0.0, steps=30, routing=FrozenRouting())}, max_forwards=limit, checks=False)
+    evaluate(
+        model,
+        (x, labels),
+        {"pgd": PGD(model, 0.0, steps=30, routing=FrozenRouting())},
+        max_forwards=limit,
+        checks=False,
+    )
     assert model.made <= limit

@@ -20,7 +20,20 @@ wide = {"dtype": torch.float64}
 
 def vmoe(**options):
     torch.manual_seed(0)
-    model = VMoE(6, 3, 12, 2, 2, 16, 3, moe_layers=(0, 1), num_experts=4, channels=1, classifier="gap", **options)
+    model = VMoE(
+        6,
+        3,
+        12,
+        2,
+        2,
+        16,
+        3,
+        moe_layers=(0, 1),
+        num_experts=4,
+        channels=1,
+        classifier="gap",
+        **options,
+    )
     nn.init.normal_(model.head.weight)
     return model.double().eval()
 
@@ -45,7 +58,9 @@ class Skipping(nn.Module):
 WITHOUT_LOSS = {
     "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double(),
     "soft": lambda: vmoe(make_moe=lambda: SoftMoE(12, 16, 4, activation="gelu_tanh")),
-    "expert choice": lambda: vmoe(make_moe=lambda: MoE(12, 16, 4, router=ExpertChoiceRouter(12, 4), activation="gelu_tanh")),
+    "expert choice": lambda: vmoe(
+        make_moe=lambda: MoE(12, 16, 4, router=ExpertChoiceRouter(12, 4), activation="gelu_tanh")
+    ),
     "load alone": lambda: vmoe(router={"importance_weight": 0.0, "load_weight": 1.0}),
     "layer that does not run": lambda: Skipping().double(),
 }
@@ -55,10 +70,15 @@ WITHOUT_LOSS = {
 def test_an_auxiliary_loss_that_is_not_there_cannot_be_ascended(images, kind):
     model = WITHOUT_LOSS[kind]()
     labels = model(images).argmax(1)
-    with pytest.raises(ValueError, match=rf"needs a model that makes one in eval mode, got {type(model).__name__} without"):
+    with pytest.raises(
+        ValueError,
+        match=rf"needs a model that makes one in eval mode, got {type(model).__name__} without",
+    ):
         PGD(model, 0.1, steps=2, routing=AuxiliaryLoss()).run(images, labels)
     if kind == "load alone":
-        with pytest.raises(ValueError, match="needs a model that makes one in eval mode, got VMoE without"):
+        with pytest.raises(
+            ValueError, match="needs a model that makes one in eval mode, got VMoE without"
+        ):
             PGD.vmoe(model, 0.1, 2, auxiliary_loss=True, bounds=(0, 1)).run(images, labels)
 
 
@@ -97,13 +117,21 @@ def test_the_auxiliary_loss_of_the_users_last_forward_comes_back(images, mode):
 def test_attacks_on_boundaries_refuse_a_term_in_the_loss(images, mode):
     model = vmoe()
     for make in (lambda: FAB(model, 0.1, routing=mode), lambda: DeepFool(model, routing=mode)):
-        with pytest.raises(ValueError, match=r"must not add to the loss for \w+, .* logit differences, got \w+\(weight="):
+        with pytest.raises(
+            ValueError,
+            match=r"must not add to the loss for \w+, .* logit differences, got \w+\(weight=",
+        ):
             make()
     for version in ("standard", "plus"):
-        with pytest.raises(ValueError, match=r'where FAB runs, .* use version="custom" and attacks_to_run without "fab"'):
+        with pytest.raises(
+            ValueError,
+            match=r'where FAB runs, .* use version="custom" and attacks_to_run without "fab"',
+        ):
             AutoAttack(model, version=version, routing=mode)
     assert AutoAttack(model, version="rand", routing=mode).stages
-    custom = AutoAttack(model, eps=0.3, version="custom", attacks_to_run=["apgd-ce", "apgd-dlr"], routing=mode)
+    custom = AutoAttack(
+        model, eps=0.3, version="custom", attacks_to_run=["apgd-ce", "apgd-dlr"], routing=mode
+    )
     labels = model(images).argmax(1)
     if not mode.couples:
         assert custom.run(images, labels).success.any()

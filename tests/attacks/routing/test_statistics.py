@@ -1,4 +1,5 @@
-"""Statistics of models in every wrapping; ``tests/moe/test_golden.py`` holds them against the official numbers."""
+"""Statistics of models in every wrapping; ``tests/moe/test_golden.py`` holds them against the
+official numbers."""
 
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from ironmoe.moe import MoE, VMoE
 
 
 class Wrapped(nn.Module):
-    """A model inside another one, which may return an object with the logits and take images of another range."""
+    """A model inside another one, which may return an object with the logits and take images of
+    another range."""
 
     def __init__(self, body, answer=lambda logits: logits, shift=0.0):
         super().__init__()
@@ -34,7 +36,20 @@ class Twice(nn.Module):
 
 def vmoe(**options):
     torch.manual_seed(0)
-    model = VMoE(6, 3, 12, 2, 2, 16, 3, moe_layers=(0, 1), channels=1, classifier="gap", num_experts=6, **options).double()
+    model = VMoE(
+        6,
+        3,
+        12,
+        2,
+        2,
+        16,
+        3,
+        moe_layers=(0, 1),
+        channels=1,
+        classifier="gap",
+        num_experts=6,
+        **options,
+    ).double()
     nn.init.normal_(model.head.weight)
     return model.eval()
 
@@ -44,12 +59,16 @@ def batch():
     """Images, changed images, labels."""
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(8, 1, 6, 6, dtype=torch.float64, generator=generator)
-    changed = (images + 0.3 * torch.randn(images.shape, dtype=torch.float64, generator=generator)).clamp(0, 1)
+    changed = (
+        images + 0.3 * torch.randn(images.shape, dtype=torch.float64, generator=generator)
+    ).clamp(0, 1)
     return images, changed, torch.arange(8) % 3
 
 
 @pytest.mark.parametrize(
-    "model", [vmoe(ensemble_size=2), Wrapped(vmoe(ensemble_size=2)), vmoe()], ids=["ensemble", "wrapped", "one"]
+    "model",
+    [vmoe(ensemble_size=2), Wrapped(vmoe(ensemble_size=2)), vmoe()],
+    ids=["ensemble", "wrapped", "one"],
 )
 def test_padding_does_not_count_in_any_model(batch, model):
     images, changed, labels = batch
@@ -83,6 +102,8 @@ def test_models_are_called_as_attacks_call_them(batch):
         found = attack_statistics(model, images, changed, labels, **options)
         assert (found.changed, found.correct) == (plain.changed, plain.correct)
         assert found.loss == pytest.approx(plain.loss)
-        assert list(found.routing_change().values()) == pytest.approx(list(plain.routing_change().values()))
+        assert list(found.routing_change().values()) == pytest.approx(
+            list(plain.routing_change().values())
+        )
     with pytest.raises(TypeError, match=r"or logits_fn take it out of the output, got tuple"):
         attack_statistics(Wrapped(vmoe(), lambda logits: (None, logits)), images, changed, labels)

@@ -1,4 +1,5 @@
-"""``ironmoe attack``: from names to attacks, from an evaluation to its report, through interruptions and on two processes."""
+"""``ironmoe attack``: from names to attacks, from an evaluation to its report, through
+interruptions and on two processes."""
 
 import json
 import math
@@ -33,13 +34,19 @@ def attack(*arguments, code=0):
 
 
 def attack_linear(*arguments, code=0):
-    return attack("--model", "small_models:linear", "--data", "set.npz", *SMALL, *arguments, code=code)
+    return attack(
+        "--model", "small_models:linear", "--data", "set.npz", *SMALL, *arguments, code=code
+    )
 
 
 def written(folder):
     """(report.json, report.html, images.npz)."""
     with np.load(folder / "images.npz") as file:
-        return json.loads((folder / "report.json").read_text()), (folder / "report.html").read_text(), dict(file)
+        return (
+            json.loads((folder / "report.json").read_text()),
+            (folder / "report.html").read_text(),
+            dict(file),
+        )
 
 
 def same_verdicts(one, other):
@@ -50,12 +57,16 @@ def same_verdicts(one, other):
 def test_it_writes_what_it_promises(place):
     output = attack_linear("--attack", SEARCHED, "--eps", "8,2,32", "--out", "run")
     report, html, images = written(place / "run")
-    assert report["eps_255"] == [2, 8, 32] and list(report["report"]["attacks"]) == SEARCHED.split(",")
+    assert report["eps_255"] == [2, 8, 32] and list(report["report"]["attacks"]) == SEARCHED.split(
+        ","
+    )
     assert report["report"]["clean"] == {**report["report"]["clean"], "count": 30, "total": 36}
     worst = [share["count"] for share in report["worst_case"]]
     assert 30 >= worst[0] >= worst[1] >= worst[2] and worst[2] < 30
     fell_at = np.stack([images[f"{name}/fell_at"] for name in SEARCHED.split(",")])
-    assert worst == [int(((fell_at > eps).all(0) & images["clean_correct"]).sum()) for eps in (2.01, 8.01, 32.01)]
+    assert worst == [
+        int(((fell_at > eps).all(0) & images["clean_correct"]).sum()) for eps in (2.01, 8.01, 32.01)
+    ]
     for name in SEARCHED.split(","):
         fell = (images[f"{name}/fell_at"] > 0) & (images[f"{name}/fell_at"] < np.inf)
         assert int(fell.sum()) == report["report"]["attacks"][name]["confirmed"] > 0
@@ -65,14 +76,24 @@ def test_it_writes_what_it_promises(place):
     assert {p.name for p in (place / "run").glob("*.png")} == {
         "robust_accuracy.png", "distances.png", "steps.png", "easiest.png", "hardest.png"
     }  # fmt: skip
-    assert html.count("data:image/png;base64,") == 5 and not re.search(r'(src|href)="(?!data:)', html)
-    assert set(report["costs"]) == set(report["report"]["attacks"]) and report["costs"]["pgd"]["images_per_second"] > 0
+    assert html.count("data:image/png;base64,") == 5 and not re.search(
+        r'(src|href)="(?!data:)', html
+    )
+    assert (
+        set(report["costs"]) == set(report["report"]["attacks"])
+        and report["costs"]["pgd"]["images_per_second"] > 0
+    )
     made = {"steps": 4, "restarts": 2, "targets": 0, "eot": 1, "questions": 4}
-    assert report["parts"]["pgd"] == [{"name": "pgd"} | made] and "pgd (steps 4, restarts 2), fgsm (steps 1" in output
+    assert (
+        report["parts"]["pgd"] == [{"name": "pgd"} | made]
+        and "pgd (steps 4, restarts 2), fgsm (steps 1" in output
+    )
     with np.load("set.npz") as data:
         assert images["index"].tolist() == images["row"].tolist() == list(range(36))
         assert np.array_equal(images["label"], data["labels"][:36])
-    assert report["versions"]["torch"] == torch.__version__ and report["settings"]["checksum"] in html
+    assert (
+        report["versions"]["torch"] == torch.__version__ and report["settings"]["checksum"] in html
+    )
     tripped = [flag.group(1) for flag in re.finditer(r"<td>(<b>tripped</b>|passed)</td>", html)]
     assert len(tripped) == len(report["report"]["checks"]) > 5 and tripped == sorted(tripped)
 
@@ -96,10 +117,16 @@ def test_a_budget_counts_what_is_undecided_and_the_same_command_goes_on(place, n
     report, html, images = written(place / "parts")
     undecided = sum(int((~images[f"{name}/decided"]).sum()) for name in SEARCHED.split(","))
     assert undecided and not report["report"]["complete"]
-    assert f"{undecided} of 108 (image, attack) pairs are undecided" in output and f"{undecided} of 108" in html
+    assert (
+        f"{undecided} of 108 (image, attack) pairs are undecided" in output
+        and f"{undecided} of 108" in html
+    )
     assert "<b>≤ " in html and "≤ " in output and "nothing decided" in output
     open_ = report["worst_case"][-1]
-    assert open_["undecided"] and open_["wilson_95"][0] < Proportion(open_["count"], open_["total"]).interval()[0]
+    assert (
+        open_["undecided"]
+        and open_["wilson_95"][0] < Proportion(open_["count"], open_["total"]).interval()[0]
+    )
     assert "Going on in parts/" in attack_linear(*common, "--out", "parts")
     report, html, images = written(place / "parts")
     assert report["report"]["complete"] and "undecided and count" not in html
@@ -125,7 +152,10 @@ def test_interrupted_it_goes_on_and_repeats_nothing(place, no_pictures, monkeypa
 
     monkeypatch.setattr(attack_run, "evaluate", watched(50))
     assert "same command goes on" in attack_linear(*common, "--out", "parts", code=130)
-    first, seconds = len(decided), json.loads((place / "parts" / "results" / "seconds.json").read_text())["seconds"]
+    first, seconds = (
+        len(decided),
+        json.loads((place / "parts" / "results" / "seconds.json").read_text())["seconds"],
+    )
     monkeypatch.setattr(attack_run, "evaluate", watched(math.inf))
     attack_linear(*common, "--out", "parts")
     assert len(decided) <= 108 and 0 < first < len(decided)  # each pair is decided once
@@ -156,7 +186,8 @@ main()
 
 
 def test_two_processes_find_what_one_finds(place, no_pictures):
-    """Under torchrun; each takes half, the first reports. Another run into the same folder is refused.
+    """Under torchrun; each takes half, the first reports. Another run into the same folder is
+    refused.
 
     Most of the time goes into imports, so each process makes both runs.
     """
@@ -166,10 +197,19 @@ def test_two_processes_find_what_one_finds(place, no_pictures):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        2,
+    ]
     command = map(str, [*launcher, "two_runs.py", port, *common, "--out", "two"])
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*command], capture_output=True, text=True, timeout=1000, env=environment)
+    result = subprocess.run(
+        [*command], capture_output=True, text=True, timeout=1000, env=environment
+    )
 
     assert "Traceback" not in result.stderr.partition("holds a run")[0], result.stderr
     assert result.stdout.count("Report: two/report.html") == 1
@@ -184,9 +224,12 @@ def test_two_processes_find_what_one_finds(place, no_pictures):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_every_process_finds_wrong_is_said_once(place, rank, monkeypatch, capsys):
-    """A wrong argument is found before processes join, so each can be run alone, as torchrun would start it."""
+    """A wrong argument is found before processes join, so each can be run alone, as torchrun would
+    start it."""
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(sys, "argv", ["ironmoe", "attack", "--model", "small_models:linear", "--steps", "-1"])
+    monkeypatch.setattr(
+        sys, "argv", ["ironmoe", "attack", "--model", "small_models:linear", "--steps", "-1"]
+    )
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", str(rank))
     with pytest.raises(SystemExit) as exit_of:
@@ -197,33 +240,93 @@ def test_what_every_process_finds_wrong_is_said_once(place, rank, monkeypatch, c
 
 
 def test_a_model_with_experts_shows_its_routing(moe, tmp_path):
-    common = ["--data", "digits", "--attack-images", 20, "--device", "cpu", "--steps", 2, "--restarts", 1, "--eps", "8,64"]
-    output = attack(moe, *common, "--routing", "frozen", "--dtype", "bfloat16", "--out", tmp_path / "run")
+    common = [
+        "--data",
+        "digits",
+        "--attack-images",
+        20,
+        "--device",
+        "cpu",
+        "--steps",
+        2,
+        "--restarts",
+        1,
+        "--eps",
+        "8,64",
+    ]
+    output = attack(
+        moe, *common, "--routing", "frozen", "--dtype", "bfloat16", "--out", tmp_path / "run"
+    )
     report, html, _ = written(tmp_path / "run")
-    assert [list(at["layers"]) for at in report["routing"]] == [["blocks.1.mlp"]] * 2 and "Expert load" in html
-    assert (tmp_path / "run" / "routing_change.png").exists() and (tmp_path / "run" / "expert_load.png").exists()
-    assert "search in bfloat16, search with routing frozen" in output and report["settings"]["attacks"]["routing"] == "frozen"
+    assert [list(at["layers"]) for at in report["routing"]] == [
+        ["blocks.1.mlp"]
+    ] * 2 and "Expert load" in html
+    assert (tmp_path / "run" / "routing_change.png").exists() and (
+        tmp_path / "run" / "expert_load.png"
+    ).exists()
+    assert (
+        "search in bfloat16, search with routing frozen" in output
+        and report["settings"]["attacks"]["routing"] == "frozen"
+    )
 
 
 def test_images_that_influence_each_other_are_attacked_in_groups(place):
     pytest.importorskip("msgpack")
     generator = np.random.default_rng(0)
-    np.savez("photos.npz", images=generator.random((12, 3, 16, 16), dtype=np.float32), labels=np.arange(12) % 10)
+    np.savez(
+        "photos.npz",
+        images=generator.random((12, 3, 16, 16), dtype=np.float32),
+        labels=np.arange(12) % 10,
+    )
     model = f"vmoe:{GOLDEN}?top_k=2&capacity=1.05&images_per_group=4"
-    common = ["--model", model, "--data", "photos.npz", "--all", "--device", "cpu", "--eps", "8", "--out", "run"]
+    common = [
+        "--model",
+        model,
+        "--data",
+        "photos.npz",
+        "--all",
+        "--device",
+        "cpu",
+        "--eps",
+        "8",
+        "--out",
+        "run",
+    ]
     assert "influence each other" in attack(*common, "--attack", "square", code=2)
     assert not (place / "run" / "report.json").exists()
 
 
 def test_where_a_checkpoint_lies_does_not_matter(moe, tmp_path, no_pictures, monkeypatch):
-    common = ["--data", "digits", "--attack-images", 3, "--device", "cpu", "--steps", 1, "--eps", "8", "--no-checks"]
+    common = [
+        "--data",
+        "digits",
+        "--attack-images",
+        3,
+        "--device",
+        "cpu",
+        "--steps",
+        1,
+        "--eps",
+        "8",
+        "--no-checks",
+    ]
     attack(moe, *common, "--out", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert "Going on in" in attack("moe.safetensors", *common, "--out", tmp_path / "run")
 
 
 def test_radii_that_agree_to_six_digits_are_two(moe, tmp_path, no_pictures):
-    common = ["--data", "digits", "--attack-images", 8, "--device", "cpu", "--steps", 1, "--no-checks"]
+    common = [
+        "--data",
+        "digits",
+        "--attack-images",
+        8,
+        "--device",
+        "cpu",
+        "--steps",
+        1,
+        "--no-checks",
+    ]
     output = attack(moe, *common, "--eps", "4.0000001,4.0000002", "--out", tmp_path / "[b]run")
     assert "4.0000001" in output and "4.0000002" in output and "[b]run/report.html" in output
     files = {file.name for file in (tmp_path / "[b]run" / "results").glob("routing*")}
@@ -233,11 +336,21 @@ def test_radii_that_agree_to_six_digits_are_two(moe, tmp_path, no_pictures):
 def test_options_reach_the_attacks_that_take_them():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4))
     suite = Suite(
-        ("pgd", "fgsm", "apgd-t", "square"), "L2", (8, 16), steps=7, restarts=3, alpha_255=2, eot=2, seed=5, dtype="float16"
+        ("pgd", "fgsm", "apgd-t", "square"),
+        "L2",
+        (8, 16),
+        steps=7,
+        restarts=3,
+        alpha_255=2,
+        eot=2,
+        seed=5,
+        dtype="float16",
     )
     made = suite.make(model)
     assert isinstance(made["pgd"], PGD) and isinstance(made["fgsm"], FGSM)
-    assert [made[name].steps for name in suite.names] == [7, 1, 7, 7] and [made[n].restarts for n in suite.names] == [
+    assert [made[name].steps for name in suite.names] == [7, 1, 7, 7] and [
+        made[n].restarts for n in suite.names
+    ] == [
         3,
         1,
         3,
@@ -251,7 +364,10 @@ def test_options_reach_the_attacks_that_take_them():
             5,
             2,
         ) and each.victim.attack_dtype == torch.float16
-    assert suite.pgd_steps == 7 and Suite(("square",), steps=7).pgd_steps == Suite().make(model)["pgd"].steps == 40
+    assert (
+        suite.pgd_steps == 7
+        and Suite(("square",), steps=7).pgd_steps == Suite().make(model)["pgd"].steps == 40
+    )
 
 
 def test_every_name_makes_an_attack_and_every_routing_mode_a_mode(moe):
@@ -259,8 +375,17 @@ def test_every_name_makes_an_attack_and_every_routing_mode_a_mode(moe):
 
     model, _ = load_checkpoint(moe, torch.device("cpu"))
     made = Suite(tuple(ATTACKS), "L2").make(model)
-    assert list(made) == list(ATTACKS) and made["autoattack-rand"].eot == 20 and made["autoattack"].eot == 1
-    assert [attack.name for attack in made["autoattack"].stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert (
+        list(made) == list(ATTACKS)
+        and made["autoattack-rand"].eot == 20
+        and made["autoattack"].eot == 1
+    )
+    assert [attack.name for attack in made["autoattack"].stages] == [
+        "apgd-ce",
+        "apgd-t",
+        "fab-t",
+        "square",
+    ]
     modes = {mode: Suite(routing=mode).make(model)["pgd"].victim.routing for mode in ROUTING}
     assert len({type(mode) for mode in modes.values()}) == len(modes) == 7
     with pytest.raises(SuiteError, match="needs a model with experts"):

@@ -32,10 +32,13 @@ def test_checkpoints_that_do_not_fit_are_named(moe, tmp_path):
         ((tmp_path / "nothing.safetensors", "--data", "digits"), "does not exist"),
         (
             (moe,),
-            r"must have images of shape \(1, 8, 8\) for V-MoE, got \(1, 28, 28\); it was trained on 'digits': use --data digits",
+            r"must have images of shape \(1, 8, 8\) for V-MoE, got \(1, 28, 28\); it was trained "
+            r"on 'digits': use --data digits",
         ),
     ):
-        assert re.search(message, attack(*arguments, "--device", "cpu", "--out", tmp_path / "no", code=2))
+        assert re.search(
+            message, attack(*arguments, "--device", "cpu", "--out", tmp_path / "no", code=2)
+        )
 
 
 @pytest.mark.parametrize(
@@ -44,19 +47,31 @@ def test_checkpoints_that_do_not_fit_are_named(moe, tmp_path):
         (["--attack", "pgd,pdg"], "--attack must be names among fgsm, pgd, mifgsm, apgd-ce, "),
         (["--attack", ""], "--attack must be names among fgsm"),
         (["--attack", "cw"], "--norm must be L2 for --attack cw, got 'Linf'"),
-        (["--attack", "pgd,mifgsm", "--norm", "L1"], "--norm must be Linf or L2 for --attack mifgsm, got 'L1'"),
+        (
+            ["--attack", "pgd,mifgsm", "--norm", "L1"],
+            "--norm must be Linf or L2 for --attack mifgsm, got 'L1'",
+        ),
         (["--norm", "L7"], "--norm must be one of Linf, L2, L1, got 'L7'"),
         (["--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16, got 'int8'"),
         (["--routing", "blocked"], "--routing must be one of free, frozen, gates-only"),
-        (["--routing", "softened"], "--routing softened needs a model with experts, and Sequential has none"),
-        (["--attack", "apgd-ce", "--alpha", "1"], "--alpha applies to pgd, mifgsm, not to --attack apgd-ce"),
+        (
+            ["--routing", "softened"],
+            "--routing softened needs a model with experts, and Sequential has none",
+        ),
+        (
+            ["--attack", "apgd-ce", "--alpha", "1"],
+            "--alpha applies to pgd, mifgsm, not to --attack apgd-ce",
+        ),
         (["--attack", "autoattack", "--restarts", "2"], "--restarts applies to pgd, "),
         (["--alpha", "-1"], "--alpha must be finite and at least 0"),
         (["--alpha", "nan"], "--alpha must be finite and at least 0"),
         (["--eps", "2,x"], "--eps must be numbers"),
         (["--eot", "0"], "'--eot': must be at least 1, got 0"),
         (["--max-seconds", "nan"], "'--max-seconds': must be at least 0, got nan"),
-        (["--attack", "cw", "--norm", "L2", "--steps", "0"], "--attack cw: steps must be at least 1, got 0"),
+        (
+            ["--attack", "cw", "--norm", "L2", "--steps", "0"],
+            "--attack cw: steps must be at least 1, got 0",
+        ),
     ],
 )
 def test_bad_options_are_named(place, arguments, message):
@@ -66,26 +81,62 @@ def test_bad_options_are_named(place, arguments, message):
 
 
 def test_a_model_that_says_nan_is_one_line(place):
-    nan = "def nan():\n    model = linear()\n    model[1].bias.data[0] = float('nan')\n    return model\n"
+    nan = (
+        "def nan():\n    model = linear()\n    model[1].bias.data[0] = float('nan')\n    return "
+        "model\n"
+    )
     add(place, nan)
-    message = attack("--model", "small_models:nan", "--data", "set.npz", *SMALL, "--eps", "2", "--out", "run", code=2)
+    message = attack(
+        "--model",
+        "small_models:nan",
+        "--data",
+        "set.npz",
+        *SMALL,
+        "--eps",
+        "2",
+        "--out",
+        "run",
+        code=2,
+    )
     assert "--model small_models:nan: model must return finite logits, got NaN" in message
 
 
 def test_a_model_without_a_graph_is_for_square(place, no_pictures):
-    blind = "class Blind(torch.nn.Module):\n    def forward(self, x):\n        return x.detach().flatten(1)[:, :4]\n"
+    blind = (
+        "class Blind(torch.nn.Module):\n    def forward(self, x):\n        return "
+        "x.detach().flatten(1)[:, :4]\n"
+    )
     add(place, blind)
     common = ["--model", "small_models:Blind", "--data", "set.npz", *SMALL, "--eps", "2"]
-    assert "logits without a graph; --attack square needs no gradients" in attack(*common, "--out", "run", code=2)
+    assert "logits without a graph; --attack square needs no gradients" in attack(
+        *common, "--out", "run", code=2
+    )
     output = attack(*common, "--attack", "square", "--eot", 3, "--out", "square")
-    assert "square (steps 4, restarts 1, each answer the mean of 3)" in output and "gradients)" not in output
+    assert (
+        "square (steps 4, restarts 1, each answer the mean of 3)" in output
+        and "gradients)" not in output
+    )
 
 
 def test_a_budget_too_small_for_one_image_is_one_line(place):
     message = attack(
-        "--model", "small_models:linear", "--data", "set.npz", *SMALL, "--eps", "2", "--max-forwards", 1, "--out", "run", code=2
+        "--model",
+        "small_models:linear",
+        "--data",
+        "set.npz",
+        *SMALL,
+        "--eps",
+        "2",
+        "--max-forwards",
+        1,
+        "--out",
+        "run",
+        code=2,
     )
-    assert "--max-forwards 1 ended the evaluation before it began: the first batch, of 36 images, needs 36 for" in message
+    assert (
+        "--max-forwards 1 ended the evaluation before it began: the first batch, of 36 images, "
+        "needs 36 for" in message
+    )
     assert "and 72 more for a first question to the model" in message
 
 
@@ -101,7 +152,10 @@ def test_a_run_says_how_far_it_is_and_a_log_gets_a_line_now_and_then(tmp_path, m
             f"attack: 10/{40 * attacks} {unit}, none decided yet in this run",
             f"attack: 30/{40 * attacks} {unit}, {0.4 / attacks:.3g} images/s, {left}",
         ]
-        assert meter.save() == 50 and attack_meter.Meter(meter.folder, console, 1, 40, attacks).before == 50
+        assert (
+            meter.save() == 50
+            and attack_meter.Meter(meter.folder, console, 1, 40, attacks).before == 50
+        )
     assert [attack_meter.time_left(s) for s in (0.2, 89, 91, 5400, 7400)] == [
         f"about {text} left" for text in ("1 s", "89 s", "2 min", "2 h", "2 h")
     ]

@@ -23,7 +23,15 @@ from ironmoe.bench.demo.plots import save
 
 
 def summary(
-    passed, fell, *, clean=(1, 1, 1, 1, 0), decided=(1, 1, 1, 1, 1), distance=None, steps=None, images=None, parts=("a", "b")
+    passed,
+    fell,
+    *,
+    clean=(1, 1, 1, 1, 0),
+    decided=(1, 1, 1, 1, 1),
+    distance=None,
+    steps=None,
+    images=None,
+    parts=("a", "b"),
 ):
     """Of five images under an attack of two parts at eps 1/255 and 2/255."""
     stages = tuple((eps / 255, part) for eps in (1, 2) for part in parts)
@@ -44,10 +52,19 @@ def summary(
 
 
 def outcome(attacks, margins=None, complete=True, checks=(), classes=("no", "yes"), questions=10):
-    report = RobustnessReport(next(iter(attacks.values())).clean_correct, attacks, list(checks), 8.0, complete)
-    images, labels, rows = torch.rand(5, 1, 2, 2), torch.zeros(5, dtype=torch.int64), torch.arange(50, 55)
+    report = RobustnessReport(
+        next(iter(attacks.values())).clean_correct, attacks, list(checks), 8.0, complete
+    )
+    images, labels, rows = (
+        torch.rand(5, 1, 2, 2),
+        torch.zeros(5, dtype=torch.int64),
+        torch.arange(50, 55),
+    )
     parts = {
-        name: (Part("a", 10, 1, 0, 1, questions), Part("b", 10 * (n + 1), 1, 0, 1, questions * (n + 1)))
+        name: (
+            Part("a", 10, 1, 0, 1, questions),
+            Part("b", 10 * (n + 1), 1, 0, 1, questions * (n + 1)),
+        )
         for n, name in enumerate(attacks)
     }
     suite = Suite(tuple(attacks), eps_255=(1, 2))
@@ -56,23 +73,39 @@ def outcome(attacks, margins=None, complete=True, checks=(), classes=("no", "yes
 
 @pytest.fixture
 def two():
-    """Image 0 falls to x's part b at eps 1 and to y's a at eps 2; image 1 to x's a at eps 2; 2 to y's b at eps 1; 3 holds; 4 is wrong."""
-    x = summary([1, 2, 4, 4, 0], [1, 1, 0, 0, 0], distance=[0.003, 0.005, 0.0, 0.0, 0.0], steps=[9, 4, -1, -1, -1])
-    y = summary([2, 4, 1, 4, 0], [1, 0, 1, 0, 0], distance=[0.004, 0.0, 0.002, 0.0, 0.0], steps=[5, -1, 7, -1, -1])
+    """Image 0 falls to x's part b at eps 1 and to y's a at eps 2; image 1 to x's a at eps 2; 2 to
+    y's b at eps 1; 3 holds; 4 is wrong."""
+    x = summary(
+        [1, 2, 4, 4, 0],
+        [1, 1, 0, 0, 0],
+        distance=[0.003, 0.005, 0.0, 0.0, 0.0],
+        steps=[9, 4, -1, -1, -1],
+    )
+    y = summary(
+        [2, 4, 1, 4, 0],
+        [1, 0, 1, 0, 0],
+        distance=[0.004, 0.0, 0.002, 0.0, 0.0],
+        steps=[5, -1, 7, -1, -1],
+    )
     return {"x": x, "y": y}
 
 
 def test_counts_by_hand(two):
     made = outcome(two)
     assert [(r.attack, r.eps_255, r.robust.count, r.fell, r.undecided) for r in made.rows] == [
-        ("x", 1, 3, 1, 0), ("x", 2, 2, 2, 0), ("y", 1, 3, 1, 0), ("y", 2, 2, 2, 0), ("", 1, 2, 2, 0), ("", 2, 1, 3, 0)
+        ("x", 1, 3, 1, 0), ("x", 2, 2, 2, 0), ("y", 1, 3, 1, 0), ("y", 2, 2, 2, 0),
+        ("", 1, 2, 2, 0), ("", 2, 1, 3, 0)
     ]  # fmt: skip
     assert made.worst_case(2).total == 5
-    assert made.stages("x") == {"a": [0, 1], "b": [1, 0]} and made.stages("y") == {"a": [0, 1], "b": [1, 0]}
+    assert made.stages("x") == {"a": [0, 1], "b": [1, 0]} and made.stages("y") == {
+        "a": [0, 1],
+        "b": [1, 0],
+    }
     assert outcome({"x": summary([0] * 5, [0] * 5, parts=("a",))}).stages("x") == {}
     cost = made.cost("x")
     assert (cost.found, cost.confirmed, cost.forwards, cost.backwards) == (2, 2, 30, 10)
-    assert cost.images_per_second == 5 / (8 * 35 / 70)  # forty passes, five of them over the clean images
+    # forty passes, five of them over the clean images
+    assert cost.images_per_second == 5 / (8 * 35 / 70)
 
 
 def test_what_asked_or_decided_nothing_has_no_speed(two):
@@ -86,7 +119,8 @@ def test_what_asked_or_decided_nothing_has_no_speed(two):
 
 
 def test_each_verdict_says_of_which_image_it_is(two):
-    """A budget left the evaluation with the images 0, 1, 2, 3 and 6 of 7, which lie at 50 … 56 in the data."""
+    """A budget left the evaluation with the images 0, 1, 2, 3 and 6 of 7, which lie at 50 … 56 in
+    the data."""
     examined = torch.tensor([0, 1, 2, 3, 6])
     two = {name: replace(one, examples=examined) for name, one in two.items()}
     made = outcome(two)
@@ -96,15 +130,31 @@ def test_each_verdict_says_of_which_image_it_is(two):
         torch.arange(50, 57),
     )
     with np.load(io.BytesIO(verdicts(made))) as file:
-        assert file["index"].tolist() == examined.tolist() and file["row"].tolist() == [50, 51, 52, 53, 56]
-        assert file["label"].tolist() == [0, 1, 0, 1, 1] and file["x/fell_at"].tolist() == [1, 2, math.inf, math.inf, 0]
+        assert file["index"].tolist() == examined.tolist() and file["row"].tolist() == [
+            50,
+            51,
+            52,
+            53,
+            56,
+        ]
+        assert file["label"].tolist() == [0, 1, 0, 1, 1] and file["x/fell_at"].tolist() == [
+            1,
+            2,
+            math.inf,
+            math.inf,
+            0,
+        ]
     axes = examples(made, [Shown(4, "x", 2.0)]).axes
-    assert np.array_equal(axes[0].images[0].get_array(), made.images[6, 0]) and axes[0].get_title() == "image 6\nyes"
+    assert (
+        np.array_equal(axes[0].images[0].get_array(), made.images[6, 0])
+        and axes[0].get_title() == "image 6\nyes"
+    )
     plt.close("all")
 
 
 def test_undecided_by_hand(two):
-    """y was ended before image 1 had met eps 2, and before image 3 had met eps 1. What x found still counts."""
+    """y was ended before image 1 had met eps 2, and before image 3 had met eps 1. What x found
+    still counts."""
     two["y"] = summary([2, 2, 1, 1, 0], [1, 0, 1, 0, 0], decided=[1, 0, 1, 0, 1])
     made = outcome(two, complete=False)
     assert [row.undecided for row in made.rows] == [0, 0, 1, 2, 1, 1]
@@ -120,7 +170,8 @@ def test_what_is_undecided_is_hatched_and_what_decided_nothing_not_drawn(two):
     made = outcome(two, complete=False)
     (axes,) = evaluation_plots.accuracy(made).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["x", "worst case"]
-    assert [area.get_hatch() for area in axes.collections] == [None, "///"]  # x is decided; the worst case is not
+    # x is decided; the worst case is not
+    assert [area.get_hatch() for area in axes.collections] == [None, "///"]
     (_, what, _), *_ = evaluation_plots.draw_evaluation(made).values()
     assert "Hatched" in what and "nothing was decided: y" in what
     assert evaluation_table.results(made)[1][1][0][1] == "nothing decided"
@@ -130,41 +181,65 @@ def test_what_is_undecided_is_hatched_and_what_decided_nothing_not_drawn(two):
 def test_easiest_and_hardest_by_hand(two):
     margins = torch.tensor([[math.nan] * 3 + [0.5, math.nan], [math.nan] * 3 + [0.2, math.nan]])
     made = outcome(two, margins)
-    assert [(shown.number, shown.attack, round(shown.fell_at_255)) for shown in made.easiest(2)] == [(2, "y", 1), (0, "x", 1)]
+    assert [
+        (shown.number, shown.attack, round(shown.fell_at_255)) for shown in made.easiest(2)
+    ] == [(2, "y", 1), (0, "x", 1)]
     assert [(s.number, s.attack) for s in made.hardest()] == [(3, "y")]
     assert [(s.number, s.attack) for s in made.hardest(2)] == [(3, "y"), (1, "x")]
-    assert made.hardest()[0].fell_at_255 == math.inf and made.hardest()[0].margin == pytest.approx(0.2)
-    below = [axes.get_xlabel() for axes in examples(made, [*made.hardest(), *made.easiest(1)]).axes[-2:]]
-    assert below == ["y\nheld at ≤ 2/255\nmargin left 0.2", "y\nfell at 1/255\nat 0.51/255, 7 questions"]
+    assert made.hardest()[0].fell_at_255 == math.inf and made.hardest()[0].margin == pytest.approx(
+        0.2
+    )
+    below = [
+        axes.get_xlabel() for axes in examples(made, [*made.hardest(), *made.easiest(1)]).axes[-2:]
+    ]
+    assert below == [
+        "y\nheld at ≤ 2/255\nmargin left 0.2",
+        "y\nfell at 1/255\nat 0.51/255, 7 questions",
+    ]
     plt.close("all")
 
 
 def test_no_image_is_both_easy_and_hard(two):
     made = outcome(two)
-    assert [shown.number for shown in made.easiest(2)] == [2, 0] and [shown.number for shown in made.hardest(2)] == [1]
+    assert [shown.number for shown in made.easiest(2)] == [2, 0] and [
+        shown.number for shown in made.hardest(2)
+    ] == [1]
     assert made.hardest() == []  # the easiest six are all that fell
 
 
 def test_margins_are_those_of_held_images_in_their_final_images():
     model = torch.nn.Flatten()  # four pixels, four logits
-    images = torch.arange(5.0).view(5, 1, 1, 1) * torch.tensor([1.0, 0.25, 0.0, 0.0]).view(1, 1, 2, 2)
+    images = torch.arange(5.0).view(5, 1, 1, 1) * torch.tensor([1.0, 0.25, 0.0, 0.0]).view(
+        1, 1, 2, 2
+    )
     x = summary([4, 4, 4, 4, 0], [0, 0, 1, 0, 0], images=images, decided=[1, 1, 1, 0, 1])
     y = summary([4, 4, 4, 4, 0], [0, 0, 0, 0, 0], images=images / 2)
     report = RobustnessReport(x.clean_correct, {"x": x, "y": y})
     margins = margins_left(model, report, torch.zeros(5, dtype=torch.int64), 2)
     nan = math.nan
     assert torch.equal(
-        margins.nan_to_num(-1), torch.tensor([[0, 0.75, nan, nan, nan], [0, 0.375, nan, nan, nan]]).nan_to_num(-1)
+        margins.nan_to_num(-1),
+        torch.tensor([[0, 0.75, nan, nan, nan], [0, 0.375, nan, nan, nan]]).nan_to_num(-1),
     )
 
 
 def test_words_say_what_tripped_and_what_was_found(two):
-    checks = [Flag("fine", False, 0.0, "All is well."), Flag("zero gradients", True, 0.5, "Half stand still.")]
+    checks = [
+        Flag("fine", False, 0.0, "All is well."),
+        Flag("zero gradients", True, 0.5, "Half stand still."),
+    ]
     made = outcome(two, checks=checks)
     assert [flag.name for flag in made.checks] == ["zero gradients", "fine"]
     words = made.words()
-    assert "1 of 2 checks" in words[0] and "Zero gradients: Half stand still." in words[0] and "All is well" not in words[0]
-    assert any("Of 4 (image, attack) pairs that the search took for successes, 4 were confirmed" in line for line in words)
+    assert (
+        "1 of 2 checks" in words[0]
+        and "Zero gradients: Half stand still." in words[0]
+        and "All is well" not in words[0]
+    )
+    assert any(
+        "Of 4 (image, attack) pairs that the search took for successes, 4 were confirmed" in line
+        for line in words
+    )
     assert not any("budget" in line or "chance" in line for line in words)
     one = outcome({"x": summary([1, 4, 4, 4, 0], [1, 0, 0, 0, 0])}).words()
     assert any("took one image for a success, and it was confirmed" in line for line in one)
@@ -177,14 +252,21 @@ def test_pictures_show_the_numbers(two):
     made = outcome(two)
     (axes,) = evaluation_plots.accuracy(made).axes
     lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
-    assert list(lines["x"]) == [80, 60, 40] and list(lines["y"]) == [80, 60, 40] and list(lines["worst case"]) == [80, 40, 20]
+    assert (
+        list(lines["x"]) == [80, 60, 40]
+        and list(lines["y"]) == [80, 60, 40]
+        and list(lines["worst case"]) == [80, 40, 20]
+    )
     for axes, name in zip(evaluation_plots.distances(made).axes, two, strict=True):
-        assert sum(bar.get_height() for bar in axes.patches) == 2 and name in axes.get_title(loc="left")
+        assert sum(bar.get_height() for bar in axes.patches) == 2 and name in axes.get_title(
+            loc="left"
+        )
         assert all(tick == int(tick) for tick in axes.get_yticks())
     (axes,) = evaluation_plots.steps(made).axes
     curves = [line.get_data() for line in axes.get_lines()]
     assert [list(curves[0][0]), list(curves[0][1])] == [[0, 4, 9, 10], [0, 25, 50, 50]]
-    assert [list(curves[1][0]), list(curves[3][0])] == [[10], [20]]  # marks where the longest attempt ends, of each attack
+    # marks where the longest attempt ends, of each attack
+    assert [list(curves[1][0]), list(curves[3][0])] == [[10], [20]]
     assert list(axes.get_xticks()) == [0, 1, 2, 5, 10, 20] and axes.get_xlim()[1] > 20
     plt.close("all")
 
@@ -206,7 +288,10 @@ def test_tables_fit_a_narrow_terminal(two):
         console.print(table)
     text = console.export_text()
     assert "…" not in text and text.count("autoattack-rand") == text.count("autoattack-plus") == 2
-    assert "toy under attack in Linf on 5 images: autoattack-rand (a: steps 10" in evaluation_table.heading(made)[0]
+    assert (
+        "toy under attack in Linf on 5 images: autoattack-rand (a: steps 10"
+        in evaluation_table.heading(made)[0]
+    )
 
 
 def test_nothing_found_and_nothing_right_still_make_a_report(two):
@@ -222,5 +307,8 @@ def test_the_seed_of_the_attack_is_no_seed_of_the_model(two):
     made = outcome(two)
     layers = {"mlp": {"change": 0.1, "load_clean": [0.5, 0.5], "load_adversarial": [0.6, 0.4]}}
     made.routing = [{"eps_255": eps, "images": 3, "layers": layers} for eps in (1, 2)]
-    assert evaluation_plots.draw_evaluation(made)["expert_load.png"][2].axes[0].get_title() == "Expert load"
+    assert (
+        evaluation_plots.draw_evaluation(made)["expert_load.png"][2].axes[0].get_title()
+        == "Expert load"
+    )
     plt.close("all")

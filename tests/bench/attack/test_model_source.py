@@ -16,7 +16,19 @@ from ironmoe.bench.common.data import load_data
 
 GOLDEN = Path(__file__).parents[2] / "data" / "vmoe_tiny"
 CPU = torch.device("cpu")
-FEW = ["--steps", "2", "--attack-images", "20", "--eps", "4", "--restarts", "1", "--device", "cpu", "--all"]
+FEW = [
+    "--steps",
+    "2",
+    "--attack-images",
+    "20",
+    "--eps",
+    "4",
+    "--restarts",
+    "1",
+    "--device",
+    "cpu",
+    "--all",
+]
 
 
 @pytest.fixture
@@ -24,7 +36,9 @@ def photos(tmp_path):
     """40 random RGB images of 16 × 16, ten classes."""
     generator = np.random.default_rng(0)
     file = tmp_path / "photos.npz"
-    np.savez(file, images=generator.random((40, 3, 16, 16), dtype=np.float32), labels=np.arange(40) % 10)
+    np.savez(
+        file, images=generator.random((40, 3, 16, 16), dtype=np.float32), labels=np.arange(40) % 10
+    )
     return str(file)
 
 
@@ -36,10 +50,17 @@ def attack(*arguments, code=0):
 
 def test_official_checkpoint_with_and_without_capacity(photos, tmp_path):
     pytest.importorskip("msgpack")
-    for i, query in enumerate(("?top_k=2", "?top_k=2&capacity=1.05&images_per_group=4&priority=1&dispatch=bfloat16")):
-        attack("--model", f"vmoe:{GOLDEN}{query}", "--data", photos, *FEW, "--out", tmp_path / str(i))
+    for i, query in enumerate(
+        ("?top_k=2", "?top_k=2&capacity=1.05&images_per_group=4&priority=1&dispatch=bfloat16")
+    ):
+        attack(
+            "--model", f"vmoe:{GOLDEN}{query}", "--data", photos, *FEW, "--out", tmp_path / str(i)
+        )
         report = json.loads((tmp_path / str(i) / "report.json").read_text())
-        assert report["title"].startswith("V-MoE vmoe_tiny") and report["report"]["worst_case"]["total"] == 20
+        assert (
+            report["title"].startswith("V-MoE vmoe_tiny")
+            and report["report"]["worst_case"]["total"] == 20
+        )
         assert list(report["routing"][0]["layers"])
         assert (tmp_path / str(i) / "report.html").exists()
 
@@ -51,13 +72,16 @@ def test_official_checkpoint_takes_pixels_in_minus_one_to_one(photos):
     loaded = load_model(None, f"vmoe:{GOLDEN}{query}", load_data(photos), CPU)
     images = (torch.from_numpy(golden["x"]).permute(0, 3, 1, 2) + 1) / 2
     with torch.no_grad():
-        torch.testing.assert_close(loaded.model(images), torch.from_numpy(golden["vanilla/aux0/logits"]), rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            loaded.model(images), torch.from_numpy(golden["vanilla/aux0/logits"]), rtol=0, atol=2e-5
+        )
 
 
 def test_hugging_face_classifier(photos, tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8,
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        image_size=16, patch_size=8,
         num_labels=12, id2label={i: f"thing {i}" for i in range(12)},
     )  # fmt: skip
     model = transformers.ViTForImageClassification(config).eval()
@@ -69,20 +93,35 @@ def test_hugging_face_classifier(photos, tmp_path):
     loaded = load_model(None, f"hf:{tmp_path / 'vit'}", data, CPU)
     labels, names, note = match_classes(loaded, data)
     assert note == ""
-    assert torch.equal(labels, 11 - data.labels) and names[labels[3]] == f"thing {11 - data.labels[3]}"
+    assert (
+        torch.equal(labels, 11 - data.labels) and names[labels[3]] == f"thing {11 - data.labels[3]}"
+    )
     mean, std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
     with torch.no_grad():
-        torch.testing.assert_close(loaded.model(data.images[:4]), model((data.images[:4] - mean) / std).logits)
-    output = attack("--model", f"hf:{tmp_path / 'vit'}", "--data", photos, *FEW, "--out", tmp_path / "out", code=2)
+        torch.testing.assert_close(
+            loaded.model(data.images[:4]), model((data.images[:4] - mean) / std).logits
+        )
+    output = attack(
+        "--model",
+        f"hf:{tmp_path / 'vit'}",
+        "--data",
+        photos,
+        *FEW,
+        "--out",
+        tmp_path / "out",
+        code=2,
+    )
     assert "must have the 12 classes of ViTForImageClassification" in output
 
 
 def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
     (tmp_path / "my_own_models.py").write_text(
         "import torch\n"
-        "def good():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 10))\n"
+        "def good():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, "
+        "10))\n"
         "def nothing():\n    return None\n"
-        "def narrow():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(7, 10))\n"
+        "def narrow():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(7, "
+        "10))\n"
         "def images():\n    return torch.nn.Identity()\n"
         "def needs(a):\n    return a\n"
         "def raises():\n    return {}['weights']\n"
@@ -98,21 +137,39 @@ def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
     attack("--model", "my_own_models:good", "--data", photos, *FEW, "--out", "out")
     assert (tmp_path / "out" / "report.json").exists()
     torch.manual_seed(2)  # another model under the same name: not the run that is there
-    assert "other settings (weights" in attack("--model", "my_own_models:good", "--data", photos, *FEW, "--out", "out", code=2)
+    assert "other settings (weights" in attack(
+        "--model", "my_own_models:good", "--data", photos, *FEW, "--out", "out", code=2
+    )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    note = "good gives no names of classes, so they were matched by number: logit 0 is '0', logit 1 is '1', logit 2 is '2', …, logit 9 is '9'."
-    assert report["matched"] == note and note in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
+    note = (
+        "good gives no names of classes, so they were matched by number: logit 0 is '0', logit "
+        "1 is '1', logit 2 is '2', …, logit 9 is '9'."
+    )
+    assert report["matched"] == note and note in (
+        tmp_path / "out" / "report.html"
+    ).read_text().replace("&#39;", "'")
     for function, message in {
         "nothing": r"must be, or return, a torch.nn.Module .* got NoneType",
         "narrow": r"narrow cannot take images of shape \(3, 16, 16\)",
         "images": r"must return logits \(images, classes\), got shape",
         "absent": "cannot be found",
-        "needs": r"must be a torch.nn.Module or a function without arguments: TypeError: needs\(\) missing 1 .*argument: 'a'$",
+        "needs": r"must be a torch.nn.Module or a function without arguments: TypeError: "
+        r"needs\(\) missing 1 .*argument: 'a'$",
         "raises": r"function without arguments: KeyError: 'weights' \(my_own_models.py, line 13\)",
         "Never": r"Never cannot take images .* KeyError: 'key' \(my_own_models.py, line 21\)",
-        "late": r"--model my_own_models:late failed under attack: ZeroDivisionError: division by zero \(my_own_models.py, line 16\)",
+        "late": r"--model my_own_models:late failed under attack: ZeroDivisionError: division by "
+        r"zero \(my_own_models.py, line 16\)",
     }.items():
-        output = attack("--model", f"my_own_models:{function}", "--data", photos, *FEW, "--out", f"no-{function}", code=2)
+        output = attack(
+            "--model",
+            f"my_own_models:{function}",
+            "--data",
+            photos,
+            *FEW,
+            "--out",
+            f"no-{function}",
+            code=2,
+        )
         assert re.search(message, output), output
 
 
@@ -120,7 +177,10 @@ def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ([], "name one model"),
-        (["some.safetensors", "--model", "hf:x"], "not both: got the checkpoint some.safetensors and --model hf:x"),
+        (
+            ["some.safetensors", "--model", "hf:x"],
+            "not both: got the checkpoint some.safetensors and --model hf:x",
+        ),
         (["--model", "resnet50"], "--model must be hf:FOLDER"),
         (["--model", "no_such_package.here:make"], "No module named 'no_such_package'"),
         (["--model", "hf:no/such/folder"], "is no image classifier"),

@@ -60,7 +60,11 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
     output = run(*options, "--out", tmp_path / "rows.json").output
     assert trainings == [(0.0, 1), (0.1, 1), (0.0, 1)]  # the dense model is not asked for
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    pgd = [(library, model) for model in ("V-MoE", "robust V-MoE") for library in ("ironmoe", "torchattacks")]
+    pgd = [
+        (library, model)
+        for model in ("V-MoE", "robust V-MoE")
+        for library in ("ironmoe", "torchattacks")
+    ]
     wide = ["robust V-MoE", "wide V-MoE", "wide V-MoE"]
     bf16 = [(library, model) for model in wide for library in ("ironmoe", "ironmoe, bf16 search")]
     assert [(row["library"], row["model"]) for row in rows] == pgd + bf16
@@ -84,18 +88,26 @@ def test_a_library_that_is_not_there_is_left_out(monkeypatch):
     assert runs["ironmoe"](model, x, model(x).argmax(1)).dtype == torch.bool
 
 
-@pytest.mark.parametrize(("options", "message"), [(["--parts", "pgd,fgsm"], "--parts must be among"), (["--runs", 0], "runs")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--parts", "pgd,fgsm"], "--parts must be among"), (["--runs", 0], "runs")],
+)
 def test_bad_options_are_named(options, message):
     assert message in run(*options, ok=False).output
 
 
 def test_adversarial_training_makes_a_model_hold_longer():
-    images, labels = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 2
+    images, labels = (
+        torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.arange(200) % 2,
+    )
     images[labels == 1, :, :4] *= 0.6
     held = []
     for eps in (0.0, 0.1):
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.GELU(), torch.nn.Linear(32, 2))
+        model = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.GELU(), torch.nn.Linear(32, 2)
+        )
         _fit(model, images, labels, eps, 20, lambda epoch: None)
         held.append(PGD(model, 0.1, steps=10).run(images, labels).robust.sum())
     assert held[1] > held[0]

@@ -12,7 +12,9 @@ from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES
 def run():
     cli = pytest.importorskip("ironmoe.bench.cli.app")
     runner = pytest.importorskip("typer.testing").CliRunner()
-    return lambda *arguments: runner.invoke(cli.app, ["bench", *map(str, arguments)], env={"COLUMNS": "200"})
+    return lambda *arguments: runner.invoke(
+        cli.app, ["bench", *map(str, arguments)], env={"COLUMNS": "200"}
+    )
 
 
 def test_roofline(run):
@@ -36,12 +38,17 @@ def test_gpu(run, tmp_path):
 )
 def test_bad_options_are_one_line(run, arguments):
     result = run(*arguments)
-    assert result.exit_code == 2 and result.output.startswith("ironmoe: ") and result.output.count("\n") == 1
+    assert (
+        result.exit_code == 2
+        and result.output.startswith("ironmoe: ")
+        and result.output.count("\n") == 1
+    )
 
 
 @pytest.mark.skipif(find_spec("pytest_benchmark") is None, reason="needs pytest-benchmark")
 def test_kernels(tmp_path, monkeypatch):
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark measures nothing under xdist
+    # pytest-benchmark measures nothing under xdist
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     from ironmoe.bench.benchmarks.kernels import run_bench_kernels
 
     assert run_bench_kernels("topk_route,plan_dispatch", 0.001, tmp_path / "out.json") == 0

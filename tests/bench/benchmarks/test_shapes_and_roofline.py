@@ -1,14 +1,38 @@
-"""What the benchmark measures on: shapes and routings as their names say, and the roofline against hand counts."""
+"""What the benchmark measures on: shapes and routings as their names say, and the roofline against
+hand counts."""
 
 import pytest
 import torch
 
 from ironmoe.bench.benchmarks.gpu.jobs import cases
 from ironmoe.bench.benchmarks.gpu.options import select_shapes
-from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE, PASSES, PGD, UNFROZEN, saved_bytes
+from ironmoe.bench.benchmarks.passes import (
+    DX,
+    FORWARD,
+    FULL,
+    INFERENCE,
+    PASSES,
+    PGD,
+    UNFROZEN,
+    saved_bytes,
+)
 from ironmoe.bench.benchmarks.peers import ironmoe
-from ironmoe.bench.benchmarks.roofline import layer_work, limit_ms, moving_share, needed_flops, topk_work
-from ironmoe.bench.benchmarks.shapes import MAIN, REHEARSAL, ROUTINGS, SHAPES, Shape, dense_problem, make_problem
+from ironmoe.bench.benchmarks.roofline import (
+    layer_work,
+    limit_ms,
+    moving_share,
+    needed_flops,
+    topk_work,
+)
+from ironmoe.bench.benchmarks.shapes import (
+    MAIN,
+    REHEARSAL,
+    ROUTINGS,
+    SHAPES,
+    Shape,
+    dense_problem,
+    make_problem,
+)
 
 CPU = torch.device("cpu")
 GATED, BIASES = REHEARSAL
@@ -29,7 +53,9 @@ def test_routings_are_what_their_names_say(shape):
         first = ROUTINGS["zipf"](shape, CPU)[:, 0].bincount(minlength=16) / shape.tokens
         chances = 1 / torch.arange(1, 17)
         torch.testing.assert_close(first, chances / chances.sum(), atol=0.03, rtol=0)
-        torch.testing.assert_close(loads["uniform"] / shape.rows, torch.full((16,), 1 / 16), atol=0.01, rtol=0)
+        torch.testing.assert_close(
+            loads["uniform"] / shape.rows, torch.full((16,), 1 / 16), atol=0.01, rtol=0
+        )
 
 
 def test_frozen_shares_memory_and_dense_has_the_same_rows():
@@ -55,15 +81,30 @@ def test_saved_bytes_of_frozen_experts_are_h_gates_and_indices():
 def test_roofline_by_hand():
     """T, D, F, E, K = 4, 8, 16, 2, 2 with GELU and biases in bf16: R = 8 rows."""
     shape = Shape("hand", 4, 8, 16, 2, 2, "gelu", bias=True)
-    product, weights, rows_d, rows_f, index = 2 * 8 * 8 * 16, 2 * 8 * 16 * 2, 8 * 8 * 2, 8 * 16 * 2, 8 * 4
+    product, weights, rows_d, rows_f, index = (
+        2 * 8 * 8 * 16,
+        2 * 8 * 16 * 2,
+        8 * 8 * 2,
+        8 * 16 * 2,
+        8 * 4,
+    )
     assert needed_flops(shape, FORWARD) == 2 * product
-    assert needed_flops(shape, DX) == needed_flops(shape, UNFROZEN) == 4 * product and needed_flops(shape, FULL) == 6 * product
+    assert (
+        needed_flops(shape, DX) == needed_flops(shape, UNFROZEN) == 4 * product
+        and needed_flops(shape, FULL) == 6 * product
+    )
     inference = {w.kernel: w for w in layer_work(shape, INFERENCE)}
     assert inference["up product"][1:] == (product, rows_d + index + weights + rows_f)
     assert inference["down product"][1:] == (product, rows_f + weights + rows_d)
     assert inference["combine"][1:] == (0, rows_d + 4 * 8 * 2 + 2 * index)
-    assert inference["plan_dispatch"].bytes == 5 * index and topk_work(shape).bytes == 4 * 2 * 4 + 2 * index
-    assert {w.kernel: w for w in layer_work(shape, FORWARD)}["up product"].bytes == inference["up product"].bytes + rows_f  # H
+    assert (
+        inference["plan_dispatch"].bytes == 5 * index
+        and topk_work(shape).bytes == 4 * 2 * 4 + 2 * index
+    )
+    # H
+    assert {w.kernel: w for w in layer_work(shape, FORWARD)}["up product"].bytes == inference[
+        "up product"
+    ].bytes + rows_f
     full = {w.kernel: w for w in layer_work(shape, FULL)}
     assert full["hidden gradient"].bytes == rows_d + index + weights + 2 * rows_f + index + rows_f
     assert full["weight gradient in"][1:] == (product, rows_d + index + rows_f + weights)
@@ -87,7 +128,15 @@ def test_flops_are_those_that_torch_counts():
 
 def test_shapes_are_named_once_and_read_by_name():
     names = [shape.name for shape in (*SHAPES, *REHEARSAL)]
-    assert len(set(names)) == len(names) and SHAPES[0] is MAIN and MAIN.sizes == (32768, 2048, 768, 128, 8)
+    assert (
+        len(set(names)) == len(names)
+        and SHAPES[0] is MAIN
+        and MAIN.sizes == (32768, 2048, 768, 128, 8)
+    )
     assert [s.name for s in select_shapes("mixtral, olmoe", SHAPES)] == ["mixtral", "olmoe"]
     planned = cases(SHAPES)
-    assert len(set(planned)) == len(planned) and {s for s, _ in planned} == set(SHAPES) and planned[0] == (MAIN, "uniform")
+    assert (
+        len(set(planned)) == len(planned)
+        and {s for s, _ in planned} == set(SHAPES)
+        and planned[0] == (MAIN, "uniform")
+    )

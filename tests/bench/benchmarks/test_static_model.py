@@ -17,24 +17,52 @@ from ironmoe.bench.benchmarks.gpu.journal import Pen
 from ironmoe.bench.benchmarks.passes import FORWARD, FULL
 from ironmoe.bench.benchmarks.roofline import needed_flops
 from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES
-from ironmoe.bench.benchmarks.static_model import MACHINES, Machine, Product, estimate, expected_tiles
+from ironmoe.bench.benchmarks.static_model import (
+    MACHINES,
+    Machine,
+    Product,
+    estimate,
+    expected_tiles,
+)
 from ironmoe.kernels.tuning import CHIPS, Blocks
 
 H100, A100 = MACHINES["sm_90"], MACHINES["sm_80"]
-EVEN = Machine("even", CHIPS["sm_90"]._replace(processors=128), clock=1.0, tensor_flops=4096, tflops=1e9, terabytes=1e9)
-TILE = Product(128, 128, 64, steps=32, programs=1280, epilogue_bytes=32_000, warps=8, registers=128, shared=50_000, code=1000)
+EVEN = Machine(
+    "even",
+    CHIPS["sm_90"]._replace(processors=128),
+    clock=1.0,
+    tensor_flops=4096,
+    tflops=1e9,
+    terabytes=1e9,
+)
+TILE = Product(
+    128,
+    128,
+    64,
+    steps=32,
+    programs=1280,
+    epilogue_bytes=32_000,
+    warps=8,
+    registers=128,
+    shared=50_000,
+    code=1000,
+)
 
 
-@pytest.mark.parametrize(("m", "n", "needed"), [(128, 128, 64), (128, 256, 48), (256, 128, 48), (64, 64, 128)])
+@pytest.mark.parametrize(
+    ("m", "n", "needed"), [(128, 128, 64), (128, 256, 48), (256, 128, 48), (64, 64, 128)]
+)
 def test_bytes_from_l2(m, n, needed):
     assert estimate(TILE._replace(m=m, n=n, shared=0), H100).l2_needed == needed
     assert round(H100.l2_rate) == 31 and round(A100.l2_rate) == 38
 
 
 def test_a_product_by_hand():
-    """5120 · 0.8 bytes a clock over 128 SMs are 32; a step of 32,768 bytes is 1024 clocks, its 2²¹ FLOPs at 4096 are 512."""
+    """5120 · 0.8 bytes a clock over 128 SMs are 32; a step of 32,768 bytes is 1024 clocks, its 2²¹
+    FLOPs at 4096 are 512."""
     assert EVEN.tensor_rate == 4096 and EVEN.l2_rate == 32
-    serial = 4 * 280 + 1000 * 8 / 4  # the stores, 1000 clocks, are behind 2000 clocks of instructions
+    # the stores, 1000 clocks, are behind 2000 clocks of instructions
+    serial = 4 * 280 + 1000 * 8 / 4
     alone, busy = 32 * 1024 + serial, 32 * 1024 + 1000
     two = estimate(TILE, EVEN)
     assert (two.resident, two.waves) == (2, 5.0)
@@ -42,10 +70,14 @@ def test_a_product_by_hand():
     assert two.ms == pytest.approx(10 * busy * 1e-6), "two hide each other's serial part"
     one = estimate(TILE._replace(registers=129), EVEN)
     assert (one.resident, one.waves) == (1, 10.0) and one.ms == pytest.approx(10 * alone * 1e-6)
-    assert estimate(TILE._replace(programs=1), EVEN).ms == pytest.approx(alone * 1e-6), "one program hides nothing"
+    assert estimate(TILE._replace(programs=1), EVEN).ms == pytest.approx(alone * 1e-6), (
+        "one program hides nothing"
+    )
     assert estimate(TILE._replace(programs=0), EVEN).ms == 0
     short = estimate(TILE._replace(steps=1, code=8000), EVEN)
-    assert short.ms == pytest.approx(10 * (1024 + 1120 + 16_000) / 2 * 1e-6), "two share what they wait for"
+    assert short.ms == pytest.approx(10 * (1024 + 1120 + 16_000) / 2 * 1e-6), (
+        "two share what they wait for"
+    )
 
 
 def test_what_fits_no_sm_is_refused():
@@ -55,19 +87,34 @@ def test_what_fits_no_sm_is_refused():
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 def test_more_is_never_faster_and_nothing_beats_the_limit(machine):
-    more = {"registers": 40, "shared": 30_000, "code": 500, "epilogue_bytes": 4096, "steps": 1, "programs": 7}
+    more = {
+        "registers": 40,
+        "shared": 30_000,
+        "code": 500,
+        "epilogue_bytes": 4096,
+        "steps": 1,
+        "programs": 7,
+    }
     for programs in (1, 131, 132, 133, 1000):
         for registers in (40, 80, 120, 160, 200):
             for shared in (0, 40_000, 80_000, 120_000):
                 product = TILE._replace(programs=programs, registers=registers, shared=shared)
                 here = estimate(product, machine).ms
-                assert here * machine.tflops * 1e9 >= product.programs * product.steps * product.flops
+                assert (
+                    here * machine.tflops * 1e9 >= product.programs * product.steps * product.flops
+                )
                 for field, amount in more.items():
-                    assert estimate(product._replace(**{field: getattr(product, field) + amount}), machine).ms >= here, field
+                    assert (
+                        estimate(
+                            product._replace(**{field: getattr(product, field) + amount}), machine
+                        ).ms
+                        >= here
+                    ), field
 
 
 @pytest.mark.parametrize(
-    ("rows", "experts", "m", "tiles"), [(0, 8, 128, 0), (5, 8, 16, 5), (1024, 8, 128, 12), (262_144, 128, 128, 2112)]
+    ("rows", "experts", "m", "tiles"),
+    [(0, 8, 128, 0), (5, 8, 16, 5), (1024, 8, 128, 12), (262_144, 128, 128, 2112)],
 )
 def test_tiles_of_an_even_routing(rows, experts, m, tiles):
     assert expected_tiles(rows, experts, m) == tiles
@@ -75,7 +122,11 @@ def test_tiles_of_an_even_routing(rows, experts, m, tiles):
 
 def test_blocks_are_read_as_changes_of_the_table():
     product, blocks = changed(MAIN, "weight_gradient n=256 stages=5", H100)
-    assert product == "weight_gradient" and (blocks.n, blocks.stages) == (256, 5) and isinstance(blocks, Blocks)
+    assert (
+        product == "weight_gradient"
+        and (blocks.n, blocks.stages) == (256, 5)
+        and isinstance(blocks, Blocks)
+    )
     for text, message in (
         ("activated stages=3", "no product of qwen3-30b, whose products are gated, plain"),
         ("gated depth=3", "depth=3 is no number for a field of m, n, k"),
@@ -103,11 +154,16 @@ def run_of_make_gpu(tmp_path, monkeypatch):
     return run
 
 
-def test_the_newest_measurement_of_that_machine_stands_beside(run_of_make_gpu, tmp_path, monkeypatch):
+def test_the_newest_measurement_of_that_machine_stands_beside(
+    run_of_make_gpu, tmp_path, monkeypatch
+):
     row = {
-        "shape": MAIN.name, "sizes": MAIN.sizes, "activation": MAIN.activation, "bias": MAIN.bias, "pass": FORWARD,
-        "implementation": "ironmoe", "routing": "uniform", "dtype": "bfloat16", "ms": 5.0, "p20": 4.9, "p80": 5.1,
-        "runs": 20, "host_ms": 0.4, "tflops": 577.0, "share_of_product": 0.73, "product_tflops": 790.0, "limit_ms": 3.5,
+        "shape": MAIN.name, "sizes": MAIN.sizes, "activation": MAIN.activation, "bias": MAIN.bias,
+        "pass": FORWARD,
+        "implementation": "ironmoe", "routing": "uniform", "dtype": "bfloat16", "ms": 5.0,
+        "p20": 4.9, "p80": 5.1,
+        "runs": 20, "host_ms": 0.4, "tflops": 577.0, "share_of_product": 0.73,
+        "product_tflops": 790.0, "limit_ms": 3.5,
         "peak_bytes": 1, "saved_bytes": None, "error": 0.012, "allowed": 0.05, "agrees": True,
         "sm_mhz": 1755.0, "watts": 612.0, "celsius": 63.0,
     }  # fmt: skip
@@ -117,7 +173,9 @@ def test_the_newest_measurement_of_that_machine_stands_beside(run_of_make_gpu, t
     run_of_make_gpu(2, "NVIDIA H200", [row, row | {"routing": "zipf", "ms": 9.0}])
     run_of_make_gpu(1, "NVIDIA H100 80GB HBM3", [row | {"ms": 6.0}])
     run_of_make_gpu(3, "NVIDIA A100-SXM4-80GB", [row | {"ms": 7.0}])
-    for day, wrong in enumerate(({"agrees": False}, {"dtype": "float16"}, {"implementation": "moe-ops"}), 4):
+    for day, wrong in enumerate(
+        ({"agrees": False}, {"dtype": "float16"}, {"implementation": "moe-ops"}), 4
+    ):
         run_of_make_gpu(day, "NVIDIA H100 80GB HBM3", [row | {"ms": 1.0} | wrong])
     run_of_make_gpu(7, "NVIDIA H100 80GB HBM3", [row | {"ms": 1.0}], outcome="")  # a kill
     run_of_make_gpu(8, "NVIDIA H100 80GB HBM3", [row | {"ms": 1.0}], outcome="died")
@@ -134,11 +192,28 @@ def test_the_newest_measurement_of_that_machine_stands_beside(run_of_make_gpu, t
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 def test_the_command_compares_blocks():
     """In a process of its own: in this one the kernels are interpreted."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"COLUMNS": "120"}
-    command = [sys.executable, "-m", "ironmoe.bench", "bench", "roofline", "--estimate", "--shapes", "vmoe-b16-e8"]
+    environment = {
+        name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
+    } | {"COLUMNS": "120"}
+    command = [
+        sys.executable,
+        "-m",
+        "ironmoe.bench",
+        "bench",
+        "roofline",
+        "--estimate",
+        "--shapes",
+        "vmoe-b16-e8",
+    ]
     command += ["--blocks", "activated stages=2"]
-    out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
     as_it_is, other = (line for line in out.splitlines() if "up product" in line)
-    assert "128×128×64/8/2" in other and "128×128×64/8/" in as_it_is and "a model, not a measurement" in out
+    assert (
+        "128×128×64/8/2" in other
+        and "128×128×64/8/" in as_it_is
+        and "a model, not a measurement" in out
+    )
     limit, ms = map(float, as_it_is.split()[-2:])
     assert ms > limit > 0

@@ -12,7 +12,9 @@ def make_folder(path, sizes=((10, 10),) * 3, mode="L", classes=("cat", "dog")):
         (path / name).mkdir(parents=True)
         for i, size in enumerate(sizes):
             shape = (*size[::-1], 3) if mode == "RGB" else size[::-1]
-            Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8), mode=None).save(path / name / f"{i}.png")
+            Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8), mode=None).save(
+                path / name / f"{i}.png"
+            )
     return path
 
 
@@ -26,7 +28,9 @@ def test_mnist_is_all_there_and_never_changes():
 
 def test_digits():
     data = load_data("digits")
-    assert data.images.shape == (1797, 1, 8, 8) and data.images.max() == 1 and len(data.classes) == 10
+    assert (
+        data.images.shape == (1797, 1, 8, 8) and data.images.max() == 1 and len(data.classes) == 10
+    )
 
 
 def test_split_is_stratified_disjoint_and_fixed():
@@ -37,7 +41,8 @@ def test_split_is_stratified_disjoint_and_fixed():
     assert (share - 0.2).abs().max() < 0.01
     again = load_data("digits").split()
     assert torch.equal(train, again[0]) and torch.equal(test, again[1])
-    assert torch.bincount(data.labels[test[:100]], minlength=10).min() > 0  # the first hundred are a sample of all classes
+    # the first hundred are a sample of all classes
+    assert torch.bincount(data.labels[test[:100]], minlength=10).min() > 0
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -47,7 +52,9 @@ def test_folder(tmp_path, mode):
     assert data.labels.tolist() == [0, 0, 0, 1, 1, 1] and data.classes == ["cat", "dog"]
     with Image.open(tmp_path / "pets" / "dog" / "1.png") as image:
         expected = torch.from_numpy(np.array(image)).float() / 255
-    torch.testing.assert_close(data.images[4], expected.permute(2, 0, 1) if mode == "RGB" else expected[None])
+    torch.testing.assert_close(
+        data.images[4], expected.permute(2, 0, 1) if mode == "RGB" else expected[None]
+    )
 
 
 def test_folder_of_mixed_sizes_is_resized(tmp_path):
@@ -87,7 +94,9 @@ def test_npz(tmp_path, layout, dtype):
 
 
 def test_npz_with_names(tmp_path):
-    np.savez(tmp_path / "set.npz", images=np.zeros((4, 6, 6)), labels=np.array(["b", "a", "b", "a"]))
+    np.savez(
+        tmp_path / "set.npz", images=np.zeros((4, 6, 6)), labels=np.array(["b", "a", "b", "a"])
+    )
     data = load_data(str(tmp_path / "set.npz"))
     assert data.classes == ["a", "b"] and data.labels.tolist() == [1, 0, 1, 0]
 
@@ -103,11 +112,20 @@ GOOD = {"images": np.zeros((4, 6, 6)), "labels": np.array([0, 0, 1, 1])}
         (GOOD | {"labels": np.array([0.0, 1, 0, 1])}, "integers or strings"),
         (GOOD | {"labels": np.array([0, 1, None, 1], dtype=object)}, "cannot be read"),
         (GOOD | {"images": np.zeros((4, 6, 5))}, "must be square"),
-        (GOOD | {"images": np.zeros((4, 0, 0))}, r"must have at least one pixel, got shape \(4, 1, 0, 0\)"),
+        (
+            GOOD | {"images": np.zeros((4, 0, 0))},
+            r"must have at least one pixel, got shape \(4, 1, 0, 0\)",
+        ),
         (GOOD | {"images": np.full((4, 6, 6), np.nan)}, "NaN or infinity first in image 0"),
-        (GOOD | {"images": np.full((4, 6, 6), 7.0)}, r"must lie in \[0, 1\], got values from 7 to 7"),
+        (
+            GOOD | {"images": np.full((4, 6, 6), 7.0)},
+            r"must lie in \[0, 1\], got values from 7 to 7",
+        ),
         (GOOD | {"images": np.zeros((4, 6, 6), dtype=np.int64)}, "must be uint8 or floats"),
-        ({"images": np.zeros((0, 6, 6)), "labels": np.zeros(0, dtype=np.int64)}, "as many images as labels, and some"),
+        (
+            {"images": np.zeros((0, 6, 6)), "labels": np.zeros(0, dtype=np.int64)},
+            "as many images as labels, and some",
+        ),
     ],
 )
 def test_bad_npz_is_named(tmp_path, arrays, message):

@@ -85,14 +85,18 @@ def bit_field(x: Array, start: Array, length: Array) -> Array:
     field = (x.astype(i64) >> np.minimum(start, 63)) & ((i64(1) << np.minimum(length, 62)) - 1)
     if x.dtype == i32:
         sign = (x.astype(i64) >> np.minimum(start + length - 1, 31)) & 1
-        field = np.where((sign == 1) & (length > 0), field | ~((i64(1) << np.minimum(length, 62)) - 1), field)
+        field = np.where(
+            (sign == 1) & (length > 0), field | ~((i64(1) << np.minimum(length, 62)) - 1), field
+        )
     return field.astype(x.dtype)
 
 
 def insert_bits(x: Array, into: Array, start: Array, length: Array) -> Array:
     """bfi.b32: the low ``length`` bits of ``x`` at ``start`` of ``into``."""
     start, length = start.astype(u64) & u64(255), length.astype(u64) & u64(255)
-    mask = (((u64(1) << np.minimum(length, u64(32))) - u64(1)) << np.minimum(start, u64(32))) & u64(0xFFFFFFFF)
+    mask = (((u64(1) << np.minimum(length, u64(32))) - u64(1)) << np.minimum(start, u64(32))) & u64(
+        0xFFFFFFFF
+    )
     moved = (x.astype(u64) << np.minimum(start, u64(32))) & mask
     return ((into.astype(u64) & ~mask) | moved).astype(u32)
 
@@ -150,7 +154,9 @@ def to_integer(x: Array, rounding: str, kind: np.dtype) -> Array:
     ends = np.iinfo(kind)
     rounded = np.nan_to_num(round_(x.astype(f64)), nan=0.0)
     above, below = rounded >= float(ends.max), rounded <= float(ends.min)
-    return np.where(above, ends.max, np.where(below, ends.min, np.where(above | below, 0, rounded).astype(kind))).astype(kind)
+    return np.where(
+        above, ends.max, np.where(below, ends.min, np.where(above | below, 0, rounded).astype(kind))
+    ).astype(kind)
 
 
 def to_tf32(x: Array) -> Array:

@@ -25,7 +25,9 @@ class Copy:
 class AsyncCopies:
     """The copies of a batch that are in flight, and how many groups each thread has committed."""
 
-    def __init__(self, memory: Memory, shared: SharedMemory, threads: int, reports: Reports) -> None:
+    def __init__(
+        self, memory: Memory, shared: SharedMemory, threads: int, reports: Reports
+    ) -> None:
         self.memory, self.shared, self.reports = memory, shared, reports
         self.in_flight: list[Copy] = []
         self.committed = np.zeros(threads, i64)

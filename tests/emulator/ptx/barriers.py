@@ -64,7 +64,9 @@ class Barriers:
             barrier.missing -= 1
             barrier.turn()
 
-    def bring(self, thread: int, addresses: Array, places: Array, values: Array, where: str) -> None:
+    def bring(
+        self, thread: int, addresses: Array, places: Array, values: Array, where: str
+    ) -> None:
         """Bytes come; they are seen by those who wait."""
         barrier = self.at(thread, addresses, where)
         barrier.announced -= values.size
@@ -79,7 +81,10 @@ class Barriers:
         for thread in self._one_of_each(addresses, mask):
             barrier = self.at(thread, addresses, where)
             if barrier.phase == int(parity[thread]) & 1:
-                raise Fault(f"waits for ever at {where}: {barrier.missing} arrivals, {barrier.announced} bytes are missing")
+                raise Fault(
+                    f"waits for ever at {where}: {barrier.missing} arrivals, {barrier.announced} "
+                    "bytes are missing"
+                )
             for places, values in barrier.arrived:
                 self.shared.end_copy(places, 16, values)
             barrier.arrived = []
@@ -97,13 +102,17 @@ class Barriers:
         return self.barriers[key]
 
     def _key(self, thread: int, addresses: Array) -> tuple[int, int]:
-        return int(thread) // self.shared.threads, int(np.broadcast_to(addresses, self.shared.tags.shape)[thread])
+        return int(thread) // self.shared.threads, int(
+            np.broadcast_to(addresses, self.shared.tags.shape)[thread]
+        )
 
     def _one_of_each(self, addresses: Array, mask: Array) -> Iterator[int]:
         """A thread for each barrier that threads in ``mask`` mean."""
         seen = {}
         threads = np.flatnonzero(mask)
-        keys = (threads // self.shared.threads).astype(np.int64) << 32 | np.broadcast_to(addresses, mask.shape)[threads]
+        keys = (threads // self.shared.threads).astype(np.int64) << 32 | np.broadcast_to(
+            addresses, mask.shape
+        )[threads]
         for key in np.unique(keys):
             seen[key] = threads[int((keys == key).argmax())]
         yield from seen.values()

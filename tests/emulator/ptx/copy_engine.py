@@ -49,7 +49,9 @@ class Window:
         element).
         """
         size = array.itemsize
-        return as_strided(array[self.offset :], self.shape, tuple(stride * size for stride in self.strides))
+        return as_strided(
+            array[self.offset :], self.shape, tuple(stride * size for stride in self.strides)
+        )
 
 
 class CopyEngine:
@@ -95,7 +97,9 @@ class CopyEngine:
                 values[window.inside] = window.view(storage.content)
                 writers = window.view(storage.writers)
                 if ((writers != NOBODY) & (writers != programs[thread])).any():
-                    self.reports.add(f"a program reads what another program wrote in {storage.name} at {where}")
+                    self.reports.add(
+                        f"a program reads what another program wrote in {storage.name} at {where}"
+                    )
 
             tag = self.shared.unit_tag(thread // self.shared.threads, ENGINE)
             self.shared.begin_copy(places, PIECE, np.full(len(places), tag), where)
@@ -160,10 +164,17 @@ class CopyEngine:
         tensor = self.maps[_of(descriptor, thread, mask) & 0xFFFF]
         first = [_signed(_of(axis, thread, mask)) for axis in reversed(corner)]
         start = [max(at, 0) for at in first]
-        stop = [min(at + size, limit) for at, size, limit in zip(first, tensor.box, tensor.shape, strict=True)]
+        stop = [
+            min(at + size, limit)
+            for at, size, limit in zip(first, tensor.box, tensor.shape, strict=True)
+        ]
         lengths = [max(b - a, 0) for a, b in zip(start, stop, strict=True)]
-        inside = tuple(slice(a - at, a - at + n) for a, at, n in zip(start, first, lengths, strict=True))
-        offset = sum(a * stride for a, stride in zip(start, tensor.strides, strict=True)) * tensor.item
+        inside = tuple(
+            slice(a - at, a - at + n) for a, at, n in zip(start, first, lengths, strict=True)
+        )
+        offset = (
+            sum(a * stride for a, stride in zip(start, tensor.strides, strict=True)) * tensor.item
+        )
         strides = (*(stride * tensor.item for stride in tensor.strides), 1)
         return (
             tensor,
@@ -191,7 +202,9 @@ class CopyEngine:
         storage = self.memory.find(tensor.address)
         if 0 in window.shape:
             return None
-        last = window.offset + sum((n - 1) * s for n, s in zip(window.shape, window.strides, strict=True))
+        last = window.offset + sum(
+            (n - 1) * s for n, s in zip(window.shape, window.strides, strict=True)
+        )
         if storage is None or tensor.address + last >= storage.stop:
             self.reports.add(f"a box out of its tensor's memory at {where}")
             return None

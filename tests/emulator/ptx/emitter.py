@@ -1,6 +1,7 @@
 """Writes Python for instructions: how operands are read, results written, and guards kept.
 
-The Python works on ``R``, registers by name, each an array with an element a thread; ``M``, the threads that run; ``m``, the machine.
+The Python works on ``R``, registers by name, each an array with an element a thread; ``M``, the
+threads that run; ``m``, the machine.
 """
 
 import re
@@ -14,7 +15,8 @@ from ptx.reports import Fault
 UNSIGNED = {"8": u8, "16": u16, "32": u32, "64": u64}
 WIDTHS = (("%rd", 64), ("%rs", 16), ("%r", 32))
 SPECIAL = {
-    "%tid.x": "m.thread", "%laneid": "m.lane", "%ctaid.x": "m.number", "%nctaid.x": "m.programs_in_all", "%ntid.x": "m.threads",
+    "%tid.x": "m.thread", "%laneid": "m.lane", "%ctaid.x": "m.number",
+    "%nctaid.x": "m.programs_in_all", "%ntid.x": "m.threads",
 }  # fmt: skip
 
 
@@ -37,7 +39,11 @@ def widened(register: str, value: str, kind: str) -> str:
     bits, width = bits_of(kind), register_width(register) or bits_of(kind)
     if width == bits or kind == "pred":
         return value
-    return f"{value}.view(i{bits}).astype(i{width}).view(u{width})" if kind[0] == "s" else f"{value}.astype(u{width})"
+    return (
+        f"{value}.view(i{bits}).astype(i{width}).view(u{width})"
+        if kind[0] == "s"
+        else f"{value}.astype(u{width})"
+    )
 
 
 def register_width(register: str) -> int:
@@ -60,7 +66,9 @@ class Emitter:
     def begin(self, instruction: Instruction) -> None:
         """What follows is Python for this instruction."""
         self.mask, self.where = "M", f"at{len(self.constants)}"
-        self.constants[self.where] = f"line {instruction.line} of {self.kernel}: {instruction.text[:80]}"
+        self.constants[self.where] = (
+            f"line {instruction.line} of {self.kernel}: {instruction.text[:80]}"
+        )
         if instruction.guard and instruction.parts[0] not in ("bra", "ret", "exit"):
             self.lines.append(f"Q = M & {self.predicate(instruction)}")
             self.mask = "Q"
@@ -92,7 +100,9 @@ class Emitter:
         all.
         """
         expression = self.read(operand, kind)
-        return expression if expression.startswith("R[") else f"np.broadcast_to({expression}, M.shape)"
+        return (
+            expression if expression.startswith("R[") else f"np.broadcast_to({expression}, M.shape)"
+        )
 
     def write(self, register: str, expression: str) -> None:
         """``register`` becomes ``expression`` for the threads that run this instruction."""
@@ -130,7 +140,9 @@ class Emitter:
         if re.match(r"%(nctaid|ntid)\.", operand):
             return self.constant(1, "u32")
         if operand.startswith("%"):
-            narrowed = f".astype(u{bits_of(kind)})" if register_width(operand) > bits_of(kind) > 1 else ""
+            narrowed = (
+                f".astype(u{bits_of(kind)})" if register_width(operand) > bits_of(kind) > 1 else ""
+            )
             return f"R['{operand[1:]}']{narrowed}"
         # The address of a descriptor, which no thread reads
         if operand.startswith(self.kernel + "_param_"):

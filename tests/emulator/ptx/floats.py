@@ -8,10 +8,14 @@ from ptx.parse import Instruction
 from ptx.reports import Fault
 
 EXPRESSIONS = {
-    "add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "fma": "fma({}, {}, {})", "div": "{} / {}", "neg": "-{}",
-    "abs": "np.abs({})", "sqrt": "np.sqrt({})", "ex2": "np.exp2({}.astype(f64))", "lg2": "np.log2({}.astype(f64))",
-    "rcp": "1 / {}.astype(f64)", "rsqrt": "1 / np.sqrt({}.astype(f64))", "tanh": "np.tanh({}.astype(f64))",
-    "sin": "np.sin({}.astype(f64))", "cos": "np.cos({}.astype(f64))", "max": "maximum({}, {})", "min": "minimum({}, {})",
+    "add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "fma": "fma({}, {}, {})",
+    "div": "{} / {}", "neg": "-{}",
+    "abs": "np.abs({})", "sqrt": "np.sqrt({})", "ex2": "np.exp2({}.astype(f64))",
+    "lg2": "np.log2({}.astype(f64))",
+    "rcp": "1 / {}.astype(f64)", "rsqrt": "1 / np.sqrt({}.astype(f64))",
+    "tanh": "np.tanh({}.astype(f64))",
+    "sin": "np.sin({}.astype(f64))", "cos": "np.cos({}.astype(f64))", "max": "maximum({}, {})",
+    "min": "minimum({}, {})",
 }  # fmt: skip
 PASSES_NAN = {"max": "maximum({}, {}, True)", "min": "minimum({}, {}, True)"}
 PAIRS = ("add", "sub", "mul", "fma")  # that exist for two float32 in one register of 64 bits
@@ -32,7 +36,9 @@ def compute(emit: Emitter, instruction: Instruction) -> None:
     values = [f"flush({value})" if flushed else value for value in emit.reads(operands, kind)]
     expression = f"({_expression(instruction).format(*values)}).astype({kind})"
     expression = expression if operation in ("neg", "abs") else f"one_nan({expression})"
-    emit.write(target, f"{f'flush({expression})' if flushed else expression}.view({unsigned(kind)})")
+    emit.write(
+        target, f"{f'flush({expression})' if flushed else expression}.view({unsigned(kind)})"
+    )
 
 
 def of_halves(emit: Emitter, instruction: Instruction) -> None:
@@ -44,7 +50,10 @@ def of_halves(emit: Emitter, instruction: Instruction) -> None:
         emit.write(target, f"one_word({_expression(instruction).format(*pairs)})")
     elif operation in HALVES and kind in ("f16", "bf16", "f16x2", "bf16x2"):
         single = kind.removesuffix("x2")
-        values = [f"from_halves({value}, '{single}')" for value in emit.reads(operands, f"b{32 if kind.endswith('2') else 16}")]
+        values = [
+            f"from_halves({value}, '{single}')"
+            for value in emit.reads(operands, f"b{32 if kind.endswith('2') else 16}")
+        ]
         emit.write(target, f"to_halves({_expression(instruction).format(*values)}, '{kind}')")
     else:
         raise Fault(f"{operation} of {kind}")

@@ -8,7 +8,9 @@ ENDS = ("bra", "ret", "exit", "bar", "barrier")
 def block_starts(parsed: Parsed) -> list[int]:
     """The first instruction of every block: behind a branch or a barrier, and at a label."""
     starts = {0, *parsed.labels.values()}
-    starts |= {at + 1 for at, instruction in enumerate(parsed.instructions) if ends_block(instruction)}
+    starts |= {
+        at + 1 for at, instruction in enumerate(parsed.instructions) if ends_block(instruction)
+    }
     return sorted(at for at in starts if at < len(parsed.instructions))
 
 
@@ -22,7 +24,8 @@ def meeting_points(parsed: Parsed, starts: list[int]) -> list[int]:
 
     One past the last block is the end.
 
-    Sets of blocks are the bits of a number. The nearest of a block's postdominators is the one that has the most itself.
+    Sets of blocks are the bits of a number. The nearest of a block's postdominators is the one that
+    has the most itself.
     """
     end = len(starts)
     successors = [_successors(parsed, starts, block) for block in range(end)]
@@ -48,7 +51,9 @@ def _nearest(candidates: int, passed: list[int], end: int) -> int:
 
 def _successors(parsed: Parsed, starts: list[int], block: int) -> list[int]:
     end = len(starts)
-    last = parsed.instructions[(starts[block + 1] if block + 1 < end else len(parsed.instructions)) - 1]
+    last = parsed.instructions[
+        (starts[block + 1] if block + 1 < end else len(parsed.instructions)) - 1
+    ]
     if last.parts[0] == "bra":
         targets = [starts.index(parsed.labels[last.operands[0]])]
     elif last.parts[0] in ("ret", "exit"):

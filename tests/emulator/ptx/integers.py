@@ -6,7 +6,8 @@ from ptx.reports import Fault
 
 INFIX = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^"}
 CALLS = {  # → function of the operands, as numbers of the instruction's type
-    "max": "np.maximum", "min": "np.minimum", "div": "divide", "rem": "remainder", "brev": "reverse_bits", "popc": "np.bitwise_count",
+    "max": "np.maximum", "min": "np.minimum", "div": "divide", "rem": "remainder",
+    "brev": "reverse_bits", "popc": "np.bitwise_count",
     "clz": "leading_zeros", "bfind": "highest_bit",
 }  # fmt: skip
 COUNTS = ("popc", "clz", "bfind")  # their result is u32, whatever they look at
@@ -61,7 +62,9 @@ def shift(emit: Emitter, instruction: Instruction) -> None:
     operation, kind = instruction.parts[0], instruction.parts[-1]
     target, value, by = instruction.operands
     name = "shift_left" if operation == "shl" else "shift_right"
-    emit.write(target, f"{name}({emit.read(value, kind)}, {emit.read(by, 'u32')}).view({unsigned(kind)})")
+    emit.write(
+        target, f"{name}({emit.read(value, kind)}, {emit.read(by, 'u32')}).view({unsigned(kind)})"
+    )
 
 
 def bit_field(emit: Emitter, instruction: Instruction) -> None:

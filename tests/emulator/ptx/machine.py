@@ -29,7 +29,8 @@ class Machine:
     a register and as memory notes it."""
 
     def __init__(
-        self, program: Program, first: int, count: int, grid: int, parameters: dict[str, int], shared: int,
+        self, program: Program, first: int, count: int, grid: int, parameters: dict[str, int],
+        shared: int,
         maps: dict[int, TensorMap], memory: Memory, reports: Reports,
     ) -> None:  # fmt: skip
         threads = program.threads * count
@@ -38,7 +39,9 @@ class Machine:
         self.thread, self.lane = number % u32(program.threads), number % u32(32)
         self.number = u32(first) + number // u32(program.threads)
         self.program = self.number.astype(i32)
-        self.threads, self.programs_in_all = (np.full(threads, value, u32) for value in (program.threads, grid))
+        self.threads, self.programs_in_all = (
+            np.full(threads, value, u32) for value in (program.threads, grid)
+        )
 
         self.shared = SharedMemory(shared, count, program.threads, program.cell, reports)
         self.copies = AsyncCopies(memory, self.shared, threads, reports)
@@ -66,7 +69,9 @@ class Machine:
             try:
                 taken, target = step(self, registers, threads)
             except KeyError as error:
-                raise Fault(f"block {block} of {kernel.name} reads register {error}, which nothing wrote") from error
+                raise Fault(
+                    f"block {block} of {kernel.name} reads register {error}, which nothing wrote"
+                ) from error
             self._count(block, threads)
             if kernel.is_barrier(block):
                 self._meet_at_barrier(threads, alive, block)
@@ -99,14 +104,21 @@ class Machine:
     def _meet_at_barrier(self, threads: Array, alive: Array, block: int) -> None:
         here, all_ = (mask.reshape(-1, self._kernel.threads) for mask in (threads, alive))
         if (np.any(here, axis=1, keepdims=True) & (here != all_)).any():
-            self.reports.add(f"only some threads come to the barrier at the end of block {block} of {self._kernel.name}")
+            self.reports.add(
+                f"only some threads come to the barrier at the end of block {block} of "
+                f"{self._kernel.name}"
+            )
         self.shared.barrier(threads)
 
     def _check_quiet(self) -> None:
         if self.copies.in_flight or not self.barriers.are_quiet():
-            self.reports.add(f"{self._kernel.name} ends while copies to shared memory are in flight")
+            self.reports.add(
+                f"{self._kernel.name} ends while copies to shared memory are in flight"
+            )
         if self.engine.stores:
-            self.reports.add(f"{self._kernel.name} ends while copies from shared memory are in flight")
+            self.reports.add(
+                f"{self._kernel.name} ends while copies from shared memory are in flight"
+            )
 
 
 def run(
@@ -121,14 +133,17 @@ def run(
     """Execute ``grid`` programs with ``shared`` bytes each; how many instructions they executed in
     all.
 
-    parameters: the bits of each, by name. maps: tensors of the copy engine, by the number of their parameter.
+    parameters: the bits of each, by name. maps: tensors of the copy engine, by the number of their
+        parameter.
     """
     batch = max(1, min(BATCH_THREADS // program.threads, BATCH_SHARED // max(shared, 1)))
     executed = 0
     with np.errstate(all="ignore"):
         for first in range(0, grid, batch):
             count = min(batch, grid - first)
-            machine = Machine(program, first, count, grid, parameters, shared, maps, memory, reports)
+            machine = Machine(
+                program, first, count, grid, parameters, shared, maps, memory, reports
+            )
             machine.run()
             executed += machine.executed
     return executed

@@ -1,6 +1,7 @@
 """Matrix instructions of a warp: mma.m16n8, and how its operands come from and go to shared memory.
 
-A thread of a warp holds pairs of neighbouring columns: lane 4g + t has row g and columns 2t, 2t + 1 of each 8 × 8 block.
+A thread of a warp holds pairs of neighbouring columns: lane 4g + t has row g and columns 2t, 2t + 1
+    of each 8 × 8 block.
 """
 
 import numpy as np
@@ -24,7 +25,12 @@ def multiply(kind: str, left: list[Array], right: list[Array], added: list[Array
 
     warps = a_MK.shape[0]
     wide_a, wide_b = a_MK.astype(f64).reshape(warps, 16, -1), b_NK.astype(f64).reshape(warps, 8, -1)
-    d_MN = (wide_a @ wide_b.transpose(0, 2, 1)).reshape(warps, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, -1)
+    d_MN = (
+        (wide_a @ wide_b.transpose(0, 2, 1))
+        .reshape(warps, 2, 8, 4, 2)
+        .transpose(1, 4, 0, 2, 3)
+        .reshape(4, -1)
+    )
     return [(d_MN[i] + added[i].view(f32)).astype(f32).view(u32) for i in range(4)]
 
 
@@ -34,7 +40,9 @@ def _pairs(registers: Array, kind: str) -> Array:
     return bfloat(halves) if kind == "bf16" else halves.view(f16).astype(f32)
 
 
-def load_matrices(shared: SharedMemory, offsets: Array, count: int, transposed: bool, mask: Array, where: str) -> list[Array]:
+def load_matrices(
+    shared: SharedMemory, offsets: Array, count: int, transposed: bool, mask: Array, where: str
+) -> list[Array]:
     """ldmatrix: lane i has the address of row i % 8 of matrix i // 8; each lane gets a pair of
     neighbours of every matrix.
     """
@@ -62,5 +70,7 @@ def store_matrices(
         matrices = matrices.swapaxes(2, 3)
     lane = np.arange(len(mask)) % 32
     rows = np.zeros((len(mask) // 32, 32, 16), u8)
-    rows[:, : 8 * len(registers)] = np.ascontiguousarray(matrices).view(u8).reshape(-1, 8 * len(registers), 16)
+    rows[:, : 8 * len(registers)] = (
+        np.ascontiguousarray(matrices).view(u8).reshape(-1, 8 * len(registers), 16)
+    )
     shared.store(offsets, rows.reshape(-1, 16), mask & (lane < 8 * len(registers)), where)

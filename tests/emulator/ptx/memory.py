@@ -1,4 +1,5 @@
-"""Global memory: the storages that a launch was given, and which program wrote each of their bytes."""
+"""Global memory: the storages that a launch was given, and which program wrote each of their
+bytes."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -54,11 +55,15 @@ class Memory:
             loaded[threads] = _cells(storage.content, width, at)
             writers = _cells(storage.writers, width, at)
             if ((writers != NOBODY) & (writers != programs[threads, None])).any():
-                self.reports.add(f"a program reads what another program wrote in {storage.name} at {where}")
+                self.reports.add(
+                    f"a program reads what another program wrote in {storage.name} at {where}"
+                )
 
         return loaded
 
-    def store(self, addresses: Array, values: Array, mask: Array, programs: Array, where: str) -> None:
+    def store(
+        self, addresses: Array, values: Array, mask: Array, programs: Array, where: str
+    ) -> None:
         """Write ``values`` (threads, width) for the threads in ``mask``."""
         width = values.shape[1]
         for storage, threads, at in self._accesses(addresses, width, mask, "store", where):
@@ -91,17 +96,28 @@ class Memory:
         for holder in np.unique(holders):
             chosen = holders == holder
             storage = self.storages[holder] if holder >= 0 else None
-            whole = chosen & (wanted + u64(width) <= u64(storage.stop)) if storage else np.zeros_like(chosen)
+            whole = (
+                chosen & (wanted + u64(width) <= u64(storage.stop))
+                if storage
+                else np.zeros_like(chosen)
+            )
             outside = wanted[chosen & ~whole]
             if len(outside):
-                near = f", {int(outside[0]) - storage.stop} bytes from the end of {storage.name}" if storage else ""
-                self.reports.add(f"{what} out of range: {width} bytes at {int(outside[0]):#x}{near}, at {where}")
+                near = (
+                    f", {int(outside[0]) - storage.stop} bytes from the end of {storage.name}"
+                    if storage
+                    else ""
+                )
+                self.reports.add(
+                    f"{what} out of range: {width} bytes at {int(outside[0]):#x}{near}, at {where}"
+                )
             if storage and whole.any():
                 yield storage, threads[whole], (wanted[whole] - u64(storage.start)).astype(i64)
 
 
 def _cells(array: Array, width: int, at: Array) -> Array:
-    """(len(at), width) bytes at the offsets ``at``; aligned ones are taken a whole cell at a time."""
+    """(len(at), width) bytes at the offsets ``at``; aligned ones are taken a whole cell at a
+    time."""
     if (at & (width - 1)).any():
         return array[at[:, None] + np.arange(width)]
     return array[: len(array) // width * width].reshape(-1, width)[at // width]

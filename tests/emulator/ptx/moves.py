@@ -5,7 +5,8 @@ from ptx.parse import Instruction, elements
 from ptx.reports import Fault
 
 COMPARISONS = {
-    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">=",
+    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=",
+    "hi": ">", "hs": ">=",
 }  # fmt: skip
 FLOATS = ("f16", "bf16", "f32", "f64")
 ROUNDINGS = ("rzi", "rni", "rmi", "rpi")
@@ -25,7 +26,10 @@ def move(emit: Emitter, instruction: Instruction) -> None:
         parts = elements(source)
         bits = bits_of(kind) // len(parts)
         values = emit.reads(parts, f"b{bits}")
-        shifted = (f"{value}.astype(u{bits_of(kind)}) << {emit.constant(bits * i, kind)}" for i, value in enumerate(values))
+        shifted = (
+            f"{value}.astype(u{bits_of(kind)}) << {emit.constant(bits * i, kind)}"
+            for i, value in enumerate(values)
+        )
         emit.write(target, " | ".join(f"({value})" for value in shifted))
     else:
         emit.write(target, emit.array(source, kind))
@@ -53,7 +57,8 @@ def compare(emit: Emitter, instruction: Instruction) -> None:
     if kind in ("f16x2", "bf16x2"):
         for half, register in enumerate(target.split("|")):
             x, y = (
-                f"from_halves({value}, '{kind[:-2]}')[:, {half}]" for value in (emit.array(v, "b32") for v in (left, right))
+                f"from_halves({value}, '{kind[:-2]}')[:, {half}]"
+                for value in (emit.array(v, "b32") for v in (left, right))
             )
             emit.write(register, _comparison(comparison, x, y, kind[:-2]))
         return
@@ -94,7 +99,10 @@ def convert(emit: Emitter, instruction: Instruction) -> None:
     to, source = instruction.parts[-2:]
     target, *operands = instruction.operands
     if to in ("bf16x2", "f16x2"):
-        high, low = (f"to_halves({emit.read(operand, 'f32')}, '{to[:-2]}').astype(u32)" for operand in operands)
+        high, low = (
+            f"to_halves({emit.read(operand, 'f32')}, '{to[:-2]}').astype(u32)"
+            for operand in operands
+        )
         emit.write(target, f"({high} << {emit.constant(16, 'u32')}) | {low}")
         return
     value = emit.read(operands[0], "b16" if source == "bf16" else source)
@@ -108,7 +116,11 @@ def _converted(value: str, source: str, to: str, instruction: Instruction) -> st
     if "sat" in instruction.parts:
         raise Fault("cvt.sat")
     if source in ("bf16", "f16") and to in FLOATS:
-        return f"number({value}, '{source}').astype({to})" if to != "bf16" else f"to_bfloat({value}.astype(f32))"
+        return (
+            f"number({value}, '{source}').astype({to})"
+            if to != "bf16"
+            else f"to_bfloat({value}.astype(f32))"
+        )
     if source in FLOATS and to == "bf16":
         return f"to_bfloat({value})"
     if source in FLOATS and to in FLOATS:
@@ -118,7 +130,13 @@ def _converted(value: str, source: str, to: str, instruction: Instruction) -> st
         return f"to_tf32({value})"
     if source in FLOATS:
         rounding = next(part for part in instruction.parts if part in ROUNDINGS)
-        wide = f"number({value}, 'f16')" if source == "f16" else f"bfloat({value})" if source == "bf16" else value
+        wide = (
+            f"number({value}, 'f16')"
+            if source == "f16"
+            else f"bfloat({value})"
+            if source == "bf16"
+            else value
+        )
         return f"to_integer({wide}, '{rounding}', np.dtype({_integer(to)}))"
     if to == "bf16":
         return f"to_bfloat({value}.astype(f32))"

@@ -46,7 +46,9 @@ def parse(text: str) -> Parsed:
         raise Fault(f"{name} does not say how many threads it has")
     first_line = text[: entry.end()].count("\n") + 1
     instructions, labels = _body(text[entry.end() :].split("\n"), first_line)
-    return Parsed(name, re.findall(rf"\b({name}_param_\d+)", declared), int(threads[1]), instructions, labels)
+    return Parsed(
+        name, re.findall(rf"\b({name}_param_\d+)", declared), int(threads[1]), instructions, labels
+    )
 
 
 def _body(lines: list[str], number: int) -> tuple[list[Instruction], dict[str, int]]:
@@ -93,7 +95,9 @@ def _instruction(statement: str, line: int, scope: str) -> Instruction:
     operands = _operands(rest)
     if operation.startswith("bra"):
         operands = (operands[0] + scope,)
-    return Instruction(guard or "", bool(negation), tuple(operation.split(".")), operands, line, statement)
+    return Instruction(
+        guard or "", bool(negation), tuple(operation.split(".")), operands, line, statement
+    )
 
 
 def _operands(text: str) -> tuple[str, ...]:

@@ -115,4 +115,6 @@ def translate(emit: Emitter, instruction: Instruction) -> None:
     try:
         known[operation](emit, instruction)
     except (KeyError, ValueError, IndexError, StopIteration) as error:
-        raise Fault(f"unknown instruction, line {instruction.line}: {instruction.text} ({error!r})") from error
+        raise Fault(
+            f"unknown instruction, line {instruction.line}: {instruction.text} ({error!r})"
+        ) from error

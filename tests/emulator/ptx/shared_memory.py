@@ -1,8 +1,10 @@
 """Shared memory of a batch of programs, with what is known of each cell: who touched it since the
 barrier, which copies are in flight.
 
-A cell is as many bytes as the program's narrowest access. Who touched it is a tag: the number of the program's barriers so far,
-times TAGS, plus the warp. So a barrier clears nothing: a tag below the present number's is of the past.
+A cell is as many bytes as the program's narrowest access. Who touched it is a tag: the number of
+the program's barriers so far,
+times TAGS, plus the warp. So a barrier clears nothing: a tag below the present number's is of the
+    past.
 """
 
 import numpy as np
@@ -70,7 +72,9 @@ class SharedMemory:
     def read(self, places: Array, width: int, tags: Array, where: str) -> Array:
         """(…, width) bytes at ``places`` (…), for the warps (or units) of ``tags``."""
         tags = tags[..., None]
-        if _by_others(self._of(self.writer, width)[places], tags) or _by_others(self._of(self.adder, width)[places], tags):
+        if _by_others(self._of(self.writer, width)[places], tags) or _by_others(
+            self._of(self.adder, width)[places], tags
+        ):
             self.reports.add(f"race: reads what another warp wrote since the barrier at {where}")
         if self._of(self.copying, width)[places].any():
             self.reports.add(f"reads a copy that nobody waited for at {where}")
@@ -86,7 +90,10 @@ class SharedMemory:
         """
         tags, content = tags[:, None], self.content.reshape(-1, width)
         changed = (content[places] != values).reshape(len(places), -1, self.cell).any(-1)
-        touched = (_others(self._of(kind, width)[places], tags) for kind in (self.writer, self.reader, self.adder))
+        touched = (
+            _others(self._of(kind, width)[places], tags)
+            for kind in (self.writer, self.reader, self.adder)
+        )
         if any((changed & other).any() for other in touched):
             self.reports.add(f"race: writes what another warp touched since the barrier at {where}")
         if self._of(self.copying, width)[places].any():
@@ -106,7 +113,9 @@ class SharedMemory:
         threads, places = self.places(offsets, 4, mask, where)
         tags = self.tags[threads][:, None]
         if any(_by_others(self._of(kind, 4)[places], tags) for kind in (self.writer, self.reader)):
-            self.reports.add(f"race: adds to what another warp touched since the barrier at {where}")
+            self.reports.add(
+                f"race: adds to what another warp touched since the barrier at {where}"
+            )
         if not self._of(self.written, 4)[places].all():
             self.reports.add(f"adds to shared memory that nobody wrote at {where}")
 
@@ -120,7 +129,9 @@ class SharedMemory:
     def begin_copy(self, places: Array, width: int, tags: Array, where: str) -> None:
         """Bytes are on their way to ``places``: until they are there, nobody may look."""
         tags = tags[..., None]
-        if any(_by_others(self._of(kind, width)[places], tags) for kind in (self.writer, self.reader)):
+        if any(
+            _by_others(self._of(kind, width)[places], tags) for kind in (self.writer, self.reader)
+        ):
             self.reports.add(f"race: copies over what a warp touched since the barrier at {where}")
         copying = self._of(self.copying, width)
         if copying[places].any():

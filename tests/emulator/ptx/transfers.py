@@ -17,12 +17,17 @@ def load(emit: Emitter, instruction: Instruction) -> None:
             raise Fault(f"parameter {source}")
         emit.write(
             target,
-            widened(target, f"np.full(M.shape, m.parameters['{offset[1]}'], {unsigned(kind)})", kind),
+            widened(
+                target, f"np.full(M.shape, m.parameters['{offset[1]}'], {unsigned(kind)})", kind
+            ),
         )
         return
     registers, width = elements(target), bits_of(kind) // 8
     arguments = f"{_address(emit, instruction, source)}, {width * len(registers)}, {emit.mask}"
-    emit.do(f"loaded = {_call(instruction, 'load')}({arguments}, {_place(emit, instruction)}).view(u{8 * width})")
+    emit.do(
+        f"loaded = {_call(instruction, 'load')}({arguments}, "
+        f"{_place(emit, instruction)}).view(u{8 * width})"
+    )
     for i, register in enumerate(registers):
         emit.write(register, widened(register, f"loaded[:, {i}].copy()", kind))
 
@@ -32,21 +37,31 @@ def store(emit: Emitter, instruction: Instruction) -> None:
     target, source = instruction.operands
     kind = instruction.parts[-1]
     bits = bits_of(kind)
-    values = [emit.array(register, "b16" if bits == 8 else f"b{bits}") for register in elements(source)]
+    values = [
+        emit.array(register, "b16" if bits == 8 else f"b{bits}") for register in elements(source)
+    ]
     columns = ", ".join(f"{value}.astype(u{bits})" for value in values)
     bytes_ = f"np.stack([{columns}], 1).view(u8).reshape(len(M), -1)"
     emit.do(
-        f"{_call(instruction, 'store')}({_address(emit, instruction, target)}, {bytes_}, {emit.mask}, {_place(emit, instruction)})"
+        f"{_call(instruction, 'store')}({_address(emit, instruction, target)}, {bytes_}, "
+        f"{emit.mask}, {_place(emit, instruction)})"
     )
 
 
 def add_atomically(emit: Emitter, instruction: Instruction) -> None:
     """atom.shared.add.u32: a histogram."""
     parts = instruction.parts
-    if (not parts[1].startswith("shared") and "shared" not in parts) or "add" not in parts or parts[-1] != "u32":
+    if (
+        (not parts[1].startswith("shared") and "shared" not in parts)
+        or "add" not in parts
+        or parts[-1] != "u32"
+    ):
         raise Fault(f"unknown instruction {'.'.join(parts)}")
     target, address, value = instruction.operands
-    emit.do(f"before = m.shared.add({emit.address(address, 'u32')}, {emit.array(value, 'u32')}, {emit.mask}, {emit.where})")
+    emit.do(
+        f"before = m.shared.add({emit.address(address, 'u32')}, {emit.array(value, 'u32')}, "
+        f"{emit.mask}, {emit.where})"
+    )
     emit.write(target, "before")
 
 
@@ -67,7 +82,10 @@ def copy(emit: Emitter, instruction: Instruction) -> None:
         width = int(operands[2], 0)
         size = emit.read(operands[3], "u32") if len(operands) > 3 else emit.constant(width, "u32")
         target, source = emit.address(operands[0], "u32"), emit.address(operands[1], "u64")
-        emit.do(f"m.copies.start({target}, {source}, {width}, {size}, {emit.mask}, m.program, {emit.where})")
+        emit.do(
+            f"m.copies.start({target}, {source}, {width}, {size}, {emit.mask}, m.program, "
+            f"{emit.where})"
+        )
     else:
         raise Fault(f"unknown instruction {'.'.join(parts)}")
 
@@ -89,26 +107,46 @@ def _copy_box(emit: Emitter, instruction: Instruction) -> None:
         emit.address(operands[1 if to_global else 0], "u32"),
     )
     if to_global:
-        emit.do(f"m.engine.store({descriptor}, {corner}, {shared}, {emit.mask}, m.program, {emit.where})")
+        emit.do(
+            f"m.engine.store({descriptor}, {corner}, {shared}, {emit.mask}, m.program, "
+            f"{emit.where})"
+        )
     else:
         barrier = emit.address(operands[2], "u32")
-        emit.do(f"m.engine.load({shared}, {descriptor}, {corner}, {barrier}, {emit.mask}, m.program, {emit.where})")
+        emit.do(
+            f"m.engine.load({shared}, {descriptor}, {corner}, {barrier}, {emit.mask}, m.program, "
+            f"{emit.where})"
+        )
 
 
 def barrier(emit: Emitter, instruction: Instruction) -> None:
     """mbarrier"""
     operation, operands = instruction.parts[1], instruction.operands
     if operation == "init":
-        emit.do(f"m.barriers.create({emit.address(operands[0], 'u32')}, {int(operands[1], 0)}, {emit.mask})")
+        emit.do(
+            f"m.barriers.create({emit.address(operands[0], 'u32')}, {int(operands[1], 0)}, "
+            f"{emit.mask})"
+        )
     elif operation == "inval":
-        emit.do(f"m.barriers.destroy({emit.address(operands[0], 'u32')}, {emit.mask}, {emit.where})")
+        emit.do(
+            f"m.barriers.destroy({emit.address(operands[0], 'u32')}, {emit.mask}, {emit.where})"
+        )
     elif operation == "arrive" and "expect_tx" in instruction.parts:
         announced = emit.read(operands[2], "u32")
-        emit.do(f"m.barriers.arrive({emit.address(operands[1], 'u32')}, {announced}, {emit.mask}, {emit.where})")
+        emit.do(
+            f"m.barriers.arrive({emit.address(operands[1], 'u32')}, {announced}, {emit.mask}, "
+            f"{emit.where})"
+        )
     elif operation == "arrive":
-        emit.do(f"m.barriers.arrive({emit.address(operands[1], 'u32')}, {emit.constant(0, 'u32')}, {emit.mask}, {emit.where})")
+        emit.do(
+            f"m.barriers.arrive({emit.address(operands[1], 'u32')}, {emit.constant(0, 'u32')}, "
+            f"{emit.mask}, {emit.where})"
+        )
     elif operation == "try_wait":
-        arguments = f"{emit.address(operands[1], 'u32')}, {emit.read(operands[2], 'u32')}, {emit.mask}, {emit.where}"
+        arguments = (
+            f"{emit.address(operands[1], 'u32')}, {emit.read(operands[2], 'u32')}, "
+            f"{emit.mask}, {emit.where}"
+        )
         emit.write(operands[0], f"m.barriers.wait({arguments})")
     else:
         raise Fault(f"unknown instruction {'.'.join(instruction.parts)}")

@@ -28,7 +28,8 @@ def shuffle(values: Array, mode: str, lane: Array, clamp: Array) -> Array:
 def reduce(values: Array, operation: str) -> Array:
     """redux: the sum, maximum … over a warp, in each of its threads."""
     reduction = {
-        "add": np.add, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor
+        "add": np.add, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and,
+        "or": np.bitwise_or, "xor": np.bitwise_xor
     }[operation]  # fmt: skip
     return _everyone(reduction.reduce(values.reshape(-1, 32), axis=1, dtype=values.dtype))
 

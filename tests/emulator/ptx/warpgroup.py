@@ -23,13 +23,15 @@ class MatrixUnit:
         self.reading: list[list[list[Array]]] = [[[]] for _ in range(threads // GROUP)]
 
     def multiply(
-        self, columns: int, terms: int, kind: str, left: list[Array] | Array, right: Array, sums: list[Array],
+        self, columns: int, terms: int, kind: str, left: list[Array] | Array, right: Array,
+        sums: list[Array],
         keep: Array, transposed: tuple[bool, bool], mask: Array, where: str,
     ) -> list[Array]:  # fmt: skip
         """D (64, columns) += A (64, terms) B for each group of warps; ``left`` is registers or a
         descriptor, ``right`` a descriptor.
 
-        keep: whether what was in D counts. transposed: whether A's rows, or B's columns, are the ones that lie contiguous.
+        keep: whether what was in D counts. transposed: whether A's rows, or B's columns, are the
+            ones that lie contiguous.
         """
         results = np.stack(sums)
         for group in np.flatnonzero(mask.reshape(-1, GROUP).any(1)):
@@ -37,8 +39,12 @@ class MatrixUnit:
             if isinstance(left, list):
                 a_MK = _registers([register[own] for register in left], kind)
             else:
-                a_MK = number(self._operand(group, left[own], 64, terms, transposed[0], where), kind)
-            b_NK = number(self._operand(group, right[own], columns, terms, transposed[1], where), kind)
+                a_MK = number(
+                    self._operand(group, left[own], 64, terms, transposed[0], where), kind
+                )
+            b_NK = number(
+                self._operand(group, right[own], columns, terms, transposed[1], where), kind
+            )
 
             # (warp, half of its rows, row, block, pair, column)
             d_MN = (a_MK @ b_NK.T).reshape(4, 2, 8, columns // 8, 4, 2)
@@ -61,7 +67,9 @@ class MatrixUnit:
                 for places in groups.pop(0):
                     self.shared.end_use(places, PIECE)
 
-    def _operand(self, group: int, descriptor: Array, rows: int, terms: int, transposed: bool, where: str) -> Array:
+    def _operand(
+        self, group: int, descriptor: Array, rows: int, terms: int, transposed: bool, where: str
+    ) -> Array:
         """(rows, terms) 16-bit numbers that a descriptor means."""
         if (descriptor != descriptor[0]).any():
             raise Fault(f"the threads of a group have different descriptors at {where}")
@@ -93,7 +101,9 @@ def _pieces(descriptor: int, rows: int, terms: int, transposed: bool) -> Array:
             np.arange(terms, dtype=i64)[None, :],
         )
         width = span // 2
-        address = start + row // width * leading + term // 8 * stride + term % 8 * span + row % width * 2
+        address = (
+            start + row // width * leading + term // 8 * stride + term % 8 * span + row % width * 2
+        )
     else:
         row, term = (
             np.arange(rows, dtype=i64)[:, None],

@@ -11,7 +11,10 @@ def shuffle(emit: Emitter, instruction: Instruction) -> None:
     """shfl.sync"""
     target, value, lane, clamp = instruction.operands[:4]
     _whole_warps(emit)
-    arguments = f"{emit.array(value, 'b32')}, '{instruction.parts[2]}', {emit.array(lane, 'b32')}, {emit.array(clamp, 'b32')}"
+    arguments = (
+        f"{emit.array(value, 'b32')}, '{instruction.parts[2]}', "
+        f"{emit.array(lane, 'b32')}, {emit.array(clamp, 'b32')}"
+    )
     emit.write(target.split("|")[0], f"shuffle({arguments})")
 
 
@@ -32,7 +35,9 @@ def vote(emit: Emitter, instruction: Instruction) -> None:
     target, predicate = instruction.operands[:2]
     _whole_warps(emit)
     value = emit.array(predicate.lstrip("!"), "pred")
-    emit.write(target, f"vote({'~' if predicate.startswith('!') else ''}{value}, '{instruction.parts[2]}')")
+    emit.write(
+        target, f"vote({'~' if predicate.startswith('!') else ''}{value}, '{instruction.parts[2]}')"
+    )
 
 
 def match(emit: Emitter, instruction: Instruction) -> None:
@@ -55,11 +60,18 @@ def elect(emit: Emitter, instruction: Instruction) -> None:
 def multiply(emit: Emitter, instruction: Instruction) -> None:
     """mma.sync of 16-bit numbers and tf32, with float32 sums."""
     kind = instruction.parts[-2]
-    if not instruction.parts[3].startswith("m16n8") or kind not in ("bf16", "f16", "tf32") or instruction.parts[-1] != "f32":
+    if (
+        not instruction.parts[3].startswith("m16n8")
+        or kind not in ("bf16", "f16", "tf32")
+        or instruction.parts[-1] != "f32"
+    ):
         raise Fault(f"unknown instruction {'.'.join(instruction.parts)}")
     target, *operands = (elements(operand) for operand in instruction.operands)
     _whole_warps(emit)
-    arguments = ", ".join(f"[{', '.join(emit.array(register, 'b32') for register in registers)}]" for registers in operands)
+    arguments = ", ".join(
+        f"[{', '.join(emit.array(register, 'b32') for register in registers)}]"
+        for registers in operands
+    )
     _write_all(emit, target, f"multiply('{kind}', {arguments})")
 
 
@@ -69,7 +81,8 @@ def load_matrices(emit: Emitter, instruction: Instruction) -> None:
     registers = elements(target)
     _whole_warps(emit)
     arguments = (
-        f"m.shared, {emit.address(address, 'u32')}, {len(registers)}, {'trans' in instruction.parts}, {emit.mask}, {emit.where}"
+        f"m.shared, {emit.address(address, 'u32')}, {len(registers)}, "
+        f"{'trans' in instruction.parts}, {emit.mask}, {emit.where}"
     )
     _write_all(emit, registers, f"load_matrices({arguments})")
 
@@ -80,7 +93,8 @@ def store_matrices(emit: Emitter, instruction: Instruction) -> None:
     _whole_warps(emit)
     registers = ", ".join(emit.array(register, "b32") for register in elements(source))
     arguments = (
-        f"m.shared, {emit.address(address, 'u32')}, [{registers}], {'trans' in instruction.parts}, {emit.mask}, {emit.where}"
+        f"m.shared, {emit.address(address, 'u32')}, [{registers}], "
+        f"{'trans' in instruction.parts}, {emit.mask}, {emit.where}"
     )
     emit.do(f"store_matrices({arguments})")
 
@@ -124,9 +138,16 @@ def _start_product(emit: Emitter, instruction: Instruction) -> None:
         else emit.array(left, "u64")
     )
     d = f"[{', '.join(emit.array(register, 'b32') for register in registers)}]"
-    flags = (False, bool(transposed[0])) if in_registers else (bool(transposed[0]), bool(transposed[1]))
-    arguments = f"{columns}, {terms}, '{kind}', {a}, {emit.array(right, 'u64')}, {d}, {emit.read(keep, 'pred')}"
-    _write_all(emit, registers, f"m.matrices.multiply({arguments}, {flags}, {emit.mask}, {emit.where})")
+    flags = (
+        (False, bool(transposed[0])) if in_registers else (bool(transposed[0]), bool(transposed[1]))
+    )
+    arguments = (
+        f"{columns}, {terms}, '{kind}', {a}, {emit.array(right, 'u64')}, {d}, "
+        f"{emit.read(keep, 'pred')}"
+    )
+    _write_all(
+        emit, registers, f"m.matrices.multiply({arguments}, {flags}, {emit.mask}, {emit.where})"
+    )
 
 
 def _whole_warps(emit: Emitter) -> None:
@@ -142,6 +163,7 @@ def _write_all(emit: Emitter, registers: list[str], results: str) -> None:
 
 
 INSTRUCTIONS = {
-    "shfl": shuffle, "redux": reduce, "vote": vote, "match": match, "elect": elect, "mma": multiply, "ldmatrix": load_matrices,
+    "shfl": shuffle, "redux": reduce, "vote": vote, "match": match, "elect": elect, "mma": multiply,
+    "ldmatrix": load_matrices,
     "stmatrix": store_matrices, "wgmma": group_multiply,
 }  # fmt: skip

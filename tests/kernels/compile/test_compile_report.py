@@ -73,7 +73,8 @@ share, seen = [], Counter()
 for key in keys:
     kernel = key[0].split(":")[0]
     having = [c for c in lowered if key in every[c]]
-    if name == having[seen[kernel] % len(having)] or (number[kernel] < len(having) and name in having):
+    chosen = name == having[seen[kernel] % len(having)]
+    if chosen or (number[kernel] < len(having) and name in having):
         share.append(every[name][key])
     seen[kernel] += 1
 for specimen in share:
@@ -119,7 +120,9 @@ def test_a_sample_compiles_without_faults(chip, found):
     for finding in found["sample"]:
         assert finding["faults"] == []
         assert finding["registers"] > 0
-        assert (finding["matrix"] > 0) == (finding["tile"] != ""), "matrix instructions, in products"
+        assert (finding["matrix"] > 0) == (finding["tile"] != ""), (
+            "matrix instructions, in products"
+        )
         assert 0 <= finding["shared"] <= CHIPS[chip].shared_memory
 
 
@@ -174,9 +177,17 @@ def test_what_passes_through_shared_memory_is_counted():
     from ironmoe.kernels.compile.report import Finding
 
     code = {"BAR": 3, "STS": 2, "STSM": 1, "LDS": 4, "LDSM": 5, "LDGSTS": 7, "BSYNC": 1, "HGMMA": 8}
-    finding = Finding("sm_90", "grouped_matmul", "bf16", "128×128×64", 8, 3, 128, 0, 0, 100_000, 8, code)
+    finding = Finding(
+        "sm_90", "grouped_matmul", "bf16", "128×128×64", 8, 3, 128, 0, 0, 100_000, 8, code
+    )
     assert finding.shared_traffic == (3, 3, 9) and finding.programs == 2
-    amd = {"s_barrier": 2, "ds_write_b32": 1, "ds_write2st64_b32": 1, "ds_read_b128": 6, "buffer_load_dword": 9}
+    amd = {
+        "s_barrier": 2,
+        "ds_write_b32": 1,
+        "ds_write2st64_b32": 1,
+        "ds_read_b128": 6,
+        "buffer_load_dword": 9,
+    }
     assert finding._replace(chip="gfx942", instructions=amd).shared_traffic == (2, 2, 6)
 
 

@@ -54,7 +54,8 @@ for name in json.loads(sys.argv[1]):
         if not same or (jit["num_warps"], jit["num_stages"]) != tuple(options.values()):
             differ.append(specimen.name)
     integers = {s.launch.arguments["experts"].dtype for s in specimens if s.name == "place"}
-    answers[name] = {"specimens": len(specimens), "compilations": len(asked), "differ": differ, "integers": len(integers)}
+    answers[name] = {"specimens": len(specimens), "compilations": len(asked), "differ": differ,
+                     "integers": len(integers)}
 print(json.dumps(answers))
 """
 KNOWN = """
@@ -68,10 +69,12 @@ from ironmoe.kernels.tuning import CHIPS
 answers = []
 for name, rows, width in json.loads(sys.argv[1]):
     with observe() as launches:
-        combine.combine(torch.empty(rows, width, dtype=torch.bfloat16, device="meta"), None, torch.empty(3, 2, device="meta"))
+        values = torch.empty(rows, width, dtype=torch.bfloat16, device="meta")
+        combine.combine(values, None, torch.empty(3, 2, device="meta"))
     found = specialize(launches[0], CHIPS[name])
     names = list(found.signature)
-    told = {names[path[0]]: [name for name, _ in known] for path, known in found.attributes.items() if known}
+    told = {names[path[0]]: [name for name, _ in known]
+            for path, known in found.attributes.items() if known}
     constants = [names[path[0]] for path in found.constants]
     answers.append({"signature": found.signature, "told": told, "constants": constants})
 print(json.dumps(answers))
@@ -83,7 +86,9 @@ def test_every_specimen_is_what_the_jit_would_compile(run_compiled):
     """Among them choices of every integer type that dispatch takes."""
     for chip, found in run_compiled(THROUGH_JIT, ["sm_80", "sm_90", "sm_100", "gfx942"]).items():
         assert found["differ"] == [], chip
-        assert found["compilations"] == found["specimens"] > 300, "the JIT takes no two for the same"
+        assert found["compilations"] == found["specimens"] > 300, (
+            "the JIT takes no two for the same"
+        )
         assert found["integers"] == 4
 
 
@@ -101,10 +106,17 @@ def test_what_the_compiler_knows(run_compiled):
         ("gfx942", 524_288, 2048),
     ]  # the last has 2 GB
     found, odd, single, small, large = run_compiled(KNOWN, cases)
-    assert found["signature"] | {"rows": "*bf16", "num_tokens": "i32", "D": "i32"} == found["signature"]
-    assert found["told"] == {name: [aligned] for name in ("rows", "slot_row", "out", "D", "row_stride")}
+    assert (
+        found["signature"] | {"rows": "*bf16", "num_tokens": "i32", "D": "i32"}
+        == found["signature"]
+    )
+    assert found["told"] == {
+        name: [aligned] for name in ("rows", "slot_row", "out", "D", "row_stride")
+    }
     assert set(found["constants"]) == {"gates", "TOP_K", "BLOCK_T", "BLOCK_D"}
-    assert "D" not in odd["told"] and {"D", "row_stride"} <= set(single["constants"]), "a size of 1 is a constant"
+    assert "D" not in odd["told"] and {"D", "row_stride"} <= set(single["constants"]), (
+        "a size of 1 is a constant"
+    )
     assert small["told"]["rows"] == [aligned, near] and large["told"]["rows"] == [aligned]
     assert large["told"]["slot_row"] == [aligned, near]
 
@@ -113,14 +125,16 @@ def test_what_the_compiler_knows(run_compiled):
     ("chip", "registers", "warps", "shared", "programs"),
     [
         ("sm_90", 128, 8, 107 * 1024, 2),  # registers: 4096 a warp, 16 warps
-        ("sm_90", 129, 8, 0, 1),  # 136 registers are given out: three warps a partition are no two programs of eight
+        # 136 registers are given out: three warps a partition are no two programs of eight
+        ("sm_90", 129, 8, 0, 1),
         ("sm_90", 168, 4, 0, 3),  # 5376 a warp: 3 in each of 4 partitions
         ("sm_90", 128, 8, 139 * 1024, 1),  # shared memory: 228 KB, 1 KB more a program
         ("sm_90", 32, 4, 0, 16),  # warps: 64
         ("sm_90", 16, 1, 0, 32),  # programs: 32
         ("sm_90", 32, 1, 232_448, 1),  # the largest there can be
         ("sm_90", 32, 1, 232_449, 0),
-        ("sm_80", 64, 8, 40_960, 4),  # shared memory: a quarter of 164 KB with the 1 KB that is reserved
+        # shared memory: a quarter of 164 KB with the 1 KB that is reserved
+        ("sm_80", 64, 8, 40_960, 4),
         ("sm_80", 64, 8, 40_961, 3),
         ("sm_86", 64, 8, 0, 4),
         ("sm_89", 32, 4, 0, 12),  # 48 warps

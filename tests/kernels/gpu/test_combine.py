@@ -1,4 +1,5 @@
-"""Gather-and-sum over a token's choices, and its backward: numbers. What is compared is computed on poisoned memory."""
+"""Gather-and-sum over a token's choices, and its backward: numbers. What is compared is computed on
+poisoned memory."""
 
 import contract
 import pytest
@@ -20,7 +21,9 @@ def one_by_one(rows, gates, slot_row, dtype):
     y = torch.zeros(len(gates), rows.shape[1], dtype=dtype)
     for slot in range(gates.shape[1]):
         row = slot_row[:, slot : slot + 1].cpu().long()
-        y = y + torch.where(row >= 0, gates[:, slot : slot + 1] * rows[row.clamp_min(0).squeeze(1)], 0)
+        y = y + torch.where(
+            row >= 0, gates[:, slot : slot + 1] * rows[row.clamp_min(0).squeeze(1)], 0
+        )
     return y, rows, gates
 
 
@@ -39,14 +42,20 @@ def inputs(device, tokens, num_experts, top_k, dim, dtype=torch.float32, drop=0.
 
 
 def check(rows, routing, plan, dy, lay=lambda t: t, slack=2.0):
-    """Against float64, with NaN where nobody may read: in the rows and the gates of dropped choices."""
+    """Against float64, with NaN where nobody may read: in the rows and the gates of dropped
+    choices."""
     results = []
     for dtype in (torch.float64, rows.dtype):
         y, own_rows, own_gates = one_by_one(rows, routing.gates, plan.slot_row, dtype)
         results.append((y, *torch.autograd.grad(y, (own_rows, own_gates), dy.cpu().to(dtype))))
     kept, dropped = int(plan.offsets[-1]), plan.slot_row < 0
     rows = rows.index_fill(0, torch.arange(kept, len(rows), device=rows.device), float("nan"))
-    got = by_kernels(lay(rows), Routing(routing.gates.masked_fill(dropped, float("nan")), routing.experts), plan, lay(dy))
+    got = by_kernels(
+        lay(rows),
+        Routing(routing.gates.masked_fill(dropped, float("nan")), routing.experts),
+        plan,
+        lay(dy),
+    )
     for name, ours, exact, plain in zip(NAMES, got, *results, strict=True):
         plain = plain.float() if name == "d_gates" else plain
         contract.assert_accurate(ours, plain, exact, name, slack)
@@ -62,8 +71,17 @@ def test_error_is_at_most_twice_that_of_plain_torch(device, dtype, dim):
 @st.composite
 def sizes(draw):
     num_experts = draw(st.integers(1, 12))
-    shape = draw(st.integers(0, 70)), num_experts, draw(st.integers(1, num_experts)), draw(st.integers(1, 40))
-    return *shape, draw(st.sampled_from([torch.float32, torch.float16])), draw(st.sampled_from([0.0, 0.4, 1.0]))
+    shape = (
+        draw(st.integers(0, 70)),
+        num_experts,
+        draw(st.integers(1, num_experts)),
+        draw(st.integers(1, 40)),
+    )
+    return (
+        *shape,
+        draw(st.sampled_from([torch.float32, torch.float16])),
+        draw(st.sampled_from([0.0, 0.4, 1.0])),
+    )
 
 
 @quick
@@ -73,7 +91,8 @@ def test_any_shape(device, case):
 
 
 def test_choices_are_added_in_order_and_in_float32(device):
-    """2²⁴ + 1 is 2²⁴ in float32, so the order shows; 2048 + 1 is 2048 in float16, so the accumulator shows."""
+    """2²⁴ + 1 is 2²⁴ in float32, so the order shows; 2048 + 1 is 2048 in float16, so the
+    accumulator shows."""
     experts = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2]], dtype=torch.int32, device=device)
     plan = plan_dispatch(experts, 3)
     of_expert = torch.arange(3).repeat_interleave(3)
@@ -111,7 +130,9 @@ def test_without_gates_it_is_the_plain_sum(device):
     assert torch.equal(got, gpu.combine(rows, torch.ones_like(routing.gates), plan.slot_row))
 
 
-@pytest.mark.parametrize(("want_rows", "want_gates"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("want_rows", "want_gates"), [(True, False), (False, True), (False, False)]
+)
 def test_each_gradient_alone(device, want_rows, want_gates):
     rows, routing, plan, dy = inputs(device, 20, 5, 3, 24, drop=0.3)
     both = gpu.combine_backward(dy, rows, routing.gates, *plan[1:], True, True)

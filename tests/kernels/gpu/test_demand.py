@@ -1,4 +1,5 @@
-"""Work follows demand: kernel launches, what they write, and the bytes kept between forward and backward, counted."""
+"""Work follows demand: kernel launches, what they write, and the bytes kept between forward and
+backward, counted."""
 
 from collections import Counter
 
@@ -32,7 +33,9 @@ BACKWARD = {
 
 def layer(device, weights_grad=True, biases=True):
     """Leaves by name, and the routing's experts."""
-    shapes = {"x": (T, D), "w_in": (E, F, D), "w_out": (E, D, F)} | ({"b_in": (E, F), "b_out": (E, D)} if biases else {})
+    shapes = {"x": (T, D), "w_in": (E, F, D), "w_out": (E, D, F)} | (
+        {"b_in": (E, F), "b_out": (E, D)} if biases else {}
+    )
     leaves = {name: torch.randn(shape, device=device) for name, shape in shapes.items()}
     routing = topk_route(torch.randn(T, E, device=device), K)
     for name, leaf in leaves.items():
@@ -66,16 +69,28 @@ def test_inference_and_forward_run_the_plan_two_products_and_one_sum(device):
 def test_inference_writes_no_pre_activations(device):
     leaves, experts = layer(device)
     with torch.no_grad():
-        up = [x for x in launches(lambda: forward(leaves, experts)) if x.arguments.get("ACTIVATION") == "gelu"]
+        up = [
+            x
+            for x in launches(lambda: forward(leaves, experts))
+            if x.arguments.get("ACTIVATION") == "gelu"
+        ]
     assert [x.arguments["hidden"] for x in up] == [None]
-    up = [x for x in launches(lambda: forward(leaves, experts)) if x.arguments.get("ACTIVATION") == "gelu"]
+    up = [
+        x
+        for x in launches(lambda: forward(leaves, experts))
+        if x.arguments.get("ACTIVATION") == "gelu"
+    ]
     assert [x.arguments["hidden"].shape for x in up] == [(T * K, F)]
 
 
 def test_weights_are_read_where_they_lie(device):
-    """As gpt-oss has them: transposed, gate and up in turns. They are gigabytes, so no kernel may get a copy."""
+    """As gpt-oss has them: transposed, gate and up in turns. They are gigabytes, so no kernel may
+    get a copy."""
     leaves, experts = layer(device, biases=False)
-    stored = {"w_in": torch.randn(E, D, 2 * F, device=device), "w_out": torch.randn(E, F, D, device=device)}
+    stored = {
+        "w_in": torch.randn(E, D, 2 * F, device=device),
+        "w_out": torch.randn(E, F, D, device=device),
+    }
     leaves |= {name: weight.mT.requires_grad_() for name, weight in stored.items()}
 
     def run():
@@ -91,7 +106,10 @@ def test_weights_are_read_where_they_lie(device):
 def test_each_demand_runs_its_own_kernels(device, wanted):
     leaves, experts = layer(device)
     loss = forward(leaves, experts).sum()
-    assert count(lambda: torch.autograd.grad(loss, [leaves[name] for name in wanted.split()])) == BACKWARD[wanted]
+    assert (
+        count(lambda: torch.autograd.grad(loss, [leaves[name] for name in wanted.split()]))
+        == BACKWARD[wanted]
+    )
 
 
 @pytest.mark.parametrize("wanted", BACKWARD)
@@ -130,7 +148,12 @@ def test_frozen_and_trainable_weights_run_the_same_and_give_the_same_bits(device
         loss = forward(leaves, experts).square().sum()
         grads = []
         assert (
-            count(lambda loss=loss, leaves=leaves, grads=grads: grads.extend(torch.autograd.grad(loss, [leaves["x"]]))) == INPUT
+            count(
+                lambda loss=loss, leaves=leaves, grads=grads: grads.extend(
+                    torch.autograd.grad(loss, [leaves["x"]])
+                )
+            )
+            == INPUT
         )
         found.append(grads[0])
     assert torch.equal(*found)
@@ -154,9 +177,15 @@ def module_gradient(device, training, frozen):
 
 def test_train_and_eval_frozen_or_not_run_the_same_and_give_the_same_bits(device):
     (launched, grad), *others = (
-        module_gradient(device, training, frozen) for training in (True, False) for frozen in (True, False)
+        module_gradient(device, training, frozen)
+        for training in (True, False)
+        for frozen in (True, False)
     )
-    assert launched["hidden_gradient"] == 1 and "weight_gradient" not in launched and "expert_sum" not in launched
+    assert (
+        launched["hidden_gradient"] == 1
+        and "weight_gradient" not in launched
+        and "expert_sum" not in launched
+    )
     for other_launched, other_grad in others:
         assert other_launched == launched
         assert torch.equal(grad, other_grad)
@@ -168,12 +197,17 @@ class Doubled(torch.nn.Module):
 
 
 def parametrized(device):
-    module = torch.nn.ParameterDict({"w_in": torch.randn(E, F, D), "w_out": torch.randn(E, D, F)}).to(device)
+    module = torch.nn.ParameterDict(
+        {"w_in": torch.randn(E, F, D), "w_out": torch.randn(E, D, F)}
+    ).to(device)
     holder = torch.nn.Module()
     holder.w_in, holder.w_out = module["w_in"], module["w_out"]
     for name in ("w_in", "w_out"):
         torch.nn.utils.parametrize.register_parametrization(holder, name, Doubled())
-    return lambda: (holder.w_in, holder.w_out), [holder.parametrizations.w_in.original, holder.parametrizations.w_out.original]
+    return lambda: (holder.w_in, holder.w_out), [
+        holder.parametrizations.w_in.original,
+        holder.parametrizations.w_out.original,
+    ]
 
 
 def views(device):
@@ -202,13 +236,16 @@ def test_demand_reaches_through_whatever_made_the_weights(device, weights):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_layers_follow_demand(device, reentrant):
-    leaves, experts = layer(device, weights_grad=not reentrant, biases=False)  # a reentrant one asks for all that requires grad
+    # a reentrant one asks for all that requires grad
+    leaves, experts = layer(device, weights_grad=not reentrant, biases=False)
 
     def run(x):
         return forward(leaves | {"x": x}, experts)
 
     loss = checkpoint(run, leaves["x"], use_reentrant=reentrant).sum()
-    launched = count(lambda: loss.backward() if reentrant else torch.autograd.grad(loss, [leaves["x"]]))
+    launched = count(
+        lambda: loss.backward() if reentrant else torch.autograd.grad(loss, [leaves["x"]])
+    )
     again = FORWARD | {"hidden_gradient": 1, "grouped_matmul": 3, "gather_sum": 2}
     assert launched == again | ({"gate_gradient": 1} if reentrant else {})
 
@@ -250,7 +287,9 @@ def test_pre_activations_live_on_unless_they_are_recomputed(device, recompute):
     with observe() as seen:
         y = forward(leaves, experts, recompute=recompute)
     (hidden,) = [
-        StorageWeakRef(x.arguments["hidden"].untyped_storage()) for x in seen if x.arguments.get("ACTIVATION") == "gelu"
+        StorageWeakRef(x.arguments["hidden"].untyped_storage())
+        for x in seen
+        if x.arguments.get("ACTIVATION") == "gelu"
     ]
     seen.clear()
     assert hidden.expired() == recompute

@@ -1,4 +1,5 @@
-"""Counting sort of the choices and the cut into tiles: exact, whatever the sizes. All on poisoned memory."""
+"""Counting sort of the choices and the cut into tiles: exact, whatever the sizes. All on poisoned
+memory."""
 
 import contract
 import pytest
@@ -22,17 +23,23 @@ def check_plan(experts, num_experts, device):
     with contract.poisoned(), observe() as launches:
         got = dispatch.plan(experts.to(device), num_experts)
     assert len(launches) == (3 if experts.numel() else 0)
-    top_k, flat = experts.shape[1], [e if 0 <= e < num_experts else num_experts for e in experts.flatten().tolist()]
+    top_k, flat = (
+        experts.shape[1],
+        [e if 0 <= e < num_experts else num_experts for e in experts.flatten().tolist()],
+    )
     order = sorted(range(len(flat)), key=flat.__getitem__)  # Python's sort is stable
     place = {choice: row for row, choice in enumerate(order)}
     offsets, row_token, row_slot, slot_row, tiles = (t.tolist() for t in got)
     assert tiles == [[], []]
-    counts = torch.bincount(torch.tensor(flat, dtype=torch.long), minlength=num_experts)[:num_experts]
+    counts = torch.bincount(torch.tensor(flat, dtype=torch.long), minlength=num_experts)[
+        :num_experts
+    ]
     assert offsets == [0, *counts.cumsum(0).tolist()]
     assert row_token == [choice // top_k for choice in order]
     assert row_slot == [choice % top_k for choice in order]
     assert slot_row == [
-        [place[t * top_k + k] if flat[t * top_k + k] < num_experts else -1 for k in range(top_k)] for t in range(len(experts))
+        [place[t * top_k + k] if flat[t * top_k + k] < num_experts else -1 for k in range(top_k)]
+        for t in range(len(experts))
     ]
     assert all(t.dtype == torch.int32 for t in got)
 
@@ -40,11 +47,19 @@ def check_plan(experts, num_experts, device):
 @st.composite
 def choices(draw):
     """(experts (T, K), E): sentinels, and now and then one expert that takes nearly all."""
-    num_experts, tokens, top_k = draw(st.integers(1, 70)), draw(st.integers(0, 120)), draw(st.integers(1, 5))
+    num_experts, tokens, top_k = (
+        draw(st.integers(1, 70)),
+        draw(st.integers(0, 120)),
+        draw(st.integers(1, 5)),
+    )
     torch.manual_seed(draw(st.integers(0, 999)))
-    experts = torch.randint(0, num_experts + 1, (tokens, top_k), dtype=draw(st.sampled_from([torch.int32, torch.int64])))
+    experts = torch.randint(
+        0, num_experts + 1, (tokens, top_k), dtype=draw(st.sampled_from([torch.int32, torch.int64]))
+    )
     taken = draw(st.sampled_from([None, 0, num_experts - 1, num_experts]))
-    return experts if taken is None else experts.masked_fill(torch.rand(tokens, top_k) < 0.95, taken), num_experts
+    return experts if taken is None else experts.masked_fill(
+        torch.rand(tokens, top_k) < 0.95, taken
+    ), num_experts
 
 
 @quick
@@ -92,7 +107,11 @@ def test_public_plan_takes_the_kernels_and_repeats(device):
     experts = torch.randint(0, 9, (50, 3), device=device)
     with observe() as launches:
         first = plan_dispatch(experts, 8)
-    assert [seen.kernel.fn.__name__ for seen in launches] == ["count_kernel", "scan_kernel", "place_kernel"]
+    assert [seen.kernel.fn.__name__ for seen in launches] == [
+        "count_kernel",
+        "scan_kernel",
+        "place_kernel",
+    ]
     assert all(torch.equal(a, b) for a, b in zip(first, plan_dispatch(experts, 8), strict=True))
 
 
@@ -125,9 +144,17 @@ def test_more_experts_than_segments_and_the_other_way_round(device, tokens, num_
 @st.composite
 def splits(draw):
     """(offsets, rows, dtype): rows past the last offset belong to dropped choices."""
-    counts = draw(st.lists(st.sampled_from([0, 0, 1, 15, 16, 17, 31, 32, 33, 64, 200]), min_size=1, max_size=12))
+    counts = draw(
+        st.lists(
+            st.sampled_from([0, 0, 1, 15, 16, 17, 31, 32, 33, 64, 200]), min_size=1, max_size=12
+        )
+    )
     offsets = torch.tensor([0, *counts]).cumsum(0).int()
-    return offsets, int(offsets[-1]) + draw(st.sampled_from([0, 1, 40])), draw(st.sampled_from([torch.float32, torch.float16]))
+    return (
+        offsets,
+        int(offsets[-1]) + draw(st.sampled_from([0, 1, 40])),
+        draw(st.sampled_from([torch.float32, torch.float16])),
+    )
 
 
 @quick
@@ -142,7 +169,10 @@ def test_tiles_cover_each_row_once_and_hold_one_expert(device, case):
     covered = []
     for expert, first in zip(*tiles, strict=True):
         if expert >= 0:
-            assert bounds[expert] <= first < bounds[expert + 1] and (first - bounds[expert]) % length == 0
+            assert (
+                bounds[expert] <= first < bounds[expert + 1]
+                and (first - bounds[expert]) % length == 0
+            )
             covered += range(first, min(first + length, bounds[expert + 1]))
     assert covered == list(range(num_rows))
     used = [expert for expert in tiles[0] if expert >= 0]

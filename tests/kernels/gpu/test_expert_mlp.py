@@ -1,4 +1,5 @@
-"""Numbers of the expert on Triton kernels: y and every gradient against float64. What is compared is computed on poisoned memory."""
+"""Numbers of the expert on Triton kernels: y and every gradient against float64. What is compared
+is computed on poisoned memory."""
 
 import contract
 import inexact
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from ironmoe.kernels import ACTIVATIONS, Routing
 
 # The interpreter's numpy: exp of large numbers, and an index of one element.
-pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning", "ignore:.*:DeprecationWarning:triton.runtime.interpreter")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*:RuntimeWarning", "ignore:.*:DeprecationWarning:triton.runtime.interpreter"
+)
 quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 INTERLEAVED = "clamped_swiglu_interleaved"
 KINKS = {
@@ -24,7 +27,9 @@ WITHOUT_BIAS = ("relu", "clamped_swiglu", "limited_swiglu", INTERLEAVED)
 
 
 def layer(tokens, dim, hidden, num_experts, dtype=torch.float32, act="relu", bias=True):
-    leaves = contract.oracle.layer(tokens, dim, hidden, num_experts, dtype, ACTIVATIONS[act].gated, bias)
+    leaves = contract.oracle.layer(
+        tokens, dim, hidden, num_experts, dtype, ACTIVATIONS[act].gated, bias
+    )
     return {name: leaf.detach() for name, leaf in leaves.items()}
 
 
@@ -36,20 +41,27 @@ def results(device, leaves, routing, act="relu", dy=None):
     return contract.mlp_results(leaves, gates.requires_grad_(), experts, act, dy)
 
 
-@pytest.mark.parametrize(("act", "bias"), [*((act, True) for act in ACTIVATIONS), *((act, False) for act in WITHOUT_BIAS)])
+@pytest.mark.parametrize(
+    ("act", "bias"),
+    [*((act, True) for act in ACTIVATIONS), *((act, False) for act in WITHOUT_BIAS)],
+)
 @pytest.mark.parametrize(("dtype", "precision"), contract.SETTINGS)
 def test_error_is_at_most_twice_that_of_plain_torch(device, dtype, precision, act, bias):
     """Sizes that fill no block, a quarter of the choices dropped, units large enough to be cut."""
     leaves = layer(24, 33, 41, 3, dtype, act, bias)
     leaves["x"] *= 4 if act == "limited_swiglu" else 3
-    contract.check_mlp(device, leaves, contract.choose(24, 3, 2, drop=0.25), act, precision, slack=0.5)
+    contract.check_mlp(
+        device, leaves, contract.choose(24, 3, 2, drop=0.25), act, precision, slack=0.5
+    )
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_unit_and_slope_from_minus_40_to_40_and_at_the_kinks(device, act):
     """One expert that is the identity: H is x, so y is the unit and dX its slope."""
     gated = ACTIVATIONS[act].gated
-    h = torch.cat([torch.linspace(-40, 40, 13 if gated else 161), torch.tensor(KINKS.get(act, [0.0]))])
+    h = torch.cat(
+        [torch.linspace(-40, 40, 13 if gated else 161), torch.tensor(KINKS.get(act, [0.0]))]
+    )
     hidden = torch.cartesian_prod(h, h) if gated else h.view(-1, 1)
     wide = hidden.shape[1]
     leaves = {
@@ -57,10 +69,19 @@ def test_unit_and_slope_from_minus_40_to_40_and_at_the_kinks(device, act):
         "w_in": torch.eye(wide, 4)[None],
         "w_out": torch.eye(4, 1)[None],
     }
-    got = results(device, leaves, Routing(torch.ones(len(hidden), 1), torch.zeros(len(hidden), 1, dtype=torch.int32)), act)
+    got = results(
+        device,
+        leaves,
+        Routing(torch.ones(len(hidden), 1), torch.zeros(len(hidden), 1, dtype=torch.int32)),
+        act,
+    )
     hidden = hidden.double()
-    exact = ACTIVATIONS[act].value(hidden), ACTIVATIONS[act].backward(torch.ones(len(hidden), 1).double(), hidden)
-    # A GPU computes a sigmoid from an exponential and a quotient, each up to 2^-22 off (``inexact``).
+    exact = (
+        ACTIVATIONS[act].value(hidden),
+        ACTIVATIONS[act].backward(torch.ones(len(hidden), 1).double(), hidden),
+    )
+    # A GPU computes a sigmoid from an exponential and a quotient, each up to 2^-22 off
+    # (``inexact``).
     allowed = 5e-7 * hidden.abs().clamp_min(1).prod(1, keepdim=True)
     for ours, unit_or_slope in zip((got["y"][:, :1], got["x"][:, :wide]), exact, strict=True):
         error = (ours.cpu().double() - unit_or_slope).abs()
@@ -109,12 +130,18 @@ def test_one_expert_takes_all(device, taken):
 def small_integers(draw):
     """(leaves, routing): no sum leaves what float16 holds exactly, so nothing rounds."""
     num_experts = draw(st.integers(1, 9))
-    tokens, dim, hidden = draw(st.integers(0, 20)), draw(st.integers(1, 20)), draw(st.integers(1, 40))
+    tokens, dim, hidden = (
+        draw(st.integers(0, 20)),
+        draw(st.integers(1, 20)),
+        draw(st.integers(1, 40)),
+    )
     torch.manual_seed(draw(st.integers(0, 99)))
     leaves = layer(tokens, dim, hidden, num_experts, bias=draw(st.booleans()))
     dtype = draw(st.sampled_from([torch.float32, torch.float16]))
     leaves = {name: torch.randint(-1, 2, leaf.shape).to(dtype) for name, leaf in leaves.items()}
-    gates, experts = contract.choose(tokens, num_experts, draw(st.integers(1, num_experts)), draw(st.sampled_from([0.0, 0.5])))
+    gates, experts = contract.choose(
+        tokens, num_experts, draw(st.integers(1, num_experts)), draw(st.sampled_from([0.0, 0.5]))
+    )
     return leaves, Routing((2 * gates).ceil() / 2, experts)
 
 
@@ -141,7 +168,8 @@ def test_any_shape_is_exact_in_small_integers(device, case):
     ],
 )
 def test_widest_configurations_of_every_chip(device, chip, dtype, act):
-    """With and without the copy engine, the epilogue in 1 to 8 parts; whole blocks, and the rest of one."""
+    """With and without the copy engine, the epilogue in 1 to 8 parts; whole blocks, and the rest of
+    one."""
     leaves = layer(66, 72, 136, 2, dtype, act)
     with contract.chip_or_skip(chip, leaves["x"].to(device)):
         contract.check_mlp(device, leaves, contract.choose(66, 2, 2, drop=0.02), act)
@@ -161,17 +189,23 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize(("dtype", "act"), [(torch.float32, "swiglu"), (torch.float16, "relu"), (torch.float16, INTERLEAVED)])
+@pytest.mark.parametrize(
+    ("dtype", "act"),
+    [(torch.float32, "swiglu"), (torch.float16, "relu"), (torch.float16, INTERLEAVED)],
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_inputs_of_any_layout(device, layout, act, dtype):
-    """x, weights, biases and dy as views. NaN around them must not be read, not even to be multiplied by 0."""
+    """x, weights, biases and dy as views. NaN around them must not be read, not even to be
+    multiplied by 0."""
 
     def lay(name, tensor):
         laid = LAYOUTS[layout](tensor)
         assert torch.equal(laid, tensor) and not laid.is_contiguous()
         return laid
 
-    contract.check_mlp(device, layer(20, 24, 40, 3, dtype, act), contract.choose(20, 3, 2, 0.2), act, lay=lay)
+    contract.check_mlp(
+        device, layer(20, 24, 40, 3, dtype, act), contract.choose(20, 3, 2, 0.2), act, lay=lay
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 1, (0, 1)])
@@ -189,7 +223,8 @@ def test_zero_strides(device, axis):
 
 
 def test_gate_gradient_does_not_depend_on_the_gates(device):
-    """Taken before gating, so that a gate of 0 has the right one: not 0, and no quotient of zeros."""
+    """Taken before gating, so that a gate of 0 has the right one: not 0, and no quotient of
+    zeros."""
     leaves, (gates, experts) = layer(20, 12, 24, 3, act="swiglu"), contract.choose(20, 3, 2)
     dy = torch.randn(20, 12)
     some = gates.masked_fill(torch.rand(20, 2) < 0.5, 0)
@@ -215,15 +250,21 @@ def test_dropped_choices_give_nothing_and_their_gates_are_not_read(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_token_does_not_depend_on_the_others(device, dtype, monkeypatch):
-    """Its y, dX and gate gradient keep their bits in another order and in a smaller batch: the blocks are the same."""
+    """Its y, dX and gate gradient keep their bits in another order and in a smaller batch: the
+    blocks are the same."""
     monkeypatch.setattr("numpy.matmul", contract.dot_row_by_row)
-    leaves, (gates, experts) = layer(64, 36, 70, 3, dtype, "swiglu"), contract.choose(64, 3, 2, drop=0.1)
+    leaves, (gates, experts) = (
+        layer(64, 36, 70, 3, dtype, "swiglu"),
+        contract.choose(64, 3, 2, drop=0.1),
+    )
     dy = torch.randn(64, 36).to(dtype)
     whole = results(device, leaves, Routing(gates, experts), "swiglu", dy)
     for chosen in (torch.randperm(64), torch.randperm(64)[:50]):
         fewer = leaves | {"x": leaves["x"][chosen]}
         part = results(device, fewer, Routing(gates[chosen], experts[chosen]), "swiglu", dy[chosen])
-        assert all(torch.equal(part[name].cpu(), whole[name].cpu()[chosen]) for name in ("y", "x", "gates"))
+        assert all(
+            torch.equal(part[name].cpu(), whole[name].cpu()[chosen]) for name in ("y", "x", "gates")
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -233,7 +274,9 @@ def test_runs_repeat_their_bits_and_frozen_weights_change_none(device, dtype):
     assert all(torch.equal(first[name], second[name]) for name in first)
     x = leaves["x"].to(device).requires_grad_()
     rest = {name: leaves[name].to(device) for name in ("w_in", "w_out", "b_in", "b_out")}
-    y = contract.expert_mlp(x, routing=Routing(*(t.to(device) for t in routing)), activation="swiglu", **rest)
+    y = contract.expert_mlp(
+        x, routing=Routing(*(t.to(device) for t in routing)), activation="swiglu", **rest
+    )
     assert torch.equal(y, first["y"])
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], first["x"])
 

@@ -1,4 +1,5 @@
-"""Addresses beyond 2³¹ elements. The memory in between is never touched, so on CPU it costs nothing; a GPU needs 7 GB."""
+"""Addresses beyond 2³¹ elements. The memory in between is never touched, so on CPU it costs
+nothing; a GPU needs 7 GB."""
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ def loads(request, device):
     chip = chip_of(torch.empty(0, device=device))
     if request.param == "TMA" and not chip.tma:
         pytest.skip(f"{chip.name} has no TMA")
-    with assume(chip if request.param == "TMA" else CHIPS["sm_80"]._replace(processors=chip.processors)):
+    with assume(
+        chip if request.param == "TMA" else CHIPS["sm_80"]._replace(processors=chip.processors)
+    ):
         yield device
 
 
@@ -60,7 +63,8 @@ def test_combine_gives_the_same_bits(device):
 
 
 def test_top_k_gives_the_same(device):
-    """Strides that are multiples of 16 are compiled for themselves, which may round differently in the last places."""
+    """Strides that are multiples of 16 are compiled for themselves, which may round differently in
+    the last places."""
     logits = torch.randn(5, 8).half().to(device)
     found = []
     for leaf in (logits, far_apart(logits), far_apart(logits.t().contiguous()).t()):

@@ -22,7 +22,8 @@ ROWS = {64: 50, 128: 150}  # rows a tile: rows of each of the two experts
 
 
 def routing(rows):
-    """Both experts take every token, so each has ``rows`` rows: more than a tile, not a multiple."""
+    """Both experts take every token, so each has ``rows`` rows: more than a tile, not a
+    multiple."""
     gates, experts = torch.rand(rows, 2), torch.tensor([[0, 1]], dtype=torch.int32).expand(rows, 2)
     return Routing(gates, experts.contiguous())
 
@@ -41,7 +42,8 @@ def test_error_is_at_most_twice_that_of_plain_torch(device, dtype, hidden, act):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("rows", ROWS)
 def test_no_bit_depends_on_the_order_of_programs(device, rows, transposed, act):
-    """Two programs that write the same place show in the other order. Weights lie both ways in memory."""
+    """Two programs that write the same place show in the other order. Weights lie both ways in
+    memory."""
     hidden, dtype = 192, torch.float16
     plan = plan_dispatch(routing(ROWS[rows]).experts.to(device), 2)
     assert rows_per_tile(2 * ROWS[rows], 2, dtype) == rows

@@ -41,7 +41,9 @@ def products(counts, dim, hidden, act, dtype=torch.float16, transposed=False, to
     choices.
     """
     experts = torch.cat([torch.full((n,), e) for e, n in enumerate([*counts, 2])]).int()
-    experts = torch.nn.functional.pad(experts, (0, -len(experts) % top_k), value=len(counts)).view(-1, top_k)
+    experts = torch.nn.functional.pad(experts, (0, -len(experts) % top_k), value=len(counts)).view(
+        -1, top_k
+    )
     wide = 2 * hidden if ACTIVATIONS[act].gated else hidden
     x, dy, gates = (torch.randn(len(experts), n) for n in (dim, dim, top_k))
     w_in, w_out = torch.randn(len(counts), wide, dim), torch.randn(len(counts), dim, hidden)
@@ -53,11 +55,17 @@ def products(counts, dim, hidden, act, dtype=torch.float16, transposed=False, to
     offsets, row_token, row_slot, slot_row, _ = dispatch.plan(experts, len(counts))
     tiles = dispatch.plan_tiles(offsets, experts.numel(), dtype)
     plan = offsets, row_token, row_slot, slot_row, tiles
-    kept, units = grouped_matmul.grouped_matmul(x, w_in, b_in, offsets, tiles, row_token, act, True, "ieee")
+    kept, units = grouped_matmul.grouped_matmul(
+        x, w_in, b_in, offsets, tiles, row_token, act, True, "ieee"
+    )
     grouped_matmul.grouped_matmul(x, w_in, b_in, offsets, tiles, row_token, act, False, "ieee")
-    rows, _ = grouped_matmul.grouped_matmul(units, w_out, b_out, offsets, tiles, None, "none", True, "ieee")
+    rows, _ = grouped_matmul.grouped_matmul(
+        units, w_out, b_out, offsets, tiles, None, "none", True, "ieee"
+    )
     combine.combine(rows, gates, slot_row)
-    hidden_gradient.hidden_gradient(dy, gates, w_out, b_out, kept, *plan, act, "ieee", True, True, True)
+    hidden_gradient.hidden_gradient(
+        dy, gates, w_out, b_out, kept, *plan, act, "ieee", True, True, True
+    )
     grouped_matmul.grouped_matmul(kept, w_in.mT, None, offsets, tiles, None, "none", True, "ieee")
     weight_gradient.weight_gradient(kept, None, x, row_token, offsets, "ieee")
     weight_gradient.weight_gradient(dy, row_token, units, None, offsets, "ieee")
@@ -95,7 +103,9 @@ def test_products_of_wide_tiles(device, act, hidden):
     products([130, 0, 140], 48, hidden, act, transposed=hidden == 192)
 
 
-@pytest.mark.parametrize(("chip", "act"), [("sm_80", "swiglu"), ("sm_100", "swiglu"), ("sm_90", INTERLEAVED)])
+@pytest.mark.parametrize(
+    ("chip", "act"), [("sm_80", "swiglu"), ("sm_100", "swiglu"), ("sm_90", INTERLEAVED)]
+)
 def test_products_of_every_chip(device, chip, act):
     with assume(CHIPS[chip]._replace(processors=INTERPRETER.processors)):
         products([70, 128], 32, 192, act)
@@ -147,7 +157,11 @@ def test_no_kernel_is_forgotten(device):
     package, launched = import_module("ironmoe.kernels.gpu"), set()
     for info in pkgutil.iter_modules(package.__path__):
         tree = ast.parse(inspect.getsource(import_module(f"ironmoe.kernels.gpu.{info.name}")))
-        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
+        calls = (
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        )
         launched |= {ast.unparse(call.args[0]) for call in calls if call.func.id == "launch"}
     with observe() as launches:
         products([3, 4], 8, 8, "swiglu")

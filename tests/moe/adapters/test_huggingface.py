@@ -40,12 +40,20 @@ def output(model, ids=IDS, **options):
 def passes(model):
     """Output, gradient of the embeddings and of all weights, for one loss."""
     embeds = []
-    hook = model.get_input_embeddings().register_forward_hook(lambda _m, _a, out: embeds.append(out) or out.retain_grad())
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _m, _a, out: embeds.append(out) or out.retain_grad()
+    )
     model.zero_grad()
     y = output(model)
     hook.remove()
-    (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)).sum().backward()
-    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    (
+        y * torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    ).sum().backward()
+    grads = {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     return {"output": y.detach(), "embeddings": embeds[0].grad, **grads}
 
 
@@ -53,7 +61,9 @@ def passes(model):
 def test_family_gives_the_eager_values_and_gradients_of_everything(name):
     model = build(name)
     ours = patched(model)
-    assert {module._ironmoe_activation for module in ours.modules() if is_experts(module)} == {FAMILIES[name].activation}
+    assert {module._ironmoe_activation for module in ours.modules() if is_experts(module)} == {
+        FAMILIES[name].activation
+    }
     exact = passes(copy.deepcopy(model).double())
     assert_as_exact(passes(ours), [passes(model), passes(running(model, "batched_mm"))], exact)
 
@@ -65,7 +75,9 @@ def test_family_with_experts_of_its_own_keeps_them_and_says_so_once(name):
         "muse_spark": "it normalises what each expert gives",
         "inkling2": "ironmoe has no activation like its _apply_gate",
     }
-    with pytest.warns(UserWarning, match=f"Experts keeps the eager experts of transformers: {reason[name]}") as caught:
+    with pytest.warns(
+        UserWarning, match=f"Experts keeps the eager experts of transformers: {reason[name]}"
+    ) as caught:
         ours = patch(copy.deepcopy(model))
     assert len(caught) == 1 < len(list(expert_sites(model)))
     for name, tensor in passes(model).items():
@@ -96,7 +108,11 @@ def test_family_is_saved_without_a_trace_and_can_be_patched_again(name, tmp_path
     model.save_pretrained(tmp_path)
     assert "ironmoe" not in (tmp_path / "config.json").read_text()
     reloaded = type(model).from_pretrained(tmp_path)
-    assert all(module.config._experts_implementation != "ironmoe" for module in reloaded.modules() if is_experts(module))
+    assert all(
+        module.config._experts_implementation != "ironmoe"
+        for module in reloaded.modules()
+        if is_experts(module)
+    )
     selected = type(model).from_pretrained(tmp_path, experts_implementation="ironmoe")
     for again in (patch(reloaded), selected):
         torch.testing.assert_close(output(again), output(model), rtol=1e-4, atol=1e-4)
@@ -111,19 +127,24 @@ def test_family_still_gives_router_logits_and_auxiliary_loss(name):
     eager = model(input_ids=IDS, output_router_logits=True)
     ours = patch(model)(input_ids=IDS, output_router_logits=True)
     assert eager.keys() == ours.keys()
-    for theirs, logits in zip(eager.get("router_logits") or (), ours.get("router_logits") or (), strict=True):
+    for theirs, logits in zip(
+        eager.get("router_logits") or (), ours.get("router_logits") or (), strict=True
+    ):
         torch.testing.assert_close(logits, theirs, rtol=1e-3, atol=1e-3)
     if eager.get("aux_loss") is not None:
         torch.testing.assert_close(ours.aux_loss, eager.aux_loss, rtol=1e-4, atol=1e-4)
 
 
 def selected_by(scores, router):
-    """The two experts of each token, out of the group whose best two have the largest sum if the router has groups."""
+    """The two experts of each token, out of the group whose best two have the largest sum if the
+    router has groups."""
     groups = getattr(router, "num_group", None) or 1
     if groups > 1 and getattr(router, "topk_method", "") != "greedy":
         grouped = scores.unflatten(1, (groups, -1))
         best = grouped.topk(2).values.sum(-1).argmax(1, keepdim=True)
-        scores = grouped.masked_fill(torch.arange(groups)[:, None] != best[..., None], -torch.inf).flatten(1)
+        scores = grouped.masked_fill(
+            torch.arange(groups)[:, None] != best[..., None], -torch.inf
+        ).flatten(1)
     return scores.topk(hf_families.TOP_K).indices.sort().values
 
 
@@ -133,12 +154,21 @@ def selected_by(scores, router):
 def test_router_logits_are_those_the_family_routes_by(name, is_patched):
     model, score = build(name), FAMILIES[name].score
     sites = list(expert_sites(patch(model) if is_patched else model))
-    assert sites and [s.name for s in sites] == [n for n, module in model.named_modules() if is_experts(module)]
+    assert sites and [s.name for s in sites] == [
+        n for n, module in model.named_modules() if is_experts(module)
+    ]
     calls = {}
     for site in sites:
-        assert model.get_submodule(site.name) is site.experts and site.num_experts == hf_families.EXPERTS
-        site.router.register_forward_hook(lambda _m, _a, out, site=site: calls.update({site.name: [out]}))
-        site.experts.register_forward_pre_hook(lambda _m, args, site=site: calls[site.name].append(args))
+        assert (
+            model.get_submodule(site.name) is site.experts
+            and site.num_experts == hf_families.EXPERTS
+        )
+        site.router.register_forward_hook(
+            lambda _m, _a, out, site=site: calls.update({site.name: [out]})
+        )
+        site.experts.register_forward_pre_hook(
+            lambda _m, args, site=site: calls[site.name].append(args)
+        )
     output(model)
     for site in (site for site in sites if site.name in calls):
         returned, (_, chosen, gates) = calls[site.name]
@@ -155,12 +185,18 @@ def test_router_logits_are_those_the_family_routes_by(name, is_patched):
         }[score](logits)
         if score:
             kept = scores.gather(1, chosen)
-            torch.testing.assert_close(gates / gates.sum(1, keepdim=True), kept / kept.sum(1, keepdim=True))
+            torch.testing.assert_close(
+                gates / gates.sum(1, keepdim=True), kept / kept.sum(1, keepdim=True)
+            )
         if "Hash" in type(site.router).__name__:  # chooses by token id
             continue
         block = model.get_submodule(site.name.rpartition(".")[0])
         tensors = chain(block.named_parameters(), block.named_buffers())
-        biases = [tensor for key, tensor in tensors if key.endswith(("e_score_correction_bias", "expert_bias"))]
+        biases = [
+            tensor
+            for key, tensor in tensors
+            if key.endswith(("e_score_correction_bias", "expert_bias"))
+        ]
         scores = sum(biases, start=logits if name == "kolibri1" else scores)
         assert torch.equal(selected_by(scores, site.router), chosen.sort().values)
     assert calls
@@ -168,9 +204,21 @@ def test_router_logits_are_those_the_family_routes_by(name, is_patched):
 
 def test_router_logits_are_found_by_form():
     logits, index = torch.randn(5, 4), torch.zeros(5, 2, dtype=torch.int64)
-    for returned in (logits, (logits, logits[:, :2], index), (index, logits[:, :2], logits), logits.view(1, 5, 4)):
+    for returned in (
+        logits,
+        (logits, logits[:, :2], index),
+        (index, logits[:, :2], logits),
+        logits.view(1, 5, 4),
+    ):
         assert torch.equal(router_logits(returned, 4), logits)
-    for returned in (logits.softmax(-1), (logits.softmax(-1), logits, index), (index,), (), torch.randn(5, 3), torch.randn(4)):
+    for returned in (
+        logits.softmax(-1),
+        (logits.softmax(-1), logits, index),
+        (index,),
+        (),
+        torch.randn(5, 3),
+        torch.randn(4),
+    ):
         assert router_logits(returned, 4) is None
     assert router_logits(logits[:0], 4).shape == (0, 4)
 
@@ -183,7 +231,11 @@ class Wrapper(nn.Module):
         self.base_layer = base_layer
 
     def __getattr__(self, name):
-        return super().__getattr__(name) if name in ("base_layer", "_modules") else getattr(self.base_layer, name)
+        return (
+            super().__getattr__(name)
+            if name in ("base_layer", "_modules")
+            else getattr(self.base_layer, name)
+        )
 
 
 def test_sites_are_found_behind_wrappers_and_only_with_routers_of_their_own_block():
@@ -212,7 +264,9 @@ def test_gradient_checkpointing_changes_nothing():
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize(("name", "first_call"), [("mixtral", "patched"), ("gpt_oss", "registered")])
+@pytest.mark.parametrize(
+    ("name", "first_call"), [("mixtral", "patched"), ("gpt_oss", "registered")]
+)
 def test_compiles_without_graph_breaks_where_eager_experts_cannot(name, first_call):
     model = build(name)
     model.requires_grad_(False)
@@ -222,7 +276,9 @@ def test_compiles_without_graph_breaks_where_eager_experts_cannot(name, first_ca
     register()
     ours = patched(model) if first_call == "patched" else running(model, "ironmoe")
     compiled = torch.compile(ours, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(input_ids=IDS, use_cache=False).logits, output(model), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        compiled(input_ids=IDS, use_cache=False).logits, output(model), rtol=1e-4, atol=1e-4
+    )
     assert ours.model.layers[0].mlp.experts._ironmoe_activation == FAMILIES[name].activation
     torch.compiler.reset()
 
@@ -230,12 +286,15 @@ def test_compiles_without_graph_breaks_where_eager_experts_cannot(name, first_ca
 def test_patch_selects_once_and_unpatch_restores_config_by_config():
     text = {**hf_families.BASE, **hf_families.NUMBERED}
     vision = {
-        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4,
+        "out_hidden_size": 32,
         "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
     }  # fmt: skip
     config = transformers.Qwen3VLMoeConfig(text_config=text, vision_config=vision)
     model = transformers.Qwen3VLMoeForConditionalGeneration(config)
-    model.set_experts_implementation({"": "eager", "text_config": "batched_mm", "vision_config": "grouped_mm"})
+    model.set_experts_implementation(
+        {"": "eager", "text_config": "batched_mm", "vision_config": "grouped_mm"}
+    )
     before = model.get_experts_implementation()
     keys = set(model.state_dict())
     assert patch(model) is model and patch(model) is model
@@ -248,15 +307,25 @@ def test_patch_selects_once_and_unpatch_restores_config_by_config():
     model.set_experts_implementation({"text_config": "grouped_mm"})
     patch(model)
     assert unpatch(model).get_experts_implementation() == {**before, "text_config": "grouped_mm"}
-    with pytest.raises(ValueError, match="must have been patched, got a Qwen3VLMoeForConditionalGeneration"):
+    with pytest.raises(
+        ValueError, match="must have been patched, got a Qwen3VLMoeForConditionalGeneration"
+    ):
         unpatch(model)
 
 
 def test_patch_reaches_configs_that_belong_to_one_layer():
-    """The layers of Dots 3's vision tower have configs of their own, which set_experts_implementation does not reach."""
+    """The layers of Dots 3's vision tower have configs of their own, which
+    set_experts_implementation does not reach."""
     dots = pytest.importorskip("transformers.models.dots3_note.modeling_dots3_note")
-    options = {**hf_families.BASE, "pyramid_num_routed": [4, 8], "moe_intermediate_size": 16, "adapter_in_dim": 32}
-    model = hf_families.lively(dots.Dots3NoteVisionModel(transformers.Dots3NoteVisionConfig(**options)))
+    options = {
+        **hf_families.BASE,
+        "pyramid_num_routed": [4, 8],
+        "moe_intermediate_size": 16,
+        "adapter_in_dim": 32,
+    }
+    model = hf_families.lively(
+        dots.Dots3NoteVisionModel(transformers.Dots3NoteVisionConfig(**options))
+    )
     before = [site.experts.config._experts_implementation for site in expert_sites(model)]
     ours = patched(model)
     sites = list(expert_sites(ours))
@@ -272,10 +341,13 @@ def test_patch_reaches_configs_that_belong_to_one_layer():
 
 
 def test_generate_on_a_gpu_does_not_switch_patched_experts():
-    """There it selects batched_mm wherever grouped_mm is selected, config by config, and those it does not list take the model's."""
+    """There it selects batched_mm wherever grouped_mm is selected, config by config, and those it
+    does not list take the model's."""
     model = patched(build("mixtral"))
     selected = model.get_experts_implementation()
-    model.set_experts_implementation({key: "batched_mm" if own == "grouped_mm" else own for key, own in selected.items()})
+    model.set_experts_implementation(
+        {key: "batched_mm" if own == "grouped_mm" else own for key, own in selected.items()}
+    )
     assert next(expert_sites(model)).experts.config._experts_implementation == "ironmoe"
 
 
@@ -285,10 +357,16 @@ def test_generate_on_a_gpu_does_not_switch_patched_experts():
 def test_models_without_experts_of_the_interface_are_refused():
     small = {**hf_families.BASE, "head_dim": 8}
     dense = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
-    with pytest.raises(ValueError, match="LlamaForCausalLM has no experts to patch; found no module named after experts"):
+    with pytest.raises(
+        ValueError,
+        match="LlamaForCausalLM has no experts to patch; found no module named after experts",
+    ):
         patch(dense)
     config = transformers.Llama4TextConfig(**small, num_local_experts=4, intermediate_size_mlp=24)
-    with pytest.raises(ValueError, match=r"Llama4ForCausalLM has no .* found Llama4TextExperts, Llama4TextMoe; supported are"):
+    with pytest.raises(
+        ValueError,
+        match=r"Llama4ForCausalLM has no .* found Llama4TextExperts, Llama4TextMoe; supported are",
+    ):
         patch(transformers.Llama4ForCausalLM(config))
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
         patch("mistralai/Mixtral-8x7B-v0.1")
@@ -300,7 +378,9 @@ def test_quantised_experts_are_refused():
     model = build("mixtral")
     replace_with_fp8_linear(model, quantization_config=transformers.FineGrainedFP8Config())
     with pytest.raises(
-        ValueError, match=r"quantised experts: model\.layers\.0\.mlp\.experts is a FP8Experts of torch\.float8_e4m3fn"
+        ValueError,
+        match=r"quantised experts: model\.layers\.0\.mlp\.experts is a FP8Experts of "
+        r"torch\.float8_e4m3fn",
     ):
         patch(model)
     assert "_ironmoe_before" not in vars(model)
@@ -308,7 +388,10 @@ def test_quantised_experts_are_refused():
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("transformers", "needs transformers 5.17 or newer"), ("transformers.integrations.moe", "has no experts interface")],
+    [
+        ("transformers", "needs transformers 5.17 or newer"),
+        ("transformers.integrations.moe", "has no experts interface"),
+    ],
 )
 def test_missing_or_old_transformers_is_named(monkeypatch, missing, message):
     monkeypatch.setitem(sys.modules, missing, None)

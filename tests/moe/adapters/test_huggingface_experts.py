@@ -12,7 +12,9 @@ from ironmoe.moe.adapters.huggingface_routing import expert_sites
 from ironmoe.moe.huggingface import patch, unpatch
 
 pytest.importorskip("transformers", minversion="5.17")
-use_experts_implementation = pytest.importorskip("transformers.integrations.moe").use_experts_implementation
+use_experts_implementation = pytest.importorskip(
+    "transformers.integrations.moe"
+).use_experts_implementation
 assert_as_exact, build, patched, running = (
     hf_families.assert_as_exact,
     hf_families.build,
@@ -33,7 +35,9 @@ def experts_of(name, dtype=torch.float32, **options):
 def routed(tokens=33, dtype=torch.float32, gate_dtype=None, dim=32, size=1.0):
     hidden = (size * torch.randn(tokens, dim)).to(dtype)
     index = (
-        torch.stack([torch.randperm(hf_families.EXPERTS)[:3] for _ in range(tokens)]) if tokens else torch.zeros(0, 3).long()
+        torch.stack([torch.randperm(hf_families.EXPERTS)[:3] for _ in range(tokens)])
+        if tokens
+        else torch.zeros(0, 3).long()
     )
     return hidden, index, torch.rand(tokens, 3).to(gate_dtype or dtype)
 
@@ -64,8 +68,12 @@ LAYOUTS = [
 def test_experts_far_beyond_their_limits(name):
     experts = experts_of(name)
     inputs = routed(size=3.0)
-    exact = module_passes(copy.deepcopy(experts).double(), inputs[0].double(), inputs[1], inputs[2].double())
-    eager, batched = (module_passes(running(experts, own), *inputs) for own in ("eager", "batched_mm"))
+    exact = module_passes(
+        copy.deepcopy(experts).double(), inputs[0].double(), inputs[1], inputs[2].double()
+    )
+    eager, batched = (
+        module_passes(running(experts, own), *inputs) for own in ("eager", "batched_mm")
+    )
     assert_as_exact(module_passes(patched(experts), *inputs), [eager, batched], exact)
 
 
@@ -73,10 +81,18 @@ def test_experts_far_beyond_their_limits(name):
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "nemotron_h"])
 def test_bfloat16_with_gates_of_either_dtype(name, gate_dtype):
     experts = experts_of(name, torch.bfloat16)
-    inputs = routed(dtype=torch.bfloat16, gate_dtype=gate_dtype, dim=experts.down_proj.shape[2 if experts.is_transposed else 1])
-    exact = module_passes(copy.deepcopy(experts).double(), inputs[0].double(), inputs[1], inputs[2].double())
+    inputs = routed(
+        dtype=torch.bfloat16,
+        gate_dtype=gate_dtype,
+        dim=experts.down_proj.shape[2 if experts.is_transposed else 1],
+    )
+    exact = module_passes(
+        copy.deepcopy(experts).double(), inputs[0].double(), inputs[1], inputs[2].double()
+    )
     eager, ours = module_passes(experts, *inputs), module_passes(patched(experts), *inputs)
-    assert {key: tensor.dtype for key, tensor in ours.items()} == {key: tensor.dtype for key, tensor in eager.items()}
+    assert {key: tensor.dtype for key, tensor in ours.items()} == {
+        key: tensor.dtype for key, tensor in eager.items()
+    }
     assert_as_exact(ours, [eager], exact)
 
 
@@ -84,13 +100,19 @@ def test_bfloat16_with_gates_of_either_dtype(name, gate_dtype):
 def test_autocast_computes_in_bfloat16_and_gives_the_dtype_of_eager(gate_dtype):
     experts = experts_of("mixtral")
     inputs = routed(gate_dtype=gate_dtype)
-    exact = module_passes(copy.deepcopy(experts).double(), inputs[0].double(), inputs[1], inputs[2].double())
+    exact = module_passes(
+        copy.deepcopy(experts).double(), inputs[0].double(), inputs[1], inputs[2].double()
+    )
     with torch.autocast("cpu", torch.bfloat16):
         eager, ours = module_passes(experts, *inputs), module_passes(patched(experts), *inputs)
     for key, tensor in ours.items():
         assert tensor.dtype == eager[key].dtype == (gate_dtype if key == "gates" else torch.float32)
         error, own = ((result[key].double() - exact[key]).abs().max() for result in (ours, eager))
-        assert 1e-6 * exact[key].abs().max() < error <= 2 * own + torch.finfo(torch.bfloat16).eps * exact[key].abs().max()
+        assert (
+            1e-6 * exact[key].abs().max()
+            < error
+            <= 2 * own + torch.finfo(torch.bfloat16).eps * exact[key].abs().max()
+        )
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
@@ -125,7 +147,10 @@ class LowRank(nn.Module):
     def __init__(self, weight):
         super().__init__()
         num_experts, rows, columns = weight.shape
-        self.down, self.up = nn.Parameter(torch.randn(num_experts, 2, columns)), nn.Parameter(torch.randn(num_experts, rows, 2))
+        self.down, self.up = (
+            nn.Parameter(torch.randn(num_experts, 2, columns)),
+            nn.Parameter(torch.randn(num_experts, rows, 2)),
+        )
         self.calls = 0
 
     def forward(self, weight):
@@ -158,15 +183,21 @@ def test_frozen_weights_get_no_gradient_and_the_input_the_same():
     trained = module_passes(experts, *inputs)
     frozen = module_passes(experts.requires_grad_(False), *inputs)
     for key, tensor in frozen.items():
-        assert torch.equal(tensor, trained[key]) if key in ("output", "hidden", "gates") else tensor is None
+        assert (
+            torch.equal(tensor, trained[key])
+            if key in ("output", "hidden", "gates")
+            else tensor is None
+        )
 
 
 # Which activation.
 
 
 GATED = {
-    "silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_python": "geglu", "gelu_new": "geglu_tanh", "gelu_fast": "geglu_tanh",
-    "gelu_pytorch_tanh": "geglu_tanh", "quick_gelu": None, "relu": None, "relu2": None, "mish": None, "tanh": None,
+    "silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_python": "geglu",
+    "gelu_new": "geglu_tanh", "gelu_fast": "geglu_tanh",
+    "gelu_pytorch_tanh": "geglu_tanh", "quick_gelu": None, "relu": None, "relu2": None,
+    "mish": None, "tanh": None,
 }  # fmt: skip
 PLAIN = {
     "relu2": "relu2",
@@ -191,14 +222,17 @@ def test_activation_is_told_by_what_it_computes(name, option, function, expected
     if expected:
         ours = patched(experts)
     else:
-        with pytest.warns(UserWarning, match=rf"{type(experts).__name__} keeps .* no activation like"):
+        with pytest.warns(
+            UserWarning, match=rf"{type(experts).__name__} keeps .* no activation like"
+        ):
             ours = patch(copy.deepcopy(experts))
     assert ours._ironmoe_activation == expected
     torch.testing.assert_close(module_passes(ours, *inputs), eager, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("name", "constant", "value"), [("gpt_oss", "limit", 5.0), ("gpt_oss", "alpha", 1.0), ("deepseek_v4", "limit", 7.0)]
+    ("name", "constant", "value"),
+    [("gpt_oss", "limit", 5.0), ("gpt_oss", "alpha", 1.0), ("deepseek_v4", "limit", 7.0)],
 )
 def test_other_constants_are_another_activation(name, constant, value):
     experts = experts_of(name)
@@ -245,7 +279,8 @@ def test_decorated_subclass_falls_back_to_the_forward_it_inherits():
     eager = experts(*inputs)
     subclass = type("Sub", (type(experts),), {})
     experts.__class__ = use_experts_implementation(subclass)
-    experts._apply_gate = lambda gate_up: gate_up.chunk(2, dim=-1)[0].tanh()  # eager Mixtral does not ask for it
+    # eager Mixtral does not ask for it
+    experts._apply_gate = lambda gate_up: gate_up.chunk(2, dim=-1)[0].tanh()
     with pytest.warns(UserWarning, match="Sub keeps the eager experts"):
         assert torch.equal(patch(experts)(*inputs), eager)
 
@@ -259,7 +294,12 @@ def test_state_ironmoe_does_not_know_falls_back():
 
 def test_activation_is_told_inside_any_context():
     experts = experts_of("mixtral")
-    for context in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"), FakeTensorMode()):
+    for context in (
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+        torch.device("meta"),
+        FakeTensorMode(),
+    ):
         with context:
             assert huggingface._decide(experts) == "swiglu"
     told = []

@@ -12,7 +12,12 @@ from ironmoe.moe.layers.dense_mlp import read_mlp
 from ironmoe.moe.layers.mlp import Mlp
 
 DIM, HIDDEN = twins.DIM, twins.HIDDEN
-TimmMlp, TimmGluMlp, MLPBlock, Encoder = twins.TimmMlp, twins.TimmGluMlp, twins.MLPBlock, twins.Encoder
+TimmMlp, TimmGluMlp, MLPBlock, Encoder = (
+    twins.TimmMlp,
+    twins.TimmGluMlp,
+    twins.MLPBlock,
+    twins.Encoder,
+)
 
 MLPS = {
     "timm": TimmMlp,
@@ -71,7 +76,10 @@ def test_every_expert_is_a_copy_and_the_router_is_new_and_small():
     }
     for name, value in mlp.named_parameters():
         assert (moe.get_parameter(name) == value).all()
-        assert moe.get_parameter(name).untyped_storage().data_ptr() != value.untyped_storage().data_ptr()
+        assert (
+            moe.get_parameter(name).untyped_storage().data_ptr()
+            != value.untyped_storage().data_ptr()
+        )
     assert 0.01 < moe.router.weight.std() < 0.03
     assert not moe.router.weight.equal(upcycle(mlp, 5, 2).router.weight)
 
@@ -83,7 +91,10 @@ def test_dtype_device_training_and_requires_grad_stay(dtype):
     with torch.no_grad():
         moe = upcycle(mlp, 3, 2)
     assert moe.training and {p.dtype for p in moe.parameters()} == {dtype}
-    assert [name for name, p in moe.named_parameters() if not p.requires_grad] == ["fc1.weight", "fc1.bias"]
+    assert [name for name, p in moe.named_parameters() if not p.requires_grad] == [
+        "fc1.weight",
+        "fc1.bias",
+    ]
     frozen = upcycle(twins.TimmSwiGLU().requires_grad_(False).eval(), 3, 2)
     assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
     with torch.no_grad():
@@ -107,7 +118,8 @@ def test_noise_is_a_fraction_of_each_matrix_and_differs_between_experts():
 
 
 def roundings(depth):
-    """On the way through an Encoder: products of width DIM and HIDDEN, two norms, and what one does with their results."""
+    """On the way through an Encoder: products of width DIM and HIDDEN, two norms, and what one does
+    with their results."""
     a_block = DIM + (DIM + HIDDEN) + 2 * DIM
     return depth * a_block + DIM + (DIM + HIDDEN)
 
@@ -126,7 +138,8 @@ def moe_layers(model):
         ("every 3", 6, [2, 5]),
         ("last 1", 6, [5]),
         ("last 2", 6, [3, 5]),
-        ("last 2", 12, [9, 11]),  # the published V-MoE S/32, Last 2, has 8 blocks and experts in 5 and 7
+        # the published V-MoE S/32, Last 2, has 8 blocks and experts in 5 and 7
+        ("last 2", 12, [9, 11]),
         ("last 2", 8, [5, 7]),
         ("last 2", 7, [3, 5]),
         ([0, -1, 1, 5], 6, [0, 1, 5]),
@@ -155,7 +168,10 @@ def test_the_remaining_layers_can_follow_later(rounding):
 
 
 def test_chains_inside_a_block_and_around_the_model_do_not_matter():
-    for wrap in (lambda model: nn.Sequential(model), lambda model: nn.ModuleList([nn.Sequential(nn.Identity(), model)])):
+    for wrap in (
+        lambda model: nn.Sequential(model),
+        lambda model: nn.ModuleList([nn.Sequential(nn.Identity(), model)]),
+    ):
         model = wrap(Encoder(2, mlp=MLPBlock))
         upcycle(model, 2)
         assert sum(isinstance(m, MoE) for m in model.modules()) == 2
@@ -178,9 +194,12 @@ def test_vmoe_without_experts_gets_them(rounding):
     nn.init.normal_(dense.head.weight)
     images = torch.rand(3, 3, 8, 8)
     before = dense(images)
-    a_block = 3 * dim + (dim + mlp_dim) + 2 * dim  # attention: two products, and one between its heads; MLP; norms
+    # attention: two products, and one between its heads; MLP; norms
+    a_block = 3 * dim + (dim + mlp_dim) + 2 * dim
     atol = rounding(patch + depth * a_block + dim, before)
-    torch.testing.assert_close(upcycle(dense, 4, layers="every 2")(images), before, rtol=0, atol=atol)
+    torch.testing.assert_close(
+        upcycle(dense, 4, layers="every 2")(images), before, rtol=0, atol=atol
+    )
     assert moe_layers(dense) == [1, 3] and dense.blocks[1].mlp.activation == "gelu_tanh"
     assert pickle.loads(pickle.dumps(dense))(images).equal(dense(images))
 
@@ -204,7 +223,12 @@ def test_equal_experts_leave_the_router_to_the_auxiliary_losses():
 
 def test_options_reach_the_router_and_the_layer():
     moe = upcycle(TimmMlp(), 4, 3, router={"noise_std": 0.0, "z_weight": 0.1}, recompute=True)
-    assert (moe.router.top_k, moe.router.renormalize, moe.router.noise_std, moe.router.z_weight) == (3, True, 0.0, 0.1)
+    assert (
+        moe.router.top_k,
+        moe.router.renormalize,
+        moe.router.noise_std,
+        moe.router.z_weight,
+    ) == (3, True, 0.0, 0.1)
     assert moe.recompute
 
 
@@ -262,11 +286,17 @@ class Functional(Mlp):
         (lambda: TimmMlp(drop=0.1), r"drop1 with p = 0\.1, drop2 with p = 0\.1.*set it to 0"),
         (lambda: MLPBlock(dropout=0.5), r"MLPBlock\) has dropout, 2 with p = 0\.5"),
         (lambda: TimmMlp(norm=nn.LayerNorm), r"holds more than two .*norm \(LayerNorm\)"),
-        (lambda: TimmMlp(nn.Tanh), r"activation act, Tanh\(\), which computes none of gelu, gelu_tanh, quick_gelu, relu"),
+        (
+            lambda: TimmMlp(nn.Tanh),
+            r"activation act, Tanh\(\), which computes none of gelu, gelu_tanh, quick_gelu, relu",
+        ),
         (lambda: TimmMlp(nn.PReLU), r"holds more than .* act\.weight"),
         (lambda: TimmMlp(nn.ReLU6), r"act, ReLU6\(\), which computes none"),
         (lambda: TimmMlp(lambda: nn.LeakyReLU(1e-3)), r"act, LeakyReLU"),
-        (lambda: TimmGluMlp(nn.Sigmoid, True), r"act, Sigmoid\(\), which computes none of swiglu, geglu"),
+        (
+            lambda: TimmGluMlp(nn.Sigmoid, True),
+            r"act, Sigmoid\(\), which computes none of swiglu, geglu",
+        ),
         (Skipping, r"\(Skipping\) computes something else than its layers and gelu say"),
         (Pickier, r"\(Pickier\) cannot be run on tokens of shape \(1, 4, 12\).*condition"),
         (Scaled, "gamma"),
@@ -279,33 +309,48 @@ def test_an_mlp_that_cannot_be_an_expert_is_named_and_nothing_changes(make, mess
     model = Encoder(3)
     model.blocks[2].mlp = make()
     modules = list(model.modules())
-    with pytest.raises(ValueError, match=rf"(?s)blocks\.2\.mlp.*{message}.*Supported are two nn.Linear layers \(fc1 → fc2"):
+    with pytest.raises(
+        ValueError,
+        match=rf"(?s)blocks\.2\.mlp.*{message}.*Supported are two nn.Linear layers \(fc1 → fc2",
+    ):
         upcycle(model, 2)
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
     upcycle(model, 2, layers=[0, 1])
 
 
 def test_what_is_no_transformer_is_named():
-    with pytest.raises(ValueError, match=r"head \(Linear\) is not a known two-layer MLP: it holds no modules"):
+    with pytest.raises(
+        ValueError, match=r"head \(Linear\) is not a known two-layer MLP: it holds no modules"
+    ):
         read_mlp(nn.Linear(3, 3), "head")
     with pytest.raises(ValueError, match=r"Linear has no .*no modules.*fc1 → fc2"):
         upcycle(nn.Linear(3, 3), 2)
     unknown = nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU(), nn.Linear(DIM, DIM))
-    with pytest.raises(ValueError, match=r"Sequential has no .*, only 0 \(Linear\), 1 \(ReLU\), 2 \(Linear\)"):
+    with pytest.raises(
+        ValueError, match=r"Sequential has no .*, only 0 \(Linear\), 1 \(ReLU\), 2 \(Linear\)"
+    ):
         upcycle(unknown, 2)
     with pytest.raises(
-        ValueError, match=r"Encoder has no .*, only blocks of Block with norm1 \(LayerNorm\).*mlp \(Sequential\)"
+        ValueError,
+        match=r"Encoder has no .*, only blocks of Block with norm1 \(LayerNorm\).*mlp "
+        r"\(Sequential\)",
     ):
         upcycle(Encoder(2, mlp=lambda: unknown), 2)
 
 
 def test_several_towers_are_listed():
     model = nn.ModuleDict({"text": Encoder(3), "vision": Encoder(2)})
-    message = r"text\.blocks \(3 blocks\), vision\.blocks \(2 blocks\)\. Pass one: upcycle\(model\.vision\.blocks"
+    message = (
+        r"text\.blocks \(3 blocks\), vision\.blocks \(2 blocks\)\. Pass one: "
+        r"upcycle\(model\.vision\.blocks"
+    )
     with pytest.raises(ValueError, match=message):
         upcycle(model, 2)
     upcycle(model["vision"].blocks, 2)
-    assert [name for name, m in model.named_modules() if isinstance(m, MoE)] == ["vision.blocks.0.mlp", "vision.blocks.1.mlp"]
+    assert [name for name, m in model.named_modules() if isinstance(m, MoE)] == [
+        "vision.blocks.0.mlp",
+        "vision.blocks.1.mlp",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -317,9 +362,17 @@ def test_several_towers_are_listed():
         (ValueError, {"top_k": 3}, "top_k must be from 1 to num_experts = 2, got 3"),
         (ValueError, {"noise": -0.1}, r"noise must be .*got -0\.1"),
         (ValueError, {"noise": float("nan")}, "noise must be .*got nan"),
-        (ValueError, {"layers": "some"}, r"layers must be \"all\", \"every n\".*from -4 to 3, got 'some'"),
+        (
+            ValueError,
+            {"layers": "some"},
+            r"layers must be \"all\", \"every n\".*from -4 to 3, got 'some'",
+        ),
         (ValueError, {"layers": "every 0"}, "layers must be .*got 'every 0'"),
-        (ValueError, {"layers": "every 5"}, "layers must name at least one of the 4 blocks, got 'every 5'"),
+        (
+            ValueError,
+            {"layers": "every 5"},
+            "layers must name at least one of the 4 blocks, got 'every 5'",
+        ),
         (ValueError, {"layers": "last 3"}, "asks for more than the 2 odd blocks of 4"),
         (ValueError, {"layers": [4]}, "from -4 to 3, got 4"),
         (TypeError, {"layers": 1}, "layers must be .*got 1"),

@@ -7,9 +7,15 @@ from torch import nn
 from ironmoe.moe import MoE, collect_aux_loss
 from ironmoe.moe.adapters.upcycle import upcycle
 
-SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "num_hidden_layers": 4}
+SIZES = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+}
 IMAGES = {"image_size": 16, "patch_size": 8, **SIZES}
-# On the way through a model: a patch of 3 · 8 · 8 numbers, products of the blocks, norms, and a head.
+# On the way through a model: a patch of 3 · 8 · 8 numbers, products of the blocks, norms, and a
+# head.
 ROUNDINGS = 3 * 8 * 8 + 4 * (3 * 32 + (32 + 48) + 2 * 32) + 2 * 32
 FAMILIES = {
     "vit": ("ViTForImageClassification", "ViTConfig", {}),
@@ -22,7 +28,11 @@ FAMILIES = {
     "dinov2": ("Dinov2ForImageClassification", "Dinov2Config", {}),
     "dinov2, swiglu": ("Dinov2ForImageClassification", "Dinov2Config", {"use_swiglu_ffn": True}),
     "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", {}),
-    "dinov3, gated": ("DINOv3ViTModel", "DINOv3ViTConfig", {"use_gated_mlp": True, "hidden_act": "silu"}),
+    "dinov3, gated": (
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        {"use_gated_mlp": True, "hidden_act": "silu"},
+    ),
     "clip": ("CLIPVisionModel", "CLIPVisionConfig", {"hidden_act": "gelu"}),
     "siglip": ("SiglipVisionModel", "SiglipVisionConfig", {}),
     "dpt, split in two modules": ("DPTModel", "DPTConfig", {"backbone_out_indices": [0, 1, 2, 3]}),
@@ -35,8 +45,12 @@ def build(family):
     model, config, options = FAMILIES[family]
     if not hasattr(transformers, model):
         pytest.skip(f"this transformers has no {model}")
-    pixels = torch.rand(2, 2, 3, 16, 16) if family.startswith("videomae") else torch.rand(2, 3, 16, 16)
-    return getattr(transformers, model)(getattr(transformers, config)(**IMAGES, **options)).eval(), pixels
+    pixels = (
+        torch.rand(2, 2, 3, 16, 16) if family.startswith("videomae") else torch.rand(2, 3, 16, 16)
+    )
+    return getattr(transformers, model)(
+        getattr(transformers, config)(**IMAGES, **options)
+    ).eval(), pixels
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,15 +62,21 @@ def test_transformers_models_compute_the_same_when_gates_sum_to_one(family, roun
         with torch.no_grad():
             before = model(pixel_values=pixels)[0]
             for top_k, renormalize in [(2, True), (4, False), (2, False)]:
-                moe = upcycle(copy.deepcopy(model), 4, top_k, layers="every 2", renormalize=renormalize)
+                moe = upcycle(
+                    copy.deepcopy(model), 4, top_k, layers="every 2", renormalize=renormalize
+                )
                 error = (moe(pixel_values=pixels)[0] - before).abs().max()
                 if renormalize or top_k == 4:
-                    written = 1e-11 if "gelu_fast" in family else 0  # transformers writes √(2/π) there with ten digits
+                    # transformers writes √(2/π) there with ten digits
+                    written = 1e-11 if "gelu_fast" in family else 0
                     assert error <= rounding(ROUNDINGS, before) + written * before.abs().max()
-                elif dtype == torch.float64:  # new weights are small: in float32 what is lost may be as small as the rounding
+                # new weights are small: in float32 what is lost may be as small as the rounding
+                elif dtype == torch.float64:
                     assert error > 1e-5
     found = [name for name, m in moe.named_modules() if isinstance(m, MoE)]
-    assert [name.split(".")[-2:] for name in found] == [[i, "intermediate" if "split" in family else "mlp"] for i in "13"]
+    assert [name.split(".")[-2:] for name in found] == [
+        [i, "intermediate" if "split" in family else "mlp"] for i in "13"
+    ]
     assert all(not isinstance(moe.get_submodule(name), MoE) for name in head)
 
 
@@ -83,13 +103,17 @@ def test_the_quick_gelu_of_clip(rounding):
     before = model(pixel_values=pixels)[0]
     upcycle(model, 4, 2)
     assert {m.activation for m in model.modules() if isinstance(m, MoE)} == {"quick_gelu"}
-    torch.testing.assert_close(model(pixel_values=pixels)[0], before, rtol=0, atol=rounding(ROUNDINGS, before))
+    torch.testing.assert_close(
+        model(pixel_values=pixels)[0], before, rtol=0, atol=rounding(ROUNDINGS, before)
+    )
 
 
 def test_an_activation_without_a_kernel_is_named():
     transformers = pytest.importorskip("transformers")
     model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**IMAGES, hidden_act="mish"))
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp \(CLIPMLP\).*Mish\w*\(\), which computes none of gelu"):
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.mlp \(CLIPMLP\).*Mish\w*\(\), which computes none of gelu"
+    ):
         upcycle(model, 4)
 
 
@@ -101,11 +125,14 @@ def test_clip_is_upcycled_by_tower(rounding):
     ).eval()
     inputs = {"input_ids": torch.randint(3, 64, (2, 7)), "pixel_values": torch.rand(2, 3, 16, 16)}
     before = model(**inputs).logits_per_image
-    with pytest.raises(ValueError, match=r"(?s)several:.*text_model.*\(4 blocks\), vision_model.*\(4 blocks\)"):
+    with pytest.raises(
+        ValueError, match=r"(?s)several:.*text_model.*\(4 blocks\), vision_model.*\(4 blocks\)"
+    ):
         upcycle(model, 4)
     upcycle(model.vision_model, 4, layers="last 2")
     assert all("vision_model" in name for name, m in model.named_modules() if isinstance(m, MoE))
-    # A cosine of two unit vectors, times a scale of about 14: the values in between are as large as the scale, not the product.
+    # A cosine of two unit vectors, times a scale of about 14: the values in between are as large as
+    # the scale, not the product.
     scale = float(model.logit_scale.detach().exp())
     after = model(**inputs).logits_per_image
     torch.testing.assert_close(after, before, rtol=0, atol=rounding(ROUNDINGS, scale))
@@ -115,7 +142,8 @@ def test_clip_is_upcycled_by_tower(rounding):
 def timm():
     try:
         import timm
-    except Exception as error:  # timm needs torchvision, which fails in many ways beside a torch it was not built for
+    # timm needs torchvision, which fails in many ways beside a torch it was not built for
+    except Exception as error:
         pytest.skip(f"timm cannot be imported: {error}")
     return timm
 
@@ -135,7 +163,14 @@ def test_timm_models_compute_the_same_when_gates_sum_to_one(timm, options, round
     options = dict(options)
     if "mlp_layer" in options:
         options.update(mlp_layer=getattr(timm.layers, options["mlp_layer"]), act_layer=nn.SiLU)
-    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}
+    sizes = {
+        "img_size": 16,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 4,
+        "num_heads": 2,
+        "num_classes": 5,
+    }
     model = timm.models.VisionTransformer(**sizes, **options).eval()
     images = torch.rand(2, 3, 16, 16)
     before = model(images)

@@ -27,15 +27,21 @@ def test_losses_equal_the_values_of_the_official_tests():
     torch.testing.assert_close(balance_loss(GATES), torch.tensor(1.0875))
     torch.testing.assert_close(importance_loss(GATES), torch.tensor(0.03874999))
     logits = torch.tensor([[0.9, 0.06, 0.04], [0.7, 0.18, 0.12], [0.85, 0.05, 0.1]])
-    noise = torch.tensor([[-0.037, 0.026, -0.018], [-0.074, 0.045, -0.015], [-0.067, -0.059, 0.073]])
-    torch.testing.assert_close(load_loss(logits, logits + noise, 0.1, 2), torch.tensor(0.48573864536489236))
+    noise = torch.tensor(
+        [[-0.037, 0.026, -0.018], [-0.074, 0.045, -0.015], [-0.067, -0.059, 0.073]]
+    )
+    torch.testing.assert_close(
+        load_loss(logits, logits + noise, 0.1, 2), torch.tensor(0.48573864536489236)
+    )
     torch.testing.assert_close(router_z_loss(torch.zeros(3, 4)), torch.tensor(4.0).log() ** 2)
 
 
 @pytest.mark.parametrize("loss", [importance_loss, balance_loss, router_z_loss])
 def test_losses_have_right_and_finite_gradients(loss):
     logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: loss(z if loss is router_z_loss else z.softmax(-1)), logits)
+    assert torch.autograd.gradcheck(
+        lambda z: loss(z if loss is router_z_loss else z.softmax(-1)), logits
+    )
     even = torch.zeros(6, 2, dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(loss(even if loss is router_z_loss else even.softmax(-1)), even)
     assert grad.isfinite().all()
@@ -51,7 +57,9 @@ def by_hand(layer, x):
     y = torch.zeros_like(x)
     for t, token in enumerate(x):
         probabilities = (layer.router.weight @ token).softmax(0)
-        for e in sorted(range(layer.num_experts), key=lambda e: -probabilities[e].item())[: layer.router.top_k]:
+        for e in sorted(range(layer.num_experts), key=lambda e: -probabilities[e].item())[
+            : layer.router.top_k
+        ]:
             hidden = torch.nn.functional.gelu(layer.fc1.weight[e] @ token + layer.fc1.bias[e])
             y[t] += probabilities[e] * (layer.fc2.weight[e] @ hidden + layer.fc2.bias[e])
     return y
@@ -95,12 +103,15 @@ def test_few_experts_have_finite_losses_and_gradients(num_experts):
 
 def test_noise_is_in_training_only_and_scaled_by_the_number_of_experts():
     router = TopKRouter(4, 8, 8, noise_std=2.0)
-    x = torch.zeros(4000, 4)  # all logits 0: log-gates differ by the noise alone, with variance 2 · (2 / 8)²
+    # all logits 0: log-gates differ by the noise alone, with variance 2 · (2 / 8)²
+    x = torch.zeros(4000, 4)
     gates, experts = router(x).routing
     log_gates = torch.zeros(4000, 8).scatter_(1, experts.long(), gates.log())
     spread = (log_gates[:, 0] - log_gates[:, 1]).std().item()
     assert abs(spread / (2**0.5 * 0.25) - 1) < 0.06
-    assert torch.equal(router.eval()(x).routing.experts, torch.arange(8, dtype=torch.int32).expand(4000, 8))
+    assert torch.equal(
+        router.eval()(x).routing.experts, torch.arange(8, dtype=torch.int32).expand(4000, 8)
+    )
 
 
 def test_copies_and_pickles_after_a_training_forward():
@@ -110,7 +121,9 @@ def test_copies_and_pickles_after_a_training_forward():
     layer(torch.randn(9, 6))
     for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert copied.aux_loss is None
-        assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), layer.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(copied.parameters(), layer.parameters(), strict=True)
+        )
 
 
 def test_meta_device_and_dtype():
@@ -135,7 +148,10 @@ def test_meta_device_and_dtype():
         (lambda: VMoE(28, 7, 32, 2, 4, 64, 10, moe_layers=(2,)), "moe_layers must be"),
         (lambda: VMoE(28, 7, 32, 2, 4, 64, 10, classifier="mean"), "classifier must be one of"),
         (lambda: VMoE(28, 7, 32, 2, 4, 64, 10, stem="x"), "stem must be one of"),
-        (lambda: VMoE(28, 7, 32, 2, 4, 64, 10, channels=1)(torch.zeros(2, 3, 28, 28)), "images must have shape"),
+        (
+            lambda: VMoE(28, 7, 32, 2, 4, 64, 10, channels=1)(torch.zeros(2, 3, 28, 28)),
+            "images must have shape",
+        ),
     ],
 )
 def test_bad_input_is_named(make, message):
@@ -144,15 +160,21 @@ def test_bad_input_is_named(make, message):
 
 
 def small_vmoe(**options):
-    return VMoE(16, 4, 32, 3, 4, 64, 5, **{"moe_layers": (1, -1), "num_experts": 4, "channels": 1} | options)
+    return VMoE(
+        16, 4, 32, 3, 4, 64, 5, **{"moe_layers": (1, -1), "num_experts": 4, "channels": 1} | options
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"moe_layers": ()}, {"stem": "conv"}, {"classifier": "gap"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"moe_layers": ()}, {"stem": "conv"}, {"classifier": "gap"}]
+)
 def test_every_parameter_of_a_vit_gets_a_gradient(options):
     model = small_vmoe(**options)
     torch.nn.init.normal_(model.head.weight)
     (model(torch.rand(16, 1, 16, 16)).square().sum() + collect_aux_loss(model)).backward()
-    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ] == []
     experts = sum(isinstance(m, MoE) for m in model.modules())
     assert experts == (0 if options.get("moe_layers") == () else 2)
 
@@ -173,7 +195,10 @@ def test_trace_records_each_layer_and_leaves_no_hook():
         model(torch.rand(2, 1, 16, 16))
     assert list(trace.layers) == ["blocks.1.mlp", "blocks.2.mlp"]
     layer = trace.layers["blocks.1.mlp"]
-    assert layer.gates.shape == layer.experts.shape == (5 * 17, 2) and layer.logits.shape == (5 * 17, 4)
+    assert layer.gates.shape == layer.experts.shape == (5 * 17, 2) and layer.logits.shape == (
+        5 * 17,
+        4,
+    )
     assert not layer.gates.requires_grad
     torch.testing.assert_close(layer.load().sum(), torch.tensor(1.0))
     torch.testing.assert_close(layer.logits.softmax(1).gather(1, layer.experts.long()), layer.gates)
@@ -185,9 +210,22 @@ def test_trace_records_each_layer_and_leaves_no_hook():
 
 
 def test_routing_iou_is_that_of_the_paper():
-    """The worked example of the official attacks_test.py: (1 + 0.75 + 0.5 + 0.25 + 0 + 0) / 2 = 1.25, from weights > 0."""
-    a = torch.tensor([[[0, 0, 0.2, 0.4], [0.1, 0.2, 0.3, 0]], [[0, 0.2, 0.3, 0], [0.5, 0.5, 0.3, 0.4]], [[0] * 4, [0] * 4]])
-    b = torch.tensor([[[0, 0, 0.4, 0.8], [0.1, 0.2, 0.3, 0.1]], [[0, 0.3, 0, 0], [0.1, 0, 0, 0]], [[0] * 4, [0] * 4]])
+    """The worked example of the official attacks_test.py: (1 + 0.75 + 0.5 + 0.25 + 0 + 0) / 2 =
+    1.25, from weights > 0."""
+    a = torch.tensor(
+        [
+            [[0, 0, 0.2, 0.4], [0.1, 0.2, 0.3, 0]],
+            [[0, 0.2, 0.3, 0], [0.5, 0.5, 0.3, 0.4]],
+            [[0] * 4, [0] * 4],
+        ]
+    )
+    b = torch.tensor(
+        [
+            [[0, 0, 0.4, 0.8], [0.1, 0.2, 0.3, 0.1]],
+            [[0, 0.3, 0, 0], [0.1, 0, 0, 0]],
+            [[0] * 4, [0] * 4],
+        ]
+    )
 
     def chosen(weights):
         return torch.where(weights > 0, torch.arange(4), 4).view(-1, 4)
@@ -209,7 +247,13 @@ def test_freeze_restores_each_flag_after_an_exception():
 
 def test_imports_are_light():
     heavy = "{'triton', 'transformers', 'matplotlib', 'sklearn', 'typer', 'rich'}"
-    light = "ironmoe.moe, ironmoe.moe.adapters.huggingface, ironmoe.moe.adapters.huggingface_routing, ironmoe.attacks"
-    code = f"import sys, {light}; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+    light = (
+        "ironmoe.moe, ironmoe.moe.adapters.huggingface, "
+        "ironmoe.moe.adapters.huggingface_routing, ironmoe.attacks"
+    )
+    code = (
+        f"import sys, {light}; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & "
+        "set(sys.modules) else 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,14 @@ from torch import nn
 from ironmoe.moe import MoE, collect_aux_loss, trace_routing
 from ironmoe.moe.layers.timm import MoEMlp, as_mlp_layer
 
-SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+SIZES = {
+    "img_size": 16,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 5,
+}
 
 
 class Block(nn.Module):
@@ -61,7 +68,10 @@ def test_it_computes_what_the_moe_of_the_same_weights_does():
 def test_every_block_gets_a_router_of_its_own():
     layer = as_mlp_layer(4, 2)
     blocks = nn.Sequential(Block(12, layer), Block(16, layer))
-    assert blocks[0].mlp.router.weight.shape == (4, 12) and blocks[1].mlp.router.weight.shape == (4, 16)
+    assert blocks[0].mlp.router.weight.shape == (4, 12) and blocks[1].mlp.router.weight.shape == (
+        4,
+        16,
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +93,9 @@ def test_a_named_activation_may_be_gated():
 
 
 def test_options_reach_router_and_layer():
-    layer = as_mlp_layer(4, 3, router={"noise_std": 0.5}, recompute=True)(8, bias=(False, False), dtype=torch.bfloat16)
+    layer = as_mlp_layer(4, 3, router={"noise_std": 0.5}, recompute=True)(
+        8, bias=(False, False), dtype=torch.bfloat16
+    )
     assert (layer.router.top_k, layer.router.noise_std, layer.recompute) == (3, 0.5, True)
     assert layer.fc1.bias is None and layer.fc2.bias is None and layer.fc1.weight.shape == (4, 8, 8)
     assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
@@ -109,7 +121,11 @@ def test_what_experts_do_not_have_is_named(arguments, message):
 @pytest.mark.parametrize(
     "error, options, message",
     [
-        (ValueError, {"num_experts": 2, "top_k": 3}, "top_k must be from 1 to num_experts = 2, got 3"),
+        (
+            ValueError,
+            {"num_experts": 2, "top_k": 3},
+            "top_k must be from 1 to num_experts = 2, got 3",
+        ),
         (ValueError, {"num_experts": 2, "activation": "tanh"}, "activation must be one of"),
         (ValueError, {"num_experts": 2, "precision": "low"}, "precision"),
         (TypeError, {"num_experts": 2, "experts": 3}, "experts"),
@@ -129,7 +145,11 @@ def test_layer_and_models_can_be_copied_and_pickled():
     saved = io.BytesIO()
     torch.save(moe, saved)
     saved.seek(0)
-    for twin in (copy.deepcopy(block).mlp, pickle.loads(pickle.dumps(moe)), torch.load(saved, weights_only=False)):
+    for twin in (
+        copy.deepcopy(block).mlp,
+        pickle.loads(pickle.dumps(moe)),
+        torch.load(saved, weights_only=False),
+    ):
         assert twin(x).equal(moe(x))
 
 
@@ -138,7 +158,8 @@ def timm():
     try:
         import timm
         import timm.optim
-    except Exception as error:  # timm needs torchvision, which fails in many ways beside a torch it was not built for
+    # timm needs torchvision, which fails in many ways beside a torch it was not built for
+    except Exception as error:
         pytest.skip(f"timm cannot be imported: {error}")
     return timm
 
@@ -146,7 +167,9 @@ def timm():
 def test_timm_vit_with_experts_trains_and_is_traced(timm):
     model = timm.models.VisionTransformer(**SIZES, mlp_layer=as_mlp_layer(4, 2))
     images = torch.rand(8, 3, 16, 16)
-    (nn.functional.cross_entropy(model(images), torch.arange(8) % 5) + collect_aux_loss(model)).backward()
+    (
+        nn.functional.cross_entropy(model(images), torch.arange(8) % 5) + collect_aux_loss(model)
+    ).backward()
     assert all(p.grad is not None for p in model.parameters())
     with trace_routing(model.eval()) as trace:
         model(images)
@@ -157,7 +180,9 @@ def test_timm_vit_with_experts_trains_and_is_traced(timm):
 
 @pytest.mark.parametrize("weight_init", ["", "jax", "moco", "reset"])
 def test_timm_initialises_every_expert_and_keeps_them_different(timm, weight_init):
-    model = timm.models.VisionTransformer(**SIZES, mlp_layer=as_mlp_layer(4, 2), weight_init=weight_init)
+    model = timm.models.VisionTransformer(
+        **SIZES, mlp_layer=as_mlp_layer(4, 2), weight_init=weight_init
+    )
     for reset in (False, True):
         if reset:
             with torch.no_grad():
@@ -173,11 +198,14 @@ def test_timm_initialises_every_expert_and_keeps_them_different(timm, weight_ini
 
 def test_timm_scales_the_second_layer_of_every_expert_by_depth(timm):
     plain, fixed = (
-        timm.models.VisionTransformer(**SIZES, mlp_layer=as_mlp_layer(4, 2), fix_init=fix_init) for fix_init in (False, True)
+        timm.models.VisionTransformer(**SIZES, mlp_layer=as_mlp_layer(4, 2), fix_init=fix_init)
+        for fix_init in (False, True)
     )
     for depth, (a, b) in enumerate(zip(plain.blocks, fixed.blocks, strict=True), start=1):
         bounds = a.mlp.fc2.weight.abs().amax((1, 2)), b.mlp.fc2.weight.abs().amax((1, 2))
-        torch.testing.assert_close(bounds[0] / bounds[1], torch.full((4,), math.sqrt(2 * depth)), rtol=0.02, atol=0)
+        torch.testing.assert_close(
+            bounds[0] / bounds[1], torch.full((4,), math.sqrt(2 * depth)), rtol=0.02, atol=0
+        )
 
 
 def test_timm_decays_the_weights_of_experts_and_not_their_biases(timm):
@@ -198,7 +226,9 @@ def test_timm_decays_the_weights_of_experts_and_not_their_biases(timm):
 
 def test_timm_checkpoints_load(timm, tmp_path):
     layer, images = as_mlp_layer(4, 2), torch.rand(2, 3, 16, 16)
-    model, other = (timm.models.VisionTransformer(**SIZES, mlp_layer=layer).eval() for _ in range(2))
+    model, other = (
+        timm.models.VisionTransformer(**SIZES, mlp_layer=layer).eval() for _ in range(2)
+    )
     torch.save(model.state_dict(), tmp_path / "model.pth")
     timm.models.load_checkpoint(other, str(tmp_path / "model.pth"))
     assert other(images).equal(model(images)) and copy.deepcopy(model)(images).equal(model(images))

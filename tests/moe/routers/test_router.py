@@ -30,7 +30,9 @@ def test_injected_noise_is_the_noise():
     assert torch.equal(router(x).routing.gates, routing.gates)
     assert copy.deepcopy(router).noise is None and pickle.loads(pickle.dumps(router)).noise is None
     router.noise = noise[1:]
-    with pytest.raises(ValueError, match=r"noise must have the shape of the logits, \(30, 6\), got \(29, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"noise must have the shape of the logits, \(30, 6\), got \(29, 6\)"
+    ):
         router(x)
     router.noise = None
     assert not torch.equal(router(x).routing.gates, router(x).routing.gates)
@@ -39,23 +41,33 @@ def test_injected_noise_is_the_noise():
 @pytest.mark.parametrize("size", [10, 7, 30, 100, None])
 def test_auxiliary_loss_is_the_mean_over_groups(size):
     """Also where the last group is smaller."""
-    weights = {"importance_weight": 0.3, "load_weight": 0.2, "balance_weight": 0.7, "z_weight": 0.05}
+    weights = {
+        "importance_weight": 0.3,
+        "load_weight": 0.2,
+        "balance_weight": 0.7,
+        "z_weight": 0.05,
+    }
     router = TopKRouter(D, E, K, **weights)
     x, noise = torch.randn(T, D), torch.randn(T, E)
     router.noise = noise
     logits = x @ router.weight.T
     noisy = logits + noise / E
     expected = [
-        0.3 * importance_loss(z.softmax(-1)) + 0.2 * load_loss(z, n, 1 / E, K) + 0.7 * balance_loss(n.softmax(-1)) + 0.05 * router_z_loss(z)
+        0.3 * importance_loss(z.softmax(-1))
+        + 0.2 * load_loss(z, n, 1 / E, K)
+        + 0.7 * balance_loss(n.softmax(-1))
+        + 0.05 * router_z_loss(z)
         for z, n in zip(logits.split(size or T), noisy.split(size or T), strict=True)
-    ]  # fmt: skip
+    ]
     torch.testing.assert_close(router(x, size).aux_loss, torch.stack(expected).mean())
     router.eval()
     assert router(x, size).aux_loss is None
     with aux_loss_in_eval(router):
         in_eval = router(x, size).aux_loss
     expected = [
-        0.3 * importance_loss(z.softmax(-1)) + 0.7 * balance_loss(z.softmax(-1)) + 0.05 * router_z_loss(z)
+        0.3 * importance_loss(z.softmax(-1))
+        + 0.7 * balance_loss(z.softmax(-1))
+        + 0.05 * router_z_loss(z)
         for z in logits.split(size or T)
     ]
     torch.testing.assert_close(in_eval, torch.stack(expected).mean())
@@ -65,7 +77,16 @@ def test_auxiliary_loss_is_the_mean_over_groups(size):
 def test_selection_bias_evens_out_a_skewed_load():
     """No loss, no gradient: only the bias moves, and gates never see it."""
     torch.manual_seed(0)
-    router = TopKRouter(D, E, K, score="sigmoid", selection_bias=True, noise_std=0, importance_weight=0, load_weight=0)
+    router = TopKRouter(
+        D,
+        E,
+        K,
+        score="sigmoid",
+        selection_bias=True,
+        noise_std=0,
+        importance_weight=0,
+        load_weight=0,
+    )
     x = torch.randn(2000, D) + 1
     router.weight.data[0] += 0.5
 
@@ -97,7 +118,9 @@ def test_jitter_is_in_training_only():
     router = TopKRouter(D, E, K, jitter=0.1, noise_std=0)
     x = torch.randn(T, D)
     assert not torch.equal(router(x).logits, router(x).logits)
-    assert (router(x).logits - x @ router.weight.T).abs().max() < 0.1 * x.abs().max() * router.weight.abs().sum(1).max()
+    assert (
+        router(x).logits - x @ router.weight.T
+    ).abs().max() < 0.1 * x.abs().max() * router.weight.abs().sum(1).max()
     assert torch.equal(router.eval()(x).logits, torch.nn.functional.linear(x, router.weight))
 
 
@@ -105,11 +128,19 @@ def test_softcap_and_bias():
     router = TopKRouter(D, E, K, softcap=0.5, bias=True).eval()
     torch.nn.init.normal_(router.bias)
     x = 3 * torch.randn(T, D)
-    torch.testing.assert_close(router(x).logits, 0.5 * ((x @ router.weight.T + router.bias) / 0.5).tanh())
+    torch.testing.assert_close(
+        router(x).logits, 0.5 * ((x @ router.weight.T + router.bias) / 0.5).tanh()
+    )
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"renormalize": True}, {"renormalize": 2.0, "scale": 3.0}, {"order": "topk_first", "score": "sigmoid"}]
+    "options",
+    [
+        {},
+        {"renormalize": True},
+        {"renormalize": 2.0, "scale": 3.0},
+        {"order": "topk_first", "score": "sigmoid"},
+    ],
 )
 def test_gates_of_the_own_choice_are_the_gates(options):
     router = TopKRouter(D, E, K, **options).eval()
@@ -121,7 +152,13 @@ def test_gates_of_the_own_choice_are_the_gates(options):
     "options",
     [
         {},
-        {"score": "sigmoid", "selection_bias": True, "groups": ExpertGroups(3, 2), "renormalize": True, "scale": 2.5},
+        {
+            "score": "sigmoid",
+            "selection_bias": True,
+            "groups": ExpertGroups(3, 2),
+            "renormalize": True,
+            "scale": 2.5,
+        },
         {"order": "topk_first", "bias": True},
         {"score": "sqrtsoftplus", "softcap": 3.0, "renormalize": 1.0},
     ],
@@ -143,10 +180,16 @@ class TestEveryKind:
         router = TopKRouter(D, E, K, **options, noise_std=0.0, balance_weight=0.1)
         x = torch.randn(T, D)
         torch._dynamo.reset()
-        ours, expected = torch.compile(router, backend="aot_eager", fullgraph=True)(x, 10), router(x, 10)
+        ours, expected = (
+            torch.compile(router, backend="aot_eager", fullgraph=True)(x, 10),
+            router(x, 10),
+        )
         torch.testing.assert_close(ours.routing, expected.routing)
         torch.testing.assert_close(ours.aux_loss, expected.aux_loss)
-        gradients = [torch.autograd.grad(o.aux_loss + o.routing.gates.sum(), router.weight) for o in (ours, expected)]
+        gradients = [
+            torch.autograd.grad(o.aux_loss + o.routing.gates.sum(), router.weight)
+            for o in (ours, expected)
+        ]
         torch.testing.assert_close(*gradients)
 
     def test_low_precision_and_autocast(self, options):
@@ -157,7 +200,10 @@ class TestEveryKind:
         wide = TopKRouter(D, E, K, **options).eval()
         wide.load_state_dict(router.state_dict())
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(wide(x.float()).logits, wide(x.float()).logits) and wide(x.float()).logits.dtype == torch.float32
+            assert (
+                torch.equal(wide(x.float()).logits, wide(x.float()).logits)
+                and wide(x.float()).logits.dtype == torch.float32
+            )
         torch.testing.assert_close(logits, wide(x.float()).logits)
 
     def test_no_token_and_one(self, options):
@@ -165,7 +211,9 @@ class TestEveryKind:
             router = TopKRouter(D, E, K, **options).train(training)
             for tokens in (0, 1):
                 routing, _, aux_loss, _ = router(torch.randn(tokens, D))
-                assert routing.gates.shape == (tokens, K) and (aux_loss is None or aux_loss.isfinite())
+                assert routing.gates.shape == (tokens, K) and (
+                    aux_loss is None or aux_loss.isfinite()
+                )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +238,9 @@ def test_what_is_wrong_is_named(options, message):
 def test_shared_experts(gate, activation):
     layer = MoE(D, 10, E, K, activation=activation, shared_dim=12, shared_gate=gate).eval()
     routed = MoE(D, 10, E, K, activation=activation).eval()
-    routed.load_state_dict({name: value for name, value in layer.state_dict().items() if not name.startswith("shared")})
+    routed.load_state_dict(
+        {name: value for name, value in layer.state_dict().items() if not name.startswith("shared")}
+    )
     x = torch.randn(2, 5, D)
     shared = layer.shared(x)
     if gate:
@@ -206,20 +256,33 @@ def test_shared_experts_are_those_of_qwen2_moe():
     from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
     config = transformers.Qwen2MoeConfig(
-        hidden_size=D, moe_intermediate_size=10, shared_expert_intermediate_size=12, num_experts=E, num_experts_per_tok=K
+        hidden_size=D,
+        moe_intermediate_size=10,
+        shared_expert_intermediate_size=12,
+        num_experts=E,
+        num_experts_per_tok=K,
     )
     config._experts_implementation = "eager"
     block = Qwen2MoeSparseMoeBlock(config).eval()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    layer = MoE(D, 10, E, K, activation="swiglu", bias=False, shared_dim=12, shared_gate=True).eval()
+    layer = MoE(
+        D, 10, E, K, activation="swiglu", bias=False, shared_dim=12, shared_gate=True
+    ).eval()
     with torch.no_grad():
         for ours, theirs in (
-            (layer.router.weight, block.gate.weight), (layer.fc1.weight, block.experts.gate_up_proj),
-            (layer.fc2.weight, block.experts.down_proj), (layer.shared.fc2.weight, block.shared_expert.down_proj.weight),
-            (layer.shared.fc1.weight, torch.cat([block.shared_expert.gate_proj.weight, block.shared_expert.up_proj.weight])),
+            (layer.router.weight, block.gate.weight),
+            (layer.fc1.weight, block.experts.gate_up_proj),
+            (layer.fc2.weight, block.experts.down_proj),
+            (layer.shared.fc2.weight, block.shared_expert.down_proj.weight),
+            (
+                layer.shared.fc1.weight,
+                torch.cat(
+                    [block.shared_expert.gate_proj.weight, block.shared_expert.up_proj.weight]
+                ),
+            ),
             (layer.shared_gate.weight, block.shared_expert_gate.weight),
-        ):  # fmt: skip
+        ):
             ours.copy_(theirs)
     x = torch.randn(2, 7, D, requires_grad=True)
     y, twin = layer(x), block(x)

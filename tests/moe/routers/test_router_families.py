@@ -1,4 +1,5 @@
-"""``TopKRouter`` beside the routers of Hugging Face's families: the same experts, gates and gradients from the same weights."""
+"""``TopKRouter`` beside the routers of Hugging Face's families: the same experts, gates and
+gradients from the same weights."""
 
 from importlib import import_module
 
@@ -26,7 +27,8 @@ TYPES = {
         "jamba": ({}, {}),
         "deepseek_v2": ({"routed_scaling_factor": 1.7}, {"scale": 1.7}),
         "deepseek_v2 grouped": (
-            {"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.7}, {"groups": ExpertGroups(2, 1, "max"), "scale": 1.7},
+            {"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.7},
+            {"groups": ExpertGroups(2, 1, "max"), "scale": 1.7},
         ),
     },
     "B": {
@@ -36,7 +38,8 @@ TYPES = {
     },
     "B'": {
         "cohere2_moe sigmoid": (
-            {"expert_selection_fn": "sigmoid"}, {"order": "topk_first", "score": "sigmoid", "renormalize": True},
+            {"expert_selection_fn": "sigmoid"},
+            {"order": "topk_first", "score": "sigmoid", "renormalize": True},
         ),
     },
     "C": {
@@ -52,20 +55,32 @@ TYPES = {
         "afmoe": ({"route_scale": 1.3}, {**SIGMOID, "renormalize": True, "scale": 1.3}),
         "hy_v3": ({}, {**SIGMOID, "renormalize": True, "scale": 2.826}),
         "lfm2_moe": ({}, {**SIGMOID, "renormalize": True}),
-        "laguna": ({"moe_router_logit_softcapping": 2.0}, {**SIGMOID, "renormalize": True, "softcap": 2.0}),
+        "laguna": (
+            {"moe_router_logit_softcapping": 2.0},
+            {**SIGMOID, "renormalize": True, "softcap": 2.0},
+        ),
     },
-    "D": {"deepseek_v4": ({}, {"score": "sqrtsoftplus", "selection_bias": True, "renormalize": True, "scale": 1.5})},
+    "D": {
+        "deepseek_v4": (
+            {},
+            {"score": "sqrtsoftplus", "selection_bias": True, "renormalize": True, "scale": 1.5},
+        )
+    },
     "E": {"ernie4_5_moe": ({}, {"selection_bias": True, "renormalize": True})},
     "G": {"mistral4": ({}, {**GROUPED, "renormalize": True})},
-}  # fmt: skip
+}
 
 
 def by_expert(gates, experts):
     """(T, E) gates, 0 where not chosen: families order their choices differently."""
-    return torch.zeros(len(gates), EXPERTS, dtype=torch.float64).scatter(1, experts.long(), gates.double())
+    return torch.zeros(len(gates), EXPERTS, dtype=torch.float64).scatter(
+        1, experts.long(), gates.double()
+    )
 
 
-@pytest.mark.parametrize("family", [f"{kind}: {name}" for kind, families in TYPES.items() for name in families])
+@pytest.mark.parametrize(
+    "family", [f"{kind}: {name}" for kind, families in TYPES.items() for name in families]
+)
 def test_the_same_router(family, rounding):
     kind, name = family.split(": ")
     options, arguments = TYPES[kind][name]
@@ -75,23 +90,35 @@ def test_the_same_router(family, rounding):
     seen = {}
     site.router.register_forward_pre_hook(lambda _, args: seen.update(x=args[0].detach()))
     site.experts.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.update(zip(("y", "experts", "gates"), (*args, *kwargs.values()), strict=True)),
+        lambda _, args, kwargs: seen.update(
+            zip(("y", "experts", "gates"), (*args, *kwargs.values()), strict=True)
+        ),
         with_kwargs=True,
     )
     model(torch.randint(3, hf_families.VOCAB, (4, 12)))
     x = seen["x"].reshape(-1, seen["x"].shape[-1])
-    weight = next(p for n, p in site.router.named_parameters() if n.endswith("weight") and p.ndim == 2)
+    weight = next(
+        p for n, p in site.router.named_parameters() if n.endswith("weight") and p.ndim == 2
+    )
     router = TopKRouter(x.shape[1], EXPERTS, TOP_K, **arguments).eval()
     router.weight.data.copy_(weight)
     if router.bias is not None:
         router.bias.data.copy_(site.router.bias)
     if router.selection_bias is not None:
-        (bias,) = [t for n, t in block.state_dict().items() if n.endswith(("correction_bias", "expert_bias"))]
+        (bias,) = [
+            t
+            for n, t in block.state_dict().items()
+            if n.endswith(("correction_bias", "expert_bias"))
+        ]
         router.selection_bias.copy_(bias.flatten())
     gates, experts = router(x).routing
     expected = by_expert(seen["gates"], seen["experts"])
-    assert torch.equal(by_expert(torch.ones_like(gates), experts) > 0, by_expert(torch.ones_like(gates), seen["experts"]) > 0)
-    atol = rounding(x.shape[1] + EXPERTS, expected.max().item())  # logits, softmax, sum; both sides are scores of at most 1
+    assert torch.equal(
+        by_expert(torch.ones_like(gates), experts) > 0,
+        by_expert(torch.ones_like(gates), seen["experts"]) > 0,
+    )
+    # logits, softmax, sum; both sides are scores of at most 1
+    atol = rounding(x.shape[1] + EXPERTS, expected.max().item())
     torch.testing.assert_close(by_expert(gates, experts), expected, rtol=0, atol=atol)
     mix = torch.randn(EXPERTS, dtype=torch.float64)
     (grad,) = torch.autograd.grad((by_expert(gates, experts) * mix).sum(), router.weight)
@@ -102,7 +129,9 @@ def test_the_same_router(family, rounding):
 def modeling(name):
     pytest.importorskip("transformers")
     try:
-        return import_module(f"transformers.models.{name}.modeling_{name}"), import_module("transformers")
+        return import_module(f"transformers.models.{name}.modeling_{name}"), import_module(
+            "transformers"
+        )
     except ImportError:
         pytest.skip(f"this transformers has no {name}")
 
@@ -117,9 +146,15 @@ def test_dbrx_divides_by_a_p_norm():
     x = torch.randn(40, 16)
     for p in (1.0, 2.0):
         config = transformers.DbrxConfig(
-            d_model=16, ffn_config={"ffn_hidden_size": 8, "moe_num_experts": EXPERTS, "moe_top_k": 2, "moe_normalize_expert_weights": p,
-                                    "hidden_size": 16},
-        )  # fmt: skip
+            d_model=16,
+            ffn_config={
+                "ffn_hidden_size": 8,
+                "moe_num_experts": EXPERTS,
+                "moe_top_k": 2,
+                "moe_normalize_expert_weights": p,
+                "hidden_size": 16,
+            },
+        )
         block = module.DbrxFFN(config)
         torch.nn.init.normal_(block.router.layer.weight)
         gates, experts = block.route_tokens_to_experts(block.router(x))
@@ -131,24 +166,35 @@ def test_dbrx_divides_by_a_p_norm():
 def test_llama4_takes_the_sigmoid_of_the_best():
     module, transformers = modeling("llama4")
     router = module.Llama4Router(
-        transformers.Llama4TextConfig(hidden_size=16, num_local_experts=EXPERTS, num_experts_per_tok=1)
+        transformers.Llama4TextConfig(
+            hidden_size=16, num_local_experts=EXPERTS, num_experts_per_tok=1
+        )
     )
     x = torch.randn(40, 16)
-    ours = same_weight(TopKRouter(16, EXPERTS, 1, order="topk_first", score="sigmoid"), router)(x).routing
+    ours = same_weight(TopKRouter(16, EXPERTS, 1, order="topk_first", score="sigmoid"), router)(
+        x
+    ).routing
     torch.testing.assert_close(by_expert(*ours), router(x)[0].double())
 
 
 def test_longcat_biases_the_choice_and_scales():
     module, transformers = modeling("longcat_flash")
     config = transformers.LongcatFlashConfig(
-        hidden_size=16, n_routed_experts=6, zero_expert_num=2, moe_topk=2, num_experts_per_tok=2, routed_scaling_factor=6.0
+        hidden_size=16,
+        n_routed_experts=6,
+        zero_expert_num=2,
+        moe_topk=2,
+        num_experts_per_tok=2,
+        routed_scaling_factor=6.0,
     )
     router = module.LongcatFlashTopkRouter(config)
     torch.nn.init.normal_(router.classifier.weight)
     torch.nn.init.normal_(router.e_score_correction_bias, std=0.2)
     x = torch.randn(40, 16)
     _, gates, experts = router(x)
-    ours = same_weight(TopKRouter(16, EXPERTS, 2, selection_bias=True, scale=6.0), router.classifier)
+    ours = same_weight(
+        TopKRouter(16, EXPERTS, 2, selection_bias=True, scale=6.0), router.classifier
+    )
     ours.selection_bias.copy_(router.e_score_correction_bias)
     torch.testing.assert_close(by_expert(*ours(x).routing), by_expert(gates, experts))
 
@@ -166,7 +212,9 @@ def test_switch_transformers_drop_by_capacity():
     kept = Capacity(places=5, tokens_per_group=30)(ours(x_BND.flatten(0, 1)).routing, 4, 30)
     expected = (index * probability).flatten(0, 1)
     assert (expected.sum(1) == 0).sum() > 0
-    torch.testing.assert_close(torch.zeros(90, 5).scatter(1, kept.experts.long(), kept.gates)[:, :4], expected)
+    torch.testing.assert_close(
+        torch.zeros(90, 5).scatter(1, kept.experts.long(), kept.gates)[:, :4], expected
+    )
 
 
 @pytest.mark.parametrize("priority", [False, True])
@@ -174,7 +222,8 @@ def test_switch_transformers_drop_by_capacity():
 def test_nllb_drops_by_capacity_and_priority(priority, before):
     module, transformers = modeling("nllb_moe")
     config = transformers.NllbMoeConfig(
-        d_model=16, num_experts=4, batch_prioritized_routing=priority, normalize_router_prob_before_dropping=before,
+        d_model=16, num_experts=4, batch_prioritized_routing=priority,
+        normalize_router_prob_before_dropping=before,
         moe_eval_capacity_token_fraction=0.4, second_expert_policy="all",
     )  # fmt: skip
     router = module.NllbMoeTop2Router(config).eval()
@@ -186,5 +235,8 @@ def test_nllb_drops_by_capacity_and_priority(priority, before):
     kept = Capacity(places=16, priority=priority, renormalize=not before)(ours, 4, 40)
     assert (kept.experts == 4).any()
     torch.testing.assert_close(
-        torch.zeros(40, 5).scatter(1, kept.experts.long(), kept.gates)[:, :4], weights, rtol=1e-5, atol=1e-6
+        torch.zeros(40, 5).scatter(1, kept.experts.long(), kept.gates)[:, :4],
+        weights,
+        rtol=1e-5,
+        atol=1e-6,
     )

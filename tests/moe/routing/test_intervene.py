@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from ironmoe.kernels import Routing
-from ironmoe.moe import Capacity, ExpertChoiceRouter, MoE, TopKRouter, VMoE, intervene, trace_routing
+from ironmoe.moe import (
+    Capacity,
+    ExpertChoiceRouter,
+    MoE,
+    TopKRouter,
+    VMoE,
+    intervene,
+    trace_routing,
+)
 from ironmoe.moe.policies import (
     AllExperts,
     DropBest,
@@ -33,7 +41,8 @@ def x():
 
 
 def by_hand(layer, x, choose):
-    """The layer token by token; ``choose``: (logits of a token, experts from best to worst) → {expert: gate}."""
+    """The layer token by token; ``choose``: (logits of a token, experts from best to worst) →
+    {expert: gate}."""
     y = torch.zeros_like(x)
     for t, token in enumerate(x):
         logits = layer.router.weight @ token
@@ -57,10 +66,15 @@ BY_HAND = {
     "without the best": (DropBest(), lambda z, r: own(z, r[1 : K + 1])),
     "ranks 3 and 4": (UseRanks(first=3), lambda z, r: own(z, r[2:4])),
     "ranks 3 and 4, kept gates": (UseRanks(first=3, gates="kept"), lambda z, r: kept(z, r, r[2:4])),
-    "ranks 3 and 4, uniform": (UseRanks(first=3, gates="uniform"), lambda z, r: dict.fromkeys(r[2:4], 0.5)),
+    "ranks 3 and 4, uniform": (
+        UseRanks(first=3, gates="uniform"),
+        lambda z, r: dict.fromkeys(r[2:4], 0.5),
+    ),
     "ranks 3 and 4, sum 1": (
         UseRanks(first=3, gates="renormalized"),
-        lambda z, r: dict(zip(r[2:4], z.softmax(0)[r[2:4]] / z.softmax(0)[r[2:4]].sum(), strict=True)),
+        lambda z, r: dict(
+            zip(r[2:4], z.softmax(0)[r[2:4]] / z.softmax(0)[r[2:4]].sum(), strict=True)
+        ),
     ),
     "the worst": (Lowest(), lambda z, r: own(z, r[-K:])),
     "one expert": (OneExpert(index=3), lambda z, r: own(z, [3])),
@@ -72,18 +86,24 @@ BY_HAND = {
     ),
     "masked": (
         MaskExperts(experts=(0, 2)),
-        lambda z, r: own(z.where(torch.tensor([False, True, False, True, True]), -torch.inf), [e for e in r if e not in (0, 2)][:K]),
+        lambda z, r: own(
+            z.where(torch.tensor([False, True, False, True, True]), -torch.inf),
+            [e for e in r if e not in (0, 2)][:K],
+        ),
     ),
     "without rank 1": (DropRank(1), lambda z, r: own(z, r[1:K])),
     "without rank 2": (DropRank(2), lambda z, r: own(z, r[:1])),
-    "gates of sum 1": (RenormalizedGates(), lambda z, r: {e: g / z.softmax(0)[r[:K]].sum() for e, g in own(z, r[:K]).items()}),
+    "gates of sum 1": (
+        RenormalizedGates(),
+        lambda z, r: {e: g / z.softmax(0)[r[:K]].sum() for e, g in own(z, r[:K]).items()},
+    ),
     "uniform gates": (UniformGates(), lambda z, r: dict.fromkeys(r[:K], 1 / K)),
     "frozen gates": (FrozenGates(), lambda z, r: own(z, r[:K])),
     "two in order": (
         [DropBest(), DropRank(2), UniformGates()],
         lambda z, r: {r[1]: 1.0},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -109,7 +129,9 @@ def test_random_experts(layer, x):
 
     experts = drawn(RandomExperts(seed=1))
     assert all(len(set(row)) == K for row in experts.tolist())
-    assert torch.equal(experts, drawn(RandomExperts(seed=1))) and not torch.equal(experts, drawn(RandomExperts(seed=2)))
+    assert torch.equal(experts, drawn(RandomExperts(seed=1))) and not torch.equal(
+        experts, drawn(RandomExperts(seed=2))
+    )
     counts = torch.bincount(experts.flatten(), minlength=E)
     assert counts.min() > 0
     among = drawn(RandomExperts(seed=1, among=3))
@@ -120,7 +142,9 @@ def test_random_experts(layer, x):
 
 def small_vmoe(**options):
     torch.manual_seed(0)
-    model = VMoE(16, 4, 24, 4, 2, 32, 5, moe_layers=(0, 2, 3), num_experts=4, channels=1, **options).eval()
+    model = VMoE(
+        16, 4, 24, 4, 2, 32, 5, moe_layers=(0, 2, 3), num_experts=4, channels=1, **options
+    ).eval()
     torch.nn.init.normal_(model.head.weight)
     return model
 
@@ -135,7 +159,9 @@ def test_only_the_named_layers_and_only_inside_the_block():
     ):
         with intervene(model, OneExpert(index=1), layers=layers), trace_routing(model) as trace:
             assert not torch.equal(model(images), plain)
-        assert [name for name, layer in trace.layers.items() if layer.experts.shape[1] == 1] == steered
+        assert [
+            name for name, layer in trace.layers.items() if layer.experts.shape[1] == 1
+        ] == steered
     with pytest.raises(RuntimeError, match="stop"), intervene(model, DropBest()):
         raise RuntimeError("stop")
     assert torch.equal(model(images), plain)
@@ -148,7 +174,9 @@ class TwoLayers(torch.nn.Module):
     def __init__(self, capacity=None):
         super().__init__()
         router = TopKRouter(D, E, K, dtype=torch.float64)
-        self.a, self.b = (MoE(D, F, E, K, router=router, capacity=capacity, dtype=torch.float64) for _ in range(2))
+        self.a, self.b = (
+            MoE(D, F, E, K, router=router, capacity=capacity, dtype=torch.float64) for _ in range(2)
+        )
 
     def forward(self, x):
         return self.b(self.a(x))
@@ -164,7 +192,9 @@ def test_layers_that_share_a_router_are_seen_and_steered_apart(capacity, x):
         with trace_routing(layer) as alone:
             layer(tokens)
         seen = trace.layers["a" if layer is model.a else "b"]
-        assert torch.equal(seen.logits, alone.layers[""].logits) and torch.equal(seen.experts, alone.layers[""].experts)
+        assert torch.equal(seen.logits, alone.layers[""].logits) and torch.equal(
+            seen.experts, alone.layers[""].experts
+        )
     with intervene(model, OneExpert(index=3)):
         steered = model.b(y)
     with intervene(model, OneExpert(index=3), layers=["b"]), trace_routing(model) as trace:
@@ -190,7 +220,9 @@ def test_nested_blocks_apply_the_outer_one_first_and_leave_in_any_order(layer, x
     outer, second = intervene(layer, DropBest()), intervene(layer, UniformGates())
     outer.__enter__(), second.__enter__()
     outer.__exit__(None, None, None)
-    torch.testing.assert_close(layer(x), by_hand(layer, x, lambda z, r: dict.fromkeys(r[:K], 1 / K)))
+    torch.testing.assert_close(
+        layer(x), by_hand(layer, x, lambda z, r: dict.fromkeys(r[:K], 1 / K))
+    )
     second.__exit__(None, None, None)
     torch.testing.assert_close(layer(x), by_hand(layer, x, lambda z, r: own(z, r[:K])))
 
@@ -222,7 +254,13 @@ def test_gradients_flow_through_own_gates_and_not_through_frozen_ones(layer, x):
             return torch.func.functional_call(layer, {"router.weight": weight}, (x,)).square().sum()
 
     weight = layer.router.weight.detach().clone().requires_grad_()
-    for policy in (DropBest(), UseRanks(first=3, gates="kept"), RenormalizedGates(), MaskExperts(experts=(1,)), DropRank(1)):
+    for policy in (
+        DropBest(),
+        UseRanks(first=3, gates="kept"),
+        RenormalizedGates(),
+        MaskExperts(experts=(1,)),
+        DropRank(1),
+    ):
         assert torch.autograd.gradcheck(lambda w, p=policy: run(w, p), weight)
         (grad,) = torch.autograd.grad(run(weight, policy), weight)
         assert grad.abs().sum() > 0
@@ -241,7 +279,9 @@ def test_a_capacity_drops_from_what_the_policy_chose(x):
 
 
 def test_expert_choice_can_be_given_other_gates(x):
-    layer = MoE(D, F, E, router=ExpertChoiceRouter(D, E, 2.0, dtype=torch.float64), dtype=torch.float64).eval()
+    layer = MoE(
+        D, F, E, router=ExpertChoiceRouter(D, E, 2.0, dtype=torch.float64), dtype=torch.float64
+    ).eval()
     plain = layer(x)
     with trace_routing(layer) as trace:
         layer(x)
@@ -298,7 +338,8 @@ def test_hugging_face_models(family, patched):
     from ironmoe.moe import huggingface
 
     common = {
-        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
         "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 32, "head_dim": 8,
     }  # fmt: skip
     name = {"mixtral": "Mixtral", "gpt_oss": "GptOss"}[family]
@@ -323,7 +364,9 @@ def test_hugging_face_models(family, patched):
         torch.testing.assert_close(model(ids).logits, plain)
     with intervene(model, DropRank(2)), trace_routing(model) as trace:
         model(ids)
-    assert not torch.allclose(steered, plain) and all((layer.gates[:, 1] == 0).all() for layer in trace.layers.values())
+    assert not torch.allclose(steered, plain) and all(
+        (layer.gates[:, 1] == 0).all() for layer in trace.layers.values()
+    )
     with intervene(model, AllExperts()):
         averaged = model(ids).logits
     with intervene(model, PermuteExperts()):
@@ -337,20 +380,41 @@ def test_hugging_face_models(family, patched):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda m, x: intervene(torch.nn.Linear(2, 2), DropBest()).__enter__(), "must have MoE layers to steer, got Linear"),
+        (
+            lambda m, x: intervene(torch.nn.Linear(2, 2), DropBest()).__enter__(),
+            "must have MoE layers to steer, got Linear",
+        ),
         (lambda m, x: intervene(m, DropBest(), layers=["mlp"]).__enter__(), "layers must be among"),
-        (lambda m, x: intervene(m, DropBest(), layers=[1]).__enter__(), "numbers from -1 to 0, got 1"),
+        (
+            lambda m, x: intervene(m, DropBest(), layers=[1]).__enter__(),
+            "numbers from -1 to 0, got 1",
+        ),
         (lambda m, x: intervene(m, [3]).__enter__(), "policy must be a function"),
         (lambda m, x: steer(m, x, lambda d: d.x), "must return Routing"),
-        (lambda m, x: steer(m, x, lambda d: Routing(d.routing.gates[:3], d.routing.experts[:3])), r"both \(40, K\), got"),
-        (lambda m, x: steer(m, x, UseRanks(first=5)), "first must be from 1 to 4 with 5 experts and top-2, got 5"),
+        (
+            lambda m, x: steer(m, x, lambda d: Routing(d.routing.gates[:3], d.routing.experts[:3])),
+            r"both \(40, K\), got",
+        ),
+        (
+            lambda m, x: steer(m, x, UseRanks(first=5)),
+            "first must be from 1 to 4 with 5 experts and top-2, got 5",
+        ),
         (lambda m, x: steer(m, x, RandomExperts(among=1)), "among must be from K = 2 to E = 5"),
         (lambda m, x: steer(m, x, OneExpert(index=5)), "index must be from 0 to 4, got 5"),
-        (lambda m, x: steer(m, x, PermuteExperts(permutation=(0, 1, 2, 3, 3))), "permutation must hold 0 … 4 once each"),
-        (lambda m, x: steer(m, x, MaskExperts(experts=(0, 1, 2, 3))), "experts must leave K = 2 of 5, got 4 to mask"),
+        (
+            lambda m, x: steer(m, x, PermuteExperts(permutation=(0, 1, 2, 3, 3))),
+            "permutation must hold 0 … 4 once each",
+        ),
+        (
+            lambda m, x: steer(m, x, MaskExperts(experts=(0, 1, 2, 3))),
+            "experts must leave K = 2 of 5, got 4 to mask",
+        ),
         (lambda m, x: steer(m, x, MaskExperts(experts=(7,))), "experts must be from 0 to 4, got 7"),
         (lambda m, x: steer(m, x, DropRank(3)), "rank must be from 1 to K = 2, got 3"),
-        (lambda m, x: steer(m, x, AllExperts(gates="kept")), 'gates must be "uniform", "own" or "renormalized" for all'),
+        (
+            lambda m, x: steer(m, x, AllExperts(gates="kept")),
+            'gates must be "uniform", "own" or "renormalized" for all',
+        ),
         (lambda m, x: UseRanks(gates="equal"), "gates must be one of"),
     ],
 )

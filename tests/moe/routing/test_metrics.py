@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from ironmoe.kernels import Routing
-from ironmoe.moe import Capacity, EnsembleRouter, LayerTrace, MoE, intervene, routing_change, routing_sites, trace_routing
+from ironmoe.moe import (
+    Capacity,
+    EnsembleRouter,
+    LayerTrace,
+    MoE,
+    intervene,
+    routing_change,
+    routing_sites,
+    trace_routing,
+)
 from ironmoe.moe.metrics import (
     boundary_mass,
     dormant_experts,
@@ -30,7 +39,8 @@ def trace_of(gates, experts, num_experts=4, intended=None, logits=None):
 
 
 def test_three_readings_of_routing_change():
-    """Token 0 keeps one of two, token 1 is dropped both times, token 2 stays, token 3's second gate is 0."""
+    """Token 0 keeps one of two, token 1 is dropped both times, token 2 stays, token 3's second gate
+    is 0."""
     chosen = [[0, 1], [2, 3], [1, 2], [3, 0]]
     clean = trace_of(
         [[0.5, 0.2], [0.0, 0.0], [0.4, 0.3], [0.6, 0.0]], [[0, 1], [4, 4], [1, 2], [3, 0]],
@@ -42,7 +52,9 @@ def test_three_readings_of_routing_change():
     )  # fmt: skip
     assert routing_change(clean, adversarial) == pytest.approx(1 - (1 / 3 + 0 + 1 + 1) / 4)
     assert routing_change(clean, adversarial, "kept") == pytest.approx(1 - (1 / 3 + 1 + 1) / 3)
-    assert routing_change(clean, adversarial, "intended") == pytest.approx(1 - (1 / 3 + 1 + 1 + 1 / 3) / 4)
+    assert routing_change(clean, adversarial, "intended") == pytest.approx(
+        1 - (1 / 3 + 1 + 1 + 1 / 3) / 4
+    )
     assert routing_change(clean, clean) == 0.25 and routing_change(clean, clean, "kept") == 0
     with pytest.raises(ValueError, match="reading must be one of"):
         routing_change(clean, clean, "official")
@@ -51,16 +63,23 @@ def test_three_readings_of_routing_change():
 
 
 def test_image_overlap():
-    """Two images of two tokens: token 0 keeps one of two, token 1 both; tokens 2 and 3 are dropped both times."""
+    """Two images of two tokens: token 0 keeps one of two, token 1 both; tokens 2 and 3 are dropped
+    both times."""
     gates = [[0.5, 0.2], [0.4, 0.3], [0.0, 0.0], [0.0, 0.0]]
-    clean, adversarial = (trace_of(gates, [first, [1, 2], [4, 4], [4, 4]]) for first in ([0, 1], [0, 2]))
+    clean, adversarial = (
+        trace_of(gates, [first, [1, 2], [4, 4], [4, 4]]) for first in ([0, 1], [0, 2])
+    )
     assert image_overlap(clean, adversarial, 2).tolist() == pytest.approx([(1 / 3 + 1) / 2, 0])
-    assert image_overlap(clean, adversarial, 2, "kept").tolist() == pytest.approx([(1 / 3 + 1) / 2, math.nan], nan_ok=True)
+    assert image_overlap(clean, adversarial, 2, "kept").tolist() == pytest.approx(
+        [(1 / 3 + 1) / 2, math.nan], nan_ok=True
+    )
     for reading in ("realised", "intended"):
         mean = image_overlap(clean, adversarial, 4, reading).mean().item()
         assert 1 - mean == pytest.approx(routing_change(clean, adversarial, reading))
     for images in (0, 3):
-        with pytest.raises(ValueError, match=f"images must be at least 1 and divide the 4 tokens, got {images}"):
+        with pytest.raises(
+            ValueError, match=f"images must be at least 1 and divide the 4 tokens, got {images}"
+        ):
             image_overlap(clean, adversarial, images)
 
 
@@ -69,13 +88,16 @@ def test_routing_entropy():
     sure = trace_of([[0.9], [0.9], [0.9]], [[0], [1], [2]], num_experts=3, logits=even[:3])
     assert routing_entropy(sure) == pytest.approx((math.log(3), 0), abs=1e-6)
     assert routing_entropy(sure, "gates") == pytest.approx((math.log(3), 0), abs=1e-6)
-    alike = trace_of([[0.3, 0.1]] * 2, [[0, 1]] * 2, num_experts=3, logits=even[[3, 3]].to(torch.bfloat16))
+    alike = trace_of(
+        [[0.3, 0.1]] * 2, [[0, 1]] * 2, num_experts=3, logits=even[[3, 3]].to(torch.bfloat16)
+    )
     assert routing_entropy(alike) == pytest.approx((math.log(3), math.log(3)))
     each = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert routing_entropy(alike, "gates") == pytest.approx((each, each))
     dropped = trace_of([[0.3, 0.1], [0.0, 0.0]], [[0, 1], [3, 3]], num_experts=3)
     assert routing_entropy(dropped, "gates") == pytest.approx((each, each))
-    others = torch.tensor([[1.0, 1.0, -math.inf, -math.inf], [-math.inf, -math.inf, 1.0, 1.0]])  # an ensemble's
+    # an ensemble's
+    others = torch.tensor([[1.0, 1.0, -math.inf, -math.inf], [-math.inf, -math.inf, 1.0, 1.0]])
     ensemble = trace_of([[0.5], [0.5]], [[0], [2]], logits=others)
     assert routing_entropy(ensemble) == pytest.approx((math.log(4), math.log(2)))
     with pytest.raises(ValueError, match='of must be "logits" or "gates", got \'experts\''):
@@ -86,11 +108,17 @@ def test_load_numbers():
     layer = trace_of([[0.5, 0.2]] * 4, [[0, 1], [0, 1], [0, 4], [0, 2]])
     torch.testing.assert_close(layer.load(), torch.tensor([4, 2, 1, 0]) / 7)
     assert imbalance(layer.load()) == pytest.approx(16 / 7)
-    assert load_variation(layer.load()) == pytest.approx(math.sqrt(35 / 49))  # of 4, 2, 1, 0: variance 35 / 16, mean 7 / 4
-    assert load_variation(torch.tensor([1.0, 0, 0, 0, 0])) == pytest.approx(2) and load_variation(torch.ones(5)) == 0
+    # of 4, 2, 1, 0: variance 35 / 16, mean 7 / 4
+    assert load_variation(layer.load()) == pytest.approx(math.sqrt(35 / 49))
+    assert (
+        load_variation(torch.tensor([1.0, 0, 0, 0, 0])) == pytest.approx(2)
+        and load_variation(torch.ones(5)) == 0
+    )
     assert dormant_experts(layer) == [3] and dormant_experts(layer, 0.15) == [2, 3]
     assert entropy(torch.full((8,), 1 / 8)).item() == pytest.approx(math.log(8))
-    assert entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]])).tolist() == pytest.approx([0, math.log(2)])
+    assert entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]])).tolist() == pytest.approx(
+        [0, math.log(2)]
+    )
     with pytest.raises(ValueError, match="share must be from 0 to 1"):
         dormant_experts(layer, 2)
 
@@ -133,7 +161,8 @@ def test_distance_and_cosine():
 
 
 def test_swap_jump_is_the_discontinuity_of_the_layer(layer):
-    """Walk to the point where two experts tie: the layer's outputs on both sides of it differ by the jump."""
+    """Walk to the point where two experts tie: the layer's outputs on both sides of it differ by
+    the jump."""
     torch.manual_seed(3)
     ends = torch.randn(2, D, dtype=torch.float64)
 
@@ -166,15 +195,25 @@ def test_swap_jump_where_choices_were_dropped(layer):
 
     def lose(decision):
         gates_TK, experts_TK = DropRank(2)(decision)
-        return Routing(gates_TK.index_fill(0, torch.tensor([0]), 0), experts_TK.index_fill(0, torch.tensor([0]), E))
+        return Routing(
+            gates_TK.index_fill(0, torch.tensor([0]), 0),
+            experts_TK.index_fill(0, torch.tensor([0]), E),
+        )
 
     with intervene(layer, lose), trace_routing(layer, keep_inputs=True) as trace:
         layer(x)
-    jump, outputs, logits = swap_jump(layer, trace.layers[""]), expert_outputs(layer, x), layer.router(x).logits.detach()
+    jump, outputs, logits = (
+        swap_jump(layer, trace.layers[""]),
+        expert_outputs(layer, x),
+        layer.router(x).logits.detach(),
+    )
     best = logits.argsort(1, descending=True)
     assert jump[0] == 0 and (jump[1:] > 0).all()
     for t in range(1, T):
-        expected = logits[t].softmax(0)[best[t, 0]] * (outputs[t, best[t, 0]] - outputs[t, best[t, 1]]).norm()
+        expected = (
+            logits[t].softmax(0)[best[t, 0]]
+            * (outputs[t, best[t, 0]] - outputs[t, best[t, 1]]).norm()
+        )
         torch.testing.assert_close(jump[t], expected)
 
 
@@ -185,9 +224,18 @@ def test_swap_jump_stays_within_a_member():
     with trace_routing(layer, keep_inputs=True) as trace:
         layer(x)
     outputs, gates = expert_outputs(layer, x), trace.layers[""].gates[:, 0]
-    apart = torch.cat([outputs[:3, 0] - outputs[:3, 1], outputs[3:, 2] - outputs[3:, 3]]).norm(dim=1)
+    apart = torch.cat([outputs[:3, 0] - outputs[:3, 1], outputs[3:, 2] - outputs[3:, 3]]).norm(
+        dim=1
+    )
     torch.testing.assert_close(swap_jump(layer, trace.layers[""]), gates * apart)
-    full = MoE(D, F, 4, 2, router=EnsembleRouter(D, 4, 2, ensemble_size=2, dtype=torch.float64), dtype=torch.float64).eval()
+    full = MoE(
+        D,
+        F,
+        4,
+        2,
+        router=EnsembleRouter(D, 4, 2, ensemble_size=2, dtype=torch.float64),
+        dtype=torch.float64,
+    ).eval()
     with trace_routing(full, keep_inputs=True) as trace:
         full(x)
     assert swap_jump(full, trace.layers[""]).tolist() == [0] * 6  # no other expert
@@ -216,7 +264,8 @@ def test_traces_know_what_was_kept_and_keep_graphs_and_inputs_if_asked():
 def test_hugging_face_experts_have_outputs_too():
     transformers = pytest.importorskip("transformers")
     config = transformers.MixtralConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
         num_local_experts=4, vocab_size=32, head_dim=8, initializer_range=0.3,
     )  # fmt: skip
     config._experts_implementation = "eager"
@@ -227,13 +276,21 @@ def test_hugging_face_experts_have_outputs_too():
     experts, x = routing_sites(model)[name].module, trace.layers[name].inputs
     outputs = expert_outputs(experts, x)
     gate, up = (x @ experts.gate_up_proj[2].T).chunk(2, -1)
-    torch.testing.assert_close(outputs[:, 2], (torch.nn.functional.silu(gate) * up) @ experts.down_proj[2].T)
+    torch.testing.assert_close(
+        outputs[:, 2], (torch.nn.functional.silu(gate) * up) @ experts.down_proj[2].T
+    )
     jump = swap_jump(experts, trace.layers[name])
     assert jump.shape == (10,) and (jump > 0).all()
     assert expert_distance(outputs).diagonal().abs().max() < 1e-6
     with intervene(model, OneExpert(0)):  # what each expert gives, not what a policy makes of it
         torch.testing.assert_close(expert_outputs(experts, x), outputs)
-    with pytest.raises(TypeError, match="module must be an MoE or the Experts of a Hugging Face model, got MixtralForCausalLM"):
+    with pytest.raises(
+        TypeError,
+        match="module must be an MoE or the Experts of a Hugging Face model, got "
+        "MixtralForCausalLM",
+    ):
         expert_outputs(model, x)
-    with pytest.raises(ValueError, match=r"x must have shape \(tokens, features\), got \(2, 5, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"x must have shape \(tokens, features\), got \(2, 5, 16\)"
+    ):
         expert_outputs(experts, x.view(2, 5, 16))

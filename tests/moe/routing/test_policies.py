@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from ironmoe.kernels import Routing
-from ironmoe.moe import EnsembleRouter, ExpertChoiceRouter, MoE, TopKRouter, intervene, trace_routing
+from ironmoe.moe import (
+    EnsembleRouter,
+    ExpertChoiceRouter,
+    MoE,
+    TopKRouter,
+    intervene,
+    trace_routing,
+)
 from ironmoe.moe.policies import (
     AllExperts,
     DropBest,
@@ -50,7 +57,8 @@ def test_ranks_under_expert_choice_are_those_of_the_experts_a_token_has(x):
     best_first = [sorted(gates, key=lambda e, gates=gates: -gates[e]) for gates in had]
     logits = layer.router(x).logits
     others = [
-        [e for e in row.argsort(descending=True).tolist() if e not in gates] for row, gates in zip(logits, had, strict=True)
+        [e for e in row.argsort(descending=True).tolist() if e not in gates]
+        for row, gates in zip(logits, had, strict=True)
     ]
 
     y, same, _ = steered(layer, x, UseRanks(1))
@@ -80,14 +88,24 @@ def test_ranks_under_expert_choice_are_those_of_the_experts_a_token_has(x):
 
 
 @pytest.mark.parametrize(
-    "rule", [{}, {"renormalize": True}, {"order": "topk_first"}, {"score": "sqrtsoftplus", "renormalize": True}]
+    "rule",
+    [
+        {},
+        {"renormalize": True},
+        {"order": "topk_first"},
+        {"score": "sqrtsoftplus", "renormalize": True},
+    ],
 )
 def test_tokens_of_an_ensemble_stay_with_the_experts_of_their_member(x, rule):
-    layer = MoE(D, F, E, K, router=EnsembleRouter(D, E, K, ensemble_size=M, **rule, **wide), **wide).eval()
+    layer = MoE(
+        D, F, E, K, router=EnsembleRouter(D, E, K, ensemble_size=M, **rule, **wide), **wide
+    ).eval()
     member_T = torch.arange(T) // (T // M)
     policies = [
-        DropBest(), UseRanks(3), Lowest(), RandomExperts(), RandomExperts(among=4), AllExperts(), AllExperts(gates="own"),
-        PermuteExperts(), PermuteExperts((3, 2, 1, 0, 5, 6, 7, 4)), MaskExperts((0, 7)), [DropRank(1), DropBest()],
+        DropBest(), UseRanks(3), Lowest(), RandomExperts(), RandomExperts(among=4), AllExperts(),
+        AllExperts(gates="own"),
+        PermuteExperts(), PermuteExperts((3, 2, 1, 0, 5, 6, 7, 4)), MaskExperts((0, 7)),
+        [DropRank(1), DropBest()],
     ]  # fmt: skip
     for policy in policies:
         y, found, trace = steered(layer, x, policy)
@@ -105,7 +123,9 @@ def test_tokens_of_an_ensemble_stay_with_the_experts_of_their_member(x, rule):
     for policy in (OneExpert(1), PermuteExperts(tuple(range(E))[::-1])):
         with pytest.raises(ValueError, match=r"finite logit, .* for \d+ of 40 tokens"):
             steered(layer, x, policy)
-    with pytest.raises(ValueError, match=r"first must be from 1 .* too few experts for 40 of 40 tokens"):
+    with pytest.raises(
+        ValueError, match=r"first must be from 1 .* too few experts for 40 of 40 tokens"
+    ):
         steered(layer, x, UseRanks(4))
     _, _, trace = steered(MoE(D, F, E, K, **wide).eval(), x, [])
     with pytest.raises(ValueError, match="finite logit"):
@@ -113,16 +133,22 @@ def test_tokens_of_an_ensemble_stay_with_the_experts_of_their_member(x, rule):
 
 
 def test_a_random_permutation_sends_the_tokens_of_an_expert_to_one_other(x):
-    layers = [MoE(D, F, E, K, router=r, **wide).eval() for r in (None, EnsembleRouter(D, E, K, ensemble_size=M, **wide))]
+    layers = [
+        MoE(D, F, E, K, router=r, **wide).eval()
+        for r in (None, EnsembleRouter(D, E, K, ensemble_size=M, **wide))
+    ]
     for layer in layers:
-        before, after = (steered(layer, x, policy)[2].experts for policy in ([], PermuteExperts(seed=3)))
+        before, after = (
+            steered(layer, x, policy)[2].experts for policy in ([], PermuteExperts(seed=3))
+        )
         sent = {e: set(after[before == e].tolist()) for e in range(E)}
         assert all(len(to) <= 1 for to in sent.values()) and not torch.equal(before, after)
         assert len(set.union(*sent.values())) == sum(map(len, sent.values()))
 
 
 def test_dropped_choices_have_no_part_in_own_gates(x):
-    """One of two choices is lost, so the rule gives the expert that comes in its place the whole sum."""
+    """One of two choices is lost, so the rule gives the expert that comes in its place the whole
+    sum."""
     for rule in ({"renormalize": True}, {"order": "topk_first"}, {"renormalize": 2.0}):
         layer = MoE(D, F, E, K, router=TopKRouter(D, E, K, **rule, **wide), **wide).eval()
         y, found, _ = steered(layer, x, [DropRank(1), UseRanks(2)])
@@ -138,10 +164,19 @@ def test_gradients_of_each_image_pass_through_vmap(layer):
     def loss(weights, image):
         return torch.func.functional_call(layer, weights, (image,)).square().sum()
 
-    for policy in (DropBest(), Lowest(), MaskExperts((1,)), DropRank(1), AllExperts(gates="own"), SameSum(OneExpert(2))):
+    for policy in (
+        DropBest(),
+        Lowest(),
+        MaskExperts((1,)),
+        DropRank(1),
+        AllExperts(gates="own"),
+        SameSum(OneExpert(2)),
+    ):
         with intervene(layer, policy):
             each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images)
-            (whole,) = torch.autograd.grad(sum(loss(weights, image) for image in images), layer.fc1.weight)
+            (whole,) = torch.autograd.grad(
+                sum(loss(weights, image) for image in images), layer.fc1.weight
+            )
         torch.testing.assert_close(each["fc1.weight"].sum(0), whole)
 
 
@@ -152,7 +187,9 @@ def test_same_sum(layer, x):
     torch.testing.assert_close(trace.gates.sum(1), before)
     for now, unscaled, gates in zip(found, ranks_3, had, strict=True):
         factor = sum(gates.values()) / sum(unscaled.values())
-        assert now == {e: pytest.approx(gate * factor) for e, gate in unscaled.items()} and factor > 1
+        assert (
+            now == {e: pytest.approx(gate * factor) for e, gate in unscaled.items()} and factor > 1
+        )
     _, found, _ = steered(layer, x, SameSum(OneExpert(2)))
     assert found == [{2: pytest.approx(sum(gates.values()))} for gates in had]
     y, _, trace = steered(layer, x, [UniformGates(), SameSum(DropRank(1))])
@@ -168,7 +205,9 @@ def test_same_sum(layer, x):
     alone = MoE(D, F, E, 1, router=TopKRouter(D, E, 1, scale=16.0)).eval()
     y, _, trace = steered(alone, x.float(), SameSum(DropRank(1)))
     assert (trace.gates == 0).all() and (y == 0).all()
-    with pytest.raises(TypeError, match="policy must be a function from Decision to Routing, got int"):
+    with pytest.raises(
+        TypeError, match="policy must be a function from Decision to Routing, got int"
+    ):
         SameSum(3)
 
 
@@ -177,28 +216,47 @@ def test_a_policy_returns_a_routing_of_float_gates_and_integer_experts(layer, x)
         return lambda decision: make(*decision.routing)
 
     for make, message in (
-        (lambda gates, experts: (gates, experts), r"must return Routing\(gates, experts\) of two tensors, got tuple"),
+        (
+            lambda gates, experts: (gates, experts),
+            r"must return Routing\(gates, experts\) of two tensors, got tuple",
+        ),
         (lambda gates, experts: Routing(gates, experts.tolist()), "of two tensors"),
-        (lambda gates, experts: Routing(experts, experts), "float gates and integer experts, got torch.int32"),
-        (lambda gates, experts: Routing(gates, gates), "float gates and integer experts, got torch.float64 and torch.float64"),
+        (
+            lambda gates, experts: Routing(experts, experts),
+            "float gates and integer experts, got torch.int32",
+        ),
+        (
+            lambda gates, experts: Routing(gates, gates),
+            "float gates and integer experts, got torch.float64 and torch.float64",
+        ),
         (lambda gates, experts: Routing(gates, experts > 0), "and torch.bool"),
     ):
         with pytest.raises(TypeError, match=message):
             steered(layer, x, returning(make))
     for shift in (-1, 8):
         with pytest.raises(ValueError, match=r"must return experts from 0 to 8 \(dropped\), got"):
-            steered(layer, x, returning(lambda gates, experts, shift=shift: Routing(gates, experts + shift)))
-    y, _, trace = steered(layer, x, returning(lambda gates, experts: Routing(gates, experts.long())))
+            steered(
+                layer,
+                x,
+                returning(lambda gates, experts, shift=shift: Routing(gates, experts + shift)),
+            )
+    y, _, trace = steered(
+        layer, x, returning(lambda gates, experts: Routing(gates, experts.long()))
+    )
     assert trace.experts.dtype == torch.int32
     torch.testing.assert_close(y, layer(x))
-    with pytest.raises(TypeError, match="layers must be a sequence of names or numbers, or None, got 0"):
+    with pytest.raises(
+        TypeError, match="layers must be a sequence of names or numbers, or None, got 0"
+    ):
         intervene(layer, DropBest(), layers=0).__enter__()
 
 
 def test_random_experts_among_none_at_all_is_an_error_and_places_alone_decide(layer, x):
     with pytest.raises(ValueError, match="among must be from K = 2 to E = 8 or None, got 0"):
         steered(layer, x, RandomExperts(among=0))
-    whole, part = (steered(layer, tokens, RandomExperts(seed=1))[2].experts for tokens in (x, x[:7]))
+    whole, part = (
+        steered(layer, tokens, RandomExperts(seed=1))[2].experts for tokens in (x, x[:7])
+    )
     assert torch.equal(whole[:7], part)
 
 
@@ -209,7 +267,13 @@ def test_replaying_one_layers_trace(layer, x):
     first_lost.gates[:, 0], first_lost.experts[:, 0] = 0, E
     trace.routings = [first_lost]
     _, had, _ = steered(layer, x, [])
-    _, found, _ = steered(layer, x, Replay(trace, gates="kept"))  # the only expert left gets the gate of rank 1
-    assert found == [{e: max(gates.values())} for gates, e in zip(had, first_lost.experts[:, 1].tolist(), strict=True)]
-    with pytest.raises(ValueError, match=r"must have recorded 40 tokens in .* and 4 experts, got 40 and 8"):
+    # the only expert left gets the gate of rank 1
+    _, found, _ = steered(layer, x, Replay(trace, gates="kept"))
+    assert found == [
+        {e: max(gates.values())}
+        for gates, e in zip(had, first_lost.experts[:, 1].tolist(), strict=True)
+    ]
+    with pytest.raises(
+        ValueError, match=r"must have recorded 40 tokens in .* and 4 experts, got 40 and 8"
+    ):
         steered(MoE(D, F, 4, K, **wide).eval(), x, Replay(trace))

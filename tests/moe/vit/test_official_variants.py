@@ -1,4 +1,5 @@
-"""Other models that the official JAX code can build: small random ones, run by it, and by this library (tests/data/README.md)."""
+"""Other models that the official JAX code can build: small random ones, run by it, and by this
+library (tests/data/README.md)."""
 
 import json
 from pathlib import Path
@@ -16,25 +17,42 @@ SETTINGS = json.loads(str(OFFICIAL["settings"]))
 
 def params_of(name):
     prefix = f"{name}/params/"
-    return {key.removeprefix(prefix): OFFICIAL[key] for key in OFFICIAL.files if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): OFFICIAL[key] for key in OFFICIAL.files if key.startswith(prefix)
+    }
 
 
 def model_of(name):
     s, params = SETTINGS[name], params_of(name)
     dispatch_dtype = torch.bfloat16 if s["bf"] and s["kind"] != "dense" else None
     if s["kind"] == "ec":
-        dim, hidden_dim = next(a.shape[1:] for key, a in params.items() if key.endswith("Moe/Mlp/Dense_0/kernel"))
+        dim, hidden_dim = next(
+            a.shape[1:] for key, a in params.items() if key.endswith("Moe/Mlp/Dense_0/kernel")
+        )
 
         def make():
-            router = ExpertChoiceRouter(dim, s["E"], s["cf"], images_per_group=s["ipg"], multiple_of=s["mult"])
-            return MoE(dim, hidden_dim, s["E"], activation="gelu_tanh", router=router, dispatch_dtype=dispatch_dtype)
+            router = ExpertChoiceRouter(
+                dim, s["E"], s["cf"], images_per_group=s["ipg"], multiple_of=s["mult"]
+            )
+            return MoE(
+                dim,
+                hidden_dim,
+                s["E"],
+                activation="gelu_tanh",
+                router=router,
+                dispatch_dtype=dispatch_dtype,
+            )
 
         return VMoE.from_jax(params, make_moe=make)
     if s["kind"] in ("soft", "dense"):
-        return VMoE.from_jax(params, **({"dispatch_dtype": torch.bfloat16} if s["kind"] == "soft" else {}))
+        return VMoE.from_jax(
+            params, **({"dispatch_dtype": torch.bfloat16} if s["kind"] == "soft" else {})
+        )
     router = {"importance_weight": 0.005, "load_weight": s["load"], "balance_weight": s["gs"]}
     capacity = Capacity(s["cf"], images_per_group=s["ipg"], priority=s["bpr"])
-    return VMoE.from_jax(params, top_k=s["K"], router=router, capacity=capacity, dispatch_dtype=dispatch_dtype)
+    return VMoE.from_jax(
+        params, top_k=s["K"], router=router, capacity=capacity, dispatch_dtype=dispatch_dtype
+    )
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -44,7 +62,11 @@ def test_logits_auxiliary_loss_and_input_gradient(name):
     for i, layer in enumerate(module for module in model.modules() if isinstance(module, MoE)):
         if s["train"]:
             layer.router.noise = torch.from_numpy(OFFICIAL[f"{name}/noise/{i}"])
-    x = rearrange(torch.from_numpy(OFFICIAL[f"{name}/x"]), "b h w c -> b c h w").contiguous().requires_grad_()
+    x = (
+        rearrange(torch.from_numpy(OFFICIAL[f"{name}/x"]), "b h w c -> b c h w")
+        .contiguous()
+        .requires_grad_()
+    )
     labels = torch.from_numpy(OFFICIAL[f"{name}/y"])
     with aux_loss_in_eval(model):
         logits_MBC = model.member_logits(x)
@@ -52,7 +74,9 @@ def test_logits_auxiliary_loss_and_input_gradient(name):
     members = len(logits_MBC)
     logits = rearrange(logits_MBC, "m b c -> (b m) c")  # the official code's order
     logits_tolerance, grad_tolerance = (1e-4, 1e-2) if s["bf"] else (1e-5, 1e-5)
-    torch.testing.assert_close(logits, torch.from_numpy(OFFICIAL[f"{name}/logits"]), rtol=0, atol=logits_tolerance)
+    torch.testing.assert_close(
+        logits, torch.from_numpy(OFFICIAL[f"{name}/logits"]), rtol=0, atol=logits_tolerance
+    )
     assert aux_loss.item() == pytest.approx(float(OFFICIAL[f"{name}/aux_loss"]), abs=1e-6)
     loss = torch.nn.functional.cross_entropy(logits, labels.repeat_interleave(members)) + aux_loss
     (grad,) = torch.autograd.grad(loss, [x])
@@ -80,19 +104,25 @@ def test_an_ensembles_prediction_is_the_mean_probability():
 def test_old_names_of_dense_checkpoints():
     """The names of the first released ViT files, and those of later ones."""
     params = params_of("dense-token-representation")
-    for attention, mlp, norm in (("MultiHeadDotProductAttention_1", "MlpBlock_3", "LayerNorm_2"),
-                                 ("MultiHeadDotProductAttention_0", "MlpBlock_0", "LayerNorm_1")):  # fmt: skip
+    for attention, mlp, norm in (
+        ("MultiHeadDotProductAttention_1", "MlpBlock_3", "LayerNorm_2"),
+        ("MultiHeadDotProductAttention_0", "MlpBlock_0", "LayerNorm_1"),
+    ):
         old = {
-            key.replace("Encoder/", "Transformer/").replace("SelfAttention", attention).replace("/Mlp/", f"/{mlp}/")
-            .replace("LayerNorm_1", norm): array for key, array in params.items()
-        }  # fmt: skip
+            key.replace("Encoder/", "Transformer/")
+            .replace("SelfAttention", attention)
+            .replace("/Mlp/", f"/{mlp}/")
+            .replace("LayerNorm_1", norm): array
+            for key, array in params.items()
+        }
         assert old.keys() != params.keys()
         model = VMoE.from_jax(old)
         assert all(np.array_equal(array, params[key]) for key, array in model.to_jax().items())
 
 
 def test_another_resolution_takes_the_official_rule():
-    """scipy.ndimage.zoom(order=1) on the grid, the token's embedding kept: linear, corner on corner."""
+    """scipy.ndimage.zoom(order=1) on the grid, the token's embedding kept: linear, corner on
+    corner."""
     params = params_of("training-two-experts-gshard")
     small = VMoE.from_jax(params, top_k=2)
     positions = params["Encoder/posembed_input/pos_embedding"][0]
@@ -113,10 +143,22 @@ def test_another_resolution_takes_the_official_rule():
     ("change", "message"),
     [
         (lambda p: p.pop("head/kernel"), "params must hold 'head/kernel'"),
-        (lambda p: p.pop("Encoder/encoder_norm/bias"), "missing: Encoder/encoder_norm/bias; not known: none"),
-        (lambda p: p.update({"Encoder/extra": np.zeros(3)}), "missing: none; not known: Encoder/extra"),
-        (lambda p: p.update({"head/bias": np.zeros(3)}), r"params\['head/bias'\] must have shape \(\d+,\), got \(3,\)"),
-        (lambda p: p.update({"embedding/kernel": np.zeros((4, 4))}), r"params\['embedding/kernel'\] must have 4 axes"),
+        (
+            lambda p: p.pop("Encoder/encoder_norm/bias"),
+            "missing: Encoder/encoder_norm/bias; not known: none",
+        ),
+        (
+            lambda p: p.update({"Encoder/extra": np.zeros(3)}),
+            "missing: none; not known: Encoder/extra",
+        ),
+        (
+            lambda p: p.update({"head/bias": np.zeros(3)}),
+            r"params\['head/bias'\] must have shape \(\d+,\), got \(3,\)",
+        ),
+        (
+            lambda p: p.update({"embedding/kernel": np.zeros((4, 4))}),
+            r"params\['embedding/kernel'\] must have 4 axes",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(change, message):

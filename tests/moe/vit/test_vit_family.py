@@ -24,8 +24,10 @@ def millions(model):
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("ViT-S/32", {}, 27.6), ("ViT-B/32", {}, 88.9), ("ViT-B+/32", {}, 129.0), ("ViT-B++/32", {}, 178.2),
-        ("ViT-B+++/32", {}, 237.5), ("ViT-L/32", {}, 307.7), ("V-MoE-S/32", {"num_experts": 32}, 288.1),
+        ("ViT-S/32", {}, 27.6), ("ViT-B/32", {}, 88.9), ("ViT-B+/32", {}, 129.0),
+        ("ViT-B++/32", {}, 178.2),
+        ("ViT-B+++/32", {}, 237.5), ("ViT-L/32", {}, 307.7),
+        ("V-MoE-S/32", {"num_experts": 32}, 288.1),
         ("V-MoE-B/32", {"num_experts": 32}, 967.4), ("V-MoE-B/16", {"num_experts": 32}, 966.0),
         ("V-MoE-L/16", {"num_experts": 32}, 3428.6),
         ("V-MoE-B/16", {"representation_size": None}, 285.2),  # as released
@@ -59,34 +61,49 @@ def test_placement_is_the_official_rule(depth):
         assert placement(f"every {n}", depth, "layers") == list(range(n - 1, depth, n))
         if n <= len(range(1, depth, 2)):
             assert placement(f"last {n}", depth, "layers") == list(range(1, depth, 2))[-n:]
-    assert placement("all", depth, "layers") == list(range(depth)) and placement((), depth, "layers") == []
+    assert (
+        placement("all", depth, "layers") == list(range(depth))
+        and placement((), depth, "layers") == []
+    )
     for wrong in (f"last {depth // 2 + 1}", "every 0", "first 1", [depth], [-depth - 1], [0.5]):
         with pytest.raises(ValueError, match="layers"):
             placement(wrong, depth, "layers")
 
 
 def test_losses_and_first_logits_are_the_papers():
-    """Two experts take the GShard loss, because the load loss can be NaN there; the head starts at −log C."""
+    """Two experts take the GShard loss, because the load loss can be NaN there; the head starts at
+    −log C."""
     options = {"image_size": 32, "num_classes": 7, "num_experts": 2, "top_k": 1, "moe_layers": [0]}
     model = VMoE.from_config("V-MoE-S/32", **options, router={"z_weight": 0.5})
     router = model.blocks[0].mlp.router
-    assert (router.importance_weight, router.load_weight, router.balance_weight, router.z_weight) == (0, 0, 0.01, 0.5)
+    assert (
+        router.importance_weight,
+        router.load_weight,
+        router.balance_weight,
+        router.z_weight,
+    ) == (0, 0, 0.01, 0.5)
     model(torch.rand(2, 3, 32, 32))
     assert collect_aux_loss(model).isfinite()
-    torch.testing.assert_close(model.eval()(torch.rand(1, 3, 32, 32)), torch.full((1, 7), -math.log(7)))
+    torch.testing.assert_close(
+        model.eval()(torch.rand(1, 3, 32, 32)), torch.full((1, 7), -math.log(7))
+    )
     assert model.pre_logits.out_features == 512
 
 
 def small(**options):
     torch.manual_seed(0)
-    model = VMoE(16, 4, 24, 3, 2, 32, 5, **{"moe_layers": (1, 2), "num_experts": 4, "channels": 1} | options).eval()
+    model = VMoE(
+        16, 4, 24, 3, 2, 32, 5, **{"moe_layers": (1, 2), "num_experts": 4, "channels": 1} | options
+    ).eval()
     torch.nn.init.normal_(model.head.weight)
     return model
 
 
 KINDS = {
-    "token": {}, "gap": {"classifier": "gap"}, "map": {"classifier": "map"}, "representation": {"representation_size": 12},
-    "dense": {"moe_layers": ()}, "ensemble": {"ensemble_size": 2}, "capacity": {"capacity": Capacity(1.0, images_per_group=2)},
+    "token": {}, "gap": {"classifier": "gap"}, "map": {"classifier": "map"},
+    "representation": {"representation_size": 12},
+    "dense": {"moe_layers": ()}, "ensemble": {"ensemble_size": 2},
+    "capacity": {"capacity": Capacity(1.0, images_per_group=2)},
     "bfloat16 dispatch": {"dispatch_dtype": torch.bfloat16},
     "soft": {"make_moe": lambda: SoftMoE(24, 32, 4, 2, activation="gelu_tanh")},
 }  # fmt: skip
@@ -102,7 +119,11 @@ class TestEveryKind:
     def test_to_jax_and_back(self, kind):
         model = small(**KINDS[kind])
         options = {} if kind in ("dense", "soft") else {"top_k": 2}
-        options |= {key: value for key, value in KINDS[kind].items() if key in ("capacity", "dispatch_dtype")}
+        options |= {
+            key: value
+            for key, value in KINDS[kind].items()
+            if key in ("capacity", "dispatch_dtype")
+        }
         back = VMoE.from_jax(model.to_jax(), **options)
         images = torch.rand(4, 1, 16, 16)
         torch.testing.assert_close(back(images), model(images), rtol=0, atol=0)
@@ -115,7 +136,9 @@ class TestEveryKind:
         for twin in twins:
             assert torch.equal(twin(images), model(images))
         double = copy.deepcopy(model).double()
-        torch.testing.assert_close(double(images.double()).float(), model(images), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            double(images.double()).float(), model(images), rtol=1e-3, atol=1e-3
+        )
 
     def test_another_resolution(self, kind):
         model = small(**KINDS[kind])
@@ -142,10 +165,16 @@ def test_an_ensemble_gives_log_probabilities_of_the_mean():
     [
         (lambda: VMoE.from_config("V-MoE-XL/16"), "SIZE one of S, B, B[+]"),
         (lambda: VMoE.from_config("resnet50"), "name must be ViT-SIZE/PATCH"),
-        (lambda: VMoE.from_config("ViT-S/32", num_experts=8), "a dense ViT-S/32 takes no num_experts"),
+        (
+            lambda: VMoE.from_config("ViT-S/32", num_experts=8),
+            "a dense ViT-S/32 takes no num_experts",
+        ),
         (lambda: VMoE.from_config("ViT-S/15"), "patch_size must divide image_size = 224"),
         (lambda: small(ensemble_size=3), "ensemble_size must divide num_experts = 4, got 3"),
-        (lambda: small(ensemble_size=2, moe_layers=()), "ensemble_size must be at least 1, and 1 without moe_layers"),
+        (
+            lambda: small(ensemble_size=2, moe_layers=()),
+            "ensemble_size must be at least 1, and 1 without moe_layers",
+        ),
         (lambda: small(representation_size=0), "representation_size must be at least 1"),
         (lambda: small(moe_layers="first 2"), 'moe_layers must be "all", "every n"'),
     ],
@@ -164,5 +193,7 @@ def test_attention_in_bfloat16_rounds_once_on_cpu(autocast):
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out, exact.bfloat16(), rtol=2**-7, atol=1e-6)
     dy = torch.randn_like(out)
-    grads, wanted = (torch.autograd.grad(y, q, dy.to(y), retain_graph=True)[0] for y in (out, exact))
+    grads, wanted = (
+        torch.autograd.grad(y, q, dy.to(y), retain_graph=True)[0] for y in (out, exact)
+    )
     torch.testing.assert_close(grads, wanted.bfloat16(), rtol=2**-6, atol=1e-4)

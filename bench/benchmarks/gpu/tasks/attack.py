@@ -48,7 +48,9 @@ class Steps:
     nothing looks at a result.
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: torch.dtype
+    ) -> None:
         self.model, self.labels = model, labels
         self.low, self.high = (images - EPS).clamp_min(0), (images + EPS).clamp_max(1)
         self.alpha = torch.full((len(images),), 2.5 * EPS / STEPS, device=images.device)
@@ -65,7 +67,9 @@ class Steps:
         """In place, so that a CUDA graph can hold it."""
         loss = F.cross_entropy(self.model(self.image).float(), self.labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, [self.image])
-        point, image = linf_step(self.point, gradient, self.low, self.high, self.alpha, image_dtype=self.image.dtype)
+        point, image = linf_step(
+            self.point, gradient, self.low, self.high, self.alpha, image_dtype=self.image.dtype
+        )
         with torch.no_grad():
             self.point.copy_(point)
             self.image.copy_(image)
@@ -85,7 +89,9 @@ class Steps:
         return self.point.clone()
 
 
-def measure_attack(setting: Setting, dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen) -> bool:
+def measure_attack(
+    setting: Setting, dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen
+) -> bool:
     """A row for each way that works here; its adversarial images are compared with those of the
     eager steps. True if there was time.
     """
@@ -100,8 +106,11 @@ def measure_attack(setting: Setting, dtype: torch.dtype, device: torch.device, l
         return lambda: pgd(images, labels)
 
     def compiled() -> Callable[[], Tensor]:
-        backend = "inductor" if device.type == "cuda" else "aot_eager"  # a rehearsal compiles no C++
-        again = Steps(torch.compile(low_precision, backend=backend, fullgraph=True), images, labels, dtype)
+        # a rehearsal compiles no C++
+        backend = "inductor" if device.type == "cuda" else "aot_eager"
+        again = Steps(
+            torch.compile(low_precision, backend=backend, fullgraph=True), images, labels, dtype
+        )
         again.start = steps.start
         return again.eager
 
@@ -143,14 +152,19 @@ def _prepare(setting: Setting, device: torch.device) -> tuple[VMoE, Tensor, Tens
     not be attacked.
     """
     model = setting.model().to(device).eval()
-    nn.init.normal_(model.head.weight, std=0.02)  # a head of zeros, as training starts with, gives no gradient
-    images = torch.rand(setting.images, model.channels, model.image_size, model.image_size, device=device)
+    # a head of zeros, as training starts with, gives no gradient
+    nn.init.normal_(model.head.weight, std=0.02)
+    images = torch.rand(
+        setting.images, model.channels, model.image_size, model.image_size, device=device
+    )
     with torch.no_grad():
         labels = model(images).argmax(1)
     return model, images, labels
 
 
-def _timed(run: Callable[[], Tensor], images: int, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+def _timed(
+    run: Callable[[], Tensor], images: int, device: torch.device
+) -> tuple[Tensor, dict[str, Any]]:
     """(what it returns, figures from the median of RUNS runs). The first call, in which everything
     is compiled, is told apart.
     """

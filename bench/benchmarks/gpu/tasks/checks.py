@@ -21,13 +21,16 @@ from ironmoe.bench.benchmarks.shapes import Problem, Shape, make_problem
 from ironmoe.bench.common.timing import OutOfTime, time_limit
 
 RUNS = 5
-SANITIZED = Shape("sanitized", 200, 64, 192, 4, 2, "gelu", bias=True)  # full tiles and odd ends, 100 rows an expert
+# full tiles and odd ends, 100 rows an expert
+SANITIZED = Shape("sanitized", 200, 64, 192, 4, 2, "gelu", bias=True)
 TOOLS = ("memcheck", "racecheck", "initcheck")
 SUMMARY = re.compile(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+)")
 Bits = dict[str, Tensor]
 
 
-def check_bits(shape: Shape, dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen) -> bool:
+def check_bits(
+    shape: Shape, dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen
+) -> bool:
     """Forward and gradients: RUNS runs, and frozen weights beside trainable ones. True if all the
     time it needed was there.
     """
@@ -100,8 +103,14 @@ def find_sanitizer() -> str | None:
     """compute-sanitizer in PATH or in a folder of CUDA."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     homes += ["/usr/local/cuda", *sorted(glob("/usr/local/cuda-*"), reverse=True), "/opt/cuda"]
-    folders = [f"{home}/{inner}" for home in homes for inner in ("bin", "compute-sanitizer", "extras/compute-sanitizer")]
-    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    folders = [
+        f"{home}/{inner}"
+        for home in homes
+        for inner in ("bin", "compute-sanitizer", "extras/compute-sanitizer")
+    ]
+    return shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=os.pathsep.join(folders)
+    )
 
 
 def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
@@ -133,10 +142,14 @@ def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
         # of an allocation.
         environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         try:
-            run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=max(left(), 0.01))
+            run = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=max(left(), 0.01)
+            )
         except subprocess.TimeoutExpired:
             return False
-        pen.finish(name, checks=[_row(f"compute-sanitizer {name}", SANITIZED.name, dtype, *verdict(run))])
+        pen.finish(
+            name, checks=[_row(f"compute-sanitizer {name}", SANITIZED.name, dtype, *verdict(run))]
+        )
     return True
 
 
@@ -150,12 +163,20 @@ def verdict(run: "subprocess.CompletedProcess[str]") -> tuple[bool | None, str]:
             f"exit status {run.returncode}: {lines[-1].strip()[:200] if lines else 'no output'}",
         )
     if sum(counts):
-        first = next((line for line in lines if line.startswith("=========") and len(line) > 12), lines[0])
+        first = next(
+            (line for line in lines if line.startswith("=========") and len(line) > 12), lines[0]
+        )
         return False, f"{sum(counts)} errors; the first: {first.lstrip('= ')[:200]}"
-    return (True, "") if run.returncode == 0 else (None, f"exit status {run.returncode}: {lines[-1].strip()[:200]}")
+    return (
+        (True, "")
+        if run.returncode == 0
+        else (None, f"exit status {run.returncode}: {lines[-1].strip()[:200]}")
+    )
 
 
-def _row(check: str, shape: str, dtype: torch.dtype, passed: bool | None, why: str) -> dict[str, Any]:
+def _row(
+    check: str, shape: str, dtype: torch.dtype, passed: bool | None, why: str
+) -> dict[str, Any]:
     return {
         "check": check,
         "shape": shape,

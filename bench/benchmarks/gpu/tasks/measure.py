@@ -11,7 +11,16 @@ import torch
 
 from ironmoe.bench.benchmarks.gpu.journal import BROKEN_DEVICE, Pen
 from ironmoe.bench.benchmarks.gpu.tasks.observe import Clocks, kernel_times
-from ironmoe.bench.benchmarks.passes import DX, FULL, INFERENCE, PASSES, PGD, Build, peak_bytes, saved_bytes
+from ironmoe.bench.benchmarks.passes import (
+    DX,
+    FULL,
+    INFERENCE,
+    PASSES,
+    PGD,
+    Build,
+    peak_bytes,
+    saved_bytes,
+)
 from ironmoe.bench.benchmarks.peers import (
     DENSE,
     IRONMOE,
@@ -74,7 +83,8 @@ class Case:
     """One layer under one routing, written pass by pass; notes say who was not measured and why."""
 
     def __init__(
-        self, shape: Shape, routing: str, dtype: torch.dtype, device: torch.device, clock: Clock, pen: Pen,
+        self, shape: Shape, routing: str, dtype: torch.dtype, device: torch.device, clock: Clock,
+        pen: Pen,
         rounds: int = 20, without: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """``without``: peers that are left out, because an earlier process died of them."""
@@ -116,7 +126,11 @@ class Case:
         layer at all.
         """
         problem = (
-            self._attempt("all", partial(make_problem, self.shape, self.routing, self.dtype, self.device)) if missing else None
+            self._attempt(
+                "all", partial(make_problem, self.shape, self.routing, self.dtype, self.device)
+            )
+            if missing
+            else None
         )
         entrants = {} if problem is None else self._check(problem)
         if problem is None or OURS not in entrants:
@@ -128,7 +142,10 @@ class Case:
             MOVERS: partial(self._measure_movers, problem),
             PROFILE: partial(self._profile, entrants[OURS]),
         }
-        return [others[part] if part in others else partial(self._measure_pass, part, entrants, clocks) for part in missing]
+        return [
+            others[part] if part in others else partial(self._measure_pass, part, entrants, clocks)
+            for part in missing
+        ]
 
     def _check(self, problem: Problem) -> dict[str, Entrant]:
         """All that can do the problem, those that compute something else too: that is shown beside
@@ -144,7 +161,9 @@ class Case:
                 continue
             if name in self.without:
                 continue
-            found = self._attempt(name, partial(errors, peer.build, problem, correct), _seconds(name))
+            found = self._attempt(
+                name, partial(errors, peer.build, problem, correct), _seconds(name)
+            )
             if found is None:
                 continue
             if why := disagreement(found, self.dtype):
@@ -159,7 +178,9 @@ class Case:
         for name, entrant in entrants.items():
             if pass_name == PGD and not entrant.captures:
                 continue
-            ready = self._attempt(name, partial(_prepare, pass_name, entrant), _seconds(name), pass_name)
+            ready = self._attempt(
+                name, partial(_prepare, pass_name, entrant), _seconds(name), pass_name
+            )
             if ready is not None:
                 prepared[name] = ready
         size = 8192 if self.device.type == "cuda" else 256
@@ -168,7 +189,9 @@ class Case:
             **{name: run for name, (run, _) in prepared.items()},
         }
         start = time.monotonic()
-        timings = self._attempt("all", partial(interleaved, runs, self.device, self.rounds), part=pass_name)
+        timings = self._attempt(
+            "all", partial(interleaved, runs, self.device, self.rounds), part=pass_name
+        )
         if timings is None or OURS not in prepared:
             return
         for name, (_, memory) in prepared.items():
@@ -190,7 +213,9 @@ class Case:
         self._flush(pass_name)
 
     def _measure_movers(self, problem: Problem) -> None:
-        for name, timing, figures in self._attempt(OURS, partial(_time_movers, problem, self.rounds), part=MOVERS) or []:
+        for name, timing, figures in (
+            self._attempt(OURS, partial(_time_movers, problem, self.rounds), part=MOVERS) or []
+        ):
             self._add(OURS, f"kernel {name}", timing, figures)
         self._flush(MOVERS)
 
@@ -202,7 +227,10 @@ class Case:
             launches = self._attempt(OURS, partial(kernel_times, run, self.device), part=PROFILE)
             if launches == []:
                 self._note(OURS, "absent", "the profiler gives no kernel times here")
-            found += [{**self._place(), "pass": pass_name, **launch._asdict()} for launch in launches or ()]
+            found += [
+                {**self._place(), "pass": pass_name, **launch._asdict()}
+                for launch in launches or ()
+            ]
         self._flush(PROFILE, kernels=found)
 
     def _place(self) -> Row:
@@ -215,7 +243,8 @@ class Case:
     def _add(self, name: str, pass_name: str, timing: Timing, figures: dict[str, Any]) -> None:
         shape = self.shape
         self.rows.append({
-            "implementation": name, "pass": pass_name, "sizes": shape.sizes, "activation": shape.activation,
+            "implementation": name, "pass": pass_name, "sizes": shape.sizes,
+            "activation": shape.activation,
             "bias": shape.bias, **self._place(), **timing._asdict(), **figures,
         })  # fmt: skip
 
@@ -223,7 +252,9 @@ class Case:
         """``kind``: absent, disagrees, failed, or no time."""
         self.notes.append({"implementation": name, **self._place(), "kind": kind, "why": why})
 
-    def _attempt(self, name: str, work: Callable[[], T], seconds: float = float("inf"), part: str = CHECK) -> T | None:
+    def _attempt(
+        self, name: str, work: Callable[[], T], seconds: float = float("inf"), part: str = CHECK
+    ) -> T | None:
         """The result of ``work``; None, and a note, if it fails or takes longer than its seconds or
         the clock allows.
         """
@@ -239,7 +270,9 @@ class Case:
             self._note(name, "failed", f"{part}: {type(error).__name__}: {first_line}"[:300])
             if any(sign in str(error) for sign in BROKEN_DEVICE):
                 self._flush(f"{part} of {name}")
-                raise RuntimeError(f"{name} broke the device at {self.shape.name}, {part}: {error}") from error
+                raise RuntimeError(
+                    f"{name} broke the device at {self.shape.name}, {part}: {error}"
+                ) from error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
@@ -263,7 +296,8 @@ def _prepare(pass_name: str, entrant: Entrant) -> tuple[Callable[[], Any], dict[
         saved = saved_bytes(build, problem.frozen() if pass_name == DX else problem)
     run = PASSES[pass_name](build, problem)
     run()  # what is compiled or allocated once and for all is not the peak of a call
-    peak = None if pass_name == PGD else peak_bytes(run, problem.x.device)  # a graph has its memory already
+    # a graph has its memory already
+    peak = None if pass_name == PGD else peak_bytes(run, problem.x.device)
     return run, {"peak_bytes": peak, "saved_bytes": saved}
 
 
@@ -289,7 +323,9 @@ def _time_movers(problem: Problem, rounds: int) -> list[tuple[str, Timing, dict[
         ),
     ]
     copied = 1 << (30 if device.type == "cuda" else 22)
-    timings = interleaved({COPY: copy(copied, device), **{work.kernel: run for work, run in kernels}}, device, rounds)
+    timings = interleaved(
+        {COPY: copy(copied, device), **{work.kernel: run for work, run in kernels}}, device, rounds
+    )
     copy_rate = 2 * copied / timings[COPY].ms * 1e-6
     figures = []
     for work, _ in kernels:

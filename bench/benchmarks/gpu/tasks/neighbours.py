@@ -10,11 +10,18 @@ def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
     """
     of_weights = product == "weight_gradient"
     steps: dict[str, tuple[float, ...]] = {
-        "n": (0.5, 2), "k": (0.5, 2), "warps": (0.5, 2), "stages": (-1, 1),
-        **({"m": (0.5, 2)} if of_weights else {"group": (0.5, 2), "split": (0.5, 2), "persistent": (1,)}),
+        "n": (0.5, 2),
+        "k": (0.5, 2),
+        "warps": (0.5, 2),
+        "stages": (-1, 1),
+        **(
+            {"m": (0.5, 2)}
+            if of_weights
+            else {"group": (0.5, 2), "split": (0.5, 2), "persistent": (1,)}
+        ),
         **({"box": (1,)} if product == "gated" else {}),
         **({"preload": (1,)} if product.startswith("hidden_gradient") else {}),
-    }  # fmt: skip
+    }
     single = [{field: step} for field, found in steps.items() for step in found]
     together: list[dict[str, float]] = [
         {"k": 0.5, "stages": 1},
@@ -24,11 +31,17 @@ def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
         {"n": 2, "warps": 2},
     ]
     if of_weights:
-        together += [{"m": a, other: b} for other in ("warps", "n") for a in (0.5, 2) for b in (0.5, 2)]
+        together += [
+            {"m": a, other: b} for other in ("warps", "n") for a in (0.5, 2) for b in (0.5, 2)
+        ]
     else:
         together += [{"n": 0.5, "split": 0.5}, {"n": 2, "split": 2}]
     stepped = [_stepped(blocks, change) for change in single + together]
-    return list(dict.fromkeys(candidate for candidate in stepped if _may_be(candidate) and candidate != blocks))
+    return list(
+        dict.fromkeys(
+            candidate for candidate in stepped if _may_be(candidate) and candidate != blocks
+        )
+    )
 
 
 def _stepped(blocks: Blocks, change: dict[str, float]) -> Blocks:

@@ -54,7 +54,11 @@ def launches_of(events: Any, calls: int) -> list[Launch]:
     """From the events of the profiler to launches. A kernel that does not run equally often in each
     call is averaged over all its runs, as number 0.
     """
-    kernels = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
+    kernels = [
+        e
+        for e in events
+        if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)
+    ]
     kernels.sort(key=lambda event: event.time_range.start)
     times: dict[str, list[float]] = defaultdict(list)  # in the order of each kernel's first run
     for event in kernels:
@@ -64,7 +68,10 @@ def launches_of(events: Any, calls: int) -> list[Launch]:
     for name, taken in times.items():
         a_call, rest = divmod(len(taken), calls)
         groups = {0: taken} if rest else {i + 1: taken[i::a_call] for i in range(a_call)}
-        found += [Launch(name, number, median(group), sum(group) / total) for number, group in groups.items()]
+        found += [
+            Launch(name, number, median(group), sum(group) / total)
+            for number, group in groups.items()
+        ]
     return found
 
 
@@ -98,7 +105,11 @@ class CompileTimes:
             return []
         seconds, name = max(self.seconds, default=(0.0, ""))
         longest = f"{name}, {seconds:.1f} s" if name else ""
-        return [Compiled(len(self.seconds), sum(s for s, _ in self.seconds), self.from_cache, longest)._asdict()]
+        return [
+            Compiled(
+                len(self.seconds), sum(s for s, _ in self.seconds), self.from_cache, longest
+            )._asdict()
+        ]
 
 
 @contextmanager
@@ -143,7 +154,9 @@ class Clocks:
             f"--id={gpu}",
         ]
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True) if gpu and self._command[0] else None
+        self._thread = (
+            threading.Thread(target=self._read, daemon=True) if gpu and self._command[0] else None
+        )
 
     def __enter__(self) -> "Clocks":
         if self._thread is not None:
@@ -171,7 +184,9 @@ class Clocks:
     def _read(self) -> None:
         while not self._over.wait(EVERY):
             try:
-                output = subprocess.run(self._command, capture_output=True, text=True, timeout=5).stdout
+                output = subprocess.run(
+                    self._command, capture_output=True, text=True, timeout=5
+                ).stdout
                 sm_mhz, watts, celsius = map(float, output.strip().split(","))
             except (OSError, ValueError, subprocess.TimeoutExpired):
                 continue  # "[N/A]" under MIG, say

@@ -10,8 +10,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def in_processes(work: Callable[[T], object], items: Sequence[T], workers: int, seconds: float) -> int:
-    """How many items were done, failures included, when the seconds were over; then all processes end.
+def in_processes(
+    work: Callable[[T], object], items: Sequence[T], workers: int, seconds: float
+) -> int:
+    """How many items were done, failures included, when the seconds were over; then all processes
+    end.
 
     ``work`` is a function of a module; what it returns or raises does not matter.
     """

@@ -23,7 +23,9 @@ DEVICE_TESTS = (
 )  # the others compute on the CPU
 STAND_INS = (
     "hypothesis",
-)  # tests/conftest.py puts something in their place: the tests that need them are skipped, not their files
+    # tests/conftest.py puts something in their place: the tests that need them are skipped, not
+    # their files
+)
 WORKERS = 12  # compiling is most of the time, and a GPU holds as many processes
 STARTS = 4  # of pytest, after a test that ended its process
 LOG = "IRONMOE_TEST_LOG"  # in the environment: the journal that suite_log.py writes to
@@ -52,10 +54,18 @@ def run_suite(
         return "not run", f"no tests beside {Path(__file__).parent}"
     if find_spec("pytest") is None:
         return "not run", "pytest is not installed"
-    left_out = {str(file.relative_to(ROOT)): missing for file in _files(paths) if (missing := _missing(file))}
-    needed_by_all = {name: missing for name, missing in left_out.items() if name.endswith("conftest.py")}
+    left_out = {
+        str(file.relative_to(ROOT)): missing
+        for file in _files(paths)
+        if (missing := _missing(file))
+    }
+    needed_by_all = {
+        name: missing for name, missing in left_out.items() if name.endswith("conftest.py")
+    }
     if needed_by_all:
-        return "not run", "; ".join(f"{name} needs {', '.join(missing)}" for name, missing in needed_by_all.items())
+        return "not run", "; ".join(
+            f"{name} needs {', '.join(missing)}" for name, missing in needed_by_all.items()
+        )
     journal.write("left out", files=left_out)
     command = [
         sys.executable,
@@ -77,13 +87,19 @@ def run_suite(
         returncode, output = _run(command, end - time.monotonic(), journal, watch)
         if returncode is None:
             return "out of time", f"{seconds:.0f} s were over"
-        running = [name for name, test in outcomes_of_tests(journal.entries()).items() if test["outcome"] == "running"]
+        running = [
+            name
+            for name, test in outcomes_of_tests(journal.entries()).items()
+            if test["outcome"] == "running"
+        ]
         for name in running:
             why = "its process died or hung"
             journal.write("test", test=name, outcome="failed", seconds=0.0, why=why)
         if not running and (_ended(output) or returncode in CANNOT_RUN):
             break
-    failed = any(test["outcome"] == "failed" for test in outcomes_of_tests(journal.entries()).values())
+    failed = any(
+        test["outcome"] == "failed" for test in outcomes_of_tests(journal.entries()).values()
+    )
     if returncode in (0, 5) and not failed:  # 5: none was left to run
         return "passed", ""
     last = output.strip().splitlines()[-1:] or [""]
@@ -95,7 +111,9 @@ def summary(entries: list[Entry]) -> dict[str, Any] | None:
     seconds of the longest. None before there are tests.
     """
     tests = outcomes_of_tests(entries)
-    left_out = next((entry["files"] for entry in reversed(entries) if entry["kind"] == "left out"), None)
+    left_out = next(
+        (entry["files"] for entry in reversed(entries) if entry["kind"] == "left out"), None
+    )
     if left_out is None:
         return None
     collected = [entry for entry in entries if entry["kind"] == "collected"]
@@ -113,8 +131,15 @@ def summary(entries: list[Entry]) -> dict[str, Any] | None:
     return {
         "counts": dict(counts),
         "of": collected[0]["count"] if collected else 0,
-        "not_run": [{"file": file, "why": why, "tests": count} for (file, why), count in sorted(not_run.items())],
-        "failures": [{"test": name, "why": test["why"]} for name, test in tests.items() if test["outcome"] == "failed"],
+        "not_run": [
+            {"file": file, "why": why, "tests": count}
+            for (file, why), count in sorted(not_run.items())
+        ],
+        "failures": [
+            {"test": name, "why": test["why"]}
+            for name, test in tests.items()
+            if test["outcome"] == "failed"
+        ],
         "longest": [
             {"test": name, "seconds": test["seconds"]}
             for name, test in sorted(tests.items(), key=lambda t: -t[1]["seconds"])[:3]
@@ -139,7 +164,9 @@ def outcomes_of_tests(entries: list[Entry]) -> dict[str, Entry]:
 def _workers() -> list[str]:
     workers = min(WORKERS, os.cpu_count() or 1)
     return (
-        ["-n", str(workers), "--dist", "worksteal", "--max-worker-restart", "30"] if find_spec("xdist") and workers > 1 else []
+        ["-n", str(workers), "--dist", "worksteal", "--max-worker-restart", "30"]
+        if find_spec("xdist") and workers > 1
+        else []
     )
 
 
@@ -148,7 +175,9 @@ def _ended(output: str) -> bool:
     return bool(re.search(r" in [\d.]+s", output))
 
 
-def _run(command: list[str], seconds: float, journal: Journal, watch: Callable[[], None]) -> tuple[int | None, str]:
+def _run(
+    command: list[str], seconds: float, journal: Journal, watch: Callable[[], None]
+) -> tuple[int | None, str]:
     """(exit status, or None if it took too long; output). Whatever the tests started ends with
     them.
     """
@@ -160,7 +189,8 @@ def _run(command: list[str], seconds: float, journal: Journal, watch: Callable[[
     end = time.monotonic() + seconds
     with open(output_file, "w") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env=environment,
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -192,4 +222,8 @@ def _missing(file: Path) -> list[str]:
     the folder count as installed.
     """
     names = sorted(set(IMPORT.findall(file.read_text())) - set(STAND_INS))
-    return [name for name in names if not (file.parent / f"{name}.py").is_file() and find_spec(name) is None]
+    return [
+        name
+        for name in names
+        if not (file.parent / f"{name}.py").is_file() and find_spec(name) is None
+    ]

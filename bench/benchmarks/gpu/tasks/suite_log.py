@@ -1,8 +1,8 @@
 """A pytest plugin that logs each test to a journal at once, goes on where the log ends, and keeps
 one test from spoiling the others.
 
-``pytest -p ironmoe.bench.benchmarks.gpu.tasks.suite_log`` with the journal's path in ``IRONMOE_TEST_LOG``. Under
-xdist the controller writes.
+``pytest -p ironmoe.bench.benchmarks.gpu.tasks.suite_log`` with the journal's path in
+``IRONMOE_TEST_LOG``. Under xdist the controller writes.
 
 A test that hangs ends its process after TEST_SECONDS, and so does one that leaves the GPU in a
 state in which nothing runs any more; xdist starts another worker, and ``suite.py`` another pytest.
@@ -111,10 +111,14 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     global _broken
     why = _why(report)
-    _broken = _broken or (report.failed and any(sign in report.longreprtext for sign in BROKEN_DEVICE))
+    _broken = _broken or (
+        report.failed and any(sign in report.longreprtext for sign in BROKEN_DEVICE)
+    )
     if _journal and not _in_worker and (report.when == "call" or not report.passed):
         outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
-        _journal.write("test", test=report.nodeid, outcome=outcome, seconds=round(report.duration, 3), why=why)
+        _journal.write(
+            "test", test=report.nodeid, outcome=outcome, seconds=round(report.duration, 3), why=why
+        )
 
 
 def _why(report: pytest.TestReport) -> str:

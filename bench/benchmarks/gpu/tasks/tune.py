@@ -77,14 +77,18 @@ def tune(
     """
     products = [product for product in TUNED if product not in pen.done]
     if device.type == "cuda":
-        _compile_ahead([(product, shape_for(product, shape), dtype) for product in products], device, left)
+        _compile_ahead(
+            [(product, shape_for(product, shape), dtype) for product in products], device, left
+        )
     for i, product in enumerate(products):
         if left() <= 0:
             return False
         clock = Clock(left() / (len(products) - i))
         pen.begin(product, "ironmoe")
         try:
-            proposal = propose(product, shape_for(product, shape), dtype, device, clock.left, rounds)
+            proposal = propose(
+                product, shape_for(product, shape), dtype, device, clock.left, rounds
+            )
         except OutOfTime:
             continue
         blocks = {"present": proposal.present._asdict(), "blocks": proposal.blocks._asdict()}
@@ -94,7 +98,9 @@ def tune(
     return all(product in pen.done for product in TUNED)
 
 
-def _compile_ahead(places: list[tuple[str, Shape, torch.dtype]], device: torch.device, left: Callable[[], float]) -> None:
+def _compile_ahead(
+    places: list[tuple[str, Shape, torch.dtype]], device: torch.device, left: Callable[[], float]
+) -> None:
     """All candidates of all products, on all cores: one after the other they would take minutes."""
     free, _ = torch.cuda.mem_get_info(device)
     workers = min(WORKERS, (os.cpu_count() or 1) - 1, free // WORKER_BYTES)
@@ -108,7 +114,8 @@ def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
     run, chip, rows = work_of(product, shape, dtype, torch.device(device))
     table = table_of(product, dtype, rows, chip)
     for candidate in neighbours(getattr(tuning, table)[product], product)[part::PARTS]:
-        with patched(table, product, candidate), suppress(Exception):  # it is refused when it is tried
+        # it is refused when it is tried
+        with patched(table, product, candidate), suppress(Exception):
             run()
 
 
@@ -143,7 +150,8 @@ def propose(
     seen = {blocks_for(product, dtype, rows, chip)}
     for candidate in neighbours(present, product):
         with patched(table, product, candidate):
-            effective = blocks_for(product, dtype, rows, chip)  # fewer stages where shared memory is short
+            # fewer stages where shared memory is short
+            effective = blocks_for(product, dtype, rows, chip)
             if effective in seen:
                 continue
             seen.add(effective)
@@ -181,7 +189,10 @@ def objection(
     try:
         with time_limit(min(CANDIDATE_SECONDS, left())):
             found = run()
-        agree = all(worst_row_error([a], [b.double()]) <= TOLERANCE[dtype] for a, b in zip(found, expected, strict=True))
+        agree = all(
+            worst_row_error([a], [b.double()]) <= TOLERANCE[dtype]
+            for a, b in zip(found, expected, strict=True)
+        )
         return "" if agree else "computes something else"
     except OutOfTime:
         return "no time"
@@ -215,13 +226,19 @@ def work_of(
     activation = shape.activation
 
     def up() -> list[Tensor]:
-        return list(grouped_matmul_op(x, w_in, None, offsets, tiles, row_token, slot_row, activation, True, "ieee"))
+        return list(
+            grouped_matmul_op(
+                x, w_in, None, offsets, tiles, row_token, slot_row, activation, True, "ieee"
+            )
+        )
 
     def plain() -> list[Tensor]:
         """The two products without an epilogue: the second layer, and the input gradient, whose
         weights lie the other way.
         """
-        out, _ = grouped_matmul_op(activated, w_out, None, offsets, tiles, None, None, "none", True, "ieee")
+        out, _ = grouped_matmul_op(
+            activated, w_out, None, offsets, tiles, None, None, "none", True, "ieee"
+        )
         d_rows, _, _ = grouped_matmul_backward_op(
             hidden, None, w_in, offsets, tiles, None, None, "ieee", True, False, False
         )  # fmt: skip
@@ -229,7 +246,8 @@ def work_of(
 
     def hidden_gradient() -> list[Tensor]:
         d_gates, _, _, dh = expert_down_backward_op(
-            p.dy, gates, w_out, None, hidden, offsets, tiles, row_token, row_slot, slot_row, activation, "ieee",
+            p.dy, gates, w_out, None, hidden, offsets, tiles, row_token, row_slot, slot_row,
+            activation, "ieee",
             True, False, False, True,
         )  # fmt: skip
         return [d_gates, dh]

@@ -77,9 +77,14 @@ def test_a_case_writes_what_it_measured(journal, biases):
 
 def test_a_case_goes_on_where_it_was(journal, biases):
     lines = biases.path.read_text().splitlines()
-    cut = next(i for i, line in enumerate(lines) if f'"part": "{FULL}"' in line and '"kind": "part"' in line)
+    cut = next(
+        i
+        for i, line in enumerate(lines)
+        if f'"part": "{FULL}"' in line and '"kind": "part"' in line
+    )
     before = lines[:cut]
-    journal.path.write_text("\n".join([*before, lines[cut][: len(lines[cut]) // 2]]))  # killed while it wrote
+    # killed while it wrote
+    journal.path.write_text("\n".join([*before, lines[cut][: len(lines[cut]) // 2]]))
     complete, found = measure_case(journal, BIASES)
     parts = [entry["part"] for entry in journal.entries() if entry["kind"] == "part"]
     assert complete and [part for part in parts if part not in (measure.CHECK, "notes")] == [
@@ -90,7 +95,8 @@ def test_a_case_goes_on_where_it_was(journal, biases):
     assert journal.path.read_text().splitlines()[: len(before)] == before
     places = [(row["implementation"], row["pass"]) for row in found["rows"]]
     assert len(places) == len(set(places))
-    assert measure_case(journal, BIASES)[0] and tables(journal.entries()) == found  # nothing is left to do
+    # nothing is left to do
+    assert measure_case(journal, BIASES)[0] and tables(journal.entries()) == found
 
 
 def test_time_that_is_over_is_said(journal):
@@ -107,7 +113,9 @@ def test_everyone_here_agrees_with_the_reference(problem):
     for name, peer in {OURS: peers.IRONMOE, **peers.PEERS}.items():
         if peer.why_not(problem) is None:
             found = errors(peer.build, problem, correct)
-            assert {"y", "x", "gates", "w_in", "x with frozen weights", "y in inference"} <= set(found)
+            assert {"y", "x", "gates", "w_in", "x with frozen weights", "y in inference"} <= set(
+                found
+            )
             assert peers.disagreement(found, FLOAT32) is None, (name, found)
 
 
@@ -132,7 +140,9 @@ def not_finite(problem):
     return lambda: layer() * float("nan")
 
 
-WRONG = {build.__name__: Peer(build, "torch") for build in (scaled, one_row, without_gates, not_finite)}
+WRONG = {
+    build.__name__: Peer(build, "torch") for build in (scaled, one_row, without_gates, not_finite)
+}
 
 
 def test_a_wrong_peer_is_timed_and_shown_as_wrong(journal, monkeypatch):
@@ -146,8 +156,11 @@ def test_a_wrong_peer_is_timed_and_shown_as_wrong(journal, monkeypatch):
         for row in rows:
             assert row["agrees"] is False
             assert row["error"] is None or row["error"] > row["allowed"]
-    assert all(row["agrees"] for row in found["rows"] if row["implementation"] == OURS and "agrees" in row)
-    assert not wrong({**found, "tests": None, "jobs": []}, asked_for_tests=False)  # they are not ours
+    assert all(
+        row["agrees"] for row in found["rows"] if row["implementation"] == OURS and "agrees" in row
+    )
+    # they are not ours
+    assert not wrong({**found, "tests": None, "jobs": []}, asked_for_tests=False)
 
 
 def test_we_are_timed_and_shown_as_wrong(journal, monkeypatch):
@@ -171,7 +184,10 @@ def test_a_peer_that_fails_costs_its_own_rows_only(journal, monkeypatch):
     )
     complete, found = measure_case(journal, BIASES, without=("left out",))
     why = {note["implementation"]: note["why"] for note in found["notes"]}
-    assert why["broken"] == "check: ZeroDivisionError: first line" and why["absent"] == "a_package_nobody_has is not installed"
+    assert (
+        why["broken"] == "check: ZeroDivisionError: first line"
+        and why["absent"] == "a_package_nobody_has is not installed"
+    )
     assert complete and {row["implementation"] for row in found["rows"]} == {OURS, DENSE}
 
 
@@ -191,7 +207,11 @@ def test_timings_are_interleaved():
     runs = {name: lambda name=name: calls.append(name) for name in "abcd"}
     timings = timing.interleaved(runs, CPU, rounds=12)
     rounds = [tuple(calls[i : i + 4]) for i in range(4 * timing.WARMUP, len(calls), 4)]
-    assert len(rounds) == 12 and all(sorted(r) == list("abcd") for r in rounds) and len(set(rounds)) > 1
+    assert (
+        len(rounds) == 12
+        and all(sorted(r) == list("abcd") for r in rounds)
+        and len(set(rounds)) > 1
+    )
     assert all(t.runs == 12 and t.p20 <= t.ms <= t.p80 for t in timings.values())
 
 
@@ -211,9 +231,11 @@ def goal_row(name, ms, **figures):
 def test_goals_from_rows():
     assert all(goal.met is None for goal in goals([]))
     rows = [
-        goal_row(INFERENCE, 4.0, tflops=600.0), goal_row(FORWARD, 4.4, tflops=560.0), goal_row(DX, 9.0, tflops=519.0),
+        goal_row(INFERENCE, 4.0, tflops=600.0), goal_row(FORWARD, 4.4, tflops=560.0),
+        goal_row(DX, 9.0, tflops=519.0),
         goal_row(FULL, 15.0, tflops=490.0), goal_row("kernel topk_route", 0.1, share_of_copy=0.81),
-        goal_row("kernel plan_dispatch", 0.05), goal_row("kernel combine", 0.45), goal_row(DX, 8.9) | {"implementation": "liger-kernel"},
+        goal_row("kernel plan_dispatch", 0.05), goal_row("kernel combine", 0.45),
+        goal_row(DX, 8.9) | {"implementation": "liger-kernel"},
     ]  # fmt: skip
     assert [goal.met for goal in goals(rows)] == [True, False, True, True, False, True, False]
     assert "liger-kernel" in goals(rows)[-1].measured

@@ -1,4 +1,5 @@
-"""The jobs beside the layers, rehearsed on CPU in this process: blocks, bits, sanitizer, attacks."""
+"""The jobs beside the layers, rehearsed on CPU in this process: blocks, bits, sanitizer,
+attacks."""
 
 import math
 import time
@@ -49,7 +50,9 @@ def test_tuning_tries_neighbours_and_leaves_the_table_as_it_was(journal):
         rows = eval("{" + row["text"] + "\n}", {"Blocks": tuning.Blocks})
         assert rows == {row["product"]: tuning.Blocks(**row["blocks"])}
     assert before == {name: dict(getattr(tuning, name)) for name in before}
-    assert block_tables.table_of("plain", torch.bfloat16, 128, tuning.CHIPS["sm_80"]) == "WITHOUT_TMA"
+    assert (
+        block_tables.table_of("plain", torch.bfloat16, 128, tuning.CHIPS["sm_80"]) == "WITHOUT_TMA"
+    )
     with pytest.raises(KeyError), block_tables.patched("WIDE", "plain", tuning.Blocks(1, 2, 3)):
         raise KeyError
     assert tuning.WIDE["plain"] == before["WIDE"]["plain"]
@@ -66,8 +69,14 @@ def test_neighbours_differ_in_one_field_or_in_two_that_belong_together(product, 
         for candidate in neighbours(present, product)
     ]
     assert {1, 2} == {len(changed) for changed in changes}
-    together = {" ".join(name for name in present._fields if name in changed) for changed in changes if len(changed) == 2}
-    assert {" ".join(sorted(pair.split())) for pair in pairs} <= {" ".join(sorted(pair.split())) for pair in together}
+    together = {
+        " ".join(name for name in present._fields if name in changed)
+        for changed in changes
+        if len(changed) == 2
+    }
+    assert {" ".join(sorted(pair.split())) for pair in pairs} <= {
+        " ".join(sorted(pair.split())) for pair in together
+    }
     assert product == "weight_gradient" or not any("m" in changed for changed in changes)
     assert not any(changed & {"box", "preload"} for changed in changes)  # which change nothing here
 
@@ -95,8 +104,15 @@ def test_candidates_are_compiled_ahead_in_processes(monkeypatch):
     assert sorted(ran) == sorted(neighbours(tuning.FLOAT32["plain"], "plain"))
     assert in_processes(math.log, [1.0, -1.0, 2.0], workers=2, seconds=60.0) == 3
     start = time.monotonic()
-    assert in_processes(time.sleep, [100.0], workers=1, seconds=0.5) == 0 and time.monotonic() - start < 50
-    assert in_processes(time.sleep, [], workers=1, seconds=1.0) == in_processes(time.sleep, [0.0], 0, 1.0) == 0
+    assert (
+        in_processes(time.sleep, [100.0], workers=1, seconds=0.5) == 0
+        and time.monotonic() - start < 50
+    )
+    assert (
+        in_processes(time.sleep, [], workers=1, seconds=1.0)
+        == in_processes(time.sleep, [0.0], 0, 1.0)
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,14 +168,18 @@ def test_blocks_that_reach_no_launch_are_not_compared(journal, monkeypatch, devi
     monkeypatch.setattr(blocks, "_launched", lambda run: ["the same"])
     assert compare(pen=Pen(journal, "blocks again"))
     found = tables(journal.entries())["blocks"]
-    assert [("ms" in row) for row in found] == [True, True, False] and "reaches no launch" in found[2]["why"]
+    assert [("ms" in row) for row in found] == [True, True, False] and "reaches no launch" in found[
+        2
+    ]["why"]
 
 
 @pytest.mark.parametrize("differs", [False, True])
 def test_the_same_bits_are_checked(journal, monkeypatch, differs):
     if differs:
         layers = iter(range(100))
-        monkeypatch.setattr(checks, "ironmoe", lambda problem: lambda: ironmoe(problem)() + next(layers) * 1e-3)
+        monkeypatch.setattr(
+            checks, "ironmoe", lambda problem: lambda: ironmoe(problem)() + next(layers) * 1e-3
+        )
     assert checks.check_bits(BIASES, torch.bfloat16, CPU, lambda: 60.0, Pen(journal, "bits"))
     found = tables(journal.entries())["checks"]
     assert len(found) == 2 and all(row["passed"] is not differs for row in found)
@@ -199,20 +219,25 @@ def test_steps_start_again_where_they_started(monkeypatch, dtype):
     steps = attack.Steps(model.to(dtype), images, labels, dtype)
     stream, no_block = SimpleNamespace(wait_stream=lambda other: None), lambda *_: nullcontext()
     for name, stand_in in {
-        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": no_block, "graph": no_block,
+        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": no_block,
+        "graph": no_block,
         "CUDAGraph": lambda: SimpleNamespace(replay=steps.step),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
     found = steps.eager()
     assert torch.equal(steps.eager(), found) and torch.equal(steps.graphed()(), found)
     distance = (found - images).abs().max().item()
-    assert 0.5 * attack.EPS < distance <= attack.EPS * (1 + 1e-6) and not torch.equal(found, steps.start)
+    assert 0.5 * attack.EPS < distance <= attack.EPS * (1 + 1e-6) and not torch.equal(
+        found, steps.start
+    )
 
 
 def test_attacks_are_measured(journal, monkeypatch):
     monkeypatch.setattr(attack, "RUNS", 1)
     monkeypatch.setattr(attack, "STEPS", 2)
-    assert attack.measure_attack(attack.REHEARSAL_SIZE, torch.bfloat16, CPU, lambda: 120.0, Pen(journal, "attack"))
+    assert attack.measure_attack(
+        attack.REHEARSAL_SIZE, torch.bfloat16, CPU, lambda: 120.0, Pen(journal, "attack")
+    )
     found = {row["way"]: row for row in tables(journal.entries())["attack"]}
     assert set(found) == {attack.EAGER, attack.ATTACK, attack.COMPILED}
     for row in found.values():

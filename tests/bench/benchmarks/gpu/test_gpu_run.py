@@ -1,5 +1,5 @@
-"""``python -m ironmoe.bench.benchmarks.gpu`` as a whole, rehearsed on CPU: its files, and that a kill, a hang
-or a crash costs what was under way.
+"""``python -m ironmoe.bench.benchmarks.gpu`` as a whole, rehearsed on CPU: its files, and that a
+kill, a hang or a crash costs what was under way.
 """
 
 import json
@@ -27,7 +27,9 @@ def rehearse(tmp_path, capsys):
     """(exit status, what the JSON and the Markdown file hold, what was said)."""
 
     def rehearse(*arguments):
-        status = __main__.main(["--device", "cpu", "--minutes", "2", "--out", str(tmp_path), *arguments])
+        status = __main__.main(
+            ["--device", "cpu", "--minutes", "2", "--out", str(tmp_path), *arguments]
+        )
         (numbers,), (text,) = tmp_path.glob("*.json"), tmp_path.glob("*.md")
         assert not list(tmp_path.glob("*.partial"))
         return status, json.loads(numbers.read_text()), text.read_text(), capsys.readouterr().out
@@ -39,9 +41,14 @@ def test_minutes_cut_from_the_end():
     on_gpu = jobs.plan(SHAPES, 9.0, True, tuple(jobs.KINDS))
     names = [job.name for job in on_gpu]
     assert names[:3] == [f"case {MAIN.name} uniform", "case vmoe-b16-e8 uniform", "tests"]
-    assert sum(job.seconds for job in on_gpu[:2]) <= 90 and sum(job.seconds for job in on_gpu[:3]) <= 240
+    assert (
+        sum(job.seconds for job in on_gpu[:2]) <= 90
+        and sum(job.seconds for job in on_gpu[:3]) <= 240
+    )
     cases = [job for job in on_gpu if job.kind == jobs.CASE]
-    assert {(job.shape, job.routing) for job in cases} == set(jobs.cases(SHAPES)) and len(cases) == len(set(cases))
+    assert {(job.shape, job.routing) for job in cases} == set(jobs.cases(SHAPES)) and len(
+        cases
+    ) == len(set(cases))
     assert {routing for shape, routing in jobs.cases(REHEARSAL) if shape == GATED} == set(ROUTINGS)
     lines = plan_lines(on_gpu, 0, 9.0, "a GPU")
     assert "if there is time" in lines[-1] and on_gpu[-1].name in lines[-1] and names[0] in lines[1]
@@ -50,24 +57,38 @@ def test_minutes_cut_from_the_end():
 def test_time_that_is_over_is_said(rehearse):
     status, found, text, _ = rehearse("--skip-tests", "--minutes", "0.001")
     assert status == 0 and not found["finished"] and found["rows"] == []
-    assert all(f"case {shape.name} {routing}" in found["why_not_finished"] for shape, routing in jobs.cases(REHEARSAL))
+    assert all(
+        f"case {shape.name} {routing}" in found["why_not_finished"]
+        for shape, routing in jobs.cases(REHEARSAL)
+    )
     assert "Not finished: no time for" in text
 
 
 # A machine that has torch and little else; Python imports a module of this name at every start.
 BARE = """
 import sys
-absent = ("hypothesis", "jinja2", "matplotlib", "mlxtend", "pytest", "rich", "safetensors", "sklearn")
+absent = ("hypothesis", "jinja2", "matplotlib", "mlxtend", "pytest", "rich", "safetensors",
+          "sklearn")
 sys.modules.update(dict.fromkeys((*absent, "transformers", "triton", "typer")))
 """
 
 
 def start(tmp_path, *arguments):
-    """The program in a process of its own, on a bare machine, once it has written the first pass."""
+    """The program in a process of its own, on a bare machine, once it has written the first
+    pass."""
     (tmp_path / "sitecustomize.py").write_text(BARE)
     paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
     program = subprocess.Popen(
-        [sys.executable, "-m", "ironmoe.bench.benchmarks.gpu", "--device", "cpu", "--out", tmp_path, *arguments],
+        [
+            sys.executable,
+            "-m",
+            "ironmoe.bench.benchmarks.gpu",
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path,
+            *arguments,
+        ],
         stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
@@ -97,7 +118,9 @@ def test_a_kill_loses_the_pass_under_way_and_resume_goes_on_to_the_end(rehearse,
     assert status == 0 and found["finished"] and found["rows"][: len(rows)] == rows
     assert not path.exists() and said.count("forward + full backward: ironmoe") <= 1
     places = [(row["implementation"], row["pass"]) for row in found["rows"]]
-    assert len(places) == len(set(places)) and len([name for name, _ in places if name == OURS]) == 9
+    assert (
+        len(places) == len(set(places)) and len([name for name, _ in places if name == OURS]) == 9
+    )
     assert {row["shape"] for row in found["rows"]} == {BIASES.name} and found["goals"] == []
     assert [job["outcome"] for job in found["jobs"]] == ["done"]
     assert found["versions"]["torch"] and found["device"]["name"] in said
@@ -120,7 +143,12 @@ def test_an_interrupted_run_says_so(tmp_path, monkeypatch, capsys):
         time.sleep(5)
 
     monkeypatch.setattr("ironmoe.bench.benchmarks.gpu.run.Run._do", interrupt)
-    assert __main__.main(["--device", "cpu", "--only", "case", "--shapes", BIASES.name, "--out", str(tmp_path)]) == 130
+    assert (
+        __main__.main(
+            ["--device", "cpu", "--only", "case", "--shapes", BIASES.name, "--out", str(tmp_path)]
+        )
+        == 130
+    )
     (path,) = tmp_path.glob("*.json")
     assert json.loads(path.read_text())["why_not_finished"].startswith("interrupted; no time for")
     assert "--resume goes on" in capsys.readouterr().out
@@ -130,7 +158,10 @@ def test_resume_says_what_differs(rehearse, tmp_path, capsys):
     assert __main__.main(["--device", "cpu", "--resume", "--out", str(tmp_path)]) == 2
     assert "no interrupted run" in capsys.readouterr().err
     rehearse("--only", "bits", "--minutes", "0.001")
-    assert __main__.main(["--device", "cpu", "--resume", "--dtype", "float32", "--out", str(tmp_path)]) == 2
+    assert (
+        __main__.main(["--device", "cpu", "--resume", "--dtype", "float32", "--out", str(tmp_path)])
+        == 2
+    )
     error = capsys.readouterr().err
     assert "dtype: 'bfloat16' there, 'float32' now" in error and error.count("\n") == 1
 
@@ -191,9 +222,13 @@ def test_a_hang_or_a_crash_costs_one_case_only(rehearse, one_test, monkeypatch, 
     assert found["tests"]["counts"] == {"passed": 1}
     check_text(text, ("## Tests on this device", "## Jobs", "## Notes"))
     (note,) = found["notes"]
-    assert note["implementation"] == who and ("hung" if manner == "hangs" else "SIGSEGV: its last words") in note["why"]
+    assert (
+        note["implementation"] == who
+        and ("hung" if manner == "hangs" else "SIGSEGV: its last words") in note["why"]
+    )
     assert "in forward" in note["why"] and note["why"] in text
-    assert (f"{broken}: forward of {who} …" in said) == (manner == "hangs")  # a word while nothing comes
+    # a word while nothing comes
+    assert (f"{broken}: forward of {who} …" in said) == (manner == "hangs")
     goes_on = who != OURS and manner == "crashes"  # a hang has used the time of the case up
     assert outcome[broken] == ("done" if goes_on else "hung" if manner == "hangs" else "died")
     assert status == int(not goes_on) and ("again without liger-kernel" in said) == goes_on
@@ -210,6 +245,8 @@ def test_a_hang_or_a_crash_costs_one_case_only(rehearse, one_test, monkeypatch, 
     ],
 )
 def test_bad_options_are_one_line(capsys, tmp_path, arguments, message):
-    assert __main__.main(["--device", "cpu", "--skip-tests", "--out", str(tmp_path), *arguments]) == 2
+    assert (
+        __main__.main(["--device", "cpu", "--skip-tests", "--out", str(tmp_path), *arguments]) == 2
+    )
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -15,12 +15,20 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ironmoe.bench.benchmarks.gpu.tasks import observe
-from ironmoe.bench.benchmarks.gpu.tasks.observe import Clocks, Compiled, CompileTimes, kernel_times, launches_of
+from ironmoe.bench.benchmarks.gpu.tasks.observe import (
+    Clocks,
+    Compiled,
+    CompileTimes,
+    kernel_times,
+    launches_of,
+)
 
 
 def event(name, start, us, device=DeviceType.CUDA, annotation=False):
     span = SimpleNamespace(start=start, elapsed_us=lambda: us)
-    return SimpleNamespace(name=name, time_range=span, device_type=device, is_user_annotation=annotation)
+    return SimpleNamespace(
+        name=name, time_range=span, device_type=device, is_user_annotation=annotation
+    )
 
 
 def test_each_launch_of_a_call_has_its_own_time():
@@ -28,7 +36,11 @@ def test_each_launch_of_a_call_has_its_own_time():
         [("matmul", 10.0), ("sum", 1.0), ("matmul", 30.0)],
         [("matmul", 12.0), ("sum", 3.0), ("matmul", 34.0)],
     ]
-    events = [event(name, 100 * i + j, us) for i, call in enumerate(calls) for j, (name, us) in enumerate(call)]
+    events = [
+        event(name, 100 * i + j, us)
+        for i, call in enumerate(calls)
+        for j, (name, us) in enumerate(call)
+    ]
     events += [event("aten::mm", 0, 99.0, DeviceType.CPU), event("step", 0, 99.0, annotation=True)]
     found = launches_of(events[::-1], calls=2)  # in the order of time, whatever order they come in
     assert [(x.kernel, x.number, x.us) for x in found] == [
@@ -51,8 +63,12 @@ def test_events_of_the_real_profiler_are_understood():
     for found in events:
         found.device_type = DeviceType.CUDA
     launches = launches_of(events, calls=2)
-    assert {"aten::ones", "aten::add"} <= {launch.kernel for launch in launches if launch.number == 1}
-    assert all(launch.us >= 0 for launch in launches) and sum(x.share for x in launches) == pytest.approx(1)
+    assert {"aten::ones", "aten::add"} <= {
+        launch.kernel for launch in launches if launch.number == 1
+    }
+    assert all(launch.us >= 0 for launch in launches) and sum(
+        x.share for x in launches
+    ) == pytest.approx(1)
 
 
 def test_compile_times_are_heard():
@@ -66,7 +82,9 @@ def test_compile_times_are_heard():
             times=SimpleNamespace(total=us),
             cache_hit=False,
         )
-    listener(src=None, metadata={}, metadata_group={}, times=SimpleNamespace(total=9e6), cache_hit=True)
+    listener(
+        src=None, metadata={}, metadata_group={}, times=SimpleNamespace(total=9e6), cache_hit=True
+    )
     assert listener.summary() == [Compiled(2, 2.0, 1, "route_kernel, 1.5 s")._asdict()]
 
 
@@ -98,9 +116,15 @@ def test_triton_itself_tells_its_compile_times(tmp_path):
     program = tmp_path / "compiles.py"
     program.write_text(COMPILES)
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    run = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment)
+    run = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, env=environment
+    )
     (row,) = json.loads(run.stdout or run.stderr)
-    assert (row["kernels"], row["from_cache"]) == (1, 1) and row["seconds"] > 0 and "add_one" in row["longest"]
+    assert (
+        (row["kernels"], row["from_cache"]) == (1, 1)
+        and row["seconds"] > 0
+        and "add_one" in row["longest"]
+    )
 
 
 @pytest.fixture
@@ -111,7 +135,9 @@ def nvidia_smi(tmp_path, monkeypatch):
 
     def tell(line):
         program = tmp_path / "nvidia-smi"
-        program.write_text(f'#!/bin/sh\ncase "$*" in *--id=GPU-7*) echo "{line}";; *) exit 1;; esac\n')
+        program.write_text(
+            f'#!/bin/sh\ncase "$*" in *--id=GPU-7*) echo "{line}";; *) exit 1;; esac\n'
+        )
         program.chmod(0o755)
 
     return tell

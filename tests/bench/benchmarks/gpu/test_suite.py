@@ -22,10 +22,14 @@ def run(tmp_path, monkeypatch):
         folder = tmp_path / "tests" / "device"
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (tmp_path / "tests" / "conftest.py" if name == "conftest" else folder / f"{name}.py").write_text(text)
+            (
+                tmp_path / "tests" / "conftest.py" if name == "conftest" else folder / f"{name}.py"
+            ).write_text(text)
         monkeypatch.setattr(suite, "_workers", lambda: list(workers))
         journal = Journal(tmp_path / "run.jsonl")
-        return suite.run_suite(seconds, journal, paths=("tests/device",)), suite.summary(journal.entries())
+        return suite.run_suite(seconds, journal, paths=("tests/device",)), suite.summary(
+            journal.entries()
+        )
 
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
@@ -47,9 +51,14 @@ def test_d(): assert 0
 
 def test_what_runs_here_is_run_and_what_does_not_is_said(run):
     bad = "def test_a(): pass\nraise ValueError('in the file')\n"
-    (outcome, why), found = run(test_good=GOOD, test_bad=bad, test_absent="import a_package_nobody_has\n")
+    (outcome, why), found = run(
+        test_good=GOOD, test_bad=bad, test_absent="import a_package_nobody_has\n"
+    )
     assert (outcome, why) == ("failed", "")
-    assert found["counts"] == {"passed": 1, "failed": 2, "skipped": 1, "xfailed": 1} and found["of"] == 4
+    assert (
+        found["counts"] == {"passed": 1, "failed": 2, "skipped": 1, "xfailed": 1}
+        and found["of"] == 4
+    )
     failures = {failure["test"]: failure["why"] for failure in found["failures"]}
     assert failures.keys() == {"tests/device/test_bad.py", "tests/device/test_good.py::test_b"}
     assert "in the file" in failures["tests/device/test_bad.py"]
@@ -61,15 +70,25 @@ def test_what_runs_here_is_run_and_what_does_not_is_said(run):
 
 
 def test_time_that_is_over_ends_the_tests_and_the_rest_goes_on_later(run):
-    slow = "import os, time\ndef test_a(): pass\ndef test_b():\n    if not os.path.exists('fast'): time.sleep(60)\ndef test_c(): pass\n"
+    slow = (
+        "import os, time\ndef test_a(): pass\ndef test_b():\n    if not "
+        "os.path.exists('fast'): time.sleep(60)\ndef test_c(): pass\n"
+    )
     (outcome, _), found = run(4.0, test_slow=slow)
-    assert outcome == "out of time" and found["counts"] == {"passed": 1, "running": 1} and found["failures"] == []
+    assert (
+        outcome == "out of time"
+        and found["counts"] == {"passed": 1, "running": 1}
+        and found["failures"] == []
+    )
     assert {row["why"]: row["tests"] for row in found["not_run"]} == {
         "no time": 1,
         "was running when the time was over": 1,
     }
     (suite.ROOT / "fast").touch()
-    (outcome, _), found = run(test_slow=slow.replace("def test_a(): pass", "def test_a(): assert 0"))  # which is not run again
+    # which is not run again
+    (outcome, _), found = run(
+        test_slow=slow.replace("def test_a(): pass", "def test_a(): assert 0")
+    )
     assert outcome == "passed" and found["counts"] == {"passed": 3} and found["not_run"] == []
 
 
@@ -83,12 +102,17 @@ def test_hangs():
 def test_b(): pass
 def test_dies(): os._exit(7)
 def test_c(): pass
-def test_breaks_the_device(): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_breaks_the_device():
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
 def test_d(): pass
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1", "--dist", "worksteal")], ids=["alone", "xdist"])
+@pytest.mark.parametrize(
+    "workers",
+    [(), ("-p", "xdist.plugin", "-n", "1", "--dist", "worksteal")],
+    ids=["alone", "xdist"],
+)
 def test_a_test_that_hangs_dies_or_breaks_the_device_costs_one_test(run, monkeypatch, workers):
     if workers:
         pytest.importorskip("xdist")
@@ -100,7 +124,9 @@ def test_a_test_that_hangs_dies_or_breaks_the_device_costs_one_test(run, monkeyp
 
 
 def test_a_suite_that_cannot_start_says_why(run):
-    (outcome, why), found = run(conftest="import a_package_nobody_has\n", test_good="def test_a(): pass\n")
+    (outcome, why), found = run(
+        conftest="import a_package_nobody_has\n", test_good="def test_a(): pass\n"
+    )
     assert (outcome, why) == (
         "not run",
         "tests/conftest.py needs a_package_nobody_has",
@@ -111,7 +137,8 @@ WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
 
-blocked = {"hypothesis", "transformers", "rich", "typer", "mlxtend", "matplotlib", "sklearn", "timm"}
+blocked = {"hypothesis", "transformers", "rich", "typer", "mlxtend", "matplotlib", "sklearn",
+           "timm"}
 find = PathFinder.find_spec
 
 class Find:
@@ -126,7 +153,8 @@ sys.exit(pytest.main([*sys.argv[1:], "-rs", "-p", "no:cacheprovider"]))
 
 
 def test_the_device_tests_run_on_a_bare_machine():
-    """All files are read; tests that need hypothesis are skipped one by one, not with their files."""
+    """All files are read; tests that need hypothesis are skipped one by one, not with their
+    files."""
     command = [sys.executable, "-c", WITHOUT, *suite.DEVICE_TESTS, "-k", "any_shape"]
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     run = subprocess.run(command, capture_output=True, text=True, cwd=suite.ROOT, env=environment)
