@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls.balls import BALLS, Ball, Bounds
-from ironmoe.attacks.engine.attacked_model import Answer, Model, Normalize, Victim
-from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, Normalize
+from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 
@@ -106,7 +106,7 @@ class Attack(ABC):
     exhaustive = False
     restarts = 1
     targets = 0  # how many classes are targets in turn; 0: none
-    queries: int  # answers of an attempt that runs to its end
+    max_queries: int  # answers of an attempt that runs to its end
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Attack(ABC):
         attack_dtype: torch.dtype | None = None,
         routing: RoutingMode | None = None,
     ) -> None:
-        self.victim = Victim(model, normalize, logits_fn, attack_dtype, routing)
+        self.attacked_model = AttackedModel(model, normalize, logits_fn, attack_dtype, routing)
         if norm not in self.norms:
             raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
         if not len(bounds) == 2 or not bounds[0] < bounds[1]:
@@ -151,30 +151,36 @@ class Attack(ABC):
         self.targeted, self.eot = targeted, eot
         # joint: the images of a unit influence each other's predictions. Under a routing mode alone
         # they share no more than a loss.
-        self.joint = images_coupled(model)
-        self.coupled = self.joint or self.victim.routing.couples
+        self.coupled_by_model = images_coupled(model)
+        self.coupled = self.coupled_by_model or self.attacked_model.routing.coupled_by_loss
 
     @property
     def model(self) -> Model:
-        return self.victim.model
+        return self.attacked_model.model
 
     @property
     def search(self) -> str:
         """How the search runs the model, where that is not the plain way; for names and
         journals."""
-        victim = self.victim
+        attacked_model = self.attacked_model
         parts = {
             "targeted": self.targeted or None,
             "eot": self.eot if self.eot > 1 else None,
-            "attack_dtype": victim.attack_dtype,
-            "routing": None if type(victim.routing) is RoutingMode else victim.routing,
+            "attack_dtype": attacked_model.attack_dtype,
+            "routing": None
+            if type(attacked_model.routing) is RoutingMode
+            else attacked_model.routing,
         }
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
 
     def images_per_unit(self, batch_size: int) -> int:
         """How many images must be attacked together."""
         group = images_per_unit(self.model, batch_size)
-        return max(batch_size // group, 1) * group if self.victim.routing.couples else group
+        return (
+            max(batch_size // group, 1) * group
+            if self.attacked_model.routing.coupled_by_loss
+            else group
+        )
 
     @property
     def classes_needed(self) -> int:
@@ -208,35 +214,37 @@ class Attack(ABC):
 
         return run_attack(self, images, labels, indices)
 
-    def ball(self, rows: Rows) -> Ball:
+    def ball(self, attempts: Attempts) -> Ball:
         """Where the adversarial examples of these rows may lie."""
-        kept = {name: rows[name] for name in ("low", "high") if name in rows}
-        return BALLS[self.norm](rows["clean"], rows["eps"], self.bounds, **kept)
+        kept = {name: attempts[name] for name in ("low", "high") if name in attempts}
+        return BALLS[self.norm](attempts["clean"], attempts["eps"], self.bounds, **kept)
 
     @abstractmethod
-    def start(self, rows: Rows) -> None:
+    def start(self, attempts: Attempts) -> None:
         """Set ``rows["point"]``, the first question of new attempts, and add what else they need:
         tensors with the rows first."""
 
-    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
+    def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) what the attack raises, of logits (R, C); differentiable if ``gradient``."""
         return torch.zeros_like(logits[:, 0])
 
-    def questions(self, rows: int, device: str) -> int:
+    def passes_per_query(self, count: int, device: str) -> int:
         """Passes that ``ask`` takes for each of so many rows."""
         return self.eot
 
-    def ask(self, rows: Rows, want_grad: bool) -> Answer:
+    def ask(self, attempts: Attempts, want_grad: bool) -> Answer:
         """The model's answer to ``rows["point"]``."""
-        return self.victim.ask(rows, self.objective, want_grad, self.eot)
+        return self.attacked_model.ask(attempts, self.objective, want_grad, self.eot)
 
-    def objective(self, logits: Tensor, rows: Rows) -> Tensor:
+    def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """The loss, falling where a targeted attack wants it to fall."""
-        loss = self.loss(logits, rows)
+        loss = self.loss(logits, attempts)
         return -loss if self.targeted else loss
 
     @abstractmethod
-    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    def advance(
+        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
+    ) -> None:
         """Use the answer to ``rows["point"]``: set the next one, and ``finished`` where it is the
         last, whose answer is not needed.
 
@@ -246,17 +254,17 @@ class Attack(ABC):
         passed, too; what becomes of them does not matter.
         """
 
-    def score(self, rows: Rows, loss: Tensor) -> Tensor:
+    def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
         """(R,) which of several misclassified (or several not misclassified) points an attack that
         ``keeps`` the "best" prefers."""
         return loss
 
-    def wants_gradient(self, rows: Rows) -> Tensor | None:
+    def wants_gradient(self, attempts: Attempts) -> Tensor | None:
         """(R,) which rows need the gradient this time; None: all, or as ``gradient`` says. Asked
         only where looking costs nothing."""
         return None
 
-    def fooled(self, logits: Tensor, rows: Rows) -> Tensor:
+    def fooled(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) bool: the point is what the attack is after, wherever it lies."""
-        hit = logits.argmax(1) == rows["label"]
+        hit = logits.argmax(1) == attempts["label"]
         return hit if self.targeted else ~hit

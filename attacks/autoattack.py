@@ -10,7 +10,7 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
-from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.square import Square
@@ -92,7 +92,7 @@ class AutoAttack(Attack):
             self._check_names()
             attacks = [self._makers[name]() for name in names]
             for name, attack in zip(names, attacks, strict=True):
-                attack.name, attack.victim = name, self.victim
+                attack.name, attack.attacked_model = name, self.attacked_model
             self._made, self._stages = names, attacks
         return self._stages
 
@@ -100,9 +100,12 @@ class AutoAttack(Attack):
         unknown = [name for name in self.attacks_to_run if name not in self._makers]
         if unknown:
             raise ValueError(f"attacks_to_run must be among {tuple(self._makers)}, got {unknown}")
-        if self.victim.routing.adds_term and not {"fab", "fab-t"}.isdisjoint(self.attacks_to_run):
+        if self.attacked_model.routing.adds_term and not {"fab", "fab-t"}.isdisjoint(
+            self.attacks_to_run
+        ):
             raise ValueError(
-                f"routing must not add to the loss where FAB runs, got {self.victim.routing} with "
+                "routing must not add to the loss where FAB runs, got "
+                f"{self.attacked_model.routing} with "
                 f"{self.attacks_to_run}: use "
                 'version="custom" and attacks_to_run without "fab" and "fab-t"'
             )
@@ -184,8 +187,10 @@ class AutoAttack(Attack):
             found[name] = torch.where(broken, summary.adversarial.to(x), x)
         return found
 
-    def start(self, rows: Rows) -> None:
+    def start(self, attempts: Attempts) -> None:
         raise NotImplementedError("AutoAttack runs through its stages")
 
-    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    def advance(
+        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
+    ) -> None:
         raise NotImplementedError("AutoAttack runs through its stages")

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 
 Model = Callable[[Tensor], Any]
 Normalize = tuple[Sequence[float], Sequence[float]]
-Objective = Callable[[Tensor, Rows], Tensor]
+Objective = Callable[[Tensor, Attempts], Tensor]
 
 
 class Answer(NamedTuple):
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     used: Tensor | int = 1
 
 
-class Victim:
+class AttackedModel:
     """A model with the way to call it.
 
     Args:
@@ -150,7 +150,7 @@ class Victim:
             )
         return logits
 
-    def record(self, clean: Tensor) -> Rows:
+    def record(self, clean: Tensor) -> Attempts:
         """What the routing mode keeps of clean images, which it shows to the model as the search
         does."""
 
@@ -161,14 +161,14 @@ class Victim:
         return self.routing.record(self.model, clean, ask)  # type: ignore[arg-type]
 
     def ask(
-        self, rows: Rows, objective: Objective, want_grad: bool = True, repeats: int = 1
+        self, attempts: Attempts, objective: Objective, want_grad: bool = True, repeats: int = 1
     ) -> Answer:
         """What the model says to ``rows["point"]``, in the search's precision; the mean of several
         askings of a random model.
 
         NaN is only noted here: ``check`` raises it, once the host looks at results anyway.
         """
-        answers = [self._ask(rows, objective, want_grad) for _ in range(repeats)]
+        answers = [self._ask(attempts, objective, want_grad) for _ in range(repeats)]
         if repeats == 1:
             return answers[0]
         logits, loss = (torch.stack([answer[i] for answer in answers]).mean(0) for i in (0, 1))  # type: ignore[misc]
@@ -193,21 +193,22 @@ class Victim:
                     f"model must have finite input gradients, got NaN for {grads} examples"
                 )
 
-    def _ask(self, rows: Rows, objective: Objective, want_grad: bool) -> Answer:
-        points = rows["point"].detach().requires_grad_(want_grad)
+    def _ask(self, attempts: Attempts, objective: Objective, want_grad: bool) -> Answer:
+        points = attempts["point"].detach().requires_grad_(want_grad)
         grad = None
         # With activation checkpointing the backward pass routes again, so it belongs inside the
         # mode, too.
-        with torch.set_grad_enabled(want_grad), self.routing.around(self.model, rows) as term:  # type: ignore[arg-type]
+        with torch.set_grad_enabled(want_grad), self.routing.around(self.model, attempts) as term:  # type: ignore[arg-type]
             with self._precision(points):
                 logits = self.logits(points)
                 extra = term() if term is not None else None
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            loss = objective(logits, rows)
+            loss = objective(logits, attempts)
             loss = loss if extra is None else loss + extra.to(loss)
-            if loss.shape != rows["label"].shape:
+            if loss.shape != attempts["label"].shape:
                 raise ValueError(
-                    f"loss must return one value an example, shape {tuple(rows['label'].shape)}, "
+                    "loss must return one value an example, shape "
+                    f"{tuple(attempts['label'].shape)}, "
                     f"got {tuple(loss.shape)}"
                 )
             if want_grad:

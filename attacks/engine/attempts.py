@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Rows = dict[str, Tensor]
+Attempts = dict[str, Tensor]
 """Every attempt has
 
 clean:         (R, …) float32 or float64, the image; the centre of the ball
@@ -28,18 +28,18 @@ and what its attack and its lane add.
 """
 
 
-def select(rows: Rows, keep: Tensor) -> Rows:
+def select(attempts: Attempts, keep: Tensor) -> Attempts:
     """These rows, copied; ``keep`` is bool (R,) or int64."""
-    return {name: value[keep] for name, value in rows.items()}
+    return {name: value[keep] for name, value in attempts.items()}
 
 
-def replaced(rows: Rows, places: Tensor, new: Rows) -> Rows:
+def replaced(attempts: Attempts, places: Tensor, new: Attempts) -> Attempts:
     """``rows`` with ``new`` in these places. A copy: an attack may keep one tensor under two
     names."""
-    return {name: value.index_copy(0, places, new[name]) for name, value in rows.items()}
+    return {name: value.index_copy(0, places, new[name]) for name, value in attempts.items()}
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def joined(parts: Sequence[Attempts]) -> Attempts:
     """All rows of several dicts with the same names."""
     return (
         parts[0]
@@ -53,18 +53,18 @@ def where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(mask.view(-1, *(1,) * (yes.ndim - 1)), yes, no)
 
 
-def blank_rows(
+def blank_attempts(
     clean: Tensor, label: Tensor, eps: Tensor, target: Tensor, clean_correct: Tensor, key: Tensor
-) -> Rows:
+) -> Attempts:
     """Rows as a lane hands them to ``Attack.start``."""
-    rows: Rows = {
+    attempts: Attempts = {
         "clean": clean, "label": label, "eps": eps, "target": target,
         "clean_correct": clean_correct, "key": key, "candidate": clean
     }  # fmt: skip
     no, zero = torch.zeros_like(clean_correct), torch.zeros_like(label)
-    rows |= dict.fromkeys(("finished", "over", "found", "zero_gradient"), no)
-    rows |= dict.fromkeys(("queries", "forwards", "backwards", "best_count"), zero)
-    rows["found_at"] = zero - 1
+    attempts |= dict.fromkeys(("finished", "over", "found", "zero_gradient"), no)
+    attempts |= dict.fromkeys(("queries", "forwards", "backwards", "best_count"), zero)
+    attempts["found_at"] = zero - 1
     lowest = torch.full_like(label, float("-inf"), dtype=clean.dtype)
-    rows |= dict.fromkeys(("loss_first", "loss_late", "loss_best", "best_score"), lowest)
-    return rows
+    attempts |= dict.fromkeys(("loss_first", "loss_late", "loss_best", "best_score"), lowest)
+    return attempts

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.attempts import Attempts
 
 
 class Stage(NamedTuple):
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(eq=False)
-class Case:
+class Job:
     """U images that must stay together (1 where images are independent) on their way through a
     chain of stages.
 
@@ -57,7 +57,7 @@ class Case:
     clean_prediction: list[int]
     classes: list[list[int]]
     own_eps: list[float] | None
-    joint: bool
+    coupled_by_model: bool
     stage: int
     fell_before: list[bool]
     next_attempt: int = 0
@@ -139,10 +139,10 @@ class Case:
             self.zero_gradient[one] |= bool(zero_gradient[one])
             self.loss_rising[one] |= bool(rising[one])
 
-    def note_cost(self, rows: Rows) -> None:
+    def note_cost(self, attempts: Attempts) -> None:
         """What an attempt cost that does not run to its end."""
         for one, (forwards, backwards) in enumerate(
-            zip(rows["forwards"].tolist(), rows["backwards"].tolist(), strict=True)
+            zip(attempts["forwards"].tolist(), attempts["backwards"].tolist(), strict=True)
         ):
             self.forwards[one] += forwards
             self.backwards[one] += backwards
@@ -153,7 +153,9 @@ class Case:
         them happened to be sooner."""
         self.running.discard(new[0].attempt)
         everybody = range(len(new))
-        for together in [list(everybody)] if self.joint else [[one] for one in everybody]:
+        for together in (
+            [list(everybody)] if self.coupled_by_model else [[one] for one in everybody]
+        ):
             if self._better(
                 [new[one] for one in together], [self.outcomes[one] for one in together]
             ):
@@ -190,7 +192,7 @@ class Case:
         self.wanted = [right and not gone for right, gone in zip(self.correct, fell, strict=True)]
         # An image that was wrong from the start moves only where it has to: in company, or by an
         # attack that moves all.
-        moves_wrong = self.joint or self.attack.attacks_wrong
+        moves_wrong = self.coupled_by_model or self.attack.attacks_wrong
         self._settled = [
             gone or not (right or moves_wrong)
             for right, gone in zip(self.correct, fell, strict=True)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.engine.active_batch import Lane, Owner
+from ironmoe.attacks.engine.active_batch import ActiveBatch, Owner
 from ironmoe.attacks.engine.attacked_model import check_labels
-from ironmoe.attacks.engine.attempts import Rows, joined, select, where
+from ironmoe.attacks.engine.attempts import Attempts, joined, select, where
 from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.coupling import images_per_unit
-from ironmoe.attacks.engine.job import Case, Outcome, Stage
+from ironmoe.attacks.engine.job import Job, Outcome, Stage
 
 FLAGS_READ_EVERY = 8  # rounds on a GPU; on CPU looking costs nothing
 FREE_UP_TO = {"cpu": 16, "cuda": 128}  # units that cost hardly more than one
@@ -45,21 +45,21 @@ class Resumed(NamedTuple):
 class Leaving(NamedTuple):
     """Units of a lane whose candidates are to be predicted in full precision."""
 
-    lane: Lane
+    batch: ActiveBatch
     owners: list[Owner]
-    rows: Rows
+    attempts: Attempts
 
     @property
     def images(self) -> int:
-        return len(self.owners) * self.lane.unit
+        return len(self.owners) * self.batch.unit
 
     def part(self, places: list[int]) -> "Leaving":
         """These of its units."""
-        unit = self.lane.unit
+        unit = self.batch.unit
         rows = [place * unit + one for place in places for one in range(unit)]
-        chosen = torch.tensor(rows, dtype=torch.int64, device=self.rows["label"].device)
+        chosen = torch.tensor(rows, dtype=torch.int64, device=self.attempts["label"].device)
         return Leaving(
-            self.lane, [self.owners[place] for place in places], select(self.rows, chosen)
+            self.batch, [self.owners[place] for place in places], select(self.attempts, chosen)
         )
 
 
@@ -81,7 +81,7 @@ class Engine:
     def __init__(
         self,
         chains: Sequence[Sequence[Stage]],
-        emit: Callable[[Case, bool], None],
+        emit: Callable[[Job, bool], None],
         *,
         batch_size: int,
         units: Sequence[int],
@@ -100,8 +100,8 @@ class Engine:
         attacks = list(dict.fromkeys(stage.attack for chain in chains for stage in chain))
         self.order = {attack: place for place, attack in enumerate(attacks)}
         # by attack and images of a unit, in the order of the chains
-        self.lanes: dict[tuple[Attack, int], Lane] = {}
-        self.victims = list(dict.fromkeys(attack.victim for attack in attacks))
+        self.batches: dict[tuple[Attack, int], ActiveBatch] = {}
+        self.attacked_models = list(dict.fromkeys(attack.attacked_model for attack in attacks))
         self.spent_before = self._forwards()
         self.leaving: list[Leaving] = []
         self.clean_logits_wanted = max((a.targets for a in attacks), default=0)
@@ -113,54 +113,54 @@ class Engine:
 
     def run(self, source: Iterable[Chunk]) -> bool:
         """All of the source; False if the budget ended it before."""
-        for victim in self.victims:
-            victim.forget()
+        for attacked_model in self.attacked_models:
+            attacked_model.forget()
         chunks: Iterator[Chunk] | None = iter(source)
         while True:
-            lane = self._fullest_downstream()
-            if lane is None and chunks is not None:
+            batch = self._fullest_downstream()
+            if batch is None and chunks is not None:
                 chunk = next(chunks, None)
                 chunks = chunks if chunk is not None else None
                 if chunk is not None and not self._admit(chunk):
                     return self._stop()
                 continue
-            lane = lane or self._upstream_with_work()
+            batch = batch or self._upstream_with_work()
             enough = self._waiting >= (
-                self.batch_size if lane is None else min(self.batch_size, lane.size * lane.unit)
+                self.batch_size if batch is None else min(self.batch_size, batch.size * batch.unit)
             )
             if self.leaving and (
-                lane is None or enough or self._waiting * 4 >= lane.active * lane.unit
+                batch is None or enough or self._waiting * 4 >= batch.active * batch.unit
             ):
                 if not self._verify():
                     return self._stop()
                 continue
-            if lane is None:
+            if batch is None:
                 return True
             self.beat()
-            lane.fill(draining=chunks is None, at_most=self._affordable(lane))
-            if not lane.active or not self._rounds(lane):
+            batch.fill(draining=chunks is None, at_most=self._affordable(batch))
+            if not batch.active or not self._rounds(batch):
                 return self._stop()
 
-    def _rounds(self, lane: Lane) -> bool:
+    def _rounds(self, batch: ActiveBatch) -> bool:
         """As many as go without a look at the flags; False if the budget ended them."""
         for _ in range(1 if self.kind == "cpu" else FLAGS_READ_EVERY):
-            rows = len(lane.owners) * lane.unit
-            if not self.budget.allows(self.spent, rows * (lane.passes + 1) + self._waiting):
-                self._collect(lane)
+            rows = len(batch.owners) * batch.unit
+            if not self.budget.allows(self.spent, rows * (batch.passes + 1) + self._waiting):
+                self._collect(batch)
                 return False
-            if lane.has_questions:
-                lane.round()
-        self._collect(lane)
+            if batch.has_queries:
+                batch.round()
+        self._collect(batch)
         return True
 
-    def _affordable(self, lane: Lane) -> int | None:
+    def _affordable(self, batch: ActiveBatch) -> int | None:
         """New attempts that may begin, where that takes a pass of each image: none whose first
         question could not be asked."""
-        if not lane.records or self.budget.max_forwards is None:
+        if not batch.records or self.budget.max_forwards is None:
             return None
-        at_work = lane.active * lane.unit * (lane.passes + 1) + self._waiting
+        at_work = batch.active * batch.unit * (batch.passes + 1) + self._waiting
         return max(
-            0, int(self.budget.left(self.spent) - at_work) // (lane.unit * (lane.passes + 2))
+            0, int(self.budget.left(self.spent) - at_work) // (batch.unit * (batch.passes + 2))
         )
 
     def _stop(self) -> bool:
@@ -169,44 +169,44 @@ class Engine:
         self.budget.max_seconds = None
         while self.leaving and self._verify():
             pass
-        undecided = [owner.case for item in self.leaving for owner in item.owners]
+        undecided = [owner.job for item in self.leaving for owner in item.owners]
         for item in self.leaving:
             for place, owner in enumerate(item.owners):
-                owner.case.note_cost(item.part([place]).rows)
-        for lane in self.lanes.values():
-            undecided += lane.stop()
-        for case in dict.fromkeys(undecided):
-            self.emit(case, False)
+                owner.job.note_cost(item.part([place]).attempts)
+        for batch in self.batches.values():
+            undecided += batch.stop()
+        for job in dict.fromkeys(undecided):
+            self.emit(job, False)
         return False
 
-    def _fullest_downstream(self) -> Lane | None:
+    def _fullest_downstream(self) -> ActiveBatch | None:
         return next(
-            (lane for lane in reversed(self.lanes.values()) if lane.load >= lane.size), None
+            (batch for batch in reversed(self.batches.values()) if batch.load >= batch.size), None
         )
 
-    def _upstream_with_work(self) -> Lane | None:
-        return next((lane for lane in self.lanes.values() if lane.load), None)
+    def _upstream_with_work(self) -> ActiveBatch | None:
+        return next((batch for batch in self.batches.values() if batch.load), None)
 
     @property
     def _waiting(self) -> int:
         """Images whose candidates are to be predicted."""
         return sum(item.images for item in self.leaving)
 
-    def _lane_of(self, case: Case) -> Lane:
+    def _batch_of(self, job: Job) -> ActiveBatch:
         """That of its stage; made when it is first needed."""
-        key = case.attack, len(case.labels)
-        if key not in self.lanes:
+        key = job.attack, len(job.labels)
+        if key not in self.batches:
             size = max(1, self.batch_size // key[1])
-            self.lanes[key] = Lane(
-                case.attack, size, key[1], self.kind != "cpu", FREE_UP_TO.get(self.kind, 16)
+            self.batches[key] = ActiveBatch(
+                job.attack, size, key[1], self.kind != "cpu", FREE_UP_TO.get(self.kind, 16)
             )
-            self.lanes = dict(
-                sorted(self.lanes.items(), key=lambda item: (self.order[item[0][0]], -item[0][1]))
+            self.batches = dict(
+                sorted(self.batches.items(), key=lambda item: (self.order[item[0][0]], -item[0][1]))
             )
-        return self.lanes[key]
+        return self.batches[key]
 
     def _forwards(self) -> int:
-        return sum(victim.forwards for victim in self.victims)
+        return sum(attacked_model.forwards for attacked_model in self.attacked_models)
 
     def _admit(self, chunk: Chunk) -> bool:
         """Predict the clean images of what is not decided, and queue it; False if the budget
@@ -247,16 +247,17 @@ class Engine:
         ]
         for number, one, begin in begins:
             chain = self.chains[number]
-            case = Case(
+            job = Job(
                 number, chain, chunk.images[one], labels[one], numbers[one], right[number][one],
                 prediction[one], classes[one],
-                None if eps is None else eps[one], chain[begin.stage].attack.joint, begin.stage,
+                None if eps is None else eps[one], chain[begin.stage].attack.coupled_by_model,
+                begin.stage,
                 begin.fell,
             )  # fmt: skip
-            attacked = any(case.wanted) or case.attack.attacks_wrong
-            self.emit(case, not attacked)
+            attacked = any(job.wanted) or job.attack.attacks_wrong
+            self.emit(job, not attacked)
             if attacked:
-                self._lane_of(case).ready.append(case)
+                self._batch_of(job).ready.append(job)
         return True
 
     def _clean_logits(self, chunk: Chunk, wanted: list[slice]) -> Tensor | None:
@@ -273,122 +274,131 @@ class Engine:
         together = max(1, self.batch_size // group) * group
         parts = [*places[places < whole].split(together), places[places >= whole]]
         answers = torch.cat(
-            [attack.victim.predict(chunk.images[part]) for part in parts if len(part)]
+            [attack.attacked_model.predict(chunk.images[part]) for part in parts if len(part)]
         )
         return answers.new_zeros(count, answers.shape[1]).index_copy(0, places, answers)
 
-    def _collect(self, lane: Lane) -> None:
+    def _collect(self, batch: ActiveBatch) -> None:
         """Units that are over leave; their candidates wait for the prediction that counts."""
-        left = lane.harvest()
+        left = batch.harvest()
         if left is None:
             return
-        owners, rows = left
-        point = rows["point"]
-        if lane.attack.keeps != "last":
-            kept = torch.ones_like(rows["found"]) if lane.keeps_best else rows["found"]
-            point = torch.where(kept.view(-1, *(1,) * (point.ndim - 1)), rows["candidate"], point)
-        rows["candidate"] = point
-        self.leaving.append(Leaving(lane, owners, rows))
+        owners, attempts = left
+        point = attempts["point"]
+        if batch.attack.keeps != "last":
+            kept = torch.ones_like(attempts["found"]) if batch.keeps_best else attempts["found"]
+            point = torch.where(
+                kept.view(-1, *(1,) * (point.ndim - 1)), attempts["candidate"], point
+            )
+        attempts["candidate"] = point
+        self.leaving.append(Leaving(batch, owners, attempts))
 
     def _verify(self) -> bool:
         """Predict the candidates of one lane in full precision and settle their attempts; False if
         the budget forbids."""
-        lane = self.leaving[0].lane
-        same = [item for item in self.leaving if item.lane is lane]
-        while len(same) > 1 and sum(len(item.owners) for item in same) > lane.size:
+        batch = self.leaving[0].batch
+        same = [item for item in self.leaving if item.batch is batch]
+        while len(same) > 1 and sum(len(item.owners) for item in same) > batch.size:
             same.pop()
         candidates = Leaving(
-            lane,
+            batch,
             [owner for item in same for owner in item.owners],
-            joined([item.rows for item in same]),
+            joined([item.attempts for item in same]),
         )
         if not self.budget.allows(self.spent, candidates.images):
             return False
         taken = {id(item) for item in same}
         self.leaving = [item for item in self.leaving if id(item) not in taken]
-        rows, attack, unit = candidates.rows, lane.attack, lane.unit
-        ball = attack.ball(rows)
-        points = ball.tighten(rows["candidate"])
-        logits = attack.victim.predict(points)
+        attempts, attack, unit = candidates.attempts, batch.attack, batch.unit
+        ball = attack.ball(attempts)
+        points = ball.tighten(attempts["candidate"])
+        logits = attack.attacked_model.predict(points)
         distance = ball.distance(points)
-        success = attack.fooled(logits, rows) & rows["clean_correct"] & (distance <= rows["eps"])
-        rising = attack.gradient & (
-            rows["loss_best"] - rows["loss_late"] > 0.05 * (rows["loss_best"] - rows["loss_first"])
+        success = (
+            attack.fooled(logits, attempts)
+            & attempts["clean_correct"]
+            & (distance <= attempts["eps"])
         )
-        again = rows["found"] & ~success & (attack.keeps == "first") & (not lane.keeps_best)
+        rising = attack.gradient & (
+            attempts["loss_best"] - attempts["loss_late"]
+            > 0.05 * (attempts["loss_best"] - attempts["loss_first"])
+        )
+        again = attempts["found"] & ~success & (attack.keeps == "first") & (not batch.keeps_best)
         table = torch.stack(
             [
-                success, logits.argmax(1), rows["found_at"], rows["queries"], rows["found"],
-                rows["forwards"] + 1,
-                rows["backwards"], rows["zero_gradient"], rising & ~success, again,
+                success, logits.argmax(1), attempts["found_at"], attempts["queries"],
+                attempts["found"],
+                attempts["forwards"] + 1,
+                attempts["backwards"], attempts["zero_gradient"], rising & ~success, again,
             ]
         ).tolist()  # fmt: skip
-        distances, scores = distance.tolist(), rows["best_score"].tolist()
+        distances, scores = distance.tolist(), attempts["best_score"].tolist()
         parts = [
             [row[n * unit : (n + 1) * unit] for row in table] for n in range(len(candidates.owners))
         ]
         for owner, (_, _, _, _, found, forwards, backwards, zero, rises, _) in zip(
             candidates.owners, parts, strict=True
         ):
-            owner.case.note(found, forwards, backwards, zero, rises)
+            owner.job.note(found, forwards, backwards, zero, rises)
         for number, (owner, part) in enumerate(zip(candidates.owners, parts, strict=True)):
-            case, (hit, prediction, found_at, queries, *_, unconfirmed) = owner.case, part
-            if case.is_cancelled(owner.attempt):  # by another of this very batch
+            job, (hit, prediction, found_at, queries, *_, unconfirmed) = owner.job, part
+            if job.is_cancelled(owner.attempt):  # by another of this very batch
                 continue
             if any(unconfirmed):
                 self._go_on(candidates.part([number]), success[number * unit : (number + 1) * unit])
                 continue
             outcomes = [
                 Outcome(
-                    case.stage, owner.attempt, scores[row] if attack.keeps == "best" else 0.0,
+                    job.stage, owner.attempt, scores[row] if attack.keeps == "best" else 0.0,
                     points[row], bool(hit[one]),
                     prediction[one], distances[row],
                     (found_at[one] if found_at[one] >= 0 else queries[one]) if hit[one] else -1,
                 )
                 for one, row in enumerate(range(number * unit, (number + 1) * unit))
             ]  # fmt: skip
-            self._settle(case, lane, outcomes)
+            self._settle(job, batch, outcomes)
         return True
 
     def _go_on(self, item: Leaving, confirmed: Tensor) -> None:
         """Successes of a unit that full precision does not confirm: they continue where they were,
         or are asked for their last point."""
-        rows = item.rows
-        again = rows["found"] & ~confirmed
-        last = again & rows["finished"]
-        rows["found"], rows["over"] = rows["found"] & confirmed, rows["over"] & (last | ~again)
-        rows["found_at"] = rows["found_at"].masked_fill(again, -1)
-        rows["candidate"] = where(last, rows["point"], rows["candidate"])
-        rows["forwards"], rows["backwards"] = (
-            torch.zeros_like(rows["forwards"]),
-            torch.zeros_like(rows["backwards"]),
+        attempts = item.attempts
+        again = attempts["found"] & ~confirmed
+        last = again & attempts["finished"]
+        attempts["found"], attempts["over"] = (
+            attempts["found"] & confirmed,
+            attempts["over"] & (last | ~again),
         )
-        if bool(rows["over"].all()):
+        attempts["found_at"] = attempts["found_at"].masked_fill(again, -1)
+        attempts["candidate"] = where(last, attempts["point"], attempts["candidate"])
+        attempts["forwards"], attempts["backwards"] = (
+            torch.zeros_like(attempts["forwards"]),
+            torch.zeros_like(attempts["backwards"]),
+        )
+        if bool(attempts["over"].all()):
             self.leaving.append(item)
         else:
-            item.lane.returning.append((item.owners[0], rows))
+            item.batch.returning.append((item.owners[0], attempts))
 
-    def _settle(self, case: Case, lane: Lane, outcomes: list[Outcome]) -> None:
-        if case.settle(outcomes):
-            self._drop_cancelled(case, lane)
-        if not case.stage_is_over:
-            if not case.running:
-                lane.ready.append(case)
-        elif case.next_stage():
-            self.emit(case, False)
-            self._lane_of(case).ready.append(case)
+    def _settle(self, job: Job, batch: ActiveBatch, outcomes: list[Outcome]) -> None:
+        if job.settle(outcomes):
+            self._drop_cancelled(job, batch)
+        if not job.stage_is_over:
+            if not job.running:
+                batch.ready.append(job)
+        elif job.next_stage():
+            self.emit(job, False)
+            self._batch_of(job).ready.append(job)
         else:
-            self.emit(case, True)
+            self.emit(job, True)
 
-    def _drop_cancelled(self, case: Case, lane: Lane) -> None:
+    def _drop_cancelled(self, job: Job, batch: ActiveBatch) -> None:
         """Its later attempts, wherever they are."""
-        lane.drop_cancelled(case)
+        batch.drop_cancelled(job)
         for number, item in enumerate(self.leaving):
-            gone = [
-                owner.case is case and case.is_cancelled(owner.attempt) for owner in item.owners
-            ]
+            gone = [owner.job is job and job.is_cancelled(owner.attempt) for owner in item.owners]
             for place in (place for place, cancelled in enumerate(gone) if cancelled):
-                case.note_cost(item.part([place]).rows)
+                job.note_cost(item.part([place]).attempts)
             if any(gone):
                 self.leaving[number] = item.part(
                     [place for place, cancelled in enumerate(gone) if not cancelled]

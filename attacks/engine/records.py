@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.engine.job import Case
+from ironmoe.attacks.engine.job import Job
 
 
 class Record(NamedTuple):
@@ -94,28 +94,28 @@ class Records:
         return {name: column[mine][order] for name, column in columns.items()}
 
 
-def records_of(case: Case, final: bool) -> Iterator[Record]:
+def records_of(job: Job, final: bool) -> Iterator[Record]:
     """A record for each image of a case."""
-    for one, index in enumerate(case.numbers):
-        outcome = case.outcomes[one]
+    for one, index in enumerate(job.numbers):
+        outcome = job.outcomes[one]
         success = outcome is not None and outcome.success
         yield Record(
             example=index,
-            attack=case.chain,
-            label=case.labels[one],
-            clean_prediction=case.clean_prediction[one],
-            clean_correct=case.correct[one],
+            attack=job.chain,
+            label=job.labels[one],
+            clean_prediction=job.clean_prediction[one],
+            clean_correct=job.correct[one],
             passed=outcome.stage
             if outcome is not None and success
-            else case.stage + (final and case.correct[one]),
+            else job.stage + (final and job.correct[one]),
             fell=success,
             decided=final,
-            prediction=case.clean_prediction[one] if outcome is None else outcome.prediction,
+            prediction=job.clean_prediction[one] if outcome is None else outcome.prediction,
             distance=0.0 if outcome is None else outcome.distance,
             steps=-1 if outcome is None else outcome.steps,
-            found=case.found[one] or success,
-            forwards=case.forwards[one],
-            backwards=case.backwards[one],
-            zero_gradient=case.zero_gradient[one],
-            loss_rising=case.loss_rising[one] and not success,
+            found=job.found[one] or success,
+            forwards=job.forwards[one],
+            backwards=job.backwards[one],
+            zero_gradient=job.zero_gradient[one],
+            loss_rising=job.loss_rising[one] and not success,
         )

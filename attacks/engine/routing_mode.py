@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.moe import SoftMoE, aux_loss_in_eval, collect_aux_loss
 from ironmoe.moe.routing.routed_layers import Decision, Site, routing_sites
 
@@ -22,7 +22,9 @@ Term = Callable[[], Tensor]  # after the forward pass: (R,) added to the loss, o
 class RoutingMode:
     """How the search runs the model. The plain one changes nothing."""
 
-    couples = False  # the loss of one image depends on the others: whole batches are attacked
+    coupled_by_loss = (
+        False  # the loss of one image depends on the others: whole batches are attacked
+    )
     adds_term = False  # the loss that is ascended is not a function of the logits alone
     free_forward = True  # the search's forward pass is that of the model that judges
 
@@ -31,14 +33,14 @@ class RoutingMode:
 
     def record(
         self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None
-    ) -> Rows:
+    ) -> Attempts:
         """What is kept of clean images (R, …) for their attempts: tensors with the rows first.
         ``ask`` calls the model with images as the search does, normalised and in its precision; by
         default the model itself is called."""
         return {}
 
     @contextmanager
-    def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
+    def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         """Around each forward pass of the search, of all rows at once."""
         yield None
 
@@ -55,13 +57,13 @@ class AuxiliaryLoss(RoutingMode):
     """
 
     weight: float = 1.0
-    couples = adds_term = True
+    coupled_by_loss = adds_term = True
 
     def __post_init__(self) -> None:
         check_weight(self.weight)
 
     @contextmanager
-    def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
+    def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         for module in model.modules():
             # of an earlier pass, if the layer does not run in this one
             if "aux_loss" in vars(module):

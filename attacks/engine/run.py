@@ -8,7 +8,7 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack, AttackResult
 from ironmoe.attacks.engine.attacked_model import check_images
 from ironmoe.attacks.engine.borrow import borrowed
-from ironmoe.attacks.engine.job import Case, Stage
+from ironmoe.attacks.engine.job import Job, Stage
 from ironmoe.attacks.engine.queue import Chunk, Engine
 from ironmoe.attacks.engine.records import Records, records_of
 
@@ -33,7 +33,7 @@ def run_attack(
         result = _Collected(chunk)
         stages = [Stage(each) for each in attack.stages]
         for stage in stages:
-            stage.attack.victim.image_dtype = images.dtype
+            stage.attack.attacked_model.image_dtype = images.dtype
         size = max(len(images), 1)
         unit = attack.images_per_unit(size)
         check_groups(stages, unit)
@@ -69,8 +69,9 @@ def check_groups(stages: list[Stage], unit: int) -> None:
             "a model whose images influence each other (a capacity or Expert Choice, groups of "
             f"{unit}); use FGSM, PGD, MIFGSM or APGD, "
             "or a dropless model"
-            if attack.joint
-            else f"{attack.victim.routing}, a loss that all images share; use FGSM, PGD, MIFGSM "
+            if attack.coupled_by_model
+            else f"{attack.attacked_model.routing}, a loss that all images share; use FGSM, PGD, "
+            "MIFGSM "
             "or APGD, or another routing mode"
         )
         raise ValueError(
@@ -91,10 +92,10 @@ class _Collected:
                 f"{len(chunk.indices)}"
             )
 
-    def take(self, case: Case, final: bool) -> None:
-        for one, record in enumerate(records_of(case, final)):
+    def take(self, job: Job, final: bool) -> None:
+        for one, record in enumerate(records_of(job, final)):
             self.records.add(record._replace(example=self.place[record.example]))
-            outcome = case.outcomes[one]
+            outcome = job.outcomes[one]
             if outcome is not None:
                 self.adversarial[self.place[record.example]] = outcome.point
 

@@ -13,7 +13,7 @@ from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.budget import Budget
-from ironmoe.attacks.engine.job import Case, Stage
+from ironmoe.attacks.engine.job import Job, Stage
 from ironmoe.attacks.engine.queue import Chunk, Engine, Resumed
 from ironmoe.attacks.engine.records import Record, Records, records_of
 from ironmoe.attacks.engine.run import check_groups
@@ -193,12 +193,12 @@ class _Evaluation:
     def _look(self, first: Chunk) -> list[Flag]:
         """The checks of the model, if the budget has room for them."""
         attack, *others = self.attacks.values()
-        images = first.images[: self.batch_size].to(attack.victim.image_dtype)
+        images = first.images[: self.batch_size].to(attack.attacked_model.image_dtype)
         if not self.budget.allows(0, passes_of_checks(len(images))):
             return [no_room_for_checks()]
-        before = attack.victim.forwards
+        before = attack.attacked_model.forwards
         flags = check_model(attack, images, first.labels[: self.batch_size], also=others)
-        self.spent_on_checks = attack.victim.forwards - before
+        self.spent_on_checks = attack.attacked_model.forwards - before
         if self.budget.max_forwards is not None:
             self.budget.max_forwards -= self.spent_on_checks
         return flags
@@ -227,8 +227,8 @@ class _Evaluation:
         stage = min(max(record.passed for record in known), len(self.chains[attack]) - 1)
         return Resumed(stage, [bool(record.fell) and record.passed < stage for record in known])
 
-    def _take(self, case: Case, final: bool) -> None:
-        records = list(records_of(case, final))
+    def _take(self, job: Job, final: bool) -> None:
+        records = list(records_of(job, final))
         for one, record in enumerate(records):
             before = self.earlier.get((record.attack, record.example))
             if before is not None:
@@ -239,14 +239,14 @@ class _Evaluation:
                     "zero_gradient": record.zero_gradient | before.zero_gradient,
                     "loss_rising": (record.loss_rising | before.loss_rising) & (not record.fell),
                 }
-                fell_before = case.fell_before[one]
+                fell_before = job.fell_before[one]
                 records[one] = (before if fell_before else record)._replace(**costs, decided=final)
         # What fell is over for an image; what holds, once its unit is done. Its image is then
         # final.
         images: list[Tensor | None] = [None] * len(records)
-        for one, outcome in enumerate(case.outcomes):
-            if self.keep and not case.fell_before[one] and (final or records[one].fell):
-                images[one] = case.images[one] if outcome is None else outcome.point
+        for one, outcome in enumerate(job.outcomes):
+            if self.keep and not job.fell_before[one] and (final or records[one].fell):
+                images[one] = job.images[one] if outcome is None else outcome.point
         if self.journal is not None:
             self.journal.append(
                 records, [self.checksums[record.example] for record in records], images

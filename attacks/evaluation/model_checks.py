@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.balls import Bounds
-from ironmoe.attacks.engine.attacked_model import Victim, check_labels
+from ironmoe.attacks.engine.attacked_model import AttackedModel, check_labels
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.losses import cross_entropy, margin
 from ironmoe.attacks.random import example_keys, uniform
@@ -50,12 +50,16 @@ def check_model(
     Raises:
         ValueError: labels beyond the model's classes; NaN logits.
     """
-    victim, images, labels = attack.victim, images[:IMAGES].detach(), labels[:IMAGES]
-    victim.image_dtype = images.dtype
-    plain = copy.copy(victim)
+    attacked_model, images, labels = (
+        attack.attacked_model,
+        images[:IMAGES].detach(),
+        labels[:IMAGES],
+    )
+    attacked_model.image_dtype = images.dtype
+    plain = copy.copy(attacked_model)
     plain.attack_dtype = None  # the model is looked at, not the precision of the search
     try:
-        with borrowed(victim.model):
+        with borrowed(attacked_model.model):
             logits = [plain.predict(images) for _ in range(3)]
             check_labels(labels, logits[0])
             random = max(float(_apart(logits[0], other).max()) for other in logits[1:])
@@ -70,7 +74,7 @@ def check_model(
                 _routing_gradient(plain, images, labels),
             ]
     finally:
-        victim.forwards, victim.backwards = plain.forwards, plain.backwards
+        attacked_model.forwards, attacked_model.backwards = plain.forwards, plain.backwards
 
 
 def passes_of_checks(images: int) -> int:
@@ -149,11 +153,15 @@ def _classes(attacks: list[Attack], classes: int) -> Flag:
 
 
 def _quantised(
-    bounds: Bounds, victim: Victim, images: Tensor, labels: Tensor, random: float
+    bounds: Bounds, attacked_model: AttackedModel, images: Tensor, labels: Tensor, random: float
 ) -> Flag:
     """Whether tiny noise changes the margin as the gradient says it should."""
     name = "quantised input"
-    weight = next(victim.model.parameters(), None) if isinstance(victim.model, nn.Module) else None
+    weight = (
+        next(attacked_model.model.parameters(), None)
+        if isinstance(attacked_model.model, nn.Module)
+        else None
+    )
     if random or images.element_size() < 4 or (weight is not None and weight.element_size() < 4):
         return Flag(name, False, 0.0, "Not looked at: the model is random, or of half precision.")
     low, high = bounds
@@ -164,13 +172,13 @@ def _quantised(
         * (high - low)
     )
     moved = (images + noise).clamp(low, high)
-    here = _margin_and_gradient(victim, images, labels)
-    there = _margin_and_gradient(victim, moved, labels)
+    here = _margin_and_gradient(attacked_model, images, labels)
+    there = _margin_and_gradient(attacked_model, moved, labels)
     expected = (here[1] * (moved - images)).flatten(1).sum(1).double()
     actual = (there[0] - here[0]).double()
     counted = expected != 0
     if not bool(counted.any()):
-        return _steps(victim, images, labels, noise, here[0], there[0], bounds)
+        return _steps(attacked_model, images, labels, noise, here[0], there[0], bounds)
     if int(counted.sum()) < FEW:
         return Flag(name, False, 0.0, f"Not looked at: fewer than {FEW} images have a gradient.")
     value = float(
@@ -194,7 +202,7 @@ def _quantised(
 
 
 def _steps(
-    victim: Victim,
+    attacked_model: AttackedModel,
     images: Tensor,
     labels: Tensor,
     noise: Tensor,
@@ -205,7 +213,7 @@ def _steps(
     """No image has a gradient: does the margin stand still under tiny noise and move under noise
     that is 64 times larger?"""
     with torch.no_grad():
-        far = margin(victim.predict((images + 64 * noise).clamp(*bounds)), labels)
+        far = margin(attacked_model.predict((images + 64 * noise).clamp(*bounds)), labels)
     still, moves = float((there == here).double().mean()), float((far != here).double().mean())
     tripped = still > 0.5 and moves > 0.5
     return Flag(
@@ -222,10 +230,12 @@ def _steps(
     )
 
 
-def _margin_and_gradient(victim: Victim, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _margin_and_gradient(
+    attacked_model: AttackedModel, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
     try:
-        answer = victim.ask(
-            {"point": images, "label": labels} | victim.record(images),
+        answer = attacked_model.ask(
+            {"point": images, "label": labels} | attacked_model.record(images),
             lambda logits, _: margin(logits, labels),
         )
     except ValueError:  # no graph at all
@@ -234,13 +244,15 @@ def _margin_and_gradient(victim: Victim, images: Tensor, labels: Tensor) -> tupl
     return answer.loss, answer.grad.nan_to_num()
 
 
-def _batch_dependence(victim: Victim, images: Tensor, logits: Tensor, random: float) -> Flag:
+def _batch_dependence(
+    attacked_model: AttackedModel, images: Tensor, logits: Tensor, random: float
+) -> Flag:
     if len(images) < 2:
         return Flag("batch dependence", False, 0.0, "Not looked at: one image has no company.")
     order = torch.arange(len(images) - 1, -1, -1, device=images.device)
-    apart = [_apart(victim.predict(images[order])[order.argsort()], logits)]
+    apart = [_apart(attacked_model.predict(images[order])[order.argsort()], logits)]
     apart += [
-        _apart(victim.predict(images[i : i + 1]), logits[i : i + 1])
+        _apart(attacked_model.predict(images[i : i + 1]), logits[i : i + 1])
         for i in range(min(ALONE, len(images)))
     ]
     worst = max((float(a.max()) for a in apart), default=0.0)
@@ -259,11 +271,13 @@ def _batch_dependence(victim: Victim, images: Tensor, logits: Tensor, random: fl
     )
 
 
-def _zero_gradients(victim: Victim, images: Tensor, labels: Tensor, logits: Tensor) -> Flag:
+def _zero_gradients(
+    attacked_model: AttackedModel, images: Tensor, labels: Tensor, logits: Tensor
+) -> Flag:
     right = logits.argmax(1) == labels
-    rows = {"point": images, "label": labels} | victim.record(images)
+    rows = {"point": images, "label": labels} | attacked_model.record(images)
     try:
-        grad = victim.ask(rows, lambda out, _: cross_entropy(out, labels)).grad
+        grad = attacked_model.ask(rows, lambda out, _: cross_entropy(out, labels)).grad
     except ValueError:  # no graph at all
         grad = None
     grad = torch.zeros_like(images) if grad is None else grad
@@ -283,14 +297,14 @@ def _zero_gradients(victim: Victim, images: Tensor, labels: Tensor, logits: Tens
     )
 
 
-def _routing_gradient(victim: Victim, images: Tensor, labels: Tensor) -> Flag:
+def _routing_gradient(attacked_model: AttackedModel, images: Tensor, labels: Tensor) -> Flag:
     name = "routing gradient blocked"
-    if not isinstance(victim.model, nn.Module) or not routing_sites(victim.model):
+    if not isinstance(attacked_model.model, nn.Module) or not routing_sites(attacked_model.model):
         return Flag(name, False, 0.0, "The model has no routing that is known here.")
     points = images.detach().requires_grad_()
-    with torch.enable_grad(), trace_routing(victim.model, keep_graph=True) as trace:
+    with torch.enable_grad(), trace_routing(attacked_model.model, keep_graph=True) as trace:
         # its gradient does not vanish where the model is sure
-        margins = margin(victim.logits(points), labels)
+        margins = margin(attacked_model.logits(points), labels)
         loss, least = margins.sum(), ROUNDING * float(margins.detach().abs().max())
     layers = {
         layer: [logits for logits in seen.all_logits if logits is not None]

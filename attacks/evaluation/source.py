@@ -80,7 +80,7 @@ class Source:
             raise type(error)(f"in data {self.seen} … {self.seen + count - 1}: {error}") from error
         for attack in self.attacks:
             for each in (attack, *attack.stages):
-                each.victim.image_dtype = images.dtype
+                each.attacked_model.image_dtype = images.dtype
         self.device = self.device or images.device
         chunk = prepared(images.to(self.device), labels.to(self.device), None, self.seen)
         self.seen += len(images)

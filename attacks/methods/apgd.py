@@ -10,7 +10,7 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.balls import Ball
 from ironmoe.attacks.engine.attacked_model import Model
-from ironmoe.attacks.engine.attempts import Rows, where
+from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.losses import (
     Loss,
     TargetedLoss,
@@ -35,14 +35,14 @@ class Schedule(Protocol):
     and ``peak_grad``.
     """
 
-    def start(self, rows: Rows) -> None:
+    def start(self, attempts: Attempts) -> None:
         """Set ``point`` and what the schedule remembers."""
 
-    def goes_back(self, rows: Rows, loss: Tensor) -> Tensor:
+    def goes_back(self, attempts: Attempts, loss: Tensor) -> Tensor:
         """(R,) bool: the next step starts from the best point. Asked once after every answer, which
         gave ``loss`` (R,)."""
 
-    def move(self, rows: Rows, point: Tensor, grad: Tensor) -> None:
+    def move(self, attempts: Attempts, point: Tensor, grad: Tensor) -> None:
         """Set the next ``point``, a step from ``point`` along the gradient there."""
 
 
@@ -109,7 +109,7 @@ class APGD(Attack):
         self.targeted_loss_of = (
             get_targeted_loss(cast(str | TargetedLoss, loss)) if targets else None
         )
-        self.steps, self.restarts, self.queries = steps, restarts, steps
+        self.steps, self.restarts, self.max_queries = steps, restarts, steps
         self.keeps = "first" if early_stop else "best"
         self.inside = not three_radii
         self.schedule: Schedule = (
@@ -132,42 +132,48 @@ class APGD(Attack):
         ratio = 4 if self.targets else 3  # of logits that DLR takes
         return max(ratio if self.loss_name == "dlr" else 2, self.targets + 1)
 
-    def start(self, rows: Rows) -> None:
-        self.schedule.start(rows)
-        clean = rows["clean"]
-        rows["peak"], rows["peak_grad"] = rows["point"], torch.zeros_like(clean)
-        rows["peak_loss"] = torch.full_like(rows["eps"], float("-inf"), dtype=clean.dtype)
-        rows["finished"] = torch.full_like(rows["finished"], self.steps == 0)
+    def start(self, attempts: Attempts) -> None:
+        self.schedule.start(attempts)
+        clean = attempts["clean"]
+        attempts["peak"], attempts["peak_grad"] = attempts["point"], torch.zeros_like(clean)
+        attempts["peak_loss"] = torch.full_like(attempts["eps"], float("-inf"), dtype=clean.dtype)
+        attempts["finished"] = torch.full_like(attempts["finished"], self.steps == 0)
 
-    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
+    def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
         if self.targeted_loss_of is None:
             assert self.loss_of is not None
             return (margin if self.loss_of is dlr and logits.shape[1] < 3 else self.loss_of)(
-                logits, rows["label"]
+                logits, attempts["label"]
             )
         too_few = self.targeted_loss_of is targeted_dlr and logits.shape[1] < 4
         loss_of = targeted_margin if too_few else self.targeted_loss_of
-        return loss_of(logits, rows["label"], rows["target"])
+        return loss_of(logits, attempts["label"], attempts["target"])
 
-    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    def advance(
+        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
+    ) -> None:
         assert grad is not None
-        loss, grad = loss.to(rows["peak_loss"].dtype), grad.to(rows["clean"].dtype)
-        higher = loss > rows["peak_loss"]
-        rows["peak_loss"] = torch.where(higher, loss, rows["peak_loss"])
-        rows["peak"], rows["peak_grad"] = (
-            where(higher, rows["point"], rows["peak"]),
-            where(higher, grad, rows["peak_grad"]),
+        loss, grad = loss.to(attempts["peak_loss"].dtype), grad.to(attempts["clean"].dtype)
+        higher = loss > attempts["peak_loss"]
+        attempts["peak_loss"] = torch.where(higher, loss, attempts["peak_loss"])
+        attempts["peak"], attempts["peak_grad"] = (
+            where(higher, attempts["point"], attempts["peak"]),
+            where(higher, grad, attempts["peak_grad"]),
         )
-        back = self.schedule.goes_back(rows, loss)
+        back = self.schedule.goes_back(attempts, loss)
         self.schedule.move(
-            rows, where(back, rows["peak"], rows["point"]), where(back, rows["peak_grad"], grad)
+            attempts,
+            where(back, attempts["peak"], attempts["point"]),
+            where(back, attempts["peak_grad"], grad),
         )
-        rows["finished"] = rows["finished"] | (rows["queries"] >= self.steps)
+        attempts["finished"] = attempts["finished"] | (attempts["queries"] >= self.steps)
 
-    def score(self, rows: Rows, loss: Tensor) -> Tensor:
+    def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
         """The loss; −∞ for points of a search at a larger radius."""
         return (
-            loss if self.inside else torch.where(rows["radius"] <= rows["eps"], loss, float("-inf"))
+            loss
+            if self.inside
+            else torch.where(attempts["radius"] <= attempts["eps"], loss, float("-inf"))
         )
 
 
@@ -194,54 +200,54 @@ class Halving:
         ball: that of rows.
     """
 
-    def __init__(self, steps: int, rho: float, norm: str, ball: Callable[[Rows], Ball]) -> None:
+    def __init__(self, steps: int, rho: float, norm: str, ball: Callable[[Attempts], Ball]) -> None:
         self.rho, self.norm, self.ball = rho, norm, ball
         # The first window, by how much each is shorter than the last, and the shortest.
         self.first, self.shrinks, self.least = (
             max(int(share * steps), 1) for share in (0.22, 0.03, 0.06)
         )
 
-    def start(self, rows: Rows) -> None:
-        clean, eps = rows["clean"], rows["eps"]
+    def start(self, attempts: Attempts) -> None:
+        clean, eps = attempts["clean"], attempts["eps"]
         if self.norm == "Linf":
-            noise = 2 * uniform(rows["key"], clean.shape[1:], clean.dtype) - 1
+            noise = 2 * uniform(attempts["key"], clean.shape[1:], clean.dtype) - 1
             length = noise.flatten(1).abs().amax(1)
         else:
-            noise = normal(rows["key"], clean.shape[1:], clean.dtype)
+            noise = normal(attempts["key"], clean.shape[1:], clean.dtype)
             length = noise.flatten(1).norm(dim=1)
         point = clean + column(eps / length.clamp_min(1e-12), clean) * noise
-        rows["point"] = rows["before"] = self.ball(rows).project(point)
-        rows["alpha"] = 2 * eps
-        rows["window"] = torch.full_like(rows["label"], self.first)
+        attempts["point"] = attempts["before"] = self.ball(attempts).project(point)
+        attempts["alpha"] = 2 * eps
+        attempts["window"] = torch.full_like(attempts["label"], self.first)
         # answers until the next checkpoint; the first one is about the start
-        rows["left"] = rows["window"] + 1
-        rows["rises"] = torch.zeros_like(rows["label"])
-        rows["last_loss"] = rows["checked_loss"] = torch.full_like(
+        attempts["left"] = attempts["window"] + 1
+        attempts["rises"] = torch.zeros_like(attempts["label"])
+        attempts["last_loss"] = attempts["checked_loss"] = torch.full_like(
             eps, float("inf"), dtype=clean.dtype
         )
-        rows["halved"] = torch.ones_like(rows["finished"])
+        attempts["halved"] = torch.ones_like(attempts["finished"])
 
-    def goes_back(self, rows: Rows, loss: Tensor) -> Tensor:
-        rises, left = rows["rises"] + (loss > rows["last_loss"]), rows["left"] - 1
+    def goes_back(self, attempts: Attempts, loss: Tensor) -> Tensor:
+        rises, left = attempts["rises"] + (loss > attempts["last_loss"]), attempts["left"] - 1
         due = left == 0
-        few_rises = rises <= self.rho * rows["window"]
-        stuck = ~rows["halved"] & (rows["peak_loss"] <= rows["checked_loss"])
+        few_rises = rises <= self.rho * attempts["window"]
+        stuck = ~attempts["halved"] & (attempts["peak_loss"] <= attempts["checked_loss"])
         halve = few_rises | stuck
-        rows["alpha"] = torch.where(due & halve, rows["alpha"] / 2, rows["alpha"])
-        rows["halved"] = torch.where(due, halve, rows["halved"])
-        rows["checked_loss"] = torch.where(due, rows["peak_loss"], rows["checked_loss"])
-        rows["window"] = torch.where(
-            due, (rows["window"] - self.shrinks).clamp_min(self.least), rows["window"]
+        attempts["alpha"] = torch.where(due & halve, attempts["alpha"] / 2, attempts["alpha"])
+        attempts["halved"] = torch.where(due, halve, attempts["halved"])
+        attempts["checked_loss"] = torch.where(due, attempts["peak_loss"], attempts["checked_loss"])
+        attempts["window"] = torch.where(
+            due, (attempts["window"] - self.shrinks).clamp_min(self.least), attempts["window"]
         )
-        rows["left"] = torch.where(due, rows["window"], left)
-        rows["rises"], rows["last_loss"] = rises.masked_fill(due, 0), loss
+        attempts["left"] = torch.where(due, attempts["window"], left)
+        attempts["rises"], attempts["last_loss"] = rises.masked_fill(due, 0), loss
         return due & halve
 
-    def move(self, rows: Rows, point: Tensor, grad: Tensor) -> None:
-        ball = self.ball(rows)
-        ahead = ball.step(point, grad, rows["alpha"])
+    def move(self, attempts: Attempts, point: Tensor, grad: Tensor) -> None:
+        ball = self.ball(attempts)
+        ahead = ball.step(point, grad, attempts["alpha"])
         swung = ball.project(
-            point + (1 - MOMENTUM) * (ahead - point) + MOMENTUM * (point - rows["before"])
+            point + (1 - MOMENTUM) * (ahead - point) + MOMENTUM * (point - attempts["before"])
         )
-        rows["point"] = where(rows["queries"] == 1, ahead, swung)
-        rows["before"] = point
+        attempts["point"] = where(attempts["queries"] == 1, ahead, swung)
+        attempts["before"] = point

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.balls.l1 import L1Ball
-from ironmoe.attacks.engine.attempts import Rows, where
+from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.random import normal
 from ironmoe.kernels.attack_step import column
 
@@ -50,63 +50,70 @@ class Sparsity:
             max(int(0.04 * part), 1) for part in (early, steps - 2 * early)
         )
 
-    def start(self, rows: Rows) -> None:
-        clean = rows["clean"]
-        rows["radius"] = self._radius(rows)
-        noise = normal(rows["key"], clean.shape[1:], clean.dtype) * (
+    def start(self, attempts: Attempts) -> None:
+        clean = attempts["clean"]
+        attempts["radius"] = self._radius(attempts)
+        noise = normal(attempts["key"], clean.shape[1:], clean.dtype) * (
             self.bounds[1] - self.bounds[0]
         )
-        rows["point"] = L1Ball(clean, rows["radius"], self.bounds).project(clean + noise)
-        rows |= self._search_from_point(rows)
+        attempts["point"] = L1Ball(clean, attempts["radius"], self.bounds).project(clean + noise)
+        attempts |= self._search_from_point(attempts)
         if not self.three_radii:
             size = clean[0].numel()
-            rows["moving"] = torch.full_like(rows["moving"], max(1, int(FIRST_SHARE * size)))
-            rows["pixels"] = torch.full_like(rows["pixels"], size)
+            attempts["moving"] = torch.full_like(
+                attempts["moving"], max(1, int(FIRST_SHARE * size))
+            )
+            attempts["pixels"] = torch.full_like(attempts["pixels"], size)
 
-    def goes_back(self, rows: Rows, loss: Tensor) -> Tensor:
-        left = rows["left"] - 1
-        due, pixels = left == 0, _changed(rows["peak"], rows["clean"])
-        sparser = pixels < SPARSER * rows["pixels"]
-        shorter = (rows["alpha"] / SHORTER).maximum(SHORTEST * rows["radius"])
-        rows["alpha"] = torch.where(
-            due, torch.where(sparser, rows["radius"], shorter), rows["alpha"]
+    def goes_back(self, attempts: Attempts, loss: Tensor) -> Tensor:
+        left = attempts["left"] - 1
+        due, pixels = left == 0, _changed(attempts["peak"], attempts["clean"])
+        sparser = pixels < SPARSER * attempts["pixels"]
+        shorter = (attempts["alpha"] / SHORTER).maximum(SHORTEST * attempts["radius"])
+        attempts["alpha"] = torch.where(
+            due, torch.where(sparser, attempts["radius"], shorter), attempts["alpha"]
         )
-        rows["moving"] = torch.where(due, _moving(pixels), rows["moving"])
-        rows["pixels"] = torch.where(due, pixels, rows["pixels"])
-        rows["left"] = torch.where(due, self._window(rows), left)
+        attempts["moving"] = torch.where(due, _moving(pixels), attempts["moving"])
+        attempts["pixels"] = torch.where(due, pixels, attempts["pixels"])
+        attempts["left"] = torch.where(due, self._window(attempts), left)
         return due & sparser
 
-    def move(self, rows: Rows, point: Tensor, grad: Tensor) -> None:
-        radius = self._radius(rows)
-        begins = radius < rows["radius"]
-        rows["radius"] = radius
-        stepped = point + column(rows["alpha"], point) * _sparse_sign(
-            grad, rows["moving"], point, self.bounds
+    def move(self, attempts: Attempts, point: Tensor, grad: Tensor) -> None:
+        radius = self._radius(attempts)
+        begins = radius < attempts["radius"]
+        attempts["radius"] = radius
+        stepped = point + column(attempts["alpha"], point) * _sparse_sign(
+            grad, attempts["moving"], point, self.bounds
         )
-        rows["point"] = L1Ball(rows["clean"], radius, self.bounds).project(
-            where(begins, rows["peak"], stepped)
+        attempts["point"] = L1Ball(attempts["clean"], radius, self.bounds).project(
+            where(begins, attempts["peak"], stepped)
         )
-        forgotten = {"peak_loss": torch.full_like(rows["peak_loss"], float("-inf"))}
-        for name, value in (self._search_from_point(rows) | forgotten).items():
-            rows[name] = torch.where(begins, value, rows[name])
+        forgotten = {"peak_loss": torch.full_like(attempts["peak_loss"], float("-inf"))}
+        for name, value in (self._search_from_point(attempts) | forgotten).items():
+            attempts[name] = torch.where(begins, value, attempts[name])
 
-    def _search_from_point(self, rows: Rows) -> Rows:
+    def _search_from_point(self, attempts: Attempts) -> Attempts:
         """What a search remembers at its beginning, other than its radius."""
-        pixels = _changed(rows["point"], rows["clean"])
+        pixels = _changed(attempts["point"], attempts["clean"])
         # answers until the next check; the first one is about the start
-        left = self._window(rows) + 1
-        return {"alpha": rows["radius"], "moving": _moving(pixels), "pixels": pixels, "left": left}
+        left = self._window(attempts) + 1
+        return {
+            "alpha": attempts["radius"],
+            "moving": _moving(pixels),
+            "pixels": pixels,
+            "left": left,
+        }
 
-    def _radius(self, rows: Rows) -> Tensor:
+    def _radius(self, attempts: Attempts) -> Tensor:
         """(R,) of the ball the next point lies in."""
-        return rows["eps"] * (
-            1 + (rows["queries"] < self.ends[0]).long() + (rows["queries"] < self.ends[1])
+        return attempts["eps"] * (
+            1 + (attempts["queries"] < self.ends[0]).long() + (attempts["queries"] < self.ends[1])
         )
 
-    def _window(self, rows: Rows) -> Tensor:
+    def _window(self, attempts: Attempts) -> Tensor:
         """(R,) int64, steps from one check to the next."""
-        return torch.where(rows["radius"] > rows["eps"], self.early_window, self.window).to(
-            rows["label"].dtype
+        return torch.where(attempts["radius"] > attempts["eps"], self.early_window, self.window).to(
+            attempts["label"].dtype
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
-from ironmoe.attacks.engine.attempts import Rows, where
+from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.losses import margin
 from ironmoe.kernels.attack_step import column
 
@@ -91,7 +91,7 @@ class CW(Attack):
             search_steps,
         )
         self.early_stop, self.keeps = early_stop, "first" if early_stop else "best"
-        self.queries = search_steps * steps
+        self.max_queries = search_steps * steps
 
     def __repr__(self) -> str:
         return (
@@ -99,95 +99,103 @@ class CW(Attack):
             f"search_steps={self.search_steps})"
         )
 
-    def start(self, rows: Rows) -> None:
-        zeros, none = torch.zeros_like(rows["clean"]), torch.zeros_like(rows["label"])
-        rows["w"] = self._to_w(rows["clean"])
-        rows["mean"], rows["square"] = zeros, zeros  # Adam's averages
-        rows["c"] = torch.full_like(rows["eps"], self.c)
-        rows["failed_c"], rows["reached_c"] = (
-            torch.zeros_like(rows["eps"]),
-            torch.full_like(rows["eps"], math.inf),
+    def start(self, attempts: Attempts) -> None:
+        zeros, none = torch.zeros_like(attempts["clean"]), torch.zeros_like(attempts["label"])
+        attempts["w"] = self._to_w(attempts["clean"])
+        attempts["mean"], attempts["square"] = zeros, zeros  # Adam's averages
+        attempts["c"] = torch.full_like(attempts["eps"], self.c)
+        attempts["failed_c"], attempts["reached_c"] = (
+            torch.zeros_like(attempts["eps"]),
+            torch.full_like(attempts["eps"], math.inf),
         )
         # values of c done with, answers for the present one
-        rows["search"], rows["step"] = none, none
-        rows["reached"] = torch.zeros_like(rows["finished"])  # with the present c
-        rows["checked"] = torch.full_like(rows["eps"], math.inf)  # the objective at the last check
-        rows["added"] = torch.zeros_like(rows["eps"])  # to the margin, at the last answer
-        rows["point"] = self._to_image(rows["w"])
-        rows["finished"] = torch.full_like(rows["finished"], self.queries == 1)
+        attempts["search"], attempts["step"] = none, none
+        attempts["reached"] = torch.zeros_like(attempts["finished"])  # with the present c
+        attempts["checked"] = torch.full_like(
+            attempts["eps"], math.inf
+        )  # the objective at the last check
+        attempts["added"] = torch.zeros_like(attempts["eps"])  # to the margin, at the last answer
+        attempts["point"] = self._to_image(attempts["w"])
+        attempts["finished"] = torch.full_like(attempts["finished"], self.max_queries == 1)
 
-    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
-        return margin(logits, rows["label"])
+    def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
+        return margin(logits, attempts["label"])
 
-    def objective(self, logits: Tensor, rows: Rows) -> Tensor:
+    def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """The margin as far as it counts: beyond κ only the distance matters."""
-        return super().objective(logits, rows).clamp_max(self.confidence)
+        return super().objective(logits, attempts).clamp_max(self.confidence)
 
-    def ask(self, rows: Rows, want_grad: bool) -> Answer:
+    def ask(self, attempts: Attempts, want_grad: bool) -> Answer:
         """The loss of an answer is the margin of its logits, by which points are judged. What else
         is ascended goes to the rows."""
-        answer = super().ask(rows, want_grad)
-        loss = self.objective(answer.logits, rows)
-        rows["added"] = (answer.loss - loss).to(rows["added"].dtype)
+        answer = super().ask(attempts, want_grad)
+        loss = self.objective(answer.logits, attempts)
+        attempts["added"] = (answer.loss - loss).to(attempts["added"].dtype)
         return answer._replace(loss=loss)
 
-    def score(self, rows: Rows, loss: Tensor) -> Tensor:
+    def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
         """Above 0 at margin κ, falling with the distance; below 0 what the margin lacks."""
-        near = 1 / (1 + self.ball(rows).distance(rows["point"]))
+        near = 1 / (1 + self.ball(attempts).distance(attempts["point"]))
         return torch.where(loss >= self.confidence, near, (loss - self.confidence).double())
 
-    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    def advance(
+        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
+    ) -> None:
         assert grad is not None
         width = self.bounds[1] - self.bounds[0]
-        change = (rows["point"] - rows["clean"]) / width
-        total = change.flatten(1).double().square().sum(1) + rows["c"] * (
-            self.confidence - loss - rows["added"]
+        change = (attempts["point"] - attempts["clean"]) / width
+        total = change.flatten(1).double().square().sum(1) + attempts["c"] * (
+            self.confidence - loss - attempts["added"]
         )
-        rows["reached"] = rows["reached"] | (self.fooled(logits, rows) & (loss >= self.confidence))
-        check = rows["step"] % max(self.steps // CHECKS, 1) == 0
-        stuck = check & (total > PROGRESS * rows["checked"])
-        rows["checked"] = torch.where(check, total, rows["checked"])
-        rows["step"] = rows["step"] + 1
+        attempts["reached"] = attempts["reached"] | (
+            self.fooled(logits, attempts) & (loss >= self.confidence)
+        )
+        check = attempts["step"] % max(self.steps // CHECKS, 1) == 0
+        stuck = check & (total > PROGRESS * attempts["checked"])
+        attempts["checked"] = torch.where(check, total, attempts["checked"])
+        attempts["step"] = attempts["step"] + 1
         # In units of the range, as the distance; x = middle + width / 2 · tanh(w).
-        slope = 2 * change - column(rows["c"], change) * width * grad
-        self._adam(rows, slope * rows["w"].cosh().square().reciprocal() / 2)
-        self._next_c(rows, stuck | (rows["step"] >= self.steps))
-        rows["point"] = self._to_image(rows["w"])
-        rows["finished"] = rows["finished"] | (
-            rows["search"] * self.steps + rows["step"] >= self.queries - 1
+        slope = 2 * change - column(attempts["c"], change) * width * grad
+        self._adam(attempts, slope * attempts["w"].cosh().square().reciprocal() / 2)
+        self._next_c(attempts, stuck | (attempts["step"] >= self.steps))
+        attempts["point"] = self._to_image(attempts["w"])
+        attempts["finished"] = attempts["finished"] | (
+            attempts["search"] * self.steps + attempts["step"] >= self.max_queries - 1
         )
 
-    def _adam(self, rows: Rows, grad: Tensor) -> None:
+    def _adam(self, attempts: Attempts, grad: Tensor) -> None:
         """One step downwards (Kingma & Ba, arXiv 1412.6980, algorithm 1)."""
-        rows["mean"], rows["square"] = (
-            decay * rows[name] + (1 - decay) * value
+        attempts["mean"], attempts["square"] = (
+            decay * attempts[name] + (1 - decay) * value
             for decay, name, value in zip(
                 DECAY, ("mean", "square"), (grad, grad.square()), strict=True
             )
         )
         mean, square = (
-            rows[name] / column(1 - decay ** rows["step"].double(), grad)
+            attempts[name] / column(1 - decay ** attempts["step"].double(), grad)
             for decay, name in zip(DECAY, ("mean", "square"), strict=True)
         )
-        rows["w"] = rows["w"] - self.lr * mean / (square.sqrt() + TINY)
+        attempts["w"] = attempts["w"] - self.lr * mean / (square.sqrt() + TINY)
 
-    def _next_c(self, rows: Rows, done: Tensor) -> None:
+    def _next_c(self, attempts: Attempts, done: Tensor) -> None:
         """Rows that are done with their c get another, and begin again at the image."""
-        reached, failed = done & rows["reached"], done & ~rows["reached"]
-        rows["reached_c"] = torch.where(reached, rows["c"], rows["reached_c"])
-        rows["failed_c"] = torch.where(failed, rows["c"], rows["failed_c"])
-        bracketed = rows["reached_c"] < math.inf
-        other = torch.where(bracketed, (rows["failed_c"] + rows["reached_c"]) / 2, 10 * rows["c"])
-        rows["c"] = torch.where(done, other, rows["c"])
-        rows["search"] = rows["search"] + done
-        rows["reached"] = rows["reached"] & ~done
-        rows["checked"] = torch.where(done, math.inf, rows["checked"])
-        rows["step"] = torch.where(done, 0, rows["step"])
-        rows["w"] = where(done, self._to_w(rows["clean"]), rows["w"])
-        nothing = torch.zeros_like(rows["mean"])
-        rows["mean"], rows["square"] = (
-            where(done, nothing, rows["mean"]),
-            where(done, nothing, rows["square"]),
+        reached, failed = done & attempts["reached"], done & ~attempts["reached"]
+        attempts["reached_c"] = torch.where(reached, attempts["c"], attempts["reached_c"])
+        attempts["failed_c"] = torch.where(failed, attempts["c"], attempts["failed_c"])
+        bracketed = attempts["reached_c"] < math.inf
+        other = torch.where(
+            bracketed, (attempts["failed_c"] + attempts["reached_c"]) / 2, 10 * attempts["c"]
+        )
+        attempts["c"] = torch.where(done, other, attempts["c"])
+        attempts["search"] = attempts["search"] + done
+        attempts["reached"] = attempts["reached"] & ~done
+        attempts["checked"] = torch.where(done, math.inf, attempts["checked"])
+        attempts["step"] = torch.where(done, 0, attempts["step"])
+        attempts["w"] = where(done, self._to_w(attempts["clean"]), attempts["w"])
+        nothing = torch.zeros_like(attempts["mean"])
+        attempts["mean"], attempts["square"] = (
+            where(done, nothing, attempts["mean"]),
+            where(done, nothing, attempts["square"]),
         )
 
     def _to_w(self, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.balls.hyperplane import length
 from ironmoe.attacks.engine.attacked_model import Model
-from ironmoe.attacks.engine.attempts import Rows, where
+from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
 
 # of the way made; steps that only shrink would end on the boundary, on the wrong side but for
@@ -55,7 +55,7 @@ class DeepFool(BoundaryAttack):
         if top_classes < 2:
             raise ValueError(f"top_classes must be at least 2, got {top_classes}")
         self.steps, self.overshoot, self.top_classes = steps, overshoot, top_classes
-        self.queries = steps * (top_classes - 1)
+        self.max_queries = steps * (top_classes - 1)
 
     def __repr__(self) -> str:
         return (
@@ -63,28 +63,34 @@ class DeepFool(BoundaryAttack):
             f"overshoot={self.overshoot}, top_classes={self.top_classes})"
         )
 
-    def start(self, rows: Rows) -> None:
-        super().start(rows)
-        rows["point"] = rows["clean"]
-        rows["moved"] = torch.zeros_like(rows["clean"])  # sum of the steps
-        rows["made"] = torch.zeros_like(rows["label"])
-        rows["finished"] = torch.full_like(rows["finished"], self.steps == 0)
+    def start(self, attempts: Attempts) -> None:
+        super().start(attempts)
+        attempts["point"] = attempts["clean"]
+        attempts["moved"] = torch.zeros_like(attempts["clean"])  # sum of the steps
+        attempts["made"] = torch.zeros_like(attempts["label"])
+        attempts["finished"] = torch.full_like(attempts["finished"], self.steps == 0)
 
-    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    def advance(
+        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
+    ) -> None:
         assert grad is not None
-        ball, width = self.ball(rows), self.bounds[1] - self.bounds[0]
-        beyond = self.fooled(logits, rows) & (ball.distance(rows["point"]) > rows["eps"])
-        last = self.note_boundary(rows, logits, loss, grad)
+        ball, width = self.ball(attempts), self.bounds[1] - self.bounds[0]
+        beyond = self.fooled(logits, attempts) & (
+            ball.distance(attempts["point"]) > attempts["eps"]
+        )
+        last = self.note_boundary(attempts, logits, loss, grad)
         step = last & ~beyond
         # Where the gradient vanishes, steps have no length, or so much that sums would overflow.
-        stride = torch.where(rows["gap"].isfinite(), rows["gap"], 0).maximum(
-            LEAST_STRIDE * length(rows["moved"], self.norm)
+        stride = torch.where(attempts["gap"].isfinite(), attempts["gap"], 0).maximum(
+            LEAST_STRIDE * length(attempts["moved"], self.norm)
         )
-        moved = ball.ascend(rows["moved"], rows["weight"], stride).clamp(-width, width)
-        rows["moved"] = where(step, moved, rows["moved"])
-        rows["point"] = where(
-            step, (rows["clean"] + (1 + self.overshoot) * moved).clamp(*self.bounds), rows["point"]
+        moved = ball.ascend(attempts["moved"], attempts["weight"], stride).clamp(-width, width)
+        attempts["moved"] = where(step, moved, attempts["moved"])
+        attempts["point"] = where(
+            step,
+            (attempts["clean"] + (1 + self.overshoot) * moved).clamp(*self.bounds),
+            attempts["point"],
         )
-        rows["asked"] = torch.where(last, 0, rows["asked"] + 1)
-        rows["made"] = rows["made"] + step
-        rows["finished"] = rows["finished"] | beyond | (rows["made"] >= self.steps)
+        attempts["asked"] = torch.where(last, 0, attempts["asked"] + 1)
+        attempts["made"] = attempts["made"] + step
+        attempts["finished"] = attempts["finished"] | beyond | (attempts["made"] >= self.steps)

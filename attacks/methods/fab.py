@@ -9,7 +9,7 @@ from torch import Tensor
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.balls.hyperplane import length, step_to_hyperplane
 from ironmoe.attacks.engine.attacked_model import Model
-from ironmoe.attacks.engine.attempts import Rows, where
+from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
 from ironmoe.attacks.random import normal, uniform
 from ironmoe.kernels.attack_step import column
@@ -93,7 +93,7 @@ class FAB(BoundaryAttack):
         self.keeps, self.exhaustive = "first" if early_stop else "best", not early_stop
         self.starts_clean = restarts == 1
         # at most; without targets for 10 classes
-        self.queries = 2 * steps if targets else 10 * steps
+        self.max_queries = 2 * steps if targets else 10 * steps
 
     def __repr__(self) -> str:
         return (
@@ -101,42 +101,53 @@ class FAB(BoundaryAttack):
             f"targets={self.targets}, seed={self.seed})"
         )
 
-    def start(self, rows: Rows) -> None:
-        super().start(rows)
-        no = torch.zeros_like(rows["finished"])
+    def start(self, attempts: Attempts) -> None:
+        super().start(attempts)
+        no = torch.zeros_like(attempts["finished"])
         # a new iterate, not asked about before; the iterate before was misclassified
-        rows["unseen"] = rows["crossed"] = no
-        rows["made"] = torch.zeros_like(rows["label"])  # steps
-        rows["point"] = rows["clean"]
+        attempts["unseen"] = attempts["crossed"] = no
+        attempts["made"] = torch.zeros_like(attempts["label"])  # steps
+        attempts["point"] = attempts["clean"]
         if self.restarts > 1:
-            rows["point"] = where(rows["restart"] > 0, self._random_start(rows), rows["clean"])
-        rows["finished"] = torch.full_like(no, self.steps == 0)
+            attempts["point"] = where(
+                attempts["restart"] > 0, self._random_start(attempts), attempts["clean"]
+            )
+        attempts["finished"] = torch.full_like(no, self.steps == 0)
 
-    def wants_gradient(self, rows: Rows) -> Tensor:
-        return ~(rows["unseen"] & rows["crossed"]) & ~rows["finished"]
+    def wants_gradient(self, attempts: Attempts) -> Tensor:
+        return ~(attempts["unseen"] & attempts["crossed"]) & ~attempts["finished"]
 
-    def score(self, rows: Rows, loss: Tensor) -> Tensor:
-        return -self.ball(rows).distance(rows["point"])
+    def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
+        return -self.ball(attempts).distance(attempts["point"])
 
-    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    def advance(
+        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
+    ) -> None:
         assert grad is not None
-        point, unseen, fooled = rows["point"], rows["unseen"], self.fooled(logits, rows)
+        point, unseen, fooled = attempts["point"], attempts["unseen"], self.fooled(logits, attempts)
         back = unseen & fooled
         # Expected to be misclassified, so asked without gradient, but it is not: once more.
-        again = unseen & ~fooled & rows["crossed"] & ~grad.flatten(1).any(1)
-        step = self.note_boundary(rows, logits, loss, grad) & ~back & ~again
-        rows["point"] = where(
-            step, self._next_iterate(rows), where(back, rows["clean"].lerp(point, self.beta), point)
+        again = unseen & ~fooled & attempts["crossed"] & ~grad.flatten(1).any(1)
+        step = self.note_boundary(attempts, logits, loss, grad) & ~back & ~again
+        attempts["point"] = where(
+            step,
+            self._next_iterate(attempts),
+            where(back, attempts["clean"].lerp(point, self.beta), point),
         )
-        rows["asked"] = torch.where(step | back | again, 0, rows["asked"] + 1)
-        rows["crossed"] = torch.where(unseen, fooled, rows["crossed"])
-        rows["unseen"] = step | again
-        rows["made"] = rows["made"] + step
-        rows["finished"] = rows["finished"] | (rows["made"] >= self.steps)
+        attempts["asked"] = torch.where(step | back | again, 0, attempts["asked"] + 1)
+        attempts["crossed"] = torch.where(unseen, fooled, attempts["crossed"])
+        attempts["unseen"] = step | again
+        attempts["made"] = attempts["made"] + step
+        attempts["finished"] = attempts["finished"] | (attempts["made"] >= self.steps)
 
-    def _next_iterate(self, rows: Rows) -> Tensor:
+    def _next_iterate(self, attempts: Attempts) -> Tensor:
         """(R, …) the mean of the overshot projections of point and image."""
-        point, clean, weight, value = rows["point"], rows["clean"], rows["weight"], rows["value"]
+        point, clean, weight, value = (
+            attempts["point"],
+            attempts["clean"],
+            attempts["weight"],
+            attempts["value"],
+        )
         clean_value = value + (weight * (clean - point)).flatten(1).sum(1)
         from_point = step_to_hyperplane(point, weight, value, self.bounds, self.norm)
         from_clean = step_to_hyperplane(clean, weight, clean_value, self.bounds, self.norm)
@@ -151,14 +162,14 @@ class FAB(BoundaryAttack):
         )
         return mean.clamp(*self.bounds)
 
-    def _random_start(self, rows: Rows) -> Tensor:
+    def _random_start(self, attempts: Attempts) -> Tensor:
         """(R, …) a random point eps / 2 from the image, clipped to the box."""
-        clean = rows["clean"]
+        clean = attempts["clean"]
         shape, dtype = clean.shape[1:], clean.dtype
         noise = (
-            2 * uniform(rows["key"], shape, dtype) - 1
+            2 * uniform(attempts["key"], shape, dtype) - 1
             if self.norm == "Linf"
-            else normal(rows["key"], shape, dtype)
+            else normal(attempts["key"], shape, dtype)
         )
         size = length(noise, self.norm).clamp_min(torch.finfo(dtype).tiny)
-        return (clean + column(rows["eps"] / 2 / size, clean) * noise).clamp(*self.bounds)
+        return (clean + column(attempts["eps"] / 2 / size, clean) * noise).clamp(*self.bounds)

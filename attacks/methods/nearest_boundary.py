@@ -9,7 +9,7 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.hyperplane import DUAL, length
 from ironmoe.attacks.engine.attacked_model import Model
-from ironmoe.attacks.engine.attempts import Rows, where
+from ironmoe.attacks.engine.attempts import Attempts, where
 
 
 class BoundaryAttack(Attack):
@@ -45,52 +45,60 @@ class BoundaryAttack(Attack):
                 "the nearest other one"
             )
         super().__init__(model, *args, **options)
-        if self.victim.routing.adds_term:
+        if self.attacked_model.routing.adds_term:
             raise ValueError(
                 f"routing must not add to the loss for {type(self).__name__}, which takes its "
                 "gradients for those of logit differences, "
-                f"got {self.victim.routing}"
+                f"got {self.attacked_model.routing}"
             )
 
-    def start(self, rows: Rows) -> None:
-        rows["asked"] = torch.zeros_like(rows["label"])
-        rows["ranked"] = rows["asked"].unsqueeze(1).expand(-1, (self.top_classes or 1) - 1)
+    def start(self, attempts: Attempts) -> None:
+        attempts["asked"] = torch.zeros_like(attempts["label"])
+        attempts["ranked"] = attempts["asked"].unsqueeze(1).expand(-1, (self.top_classes or 1) - 1)
         if self.top_classes and self.eot > 1:  # the mean is taken of one class's gradients
-            rows["asked"] = rows["asked"] - 1
-        rows["weight"] = torch.zeros_like(rows["clean"])
-        rows["value"] = rows["gap"] = torch.zeros_like(rows["eps"], dtype=rows["clean"].dtype)
+            attempts["asked"] = attempts["asked"] - 1
+        attempts["weight"] = torch.zeros_like(attempts["clean"])
+        attempts["value"] = attempts["gap"] = torch.zeros_like(
+            attempts["eps"], dtype=attempts["clean"].dtype
+        )
 
-    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
+    def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) z_k − z_label."""
-        right = rows["label"].unsqueeze(1)
+        right = attempts["label"].unsqueeze(1)
         if self.targets:
-            contender = rows["target"].unsqueeze(1)
+            contender = attempts["target"].unsqueeze(1)
         else:
-            asked = rows["asked"].clamp_min(0).unsqueeze(1)
+            asked = attempts["asked"].clamp_min(0).unsqueeze(1)
             if self._all(logits):
                 contender = asked + (asked >= right)
             else:
-                first = (rows["queries"] == 0).unsqueeze(1)
+                first = (attempts["queries"] == 0).unsqueeze(1)
                 contender = torch.where(
-                    first, self._likely(logits, rows)[:, :1], rows["ranked"].gather(1, asked)
+                    first,
+                    self._likely(logits, attempts)[:, :1],
+                    attempts["ranked"].gather(1, asked),
                 )
         return (logits.gather(1, contender) - logits.gather(1, right)).squeeze(1)
 
-    def note_boundary(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+    def note_boundary(
+        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor
+    ) -> Tensor:
         """Compare the boundary just asked about with those before; (R,) bool: it was the last one
         at this point."""
         if not self.targets and not self._all(logits):
-            rows["ranked"] = where(rows["queries"] == 1, self._likely(logits, rows), rows["ranked"])
-        weight = grad.to(rows["clean"].dtype)
+            attempts["ranked"] = where(
+                attempts["queries"] == 1, self._likely(logits, attempts), attempts["ranked"]
+            )
+        weight = grad.to(attempts["clean"].dtype)
         value, slope = loss.to(weight.dtype), length(weight, DUAL[self.norm])
         gap = torch.where(slope > 0, value.abs() / slope, float("inf"))
-        nearer = (rows["asked"] <= 0) | (gap < rows["gap"])
-        rows["weight"] = where(nearer, weight, rows["weight"])
-        rows["value"], rows["gap"] = (
-            torch.where(nearer, value, rows["value"]),
-            torch.where(nearer, gap, rows["gap"]),
+        nearer = (attempts["asked"] <= 0) | (gap < attempts["gap"])
+        attempts["weight"] = where(nearer, weight, attempts["weight"])
+        attempts["value"], attempts["gap"] = (
+            torch.where(nearer, value, attempts["value"]),
+            torch.where(nearer, gap, attempts["gap"]),
         )
-        return rows["asked"] + 1 >= self._contenders(logits)
+        return attempts["asked"] + 1 >= self._contenders(logits)
 
     def _contenders(self, logits: Tensor) -> int:
         """How many boundaries are asked about at each point."""
@@ -101,7 +109,7 @@ class BoundaryAttack(Attack):
         """Whether every wrong class is a contender."""
         return self._contenders(logits) == logits.shape[1] - 1
 
-    def _likely(self, logits: Tensor, rows: Rows) -> Tensor:
+    def _likely(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R, K) the likeliest wrong classes, in order."""
-        wrong = logits.detach().scatter(1, rows["label"].unsqueeze(1), float("-inf"))
+        wrong = logits.detach().scatter(1, attempts["label"].unsqueeze(1), float("-inf"))
         return wrong.topk(self._contenders(logits), dim=1).indices

@@ -8,7 +8,7 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack, AttackResult
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
-from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss, dlr, get_loss
 from ironmoe.attacks.methods.fingerprint import fingerprint
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
@@ -74,7 +74,7 @@ class PGD(Attack):
         self.loss_of, self.restarts, self.early_stop = get_loss(loss), restarts, early_stop
         self.starts_clean = not random_start
         self.keeps = "first" if early_stop else "best"
-        self.queries = steps
+        self.max_queries = steps
         self._circles = (
             early_stop and steps > 0 and norm == "Linf" and self.eot == 1 and not self.coupled
         )
@@ -134,37 +134,41 @@ class PGD(Attack):
     def classes_needed(self) -> int:
         return 3 if self.loss_of is dlr else 2
 
-    def start(self, rows: Rows) -> None:
-        rows["point"] = (
-            self.ball(rows).random_point(rows["key"]) if self.random_start else rows["clean"]
+    def start(self, attempts: Attempts) -> None:
+        attempts["point"] = (
+            self.ball(attempts).random_point(attempts["key"])
+            if self.random_start
+            else attempts["clean"]
         )
-        rows["finished"] = torch.full_like(rows["finished"], self.steps == 0)
+        attempts["finished"] = torch.full_like(attempts["finished"], self.steps == 0)
         # Fingerprints of the points so far; 0 where there is none yet.
         columns = self.steps if self._circles else 0
-        rows["visited"] = torch.zeros(
-            len(rows["label"]), columns, dtype=torch.int64, device=rows["label"].device
+        attempts["visited"] = torch.zeros(
+            len(attempts["label"]), columns, dtype=torch.int64, device=attempts["label"].device
         )
         if self._circles:
-            rows["visited"][:, 0] = fingerprint(rows["point"])
+            attempts["visited"][:, 0] = fingerprint(attempts["point"])
 
-    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
-        return self.loss_of(logits, rows["label"])
+    def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
+        return self.loss_of(logits, attempts["label"])
 
-    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    def advance(
+        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
+    ) -> None:
         assert grad is not None
-        steps_made = rows["queries"]
-        rows["finished"] = rows["finished"] | (steps_made >= self.steps)
-        rows["point"] = self.ball(rows).step(
-            rows["point"], self.direction(rows, grad), self.step_length(rows["eps"])
+        steps_made = attempts["queries"]
+        attempts["finished"] = attempts["finished"] | (steps_made >= self.steps)
+        attempts["point"] = self.ball(attempts).step(
+            attempts["point"], self.direction(attempts, grad), self.step_length(attempts["eps"])
         )
         if self._circles:  # where it has been it will go on as before
-            here = fingerprint(rows["point"]).unsqueeze(1)
-            rows["finished"] = rows["finished"] | (rows["visited"] == here).any(1)
-            rows["visited"] = rows["visited"].scatter(
+            here = fingerprint(attempts["point"]).unsqueeze(1)
+            attempts["finished"] = attempts["finished"] | (attempts["visited"] == here).any(1)
+            attempts["visited"] = attempts["visited"].scatter(
                 1, steps_made.clamp(max=self.steps - 1).unsqueeze(1), here
             )
 
-    def direction(self, rows: Rows, grad: Tensor) -> Tensor:
+    def direction(self, attempts: Attempts, grad: Tensor) -> Tensor:
         """What the step is taken along."""
         return grad
 
@@ -191,12 +195,12 @@ class LastIteratePGD(PGD):
             torch.empty_like(result.adversarial).uniform_(-1, 1)
         return result
 
-    def start(self, rows: Rows) -> None:
-        super().start(rows)
+    def start(self, attempts: Attempts) -> None:
+        super().start(attempts)
         if self.random_start and self.norm == "Linf":
-            eps = column(rows["eps"], rows["clean"])
-            rows["point"] = (
-                rows["clean"] + eps * torch.empty_like(rows["clean"]).uniform_(-1, 1)
+            eps = column(attempts["eps"], attempts["clean"])
+            attempts["point"] = (
+                attempts["clean"] + eps * torch.empty_like(attempts["clean"]).uniform_(-1, 1)
             ).clamp(*self.bounds)
 
 
@@ -248,16 +252,16 @@ class MIFGSM(PGD):
         self.decay = decay
         self._circles = False  # the momentum makes the same point another state
 
-    def start(self, rows: Rows) -> None:
-        super().start(rows)
-        rows["momentum"] = torch.zeros_like(rows["clean"])
+    def start(self, attempts: Attempts) -> None:
+        super().start(attempts)
+        attempts["momentum"] = torch.zeros_like(attempts["clean"])
 
-    def direction(self, rows: Rows, grad: Tensor) -> Tensor:
-        flat = grad.to(rows["clean"].dtype).flatten(1)
+    def direction(self, attempts: Attempts, grad: Tensor) -> Tensor:
+        flat = grad.to(attempts["clean"].dtype).flatten(1)
         length = flat.abs().sum(1, keepdim=True)
         unit = torch.where(length > 0, flat / length, 0).view_as(grad)
-        rows["momentum"] = self.decay * rows["momentum"] + unit
-        return rows["momentum"]
+        attempts["momentum"] = self.decay * attempts["momentum"] + unit
+        return attempts["momentum"]
 
     def step_length(self, eps: Tensor) -> Tensor:
         return (

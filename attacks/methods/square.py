@@ -9,7 +9,7 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
-from ironmoe.attacks.engine.attempts import Rows, where
+from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.losses import margin
 from ironmoe.attacks.methods.square_windows import (
     Plane,
@@ -90,7 +90,7 @@ class Square(Attack):
         if restarts < 1:
             raise ValueError(f"restarts must be at least 1, got {restarts}")
         self.steps, self.p_init, self.restarts = steps, p_init, restarts
-        self.queries = steps + 1
+        self.max_queries = steps + 1
         self._order = {"Linf": 0, "L2": 2, "L1": 1}[norm]
 
     def __repr__(self) -> str:
@@ -99,43 +99,47 @@ class Square(Attack):
             f"restarts={self.restarts}, seed={self.seed})"
         )
 
-    def start(self, rows: Rows) -> None:
+    def start(self, attempts: Attempts) -> None:
         if self.norm == "Linf":
-            rows |= self.ball(rows).edges()
-            point = self._stripes(rows)
+            attempts |= self.ball(attempts).edges()
+            point = self._stripes(attempts)
         else:
-            point = self._within(rows, self._tiles(rows))
-        rows["point"] = rows["best"] = point
-        rows["best_margin"] = torch.full_like(rows["eps"], -math.inf)
-        rows["step"] = torch.zeros_like(rows["label"])  # proposals made, those not asked for too
-        rows["finished"] = (rows["eps"] == 0) | (self.steps == 0)
+            point = self._within(attempts, self._tiles(attempts))
+        attempts["point"] = attempts["best"] = point
+        attempts["best_margin"] = torch.full_like(attempts["eps"], -math.inf)
+        attempts["step"] = torch.zeros_like(
+            attempts["label"]
+        )  # proposals made, those not asked for too
+        attempts["finished"] = (attempts["eps"] == 0) | (self.steps == 0)
 
-    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
-        return margin(logits, rows["label"])
+    def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
+        return margin(logits, attempts["label"])
 
-    def questions(self, rows: int, device: str) -> int:
-        return self.eot * self._points(rows, device)
+    def passes_per_query(self, count: int, device: str) -> int:
+        return self.eot * self._points(count, device)
 
-    def ask(self, rows: Rows, want_grad: bool) -> Answer:
+    def ask(self, attempts: Attempts, want_grad: bool) -> Answer:
         """In a small batch, about ``point`` and about the proposals that come after it if it is not
         accepted, as most are not: the first that is accepted is the one that would have been
         reached step by step."""
-        count = self._points(len(rows["label"]), rows["label"].device.type)
+        count = self._points(len(attempts["label"]), attempts["label"].device.type)
         if count == 1:
-            return super().ask(rows, want_grad)
-        points, steps, there = self._ahead(rows, count - 1)
-        points = torch.cat([rows["point"].unsqueeze(1), points], 1)
-        steps = torch.cat([rows["step"].unsqueeze(1), steps], 1)
+            return super().ask(attempts, want_grad)
+        points, steps, there = self._ahead(attempts, count - 1)
+        points = torch.cat([attempts["point"].unsqueeze(1), points], 1)
+        steps = torch.cat([attempts["step"].unsqueeze(1), steps], 1)
         there = torch.cat(
-            [torch.ones_like(there[:, :1]), there & ~rows["finished"].unsqueeze(1)], 1
+            [torch.ones_like(there[:, :1]), there & ~attempts["finished"].unsqueeze(1)], 1
         )
-        answer = super().ask(_repeated(rows, count) | {"point": points.flatten(0, 1)}, want_grad)
+        answer = super().ask(
+            _repeated(attempts, count) | {"point": points.flatten(0, 1)}, want_grad
+        )
         loss = answer.loss.view(-1, count)
-        accepted = (loss > rows["best_margin"].unsqueeze(1)) & there
+        accepted = (loss > attempts["best_margin"].unsqueeze(1)) & there
         last = there.sum(1) - 1  # what there is comes first
         place = torch.where(accepted.any(1), accepted.to(torch.int8).argmax(1), last)
         row = torch.arange(len(place), device=place.device)
-        rows["point"], rows["step"] = points[row, place], steps[row, place]
+        attempts["point"], attempts["step"] = points[row, place], steps[row, place]
         return Answer(
             answer.logits.view(-1, count, answer.logits.shape[1])[row, place],
             loss[row, place],
@@ -144,45 +148,47 @@ class Square(Attack):
             place + 1,
         )
 
-    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
-        grown = loss > rows["best_margin"]
-        rows["best_margin"] = torch.where(grown, loss.double(), rows["best_margin"])
-        rows["best"] = where(grown, rows["point"], rows["best"])
+    def advance(
+        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
+    ) -> None:
+        grown = loss > attempts["best_margin"]
+        attempts["best_margin"] = torch.where(grown, loss.double(), attempts["best_margin"])
+        attempts["best"] = where(grown, attempts["point"], attempts["best"])
         proposal, step, nothing_left = (
-            self._change_signs(rows) if self.norm == "Linf" else self._move_bumps(rows)
+            self._change_signs(attempts) if self.norm == "Linf" else self._move_bumps(attempts)
         )
-        rows["finished"] = rows["finished"] | nothing_left
-        rows["point"] = where(rows["finished"], rows["best"], proposal)
-        rows["step"] = step
+        attempts["finished"] = attempts["finished"] | nothing_left
+        attempts["point"] = where(attempts["finished"], attempts["best"], proposal)
+        attempts["step"] = step
 
-    def _points(self, rows: int, device: str) -> int:
+    def _points(self, count: int, device: str) -> int:
         """That a question is about, for each of so many rows."""
-        return min(max(1, ROWS_AT_LEAST.get(device, 1) // rows), AHEAD)
+        return min(max(1, ROWS_AT_LEAST.get(device, 1) // count), AHEAD)
 
-    def _stripes(self, rows: Rows) -> Tensor:
+    def _stripes(self, attempts: Attempts) -> Tensor:
         """Each column of each channel low or high: the starting point of section 4.1."""
-        high = _planes(rows["high"])
-        sign = uniform(rows["key"], (high.shape[1], 1, high.shape[3]), torch.float32) < 0.5
-        return torch.where(sign, high, _planes(rows["low"])).view_as(rows["clean"])
+        high = _planes(attempts["high"])
+        sign = uniform(attempts["key"], (high.shape[1], 1, high.shape[3]), torch.float32) < 0.5
+        return torch.where(sign, high, _planes(attempts["low"])).view_as(attempts["clean"])
 
-    def _change_signs(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def _change_signs(self, attempts: Attempts) -> tuple[Tensor, Tensor, Tensor]:
         """(the first of the next ``DRAWS`` proposals that changes the image, steps made with it,
         (R,) bool: no step is left to make).
 
         If none of them changes anything, and there are more to come, the last."""
-        proposals, made, useful, all_seen = self._useful_signs(rows, 1, DRAWS)
+        proposals, made, useful, all_seen = self._useful_signs(attempts, 1, DRAWS)
         return proposals[:, 0], made[:, 0], ~useful[:, 0] & all_seen
 
     def _useful_signs(
-        self, rows: Rows, count: int, draws: int
+        self, attempts: Attempts, count: int, draws: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of the next proposals, as many as there are ``draws``, the first ``count`` that change
         the image: (R, count, …), steps made with each, (R, count) bool whether there is one (else
         the last of all), (R,) bool whether they were the last ones."""
-        high, low, best = (_planes(rows[name]) for name in ("high", "low", "best"))
+        high, low, best = (_planes(attempts[name]) for name in ("high", "low", "best"))
         plane, channels = _plane(best), best.shape[1]
-        step = rows["step"].unsqueeze(1) + torch.arange(draws, device=best.device)
-        keys = rows["key"].unsqueeze(1) + 1 + step
+        step = attempts["step"].unsqueeze(1) + torch.arange(draws, device=best.device)
+        keys = attempts["key"].unsqueeze(1) + 1 + step
         numbers = uniform(keys.flatten(), (2 + channels,), torch.float32).view(
             *step.shape, 2 + channels
         )
@@ -200,7 +206,7 @@ class Square(Attack):
         upward = upwards.gather(1, chosen.unsqueeze(2).expand(-1, -1, channels))[..., None, None]
         new = torch.where(upward, high.unsqueeze(1), low.unsqueeze(1))
         proposals = torch.where(covered(window, plane).unsqueeze(2), new, best.unsqueeze(1))
-        shape = (len(best), count, *rows["best"].shape[1:])
+        shape = (len(best), count, *attempts["best"].shape[1:])
         return (
             proposals.view(shape),
             step.gather(1, chosen) + 1,
@@ -208,38 +214,38 @@ class Square(Attack):
             step[:, -1] + 1 >= self.steps,
         )
 
-    def _ahead(self, rows: Rows, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _ahead(self, attempts: Attempts, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The ``count`` proposals after ``point`` if that is not accepted: (R, count, …), steps
         made with each, whether there is one."""
         if self.norm == "Linf":
-            return self._useful_signs(rows, count, 2 * count + DRAWS)[:3]
+            return self._useful_signs(attempts, count, 2 * count + DRAWS)[:3]
         later = _repeated(
-            {name: rows[name] for name in ("best", "clean", "key", "eps", "step")}, count
+            {name: attempts[name] for name in ("best", "clean", "key", "eps", "step")}, count
         )
         later["step"] = later["step"] + torch.arange(count, device=later["step"].device).repeat(
-            len(rows["label"])
+            len(attempts["label"])
         )
         proposals, made, nothing_left = self._move_bumps(later)
         shape = (-1, count)
         return (
-            proposals.view(*rows["label"].shape, count, *proposals.shape[1:]),
+            proposals.view(*attempts["label"].shape, count, *proposals.shape[1:]),
             made.view(shape),
             ~nothing_left.view(shape),
         )
 
-    def _tiles(self, rows: Rows) -> Tensor:
+    def _tiles(self, attempts: Attempts) -> Tensor:
         """(R, C, H, W) the perturbation to start from: two bumps in each of 5 × 5 tiles (a few more
         where the image is not a multiple of 5), of any sign in each channel."""
-        clean = _planes(rows["clean"])
+        clean = _planes(attempts["clean"])
         channels, plane = clean.shape[1], _plane(clean)
         tile = (max(plane[0] // TILES, 1), max(plane[1] // TILES, 1))
         count = (plane[0] // tile[0], plane[1] // tile[1])
         whole = Window(
-            *(torch.full_like(rows["label"][:1], value).repeat(2) for value in (0, 0, *tile))
+            *(torch.full_like(attempts["label"][:1], value).repeat(2) for value in (0, 0, *tile))
         )
         turned = torch.arange(2, device=clean.device) == 1
         upright, lying = two_bumps(whole, turned, tile, self._order, clean.dtype).repeat(1, *count)
-        draws = uniform(rows["key"], (channels + 1, *count), torch.float32) < 0.5
+        draws = uniform(attempts["key"], (channels + 1, *count), torch.float32) < 0.5
         draws = draws.repeat_interleave(tile[0], 2).repeat_interleave(tile[1], 3)
         bumps = torch.where(draws[:, -1:], lying, upright)
         bumps = torch.where(draws[:, :-1], -bumps, bumps)
@@ -251,13 +257,13 @@ class Square(Attack):
             self.bounds[1] - self.bounds[0]
         )
 
-    def _move_bumps(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def _move_bumps(self, attempts: Attempts) -> tuple[Tensor, Tensor, Tensor]:
         """(the proposal, steps made with it, (R,) bool: no step was left to make): section 4.2,
         algorithm 3."""
-        delta = _planes(rows["best"] - rows["clean"])
+        delta = _planes(attempts["best"] - attempts["clean"])
         plane, channels, order = _plane(delta), delta.shape[1], self._order
-        draws = uniform(rows["key"] + 1 + rows["step"], (5 + channels,), torch.float32)
-        share = share_of_image(rows["step"], self.p_init).unsqueeze(1)
+        draws = uniform(attempts["key"] + 1 + attempts["step"], (5 + channels,), torch.float32)
+        share = share_of_image(attempts["step"], self.p_init).unsqueeze(1)
         windows = draw_windows(draws[:, :4].view(-1, 2, 2), share, plane, odd=True)
         inside, emptied = covered(windows, plane).unsqueeze(2).unbind(1)
         either = inside | emptied
@@ -267,7 +273,7 @@ class Square(Attack):
         old = delta * inside
         new = pattern + old / _length(old, order)
         unspent = (
-            column(rows["eps"], delta) ** order - _length(delta, order, (1, 2, 3)) ** order
+            column(attempts["eps"], delta) ** order - _length(delta, order, (1, 2, 3)) ** order
         ).clamp_min(0)
         spent = _length(delta * either, order) ** order
         length = (unspent / channels + spent) ** (1 / order)
@@ -276,18 +282,18 @@ class Square(Attack):
         new = torch.where(_length(new, order) > CANCELLED, new, pattern)
         new = new / _length(new, order) * length
         moved = torch.where(inside, new, delta * ~either)
-        return self._within(rows, moved), rows["step"] + 1, rows["step"] >= self.steps
+        return self._within(attempts, moved), attempts["step"] + 1, attempts["step"] >= self.steps
 
-    def _within(self, rows: Rows, delta: Tensor) -> Tensor:
+    def _within(self, attempts: Attempts, delta: Tensor) -> Tensor:
         """The clean image plus ``delta`` (R, C, H, W), in ball and box."""
         if self.norm == "L1":
-            return self.ball(rows).project(rows["clean"] + delta.view_as(rows["clean"]))
-        scaled = delta / _length(delta, 2, (1, 2, 3)) * column(rows["eps"], delta)
-        return (rows["clean"] + scaled.view_as(rows["clean"])).clamp(*self.bounds)
+            return self.ball(attempts).project(attempts["clean"] + delta.view_as(attempts["clean"]))
+        scaled = delta / _length(delta, 2, (1, 2, 3)) * column(attempts["eps"], delta)
+        return (attempts["clean"] + scaled.view_as(attempts["clean"])).clamp(*self.bounds)
 
 
-def _repeated(rows: Rows, count: int) -> Rows:
-    return {name: value.repeat_interleave(count, 0) for name, value in rows.items()}
+def _repeated(attempts: Attempts, count: int) -> Attempts:
+    return {name: value.repeat_interleave(count, 0) for name, value in attempts.items()}
 
 
 def _planes(images: Tensor) -> Tensor:

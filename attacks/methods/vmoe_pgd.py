@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.balls import Ball, Bounds, LinfBall
 from ironmoe.attacks.engine.attacked_model import Model
-from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import AuxiliaryLoss
 from ironmoe.attacks.losses import Loss, get_loss
 
@@ -57,7 +57,7 @@ class VMoEPGD(Attack):
         super().__init__(model, eps, bounds=bounds, **options)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        self.steps, self.queries, self.auxiliary_loss = steps, steps, auxiliary_loss
+        self.steps, self.max_queries, self.auxiliary_loss = steps, steps, auxiliary_loss
         self.loss_of = get_loss(loss)
 
     def __repr__(self) -> str:
@@ -66,16 +66,20 @@ class VMoEPGD(Attack):
             f"auxiliary_loss={self.auxiliary_loss})"
         )
 
-    def ball(self, rows: Rows) -> Ball:
-        return LinfBall(rows["clean"], rows["eps"], (float("-inf"), float("inf")))
+    def ball(self, attempts: Attempts) -> Ball:
+        return LinfBall(attempts["clean"], attempts["eps"], (float("-inf"), float("inf")))
 
-    def start(self, rows: Rows) -> None:
-        rows["point"] = rows["clean"]
+    def start(self, attempts: Attempts) -> None:
+        attempts["point"] = attempts["clean"]
 
-    def loss(self, logits: Tensor, rows: Rows) -> Tensor:
-        return self.loss_of(logits, rows["label"])
+    def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
+        return self.loss_of(logits, attempts["label"])
 
-    def advance(self, rows: Rows, logits: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    def advance(
+        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
+    ) -> None:
         assert grad is not None
-        rows["point"] = self.ball(rows).ascend(rows["point"], grad, rows["eps"] / self.steps)
-        rows["finished"] = rows["finished"] | (rows["queries"] >= self.steps)
+        attempts["point"] = self.ball(attempts).ascend(
+            attempts["point"], grad, attempts["eps"] / self.steps
+        )
+        attempts["finished"] = attempts["finished"] | (attempts["queries"] >= self.steps)

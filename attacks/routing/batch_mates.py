@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.balls.balls import Bounds, LinfBall
-from ironmoe.attacks.engine.attacked_model import Normalize, Victim, check_images
+from ironmoe.attacks.engine.attacked_model import AttackedModel, Normalize, check_images
 from ironmoe.attacks.engine.attempts import where
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
@@ -122,7 +122,7 @@ class BatchMates:
         for name, value in {"steps": steps, "restarts": restarts}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.model, self.victim = model, Victim(model, normalize, logits_fn)
+        self.model, self.attacked_model = model, AttackedModel(model, normalize, logits_fn)
         self.layers = {name: site for name, site in routed_layers(model).items() if _competes(site)}
         self.eps, self.steps, self.restarts, self.bounds, self.seed = (
             eps,
@@ -150,7 +150,7 @@ class BatchMates:
         check_images(images, labels, self.bounds)
         group = images_per_unit(self.model, max(len(images), 1))
         positions = _places(victim_positions, group)
-        self.victim.image_dtype = images.dtype
+        self.attacked_model.image_dtype = images.dtype
         with borrowed(self.model):
             parts = [
                 _Search(self, chunk, size, position).result()
@@ -209,7 +209,7 @@ class _Search:
     def result(self) -> BatchMatesResult:
         """Both searches, and the best point of the first predicted again in full precision."""
         point, noise = (self.worst(points) for points in (self.ascent(), self.noise()))
-        logits = self.attack.victim.predict(point)[self.places]
+        logits = self.attack.attacked_model.predict(point)[self.places]
         after, at_noise = self.look(point), self.look(noise)
         return BatchMatesResult(
             victims=self.chunk.indices[self.places],
@@ -294,7 +294,7 @@ class _Search:
                 else decision.routing
             )
 
-        layers, victim = self.attack.layers, self.attack.victim
+        layers, victim = self.attack.layers, self.attack.attacked_model
         full_precision = torch.autocast(point.device.type, enabled=False)
         chosen, placed = dict.fromkeys(layers, choose), dict.fromkeys(layers, place)
         with (

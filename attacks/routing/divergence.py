@@ -9,7 +9,7 @@ from operator import index
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import (
     RoutingMode,
     Term,
@@ -63,7 +63,7 @@ class RoutingDivergence(RoutingMode):
     @torch.no_grad()
     def record(
         self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None
-    ) -> Rows:
+    ) -> Attempts:
         sites = routed_layers(model)
         if isinstance(self.towards, int):
             for name, site in sites.items():
@@ -81,29 +81,31 @@ class RoutingDivergence(RoutingMode):
         with _logits_of(model, sites) as seen:
             (ask or model)(clean)
         # this pass counts
-        rows = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}
+        attempts = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}
         for number, name in enumerate(sites):
             if seen[name]:
                 logits_RNE = by_image(
                     one_pass(name, seen[name]), len(clean), members_of(sites[name])
                 )
-                rows[f"routing.{number}.clean"] = (
+                attempts[f"routing.{number}.clean"] = (
                     logits_RNE.log_softmax(-1)
                     if self.towards == "away"
                     else logits_RNE.masked_fill(logits_RNE.isneginf(), float("inf")).argmin(-1)
                 )
-        return rows
+        return attempts
 
     @contextmanager
-    def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
+    def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         sites = routed_layers(model)
         with _logits_of(model, sites) as seen:
 
             def term() -> Tensor:
                 layers = [
                     self._divergence(
-                        by_image(one_pass(name, seen[name]), len(rows["label"]), members_of(site)),
-                        rows,
+                        by_image(
+                            one_pass(name, seen[name]), len(attempts["label"]), members_of(site)
+                        ),
+                        attempts,
                         number,
                     )
                     for number, (name, site) in enumerate(sites.items())
@@ -113,12 +115,12 @@ class RoutingDivergence(RoutingMode):
 
             yield term
 
-    def _divergence(self, logits_RNE: Tensor, rows: Rows, number: int) -> Tensor:
+    def _divergence(self, logits_RNE: Tensor, attempts: Attempts, number: int) -> Tensor:
         """(R,) of one layer."""
         log_q_RNE = logits_RNE.log_softmax(-1)
         if isinstance(self.towards, int):
             return log_q_RNE[..., self.towards].mean(1)
-        clean = rows[f"routing.{number}.clean"]
+        clean = attempts[f"routing.{number}.clean"]
         if self.towards == "weakest":
             return log_q_RNE.gather(-1, clean.unsqueeze(-1)).squeeze(-1).mean(1)
         nobody = clean.isneginf()  # other members' experts, which count 0 and not 0 · ∞

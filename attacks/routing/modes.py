@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ironmoe.attacks.engine.attempts import Rows
+from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import (
     AuxiliaryLoss,
     RoutingMode,
@@ -76,12 +76,12 @@ class FrozenRouting(RoutingMode):
     @torch.no_grad()
     def record(
         self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None
-    ) -> Rows:
+    ) -> Attempts:
         sites = routed_layers(model)
         with trace_routing(model) as trace:
             (ask or model)(clean)
         # this pass counts
-        rows = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}
+        attempts = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}
         for number, (name, layer) in enumerate(trace.layers.items()):
             if not layer.routings:  # it did not run
                 continue
@@ -92,20 +92,20 @@ class FrozenRouting(RoutingMode):
                 "chosen": layer.intended.experts,
             }
             for key in ("experts", "gates" if self.gates == "recorded" else "chosen"):
-                rows[f"routing.{number}.{key}"] = by_image(
+                attempts[f"routing.{number}.{key}"] = by_image(
                     values[key], len(clean), members_of(sites[name])
                 )
-        return rows
+        return attempts
 
     @contextmanager
-    def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
+    def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         sites = routed_layers(model)
         numbers = {name: number for number, name in enumerate(sites)}
 
         def replay(decision: Decision) -> Routing:
             def recorded(key: str) -> Tensor:
                 return by_token(
-                    rows[f"routing.{numbers[decision.layer]}.{key}"],
+                    attempts[f"routing.{numbers[decision.layer]}.{key}"],
                     members_of(sites[decision.layer]),
                 )
 
@@ -132,7 +132,7 @@ class ExpertsOnly(RoutingMode):
     experts make of their tokens, and around the layers. The forward pass is the true one."""
 
     @contextmanager
-    def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
+    def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         sites = routed_layers(model)
         with attached(sites, dict.fromkeys(sites, FrozenGates()), {}):
             yield None
@@ -148,7 +148,7 @@ class GatesOnly(RoutingMode):
     and keeps its gradient in both modes."""
 
     @contextmanager
-    def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
+    def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         with ExitStack() as stack:
             # compiled code knows nothing of hooks
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -176,7 +176,7 @@ class StraightThrough(RoutingMode):
         _check_temperature(self.temperature)
 
     @contextmanager
-    def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
+    def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         with _after_capacity(model, self._routing):
             yield None
 
@@ -204,7 +204,7 @@ class Softened(RoutingMode):
         _check_temperature(self.temperature)
 
     @contextmanager
-    def around(self, model: nn.Module, rows: Rows) -> Iterator[Term | None]:
+    def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         with _after_capacity(model, self._routing):
             yield None
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.engine.attacked_model import Normalize, Victim
+from ironmoe.attacks.engine.attacked_model import AttackedModel, Normalize
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.routing_mode import members_of
 from ironmoe.attacks.losses import Loss, get_loss
@@ -97,14 +97,14 @@ def attack_statistics(
     counted = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid.bool()
     if counted.shape != labels.shape:
         raise ValueError(f"valid must have shape ({len(labels)},), got {tuple(counted.shape)}")
-    victim = Victim(model, normalize, logits_fn)
-    victim.image_dtype = images.dtype
+    attacked_model = AttackedModel(model, normalize, logits_fn)
+    attacked_model.image_dtype = images.dtype
     members = {name: members_of(site) for name, site in routing_sites(model).items()}
     predictions, losses, traces = [], [], []
     with borrowed(model), torch.no_grad(), aux_loss_in_eval(model):
         for batch in (images, adversarial):
             with trace_routing(model) as trace:
-                logits = victim.logits(batch)
+                logits = attacked_model.logits(batch)
             predictions.append(logits.argmax(1))
             auxiliary = collect_aux_loss(model).to(logits) if auxiliary_loss else 0.0
             losses.append(get_loss(loss)(logits, labels) + auxiliary)

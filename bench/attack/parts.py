@@ -34,7 +34,7 @@ def parts_of(name: str, attack: Attack) -> tuple[Part, ...]:
             vars(stage).get("restarts"),  # the class has one for every attack
             stage.targets,
             stage.eot,
-            stage.queries,
+            stage.max_queries,
         )
         for stage in stages
     )

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 
+PROGRAMS = Path(__file__).parents[1]
+
+
 @contextmanager
 def clear_errors(console: Console) -> Iterator[None]:
     """A user's mistake is one line and exit status 2; Ctrl-C says that nothing finished is lost. A
@@ -56,7 +59,7 @@ def told(error: BaseException) -> str:
     *_, last = traceback.extract_tb(error.__traceback__)
     where = (
         f" ({Path(last.filename).name}, line {last.lineno})"
-        if Path(last.filename).parent != Path(__file__).parent
+        if PROGRAMS not in Path(last.filename).parents
         else ""
     )
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -104,7 +104,7 @@ def test_the_composition_is_the_official_one(model, version, norm, expected):
     attack = AutoAttack(model, norm, 0.1, version)
     assert [(s.name, s.restarts, s.targets, s.steps) for s in attack.stages] == expected
     assert {s.eot for s in attack.stages} == {20 if version == "rand" else 1}
-    assert all(s.victim is attack.victim for s in attack.stages)
+    assert all(s.attacked_model is attack.attacked_model for s in attack.stages)
 
 
 def test_each_attack_gets_what_held_and_the_report_says_what_it_took(model, data):

@@ -247,7 +247,7 @@ def test_gradients_that_only_the_checks_take_do_not_end_an_attack_without(model,
     attack = PGD(broken, EPS, steps=2)
     with pytest.raises(ValueError, match="finite input gradients"):
         attack.run(*data)
-    attack.victim.model = model
+    attack.attacked_model.model = model
     assert attack.run(*data).clean_correct.any()
 
 

@@ -115,10 +115,10 @@ def test_few_images_are_on_their_way_at_once(model, data):
     most = 0
     inner = Engine._collect
 
-    def counting(engine, lane):
+    def counting(engine, batch):
         nonlocal most
-        inner(engine, lane)
-        most = max(most, sum(lane.load for lane in engine.lanes.values()) + engine._waiting)
+        inner(engine, batch)
+        most = max(most, sum(batch.load for batch in engine.batches.values()) + engine._waiting)
 
     images, labels = data[0].repeat(5, 1, 1, 1), data[1].repeat(5)
     with pytest.MonkeyPatch.context() as patch:

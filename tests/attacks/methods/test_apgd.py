@@ -46,11 +46,11 @@ def rows_of(model, x, eps, seed=0, target=None):
     }
 
 
-def ask(attack, rows):
-    """One round, as a lane makes it."""
-    answer = attack.victim.ask(rows, attack.objective)
-    rows["queries"] = rows["queries"] + 1
-    attack.advance(rows, *answer[:3])
+def ask(attack, attempts):
+    """One round, as a batch makes it."""
+    answer = attack.attacked_model.ask(attempts, attack.objective)
+    attempts["queries"] = attempts["queries"] + 1
+    attack.advance(attempts, *answer[:3])
 
 
 def checkpoints(steps, losses, rho=0.75):
@@ -58,19 +58,21 @@ def checkpoints(steps, losses, rho=0.75):
     start's."""
     count = len(losses)
     zero = torch.zeros(count, dtype=torch.int64)
-    halving = Halving(steps, rho, "Linf", lambda rows: LinfBall(rows["clean"], rows["eps"], BOX))
-    rows = {
+    halving = Halving(
+        steps, rho, "Linf", lambda attempts: LinfBall(attempts["clean"], attempts["eps"], BOX)
+    )
+    attempts = {
         "clean": torch.rand(count, 2), "eps": torch.ones(count, dtype=torch.float64), "key": zero,
         "label": zero,
         "finished": zero > 0, "queries": zero, "peak_loss": torch.full((count,), float("-inf")),
     }  # fmt: skip
-    halving.start(rows)
+    halving.start(attempts)
     found = [[] for _ in range(count)]
     for step, loss in enumerate(losses.T):
-        rows["peak_loss"] = rows["peak_loss"].maximum(loss)
-        before = rows["alpha"]
-        back = halving.goes_back(rows, loss)
-        assert torch.equal(rows["alpha"], torch.where(back, before / 2, before))
+        attempts["peak_loss"] = attempts["peak_loss"].maximum(loss)
+        before = attempts["alpha"]
+        back = halving.goes_back(attempts, loss)
+        assert torch.equal(attempts["alpha"], torch.where(back, before / 2, before))
         for row in back.nonzero().squeeze(1).tolist():
             found[row].append(step)
     return found
@@ -113,19 +115,19 @@ def test_a_return_starts_from_the_best_point():
     model = Linear(6, 2)
     attack = APGD(model, 0.2, steps=50, loss=lambda logits, labels: logits[:, 0] * 0)
     x = torch.full((1, 6), 0.5)
-    rows = rows_of(model, x, 0.2)
-    attack.start(rows)
-    start, grad = rows["point"], torch.ones(1, 6)
+    attempts = rows_of(model, x, 0.2)
+    attack.start(attempts)
+    start, grad = attempts["point"], torch.ones(1, 6)
     for step in range(12):
-        rows["queries"] = rows["queries"] + 1
-        before = rows["before"]
+        attempts["queries"] = attempts["queries"] + 1
+        before = attempts["before"]
         attack.advance(
-            rows, torch.zeros(1, 2), torch.tensor([-float(step)]), grad if step == 0 else -grad
+            attempts, torch.zeros(1, 2), torch.tensor([-float(step)]), grad if step == 0 else -grad
         )
-    assert rows["alpha"].item() == pytest.approx(0.2)
+    assert attempts["alpha"].item() == pytest.approx(0.2)
     ahead = (start + 0.2 * grad).clamp(0.3, 0.7)
     expected = (start + 0.75 * (ahead - start) + 0.25 * (start - before)).clamp(0.3, 0.7)
-    torch.testing.assert_close(rows["point"], expected)
+    torch.testing.assert_close(attempts["point"], expected)
 
 
 def optimum(weight, x, eps, norm):
@@ -200,15 +202,15 @@ def test_every_target_is_overtaken(norm, eps, loss, least):
         ranked = model(x).topk(5).indices
     target, labels, x = ranked[:, 1:].T.flatten(), ranked[:, 0].repeat(4), x.repeat(4, 1)
     attack = APGD(model, eps, steps=50, norm=norm, targets=4, loss=loss)
-    rows = rows_of(model, x, eps, target=target)
-    attack.start(rows)
+    attempts = rows_of(model, x, eps, target=target)
+    attack.start(attempts)
     for _ in range(50):
-        ask(attack, rows)
-    assert rows["finished"].all()
-    logits, weight = model(rows["peak"]).detach(), model.weight.T.detach()
+        ask(attack, attempts)
+    assert attempts["finished"].all()
+    logits, weight = model(attempts["peak"]).detach(), model.weight.T.detach()
     assert (logits.gather(1, target[:, None]) > logits.gather(1, labels[:, None])).all()
     towards = weight[target] - weight[labels]
-    gain = (towards * (rows["peak"] - x)).sum(1).double()
+    gain = (towards * (attempts["peak"] - x)).sum(1).double()
     assert (gain / optimum(towards, x, eps, norm)).min() >= least
 
 
@@ -240,11 +242,11 @@ def test_a_row_does_not_depend_on_rows_at_other_steps(options):
     target = model(x).topk(2).indices[:, 1]
     alone = []
     for i in range(6):
-        rows = select(rows_of(model, x, options["eps"], target=target), torch.tensor([i]))
-        attack.start(rows)
+        attempts = select(rows_of(model, x, options["eps"], target=target), torch.tensor([i]))
+        attack.start(attempts)
         for _ in range(25):
-            ask(attack, rows)
-        alone.append(rows)
+            ask(attack, attempts)
+        alone.append(attempts)
     early, late = (
         select(rows_of(model, x, options["eps"], target=target), at)
         for at in (torch.arange(3), torch.arange(3, 6))
@@ -253,15 +255,17 @@ def test_a_row_does_not_depend_on_rows_at_other_steps(options):
     for _ in range(9):
         ask(attack, early)
     attack.start(late)
-    rows = joined([late, early])
+    attempts = joined([late, early])
     for step in range(25):
-        ask(attack, rows)
+        ask(attack, attempts)
         if step == 15:
-            assert torch.equal(rows["finished"], torch.tensor([False] * 3 + [True] * 3))
-            early = select(rows, torch.arange(3, 6))
+            assert torch.equal(attempts["finished"], torch.tensor([False] * 3 + [True] * 3))
+            early = select(attempts, torch.arange(3, 6))
     for name in ("point", "peak", "peak_loss", "alpha"):
         expected = torch.cat([one[name] for one in alone])
-        assert torch.equal(early[name], expected[:3]) and torch.equal(rows[name][:3], expected[3:])
+        assert torch.equal(early[name], expected[:3]) and torch.equal(
+            attempts[name][:3], expected[3:]
+        )
 
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
@@ -299,15 +303,15 @@ def test_three_radii_search_outside_but_find_inside():
     torch.manual_seed(6)
     model, x = Curved(30, 4), torch.rand(8, 30)
     attack = APGD(model, 0.8, steps=40, norm="L1", three_radii=True)
-    rows, ends = rows_of(model, x, 0.8), {0: 3, 12: 2, 24: 1}
-    attack.start(rows)
+    attempts, ends = rows_of(model, x, 0.8), {0: 3, 12: 2, 24: 1}
+    attack.start(attempts)
     factor = 3
     for step in range(40):
         factor = ends.get(step, factor)
-        distance = attack.ball(rows).distance(rows["point"])
+        distance = attack.ball(attempts).distance(attempts["point"])
         assert (distance <= factor * 0.8).all() and distance.max() > 0.9 * factor * 0.8
-        ask(attack, rows)
-    assert (attack.ball(rows).distance(rows["point"]) <= 0.8).all()
+        ask(attack, attempts)
+    assert (attack.ball(attempts).distance(attempts["point"]) <= 0.8).all()
 
 
 @pytest.mark.parametrize("early_stop", [False, True])
@@ -359,10 +363,10 @@ def test_starts_lie_on_the_sphere(norm):
     torch.manual_seed(0)
     model, x = Linear(32, 4), torch.full((3, 2, 4, 4), 0.5)
     attack = APGD(model, 0.4, norm=norm)
-    rows = rows_of(model, x, 0.4)
-    attack.start(rows)
-    torch.testing.assert_close(attack.ball(rows).distance(rows["point"]), rows["eps"])
-    assert (rows["point"][0] != rows["point"][1]).any()
+    attempts = rows_of(model, x, 0.4)
+    attack.start(attempts)
+    torch.testing.assert_close(attack.ball(attempts).distance(attempts["point"]), attempts["eps"])
+    assert (attempts["point"][0] != attempts["point"][1]).any()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

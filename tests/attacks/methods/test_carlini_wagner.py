@@ -6,7 +6,7 @@ import toys
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ironmoe.attacks import PGD, RoutingDivergence, evaluate
-from ironmoe.attacks.engine.active_batch import Lane, blank_rows
+from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
 from ironmoe.attacks.losses import margin
 from ironmoe.attacks.methods import carlini_wagner
 from ironmoe.attacks.methods.carlini_wagner import CW
@@ -40,14 +40,14 @@ def model(data):
 def walk(attack, images, labels, rounds):
     """The rows before each of the first answers."""
     eps = torch.full(labels.shape, math.inf, dtype=torch.float64)
-    rows = blank_rows(images, labels, eps, labels, labels >= 0, example_keys(0, labels, 0))
-    attack.start(rows)
-    attack.victim.image_dtype = images.dtype
+    attempts = blank_attempts(images, labels, eps, labels, labels >= 0, example_keys(0, labels, 0))
+    attack.start(attempts)
+    attack.attacked_model.image_dtype = images.dtype
     for _ in range(rounds):
-        yield dict(rows)
-        answer = attack.ask(rows, True)
-        rows["queries"] = rows["queries"] + 1
-        attack.advance(rows, *answer[:3])
+        yield dict(attempts)
+        answer = attack.ask(attempts, True)
+        attempts["queries"] = attempts["queries"] + 1
+        attack.advance(attempts, *answer[:3])
 
 
 def least_distance(weight, score, x, bounds):
@@ -114,7 +114,7 @@ def test_each_row_walks_as_torchs_adam_does(data, model, bounds, monkeypatch):
         search_steps=1,
         bounds=bounds,
     )
-    mine = [rows["point"] for rows in walk(attack, images, labels, 40)]
+    mine = [attempts["point"] for attempts in walk(attack, images, labels, 40)]
     w = torch.atanh(((2 * images - low - high) / (high - low)) * (1 - 1e-6)).requires_grad_()
     adam = torch.optim.Adam([w], lr=0.02)
     for point in mine:
@@ -144,10 +144,10 @@ def test_the_search_for_c():
     )
     attack = CW(Wall(), c=1e-3, steps=60, lr=0.05, search_steps=8)
     values = [[], []]
-    for rows in walk(attack, images, labels, attack.queries):
+    for attempts in walk(attack, images, labels, attack.max_queries):
         for row in (0, 1):
-            if rows["search"][row] == len(values[row]) < 8:
-                values[row].append(float(rows["c"][row]))
+            if attempts["search"][row] == len(values[row]) < 8:
+                values[row].append(float(attempts["c"][row]))
     assert values[1] == pytest.approx([1e-3 * 10**k for k in range(8)])
     failed, reached = 0.0, math.inf
     for c, then in zip(values[0], values[0][1:], strict=False):
@@ -312,17 +312,21 @@ def test_the_device_is_never_waited_for(early_stop):
     """Fake tensors have no values: whatever looked at one would raise."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        lane = Lane(CW(model, 0.1, steps=3, early_stop=early_stop), 4, 1, fixed=True)
+        batch = ActiveBatch(CW(model, 0.1, steps=3, early_stop=early_stop), 4, 1, fixed=True)
         labels = mode.from_tensor(torch.zeros(4, dtype=torch.int64))
         eps = mode.from_tensor(torch.full((4,), 0.1, dtype=torch.float64))
         images = mode.from_tensor(torch.rand(4, 1, 2, 4))
-        rows = blank_rows(images, labels, eps, labels, labels == 0, example_keys(0, labels, 0))
-        lane.attack.start(rows)
-        lane.rows, lane.owners = rows, [None] * 4
-        shapes = {name: (value.shape, value.dtype) for name, value in rows.items()}
+        attempts = blank_attempts(
+            images, labels, eps, labels, labels == 0, example_keys(0, labels, 0)
+        )
+        batch.attack.start(attempts)
+        batch.attempts, batch.owners = attempts, [None] * 4
+        shapes = {name: (value.shape, value.dtype) for name, value in attempts.items()}
         for _ in range(3):
-            lane.round()
-        assert {name: (value.shape, value.dtype) for name, value in lane.rows.items()} == shapes
+            batch.round()
+        assert {
+            name: (value.shape, value.dtype) for name, value in batch.attempts.items()
+        } == shapes
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import torch
 import toys
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks.engine.active_batch import Lane, blank_rows
+from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
 from ironmoe.attacks.methods.deepfool import DeepFool
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.random import example_keys
@@ -154,30 +154,32 @@ def test_nothing_waits_for_the_device():
     """On fake tensors whatever needs a value, .item() or a nonzero, raises."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        lane = Lane(DeepFool(model, 0.1), 4, 1, fixed=True)
+        batch = ActiveBatch(DeepFool(model, 0.1), 4, 1, fixed=True)
         labels = mode.from_tensor(torch.zeros(4, dtype=torch.int64))
         eps = mode.from_tensor(torch.full((4,), 0.1, dtype=torch.float64))
         images = mode.from_tensor(torch.rand(4, 1, 2, 4))
-        rows = blank_rows(images, labels, eps, labels, labels == 0, example_keys(0, labels, 0))
-        lane.attack.start(rows)
-        lane.rows, lane.owners = rows, [None] * 4
+        attempts = blank_attempts(
+            images, labels, eps, labels, labels == 0, example_keys(0, labels, 0)
+        )
+        batch.attack.start(attempts)
+        batch.attempts, batch.owners = attempts, [None] * 4
         for _ in range(3):
-            lane.round()
+            batch.round()
 
 
 def test_rows_that_are_over_may_stay(model, data):
     """As on a GPU, where rows whose attempt is over are asked until the host looks."""
     images, labels = data
-    lane = Lane(DeepFool(model, 0.5), 40, 1, fixed=True)
+    batch = ActiveBatch(DeepFool(model, 0.5), 40, 1, fixed=True)
     yes = torch.ones(40, dtype=torch.bool)
     eps = torch.full((40,), 0.5, dtype=torch.float64)
-    lane.attack.victim.image_dtype = torch.float64
-    lane.rows = blank_rows(images, labels, eps, labels, yes, example_keys(0, labels, 0))
-    lane.attack.start(lane.rows)
-    lane.owners = [None] * 40
+    batch.attack.attacked_model.image_dtype = torch.float64
+    batch.attempts = blank_attempts(images, labels, eps, labels, yes, example_keys(0, labels, 0))
+    batch.attack.start(batch.attempts)
+    batch.owners = [None] * 40
     for _ in range(30):
-        lane.round()
-    assert lane.rows["over"].all() and lane.rows["point"].isfinite().all()
+        batch.round()
+    assert batch.attempts["over"].all() and batch.attempts["point"].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -225,17 +227,17 @@ def test_a_random_model_does_not_change_the_contenders(make, eot):
     attack = make(model, eot=eot, norm="L2")
     asked, loss = [], attack.loss
 
-    def noted(logits, rows):
-        value = loss(logits, rows)
+    def noted(logits, attempts):
+        value = loss(logits, attempts)
         difference = (
-            logits - logits.gather(1, rows["label"].unsqueeze(1)) - value.unsqueeze(1)
+            logits - logits.gather(1, attempts["label"].unsqueeze(1)) - value.unsqueeze(1)
         ).abs()
-        asked.append((int(rows["queries"][0]), int(difference.argmin(1)[0])))
+        asked.append((int(attempts["queries"][0]), int(difference.argmin(1)[0])))
         return value
 
     attack.loss = noted
     images = torch.rand(1, 6, dtype=torch.float64)
-    attack.fooled = lambda logits, rows: torch.zeros_like(rows["label"], dtype=torch.bool)
+    attack.fooled = lambda logits, attempts: torch.zeros_like(attempts["label"], dtype=torch.bool)
     attack.run(images, (images @ model.weight.T).argmax(1))
     by_question = {}
     for question, contender in asked:

@@ -5,7 +5,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ironmoe.attacks.balls.balls import BALLS
 from ironmoe.attacks.balls.hyperplane import step_to_hyperplane
-from ironmoe.attacks.engine.active_batch import Lane, blank_rows
+from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.random import example_keys
 
@@ -98,7 +98,7 @@ def test_passes_are_saved_and_change_nothing(model, data, targets, early_stop, m
     monkeypatch.setattr("ironmoe.attacks.engine.active_batch.SPLIT_FROM", 1)
 
     class Wasteful(FAB):
-        def wants_gradient(self, rows):
+        def wants_gradient(self, attempts):
             return None
 
     images, labels = data
@@ -132,7 +132,7 @@ def test_a_check_that_fails_is_asked_again_with_gradient():
     labels = model(x).argmax(1)
 
     class Wasteful(FAB):
-        def wants_gradient(self, rows):
+        def wants_gradient(self, attempts):
             return None
 
     options = {"steps": 15, "targets": 1, "norm": "L2", "early_stop": False}
@@ -162,14 +162,14 @@ def test_later_restarts_start_half_of_eps_away(norm):
     clean = torch.full((6, 1, 4, 4), 0.5, dtype=torch.float64)
     labels, eps = torch.zeros(6, dtype=torch.int64), torch.full((6,), 0.2, dtype=torch.float64)
     keys = example_keys(0, torch.arange(6), 0)
-    rows = blank_rows(clean, labels, eps, labels, labels == 0, keys) | {
+    attempts = blank_attempts(clean, labels, eps, labels, labels == 0, keys) | {
         "restart": torch.arange(6) % 3
     }
     attack = FAB(torch.nn.Flatten(), 0.2, restarts=3, norm=norm)
-    attack.start(rows)
-    distance = attack.ball(rows).distance(rows["point"])
+    attack.start(attempts)
+    distance = attack.ball(attempts).distance(attempts["point"])
     torch.testing.assert_close(distance, torch.tensor([0.0, 0.1, 0.1] * 2, dtype=torch.float64))
-    assert not torch.equal(rows["point"][1], rows["point"][2])
+    assert not torch.equal(attempts["point"][1], attempts["point"][2])
 
 
 class Kinked(torch.nn.Module):
@@ -240,15 +240,19 @@ def test_nothing_waits_for_the_device(early_stop, targets):
     """On fake tensors whatever needs a value, .item() or a nonzero, raises."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        lane = Lane(FAB(model, 0.1, 2, targets=targets, early_stop=early_stop), 4, 1, fixed=True)
+        batch = ActiveBatch(
+            FAB(model, 0.1, 2, targets=targets, early_stop=early_stop), 4, 1, fixed=True
+        )
         labels = mode.from_tensor(torch.zeros(4, dtype=torch.int64))
         eps = mode.from_tensor(torch.full((4,), 0.1, dtype=torch.float64))
         images = mode.from_tensor(torch.rand(4, 1, 2, 4))
-        rows = blank_rows(images, labels, eps, labels, labels == 0, example_keys(0, labels, 0))
-        lane.attack.start(rows)
-        lane.rows, lane.owners = rows, [None] * 4
+        attempts = blank_attempts(
+            images, labels, eps, labels, labels == 0, example_keys(0, labels, 0)
+        )
+        batch.attack.start(attempts)
+        batch.attempts, batch.owners = attempts, [None] * 4
         for _ in range(3):
-            lane.round()
+            batch.round()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import toys
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ironmoe.attacks import PGD, evaluate
-from ironmoe.attacks.engine.active_batch import Lane, blank_rows
+from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
 from ironmoe.attacks.methods import square
 from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.methods.square_windows import (
@@ -50,7 +50,7 @@ def model(data):
 
 def rows_of(attack, images, labels, eps):
     eps = torch.full(labels.shape, eps, dtype=torch.float64)
-    rows = blank_rows(
+    attempts = blank_attempts(
         images,
         labels,
         eps,
@@ -58,19 +58,19 @@ def rows_of(attack, images, labels, eps):
         labels >= 0,
         example_keys(attack.seed, torch.arange(len(labels)), 0),
     )
-    attack.start(rows)
-    return rows
+    attack.start(attempts)
+    return attempts
 
 
 def walk(attack, images, labels, eps):
     """The rows after each answer; row 0 decides when it is over."""
-    rows = rows_of(attack, images, labels, eps)
-    while not rows["finished"][0]:
-        answer = attack.victim.ask(rows, attack.objective, False)
-        rows["asked"] = rows["point"]
-        rows["queries"] = rows["queries"] + 1
-        attack.advance(rows, *answer[:3])
-        yield dict(rows)
+    attempts = rows_of(attack, images, labels, eps)
+    while not attempts["finished"][0]:
+        answer = attack.attacked_model.ask(attempts, attack.objective, False)
+        attempts["asked"] = attempts["point"]
+        attempts["queries"] = attempts["queries"] + 1
+        attack.advance(attempts, *answer[:3])
+        yield dict(attempts)
 
 
 def test_the_schedule_halves_the_share():
@@ -184,19 +184,26 @@ def test_points_stay_inside_and_the_margin_never_falls(norm, bounds, dtype):
     steps = list(walk(attack, images, labels, eps))
     before = torch.full((5,), -math.inf).double()
     ball = attack.ball(steps[0])
-    for rows in steps:
-        distance = ball.distance(rows["asked"])
-        assert rows["asked"].min() >= bounds[0] and rows["asked"].max() <= bounds[1]
-        assert (distance <= eps * (1 + 1e-6)).all() and (rows["best_margin"] >= before).all()
+    for attempts in steps:
+        distance = ball.distance(attempts["asked"])
+        assert attempts["asked"].min() >= bounds[0] and attempts["asked"].max() <= bounds[1]
+        assert (distance <= eps * (1 + 1e-6)).all() and (attempts["best_margin"] >= before).all()
         if norm == "Linf":
-            assert ((rows["asked"] == rows["low"]) | (rows["asked"] == rows["high"])).all()
+            assert (
+                (attempts["asked"] == attempts["low"]) | (attempts["asked"] == attempts["high"])
+            ).all()
         if norm == "L2" and bounds[0] < 0:
             assert (distance >= eps * (1 - 1e-6)).all()
-        before = rows["best_margin"]
+        before = attempts["best_margin"]
     margins = attack.loss(
-        attack.victim.ask(rows | {"point": rows["best"]}, attack.objective, False).logits, rows
+        attack.attacked_model.ask(
+            attempts | {"point": attempts["best"]}, attack.objective, False
+        ).logits,
+        attempts,
     )
-    assert torch.equal(margins.double(), before) and torch.equal(rows["point"][0], rows["best"][0])
+    assert torch.equal(margins.double(), before) and torch.equal(
+        attempts["point"][0], attempts["best"][0]
+    )
     assert (before > steps[0]["best_margin"]).all()
 
 
@@ -237,9 +244,9 @@ def test_proposals_that_change_nothing_are_steps_but_no_questions(monkeypatch):
     # What is asked is what the plain search asks, without the repetitions.
     changed, useful = (
         [
-            rows["asked"]
-            for before, rows in pairwise(walked)
-            if not torch.equal(rows["asked"], before["best"])
+            attempts["asked"]
+            for before, attempts in pairwise(walked)
+            if not torch.equal(attempts["asked"], before["best"])
         ]
         for walked in (every, few)
     )
@@ -339,17 +346,21 @@ def test_the_device_is_never_waited_for(norm):
     """Fake tensors have no values: whatever looked at one would raise."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30, 3))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        lane = Lane(Square(model, 0.1, 9, norm=norm), 4, 1, fixed=True)
+        batch = ActiveBatch(Square(model, 0.1, 9, norm=norm), 4, 1, fixed=True)
         labels = mode.from_tensor(torch.zeros(4, dtype=torch.int64))
         eps = mode.from_tensor(torch.full((4,), 0.1, dtype=torch.float64))
         images = mode.from_tensor(torch.rand(4, 1, 6, 5))
-        rows = blank_rows(images, labels, eps, labels, labels == 0, example_keys(0, labels, 0))
-        lane.attack.start(rows)
-        lane.rows, lane.owners = rows, [None] * 4
-        shapes = {name: (value.shape, value.dtype) for name, value in rows.items()}
+        attempts = blank_attempts(
+            images, labels, eps, labels, labels == 0, example_keys(0, labels, 0)
+        )
+        batch.attack.start(attempts)
+        batch.attempts, batch.owners = attempts, [None] * 4
+        shapes = {name: (value.shape, value.dtype) for name, value in attempts.items()}
         for _ in range(2):
-            lane.round()
-        assert {name: (value.shape, value.dtype) for name, value in lane.rows.items()} == shapes
+            batch.round()
+        assert {
+            name: (value.shape, value.dtype) for name, value in batch.attempts.items()
+        } == shapes
 
 
 @pytest.mark.parametrize(

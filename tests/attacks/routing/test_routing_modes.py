@@ -108,16 +108,16 @@ def asked(mode):
     passes = []
 
     class Watched(RoutingMode):
-        couples = mode.couples
+        coupled_by_loss = mode.coupled_by_loss
 
         def record(self, model, clean, ask=None):
             return mode.record(model, clean, ask)
 
         @contextmanager
-        def around(self, model, rows):
-            with mode.around(model, rows) as term, trace_routing(model) as trace:
+        def around(self, model, attempts):
+            with mode.around(model, attempts) as term, trace_routing(model) as trace:
                 yield term
-            passes.append((rows, trace.layers))
+            passes.append((attempts, trace.layers))
 
     return Watched(), passes
 
@@ -136,8 +136,8 @@ def test_a_frozen_search_keeps_the_routing_of_the_clean_images_at_every_step(ima
     result = attack.run(images, labels)
     moved = 0.0
     assert len(passes) == 4
-    for rows, layers in passes:
-        clean, free = routed(model, rows["clean"]), routed(model, rows["point"])
+    for attempts, layers in passes:
+        clean, free = routed(model, attempts["clean"]), routed(model, attempts["point"])
         for name, layer in layers.items():
             torch.testing.assert_close(layer.experts, clean[name].experts, rtol=0, atol=0)
             assert (layer.intended.gates[layer.intended.experts == layer.num_experts] == 0).all()
@@ -154,12 +154,12 @@ def test_a_frozen_search_keeps_the_routing_of_the_clean_images_at_every_step(ima
 def test_fresh_gates_are_those_of_the_free_model_where_nothing_moved(images, kind):
     model = vmoe(**MODELS[kind])
     mode = FrozenRouting("fresh")
-    rows = mode.record(model, images)
-    with mode.around(model, rows):
+    attempts = mode.record(model, images)
+    with mode.around(model, attempts):
         torch.testing.assert_close(model(images), model(images + 0), rtol=0, atol=0)
         frozen = model(images)
     torch.testing.assert_close(frozen, model(images), rtol=1e-12, atol=1e-12)
-    assert (rows["forwards"] == 1).all()
+    assert (attempts["forwards"] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -167,22 +167,22 @@ def test_fresh_gates_are_those_of_the_free_model_where_nothing_moved(images, kin
 )
 def test_clean_images_are_recorded_as_the_search_shows_them(images, mode):
     model = vmoe()
-    rows, expected = (
+    attempts, expected = (
         mode.record(model, images, lambda shown: model(1 - shown)),
         mode.record(model, 1 - images),
     )
-    assert rows.keys() == expected.keys() and all(
-        torch.equal(rows[name], expected[name]) for name in rows
+    assert attempts.keys() == expected.keys() and all(
+        torch.equal(attempts[name], expected[name]) for name in attempts
     )
-    assert not any(value.requires_grad for value in rows.values())
+    assert not any(value.requires_grad for value in attempts.values())
 
 
-def gradients(forward, images, modes, rows=None):
+def gradients(forward, images, modes, attempts=None):
     """The input gradient of one fixed loss under each mode, and the outputs."""
     found, outputs = [], []
     for mode in modes:
         points = images.clone().requires_grad_()
-        with mode.around(forward, {} if rows is None else rows):
+        with mode.around(forward, {} if attempts is None else attempts):
             output = forward(points)
         weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), **wide)
         found.append(torch.autograd.grad((output * weights).sum(), points)[0])
@@ -379,7 +379,7 @@ def test_the_auxiliary_loss_is_of_the_batch_and_ascended_with_its_weight(images)
         with aux_loss_in_eval(model):
             model(adversarial)
             losses[weight] = collect_aux_loss(model).item()
-        assert all(len(rows["label"]) == 9 for rows, _ in passes)
+        assert all(len(attempts["label"]) == 9 for attempts, _ in passes)
     assert losses[100.0] > losses[0.0] + 0.1
     plain = PGD(
         model, 0.2, steps=6, early_stop=False, random_start=False, routing=AuxiliaryLoss(0.0)
@@ -426,8 +426,8 @@ def test_the_divergence_is_that_of_each_image(images, kind, towards):
             mode.record(model, images)
         return
     clean, points = images[:3], images[3:6].clone().requires_grad_()
-    rows = mode.record(model, clean) | {"label": torch.zeros(3)}
-    with mode.around(model, rows) as term:
+    attempts = mode.record(model, clean) | {"label": torch.zeros(3)}
+    with mode.around(model, attempts) as term:
         model(points)
     torch.testing.assert_close(
         term(), 0.5 * divergence_by_hand(model, clean, points.detach(), towards)
@@ -534,12 +534,12 @@ def test_every_pass_is_counted(images, mode):
 @pytest.mark.parametrize("mode", [RoutingMode(), *EACH_ALONE, AuxiliaryLoss()], ids=str)
 def test_modes_say_how_their_search_differs_from_the_free_model(images, mode):
     model = vmoe(router={"importance_weight": 1.0})
-    rows = mode.record(model, images) | {"label": torch.zeros(9)}
-    with mode.around(model, rows) as term:
+    attempts = mode.record(model, images) | {"label": torch.zeros(9)}
+    with mode.around(model, attempts) as term:
         forward = model(images.flip(0))  # of other images than those on record
     assert mode.free_forward == torch.allclose(forward, model(images.flip(0)), rtol=0, atol=1e-12)
     assert mode.adds_term == (term is not None)
-    assert mode.couples == isinstance(mode, AuxiliaryLoss)
+    assert mode.coupled_by_loss == isinstance(mode, AuxiliaryLoss)
 
 
 @pytest.mark.parametrize("mode", [*EACH_ALONE, AuxiliaryLoss()], ids=str)

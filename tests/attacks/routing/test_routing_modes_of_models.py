@@ -75,8 +75,8 @@ def test_hugging_face_models_take_every_mode(images, patched):
         PGD(model, 0.3, steps=2, routing=AuxiliaryLoss()).run(images, labels)
 
     clean, moved = routed(model, images), (images + 0.3 * torch.randn_like(images)).clamp(0, 1)
-    rows = FrozenRouting().record(model, images)
-    with FrozenRouting().around(model, rows):
+    attempts = FrozenRouting().record(model, images)
+    with FrozenRouting().around(model, attempts):
         frozen = routed(model, moved)
     free = routed(model, moved)
     for name, layer in clean.items():
@@ -140,8 +140,8 @@ def test_compiled_models_run_eagerly_under_a_mode(images):
     for mode in (FrozenRouting(), GatesOnly(), StraightThrough()):
         grads = []
         for one in (model, compiled):
-            rows, points = mode.record(one, images), (images * 0.8).requires_grad_()
-            with mode.around(one, rows):
+            attempts, points = mode.record(one, images), (images * 0.8).requires_grad_()
+            with mode.around(one, attempts):
                 output = one(points)
             grads.append(torch.autograd.grad((output * weights).sum(), points)[0])
         torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=1e-12)
@@ -200,10 +200,10 @@ def test_the_clean_routing_is_recorded_as_the_search_sees_images(dtype):
 
     class Watched(FrozenRouting):
         @contextmanager
-        def around(self, model, rows):
-            with super().around(model, rows) as term, trace_routing(model) as trace:
+        def around(self, model, attempts):
+            with super().around(model, attempts) as term, trace_routing(model) as trace:
                 yield term
-            seen.append((rows["clean"], trace.layers))
+            seen.append((attempts["clean"], trace.layers))
 
     attack = PGD(
         model,
@@ -243,7 +243,7 @@ def test_the_pass_that_records_counts(limit):
     model.made = 0
     attack = PGD(model, 0.05, steps=3, routing=FrozenRouting())
     result = attack.run(x, labels)
-    assert result.forwards.sum() == model.made == attack.victim.forwards
+    assert result.forwards.sum() == model.made == attack.attacked_model.forwards
     model.made = 0
     evaluate(
         model,

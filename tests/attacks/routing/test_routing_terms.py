@@ -133,7 +133,7 @@ def test_attacks_on_boundaries_refuse_a_term_in_the_loss(images, mode):
         model, eps=0.3, version="custom", attacks_to_run=["apgd-ce", "apgd-dlr"], routing=mode
     )
     labels = model(images).argmax(1)
-    if not mode.couples:
+    if not mode.coupled_by_loss:
         assert custom.run(images, labels).success.any()
     custom.attacks_to_run.append("fab")
     with pytest.raises(ValueError, match="where FAB runs"):

@@ -120,19 +120,19 @@ class Stepped(Attack):
 
     def __init__(self, model, steps=3, restarts=5):
         super().__init__(model, 1.0)
-        self.queries, self.restarts, self.gradient = steps, restarts, False
+        self.max_queries, self.restarts, self.gradient = steps, restarts, False
 
-    def start(self, rows):
+    def start(self, attempts):
         # attempt a marks its images with the value a / 10 through the key, which is all a row knows
         # of it
         keys = torch.stack(
             [example_keys(self.seed, torch.arange(8), a) for a in range(self.restarts)]
         )
-        attempt = (keys[:, :, None] == rows["key"]).any(1).to(torch.float64).argmax(0)
-        rows["point"] = (attempt / 10)[:, None].expand_as(rows["clean"]).clone()
+        attempt = (keys[:, :, None] == attempts["key"]).any(1).to(torch.float64).argmax(0)
+        attempts["point"] = (attempt / 10)[:, None].expand_as(attempts["clean"]).clone()
 
-    def advance(self, rows, logits, loss, grad):
-        rows["finished"] = rows["queries"] >= self.queries
+    def advance(self, attempts, logits, loss, grad):
+        attempts["finished"] = attempts["queries"] >= self.max_queries
 
 
 def test_a_success_cancels_later_siblings_and_waits_for_earlier_ones():

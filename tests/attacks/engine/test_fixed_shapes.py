@@ -22,8 +22,8 @@ from ironmoe.attacks import (
     Square,
     evaluate,
 )
-from ironmoe.attacks.engine.active_batch import Lane
-from ironmoe.attacks.engine.attempts import blank_rows
+from ironmoe.attacks.engine.active_batch import ActiveBatch
+from ironmoe.attacks.engine.attempts import blank_attempts
 from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.random import example_keys
 
@@ -48,22 +48,22 @@ def test_a_round_never_waits_for_the_device(make):
     """On fake tensors whatever needs a value, .item() or a nonzero, raises."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        lane = Lane(make(model), 4, 1, fixed=True)
+        batch = ActiveBatch(make(model), 4, 1, fixed=True)
         images = mode.from_tensor(torch.rand(4, 1, 2, 4))
         labels = mode.from_tensor(torch.zeros(4, dtype=torch.int64))
         yes = mode.from_tensor(torch.ones(4, dtype=torch.bool))
         eps = mode.from_tensor(torch.full((4,), 0.1, dtype=torch.float64))
-        rows = lane_rows(lane.attack, images, labels, yes, eps)
-        lane.rows = rows
-        lane.owners = [None] * 4
+        rows = batch_attempts(batch.attack, images, labels, yes, eps)
+        batch.attempts = rows
+        batch.owners = [None] * 4
         shapes = {name: value.shape for name, value in rows.items()}
         for _ in range(6):
-            lane.round()
-        assert {name: value.shape for name, value in lane.rows.items()} == shapes
+            batch.round()
+        assert {name: value.shape for name, value in batch.attempts.items()} == shapes
 
 
-def lane_rows(attack, images, labels, yes, eps):
-    rows = blank_rows(images, labels, eps, labels, yes, example_keys(0, labels, 0))
+def batch_attempts(attack, images, labels, yes, eps):
+    rows = blank_attempts(images, labels, eps, labels, yes, example_keys(0, labels, 0))
     attack.start(rows)
     return rows
 
