@@ -115,7 +115,7 @@ def expert_down_op(
 
 
 @expert_down_op.register_fake
-def _(
+def _(  # type: ignore[no-untyped-def]
     gates,
     w_out,
     b_out,
@@ -128,7 +128,7 @@ def _(
     slot_row,
     activation,
     precision,
-):  # type: ignore[no-untyped-def]
+):
     return activated.new_empty(slot_row.shape[0], w_out.shape[1])
 
 

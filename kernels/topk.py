@@ -207,7 +207,7 @@ def topk_route_op(
 
 
 @topk_route_op.register_fake
-def _(
+def _(  # type: ignore[no-untyped-def]
     logits,
     top_k,
     score,
@@ -218,7 +218,7 @@ def _(
     keep_groups,
     group_score,
     scale,
-):  # type: ignore[no-untyped-def]
+):
     gates = logits.new_empty(
         logits.shape[0], top_k, dtype=torch.promote_types(logits.dtype, torch.float32)
     )

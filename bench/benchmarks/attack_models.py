@@ -2,6 +2,7 @@
 and one of a wider trunk."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,8 +54,8 @@ def trained_models(
                 data.labels[rows],
                 radius,
                 epochs,
-                lambda epoch, name=name: on_epoch(name, epoch),
-            )  # type: ignore[misc]
+                partial(on_epoch, name),
+            )
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, save_checkpoint(model, arguments, {"name": name, "eps": radius}))
         models[name] = load_checkpoint(file, torch.device("cpu"))[0]

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-
 PROGRAMS = Path(__file__).parents[1]
 
 
