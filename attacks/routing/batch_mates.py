@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.balls.balls import Bounds, LinfBall
-from ironmoe.attacks.engine.attacked_model import AttackedModel, Normalize, check_images
+from ironmoe.attacks.engine.attacked_model import AttackedModel, Normalize
 from ironmoe.attacks.engine.attempts import where
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
-from ironmoe.attacks.engine.queue import Chunk
-from ironmoe.attacks.engine.run import prepared, units
+from ironmoe.attacks.engine.inputs import Chunk, check_images, in_units, prepared
 from ironmoe.attacks.losses import margin
 from ironmoe.attacks.random import example_keys
 from ironmoe.attacks.routing.layers import by_image, known_logits, members_of, routed_layers
@@ -154,7 +153,7 @@ class BatchMates:
         with borrowed(self.model):
             parts = [
                 _Search(self, chunk, size, position).result()
-                for chunk, size in units(prepared(images, labels, None), group)
+                for chunk, size in in_units(prepared(images, labels, None), group)
                 if size > 1
                 for position in dict.fromkeys(
                     place % size for place in positions if -size <= place < size
