@@ -18,7 +18,8 @@ from ironmoe.attacks.methods.pgd import FGSM, MIFGSM, PGD
 from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
 from ironmoe.attacks.result import AttackResult
-from ironmoe.attacks.routing.batch_mates import BatchMates, BatchMatesResult
+from ironmoe.attacks.routing.batch_mates import BatchMates
+from ironmoe.attacks.routing.mates_search import BatchMatesResult
 from ironmoe.attacks.routing.modes import (
     AuxiliaryLoss,
     ExpertsOnly,
