@@ -31,6 +31,7 @@ from ironmoe.bench.benchmarks.static_model import (
     estimate,
     expected_tiles,
 )
+from ironmoe.bench.common.user_error import UserError
 from ironmoe.kernels import tuning
 from ironmoe.kernels.activations import GATED_ACTIVATIONS, INTERLEAVED_ACTIVATIONS
 from ironmoe.kernels.tuning import Blocks, Chip, assume, rows_per_tile
@@ -45,7 +46,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 PASSES_SHOWN = (INFERENCE, FORWARD, DX, FULL)
 
 
-class EstimateError(Exception):
+class EstimateError(UserError):
     """No estimate can be made as asked; the message says why."""
 
 

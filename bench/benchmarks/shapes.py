@@ -2,7 +2,7 @@
 tensors of one layer."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -153,6 +153,15 @@ class Problem(NamedTuple):
         return self._replace(
             w_in=self.w_in.detach(), w_out=self.w_out.detach(), b_in=b_in, b_out=b_out
         )
+
+    def double(self) -> "Problem":
+        """The same numbers in float64."""
+        wide: dict[str, Any] = {
+            name: value.detach().double().requires_grad_(value.requires_grad)
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
+        return self._replace(**wide)
 
 
 def make_problem(shape: Shape, routing: str, dtype: torch.dtype, device: torch.device) -> Problem:

@@ -7,13 +7,14 @@ goes on with the rest.
 
 import ctypes
 import json
-import math
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ironmoe.bench.common.files import finite
 
 # What an error says after which nothing runs in its process any more.
 BROKEN_DEVICE = (
@@ -41,7 +42,7 @@ class Journal:
 
     def write(self, kind: str, **entry: Any) -> None:
         """Append an entry, and wait until it is on disk."""
-        line = json.dumps(_without_nan({"kind": kind, **entry})) + "\n"
+        line = json.dumps(finite({"kind": kind, **entry})) + "\n"
         with open(self.path, "a+b") as file:
             file.write(self._needs_newline(file) + line.encode())
             file.flush()
@@ -81,15 +82,6 @@ def _parsed(lines: bytes) -> Iterator[Entry]:
             yield json.loads(line)
         except ValueError:  # cut off by a kill, and completed by a newline since
             continue
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no number for NaN and infinity: None stands for them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return [_without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def finished_parts(entries: list[Entry], job: str) -> list[str]:

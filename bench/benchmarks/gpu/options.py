@@ -10,11 +10,12 @@ from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT
 from ironmoe.bench.benchmarks.gpu.tasks.suite import TESTS as TEST_FOLDER
 from ironmoe.bench.benchmarks.peers import TOLERANCE
 from ironmoe.bench.benchmarks.shapes import REHEARSAL, SHAPES, Shape
+from ironmoe.bench.common.user_error import UserError
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
 
-class OptionError(ValueError):
+class OptionError(UserError):
     """An option has a value that cannot be used; the message is one line and says which are."""
 
 

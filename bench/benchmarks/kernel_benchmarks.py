@@ -1,5 +1,5 @@
 """Microbenchmarks of each operation, for pytest-benchmark: ``ironmoe bench kernels``, or ``pytest
-bench/bench_kernels.py``.
+bench/benchmarks/kernel_benchmarks.py``.
 
 On a GPU the Triton kernels at Qwen3-30B and V-MoE B/16; elsewhere the torch twins at two small
 layers.
