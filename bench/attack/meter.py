@@ -46,7 +46,9 @@ class Meter(Stopwatch):
     ) -> None:
         """world: how many processes there are; images, attacks: how many, in all of them."""
         super().__init__()
-        self.folder, self.console, self.world = folder, console, world
+        self.folder = folder
+        self.console = console
+        self.world = world
         self.total = images * attacks
         self.unit = "images" if attacks == 1 else "image × attack pairs"
         self.seconds_before = float((folder.read(FILE) or {}).get("seconds", 0.0))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, Build, inference, with_gradients
 from ironmoe.bench.benchmarks.peers import IRONMOE, OURS, PEERS
 from ironmoe.bench.benchmarks.shapes import Problem, Shape, make_problem
+from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.timing import samples_in_turns
@@ -79,12 +80,12 @@ def _bench_shape(
     for name, run in passes.items():
         timed: dict[str, Run] = {who: run(build, problem) for who, build in layers.items()}
         timed[MATRIX_PRODUCTS] = _matrix_products(problem, backward=name == DX)
-        label = f"{shape.sizes} {_short(dtype)} {name}"
+        label = f"{shape.sizes} {dtype_name(dtype)} {name}"
         milliseconds = _milliseconds(timed, runs, label, console)
         rows.append(
             {
                 "shape": shape.sizes,
-                "dtype": _short(dtype),
+                "dtype": dtype_name(dtype),
                 "pass": name,
                 "milliseconds": {who: median(taken) for who, taken in milliseconds.items()},
                 "fastest": {who: min(taken) for who, taken in milliseconds.items()},
@@ -179,7 +180,3 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{ms[OURS] / ms[MATRIX_PRODUCTS]:.2f}×",
         )
     return table
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -15,8 +15,12 @@ from ironmoe.bench.benchmarks.shapes import Problem
 from ironmoe.kernels.attack_step import linf_step
 
 Build = Callable[[Problem], Callable[[], Tensor]]  # the layer of a problem, ready to be called
-INFERENCE, FORWARD, DX = "inference", "forward", "forward + dX"
-FULL, UNFROZEN, PGD = "forward + full backward", "grad([x]) unfrozen", "graphed PGD step"
+INFERENCE = "inference"
+FORWARD = "forward"
+DX = "forward + dX"
+FULL = "forward + full backward"
+UNFROZEN = "grad([x]) unfrozen"
+PGD = "graphed PGD step"
 EPS = 8 / 255
 
 

@@ -179,7 +179,7 @@ def bench_roofline(
 def _print_estimates(
     shapes: "tuple[Shape, ...]", chips: str, blocks: list[str], console: Console
 ) -> None:
-    from ironmoe.bench.benchmarks.estimate import print_estimates
+    from ironmoe.bench.benchmarks.estimate_table import print_estimates
     from ironmoe.bench.benchmarks.static_model import MACHINES
 
     names = [name.strip() for name in chips.split(",")]

@@ -21,7 +21,8 @@ BROKEN_DEVICE = (
     "illegal memory access", "unspecified launch failure", "device-side assert",
     "misaligned address", "illegal instruction",
 )  # fmt: skip
-Entry = dict[str, Any]
+Entry = dict[str, Any]  # a line of the journal
+Row = dict[str, Any]  # a line of one of TABLES
 TABLES = ("rows", "kernels", "compiled", "blocks", "attack", "checks", "tuning", "notes")
 
 
@@ -82,6 +83,12 @@ def _parsed(lines: bytes) -> Iterator[Entry]:
             yield json.loads(line)
         except ValueError:  # cut off by a kill, and completed by a newline since
             continue
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}"
 
 
 def finished_parts(entries: list[Entry], job: str) -> list[str]:

@@ -15,6 +15,7 @@ from ironmoe.bench.benchmarks.gpu.journal import Entry, Journal, outcomes, table
 from ironmoe.bench.benchmarks.gpu.markdown import markdown
 from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, goals
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TESTS, summary
+from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.files import slug, write_atomically, write_json
 from ironmoe.bench.common.run_folder import differences
 from ironmoe.bench.common.user_error import UserError
@@ -53,7 +54,7 @@ class Results:
         settings = {
             "device": self.device,
             "versions": installed(),
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
         }
         if resume:
             self.journal, self.head = _interrupted(out, json.loads(json.dumps(settings)))
