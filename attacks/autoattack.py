@@ -11,6 +11,7 @@ from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
+from ironmoe.attacks.evaluation.evaluate import evaluate
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.square import Square
@@ -44,6 +45,7 @@ class AutoAttack(Attack):
         verbose: print the robust accuracy after each attack (in ``run_standard_evaluation``).
     """
 
+    norms = ("Linf", "L2", "L1")
     takes_groups = False
 
     def __init__(
@@ -136,8 +138,6 @@ class AutoAttack(Attack):
         Args:
             x: (N, …) images in ``bounds``; y: (N,) int64 labels; bs: images in the active batch.
         """
-        from ironmoe.attacks.evaluation.evaluate import evaluate
-
         report = evaluate(
             self.model, (x, y), {"autoattack": self}, batch_size=bs, keep_adversarial=True
         )
@@ -162,8 +162,6 @@ class AutoAttack(Attack):
         self, x: Tensor, y: Tensor, bs: int = 250
     ) -> dict[str, Tensor]:
         """Each attack by itself on all images: name → adversarial images."""
-        from ironmoe.attacks.evaluation.evaluate import evaluate
-
         singles = {
             name: AutoAttack(
                 self.model,

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.balls import Ball
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
@@ -46,7 +46,7 @@ class Schedule(Protocol):
         """Set the next ``point``, a step from ``point`` along the gradient there."""
 
 
-class APGD(Attack):
+class APGD(FixedRadiusAttack):
     """Auto-PGD and, with ``targets``, APGD-T (arXiv 2003.01690; in L1 arXiv 2103.01208): no step
     length to choose.
 
@@ -72,6 +72,8 @@ class APGD(Attack):
             30 % and 40 % of the steps.
         early_stop: stop working on an example once it is misclassified, as in ``PGD``.
     """
+
+    norms = ("Linf", "L2", "L1")
 
     def __init__(
         self,

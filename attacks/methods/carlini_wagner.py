@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
@@ -21,7 +21,7 @@ CHECKS = 10  # times a search step looks whether the objective still falls
 PROGRESS = 0.9999  # of the objective at the last check is enough
 
 
-class CW(Attack):
+class CW(LeastDistanceAttack):
     """Carlini & Wagner's L2 attack (arXiv 1608.04644, section V): each image gets the nearest
     misclassified point it can find.
 
@@ -54,8 +54,6 @@ class CW(Attack):
     """
 
     norms = ("L2",)
-    inside = False
-    takes_groups = False
     needs_a_box = True
 
     def __init__(

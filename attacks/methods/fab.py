@@ -51,6 +51,8 @@ class FAB(BoundaryAttack):
             keep the nearest.
     """
 
+    norms = ("Linf", "L2", "L1")
+
     def __init__(
         self,
         model: Model,

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.hyperplane import DUAL, length
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 
 
-class BoundaryAttack(Attack):
+class BoundaryAttack(LeastDistanceAttack):
     """An attack that goes to the nearest of the boundaries z_k = z_label, each linearised at the
     point where it is.
 
@@ -32,8 +32,6 @@ class BoundaryAttack(Attack):
             where the gradient is 0
     """
 
-    inside = False
-    takes_groups = False
     starts_clean = True
     # how many are looked at, the label included, if there are no targets; None: all
     top_classes: int | None = None

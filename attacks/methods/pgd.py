@@ -5,17 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack, AttackResult
+from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss, dlr, get_loss
 from ironmoe.attacks.methods.fingerprint import fingerprint
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
+from ironmoe.attacks.result import AttackResult
 from ironmoe.kernels.attack_step import column
 
 
-class PGD(Attack):
+class PGD(FixedRadiusAttack):
     """Steepest ascent with projection (Madry et al., arXiv 1706.06083): by the sign in Linf, the
     normalised gradient in L2, and the largest entries in L1.
 
@@ -43,6 +44,8 @@ class PGD(Attack):
         restarts: runs from different starts, ≥ 1; more than one needs ``random_start``.
         early_stop: stop working on an example once it is misclassified.
     """
+
+    norms = ("Linf", "L2", "L1")
 
     def __init__(
         self,

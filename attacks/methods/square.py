@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.balls import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
@@ -32,7 +32,7 @@ CANCELLED = 1e-4  # a sum of two windows of length 1 that is shorter is rounding
 TILES = 5  # along each axis in the starting points of L2 and L1
 
 
-class Square(Attack):
+class Square(FixedRadiusAttack):
     """Random search in square windows (Andriushchenko et al., arXiv 1912.00049; L1: Croce & Hein,
     arXiv 2103.01208). No gradients.
 
@@ -66,6 +66,7 @@ class Square(Attack):
         restarts: runs from different starts, ≥ 1.
     """
 
+    norms = ("Linf", "L2", "L1")
     gradient = False
     takes_groups = False
     needs_a_box = True

@@ -4,15 +4,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.balls import Ball, Bounds, LinfBall
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
-from ironmoe.attacks.engine.routing_mode import AuxiliaryLoss
+from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.losses import Loss, get_loss
+from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
 
 
-class VMoEPGD(Attack):
+class VMoEPGD(FixedRadiusAttack):
     """Sign ascent on the mean loss of the batch: ``steps`` steps of length eps / steps from the
     image, the last point taken.
 
@@ -26,7 +27,7 @@ class VMoEPGD(Attack):
     """
 
     norms = ("Linf",)
-    keeps = "last"
+    keeps: Keeps = "last"
     attacks_wrong = True
 
     def __init__(
