@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.balls import BALLS, Ball, Bounds
+from ironmoe.attacks.balls.ball import NORMS, Ball, Bounds, ball_of
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, Normalize
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
@@ -58,6 +58,13 @@ class AttackResult:
         return self.clean_correct & ~self.success
 
 
+class _Norms:
+    """The names of the registered norms that a class of attacks takes, looked up when asked."""
+
+    def __get__(self, attack: "Attack | None", kind: "type[Attack]") -> tuple[str, ...]:
+        return tuple(name for name, ball in NORMS.items() if kind.takes_ball(ball))
+
+
 class Attack(ABC):
     """``attack(images, labels)`` gives adversarial images, ``attack.run(images, labels)`` an
     AttackResult.
@@ -70,7 +77,7 @@ class Attack(ABC):
         model: takes images in ``bounds``.
         eps: radius in the units of ``bounds``: a number, or a tensor (N,) with one radius an
             example.
-        norm: "Linf", "L2" or "L1".
+        norm: the name of a registered norm that the attack takes; ``norms`` lists them.
         bounds: lowest and highest valid pixel.
         seed: of everything random. It depends on (seed, example index, attempt, step) alone, not on
             batches.
@@ -91,7 +98,8 @@ class Attack(ABC):
     (``ironmoe.attacks.engine.queue``).
     """
 
-    norms: tuple[str, ...] = ("Linf", "L2", "L1")
+    norms = _Norms()
+    needs: type[Ball] | tuple[type[Ball], ...] = Ball  # of a norm's ball: one of these classes
     gradient = True  # every question wants the gradient of the loss
     inside = True  # every point asked about lies in ball and box, but for rounding
     # misclassified point; or the "best" by ``score``; or the "last" point, whatever happened before
@@ -130,7 +138,9 @@ class Attack(ABC):
             raise ValueError(
                 f"bounds must be (lowest, highest) with lowest < highest, got {bounds}"
             )
-        if (self.needs_a_box or norm == "L1") and not all(math.isfinite(bound) for bound in bounds):
+        if (self.needs_a_box or ball_of(norm).needs_finite_bounds) and not all(
+            math.isfinite(bound) for bound in bounds
+        ):
             raise ValueError(
                 f"bounds must be finite for {type(self).__name__} in {norm}, got {bounds}"
             )
@@ -216,8 +226,14 @@ class Attack(ABC):
 
     def ball(self, attempts: Attempts) -> Ball:
         """Where the adversarial examples of these rows may lie."""
-        kept = {name: attempts[name] for name in ("low", "high") if name in attempts}
-        return BALLS[self.norm](attempts["clean"], attempts["eps"], self.bounds, **kept)
+        ball = ball_of(self.norm)
+        kept = {name: attempts[name] for name in ball.kept if name in attempts}
+        return ball(attempts["clean"], attempts["eps"], self.bounds, **kept)
+
+    @classmethod
+    def takes_ball(cls, ball: type[Ball]) -> bool:
+        """Whether the attack knows what to do in this norm."""
+        return issubclass(ball, cls.needs)
 
     @abstractmethod
     def start(self, attempts: Attempts) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.balls.balls import Bounds
+from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.engine.attacked_model import AttackedModel, check_labels
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.losses import cross_entropy, margin

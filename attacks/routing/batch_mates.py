@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.balls.balls import Bounds, LinfBall
+from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Normalize, check_images
 from ironmoe.attacks.engine.attempts import where
 from ironmoe.attacks.engine.borrow import borrowed

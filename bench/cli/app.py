@@ -163,7 +163,7 @@ def _attack_settings(
     images: int,
     batch_size: int,
 ) -> "AttackSettings":
-    from ironmoe.attacks.balls.balls import BALLS
+    from ironmoe.attacks.balls.ball import BALLS
     from ironmoe.bench.common.measure import AttackSettings
 
     radii = ascending_radii(eps, norm)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ironmoe.attacks.balls.balls import BALLS, L2Ball, LinfBall
+from ironmoe.attacks.balls.ball import BALLS, L2Ball, LinfBall
 from ironmoe.attacks.random import example_keys, normal, uniform
 
 BOX = (0.0, 1.0)

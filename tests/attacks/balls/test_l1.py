@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ironmoe.attacks import PGD
-from ironmoe.attacks.balls.balls import BALLS
+from ironmoe.attacks.balls.ball import BALLS
 from ironmoe.attacks.balls.l1 import L1Ball, l1_ascent, l1_projection
 from ironmoe.attacks.random import example_keys
 

@@ -4,7 +4,7 @@ itself alone."""
 import pytest
 import torch
 
-from ironmoe.attacks.balls.balls import LinfBall
+from ironmoe.attacks.balls.ball import LinfBall
 from ironmoe.attacks.engine.attempts import joined, select
 from ironmoe.attacks.engine.job import Stage
 from ironmoe.attacks.engine.queue import Chunk, Engine

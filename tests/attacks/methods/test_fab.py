@@ -3,7 +3,7 @@ import torch
 import toys
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks.balls.balls import BALLS
+from ironmoe.attacks.balls.ball import BALLS
 from ironmoe.attacks.balls.hyperplane import step_to_hyperplane
 from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
 from ironmoe.attacks.methods.fab import FAB

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ironmoe.attacks import PGD
-from ironmoe.attacks.balls.balls import BALLS, L2Ball, LinfBall
+from ironmoe.attacks.balls.ball import BALLS, L2Ball, LinfBall
 from ironmoe.kernels.attack_step import _l2_operator, _linf_operator, l2_step, linf_step
 from ironmoe.kernels.gpu.launch import observe
 
