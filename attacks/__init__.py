@@ -1,6 +1,6 @@
 """Models in, adversarial examples and robustness reports out."""
 
-from ironmoe.attacks.attack import Attack, AttackResult
+from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.autoattack import AutoAttack
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.evaluation.evaluate import evaluate
@@ -19,6 +19,7 @@ from ironmoe.attacks.methods.mifgsm import MIFGSM
 from ironmoe.attacks.methods.pgd import PGD
 from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
+from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.routing.batch_mates import BatchMates, BatchMatesResult
 from ironmoe.attacks.routing.modes import (
     AuxiliaryLoss,

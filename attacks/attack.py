@@ -1,9 +1,11 @@
-"""What every attack shares: its settings, its results, and the few methods that make one."""
+"""What every attack shares: its settings, and the few methods that a new attack has to write.
+
+This file stands above the engine, which knows attacks only by the protocol ``engine.search``.
+"""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,48 +16,9 @@ from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, 
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
 from ironmoe.attacks.engine.routing_mode import RoutingMode
-
-
-@dataclass
-class AttackResult:
-    """What an attack did to N examples. Every field is a tensor with N entries on the images'
-    device.
-
-    adversarial:   (N, …) float32 (float64 for float64 images); the clean image where it was
-        misclassified already (but see PGD.vmoe)
-    clean_correct: bool; the clean image is classified as its label (a targeted attack: not as its
-        target)
-    success:       bool; clean_correct, and the final image was predicted again in full precision,
-                   as another class (a targeted
-                   attack: as its target), at a distance ≤ eps
-    prediction:    int64; the class of the final image
-    distance:      float64; distance of the final image in the attack's norm
-    steps:         int64; questions asked before the first success, 0 if the starting point was one;
-        −1 without success
-    found:         bool; the search took some point for a success. More than ``success`` where it
-                   runs in low precision or on a model that is not the one predicted with, or where
-                   a model is random
-    forwards, backwards: int64; passes of the model this example took part in
-    flags:         name → bool (N,): "zero_gradient", the first gradient of an attempt was 0
-                   everywhere; "loss_rising", the loss was still rising when an unsuccessful attempt
-                   ended
-    """
-
-    adversarial: Tensor
-    clean_correct: Tensor
-    success: Tensor
-    prediction: Tensor
-    distance: Tensor
-    steps: Tensor
-    found: Tensor
-    forwards: Tensor
-    backwards: Tensor
-    flags: dict[str, Tensor]
-
-    @property
-    def robust(self) -> Tensor:
-        """bool (N,): classified right, and no adversarial example was found."""
-        return self.clean_correct & ~self.success
+from ironmoe.attacks.engine.run import run_attack
+from ironmoe.attacks.engine.search import Keeps
+from ironmoe.attacks.result import AttackResult
 
 
 class _Norms:
@@ -99,22 +62,50 @@ class Attack(ABC):
     """
 
     norms = _Norms()
-    needs: type[Ball] | tuple[type[Ball], ...] = Ball  # of a norm's ball: one of these classes
-    gradient = True  # every question wants the gradient of the loss
-    inside = True  # every point asked about lies in ball and box, but for rounding
-    # misclassified point; or the "best" by ``score``; or the "last" point, whatever happened before
-    keeps = "first"
-    # its points of several images may be judged together; not if it accepts or rejects them one by
-    # one
-    takes_groups = True
-    starts_clean = False  # the first question is about the clean image, which is no candidate
-    attacks_wrong = False  # images misclassified from the start, too
-    needs_a_box = False  # works within finite bounds alone
-    # all attempts are made, also after a success; the success with the best ``score`` is the result
-    exhaustive = False
+    """The names of the norms that the attack takes: those that keep the promises that it ``needs``.
+    It refuses every other norm."""
+
+    needs: type[Ball] | tuple[type[Ball], ...] = Ball
+    """The attack takes a norm whose ball is one of these classes. It must ask the ball for nothing
+    that all of them do not promise."""
+
+    max_queries: int
+    """An attempt that runs to its end asks the model this often; every attack must set it."""
+
     restarts = 1
-    targets = 0  # how many classes are targets in turn; 0: none
-    max_queries: int  # answers of an attempt that runs to its end
+    """The engine makes this many attempts at each image, and at each target if there are any."""
+
+    targets = 0
+    """The engine takes this many wrong classes as targets, one after another; 0 means none."""
+
+    gradient = True
+    """The engine asks for the gradient of the loss with every query."""
+
+    keeps: Keeps = "first"
+    """The engine keeps the first success and stops there; or, with "best", runs on and keeps the
+    point with the highest ``score``, successes first; or, with "last", keeps the last point."""
+
+    inside = True
+    """The engine takes every point to lie in ball and box, and does not measure its distance before
+    it counts the point as a success."""
+
+    starts_clean = False
+    """The first query of an attempt is about the clean image, which the engine never keeps as the
+    best point."""
+
+    exhaustive = False
+    """The engine makes all attempts, also after a success, and keeps the success with the highest
+    ``score``."""
+
+    attacks_wrong = False
+    """The engine also attacks images that the model misclassifies without any attack."""
+
+    takes_groups = True
+    """The engine may judge the points of images that influence each other together. This must be
+    False for an attack that accepts or rejects the step of each image by itself."""
+
+    needs_a_box = False
+    """The attack works only within finite ``bounds``, and refuses others."""
 
     def __init__(
         self,
@@ -220,8 +211,6 @@ class Attack(ABC):
             ValueError, TypeError: an input outside the above, or a model whose logits are not
                 floats of shape (N, C), or NaN.
         """
-        from ironmoe.attacks.engine.run import run_attack  # the engine knows attacks
-
         return run_attack(self, images, labels, indices)
 
     def ball(self, attempts: Attempts) -> Ball:
@@ -284,3 +273,26 @@ class Attack(ABC):
         """(R,) bool: the point is what the attack is after, wherever it lies."""
         hit = logits.argmax(1) == attempts["label"]
         return hit if self.targeted else ~hit
+
+
+class FixedRadiusAttack(Attack):
+    """An attack that searches inside the ball of radius eps: PGD, APGD, Square and their relatives.
+
+    It looks for any adversarial point in the ball, so its first success is as good as a later one,
+    and no other attempt is needed after it.
+    """
+
+    inside = True
+    exhaustive = False
+
+
+class LeastDistanceAttack(Attack):
+    """An attack that looks for the nearest adversarial point: FAB, DeepFool, CW.
+
+    Its points may lie outside the ball, so the engine measures their distance, and eps may be
+    infinite. It moves each image by itself, so it does not take images that influence each other.
+    """
+
+    inside = False
+    takes_groups = False
+    attacks_wrong = False

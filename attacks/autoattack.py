@@ -12,6 +12,7 @@ from ironmoe.attacks.balls.abilities import SparseBall
 from ironmoe.attacks.balls.ball import Ball, Bounds, ball_of
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
+from ironmoe.attacks.evaluation.evaluate import evaluate
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.square import Square
@@ -143,8 +144,6 @@ class AutoAttack(Attack):
         Args:
             x: (N, …) images in ``bounds``; y: (N,) int64 labels; bs: images in the active batch.
         """
-        from ironmoe.attacks.evaluation.evaluate import evaluate
-
         report = evaluate(
             self.model, (x, y), {"autoattack": self}, batch_size=bs, keep_adversarial=True
         )
@@ -169,8 +168,6 @@ class AutoAttack(Attack):
         self, x: Tensor, y: Tensor, bs: int = 250
     ) -> dict[str, Tensor]:
         """Each attack by itself on all images: name → adversarial images."""
-        from ironmoe.attacks.evaluation.evaluate import evaluate
-
         singles = {
             name: AutoAttack(
                 self.model,

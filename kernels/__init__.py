@@ -5,10 +5,11 @@ from ironmoe.kernels import flops as flops  # tells torch's FLOP counter of the 
 from ironmoe.kernels.activations import ACTIVATIONS, Activation
 from ironmoe.kernels.attack_step import l2_step, linf_step
 from ironmoe.kernels.combine import combine
-from ironmoe.kernels.dispatch import Dispatch, plan_dispatch
+from ironmoe.kernels.dispatch import plan_dispatch
 from ironmoe.kernels.expert_mlp import expert_mlp
 from ironmoe.kernels.grouped_matmul import grouped_matmul
-from ironmoe.kernels.topk import ExpertGroups, Routing, topk_route
+from ironmoe.kernels.topk import topk_route
+from ironmoe.kernels.types import Dispatch, ExpertGroups, Routing
 
 __all__ = [
     "ACTIVATIONS",

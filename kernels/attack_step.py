@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ironmoe.kernels.route import takes_operators, takes_triton
+from ironmoe.kernels.types import MAX_PROJECTION_ROUNDS
 
-# of the search for the projection; each clips another coordinate, a handful is usual
-MAX_ROUNDS = 50
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -130,7 +129,7 @@ def l2_projection(
     room = torch.where(delta > 0, bounds[1] - flat_center, flat_center - bounds[0])
     size, eps = delta.abs(), eps.to(delta.dtype)
     s = (eps / size.norm(dim=1).clamp_min(1e-30)).clamp_max(1)
-    for _ in range(MAX_ROUNDS):
+    for _ in range(MAX_PROJECTION_ROUNDS):
         clipped = s.unsqueeze(1) * size >= room
         spent = room.masked_fill(~clipped, 0).square().sum(1)
         free = size.masked_fill(clipped, 0).square().sum(1)

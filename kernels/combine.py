@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ironmoe.kernels.demand import demanded, with_own_node
-from ironmoe.kernels.dispatch import Dispatch
+from ironmoe.kernels.autograd.demand import demanded, with_own_node
 from ironmoe.kernels.route import forward_mode, may_look, takes_operators, takes_triton, transformed
-from ironmoe.kernels.topk import Routing
+from ironmoe.kernels.types import Dispatch, Routing
 
 
 def combine(rows: Tensor, routing: Routing, dispatch: Dispatch) -> Tensor:

@@ -1,34 +1,13 @@
 """Dispatch: from each token's choices to rows sorted by expert, and back; and the map from tiles of
 rows to experts."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from ironmoe.kernels.route import may_look, takes_operators, takes_triton, transformed
 from ironmoe.kernels.tuning import max_tiles, rows_per_tile
-
-
-class Dispatch(NamedTuple):
-    """Where every choice goes when the R = T·K choices are sorted by expert (stably, so by token
-    inside an expert).
-
-    offsets:   (E + 1,) int32; the rows of expert e are offsets[e] … offsets[e + 1] − 1. offsets[E]
-        counts the kept choices
-    row_token: (R,) int32; the token each row reads
-    row_slot:  (R,) int32; which of its token's K choices the row is
-    slot_row:  (T, K) int32; the row of each choice, −1 for a dropped one
-
-    Rows from offsets[E] on belong to the dropped choices (sentinel expert E): no expert works on
-    them.
-    """
-
-    offsets: Tensor
-    row_token: Tensor
-    row_slot: Tensor
-    slot_row: Tensor
+from ironmoe.kernels.types import Dispatch
 
 
 def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ironmoe.kernels.activations import ACTIVATIONS, Activation
+from ironmoe.kernels.autograd.demand import demanded
 from ironmoe.kernels.combine import gather_sum
-from ironmoe.kernels.demand import demanded
 from ironmoe.kernels.grouped_matmul import or_empty
 from ironmoe.kernels.route import takes_triton
 from ironmoe.kernels.tiles import (

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from ironmoe.kernels.activations import Activation, get_activation
-from ironmoe.kernels.demand import demanded, with_own_node
-from ironmoe.kernels.dispatch import Dispatch, plan_dispatch, plan_tiles, plan_with_tiles
+from ironmoe.kernels.autograd.demand import demanded, with_own_node
+from ironmoe.kernels.autograd.recompute import recomputed
+from ironmoe.kernels.autograd.transforms import by_folding, takes_folding
+from ironmoe.kernels.dispatch import plan_dispatch, plan_tiles, plan_with_tiles
 from ironmoe.kernels.expert_down import down_tiles, down_tiles_backward, expert_down_op
 from ironmoe.kernels.grouped_matmul import (
     check_experts,
@@ -31,7 +33,6 @@ from ironmoe.kernels.grouped_matmul import (
     product_tiles,
     product_tiles_backward,
 )
-from ironmoe.kernels.recompute import recomputed
 from ironmoe.kernels.route import (
     autocast_dtype,
     check_precision,
@@ -41,8 +42,7 @@ from ironmoe.kernels.route import (
     without_autocast,
 )
 from ironmoe.kernels.tiles import Tile, tiles
-from ironmoe.kernels.topk import Routing
-from ironmoe.kernels.transforms import by_folding, takes_folding
+from ironmoe.kernels.types import Dispatch, Routing
 
 
 def expert_mlp(

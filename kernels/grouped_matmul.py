@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ironmoe.kernels.activations import ACTIVATIONS
+from ironmoe.kernels.autograd.demand import demanded, with_own_node
 from ironmoe.kernels.combine import gather_sum
-from ironmoe.kernels.demand import demanded, with_own_node
 from ironmoe.kernels.dispatch import plan_tiles
 from ironmoe.kernels.route import (
     check_precision,

@@ -1,38 +1,18 @@
 """Top-k routing: logits to gates and expert choices."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from ironmoe.kernels.route import forward_mode, may_look, takes_operators, takes_triton, transformed
+from ironmoe.kernels.types import ExpertGroups, Routing
 
 MAX_EXPERTS, MAX_TOP_K = 1024, 32  # of the Triton kernel; beyond them the torch twin runs
 SCORES = ("softmax", "sigmoid", "sqrtsoftplus")
 ORDERS = ("score_first", "topk_first")
 GROUP_SCORES = ("max", "top2_sum")
-
-
-class Routing(NamedTuple):
-    """Which experts each token takes, and with which weight.
-
-    gates:   (T, K) float32 (float64 for float64 logits), the weight of each choice
-    experts: (T, K) int32, best choice first; ``experts == E`` marks a dropped choice, whose gate is
-        0
-    """
-
-    gates: Tensor
-    experts: Tensor
-
-
-class ExpertGroups(NamedTuple):
-    """Group-limited selection (DeepSeek-V2/V3): only the best ``keep`` of ``num_groups`` equal
-    groups of experts compete."""
-
-    num_groups: int
-    keep: int
-    score: str = "top2_sum"
 
 
 def topk_route(

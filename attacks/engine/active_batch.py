@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.attacked_model import Answer
 from ironmoe.attacks.engine.attempts import (
     Attempts,
@@ -23,6 +22,7 @@ from ironmoe.attacks.engine.attempts import (
 )
 from ironmoe.attacks.engine.job import Job
 from ironmoe.attacks.engine.routing_mode import RoutingMode
+from ironmoe.attacks.engine.search import Search
 from ironmoe.attacks.random import example_keys
 
 # rows with and rows without a gradient: fewer are cheaper asked together, all with one
@@ -51,7 +51,7 @@ class ActiveBatch:
     """
 
     def __init__(
-        self, attack: Attack, size: int, unit: int, fixed: bool, free_up_to: int = 1
+        self, attack: Search, size: int, unit: int, fixed: bool, free_up_to: int = 1
     ) -> None:
         self.attack, self.size, self.unit, self.fixed, self.free_up_to = (
             attack,

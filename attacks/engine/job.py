@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.attempts import Attempts
+from ironmoe.attacks.engine.search import Search
 
 
 class Stage(NamedTuple):
     """One attack at one eps; None: the radius that came with the image."""
 
-    attack: Attack
+    attack: Search
     eps: float | None = None
 
 
@@ -81,7 +81,7 @@ class Job:
         self._begin_stage()
 
     @property
-    def attack(self) -> Attack:
+    def attack(self) -> Search:
         return self.stages[self.stage].attack
 
     @property

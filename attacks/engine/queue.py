@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.active_batch import ActiveBatch, Owner
 from ironmoe.attacks.engine.attacked_model import check_labels
 from ironmoe.attacks.engine.attempts import Attempts, joined, select, where
 from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.coupling import images_per_unit
 from ironmoe.attacks.engine.job import Job, Outcome, Stage
+from ironmoe.attacks.engine.search import Search
 
 FLAGS_READ_EVERY = 8  # rounds on a GPU; on CPU looking costs nothing
 FREE_UP_TO = {"cpu": 16, "cuda": 128}  # units that cost hardly more than one
@@ -100,7 +100,7 @@ class Engine:
         attacks = list(dict.fromkeys(stage.attack for chain in chains for stage in chain))
         self.order = {attack: place for place, attack in enumerate(attacks)}
         # by attack and images of a unit, in the order of the chains
-        self.batches: dict[tuple[Attack, int], ActiveBatch] = {}
+        self.batches: dict[tuple[Search, int], ActiveBatch] = {}
         self.attacked_models = list(dict.fromkeys(attack.attacked_model for attack in attacks))
         self.spent_before = self._forwards()
         self.leaving: list[Leaving] = []

@@ -5,16 +5,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack, AttackResult
 from ironmoe.attacks.engine.attacked_model import check_images
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.job import Job, Stage
 from ironmoe.attacks.engine.queue import Chunk, Engine
 from ironmoe.attacks.engine.records import Records, records_of
+from ironmoe.attacks.engine.search import Search
+from ironmoe.attacks.result import AttackResult
 
 
 def run_attack(
-    attack: Attack, images: Tensor, labels: Tensor, indices: Tensor | None = None
+    attack: Search, images: Tensor, labels: Tensor, indices: Tensor | None = None
 ) -> AttackResult:
     """``Attack.run``: all images at once in the batch, which shrinks as they leave it."""
     check_images(images, labels, attack.bounds)

@@ -1,22 +1,18 @@
 """Checks against false security: signs in what the attacks did (Croce & Hein, arXiv 2003.01690;
 Pintor et al., arXiv 2106.09947)."""
 
-from typing import TYPE_CHECKING
-
 from ironmoe.attacks.evaluation.model_checks import Flag
-
-if TYPE_CHECKING:
-    from ironmoe.attacks.evaluation.report import RobustnessReport
+from ironmoe.attacks.evaluation.report import RobustnessReport
 
 SQUARE_GAIN, RISING_SHARE = 0.002, 0.1
 
 
-def check_outcome(report: "RobustnessReport") -> list[Flag]:
+def check_outcome(report: RobustnessReport) -> list[Flag]:
     """Look at what the attacks did."""
     return [_square(report), _rising(report)]
 
 
-def _square(report: "RobustnessReport") -> Flag:
+def _square(report: RobustnessReport) -> Flag:
     name, gains = "Square beats the gradient attacks", []
     for summary in report.attacks.values():
         total = max(len(summary.fell), 1)
@@ -58,7 +54,7 @@ def _is_square(stage: str) -> bool:
     return "square" in stage.lower()
 
 
-def _rising(report: "RobustnessReport") -> Flag:
+def _rising(report: RobustnessReport) -> Flag:
     name, held = (
         "loss still rising at the end",
         [summary.robust & summary.decided for summary in report.attacks.values()],

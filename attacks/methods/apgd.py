@@ -1,5 +1,5 @@
-"""Auto-PGD: projected gradient ascent with momentum that shortens its steps by itself (Croce & Hein,
-arXiv 2003.01690, algorithm 1)."""
+"""Auto-PGD: projected gradient ascent with momentum that shortens its steps by itself (Croce &
+Hein, arXiv 2003.01690, algorithm 1)."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.abilities import SparseBall, StraightBall
 from ironmoe.attacks.balls.ball import ball_of, norms_with
 from ironmoe.attacks.engine.attacked_model import Model
@@ -44,7 +44,7 @@ class Schedule(Protocol):
         """Set the next ``point``, a step from ``point`` along the gradient there."""
 
 
-class APGD(Attack):
+class APGD(FixedRadiusAttack):
     """Auto-PGD and, with ``targets``, APGD-T (arXiv 2003.01690; in L1 arXiv 2103.01208): no step
     length to choose.
 
@@ -212,7 +212,8 @@ class Halving:
     def __init__(self, steps: int, rho: float, ball: Callable[[Attempts], StraightBall]) -> None:
         self.rho = rho
         self.ball = ball
-        # Steps of the first window, by how many each is shorter than the last, and at least so many.
+        # How many steps the first window has, by how many each window is shorter than the one
+        # before it, and how many the shortest has.
         self.first = max(int(0.22 * steps), 1)
         self.shrinks = max(int(0.03 * steps), 1)
         self.least = max(int(0.06 * steps), 1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.balls.l2 import L2Ball
 from ironmoe.attacks.engine.attacked_model import Answer, Model
@@ -23,7 +23,7 @@ CHECKS = 10  # how often a search step looks whether the objective still falls
 PROGRESS = 0.9999  # it goes on if the objective fell to this share of that at the last check
 
 
-class CW(Attack):
+class CW(LeastDistanceAttack):
     """Carlini & Wagner's L2 attack (arXiv 1608.04644, section V): each image gets the nearest
     misclassified point it can find.
 
@@ -56,8 +56,6 @@ class CW(Attack):
     """
 
     needs = L2Ball
-    inside = False
-    takes_groups = False
     needs_a_box = True
 
     def __init__(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
@@ -14,7 +14,7 @@ from ironmoe.attacks.losses import Loss, get_loss, least_classes
 from ironmoe.attacks.methods.fingerprint import fingerprint
 
 
-class FixedStepAttack(Attack):
+class FixedStepAttack(FixedRadiusAttack):
     """Steepest ascent with projection; a subclass says how long a step is and what it goes along.
 
     In a norm whose steps come back, an attempt that may stop early also ends when it meets a point

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import AttackResult
 from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss
 from ironmoe.attacks.methods.fixed_step import FixedStepAttack
+from ironmoe.attacks.result import AttackResult
 from ironmoe.kernels.attack_step import column
 
 

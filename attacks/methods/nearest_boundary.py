@@ -6,14 +6,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.abilities import HyperplaneBall
 from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 
 
-class BoundaryAttack(Attack):
+class BoundaryAttack(LeastDistanceAttack):
     """An attack that goes to the nearest of the boundaries z_k = z_label, each linearised at the
     point where it is.
 
@@ -33,8 +33,6 @@ class BoundaryAttack(Attack):
             where the gradient is 0
     """
 
-    inside = False
-    takes_groups = False
     needs = HyperplaneBall
     starts_clean = True
 

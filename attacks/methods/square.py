@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.abilities import BoxBall, PowerBall
 from ironmoe.attacks.balls.ball import Bounds, ball_of
 from ironmoe.attacks.engine.attacked_model import Answer, Model
@@ -27,7 +27,7 @@ ROWS_AT_LEAST = {"cpu": 128, "cuda": 128}
 AHEAD = 16
 
 
-class Square(Attack):
+class Square(FixedRadiusAttack):
     """Random search in square windows, without gradients (Andriushchenko et al., arXiv 1912.00049;
     L1: Croce & Hein, arXiv 2103.01208).
 

@@ -60,8 +60,8 @@ class Proposals(Protocol):
 
 
 class SignProposals:
-    """Every pixel is as low or as high as the box from ``low`` to ``high`` allows; each channel of a
-    window is set to one of the two (section 4.1).
+    """Every pixel is as low or as high as the box allows that ball and image box form together;
+    each channel of a window is set to one of the two (section 4.1).
 
     A proposal that is the image itself is passed over: it counts as a step and is not asked about.
 

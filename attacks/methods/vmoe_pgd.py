@@ -5,16 +5,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.ball import Ball, Bounds
 from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
-from ironmoe.attacks.engine.routing_mode import AuxiliaryLoss
+from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.losses import Loss, get_loss
+from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
 
 
-class VMoEPGD(Attack):
+class VMoEPGD(FixedRadiusAttack):
     """Sign ascent on the mean loss of the batch: ``steps`` steps of length eps / steps from the
     image, the last point taken.
 
@@ -25,7 +26,7 @@ class VMoEPGD(Attack):
     """
 
     needs = LinfBall  # steps of eps / steps add up to eps in no other norm
-    keeps = "last"
+    keeps: Keeps = "last"
     attacks_wrong = True
 
     def __init__(

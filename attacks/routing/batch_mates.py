@@ -19,10 +19,10 @@ from ironmoe.attacks.engine.attempts import where
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
 from ironmoe.attacks.engine.queue import Chunk
-from ironmoe.attacks.engine.routing_mode import by_image, known_logits, members_of, routed_layers
 from ironmoe.attacks.engine.run import prepared, units
 from ironmoe.attacks.losses import margin
 from ironmoe.attacks.random import example_keys
+from ironmoe.attacks.routing.layers import by_image, known_logits, members_of, routed_layers
 from ironmoe.kernels import Routing
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.groups import Grouped

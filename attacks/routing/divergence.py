@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.engine.attempts import Attempts
-from ironmoe.attacks.engine.routing_mode import (
-    RoutingMode,
-    Term,
+from ironmoe.attacks.engine.routing_mode import RoutingMode, Term
+from ironmoe.attacks.routing.auxiliary_loss import check_weight
+from ironmoe.attacks.routing.layers import (
     by_image,
-    check_weight,
     known_logits,
     members_of,
     one_pass,

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ironmoe.attacks.engine.attempts import Attempts
-from ironmoe.attacks.engine.routing_mode import (
-    AuxiliaryLoss,
-    RoutingMode,
-    Term,
+from ironmoe.attacks.engine.routing_mode import RoutingMode, Term
+from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
+from ironmoe.attacks.routing.divergence import RoutingDivergence
+from ironmoe.attacks.routing.layers import (
     by_image,
     by_token,
     known_logits,
@@ -33,7 +33,6 @@ from ironmoe.attacks.engine.routing_mode import (
     one_pass,
     routed_layers,
 )
-from ironmoe.attacks.routing.divergence import RoutingDivergence
 from ironmoe.kernels import Routing
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.expert_choice import ExpertChoiceRouter

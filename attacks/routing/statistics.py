@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Normalize
 from ironmoe.attacks.engine.borrow import borrowed
-from ironmoe.attacks.engine.routing_mode import members_of
 from ironmoe.attacks.losses import Loss, get_loss
+from ironmoe.attacks.routing.layers import members_of
 from ironmoe.moe import LayerTrace, aux_loss_in_eval, collect_aux_loss, routing_sites, trace_routing
 from ironmoe.moe.routing.metrics import READINGS, token_overlap
 

@@ -21,8 +21,8 @@ from ironmoe.kernels.gpu import (
     weight_gradient,
 )
 from ironmoe.kernels.gpu.launch import Launch, observe
-from ironmoe.kernels.topk import ExpertGroups
 from ironmoe.kernels.tuning import Chip, assume
+from ironmoe.kernels.types import ExpertGroups
 
 E, K = 128, 8  # Qwen3-30B-A3B
 SIZES = (2048, 768)  # its D and F: multiples of every block

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ironmoe.kernels.attack_step import MAX_ROUNDS
 from ironmoe.kernels.gpu.launch import cdiv, launch, next_power_of_2
+from ironmoe.kernels.types import MAX_PROJECTION_ROUNDS
 
 NAN = tl.constexpr(tl.PropagateNan.ALL)  # a NaN stays one, as in torch
 
@@ -180,7 +180,7 @@ def launch_l2_step(
         pixels=pixels,
         lowest=lowest,
         highest=highest,
-        MAX_ROUNDS=MAX_ROUNDS,
+        MAX_ROUNDS=MAX_PROJECTION_ROUNDS,
         BLOCK=min(4096, next_power_of_2(pixels)),
         WRITES_IMAGE=image.numel() > 0,
     )

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ironmoe.kernels.gpu.launch import cdiv, launch, next_power_of_2
-from ironmoe.kernels.topk import ExpertGroups
+from ironmoe.kernels.types import ExpertGroups
 
 ELEMENTS = 512  # rows × columns a program
 LOWEST = tl.constexpr(-(2**31))  # below every order: columns of no expert, and what was chosen

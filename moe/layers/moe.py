@@ -12,6 +12,7 @@ from ironmoe.kernels.activations import get_activation
 from ironmoe.kernels.route import check_precision
 from ironmoe.moe.layers.expert_rows import expert_rows
 from ironmoe.moe.layers.mlp import Mlp
+from ironmoe.moe.layers.timm import as_mlp_layer
 from ironmoe.moe.routers.capacity import Capacity
 from ironmoe.moe.routers.groups import Grouped
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
@@ -142,9 +143,7 @@ class MoE(nn.Module):
     @staticmethod
     def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> "type[MoE]":
         """The class that timm takes as ``mlp_layer``: ``ironmoe.moe.layers.timm.as_mlp_layer``."""
-        from ironmoe.moe.layers.timm import as_mlp_layer
-
-        return as_mlp_layer(num_experts, top_k, **moe_options)
+        return as_mlp_layer(MoE, num_experts, top_k, **moe_options)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, D) → (…, D). With ``images_per_group`` in the capacity (or router), x must be

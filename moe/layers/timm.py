@@ -1,4 +1,7 @@
-"""MoE behind the constructor of timm's Mlp, for ``mlp_layer=``."""
+"""A layer of experts behind the constructor of timm's Mlp, for ``mlp_layer=``.
+
+This file does not know ``MoE``: ``MoE.as_mlp_layer`` hands its class in.
+"""
 
 from collections.abc import Callable
 from functools import partialmethod
@@ -9,12 +12,12 @@ from torch import nn
 
 from ironmoe.kernels.activations import ACTIVATIONS
 from ironmoe.moe.layers.dense_mlp import activation_name
-from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.top_k import TopKRouter
 
 
-class MoEMlp(MoE):
-    """An ``MoE`` made from the arguments of timm's Mlp; ``as_mlp_layer`` gives the others.
+class MoEMlp(nn.Module):
+    """The arguments of timm's Mlp, turned into those of ``MoE``, the next of the base classes.
+    ``as_mlp_layer`` puts the two together.
 
     Args:
         in_features: D; hidden_features: F of each expert, by default D; out_features: None or D.
@@ -87,14 +90,17 @@ class MoEMlp(MoE):
         )
 
 
-def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> type[MoEMlp]:
+def as_mlp_layer(
+    cls: type[nn.Module], num_experts: int, top_k: int = 2, **moe_options: Any
+) -> type[Any]:
     """The class that timm takes as ``mlp_layer``: called with the arguments of timm's Mlp, it makes
-    an ``MoE``.
+    a ``cls``.
 
     Layers made with it can be copied and pickled. Every block of the timm model then has experts;
     for some of them only, see ``upcycle``.
 
     Args:
+        cls: ``MoE``.
         num_experts: E; top_k: K.
         moe_options: ``activation``, ``router`` and those of ``MoE``, see ``MoEMlp``.
 
@@ -104,18 +110,16 @@ def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> type[M
     """
     options = {"num_experts": num_experts, "top_k": top_k, **moe_options}
 
-    class Layer(MoEMlp):
-        __init__ = partialmethod(MoEMlp.__init__, **options)  # type: ignore[assignment]
+    # A class made in a function cannot be found by its name, so a pickle makes it again.
+    def __reduce__(self: nn.Module) -> tuple[Any, ...]:
+        return _new, (cls, options), self.__getstate__()
 
-        # a class made in a function cannot be found by its name
-        def __reduce__(self) -> tuple[Any, ...]:
-            return _new, (options,), self.__getstate__()
-
-    Layer.__name__ = Layer.__qualname__ = MoEMlp.__name__
-    Layer(in_features=1, device="meta")
-    return Layer
+    body = {"__init__": partialmethod(MoEMlp.__init__, **options), "__reduce__": __reduce__}
+    layer = type(MoEMlp.__name__, (MoEMlp, cls), body)
+    layer(in_features=1, device="meta")
+    return layer
 
 
-def _new(options: dict[str, Any]) -> MoEMlp:
-    layer = as_mlp_layer(**options)
+def _new(cls: type[nn.Module], options: dict[str, Any]) -> nn.Module:
+    layer = as_mlp_layer(cls, **options)
     return layer.__new__(layer)

@@ -1,11 +1,14 @@
-"""The families of the papers by name: ViT and V-MoE in sizes S to H."""
+"""The families of the papers by name: ViT and V-MoE in sizes S to H.
+
+This file does not know ``VMoE``: ``VMoE.from_config`` hands its class in.
+"""
 
 import math
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
-if TYPE_CHECKING:
-    from ironmoe.moe.vit.vit import VMoE
+Model = TypeVar("Model")
 
 
 class Size(NamedTuple):
@@ -29,10 +32,11 @@ SIZES = {
 }
 
 
-def from_config(cls: type["VMoE"], name: str, **options: Any) -> "VMoE":
+def from_config(cls: Callable[..., Model], name: str, **options: Any) -> Model:
     """A model of the papers by name.
 
     Args:
+        cls: ``VMoE``.
         name: "ViT-S/32", "V-MoE-B/16", …: sizes S, B, B+, B++, B+++, L and H; any patch size that
             divides ``image_size``.
         options: ``image_size`` (224), ``num_classes`` (1000), ``representation_size`` (as wide as

@@ -2,15 +2,15 @@
 
 Flax stores kernels as (in, out), attention kernels with an axis of heads, and convolutions channels
 last; every leaf is named here once, with the einops pattern that takes this library's layout to
-theirs.
+theirs. This file does not know ``VMoE``: its methods hand the class or the model in.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +21,7 @@ from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.layers.soft import SoftMoE
 from ironmoe.moe.routers.ensemble import EnsembleRouter
-from ironmoe.moe.vit.attention import Attention, Block
-
-if TYPE_CHECKING:
-    from ironmoe.moe.vit.vit import VMoE
+from ironmoe.moe.vit.attention import Attention, AttentionPool, Block
 
 OLD_NAMES = (  # of vit_jax, over the years → of V-MoE
     (r"^Transformer/", "Encoder/"),
@@ -32,6 +29,33 @@ OLD_NAMES = (  # of vit_jax, over the years → of V-MoE
     (r"(encoderblock_\d+)/MlpBlock_\d+/", r"\1/Mlp/"),
     (r"(encoderblock_\d+)/LayerNorm_2/", r"\1/LayerNorm_1/"),
 )
+
+
+class VisionTransformer(Protocol):
+    """What this file reads of a ``VMoE``, by the names of its attributes."""
+
+    image_size: int
+    pos_embedding: nn.Parameter
+    blocks: nn.ModuleList
+    norm: nn.LayerNorm
+    head: nn.Linear
+
+    @property
+    def stem(self) -> nn.Module: ...
+
+    @property
+    def cls(self) -> nn.Parameter | None: ...
+
+    @property
+    def pool(self) -> AttentionPool | None: ...
+
+    @property
+    def pre_logits(self) -> nn.Linear | None: ...
+
+    def resize(self, image_size: int) -> Any: ...
+
+
+Model = TypeVar("Model", bound=VisionTransformer)
 
 
 class Leaf(NamedTuple):
@@ -52,20 +76,21 @@ class Leaf(NamedTuple):
 
 
 def from_jax(
-    cls: type["VMoE"],
+    cls: Callable[..., Model],
     params: Mapping[str, np.ndarray],
     *,
     image_size: int | None = None,
     heads: int | None = None,
     top_k: int | None = None,
     **options: Any,
-) -> "VMoE":
+) -> Model:
     """The model of an official checkpoint, in eval mode. Everything the arrays tell is read from
     them.
 
     The official code works on images (B, H, W, 3) in [−1, 1]; this model on (B, 3, H, W).
 
     Args:
+        cls: ``VMoE``.
         params: names to arrays, as ``read_vmoe_checkpoint`` and ``read_npz_checkpoint`` give them.
         image_size: in pixels; if it is not the checkpoint's, the position embeddings are resized.
         heads: checked if given.
@@ -116,10 +141,11 @@ def from_jax(
         raise ValueError(f"top_k must be None for a checkpoint without experts, got {top_k}")
     model = cls(**settings | options)
     _fill(model, params)
-    return model.resize(image_size or model.image_size).eval()
+    model.resize(image_size or model.image_size).eval()
+    return model
 
 
-def to_jax(model: "VMoE") -> dict[str, np.ndarray]:
+def to_jax(model: VisionTransformer) -> dict[str, np.ndarray]:
     """Names to float32 arrays, as the official V-MoE code names and shapes them: what
     ``write_vmoe_checkpoint`` takes."""
     return {
@@ -148,7 +174,7 @@ def _moe_settings(
     return settings | {"top_k": top_k or 1, "ensemble_size": members}
 
 
-def _fill(model: "VMoE", params: Mapping[str, np.ndarray]) -> None:
+def _fill(model: VisionTransformer, params: Mapping[str, np.ndarray]) -> None:
     leaves = list(_leaves(model))
     missing = [leaf.name for leaf in leaves if leaf.name not in params]
     unused = sorted(set(params) - {leaf.name for leaf in leaves})
@@ -167,7 +193,7 @@ def _fill(model: "VMoE", params: Mapping[str, np.ndarray]) -> None:
             leaf.copy_from(torch.from_numpy(np.array(array, dtype=np.float32)))
 
 
-def _leaves(model: "VMoE") -> Iterator[Leaf]:
+def _leaves(model: VisionTransformer) -> Iterator[Leaf]:
     if not isinstance(model.stem, nn.Conv2d):
         raise ValueError("the official code has no conv stem; the model must have stem='patch'")
     yield Leaf("embedding/kernel", model.stem.weight, "d c p q -> p q c d")

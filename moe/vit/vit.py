@@ -15,6 +15,8 @@ from ironmoe.moe.routers.capacity import Capacity
 from ironmoe.moe.routers.ensemble import EnsembleRouter
 from ironmoe.moe.routers.top_k import TopKRouter
 from ironmoe.moe.vit.attention import LAYER_NORM_EPS, AttentionPool, Block
+from ironmoe.moe.vit.configs import from_config
+from ironmoe.moe.vit.jax_weights import from_jax, to_jax
 from ironmoe.moe.vit.placement import placement
 from ironmoe.moe.vit.positions import resize_positions
 
@@ -136,23 +138,17 @@ class VMoE(nn.Module):
     def from_config(cls, name: str, **options: Any) -> "VMoE":
         """A model of the papers' families by name, such as "V-MoE-B/16" or "ViT-B++/32":
         ``ironmoe.moe.vit.configs``."""
-        from ironmoe.moe.vit.configs import from_config
-
         return from_config(cls, name, **options)
 
     @classmethod
     def from_jax(cls, params: Mapping[str, np.ndarray], **options: Any) -> "VMoE":
         """The model of an official V-MoE or ViT checkpoint:
         ``ironmoe.moe.vit.jax_weights.from_jax``."""
-        from ironmoe.moe.vit.jax_weights import from_jax
-
         return from_jax(cls, params, **options)
 
     def to_jax(self) -> dict[str, np.ndarray]:
         """The weights by their official names and in their official layout:
         ``ironmoe.moe.vit.jax_weights.to_jax``."""
-        from ironmoe.moe.vit.jax_weights import to_jax
-
         return to_jax(self)
 
     def reset_parameters(self) -> None:

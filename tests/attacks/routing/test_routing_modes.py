@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ironmoe.attacks import FGSM, MIFGSM, PGD, evaluate
-from ironmoe.attacks.engine.routing_mode import AuxiliaryLoss, RoutingMode
+from ironmoe.attacks.engine.routing_mode import RoutingMode
+from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
 from ironmoe.attacks.routing.modes import (
     ExpertsOnly,
     FrozenRouting,

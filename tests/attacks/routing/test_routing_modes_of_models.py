@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ironmoe.attacks import PGD, evaluate
-from ironmoe.attacks.engine.routing_mode import AuxiliaryLoss, RoutingMode
+from ironmoe.attacks.engine.routing_mode import RoutingMode
+from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
 from ironmoe.attacks.routing.modes import (
     ExpertsOnly,
     FrozenRouting,

@@ -21,8 +21,8 @@ from ironmoe.kernels.gpu import (
     weight_gradient,
 )
 from ironmoe.kernels.gpu.launch import observe
-from ironmoe.kernels.topk import ExpertGroups
 from ironmoe.kernels.tuning import CHIPS, INTERPRETER, assume
+from ironmoe.kernels.types import ExpertGroups
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="looks into the interpreter")
 

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from ironmoe.moe import MoE, collect_aux_loss, trace_routing
-from ironmoe.moe.layers.timm import MoEMlp, as_mlp_layer
+from ironmoe.moe.layers.timm import MoEMlp
+
+as_mlp_layer = MoE.as_mlp_layer
 
 SIZES = {
     "img_size": 16,

@@ -16,7 +16,7 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from ironmoe.kernels.route import transformed
-from ironmoe.kernels.topk import Routing
+from ironmoe.kernels.types import Routing
 
 
 def takes_folding() -> bool:

@@ -1,0 +1,47 @@
+"""The result of one attack on one batch."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class AttackResult:
+    """What an attack did to N examples. Every field is a tensor with N entries on the images'
+    device.
+
+    adversarial:   (N, …) float32 (float64 for float64 images); the clean image where it was
+        misclassified already (but see PGD.vmoe)
+    clean_correct: bool; the clean image is classified as its label (a targeted attack: not as its
+        target)
+    success:       bool; clean_correct, and the final image was predicted again in full precision,
+                   as another class (a targeted
+                   attack: as its target), at a distance ≤ eps
+    prediction:    int64; the class of the final image
+    distance:      float64; distance of the final image in the attack's norm
+    steps:         int64; questions asked before the first success, 0 if the starting point was one;
+        −1 without success
+    found:         bool; the search found a point that it counted as a success. Such points are more
+                   than ``success`` where the search runs in low precision, or on another model than
+                   the one that predicts, or where a model is random
+    forwards, backwards: int64; passes of the model this example took part in
+    flags:         name → bool (N,): "zero_gradient", the first gradient of an attempt was 0
+                   everywhere; "loss_rising", the loss was still rising when an unsuccessful attempt
+                   ended
+    """
+
+    adversarial: Tensor
+    clean_correct: Tensor
+    success: Tensor
+    prediction: Tensor
+    distance: Tensor
+    steps: Tensor
+    found: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    flags: dict[str, Tensor]
+
+    @property
+    def robust(self) -> Tensor:
+        """bool (N,): classified right, and no adversarial example was found."""
+        return self.clean_correct & ~self.success
