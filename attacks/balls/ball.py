@@ -119,6 +119,6 @@ def ball_of(norm: str) -> type[Ball]:
     return NORMS[norm]
 
 
-def norms_with(ability: type[Ball]) -> tuple[str, ...]:
+def norms_with(ability: type) -> tuple[str, ...]:
     """The names of the norms whose balls have this ability."""
     return tuple(name for name, ball in NORMS.items() if issubclass(ball, ability))

@@ -117,6 +117,8 @@ class APGD(FixedRadiusAttack):
         self.restarts = restarts
         self.max_queries = steps
         self.keeps = "first" if early_stop else "best"
+        self.rho = rho
+        self.three_radii = three_radii
         self.inside = not three_radii
         self.schedule: Schedule
         if sparse:
@@ -131,6 +133,14 @@ class APGD(FixedRadiusAttack):
             f"APGD({self.norm}, eps={self.eps}, steps={self.steps}, loss={self.loss_name}{extras}, "
             f"restarts={self.restarts}, seed={self.seed})"
         )
+
+    def chosen_settings(self) -> dict[str, Any]:
+        hidden = {"loss_name", "loss_of", "targeted_loss_of", "schedule"}
+        if issubclass(ball_of(self.norm), SparseBall):
+            hidden.add("rho")  # ``Sparsity`` has no use for it
+        settings = super().chosen_settings()
+        chosen = {name: value for name, value in settings.items() if name not in hidden}
+        return chosen | {"loss": self.targeted_loss_of or self.loss_of}
 
     @property
     def classes_needed(self) -> int:

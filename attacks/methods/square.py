@@ -93,13 +93,13 @@ class Square(FixedRadiusAttack):
         self.max_queries = steps + 1
 
         ball = ball_of(norm)
-        self.proposals: Proposals
+        self._proposals: Proposals
         if issubclass(ball, PowerBall):
-            self.proposals = BumpProposals(
+            self._proposals = BumpProposals(
                 steps, p_init, ball=ball, order=ball.order, bounds=self.bounds
             )
         else:
-            self.proposals = SignProposals(steps, p_init)
+            self._proposals = SignProposals(steps, p_init)
 
     def __repr__(self) -> str:
         return (
@@ -111,7 +111,7 @@ class Square(FixedRadiusAttack):
         ball = self.ball(attempts)
         if isinstance(ball, BoxBall):
             attempts |= {"low": ball.low, "high": ball.high}
-        point = self.proposals.start(attempts)
+        point = self._proposals.start(attempts)
         attempts["point"] = point
         attempts["best"] = point
         attempts["best_margin"] = torch.full_like(attempts["eps"], -math.inf)
@@ -133,7 +133,7 @@ class Square(FixedRadiusAttack):
         if count == 1:
             return super().ask(attempts, want_grad)
 
-        later = self.proposals.several(attempts, count - 1)
+        later = self._proposals.several(attempts, count - 1)
         points = torch.cat([attempts["point"].unsqueeze(1), later.points], 1)
         steps = torch.cat([attempts["step"].unsqueeze(1), later.steps], 1)
         going_on = later.there & ~attempts["finished"].unsqueeze(1)
@@ -163,7 +163,7 @@ class Square(FixedRadiusAttack):
         attempts["best_margin"] = torch.where(grown, loss.double(), attempts["best_margin"])
         attempts["best"] = where(grown, attempts["point"], attempts["best"])
 
-        proposal = self.proposals.one(attempts)
+        proposal = self._proposals.one(attempts)
         attempts["finished"] = attempts["finished"] | ~proposal.there[:, 0]
         attempts["point"] = where(attempts["finished"], attempts["best"], proposal.points[:, 0])
         attempts["step"] = proposal.steps[:, 0]

@@ -229,11 +229,6 @@ def _official(spec: str, size: int) -> LoadedModel:
         raise CheckpointError(
             f"--model vmoe:{spec} may set dispatch=bfloat16 only, got {given['dispatch']!r}"
         )
-    factor, group, priority = (
-        given.get("capacity"),
-        given.get("images_per_group"),
-        bool(given.get("priority")),
-    )
     try:
         params = (
             read_npz_checkpoint(prefix) if prefix.endswith(".npz") else read_vmoe_checkpoint(prefix)
@@ -242,9 +237,7 @@ def _official(spec: str, size: int) -> LoadedModel:
             params,
             image_size=size,
             top_k=given.get("top_k"),
-            capacity=Capacity(factor, images_per_group=group, priority=priority)
-            if factor is not None
-            else None,
+            capacity=_capacity(given),
             dispatch_dtype=torch.bfloat16 if "dispatch" in given else None,
         )
     except (ImportError, ValueError) as error:
@@ -256,6 +249,14 @@ def _official(spec: str, size: int) -> LoadedModel:
     return LoadedModel(
         Normalized(model, half, half), f"{name} {Path(prefix).stem}", shape, None, facts
     )
+
+
+def _capacity(given: dict[str, Any]) -> Capacity | None:
+    """The limit of each expert's rows that the query asks for; None without one."""
+    factor, group = given.get("capacity"), given.get("images_per_group")
+    if factor is None:
+        return None
+    return Capacity(factor, images_per_group=group, priority=bool(given.get("priority")))
 
 
 def _factory(module: str, function: str) -> LoadedModel:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ironmoe.attacks import PGD
 from ironmoe.bench.common.checkpoints import architecture, load_checkpoint, save_checkpoint
 from ironmoe.bench.common.data import ImageData
-from ironmoe.bench.common.run_folder import write_atomically
-from ironmoe.moe import VMoE, collect_aux_loss
+from ironmoe.bench.common.files import slug, write_atomically
+from ironmoe.bench.common.train import Recipe, TrainingProgress, one_cycle, train
+from ironmoe.moe import VMoE
 
 MODELS = ("ViT", "V-MoE", "robust V-MoE")
 # as wide as a V-MoE-S: matrix products take most of its time, as in models of real size
@@ -34,32 +35,38 @@ def trained_models(
     The robust one is trained on PGD-4 images within ``eps`` (Madry et al., arXiv 1706.06083).
     """
     models = {}
-    rows = data.split()[0]
     for name in names:
-        file = folder / (
-            f"{name.lower().replace(' ', '-')}-eps{eps:g}-epochs{epochs}-"
-            f"{data.checksum[:8]}.safetensors"
-        )
+        end = f"eps{eps:g}-epochs{epochs}-{data.checksum[:8]}.safetensors"
+        file = folder / f"{slug(name)}-{end}"
         if not file.exists():
-            torch.manual_seed(0)
-            arguments = architecture(
-                "ViT" if name == "ViT" else "V-MoE", tuple(data.images.shape[1:]), len(data.classes)
-            )
-            arguments |= WIDTHS if name == WIDE else {}
-            model = VMoE(**arguments)
-            radius = eps if name.startswith("robust") else 0.0
-            _fit(
-                model,
-                data.images[rows],
-                data.labels[rows],
-                radius,
-                epochs,
-                partial(on_epoch, name),
-            )
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, save_checkpoint(model, arguments, {"name": name, "eps": radius}))
+            _train_to(file, name, data, eps, epochs, partial(on_epoch, name))
         models[name] = load_checkpoint(file, torch.device("cpu"))[0]
     return models
+
+
+def _train_to(
+    file: Path,
+    name: str,
+    data: ImageData,
+    eps: float,
+    epochs: int,
+    on_epoch: Callable[[int], None],
+) -> None:
+    """Train the model of this name and write its checkpoint."""
+    arguments = architecture(
+        "ViT" if name == "ViT" else "V-MoE", tuple(data.images.shape[1:]), len(data.classes)
+    )
+    if name == WIDE:
+        arguments |= WIDTHS
+    torch.manual_seed(0)
+    model = VMoE(**arguments)
+
+    rows, _ = data.split()
+    radius = eps if name.startswith("robust") else 0.0
+    _fit(model, data.images[rows], data.labels[rows], radius, epochs, on_epoch)
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, save_checkpoint(model, arguments, {"name": name, "eps": radius}))
 
 
 def _fit(
@@ -70,26 +77,30 @@ def _fit(
     epochs: int,
     on_epoch: Callable[[int], None],
 ) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05, fused=True)
-    steps = epochs * -(-len(images) // 100)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 2e-3, total_steps=steps, pct_start=0.2
+    """Train on the images, or, if ``eps`` is above 0, on adversarial ones within it."""
+    recipe = Recipe(epochs=epochs)
+    steps_per_epoch = -(-len(images) // recipe.batch_size)
+
+    def attacked(x: Tensor, y: Tensor, epoch: int) -> Tensor:
+        # The radius grows over the first half: at full strength from the start small models learn
+        # nothing.
+        radius = eps * min(1.0, 2 * (epoch + 1) / epochs)
+        attack = PGD(model, radius, steps=ADVERSARIAL_STEPS, early_stop=False, seed=epoch)
+        return attack(x, y)
+
+    def show(progress: TrainingProgress) -> None:
+        epoch, rest = divmod(progress.step, steps_per_epoch)
+        if rest == 0:
+            on_epoch(epoch)
+
+    train(
+        model,
+        images,
+        labels,
+        recipe,
+        seed=0,
+        schedule=one_cycle(warmup=0.2),
+        shifts=False,
+        adversary=attacked if eps else None,
+        on_step=show,
     )
-    for epoch in range(epochs):
-        for rows in torch.randperm(
-            len(images), generator=torch.Generator().manual_seed(epoch)
-        ).split(100):
-            x, y = images[rows], labels[rows]
-            # The radius grows over the first half: at full strength from the start small models
-            # learn nothing.
-            radius = eps * min(1.0, 2 * (epoch + 1) / epochs)
-            if eps:
-                x = PGD(model, radius, steps=ADVERSARIAL_STEPS, early_stop=False, seed=epoch)(x, y)
-            model.train()
-            optimizer.zero_grad(set_to_none=True)
-            (nn.functional.cross_entropy(model(x), y) + collect_aux_loss(model)).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-        on_epoch(epoch + 1)
-    model.eval()

@@ -1,13 +1,13 @@
 """The same attacks by other libraries, those that can be imported here. Each adapter gives (N,)
 bool: which images held.
 
-All get the model as their users would hand it over: an nn.Module in eval mode whose weights require
-    grad, images in [0, 1].
+All libraries get the model as their users would hand it over: an nn.Module in eval mode whose
+weights require grad, images in [0, 1].
 """
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,14 @@ from ironmoe.attacks import PGD, AutoAttack, evaluate
 Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-class PGDSettings:
-    """PGD in Linf with a fixed step and random starts."""
+class PGDSettings(NamedTuple):
+    """PGD in Linf with a fixed step and random starts. eps, alpha: in units of the pixel range."""
 
-    def __init__(
-        self, eps: float, alpha: float, steps: int, restarts: int, batch_size: int
-    ) -> None:
-        self.eps, self.alpha, self.steps, self.restarts, self.batch_size = (
-            eps,
-            alpha,
-            steps,
-            restarts,
-            batch_size,
-        )
+    eps: float
+    alpha: float
+    steps: int
+    restarts: int
+    batch_size: int
 
 
 def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]:

@@ -15,8 +15,12 @@ from ironmoe.bench.benchmarks.shapes import Problem
 from ironmoe.kernels.attack_step import linf_step
 
 Build = Callable[[Problem], Callable[[], Tensor]]  # the layer of a problem, ready to be called
-INFERENCE, FORWARD, DX = "inference", "forward", "forward + dX"
-FULL, UNFROZEN, PGD = "forward + full backward", "grad([x]) unfrozen", "graphed PGD step"
+INFERENCE = "inference"
+FORWARD = "forward"
+DX = "forward + dX"
+FULL = "forward + full backward"
+UNFROZEN = "grad([x]) unfrozen"
+PGD = "graphed PGD step"
 EPS = 8 / 255
 
 
@@ -38,19 +42,19 @@ def forward(build: Build, problem: Problem) -> Callable[[], Any]:
 
 def forward_dx(build: Build, problem: Problem) -> Callable[[], Any]:
     """Frozen weights: the gradients of x and gates alone."""
-    return _with_gradients(build, problem.frozen(), ("x", "gates"))
+    return with_gradients(build, problem.frozen(), ("x", "gates"))
 
 
 def forward_full(build: Build, problem: Problem) -> Callable[[], Any]:
     """All gradients, as in training."""
-    return _with_gradients(build, problem, tuple(problem.leaves))
+    return with_gradients(build, problem, tuple(problem.leaves))
 
 
 def unfrozen(build: Build, problem: Problem) -> Callable[[], Any]:
     """The gradients of x and gates while the weights require grad, as in the inner loop of
     adversarial training.
     """
-    return _with_gradients(build, problem, ("x", "gates"))
+    return with_gradients(build, problem, ("x", "gates"))
 
 
 def graphed_pgd_step(build: Build, problem: Problem) -> Callable[[], Any]:
@@ -65,7 +69,7 @@ def graphed_pgd_step(build: Build, problem: Problem) -> Callable[[], Any]:
     point = problem.x.detach().to(torch.float32, copy=True)
     low, high = point - EPS, point + EPS
     alpha = torch.full((len(point),), EPS / 4, device=point.device)
-    gradients = _with_gradients(build, frozen._replace(x=image), ("x", "gates"))
+    gradients = with_gradients(build, frozen._replace(x=image), ("x", "gates"))
 
     def step() -> None:
         gradient, _ = gradients()
@@ -97,9 +101,11 @@ def captured(step: Callable[[], Any]) -> Callable[[], None]:
     return graph.replay
 
 
-def _with_gradients(
+def with_gradients(
     build: Build, problem: Problem, wanted: tuple[str, ...]
-) -> Callable[[], tuple[Tensor, ...]]:  # fmt: skip
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Forward and the gradients of these leaves of the problem, as ``Problem.leaves`` names
+    them."""
     layer = build(problem)
     leaves = [problem.leaves[name] for name in wanted]
 

@@ -83,10 +83,12 @@ def linf_step_work(shape: Shape, itemsize: int = 2) -> Work:
 def layer_work(shape: Shape, pass_name: str) -> list[Work]:
     """The kernels of ``expert_mlp`` in one pass, in the order they run, in bf16."""
     T, D, F, E, _ = shape.sizes
-    R, wide, b = shape.rows, shape.wide, 2
+    R, wide = shape.rows, shape.wide
+    b = 2  # bytes of a bfloat16
     used = min(E, R)
     w_in, w_out = used * wide * D * b, used * D * F * b
-    gathered, narrow, hidden = R * D * b + R * INT, R * F * b, R * wide * b
+    gathered = R * D * b + R * INT
+    narrow, hidden = R * F * b, R * wide * b
     kept = 0 if pass_name == INFERENCE else hidden
     works = [
         dispatch_work(shape),

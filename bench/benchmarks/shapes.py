@@ -2,7 +2,7 @@
 tensors of one layer."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,9 @@ class Shape(NamedTuple):
 def _vision(name: str, images: int, patches: int, dim: int, num_experts: int) -> Shape:
     """A V-MoE layer: hidden width 4D, two choices a token, one class token an image, GELU and
     biases."""
-    return Shape(name, images * (patches + 1), dim, 4 * dim, num_experts, 2, "gelu", bias=True)
+    return Shape(
+        name, images * (patches + 1), dim, 4 * dim, num_experts, 2, activation="gelu", bias=True
+    )
 
 
 MAIN = Shape("qwen3-30b", 32768, 2048, 768, 128, 8)  # the one the goals are set for
@@ -60,7 +62,9 @@ FIRST_SHAPES = (
 SHAPES = (  # most important first: what a short run leaves out is at the end
     *FIRST_SHAPES,
     Shape("qwen3-30b-8k", 8192, 2048, 768, 128, 8),
-    Shape("gpt-oss-20b", 32768, 2880, 2880, 32, 4, "clamped_swiglu_interleaved", bias=True),
+    Shape(
+        "gpt-oss-20b", 32768, 2880, 2880, 32, 4, activation="clamped_swiglu_interleaved", bias=True
+    ),
     _vision("vmoe-l16-e32", 64, 196, 1024, 32),
     _vision("vmoe-h14-e32", 32, 256, 1280, 32),
     Shape("fine-grained", 32768, 4096, 1024, 128, 8),
@@ -72,7 +76,7 @@ SHAPES = (  # most important first: what a short run leaves out is at the end
 )
 REHEARSAL = (  # of the whole program, where there is no GPU: the figures mean nothing
     Shape("toy-gated", 96, 32, 16, 8, 2),
-    Shape("toy-biases", 60, 16, 32, 4, 2, "gelu", bias=True),
+    Shape("toy-biases", 60, 16, 32, 4, 2, activation="gelu", bias=True),
 )
 
 
@@ -153,6 +157,15 @@ class Problem(NamedTuple):
         return self._replace(
             w_in=self.w_in.detach(), w_out=self.w_out.detach(), b_in=b_in, b_out=b_out
         )
+
+    def double(self) -> "Problem":
+        """The same numbers in float64."""
+        wide: dict[str, Any] = {
+            name: value.detach().double().requires_grad_(value.requires_grad)
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
+        return self._replace(**wide)
 
 
 def make_problem(shape: Shape, routing: str, dtype: torch.dtype, device: torch.device) -> Problem:

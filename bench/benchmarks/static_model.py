@@ -130,11 +130,14 @@ def estimate(product: Product, machine: Machine) -> Estimate:
     an_sm = -(-p.programs // machine.chip.processors)  # the one with the most of them
     clocks = an_sm * max(busy, alone / min(resident, max(an_sm, 1)))
     return Estimate(
-        resident, p.programs / (machine.chip.processors * resident),
-        p.l2_bytes * machine.tensor_flops / p.flops,
-        tensor / clocks_a_us, (loads + stores) / clocks_a_us, serial / clocks_a_us,
-        clocks / clocks_a_us * 1e-3,
-    )  # fmt: skip
+        resident=resident,
+        waves=p.programs / (machine.chip.processors * resident),
+        l2_needed=p.l2_bytes * machine.tensor_flops / p.flops,
+        tensor=tensor / clocks_a_us,
+        l2=(loads + stores) / clocks_a_us,
+        serial=serial / clocks_a_us,
+        ms=clocks / clocks_a_us * 1e-3,
+    )
 
 
 def expected_tiles(rows: int, num_experts: int, m: int) -> int:

@@ -25,12 +25,11 @@ from ironmoe.bench.cli.options import (
     SkipBad,
     Steps,
     announce,
-    ascending_radii,
     bounded,
-    checked_alpha,
     chosen_device,
 )
 from ironmoe.bench.common.errors import clear_errors
+from ironmoe.bench.common.radii import ascending_radii, checked_alpha, from_255
 
 if TYPE_CHECKING:
     import torch
@@ -93,15 +92,21 @@ def demo(
     with clear_errors(console):
         from ironmoe.bench.common.data import load_data
         from ironmoe.bench.common.train import Recipe, default_epochs
-        from ironmoe.bench.demo.run import Options, run_demo
+        from ironmoe.bench.demo.run import DemoOptions, run_demo
 
         target, autocast_dtype = chosen_device(device), _dtype(dtype)
         settings = _attack_settings(norm, eps, steps, restarts, alpha, attack_images, batch_size)
         images = load_data(data, image_size, skip_bad)
         announce(images, console)
         recipe = Recipe(epochs=epochs or default_epochs(len(images.split()[0])))
-        options = Options(
-            images, recipe, settings, list(range(seed, seed + seeds)), target, autocast_dtype, out
+        options = DemoOptions(
+            data=images,
+            recipe=recipe,
+            attack=settings,
+            seeds=list(range(seed, seed + seeds)),
+            device=target,
+            autocast_dtype=autocast_dtype,
+            out=out,
         )
         run_demo(options, console)
 
@@ -171,12 +176,12 @@ def _attack_settings(
         raise typer.BadParameter(f"--norm must be one of {', '.join(NORMS)}, got {norm!r}")
     alpha = checked_alpha(alpha)
     return AttackSettings(
-        norm,
-        radii,
-        steps,
-        restarts,
-        None if alpha is None else alpha / 255,
-        images,
+        norm=norm,
+        eps_255=radii,
+        steps=steps,
+        restarts=restarts,
+        alpha=None if alpha is None else from_255(alpha),
+        images=images,
         batch_size=batch_size,
     )
 

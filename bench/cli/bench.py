@@ -64,13 +64,9 @@ def bench_kernels(
     Example: ironmoe bench kernels --only combine,expert_mlp
     """
     with clear_errors(Console()):
-        from ironmoe.bench.benchmarks.kernels import BenchKernelsError, run_bench_kernels
+        from ironmoe.bench.benchmarks.run_kernel_benchmarks import run_bench_kernels
 
-        try:
-            status = run_bench_kernels(only, seconds, out)
-        except BenchKernelsError as error:
-            raise typer.BadParameter(str(error)) from None
-        if status:
+        if run_bench_kernels(only, seconds, out):
             raise typer.Exit(1)
 
 
@@ -116,18 +112,21 @@ def bench_gpu(
     Example: ironmoe bench gpu --shapes qwen3-30b,mixtral --skip-tests --minutes 3
     """
     with clear_errors(Console()):
-        from ironmoe.bench.benchmarks.gpu.options import OptionError, make_options
-        from ironmoe.bench.benchmarks.gpu.results import ResultsError
+        from ironmoe.bench.benchmarks.gpu.options import make_options
         from ironmoe.bench.benchmarks.gpu.run import run_bench_gpu
 
-        try:
-            options = make_options(
-                device, dtype, shapes, minutes, only, skip_tests, tune, resume, out
-            )
-            status = run_bench_gpu(options)
-        except (OptionError, ResultsError) as error:
-            raise typer.BadParameter(str(error)) from None
-        if status:
+        options = make_options(
+            device=device,
+            dtype=dtype,
+            shapes=shapes,
+            minutes=minutes,
+            only=only,
+            skip_tests=skip_tests,
+            tune=tune,
+            resume=resume,
+            out=out,
+        )
+        if run_bench_gpu(options):
             raise typer.Exit(1)
 
 
@@ -164,16 +163,13 @@ def bench_roofline(
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.benchmarks.gpu.options import OptionError, select_shapes
+        from ironmoe.bench.benchmarks.gpu.options import select_shapes
         from ironmoe.bench.benchmarks.roofline import print_roofline
         from ironmoe.bench.benchmarks.shapes import SHAPES
 
         if not estimate and (blocks or chips != "sm_90"):
             raise typer.BadParameter("--chips and --blocks belong to --estimate")
-        try:
-            selected = select_shapes(shapes, SHAPES)
-        except OptionError as error:
-            raise typer.BadParameter(str(error)) from None
+        selected = select_shapes(shapes, SHAPES)
         if estimate:
             _print_estimates(selected if shapes else SHAPES[:1], chips, blocks or [], console)
         else:
@@ -183,7 +179,7 @@ def bench_roofline(
 def _print_estimates(
     shapes: "tuple[Shape, ...]", chips: str, blocks: list[str], console: Console
 ) -> None:
-    from ironmoe.bench.benchmarks.estimate import EstimateError, print_estimates
+    from ironmoe.bench.benchmarks.estimate_table import print_estimates
     from ironmoe.bench.benchmarks.static_model import MACHINES
 
     names = [name.strip() for name in chips.split(",")]
@@ -191,10 +187,7 @@ def _print_estimates(
         raise typer.BadParameter(
             f"--chips: {', '.join(map(repr, unknown))} not among {', '.join(MACHINES)}"
         )
-    try:
-        print_estimates(shapes, tuple(MACHINES[name] for name in names), blocks, console)
-    except EstimateError as error:
-        raise typer.BadParameter(str(error)) from None
+    print_estimates(shapes, tuple(MACHINES[name] for name in names), blocks, console)
 
 
 @bench_app.command("attacks")
@@ -237,14 +230,18 @@ def bench_attacks(
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.benchmarks.attacks import PARTS, Settings, run_bench_attacks
+        from ironmoe.bench.benchmarks.attacks import (
+            PARTS,
+            AttackBenchmarkSettings,
+            run_bench_attacks,
+        )
         from ironmoe.bench.common.data import load_data
 
         chosen = tuple(part.strip() for part in parts.split(","))
         for part in chosen:
             if part not in PARTS:
                 raise typer.BadParameter(f"--parts must be among {', '.join(PARTS)}, got {part!r}")
-        settings = Settings(
+        settings = AttackBenchmarkSettings(
             images=images,
             autoattack_images=autoattack_images,
             runs=runs,

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ironmoe.bench.common.radii import EPS_DEFAULTS
+
 if TYPE_CHECKING:
     import torch
-
-# A change of all pixels is longer in L2 than in Linf, and far longer in L1: radii of Linf would
-# leave every image as it is.
-EPS_DEFAULTS = {"Linf": "2,4,8,12,16,24", "L2": "64,128,255,510", "L1": "510,1020,2040,3060"}
 
 
 def bounded(text: str, least: float, *names: str, most: float = float("inf")) -> Any:
@@ -100,27 +98,6 @@ def announce(data: "object", console: Console) -> None:
         console.print(
             f"skipped, cannot be read: {file}", highlight=False, markup=False, soft_wrap=True
         )
-
-
-def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
-    """Ascending, each once, in units of 1/255; None: those that are usual in this norm."""
-    usual = EPS_DEFAULTS.get(norm, EPS_DEFAULTS["Linf"])  # what is no norm is refused later
-    eps = usual if eps is None else eps
-    try:
-        found = tuple(sorted({float(part) for part in eps.split(",")}))
-    except ValueError:
-        raise typer.BadParameter(
-            f"--eps must be numbers separated by commas, such as {usual}, got {eps!r}"
-        ) from None
-    if not all(0 <= radius < float("inf") for radius in found):
-        raise typer.BadParameter(f"--eps must be finite and at least 0, got {eps!r}")
-    return found
-
-
-def checked_alpha(alpha: float | None) -> float | None:
-    if alpha is not None and not 0 <= alpha < float("inf"):
-        raise typer.BadParameter(f"--alpha must be finite and at least 0, got {alpha}")
-    return alpha
 
 
 def chosen_device(name: str) -> "torch.device":

@@ -15,8 +15,13 @@ from ironmoe.moe import VMoE
 from ironmoe.moe.checkpoints.read import CheckpointError
 
 ARCHITECTURES = ("V-MoE", "ViT")
-DIM, DEPTH, HEADS, MLP_DIM = 64, 4, 4, 256
-NUM_EXPERTS, TOP_K, MOE_LAYERS = 8, 2, (2, 3)
+DIM = 64
+DEPTH = 4
+HEADS = 4
+MLP_DIM = 256
+NUM_EXPERTS = 8
+TOP_K = 2
+MOE_LAYERS = (2, 3)
 FORMAT = "ironmoe.VMoE/1"
 
 

@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ironmoe.bench.common.user_error import UserError
+
 BUILT_IN = ("mnist", "digits")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 DEFAULT_FOLDER_SIZE = 32
 LARGEST_KEPT_SIZE = 64
 
 
-class DataError(Exception):
+class DataError(UserError):
     """The data cannot be used; the message says which file or array, and why."""
 
 

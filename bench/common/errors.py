@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ironmoe.bench.common.user_error import UserError
+
 PROGRAMS = Path(__file__).parents[1]
 
 
@@ -19,10 +21,6 @@ def clear_errors(console: Console) -> Iterator[None]:
     bug keeps its traceback."""
     import torch
 
-    from ironmoe.bench.common.data import DataError
-    from ironmoe.bench.common.run_folder import OutputError
-    from ironmoe.bench.common.train import TrainingError
-    from ironmoe.bench.doctor.compile_check import CompileCheckError
     from ironmoe.moe.checkpoints.read import CheckpointError
 
     # idle experts' Adam moments decay into denormals, which are ten times as slow
@@ -31,14 +29,7 @@ def clear_errors(console: Console) -> Iterator[None]:
     warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)
     try:
         yield
-    except (
-        CompileCheckError,
-        DataError,
-        CheckpointError,
-        OutputError,
-        TrainingError,
-        typer.BadParameter,
-    ) as error:
+    except (UserError, CheckpointError, typer.BadParameter) as error:
         _print_error(error, str(error))
         raise typer.Exit(2) from None
     except OSError as error:  # a disk that fills up in the middle

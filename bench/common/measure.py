@@ -13,11 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, Proportion, evaluate
+from ironmoe.bench.common.radii import all_from_255, from_255
 from ironmoe.moe import routing_change, trace_routing
 
 
 class AttackSettings(NamedTuple):
-    """The attack of a report. eps in units of 1/255 of the pixel range."""
+    """The attack of a report.
+
+    eps_255: radii in units of 1/255 of the pixel range, ascending; alpha: step length in units of
+    the pixel range, None for PGD's own; images: how many to attack; routing_images: on how many of
+    them the routing is measured.
+    """
 
     norm: str = "Linf"
     eps_255: tuple[float, ...] = (2, 4, 8, 12, 16, 24)
@@ -28,7 +34,13 @@ class AttackSettings(NamedTuple):
     routing_images: int = 250
     batch_size: int = 500
 
+    @property
+    def middle_eps_255(self) -> float:
+        """The middle of the sweep: the eps of the images that a report shows."""
+        return self.eps_255[(len(self.eps_255) - 1) // 2]
+
     def describe(self) -> str:
+        """The attack in one line."""
         step = "max(2.5/steps, 1/10)·eps" if self.alpha is None else f"{self.alpha:g}"
         return (
             f"PGD-{self.steps} {self.norm}, random start, {self.restarts} "
@@ -37,22 +49,13 @@ class AttackSettings(NamedTuple):
         )
 
 
-def _pgd(
-    model: nn.Module,
-    eps_255: float,
-    s: AttackSettings,
-    seed: int,
-    dtype: torch.dtype | None,
-    **options: Any,
-) -> PGD:
+def _pgd(model: nn.Module, eps_255: float, settings: AttackSettings, **options: Any) -> PGD:
     return PGD(
         model,
-        eps_255 / 255,
-        s.alpha,
-        s.steps,
-        norm=s.norm,
-        seed=seed,
-        attack_dtype=dtype,
+        from_255(eps_255),
+        settings.alpha,
+        settings.steps,
+        norm=settings.norm,
         **options,
     )
 
@@ -78,6 +81,7 @@ def measure_robust(
     images: Tensor,
     labels: Tensor,
     settings: AttackSettings,
+    *,
     seed: int,
     attack_dtype: torch.dtype | None,
     journal: Path,
@@ -87,13 +91,18 @@ def measure_robust(
     attacked at larger eps: the verdict is the same, only sooner. What is found goes to the journal,
     and an interrupted call goes on from there."""
     attack = _pgd(
-        model, settings.eps_255[-1], settings, seed, attack_dtype, restarts=settings.restarts
+        model,
+        settings.eps_255[-1],
+        settings,
+        seed=seed,
+        attack_dtype=attack_dtype,
+        restarts=settings.restarts,
     )
     report = evaluate(
         model,
         (images, labels),
         {"pgd": attack},
-        eps=[eps / 255 for eps in settings.eps_255],
+        eps=all_from_255(settings.eps_255),
         batch_size=settings.batch_size,
         journal=journal,
         checks=False,
@@ -118,6 +127,7 @@ def measure_routing(
     labels: Tensor,
     eps_255: float,
     settings: AttackSettings,
+    *,
     seed: int,
     attack_dtype: torch.dtype | None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -130,7 +140,15 @@ def measure_routing(
     """
     device = next(model.parameters()).device
     images, labels = images.to(device), labels.to(device)
-    attack = _pgd(model, eps_255, settings, seed, attack_dtype, restarts=1, early_stop=False)
+    attack = _pgd(
+        model,
+        eps_255,
+        settings,
+        seed=seed,
+        attack_dtype=attack_dtype,
+        restarts=1,
+        early_stop=False,
+    )
     result = attack.run(images, labels)
     # under a capacity groups must stay what they are
     attacked = result.clean_correct | attack.coupled

@@ -1,9 +1,10 @@
 """The result as one table on the terminal."""
 
 from rich.table import Table
-from rich.text import Text
 
-from ironmoe.bench.common.results import ModelResults, exact
+from ironmoe.bench.common.radii import exact
+from ironmoe.bench.reports.model_results import ModelResults
+from ironmoe.bench.reports.tables import terminal_table
 
 
 def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
@@ -48,10 +49,9 @@ def _load(model: ModelResults, layer: str, at: int | None) -> str:
 
 
 def as_table(models: list[ModelResults], title: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", show_lines=False)
-    table.add_column("", style="bold")
-    for model in models:
-        table.add_column(model.name, justify="right")
+    """The table for the terminal: a column for each model."""
+    table = terminal_table(["", *(model.name for model in models)], title=title)
+    table.columns[0].style = "bold"
     for label, cells in rows(models):
         table.add_row(label, *cells)
     return table

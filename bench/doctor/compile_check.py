@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from ironmoe.bench.common.run_folder import write_atomically
+from ironmoe.bench.common.files import write_atomically
+from ironmoe.bench.common.progress_bars import progress_bars
+from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.common.versions import versions
 from ironmoe.kernels.tuning import CHIPS, MATRIX
 
@@ -32,7 +33,7 @@ COLUMNS = (
 WIDTHS = (5, 10, 6, 4, 6, 6, 2, 6)
 
 
-class CompileCheckError(Exception):
+class CompileCheckError(UserError):
     """The check cannot run here; the message says why."""
 
 
@@ -54,11 +55,11 @@ def run_compile_check(
     from ironmoe.kernels.compile.report import compile_report
 
     findings: list[Finding] = []
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("compiling", total=None)
+    with progress_bars(console, transient=True) as bars:
+        task = bars.add_task("compiling", total=None, note="")
         for finding, total in compile_report(chips, only):
             findings.append(finding)
-            progress.update(
+            bars.update(
                 task,
                 total=total,
                 completed=len(findings),

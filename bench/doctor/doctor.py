@@ -210,7 +210,17 @@ def _test_attack() -> None:
 def _test_model() -> None:
     """A V-MoE trains one step and is attacked."""
     torch.manual_seed(0)
-    model = VMoE(16, 4, 32, 2, 4, 64, 5, moe_layers=(1,), channels=1)
+    model = VMoE(
+        image_size=16,
+        patch_size=4,
+        dim=32,
+        depth=2,
+        heads=4,
+        mlp_dim=64,
+        num_classes=5,
+        moe_layers=(1,),
+        channels=1,
+    )
     images, labels = torch.rand(8, 1, 16, 16), torch.arange(8) % 5
     torch.nn.functional.cross_entropy(model(images), labels).backward()
     assert all(p.grad is not None for p in model.parameters()), "a parameter got no gradient"

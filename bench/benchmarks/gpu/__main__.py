@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from ironmoe.bench.benchmarks.gpu.jobs import KINDS
-from ironmoe.bench.benchmarks.gpu.options import DTYPES, OptionError, make_options
-from ironmoe.bench.benchmarks.gpu.results import ResultsError
+from ironmoe.bench.benchmarks.gpu.options import DTYPES, make_options
 from ironmoe.bench.benchmarks.gpu.run import run_bench_gpu
 from ironmoe.bench.benchmarks.shapes import SHAPES
+from ironmoe.bench.common.user_error import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     try:
         return run_bench_gpu(make_options(**vars(parser.parse_args(arguments))))
-    except (OptionError, ResultsError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"ironmoe: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,7 +7,6 @@ goes on with the rest.
 
 import ctypes
 import json
-import math
 import os
 import signal
 import sys
@@ -15,12 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ironmoe.bench.common.files import finite
+
 # What an error says after which nothing runs in its process any more.
 BROKEN_DEVICE = (
     "illegal memory access", "unspecified launch failure", "device-side assert",
     "misaligned address", "illegal instruction",
 )  # fmt: skip
-Entry = dict[str, Any]
+Entry = dict[str, Any]  # a line of the journal
+Row = dict[str, Any]  # a line of one of TABLES
 TABLES = ("rows", "kernels", "compiled", "blocks", "attack", "checks", "tuning", "notes")
 
 
@@ -41,7 +43,7 @@ class Journal:
 
     def write(self, kind: str, **entry: Any) -> None:
         """Append an entry, and wait until it is on disk."""
-        line = json.dumps(_without_nan({"kind": kind, **entry})) + "\n"
+        line = json.dumps(finite({"kind": kind, **entry})) + "\n"
         with open(self.path, "a+b") as file:
             file.write(self._needs_newline(file) + line.encode())
             file.flush()
@@ -83,13 +85,10 @@ def _parsed(lines: bytes) -> Iterator[Entry]:
             continue
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no number for NaN and infinity: None stands for them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return [_without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}"
 
 
 def finished_parts(entries: list[Entry], job: str) -> list[str]:

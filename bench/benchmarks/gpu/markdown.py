@@ -6,10 +6,10 @@ from collections import Counter
 from typing import Any
 
 from ironmoe.bench.benchmarks.gpu.jobs import FIRST
+from ironmoe.bench.benchmarks.gpu.journal import Row
 from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, GOAL_DTYPE, wrong
 from ironmoe.bench.benchmarks.shapes import MAIN
 
-Row = dict[str, Any]
 READING = (
     "Median milliseconds of calls in turns; TFLOP/s count the products that the pass needs;",
     "*of product* is the share of a bf16 product of 8192² matrices, *of copy* that of a copy, both",

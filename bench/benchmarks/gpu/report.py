@@ -5,21 +5,20 @@ while it runs.
 import math
 from typing import Any, NamedTuple
 
-from ironmoe.bench.benchmarks.gpu.jobs import Job
-from ironmoe.bench.benchmarks.gpu.journal import Entry
+from ironmoe.bench.benchmarks.gpu.jobs import GpuJob
+from ironmoe.bench.benchmarks.gpu.journal import Entry, Row
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.benchmarks.peers import OURS, PEERS
 from ironmoe.bench.benchmarks.roofline import MOVES_ROWS
 from ironmoe.bench.benchmarks.shapes import MAIN
 
-Row = dict[str, Any]
-GOAL_DEVICES, GOAL_DTYPE = (
-    ("H100", "H200"),
-    "bfloat16",
-)  # the same processors; an H200 has faster memory
+GOAL_DEVICES = ("H100", "H200")  # the same processors; an H200 has faster memory
+GOAL_DTYPE = "bfloat16"
 GOAL_TFLOPS = {FORWARD: 550.0, DX: 520.0, FULL: 480.0}
 MOVING = "routing + dispatch + combine"
-GOAL_DX_OF_FULL, GOAL_MOVING_SHARE, GOAL_ROUTER_SHARE = 0.68, 0.10, 0.80
+GOAL_DX_OF_FULL = 0.68
+GOAL_MOVING_SHARE = 0.10
+GOAL_ROUTER_SHARE = 0.80
 
 
 class Goal(NamedTuple):
@@ -131,7 +130,7 @@ def minutes_and_seconds(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def plan_lines(jobs: list[Job], num_done: int, minutes: float, device: str) -> list[str]:
+def plan_lines(jobs: list[GpuJob], num_done: int, minutes: float, device: str) -> list[str]:
     """When each job is thought to begin, and which the minutes do not reach."""
     lines = [
         f"{device}: {len(jobs)} jobs"

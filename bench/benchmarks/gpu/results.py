@@ -4,7 +4,6 @@ everything is done.
 
 import json
 import platform
-import re
 import subprocess
 import time
 from pathlib import Path
@@ -16,7 +15,10 @@ from ironmoe.bench.benchmarks.gpu.journal import Entry, Journal, outcomes, table
 from ironmoe.bench.benchmarks.gpu.markdown import markdown
 from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, goals
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TESTS, summary
-from ironmoe.bench.common.run_folder import differences, write_atomically
+from ironmoe.bench.common.dtypes import dtype_name
+from ironmoe.bench.common.files import slug, write_atomically, write_json
+from ironmoe.bench.common.run_folder import differences
+from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.common.versions import versions
 
 JOURNAL = ".jsonl"
@@ -32,7 +34,7 @@ PACKAGES = (
 )
 
 
-class ResultsError(ValueError):
+class ResultsError(UserError):
     """There is no run to go on with, or it is one of something else; the message is one line."""
 
 
@@ -52,13 +54,13 @@ class Results:
         settings = {
             "device": self.device,
             "versions": installed(),
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
         }
         if resume:
             self.journal, self.head = _interrupted(out, json.loads(json.dumps(settings)))
         else:
             out.mkdir(parents=True, exist_ok=True)
-            name = re.sub("[^a-z0-9]+", "-", self.device["name"].lower()).strip("-")
+            name = slug(self.device["name"])
             self.journal = Journal(out / f"{name}-{time.strftime('%Y-%m-%d-%H%M%S')}{JOURNAL}")
             self.journal.write(
                 "run", date=time.strftime("%Y-%m-%d %H:%M"), minutes=minutes, **settings
@@ -73,9 +75,7 @@ class Results:
         """
         self._missing = self._missing if missing is None else missing
         content = self._content(why)
-        write_atomically(
-            self.stem.with_name(self.stem.name + ".json"), json.dumps(content, indent=1)
-        )
+        write_json(self.stem.with_name(self.stem.name + ".json"), content)
         write_atomically(self.stem.with_name(self.stem.name + ".md"), markdown(content))
         return content
 

@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ironmoe.bench.benchmarks.gpu.jobs import CASE, TESTS, Job, plan
+from ironmoe.bench.benchmarks.gpu.jobs import CASE, TESTS, GpuJob, plan
 from ironmoe.bench.benchmarks.gpu.journal import Entry, Pen, outcomes, under_way
-from ironmoe.bench.benchmarks.gpu.options import Options
+from ironmoe.bench.benchmarks.gpu.options import GpuOptions
 from ironmoe.bench.benchmarks.gpu.process import Child
 from ironmoe.bench.benchmarks.gpu.report import minutes_and_seconds, news, plan_lines, wrong
 from ironmoe.bench.benchmarks.gpu.results import Results
 from ironmoe.bench.benchmarks.gpu.tasks.suite import outcomes_of_tests, run_suite
 from ironmoe.bench.benchmarks.peers import OURS, PEERS
+from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.timing import Clock
 
 RESERVE = 8.0  # seconds kept back for the last files
@@ -25,7 +26,7 @@ DONE = ("done", "passed", "failed", "died", "hung")  # outcomes after which a jo
 class Run:
     """The jobs one after the other."""
 
-    def __init__(self, options: Options, say: Callable[[str], None]) -> None:
+    def __init__(self, options: GpuOptions, say: Callable[[str], None]) -> None:
         self.options, self.clock = options, Clock(60 * options.minutes - RESERVE)
         self.results = Results(
             options.out, options.device, options.dtype, options.minutes, options.resume
@@ -34,9 +35,12 @@ class Run:
             options.shapes, options.minutes, options.device.type == "cuda", options.kinds
         )
         self.journal = self.results.journal
-        self._say, self._start, self._number, self._said = say, time.monotonic(), 0, 0.0
+        self._say = say
+        self._start = time.monotonic()
+        self._said = 0.0  # when something was said last
+        self._number = 0  # of the job that is under way
         self._waiting: Child | None = None
-        self._job: Job = self.jobs[0] if self.jobs else Job(TESTS)
+        self._job: GpuJob = self.jobs[0] if self.jobs else GpuJob(TESTS)
 
     def all(self) -> None:
         """Every job that the clock allows and that is not done yet."""
@@ -61,7 +65,7 @@ class Run:
             if self._waiting is not None:
                 self._waiting.end()
 
-    def _do(self, job: Job, is_last: bool) -> None:
+    def _do(self, job: GpuJob, is_last: bool) -> None:
         self._job, start = job, time.monotonic()
         seconds = min(job.limit, self.clock.left())
         self.say(f"{job.name} …")
@@ -80,7 +84,7 @@ class Run:
         if outcome != "done":
             self.say(f"{job.name}: {outcome}{': ' if why else ''}{why}")
 
-    def _in_child(self, job: Job, seconds: float, is_last: bool) -> tuple[str, str]:
+    def _in_child(self, job: GpuJob, seconds: float, is_last: bool) -> tuple[str, str]:
         """Once more without a peer if that is what the process died of."""
         clock, without = Clock(seconds), list[str]()
         while True:
@@ -102,19 +106,21 @@ class Run:
             without.append(who)
             self.say(f"{job.name}: {outcome}: {why}; again without {who}")
 
-    def _request(self, job: Job, without: list[str]) -> dict[str, Any]:
+    def _request(self, job: GpuJob, without: list[str]) -> dict[str, Any]:
         return {
-            "kind": job.kind, "shape": job.shape.name if job.shape else "", "routing": job.routing,
+            "kind": job.kind,
+            "shape": job.shape.name if job.shape else "",
+            "routing": job.routing,
             "without": without,
             "device": str(self.options.device),
-            "dtype": str(self.options.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.options.dtype),
             "journal": str(self.journal.path.resolve()),
             "rounds": 20 if self.options.device.type == "cuda" else 3,
-        }  # fmt: skip
+        }
 
-    def _note(self, job: Job, who: str, why: str) -> None:
+    def _note(self, job: GpuJob, who: str, why: str) -> None:
         if job.kind == CASE and job.shape is not None:
-            dtype = str(self.options.dtype).removeprefix("torch.")
+            dtype = dtype_name(self.options.dtype)
             note = {
                 "implementation": who if who in PEERS else OURS,
                 "shape": job.shape.name,
@@ -168,7 +174,7 @@ def say_at_once(line: str) -> None:
     print(line, flush=True)
 
 
-def run_bench_gpu(options: Options, say: Callable[[str], None] = say_at_once) -> int:
+def run_bench_gpu(options: GpuOptions, say: Callable[[str], None] = say_at_once) -> int:
     """Everything. 0 if the tests passed, or were not asked for, and nothing of ours was wrong,
     failed or hung; else 1.
     """

@@ -12,19 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ironmoe.attacks import PGD
-from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.gpu.journal import Pen, first_line
 from ironmoe.bench.benchmarks.passes import captured
+from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.timing import OutOfTime, time_limit
 from ironmoe.kernels.attack_step import linf_step
 from ironmoe.moe import VMoE, freeze_weights
 
-EPS, STEPS, RUNS = 8 / 255, 10, 5
-ATTACK, EAGER, GRAPHED, COMPILED = (
-    "ironmoe.attacks.PGD",
-    "steps, eager",
-    "steps, CUDA graph",
-    "steps, torch.compile",
-)
+EPS = 8 / 255
+STEPS = 10
+RUNS = 5
+LONGEST_REASON = 300  # letters
+# The ways that are timed.
+ATTACK = "ironmoe.attacks.PGD"
+EAGER = "steps, eager"
+GRAPHED = "steps, CUDA graph"
+COMPILED = "steps, torch.compile"
 
 
 class Setting(NamedTuple):
@@ -36,7 +39,17 @@ class Setting(NamedTuple):
 
 
 def _small() -> VMoE:
-    return VMoE(16, 8, 16, 1, 2, 32, 10, moe_layers=(0,), num_experts=4)
+    return VMoE(
+        image_size=16,
+        patch_size=8,
+        dim=16,
+        depth=1,
+        heads=2,
+        mlp_dim=32,
+        num_classes=10,
+        moe_layers=(0,),
+        num_experts=4,
+    )
 
 
 FULL_SIZE = Setting("V-MoE-B/16", partial(VMoE.from_config, "V-MoE-B/16"), 128)
@@ -125,7 +138,7 @@ def measure_attack(
         row = {
             "model": setting.name,
             "way": way,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
             "images": len(images),
             "steps": STEPS,
         }
@@ -135,8 +148,7 @@ def measure_attack(
         except OutOfTime:
             return False
         except Exception as error:  # the way does not work here: its row says so
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            pen.finish(way, attack=[row | {"why": f"{type(error).__name__}: {first_line}"[:300]}])
+            pen.finish(way, attack=[row | {"why": first_line(error)[:LONGEST_REASON]}])
             continue
         if way == EAGER:
             expected = found

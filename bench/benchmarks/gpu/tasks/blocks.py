@@ -10,17 +10,18 @@ import torch
 
 from ironmoe.bench.benchmarks.block_tables import patched, table_of
 from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.gpu.tasks.products import work_of
 from ironmoe.bench.benchmarks.gpu.tasks.tune import (
     CANDIDATE_SECONDS,
     PRESENT,
     objection,
     run_under,
     shape_for,
-    work_of,
 )
 from ironmoe.bench.benchmarks.passes import DX, FULL, INFERENCE, PASSES
 from ironmoe.bench.benchmarks.peers import ironmoe
 from ironmoe.bench.benchmarks.shapes import MAIN, Shape, make_problem
+from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.timing import OutOfTime, interleaved, time_limit
 from ironmoe.kernels import tuning
 from ironmoe.kernels.tuning import Blocks, chip_of
@@ -76,10 +77,10 @@ def compare_blocks(
         if left() <= 0:
             return False
         pen.begin(product, "ironmoe")
-        row = {"product": product, "shape": place.name, "dtype": str(dtype).removeprefix("torch.")}
+        row = {"product": product, "shape": place.name, "dtype": dtype_name(dtype)}
         try:
             with time_limit(left()):
-                found = _compare(product, change, pass_name, place, dtype, device, rounds)
+                found = _compare(change, pass_name, place, dtype, device, rounds)
         except OutOfTime:
             return False
         except Exception as error:  # what no longer compiles, or never did: its row says so
@@ -96,6 +97,7 @@ def compare_blocks(
 class Change(NamedTuple):
     """Blocks of a product in a table of ``tuning``."""
 
+    product: str
     table: str
     present: Blocks
     former: Blocks
@@ -109,11 +111,10 @@ def _change(
     table = table_of(product, dtype, rows, chip_of(torch.empty(0, device=device)))
     present: Blocks = getattr(tuning, table)[product]
     former = FORMER_BLOCKS.get(table, {}).get(product, present)
-    return None if former == present else Change(table, present, former)
+    return None if former == present else Change(product, table, present, former)
 
 
 def _compare(
-    product: str,
     change: Change,
     pass_name: str,
     shape: Shape,
@@ -121,8 +122,9 @@ def _compare(
     device: torch.device,
     rounds: int,
 ) -> list[dict[str, Any]]:
+    """A row for the product by itself and one for the pass, or one that says why there is none."""
+    product, table, present, former = change
     run, _, _ = work_of(product, shape, dtype, device)
-    table, present, former = change
     differing = [name for name in Blocks._fields if getattr(present, name) != getattr(former, name)]
     described = {
         which: ", ".join(f"{name} {getattr(blocks, name)}" for name in differing)

@@ -18,11 +18,12 @@ from torch import Tensor
 from ironmoe.bench.benchmarks.gpu.journal import Pen
 from ironmoe.bench.benchmarks.peers import ironmoe
 from ironmoe.bench.benchmarks.shapes import Problem, Shape, make_problem
+from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.timing import OutOfTime, time_limit
 
 RUNS = 5
 # full tiles and odd ends, 100 rows an expert
-SANITIZED = Shape("sanitized", 200, 64, 192, 4, 2, "gelu", bias=True)
+SANITIZED = Shape("sanitized", 200, 64, 192, 4, 2, activation="gelu", bias=True)
 TOOLS = ("memcheck", "racecheck", "initcheck")
 SUMMARY = re.compile(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+)")
 Bits = dict[str, Tensor]
@@ -180,7 +181,7 @@ def _row(
     return {
         "check": check,
         "shape": shape,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "passed": passed,
         "why": why,
     }

@@ -16,14 +16,12 @@ from ironmoe.bench.benchmarks.block_tables import patched, table_of
 from ironmoe.bench.benchmarks.gpu.journal import Pen
 from ironmoe.bench.benchmarks.gpu.tasks.neighbours import neighbours
 from ironmoe.bench.benchmarks.gpu.tasks.pool import in_processes
+from ironmoe.bench.benchmarks.gpu.tasks.products import work_of
 from ironmoe.bench.benchmarks.peers import TOLERANCE, worst_row_error
-from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES, Shape, make_problem
+from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES, Shape
 from ironmoe.bench.common.timing import Clock, OutOfTime, interleaved, time_limit
-from ironmoe.kernels import plan_dispatch, tuning
-from ironmoe.kernels.dispatch import plan_tiles
-from ironmoe.kernels.expert_down import expert_down_backward_op
-from ironmoe.kernels.grouped_matmul import grouped_matmul_backward_op, grouped_matmul_op
-from ironmoe.kernels.tuning import Blocks, Chip, blocks_for, chip_of
+from ironmoe.kernels import tuning
+from ironmoe.kernels.tuning import Blocks, blocks_for
 
 WORTH_IT = 0.99  # of the present time, at most
 CANDIDATE_SECONDS = 20.0
@@ -167,15 +165,15 @@ def propose(
     if times[best] > WORTH_IT * times[PRESENT]:
         best = PRESENT
     return Proposal(
-        product,
-        table,
-        shape.name,
-        present,
-        times[PRESENT],
-        ready[best],
-        times[best],
-        times,
-        refused,
+        product=product,
+        table=table,
+        shape=shape.name,
+        present=present,
+        present_ms=times[PRESENT],
+        blocks=ready[best],
+        ms=times[best],
+        tried=times,
+        refused=refused,
     )
 
 
@@ -210,57 +208,3 @@ def run_under(
             return run()
 
     return once
-
-
-def work_of(
-    product: str, shape: Shape, dtype: torch.dtype, device: torch.device
-) -> tuple[Callable[[], list[Tensor]], Chip, int]:
-    """(what launches the product and little else, the chip, the rows of a tile)."""
-    p = make_problem(shape, "uniform", dtype, device)
-    x, w_in, w_out, gates = (t.detach() for t in (p.x, p.w_in, p.w_out, p.gates))
-    dispatch = plan_dispatch(p.experts, shape.num_experts)
-    offsets, row_token, row_slot, slot_row = dispatch
-    tiles = plan_tiles(offsets, shape.rows, dtype)
-    hidden = torch.randn(shape.rows, shape.wide, device=device, dtype=dtype)
-    activated = torch.randn(shape.rows, shape.hidden, device=device, dtype=dtype)
-    activation = shape.activation
-
-    def up() -> list[Tensor]:
-        return list(
-            grouped_matmul_op(
-                x, w_in, None, offsets, tiles, row_token, slot_row, activation, True, "ieee"
-            )
-        )
-
-    def plain() -> list[Tensor]:
-        """The two products without an epilogue: the second layer, and the input gradient, whose
-        weights lie the other way.
-        """
-        out, _ = grouped_matmul_op(
-            activated, w_out, None, offsets, tiles, None, None, "none", True, "ieee"
-        )
-        d_rows, _, _ = grouped_matmul_backward_op(
-            hidden, None, w_in, offsets, tiles, None, None, "ieee", True, False, False
-        )  # fmt: skip
-        return [out, d_rows]
-
-    def hidden_gradient() -> list[Tensor]:
-        d_gates, _, _, dh = expert_down_backward_op(
-            p.dy, gates, w_out, None, hidden, offsets, tiles, row_token, row_slot, slot_row,
-            activation, "ieee",
-            True, False, False, True,
-        )  # fmt: skip
-        return [d_gates, dh]
-
-    def weight_gradient() -> list[Tensor]:
-        _, dw, _ = grouped_matmul_backward_op(
-            hidden, x, w_in, offsets, tiles, row_token, slot_row, "ieee", False, True, False
-        )  # fmt: skip
-        return [dw]
-
-    works = {"plain": plain, "hidden_gradient": hidden_gradient, "weight_gradient": weight_gradient}
-    return (
-        works.get(product.removesuffix("_interleaved"), up),
-        chip_of(x),
-        tuning.rows_per_tile(shape.rows, shape.num_experts, dtype),
-    )

@@ -9,7 +9,8 @@ from ironmoe.bench.benchmarks import peers
 from ironmoe.bench.benchmarks.gpu.journal import Journal, Pen, tables, under_way
 from ironmoe.bench.benchmarks.gpu.report import goals, wrong
 from ironmoe.bench.benchmarks.gpu.tasks import measure
-from ironmoe.bench.benchmarks.gpu.tasks.measure import MOVERS, PROFILE, Case
+from ironmoe.bench.benchmarks.gpu.tasks.entrants import Place
+from ironmoe.bench.benchmarks.gpu.tasks.measure import MOVERS, PROFILE, LayerCase
 from ironmoe.bench.benchmarks.gpu.tasks.observe import Clocks
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE, UNFROZEN
 from ironmoe.bench.benchmarks.peers import DENSE, OURS, Peer, errors, ironmoe, reference
@@ -40,7 +41,8 @@ def journal(tmp_path):
 def measure_case(journal, shape, routing="uniform", dtype=torch.bfloat16, seconds=60.0, without=()):
     """(whether it is complete, the tables of everything that is in the journal)."""
     clock, pen = timing.Clock(seconds), Pen(journal, "a case")
-    case = Case(shape, routing, dtype, CPU, clock, pen, rounds=2, without=without)
+    place = Place(shape, routing, dtype, CPU)
+    case = LayerCase(place, clock, pen, rounds=2, without=without)
     return case.measure(Clocks()), tables(journal.entries())
 
 

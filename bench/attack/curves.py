@@ -1,20 +1,17 @@
-"""The pictures of ``ironmoe attack``."""
+"""The curves of ``ironmoe attack``: robust accuracy, distances, steps to success."""
 
 from itertools import cycle
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from ironmoe.bench.attack.outcome import Outcome, Row
-from ironmoe.bench.attack.strips import examples
-from ironmoe.bench.common.results import ModelResults
-from ironmoe.bench.demo.plots import COLORS, STYLE, expert_load, routing_change
+from ironmoe.bench.attack.outcome import EvaluationOutcome
+from ironmoe.bench.attack.rows import WORST_CASE, RobustnessRow
+from ironmoe.bench.common.radii import to_255
+from ironmoe.bench.reports.style import COLORS, STYLE
 
 WORST = "#1c2329"  # of the worst case per sample
 # so that curves that lie on each other are seen
@@ -24,87 +21,11 @@ ROUNDING = 1e-5  # so that distances of just eps come into one bin
 Color = str | tuple[float, float, float, float]
 
 
-def draw_evaluation(outcome: Outcome) -> dict[str, tuple[str, str, Figure]]:
-    """File name → (title, what is seen, picture). What there is nothing to show of is left out."""
-    unit = unit_of(outcome.suite.norm)
-    figures = {
-        "robust_accuracy.png": (
-            "Robust accuracy against eps",
-            "The share of all images that hold. "
-            + (
-                "The band is the 95 % Wilson interval of the worst case."
-                if _many(outcome)
-                else "Bands are 95 % Wilson intervals."
-            )
-            + (
-                " Worst case: an image counts only if it holds against every attack."
-                if len(outcome.report.attacks) > 1
-                else ""
-            )
-            + _open(outcome),
-            accuracy(outcome),
-        )
-    }
-    if any(bool(summary.fell.any()) for summary in outcome.report.attacks.values()):
-        figures["distances.png"] = (
-            "Distances of the confirmed adversarial images",
-            f"{unit}; dotted lines are the radii. An attack that stops at its first success stays "
-            "where it "
-            "found it, often on the edge of the ball: these are no smallest distances."
-            + _so_far(outcome),
-            distances(outcome),
-        )
-        figures["steps.png"] = (
-            "Questions to success",
-            "Of the images right from the start, those that had fallen after so many questions to "
-            "the model in the successful attempt, at the "
-            "eps where they fell. A step is one question; of DeepFool and FAB several. Each curve "
-            "ends, with a mark, at the longest attempt "
-            "that its attack allows. Still rising there, it says that more steps would find more."
-            + _so_far(outcome),
-            steps(outcome),
-        )
-    if outcome.margins is not None:
-        for file, title, what, shown in (
-            (
-                "easiest.png",
-                "The easiest images",
-                "They fell at the smallest eps, the nearest first.",
-                outcome.easiest(),
-            ),
-            (
-                "hardest.png",
-                "The hardest images",
-                "They held against every attack, those with the largest margin left first; then "
-                "those that fell last. For images that "
-                "held, the final image of the attack that came closest is shown.",
-                outcome.hardest(),
-            ),
-        ):
-            if shown:
-                what += " Perturbations are scaled to their largest entry; grey is none." + _so_far(
-                    outcome
-                )
-                figures[file] = (title, what, examples(outcome, shown))
-    if outcome.routing:
-        results = routing_results(outcome)
-        how = (
-            f"PGD with {outcome.suite.pgd_steps} steps at its full length, routing free, on "
-            f"{outcome.routing[0]['images']} images."
-        )
-        figures["routing_change.png"] = (
-            "Routing change against eps",
-            how,
-            routing_change([results]),
-        )
-        figures["expert_load.png"] = ("Expert load", how, expert_load([results]))
-    return figures
-
-
-def accuracy(outcome: Outcome) -> Figure:
+def accuracy(outcome: EvaluationOutcome) -> Figure:
     """One curve an attack from the clean accuracy at eps 0, and the worst case per sample."""
-    clean = Row("", 0.0, outcome.report.clean_accuracy, 0, 0)
+    clean = RobustnessRow("", 0.0, outcome.report.clean_accuracy, fell=0, undecided=0)
     rows = outcome.rows
+    several = len(outcome.report.attacks) > 1
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 4.2))
         # what is drawn first looks out from under the others
@@ -118,13 +39,14 @@ def accuracy(outcome: Outcome) -> Figure:
                     axes,
                     mine,
                     name,
-                    color,
-                    style,
-                    size if len(outcome.report.attacks) > 1 else 4,
-                    band=not _many(outcome),
+                    color=color,
+                    style=style,
+                    size=size if several else 4,
+                    band=not many_attacks(outcome),
                 )
-        if len(outcome.report.attacks) > 1:
-            _curve(axes, [clean, *outcome.worst_rows], "worst case", WORST, "x:", 4, band=True)
+        if several:
+            worst = [clean, *outcome.worst_rows]
+            _curve(axes, worst, WORST_CASE, color=WORST, style="x:", size=4, band=True)
         axes.set(
             xlabel=f"eps: {unit_of(outcome.suite.norm)} (0 = clean)",
             ylabel="robust accuracy in %",
@@ -134,9 +56,9 @@ def accuracy(outcome: Outcome) -> Figure:
     return figure
 
 
-def distances(outcome: Outcome) -> Figure:
+def distances(outcome: EvaluationOutcome) -> Figure:
     """A histogram for each attack that found something, over common bins."""
-    found = {name: 255 * s.distance[s.fell].numpy() for name, s in outcome.report.attacks.items()}
+    found = {name: to_255(s.distance[s.fell].numpy()) for name, s in outcome.report.attacks.items()}
     colors = dict(zip(found, _colors(outcome), strict=True))
     found = {name: values for name, values in found.items() if len(values)}
     top = max(values.max() for values in found.values()) or 1.0
@@ -165,11 +87,11 @@ def distances(outcome: Outcome) -> Figure:
     return figure
 
 
-def steps(outcome: Outcome) -> Figure:
+def steps(outcome: EvaluationOutcome) -> Figure:
     """Cumulative: the share of the images right from the start that had fallen after so many
     questions; up to the longest attempt that the attack allows."""
     ends = {
-        name: outcome.questions(name)
+        name: outcome.max_queries(name)
         for name in outcome.report.attacks
         if outcome.decided_something(name)
     }
@@ -221,17 +143,15 @@ def unit_of(norm: str) -> str:
     return f"{norm}, in 1/255 of the pixel range"
 
 
-def routing_results(outcome: Outcome) -> ModelResults:
-    """For the pictures of the demo."""
-    run = {
-        "attacks": [{"eps_255": eps} for eps in outcome.suite.eps_255],
-        "routing": outcome.routing,
-    }
-    return ModelResults(outcome.name, [run])
-
-
 def _curve(
-    axes: Axes, rows: list[Row], name: str, color: Color, style: str, size: float, band: bool
+    axes: Axes,
+    rows: list[RobustnessRow],
+    name: str,
+    *,
+    color: Color,
+    style: str,
+    size: float,
+    band: bool,
 ) -> None:
     """Where images are undecided, the line is the upper end of what is possible, and hatching
     reaches down to the lower."""
@@ -251,30 +171,14 @@ def _curve(
         )
 
 
-def _open(outcome: Outcome) -> str:
-    """What a picture shows of a run that a budget ended."""
-    if outcome.report.complete:
-        return ""
-    nothing = [name for name in outcome.report.attacks if not outcome.decided_something(name)]
-    left_out = f" Not drawn, since nothing was decided: {', '.join(nothing)}." if nothing else ""
-    return (
-        " Hatched: what may still fall, since a budget ended the run before it was "
-        f"decided.{left_out}"
-    )
-
-
-def _so_far(outcome: Outcome) -> str:
-    return "" if outcome.report.complete else " So far: a budget ended the run."
-
-
-def _colors(outcome: Outcome) -> list[Color]:
+def _colors(outcome: EvaluationOutcome) -> list[Color]:
     count = len(outcome.report.attacks)
-    if not _many(outcome):
+    if not many_attacks(outcome):
         return list(COLORS[:count])
     return [plt.get_cmap("tab10" if count <= 10 else "tab20")(number) for number in range(count)]
 
 
-def _many(outcome: Outcome) -> bool:
+def many_attacks(outcome: EvaluationOutcome) -> bool:
     """More attacks than can be told apart by the usual colours and bands."""
     return len(outcome.report.attacks) > len(COLORS)
 
