@@ -14,7 +14,9 @@ from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.carlini_wagner import CW
 from ironmoe.attacks.methods.deepfool import DeepFool
 from ironmoe.attacks.methods.fab import FAB
-from ironmoe.attacks.methods.pgd import FGSM, MIFGSM, PGD
+from ironmoe.attacks.methods.fgsm import FGSM
+from ironmoe.attacks.methods.mifgsm import MIFGSM
+from ironmoe.attacks.methods.pgd import PGD
 from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
 from ironmoe.attacks.result import AttackResult

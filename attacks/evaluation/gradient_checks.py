@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.balls.balls import Bounds
+from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.evaluation.report import Flag
 from ironmoe.attacks.losses import cross_entropy, margin

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.balls.balls import Bounds
+from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Normalize
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
 from ironmoe.attacks.engine.inputs import check_images, in_units, prepared
 from ironmoe.attacks.routing.layers import routed_layers
-from ironmoe.attacks.routing.mates_search import BatchMatesResult, MatesSearch, MatesPlan
+from ironmoe.attacks.routing.mates_search import BatchMatesResult, MatesPlan, MatesSearch
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.groups import Grouped
 from ironmoe.moe.routing.routed_layers import Site

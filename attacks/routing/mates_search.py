@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.balls import Bounds, LinfBall
+from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.attempts import where
 from ironmoe.attacks.engine.inputs import Chunk, check_labels

@@ -4,7 +4,7 @@ itself alone."""
 import pytest
 import torch
 
-from ironmoe.attacks.balls.balls import LinfBall
+from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attempts import joined, select
 from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import Stage
@@ -60,7 +60,7 @@ def checkpoints(steps, losses, rho=0.75):
     count = len(losses)
     zero = torch.zeros(count, dtype=torch.int64)
     halving = Halving(
-        steps, rho, "Linf", lambda attempts: LinfBall(attempts["clean"], attempts["eps"], BOX)
+        steps, rho, lambda attempts: LinfBall(attempts["clean"], attempts["eps"], BOX)
     )
     attempts = {
         "clean": torch.rand(count, 2), "eps": torch.ones(count, dtype=torch.float64), "key": zero,
