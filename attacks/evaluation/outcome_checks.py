@@ -3,7 +3,8 @@ Pintor et al., arXiv 2106.09947)."""
 
 from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
 
-SQUARE_GAIN, RISING_SHARE = 0.002, 0.1
+SQUARE_GAIN = 0.002  # of all images: what Square may break beyond the gradient attacks
+RISING_SHARE = 0.1  # of the images that held: on so many the loss may still have been rising
 
 
 def check_outcome(report: RobustnessReport) -> list[Flag]:
