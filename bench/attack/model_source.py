@@ -171,10 +171,12 @@ def other_data(loaded: LoadedModel, data: ImageData) -> str:
 def _own(path: Path, device: torch.device) -> LoadedModel:
     model, extra = load_checkpoint(path, device)
     facts = {
-        "seed": extra["seed"], "train_seconds": extra["seconds"], "trained_on": extra["checksum"],
+        "seed": extra["seed"],
+        "train_seconds": extra["seconds"],
+        "trained_on": extra["checksum"],
         "stem": path.stem,
         "trained_on_data": extra["data"],
-    }  # fmt: skip
+    }
     shape = (model.channels, model.image_size, model.image_size)
     return LoadedModel(model, extra["name"], shape, extra["classes"], facts)
 
@@ -200,8 +202,10 @@ def _hugging_face(path: str) -> LoadedModel:
         raise CheckpointError(f"{config} must be JSON: {error}") from error
     channels = getattr(model.config, "num_channels", 3)
     normalizes = settings.get("do_normalize", "image_mean" in settings)
-    mean, std = (settings[key] if normalizes and key in settings else [default] * channels
-                 for key, default in (("image_mean", 0.0), ("image_std", 1.0)))  # fmt: skip
+    mean, std = (
+        settings[key] if normalizes and key in settings else [default] * channels
+        for key, default in (("image_mean", 0.0), ("image_std", 1.0))
+    )
     classes = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
     facts = {"seed": 0, "train_seconds": None, "stem": Path(path).name, "mean": mean, "std": std}
     return LoadedModel(Normalized(model, mean, std), type(model).__name__, None, classes, facts)

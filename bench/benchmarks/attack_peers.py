@@ -61,10 +61,16 @@ def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]
 
         def attack(x: Tensor, y: Tensor) -> Tensor:
             found: Tensor = library.pgd_linf(
-                model, x, y, s.eps, steps=s.steps, random_init=True, restarts=s.restarts,
+                model,
+                x,
+                y,
+                s.eps,
+                steps=s.steps,
+                random_init=True,
+                restarts=s.restarts,
                 loss_function="ce",
                 absolute_step_size=s.alpha,
-            )  # fmt: skip
+            )
             return found
 
         return _held(model, attack, x, y, s.batch_size)

@@ -49,9 +49,14 @@ def ironmoe(problem: Problem) -> Callable[[], Tensor]:
 
     def layer() -> Tensor:
         return expert_mlp(
-            p.x, p.w_in, p.w_out, p.routing, b_in=p.b_in, b_out=p.b_out,
-            activation=p.shape.activation
-        )  # fmt: skip
+            p.x,
+            p.w_in,
+            p.w_out,
+            p.routing,
+            b_in=p.b_in,
+            b_out=p.b_out,
+            activation=p.shape.activation,
+        )
 
     return layer
 
@@ -136,9 +141,11 @@ def _transformers(implementation: str) -> Build:
 
         shape = problem.shape
         config = MixtralConfig(
-            hidden_size=shape.dim, intermediate_size=shape.hidden,
-            num_local_experts=shape.num_experts, num_experts_per_tok=shape.top_k,
-        )  # fmt: skip
+            hidden_size=shape.dim,
+            intermediate_size=shape.hidden,
+            num_local_experts=shape.num_experts,
+            num_experts_per_tok=shape.top_k,
+        )
         config._experts_implementation = implementation
         with torch.device("meta"):
             module: Any = MixtralExperts(config)

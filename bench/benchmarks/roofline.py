@@ -163,11 +163,13 @@ def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kerne
         for pass_name in (INFERENCE, FORWARD, DX, FULL, PGD):
             works = layer_work(shape, pass_name)
             table.add_row(
-                f"  {pass_name}", f"{sum(w.flops for w in works) * 1e-12:.3f}",
+                f"  {pass_name}",
+                f"{sum(w.flops for w in works) * 1e-12:.3f}",
                 f"{sum(w.bytes for w in works) * 1e-9:.2f}",
-                f"{limit_ms(shape, pass_name):.3f}", f"{limit_tflops(shape, pass_name):.0f}",
+                f"{limit_ms(shape, pass_name):.3f}",
+                f"{limit_tflops(shape, pass_name):.0f}",
                 f"{moving_share(shape, pass_name):.1%}",
-            )  # fmt: skip
+            )
             for work in works if every_kernel else ():
                 figures = (
                     f"{work.flops * 1e-12:.3f}",

@@ -48,14 +48,28 @@ def run_bench_kernels(operations: str | None, seconds: float, out: Path | None) 
     if out is not None and not out.resolve().parent.is_dir():
         raise KernelBenchmarksError(f"--out: there is no folder {out.resolve().parent}")
     command = [
-        sys.executable, "-m", "pytest", str(BENCHMARKS), "-q", "-c", os.devnull, "--rootdir",
+        sys.executable,
+        "-m",
+        "pytest",
+        str(BENCHMARKS),
+        "-q",
+        "-c",
+        os.devnull,
+        "--rootdir",
         str(BENCHMARKS.parent),
-        "--import-mode=importlib", "-p", "no:cacheprovider", "-k",
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+        "-k",
         " or ".join(f"test_{name}" for name in wanted),
-        "--benchmark-only", "--benchmark-group-by=group", "--benchmark-sort=name",
+        "--benchmark-only",
+        "--benchmark-group-by=group",
+        "--benchmark-sort=name",
         "--benchmark-columns=median,iqr,min,max,rounds",
-        f"--benchmark-max-time={seconds:g}", "--benchmark-min-rounds=3", "--benchmark-disable-gc",
-    ]  # fmt: skip
+        f"--benchmark-max-time={seconds:g}",
+        "--benchmark-min-rounds=3",
+        "--benchmark-disable-gc",
+    ]
     if out is not None:
         command.append(f"--benchmark-json={out.resolve()}")
     return subprocess.run(command).returncode

@@ -95,7 +95,15 @@ def demo(
         from ironmoe.bench.demo.run import DemoOptions, run_demo
 
         target, autocast_dtype = chosen_device(device), _dtype(dtype)
-        settings = _attack_settings(norm, eps, steps, restarts, alpha, attack_images, batch_size)
+        settings = _attack_settings(
+            norm=norm,
+            eps=eps,
+            steps=steps,
+            restarts=restarts,
+            alpha=alpha,
+            images=attack_images,
+            batch_size=batch_size,
+        )
         images = load_data(data, image_size, skip_bad)
         announce(images, console)
         recipe = Recipe(epochs=epochs or default_epochs(len(images.split()[0])))
@@ -160,6 +168,7 @@ def doctor(
 
 
 def _attack_settings(
+    *,
     norm: str,
     eps: str | None,
     steps: int,

@@ -32,10 +32,17 @@ def architecture(name: str, image_shape: tuple[int, ...], num_classes: int) -> d
     # about 4 × 4 tokens up to 64 pixels
     patch = min(16, 2 ** max(1, int(math.log2(max(size / 3.5, 2)))))
     common: dict[str, Any] = {
-        "image_size": size, "patch_size": patch, "channels": channels, "num_classes": num_classes,
-        "dim": DIM, "depth": DEPTH, "heads": HEADS, "mlp_dim": MLP_DIM, "stem": "conv",
+        "image_size": size,
+        "patch_size": patch,
+        "channels": channels,
+        "num_classes": num_classes,
+        "dim": DIM,
+        "depth": DEPTH,
+        "heads": HEADS,
+        "mlp_dim": MLP_DIM,
+        "stem": "conv",
         "classifier": "gap",
-    }  # fmt: skip
+    }
     if name == "ViT":
         return common
     return common | {

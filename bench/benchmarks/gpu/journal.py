@@ -18,9 +18,12 @@ from ironmoe.bench.common.files import finite
 
 # What an error says after which nothing runs in its process any more.
 BROKEN_DEVICE = (
-    "illegal memory access", "unspecified launch failure", "device-side assert",
-    "misaligned address", "illegal instruction",
-)  # fmt: skip
+    "illegal memory access",
+    "unspecified launch failure",
+    "device-side assert",
+    "misaligned address",
+    "illegal instruction",
+)
 Entry = dict[str, Any]  # a line of the journal
 Row = dict[str, Any]  # a line of one of TABLES
 TABLES = ("rows", "kernels", "compiled", "blocks", "attack", "checks", "tuning", "notes")

@@ -154,10 +154,11 @@ def describe(device: torch.device) -> dict[str, Any]:
         "--format=csv,noheader",
     ]
     return {
-        "name": properties.name, "memory_bytes": properties.total_memory,
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
         "processors": properties.multi_processor_count,
         "driver, clock, power": _output(command),
-    }  # fmt: skip
+    }
 
 
 def installed() -> dict[str, str]:

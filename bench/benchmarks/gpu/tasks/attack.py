@@ -4,6 +4,7 @@ eagerly, as CUDA graph and compiled.
 
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -95,6 +96,17 @@ class Steps:
         """The same by replays of one captured step."""
         return partial(self._all, captured(self.step))
 
+    def compiled(self) -> Callable[[], Tensor]:
+        """The same with the model compiled."""
+        # a rehearsal compiles no C++
+        backend = "inductor" if self.start.is_cuda else "aot_eager"
+        model: Callable[[Tensor], Tensor] = torch.compile(
+            self.model, backend=backend, fullgraph=True
+        )
+        again = copy(self)
+        again.model = model
+        return again.eager
+
     def _all(self, step: Callable[[], Any]) -> Tensor:
         self.reset()
         for _ in range(STEPS):
@@ -118,18 +130,12 @@ def measure_attack(
         pgd = PGD(model, eps=EPS, steps=STEPS, early_stop=False, attack_dtype=search_dtype)
         return lambda: pgd(images, labels)
 
-    def compiled() -> Callable[[], Tensor]:
-        # a rehearsal compiles no C++
-        backend = "inductor" if device.type == "cuda" else "aot_eager"
-        again = Steps(
-            torch.compile(low_precision, backend=backend, fullgraph=True), images, labels, dtype
-        )
-        again.start = steps.start
-        return again.eager
-
     ways: dict[str, Callable[[], Callable[[], Tensor]]] = {
-        EAGER: lambda: steps.eager, ATTACK: attack, GRAPHED: steps.graphed, COMPILED: compiled
-    }  # fmt: skip
+        EAGER: lambda: steps.eager,
+        ATTACK: attack,
+        GRAPHED: steps.graphed,
+        COMPILED: steps.compiled,
+    }
     expected: Tensor | None = None
     for way, prepare in ways.items():
         if way in pen.done or (way == GRAPHED and device.type != "cuda"):
@@ -150,6 +156,7 @@ def measure_attack(
         except Exception as error:  # the way does not work here: its row says so
             pen.finish(way, attack=[row | {"why": first_line(error)[:LONGEST_REASON]}])
             continue
+
         if way == EAGER:
             expected = found
         if way in (GRAPHED, COMPILED):

@@ -103,9 +103,7 @@ class Change(NamedTuple):
     former: Blocks
 
 
-def _change(
-    product: str, shape: Shape, dtype: torch.dtype, device: torch.device
-) -> Change | None:  # fmt: skip
+def _change(product: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Change | None:
     """None where the blocks are those from before."""
     rows = tuning.rows_per_tile(shape.rows, shape.num_experts, dtype)
     table = table_of(product, dtype, rows, chip_of(torch.empty(0, device=device)))

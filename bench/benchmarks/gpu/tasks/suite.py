@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,11 @@ from ironmoe.bench.benchmarks.gpu.journal import Entry, Journal
 
 ROOT = Path(__file__).resolve().parents[4]
 TESTS = ROOT / "tests"
-DEVICE_TESTS = (
-    "tests/device",
-    "tests/kernels/test_operators.py",
-    "tests/kernels/gpu",
-)  # the others compute on the CPU
-STAND_INS = (
-    "hypothesis",
-    # tests/conftest.py puts something in their place: the tests that need them are skipped, not
-    # their files
-)
+# The other tests compute on the CPU.
+DEVICE_TESTS = ("tests/device", "tests/kernels/test_operators.py", "tests/kernels/gpu")
+# tests/conftest.py puts something in the place of these packages: the tests that need them are
+# skipped, not their files.
+STAND_INS = ("hypothesis",)
 WORKERS = 12  # compiling is most of the time, and a GPU holds as many processes
 STARTS = 4  # of pytest, after a test that ended its process
 LOG = "IRONMOE_TEST_LOG"  # in the environment: the journal that suite_log.py writes to
@@ -54,52 +49,65 @@ def run_suite(
         return "not run", f"no tests beside {Path(__file__).parent}"
     if find_spec("pytest") is None:
         return "not run", "pytest is not installed"
-    left_out = {
-        str(file.relative_to(ROOT)): missing
-        for file in _files(paths)
-        if (missing := _missing(file))
-    }
-    needed_by_all = {
-        name: missing for name, missing in left_out.items() if name.endswith("conftest.py")
-    }
+    left_out = _left_out(paths)
+    needed_by_all = [
+        f"{name} needs {', '.join(missing)}"
+        for name, missing in left_out.items()
+        if name.endswith("conftest.py")
+    ]
     if needed_by_all:
-        return "not run", "; ".join(
-            f"{name} needs {', '.join(missing)}" for name, missing in needed_by_all.items()
-        )
+        return "not run", "; ".join(needed_by_all)
+
     journal.write("left out", files=left_out)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *paths,
-        "-p",
-        "ironmoe.bench.benchmarks.gpu.tasks.suite_log",
-        "-p",
-        "no:cacheprovider",
-    ]
-    command += [
-        "--continue-on-collection-errors",
-        *(f"--ignore={name}" for name in left_out),
-        *_workers(),
-    ]
+    command = _command(paths, left_out)
     end = time.monotonic() + seconds
     for _ in range(STARTS):
         returncode, output = _run(command, end - time.monotonic(), journal, watch)
         if returncode is None:
             return "out of time", f"{seconds:.0f} s were over"
-        running = [
-            name
-            for name, test in outcomes_of_tests(journal.entries()).items()
-            if test["outcome"] == "running"
-        ]
-        for name in running:
-            why = "its process died or hung"
-            journal.write("test", test=name, outcome="failed", seconds=0.0, why=why)
-        if not running and (_ended(output) or returncode in CANNOT_RUN):
+        anything_died = _fail_those_running(journal)
+        if not anything_died and (_ended(output) or returncode in CANNOT_RUN):
             break
-    failed = any(
-        test["outcome"] == "failed" for test in outcomes_of_tests(journal.entries()).values()
-    )
+    return _outcome(returncode, output, journal)
+
+
+def _left_out(paths: tuple[str, ...]) -> dict[str, list[str]]:
+    """Files that cannot be run here, and the packages they miss."""
+    return {
+        str(file.relative_to(ROOT)): missing
+        for file in _files(paths)
+        if (missing := _missing(file))
+    }
+
+
+def _command(paths: tuple[str, ...], left_out: Iterable[str]) -> list[str]:
+    """How pytest is started."""
+    plugins = ["-p", "ironmoe.bench.benchmarks.gpu.tasks.suite_log", "-p", "no:cacheprovider"]
+    ignored = [f"--ignore={name}" for name in left_out]
+    return [
+        *(sys.executable, "-m", "pytest"),
+        *paths,
+        *plugins,
+        "--continue-on-collection-errors",
+        *ignored,
+        *_workers(),
+    ]
+
+
+def _fail_those_running(journal: Journal) -> bool:
+    """Note that the tests failed that were running when pytest ended; True if there are any."""
+    found = outcomes_of_tests(journal.entries())
+    running = [name for name, test in found.items() if test["outcome"] == "running"]
+    for name in running:
+        why = "its process died or hung"
+        journal.write("test", test=name, outcome="failed", seconds=0.0, why=why)
+    return bool(running)
+
+
+def _outcome(returncode: int | None, output: str, journal: Journal) -> tuple[str, str]:
+    """("passed" or "failed", and why) after the last pytest."""
+    found = outcomes_of_tests(journal.entries())
+    failed = any(test["outcome"] == "failed" for test in found.values())
     if returncode in (0, 5) and not failed:  # 5: none was left to run
         return "passed", ""
     last = output.strip().splitlines()[-1:] or [""]
@@ -189,10 +197,14 @@ def _run(
     end = time.monotonic() + seconds
     with open(output_file, "w") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             while process.poll() is None and time.monotonic() < end:
                 watch()

@@ -200,7 +200,7 @@ def objection(
 
 def run_under(
     table: str, product: str, blocks: Blocks, run: Callable[[], Any]
-) -> Callable[[], Any]:  # fmt: skip
+) -> Callable[[], Any]:
     """``run`` with these blocks in the table."""
 
     def once() -> Any:
