@@ -230,7 +230,7 @@ def bench_attacks(
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.benchmarks.attacks import (
+        from ironmoe.bench.benchmarks.attacks.contests import (
             PARTS,
             AttackBenchmarkSettings,
             run_bench_attacks,

@@ -13,8 +13,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ironmoe.attacks import Proportion
-from ironmoe.bench.benchmarks.attack_models import MODELS, WIDE, trained_models
-from ironmoe.bench.benchmarks.attack_peers import PGDSettings, Run, autoattack_runs, pgd_runs
+from ironmoe.bench.benchmarks.attacks.libraries import PGDSettings, Run, autoattack_runs, pgd_runs
+from ironmoe.bench.benchmarks.attacks.models import MODELS, WIDE, trained_models
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.timing import samples_in_turns
