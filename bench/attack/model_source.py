@@ -25,10 +25,12 @@ FORMS = "hf:FOLDER, vmoe:PREFIX or package.module:function"
 
 
 class LoadedModel(NamedTuple):
-    """model: images (B, C, S, S) in [0, 1] → logits. classes: their names, by index of the logits.
-    facts: for report and settings.
+    """A model that can be attacked, and what is known of it.
 
-    source: how the command named it; identity: that, as far as it makes the model another one.
+    model: from images (B, C, S, S) in [0, 1] to logits; classes: their names, by index of the
+    logits, None if they are not known; facts: what report and settings say of it.
+
+    source: how the command named it; identity: the part of the name that makes it another model.
     """
 
     model: nn.Module
@@ -41,8 +43,11 @@ class LoadedModel(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """labels: those of the data as indices of the logits; classes: names by such index; note: how
-    they were matched, if not by name."""
+    """The data in the classes of the model.
+
+    labels: as indices of the logits; classes: names by index of the logits; note: how they were
+    matched if not by name, else empty.
+    """
 
     labels: Tensor
     classes: list[str]
@@ -50,7 +55,11 @@ class Matched(NamedTuple):
 
 
 class Normalized(nn.Module):
-    """(images − mean) / std, then the model; of a Hugging Face model's output, the logits."""
+    """A model that wants normalized images, as one that takes images in [0, 1].
+
+    It computes (images − mean) / std before the model. From the output of a Hugging Face model it
+    takes the logits.
+    """
 
     mean: Tensor
     std: Tensor
@@ -69,7 +78,16 @@ class Normalized(nn.Module):
 def load_model(
     checkpoint: Path | None, spec: str | None, data: ImageData, device: torch.device
 ) -> LoadedModel:
-    """The model a command names. CheckpointError says what is wrong with it."""
+    """The model that a command names, on ``device`` and in eval mode.
+
+    Args:
+        checkpoint: a file that the demo wrote, or None.
+        spec: one of FORMS, or None.
+        data: the images that it will be asked about.
+
+    Raises:
+        CheckpointError: there is not exactly one name, or the model cannot be loaded.
+    """
     if (checkpoint is None) == (spec is None):
         both = (
             ""
@@ -102,8 +120,13 @@ def load_model(
 
 
 def match_classes(loaded: LoadedModel, data: ImageData) -> Matched:
-    """The data's classes as the model's logits: by name where all names are known, else by
-    number."""
+    """Match the classes of the data to the logits: by name where all names are known, else by
+    number.
+
+    Raises:
+        CheckpointError: the model cannot take the images, or returns no logits.
+        DataError: the images have another shape, or the classes cannot be matched.
+    """
     with torch.no_grad():
         device = next(loaded.model.parameters(), torch.zeros(0)).device
         logits = _logits(loaded, data, device)
@@ -133,12 +156,12 @@ def match_classes(loaded: LoadedModel, data: ImageData) -> Matched:
 
 
 def _few(names: list[str]) -> str:
-    """The first and the last of many."""
+    """The names, or of many the first three and the last."""
     return ", ".join(names if len(names) <= 5 else [*names[:3], "…", names[-1]])
 
 
 def _logits(loaded: LoadedModel, data: ImageData, device: torch.device) -> Tensor:
-    """Of the first image."""
+    """The logits of the first image."""
     images = data.images[:1].to(device)
     shape = tuple(images.shape[1:])
     if loaded.image_shape is not None and shape != loaded.image_shape:
@@ -161,7 +184,7 @@ def _logits(loaded: LoadedModel, data: ImageData, device: torch.device) -> Tenso
 
 
 def other_data(loaded: LoadedModel, data: ImageData) -> str:
-    """What to try with data that do not fit."""
+    """A hint about which data to use instead of data that do not fit."""
     known = loaded.facts.get("trained_on_data")
     if known is None or known == data.name:
         return "see --image-size"
@@ -212,7 +235,10 @@ def _hugging_face(path: str) -> LoadedModel:
 
 
 def _official(spec: str, size: int) -> LoadedModel:
-    """PREFIX or PREFIX?top_k=2&capacity=1.05&images_per_group=8&priority=1&dispatch=bfloat16."""
+    """A model of the official V-MoE code.
+
+    spec: PREFIX or PREFIX?top_k=2&capacity=1.05&images_per_group=8&priority=1&dispatch=bfloat16.
+    """
     prefix, _, query = spec.partition("?")
     known = {
         "top_k": int,

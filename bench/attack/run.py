@@ -1,5 +1,5 @@
-"""``ironmoe attack``: a model from anywhere, evaluated under attacks by name; every finished part
-is kept."""
+"""``ironmoe attack``: evaluate a model from anywhere under attacks by name. Every finished part is
+kept."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -169,7 +169,7 @@ class _Evaluation:
 
     @property
     def _final_bytes(self) -> int:
-        """Of the final images of all attacks."""
+        """How many bytes the final images of all attacks take."""
         return self.images.numel() * self.images.itemsize * len(self.attacks)
 
     @property
@@ -190,7 +190,7 @@ class _Evaluation:
         )
 
     def run(self, watch: Stopwatch) -> RobustnessReport:
-        """What ``evaluate`` says; what goes wrong with the model or the folder in one line."""
+        """Attack, and return what ``evaluate`` reports."""
         options = self.options
         with explained(self.loaded):
             try:
@@ -243,10 +243,10 @@ class _Evaluation:
         )
 
     def _routing(self, report: RobustnessReport, meter: Meter) -> list[dict[str, Any]]:
-        """What PGD at its full length does to the routing at every eps.
+        """What PGD at its full length does to the routing, at every eps.
 
-        Nothing of a dense model, where a budget ended the evaluation, or without an image that is
-        classified right.
+        The list is empty for a dense model, where a budget ended the evaluation, and where no image
+        is classified right.
         """
         if not routing_sites(self.loaded.model) or not report.complete:
             return []

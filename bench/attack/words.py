@@ -10,7 +10,7 @@ UPPER_BOUND = (
 
 
 def words(outcome: EvaluationOutcome) -> list[str]:
-    """One paragraph for each thing that there is to say."""
+    """A paragraph for each thing that there is to say."""
     paragraphs = (
         _at_chance(outcome),
         _tripped(outcome),

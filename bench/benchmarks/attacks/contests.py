@@ -1,4 +1,4 @@
-"""``ironmoe bench attacks``: the same attack by several libraries, in turns, verdicts compared
+"""``ironmoe bench attacks``: several libraries run the same attack in turns. Verdicts are compared
 before speeds."""
 
 from collections.abc import Iterator
@@ -111,7 +111,7 @@ def run_bench_attacks(
 def _results(
     settings: AttackBenchmarkSettings, data: ImageData, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the JSON file holds."""
+    """The content of the JSON file."""
     return {
         "settings": settings._asdict(),
         "data": data.name,
@@ -123,7 +123,7 @@ def _results(
 
 
 def _contests(part: str, settings: AttackBenchmarkSettings) -> Iterator[Contest]:
-    """The contests of a part: see PARTS."""
+    """The contests of one of PARTS."""
     falls_and_holds = {"V-MoE": settings.large_eps, "robust V-MoE": settings.eps}
     if part == "pgd":
         for model, eps in falls_and_holds.items():

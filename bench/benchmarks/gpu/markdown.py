@@ -1,6 +1,5 @@
-"""What a run on a GPU found, as Markdown: first what is wrong and how the goals stand, then the
-tables.
-"""
+"""The results of a run on a GPU as Markdown: first what is wrong and which goals are met, then the
+tables."""
 
 from collections import Counter
 from typing import Any
@@ -102,7 +101,7 @@ def _notes(notes: list[Row]) -> list[list[str]]:
 
 
 def table(columns: str, rows: list[list[str]]) -> list[str]:
-    """``columns`` with | between them. What would end a cell is written otherwise."""
+    """A table. ``columns``: headers with | between them. A | in a cell is written as /."""
     header = [f"| {columns.replace('|', ' | ')} |", "|" + " --- |" * (columns.count("|") + 1)]
     cells = [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in rows]
     return [*header, *(f"| {' | '.join(row)} |" for row in cells), ""]

@@ -38,7 +38,7 @@ class Child:
     def run(
         self, request: dict[str, Any], seconds: float, watch: Callable[[], None]
     ) -> tuple[str, str]:
-        """Give it the job, and end it when the seconds are over; ``watch`` is called meanwhile.
+        """Give it the job, call ``watch`` while it works, and end it when the seconds are over.
 
         Returns:
             ("done", "out of time", "hung" or "died", and why)
@@ -71,7 +71,7 @@ class Child:
         return "died", f"{_status(status)}: {self._last_words()}"
 
     def end(self) -> None:
-        """It and what it has started."""
+        """End the process and what it has started."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -1,6 +1,5 @@
-"""What a run on a GPU found, against the goals: what was missed, what is wrong, and what is said
-while it runs.
-"""
+"""What is said of a run on a GPU: which goals it met, what is wrong, and the lines while it
+runs."""
 
 import math
 from typing import Any, NamedTuple
@@ -22,9 +21,8 @@ GOAL_ROUTER_SHARE = 0.80
 
 
 class Goal(NamedTuple):
-    """``met`` is None where what it needs was not measured; False where the results were wrong,
-    whatever their time.
-    """
+    """A goal and how it stands. met: None where what it needs was not measured; False where the
+    results were wrong, whatever their time."""
 
     text: str
     measured: str
@@ -32,7 +30,7 @@ class Goal(NamedTuple):
 
 
 def goals(rows: list[Row]) -> list[Goal]:
-    """The goals for an H100 in bfloat16, against the rows of one run."""
+    """The goals for an H100 in bfloat16, judged by the rows of one run."""
     ours = {
         row["pass"]: row
         for row in rows
@@ -104,7 +102,7 @@ def _place(row: Row) -> tuple[str, ...]:
 
 
 def wrong(content: dict[str, Any], asked_for_tests: bool) -> list[str]:
-    """What makes the exit status 1, a line each."""
+    """A line for everything that makes the exit status 1."""
     found = [
         f"ironmoe at {note['shape']}, {note['routing']}: {note['why']}"
         for note in content["notes"]
@@ -126,12 +124,13 @@ def wrong(content: dict[str, Any], asked_for_tests: bool) -> list[str]:
 
 
 def minutes_and_seconds(seconds: float) -> str:
-    """4:07."""
+    """A time such as 4:07."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def plan_lines(jobs: list[GpuJob], num_done: int, minutes: float, device: str) -> list[str]:
-    """When each job is thought to begin, and which the minutes do not reach."""
+    """Lines that say when each job is expected to begin, and which jobs the minutes do not
+    reach."""
     lines = [
         f"{device}: {len(jobs)} jobs"
         + (f", {num_done} are done already" if num_done else "")
@@ -150,7 +149,7 @@ def plan_lines(jobs: list[GpuJob], num_done: int, minutes: float, device: str) -
 
 
 def news(entry: Entry) -> list[str]:
-    """What is said of an entry of the journal when it comes."""
+    """The lines that are said when an entry comes into the journal."""
     if entry["kind"] == "test" and entry["outcome"] == "failed":
         return [f"FAILED {entry['test']}: {entry['why'].splitlines()[0] if entry['why'] else ''}"]
     if entry["kind"] != "part":

@@ -19,16 +19,8 @@ from ironmoe.bench.benchmarks.passes import (
     PASSES,
     PGD,
 )
-from ironmoe.bench.benchmarks.peers import (
-    DENSE,
-    IRONMOE,
-    OURS,
-    PEERS,
-    dense,
-    disagreement,
-    errors,
-    reference,
-)
+from ironmoe.bench.benchmarks.peers import DENSE, IRONMOE, OURS, PEERS, dense
+from ironmoe.bench.benchmarks.reference import disagreement, errors, reference
 from ironmoe.bench.benchmarks.roofline import limit_ms, needed_flops
 from ironmoe.bench.benchmarks.shapes import Problem, dense_problem, make_problem
 from ironmoe.bench.common.timing import (

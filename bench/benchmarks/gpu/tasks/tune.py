@@ -17,7 +17,7 @@ from ironmoe.bench.benchmarks.gpu.journal import Pen
 from ironmoe.bench.benchmarks.gpu.tasks.neighbours import neighbours
 from ironmoe.bench.benchmarks.gpu.tasks.pool import in_processes
 from ironmoe.bench.benchmarks.gpu.tasks.products import work_of
-from ironmoe.bench.benchmarks.peers import TOLERANCE, worst_row_error
+from ironmoe.bench.benchmarks.reference import TOLERANCE, worst_row_error
 from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES, Shape
 from ironmoe.bench.common.timing import Clock, OutOfTime, interleaved, time_limit
 from ironmoe.kernels import tuning
