@@ -20,6 +20,10 @@ from ironmoe.attacks.engine.run import run_attack
 from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.result import AttackResult
 
+FOLLOWS_FROM_MODEL = frozenset({"attacked_model", "coupled", "coupled_by_model"})
+FOLLOWS_FROM_SETTINGS = frozenset({"exhaustive", "inside", "keeps", "max_queries", "starts_clean"})
+"""Attributes that an attack of this library derives from its constructor's arguments."""
+
 
 class Attack(ABC):
     """``attack(images, labels)`` gives adversarial images, ``attack.run(images, labels)`` an
@@ -161,6 +165,23 @@ class Attack(ABC):
             else attacked_model.routing,
         }
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
+
+    def chosen_settings(self) -> dict[str, Any]:
+        """What the user chose, by the names of the constructor's arguments: a journal goes on only
+        with the same.
+
+        These are the public attributes of the attack, without those that follow from others. In an
+        attack of a user every public attribute counts, since no one else knows what follows. An
+        attack that keeps an argument under another name overrides this method.
+        """
+        in_library = type(self).__module__.startswith("ironmoe.attacks.")
+        left_out = FOLLOWS_FROM_MODEL | (FOLLOWS_FROM_SETTINGS if in_library else frozenset())
+        chosen = {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name not in left_out
+        }
+        return chosen | self.attacked_model.settings
 
     def images_per_unit(self, batch_size: int) -> int:
         """How many images must be attacked together."""

@@ -45,7 +45,7 @@ class AutoAttack(Attack):
         verbose: print the robust accuracy after each attack (in ``run_standard_evaluation``).
     """
 
-    norms = ("Linf", "L2", "L1")
+    norms: tuple[str, ...] = ("Linf", "L2", "L1")
     takes_groups = False
 
     def __init__(

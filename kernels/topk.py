@@ -1,4 +1,8 @@
-"""Top-k routing: logits to gates and expert choices."""
+"""Top-k routing: logits to gates and expert choices.
+
+Shape suffixes: T tokens, E experts, K choices. ``scores`` says what a logit is worth; this file
+knows no score by name.
+"""
 
 from typing import Any
 
@@ -7,10 +11,10 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ironmoe.kernels.route import forward_mode, may_look, takes_operators, takes_triton, transformed
-from ironmoe.kernels.types import ExpertGroups, Routing
+from ironmoe.kernels.scores import get_score
+from ironmoe.kernels.types import ExpertGroups, GateRule, Routing
 
 MAX_EXPERTS, MAX_TOP_K = 1024, 32  # of the Triton kernel; beyond them the torch twin runs
-SCORES = ("softmax", "sigmoid", "sqrtsoftplus")
 ORDERS = ("score_first", "topk_first")
 GROUP_SCORES = ("max", "top2_sum")
 
@@ -49,50 +53,39 @@ def topk_route(
             looking for NaN would wait for the device, that is checked under
             ``torch.autograd.set_detect_anomaly(True)`` only; indices are in range in any case.
     """
-    _check(logits, top_k, score, order, selection_bias, groups)
+    rule = GateRule(score, order, renormalize, scale)
+    _check(logits, top_k, rule, selection_bias, groups)
     if takes_operators(logits) and not transformed() and not forward_mode():
         limits = groups or ExpertGroups(1, 1)
         return Routing(
             *topk_route_op(logits, top_k, score, order, renormalize, selection_bias, *limits, scale)
         )
-    return _route(logits, top_k, score, order, renormalize, selection_bias, groups, scale)
+    return _route(logits, top_k, rule, selection_bias, groups)
 
 
 def _route(
-    logits: Tensor, top_k: int, score: str, order: str, renormalize: bool, bias: Tensor | None,
-    groups: ExpertGroups | None, scale: float
-) -> Routing:  # fmt: skip
+    logits: Tensor, top_k: int, rule: GateRule, bias: Tensor | None, groups: ExpertGroups | None
+) -> Routing:
     """The torch twin."""
     keys = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    if order == "score_first":
-        keys = _score(keys, score)
+    if rule.order == "score_first":
+        keys = get_score(rule.score).value(keys)
     experts = _select(keys, top_k, bias, groups)
-    return Routing(
-        gates_of_choice(logits, experts, score, order, renormalize, scale), experts.to(torch.int32)
-    )
+    return Routing(gates_of_choice(logits, experts, rule), experts.to(torch.int32))
 
 
-def gates_of_choice(
-    logits: Tensor, experts: Tensor, score: str, order: str, renormalize: bool, scale: float
-) -> Tensor:
+def gates_of_choice(logits: Tensor, experts: Tensor, rule: GateRule) -> Tensor:
     """(T, K) gates of a choice (T, K) int64 already made, in torch operations."""
+    score = get_score(rule.score).value
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    gates = (
-        _score(z, score).gather(-1, experts)
-        if order == "score_first"
-        else _score(z.gather(-1, experts), score)
-    )
-    if renormalize:
+    if rule.order == "score_first":
+        gates = score(z).gather(-1, experts)
+    else:
+        gates = score(z.gather(-1, experts))
+
+    if rule.renormalize:
         gates = gates / gates.sum(-1, keepdim=True).clamp_min(torch.finfo(gates.dtype).tiny)
-    return gates * scale if scale != 1.0 else gates
-
-
-def _score(z: Tensor, score: str) -> Tensor:
-    if score == "softmax":
-        return z.softmax(-1)
-    if score == "sigmoid":
-        return z.sigmoid()
-    return torch.nn.functional.softplus(z).sqrt()
+    return gates * rule.scale if rule.scale != 1.0 else gates
 
 
 def _select(keys: Tensor, top_k: int, bias: Tensor | None, groups: ExpertGroups | None) -> Tensor:
@@ -118,8 +111,7 @@ def _in_kept_groups(keys: Tensor, groups: ExpertGroups) -> Tensor:
 def _check(
     logits: Tensor,
     top_k: int,
-    score: str,
-    order: str,
+    rule: GateRule,
     bias: Tensor | None,
     groups: ExpertGroups | None,
 ) -> None:
@@ -129,10 +121,9 @@ def _check(
             f"{tuple(logits.shape)}"
         )
     num_experts = logits.shape[1]
-    if score not in SCORES:
-        raise ValueError(f"score must be one of {SCORES}, got {score!r}")
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
+    get_score(rule.score)
+    if rule.order not in ORDERS:
+        raise ValueError(f"order must be one of {ORDERS}, got {rule.order!r}")
     if bias is not None and bias.shape != (num_experts,):
         raise ValueError(
             f"selection_bias must have shape ({num_experts},), one value an expert, got "
@@ -178,11 +169,12 @@ def topk_route_op(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(gates, experts); one group means no groups."""
     groups = ExpertGroups(num_groups, keep_groups, group_score) if num_groups > 1 else None
+    rule = GateRule(score, order, renormalize, scale)
     if takes_triton(logits) and logits.shape[1] <= MAX_EXPERTS and top_k <= MAX_TOP_K:
         from ironmoe.kernels.gpu import topk as gpu
 
-        return gpu.route(logits, top_k, score, order, renormalize, selection_bias, groups, scale)
-    gates, experts = _route(logits, top_k, score, order, renormalize, selection_bias, groups, scale)
+        return gpu.route(logits, top_k, rule, selection_bias, groups)
+    gates, experts = _route(logits, top_k, rule, selection_bias, groups)
     return gates, experts
 
 
@@ -216,13 +208,12 @@ def topk_route_backward_op(
     scale: float,
 ) -> Tensor:
     """d_logits; the scores are computed again."""
+    rule = GateRule(score, order, renormalize, scale)
     if takes_triton(logits) and logits.shape[1] <= MAX_EXPERTS and experts.shape[1] <= MAX_TOP_K:
         from ironmoe.kernels.gpu import topk as gpu
 
-        return gpu.route_backward(d_gates, logits, experts, score, order, renormalize, scale)
-    return _backward_by_torch(
-        d_gates, logits.detach().requires_grad_(), experts, score, order, renormalize, scale
-    )
+        return gpu.route_backward(d_gates, logits, experts, rule)
+    return _backward_by_torch(d_gates, logits.detach().requires_grad_(), experts, rule)
 
 
 @topk_route_backward_op.register_fake
@@ -230,56 +221,41 @@ def _(d_gates, logits, experts, score, order, renormalize, scale):  # type: igno
     return logits.new_empty(logits.shape)
 
 
-def _backward_by_torch(
-    d_gates: Tensor,
-    logits: Tensor,
-    experts: Tensor,
-    score: str,
-    order: str,
-    renormalize: bool,
-    scale: float,
-) -> Tensor:
+def _backward_by_torch(d_gates: Tensor, logits: Tensor, experts: Tensor, rule: GateRule) -> Tensor:
     """The torch twin, differentiable in turn."""
     experts = experts.long()
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    d_gates = d_gates * scale
-    if renormalize:
-        raw = gates_of_choice(logits, experts, score, order, False, 1.0)
+    d_gates = d_gates * rule.scale
+
+    if rule.renormalize:
+        raw = gates_of_choice(logits, experts, rule._replace(renormalize=False, scale=1.0))
         total = raw.sum(-1, keepdim=True)
         tiny = torch.finfo(total.dtype).tiny
         shared = (d_gates * raw).sum(-1, keepdim=True) / total.clamp_min(tiny)
         d_gates = (d_gates - shared.masked_fill(total < tiny, 0)) / total.clamp_min(tiny)
-    if order == "topk_first":
-        return (
-            torch.zeros_like(z)
-            .scatter(-1, experts, _score_backward(d_gates, z.gather(-1, experts), score))
-            .to(logits.dtype)
-        )
-    return _score_backward(torch.zeros_like(z).scatter(-1, experts, d_gates), z, score).to(
-        logits.dtype
-    )
 
-
-def _score_backward(d_score: Tensor, z: Tensor, score: str) -> Tensor:
-    value = _score(z, score)
-    if score == "softmax":
-        return value * (d_score - (d_score * value).sum(-1, keepdim=True))
-    if score == "sigmoid":
-        return d_score * value * (1 - value)
-    return d_score * z.sigmoid() / (2 * value)
+    score, zeros = get_score(rule.score), torch.zeros_like(z)
+    if rule.order == "topk_first":
+        d_z = zeros.scatter(-1, experts, score.backward(d_gates, z.gather(-1, experts)))
+    else:
+        d_z = score.backward(zeros.scatter(-1, experts, d_gates), z)
+    return d_z.to(logits.dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     logits, _, score, order, renormalize, _, _, _, _, scale = inputs
-    ctx.setting = (score, order, renormalize, scale)
+    ctx.rule = GateRule(score, order, renormalize, scale)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(logits, output[1])
 
 
 def _backward(ctx: Any, d_gates: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     logits, experts = ctx.saved_tensors
-    backward = _backward_by_torch if torch.is_grad_enabled() else topk_route_backward_op
-    return backward(d_gates, logits, experts, *ctx.setting), *(None,) * 9
+    if torch.is_grad_enabled():  # create_graph: what is recorded here must have derivatives itself
+        d_logits = _backward_by_torch(d_gates, logits, experts, ctx.rule)
+    else:
+        d_logits = topk_route_backward_op(d_gates, logits, experts, *ctx.rule)
+    return d_logits, *(None,) * 9
 
 
 topk_route_op.register_autograd(_backward, setup_context=_setup)

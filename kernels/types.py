@@ -36,6 +36,20 @@ class ExpertGroups(NamedTuple):
     score: str = "top2_sum"
 
 
+class GateRule(NamedTuple):
+    """How the logits of the chosen experts become gates.
+
+    score: a name in ``ironmoe.kernels.scores.SCORES``. order: "score_first" scores all experts and
+        chooses then, "topk_first" scores the chosen ones only. renormalize: divide the gates of a
+        token by their sum. scale: factor on the gates at the end.
+    """
+
+    score: str = "softmax"
+    order: str = "score_first"
+    renormalize: bool = False
+    scale: float = 1.0
+
+
 class Dispatch(NamedTuple):
     """Where every choice goes when the R = T·K choices are sorted by expert (stably, so by token
     inside an expert).

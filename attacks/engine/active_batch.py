@@ -277,7 +277,7 @@ class ActiveBatch:
         with_grad = answers[True].grad
         assert with_grad is not None
         grad = torch.zeros_like(attempts["point"]).index_copy_(0, parts[True], with_grad)
-        return Answer(logits, loss, grad, attack.eot), want
+        return Answer(logits, loss, grad, answers[True].asked), want
 
     def _count(self, attempts: Attempts, answer: Answer, wanted_grad: Tensor) -> None:
         """Passes made, and what the flags are about."""

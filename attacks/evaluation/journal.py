@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.engine.records import Record, Records
+from ironmoe.attacks.evaluation.old_journals import translated
 
 SYNC_SECONDS = 5.0
+FORMAT = 2  # of the first line; journals before it have no number
 
 
 class JournalError(ValueError):
@@ -62,7 +64,7 @@ class Journal:
             raise
         self._file.seek(0, os.SEEK_END)
         if self._file.tell() == 0:
-            self._write({"settings": settings})
+            self._write({"format": FORMAT, "settings": settings})
 
     def append(
         self, records: Sequence[Record], checksums: Sequence[int], images: Sequence[Tensor | None]
@@ -126,7 +128,7 @@ class Journal:
             head, *rest = (json.loads(line) for line in lines)
             if not all(isinstance(unit, list) for unit in rest):
                 raise TypeError("a line that is no list of records")
-            found = head["settings"]
+            found = _settings_of(head)
             units = [[(line.pop("checksum"), Record(**line)) for line in unit] for unit in rest]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise JournalError(
@@ -144,3 +146,13 @@ class Journal:
                 for crc, record in unit:
                     self.records.add(record)
                     self.checksums[record.example] = crc
+
+
+def _settings_of(head: dict[str, Any]) -> dict[str, Any]:
+    """The settings in the first line of a journal, as today's code writes them."""
+    number = head.get("format", 1)
+    if number == 1:
+        return translated(head["settings"])
+    if number != FORMAT:
+        raise ValueError(f"format {number!r}, where this program knows 1 to {FORMAT}")
+    return dict(head["settings"])

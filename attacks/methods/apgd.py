@@ -73,7 +73,7 @@ class APGD(FixedRadiusAttack):
         early_stop: stop working on an example once it is misclassified, as in ``PGD``.
     """
 
-    norms = ("Linf", "L2", "L1")
+    norms: tuple[str, ...] = ("Linf", "L2", "L1")
 
     def __init__(
         self,
@@ -113,6 +113,8 @@ class APGD(FixedRadiusAttack):
         )
         self.steps, self.restarts, self.max_queries = steps, restarts, steps
         self.keeps = "first" if early_stop else "best"
+        self.rho = rho
+        self.three_radii = three_radii
         self.inside = not three_radii
         self.schedule: Schedule = (
             Sparsity(steps, self.bounds, three_radii)
@@ -128,6 +130,15 @@ class APGD(FixedRadiusAttack):
             f"APGD({self.norm}, eps={self.eps}, steps={self.steps}, loss={self.loss_name}{extras}, "
             f"restarts={self.restarts}, seed={self.seed})"
         )
+
+    def chosen_settings(self) -> dict[str, Any]:
+        hidden = {"loss_name", "loss_of", "targeted_loss_of", "schedule"}
+        if self.norm == "L1":
+            hidden.add("rho")  # the schedule in L1 has no use for it
+        chosen = {
+            name: value for name, value in super().chosen_settings().items() if name not in hidden
+        }
+        return chosen | {"loss": self.targeted_loss_of or self.loss_of}
 
     @property
     def classes_needed(self) -> int:

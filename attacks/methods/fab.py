@@ -51,7 +51,7 @@ class FAB(BoundaryAttack):
             keep the nearest.
     """
 
-    norms = ("Linf", "L2", "L1")
+    norms: tuple[str, ...] = ("Linf", "L2", "L1")
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class PGD(FixedRadiusAttack):
         early_stop: stop working on an example once it is misclassified.
     """
 
-    norms = ("Linf", "L2", "L1")
+    norms: tuple[str, ...] = ("Linf", "L2", "L1")
 
     def __init__(
         self,
@@ -132,6 +132,10 @@ class PGD(FixedRadiusAttack):
             f"{type(self).__name__}({self.norm}, eps={self.eps}, steps={self.steps}, "
             f"restarts={self.restarts}, seed={self.seed})"
         )
+
+    def chosen_settings(self) -> dict[str, Any]:
+        chosen = super().chosen_settings()
+        return {name: chosen[name] for name in chosen if name != "loss_of"} | {"loss": self.loss_of}
 
     @property
     def classes_needed(self) -> int:

@@ -66,7 +66,7 @@ class Square(FixedRadiusAttack):
         restarts: runs from different starts, ≥ 1.
     """
 
-    norms = ("Linf", "L2", "L1")
+    norms: tuple[str, ...] = ("Linf", "L2", "L1")
     gradient = False
     takes_groups = False
     needs_a_box = True

@@ -1,6 +1,7 @@
 """One command on several processes, as ``torchrun`` starts them."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,6 +80,14 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
+def _mark_as_own(error: Exception) -> None:
+    """Note on the error that the other processes need not have it, too."""
+    if sys.version_info >= (3, 11):
+        error.add_note(OWN)
+    else:  # what add_note does
+        error.__dict__.setdefault("__notes__", []).append(OWN)
+
+
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
     """Under ``torchrun``, this process among the others, joined through ``torch.distributed``
@@ -90,7 +99,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     except Exception as error:
-        error.add_note(OWN)
+        _mark_as_own(error)
         raise
     finally:
         dist.destroy_process_group()

@@ -21,8 +21,9 @@ from ironmoe.kernels.gpu import (
     weight_gradient,
 )
 from ironmoe.kernels.gpu.launch import Launch, observe
+from ironmoe.kernels.scores import SCORES
 from ironmoe.kernels.tuning import Chip, assume
-from ironmoe.kernels.types import ExpertGroups
+from ironmoe.kernels.types import ExpertGroups, GateRule
 
 E, K = 128, 8  # Qwen3-30B-A3B
 SIZES = (2048, 768)  # its D and F: multiples of every block
@@ -112,7 +113,7 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
     for integer in (torch.int64, torch.int32, torch.int16, torch.uint8):
         dispatch.plan(meta(4096, K, dtype=integer), E, torch.bfloat16)
         yield "", integer
-    for score in ("softmax", "sigmoid", "sqrtsoftplus"):
+    for score in SCORES:
         for order in ("score_first", "topk_first"):
             _router(E, K, score, order)
             yield f"{score}, {order}", torch.float32
@@ -210,5 +211,6 @@ def _router(
     num_experts: int, top_k: int, score: str, order: str, groups: ExpertGroups | None = None
 ) -> None:
     logits = meta(4096, num_experts, dtype=torch.float32)
-    gates, experts = topk.route(logits, top_k, score, order, True, None, groups, 1.0)
-    topk.route_backward(gates, logits, experts, score, order, True, 1.0)
+    rule = GateRule(score, order, renormalize=True)
+    gates, experts = topk.route(logits, top_k, rule, groups=groups)
+    topk.route_backward(gates, logits, experts, rule)

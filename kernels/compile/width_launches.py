@@ -22,6 +22,7 @@ from ironmoe.kernels.compile.launches import (
 )
 from ironmoe.kernels.gpu import attack_step, combine, dispatch, topk
 from ironmoe.kernels.tuning import Chip
+from ironmoe.kernels.types import GateRule
 
 WIDTHS = (1, 8, 16, 24, 31, 32, 48, 64, 96)  # of rows; the larger ones are in ``specimens``
 EXPERT_WIDTHS = (8, 31, 48)  # that TMA takes, unaligned, a multiple of 16 but of no block
@@ -66,8 +67,9 @@ def routers_and_steps() -> Iterator[tuple[str, torch.dtype]]:
     for num_experts, top_k in ROUTERS:
         dispatch.plan(meta(TOKENS, top_k), num_experts)
         logits = meta(TOKENS, num_experts, dtype=torch.float32)
-        gates, chosen = topk.route(logits, top_k, "softmax", "score_first", True, None, None, 1.0)
-        topk.route_backward(gates, logits, chosen, "softmax", "score_first", True, 1.0)
+        rule = GateRule(renormalize=True)
+        gates, chosen = topk.route(logits, top_k, rule)
+        topk.route_backward(gates, logits, chosen, rule)
         yield f"E = {num_experts}, K = {top_k}", torch.float32
     for pixels in PIXELS:
         point, radius = meta(3, pixels, dtype=torch.float32), meta(3, dtype=torch.float32)

@@ -4,24 +4,25 @@ derivatives, in float32."""
 import triton
 import triton.language as tl
 
-# A GPU's plain minimum and maximum take the number where the other one is NaN: a diverged layer
-# would look sound.
-KEEP_NAN = tl.constexpr(tl.PropagateNan.ALL)
+from ironmoe.kernels.activations import ACTIVATIONS
+from ironmoe.kernels.gpu.floats import KEEP_NAN
+
+CLAMPED_LIMIT = tl.constexpr(ACTIVATIONS["clamped_swiglu"].limit)  # gpt-oss
+LIMITED_LIMIT = tl.constexpr(ACTIVATIONS["limited_swiglu"].limit)  # DeepSeek-V4
 
 
 @triton.jit
 def unit(h, up, ACTIVATION: tl.constexpr):
     """(value, ∂value/∂h, ∂value/∂up); ``up`` counts for gated activations only. What a caller
     leaves unused is not computed."""
-    # gpt-oss: alpha 1.702, limit 7
     if ACTIVATION == "clamped_swiglu" or ACTIVATION == "clamped_swiglu_interleaved":
-        cut, factor = clamp(h, up, 7.0)
+        cut, factor = clamp(h, up, CLAMPED_LIMIT)
         value, slope = elementwise(cut, "quick_gelu")
-        return with_cuts(h, up, value, slope, factor + 1, 7.0)
-    elif ACTIVATION == "limited_swiglu":  # DeepSeek-V4: limit 10
-        cut, factor = clamp(h, up, 10.0)
+        return with_cuts(h, up, value, slope, factor + 1, CLAMPED_LIMIT)
+    elif ACTIVATION == "limited_swiglu":
+        cut, factor = clamp(h, up, LIMITED_LIMIT)
         value, slope = elementwise(cut, "silu")
-        return with_cuts(h, up, value, slope, factor, 10.0)
+        return with_cuts(h, up, value, slope, factor, LIMITED_LIMIT)
     elif ACTIVATION == "swiglu":
         value, slope = elementwise(h, "silu")
         return value * up, slope * up, value
@@ -39,9 +40,8 @@ def unit(h, up, ACTIVATION: tl.constexpr):
 @triton.jit
 def clamp(h, up, LIMIT: tl.constexpr):
     """The gate cut from above, up on both sides."""
-    return tl.minimum(h, LIMIT, KEEP_NAN), tl.minimum(
-        tl.maximum(up, -LIMIT, KEEP_NAN), LIMIT, KEEP_NAN
-    )
+    cut_up = tl.minimum(tl.maximum(up, -LIMIT, KEEP_NAN), LIMIT, KEEP_NAN)
+    return tl.minimum(h, LIMIT, KEEP_NAN), cut_up
 
 
 @triton.jit

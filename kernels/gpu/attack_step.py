@@ -7,10 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ironmoe.kernels.gpu.floats import KEEP_NAN, TINY
 from ironmoe.kernels.gpu.launch import cdiv, launch, next_power_of_2
 from ironmoe.kernels.types import MAX_PROJECTION_ROUNDS
-
-NAN = tl.constexpr(tl.PropagateNan.ALL)  # a NaN stays one, as in torch
 
 
 @triton.jit
@@ -40,7 +39,7 @@ def linf_step_kernel(
         y,
         tl.load(low + at, mask=real, other=0.0),
         tl.load(high + at, mask=real, other=0.0),
-        propagate_nan=NAN,
+        propagate_nan=KEEP_NAN,
     )
     tl.store(moved + at, z, mask=real)
     if WRITES_IMAGE:
@@ -84,15 +83,14 @@ def l2_step_kernel(
             tl.float32
         )
         peaks = tl.maximum(peaks, tl.abs(slope))
-    # the smallest normal number
-    inverse = tl.div_rn(1.0, tl.maximum(tl.max(peaks, 0), 1.1754943508222875e-38))
+    inverse = tl.div_rn(1.0, tl.maximum(tl.max(peaks, 0), TINY))
     squares = tl.zeros([BLOCK], tl.float32)
     for start in range(0, pixels, BLOCK):
         slope = tl.load(grad + first + start + pixel, mask=start + pixel < pixels, other=0.0).to(
             tl.float32
         )
         squares += slope * inverse * (slope * inverse)
-    norm = tl.maximum(tl.sqrt_rn(tl.sum(squares, 0)), 1e-12, propagate_nan=NAN)
+    norm = tl.maximum(tl.sqrt_rn(tl.sum(squares, 0)), 1e-12, propagate_nan=KEEP_NAN)
     rate = tl.div_rn(tl.load(alpha + example).to(tl.float32), norm)
 
     # The scale s of the projection, from below: with nothing clipped but what has no room, then
@@ -120,7 +118,7 @@ def l2_step_kernel(
     for start in range(0, pixels, BLOCK):
         at, real = first + start + pixel, start + pixel < pixels
         x, delta = _load_delta(point, grad, center, at, real, inverse, rate, lowest)
-        z = tl.clamp(x + scale * delta, lowest, highest, propagate_nan=NAN)
+        z = tl.clamp(x + scale * delta, lowest, highest, propagate_nan=KEEP_NAN)
         tl.store(moved + at, z, mask=real)
         if WRITES_IMAGE:
             tl.store(image + at, z.to(image.dtype.element_ty), mask=real)

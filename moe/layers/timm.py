@@ -122,4 +122,4 @@ def as_mlp_layer(
 
 def _new(cls: type[nn.Module], options: dict[str, Any]) -> nn.Module:
     layer = as_mlp_layer(cls, **options)
-    return layer.__new__(layer)
+    return nn.Module.__new__(layer)

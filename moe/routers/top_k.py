@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
 from ironmoe.kernels.route import without_autocast
 from ironmoe.kernels.topk import gates_of_choice
+from ironmoe.kernels.types import GateRule
 from ironmoe.moe.routers.losses import balance_loss, importance_loss, load_loss, router_z_loss
 
 
@@ -45,7 +46,7 @@ class TopKRouter(nn.Module):
         noise_std: standard deviation of the noise, times E.
         importance_weight, load_weight, balance_weight, z_weight: factors of the auxiliary losses;
             load needs noise.
-        score: "softmax", "sigmoid" or "sqrtsoftplus".
+        score: a name in ``ironmoe.kernels.scores.SCORES``: "softmax", "sigmoid" or "sqrtsoftplus".
         order: "score_first" scores all experts and picks the best; "topk_first" picks by logit and
             scores only the K chosen.
         groups: keep only the best groups of experts before the choice (DeepSeek).
@@ -168,15 +169,8 @@ class TopKRouter(nn.Module):
     def gates_of(self, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
         """(T, K) gates that this router's rule gives to these experts, chosen or not, from
         ``RouterOutput.logits``."""
-        gates_TK = gates_of_choice(
-            logits_TE,
-            experts_TK.long(),
-            self.score,
-            self.order,
-            self.renormalize is True,
-            self.scale,
-        )
-        return self._by_p_norm(gates_TK)
+        rule = GateRule(self.score, self.order, self.renormalize is True, self.scale)
+        return self._by_p_norm(gates_of_choice(logits_TE, experts_TK.long(), rule))
 
     @torch.no_grad()
     def update_selection_bias(self, rate: float = 1e-3) -> None:

@@ -106,6 +106,8 @@ TESTS: dict[str, dict[str, tuple[str, ...]]] = {
         "test_far_logits_keep_their_precision": (),
         "test_dropped_choices_add_nothing": ("score_first",),
         "test_more_rows_than_one_program_takes": (),
+        "test_every_score_is_its_definition": (),
+        "test_the_kernels_refuse_a_score_they_do_not_know": (),
     },
     "test_attack_step.py": {
         "test_linf_gives_the_bits_of_the_twin": (),

@@ -1,9 +1,13 @@
+from functools import partial
+
+import oracle
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ironmoe.kernels import ExpertGroups, topk_route
+from ironmoe.kernels.scores import SCORES
 
 
 @st.composite
@@ -48,18 +52,13 @@ def test_renormalized_gates_sum_to_one(case):
     torch.testing.assert_close(gates.sum(1), torch.ones(len(logits), dtype=gates.dtype))
 
 
-@pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrtsoftplus"])
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("order", ["score_first", "topk_first"])
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_every_combination_against_loops(score, order, renormalize):
     logits = torch.randn(7, 12, dtype=torch.float64)
     bias = torch.randn(12, dtype=torch.float64)
-    functions = {
-        "softmax": lambda z: z.softmax(-1),
-        "sigmoid": torch.sigmoid,
-        "sqrtsoftplus": lambda z: torch.log1p(z.exp()).sqrt(),
-    }
-    apply = functions[score]
+    apply = partial(oracle.score, score)
     routing = topk_route(
         logits, 3, score=score, order=order, renormalize=renormalize, selection_bias=bias, scale=1.5
     )
@@ -88,7 +87,7 @@ def test_gates_are_float32_or_wider():
     assert topk_route(torch.randn(3, 4, dtype=torch.float64), 2).gates.dtype == torch.float64
 
 
-@pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrtsoftplus"])
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("order", ["score_first", "topk_first"])
 def test_gradient(score, order):
     logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)

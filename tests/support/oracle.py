@@ -33,6 +33,15 @@ def activation(name: str, hidden: Tensor) -> Tensor:
     }[name](hidden)
 
 
+def score(name: str, logits: Tensor) -> Tensor:
+    """A router's score along the last axis."""
+    return {
+        "softmax": lambda z: z.exp() / z.exp().sum(-1, keepdim=True),
+        "sigmoid": lambda z: 1 / (1 + (-z).exp()),
+        "sqrtsoftplus": lambda z: torch.log1p(z.exp()).sqrt(),
+    }[name](logits)
+
+
 def dense_moe(x, w_in, w_out, gates, experts, b_in=None, b_out=None, act="gelu") -> Tensor:
     num_experts = w_in.shape[0]
     hidden = torch.einsum("td,efd->tef", x, w_in)

@@ -3,21 +3,23 @@ memory."""
 
 import contract
 import inexact
+import oracle
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ironmoe.kernels import ExpertGroups, topk_route
+from ironmoe.kernels.gpu import topk as gpu
 from ironmoe.kernels.gpu.launch import observe
-from ironmoe.kernels.gpu.topk import route, route_backward
+from ironmoe.kernels.scores import SCORES
+from ironmoe.kernels.types import GateRule
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has its own arithmetic")
 
 # What the interpreter's numpy says of -inf - -inf, in rows that are padding.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
-SCORES = ["softmax", "sigmoid", "sqrtsoftplus"]
 ORDERS = ["score_first", "topk_first"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # exp, division and log of a GPU are a few units in the last place off (``inexact``). Nothing
@@ -41,6 +43,16 @@ DEFAULTS = {
 def _poisoned():
     with contract.poisoned():
         yield
+
+
+def route(logits, top_k, score, order, renormalize, selection_bias, groups, scale):
+    rule = GateRule(score, order, renormalize, scale)
+    return gpu.route(logits, top_k, rule, selection_bias, groups)
+
+
+def route_backward(d_gates, logits, experts, score, order, renormalize, scale):
+    rule = GateRule(score, order, renormalize, scale)
+    return gpu.route_backward(d_gates, logits, experts, rule)
 
 
 def twin(logits, top_k, **options):
@@ -116,7 +128,7 @@ def calls(draw):
         torch.randint(-2, 3, (experts,), generator=generator) / 4 if draw(st.booleans()) else None
     )
     options = {
-        "score": draw(st.sampled_from(SCORES)),
+        "score": draw(st.sampled_from(list(SCORES))),
         "order": draw(st.sampled_from(ORDERS)),
         "renormalize": draw(st.booleans()),
         "selection_bias": None
@@ -295,18 +307,13 @@ def test_dropped_choices_add_nothing(device, score, order):
         d_gates.to(device), logits.to(device), experts.to(device), score, order, False, 1.0
     ).cpu()
     leaf = logits.clone().requires_grad_()
-    functions = {
-        "softmax": lambda z: z.softmax(-1),
-        "sigmoid": torch.sigmoid,
-        "sqrtsoftplus": lambda z: torch.nn.functional.softplus(z).sqrt(),
-    }
-    padded = torch.nn.functional.pad(functions[score](leaf), (0, 1))
+    padded = torch.nn.functional.pad(oracle.score(score, leaf), (0, 1))
     if order == "topk_first":
         chosen = torch.nn.functional.pad(leaf, (0, 1), value=-float("inf")).gather(
             1, experts.long()
         )
         padded = torch.zeros(5, 7).scatter(
-            1, experts.long(), torch.where(experts < 6, functions[score](chosen), 0.0)
+            1, experts.long(), torch.where(experts < 6, oracle.score(score, chosen), 0.0)
         )
     kept = torch.where(experts < 6, d_gates, 0.0)
     want = torch.autograd.grad(padded.gather(1, experts.long()), leaf, kept)[0].nan_to_num(0.0)
@@ -403,3 +410,35 @@ def test_a_token_does_not_depend_on_the_others_and_runs_repeat(device):
         torch.equal(a, b) and torch.equal(a[chosen], c)
         for a, b, c in zip(whole, again, part, strict=True)
     )
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score_is_its_definition(device, score):
+    """All experts chosen: the gates are the scores, and their gradient is the definition's."""
+    logits, d_gates = torch.linspace(-12, 12, 21).view(3, 7), torch.randn(3, 7)
+    rule = GateRule(score)
+    gates, experts = gpu.route(logits.to(device), 7, rule)
+    got_d = gpu.route_backward(d_gates.to(device), logits.to(device), experts, rule)
+
+    leaf = logits.double().requires_grad_()
+    want = oracle.score(score, leaf).gather(1, experts.cpu().long())
+    (want_d,) = torch.autograd.grad(want, leaf, d_gates.double())
+    torch.testing.assert_close(gates.cpu().double(), want.detach(), rtol=GATES, atol=0)
+    torch.testing.assert_close(got_d.cpu().double(), want_d, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [gpu.route_kernel, gpu.route_backward_kernel])
+def test_the_kernels_refuse_a_score_they_do_not_know(device, kernel, monkeypatch):
+    """Also one that is in the table but has no code in ``ironmoe.kernels.gpu.scores``."""
+    monkeypatch.setitem(SCORES, "relu", SCORES["sigmoid"])
+    logits = torch.zeros(3, 4, device=device)
+    with pytest.raises(Exception) as error:
+        if kernel is gpu.route_kernel:
+            gpu.route(logits, 2, GateRule("relu"))
+        else:
+            chosen = torch.zeros(3, 2, dtype=torch.int32, device=device)
+            gpu.route_backward(logits[:, :2], logits, chosen, GateRule("relu"))
+    raised, said = error.value, ""
+    while raised is not None:  # each jit function that was called wraps the error once more
+        said, raised = said + str(raised), raised.__cause__
+    assert "SCORE must be one of" in said and all(name in said for name in ("softmax", "sigmoid"))

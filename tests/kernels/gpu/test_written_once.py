@@ -22,7 +22,7 @@ from ironmoe.kernels.gpu import (
 )
 from ironmoe.kernels.gpu.launch import observe
 from ironmoe.kernels.tuning import CHIPS, INTERPRETER, assume
-from ironmoe.kernels.types import ExpertGroups
+from ironmoe.kernels.types import ExpertGroups, GateRule
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="looks into the interpreter")
 
@@ -77,8 +77,9 @@ def products(counts, dim, hidden, act, dtype=torch.float16, transposed=False, to
 def routes(tokens, num_experts, top_k, groups=None):
     """The router, forward and backward."""
     logits = torch.randn(tokens, num_experts)
-    gates, experts = topk.route(logits, top_k, "sigmoid", "score_first", True, None, groups, 1.0)
-    topk.route_backward(gates, logits, experts, "sigmoid", "score_first", True, 1.0)
+    rule = GateRule("sigmoid", renormalize=True)
+    gates, experts = topk.route(logits, top_k, rule, groups=groups)
+    topk.route_backward(gates, logits, experts, rule)
 
 
 def steps(examples, pixels):
