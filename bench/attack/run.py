@@ -13,10 +13,11 @@ from torch import Tensor
 from ironmoe.attacks import Attack, RobustnessReport, evaluate
 from ironmoe.attacks.engine.coupling import images_per_unit
 from ironmoe.attacks.evaluation.checksum import model_digest
+from ironmoe.bench.attack.class_matching import match_classes, other_data
 from ironmoe.bench.attack.failures import explained, too_small_a_budget
 from ironmoe.bench.attack.margins import margins_left
 from ironmoe.bench.attack.meter import Meter, Stopwatch
-from ironmoe.bench.attack.model_source import LoadedModel, load_model, match_classes, other_data
+from ironmoe.bench.attack.model_source import LoadedModel, load_model
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.parts import parts_of
 from ironmoe.bench.attack.report import write_evaluation

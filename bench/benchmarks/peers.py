@@ -20,11 +20,11 @@ BATCHED_BYTES = 8 << 30
 class Peer(NamedTuple):
     """An implementation of the layer.
 
-    build: from a problem to the layer; objection: why it cannot do this problem, or None; module:
-        what must be installed;
-    fused: whether gather, activation or combine are part of its products, which makes it one of
-        those to beat;
-    captures: whether a CUDA graph can hold it.
+    build: from a problem to the layer; module: the package that must be installed; objection: why
+    it cannot do a problem, or None.
+
+    fused: whether gather, activation or combine are part of its products, which makes it a peer to
+    beat; captures: whether a CUDA graph can hold it.
     """
 
     build: Build
@@ -58,7 +58,7 @@ def ironmoe(problem: Problem) -> Callable[[], Tensor]:
 
 
 def dense(problem: Problem) -> Callable[[], Tensor]:
-    """An MLP of one expert, without routing, on all rows (a ``dense_problem``)."""
+    """An MLP of one expert without routing, for all rows of a ``dense_problem``."""
     activation = get_activation(problem.shape.activation)
     w_in, w_out = problem.w_in[0], problem.w_out[0]
     b_in, b_out = (None if bias is None else bias[0] for bias in (problem.b_in, problem.b_out))
@@ -68,8 +68,8 @@ def dense(problem: Problem) -> Callable[[], Tensor]:
 def _sorted_pipeline(
     problem: Problem, grouped: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Callable[[], Tensor]:
-    """Sort, gather, product, bias, activation, product, bias, put back, weigh and sum: one
-    operation each.
+    """The layer with one operation for each step: sort, gather, product, bias, activation, product,
+    bias, put back, weigh and sum.
 
     ``grouped`` takes sorted rows (R, K), matrices (E, K, N) and the end of each expert's rows (E,).
     """
@@ -129,7 +129,7 @@ def liger(problem: Problem) -> Callable[[], Tensor]:
 
 
 def _transformers(implementation: str) -> Build:
-    """Mixtral's experts with our weights in them."""
+    """Mixtral's experts of transformers, with the weights of the problem in them."""
 
     def build(problem: Problem) -> Callable[[], Tensor]:
         from transformers import MixtralConfig

@@ -1,4 +1,4 @@
-"""The check that everybody computes the same layer, before anything is timed."""
+"""Check that everybody computes the same layer, before anything is timed."""
 
 from typing import NamedTuple
 
@@ -16,11 +16,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 class Reference(NamedTuple):
-    """The layer by its definition on some tokens, in float64: y, and all gradients when ``dy`` is 0
-    for every other token.
+    """The layer by its definition on some tokens, in float64.
 
-    ``expected`` has one matrix of the tokens for y, x and gates, and one tensor an expert for a
-    parameter.
+    tokens: which; dy: a gradient from above that is 0 for every other token; expected: y and all
+    gradients by name, for y, x and gates one matrix of the tokens, for a parameter one tensor an
+    expert.
     """
 
     tokens: Tensor
@@ -29,7 +29,11 @@ class Reference(NamedTuple):
 
 
 def reference(problem: Problem, sample: int = SAMPLE) -> Reference:
-    """Expert by expert in plain torch operations, of which none is ours but the activation."""
+    """Compute the layer expert by expert in plain torch operations, of which only the activation is
+    ours.
+
+    sample: how many tokens.
+    """
     p = problem
     tokens = torch.randperm(p.shape.tokens, device=p.x.device)[:sample].sort().values
     dy = torch.zeros_like(p.dy).index_copy(0, tokens, p.dy[tokens])
@@ -110,7 +114,7 @@ def worst_row_error(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def disagreement(found: dict[str, float], dtype: torch.dtype) -> str | None:
-    """Which result is too far from the reference, in words; None if all are near enough."""
+    """Which results are too far from the reference, in words; None if all are near enough."""
     wrong = [
         f"{name} by {error:.2g}" for name, error in found.items() if not error <= TOLERANCE[dtype]
     ]

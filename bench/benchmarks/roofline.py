@@ -47,8 +47,8 @@ class Work(NamedTuple):
 
 
 def needed_flops(shape: Shape, pass_name: str) -> int:
-    """2·m·n·k of the products that the pass needs, whoever does it: under ``grad([x])`` no weight
-    gradient is one of them."""
+    """FLOPs of the products that the pass needs, 2·m·n·k each, whoever does it. For ``grad([x])``
+    no weight gradient is one of them."""
     forward = 2 * shape.rows * shape.dim * (shape.wide + shape.hidden)
     if pass_name in (INFERENCE, FORWARD):
         return forward
@@ -56,26 +56,27 @@ def needed_flops(shape: Shape, pass_name: str) -> int:
 
 
 def topk_work(shape: Shape) -> Work:
-    """Float32 logits in, gates and experts out."""
+    """It reads float32 logits and writes gates and experts."""
     return Work(
         "topk_route", 0, shape.tokens * shape.num_experts * FLOAT + shape.rows * (FLOAT + INT)
     )
 
 
 def dispatch_work(shape: Shape) -> Work:
-    """The choices are read to count and to place; row_token, row_slot and slot_row are written."""
+    """It reads the choices to count and to place them, and writes row_token, row_slot and
+    slot_row."""
     return Work("plan_dispatch", 0, 5 * shape.rows * INT)
 
 
 def combine_work(shape: Shape, itemsize: int = 2, gated: bool = True) -> Work:
-    """R rows in, T rows out, an index and perhaps a gate for each choice."""
+    """It reads R rows, an index and perhaps a gate for each choice, and writes T rows."""
     moved = (shape.rows + shape.tokens) * shape.dim * itemsize
     return Work("combine", 0, moved + shape.rows * (INT + (FLOAT if gated else 0)))
 
 
 def linf_step_work(shape: Shape, itemsize: int = 2) -> Work:
-    """Point, low and high in float32 and the gradient in; the point out, and the image where it is
-    not float32 itself."""
+    """It reads point, low and high in float32 and the gradient, and writes the point, and the image
+    where that is not float32 itself."""
     image = itemsize if itemsize < FLOAT else 0
     return Work("linf_step", 0, shape.tokens * shape.dim * (4 * FLOAT + itemsize + image))
 
@@ -129,18 +130,18 @@ def layer_work(shape: Shape, pass_name: str) -> list[Work]:
 
 
 def limit_ms(shape: Shape, pass_name: str) -> float:
-    """Milliseconds of one pass of ``expert_mlp``: one kernel after another, each at its own
-    limit."""
+    """Milliseconds of one pass of ``expert_mlp`` at least: one kernel after another, each at its
+    own limit."""
     return sum(work.ms for work in layer_work(shape, pass_name))
 
 
 def limit_tflops(shape: Shape, pass_name: str) -> float:
-    """TFLOP/s of needed FLOPs at the limit."""
+    """TFLOP/s of the needed FLOPs at the limit."""
     return needed_flops(shape, pass_name) / limit_ms(shape, pass_name) * 1e-9
 
 
 def moving_share(shape: Shape, pass_name: str) -> float:
-    """Routing, dispatch and combine as a share of the whole layer, router's top-k included, at the
+    """The time of top-k, dispatch and combine as a share of the whole layer with its top-k, at the
     limit."""
     works = [topk_work(shape), *layer_work(shape, pass_name)]
     return sum(work.ms for work in works if work.kernel in MOVES_ROWS) / sum(
@@ -149,7 +150,7 @@ def moving_share(shape: Shape, pass_name: str) -> float:
 
 
 def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kernel: bool) -> None:
-    """A line a shape and pass; with ``every_kernel`` also a line a kernel."""
+    """Print a line for each shape and pass; with ``every_kernel`` also one for each kernel."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -24,15 +24,18 @@ class KernelBenchmarksError(UserError):
 
 
 def run_bench_kernels(operations: str | None, seconds: float, out: Path | None) -> int:
-    """Print a table an operation; pytest's exit status.
+    """Print a table for each operation.
 
     Args:
-        operations: names out of OPERATIONS separated by commas; None is all.
-        seconds: that each benchmark may take, at least a few calls.
+        operations: names out of OPERATIONS, separated by commas; None is all.
+        seconds: that each benchmark may take; it makes a few calls in any case.
         out: file for pytest-benchmark's JSON.
 
+    Returns:
+        The exit status of pytest.
+
     Raises:
-        KernelBenchmarksError: an unknown name, a package or a folder that is missing.
+        KernelBenchmarksError: a name is unknown, or a package or a folder is missing.
     """
     wanted = (
         OPERATIONS if operations is None else tuple(name.strip() for name in operations.split(","))

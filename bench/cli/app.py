@@ -1,4 +1,4 @@
-"""The ``ironmoe`` command. torch is imported by what a command runs, so that ``--help`` is
+"""The ``ironmoe`` command. torch is imported when a command runs, not before, so that ``--help`` is
 quick."""
 
 from pathlib import Path

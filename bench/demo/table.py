@@ -1,4 +1,4 @@
-"""The result as one table on the terminal."""
+"""The result of the demo as one table, for the terminal and for the report."""
 
 from rich.table import Table
 
@@ -8,8 +8,7 @@ from ironmoe.bench.reports.tables import terminal_table
 
 
 def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
-    """(label, one cell a model), as table and report print them. Dense models have a dash where
-    there is no routing."""
+    """(label, a cell for each model). A dense model has a dash where there is no routing."""
     eps = models[0].eps
     lines = [
         ("forward FLOPs per image", [f"{m.runs[0]['flops'] / 1e6:.3f} M" for m in models]),
@@ -41,7 +40,7 @@ def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
 
 
 def _load(model: ModelResults, layer: str, at: int | None) -> str:
-    """The shares of one seed; of several, how uneven they are on average."""
+    """The share of each expert for one seed; for several, how uneven they are on average."""
     uneven = f"max {model.imbalance(layer, at):.1f}× even"
     if len(model.runs) > 1:
         return f"{uneven}, mean of seeds"

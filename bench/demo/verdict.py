@@ -7,7 +7,7 @@ from ironmoe.bench.reports.model_results import ModelResults
 
 
 def verdict(models: list[ModelResults]) -> list[str]:
-    """What the numbers show and what they cannot, in words."""
+    """A paragraph for each thing that there is to say."""
     seeds = len(models[0].runs)
     lines = []
     if len(models) == 2:

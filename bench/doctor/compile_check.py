@@ -40,8 +40,17 @@ class CompileCheckError(UserError):
 def run_compile_check(
     chips: tuple[str, ...], only: str, out: Path | None, console: Console
 ) -> bool:
-    """Compile the kernels whose names contain ``only``, print a table a chip, write it to ``out``
-    as Markdown; True if there is no fault."""
+    """Compile the kernels whose names contain ``only``, and print a table for each chip.
+
+    Args:
+        out: file for the tables as Markdown, or None.
+
+    Returns:
+        True if there is no fault.
+
+    Raises:
+        CompileCheckError: Triton is missing or interprets, or no kernel has such a name.
+    """
     if find_spec("triton") is None:
         raise CompileCheckError(
             "--compile needs Triton, which is not installed: pip install 'triton>=3.6,<3.10' "

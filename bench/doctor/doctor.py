@@ -1,5 +1,5 @@
-"""``ironmoe doctor``: what is here, which path each operation takes, and whether it computes what
-it should."""
+"""``ironmoe doctor``: print what is here and which code each operation runs, and test whether it
+computes what it should."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ironmoe.moe import VMoE
 
 
 def run_doctor(console: Console) -> bool:
-    """Print everything; True if every test passed."""
+    """Print everything. True if every test passed."""
     console.print(_versions_table())
     console.print(_paths_table())
     passed = True
@@ -100,7 +100,7 @@ def _paths_table() -> Table:
 
 
 def _gpu_path() -> tuple[str, str]:
-    """(path, why) of tensors on a GPU."""
+    """(the code that runs for tensors on a GPU, why)."""
     if find_spec("triton") is None:
         return (
             "the same torch code as on CPU",
@@ -229,7 +229,7 @@ def _test_model() -> None:
 
 
 def _random_layer(generator: torch.Generator, gated: bool) -> tuple[torch.Tensor, ...]:
-    """x (6, 3), w_in (4, 4 or 8, 3), w_out (4, 3, 4), logits (6, 4), float64."""
+    """x (6, 3), w_in (4, 4 or 8, 3), w_out (4, 3, 4), logits (6, 4), in float64."""
     shapes = ((6, 3), (4, 8 if gated else 4, 3), (4, 3, 4), (6, 4))
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
 

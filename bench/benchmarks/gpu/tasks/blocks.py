@@ -1,6 +1,5 @@
 """The blocks that products have now, in turns with those they had before: what changes of
-``kernels/tuning.py`` bring.
-"""
+``kernels/tuning.py`` bring."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -62,10 +61,11 @@ def compare_blocks(
     shape: Shape = MAIN,
     rounds: int = 20,
 ) -> bool:
-    """Each product that has other blocks than before in the table of this chip and dtype: by
-    itself, and in a pass of the layer, with present and former blocks in turns.
+    """Compare each product that has other blocks than before in the table of this chip and dtype:
+    by itself, and in a pass of the layer.
 
-    True if there was time for all.
+    Returns:
+        True if there was time for all.
     """
     compared = False
     for product, pass_name in SHOWN_BY.items():
@@ -95,7 +95,7 @@ def compare_blocks(
 
 
 class Change(NamedTuple):
-    """Blocks of a product in a table of ``tuning``."""
+    """The present and the former blocks of a product in a table of ``kernels/tuning.py``."""
 
     product: str
     table: str
@@ -104,7 +104,7 @@ class Change(NamedTuple):
 
 
 def _change(product: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Change | None:
-    """None where the blocks are those from before."""
+    """What has changed for a product; None where its blocks are those from before."""
     rows = tuning.rows_per_tile(shape.rows, shape.num_experts, dtype)
     table = table_of(product, dtype, rows, chip_of(torch.empty(0, device=device)))
     present: Blocks = getattr(tuning, table)[product]

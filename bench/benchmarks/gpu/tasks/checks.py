@@ -32,8 +32,11 @@ Bits = dict[str, Tensor]
 def check_bits(
     shape: Shape, dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen
 ) -> bool:
-    """Forward and gradients: RUNS runs, and frozen weights beside trainable ones. True if all the
-    time it needed was there.
+    """Check that forward and gradients have the same bits in RUNS runs, and with frozen weights as
+    with trainable ones.
+
+    Returns:
+        True if there was time for all.
     """
     problem = make_problem(shape, "uniform", dtype, device)
     checks: dict[str, Callable[[], list[str]]] = {
@@ -65,9 +68,8 @@ def check_bits(
 
 
 def results(problem: Problem) -> Bits:
-    """y and the gradients of everything that asks for one, as integers: NaN equals NaN, and −0
-    differs from 0.
-    """
+    """y and the gradients of everything that requires grad, as integers: so NaN equals NaN, and −0
+    differs from 0."""
     y = ironmoe(problem)()
     wanted = {name: leaf for name, leaf in problem.leaves.items() if leaf.requires_grad}
     found = {
@@ -101,7 +103,7 @@ def small_layer() -> None:
 
 
 def find_sanitizer() -> str | None:
-    """compute-sanitizer in PATH or in a folder of CUDA."""
+    """The path of compute-sanitizer, in PATH or in a folder of CUDA; None if it is in neither."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     homes += ["/usr/local/cuda", *sorted(glob("/usr/local/cuda-*"), reverse=True), "/opt/cuda"]
     folders = [
@@ -115,8 +117,10 @@ def find_sanitizer() -> str | None:
 
 
 def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
-    """Each of TOOLS on ``small_layer``, in a process of its own. True if all the time it needed was
-    there.
+    """Run each of TOOLS on ``small_layer``, in a process of its own.
+
+    Returns:
+        True if there was time for all.
     """
     tool = find_sanitizer()
     if tool is None:
@@ -155,7 +159,11 @@ def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
 
 
 def verdict(run: "subprocess.CompletedProcess[str]") -> tuple[bool | None, str]:
-    """(whether it found nothing, or None if it could not work; what it said)."""
+    """Read the output of the sanitizer.
+
+    Returns:
+        (True if it found nothing, None if it could not work; what it said)
+    """
     lines = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()]
     counts = [int(count) for line in lines for count in SUMMARY.findall(line)]
     if not counts:

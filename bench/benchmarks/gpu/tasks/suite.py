@@ -1,4 +1,4 @@
-"""The tests that use the device, in processes of their own, with what is installed here."""
+"""Run the tests that use the device, in processes of their own."""
 
 import os
 import re
@@ -36,11 +36,12 @@ def run_suite(
     watch: Callable[[], None] = lambda: None,
     paths: tuple[str, ...] = DEVICE_TESTS,
 ) -> tuple[str, str]:
-    """Run the tests that ``journal`` has no outcome of, for so many seconds at most. Each outcome
-    is in the journal at once.
+    """Run the tests that have no outcome in ``journal``. Each outcome is in the journal at once.
 
     Args:
+        seconds: that the tests may take.
         watch: called about twice a second meanwhile.
+        paths: of the tests.
 
     Returns:
         ("passed", "failed", "out of time" or "not run", and why)
@@ -115,8 +116,10 @@ def _outcome(returncode: int | None, output: str, journal: Journal) -> tuple[str
 
 
 def summary(entries: list[Entry]) -> dict[str, Any] | None:
-    """counts by word; not_run: how many tests by (file, reason); failures: what failed and why;
-    seconds of the longest. None before there are tests.
+    """A summary of the tests for the report; None before there are tests.
+
+    counts: tests by outcome; not_run: how many by (file, reason); failures: what failed and why;
+    longest: the seconds of the longest.
     """
     tests = outcomes_of_tests(entries)
     left_out = next(
@@ -156,7 +159,7 @@ def summary(entries: list[Entry]) -> dict[str, Any] | None:
 
 
 def outcomes_of_tests(entries: list[Entry]) -> dict[str, Entry]:
-    """The outcome of every test, by its id; the worst one where setup, call and teardown differ.
+    """The outcome of every test, by its id: the worst one where setup, call and teardown differ.
 
     A test that has begun and not ended is "running".
     """
@@ -179,15 +182,17 @@ def _workers() -> list[str]:
 
 
 def _ended(output: str) -> bool:
-    """Whether pytest itself came to its end: it says how long it took."""
+    """Whether pytest came to its end, where it says how long it took."""
     return bool(re.search(r" in [\d.]+s", output))
 
 
 def _run(
     command: list[str], seconds: float, journal: Journal, watch: Callable[[], None]
 ) -> tuple[int | None, str]:
-    """(exit status, or None if it took too long; output). Whatever the tests started ends with
-    them.
+    """Run the command. Whatever the tests have started ends with it.
+
+    Returns:
+        (exit status, or None if it took too long; output)
     """
     # Whoever calls may be a worker of another pytest, whose variables would make this one think so.
     outside = {name: value for name, value in os.environ.items() if "PYTEST_XDIST" not in name}
@@ -230,9 +235,8 @@ def _files(paths: tuple[str, ...]) -> list[Path]:
 
 
 def _missing(file: Path) -> list[str]:
-    """Packages that a test file imports at its top and that are not installed; its neighbours in
-    the folder count as installed.
-    """
+    """Packages that a test file imports at its top and that are not installed. Files beside it
+    count as installed."""
     names = sorted(set(IMPORT.findall(file.read_text())) - set(STAND_INS))
     return [
         name

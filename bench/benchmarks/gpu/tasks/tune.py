@@ -40,8 +40,10 @@ TUNED = ("gated", "hidden_gradient", "plain", "weight_gradient", *ACTIVATION_OF)
 
 
 class Proposal(NamedTuple):
-    """What was found for one product: ``blocks`` is the present row where nothing was faster. Times
-    in ms.
+    """What was found for one product. Times are in milliseconds.
+
+    blocks: the fastest; the present row where nothing was faster; tried: the time of every
+    candidate; refused: why others were not timed.
     """
 
     product: str
@@ -70,8 +72,11 @@ def tune(
     shape: Shape = MAIN,
     rounds: int = 20,
 ) -> bool:
-    """A proposal for each product on ``shape`` (for ungated units on a V-MoE layer, for interleaved
-    ones on gpt-oss's) while ``left()`` seconds are > 0. True if there was time for all.
+    """Propose a row for each product on ``shape``, while ``left()`` seconds are > 0. Ungated units
+    are tried on a V-MoE layer, interleaved ones on gpt-oss's.
+
+    Returns:
+        True if there was time for all.
     """
     products = [product for product in TUNED if product not in pen.done]
     if device.type == "cuda":
@@ -99,7 +104,8 @@ def tune(
 def _compile_ahead(
     places: list[tuple[str, Shape, torch.dtype]], device: torch.device, left: Callable[[], float]
 ) -> None:
-    """All candidates of all products, on all cores: one after the other they would take minutes."""
+    """Compile all candidates of all products on all cores. One after the other they would take
+    minutes."""
     free, _ = torch.cuda.mem_get_info(device)
     workers = min(WORKERS, (os.cpu_count() or 1) - 1, free // WORKER_BYTES)
     items = [(*place, str(device), part) for part in range(PARTS) for place in places]
@@ -107,7 +113,7 @@ def _compile_ahead(
 
 
 def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
-    """Run every PARTS-th candidate of a product once. In a process of its own."""
+    """Run every PARTS-th candidate of a product once, in a process of its own."""
     product, shape, dtype, device, part = item
     run, chip, rows = work_of(product, shape, dtype, torch.device(device))
     table = table_of(product, dtype, rows, chip)
@@ -118,7 +124,7 @@ def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
 
 
 def shape_for(product: str, shape: Shape) -> Shape:
-    """``shape``, or one whose activation makes the product run."""
+    """``shape``, or a shape whose activation makes the product run."""
     activation = ACTIVATION_OF.get(product, shape.activation)
     if shape is MAIN and product in ACTIVATION_OF:
         return next(s for s in SHAPES if s.activation == activation)
@@ -133,7 +139,7 @@ def propose(
     left: Callable[[], float],
     rounds: int = 20,
 ) -> Proposal:
-    """The best of the neighbours.
+    """Time the neighbours of the present blocks in turns with them, and propose the fastest.
 
     Raises:
         OutOfTime: before anything could be compared.
@@ -201,7 +207,7 @@ def objection(
 def run_under(
     table: str, product: str, blocks: Blocks, run: Callable[[], Any]
 ) -> Callable[[], Any]:
-    """``run`` with these blocks in the table."""
+    """``run`` as a function that first puts these blocks into the table."""
 
     def once() -> Any:
         with patched(table, product, blocks):
