@@ -16,6 +16,7 @@ def main() -> None:
             f"ironmoe: the command line needs the package {error.name!r}: pip install "
             "'ironmoe[bench]'"
         )
+
     if os.environ.get("RANK", "0") == "0":
         app()
     else:

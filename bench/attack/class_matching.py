@@ -34,18 +34,21 @@ def match_classes(loaded: LoadedModel, data: ImageData) -> Matched:
     with torch.no_grad():
         device = next(loaded.model.parameters(), torch.zeros(0)).device
         logits = _logits(loaded, data, device)
+
     count = logits.shape[1]
     if loaded.classes is not None:
         index = {name.lower(): i for i, name in enumerate(loaded.classes)}
         wanted = [index.get(name.lower()) for name in data.classes]
         if None not in wanted:
             return Matched(torch.tensor(wanted)[data.labels], loaded.classes)
+
     if len(data.classes) != count:
         raise DataError(
             f"data {data.name!r} must have the {count} classes of {loaded.name}, or names of some "
             f"of them, got {len(data.classes)}: "
             f"{', '.join(data.classes[:5])}"
         )
+
     unknown = (
         "gives no names of classes"
         if loaded.classes is None
@@ -73,17 +76,20 @@ def _logits(loaded: LoadedModel, data: ImageData, device: torch.device) -> Tenso
             f"data must have images of shape {loaded.image_shape} for {loaded.name}, got {shape}; "
             f"{other_data(loaded, data)}"
         )
+
     try:
         logits = loaded.model(images)
     except Exception as error:  # whatever a model of somebody else's may raise
         raise CheckpointError(
             f"{loaded.source} cannot take images of shape {shape} in [0, 1]: {told(error)}"
         ) from error
+
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         got = (
             f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         )
         raise CheckpointError(f"{loaded.source} must return logits (images, classes), got {got}")
+
     return logits
 
 

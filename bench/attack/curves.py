@@ -27,6 +27,7 @@ def accuracy(outcome: EvaluationOutcome) -> Figure:
     clean = RobustnessRow("", 0.0, outcome.report.clean_accuracy, fell=0, undecided=0)
     rows = outcome.rows
     several = len(outcome.report.attacks) > 1
+
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 4.2))
         # what is drawn first looks out from under the others
@@ -54,6 +55,7 @@ def accuracy(outcome: EvaluationOutcome) -> Figure:
             ylim=(0, 101),
         )
         _legend(axes)
+
     return figure
 
 
@@ -65,6 +67,7 @@ def distances(outcome: EvaluationOutcome) -> Figure:
     found = {name: values for name, values in found.items() if len(values)}
     top = max(values.max() for values in found.values()) or 1.0
     bins = np.linspace(0, top, BINS + 1).tolist()
+
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
             len(found),
@@ -86,6 +89,7 @@ def distances(outcome: EvaluationOutcome) -> Figure:
                 fontsize=9,
             )
         grid[-1, 0].set_xlabel(f"distance: {unit_of(outcome.suite.norm)}")
+
     return figure
 
 
@@ -130,6 +134,7 @@ def steps(outcome: EvaluationOutcome) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(axis="x", labelsize=8)
         _legend(axes, beside=True)
+
     return figure
 
 
@@ -170,6 +175,7 @@ def _curve(
     x = [row.eps_255 for row in rows]
     shares = 100 * np.array([row.robust.value for row in rows])
     axes.plot(x, shares, style, color=color, label=name, markersize=size, linewidth=size / 2.7)
+
     if any(row.undecided for row in rows):
         least = 100 * np.array([row.least for row in rows])
         axes.plot(x, least, linestyle=(0, (1, 2)), color=color, linewidth=1)

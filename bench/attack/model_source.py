@@ -85,6 +85,7 @@ def load_model(
         raise CheckpointError(
             f"name one model: a .safetensors CHECKPOINT, or --model {FORMS}{both}"
         )
+
     if checkpoint is not None:  # its weights are known by their digest, wherever it lies
         return _own(checkpoint, device)._replace(
             source=f"checkpoint {checkpoint}", identity=checkpoint.name
@@ -127,6 +128,7 @@ def _hugging_face(path: str) -> LoadedModel:
         raise CheckpointError(
             f"--model hf:{path} needs the transformers package: {error}"
         ) from error
+
     try:
         model = AutoModelForImageClassification.from_pretrained(path, local_files_only=True)
     except Exception as error:
@@ -134,11 +136,13 @@ def _hugging_face(path: str) -> LoadedModel:
             f"--model hf:{path} is no image classifier that transformers can read here: "
             f"{told(error)}"
         ) from error
+
     config = Path(path) / "preprocessor_config.json"
     try:
         settings = json.loads(config.read_text()) if config.exists() else {}
     except ValueError as error:
         raise CheckpointError(f"{config} must be JSON: {error}") from error
+
     channels = getattr(model.config, "num_channels", 3)
     normalizes = settings.get("do_normalize", "image_mean" in settings)
     mean, std = (
@@ -164,6 +168,7 @@ def _official(spec: str, size: int) -> LoadedModel:
         "dispatch": str,
     }
     given: dict[str, Any] = {}
+
     for key, value in parse_qsl(query, keep_blank_values=True):
         try:
             given[key] = known[key](value)
@@ -171,6 +176,7 @@ def _official(spec: str, size: int) -> LoadedModel:
             raise CheckpointError(
                 f"--model vmoe:{spec} may set {', '.join(known)}, got {key}={value!r}"
             ) from None
+
     if given.get("dispatch", "bfloat16") != "bfloat16":
         raise CheckpointError(
             f"--model vmoe:{spec} may set dispatch=bfloat16 only, got {given['dispatch']!r}"
@@ -188,6 +194,7 @@ def _official(spec: str, size: int) -> LoadedModel:
         )
     except (ImportError, ValueError) as error:
         raise CheckpointError(f"--model vmoe:{spec}: {error}") from error
+
     facts = {"seed": 0, "train_seconds": None, "stem": Path(prefix).stem}
     half = [0.5] * model.channels  # the official code's pixels lie in [−1, 1]
     shape = (model.channels, size, size)
@@ -218,6 +225,7 @@ def _factory(module: str, function: str) -> LoadedModel:
         raise CheckpointError(f"--model {spec} cannot be imported: {told(error)}") from error
     finally:
         sys.path.pop(0)
+
     try:
         model = made if isinstance(made, nn.Module) else made()
     except Exception as error:
@@ -225,11 +233,13 @@ def _factory(module: str, function: str) -> LoadedModel:
             f"--model {spec} must be a torch.nn.Module or a function without arguments: "
             f"{told(error)}"
         ) from error
+
     if not isinstance(model, nn.Module):
         raise CheckpointError(
             f"--model {spec} must be, or return, a torch.nn.Module from images in [0, 1] to "
             f"logits, got {type(model).__name__}"
         )
+
     return LoadedModel(
         model,
         function,

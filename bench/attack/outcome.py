@@ -201,6 +201,7 @@ class EvaluationOutcome:
                 for index in order
                 if not least[index].isnan()
             ]
+
         fell = [shown for _, shown in sorted(self._first_falls().items(), reverse=True)]
         easiest = self.easiest(count)
         return (held + [shown for shown in fell if shown not in easiest])[:count]
@@ -218,6 +219,7 @@ class EvaluationOutcome:
                 )
                 if index not in earliest or key < earliest[index][0]:
                     earliest[index] = (key, name)
+
         at = {name: self.fell_at_255(name) for name in self.report.attacks}
         return {
             key: ShownImage(index, name, float(at[name][index]))

@@ -68,6 +68,7 @@ def _strips(outcome: EvaluationOutcome) -> dict[str, Picture]:
         note = f"They fell at the smallest eps, the nearest first.{scale}"
         figure = examples(outcome, easiest)
         pictures["easiest.png"] = Picture("The easiest images", note, figure)
+
     if hardest := outcome.hardest():
         note = (
             "They held against every attack, those with the largest margin left first; then those "
@@ -76,6 +77,7 @@ def _strips(outcome: EvaluationOutcome) -> dict[str, Picture]:
         )
         figure = examples(outcome, hardest)
         pictures["hardest.png"] = Picture("The hardest images", note, figure)
+
     return pictures
 
 

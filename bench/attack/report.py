@@ -105,6 +105,7 @@ def verdicts(outcome: EvaluationOutcome) -> bytes:
         }
         columns["fell_at"] = outcome.fell_at_255(name)
         arrays |= {f"{name}/{key}": column.numpy() for key, column in columns.items()}
+
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()

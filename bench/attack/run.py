@@ -121,6 +121,7 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
             f"got {data.classes}; "
             f"{other_data(loaded, data)}"
         )
+
     matched = match_classes(loaded, data)
     attacks = options.suite.make(loaded.model)
 
@@ -129,12 +130,14 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
             "Note: with --all on the data it was trained on, most images are ones the model has "
             "learnt from."
         )
+
     if matched.note:
         console.print(matched.note, highlight=False, markup=False)
 
     rows = torch.arange(len(data.images)) if options.everything else data.split()[1]
     rows = rows[: options.images]
     settings = options.settings(loaded)
+
     return _Evaluation(
         options=options,
         loaded=loaded,
@@ -216,6 +219,7 @@ class _Evaluation:
         options = self.options
         parts = {name: parts_of(name, attack) for name, attack in self.attacks.items()}
         reached = len(report.clean_correct)
+
         if not reached:
             raise too_small_a_budget(
                 parts,
@@ -260,6 +264,7 @@ class _Evaluation:
                 meter.say(f"routing at eps {exact(eps_255)}/255")
                 meter.folder.write(name, self._routing_at(eps_255))
             measured.append(meter.folder.read(name))
+
         meter.say("done")
         return measured if measured[0]["images"] else []
 

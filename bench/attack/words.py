@@ -54,6 +54,7 @@ def _ended_early(outcome: EvaluationOutcome) -> str:
         if missed
         else ""
     )
+
     return (
         "A budget ended the evaluation early: "
         f"{undecided} of {outcome.reached * len(attacks)} {_unit(outcome)}s are undecided. What ≤ "
@@ -79,6 +80,7 @@ def _confirmed(outcome: EvaluationOutcome) -> str:
             f"Of {found} {unit}s that the search took for successes, {confirmed} "
             f"{'was' if confirmed == 1 else 'were'} confirmed"
         )
+
     return (
         f"{successes}: predicted again in full precision by the plain model, and measured again in "
         "float64. Only what is confirmed counts."

@@ -29,16 +29,19 @@ def changed(shape: Shape, text: str, machine: Machine) -> tuple[str, Blocks]:
             f"--blocks: {product!r} is no product of {shape.name}, whose products are "
             f"{', '.join(launched)}"
         )
+
     rows = rows_per_tile(shape.rows, shape.num_experts, torch.bfloat16)
     present: Blocks = getattr(tuning, table_of(product, torch.bfloat16, rows, machine.chip))[
         product
     ]
     changes = dict(field.partition("=")[::2] for field in fields)
+
     for name, value in changes.items():
         if name not in Blocks._fields or not value.isdigit():
             raise EstimateError(
                 f"--blocks: {name}={value} is no number for a field of {', '.join(Blocks._fields)}"
             )
+
     return product, Blocks(
         **(present._asdict() | {name: int(value) for name, value in changes.items()})
     )

@@ -96,6 +96,7 @@ def _bench_shape(
                 "runs": runs,
             }
         )
+
     return rows
 
 
@@ -128,6 +129,7 @@ def _errors(
             f"outputs disagree in {name}: error {errors[OURS]:.3g}, allowed {allowed:.3g}; nothing "
             "was timed"
         )
+
     return errors
 
 
@@ -182,4 +184,5 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{peer / ms[OURS]:.2f}×",
             f"{ms[OURS] / ms[MATRIX_PRODUCTS]:.2f}×",
         )
+
     return table

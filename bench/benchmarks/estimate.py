@@ -109,6 +109,7 @@ def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
                 else next(x for x in launches if "BLOCK_K" in x.arguments)
             )
             launches.clear()
+
     return found
 
 

@@ -80,6 +80,7 @@ def _table(shape: Shape, machine: Machine, blocks: list[str]) -> Table:
         kernels = list(pass_estimate(shape, pass_name, machine))
         table.add_row(*_summary(shape, pass_name, machine, kernels), style="bold")
         _add(table, kernels)
+
     return table
 
 

@@ -137,8 +137,10 @@ def saved_bytes(build: Build, problem: Problem) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = build(problem)()  # held, so that no storage is freed and counted twice
+
     for parameter in problem.parameters.values():
         storages.pop(parameter.untyped_storage().data_ptr(), None)
+
     del y
     return sum(storages.values())
 

@@ -143,8 +143,10 @@ def _transformers(implementation: str) -> Build:
             num_experts_per_tok=shape.top_k,
         )
         config._experts_implementation = implementation
+
         with torch.device("meta"):
             module: Any = MixtralExperts(config)
+
         del module.gate_up_proj, module.down_proj
         module.gate_up_proj, module.down_proj = problem.w_in, problem.w_out
         experts = problem.experts.long()

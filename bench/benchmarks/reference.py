@@ -44,12 +44,14 @@ def reference(problem: Problem, sample: int = SAMPLE) -> Reference:
     x, gates = (leaf.detach()[tokens].double().requires_grad_() for leaf in (p.x, p.gates))
     activation, experts = get_activation(p.shape.activation), p.experts[tokens]
     y = torch.zeros_like(x)
+
     for expert in range(p.shape.num_experts):
         weights = {name: parts[expert] for name, parts in own.items()}
         token, slot = (experts == expert).nonzero(as_tuple=True)
         hidden = F.linear(x[token], weights["w_in"], weights.get("b_in"))
         rows = F.linear(activation.value(hidden), weights["w_out"], weights.get("b_out"))
         y = y.index_add(0, token, gates[token, slot].unsqueeze(1) * rows)
+
     leaves = {"x": [x], "gates": [gates], **own}
     gradients = iter(
         torch.autograd.grad(

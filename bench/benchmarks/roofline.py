@@ -97,6 +97,7 @@ def layer_work(shape: Shape, pass_name: str) -> list[Work]:
         Work("down product", 2 * R * D * F, narrow + w_out + R * D * b),
         combine_work(shape),
     ]
+
     if pass_name in BACKWARD:
         full = pass_name == FULL
         blocks = blocks_for(
@@ -124,6 +125,7 @@ def layer_work(shape: Shape, pass_name: str) -> list[Work]:
             )
         if full and shape.bias:
             works.append(Work("bias gradients", 0, hidden + gathered + E * (wide + D) * b))
+
     if pass_name == PGD:
         works += [linf_step_work(shape), Work("copy back", 0, 2 * T * D * (FLOAT + b))]
     return works
@@ -157,8 +159,10 @@ def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kerne
     title = "Limits of one bf16 layer on an H100, (T, D, F, E, K)"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("shape and pass")
+
     for column in ("TFLOP", "GB", "ms", "TFLOP/s", "moving rows", "bound by"):
         table.add_column(column, justify="right", min_width=max(map(len, column.split())))
+
     for shape in shapes:
         table.add_row(f"[bold]{shape.name}[/] {shape.sizes}")
         for pass_name in (INFERENCE, FORWARD, DX, FULL, PGD):
@@ -178,6 +182,7 @@ def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kerne
                     f"{work.ms:.3f}",
                 )
                 table.add_row(f"    {work.kernel}", *figures, "", "", work.bound)
+
     console.print(table)
     console.print(
         f"At {PEAK_TFLOPS:g} TFLOP/s and {PEAK_TERABYTES:g} TB/s, one kernel after another. "

@@ -185,6 +185,7 @@ def _attack_settings(
     if norm not in BALLS:
         raise typer.BadParameter(f"--norm must be one of {', '.join(BALLS)}, got {norm!r}")
     alpha = checked_alpha(alpha)
+
     return AttackSettings(
         norm=norm,
         eps_255=radii,

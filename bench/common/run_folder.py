@@ -51,11 +51,13 @@ class RunFolder:
                 f"output folder {path} cannot be written: {error.strerror or error}; choose "
                 "another with --out"
             ) from error
+
         if free < needed_bytes:
             raise OutputError(
                 f"output folder {path} needs {needed_bytes / 1e6:.0f} MB, but only "
                 f"{free / 1e6:.0f} MB are free"
             )
+
         found = self.read("settings.json")
         self.resumed = found is not None
         if found is None:

@@ -115,6 +115,7 @@ def samples_in_turns(
         for name in random.sample(list(runs), len(runs)):
             samples[name].append(once(runs[name], leads[name]))
         on_round()
+
     return samples
 
 

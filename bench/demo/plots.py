@@ -39,6 +39,7 @@ def draw_all(
             title = f"Adversarial images of the {model.name}, eps {exact(eps)}/255"
             file = f"examples_{slug(model.name, '_')}.png"
             pictures[file] = Picture(title, "", image_strip(shown, classes))
+
     return pictures
 
 
@@ -71,4 +72,5 @@ def accuracy(models: list[ModelResults]) -> Figure:
         )
         axes.title.set_fontsize(10)
         axes.legend()
+
     return figure

@@ -120,6 +120,7 @@ def _finish(
     console.print(as_table(models, f"{title}\n{attack}"))
     for line in verdict(models):
         console.print(line, highlight=False, markup=False)
+
     console.print(folder.farewell, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -22,6 +22,7 @@ def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
     lines.append(("forward images/s", [f"{m.forward_speed():.0f}" for m in models]))
     lines.append(("attacked images/s", [f"{m.attack_speed():.0f}" for m in models]))
     listed = ", ".join(exact(radius) for radius in eps)
+
     for layer in dict.fromkeys(layer for m in models for layer in m.layers):
         name = layer.removesuffix(".mlp")
         changes = [
@@ -36,6 +37,7 @@ def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
         for label, at in (("clean", None), (f"eps {exact(eps[-1])}", len(eps) - 1)):
             cells = [_load(m, layer, at) if layer in m.layers else "–" for m in models]
             lines.append((f"{name}: % load per expert, {label}", cells))
+
     return lines
 
 

@@ -106,11 +106,13 @@ def _gpu_path() -> tuple[str, str]:
             "the same torch code as on CPU",
             "Triton is not installed: pip install 'triton>=3.6,<3.10' (Linux)",
         )
+
     if not torch.cuda.is_available():
         return (
             "Triton kernels",
             "no GPU here; `ironmoe doctor --compile` compiles them all the same",
         )
+
     chip = chip_of(torch.empty(0, device="cuda"))
     loads = "weights through TMA" if chip.tma else "weights through pointers"
     return (
@@ -153,6 +155,7 @@ def _test_demand() -> None:
     x, w_in, w_out, logits = (t.float() for t in _random_layer(generator, gated=False))
     routing = Routing(*(t.detach() for t in topk_route(logits, 2)))
     grads = []
+
     for trainable in (False, True):
         leaf = x.clone().requires_grad_()
         y = expert_mlp(
@@ -162,6 +165,7 @@ def _test_demand() -> None:
             routing,
         )
         grads.append(torch.autograd.grad(y.sum(), [leaf])[0])
+
     assert torch.equal(*grads), "gradients differ"
 
 
@@ -173,6 +177,7 @@ def _test_kernels() -> None:
         torch.randn(shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5
         for shape in shapes
     ]
+
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)):
         found = []
         for device, kind in (("cpu", torch.float64), ("cuda", dtype)):

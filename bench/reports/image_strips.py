@@ -33,6 +33,7 @@ def image_strip(examples: dict[str, Tensor], classes: list[str]) -> Figure:
             axes[2, column].set_title(f"→ {_short(classes[prediction])}", fontsize=9, color=color)
         for row, name in enumerate(("clean", "perturbation", "adversarial")):
             axes[row, 0].set_ylabel(name)
+
     return figure
 
 

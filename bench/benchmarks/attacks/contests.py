@@ -205,6 +205,7 @@ def _rows(contest: Contest, model: nn.Module, x: Tensor, y: Tensor) -> list[dict
                 "compared_with": contest.base,
             }
         )
+
     return rows
 
 
@@ -221,4 +222,5 @@ def _table(rows: list[dict[str, Any]], title: str, base: str) -> Table:
             f"{row['seconds']:.2f}",
             ratio,
         )
+
     return table

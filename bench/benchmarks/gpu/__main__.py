@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder of the results, by default bench/results")
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
     try:
         return run_bench_gpu(make_options(**vars(parser.parse_args(arguments))))
     except (UserError, OSError) as error:

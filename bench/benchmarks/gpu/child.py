@@ -50,6 +50,7 @@ def main() -> int:
                     f"compiled in process {os.getpid()}",
                     compiled=[{"job": work.job.name, **found[0]}],
                 )
+
     return COMPLETE if complete else INCOMPLETE
 
 
@@ -110,6 +111,7 @@ class Work:
             place = Place(shape, self.job.routing, dtype, device)
             case = LayerCase(place, self.clock, pen, rounds=self.rounds, without=self.without)
             return case.measure(clocks)
+
         if kind == BITS:
             assert shape is not None
             return check_bits(shape, dtype, device, left, pen)

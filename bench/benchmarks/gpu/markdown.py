@@ -120,12 +120,15 @@ def _tests(tests: dict[str, Any] | None) -> list[str]:
     counts = ", ".join(f"{count} {word}" for word, count in tests["counts"].items())
     why = f" ({tests['why']})" if tests["why"] else ""
     lines += [f"{tests['outcome']}{why}: {counts or 'none'} of {tests['of']}.", ""]
+
     for failure in tests["failures"]:
         lines.append(f"- `{failure['test']}`: {(failure['why'].splitlines() or [''])[0]}")
+
     lines += [""] * bool(tests["failures"])
     reasons: dict[str, Counter[str]] = {}
     for row in tests["not_run"]:
         reasons.setdefault(row["why"], Counter())[row["file"]] += row["tests"]
+
     found = [[why, str(files.total()), ", ".join(files)] for why, files in reasons.items()]
     return lines + (["Not run:", "", *table("why|tests|where", found)] if found else [])
 
@@ -183,6 +186,7 @@ def _layers(rows: list[Row]) -> list[str]:
             "",
             *table(COLUMNS, [_cells(row) for row in here]),
         ]
+
     return lines
 
 
@@ -233,6 +237,7 @@ def _kernels(rows: list[Row]) -> list[str]:
             if _kernel_place(r) == place
         ]
         lines += [f"### {', '.join(place)}", "", *table("kernel|launch|µs|of the call", cells)]
+
     return lines
 
 

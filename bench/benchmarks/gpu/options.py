@@ -66,6 +66,7 @@ def make_options(
     kinds += (TUNE,) if tune and TUNE not in kinds else ()
     if skip_tests:
         kinds = tuple(kind for kind in kinds if kind != TESTS)
+
     return GpuOptions(
         device=torch.device("cpu" if device == "cpu" else "cuda"),
         dtype=DTYPES[dtype],

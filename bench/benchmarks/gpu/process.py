@@ -52,6 +52,7 @@ class Child:
             self._process.stdin.close()
         except OSError:
             pass  # it died before: its last words say why
+
         try:
             while self._process.poll() is None and time.monotonic() < end:
                 watch()
@@ -59,6 +60,7 @@ class Child:
             status = self._process.poll()
         finally:
             self.end()
+
         watch()
         if status is None:
             return "hung", f"ended after {seconds:.0f} s"
@@ -68,6 +70,7 @@ class Child:
                 if status == COMPLETE
                 else ("out of time", f"{seconds:.0f} s were over")
             )
+
         return "died", f"{_status(status)}: {self._last_words()}"
 
     def end(self) -> None:

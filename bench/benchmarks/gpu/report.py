@@ -82,11 +82,13 @@ def _fused_goal(rows: list[Row]) -> Goal:
     right = [row for row in rows if row.get("agrees") is not False]
     ours = {_place(r): r["ms"] for r in right if r["implementation"] == OURS}
     ratios = {}
+
     for row in right:
         peer = PEERS.get(row["implementation"])
         if peer and peer.fused and _place(row) in ours:
             name = ", ".join([row["implementation"], *_place(row)[:3]])
             ratios[name] = row["ms"] / ours[_place(row)]
+
     if not ratios:
         return Goal(text, "not measured", None)
     closest = min(ratios, key=lambda name: ratios[name])
@@ -111,15 +113,19 @@ def wrong(content: dict[str, Any], asked_for_tests: bool) -> list[str]:
     tests = content["tests"]
     if asked_for_tests and tests is not None and tests["outcome"] != "passed":
         found.append(f"tests: {tests['outcome']}{': ' if tests['why'] else ''}{tests['why']}")
+
     for row in content["checks"]:
         if row["passed"] is False:
             found.append(f"{row['check']} at {row['shape']}: {row['why']}")
+
     for row in content["attack"]:
         if row.get("why"):
             found.append(f"{row['way']} on {row['model']}: {row['why']}")
+
     for job in content["jobs"]:
         if job["outcome"] in ("died", "hung"):
             found.append(f"{job['job']}: {job['outcome']}: {job['why']}")
+
     return found
 
 
@@ -143,6 +149,7 @@ def plan_lines(jobs: list[GpuJob], num_done: int, minutes: float, device: str) -
         else:
             lines.append(f"  {minutes_and_seconds(start):>6}  {job.seconds:4.0f} s  {job.name}")
         start += job.seconds
+
     if cut:
         lines.append(f"  if there is time: {', '.join(cut)}")
     return lines
@@ -155,22 +162,28 @@ def news(entry: Entry) -> list[str]:
     if entry["kind"] != "part":
         return []
     lines = [_timed_line(entry)] if any("tflops" in row for row in entry.get("rows", ())) else []
+
     for note in entry.get("notes", ()):
         if note["kind"] != "absent":
             lines.append(f"{note['implementation']} {note['kind']}: {note['why']}")
+
     for row in entry.get("compiled", ()):
         compiled = f"{row['kernels']} kernels compiled in {row['seconds']:.1f} s"
         lines.append(f"{compiled}, {row['from_cache']} from the cache; {row['longest']}")
+
     for row in entry.get("blocks", ()):
         place = ", ".join([row["product"], *([row["pass"]] if "pass" in row else [])])
         timed = f"{row['ms']:.3f} ms, before {row['former_ms']:.3f}" if "ms" in row else row["why"]
         lines.append(f"{place}: {timed}")
+
     for row in entry.get("attack", ()):
         what = row["why"] if "why" in row else f"{row['images_per_s']:.0f} images/s"
         lines.append(f"{row['way']}: {what}")
+
     for row in entry.get("checks", ()):
         verdict = {True: "passed", False: "FAILED", None: "not run"}[row["passed"]]
         lines.append(f"{row['check']}: {verdict}{': ' if row['why'] else ''}{row['why']}")
+
     lines += [row["text"] for row in entry.get("tuning", ())]
     return lines
 

@@ -65,6 +65,7 @@ class Results:
                 "run", date=time.strftime("%Y-%m-%d %H:%M"), minutes=minutes, **settings
             )
             self.head = self.journal.entries()[0]
+
         self.stem = self.journal.path.with_suffix("")
         self._missing: list[str] = []
 
@@ -110,6 +111,7 @@ class Results:
                 for name in not_begun
             ),
         ]
+
         return {
             **{
                 name: self.head[name] for name in ("date", "device", "versions", "dtype", "minutes")
@@ -154,6 +156,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "--query-gpu=driver_version,clocks.max.sm,power.limit",
         "--format=csv,noheader",
     ]
+
     return {
         "name": properties.name,
         "memory_bytes": properties.total_memory,

@@ -48,10 +48,12 @@ class Run:
         }
         missing = [job for job in self.jobs if job.name not in done]
         self.journal.news()  # the lines of an earlier run were said then
+
         for line in plan_lines(
             missing, len(done), self.options.minutes, self.results.device["name"]
         ):
             self._say(line)
+
         self.results.write([job.name for job in missing])
         try:
             for i, job in enumerate(missing):
@@ -156,6 +158,7 @@ class Run:
                 if of
                 else "tests: being collected"
             )
+
         part, who = under_way(entries, self._job.name)
         return (
             f"{self._job.name}: {part} of {who} …" if part else f"{self._job.name}: being prepared"
@@ -186,6 +189,7 @@ def run_bench_gpu(options: GpuOptions, say: Callable[[str], None] = say_at_once)
     run = Run(options, say)
     results = run.results
     why = ""
+
     try:
         run.all()
     except KeyboardInterrupt:
@@ -201,7 +205,9 @@ def run_bench_gpu(options: GpuOptions, say: Callable[[str], None] = say_at_once)
             f"Wrote {results.stem}.json and .md"
             + (f"; not finished: {unfinished}; --resume goes on" if unfinished else "")
         )
+
     faults = wrong(content, asked_for_tests=TESTS in options.kinds)
     for fault in faults:
         say(f"WRONG  {fault}")
+
     return int(bool(faults))

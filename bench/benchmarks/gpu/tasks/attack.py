@@ -164,6 +164,7 @@ def measure_attack(
             expected = steps.eager() if expected is None else expected
             figures["same_pixels"] = (found == expected).double().mean().item()
         pen.finish(way, attack=[row | figures])
+
     return True
 
 
@@ -196,6 +197,7 @@ def _timed(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - start)
+
     seconds = sorted(taken[1:])[RUNS // 2]
     return found, {
         "ms": 1e3 * seconds,

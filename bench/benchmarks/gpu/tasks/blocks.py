@@ -88,6 +88,7 @@ def compare_blocks(
         pen.finish(product, blocks=[row | figures for figures in found])
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
     if not compared and NONE not in pen.done:
         why = f"no blocks for {dtype} on this chip have changed"
         pen.finish(NONE, blocks=[{"product": NONE, "shape": shape.name, "why": why}])
@@ -130,11 +131,13 @@ def _compare(
     }
     expected = run()
     launched = _launched(run)
+
     with patched(table, product, former):
         if why := objection(run, expected, dtype, lambda: CANDIDATE_SECONDS):
             return [described | {"why": f"the former blocks: {why}"}]
         if launched is not None and _launched(run) == launched:
             return [described | {"why": "the change of blocks reaches no launch"}]
+
     layer = PASSES[pass_name](ironmoe, make_problem(shape, "uniform", dtype, device))
     found = []
     for what, work in {"by itself": run, pass_name: layer}.items():
@@ -142,6 +145,7 @@ def _compare(
         runs = {name: run_under(table, product, blocks, work) for name, blocks in both.items()}
         times = {name: timing.ms for name, timing in interleaved(runs, device, rounds).items()}
         found.append({**described, "pass": what, "ms": times[PRESENT], "former_ms": times[FORMER]})
+
     return found
 
 
@@ -153,6 +157,7 @@ def _launched(run: Callable[[], Any]) -> list[Any] | None:
 
     with observe() as launches:
         run()
+
     plain = (int, str, bool)
     return [
         (

@@ -64,6 +64,7 @@ def check_bits(
                 )
             ],
         )
+
     return True
 
 
@@ -133,6 +134,7 @@ def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
         )
         pen.finish("compute-sanitizer", checks=[row])
         return True
+
     program = [
         sys.executable,
         "-c",
@@ -155,6 +157,7 @@ def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
         pen.finish(
             name, checks=[_row(f"compute-sanitizer {name}", SANITIZED.name, dtype, *verdict(run))]
         )
+
     return True
 
 
@@ -171,11 +174,13 @@ def verdict(run: "subprocess.CompletedProcess[str]") -> tuple[bool | None, str]:
             None,
             f"exit status {run.returncode}: {lines[-1].strip()[:200] if lines else 'no output'}",
         )
+
     if sum(counts):
         first = next(
             (line for line in lines if line.startswith("=========") and len(line) > 12), lines[0]
         )
         return False, f"{sum(counts)} errors; the first: {first.lstrip('= ')[:200]}"
+
     return (
         (True, "")
         if run.returncode == 0

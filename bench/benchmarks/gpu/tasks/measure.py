@@ -162,6 +162,7 @@ class LayerCase:
             figures |= entrants[name].agreement(self.place.dtype)
             figures |= clocks.since(start)
             self._add(name, pass_name, timings[name], figures)
+
         self._flush(pass_name)
 
     def _prepare_all(self, pass_name: str, entrants: dict[str, Entrant]) -> dict[str, Prepared]:

@@ -32,12 +32,14 @@ def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
         {"n": 0.5, "warps": 0.5},
         {"n": 2, "warps": 2},
     ]
+
     if of_weights:
         together += [
             {"m": a, other: b} for other in ("warps", "n") for a in (0.5, 2) for b in (0.5, 2)
         ]
     else:
         together += [{"n": 0.5, "split": 0.5}, {"n": 2, "split": 2}]
+
     stepped = [_stepped(blocks, change) for change in single + together]
     return list(
         dict.fromkeys(

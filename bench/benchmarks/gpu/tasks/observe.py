@@ -57,8 +57,10 @@ def launches_of(events: Any, calls: int) -> list[Launch]:
     ]
     kernels.sort(key=lambda event: event.time_range.start)
     times: dict[str, list[float]] = defaultdict(list)  # in the order of each kernel's first run
+
     for event in kernels:
         times[event.name[:LONGEST_NAME]].append(event.time_range.elapsed_us())
+
     total = sum(map(sum, times.values())) or 1.0
     found = []
     for name, taken in times.items():
@@ -68,6 +70,7 @@ def launches_of(events: Any, calls: int) -> list[Launch]:
             Launch(name, number, median(group), sum(group) / total)
             for number, group in groups.items()
         ]
+
     return found
 
 

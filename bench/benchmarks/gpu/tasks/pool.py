@@ -35,4 +35,5 @@ def in_processes(
             except Exception:  # what one item does wrong is seen again where it matters
                 pass
             done += 1
+
     return done

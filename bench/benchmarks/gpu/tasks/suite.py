@@ -62,6 +62,7 @@ def run_suite(
     journal.write("left out", files=left_out)
     command = _command(paths, left_out)
     end = time.monotonic() + seconds
+
     for _ in range(STARTS):
         returncode, output = _run(command, end - time.monotonic(), journal, watch)
         if returncode is None:
@@ -69,6 +70,7 @@ def run_suite(
         anything_died = _fail_those_running(journal)
         if not anything_died and (_ended(output) or returncode in CANNOT_RUN):
             break
+
     return _outcome(returncode, output, journal)
 
 
@@ -130,15 +132,19 @@ def summary(entries: list[Entry]) -> dict[str, Any] | None:
     collected = [entry for entry in entries if entry["kind"] == "collected"]
     counts = Counter(test["outcome"] for test in tests.values())
     not_run: Counter[tuple[str, str]] = Counter()
+
     for name, test in tests.items():
         if test["outcome"] in ("skipped", "running"):
             not_run[name.split("::")[0], test["why"] or "was running when the time was over"] += 1
+
     begun = Counter(name.split("::")[0] for name in tests)
     for file, count in (collected[0]["files"] if collected else {}).items():
         if count > begun[file]:
             not_run[file, "no time"] += count - begun[file]
+
     for file, missing in left_out.items():
         not_run[file, f"needs {', '.join(missing)}"] += 1
+
     return {
         "counts": dict(counts),
         "of": collected[0]["count"] if collected else 0,
@@ -200,6 +206,7 @@ def _run(
     environment = outside | {LOG: str(journal.path.resolve()), "OMP_NUM_THREADS": "1"}
     output_file = journal.path.with_suffix(".pytest.txt")
     end = time.monotonic() + seconds
+
     with open(output_file, "w") as output:
         process = subprocess.Popen(
             command,
@@ -219,6 +226,7 @@ def _run(
             if returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
     watch()
     text = output_file.read_text(errors="replace")
     output_file.unlink()

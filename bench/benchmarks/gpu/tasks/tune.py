@@ -98,6 +98,7 @@ def tune(
         pen.finish(product, tuning=[proposal._asdict() | blocks | {"text": proposal.text}])
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
     return all(product in pen.done for product in TUNED)
 
 
@@ -147,11 +148,14 @@ def propose(
     run, chip, rows = work_of(product, shape, dtype, device)
     table = table_of(product, dtype, rows, chip)
     present: Blocks = getattr(tuning, table)[product]
+
     with time_limit(left()):
         expected = run()
+
     ready: dict[str, Blocks] = {PRESENT: present}
     refused: dict[str, str] = {}
     seen = {blocks_for(product, dtype, rows, chip)}
+
     for candidate in neighbours(present, product):
         with patched(table, product, candidate):
             # fewer stages where shared memory is short
@@ -164,9 +168,11 @@ def propose(
             refused[str(candidate)] = why
         else:
             ready[str(candidate)] = candidate
+
     timed = {name: run_under(table, product, blocks, run) for name, blocks in ready.items()}
     with time_limit(left() + RESERVE):
         times = {name: timing.ms for name, timing in interleaved(timed, device, rounds).items()}
+
     best = min(times, key=lambda name: times[name])
     if times[best] > WORTH_IT * times[PRESENT]:
         best = PRESENT
