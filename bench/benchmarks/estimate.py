@@ -1,4 +1,4 @@
-"""The static model of every product of a layer beside its limit.
+"""The time of every kernel of a layer by the static model.
 
 The kernels are recorded on meta tensors and compiled for the chip, whether it is here or not.
 """
@@ -33,8 +33,10 @@ class EstimateError(UserError):
 
 
 class KernelEstimate(NamedTuple):
-    """One kernel of a pass on a machine, in ms. What has no model is taken at its limit:
-    ``finding``, ``product``, ``model`` are None.
+    """One kernel of a pass on a machine. limit, ms: in milliseconds.
+
+    A kernel that has no model is taken at its limit; ``finding``, ``product`` and ``model`` are
+    None then.
     """
 
     kernel: str
@@ -48,8 +50,8 @@ class KernelEstimate(NamedTuple):
 def pass_estimate(
     shape: Shape, pass_name: str, machine: Machine, only: tuple[str, ...] | None = None
 ) -> Iterator[KernelEstimate]:
-    """The kernels of one bf16 pass in their order; each is yielded as soon as it is compiled, which
-    takes seconds the first time.
+    """Estimate the kernels of one bf16 pass, in the order they run. Each is yielded as soon as it
+    is compiled, which takes seconds the first time.
 
     Args:
         only: names of ``Work``; None is all of them.
@@ -85,9 +87,8 @@ def pass_estimate(
 
 
 def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
-    """The products of forward and backward by the names of their steps, as they would be launched
-    on ``chip``.
-    """
+    """The products of forward and backward, as they would be launched on ``chip``, by the names of
+    their steps."""
     from ironmoe.kernels.compile.launches import expert
     from ironmoe.kernels.gpu.launch import observe
 
@@ -108,11 +109,12 @@ def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
                 else next(x for x in launches if "BLOCK_K" in x.arguments)
             )
             launches.clear()
+
     return found
 
 
 def as_product(launch: "Launch", finding: "Finding", shape: Shape) -> Product:
-    """What the static model knows of a launch."""
+    """What the static model has to know of a launch."""
     a = launch.arguments
     rows, columns, terms = a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"]
     if "GATED" in a:
@@ -138,7 +140,7 @@ def as_product(launch: "Launch", finding: "Finding", shape: Shape) -> Product:
 
 
 def _epilogue_columns(a: "dict[str, object]") -> int:
-    """Columns of a tile that the epilogue reads and writes."""
+    """How many columns of a tile the epilogue reads and writes."""
     n = int(str(a["BLOCK_N"]))
     if "d_hidden" in a:  # H in, dH and gated units out
         wide = n * (2 if a["GATED"] or a["INTERLEAVED"] else 1)

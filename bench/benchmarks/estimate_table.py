@@ -25,8 +25,10 @@ PASSES_SHOWN = (INFERENCE, FORWARD, DX, FULL)
 def print_estimates(
     shapes: tuple[Shape, ...], machines: tuple[Machine, ...], blocks: list[str], console: "Console"
 ) -> None:
-    """A table a shape and machine: every pass and its kernels, or, with ``blocks``, the kernels of
-    those rows before and after.
+    """Print a table for each shape and machine.
+
+    It has every pass with its kernels; with ``blocks``, the kernels that use the changed rows,
+    before and after.
 
     Raises:
         EstimateError: Triton is missing, or ``blocks`` cannot be read.
@@ -62,7 +64,7 @@ def _check_compiler() -> None:
 
 
 def _table(shape: Shape, machine: Machine, blocks: list[str]) -> Table:
-    """One shape on one machine."""
+    """The table of one shape on one machine."""
     table = _empty(
         f"[bold]{shape.name}[/] {shape.sizes} in bf16 on one {machine.name}: a model, not "
         "a measurement"
@@ -78,6 +80,7 @@ def _table(shape: Shape, machine: Machine, blocks: list[str]) -> Table:
         kernels = list(pass_estimate(shape, pass_name, machine))
         table.add_row(*_summary(shape, pass_name, machine, kernels), style="bold")
         _add(table, kernels)
+
     return table
 
 

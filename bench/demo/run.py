@@ -120,19 +120,21 @@ def _finish(
     console.print(as_table(models, f"{title}\n{attack}"))
     for line in verdict(models):
         console.print(line, highlight=False, markup=False)
+
     console.print(folder.farewell, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class _Demo:
-    """The parts of one run. What the folder holds already is not done again."""
+    """The parts of one run. A part that the folder holds already is not done again."""
 
     options: DemoOptions
     folder: RunFolder
     bars: Progress
 
     def trained(self, name: str, seed: int) -> tuple[VMoE, Results]:
-        """(the model, what its checkpoint says). It is trained now if there is no checkpoint."""
+        """The model, and what its checkpoint says of it. It is trained now if there is no
+        checkpoint."""
         file = self.folder.file(f"checkpoints/{slug(name)}-seed{seed}.safetensors")
         if not file.exists():
             self._train(name, seed, file)
@@ -185,7 +187,11 @@ class _Demo:
     def measured(
         self, model: nn.Module, label: str, seed: int
     ) -> tuple[Results, dict[str, Tensor]]:
-        """(clean and robust accuracy and routing at every eps, examples to show)."""
+        """Measure clean accuracy, robust accuracy and routing at every eps.
+
+        Returns:
+            (numbers, examples to show)
+        """
         settings = self.options.attack
         images, labels = self._test_images()
         task = self.bars.add_task(_label(f"attack {label}"), total=len(images), note="")
@@ -268,5 +274,5 @@ class _Demo:
 
 
 def _label(text: str) -> str:
-    """Padded, so that the bars of several tasks stand below each other."""
+    """The text, padded so that the bars of several tasks stand below each other."""
     return f"{text:<20}"

@@ -40,18 +40,29 @@ class CompileCheckError(UserError):
 def run_compile_check(
     chips: tuple[str, ...], only: str, out: Path | None, console: Console
 ) -> bool:
-    """Compile the kernels whose names contain ``only``, print a table a chip, write it to ``out``
-    as Markdown; True if there is no fault."""
+    """Compile the kernels whose names contain ``only``, and print a table for each chip.
+
+    Args:
+        out: file for the tables as Markdown, or None.
+
+    Returns:
+        True if there is no fault.
+
+    Raises:
+        CompileCheckError: Triton is missing or interprets, or no kernel has such a name.
+    """
     if find_spec("triton") is None:
         raise CompileCheckError(
             "--compile needs Triton, which is not installed: pip install 'triton>=3.6,<3.10' "
             "(Linux)"
         )
+
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise CompileCheckError(
             "--compile cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; "
             "unset it"
         )
+
     from ironmoe.kernels.compile.report import compile_report
 
     findings: list[Finding] = []
@@ -65,10 +76,12 @@ def run_compile_check(
                 completed=len(findings),
                 description=f"{finding.chip} {finding.kernel}",
             )
+
     if not findings:
         raise CompileCheckError(f"--only: no kernel's name contains {only!r}")
     for chip in chips:
         console.print(_table(chip, [f for f in findings if f.chip == chip]))
+
     faults = [(finding, fault) for finding in findings for fault in finding.faults()]
     for finding, fault in faults:
         console.print(
@@ -76,6 +89,7 @@ def run_compile_check(
             f"{fault}",
             highlight=False,
         )
+
     compiler = f"Triton {versions()['triton']}"
     console.print(
         f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} "
@@ -138,4 +152,5 @@ def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int
             *cells, matrix = _cells(finding)
             traffic = ", ".join(map(str, finding.shared_traffic))
             lines.append(f"| {' | '.join((*cells, traffic, matrix))} |")
+
     return "\n".join(lines) + "\n"

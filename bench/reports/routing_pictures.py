@@ -34,6 +34,7 @@ def routing_change(models: list[ModelResults]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.title.set_fontsize(10)
         axes.legend()
+
     return figure
 
 
@@ -49,6 +50,7 @@ def expert_load(models: list[ModelResults]) -> Figure:
             ):
                 labels.append(f"{layer}  {name}")
                 loads.append([100 * share for share in model.load(layer, at)])
+
     with plt.rc_context(WITHOUT_GRID):
         figure, axes = plt.subplots(
             figsize=(max(7, 3 + 0.35 * len(loads[0])), max(3.4, 0.8 + 0.3 * len(labels)))
@@ -82,4 +84,5 @@ def expert_load(models: list[ModelResults]) -> Figure:
         seed = models[0].runs[0].get("seed")
         axes.set_title("Expert load" if seed is None else f"Expert load, seed {seed}", fontsize=10)
         figure.colorbar(picture, label=f"share of choices in % (even: {even:.1f})", fraction=0.04)
+
     return figure

@@ -1,6 +1,5 @@
-"""The process of one job: it imports everything, waits for its job on standard input, does it, and
-writes what it finds to the journal.
-"""
+"""The process of one job. It imports everything, waits for its job on standard input, does it, and
+writes what it finds to the journal."""
 
 import json
 import os
@@ -29,7 +28,7 @@ COMPLETE, INCOMPLETE = 0, 3  # exit status: everything done; time was over first
 
 
 def main() -> int:
-    """Exit status. No job, no work: the run was over before."""
+    """Wait for a job and do it; the exit status. No job comes where the run is over before."""
     end_with_parent()
     if torch.cuda.is_available():
         _import_ahead()
@@ -51,18 +50,19 @@ def main() -> int:
                     f"compiled in process {os.getpid()}",
                     compiled=[{"job": work.job.name, **found[0]}],
                 )
+
     return COMPLETE if complete else INCOMPLETE
 
 
 def _import_ahead() -> None:
-    """What takes seconds and is needed later."""
+    """Import what takes seconds and will be needed."""
     for module in ("triton", "transformers.models.mixtral.modeling_mixtral"):
         with suppress(ImportError):
             import_module(module)
 
 
 def _uuid(device: torch.device) -> str | None:
-    """The GPU's, as nvidia-smi takes it; None on CPU, or where torch does not know it."""
+    """The name of the GPU for nvidia-smi; None on CPU, or where torch does not know it."""
     if device.type != "cuda":
         return None
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
@@ -73,7 +73,7 @@ def _uuid(device: torch.device) -> str | None:
 class Work:
     """A job with everything that it needs in this process.
 
-    rounds: of what is timed in turns, at most; without: peers that are left out.
+    rounds: how often each is timed, at most; without: peers that are left out.
     """
 
     job: GpuJob
@@ -86,7 +86,7 @@ class Work:
 
     @classmethod
     def from_request(cls, request: dict[str, Any]) -> "Work":
-        """``request``: what ``run.py`` writes to standard input."""
+        """``request``: what ``run.py`` has written to standard input."""
         by_name = {shape.name: shape for shape in (*SHAPES, *REHEARSAL)}
         job = GpuJob(request["kind"], by_name.get(request["shape"]), request["routing"])
         return cls(
@@ -100,7 +100,7 @@ class Work:
         )
 
     def do(self, clocks: Clocks) -> bool:
-        """The job. True if it is complete."""
+        """Do the job. True if it is complete."""
         dtype, device = self.dtype, self.device
         left, pen = self.clock.left, self.pen
         on_gpu = device.type == "cuda"
@@ -111,6 +111,7 @@ class Work:
             place = Place(shape, self.job.routing, dtype, device)
             case = LayerCase(place, self.clock, pen, rounds=self.rounds, without=self.without)
             return case.measure(clocks)
+
         if kind == BITS:
             assert shape is not None
             return check_bits(shape, dtype, device, left, pen)

@@ -13,7 +13,8 @@ from ironmoe.bench.benchmarks.gpu.tasks.entrants import Place
 from ironmoe.bench.benchmarks.gpu.tasks.measure import MOVERS, PROFILE, LayerCase
 from ironmoe.bench.benchmarks.gpu.tasks.observe import Clocks
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE, UNFROZEN
-from ironmoe.bench.benchmarks.peers import DENSE, OURS, Peer, errors, ironmoe, reference
+from ironmoe.bench.benchmarks.peers import DENSE, OURS, Peer, ironmoe
+from ironmoe.bench.benchmarks.reference import disagreement, errors, reference
 from ironmoe.bench.benchmarks.roofline import MOVES_ROWS
 from ironmoe.bench.benchmarks.shapes import MAIN, REHEARSAL, make_problem
 from ironmoe.bench.common import timing
@@ -118,7 +119,7 @@ def test_everyone_here_agrees_with_the_reference(problem):
             assert {"y", "x", "gates", "w_in", "x with frozen weights", "y in inference"} <= set(
                 found
             )
-            assert peers.disagreement(found, FLOAT32) is None, (name, found)
+            assert disagreement(found, FLOAT32) is None, (name, found)
 
 
 def scaled(problem):
