@@ -14,7 +14,7 @@ from ironmoe.bench.benchmarks.gpu.results import Results
 from ironmoe.bench.benchmarks.gpu.tasks.suite import outcomes_of_tests, run_suite
 from ironmoe.bench.benchmarks.peers import OURS, PEERS
 from ironmoe.bench.common.dtypes import dtype_name
-from ironmoe.bench.common.timing import Clock
+from ironmoe.bench.common.timing import Countdown
 
 RESERVE = 8.0  # seconds kept back for the last files
 LEAST = 5.0  # seconds that must be left for a job to begin
@@ -22,11 +22,11 @@ SAY_EVERY = 10.0  # seconds without a word, at most
 DONE = ("done", "passed", "failed", "died", "hung")  # outcomes after which a job is not done again
 
 
-class Run:
+class GpuRun:
     """One run: its jobs, its journal, its clock."""
 
     def __init__(self, options: GpuOptions, say: Callable[[str], None]) -> None:
-        self.options, self.clock = options, Clock(60 * options.minutes - RESERVE)
+        self.options, self.clock = options, Countdown(60 * options.minutes - RESERVE)
         self.results = Results(
             options.out, options.device, options.dtype, options.minutes, options.resume
         )
@@ -91,7 +91,7 @@ class Run:
         Returns:
             (outcome, why)
         """
-        clock, without = Clock(seconds), list[str]()
+        clock, without = Countdown(seconds), list[str]()
         while True:
             child, self._waiting = self._waiting or Child(), None
             if not is_last:
@@ -186,7 +186,7 @@ def run_bench_gpu(options: GpuOptions, say: Callable[[str], None] = say_at_once)
         0 if the tests passed (or were not asked for) and nothing of ours was wrong, failed or hung;
             else 1.
     """
-    run = Run(options, say)
+    run = GpuRun(options, say)
     results = run.results
     why = ""
 
