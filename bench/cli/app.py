@@ -178,12 +178,12 @@ def _attack_settings(
     images: int,
     batch_size: int,
 ) -> "AttackSettings":
-    from ironmoe.attacks.balls.balls import BALLS
+    from ironmoe.attacks.balls.ball import NORMS
     from ironmoe.bench.common.measure import AttackSettings
 
     radii = ascending_radii(eps, norm)
-    if norm not in BALLS:
-        raise typer.BadParameter(f"--norm must be one of {', '.join(BALLS)}, got {norm!r}")
+    if norm not in NORMS:
+        raise typer.BadParameter(f"--norm must be one of {', '.join(NORMS)}, got {norm!r}")
     alpha = checked_alpha(alpha)
 
     return AttackSettings(
