@@ -26,12 +26,12 @@ class GpuRun:
     """One run: its jobs, its journal, its clock."""
 
     def __init__(self, options: GpuOptions, say: Callable[[str], None]) -> None:
-        self.options, self.clock = options, Countdown(60 * options.minutes - RESERVE)
+        on_gpu = options.device.type == "cuda"
+        self.options = options
+        self.clock = Countdown(60 * options.minutes - RESERVE)
+        self.jobs = plan(options.shapes, options.minutes, on_gpu, options.kinds)
         self.results = Results(
             options.out, options.device, options.dtype, options.minutes, options.resume
-        )
-        self.jobs = plan(
-            options.shapes, options.minutes, options.device.type == "cuda", options.kinds
         )
         self.journal = self.results.journal
         self._say = say
@@ -49,11 +49,9 @@ class GpuRun:
         missing = [job for job in self.jobs if job.name not in done]
         self.journal.news()  # the lines of an earlier run were said then
 
-        for line in plan_lines(
-            missing, len(done), self.options.minutes, self.results.device["name"]
-        ):
+        device = self.results.device["name"]
+        for line in plan_lines(missing, len(done), self.options.minutes, device):
             self._say(line)
-
         self.results.write([job.name for job in missing])
         try:
             for i, job in enumerate(missing):
