@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -74,7 +74,7 @@ def pass_estimate(
     Raises:
         EstimateError: a kernel does not compile or does not fit on an SM.
     """
-    from ironmoe.kernels.compile.launches import Specimen
+    from ironmoe.kernels.compile.launches import NamedLaunch
     from ironmoe.kernels.compile.report import examine
 
     launches = product_launches(shape, machine.chip)
@@ -86,7 +86,7 @@ def pass_estimate(
         if step is None:
             yield KernelEstimate(work.kernel, limit, limit + LAUNCH_GAP_MS)
             continue
-        finding = examine(Specimen(work.kernel, torch.bfloat16, launches[step]), machine.chip)
+        finding = examine(NamedLaunch(work.kernel, torch.bfloat16, launches[step]), machine.chip)
         if finding.error:
             raise EstimateError(
                 f"{work.kernel} does not compile for {machine.chip.name}: {finding.error}"
@@ -179,9 +179,7 @@ def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
             bias=shape.bias,
         ):
             found[step] = (
-                launches[-1]
-                if len(launches) == 1
-                else next(x for x in launches if "BLOCK_K" in x.arguments)
+                launches[-1] if len(launches) == 1 else next(x for x in launches if x.tile)
             )
             launches.clear()
     return found
@@ -190,37 +188,38 @@ def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
 def as_product(launch: "Launch", finding: "Finding", shape: Shape) -> Product:
     """What the static model knows of a launch."""
     a = launch.arguments
-    m, n, k = a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"]
-    if "GATED" in a:
+    assert launch.tile is not None
+    m, n, k = launch.tile
+    unit = a.get("UNIT")
+    if unit is not None:
         blocks = expected_tiles(shape.rows, shape.num_experts, m) * -(-a["N"] // n)
         terms = a["K"]
     else:  # the weight gradient: a block of every expert's matrix, over the expert's rows
         blocks = shape.num_experts * -(-a["M"] // m) * -(-a["N"] // n)
         terms = -(-shape.rows // shape.num_experts)
-    columns = n * (2 if a.get("GATED") and "activated" in a else 1)
+    columns = n * (unit.halves if unit is not None and "activated" in a else 1)
     code = sum(finding.instructions.values())
     return Product(
-        m, columns, k, -(-terms // k), blocks, m * _epilogue_columns(a) * ELEMENT, finding.warps,
+        m, columns, k, -(-terms // k), blocks, m * _epilogue_columns(n, a) * ELEMENT, finding.warps,
         finding.registers,
         finding.shared, code,
     )  # fmt: skip
 
 
-def _epilogue_columns(a: "dict[str, object]") -> int:
-    """Columns of a tile that the epilogue reads and writes."""
-    n = int(str(a["BLOCK_N"]))
+def _epilogue_columns(n: int, a: "dict[str, Any]") -> int:
+    """Columns of a tile that the epilogue reads and writes, where the product has ``n``."""
     if "d_hidden" in a:  # H in, dH and gated units out
-        wide = n * (2 if a["GATED"] or a["INTERLEAVED"] else 1)
+        wide = n * (2 if a["UNIT"].gated or a["UNIT"].interleaved else 1)
         return 2 * wide + (n if a["gated"] is not None else 0)
     if "hidden" not in a:
         return n
-    wide = n * (2 if a["GATED"] else 1)
-    units = n // (2 if a["INTERLEAVED"] else 1)
+    wide = n * a["UNIT"].halves
+    units = n // (2 if a["UNIT"].interleaved else 1)
     return (wide if a["hidden"] is not None else 0) + (units if a["activated"] is not None else 0)
 
 
 def _step(work: Work, shape: Shape, pass_name: str) -> str | None:
-    """The step of ``specimens.expert`` that launches the product of ``work``; None for what is no
+    """The step of ``launches.expert`` that launches the product of ``work``; None for what is no
     product.
     """
     activation = shape.activation
