@@ -1,4 +1,4 @@
-"""``ironmoe attack``: reads its options and calls ``attack_run.py``."""
+"""``ironmoe attack``: reads its options and calls ``attack/run.py``."""
 
 from pathlib import Path
 from typing import Annotated
