@@ -103,7 +103,8 @@ def routing_gradient(attacked_model: AttackedModel, images: Tensor, labels: Tens
     with torch.enable_grad(), trace_routing(attacked_model.model, keep_graph=True) as trace:
         # its gradient does not vanish where the model is sure
         margins = margin(attacked_model.logits(points), labels)
-        loss, least = margins.sum(), ROUNDING * float(margins.detach().abs().max())
+        loss = margins.sum()
+        least = ROUNDING * float(margins.detach().abs().max())
     layers = {
         layer: [logits for logits in seen.all_logits if logits is not None]
         for layer, seen in trace.layers.items()
