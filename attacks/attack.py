@@ -16,9 +16,9 @@ from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, 
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
 from ironmoe.attacks.engine.routing_mode import RoutingMode
-from ironmoe.attacks.engine.run import run_attack
 from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.result import AttackResult
+from ironmoe.attacks.run import run_attack
 
 FOLLOWS_FROM_MODEL = frozenset({"attacked_model", "coupled", "coupled_by_model"})
 FOLLOWS_FROM_SETTINGS = frozenset({"exhaustive", "inside", "keeps", "max_queries", "starts_clean"})

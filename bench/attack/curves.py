@@ -22,10 +22,12 @@ Color = str | tuple[float, float, float, float]
 
 
 def accuracy(outcome: EvaluationOutcome) -> Figure:
-    """One curve an attack from the clean accuracy at eps 0, and the worst case per sample."""
+    """Robust accuracy against eps: one curve for each attack, and one for the worst case. Each
+    begins with the clean accuracy at eps 0."""
     clean = RobustnessRow("", 0.0, outcome.report.clean_accuracy, fell=0, undecided=0)
     rows = outcome.rows
     several = len(outcome.report.attacks) > 1
+
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 4.2))
         # what is drawn first looks out from under the others
@@ -53,16 +55,19 @@ def accuracy(outcome: EvaluationOutcome) -> Figure:
             ylim=(0, 101),
         )
         _legend(axes)
+
     return figure
 
 
 def distances(outcome: EvaluationOutcome) -> Figure:
-    """A histogram for each attack that found something, over common bins."""
+    """Histograms of the distances of adversarial images, one for each attack that found
+    something."""
     found = {name: to_255(s.distance[s.fell].numpy()) for name, s in outcome.report.attacks.items()}
     colors = dict(zip(found, _colors(outcome), strict=True))
     found = {name: values for name, values in found.items() if len(values)}
     top = max(values.max() for values in found.values()) or 1.0
     bins = np.linspace(0, top, BINS + 1).tolist()
+
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
             len(found),
@@ -84,12 +89,17 @@ def distances(outcome: EvaluationOutcome) -> Figure:
                 fontsize=9,
             )
         grid[-1, 0].set_xlabel(f"distance: {unit_of(outcome.suite.norm)}")
+
     return figure
 
 
 def steps(outcome: EvaluationOutcome) -> Figure:
-    """Cumulative: the share of the images right from the start that had fallen after so many
-    questions; up to the longest attempt that the attack allows."""
+    """How many questions to the model an image took to fall: for each attack, the share of the
+    images that had fallen after so many questions.
+
+    A curve ends at the longest attempt that its attack allows. Images that are wrong from the start
+    do not count.
+    """
     ends = {
         name: outcome.max_queries(name)
         for name in outcome.report.attacks
@@ -124,12 +134,16 @@ def steps(outcome: EvaluationOutcome) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(axis="x", labelsize=8)
         _legend(axes, beside=True)
+
     return figure
 
 
 def _ticks(ends: set[int]) -> list[int]:
-    """0, the ends, and of 1, 2, 5, 10, … those below; of two that would be printed over each other
-    the end, or the larger end."""
+    """The ticks of the axis of questions: 0, the ends of the curves, and of 1, 2, 5, 10, … those
+    below the last end.
+
+    Where two would be printed over each other, the end stays, or the larger one of two ends.
+    """
     usual = [digit * 10**size for size in range(len(str(max(ends)))) for digit in (1, 2, 5)]
     ticks: list[int] = []
     for tick in [*sorted(ends, reverse=True), *(tick for tick in usual if tick < max(ends))]:
@@ -139,7 +153,7 @@ def _ticks(ends: set[int]) -> list[int]:
 
 
 def unit_of(norm: str) -> str:
-    """Of distances in a norm."""
+    """The unit of distances in this norm, in words."""
     return f"{norm}, in 1/255 of the pixel range"
 
 
@@ -153,11 +167,15 @@ def _curve(
     size: float,
     band: bool,
 ) -> None:
-    """Where images are undecided, the line is the upper end of what is possible, and hatching
-    reaches down to the lower."""
+    """Draw one curve of robust accuracy.
+
+    Where images are undecided, the line is the upper end of what is possible, and hatching reaches
+    down to the lower end.
+    """
     x = [row.eps_255 for row in rows]
     shares = 100 * np.array([row.robust.value for row in rows])
     axes.plot(x, shares, style, color=color, label=name, markersize=size, linewidth=size / 2.7)
+
     if any(row.undecided for row in rows):
         least = 100 * np.array([row.least for row in rows])
         axes.plot(x, least, linestyle=(0, (1, 2)), color=color, linewidth=1)
@@ -179,12 +197,12 @@ def _colors(outcome: EvaluationOutcome) -> list[Color]:
 
 
 def many_attacks(outcome: EvaluationOutcome) -> bool:
-    """More attacks than can be told apart by the usual colours and bands."""
+    """Whether there are more attacks than the usual colours and bands can tell apart."""
     return len(outcome.report.attacks) > len(COLORS)
 
 
 def _legend(axes: Axes, beside: bool = False) -> None:
-    """Beside the picture where there are many."""
+    """Draw the legend; beside the picture where it has many lines."""
     if beside or len(axes.get_legend_handles_labels()[1]) > 5:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     else:

@@ -1,4 +1,4 @@
-"""How far from falling the images are that held."""
+"""How far the images that held are from falling."""
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,11 @@ from ironmoe.attacks import AttackSummary, RobustnessReport
 def margins_left(
     model: nn.Module, report: RobustnessReport, labels: Tensor, batch_size: int
 ) -> Tensor:
-    """(A, N) the lead of the right logit over the best wrong one in each attack's final image; NaN
-    unless the image held to the end against every attack."""
+    """(A, N): the margin of each attack's final image, which is the logit of the right class minus
+    the largest other logit.
+
+    It is NaN unless the image held to the end against every attack.
+    """
     summaries = list(report.attacks.values())
     held = torch.stack([summary.robust & summary.decided for summary in summaries]).all(0)
     margins = torch.full((len(summaries), len(held)), float("nan"))

@@ -1,5 +1,4 @@
-"""How far ``ironmoe attack`` is, on the terminal and in a log, and how long its attacks took in all
-runs together."""
+"""How far ``ironmoe attack`` is, and how long its attacks took in all runs of a folder together."""
 
 import time
 
@@ -16,8 +15,11 @@ FILE = "results/seconds.json"
 
 
 class Stopwatch:
-    """The seconds that the attacks took in this run: without the checks, and none where everything
-    was decided before."""
+    """Counts the seconds that the attacks took in this run.
+
+    The checks before them do not count, and a run in which everything was decided before counts
+    none.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -26,19 +28,19 @@ class Stopwatch:
         self.seconds = progress.seconds
 
     def ended(self, report: RobustnessReport) -> float:
-        """The seconds, exactly."""
+        """The exact seconds, when ``evaluate`` has returned."""
         self.seconds = report.seconds if self.seconds else 0.0
         return self.seconds
 
     def save(self) -> float:
-        """The seconds so far. Another process than the first keeps no note of them."""
+        """The seconds so far. Only the first process writes them to the folder."""
         return self.seconds
 
 
 class Meter(Stopwatch):
     """The stopwatch of the first process, which also shows how far the attacks are.
 
-    It knows only its own process, and supposes that the other ones are as far.
+    It sees the progress of its own process only, and supposes that the other processes are as far.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Meter(Stopwatch):
         return self.save()
 
     def save(self) -> float:
-        """Write the seconds of all runs so far into the folder, and give them."""
+        """Write the seconds of all runs so far into the folder, and return them."""
         self.saved = time.monotonic()
         seconds = self.seconds_before + self.seconds
         self.folder.write(FILE, {"seconds": seconds})

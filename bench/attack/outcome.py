@@ -64,12 +64,12 @@ class EvaluationOutcome:
 
     @property
     def reached(self) -> int:
-        """Images that the evaluation came to before a budget ended it."""
+        """How many images the evaluation reached before a budget ended it."""
         return len(self.report.clean_correct)
 
     @property
     def index(self) -> Tensor:
-        """(N,) which of ``images`` the report is about, in its order."""
+        """(N,) the rows of ``images`` that the report is about, in its order."""
         return next(iter(self.report.attacks.values())).examples
 
     def decided_something(self, name: str) -> bool:
@@ -80,12 +80,12 @@ class EvaluationOutcome:
         return clean == 0 or int(summary.undecided_at(summary.eps[0]).sum()) < clean
 
     def max_queries(self, name: str) -> int:
-        """Queries to the model, of the longest attempt that the attack allows."""
+        """Queries to the model in the longest attempt that the attack allows."""
         return max(part.questions for part in self.parts[name])
 
     def fell_at_255(self, name: str) -> Tensor:
-        """(N,) float64 as ``AttackSummary.fell_at``, in units of 1/255: the very numbers of the
-        suite."""
+        """(N,) float64: ``AttackSummary.fell_at`` in units of 1/255, as exactly the numbers that
+        the suite has."""
         at = self.report.attacks[name].fell_at
         given = {from_255(eps): eps for eps in self.suite.eps_255}
         return torch.tensor(
@@ -93,18 +93,21 @@ class EvaluationOutcome:
         )
 
     def robust_at(self, eps_255: float) -> Tensor:
-        """(N,) bool: right, and no attack found anything up to this eps."""
+        """(N,) bool: images that are classified right and for which no attack found anything up to
+        this eps."""
         robust = self.report.clean_correct.clone()
         for summary in self.report.attacks.values():
             robust &= summary.robust_at(from_255(eps_255))
         return robust
 
     def worst_case(self, eps_255: float) -> Proportion:
-        """Per sample: an image counts as robust only if it held against every attack."""
+        """The robust accuracy against all attacks together: an image counts only if it held against
+        every attack."""
         return _share(self.robust_at(eps_255))
 
     def undecided_at(self, eps_255: float) -> Tensor:
-        """(N,) bool: nothing was found so far, and some attack has not run to its end."""
+        """(N,) bool: images for which nothing was found so far while some attack has not run to its
+        end."""
         open_ = torch.zeros_like(self.report.clean_correct)
         for summary in self.report.attacks.values():
             open_ |= summary.undecided_at(from_255(eps_255))
@@ -112,7 +115,7 @@ class EvaluationOutcome:
 
     @property
     def rows(self) -> list[RobustnessRow]:
-        """Attack by attack, eps by eps; last the worst case."""
+        """A row for each attack and eps; the rows of the worst case are last."""
         rows = []
         for name, summary in self.report.attacks.items():
             for eps_255 in self.suite.eps_255:
@@ -135,7 +138,7 @@ class EvaluationOutcome:
 
     @property
     def worst_rows(self) -> list[RobustnessRow]:
-        """The worst case, eps by eps."""
+        """A row of the worst case for each eps."""
         return [
             self._row("", eps, self.worst_case(eps), self.undecided_at(eps))
             for eps in self.suite.eps_255
@@ -165,8 +168,8 @@ class EvaluationOutcome:
         )
 
     def stages(self, name: str) -> dict[str, list[int]]:
-        """Of an attack that is an ensemble: part → images that fell to it at each eps. Empty for a
-        single attack."""
+        """How many images fell to each part of an ensemble, at each eps. Empty for a single
+        attack."""
         summary = self.report.attacks[name]
         parts = list(dict.fromkeys(part for _, part in summary.stages))
         counts = {part: [0] * len(self.suite.eps_255) for part in parts}
@@ -178,16 +181,16 @@ class EvaluationOutcome:
 
     @property
     def checks(self) -> list[Flag]:
-        """Tripped ones first."""
+        """The checks against false security, tripped ones first."""
         return sorted(self.report.checks, key=lambda flag: not flag.tripped)
 
     def easiest(self, count: int = 6) -> list[ShownImage]:
-        """Images that fell at the smallest eps, the nearest first."""
+        """The images that fell at the smallest eps, the nearest first."""
         return [shown for _, shown in sorted(self._first_falls().items())][:count]
 
     def hardest(self, count: int = 6) -> list[ShownImage]:
-        """Images that held against every attack, those with the largest margin left first; then
-        those that fell last. None of them is among the easiest."""
+        """The images that held against every attack, those with the largest margin left first; then
+        those that fell last. No image is both easy and hard."""
         held = []
         if self.margins is not None:
             least, nearest = self.margins.min(0)
@@ -198,13 +201,13 @@ class EvaluationOutcome:
                 for index in order
                 if not least[index].isnan()
             ]
+
         fell = [shown for _, shown in sorted(self._first_falls().items(), reverse=True)]
         easiest = self.easiest(count)
         return (held + [shown for shown in fell if shown not in easiest])[:count]
 
     def _first_falls(self) -> dict[tuple[float, float, int, int], ShownImage]:
-        """(eps, distance, steps, index) of the earliest fall of every image that fell → the
-        image."""
+        """Every image that fell, by the key (eps, distance, steps, index) of its earliest fall."""
         earliest: dict[int, tuple[tuple[float, float, int, int], str]] = {}
         for name, summary in self.report.attacks.items():
             for index in summary.fell.nonzero().squeeze(1).tolist():
@@ -216,6 +219,7 @@ class EvaluationOutcome:
                 )
                 if index not in earliest or key < earliest[index][0]:
                     earliest[index] = (key, name)
+
         at = {name: self.fell_at_255(name) for name in self.report.attacks}
         return {
             key: ShownImage(index, name, float(at[name][index]))

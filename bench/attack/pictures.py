@@ -1,4 +1,4 @@
-"""The pictures of ``ironmoe attack``, each with a title and a note that says what is seen."""
+"""The pictures of ``ironmoe attack``, each with a title and a note that says what it shows."""
 
 from ironmoe.bench.attack.curves import accuracy, distances, many_attacks, steps, unit_of
 from ironmoe.bench.attack.outcome import EvaluationOutcome
@@ -9,7 +9,7 @@ from ironmoe.bench.reports.routing_pictures import expert_load, routing_change
 
 
 def draw_evaluation(outcome: EvaluationOutcome) -> dict[str, Picture]:
-    """File name → picture. What there is nothing to show of is left out."""
+    """The pictures by file name. A picture that would be empty is left out."""
     attacks = outcome.report.attacks.values()
     pictures = {"robust_accuracy.png": _accuracy(outcome)}
     if any(bool(summary.fell.any()) for summary in attacks):
@@ -68,6 +68,7 @@ def _strips(outcome: EvaluationOutcome) -> dict[str, Picture]:
         note = f"They fell at the smallest eps, the nearest first.{scale}"
         figure = examples(outcome, easiest)
         pictures["easiest.png"] = Picture("The easiest images", note, figure)
+
     if hardest := outcome.hardest():
         note = (
             "They held against every attack, those with the largest margin left first; then those "
@@ -76,6 +77,7 @@ def _strips(outcome: EvaluationOutcome) -> dict[str, Picture]:
         )
         figure = examples(outcome, hardest)
         pictures["hardest.png"] = Picture("The hardest images", note, figure)
+
     return pictures
 
 
@@ -96,7 +98,7 @@ def _routing(outcome: EvaluationOutcome) -> dict[str, Picture]:
 
 
 def _open(outcome: EvaluationOutcome) -> str:
-    """What a picture shows of a run that a budget ended."""
+    """A sentence about the hatching, for a run that a budget ended."""
     if outcome.report.complete:
         return ""
     nothing = [name for name in outcome.report.attacks if not outcome.decided_something(name)]

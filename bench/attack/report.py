@@ -1,5 +1,5 @@
-"""What ``ironmoe attack`` writes: report.html, one self-contained file, report.json, every number,
-and images.npz, the verdict on every image."""
+"""The files that ``ironmoe attack`` writes: report.html and report.json with every number, and
+images.npz with the verdict on every image."""
 
 import io
 from pathlib import Path
@@ -57,7 +57,7 @@ def write_evaluation(
 def _numbers(
     outcome: EvaluationOutcome, settings: dict[str, Any], device: torch.device, world: int
 ) -> dict[str, Any]:
-    """What report.json holds."""
+    """The content of report.json."""
     attacks = outcome.report.attacks
     return {
         "title": outcome.title,
@@ -105,6 +105,7 @@ def verdicts(outcome: EvaluationOutcome) -> bytes:
         }
         columns["fell_at"] = outcome.fell_at_255(name)
         arrays |= {f"{name}/{key}": column.numpy() for key, column in columns.items()}
+
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()

@@ -1,5 +1,5 @@
-"""``ironmoe attack``: a model from anywhere, evaluated under attacks by name; every finished part
-is kept."""
+"""``ironmoe attack``: evaluate a model from anywhere under attacks by name. Every finished part is
+kept."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from torch import Tensor
 from ironmoe.attacks import Attack, RobustnessReport, evaluate
 from ironmoe.attacks.engine.coupling import images_per_unit
 from ironmoe.attacks.evaluation.checksum import model_digest
+from ironmoe.bench.attack.class_matching import match_classes, other_data
 from ironmoe.bench.attack.failures import explained, too_small_a_budget
 from ironmoe.bench.attack.margins import margins_left
 from ironmoe.bench.attack.meter import Meter, Stopwatch
-from ironmoe.bench.attack.model_source import LoadedModel, load_model, match_classes, other_data
+from ironmoe.bench.attack.model_source import LoadedModel, load_model
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.parts import parts_of
 from ironmoe.bench.attack.report import write_evaluation
@@ -120,6 +121,7 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
             f"got {data.classes}; "
             f"{other_data(loaded, data)}"
         )
+
     matched = match_classes(loaded, data)
     attacks = options.suite.make(loaded.model)
 
@@ -128,12 +130,14 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
             "Note: with --all on the data it was trained on, most images are ones the model has "
             "learnt from."
         )
+
     if matched.note:
         console.print(matched.note, highlight=False, markup=False)
 
     rows = torch.arange(len(data.images)) if options.everything else data.split()[1]
     rows = rows[: options.images]
     settings = options.settings(loaded)
+
     return _Evaluation(
         options=options,
         loaded=loaded,
@@ -169,7 +173,7 @@ class _Evaluation:
 
     @property
     def _final_bytes(self) -> int:
-        """Of the final images of all attacks."""
+        """How many bytes the final images of all attacks take."""
         return self.images.numel() * self.images.itemsize * len(self.attacks)
 
     @property
@@ -190,7 +194,7 @@ class _Evaluation:
         )
 
     def run(self, watch: Stopwatch) -> RobustnessReport:
-        """What ``evaluate`` says; what goes wrong with the model or the folder in one line."""
+        """Attack, and return what ``evaluate`` reports."""
         options = self.options
         with explained(self.loaded):
             try:
@@ -215,6 +219,7 @@ class _Evaluation:
         options = self.options
         parts = {name: parts_of(name, attack) for name, attack in self.attacks.items()}
         reached = len(report.clean_correct)
+
         if not reached:
             raise too_small_a_budget(
                 parts,
@@ -243,10 +248,10 @@ class _Evaluation:
         )
 
     def _routing(self, report: RobustnessReport, meter: Meter) -> list[dict[str, Any]]:
-        """What PGD at its full length does to the routing at every eps.
+        """What PGD at its full length does to the routing, at every eps.
 
-        Nothing of a dense model, where a budget ended the evaluation, or without an image that is
-        classified right.
+        The list is empty for a dense model, where a budget ended the evaluation, and where no image
+        is classified right.
         """
         if not routing_sites(self.loaded.model) or not report.complete:
             return []
@@ -259,6 +264,7 @@ class _Evaluation:
                 meter.say(f"routing at eps {exact(eps_255)}/255")
                 meter.folder.write(name, self._routing_at(eps_255))
             measured.append(meter.folder.read(name))
+
         meter.say("done")
         return measured if measured[0]["images"] else []
 

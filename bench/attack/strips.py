@@ -1,4 +1,4 @@
-"""Images of ``ironmoe attack``: clean, perturbation and what an attack made of them."""
+"""Strips of images: clean, perturbation, and what an attack made of them."""
 
 import torch
 from matplotlib.figure import Figure
@@ -10,7 +10,7 @@ from ironmoe.bench.reports.image_strips import image_strip
 
 
 def examples(outcome: EvaluationOutcome, shown: list[ShownImage]) -> Figure:
-    """Clean, perturbation, final image of each; its number among the attacked images above, what
+    """Draw the images. The number of each among the attacked images stands above it, and what
     became of it below."""
     rows = [_example(outcome, one) for one in shown]
     figure = image_strip(
@@ -24,7 +24,7 @@ def examples(outcome: EvaluationOutcome, shown: list[ShownImage]) -> Figure:
 
 
 def _fate(outcome: EvaluationOutcome, one: ShownImage) -> str:
-    """Two lines."""
+    """What became of an image, in two lines."""
     if one.margin is not None:
         return f"held at ≤ {exact(outcome.suite.eps_255[-1])}/255\nmargin left {one.margin:.3g}"
     summary = outcome.report.attacks[one.attack]

@@ -1,5 +1,5 @@
-"""The tables of ``ironmoe attack``: what held, eps by eps, and what each attack found and cost; for
-the terminal and for the report. ``rows.py`` declares their columns."""
+"""The two tables of ``ironmoe attack``, for the terminal and for the report: what held, and what
+each attack found and cost. ``rows.py`` declares their columns."""
 
 from rich.table import Table
 
@@ -10,7 +10,7 @@ from ironmoe.bench.reports.tables import cells, headers, terminal_table
 
 
 def heading(outcome: EvaluationOutcome) -> list[str]:
-    """Lines above the tables."""
+    """The lines above the tables."""
     images = counted(outcome.reached, "image")
     return [
         f"{outcome.title} on {images}: {outcome.description}",
@@ -19,8 +19,8 @@ def heading(outcome: EvaluationOutcome) -> list[str]:
 
 
 def results(outcome: EvaluationOutcome) -> list[tuple[str, list[list[str]]]]:
-    """(attack, its cells but for the name, for each eps), the worst case last if there are several
-    attacks."""
+    """For each attack, its name and its rows without the name. The worst case is last; a single
+    attack has none."""
     names = list(outcome.report.attacks)
     shown = [*names, ""] if len(names) > 1 else names
     return [
@@ -33,12 +33,12 @@ def results(outcome: EvaluationOutcome) -> list[tuple[str, list[list[str]]]]:
 
 
 def costs(outcome: EvaluationOutcome) -> list[list[str]]:
-    """The cells of a row for each attack."""
+    """The cells of one row for each attack."""
     return [cells(COST_COLUMNS, outcome.cost(name)) for name in outcome.report.attacks]
 
 
 def results_table(outcome: EvaluationOutcome) -> Table:
-    """What held, for the terminal. The name of an attack stands in its first row only."""
+    """The table of what held. The name of an attack stands in its first row only."""
     table = terminal_table(headers(RESULT_COLUMNS), no_wrap=True)
     for name, rows in results(outcome):
         for number, row in enumerate(rows):
@@ -48,7 +48,7 @@ def results_table(outcome: EvaluationOutcome) -> Table:
 
 
 def costs_table(outcome: EvaluationOutcome) -> Table:
-    """What each attack found and cost, for the terminal."""
+    """The table of what each attack found and cost."""
     table = terminal_table(headers(COST_COLUMNS), no_wrap=True)
     for row in costs(outcome):
         table.add_row(*row)

@@ -10,7 +10,7 @@ UPPER_BOUND = (
 
 
 def words(outcome: EvaluationOutcome) -> list[str]:
-    """One paragraph for each thing that there is to say."""
+    """A paragraph for each thing that there is to say."""
     paragraphs = (
         _at_chance(outcome),
         _tripped(outcome),
@@ -54,6 +54,7 @@ def _ended_early(outcome: EvaluationOutcome) -> str:
         if missed
         else ""
     )
+
     return (
         "A budget ended the evaluation early: "
         f"{undecided} of {outcome.reached * len(attacks)} {_unit(outcome)}s are undecided. What ≤ "
@@ -79,6 +80,7 @@ def _confirmed(outcome: EvaluationOutcome) -> str:
             f"Of {found} {unit}s that the search took for successes, {confirmed} "
             f"{'was' if confirmed == 1 else 'were'} confirmed"
         )
+
     return (
         f"{successes}: predicted again in full precision by the plain model, and measured again in "
         "float64. Only what is confirmed counts."

@@ -13,11 +13,14 @@ from ironmoe.kernels.tuning import Blocks, rows_per_tile
 
 
 def changed(shape: Shape, text: str, machine: Machine) -> tuple[str, Blocks]:
-    """(product, its blocks) out of "activated stages=3 split=8": fields that differ from the
-    present row of the table.
+    """Read a change of blocks such as "activated stages=3 split=8": a product, and the fields in
+    which its blocks differ from its row of the table.
+
+    Returns:
+        (product, its blocks)
 
     Raises:
-        EstimateError: no such product, one that the shape has no use for, or no such field.
+        EstimateError: no such product, one that the shape does not use, or no such field.
     """
     product, *fields = text.split()
     launched = _products_of(shape)
@@ -26,16 +29,19 @@ def changed(shape: Shape, text: str, machine: Machine) -> tuple[str, Blocks]:
             f"--blocks: {product!r} is no product of {shape.name}, whose products are "
             f"{', '.join(launched)}"
         )
+
     rows = rows_per_tile(shape.rows, shape.num_experts, torch.bfloat16)
     present: Blocks = getattr(tuning, table_of(product, torch.bfloat16, rows, machine.chip))[
         product
     ]
     changes = dict(field.partition("=")[::2] for field in fields)
+
     for name, value in changes.items():
         if name not in Blocks._fields or not value.isdigit():
             raise EstimateError(
                 f"--blocks: {name}={value} is no number for a field of {', '.join(Blocks._fields)}"
             )
+
     return product, Blocks(
         **(present._asdict() | {name: int(value) for name, value in changes.items()})
     )
@@ -44,9 +50,8 @@ def changed(shape: Shape, text: str, machine: Machine) -> tuple[str, Blocks]:
 def with_blocks(
     shape: Shape, machine: Machine, product: str, blocks: Blocks | None
 ) -> list[KernelEstimate]:
-    """The kernels of a full pass that take their blocks from that row of the table, with another
-    row; None: with the present one.
-    """
+    """The estimates of the kernels that take their blocks from the product's row of the table, with
+    ``blocks`` in that row; None leaves the row as it is."""
     rows = rows_per_tile(shape.rows, shape.num_experts, torch.bfloat16)
     table = table_of(product, torch.bfloat16, rows, machine.chip)
     with patched(table, product, blocks or getattr(tuning, table)[product]):
@@ -54,7 +59,7 @@ def with_blocks(
 
 
 def _products_of(shape: Shape) -> dict[str, tuple[str, ...]]:
-    """Rows of the table of blocks that the layer uses, and the kernels that take each."""
+    """The rows of the table of blocks that the layer uses, and the kernels that use each."""
     interleaved = shape.activation in INTERLEAVED_ACTIVATIONS
     up = (
         "interleaved"

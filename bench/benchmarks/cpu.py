@@ -1,5 +1,5 @@
 """``ironmoe bench cpu``: the MoE layer beside Hugging Face's Mixtral experts, on equal weights, in
-one run."""
+turns."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,14 +35,17 @@ TRANSFORMERS = {
 MATRIX_PRODUCTS = "dense"
 ALLOWED_ERROR = 2.0  # times the larger error of the peers against float64
 
-Run = Callable[[], Any]
+TimedRun = Callable[[], Any]
 
 
 def run_bench_cpu(runs: int, out: Path | None, console: Console) -> list[dict[str, Any]]:
-    """Print the table, write the rows to ``out`` if given, return them.
+    """Print the table, write the rows to ``out`` if given, and return them.
+
+    Args:
+        runs: how often each is timed.
 
     Raises:
-        RuntimeError: the outputs of our layer are further from float64 than those of the peers.
+        RuntimeError: our results are too far from those in float64.
     """
     torch.manual_seed(0)
     rows = [
@@ -70,7 +73,7 @@ def run_bench_cpu(runs: int, out: Path | None, console: Console) -> list[dict[st
 def _bench_shape(
     shape: Shape, dtype: torch.dtype, runs: int, console: Console
 ) -> list[dict[str, Any]]:
-    """A row for each pass. Weights are frozen, as under attack."""
+    """A row for each pass. Weights do not require grad, as under attack."""
     problem = make_problem(shape, "uniform", dtype, CPU).frozen()
     layers = {OURS: IRONMOE.build, **{name: peer.build for name, peer in TRANSFORMERS.items()}}
     passes = {FORWARD: inference, DX: _forward_and_dx}
@@ -78,7 +81,7 @@ def _bench_shape(
 
     rows = []
     for name, run in passes.items():
-        timed: dict[str, Run] = {who: run(build, problem) for who, build in layers.items()}
+        timed: dict[str, TimedRun] = {who: run(build, problem) for who, build in layers.items()}
         timed[MATRIX_PRODUCTS] = _matrix_products(problem, backward=name == DX)
         label = f"{shape.sizes} {dtype_name(dtype)} {name}"
         milliseconds = _milliseconds(timed, runs, label, console)
@@ -93,11 +96,12 @@ def _bench_shape(
                 "runs": runs,
             }
         )
+
     return rows
 
 
 def _forward_and_dx(build: Build, problem: Problem) -> Callable[[], Tensor]:
-    """Forward and the gradient of x alone: gates are not asked for theirs."""
+    """Forward and the gradient of x. The gates require no grad here."""
     run = with_gradients(build, problem._replace(gates=problem.gates.detach()), ("x",))
     return lambda: run()[0]
 
@@ -125,10 +129,11 @@ def _errors(
             f"outputs disagree in {name}: error {errors[OURS]:.3g}, allowed {allowed:.3g}; nothing "
             "was timed"
         )
+
     return errors
 
 
-def _matrix_products(problem: Problem, *, backward: bool) -> Run:
+def _matrix_products(problem: Problem, *, backward: bool) -> TimedRun:
     """The matrix products alone, all rows through one pair of weights, without routing."""
     shape, dtype = problem.shape, problem.x.dtype
     sizes = (shape.dim, shape.wide, shape.hidden)
@@ -147,9 +152,9 @@ def _matrix_products(problem: Problem, *, backward: bool) -> Run:
 
 
 def _milliseconds(
-    timed: dict[str, Run], runs: int, label: str, console: Console
+    timed: dict[str, TimedRun], runs: int, label: str, console: Console
 ) -> dict[str, list[float]]:
-    """Milliseconds of each run of each, in turns."""
+    """The milliseconds of every run, by name."""
     with progress_bars(console, transient=True) as bars:
         task = bars.add_task(label, total=runs, note="")
         samples = samples_in_turns(timed, CPU, runs, on_round=lambda: bars.advance(task))
@@ -179,4 +184,5 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{peer / ms[OURS]:.2f}×",
             f"{ms[OURS] / ms[MATRIX_PRODUCTS]:.2f}×",
         )
+
     return table

@@ -1,10 +1,10 @@
-"""The static model of every product of a layer beside its limit.
+"""The time of every kernel of a layer by the static model.
 
 The kernels are recorded on meta tensors and compiled for the chip, whether it is here or not.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -33,8 +33,10 @@ class EstimateError(UserError):
 
 
 class KernelEstimate(NamedTuple):
-    """One kernel of a pass on a machine, in ms. What has no model is taken at its limit:
-    ``finding``, ``product``, ``model`` are None.
+    """One kernel of a pass on a machine. limit, ms: in milliseconds.
+
+    A kernel that has no model is taken at its limit; ``finding``, ``product`` and ``model`` are
+    None then.
     """
 
     kernel: str
@@ -48,8 +50,8 @@ class KernelEstimate(NamedTuple):
 def pass_estimate(
     shape: Shape, pass_name: str, machine: Machine, only: tuple[str, ...] | None = None
 ) -> Iterator[KernelEstimate]:
-    """The kernels of one bf16 pass in their order; each is yielded as soon as it is compiled, which
-    takes seconds the first time.
+    """Estimate the kernels of one bf16 pass, in the order they run. Each is yielded as soon as it
+    is compiled, which takes seconds the first time.
 
     Args:
         only: names of ``Work``; None is all of them.
@@ -57,7 +59,7 @@ def pass_estimate(
     Raises:
         EstimateError: a kernel does not compile or does not fit on an SM.
     """
-    from ironmoe.kernels.compile.launches import Specimen
+    from ironmoe.kernels.compile.launches import NamedLaunch
     from ironmoe.kernels.compile.report import examine
 
     launches = product_launches(shape, machine.chip)
@@ -69,7 +71,7 @@ def pass_estimate(
         if step is None:
             yield KernelEstimate(work.kernel, limit, limit + LAUNCH_GAP_MS)
             continue
-        finding = examine(Specimen(work.kernel, torch.bfloat16, launches[step]), machine.chip)
+        finding = examine(NamedLaunch(work.kernel, torch.bfloat16, launches[step]), machine.chip)
         if finding.error:
             raise EstimateError(
                 f"{work.kernel} does not compile for {machine.chip.name}: {finding.error}"
@@ -85,9 +87,8 @@ def pass_estimate(
 
 
 def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
-    """The products of forward and backward by the names of their steps, as they would be launched
-    on ``chip``.
-    """
+    """The products of forward and backward, as they would be launched on ``chip``, by the names of
+    their steps."""
     from ironmoe.kernels.compile.launches import expert
     from ironmoe.kernels.gpu.launch import observe
 
@@ -103,33 +104,33 @@ def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
             bias=shape.bias,
         ):
             found[step] = (
-                launches[-1]
-                if len(launches) == 1
-                else next(x for x in launches if "BLOCK_K" in x.arguments)
+                launches[-1] if len(launches) == 1 else next(x for x in launches if x.tile)
             )
             launches.clear()
+
     return found
 
 
 def as_product(launch: "Launch", finding: "Finding", shape: Shape) -> Product:
-    """What the static model knows of a launch."""
+    """What the static model has to know of a launch."""
     a = launch.arguments
-    rows, columns, terms = a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"]
-    if "GATED" in a:
+    assert launch.tile is not None
+    rows, columns, terms = launch.tile
+    unit = a.get("UNIT")
+    if unit is not None:
         programs = expected_tiles(shape.rows, shape.num_experts, rows) * -(-a["N"] // columns)
         all_terms = a["K"]
     else:  # the weight gradient: a block of every expert's matrix, over the expert's rows
         programs = shape.num_experts * -(-a["M"] // rows) * -(-a["N"] // columns)
         all_terms = -(-shape.rows // shape.num_experts)
 
-    both_halves = bool(a.get("GATED")) and "activated" in a
     return Product(
         m=rows,
-        n=columns * (2 if both_halves else 1),
+        n=columns * (unit.halves if unit is not None and "activated" in a else 1),
         k=terms,
         steps=-(-all_terms // terms),
         programs=programs,
-        epilogue_bytes=rows * _epilogue_columns(a) * ELEMENT,
+        epilogue_bytes=rows * _epilogue_columns(columns, a) * ELEMENT,
         warps=finding.warps,
         registers=finding.registers,
         shared=finding.shared,
@@ -137,16 +138,15 @@ def as_product(launch: "Launch", finding: "Finding", shape: Shape) -> Product:
     )
 
 
-def _epilogue_columns(a: "dict[str, object]") -> int:
-    """Columns of a tile that the epilogue reads and writes."""
-    n = int(str(a["BLOCK_N"]))
+def _epilogue_columns(n: int, a: "dict[str, Any]") -> int:
+    """How many columns of a tile the epilogue reads and writes, where the product has ``n``."""
     if "d_hidden" in a:  # H in, dH and gated units out
-        wide = n * (2 if a["GATED"] or a["INTERLEAVED"] else 1)
+        wide = n * (2 if a["UNIT"].gated or a["UNIT"].interleaved else 1)
         return 2 * wide + (n if a["gated"] is not None else 0)
     if "hidden" not in a:
         return n
-    wide = n * (2 if a["GATED"] else 1)
-    units = n // (2 if a["INTERLEAVED"] else 1)
+    wide = n * a["UNIT"].halves
+    units = n // (2 if a["UNIT"].interleaved else 1)
     return (wide if a["hidden"] is not None else 0) + (units if a["activated"] is not None else 0)
 
 

@@ -1,20 +1,19 @@
 """``ironmoe bench roofline --estimate``: the estimates of a layer's kernels as a table, beside
 their limits and, if there is one, the measurement."""
 
-import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ironmoe.bench.benchmarks.block_changes import changed, with_blocks
-from ironmoe.bench.benchmarks.estimate import EstimateError, KernelEstimate, pass_estimate
+from ironmoe.bench.benchmarks.estimate import KernelEstimate, pass_estimate
 from ironmoe.bench.benchmarks.measured import measured
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.benchmarks.roofline import needed_flops
 from ironmoe.bench.benchmarks.shapes import Shape
 from ironmoe.bench.benchmarks.static_model import Machine
+from ironmoe.bench.common.compiler import check_compiler
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,13 +24,15 @@ PASSES_SHOWN = (INFERENCE, FORWARD, DX, FULL)
 def print_estimates(
     shapes: tuple[Shape, ...], machines: tuple[Machine, ...], blocks: list[str], console: "Console"
 ) -> None:
-    """A table a shape and machine: every pass and its kernels, or, with ``blocks``, the kernels of
-    those rows before and after.
+    """Print a table for each shape and machine.
+
+    It has every pass with its kernels; with ``blocks``, the kernels that use the changed rows,
+    before and after.
 
     Raises:
-        EstimateError: Triton is missing, or ``blocks`` cannot be read.
+        UserError: Triton is missing, or ``blocks`` cannot be read.
     """
-    _check_compiler()
+    check_compiler("--estimate")
     for machine in machines:
         for shape in shapes:
             with console.status(f"compiling for {machine.chip.name}"):
@@ -48,21 +49,8 @@ def print_estimates(
     )
 
 
-def _check_compiler() -> None:
-    if find_spec("triton") is None:
-        raise EstimateError(
-            "--estimate compiles the kernels and needs Triton: pip install 'triton>=3.6,<3.10' "
-            "(Linux)"
-        )
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise EstimateError(
-            "--estimate cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; "
-            "unset it"
-        )
-
-
 def _table(shape: Shape, machine: Machine, blocks: list[str]) -> Table:
-    """One shape on one machine."""
+    """The table of one shape on one machine."""
     table = _empty(
         f"[bold]{shape.name}[/] {shape.sizes} in bf16 on one {machine.name}: a model, not "
         "a measurement"
@@ -78,6 +66,7 @@ def _table(shape: Shape, machine: Machine, blocks: list[str]) -> Table:
         kernels = list(pass_estimate(shape, pass_name, machine))
         table.add_row(*_summary(shape, pass_name, machine, kernels), style="bold")
         _add(table, kernels)
+
     return table
 
 

@@ -41,7 +41,7 @@ def problem(request: pytest.FixtureRequest, dtype: torch.dtype) -> Problem:
 
 @pytest.fixture
 def measure(benchmark: Any) -> Callable[[Callable[[], Any]], None]:
-    """Run it under pytest-benchmark; on a GPU until the device is done."""
+    """Time the work under pytest-benchmark; on a GPU until the device is done."""
 
     def run(work: Callable[[], Any]) -> None:
         def finished() -> None:

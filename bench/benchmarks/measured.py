@@ -15,7 +15,7 @@ NEEDED_KEYS = {"date", "device", "rows", "jobs"}
 
 
 class Measured(NamedTuple):
-    """What ``make gpu`` measured of a pass, in ms, and the GPU's full name."""
+    """ms: of a pass, as ``make gpu`` measured it; device: the full name of the GPU."""
 
     ms: float
     device: str

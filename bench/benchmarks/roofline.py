@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 PEAK_TFLOPS = 790.0  # of a bf16 8192³ product, as measured on an H100
 PEAK_TERABYTES = 3.0  # a second, of a copy, as measured on an H100
-INT, FLOAT = 4, 4  # bytes of an index, and of a gate, a logit or a partial sum
+INT = 4  # bytes of an index
+FLOAT = 4  # bytes of a gate, a logit or a partial sum
+BFLOAT16 = 2  # bytes
 BACKWARD = (DX, FULL, UNFROZEN, PGD)
 MOVES_ROWS = ("topk_route", "plan_dispatch", "combine")
 
@@ -47,8 +49,8 @@ class Work(NamedTuple):
 
 
 def needed_flops(shape: Shape, pass_name: str) -> int:
-    """2·m·n·k of the products that the pass needs, whoever does it: under ``grad([x])`` no weight
-    gradient is one of them."""
+    """FLOPs of the products that the pass needs, 2·m·n·k each, whoever does it. For ``grad([x])``
+    no weight gradient is one of them."""
     forward = 2 * shape.rows * shape.dim * (shape.wide + shape.hidden)
     if pass_name in (INFERENCE, FORWARD):
         return forward
@@ -56,91 +58,128 @@ def needed_flops(shape: Shape, pass_name: str) -> int:
 
 
 def topk_work(shape: Shape) -> Work:
-    """Float32 logits in, gates and experts out."""
+    """It reads float32 logits and writes gates and experts."""
     return Work(
         "topk_route", 0, shape.tokens * shape.num_experts * FLOAT + shape.rows * (FLOAT + INT)
     )
 
 
 def dispatch_work(shape: Shape) -> Work:
-    """The choices are read to count and to place; row_token, row_slot and slot_row are written."""
+    """It reads the choices to count and to place them, and writes row_token, row_slot and
+    slot_row."""
     return Work("plan_dispatch", 0, 5 * shape.rows * INT)
 
 
 def combine_work(shape: Shape, itemsize: int = 2, gated: bool = True) -> Work:
-    """R rows in, T rows out, an index and perhaps a gate for each choice."""
+    """It reads R rows, an index and perhaps a gate for each choice, and writes T rows."""
     moved = (shape.rows + shape.tokens) * shape.dim * itemsize
     return Work("combine", 0, moved + shape.rows * (INT + (FLOAT if gated else 0)))
 
 
 def linf_step_work(shape: Shape, itemsize: int = 2) -> Work:
-    """Point, low and high in float32 and the gradient in; the point out, and the image where it is
-    not float32 itself."""
+    """It reads point, low and high in float32 and the gradient, and writes the point, and the image
+    where that is not float32 itself."""
     image = itemsize if itemsize < FLOAT else 0
     return Work("linf_step", 0, shape.tokens * shape.dim * (4 * FLOAT + itemsize + image))
 
 
 def layer_work(shape: Shape, pass_name: str) -> list[Work]:
     """The kernels of ``expert_mlp`` in one pass, in the order they run, in bf16."""
-    T, D, F, E, _ = shape.sizes
-    R, wide = shape.rows, shape.wide
-    b = 2  # bytes of a bfloat16
-    used = min(E, R)
-    w_in, w_out = used * wide * D * b, used * D * F * b
-    gathered = R * D * b + R * INT
-    narrow, hidden = R * F * b, R * wide * b
-    kept = 0 if pass_name == INFERENCE else hidden
-    works = [
+    works = _forward_work(shape, keeps_hidden=pass_name != INFERENCE)
+    if pass_name in BACKWARD:
+        works += _input_gradient_work(shape, full=pass_name == FULL)
+    if pass_name == FULL:
+        works += _weight_gradient_work(shape)
+    if pass_name == PGD:
+        copied = 2 * shape.tokens * shape.dim * (FLOAT + BFLOAT16)
+        works += [linf_step_work(shape), Work("copy back", 0, copied)]
+    return works
+
+
+class _Bytes:
+    """Bytes of the tensors of a layer in bf16.
+
+    rows: (R, D), sorted; gathered: the same rows, gathered from x by an index; hidden (R, 2F | F)
+    and units (R, F); w_in, w_out: the weights of experts that have rows; every_w_in, every_w_out:
+    those of all experts.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        used = min(shape.num_experts, shape.rows)
+        self.rows = shape.rows * shape.dim * BFLOAT16
+        self.gathered = self.rows + shape.rows * INT
+        self.hidden = shape.rows * shape.wide * BFLOAT16
+        self.units = shape.rows * shape.hidden * BFLOAT16
+
+        w_in = shape.wide * shape.dim * BFLOAT16
+        w_out = shape.dim * shape.hidden * BFLOAT16
+        self.w_in, self.w_out = used * w_in, used * w_out
+        self.every_w_in, self.every_w_out = shape.num_experts * w_in, shape.num_experts * w_out
+
+
+def _up_flops(shape: Shape) -> int:
+    return 2 * shape.rows * shape.dim * shape.wide
+
+
+def _down_flops(shape: Shape) -> int:
+    return 2 * shape.rows * shape.dim * shape.hidden
+
+
+def _forward_work(shape: Shape, *, keeps_hidden: bool) -> list[Work]:
+    size = _Bytes(shape)
+    kept = size.hidden if keeps_hidden else 0
+    return [
         dispatch_work(shape),
-        Work("up product", 2 * R * D * wide, gathered + w_in + kept + narrow),
-        Work("down product", 2 * R * D * F, narrow + w_out + R * D * b),
+        Work("up product", _up_flops(shape), size.gathered + size.w_in + kept + size.units),
+        Work("down product", _down_flops(shape), size.units + size.w_out + size.rows),
         combine_work(shape),
     ]
-    if pass_name in BACKWARD:
-        full = pass_name == FULL
-        blocks = blocks_for(
-            "hidden_gradient", torch.bfloat16, rows_per_tile(R, E, torch.bfloat16), CHIPS["sm_90"]
-        )
-        partial = -(-F // blocks.n) * R * FLOAT
-        works += [
-            Work(
-                "hidden gradient",
-                2 * R * D * F,
-                gathered + w_out + 2 * hidden + partial + (narrow if full else 0),
-            ),
-            Work("gate gradient", 0, partial + R * (INT + FLOAT)),
-            Work("input gradient", 2 * R * D * wide, hidden + w_in + R * D * b),
-            combine_work(shape, gated=False),
-        ]
-        if full:
-            # an expert without rows gets zeros
-            every_w_in, every_w_out = E * wide * D * b, E * D * F * b
-            works.append(
-                Work("weight gradient in", 2 * R * D * wide, gathered + hidden + every_w_in)
-            )
-            works.append(
-                Work("weight gradient out", 2 * R * D * F, gathered + narrow + every_w_out)
-            )
-        if full and shape.bias:
-            works.append(Work("bias gradients", 0, hidden + gathered + E * (wide + D) * b))
-    if pass_name == PGD:
-        works += [linf_step_work(shape), Work("copy back", 0, 2 * T * D * (FLOAT + b))]
+
+
+def _input_gradient_work(shape: Shape, *, full: bool) -> list[Work]:
+    """full: whether weight gradients follow, for which the units are written again."""
+    size = _Bytes(shape)
+    rows = rows_per_tile(shape.rows, shape.num_experts, torch.bfloat16)
+    blocks = blocks_for("hidden_gradient", torch.bfloat16, rows, CHIPS["sm_90"])
+    partial = -(-shape.hidden // blocks.n) * shape.rows * FLOAT  # sums of the gate gradient
+    units = size.units if full else 0
+    hidden_gradient = size.gathered + size.w_out + 2 * size.hidden + partial + units
+    return [
+        Work("hidden gradient", _down_flops(shape), hidden_gradient),
+        Work("gate gradient", 0, partial + shape.rows * (INT + FLOAT)),
+        Work("input gradient", _up_flops(shape), size.hidden + size.w_in + size.rows),
+        combine_work(shape, gated=False),
+    ]
+
+
+def _weight_gradient_work(shape: Shape) -> list[Work]:
+    """The weights of all experts count: an expert without rows gets zeros."""
+    size = _Bytes(shape)
+    w_in = size.gathered + size.hidden + size.every_w_in
+    w_out = size.gathered + size.units + size.every_w_out
+    works = [
+        Work("weight gradient in", _up_flops(shape), w_in),
+        Work("weight gradient out", _down_flops(shape), w_out),
+    ]
+    if shape.bias:
+        biases = shape.num_experts * (shape.wide + shape.dim) * BFLOAT16
+        works.append(Work("bias gradients", 0, size.hidden + size.gathered + biases))
     return works
 
 
 def limit_ms(shape: Shape, pass_name: str) -> float:
-    """Milliseconds of one pass of ``expert_mlp``: one kernel after another, each at its own
-    limit."""
+    """Milliseconds of one pass of ``expert_mlp`` at least: one kernel after another, each at its
+    own limit."""
     return sum(work.ms for work in layer_work(shape, pass_name))
 
 
 def limit_tflops(shape: Shape, pass_name: str) -> float:
-    """TFLOP/s of needed FLOPs at the limit."""
+    """TFLOP/s of the needed FLOPs at the limit."""
     return needed_flops(shape, pass_name) / limit_ms(shape, pass_name) * 1e-9
 
 
 def moving_share(shape: Shape, pass_name: str) -> float:
-    """Routing, dispatch and combine as a share of the whole layer, router's top-k included, at the
+    """The time of top-k, dispatch and combine as a share of the whole layer with its top-k, at the
     limit."""
     works = [topk_work(shape), *layer_work(shape, pass_name)]
     return sum(work.ms for work in works if work.kernel in MOVES_ROWS) / sum(
@@ -149,25 +188,29 @@ def moving_share(shape: Shape, pass_name: str) -> float:
 
 
 def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kernel: bool) -> None:
-    """A line a shape and pass; with ``every_kernel`` also a line a kernel."""
+    """Print a line for each shape and pass; with ``every_kernel`` also one for each kernel."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     title = "Limits of one bf16 layer on an H100, (T, D, F, E, K)"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("shape and pass")
+
     for column in ("TFLOP", "GB", "ms", "TFLOP/s", "moving rows", "bound by"):
         table.add_column(column, justify="right", min_width=max(map(len, column.split())))
+
     for shape in shapes:
         table.add_row(f"[bold]{shape.name}[/] {shape.sizes}")
         for pass_name in (INFERENCE, FORWARD, DX, FULL, PGD):
             works = layer_work(shape, pass_name)
             table.add_row(
-                f"  {pass_name}", f"{sum(w.flops for w in works) * 1e-12:.3f}",
+                f"  {pass_name}",
+                f"{sum(w.flops for w in works) * 1e-12:.3f}",
                 f"{sum(w.bytes for w in works) * 1e-9:.2f}",
-                f"{limit_ms(shape, pass_name):.3f}", f"{limit_tflops(shape, pass_name):.0f}",
+                f"{limit_ms(shape, pass_name):.3f}",
+                f"{limit_tflops(shape, pass_name):.0f}",
                 f"{moving_share(shape, pass_name):.1%}",
-            )  # fmt: skip
+            )
             for work in works if every_kernel else ():
                 figures = (
                     f"{work.flops * 1e-12:.3f}",
@@ -175,6 +218,7 @@ def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kerne
                     f"{work.ms:.3f}",
                 )
                 table.add_row(f"    {work.kernel}", *figures, "", "", work.bound)
+
     console.print(table)
     console.print(
         f"At {PEAK_TFLOPS:g} TFLOP/s and {PEAK_TERABYTES:g} TB/s, one kernel after another. "

@@ -24,15 +24,18 @@ class KernelBenchmarksError(UserError):
 
 
 def run_bench_kernels(operations: str | None, seconds: float, out: Path | None) -> int:
-    """Print a table an operation; pytest's exit status.
+    """Print a table for each operation.
 
     Args:
-        operations: names out of OPERATIONS separated by commas; None is all.
-        seconds: that each benchmark may take, at least a few calls.
+        operations: names out of OPERATIONS, separated by commas; None is all.
+        seconds: that each benchmark may take; it makes a few calls in any case.
         out: file for pytest-benchmark's JSON.
 
+    Returns:
+        The exit status of pytest.
+
     Raises:
-        KernelBenchmarksError: an unknown name, a package or a folder that is missing.
+        KernelBenchmarksError: a name is unknown, or a package or a folder is missing.
     """
     wanted = (
         OPERATIONS if operations is None else tuple(name.strip() for name in operations.split(","))
@@ -48,14 +51,28 @@ def run_bench_kernels(operations: str | None, seconds: float, out: Path | None) 
     if out is not None and not out.resolve().parent.is_dir():
         raise KernelBenchmarksError(f"--out: there is no folder {out.resolve().parent}")
     command = [
-        sys.executable, "-m", "pytest", str(BENCHMARKS), "-q", "-c", os.devnull, "--rootdir",
+        sys.executable,
+        "-m",
+        "pytest",
+        str(BENCHMARKS),
+        "-q",
+        "-c",
+        os.devnull,
+        "--rootdir",
         str(BENCHMARKS.parent),
-        "--import-mode=importlib", "-p", "no:cacheprovider", "-k",
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+        "-k",
         " or ".join(f"test_{name}" for name in wanted),
-        "--benchmark-only", "--benchmark-group-by=group", "--benchmark-sort=name",
+        "--benchmark-only",
+        "--benchmark-group-by=group",
+        "--benchmark-sort=name",
         "--benchmark-columns=median,iqr,min,max,rounds",
-        f"--benchmark-max-time={seconds:g}", "--benchmark-min-rounds=3", "--benchmark-disable-gc",
-    ]  # fmt: skip
+        f"--benchmark-max-time={seconds:g}",
+        "--benchmark-min-rounds=3",
+        "--benchmark-disable-gc",
+    ]
     if out is not None:
         command.append(f"--benchmark-json={out.resolve()}")
     return subprocess.run(command).returncode

@@ -1,4 +1,4 @@
-"""What is measured: the MoE layers of published models, four ways to load their experts, and the
+"""The layers that are measured: sizes of published models, four ways to load their experts, and the
 tensors of one layer."""
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class Shape(NamedTuple):
 
 
 def _vision(name: str, images: int, patches: int, dim: int, num_experts: int) -> Shape:
-    """A V-MoE layer: hidden width 4D, two choices a token, one class token an image, GELU and
+    """A V-MoE layer: hidden width 4D, two choices a token, a class token in each image, GELU and
     biases."""
     return Shape(
         name, images * (patches + 1), dim, 4 * dim, num_experts, 2, activation="gelu", bias=True
@@ -81,18 +81,19 @@ REHEARSAL = (  # of the whole program, where there is no GPU: the figures mean n
 
 
 def uniform(shape: Shape, device: torch.device) -> Tensor:
-    """Every expert as likely as any other."""
+    """Every expert is as likely as any other."""
     return _draw(torch.zeros(shape.num_experts, device=device), shape)
 
 
 def zipf(shape: Shape, device: torch.device) -> Tensor:
-    """Expert i is drawn with a chance ∝ 1 / (i + 1); a token's later choices are drawn from the
-    experts it has left."""
+    """Expert i is drawn with a chance ∝ 1 / (i + 1). Later choices of a token are drawn from the
+    experts that it has left."""
     return _draw(-torch.arange(1, shape.num_experts + 1, device=device).log(), shape)
 
 
 def half_empty(shape: Shape, device: torch.device) -> Tensor:
-    """The upper half of the experts gets no token (as many as K of them leave)."""
+    """The upper half of the experts gets no token. A layer whose lower half has fewer than K
+    experts uses K."""
     used = max(shape.num_experts // 2, shape.top_k)
     log_chances = torch.full((shape.num_experts,), float("-inf"), device=device)
     log_chances[:used] = 0
@@ -113,8 +114,8 @@ ROUTINGS: dict[str, Callable[[Shape, torch.device], Tensor]] = {
 
 
 def _draw(log_chances: Tensor, shape: Shape) -> Tensor:
-    """(T, K) int32, K different experts a token: the largest of log chance + Gumbel noise are a
-    draw without replacement."""
+    """(T, K) int32: K different experts for each token. The largest of log chance + Gumbel noise
+    are a draw without replacement."""
     noise = (
         -torch.empty(shape.tokens, shape.num_experts, device=log_chances.device)
         .exponential_()
@@ -124,8 +125,11 @@ def _draw(log_chances: Tensor, shape: Shape) -> Tensor:
 
 
 class Problem(NamedTuple):
-    """The tensors of one layer: leaves that require grad, and ``dy`` (T, D), the gradient that
-    comes from above."""
+    """The tensors of one layer.
+
+    x (T, D), gates (T, K), the weights and biases of all experts: leaves that require grad; experts
+    (T, K) int32: the choices; dy (T, D): the gradient that comes from above.
+    """
 
     shape: Shape
     x: Tensor
@@ -143,7 +147,7 @@ class Problem(NamedTuple):
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """Everything a gradient can be asked for, by name."""
+        """All tensors that can have a gradient, by name."""
         return {"x": self.x, "gates": self.gates, **self.parameters}
 
     @property
@@ -169,8 +173,13 @@ class Problem(NamedTuple):
 
 
 def make_problem(shape: Shape, routing: str, dtype: torch.dtype, device: torch.device) -> Problem:
-    """Normal numbers, scaled so that H and y have about unit variance; gates (T, K) float32 that
-    add up to 1 for a token."""
+    """A layer with random tensors.
+
+    Numbers are normal and scaled so that H and y have about unit variance; the gates (T, K) of a
+    token are float32 and add up to 1.
+
+    routing: a name of ROUTINGS.
+    """
     T, D, F, E, K = shape.sizes
     experts = ROUTINGS[routing](shape, device)
 

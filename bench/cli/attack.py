@@ -1,4 +1,4 @@
-"""``ironmoe attack``: it reads the options and calls ``ironmoe.bench.attack.run``."""
+"""``ironmoe attack``: reads its options and calls ``attack/run.py``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -143,16 +143,16 @@ def attack(
 
         names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",")))
         suite = Suite(
-            names,
-            norm,
-            ascending_radii(eps, norm),
-            steps,
-            restarts,
-            checked_alpha(alpha),
-            eot,
-            seed,
-            dtype,
-            routing,
+            names=names,
+            norm=norm,
+            eps_255=ascending_radii(eps, norm),
+            steps=steps,
+            restarts=restarts,
+            alpha_255=checked_alpha(alpha),
+            eot=eot,
+            seed=seed,
+            dtype=dtype,
+            routing=routing,
         )
         suite.check()
         target = chosen_device(device)

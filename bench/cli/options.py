@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 def bounded(text: str, least: float, *names: str, most: float = float("inf")) -> Any:
-    """An option for a number from ``least`` to ``most``. typer's own range does not say which
-    number it got."""
+    """An option for a number from ``least`` to ``most``.
+
+    typer has such an option itself, but its message does not say which number it got.
+    """
 
     def check(value: float | None) -> float | None:
         if value is not None and not least <= value <= most:
@@ -34,22 +36,19 @@ ImageSize = Annotated[
     int | None,
     bounded(
         "Side in pixels, 4 to 1024, that the images of a folder are resized to. By default the "
-        "first image's if it is square and at most "
-        "64, else 32.",
+        "side of the first image if that is square and at most 64 pixels wide, else 32.",
         4,
         most=1024,
     ),
 ]
 SkipBad = Annotated[
     bool,
-    typer.Option(
-        help="Pass over images of a folder that cannot be read; they are listed in the report."
-    ),
+    typer.Option(help="Leave out images of a folder that cannot be read. The report lists them."),
 ]
 Eps = Annotated[
     str | None,
     typer.Option(
-        help="Radii of the sweep, separated by commas. In units of 1/255 of the pixel range, "
+        help="Radii that are attacked, separated by commas, in units of 1/255 of the pixel range, "
         "whatever the norm: 128 is an L2 norm of 0.5. By default {usual_radii}."
     ),
 ]
@@ -73,7 +72,8 @@ Dtype = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, bounded("First seed: of weights, batches, router noise and random starts.", 0)
+    int,
+    bounded("The first seed. Weights, batches, router noise and random starts depend on it.", 0),
 ]
 Out = Annotated[
     Path | None,
@@ -82,6 +82,7 @@ Out = Annotated[
 
 
 def announce(data: "object", console: Console) -> None:
+    """Say which data are used, and which files were left out."""
     from ironmoe.bench.common.data import ImageData
 
     assert isinstance(data, ImageData)
@@ -98,6 +99,7 @@ def announce(data: "object", console: Console) -> None:
 
 
 def chosen_device(name: str) -> "torch.device":
+    """The device that ``--device`` names; for "auto" a GPU if torch can use one."""
     import torch
 
     if name not in ("auto", "cpu", "cuda"):

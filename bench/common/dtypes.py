@@ -4,5 +4,5 @@ import torch
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """bfloat16 for torch.bfloat16."""
+    """ "bfloat16" for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

@@ -17,8 +17,11 @@ PROGRAMS = Path(__file__).parents[1]
 
 @contextmanager
 def clear_errors(console: Console) -> Iterator[None]:
-    """A user's mistake is one line and exit status 2; Ctrl-C says that nothing finished is lost. A
-    bug keeps its traceback."""
+    """Inside the block, errors end the command as a user expects.
+
+    A user's mistake is one line and exit status 2. A full disk is exit status 1, Ctrl-C 130; both
+    say that nothing finished is lost. A bug keeps its traceback.
+    """
     import torch
 
     from ironmoe.moe.checkpoints.read import CheckpointError
@@ -56,7 +59,7 @@ def told(error: BaseException) -> str:
 
 
 def _print_error(error: Exception, message: str) -> None:
-    """Once: what all processes find wrong, the first one says."""
+    """Print the error. What all processes find wrong, only the first one prints."""
     from ironmoe.bench.common.processes import OWN, give_way, is_first_process
 
     if is_first_process() or OWN in getattr(error, "__notes__", ()):

@@ -1,4 +1,4 @@
-"""One command on several processes, as ``torchrun`` starts them."""
+"""Run one command on several processes, as ``torchrun`` starts them."""
 
 import os
 import sys
@@ -29,8 +29,12 @@ class Processes(NamedTuple):
         return self.rank == 0
 
     def first(self, work: Callable[[], T]) -> T | None:
-        """What the first process makes while the others wait; None to them. If it fails, all end,
-        and it says why."""
+        """Let the first process do the work while the others wait. If it fails, all processes end,
+        and the first says why.
+
+        Returns:
+            The result in the first process; None in the others.
+        """
         made, error = None, None
         if self.is_first:
             try:
@@ -44,7 +48,7 @@ class Processes(NamedTuple):
         return made
 
     def largest(self, value: float) -> float:
-        """Of the values of all."""
+        """The largest of the values that the processes give."""
         return max(self._all(value))
 
     def _all(self, value: Any) -> list[Any]:
@@ -55,19 +59,19 @@ class Processes(NamedTuple):
 
 
 def is_first_process() -> bool:
-    """The one that prints."""
+    """Whether this process is the one that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def give_way() -> None:
-    """Wait before another process than the first ends in an error that the first reports: torchrun
-    ends all as soon as one does."""
+    """Wait, in another process than the first, before it ends in an error that the first one
+    prints: torchrun ends all processes as soon as one ends."""
     if not is_first_process():
         time.sleep(GRACE_SECONDS)
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The GPU of this process, where each has one of its own."""
+    """The GPU of this process, where each process has one of its own; else ``device``."""
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -90,8 +94,8 @@ def _mark_as_own(error: Exception) -> None:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Under ``torchrun``, this process among the others, joined through ``torch.distributed``
-    inside the block; else one alone."""
+    """Inside the block, this process is joined with the others through ``torch.distributed``.
+    Without ``torchrun`` it is alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield Processes()
         return

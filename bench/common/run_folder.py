@@ -1,5 +1,5 @@
-"""The folder of a run: checked before work starts, written so that an interruption loses nothing
-that was finished."""
+"""The folder of a run. It is checked before work starts, and an interruption loses nothing that was
+finished."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ class OutputError(UserError):
 
 
 def default_folder(kind: str, settings: dict[str, Any]) -> Path:
-    """runs/<kind>-<digest of the settings>: the same command finds its own folder again, another
-    one never meets it."""
+    """runs/<kind>-<digest of the settings>. So the same command finds its own folder again, and
+    another command never meets it."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs") / f"{kind}-{digest}"
 
@@ -51,11 +51,13 @@ class RunFolder:
                 f"output folder {path} cannot be written: {error.strerror or error}; choose "
                 "another with --out"
             ) from error
+
         if free < needed_bytes:
             raise OutputError(
                 f"output folder {path} needs {needed_bytes / 1e6:.0f} MB, but only "
                 f"{free / 1e6:.0f} MB are free"
             )
+
         found = self.read("settings.json")
         self.resumed = found is not None
         if found is None:
@@ -82,7 +84,7 @@ class RunFolder:
         return f"Report: {self.path}/report.html, numbers: {self.path}/report.json"
 
     def file(self, name: str) -> Path:
-        """A path in the folder, its parent made."""
+        """The path of a file in the folder. Its parent is made."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -92,7 +94,8 @@ class RunFolder:
         write_json(self.file(name), content)
 
     def read(self, name: str) -> Any | None:
-        """JSON, or None if the file is not there (or not readable: then it is made again)."""
+        """The content of a JSON file; None if it is not there, or cannot be read: then it is made
+        again."""
         try:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError):
@@ -100,8 +103,8 @@ class RunFolder:
 
 
 def differences(there: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two JSON values, down to the entry that does: "attacks.steps: 40 there,
-    20 now"."""
+    """Where two JSON values differ, down to the entry that does: "attacks.steps: 40 there, 20
+    now"."""
     if isinstance(there, dict) and isinstance(now, dict):
         inner = f"{name}." if name else ""
         return [

@@ -1,5 +1,4 @@
-"""Interleaved timing: everything that is compared runs in turns, in a new random order each
-round."""
+"""The one timer: everything that is compared runs in turns, in a new random order each round."""
 
 import random
 import signal
@@ -35,8 +34,8 @@ class Timing(NamedTuple):
     host_ms: float
 
 
-class Clock:
-    """What is left of the seconds this program was given."""
+class Countdown:
+    """Counts down the seconds that a piece of work was given."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -46,12 +45,12 @@ class Clock:
 
 
 class OutOfTime(Exception):
-    """The time a piece of work was given is over."""
+    """The seconds that a piece of work was given are over."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime in the block when its seconds are over, in the middle of a compilation too.
+    """Raise OutOfTime in the block when its seconds are over, even in the middle of a compilation.
     Main thread, POSIX only."""
 
     def stop(*_: Any) -> None:
@@ -116,11 +115,12 @@ def samples_in_turns(
         for name in random.sample(list(runs), len(runs)):
             samples[name].append(once(runs[name], leads[name]))
         on_round()
+
     return samples
 
 
 def _timer(device: torch.device) -> Callable[[Callable[[], Any], float], Sample]:
-    """(a call, seconds of lead) → what it took."""
+    """What times one call: (the call, seconds of lead) → Sample."""
     if device.type != "cuda":
 
         def on_cpu(run: Callable[[], Any], lead: float) -> Sample:
@@ -156,15 +156,15 @@ def _summary(samples: list[Sample]) -> Timing:
 
 
 def square_product(size: int, device: torch.device) -> Callable[[], Any]:
-    """A bf16 product of two ``size``² matrices, 2 · size³ FLOPs: what this machine can do at the
-    moment."""
+    """A call that multiplies two bf16 matrices of ``size`` × ``size``, 2 · size³ FLOPs: it shows
+    what the machine can do at the moment."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out)
 
 
 def copy(num_bytes: int, device: torch.device) -> Callable[[], Any]:
-    """A copy of ``num_bytes``, which moves twice as many."""
+    """A call that copies ``num_bytes`` bytes; twice as many move."""
     source = torch.zeros(num_bytes, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)

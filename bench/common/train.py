@@ -36,8 +36,7 @@ class Recipe(NamedTuple):
 
 
 def default_epochs(num_images: int) -> int:
-    """12, and on fewer than 4,000 images as many more as show the model 48,000 images, up to
-    100."""
+    """12 epochs; on fewer than 4,000 images as many as show the model 48,000 images, up to 100."""
     return min(100, max(12, math.ceil(48_000 / num_images)))
 
 
@@ -152,7 +151,7 @@ def one_cycle(warmup: float) -> Schedule:
 def _warmup_and_cosine(
     recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int
 ) -> Callable[[int], None]:
-    """The recipe's own schedule."""
+    """The recipe's own schedule: linear warm-up, cosine decay."""
 
     def set_rates(step: int) -> None:
         for group in optimizer.param_groups:
@@ -176,7 +175,11 @@ def _step(
     recipe: Recipe,
     autocast_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer: (the loss without the router's, the logits)."""
+    """Make one step of the optimizer.
+
+    Returns:
+        (the loss without the part of the router, the logits)
+    """
     model.train()
     with torch.autocast(
         batch.device.type, enabled=autocast_dtype is not None, dtype=autocast_dtype
@@ -228,8 +231,8 @@ def _to_device_of(model: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to MAX_SHIFT pixels (an eighth of small ones), edges filled with
-    zeros."""
+    """Move each image by up to MAX_SHIFT pixels, small ones by up to an eighth. The edges are
+    filled with zeros."""
     reach = min(MAX_SHIFT, images.shape[-1] // 8)
     padded = nn.functional.pad(images, (reach,) * 4)
     size = images.shape[-1]
@@ -259,6 +262,7 @@ def _restore(
     with safe_open(state_file, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
     model.load_state_dict(
         {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     )
@@ -267,6 +271,7 @@ def _restore(
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = tensor
+
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

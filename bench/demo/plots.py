@@ -20,7 +20,7 @@ def draw_all(
     classes: list[str],
     eps: float,
 ) -> dict[str, Picture]:
-    """File name → picture.
+    """The pictures by file name.
 
     Args:
         examples: for each model's name, the images of ``measure_routing``.
@@ -39,11 +39,12 @@ def draw_all(
             title = f"Adversarial images of the {model.name}, eps {exact(eps)}/255"
             file = f"examples_{slug(model.name, '_')}.png"
             pictures[file] = Picture(title, "", image_strip(shown, classes))
+
     return pictures
 
 
 def accuracy(models: list[ModelResults]) -> Figure:
-    """Clean accuracy at eps 0 and robust accuracy after it, with its interval as a band."""
+    """Accuracy against eps; at eps 0 it is the clean accuracy. The interval is a band."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 4))
         for model, color in zip(models, COLORS, strict=False):
@@ -71,4 +72,5 @@ def accuracy(models: list[ModelResults]) -> Figure:
         )
         axes.title.set_fontsize(10)
         axes.legend()
+
     return figure

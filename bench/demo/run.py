@@ -39,7 +39,7 @@ from ironmoe.bench.reports.model_results import ModelResults
 from ironmoe.moe import VMoE
 from ironmoe.moe.routing.routed_layers import routing_sites
 
-Results = dict[str, Any]  # numbers by name, as they stand in report.json
+Numbers = dict[str, Any]  # numbers by name, as they stand in report.json
 
 
 class DemoOptions(NamedTuple):
@@ -79,7 +79,7 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
     folder = RunFolder(path, settings, NEEDED_BYTES)
     console.print(folder.greeting, highlight=False, markup=False)
 
-    runs: dict[str, list[Results]] = {name: [] for name in ARCHITECTURES}
+    runs: dict[str, list[Numbers]] = {name: [] for name in ARCHITECTURES}
     examples: dict[str, dict[str, Tensor]] = {}
     with progress_bars(console) as bars:
         demo = _Demo(options, folder, bars)
@@ -120,19 +120,21 @@ def _finish(
     console.print(as_table(models, f"{title}\n{attack}"))
     for line in verdict(models):
         console.print(line, highlight=False, markup=False)
+
     console.print(folder.farewell, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class _Demo:
-    """The parts of one run. What the folder holds already is not done again."""
+    """The parts of one run. A part that the folder holds already is not done again."""
 
     options: DemoOptions
     folder: RunFolder
     bars: Progress
 
-    def trained(self, name: str, seed: int) -> tuple[VMoE, Results]:
-        """(the model, what its checkpoint says). It is trained now if there is no checkpoint."""
+    def trained(self, name: str, seed: int) -> tuple[VMoE, Numbers]:
+        """The model, and what its checkpoint says of it. It is trained now if there is no
+        checkpoint."""
         file = self.folder.file(f"checkpoints/{slug(name)}-seed{seed}.safetensors")
         if not file.exists():
             self._train(name, seed, file)
@@ -184,14 +186,18 @@ class _Demo:
 
     def measured(
         self, model: nn.Module, label: str, seed: int
-    ) -> tuple[Results, dict[str, Tensor]]:
-        """(clean and robust accuracy and routing at every eps, examples to show)."""
+    ) -> tuple[Numbers, dict[str, Tensor]]:
+        """Measure clean accuracy, robust accuracy and routing at every eps.
+
+        Returns:
+            (numbers, examples to show)
+        """
         settings = self.options.attack
         images, labels = self._test_images()
         task = self.bars.add_task(_label(f"attack {label}"), total=len(images), note="")
         key = slug(label)
 
-        def measure_attacks() -> Results:
+        def measure_attacks() -> Numbers:
             robust = measure_robust(
                 model,
                 images,
@@ -224,13 +230,13 @@ class _Demo:
         self.bars.update(task, note="done")
         return clean | attacks | {"routing": routing}, examples
 
-    def _routing(self, model: nn.Module, key: str, eps_255: float, seed: int) -> Results:
+    def _routing(self, model: nn.Module, key: str, eps_255: float, seed: int) -> Numbers:
         """The routing at one eps. The examples are written beside it."""
         settings = self.options.attack
         images, labels = self._test_images()
         few = slice(settings.routing_images)
 
-        def measure() -> Results:
+        def measure() -> Numbers:
             measured, shown = measure_routing(
                 model,
                 images[few],
@@ -245,9 +251,9 @@ class _Demo:
 
         return self._kept(f"results/{key}-routing{exact(eps_255)}.json", measure)
 
-    def _kept(self, name: str, measure: Callable[[], Results]) -> Results:
+    def _kept(self, name: str, measure: Callable[[], Numbers]) -> Numbers:
         """The stored result; or a new one, which is stored."""
-        stored: Results | None = self.folder.read(name)
+        stored: Numbers | None = self.folder.read(name)
         if stored is None:
             self.folder.write(name, measure())
             stored = self.folder.read(name)
@@ -268,5 +274,5 @@ class _Demo:
 
 
 def _label(text: str) -> str:
-    """Padded, so that the bars of several tasks stand below each other."""
+    """The text, padded so that the bars of several tasks stand below each other."""
     return f"{text:<20}"

@@ -7,11 +7,12 @@ from ironmoe.bench.reports.model_results import ModelResults
 
 
 def verdict(models: list[ModelResults]) -> list[str]:
-    """What the numbers show and what they cannot, in words."""
+    """A paragraph for each thing that there is to say."""
     seeds = len(models[0].runs)
     lines = []
     if len(models) == 2:
         lines.append(_comparison(models[0], models[1]))
+
     if seeds == 1:
         lines.append(
             "This is one seed. The intervals are 95 % Wilson intervals: how precisely the test "
@@ -34,6 +35,7 @@ def verdict(models: list[ModelResults]) -> list[str]:
                 "the spread."
             )
         )
+
     lines.append(
         "Robust accuracy is an upper bound: it is what this attack left standing. A stronger "
         "attack, more steps or more restarts "
@@ -56,4 +58,5 @@ def _comparison(a: ModelResults, b: ModelResults) -> str:
         parts.append(
             f"{round(mean(differences), 1) + 0.0:+.1f} points at eps {exact(eps)}/255 ({note})"
         )
+
     return f"Robust accuracy of {a.name} minus {b.name}: " + ", ".join(parts) + "."

@@ -1,8 +1,6 @@
 """``ironmoe doctor --compile``: what the compiler makes of every Triton kernel, for chips that need
 not be here."""
 
-import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ironmoe.bench.common.compiler import check_compiler
 from ironmoe.bench.common.files import write_atomically
 from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.user_error import UserError
@@ -33,25 +32,49 @@ COLUMNS = (
 WIDTHS = (5, 10, 6, 4, 6, 6, 2, 6)
 
 
-class CompileCheckError(UserError):
-    """The check cannot run here; the message says why."""
-
-
 def run_compile_check(
     chips: tuple[str, ...], only: str, out: Path | None, console: Console
 ) -> bool:
-    """Compile the kernels whose names contain ``only``, print a table a chip, write it to ``out``
-    as Markdown; True if there is no fault."""
-    if find_spec("triton") is None:
-        raise CompileCheckError(
-            "--compile needs Triton, which is not installed: pip install 'triton>=3.6,<3.10' "
-            "(Linux)"
+    """Compile the kernels whose names contain ``only``, and print a table for each chip.
+
+    Args:
+        out: file for the tables as Markdown, or None.
+
+    Returns:
+        True if there is no fault.
+
+    Raises:
+        UserError: Triton is missing or interprets, or no kernel has such a name.
+    """
+    check_compiler("--compile")
+    findings = _compile(chips, only, console)
+    if not findings:
+        raise UserError(f"--only: no kernel's name contains {only!r}")
+
+    for chip in chips:
+        console.print(_table(chip, [f for f in findings if f.chip == chip]))
+
+    faults = [(finding, fault) for finding in findings for fault in finding.faults()]
+    for finding, fault in faults:
+        console.print(
+            f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: "
+            f"{fault}",
+            highlight=False,
         )
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise CompileCheckError(
-            "--compile cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; "
-            "unset it"
-        )
+
+    compiler = f"Triton {versions()['triton']}"
+    console.print(
+        f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} "
+        "faults",
+        highlight=False,
+    )
+    if out is not None:
+        write_atomically(out, _markdown(chips, findings, len(faults)))
+    return not faults
+
+
+def _compile(chips: tuple[str, ...], only: str, console: Console) -> "list[Finding]":
+    """Compile the kernels and show how far that is."""
     from ironmoe.kernels.compile.report import compile_report
 
     findings: list[Finding] = []
@@ -65,26 +88,7 @@ def run_compile_check(
                 completed=len(findings),
                 description=f"{finding.chip} {finding.kernel}",
             )
-    if not findings:
-        raise CompileCheckError(f"--only: no kernel's name contains {only!r}")
-    for chip in chips:
-        console.print(_table(chip, [f for f in findings if f.chip == chip]))
-    faults = [(finding, fault) for finding in findings for fault in finding.faults()]
-    for finding, fault in faults:
-        console.print(
-            f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: "
-            f"{fault}",
-            highlight=False,
-        )
-    compiler = f"Triton {versions()['triton']}"
-    console.print(
-        f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} "
-        "faults",
-        highlight=False,
-    )
-    if out is not None:
-        write_atomically(out, _markdown(chips, findings, len(faults)))
-    return not faults
+    return findings
 
 
 def _cells(finding: "Finding") -> tuple[str, ...]:
@@ -138,4 +142,5 @@ def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int
             *cells, matrix = _cells(finding)
             traffic = ", ".join(map(str, finding.shared_traffic))
             lines.append(f"| {' | '.join((*cells, traffic, matrix))} |")
+
     return "\n".join(lines) + "\n"

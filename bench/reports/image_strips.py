@@ -9,8 +9,11 @@ from ironmoe.bench.reports.style import COLORS, WITHOUT_GRID
 
 
 def image_strip(examples: dict[str, Tensor], classes: list[str]) -> Figure:
-    """Clean image, perturbation (grey is none, scaled to its largest entry), adversarial image;
-    predictions above."""
+    """Draw a column for each image: clean image, perturbation, adversarial image; the predictions
+    stand above.
+
+    A perturbation is scaled to its largest entry; grey is none.
+    """
     count = len(examples["label"])
     with plt.rc_context(WITHOUT_GRID):
         figure, axes = plt.subplots(3, count, figsize=(1.5 * count + 0.6, 5), squeeze=False)
@@ -30,6 +33,7 @@ def image_strip(examples: dict[str, Tensor], classes: list[str]) -> Figure:
             axes[2, column].set_title(f"→ {_short(classes[prediction])}", fontsize=9, color=color)
         for row, name in enumerate(("clean", "perturbation", "adversarial")):
             axes[row, 0].set_ylabel(name)
+
     return figure
 
 

@@ -1,5 +1,4 @@
-"""The numbers of a run, over seeds: the one structure that table, pictures and report.json are made
-from."""
+"""The numbers of a run over its seeds, from which table, pictures and report.json are made."""
 
 from statistics import mean, stdev
 from typing import Any
@@ -24,18 +23,19 @@ class ModelResults:
 
     @property
     def layers(self) -> list[str]:
-        """Names of the MoE layers; none for a dense model."""
+        """The names of the MoE layers; none for a dense model."""
         return list(self.runs[0]["routing"][0]["layers"]) if self.runs[0]["routing"] else []
 
     def clean(self) -> "Spread":
+        """Accuracy on clean images."""
         return Spread([_proportion(run["clean"]) for run in self.runs])
 
     def robust(self, i: int) -> "Spread":
-        """At the i-th eps."""
+        """Robust accuracy at the i-th eps."""
         return Spread([_proportion(run["attacks"][i]["robust"]) for run in self.runs])
 
     def attack_speed(self) -> float:
-        """Images per second through all attacks, start to verdict."""
+        """Images per second through all attacks, from start to verdict."""
         attacks = [attack for run in self.runs for attack in run["attacks"]]
         return sum(a["robust"]["total"] for a in attacks) / sum(a["seconds"] for a in attacks)
 
@@ -43,29 +43,28 @@ class ModelResults:
         return mean(run["images_per_second"] for run in self.runs)
 
     def routing_change(self, layer: str, i: int) -> float:
-        """Mean over seeds of 1 − IoU at the i-th eps."""
+        """1 − IoU at the i-th eps, mean over seeds."""
         return mean(run["routing"][i]["layers"][layer]["change"] for run in self.runs)
 
     def load(self, layer: str, i: int | None, run: int = 0) -> list[float]:
-        """Each expert's share in one run, on adversarial images at the i-th eps, or on clean ones
-        for None.
+        """Each expert's share in one run, on adversarial images at the i-th eps; None is clean
+        images.
 
-        Not averaged over seeds: expert 3 of one training has nothing to do with expert 3 of
-            another.
+        Seeds are not averaged: expert 3 of one training has nothing to do with expert 3 of another.
         """
         key = "load_clean" if i is None else "load_adversarial"
         loads: list[float] = self.runs[run]["routing"][i or 0]["layers"][layer][key]
         return loads
 
     def imbalance(self, layer: str, i: int | None) -> float:
-        """The busiest expert's share over the even share, mean over seeds: 1 is balanced, E is one
-        expert for all."""
+        """The busiest expert's share over the even share, mean over seeds. 1 is balanced; with E
+        experts, E means that one does everything."""
         loads = [self.load(layer, i, run) for run in range(len(self.runs))]
         return mean(max(load) * len(load) for load in loads)
 
 
 class Spread:
-    """A proportion measured for each seed. One seed gives a Wilson interval, several give mean and
+    """A proportion, measured for each seed. One seed has a Wilson interval, several have mean and
     standard deviation."""
 
     def __init__(self, proportions: list[Proportion]) -> None:
@@ -75,7 +74,7 @@ class Spread:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson 95 % interval of one seed; mean ± standard deviation over seeds otherwise."""
+        """Of one seed the 95 % Wilson interval; of several, mean ± standard deviation."""
         if len(self.values) == 1:
             return self.proportions[0].interval()
         deviation = stdev(self.values)

@@ -1,5 +1,5 @@
-"""A report in a folder: report.json with every number, the pictures, and report.html, which holds
-them all in one file."""
+"""A report in a folder: report.json with every number, the pictures, and report.html, one file that
+holds everything."""
 
 import base64
 import json
@@ -14,7 +14,8 @@ from ironmoe.bench.reports.style import save_picture
 
 
 class Picture(NamedTuple):
-    """title: the heading above it; note: a sentence under the heading, or nothing."""
+    """title: the heading above it; note: a sentence under the heading, or nothing; figure: what is
+    drawn."""
 
     title: str
     note: str

@@ -72,7 +72,7 @@ def test_a_new_attack_is_known_everywhere(corner, tmp_path):
     assert isinstance(made["corner"], corner) and made["corner"].steps == 3
     with pytest.raises(SuiteError, match="--alpha applies to pgd, mifgsm, not to --attack corner"):
         Suite(("corner",), alpha_255=1.0).check()
-    with pytest.raises(SuiteError, match="autoattack-rand, corner, .*got 'corn'"):
+    with pytest.raises(SuiteError, match=r"autoattack-rand, corner, .*got 'corn'"):
         Suite(("corn",)).check()
 
     mine = [case for case in conformance.cases() if case.kind is corner]

@@ -1,5 +1,4 @@
-"""What a run on a GPU consists of, most important first, and how long each job is thought to
-take."""
+"""The jobs of a run on a GPU, most important first, and how long each is expected to take."""
 
 from typing import NamedTuple
 
@@ -54,7 +53,8 @@ FIRST_CASE, OTHER_CASE = (45.0, 100.0), (15.0, 60.0)
 def plan(
     shapes: tuple[Shape, ...], minutes: float, on_gpu: bool, kinds: tuple[str, ...]
 ) -> list[GpuJob]:
-    """Jobs, most important first: what the minutes do not reach is at the end."""
+    """The jobs, most important first, so that those that the minutes do not reach are at the
+    end."""
     all_cases = cases(shapes)
     first = [place for place in all_cases if place[0].name in FIRST and place[1] == "uniform"]
     biggest = MAIN if on_gpu else REHEARSAL[0]
@@ -77,9 +77,8 @@ def plan(
 
 
 def cases(shapes: tuple[Shape, ...]) -> list[tuple[Shape, str]]:
-    """(shape, routing), most important first: the first shapes under a uniform routing, some under
-    the others, the other shapes.
-    """
+    """All pairs (shape, routing), most important first: the first shapes under a uniform routing,
+    then some under the other routings, then the other shapes."""
     first = [(shape, "uniform") for shape in shapes if shape in FIRST_SHAPES]
     uneven = [
         (shape, routing)

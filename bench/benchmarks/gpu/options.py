@@ -1,4 +1,4 @@
-"""What the command line of a run on a GPU can say, checked before anything starts."""
+"""The options of a run on a GPU, checked before anything starts."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import torch
 from ironmoe.bench.benchmarks.gpu.jobs import KINDS, TESTS, TUNE
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT
 from ironmoe.bench.benchmarks.gpu.tasks.suite import TESTS as TEST_FOLDER
-from ironmoe.bench.benchmarks.peers import TOLERANCE
+from ironmoe.bench.benchmarks.reference import TOLERANCE
 from ironmoe.bench.benchmarks.shapes import REHEARSAL, SHAPES, Shape
 from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.user_error import UserError
@@ -66,6 +66,7 @@ def make_options(
     kinds += (TUNE,) if tune and TUNE not in kinds else ()
     if skip_tests:
         kinds = tuple(kind for kind in kinds if kind != TESTS)
+
     return GpuOptions(
         device=torch.device("cpu" if device == "cpu" else "cuda"),
         dtype=DTYPES[dtype],

@@ -1,6 +1,5 @@
-"""The files of a run on a GPU: <gpu>-<date>.json and .md, made from its journal, which stays until
-everything is done.
-"""
+"""The files of a run on a GPU, <gpu>-<date>.json and .md. They are made from its journal, which
+stays until everything is done."""
 
 import json
 import platform
@@ -22,6 +21,7 @@ from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.common.versions import versions
 
 JOURNAL = ".jsonl"
+HEAD = ("date", "device", "versions", "dtype", "minutes")  # of the journal's first entry
 PACKAGES = (
     "ironmoe",
     "torch",
@@ -35,11 +35,11 @@ PACKAGES = (
 
 
 class ResultsError(UserError):
-    """There is no run to go on with, or it is one of something else; the message is one line."""
+    """There is no run to go on with, or it was another run; the message is one line."""
 
 
 class Results:
-    """``stem``: the path of the files without their ends."""
+    """The two files and the journal of one run. stem: their path without its suffix."""
 
     def __init__(
         self, out: Path, device: torch.device, dtype: torch.dtype, minutes: float, resume: bool
@@ -66,12 +66,15 @@ class Results:
                 "run", date=time.strftime("%Y-%m-%d %H:%M"), minutes=minutes, **settings
             )
             self.head = self.journal.entries()[0]
+
         self.stem = self.journal.path.with_suffix("")
         self._missing: list[str] = []
 
     def write(self, missing: list[str] | None = None, why: str = "") -> dict[str, Any]:
-        """Both files, whole or not at all. ``missing``: the jobs that are not done; by default
-        those of the last call.
+        """Write both files, each whole or not at all, and return the content.
+
+        missing: the jobs that are not done, by default those of the last call; why: why the run has
+        ended early.
         """
         self._missing = self._missing if missing is None else missing
         content = self._content(why)
@@ -80,7 +83,7 @@ class Results:
         return content
 
     def finish(self, jobs: list[str], why: str) -> dict[str, Any]:
-        """The last time. The journal goes where nothing is left to do."""
+        """Write the files for the last time. The journal is removed if nothing is left to do."""
         done = {
             name
             for name, end in outcomes(self.journal.entries()).items()
@@ -96,23 +99,14 @@ class Results:
     def _content(self, why: str) -> dict[str, Any]:
         entries = self.journal.entries()
         found = tables(entries)
-        found["notes"] = list(
-            {json.dumps(note): note for note in found["notes"]}.values()
-        )  # a part that was begun twice says it twice
+        # A part that was begun twice has its notes twice.
+        found["notes"] = list({json.dumps(note): note for note in found["notes"]}.values())
+
         ends = outcomes(entries)
+        jobs = [*ends.values(), *(_not_begun(name) for name in self._missing if name not in ends)]
         is_goal_device = any(name in self.device["name"] for name in GOAL_DEVICES)
-        not_begun = [name for name in self._missing if name not in ends]
-        jobs = [
-            *ends.values(),
-            *(
-                {"job": name, "outcome": "not begun", "why": "", "seconds": 0.0}
-                for name in not_begun
-            ),
-        ]
-        return {
-            **{
-                name: self.head[name] for name in ("date", "device", "versions", "dtype", "minutes")
-            },
+        head = {name: self.head[name] for name in HEAD}
+        return head | {
             "finished": not self._missing and not why,
             "why_not_finished": why or ("still running" if self._missing else ""),
             "jobs": jobs,
@@ -120,6 +114,10 @@ class Results:
             "goals": [goal._asdict() for goal in goals(found["rows"])] if is_goal_device else [],
             **found,
         }
+
+
+def _not_begun(job: str) -> Entry:
+    return {"job": job, "outcome": "not begun", "why": "", "seconds": 0.0}
 
 
 def _suite(entries: list[Entry], ends: dict[str, Entry]) -> dict[str, Any] | None:
@@ -131,7 +129,7 @@ def _suite(entries: list[Entry], ends: dict[str, Entry]) -> dict[str, Any] | Non
 
 
 def _interrupted(out: Path, settings: dict[str, Any]) -> tuple[Journal, Entry]:
-    """The newest journal in a folder and its head."""
+    """The newest journal in a folder, and its first entry."""
     paths = sorted(out.glob(f"*{JOURNAL}"), key=lambda path: path.stat().st_mtime)
     if not paths:
         raise ResultsError(f"--resume: no interrupted run in {out}")
@@ -144,7 +142,7 @@ def _interrupted(out: Path, settings: dict[str, Any]) -> tuple[Journal, Entry]:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Name, and on a GPU memory, processors and driver."""
+    """The name of the device; of a GPU also memory, processors and driver."""
     if device.type == "cpu":
         return {"name": f"{platform.machine()} CPU"}
     properties = torch.cuda.get_device_properties(device)
@@ -153,17 +151,18 @@ def describe(device: torch.device) -> dict[str, Any]:
         "--query-gpu=driver_version,clocks.max.sm,power.limit",
         "--format=csv,noheader",
     ]
+
     return {
-        "name": properties.name, "memory_bytes": properties.total_memory,
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
         "processors": properties.multi_processor_count,
         "driver, clock, power": _output(command),
-    }  # fmt: skip
+    }
 
 
 def installed() -> dict[str, str]:
-    """Versions of everything that can change a number and is installed; the commit where this is a
-    checkout.
-    """
+    """The versions of everything that is installed and can change a number; in a checkout also the
+    commit."""
     found = {
         name: version for name, version in versions(PACKAGES).items() if version != "not installed"
     }

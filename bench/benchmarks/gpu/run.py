@@ -1,6 +1,5 @@
-"""The jobs one after the other, within the minutes; what they find is said, and on disk, as it
-comes.
-"""
+"""Do the jobs one after the other, within the minutes. What they find is said, and is on disk, as
+it comes."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from ironmoe.bench.benchmarks.gpu.results import Results
 from ironmoe.bench.benchmarks.gpu.tasks.suite import outcomes_of_tests, run_suite
 from ironmoe.bench.benchmarks.peers import OURS, PEERS
 from ironmoe.bench.common.dtypes import dtype_name
-from ironmoe.bench.common.timing import Clock
+from ironmoe.bench.common.timing import Countdown
 
 RESERVE = 8.0  # seconds kept back for the last files
 LEAST = 5.0  # seconds that must be left for a job to begin
@@ -23,16 +22,16 @@ SAY_EVERY = 10.0  # seconds without a word, at most
 DONE = ("done", "passed", "failed", "died", "hung")  # outcomes after which a job is not done again
 
 
-class Run:
-    """The jobs one after the other."""
+class GpuRun:
+    """One run: its jobs, its journal, its clock."""
 
     def __init__(self, options: GpuOptions, say: Callable[[str], None]) -> None:
-        self.options, self.clock = options, Clock(60 * options.minutes - RESERVE)
+        on_gpu = options.device.type == "cuda"
+        self.options = options
+        self.clock = Countdown(60 * options.minutes - RESERVE)
+        self.jobs = plan(options.shapes, options.minutes, on_gpu, options.kinds)
         self.results = Results(
             options.out, options.device, options.dtype, options.minutes, options.resume
-        )
-        self.jobs = plan(
-            options.shapes, options.minutes, options.device.type == "cuda", options.kinds
         )
         self.journal = self.results.journal
         self._say = say
@@ -43,15 +42,15 @@ class Run:
         self._job: GpuJob = self.jobs[0] if self.jobs else GpuJob(TESTS)
 
     def all(self) -> None:
-        """Every job that the clock allows and that is not done yet."""
+        """Do every job that the clock allows and that is not done yet."""
         done = {
             name for name, end in outcomes(self.journal.entries()).items() if end["outcome"] in DONE
         }
         missing = [job for job in self.jobs if job.name not in done]
         self.journal.news()  # the lines of an earlier run were said then
-        for line in plan_lines(
-            missing, len(done), self.options.minutes, self.results.device["name"]
-        ):
+
+        device = self.results.device["name"]
+        for line in plan_lines(missing, len(done), self.options.minutes, device):
             self._say(line)
         self.results.write([job.name for job in missing])
         try:
@@ -85,8 +84,12 @@ class Run:
             self.say(f"{job.name}: {outcome}{': ' if why else ''}{why}")
 
     def _in_child(self, job: GpuJob, seconds: float, is_last: bool) -> tuple[str, str]:
-        """Once more without a peer if that is what the process died of."""
-        clock, without = Clock(seconds), list[str]()
+        """Do the job in a process of its own; if it dies of a peer, once more without that peer.
+
+        Returns:
+            (outcome, why)
+        """
+        clock, without = Countdown(seconds), list[str]()
         while True:
             child, self._waiting = self._waiting or Child(), None
             if not is_last:
@@ -132,7 +135,7 @@ class Run:
             )
 
     def _watch(self) -> None:
-        """Say what is new, and bring the files up to date."""
+        """Say what is new in the journal, and bring the files up to date."""
         entries = self.journal.news()
         for line in (line for entry in entries for line in news(entry)):
             self.say(line)
@@ -143,7 +146,7 @@ class Run:
             self.results.write()
 
     def _under_way(self, entries: list[Entry]) -> str:
-        """What this job is about, where it has had nothing to say for a while."""
+        """What the job is about, for a job that has had nothing to say for a while."""
         if self._job.kind == TESTS:
             found = [test["outcome"] for test in outcomes_of_tests(entries).values()]
             of = next((entry["count"] for entry in entries if entry["kind"] == "collected"), 0)
@@ -153,13 +156,14 @@ class Run:
                 if of
                 else "tests: being collected"
             )
+
         part, who = under_way(entries, self._job.name)
         return (
             f"{self._job.name}: {part} of {who} …" if part else f"{self._job.name}: being prepared"
         )
 
     def say(self, line: str) -> None:
-        """With where we are: the number of the job and the time."""
+        """Say a line, with the number of the job and the time."""
         self._said = time.monotonic()
         now = minutes_and_seconds(time.monotonic() - self._start)
         self._say(
@@ -169,18 +173,21 @@ class Run:
 
 
 def say_at_once(line: str) -> None:
-    """Also where the output is no terminal: it is to be seen while the run goes on, and after a
-    kill."""
+    """Print a line at once, so that it is seen while the run goes on, and after a kill."""
     print(line, flush=True)
 
 
 def run_bench_gpu(options: GpuOptions, say: Callable[[str], None] = say_at_once) -> int:
-    """Everything. 0 if the tests passed, or were not asked for, and nothing of ours was wrong,
-    failed or hung; else 1.
+    """Run everything.
+
+    Returns:
+        0 if the tests passed (or were not asked for) and nothing of ours was wrong, failed or hung;
+            else 1.
     """
-    run = Run(options, say)
+    run = GpuRun(options, say)
     results = run.results
     why = ""
+
     try:
         run.all()
     except KeyboardInterrupt:
@@ -196,7 +203,9 @@ def run_bench_gpu(options: GpuOptions, say: Callable[[str], None] = say_at_once)
             f"Wrote {results.stem}.json and .md"
             + (f"; not finished: {unfinished}; --resume goes on" if unfinished else "")
         )
+
     faults = wrong(content, asked_for_tests=TESTS in options.kinds)
     for fault in faults:
         say(f"WRONG  {fault}")
+
     return int(bool(faults))

@@ -95,7 +95,7 @@ def test_one_target_of_two_classes_is_all_classes(data):
 @pytest.mark.parametrize("targets", [0, 1])
 @pytest.mark.parametrize("early_stop", [True, False])
 def test_passes_are_saved_and_change_nothing(model, data, targets, early_stop, monkeypatch):
-    monkeypatch.setattr("ironmoe.attacks.engine.active_batch.SPLIT_FROM", 1)
+    monkeypatch.setattr("ironmoe.attacks.engine.rounds.SPLIT_FROM", 1)
 
     class Wasteful(FAB):
         def wants_gradient(self, attempts):

@@ -1,6 +1,5 @@
 """The blocks that products have now, in turns with those they had before: what changes of
-``kernels/tuning.py`` bring.
-"""
+``kernels/tuning.py`` bring."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -62,10 +61,11 @@ def compare_blocks(
     shape: Shape = MAIN,
     rounds: int = 20,
 ) -> bool:
-    """Each product that has other blocks than before in the table of this chip and dtype: by
-    itself, and in a pass of the layer, with present and former blocks in turns.
+    """Compare each product that has other blocks than before in the table of this chip and dtype:
+    by itself, and in a pass of the layer.
 
-    True if there was time for all.
+    Returns:
+        True if there was time for all.
     """
     compared = False
     for product, pass_name in SHOWN_BY.items():
@@ -88,6 +88,7 @@ def compare_blocks(
         pen.finish(product, blocks=[row | figures for figures in found])
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
     if not compared and NONE not in pen.done:
         why = f"no blocks for {dtype} on this chip have changed"
         pen.finish(NONE, blocks=[{"product": NONE, "shape": shape.name, "why": why}])
@@ -95,7 +96,7 @@ def compare_blocks(
 
 
 class Change(NamedTuple):
-    """Blocks of a product in a table of ``tuning``."""
+    """The present and the former blocks of a product in a table of ``kernels/tuning.py``."""
 
     product: str
     table: str
@@ -103,10 +104,8 @@ class Change(NamedTuple):
     former: Blocks
 
 
-def _change(
-    product: str, shape: Shape, dtype: torch.dtype, device: torch.device
-) -> Change | None:  # fmt: skip
-    """None where the blocks are those from before."""
+def _change(product: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Change | None:
+    """What has changed for a product; None where its blocks are those from before."""
     rows = tuning.rows_per_tile(shape.rows, shape.num_experts, dtype)
     table = table_of(product, dtype, rows, chip_of(torch.empty(0, device=device)))
     present: Blocks = getattr(tuning, table)[product]
@@ -132,11 +131,13 @@ def _compare(
     }
     expected = run()
     launched = _launched(run)
+
     with patched(table, product, former):
         if why := objection(run, expected, dtype, lambda: CANDIDATE_SECONDS):
             return [described | {"why": f"the former blocks: {why}"}]
         if launched is not None and _launched(run) == launched:
             return [described | {"why": "the change of blocks reaches no launch"}]
+
     layer = PASSES[pass_name](ironmoe, make_problem(shape, "uniform", dtype, device))
     found = []
     for what, work in {"by itself": run, pass_name: layer}.items():
@@ -144,6 +145,7 @@ def _compare(
         runs = {name: run_under(table, product, blocks, work) for name, blocks in both.items()}
         times = {name: timing.ms for name, timing in interleaved(runs, device, rounds).items()}
         found.append({**described, "pass": what, "ms": times[PRESENT], "former_ms": times[FORMER]})
+
     return found
 
 
@@ -155,7 +157,8 @@ def _launched(run: Callable[[], Any]) -> list[Any] | None:
 
     with observe() as launches:
         run()
-    plain = (int, str, bool)
+
+    plain = (int, str, bool, tuple)
     return [
         (
             launch.num_warps,

@@ -16,7 +16,7 @@ from ironmoe.bench.benchmarks.passes import (
     peak_bytes,
     saved_bytes,
 )
-from ironmoe.bench.benchmarks.peers import TOLERANCE
+from ironmoe.bench.benchmarks.reference import TOLERANCE
 from ironmoe.bench.benchmarks.shapes import Problem, Shape
 from ironmoe.bench.common.dtypes import dtype_name
 

@@ -12,27 +12,19 @@ import torch
 from ironmoe.bench.benchmarks.gpu.journal import BROKEN_DEVICE, Pen, Row, first_line
 from ironmoe.bench.benchmarks.gpu.tasks.entrants import Entrant, Place, Prepared, prepare
 from ironmoe.bench.benchmarks.gpu.tasks.movers import time_movers
-from ironmoe.bench.benchmarks.gpu.tasks.observe import Clocks, kernel_times
+from ironmoe.bench.benchmarks.gpu.tasks.observe import GpuMonitor, kernel_times
 from ironmoe.bench.benchmarks.passes import (
     FULL,
     INFERENCE,
     PASSES,
     PGD,
 )
-from ironmoe.bench.benchmarks.peers import (
-    DENSE,
-    IRONMOE,
-    OURS,
-    PEERS,
-    dense,
-    disagreement,
-    errors,
-    reference,
-)
+from ironmoe.bench.benchmarks.peers import DENSE, IRONMOE, OURS, PEERS, dense
+from ironmoe.bench.benchmarks.reference import disagreement, errors, reference
 from ironmoe.bench.benchmarks.roofline import limit_ms, needed_flops
 from ironmoe.bench.benchmarks.shapes import Problem, dense_problem, make_problem
 from ironmoe.bench.common.timing import (
-    Clock,
+    Countdown,
     OutOfTime,
     Timing,
     interleaved,
@@ -53,12 +45,13 @@ T = TypeVar("T")
 
 
 class LayerCase:
-    """One layer under one routing, written pass by pass; notes say who was not measured and why."""
+    """Measures one layer under one routing. Every pass is in the journal when it is finished; notes
+    say who was not measured and why."""
 
     def __init__(
         self,
         place: Place,
-        clock: Clock,
+        clock: Countdown,
         pen: Pen,
         *,
         rounds: int = 20,
@@ -73,9 +66,9 @@ class LayerCase:
         self.rows: list[Row] = []
         self.notes: list[dict[str, str]] = []
 
-    def measure(self, clocks: Clocks) -> bool:
-        """Everything that the clock allows and that ``pen`` has not got yet. Whoever fails costs
-        its own rows only.
+    def measure(self, monitor: GpuMonitor) -> bool:
+        """Measure everything that the clock allows and that ``pen`` has not got yet. Whoever fails
+        costs its own rows only.
 
         Returns:
             True if nothing is left to do.
@@ -86,7 +79,7 @@ class LayerCase:
         passes = [name for name in PASSES if name != PGD or self.place.device.type == "cuda"]
         missing = [part for part in (*passes, MOVERS, PROFILE) if part not in self.pen.done]
         try:
-            for part in self._ready(missing, clocks):
+            for part in self._ready(missing, monitor):
                 if self.clock.left() <= 0:
                     return False
                 part()
@@ -95,10 +88,9 @@ class LayerCase:
                 self._flush("notes")
         return self.clock.left() > 0 or all(part in self.pen.done for part in missing)
 
-    def _ready(self, missing: list[str], clocks: Clocks) -> list[Callable[[], None]]:
-        """What is left to do, once everything that it needs is there; nothing if we cannot do this
-        layer at all.
-        """
+    def _ready(self, missing: list[str], monitor: GpuMonitor) -> list[Callable[[], None]]:
+        """What is left to do, once everything that it needs is there. Nothing is, if we cannot do
+        this layer at all."""
         if not missing:
             return []
         place = self.place
@@ -117,14 +109,13 @@ class LayerCase:
             PROFILE: partial(self._profile, entrants[OURS]),
         }
         return [
-            others[part] if part in others else partial(self._measure_pass, part, entrants, clocks)
+            others[part] if part in others else partial(self._measure_pass, part, entrants, monitor)
             for part in missing
         ]
 
     def _check(self, problem: Problem) -> dict[str, Entrant]:
-        """All that can do the problem, those that compute something else too: that is shown beside
-        their times.
-        """
+        """All implementations that can do the problem. One that computes something else is among
+        them: the report says so beside its times."""
         entrants: dict[str, Entrant] = {}
         correct = self._attempt("reference", partial(reference, problem))
         if correct is None:
@@ -149,7 +140,9 @@ class LayerCase:
         self._flush(CHECK)
         return entrants
 
-    def _measure_pass(self, pass_name: str, entrants: dict[str, Entrant], clocks: Clocks) -> None:
+    def _measure_pass(
+        self, pass_name: str, entrants: dict[str, Entrant], monitor: GpuMonitor
+    ) -> None:
         """Time one pass of every entrant beside a large matrix product."""
         prepared = self._prepare_all(pass_name, entrants)
         size = PRODUCT_SIZE[self.place.device.type]
@@ -169,12 +162,13 @@ class LayerCase:
             figures = self._speed(pass_name, timings[name], product_tflops)
             figures |= ready.memory
             figures |= entrants[name].agreement(self.place.dtype)
-            figures |= clocks.since(start)
+            figures |= monitor.since(start)
             self._add(name, pass_name, timings[name], figures)
+
         self._flush(pass_name)
 
     def _prepare_all(self, pass_name: str, entrants: dict[str, Entrant]) -> dict[str, Prepared]:
-        """Those that can do the pass."""
+        """One pass of every implementation that can do it."""
         prepared = {}
         for name, entrant in entrants.items():
             if pass_name == PGD and not entrant.captures:
@@ -186,8 +180,8 @@ class LayerCase:
         return prepared
 
     def _speed(self, pass_name: str, timing: Timing, product_tflops: float) -> Row:
-        """The fields of a row that compare with the product and with the roofline, which is made
-        for 16-bit dtypes."""
+        """The fields of a row that compare with the product, and with the roofline, which knows
+        16-bit dtypes only."""
         shape = self.place.shape
         tflops = needed_flops(shape, pass_name) / timing.ms * 1e-9
         return {
@@ -198,6 +192,7 @@ class LayerCase:
         }
 
     def _measure_movers(self, problem: Problem) -> None:
+        """Time the kernels that move rows."""
         timed = self._attempt(OURS, partial(time_movers, problem, self.rounds), part=MOVERS)
         for mover in timed or ():
             self._add(OURS, f"kernel {mover.kernel}", mover.timing, mover.figures)
@@ -224,6 +219,7 @@ class LayerCase:
         self.rows, self.notes = [], []
 
     def _add(self, name: str, pass_name: str, timing: Timing, figures: Row) -> None:
+        """Add a row, which the next ``_flush`` writes."""
         shape = self.place.shape
         row = {
             "implementation": name,
@@ -235,7 +231,7 @@ class LayerCase:
         self.rows.append(row | self.place.as_row() | timing._asdict() | figures)
 
     def _note(self, name: str, kind: str, why: str) -> None:
-        """``kind``: absent, disagrees, failed, or no time."""
+        """Add a note. kind: absent, disagrees, failed, or no time."""
         place = self.place.as_row()
         self.notes.append({"implementation": name, **place, "kind": kind, "why": why})
 
@@ -274,5 +270,6 @@ class LayerCase:
 
 
 def _seconds(name: str) -> float:
-    """A peer's; without us there is nothing to compare with, so we get what the clock has."""
+    """The seconds that an implementation may take to get ready. Ours has all that are left, because
+    without it there is nothing to compare with."""
     return float("inf") if name == OURS else CHECK_SECONDS

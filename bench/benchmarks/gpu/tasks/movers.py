@@ -55,6 +55,7 @@ def time_movers(problem: Problem, rounds: int) -> list[MoverTiming]:
             "limit_ms": work.ms,
         }
         found.append(MoverTiming(work.kernel, timing, figures))
+
     return found
 
 

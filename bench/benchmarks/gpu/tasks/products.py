@@ -18,9 +18,13 @@ from ironmoe.kernels.tuning import Chip, chip_of
 def work_of(
     product: str, shape: Shape, dtype: torch.dtype, device: torch.device
 ) -> tuple[Callable[[], list[Tensor]], Chip, int]:
-    """(what launches the product and little else, the chip, the rows of a tile).
+    """How one product is launched.
 
-    product: a row of the table of blocks in ``kernels/tuning.py``.
+    Args:
+        product: a row of the table of blocks in ``kernels/tuning.py``.
+
+    Returns:
+        (what launches the product and little else, the chip, the rows of a tile)
     """
     products = Products.of_layer(shape, dtype, device)
     works = {
@@ -49,7 +53,7 @@ class Products:
 
     @classmethod
     def of_layer(cls, shape: Shape, dtype: torch.dtype, device: torch.device) -> "Products":
-        """Under a uniform routing."""
+        """The products of a layer under a uniform routing."""
         problem = make_problem(shape, "uniform", dtype, device)
         dispatch = plan_dispatch(problem.experts, shape.num_experts)
         return cls(
@@ -62,7 +66,7 @@ class Products:
 
     @property
     def _rows(self) -> dict[str, Any]:
-        """Which rows belong to which expert."""
+        """What says which rows belong to which expert, for every product."""
         return {"offsets": self.dispatch.offsets, "tiles_2n": self.tiles, "precision": "ieee"}
 
     def up(self) -> list[Tensor]:

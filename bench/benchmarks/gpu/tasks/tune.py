@@ -5,7 +5,7 @@ All are timed in turns with the present row; a candidate must compute what the p
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ from ironmoe.bench.benchmarks.gpu.journal import Pen
 from ironmoe.bench.benchmarks.gpu.tasks.neighbours import neighbours
 from ironmoe.bench.benchmarks.gpu.tasks.pool import in_processes
 from ironmoe.bench.benchmarks.gpu.tasks.products import work_of
-from ironmoe.bench.benchmarks.peers import TOLERANCE, worst_row_error
+from ironmoe.bench.benchmarks.reference import TOLERANCE, worst_row_error
 from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES, Shape
-from ironmoe.bench.common.timing import Clock, OutOfTime, interleaved, time_limit
+from ironmoe.bench.common.timing import Countdown, OutOfTime, interleaved, time_limit
 from ironmoe.kernels import tuning
-from ironmoe.kernels.tuning import Blocks, blocks_for
+from ironmoe.kernels.tuning import Blocks, Chip, blocks_for
 
 WORTH_IT = 0.99  # of the present time, at most
 CANDIDATE_SECONDS = 20.0
@@ -40,8 +40,10 @@ TUNED = ("gated", "hidden_gradient", "plain", "weight_gradient", *ACTIVATION_OF)
 
 
 class Proposal(NamedTuple):
-    """What was found for one product: ``blocks`` is the present row where nothing was faster. Times
-    in ms.
+    """What was found for one product. Times are in milliseconds.
+
+    blocks: the fastest; the present row where nothing was faster; tried: the time of every
+    candidate; refused: why others were not timed.
     """
 
     product: str
@@ -70,8 +72,11 @@ def tune(
     shape: Shape = MAIN,
     rounds: int = 20,
 ) -> bool:
-    """A proposal for each product on ``shape`` (for ungated units on a V-MoE layer, for interleaved
-    ones on gpt-oss's) while ``left()`` seconds are > 0. True if there was time for all.
+    """Propose a row for each product on ``shape``, while ``left()`` seconds are > 0. Ungated units
+    are tried on a V-MoE layer, interleaved ones on gpt-oss's.
+
+    Returns:
+        True if there was time for all.
     """
     products = [product for product in TUNED if product not in pen.done]
     if device.type == "cuda":
@@ -81,7 +86,7 @@ def tune(
     for i, product in enumerate(products):
         if left() <= 0:
             return False
-        clock = Clock(left() / (len(products) - i))
+        clock = Countdown(left() / (len(products) - i))
         pen.begin(product, "ironmoe")
         try:
             proposal = propose(
@@ -93,13 +98,15 @@ def tune(
         pen.finish(product, tuning=[proposal._asdict() | blocks | {"text": proposal.text}])
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
     return all(product in pen.done for product in TUNED)
 
 
 def _compile_ahead(
     places: list[tuple[str, Shape, torch.dtype]], device: torch.device, left: Callable[[], float]
 ) -> None:
-    """All candidates of all products, on all cores: one after the other they would take minutes."""
+    """Compile all candidates of all products on all cores. One after the other they would take
+    minutes."""
     free, _ = torch.cuda.mem_get_info(device)
     workers = min(WORKERS, (os.cpu_count() or 1) - 1, free // WORKER_BYTES)
     items = [(*place, str(device), part) for part in range(PARTS) for place in places]
@@ -107,7 +114,7 @@ def _compile_ahead(
 
 
 def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
-    """Run every PARTS-th candidate of a product once. In a process of its own."""
+    """Run every PARTS-th candidate of a product once, in a process of its own."""
     product, shape, dtype, device, part = item
     run, chip, rows = work_of(product, shape, dtype, torch.device(device))
     table = table_of(product, dtype, rows, chip)
@@ -118,7 +125,7 @@ def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
 
 
 def shape_for(product: str, shape: Shape) -> Shape:
-    """``shape``, or one whose activation makes the product run."""
+    """``shape``, or a shape whose activation makes the product run."""
     activation = ACTIVATION_OF.get(product, shape.activation)
     if shape is MAIN and product in ACTIVATION_OF:
         return next(s for s in SHAPES if s.activation == activation)
@@ -133,7 +140,7 @@ def propose(
     left: Callable[[], float],
     rounds: int = 20,
 ) -> Proposal:
-    """The best of the neighbours.
+    """Time the neighbours of the present blocks in turns with them, and propose the fastest.
 
     Raises:
         OutOfTime: before anything could be compared.
@@ -141,29 +148,25 @@ def propose(
     run, chip, rows = work_of(product, shape, dtype, device)
     table = table_of(product, dtype, rows, chip)
     present: Blocks = getattr(tuning, table)[product]
+
     with time_limit(left()):
         expected = run()
     ready: dict[str, Blocks] = {PRESENT: present}
     refused: dict[str, str] = {}
-    seen = {blocks_for(product, dtype, rows, chip)}
-    for candidate in neighbours(present, product):
+    for candidate in _distinct(neighbours(present, product), product, table, dtype, rows, chip):
         with patched(table, product, candidate):
-            # fewer stages where shared memory is short
-            effective = blocks_for(product, dtype, rows, chip)
-            if effective in seen:
-                continue
-            seen.add(effective)
             why = objection(run, expected, dtype, left)
         if why:
             refused[str(candidate)] = why
         else:
             ready[str(candidate)] = candidate
+
     timed = {name: run_under(table, product, blocks, run) for name, blocks in ready.items()}
     with time_limit(left() + RESERVE):
         times = {name: timing.ms for name, timing in interleaved(timed, device, rounds).items()}
-    best = min(times, key=lambda name: times[name])
-    if times[best] > WORTH_IT * times[PRESENT]:
-        best = PRESENT
+
+    fastest = min(times, key=lambda name: times[name])
+    best = fastest if times[fastest] <= WORTH_IT * times[PRESENT] else PRESENT
     return Proposal(
         product=product,
         table=table,
@@ -175,6 +178,20 @@ def propose(
         tried=times,
         refused=refused,
     )
+
+
+def _distinct(
+    candidates: list[Blocks], product: str, table: str, dtype: torch.dtype, rows: int, chip: Chip
+) -> Iterator[Blocks]:
+    """The candidates that change what is launched here. Where shared memory is short, some become
+    the same blocks with fewer stages."""
+    seen = {blocks_for(product, dtype, rows, chip)}
+    for candidate in candidates:
+        with patched(table, product, candidate):
+            effective = blocks_for(product, dtype, rows, chip)
+        if effective not in seen:
+            seen.add(effective)
+            yield candidate
 
 
 def objection(
@@ -200,8 +217,8 @@ def objection(
 
 def run_under(
     table: str, product: str, blocks: Blocks, run: Callable[[], Any]
-) -> Callable[[], Any]:  # fmt: skip
-    """``run`` with these blocks in the table."""
+) -> Callable[[], Any]:
+    """``run`` as a function that first puts these blocks into the table."""
 
     def once() -> Any:
         with patched(table, product, blocks):

@@ -1,5 +1,5 @@
-"""The models that attacks are measured on: a dense ViT, a V-MoE, one trained on adversarial images,
-and one of a wider trunk."""
+"""The models that attacks are measured on: a dense ViT, a V-MoE, a V-MoE that was trained on
+adversarial images, and a wide V-MoE."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,9 +30,10 @@ def trained_models(
     folder: Path,
     on_epoch: Callable[[str, int], None],
 ) -> dict[str, VMoE]:
-    """Name → model in eval mode. What ``folder`` holds already is not trained again.
+    """The models by name, in eval mode. A model that ``folder`` holds already is not trained again.
 
-    The robust one is trained on PGD-4 images within ``eps`` (Madry et al., arXiv 1706.06083).
+    The robust one is trained on PGD-4 images within ``eps``, in units of the pixel range (Madry et
+    al., arXiv 1706.06083).
     """
     models = {}
     for name in names:

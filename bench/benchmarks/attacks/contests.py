@@ -1,4 +1,4 @@
-"""``ironmoe bench attacks``: the same attack by several libraries, in turns, verdicts compared
+"""``ironmoe bench attacks``: several libraries run the same attack in turns. Verdicts are compared
 before speeds."""
 
 from collections.abc import Iterator
@@ -13,8 +13,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ironmoe.attacks import Proportion
-from ironmoe.bench.benchmarks.attack_models import MODELS, WIDE, trained_models
-from ironmoe.bench.benchmarks.attack_peers import PGDSettings, Run, autoattack_runs, pgd_runs
+from ironmoe.bench.benchmarks.attacks.libraries import (
+    LibraryRun,
+    PGDSettings,
+    autoattack_runs,
+    pgd_runs,
+)
+from ironmoe.bench.benchmarks.attacks.models import MODELS, WIDE, trained_models
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.timing import samples_in_turns
@@ -59,7 +64,7 @@ class Contest(NamedTuple):
 
     model: str
     attack: str
-    runs: dict[str, Run]
+    runs: dict[str, LibraryRun]
     images: int
     rounds: int
     base: str = "ironmoe"
@@ -111,7 +116,7 @@ def run_bench_attacks(
 def _results(
     settings: AttackBenchmarkSettings, data: ImageData, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the JSON file holds."""
+    """The content of the JSON file."""
     return {
         "settings": settings._asdict(),
         "data": data.name,
@@ -123,7 +128,7 @@ def _results(
 
 
 def _contests(part: str, settings: AttackBenchmarkSettings) -> Iterator[Contest]:
-    """The contests of a part: see PARTS."""
+    """The contests of one of PARTS."""
     falls_and_holds = {"V-MoE": settings.large_eps, "robust V-MoE": settings.eps}
     if part == "pgd":
         for model, eps in falls_and_holds.items():
@@ -160,7 +165,7 @@ def _pgd_settings(eps: float, settings: AttackBenchmarkSettings) -> PGDSettings:
 
 
 def _pgd_contest(
-    model: str, eps: float, settings: AttackBenchmarkSettings, runs: dict[str, Run]
+    model: str, eps: float, settings: AttackBenchmarkSettings, runs: dict[str, LibraryRun]
 ) -> Contest:
     attack = f"PGD-40 × 5 restarts, Linf, eps {eps:g}"
     return Contest(model, attack, runs, settings.images, settings.runs)
@@ -205,6 +210,7 @@ def _rows(contest: Contest, model: nn.Module, x: Tensor, y: Tensor) -> list[dict
                 "compared_with": contest.base,
             }
         )
+
     return rows
 
 
@@ -221,4 +227,5 @@ def _table(rows: list[dict[str, Any]], title: str, base: str) -> Table:
             f"{row['seconds']:.2f}",
             ratio,
         )
+
     return table

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, AutoAttack, evaluate
 
-Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
+LibraryRun = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class PGDSettings(NamedTuple):
@@ -27,8 +27,8 @@ class PGDSettings(NamedTuple):
     batch_size: int
 
 
-def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]:
-    """PGD by everybody who can be imported, by name; ironmoe first."""
+def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, LibraryRun]:
+    """PGD by every library that can be imported, by name; ironmoe is first."""
 
     def ours(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = PGD(model, s.eps, s.alpha, s.steps, restarts=s.restarts, attack_dtype=dtype)
@@ -61,10 +61,16 @@ def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]
 
         def attack(x: Tensor, y: Tensor) -> Tensor:
             found: Tensor = library.pgd_linf(
-                model, x, y, s.eps, steps=s.steps, random_init=True, restarts=s.restarts,
+                model,
+                x,
+                y,
+                s.eps,
+                steps=s.steps,
+                random_init=True,
+                restarts=s.restarts,
                 loss_function="ce",
                 absolute_step_size=s.alpha,
-            )  # fmt: skip
+            )
             return found
 
         return _held(model, attack, x, y, s.batch_size)
@@ -77,10 +83,13 @@ def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]
 
 def autoattack_runs(
     norm: str, eps: float, batch_size: int, dtype: torch.dtype | None = None
-) -> dict[str, Run]:
-    """AutoAttack-standard: ours, the official code, and torchattacks' four attacks at the official
-    lengths (its own AutoAttack makes 10
-    steps for 100: another attack). foolbox and adv-lib do not have the parts."""
+) -> dict[str, LibraryRun]:
+    """AutoAttack-standard by ironmoe, by the official code and by torchattacks, as far as they can
+    be imported.
+
+    Of torchattacks it is the four attacks at the official lengths: its own AutoAttack makes 10
+    steps for 100, which is another attack. foolbox and adv-lib do not have the parts.
+    """
 
     def ours(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = AutoAttack(model, norm, eps, attack_dtype=dtype)
@@ -124,7 +133,7 @@ def _held(
     y: Tensor,
     batch_size: int,
 ) -> Tensor:
-    """What the library leaves, predicted again."""
+    """(N,) bool: the images that the model still classifies right when they are predicted again."""
     held = []
     for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         adversarial = attack(images, labels)
@@ -133,7 +142,7 @@ def _held(
     return torch.cat(held)
 
 
-def _importable(runs: dict[str, Run], modules: dict[str, str]) -> dict[str, Run]:
+def _importable(runs: dict[str, LibraryRun], modules: dict[str, str]) -> dict[str, LibraryRun]:
     found = {}
     for name, run in runs.items():
         try:
