@@ -25,10 +25,11 @@ from ironmoe.kernels.tiles import (
     at_least_float32,
     matmul,
     per_expert,
+    split_rows,
     stack_rows,
-    tile_rows,
     tiles,
 )
+from ironmoe.kernels.types import Dispatch
 
 
 def down_tiles(
@@ -61,9 +62,9 @@ def down_tiles_backward(
     rows = slice(plan[-1].stop)
     gates_R1 = gates[row_token[rows].long(), row_slot[rows].long()].unsqueeze(-1).to(exact)
     dy_RD = dy.index_select(0, row_token[rows])
-    dy_tiles, gates_tiles = tile_rows(dy_RD, plan), tile_rows(gates_R1, plan)
+    dy_tiles, gates_tiles = split_rows(dy_RD, plan), split_rows(gates_R1, plan)
     if want_w or want_b or (want_h and not want_gates):
-        gated_tiles = tile_rows((dy_RD * gates_R1).to(dy.dtype), plan)
+        gated_tiles = split_rows((dy_RD * gates_R1).to(dy.dtype), plan)
     d_gates_tiles, dh_tiles = [], []
     dw, db = ExpertSum(w_out.shape, w_out, want_w), ExpertSum(w_out.shape[:2], w_out, want_b)
     for i, (expert, *_) in enumerate(plan):
@@ -104,13 +105,13 @@ def expert_down_op(
         from ironmoe.kernels.gpu import combine, grouped_matmul
 
         rows, _ = grouped_matmul.grouped_matmul(
-            activated, w_out, b_out, offsets, tiles_2n, None, "none", True, precision
-        )  # fmt: skip
+            activated, w_out, b_out, offsets, tiles_2n, precision=precision
+        )
         assert rows is not None
         return combine.combine(rows, gates, slot_row)
     plan = list(tiles(offsets, w_out.shape[2] * w_out.element_size()))
     return down_tiles(
-        gates, w_out, b_out, tile_rows(activated[: plan[-1].stop], plan), slot_row, plan
+        gates, w_out, b_out, split_rows(activated[: plan[-1].stop], plan), slot_row, plan
     )
 
 
@@ -146,10 +147,19 @@ def expert_down_backward_op(
 
         if want_gates or want_h or want_w:
             d_gates, dh, gated = hidden_gradient.hidden_gradient(
-                dy, gates, w_out, b_out, hidden, offsets, row_token, row_slot, slot_row, tiles_2n,
-                activation, precision,
-                want_gates, want_h, want_w,
-            )  # fmt: skip
+                dy,
+                gates,
+                w_out,
+                b_out,
+                hidden,
+                Dispatch(offsets, row_token, row_slot, slot_row),
+                tiles=tiles_2n,
+                activation=activation,
+                precision=precision,
+                want_gates=want_gates,
+                want_hidden=want_h,
+                want_gated=want_w,
+            )
             d_gates = None if d_gates is None else d_gates.to(gates.dtype)
         if gated is not None:
             dw = weight_gradient.weight_gradient(dy, row_token, gated, None, offsets, precision)
@@ -158,7 +168,7 @@ def expert_down_backward_op(
     else:
         plan = list(tiles(offsets, w_out.shape[2] * w_out.element_size()))
         d_gates, dw, db, dh_tiles = down_tiles_backward(
-            dy, gates, w_out, b_out, tile_rows(hidden[: plan[-1].stop], plan), row_token, row_slot,
+            dy, gates, w_out, b_out, split_rows(hidden[: plan[-1].stop], plan), row_token, row_slot,
             slot_row,
             ACTIVATIONS[activation], plan, want_gates, want_w, want_b, want_h,
         )  # fmt: skip
@@ -193,7 +203,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # create_graph: what is recorded here must have derivatives itself
         act = ACTIVATIONS[ctx.activation]
         plan = list(tiles(offsets, w_out.shape[2] * w_out.element_size()))
-        hidden_tiles = () if hidden is None else tile_rows(hidden[: plan[-1].stop], plan)
+        hidden_tiles = () if hidden is None else split_rows(hidden[: plan[-1].stop], plan)
         row_token, row_slot, slot_row = index
         *grads, dh_tiles = down_tiles_backward(
             dy, gates, w_out, b_out, hidden_tiles, row_token, row_slot, slot_row, act, plan, *want

@@ -31,8 +31,8 @@ from ironmoe.kernels.tiles import (
     at_least_float32,
     matmul,
     per_expert,
+    split_rows,
     stack_rows,
-    tile_rows,
     tiles,
 )
 
@@ -124,7 +124,7 @@ def product_tiles_backward(
 def gathered(tokens_TD: Tensor, row_token: Tensor | None, plan: list[Tile]) -> tuple[Tensor, ...]:
     """The token of every row, tile by tile; the rows themselves if they are in order already."""
     stop = plan[-1].stop
-    return tile_rows(
+    return split_rows(
         tokens_TD[:stop] if row_token is None else tokens_TD.index_select(0, row_token[:stop]), plan
     )
 
@@ -142,8 +142,16 @@ def grouped_matmul_op(
         from ironmoe.kernels.gpu import grouped_matmul as gpu
 
         hidden, activated = gpu.grouped_matmul(
-            x, weight, bias, offsets, tiles_2n, row_token, activation, keep_hidden, precision
-        )  # fmt: skip
+            x,
+            weight,
+            bias,
+            offsets,
+            tiles_2n,
+            row_token=row_token,
+            activation=activation,
+            keep_hidden=keep_hidden,
+            precision=precision,
+        )
     else:
         plan = list(tiles(offsets, weight.shape[1] * x.element_size()))
         hidden = stack_rows(product_tiles(x, weight, bias, row_token, plan), num_rows)
@@ -176,7 +184,7 @@ def grouped_matmul_backward_op(
         dx = dw = db = None
         if want_x:
             dx, _ = gpu.grouped_matmul(
-                dh, weight.transpose(1, 2), None, offsets, tiles_2n, None, "none", True, precision
+                dh, weight.transpose(1, 2), None, offsets, tiles_2n, precision=precision
             )
             dx = dx if slot_row is None or dx is None else combine.combine(dx, None, slot_row)
         if want_w and x is not None:
@@ -185,7 +193,7 @@ def grouped_matmul_backward_op(
             db = weight_gradient.expert_sum(dh, offsets)
     else:
         plan = list(tiles(offsets, weight.shape[1] * dh.element_size()))
-        dh_tiles = tile_rows(dh[: plan[-1].stop], plan)
+        dh_tiles = split_rows(dh[: plan[-1].stop], plan)
         dx, dw, db = product_tiles_backward(
             dh_tiles, x, weight, row_token, slot_row, len(dh), plan, want_x, want_w, want_b
         )  # fmt: skip
@@ -225,7 +233,7 @@ def _backward(ctx: Any, dh: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
         return (None,) * 10
     if torch.is_grad_enabled():  # create_graph: what is recorded here must have derivatives itself
         plan = list(tiles(offsets, weight.shape[1] * weight.element_size()))
-        dh_tiles = tile_rows(dh[: plan[-1].stop], plan)
+        dh_tiles = split_rows(dh[: plan[-1].stop], plan)
         grads = product_tiles_backward(
             dh_tiles, x, weight, row_token, slot_row, len(dh), plan, *want
         )

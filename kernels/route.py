@@ -1,6 +1,6 @@
 """Which way a call goes.
 
-Eager CPU tensors walk over tiles (``expert_twin``). CUDA tensors, traced and fake ones go through
+Eager CPU tensors walk over tiles of rows (``tiles``). CUDA tensors, traced and fake ones go through
 the registered operators ``ironmoe::…``, whose body is Triton where there is a GPU (or its
 interpreter: TRITON_INTERPRET=1) and the torch twin elsewhere.
 """

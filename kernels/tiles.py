@@ -106,7 +106,7 @@ def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def tile_rows(rows_RD: Tensor, plan: list[Tile]) -> tuple[Tensor, ...]:
+def split_rows(rows_RD: Tensor, plan: list[Tile]) -> tuple[Tensor, ...]:
     """The rows of each tile, as views."""
     return rows_RD.split([tile.stop - tile.start for tile in plan])
 

@@ -35,7 +35,7 @@ TRANSFORMERS = {
 MATRIX_PRODUCTS = "dense"
 ALLOWED_ERROR = 2.0  # times the larger error of the peers against float64
 
-Run = Callable[[], Any]
+TimedRun = Callable[[], Any]
 
 
 def run_bench_cpu(runs: int, out: Path | None, console: Console) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def _bench_shape(
 
     rows = []
     for name, run in passes.items():
-        timed: dict[str, Run] = {who: run(build, problem) for who, build in layers.items()}
+        timed: dict[str, TimedRun] = {who: run(build, problem) for who, build in layers.items()}
         timed[MATRIX_PRODUCTS] = _matrix_products(problem, backward=name == DX)
         label = f"{shape.sizes} {dtype_name(dtype)} {name}"
         milliseconds = _milliseconds(timed, runs, label, console)
@@ -133,7 +133,7 @@ def _errors(
     return errors
 
 
-def _matrix_products(problem: Problem, *, backward: bool) -> Run:
+def _matrix_products(problem: Problem, *, backward: bool) -> TimedRun:
     """The matrix products alone, all rows through one pair of weights, without routing."""
     shape, dtype = problem.shape, problem.x.dtype
     sizes = (shape.dim, shape.wide, shape.hidden)
@@ -152,7 +152,7 @@ def _matrix_products(problem: Problem, *, backward: bool) -> Run:
 
 
 def _milliseconds(
-    timed: dict[str, Run], runs: int, label: str, console: Console
+    timed: dict[str, TimedRun], runs: int, label: str, console: Console
 ) -> dict[str, list[float]]:
     """The milliseconds of every run, by name."""
     with progress_bars(console, transient=True) as bars:

@@ -4,7 +4,7 @@ The kernels are recorded on meta tensors and compiled for the chip, whether it i
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -59,7 +59,7 @@ def pass_estimate(
     Raises:
         EstimateError: a kernel does not compile or does not fit on an SM.
     """
-    from ironmoe.kernels.compile.launches import Specimen
+    from ironmoe.kernels.compile.launches import NamedLaunch
     from ironmoe.kernels.compile.report import examine
 
     launches = product_launches(shape, machine.chip)
@@ -71,7 +71,7 @@ def pass_estimate(
         if step is None:
             yield KernelEstimate(work.kernel, limit, limit + LAUNCH_GAP_MS)
             continue
-        finding = examine(Specimen(work.kernel, torch.bfloat16, launches[step]), machine.chip)
+        finding = examine(NamedLaunch(work.kernel, torch.bfloat16, launches[step]), machine.chip)
         if finding.error:
             raise EstimateError(
                 f"{work.kernel} does not compile for {machine.chip.name}: {finding.error}"
@@ -104,9 +104,7 @@ def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
             bias=shape.bias,
         ):
             found[step] = (
-                launches[-1]
-                if len(launches) == 1
-                else next(x for x in launches if "BLOCK_K" in x.arguments)
+                launches[-1] if len(launches) == 1 else next(x for x in launches if x.tile)
             )
             launches.clear()
 
@@ -116,22 +114,23 @@ def product_launches(shape: Shape, chip: Chip) -> dict[str, "Launch"]:
 def as_product(launch: "Launch", finding: "Finding", shape: Shape) -> Product:
     """What the static model has to know of a launch."""
     a = launch.arguments
-    rows, columns, terms = a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"]
-    if "GATED" in a:
+    assert launch.tile is not None
+    rows, columns, terms = launch.tile
+    unit = a.get("UNIT")
+    if unit is not None:
         programs = expected_tiles(shape.rows, shape.num_experts, rows) * -(-a["N"] // columns)
         all_terms = a["K"]
     else:  # the weight gradient: a block of every expert's matrix, over the expert's rows
         programs = shape.num_experts * -(-a["M"] // rows) * -(-a["N"] // columns)
         all_terms = -(-shape.rows // shape.num_experts)
 
-    both_halves = bool(a.get("GATED")) and "activated" in a
     return Product(
         m=rows,
-        n=columns * (2 if both_halves else 1),
+        n=columns * (unit.halves if unit is not None and "activated" in a else 1),
         k=terms,
         steps=-(-all_terms // terms),
         programs=programs,
-        epilogue_bytes=rows * _epilogue_columns(a) * ELEMENT,
+        epilogue_bytes=rows * _epilogue_columns(columns, a) * ELEMENT,
         warps=finding.warps,
         registers=finding.registers,
         shared=finding.shared,
@@ -139,16 +138,15 @@ def as_product(launch: "Launch", finding: "Finding", shape: Shape) -> Product:
     )
 
 
-def _epilogue_columns(a: "dict[str, object]") -> int:
-    """How many columns of a tile the epilogue reads and writes."""
-    n = int(str(a["BLOCK_N"]))
+def _epilogue_columns(n: int, a: "dict[str, Any]") -> int:
+    """How many columns of a tile the epilogue reads and writes, where the product has ``n``."""
     if "d_hidden" in a:  # H in, dH and gated units out
-        wide = n * (2 if a["GATED"] or a["INTERLEAVED"] else 1)
+        wide = n * (2 if a["UNIT"].gated or a["UNIT"].interleaved else 1)
         return 2 * wide + (n if a["gated"] is not None else 0)
     if "hidden" not in a:
         return n
-    wide = n * (2 if a["GATED"] else 1)
-    units = n // (2 if a["INTERLEAVED"] else 1)
+    wide = n * a["UNIT"].halves
+    units = n // (2 if a["UNIT"].interleaved else 1)
     return (wide if a["hidden"] is not None else 0) + (units if a["activated"] is not None else 0)
 
 

@@ -1,20 +1,19 @@
 """``ironmoe bench roofline --estimate``: the estimates of a layer's kernels as a table, beside
 their limits and, if there is one, the measurement."""
 
-import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ironmoe.bench.benchmarks.block_changes import changed, with_blocks
-from ironmoe.bench.benchmarks.estimate import EstimateError, KernelEstimate, pass_estimate
+from ironmoe.bench.benchmarks.estimate import KernelEstimate, pass_estimate
 from ironmoe.bench.benchmarks.measured import measured
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.benchmarks.roofline import needed_flops
 from ironmoe.bench.benchmarks.shapes import Shape
 from ironmoe.bench.benchmarks.static_model import Machine
+from ironmoe.bench.common.compiler import check_compiler
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,9 +30,9 @@ def print_estimates(
     before and after.
 
     Raises:
-        EstimateError: Triton is missing, or ``blocks`` cannot be read.
+        UserError: Triton is missing, or ``blocks`` cannot be read.
     """
-    _check_compiler()
+    check_compiler("--estimate")
     for machine in machines:
         for shape in shapes:
             with console.status(f"compiling for {machine.chip.name}"):
@@ -48,19 +47,6 @@ def print_estimates(
         "Assumptions: bench/benchmarks/static_model.py.",
         highlight=False,
     )
-
-
-def _check_compiler() -> None:
-    if find_spec("triton") is None:
-        raise EstimateError(
-            "--estimate compiles the kernels and needs Triton: pip install 'triton>=3.6,<3.10' "
-            "(Linux)"
-        )
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise EstimateError(
-            "--estimate cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; "
-            "unset it"
-        )
 
 
 def _table(shape: Shape, machine: Machine, blocks: list[str]) -> Table:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 PEAK_TFLOPS = 790.0  # of a bf16 8192³ product, as measured on an H100
 PEAK_TERABYTES = 3.0  # a second, of a copy, as measured on an H100
-INT, FLOAT = 4, 4  # bytes of an index, and of a gate, a logit or a partial sum
+INT = 4  # bytes of an index
+FLOAT = 4  # bytes of a gate, a logit or a partial sum
+BFLOAT16 = 2  # bytes
 BACKWARD = (DX, FULL, UNFROZEN, PGD)
 MOVES_ROWS = ("topk_route", "plan_dispatch", "combine")
 
@@ -83,51 +85,85 @@ def linf_step_work(shape: Shape, itemsize: int = 2) -> Work:
 
 def layer_work(shape: Shape, pass_name: str) -> list[Work]:
     """The kernels of ``expert_mlp`` in one pass, in the order they run, in bf16."""
-    T, D, F, E, _ = shape.sizes
-    R, wide = shape.rows, shape.wide
-    b = 2  # bytes of a bfloat16
-    used = min(E, R)
-    w_in, w_out = used * wide * D * b, used * D * F * b
-    gathered = R * D * b + R * INT
-    narrow, hidden = R * F * b, R * wide * b
-    kept = 0 if pass_name == INFERENCE else hidden
-    works = [
+    works = _forward_work(shape, keeps_hidden=pass_name != INFERENCE)
+    if pass_name in BACKWARD:
+        works += _input_gradient_work(shape, full=pass_name == FULL)
+    if pass_name == FULL:
+        works += _weight_gradient_work(shape)
+    if pass_name == PGD:
+        copied = 2 * shape.tokens * shape.dim * (FLOAT + BFLOAT16)
+        works += [linf_step_work(shape), Work("copy back", 0, copied)]
+    return works
+
+
+class _Bytes:
+    """Bytes of the tensors of a layer in bf16.
+
+    rows: (R, D), sorted; gathered: the same rows, gathered from x by an index; hidden (R, 2F | F)
+    and units (R, F); w_in, w_out: the weights of experts that have rows; every_w_in, every_w_out:
+    those of all experts.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        used = min(shape.num_experts, shape.rows)
+        self.rows = shape.rows * shape.dim * BFLOAT16
+        self.gathered = self.rows + shape.rows * INT
+        self.hidden = shape.rows * shape.wide * BFLOAT16
+        self.units = shape.rows * shape.hidden * BFLOAT16
+
+        w_in = shape.wide * shape.dim * BFLOAT16
+        w_out = shape.dim * shape.hidden * BFLOAT16
+        self.w_in, self.w_out = used * w_in, used * w_out
+        self.every_w_in, self.every_w_out = shape.num_experts * w_in, shape.num_experts * w_out
+
+
+def _up_flops(shape: Shape) -> int:
+    return 2 * shape.rows * shape.dim * shape.wide
+
+
+def _down_flops(shape: Shape) -> int:
+    return 2 * shape.rows * shape.dim * shape.hidden
+
+
+def _forward_work(shape: Shape, *, keeps_hidden: bool) -> list[Work]:
+    size = _Bytes(shape)
+    kept = size.hidden if keeps_hidden else 0
+    return [
         dispatch_work(shape),
-        Work("up product", 2 * R * D * wide, gathered + w_in + kept + narrow),
-        Work("down product", 2 * R * D * F, narrow + w_out + R * D * b),
+        Work("up product", _up_flops(shape), size.gathered + size.w_in + kept + size.units),
+        Work("down product", _down_flops(shape), size.units + size.w_out + size.rows),
         combine_work(shape),
     ]
 
-    if pass_name in BACKWARD:
-        full = pass_name == FULL
-        blocks = blocks_for(
-            "hidden_gradient", torch.bfloat16, rows_per_tile(R, E, torch.bfloat16), CHIPS["sm_90"]
-        )
-        partial = -(-F // blocks.n) * R * FLOAT
-        works += [
-            Work(
-                "hidden gradient",
-                2 * R * D * F,
-                gathered + w_out + 2 * hidden + partial + (narrow if full else 0),
-            ),
-            Work("gate gradient", 0, partial + R * (INT + FLOAT)),
-            Work("input gradient", 2 * R * D * wide, hidden + w_in + R * D * b),
-            combine_work(shape, gated=False),
-        ]
-        if full:
-            # an expert without rows gets zeros
-            every_w_in, every_w_out = E * wide * D * b, E * D * F * b
-            works.append(
-                Work("weight gradient in", 2 * R * D * wide, gathered + hidden + every_w_in)
-            )
-            works.append(
-                Work("weight gradient out", 2 * R * D * F, gathered + narrow + every_w_out)
-            )
-        if full and shape.bias:
-            works.append(Work("bias gradients", 0, hidden + gathered + E * (wide + D) * b))
 
-    if pass_name == PGD:
-        works += [linf_step_work(shape), Work("copy back", 0, 2 * T * D * (FLOAT + b))]
+def _input_gradient_work(shape: Shape, *, full: bool) -> list[Work]:
+    """full: whether weight gradients follow, for which the units are written again."""
+    size = _Bytes(shape)
+    rows = rows_per_tile(shape.rows, shape.num_experts, torch.bfloat16)
+    blocks = blocks_for("hidden_gradient", torch.bfloat16, rows, CHIPS["sm_90"])
+    partial = -(-shape.hidden // blocks.n) * shape.rows * FLOAT  # sums of the gate gradient
+    units = size.units if full else 0
+    hidden_gradient = size.gathered + size.w_out + 2 * size.hidden + partial + units
+    return [
+        Work("hidden gradient", _down_flops(shape), hidden_gradient),
+        Work("gate gradient", 0, partial + shape.rows * (INT + FLOAT)),
+        Work("input gradient", _up_flops(shape), size.hidden + size.w_in + size.rows),
+        combine_work(shape, gated=False),
+    ]
+
+
+def _weight_gradient_work(shape: Shape) -> list[Work]:
+    """The weights of all experts count: an expert without rows gets zeros."""
+    size = _Bytes(shape)
+    w_in = size.gathered + size.hidden + size.every_w_in
+    w_out = size.gathered + size.units + size.every_w_out
+    works = [
+        Work("weight gradient in", _up_flops(shape), w_in),
+        Work("weight gradient out", _down_flops(shape), w_out),
+    ]
+    if shape.bias:
+        biases = shape.num_experts * (shape.wide + shape.dim) * BFLOAT16
+        works.append(Work("bias gradients", 0, size.hidden + size.gathered + biases))
     return works
 
 

@@ -222,32 +222,18 @@ def _folder(path: Path, image_size: int | None, skip_bad: bool) -> ImageData:
         raise DataError(
             f"{path} must hold one sub-folder for each of at least 2 classes, got {classes}"
         )
+    reader = _FolderReader(image_size)
     images: list[Tensor] = []
     labels: list[int] = []
     skipped: list[str] = []
-    channels = None
-
     for label, file in _image_files(path, classes):
-        from PIL import Image
-
         try:
-            with Image.open(file) as image:
-                image.load()
-                if channels is None:
-                    channels = "L" if image.mode in ("1", "L", "I;16") else "RGB"
-                    small_square = image.width == image.height <= LARGEST_KEPT_SIZE
-                    image_size = image_size or (
-                        image.width if small_square else DEFAULT_FOLDER_SIZE
-                    )
-                images.append(_square(image.convert(channels), image_size))  # type: ignore[arg-type]
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            images.append(reader.read(file))
+            labels.append(label)
+        except DataError:
             if not skip_bad:
-                raise DataError(
-                    f"image {file} cannot be read: {error} (--skip-bad passes over such files)"
-                ) from error
+                raise
             skipped.append(str(file))
-            continue
-        labels.append(label)
 
     for label, name in enumerate(classes):
         if label not in labels:
@@ -259,6 +245,38 @@ def _folder(path: Path, image_size: int | None, skip_bad: bool) -> ImageData:
     return ImageData(
         path.resolve().name, torch.stack(images), torch.tensor(labels), classes, skipped
     )
+
+
+class _FolderReader:
+    """Reads image files, all of them with the channels and the size of the first one."""
+
+    def __init__(self, size: int | None) -> None:
+        """``size``: another side in pixels; None is the first image's."""
+        self.size = size
+        self.mode: str | None = None
+
+    def read(self, file: Path) -> Tensor:
+        """(channels, size, size) in [0, 1].
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        from PIL import Image
+
+        try:
+            with Image.open(file) as image:
+                image.load()
+                if self.mode is None:
+                    self.mode = "L" if image.mode in ("1", "L", "I;16") else "RGB"
+                    small_square = image.width == image.height <= LARGEST_KEPT_SIZE
+                    usual = image.width if small_square else DEFAULT_FOLDER_SIZE
+                    self.size = self.size or usual
+                assert self.size is not None
+                return _square(image.convert(self.mode), self.size)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"image {file} cannot be read: {error} (--skip-bad passes over such files)"
+            ) from error
 
 
 def _image_files(path: Path, classes: list[str]) -> Iterator[tuple[int, Path]]:

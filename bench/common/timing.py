@@ -34,7 +34,7 @@ class Timing(NamedTuple):
     host_ms: float
 
 
-class Clock:
+class Countdown:
     """Counts down the seconds that a piece of work was given."""
 
     def __init__(self, seconds: float) -> None:

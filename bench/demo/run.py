@@ -39,7 +39,7 @@ from ironmoe.bench.reports.model_results import ModelResults
 from ironmoe.moe import VMoE
 from ironmoe.moe.routing.routed_layers import routing_sites
 
-Results = dict[str, Any]  # numbers by name, as they stand in report.json
+Numbers = dict[str, Any]  # numbers by name, as they stand in report.json
 
 
 class DemoOptions(NamedTuple):
@@ -79,7 +79,7 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
     folder = RunFolder(path, settings, NEEDED_BYTES)
     console.print(folder.greeting, highlight=False, markup=False)
 
-    runs: dict[str, list[Results]] = {name: [] for name in ARCHITECTURES}
+    runs: dict[str, list[Numbers]] = {name: [] for name in ARCHITECTURES}
     examples: dict[str, dict[str, Tensor]] = {}
     with progress_bars(console) as bars:
         demo = _Demo(options, folder, bars)
@@ -132,7 +132,7 @@ class _Demo:
     folder: RunFolder
     bars: Progress
 
-    def trained(self, name: str, seed: int) -> tuple[VMoE, Results]:
+    def trained(self, name: str, seed: int) -> tuple[VMoE, Numbers]:
         """The model, and what its checkpoint says of it. It is trained now if there is no
         checkpoint."""
         file = self.folder.file(f"checkpoints/{slug(name)}-seed{seed}.safetensors")
@@ -186,7 +186,7 @@ class _Demo:
 
     def measured(
         self, model: nn.Module, label: str, seed: int
-    ) -> tuple[Results, dict[str, Tensor]]:
+    ) -> tuple[Numbers, dict[str, Tensor]]:
         """Measure clean accuracy, robust accuracy and routing at every eps.
 
         Returns:
@@ -197,7 +197,7 @@ class _Demo:
         task = self.bars.add_task(_label(f"attack {label}"), total=len(images), note="")
         key = slug(label)
 
-        def measure_attacks() -> Results:
+        def measure_attacks() -> Numbers:
             robust = measure_robust(
                 model,
                 images,
@@ -230,13 +230,13 @@ class _Demo:
         self.bars.update(task, note="done")
         return clean | attacks | {"routing": routing}, examples
 
-    def _routing(self, model: nn.Module, key: str, eps_255: float, seed: int) -> Results:
+    def _routing(self, model: nn.Module, key: str, eps_255: float, seed: int) -> Numbers:
         """The routing at one eps. The examples are written beside it."""
         settings = self.options.attack
         images, labels = self._test_images()
         few = slice(settings.routing_images)
 
-        def measure() -> Results:
+        def measure() -> Numbers:
             measured, shown = measure_routing(
                 model,
                 images[few],
@@ -251,9 +251,9 @@ class _Demo:
 
         return self._kept(f"results/{key}-routing{exact(eps_255)}.json", measure)
 
-    def _kept(self, name: str, measure: Callable[[], Results]) -> Results:
+    def _kept(self, name: str, measure: Callable[[], Numbers]) -> Numbers:
         """The stored result; or a new one, which is stored."""
-        stored: Results | None = self.folder.read(name)
+        stored: Numbers | None = self.folder.read(name)
         if stored is None:
             self.folder.write(name, measure())
             stored = self.folder.read(name)

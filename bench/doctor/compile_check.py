@@ -1,8 +1,6 @@
 """``ironmoe doctor --compile``: what the compiler makes of every Triton kernel, for chips that need
 not be here."""
 
-import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ironmoe.bench.common.compiler import check_compiler
 from ironmoe.bench.common.files import write_atomically
 from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.user_error import UserError
@@ -33,10 +32,6 @@ COLUMNS = (
 WIDTHS = (5, 10, 6, 4, 6, 6, 2, 6)
 
 
-class CompileCheckError(UserError):
-    """The check cannot run here; the message says why."""
-
-
 def run_compile_check(
     chips: tuple[str, ...], only: str, out: Path | None, console: Console
 ) -> bool:
@@ -49,36 +44,13 @@ def run_compile_check(
         True if there is no fault.
 
     Raises:
-        CompileCheckError: Triton is missing or interprets, or no kernel has such a name.
+        UserError: Triton is missing or interprets, or no kernel has such a name.
     """
-    if find_spec("triton") is None:
-        raise CompileCheckError(
-            "--compile needs Triton, which is not installed: pip install 'triton>=3.6,<3.10' "
-            "(Linux)"
-        )
-
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise CompileCheckError(
-            "--compile cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; "
-            "unset it"
-        )
-
-    from ironmoe.kernels.compile.report import compile_report
-
-    findings: list[Finding] = []
-    with progress_bars(console, transient=True) as bars:
-        task = bars.add_task("compiling", total=None, note="")
-        for finding, total in compile_report(chips, only):
-            findings.append(finding)
-            bars.update(
-                task,
-                total=total,
-                completed=len(findings),
-                description=f"{finding.chip} {finding.kernel}",
-            )
-
+    check_compiler("--compile")
+    findings = _compile(chips, only, console)
     if not findings:
-        raise CompileCheckError(f"--only: no kernel's name contains {only!r}")
+        raise UserError(f"--only: no kernel's name contains {only!r}")
+
     for chip in chips:
         console.print(_table(chip, [f for f in findings if f.chip == chip]))
 
@@ -99,6 +71,24 @@ def run_compile_check(
     if out is not None:
         write_atomically(out, _markdown(chips, findings, len(faults)))
     return not faults
+
+
+def _compile(chips: tuple[str, ...], only: str, console: Console) -> "list[Finding]":
+    """Compile the kernels and show how far that is."""
+    from ironmoe.kernels.compile.report import compile_report
+
+    findings: list[Finding] = []
+    with progress_bars(console, transient=True) as bars:
+        task = bars.add_task("compiling", total=None, note="")
+        for finding, total in compile_report(chips, only):
+            findings.append(finding)
+            bars.update(
+                task,
+                total=total,
+                completed=len(findings),
+                description=f"{finding.chip} {finding.kernel}",
+            )
+    return findings
 
 
 def _cells(finding: "Finding") -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ironmoe.attacks import PGD
+from ironmoe.bench.common.compiler import INSTALL_TRITON
 from ironmoe.bench.common.versions import describe_device, versions
 from ironmoe.kernels import ACTIVATIONS, Routing, expert_mlp, topk_route
 from ironmoe.kernels.tiles import ONEDNN_MIN_PRODUCT
@@ -104,7 +105,7 @@ def _gpu_path() -> tuple[str, str]:
     if find_spec("triton") is None:
         return (
             "the same torch code as on CPU",
-            "Triton is not installed: pip install 'triton>=3.6,<3.10' (Linux)",
+            f"Triton is not installed: {INSTALL_TRITON}",
         )
 
     if not torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
@@ -39,50 +40,54 @@ def routing_change(models: list[ModelResults]) -> Figure:
 
 
 def expert_load(models: list[ModelResults]) -> Figure:
-    """Heat map: experts across, clean and adversarial images of each layer down; the even share is
-    the middle colour."""
-    labels, loads = [], []
-    for model in models:
-        for layer in model.layers:
-            for at, name in (
-                (None, "clean"),
-                *((i, f"eps {exact(e)}/255") for i, e in enumerate(model.eps)),
-            ):
-                labels.append(f"{layer}  {name}")
-                loads.append([100 * share for share in model.load(layer, at)])
+    """The load of each expert as a heat map.
+
+    Experts are across; layers are down, on clean images and at each eps. The even share has the
+    middle colour.
+    """
+    labels, loads = _loads(models)
+    num_experts = len(loads[0])
+    size = (max(7, 3 + 0.35 * num_experts), max(3.4, 0.8 + 0.3 * len(loads)))
+    even = 100 / num_experts
+    top = max(2 * even, max(max(row) for row in loads))
 
     with plt.rc_context(WITHOUT_GRID):
-        figure, axes = plt.subplots(
-            figsize=(max(7, 3 + 0.35 * len(loads[0])), max(3.4, 0.8 + 0.3 * len(labels)))
-        )
-        even = 100 / len(loads[0])
-        top = max(2 * even, max(max(row) for row in loads))
+        figure, axes = plt.subplots(figsize=size)
         picture = axes.imshow(
-            loads, cmap="RdBu_r", norm=TwoSlopeNorm(even, vmin=0, vmax=top), aspect="auto"
+            loads,
+            cmap="RdBu_r",
+            norm=TwoSlopeNorm(even, vmin=0, vmax=top),
+            aspect="auto",
         )
-        for y, row in enumerate(loads):
-            for x, value in enumerate(row):
-                dark = not 0.4 * even < value < even + 0.6 * (top - even)
-                axes.text(
-                    x,
-                    y,
-                    f"{value:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if dark else "black",
-                )
+        _write_loads(axes, loads, even, top)
         axes.set_yticks(range(len(labels)), labels)
-        axes.set_xticks(
-            range(len(loads[0])),
-            [f"expert {e}" for e in range(len(loads[0]))],
-            rotation=45,
-            ha="right",
-        )
+        names = [f"expert {expert}" for expert in range(num_experts)]
+        axes.set_xticks(range(num_experts), names, rotation=45, ha="right")
         axes.spines[:].set_visible(False)
+
         # of the training; a model from elsewhere has none that is known
         seed = models[0].runs[0].get("seed")
         axes.set_title("Expert load" if seed is None else f"Expert load, seed {seed}", fontsize=10)
         figure.colorbar(picture, label=f"share of choices in % (even: {even:.1f})", fraction=0.04)
-
     return figure
+
+
+def _loads(models: list[ModelResults]) -> tuple[list[str], list[list[float]]]:
+    """For each layer and kind of images, a label and the load of each expert in %."""
+    labels, loads = [], []
+    for model in models:
+        images = {"clean": None} | {f"eps {exact(eps)}/255": i for i, eps in enumerate(model.eps)}
+        for layer in model.layers:
+            for name, at in images.items():
+                labels.append(f"{layer}  {name}")
+                loads.append([100 * share for share in model.load(layer, at)])
+    return labels, loads
+
+
+def _write_loads(axes: Axes, loads: list[list[float]], even: float, top: float) -> None:
+    """Write each load into its cell, in white where the cell is dark."""
+    for y, row in enumerate(loads):
+        for x, value in enumerate(row):
+            dark = not 0.4 * even < value < even + 0.6 * (top - even)
+            color = "white" if dark else "black"
+            axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)

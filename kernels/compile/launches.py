@@ -23,7 +23,7 @@ from ironmoe.kernels.gpu import (
 from ironmoe.kernels.gpu.launch import Launch, observe
 from ironmoe.kernels.scores import SCORES
 from ironmoe.kernels.tuning import Chip, assume
-from ironmoe.kernels.types import ExpertGroups, GateRule
+from ironmoe.kernels.types import Dispatch, ExpertGroups, GateRule
 
 E, K = 128, 8  # Qwen3-30B-A3B
 SIZES = (2048, 768)  # its D and F: multiples of every block
@@ -37,7 +37,7 @@ DTYPES = (torch.bfloat16, torch.float32)  # float16 takes the configurations of 
 SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-class Specimen(NamedTuple):
+class NamedLaunch(NamedTuple):
     """A launch and what it is, in words."""
 
     name: str
@@ -45,14 +45,14 @@ class Specimen(NamedTuple):
     launch: Launch
 
 
-def specimens(chip: Chip) -> list[Specimen]:
+def usual_launches(chip: Chip) -> list[NamedLaunch]:
     """Every kernel as it would be launched on ``chip`` in layers of usual sizes, each configuration
     once.
     """
     return collect(chip, layers())
 
 
-def collect(chip: Chip, *steps: Iterator[tuple[str, torch.dtype]]) -> list[Specimen]:
+def collect(chip: Chip, *steps: Iterator[tuple[str, torch.dtype]]) -> list[NamedLaunch]:
     """The launches that some steps make on ``chip``, each that the compiler can tell from the
     others once.
 
@@ -60,7 +60,7 @@ def collect(chip: Chip, *steps: Iterator[tuple[str, torch.dtype]]) -> list[Speci
         steps: each takes a step when it is asked for the next (name, dtype) and says after it what
         it was.
     """
-    found: dict[tuple[object, ...], Specimen] = {}
+    found: dict[tuple[object, ...], NamedLaunch] = {}
     with assume(chip), observe() as launches:
         for name, dtype in chain(*steps):
             for launch in launches:
@@ -72,7 +72,7 @@ def collect(chip: Chip, *steps: Iterator[tuple[str, torch.dtype]]) -> list[Speci
                     launch.num_stages,
                 )
                 found.setdefault(
-                    key, Specimen(f"{kernel}: {name}" if name else kernel, dtype, launch)
+                    key, NamedLaunch(f"{kernel}: {name}" if name else kernel, dtype, launch)
                 )
             launches.clear()
     return list(found.values())
@@ -163,7 +163,15 @@ def expert(
         x: Tensor, w: Tensor, bias: Tensor | None, index: Tensor | None, activation: str, keep: bool
     ) -> Any:
         return grouped_matmul.grouped_matmul(
-            x, w, bias, offsets, tiles, index, activation, keep, precision
+            x,
+            w,
+            bias,
+            offsets,
+            tiles,
+            row_token=index,
+            activation=activation,
+            keep_hidden=keep,
+            precision=precision,
         )
 
     product(x, w_in, b_in, row_token, activation, False)
@@ -176,10 +184,19 @@ def expert(
     yield "with gates"
     for gated in (False, True):
         hidden_gradient.hidden_gradient(
-            dy, gates, w_out, b_out, hidden, offsets, row_token, row_slot, slot_row, tiles,
-            activation, precision,
-            True, True, gated,
-        )  # fmt: skip
+            dy,
+            gates,
+            w_out,
+            b_out,
+            hidden,
+            Dispatch(offsets, row_token, row_slot, slot_row),
+            tiles=tiles,
+            activation=activation,
+            precision=precision,
+            want_gates=True,
+            want_hidden=True,
+            want_gated=gated,
+        )
         yield f"{activation}, units for dW₂" if gated else activation
     d_rows, _ = product(hidden, w_in.transpose(1, 2), None, None, "none", True)
     yield "dX of each row"

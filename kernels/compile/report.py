@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import triton
 
-from ironmoe.kernels.compile.launches import SHORT, Specimen
+from ironmoe.kernels.compile.launches import SHORT, NamedLaunch
 from ironmoe.kernels.compile.occupancy import programs_an_sm
 from ironmoe.kernels.compile.specialization import source_of, target_of
-from ironmoe.kernels.compile.width_launches import every_specimen
+from ironmoe.kernels.compile.width_launches import every_launch
 from ironmoe.kernels.tuning import CHIPS, MATRIX, Chip
 
 
@@ -87,7 +87,7 @@ class Finding(NamedTuple):
 def compile_report(
     chips: tuple[str, ...], only: str = "", workers: int | None = None
 ) -> Iterator[tuple[Finding, int]]:
-    """Findings in the order of ``every_specimen``, each with the number of kernels in all. Several
+    """Findings in the order of ``every_launch``, each with the number of kernels in all. Several
     processes compile.
 
     Args:
@@ -96,7 +96,7 @@ def compile_report(
     jobs = [
         (chip, i)
         for chip in chips
-        for i, s in enumerate(every_specimen(CHIPS[chip]))
+        for i, s in enumerate(every_launch(CHIPS[chip]))
         if only in s.name
     ]
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
@@ -110,24 +110,22 @@ def _job(job: tuple[str, int]) -> Finding:
 
 
 @cache
-def _of_chip(name: str) -> list[Specimen]:
-    return every_specimen(CHIPS[name])
+def _of_chip(name: str) -> list[NamedLaunch]:
+    return every_launch(CHIPS[name])
 
 
-def examine(specimen: Specimen, chip: Chip) -> Finding:
+def examine(named: NamedLaunch, chip: Chip) -> Finding:
     """Compile one launch for ``chip`` and read the binary. A kernel that does not compile is a
     finding too.
     """
-    launch = specimen.launch
-    constants = launch.arguments
-    tile = "×".join(str(constants[k]) for k in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if k in constants)
+    launch = named.launch
     what = (
-        chip.name, specimen.name,
-        SHORT.get(specimen.dtype, str(specimen.dtype).removeprefix("torch.")),
-        tile if tile.count("×") == 2 else "", launch.num_warps, launch.num_stages,
+        chip.name, named.name,
+        SHORT.get(named.dtype, str(named.dtype).removeprefix("torch.")),
+        "×".join(map(str, launch.tile or ())), launch.num_warps, launch.num_stages,
     )  # fmt: skip
     try:
-        compiled = _compile(specimen, chip)
+        compiled = _compile(named, chip)
     except Exception as error:  # whatever a pass of the compiler throws
         return Finding(*what, 0, 0, 0, 0, 0, {}, f"{type(error).__name__}: {error}".splitlines()[0])
 
@@ -137,7 +135,7 @@ def examine(specimen: Specimen, chip: Chip) -> Finding:
     return Finding(*what, registers, stack, spills, compiled.metadata.shared, matrix, instructions)
 
 
-def lower(specimen: Specimen, chip: Chip) -> None:
+def lower(named: NamedLaunch, chip: Chip) -> None:
     """Take one launch through every pass of Triton's own down to LLVM, and leave out LLVM and the
     chip's assembler, which take most of the time.
 
@@ -147,7 +145,7 @@ def lower(specimen: Specimen, chip: Chip) -> None:
     with tempfile.TemporaryDirectory() as folder, _without_llvm(), triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder  # the cache of 3.6 does not know that a stage is left out
         triton.knobs.runtime.add_stages_inspection_hook = _without_assembler
-        _compile(specimen, chip)
+        _compile(named, chip)
 
 
 @contextmanager
@@ -177,8 +175,8 @@ def _named(source: Any, metadata: dict[str, Any]) -> str:
     return ""
 
 
-def _compile(specimen: Specimen, chip: Chip) -> Any:
-    launch = specimen.launch
+def _compile(named: NamedLaunch, chip: Chip) -> Any:
+    launch = named.launch
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     return triton.compile(source_of(launch, chip), target=target_of(chip), options=options)
 

@@ -1,9 +1,9 @@
 """Launches at small, odd and large widths: the compiler takes other ways where rows are short,
 unaligned or of zero stride.
 
-``specimens`` asks what the compiler makes of the block sizes; these ask whether it takes a kernel
-at all. The layout of a tile follows from the width of its rows, and a width at which a pass of the
-compiler fails need not be one that any published model has.
+``usual_launches`` asks what the compiler makes of the block sizes; these ask whether it takes a
+kernel at all. The layout of a tile follows from the width of its rows, and a width at which a pass
+of the compiler fails need not be one that any published model has.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch
 
 from ironmoe.kernels.compile.launches import (
     DTYPES,
-    Specimen,
+    NamedLaunch,
     collect,
     expert,
     gates_of,
@@ -24,22 +24,22 @@ from ironmoe.kernels.gpu import attack_step, combine, dispatch, topk
 from ironmoe.kernels.tuning import Chip
 from ironmoe.kernels.types import GateRule
 
-WIDTHS = (1, 8, 16, 24, 31, 32, 48, 64, 96)  # of rows; the larger ones are in ``specimens``
+WIDTHS = (1, 8, 16, 24, 31, 32, 48, 64, 96)  # of rows; the larger ones are in ``usual_launches``
 EXPERT_WIDTHS = (8, 31, 48)  # that TMA takes, unaligned, a multiple of 16 but of no block
 PIXELS = (1, 31, 96)
 ROUTERS = ((1, 1), (3, 2), (33, 4))  # (E, K)
 TOKENS, TOP_K = 30, 4
 
 
-def every_specimen(chip: Chip) -> list[Specimen]:
-    """``specimens``, and every kernel as it would be launched on ``chip`` at narrow widths, each
-    configuration once.
+def every_launch(chip: Chip) -> list[NamedLaunch]:
+    """``usual_launches``, and every kernel as it would be launched on ``chip`` at narrow widths,
+    each configuration once.
     """
     return collect(chip, layers(), rows(), routers_and_steps(), experts())
 
 
-def narrow_specimens(chip: Chip) -> list[Specimen]:
-    """Of ``every_specimen`` those at narrow widths."""
+def narrow_launches(chip: Chip) -> list[NamedLaunch]:
+    """Of ``every_launch`` those at narrow widths."""
     return collect(chip, rows(), routers_and_steps(), experts())
 
 

@@ -1,6 +1,8 @@
 """The activations of ``ironmoe.kernels.activations`` inside a kernel: a hidden unit and its
 derivatives, in float32."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -9,6 +11,31 @@ from ironmoe.kernels.gpu.floats import KEEP_NAN
 
 CLAMPED_LIMIT = tl.constexpr(ACTIVATIONS["clamped_swiglu"].limit)  # gpt-oss
 LIMITED_LIMIT = tl.constexpr(ACTIVATIONS["limited_swiglu"].limit)  # DeepSeek-V4
+
+
+class Unit(NamedTuple):
+    """What a kernel does to H; a constant of the compiler.
+
+    gated: gate and up are halves of its columns; interleaved: they take turns. Neither: H has one
+    column a unit.
+    """
+
+    activation: str
+    gated: bool
+    interleaved: bool
+
+    @property
+    def halves(self) -> int:
+        """Into how many halves the columns of H fall."""
+        return 2 if self.gated else 1
+
+
+def unit_of(activation: str) -> Unit:
+    """The unit of a name in ``ACTIVATIONS``, or of "none": H as it is."""
+    if activation == "none":
+        return Unit("none", gated=False, interleaved=False)
+    entry = ACTIVATIONS[activation]
+    return Unit(activation, entry.gated and not entry.interleaved, entry.interleaved)
 
 
 @triton.jit

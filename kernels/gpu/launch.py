@@ -20,6 +20,17 @@ class Launch(NamedTuple):
     num_warps: int
     num_stages: int
 
+    @property
+    def tile(self) -> tuple[int, int, int] | None:
+        """(rows, columns, terms of a step) of a product; None of another kernel."""
+        return tile_of(self.arguments)
+
+
+def tile_of(arguments: dict[str, Any]) -> tuple[int, int, int] | None:
+    """``Launch.tile`` of the arguments of a kernel, by name."""
+    blocks = arguments.get("BLOCKS")
+    return None if blocks is None else (blocks.m, blocks.n, blocks.k)
+
 
 _observers: list[list[Launch]] = []
 

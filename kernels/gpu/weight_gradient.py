@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ironmoe.kernels.gpu.grouped_matmul import are_aligned
 from ironmoe.kernels.gpu.launch import cdiv, launch
+from ironmoe.kernels.gpu.operands import are_aligned
 from ironmoe.kernels.tuning import blocks_for, chip_of
 
 SUM_ROWS, SUM_COLUMNS = 64, 64
@@ -27,11 +27,24 @@ def load_block(source, token, rows_K, live_K, n_N, N, stride):
 
 @triton.jit
 def weight_gradient_kernel(
-    left, left_token, right, right_token, out, offsets, M, N, left_stride, right_stride,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    left,
+    left_token,
+    left_stride,
+    right,
+    right_token,
+    right_stride,
+    out,
+    offsets,
+    M,
+    N,
+    BLOCKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """out[e] (M, N) = Σ over rows r of e of left[r]ᵀ right[r]; reads each operand once for every
     block of the other's columns."""
+    BLOCK_M: tl.constexpr = BLOCKS.m
+    BLOCK_N: tl.constexpr = BLOCKS.n
+    BLOCK_K: tl.constexpr = BLOCKS.k
     blocks_n = tl.cdiv(N, BLOCK_N)
     per_expert = tl.cdiv(M, BLOCK_M) * blocks_n
     expert = tl.program_id(0) // per_expert
@@ -108,13 +121,23 @@ def weight_gradient(
     gathers = left_token is not None or right_token is not None
     stages = blocks.stages if gathers else min(blocks.stages, 4)
     launch(
-        weight_gradient_kernel, num_experts * cdiv(M, blocks.m) * cdiv(N, blocks.n), blocks.warps,
+        weight_gradient_kernel,
+        num_experts * cdiv(M, blocks.m) * cdiv(N, blocks.n),
+        blocks.warps,
         stages,
-        left=left, left_token=left_token, right=right, right_token=right_token, out=out,
-        offsets=offsets, M=M, N=N,
-        left_stride=left.stride(0), right_stride=right.stride(0),
-        BLOCK_M=blocks.m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, PRECISION=precision,
-    )  # fmt: skip
+        left=left,
+        left_token=left_token,
+        left_stride=left.stride(0),
+        right=right,
+        right_token=right_token,
+        right_stride=right.stride(0),
+        out=out,
+        offsets=offsets,
+        M=M,
+        N=N,
+        BLOCKS=blocks,
+        PRECISION=precision,
+    )
     return out
 
 

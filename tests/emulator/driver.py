@@ -27,6 +27,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ironmoe.kernels.gpu.launch import tile_of
 from ironmoe.kernels.tuning import CHIPS
 
 WORD, LONG = (1 << 32) - 1, (1 << 64) - 1
@@ -107,15 +108,11 @@ class Launcher:
         with _denormal_numbers():
             parameters = dict(zip(program.parameters, values, strict=True))
             executed = run(program, memory, parameters, grid_x, self.metadata.shared, maps, reports)
-        blocks = [
-            str(arguments[self.names.index(name)])
-            for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")
-            if name in self.names
-        ]
+        tile = tile_of(dict(zip(self.names, arguments, strict=True)))
         launches.append(
             Launched(
                 program.name, f"sm_{self.metadata.target.arch}",
-                "×".join(blocks) if len(blocks) == 3 else "", grid_x, executed,
+                "×".join(map(str, tile or ())), grid_x, executed,
                 time.perf_counter() - start, list(reports.texts),
             )
         )  # fmt: skip

@@ -3,6 +3,7 @@ expert, against float64.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import contract
 import driver
@@ -73,8 +74,12 @@ def test_units_alone(device: str, act: str, hidden: int) -> None:
     tiles = plan_tiles(offsets, 272, torch.bfloat16)
 
     with contract.poisoned():
-        kept, units = grouped_matmul(x, weight, bias, offsets, tiles, token, act, True, "ieee")
-        _, alone = grouped_matmul(x, weight, bias, offsets, tiles, token, act, False, "ieee")
+        run = partial(
+            grouped_matmul, x, weight, bias, offsets, tiles,
+            row_token=token, activation=act, precision="ieee",
+        )  # fmt: skip
+        kept, units = run()
+        _, alone = run(keep_hidden=False)
     assert kept is not None and units is not None and alone is not None
     exact = torch.zeros(272, wide, dtype=torch.float64)
     plain = torch.zeros(272, wide, dtype=torch.bfloat16)

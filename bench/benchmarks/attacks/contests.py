@@ -13,7 +13,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ironmoe.attacks import Proportion
-from ironmoe.bench.benchmarks.attacks.libraries import PGDSettings, Run, autoattack_runs, pgd_runs
+from ironmoe.bench.benchmarks.attacks.libraries import (
+    LibraryRun,
+    PGDSettings,
+    autoattack_runs,
+    pgd_runs,
+)
 from ironmoe.bench.benchmarks.attacks.models import MODELS, WIDE, trained_models
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import write_json
@@ -59,7 +64,7 @@ class Contest(NamedTuple):
 
     model: str
     attack: str
-    runs: dict[str, Run]
+    runs: dict[str, LibraryRun]
     images: int
     rounds: int
     base: str = "ironmoe"
@@ -160,7 +165,7 @@ def _pgd_settings(eps: float, settings: AttackBenchmarkSettings) -> PGDSettings:
 
 
 def _pgd_contest(
-    model: str, eps: float, settings: AttackBenchmarkSettings, runs: dict[str, Run]
+    model: str, eps: float, settings: AttackBenchmarkSettings, runs: dict[str, LibraryRun]
 ) -> Contest:
     attack = f"PGD-40 × 5 restarts, Linf, eps {eps:g}"
     return Contest(model, attack, runs, settings.images, settings.runs)

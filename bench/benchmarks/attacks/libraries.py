@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, AutoAttack, evaluate
 
-Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
+LibraryRun = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class PGDSettings(NamedTuple):
@@ -27,7 +27,7 @@ class PGDSettings(NamedTuple):
     batch_size: int
 
 
-def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]:
+def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, LibraryRun]:
     """PGD by every library that can be imported, by name; ironmoe is first."""
 
     def ours(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]
 
 def autoattack_runs(
     norm: str, eps: float, batch_size: int, dtype: torch.dtype | None = None
-) -> dict[str, Run]:
+) -> dict[str, LibraryRun]:
     """AutoAttack-standard by ironmoe, by the official code and by torchattacks, as far as they can
     be imported.
 
@@ -142,7 +142,7 @@ def _held(
     return torch.cat(held)
 
 
-def _importable(runs: dict[str, Run], modules: dict[str, str]) -> dict[str, Run]:
+def _importable(runs: dict[str, LibraryRun], modules: dict[str, str]) -> dict[str, LibraryRun]:
     found = {}
     for name, run in runs.items():
         try:

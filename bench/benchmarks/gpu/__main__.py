@@ -20,6 +20,23 @@ from ironmoe.bench.common.user_error import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. The exit status is 2 for an option that cannot be used."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return run_bench_gpu(make_options(**vars(options)))
+    except (UserError, OSError) as error:
+        print(f"ironmoe: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _interrupt(*_: object) -> None:
+    """A polite kill ends the run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ironmoe.bench.benchmarks.gpu", description=__doc__
     )
@@ -55,15 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="go on with the newest run in --out that was interrupted",
     )
     parser.add_argument("--out", type=Path, help="folder of the results, by default bench/results")
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-
-    try:
-        return run_bench_gpu(make_options(**vars(parser.parse_args(arguments))))
-    except (UserError, OSError) as error:
-        print(f"ironmoe: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return parser
 
 
 if __name__ == "__main__":

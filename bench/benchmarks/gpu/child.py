@@ -19,10 +19,10 @@ from ironmoe.bench.benchmarks.gpu.tasks.blocks import compare_blocks
 from ironmoe.bench.benchmarks.gpu.tasks.checks import check_bits, sanitize
 from ironmoe.bench.benchmarks.gpu.tasks.entrants import Place
 from ironmoe.bench.benchmarks.gpu.tasks.measure import LayerCase
-from ironmoe.bench.benchmarks.gpu.tasks.observe import Clocks, listening
+from ironmoe.bench.benchmarks.gpu.tasks.observe import GpuMonitor, listening
 from ironmoe.bench.benchmarks.gpu.tasks.tune import tune
 from ironmoe.bench.benchmarks.shapes import MAIN, REHEARSAL, SHAPES
-from ironmoe.bench.common.timing import Clock
+from ironmoe.bench.common.timing import Countdown
 
 COMPLETE, INCOMPLETE = 0, 3  # exit status: everything done; time was over first
 
@@ -36,19 +36,19 @@ def main() -> int:
     if not line:
         return COMPLETE
 
-    work = Work.from_request(json.loads(line))
-    if work.device.type == "cpu":
+    assigned = AssignedJob.from_request(json.loads(line))
+    if assigned.device.type == "cpu":
         # a rehearsal: its figures mean nothing, and other threads would only wait for each other
         torch.set_num_threads(1)
 
-    with listening() as compiled, Clocks(_uuid(work.device)) as clocks:
+    with listening() as compiled, GpuMonitor(_uuid(assigned.device)) as monitor:
         try:
-            complete = work.do(clocks)
+            complete = assigned.do(monitor)
         finally:
             if found := compiled.summary():
-                work.pen.finish(
+                assigned.pen.finish(
                     f"compiled in process {os.getpid()}",
-                    compiled=[{"job": work.job.name, **found[0]}],
+                    compiled=[{"job": assigned.job.name, **found[0]}],
                 )
 
     return COMPLETE if complete else INCOMPLETE
@@ -70,7 +70,7 @@ def _uuid(device: torch.device) -> str | None:
 
 
 @dataclass(frozen=True)
-class Work:
+class AssignedJob:
     """A job with everything that it needs in this process.
 
     rounds: how often each is timed, at most; without: peers that are left out.
@@ -79,13 +79,13 @@ class Work:
     job: GpuJob
     dtype: torch.dtype
     device: torch.device
-    clock: Clock
+    clock: Countdown
     pen: Pen
     rounds: int
     without: list[str]
 
     @classmethod
-    def from_request(cls, request: dict[str, Any]) -> "Work":
+    def from_request(cls, request: dict[str, Any]) -> "AssignedJob":
         """``request``: what ``run.py`` has written to standard input."""
         by_name = {shape.name: shape for shape in (*SHAPES, *REHEARSAL)}
         job = GpuJob(request["kind"], by_name.get(request["shape"]), request["routing"])
@@ -93,13 +93,13 @@ class Work:
             job=job,
             dtype=getattr(torch, request["dtype"]),
             device=torch.device(request["device"]),
-            clock=Clock(request["seconds"]),
+            clock=Countdown(request["seconds"]),
             pen=Pen(Journal(Path(request["journal"])), job.name),
             rounds=request["rounds"],
             without=request["without"],
         )
 
-    def do(self, clocks: Clocks) -> bool:
+    def do(self, monitor: GpuMonitor) -> bool:
         """Do the job. True if it is complete."""
         dtype, device = self.dtype, self.device
         left, pen = self.clock.left, self.pen
@@ -110,7 +110,7 @@ class Work:
             assert shape is not None
             place = Place(shape, self.job.routing, dtype, device)
             case = LayerCase(place, self.clock, pen, rounds=self.rounds, without=self.without)
-            return case.measure(clocks)
+            return case.measure(monitor)
 
         if kind == BITS:
             assert shape is not None

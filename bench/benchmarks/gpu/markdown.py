@@ -191,7 +191,7 @@ def _layers(rows: list[Row]) -> list[str]:
 
 
 def _cells(row: Row) -> list[str]:
-    clocks = ", ".join(_figure(row, name, "{:.0f}") for name in ("sm_mhz", "watts", "celsius"))
+    readings = ", ".join(_figure(row, name, "{:.0f}") for name in ("sm_mhz", "watts", "celsius"))
     return [
         row["pass"],
         row["implementation"],
@@ -206,7 +206,7 @@ def _cells(row: Row) -> list[str]:
         _figure(row, "saved_bytes", "{:.0f}", 1e-6),
         _figure(row, "host_ms", "{:.3f}"),
         _error(row),
-        clocks if "sm_mhz" in row else "–",
+        readings if "sm_mhz" in row else "–",
     ]
 
 

@@ -2,6 +2,7 @@
 runs."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ironmoe.bench.benchmarks.gpu.jobs import GpuJob
@@ -161,39 +162,56 @@ def news(entry: Entry) -> list[str]:
         return [f"FAILED {entry['test']}: {entry['why'].splitlines()[0] if entry['why'] else ''}"]
     if entry["kind"] != "part":
         return []
-    lines = [_timed_line(entry)] if any("tflops" in row for row in entry.get("rows", ())) else []
 
-    for note in entry.get("notes", ()):
-        if note["kind"] != "absent":
-            lines.append(f"{note['implementation']} {note['kind']}: {note['why']}")
-
-    for row in entry.get("compiled", ()):
-        compiled = f"{row['kernels']} kernels compiled in {row['seconds']:.1f} s"
-        lines.append(f"{compiled}, {row['from_cache']} from the cache; {row['longest']}")
-
-    for row in entry.get("blocks", ()):
-        place = ", ".join([row["product"], *([row["pass"]] if "pass" in row else [])])
-        timed = f"{row['ms']:.3f} ms, before {row['former_ms']:.3f}" if "ms" in row else row["why"]
-        lines.append(f"{place}: {timed}")
-
-    for row in entry.get("attack", ()):
-        what = row["why"] if "why" in row else f"{row['images_per_s']:.0f} images/s"
-        lines.append(f"{row['way']}: {what}")
-
-    for row in entry.get("checks", ()):
-        verdict = {True: "passed", False: "FAILED", None: "not run"}[row["passed"]]
-        lines.append(f"{row['check']}: {verdict}{': ' if row['why'] else ''}{row['why']}")
-
-    lines += [row["text"] for row in entry.get("tuning", ())]
-    return lines
+    timed = [row for row in entry.get("rows", ()) if "tflops" in row]
+    lines = [_timed_line(entry["part"], timed)] if timed else []
+    for table, line in NEWS.items():
+        lines += [line(row) for row in entry.get(table, ())]
+    return [line for line in lines if line]
 
 
-def _timed_line(entry: Entry) -> str:
-    rows = [row for row in entry["rows"] if "tflops" in row]
+def _timed_line(part: str, rows: list[Row]) -> str:
     figures = [
         f"{row['implementation']} {row['ms']:.3f} ms"
         + (f" ({row['tflops']:.0f} TFLOP/s)" if row["implementation"] == OURS else "")
         + (" WRONG" if row.get("agrees") is False else "")
         for row in rows
     ]
-    return f"{entry['part']}: {', '.join(figures)}"
+    return f"{part}: {', '.join(figures)}"
+
+
+def _note(row: Row) -> str:
+    """Nothing is said of who is not installed: the report lists them."""
+    return "" if row["kind"] == "absent" else f"{row['implementation']} {row['kind']}: {row['why']}"
+
+
+def _compiled(row: Row) -> str:
+    compiled = f"{row['kernels']} kernels compiled in {row['seconds']:.1f} s"
+    return f"{compiled}, {row['from_cache']} from the cache; {row['longest']}"
+
+
+def _blocks(row: Row) -> str:
+    place = f"{row['product']}, {row['pass']}" if "pass" in row else row["product"]
+    timed = f"{row['ms']:.3f} ms, before {row['former_ms']:.3f}" if "ms" in row else row["why"]
+    return f"{place}: {timed}"
+
+
+def _attack(row: Row) -> str:
+    what = row["why"] if "why" in row else f"{row['images_per_s']:.0f} images/s"
+    return f"{row['way']}: {what}"
+
+
+def _check(row: Row) -> str:
+    verdict = {True: "passed", False: "FAILED", None: "not run"}[row["passed"]]
+    return f"{row['check']}: {verdict}{': ' if row['why'] else ''}{row['why']}"
+
+
+# Table of the journal → the line that is said of a row.
+NEWS: dict[str, Callable[[Row], str]] = {
+    "notes": _note,
+    "compiled": _compiled,
+    "blocks": _blocks,
+    "attack": _attack,
+    "checks": _check,
+    "tuning": lambda row: row["text"],
+}

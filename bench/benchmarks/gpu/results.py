@@ -21,6 +21,7 @@ from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.common.versions import versions
 
 JOURNAL = ".jsonl"
+HEAD = ("date", "device", "versions", "dtype", "minutes")  # of the journal's first entry
 PACKAGES = (
     "ironmoe",
     "torch",
@@ -98,24 +99,14 @@ class Results:
     def _content(self, why: str) -> dict[str, Any]:
         entries = self.journal.entries()
         found = tables(entries)
-        found["notes"] = list(
-            {json.dumps(note): note for note in found["notes"]}.values()
-        )  # a part that was begun twice says it twice
-        ends = outcomes(entries)
-        is_goal_device = any(name in self.device["name"] for name in GOAL_DEVICES)
-        not_begun = [name for name in self._missing if name not in ends]
-        jobs = [
-            *ends.values(),
-            *(
-                {"job": name, "outcome": "not begun", "why": "", "seconds": 0.0}
-                for name in not_begun
-            ),
-        ]
+        # A part that was begun twice has its notes twice.
+        found["notes"] = list({json.dumps(note): note for note in found["notes"]}.values())
 
-        return {
-            **{
-                name: self.head[name] for name in ("date", "device", "versions", "dtype", "minutes")
-            },
+        ends = outcomes(entries)
+        jobs = [*ends.values(), *(_not_begun(name) for name in self._missing if name not in ends)]
+        is_goal_device = any(name in self.device["name"] for name in GOAL_DEVICES)
+        head = {name: self.head[name] for name in HEAD}
+        return head | {
             "finished": not self._missing and not why,
             "why_not_finished": why or ("still running" if self._missing else ""),
             "jobs": jobs,
@@ -123,6 +114,10 @@ class Results:
             "goals": [goal._asdict() for goal in goals(found["rows"])] if is_goal_device else [],
             **found,
         }
+
+
+def _not_begun(job: str) -> Entry:
+    return {"job": job, "outcome": "not begun", "why": "", "seconds": 0.0}
 
 
 def _suite(entries: list[Entry], ends: dict[str, Entry]) -> dict[str, Any] | None:

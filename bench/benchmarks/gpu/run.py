@@ -14,7 +14,7 @@ from ironmoe.bench.benchmarks.gpu.results import Results
 from ironmoe.bench.benchmarks.gpu.tasks.suite import outcomes_of_tests, run_suite
 from ironmoe.bench.benchmarks.peers import OURS, PEERS
 from ironmoe.bench.common.dtypes import dtype_name
-from ironmoe.bench.common.timing import Clock
+from ironmoe.bench.common.timing import Countdown
 
 RESERVE = 8.0  # seconds kept back for the last files
 LEAST = 5.0  # seconds that must be left for a job to begin
@@ -22,16 +22,16 @@ SAY_EVERY = 10.0  # seconds without a word, at most
 DONE = ("done", "passed", "failed", "died", "hung")  # outcomes after which a job is not done again
 
 
-class Run:
+class GpuRun:
     """One run: its jobs, its journal, its clock."""
 
     def __init__(self, options: GpuOptions, say: Callable[[str], None]) -> None:
-        self.options, self.clock = options, Clock(60 * options.minutes - RESERVE)
+        on_gpu = options.device.type == "cuda"
+        self.options = options
+        self.clock = Countdown(60 * options.minutes - RESERVE)
+        self.jobs = plan(options.shapes, options.minutes, on_gpu, options.kinds)
         self.results = Results(
             options.out, options.device, options.dtype, options.minutes, options.resume
-        )
-        self.jobs = plan(
-            options.shapes, options.minutes, options.device.type == "cuda", options.kinds
         )
         self.journal = self.results.journal
         self._say = say
@@ -49,11 +49,9 @@ class Run:
         missing = [job for job in self.jobs if job.name not in done]
         self.journal.news()  # the lines of an earlier run were said then
 
-        for line in plan_lines(
-            missing, len(done), self.options.minutes, self.results.device["name"]
-        ):
+        device = self.results.device["name"]
+        for line in plan_lines(missing, len(done), self.options.minutes, device):
             self._say(line)
-
         self.results.write([job.name for job in missing])
         try:
             for i, job in enumerate(missing):
@@ -91,7 +89,7 @@ class Run:
         Returns:
             (outcome, why)
         """
-        clock, without = Clock(seconds), list[str]()
+        clock, without = Countdown(seconds), list[str]()
         while True:
             child, self._waiting = self._waiting or Child(), None
             if not is_last:
@@ -186,7 +184,7 @@ def run_bench_gpu(options: GpuOptions, say: Callable[[str], None] = say_at_once)
         0 if the tests passed (or were not asked for) and nothing of ours was wrong, failed or hung;
             else 1.
     """
-    run = Run(options, say)
+    run = GpuRun(options, say)
     results = run.results
     why = ""
 

@@ -30,27 +30,27 @@ import json, sys
 from collections import Counter
 import torch
 from ironmoe.kernels.compile.report import examine, lower
-from ironmoe.kernels.compile.launches import specimens
+from ironmoe.kernels.compile.launches import usual_launches
 from ironmoe.kernels.tuning import CHIPS, PRODUCTS, blocks_for
-from ironmoe.kernels.compile.width_launches import narrow_specimens
+from ironmoe.kernels.compile.width_launches import narrow_launches
 
 chip, (name, lowered, wanted) = CHIPS[sys.argv[1]], (sys.argv[1], *map(json.loads, sys.argv[2:]))
-usual = specimens(chip)
+usual = usual_launches(chip)
 
 sample = {}
-for specimen in usual:
-    rows = specimen.launch.arguments.get("BLOCK_M", 128)
-    if specimen.name in wanted and rows == 128 and specimen.dtype != torch.float32:
-        sample[specimen.name] = specimen
-findings = [examine(specimen, chip) for specimen in sample.values()]
+for named in usual:
+    rows, *_ = named.launch.tile or (128,)
+    if named.name in wanted and rows == 128 and named.dtype != torch.float32:
+        sample[named.name] = named
+findings = [examine(named, chip) for named in sample.values()]
 
 compiled, table = set(), set()
-for specimen in usual:
-    launch, a = specimen.launch, specimen.launch.arguments
-    if "BLOCK_K" in a and "BLOCK_N" in a:
+for named in usual:
+    launch, a = named.launch, named.launch.arguments
+    if launch.tile:
         tokens = "left_token" in a and a["left_token"] is a["right_token"] is None
-        blocks = a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], launch.num_warps, launch.num_stages
-        compiled.add((str(specimen.dtype), tokens, *blocks))
+        blocks = *launch.tile, launch.num_warps, launch.num_stages
+        compiled.add((str(named.dtype), tokens, *blocks))
 for dtype, rows in ((torch.bfloat16, (16, 32, 64, 128)), (torch.float32, (16, 32))):
     for product in PRODUCTS:
         chosen = [blocks_for(product, dtype, row, chip) for row in rows]
@@ -64,9 +64,9 @@ for dtype, rows in ((torch.bfloat16, (16, 32, 64, 128)), (torch.float32, (16, 32
 every = {}  # of each chip, by what is the same on all of them
 for c in lowered:
     of_name, every[c] = Counter(), {}
-    for specimen in narrow_specimens(CHIPS[c]):
-        every[c][specimen.name, specimen.dtype, of_name[specimen.name, specimen.dtype]] = specimen
-        of_name[specimen.name, specimen.dtype] += 1
+    for named in narrow_launches(CHIPS[c]):
+        every[c][named.name, named.dtype, of_name[named.name, named.dtype]] = named
+        of_name[named.name, named.dtype] += 1
 keys = list(dict.fromkeys(key for found in every.values() for key in found))
 number = Counter(key[0].split(":")[0] for key in keys)
 share, seen = [], Counter()
@@ -77,13 +77,13 @@ for key in keys:
     if chosen or (number[kernel] < len(having) and name in having):
         share.append(every[name][key])
     seen[kernel] += 1
-for specimen in share:
-    lower(specimen, chip)
+for named in share:
+    lower(named, chip)
 
 print(json.dumps({
     "sample": [finding._asdict() | {"faults": finding.faults()} for finding in findings],
     "missing": sorted(table - compiled), "table": len(table),
-    "lowered": Counter(specimen.name.split(":")[0] for specimen in share), "narrow": number,
+    "lowered": Counter(named.name.split(":")[0] for named in share), "narrow": number,
 }))
 """
 SPILL = """
@@ -127,7 +127,7 @@ def test_a_sample_compiles_without_faults(chip, found):
 
 
 def test_narrow_rows_pass_the_compiler(chip, found):
-    """Every launch of ``width_specimens``, whatever its tile, goes through all of Triton's own
+    """Every launch of ``width_launches``, whatever its tile, goes through all of Triton's own
     passes for one of three chips, and every kernel for each of the three: at some widths a pass of
     Triton 3.6 once failed.
 

@@ -16,7 +16,7 @@ import triton
 from triton.runtime.driver import driver
 from ironmoe.kernels.compile.specialization import specialize, target_of
 from ironmoe.kernels.tuning import CHIPS
-from ironmoe.kernels.compile.width_launches import every_specimen
+from ironmoe.kernels.compile.width_launches import every_launch
 
 class Stub:
     def get_current_target(self):
@@ -43,18 +43,18 @@ answers = {}
 for name in json.loads(sys.argv[1]):
     chip, differ = CHIPS[name], []
     asked.clear()
-    specimens = every_specimen(chip)
-    for specimen in specimens:
-        launch = specimen.launch
+    recorded = every_launch(chip)
+    for named in recorded:
+        launch = named.launch
         options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
         launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments, **options)
         found = specialize(launch, chip)
         jit = asked[-1]
         same = (jit["signature"], jit["constants"], jit["configs"][0]) == tuple(found)
         if not same or (jit["num_warps"], jit["num_stages"]) != tuple(options.values()):
-            differ.append(specimen.name)
-    integers = {s.launch.arguments["experts"].dtype for s in specimens if s.name == "place"}
-    answers[name] = {"specimens": len(specimens), "compilations": len(asked), "differ": differ,
+            differ.append(named.name)
+    integers = {s.launch.arguments["experts"].dtype for s in recorded if s.name == "place"}
+    answers[name] = {"launches": len(recorded), "compilations": len(asked), "differ": differ,
                      "integers": len(integers)}
 print(json.dumps(answers))
 """
@@ -82,13 +82,11 @@ print(json.dumps(answers))
 
 
 @needs_triton
-def test_every_specimen_is_what_the_jit_would_compile(run_compiled):
+def test_every_launch_is_what_the_jit_would_compile(run_compiled):
     """Among them choices of every integer type that dispatch takes."""
     for chip, found in run_compiled(THROUGH_JIT, ["sm_80", "sm_90", "sm_100", "gfx942"]).items():
         assert found["differ"] == [], chip
-        assert found["compilations"] == found["specimens"] > 300, (
-            "the JIT takes no two for the same"
-        )
+        assert found["compilations"] == found["launches"] > 300, "the JIT takes no two for the same"
         assert found["integers"] == 4
 
 

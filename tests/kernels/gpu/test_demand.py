@@ -55,6 +55,11 @@ def launches(f):
     return seen
 
 
+def applies(launch, activation):
+    unit = launch.arguments.get("UNIT")
+    return unit is not None and unit.activation == activation
+
+
 def count(f):
     return dict(Counter(launch.kernel.__name__.removesuffix("_kernel") for launch in launches(f)))
 
@@ -69,17 +74,9 @@ def test_inference_and_forward_run_the_plan_two_products_and_one_sum(device):
 def test_inference_writes_no_pre_activations(device):
     leaves, experts = layer(device)
     with torch.no_grad():
-        up = [
-            x
-            for x in launches(lambda: forward(leaves, experts))
-            if x.arguments.get("ACTIVATION") == "gelu"
-        ]
+        up = [x for x in launches(lambda: forward(leaves, experts)) if applies(x, "gelu")]
     assert [x.arguments["hidden"] for x in up] == [None]
-    up = [
-        x
-        for x in launches(lambda: forward(leaves, experts))
-        if x.arguments.get("ACTIVATION") == "gelu"
-    ]
+    up = [x for x in launches(lambda: forward(leaves, experts)) if applies(x, "gelu")]
     assert [x.arguments["hidden"].shape for x in up] == [(T * K, F)]
 
 
@@ -287,9 +284,7 @@ def test_pre_activations_live_on_unless_they_are_recomputed(device, recompute):
     with observe() as seen:
         y = forward(leaves, experts, recompute=recompute)
     (hidden,) = [
-        StorageWeakRef(x.arguments["hidden"].untyped_storage())
-        for x in seen
-        if x.arguments.get("ACTIVATION") == "gelu"
+        StorageWeakRef(x.arguments["hidden"].untyped_storage()) for x in seen if applies(x, "gelu")
     ]
     seen.clear()
     assert hidden.expired() == recompute

@@ -1,5 +1,6 @@
 """Ragged rows times stacked matrices: numbers. What is compared is computed on poisoned memory."""
 
+from functools import partial
 from itertools import pairwise
 
 import contract
@@ -174,15 +175,11 @@ def test_gathered_rows_and_activation(device, monkeypatch, dtype, act, change):
     x, weight, bias = (t.to(device) for t in tensors.values())
     tiles = plan_tiles(plan.offsets, 120, dtype)
     with contract.poisoned():
-        hidden, units = gpu.grouped_matmul(
-            x, weight, bias, plan.offsets, tiles, plan.row_token, act, True, "ieee"
-        )
-        nothing, alone = gpu.grouped_matmul(
-            x, weight, bias, plan.offsets, tiles, plan.row_token, act, False, "ieee"
-        )
-        only_hidden, none = gpu.grouped_matmul(
-            x, weight, bias, plan.offsets, tiles, plan.row_token, "none", True, "ieee"
-        )
+        run = partial(gpu.grouped_matmul, x, weight, bias, plan.offsets, tiles)
+        gathers = {"row_token": plan.row_token, "precision": "ieee"}
+        hidden, units = run(activation=act, **gathers)
+        nothing, alone = run(activation=act, keep_hidden=False, **gathers)
+        only_hidden, none = run(activation="none", **gathers)
     assert nothing is None and none is None and torch.equal(alone, units)
     kept = int(plan.offsets[-1])
     torch.testing.assert_close(only_hidden, hidden)

@@ -56,8 +56,15 @@ def test_no_bit_depends_on_the_order_of_programs(device, rows, transposed, act):
     def products():
         with contract.poisoned():
             return gpu.grouped_matmul(
-                x, weight, None, plan.offsets, tiles, plan.row_token, act, True, "ieee"
-            )  # fmt: skip
+                x,
+                weight,
+                None,
+                plan.offsets,
+                tiles,
+                row_token=plan.row_token,
+                activation=act,
+                precision="ieee",
+            )
 
     in_order = products()
     with contract.programs_in_reverse():

@@ -22,7 +22,7 @@ from ironmoe.kernels.gpu import (
 )
 from ironmoe.kernels.gpu.launch import observe
 from ironmoe.kernels.tuning import CHIPS, INTERPRETER, assume
-from ironmoe.kernels.types import ExpertGroups, GateRule
+from ironmoe.kernels.types import Dispatch, ExpertGroups, GateRule
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="looks into the interpreter")
 
@@ -54,19 +54,27 @@ def products(counts, dim, hidden, act, dtype=torch.float16, transposed=False, to
 
     offsets, row_token, row_slot, slot_row, _ = dispatch.plan(experts, len(counts))
     tiles = dispatch.plan_tiles(offsets, experts.numel(), dtype)
-    plan = offsets, row_token, row_slot, slot_row, tiles
-    kept, units = grouped_matmul.grouped_matmul(
-        x, w_in, b_in, offsets, tiles, row_token, act, True, "ieee"
-    )
-    grouped_matmul.grouped_matmul(x, w_in, b_in, offsets, tiles, row_token, act, False, "ieee")
-    rows, _ = grouped_matmul.grouped_matmul(
-        units, w_out, b_out, offsets, tiles, None, "none", True, "ieee"
-    )
+    plan = Dispatch(offsets, row_token, row_slot, slot_row)
+    gathers = {"row_token": row_token, "activation": act, "precision": "ieee"}
+    kept, units = grouped_matmul.grouped_matmul(x, w_in, b_in, offsets, tiles, **gathers)
+    grouped_matmul.grouped_matmul(x, w_in, b_in, offsets, tiles, keep_hidden=False, **gathers)
+    rows, _ = grouped_matmul.grouped_matmul(units, w_out, b_out, offsets, tiles, precision="ieee")
     combine.combine(rows, gates, slot_row)
     hidden_gradient.hidden_gradient(
-        dy, gates, w_out, b_out, kept, *plan, act, "ieee", True, True, True
+        dy,
+        gates,
+        w_out,
+        b_out,
+        kept,
+        plan,
+        tiles=tiles,
+        activation=act,
+        precision="ieee",
+        want_gates=True,
+        want_hidden=True,
+        want_gated=True,
     )
-    grouped_matmul.grouped_matmul(kept, w_in.mT, None, offsets, tiles, None, "none", True, "ieee")
+    grouped_matmul.grouped_matmul(kept, w_in.mT, None, offsets, tiles, precision="ieee")
     weight_gradient.weight_gradient(kept, None, x, row_token, offsets, "ieee")
     weight_gradient.weight_gradient(dy, row_token, units, None, offsets, "ieee")
     weight_gradient.expert_sum(kept, offsets)

@@ -158,7 +158,7 @@ def _launched(run: Callable[[], Any]) -> list[Any] | None:
     with observe() as launches:
         run()
 
-    plain = (int, str, bool)
+    plain = (int, str, bool, tuple)
     return [
         (
             launch.num_warps,

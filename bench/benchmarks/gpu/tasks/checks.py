@@ -52,18 +52,8 @@ def check_bits(
                 wrong = differing()
         except OutOfTime:
             return False
-        pen.finish(
-            name,
-            checks=[
-                _row(
-                    name,
-                    shape.name,
-                    dtype,
-                    not wrong,
-                    f"differing: {', '.join(wrong)}" if wrong else "",
-                )
-            ],
-        )
+        why = f"differing: {', '.join(wrong)}" if wrong else ""
+        pen.finish(name, checks=[_row(name, shape.name, dtype, not wrong, why)])
 
     return True
 

@@ -12,7 +12,7 @@ import torch
 from ironmoe.bench.benchmarks.gpu.journal import BROKEN_DEVICE, Pen, Row, first_line
 from ironmoe.bench.benchmarks.gpu.tasks.entrants import Entrant, Place, Prepared, prepare
 from ironmoe.bench.benchmarks.gpu.tasks.movers import time_movers
-from ironmoe.bench.benchmarks.gpu.tasks.observe import Clocks, kernel_times
+from ironmoe.bench.benchmarks.gpu.tasks.observe import GpuMonitor, kernel_times
 from ironmoe.bench.benchmarks.passes import (
     FULL,
     INFERENCE,
@@ -24,7 +24,7 @@ from ironmoe.bench.benchmarks.reference import disagreement, errors, reference
 from ironmoe.bench.benchmarks.roofline import limit_ms, needed_flops
 from ironmoe.bench.benchmarks.shapes import Problem, dense_problem, make_problem
 from ironmoe.bench.common.timing import (
-    Clock,
+    Countdown,
     OutOfTime,
     Timing,
     interleaved,
@@ -51,7 +51,7 @@ class LayerCase:
     def __init__(
         self,
         place: Place,
-        clock: Clock,
+        clock: Countdown,
         pen: Pen,
         *,
         rounds: int = 20,
@@ -66,7 +66,7 @@ class LayerCase:
         self.rows: list[Row] = []
         self.notes: list[dict[str, str]] = []
 
-    def measure(self, clocks: Clocks) -> bool:
+    def measure(self, monitor: GpuMonitor) -> bool:
         """Measure everything that the clock allows and that ``pen`` has not got yet. Whoever fails
         costs its own rows only.
 
@@ -79,7 +79,7 @@ class LayerCase:
         passes = [name for name in PASSES if name != PGD or self.place.device.type == "cuda"]
         missing = [part for part in (*passes, MOVERS, PROFILE) if part not in self.pen.done]
         try:
-            for part in self._ready(missing, clocks):
+            for part in self._ready(missing, monitor):
                 if self.clock.left() <= 0:
                     return False
                 part()
@@ -88,7 +88,7 @@ class LayerCase:
                 self._flush("notes")
         return self.clock.left() > 0 or all(part in self.pen.done for part in missing)
 
-    def _ready(self, missing: list[str], clocks: Clocks) -> list[Callable[[], None]]:
+    def _ready(self, missing: list[str], monitor: GpuMonitor) -> list[Callable[[], None]]:
         """What is left to do, once everything that it needs is there. Nothing is, if we cannot do
         this layer at all."""
         if not missing:
@@ -109,7 +109,7 @@ class LayerCase:
             PROFILE: partial(self._profile, entrants[OURS]),
         }
         return [
-            others[part] if part in others else partial(self._measure_pass, part, entrants, clocks)
+            others[part] if part in others else partial(self._measure_pass, part, entrants, monitor)
             for part in missing
         ]
 
@@ -140,7 +140,9 @@ class LayerCase:
         self._flush(CHECK)
         return entrants
 
-    def _measure_pass(self, pass_name: str, entrants: dict[str, Entrant], clocks: Clocks) -> None:
+    def _measure_pass(
+        self, pass_name: str, entrants: dict[str, Entrant], monitor: GpuMonitor
+    ) -> None:
         """Time one pass of every entrant beside a large matrix product."""
         prepared = self._prepare_all(pass_name, entrants)
         size = PRODUCT_SIZE[self.place.device.type]
@@ -160,7 +162,7 @@ class LayerCase:
             figures = self._speed(pass_name, timings[name], product_tflops)
             figures |= ready.memory
             figures |= entrants[name].agreement(self.place.dtype)
-            figures |= clocks.since(start)
+            figures |= monitor.since(start)
             self._add(name, pass_name, timings[name], figures)
 
         self._flush(pass_name)

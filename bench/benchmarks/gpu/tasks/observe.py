@@ -23,7 +23,7 @@ CALLS = 5
 LONGEST_NAME = 60  # torch's own kernels have names of hundreds of letters
 
 
-class Launch(NamedTuple):
+class KernelTime(NamedTuple):
     """One launch within a call. number: it is the so-many-th of its kernel; us: microseconds,
     median over the calls; share: of the time of all kernels of the call."""
 
@@ -33,7 +33,7 @@ class Launch(NamedTuple):
     share: float
 
 
-def kernel_times(run: Callable[[], Any], device: torch.device) -> list[Launch]:
+def kernel_times(run: Callable[[], Any], device: torch.device) -> list[KernelTime]:
     """Every launch of a call, in order. The list is empty where the profiler sees no kernels: on
     CPU, or where counters may not be read."""
     if device.type != "cuda":
@@ -47,7 +47,7 @@ def kernel_times(run: Callable[[], Any], device: torch.device) -> list[Launch]:
     return launches_of(profiler.events() or [], CALLS)
 
 
-def launches_of(events: Any, calls: int) -> list[Launch]:
+def launches_of(events: Any, calls: int) -> list[KernelTime]:
     """The launches in the profiler's events. A kernel that does not run equally often in each call
     is averaged over all its runs, as number 0."""
     kernels = [
@@ -67,7 +67,7 @@ def launches_of(events: Any, calls: int) -> list[Launch]:
         a_call, rest = divmod(len(taken), calls)
         groups = {0: taken} if rest else {i + 1: taken[i::a_call] for i in range(a_call)}
         found += [
-            Launch(name, number, median(group), sum(group) / total)
+            KernelTime(name, number, median(group), sum(group) / total)
             for number, group in groups.items()
         ]
 
@@ -136,7 +136,7 @@ class Reading(NamedTuple):
     celsius: float
 
 
-class Clocks:
+class GpuMonitor:
     """Reads clock, power and temperature in a thread while the block runs.
 
     Without nvidia-smi, or where it gives no numbers, there are no readings.
@@ -156,7 +156,7 @@ class Clocks:
             threading.Thread(target=self._read, daemon=True) if gpu and self._command[0] else None
         )
 
-    def __enter__(self) -> "Clocks":
+    def __enter__(self) -> "GpuMonitor":
         if self._thread is not None:
             self._thread.start()
         return self

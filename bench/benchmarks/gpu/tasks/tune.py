@@ -5,7 +5,7 @@ All are timed in turns with the present row; a candidate must compute what the p
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -19,9 +19,9 @@ from ironmoe.bench.benchmarks.gpu.tasks.pool import in_processes
 from ironmoe.bench.benchmarks.gpu.tasks.products import work_of
 from ironmoe.bench.benchmarks.reference import TOLERANCE, worst_row_error
 from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES, Shape
-from ironmoe.bench.common.timing import Clock, OutOfTime, interleaved, time_limit
+from ironmoe.bench.common.timing import Countdown, OutOfTime, interleaved, time_limit
 from ironmoe.kernels import tuning
-from ironmoe.kernels.tuning import Blocks, blocks_for
+from ironmoe.kernels.tuning import Blocks, Chip, blocks_for
 
 WORTH_IT = 0.99  # of the present time, at most
 CANDIDATE_SECONDS = 20.0
@@ -86,7 +86,7 @@ def tune(
     for i, product in enumerate(products):
         if left() <= 0:
             return False
-        clock = Clock(left() / (len(products) - i))
+        clock = Countdown(left() / (len(products) - i))
         pen.begin(product, "ironmoe")
         try:
             proposal = propose(
@@ -151,18 +151,10 @@ def propose(
 
     with time_limit(left()):
         expected = run()
-
     ready: dict[str, Blocks] = {PRESENT: present}
     refused: dict[str, str] = {}
-    seen = {blocks_for(product, dtype, rows, chip)}
-
-    for candidate in neighbours(present, product):
+    for candidate in _distinct(neighbours(present, product), product, table, dtype, rows, chip):
         with patched(table, product, candidate):
-            # fewer stages where shared memory is short
-            effective = blocks_for(product, dtype, rows, chip)
-            if effective in seen:
-                continue
-            seen.add(effective)
             why = objection(run, expected, dtype, left)
         if why:
             refused[str(candidate)] = why
@@ -173,9 +165,8 @@ def propose(
     with time_limit(left() + RESERVE):
         times = {name: timing.ms for name, timing in interleaved(timed, device, rounds).items()}
 
-    best = min(times, key=lambda name: times[name])
-    if times[best] > WORTH_IT * times[PRESENT]:
-        best = PRESENT
+    fastest = min(times, key=lambda name: times[name])
+    best = fastest if times[fastest] <= WORTH_IT * times[PRESENT] else PRESENT
     return Proposal(
         product=product,
         table=table,
@@ -187,6 +178,20 @@ def propose(
         tried=times,
         refused=refused,
     )
+
+
+def _distinct(
+    candidates: list[Blocks], product: str, table: str, dtype: torch.dtype, rows: int, chip: Chip
+) -> Iterator[Blocks]:
+    """The candidates that change what is launched here. Where shared memory is short, some become
+    the same blocks with fewer stages."""
+    seen = {blocks_for(product, dtype, rows, chip)}
+    for candidate in candidates:
+        with patched(table, product, candidate):
+            effective = blocks_for(product, dtype, rows, chip)
+        if effective not in seen:
+            seen.add(effective)
+            yield candidate
 
 
 def objection(

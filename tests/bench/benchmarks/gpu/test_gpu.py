@@ -11,7 +11,7 @@ from ironmoe.bench.benchmarks.gpu.report import goals, wrong
 from ironmoe.bench.benchmarks.gpu.tasks import measure
 from ironmoe.bench.benchmarks.gpu.tasks.entrants import Place
 from ironmoe.bench.benchmarks.gpu.tasks.measure import MOVERS, PROFILE, LayerCase
-from ironmoe.bench.benchmarks.gpu.tasks.observe import Clocks
+from ironmoe.bench.benchmarks.gpu.tasks.observe import GpuMonitor
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE, UNFROZEN
 from ironmoe.bench.benchmarks.peers import DENSE, OURS, Peer, ironmoe
 from ironmoe.bench.benchmarks.reference import disagreement, errors, reference
@@ -41,10 +41,10 @@ def journal(tmp_path):
 
 def measure_case(journal, shape, routing="uniform", dtype=torch.bfloat16, seconds=60.0, without=()):
     """(whether it is complete, the tables of everything that is in the journal)."""
-    clock, pen = timing.Clock(seconds), Pen(journal, "a case")
+    clock, pen = timing.Countdown(seconds), Pen(journal, "a case")
     place = Place(shape, routing, dtype, CPU)
     case = LayerCase(place, clock, pen, rounds=2, without=without)
-    return case.measure(Clocks()), tables(journal.entries())
+    return case.measure(GpuMonitor()), tables(journal.entries())
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,15 @@ def test_timings_are_interleaved():
         and len(set(rounds)) > 1
     )
     assert all(t.runs == 12 and t.p20 <= t.ms <= t.p80 for t in timings.values())
+
+
+def test_rounds_without_warm_up_are_all_that_runs():
+    """As ``ironmoe bench attacks`` has it: each call takes seconds."""
+    calls, rounds = [], []
+    samples = timing.samples_in_turns(
+        {"a": lambda: calls.append("a")}, CPU, 4, warmup=0, on_round=lambda: rounds.append(1)
+    )
+    assert len(calls) == len(rounds) == len(samples["a"]) == 4
 
 
 def test_a_time_limit_ends_work_in_the_middle():

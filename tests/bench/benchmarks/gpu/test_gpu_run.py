@@ -142,7 +142,7 @@ def test_an_interrupted_run_says_so(tmp_path, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr("ironmoe.bench.benchmarks.gpu.run.Run._do", interrupt)
+    monkeypatch.setattr("ironmoe.bench.benchmarks.gpu.run.GpuRun._do", interrupt)
     assert (
         __main__.main(
             ["--device", "cpu", "--only", "case", "--shapes", BIASES.name, "--out", str(tmp_path)]

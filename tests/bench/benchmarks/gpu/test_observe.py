@@ -16,9 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from ironmoe.bench.benchmarks.gpu.tasks import observe
 from ironmoe.bench.benchmarks.gpu.tasks.observe import (
-    Clocks,
     Compiled,
     CompileTimes,
+    GpuMonitor,
     kernel_times,
     launches_of,
 )
@@ -143,27 +143,27 @@ def nvidia_smi(tmp_path, monkeypatch):
     return tell
 
 
-def wait_for_readings(clocks, count):
+def wait_for_readings(monitor, count):
     deadline = time.monotonic() + 60
-    while len(clocks.readings) < count and time.monotonic() < deadline:
+    while len(monitor.readings) < count and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
 def test_clocks_are_read_while_the_block_runs(nvidia_smi):
     nvidia_smi("1755, 612.5, 63")
-    with Clocks("GPU-7") as clocks:
-        wait_for_readings(clocks, 3)
+    with GpuMonitor("GPU-7") as monitor:
+        wait_for_readings(monitor, 3)
         now = time.monotonic()
-        assert clocks.since(0.0) == {"sm_mhz": 1755.0, "watts": 612.5, "celsius": 63.0}
-        assert clocks.since(now + 100) == {}
-    count = len(clocks.readings)
+        assert monitor.since(0.0) == {"sm_mhz": 1755.0, "watts": 612.5, "celsius": 63.0}
+        assert monitor.since(now + 100) == {}
+    count = len(monitor.readings)
     time.sleep(0.1)
-    assert len(clocks.readings) == count >= 3
+    assert len(monitor.readings) == count >= 3
 
 
 def test_clocks_that_cannot_be_read_are_left_out(nvidia_smi):
     nvidia_smi("[N/A], 612.5, 63")
     for gpu in ("GPU-7", "GPU-8", None):
-        with Clocks(gpu) as clocks:
+        with GpuMonitor(gpu) as monitor:
             time.sleep(0.2)
-        assert clocks.since(0.0) == {}
+        assert monitor.since(0.0) == {}

@@ -1,0 +1,122 @@
+"""The house: four floors, rooms of a few files, imports that go down only."""
+
+import re
+from pathlib import Path
+
+import import_graph
+import pytest
+from import_graph import FLOORS, ROOT
+
+MODULES = import_graph.modules()
+ARROWS = import_graph.arrows(MODULES)
+FILES = {name for name, path in MODULES.items() if path.name != "__init__.py"}
+PACKAGES = sorted(MODULES.keys() - FILES)
+MOST_FILES, MOST_LINES = 16, 350
+
+
+def floor(name):
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("number", range(len(FLOORS)))
+def test_a_floor_imports_only_from_floors_below(number):
+    below = FLOORS[: number + 1]
+    mine = {name: targets for name, targets in ARROWS.items() if floor(name) == FLOORS[number]}
+    upwards = [
+        (name, to) for name, targets in mine.items() for to in targets if floor(to) not in below
+    ]
+    assert mine and upwards == []
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_files_of_a_floor_import_each_other_in_no_circle(name):
+    mine = {file: ARROWS[file] & FILES for file in FILES if floor(file) == name}
+    assert import_graph.circles(mine) == []
+
+
+def test_a_file_takes_nothing_from_the_names_that_its_own_floor_hands_out():
+    """They import the file: that is a circle which Python happens to allow."""
+    inwards = [name for name in FILES if f"ironmoe.{floor(name)}" in ARROWS[name]]
+    assert inwards == []
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_files_and_rooms_of_a_folder_import_each_other_in_no_circle(folder):
+    assert import_graph.circles(import_graph.children(folder, ARROWS)) == []
+
+
+def test_a_circle_is_found_among_files_and_among_rooms():
+    files = {"a.one.x": {"a.two.y"}, "a.two.y": set(), "a.two.z": {"a.one.x"}, "a.w": {"a.two.z"}}
+    assert import_graph.circles(files) == []
+    assert import_graph.circles(import_graph.children("a", files)) == [["one", "two"]]
+    files["a.two.y"] = {"a.two.z"}
+    assert import_graph.circles(files) == [["a.one.x", "a.two.y", "a.two.z"]]
+
+
+def test_the_import_graph_sees_every_form_of_an_import(tmp_path):
+    lines = {
+        "kernels/__init__.py": "",
+        "kernels/one.py": "NUMBER = 1",
+        "kernels/two.py": "from ironmoe.kernels import one\nimport ironmoe.kernels.three",
+        "kernels/three.py": "def late():\n    from ironmoe.kernels.one import NUMBER",
+        "moe/four.py": "from ironmoe.kernels import missing\nimport torch",
+    }
+    for name, text in lines.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = import_graph.arrows(import_graph.modules(tmp_path))
+    assert found == {
+        "ironmoe.kernels": set(),
+        "ironmoe.kernels.one": set(),
+        "ironmoe.kernels.two": {"ironmoe.kernels.one", "ironmoe.kernels.three"},
+        "ironmoe.kernels.three": {"ironmoe.kernels.one"},
+        "ironmoe.moe.four": {"ironmoe.kernels"},
+    }
+
+
+def test_every_folder_with_code_is_a_package_that_is_installed():
+    folders = {path.parent for path in MODULES.values()}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.S | re.M)
+    assert sorted(re.findall(r'"([\w.]+)"', listed[1])) == PACKAGES
+
+
+def test_files_that_are_no_code_are_installed_with_their_package():
+    """What a program reads beside its code: templates, and the mark of typed packages."""
+    text = (ROOT / "pyproject.toml").read_text().partition("[tool.setuptools.package-data]")[2]
+    data = dict(re.findall(r'^"([\w.]+)" = \[(.*)\]', text.partition("\n[")[0], re.M))
+    for name in PACKAGES:
+        folder = MODULES[name].parent
+        others = [file for file in folder.iterdir() if file.suffix in (".jinja", ".typed")]
+        patterns = re.findall(r'"([^"]+)"', data.get(name, ""))
+        for file in others:
+            assert any(file.match(pattern) for pattern in patterns), file
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_a_room_holds_few_files(folder):
+    assert import_graph.files_a_room(MODULES.values())[MODULES[folder].parent] <= MOST_FILES
+
+
+def test_no_file_holds_more_than_one_idea():
+    lengths = {path: len(path.read_text().splitlines()) for path in MODULES.values()}
+    assert {str(path): lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_the_docstring_of_a_room_says_what_it_is():
+    empty = [name for name in PACKAGES if not Path(MODULES[name]).read_text().startswith('"""')]
+    assert empty == []
+
+
+def test_the_architecture_page_names_every_room_and_no_file_that_is_gone():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = {str(MODULES[name].parent.relative_to(ROOT)) for name in PACKAGES}
+    for room in sorted(rooms):
+        floor_name, _, inside = room.partition("/")
+        section = page.partition(f"\n## {floor_name}/")[2].partition("\n## ")[0]
+        assert f"{inside.rpartition('/')[2]}/" in section if inside else section, room
+
+    folders = (*FLOORS, "tests")
+    files = [path.as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    for name in re.findall(r"`([\w/]+\.py)`", page):
+        assert any(file.endswith(f"/{name}") for file in files), name
