@@ -1,39 +1,46 @@
-# make demo · make test · make emulate · make gpu · make compile-every-triton · make venv
+# `make` lists the targets: each has one sentence beside its name.
 #
-# torch is pinned. Without an NVIDIA GPU the CPU build is asked for first, because PyPI's Linux build brings gigabytes of CUDA;
-# that build has no Triton, whose interpreter and compiler the tests use.
+# torch is pinned. Without an NVIDIA GPU the CPU build is asked for first, because PyPI's Linux
+# build brings gigabytes of CUDA; that build has no Triton, whose interpreter and compiler the tests
+# use.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRITON ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,triton==3.6.0)
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 BIN := .venv/bin
 
-.PHONY: demo test emulate gpu compile-every-triton venv lint clean
+.PHONY: help demo test lint emulate gpu compile-every-triton venv clean
 
-demo: venv
+help:  ## Lists the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: venv  ## Trains a V-MoE and a dense ViT, attacks both and writes a report, in minutes.
 	$(BIN)/ironmoe demo
 
-# A process for each core, one thread in each: more threads would only wait for each other. A process gets whole files where it can,
-# so that what a file prepares once is not prepared in every process, and takes from another one when it has nothing left.
-test: venv lint
+# A process for each core, one thread in each: more threads would only wait for each other. A
+# process gets whole files where it can, so that what a file prepares once is not prepared in every
+# process, and takes from another one when it has nothing left.
+test: venv lint  ## Runs ruff, mypy and all tests that need no GPU.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-# The kernel tests on compiled code for sm_80 and sm_90, without a GPU: docs/kernels.md. make emulate EMULATE_OPTIONS='-k swiglu'
-emulate: venv
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TRITON_CACHE_DIR="$(CURDIR)/build/emulate" PYTHONPATH=tests/emulator:tests/support $(BIN)/python -m pytest -p plugin \
-	-p no:cacheprovider --numprocesses 2 --dist worksteal tests/emulator/production.py tests/kernels/gpu $(EMULATE_OPTIONS)
+# docs/kernels.md says what it shows. Some of the tests: make emulate EMULATE_OPTIONS='-k swiglu'
+emulate: venv  ## Runs the kernel tests on compiled code for sm_80 and sm_90, without a GPU.
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TRITON_CACHE_DIR="$(CURDIR)/build/emulate" \
+	PYTHONPATH=tests/emulator:tests/support $(BIN)/python -m pytest -p plugin \
+	-p no:cacheprovider --numprocesses 2 --dist worksteal \
+	tests/emulator/production.py tests/kernels/gpu $(EMULATE_OPTIONS)
 
-# On a GPU: tests, measures, writes bench/results. Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the
-# packages are found through links in a folder that goes away again. make gpu GPU_OPTIONS='--tune --minutes 5', or '--resume'
-gpu:
+# Needs PYTHON to have torch, Triton and pytest, but no venv and no network: the packages are found
+# through links in a folder that goes away again. Options: make gpu GPU_OPTIONS='--tune --minutes 5'
+gpu:  ## Tests and measures on a GPU, in nine minutes, and writes bench/results.
 	@links=$$(mktemp -d) && trap 'rm -rf "$$links"' EXIT && mkdir "$$links/ironmoe" && \
 	for floor in kernels moe attacks bench; do ln -s "$(CURDIR)/$$floor" "$$links/ironmoe/$$floor"; done && \
 	PYTHONPATH="$$links$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ironmoe.bench.benchmarks.gpu $(GPU_OPTIONS)
 
-# Before a release: every kernel at every width under each Triton that pyproject.toml allows. Each goes into a folder of its own in front of
-# the environment's, which keeps its pinned one. No GPU needed; an hour or more on two cores.
+# Before a release: every kernel at every width. Each Triton goes into a folder of its own in front
+# of the environment's, which keeps its pinned one. No GPU is needed; it takes hours on two cores.
 TRITONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
-compile-every-triton: venv
+compile-every-triton: venv  ## Compiles every kernel under each Triton that pyproject.toml allows.
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && failed= && for version in $(TRITONS); do \
 	  echo "Triton $$version" && \
 	  $(BIN)/python -m pip install --quiet --no-deps --target "$$folder/triton" "triton==$$version" && \
@@ -42,19 +49,20 @@ compile-every-triton: venv
 	  rm -rf "$$folder/triton" "$$folder/cache"; \
 	done; if [ -n "$$failed" ]; then echo "faults under Triton$$failed"; exit 1; fi
 
-venv: .venv/installed
+venv: .venv/installed  ## Makes the environment .venv, where it is not up to date.
 
-lint: venv
+lint: venv  ## Runs ruff and mypy.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The folders are prerequisites because a strict editable install has to be made again when a file appears or goes.
+# The folders are prerequisites because a strict editable install has to be made again when a file
+# appears or goes.
 .venv/installed: pyproject.toml $(shell find kernels moe attacks bench -type d ! -name __pycache__)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) '$(TORCH)' $(TRITON) 'numpy<2.4'
 	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]' --config-settings editable_mode=strict
 	touch $@
 
-clean:
+clean:  ## Removes the environment and everything that was built.
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

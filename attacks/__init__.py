@@ -5,20 +5,23 @@ from ironmoe.attacks.autoattack import AutoAttack
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.evaluation.evaluate import evaluate
 from ironmoe.attacks.evaluation.journal import JournalError
-from ironmoe.attacks.evaluation.model_checks import Flag, check_model
+from ironmoe.attacks.evaluation.model_checks import check_model
 from ironmoe.attacks.evaluation.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.proportion import Proportion
-from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
+from ironmoe.attacks.evaluation.report import AttackSummary, Flag, RobustnessReport
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.carlini_wagner import CW
 from ironmoe.attacks.methods.deepfool import DeepFool
 from ironmoe.attacks.methods.fab import FAB
-from ironmoe.attacks.methods.pgd import FGSM, MIFGSM, PGD
+from ironmoe.attacks.methods.fgsm import FGSM
+from ironmoe.attacks.methods.mifgsm import MIFGSM
+from ironmoe.attacks.methods.pgd import PGD
 from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
 from ironmoe.attacks.result import AttackResult
-from ironmoe.attacks.routing.batch_mates import BatchMates, BatchMatesResult
+from ironmoe.attacks.routing.batch_mates import BatchMates
+from ironmoe.attacks.routing.mates_search import BatchMatesResult
 from ironmoe.attacks.routing.modes import (
     AuxiliaryLoss,
     ExpertsOnly,

@@ -11,14 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.balls import BALLS, Ball, Bounds
+from ironmoe.attacks.balls.ball import NORMS, Ball, Bounds, ball_of
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, Normalize
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
 from ironmoe.attacks.engine.routing_mode import RoutingMode
-from ironmoe.attacks.engine.run import run_attack
 from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.result import AttackResult
+from ironmoe.attacks.run import run_attack
+
+FOLLOWS_FROM_MODEL = frozenset({"attacked_model", "coupled", "coupled_by_model"})
+FOLLOWS_FROM_SETTINGS = frozenset({"exhaustive", "inside", "keeps", "max_queries", "starts_clean"})
+"""Attributes that an attack of this library derives from its constructor's arguments."""
+
+
+class _Norms:
+    """The names of the registered norms that a class of attacks takes, looked up when asked."""
+
+    def __get__(self, attack: "Attack | None", kind: "type[Attack]") -> tuple[str, ...]:
+        return tuple(name for name, ball in NORMS.items() if kind.takes_ball(ball))
 
 
 class Attack(ABC):
@@ -33,7 +44,7 @@ class Attack(ABC):
         model: takes images in ``bounds``.
         eps: radius in the units of ``bounds``: a number, or a tensor (N,) with one radius an
             example.
-        norm: "Linf", "L2" or "L1".
+        norm: the name of a registered norm that the attack takes; ``norms`` lists them.
         bounds: lowest and highest valid pixel.
         seed: of everything random. It depends on (seed, example index, attempt, step) alone, not on
             batches.
@@ -54,9 +65,13 @@ class Attack(ABC):
     (``ironmoe.attacks.engine.queue``).
     """
 
-    norms: tuple[str, ...]
-    """The attack refuses every norm that is not named here. An attack that leaves this out reaches
-    its norm through ``ball`` alone, and accepts every norm that has a ball."""
+    norms = _Norms()
+    """The names of the norms that the attack takes: those that keep the promises that it ``needs``.
+    It refuses every other norm."""
+
+    needs: type[Ball] | tuple[type[Ball], ...] = Ball
+    """The attack takes a norm whose ball is one of these classes. It must ask the ball for nothing
+    that all of them do not promise."""
 
     max_queries: int
     """An attempt that runs to its end asks the model this often; every attack must set it."""
@@ -112,14 +127,15 @@ class Attack(ABC):
         routing: RoutingMode | None = None,
     ) -> None:
         self.attacked_model = AttackedModel(model, normalize, logits_fn, attack_dtype, routing)
-        norms = getattr(self, "norms", tuple(BALLS))
-        if norm not in norms:
-            raise ValueError(f"norm must be one of {norms}, got {norm!r}")
+        if norm not in self.norms:
+            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
         if not len(bounds) == 2 or not bounds[0] < bounds[1]:
             raise ValueError(
                 f"bounds must be (lowest, highest) with lowest < highest, got {bounds}"
             )
-        if (self.needs_a_box or norm == "L1") and not all(math.isfinite(bound) for bound in bounds):
+        if (self.needs_a_box or ball_of(norm).needs_finite_bounds) and not all(
+            math.isfinite(bound) for bound in bounds
+        ):
             raise ValueError(
                 f"bounds must be finite for {type(self).__name__} in {norm}, got {bounds}"
             )
@@ -162,6 +178,23 @@ class Attack(ABC):
         }
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
 
+    def chosen_settings(self) -> dict[str, Any]:
+        """What the user chose, by the names of the constructor's arguments: a journal goes on only
+        with the same.
+
+        These are the public attributes of the attack, without those that follow from others. In an
+        attack of a user every public attribute counts, since no one else knows what follows. An
+        attack that keeps an argument under another name overrides this method.
+        """
+        in_library = type(self).__module__.startswith("ironmoe.attacks.")
+        left_out = FOLLOWS_FROM_MODEL | (FOLLOWS_FROM_SETTINGS if in_library else frozenset())
+        chosen = {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name not in left_out
+        }
+        return chosen | self.attacked_model.settings
+
     def images_per_unit(self, batch_size: int) -> int:
         """How many images must be attacked together."""
         group = images_per_unit(self.model, batch_size)
@@ -203,8 +236,14 @@ class Attack(ABC):
 
     def ball(self, attempts: Attempts) -> Ball:
         """Where the adversarial examples of these rows may lie."""
-        kept = {name: attempts[name] for name in ("low", "high") if name in attempts}
-        return BALLS[self.norm](attempts["clean"], attempts["eps"], self.bounds, **kept)
+        ball = ball_of(self.norm)
+        kept = {name: attempts[name] for name in ball.kept if name in attempts}
+        return ball(attempts["clean"], attempts["eps"], self.bounds, **kept)
+
+    @classmethod
+    def takes_ball(cls, ball: type[Ball]) -> bool:
+        """Whether the attack knows what to do in this norm."""
+        return issubclass(ball, cls.needs)
 
     @abstractmethod
     def start(self, attempts: Attempts) -> None:

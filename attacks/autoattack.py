@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.balls.balls import Bounds
+from ironmoe.attacks.balls.abilities import SparseBall
+from ironmoe.attacks.balls.ball import Ball, Bounds, ball_of
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.evaluation.evaluate import evaluate
@@ -45,7 +46,6 @@ class AutoAttack(Attack):
         verbose: print the robust accuracy after each attack (in ``run_standard_evaluation``).
     """
 
-    norms = ("Linf", "L2", "L1")
     takes_groups = False
 
     def __init__(
@@ -73,10 +73,16 @@ class AutoAttack(Attack):
         super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
         if self.targeted:
             raise ValueError("targeted must be False: AutoAttack goes through targets of its own")
-        self.version, self.verbose = version, verbose
+        self.version = version
+        self.verbose = verbose
         self.attacks_to_run = list(attacks_to_run or VERSIONS[version])
         self._options: dict[str, Any] = {"norm": norm, "bounds": bounds, "seed": seed} | options
         self._check_names()
+
+    @classmethod
+    def takes_ball(cls, ball: type[Ball]) -> bool:
+        """Where all of its parts do."""
+        return all(part.takes_ball(ball) for part in (APGD, FAB, Square))
 
     def __repr__(self) -> str:
         which = (
@@ -115,15 +121,15 @@ class AutoAttack(Attack):
     @property
     def _makers(self) -> dict[str, Callable[[], Attack]]:
         model, eps, options = self.model, self.eps, self._options
-        standard, l1 = self.version == "standard", self.norm == "L1"
-        radii: dict[str, Any] = {"three_radii": True} if l1 and standard else {}
-        restarts = 1 if self.version == "rand" or (standard and not l1) else 5
+        standard = self.version == "standard"
+        sparse = issubclass(ball_of(self.norm), SparseBall)
+        radii: dict[str, Any] = {"three_radii": True} if sparse and standard else {}
+        targets = 5 if sparse and standard else 9
+        restarts = 1 if self.version == "rand" or (standard and not sparse) else 5
         return {
             "apgd-ce": lambda: APGD(model, eps, loss="ce", restarts=restarts, **radii, **options),
             "apgd-dlr": lambda: APGD(model, eps, loss="dlr", restarts=restarts, **options),
-            "apgd-t": lambda: APGD(
-                model, eps, loss="dlr", targets=5 if l1 and standard else 9, **radii, **options
-            ),
+            "apgd-t": lambda: APGD(model, eps, loss="dlr", targets=targets, **radii, **options),
             "fab": lambda: FAB(model, eps, targets=0, restarts=restarts, **options),
             "fab-t": lambda: FAB(model, eps, targets=9, **options),
             "square": lambda: Square(model, eps, steps=5000, **options),

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Run the command line; without its packages, say how to get them."""
+    """Run the command line. Where a package is missing that it needs, say how to install it."""
     try:
         from ironmoe.bench.cli.app import app
     except ModuleNotFoundError as error:
@@ -16,6 +16,7 @@ def main() -> None:
             f"ironmoe: the command line needs the package {error.name!r}: pip install "
             "'ironmoe[bench]'"
         )
+
     if os.environ.get("RANK", "0") == "0":
         app()
     else:
@@ -23,8 +24,8 @@ def main() -> None:
 
 
 def _quietly(app: Any) -> int:
-    """Exit status, as of another process than the first, which is the one that says what is wrong
-    with the arguments."""
+    """The exit status of another process than the first. It prints nothing, because the first
+    process says what is wrong with the arguments."""
     try:
         return int(app(standalone_mode=False) or 0)
     except Exception as error:

@@ -2,7 +2,7 @@
 next image in one pass.
 
 The image is kept in at least float32, the fp32 master, and the model gets a rounded copy: a step of
-eps/40 at eps = 1/255 would leave 97 % of bfloat16 pixels unchanged. ``ironmoe.attacks.balls.balls``
+eps/40 at eps = 1/255 would leave 97 % of bfloat16 pixels unchanged. ``ironmoe.attacks.balls``
 takes its maths from here.
 """
 

@@ -1,5 +1,4 @@
-"""The L1 ball inside the image box: exact projection, sparse ascent, random points (Croce & Hein,
-arXiv 2103.01208).
+"""The L1 norm: the sum of all changes is at most eps (Croce & Hein, arXiv 2103.01208).
 
 In L1 the box must not be forgotten: the projection onto the ball alone, clamped afterwards, is
 another point, and half an attack's budget is then lost at pixels that are white already.
@@ -8,17 +7,20 @@ another point, and half an attack's budget is then lost at pixels that are white
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.random import uniform
+from ironmoe.attacks.balls import lengths
+from ironmoe.attacks.balls.abilities import HyperplaneBall, PowerBall, SparseBall
+from ironmoe.attacks.balls.ball import Bounds, register_norm
+from ironmoe.attacks.balls.hyperplane import one_after_another, step_to_hyperplane
+from ironmoe.attacks.random import normal, uniform
 from ironmoe.kernels.attack_step import column
 
-# relative; the radius is smaller by this, so that no rounding of float64 sums goes beyond it
+# The projection aims at a radius smaller by this share, so that no rounding of float64 sums goes
+# beyond eps.
 MARGIN = 2.0**-44
 
 
 @torch.no_grad()
-def l1_projection(
-    point: Tensor, center: Tensor, eps: Tensor, bounds: tuple[float, float]
-) -> Tensor:
+def l1_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: Bounds) -> Tensor:
     """The nearest point, in the Euclidean sense, of {z: ‖z − center‖₁ ≤ eps, bounds[0] ≤ z ≤
     bounds[1]}; (B, …) as ``point``.
 
@@ -32,22 +34,23 @@ def l1_projection(
         eps: (B,) radii; inf leaves the box alone.
         bounds: lowest and highest valid pixel.
 
-    The result is rounded towards the center: its float64 distance is at most eps whatever the
-        dtype.
+    The result is rounded towards the center, so that its float64 distance is at most eps whatever
+    the dtype.
     """
     x = center.flatten(1).double()
     y = point.flatten(1).double() - x
     # As the clamp below rounds them.
     low, high = (torch.tensor(bound, dtype=center.dtype, device="cpu").item() for bound in bounds)
     room = torch.where(y > 0, high - x, x - low)
-    size, radius = y.abs(), eps.double().unsqueeze(1)
+    size = y.abs()
+    radius = eps.double().unsqueeze(1)
     inside = size.minimum(room).sum(1, keepdim=True) <= radius
     shift = _shift(size, room, radius, center.dtype)
     length = (size - shift).clamp_min(0).minimum(room)
-    # what rounding left
-    length = length * (
-        radius * (1 - MARGIN) / length.sum(1, keepdim=True).clamp_min(1e-300)
-    ).clamp_max(1)
+
+    # Rounding may have left the lengths too long, and may round a point outwards.
+    spent = length.sum(1, keepdim=True).clamp_min(1e-300)
+    length = length * (radius * (1 - MARGIN) / spent).clamp_max(1)
     wide = x + y.sign() * length
     moved = wide.to(center.dtype)
     outwards = (moved.double() - x).abs() > length
@@ -62,23 +65,27 @@ def _shift(size: Tensor, room: Tensor, radius: Tensor, dtype: torch.dtype) -> Te
         torch.cat([size, (size - room).clamp_min(0)], 1).to(dtype).sort(dim=1, descending=True)
     )
     breaks = breaks.double()
+
     # Downwards, a pixel adds to the slope from its size on, until it is clipped.
     slope = torch.where(order < size.shape[1], 1.0, -1.0).double().cumsum(1)
     rises = slope[:, :-1] * (breaks[:, :-1] - breaks[:, 1:])
     sums = torch.cat([torch.zeros_like(radius), rises.cumsum(1)], 1)
     place = torch.searchsorted(sums, radius.contiguous()).clamp(1, sums.shape[1] - 1)
-    upper, lower = breaks.gather(1, place - 1), breaks.gather(1, place)
+    upper = breaks.gather(1, place - 1)
+    lower = breaks.gather(1, place)
+
     # The breaks and their sums are rounded; sums over the two kinds of pixels are exact.
     middle = (upper + lower) / 2
-    free, clipped = (size > middle) & (size - room < middle), size - room >= middle
+    free = (size > middle) & (size - room < middle)
+    clipped = size - room >= middle
     spent = torch.where(free, size, torch.where(clipped, room, 0)).sum(1, keepdim=True)
     return ((spent - radius) / free.sum(1, keepdim=True).clamp_min(1)).clamp_min(0)
 
 
 @torch.no_grad()
-def l1_ascent(point: Tensor, grad: Tensor, alpha: Tensor, bounds: tuple[float, float]) -> Tensor:
+def l1_ascent(point: Tensor, grad: Tensor, alpha: Tensor, bounds: Bounds) -> Tensor:
     """The step that raises a linear loss the most of all whose L1 length inside the box is
-    ``alpha`` (B,); not clamped to the box.
+    ``alpha`` (B,). The result is not clamped to the box.
 
     The pixel with the largest gradient goes to the face of the box, then the next, until alpha is
     spent. A step spread over more pixels, by the signs of the largest 1 % … 10 % of the gradients
@@ -91,27 +98,25 @@ def l1_ascent(point: Tensor, grad: Tensor, alpha: Tensor, bounds: tuple[float, f
     """
     sign = grad.flatten(1).sign().double()
     order = grad.flatten(1).abs().argsort(dim=1, descending=True, stable=True)
-    at, budget = point.flatten(1).double(), alpha.double().unsqueeze(1)
+    at = point.flatten(1).double()
+    budget = alpha.double().unsqueeze(1)
     room = torch.where(sign > 0, bounds[1] - at, at - bounds[0]).clamp_min(0) * sign.abs()
     taken = room.gather(1, order)
     left = (budget - taken.cumsum(1) + taken).clamp_min(0)
     length = torch.where(taken <= left, budget, left) * (left > 0)
-    return (
-        (at + sign * torch.zeros_like(at).scatter(1, order, length)).to(point.dtype).view_as(point)
-    )
+    moved = at + sign * torch.zeros_like(at).scatter(1, order, length)
+    return moved.to(point.dtype).view_as(point)
 
 
-class L1Ball:
+@register_norm
+class L1Ball(PowerBall, SparseBall, HyperplaneBall):
     """‖z − x‖₁ ≤ eps and bounds[0] ≤ z ≤ bounds[1]."""
 
-    def __init__(self, center: Tensor, eps: Tensor, bounds: tuple[float, float]) -> None:
-        self.center, self.eps, self.bounds = center, eps, bounds
-
-    def __getitem__(self, keep: Tensor) -> "L1Ball":
-        return L1Ball(self.center[keep], self.eps[keep], self.bounds)
-
-    def edges(self) -> dict[str, Tensor]:
-        return {}
+    norm = "L1"
+    order = 1
+    needs_finite_bounds = True
+    # A change of all pixels is far longer here than in Linf.
+    usual_radii = (510, 1020, 2040, 3060)
 
     def project(self, point: Tensor) -> Tensor:
         return l1_projection(point, self.center, self.eps, self.bounds)
@@ -119,25 +124,38 @@ class L1Ball:
     def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
         return l1_ascent(point, grad, alpha, self.bounds)
 
-    def step(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
-        return self.project(self.ascend(point, grad, alpha))
-
     def random_point(self, keys: Tensor) -> Tensor:
-        shape, dtype = self.center.shape[1:], self.center.dtype
+        shape = self.center.shape[1:]
+        dtype = self.center.dtype
         pixels = max(self.center[0].numel(), 1)
+
         # d of d + 1 exponentials, over the sum of all, are uniform in the simplex.
         spacings = -torch.log1p(-uniform(keys, (pixels + 1,), dtype))
-        share = (spacings[:, :-1] / spacings.sum(1, keepdim=True).clamp_min(1e-30)).view_as(
-            self.center
-        )
+        whole = spacings.sum(1, keepdim=True).clamp_min(1e-30)
+        share = (spacings[:, :-1] / whole).view_as(self.center)
         sign = torch.where(uniform(keys, shape, dtype, stream=1) < 0.5, -1.0, 1.0)
-        widest = (self.bounds[1] - self.bounds[0]) * pixels  # radius of a ball around the box
-        return self.project(
-            self.center + column(self.eps.clamp_max(widest), self.center) * sign * share
-        )
 
-    def tighten(self, point: Tensor) -> Tensor:
-        return self.project(point)
+        widest = (self.bounds[1] - self.bounds[0]) * pixels  # radius of a ball around the box
+        radius = column(self.eps.clamp_max(widest), self.center)
+        return self.project(self.center + radius * sign * share)
 
     def distance(self, point: Tensor) -> Tensor:
-        return (point.double() - self.center.double()).flatten(1).abs().sum(1)
+        return lengths.total(point.double() - self.center.double())
+
+    @staticmethod
+    def length(step: Tensor) -> Tensor:
+        return lengths.total(step)
+
+    @staticmethod
+    def dual_length(weight: Tensor) -> Tensor:
+        return lengths.largest(weight)
+
+    @staticmethod
+    def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
+        """Pixels move one after another, the one with the largest weight first."""
+        return step_to_hyperplane(point, weight, value, bounds, one_after_another)
+
+    @staticmethod
+    def random_direction(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Normal: all pixels change."""
+        return normal(keys, shape, dtype)

@@ -18,7 +18,7 @@ class Answer(NamedTuple):
     """logits (R, C) and loss (R,) in at least float32; grad (R, …) of the summed loss, None if not
     asked for.
 
-    asked: passes it took for each row; used: (R,) how many steps of its attempt a row has made with
+    asked: passes that it took for each attempt; used: (R,) how many steps the attempt has made with
         it
     """
 
@@ -77,15 +77,15 @@ class AttackedModel:
             raise ValueError(
                 f"attack_dtype must be None, torch.bfloat16 or torch.float16, got {attack_dtype}"
             )
-        self.model, self.logits_fn, self.attack_dtype, self.routing = (
-            model,
-            logits_fn,
-            attack_dtype,
-            routing or RoutingMode(),
-        )
+        self.model = model
+        self.logits_fn = logits_fn
+        self.attack_dtype = attack_dtype
+        self.routing = routing or RoutingMode()
         self.normalize = None if normalize is None else _checked(normalize)
         self.image_dtype = torch.float32  # that of the user's images
-        self.forwards = self.backwards = 0  # of single images, over the victim's life
+        # passes of single images, as long as this object lives
+        self.forwards = 0
+        self.backwards = 0
         self._nan: Tensor | None = None
         self._constants: dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, Tensor]] = {}
 
@@ -163,8 +163,8 @@ class AttackedModel:
     def ask(
         self, attempts: Attempts, objective: Objective, want_grad: bool = True, repeats: int = 1
     ) -> Answer:
-        """What the model says to ``rows["point"]``, in the search's precision; the mean of several
-        askings of a random model.
+        """What the model says to ``attempts["point"]``, in the search's precision. A random model
+        is asked ``repeats`` times, and the answer is the mean.
 
         NaN is only noted here: ``check`` raises it, once the host looks at results anyway.
         """
@@ -176,7 +176,7 @@ class AttackedModel:
         return Answer(logits, loss, torch.stack(grads).mean(0) if grads else None, repeats)
 
     def forget(self) -> None:
-        """What went wrong before: another run's."""
+        """Leave out what went wrong in an earlier run."""
         self._nan = None
 
     def check(self) -> None:
@@ -262,57 +262,3 @@ def _checked(normalize: Normalize) -> tuple[list[float], list[float]]:
             f"normalize must be (mean, std) of equal length with std above 0, got {normalize!r}"
         )
     return mean, std
-
-
-def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> None:
-    """TypeError, ValueError: images that are no finite floats (N, …) inside the bounds, labels that
-    are no int64 (N,)."""
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
-        got = (
-            f"{images.dtype} of shape {tuple(images.shape)}"
-            if isinstance(images, Tensor)
-            else type(images).__name__
-        )
-        raise TypeError(f"images must be a floating point tensor (N, …), got {got}")
-    if (
-        not isinstance(labels, Tensor)
-        or labels.dtype != torch.int64
-        or labels.shape != (len(images),)
-    ):
-        got = (
-            f"{labels.dtype} of shape {tuple(labels.shape)}"
-            if isinstance(labels, Tensor)
-            else type(labels).__name__
-        )
-        raise TypeError(f"labels must be an int64 tensor ({len(images)},), got {got}")
-    if labels.device != images.device:
-        raise ValueError(f"labels must be on {images.device} like images, got {labels.device}")
-    if len(images) == 0:
-        return
-    images = images.detach()
-    if not bool(images.isfinite().all()):
-        raise ValueError(
-            "images must be finite, got NaN or infinity first in example "
-            f"{_first(~images.isfinite())}"
-        )
-    low, high = float(images.min()), float(images.max())
-    if low < bounds[0] or high > bounds[1]:
-        outside = (images < bounds[0]) | (images > bounds[1])
-        raise ValueError(
-            f"images must lie in bounds = {bounds}, got values from {low:.6g} to {high:.6g}, "
-            f"first in example {_first(outside)}"
-        )
-    if int(labels.min()) < 0:
-        raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
-
-
-def check_labels(labels: Tensor, logits: Tensor) -> None:
-    """ValueError: labels (N,) beyond the classes of logits (N, C)."""
-    if len(labels) and int(labels.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"labels must be below the model's {logits.shape[1]} classes, got {int(labels.max())}"
-        )
-
-
-def _first(mask: Tensor) -> int:
-    return int(mask.flatten(1).any(1).nonzero()[0])

@@ -1,14 +1,16 @@
-"""Rows: attempts in progress, many of one attack side by side, as a dict of tensors that all have
-the rows first.
+"""Attempts in progress: many of one attack side by side, as a dict of tensors (R, …) with one row
+an attempt.
 
-An attempt is one run at one image (in a model that couples images: at one group of them) from one
-start, at one target and one eps.
+An attempt is one run at one image from one start, at one target and one eps. Images that influence
+each other are attempted together; then each image of the group has a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from ironmoe.attacks.engine.counters import blank_columns
 
 Attempts = dict[str, Tensor]
 """Every attempt has
@@ -24,47 +26,59 @@ clean_correct: (R,) bool: to be fooled; right, and not fallen at an earlier stag
 point:         (R, …) like clean: where the model is asked next
 finished:      (R,) bool: ``point`` is the last one
 
-and what its attack and its lane add.
+and what its attack and the active batch add.
 """
 
 
 def select(attempts: Attempts, keep: Tensor) -> Attempts:
-    """These rows, copied; ``keep`` is bool (R,) or int64."""
+    """Some of the attempts, copied; ``keep`` is bool (R,) or the numbers of rows."""
     return {name: value[keep] for name, value in attempts.items()}
 
 
 def replaced(attempts: Attempts, places: Tensor, new: Attempts) -> Attempts:
-    """``rows`` with ``new`` in these places. A copy: an attack may keep one tensor under two
-    names."""
+    """The attempts with ``new`` in these places. The tensors are copied, since an attack may keep
+    one tensor under two names."""
     return {name: value.index_copy(0, places, new[name]) for name, value in attempts.items()}
 
 
 def joined(parts: Sequence[Attempts]) -> Attempts:
-    """All rows of several dicts with the same names."""
-    return (
-        parts[0]
-        if len(parts) == 1
-        else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    )
+    """All attempts of several dicts with the same names."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def read_columns(columns: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Columns (R,) of bool or int64 as lists. They are copied from the device together, so that the
+    host waits once."""
+    table = torch.stack(list(columns.values())).tolist()
+    return dict(zip(columns, table, strict=True))
 
 
 def where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Rows of ``yes`` where the mask (R,) is set, else of ``no``."""
+    """(R, …) the row of ``yes`` where the mask (R,) is set, else that of ``no``."""
     return torch.where(mask.view(-1, *(1,) * (yes.ndim - 1)), yes, no)
 
 
 def blank_attempts(
     clean: Tensor, label: Tensor, eps: Tensor, target: Tensor, clean_correct: Tensor, key: Tensor
 ) -> Attempts:
-    """Rows as a lane hands them to ``Attack.start``."""
+    """Attempts as the active batch hands them to ``Attack.start``."""
     attempts: Attempts = {
-        "clean": clean, "label": label, "eps": eps, "target": target,
-        "clean_correct": clean_correct, "key": key, "candidate": clean
-    }  # fmt: skip
-    no, zero = torch.zeros_like(clean_correct), torch.zeros_like(label)
-    attempts |= dict.fromkeys(("finished", "over", "found", "zero_gradient"), no)
-    attempts |= dict.fromkeys(("queries", "forwards", "backwards", "best_count"), zero)
+        "clean": clean,
+        "label": label,
+        "eps": eps,
+        "target": target,
+        "clean_correct": clean_correct,
+        "key": key,
+        "candidate": clean,
+    }
+    attempts |= blank_columns(label, clean.dtype)
+
+    no = torch.zeros_like(clean_correct)
+    zero = torch.zeros_like(label)
+    attempts |= dict.fromkeys(("finished", "over"), no)
+    attempts |= dict.fromkeys(("queries", "best_count"), zero)
     attempts["found_at"] = zero - 1
-    lowest = torch.full_like(label, float("-inf"), dtype=clean.dtype)
-    attempts |= dict.fromkeys(("loss_first", "loss_late", "loss_best", "best_score"), lowest)
+    attempts["best_score"] = torch.full_like(label, float("-inf"), dtype=clean.dtype)
     return attempts

@@ -1,10 +1,13 @@
-"""Models whose images influence each other: which images must stay together."""
+"""Models whose images influence each other: which images must stay together, and which attacks
+cannot take them."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
+from ironmoe.attacks.engine.search import Search
 from ironmoe.moe.routers.groups import Grouped
 
 
@@ -31,3 +34,25 @@ def images_per_unit(model: Any, batch_size: int) -> int:
     return math.lcm(
         *(group.images_per_group for group in groups if group.images_per_group is not None)
     )
+
+
+def check_groups(attacks: Iterable[Search], unit_size: int) -> None:
+    """ValueError: an attack that cannot be right on units of several images."""
+    for attack in attacks:
+        if unit_size == 1 or attack.takes_groups:
+            continue
+
+        if attack.coupled_by_model:
+            why = (
+                "a model whose images influence each other (a capacity or Expert Choice, groups of "
+                f"{unit_size}); use FGSM, PGD, MIFGSM or APGD, or a dropless model"
+            )
+        else:
+            why = (
+                f"{attack.attacked_model.routing}, a loss that all images share; use FGSM, PGD, "
+                "MIFGSM or APGD, or another routing mode"
+            )
+        raise ValueError(
+            f"{type(attack).__name__} accepts or rejects each image's step by itself, which is "
+            f"wrong for {why}"
+        )

@@ -1,5 +1,4 @@
-"""A case: what one image (or group of images) goes through, stage after stage, attempt after
-attempt."""
+"""A job: what one unit of images goes through, stage after stage, attempt after attempt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ironmoe.attacks.engine.attempts import Attempts
+from ironmoe.attacks.engine.counters import CLEAN_PREDICTION, Counters
 from ironmoe.attacks.engine.search import Search
 
 
@@ -18,9 +17,30 @@ class Stage(NamedTuple):
     eps: float | None = None
 
 
-class Outcome(NamedTuple):
+class Example(NamedTuple):
+    """What is known of one image before it is attacked.
+
+    number: in the data; label, clean_prediction: classes
+    clean_correct: the clean prediction is right
+    classes: the other classes in the order of the clean logits, without those that the model rules
+        out with −∞; as many as the attacks need
+    eps: the radius that came with the image; None: the stages have theirs
+    fell_before: the image fell at an earlier stage, in a run that was interrupted
+    """
+
+    number: int
+    label: int
+    clean_prediction: int
+    clean_correct: bool
+    classes: list[int]
+    eps: float | None
+    fell_before: bool
+
+
+class AttemptEnd(NamedTuple):
     """Where an attempt left one image: predicted again and measured again in full precision.
 
+    fell: the image is fooled there, at a distance that counts
     score: of attacks that keep the best, else 0; steps: to success, −1 without
     """
 
@@ -28,56 +48,46 @@ class Outcome(NamedTuple):
     attempt: int
     score: float
     point: Tensor
-    success: bool
+    fell: bool
     prediction: int
     distance: float
     steps: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Job:
-    """U images that must stay together (1 where images are independent) on their way through a
-    chain of stages.
+    """A unit of U images on its way through a chain of stages.
 
-    images (U, …); and for each of them its label, number in the data, clean prediction, whether
-    that is right, the radius that came
-    with it (None: the stages have theirs), and the classes in the order of its clean logits,
-    without the label and without those that the model rules out with −∞
-    joint: the images influence each other's predictions, so one attempt has to fool them all at
-        once
-    fell_before: those that fell at an earlier stage in a run that was interrupted
+    Args:
+        chain: the number of the chain; stages: what it consists of; stage: where the job is.
+        images: (U, …); examples: what is known of each of them.
+        coupled_by_model: the images influence each other's predictions, so one attempt has to fool
+            them all at once.
+
+    Attributes:
+        ends: of each image the end that counts: where it fell, or the best of the latest stage.
+        wanted: of each image, whether it is still to be fooled: right, and not fallen before.
+        counters: of each image.
+        running: the numbers of the attempts that are under way.
     """
 
     chain: int
     stages: Sequence[Stage]
-    images: Tensor
-    labels: list[int]
-    numbers: list[int]
-    correct: list[bool]
-    clean_prediction: list[int]
-    classes: list[list[int]]
-    own_eps: list[float] | None
-    coupled_by_model: bool
     stage: int
-    fell_before: list[bool]
+    images: Tensor
+    examples: Sequence[Example]
+    coupled_by_model: bool
     next_attempt: int = 0
     running: set[int] = field(default_factory=set)
-    outcomes: list[Outcome | None] = field(
-        init=False
-    )  # of each image the one that counts: where it fell, or the latest stage's best
-    wanted: list[bool] = field(init=False)  # right, and not fallen at an earlier stage
-    forwards: list[int] = field(init=False)
-    backwards: list[int] = field(init=False)
-    found: list[bool] = field(init=False)
-    zero_gradient: list[bool] = field(init=False)
-    loss_rising: list[bool] = field(init=False)
-    _end: int = field(init=False)  # attempts from here on are not made
+    ends: list[AttemptEnd | None] = field(init=False)
+    wanted: list[bool] = field(init=False)
+    counters: list[Counters] = field(init=False)
+    _attempts_needed: int = field(init=False)
+    _unchanging: list[bool] = field(init=False)  # images whose end no attempt replaces
 
     def __post_init__(self) -> None:
-        units = len(self.labels)
-        self.forwards, self.backwards = [1] * units, [0] * units
-        self.found, self.zero_gradient, self.loss_rising = ([False] * units for _ in range(3))
-        self.outcomes = [None] * units
+        self.ends = [None] * len(self.examples)
+        self.counters = [CLEAN_PREDICTION] * len(self.examples)
         self._begin_stage()
 
     @property
@@ -88,26 +98,26 @@ class Job:
     def eps(self) -> list[float]:
         """The radius of each image at the present stage."""
         eps = self.stages[self.stage].eps
-        if eps is not None:
-            return [eps] * len(self.labels)
-        assert self.own_eps is not None
-        return self.own_eps
+        radii = [example.eps if eps is None else eps for example in self.examples]
+        return [radius for radius in radii if radius is not None]
 
     @property
-    def attempts(self) -> int:
+    def attempt_count(self) -> int:
         """Of the present stage: restarts × targets."""
-        return self.attack.restarts * max(1, min(self.attack.targets, *map(len, self.classes)))
+        classes = min(len(example.classes) for example in self.examples)
+        return self.attack.restarts * max(1, min(self.attack.targets, classes))
 
     def targets_of(self, attempt: int) -> list[int]:
         """Target classes: the runner-up of the clean logits first, all restarts of a target before
-        the next target."""
+        the next target. The labels, where the attack has no targets."""
         if not self.attack.targets:
-            return self.labels
-        return [classes[attempt // self.attack.restarts] for classes in self.classes]
+            return [example.label for example in self.examples]
+        place = attempt // self.attack.restarts
+        return [example.classes[place] for example in self.examples]
 
     @property
     def attempts_left(self) -> int:
-        return max(self._end - self.next_attempt, 0)
+        return max(self._attempts_needed - self.next_attempt, 0)
 
     def take_attempt(self) -> int:
         attempt = self.next_attempt
@@ -118,61 +128,39 @@ class Job:
     def is_cancelled(self, attempt: int) -> bool:
         return attempt not in self.running
 
+    def has_fallen(self, one: int) -> bool:
+        """Whether this image fell at some stage of this run."""
+        end = self.ends[one]
+        return end is not None and end.fell
+
     @property
     def fell(self) -> bool:
         """Nothing is left to fool at this stage."""
-        return all(not wanted or self._fell(one) for one, wanted in enumerate(self.wanted))
+        return all(self.has_fallen(one) for one, is_wanted in enumerate(self.wanted) if is_wanted)
 
-    def note(
-        self,
-        found: list[int],
-        forwards: list[int],
-        backwards: list[int],
-        zero_gradient: list[int],
-        rising: list[int],
-    ) -> None:
-        """What one stretch of an attempt cost and showed, image by image."""
-        for one in range(len(self.correct)):
-            self.found[one] |= bool(found[one])
-            self.forwards[one] += forwards[one]
-            self.backwards[one] += backwards[one]
-            self.zero_gradient[one] |= bool(zero_gradient[one])
-            self.loss_rising[one] |= bool(rising[one])
+    def note(self, counters: Sequence[Counters]) -> None:
+        """Add what an attempt, or a part of one, cost and showed, image by image."""
+        self.counters = [
+            known.plus(new) for known, new in zip(self.counters, counters, strict=True)
+        ]
 
-    def note_cost(self, attempts: Attempts) -> None:
-        """What an attempt cost that does not run to its end."""
-        for one, (forwards, backwards) in enumerate(
-            zip(attempts["forwards"].tolist(), attempts["backwards"].tolist(), strict=True)
-        ):
-            self.forwards[one] += forwards
-            self.backwards[one] += backwards
+    def settle(self, ends: Sequence[AttemptEnd]) -> bool:
+        """Take note of an attempt that is over; True if that cancels others.
 
-    def settle(self, new: list[Outcome]) -> bool:
-        """Take note of an attempt that is over; True if that cancels others. What fools everything
-        cancels later siblings; earlier ones go on, so that the answer does not depend on which of
-        them happened to be sooner."""
-        self.running.discard(new[0].attempt)
-        everybody = range(len(new))
-        for together in (
-            [list(everybody)] if self.coupled_by_model else [[one] for one in everybody]
-        ):
-            if self._better(
-                [new[one] for one in together], [self.outcomes[one] for one in together]
-            ):
-                for one in together:
-                    if not self._settled[one]:
-                        self.outcomes[one] = new[one]
+        An attempt that fools everything cancels later ones. Earlier ones go on, so that the answer
+        does not depend on which of them happened to be sooner.
+        """
+        attempt = ends[0].attempt
+        self.running.discard(attempt)
+
+        for together in self._judged_together():
+            old = [self.ends[one] for one in together]
+            if self._is_better([ends[one] for one in together], old):
+                self._keep(ends, together)
+
         if not self.fell or self.attack.exhaustive:
             return False
-        needed = [
-            outcome.attempt
-            for outcome, wanted in zip(self.outcomes, self.wanted, strict=True)
-            if wanted and outcome
-        ]
-        self._end = min(self._end, max(needed, default=new[0].attempt))
-        before = len(self.running)
-        self.running = {attempt for attempt in self.running if attempt < self._end}
-        return len(self.running) < before
+        return self._cancel_needless(attempt)
 
     @property
     def stage_is_over(self) -> bool:
@@ -187,31 +175,69 @@ class Job:
         return True
 
     def _begin_stage(self) -> None:
-        self.next_attempt, self._end = 0, self.attempts
-        fell = [before or self._fell(one) for one, before in enumerate(self.fell_before)]
-        self.wanted = [right and not gone for right, gone in zip(self.correct, fell, strict=True)]
+        self.next_attempt = 0
+        self._attempts_needed = self.attempt_count
+
+        fell = [
+            example.fell_before or self.has_fallen(one) for one, example in enumerate(self.examples)
+        ]
+        right = [example.clean_correct for example in self.examples]
+        self.wanted = [
+            is_right and not has_fallen for is_right, has_fallen in zip(right, fell, strict=True)
+        ]
+
         # An image that was wrong from the start moves only where it has to: in company, or by an
         # attack that moves all.
         moves_wrong = self.coupled_by_model or self.attack.attacks_wrong
-        self._settled = [
-            gone or not (right or moves_wrong)
-            for right, gone in zip(self.correct, fell, strict=True)
+        self._unchanging = [
+            has_fallen or not (is_right or moves_wrong)
+            for is_right, has_fallen in zip(right, fell, strict=True)
         ]
 
-    def _fell(self, one: int) -> bool:
-        outcome = self.outcomes[one]
-        return outcome is not None and outcome.success
+    def _judged_together(self) -> list[list[int]]:
+        """The images whose ends are compared as one: all, or each by itself."""
+        everybody = list(range(len(self.examples)))
+        return [everybody] if self.coupled_by_model else [[one] for one in everybody]
 
-    def _better(self, new: list[Outcome], old: list[Outcome | None]) -> bool:
-        """More images fooled at once; then, of successes the earliest (of an exhaustive attack the
-        best), of failures the best or the last."""
-        known = [outcome for outcome in old if outcome is not None and outcome.stage == self.stage]
+    def _is_better(self, new: Sequence[AttemptEnd], old: Sequence[AttemptEnd | None]) -> bool:
+        """Whether the new ends are to be kept in place of the old ones."""
+        known = [end for end in old if end is not None and end.stage == self.stage]
         if not known:
             return True
-        mine, more = (sum(outcome.success for outcome in outcomes) for outcomes in (known, new))
-        if mine != more:
-            return more > mine
-        order = new[0].attempt < known[0].attempt
-        if more and (not self.attack.exhaustive or new[0].score == known[0].score):
-            return order
-        return (new[0].score, not order) > (known[0].score, order)
+
+        fell_now = sum(end.fell for end in new)
+        fell_before = sum(end.fell for end in known)
+        if fell_now != fell_before:
+            return fell_now > fell_before
+
+        is_earlier = new[0].attempt < known[0].attempt
+        score, known_score = new[0].score, known[0].score
+
+        # Of successes the earliest counts, so that it does not matter which came to its end first;
+        # an exhaustive attack has them all, and takes the best.
+        if fell_now and (not self.attack.exhaustive or score == known_score):
+            return is_earlier
+
+        # Of failures the best counts, and the last of those that are equal.
+        if score != known_score:
+            return score > known_score
+        return not is_earlier
+
+    def _keep(self, ends: Sequence[AttemptEnd], together: list[int]) -> None:
+        for one in together:
+            if not self._unchanging[one]:
+                self.ends[one] = ends[one]
+
+    def _cancel_needless(self, attempt: int) -> bool:
+        """Give up the attempts after the last one that fooled a wanted image; True if some of them
+        were running."""
+        needed = [
+            end.attempt
+            for end, is_wanted in zip(self.ends, self.wanted, strict=True)
+            if is_wanted and end is not None
+        ]
+        self._attempts_needed = min(self._attempts_needed, max(needed, default=attempt))
+
+        running_before = len(self.running)
+        self.running = {other for other in self.running if other < self._attempts_needed}
+        return len(self.running) < running_before

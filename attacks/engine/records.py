@@ -1,25 +1,27 @@
-"""What an evaluation knows of each image, in columns: a few bytes an image, however large the data
-set."""
+"""What is known of each image, in columns: a few bytes an image, however large the data set."""
 
 from array import array
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.engine.counters import Counters
 from ironmoe.attacks.engine.job import Job
 
 
 class Record(NamedTuple):
     """One image under one attack, so far.
 
-    example, its number in the data; attack, its number, label, clean_prediction; clean_correct
-    passed: stages it has passed; fell: it did not pass the next one; decided: nothing is left to do
-    prediction, distance: of the final image; steps to success, −1 without
-    found: the search took some point for a success; forwards, backwards it took part in;
-        zero_gradient, loss_rising: flags
-    offset, end, rank: of its final image in the file of images of that process; −1 if there is none
+    example: its number in the data; attack: the attack's number; label, clean_prediction: classes
+    clean_correct: the clean prediction is right
+    passed: how many stages the image has passed; fell: it did not pass the next one
+    decided: nothing is left to do
+    prediction, distance: of the final image; steps: to success, −1 without
+    counters: passes and flags
+    offset, end, rank: where the final image begins and ends in the file of images, and of which
+        process that file is; −1 if there is no final image
     """
 
     example: int
@@ -33,89 +35,98 @@ class Record(NamedTuple):
     prediction: int
     distance: float
     steps: int
-    found: int
-    forwards: int
-    backwards: int
-    zero_gradient: int
-    loss_rising: int
+    counters: Counters
     offset: int = -1
     end: int = -1
     rank: int = 0
 
+    def flat(self) -> dict[str, Any]:
+        """Name → number, the counters among the others: a row of a table, a line of a journal."""
+        values = self._asdict()
+        counters = values.pop("counters")
+        images = {name: values.pop(name) for name in ("offset", "end", "rank")}
+        return values | counters._asdict() | images
+
+
+def record_from(values: Mapping[str, Any]) -> Record:
+    """The record of such a row. TypeError: it has other names."""
+    counters = {name: value for name, value in values.items() if name in Counters._fields}
+    others = {name: value for name, value in values.items() if name not in counters}
+    if len(counters) < len(Counters._fields):
+        raise TypeError(f"a record must have {Counters._fields}, got {tuple(values)}")
+    return Record(counters=Counters(**counters), **others)
+
+
+FLOATS = ("distance",)
+COLUMNS = (*(name for name in Record._fields if name != "counters"), *Counters._fields)
+
 
 class Records:
-    """Records by (attack, index); one that knows as much or more takes the place of another."""
+    """Records by (attack, example). A record that knows as much or more takes the place of another
+    one."""
 
     def __init__(self) -> None:
-        self._columns = {
-            name: array("d" if kind is float else "q")
-            for name, kind in Record.__annotations__.items()
-        }
+        self._columns = {name: array("d" if name in FLOATS else "q") for name in COLUMNS}
         self._place: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
         return len(self._place)
 
+    def __iter__(self) -> Iterator[Record]:
+        return (self._at(place) for place in range(len(self)))
+
     def add(self, record: Record) -> None:
         key = (record.attack, record.example)
         known = self.get(*key)
-        if known is not None:
-            if (record.decided, record.passed) < (known.decided, known.passed):
-                return
-            for name, value in record._asdict().items():
-                self._columns[name][self._place[key]] = value
-        else:
+
+        if known is None:
             self._place[key] = len(self._place)
-            for name, value in record._asdict().items():
+            for name, value in record.flat().items():
                 self._columns[name].append(value)
+        elif (record.decided, record.passed) >= (known.decided, known.passed):
+            for name, value in record.flat().items():
+                self._columns[name][self._place[key]] = value
 
-    def get(self, attack: int, index: int) -> Record | None:
-        place = self._place.get((attack, index))
-        return (
-            None if place is None else Record(*(column[place] for column in self._columns.values()))
-        )
-
-    def __iter__(self) -> Iterator[Record]:
-        return (Record(*values) for values in zip(*self._columns.values(), strict=True))
+    def get(self, attack: int, example: int) -> Record | None:
+        place = self._place.get((attack, example))
+        return None if place is None else self._at(place)
 
     def of_attack(self, number: int, examples: Tensor | None = None) -> dict[str, Tensor]:
-        """Column → tensor, in the order of the indices, of all or of these examples. Integers as
-        int64, distance as float64."""
-        kinds = {
-            name: torch.float64 if kind is float else torch.int64
-            for name, kind in Record.__annotations__.items()
-        }
+        """Column → tensor (N,), in the order of the examples, of all or of these. The distance is
+        float64, everything else int64."""
         columns = {
-            name: torch.tensor(column, dtype=kinds[name]) for name, column in self._columns.items()
+            name: torch.tensor(column, dtype=torch.float64 if name in FLOATS else torch.int64)
+            for name, column in self._columns.items()
         }
         mine = columns["attack"] == number
-        mine &= True if examples is None else torch.isin(columns["example"], examples)
+        if examples is not None:
+            mine &= torch.isin(columns["example"], examples)
+
         order = columns["example"][mine].argsort()
         return {name: column[mine][order] for name, column in columns.items()}
 
+    def _at(self, place: int) -> Record:
+        return record_from({name: column[place] for name, column in self._columns.items()})
+
 
 def records_of(job: Job, final: bool) -> Iterator[Record]:
-    """A record for each image of a case."""
-    for one, index in enumerate(job.numbers):
-        outcome = job.outcomes[one]
-        success = outcome is not None and outcome.success
+    """A record of each image of a job; ``final``: nothing is left to do."""
+    for one, example in enumerate(job.examples):
+        end = job.ends[one]
+        fell = job.has_fallen(one)
+        passed = job.stage + (final and example.clean_correct)
+
         yield Record(
-            example=index,
+            example=example.number,
             attack=job.chain,
-            label=job.labels[one],
-            clean_prediction=job.clean_prediction[one],
-            clean_correct=job.correct[one],
-            passed=outcome.stage
-            if outcome is not None and success
-            else job.stage + (final and job.correct[one]),
-            fell=success,
+            label=example.label,
+            clean_prediction=example.clean_prediction,
+            clean_correct=example.clean_correct,
+            passed=end.stage if end is not None and fell else passed,
+            fell=fell,
             decided=final,
-            prediction=job.clean_prediction[one] if outcome is None else outcome.prediction,
-            distance=0.0 if outcome is None else outcome.distance,
-            steps=-1 if outcome is None else outcome.steps,
-            found=job.found[one] or success,
-            forwards=job.forwards[one],
-            backwards=job.backwards[one],
-            zero_gradient=job.zero_gradient[one],
-            loss_rising=job.loss_rising[one] and not success,
+            prediction=example.clean_prediction if end is None else end.prediction,
+            distance=0.0 if end is None else end.distance,
+            steps=-1 if end is None else end.steps,
+            counters=job.counters[one].with_verdict(fell),
         )

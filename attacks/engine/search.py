@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from ironmoe.attacks.balls.balls import Ball, Bounds
+from ironmoe.attacks.balls.ball import Ball, Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model
 from ironmoe.attacks.engine.attempts import Attempts
 

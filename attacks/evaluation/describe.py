@@ -1,4 +1,8 @@
-"""Attacks as plain values: what must be the same for two runs to be one."""
+"""Attacks as plain values: what must be the same for two evaluations to be one.
+
+The description names what a user chose and nothing else, so that a journal still opens after the
+library has renamed or moved its own parts.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -14,29 +18,50 @@ from ironmoe.attacks.evaluation.checksum import checksum
 def describe_attack(attack: Attack) -> Any:
     """Every setting of an attack, and of the attacks it runs, as JSON values. A callable is told by
     its name alone, so two lambdas of one function are the same here."""
-    return [_plain(stage) for stage in attack.stages]
+    return [_described(type(stage), stage.chosen_settings()) for stage in attack.stages]
+
+
+def public_name(module: str, name: str) -> str:
+    """A class or function by the name that a user knows: "ironmoe.attacks.PGD", whatever file of
+    the library it is in; for others the module and the name."""
+    parts = module.split(".")
+    floor = parts[:2] if parts[0] == "ironmoe" else parts
+    return ".".join([*floor, name])
+
+
+def _described(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: _plain(value) for name, value in sorted(settings.items())}
+    return {"kind": public_name(kind.__module__, kind.__qualname__)} | values
 
 
 def _plain(value: Any) -> Any:
+    """A setting as a JSON value."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+
     if isinstance(value, torch.dtype | torch.device):
         return str(value)
+
     if isinstance(value, Tensor):
         return [list(value.shape), checksum(value)]
+
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+
     if isinstance(value, partial):
         return [_plain(part) for part in (value.func, value.args, value.keywords)]
-    kind = type(value) if not hasattr(value, "__qualname__") else value
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if kind is value or isinstance(value, nn.Module):
-        return name
+
+    if hasattr(value, "__qualname__"):  # a class or a function
+        return public_name(value.__module__, value.__qualname__)
+
+    kind = type(value)
+    if isinstance(value, nn.Module):
+        return public_name(kind.__module__, kind.__qualname__)
+
     known = getattr(value, "settings", None) or getattr(value, "__dict__", None)
     if known is None:
         return repr(value)
-    return {"kind": name} | {
-        key: _plain(item) for key, item in sorted(known.items()) if not key.startswith("_")
-    }
+    return _described(kind, {name: known[name] for name in known if not name.startswith("_")})

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.engine.records import Record, Records
+from ironmoe.attacks.engine.records import Record, Records, record_from
+from ironmoe.attacks.evaluation.old_journals import translated
 
 SYNC_SECONDS = 5.0
+FORMAT = 2  # of the first line; journals before it have no number
 
 
 class JournalError(ValueError):
@@ -42,11 +44,16 @@ class Journal:
 
     def __init__(self, folder: Path, settings: dict[str, Any], rank: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.records, self._synced = folder, Records(), time.monotonic()
+        self.folder = folder
+        self.rank = rank
+        self.records = Records()
         self.checksums: dict[int, int] = {}
         settings = json.loads(json.dumps(settings))
-        self.rank, own = rank, folder / f"journal-{rank}.jsonl"
-        self._file, self._images = own.open("ab"), (folder / f"images-{rank}.bin").open("ab")
+
+        own = folder / f"journal-{rank}.jsonl"
+        self._file = own.open("ab")
+        self._images = (folder / f"images-{rank}.bin").open("ab")
+        self._synced = time.monotonic()
         try:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,9 +67,10 @@ class Journal:
             self._file.close()
             self._images.close()
             raise
+
         self._file.seek(0, os.SEEK_END)
         if self._file.tell() == 0:
-            self._write({"settings": settings})
+            self._write({"format": FORMAT, "settings": settings})
 
     def append(
         self, records: Sequence[Record], checksums: Sequence[int], images: Sequence[Tensor | None]
@@ -75,7 +83,7 @@ class Journal:
                 self._images.write(image.detach().cpu().contiguous().numpy().tobytes())
                 record = record._replace(offset=start, end=self._images.tell(), rank=self.rank)
             self.records.add(record)
-            lines.append(record._asdict() | {"checksum": crc})
+            lines.append(record.flat() | {"checksum": crc})
         self._images.flush()
         self._write(lines)
 
@@ -126,8 +134,8 @@ class Journal:
             head, *rest = (json.loads(line) for line in lines)
             if not all(isinstance(unit, list) for unit in rest):
                 raise TypeError("a line that is no list of records")
-            found = head["settings"]
-            units = [[(line.pop("checksum"), Record(**line)) for line in unit] for unit in rest]
+            found = _settings_of(head)
+            units = [[(line.pop("checksum"), record_from(line)) for line in unit] for unit in rest]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise JournalError(
                 f"{path} must be a journal of this program, got {error!r}"
@@ -144,3 +152,13 @@ class Journal:
                 for crc, record in unit:
                     self.records.add(record)
                     self.checksums[record.example] = crc
+
+
+def _settings_of(head: dict[str, Any]) -> dict[str, Any]:
+    """The settings in the first line of a journal, as today's code writes them."""
+    number = head.get("format", 1)
+    if number == 1:
+        return translated(head["settings"])
+    if number != FORMAT:
+        raise ValueError(f"format {number!r}, where this program knows 1 to {FORMAT}")
+    return dict(head["settings"])

@@ -1,8 +1,7 @@
 """Checks against false security: signs in what the attacks did (Croce & Hein, arXiv 2003.01690;
 Pintor et al., arXiv 2106.09947)."""
 
-from ironmoe.attacks.evaluation.model_checks import Flag
-from ironmoe.attacks.evaluation.report import RobustnessReport
+from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
 
 SQUARE_GAIN, RISING_SHARE = 0.002, 0.1
 

@@ -1,13 +1,22 @@
 """The report of an evaluation: what held, with confidence intervals."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.evaluation.model_checks import Flag
 from ironmoe.attacks.evaluation.proportion import Proportion
+
+
+class Flag(NamedTuple):
+    """What one check says: its name, whether it tripped, the number behind it, and what that means
+    in plain words."""
+
+    name: str
+    tripped: bool
+    value: float
+    message: str
 
 
 @dataclass

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.engine.attacked_model import check_images
-from ironmoe.attacks.engine.queue import Chunk
-from ironmoe.attacks.engine.run import prepared
+from ironmoe.attacks.engine.inputs import Chunk, check_images, prepared
 from ironmoe.attacks.evaluation.sharding import Shard
 
 Batches = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -32,14 +30,16 @@ class Source:
     def __init__(
         self, data: Batches, attacks: Sequence[Attack], batch_size: int, together: int, shard: Shard
     ) -> None:
-        self.data, self.attacks, self.batch_size, self.together, self.shard = (
-            data,
-            attacks,
-            batch_size,
-            together,
-            shard,
-        )
-        self.seen, self.examples, self.shape, self.dtype = 0, None, torch.Size(), torch.float32
+        self.data = data
+        self.attacks = attacks
+        self.batch_size = batch_size
+        self.together = together
+        self.shard = shard
+        self.seen = 0
+        self.examples: int | None = None
+        self.shape = torch.Size()
+        self.dtype = torch.float32
+
         if isinstance(data, tuple):
             if len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
                 kinds = [type(part).__name__ for part in data]
@@ -60,14 +60,13 @@ class Source:
         for images, labels in self._batches():
             chunk = self._checked(images, labels)
             if rest is not None:
-                chunk = Chunk(*(torch.cat(pair) for pair in zip(rest[:3], chunk[:3], strict=True)))  # type: ignore[arg-type]
-            full = (
-                len(chunk.labels) // self.together * self.together
-                if len(chunk.labels) >= self.batch_size
-                else 0
-            )
-            rest = Chunk(*(part[full:] for part in chunk[:3]))
-            yield from self._share(Chunk(*(part[:full] for part in chunk[:3])))
+                chunk = _joined(rest, chunk)
+
+            count = len(chunk.labels)
+            full = count // self.together * self.together if count >= self.batch_size else 0
+            rest = chunk.part(slice(full, None))
+            yield from self._share(chunk.part(slice(0, full)))
+
         self.examples = self.seen
         if rest is not None:
             yield from self._share(rest)
@@ -90,7 +89,7 @@ class Source:
     def _share(self, chunk: Chunk) -> Iterator[Chunk]:
         mine = self.shard.takes(chunk.indices, self.together)
         if bool(mine.any()):
-            yield Chunk(*(part[mine] for part in chunk[:3]))
+            yield chunk.part(mine)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(self.data, tuple):
@@ -109,3 +108,11 @@ class Source:
                     f"data must be (images, labels), or batches of them, got {got} as a batch"
                 )
             yield batch[0], batch[1]
+
+
+def _joined(first: Chunk, second: Chunk) -> Chunk:
+    return Chunk(
+        images=torch.cat([first.images, second.images]),
+        labels=torch.cat([first.labels, second.labels]),
+        indices=torch.cat([first.indices, second.indices]),
+    )

@@ -1,4 +1,5 @@
-"""The attack of Carlini and Wagner: the smallest L2 change that fools the model."""
+"""CW: it looks for the smallest L2 change that fools the model by minimising a sum of distance and
+margin (Carlini & Wagner, arXiv 1608.04644, section V-B)."""
 
 import math
 from typing import Any
@@ -7,18 +8,19 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import LeastDistanceAttack
-from ironmoe.attacks.balls.balls import Bounds
+from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.l2 import L2Ball
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.losses import margin
 from ironmoe.kernels.attack_step import column
 
-# images on the faces of the box, where tanh would be ±1, are moved inside by this
-SHRINK = 1 - 1e-6
-DECAY = (0.9, 0.999)  # of Adam's two averages
+SHRINK = 1 - 1e-6  # moves images away from the faces of the box, where w would be infinite
+MEAN_DECAY = 0.9  # of Adam's average of gradients
+SQUARE_DECAY = 0.999  # of Adam's average of their squares
 TINY = 1e-8  # what Adam adds to the root of the second
-CHECKS = 10  # times a search step looks whether the objective still falls
-PROGRESS = 0.9999  # of the objective at the last check is enough
+CHECKS = 10  # how often a search step looks whether the objective still falls
+PROGRESS = 0.9999  # it goes on if the objective fell to this share of that at the last check
 
 
 class CW(LeastDistanceAttack):
@@ -53,7 +55,7 @@ class CW(LeastDistanceAttack):
             nearest one.
     """
 
-    norms = ("L2",)
+    needs = L2Ball
     needs_a_box = True
 
     def __init__(
@@ -81,14 +83,14 @@ class CW(LeastDistanceAttack):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= confidence < math.inf:
             raise ValueError(f"confidence must be at least 0 and finite, got {confidence}")
-        self.c, self.confidence, self.steps, self.lr, self.search_steps = (
-            c,
-            confidence,
-            steps,
-            lr,
-            search_steps,
-        )
-        self.early_stop, self.keeps = early_stop, "first" if early_stop else "best"
+
+        self.c = c
+        self.confidence = confidence
+        self.steps = steps
+        self.lr = lr
+        self.search_steps = search_steps
+        self.early_stop = early_stop
+        self.keeps = "first" if early_stop else "best"
         self.max_queries = search_steps * steps
 
     def __repr__(self) -> str:
@@ -98,21 +100,25 @@ class CW(LeastDistanceAttack):
         )
 
     def start(self, attempts: Attempts) -> None:
-        zeros, none = torch.zeros_like(attempts["clean"]), torch.zeros_like(attempts["label"])
+        eps = attempts["eps"]
         attempts["w"] = self._to_w(attempts["clean"])
-        attempts["mean"], attempts["square"] = zeros, zeros  # Adam's averages
-        attempts["c"] = torch.full_like(attempts["eps"], self.c)
-        attempts["failed_c"], attempts["reached_c"] = (
-            torch.zeros_like(attempts["eps"]),
-            torch.full_like(attempts["eps"], math.inf),
-        )
-        # values of c done with, answers for the present one
-        attempts["search"], attempts["step"] = none, none
-        attempts["reached"] = torch.zeros_like(attempts["finished"])  # with the present c
-        attempts["checked"] = torch.full_like(
-            attempts["eps"], math.inf
-        )  # the objective at the last check
-        attempts["added"] = torch.zeros_like(attempts["eps"])  # to the margin, at the last answer
+        attempts["mean"] = torch.zeros_like(attempts["clean"])  # Adam's averages
+        attempts["square"] = torch.zeros_like(attempts["clean"])
+
+        # The search for c: the present value, the largest that failed, the smallest that reached
+        # the confidence, and how many values are done.
+        attempts["c"] = torch.full_like(eps, self.c)
+        attempts["failed_c"] = torch.zeros_like(eps)
+        attempts["reached_c"] = torch.full_like(eps, math.inf)
+        attempts["search"] = torch.zeros_like(attempts["label"])
+
+        # With the present c: how many answers there were, whether the confidence was reached, the
+        # objective at the last check, and what a routing mode added to the margin last.
+        attempts["step"] = torch.zeros_like(attempts["label"])
+        attempts["reached"] = torch.zeros_like(attempts["finished"])
+        attempts["checked"] = torch.full_like(eps, math.inf)
+        attempts["added"] = torch.zeros_like(eps)
+
         attempts["point"] = self._to_image(attempts["w"])
         attempts["finished"] = torch.full_like(attempts["finished"], self.max_queries == 1)
 
@@ -124,8 +130,8 @@ class CW(LeastDistanceAttack):
         return super().objective(logits, attempts).clamp_max(self.confidence)
 
     def ask(self, attempts: Attempts, want_grad: bool) -> Answer:
-        """The loss of an answer is the margin of its logits, by which points are judged. What else
-        is ascended goes to the rows."""
+        """The loss of an answer is the margin of its logits, by which points are judged. What a
+        routing mode adds to it goes to ``added``."""
         answer = super().ask(attempts, want_grad)
         loss = self.objective(answer.logits, attempts)
         attempts["added"] = (answer.loss - loss).to(attempts["added"].dtype)
@@ -142,59 +148,53 @@ class CW(LeastDistanceAttack):
         assert grad is not None
         width = self.bounds[1] - self.bounds[0]
         change = (attempts["point"] - attempts["clean"]) / width
-        total = change.flatten(1).double().square().sum(1) + attempts["c"] * (
-            self.confidence - loss - attempts["added"]
-        )
-        attempts["reached"] = attempts["reached"] | (
-            self.fooled(logits, attempts) & (loss >= self.confidence)
-        )
+        lacking = self.confidence - loss - attempts["added"]
+        total = change.flatten(1).double().square().sum(1) + attempts["c"] * lacking
+        reached = self.fooled(logits, attempts) & (loss >= self.confidence)
+        attempts["reached"] = attempts["reached"] | reached
+
         check = attempts["step"] % max(self.steps // CHECKS, 1) == 0
         stuck = check & (total > PROGRESS * attempts["checked"])
         attempts["checked"] = torch.where(check, total, attempts["checked"])
         attempts["step"] = attempts["step"] + 1
+
         # In units of the range, as the distance; x = middle + width / 2 · tanh(w).
         slope = 2 * change - column(attempts["c"], change) * width * grad
         self._adam(attempts, slope * attempts["w"].cosh().square().reciprocal() / 2)
         self._next_c(attempts, stuck | (attempts["step"] >= self.steps))
         attempts["point"] = self._to_image(attempts["w"])
-        attempts["finished"] = attempts["finished"] | (
-            attempts["search"] * self.steps + attempts["step"] >= self.max_queries - 1
-        )
+        made = attempts["search"] * self.steps + attempts["step"]
+        attempts["finished"] = attempts["finished"] | (made >= self.max_queries - 1)
 
     def _adam(self, attempts: Attempts, grad: Tensor) -> None:
         """One step downwards (Kingma & Ba, arXiv 1412.6980, algorithm 1)."""
-        attempts["mean"], attempts["square"] = (
-            decay * attempts[name] + (1 - decay) * value
-            for decay, name, value in zip(
-                DECAY, ("mean", "square"), (grad, grad.square()), strict=True
-            )
-        )
-        mean, square = (
-            attempts[name] / column(1 - decay ** attempts["step"].double(), grad)
-            for decay, name in zip(DECAY, ("mean", "square"), strict=True)
-        )
+        step = attempts["step"].double()
+        attempts["mean"] = MEAN_DECAY * attempts["mean"] + (1 - MEAN_DECAY) * grad
+        attempts["square"] = SQUARE_DECAY * attempts["square"] + (1 - SQUARE_DECAY) * grad.square()
+        mean = attempts["mean"] / column(1 - MEAN_DECAY**step, grad)
+        square = attempts["square"] / column(1 - SQUARE_DECAY**step, grad)
         attempts["w"] = attempts["w"] - self.lr * mean / (square.sqrt() + TINY)
 
     def _next_c(self, attempts: Attempts, done: Tensor) -> None:
-        """Rows that are done with their c get another, and begin again at the image."""
-        reached, failed = done & attempts["reached"], done & ~attempts["reached"]
+        """Attempts that are ``done`` with their c get another, and begin again at the image."""
+        reached = done & attempts["reached"]
+        failed = done & ~attempts["reached"]
         attempts["reached_c"] = torch.where(reached, attempts["c"], attempts["reached_c"])
         attempts["failed_c"] = torch.where(failed, attempts["c"], attempts["failed_c"])
+
         bracketed = attempts["reached_c"] < math.inf
-        other = torch.where(
-            bracketed, (attempts["failed_c"] + attempts["reached_c"]) / 2, 10 * attempts["c"]
-        )
+        middle = (attempts["failed_c"] + attempts["reached_c"]) / 2
+        other = torch.where(bracketed, middle, 10 * attempts["c"])
         attempts["c"] = torch.where(done, other, attempts["c"])
+
         attempts["search"] = attempts["search"] + done
         attempts["reached"] = attempts["reached"] & ~done
         attempts["checked"] = torch.where(done, math.inf, attempts["checked"])
         attempts["step"] = torch.where(done, 0, attempts["step"])
         attempts["w"] = where(done, self._to_w(attempts["clean"]), attempts["w"])
         nothing = torch.zeros_like(attempts["mean"])
-        attempts["mean"], attempts["square"] = (
-            where(done, nothing, attempts["mean"]),
-            where(done, nothing, attempts["square"]),
-        )
+        attempts["mean"] = where(done, nothing, attempts["mean"])
+        attempts["square"] = where(done, nothing, attempts["square"])
 
     def _to_w(self, images: Tensor) -> Tensor:
         low, high = self.bounds

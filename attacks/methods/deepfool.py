@@ -1,19 +1,19 @@
-"""DeepFool: over the nearest boundary of the linearised model, again and again (Moosavi-Dezfooli et
-al., arXiv 1511.04599)."""
+"""DeepFool: it steps over the nearest boundary of the linearised model, again and again
+(Moosavi-Dezfooli et al., arXiv 1511.04599, algorithm 2)."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.balls import Bounds
-from ironmoe.attacks.balls.hyperplane import length
+from ironmoe.attacks.balls.abilities import StraightBall
+from ironmoe.attacks.balls.ball import Ball, Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
 
-# of the way made; steps that only shrink would end on the boundary, on the wrong side but for
-# rounding
+# Each step has at least this share of the way made so far. Steps that only shrink would end on the
+# boundary, and rounding may leave them on the wrong side of it.
 LEAST_STRIDE = 1e-3
 
 
@@ -21,20 +21,19 @@ class DeepFool(BoundaryAttack):
     """Adds up shortest steps to the nearest linearised boundary until the point is misclassified
     (Algorithm 2 of the paper).
 
-    Each point asked about overshoots the sum of steps, as in the authors' code, and is clipped to
-    the box; the steps know nothing of the box. With a finite ``eps`` an image falls if it is
-    misclassified within eps; the point found beyond is projected onto the ball and predicted once
-    more. The distances of FAB are shorter, for many more passes.
+    Each point that it asks about overshoots the sum of steps, as in the authors' code, and is
+    clipped to the box; the steps know nothing of the box. With a finite ``eps`` an image falls if
+    it is misclassified within eps; a point found beyond is projected onto the ball and predicted
+    once more. FAB finds shorter distances, with many more passes.
 
     Args (beyond those of ``Attack``):
-        eps: largest distance that counts; inf: any.
-        steps: at most, ≥ 0. Each asks for the gradient of top_classes − 1 logit differences.
-        overshoot: the sum of steps is gone 1 + overshoot times, ≥ 0.
+        eps: largest distance that counts; inf: any distance does.
+        steps: at most so many, ≥ 0. Each asks for the gradient of top_classes − 1 logit
+            differences.
+        overshoot: points lie at the image plus 1 + overshoot times the sum of steps, ≥ 0.
         top_classes: the classes most likely at the image, the label included, whose boundaries are
             considered, ≥ 2.
     """
-
-    norms = ("Linf", "L2")
 
     def __init__(
         self,
@@ -54,8 +53,16 @@ class DeepFool(BoundaryAttack):
             raise ValueError(f"overshoot must be at least 0, got {overshoot}")
         if top_classes < 2:
             raise ValueError(f"top_classes must be at least 2, got {top_classes}")
-        self.steps, self.overshoot, self.top_classes = steps, overshoot, top_classes
+
+        self.steps = steps
+        self.overshoot = overshoot
+        self.top_classes = top_classes
         self.max_queries = steps * (top_classes - 1)
+
+    @classmethod
+    def takes_ball(cls, ball: type[Ball]) -> bool:
+        """It also moves the sum of its steps, which is no image."""
+        return super().takes_ball(ball) and issubclass(ball, StraightBall)
 
     def __repr__(self) -> str:
         return (
@@ -74,23 +81,21 @@ class DeepFool(BoundaryAttack):
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
     ) -> None:
         assert grad is not None
-        ball, width = self.ball(attempts), self.bounds[1] - self.bounds[0]
-        beyond = self.fooled(logits, attempts) & (
-            ball.distance(attempts["point"]) > attempts["eps"]
-        )
+        ball = self.ball(attempts)
+        width = self.bounds[1] - self.bounds[0]
+        outside = ball.distance(attempts["point"]) > attempts["eps"]
+        beyond = self.fooled(logits, attempts) & outside
         last = self.note_boundary(attempts, logits, loss, grad)
         step = last & ~beyond
+
         # Where the gradient vanishes, steps have no length, or so much that sums would overflow.
-        stride = torch.where(attempts["gap"].isfinite(), attempts["gap"], 0).maximum(
-            LEAST_STRIDE * length(attempts["moved"], self.norm)
-        )
+        gap = torch.where(attempts["gap"].isfinite(), attempts["gap"], 0)
+        stride = gap.maximum(LEAST_STRIDE * self.geometry.length(attempts["moved"]))
         moved = ball.ascend(attempts["moved"], attempts["weight"], stride).clamp(-width, width)
         attempts["moved"] = where(step, moved, attempts["moved"])
-        attempts["point"] = where(
-            step,
-            (attempts["clean"] + (1 + self.overshoot) * moved).clamp(*self.bounds),
-            attempts["point"],
-        )
+        overshot = (attempts["clean"] + (1 + self.overshoot) * moved).clamp(*self.bounds)
+        attempts["point"] = where(step, overshot, attempts["point"])
+
         attempts["asked"] = torch.where(last, 0, attempts["asked"] + 1)
         attempts["made"] = attempts["made"] + step
         attempts["finished"] = attempts["finished"] | beyond | (attempts["made"] >= self.steps)

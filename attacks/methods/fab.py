@@ -1,21 +1,20 @@
-"""FAB, the fast adaptive boundary attack: the nearest misclassified point (Croce & Hein, arXiv
-1907.02044)."""
+"""FAB, the fast adaptive boundary attack: it looks for the nearest misclassified point along the
+decision boundary (Croce & Hein, arXiv 1907.02044, algorithm 1)."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.balls import Bounds
-from ironmoe.attacks.balls.hyperplane import length, step_to_hyperplane
+from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
-from ironmoe.attacks.random import normal, uniform
 from ironmoe.kernels.attack_step import column
 
-# of the image's projection in the mean; without it 1 % of attempts at ReLU networks stall on a
-# boundary
+# The image's projection has at least this share in the mean of the two projections. Without it 1 %
+# of the attempts at ReLU networks stall on a boundary.
 LEAST_SHARE = 0.003
 
 
@@ -25,14 +24,15 @@ class FAB(BoundaryAttack):
 
     A step linearises the difference of two logits, projects both the point and the image onto the
     boundary inside the box, and goes to a mean of the two, a little beyond. A misclassified point
-    is pulled back towards the image. With ``targets`` it is FAB-T, as
-    AutoAttack runs it (arXiv 2003.01690): one logit difference for each target, so a step costs one
-    gradient; targets = 0 is the original, which asks for the gradients of all classes at every
-    step: for few classes.
+    is pulled back towards the image.
+
+    With ``targets`` it is FAB-T, as AutoAttack runs it (arXiv 2003.01690): there is one logit
+    difference for each target, so a step costs one gradient. targets = 0 is the original, which
+    asks for the gradients of all classes at every step; it suits few classes.
 
     After each step comes a check. If the last point was misclassified, the next one probably is,
-    too: then (on CPU) it is asked about without gradient, which is taken at the point pulled back.
-    Otherwise check and gradient share one pass. What is expected never changes what is found.
+    too: then (on CPU) the check asks for no gradient, since that is wanted at the point pulled
+    back. Otherwise check and gradient share one pass. What is expected never changes what is found.
 
     Args (beyond those of ``Attack``):
         eps: with ``early_stop`` an image falls at a distance of at most eps; inf goes with
@@ -50,8 +50,6 @@ class FAB(BoundaryAttack):
         early_stop: stop at the first misclassified point within eps; else make all attempts and
             keep the nearest.
     """
-
-    norms = ("Linf", "L2", "L1")
 
     def __init__(
         self,
@@ -71,11 +69,8 @@ class FAB(BoundaryAttack):
         **options: Any,
     ) -> None:
         super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
-        for name, count, least in (
-            ("steps", steps, 0),
-            ("restarts", restarts, 1),
-            ("targets", targets, 0),
-        ):
+        counts = (("steps", steps, 0), ("restarts", restarts, 1), ("targets", targets, 0))
+        for name, count, least in counts:
             if count < least:
                 raise ValueError(f"{name} must be at least {least}, got {count}")
         if not 0 <= alpha_max <= 1:
@@ -89,12 +84,18 @@ class FAB(BoundaryAttack):
                 "eps must be finite if restarts is above 1, since they start eps / 2 away, got "
                 f"{eps}"
             )
-        self.steps, self.restarts, self.targets = steps, restarts, targets
-        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
+
+        self.steps = steps
+        self.restarts = restarts
+        self.targets = targets
+        self.alpha_max = alpha_max
+        self.eta = eta
+        self.beta = beta
         self.early_stop = early_stop
-        self.keeps, self.exhaustive = "first" if early_stop else "best", not early_stop
+        self.keeps = "first" if early_stop else "best"
+        self.exhaustive = not early_stop
         self.starts_clean = restarts == 1
-        # at most; without targets for 10 classes
+        # With targets at most so many; without, as if there were 10 classes.
         self.max_queries = 2 * steps if targets else 10 * steps
 
     def __repr__(self) -> str:
@@ -106,14 +107,14 @@ class FAB(BoundaryAttack):
     def start(self, attempts: Attempts) -> None:
         super().start(attempts)
         no = torch.zeros_like(attempts["finished"])
-        # a new iterate, not asked about before; the iterate before was misclassified
-        attempts["unseen"] = attempts["crossed"] = no
+        attempts["unseen"] = no  # the point is a new iterate, not asked about before
+        attempts["crossed"] = no  # the iterate before was misclassified
         attempts["made"] = torch.zeros_like(attempts["label"])  # steps
+
         attempts["point"] = attempts["clean"]
         if self.restarts > 1:
-            attempts["point"] = where(
-                attempts["restart"] > 0, self._random_start(attempts), attempts["clean"]
-            )
+            later = attempts["restart"] > 0
+            attempts["point"] = where(later, self._random_start(attempts), attempts["clean"])
         attempts["finished"] = torch.full_like(no, self.steps == 0)
 
     def wants_gradient(self, attempts: Attempts) -> Tensor:
@@ -126,16 +127,18 @@ class FAB(BoundaryAttack):
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
     ) -> None:
         assert grad is not None
-        point, unseen, fooled = attempts["point"], attempts["unseen"], self.fooled(logits, attempts)
+        point = attempts["point"]
+        unseen = attempts["unseen"]
+        fooled = self.fooled(logits, attempts)
+
+        # What an attempt does next: go back towards the image; ask again, because the point was
+        # expected to be misclassified, so asked about without gradient, and is not; or make a step.
         back = unseen & fooled
-        # Expected to be misclassified, so asked without gradient, but it is not: once more.
         again = unseen & ~fooled & attempts["crossed"] & ~grad.flatten(1).any(1)
         step = self.note_boundary(attempts, logits, loss, grad) & ~back & ~again
-        attempts["point"] = where(
-            step,
-            self._next_iterate(attempts),
-            where(back, attempts["clean"].lerp(point, self.beta), point),
-        )
+        pulled = where(back, attempts["clean"].lerp(point, self.beta), point)
+        attempts["point"] = where(step, self._next_iterate(attempts), pulled)
+
         attempts["asked"] = torch.where(step | back | again, 0, attempts["asked"] + 1)
         attempts["crossed"] = torch.where(unseen, fooled, attempts["crossed"])
         attempts["unseen"] = step | again
@@ -144,34 +147,28 @@ class FAB(BoundaryAttack):
 
     def _next_iterate(self, attempts: Attempts) -> Tensor:
         """(R, …) the mean of the overshot projections of point and image."""
-        point, clean, weight, value = (
-            attempts["point"],
-            attempts["clean"],
-            attempts["weight"],
-            attempts["value"],
-        )
+        point = attempts["point"]
+        clean = attempts["clean"]
+        weight = attempts["weight"]
+        value = attempts["value"]
         clean_value = value + (weight * (clean - point)).flatten(1).sum(1)
-        from_point = step_to_hyperplane(point, weight, value, self.bounds, self.norm)
-        from_clean = step_to_hyperplane(clean, weight, clean_value, self.bounds, self.norm)
-        near, far = length(from_point, self.norm), length(from_clean, self.norm)
+
+        onto = self.geometry.step_to_hyperplane
+        from_point = onto(point, weight, value, self.bounds)
+        from_clean = onto(clean, weight, clean_value, self.bounds)
+
         # A point that lies on the boundary, but for rounding on the wrong side of it, is its own
         # projection; the overshot projection of the image still leads across.
-        share = (near / (near + far).clamp_min(torch.finfo(near.dtype).tiny)).clamp(
-            LEAST_SHARE, self.alpha_max
-        )
-        mean = (point + self.eta * from_point).lerp(
-            clean + self.eta * from_clean, column(share, clean)
-        )
-        return mean.clamp(*self.bounds)
+        near = self.geometry.length(from_point)
+        far = self.geometry.length(from_clean)
+        share = (near / divisor(near + far)).clamp(LEAST_SHARE, self.alpha_max)
+        past_point = point + self.eta * from_point
+        past_clean = clean + self.eta * from_clean
+        return past_point.lerp(past_clean, column(share, clean)).clamp(*self.bounds)
 
     def _random_start(self, attempts: Attempts) -> Tensor:
         """(R, …) a random point eps / 2 from the image, clipped to the box."""
         clean = attempts["clean"]
-        shape, dtype = clean.shape[1:], clean.dtype
-        noise = (
-            2 * uniform(attempts["key"], shape, dtype) - 1
-            if self.norm == "Linf"
-            else normal(attempts["key"], shape, dtype)
-        )
-        size = length(noise, self.norm).clamp_min(torch.finfo(dtype).tiny)
+        noise = self.geometry.random_direction(attempts["key"], clean.shape[1:], clean.dtype)
+        size = divisor(self.geometry.length(noise))
         return (clean + column(attempts["eps"] / 2 / size, clean) * noise).clamp(*self.bounds)

@@ -1,4 +1,4 @@
-"""Points recognised by a number."""
+"""A number for each image, by which a point is recognised when it comes again."""
 
 import math
 from functools import lru_cache
@@ -10,15 +10,12 @@ from ironmoe.attacks.random import mix
 
 
 def fingerprint(points: Tensor) -> Tensor:
-    """(B,) int64, equal for equal points (B, …) of float32 or float64 and, but for one chance in
-    about 2⁴⁰, for no others; never 0."""
-    bits = (
-        points.flatten(1)
-        .contiguous()
-        .view(torch.int32 if points.element_size() == 4 else torch.int64)
-        .to(torch.int64)
-    )
-    return mix((bits * _weights(math.prod(bits.shape[1:]), points.device)).sum(1)) | 1
+    """(B,) int64 for points (B, …) of float32 or float64: equal for equal points and, but for one
+    chance in about 2⁴⁰, for no others; never 0."""
+    as_integers = torch.int32 if points.element_size() == 4 else torch.int64
+    bits = points.flatten(1).contiguous().view(as_integers).to(torch.int64)
+    weights = _weights(math.prod(bits.shape[1:]), points.device)
+    return mix((bits * weights).sum(1)) | 1
 
 
 @lru_cache(maxsize=8)

@@ -1,13 +1,14 @@
 """What FAB and DeepFool share: the nearest class boundary of the linearised model, asked for one
 class at a time."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import LeastDistanceAttack
-from ironmoe.attacks.balls.hyperplane import DUAL, length
+from ironmoe.attacks.balls.abilities import HyperplaneBall
+from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 
@@ -16,15 +17,15 @@ class BoundaryAttack(LeastDistanceAttack):
     """An attack that goes to the nearest of the boundaries z_k = z_label, each linearised at the
     point where it is.
 
-    A question brings one gradient. So a row asks at one point about one contender k after another
-    and remembers which boundary was the nearest. The contenders are the row's target or, without
+    A question brings one gradient. So an attempt asks at one point about one contender k after
+    another and remembers which boundary was the nearest. The contenders are its target or, without
     targets, all wrong classes; or, as in the authors' DeepFool, those most likely at the first
     question, so that a random model does not change them on the way.
 
-    Rows have
+    Attempts have
 
-    asked:  (R,) int64, contenders asked about at this point before; −1 if the first question is
-        there to know them
+    asked:  (R,) int64, how many contenders it has asked about at this point; −1 if the first
+        question serves to know them
     ranked: (R, K) int64, the contenders, if they are not all classes
     weight: (R, …) gradient of z_k − z_label, of the nearest boundary so far
     value:  (R,) z_k − z_label there
@@ -32,17 +33,21 @@ class BoundaryAttack(LeastDistanceAttack):
             where the gradient is 0
     """
 
+    needs = HyperplaneBall
     starts_clean = True
-    # how many are looked at, the label included, if there are no targets; None: all
-    top_classes: int | None = None
 
-    def __init__(self, model: Model, *args: Any, targeted: bool = False, **options: Any) -> None:
+    top_classes: int | None = None
+    """How many classes are looked at, the label included, if there are no targets; None: all."""
+
+    def __init__(
+        self, model: Model, eps: float | Tensor, *, targeted: bool = False, **options: Any
+    ) -> None:
         if targeted:
             raise ValueError(
                 f"targeted must be False for {type(self).__name__}, which leaves its class for "
                 "the nearest other one"
             )
-        super().__init__(model, *args, **options)
+        super().__init__(model, eps, **options)
         if self.attacked_model.routing.adds_term:
             raise ValueError(
                 f"routing must not add to the loss for {type(self).__name__}, which takes its "
@@ -50,33 +55,39 @@ class BoundaryAttack(LeastDistanceAttack):
                 f"got {self.attacked_model.routing}"
             )
 
+    @property
+    def geometry(self) -> type[HyperplaneBall]:
+        """The class of the norm's balls: lengths, and steps onto hyperplanes."""
+        return cast(type[HyperplaneBall], ball_of(self.norm))
+
     def start(self, attempts: Attempts) -> None:
         attempts["asked"] = torch.zeros_like(attempts["label"])
         attempts["ranked"] = attempts["asked"].unsqueeze(1).expand(-1, (self.top_classes or 1) - 1)
-        if self.top_classes and self.eot > 1:  # the mean is taken of one class's gradients
+        if self.top_classes and self.eot > 1:
+            # The mean is taken of the gradients of one class, so the classes must be known before.
             attempts["asked"] = attempts["asked"] - 1
         attempts["weight"] = torch.zeros_like(attempts["clean"])
-        attempts["value"] = attempts["gap"] = torch.zeros_like(
-            attempts["eps"], dtype=attempts["clean"].dtype
-        )
+        nothing = torch.zeros_like(attempts["eps"], dtype=attempts["clean"].dtype)
+        attempts["value"] = nothing
+        attempts["gap"] = nothing
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) z_k − z_label."""
         right = attempts["label"].unsqueeze(1)
-        if self.targets:
-            contender = attempts["target"].unsqueeze(1)
-        else:
-            asked = attempts["asked"].clamp_min(0).unsqueeze(1)
-            if self._all(logits):
-                contender = asked + (asked >= right)
-            else:
-                first = (attempts["queries"] == 0).unsqueeze(1)
-                contender = torch.where(
-                    first,
-                    self._likely(logits, attempts)[:, :1],
-                    attempts["ranked"].gather(1, asked),
-                )
+        contender = self._contender(logits, attempts, right)
         return (logits.gather(1, contender) - logits.gather(1, right)).squeeze(1)
+
+    def _contender(self, logits: Tensor, attempts: Attempts, right: Tensor) -> Tensor:
+        """(R, 1) the class that this question is about."""
+        if self.targets:
+            return attempts["target"].unsqueeze(1)
+        asked = attempts["asked"].clamp_min(0).unsqueeze(1)
+        if self._all(logits):
+            return asked + (asked >= right)
+
+        first = (attempts["queries"] == 0).unsqueeze(1)
+        likeliest = self._likely(logits, attempts)[:, :1]
+        return torch.where(first, likeliest, attempts["ranked"].gather(1, asked))
 
     def note_boundary(
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor
@@ -87,15 +98,15 @@ class BoundaryAttack(LeastDistanceAttack):
             attempts["ranked"] = where(
                 attempts["queries"] == 1, self._likely(logits, attempts), attempts["ranked"]
             )
+
         weight = grad.to(attempts["clean"].dtype)
-        value, slope = loss.to(weight.dtype), length(weight, DUAL[self.norm])
+        value = loss.to(weight.dtype)
+        slope = self.geometry.dual_length(weight)
         gap = torch.where(slope > 0, value.abs() / slope, float("inf"))
         nearer = (attempts["asked"] <= 0) | (gap < attempts["gap"])
         attempts["weight"] = where(nearer, weight, attempts["weight"])
-        attempts["value"], attempts["gap"] = (
-            torch.where(nearer, value, attempts["value"]),
-            torch.where(nearer, gap, attempts["gap"]),
-        )
+        attempts["value"] = torch.where(nearer, value, attempts["value"])
+        attempts["gap"] = torch.where(nearer, gap, attempts["gap"])
         return attempts["asked"] + 1 >= self._contenders(logits)
 
     def _contenders(self, logits: Tensor) -> int:

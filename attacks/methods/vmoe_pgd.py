@@ -1,11 +1,13 @@
-"""The attack of the V-MoE robustness paper (arXiv 2210.10253), as its official code runs it."""
+"""PGD as the official code of the V-MoE robustness paper runs it (Puigcerver et al., arXiv
+2210.10253, section 4); made by ``PGD.vmoe``."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
 from ironmoe.attacks.attack import FixedRadiusAttack
-from ironmoe.attacks.balls.balls import Ball, Bounds, LinfBall
+from ironmoe.attacks.balls.ball import Ball, Bounds
+from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.search import Keeps
@@ -17,16 +19,13 @@ class VMoEPGD(FixedRadiusAttack):
     """Sign ascent on the mean loss of the batch: ``steps`` steps of length eps / steps from the
     image, the last point taken.
 
-    No random start, no restarts and no clipping to the valid pixels: with steps that add up to eps
-    the ball needs no projection (rounding beyond eps, 10⁻⁷, is taken back at the end). Every image
-    of the batch is attacked, misclassified ones too, all the
-    way: under a capacity images of a group influence each other, so the groups must stay as they
-        are. It is weaker than ``PGD``.
-
-    Made by ``PGD.vmoe``.
+    There is no random start, no restart and no clipping to the valid pixels. Steps that add up to
+    eps need no projection onto the ball (what rounding adds, 10⁻⁷, is taken back at the end). Every
+    image of the batch is attacked all the way, misclassified ones too: under a capacity the images
+    of a group influence each other, so the groups must stay as they are. It is weaker than ``PGD``.
     """
 
-    norms = ("Linf",)
+    needs = LinfBall  # steps of eps / steps add up to eps in no other norm
     keeps: Keeps = "last"
     attacks_wrong = True
 
@@ -46,19 +45,19 @@ class VMoEPGD(FixedRadiusAttack):
                 "auxiliary_loss must be False with a routing mode, which takes its place, got "
                 f"{options['routing']}"
             )
-        if auxiliary_loss and not (
-            isinstance(model, nn.Module)
-            and any(hasattr(m, "aux_loss_in_eval") for m in model.modules())
-        ):
-            raise ValueError(
-                "auxiliary_loss needs a model with TopKRouters, whose losses it ascends"
-            )
         if auxiliary_loss:
+            modules = model.modules() if isinstance(model, nn.Module) else ()
+            if not any(hasattr(module, "aux_loss_in_eval") for module in modules):
+                raise ValueError(
+                    "auxiliary_loss needs a model with TopKRouters, whose losses it ascends"
+                )
             options["routing"] = AuxiliaryLoss()
         super().__init__(model, eps, bounds=bounds, **options)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        self.steps, self.max_queries, self.auxiliary_loss = steps, steps, auxiliary_loss
+        self.steps = steps
+        self.max_queries = steps
+        self.auxiliary_loss = auxiliary_loss
         self.loss_of = get_loss(loss)
 
     def __repr__(self) -> str:
@@ -67,7 +66,12 @@ class VMoEPGD(FixedRadiusAttack):
             f"auxiliary_loss={self.auxiliary_loss})"
         )
 
+    def chosen_settings(self) -> dict[str, Any]:
+        chosen = super().chosen_settings()
+        return {name: chosen[name] for name in chosen if name != "loss_of"} | {"loss": self.loss_of}
+
     def ball(self, attempts: Attempts) -> Ball:
+        """The ball alone: its points may leave the valid pixels."""
         return LinfBall(attempts["clean"], attempts["eps"], (float("-inf"), float("inf")))
 
     def start(self, attempts: Attempts) -> None:
@@ -80,7 +84,6 @@ class VMoEPGD(FixedRadiusAttack):
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
     ) -> None:
         assert grad is not None
-        attempts["point"] = self.ball(attempts).ascend(
-            attempts["point"], grad, attempts["eps"] / self.steps
-        )
+        alpha = attempts["eps"] / self.steps
+        attempts["point"] = self.ball(attempts).ascend(attempts["point"], grad, alpha)
         attempts["finished"] = attempts["finished"] | (attempts["queries"] >= self.steps)

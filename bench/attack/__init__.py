@@ -1,1 +1,1 @@
-"""``ironmoe attack``."""
+"""``ironmoe attack``: any model, any data, any attacks, and a report."""

@@ -1,24 +1,25 @@
-"""How far ``ironmoe attack`` is, on the terminal and in a log, and how long its attacks took in all
-runs together."""
+"""How far ``ironmoe attack`` is, and how long its attacks took in all runs of a folder together."""
 
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bars
 
 from ironmoe.attacks import Progress, RobustnessReport
-from ironmoe.bench.common.results import speed
+from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.run_folder import RunFolder
+from ironmoe.bench.reports.cells import speed
 
 SAVE_SECONDS = 5.0  # between notes of the time spent
 LINE_SECONDS = 30.0  # between lines where there is no terminal for a bar
 FILE = "results/seconds.json"
 
 
-class Watch:
-    """The seconds that the attacks took in this run: without the checks, and none where everything
-    was decided before."""
+class Stopwatch:
+    """Counts the seconds that the attacks took in this run.
+
+    The checks before them do not count, and a run in which everything was decided before counts
+    none.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -27,34 +28,37 @@ class Watch:
         self.seconds = progress.seconds
 
     def ended(self, report: RobustnessReport) -> float:
-        """The seconds, exactly."""
+        """The exact seconds, when ``evaluate`` has returned."""
         self.seconds = report.seconds if self.seconds else 0.0
         return self.seconds
 
+    def save(self) -> float:
+        """The seconds so far. Only the first process writes them to the folder."""
+        return self.seconds
 
-class Meter(Watch):
-    """That of the first process, which shows it. Of the others it is supposed that they are as far.
 
-    before: seconds of earlier runs in the folder
+class Meter(Stopwatch):
+    """The stopwatch of the first process, which also shows how far the attacks are.
+
+    It sees the progress of its own process only, and supposes that the other processes are as far.
     """
 
     def __init__(
-        self, folder: RunFolder, console: Console, world: int, images: int, attacks: int
+        self, folder: RunFolder, console: Console, *, world: int, images: int, attacks: int
     ) -> None:
+        """world: how many processes there are; images, attacks: how many, in all of them."""
         super().__init__()
-        self.folder, self.console, self.world = folder, console, world
-        self.total, self.unit = (
-            images * attacks,
-            "images" if attacks == 1 else "image × attack pairs",
-        )
-        self.before = float((folder.read(FILE) or {}).get("seconds", 0.0))
-        self.bars = Bars(
-            TextColumn("attack"), BarColumn(bar_width=10), MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
+        self.folder = folder
+        self.console = console
+        self.world = world
+        self.total = images * attacks
+        self.unit = "images" if attacks == 1 else "image × attack pairs"
+        self.seconds_before = float((folder.read(FILE) or {}).get("seconds", 0.0))
+
+        self.bars = progress_bars(console, time_left=False, only_on_terminals=True)
         self.task = self.bars.add_task("attack", total=self.total, note=self.unit)
-        self.decided, self.saved, self.printed = 0, time.monotonic(), time.monotonic()
+        self.decided = 0
+        self.saved = self.printed = time.monotonic()
 
     def __enter__(self) -> "Meter":
         self.bars.start()
@@ -71,6 +75,7 @@ class Meter(Watch):
             self.save()
 
     def say(self, note: str) -> None:
+        """Show a note beside the bar; without a terminal, print it now and then."""
         self.bars.update(self.task, completed=self.decided, note=f"{self.unit}, {note}")
         if self.bars.disable and time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
@@ -81,16 +86,22 @@ class Meter(Watch):
             )
 
     def finish(self, report: RobustnessReport, seconds: float) -> float:
-        """The bar as it ends; the seconds of all runs, of which the slowest process took so many in
-        this one."""
+        """Show the bar as it ends.
+
+        seconds: that the slowest process took in this run.
+
+        Returns:
+            The seconds of all runs in the folder.
+        """
         self.seconds = seconds
         self.decided = sum(int(summary.decided.sum()) for summary in report.attacks.values())
         self.say("done" if report.complete else "budget spent")
         return self.save()
 
     def save(self) -> float:
-        """Note and give the seconds so far."""
-        self.saved, seconds = time.monotonic(), self.before + self.seconds
+        """Write the seconds of all runs so far into the folder, and return them."""
+        self.saved = time.monotonic()
+        seconds = self.seconds_before + self.seconds
         self.folder.write(FILE, {"seconds": seconds})
         return seconds
 
@@ -103,7 +114,7 @@ def _note(progress: Progress, world: int) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """Rounded as such a guess deserves."""
+    """The time that is left, rounded: it is a guess."""
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:.0f} {unit} left"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.bench.common.checkpoints import load_checkpoint
-from ironmoe.bench.common.data import BUILT_IN, DataError, ImageData
+from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.errors import told
 from ironmoe.moe import Capacity, VMoE
 from ironmoe.moe.checkpoints.read import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint
@@ -25,10 +25,12 @@ FORMS = "hf:FOLDER, vmoe:PREFIX or package.module:function"
 
 
 class LoadedModel(NamedTuple):
-    """model: images (B, C, S, S) in [0, 1] → logits. classes: their names, by index of the logits.
-    facts: for report and settings.
+    """A model that can be attacked, and what is known of it.
 
-    source: how the command named it; identity: that, as far as it makes the model another one.
+    model: from images (B, C, S, S) in [0, 1] to logits; classes: their names, by index of the
+    logits, None if they are not known; facts: what report and settings say of it.
+
+    source: how the command named it; identity: the part of the name that makes it another model.
     """
 
     model: nn.Module
@@ -40,17 +42,12 @@ class LoadedModel(NamedTuple):
     identity: str = ""
 
 
-class Matched(NamedTuple):
-    """labels: those of the data as indices of the logits; classes: names by such index; note: how
-    they were matched, if not by name."""
-
-    labels: Tensor
-    classes: list[str]
-    note: str = ""
-
-
 class Normalized(nn.Module):
-    """(images − mean) / std, then the model; of a Hugging Face model's output, the logits."""
+    """A model that wants normalized images, as one that takes images in [0, 1].
+
+    It computes (images − mean) / std before the model. From the output of a Hugging Face model it
+    takes the logits.
+    """
 
     mean: Tensor
     std: Tensor
@@ -69,7 +66,16 @@ class Normalized(nn.Module):
 def load_model(
     checkpoint: Path | None, spec: str | None, data: ImageData, device: torch.device
 ) -> LoadedModel:
-    """The model a command names. CheckpointError says what is wrong with it."""
+    """The model that a command names, on ``device`` and in eval mode.
+
+    Args:
+        checkpoint: a file that the demo wrote, or None.
+        spec: one of FORMS, or None.
+        data: the images that it will be asked about.
+
+    Raises:
+        CheckpointError: there is not exactly one name, or the model cannot be loaded.
+    """
     if (checkpoint is None) == (spec is None):
         both = (
             ""
@@ -79,6 +85,7 @@ def load_model(
         raise CheckpointError(
             f"name one model: a .safetensors CHECKPOINT, or --model {FORMS}{both}"
         )
+
     if checkpoint is not None:  # its weights are known by their digest, wherever it lies
         return _own(checkpoint, device)._replace(
             source=f"checkpoint {checkpoint}", identity=checkpoint.name
@@ -101,80 +108,15 @@ def load_model(
     )
 
 
-def match_classes(loaded: LoadedModel, data: ImageData) -> Matched:
-    """The data's classes as the model's logits: by name where all names are known, else by
-    number."""
-    with torch.no_grad():
-        device = next(loaded.model.parameters(), torch.zeros(0)).device
-        logits = _logits(loaded, data, device)
-    count = logits.shape[1]
-    if loaded.classes is not None:
-        index = {name.lower(): i for i, name in enumerate(loaded.classes)}
-        wanted = [index.get(name.lower()) for name in data.classes]
-        if None not in wanted:
-            return Matched(torch.tensor(wanted)[data.labels], loaded.classes)
-    if len(data.classes) != count:
-        raise DataError(
-            f"data {data.name!r} must have the {count} classes of {loaded.name}, or names of some "
-            f"of them, got {len(data.classes)}: "
-            f"{', '.join(data.classes[:5])}"
-        )
-    unknown = (
-        "gives no names of classes"
-        if loaded.classes is None
-        else f"calls its classes otherwise ({_few(loaded.classes)})"
-    )
-    pairs = _few([f"logit {number} is {name!r}" for number, name in enumerate(data.classes)])
-    return Matched(
-        data.labels,
-        data.classes,
-        f"{loaded.name} {unknown}, so they were matched by number: {pairs}.",
-    )
-
-
-def _few(names: list[str]) -> str:
-    """The first and the last of many."""
-    return ", ".join(names if len(names) <= 5 else [*names[:3], "…", names[-1]])
-
-
-def _logits(loaded: LoadedModel, data: ImageData, device: torch.device) -> Tensor:
-    """Of the first image."""
-    images = data.images[:1].to(device)
-    shape = tuple(images.shape[1:])
-    if loaded.image_shape is not None and shape != loaded.image_shape:
-        raise DataError(
-            f"data must have images of shape {loaded.image_shape} for {loaded.name}, got {shape}; "
-            f"{other_data(loaded, data)}"
-        )
-    try:
-        logits = loaded.model(images)
-    except Exception as error:  # whatever a model of somebody else's may raise
-        raise CheckpointError(
-            f"{loaded.source} cannot take images of shape {shape} in [0, 1]: {told(error)}"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
-        got = (
-            f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        )
-        raise CheckpointError(f"{loaded.source} must return logits (images, classes), got {got}")
-    return logits
-
-
-def other_data(loaded: LoadedModel, data: ImageData) -> str:
-    """What to try with data that do not fit."""
-    known = loaded.facts.get("trained_on_data")
-    if known is None or known == data.name:
-        return "see --image-size"
-    return f"it was trained on {known!r}" + (f": use --data {known}" if known in BUILT_IN else "")
-
-
 def _own(path: Path, device: torch.device) -> LoadedModel:
     model, extra = load_checkpoint(path, device)
     facts = {
-        "seed": extra["seed"], "train_seconds": extra["seconds"], "trained_on": extra["checksum"],
+        "seed": extra["seed"],
+        "train_seconds": extra["seconds"],
+        "trained_on": extra["checksum"],
         "stem": path.stem,
         "trained_on_data": extra["data"],
-    }  # fmt: skip
+    }
     shape = (model.channels, model.image_size, model.image_size)
     return LoadedModel(model, extra["name"], shape, extra["classes"], facts)
 
@@ -186,6 +128,7 @@ def _hugging_face(path: str) -> LoadedModel:
         raise CheckpointError(
             f"--model hf:{path} needs the transformers package: {error}"
         ) from error
+
     try:
         model = AutoModelForImageClassification.from_pretrained(path, local_files_only=True)
     except Exception as error:
@@ -193,22 +136,29 @@ def _hugging_face(path: str) -> LoadedModel:
             f"--model hf:{path} is no image classifier that transformers can read here: "
             f"{told(error)}"
         ) from error
+
     config = Path(path) / "preprocessor_config.json"
     try:
         settings = json.loads(config.read_text()) if config.exists() else {}
     except ValueError as error:
         raise CheckpointError(f"{config} must be JSON: {error}") from error
+
     channels = getattr(model.config, "num_channels", 3)
     normalizes = settings.get("do_normalize", "image_mean" in settings)
-    mean, std = (settings[key] if normalizes and key in settings else [default] * channels
-                 for key, default in (("image_mean", 0.0), ("image_std", 1.0)))  # fmt: skip
+    mean, std = (
+        settings[key] if normalizes and key in settings else [default] * channels
+        for key, default in (("image_mean", 0.0), ("image_std", 1.0))
+    )
     classes = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
     facts = {"seed": 0, "train_seconds": None, "stem": Path(path).name, "mean": mean, "std": std}
     return LoadedModel(Normalized(model, mean, std), type(model).__name__, None, classes, facts)
 
 
 def _official(spec: str, size: int) -> LoadedModel:
-    """PREFIX or PREFIX?top_k=2&capacity=1.05&images_per_group=8&priority=1&dispatch=bfloat16."""
+    """A model of the official V-MoE code.
+
+    spec: PREFIX or PREFIX?top_k=2&capacity=1.05&images_per_group=8&priority=1&dispatch=bfloat16.
+    """
     prefix, _, query = spec.partition("?")
     known = {
         "top_k": int,
@@ -218,6 +168,7 @@ def _official(spec: str, size: int) -> LoadedModel:
         "dispatch": str,
     }
     given: dict[str, Any] = {}
+
     for key, value in parse_qsl(query, keep_blank_values=True):
         try:
             given[key] = known[key](value)
@@ -225,15 +176,11 @@ def _official(spec: str, size: int) -> LoadedModel:
             raise CheckpointError(
                 f"--model vmoe:{spec} may set {', '.join(known)}, got {key}={value!r}"
             ) from None
+
     if given.get("dispatch", "bfloat16") != "bfloat16":
         raise CheckpointError(
             f"--model vmoe:{spec} may set dispatch=bfloat16 only, got {given['dispatch']!r}"
         )
-    factor, group, priority = (
-        given.get("capacity"),
-        given.get("images_per_group"),
-        bool(given.get("priority")),
-    )
     try:
         params = (
             read_npz_checkpoint(prefix) if prefix.endswith(".npz") else read_vmoe_checkpoint(prefix)
@@ -242,13 +189,12 @@ def _official(spec: str, size: int) -> LoadedModel:
             params,
             image_size=size,
             top_k=given.get("top_k"),
-            capacity=Capacity(factor, images_per_group=group, priority=priority)
-            if factor is not None
-            else None,
+            capacity=_capacity(given),
             dispatch_dtype=torch.bfloat16 if "dispatch" in given else None,
         )
     except (ImportError, ValueError) as error:
         raise CheckpointError(f"--model vmoe:{spec}: {error}") from error
+
     facts = {"seed": 0, "train_seconds": None, "stem": Path(prefix).stem}
     half = [0.5] * model.channels  # the official code's pixels lie in [−1, 1]
     shape = (model.channels, size, size)
@@ -256,6 +202,14 @@ def _official(spec: str, size: int) -> LoadedModel:
     return LoadedModel(
         Normalized(model, half, half), f"{name} {Path(prefix).stem}", shape, None, facts
     )
+
+
+def _capacity(given: dict[str, Any]) -> Capacity | None:
+    """The limit of each expert's rows that the query asks for; None without one."""
+    factor, group = given.get("capacity"), given.get("images_per_group")
+    if factor is None:
+        return None
+    return Capacity(factor, images_per_group=group, priority=bool(given.get("priority")))
 
 
 def _factory(module: str, function: str) -> LoadedModel:
@@ -271,6 +225,7 @@ def _factory(module: str, function: str) -> LoadedModel:
         raise CheckpointError(f"--model {spec} cannot be imported: {told(error)}") from error
     finally:
         sys.path.pop(0)
+
     try:
         model = made if isinstance(made, nn.Module) else made()
     except Exception as error:
@@ -278,11 +233,13 @@ def _factory(module: str, function: str) -> LoadedModel:
             f"--model {spec} must be a torch.nn.Module or a function without arguments: "
             f"{told(error)}"
         ) from error
+
     if not isinstance(model, nn.Module):
         raise CheckpointError(
             f"--model {spec} must be, or return, a torch.nn.Module from images in [0, 1] to "
             f"logits, got {type(model).__name__}"
         )
+
     return LoadedModel(
         model,
         function,

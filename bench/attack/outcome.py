@@ -1,64 +1,24 @@
-"""What came out of ``ironmoe attack``, in the numbers and words that table, pictures and report are
-made of."""
+"""What came out of ``ironmoe attack``: the numbers that table, pictures and report are made of."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ironmoe.attacks import AttackSummary, Flag, Proportion, RobustnessReport
+from ironmoe.attacks import Flag, Proportion, RobustnessReport
 from ironmoe.bench.attack.parts import Part, describe
+from ironmoe.bench.attack.rows import Cost, RobustnessRow
 from ironmoe.bench.attack.suite import Suite
+from ironmoe.bench.common.radii import from_255
 
 
-class Row(NamedTuple):
-    """One attack at one eps. fell, undecided: images; these are robust so far, and may fall when
-    the run goes on. ``attack`` is empty in the rows of the worst case per sample."""
+class ShownImage(NamedTuple):
+    """An image to show.
 
-    attack: str
-    eps_255: float
-    robust: Proportion
-    fell: int
-    undecided: int
-
-    @property
-    def least(self) -> float:
-        """The share that would be left if everything undecided fell."""
-        return Proportion(self.robust.count - self.undecided, self.robust.total).value
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson, from the lower end of ``least`` to the upper end of what is robust so
-        far."""
-        return Proportion(self.robust.count - self.undecided, self.robust.total).interval()[
-            0
-        ], self.robust.interval()[1]
-
-    @property
-    def share(self) -> str:
-        return f"{'≤ ' * bool(self.undecided)}{100 * self.robust.value:.1f} %"
-
-    @property
-    def brackets(self) -> str:
-        return "[{:.1f}, {:.1f}]".format(*(100 * end for end in self.interval))
-
-
-class Cost(NamedTuple):
-    """Of an attack over all eps and all runs. Images per second are those decided; their time is
-    that of the common queue, without the checks, divided in the proportion of passes. None of an
-    attack that asked nothing or decided none of what it asked about."""
-
-    found: int
-    confirmed: int
-    images_per_second: float | None
-    forwards: int
-    backwards: int
-
-
-class Shown(NamedTuple):
-    """An image to show: its place in the report, the attack whose image is shown, the eps in 1/255
-    at which it fell (inf: it held), and the margin left of one that held."""
+    number: its place in the report; attack: whose final image is shown; fell_at_255: the eps in
+    units of 1/255 at which it fell, infinity if it held; margin: what is left of one that held.
+    """
 
     number: int
     attack: str
@@ -67,16 +27,18 @@ class Shown(NamedTuple):
 
 
 @dataclass
-class Outcome:
-    """name: of the model; report: its seconds those of all runs together; parts: of each attack, as
-    it was made.
+class EvaluationOutcome:
+    """One evaluation of one model.
 
-    images (M, …), labels (M,): those that were to be attacked; rows (M,): where they are in the
-        data
-    margins: (A, N) of ``margins_left``, for the N that the report is about; None without all final
-        images
-    routing: of ``measure_routing``, for each eps; matched: how classes were matched to logits, if
-        not by name
+    name: of the model; report: with the seconds of all runs together; parts: of each attack, as it
+    was made.
+
+    images (M, …), labels (M,): those that were to be attacked; rows_of_data (M,): where they are in
+    the data; classes: names by index of the logits.
+
+    margins: (A, N) of ``margins_left``, for the N images that the report is about; None without all
+    final images; routing: of ``measure_routing``, for each eps; matched: how classes were matched
+    to logits, if not by name.
     """
 
     name: str
@@ -102,94 +64,112 @@ class Outcome:
 
     @property
     def reached(self) -> int:
-        """Images that the evaluation came to before a budget ended it."""
+        """How many images the evaluation reached before a budget ended it."""
         return len(self.report.clean_correct)
 
     @property
     def index(self) -> Tensor:
-        """(N,) which of ``images`` the report is about, in its order."""
+        """(N,) the rows of ``images`` that the report is about, in its order."""
         return next(iter(self.report.attacks.values())).examples
 
     def decided_something(self, name: str) -> bool:
-        """Of the images that are right from the start, at the smallest eps at least."""
+        """Whether any image that is right from the start was decided, at the smallest eps at
+        least."""
         summary = self.report.attacks[name]
         clean = int(summary.clean_correct.sum())
         return clean == 0 or int(summary.undecided_at(summary.eps[0]).sum()) < clean
 
-    def questions(self, name: str) -> int:
-        """To the model, of the longest attempt that the attack allows."""
+    def max_queries(self, name: str) -> int:
+        """Queries to the model in the longest attempt that the attack allows."""
         return max(part.questions for part in self.parts[name])
 
     def fell_at_255(self, name: str) -> Tensor:
-        """(N,) float64 as ``AttackSummary.fell_at``, in units of 1/255: the very numbers of the
-        suite."""
+        """(N,) float64: ``AttackSummary.fell_at`` in units of 1/255, as exactly the numbers that
+        the suite has."""
         at = self.report.attacks[name].fell_at
-        given = {eps / 255: eps for eps in self.suite.eps_255}
+        given = {from_255(eps): eps for eps in self.suite.eps_255}
         return torch.tensor(
             [given.get(radius, radius) for radius in at.tolist()], dtype=torch.float64
         )
 
     def robust_at(self, eps_255: float) -> Tensor:
-        """(N,) bool: right, and no attack found anything up to this eps."""
+        """(N,) bool: images that are classified right and for which no attack found anything up to
+        this eps."""
         robust = self.report.clean_correct.clone()
         for summary in self.report.attacks.values():
-            robust &= summary.robust_at(eps_255 / 255)
+            robust &= summary.robust_at(from_255(eps_255))
         return robust
 
     def worst_case(self, eps_255: float) -> Proportion:
-        """Per sample: an image counts as robust only if it held against every attack."""
+        """The robust accuracy against all attacks together: an image counts only if it held against
+        every attack."""
         return _share(self.robust_at(eps_255))
 
     def undecided_at(self, eps_255: float) -> Tensor:
-        """(N,) bool: stands so far, and some attack has not run to its end."""
+        """(N,) bool: images for which nothing was found so far while some attack has not run to its
+        end."""
         open_ = torch.zeros_like(self.report.clean_correct)
         for summary in self.report.attacks.values():
-            open_ |= summary.undecided_at(eps_255 / 255)
+            open_ |= summary.undecided_at(from_255(eps_255))
         return open_ & self.robust_at(eps_255)
 
     @property
-    def rows(self) -> list[Row]:
-        """Attack by attack, eps by eps; last the worst case."""
-        clean = int(self.report.clean_correct.sum())
+    def rows(self) -> list[RobustnessRow]:
+        """A row for each attack and eps; the rows of the worst case are last."""
         rows = []
         for name, summary in self.report.attacks.items():
-            for eps in self.suite.eps_255:
-                robust = _share(summary.robust_at(eps / 255))
-                rows.append(
-                    Row(
-                        name,
-                        eps,
-                        robust,
-                        clean - robust.count,
-                        int(summary.undecided_at(eps / 255).sum()),
-                    )
-                )
-        for eps in self.suite.eps_255:
-            robust = self.worst_case(eps)
-            rows.append(
-                Row("", eps, robust, clean - robust.count, int(self.undecided_at(eps).sum()))
-            )
-        return rows
+            for eps_255 in self.suite.eps_255:
+                eps = from_255(eps_255)
+                robust, undecided = _share(summary.robust_at(eps)), summary.undecided_at(eps)
+                rows.append(self._row(name, eps_255, robust, undecided))
+        return rows + self.worst_rows
+
+    def _row(
+        self, name: str, eps_255: float, robust: Proportion, undecided: Tensor
+    ) -> RobustnessRow:
+        return RobustnessRow(
+            attack=name,
+            eps_255=eps_255,
+            robust=robust,
+            fell=int(self.report.clean_correct.sum()) - robust.count,
+            undecided=int(undecided.sum()),
+            any_decided=not name or self.decided_something(name),
+        )
 
     @property
-    def worst_rows(self) -> list[Row]:
-        return [row for row in self.rows if not row.attack]
+    def worst_rows(self) -> list[RobustnessRow]:
+        """A row of the worst case for each eps."""
+        return [
+            self._row("", eps, self.worst_case(eps), self.undecided_at(eps))
+            for eps in self.suite.eps_255
+        ]
 
     def cost(self, name: str) -> Cost:
+        """What one attack found and cost.
+
+        All attacks share one queue. Its time, without the checks, is divided among them in the
+        proportion of their passes, without those over the clean images.
+        """
         summary = self.report.attacks[name]
         passes = {
             key: s.forwards + s.backwards - len(s.examples)
             for key, s in self.report.attacks.items()
-        }  # but for the clean ones
+        }
         seconds = self.report.seconds * passes[name] / max(sum(passes.values()), 1)
+
         decided = bool((summary.decided & summary.clean_correct).any())
-        rate = int(summary.decided.sum()) / seconds if decided and seconds else None
-        found = int((summary.found & summary.clean_correct).sum())
-        return Cost(found, int(summary.fell.sum()), rate, summary.forwards, summary.backwards)
+        return Cost(
+            attack=name,
+            found=int((summary.found & summary.clean_correct).sum()),
+            confirmed=int(summary.fell.sum()),
+            images_per_second=int(summary.decided.sum()) / seconds if decided and seconds else None,
+            forwards=summary.forwards,
+            backwards=summary.backwards,
+        )
 
     def stages(self, name: str) -> dict[str, list[int]]:
-        """Of an attack that is an ensemble: part → images that fell to it at each eps. Empty for a
-        single attack."""
+        """How many images fell to each part of an ensemble, at each eps. Empty for a single
+        attack."""
         summary = self.report.attacks[name]
         parts = list(dict.fromkeys(part for _, part in summary.stages))
         counts = {part: [0] * len(self.suite.eps_255) for part in parts}
@@ -201,33 +181,33 @@ class Outcome:
 
     @property
     def checks(self) -> list[Flag]:
-        """Tripped ones first."""
+        """The checks against false security, tripped ones first."""
         return sorted(self.report.checks, key=lambda flag: not flag.tripped)
 
-    def easiest(self, count: int = 6) -> list[Shown]:
-        """Images that fell at the smallest eps, the nearest first."""
+    def easiest(self, count: int = 6) -> list[ShownImage]:
+        """The images that fell at the smallest eps, the nearest first."""
         return [shown for _, shown in sorted(self._first_falls().items())][:count]
 
-    def hardest(self, count: int = 6) -> list[Shown]:
-        """Images that held against every attack, those with the largest margin left first; then
-        those that fell last. None of them is among the easiest."""
+    def hardest(self, count: int = 6) -> list[ShownImage]:
+        """The images that held against every attack, those with the largest margin left first; then
+        those that fell last. No image is both easy and hard."""
         held = []
         if self.margins is not None:
             least, nearest = self.margins.min(0)
             names = list(self.report.attacks)
             order = least.nan_to_num(float("-inf")).argsort(descending=True, stable=True).tolist()
             held = [
-                Shown(index, names[int(nearest[index])], float("inf"), float(least[index]))
+                ShownImage(index, names[int(nearest[index])], float("inf"), float(least[index]))
                 for index in order
                 if not least[index].isnan()
             ]
+
         fell = [shown for _, shown in sorted(self._first_falls().items(), reverse=True)]
         easiest = self.easiest(count)
         return (held + [shown for shown in fell if shown not in easiest])[:count]
 
-    def _first_falls(self) -> dict[tuple[float, float, int, int], Shown]:
-        """(eps, distance, steps, index) of the earliest fall of every image that fell → the
-        image."""
+    def _first_falls(self) -> dict[tuple[float, float, int, int], ShownImage]:
+        """Every image that fell, by the key (eps, distance, steps, index) of its earliest fall."""
         earliest: dict[int, tuple[tuple[float, float, int, int], str]] = {}
         for name, summary in self.report.attacks.items():
             for index in summary.fell.nonzero().squeeze(1).tolist():
@@ -239,110 +219,12 @@ class Outcome:
                 )
                 if index not in earliest or key < earliest[index][0]:
                     earliest[index] = (key, name)
+
         at = {name: self.fell_at_255(name) for name in self.report.attacks}
         return {
-            key: Shown(index, name, float(at[name][index]))
+            key: ShownImage(index, name, float(at[name][index]))
             for index, (key, name) in earliest.items()
         }
-
-    def words(self) -> list[str]:
-        """What the numbers say and what they do not."""
-        costs = [self.cost(name) for name in self.report.attacks]
-        found, confirmed = sum(cost.found for cost in costs), sum(cost.confirmed for cost in costs)
-        unit, lines = "(image, attack) pair" if len(costs) > 1 else "image", []
-        clean, kinds = self.report.clean_accuracy, len(self.labels.unique())
-        if kinds > 1 and clean.value * kinds <= 1:
-            lines.append(
-                f"The clean accuracy, {clean}, is at or below chance, {100 / kinds:.3g} % for "
-                f"{kinds} classes: what is left under attack says "
-                "nothing of robustness. Are the classes matched to the right logits, and are "
-                "images in [0, 1] what the model expects?"
-            )
-        tripped = [flag for flag in self.checks if flag.tripped]
-        if tripped:
-            lines.append(
-                f"{len(tripped)} of {len(self.checks)} checks against false security tripped: the "
-                "model may be weaker than it looks. "
-                + " ".join(
-                    f"{flag.name[0].upper()}{flag.name[1:]}: {flag.message}" for flag in tripped
-                )
-            )
-        if not self.report.complete:
-            pairs = sum(int((~summary.decided).sum()) for summary in self.report.attacks.values())
-            missed = len(self.images) - self.reached
-            lines.append(
-                f"A budget ended the evaluation early: {pairs} of {self.reached * len(costs)} "
-                f"{unit}s are undecided. What ≤ is written "
-                "before counts them as robust, and its interval reaches down to where they all fall"
-                + (
-                    f", and {missed} of {len(self.images)} images were not reached and are not "
-                    "counted. "
-                    if missed
-                    else ". "
-                )
-                + "The same command goes on from here."
-            )
-        successes = (
-            f"Of {found} {unit}s that the search took for successes, {confirmed} "
-            f"{'was' if confirmed == 1 else 'were'} confirmed"
-        )
-        if found == 1:
-            successes = (
-                f"The search took one {unit} for a success, and it was "
-                f"{'not ' * (not confirmed)}confirmed"
-            )
-        lines.append(
-            f"{successes}: predicted again in full precision by the plain model, and measured "
-            "again in float64. Only what is confirmed counts."
-            if found
-            else "The search found nothing that it took for a success."
-        )
-        lines.append(
-            "Robust accuracy is an upper bound: it is what these attacks left standing. Other "
-            "attacks, more steps or more restarts can "
-            "only lower it. Intervals are 95 % Wilson intervals: how precisely these images "
-            "measure this very model, not another training of it."
-        )
-        return lines
-
-
-def margins_left(
-    model: nn.Module, report: RobustnessReport, labels: Tensor, batch_size: int
-) -> Tensor:
-    """(A, N) the lead of the right logit over the best wrong one in each attack's final image; NaN
-    unless the image held to the end against every attack."""
-    summaries = list(report.attacks.values())
-    held = torch.stack([summary.robust & summary.decided for summary in summaries]).all(0)
-    margins = torch.full((len(summaries), len(held)), float("nan"))
-    if not bool(held.any()):
-        return margins
-    device = next(model.parameters(), torch.zeros(0)).device
-    margins[:, held] = torch.stack(
-        [_margins(model, summary, held, labels, batch_size, device) for summary in summaries]
-    )
-    return margins
-
-
-@torch.no_grad()
-def _margins(
-    model: nn.Module,
-    summary: AttackSummary,
-    held: Tensor,
-    labels: Tensor,
-    batch_size: int,
-    device: torch.device,
-) -> Tensor:
-    assert summary.adversarial is not None
-    logits = torch.cat(
-        [
-            model(part.to(device)).float().cpu()
-            for part in summary.adversarial[held].split(batch_size)
-        ]
-    )
-    right = labels[held].unsqueeze(1)
-    return (
-        logits.gather(1, right) - logits.scatter(1, right, float("-inf")).amax(1, keepdim=True)
-    ).squeeze(1)
 
 
 def _share(robust: Tensor) -> Proportion:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.bench.attack.suite import ATTACKS, Suite
-from ironmoe.bench.common.results import exact
+from ironmoe.bench.common.radii import exact
 
 
 class Part(NamedTuple):

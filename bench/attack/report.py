@@ -1,30 +1,65 @@
-"""What ``ironmoe attack`` writes: report.html, one self-contained file, report.json, every number,
-and images.npz, the verdict on every image."""
+"""The files that ``ironmoe attack`` writes: report.html and report.json with every number, and
+images.npz with the verdict on every image."""
 
-import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 
-from ironmoe.bench.attack.outcome import Outcome
-from ironmoe.bench.attack.plots import draw_evaluation, unit_of
-from ironmoe.bench.attack.table import COSTS, RESULTS, costs, results
-from ironmoe.bench.common.results import exact, finite
-from ironmoe.bench.common.run_folder import write_atomically
+from ironmoe.bench.attack.outcome import EvaluationOutcome
+from ironmoe.bench.attack.pictures import draw_evaluation, unit_of
+from ironmoe.bench.attack.rows import COST_COLUMNS, RESULT_COLUMNS
+from ironmoe.bench.attack.table import costs, results
+from ironmoe.bench.attack.words import words
+from ironmoe.bench.common.files import write_atomically
+from ironmoe.bench.common.radii import exact
 from ironmoe.bench.common.versions import describe_device, versions
-from ironmoe.bench.demo.plots import save
+from ironmoe.bench.reports.cells import brackets, counted, percent
+from ironmoe.bench.reports.page import write_report
+from ironmoe.bench.reports.tables import entries, headers
 
 
 def write_evaluation(
-    folder: Path, outcome: Outcome, settings: dict[str, Any], device: torch.device, world: int
+    folder: Path,
+    outcome: EvaluationOutcome,
+    settings: dict[str, Any],
+    device: torch.device,
+    world: int,
 ) -> None:
-    """Write report.json, images.npz, the PNGs and report.html into ``folder``."""
-    numbers = {
+    """Write report.json, images.npz, the PNGs and report.html into ``folder``.
+
+    world: how many processes took part.
+    """
+    numbers = _numbers(outcome, settings, device, world)
+    write_atomically(folder / "images.npz", verdicts(outcome))
+    write_report(
+        folder,
+        numbers,
+        draw_evaluation(outcome),
+        room="attack",
+        words=numbers["words"],
+        outcome=outcome,
+        unit=unit_of(outcome.suite.norm),
+        result_columns=headers(RESULT_COLUMNS),
+        results=results(outcome),
+        cost_columns=headers(COST_COLUMNS),
+        costs=costs(outcome),
+        stages={name: counts for name, counts in numbers["stages"].items() if counts},
+        percent=percent,
+        brackets=brackets,
+        counted=counted,
+        exact=exact,
+    )
+
+
+def _numbers(
+    outcome: EvaluationOutcome, settings: dict[str, Any], device: torch.device, world: int
+) -> dict[str, Any]:
+    """The content of report.json."""
+    attacks = outcome.report.attacks
+    return {
         "title": outcome.title,
         "attacks": outcome.description,
         "parts": {
@@ -38,50 +73,16 @@ def write_evaluation(
         "seconds": outcome.report.seconds,
         "images": {"asked": len(outcome.images), "reached": outcome.reached},
         "matched": outcome.matched,
-        "words": outcome.words(),
-        "worst_case": [
-            {"eps_255": row.eps_255, "undecided": row.undecided}
-            | row.robust.as_dict()
-            | {"wilson_95": list(row.interval)}
-            for row in outcome.worst_rows
-        ],
-        "costs": {name: outcome.cost(name)._asdict() for name in outcome.report.attacks},
-        "stages": {name: outcome.stages(name) for name in outcome.report.attacks},
+        "words": words(outcome),
+        "worst_case": [entries(RESULT_COLUMNS, row) for row in outcome.worst_rows],
+        "costs": {name: entries(COST_COLUMNS, outcome.cost(name)) for name in attacks},
+        "stages": {name: outcome.stages(name) for name in attacks},
         "report": outcome.report.as_dict(),
         "routing": outcome.routing,
     }
-    write_atomically(folder / "report.json", json.dumps(finite(numbers), indent=1, allow_nan=False))
-    write_atomically(folder / "images.npz", verdicts(outcome))
-    pictures = []
-    for file, (heading, what, figure) in draw_evaluation(outcome).items():
-        save(figure, folder / file)
-        pictures.append((heading, what, base64.b64encode((folder / file).read_bytes()).decode()))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ironmoe.bench.attack", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    html = environment.get_template("report.html.jinja").render(
-        numbers=numbers,
-        outcome=outcome,
-        result_columns=RESULTS,
-        results=results(outcome),
-        cost_columns=COSTS,
-        costs=costs(outcome),
-        stages={
-            name: counts for name in outcome.report.attacks if (counts := outcome.stages(name))
-        },
-        pictures=pictures,
-        unit=unit_of(outcome.suite.norm),
-        percent=lambda share: f"{100 * share.value:.1f} %",
-        interval=lambda share: "[{:.1f}, {:.1f}]".format(*(100 * end for end in share.interval())),
-        exact=exact,
-        settings=[(key, json.dumps(value, ensure_ascii=False)) for key, value in settings.items()],
-    )
-    write_atomically(folder / "report.html", html)
 
 
-def verdicts(outcome: Outcome) -> bytes:
+def verdicts(outcome: EvaluationOutcome) -> bytes:
     """An .npz with an entry for each image that was reached.
 
     index: its number among the attacked images; row: its place in the data, counted from 0 (in a
@@ -104,6 +105,7 @@ def verdicts(outcome: Outcome) -> bytes:
         }
         columns["fell_at"] = outcome.fell_at_255(name)
         arrays |= {f"{name}/{key}": column.numpy() for key, column in columns.items()}
+
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()

@@ -1,44 +1,45 @@
-"""``ironmoe attack``: a model from anywhere, evaluated under attacks by name; every finished part
-is kept."""
+"""``ironmoe attack``: evaluate a model from anywhere under attacks by name. Every finished part is
+kept."""
 
-import traceback
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from ironmoe.attacks import Attack, RobustnessReport, evaluate
 from ironmoe.attacks.engine.coupling import images_per_unit
 from ironmoe.attacks.evaluation.checksum import model_digest
-from ironmoe.attacks.evaluation.journal import JournalError
-from ironmoe.attacks.evaluation.model_checks import passes_of_checks
-from ironmoe.bench.attack.meter import Meter, Watch
-from ironmoe.bench.attack.model_source import LoadedModel, load_model, match_classes, other_data
-from ironmoe.bench.attack.outcome import Outcome, margins_left
+from ironmoe.bench.attack.class_matching import match_classes, other_data
+from ironmoe.bench.attack.failures import explained, too_small_a_budget
+from ironmoe.bench.attack.margins import margins_left
+from ironmoe.bench.attack.meter import Meter, Stopwatch
+from ironmoe.bench.attack.model_source import LoadedModel, load_model
+from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.parts import parts_of
 from ironmoe.bench.attack.report import write_evaluation
-from ironmoe.bench.attack.suite import DTYPES, Suite, SuiteError
+from ironmoe.bench.attack.suite import DTYPES, Suite
 from ironmoe.bench.attack.table import costs_table, heading, results_table
+from ironmoe.bench.attack.words import words
 from ironmoe.bench.common.data import DataError, ImageData
-from ironmoe.bench.common.errors import told
 from ironmoe.bench.common.measure import AttackSettings, measure_routing
-from ironmoe.bench.common.processes import own_device, processes
-from ironmoe.bench.common.results import exact, finite
-from ironmoe.bench.common.run_folder import RunFolder
+from ironmoe.bench.common.processes import Processes, own_device, processes
+from ironmoe.bench.common.radii import all_from_255, exact
+from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
 from ironmoe.bench.common.versions import versions
-from ironmoe.bench.demo.run import NEEDED_BYTES, default_folder
-from ironmoe.moe.checkpoints.read import CheckpointError
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 KEPT_BYTES = 4_000_000_000  # of final images: more are not kept, and the report shows none
 
 
-class Options(NamedTuple):
-    """What the command line says. ``checks`` and the budgets change nothing that is found: a run
-    may go on with others."""
+class AttackOptions(NamedTuple):
+    """What the command line says.
+
+    ``checks`` and the budgets change nothing that is found: a run may go on with others.
+    """
 
     checkpoint: Path | None
     model_spec: str | None
@@ -72,14 +73,47 @@ class Options(NamedTuple):
         }
 
 
-def run_attack(options: Options, console: Console) -> Path:
-    """Evaluate what is not decided yet, print the table, write the report; returns the folder.
+def run_attack_command(options: AttackOptions, console: Console) -> Path:
+    """Evaluate what is not decided yet, print the table, write the report.
 
     Under ``torchrun`` every process takes its share of the images, and the first prints and
     reports.
+
+    Returns:
+        The folder of the run.
     """
-    data, suite = options.data, options.suite
     device = own_device(options.device)
+    evaluation = _prepared(options, device, console)
+
+    with ExitStack() as shown:
+        with processes(device) as group:
+            meter = group.first(lambda: evaluation.begin(group, console))
+            watch = Stopwatch() if meter is None else shown.enter_context(meter)
+            report = evaluation.run(watch)
+            seconds = group.largest(watch.ended(report))
+        if meter is None:  # another process than the first
+            return evaluation.path
+        report.seconds = meter.finish(report, seconds)
+        outcome = evaluation.outcome(report, meter)
+
+    write_evaluation(evaluation.path, outcome, evaluation.settings, device, group.world)
+    _print(outcome, meter.folder, console)
+    return evaluation.path
+
+
+def _print(outcome: EvaluationOutcome, folder: RunFolder, console: Console) -> None:
+    for line in heading(outcome):
+        console.print(line, highlight=False, markup=False)
+    for table in (results_table(outcome), costs_table(outcome)):
+        console.print(table)
+    for line in words(outcome):
+        console.print(line, highlight=False, markup=False)
+    console.print(folder.farewell, highlight=False, markup=False, soft_wrap=True)
+
+
+def _prepared(options: AttackOptions, device: torch.device, console: Console) -> "_Evaluation":
+    """Load the model, match its classes to those of the data, make the attacks."""
+    data = options.data
     loaded = load_model(options.checkpoint, options.model_spec, data, device)
     if options.checkpoint is not None and data.classes != loaded.classes:
         raise DataError(
@@ -87,179 +121,171 @@ def run_attack(options: Options, console: Console) -> Path:
             f"got {data.classes}; "
             f"{other_data(loaded, data)}"
         )
+
     matched = match_classes(loaded, data)
-    attacks = suite.make(loaded.model)
+    attacks = options.suite.make(loaded.model)
+
     if options.everything and data.checksum == loaded.facts.get("trained_on"):
         console.print(
             "Note: with --all on the data it was trained on, most images are ones the model has "
             "learnt from."
         )
+
     if matched.note:
         console.print(matched.note, highlight=False, markup=False)
+
+    rows = torch.arange(len(data.images)) if options.everything else data.split()[1]
+    rows = rows[: options.images]
     settings = options.settings(loaded)
-    rows = (torch.arange(len(data.images)) if options.everything else data.split()[1])[
-        : options.images
-    ]
-    images, labels = data.images[rows], matched.labels[rows]
-    image_bytes = images.numel() * images.itemsize * len(attacks)  # the final images
-    keep = image_bytes <= KEPT_BYTES
-    path = options.out or default_folder(f"attack-{loaded.facts['stem']}", settings)
 
-    def begin() -> Meter:
-        folder = RunFolder(path, settings, NEEDED_BYTES + keep * image_bytes)
-        console.print(
-            f"{'Going on in' if folder.resumed else 'Writing to'} {path}/",
-            highlight=False,
-            markup=False,
+    return _Evaluation(
+        options=options,
+        loaded=loaded,
+        attacks=attacks,
+        images=data.images[rows],
+        labels=matched.labels[rows],
+        rows=rows,
+        classes=matched.classes,
+        matched=matched.note,
+        settings=settings,
+        path=options.out or default_folder(f"attack-{loaded.facts['stem']}", settings),
+    )
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """One evaluation, ready to begin.
+
+    images (M, …), labels (M,): those to be attacked; rows (M,): where they are in the data;
+    settings: what makes two runs the same run; path: of the folder.
+    """
+
+    options: AttackOptions
+    loaded: LoadedModel
+    attacks: dict[str, Attack]
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    classes: list[str]
+    matched: str
+    settings: dict[str, Any]
+    path: Path
+
+    @property
+    def _final_bytes(self) -> int:
+        """How many bytes the final images of all attacks take."""
+        return self.images.numel() * self.images.itemsize * len(self.attacks)
+
+    @property
+    def _keeps_images(self) -> bool:
+        return self._final_bytes <= KEPT_BYTES
+
+    def begin(self, group: Processes, console: Console) -> Meter:
+        """Make or open the folder, in the first process."""
+        needed = NEEDED_BYTES + (self._final_bytes if self._keeps_images else 0)
+        folder = RunFolder(self.path, self.settings, needed)
+        console.print(folder.greeting, highlight=False, markup=False)
+        return Meter(
+            folder,
+            console,
+            world=group.world,
+            images=len(self.images),
+            attacks=len(self.attacks),
         )
-        return Meter(folder, console, group.world, len(images), len(attacks))
 
-    with ExitStack() as shown:
-        with processes(device) as group:
-            meter = group.first(begin)
-            watch = shown.enter_context(meter) if meter is not None else Watch()
-            report = _evaluated(
-                loaded,
-                (images, labels),
-                attacks,
-                options,
-                keep,
-                path / "results" / "journal",
-                watch,
+    def run(self, watch: Stopwatch) -> RobustnessReport:
+        """Attack, and return what ``evaluate`` reports."""
+        options = self.options
+        with explained(self.loaded):
+            try:
+                return evaluate(
+                    self.loaded.model,
+                    (self.images, self.labels),
+                    self.attacks,
+                    eps=all_from_255(options.suite.eps_255),
+                    batch_size=options.batch_size,
+                    keep_adversarial=self._keeps_images,
+                    checks=options.checks,
+                    journal=self.path / "results" / "journal",
+                    max_forwards=options.max_forwards,
+                    max_seconds=options.max_seconds,
+                    on_progress=watch,
+                )
+            finally:
+                watch.save()
+
+    def outcome(self, report: RobustnessReport, meter: Meter) -> EvaluationOutcome:
+        """Everything that the report of the run is made from."""
+        options = self.options
+        parts = {name: parts_of(name, attack) for name, attack in self.attacks.items()}
+        reached = len(report.clean_correct)
+
+        if not reached:
+            raise too_small_a_budget(
+                parts,
+                images=len(self.images),
+                batch_size=options.batch_size,
+                checks=options.checks,
+                max_forwards=options.max_forwards,
+                world=meter.world,
             )
-            seconds = group.largest(watch.ended(report))
-        if meter is None:
-            return path
-        report.seconds = meter.finish(report, seconds)
-        if not len(report.clean_correct):
-            raise SuiteError(_too_small(options, len(images), attacks, group.world))
-        whole = len(report.clean_correct) == len(labels)
-        margins = (
-            margins_left(loaded.model, report, labels, options.batch_size)
-            if keep and whole
-            else None
+
+        margins = None
+        if self._keeps_images and reached == len(self.labels):
+            margins = margins_left(self.loaded.model, report, self.labels, options.batch_size)
+        return EvaluationOutcome(
+            name=self.loaded.name,
+            report=report,
+            suite=options.suite,
+            parts=parts,
+            images=self.images,
+            labels=self.labels,
+            rows_of_data=self.rows,
+            classes=self.classes,
+            margins=margins,
+            routing=self._routing(report, meter),
+            matched=self.matched,
         )
-        routing = _routing(loaded.model, images, labels, options, report, meter)
-    parts = {name: parts_of(name, attack) for name, attack in attacks.items()}
-    outcome = Outcome(
-        loaded.name, report, suite, parts, images, labels, rows, matched.classes, margins, routing,
-        matched.note
-    )  # fmt: skip
-    write_evaluation(path, outcome, settings, device, group.world)
-    for line in heading(outcome):
-        console.print(line, highlight=False, markup=False)
-    for table in (results_table(outcome), costs_table(outcome)):
-        console.print(table)
-    for line in outcome.words():
-        console.print(line, highlight=False, markup=False)
-    console.print(
-        f"Report: {path}/report.html, numbers: {path}/report.json",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    return path
 
+    def _routing(self, report: RobustnessReport, meter: Meter) -> list[dict[str, Any]]:
+        """What PGD at its full length does to the routing, at every eps.
 
-def _evaluated(
-    loaded: LoadedModel,
-    data: tuple[Tensor, Tensor],
-    attacks: dict[str, Attack],
-    options: Options,
-    keep: bool,
-    journal: Path,
-    watch: Watch,
-) -> RobustnessReport:
-    """What ``evaluate`` says; what goes wrong with the model or the folder in one line."""
-    try:
-        return evaluate(
-            loaded.model,
-            data,
-            attacks,
-            eps=[eps / 255 for eps in options.suite.eps_255],
-            batch_size=options.batch_size,
-            keep_adversarial=keep,
-            checks=options.checks,
-            journal=journal,
-            max_forwards=options.max_forwards,
-            max_seconds=options.max_seconds,
-            on_progress=watch,
+        The list is empty for a dense model, where a budget ended the evaluation, and where no image
+        is classified right.
+        """
+        if not routing_sites(self.loaded.model) or not report.complete:
+            return []
+        suite = self.options.suite
+
+        measured: list[Any] = []
+        for eps_255 in suite.eps_255:
+            name = f"results/routing{exact(eps_255)}.json"
+            if meter.folder.read(name) is None:
+                meter.say(f"routing at eps {exact(eps_255)}/255")
+                meter.folder.write(name, self._routing_at(eps_255))
+            measured.append(meter.folder.read(name))
+
+        meter.say("done")
+        return measured if measured[0]["images"] else []
+
+    def _routing_at(self, eps_255: float) -> dict[str, Any]:
+        suite = self.options.suite
+        settings = AttackSettings(
+            norm=suite.norm,
+            eps_255=suite.eps_255,
+            steps=suite.pgd_steps,
+            restarts=1,
+            alpha=suite.alpha,
+            images=self.options.images,
         )
-    except JournalError as error:
-        raise SuiteError(str(error)) from error
-    except Exception as error:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        modules = [frame.f_globals.get("__name__", "") for frame in frames]
-        if any(module.startswith("torch.distributed") for module in modules):
-            raise SuiteError(
-                "another process ended. What was finished is saved; the same command goes on from "
-                "there"
-            ) from error
-        if isinstance(error, ValueError) and modules[-1].startswith("ironmoe."):
-            hint = "; --attack square needs no gradients" if "without a graph" in str(error) else ""
-            raise SuiteError(f"{loaded.source}: {error}{hint}") from error
-        if any(frame.f_locals.get("self") is loaded.model for frame in frames):
-            raise CheckpointError(f"{loaded.source} failed under attack: {told(error)}") from error
-        raise
-    finally:
-        if isinstance(watch, Meter):
-            watch.save()
-
-
-def _too_small(options: Options, images: int, attacks: dict[str, Attack], world: int) -> str:
-    """What to say of a budget that did not suffice for the clean images of the first batch."""
-    message = "--max-seconds or --max-forwards ended the evaluation before it began; give it more"
-    if options.max_forwards is None:
-        return message
-    batch = min(options.batch_size, images)
-    first = batch * (
-        1 + min(part.eot for name, attack in attacks.items() for part in parts_of(name, attack))
-    )
-    looks = (
-        passes_of_checks(batch)
-        if options.checks and options.max_forwards >= world * passes_of_checks(batch)
-        else 0
-    )
-    needs = " and ".join(
-        filter(None, (f"{looks} for the checks" * bool(looks), f"{batch} for its clean images"))
-    )
-    each = "" if world == 1 else ", in each of the processes, which share the budget"
-    return (
-        f"--max-forwards {options.max_forwards} ended the evaluation before it began: the first "
-        f"batch, of {batch} images, needs {needs}, and "
-        f"{first} more for a first question to the model{each}; give it more, or a smaller "
-        "--batch-size"
-    )
-
-
-def _routing(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    options: Options,
-    report: RobustnessReport,
-    meter: Meter,
-) -> list[dict[str, Any]]:
-    """What PGD at its full length does to the routing at every eps. Nothing of a dense model, where
-    a budget ended the evaluation, or without an image that is classified right."""
-    if not routing_sites(model) or not report.complete:
-        return []
-    suite, measured = options.suite, []
-    settings = AttackSettings(
-        suite.norm, suite.eps_255, suite.pgd_steps, 1, suite.alpha, options.images
-    )
-    few = slice(min(settings.routing_images, options.batch_size))
-    for eps in suite.eps_255:
-        name = f"results/routing{exact(eps)}.json"
-        numbers = meter.folder.read(name)
-        if numbers is None:
-            meter.say(f"routing at eps {exact(eps)}/255")
-            numbers = finite(
-                measure_routing(
-                    model, images[few], labels[few], eps, settings, suite.seed, DTYPES[suite.dtype]
-                )[0]
-            )
-            meter.folder.write(name, numbers)
-        measured.append(numbers)
-    meter.say("done")
-    return measured if measured[0]["images"] else []
+        few = slice(min(settings.routing_images, self.options.batch_size))
+        numbers, _ = measure_routing(
+            self.loaded.model,
+            self.images[few],
+            self.labels[few],
+            eps_255,
+            settings,
+            seed=suite.seed,
+            attack_dtype=DTYPES[suite.dtype],
+        )
+        return numbers

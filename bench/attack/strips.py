@@ -1,18 +1,19 @@
-"""Images of ``ironmoe attack``: clean, perturbation and what an attack made of them."""
+"""Strips of images: clean, perturbation, and what an attack made of them."""
 
 import torch
 from matplotlib.figure import Figure
 
-from ironmoe.bench.attack.outcome import Outcome, Shown
-from ironmoe.bench.common.results import exact
-from ironmoe.bench.demo.plots import strip
+from ironmoe.bench.attack.outcome import EvaluationOutcome, ShownImage
+from ironmoe.bench.common.radii import exact, to_255
+from ironmoe.bench.reports.cells import counted
+from ironmoe.bench.reports.image_strips import image_strip
 
 
-def examples(outcome: Outcome, shown: list[Shown]) -> Figure:
-    """Clean, perturbation, final image of each; its number among the attacked images above, what
+def examples(outcome: EvaluationOutcome, shown: list[ShownImage]) -> Figure:
+    """Draw the images. The number of each among the attacked images stands above it, and what
     became of it below."""
     rows = [_example(outcome, one) for one in shown]
-    figure = strip(
+    figure = image_strip(
         {key: torch.stack([row[key] for row in rows]) for key in rows[0]}, outcome.classes
     )
     above, below = figure.axes[: len(shown)], figure.axes[2 * len(shown) :]
@@ -22,19 +23,17 @@ def examples(outcome: Outcome, shown: list[Shown]) -> Figure:
     return figure
 
 
-def _fate(outcome: Outcome, one: Shown) -> str:
-    """Two lines."""
+def _fate(outcome: EvaluationOutcome, one: ShownImage) -> str:
+    """What became of an image, in two lines."""
     if one.margin is not None:
         return f"held at ≤ {exact(outcome.suite.eps_255[-1])}/255\nmargin left {one.margin:.3g}"
     summary = outcome.report.attacks[one.attack]
-    distance, needed = 255 * float(summary.distance[one.number]), int(summary.steps[one.number])
-    return (
-        f"fell at {exact(one.fell_at_255)}/255\nat {distance:.3g}/255, {needed} "
-        f"question{'s' * (needed != 1)}"
-    )
+    distance = to_255(float(summary.distance[one.number]))
+    queries = counted(int(summary.steps[one.number]), "question")
+    return f"fell at {exact(one.fell_at_255)}/255\nat {distance:.3g}/255, {queries}"
 
 
-def _example(outcome: Outcome, one: Shown) -> dict[str, torch.Tensor]:
+def _example(outcome: EvaluationOutcome, one: ShownImage) -> dict[str, torch.Tensor]:
     summary = outcome.report.attacks[one.attack]
     assert summary.adversarial is not None
     place = outcome.index[one.number]

@@ -10,7 +10,7 @@ from torch import nn
 from ironmoe.attacks import FGSM, MIFGSM, PGD
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.autoattack import AutoAttack
-from ironmoe.attacks.balls.balls import BALLS
+from ironmoe.attacks.balls.ball import NORMS
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.carlini_wagner import CW
@@ -91,7 +91,7 @@ class Suite(NamedTuple):
     def check(self) -> None:
         """SuiteError: what is wrong whatever the model."""
         for option, value, known in (
-            ("norm", self.norm, BALLS),
+            ("norm", self.norm, NORMS),
             ("dtype", self.dtype, DTYPES),
             ("routing", self.routing, ROUTING),
         ):

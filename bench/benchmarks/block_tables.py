@@ -1,4 +1,4 @@
-"""The tables of block sizes in ``kernels/tuning.py`` with another row for a while."""
+"""Put another row into a table of block sizes in ``kernels/tuning.py`` for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ TABLES = ("WIDE", "BLACKWELL", "WITHOUT_TMA", "FLOAT32")
 
 @contextmanager
 def patched(table: str, product: str, blocks: Blocks) -> Iterator[None]:
-    """The table with another row inside the block."""
+    """Inside the block, the product has these blocks in the table."""
     rows: dict[str, Blocks] = getattr(tuning, table)
     before = rows[product]
     rows[product] = blocks
@@ -24,10 +24,10 @@ def patched(table: str, product: str, blocks: Blocks) -> Iterator[None]:
 
 
 def table_of(product: str, dtype: torch.dtype, rows: int, chip: Chip) -> str:
-    """Which table the product's blocks come from here: the one whose change changes them.
+    """The name of the table that the product's blocks come from here. It is found by changing each.
 
     Raises:
-        LookupError: none does.
+        LookupError: they come from none.
     """
     for table in TABLES:
         with patched(table, product, Blocks(16, 16, 16, warps=2)):

@@ -1,9 +1,6 @@
 """``ironmoe bench cpu``: the MoE layer beside Hugging Face's Mixtral experts, on equal weights, in
-one run."""
+turns."""
 
-import json
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -11,34 +8,56 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ironmoe.bench.common.run_folder import write_atomically
+from ironmoe.bench.benchmarks.passes import DX, FORWARD, Build, inference, with_gradients
+from ironmoe.bench.benchmarks.peers import IRONMOE, OURS, PEERS
+from ironmoe.bench.benchmarks.shapes import Problem, Shape, make_problem
+from ironmoe.bench.common.dtypes import dtype_name
+from ironmoe.bench.common.files import write_json
+from ironmoe.bench.common.progress_bars import progress_bars
+from ironmoe.bench.common.timing import samples_in_turns
 from ironmoe.bench.common.versions import describe_device, versions
-from ironmoe.kernels import Routing, expert_mlp, topk_route
+from ironmoe.bench.reports.tables import terminal_table
 
-# T, d, n, E, K: tokens, width, hidden width, experts, choices
-SHAPES = ((1576, 384, 1536, 32, 2), (1024, 768, 3072, 8, 2))
+CPU = torch.device("cpu")
+SHAPES = (
+    Shape("vmoe-s-like", 1576, 384, 1536, 32, 2),
+    Shape("vmoe-b-like", 1024, 768, 3072, 8, 2),
+)
 DTYPES = (torch.float32, torch.bfloat16)
-PEERS = ("eager", "grouped_mm")
+# Name in the table and in JSON → who it is.
+TRANSFORMERS = {
+    "eager": PEERS["transformers eager"],
+    "grouped_mm": PEERS["transformers grouped_mm"],
+}
+MATRIX_PRODUCTS = "dense"
 ALLOWED_ERROR = 2.0  # times the larger error of the peers against float64
 
-Timed = Callable[[], Any]
+Run = Callable[[], Any]
 
 
 def run_bench_cpu(runs: int, out: Path | None, console: Console) -> list[dict[str, Any]]:
-    """Print the table, write the rows to ``out`` if given, return them."""
+    """Print the table, write the rows to ``out`` if given, and return them.
+
+    Args:
+        runs: how often each is timed.
+
+    Raises:
+        RuntimeError: our results are too far from those in float64.
+    """
     torch.manual_seed(0)
-    results = []
-    for shape in SHAPES:
-        for dtype in DTYPES:
-            results += _bench_shape(shape, dtype, runs, console)
-    console.print(_table(results))
-    device = torch.device("cpu")
+    rows = [
+        row
+        for shape in SHAPES
+        for dtype in DTYPES
+        for row in _bench_shape(shape, dtype, runs, console)
+    ]
+
+    console.print(_table(rows))
     console.print(
-        f"{describe_device(device)}, torch {torch.__version__}, transformers "
+        f"{describe_device(CPU)}, torch {torch.__version__}, transformers "
         f"{versions()['transformers']}; median of {runs} interleaved runs. "
         "'dense' is two matrix products of the same FLOPs with one weight each, into buffers that "
         "are there already: the limit. "
@@ -47,172 +66,123 @@ def run_bench_cpu(runs: int, out: Path | None, console: Console) -> list[dict[st
         highlight=False,
     )
     if out is not None:
-        write_atomically(
-            out,
-            json.dumps(
-                {"versions": versions(), "device": describe_device(device), "rows": results},
-                indent=1,
-            ),
-        )
-    return results
+        write_json(out, {"versions": versions(), "device": describe_device(CPU), "rows": rows})
+    return rows
 
 
 def _bench_shape(
-    shape: tuple[int, ...], dtype: torch.dtype, runs: int, console: Console
+    shape: Shape, dtype: torch.dtype, runs: int, console: Console
 ) -> list[dict[str, Any]]:
-    tokens, dim, hidden, num_experts, top_k = shape
-    experts = _mixtral_experts(dim, hidden, num_experts, top_k, dtype)
-    x = torch.randn(tokens, dim).to(dtype).requires_grad_()
-    routing = topk_route(torch.randn(tokens, num_experts), top_k, renormalize=True)
+    """A row for each pass. Weights do not require grad, as under attack."""
+    problem = make_problem(shape, "uniform", dtype, CPU).frozen()
+    layers = {OURS: IRONMOE.build, **{name: peer.build for name, peer in TRANSFORMERS.items()}}
+    passes = {FORWARD: inference, DX: _forward_and_dx}
+    errors = {name: _errors(name, run, layers, problem) for name, run in passes.items()}
 
-    def ours(x: Tensor) -> Tensor:
-        return expert_mlp(x, experts.gate_up_proj, experts.down_proj, routing, activation="swiglu")
-
-    def peer(implementation: str) -> Callable[[Tensor], Tensor]:
-        def forward(x: Tensor) -> Tensor:
-            experts.config._experts_implementation = implementation
-            return experts(x, routing.experts.long(), routing.gates)
-
-        return forward
-
-    layers = {"ironmoe": ours, **{name: peer(name) for name in PEERS}}
-    errors = _errors(layers, x, experts, routing)
-    results = []
-    for name, timed in (
-        ("forward", {k: _forward_only(f, x) for k, f in layers.items()}),
-        ("forward + dX", {k: _forward_and_dx(f, x) for k, f in layers.items()}),
-    ):
-        timed["dense"] = _dense(tokens * top_k, dim, hidden, dtype, backward=name != "forward")
-        times = _interleaved(
-            timed, runs, f"{shape} {str(dtype).removeprefix('torch.')} {name}", console
+    rows = []
+    for name, run in passes.items():
+        timed: dict[str, Run] = {who: run(build, problem) for who, build in layers.items()}
+        timed[MATRIX_PRODUCTS] = _matrix_products(problem, backward=name == DX)
+        label = f"{shape.sizes} {dtype_name(dtype)} {name}"
+        milliseconds = _milliseconds(timed, runs, label, console)
+        rows.append(
+            {
+                "shape": shape.sizes,
+                "dtype": dtype_name(dtype),
+                "pass": name,
+                "milliseconds": {who: median(taken) for who, taken in milliseconds.items()},
+                "fastest": {who: min(taken) for who, taken in milliseconds.items()},
+                "error": errors[name],
+                "runs": runs,
+            }
         )
-        results.append({
-            "shape": shape, "dtype": str(dtype).removeprefix("torch."), "pass": name,
-            "milliseconds": {k: median(v) for k, v in times.items()},
-            "fastest": {k: min(v) for k, v in times.items()},
-            "error": errors[name], "runs": runs,
-        })  # fmt: skip
-    return results
+
+    return rows
 
 
-def _mixtral_experts(
-    dim: int, hidden: int, num_experts: int, top_k: int, dtype: torch.dtype
-) -> Any:
-    """Hugging Face's module with frozen weights, as under attack."""
-    from transformers import MixtralConfig
-    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
-
-    config = MixtralConfig(
-        hidden_size=dim,
-        intermediate_size=hidden,
-        num_local_experts=num_experts,
-        num_experts_per_tok=top_k,
-    )
-    experts = MixtralExperts(config)
-    for weight in experts.parameters():
-        torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
-    return experts.to(dtype).requires_grad_(False)
+def _forward_and_dx(build: Build, problem: Problem) -> Callable[[], Tensor]:
+    """Forward and the gradient of x. The gates require no grad here."""
+    run = with_gradients(build, problem._replace(gates=problem.gates.detach()), ("x",))
+    return lambda: run()[0]
 
 
 def _errors(
-    layers: dict[str, Callable[[Tensor], Tensor]], x: Tensor, experts: Any, routing: Routing
-) -> dict[str, dict[str, float]]:
-    """Largest error of each layer against float64; RuntimeError if ours exceeds twice that of the
-    peers (no timing then)."""
-    wide = Routing(routing.gates.double(), routing.experts)
+    name: str,
+    run: Callable[[Build, Problem], Callable[[], Any]],
+    layers: dict[str, Build],
+    problem: Problem,
+) -> dict[str, float]:
+    """The largest error of each layer against float64.
 
-    def exact(x: Tensor) -> Tensor:
-        return expert_mlp(
-            x, experts.gate_up_proj.double(), experts.down_proj.double(), wide, activation="swiglu"
+    Raises:
+        RuntimeError: ours exceeds twice that of the peers. Nothing is timed then.
+    """
+    expected = run(IRONMOE.build, problem.double())()
+    errors = {
+        who: (run(build, problem)().double() - expected).abs().max().item()
+        for who, build in layers.items()
+    }
+
+    allowed = ALLOWED_ERROR * max(errors[peer] for peer in TRANSFORMERS)
+    if errors[OURS] > allowed:
+        raise RuntimeError(
+            f"outputs disagree in {name}: error {errors[OURS]:.3g}, allowed {allowed:.3g}; nothing "
+            "was timed"
         )
 
-    x64 = x.detach().double().requires_grad_()
-    reference = {"forward": exact(x64).detach(), "forward + dX": _forward_and_dx(exact, x64)()}
-    errors: dict[str, dict[str, float]] = {}
-    for name, expected in reference.items():
-        run = _forward_only if name == "forward" else _forward_and_dx
-        errors[name] = {
-            k: (run(f, x)().double() - expected).abs().max().item() for k, f in layers.items()
-        }
-        allowed = ALLOWED_ERROR * max(errors[name][peer] for peer in PEERS)
-        if errors[name]["ironmoe"] > allowed:
-            raise RuntimeError(
-                f"outputs disagree in {name}: error {errors[name]['ironmoe']:.3g}, allowed "
-                f"{allowed:.3g}; nothing was timed"
-            )
     return errors
 
 
-def _forward_only(layer: Callable[[Tensor], Tensor], x: Tensor) -> Timed:
-    def run() -> Tensor:
-        with torch.no_grad():
-            return layer(x)
-
-    return run
-
-
-def _forward_and_dx(layer: Callable[[Tensor], Tensor], x: Tensor) -> Timed:
-    def run() -> Tensor:
-        y = layer(x)
-        return torch.autograd.grad(y, [x], torch.ones_like(y))[0]
-
-    return run
-
-
-def _dense(rows: int, dim: int, hidden: int, dtype: torch.dtype, backward: bool) -> Timed:
-    """The matrix products alone, all rows through one pair of weights."""
-    x, h, a = (torch.randn(rows, n).to(dtype) for n in (dim, 2 * hidden, hidden))
-    w_in, w_out = torch.randn(2 * hidden, dim).to(dtype), torch.randn(dim, hidden).to(dtype)
-    to_x, to_h, to_a = torch.empty_like(x), torch.empty_like(h), torch.empty_like(a)
+def _matrix_products(problem: Problem, *, backward: bool) -> Run:
+    """The matrix products alone, all rows through one pair of weights, without routing."""
+    shape, dtype = problem.shape, problem.x.dtype
+    sizes = (shape.dim, shape.wide, shape.hidden)
+    x, hidden, activated = (torch.randn(shape.rows, size).to(dtype) for size in sizes)
+    to_x, to_hidden, to_activated = (torch.empty_like(t) for t in (x, hidden, activated))
+    w_in, w_out = problem.w_in[0], problem.w_out[0]
 
     def run() -> None:
-        torch.mm(x, w_in.t(), out=to_h)
-        torch.mm(a, w_out.t(), out=to_x)
+        torch.mm(x, w_in.t(), out=to_hidden)
+        torch.mm(activated, w_out.t(), out=to_x)
         if backward:
-            torch.mm(x, w_out, out=to_a)
-            torch.mm(h, w_in, out=to_x)
+            torch.mm(x, w_out, out=to_activated)
+            torch.mm(hidden, w_in, out=to_x)
 
     return run
 
 
-def _interleaved(
-    timed: dict[str, Timed], runs: int, label: str, console: Console
+def _milliseconds(
+    timed: dict[str, Run], runs: int, label: str, console: Console
 ) -> dict[str, list[float]]:
-    """Milliseconds of each, A B C, B A C, … in a new random order each time: a drifting machine
-    drifts for all, and nobody always finds the caches and the heap that the same other one left."""
-    for run in timed.values():
-        run()
-        run()
-    times: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in track(range(runs), description=label, console=console, transient=True):
-        for name in random.sample(list(timed), len(timed)):
-            start = time.perf_counter()
-            timed[name]()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return times
+    """The milliseconds of every run, by name."""
+    with progress_bars(console, transient=True) as bars:
+        task = bars.add_task(label, total=runs, note="")
+        samples = samples_in_turns(timed, CPU, runs, on_round=lambda: bars.advance(task))
+    return {who: [sample.ms for sample in found] for who, found in samples.items()}
 
 
-def _table(results: list[dict[str, Any]]) -> Table:
-    table = Table(title="MoE on CPU, milliseconds (T, d, n, E, K)", title_justify="left")
-    for column in ("shape", "dtype", "pass"):
-        table.add_column(column)
-    for column in (
-        "ironmoe",
-        *(f"HF {peer}" for peer in PEERS),
-        "dense",
-        "best HF / ironmoe",
-        "ironmoe / dense",
-    ):
-        table.add_column(column, justify="right")
-    for row in results:
+def _table(rows: list[dict[str, Any]]) -> Table:
+    names = ("shape", "dtype", "pass")
+    numbers = (
+        OURS,
+        *(f"HF {peer}" for peer in TRANSFORMERS),
+        MATRIX_PRODUCTS,
+        f"best HF / {OURS}",
+        f"{OURS} / {MATRIX_PRODUCTS}",
+    )
+    title = "MoE on CPU, milliseconds (T, d, n, E, K)"
+    table = terminal_table([*names, *numbers], title=title, names=len(names))
+
+    for row in rows:
         ms = row["milliseconds"]
-        peer = min(ms[name] for name in PEERS)
+        peer = min(ms[name] for name in TRANSFORMERS)
         table.add_row(
             str(row["shape"]),
             row["dtype"],
             row["pass"],
-            *(f"{ms[name]:.1f}" for name in ("ironmoe", *PEERS, "dense")),
-            f"{peer / ms['ironmoe']:.2f}×",
-            f"{ms['ironmoe'] / ms['dense']:.2f}×",
+            *(f"{ms[name]:.1f}" for name in (OURS, *TRANSFORMERS, MATRIX_PRODUCTS)),
+            f"{peer / ms[OURS]:.2f}×",
+            f"{ms[OURS] / ms[MATRIX_PRODUCTS]:.2f}×",
         )
+
     return table

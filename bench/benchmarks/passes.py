@@ -1,5 +1,5 @@
-"""What is asked of a layer: inference, forward, the backward passes of attack and training, and a
-PGD step in a CUDA graph.
+"""The passes of a layer that are timed: inference, forward, the backward passes of attack and
+training, and a PGD step in a CUDA graph.
 
 Gates count as inputs: an attack goes through the router, so every backward pass asks for their
 gradient too.
@@ -15,13 +15,17 @@ from ironmoe.bench.benchmarks.shapes import Problem
 from ironmoe.kernels.attack_step import linf_step
 
 Build = Callable[[Problem], Callable[[], Tensor]]  # the layer of a problem, ready to be called
-INFERENCE, FORWARD, DX = "inference", "forward", "forward + dX"
-FULL, UNFROZEN, PGD = "forward + full backward", "grad([x]) unfrozen", "graphed PGD step"
+INFERENCE = "inference"
+FORWARD = "forward"
+DX = "forward + dX"
+FULL = "forward + full backward"
+UNFROZEN = "grad([x]) unfrozen"
+PGD = "graphed PGD step"
 EPS = 8 / 255
 
 
 def inference(build: Build, problem: Problem) -> Callable[[], Any]:
-    """Nothing is kept."""
+    """Forward, and nothing is kept."""
     layer = build(problem)
 
     def run() -> Tensor:
@@ -32,30 +36,29 @@ def inference(build: Build, problem: Problem) -> Callable[[], Any]:
 
 
 def forward(build: Build, problem: Problem) -> Callable[[], Any]:
-    """What training needs is kept."""
+    """Forward, and what training needs is kept."""
     return build(problem)
 
 
 def forward_dx(build: Build, problem: Problem) -> Callable[[], Any]:
-    """Frozen weights: the gradients of x and gates alone."""
-    return _with_gradients(build, problem.frozen(), ("x", "gates"))
+    """Forward and the gradients of x and gates; weights are frozen."""
+    return with_gradients(build, problem.frozen(), ("x", "gates"))
 
 
 def forward_full(build: Build, problem: Problem) -> Callable[[], Any]:
-    """All gradients, as in training."""
-    return _with_gradients(build, problem, tuple(problem.leaves))
+    """Forward and all gradients, as in training."""
+    return with_gradients(build, problem, tuple(problem.leaves))
 
 
 def unfrozen(build: Build, problem: Problem) -> Callable[[], Any]:
-    """The gradients of x and gates while the weights require grad, as in the inner loop of
-    adversarial training.
-    """
-    return _with_gradients(build, problem, ("x", "gates"))
+    """Forward and the gradients of x and gates while the weights require grad, as in the inner loop
+    of adversarial training."""
+    return with_gradients(build, problem, ("x", "gates"))
 
 
 def graphed_pgd_step(build: Build, problem: Problem) -> Callable[[], Any]:
-    """Forward, gradients of x and gates, and the next tokens by ``linf_step``, as one replay. CUDA
-    only.
+    """Forward, gradients of x and gates, and the next tokens by ``linf_step``, as the replay of one
+    graph. CUDA only.
 
     Each replay starts where the last one ended; the ball around the first x keeps the tokens in
     range.
@@ -65,7 +68,7 @@ def graphed_pgd_step(build: Build, problem: Problem) -> Callable[[], Any]:
     point = problem.x.detach().to(torch.float32, copy=True)
     low, high = point - EPS, point + EPS
     alpha = torch.full((len(point),), EPS / 4, device=point.device)
-    gradients = _with_gradients(build, frozen._replace(x=image), ("x", "gates"))
+    gradients = with_gradients(build, frozen._replace(x=image), ("x", "gates"))
 
     def step() -> None:
         gradient, _ = gradients()
@@ -97,9 +100,11 @@ def captured(step: Callable[[], Any]) -> Callable[[], None]:
     return graph.replay
 
 
-def _with_gradients(
+def with_gradients(
     build: Build, problem: Problem, wanted: tuple[str, ...]
-) -> Callable[[], tuple[Tensor, ...]]:  # fmt: skip
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Forward and the gradients of these leaves of the problem, as ``Problem.leaves`` names
+    them."""
     layer = build(problem)
     leaves = [problem.leaves[name] for name in wanted]
 
@@ -121,7 +126,8 @@ PASSES: dict[str, Callable[[Build, Problem], Callable[[], Any]]] = {
 
 
 def saved_bytes(build: Build, problem: Problem) -> int:
-    """Bytes that autograd keeps after a forward: distinct storages, without the parameters'."""
+    """Bytes that autograd keeps after a forward pass: of distinct storages, without those of the
+    parameters."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -131,14 +137,16 @@ def saved_bytes(build: Build, problem: Problem) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = build(problem)()  # held, so that no storage is freed and counted twice
+
     for parameter in problem.parameters.values():
         storages.pop(parameter.untyped_storage().data_ptr(), None)
+
     del y
     return sum(storages.values())
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that one call allocates at its peak beyond what was there before; None on CPU."""
+    """Bytes that one call allocates at its peak, beyond what was there before; None on CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)

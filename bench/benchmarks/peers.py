@@ -1,5 +1,4 @@
-"""Who is measured beside us, and the check that all of them compute the same thing before anything
-is timed."""
+"""Who is measured beside us. ``reference.py`` checks that all of them compute the same thing."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -14,9 +13,6 @@ from ironmoe.bench.benchmarks.shapes import Problem
 from ironmoe.kernels import expert_mlp
 from ironmoe.kernels.activations import get_activation
 
-SAMPLE = 256  # tokens whose results are compared
-# error of the worst row, relative to the row
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # transformers' batched_mm copies the weights of every row; more than this is not tried
 BATCHED_BYTES = 8 << 30
 
@@ -24,11 +20,11 @@ BATCHED_BYTES = 8 << 30
 class Peer(NamedTuple):
     """An implementation of the layer.
 
-    build: from a problem to the layer; objection: why it cannot do this problem, or None; module:
-        what must be installed;
-    fused: whether gather, activation or combine are part of its products, which makes it one of
-        those to beat;
-    captures: whether a CUDA graph can hold it.
+    build: from a problem to the layer; module: the package that must be installed; objection: why
+    it cannot do a problem, or None.
+
+    fused: whether gather, activation or combine are part of its products, which makes it a peer to
+    beat; captures: whether a CUDA graph can hold it.
     """
 
     build: Build
@@ -49,15 +45,20 @@ def ironmoe(problem: Problem) -> Callable[[], Tensor]:
 
     def layer() -> Tensor:
         return expert_mlp(
-            p.x, p.w_in, p.w_out, p.routing, b_in=p.b_in, b_out=p.b_out,
-            activation=p.shape.activation
-        )  # fmt: skip
+            p.x,
+            p.w_in,
+            p.w_out,
+            p.routing,
+            b_in=p.b_in,
+            b_out=p.b_out,
+            activation=p.shape.activation,
+        )
 
     return layer
 
 
 def dense(problem: Problem) -> Callable[[], Tensor]:
-    """An MLP of one expert, without routing, on all rows (a ``dense_problem``)."""
+    """An MLP of one expert without routing, for all rows of a ``dense_problem``."""
     activation = get_activation(problem.shape.activation)
     w_in, w_out = problem.w_in[0], problem.w_out[0]
     b_in, b_out = (None if bias is None else bias[0] for bias in (problem.b_in, problem.b_out))
@@ -67,8 +68,8 @@ def dense(problem: Problem) -> Callable[[], Tensor]:
 def _sorted_pipeline(
     problem: Problem, grouped: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Callable[[], Tensor]:
-    """Sort, gather, product, bias, activation, product, bias, put back, weigh and sum: one
-    operation each.
+    """The layer with one operation for each step: sort, gather, product, bias, activation, product,
+    bias, put back, weigh and sum.
 
     ``grouped`` takes sorted rows (R, K), matrices (E, K, N) and the end of each expert's rows (E,).
     """
@@ -128,7 +129,7 @@ def liger(problem: Problem) -> Callable[[], Tensor]:
 
 
 def _transformers(implementation: str) -> Build:
-    """Mixtral's experts with our weights in them."""
+    """Mixtral's experts of transformers, with the weights of the problem in them."""
 
     def build(problem: Problem) -> Callable[[], Tensor]:
         from transformers import MixtralConfig
@@ -136,12 +137,16 @@ def _transformers(implementation: str) -> Build:
 
         shape = problem.shape
         config = MixtralConfig(
-            hidden_size=shape.dim, intermediate_size=shape.hidden,
-            num_local_experts=shape.num_experts, num_experts_per_tok=shape.top_k,
-        )  # fmt: skip
+            hidden_size=shape.dim,
+            intermediate_size=shape.hidden,
+            num_local_experts=shape.num_experts,
+            num_experts_per_tok=shape.top_k,
+        )
         config._experts_implementation = implementation
+
         with torch.device("meta"):
             module: Any = MixtralExperts(config)
+
         del module.gate_up_proj, module.down_proj
         module.gate_up_proj, module.down_proj = problem.w_in, problem.w_out
         experts = problem.experts.long()
@@ -192,109 +197,3 @@ PEERS: dict[str, Peer] = {
         liger, "liger_kernel", lambda p: _swiglu_only(p) or _needs_gpu(p), fused=True
     ),
 }
-
-
-class Reference(NamedTuple):
-    """The layer by its definition on some tokens, in float64: y, and all gradients when ``dy`` is 0
-    for every other token.
-
-    ``expected`` has one matrix of the tokens for y, x and gates, and one tensor an expert for a
-    parameter.
-    """
-
-    tokens: Tensor
-    dy: Tensor
-    expected: dict[str, list[Tensor]]
-
-
-def reference(problem: Problem, sample: int = SAMPLE) -> Reference:
-    """Expert by expert in plain torch operations, of which none is ours but the activation."""
-    p = problem
-    tokens = torch.randperm(p.shape.tokens, device=p.x.device)[:sample].sort().values
-    dy = torch.zeros_like(p.dy).index_copy(0, tokens, p.dy[tokens])
-    own = {
-        name: [part.double().requires_grad_() for part in leaf.detach()]
-        for name, leaf in p.parameters.items()
-    }
-    x, gates = (leaf.detach()[tokens].double().requires_grad_() for leaf in (p.x, p.gates))
-    activation, experts = get_activation(p.shape.activation), p.experts[tokens]
-    y = torch.zeros_like(x)
-    for expert in range(p.shape.num_experts):
-        weights = {name: parts[expert] for name, parts in own.items()}
-        token, slot = (experts == expert).nonzero(as_tuple=True)
-        hidden = F.linear(x[token], weights["w_in"], weights.get("b_in"))
-        rows = F.linear(activation.value(hidden), weights["w_out"], weights.get("b_out"))
-        y = y.index_add(0, token, gates[token, slot].unsqueeze(1) * rows)
-    leaves = {"x": [x], "gates": [gates], **own}
-    gradients = iter(
-        torch.autograd.grad(
-            y, [part for parts in leaves.values() for part in parts], dy[tokens].double()
-        )
-    )
-    return Reference(
-        tokens,
-        dy,
-        {
-            "y": [y.detach()],
-            **{name: [next(gradients) for _ in parts] for name, parts in leaves.items()},
-        },
-    )
-
-
-def errors(build: Build, problem: Problem, correct: Reference) -> dict[str, float]:
-    """The largest error of y and of every gradient, by name: see ``worst_row_error``. NaN where a
-    gradient is missing.
-
-    Asked for three times, as it will be timed: without autograd, with frozen weights, and with all
-        gradients.
-    """
-    with torch.no_grad():
-        found = {"y in inference": build(problem)()}
-    for suffix, asked in ((" with frozen weights", problem.frozen()), ("", problem)):
-        y = build(asked)()
-        wanted = {name: leaf for name, leaf in asked.leaves.items() if leaf.requires_grad}
-        gradients = torch.autograd.grad(y, list(wanted.values()), correct.dy, allow_unused=True)
-        named = {"y": y.detach(), **dict(zip(wanted, gradients, strict=True))}
-        found |= {name + suffix: result for name, result in named.items()}
-    return {name: _error(name.split(" ")[0], result, correct) for name, result in found.items()}
-
-
-def _error(name: str, found: Tensor | None, correct: Reference) -> float:
-    if found is None:
-        return float("nan")
-    of_tokens = name in ("y", "x", "gates")
-    return worst_row_error(
-        [found[correct.tokens]] if of_tokens else list(found), correct.expected[name]
-    )
-
-
-def worst_row_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """max over rows of ‖found − expected‖ / ‖expected‖, where a row shorter than the average one
-    counts as average.
-
-    Tensor by tensor, so that no wide copy of all experts is needed. One wrong row shows, however
-    many are right; NaN or infinity in ``found`` gives NaN or infinity, another shape NaN.
-    """
-    if [a.shape for a in found] != [b.shape for b in expected]:
-        return float("nan")
-    square_norm = torch.stack([b.square().sum() for b in expected]).sum()
-    average = (square_norm / sum(b.numel() // b.shape[-1] for b in expected)).sqrt()
-    worst = [
-        (
-            (a.double() - b).norm(dim=-1) / torch.maximum(b.norm(dim=-1), average).clamp_min(1e-300)
-        ).max()
-        for a, b in zip(found, expected, strict=True)
-    ]
-    return torch.stack(worst).max().item()
-
-
-def disagreement(found: dict[str, float], dtype: torch.dtype) -> str | None:
-    """Which result is too far from the reference, in words; None if all are near enough."""
-    wrong = [
-        f"{name} by {error:.2g}" for name, error in found.items() if not error <= TOLERANCE[dtype]
-    ]
-    return (
-        f"disagrees with the reference in {', '.join(wrong)} (allowed {TOLERANCE[dtype]:g})"
-        if wrong
-        else None
-    )

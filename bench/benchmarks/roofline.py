@@ -47,8 +47,8 @@ class Work(NamedTuple):
 
 
 def needed_flops(shape: Shape, pass_name: str) -> int:
-    """2·m·n·k of the products that the pass needs, whoever does it: under ``grad([x])`` no weight
-    gradient is one of them."""
+    """FLOPs of the products that the pass needs, 2·m·n·k each, whoever does it. For ``grad([x])``
+    no weight gradient is one of them."""
     forward = 2 * shape.rows * shape.dim * (shape.wide + shape.hidden)
     if pass_name in (INFERENCE, FORWARD):
         return forward
@@ -56,26 +56,27 @@ def needed_flops(shape: Shape, pass_name: str) -> int:
 
 
 def topk_work(shape: Shape) -> Work:
-    """Float32 logits in, gates and experts out."""
+    """It reads float32 logits and writes gates and experts."""
     return Work(
         "topk_route", 0, shape.tokens * shape.num_experts * FLOAT + shape.rows * (FLOAT + INT)
     )
 
 
 def dispatch_work(shape: Shape) -> Work:
-    """The choices are read to count and to place; row_token, row_slot and slot_row are written."""
+    """It reads the choices to count and to place them, and writes row_token, row_slot and
+    slot_row."""
     return Work("plan_dispatch", 0, 5 * shape.rows * INT)
 
 
 def combine_work(shape: Shape, itemsize: int = 2, gated: bool = True) -> Work:
-    """R rows in, T rows out, an index and perhaps a gate for each choice."""
+    """It reads R rows, an index and perhaps a gate for each choice, and writes T rows."""
     moved = (shape.rows + shape.tokens) * shape.dim * itemsize
     return Work("combine", 0, moved + shape.rows * (INT + (FLOAT if gated else 0)))
 
 
 def linf_step_work(shape: Shape, itemsize: int = 2) -> Work:
-    """Point, low and high in float32 and the gradient in; the point out, and the image where it is
-    not float32 itself."""
+    """It reads point, low and high in float32 and the gradient, and writes the point, and the image
+    where that is not float32 itself."""
     image = itemsize if itemsize < FLOAT else 0
     return Work("linf_step", 0, shape.tokens * shape.dim * (4 * FLOAT + itemsize + image))
 
@@ -83,10 +84,12 @@ def linf_step_work(shape: Shape, itemsize: int = 2) -> Work:
 def layer_work(shape: Shape, pass_name: str) -> list[Work]:
     """The kernels of ``expert_mlp`` in one pass, in the order they run, in bf16."""
     T, D, F, E, _ = shape.sizes
-    R, wide, b = shape.rows, shape.wide, 2
+    R, wide = shape.rows, shape.wide
+    b = 2  # bytes of a bfloat16
     used = min(E, R)
     w_in, w_out = used * wide * D * b, used * D * F * b
-    gathered, narrow, hidden = R * D * b + R * INT, R * F * b, R * wide * b
+    gathered = R * D * b + R * INT
+    narrow, hidden = R * F * b, R * wide * b
     kept = 0 if pass_name == INFERENCE else hidden
     works = [
         dispatch_work(shape),
@@ -94,6 +97,7 @@ def layer_work(shape: Shape, pass_name: str) -> list[Work]:
         Work("down product", 2 * R * D * F, narrow + w_out + R * D * b),
         combine_work(shape),
     ]
+
     if pass_name in BACKWARD:
         full = pass_name == FULL
         blocks = blocks_for(
@@ -121,24 +125,25 @@ def layer_work(shape: Shape, pass_name: str) -> list[Work]:
             )
         if full and shape.bias:
             works.append(Work("bias gradients", 0, hidden + gathered + E * (wide + D) * b))
+
     if pass_name == PGD:
         works += [linf_step_work(shape), Work("copy back", 0, 2 * T * D * (FLOAT + b))]
     return works
 
 
 def limit_ms(shape: Shape, pass_name: str) -> float:
-    """Milliseconds of one pass of ``expert_mlp``: one kernel after another, each at its own
-    limit."""
+    """Milliseconds of one pass of ``expert_mlp`` at least: one kernel after another, each at its
+    own limit."""
     return sum(work.ms for work in layer_work(shape, pass_name))
 
 
 def limit_tflops(shape: Shape, pass_name: str) -> float:
-    """TFLOP/s of needed FLOPs at the limit."""
+    """TFLOP/s of the needed FLOPs at the limit."""
     return needed_flops(shape, pass_name) / limit_ms(shape, pass_name) * 1e-9
 
 
 def moving_share(shape: Shape, pass_name: str) -> float:
-    """Routing, dispatch and combine as a share of the whole layer, router's top-k included, at the
+    """The time of top-k, dispatch and combine as a share of the whole layer with its top-k, at the
     limit."""
     works = [topk_work(shape), *layer_work(shape, pass_name)]
     return sum(work.ms for work in works if work.kernel in MOVES_ROWS) / sum(
@@ -147,25 +152,29 @@ def moving_share(shape: Shape, pass_name: str) -> float:
 
 
 def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kernel: bool) -> None:
-    """A line a shape and pass; with ``every_kernel`` also a line a kernel."""
+    """Print a line for each shape and pass; with ``every_kernel`` also one for each kernel."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     title = "Limits of one bf16 layer on an H100, (T, D, F, E, K)"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("shape and pass")
+
     for column in ("TFLOP", "GB", "ms", "TFLOP/s", "moving rows", "bound by"):
         table.add_column(column, justify="right", min_width=max(map(len, column.split())))
+
     for shape in shapes:
         table.add_row(f"[bold]{shape.name}[/] {shape.sizes}")
         for pass_name in (INFERENCE, FORWARD, DX, FULL, PGD):
             works = layer_work(shape, pass_name)
             table.add_row(
-                f"  {pass_name}", f"{sum(w.flops for w in works) * 1e-12:.3f}",
+                f"  {pass_name}",
+                f"{sum(w.flops for w in works) * 1e-12:.3f}",
                 f"{sum(w.bytes for w in works) * 1e-9:.2f}",
-                f"{limit_ms(shape, pass_name):.3f}", f"{limit_tflops(shape, pass_name):.0f}",
+                f"{limit_ms(shape, pass_name):.3f}",
+                f"{limit_tflops(shape, pass_name):.0f}",
                 f"{moving_share(shape, pass_name):.1%}",
-            )  # fmt: skip
+            )
             for work in works if every_kernel else ():
                 figures = (
                     f"{work.flops * 1e-12:.3f}",
@@ -173,6 +182,7 @@ def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kerne
                     f"{work.ms:.3f}",
                 )
                 table.add_row(f"    {work.kernel}", *figures, "", "", work.bound)
+
     console.print(table)
     console.print(
         f"At {PEAK_TFLOPS:g} TFLOP/s and {PEAK_TERABYTES:g} TB/s, one kernel after another. "

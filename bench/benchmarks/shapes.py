@@ -1,8 +1,8 @@
-"""What is measured: the MoE layers of published models, four ways to load their experts, and the
+"""The layers that are measured: sizes of published models, four ways to load their experts, and the
 tensors of one layer."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,9 +40,11 @@ class Shape(NamedTuple):
 
 
 def _vision(name: str, images: int, patches: int, dim: int, num_experts: int) -> Shape:
-    """A V-MoE layer: hidden width 4D, two choices a token, one class token an image, GELU and
+    """A V-MoE layer: hidden width 4D, two choices a token, a class token in each image, GELU and
     biases."""
-    return Shape(name, images * (patches + 1), dim, 4 * dim, num_experts, 2, "gelu", bias=True)
+    return Shape(
+        name, images * (patches + 1), dim, 4 * dim, num_experts, 2, activation="gelu", bias=True
+    )
 
 
 MAIN = Shape("qwen3-30b", 32768, 2048, 768, 128, 8)  # the one the goals are set for
@@ -60,7 +62,9 @@ FIRST_SHAPES = (
 SHAPES = (  # most important first: what a short run leaves out is at the end
     *FIRST_SHAPES,
     Shape("qwen3-30b-8k", 8192, 2048, 768, 128, 8),
-    Shape("gpt-oss-20b", 32768, 2880, 2880, 32, 4, "clamped_swiglu_interleaved", bias=True),
+    Shape(
+        "gpt-oss-20b", 32768, 2880, 2880, 32, 4, activation="clamped_swiglu_interleaved", bias=True
+    ),
     _vision("vmoe-l16-e32", 64, 196, 1024, 32),
     _vision("vmoe-h14-e32", 32, 256, 1280, 32),
     Shape("fine-grained", 32768, 4096, 1024, 128, 8),
@@ -72,23 +76,24 @@ SHAPES = (  # most important first: what a short run leaves out is at the end
 )
 REHEARSAL = (  # of the whole program, where there is no GPU: the figures mean nothing
     Shape("toy-gated", 96, 32, 16, 8, 2),
-    Shape("toy-biases", 60, 16, 32, 4, 2, "gelu", bias=True),
+    Shape("toy-biases", 60, 16, 32, 4, 2, activation="gelu", bias=True),
 )
 
 
 def uniform(shape: Shape, device: torch.device) -> Tensor:
-    """Every expert as likely as any other."""
+    """Every expert is as likely as any other."""
     return _draw(torch.zeros(shape.num_experts, device=device), shape)
 
 
 def zipf(shape: Shape, device: torch.device) -> Tensor:
-    """Expert i is drawn with a chance ∝ 1 / (i + 1); a token's later choices are drawn from the
-    experts it has left."""
+    """Expert i is drawn with a chance ∝ 1 / (i + 1). Later choices of a token are drawn from the
+    experts that it has left."""
     return _draw(-torch.arange(1, shape.num_experts + 1, device=device).log(), shape)
 
 
 def half_empty(shape: Shape, device: torch.device) -> Tensor:
-    """The upper half of the experts gets no token (as many as K of them leave)."""
+    """The upper half of the experts gets no token. A layer whose lower half has fewer than K
+    experts uses K."""
     used = max(shape.num_experts // 2, shape.top_k)
     log_chances = torch.full((shape.num_experts,), float("-inf"), device=device)
     log_chances[:used] = 0
@@ -109,8 +114,8 @@ ROUTINGS: dict[str, Callable[[Shape, torch.device], Tensor]] = {
 
 
 def _draw(log_chances: Tensor, shape: Shape) -> Tensor:
-    """(T, K) int32, K different experts a token: the largest of log chance + Gumbel noise are a
-    draw without replacement."""
+    """(T, K) int32: K different experts for each token. The largest of log chance + Gumbel noise
+    are a draw without replacement."""
     noise = (
         -torch.empty(shape.tokens, shape.num_experts, device=log_chances.device)
         .exponential_()
@@ -120,8 +125,11 @@ def _draw(log_chances: Tensor, shape: Shape) -> Tensor:
 
 
 class Problem(NamedTuple):
-    """The tensors of one layer: leaves that require grad, and ``dy`` (T, D), the gradient that
-    comes from above."""
+    """The tensors of one layer.
+
+    x (T, D), gates (T, K), the weights and biases of all experts: leaves that require grad; experts
+    (T, K) int32: the choices; dy (T, D): the gradient that comes from above.
+    """
 
     shape: Shape
     x: Tensor
@@ -139,7 +147,7 @@ class Problem(NamedTuple):
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """Everything a gradient can be asked for, by name."""
+        """All tensors that can have a gradient, by name."""
         return {"x": self.x, "gates": self.gates, **self.parameters}
 
     @property
@@ -154,10 +162,24 @@ class Problem(NamedTuple):
             w_in=self.w_in.detach(), w_out=self.w_out.detach(), b_in=b_in, b_out=b_out
         )
 
+    def double(self) -> "Problem":
+        """The same numbers in float64."""
+        wide: dict[str, Any] = {
+            name: value.detach().double().requires_grad_(value.requires_grad)
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
+        return self._replace(**wide)
+
 
 def make_problem(shape: Shape, routing: str, dtype: torch.dtype, device: torch.device) -> Problem:
-    """Normal numbers, scaled so that H and y have about unit variance; gates (T, K) float32 that
-    add up to 1 for a token."""
+    """A layer with random tensors.
+
+    Numbers are normal and scaled so that H and y have about unit variance; the gates (T, K) of a
+    token are float32 and add up to 1.
+
+    routing: a name of ROUTINGS.
+    """
     T, D, F, E, K = shape.sizes
     experts = ROUTINGS[routing](shape, device)
 

@@ -38,9 +38,8 @@ class Machine(NamedTuple):
 
     @property
     def tensor_rate(self) -> float:
-        """FLOPs a clock and SM that can be kept up: power, not the circuit, is the limit of large
-        products.
-        """
+        """FLOPs a clock and SM that can be kept up. The limit of large products is power, not the
+        circuit."""
         return min(self.tensor_flops, self.tflops * 1e3 / self.clock / self.chip.processors)
 
     @property
@@ -83,12 +82,12 @@ class Product(NamedTuple):
 
     @property
     def l2_bytes(self) -> int:
-        """Of both operands in one step."""
+        """Bytes of both operands in one step."""
         return (self.m + self.n) * self.k * ELEMENT
 
     @property
     def flops(self) -> int:
-        """Of one step."""
+        """FLOPs of one step."""
         return 2 * self.m * self.n * self.k
 
 
@@ -108,7 +107,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(product: Product, machine: Machine) -> Estimate:
-    """The kernel by itself, from the SM that has the most programs.
+    """Estimate the kernel by itself, from the SM that has the most programs.
 
     Raises:
         ValueError: not even one program fits on an SM.
@@ -130,17 +129,19 @@ def estimate(product: Product, machine: Machine) -> Estimate:
     an_sm = -(-p.programs // machine.chip.processors)  # the one with the most of them
     clocks = an_sm * max(busy, alone / min(resident, max(an_sm, 1)))
     return Estimate(
-        resident, p.programs / (machine.chip.processors * resident),
-        p.l2_bytes * machine.tensor_flops / p.flops,
-        tensor / clocks_a_us, (loads + stores) / clocks_a_us, serial / clocks_a_us,
-        clocks / clocks_a_us * 1e-3,
-    )  # fmt: skip
+        resident=resident,
+        waves=p.programs / (machine.chip.processors * resident),
+        l2_needed=p.l2_bytes * machine.tensor_flops / p.flops,
+        tensor=tensor / clocks_a_us,
+        l2=(loads + stores) / clocks_a_us,
+        serial=serial / clocks_a_us,
+        ms=clocks / clocks_a_us * 1e-3,
+    )
 
 
 def expected_tiles(rows: int, num_experts: int, m: int) -> int:
-    """Tiles of ``m`` rows where every expert has its share of the rows; the last one of each is
-    half empty on average.
-    """
+    """How many tiles of ``m`` rows there are if every expert has its share of the rows. The last
+    tile of each is half empty on average."""
     if rows <= num_experts:
         return rows
     return max(-(-rows // m), min(rows, rows // m + num_experts // 2))

@@ -1,4 +1,4 @@
-"""The ``ironmoe`` command. torch is imported by what a command runs, so that ``--help`` is
+"""The ``ironmoe`` command. torch is imported when a command runs, not before, so that ``--help`` is
 quick."""
 
 from pathlib import Path
@@ -25,12 +25,11 @@ from ironmoe.bench.cli.options import (
     SkipBad,
     Steps,
     announce,
-    ascending_radii,
     bounded,
-    checked_alpha,
     chosen_device,
 )
 from ironmoe.bench.common.errors import clear_errors
+from ironmoe.bench.common.radii import ascending_radii, checked_alpha, from_255
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +59,8 @@ def demo(
     epochs: Annotated[
         int | None,
         bounded(
-            "Passes over the training images. By default 12, more on fewer than 4,000 images, at "
-            "most 100.",
+            "Passes over the training images. By default 12; on fewer than 4,000 images more, up "
+            "to 100.",
             1,
         ),
     ] = None,
@@ -78,14 +77,13 @@ def demo(
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Train a V-MoE and a dense ViT of the same FLOPs, attack both over a sweep of eps, and report
-    which holds and why.
+    """Train a V-MoE and a dense ViT of the same FLOPs, attack both at several radii, and report
+    which one holds and why.
 
     About two minutes on two CPU cores. Writes report.html, report.json, the pictures and the
     checkpoints.
 
-    Interrupted with Ctrl-C (or killed), the same command goes on from the last finished epoch or
-    attack.
+    After Ctrl-C (or a kill), the same command goes on from the last finished epoch or attack.
 
     Example: ironmoe demo --data digits --seeds 3 --eps 4,8,16
     """
@@ -93,15 +91,29 @@ def demo(
     with clear_errors(console):
         from ironmoe.bench.common.data import load_data
         from ironmoe.bench.common.train import Recipe, default_epochs
-        from ironmoe.bench.demo.run import Options, run_demo
+        from ironmoe.bench.demo.run import DemoOptions, run_demo
 
         target, autocast_dtype = chosen_device(device), _dtype(dtype)
-        settings = _attack_settings(norm, eps, steps, restarts, alpha, attack_images, batch_size)
+        settings = _attack_settings(
+            norm=norm,
+            eps=eps,
+            steps=steps,
+            restarts=restarts,
+            alpha=alpha,
+            images=attack_images,
+            batch_size=batch_size,
+        )
         images = load_data(data, image_size, skip_bad)
         announce(images, console)
         recipe = Recipe(epochs=epochs or default_epochs(len(images.split()[0])))
-        options = Options(
-            images, recipe, settings, list(range(seed, seed + seeds)), target, autocast_dtype, out
+        options = DemoOptions(
+            data=images,
+            recipe=recipe,
+            attack=settings,
+            seeds=list(range(seed, seed + seeds)),
+            device=target,
+            autocast_dtype=autocast_dtype,
+            out=out,
         )
         run_demo(options, console)
 
@@ -115,17 +127,19 @@ def doctor(
         bool,
         typer.Option(
             "--compile",
-            help="Instead compile every Triton kernel for the chips, present or not, and fail on "
-            "spills and their like. Some minutes.",
+            help="Instead of the tests, compile every Triton kernel for the chips, whether they "
+            "are here or not, and fail where registers spill or shared memory does not suffice. "
+            "This takes some minutes.",
         ),
     ] = False,
     chips: Annotated[
-        str, typer.Option(help="With --compile: for which chips, separated by commas.")
+        str, typer.Option(help="With --compile: the chips, separated by commas.")
     ] = DEFAULT_CHIPS,
     only: Annotated[
         str,
         typer.Option(
-            help="With --compile: kernels whose names contain this, such as scatter_rows."
+            help="With --compile: compile only kernels whose names contain this, such as "
+            "scatter_rows."
         ),
     ] = "",
     out: Annotated[
@@ -133,8 +147,8 @@ def doctor(
         typer.Option(help="With --compile: also write the table as Markdown to this file."),
     ] = None,
 ) -> None:
-    """Print versions, devices and which code path each operation takes here and why; then test
-    them, in about ten seconds.
+    """Print versions, devices, and which code each operation runs here and why; then test the
+    operations, in about ten seconds.
 
     Exit status 1 if a test fails.
     """
@@ -155,6 +169,7 @@ def doctor(
 
 
 def _attack_settings(
+    *,
     norm: str,
     eps: str | None,
     steps: int,
@@ -163,20 +178,21 @@ def _attack_settings(
     images: int,
     batch_size: int,
 ) -> "AttackSettings":
-    from ironmoe.attacks.balls.balls import BALLS
+    from ironmoe.attacks.balls.ball import NORMS
     from ironmoe.bench.common.measure import AttackSettings
 
     radii = ascending_radii(eps, norm)
-    if norm not in BALLS:
-        raise typer.BadParameter(f"--norm must be one of {', '.join(BALLS)}, got {norm!r}")
+    if norm not in NORMS:
+        raise typer.BadParameter(f"--norm must be one of {', '.join(NORMS)}, got {norm!r}")
     alpha = checked_alpha(alpha)
+
     return AttackSettings(
-        norm,
-        radii,
-        steps,
-        restarts,
-        None if alpha is None else alpha / 255,
-        images,
+        norm=norm,
+        eps_255=radii,
+        steps=steps,
+        restarts=restarts,
+        alpha=None if alpha is None else from_255(alpha),
+        images=images,
         batch_size=batch_size,
     )
 

@@ -1,4 +1,4 @@
-"""``ironmoe attack``: reads its options and calls ``attack_run.py``."""
+"""``ironmoe attack``: reads its options and calls ``attack/run.py``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,12 +19,11 @@ from ironmoe.bench.cli.options import (
     Seed,
     SkipBad,
     announce,
-    ascending_radii,
     bounded,
-    checked_alpha,
     chosen_device,
 )
 from ironmoe.bench.common.errors import clear_errors
+from ironmoe.bench.common.radii import ascending_radii, checked_alpha
 
 
 def attack(
@@ -134,7 +133,7 @@ def attack(
 
     console = Console(quiet=not is_first_process())
     with clear_errors(console):
-        from ironmoe.bench.attack.run import Options, run_attack
+        from ironmoe.bench.attack.run import AttackOptions, run_attack_command
         from ironmoe.bench.attack.suite import Suite
         from ironmoe.bench.common.data import load_data
 
@@ -155,7 +154,7 @@ def attack(
         target = chosen_device(device)
         images = load_data(data, image_size, skip_bad)
         announce(images, console)
-        options = Options(
+        options = AttackOptions(
             checkpoint,
             model,
             images,
@@ -169,4 +168,4 @@ def attack(
             max_seconds,
             max_forwards,
         )
-        run_attack(options, console)
+        run_attack_command(options, console)

@@ -18,24 +18,27 @@ bench_app = typer.Typer(
 
 ShapeNames = Annotated[
     str | None,
-    typer.Option("--shapes", help="Names of layers, separated by commas, such as qwen3-30b,olmoe."),
+    typer.Option(
+        "--shapes",
+        help="Names of layers, separated by commas, such as qwen3-30b,olmoe. By default all.",
+    ),
 ]
 
 
 @bench_app.command("cpu")
 def bench_cpu(
     runs: Annotated[
-        int, bounded("Counted runs of each, interleaved; the median is printed.", 1)
+        int, bounded("How often each is timed, in turns with the others; the median counts.", 1)
     ] = 15,
     out: Annotated[
         Path | None, typer.Option(help="Also write the rows as JSON to this file.")
     ] = None,
 ) -> None:
-    """The MoE layer against Hugging Face's Mixtral experts (eager, grouped_mm) on equal weights,
-    and against dense products.
+    """Time the MoE layer beside Hugging Face's Mixtral experts (eager, grouped_mm) on equal
+    weights, and beside dense products.
 
-    Forward, and forward + input gradient, in float32 and bfloat16. Equality is checked before
-    anything is timed.
+    What is timed is the forward pass, and the forward pass with the input gradient, in float32 and
+    bfloat16. Results are compared before anything is timed.
     """
     console = Console()
     with clear_errors(console):
@@ -53,7 +56,9 @@ def bench_kernels(
             "combine, expert_mlp, attack_step."
         ),
     ] = None,
-    seconds: Annotated[float, bounded("For each benchmark; three rounds at least.", 0)] = 0.5,
+    seconds: Annotated[
+        float, bounded("Seconds for each benchmark, which makes at least three rounds.", 0)
+    ] = 0.5,
     out: Annotated[
         Path | None, typer.Option(help="Also write pytest-benchmark's JSON to this file.")
     ] = None,
@@ -64,13 +69,9 @@ def bench_kernels(
     Example: ironmoe bench kernels --only combine,expert_mlp
     """
     with clear_errors(Console()):
-        from ironmoe.bench.benchmarks.kernels import BenchKernelsError, run_bench_kernels
+        from ironmoe.bench.benchmarks.run_kernel_benchmarks import run_bench_kernels
 
-        try:
-            status = run_bench_kernels(only, seconds, out)
-        except BenchKernelsError as error:
-            raise typer.BadParameter(str(error)) from None
-        if status:
+        if run_bench_kernels(only, seconds, out):
             raise typer.Exit(1)
 
 
@@ -78,9 +79,12 @@ def bench_kernels(
 def bench_gpu(
     shapes: ShapeNames = None,
     dtype: Annotated[
-        str, typer.Option(help="**bfloat16**, **float16** or **float32**.")
+        str, typer.Option(help="Of the layers: **bfloat16**, **float16** or **float32**.")
     ] = "bfloat16",
-    minutes: Annotated[float, typer.Option(help="Stop within these, with what there is.")] = 9.0,
+    minutes: Annotated[
+        float,
+        typer.Option(help="Stop after so many minutes, and report what was measured until then."),
+    ] = 9.0,
     only: Annotated[
         str | None,
         typer.Option(
@@ -89,15 +93,18 @@ def bench_gpu(
         ),
     ] = None,
     skip_tests: Annotated[
-        bool, typer.Option("--skip-tests", help="Everything but the tests.")
+        bool, typer.Option("--skip-tests", help="Do everything but the tests.")
     ] = False,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Also propose rows for the table of block sizes.")
+        bool,
+        typer.Option(
+            "--tune", help="Also try other block sizes, and propose rows for their table."
+        ),
     ] = False,
     device: Annotated[
         str,
         typer.Option(
-            help="**auto**, **cuda**, or **cpu**, which rehearses the program on tiny shapes."
+            help="**auto**, **cuda**, or **cpu**, which rehearses the program on tiny layers."
         ),
     ] = "auto",
     resume: Annotated[
@@ -111,23 +118,26 @@ def bench_gpu(
     """Measure the layer beside its peers on this GPU, run the tests that use it, and write JSON and
     Markdown as it goes.
 
-    What ``python -m ironmoe.bench.benchmarks.gpu`` does, which needs nothing but torch and Triton.
+    ``python -m ironmoe.bench.benchmarks.gpu`` does the same and needs only torch and Triton.
 
     Example: ironmoe bench gpu --shapes qwen3-30b,mixtral --skip-tests --minutes 3
     """
     with clear_errors(Console()):
-        from ironmoe.bench.benchmarks.gpu.options import OptionError, make_options
-        from ironmoe.bench.benchmarks.gpu.results import ResultsError
+        from ironmoe.bench.benchmarks.gpu.options import make_options
         from ironmoe.bench.benchmarks.gpu.run import run_bench_gpu
 
-        try:
-            options = make_options(
-                device, dtype, shapes, minutes, only, skip_tests, tune, resume, out
-            )
-            status = run_bench_gpu(options)
-        except (OptionError, ResultsError) as error:
-            raise typer.BadParameter(str(error)) from None
-        if status:
+        options = make_options(
+            device=device,
+            dtype=dtype,
+            shapes=shapes,
+            minutes=minutes,
+            only=only,
+            skip_tests=skip_tests,
+            tune=tune,
+            resume=resume,
+            out=out,
+        )
+        if run_bench_gpu(options):
             raise typer.Exit(1)
 
 
@@ -138,9 +148,9 @@ def bench_roofline(
         bool,
         typer.Option(
             "--estimate",
-            help="Also compile the kernels, which takes seconds each the first time, and estimate "
-            "them by a static model: programs an SM, "
-            "waves, L2, exposed prologues and epilogues. By default of the first shape.",
+            help="Instead compile the kernels and estimate their time by a static model: programs "
+            "an SM, waves, L2, exposed prologues and epilogues. A kernel takes seconds to compile "
+            "the first time. Without --shapes, only the first shape.",
         ),
     ] = False,
     chips: Annotated[
@@ -150,30 +160,27 @@ def bench_roofline(
     blocks: Annotated[
         list[str] | None,
         typer.Option(
-            help="With --estimate, may be repeated: a product and fields in which its blocks are "
-            "to differ from the table's; both are shown."
+            help="With --estimate: a product, and fields in which its blocks differ from those of "
+            "the table. Both are estimated. The option may be repeated."
         ),
     ] = None,
 ) -> None:
-    """How fast each shape can be on an H100 at most, from the FLOPs and bytes of our kernels.
-    Measures nothing.
+    """Print how fast each layer can be on an H100 at most, from the FLOPs and bytes of our kernels.
+    Nothing is measured.
 
-    With --shapes, every kernel of those.
+    With --shapes, every kernel of these layers has a line.
 
     Example: ironmoe bench roofline --shapes vmoe-b16-e8 --estimate --blocks "activated stages=3"
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.benchmarks.gpu.options import OptionError, select_shapes
+        from ironmoe.bench.benchmarks.gpu.options import select_shapes
         from ironmoe.bench.benchmarks.roofline import print_roofline
         from ironmoe.bench.benchmarks.shapes import SHAPES
 
         if not estimate and (blocks or chips != "sm_90"):
             raise typer.BadParameter("--chips and --blocks belong to --estimate")
-        try:
-            selected = select_shapes(shapes, SHAPES)
-        except OptionError as error:
-            raise typer.BadParameter(str(error)) from None
+        selected = select_shapes(shapes, SHAPES)
         if estimate:
             _print_estimates(selected if shapes else SHAPES[:1], chips, blocks or [], console)
         else:
@@ -183,7 +190,7 @@ def bench_roofline(
 def _print_estimates(
     shapes: "tuple[Shape, ...]", chips: str, blocks: list[str], console: Console
 ) -> None:
-    from ironmoe.bench.benchmarks.estimate import EstimateError, print_estimates
+    from ironmoe.bench.benchmarks.estimate_table import print_estimates
     from ironmoe.bench.benchmarks.static_model import MACHINES
 
     names = [name.strip() for name in chips.split(",")]
@@ -191,10 +198,7 @@ def _print_estimates(
         raise typer.BadParameter(
             f"--chips: {', '.join(map(repr, unknown))} not among {', '.join(MACHINES)}"
         )
-    try:
-        print_estimates(shapes, tuple(MACHINES[name] for name in names), blocks, console)
-    except EstimateError as error:
-        raise typer.BadParameter(str(error)) from None
+    print_estimates(shapes, tuple(MACHINES[name] for name in names), blocks, console)
 
 
 @bench_app.command("attacks")
@@ -210,11 +214,11 @@ def bench_attacks(
     images: Annotated[int, bounded("Images that PGD attacks.", 1)] = 200,
     autoattack_images: Annotated[int, bounded("Images that AutoAttack attacks.", 1)] = 50,
     runs: Annotated[
-        int, bounded("Runs of PGD by each library, in random order; the median is printed.", 1)
+        int, bounded("Runs of PGD by each library, in turns; the median is printed.", 1)
     ] = 3,
     batch_size: Annotated[int, bounded("Images in a batch, for every library.", 1)] = 200,
     epochs: Annotated[
-        int, bounded("Passes over the training images; models are kept and not trained again.", 1)
+        int, bounded("Passes over the training images. Models are kept for the next command.", 1)
     ] = 12,
     data: Annotated[
         str, typer.Option(help="**mnist**, **digits**, a folder of images, or an .npz file.")
@@ -226,25 +230,29 @@ def bench_attacks(
         Path | None, typer.Option(help="Also write the rows as JSON to this file.")
     ] = None,
 ) -> None:
-    """PGD and AutoAttack beside torchattacks, foolbox, adv-lib and the official AutoAttack, those
-    that are installed.
+    """Run PGD and AutoAttack by ironmoe and by torchattacks, foolbox, adv-lib and the official
+    AutoAttack, as far as they are installed.
 
-    On a V-MoE, which falls, and on one trained to be robust. Robust accuracies are compared before
-    times, and a ratio is printed only if they agree. The official AutoAttack is found if its folder
-    is on PYTHONPATH.
+    They attack a V-MoE, which falls, and one that was trained to be robust. Robust accuracies are
+    compared before times, and a ratio is printed only if they agree. The official AutoAttack is
+    found if its folder is on PYTHONPATH.
 
     Example: ironmoe bench attacks --parts pgd --images 500
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.benchmarks.attacks import PARTS, Settings, run_bench_attacks
+        from ironmoe.bench.benchmarks.attacks.contests import (
+            PARTS,
+            AttackBenchmarkSettings,
+            run_bench_attacks,
+        )
         from ironmoe.bench.common.data import load_data
 
         chosen = tuple(part.strip() for part in parts.split(","))
         for part in chosen:
             if part not in PARTS:
                 raise typer.BadParameter(f"--parts must be among {', '.join(PARTS)}, got {part!r}")
-        settings = Settings(
+        settings = AttackBenchmarkSettings(
             images=images,
             autoattack_images=autoattack_images,
             runs=runs,

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ironmoe.bench.common.radii import EPS_DEFAULTS
+
 if TYPE_CHECKING:
     import torch
 
-# A change of all pixels is longer in L2 than in Linf, and far longer in L1: radii of Linf would
-# leave every image as it is.
-EPS_DEFAULTS = {"Linf": "2,4,8,12,16,24", "L2": "64,128,255,510", "L1": "510,1020,2040,3060"}
-
 
 def bounded(text: str, least: float, *names: str, most: float = float("inf")) -> Any:
-    """An option for a number from ``least`` to ``most``. typer's own range does not say which
-    number it got."""
+    """An option for a number from ``least`` to ``most``.
+
+    typer has such an option itself, but its message does not say which number it got.
+    """
 
     def check(value: float | None) -> float | None:
         if value is not None and not least <= value <= most:
@@ -38,22 +38,19 @@ ImageSize = Annotated[
     int | None,
     bounded(
         "Side in pixels, 4 to 1024, that the images of a folder are resized to. By default the "
-        "first image's if it is square and at most "
-        "64, else 32.",
+        "side of the first image if that is square and at most 64 pixels wide, else 32.",
         4,
         most=1024,
     ),
 ]
 SkipBad = Annotated[
     bool,
-    typer.Option(
-        help="Pass over images of a folder that cannot be read; they are listed in the report."
-    ),
+    typer.Option(help="Leave out images of a folder that cannot be read. The report lists them."),
 ]
 Eps = Annotated[
     str | None,
     typer.Option(
-        help="Radii of the sweep, separated by commas. In units of 1/255 of the pixel range, "
+        help="Radii that are attacked, separated by commas, in units of 1/255 of the pixel range, "
         "whatever the norm: 128 is an L2 norm of 0.5. "
         f"By default {'; '.join(f'{radii} in {norm}' for norm, radii in EPS_DEFAULTS.items())}."
     ),
@@ -78,7 +75,8 @@ Dtype = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, bounded("First seed: of weights, batches, router noise and random starts.", 0)
+    int,
+    bounded("The first seed. Weights, batches, router noise and random starts depend on it.", 0),
 ]
 Out = Annotated[
     Path | None,
@@ -87,6 +85,7 @@ Out = Annotated[
 
 
 def announce(data: "object", console: Console) -> None:
+    """Say which data are used, and which files were left out."""
     from ironmoe.bench.common.data import ImageData
 
     assert isinstance(data, ImageData)
@@ -102,28 +101,8 @@ def announce(data: "object", console: Console) -> None:
         )
 
 
-def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
-    """Ascending, each once, in units of 1/255; None: those that are usual in this norm."""
-    usual = EPS_DEFAULTS.get(norm, EPS_DEFAULTS["Linf"])  # what is no norm is refused later
-    eps = usual if eps is None else eps
-    try:
-        found = tuple(sorted({float(part) for part in eps.split(",")}))
-    except ValueError:
-        raise typer.BadParameter(
-            f"--eps must be numbers separated by commas, such as {usual}, got {eps!r}"
-        ) from None
-    if not all(0 <= radius < float("inf") for radius in found):
-        raise typer.BadParameter(f"--eps must be finite and at least 0, got {eps!r}")
-    return found
-
-
-def checked_alpha(alpha: float | None) -> float | None:
-    if alpha is not None and not 0 <= alpha < float("inf"):
-        raise typer.BadParameter(f"--alpha must be finite and at least 0, got {alpha}")
-    return alpha
-
-
 def chosen_device(name: str) -> "torch.device":
+    """The device that ``--device`` names; for "auto" a GPU if torch can use one."""
     import torch
 
     if name not in ("auto", "cpu", "cuda"):

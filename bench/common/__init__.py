@@ -1,1 +1,4 @@
-"""What several programs share."""
+"""What several commands share: data, models, training, measuring, timing, folders, errors.
+
+Nothing here knows a command or a report.
+"""

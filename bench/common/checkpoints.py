@@ -1,5 +1,5 @@
-"""The pair that is compared: a V-MoE and the dense ViT of the same compute; their FLOPs and their
-checkpoints."""
+"""The two models that the demo compares, a V-MoE and the dense ViT of the same compute; their FLOPs
+and their checkpoints."""
 
 import json
 import math
@@ -15,24 +15,39 @@ from ironmoe.moe import VMoE
 from ironmoe.moe.checkpoints.read import CheckpointError
 
 ARCHITECTURES = ("V-MoE", "ViT")
-DIM, DEPTH, HEADS, MLP_DIM = 64, 4, 4, 256
-NUM_EXPERTS, TOP_K, MOE_LAYERS = 8, 2, (2, 3)
+DIM = 64
+DEPTH = 4
+HEADS = 4
+MLP_DIM = 256
+NUM_EXPERTS = 8
+TOP_K = 2
+MOE_LAYERS = (2, 3)
 FORMAT = "ironmoe.VMoE/1"
 
 
 def architecture(name: str, image_shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
-    """Keyword arguments of ``VMoE`` for one of ARCHITECTURES. A token passes two experts of half
-    the dense width: equal FLOPs."""
+    """Keyword arguments of ``VMoE`` for one of ARCHITECTURES.
+
+    Both have equal FLOPs: a token passes two experts of half the dense width.
+    """
     channels, size, _ = image_shape
     # about 4 × 4 tokens up to 64 pixels
     patch = min(16, 2 ** max(1, int(math.log2(max(size / 3.5, 2)))))
     common: dict[str, Any] = {
-        "image_size": size, "patch_size": patch, "channels": channels, "num_classes": num_classes,
-        "dim": DIM, "depth": DEPTH, "heads": HEADS, "mlp_dim": MLP_DIM, "stem": "conv",
+        "image_size": size,
+        "patch_size": patch,
+        "channels": channels,
+        "num_classes": num_classes,
+        "dim": DIM,
+        "depth": DEPTH,
+        "heads": HEADS,
+        "mlp_dim": MLP_DIM,
+        "stem": "conv",
         "classifier": "gap",
-    }  # fmt: skip
+    }
     if name == "ViT":
         return common
+
     return common | {
         "moe_layers": MOE_LAYERS,
         "num_experts": NUM_EXPERTS,
@@ -42,7 +57,7 @@ def architecture(name: str, image_shape: tuple[int, ...], num_classes: int) -> d
 
 
 def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """FLOPs of the forward pass of one image, counted by torch.utils.flop_counter from the
+    """FLOPs of the forward pass of one image, as torch.utils.flop_counter counts them in the
     operators that run."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -50,6 +65,7 @@ def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     device = next(model.parameters()).device
     training = model.training
     model.eval()
+
     # the unfused attention: its products are counted, those inside the fused CPU kernel are not
     try:
         with (
@@ -60,12 +76,13 @@ def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:
             model(torch.zeros(1, *image_shape, device=device))
     finally:
         model.train(training)
+
     return counter.get_total_flops()
 
 
 def save_checkpoint(model: nn.Module, arguments: dict[str, Any], extra: dict[str, Any]) -> bytes:
-    """A safetensors file: the weights, and how to build the model (and ``extra``) as JSON in its
-    metadata."""
+    """The content of a safetensors file: the weights, and as JSON in its metadata ``extra`` and how
+    to build the model."""
     metadata = {"format": FORMAT, "arguments": json.dumps(arguments), "extra": json.dumps(extra)}
     return save(
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, metadata
@@ -73,8 +90,14 @@ def save_checkpoint(model: nn.Module, arguments: dict[str, Any], extra: dict[str
 
 
 def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, Any]]:
-    """(model in eval mode, extra). Nothing is unpickled. CheckpointError names the file and what
-    does not fit."""
+    """Read a file of ``save_checkpoint``. Nothing is unpickled.
+
+    Returns:
+        (the model in eval mode, extra)
+
+    Raises:
+        CheckpointError: the file cannot be read, or is no such file. The message names the file.
+    """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist or is no file")
     try:
@@ -85,11 +108,13 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, A
         raise CheckpointError(
             f"checkpoint {path} cannot be read as safetensors: {error}"
         ) from error
+
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"checkpoint {path} must have format {FORMAT!r} in its metadata, got "
             f"{metadata.get('format')!r}"
         )
+
     try:
         model = VMoE(**json.loads(metadata["arguments"]))
         extra = json.loads(metadata["extra"])
@@ -97,10 +122,12 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, A
         raise CheckpointError(
             f"checkpoint {path} describes a model that cannot be built: {error}"
         ) from error
+
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
             f"checkpoint {path} holds weights of another architecture: {error}"
         ) from error
+
     return model.to(device).eval(), extra

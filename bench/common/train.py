@@ -1,9 +1,10 @@
-"""Train one model; any epoch can be the last before an interruption."""
+"""Train one model. A training that was interrupted goes on from its last finished epoch."""
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ironmoe.bench.common.run_folder import write_atomically
+from ironmoe.bench.common.files import write_atomically
+from ironmoe.bench.common.user_error import UserError
 from ironmoe.moe import collect_aux_loss
 
 MAX_SHIFT = 2  # pixels; the one augmentation
 
 
-class TrainingError(Exception):
+class TrainingError(UserError):
     """Training cannot go on; the message says why and what to try."""
 
 
@@ -34,18 +36,23 @@ class Recipe(NamedTuple):
 
 
 def default_epochs(num_images: int) -> int:
-    """12, and on fewer than 4,000 images as many more as show the model 48,000 images, up to
-    100."""
+    """12 epochs; on fewer than 4,000 images as many as show the model 48,000 images, up to 100."""
     return min(100, max(12, math.ceil(48_000 / num_images)))
 
 
-class Progress(NamedTuple):
-    """What the progress bar shows after each step."""
+class TrainingProgress(NamedTuple):
+    """What a progress bar shows after each step."""
 
     step: int
     steps: int
     loss: float
     accuracy: float
+
+
+# (an optimizer, all steps of the training) → what sets the optimizer's rates before step 0, 1, 2 …
+Schedule = Callable[[torch.optim.Optimizer, int], Callable[[int], None]]
+# (images, labels, epoch) → the images that are trained on in their place
+Adversary = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def train(
@@ -55,71 +62,177 @@ def train(
     recipe: Recipe,
     *,
     seed: int,
-    state_file: Path,
+    state_file: Path | None = None,
     autocast_dtype: torch.dtype | None = None,
-    on_step: Callable[[Progress], None] | None = None,
+    schedule: Schedule | None = None,
+    shifts: bool = True,
+    adversary: Adversary | None = None,
+    on_step: Callable[[TrainingProgress], None] | None = None,
 ) -> float:
-    """Train in place and return the seconds it took, all sessions together.
+    """Train in place; the model is in eval mode afterwards.
 
-    After every epoch model and optimiser are written to ``state_file``; a later call goes on from
+    After every epoch model and optimizer are written to ``state_file``; a later call goes on from
     there and ends with the same weights, because batches, shifts and router noise depend on (seed,
     epoch) alone.
+
+    Args:
+        images: (N, C, S, S) in [0, 1]; labels: (N,) int64.
+        state_file: None if the training is not to be interrupted.
+        schedule: of the learning rate; None is linear warm-up and cosine decay.
+        shifts: whether each image is moved by a few pixels.
+        adversary: makes the images harder, for adversarial training.
+
+    Returns:
+        The seconds it took, all sessions together.
+
+    Raises:
+        TrainingError: the loss is not finite at the end of an epoch.
     """
-    device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     steps_per_epoch = math.ceil(len(images) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
+    set_rates = (schedule or partial(_warmup_and_cosine, recipe))(optimizer, steps)
+
     first_epoch, seconds = _restore(state_file, model, optimizer)
-    model.train()
     for epoch in range(first_epoch, recipe.epochs):
         start = time.perf_counter()
-        torch.manual_seed(seed * 1_000_003 + epoch)  # router noise
-        # the same batches for every architecture
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(images), generator=generator)
-        loss_average, accuracy_average = 0.0, 0.0
-        for i, rows in enumerate(order.split(recipe.batch_size)):
+        torch.manual_seed(_epoch_seed(seed, epoch))  # router noise
+        averages = _Averages()
+
+        batches = _batches(images, labels, recipe.batch_size, seed, epoch, shifts)
+        for i, (batch, targets) in enumerate(batches):
             step = epoch * steps_per_epoch + i
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * _schedule(step / steps, recipe.warmup)
-            batch, targets = _shifted(images[rows], generator).to(device), labels[rows].to(device)
-            with torch.autocast(
-                device.type, enabled=autocast_dtype is not None, dtype=autocast_dtype
-            ):
-                logits = model(batch)
-            loss = nn.functional.cross_entropy(logits.float(), targets)
-            optimizer.zero_grad(set_to_none=True)
-            (loss + collect_aux_loss(model)).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            optimizer.step()
-            keep = min(0.95, i / (i + 1))  # a running average that forgets slowly
-            accuracy = (logits.argmax(1) == targets).float().mean().item()
-            loss_average = keep * loss_average + (1 - keep) * loss.item()
-            accuracy_average = keep * accuracy_average + (1 - keep) * accuracy
+            set_rates(step)
+            batch, targets = _to_device_of(model, batch, targets)
+            if adversary is not None:
+                batch = adversary(batch, targets, epoch)
+            loss, logits = _step(model, optimizer, batch, targets, recipe, autocast_dtype)
+
+            averages.add(loss, logits, targets)
             if on_step is not None:
-                on_step(Progress(step + 1, steps, loss_average, accuracy_average))
-        if not math.isfinite(loss_average):
+                on_step(TrainingProgress(step + 1, steps, averages.loss, averages.accuracy))
+
+        if not math.isfinite(averages.loss):
             raise TrainingError(
-                f"training diverged in epoch {epoch + 1} (loss {loss_average}); try a lower "
+                f"training diverged in epoch {epoch + 1} (loss {averages.loss}); try a lower "
                 "learning rate"
             )
         seconds += time.perf_counter() - start
-        write_atomically(state_file, _snapshot(model, optimizer, epoch + 1, seconds))
+        if state_file is not None:
+            write_atomically(state_file, _snapshot(model, optimizer, epoch + 1, seconds))
+
     model.eval()
     return seconds
 
 
-def _schedule(done: float, warmup: float) -> float:
+def one_cycle(warmup: float) -> Schedule:
+    """Learning rate and momentum go up and down once, by ``torch.optim.lr_scheduler.OneCycleLR``.
+
+    warmup: the share of the steps in which the learning rate rises.
+    """
+
+    def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Callable[[int], None]:
+        highest = optimizer.param_groups[0]["lr"]
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, highest, total_steps=steps, pct_start=warmup
+        )
+
+        def set_rates(step: int) -> None:
+            if step:  # the scheduler has set the rates of step 0 itself
+                scheduler.step()
+
+        return set_rates
+
+    return schedule
+
+
+def _warmup_and_cosine(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int
+) -> Callable[[int], None]:
+    """The recipe's own schedule: linear warm-up, cosine decay."""
+
+    def set_rates(step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * _share_of_rate(step / steps, recipe.warmup)
+
+    return set_rates
+
+
+def _share_of_rate(done: float, warmup: float) -> float:
+    """The learning rate as a share of the highest, after a share ``done`` of all steps."""
     if done < warmup:
         return (done + 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Tensor,
+    targets: Tensor,
+    recipe: Recipe,
+    autocast_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    """Make one step of the optimizer.
+
+    Returns:
+        (the loss without the part of the router, the logits)
+    """
+    model.train()
+    with torch.autocast(
+        batch.device.type, enabled=autocast_dtype is not None, dtype=autocast_dtype
+    ):
+        logits = model(batch)
+    loss = nn.functional.cross_entropy(logits.float(), targets)
+
+    optimizer.zero_grad(set_to_none=True)
+    (loss + collect_aux_loss(model)).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+class _Averages:
+    """Running averages over the steps of an epoch, which forget slowly."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.accuracy = 0.0
+        self._steps = 0
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        keep = min(0.95, self._steps / (self._steps + 1))
+        accuracy = (logits.argmax(1) == targets).float().mean().item()
+        self.loss = keep * self.loss + (1 - keep) * loss.item()
+        self.accuracy = keep * self.accuracy + (1 - keep) * accuracy
+        self._steps += 1
+
+
+def _batches(
+    images: Tensor, labels: Tensor, batch_size: int, seed: int, epoch: int, shifts: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch. They are the same ones for every architecture."""
+    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+    order = torch.randperm(len(images), generator=generator)
+    for rows in order.split(batch_size):
+        batch = images[rows]
+        yield _shifted(batch, generator) if shifts else batch, labels[rows]
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch
+
+
+def _to_device_of(model: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
+    device = next(model.parameters()).device
+    return tuple(tensor.to(device) for tensor in tensors)
+
+
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to MAX_SHIFT pixels (an eighth of small ones), edges filled with
-    zeros."""
+    """Move each image by up to MAX_SHIFT pixels, small ones by up to an eighth. The edges are
+    filled with zeros."""
     reach = min(MAX_SHIFT, images.shape[-1] // 8)
     padded = nn.functional.pad(images, (reach,) * 4)
     size = images.shape[-1]
@@ -141,14 +254,15 @@ def _snapshot(
 
 
 def _restore(
-    state_file: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    state_file: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, float]:
     """(first epoch to do, seconds already spent)."""
-    if not state_file.is_file():
+    if state_file is None or not state_file.is_file():
         return 0, 0.0
     with safe_open(state_file, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
     model.load_state_dict(
         {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     )
@@ -157,6 +271,7 @@ def _restore(
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = tensor
+
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

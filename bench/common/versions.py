@@ -1,4 +1,4 @@
-"""What a number was measured with: versions of packages, and the device."""
+"""What a number was measured with: the versions of packages, and the device."""
 
 import importlib.metadata
 import platform
@@ -19,7 +19,8 @@ MATTERING = (
 
 
 def versions(packages: tuple[str, ...] = MATTERING) -> dict[str, str]:
-    """Of Python and everything else that can change a number; "not installed" where it is not."""
+    """The versions of Python and of the packages that can change a number; "not installed" where
+    one is not."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -30,6 +31,7 @@ def versions(packages: tuple[str, ...] = MATTERING) -> dict[str, str]:
 
 
 def describe_device(device: torch.device) -> str:
+    """The device in words, as reports name it."""
     if device.type == "cuda":
         return (
             f"{torch.cuda.get_device_name(device)}, "

@@ -1,1 +1,1 @@
-"""``ironmoe demo``."""
+"""``ironmoe demo``: train two models of equal compute, attack both, and report."""

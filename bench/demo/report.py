@@ -1,22 +1,20 @@
-"""report.html, one self-contained file, and report.json, every number."""
+"""The report of the demo: report.html, report.json and the pictures."""
 
-import base64
-import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from torch import Tensor
 
-from ironmoe.bench.common.results import ModelResults, finite, verdict
-from ironmoe.bench.common.run_folder import write_atomically
 from ironmoe.bench.common.versions import describe_device, versions
 from ironmoe.bench.demo import plots
 from ironmoe.bench.demo.table import rows
+from ironmoe.bench.demo.verdict import verdict
+from ironmoe.bench.reports.model_results import ModelResults
+from ironmoe.bench.reports.page import write_report
 
 
-def write_report(
+def write_demo_report(
     folder: Path,
     models: list[ModelResults],
     examples: dict[str, dict[str, Tensor]],
@@ -28,7 +26,13 @@ def write_report(
     device: torch.device,
     shown_eps: float,
 ) -> None:
-    """Write report.json, the PNGs and report.html into ``folder``."""
+    """Write report.json, the PNGs and report.html into ``folder``.
+
+    Args:
+        examples: for each model's name, the images of ``measure_routing``.
+        attack: the attack in one line.
+        shown_eps: of the examples, in units of 1/255.
+    """
     numbers = {
         "title": title,
         "attack": attack,
@@ -38,30 +42,14 @@ def write_report(
         "verdict": verdict(models),
         "models": {model.name: model.runs for model in models},
     }
-    write_atomically(folder / "report.json", json.dumps(finite(numbers), indent=1, allow_nan=False))
-    pictures = plots.draw_all(models, examples, classes, shown_eps, folder)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ironmoe.bench.demo", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=False,
-    )
-    html = environment.get_template("report.html.jinja").render(
-        title=title,
-        attack=attack,
+    write_report(
+        folder,
+        numbers,
+        plots.draw_all(models, examples, classes, shown_eps),
+        room="demo",
+        words=numbers["verdict"],
         images=models[0].runs[0]["clean"]["total"],
-        data=settings["data"],
-        checksum=settings["checksum"],
-        versions=numbers["versions"],
-        device=numbers["device"],
-        verdict=numbers["verdict"],
         names=[model.name for model in models],
         rows=rows(models),
-        pictures=[
-            (name, base64.b64encode(file.read_bytes()).decode()) for name, file in pictures.items()
-        ],
         has_routing=any(model.layers for model in models),
-        routing_images=settings["attack"]["routing_images"],
-        settings=[(key, json.dumps(value)) for key, value in settings.items()],
     )
-    write_atomically(folder / "report.html", html)

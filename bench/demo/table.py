@@ -1,14 +1,14 @@
-"""The result as one table on the terminal."""
+"""The result of the demo as one table, for the terminal and for the report."""
 
 from rich.table import Table
-from rich.text import Text
 
-from ironmoe.bench.common.results import ModelResults, exact
+from ironmoe.bench.common.radii import exact
+from ironmoe.bench.reports.model_results import ModelResults
+from ironmoe.bench.reports.tables import terminal_table
 
 
 def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
-    """(label, one cell a model), as table and report print them. Dense models have a dash where
-    there is no routing."""
+    """(label, a cell for each model). A dense model has a dash where there is no routing."""
     eps = models[0].eps
     lines = [
         ("forward FLOPs per image", [f"{m.runs[0]['flops'] / 1e6:.3f} M" for m in models]),
@@ -22,6 +22,7 @@ def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
     lines.append(("forward images/s", [f"{m.forward_speed():.0f}" for m in models]))
     lines.append(("attacked images/s", [f"{m.attack_speed():.0f}" for m in models]))
     listed = ", ".join(exact(radius) for radius in eps)
+
     for layer in dict.fromkeys(layer for m in models for layer in m.layers):
         name = layer.removesuffix(".mlp")
         changes = [
@@ -36,11 +37,12 @@ def rows(models: list[ModelResults]) -> list[tuple[str, list[str]]]:
         for label, at in (("clean", None), (f"eps {exact(eps[-1])}", len(eps) - 1)):
             cells = [_load(m, layer, at) if layer in m.layers else "–" for m in models]
             lines.append((f"{name}: % load per expert, {label}", cells))
+
     return lines
 
 
 def _load(model: ModelResults, layer: str, at: int | None) -> str:
-    """The shares of one seed; of several, how uneven they are on average."""
+    """The share of each expert for one seed; for several, how uneven they are on average."""
     uneven = f"max {model.imbalance(layer, at):.1f}× even"
     if len(model.runs) > 1:
         return f"{uneven}, mean of seeds"
@@ -48,10 +50,9 @@ def _load(model: ModelResults, layer: str, at: int | None) -> str:
 
 
 def as_table(models: list[ModelResults], title: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", show_lines=False)
-    table.add_column("", style="bold")
-    for model in models:
-        table.add_column(model.name, justify="right")
+    """The table for the terminal: a column for each model."""
+    table = terminal_table(["", *(model.name for model in models)], title=title)
+    table.columns[0].style = "bold"
     for label, cells in rows(models):
         table.add_row(label, *cells)
     return table

@@ -1,1 +1,1 @@
-"""``ironmoe doctor``."""
+"""``ironmoe doctor``: test the installation, and compile every kernel."""

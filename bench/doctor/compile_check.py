@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from ironmoe.bench.common.run_folder import write_atomically
+from ironmoe.bench.common.files import write_atomically
+from ironmoe.bench.common.progress_bars import progress_bars
+from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.common.versions import versions
 from ironmoe.kernels.tuning import CHIPS, MATRIX
 
@@ -32,42 +33,55 @@ COLUMNS = (
 WIDTHS = (5, 10, 6, 4, 6, 6, 2, 6)
 
 
-class CompileCheckError(Exception):
+class CompileCheckError(UserError):
     """The check cannot run here; the message says why."""
 
 
 def run_compile_check(
     chips: tuple[str, ...], only: str, out: Path | None, console: Console
 ) -> bool:
-    """Compile the kernels whose names contain ``only``, print a table a chip, write it to ``out``
-    as Markdown; True if there is no fault."""
+    """Compile the kernels whose names contain ``only``, and print a table for each chip.
+
+    Args:
+        out: file for the tables as Markdown, or None.
+
+    Returns:
+        True if there is no fault.
+
+    Raises:
+        CompileCheckError: Triton is missing or interprets, or no kernel has such a name.
+    """
     if find_spec("triton") is None:
         raise CompileCheckError(
             "--compile needs Triton, which is not installed: pip install 'triton>=3.6,<3.10' "
             "(Linux)"
         )
+
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise CompileCheckError(
             "--compile cannot compile kernels while TRITON_INTERPRET=1 has them interpreted; "
             "unset it"
         )
+
     from ironmoe.kernels.compile.report import compile_report
 
     findings: list[Finding] = []
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("compiling", total=None)
+    with progress_bars(console, transient=True) as bars:
+        task = bars.add_task("compiling", total=None, note="")
         for finding, total in compile_report(chips, only):
             findings.append(finding)
-            progress.update(
+            bars.update(
                 task,
                 total=total,
                 completed=len(findings),
                 description=f"{finding.chip} {finding.kernel}",
             )
+
     if not findings:
         raise CompileCheckError(f"--only: no kernel's name contains {only!r}")
     for chip in chips:
         console.print(_table(chip, [f for f in findings if f.chip == chip]))
+
     faults = [(finding, fault) for finding in findings for fault in finding.faults()]
     for finding, fault in faults:
         console.print(
@@ -75,6 +89,7 @@ def run_compile_check(
             f"{fault}",
             highlight=False,
         )
+
     compiler = f"Triton {versions()['triton']}"
     console.print(
         f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} "
@@ -137,4 +152,5 @@ def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int
             *cells, matrix = _cells(finding)
             traffic = ", ".join(map(str, finding.shared_traffic))
             lines.append(f"| {' | '.join((*cells, traffic, matrix))} |")
+
     return "\n".join(lines) + "\n"

@@ -1,5 +1,5 @@
-"""``ironmoe doctor``: what is here, which path each operation takes, and whether it computes what
-it should."""
+"""``ironmoe doctor``: print what is here and which code each operation runs, and test whether it
+computes what it should."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ironmoe.moe import VMoE
 
 
 def run_doctor(console: Console) -> bool:
-    """Print everything; True if every test passed."""
+    """Print everything. True if every test passed."""
     console.print(_versions_table())
     console.print(_paths_table())
     passed = True
@@ -100,17 +100,19 @@ def _paths_table() -> Table:
 
 
 def _gpu_path() -> tuple[str, str]:
-    """(path, why) of tensors on a GPU."""
+    """(the code that runs for tensors on a GPU, why)."""
     if find_spec("triton") is None:
         return (
             "the same torch code as on CPU",
             "Triton is not installed: pip install 'triton>=3.6,<3.10' (Linux)",
         )
+
     if not torch.cuda.is_available():
         return (
             "Triton kernels",
             "no GPU here; `ironmoe doctor --compile` compiles them all the same",
         )
+
     chip = chip_of(torch.empty(0, device="cuda"))
     loads = "weights through TMA" if chip.tma else "weights through pointers"
     return (
@@ -153,6 +155,7 @@ def _test_demand() -> None:
     x, w_in, w_out, logits = (t.float() for t in _random_layer(generator, gated=False))
     routing = Routing(*(t.detach() for t in topk_route(logits, 2)))
     grads = []
+
     for trainable in (False, True):
         leaf = x.clone().requires_grad_()
         y = expert_mlp(
@@ -162,6 +165,7 @@ def _test_demand() -> None:
             routing,
         )
         grads.append(torch.autograd.grad(y.sum(), [leaf])[0])
+
     assert torch.equal(*grads), "gradients differ"
 
 
@@ -173,6 +177,7 @@ def _test_kernels() -> None:
         torch.randn(shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5
         for shape in shapes
     ]
+
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)):
         found = []
         for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
@@ -210,7 +215,17 @@ def _test_attack() -> None:
 def _test_model() -> None:
     """A V-MoE trains one step and is attacked."""
     torch.manual_seed(0)
-    model = VMoE(16, 4, 32, 2, 4, 64, 5, moe_layers=(1,), channels=1)
+    model = VMoE(
+        image_size=16,
+        patch_size=4,
+        dim=32,
+        depth=2,
+        heads=4,
+        mlp_dim=64,
+        num_classes=5,
+        moe_layers=(1,),
+        channels=1,
+    )
     images, labels = torch.rand(8, 1, 16, 16), torch.arange(8) % 5
     torch.nn.functional.cross_entropy(model(images), labels).backward()
     assert all(p.grad is not None for p in model.parameters()), "a parameter got no gradient"
@@ -219,7 +234,7 @@ def _test_model() -> None:
 
 
 def _random_layer(generator: torch.Generator, gated: bool) -> tuple[torch.Tensor, ...]:
-    """x (6, 3), w_in (4, 4 or 8, 3), w_out (4, 3, 4), logits (6, 4), float64."""
+    """x (6, 3), w_in (4, 4 or 8, 3), w_out (4, 3, 4), logits (6, 4), in float64."""
     shapes = ((6, 3), (4, 8 if gated else 4, 3), (4, 3, 4), (6, 4))
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
 

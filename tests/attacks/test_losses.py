@@ -6,13 +6,14 @@ import torch
 from ironmoe.attacks import PGD
 from ironmoe.attacks.losses import (
     LOSSES,
-    TARGETED_LOSSES,
     dlr,
     get_loss,
     get_targeted_loss,
     targeted_dlr,
     targeted_margin,
 )
+
+TARGETED = {name: entry.targeted for name, entry in LOSSES.items() if entry.targeted}
 
 
 def plain_dlr(logits, label):
@@ -108,7 +109,8 @@ def test_too_few_classes_name_the_alternative():
 
 
 def test_losses_by_name():
-    for losses, get in ((LOSSES, get_loss), (TARGETED_LOSSES, get_targeted_loss)):
+    plain = {name: entry.plain for name, entry in LOSSES.items()}
+    for losses, get in ((plain, get_loss), (TARGETED, get_targeted_loss)):
         assert {"ce", "margin", "dlr"} <= set(losses)
         assert all(get(name) is loss for name, loss in losses.items())
         assert get(abs) is abs
@@ -120,7 +122,7 @@ def test_targeted_losses_rise_with_the_target_and_fall_with_the_label(logits):
     labels, targets = torch.full((30,), 2), torch.full((30,), 4)
     up = logits.clone()
     up[:, 4] += 1e-3
-    for name, loss in TARGETED_LOSSES.items():
+    for name, loss in TARGETED.items():
         inputs = logits.clone().requires_grad_()
         (grad,) = torch.autograd.grad(loss(inputs, labels, targets).sum(), inputs)
         undisturbed = (logits[:, 4] < logits.topk(4).values[:, 3]) & (

@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from ironmoe.bench.benchmarks import cpu
+from ironmoe.bench.benchmarks import cpu, peers
+from ironmoe.bench.benchmarks.shapes import Shape
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.checkpoints import (
     ARCHITECTURES,
@@ -386,16 +387,16 @@ def test_doctor_passes_and_fails_loudly(monkeypatch):
 
 
 def test_bench_cpu_compares_equal_layers_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu, "SHAPES", ((20, 16, 24, 4, 2),))
+    monkeypatch.setattr(cpu, "SHAPES", (Shape("tiny", 20, 16, 24, 4, 2),))
     run("bench", "cpu", "--runs", 2, "--out", tmp_path / "rows.json")
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [(r["dtype"], r["pass"]) for r in rows] == [
         (d, p) for d in ("float32", "bfloat16") for p in ("forward", "forward + dX")
     ]
     assert all(set(r["milliseconds"]) == {"ironmoe", "eager", "grouped_mm", "dense"} for r in rows)
-    honest = cpu.expert_mlp
+    honest = peers.expert_mlp
     monkeypatch.setattr(
-        cpu,
+        peers,
         "expert_mlp",
         lambda x, *a, **k: honest(x, *a, **k) * (1.01 if x.dtype == torch.float32 else 1),
     )
@@ -404,8 +405,7 @@ def test_bench_cpu_compares_equal_layers_only(tmp_path, monkeypatch):
 
 
 def test_radii_are_those_of_the_norm_and_labels_tell_them_apart():
-    from ironmoe.bench.cli.options import ascending_radii
-    from ironmoe.bench.common.results import exact
+    from ironmoe.bench.common.radii import ascending_radii, exact
 
     assert ascending_radii(None, "Linf") == (2, 4, 8, 12, 16, 24) and ascending_radii(
         "8,2", "L2"

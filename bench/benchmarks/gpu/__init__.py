@@ -1,2 +1,4 @@
-"""Everything that is tested and measured on a GPU, in one run: ``python -m
-ironmoe.bench.benchmarks.gpu``."""
+"""``python -m ironmoe.bench.benchmarks.gpu``: test and measure everything on a GPU in one run.
+
+What is imported here needs only torch and Triton.
+"""

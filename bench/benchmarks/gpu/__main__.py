@@ -1,9 +1,9 @@
-"""``python -m ironmoe.bench.benchmarks.gpu``: test and measure everything on this GPU, within
-minutes that are given.
+"""``python -m ironmoe.bench.benchmarks.gpu``: test and measure everything on this GPU, within a
+given number of minutes.
 
-Needs torch, and Triton on a GPU; rich, transformers and the other peers are used only where they
-are installed. Whatever is measured is on disk at once, so a kill loses what was under way and
-nothing else: ``--resume`` goes on from there.
+It needs torch, and Triton on a GPU; transformers and the other peers are measured only where they
+are installed. Every result is on disk at once, so a kill loses nothing but the piece that was under
+way: ``--resume`` goes on from there.
 """
 
 import argparse
@@ -12,21 +12,21 @@ import sys
 from pathlib import Path
 
 from ironmoe.bench.benchmarks.gpu.jobs import KINDS
-from ironmoe.bench.benchmarks.gpu.options import DTYPES, OptionError, make_options
-from ironmoe.bench.benchmarks.gpu.results import ResultsError
+from ironmoe.bench.benchmarks.gpu.options import DTYPES, make_options
 from ironmoe.bench.benchmarks.gpu.run import run_bench_gpu
 from ironmoe.bench.benchmarks.shapes import SHAPES
+from ironmoe.bench.common.user_error import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. 2 for an option that cannot be used."""
+    """Run the command line. The exit status is 2 for an option that cannot be used."""
     parser = argparse.ArgumentParser(
         prog="python -m ironmoe.bench.benchmarks.gpu", description=__doc__
     )
     parser.add_argument(
         "--device",
         default="auto",
-        help="auto, cuda, or cpu, which rehearses the program on tiny shapes",
+        help="auto, cuda, or cpu, which rehearses the program on tiny layers",
     )
     parser.add_argument("--dtype", default="bfloat16", help=", ".join(DTYPES))
     parser.add_argument(
@@ -34,15 +34,20 @@ def main(arguments: list[str] | None = None) -> int:
         help="names separated by commas, by default all: " + ", ".join(s.name for s in SHAPES),
     )
     parser.add_argument(
-        "--minutes", type=float, default=9.0, help="stop within these, with what there is"
+        "--minutes",
+        type=float,
+        default=9.0,
+        help="stop after so many minutes, and report what was measured until then",
     )
     parser.add_argument(
         "--only",
         help="separated by commas: " + "; ".join(f"{kind}: {what}" for kind, what in KINDS.items()),
     )
-    parser.add_argument("--skip-tests", action="store_true", help="everything but the tests")
+    parser.add_argument("--skip-tests", action="store_true", help="do everything but the tests")
     parser.add_argument(
-        "--tune", action="store_true", help="also propose rows for the table of block sizes"
+        "--tune",
+        action="store_true",
+        help="also try other block sizes, and propose rows for their table",
     )
     parser.add_argument(
         "--resume",
@@ -51,9 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder of the results, by default bench/results")
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
     try:
         return run_bench_gpu(make_options(**vars(parser.parse_args(arguments))))
-    except (OptionError, ResultsError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"ironmoe: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

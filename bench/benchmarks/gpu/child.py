@@ -1,23 +1,24 @@
-"""The process of one job: it imports everything, waits for its job on standard input, does it, and
-writes what it finds to the journal.
-"""
+"""The process of one job. It imports everything, waits for its job on standard input, does it, and
+writes what it finds to the journal."""
 
 import json
 import os
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ironmoe.bench.benchmarks.gpu.jobs import ATTACK, BITS, BLOCKS, CASE, SANITIZER, Job
+from ironmoe.bench.benchmarks.gpu.jobs import ATTACK, BITS, BLOCKS, CASE, SANITIZER, GpuJob
 from ironmoe.bench.benchmarks.gpu.journal import Journal, Pen, end_with_parent
 from ironmoe.bench.benchmarks.gpu.tasks.attack import FULL_SIZE, REHEARSAL_SIZE, measure_attack
 from ironmoe.bench.benchmarks.gpu.tasks.blocks import compare_blocks
 from ironmoe.bench.benchmarks.gpu.tasks.checks import check_bits, sanitize
-from ironmoe.bench.benchmarks.gpu.tasks.measure import Case
+from ironmoe.bench.benchmarks.gpu.tasks.entrants import Place
+from ironmoe.bench.benchmarks.gpu.tasks.measure import LayerCase
 from ironmoe.bench.benchmarks.gpu.tasks.observe import Clocks, listening
 from ironmoe.bench.benchmarks.gpu.tasks.tune import tune
 from ironmoe.bench.benchmarks.shapes import MAIN, REHEARSAL, SHAPES
@@ -27,78 +28,103 @@ COMPLETE, INCOMPLETE = 0, 3  # exit status: everything done; time was over first
 
 
 def main() -> int:
-    """Exit status. No job, no work: the run was over before."""
+    """Wait for a job and do it; the exit status. No job comes where the run is over before."""
     end_with_parent()
     if torch.cuda.is_available():
         _import_ahead()
     line = sys.stdin.readline()
     if not line:
         return COMPLETE
-    request = json.loads(line)
-    device, dtype = torch.device(request["device"]), getattr(torch, request["dtype"])
-    by_name = {shape.name: shape for shape in (*SHAPES, *REHEARSAL)}
-    job = Job(request["kind"], by_name.get(request["shape"]), request["routing"])
-    pen, clock = Pen(Journal(Path(request["journal"])), job.name), Clock(request["seconds"])
-    if device.type == "cpu":
+
+    work = Work.from_request(json.loads(line))
+    if work.device.type == "cpu":
         # a rehearsal: its figures mean nothing, and other threads would only wait for each other
         torch.set_num_threads(1)
-    uuid = (
-        getattr(torch.cuda.get_device_properties(device), "uuid", None)
-        if device.type == "cuda"
-        else None
-    )
-    with (
-        listening() as compiled,
-        Clocks(f"GPU-{str(uuid).removeprefix('GPU-')}" if uuid else None) as clocks,
-    ):
+
+    with listening() as compiled, Clocks(_uuid(work.device)) as clocks:
         try:
-            complete = do(job, dtype, device, clock, pen, clocks, request)
+            complete = work.do(clocks)
         finally:
-            if compiled.summary():
-                pen.finish(
+            if found := compiled.summary():
+                work.pen.finish(
                     f"compiled in process {os.getpid()}",
-                    compiled=[{"job": job.name, **compiled.summary()[0]}],
+                    compiled=[{"job": work.job.name, **found[0]}],
                 )
+
     return COMPLETE if complete else INCOMPLETE
 
 
 def _import_ahead() -> None:
-    """What takes seconds and is needed later."""
+    """Import what takes seconds and will be needed."""
     for module in ("triton", "transformers.models.mixtral.modeling_mixtral"):
         with suppress(ImportError):
             import_module(module)
 
 
-def do(
-    job: Job,
-    dtype: torch.dtype,
-    device: torch.device,
-    clock: Clock,
-    pen: Pen,
-    clocks: Clocks,
-    request: dict[str, Any],
-) -> bool:
-    """The job, in this process. True if it is complete."""
-    on_gpu = device.type == "cuda"
-    if job.kind == CASE:
-        assert job.shape is not None
-        case = Case(
-            job.shape, job.routing, dtype, device, clock, pen, request["rounds"], request["without"]
+def _uuid(device: torch.device) -> str | None:
+    """The name of the GPU for nvidia-smi; None on CPU, or where torch does not know it."""
+    if device.type != "cuda":
+        return None
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return f"GPU-{str(uuid).removeprefix('GPU-')}" if uuid else None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job with everything that it needs in this process.
+
+    rounds: how often each is timed, at most; without: peers that are left out.
+    """
+
+    job: GpuJob
+    dtype: torch.dtype
+    device: torch.device
+    clock: Clock
+    pen: Pen
+    rounds: int
+    without: list[str]
+
+    @classmethod
+    def from_request(cls, request: dict[str, Any]) -> "Work":
+        """``request``: what ``run.py`` has written to standard input."""
+        by_name = {shape.name: shape for shape in (*SHAPES, *REHEARSAL)}
+        job = GpuJob(request["kind"], by_name.get(request["shape"]), request["routing"])
+        return cls(
+            job=job,
+            dtype=getattr(torch, request["dtype"]),
+            device=torch.device(request["device"]),
+            clock=Clock(request["seconds"]),
+            pen=Pen(Journal(Path(request["journal"])), job.name),
+            rounds=request["rounds"],
+            without=request["without"],
         )
-        return case.measure(clocks)
-    if job.kind == BITS:
-        assert job.shape is not None
-        return check_bits(job.shape, dtype, device, clock.left, pen)
-    if job.kind == ATTACK:
-        return measure_attack(
-            FULL_SIZE if on_gpu else REHEARSAL_SIZE, dtype, device, clock.left, pen
-        )
-    if job.kind == SANITIZER:
-        return sanitize(dtype, clock.left, pen)
-    shape = MAIN if on_gpu else REHEARSAL[0]
-    if job.kind == BLOCKS:
-        return compare_blocks(dtype, device, clock.left, pen, shape, request["rounds"])
-    return tune(dtype, device, clock.left, pen, shape, request["rounds"])
+
+    def do(self, clocks: Clocks) -> bool:
+        """Do the job. True if it is complete."""
+        dtype, device = self.dtype, self.device
+        left, pen = self.clock.left, self.pen
+        on_gpu = device.type == "cuda"
+        kind, shape = self.job.kind, self.job.shape
+
+        if kind == CASE:
+            assert shape is not None
+            place = Place(shape, self.job.routing, dtype, device)
+            case = LayerCase(place, self.clock, pen, rounds=self.rounds, without=self.without)
+            return case.measure(clocks)
+
+        if kind == BITS:
+            assert shape is not None
+            return check_bits(shape, dtype, device, left, pen)
+        if kind == ATTACK:
+            size = FULL_SIZE if on_gpu else REHEARSAL_SIZE
+            return measure_attack(size, dtype, device, left, pen)
+        if kind == SANITIZER:
+            return sanitize(dtype, left, pen)
+
+        main = MAIN if on_gpu else REHEARSAL[0]
+        if kind == BLOCKS:
+            return compare_blocks(dtype, device, left, pen, main, self.rounds)
+        return tune(dtype, device, left, pen, main, self.rounds)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
-"""What a run on a GPU consists of, most important first, and how long each job is thought to
-take."""
+"""The jobs of a run on a GPU, most important first, and how long each is expected to take."""
 
 from typing import NamedTuple
 
 from ironmoe.bench.benchmarks.shapes import FIRST_SHAPES, MAIN, REHEARSAL, ROUTINGS, Shape
 
-UNEVEN = (
-    MAIN.name,
-    "vmoe-b16-e8",
-    REHEARSAL[0].name,
-)  # shapes measured under every routing; the others under a uniform one
-FIRST = (
-    MAIN.name,
-    "vmoe-b16-e8",
-    *(shape.name for shape in REHEARSAL),
-)  # measured before everything else
+# Shapes measured under every routing; the others under a uniform one.
+UNEVEN = (MAIN.name, "vmoe-b16-e8", REHEARSAL[0].name)
+# Shapes measured before everything else.
+FIRST = (MAIN.name, "vmoe-b16-e8", *(shape.name for shape in REHEARSAL))
 
 
-class Job(NamedTuple):
-    """``kind``: see ``KINDS``. seconds: what it is thought to take; limit: when it is ended."""
+class GpuJob(NamedTuple):
+    """One piece of a run, which a process of its own does.
+
+    kind: one of ``KINDS``; shape, routing: of a layer, where there is one; seconds: what the job is
+    thought to take; limit: the seconds after which it is ended.
+    """
 
     kind: str
     shape: Shape | None = None
@@ -28,22 +25,17 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        return " ".join(
-            part
-            for part in (self.kind, self.shape.name if self.shape else "", self.routing)
-            if part
-        )
+        parts = (self.kind, self.shape.name if self.shape else "", self.routing)
+        return " ".join(part for part in parts if part)
 
 
-CASE, TESTS, BLOCKS, BITS, ATTACK, SANITIZER, TUNE = (
-    "case",
-    "tests",
-    "blocks",
-    "bits",
-    "attack",
-    "sanitizer",
-    "tune",
-)
+CASE = "case"
+TESTS = "tests"
+BLOCKS = "blocks"
+BITS = "bits"
+ATTACK = "attack"
+SANITIZER = "sanitizer"
+TUNE = "tune"
 KINDS = {
     CASE: "a layer beside its peers",
     TESTS: "the tests that use the device",
@@ -60,22 +52,23 @@ FIRST_CASE, OTHER_CASE = (45.0, 100.0), (15.0, 60.0)
 
 def plan(
     shapes: tuple[Shape, ...], minutes: float, on_gpu: bool, kinds: tuple[str, ...]
-) -> list[Job]:
-    """Jobs, most important first: what the minutes do not reach is at the end."""
+) -> list[GpuJob]:
+    """The jobs, most important first, so that those that the minutes do not reach are at the
+    end."""
     all_cases = cases(shapes)
     first = [place for place in all_cases if place[0].name in FIRST and place[1] == "uniform"]
     biggest = MAIN if on_gpu else REHEARSAL[0]
     share = 60 * minutes
     jobs = [
-        *(Job(CASE, shape, routing, *FIRST_CASE) for shape, routing in first),
-        Job(TESTS, None, "", min(130.0, 0.3 * share), 0.4 * share),
-        Job(BLOCKS, None, "", 40.0, 90.0),
-        Job(BITS, biggest, "", 12.0, 40.0),
-        Job(ATTACK, None, "", 75.0, 120.0),
-        Job(SANITIZER, None, "", 40.0, 90.0),
-        Job(TUNE, None, "", 0.4 * share, 0.4 * share),
+        *(GpuJob(CASE, shape, routing, *FIRST_CASE) for shape, routing in first),
+        GpuJob(TESTS, None, "", min(130.0, 0.3 * share), 0.4 * share),
+        GpuJob(BLOCKS, None, "", 40.0, 90.0),
+        GpuJob(BITS, biggest, "", 12.0, 40.0),
+        GpuJob(ATTACK, None, "", 75.0, 120.0),
+        GpuJob(SANITIZER, None, "", 40.0, 90.0),
+        GpuJob(TUNE, None, "", 0.4 * share, 0.4 * share),
         *(
-            Job(CASE, shape, routing, *OTHER_CASE)
+            GpuJob(CASE, shape, routing, *OTHER_CASE)
             for shape, routing in all_cases
             if (shape, routing) not in first
         ),
@@ -84,9 +77,8 @@ def plan(
 
 
 def cases(shapes: tuple[Shape, ...]) -> list[tuple[Shape, str]]:
-    """(shape, routing), most important first: the first shapes under a uniform routing, some under
-    the others, the other shapes.
-    """
+    """All pairs (shape, routing), most important first: the first shapes under a uniform routing,
+    then some under the other routings, then the other shapes."""
     first = [(shape, "uniform") for shape in shapes if shape in FIRST_SHAPES]
     uneven = [
         (shape, routing)

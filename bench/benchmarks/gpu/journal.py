@@ -1,5 +1,5 @@
-"""What a run on a GPU has found so far: a file of JSON lines, one a finished piece, on disk before
-the next piece begins.
+"""What a run on a GPU has found so far: a file of JSON lines. Each finished piece has a line, which
+is on disk before the next piece begins.
 
 Several processes write to it in turn. A kill loses the piece that was under way, and ``--resume``
 goes on with the rest.
@@ -7,7 +7,6 @@ goes on with the rest.
 
 import ctypes
 import json
-import math
 import os
 import signal
 import sys
@@ -15,12 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ironmoe.bench.common.files import finite
+
 # What an error says after which nothing runs in its process any more.
 BROKEN_DEVICE = (
-    "illegal memory access", "unspecified launch failure", "device-side assert",
-    "misaligned address", "illegal instruction",
-)  # fmt: skip
-Entry = dict[str, Any]
+    "illegal memory access",
+    "unspecified launch failure",
+    "device-side assert",
+    "misaligned address",
+    "illegal instruction",
+)
+Entry = dict[str, Any]  # a line of the journal
+Row = dict[str, Any]  # a line of one of TABLES
 TABLES = ("rows", "kernels", "compiled", "blocks", "attack", "checks", "tuning", "notes")
 
 
@@ -41,24 +46,24 @@ class Journal:
 
     def write(self, kind: str, **entry: Any) -> None:
         """Append an entry, and wait until it is on disk."""
-        line = json.dumps(_without_nan({"kind": kind, **entry})) + "\n"
+        line = json.dumps(finite({"kind": kind, **entry})) + "\n"
         with open(self.path, "a+b") as file:
             file.write(self._needs_newline(file) + line.encode())
             file.flush()
             os.fsync(file.fileno())
 
     def entries(self) -> list[Entry]:
-        """All of them."""
+        """All entries."""
         return list(_parsed(self._whole_lines(0)))
 
     def news(self) -> list[Entry]:
-        """Those since the last call."""
+        """The entries since the last call."""
         data = self._whole_lines(self._read_to)
         self._read_to += len(data)
         return list(_parsed(data))
 
     def _whole_lines(self, start: int) -> bytes:
-        """A line that a kill has cut off is not one."""
+        """The bytes after ``start``, without a last line that a kill has cut off."""
         if not self.path.is_file():
             return b""
         with open(self.path, "rb") as file:
@@ -68,7 +73,7 @@ class Journal:
 
     @staticmethod
     def _needs_newline(file: Any) -> bytes:
-        """What separates the next line from one that a kill has cut off."""
+        """What separates the next line from a line that a kill has cut off."""
         if file.seek(0, os.SEEK_END) == 0:
             return b""
         file.seek(-1, os.SEEK_END)
@@ -83,13 +88,10 @@ def _parsed(lines: bytes) -> Iterator[Entry]:
             continue
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no number for NaN and infinity: None stands for them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return [_without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}"
 
 
 def finished_parts(entries: list[Entry], job: str) -> list[str]:
@@ -98,35 +100,36 @@ def finished_parts(entries: list[Entry], job: str) -> list[str]:
 
 
 def outcomes(entries: list[Entry]) -> dict[str, Entry]:
-    """The last end of every job that has one."""
+    """For every job that has ended, the entry of its last end."""
     return {entry["job"]: entry for entry in entries if entry["kind"] == "end"}
 
 
 def under_way(entries: list[Entry], job: str) -> tuple[str, str]:
-    """(part, who) that a job had begun last; empty if it had begun nothing."""
+    """(part, who) that a job has begun last; empty if it has begun nothing."""
     started = [entry for entry in entries if entry["kind"] == "start" and entry["job"] == job]
     return (started[-1]["part"], started[-1]["who"]) if started else ("", "")
 
 
 def tables(entries: list[Entry]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of all parts, table by table."""
+    """The rows of all parts, by the names of TABLES."""
     parts = [entry for entry in entries if entry["kind"] == "part"]
     return {name: [row for part in parts for row in part.get(name, ())] for name in TABLES}
 
 
 class Pen:
-    """What a job writes with. ``done``: the parts that an earlier process has finished."""
+    """Writes for one job. ``done``: the parts that the job has finished, in earlier processes
+    too."""
 
     def __init__(self, journal: Journal, job: str) -> None:
         self.journal, self.job = journal, job
         self.done = set(finished_parts(journal.entries(), job))
 
     def begin(self, part: str, who: str = "") -> None:
-        """Should the process die now, this is what it died of."""
+        """Note what is under way: should the process die now, it died of this."""
         self.journal.write("start", job=self.job, part=part, who=who)
 
     def finish(self, part: str, **rows: list[dict[str, Any]]) -> None:
-        """``rows``: lists for ``TABLES``."""
+        """Note that a part is finished. ``rows``: lists for ``TABLES``."""
         self.journal.write(
             "part",
             job=self.job,

@@ -1,15 +1,14 @@
-"""What a run on a GPU found, as Markdown: first what is wrong and how the goals stand, then the
-tables.
-"""
+"""The results of a run on a GPU as Markdown: first what is wrong and which goals are met, then the
+tables."""
 
 from collections import Counter
 from typing import Any
 
 from ironmoe.bench.benchmarks.gpu.jobs import FIRST
+from ironmoe.bench.benchmarks.gpu.journal import Row
 from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, GOAL_DTYPE, wrong
 from ironmoe.bench.benchmarks.shapes import MAIN
 
-Row = dict[str, Any]
 READING = (
     "Median milliseconds of calls in turns; TFLOP/s count the products that the pass needs;",
     "*of product* is the share of a bf16 product of 8192² matrices, *of copy* that of a copy, both",
@@ -21,79 +20,88 @@ READING = (
 COLUMNS = (
     "pass|implementation|ms|p20–p80|TFLOP/s|of product|GB/s|of copy|H100 limit ms|peak MB|"
     "saved MB|host ms|error|MHz, W, °C"
-)  # fmt: skip
+)
 YES_NO = {True: "yes", False: "**no**", None: "–"}
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The whole report."""
-    lines = [f"# {content['device']['name']}, {content['date']}", ""]
-    lines += [
-        ", ".join(f"{name} {version}" for name, version in content["versions"].items()) + ".",
-        "",
+    """The whole report. ``content``: what the JSON file holds."""
+    lines = [
+        *_head(content),
+        *_goals(content["goals"]),
+        *_tests(content["tests"]),
+        *_section(
+            "Checks",
+            "check|shape|passed|why",
+            [_check(row) for row in content["checks"]],
+        ),
+        *_section(
+            "Block sizes now and before",
+            "product|shape|pass|ms|ms before|now|before",
+            [_blocks(row) for row in content["blocks"]],
+        ),
+        *_section(
+            "PGD on a whole model",
+            "model|way|images|steps|ms|images/s|same pixels|first call s",
+            [_attack(row) for row in content["attack"]],
+        ),
+        *_layers(content["rows"]),
+        *_kernels(content["kernels"]),
+        *_section(
+            "Compiling",
+            "job|kernels|seconds|from the cache|longest",
+            [_compiled(row) for row in content["compiled"]],
+        ),
+        *_tuning(content["tuning"]),
+        *_section(
+            "Jobs",
+            "job|outcome|seconds|why",
+            [_job(row) for row in content["jobs"]],
+        ),
+        *_section(
+            "Notes",
+            "implementation|where|what",
+            _notes(content["notes"]),
+        ),
     ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _head(content: dict[str, Any]) -> list[str]:
+    """Where and when it was measured, whether it is finished, and what is wrong."""
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    lines = [f"# {content['device']['name']}, {content['date']}", "", f"{versions}.", ""]
     if not content["finished"]:
         lines += [f"Not finished: {content['why_not_finished']}.", ""]
     if "CPU" in content["device"]["name"]:
         lines += ["**A rehearsal on a CPU: the figures mean nothing.**", ""]
     if faults := wrong(content, asked_for_tests=True):
         lines += ["## Wrong", "", *(f"- {fault}" for fault in faults), ""]
-    if content["goals"]:
-        title = f"For one {' or '.join(GOAL_DEVICES)} and {GOAL_DTYPE}, at {MAIN.name}."
-        found = [[g["text"], g["measured"], YES_NO[g["met"]]] for g in content["goals"]]
-        lines += ["## Goals", "", title, "", *table("goal|measured|met", found)]
-    lines += _tests(content["tests"])
-    lines += _section(
-        "Checks",
-        "check|shape|passed|why",
-        [_check(row) for row in content["checks"]],
-    )
-    lines += _section(
-        "Block sizes now and before",
-        "product|shape|pass|ms|ms before|now|before",
-        [_blocks(row) for row in content["blocks"]],
-    )
-    lines += _section(
-        "PGD on a whole model",
-        "model|way|images|steps|ms|images/s|same pixels|first call s",
-        [_attack(row) for row in content["attack"]],
-    )
-    lines += ["## Layers", "", *READING, ""] if content["rows"] else []
-    lines += _layers(content["rows"])
-    lines += _kernels(content["kernels"])
-    lines += _section(
-        "Compiling",
-        "job|kernels|seconds|from the cache|longest",
-        [_compiled(row) for row in content["compiled"]],
-    )
-    if content["tuning"]:
-        lines += [
-            "## Tuning",
-            "",
-            "```python",
-            *(row["text"] for row in content["tuning"]),
-            "```",
-            "",
-        ]
-    lines += _section(
-        "Jobs",
-        "job|outcome|seconds|why",
-        [_job(row) for row in content["jobs"]],
-    )
+    return lines
+
+
+def _goals(goals: list[Row]) -> list[str]:
+    title = f"For one {' or '.join(GOAL_DEVICES)} and {GOAL_DTYPE}, at {MAIN.name}."
+    found = [[goal["text"], goal["measured"], YES_NO[goal["met"]]] for goal in goals]
+    return ["## Goals", "", title, "", *table("goal|measured|met", found)] if goals else []
+
+
+def _tuning(rows: list[Row]) -> list[str]:
+    lines = [row["text"] for row in rows]
+    return ["## Tuning", "", "```python", *lines, "```", ""] if rows else []
+
+
+def _notes(notes: list[Row]) -> list[list[str]]:
+    """A row for each implementation and reason, with all places."""
     where: dict[tuple[str, str], list[str]] = {}
-    for note in content["notes"]:
+    for note in notes:
         places = where.setdefault((note["implementation"], note["why"]), [])
         places.append(f"{note['shape']} {note['routing']}")
-    lines += _section(
-        "Notes",
-        "implementation|where|what",
-        [[name, ", ".join(places), why] for (name, why), places in where.items()],
-    )
-    return "\n".join(lines).rstrip() + "\n"
+    return [[name, ", ".join(places), why] for (name, why), places in where.items()]
 
 
 def table(columns: str, rows: list[list[str]]) -> list[str]:
-    """``columns`` with | between them. What would end a cell is written otherwise."""
+    """A table. ``columns``: headers with | between them. A | in a cell is written as /."""
     header = [f"| {columns.replace('|', ' | ')} |", "|" + " --- |" * (columns.count("|") + 1)]
     cells = [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in rows]
     return [*header, *(f"| {' | '.join(row)} |" for row in cells), ""]
@@ -112,12 +120,15 @@ def _tests(tests: dict[str, Any] | None) -> list[str]:
     counts = ", ".join(f"{count} {word}" for word, count in tests["counts"].items())
     why = f" ({tests['why']})" if tests["why"] else ""
     lines += [f"{tests['outcome']}{why}: {counts or 'none'} of {tests['of']}.", ""]
+
     for failure in tests["failures"]:
         lines.append(f"- `{failure['test']}`: {(failure['why'].splitlines() or [''])[0]}")
+
     lines += [""] * bool(tests["failures"])
     reasons: dict[str, Counter[str]] = {}
     for row in tests["not_run"]:
         reasons.setdefault(row["why"], Counter())[row["file"]] += row["tests"]
+
     found = [[why, str(files.total()), ", ".join(files)] for why, files in reasons.items()]
     return lines + (["Not run:", "", *table("why|tests|where", found)] if found else [])
 
@@ -162,7 +173,7 @@ def _attack(row: Row) -> list[str]:
 
 
 def _layers(rows: list[Row]) -> list[str]:
-    lines = []
+    lines = ["## Layers", "", *READING, ""] if rows else []
     for place in dict.fromkeys((r["shape"], r["routing"], r["dtype"]) for r in rows):
         here = [r for r in rows if (r["shape"], r["routing"], r["dtype"]) == place]
         first = here[0]
@@ -175,6 +186,7 @@ def _layers(rows: list[Row]) -> list[str]:
             "",
             *table(COLUMNS, [_cells(row) for row in here]),
         ]
+
     return lines
 
 
@@ -225,6 +237,7 @@ def _kernels(rows: list[Row]) -> list[str]:
             if _kernel_place(r) == place
         ]
         lines += [f"### {', '.join(place)}", "", *table("kernel|launch|µs|of the call", cells)]
+
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What the command line of a run on a GPU can say, checked before anything starts."""
+"""The options of a run on a GPU, checked before anything starts."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,18 +8,23 @@ import torch
 from ironmoe.bench.benchmarks.gpu.jobs import KINDS, TESTS, TUNE
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT
 from ironmoe.bench.benchmarks.gpu.tasks.suite import TESTS as TEST_FOLDER
-from ironmoe.bench.benchmarks.peers import TOLERANCE
+from ironmoe.bench.benchmarks.reference import TOLERANCE
 from ironmoe.bench.benchmarks.shapes import REHEARSAL, SHAPES, Shape
+from ironmoe.bench.common.dtypes import dtype_name
+from ironmoe.bench.common.user_error import UserError
 
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+DTYPES = {dtype_name(dtype): dtype for dtype in TOLERANCE}
 
 
-class OptionError(ValueError):
+class OptionError(UserError):
     """An option has a value that cannot be used; the message is one line and says which are."""
 
 
-class Options(NamedTuple):
-    """See ``main``; ``out`` is a folder."""
+class GpuOptions(NamedTuple):
+    """What the command line says, checked.
+
+    kinds: of the jobs, out of ``KINDS``; resume: go on with an interrupted run; out: a folder.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -31,11 +36,22 @@ class Options(NamedTuple):
 
 
 def make_options(
-    device: str = "auto", dtype: str = "bfloat16", shapes: str | None = None, minutes: float = 9.0,
+    *,
+    device: str = "auto",
+    dtype: str = "bfloat16",
+    shapes: str | None = None,
+    minutes: float = 9.0,
     only: str | None = None,
-    skip_tests: bool = False, tune: bool = False, resume: bool = False, out: Path | None = None,
-) -> Options:  # fmt: skip
-    """Check what the command line gave. OptionError in one line if it cannot be done."""
+    skip_tests: bool = False,
+    tune: bool = False,
+    resume: bool = False,
+    out: Path | None = None,
+) -> GpuOptions:
+    """Check what the command line gave: see ``__main__.py`` for what the options mean.
+
+    Raises:
+        OptionError: a value cannot be used, or there is no GPU.
+    """
     if device not in ("auto", "cpu", "cuda"):
         raise OptionError(f"--device must be auto, cpu or cuda, got {device!r}")
     if device != "cpu" and not torch.cuda.is_available():
@@ -48,19 +64,28 @@ def make_options(
         raise OptionError(f"--minutes must be a number above 0, got {minutes}")
     kinds = select("--only", only, tuple(kind for kind in KINDS if kind != TUNE))
     kinds += (TUNE,) if tune and TUNE not in kinds else ()
-    known = REHEARSAL if device == "cpu" else SHAPES
-    return Options(
-        torch.device("cpu" if device == "cpu" else "cuda"), DTYPES[dtype],
-        select_shapes(shapes, known), minutes,
-        tuple(kind for kind in kinds if not (skip_tests and kind == TESTS)), resume,
-        out or (ROOT if TEST_FOLDER.is_dir() else Path.cwd()) / "bench" / "results",
-    )  # fmt: skip
+    if skip_tests:
+        kinds = tuple(kind for kind in kinds if kind != TESTS)
+
+    return GpuOptions(
+        device=torch.device("cpu" if device == "cpu" else "cuda"),
+        dtype=DTYPES[dtype],
+        shapes=select_shapes(shapes, REHEARSAL if device == "cpu" else SHAPES),
+        minutes=minutes,
+        kinds=kinds,
+        resume=resume,
+        out=out or (ROOT if TEST_FOLDER.is_dir() else Path.cwd()) / "bench" / "results",
+    )
 
 
 def select(
     option: str, names: str | None, default: tuple[str, ...], known: tuple[str, ...] = tuple(KINDS)
 ) -> tuple[str, ...]:
-    """Those named, separated by commas; None is the default."""
+    """The names in ``names``, separated by commas; None is the default.
+
+    Raises:
+        OptionError: a name is not known. ``option`` is what the message calls it.
+    """
     wanted = default if names is None else tuple(name.strip() for name in names.split(","))
     if unknown := [name for name in wanted if name not in known]:
         raise OptionError(f"{option}: {', '.join(map(repr, unknown))} not among {', '.join(known)}")
@@ -68,7 +93,11 @@ def select(
 
 
 def select_shapes(names: str | None, known: tuple[Shape, ...]) -> tuple[Shape, ...]:
-    """The same of shapes; None is all of them."""
+    """The shapes named, separated by commas; None is all of them.
+
+    Raises:
+        OptionError: a name is not known.
+    """
     by_name = {shape.name: shape for shape in known}
     return tuple(
         by_name[name] for name in select("--shapes", names, tuple(by_name), tuple(by_name))

@@ -38,7 +38,7 @@ class Child:
     def run(
         self, request: dict[str, Any], seconds: float, watch: Callable[[], None]
     ) -> tuple[str, str]:
-        """Give it the job, and end it when the seconds are over; ``watch`` is called meanwhile.
+        """Give it the job, call ``watch`` while it works, and end it when the seconds are over.
 
         Returns:
             ("done", "out of time", "hung" or "died", and why)
@@ -52,6 +52,7 @@ class Child:
             self._process.stdin.close()
         except OSError:
             pass  # it died before: its last words say why
+
         try:
             while self._process.poll() is None and time.monotonic() < end:
                 watch()
@@ -59,6 +60,7 @@ class Child:
             status = self._process.poll()
         finally:
             self.end()
+
         watch()
         if status is None:
             return "hung", f"ended after {seconds:.0f} s"
@@ -68,10 +70,11 @@ class Child:
                 if status == COMPLETE
                 else ("out of time", f"{seconds:.0f} s were over")
             )
+
         return "died", f"{_status(status)}: {self._last_words()}"
 
     def end(self) -> None:
-        """It and what it has started."""
+        """End the process and what it has started."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

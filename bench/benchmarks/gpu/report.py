@@ -1,31 +1,28 @@
-"""What a run on a GPU found, against the goals: what was missed, what is wrong, and what is said
-while it runs.
-"""
+"""What is said of a run on a GPU: which goals it met, what is wrong, and the lines while it
+runs."""
 
 import math
 from typing import Any, NamedTuple
 
-from ironmoe.bench.benchmarks.gpu.jobs import Job
-from ironmoe.bench.benchmarks.gpu.journal import Entry
+from ironmoe.bench.benchmarks.gpu.jobs import GpuJob
+from ironmoe.bench.benchmarks.gpu.journal import Entry, Row
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.benchmarks.peers import OURS, PEERS
 from ironmoe.bench.benchmarks.roofline import MOVES_ROWS
 from ironmoe.bench.benchmarks.shapes import MAIN
 
-Row = dict[str, Any]
-GOAL_DEVICES, GOAL_DTYPE = (
-    ("H100", "H200"),
-    "bfloat16",
-)  # the same processors; an H200 has faster memory
+GOAL_DEVICES = ("H100", "H200")  # the same processors; an H200 has faster memory
+GOAL_DTYPE = "bfloat16"
 GOAL_TFLOPS = {FORWARD: 550.0, DX: 520.0, FULL: 480.0}
 MOVING = "routing + dispatch + combine"
-GOAL_DX_OF_FULL, GOAL_MOVING_SHARE, GOAL_ROUTER_SHARE = 0.68, 0.10, 0.80
+GOAL_DX_OF_FULL = 0.68
+GOAL_MOVING_SHARE = 0.10
+GOAL_ROUTER_SHARE = 0.80
 
 
 class Goal(NamedTuple):
-    """``met`` is None where what it needs was not measured; False where the results were wrong,
-    whatever their time.
-    """
+    """A goal and how it stands. met: None where what it needs was not measured; False where the
+    results were wrong, whatever their time."""
 
     text: str
     measured: str
@@ -33,7 +30,7 @@ class Goal(NamedTuple):
 
 
 def goals(rows: list[Row]) -> list[Goal]:
-    """The goals for an H100 in bfloat16, against the rows of one run."""
+    """The goals for an H100 in bfloat16, judged by the rows of one run."""
     ours = {
         row["pass"]: row
         for row in rows
@@ -85,11 +82,13 @@ def _fused_goal(rows: list[Row]) -> Goal:
     right = [row for row in rows if row.get("agrees") is not False]
     ours = {_place(r): r["ms"] for r in right if r["implementation"] == OURS}
     ratios = {}
+
     for row in right:
         peer = PEERS.get(row["implementation"])
         if peer and peer.fused and _place(row) in ours:
             name = ", ".join([row["implementation"], *_place(row)[:3]])
             ratios[name] = row["ms"] / ours[_place(row)]
+
     if not ratios:
         return Goal(text, "not measured", None)
     closest = min(ratios, key=lambda name: ratios[name])
@@ -105,7 +104,7 @@ def _place(row: Row) -> tuple[str, ...]:
 
 
 def wrong(content: dict[str, Any], asked_for_tests: bool) -> list[str]:
-    """What makes the exit status 1, a line each."""
+    """A line for everything that makes the exit status 1."""
     found = [
         f"ironmoe at {note['shape']}, {note['routing']}: {note['why']}"
         for note in content["notes"]
@@ -114,25 +113,30 @@ def wrong(content: dict[str, Any], asked_for_tests: bool) -> list[str]:
     tests = content["tests"]
     if asked_for_tests and tests is not None and tests["outcome"] != "passed":
         found.append(f"tests: {tests['outcome']}{': ' if tests['why'] else ''}{tests['why']}")
+
     for row in content["checks"]:
         if row["passed"] is False:
             found.append(f"{row['check']} at {row['shape']}: {row['why']}")
+
     for row in content["attack"]:
         if row.get("why"):
             found.append(f"{row['way']} on {row['model']}: {row['why']}")
+
     for job in content["jobs"]:
         if job["outcome"] in ("died", "hung"):
             found.append(f"{job['job']}: {job['outcome']}: {job['why']}")
+
     return found
 
 
 def minutes_and_seconds(seconds: float) -> str:
-    """4:07."""
+    """A time such as 4:07."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def plan_lines(jobs: list[Job], num_done: int, minutes: float, device: str) -> list[str]:
-    """When each job is thought to begin, and which the minutes do not reach."""
+def plan_lines(jobs: list[GpuJob], num_done: int, minutes: float, device: str) -> list[str]:
+    """Lines that say when each job is expected to begin, and which jobs the minutes do not
+    reach."""
     lines = [
         f"{device}: {len(jobs)} jobs"
         + (f", {num_done} are done already" if num_done else "")
@@ -145,34 +149,41 @@ def plan_lines(jobs: list[Job], num_done: int, minutes: float, device: str) -> l
         else:
             lines.append(f"  {minutes_and_seconds(start):>6}  {job.seconds:4.0f} s  {job.name}")
         start += job.seconds
+
     if cut:
         lines.append(f"  if there is time: {', '.join(cut)}")
     return lines
 
 
 def news(entry: Entry) -> list[str]:
-    """What is said of an entry of the journal when it comes."""
+    """The lines that are said when an entry comes into the journal."""
     if entry["kind"] == "test" and entry["outcome"] == "failed":
         return [f"FAILED {entry['test']}: {entry['why'].splitlines()[0] if entry['why'] else ''}"]
     if entry["kind"] != "part":
         return []
     lines = [_timed_line(entry)] if any("tflops" in row for row in entry.get("rows", ())) else []
+
     for note in entry.get("notes", ()):
         if note["kind"] != "absent":
             lines.append(f"{note['implementation']} {note['kind']}: {note['why']}")
+
     for row in entry.get("compiled", ()):
         compiled = f"{row['kernels']} kernels compiled in {row['seconds']:.1f} s"
         lines.append(f"{compiled}, {row['from_cache']} from the cache; {row['longest']}")
+
     for row in entry.get("blocks", ()):
         place = ", ".join([row["product"], *([row["pass"]] if "pass" in row else [])])
         timed = f"{row['ms']:.3f} ms, before {row['former_ms']:.3f}" if "ms" in row else row["why"]
         lines.append(f"{place}: {timed}")
+
     for row in entry.get("attack", ()):
         what = row["why"] if "why" in row else f"{row['images_per_s']:.0f} images/s"
         lines.append(f"{row['way']}: {what}")
+
     for row in entry.get("checks", ()):
         verdict = {True: "passed", False: "FAILED", None: "not run"}[row["passed"]]
         lines.append(f"{row['check']}: {verdict}{': ' if row['why'] else ''}{row['why']}")
+
     lines += [row["text"] for row in entry.get("tuning", ())]
     return lines
 

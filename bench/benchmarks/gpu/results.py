@@ -1,10 +1,8 @@
-"""The files of a run on a GPU: <gpu>-<date>.json and .md, made from its journal, which stays until
-everything is done.
-"""
+"""The files of a run on a GPU, <gpu>-<date>.json and .md. They are made from its journal, which
+stays until everything is done."""
 
 import json
 import platform
-import re
 import subprocess
 import time
 from pathlib import Path
@@ -16,7 +14,10 @@ from ironmoe.bench.benchmarks.gpu.journal import Entry, Journal, outcomes, table
 from ironmoe.bench.benchmarks.gpu.markdown import markdown
 from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, goals
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TESTS, summary
-from ironmoe.bench.common.run_folder import differences, write_atomically
+from ironmoe.bench.common.dtypes import dtype_name
+from ironmoe.bench.common.files import slug, write_atomically, write_json
+from ironmoe.bench.common.run_folder import differences
+from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.common.versions import versions
 
 JOURNAL = ".jsonl"
@@ -32,12 +33,12 @@ PACKAGES = (
 )
 
 
-class ResultsError(ValueError):
-    """There is no run to go on with, or it is one of something else; the message is one line."""
+class ResultsError(UserError):
+    """There is no run to go on with, or it was another run; the message is one line."""
 
 
 class Results:
-    """``stem``: the path of the files without their ends."""
+    """The two files and the journal of one run. stem: their path without its suffix."""
 
     def __init__(
         self, out: Path, device: torch.device, dtype: torch.dtype, minutes: float, resume: bool
@@ -52,35 +53,36 @@ class Results:
         settings = {
             "device": self.device,
             "versions": installed(),
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
         }
         if resume:
             self.journal, self.head = _interrupted(out, json.loads(json.dumps(settings)))
         else:
             out.mkdir(parents=True, exist_ok=True)
-            name = re.sub("[^a-z0-9]+", "-", self.device["name"].lower()).strip("-")
+            name = slug(self.device["name"])
             self.journal = Journal(out / f"{name}-{time.strftime('%Y-%m-%d-%H%M%S')}{JOURNAL}")
             self.journal.write(
                 "run", date=time.strftime("%Y-%m-%d %H:%M"), minutes=minutes, **settings
             )
             self.head = self.journal.entries()[0]
+
         self.stem = self.journal.path.with_suffix("")
         self._missing: list[str] = []
 
     def write(self, missing: list[str] | None = None, why: str = "") -> dict[str, Any]:
-        """Both files, whole or not at all. ``missing``: the jobs that are not done; by default
-        those of the last call.
+        """Write both files, each whole or not at all, and return the content.
+
+        missing: the jobs that are not done, by default those of the last call; why: why the run has
+        ended early.
         """
         self._missing = self._missing if missing is None else missing
         content = self._content(why)
-        write_atomically(
-            self.stem.with_name(self.stem.name + ".json"), json.dumps(content, indent=1)
-        )
+        write_json(self.stem.with_name(self.stem.name + ".json"), content)
         write_atomically(self.stem.with_name(self.stem.name + ".md"), markdown(content))
         return content
 
     def finish(self, jobs: list[str], why: str) -> dict[str, Any]:
-        """The last time. The journal goes where nothing is left to do."""
+        """Write the files for the last time. The journal is removed if nothing is left to do."""
         done = {
             name
             for name, end in outcomes(self.journal.entries()).items()
@@ -109,6 +111,7 @@ class Results:
                 for name in not_begun
             ),
         ]
+
         return {
             **{
                 name: self.head[name] for name in ("date", "device", "versions", "dtype", "minutes")
@@ -131,7 +134,7 @@ def _suite(entries: list[Entry], ends: dict[str, Entry]) -> dict[str, Any] | Non
 
 
 def _interrupted(out: Path, settings: dict[str, Any]) -> tuple[Journal, Entry]:
-    """The newest journal in a folder and its head."""
+    """The newest journal in a folder, and its first entry."""
     paths = sorted(out.glob(f"*{JOURNAL}"), key=lambda path: path.stat().st_mtime)
     if not paths:
         raise ResultsError(f"--resume: no interrupted run in {out}")
@@ -144,7 +147,7 @@ def _interrupted(out: Path, settings: dict[str, Any]) -> tuple[Journal, Entry]:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Name, and on a GPU memory, processors and driver."""
+    """The name of the device; of a GPU also memory, processors and driver."""
     if device.type == "cpu":
         return {"name": f"{platform.machine()} CPU"}
     properties = torch.cuda.get_device_properties(device)
@@ -153,17 +156,18 @@ def describe(device: torch.device) -> dict[str, Any]:
         "--query-gpu=driver_version,clocks.max.sm,power.limit",
         "--format=csv,noheader",
     ]
+
     return {
-        "name": properties.name, "memory_bytes": properties.total_memory,
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
         "processors": properties.multi_processor_count,
         "driver, clock, power": _output(command),
-    }  # fmt: skip
+    }
 
 
 def installed() -> dict[str, str]:
-    """Versions of everything that can change a number and is installed; the commit where this is a
-    checkout.
-    """
+    """The versions of everything that is installed and can change a number; in a checkout also the
+    commit."""
     found = {
         name: version for name, version in versions(PACKAGES).items() if version != "not installed"
     }

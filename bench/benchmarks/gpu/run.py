@@ -1,19 +1,19 @@
-"""The jobs one after the other, within the minutes; what they find is said, and on disk, as it
-comes.
-"""
+"""Do the jobs one after the other, within the minutes. What they find is said, and is on disk, as
+it comes."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
-from ironmoe.bench.benchmarks.gpu.jobs import CASE, TESTS, Job, plan
+from ironmoe.bench.benchmarks.gpu.jobs import CASE, TESTS, GpuJob, plan
 from ironmoe.bench.benchmarks.gpu.journal import Entry, Pen, outcomes, under_way
-from ironmoe.bench.benchmarks.gpu.options import Options
+from ironmoe.bench.benchmarks.gpu.options import GpuOptions
 from ironmoe.bench.benchmarks.gpu.process import Child
 from ironmoe.bench.benchmarks.gpu.report import minutes_and_seconds, news, plan_lines, wrong
 from ironmoe.bench.benchmarks.gpu.results import Results
 from ironmoe.bench.benchmarks.gpu.tasks.suite import outcomes_of_tests, run_suite
 from ironmoe.bench.benchmarks.peers import OURS, PEERS
+from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.timing import Clock
 
 RESERVE = 8.0  # seconds kept back for the last files
@@ -23,9 +23,9 @@ DONE = ("done", "passed", "failed", "died", "hung")  # outcomes after which a jo
 
 
 class Run:
-    """The jobs one after the other."""
+    """One run: its jobs, its journal, its clock."""
 
-    def __init__(self, options: Options, say: Callable[[str], None]) -> None:
+    def __init__(self, options: GpuOptions, say: Callable[[str], None]) -> None:
         self.options, self.clock = options, Clock(60 * options.minutes - RESERVE)
         self.results = Results(
             options.out, options.device, options.dtype, options.minutes, options.resume
@@ -34,21 +34,26 @@ class Run:
             options.shapes, options.minutes, options.device.type == "cuda", options.kinds
         )
         self.journal = self.results.journal
-        self._say, self._start, self._number, self._said = say, time.monotonic(), 0, 0.0
+        self._say = say
+        self._start = time.monotonic()
+        self._said = 0.0  # when something was said last
+        self._number = 0  # of the job that is under way
         self._waiting: Child | None = None
-        self._job: Job = self.jobs[0] if self.jobs else Job(TESTS)
+        self._job: GpuJob = self.jobs[0] if self.jobs else GpuJob(TESTS)
 
     def all(self) -> None:
-        """Every job that the clock allows and that is not done yet."""
+        """Do every job that the clock allows and that is not done yet."""
         done = {
             name for name, end in outcomes(self.journal.entries()).items() if end["outcome"] in DONE
         }
         missing = [job for job in self.jobs if job.name not in done]
         self.journal.news()  # the lines of an earlier run were said then
+
         for line in plan_lines(
             missing, len(done), self.options.minutes, self.results.device["name"]
         ):
             self._say(line)
+
         self.results.write([job.name for job in missing])
         try:
             for i, job in enumerate(missing):
@@ -61,7 +66,7 @@ class Run:
             if self._waiting is not None:
                 self._waiting.end()
 
-    def _do(self, job: Job, is_last: bool) -> None:
+    def _do(self, job: GpuJob, is_last: bool) -> None:
         self._job, start = job, time.monotonic()
         seconds = min(job.limit, self.clock.left())
         self.say(f"{job.name} …")
@@ -80,8 +85,12 @@ class Run:
         if outcome != "done":
             self.say(f"{job.name}: {outcome}{': ' if why else ''}{why}")
 
-    def _in_child(self, job: Job, seconds: float, is_last: bool) -> tuple[str, str]:
-        """Once more without a peer if that is what the process died of."""
+    def _in_child(self, job: GpuJob, seconds: float, is_last: bool) -> tuple[str, str]:
+        """Do the job in a process of its own; if it dies of a peer, once more without that peer.
+
+        Returns:
+            (outcome, why)
+        """
         clock, without = Clock(seconds), list[str]()
         while True:
             child, self._waiting = self._waiting or Child(), None
@@ -102,19 +111,21 @@ class Run:
             without.append(who)
             self.say(f"{job.name}: {outcome}: {why}; again without {who}")
 
-    def _request(self, job: Job, without: list[str]) -> dict[str, Any]:
+    def _request(self, job: GpuJob, without: list[str]) -> dict[str, Any]:
         return {
-            "kind": job.kind, "shape": job.shape.name if job.shape else "", "routing": job.routing,
+            "kind": job.kind,
+            "shape": job.shape.name if job.shape else "",
+            "routing": job.routing,
             "without": without,
             "device": str(self.options.device),
-            "dtype": str(self.options.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.options.dtype),
             "journal": str(self.journal.path.resolve()),
             "rounds": 20 if self.options.device.type == "cuda" else 3,
-        }  # fmt: skip
+        }
 
-    def _note(self, job: Job, who: str, why: str) -> None:
+    def _note(self, job: GpuJob, who: str, why: str) -> None:
         if job.kind == CASE and job.shape is not None:
-            dtype = str(self.options.dtype).removeprefix("torch.")
+            dtype = dtype_name(self.options.dtype)
             note = {
                 "implementation": who if who in PEERS else OURS,
                 "shape": job.shape.name,
@@ -126,7 +137,7 @@ class Run:
             )
 
     def _watch(self) -> None:
-        """Say what is new, and bring the files up to date."""
+        """Say what is new in the journal, and bring the files up to date."""
         entries = self.journal.news()
         for line in (line for entry in entries for line in news(entry)):
             self.say(line)
@@ -137,7 +148,7 @@ class Run:
             self.results.write()
 
     def _under_way(self, entries: list[Entry]) -> str:
-        """What this job is about, where it has had nothing to say for a while."""
+        """What the job is about, for a job that has had nothing to say for a while."""
         if self._job.kind == TESTS:
             found = [test["outcome"] for test in outcomes_of_tests(entries).values()]
             of = next((entry["count"] for entry in entries if entry["kind"] == "collected"), 0)
@@ -147,13 +158,14 @@ class Run:
                 if of
                 else "tests: being collected"
             )
+
         part, who = under_way(entries, self._job.name)
         return (
             f"{self._job.name}: {part} of {who} …" if part else f"{self._job.name}: being prepared"
         )
 
     def say(self, line: str) -> None:
-        """With where we are: the number of the job and the time."""
+        """Say a line, with the number of the job and the time."""
         self._said = time.monotonic()
         now = minutes_and_seconds(time.monotonic() - self._start)
         self._say(
@@ -163,18 +175,21 @@ class Run:
 
 
 def say_at_once(line: str) -> None:
-    """Also where the output is no terminal: it is to be seen while the run goes on, and after a
-    kill."""
+    """Print a line at once, so that it is seen while the run goes on, and after a kill."""
     print(line, flush=True)
 
 
-def run_bench_gpu(options: Options, say: Callable[[str], None] = say_at_once) -> int:
-    """Everything. 0 if the tests passed, or were not asked for, and nothing of ours was wrong,
-    failed or hung; else 1.
+def run_bench_gpu(options: GpuOptions, say: Callable[[str], None] = say_at_once) -> int:
+    """Run everything.
+
+    Returns:
+        0 if the tests passed (or were not asked for) and nothing of ours was wrong, failed or hung;
+            else 1.
     """
     run = Run(options, say)
     results = run.results
     why = ""
+
     try:
         run.all()
     except KeyboardInterrupt:
@@ -190,7 +205,9 @@ def run_bench_gpu(options: Options, say: Callable[[str], None] = say_at_once) ->
             f"Wrote {results.stem}.json and .md"
             + (f"; not finished: {unfinished}; --resume goes on" if unfinished else "")
         )
+
     faults = wrong(content, asked_for_tests=TESTS in options.kinds)
     for fault in faults:
         say(f"WRONG  {fault}")
+
     return int(bool(faults))

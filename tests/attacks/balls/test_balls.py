@@ -3,7 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ironmoe.attacks.balls.balls import BALLS, L2Ball, LinfBall
+from ironmoe.attacks.balls.ball import NORMS
+from ironmoe.attacks.balls.l2 import L2Ball
+from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.random import example_keys, normal, uniform
 
 BOX = (0.0, 1.0)
@@ -27,10 +29,10 @@ def cases(draw):
     return center, eps, point
 
 
-@given(st.sampled_from(sorted(BALLS)), cases())
+@given(st.sampled_from(sorted(NORMS)), cases())
 def test_projection_is_feasible_idempotent_and_keeps_feasible_points(norm, case):
     center, eps, point = case
-    ball = BALLS[norm](center, eps, BOX)
+    ball = NORMS[norm](center, eps, BOX)
     projected = ball.project(point)
     slack = 1e-5 if center.dtype == torch.float32 else 1e-9
     assert (ball.distance(projected) <= eps + slack).all()
@@ -69,10 +71,10 @@ def test_l2_projection_satisfies_kkt(case):
         torch.testing.assert_close(projected[i], expected, rtol=1e-6, atol=1e-8)
 
 
-@given(st.sampled_from(sorted(BALLS)), cases(), st.integers(0, 99))
+@given(st.sampled_from(sorted(NORMS)), cases(), st.integers(0, 99))
 def test_projection_is_nearest_and_non_expansive(norm, case, seed):
     center, eps, point = (t.double() for t in case)
-    ball = BALLS[norm](center, eps, BOX)
+    ball = NORMS[norm](center, eps, BOX)
     projected = ball.project(point)
     torch.manual_seed(seed)
     other = point + torch.randn_like(point)

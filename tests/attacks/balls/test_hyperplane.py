@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks.balls.hyperplane import DUAL, length, step_to_hyperplane
+from ironmoe.attacks.balls.ball import ball_of
 
 NORMS = ["Linf", "L2", "L1"]
 BOX = (-1.0, 2.0)
@@ -72,7 +72,7 @@ def shortest(point, weight, value, norm):
 @given(case=cases())
 def test_shortest_step_that_reaches_the_hyperplane(norm, case):
     point, weight, value = case
-    step = step_to_hyperplane(point, weight, value, BOX, norm)
+    step = ball_of(norm).step_to_hyperplane(point, weight, value, BOX)
     assert step.dtype == point.dtype and step.shape == point.shape
     assert (point + step).min() >= BOX[0] - 1e-6 and (point + step).max() <= BOX[1] + 1e-6
     assert (step[weight == 0] == 0).all()
@@ -82,7 +82,9 @@ def test_shortest_step_that_reaches_the_hyperplane(norm, case):
     left = (value + (weight * step).sum(1)).abs()
     assert (left[reached] <= slack * (weight.abs() * 3).sum(1)[reached]).all()
     torch.testing.assert_close(step[~reached], expected[~reached], rtol=0, atol=slack)
-    assert (length(step, norm) <= length(expected, norm) * (1 + slack) + slack).all()
+    assert (
+        ball_of(norm).length(step) <= ball_of(norm).length(expected) * (1 + slack) + slack
+    ).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -91,8 +93,10 @@ def test_closed_form_without_a_box(norm, scale):
     """|value| / ‖weight‖ in the dual norm."""
     point, weight = 9 * torch.randn(20, 3, 4, 5), scale * torch.randn(20, 3, 4, 5)
     value = scale * torch.randn(20)
-    step = step_to_hyperplane(point, weight, value, (-math.inf, math.inf), norm)
-    torch.testing.assert_close(length(step, norm), value.abs() / length(weight, DUAL[norm]))
+    step = ball_of(norm).step_to_hyperplane(point, weight, value, (-math.inf, math.inf))
+    torch.testing.assert_close(
+        ball_of(norm).length(step), value.abs() / ball_of(norm).dual_length(weight)
+    )
     left = value.double() + (weight.double() * step.double()).flatten(1).sum(1)
     torch.testing.assert_close(
         left / scale, torch.zeros(20, dtype=torch.float64), rtol=0, atol=1e-5
@@ -108,7 +112,7 @@ def test_steps_by_hand():
         ("L1", -1.5, [0.75, 0.0]),
         ("L1", -2.5, [1.0, 0.5]), ("L2", -9.0, [1.0, 1.0]), ("L1", 4.0, [0.0, 0.0]),
     ):  # fmt: skip
-        step = step_to_hyperplane(point, weight, torch.tensor([value]), (0.0, 1.0), norm)
+        step = ball_of(norm).step_to_hyperplane(point, weight, torch.tensor([value]), (0.0, 1.0))
         torch.testing.assert_close(step, torch.tensor([expected]))
 
 
@@ -117,7 +121,8 @@ def test_no_gradient_no_step(norm):
     point = torch.rand(3, 7)
     value = torch.tensor([1.0, 0.0, -3e38])
     assert torch.equal(
-        step_to_hyperplane(point, torch.zeros(3, 7), value, (0.0, 1.0), norm), torch.zeros(3, 7)
+        ball_of(norm).step_to_hyperplane(point, torch.zeros(3, 7), value, (0.0, 1.0)),
+        torch.zeros(3, 7),
     )
 
 
@@ -125,7 +130,7 @@ def test_no_gradient_no_step(norm):
 def test_a_large_image_in_float32(norm):
     point, weight = torch.rand(4, 3, 64, 64), torch.randn(4, 3, 64, 64)
     value = torch.tensor([1e-3, 5.0, -500.0, 2000.0])
-    step = step_to_hyperplane(point, weight, value, (0.0, 1.0), norm)
+    step = ball_of(norm).step_to_hyperplane(point, weight, value, (0.0, 1.0))
     left = value.double() + (weight.double() * step.double()).flatten(1).sum(1)
     assert (left.abs() <= 2e-6 * value.abs()).all()
 
@@ -133,19 +138,20 @@ def test_a_large_image_in_float32(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_rows_do_not_depend_on_their_batch(norm):
     point, weight, value = torch.rand(9, 40), torch.randn(9, 40).round(decimals=1), torch.randn(9)
-    steps = step_to_hyperplane(point, weight, value, (0.0, 1.0), norm)
+    steps = ball_of(norm).step_to_hyperplane(point, weight, value, (0.0, 1.0))
     for row in range(9):
         one = slice(row, row + 1)
         assert torch.equal(
-            step_to_hyperplane(point[one], weight[one], value[one], (0.0, 1.0), norm), steps[one]
+            ball_of(norm).step_to_hyperplane(point[one], weight[one], value[one], (0.0, 1.0)),
+            steps[one],
         )
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_nothing_waits_for_the_device(norm):
     with FakeTensorMode():
-        assert step_to_hyperplane(
-            torch.rand(2, 5), torch.rand(2, 5), torch.rand(2), (0.0, 1.0), norm
+        assert ball_of(norm).step_to_hyperplane(
+            torch.rand(2, 5), torch.rand(2, 5), torch.rand(2), (0.0, 1.0)
         ).shape == (2, 5)
 
 
@@ -153,4 +159,4 @@ def test_nothing_waits_for_the_device(norm):
 def test_length_at_any_scale(scale):
     step = torch.tensor([[[3.0, 0.0], [-4.0, 0.0]]]) * scale
     for norm, expected in (("Linf", 4.0), ("L2", 5.0), ("L1", 7.0)):
-        torch.testing.assert_close(length(step, norm), torch.tensor([expected * scale]))
+        torch.testing.assert_close(ball_of(norm).length(step), torch.tensor([expected * scale]))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ironmoe.attacks import PGD
-from ironmoe.attacks.balls.balls import BALLS
+from ironmoe.attacks.balls.ball import NORMS
 from ironmoe.attacks.balls.l1 import L1Ball, l1_ascent, l1_projection
 from ironmoe.attacks.random import example_keys
 
@@ -131,11 +131,11 @@ def test_a_row_does_not_depend_on_the_others():
         )
 
 
-@pytest.mark.parametrize("norm", sorted(BALLS))
+@pytest.mark.parametrize("norm", sorted(NORMS))
 def test_an_infinite_radius_leaves_the_box(norm):
     torch.manual_seed(0)
     center = torch.rand(3, 2, 4, 4).round()
-    ball = BALLS[norm](center, torch.full((3,), float("inf"), dtype=torch.float64), BOX)
+    ball = NORMS[norm](center, torch.full((3,), float("inf"), dtype=torch.float64), BOX)
     point = center + 3 * torch.randn_like(center)
     for start in (point, center):
         assert torch.equal(ball.project(start), start.clamp(0, 1))

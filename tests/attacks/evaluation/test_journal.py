@@ -25,7 +25,7 @@ from ironmoe.attacks import (
     Square,
     evaluate,
 )
-from ironmoe.attacks.engine.records import Record
+from ironmoe.attacks.engine.records import COLUMNS, record_from
 from ironmoe.attacks.evaluation.describe import describe_attack
 from ironmoe.attacks.evaluation.journal import Journal
 
@@ -384,13 +384,13 @@ def test_a_model_of_another_structure_is_refused(data, tmp_path):
 
 
 def record(example=0, **fields):
-    values = dict.fromkeys(Record.__annotations__, 0) | {
+    values = dict.fromkeys(COLUMNS, 0) | {
         "example": example,
         "distance": 0.5,
         "offset": -1,
         "end": -1,
     }
-    return Record(**(values | fields))
+    return record_from(values | fields)
 
 
 def test_what_a_process_knew_earlier_does_not_overrule_what_another_knows_now(tmp_path):

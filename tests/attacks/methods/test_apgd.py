@@ -4,10 +4,11 @@ itself alone."""
 import pytest
 import torch
 
-from ironmoe.attacks.balls.balls import LinfBall
+from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attempts import joined, select
+from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import Stage
-from ironmoe.attacks.engine.queue import Chunk, Engine
+from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.methods.apgd import APGD, Halving
 from ironmoe.attacks.random import example_keys
 
@@ -59,7 +60,7 @@ def checkpoints(steps, losses, rho=0.75):
     count = len(losses)
     zero = torch.zeros(count, dtype=torch.int64)
     halving = Halving(
-        steps, rho, "Linf", lambda attempts: LinfBall(attempts["clean"], attempts["eps"], BOX)
+        steps, rho, lambda attempts: LinfBall(attempts["clean"], attempts["eps"], BOX)
     )
     attempts = {
         "clean": torch.rand(count, 2), "eps": torch.ones(count, dtype=torch.float64), "key": zero,
@@ -284,19 +285,19 @@ def test_results_do_not_depend_on_batches(options):
             torch.equal(one.adversarial[0], together.adversarial[i])
             and one.success[0] == together.success[i]
         )
-    cases = {}
+    jobs = {}
     engine = Engine(
         [[Stage(attack)]],
-        lambda case, final: cases.update({case.numbers[0]: case}),
+        lambda job, final: jobs.update({job.examples[0].number: job}),
         batch_size=4,
-        units=[1],
+        unit_sizes=[1],
     )
     eps = torch.full((14,), options["eps"], dtype=torch.float64)
     assert engine.run([Chunk(x, labels, torch.arange(14), eps)])
-    for i, case in cases.items():
-        assert case.outcomes[0].success == together.success[i]
-        assert torch.equal(case.outcomes[0].point, together.adversarial[i])
-    assert len(cases) == 14
+    for i, job in jobs.items():
+        assert job.ends[0].fell == together.success[i]
+        assert torch.equal(job.ends[0].point, together.adversarial[i])
+    assert len(jobs) == 14
 
 
 def test_three_radii_search_outside_but_find_inside():

@@ -3,13 +3,12 @@ import torch
 import toys
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks.balls.balls import BALLS
-from ironmoe.attacks.balls.hyperplane import step_to_hyperplane
+from ironmoe.attacks.balls import ball as balls
 from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.random import example_keys
 
-NORMS = sorted(BALLS)
+NORMS = sorted(balls.NORMS)
 EPS = {"Linf": 0.078, "L2": 0.79, "L1": 5.1}  # half of the images fall
 INF = float("inf")
 
@@ -30,9 +29,10 @@ class Linear(torch.nn.Module):
         for other in range(len(weight)):
             across = weight[other] - weight[labels]
             value = (across * (flat - 0.5)).sum(1)
-            point = flat + step_to_hyperplane(flat, across, value, bounds, norm)
+            kind = balls.ball_of(norm)
+            point = flat + kind.step_to_hyperplane(flat, across, value, bounds)
             reached = (labels != other) & ((across * (point - 0.5)).sum(1) > -1e-9)
-            ball = BALLS[norm](flat, torch.zeros(len(flat), dtype=torch.float64), bounds)
+            ball = kind(flat, torch.zeros(len(flat), dtype=torch.float64), bounds)
             distances.append(torch.where(reached, ball.distance(point), INF))
         return torch.stack(distances).amin(0)
 
@@ -95,7 +95,7 @@ def test_one_target_of_two_classes_is_all_classes(data):
 @pytest.mark.parametrize("targets", [0, 1])
 @pytest.mark.parametrize("early_stop", [True, False])
 def test_passes_are_saved_and_change_nothing(model, data, targets, early_stop, monkeypatch):
-    monkeypatch.setattr("ironmoe.attacks.engine.active_batch.SPLIT_FROM", 1)
+    monkeypatch.setattr("ironmoe.attacks.engine.rounds.SPLIT_FROM", 1)
 
     class Wasteful(FAB):
         def wants_gradient(self, attempts):

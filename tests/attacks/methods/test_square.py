@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ironmoe.attacks import PGD, evaluate
 from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
-from ironmoe.attacks.methods import square
+from ironmoe.attacks.methods import square, square_proposals
 from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.methods.square_windows import (
     Window,
@@ -234,7 +234,7 @@ def test_proposals_that_change_nothing_are_steps_but_no_questions(monkeypatch):
     attack = Square(model, 0.1, 80, 0.1)
     skipping = attack.run(images, labels)
     few = list(walk(attack, images[:1], labels[:1], 0.1))
-    monkeypatch.setattr(square, "DRAWS", 1)
+    monkeypatch.setattr(square_proposals, "DRAWS", 1)
     plain = attack.run(images, labels)
     every = list(walk(attack, images[:1], labels[:1], 0.1))
     assert torch.equal(skipping.adversarial, plain.adversarial)

@@ -363,7 +363,7 @@ def test_options_reach_the_attacks_that_take_them():
             "L2",
             5,
             2,
-        ) and each.victim.attack_dtype == torch.float16
+        ) and each.attacked_model.attack_dtype == torch.float16
     assert (
         suite.pgd_steps == 7
         and Suite(("square",), steps=7).pgd_steps == Suite().make(model)["pgd"].steps == 40
@@ -386,7 +386,9 @@ def test_every_name_makes_an_attack_and_every_routing_mode_a_mode(moe):
         "fab-t",
         "square",
     ]
-    modes = {mode: Suite(routing=mode).make(model)["pgd"].victim.routing for mode in ROUTING}
+    modes = {
+        mode: Suite(routing=mode).make(model)["pgd"].attacked_model.routing for mode in ROUTING
+    }
     assert len({type(mode) for mode in modes.values()}) == len(modes) == 7
     with pytest.raises(SuiteError, match="needs a model with experts"):
         Suite(routing="frozen").make(torch.nn.Linear(2, 2))

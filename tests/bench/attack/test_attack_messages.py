@@ -144,7 +144,9 @@ def test_a_run_says_how_far_it_is_and_a_log_gets_a_line_now_and_then(tmp_path, m
     monkeypatch.setattr(attack_meter, "LINE_SECONDS", 0.0)
     for attacks, unit in ((2, "image × attack pairs"), (1, "images")):
         console = Console(file=io.StringIO(), width=80)
-        meter = attack_meter.Meter(RunFolder(tmp_path / unit, {}, 0), console, 1, 40, attacks)
+        meter = attack_meter.Meter(
+            RunFolder(tmp_path / unit, {}, 0), console, world=1, images=40, attacks=attacks
+        )
         meter(Progress(10, 40 * attacks, attacks, 0, 5.0, 100))
         meter(Progress(30, 40 * attacks, attacks, 20, 50.0, 100))
         left = {2: "about 2 min left", 1: "about 25 s left"}[attacks]
@@ -154,7 +156,10 @@ def test_a_run_says_how_far_it_is_and_a_log_gets_a_line_now_and_then(tmp_path, m
         ]
         assert (
             meter.save() == 50
-            and attack_meter.Meter(meter.folder, console, 1, 40, attacks).before == 50
+            and attack_meter.Meter(
+                meter.folder, console, world=1, images=40, attacks=attacks
+            ).seconds_before
+            == 50
         )
     assert [attack_meter.time_left(s) for s in (0.2, 89, 91, 5400, 7400)] == [
         f"about {text} left" for text in ("1 s", "89 s", "2 min", "2 h", "2 h")

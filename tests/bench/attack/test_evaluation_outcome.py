@@ -12,14 +12,17 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 
 from ironmoe.attacks import AttackSummary, Flag, Proportion, RobustnessReport
-from ironmoe.bench.attack import plots as evaluation_plots
+from ironmoe.bench.attack import curves as evaluation_curves
 from ironmoe.bench.attack import table as evaluation_table
-from ironmoe.bench.attack.outcome import Outcome, Shown, margins_left
+from ironmoe.bench.attack.margins import margins_left
+from ironmoe.bench.attack.outcome import EvaluationOutcome, ShownImage
 from ironmoe.bench.attack.parts import Part
+from ironmoe.bench.attack.pictures import draw_evaluation
 from ironmoe.bench.attack.report import verdicts
 from ironmoe.bench.attack.strips import examples
 from ironmoe.bench.attack.suite import Suite
-from ironmoe.bench.demo.plots import save
+from ironmoe.bench.attack.words import words
+from ironmoe.bench.reports.style import save_picture
 
 
 def summary(
@@ -68,7 +71,9 @@ def outcome(attacks, margins=None, complete=True, checks=(), classes=("no", "yes
         for n, name in enumerate(attacks)
     }
     suite = Suite(tuple(attacks), eps_255=(1, 2))
-    return Outcome("toy", report, suite, parts, images, labels, rows, list(classes), margins, [])
+    return EvaluationOutcome(
+        "toy", report, suite, parts, images, labels, rows, list(classes), margins, []
+    )
 
 
 @pytest.fixture
@@ -144,7 +149,7 @@ def test_each_verdict_says_of_which_image_it_is(two):
             math.inf,
             0,
         ]
-    axes = examples(made, [Shown(4, "x", 2.0)]).axes
+    axes = examples(made, [ShownImage(4, "x", 2.0)]).axes
     assert (
         np.array_equal(axes[0].images[0].get_array(), made.images[6, 0])
         and axes[0].get_title() == "image 6\nyes"
@@ -158,7 +163,7 @@ def test_undecided_by_hand(two):
     two["y"] = summary([2, 2, 1, 1, 0], [1, 0, 1, 0, 0], decided=[1, 0, 1, 0, 1])
     made = outcome(two, complete=False)
     assert [row.undecided for row in made.rows] == [0, 0, 1, 2, 1, 1]
-    assert any("2 of 10 (image, attack) pairs are undecided" in line for line in made.words())
+    assert any("2 of 10 (image, attack) pairs are undecided" in line for line in words(made))
     row = made.worst_rows[0]  # two stand, and one of them may still fall
     assert row.robust.count == 2 and (row.share, row.least) == ("≤ 40.0 %", 0.2)
     assert row.interval == (Proportion(1, 5).interval()[0], Proportion(2, 5).interval()[1])
@@ -168,11 +173,11 @@ def test_undecided_by_hand(two):
 def test_what_is_undecided_is_hatched_and_what_decided_nothing_not_drawn(two):
     two["y"] = summary([0] * 5, [0] * 5, decided=[0, 0, 0, 0, 1])
     made = outcome(two, complete=False)
-    (axes,) = evaluation_plots.accuracy(made).axes
+    (axes,) = evaluation_curves.accuracy(made).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["x", "worst case"]
     # x is decided; the worst case is not
     assert [area.get_hatch() for area in axes.collections] == [None, "///"]
-    (_, what, _), *_ = evaluation_plots.draw_evaluation(made).values()
+    (_, what, _), *_ = draw_evaluation(made).values()
     assert "Hatched" in what and "nothing was decided: y" in what
     assert evaluation_table.results(made)[1][1][0][1] == "nothing decided"
     plt.close("all")
@@ -230,39 +235,39 @@ def test_words_say_what_tripped_and_what_was_found(two):
     ]
     made = outcome(two, checks=checks)
     assert [flag.name for flag in made.checks] == ["zero gradients", "fine"]
-    words = made.words()
+    said = words(made)
     assert (
-        "1 of 2 checks" in words[0]
-        and "Zero gradients: Half stand still." in words[0]
-        and "All is well" not in words[0]
+        "1 of 2 checks" in said[0]
+        and "Zero gradients: Half stand still." in said[0]
+        and "All is well" not in said[0]
     )
     assert any(
         "Of 4 (image, attack) pairs that the search took for successes, 4 were confirmed" in line
-        for line in words
+        for line in said
     )
-    assert not any("budget" in line or "chance" in line for line in words)
-    one = outcome({"x": summary([1, 4, 4, 4, 0], [1, 0, 0, 0, 0])}).words()
+    assert not any("budget" in line or "chance" in line for line in said)
+    one = words(outcome({"x": summary([1, 4, 4, 4, 0], [1, 0, 0, 0, 0])}))
     assert any("took one image for a success, and it was confirmed" in line for line in one)
     made = outcome({"x": summary([0] * 5, [0] * 5, clean=[1, 1, 0, 0, 0])})
     made.labels = torch.tensor([0, 1, 0, 1, 0])
-    assert "40.0 % [11.8, 76.9], is at or below chance, 50 % for 2 classes" in made.words()[0]
+    assert "40.0 % [11.8, 76.9], is at or below chance, 50 % for 2 classes" in words(made)[0]
 
 
 def test_pictures_show_the_numbers(two):
     made = outcome(two)
-    (axes,) = evaluation_plots.accuracy(made).axes
+    (axes,) = evaluation_curves.accuracy(made).axes
     lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
     assert (
         list(lines["x"]) == [80, 60, 40]
         and list(lines["y"]) == [80, 60, 40]
         and list(lines["worst case"]) == [80, 40, 20]
     )
-    for axes, name in zip(evaluation_plots.distances(made).axes, two, strict=True):
+    for axes, name in zip(evaluation_curves.distances(made).axes, two, strict=True):
         assert sum(bar.get_height() for bar in axes.patches) == 2 and name in axes.get_title(
             loc="left"
         )
         assert all(tick == int(tick) for tick in axes.get_yticks())
-    (axes,) = evaluation_plots.steps(made).axes
+    (axes,) = evaluation_curves.steps(made).axes
     curves = [line.get_data() for line in axes.get_lines()]
     assert [list(curves[0][0]), list(curves[0][1])] == [[0, 4, 9, 10], [0, 25, 50, 50]]
     # marks where the longest attempt ends, of each attack
@@ -276,7 +281,7 @@ def test_any_class_name_can_be_drawn(two, tmp_path):
     made = outcome(two, classes=["$x_{", "猫 😀"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        save(examples(made, made.easiest()), tmp_path / "a.png")
+        save_picture(examples(made, made.easiest()), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
@@ -296,9 +301,9 @@ def test_tables_fit_a_narrow_terminal(two):
 
 def test_nothing_found_and_nothing_right_still_make_a_report(two):
     nothing = outcome({"x": summary([4] * 4 + [0], [0] * 5)})
-    assert list(evaluation_plots.draw_evaluation(nothing)) == ["robust_accuracy.png"]
+    assert list(draw_evaluation(nothing)) == ["robust_accuracy.png"]
     wrong = outcome({"x": summary([0] * 5, [0] * 5, clean=[0] * 5)}, torch.full((1, 5), math.nan))
-    assert list(evaluation_plots.draw_evaluation(wrong)) == ["robust_accuracy.png"]
+    assert list(draw_evaluation(wrong)) == ["robust_accuracy.png"]
     assert wrong.worst_case(1).count == 0 and wrong.easiest() == wrong.hardest() == []
     plt.close("all")
 
@@ -307,8 +312,5 @@ def test_the_seed_of_the_attack_is_no_seed_of_the_model(two):
     made = outcome(two)
     layers = {"mlp": {"change": 0.1, "load_clean": [0.5, 0.5], "load_adversarial": [0.6, 0.4]}}
     made.routing = [{"eps_255": eps, "images": 3, "layers": layers} for eps in (1, 2)]
-    assert (
-        evaluation_plots.draw_evaluation(made)["expert_load.png"][2].axes[0].get_title()
-        == "Expert load"
-    )
+    assert draw_evaluation(made)["expert_load.png"][2].axes[0].get_title() == "Expert load"
     plt.close("all")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ironmoe.bench.attack.model_source import load_model, match_classes
+from ironmoe.bench.attack.class_matching import match_classes
+from ironmoe.bench.attack.model_source import load_model
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.data import load_data
 

@@ -9,8 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 from ironmoe.attacks import PGD
-from ironmoe.bench.benchmarks.attack_models import _fit
-from ironmoe.bench.benchmarks.attack_peers import PGDSettings, pgd_runs
+from ironmoe.bench.benchmarks.attacks.libraries import PGDSettings, pgd_runs
+from ironmoe.bench.benchmarks.attacks.models import _fit
 from ironmoe.bench.cli.app import app
 
 
@@ -42,7 +42,7 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
         on_epoch(1)
         model.eval()
 
-    monkeypatch.setattr("ironmoe.bench.benchmarks.attack_models._fit", fit)
+    monkeypatch.setattr("ironmoe.bench.benchmarks.attacks.models._fit", fit)
     options = [
         "--data",
         "digits",

@@ -49,7 +49,7 @@ def test_bad_options_are_one_line(run, arguments):
 def test_kernels(tmp_path, monkeypatch):
     # pytest-benchmark measures nothing under xdist
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    from ironmoe.bench.benchmarks.kernels import run_bench_kernels
+    from ironmoe.bench.benchmarks.run_kernel_benchmarks import run_bench_kernels
 
     assert run_bench_kernels("topk_route,plan_dispatch", 0.001, tmp_path / "out.json") == 0
     measured = json.loads((tmp_path / "out.json").read_text())["benchmarks"]

@@ -10,10 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ironmoe.bench.benchmarks import estimate as estimates
-from ironmoe.bench.benchmarks.estimate import EstimateError, KernelEstimate, changed, measured
+from ironmoe.bench.benchmarks import estimate_table
+from ironmoe.bench.benchmarks import measured as measurements
+from ironmoe.bench.benchmarks.block_changes import changed
+from ironmoe.bench.benchmarks.estimate import EstimateError, KernelEstimate
 from ironmoe.bench.benchmarks.gpu import results
 from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.measured import measured
 from ironmoe.bench.benchmarks.passes import FORWARD, FULL
 from ironmoe.bench.benchmarks.roofline import needed_flops
 from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES
@@ -183,8 +186,8 @@ def test_the_newest_measurement_of_that_machine_stands_beside(
     assert measured(MAIN, FORWARD, A100, tmp_path) == (7.0, "NVIDIA A100-SXM4-80GB")
     assert measured(MAIN, FULL, H100, tmp_path) is None
     assert measured(SHAPES[1], FORWARD, H100, tmp_path) is None
-    monkeypatch.setattr(estimates, "RESULTS", tmp_path)
-    summary = estimates._summary(MAIN, FORWARD, H100, [KernelEstimate("all", 4.0, 4.0)])
+    monkeypatch.setattr(measurements, "RESULTS", tmp_path)
+    summary = estimate_table._summary(MAIN, FORWARD, H100, [KernelEstimate("all", 4.0, 4.0)])
     tflops = needed_flops(MAIN, FORWARD) * 1e-9 / 5.0
     assert f"measured {tflops:.0f} (NVIDIA H200)" in summary[1]
 

@@ -4,7 +4,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ironmoe.attacks import PGD
-from ironmoe.attacks.balls.balls import BALLS, L2Ball, LinfBall
+from ironmoe.attacks.balls.ball import NORMS
+from ironmoe.attacks.balls.l2 import L2Ball
+from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.kernels.attack_step import _l2_operator, _linf_operator, l2_step, linf_step
 from ironmoe.kernels.gpu.launch import observe
 
@@ -88,12 +90,12 @@ def test_l2_against_float64(device, case, image_dtype):
     assert torch.equal(moved, l2_step(point, grad, center, eps, BOX, alpha)[0])
 
 
-@pytest.mark.parametrize("norm", sorted(BALLS))
+@pytest.mark.parametrize("norm", sorted(NORMS))
 @pytest.mark.parametrize("bounds", [(1.0, 2.0), (-2.1, 2.6), (0.5, 0.5 + 1e-6)])
 def test_other_boxes(device, norm, bounds):
     """Also lanes past the last pixel, which are neither clipped nor free."""
     center = torch.empty(3, 5, 7, device=device).uniform_(*bounds).clamp(*bounds)
-    ball = BALLS[norm](
+    ball = NORMS[norm](
         center, torch.tensor([0.2, 1.0, 9.0], dtype=torch.float64, device=device), bounds
     )
     grad = torch.randn(3, 5, 7, device=device)
@@ -116,7 +118,7 @@ def test_l2_step_has_its_length_for_gradients_of_any_size(device, scale):
     assert torch.equal(moved[1], center[1])
 
 
-@pytest.mark.parametrize("norm", sorted(BALLS))
+@pytest.mark.parametrize("norm", sorted(NORMS))
 def test_strided_tensors(device, norm):
     """The gradient of a mean is one number, expanded; images may be channels last; eps one number,
     expanded."""
@@ -127,18 +129,18 @@ def test_strided_tensors(device, norm):
         torch.tensor(-2.0, device=device).expand(2, 3, 4, 5),
         torch.randn(5, 4, 3, 2, device=device).permute(3, 2, 1, 0),
     ):
-        moved = BALLS[norm](center, eps, BOX).step(center, grad, eps)
-        dense = BALLS[norm](center.contiguous(), eps.contiguous(), BOX)
+        moved = NORMS[norm](center, eps, BOX).step(center, grad, eps)
+        dense = NORMS[norm](center.contiguous(), eps.contiguous(), BOX)
         assert torch.equal(moved, dense.step(dense.center, grad.contiguous(), dense.eps))
         torch.testing.assert_close(
             moved, dense.project(dense.ascend(dense.center, grad, eps)), rtol=0, atol=8 * ULP
         )
 
 
-@pytest.mark.parametrize("norm", sorted(BALLS))
+@pytest.mark.parametrize("norm", sorted(NORMS))
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_gradients_that_are_not_finite_do_what_the_twin_does(device, norm, bad):
-    ball = BALLS[norm](
+    ball = NORMS[norm](
         torch.rand(2, 9, device=device), torch.ones(2, dtype=torch.float64, device=device), BOX
     )
     grad = torch.randn(2, 9, device=device)

@@ -1,1 +1,1 @@
-"""What ``make gpu`` does, one task a file."""
+"""What the jobs of a run on a GPU do, one task a file."""

@@ -1,9 +1,9 @@
-"""PGD on a whole V-MoE: images a second by the attack as users call it, and of its bare steps
-eagerly, as CUDA graph and compiled.
-"""
+"""PGD on a whole V-MoE, in images a second: the attack as users call it, and its bare steps
+eagerly, as a CUDA graph and compiled."""
 
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,23 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ironmoe.attacks import PGD
-from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.gpu.journal import Pen, first_line
 from ironmoe.bench.benchmarks.passes import captured
+from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.timing import OutOfTime, time_limit
 from ironmoe.kernels.attack_step import linf_step
 from ironmoe.moe import VMoE, freeze_weights
 
-EPS, STEPS, RUNS = 8 / 255, 10, 5
-ATTACK, EAGER, GRAPHED, COMPILED = (
-    "ironmoe.attacks.PGD",
-    "steps, eager",
-    "steps, CUDA graph",
-    "steps, torch.compile",
-)
+EPS = 8 / 255
+STEPS = 10
+RUNS = 5
+LONGEST_REASON = 300  # letters
+# The ways that are timed.
+ATTACK = "ironmoe.attacks.PGD"
+EAGER = "steps, eager"
+GRAPHED = "steps, CUDA graph"
+COMPILED = "steps, torch.compile"
 
 
 class Setting(NamedTuple):
-    """Which model, how many images."""
+    """Which model is attacked, and on how many images."""
 
     name: str
     model: Callable[[], VMoE]
@@ -36,7 +39,17 @@ class Setting(NamedTuple):
 
 
 def _small() -> VMoE:
-    return VMoE(16, 8, 16, 1, 2, 32, 10, moe_layers=(0,), num_experts=4)
+    return VMoE(
+        image_size=16,
+        patch_size=8,
+        dim=16,
+        depth=1,
+        heads=2,
+        mlp_dim=32,
+        num_classes=10,
+        moe_layers=(0,),
+        num_experts=4,
+    )
 
 
 FULL_SIZE = Setting("V-MoE-B/16", partial(VMoE.from_config, "V-MoE-B/16"), 128)
@@ -44,9 +57,8 @@ REHEARSAL_SIZE = Setting("toy V-MoE", _small, 8)
 
 
 class Steps:
-    """STEPS bare steps of PGD from one random start: forward, loss, image gradient, ``linf_step``;
-    nothing looks at a result.
-    """
+    """STEPS bare steps of PGD from one random start: forward, loss, image gradient, ``linf_step``.
+    Nothing looks at a result in between."""
 
     def __init__(
         self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: torch.dtype
@@ -64,7 +76,7 @@ class Steps:
             self.image.copy_(self.start)
 
     def step(self) -> None:
-        """In place, so that a CUDA graph can hold it."""
+        """One step. It works in place, so that a CUDA graph can hold it."""
         loss = F.cross_entropy(self.model(self.image).float(), self.labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, [self.image])
         point, image = linf_step(
@@ -79,8 +91,19 @@ class Steps:
         return self._all(self.step)
 
     def graphed(self) -> Callable[[], Tensor]:
-        """The same by replays of one captured step."""
+        """The same steps, each a replay of one captured step."""
         return partial(self._all, captured(self.step))
+
+    def compiled(self) -> Callable[[], Tensor]:
+        """The same steps with a compiled model."""
+        # a rehearsal compiles no C++
+        backend = "inductor" if self.start.is_cuda else "aot_eager"
+        model: Callable[[Tensor], Tensor] = torch.compile(
+            self.model, backend=backend, fullgraph=True
+        )
+        again = copy(self)
+        again.model = model
+        return again.eager
 
     def _all(self, step: Callable[[], Any]) -> Tensor:
         self.reset()
@@ -92,8 +115,11 @@ class Steps:
 def measure_attack(
     setting: Setting, dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen
 ) -> bool:
-    """A row for each way that works here; its adversarial images are compared with those of the
-    eager steps. True if there was time.
+    """Write a row for each way that works here. Its adversarial images are compared with those of
+    the eager steps.
+
+    Returns:
+        True if there was time for all.
     """
     model, images, labels = _prepare(setting, device)
     low_precision = setting.model().to(device, dtype).eval().requires_grad_(False)
@@ -105,18 +131,12 @@ def measure_attack(
         pgd = PGD(model, eps=EPS, steps=STEPS, early_stop=False, attack_dtype=search_dtype)
         return lambda: pgd(images, labels)
 
-    def compiled() -> Callable[[], Tensor]:
-        # a rehearsal compiles no C++
-        backend = "inductor" if device.type == "cuda" else "aot_eager"
-        again = Steps(
-            torch.compile(low_precision, backend=backend, fullgraph=True), images, labels, dtype
-        )
-        again.start = steps.start
-        return again.eager
-
     ways: dict[str, Callable[[], Callable[[], Tensor]]] = {
-        EAGER: lambda: steps.eager, ATTACK: attack, GRAPHED: steps.graphed, COMPILED: compiled
-    }  # fmt: skip
+        EAGER: lambda: steps.eager,
+        ATTACK: attack,
+        GRAPHED: steps.graphed,
+        COMPILED: steps.compiled,
+    }
     expected: Tensor | None = None
     for way, prepare in ways.items():
         if way in pen.done or (way == GRAPHED and device.type != "cuda"):
@@ -125,7 +145,7 @@ def measure_attack(
         row = {
             "model": setting.name,
             "way": way,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
             "images": len(images),
             "steps": STEPS,
         }
@@ -135,22 +155,22 @@ def measure_attack(
         except OutOfTime:
             return False
         except Exception as error:  # the way does not work here: its row says so
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            pen.finish(way, attack=[row | {"why": f"{type(error).__name__}: {first_line}"[:300]}])
+            pen.finish(way, attack=[row | {"why": first_line(error)[:LONGEST_REASON]}])
             continue
+
         if way == EAGER:
             expected = found
         if way in (GRAPHED, COMPILED):
             expected = steps.eager() if expected is None else expected
             figures["same_pixels"] = (found == expected).double().mean().item()
         pen.finish(way, attack=[row | figures])
+
     return True
 
 
 def _prepare(setting: Setting, device: torch.device) -> tuple[VMoE, Tensor, Tensor]:
-    """The model, images, and its own predictions as labels: an image that is wrong already would
-    not be attacked.
-    """
+    """The model, images, and its own predictions as labels: images that are wrong already would not
+    be attacked."""
     model = setting.model().to(device).eval()
     # a head of zeros, as training starts with, gives no gradient
     nn.init.normal_(model.head.weight, std=0.02)
@@ -165,8 +185,10 @@ def _prepare(setting: Setting, device: torch.device) -> tuple[VMoE, Tensor, Tens
 def _timed(
     run: Callable[[], Tensor], images: int, device: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
-    """(what it returns, figures from the median of RUNS runs). The first call, in which everything
-    is compiled, is told apart.
+    """Call ``run`` once to compile everything, then RUNS times.
+
+    Returns:
+        (what it returns, figures from the median)
     """
     taken = []
     for _ in range(RUNS + 1):
@@ -175,6 +197,7 @@ def _timed(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - start)
+
     seconds = sorted(taken[1:])[RUNS // 2]
     return found, {
         "ms": 1e3 * seconds,

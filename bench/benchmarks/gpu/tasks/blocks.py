@@ -1,6 +1,5 @@
 """The blocks that products have now, in turns with those they had before: what changes of
-``kernels/tuning.py`` bring.
-"""
+``kernels/tuning.py`` bring."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,17 +9,18 @@ import torch
 
 from ironmoe.bench.benchmarks.block_tables import patched, table_of
 from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.gpu.tasks.products import work_of
 from ironmoe.bench.benchmarks.gpu.tasks.tune import (
     CANDIDATE_SECONDS,
     PRESENT,
     objection,
     run_under,
     shape_for,
-    work_of,
 )
 from ironmoe.bench.benchmarks.passes import DX, FULL, INFERENCE, PASSES
 from ironmoe.bench.benchmarks.peers import ironmoe
 from ironmoe.bench.benchmarks.shapes import MAIN, Shape, make_problem
+from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.timing import OutOfTime, interleaved, time_limit
 from ironmoe.kernels import tuning
 from ironmoe.kernels.tuning import Blocks, chip_of
@@ -61,10 +61,11 @@ def compare_blocks(
     shape: Shape = MAIN,
     rounds: int = 20,
 ) -> bool:
-    """Each product that has other blocks than before in the table of this chip and dtype: by
-    itself, and in a pass of the layer, with present and former blocks in turns.
+    """Compare each product that has other blocks than before in the table of this chip and dtype:
+    by itself, and in a pass of the layer.
 
-    True if there was time for all.
+    Returns:
+        True if there was time for all.
     """
     compared = False
     for product, pass_name in SHOWN_BY.items():
@@ -76,10 +77,10 @@ def compare_blocks(
         if left() <= 0:
             return False
         pen.begin(product, "ironmoe")
-        row = {"product": product, "shape": place.name, "dtype": str(dtype).removeprefix("torch.")}
+        row = {"product": product, "shape": place.name, "dtype": dtype_name(dtype)}
         try:
             with time_limit(left()):
-                found = _compare(product, change, pass_name, place, dtype, device, rounds)
+                found = _compare(change, pass_name, place, dtype, device, rounds)
         except OutOfTime:
             return False
         except Exception as error:  # what no longer compiles, or never did: its row says so
@@ -87,6 +88,7 @@ def compare_blocks(
         pen.finish(product, blocks=[row | figures for figures in found])
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
     if not compared and NONE not in pen.done:
         why = f"no blocks for {dtype} on this chip have changed"
         pen.finish(NONE, blocks=[{"product": NONE, "shape": shape.name, "why": why}])
@@ -94,26 +96,24 @@ def compare_blocks(
 
 
 class Change(NamedTuple):
-    """Blocks of a product in a table of ``tuning``."""
+    """The present and the former blocks of a product in a table of ``kernels/tuning.py``."""
 
+    product: str
     table: str
     present: Blocks
     former: Blocks
 
 
-def _change(
-    product: str, shape: Shape, dtype: torch.dtype, device: torch.device
-) -> Change | None:  # fmt: skip
-    """None where the blocks are those from before."""
+def _change(product: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Change | None:
+    """What has changed for a product; None where its blocks are those from before."""
     rows = tuning.rows_per_tile(shape.rows, shape.num_experts, dtype)
     table = table_of(product, dtype, rows, chip_of(torch.empty(0, device=device)))
     present: Blocks = getattr(tuning, table)[product]
     former = FORMER_BLOCKS.get(table, {}).get(product, present)
-    return None if former == present else Change(table, present, former)
+    return None if former == present else Change(product, table, present, former)
 
 
 def _compare(
-    product: str,
     change: Change,
     pass_name: str,
     shape: Shape,
@@ -121,8 +121,9 @@ def _compare(
     device: torch.device,
     rounds: int,
 ) -> list[dict[str, Any]]:
+    """A row for the product by itself and one for the pass, or one that says why there is none."""
+    product, table, present, former = change
     run, _, _ = work_of(product, shape, dtype, device)
-    table, present, former = change
     differing = [name for name in Blocks._fields if getattr(present, name) != getattr(former, name)]
     described = {
         which: ", ".join(f"{name} {getattr(blocks, name)}" for name in differing)
@@ -130,11 +131,13 @@ def _compare(
     }
     expected = run()
     launched = _launched(run)
+
     with patched(table, product, former):
         if why := objection(run, expected, dtype, lambda: CANDIDATE_SECONDS):
             return [described | {"why": f"the former blocks: {why}"}]
         if launched is not None and _launched(run) == launched:
             return [described | {"why": "the change of blocks reaches no launch"}]
+
     layer = PASSES[pass_name](ironmoe, make_problem(shape, "uniform", dtype, device))
     found = []
     for what, work in {"by itself": run, pass_name: layer}.items():
@@ -142,6 +145,7 @@ def _compare(
         runs = {name: run_under(table, product, blocks, work) for name, blocks in both.items()}
         times = {name: timing.ms for name, timing in interleaved(runs, device, rounds).items()}
         found.append({**described, "pass": what, "ms": times[PRESENT], "former_ms": times[FORMER]})
+
     return found
 
 
@@ -153,6 +157,7 @@ def _launched(run: Callable[[], Any]) -> list[Any] | None:
 
     with observe() as launches:
         run()
+
     plain = (int, str, bool, tuple)
     return [
         (

@@ -18,11 +18,12 @@ from torch import Tensor
 from ironmoe.bench.benchmarks.gpu.journal import Pen
 from ironmoe.bench.benchmarks.peers import ironmoe
 from ironmoe.bench.benchmarks.shapes import Problem, Shape, make_problem
+from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.timing import OutOfTime, time_limit
 
 RUNS = 5
 # full tiles and odd ends, 100 rows an expert
-SANITIZED = Shape("sanitized", 200, 64, 192, 4, 2, "gelu", bias=True)
+SANITIZED = Shape("sanitized", 200, 64, 192, 4, 2, activation="gelu", bias=True)
 TOOLS = ("memcheck", "racecheck", "initcheck")
 SUMMARY = re.compile(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+)")
 Bits = dict[str, Tensor]
@@ -31,8 +32,11 @@ Bits = dict[str, Tensor]
 def check_bits(
     shape: Shape, dtype: torch.dtype, device: torch.device, left: Callable[[], float], pen: Pen
 ) -> bool:
-    """Forward and gradients: RUNS runs, and frozen weights beside trainable ones. True if all the
-    time it needed was there.
+    """Check that forward and gradients have the same bits in RUNS runs, and with frozen weights as
+    with trainable ones.
+
+    Returns:
+        True if there was time for all.
     """
     problem = make_problem(shape, "uniform", dtype, device)
     checks: dict[str, Callable[[], list[str]]] = {
@@ -60,13 +64,13 @@ def check_bits(
                 )
             ],
         )
+
     return True
 
 
 def results(problem: Problem) -> Bits:
-    """y and the gradients of everything that asks for one, as integers: NaN equals NaN, and −0
-    differs from 0.
-    """
+    """y and the gradients of everything that requires grad, as integers: so NaN equals NaN, and −0
+    differs from 0."""
     y = ironmoe(problem)()
     wanted = {name: leaf for name, leaf in problem.leaves.items() if leaf.requires_grad}
     found = {
@@ -100,7 +104,7 @@ def small_layer() -> None:
 
 
 def find_sanitizer() -> str | None:
-    """compute-sanitizer in PATH or in a folder of CUDA."""
+    """The path of compute-sanitizer, in PATH or in a folder of CUDA; None if it is in neither."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     homes += ["/usr/local/cuda", *sorted(glob("/usr/local/cuda-*"), reverse=True), "/opt/cuda"]
     folders = [
@@ -114,8 +118,10 @@ def find_sanitizer() -> str | None:
 
 
 def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
-    """Each of TOOLS on ``small_layer``, in a process of its own. True if all the time it needed was
-    there.
+    """Run each of TOOLS on ``small_layer``, in a process of its own.
+
+    Returns:
+        True if there was time for all.
     """
     tool = find_sanitizer()
     if tool is None:
@@ -128,6 +134,7 @@ def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
         )
         pen.finish("compute-sanitizer", checks=[row])
         return True
+
     program = [
         sys.executable,
         "-c",
@@ -150,11 +157,16 @@ def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
         pen.finish(
             name, checks=[_row(f"compute-sanitizer {name}", SANITIZED.name, dtype, *verdict(run))]
         )
+
     return True
 
 
 def verdict(run: "subprocess.CompletedProcess[str]") -> tuple[bool | None, str]:
-    """(whether it found nothing, or None if it could not work; what it said)."""
+    """Read the output of the sanitizer.
+
+    Returns:
+        (True if it found nothing, None if it could not work; what it said)
+    """
     lines = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()]
     counts = [int(count) for line in lines for count in SUMMARY.findall(line)]
     if not counts:
@@ -162,11 +174,13 @@ def verdict(run: "subprocess.CompletedProcess[str]") -> tuple[bool | None, str]:
             None,
             f"exit status {run.returncode}: {lines[-1].strip()[:200] if lines else 'no output'}",
         )
+
     if sum(counts):
         first = next(
             (line for line in lines if line.startswith("=========") and len(line) > 12), lines[0]
         )
         return False, f"{sum(counts)} errors; the first: {first.lstrip('= ')[:200]}"
+
     return (
         (True, "")
         if run.returncode == 0
@@ -180,7 +194,7 @@ def _row(
     return {
         "check": check,
         "shape": shape,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "passed": passed,
         "why": why,
     }

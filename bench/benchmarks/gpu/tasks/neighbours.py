@@ -4,9 +4,11 @@ from ironmoe.kernels.tuning import Blocks
 
 
 def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
-    """All that differ by one step in one field, or in two that belong together: columns with the
-    parts of the epilogue or with warps, terms of a step with stages. ``m`` is fixed but for the
-    weight gradient: the tiles are cut before.
+    """All blocks that differ from these by one step in one field, or in two that belong together:
+    columns with parts of the epilogue or warps, terms of a step with stages.
+
+    ``m`` changes only for the weight gradient, because the tiles of the other products are cut
+    before.
     """
     of_weights = product == "weight_gradient"
     steps: dict[str, tuple[float, ...]] = {
@@ -30,12 +32,14 @@ def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
         {"n": 0.5, "warps": 0.5},
         {"n": 2, "warps": 2},
     ]
+
     if of_weights:
         together += [
             {"m": a, other: b} for other in ("warps", "n") for a in (0.5, 2) for b in (0.5, 2)
         ]
     else:
         together += [{"n": 0.5, "split": 0.5}, {"n": 2, "split": 2}]
+
     stepped = [_stepped(blocks, change) for change in single + together]
     return list(
         dict.fromkeys(

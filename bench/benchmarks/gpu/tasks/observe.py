@@ -1,6 +1,5 @@
-"""What a GPU does meanwhile: the time of each kernel by torch's profiler, of compiling by Triton,
-and its clock and power by nvidia-smi.
-"""
+"""What a GPU does during a measurement: the time of each kernel (torch's profiler), of compiling
+(Triton), its clock and power (nvidia-smi)."""
 
 import shutil
 import subprocess
@@ -25,9 +24,8 @@ LONGEST_NAME = 60  # torch's own kernels have names of hundreds of letters
 
 
 class Launch(NamedTuple):
-    """One launch within a call. ``number``: the how many-th of its kernel; us: median over the
-    calls; share: of the call's kernels.
-    """
+    """One launch within a call. number: it is the so-many-th of its kernel; us: microseconds,
+    median over the calls; share: of the time of all kernels of the call."""
 
     kernel: str
     number: int
@@ -36,9 +34,8 @@ class Launch(NamedTuple):
 
 
 def kernel_times(run: Callable[[], Any], device: torch.device) -> list[Launch]:
-    """Every launch of a call, in order. Empty where the profiler sees no kernels: on CPU, or where
-    counters may not be read.
-    """
+    """Every launch of a call, in order. The list is empty where the profiler sees no kernels: on
+    CPU, or where counters may not be read."""
     if device.type != "cuda":
         return []
     run()
@@ -51,9 +48,8 @@ def kernel_times(run: Callable[[], Any], device: torch.device) -> list[Launch]:
 
 
 def launches_of(events: Any, calls: int) -> list[Launch]:
-    """From the events of the profiler to launches. A kernel that does not run equally often in each
-    call is averaged over all its runs, as number 0.
-    """
+    """The launches in the profiler's events. A kernel that does not run equally often in each call
+    is averaged over all its runs, as number 0."""
     kernels = [
         e
         for e in events
@@ -61,8 +57,10 @@ def launches_of(events: Any, calls: int) -> list[Launch]:
     ]
     kernels.sort(key=lambda event: event.time_range.start)
     times: dict[str, list[float]] = defaultdict(list)  # in the order of each kernel's first run
+
     for event in kernels:
         times[event.name[:LONGEST_NAME]].append(event.time_range.elapsed_us())
+
     total = sum(map(sum, times.values())) or 1.0
     found = []
     for name, taken in times.items():
@@ -72,13 +70,13 @@ def launches_of(events: Any, calls: int) -> list[Launch]:
             Launch(name, number, median(group), sum(group) / total)
             for number, group in groups.items()
         ]
+
     return found
 
 
 class Compiled(NamedTuple):
-    """Kernels compiled now, their seconds, those found in Triton's cache instead, and which took
-    longest.
-    """
+    """kernels: how many were compiled, and in how many seconds; from_cache: how many Triton's cache
+    had instead; longest: which took longest."""
 
     kernels: int
     seconds: float
@@ -87,7 +85,7 @@ class Compiled(NamedTuple):
 
 
 class CompileTimes:
-    """Listens to Triton's compiler. Called by it; times come in microseconds."""
+    """Counts what Triton compiles, which calls it for every kernel. Times come in microseconds."""
 
     def __init__(self) -> None:
         self.seconds: list[tuple[float, str]] = []
@@ -100,7 +98,7 @@ class CompileTimes:
             self.seconds.append((times.total * 1e-6, str(getattr(src, "name", "?"))))
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row, or none if nothing was compiled or found."""
+        """A list of one row; empty if nothing was compiled or found."""
         if not self.seconds and not self.from_cache:
             return []
         seconds, name = max(self.seconds, default=(0.0, ""))
@@ -114,9 +112,8 @@ class CompileTimes:
 
 @contextmanager
 def listening() -> Iterator[CompileTimes]:
-    """To all that Triton compiles in this process inside the block; to nothing where there is no
-    Triton.
-    """
+    """Inside the block, count all that Triton compiles in this process. Without Triton there is
+    nothing to count."""
     listener = CompileTimes()
     if find_spec("triton") is None:
         yield listener
@@ -131,7 +128,7 @@ def listening() -> Iterator[CompileTimes]:
 
 
 class Reading(NamedTuple):
-    """When (by ``time.monotonic``), MHz of the processors, watts, degrees Celsius."""
+    """when: by ``time.monotonic``; the clock of the processors in MHz; watts; degrees Celsius."""
 
     when: float
     sm_mhz: float
@@ -140,8 +137,9 @@ class Reading(NamedTuple):
 
 
 class Clocks:
-    """Reads in a thread while the block runs. Without nvidia-smi, or where it gives no numbers,
-    there are no readings.
+    """Reads clock, power and temperature in a thread while the block runs.
+
+    Without nvidia-smi, or where it gives no numbers, there are no readings.
     """
 
     def __init__(self, gpu: str | None = None) -> None:
@@ -174,9 +172,8 @@ class Clocks:
             self._thread.join(5)
 
     def since(self, when: float) -> dict[str, float]:
-        """The medians after a moment of ``time.monotonic``, by name; empty if nothing was read
-        since.
-        """
+        """The medians since a moment of ``time.monotonic``, by name. Empty if nothing was read
+        since."""
         found = [reading for reading in self.readings if reading.when >= when]
         names = Reading._fields[1:] if found else ()
         return {name: median(getattr(reading, name) for reading in found) for name in names}

@@ -1,5 +1,6 @@
-"""The same work on many items, in processes beside each other, for a while: kernels are compiled on
-all cores, and whoever runs them next finds them in Triton's cache.
+"""Do the same work on many items in several processes, for a limited time.
+
+Kernels are compiled so on all cores; whoever runs them next finds them in Triton's cache.
 """
 
 import multiprocessing
@@ -13,10 +14,13 @@ T = TypeVar("T")
 def in_processes(
     work: Callable[[T], object], items: Sequence[T], workers: int, seconds: float
 ) -> int:
-    """How many items were done, failures included, when the seconds were over; then all processes
-    end.
+    """Work on the items until all are done or the seconds are over; then all processes end.
 
-    ``work`` is a function of a module; what it returns or raises does not matter.
+    Args:
+        work: a function of a module. What it returns or raises does not matter.
+
+    Returns:
+        How many items were done, failures included.
     """
     if not items or workers < 1 or seconds <= 0:
         return 0
@@ -31,4 +35,5 @@ def in_processes(
             except Exception:  # what one item does wrong is seen again where it matters
                 pass
             done += 1
+
     return done

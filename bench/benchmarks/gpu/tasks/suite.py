@@ -1,4 +1,4 @@
-"""The tests that use the device, in processes of their own, with what is installed here."""
+"""Run the tests that use the device, in processes of their own."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,11 @@ from ironmoe.bench.benchmarks.gpu.journal import Entry, Journal
 
 ROOT = Path(__file__).resolve().parents[4]
 TESTS = ROOT / "tests"
-DEVICE_TESTS = (
-    "tests/device",
-    "tests/kernels/test_operators.py",
-    "tests/kernels/gpu",
-)  # the others compute on the CPU
-STAND_INS = (
-    "hypothesis",
-    # tests/conftest.py puts something in their place: the tests that need them are skipped, not
-    # their files
-)
+# The other tests compute on the CPU.
+DEVICE_TESTS = ("tests/device", "tests/kernels/test_operators.py", "tests/kernels/gpu")
+# tests/conftest.py puts something in the place of these packages: the tests that need them are
+# skipped, not their files.
+STAND_INS = ("hypothesis",)
 WORKERS = 12  # compiling is most of the time, and a GPU holds as many processes
 STARTS = 4  # of pytest, after a test that ended its process
 LOG = "IRONMOE_TEST_LOG"  # in the environment: the journal that suite_log.py writes to
@@ -41,11 +36,12 @@ def run_suite(
     watch: Callable[[], None] = lambda: None,
     paths: tuple[str, ...] = DEVICE_TESTS,
 ) -> tuple[str, str]:
-    """Run the tests that ``journal`` has no outcome of, for so many seconds at most. Each outcome
-    is in the journal at once.
+    """Run the tests that have no outcome in ``journal``. Each outcome is in the journal at once.
 
     Args:
+        seconds: that the tests may take.
         watch: called about twice a second meanwhile.
+        paths: of the tests.
 
     Returns:
         ("passed", "failed", "out of time" or "not run", and why)
@@ -54,52 +50,67 @@ def run_suite(
         return "not run", f"no tests beside {Path(__file__).parent}"
     if find_spec("pytest") is None:
         return "not run", "pytest is not installed"
-    left_out = {
-        str(file.relative_to(ROOT)): missing
-        for file in _files(paths)
-        if (missing := _missing(file))
-    }
-    needed_by_all = {
-        name: missing for name, missing in left_out.items() if name.endswith("conftest.py")
-    }
+    left_out = _left_out(paths)
+    needed_by_all = [
+        f"{name} needs {', '.join(missing)}"
+        for name, missing in left_out.items()
+        if name.endswith("conftest.py")
+    ]
     if needed_by_all:
-        return "not run", "; ".join(
-            f"{name} needs {', '.join(missing)}" for name, missing in needed_by_all.items()
-        )
+        return "not run", "; ".join(needed_by_all)
+
     journal.write("left out", files=left_out)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *paths,
-        "-p",
-        "ironmoe.bench.benchmarks.gpu.tasks.suite_log",
-        "-p",
-        "no:cacheprovider",
-    ]
-    command += [
-        "--continue-on-collection-errors",
-        *(f"--ignore={name}" for name in left_out),
-        *_workers(),
-    ]
+    command = _command(paths, left_out)
     end = time.monotonic() + seconds
+
     for _ in range(STARTS):
         returncode, output = _run(command, end - time.monotonic(), journal, watch)
         if returncode is None:
             return "out of time", f"{seconds:.0f} s were over"
-        running = [
-            name
-            for name, test in outcomes_of_tests(journal.entries()).items()
-            if test["outcome"] == "running"
-        ]
-        for name in running:
-            why = "its process died or hung"
-            journal.write("test", test=name, outcome="failed", seconds=0.0, why=why)
-        if not running and (_ended(output) or returncode in CANNOT_RUN):
+        anything_died = _fail_those_running(journal)
+        if not anything_died and (_ended(output) or returncode in CANNOT_RUN):
             break
-    failed = any(
-        test["outcome"] == "failed" for test in outcomes_of_tests(journal.entries()).values()
-    )
+
+    return _outcome(returncode, output, journal)
+
+
+def _left_out(paths: tuple[str, ...]) -> dict[str, list[str]]:
+    """Files that cannot be run here, and the packages they miss."""
+    return {
+        str(file.relative_to(ROOT)): missing
+        for file in _files(paths)
+        if (missing := _missing(file))
+    }
+
+
+def _command(paths: tuple[str, ...], left_out: Iterable[str]) -> list[str]:
+    """How pytest is started."""
+    plugins = ["-p", "ironmoe.bench.benchmarks.gpu.tasks.suite_log", "-p", "no:cacheprovider"]
+    ignored = [f"--ignore={name}" for name in left_out]
+    return [
+        *(sys.executable, "-m", "pytest"),
+        *paths,
+        *plugins,
+        "--continue-on-collection-errors",
+        *ignored,
+        *_workers(),
+    ]
+
+
+def _fail_those_running(journal: Journal) -> bool:
+    """Note that the tests failed that were running when pytest ended; True if there are any."""
+    found = outcomes_of_tests(journal.entries())
+    running = [name for name, test in found.items() if test["outcome"] == "running"]
+    for name in running:
+        why = "its process died or hung"
+        journal.write("test", test=name, outcome="failed", seconds=0.0, why=why)
+    return bool(running)
+
+
+def _outcome(returncode: int | None, output: str, journal: Journal) -> tuple[str, str]:
+    """("passed" or "failed", and why) after the last pytest."""
+    found = outcomes_of_tests(journal.entries())
+    failed = any(test["outcome"] == "failed" for test in found.values())
     if returncode in (0, 5) and not failed:  # 5: none was left to run
         return "passed", ""
     last = output.strip().splitlines()[-1:] or [""]
@@ -107,8 +118,10 @@ def run_suite(
 
 
 def summary(entries: list[Entry]) -> dict[str, Any] | None:
-    """counts by word; not_run: how many tests by (file, reason); failures: what failed and why;
-    seconds of the longest. None before there are tests.
+    """A summary of the tests for the report; None before there are tests.
+
+    counts: tests by outcome; not_run: how many by (file, reason); failures: what failed and why;
+    longest: the seconds of the longest.
     """
     tests = outcomes_of_tests(entries)
     left_out = next(
@@ -119,15 +132,19 @@ def summary(entries: list[Entry]) -> dict[str, Any] | None:
     collected = [entry for entry in entries if entry["kind"] == "collected"]
     counts = Counter(test["outcome"] for test in tests.values())
     not_run: Counter[tuple[str, str]] = Counter()
+
     for name, test in tests.items():
         if test["outcome"] in ("skipped", "running"):
             not_run[name.split("::")[0], test["why"] or "was running when the time was over"] += 1
+
     begun = Counter(name.split("::")[0] for name in tests)
     for file, count in (collected[0]["files"] if collected else {}).items():
         if count > begun[file]:
             not_run[file, "no time"] += count - begun[file]
+
     for file, missing in left_out.items():
         not_run[file, f"needs {', '.join(missing)}"] += 1
+
     return {
         "counts": dict(counts),
         "of": collected[0]["count"] if collected else 0,
@@ -148,7 +165,7 @@ def summary(entries: list[Entry]) -> dict[str, Any] | None:
 
 
 def outcomes_of_tests(entries: list[Entry]) -> dict[str, Entry]:
-    """The outcome of every test, by its id; the worst one where setup, call and teardown differ.
+    """The outcome of every test, by its id: the worst one where setup, call and teardown differ.
 
     A test that has begun and not ended is "running".
     """
@@ -171,15 +188,17 @@ def _workers() -> list[str]:
 
 
 def _ended(output: str) -> bool:
-    """Whether pytest itself came to its end: it says how long it took."""
+    """Whether pytest came to its end, where it says how long it took."""
     return bool(re.search(r" in [\d.]+s", output))
 
 
 def _run(
     command: list[str], seconds: float, journal: Journal, watch: Callable[[], None]
 ) -> tuple[int | None, str]:
-    """(exit status, or None if it took too long; output). Whatever the tests started ends with
-    them.
+    """Run the command. Whatever the tests have started ends with it.
+
+    Returns:
+        (exit status, or None if it took too long; output)
     """
     # Whoever calls may be a worker of another pytest, whose variables would make this one think so.
     outside = {name: value for name, value in os.environ.items() if "PYTEST_XDIST" not in name}
@@ -187,12 +206,17 @@ def _run(
     environment = outside | {LOG: str(journal.path.resolve()), "OMP_NUM_THREADS": "1"}
     output_file = journal.path.with_suffix(".pytest.txt")
     end = time.monotonic() + seconds
+
     with open(output_file, "w") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             while process.poll() is None and time.monotonic() < end:
                 watch()
@@ -202,6 +226,7 @@ def _run(
             if returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
     watch()
     text = output_file.read_text(errors="replace")
     output_file.unlink()
@@ -218,9 +243,8 @@ def _files(paths: tuple[str, ...]) -> list[Path]:
 
 
 def _missing(file: Path) -> list[str]:
-    """Packages that a test file imports at its top and that are not installed; its neighbours in
-    the folder count as installed.
-    """
+    """Packages that a test file imports at its top and that are not installed. Files beside it
+    count as installed."""
     names = sorted(set(IMPORT.findall(file.read_text())) - set(STAND_INS))
     return [
         name

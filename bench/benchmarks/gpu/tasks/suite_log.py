@@ -30,9 +30,8 @@ _done: frozenset[str] = frozenset()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What is done already, as the log says before anything starts: all workers have to collect the
-    same tests, later ones too.
-    """
+    """Find out what is done already. All workers have to collect the same tests, later ones too, so
+    this is asked before anything starts."""
     global _done
     if _journal and not _in_worker:
         end_with_parent()
@@ -49,7 +48,7 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is done."""
+    """Leave out the tests that are done."""
     gone = [item for item in items if item.nodeid in _done]
     items[:] = [item for item in items if item.nodeid not in _done]
     config.hook.pytest_deselected(items=gone)
@@ -91,9 +90,8 @@ def _files(ids: Any) -> dict[str, int]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """In the process that runs the test. The watch over a hang is a thread of C, which no kernel
-    that never ends can hold up.
-    """
+    """End the process of a test that hangs. The watch is a thread of C, which a kernel that never
+    ends cannot hold up."""
     faulthandler.dump_traceback_later(TEST_SECONDS, exit=True, file=sys.__stderr__ or 2)
     try:
         return (yield)

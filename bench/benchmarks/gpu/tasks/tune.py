@@ -16,14 +16,12 @@ from ironmoe.bench.benchmarks.block_tables import patched, table_of
 from ironmoe.bench.benchmarks.gpu.journal import Pen
 from ironmoe.bench.benchmarks.gpu.tasks.neighbours import neighbours
 from ironmoe.bench.benchmarks.gpu.tasks.pool import in_processes
-from ironmoe.bench.benchmarks.peers import TOLERANCE, worst_row_error
-from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES, Shape, make_problem
+from ironmoe.bench.benchmarks.gpu.tasks.products import work_of
+from ironmoe.bench.benchmarks.reference import TOLERANCE, worst_row_error
+from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES, Shape
 from ironmoe.bench.common.timing import Clock, OutOfTime, interleaved, time_limit
-from ironmoe.kernels import plan_dispatch, tuning
-from ironmoe.kernels.dispatch import plan_tiles
-from ironmoe.kernels.expert_down import expert_down_backward_op
-from ironmoe.kernels.grouped_matmul import grouped_matmul_backward_op, grouped_matmul_op
-from ironmoe.kernels.tuning import Blocks, Chip, blocks_for, chip_of
+from ironmoe.kernels import tuning
+from ironmoe.kernels.tuning import Blocks, blocks_for
 
 WORTH_IT = 0.99  # of the present time, at most
 CANDIDATE_SECONDS = 20.0
@@ -42,8 +40,10 @@ TUNED = ("gated", "hidden_gradient", "plain", "weight_gradient", *ACTIVATION_OF)
 
 
 class Proposal(NamedTuple):
-    """What was found for one product: ``blocks`` is the present row where nothing was faster. Times
-    in ms.
+    """What was found for one product. Times are in milliseconds.
+
+    blocks: the fastest; the present row where nothing was faster; tried: the time of every
+    candidate; refused: why others were not timed.
     """
 
     product: str
@@ -72,8 +72,11 @@ def tune(
     shape: Shape = MAIN,
     rounds: int = 20,
 ) -> bool:
-    """A proposal for each product on ``shape`` (for ungated units on a V-MoE layer, for interleaved
-    ones on gpt-oss's) while ``left()`` seconds are > 0. True if there was time for all.
+    """Propose a row for each product on ``shape``, while ``left()`` seconds are > 0. Ungated units
+    are tried on a V-MoE layer, interleaved ones on gpt-oss's.
+
+    Returns:
+        True if there was time for all.
     """
     products = [product for product in TUNED if product not in pen.done]
     if device.type == "cuda":
@@ -95,13 +98,15 @@ def tune(
         pen.finish(product, tuning=[proposal._asdict() | blocks | {"text": proposal.text}])
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
     return all(product in pen.done for product in TUNED)
 
 
 def _compile_ahead(
     places: list[tuple[str, Shape, torch.dtype]], device: torch.device, left: Callable[[], float]
 ) -> None:
-    """All candidates of all products, on all cores: one after the other they would take minutes."""
+    """Compile all candidates of all products on all cores. One after the other they would take
+    minutes."""
     free, _ = torch.cuda.mem_get_info(device)
     workers = min(WORKERS, (os.cpu_count() or 1) - 1, free // WORKER_BYTES)
     items = [(*place, str(device), part) for part in range(PARTS) for place in places]
@@ -109,7 +114,7 @@ def _compile_ahead(
 
 
 def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
-    """Run every PARTS-th candidate of a product once. In a process of its own."""
+    """Run every PARTS-th candidate of a product once, in a process of its own."""
     product, shape, dtype, device, part = item
     run, chip, rows = work_of(product, shape, dtype, torch.device(device))
     table = table_of(product, dtype, rows, chip)
@@ -120,7 +125,7 @@ def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
 
 
 def shape_for(product: str, shape: Shape) -> Shape:
-    """``shape``, or one whose activation makes the product run."""
+    """``shape``, or a shape whose activation makes the product run."""
     activation = ACTIVATION_OF.get(product, shape.activation)
     if shape is MAIN and product in ACTIVATION_OF:
         return next(s for s in SHAPES if s.activation == activation)
@@ -135,7 +140,7 @@ def propose(
     left: Callable[[], float],
     rounds: int = 20,
 ) -> Proposal:
-    """The best of the neighbours.
+    """Time the neighbours of the present blocks in turns with them, and propose the fastest.
 
     Raises:
         OutOfTime: before anything could be compared.
@@ -143,11 +148,14 @@ def propose(
     run, chip, rows = work_of(product, shape, dtype, device)
     table = table_of(product, dtype, rows, chip)
     present: Blocks = getattr(tuning, table)[product]
+
     with time_limit(left()):
         expected = run()
+
     ready: dict[str, Blocks] = {PRESENT: present}
     refused: dict[str, str] = {}
     seen = {blocks_for(product, dtype, rows, chip)}
+
     for candidate in neighbours(present, product):
         with patched(table, product, candidate):
             # fewer stages where shared memory is short
@@ -160,22 +168,24 @@ def propose(
             refused[str(candidate)] = why
         else:
             ready[str(candidate)] = candidate
+
     timed = {name: run_under(table, product, blocks, run) for name, blocks in ready.items()}
     with time_limit(left() + RESERVE):
         times = {name: timing.ms for name, timing in interleaved(timed, device, rounds).items()}
+
     best = min(times, key=lambda name: times[name])
     if times[best] > WORTH_IT * times[PRESENT]:
         best = PRESENT
     return Proposal(
-        product,
-        table,
-        shape.name,
-        present,
-        times[PRESENT],
-        ready[best],
-        times[best],
-        times,
-        refused,
+        product=product,
+        table=table,
+        shape=shape.name,
+        present=present,
+        present_ms=times[PRESENT],
+        blocks=ready[best],
+        ms=times[best],
+        tried=times,
+        refused=refused,
     )
 
 
@@ -202,65 +212,11 @@ def objection(
 
 def run_under(
     table: str, product: str, blocks: Blocks, run: Callable[[], Any]
-) -> Callable[[], Any]:  # fmt: skip
-    """``run`` with these blocks in the table."""
+) -> Callable[[], Any]:
+    """``run`` as a function that first puts these blocks into the table."""
 
     def once() -> Any:
         with patched(table, product, blocks):
             return run()
 
     return once
-
-
-def work_of(
-    product: str, shape: Shape, dtype: torch.dtype, device: torch.device
-) -> tuple[Callable[[], list[Tensor]], Chip, int]:
-    """(what launches the product and little else, the chip, the rows of a tile)."""
-    p = make_problem(shape, "uniform", dtype, device)
-    x, w_in, w_out, gates = (t.detach() for t in (p.x, p.w_in, p.w_out, p.gates))
-    dispatch = plan_dispatch(p.experts, shape.num_experts)
-    offsets, row_token, row_slot, slot_row = dispatch
-    tiles = plan_tiles(offsets, shape.rows, dtype)
-    hidden = torch.randn(shape.rows, shape.wide, device=device, dtype=dtype)
-    activated = torch.randn(shape.rows, shape.hidden, device=device, dtype=dtype)
-    activation = shape.activation
-
-    def up() -> list[Tensor]:
-        return list(
-            grouped_matmul_op(
-                x, w_in, None, offsets, tiles, row_token, slot_row, activation, True, "ieee"
-            )
-        )
-
-    def plain() -> list[Tensor]:
-        """The two products without an epilogue: the second layer, and the input gradient, whose
-        weights lie the other way.
-        """
-        out, _ = grouped_matmul_op(
-            activated, w_out, None, offsets, tiles, None, None, "none", True, "ieee"
-        )
-        d_rows, _, _ = grouped_matmul_backward_op(
-            hidden, None, w_in, offsets, tiles, None, None, "ieee", True, False, False
-        )  # fmt: skip
-        return [out, d_rows]
-
-    def hidden_gradient() -> list[Tensor]:
-        d_gates, _, _, dh = expert_down_backward_op(
-            p.dy, gates, w_out, None, hidden, offsets, tiles, row_token, row_slot, slot_row,
-            activation, "ieee",
-            True, False, False, True,
-        )  # fmt: skip
-        return [d_gates, dh]
-
-    def weight_gradient() -> list[Tensor]:
-        _, dw, _ = grouped_matmul_backward_op(
-            hidden, x, w_in, offsets, tiles, row_token, slot_row, "ieee", False, True, False
-        )  # fmt: skip
-        return [dw]
-
-    works = {"plain": plain, "hidden_gradient": hidden_gradient, "weight_gradient": weight_gradient}
-    return (
-        works.get(product.removesuffix("_interleaved"), up),
-        chip_of(x),
-        tuning.rows_per_tile(shape.rows, shape.num_experts, dtype),
-    )

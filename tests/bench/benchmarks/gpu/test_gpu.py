@@ -9,10 +9,12 @@ from ironmoe.bench.benchmarks import peers
 from ironmoe.bench.benchmarks.gpu.journal import Journal, Pen, tables, under_way
 from ironmoe.bench.benchmarks.gpu.report import goals, wrong
 from ironmoe.bench.benchmarks.gpu.tasks import measure
-from ironmoe.bench.benchmarks.gpu.tasks.measure import MOVERS, PROFILE, Case
+from ironmoe.bench.benchmarks.gpu.tasks.entrants import Place
+from ironmoe.bench.benchmarks.gpu.tasks.measure import MOVERS, PROFILE, LayerCase
 from ironmoe.bench.benchmarks.gpu.tasks.observe import Clocks
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE, UNFROZEN
-from ironmoe.bench.benchmarks.peers import DENSE, OURS, Peer, errors, ironmoe, reference
+from ironmoe.bench.benchmarks.peers import DENSE, OURS, Peer, ironmoe
+from ironmoe.bench.benchmarks.reference import disagreement, errors, reference
 from ironmoe.bench.benchmarks.roofline import MOVES_ROWS
 from ironmoe.bench.benchmarks.shapes import MAIN, REHEARSAL, make_problem
 from ironmoe.bench.common import timing
@@ -40,7 +42,8 @@ def journal(tmp_path):
 def measure_case(journal, shape, routing="uniform", dtype=torch.bfloat16, seconds=60.0, without=()):
     """(whether it is complete, the tables of everything that is in the journal)."""
     clock, pen = timing.Clock(seconds), Pen(journal, "a case")
-    case = Case(shape, routing, dtype, CPU, clock, pen, rounds=2, without=without)
+    place = Place(shape, routing, dtype, CPU)
+    case = LayerCase(place, clock, pen, rounds=2, without=without)
     return case.measure(Clocks()), tables(journal.entries())
 
 
@@ -116,7 +119,7 @@ def test_everyone_here_agrees_with_the_reference(problem):
             assert {"y", "x", "gates", "w_in", "x with frozen weights", "y in inference"} <= set(
                 found
             )
-            assert peers.disagreement(found, FLOAT32) is None, (name, found)
+            assert disagreement(found, FLOAT32) is None, (name, found)
 
 
 def scaled(problem):

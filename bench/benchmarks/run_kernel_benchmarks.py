@@ -1,5 +1,4 @@
-"""``ironmoe bench kernels``: run ``bench_kernels.py`` under pytest-benchmark, whatever the folder
-it is called from."""
+"""``ironmoe bench kernels``: run ``kernel_benchmarks.py`` under pytest-benchmark."""
 
 import os
 import subprocess
@@ -7,7 +6,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-BENCHMARKS = Path(__file__).with_name("bench_kernels.py")
+from ironmoe.bench.common.user_error import UserError
+
+BENCHMARKS = Path(__file__).with_name("kernel_benchmarks.py")
 OPERATIONS = (
     "topk_route",
     "plan_dispatch",
@@ -18,43 +19,60 @@ OPERATIONS = (
 )
 
 
-class BenchKernelsError(Exception):
+class KernelBenchmarksError(UserError):
     """The benchmarks cannot run as asked; the message is one line and says why."""
 
 
 def run_bench_kernels(operations: str | None, seconds: float, out: Path | None) -> int:
-    """Print a table an operation; pytest's exit status.
+    """Print a table for each operation.
 
     Args:
-        operations: names out of OPERATIONS separated by commas; None is all.
-        seconds: that each benchmark may take, at least a few calls.
+        operations: names out of OPERATIONS, separated by commas; None is all.
+        seconds: that each benchmark may take; it makes a few calls in any case.
         out: file for pytest-benchmark's JSON.
 
+    Returns:
+        The exit status of pytest.
+
     Raises:
-        BenchKernelsError: an unknown name, a package or a folder that is missing.
+        KernelBenchmarksError: a name is unknown, or a package or a folder is missing.
     """
     wanted = (
         OPERATIONS if operations is None else tuple(name.strip() for name in operations.split(","))
     )
     if unknown := [name for name in wanted if name not in OPERATIONS]:
-        raise BenchKernelsError(
+        raise KernelBenchmarksError(
             f"--only: {', '.join(map(repr, unknown))} not among {', '.join(OPERATIONS)}"
         )
     if find_spec("pytest_benchmark") is None:
-        raise BenchKernelsError(
+        raise KernelBenchmarksError(
             "bench kernels needs pytest-benchmark: pip install pytest-benchmark"
         )
     if out is not None and not out.resolve().parent.is_dir():
-        raise BenchKernelsError(f"--out: there is no folder {out.resolve().parent}")
+        raise KernelBenchmarksError(f"--out: there is no folder {out.resolve().parent}")
     command = [
-        sys.executable, "-m", "pytest", str(BENCHMARKS), "-q", "-c", os.devnull, "--rootdir",
+        sys.executable,
+        "-m",
+        "pytest",
+        str(BENCHMARKS),
+        "-q",
+        "-c",
+        os.devnull,
+        "--rootdir",
         str(BENCHMARKS.parent),
-        "--import-mode=importlib", "-p", "no:cacheprovider", "-k",
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+        "-k",
         " or ".join(f"test_{name}" for name in wanted),
-        "--benchmark-only", "--benchmark-group-by=group", "--benchmark-sort=name",
+        "--benchmark-only",
+        "--benchmark-group-by=group",
+        "--benchmark-sort=name",
         "--benchmark-columns=median,iqr,min,max,rounds",
-        f"--benchmark-max-time={seconds:g}", "--benchmark-min-rounds=3", "--benchmark-disable-gc",
-    ]  # fmt: skip
+        f"--benchmark-max-time={seconds:g}",
+        "--benchmark-min-rounds=3",
+        "--benchmark-disable-gc",
+    ]
     if out is not None:
         command.append(f"--benchmark-json={out.resolve()}")
     return subprocess.run(command).returncode

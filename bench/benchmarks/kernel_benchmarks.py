@@ -1,5 +1,5 @@
 """Microbenchmarks of each operation, for pytest-benchmark: ``ironmoe bench kernels``, or ``pytest
-bench/bench_kernels.py``.
+bench/benchmarks/kernel_benchmarks.py``.
 
 On a GPU the Triton kernels at Qwen3-30B and V-MoE B/16; elsewhere the torch twins at two small
 layers.
@@ -21,7 +21,7 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 SMALL = (
     Shape("small-gated", 512, 256, 256, 16, 4),
-    Shape("small-biases", 788, 192, 768, 8, 2, "gelu", bias=True),
+    Shape("small-biases", 788, 192, 768, 8, 2, activation="gelu", bias=True),
 )
 MEASURED = tuple(s for s in SHAPES if s.name in ("qwen3-30b", "vmoe-b16-e8")) if ON_GPU else SMALL
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,7 +41,7 @@ def problem(request: pytest.FixtureRequest, dtype: torch.dtype) -> Problem:
 
 @pytest.fixture
 def measure(benchmark: Any) -> Callable[[Callable[[], Any]], None]:
-    """Run it under pytest-benchmark; on a GPU until the device is done."""
+    """Time the work under pytest-benchmark; on a GPU until the device is done."""
 
     def run(work: Callable[[], Any]) -> None:
         def finished() -> None:

@@ -1,13 +1,13 @@
 """The same attacks by other libraries, those that can be imported here. Each adapter gives (N,)
 bool: which images held.
 
-All get the model as their users would hand it over: an nn.Module in eval mode whose weights require
-    grad, images in [0, 1].
+All libraries get the model as their users would hand it over: an nn.Module in eval mode whose
+weights require grad, images in [0, 1].
 """
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +17,18 @@ from ironmoe.attacks import PGD, AutoAttack, evaluate
 Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-class PGDSettings:
-    """PGD in Linf with a fixed step and random starts."""
+class PGDSettings(NamedTuple):
+    """PGD in Linf with a fixed step and random starts. eps, alpha: in units of the pixel range."""
 
-    def __init__(
-        self, eps: float, alpha: float, steps: int, restarts: int, batch_size: int
-    ) -> None:
-        self.eps, self.alpha, self.steps, self.restarts, self.batch_size = (
-            eps,
-            alpha,
-            steps,
-            restarts,
-            batch_size,
-        )
+    eps: float
+    alpha: float
+    steps: int
+    restarts: int
+    batch_size: int
 
 
 def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]:
-    """PGD by everybody who can be imported, by name; ironmoe first."""
+    """PGD by every library that can be imported, by name; ironmoe is first."""
 
     def ours(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = PGD(model, s.eps, s.alpha, s.steps, restarts=s.restarts, attack_dtype=dtype)
@@ -66,10 +61,16 @@ def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]
 
         def attack(x: Tensor, y: Tensor) -> Tensor:
             found: Tensor = library.pgd_linf(
-                model, x, y, s.eps, steps=s.steps, random_init=True, restarts=s.restarts,
+                model,
+                x,
+                y,
+                s.eps,
+                steps=s.steps,
+                random_init=True,
+                restarts=s.restarts,
                 loss_function="ce",
                 absolute_step_size=s.alpha,
-            )  # fmt: skip
+            )
             return found
 
         return _held(model, attack, x, y, s.batch_size)
@@ -83,9 +84,12 @@ def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Run]
 def autoattack_runs(
     norm: str, eps: float, batch_size: int, dtype: torch.dtype | None = None
 ) -> dict[str, Run]:
-    """AutoAttack-standard: ours, the official code, and torchattacks' four attacks at the official
-    lengths (its own AutoAttack makes 10
-    steps for 100: another attack). foolbox and adv-lib do not have the parts."""
+    """AutoAttack-standard by ironmoe, by the official code and by torchattacks, as far as they can
+    be imported.
+
+    Of torchattacks it is the four attacks at the official lengths: its own AutoAttack makes 10
+    steps for 100, which is another attack. foolbox and adv-lib do not have the parts.
+    """
 
     def ours(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = AutoAttack(model, norm, eps, attack_dtype=dtype)
@@ -129,7 +133,7 @@ def _held(
     y: Tensor,
     batch_size: int,
 ) -> Tensor:
-    """What the library leaves, predicted again."""
+    """(N,) bool: the images that the model still classifies right when they are predicted again."""
     held = []
     for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         adversarial = attack(images, labels)

@@ -1,11 +1,10 @@
 """The schedule of Auto-PGD in L1, where how many pixels move matters more than how far (Croce &
-Hein, arXiv 2103.01208)."""
+Hein, arXiv 2103.01208, algorithm 1)."""
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.balls import Bounds
-from ironmoe.attacks.balls.l1 import L1Ball
+from ironmoe.attacks.balls.ball import Ball, Bounds
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.random import normal
 from ironmoe.kernels.attack_step import column
@@ -37,42 +36,46 @@ class Sparsity:
 
     Args:
         steps: of an attempt.
+        ball: the class of the norm's balls.
         bounds: of the box.
         three_radii: see above.
     """
 
-    def __init__(self, steps: int, bounds: Bounds, three_radii: bool) -> None:
+    def __init__(self, steps: int, ball: type[Ball], bounds: Bounds, *, three_radii: bool) -> None:
+        self.ball = ball
         self.bounds = bounds
+        self.three_radii = three_radii
         early = 3 * steps // 10 if three_radii else 0
-        # of the larger radii, in answers
-        self.three_radii, self.ends = three_radii, (early, 2 * early)
-        self.early_window, self.window = (
-            max(int(0.04 * part), 1) for part in (early, steps - 2 * early)
-        )
+        # Answers after which the searches at the two larger radii end.
+        self.ends = (early, 2 * early)
+        # Steps from one check to the next, in these searches and in the last one.
+        self.early_window = max(int(0.04 * early), 1)
+        self.window = max(int(0.04 * (steps - 2 * early)), 1)
 
     def start(self, attempts: Attempts) -> None:
         clean = attempts["clean"]
         attempts["radius"] = self._radius(attempts)
-        noise = normal(attempts["key"], clean.shape[1:], clean.dtype) * (
-            self.bounds[1] - self.bounds[0]
-        )
-        attempts["point"] = L1Ball(clean, attempts["radius"], self.bounds).project(clean + noise)
+        width = self.bounds[1] - self.bounds[0]
+        noise = normal(attempts["key"], clean.shape[1:], clean.dtype) * width
+        ball = self.ball(clean, attempts["radius"], self.bounds)
+        attempts["point"] = ball.project(clean + noise)
+
         attempts |= self._search_from_point(attempts)
         if not self.three_radii:
             size = clean[0].numel()
-            attempts["moving"] = torch.full_like(
-                attempts["moving"], max(1, int(FIRST_SHARE * size))
-            )
+            moving = max(1, int(FIRST_SHARE * size))
+            attempts["moving"] = torch.full_like(attempts["moving"], moving)
             attempts["pixels"] = torch.full_like(attempts["pixels"], size)
 
     def goes_back(self, attempts: Attempts, loss: Tensor) -> Tensor:
         left = attempts["left"] - 1
-        due, pixels = left == 0, _changed(attempts["peak"], attempts["clean"])
+        due = left == 0
+        pixels = _changed(attempts["peak"], attempts["clean"])
         sparser = pixels < SPARSER * attempts["pixels"]
+
         shorter = (attempts["alpha"] / SHORTER).maximum(SHORTEST * attempts["radius"])
-        attempts["alpha"] = torch.where(
-            due, torch.where(sparser, attempts["radius"], shorter), attempts["alpha"]
-        )
+        alpha = torch.where(sparser, attempts["radius"], shorter)
+        attempts["alpha"] = torch.where(due, alpha, attempts["alpha"])
         attempts["moving"] = torch.where(due, _moving(pixels), attempts["moving"])
         attempts["pixels"] = torch.where(due, pixels, attempts["pixels"])
         attempts["left"] = torch.where(due, self._window(attempts), left)
@@ -82,12 +85,13 @@ class Sparsity:
         radius = self._radius(attempts)
         begins = radius < attempts["radius"]
         attempts["radius"] = radius
-        stepped = point + column(attempts["alpha"], point) * _sparse_sign(
-            grad, attempts["moving"], point, self.bounds
-        )
-        attempts["point"] = L1Ball(attempts["clean"], radius, self.bounds).project(
-            where(begins, attempts["peak"], stepped)
-        )
+
+        direction = _sparse_sign(grad, attempts["moving"], point, self.bounds)
+        stepped = point + column(attempts["alpha"], point) * direction
+        ball = self.ball(attempts["clean"], radius, self.bounds)
+        attempts["point"] = ball.project(where(begins, attempts["peak"], stepped))
+
+        # A search at another radius knows nothing of the one before but its best point.
         forgotten = {"peak_loss": torch.full_like(attempts["peak_loss"], float("-inf"))}
         for name, value in (self._search_from_point(attempts) | forgotten).items():
             attempts[name] = torch.where(begins, value, attempts[name])
@@ -95,26 +99,24 @@ class Sparsity:
     def _search_from_point(self, attempts: Attempts) -> Attempts:
         """What a search remembers at its beginning, other than its radius."""
         pixels = _changed(attempts["point"], attempts["clean"])
-        # answers until the next check; the first one is about the start
-        left = self._window(attempts) + 1
         return {
             "alpha": attempts["radius"],
             "moving": _moving(pixels),
             "pixels": pixels,
-            "left": left,
+            # Answers until the next check; the first one is about the start.
+            "left": self._window(attempts) + 1,
         }
 
     def _radius(self, attempts: Attempts) -> Tensor:
-        """(R,) of the ball the next point lies in."""
-        return attempts["eps"] * (
-            1 + (attempts["queries"] < self.ends[0]).long() + (attempts["queries"] < self.ends[1])
-        )
+        """(R,) of the ball that the next point lies in."""
+        triple = attempts["queries"] < self.ends[0]
+        double = attempts["queries"] < self.ends[1]  # at the triple radius, too
+        return attempts["eps"] * (1 + triple.long() + double)
 
     def _window(self, attempts: Attempts) -> Tensor:
         """(R,) int64, steps from one check to the next."""
-        return torch.where(attempts["radius"] > attempts["eps"], self.early_window, self.window).to(
-            attempts["label"].dtype
-        )
+        early = attempts["radius"] > attempts["eps"]
+        return torch.where(early, self.early_window, self.window).to(attempts["label"].dtype)
 
 
 def _changed(point: Tensor, clean: Tensor) -> Tensor:
@@ -135,8 +137,12 @@ def _sparse_sign(grad: Tensor, moving: Tensor, point: Tensor, bounds: Bounds) ->
     So the part inside the box has an L1 length of 1. Pixels at their face whose entries are as
     large are pushed as far: the projection shortens all pixels alike, and this keeps them there.
     """
-    size, sign, at = grad.flatten(1).abs(), grad.flatten(1).sign(), point.flatten(1)
+    size = grad.flatten(1).abs()
+    sign = grad.flatten(1).sign()
+    at = point.flatten(1)
     has_room = torch.where(sign > 0, at < bounds[1], at > bounds[0]) & (sign != 0)
-    least = (size * has_room).sort(dim=1, descending=True).values.gather(1, moving.unsqueeze(1) - 1)
-    pushed = size >= least
-    return (sign * pushed / (pushed & has_room).sum(1, keepdim=True).clamp_min(1)).view_as(grad)
+
+    ranked = (size * has_room).sort(dim=1, descending=True).values
+    pushed = size >= ranked.gather(1, moving.unsqueeze(1) - 1)
+    count = (pushed & has_room).sum(1, keepdim=True).clamp_min(1)
+    return (sign * pushed / count).view_as(grad)

@@ -1,0 +1,124 @@
+"""What a norm is for an attack: a ball around each image, inside the image box, and a register of
+the norms that there are.
+
+A norm is one class in one file. It inherits from ``Ball``, which is all that PGD and FGSM ask, and
+from those classes of ``abilities.py`` whose promises it keeps, which open the other attacks to it.
+``register_norm`` makes its name known to every attack, to ``evaluate`` and to the command line.
+Nothing here knows an attack by name.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
+
+Bounds = tuple[float, float]
+"""Lowest and highest valid pixel."""
+
+
+class Ball(ABC):
+    """The points that an attack may use: a batch of B balls, each cut off at the image box.
+
+    Everything is computed in the dtype of the centers, float32 or float64.
+
+    Args:
+        center: (B, …) the images, inside ``bounds``.
+        eps: (B,) float64 radii; inf leaves the box alone.
+        bounds: lowest and highest valid pixel.
+    """
+
+    norm: ClassVar[str]
+    """The norm's name, as ``norm=`` and ``--norm`` take it."""
+
+    kept: ClassVar[tuple[str, ...]] = ()
+    """Names of further arguments of the constructor: tensors (B, …) that are worth keeping from one
+    step to the next. ``edges`` gives their values."""
+
+    needs_finite_bounds: ClassVar[bool] = False
+    """Whether the ball has no meaning in a box without faces."""
+
+    steps_come_back: ClassVar[bool] = False
+    """Whether steps of one length often lead to exactly a point where the attempt has been."""
+
+    units_per_range: ClassVar[int] = 255
+    """The command line and reports give radii as multiples of the pixel range over this number."""
+
+    usual_radii: ClassVar[tuple[float, ...]] = (2, 4, 8, 12, 16, 24)
+    """The radii that the command line attacks with by default, in these units."""
+
+    def __init__(self, center: Tensor, eps: Tensor, bounds: Bounds) -> None:
+        self.center = center
+        self.eps = eps
+        self.bounds = bounds
+
+    def __getitem__(self, keep: Tensor) -> "Ball":
+        """The ball of some of the examples."""
+        return type(self)(self.center[keep], self.eps[keep], self.bounds)
+
+    def edges(self) -> dict[str, Tensor]:
+        """The tensors that ``kept`` names."""
+        return {}
+
+    @abstractmethod
+    def project(self, point: Tensor) -> Tensor:
+        """The nearest point, in the Euclidean sense, of ball and box."""
+
+    @abstractmethod
+    def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        """A step of length ``alpha`` (B,), measured in the ball's norm, that raises a linear loss
+        the most. The result is not projected."""
+
+    def step(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        """``project(ascend(point, grad, alpha))``, outside autograd. A norm with a kernel on a GPU
+        does both in one pass."""
+        return self.project(self.ascend(point, grad, alpha))
+
+    @abstractmethod
+    def random_point(self, keys: Tensor) -> Tensor:
+        """A point drawn uniformly from the ball and projected onto the box; ``keys`` (B,) as
+        ``example_keys`` gives them."""
+
+    def tighten(self, point: Tensor) -> Tensor:
+        """``point`` moved by rounding errors only, so that its float64 distance is at most eps. A
+        norm whose projection may end outside by rounding writes its own."""
+        return self.project(point)
+
+    @abstractmethod
+    def distance(self, point: Tensor) -> Tensor:
+        """(B,) float64 distance from the center."""
+
+
+NORMS: dict[str, type[Ball]] = {}
+"""name → class, of every norm there is."""
+
+AnyBall = TypeVar("AnyBall", bound=type[Ball])
+
+
+def register_norm(ball: AnyBall) -> AnyBall:
+    """A class decorator: from here on ``norm=ball.norm`` means this class.
+
+    Raises:
+        ValueError: another class has this name.
+    """
+    if NORMS.get(ball.norm, ball) is not ball:
+        raise ValueError(
+            f"norm must be a new name, got {ball.norm!r}, which {NORMS[ball.norm].__name__} has"
+        )
+    NORMS[ball.norm] = ball
+    return ball
+
+
+def ball_of(norm: str) -> type[Ball]:
+    """The class of a norm.
+
+    Raises:
+        ValueError: there is no norm of this name.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {tuple(NORMS)}, got {norm!r}")
+    return NORMS[norm]
+
+
+def norms_with(ability: type) -> tuple[str, ...]:
+    """The names of the norms whose balls have this ability."""
+    return tuple(name for name, ball in NORMS.items() if issubclass(ball, ability))

@@ -1,0 +1,109 @@
+"""The Linf norm: no pixel changes by more than eps."""
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.balls import lengths
+from ironmoe.attacks.balls.abilities import BoxBall, HyperplaneBall, StraightBall
+from ironmoe.attacks.balls.ball import Bounds, register_norm
+from ironmoe.attacks.balls.hyperplane import all_at_once, step_to_hyperplane
+from ironmoe.attacks.random import uniform
+from ironmoe.kernels.attack_step import column, linf_ascent, linf_step
+
+
+@register_norm
+class LinfBall(BoxBall, StraightBall, HyperplaneBall):
+    """max |z − x| ≤ eps and bounds[0] ≤ z ≤ bounds[1]. The two are one box, so clamping is the
+    exact projection.
+
+    Args (beyond those of ``Ball``):
+        low, high: (B, …) the edges of this box, if they are known from an earlier step.
+    """
+
+    norm = "Linf"
+    kept = ("low", "high")
+    # A step adds or takes away alpha at each pixel, so a few of them lead back to the same numbers.
+    steps_come_back = True
+
+    def __init__(
+        self,
+        center: Tensor,
+        eps: Tensor,
+        bounds: Bounds,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+    ) -> None:
+        super().__init__(center, eps, bounds)
+        self._edges = None if low is None or high is None else (low, high)
+
+    @property
+    def low(self) -> Tensor:
+        return self._made_edges()[0]
+
+    @property
+    def high(self) -> Tensor:
+        return self._made_edges()[1]
+
+    def edges(self) -> dict[str, Tensor]:
+        return {"low": self.low, "high": self.high}
+
+    def _made_edges(self) -> tuple[Tensor, Tensor]:
+        if self._edges is None:
+            exact_center = self.center.double()
+            radius = column(self.eps, exact_center)
+            low = (exact_center - radius).to(self.center.dtype)
+            high = (exact_center + radius).to(self.center.dtype)
+
+            # Rounding may have gone outwards by one unit in the last place: then take the next
+            # number inwards.
+            low = torch.where(exact_center - low > radius, low.nextafter(high), low)
+            low = low.clamp(*self.bounds)
+            high = torch.where(high - exact_center > radius, high.nextafter(low), high)
+            high = high.clamp(*self.bounds)
+            self._edges = low, high
+        return self._edges
+
+    def project(self, point: Tensor) -> Tensor:
+        return point.clamp(self.low, self.high)
+
+    def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        return linf_ascent(point, grad, alpha)
+
+    def step(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        return linf_step(point, grad, self.low, self.high, alpha)[0]
+
+    def random_point(self, keys: Tensor) -> Tensor:
+        noise = self.random_direction(keys, self.center.shape[1:], self.center.dtype)
+        # The same ball in the box; infinity times a noise of 0 would be NaN.
+        radius = self.eps.clamp_max(self.bounds[1] - self.bounds[0])
+        return self.project(self.center + column(radius, self.center) * noise)
+
+    def random_sphere_point(self, keys: Tensor) -> Tensor:
+        noise = self.random_direction(keys, self.center.shape[1:], self.center.dtype)
+        stretch = self.eps / self.length(noise).clamp_min(lengths.SHORTEST)
+        return self.center + column(stretch, self.center) * noise
+
+    def distance(self, point: Tensor) -> Tensor:
+        return lengths.largest(point.double() - self.center.double())
+
+    @staticmethod
+    def length(step: Tensor) -> Tensor:
+        return lengths.largest(step)
+
+    @staticmethod
+    def dual_length(weight: Tensor) -> Tensor:
+        return lengths.total(weight)
+
+    @staticmethod
+    def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
+        """All pixels move equally fast."""
+
+        def equally_fast(size: Tensor, room: Tensor, needed: Tensor) -> Tensor:
+            return all_at_once(size, room, needed, speed=torch.ones_like(size))
+
+        return step_to_hyperplane(point, weight, value, bounds, equally_fast)
+
+    @staticmethod
+    def random_direction(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Uniform in the cube from −1 to 1."""
+        return 2 * uniform(keys, shape, dtype) - 1

@@ -1,0 +1,162 @@
+"""How images come into the queue: the clean prediction of a chunk, and a job for each unit of it.
+
+Nothing is attacked here, and nothing is known of active batches and of the budget.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.engine.coupling import images_per_unit
+from ironmoe.attacks.engine.inputs import Chunk, check_labels
+from ironmoe.attacks.engine.job import Example, Job, Stage
+
+
+class Resumed(NamedTuple):
+    """Where a job begins: its stage, and which of its images fell at an earlier one."""
+
+    stage: int
+    fell: list[bool]
+
+
+class Beginning(NamedTuple):
+    """A unit of a chunk that is not decided yet, under one chain; ``places`` are in the chunk."""
+
+    chain: int
+    places: slice
+    resumed: Resumed
+
+
+class Admission:
+    """Makes the jobs of a chunk.
+
+    Args:
+        chains: each a sequence of stages.
+        unit_sizes: of each chain.
+        batch_size: images that are predicted together, about.
+        resume: (chain, the numbers of a unit's images) → where to begin; None: nothing to do.
+    """
+
+    def __init__(
+        self,
+        chains: Sequence[Sequence[Stage]],
+        unit_sizes: Sequence[int],
+        batch_size: int,
+        resume: Callable[[int, list[int]], Resumed | None],
+    ) -> None:
+        self.chains = chains
+        self.unit_sizes = unit_sizes
+        self.batch_size = batch_size
+        self.resume = resume
+        self.targets = max((stage.attack.targets for chain in chains for stage in chain), default=0)
+
+    def beginnings(self, chunk: Chunk) -> list[Beginning]:
+        """The units that are not decided; what is left over at the end of a chunk, which only the
+        last chunk may have, makes a smaller unit."""
+        numbers = chunk.indices.tolist()
+        found = []
+        for chain, unit_size in enumerate(self.unit_sizes):
+            for first in range(0, len(numbers), unit_size):
+                places = slice(first, min(first + unit_size, len(numbers)))
+                resumed = self.resume(chain, numbers[places])
+                if resumed is not None:
+                    found.append(Beginning(chain, places, resumed))
+        return found
+
+    def places_to_predict(self, chunk: Chunk, beginnings: Sequence[Beginning]) -> Tensor:
+        """(m,) int64, the images whose clean prediction is needed. Images that influence each other
+        are predicted in the groups that they are attacked in."""
+        count = len(chunk.labels)
+        group = self._group_size
+        asked = torch.zeros(count, dtype=torch.bool)
+        for beginning in beginnings:
+            first = beginning.places.start // group * group
+            end = -(-beginning.places.stop // group) * group
+            asked[first:end] = True
+        return asked.nonzero().squeeze(1).to(chunk.labels.device)
+
+    def clean_logits(self, chunk: Chunk, places: Tensor) -> Tensor:
+        """(n, C), right in these places and 0 elsewhere."""
+        group = self._group_size
+        count = len(chunk.labels)
+        in_whole_groups = places < count // group * group
+        together = max(1, self.batch_size // group) * group
+
+        parts = [*places[in_whole_groups].split(together), places[~in_whole_groups]]
+        model = self.chains[0][0].attack.attacked_model
+        answers = torch.cat([model.predict(chunk.images[part]) for part in parts if len(part)])
+        return answers.new_zeros(count, answers.shape[1]).index_copy(0, places, answers)
+
+    def jobs(self, chunk: Chunk, beginnings: Sequence[Beginning], logits: Tensor) -> Iterator[Job]:
+        """A job for each beginning.
+
+        Raises:
+            ValueError: labels beyond the classes of the logits, or too few classes.
+        """
+        check_labels(chunk.labels, logits)
+        if self.targets and logits.shape[1] < 2:
+            raise ValueError(
+                "model must have at least 2 classes for an attack with targets, got "
+                f"{logits.shape[1]}"
+            )
+
+        correct = [self._correct(chain, chunk, logits) for chain in self.chains]
+        examples = self._examples(chunk, logits)
+        for chain, places, resumed in beginnings:
+            stages = self.chains[chain]
+            known = zip(examples[places], correct[chain][places], resumed.fell, strict=True)
+            yield Job(
+                chain=chain,
+                stages=stages,
+                stage=resumed.stage,
+                images=chunk.images[places],
+                examples=[
+                    example._replace(clean_correct=is_right, fell_before=fell)
+                    for example, is_right, fell in known
+                ],
+                coupled_by_model=stages[resumed.stage].attack.coupled_by_model,
+            )
+
+    @property
+    def _group_size(self) -> int:
+        """Of images that the model must see together."""
+        return images_per_unit(self.chains[0][0].attack.model, self.batch_size)
+
+    def _correct(self, chain: Sequence[Stage], chunk: Chunk, logits: Tensor) -> list[bool]:
+        """Whether each image is what the attacks of this chain want to change."""
+        return (~chain[0].attack.fooled(logits, {"label": chunk.labels})).tolist()
+
+    def _examples(self, chunk: Chunk, logits: Tensor) -> list[Example]:
+        """What is known of each image, whatever the chain."""
+        numbers = chunk.indices.tolist()
+        labels = chunk.labels.tolist()
+        predictions = logits.argmax(1).tolist()
+        classes = self._other_classes(chunk.labels, logits)
+        eps = [None] * len(labels) if chunk.eps is None else chunk.eps.tolist()
+        return [
+            Example(
+                number=numbers[one],
+                label=labels[one],
+                clean_prediction=predictions[one],
+                clean_correct=False,
+                classes=classes[one],
+                eps=eps[one],
+                fell_before=False,
+            )
+            for one in range(len(labels))
+        ]
+
+    def _other_classes(self, labels: Tensor, logits: Tensor) -> list[list[int]]:
+        """Of each image the classes that are targets, the likeliest first: not its label, and not
+        those that the model rules out with −∞, but at least one."""
+        count = min(self.targets + 1, logits.shape[1])
+        ranked = logits.topk(count, dim=1).indices
+
+        # The label moves to the end, and off it if it was not among them.
+        is_label = (ranked == labels.unsqueeze(1)).to(torch.int8)
+        others = ranked.gather(1, is_label.argsort(dim=1, stable=True))[:, :-1]
+
+        possible = (logits.gather(1, others) > float("-inf")).sum(1).clamp_min(1)
+        return [row[:there] for row, there in zip(others.tolist(), possible.tolist(), strict=True)]

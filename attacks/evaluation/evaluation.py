@@ -1,0 +1,235 @@
+"""One evaluation under way: the source, the engine, and the records of what was decided.
+
+It knows the checks and the journal. What the report says of the records, ``summaries`` knows.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.engine.admission import Resumed
+from ironmoe.attacks.engine.budget import Budget
+from ironmoe.attacks.engine.inputs import Chunk
+from ironmoe.attacks.engine.job import Job, Stage
+from ironmoe.attacks.engine.queue import Engine
+from ironmoe.attacks.engine.records import Record, Records, records_of
+from ironmoe.attacks.evaluation.checksum import checksum
+from ironmoe.attacks.evaluation.journal import Journal
+from ironmoe.attacks.evaluation.model_checks import (
+    check_model,
+    no_room_for_checks,
+    passes_of_checks,
+)
+from ironmoe.attacks.evaluation.outcome_checks import check_outcome
+from ironmoe.attacks.evaluation.progress import Progress
+from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
+from ironmoe.attacks.evaluation.sharding import Shard
+from ironmoe.attacks.evaluation.source import Source
+from ironmoe.attacks.evaluation.summaries import FinalImages, examples_of_all, summary_of
+
+BEAT_SECONDS = 1.0
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """The state of one call of ``evaluate``, whose arguments it has.
+
+    Attributes:
+        records: what is known of each image under each attack.
+        images: (attack, example) → the final image, where there is no journal to keep it.
+        decided, fresh: (image, attack) pairs that are settled; of these, settled in this call.
+        checksums: example → of its image and label, where there is a journal.
+        earlier: (attack, example) → the record of an interrupted run that this one goes on from.
+        complete: the budget did not end it before everything was decided.
+    """
+
+    source: Source
+    attacks: Mapping[str, Attack]
+    chains: Sequence[Sequence[Stage]]
+    unit_sizes: Sequence[int]
+    shard: Shard
+    budget: Budget
+    batch_size: int
+    keep_adversarial: bool
+    journal: Journal | None
+    on_progress: Callable[[Progress], None] | None
+    records: Records = field(init=False)
+    images: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    decided: int = 0
+    fresh: int = 0
+    checksums: dict[int, int] = field(default_factory=dict)
+    earlier: dict[tuple[int, int], Record] = field(default_factory=dict)
+    engine: Engine | None = None
+    complete: bool = True
+    spent_on_checks: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.records = Records() if self.journal is None else self.journal.records
+        self.told = time.monotonic()
+        self.attacks_began = time.perf_counter()
+
+    def run(self, checks: bool) -> list[Flag]:
+        """Attack everything; returns what the look at the model says."""
+        chunks = map(self._noted, self.source)
+        first = next(chunks, None)
+        flags = self._look(first) if first is not None and checks else []
+
+        self.engine = Engine(
+            self.chains,
+            self._take,
+            batch_size=self.batch_size,
+            unit_sizes=self.unit_sizes,
+            budget=self.budget,
+            resume=self._resume,
+            device=self.source.device,
+            beat=self._beat,
+        )
+        self.attacks_began = time.perf_counter()
+        self.complete = self.engine.run(itertools.chain([] if first is None else [first], chunks))
+        self.seconds = time.perf_counter() - self.attacks_began
+        return flags
+
+    def report(self, flags: list[Flag], checks: bool) -> RobustnessReport:
+        """The report of all processes together."""
+        records = self.shard.gather(self.records)
+        complete = all(self.shard.gather_objects(self.complete))
+        # a process without images has none
+        flags = next(filter(None, self.shard.gather_objects(flags)), [])
+        final = None
+        if self.keep_adversarial:
+            images = {
+                key: image
+                for part in self.shard.gather_objects(self.images)
+                for key, image in part.items()
+            }
+            final = FinalImages(
+                images, journal=self.journal, shape=self.source.shape, dtype=self.source.dtype
+            )
+
+        examples = examples_of_all(records, len(self.attacks), self.source.examples)
+        summaries = {
+            name: summary_of(records, number, examples, stages=self.chains[number], final=final)
+            for number, name in enumerate(self.attacks)
+        }
+        clean = next(iter(summaries.values())).clean_correct
+        report = RobustnessReport(
+            clean_correct=clean,
+            attacks=summaries,
+            checks=flags,
+            seconds=self.seconds,
+            complete=complete,
+            unread=0 if self.source.examples is None else self.source.examples - len(clean),
+        )
+        if checks:
+            report.checks = flags + check_outcome(report)
+        return report
+
+    def _look(self, first: Chunk) -> list[Flag]:
+        """The checks of the model, if the budget has room for them."""
+        attack, *others = self.attacks.values()
+        images = first.images[: self.batch_size].to(attack.attacked_model.image_dtype)
+        if not self.budget.allows(0, passes_of_checks(len(images))):
+            return [no_room_for_checks()]
+
+        before = attack.attacked_model.forwards
+        flags = check_model(attack, images, first.labels[: self.batch_size], also=others)
+        self.spent_on_checks = attack.attacked_model.forwards - before
+        if self.budget.max_forwards is not None:
+            self.budget.max_forwards -= self.spent_on_checks
+        return flags
+
+    def _noted(self, chunk: Chunk) -> Chunk:
+        """The chunk, found to be what the journal is about."""
+        if self.journal is not None:
+            numbers = chunk.indices.tolist()
+            for number, image, label in zip(numbers, chunk.images, chunk.labels, strict=True):
+                self.checksums[number] = checksum(image, checksum(label))
+                self.journal.check(number, self.checksums[number])
+        return chunk
+
+    def _resume(self, attack: int, examples: list[int]) -> Resumed | None:
+        """The stage that a unit goes on with, and which of its images fell before; None if nothing
+        is left to do."""
+        records = [self.records.get(attack, example) for example in examples]
+        known = [record for record in records if record is not None]
+        if len(known) < len(examples):
+            return Resumed(0, [False] * len(examples))
+
+        if all(record.decided for record in known):
+            self.decided += len(examples)
+            return None
+
+        self.earlier |= {(attack, record.example): record for record in known}
+        stage = min(max(record.passed for record in known), len(self.chains[attack]) - 1)
+        return Resumed(stage, [bool(record.fell) and record.passed < stage for record in known])
+
+    def _take(self, job: Job, final: bool) -> None:
+        """Note what the engine knows of a job now."""
+        records = [
+            self._with_earlier(record, job.examples[one].fell_before, final)
+            for one, record in enumerate(records_of(job, final))
+        ]
+        images = [
+            self._final_image(job, one, final or bool(record.fell))
+            for one, record in enumerate(records)
+        ]
+        self._keep(records, images)
+
+        if final:
+            self.decided += len(records)
+            self.fresh += len(records)
+            self._tell()
+
+    def _with_earlier(self, record: Record, fell_before: bool, final: bool) -> Record:
+        """The record, with what an interrupted run had counted before."""
+        before = self.earlier.get((record.attack, record.example))
+        if before is None:
+            return record
+        counters = record.counters.plus(before.counters).with_verdict(bool(record.fell))
+        known = before if fell_before else record
+        return known._replace(counters=counters, decided=final)
+
+    def _final_image(self, job: Job, one: int, is_final: bool) -> Tensor | None:
+        """An image that fell is final at once; one that holds, when its unit is done."""
+        if not self.keep_adversarial or not is_final or job.examples[one].fell_before:
+            return None
+        end = job.ends[one]
+        return job.images[one] if end is None else end.point
+
+    def _keep(self, records: list[Record], images: list[Tensor | None]) -> None:
+        if self.journal is not None:
+            checksums = [self.checksums[record.example] for record in records]
+            self.journal.append(records, checksums, images)
+            return
+        for record, image in zip(records, images, strict=True):
+            self.records.add(record)
+            if image is not None:
+                self.images[record.attack, record.example] = image.cpu()
+
+    def _beat(self) -> None:
+        """Tell how far it is although nothing was decided for a while: the time left grows."""
+        if time.monotonic() - self.told > BEAT_SECONDS:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.on_progress is not None:
+            self.told = time.monotonic()
+            self.on_progress(self._progress())
+
+    def _progress(self) -> Progress:
+        examples = self.source.examples
+        total = None if examples is None else self.shard.share(examples) * len(self.chains)
+        in_engine = 0 if self.engine is None else self.engine.spent
+        return Progress(
+            decided=self.decided,
+            total=total,
+            attacks=len(self.chains),
+            fresh=self.fresh,
+            seconds=time.perf_counter() - self.attacks_began,
+            forwards=self.spent_on_checks + in_engine,
+        )

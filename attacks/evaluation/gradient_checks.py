@@ -1,0 +1,174 @@
+"""Checks of a model's gradients: whether they are those of the model, vanish, or reach the routers.
+
+``model_checks`` runs them, beside its checks of the model's answers.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.engine.attacked_model import AttackedModel
+from ironmoe.attacks.evaluation.report import Flag
+from ironmoe.attacks.losses import cross_entropy, margin
+from ironmoe.attacks.random import example_keys, uniform
+from ironmoe.moe import trace_routing
+from ironmoe.moe.routing.routed_layers import routing_sites
+
+FEW = 8  # images: fewer do not tell a rounded input from chance
+FINER_THAN_8_BIT = 1 / 1024  # of the pixel range
+ROUNDING = 1e-6  # of a gradient of the margin with respect to router logits, relative to the margin
+
+
+def quantised(
+    bounds: Bounds, attacked_model: AttackedModel, images: Tensor, labels: Tensor, random: float
+) -> Flag:
+    """Whether tiny noise changes the margin as the gradient says it should."""
+    name = "quantised input"
+    weight = (
+        next(attacked_model.model.parameters(), None)
+        if isinstance(attacked_model.model, nn.Module)
+        else None
+    )
+    if random or images.element_size() < 4 or (weight is not None and weight.element_size() < 4):
+        return Flag(name, False, 0.0, "Not looked at: the model is random, or of half precision.")
+    low, high = bounds
+    keys = example_keys(0, torch.arange(len(images), device=images.device), 0)
+    noise = (
+        (2 * uniform(keys, tuple(images.shape[1:]), images.dtype) - 1)
+        * FINER_THAN_8_BIT
+        * (high - low)
+    )
+    moved = (images + noise).clamp(low, high)
+    here = _margin_and_gradient(attacked_model, images, labels)
+    there = _margin_and_gradient(attacked_model, moved, labels)
+    expected = (here[1] * (moved - images)).flatten(1).sum(1).double()
+    actual = (there[0] - here[0]).double()
+    counted = expected != 0
+    if not bool(counted.any()):
+        return _steps(attacked_model, images, labels, noise, here[0], there[0], bounds)
+    if int(counted.sum()) < FEW:
+        return Flag(name, False, 0.0, f"Not looked at: fewer than {FEW} images have a gradient.")
+    value = float(
+        ((actual - expected).abs() / (actual.abs() + expected.abs()).clamp_min(1e-300))[
+            counted
+        ].median()
+    )
+    tripped = value > 0.5
+    return Flag(
+        name,
+        tripped,
+        value,
+        "Noise of 1/1024 of the pixel range changes the margin otherwise than the gradient says: "
+        f"by {100 * value:.0f} % of the change. "
+        + (
+            "The model rounds its input, or its gradients are not its own."
+            if tripped
+            else "Gradients describe the model."
+        ),
+    )
+
+
+def zero_gradients(
+    attacked_model: AttackedModel, images: Tensor, labels: Tensor, logits: Tensor
+) -> Flag:
+    right = logits.argmax(1) == labels
+    rows = {"point": images, "label": labels} | attacked_model.record(images)
+    try:
+        grad = attacked_model.ask(rows, lambda out, _: cross_entropy(out, labels)).grad
+    except ValueError:  # no graph at all
+        grad = None
+    grad = torch.zeros_like(images) if grad is None else grad
+    zero = ((grad.flatten(1) == 0).all(1) | ~grad.flatten(1).isfinite().all(1)) & right
+    share = float(zero.sum()) / max(int(right.sum()), 1)
+    return Flag(
+        "zero gradients",
+        share > 0,
+        share,
+        f"{100 * share:.0f} % of the correctly classified images have a cross-entropy gradient of "
+        "exactly 0. "
+        + (
+            "Attacks on the cross-entropy stand still there: use the margin or DLR, and Square."
+            if share
+            else "None stands still."
+        ),
+    )
+
+
+def routing_gradient(attacked_model: AttackedModel, images: Tensor, labels: Tensor) -> Flag:
+    name = "routing gradient blocked"
+    if not isinstance(attacked_model.model, nn.Module) or not routing_sites(attacked_model.model):
+        return Flag(name, False, 0.0, "The model has no routing that is known here.")
+    points = images.detach().requires_grad_()
+    with torch.enable_grad(), trace_routing(attacked_model.model, keep_graph=True) as trace:
+        # its gradient does not vanish where the model is sure
+        margins = margin(attacked_model.logits(points), labels)
+        loss, least = margins.sum(), ROUNDING * float(margins.detach().abs().max())
+    layers = {
+        layer: [logits for logits in seen.all_logits if logits is not None]
+        for layer, seen in trace.layers.items()
+    }
+    blocked = []
+    for layer, seen in layers.items():
+        wanted = [logits for logits in seen if logits.requires_grad]
+        grads = (
+            torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True)
+            if wanted and loss.requires_grad
+            else ()
+        )
+        # A gate that is always 1, the one choice of K = 1 renormalised, leaves rounding errors of a
+        # gradient.
+        if seen and not any(grad is not None and float(grad.abs().max()) > least for grad in grads):
+            blocked.append(layer)
+    share = len(blocked) / max(len(layers), 1)
+    return Flag(
+        name,
+        bool(blocked),
+        share,
+        f"No gradient reaches the routers of {', '.join(blocked)}: an attack cannot see how to "
+        "reroute tokens. Use routing=StraightThrough()."
+        if blocked
+        else "Gradients reach every router.",
+    )
+
+
+def _steps(
+    attacked_model: AttackedModel,
+    images: Tensor,
+    labels: Tensor,
+    noise: Tensor,
+    here: Tensor,
+    there: Tensor,
+    bounds: Bounds,
+) -> Flag:
+    """No image has a gradient: does the margin stand still under tiny noise and move under noise
+    that is 64 times larger?"""
+    with torch.no_grad():
+        far = margin(attacked_model.predict((images + 64 * noise).clamp(*bounds)), labels)
+    still, moves = float((there == here).double().mean()), float((far != here).double().mean())
+    tripped = still > 0.5 and moves > 0.5
+    return Flag(
+        "quantised input",
+        tripped,
+        still,
+        "No image has a gradient, and noise of 1/1024 of the pixel range leaves the margin of "
+        f"{100 * still:.0f} % of them as it was, to the bit. "
+        + (
+            "The model rounds its input."
+            if tripped
+            else "It does not look like rounding: see zero gradients."
+        ),
+    )
+
+
+def _margin_and_gradient(
+    attacked_model: AttackedModel, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    try:
+        answer = attacked_model.ask(
+            {"point": images, "label": labels} | attacked_model.record(images),
+            lambda logits, _: margin(logits, labels),
+        )
+    except ValueError:  # no graph at all
+        return torch.zeros(len(images), device=images.device), torch.zeros_like(images)
+    assert answer.grad is not None
+    return answer.loss, answer.grad.nan_to_num()

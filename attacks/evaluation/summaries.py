@@ -1,0 +1,90 @@
+"""Records in, the summary of an attack out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.engine.counters import result_fields
+from ironmoe.attacks.engine.job import Stage
+from ironmoe.attacks.engine.records import Records
+from ironmoe.attacks.evaluation.journal import Journal
+from ironmoe.attacks.evaluation.report import AttackSummary
+
+
+@dataclass
+class FinalImages:
+    """Where the final images are: in memory by (attack, example), or in the files of a journal.
+
+    shape, dtype: of an image.
+    """
+
+    in_memory: Mapping[tuple[int, int], Tensor]
+    journal: Journal | None
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def of(self, records: Records, attack: int, examples: Sequence[int]) -> Tensor:
+        """(N, …) on CPU; NaN where a budget left an image undecided."""
+        if not examples:
+            return torch.zeros(0, *self.shape, dtype=self.dtype)
+        return torch.stack([self._one(records, attack, example) for example in examples])
+
+    def _one(self, records: Records, attack: int, example: int) -> Tensor:
+        if (attack, example) in self.in_memory:
+            return self.in_memory[attack, example]
+
+        record = records.get(attack, example)
+        image = None
+        if record is not None and self.journal is not None:
+            image = self.journal.image(record, self.shape, self.dtype)
+        return torch.full(self.shape, float("nan"), dtype=self.dtype) if image is None else image
+
+
+def examples_of_all(records: Records, attacks: int, count: int | None) -> Tensor:
+    """(N,) int64, ascending: the examples that all of the attacks know, of the first ``count``.
+
+    A kill while a chunk is admitted may leave an image that only some attacks know. It counts once
+    all know it.
+    """
+    known = [set(records.of_attack(number)["example"].tolist()) for number in range(attacks)]
+    common = torch.tensor(sorted(set.intersection(*known)), dtype=torch.int64)
+    return common if count is None else common[common < count]
+
+
+def summary_of(
+    records: Records,
+    number: int,
+    examples: Tensor,
+    *,
+    stages: Sequence[Stage],
+    final: FinalImages | None,
+) -> AttackSummary:
+    """What attack ``number`` did to these examples; ``final``: where their images are, if they are
+    kept."""
+    columns = records.of_attack(number, examples)
+    counted = result_fields(columns)
+    counted |= {name: int(counted[name].sum()) for name in ("forwards", "backwards")}
+    adversarial = None
+    if final is not None:
+        adversarial = final.of(records, number, columns["example"].tolist())
+
+    return AttackSummary(
+        stages=tuple((_radius(stage), stage.attack.name) for stage in stages),
+        examples=columns["example"],
+        clean_correct=columns["clean_correct"].bool(),
+        passed=columns["passed"],
+        fell=columns["fell"].bool(),
+        decided=columns["decided"].bool(),
+        prediction=columns["prediction"],
+        distance=columns["distance"],
+        steps=columns["steps"],
+        adversarial=adversarial,
+        **counted,
+    )
+
+
+def _radius(stage: Stage) -> float:
+    assert stage.eps is not None
+    return stage.eps

@@ -1,0 +1,39 @@
+"""FGSM: the fast gradient sign method, one full step (Goodfellow et al., arXiv 1412.6572, section
+4)."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.engine.attacked_model import Model
+from ironmoe.attacks.losses import Loss
+from ironmoe.attacks.methods.fixed_step import FixedStepAttack
+
+
+class FGSM(FixedStepAttack):
+    """One full step of length eps from the image (Goodfellow et al., arXiv 1412.6572); in L2 along
+    the normalised gradient."""
+
+    def __init__(
+        self,
+        model: Model,
+        eps: float | Tensor = 8 / 255,
+        norm: str = "Linf",
+        loss: str | Loss = "ce",
+        bounds: Bounds = (0.0, 1.0),
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            eps,
+            steps=1,
+            random_start=False,
+            norm=norm,
+            loss=loss,
+            bounds=bounds,
+            **options,
+        )
+
+    def step_length(self, eps: Tensor) -> Tensor:
+        return eps

@@ -1,0 +1,68 @@
+"""MI-FGSM: iterated FGSM with momentum (Dong et al., arXiv 1710.06081, algorithm 1)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.balls import lengths
+from ironmoe.attacks.balls.abilities import StraightBall
+from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.engine.attacked_model import Model
+from ironmoe.attacks.engine.attempts import Attempts
+from ironmoe.attacks.losses import Loss
+from ironmoe.attacks.methods.fixed_step import FixedStepAttack
+
+
+class MIFGSM(FixedStepAttack):
+    """Momentum iterative FGSM (Dong et al., arXiv 1710.06081): steps along the decayed sum of
+    L1-normalised gradients, from the image.
+
+    Args (beyond those of ``Attack``):
+        alpha: step length; None is eps / steps.
+        decay: of the momentum, μ.
+    """
+
+    needs = StraightBall
+
+    def __init__(
+        self,
+        model: Model,
+        eps: float | Tensor = 8 / 255,
+        alpha: float | None = None,
+        steps: int = 10,
+        decay: float = 1.0,
+        norm: str = "Linf",
+        loss: str | Loss = "ce",
+        bounds: Bounds = (0.0, 1.0),
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            eps,
+            alpha=alpha,
+            steps=steps,
+            random_start=False,
+            norm=norm,
+            loss=loss,
+            bounds=bounds,
+            remembers=True,  # the momentum makes the same point another state
+            **options,
+        )
+        if not decay >= 0:
+            raise ValueError(f"decay must be at least 0, got {decay}")
+        self.decay = decay
+
+    def start(self, attempts: Attempts) -> None:
+        super().start(attempts)
+        attempts["momentum"] = torch.zeros_like(attempts["clean"])
+
+    def direction(self, attempts: Attempts, grad: Tensor) -> Tensor:
+        flat = grad.to(attempts["clean"].dtype).flatten(1)
+        length = lengths.total(flat).unsqueeze(1)
+        unit = torch.where(length > 0, flat / length, 0).view_as(grad)
+        attempts["momentum"] = self.decay * attempts["momentum"] + unit
+        return attempts["momentum"]
+
+    def usual_step_length(self, eps: Tensor) -> Tensor:
+        return eps / max(self.steps, 1)

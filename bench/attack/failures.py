@@ -1,0 +1,71 @@
+"""What ``ironmoe attack`` says when an evaluation fails or cannot begin."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ironmoe.attacks.evaluation.journal import JournalError
+from ironmoe.attacks.evaluation.model_checks import passes_of_checks
+from ironmoe.bench.attack.model_source import LoadedModel
+from ironmoe.bench.attack.parts import Part
+from ironmoe.bench.attack.suite import SuiteError
+from ironmoe.bench.common.errors import told
+from ironmoe.moe.checkpoints.read import CheckpointError
+
+
+@contextmanager
+def explained(loaded: LoadedModel) -> Iterator[None]:
+    """Inside the block, what goes wrong with the model, the attacks or another process becomes an
+    error of one line. A bug stays what it is."""
+    try:
+        yield
+    except JournalError as error:
+        raise SuiteError(str(error)) from error
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        modules = [frame.f_globals.get("__name__", "") for frame in frames]
+
+        if any(module.startswith("torch.distributed") for module in modules):
+            raise SuiteError(
+                "another process ended. What was finished is saved; the same command goes on from "
+                "there"
+            ) from error
+        if isinstance(error, ValueError) and modules[-1].startswith("ironmoe."):
+            hint = "; --attack square needs no gradients" if "without a graph" in str(error) else ""
+            raise SuiteError(f"{loaded.source}: {error}{hint}") from error
+        if any(frame.f_locals.get("self") is loaded.model for frame in frames):
+            raise CheckpointError(f"{loaded.source} failed under attack: {told(error)}") from error
+        raise
+
+
+def too_small_a_budget(
+    parts: dict[str, tuple[Part, ...]],
+    *,
+    images: int,
+    batch_size: int,
+    checks: bool,
+    max_forwards: int | None,
+    world: int,
+) -> SuiteError:
+    """The error for a budget that did not suffice for the clean images of the first batch.
+
+    images: to be attacked; world: how many processes share the budget.
+    """
+    if max_forwards is None:
+        return SuiteError(
+            "--max-seconds or --max-forwards ended the evaluation before it began; give it more"
+        )
+
+    batch = min(batch_size, images)
+    least_passes = min(part.eot for of_attack in parts.values() for part in of_attack)
+    first_question = batch * (1 + least_passes)
+    of_checks = passes_of_checks(batch)
+    are_made = checks and max_forwards >= world * of_checks
+
+    needs = f"{of_checks} for the checks and " if are_made and of_checks else ""
+    each = "" if world == 1 else ", in each of the processes, which share the budget"
+    return SuiteError(
+        f"--max-forwards {max_forwards} ended the evaluation before it began: the first batch, of "
+        f"{batch} images, needs {needs}{batch} for its clean images, and {first_question} more for "
+        f"a first question to the model{each}; give it more, or a smaller --batch-size"
+    )

@@ -1,0 +1,113 @@
+"""The pictures of ``ironmoe attack``, each with a title and a note that says what it shows."""
+
+from ironmoe.bench.attack.curves import accuracy, distances, many_attacks, steps, unit_of
+from ironmoe.bench.attack.outcome import EvaluationOutcome
+from ironmoe.bench.attack.strips import examples
+from ironmoe.bench.reports.model_results import ModelResults
+from ironmoe.bench.reports.page import Picture
+from ironmoe.bench.reports.routing_pictures import expert_load, routing_change
+
+
+def draw_evaluation(outcome: EvaluationOutcome) -> dict[str, Picture]:
+    """The pictures by file name. A picture that would be empty is left out."""
+    attacks = outcome.report.attacks.values()
+    pictures = {"robust_accuracy.png": _accuracy(outcome)}
+    if any(bool(summary.fell.any()) for summary in attacks):
+        pictures |= {"distances.png": _distances(outcome), "steps.png": _steps(outcome)}
+    if outcome.margins is not None:
+        pictures |= _strips(outcome)
+    if outcome.routing:
+        pictures |= _routing(outcome)
+    return pictures
+
+
+def _accuracy(outcome: EvaluationOutcome) -> Picture:
+    band = (
+        "The band is the 95 % Wilson interval of the worst case."
+        if many_attacks(outcome)
+        else "Bands are 95 % Wilson intervals."
+    )
+    worst = (
+        " Worst case: an image counts only if it holds against every attack."
+        if len(outcome.report.attacks) > 1
+        else ""
+    )
+    return Picture(
+        "Robust accuracy against eps",
+        f"The share of all images that hold. {band}{worst}{_open(outcome)}",
+        accuracy(outcome),
+    )
+
+
+def _distances(outcome: EvaluationOutcome) -> Picture:
+    return Picture(
+        "Distances of the confirmed adversarial images",
+        f"{unit_of(outcome.suite.norm)}; dotted lines are the radii. An attack that stops at its "
+        "first success stays where it found it, often on the edge of the ball: these are no "
+        f"smallest distances.{_so_far(outcome)}",
+        distances(outcome),
+    )
+
+
+def _steps(outcome: EvaluationOutcome) -> Picture:
+    return Picture(
+        "Questions to success",
+        "Of the images right from the start, those that had fallen after so many questions to the "
+        "model in the successful attempt, at the eps where they fell. A step is one question; of "
+        "DeepFool and FAB several. Each curve ends, with a mark, at the longest attempt that its "
+        "attack allows. Still rising there, it says that more steps would find more."
+        f"{_so_far(outcome)}",
+        steps(outcome),
+    )
+
+
+def _strips(outcome: EvaluationOutcome) -> dict[str, Picture]:
+    scale = f" Perturbations are scaled to their largest entry; grey is none.{_so_far(outcome)}"
+    pictures = {}
+    if easiest := outcome.easiest():
+        note = f"They fell at the smallest eps, the nearest first.{scale}"
+        figure = examples(outcome, easiest)
+        pictures["easiest.png"] = Picture("The easiest images", note, figure)
+
+    if hardest := outcome.hardest():
+        note = (
+            "They held against every attack, those with the largest margin left first; then those "
+            "that fell last. For images that held, the final image of the attack that came closest "
+            f"is shown.{scale}"
+        )
+        figure = examples(outcome, hardest)
+        pictures["hardest.png"] = Picture("The hardest images", note, figure)
+
+    return pictures
+
+
+def _routing(outcome: EvaluationOutcome) -> dict[str, Picture]:
+    note = (
+        f"PGD with {outcome.suite.pgd_steps} steps at its full length, routing free, on "
+        f"{outcome.routing[0]['images']} images."
+    )
+    run = {
+        "attacks": [{"eps_255": eps} for eps in outcome.suite.eps_255],
+        "routing": outcome.routing,
+    }
+    results = [ModelResults(outcome.name, [run])]
+    return {
+        "routing_change.png": Picture("Routing change against eps", note, routing_change(results)),
+        "expert_load.png": Picture("Expert load", note, expert_load(results)),
+    }
+
+
+def _open(outcome: EvaluationOutcome) -> str:
+    """A sentence about the hatching, for a run that a budget ended."""
+    if outcome.report.complete:
+        return ""
+    nothing = [name for name in outcome.report.attacks if not outcome.decided_something(name)]
+    left_out = f" Not drawn, since nothing was decided: {', '.join(nothing)}." if nothing else ""
+    return (
+        " Hatched: what may still fall, since a budget ended the run before it was "
+        f"decided.{left_out}"
+    )
+
+
+def _so_far(outcome: EvaluationOutcome) -> str:
+    return "" if outcome.report.complete else " So far: a budget ended the run."

@@ -1,0 +1,99 @@
+"""The rows of the tables of ``ironmoe attack``, and the columns that show them.
+
+A column is declared here and nowhere else: its header, its text on the terminal and in
+report.html, its keys in report.json.
+"""
+
+from typing import NamedTuple
+
+from ironmoe.attacks import Proportion
+from ironmoe.bench.common.radii import exact
+from ironmoe.bench.reports.cells import brackets, percent, speed
+from ironmoe.bench.reports.tables import Column
+
+WORST_CASE = "worst case"
+
+
+class RobustnessRow(NamedTuple):
+    """What held against one attack at one eps.
+
+    attack: empty in the rows of the worst case, in which an image counts as robust only if it held
+    against every attack; fell, undecided: images, of which the undecided ones are robust so far and
+    may fall when the run goes on; any_decided: whether anything is known of this attack.
+    """
+
+    attack: str
+    eps_255: float
+    robust: Proportion
+    fell: int
+    undecided: int
+    any_decided: bool = True
+
+    @property
+    def _least_robust(self) -> Proportion:
+        return Proportion(self.robust.count - self.undecided, self.robust.total)
+
+    @property
+    def least(self) -> float:
+        """The share that would be left if everything undecided fell."""
+        return self._least_robust.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson, from the lower end of ``least`` to the upper end of what is robust so
+        far."""
+        return self._least_robust.interval()[0], self.robust.interval()[1]
+
+    @property
+    def share(self) -> str:
+        return f"{'≤ ' * bool(self.undecided)}{percent(self.robust)}"
+
+    @property
+    def brackets(self) -> str:
+        return brackets(self.interval)
+
+
+class Cost(NamedTuple):
+    """What one attack found and cost, over all eps and all runs.
+
+    found: images that the search took for successes; confirmed: those that were successes;
+    images_per_second: those decided, over the attack's part of the common time; None where it asked
+    nothing or decided none of what it asked about; forwards, backwards: passes of single images.
+    """
+
+    attack: str
+    found: int
+    confirmed: int
+    images_per_second: float | None
+    forwards: int
+    backwards: int
+
+
+RESULT_COLUMNS: tuple[Column[RobustnessRow], ...] = (
+    Column("attack", lambda row: row.attack or WORST_CASE),
+    Column("eps/255", lambda row: exact(row.eps_255), lambda row: {"eps_255": row.eps_255}),
+    Column(
+        "robust accuracy",
+        lambda row: f"{row.share} {row.brackets}" if row.any_decided else "nothing decided",
+        lambda row: row.robust.as_dict() | {"wilson_95": list(row.interval)},
+    ),
+    Column("fell", lambda row: str(row.fell)),
+    Column("undecided", lambda row: str(row.undecided), lambda row: {"undecided": row.undecided}),
+)
+
+COST_COLUMNS: tuple[Column[Cost], ...] = (
+    Column("attack", lambda cost: cost.attack),
+    Column("found", lambda cost: str(cost.found), lambda cost: {"found": cost.found}),
+    Column(
+        "confirmed", lambda cost: str(cost.confirmed), lambda cost: {"confirmed": cost.confirmed}
+    ),
+    Column(
+        "images/s",
+        lambda cost: speed(cost.images_per_second),
+        lambda cost: {"images_per_second": cost.images_per_second},
+    ),
+    Column("forwards", lambda cost: str(cost.forwards), lambda cost: {"forwards": cost.forwards}),
+    Column(
+        "backwards", lambda cost: str(cost.backwards), lambda cost: {"backwards": cost.backwards}
+    ),
+)

@@ -1,0 +1,91 @@
+"""What the numbers of an evaluation say and what they do not say, in sentences."""
+
+from ironmoe.bench.attack.outcome import EvaluationOutcome
+
+UPPER_BOUND = (
+    "Robust accuracy is an upper bound: it is what these attacks left standing. Other attacks, "
+    "more steps or more restarts can only lower it. Intervals are 95 % Wilson intervals: how "
+    "precisely these images measure this very model, not another training of it."
+)
+
+
+def words(outcome: EvaluationOutcome) -> list[str]:
+    """A paragraph for each thing that there is to say."""
+    paragraphs = (
+        _at_chance(outcome),
+        _tripped(outcome),
+        _ended_early(outcome),
+        _confirmed(outcome),
+        UPPER_BOUND,
+    )
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def _at_chance(outcome: EvaluationOutcome) -> str:
+    clean, classes = outcome.report.clean_accuracy, len(outcome.labels.unique())
+    if classes < 2 or clean.value * classes > 1:
+        return ""
+    return (
+        f"The clean accuracy, {clean}, is at or below chance, {100 / classes:.3g} % for {classes} "
+        "classes: what is left under attack says nothing of robustness. Are the classes matched to "
+        "the right logits, and are images in [0, 1] what the model expects?"
+    )
+
+
+def _tripped(outcome: EvaluationOutcome) -> str:
+    tripped = [flag for flag in outcome.checks if flag.tripped]
+    if not tripped:
+        return ""
+    messages = [f"{flag.name[0].upper()}{flag.name[1:]}: {flag.message}" for flag in tripped]
+    return (
+        f"{len(tripped)} of {len(outcome.checks)} checks against false security tripped: the model "
+        f"may be weaker than it looks. {' '.join(messages)}"
+    )
+
+
+def _ended_early(outcome: EvaluationOutcome) -> str:
+    if outcome.report.complete:
+        return ""
+    attacks = outcome.report.attacks.values()
+    undecided = sum(int((~summary.decided).sum()) for summary in attacks)
+    missed = len(outcome.images) - outcome.reached
+    not_reached = (
+        f", and {missed} of {len(outcome.images)} images were not reached and are not counted"
+        if missed
+        else ""
+    )
+
+    return (
+        "A budget ended the evaluation early: "
+        f"{undecided} of {outcome.reached * len(attacks)} {_unit(outcome)}s are undecided. What ≤ "
+        "is written before counts them as robust, and its interval reaches down to where they all "
+        f"fall{not_reached}. The same command goes on from here."
+    )
+
+
+def _confirmed(outcome: EvaluationOutcome) -> str:
+    costs = [outcome.cost(name) for name in outcome.report.attacks]
+    found, confirmed = sum(cost.found for cost in costs), sum(cost.confirmed for cost in costs)
+    unit = _unit(outcome)
+    if not found:
+        return "The search found nothing that it took for a success."
+
+    if found == 1:
+        successes = (
+            f"The search took one {unit} for a success, and it was "
+            f"{'not ' * (not confirmed)}confirmed"
+        )
+    else:
+        successes = (
+            f"Of {found} {unit}s that the search took for successes, {confirmed} "
+            f"{'was' if confirmed == 1 else 'were'} confirmed"
+        )
+
+    return (
+        f"{successes}: predicted again in full precision by the plain model, and measured again in "
+        "float64. Only what is confirmed counts."
+    )
+
+
+def _unit(outcome: EvaluationOutcome) -> str:
+    return "(image, attack) pair" if len(outcome.report.attacks) > 1 else "image"

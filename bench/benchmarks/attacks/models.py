@@ -1,0 +1,107 @@
+"""The models that attacks are measured on: a dense ViT, a V-MoE, a V-MoE that was trained on
+adversarial images, and a wide V-MoE."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.attacks import PGD
+from ironmoe.bench.common.checkpoints import architecture, load_checkpoint, save_checkpoint
+from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.common.files import slug, write_atomically
+from ironmoe.bench.common.train import Recipe, TrainingProgress, one_cycle, train
+from ironmoe.moe import VMoE
+
+MODELS = ("ViT", "V-MoE", "robust V-MoE")
+# as wide as a V-MoE-S: matrix products take most of its time, as in models of real size
+WIDE = "wide V-MoE"
+WIDTHS = {"dim": 384, "heads": 6, "mlp_dim": 1536, "expert_dim": 768}
+ADVERSARIAL_STEPS = 4
+
+
+def trained_models(
+    names: Sequence[str],
+    data: ImageData,
+    eps: float,
+    epochs: int,
+    folder: Path,
+    on_epoch: Callable[[str, int], None],
+) -> dict[str, VMoE]:
+    """The models by name, in eval mode. A model that ``folder`` holds already is not trained again.
+
+    The robust one is trained on PGD-4 images within ``eps``, in units of the pixel range (Madry et
+    al., arXiv 1706.06083).
+    """
+    models = {}
+    for name in names:
+        end = f"eps{eps:g}-epochs{epochs}-{data.checksum[:8]}.safetensors"
+        file = folder / f"{slug(name)}-{end}"
+        if not file.exists():
+            _train_to(file, name, data, eps, epochs, partial(on_epoch, name))
+        models[name] = load_checkpoint(file, torch.device("cpu"))[0]
+    return models
+
+
+def _train_to(
+    file: Path,
+    name: str,
+    data: ImageData,
+    eps: float,
+    epochs: int,
+    on_epoch: Callable[[int], None],
+) -> None:
+    """Train the model of this name and write its checkpoint."""
+    arguments = architecture(
+        "ViT" if name == "ViT" else "V-MoE", tuple(data.images.shape[1:]), len(data.classes)
+    )
+    if name == WIDE:
+        arguments |= WIDTHS
+    torch.manual_seed(0)
+    model = VMoE(**arguments)
+
+    rows, _ = data.split()
+    radius = eps if name.startswith("robust") else 0.0
+    _fit(model, data.images[rows], data.labels[rows], radius, epochs, on_epoch)
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, save_checkpoint(model, arguments, {"name": name, "eps": radius}))
+
+
+def _fit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    eps: float,
+    epochs: int,
+    on_epoch: Callable[[int], None],
+) -> None:
+    """Train on the images, or, if ``eps`` is above 0, on adversarial ones within it."""
+    recipe = Recipe(epochs=epochs)
+    steps_per_epoch = -(-len(images) // recipe.batch_size)
+
+    def attacked(x: Tensor, y: Tensor, epoch: int) -> Tensor:
+        # The radius grows over the first half: at full strength from the start small models learn
+        # nothing.
+        radius = eps * min(1.0, 2 * (epoch + 1) / epochs)
+        attack = PGD(model, radius, steps=ADVERSARIAL_STEPS, early_stop=False, seed=epoch)
+        return attack(x, y)
+
+    def show(progress: TrainingProgress) -> None:
+        epoch, rest = divmod(progress.step, steps_per_epoch)
+        if rest == 0:
+            on_epoch(epoch)
+
+    train(
+        model,
+        images,
+        labels,
+        recipe,
+        seed=0,
+        schedule=one_cycle(warmup=0.2),
+        shifts=False,
+        adversary=attacked if eps else None,
+        on_step=show,
+    )

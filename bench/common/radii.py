@@ -1,0 +1,71 @@
+"""Radii as people write them: in units of 1/255 of the pixel range, whatever the norm.
+
+The attacks know nothing of this unit. They take radii and give distances in units of the pixel
+range, so every number that goes to them or comes from them is converted here.
+"""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from ironmoe.bench.common.user_error import UserError
+
+# A change of all pixels is longer in L2 than in Linf, and far longer in L1: radii of Linf would
+# leave every image as it is.
+EPS_DEFAULTS = {"Linf": "2,4,8,12,16,24", "L2": "64,128,255,510", "L1": "510,1020,2040,3060"}
+
+PER_PIXEL_RANGE = 255
+Number = TypeVar("Number")  # a float or a tensor
+
+
+def from_255(radius_255: float) -> float:
+    """A radius in units of the pixel range, from one in units of 1/255."""
+    return radius_255 / PER_PIXEL_RANGE
+
+
+def all_from_255(radii_255: Iterable[float]) -> list[float]:
+    """``from_255`` of each."""
+    return [from_255(radius) for radius in radii_255]
+
+
+def to_255(distance: Number) -> Number:
+    """A distance in units of 1/255, from one in units of the pixel range."""
+    return PER_PIXEL_RANGE * distance  # type: ignore[operator, return-value]
+
+
+def exact(number: float) -> str:
+    """The shortest text that stands for this number and for no other one."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
+
+
+def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
+    """The radii that ``--eps`` lists, in ascending order, each once; None is the norm's default.
+
+    Raises:
+        UserError: ``eps`` holds something else than finite numbers that are at least 0.
+    """
+    # A norm that does not exist is refused later, with a message of its own.
+    usual = EPS_DEFAULTS.get(norm, EPS_DEFAULTS["Linf"])
+    eps = usual if eps is None else eps
+
+    try:
+        found = tuple(sorted({float(part) for part in eps.split(",")}))
+    except ValueError:
+        raise UserError(
+            f"--eps must be numbers separated by commas, such as {usual}, got {eps!r}"
+        ) from None
+
+    if not all(0 <= radius < float("inf") for radius in found):
+        raise UserError(f"--eps must be finite and at least 0, got {eps!r}")
+    return found
+
+
+def checked_alpha(alpha: float | None) -> float | None:
+    """The step length that ``--alpha`` gives, or None.
+
+    Raises:
+        UserError: it is negative or not finite.
+    """
+    if alpha is not None and not 0 <= alpha < float("inf"):
+        raise UserError(f"--alpha must be finite and at least 0, got {alpha}")
+    return alpha

@@ -1,0 +1,74 @@
+"""A report in a folder: report.json with every number, the pictures, and report.html, one file that
+holds everything."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from matplotlib.figure import Figure
+
+from ironmoe.bench.common.files import write_atomically, write_json
+from ironmoe.bench.reports.style import save_picture
+
+
+class Picture(NamedTuple):
+    """title: the heading above it; note: a sentence under the heading, or nothing; figure: what is
+    drawn."""
+
+    title: str
+    note: str
+    figure: Figure
+
+
+def write_report(
+    folder: Path,
+    numbers: dict[str, Any],
+    pictures: dict[str, Picture],
+    *,
+    room: str,
+    **values: Any,
+) -> None:
+    """Write report.json, the PNGs and report.html into ``folder``.
+
+    Args:
+        numbers: what report.json holds: "title", "settings", "versions", "device" and more.
+        pictures: by file name.
+        room: the sub-package of bench whose report.html.jinja fills the blocks of
+            page.html.jinja.
+        values: what the templates need beside the numbers.
+    """
+    write_json(folder / "report.json", numbers)
+    for name, picture in pictures.items():
+        save_picture(picture.figure, folder / name)
+
+    html = _template(room).render(
+        numbers=numbers,
+        pictures=[(p.title, p.note, _data_uri(folder / name)) for name, p in pictures.items()],
+        settings=[
+            (key, json.dumps(value, ensure_ascii=False))
+            for key, value in numbers["settings"].items()
+        ],
+        **values,
+    )
+    write_atomically(folder / "report.html", html)
+
+
+def _template(room: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(
+            [
+                jinja2.PackageLoader(f"ironmoe.bench.{room}", ""),
+                jinja2.PackageLoader("ironmoe.bench.reports", ""),
+            ]
+        ),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.jinja")
+
+
+def _data_uri(file: Path) -> str:
+    """A PNG as part of an HTML file."""
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"

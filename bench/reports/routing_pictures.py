@@ -1,0 +1,88 @@
+"""What an attack does to the routing of a model with experts, as pictures."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from ironmoe.bench.common.radii import exact
+from ironmoe.bench.reports.model_results import ModelResults
+from ironmoe.bench.reports.style import STYLE, WITHOUT_GRID
+
+
+def routing_change(models: list[ModelResults]) -> Figure:
+    """Share of a token's chosen experts that changed, per MoE layer."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 4))
+        lines = [(model, layer) for model in models for layer in model.layers]
+        shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.8, len(lines)))
+        for (model, layer), shade in zip(lines, shades, strict=True):
+            changes = [0.0, *(100 * model.routing_change(layer, i) for i in range(len(model.eps)))]
+            axes.plot(
+                [0.0, *model.eps],
+                changes,
+                "o-",
+                color=shade,
+                label=f"{model.name} {layer}",
+                markersize=4,
+            )
+        axes.set(
+            xlabel="eps in 1/255",
+            ylabel="1 − IoU of chosen experts, in %",
+            title="How far the attack moves the routing",
+        )
+        axes.set_ylim(bottom=0)
+        axes.title.set_fontsize(10)
+        axes.legend()
+
+    return figure
+
+
+def expert_load(models: list[ModelResults]) -> Figure:
+    """Heat map: experts across, clean and adversarial images of each layer down; the even share is
+    the middle colour."""
+    labels, loads = [], []
+    for model in models:
+        for layer in model.layers:
+            for at, name in (
+                (None, "clean"),
+                *((i, f"eps {exact(e)}/255") for i, e in enumerate(model.eps)),
+            ):
+                labels.append(f"{layer}  {name}")
+                loads.append([100 * share for share in model.load(layer, at)])
+
+    with plt.rc_context(WITHOUT_GRID):
+        figure, axes = plt.subplots(
+            figsize=(max(7, 3 + 0.35 * len(loads[0])), max(3.4, 0.8 + 0.3 * len(labels)))
+        )
+        even = 100 / len(loads[0])
+        top = max(2 * even, max(max(row) for row in loads))
+        picture = axes.imshow(
+            loads, cmap="RdBu_r", norm=TwoSlopeNorm(even, vmin=0, vmax=top), aspect="auto"
+        )
+        for y, row in enumerate(loads):
+            for x, value in enumerate(row):
+                dark = not 0.4 * even < value < even + 0.6 * (top - even)
+                axes.text(
+                    x,
+                    y,
+                    f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else "black",
+                )
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_xticks(
+            range(len(loads[0])),
+            [f"expert {e}" for e in range(len(loads[0]))],
+            rotation=45,
+            ha="right",
+        )
+        axes.spines[:].set_visible(False)
+        # of the training; a model from elsewhere has none that is known
+        seed = models[0].runs[0].get("seed")
+        axes.set_title("Expert load" if seed is None else f"Expert load, seed {seed}", fontsize=10)
+        figure.colorbar(picture, label=f"share of choices in % (even: {even:.1f})", fraction=0.04)
+
+    return figure
