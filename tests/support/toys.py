@@ -1,4 +1,12 @@
-"""Small models and data that the tests of attacks share."""
+"""Small models and data that the tests of attacks share.
+
+A model is fitted once in a process: later calls with equal data and options get a copy of it, so
+that no test depends on what another one did to its model.
+"""
+
+import copy
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -28,6 +36,24 @@ def fit(model, images, labels, steps=60, rate=3e-3):
     return model.eval()
 
 
+def _fitted_once(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """``make``, asked once for each content of its images and labels and each set of options."""
+    fitted: dict[object, tuple[nn.Module, torch.Tensor]] = {}
+
+    @functools.wraps(make)
+    def copied(images, labels, seed=0, **options):
+        arrays = tuple((t.shape, t.dtype, t.numpy().tobytes()) for t in (images, labels))
+        key = (arrays, seed, repr(sorted(options.items())))
+        if key not in fitted:
+            fitted[key] = make(images, labels, seed, **options), torch.get_rng_state()
+        model, random_state = fitted[key]
+        torch.set_rng_state(random_state)  # as if it had been fitted just now
+        return copy.deepcopy(model)
+
+    return copied
+
+
+@_fitted_once
 def vmoe(images, labels, seed=0, **options):
     """A V-MoE fitted to the blobs, in float64: products of differently shaped batches then round
     alike."""
@@ -36,6 +62,7 @@ def vmoe(images, labels, seed=0, **options):
     return fit(VMoE(12, 4, 24, 2, 2, 32, 4, **arguments), images, labels).double()
 
 
+@_fitted_once
 def mlp(images, labels, seed=0, width=32):
     torch.manual_seed(seed)
     classes, dim = int(labels.max()) + 1, images[0].numel()
