@@ -18,7 +18,7 @@ from ironmoe.attacks.engine.counters import passes_of
 from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import AttemptEnd, Job, Stage
 from ironmoe.attacks.engine.search import Search
-from ironmoe.attacks.engine.verification import Candidates, take_back, verify
+from ironmoe.attacks.engine.verification import Candidates, verify
 
 FLAGS_READ_EVERY = 8  # rounds on a GPU; on CPU looking costs nothing
 FREE_UP_TO = {"cpu": 16, "cuda": 128}  # units that cost hardly more than one
@@ -210,14 +210,12 @@ class Engine:
         for verdict in verdicts:
             verdict.owner.job.note(verdict.counters)
 
-        for place, verdict in enumerate(verdicts):
+        for verdict in verdicts:
             job = verdict.owner.job
             if job.is_cancelled(verdict.owner.attempt):
                 continue  # by another attempt of these very candidates
-            if verdict.goes_on:
-                unit = candidates.part([place])
-                take_back(unit.attempts, verdict.fell)
-                self._go_on(unit)
+            if verdict.goes_on is not None:
+                self._go_on(verdict.goes_on)
             else:
                 self._settle(job, candidates.batch, verdict.ends)
         return True

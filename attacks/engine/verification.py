@@ -44,19 +44,55 @@ class Verdict(NamedTuple):
     """What the prediction says of one unit of U images.
 
     counters: what the attempt cost and showed, image by image
-    goes_on: the search stopped at a point that is no success after all, so it must go on from there
-    fell: (U,) bool; ends: where the attempt left each image
+    ends: where the attempt left each image
+    goes_on: the unit, ready to go on, where the search stopped at a point that is no success after
+        all; else None
     """
 
     owner: Owner
     counters: list[Counters]
-    goes_on: bool
-    fell: Tensor
     ends: list[AttemptEnd]
+    goes_on: Candidates | None
+
+
+class _Predicted(NamedTuple):
+    """Candidates after the prediction: columns of numbers on the host, points and ``fell`` (R,) on
+    the device."""
+
+    columns: dict[str, list[int]]
+    distances: list[float]
+    scores: list[float]
+    points: Tensor
+    fell: Tensor
 
 
 def verify(candidates: Candidates) -> list[Verdict]:
     """Predict the candidates again; a verdict for each unit."""
+    predicted = _predict(candidates)
+    columns = predicted.columns
+    size = candidates.batch.unit_size
+
+    verdicts = []
+    for number, owner in enumerate(candidates.owners):
+        rows = range(number * size, (number + 1) * size)
+        unit = None
+        if any(columns["goes_on"][row] for row in rows):
+            unit = candidates.part([number])
+            _take_back(unit.attempts, predicted.fell[rows.start : rows.stop])
+
+        verdicts.append(
+            Verdict(
+                owner=owner,
+                counters=[counters_from(columns, row) for row in rows],
+                ends=[_end_of(predicted, row, owner) for row in rows],
+                goes_on=unit,
+            )
+        )
+    return verdicts
+
+
+def _predict(candidates: Candidates) -> _Predicted:
+    """All units at once."""
     batch = candidates.batch
     attempts = candidates.attempts
     attack = batch.attack
@@ -79,36 +115,25 @@ def verify(candidates: Candidates) -> list[Verdict]:
             **final_columns(attempts, fell, attack.gradient),
         }
     )
-    distances = distance.tolist()
-    scores = attempts["best_score"].tolist()
+    keeps_score = attack.keeps == "best"
+    scores = attempts["best_score"].tolist() if keeps_score else [0.0] * candidates.images
+    return _Predicted(columns, distance.tolist(), scores, points, fell)
 
-    def end_of(row: int, owner: Owner) -> AttemptEnd:
-        has_fallen = bool(columns["fell"][row])
-        return AttemptEnd(
-            stage=owner.job.stage,
-            attempt=owner.attempt,
-            score=scores[row] if attack.keeps == "best" else 0.0,
-            point=points[row],
-            fell=has_fallen,
-            prediction=columns["prediction"][row],
-            distance=distances[row],
-            steps=_steps(columns, row) if has_fallen else -1,
-        )
 
-    verdicts = []
-    for number, owner in enumerate(candidates.owners):
-        first = number * batch.unit_size
-        rows = range(first, first + batch.unit_size)
-        verdicts.append(
-            Verdict(
-                owner=owner,
-                counters=[counters_from(columns, row) for row in rows],
-                goes_on=any(columns["goes_on"][row] for row in rows),
-                fell=fell[first : first + batch.unit_size],
-                ends=[end_of(row, owner) for row in rows],
-            )
-        )
-    return verdicts
+def _end_of(predicted: _Predicted, row: int, owner: Owner) -> AttemptEnd:
+    """Where the attempt of one image ended."""
+    columns = predicted.columns
+    has_fallen = bool(columns["fell"][row])
+    return AttemptEnd(
+        stage=owner.job.stage,
+        attempt=owner.attempt,
+        score=predicted.scores[row],
+        point=predicted.points[row],
+        fell=has_fallen,
+        prediction=columns["prediction"][row],
+        distance=predicted.distances[row],
+        steps=_steps(columns, row) if has_fallen else -1,
+    )
 
 
 def _steps(columns: dict[str, list[int]], row: int) -> int:
@@ -117,7 +142,7 @@ def _steps(columns: dict[str, list[int]], row: int) -> int:
     return found_at if found_at >= 0 else columns["queries"][row]
 
 
-def take_back(attempts: Attempts, fell: Tensor) -> None:
+def _take_back(attempts: Attempts, fell: Tensor) -> None:
     """Let attempts go on whose success the prediction did not confirm; ``fell`` (U,) is what it
     said. An attempt that has no query left hands over its last point instead."""
     again = attempts["found"] & ~fell
