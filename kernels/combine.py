@@ -88,9 +88,15 @@ def _(rows, gates, row_token, row_slot, slot_row):  # type: ignore[no-untyped-de
 
 @custom_op("ironmoe::combine_backward", mutates_args=())
 def combine_backward_op(
-    dy: Tensor, rows: Tensor, gates: Tensor, row_token: Tensor, row_slot: Tensor, slot_row: Tensor,
-    want_rows: bool, want_gates: bool
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dy: Tensor,
+    rows: Tensor,
+    gates: Tensor,
+    row_token: Tensor,
+    row_slot: Tensor,
+    slot_row: Tensor,
+    want_rows: bool,
+    want_gates: bool,
+) -> tuple[Tensor, Tensor]:
     """(d_rows, d_gates), each empty where not wanted."""
     if takes_triton(dy):
         from ironmoe.kernels.gpu import combine as gpu
@@ -115,9 +121,15 @@ def _(dy, rows, gates, row_token, row_slot, slot_row, want_rows, want_gates):  #
 
 
 def _backward_by_torch(
-    dy: Tensor, rows: Tensor, gates: Tensor, row_token: Tensor, row_slot: Tensor, slot_row: Tensor,
-    want_rows: bool, want_gates: bool
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    dy: Tensor,
+    rows: Tensor,
+    gates: Tensor,
+    row_token: Tensor,
+    row_slot: Tensor,
+    slot_row: Tensor,
+    want_rows: bool,
+    want_gates: bool,
+) -> tuple[Tensor | None, Tensor | None]:
     """The torch twin, differentiable in turn."""
     wide = torch.promote_types(torch.promote_types(rows.dtype, gates.dtype), torch.float32)
     d_rows = d_gates = None

@@ -33,7 +33,7 @@ def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
 
 def plan_with_tiles(
     experts: Tensor, num_experts: int, dtype: torch.dtype
-) -> tuple[Dispatch, Tensor]:  # fmt: skip
+) -> tuple[Dispatch, Tensor]:
     """``plan_dispatch`` and ``plan_tiles`` for products in ``dtype`` as one operator."""
     _check(experts, num_experts)
     *dispatch, tiles = plan_dispatch_op(experts, num_experts, dtype)

@@ -50,13 +50,21 @@ def down_tiles(
 
 
 def down_tiles_backward(
-    dy: Tensor, gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Sequence[Tensor],
-    row_token: Tensor, row_slot: Tensor,
-    slot_row: Tensor, act: Activation, plan: list[Tile], want_gates: bool, want_w: bool,
-    want_b: bool, want_h: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor]]:  # fmt: skip
-    """(d_gates, dW₂, db₂, dH tile by tile) from the pre-activations; None or no tiles where not
-    wanted. Differentiable in turn."""
+    dy: Tensor,
+    gates: Tensor,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    hidden: Sequence[Tensor],
+    dispatch: Dispatch,
+    *,
+    act: Activation,
+    plan: list[Tile],
+    want: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor]]:
+    """(d_gates, dW₂, db₂, dH tile by tile) from the pre-activations; None or no tiles where
+    ``want`` says no. Differentiable in turn."""
+    want_gates, want_w, want_b, want_h = want
+    _, row_token, row_slot, slot_row = dispatch
     weights, biases = per_expert(w_out), per_expert(b_out, len(w_out))
     exact = torch.promote_types(at_least_float32(w_out), gates.dtype)
     rows = slice(plan[-1].stop)
@@ -65,6 +73,7 @@ def down_tiles_backward(
     dy_tiles, gates_tiles = split_rows(dy_RD, plan), split_rows(gates_R1, plan)
     if want_w or want_b or (want_h and not want_gates):
         gated_tiles = split_rows((dy_RD * gates_R1).to(dy.dtype), plan)
+
     d_gates_tiles, dh_tiles = [], []
     dw, db = ExpertSum(w_out.shape, w_out, want_w), ExpertSum(w_out.shape[:2], w_out, want_b)
     for i, (expert, *_) in enumerate(plan):
@@ -86,6 +95,7 @@ def down_tiles_backward(
             dw.add(expert, matmul(gated_tiles[i].t(), a_rF))
         if want_b:
             db.add(expert, gated_tiles[i].sum(0))
+
     d_gates = None
     if want_gates:
         d_gates_R = stack_rows(d_gates_tiles, slot_row.numel()).squeeze(-1)
@@ -95,10 +105,19 @@ def down_tiles_backward(
 
 @custom_op("ironmoe::expert_down", mutates_args=())
 def expert_down_op(
-    gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Tensor, activated: Tensor,
-    offsets: Tensor, tiles_2n: Tensor,
-    row_token: Tensor, row_slot: Tensor, slot_row: Tensor, activation: str, precision: str,
-) -> Tensor:  # fmt: skip
+    gates: Tensor,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    hidden: Tensor,
+    activated: Tensor,
+    offsets: Tensor,
+    tiles_2n: Tensor,
+    row_token: Tensor,
+    row_slot: Tensor,
+    slot_row: Tensor,
+    activation: str,
+    precision: str,
+) -> Tensor:
     """y (T, D) from the activated units (R, F). Gradients flow through ``hidden``, which may be
     empty where none are wanted."""
     if takes_triton(activated):
@@ -135,11 +154,23 @@ def _(  # type: ignore[no-untyped-def]
 
 @custom_op("ironmoe::expert_down_backward", mutates_args=())
 def expert_down_backward_op(
-    dy: Tensor, gates: Tensor, w_out: Tensor, b_out: Tensor | None, hidden: Tensor, offsets: Tensor,
+    dy: Tensor,
+    gates: Tensor,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    hidden: Tensor,
+    offsets: Tensor,
     tiles_2n: Tensor,
-    row_token: Tensor, row_slot: Tensor, slot_row: Tensor, activation: str, precision: str,
-    want_gates: bool, want_w: bool, want_b: bool, want_h: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    row_token: Tensor,
+    row_slot: Tensor,
+    slot_row: Tensor,
+    activation: str,
+    precision: str,
+    want_gates: bool,
+    want_w: bool,
+    want_b: bool,
+    want_h: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(d_gates, dW₂, db₂, dH), each empty where not wanted."""
     d_gates = dw = db = dh = gated = None
     if takes_triton(dy):
@@ -168,20 +199,39 @@ def expert_down_backward_op(
     else:
         plan = list(tiles(offsets, w_out.shape[2] * w_out.element_size()))
         d_gates, dw, db, dh_tiles = down_tiles_backward(
-            dy, gates, w_out, b_out, split_rows(hidden[: plan[-1].stop], plan), row_token, row_slot,
-            slot_row,
-            ACTIVATIONS[activation], plan, want_gates, want_w, want_b, want_h,
-        )  # fmt: skip
+            dy,
+            gates,
+            w_out,
+            b_out,
+            split_rows(hidden[: plan[-1].stop], plan),
+            Dispatch(offsets, row_token, row_slot, slot_row),
+            act=ACTIVATIONS[activation],
+            plan=plan,
+            want=(want_gates, want_w, want_b, want_h),
+        )
         dh = stack_rows(dh_tiles, len(hidden)) if want_h else None
     return or_empty(d_gates, gates), or_empty(dw, dy), or_empty(db, dy), or_empty(dh, dy)
 
 
 @expert_down_backward_op.register_fake
 def _(  # type: ignore[no-untyped-def]
-    dy, gates, w_out, b_out, hidden, offsets, tiles_2n, row_token, row_slot, slot_row, activation,
+    dy,
+    gates,
+    w_out,
+    b_out,
+    hidden,
+    offsets,
+    tiles_2n,
+    row_token,
+    row_slot,
+    slot_row,
+    activation,
     precision,
-    want_gates, want_w, want_b, want_h,
-):  # fmt: skip
+    want_gates,
+    want_w,
+    want_b,
+    want_h,
+):
     return (
         gates.new_empty(gates.shape) if want_gates else gates.new_empty(0),
         dy.new_empty(w_out.shape) if want_w else dy.new_empty(0),
@@ -204,17 +254,26 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         act = ACTIVATIONS[ctx.activation]
         plan = list(tiles(offsets, w_out.shape[2] * w_out.element_size()))
         hidden_tiles = () if hidden is None else split_rows(hidden[: plan[-1].stop], plan)
-        row_token, row_slot, slot_row = index
+        dispatch = Dispatch(offsets, *index)
         *grads, dh_tiles = down_tiles_backward(
-            dy, gates, w_out, b_out, hidden_tiles, row_token, row_slot, slot_row, act, plan, *want
+            dy, gates, w_out, b_out, hidden_tiles, dispatch, act=act, plan=plan, want=want
         )
-        dh = stack_rows(dh_tiles, len(row_token)) if want[3] else None
+        dh = stack_rows(dh_tiles, len(dispatch.row_token)) if want[3] else None
         return (*grads, dh, *(None,) * 8)
     hidden = dy.new_empty(0) if hidden is None else hidden
     results = expert_down_backward_op(
-        dy, gates, w_out, b_out, hidden, offsets, tiles_2n, *index, ctx.activation, ctx.precision,
-        *want
-    )  # fmt: skip
+        dy,
+        gates,
+        w_out,
+        b_out,
+        hidden,
+        offsets,
+        tiles_2n,
+        *index,
+        ctx.activation,
+        ctx.precision,
+        *want,
+    )
     return (
         *(result if wanted else None for result, wanted in zip(results, want, strict=True)),
         *(None,) * 8,

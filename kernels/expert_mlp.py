@@ -121,7 +121,7 @@ def _plainly(inputs: Any, act: Activation, dispatch: Dispatch) -> Tensor:
 
 def _by_operators(
     inputs: Any, activation: str, dispatch: Dispatch, cut: Tensor, recompute: bool, precision: str
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs] if records else inputs
     offsets, row_token, row_slot, slot_row = dispatch
@@ -183,7 +183,14 @@ class _Up(torch.autograd.Function):
         want = demanded(ctx, ctx.given)
         return (
             *product_tiles_backward(
-                dh_tiles, x, w_in, row_token, slot_row, row_token.numel(), ctx.plan, *want
+                dh_tiles,
+                x,
+                w_in,
+                row_token,
+                slot_row,
+                num_rows=row_token.numel(),
+                plan=ctx.plan,
+                want=want,
             ),
             None,
             None,
@@ -202,16 +209,17 @@ class _Down(torch.autograd.Function):
         ctx.save_for_backward(gates, w_out, b_out, *(() if only_b_out else hidden))
         # all of H comes from one node: its first tile speaks for it
         ctx.given = (True, True, b_out is not None, True)
-        ctx.act, ctx.dispatch, ctx.plan = act, dispatch, plan
+        ctx.act = act
+        ctx.dispatch = dispatch
+        ctx.plan = plan
         return down_tiles(gates, w_out, b_out, map(act.value, hidden), dispatch.slot_row, plan)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         gates, w_out, b_out, *hidden = ctx.saved_tensors
         want = demanded(ctx, ctx.given)
-        _, row_token, row_slot, slot_row = ctx.dispatch
         *grads, dh_tiles = down_tiles_backward(
-            dy, gates, w_out, b_out, hidden, row_token, row_slot, slot_row, ctx.act, ctx.plan, *want
+            dy, gates, w_out, b_out, hidden, ctx.dispatch, act=ctx.act, plan=ctx.plan, want=want
         )
         return *grads, *(dh_tiles or (None,) * len(ctx.plan)), None, None, None
 

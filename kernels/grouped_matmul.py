@@ -93,11 +93,18 @@ def product_tiles(
 
 
 def product_tiles_backward(
-    dh_tiles: Sequence[Tensor], x: Tensor | None, weight: Tensor, row_token: Tensor | None,
+    dh_tiles: Sequence[Tensor],
+    x: Tensor | None,
+    weight: Tensor,
+    row_token: Tensor | None,
     slot_row: Tensor | None,
-    num_rows: int, plan: list[Tile], want_x: bool, want_w: bool, want_b: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """(dx, dW, db) of ``product_tiles``, None where not wanted; differentiable in turn."""
+    *,
+    num_rows: int,
+    plan: list[Tile],
+    want: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dx, dW, db) of ``product_tiles``, None where ``want`` says no; differentiable in turn."""
+    want_x, want_w, want_b = want
     dx = None
     if want_x:
         weights = per_expert(weight)
@@ -131,10 +138,17 @@ def gathered(tokens_TD: Tensor, row_token: Tensor | None, plan: list[Tile]) -> t
 
 @custom_op("ironmoe::grouped_matmul", mutates_args=())
 def grouped_matmul_op(
-    x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, tiles_2n: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offsets: Tensor,
+    tiles_2n: Tensor,
     row_token: Tensor | None,
-    slot_row: Tensor | None, activation: str, keep_hidden: bool, precision: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    slot_row: Tensor | None,
+    activation: str,
+    keep_hidden: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
     """(H (R, N | 2N), A (R, N)); empty where not kept, or where the activation is "none".
     ``slot_row`` serves the backward pass."""
     num_rows = len(x) if row_token is None else len(row_token)
@@ -156,9 +170,7 @@ def grouped_matmul_op(
         plan = list(tiles(offsets, weight.shape[1] * x.element_size()))
         hidden = stack_rows(product_tiles(x, weight, bias, row_token, plan), num_rows)
         activated = None if activation == "none" else ACTIVATIONS[activation].value(hidden)
-    return hidden if keep_hidden and hidden is not None else x.new_empty(0), x.new_empty(
-        0
-    ) if activated is None else activated
+    return or_empty(hidden if keep_hidden else None, x), or_empty(activated, x)
 
 
 @grouped_matmul_op.register_fake
@@ -172,10 +184,18 @@ def _(x, weight, bias, offsets, tiles_2n, row_token, slot_row, activation, keep_
 
 @custom_op("ironmoe::grouped_matmul_backward", mutates_args=())
 def grouped_matmul_backward_op(
-    dh: Tensor, x: Tensor | None, weight: Tensor, offsets: Tensor, tiles_2n: Tensor,
+    dh: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    offsets: Tensor,
+    tiles_2n: Tensor,
     row_token: Tensor | None,
-    slot_row: Tensor | None, precision: str, want_x: bool, want_w: bool, want_b: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    slot_row: Tensor | None,
+    precision: str,
+    want_x: bool,
+    want_w: bool,
+    want_b: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dW, db), each empty where not wanted."""
     if takes_triton(dh):
         from ironmoe.kernels.gpu import combine, weight_gradient
@@ -195,8 +215,15 @@ def grouped_matmul_backward_op(
         plan = list(tiles(offsets, weight.shape[1] * dh.element_size()))
         dh_tiles = split_rows(dh[: plan[-1].stop], plan)
         dx, dw, db = product_tiles_backward(
-            dh_tiles, x, weight, row_token, slot_row, len(dh), plan, want_x, want_w, want_b
-        )  # fmt: skip
+            dh_tiles,
+            x,
+            weight,
+            row_token,
+            slot_row,
+            num_rows=len(dh),
+            plan=plan,
+            want=(want_x, want_w, want_b),
+        )
     return or_empty(dx, dh), or_empty(dw, dh), or_empty(db, dh)
 
 
@@ -235,7 +262,7 @@ def _backward(ctx: Any, dh: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
         plan = list(tiles(offsets, weight.shape[1] * weight.element_size()))
         dh_tiles = split_rows(dh[: plan[-1].stop], plan)
         grads = product_tiles_backward(
-            dh_tiles, x, weight, row_token, slot_row, len(dh), plan, *want
+            dh_tiles, x, weight, row_token, slot_row, num_rows=len(dh), plan=plan, want=want
         )
         return (*grads, *(None,) * 7)
     results = grouped_matmul_backward_op(

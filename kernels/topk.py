@@ -163,10 +163,17 @@ def _check(
 
 @custom_op("ironmoe::topk_route", mutates_args=())
 def topk_route_op(
-    logits: Tensor, top_k: int, score: str, order: str, renormalize: bool,
+    logits: Tensor,
+    top_k: int,
+    score: str,
+    order: str,
+    renormalize: bool,
     selection_bias: Tensor | None,
-    num_groups: int, keep_groups: int, group_score: str, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    num_groups: int,
+    keep_groups: int,
+    group_score: str,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     """(gates, experts); one group means no groups."""
     groups = ExpertGroups(num_groups, keep_groups, group_score) if num_groups > 1 else None
     rule = GateRule(score, order, renormalize, scale)

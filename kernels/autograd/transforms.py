@@ -34,9 +34,13 @@ def takes_folding() -> bool:
 
 
 def by_folding(
-    layer: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], experts: Tensor,
-    activation: str, recompute: bool, precision: str
-) -> Tensor:  # fmt: skip
+    layer: Callable[..., Tensor],
+    inputs: tuple[Tensor | None, ...],
+    experts: Tensor,
+    activation: str,
+    recompute: bool,
+    precision: str,
+) -> Tensor:
     """``layer`` (``expert_mlp``) on ``inputs`` = (x, gates, w_in, w_out, b_in, b_out)."""
     (y,) = _Opaque.apply(_Layer(layer, activation, recompute, precision), *inputs, experts)
     return y
@@ -72,9 +76,16 @@ class _Layer:
         experts: Tensor,
     ) -> Any:
         y = self.layer(
-            x, w_in, w_out, Routing(gates, experts), b_in=b_in, b_out=b_out,
-            activation=self.activation, recompute=self.recompute, precision=self.precision,
-        )  # fmt: skip
+            x,
+            w_in,
+            w_out,
+            Routing(gates, experts),
+            b_in=b_in,
+            b_out=b_out,
+            activation=self.activation,
+            recompute=self.recompute,
+            precision=self.precision,
+        )
         return (y,)
 
 

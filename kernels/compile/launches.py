@@ -133,10 +133,16 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
 
 
 def expert(
-    dtype: torch.dtype, rows: int, activation: str, *, precision: str = "ieee",
-    sizes: tuple[int, int] = SIZES, E: int = E,
-    transposed: bool = False, bias: bool = True,
-) -> Iterator[str]:  # fmt: skip
+    dtype: torch.dtype,
+    rows: int,
+    activation: str,
+    *,
+    precision: str = "ieee",
+    sizes: tuple[int, int] = SIZES,
+    E: int = E,
+    transposed: bool = False,
+    bias: bool = True,
+) -> Iterator[str]:
     """Inference, forward and every backward of ``E`` experts of ``rows`` rows: the name of each
     step, after it was taken.
 

@@ -120,10 +120,13 @@ def examine(named: NamedLaunch, chip: Chip) -> Finding:
     """
     launch = named.launch
     what = (
-        chip.name, named.name,
+        chip.name,
+        named.name,
         SHORT.get(named.dtype, str(named.dtype).removeprefix("torch.")),
-        "×".join(map(str, launch.tile or ())), launch.num_warps, launch.num_stages,
-    )  # fmt: skip
+        "×".join(map(str, launch.tile or ())),
+        launch.num_warps,
+        launch.num_stages,
+    )
     try:
         compiled = _compile(named, chip)
     except Exception as error:  # whatever a pass of the compiler throws

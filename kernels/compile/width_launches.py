@@ -83,8 +83,9 @@ def experts(widths: tuple[int, ...] = EXPERT_WIDTHS) -> Iterator[tuple[str, torc
     """The expert, forward and backward, where x and H are narrow."""
     for width in widths:
         for dtype, num_rows, activation in (
-            (torch.bfloat16, 16, "swiglu"), (torch.bfloat16, 128, "gelu"),
-            (torch.float32, 16, "gelu")
-        ):  # fmt: skip
+            (torch.bfloat16, 16, "swiglu"),
+            (torch.bfloat16, 128, "gelu"),
+            (torch.float32, 16, "gelu"),
+        ):
             for step in expert(dtype, num_rows, activation, sizes=(width, width), E=4):
                 yield f"{step}, width {width}", dtype

@@ -13,9 +13,17 @@ TILE_ELEMENTS = 2048  # of an output tile: 8 KB of float32 accumulators over 4 w
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def gather_sum_kernel(
-    rows, gates, slot_row, out, num_tokens, D, row_stride,
-    TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    rows,
+    gates,
+    slot_row,
+    out,
+    num_tokens,
+    D,
+    row_stride,
+    TOP_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """out[t] = Σ_k gates[t, k] · rows[slot_row[t, k]]; without gates, the plain sum. A dropped
     choice (−1) is not read."""
     blocks_d = tl.cdiv(D, BLOCK_D)
@@ -45,9 +53,19 @@ def gather_sum_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "top_k"])
 def scatter_rows_kernel(
-    dy, gates, row_token, row_slot, slot_row, d_rows, num_rows, top_k, D, dy_stride,
-    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
-):  # fmt: skip
+    dy,
+    gates,
+    row_token,
+    row_slot,
+    slot_row,
+    d_rows,
+    num_rows,
+    top_k,
+    D,
+    dy_stride,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """d_rows[r] = gate of the row · dy[token of r]; 0 for the rows of dropped choices.
 
     Tokens and choices stay int32 (there are fewer than 2³¹ choices) up to the last load that they
@@ -110,18 +128,32 @@ def combine(rows: Tensor, gates: Tensor | None, slot_row: Tensor) -> Tensor:
     out = rows.new_empty(T, D)
     block_t, block_d = _block(D)
     launch(
-        gather_sum_kernel, cdiv(T, block_t) * cdiv(D, block_d), rows=rows,
-        gates=None if gates is None else gates.to(torch.float32).contiguous(), slot_row=slot_row,
-        out=out, num_tokens=T, D=D,
-        row_stride=rows.stride(0), TOP_K=top_k, BLOCK_T=block_t, BLOCK_D=block_d,
-    )  # fmt: skip
+        gather_sum_kernel,
+        cdiv(T, block_t) * cdiv(D, block_d),
+        rows=rows,
+        gates=None if gates is None else gates.to(torch.float32).contiguous(),
+        slot_row=slot_row,
+        out=out,
+        num_tokens=T,
+        D=D,
+        row_stride=rows.stride(0),
+        TOP_K=top_k,
+        BLOCK_T=block_t,
+        BLOCK_D=block_d,
+    )
     return out
 
 
 def combine_backward(
-    dy: Tensor, rows: Tensor, gates: Tensor, row_token: Tensor, row_slot: Tensor, slot_row: Tensor,
-    want_rows: bool, want_gates: bool
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    dy: Tensor,
+    rows: Tensor,
+    gates: Tensor,
+    row_token: Tensor,
+    row_slot: Tensor,
+    slot_row: Tensor,
+    want_rows: bool,
+    want_gates: bool,
+) -> tuple[Tensor | None, Tensor | None]:
     """(d_rows like ``rows``, d_gates (T, K) float32), each None if not wanted."""
     dy, rows = (t if t.stride(-1) == 1 else t.contiguous() for t in (dy, rows))
     gates = gates.to(torch.float32).contiguous()
@@ -131,18 +163,37 @@ def combine_backward(
     d_gates = torch.empty_like(gates) if want_gates else None
     if d_rows is not None:
         launch(
-            scatter_rows_kernel, cdiv(num_rows, block_r) * cdiv(D, block_d), dy=dy, gates=gates,
-            row_token=row_token, row_slot=row_slot, slot_row=slot_row, d_rows=d_rows,
-            num_rows=num_rows, top_k=top_k, D=D,
-            dy_stride=dy.stride(0), BLOCK_R=block_r, BLOCK_D=block_d,
-        )  # fmt: skip
+            scatter_rows_kernel,
+            cdiv(num_rows, block_r) * cdiv(D, block_d),
+            dy=dy,
+            gates=gates,
+            row_token=row_token,
+            row_slot=row_slot,
+            slot_row=slot_row,
+            d_rows=d_rows,
+            num_rows=num_rows,
+            top_k=top_k,
+            D=D,
+            dy_stride=dy.stride(0),
+            BLOCK_R=block_r,
+            BLOCK_D=block_d,
+        )
     if d_gates is not None:
         launch(
-            row_dot_kernel, cdiv(gates.numel(), 16), dy=dy, rows=rows, slot_row=slot_row,
+            row_dot_kernel,
+            cdiv(gates.numel(), 16),
+            dy=dy,
+            rows=rows,
+            slot_row=slot_row,
             d_gates=d_gates,
-            num_choices=gates.numel(), top_k=top_k, D=D, dy_stride=dy.stride(0),
-            row_stride=rows.stride(0), BLOCK_R=16, BLOCK_D=128,
-        )  # fmt: skip
+            num_choices=gates.numel(),
+            top_k=top_k,
+            D=D,
+            dy_stride=dy.stride(0),
+            row_stride=rows.stride(0),
+            BLOCK_R=16,
+            BLOCK_D=128,
+        )
     return d_rows, d_gates
 
 

@@ -76,10 +76,24 @@ def scan_kernel(counts, totals, num_segments, SEGMENTS: tl.constexpr):
     do_not_specialize=["num_choices", "segment_length", "num_segments", "num_experts", "num_tiles"],
 )
 def place_kernel(
-    experts, counts, totals, offsets, row_token, row_slot, slot_row, tiles,
-    num_choices, segment_length, num_segments, num_experts, num_tiles,
-    TOP_K: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
+    experts,
+    counts,
+    totals,
+    offsets,
+    row_token,
+    row_slot,
+    slot_row,
+    tiles,
+    num_choices,
+    segment_length,
+    num_segments,
+    num_experts,
+    num_tiles,
+    TOP_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BINS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """Gives every choice its row: the first row of its expert, plus the number of choices of the
     same expert in earlier segments, plus their number before it in this segment.
 
@@ -131,7 +145,7 @@ def tiles_kernel(
 @triton.jit
 def write_tiles(
     tiles, num_tiles, expert, num_experts, e_E, start_E, length_E, BLOCK_M: tl.constexpr
-):  # fmt: skip
+):
     """(expert, first row) of each of the expert's tiles. Those of the dropped choices come last,
     and after them the surplus is marked with −1."""
     tiles_E = (length_E + BLOCK_M - 1) // BLOCK_M
@@ -173,25 +187,49 @@ def plan(
     tiles = experts.new_empty((2, num_tiles), dtype=torch.int32)
 
     sizes: dict[str, Any] = {
-        "num_choices": num_choices, "segment_length": segment_length, "num_segments": num_segments,
+        "num_choices": num_choices,
+        "segment_length": segment_length,
+        "num_segments": num_segments,
         "num_experts": num_experts,
-    }  # fmt: skip
+    }
     bins = next_power_of_2(num_experts + 1)
     launch(
-        count_kernel, num_segments, experts=experts, counts=counts, **sizes,
-        BLOCK=COUNTED, BINS=bins,
-    )  # fmt: skip
+        count_kernel,
+        num_segments,
+        experts=experts,
+        counts=counts,
+        **sizes,
+        BLOCK=COUNTED,
+        BINS=bins,
+    )
     launch(
-        scan_kernel, num_experts + 1, counts=counts, totals=totals, num_segments=num_segments,
+        scan_kernel,
+        num_experts + 1,
+        counts=counts,
+        totals=totals,
+        num_segments=num_segments,
         SEGMENTS=next_power_of_2(num_segments),
-    )  # fmt: skip
+    )
     programs = max(num_segments, num_experts + 1) if num_tiles else num_segments
     launch(
-        place_kernel, programs, num_warps=1, experts=experts, counts=counts, totals=totals,
-        offsets=offsets, row_token=row_token, row_slot=row_slot, slot_row=slot_row,
-        tiles=tiles if num_tiles else None, **sizes, num_tiles=num_tiles,
-        TOP_K=top_k, BLOCK=BLOCK, BINS=bins, BLOCK_M=block_m,
-    )  # fmt: skip
+        place_kernel,
+        programs,
+        num_warps=1,
+        experts=experts,
+        counts=counts,
+        totals=totals,
+        offsets=offsets,
+        row_token=row_token,
+        row_slot=row_slot,
+        slot_row=slot_row,
+        tiles=tiles if num_tiles else None,
+        **sizes,
+        num_tiles=num_tiles,
+        TOP_K=top_k,
+        BLOCK=BLOCK,
+        BINS=bins,
+        BLOCK_M=block_m,
+    )
     return offsets, row_token, row_slot, slot_row, tiles
 
 
@@ -203,9 +241,14 @@ def plan_tiles(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
     num_tiles = max_tiles(num_rows, num_experts + 1, block_m)
     tiles = offsets.new_empty(2, num_tiles)
     launch(
-        tiles_kernel, num_experts + 1 if num_tiles else 0, offsets=offsets, tiles=tiles,
+        tiles_kernel,
+        num_experts + 1 if num_tiles else 0,
+        offsets=offsets,
+        tiles=tiles,
         num_experts=num_experts,
-        num_rows=num_rows, num_tiles=num_tiles, BLOCK_M=block_m,
+        num_rows=num_rows,
+        num_tiles=num_tiles,
+        BLOCK_M=block_m,
         BINS=next_power_of_2(num_experts + 1),
-    )  # fmt: skip
+    )
     return tiles

@@ -142,19 +142,30 @@ def weight_gradient(
 
 
 def expert_sum(
-    source: Tensor, offsets: Tensor, gates: Tensor | None = None, row_token: Tensor | None = None,
-    row_slot: Tensor | None = None
-) -> Tensor:  # fmt: skip
+    source: Tensor,
+    offsets: Tensor,
+    gates: Tensor | None = None,
+    row_token: Tensor | None = None,
+    row_slot: Tensor | None = None,
+) -> Tensor:
     """(E, N) sums over each expert's rows of ``source`` (R, N), or of gate · ``source`` (T, N) at
     the row's token."""
     source = source if source.stride(-1) == 1 else source.contiguous()
     num_experts, N = offsets.numel() - 1, source.shape[1]
     out = source.new_empty(num_experts, N)
     launch(
-        expert_sum_kernel, num_experts * cdiv(N, SUM_COLUMNS), source=source,
-        gates=None if gates is None else gates.to(torch.float32).contiguous(), row_token=row_token,
-        row_slot=row_slot, out=out,
-        offsets=offsets, N=N, stride=source.stride(0), top_k=1 if gates is None else gates.shape[1],
-        BLOCK_R=SUM_ROWS, BLOCK_N=SUM_COLUMNS,
-    )  # fmt: skip
+        expert_sum_kernel,
+        num_experts * cdiv(N, SUM_COLUMNS),
+        source=source,
+        gates=None if gates is None else gates.to(torch.float32).contiguous(),
+        row_token=row_token,
+        row_slot=row_slot,
+        out=out,
+        offsets=offsets,
+        N=N,
+        stride=source.stride(0),
+        top_k=1 if gates is None else gates.shape[1],
+        BLOCK_R=SUM_ROWS,
+        BLOCK_N=SUM_COLUMNS,
+    )
     return out

@@ -128,8 +128,12 @@ class MoE(nn.Module):
             raise ValueError(f"dispatch_dtype must be a float dtype or None, got {dispatch_dtype}")
         wide = 2 * hidden_dim if get_activation(activation).gated else hidden_dim
         check_precision(precision)
-        self.dim, self.num_experts, self.activation = dim, num_experts, activation
-        self.recompute, self.precision, self.dispatch_dtype = recompute, precision, dispatch_dtype
+        self.dim = dim
+        self.num_experts = num_experts
+        self.activation = activation
+        self.recompute = recompute
+        self.precision = precision
+        self.dispatch_dtype = dispatch_dtype
         self.router = router or TopKRouter(dim, num_experts, top_k, device=device, dtype=dtype)
         self.capacity = capacity
         self.fc1 = ExpertLinear(num_experts, dim, wide, bias, device, dtype)
@@ -176,9 +180,11 @@ class MoE(nn.Module):
 
     def _experts(self, x_TD: Tensor, routing: Routing, routed: RouterOutput) -> Tensor:
         options: dict[str, Any] = {
-            "b_in": self.fc1.bias, "b_out": self.fc2.bias, "activation": self.activation,
+            "b_in": self.fc1.bias,
+            "b_out": self.fc2.bias,
+            "activation": self.activation,
             "precision": self.precision,
-        }  # fmt: skip
+        }
         if routed.dispatch is None and self.dispatch_dtype is None:
             return expert_mlp(
                 x_TD, self.fc1.weight, self.fc2.weight, routing, recompute=self.recompute, **options

@@ -57,7 +57,9 @@ class SoftMoE(nn.Module):
             raise ValueError(f"noise_std must be at least 0, got {noise_std}")
         check_precision(precision)
         wide = 2 * hidden_dim if get_activation(activation).gated else hidden_dim
-        self.dim, self.num_experts, self.slots_per_expert = dim, num_experts, slots_per_expert
+        self.dim = dim
+        self.num_experts = num_experts
+        self.slots_per_expert = slots_per_expert
         self.activation, self.noise_std, self.dispatch_dtype, self.precision = (
             activation,
             noise_std,
@@ -119,10 +121,15 @@ class SoftMoE(nn.Module):
             experts, dtype=torch.int32, device=rows_RD.device
         ).repeat_interleave(images * slots)[:, None]
         y_RD = expert_mlp(
-            rows_RD, self.fc1.weight, self.fc2.weight, Routing(gates_R1, experts_R1),
-            b_in=self.fc1.bias, b_out=self.fc2.bias,
-            activation=self.activation, precision=self.precision,
-        )  # fmt: skip
+            rows_RD,
+            self.fc1.weight,
+            self.fc2.weight,
+            Routing(gates_R1, experts_R1),
+            b_in=self.fc1.bias,
+            b_out=self.fc2.bias,
+            activation=self.activation,
+            precision=self.precision,
+        )
         return y_RD.view(slots_EBPD.shape)
 
     def _rounded(self, values: Tensor) -> Tensor:

@@ -56,8 +56,12 @@ class Capacity(Grouped):
             raise ValueError(f"places must be at least 1, got {places}")
         if multiple_of < 1:
             raise ValueError(f"multiple_of must be at least 1, got {multiple_of}")
-        self.factor, self.priority, self.multiple_of = factor, priority, multiple_of
-        self.places, self.renormalize, self.members = places, renormalize, 1
+        self.factor = factor
+        self.priority = priority
+        self.multiple_of = multiple_of
+        self.places = places
+        self.renormalize = renormalize
+        self.members = 1
 
     def places_for(self, num_choices: int, num_experts: int) -> int:
         """C for a group with ``num_choices`` = S · K choices among E experts."""

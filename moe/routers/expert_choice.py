@@ -53,8 +53,12 @@ class ExpertChoiceRouter(Grouped):
             )
         if noise_std < 0:
             raise ValueError(f"noise_std must be at least 0, got {noise_std}")
-        self.dim, self.num_experts, self.top_k = dim, num_experts, num_experts
-        self.factor, self.multiple_of, self.noise_std = factor, multiple_of, noise_std
+        self.dim = dim
+        self.num_experts = num_experts
+        self.top_k = num_experts
+        self.factor = factor
+        self.multiple_of = multiple_of
+        self.noise_std = noise_std
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.reset_parameters()
 

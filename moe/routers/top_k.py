@@ -107,11 +107,16 @@ class TopKRouter(nn.Module):
             raise ValueError(
                 f"renormalize must be True, False or the p > 0 of a norm, got {renormalize}"
             )
-        self.dim, self.num_experts, self.top_k = dim, num_experts, top_k
+        self.dim = dim
+        self.num_experts = num_experts
+        self.top_k = top_k
         self.renormalize, self.noise_std = renormalize, noise_std
         self.importance_weight, self.load_weight = importance_weight, load_weight
         self.balance_weight, self.z_weight = balance_weight, z_weight
-        self.score, self.order, self.groups, self.scale = score, order, groups, scale
+        self.score = score
+        self.order = order
+        self.groups = groups
+        self.scale = scale
         self.jitter, self.softcap = jitter, softcap
         self.aux_loss_in_eval, self.noise = False, None
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
@@ -208,10 +213,15 @@ class TopKRouter(nn.Module):
 
     def _route(self, noisy_TE: Tensor) -> Routing:
         routing = topk_route(
-            noisy_TE, self.top_k, score=self.score, order=self.order,
+            noisy_TE,
+            self.top_k,
+            score=self.score,
+            order=self.order,
             renormalize=self.renormalize is True,
-            selection_bias=self.selection_bias, groups=self.groups, scale=self.scale,
-        )  # fmt: skip
+            selection_bias=self.selection_bias,
+            groups=self.groups,
+            scale=self.scale,
+        )
         return routing._replace(gates=self._by_p_norm(routing.gates))
 
     def _by_p_norm(self, gates_TK: Tensor) -> Tensor:

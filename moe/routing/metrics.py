@@ -181,11 +181,15 @@ def expert_outputs(module: nn.Module, x_TD: Tensor) -> Tensor:
     )
     if isinstance(module, MoE):
         out_RD = expert_mlp(
-            rows_RD, module.fc1.weight, module.fc2.weight,
+            rows_RD,
+            module.fc1.weight,
+            module.fc2.weight,
             Routing(gates_R1, experts_R1.to(torch.int32)),
-            b_in=module.fc1.bias, b_out=module.fc2.bias, activation=module.activation,
+            b_in=module.fc1.bias,
+            b_out=module.fc2.bias,
+            activation=module.activation,
             precision=module.precision,
-        )  # fmt: skip
+        )
     else:
         # not module(…), whose hooks see and steer
         out_RD = module.forward(rows_RD, experts_R1, gates_R1.to(x_TD.dtype))

@@ -58,10 +58,12 @@ def from_config(cls: Callable[..., Model], name: str, **options: Any) -> Model:
     size = SIZES[match[2]]
     num_classes = options.pop("num_classes", 1000)
     settings: dict[str, Any] = size._asdict() | {
-        "image_size": 224, "patch_size": int(match[3]), "num_classes": num_classes,
+        "image_size": 224,
+        "patch_size": int(match[3]),
+        "num_classes": num_classes,
         "representation_size": size.dim,
         "head_bias": -math.log(num_classes),
-    }  # fmt: skip
+    }
     if match[1] == "ViT":
         given = {
             "moe_layers",

@@ -96,8 +96,12 @@ class VMoE(nn.Module):
             raise ValueError(
                 f"representation_size must be at least 1 or None, got {representation_size}"
             )
-        self.image_size, self.patch_size, self.channels = image_size, patch_size, channels
-        self.num_classes, self.classifier, self.head_bias = num_classes, classifier, head_bias
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.channels = channels
+        self.num_classes = num_classes
+        self.classifier = classifier
+        self.head_bias = head_bias
         self.ensemble_size, self.first_moe = ensemble_size, min(moe_layers, default=depth)
         self.stem = (
             _conv_stem(channels, dim, patch_size)
@@ -121,10 +125,15 @@ class VMoE(nn.Module):
                 capacity.for_members(ensemble_size) if isinstance(capacity, Capacity) else capacity
             )
             return MoE(
-                dim, expert_dim or mlp_dim, num_experts, top_k, activation="gelu_tanh",
-                router=route, capacity=limit,
+                dim,
+                expert_dim or mlp_dim,
+                num_experts,
+                top_k,
+                activation="gelu_tanh",
+                router=route,
+                capacity=limit,
                 dispatch_dtype=dispatch_dtype,
-            )  # fmt: skip
+            )
 
         mlps = (moe() if i in moe_layers else Mlp(dim, mlp_dim) for i in range(depth))
         self.blocks = nn.ModuleList(Block(dim, heads, mlp) for mlp in mlps)
