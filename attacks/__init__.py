@@ -1,4 +1,20 @@
-"""Models in, adversarial examples and robustness reports out."""
+"""Models in, adversarial examples and robustness reports out.
+
+Read in this order:
+
+1. ``balls/``, ``losses`` and ``random``: where adversarial examples may lie, what an attack raises,
+   and random numbers that depend on the example alone.
+2. ``engine/search``: what an attack is, as the engine sees it; then the rest of ``engine/``, whose
+   docstring says what each file knows.
+3. ``result``, ``run`` and ``attack``: one batch in, an ``AttackResult`` out; the class that attacks
+   derive from.
+4. ``routing/``: what an attack may do to routing.
+5. ``methods/``: the attacks, ``pgd`` first.
+6. ``evaluation/``: a data set in, a ``RobustnessReport`` out.
+7. ``autoattack``: attacks one after another, with the official calls.
+
+Imports go from later ones to earlier ones.
+"""
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.autoattack import AutoAttack

@@ -20,10 +20,6 @@ from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.run import run_attack
 
-FOLLOWS_FROM_MODEL = frozenset({"attacked_model", "coupled", "coupled_by_model"})
-FOLLOWS_FROM_SETTINGS = frozenset({"exhaustive", "inside", "keeps", "max_queries", "starts_clean"})
-"""Attributes that an attack of this library derives from its constructor's arguments."""
-
 
 class _Norms:
     """The names of the registered norms that a class of attacks takes, looked up when asked."""
@@ -61,8 +57,9 @@ class Attack(ABC):
             predictions that count leave it free.
 
     A subclass writes ``start``, ``advance`` and, if it has one, ``loss``; everything else is done
-    for it. All it sees are rows: attempts side by side, each at a step of its own, that come and go
-    (``ironmoe.attacks.engine.queue``).
+    for it. It sees nothing but attempts side by side (``ironmoe.attacks.engine.attempts``), each at
+    a step of its own, which come and go while it runs. Most derive from ``FixedRadiusAttack`` or
+    ``LeastDistanceAttack`` below.
     """
 
     norms = _Norms()
@@ -151,11 +148,15 @@ class Attack(ABC):
                 f"targeted=True does not go with {type(self).__name__}, which goes through "
                 "targets of its own"
             )
-        self.eps, self.norm, self.bounds, self.seed = eps, norm, bounds, seed
         self.name = type(self).__name__
-        self.targeted, self.eot = targeted, eot
-        # joint: the images of a unit influence each other's predictions. Under a routing mode alone
-        # they share no more than a loss.
+        self.eps = eps
+        self.norm = norm
+        self.bounds = bounds
+        self.seed = seed
+        self.targeted = targeted
+        self.eot = eot
+        # Images that the model couples change each other's predictions; those that only a routing
+        # mode couples share no more than a loss.
         self.coupled_by_model = images_coupled(model)
         self.coupled = self.coupled_by_model or self.attacked_model.routing.coupled_by_loss
 
@@ -179,21 +180,10 @@ class Attack(ABC):
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
 
     def chosen_settings(self) -> dict[str, Any]:
-        """What the user chose, by the names of the constructor's arguments: a journal goes on only
-        with the same.
-
-        These are the public attributes of the attack, without those that follow from others. In an
-        attack of a user every public attribute counts, since no one else knows what follows. An
-        attack that keeps an argument under another name overrides this method.
-        """
-        in_library = type(self).__module__.startswith("ironmoe.attacks.")
-        left_out = FOLLOWS_FROM_MODEL | (FOLLOWS_FROM_SETTINGS if in_library else frozenset())
-        chosen = {
-            name: value
-            for name, value in vars(self).items()
-            if not name.startswith("_") and name not in left_out
-        }
-        return chosen | self.attacked_model.settings
+        """What the user chose, by the names of the constructor's arguments; a journal goes on only
+        with the same. An attack that keeps an argument under another name overrides this method."""
+        public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return public | self.attacked_model.settings
 
     def images_per_unit(self, batch_size: int) -> int:
         """How many images must be attacked together."""
@@ -235,7 +225,7 @@ class Attack(ABC):
         return run_attack(self, images, labels, indices)
 
     def ball(self, attempts: Attempts) -> Ball:
-        """Where the adversarial examples of these rows may lie."""
+        """Where the adversarial examples of these attempts may lie."""
         ball = ball_of(self.norm)
         kept = {name: attempts[name] for name in ball.kept if name in attempts}
         return ball(attempts["clean"], attempts["eps"], self.bounds, **kept)
@@ -247,19 +237,19 @@ class Attack(ABC):
 
     @abstractmethod
     def start(self, attempts: Attempts) -> None:
-        """Set ``rows["point"]``, the first question of new attempts, and add what else they need:
-        tensors with the rows first."""
+        """Set ``attempts["point"]``, which the model is asked about first, and add what else the
+        attack remembers: tensors (R, …), one entry an attempt."""
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) what the attack raises, of logits (R, C); differentiable if ``gradient``."""
         return torch.zeros_like(logits[:, 0])
 
     def passes_per_query(self, count: int, device: str) -> int:
-        """Passes that ``ask`` takes for each of so many rows."""
+        """How many forward passes ``ask`` makes for each of ``count`` attempts."""
         return self.eot
 
     def ask(self, attempts: Attempts, want_grad: bool) -> Answer:
-        """The model's answer to ``rows["point"]``."""
+        """The model's answer to ``attempts["point"]``."""
         return self.attacked_model.ask(attempts, self.objective, want_grad, self.eot)
 
     def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
@@ -271,23 +261,22 @@ class Attack(ABC):
     def advance(
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
     ) -> None:
-        """Use the answer to ``rows["point"]``: set the next one, and ``finished`` where it is the
-        last, whose answer is not needed.
+        """Use the answer to ``attempts["point"]``: set the next point, and ``finished`` where it is
+        the last, whose answer is not needed.
 
-        logits (R, C), loss (R,) and grad (R, …) belong to the rows one by one; rows may be at
-        different steps. Nothing here may
-        wait for the device: no branch on values, no ``nonzero``. Rows whose attempt is over are
-        passed, too; what becomes of them does not matter.
+        logits (R, C), loss (R,) and grad (R, …) have one entry an attempt, and attempts may be at
+        different steps. Nothing here may wait for the device: no branch on values, no ``nonzero``.
+        Attempts that are over are passed, too; what becomes of them does not matter.
         """
 
     def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
-        """(R,) which of several misclassified (or several not misclassified) points an attack that
-        ``keeps`` the "best" prefers."""
+        """(R,) how good the points are. An attack that ``keeps`` the "best" takes the highest score
+        of its successes, or of all its points if none is a success."""
         return loss
 
     def wants_gradient(self, attempts: Attempts) -> Tensor | None:
-        """(R,) which rows need the gradient this time; None: all, or as ``gradient`` says. Asked
-        only where looking costs nothing."""
+        """(R,) bool: which attempts need the gradient this time; None: all, if ``gradient`` is set.
+        The engine asks only on CPU, where looking at the answer costs nothing."""
         return None
 
     def fooled(self, logits: Tensor, attempts: Attempts) -> Tensor:

@@ -16,6 +16,7 @@ from ironmoe.attacks.evaluation.evaluate import evaluate
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.square import Square
+from ironmoe.attacks.registry import register_attack
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -24,6 +25,16 @@ VERSIONS = {
 }
 
 
+@register_attack(
+    summary='APGD, FAB and Square one after another; `version` is `"standard"`, `"plus"`, '
+    '`"rand"` or `"custom"`.',
+    source="2003.01690",
+    names={
+        "autoattack": {},
+        "autoattack-plus": {"version": "plus"},
+        "autoattack-rand": {"version": "rand", "eot": 20},
+    },
+)
 class AutoAttack(Attack):
     """Attacks one after another, each on the images that held against the ones before.
 

@@ -40,11 +40,8 @@ class Ball(ABC):
     steps_come_back: ClassVar[bool] = False
     """Whether steps of one length often lead to exactly a point where the attempt has been."""
 
-    units_per_range: ClassVar[int] = 255
-    """The command line and reports give radii as multiples of the pixel range over this number."""
-
     usual_radii: ClassVar[tuple[float, ...]] = (2, 4, 8, 12, 16, 24)
-    """The radii that the command line attacks with by default, in these units."""
+    """The radii that the command line attacks with by default, in 1/255 of the pixel range."""
 
     def __init__(self, center: Tensor, eps: Tensor, bounds: Bounds) -> None:
         self.center = center

@@ -112,8 +112,9 @@ def forget_passes(attempts: dict[str, Tensor]) -> None:
 
 
 def passes_of(attempts: Mapping[str, Tensor]) -> list[Counters]:
-    """What each attempt cost that does not run to its end."""
-    forwards, backwards = attempts["forwards"].tolist(), attempts["backwards"].tolist()
+    """The passes of attempts that do not run to their end; nothing else is noted of them."""
+    forwards = attempts["forwards"].tolist()
+    backwards = attempts["backwards"].tolist()
     return [
         Counters(forwards=ahead, backwards=back)
         for ahead, back in zip(forwards, backwards, strict=True)

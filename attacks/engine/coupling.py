@@ -23,9 +23,9 @@ def images_coupled(model: Any) -> bool:
 
 
 def images_per_unit(model: Any, batch_size: int) -> int:
-    """How many images in a row must be attacked together: the least common multiple of the groups;
-    a whole batch where a layer's group is the batch, or a number of tokens that need not be whole
-    images."""
+    """How many neighbouring images must be attacked together: the least common multiple of the
+    groups of all layers. It is the whole batch where a layer's group is the batch, or is a number
+    of tokens that need not be whole images."""
     if not images_coupled(model):
         return 1
     groups = [module for module in model.modules() if isinstance(module, Grouped)]

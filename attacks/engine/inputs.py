@@ -76,7 +76,8 @@ def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) ->
             "images must be finite, got NaN or infinity first in example "
             f"{_first(~images.isfinite())}"
         )
-    low, high = float(images.min()), float(images.max())
+    low = float(images.min())
+    high = float(images.max())
     if low < bounds[0] or high > bounds[1]:
         outside = (images < bounds[0]) | (images > bounds[1])
         raise ValueError(

@@ -211,7 +211,8 @@ class Job:
             return fell_now > fell_before
 
         is_earlier = new[0].attempt < known[0].attempt
-        score, known_score = new[0].score, known[0].score
+        score = new[0].score
+        known_score = known[0].score
 
         # Of successes the earliest counts, so that it does not matter which came to its end first;
         # an exhaustive attack has them all, and takes the best.

@@ -17,10 +17,14 @@ Term = Callable[[], Tensor]  # after the forward pass: (R,) added to the loss, o
 class RoutingMode:
     """How the search runs the model. The plain one changes nothing."""
 
-    # the loss of one image depends on the others: whole batches are attacked
     coupled_by_loss = False
-    adds_term = False  # the loss that is ascended is not a function of the logits alone
-    free_forward = True  # the search's forward pass is that of the model that judges
+    """The loss of one image depends on the others, so whole batches are attacked."""
+
+    adds_term = False
+    """The loss that is ascended is not a function of the logits alone."""
+
+    free_forward = True
+    """The forward pass of the search is that of the model that judges."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -28,12 +32,14 @@ class RoutingMode:
     def record(
         self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None
     ) -> Attempts:
-        """What is kept of clean images (R, …) for their attempts: tensors with the rows first.
+        """What attempts keep of their clean images (R, …): tensors (R, …).
+
         ``ask`` calls the model with images as the search does, normalised and in its precision; by
-        default the model itself is called."""
+        default the model itself is called.
+        """
         return {}
 
     @contextmanager
     def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
-        """Around each forward pass of the search, of all rows at once."""
+        """What surrounds each forward pass of the search, of all attempts at once."""
         yield None

@@ -41,10 +41,10 @@ class Candidates(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the prediction says of one unit.
+    """What the prediction says of one unit of U images.
 
     counters: what the attempt cost and showed, image by image
-    goes_on: the search counted a point as a success that is none, and is to go on from there
+    goes_on: the search stopped at a point that is no success after all, so it must go on from there
     fell: (U,) bool; ends: where the attempt left each image
     """
 
@@ -112,14 +112,14 @@ def verify(candidates: Candidates) -> list[Verdict]:
 
 
 def _steps(columns: dict[str, list[int]], row: int) -> int:
-    """Queries before the success: of the search, or all if only the last prediction saw it."""
+    """How many queries came before the success; all of them, if only the last prediction saw it."""
     found_at = columns["found_at"][row]
     return found_at if found_at >= 0 else columns["queries"][row]
 
 
 def take_back(attempts: Attempts, fell: Tensor) -> None:
-    """Prepare attempts to go on whose success the prediction did not confirm; ``fell`` (U,) is what
-    it said. Those that had no query left are asked for their last point instead."""
+    """Let attempts go on whose success the prediction did not confirm; ``fell`` (U,) is what it
+    said. An attempt that has no query left hands over its last point instead."""
     again = attempts["found"] & ~fell
     last = again & attempts["finished"]
 

@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.evaluation.checksum import checksum
 
+FOLLOWS_FROM_MODEL = frozenset({"attacked_model", "coupled", "coupled_by_model"})
+FOLLOWS_FROM_SETTINGS = frozenset({"exhaustive", "inside", "keeps", "max_queries", "starts_clean"})
+"""Attributes that an attack of this library derives from its constructor's arguments. In an attack
+of a user they count like every public attribute, since no one else knows what they follow from."""
+
 
 def describe_attack(attack: Attack) -> Any:
     """Every setting of an attack, and of the attacks it runs, as JSON values. A callable is told by
     its name alone, so two lambdas of one function are the same here."""
-    return [_described(type(stage), stage.chosen_settings()) for stage in attack.stages]
+    return [_described(type(stage), _settings(stage)) for stage in attack.stages]
 
 
 def public_name(module: str, name: str) -> str:
@@ -27,6 +32,14 @@ def public_name(module: str, name: str) -> str:
     parts = module.split(".")
     floor = parts[:2] if parts[0] == "ironmoe" else parts
     return ".".join([*floor, name])
+
+
+def _settings(attack: Attack) -> dict[str, Any]:
+    """What the user chose, without what follows from it."""
+    in_library = type(attack).__module__.startswith("ironmoe.attacks.")
+    left_out = FOLLOWS_FROM_MODEL | (FOLLOWS_FROM_SETTINGS if in_library else frozenset())
+    chosen = attack.chosen_settings()
+    return {name: value for name, value in chosen.items() if name not in left_out}
 
 
 def _described(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:

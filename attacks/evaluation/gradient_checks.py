@@ -45,7 +45,8 @@ def quantised(
     actual = (there[0] - here[0]).double()
     counted = expected != 0
     if not bool(counted.any()):
-        return _steps(attacked_model, images, labels, noise, here[0], there[0], bounds)
+        margins = (here[0], there[0])
+        return _steps(attacked_model, images, labels, noise=noise, margins=margins, bounds=bounds)
     if int(counted.sum()) < FEW:
         return Flag(name, False, 0.0, f"Not looked at: fewer than {FEW} images have a gradient.")
     value = float(
@@ -72,9 +73,9 @@ def zero_gradients(
     attacked_model: AttackedModel, images: Tensor, labels: Tensor, logits: Tensor
 ) -> Flag:
     right = logits.argmax(1) == labels
-    rows = {"point": images, "label": labels} | attacked_model.record(images)
+    attempts = {"point": images, "label": labels} | attacked_model.record(images)
     try:
-        grad = attacked_model.ask(rows, lambda out, _: cross_entropy(out, labels)).grad
+        grad = attacked_model.ask(attempts, lambda out, _: cross_entropy(out, labels)).grad
     except ValueError:  # no graph at all
         grad = None
     grad = torch.zeros_like(images) if grad is None else grad
@@ -102,7 +103,8 @@ def routing_gradient(attacked_model: AttackedModel, images: Tensor, labels: Tens
     with torch.enable_grad(), trace_routing(attacked_model.model, keep_graph=True) as trace:
         # its gradient does not vanish where the model is sure
         margins = margin(attacked_model.logits(points), labels)
-        loss, least = margins.sum(), ROUNDING * float(margins.detach().abs().max())
+        loss = margins.sum()
+        least = ROUNDING * float(margins.detach().abs().max())
     layers = {
         layer: [logits for logits in seen.all_logits if logits is not None]
         for layer, seen in trace.layers.items()
@@ -135,16 +137,18 @@ def _steps(
     attacked_model: AttackedModel,
     images: Tensor,
     labels: Tensor,
+    *,
     noise: Tensor,
-    here: Tensor,
-    there: Tensor,
+    margins: tuple[Tensor, Tensor],
     bounds: Bounds,
 ) -> Flag:
     """No image has a gradient: does the margin stand still under tiny noise and move under noise
-    that is 64 times larger?"""
+    that is 64 times larger? ``margins`` are those without and with the tiny noise."""
+    here, there = margins
     with torch.no_grad():
         far = margin(attacked_model.predict((images + 64 * noise).clamp(*bounds)), labels)
-    still, moves = float((there == here).double().mean()), float((far != here).double().mean())
+    still = float((there == here).double().mean())
+    moves = float((far != here).double().mean())
     tripped = still > 0.5 and moves > 0.5
     return Flag(
         "quantised input",

@@ -61,7 +61,8 @@ def check_model(
                 routing_gradient(plain, images, labels),
             ]
     finally:
-        attacked_model.forwards, attacked_model.backwards = plain.forwards, plain.backwards
+        attacked_model.forwards = plain.forwards
+        attacked_model.backwards = plain.backwards
 
 
 def passes_of_checks(images: int) -> int:
@@ -168,5 +169,6 @@ def _batch_dependence(
 
 def _apart(logits: Tensor, other: Tensor) -> Tensor:
     """(B,) distance of two answers, in units of the first's norm."""
-    one, two = logits.double(), other.double()
-    return (one - two).norm(dim=1) / one.norm(dim=1).clamp_min(1e-12)
+    exact = logits.double()
+    difference = exact - other.double()
+    return difference.norm(dim=1) / exact.norm(dim=1).clamp_min(1e-12)

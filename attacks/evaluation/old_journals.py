@@ -7,7 +7,7 @@ names of that time. Files and attributes have moved since; what the user chose i
 import re
 from typing import Any
 
-from ironmoe.attacks.attack import FOLLOWS_FROM_SETTINGS
+from ironmoe.attacks.evaluation.describe import FOLLOWS_FROM_SETTINGS
 
 # A library name with the file it was in: only the rooms called gpu had files of their own.
 OLD_NAME = re.compile(r"(ironmoe\.\w+)\.(?:gpu\.)?[a-z_0-9]+\.([A-Za-z_<][\w.<>]*)")
@@ -24,9 +24,11 @@ def translated(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _attack(old: dict[str, Any]) -> dict[str, Any]:
     """One attack. What follows from the model or from other settings is left out."""
-    new = {name: value for name, value in old.items() if name not in ("coupled", "joint", "victim")}
-    of_model = {name: value for name, value in old["victim"].items() if name != "kind"}
-    new |= of_model
+    attacked_model = {name: value for name, value in old["victim"].items() if name != "kind"}
+    known = {
+        name: value for name, value in old.items() if name not in ("coupled", "joint", "victim")
+    }
+    new = known | attacked_model
 
     if "queries" in new:
         new["max_queries"] = new.pop("queries")
@@ -65,7 +67,7 @@ def _pgd(new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(value: Any) -> Any:
-    """The value with the public names of classes and functions of the library."""
+    """The value, in which classes and functions of the library have their public names."""
     if isinstance(value, str):
         match = OLD_NAME.fullmatch(value)
         return f"{match[1]}.{match[2]}" if match else value

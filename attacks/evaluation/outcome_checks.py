@@ -1,9 +1,10 @@
 """Checks against false security: signs in what the attacks did (Croce & Hein, arXiv 2003.01690;
 Pintor et al., arXiv 2106.09947)."""
 
-from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
+from ironmoe.attacks.evaluation.report import AttackSummary, Flag, RobustnessReport
 
-SQUARE_GAIN, RISING_SHARE = 0.002, 0.1
+SQUARE_GAIN = 0.002  # of all images: what Square may break beyond the gradient attacks
+RISING_SHARE = 0.1  # of the images that held: on so many the loss may still have been rising
 
 
 def check_outcome(report: RobustnessReport) -> list[Flag]:
@@ -12,28 +13,16 @@ def check_outcome(report: RobustnessReport) -> list[Flag]:
 
 
 def _square(report: RobustnessReport) -> Flag:
-    name, gains = "Square beats the gradient attacks", []
-    for summary in report.attacks.values():
-        total = max(len(summary.fell), 1)
-        square = [_is_square(stage) for _, stage in summary.stages]
-        others = [
-            s
-            for s in report.attacks.values()
-            if not any(_is_square(stage) for _, stage in s.stages)
-        ]
-        if all(square) and others:
-            gains.append(
-                min(float((s.robust & s.decided & ~summary.robust).sum()) for s in others) / total
-            )
-        elif any(square) and not all(square):
-            gains.append(
-                sum(n for stage, n in summary.fell_to.items() if _is_square(stage)) / total
-            )
-    if not gains:
+    """Whether random search found what gradients had not."""
+    name = "Square beats the gradient attacks"
+    gains = [_gain_of_square(summary, report) for summary in report.attacks.values()]
+    known = [gain for gain in gains if gain is not None]
+    if not known:
         return Flag(
             name, False, 0.0, "Not looked at: Square was not run beside attacks that use gradients."
         )
-    gain = max(gains)
+
+    gain = max(known)
     tripped = gain > SQUARE_GAIN
     return Flag(
         name,
@@ -49,15 +38,35 @@ def _square(report: RobustnessReport) -> Flag:
     )
 
 
+def _gain_of_square(summary: AttackSummary, report: RobustnessReport) -> float | None:
+    """The share of the images that Square broke and gradient attacks had left; None for an attack
+    without Square, or with nothing to compare it with."""
+    total = max(len(summary.fell), 1)
+    is_square = [_is_square(stage) for _, stage in summary.stages]
+
+    if all(is_square):
+        others = [
+            other
+            for other in report.attacks.values()
+            if not any(_is_square(stage) for _, stage in other.stages)
+        ]
+        broken = [float((o.robust & o.decided & ~summary.robust).sum()) for o in others]
+        return min(broken) / total if others else None
+
+    if any(is_square):
+        broken_by_square = [n for stage, n in summary.fell_to.items() if _is_square(stage)]
+        return sum(broken_by_square) / total
+    return None
+
+
 def _is_square(stage: str) -> bool:
     return "square" in stage.lower()
 
 
 def _rising(report: RobustnessReport) -> Flag:
-    name, held = (
-        "loss still rising at the end",
-        [summary.robust & summary.decided for summary in report.attacks.values()],
-    )
+    """Whether more steps would have found more."""
+    name = "loss still rising at the end"
+    held = [summary.robust & summary.decided for summary in report.attacks.values()]
     if not any(bool(held_by_one.any()) for held_by_one in held):
         return Flag(
             name, False, 0.0, "Not looked at: no attack ran to its end on an image that held."

@@ -83,7 +83,8 @@ class Source:
         self.device = self.device or images.device
         chunk = prepared(images.to(self.device), labels.to(self.device), None, self.seen)
         self.seen += len(images)
-        self.shape, self.dtype = images.shape[1:], chunk.images.dtype
+        self.shape = images.shape[1:]
+        self.dtype = chunk.images.dtype
         return chunk
 
     def _share(self, chunk: Chunk) -> Iterator[Chunk]:

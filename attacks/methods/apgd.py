@@ -22,6 +22,7 @@ from ironmoe.attacks.losses import (
     targeted_margin,
 )
 from ironmoe.attacks.methods.apgd_sparsity import Sparsity
+from ironmoe.attacks.registry import register_attack
 
 MOMENTUM = 0.25  # share of the last movement in the next one: 1 − α of the paper
 
@@ -44,6 +45,16 @@ class Schedule(Protocol):
         """Set the next ``point``, a step from ``point`` along the gradient there."""
 
 
+@register_attack(
+    summary="Projected gradient ascent that chooses its step lengths; `targets=9` is APGD-T.",
+    source="2003.01690, 2103.01208",
+    takes=("steps", "restarts"),
+    names={
+        "apgd-ce": {"loss": "ce"},
+        "apgd-dlr": {"loss": "dlr"},
+        "apgd-t": {"loss": "dlr", "targets": 9},
+    },
+)
 class APGD(FixedRadiusAttack):
     """Auto-PGD and, with ``targets``, APGD-T (arXiv 2003.01690; in L1 arXiv 2103.01208): no step
     length to choose.

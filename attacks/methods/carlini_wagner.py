@@ -13,6 +13,7 @@ from ironmoe.attacks.balls.l2 import L2Ball
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.losses import margin
+from ironmoe.attacks.registry import register_attack
 from ironmoe.kernels.attack_step import column
 
 SHRINK = 1 - 1e-6  # moves images away from the faces of the box, where w would be infinite
@@ -23,6 +24,12 @@ CHECKS = 10  # how often a search step looks whether the objective still falls
 PROGRESS = 0.9999  # it goes on if the objective fell to this share of that at the last check
 
 
+@register_attack(
+    summary="Looks for the least change by minimising distance and margin together.",
+    source="1608.04644",
+    takes=("steps",),
+    names={"cw": {}},
+)
 class CW(LeastDistanceAttack):
     """Carlini & Wagner's L2 attack (arXiv 1608.04644, section V): each image gets the nearest
     misclassified point it can find.

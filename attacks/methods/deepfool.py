@@ -11,12 +11,19 @@ from ironmoe.attacks.balls.ball import Ball, Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
+from ironmoe.attacks.registry import register_attack
 
 # Each step has at least this share of the way made so far. Steps that only shrink would end on the
 # boundary, and rounding may leave them on the wrong side of it.
 LEAST_STRIDE = 1e-3
 
 
+@register_attack(
+    summary="Steps over the nearest linearised boundary until the class changes.",
+    source="1511.04599",
+    takes=("steps",),
+    names={"deepfool": {}},
+)
 class DeepFool(BoundaryAttack):
     """Adds up shortest steps to the nearest linearised boundary until the point is misclassified
     (Algorithm 2 of the paper).

@@ -11,6 +11,7 @@ from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
+from ironmoe.attacks.registry import register_attack
 from ironmoe.kernels.attack_step import column
 
 # The image's projection has at least this share in the mean of the two projections. Without it 1 %
@@ -18,6 +19,13 @@ from ironmoe.kernels.attack_step import column
 LEAST_SHARE = 0.003
 
 
+@register_attack(
+    summary="Goes along the decision boundary to where it is nearest; `targets=9` is FAB-T, "
+    "`early_stop=False` looks for the least distance.",
+    source="1907.02044",
+    takes=("steps", "restarts"),
+    names={"fab": {"targets": 0}, "fab-t": {"targets": 9}},
+)
 class FAB(BoundaryAttack):
     """Goes along the decision boundary to where it is nearest to the image (the paper's algorithm
     without its final search).

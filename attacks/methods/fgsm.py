@@ -9,8 +9,14 @@ from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.losses import Loss
 from ironmoe.attacks.methods.fixed_step import FixedStepAttack
+from ironmoe.attacks.registry import register_attack
 
 
+@register_attack(
+    summary="One full step along the gradient.",
+    source="1412.6572",
+    names={"fgsm": {}},
+)
 class FGSM(FixedStepAttack):
     """One full step of length eps from the image (Goodfellow et al., arXiv 1412.6572); in L2 along
     the normalised gradient."""

@@ -12,8 +12,15 @@ from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss
 from ironmoe.attacks.methods.fixed_step import FixedStepAttack
+from ironmoe.attacks.registry import register_attack
 
 
+@register_attack(
+    summary="Steps along the decayed sum of gradients.",
+    source="1710.06081",
+    takes=("steps", "alpha"),
+    names={"mifgsm": {}},
+)
 class MIFGSM(FixedStepAttack):
     """Momentum iterative FGSM (Dong et al., arXiv 1710.06081): steps along the decayed sum of
     L1-normalised gradients, from the image.

@@ -11,8 +11,15 @@ from ironmoe.attacks.losses import Loss
 from ironmoe.attacks.methods.fixed_step import FixedStepAttack
 from ironmoe.attacks.methods.last_iterate import LastIteratePGD
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
+from ironmoe.attacks.registry import register_attack
 
 
+@register_attack(
+    summary="Projected gradient ascent from random starts.",
+    source="1706.06083",
+    takes=("steps", "restarts", "alpha"),
+    names={"pgd": {"steps": 40, "restarts": 2}},
+)
 class PGD(FixedStepAttack):
     """Steepest ascent with projection (Madry et al., arXiv 1706.06083): by the sign in Linf, the
     normalised gradient in L2, and the largest entries in L1.

@@ -19,6 +19,7 @@ from ironmoe.attacks.methods.square_proposals import (
     SignProposals,
     repeated,
 )
+from ironmoe.attacks.registry import register_attack
 
 # Later proposals fill a batch up to so many rows, since a smaller one takes hardly less time.
 ROWS_AT_LEAST = {"cpu": 128, "cuda": 128}
@@ -27,6 +28,12 @@ ROWS_AT_LEAST = {"cpu": 128, "cuda": 128}
 AHEAD = 16
 
 
+@register_attack(
+    summary="Random search in square windows, without gradients.",
+    source="1912.00049, 2103.01208",
+    takes=("steps", "restarts"),
+    names={"square": {}},
+)
 class Square(FixedRadiusAttack):
     """Random search in square windows, without gradients (Andriushchenko et al., arXiv 1912.00049;
     L1: Croce & Hein, arXiv 2103.01208).

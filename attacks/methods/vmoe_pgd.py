@@ -12,9 +12,15 @@ from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.losses import Loss, get_loss
+from ironmoe.attacks.registry import register_attack
 from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
 
 
+@register_attack(
+    summary="PGD as the V-MoE robustness paper runs it; made by `PGD.vmoe`.",
+    source="2210.10253",
+    names={},
+)
 class VMoEPGD(FixedRadiusAttack):
     """Sign ascent on the mean loss of the batch: ``steps`` steps of length eps / steps from the
     image, the last point taken.

@@ -114,7 +114,9 @@ class MatesSearch:
         """Both searches, and the best point of the first predicted again in full precision."""
         point, noise = (self.worst(points) for points in (self.ascent(), self.noise()))
         logits = self.plan.attacked_model.predict(point)[self.places]
-        after, at_noise = self.look(point), self.look(noise)
+        after = self.look(point)
+        at_noise = self.look(noise)
+
         return BatchMatesResult(
             victims=self.chunk.indices[self.places],
             clean_correct=self.prediction == self.chunk.labels[self.places],
@@ -152,7 +154,9 @@ class MatesSearch:
 
     def worst(self, points: Iterator[tuple[Tensor, _Look]]) -> Tensor:
         """(U · G, …) of each group the point where the victim's margin is lowest."""
-        best, lowest = self.chunk.images, self.margin(self.before.logits)
+        best = self.chunk.images
+        lowest = self.margin(self.before.logits)
+
         for point, look in points:
             margins = self.margin(look.logits)
             # less is rounding: the margin is piecewise constant

@@ -100,7 +100,9 @@ def attack_statistics(
     attacked_model = AttackedModel(model, normalize, logits_fn)
     attacked_model.image_dtype = images.dtype
     members = {name: members_of(site) for name, site in routing_sites(model).items()}
-    predictions, losses, traces = [], [], []
+    predictions: list[Tensor] = []
+    losses: list[Tensor] = []
+    traces: list[dict[str, LayerTrace]] = []
     with borrowed(model), torch.no_grad(), aux_loss_in_eval(model):
         for batch in (images, adversarial):
             with trace_routing(model) as trace:

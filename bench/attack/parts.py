@@ -4,16 +4,19 @@ words."""
 from typing import Any, NamedTuple
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.bench.attack.suite import ATTACKS, Suite
+from ironmoe.attacks.registry import named_attacks
+from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.common.radii import exact
 
 
 class Part(NamedTuple):
     """An attack, or one of those that an ensemble runs.
 
-    restarts: None of an attack that has none; targets: classes that are targets in turn, 0 without;
-        eot: askings behind each answer
-    questions: to the model, of the longest attempt
+    steps:     None of an attack that has none
+    restarts:  None of an attack that has none
+    targets:   how many classes are targets in turn, 0 without targets
+    eot:       how many answers of the model each answer is the mean of
+    questions: how often the longest attempt asks the model
     """
 
     name: str
@@ -25,16 +28,16 @@ class Part(NamedTuple):
 
 
 def parts_of(name: str, attack: Attack) -> tuple[Part, ...]:
-    """One, or those of an ensemble."""
+    """The attack as one part, or the parts of an ensemble."""
     stages = attack.stages
     return tuple(
         Part(
-            name if len(stages) == 1 else stage.name,
-            getattr(stage, "steps", None),
-            vars(stage).get("restarts"),  # the class has one for every attack
-            stage.targets,
-            stage.eot,
-            stage.max_queries,
+            name=name if len(stages) == 1 else stage.name,
+            steps=getattr(stage, "steps", None),
+            restarts=vars(stage).get("restarts"),  # not the default that every class has
+            targets=stage.targets,
+            eot=stage.eot,
+            questions=stage.max_queries,
         )
         for stage in stages
     )
@@ -51,7 +54,7 @@ def describe(suite: Suite, parts: dict[str, tuple[Part, ...]]) -> str:
 def _described(name: str, suite: Suite, parts: tuple[Part, ...]) -> str:
     if len(parts) > 1:
         return f"{name} ({'; '.join(f'{part.name}: {_settings(part)}' for part in parts)})"
-    alpha = suite.alpha_255 is not None and "alpha" in ATTACKS[name].takes
+    alpha = suite.alpha_255 is not None and "alpha" in named_attacks()[name].takes
     length = f", alpha {exact(suite.alpha_255 or 0)}/255" if alpha else ""
     return f"{name} ({_settings(parts[0])}{length})"
 

@@ -1,22 +1,19 @@
-"""The attacks of ``ironmoe attack``: by name, with what each takes from the command line."""
+"""The attacks of ``ironmoe attack``: from names and options to attacks on a model.
 
-from collections.abc import Callable
+Everything that depends on an attack or a norm is asked of their registers.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import typer
 from torch import nn
 
-from ironmoe.attacks import FGSM, MIFGSM, PGD
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.autoattack import AutoAttack
 from ironmoe.attacks.balls.ball import NORMS
 from ironmoe.attacks.engine.routing_mode import RoutingMode
-from ironmoe.attacks.methods.apgd import APGD
-from ironmoe.attacks.methods.carlini_wagner import CW
-from ironmoe.attacks.methods.deepfool import DeepFool
-from ironmoe.attacks.methods.fab import FAB
-from ironmoe.attacks.methods.square import Square
+from ironmoe.attacks.registry import named_attacks
 from ironmoe.attacks.routing.modes import (
     ExpertsOnly,
     FrozenRouting,
@@ -25,6 +22,7 @@ from ironmoe.attacks.routing.modes import (
     Softened,
     StraightThrough,
 )
+from ironmoe.bench.common.radii import from_255
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,38 +41,13 @@ class SuiteError(typer.BadParameter):
     """Attacks that cannot be made as asked; the message says why and what is possible."""
 
 
-class Entry(NamedTuple):
-    """kind: the class; takes: options of the command line that apply; given: arguments that make it
-    the attack of this name."""
-
-    kind: type[Attack]
-    takes: tuple[str, ...] = ()
-    given: dict[str, Any] = {}  # noqa: RUF012  # never changed
-
-
-ATTACKS = {
-    "fgsm": Entry(FGSM),
-    "pgd": Entry(PGD, ("steps", "restarts", "alpha"), {"steps": 40, "restarts": 2}),
-    "mifgsm": Entry(MIFGSM, ("steps", "alpha")),
-    "apgd-ce": Entry(APGD, ("steps", "restarts"), {"loss": "ce"}),
-    "apgd-dlr": Entry(APGD, ("steps", "restarts"), {"loss": "dlr"}),
-    "apgd-t": Entry(APGD, ("steps", "restarts"), {"loss": "dlr", "targets": 9}),
-    "fab": Entry(FAB, ("steps", "restarts"), {"targets": 0}),
-    "fab-t": Entry(FAB, ("steps", "restarts"), {"targets": 9}),
-    "square": Entry(Square, ("steps", "restarts")),
-    "deepfool": Entry(DeepFool, ("steps",)),
-    "cw": Entry(CW, ("steps",)),
-    "autoattack": Entry(AutoAttack),
-    "autoattack-plus": Entry(AutoAttack, (), {"version": "plus"}),
-    "autoattack-rand": Entry(AutoAttack, (), {"version": "rand"}),
-}
-
-
 class Suite(NamedTuple):
-    """Which attacks, and how. eps and alpha in units of 1/255 of the pixel range; None is an
-    attack's own default.
+    """Which attacks to run, and how. eps and alpha are in units of 1/255 of the pixel range; None
+    is an attack's own default.
 
-    dtype: of the search; routing: what the search does to routing. Both by their names above.
+    names:   of registered attacks
+    dtype:   of the search, a name in ``DTYPES``
+    routing: what the search does to routing, a name in ``ROUTING``
     """
 
     names: tuple[str, ...] = ("pgd",)
@@ -89,28 +62,45 @@ class Suite(NamedTuple):
     routing: str = "free"
 
     def check(self) -> None:
-        """SuiteError: what is wrong whatever the model."""
-        for option, value, known in (
+        """Find what is wrong whatever the model.
+
+        Raises:
+            SuiteError: the message says what, and what is possible.
+        """
+        self._check_choices()
+        self._check_names()
+        self._check_options()
+
+    def _check_choices(self) -> None:
+        choices: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
             ("norm", self.norm, NORMS),
             ("dtype", self.dtype, DTYPES),
             ("routing", self.routing, ROUTING),
-        ):
+        )
+        for option, value, known in choices:
             if value not in known:
                 raise SuiteError(f"--{option} must be one of {', '.join(known)}, got {value!r}")
+
+    def _check_names(self) -> None:
+        known = named_attacks()
         for name in self.names:
-            if name not in ATTACKS:
+            if name not in known:
                 raise SuiteError(
-                    f"--attack must be names among {', '.join(ATTACKS)}, separated by commas, got "
+                    f"--attack must be names among {', '.join(known)}, separated by commas, got "
                     f"{name!r}"
                 )
-            norms = ATTACKS[name].kind.norms
+            norms = known[name].kind.norms
             if self.norm not in norms:
                 raise SuiteError(
                     f"--norm must be {' or '.join(norms)} for --attack {name}, got {self.norm!r}"
                 )
-        for option, value in self._given.items():
-            if value is not None and not any(option in ATTACKS[name].takes for name in self.names):
-                takers = [name for name, entry in ATTACKS.items() if option in entry.takes]
+
+    def _check_options(self) -> None:
+        """Each option must apply to one of the attacks at least."""
+        known = named_attacks()
+        for option in self._given:
+            if not any(option in known[name].takes for name in self.names):
+                takers = [name for name, attack in known.items() if option in attack.takes]
                 raise SuiteError(
                     f"--{option} applies to {', '.join(takers)}, not to --attack "
                     f"{','.join(self.names)}"
@@ -118,7 +108,10 @@ class Suite(NamedTuple):
 
     def make(self, model: nn.Module) -> dict[str, Attack]:
         """name → attack, each with the largest eps; ``evaluate`` goes through all of them.
-        SuiteError: not for this model."""
+
+        Raises:
+            SuiteError: the attacks do not suit this model.
+        """
         self.check()
         if self.routing != "free" and not routing_sites(model):
             raise SuiteError(
@@ -126,7 +119,7 @@ class Suite(NamedTuple):
                 "has none"
             )
         common: dict[str, Any] = {
-            "eps": self.eps_255[-1] / 255,
+            "eps": from_255(self.eps_255[-1]),
             "norm": self.norm,
             "seed": self.seed,
             "attack_dtype": DTYPES[self.dtype],
@@ -134,30 +127,32 @@ class Suite(NamedTuple):
         }
         if self.eot is not None:
             common["eot"] = self.eot
+
         attacks = {}
+        known = named_attacks()
         for name in self.names:
-            entry = ATTACKS[name]
-            given = {
-                option: value
-                for option, value in self._given.items()
-                if value is not None and option in entry.takes
-            }
+            kind, takes, settings = known[name]
+            given = {option: value for option, value in self._given.items() if option in takes}
             try:
-                attacks[name] = entry.kind(model, **(common | entry.given | given))
+                attacks[name] = kind(model, **{**settings, **common, **given})
             except ValueError as error:
                 raise SuiteError(f"--attack {name}: {error}") from error
         return attacks
 
     @property
     def alpha(self) -> float | None:
-        return None if self.alpha_255 is None else self.alpha_255 / 255
+        return None if self.alpha_255 is None else from_255(self.alpha_255)
 
     @property
     def pgd_steps(self) -> int:
-        """Of the suite's PGD, or of PGD by default."""
-        own: int = ATTACKS["pgd"].given["steps"]
-        return self.steps if "pgd" in self.names and self.steps is not None else own
+        """Steps of the suite's PGD, or those that PGD has by default."""
+        if "pgd" in self.names and self.steps is not None:
+            return self.steps
+        usual: int = named_attacks()["pgd"].settings["steps"]
+        return usual
 
     @property
     def _given(self) -> dict[str, Any]:
-        return {"steps": self.steps, "restarts": self.restarts, "alpha": self.alpha}
+        """The options for some attacks alone, those that were given."""
+        options = {"steps": self.steps, "restarts": self.restarts, "alpha": self.alpha}
+        return {option: value for option, value in options.items() if value is not None}

@@ -124,9 +124,10 @@ def as_product(launch: "Launch", finding: "Finding", shape: Shape) -> Product:
         programs = shape.num_experts * -(-a["M"] // rows) * -(-a["N"] // columns)
         all_terms = -(-shape.rows // shape.num_experts)
 
+    halves = unit.halves if unit is not None and "activated" in a else 1
     return Product(
         m=rows,
-        n=columns * (unit.halves if unit is not None and "activated" in a else 1),
+        n=columns * halves,
         k=terms,
         steps=-(-all_terms // terms),
         programs=programs,
@@ -139,7 +140,7 @@ def as_product(launch: "Launch", finding: "Finding", shape: Shape) -> Product:
 
 
 def _epilogue_columns(n: int, a: "dict[str, Any]") -> int:
-    """How many columns of a tile the epilogue reads and writes, where the product has ``n``."""
+    """How many columns of a tile of ``n`` the epilogue reads and writes."""
     if "d_hidden" in a:  # H in, dH and gated units out
         wide = n * (2 if a["UNIT"].gated or a["UNIT"].interleaved else 1)
         return 2 * wide + (n if a["gated"] is not None else 0)

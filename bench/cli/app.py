@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ironmoe.bench.cli.attack import attack
 from ironmoe.bench.cli.bench import bench_app
+from ironmoe.bench.cli.late_help import CommandWithLateHelp
 from ironmoe.bench.cli.options import (
     Alpha,
     AttackImages,
@@ -49,7 +50,7 @@ app.add_typer(bench_app, name="bench")
 DEFAULT_CHIPS = "sm_80,sm_90,sm_100,gfx942"
 
 
-@app.command()
+@app.command(cls=CommandWithLateHelp)
 def demo(
     data: Data = "mnist",
     seeds: Annotated[
@@ -118,7 +119,7 @@ def demo(
         run_demo(options, console)
 
 
-app.command()(attack)
+app.command(cls=CommandWithLateHelp)(attack)
 
 
 @app.command()

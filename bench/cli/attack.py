@@ -54,9 +54,7 @@ def attack(
         str,
         typer.Option(
             "--attack",
-            help="Names, separated by commas: fgsm, pgd, mifgsm, apgd-ce, apgd-dlr, apgd-t, fab, "
-            "fab-t, square, deepfool, cw, "
-            "autoattack, autoattack-plus, autoattack-rand.",
+            help="Names, separated by commas: {attacks}.",
         ),
     ] = "pgd",
     seed: Seed = 0,
@@ -64,18 +62,24 @@ def attack(
     norm: Norm = "Linf",
     steps: Annotated[
         int | None,
-        bounded("Steps of the attacks that have them. By default each one's own; 40 for pgd.", 0),
+        bounded(
+            "Steps of the attacks that have them. By default each one's own; {usual_steps}.",
+            0,
+        ),
     ] = None,
     restarts: Annotated[
         int | None,
-        bounded("Runs from different random starts. By default each attack's own; 2 for pgd.", 1),
+        bounded(
+            "Runs from different random starts. By default each attack's own; {usual_restarts}.",
+            1,
+        ),
     ] = None,
     alpha: Alpha = None,
     eot: Annotated[
         int | None,
         bounded(
             "For random models: each answer, logits and gradient, is the mean of this many, for "
-            "every attack. 20 in autoattack-rand.",
+            "every attack. By default 1; {usual_eot}.",
             1,
         ),
     ] = None,
@@ -139,16 +143,16 @@ def attack(
 
         names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",")))
         suite = Suite(
-            names,
-            norm,
-            ascending_radii(eps, norm),
-            steps,
-            restarts,
-            checked_alpha(alpha),
-            eot,
-            seed,
-            dtype,
-            routing,
+            names=names,
+            norm=norm,
+            eps_255=ascending_radii(eps, norm),
+            steps=steps,
+            restarts=restarts,
+            alpha_255=checked_alpha(alpha),
+            eot=eot,
+            seed=seed,
+            dtype=dtype,
+            routing=routing,
         )
         suite.check()
         target = chosen_device(device)

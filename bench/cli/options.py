@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ironmoe.bench.common.radii import EPS_DEFAULTS
-
 if TYPE_CHECKING:
     import torch
 
@@ -51,11 +49,10 @@ Eps = Annotated[
     str | None,
     typer.Option(
         help="Radii that are attacked, separated by commas, in units of 1/255 of the pixel range, "
-        "whatever the norm: 128 is an L2 norm of 0.5. "
-        f"By default {'; '.join(f'{radii} in {norm}' for norm, radii in EPS_DEFAULTS.items())}."
+        "whatever the norm: 128 is an L2 norm of 0.5. By default {usual_radii}."
     ),
 ]
-Norm = Annotated[str, typer.Option(help="**Linf**, **L2** or **L1**.")]
+Norm = Annotated[str, typer.Option(help="{norms}.")]
 Steps = Annotated[int, bounded("Gradient steps of PGD.", 0)]
 Restarts = Annotated[int, bounded("Runs of PGD from different random starts.", 1)]
 Alpha = Annotated[

@@ -9,10 +9,6 @@ from typing import TypeVar
 
 from ironmoe.bench.common.user_error import UserError
 
-# A change of all pixels is longer in L2 than in Linf, and far longer in L1: radii of Linf would
-# leave every image as it is.
-EPS_DEFAULTS = {"Linf": "2,4,8,12,16,24", "L2": "64,128,255,510", "L1": "510,1020,2040,3060"}
-
 PER_PIXEL_RANGE = 255
 Number = TypeVar("Number")  # a float or a tensor
 
@@ -44,8 +40,7 @@ def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
     Raises:
         UserError: ``eps`` holds something else than finite numbers that are at least 0.
     """
-    # A norm that does not exist is refused later, with a message of its own.
-    usual = EPS_DEFAULTS.get(norm, EPS_DEFAULTS["Linf"])
+    usual = usual_radii(norm)
     eps = usual if eps is None else eps
 
     try:
@@ -58,6 +53,15 @@ def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
     if not all(0 <= radius < float("inf") for radius in found):
         raise UserError(f"--eps must be finite and at least 0, got {eps!r}")
     return found
+
+
+def usual_radii(norm: str) -> str:
+    """The default of ``--eps`` in a norm."""
+    from ironmoe.attacks.balls.ball import NORMS, Ball  # torch, which --help does without
+
+    # A norm that does not exist is refused later, with a message of its own.
+    ball = NORMS.get(norm, Ball)
+    return ",".join(map(exact, ball.usual_radii))
 
 
 def checked_alpha(alpha: float | None) -> float | None:

@@ -43,7 +43,7 @@ def expert_sites(model: nn.Module) -> Iterator[ExpertSite]:
     """Every Experts module of the model, in the model's order, each once."""
     for name, module in model.named_modules():
         if is_experts(module):
-            yield ExpertSite(name, module, _router_beside(model, name), module.num_experts)  # type: ignore[arg-type]
+            yield ExpertSite(name, module, _router_beside(model, name), module.num_experts)
 
 
 def _router_beside(model: nn.Module, name: str) -> nn.Module | None:

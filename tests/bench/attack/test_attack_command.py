@@ -16,9 +16,10 @@ import torch
 from typer.testing import CliRunner
 
 from ironmoe.attacks import FGSM, PGD, Proportion
+from ironmoe.attacks.registry import named_attacks
 from ironmoe.bench.__main__ import main
 from ironmoe.bench.attack import run as attack_run
-from ironmoe.bench.attack.suite import ATTACKS, ROUTING, Suite, SuiteError
+from ironmoe.bench.attack.suite import ROUTING, Suite, SuiteError
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.common import processes
 
@@ -171,6 +172,7 @@ def test_interrupted_it_goes_on_and_repeats_nothing(place, no_pictures, monkeypa
 
 TWO_RUNS = """
 import os, sys
+from ironmoe.attacks.registry import named_attacks
 from ironmoe.bench.__main__ import main
 
 port, *common = sys.argv[1:]
@@ -374,9 +376,9 @@ def test_every_name_makes_an_attack_and_every_routing_mode_a_mode(moe):
     from ironmoe.bench.common.checkpoints import load_checkpoint
 
     model, _ = load_checkpoint(moe, torch.device("cpu"))
-    made = Suite(tuple(ATTACKS), "L2").make(model)
+    made = Suite(tuple(named_attacks()), "L2").make(model)
     assert (
-        list(made) == list(ATTACKS)
+        list(made) == list(named_attacks())
         and made["autoattack-rand"].eot == 20
         and made["autoattack"].eot == 1
     )

@@ -1,0 +1,81 @@
+"""The register of attacks: each class is registered where it is defined, with what others need to
+know of it.
+
+From here follow the names, options, help and error texts of ``ironmoe attack``, the table of
+attacks in docs/attacks.md, and the tests that every attack must pass. Nothing here knows an attack
+by name.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from ironmoe.attacks.attack import Attack
+
+AnyAttack = TypeVar("AnyAttack", bound=type[Attack])
+
+
+class RegisteredAttack(NamedTuple):
+    """A class of attacks.
+
+    kind:    the class
+    summary: what it does, in one sentence, for help and docs
+    source:  where it was published
+    takes:   the options of the command line that its constructor takes beyond those of ``Attack``
+    names:   its names on the command line, each with the constructor's arguments that it stands
+             for; they give way to what the user asks for
+    """
+
+    kind: type[Attack]
+    summary: str
+    source: str
+    takes: tuple[str, ...]
+    names: Mapping[str, Mapping[str, Any]]
+
+
+class NamedAttack(NamedTuple):
+    """An attack of the command line: a registered class with the arguments that its name stands
+    for."""
+
+    kind: type[Attack]
+    takes: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+ATTACKS: dict[str, RegisteredAttack] = {}
+"""class name → entry, in the order of registration."""
+
+
+def register_attack(
+    *,
+    summary: str,
+    source: str,
+    takes: tuple[str, ...] = (),
+    names: Mapping[str, Mapping[str, Any]],
+) -> Callable[[AnyAttack], AnyAttack]:
+    """A class decorator that registers an attack; the arguments are those of
+    ``RegisteredAttack``.
+
+    Raises:
+        ValueError: another attack has one of these names.
+    """
+
+    def register(kind: AnyAttack) -> AnyAttack:
+        others = {name for entry in ATTACKS.values() for name in entry.names}
+        taken = sorted(others & names.keys())
+        if taken or kind.__name__ in ATTACKS:
+            raise ValueError(
+                f"names of {kind.__name__} must be new, got {', '.join(taken) or kind.__name__}"
+            )
+        ATTACKS[kind.__name__] = RegisteredAttack(kind, summary, source, takes, names)
+        return kind
+
+    return register
+
+
+def named_attacks() -> dict[str, NamedAttack]:
+    """name → attack, for every name of the command line, in the order of registration."""
+    return {
+        name: NamedAttack(entry.kind, entry.takes, settings)
+        for entry in ATTACKS.values()
+        for name, settings in entry.names.items()
+    }
