@@ -1,4 +1,4 @@
-"""The prose of README and docs: its width, and that what CONTRIBUTING points to exists."""
+"""The prose of README, docs and CONTRIBUTING: its width, and that what it names exists."""
 
 import re
 
@@ -27,6 +27,13 @@ def test_prose_ends_at_100_columns(page):
     lines = prose((ROOT / page).read_text())
     long = [number for number, line in lines if len(line) > WIDTH and not re.search(LINK, line)]
     assert not long, f"lines {long} of {page} are longer than {WIDTH} columns"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_files_named_by_their_whole_path_exist(page):
+    whole = r"`((?:kernels|moe|attacks|bench|tests|docs)/[\w/]+\.\w+)`"
+    for path in re.findall(whole, (ROOT / page).read_text()):
+        assert (ROOT / path).exists(), path
 
 
 def test_every_recipe_names_files_that_exist():
