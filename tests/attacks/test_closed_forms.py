@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pairwise import pairwise
 
 from ironmoe.attacks import FGSM, PGD
 
@@ -38,10 +39,10 @@ def best_gain(weight, x, sign, eps, norm, bounds):
     return (size * torch.minimum(low[:, None] * size, room)).sum(1)
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1e6, 1e6)])
-@pytest.mark.parametrize("random_start", [False, True])
-@pytest.mark.parametrize("loss", ["ce", "margin"])
+@pytest.mark.parametrize(
+    ("norm", "bounds", "random_start", "loss"),
+    pairwise(["Linf", "L2"], [(0.0, 1.0), (-1e6, 1e6)], [False, True], ["ce", "margin"]),
+)
 def test_pgd_reaches_the_optimum_of_a_linear_model(norm, bounds, random_start, loss):
     model = Linear(60)
     x = torch.rand(40, 3, 4, 5)

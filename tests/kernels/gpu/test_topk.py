@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 
 from ironmoe.kernels import ExpertGroups, topk_route
 from ironmoe.kernels.gpu import topk as gpu
@@ -259,9 +260,7 @@ def test_far_logits_keep_their_precision(device, score):
 
 
 @without_gpu
-@pytest.mark.parametrize("direction", [-1, 1])
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(("score", "order", "direction"), pairwise(list(SCORES), ORDERS, [-1, 1]))
 def test_bounds_do_not_suppose_exact_arithmetic(device, score, order, direction):
     logits = torch.stack([torch.randperm(32) for _ in range(3)]) / 4 - 4
     exact, _ = route(logits, 32, **DEFAULTS | {"score": score, "order": order})

@@ -3,6 +3,7 @@ import copy
 import hf_families
 import pytest
 import torch
+from pairwise import pairwise
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
@@ -122,9 +123,10 @@ def test_no_tokens(name):
     assert all(tensor.nan_to_num(1).count_nonzero() == 0 for tensor in ours.values())
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
-@pytest.mark.parametrize("garbage", [0.0, torch.nan])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("name", "garbage", "compiled"),
+    pairwise(["mixtral", "gpt_oss"], [0.0, torch.nan], [False, True]),
+)
 def test_choices_of_other_processes_are_dropped(name, garbage, compiled):
     ours = patched(experts_of(name, torch.float64))
     hidden, index, gates = routed(tokens=9, dtype=torch.float64)
