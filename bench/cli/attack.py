@@ -159,17 +159,17 @@ def attack(
         images = load_data(data, image_size, skip_bad)
         announce(images, console)
         options = AttackOptions(
-            checkpoint,
-            model,
-            images,
-            everything,
-            suite,
-            attack_images,
-            batch_size,
-            target,
-            out,
-            checks,
-            max_seconds,
-            max_forwards,
+            checkpoint=checkpoint,
+            model_spec=model,
+            data=images,
+            everything=everything,
+            suite=suite,
+            images=attack_images,
+            batch_size=batch_size,
+            device=target,
+            out=out,
+            checks=checks,
+            max_seconds=max_seconds,
+            max_forwards=max_forwards,
         )
         run_attack_command(options, console)

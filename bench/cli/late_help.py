@@ -4,14 +4,16 @@ The registers import torch, which takes seconds. So a text has a place such as `
 filled in when somebody asks for the help of that command.
 """
 
-import click
 from typer.core import TyperCommand
 
 
 class CommandWithLateHelp(TyperCommand):
-    """A command whose help fills in what is registered at that moment."""
+    """A command whose help fills in what is registered at that moment.
 
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    Typer has click's classes under a name of its own in some versions, so they are ``Any`` here.
+    """
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         written = [getattr(option, "help", None) for option in self.params]
         values = _values()
         try:
@@ -24,7 +26,7 @@ class CommandWithLateHelp(TyperCommand):
                 _set_help(option, text)
 
 
-def _set_help(option: click.Parameter, text: str | None) -> None:
+def _set_help(option: Any, text: str | None) -> None:
     if hasattr(option, "help"):
         option.help = text
 
