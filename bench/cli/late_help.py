@@ -4,6 +4,8 @@ The registers import torch, which takes seconds. So a text has a place such as `
 filled in when somebody asks for the help of that command.
 """
 
+from typing import Any
+
 from typer.core import TyperCommand
 
 
