@@ -4,15 +4,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.abilities import SparseBall
 from ironmoe.attacks.balls.ball import Ball, Bounds, ball_of
 from ironmoe.attacks.engine.attacked_model import Model
-from ironmoe.attacks.engine.attempts import Attempts
+from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.evaluation.evaluate import evaluate
+from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.square import Square
@@ -47,13 +47,14 @@ class AutoAttack(Attack):
     - "rand", for random models: APGD on cross-entropy and DLR, each gradient the mean of 20.
     - "custom": ``attacks_to_run``, by the names above, with the settings of "plus".
 
-    Differences from the official code: random numbers are keyed by example, not drawn by batch; a
-    misclassified image leaves at once; a proposal of Square that changes nothing costs no pass; the
-    last point of an APGD run counts; Square's windows may touch the last row and column (alone, in
-    L1 on MNIST, it then breaks about 1 % of images fewer; elsewhere as many or more).
+    It differs from the official code in this: random numbers are keyed by example, not drawn by
+    batch; a misclassified image leaves at once; a proposal of Square that changes nothing costs no
+    pass; the last point of an APGD run counts; Square's windows may touch the last row and column
+    (in L1 on MNIST, Square alone then breaks about 1 % of images fewer; elsewhere as many or more).
 
     Args (beyond those of ``Attack``):
-        version: as above; attacks_to_run: for "custom".
+        version: as above.
+        attacks_to_run: the names of the attacks, for "custom".
         verbose: print the robust accuracy after each attack (in ``run_standard_evaluation``).
     """
 
@@ -92,46 +93,47 @@ class AutoAttack(Attack):
 
     @classmethod
     def takes_ball(cls, ball: type[Ball]) -> bool:
-        """Where all of its parts do."""
+        """AutoAttack takes the norms that all of its parts take."""
         return all(part.takes_ball(ball) for part in (APGD, FAB, Square))
 
     def __repr__(self) -> str:
-        which = (
-            f"version={self.version!r}"
-            if self.version != "custom"
-            else f"attacks_to_run={self.attacks_to_run}"
-        )
+        which = f"version={self.version!r}"
+        if self.version == "custom":
+            which = f"attacks_to_run={self.attacks_to_run}"
         return f"AutoAttack({self.norm}, eps={self.eps}, {which}, seed={self.seed})"
 
     @property
     def stages(self) -> Sequence[Attack]:
-        """The attacks of ``attacks_to_run``; made anew when that list has changed."""
+        """The attacks of ``attacks_to_run``. They are made anew when that list has changed."""
         names = tuple(self.attacks_to_run)
         if self.__dict__.get("_made") != names:
             self._check_names()
             attacks = [self._makers[name]() for name in names]
             for name, attack in zip(names, attacks, strict=True):
-                attack.name, attack.attacked_model = name, self.attacked_model
-            self._made, self._stages = names, attacks
+                attack.name = name
+                attack.attacked_model = self.attacked_model
+            self._made = names
+            self._stages = attacks
         return self._stages
 
     def _check_names(self) -> None:
         unknown = [name for name in self.attacks_to_run if name not in self._makers]
         if unknown:
             raise ValueError(f"attacks_to_run must be among {tuple(self._makers)}, got {unknown}")
-        if self.attacked_model.routing.adds_term and not {"fab", "fab-t"}.isdisjoint(
-            self.attacks_to_run
-        ):
+        has_fab = not {"fab", "fab-t"}.isdisjoint(self.attacks_to_run)
+        if has_fab and self.attacked_model.routing.adds_term:
             raise ValueError(
                 "routing must not add to the loss where FAB runs, got "
-                f"{self.attacked_model.routing} with "
-                f"{self.attacks_to_run}: use "
+                f"{self.attacked_model.routing} with {self.attacks_to_run}: use "
                 'version="custom" and attacks_to_run without "fab" and "fab-t"'
             )
 
     @property
     def _makers(self) -> dict[str, Callable[[], Attack]]:
-        model, eps, options = self.model, self.eps, self._options
+        """name → makes the attack, with the settings of the version."""
+        model = self.model
+        eps = self.eps
+        options = self._options
         standard = self.version == "standard"
         sparse = issubclass(ball_of(self.norm), SparseBall)
         radii: dict[str, Any] = {"three_radii": True} if sparse and standard else {}
@@ -149,11 +151,17 @@ class AutoAttack(Attack):
     def run_standard_evaluation(
         self, x: Tensor, y: Tensor, bs: int = 250, return_labels: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The official call: adversarial images (N, …), the clean one where none was found; with
-        ``return_labels`` (images, classes).
+        """The call of the official code.
 
         Args:
-            x: (N, …) images in ``bounds``; y: (N,) int64 labels; bs: images in the active batch.
+            x: (N, …) images in ``bounds``.
+            y: (N,) int64 labels.
+            bs: images in the active batch.
+            return_labels: also return the classes that the model gives the images, (N,) int64.
+
+        Returns:
+            (N, …) adversarial images, the clean one where none was found; with ``return_labels``
+            (images, classes).
         """
         report = evaluate(
             self.model, (x, y), {"autoattack": self}, batch_size=bs, keep_adversarial=True
@@ -161,18 +169,9 @@ class AutoAttack(Attack):
         summary = report.attacks["autoattack"]
         assert summary.adversarial is not None
         if self.verbose:
-            print(f"clean accuracy: {report.clean_accuracy}")
-            held = report.clean_accuracy.count
-            for name, fell in summary.fell_to.items():
-                held -= fell
-                print(f"robust accuracy after {name}: {100 * held / len(x):.2f} %")
-            for flag in report.checks:
-                if flag.tripped:
-                    print(f"{flag.name}: {flag.message}")
-        broken = summary.fell.to(x.device)
-        adversarial = torch.where(
-            broken.view(-1, *(1,) * (x.ndim - 1)), summary.adversarial.to(x), x
-        )
+            _print_report(report, summary, len(x))
+
+        adversarial = where(summary.fell.to(x.device), summary.adversarial.to(x), x)
         return (adversarial, summary.prediction.to(x.device)) if return_labels else adversarial
 
     def run_standard_evaluation_individual(
@@ -190,16 +189,13 @@ class AutoAttack(Attack):
             for name in self.attacks_to_run
         }
         for name, single in singles.items():
-            single._stages, single._made = (
-                [attack for attack in self.stages if attack.name == name],
-                (name,),
-            )
+            single._stages = [attack for attack in self.stages if attack.name == name]
+            single._made = (name,)
         report = evaluate(self.model, (x, y), singles, batch_size=bs, keep_adversarial=True)
         found = {}
         for name, summary in report.attacks.items():
             assert summary.adversarial is not None
-            broken = summary.fell.view(-1, *(1,) * (x.ndim - 1)).to(x.device)
-            found[name] = torch.where(broken, summary.adversarial.to(x), x)
+            found[name] = where(summary.fell.to(x.device), summary.adversarial.to(x), x)
         return found
 
     def start(self, attempts: Attempts) -> None:
@@ -209,3 +205,16 @@ class AutoAttack(Attack):
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
     ) -> None:
         raise NotImplementedError("AutoAttack runs through its stages")
+
+
+def _print_report(report: RobustnessReport, summary: AttackSummary, count: int) -> None:
+    """What is left after each attack, and what looks wrong."""
+    print(f"clean accuracy: {report.clean_accuracy}")
+    held = report.clean_accuracy.count
+    for name, fell in summary.fell_to.items():
+        held -= fell
+        print(f"robust accuracy after {name}: {100 * held / count:.2f} %")
+
+    for flag in report.checks:
+        if flag.tripped:
+            print(f"{flag.name}: {flag.message}")

@@ -1,9 +1,8 @@
-"""Counter-based random numbers: each example's draw depends on (seed, example, restart) and on
-nothing else.
+"""Counter-based random numbers: each draw depends on (seed, example, restart) and on nothing else.
 
-Batch size, order, device count and a resumed run therefore change nothing. The generator is
-SplitMix64 (Steele, Lea & Flood,
-OOPSLA 2014): one mixing of a counter, in integer arithmetic that is the same on every device.
+So batch size, order, the number of devices and an interruption change nothing. The generator is
+SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): it mixes the bits of a counter, in integer arithmetic
+that is the same on every device.
 """
 
 import math
@@ -18,27 +17,30 @@ MIX2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def example_keys(seed: int, indices: Tensor, restart: int | Tensor) -> Tensor:
-    """(B,) int64 keys for examples ``indices`` (B,) at an attempt, or at one attempt each (B,)."""
+    """(B,) int64 keys for the examples with numbers ``indices`` (B,). ``restart`` is the number of
+    the attempt: one for all, or one each (B,)."""
     keys = mix(indices.to(torch.int64) + _wrap(seed))
     return mix(keys * GOLDEN + restart)
 
 
 def uniform(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype, stream: int = 0) -> Tensor:
-    """(B, *shape) uniform in [0, 1), 24 random bits each; ``stream`` tells draws of one key
-    apart."""
+    """(B, *shape) uniform in [0, 1), 24 random bits each. Draws with one key but other ``stream``
+    are independent of each other."""
     numbers = torch.arange(math.prod(shape), device=keys.device, dtype=torch.int64)
     bits = mix(mix(keys + stream).unsqueeze(1) + numbers * GOLDEN)
     return (_shift_right(bits, 40).to(dtype) * 2.0**-24).view(len(keys), *shape)
 
 
 def normal(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype, stream: int = 0) -> Tensor:
-    """(B, *shape) standard normal, by Box and Muller from two uniforms. Uses streams ``stream`` and
-    ``stream + 1``."""
+    """(B, *shape) standard normal, by Box and Muller from two uniform numbers, of the streams
+    ``stream`` and ``stream + 1``."""
     radius = (-2 * torch.log1p(-uniform(keys, shape, dtype, stream))).sqrt()
     return radius * torch.cos(2 * math.pi * uniform(keys, shape, dtype, stream + 1))
 
 
 def mix(z: Tensor) -> Tensor:
+    """int64 of any shape: the output of SplitMix64 in state ``z``; other states give unrelated
+    numbers."""
     z = z + GOLDEN
     z = (z ^ _shift_right(z, 30)) * MIX1
     z = (z ^ _shift_right(z, 27)) * MIX2
@@ -46,9 +48,10 @@ def mix(z: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift of a signed tensor: the copies of the sign bit are masked away."""
+    """The logical shift of a signed tensor: the copies of the sign bit are masked away."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _wrap(value: int) -> int:
+    """Any int as a signed 64-bit one, modulo 2⁶⁴."""
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)

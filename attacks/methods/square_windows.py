@@ -1,7 +1,7 @@
-"""The windows of the Square attack: how large, where, and the pattern that its L2 and L1 moves lay
-into them.
+"""The windows of the Square attack (arXiv 1912.00049): how large they are, where they lie, and the
+pattern that the moves in L2 and L1 lay into them.
 
-Rows are at different steps, so every row has a window of its own size, and a window is built by
+Attempts are at different steps, so each has a window of its own size, and a window is built by
 comparing coordinates.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Plane = tuple[int, int]  # height and width of the image
-HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # proposals
+HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # proposals, of whatever steps
 
 
 class Window(NamedTuple):
@@ -24,8 +24,9 @@ class Window(NamedTuple):
 
 
 def share_of_image(step: Tensor, p_init: float) -> Tensor:
-    """float64: what share of the image the window of proposal number ``step`` (from 0) covers."""
-    # a tensor of constants would make the host wait
+    """The share of the image, float64, that the window of proposal number ``step`` (from 0)
+    covers."""
+    # One comparison each: a tensor of constants would make the host wait.
     halvings = torch.stack([step > after for after in HALVED_AFTER]).sum(0)
     return p_init * torch.exp2(-halvings.double())
 
@@ -34,60 +35,54 @@ def draw_windows(places: Tensor, share: Tensor, plane: Plane, odd: bool) -> Wind
     """Windows of one shape (…) that cover ``share`` (…) of the plane, placed by uniform numbers
     ``places`` (…, 2).
 
-    Squares where they fit; in a plane that is too low or too narrow for the square, rectangles of
-    the same area. ``odd``: sides are odd and at least 3, as the L2 and L1 moves want them. All
-    places are possible; the official code never takes the last row and the last column. On small
-    images that costs it many successes, but where the margin of an image is empty, as in MNIST, it
-    saves steps.
+    They are squares where these fit; in a plane that is too low or too narrow for the square,
+    rectangles of the same area. With ``odd`` sides are odd and at least 3, as the moves in L2 and
+    L1 want them.
+
+    All places are possible; the official code never takes the last row and the last column. On
+    small images that costs it many successes, but where the margin of an image is empty, as in
+    MNIST, it saves steps.
     """
     height, width = plane
     area = share * (height * width)
     side = area.sqrt().round().clamp_min(3 if odd else 1)
     if odd:
         side = side + (side % 2 == 0)
-    tall = (
-        torch.where(side > width, (area / width).round().maximum(side), side)
-        .clamp_max(height)
-        .long()
-    )
-    wide = (
-        torch.where(side > height, (area / height).round().maximum(side), side)
-        .clamp_max(width)
-        .long()
-    )
-    top, left = (
-        (places[..., 0] * (height + 1 - tall)).long(),
-        (places[..., 1] * (width + 1 - wide)).long(),
-    )
+
+    tall = torch.where(side > width, (area / width).round().maximum(side), side)
+    tall = tall.clamp_max(height).long()
+    wide = torch.where(side > height, (area / height).round().maximum(side), side)
+    wide = wide.clamp_max(width).long()
+
+    top = (places[..., 0] * (height + 1 - tall)).long()
+    left = (places[..., 1] * (width + 1 - wide)).long()
     return Window(top, left, tall, wide)
 
 
 def covered(window: Window, plane: Plane) -> Tensor:
     """(…, H, W) bool: the pixels in windows (…)."""
     height, width = plane
-    row, column = (
-        torch.arange(height, device=window.top.device),
-        torch.arange(width, device=window.left.device),
-    )
-    row, column = row - window.top.unsqueeze(-1), column - window.left.unsqueeze(-1)
+    row = torch.arange(height, device=window.top.device) - window.top.unsqueeze(-1)
+    column = torch.arange(width, device=window.left.device) - window.left.unsqueeze(-1)
     tall = (row >= 0) & (row < window.height.unsqueeze(-1))
     wide = (column >= 0) & (column < window.width.unsqueeze(-1))
     return tall.unsqueeze(-1) & wide.unsqueeze(-2)
 
 
 def counted(pixels: Tensor, window: Window) -> Tensor:
-    """(R, K, C): how many of the pixels (R, C, H, W) bool are set in each of K windows (R, K), from
-    a summed-area table."""
-    channels, width = pixels.shape[1], pixels.shape[3]
-    sums = torch.nn.functional.pad(
-        pixels.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32), (1, 0, 1, 0)
-    ).flatten(2)
+    """(R, K, C): how many of the pixels (R, C, H, W) bool are set in each of K windows (R, K), by a
+    summed-area table."""
+    channels = pixels.shape[1]
+    width = pixels.shape[3]
+    sums = pixels.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32)
+    sums = torch.nn.functional.pad(sums, (1, 0, 1, 0)).flatten(2)
 
     def up_to(row: Tensor, column: Tensor) -> Tensor:
         corner = (row * (width + 1) + column).unsqueeze(1).expand(-1, channels, -1)
         return sums.gather(2, corner)
 
-    bottom, right = window.top + window.height, window.left + window.width
+    bottom = window.top + window.height
+    right = window.left + window.width
     inside = (
         up_to(bottom, right)
         - up_to(window.top, right)
@@ -103,15 +98,13 @@ def two_bumps(
     """(R, H, W): a bump upwards and one downwards, each in one half of the window (R,), together of
     length 1 in the norm of ``order``.
 
-    The halves lie above each other, where ``turned`` (R,) side by side. A bump of half-length n has
-    the value Σ 1 / k^(4 / order) over k = d + 1 … n + 1 at Chebyshev distance d of its centre, and
-    both have the same norm: η of section 4.2 of arXiv 1912.00049 (order 2), with steeper bumps in
-    L1 as in the code of arXiv 2103.01208 (order 1).
+    The halves lie above each other; where ``turned`` (R,) is set, side by side. A bump of
+    half-length n has the value Σ 1 / k^(4 / order) over k = d + 1 … n + 1 at Chebyshev distance d
+    of its centre, and both have the same norm. This is η of section 4.2 of arXiv 1912.00049 (order
+    2), with steeper bumps in L1 as in the code of arXiv 2103.01208 (order 1).
     """
-    down, across = (
-        _halves(window.top, window.height, ~turned, plane[0]),
-        _halves(window.left, window.width, turned, plane[1]),
-    )
+    down = _halves(window.top, window.height, ~turned, plane[0])
+    across = _halves(window.left, window.width, turned, plane[1])
     distance, reach = (torch.maximum(down[i].unsqueeze(2), across[i].unsqueeze(1)) for i in (0, 1))
     terms = torch.arange(1, max(plane) // 2 + 2, device=distance.device, dtype=torch.float64) ** (
         -4 / order
@@ -122,7 +115,7 @@ def two_bumps(
     lengths = torch.linalg.vector_norm(
         torch.stack([bumps * ~later, bumps * later]), order, (2, 3), keepdim=True
     )
-    # a window one pixel high has but one half
+    # A window that is one pixel high has but one half.
     halves = (lengths > 0).to(dtype).sum(0) ** (1 / order)
     lengths = lengths.clamp_min(torch.finfo(dtype).tiny)
     return bumps / (torch.where(later, -lengths[1], lengths[0]) * halves)
@@ -134,7 +127,8 @@ def _halves(
     """Along one axis of ``size`` pixels, each (R, size): distance to the centre of the half,
     half-length of the half, whether it is the second half. All is the second half where the windows
     are not ``split`` along this axis."""
-    start, length = start.unsqueeze(1), length.unsqueeze(1)
+    start = start.unsqueeze(1)
+    length = length.unsqueeze(1)
     first = length // 2 * split.unsqueeze(1)
     place = torch.arange(size, device=start.device) - start
     later = place >= first

@@ -10,7 +10,10 @@ from typer.core import TyperCommand
 
 
 class CommandWithLateHelp(TyperCommand):
-    """A command whose help fills in what is registered at that moment."""
+    """A command whose help fills in what is registered at that moment.
+
+    Typer has click's classes under a name of its own in some versions, so they are ``Any`` here.
+    """
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         written = [getattr(option, "help", None) for option in self.params]
