@@ -5,7 +5,7 @@ import torch
 import toys
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks import PGD, RoutingDivergence
+from ironmoe.attacks import PGD, RoutingDivergence, evaluate
 from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
 from ironmoe.attacks.losses import margin
 from ironmoe.attacks.methods import carlini_wagner
@@ -263,6 +263,35 @@ def test_a_term_does_not_stand_in_for_confidence(routed):
         result = CW(model, routing=RoutingDivergence(weight), **options).run(images, labels)
         reached = margin(model(result.adversarial), labels)
         assert result.success.all() and (reached >= 1 - 1e-9).all()
+
+
+def test_results_do_not_depend_on_the_batch(data, model):
+    images, labels = data[0][:7], data[1][:7]
+    attack = CW(model, c=1.0, steps=20, search_steps=2)
+    whole, order = attack.run(images, labels), torch.randperm(7)
+    permuted = attack.run(images[order], labels[order], order)
+    alone = attack.run(images[5:6], labels[5:6])
+    queued = evaluate(
+        model, (images, labels), {"cw": attack}, batch_size=3, keep_adversarial=True
+    ).attacks["cw"]
+    assert whole.forwards.min() < whole.forwards.max() and whole.success.any()
+    for other, place in (
+        (permuted.adversarial, order),
+        (alone.adversarial, [5]),
+        (queued.adversarial, slice(None)),
+    ):
+        torch.testing.assert_close(
+            other.to(images.dtype), whole.adversarial[place], rtol=0, atol=1e-6
+        )
+
+
+def test_targeted(data, model):
+    targets = (data[1] + 1) % 4
+    result = CW(model, c=1.0, steps=50, search_steps=3, lr=0.03, targeted=True).run(
+        data[0], targets
+    )
+    assert result.success.sum() > 12
+    assert (model(result.adversarial[result.success]).argmax(1) == targets[result.success]).all()
 
 
 def test_eps_of_zero_and_single_answers(data, model):

@@ -129,6 +129,21 @@ def test_gradients_that_vanish_give_no_nan(norm, scale):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_the_batch_does_not_matter(model, data, norm):
+    images, labels = data
+    attack = DeepFool(model, norm=norm)
+    whole = attack.run(images, labels)
+    order = torch.randperm(len(labels))
+    shuffled = attack.run(images[order], labels[order])
+    torch.testing.assert_close(shuffled.adversarial, whole.adversarial[order], rtol=0, atol=1e-9)
+    one = attack.run(images[7:8], labels[7:8])
+    torch.testing.assert_close(one.adversarial, whole.adversarial[7:8], rtol=0, atol=1e-9)
+    assert torch.equal(shuffled.steps, whole.steps[order]) and torch.equal(
+        one.steps, whole.steps[7:8]
+    )
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_without_radius_or_steps_nothing_falls(model, data, norm):
     for attack in (DeepFool(model, 0.0, steps=3, norm=norm), DeepFool(model, steps=0, norm=norm)):
         result = attack.run(*data)

@@ -142,6 +142,22 @@ def test_a_check_that_fails_is_asked_again_with_gradient():
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("targets", [0, 2])
+def test_the_batch_does_not_matter(model, data, norm, targets):
+    images, labels = data
+    attack = FAB(model, EPS[norm], steps=6, targets=targets, norm=norm)
+    whole = attack.run(images, labels)
+    order = torch.randperm(len(labels))
+    shuffled = attack.run(images[order], labels[order], order)
+    torch.testing.assert_close(shuffled.adversarial, whole.adversarial[order], rtol=0, atol=1e-9)
+    one = attack.run(images[7:8], labels[7:8], torch.tensor([7]))
+    torch.testing.assert_close(one.adversarial, whole.adversarial[7:8], rtol=0, atol=1e-9)
+    assert torch.equal(shuffled.steps, whole.steps[order]) and torch.equal(
+        one.steps, whole.steps[7:8]
+    )
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_later_restarts_start_half_of_eps_away(norm):
     clean = torch.full((6, 1, 4, 4), 0.5, dtype=torch.float64)
     labels, eps = torch.zeros(6, dtype=torch.int64), torch.full((6,), 0.2, dtype=torch.float64)

@@ -6,7 +6,7 @@ import torch
 import toys
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks import PGD
+from ironmoe.attacks import PGD, evaluate
 from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
 from ironmoe.attacks.methods import square, square_proposals
 from ironmoe.attacks.methods.square import Square
@@ -263,6 +263,29 @@ def test_breaks_a_network_about_as_often_as_gradients_do(data, model, norm, shar
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_results_do_not_depend_on_the_batch(data, model, norm):
+    images, labels = data[0][:8], data[1][:8]
+    eps = EPS[norm]
+    attack = Square(model, eps, 20, 0.1, restarts=2, norm=norm, seed=3)
+    whole, order = attack.run(images, labels), torch.randperm(8)
+    assert 0 < whole.success.sum() < 8
+    permuted = attack.run(images[order], labels[order], order)
+    alone = attack.run(images[6:7], labels[6:7], torch.tensor([6]))
+    queued = evaluate(
+        model, (images, labels), {"square": attack}, batch_size=3, keep_adversarial=True
+    ).attacks["square"]
+    for other, place in (
+        (permuted.adversarial, order),
+        (alone.adversarial, [6]),
+        (queued.adversarial, slice(None)),
+    ):
+        torch.testing.assert_close(
+            other.to(images.dtype), whole.adversarial[place], rtol=0, atol=1e-7
+        )
+    assert torch.equal(queued.robust, whole.robust)
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(
     "shape", [(10,), (1,), (4, 9), (1, 3, 3), (2, 3, 5, 5), (3, 1, 1), (2, 23, 17)]
 )
@@ -303,6 +326,14 @@ def test_units_of_the_bounds_do_not_matter(data, model, norm):
     ).run(256 * images - 128, labels)
     assert torch.equal(unit.success, wide.success) and unit.success.any()
     torch.testing.assert_close((wide.adversarial + 128) / 256, unit.adversarial, rtol=0, atol=1e-7)
+
+
+def test_targeted(data, model):
+    images, labels = data
+    targets = (labels + 1) % 4
+    result = Square(model, 0.3, 60, 0.1, targeted=True).run(images, targets)
+    assert result.success.sum() > 20
+    assert (model(result.adversarial[result.success]).argmax(1) == targets[result.success]).all()
 
 
 def test_restarts_find_more(data, model):
