@@ -19,10 +19,10 @@ Imports go from later ones to earlier ones.
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.autoattack import AutoAttack
 from ironmoe.attacks.engine.routing_mode import RoutingMode
+from ironmoe.attacks.evaluation.checks.model_checks import check_model
+from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.evaluate import evaluate
 from ironmoe.attacks.evaluation.journal import JournalError
-from ironmoe.attacks.evaluation.model_checks import check_model
-from ironmoe.attacks.evaluation.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.proportion import Proportion
 from ironmoe.attacks.evaluation.report import AttackSummary, Flag, RobustnessReport

@@ -17,14 +17,14 @@ from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import Job, Stage
 from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.engine.records import Record, Records, records_of
-from ironmoe.attacks.evaluation.checksum import checksum
-from ironmoe.attacks.evaluation.journal import Journal
-from ironmoe.attacks.evaluation.model_checks import (
+from ironmoe.attacks.evaluation.checks.model_checks import (
     check_model,
     no_room_for_checks,
     passes_of_checks,
 )
-from ironmoe.attacks.evaluation.outcome_checks import check_outcome
+from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
+from ironmoe.attacks.evaluation.checksum import checksum
+from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
 from ironmoe.attacks.evaluation.sharding import Shard

@@ -21,7 +21,7 @@ from ironmoe.attacks.losses import (
     margin,
     targeted_margin,
 )
-from ironmoe.attacks.methods.apgd_sparsity import Sparsity
+from ironmoe.attacks.methods.parts.apgd_sparsity import Sparsity
 from ironmoe.attacks.registry import register_attack
 
 MOMENTUM = 0.25  # share of the last movement in the next one: 1 − α of the paper

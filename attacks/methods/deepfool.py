@@ -10,7 +10,7 @@ from ironmoe.attacks.balls.abilities import StraightBall
 from ironmoe.attacks.balls.ball import Ball, Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
-from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
+from ironmoe.attacks.methods.parts.nearest_boundary import BoundaryAttack
 from ironmoe.attacks.registry import register_attack
 
 # Each step has at least this share of the way made so far. Steps that only shrink would end on the

@@ -10,7 +10,7 @@ from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
-from ironmoe.attacks.methods.nearest_boundary import BoundaryAttack
+from ironmoe.attacks.methods.parts.nearest_boundary import BoundaryAttack
 from ironmoe.attacks.registry import register_attack
 from ironmoe.kernels.attack_step import column
 

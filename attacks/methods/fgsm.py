@@ -8,7 +8,7 @@ from torch import Tensor
 from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.losses import Loss
-from ironmoe.attacks.methods.fixed_step import FixedStepAttack
+from ironmoe.attacks.methods.parts.fixed_step import FixedStepAttack
 from ironmoe.attacks.registry import register_attack
 
 

@@ -11,7 +11,7 @@ from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss
-from ironmoe.attacks.methods.fixed_step import FixedStepAttack
+from ironmoe.attacks.methods.parts.fixed_step import FixedStepAttack
 from ironmoe.attacks.result import AttackResult
 from ironmoe.kernels.attack_step import column
 

@@ -11,7 +11,7 @@ from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss
-from ironmoe.attacks.methods.fixed_step import FixedStepAttack
+from ironmoe.attacks.methods.parts.fixed_step import FixedStepAttack
 from ironmoe.attacks.registry import register_attack
 
 

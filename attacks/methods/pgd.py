@@ -8,8 +8,8 @@ from torch import Tensor
 from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.losses import Loss
-from ironmoe.attacks.methods.fixed_step import FixedStepAttack
 from ironmoe.attacks.methods.last_iterate import LastIteratePGD
+from ironmoe.attacks.methods.parts.fixed_step import FixedStepAttack
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
 from ironmoe.attacks.registry import register_attack
 

@@ -13,7 +13,7 @@ from ironmoe.attacks.balls.ball import Bounds, ball_of
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.losses import margin
-from ironmoe.attacks.methods.square_proposals import (
+from ironmoe.attacks.methods.parts.square_proposals import (
     BumpProposals,
     Proposals,
     SignProposals,

@@ -4,8 +4,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ironmoe.attacks.evaluation.checks.model_checks import passes_of_checks
 from ironmoe.attacks.evaluation.journal import JournalError
-from ironmoe.attacks.evaluation.model_checks import passes_of_checks
 from ironmoe.bench.attack.model_source import LoadedModel
 from ironmoe.bench.attack.parts import Part
 from ironmoe.bench.attack.suite import SuiteError

@@ -212,7 +212,7 @@ class TestCircles:
         torch.testing.assert_close(result.adversarial, plain.adversarial)
 
     def test_a_point_that_only_nearly_comes_back_is_another_point(self):
-        from ironmoe.attacks.methods.fingerprint import fingerprint
+        from ironmoe.attacks.methods.parts.fingerprint import fingerprint
 
         points = torch.rand(50, 3, 4, dtype=torch.float64)
         points[1] = points[0]

@@ -9,8 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ironmoe.attacks import PGD, evaluate
 from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
 from ironmoe.attacks.methods import square, square_proposals
-from ironmoe.attacks.methods.square import Square
-from ironmoe.attacks.methods.square_windows import (
+from ironmoe.attacks.methods.parts.square_windows import (
     Window,
     counted,
     covered,
@@ -18,6 +17,7 @@ from ironmoe.attacks.methods.square_windows import (
     share_of_image,
     two_bumps,
 )
+from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.random import example_keys
 
 NORMS = ["Linf", "L2", "L1"]

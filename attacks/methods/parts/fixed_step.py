@@ -11,7 +11,7 @@ from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss, get_loss, least_classes
-from ironmoe.attacks.methods.fingerprint import fingerprint
+from ironmoe.attacks.methods.parts.fingerprint import fingerprint
 
 
 class FixedStepAttack(FixedRadiusAttack):

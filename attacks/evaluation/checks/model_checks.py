@@ -16,7 +16,7 @@ from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.inputs import check_labels
-from ironmoe.attacks.evaluation.gradient_checks import (
+from ironmoe.attacks.evaluation.checks.gradient_checks import (
     quantised,
     routing_gradient,
     zero_gradients,

@@ -15,7 +15,7 @@ from ironmoe.attacks.balls.abilities import SparseBall
 from ironmoe.attacks.balls.ball import Ball, Bounds
 from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attempts import Attempts
-from ironmoe.attacks.methods.square_windows import (
+from ironmoe.attacks.methods.parts.square_windows import (
     Plane,
     Window,
     counted,
