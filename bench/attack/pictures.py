@@ -22,16 +22,14 @@ def draw_evaluation(outcome: EvaluationOutcome) -> dict[str, Picture]:
 
 
 def _accuracy(outcome: EvaluationOutcome) -> Picture:
-    band = (
-        "The band is the 95 % Wilson interval of the worst case."
-        if many_attacks(outcome)
-        else "Bands are 95 % Wilson intervals."
-    )
-    worst = (
-        " Worst case: an image counts only if it holds against every attack."
-        if len(outcome.report.attacks) > 1
-        else ""
-    )
+    band = "Bands are 95 % Wilson intervals."
+    if many_attacks(outcome):
+        band = "The band is the 95 % Wilson interval of the worst case."
+
+    worst = ""
+    if len(outcome.report.attacks) > 1:
+        worst = " Worst case: an image counts only if it holds against every attack."
+
     return Picture(
         "Robust accuracy against eps",
         f"The share of all images that hold. {band}{worst}{_open(outcome)}",

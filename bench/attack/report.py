@@ -34,6 +34,7 @@ def write_evaluation(
     """
     numbers = _numbers(outcome, settings, device, world)
     write_atomically(folder / "images.npz", verdicts(outcome))
+
     write_report(
         folder,
         numbers,

@@ -14,6 +14,7 @@ import torch
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE, PASSES
 from ironmoe.bench.benchmarks.peers import ironmoe
 from ironmoe.bench.benchmarks.shapes import SHAPES, Problem, Shape, make_problem
+from ironmoe.bench.common.radii import USUAL_EPS
 from ironmoe.kernels import combine, grouped_matmul, plan_dispatch, topk_route
 from ironmoe.kernels.attack_step import l2_step, linf_step
 
@@ -99,7 +100,7 @@ def test_expert_mlp(measure: Any, problem: Problem, asked: str) -> None:
 def test_attack_step(measure: Any, dtype: torch.dtype, norm: str) -> None:
     point = torch.rand(IMAGES, device=DEVICE)
     grad = torch.randn(IMAGES, device=DEVICE).to(dtype)
-    low, high = (point - 8 / 255).clamp_min(0), (point + 8 / 255).clamp_max(1)
+    low, high = (point - USUAL_EPS).clamp_min(0), (point + USUAL_EPS).clamp_max(1)
     eps, alpha = (torch.full((len(point),), value, device=DEVICE) for value in (1.0, 0.1))
     if norm == "Linf":
         measure(lambda: linf_step(point, grad, low, high, alpha / 10, image_dtype=dtype))
