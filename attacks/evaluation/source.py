@@ -98,7 +98,7 @@ class Source:
                 self.data[0].split(self.batch_size),
                 self.data[1].split(self.batch_size),
                 strict=True,
-            )  # type: ignore[union-attr]
+            )
             return
         for batch in self.data:
             if not isinstance(batch, tuple | list) or len(batch) != 2:

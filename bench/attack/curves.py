@@ -13,11 +13,11 @@ from ironmoe.bench.attack.rows import WORST_CASE, RobustnessRow
 from ironmoe.bench.common.radii import to_255
 from ironmoe.bench.reports.style import COLORS, STYLE
 
-WORST = "#1c2329"  # of the worst case per sample
-# so that curves that lie on each other are seen
+WORST = "#1c2329"  # the color of the worst case per sample
+# so that curves that lie on each other can be told apart
 LINES = ("o-", "s--", "^-.", "D:", "v--", "P-.", "*-")
 BINS = 40
-ROUNDING = 1e-5  # so that distances of just eps come into one bin
+ROUNDING = 1e-5  # so that all distances of just eps are counted in the same bin
 Color = str | tuple[float, float, float, float]
 
 
@@ -30,7 +30,7 @@ def accuracy(outcome: EvaluationOutcome) -> Figure:
 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 4.2))
-        # what is drawn first looks out from under the others
+        # the first curve has the largest marks: they show under those of later curves
         sizes = np.linspace(9, 4, max(len(outcome.report.attacks), 2))
         for name, color, style, size in zip(
             outcome.report.attacks, _colors(outcome), cycle(LINES), sizes, strict=False

@@ -86,7 +86,8 @@ def load_model(
             f"name one model: a .safetensors CHECKPOINT, or --model {FORMS}{both}"
         )
 
-    if checkpoint is not None:  # its weights are known by their digest, wherever it lies
+    if checkpoint is not None:
+        # the digest of the weights tells the model, so the file may move to another folder
         return _own(checkpoint, device)._replace(
             source=f"checkpoint {checkpoint}", identity=checkpoint.name
         )

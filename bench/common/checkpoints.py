@@ -66,7 +66,7 @@ def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     training = model.training
     model.eval()
 
-    # the unfused attention: its products are counted, those inside the fused CPU kernel are not
+    # torch counts the products of unfused attention, but not those inside the fused CPU kernel
     try:
         with (
             FlopCounterMode(display=False) as counter,

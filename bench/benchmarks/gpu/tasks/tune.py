@@ -119,7 +119,7 @@ def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
     run, chip, rows = work_of(product, shape, dtype, torch.device(device))
     table = table_of(product, dtype, rows, chip)
     for candidate in neighbours(getattr(tuning, table)[product], product)[part::PARTS]:
-        # it is refused when it is tried
+        # tuning runs it again and says why it is refused
         with patched(table, product, candidate), suppress(Exception):
             run()
 
