@@ -79,10 +79,6 @@ class FixedStepAttack(FixedRadiusAttack):
             f"restarts={self.restarts}, seed={self.seed})"
         )
 
-    def chosen_settings(self) -> dict[str, Any]:
-        chosen = super().chosen_settings()
-        return {name: chosen[name] for name in chosen if name != "loss_of"} | {"loss": self.loss_of}
-
     @property
     def classes_needed(self) -> int:
         return least_classes(self.loss_of)
