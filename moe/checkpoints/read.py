@@ -33,7 +33,7 @@ from ironmoe.moe.checkpoints.vmoe_format import (
 
 
 class _Leaf(NamedTuple):
-    """An array as the index describes it. shard_of: the number of the data file that holds a part."""
+    """An array as the index describes it. shard_of: which data file holds a part."""
 
     path: str
     shape: tuple[int, ...]

@@ -34,7 +34,7 @@ def box_size(box: Box) -> int:
 
 
 def box_slices(box: Box) -> tuple[Any, ...]:
-    """An index of the part, which gives a view. The dots at its end do so for arrays without axes."""
+    """An index that gives a view of the part; thanks to its dots, of an array without axes too."""
     return (*(slice(*axis) for axis in box), ...)
 
 

@@ -26,7 +26,7 @@ def intervene(
 
     Args:
         model: any module with MoE layers.
-        policy: one of ``ironmoe.moe.routing.policies``, or any function Decision → Routing; several
+        policy: one of ``ironmoe.moe.policies``, or any function Decision → Routing; several
             apply in order, each on what the one before it made. Nested blocks apply the outer one
             first.
         layers: the layers to steer: names as ``trace_routing`` gives them, or their numbers in that
