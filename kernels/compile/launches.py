@@ -97,7 +97,9 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
                 ):
                     yield f"{step}, gpt-oss", dtype
         dy, rows_RD = meta(64, SIZES[0], dtype=dtype), meta(64 * K, SIZES[0], dtype=dtype)
-        combine.combine_backward(dy, rows_RD, gates_of(64), *index(64 * K, 64), True, True)
+        combine.combine_backward(
+            dy, rows_RD, gates_of(64), *index(64 * K, 64), want_rows=True, want_gates=True
+        )
         yield "", dtype
     for activation in LAYOUTS:
         for step in expert(torch.bfloat16, ROWS[-1], activation, sizes=ODD_SIZES):
@@ -121,15 +123,18 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
     yield "E = 1024, K = 32", torch.float32
     _router(256, 8, "sigmoid", "score_first", ExpertGroups(8, 4))
     yield "4 of 8 groups", torch.float32
-    shape = (8, 3, 224, 224)
-    master, image, radius = (
-        meta(*shape, dtype=torch.float32),
-        meta(*shape, dtype=torch.bfloat16),
-        meta(8, dtype=torch.float32),
-    )
-    attack_step.launch_linf_step(master, image, master, master, radius, master, image)
-    attack_step.launch_l2_step(master, image, master, radius, 0.0, 1.0, radius, master, image)
+
+    attack_steps(meta(8, 3, 224, 224, dtype=torch.float32))
     yield "", torch.bfloat16
+
+
+def attack_steps(point: Tensor) -> None:
+    """Both steps of a float32 master (B, …) for a model in bfloat16."""
+    image = torch.empty_like(point, dtype=torch.bfloat16)
+    radius = point.new_empty(len(point))
+    filled = {"moved": point, "image": image}
+    attack_step.launch_linf_step(point, image, point, point, radius, **filled)
+    attack_step.launch_l2_step(point, image, point, radius, (0.0, 1.0), radius, **filled)
 
 
 def expert(

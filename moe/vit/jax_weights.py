@@ -158,7 +158,7 @@ def _fill(model: VisionTransformer, params: Mapping[str, np.ndarray]) -> None:
 
 
 class _Shapes:
-    """Shapes of the arrays by name. ValueError unless there are as many axes as a caller expects."""
+    """Shapes of the arrays by name. ValueError if one has another number of axes."""
 
     def __init__(self, params: Mapping[str, np.ndarray]) -> None:
         self.params = params
