@@ -157,11 +157,9 @@ def expert(
     num_rows = rows * E
     tokens = num_rows // K
     wide = 2 * F if activation in GATED_ACTIVATIONS else F
-    x, w_in, w_out = (
-        meta(tokens, D, dtype=dtype),
-        meta(E, wide, D, dtype=dtype),
-        meta(E, D, F, dtype=dtype),
-    )
+    x = meta(tokens, D, dtype=dtype)
+    w_in = meta(E, wide, D, dtype=dtype)
+    w_out = meta(E, D, F, dtype=dtype)
     if transposed:
         w_in, w_out = (w.mT.contiguous().mT for w in (w_in, w_out))
     b_in, b_out = (meta(E, wide, dtype=dtype), meta(E, D, dtype=dtype)) if bias else (None, None)
