@@ -16,8 +16,9 @@ Read in this order:
 Imports go from later ones to earlier ones.
 """
 
-from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.attack import Attack, FixedRadiusAttack, LeastDistanceAttack
 from ironmoe.attacks.autoattack import AutoAttack
+from ironmoe.attacks.balls.ball import Ball, register_norm
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.evaluation.checks.model_checks import check_model
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
@@ -35,6 +36,7 @@ from ironmoe.attacks.methods.mifgsm import MIFGSM
 from ironmoe.attacks.methods.pgd import PGD
 from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
+from ironmoe.attacks.registry import register_attack
 from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.routing.batch_mates import BatchMates
 from ironmoe.attacks.routing.mates_search import BatchMatesResult
@@ -62,14 +64,17 @@ __all__ = [
     "AttackSummary",
     "AutoAttack",
     "AuxiliaryLoss",
+    "Ball",
     "BatchMates",
     "BatchMatesResult",
     "DeepFool",
     "ExpertsOnly",
+    "FixedRadiusAttack",
     "Flag",
     "FrozenRouting",
     "GatesOnly",
     "JournalError",
+    "LeastDistanceAttack",
     "Progress",
     "Proportion",
     "RobustnessReport",
@@ -83,4 +88,6 @@ __all__ = [
     "check_model",
     "check_outcome",
     "evaluate",
+    "register_attack",
+    "register_norm",
 ]

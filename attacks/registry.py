@@ -53,23 +53,28 @@ def register_attack(
     names: Mapping[str, Mapping[str, Any]],
 ) -> Callable[[AnyAttack], AnyAttack]:
     """A class decorator that registers an attack; the arguments are those of
-    ``RegisteredAttack``.
+    ``RegisteredAttack``. A class that is defined again, as in a notebook, takes the place of the
+    former one.
 
     Raises:
         ValueError: another attack has one of these names.
     """
 
     def register(kind: AnyAttack) -> AnyAttack:
-        others = {name for entry in ATTACKS.values() for name in entry.names}
-        taken = sorted(others & names.keys())
-        if taken or kind.__name__ in ATTACKS:
-            raise ValueError(
-                f"names of {kind.__name__} must be new, got {', '.join(taken) or kind.__name__}"
-            )
+        others = [entry for entry in ATTACKS.values() if not _is_same(entry.kind, kind)]
+        known = {name for entry in others for name in (entry.kind.__name__, *entry.names)}
+        taken = sorted(known & {kind.__name__, *names})
+        if taken:
+            raise ValueError(f"names of {kind.__name__} must be new, got {', '.join(taken)}")
         ATTACKS[kind.__name__] = RegisteredAttack(kind, summary, source, takes, names)
         return kind
 
     return register
+
+
+def _is_same(one: type, other: type) -> bool:
+    """Whether two classes are the same lines of code, run once or twice."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def named_attacks() -> dict[str, NamedAttack]:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from documented import EXAMPLES, PAGES, ROOT
 
+from ironmoe.attacks import registry
+
 OPTIONAL = ("timm", "transformers", "msgpack")
 # What makes the example of the CUDA graph one for a CPU.
 SMALLER = {"2048, 768, 128, 8": "32, 24, 4, 2", "4096, 2048": "50, 32", '"cuda"': '"cpu"'}
@@ -25,6 +27,8 @@ def run(page, code, monkeypatch):
     if "cuda" in code and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     monkeypatch.chdir(ROOT)
+    # What an example registers is gone with it.
+    monkeypatch.setattr(registry, "ATTACKS", dict(registry.ATTACKS))
     variables = {}
     exec(compile(code, page, "exec"), variables)
     return variables

@@ -92,15 +92,15 @@ AnyBall = TypeVar("AnyBall", bound=type[Ball])
 
 
 def register_norm(ball: AnyBall) -> AnyBall:
-    """A class decorator: from here on ``norm=ball.norm`` means this class.
+    """A class decorator: from here on ``norm=ball.norm`` means this class. A class that is defined
+    again, as in a notebook, takes the place of the former one.
 
     Raises:
         ValueError: another class has this name.
     """
-    if NORMS.get(ball.norm, ball) is not ball:
-        raise ValueError(
-            f"norm must be a new name, got {ball.norm!r}, which {NORMS[ball.norm].__name__} has"
-        )
+    known = NORMS.get(ball.norm, ball)
+    if (known.__module__, known.__qualname__) != (ball.__module__, ball.__qualname__):
+        raise ValueError(f"norm must be a new name, got {ball.norm!r}, which {known.__name__} has")
     NORMS[ball.norm] = ball
     return ball
 

@@ -83,6 +83,28 @@ def test_a_new_attack_is_known_everywhere(corner, tmp_path):
     conformance.holds_for_all(conformance.goes_on_from_a_cut_journal, tmp_path, among=mine)
 
 
+def test_a_class_that_is_defined_again_takes_the_place_of_the_former_one(monkeypatch):
+    """As when a cell of a notebook runs twice."""
+    monkeypatch.setattr(registry, "ATTACKS", dict(registry.ATTACKS))
+    monkeypatch.setattr(balls, "NORMS", dict(balls.NORMS))
+
+    def cell():
+        @registry.register_attack(summary="Nothing.", source="a test", names={"again": {}})
+        class Again(FGSM):
+            pass
+
+        @balls.register_norm
+        class Renamed(balls.ball_of("Linf")):
+            norm = "renamed"
+
+        return Again, Renamed
+
+    cell()
+    attack, norm = cell()
+    assert registry.named_attacks()["again"].kind is attack
+    assert balls.ball_of("renamed") is norm
+
+
 def test_the_name_of_an_attack_is_given_once():
     with pytest.raises(ValueError, match="names of Another must be new, got pgd"):
 
