@@ -27,10 +27,10 @@ from ironmoe.kernels.types import Dispatch, ExpertGroups, GateRule
 
 E, K = 128, 8  # Qwen3-30B-A3B
 SIZES = (2048, 768)  # its D and F: multiples of every block
-ODD_SIZES = (2046, 770)  # of none; rows that TMA does not take
-GPT_OSS_SIZES = (2880, 2880)  # of some
+ODD_SIZES = (2046, 770)  # multiples of none; rows that TMA does not take
+GPT_OSS_SIZES = (2880, 2880)  # multiples of some
 ROWS = (16, 32, 64, 128)  # an expert's rows, one for each BLOCK_M
-# AMD's compiler addresses smaller ones otherwise
+# AMD's compiler addresses tensors beyond 2 GB in another way than smaller ones.
 ROWS_BEYOND_2_GB, EXPERTS_BEYOND_2_GB = 8192, 1024
 LAYOUTS = ("gelu", "swiglu", "clamped_swiglu_interleaved")  # H has one half, two, or two in turns
 DTYPES = (torch.bfloat16, torch.float32)  # float16 takes the configurations of bfloat16
