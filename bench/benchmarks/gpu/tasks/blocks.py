@@ -74,8 +74,10 @@ def compare_blocks(
         compared |= change is not None
         if change is None or product in pen.done:
             continue
+
         if left() <= 0:
             return False
+
         pen.begin(product, "ironmoe")
         row = {"product": product, "shape": place.name, "dtype": dtype_name(dtype)}
         try:
@@ -85,6 +87,7 @@ def compare_blocks(
             return False
         except Exception as error:  # former blocks may not compile: the row says so
             found = [{"why": f"{type(error).__name__}: {error}".splitlines()[0][:200]}]
+
         pen.finish(product, blocks=[row | figures for figures in found])
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -92,6 +95,7 @@ def compare_blocks(
     if not compared and NONE not in pen.done:
         why = f"no blocks for {dtype} on this chip have changed"
         pen.finish(NONE, blocks=[{"product": NONE, "shape": shape.name, "why": why}])
+
     return True
 
 
