@@ -118,6 +118,8 @@ def estimate(product: Product, machine: Machine) -> Estimate:
         asked = f"{p.registers} registers, {p.warps} warps and {p.shared} bytes"
         raise ValueError(f"{asked} do not fit on an SM of {machine.name}")
 
+    # In clocks, of one program: what it asks of the tensor cores and of L2, and the part in which
+    # it does neither. While it waits or writes, the other programs of the SM work.
     tensor = p.steps * p.flops / machine.tensor_rate
     loads = p.steps * p.l2_bytes / machine.l2_rate
     stores = p.epilogue_bytes / machine.l2_rate

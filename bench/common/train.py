@@ -239,6 +239,8 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     dy, dx = torch.randint(0, 2 * reach + 1, (2, len(images)), generator=generator)
     rows = dy[:, None] + torch.arange(size)
     columns = dx[:, None] + torch.arange(size)
+
+    # indices on both sides of a slice put its axis, the channels, last: permute puts it back
     return padded[
         torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]
     ].permute(0, 3, 1, 2)
@@ -266,6 +268,7 @@ def _restore(
     model.load_state_dict(
         {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     )
+
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
