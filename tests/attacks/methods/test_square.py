@@ -8,7 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ironmoe.attacks import PGD, evaluate
 from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
-from ironmoe.attacks.methods import square, square_proposals
+from ironmoe.attacks.methods import square
+from ironmoe.attacks.methods.parts import square_proposals
 from ironmoe.attacks.methods.parts.square_windows import (
     Window,
     counted,
