@@ -86,6 +86,15 @@ class Attack(ABC):
     attacks_wrong = False
     takes_groups = True
 
+    def __init_subclass__(cls) -> None:
+        """Refuse the former name of a method: uncalled, it would make costs wrong."""
+        super().__init_subclass__()
+        if "questions" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} must have the method passes_per_query, got questions, its former "
+                "name"
+            )
+
     def __init__(
         self,
         model: Model,
@@ -165,9 +174,12 @@ class Attack(ABC):
 
     def chosen_settings(self) -> dict[str, Any]:
         """What the user chose, by the names of the constructor's arguments; a journal goes on only
-        with the same. An attack that keeps an argument under another name overrides this method."""
+        with the same. An attack that keeps an argument under another name overrides this method,
+        but for ``loss_of``: a method has the name ``loss``."""
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return public | self.attacked_model.settings
+        if "loss_of" in public:
+            public["loss"] = public.pop("loss_of")
+        return public
 
     def images_per_unit(self, batch_size: int) -> int:
         """How many images must be attacked together in batches of this size."""

@@ -57,10 +57,20 @@ def register_attack(
     former one.
 
     Raises:
-        ValueError: another attack has one of these names.
+        TypeError: the class does not derive from ``Attack``, or an argument has another type.
+        ValueError: another attack has one of these names, or a name has a comma in it.
     """
+    if not isinstance(names, Mapping):
+        raise TypeError(f"names must be a mapping, name → settings, got {names!r}")
+    if isinstance(takes, str) or not all(isinstance(option, str) for option in takes):
+        raise TypeError(f"takes must be a tuple of options, got {takes!r}")
+    with_comma = [name for name in names if "," in name]
+    if with_comma:
+        raise ValueError(f"names must have no comma, got {with_comma[0]!r}")
 
     def register(kind: AnyAttack) -> AnyAttack:
+        if not (isinstance(kind, type) and issubclass(kind, Attack)):
+            raise TypeError(f"a registered attack must be a class of Attack, got {kind!r}")
         others = [entry for entry in ATTACKS.values() if not _is_same(entry.kind, kind)]
         known = {name for entry in others for name in (entry.kind.__name__, *entry.names)}
         taken = sorted(known & {kind.__name__, *names})
@@ -70,6 +80,15 @@ def register_attack(
         return kind
 
     return register
+
+
+def arrange(*kinds: type[Attack]) -> None:
+    """List these classes first, in this order, whatever the order in which files import each
+    other."""
+    entries = dict(ATTACKS)
+    ATTACKS.clear()
+    for name in (*(kind.__name__ for kind in kinds), *entries):
+        ATTACKS[name] = entries[name]
 
 
 def _is_same(one: type, other: type) -> bool:

@@ -3,7 +3,7 @@ next image in one pass.
 
 The image is kept in at least float32, the fp32 master, and the model gets a rounded copy: a step of
 eps/40 at eps = 1/255 would leave 97 % of bfloat16 pixels unchanged. ``ironmoe.attacks.balls``
-takes its maths from here.
+takes its maths from here. B is the number of examples.
 """
 
 from typing import Any
@@ -91,7 +91,14 @@ def l2_step(
     image_dtype = image_dtype or point.dtype
     if takes_operators(point):
         moved, image = _l2_operator(
-            point, grad, center, eps, float(bounds[0]), float(bounds[1]), alpha, image_dtype
+            point,
+            grad,
+            center,
+            eps,
+            lowest=float(bounds[0]),
+            highest=float(bounds[1]),
+            alpha=alpha,
+            image_dtype=image_dtype,
         )
         return moved, moved if image_dtype == point.dtype else image
     moved = _l2_twin(point, grad, center, eps, bounds, alpha)
@@ -105,11 +112,11 @@ def linf_ascent(point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
 
 def l2_ascent(point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
     """The step of L2 length ``alpha`` (B,) that raises a linear loss the most."""
-    # By the largest entry first: the squares of a confident model's gradients would underflow.
+    # Divided by the largest entry first: the squares of a confident model's gradients, which are
+    # small, would underflow.
     grad = grad.to(torch.promote_types(grad.dtype, point.dtype))
-    grad = grad / column(
-        grad.flatten(1).abs().amax(1).clamp_min(torch.finfo(grad.dtype).tiny), grad
-    )
+    peak = grad.flatten(1).abs().amax(1).clamp_min(torch.finfo(grad.dtype).tiny)
+    grad = grad / column(peak, grad)
     norm = grad.flatten(1).norm(dim=1).clamp_min(1e-12)
     return point + column(alpha / norm, point) * grad.to(point.dtype)
 
@@ -120,28 +127,27 @@ def l2_projection(
     """The nearest point of the L2 ball (center, eps (B,)) inside the box ``bounds``.
 
     The projection of y = x + d onto both is z = clamp(x + s·d) for the largest s ≤ 1 with ‖z − x‖ ≤
-    eps (the KKT conditions; the box only clips coordinates). ‖z − x‖² is Σ of s²d² where free and
-    of room² where clipped, so s follows from the set of
-    clipped coordinates, and that set only grows: a few rounds reach the exact answer.
+    eps (the KKT conditions; the box only clips coordinates). ‖z − x‖² is the sum of s²d² over the
+    free coordinates and of room² over the clipped ones. So s follows from the set of clipped
+    coordinates. This set only grows, and a few rounds reach the exact answer.
     """
     delta = (point - center).flatten(1)
     flat_center = center.flatten(1)
     room = torch.where(delta > 0, bounds[1] - flat_center, flat_center - bounds[0])
-    size, eps = delta.abs(), eps.to(delta.dtype)
+    size = delta.abs()
+    eps = eps.to(delta.dtype)
+
     s = (eps / size.norm(dim=1).clamp_min(1e-30)).clamp_max(1)
     for _ in range(MAX_PROJECTION_ROUNDS):
         clipped = s.unsqueeze(1) * size >= room
         spent = room.masked_fill(~clipped, 0).square().sum(1)
         free = size.masked_fill(clipped, 0).square().sum(1)
-        larger = (
-            ((eps.square() - spent).clamp_min(0) / free.clamp_min(1e-30))
-            .sqrt()
-            .clamp_max(1)
-            .maximum(s)
-        )
+        left = (eps.square() - spent).clamp_min(0)
+        larger = (left / free.clamp_min(1e-30)).sqrt().clamp_max(1).maximum(s)
         if torch.equal(larger, s):
             break
         s = larger
+
     return (center + column(s, center) * delta.view_as(center)).clamp(*bounds)
 
 
@@ -166,13 +172,14 @@ def _l2_twin(
 
 
 def _outputs(point: Tensor, image_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Room for (point', image). An operator may not give one tensor twice: an image in the dtype of
-    ``point`` is left empty."""
+    """Empty (point', image). An operator may not return one tensor twice, so an image in the dtype
+    of ``point`` has no elements."""
     image_shape = (0,) if image_dtype == point.dtype else point.shape
     return point.new_empty(point.shape), point.new_empty(image_shape, dtype=image_dtype)
 
 
 def _filled(outputs: tuple[Tensor, Tensor], result: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies ``result`` into both outputs, as the kernels do."""
     moved, image = outputs
     moved.copy_(result)
     if image.numel():
@@ -189,7 +196,8 @@ def _linf_operator(
         return _filled(outputs, _linf_twin(point, grad, low, high, alpha))
     from ironmoe.kernels.gpu.attack_step import launch_linf_step
 
-    launch_linf_step(point, grad, low, high, alpha, *outputs)
+    moved, image = outputs
+    launch_linf_step(point, grad, low, high, alpha, moved=moved, image=image)
     return outputs
 
 
@@ -209,7 +217,8 @@ def _l2_operator(
         return _filled(outputs, _l2_twin(point, grad, center, eps, (lowest, highest), alpha))
     from ironmoe.kernels.gpu.attack_step import launch_l2_step
 
-    launch_l2_step(point, grad, center, eps, lowest, highest, alpha, *outputs)
+    moved, image = outputs
+    launch_l2_step(point, grad, center, eps, (lowest, highest), alpha, moved=moved, image=image)
     return outputs
 
 
@@ -226,7 +235,11 @@ def _check(
     columns: dict[str, Tensor],
     image_dtype: torch.dtype | None,
 ) -> None:
-    """``likes`` must be as ``point`` is, ``columns`` hold one value an example."""
+    """TypeError or ValueError that names the argument which does not fit.
+
+    likes: must have the shape, dtype and device of ``point``. columns: must hold one value for each
+    example.
+    """
     if (
         not isinstance(point, Tensor)
         or point.dtype not in (torch.float32, torch.float64)
@@ -256,6 +269,6 @@ def _check(
 
 
 def _describe(value: object) -> str:
-    return (
-        f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    )
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return repr(value)

@@ -1,6 +1,10 @@
 """Combine: each token gathers its K rows and sums them with its gates, in the order of its
-choices."""
+choices.
 
+Shape suffixes: T tokens, K choices of a token, R rows, D columns.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,13 +49,12 @@ def combine(rows: Tensor, routing: Routing, dispatch: Dispatch) -> Tensor:
 
 def gather_sum(rows_RD: Tensor, gates_TK: Tensor, slot_row_TK: Tensor) -> Tensor:
     """The torch twin. Outside autograd on CPU one fused pass (embedding_bag) does it."""
-    wants_grad = (
-        torch.is_grad_enabled() and (rows_RD.requires_grad or gates_TK.requires_grad)
-    ) or forward_mode()
+    records = torch.is_grad_enabled() and (rows_RD.requires_grad or gates_TK.requires_grad)
+    wants_grad = records or forward_mode()
     dropless = may_look(rows_RD) and slot_row_TK.numel() > 0 and int(slot_row_TK.min()) >= 0
-    accumulate = torch.promote_types(
-        torch.promote_types(rows_RD.dtype, gates_TK.dtype), torch.float32
-    )
+    both = torch.promote_types(rows_RD.dtype, gates_TK.dtype)
+    accumulate = torch.promote_types(both, torch.float32)
+
     if dropless and not wants_grad:
         sums_TD = torch.nn.functional.embedding_bag(
             slot_row_TK,
@@ -60,8 +63,10 @@ def gather_sum(rows_RD: Tensor, gates_TK: Tensor, slot_row_TK: Tensor) -> Tensor
             per_sample_weights=gates_TK.to(accumulate),
         )
         return sums_TD.to(rows_RD.dtype)
+
     gathered_TKD = rows_RD[slot_row_TK.clamp_min(0)]
     if not dropless:
+        # Both factors become 0: a NaN in either would make the product NaN.
         kept_TK = slot_row_TK >= 0
         gathered_TKD = gathered_TKD.masked_fill(~kept_TK.unsqueeze(-1), 0)
         gates_TK = gates_TK.masked_fill(~kept_TK, 0)
@@ -102,12 +107,18 @@ def combine_backward_op(
         from ironmoe.kernels.gpu import combine as gpu
 
         d_rows, d_gates = gpu.combine_backward(
-            dy, rows, gates, row_token, row_slot, slot_row, want_rows, want_gates
+            dy,
+            rows,
+            gates,
+            row_token,
+            row_slot,
+            slot_row,
+            want_rows=want_rows,
+            want_gates=want_gates,
         )
     else:
-        d_rows, d_gates = _backward_by_torch(
-            dy, rows, gates, row_token, row_slot, slot_row, want_rows, want_gates
-        )
+        index = (row_token, row_slot, slot_row)
+        d_rows, d_gates = _backward_by_torch(dy, rows, gates, index, want=(want_rows, want_gates))
     return (
         rows.new_empty(0) if d_rows is None else d_rows,
         gates.new_empty(0) if d_gates is None else d_gates.to(gates.dtype),
@@ -124,26 +135,26 @@ def _backward_by_torch(
     dy: Tensor,
     rows: Tensor,
     gates: Tensor,
-    row_token: Tensor,
-    row_slot: Tensor,
-    slot_row: Tensor,
-    want_rows: bool,
-    want_gates: bool,
+    index: Sequence[Tensor],
+    want: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The torch twin, differentiable in turn."""
+    """The torch twin: (d_rows, d_gates), None where ``want`` says no. Differentiable in turn.
+
+    index: row_token, row_slot and slot_row of a ``Dispatch``.
+    """
+    row_token, row_slot, slot_row = index
+    want_rows, want_gates = want
     wide = torch.promote_types(torch.promote_types(rows.dtype, gates.dtype), torch.float32)
     d_rows = d_gates = None
-    token, slot = row_token.long(), row_slot.long()
+
     if want_rows:
+        token, slot = row_token.long(), row_slot.long()
         gates_R = gates.masked_fill(slot_row < 0, 0)[token, slot]
         d_rows = (dy[token].to(wide) * gates_R.unsqueeze(-1).to(wide)).to(rows.dtype)
     if want_gates:
         gathered_TKD = rows[slot_row.clamp_min(0)].to(wide)
-        d_gates = (
-            torch.einsum("td,tkd->tk", dy.to(wide), gathered_TKD)
-            .masked_fill(slot_row < 0, 0)
-            .to(gates.dtype)
-        )
+        d_gates = torch.einsum("td,tkd->tk", dy.to(wide), gathered_TKD)
+        d_gates = d_gates.masked_fill(slot_row < 0, 0).to(gates.dtype)
     return d_rows, d_gates
 
 
@@ -156,7 +167,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     rows, gates, *index = ctx.saved_tensors
     want = demanded(ctx, (True, True))
     if torch.is_grad_enabled():  # create_graph: what is recorded here must have derivatives itself
-        return (*_backward_by_torch(dy, rows, gates, *index, *want), None, None, None)
+        return (*_backward_by_torch(dy, rows, gates, index, want), None, None, None)
     results = combine_backward_op(dy, rows, gates, *index, *want)
     return (
         *(result if wanted else None for result, wanted in zip(results, want, strict=True)),

@@ -5,6 +5,8 @@ weighted by its gates.
 
 The gate gradient is ⟨dA′, A⟩ + ⟨dO, b₂⟩, taken before gating (SonicMoE, arXiv 2512.14080): exact
 where a gate is 0.
+
+Shape suffixes: R rows, D columns of y; r rows of a tile, F units.
 """
 
 from collections.abc import Iterable, Sequence
@@ -75,11 +77,13 @@ def down_tiles_backward(
         gated_tiles = split_rows((dy_RD * gates_R1).to(dy.dtype), plan)
 
     d_gates_tiles, dh_tiles = [], []
-    dw, db = ExpertSum(w_out.shape, w_out, want_w), ExpertSum(w_out.shape[:2], w_out, want_b)
+    dw = ExpertSum(w_out.shape, w_out, want_w)
+    db = ExpertSum(w_out.shape[:2], w_out, want_b)
     for i, (expert, *_) in enumerate(plan):
         if want_gates or want_w:
             a_rF = act.value(hidden[i])
-        # needs dA before gating; otherwise the gate goes in where the rows are narrow
+        # The gate's gradient needs dA before gating. Without it the gate is multiplied into dy,
+        # whose rows are narrower than those of dA.
         if want_gates:
             da_rF = matmul(dy_tiles[i], weights[expert], feeds_product=True)
             d_gates_r = (da_rF.to(exact) * a_rF).sum(-1)
@@ -261,6 +265,8 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dh = stack_rows(dh_tiles, len(dispatch.row_token)) if want[3] else None
         return (*grads, dh, *(None,) * 8)
     hidden = dy.new_empty(0) if hidden is None else hidden
+    row_token, row_slot, slot_row = index
+    want_gates, want_w, want_b, want_h = want
     results = expert_down_backward_op(
         dy,
         gates,
@@ -268,11 +274,16 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         b_out,
         hidden,
         offsets,
-        tiles_2n,
-        *index,
-        ctx.activation,
-        ctx.precision,
-        *want,
+        tiles_2n=tiles_2n,
+        row_token=row_token,
+        row_slot=row_slot,
+        slot_row=slot_row,
+        activation=ctx.activation,
+        precision=ctx.precision,
+        want_gates=want_gates,
+        want_w=want_w,
+        want_b=want_b,
+        want_h=want_h,
     )
     return (
         *(result if wanted else None for result, wanted in zip(results, want, strict=True)),

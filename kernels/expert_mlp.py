@@ -11,9 +11,8 @@ indices; ``x`` only if W₁ requires grad. Both backward passes are made of diff
 on what was saved, so derivatives of any order are right.
 
 On a GPU the nodes are the operators ``ironmoe::grouped_matmul`` and ``ironmoe::expert_down``. On
-CPU they are ``_Up`` and ``_Down``,
-whose H is one tensor a tile: fresh memory for all of it at once would cost as much as the product
-    that fills it.
+CPU they are ``_Up`` and ``_Down``, whose H is one tensor a tile: fresh memory for all of it at once
+would cost as much as the product that fills it.
 """
 
 from typing import Any
@@ -86,12 +85,15 @@ def expert_mlp(
     """
     dtype = autocast_dtype(x)
     if dtype is not None:
-        x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
+        x = x.to(dtype)
+        w_in = w_in.to(dtype)
+        w_out = w_out.to(dtype)
         b_in = None if b_in is None else b_in.to(dtype)
         b_out = None if b_out is None else b_out.to(dtype)
     act = get_activation(activation)
     check_precision(precision)
-    _check(x, w_in, w_out, routing, b_in, b_out, act)
+    _check(x, w_in, w_out, routing, b_in=b_in, b_out=b_out, act=act)
+
     inputs: Any = (x, routing.gates, w_in, w_out, b_in, b_out)
     with without_autocast(x):
         if takes_folding():
@@ -111,8 +113,8 @@ def expert_mlp(
 
 
 def _plainly(inputs: Any, act: Activation, dispatch: Dispatch) -> Tensor:
-    """Both layers of one tile before the next, in torch operations that every transform knows.
-    Without gradients H never leaves the cache and none of it is kept."""
+    """Both layers of one tile, then the next tile, in torch operations that every transform knows.
+    Without gradients H never leaves the cache, and none of it is kept."""
     x, gates, w_in, w_out, b_in, b_out = inputs
     plan = list(tiles(dispatch.offsets, w_in.shape[1] * w_in.element_size()))
     hidden = product_tiles(x, w_in, b_in, dispatch.row_token, plan)
@@ -122,13 +124,23 @@ def _plainly(inputs: Any, act: Activation, dispatch: Dispatch) -> Tensor:
 def _by_operators(
     inputs: Any, activation: str, dispatch: Dispatch, cut: Tensor, recompute: bool, precision: str
 ) -> Tensor:
+    """Both layers as registered operators; ``cut`` is ``plan_tiles`` of the dispatch."""
     records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs] if records else inputs
     offsets, row_token, row_slot, slot_row = dispatch
 
     def up() -> tuple[Tensor, Tensor]:
         return grouped_matmul_op(
-            x, w_in, b_in, offsets, cut, row_token, slot_row, activation, records, precision
+            x,
+            w_in,
+            b_in,
+            offsets,
+            cut,
+            row_token=row_token,
+            slot_row=slot_row,
+            activation=activation,
+            keep_hidden=records,
+            precision=precision,
         )
 
     hidden, activated = up()
@@ -140,16 +152,17 @@ def _by_operators(
             hidden,
             activated,
             offsets,
-            cut,
-            row_token,
-            row_slot,
-            slot_row,
-            activation,
-            precision,
+            tiles_2n=cut,
+            row_token=row_token,
+            row_slot=row_slot,
+            slot_row=slot_row,
+            activation=activation,
+            precision=precision,
         )
 
 
 def _by_tiles(inputs: Any, act: Activation, dispatch: Dispatch, recompute: bool) -> Tensor:
+    """Both layers as loops over tiles on CPU; ``_plainly`` where no gradient is recorded."""
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)):
         return _plainly(inputs, act, dispatch)
     x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs]
@@ -165,36 +178,34 @@ def _by_tiles(inputs: Any, act: Activation, dispatch: Dispatch, recompute: bool)
 
 
 class _Up(torch.autograd.Function):
-    """(x, w_in, b_in) → H, one tensor a tile. Linear, so its backward needs no H; it needs x for W₁
-    alone."""
+    """(x, w_in, b_in) → H, one tensor a tile. It is linear, so its backward needs no H; it needs x
+    only for the gradient of W₁."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, w_in: Tensor, b_in: Tensor | None, dispatch: Dispatch, plan: list[Tile]
     ) -> Any:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, w_in)
-        ctx.given, ctx.dispatch, ctx.plan = (True, True, b_in is not None), dispatch, plan
+        ctx.given = (True, True, b_in is not None)
+        ctx.dispatch = dispatch
+        ctx.plan = plan
         return product_tiles(x, w_in, b_in, dispatch.row_token, plan)
 
     @staticmethod
     def backward(ctx: Any, *dh_tiles: Tensor) -> Any:
         x, w_in = ctx.saved_tensors
         _, row_token, _, slot_row = ctx.dispatch
-        want = demanded(ctx, ctx.given)
-        return (
-            *product_tiles_backward(
-                dh_tiles,
-                x,
-                w_in,
-                row_token,
-                slot_row,
-                num_rows=row_token.numel(),
-                plan=ctx.plan,
-                want=want,
-            ),
-            None,
-            None,
+        grads = product_tiles_backward(
+            dh_tiles,
+            x,
+            w_in,
+            row_token,
+            slot_row,
+            num_rows=row_token.numel(),
+            plan=ctx.plan,
+            want=demanded(ctx, ctx.given),
         )
+        return *grads, None, None
 
 
 class _Down(torch.autograd.Function):
@@ -207,7 +218,7 @@ class _Down(torch.autograd.Function):
         *hidden, act, dispatch, plan = hidden_act_dispatch_plan
         only_b_out = not any(ctx.needs_input_grad[i] for i in (0, 1, 3))
         ctx.save_for_backward(gates, w_out, b_out, *(() if only_b_out else hidden))
-        # all of H comes from one node: its first tile speaks for it
+        # All tiles of H come from one node, so the first one answers for all: 4 entries are enough.
         ctx.given = (True, True, b_out is not None, True)
         ctx.act = act
         ctx.dispatch = dispatch
@@ -229,10 +240,12 @@ def _check(
     w_in: Tensor,
     w_out: Tensor,
     routing: Routing,
+    *,
     b_in: Tensor | None,
     b_out: Tensor | None,
     act: Activation,
 ) -> None:
+    """ValueError that names the argument which does not fit the others."""
     check_experts(x, w_in, b_in, "w_in", "b_in")
     num_experts, wide, dim = w_in.shape
     if act.gated and wide % 2:

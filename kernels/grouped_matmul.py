@@ -3,8 +3,10 @@ activation applied on the way.
 
     H = x[row_token] W₁ᵀ + b₁        A = act(H)
 
-The operator gives both, of which H is the differentiable one: the second layer reads A and
-differentiates through H.
+The operator gives both. Only H is differentiable: the second layer reads A and differentiates
+through H.
+
+Shape suffixes: T tokens, K choices, R rows, D columns of x; r rows of a tile, F columns of H.
 """
 
 from collections.abc import Sequence
@@ -72,9 +74,20 @@ def grouped_matmul(
     if takes_operators(x) and not transformed() and not forward_mode():
         own_x, own_weight, own_bias = map(with_own_node, (x, weight, bias))
         cut = plan_tiles(offsets, len(x), x.dtype)
-        return grouped_matmul_op(
-            own_x, own_weight, own_bias, offsets, cut, None, None, "none", True, precision
-        )[0]
+        hidden, _ = grouped_matmul_op(
+            own_x,
+            own_weight,
+            own_bias,
+            offsets,
+            cut,
+            row_token=None,
+            slot_row=None,
+            activation="none",
+            keep_hidden=True,
+            precision=precision,
+        )
+        return hidden
+
     plan = list(tiles(offsets, max(weight.shape[1:]) * x.element_size()))
     return stack_rows(product_tiles(x, weight, bias, None, plan), len(x))
 
@@ -113,12 +126,11 @@ def product_tiles_backward(
         ]
         dx = stack_rows(rows, num_rows)
         if slot_row is not None:
-            dx = gather_sum(
-                dx,
-                torch.ones(slot_row.shape, dtype=at_least_float32(dx), device=dx.device),
-                slot_row,
-            )
-    dw, db = ExpertSum(weight.shape, weight, want_w), ExpertSum(weight.shape[:2], weight, want_b)
+            ones_TK = torch.ones(slot_row.shape, dtype=at_least_float32(dx), device=dx.device)
+            dx = gather_sum(dx, ones_TK, slot_row)
+
+    dw = ExpertSum(weight.shape, weight, want_w)
+    db = ExpertSum(weight.shape[:2], weight, want_b)
     x_tiles = gathered(x, row_token, plan) if want_w and x is not None else dh_tiles
     for dh_rF, x_rD, (expert, *_) in zip(dh_tiles, x_tiles, plan, strict=True):
         if want_w:
@@ -131,9 +143,9 @@ def product_tiles_backward(
 def gathered(tokens_TD: Tensor, row_token: Tensor | None, plan: list[Tile]) -> tuple[Tensor, ...]:
     """The token of every row, tile by tile; the rows themselves if they are in order already."""
     stop = plan[-1].stop
-    return split_rows(
-        tokens_TD[:stop] if row_token is None else tokens_TD.index_select(0, row_token[:stop]), plan
-    )
+    if row_token is None:
+        return split_rows(tokens_TD[:stop], plan)
+    return split_rows(tokens_TD.index_select(0, row_token[:stop]), plan)
 
 
 @custom_op("ironmoe::grouped_matmul", mutates_args=())
@@ -238,8 +250,8 @@ def _(dh, x, weight, offsets, tiles_2n, row_token, slot_row, precision, want_x, 
 
 
 def or_empty(result: Tensor | None, like: Tensor) -> Tensor:
-    """What an operator returns in place of a result nobody wants: its number of outputs is
-    fixed."""
+    """The result, or an empty tensor in place of one that is not wanted: an operator always has
+    the same number of outputs."""
     return like.new_empty(0) if result is None else result
 
 
@@ -265,8 +277,19 @@ def _backward(ctx: Any, dh: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
             dh_tiles, x, weight, row_token, slot_row, num_rows=len(dh), plan=plan, want=want
         )
         return (*grads, *(None,) * 7)
+    want_x, want_w, want_b = want
     results = grouped_matmul_backward_op(
-        dh, x, weight, offsets, tiles_2n, row_token, slot_row, ctx.precision, *want
+        dh,
+        x,
+        weight,
+        offsets,
+        tiles_2n,
+        row_token=row_token,
+        slot_row=slot_row,
+        precision=ctx.precision,
+        want_x=want_x,
+        want_w=want_w,
+        want_b=want_b,
     )
     return (
         *(result if wanted else None for result, wanted in zip(results, want, strict=True)),
@@ -280,8 +303,8 @@ grouped_matmul_op.register_autograd(_backward, setup_context=_setup)
 def check_experts(
     x: Tensor, weight: Tensor, bias: Tensor | None, weight_name: str, bias_name: str
 ) -> None:
-    """Name the argument that does not fit: x (R, D), weight (E, N, D), bias (E, N), one dtype, one
-    device."""
+    """ValueError that names the argument which does not fit: x must be (R, D), weight (E, N, D) and
+    bias (E, N), of one dtype and on one device."""
     if x.ndim != 2 or not x.is_floating_point():
         raise ValueError(
             f"x must be a float matrix of rows (·, D), got {x.dtype} of shape {tuple(x.shape)}"

@@ -35,8 +35,7 @@ def takes_operators(tensor: Tensor) -> bool:
 
 
 def takes_triton(tensor: Tensor) -> bool:
-    """Whether an operator on this tensor runs as a Triton kernel. float64, and integers of no
-    kernel, take the twin."""
+    """Whether an operator on this tensor runs as a Triton kernel. float64 takes the torch twin."""
     on_device = tensor.device.type == "cuda" or (tensor.device.type == "cpu" and interpreting())
     return (
         on_device
@@ -80,13 +79,11 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Autocast off on this device."""
+    """A block in which autocast is off on the device of this tensor."""
     kind = tensor.device.type
-    return (
-        torch.autocast(kind, enabled=False)
-        if torch.amp.is_autocast_available(kind)
-        else nullcontext()
-    )
+    if torch.amp.is_autocast_available(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def check_precision(precision: str) -> None:

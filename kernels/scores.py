@@ -57,6 +57,6 @@ SCORES = {
 
 def get_score(name: str) -> Score:
     """The score called ``name``. ValueError names the known ones."""
-    if name not in SCORES:
+    if not isinstance(name, str) or name not in SCORES:
         raise ValueError(f"score must be one of {tuple(SCORES)}, got {name!r}")
     return SCORES[name]

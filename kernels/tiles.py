@@ -1,7 +1,7 @@
-"""The CPU loop: rows cut into tiles of one expert, and the product of a tile by the fastest
-accurate route.
+"""The CPU loop: rows are cut into tiles of one expert, and the product of a tile takes the fastest
+accurate route. On every device, derivatives beyond the first go through it, too.
 
-Also the route of derivatives beyond the first, on every device.
+Shape suffixes: R rows, r rows of a tile, D or N columns.
 """
 
 import math
@@ -86,9 +86,12 @@ def matmul(
 
 
 def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
-    """oneDNN's linear layer is there, rounds well enough, the layouts are plain (on others it falls
-    into a loop a thousand times slower), and
-    nobody watches: it has no derivative, and tracers do not know it."""
+    """Whether oneDNN's linear layer may compute a @ b + bias.
+
+    It must be there and round well enough. The layouts must be plain: on others it falls into a
+    loop that is a thousand times slower. And nothing may record or trace the call: it has no
+    derivative, and tracers do not know it.
+    """
     tensors = (a, b, bias)
     return bool(
         a.shape[1] <= ONEDNN_MAX_LENGTH
@@ -125,9 +128,7 @@ def stack_rows(tiles_rN: Sequence[Tensor], num_rows: int) -> Tensor:
 
 class ExpertSum:
     """A gradient of all experts' weights, summed over tiles in float32 at least; experts without
-    rows get 0.
-
-    In place, unless autograd records.
+    rows get 0. It is summed in place, unless autograd records.
     """
 
     def __init__(self, shape: torch.Size, like: Tensor, wanted: bool) -> None:
@@ -136,16 +137,19 @@ class ExpertSum:
         self.parts = [] if self.sum is None else list(self.sum.unbind(0))
 
     def add(self, expert: int, part: Tensor) -> None:
+        """Add what a tile of this expert gives."""
         if torch.is_grad_enabled():
             self.parts[expert] = self.parts[expert] + part
         else:
             self.parts[expert].add_(part)
 
     def total(self) -> Tensor | None:
+        """The sum in the dtype of the weights; None if it was not wanted."""
         if self.sum is None:
             return None
         return (torch.stack(self.parts) if torch.is_grad_enabled() else self.sum).to(self.dtype)
 
 
 def at_least_float32(tensor: Tensor) -> torch.dtype:
+    """The dtype in which values of this tensor are summed."""
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -57,9 +57,19 @@ def topk_route(
     _check(logits, top_k, rule, selection_bias, groups)
     if takes_operators(logits) and not transformed() and not forward_mode():
         limits = groups or ExpertGroups(1, 1)
-        return Routing(
-            *topk_route_op(logits, top_k, score, order, renormalize, selection_bias, *limits, scale)
+        gates, experts = topk_route_op(
+            logits,
+            top_k,
+            score=score,
+            order=order,
+            renormalize=renormalize,
+            selection_bias=selection_bias,
+            num_groups=limits.num_groups,
+            keep_groups=limits.keep,
+            group_score=limits.score,
+            scale=scale,
         )
+        return Routing(gates, experts)
     return _route(logits, top_k, rule, selection_bias, groups)
 
 
@@ -121,7 +131,7 @@ def _check(
             f"{tuple(logits.shape)}"
         )
     num_experts = logits.shape[1]
-    get_score(rule.score)
+    get_score(rule.score)  # ValueError where it is unknown
     if rule.order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, got {rule.order!r}")
     if bias is not None and bias.shape != (num_experts,):
@@ -129,6 +139,7 @@ def _check(
             f"selection_bias must have shape ({num_experts},), one value an expert, got "
             f"{tuple(bias.shape)}"
         )
+
     candidates = num_experts
     if groups is not None:
         if groups.score not in GROUP_SCORES:
@@ -148,6 +159,7 @@ def _check(
             f"top_k must be from 1 to {candidates}, the number of experts to choose from, got "
             f"{top_k}"
         )
+
     debugging = (
         not torch.compiler.is_compiling()
         and torch.is_anomaly_enabled()

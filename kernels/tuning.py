@@ -33,7 +33,7 @@ CHIPS = {
     "sm_120": Chip("sm_120", 101_376, processors=170),
     "gfx942": Chip("gfx942", 65_536, processors=304, warp_size=64),
 }
-# instructions
+# How the instruction of each chip that multiplies matrices is called.
 MATRIX = dict.fromkeys(CHIPS, "mma.sync") | {
     "sm_90": "wgmma",
     "sm_100": "tcgen05.mma",
@@ -89,8 +89,8 @@ WITHOUT_TMA = {  # the pointers of the weights take the registers of half the co
     "hidden_gradient_interleaved": Blocks(128, 64, 64, split=4),
     "weight_gradient": Blocks(128, 128, 64),
 }
-# rows that are no multiple of 16: every element has an address of its own, and addresses take
-# registers
+# For rows whose stride is no multiple of 16: every element then has an address of its own, and
+# addresses take registers.
 UNALIGNED = {
     "gated": Blocks(128, 32, 32),
     "interleaved": Blocks(128, 64, 32),
@@ -124,8 +124,7 @@ def assume(chip: Chip) -> Iterator[None]:
 
 
 def chip_of(tensor: Tensor) -> Chip:
-    """The chip a tensor lives on. An unknown one is taken for the nearest older one that is
-    known."""
+    """The chip a tensor lies on. An unknown chip counts as the nearest older one that is known."""
     if _assumed:
         return _assumed[-1]
     return _cuda_chip(tensor.device) if tensor.device.type == "cuda" else INTERPRETER
@@ -166,7 +165,8 @@ def blocks_for(
         blocks = (BLACKWELL if chip.name == "sm_100" else WIDE)[product]
     if product != "weight_gradient" and rows < blocks.m:
         blocks = blocks._replace(m=rows, n=min(blocks.n, 128), warps=4)
-        # here several programs a processor hide the wait, and need its registers
+        # With so few rows several programs of a processor hide the wait for memory. They need the
+        # registers that a preloaded H would take.
         if blocks.preload:
             parts = 8 if product == "hidden_gradient_interleaved" else 4
             blocks = blocks._replace(stages=3, split=parts, preload=False)
@@ -182,7 +182,8 @@ def blocks_for(
 
 
 def _shared_bytes(product: str, blocks: Blocks, stages: int, dtype: torch.dtype) -> int:
-    """What the pipeline holds, and what TMA takes out of one part of the results.
+    """Shared memory of a program: what the pipeline holds, and the part of the results that TMA
+    takes out at once.
 
     In the weight gradient the load of the tokens takes a stage, too, so two make a step of both
     operands. Its results leave by pointers, through memory that the pipeline has given back.
@@ -192,7 +193,7 @@ def _shared_bytes(product: str, blocks: Blocks, stages: int, dtype: torch.dtype)
     if product == "weight_gradient":
         return dtype.itemsize * step * ((stages + 1) // 2)
 
-    leaving = 2 if product == "hidden_gradient_interleaved" else 1  # pairs
+    leaving = 2 if product == "hidden_gradient_interleaved" else 1  # gate and up leave as pairs
     return dtype.itemsize * (step * stages + leaving * blocks.m * blocks.n // blocks.split)
 
 

@@ -3,7 +3,9 @@ elsewhere; where tokens go, and where else they could."""
 
 from ironmoe.kernels import ExpertGroups, Routing
 from ironmoe.moe.adapters.upcycle import upcycle
-from ironmoe.moe.checkpoints.read import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint
+from ironmoe.moe.checkpoints.errors import CheckpointError
+from ironmoe.moe.checkpoints.read import read_vmoe_checkpoint
+from ironmoe.moe.checkpoints.read_npz import read_npz_checkpoint
 from ironmoe.moe.checkpoints.write import write_vmoe_checkpoint
 from ironmoe.moe.freeze import freeze_weights
 from ironmoe.moe.layers.moe import ExpertLinear, MoE

@@ -8,6 +8,7 @@ Nothing here knows an attack by name.
 """
 
 from abc import ABC, abstractmethod
+from inspect import isabstract
 from typing import ClassVar, TypeVar
 
 from torch import Tensor
@@ -96,8 +97,18 @@ def register_norm(ball: AnyBall) -> AnyBall:
     again, as in a notebook, takes the place of the former one.
 
     Raises:
+        TypeError: the class is no complete ``Ball``, or its ``norm`` is no string.
         ValueError: another class has this name.
     """
+    if not (isinstance(ball, type) and issubclass(ball, Ball)):
+        raise TypeError(f"a registered norm must be a class of Ball, got {ball!r}")
+    if isabstract(ball):
+        missing = ", ".join(sorted(ball.__abstractmethods__))
+        raise TypeError(f"{ball.__name__} must define every method of Ball, got none for {missing}")
+    if not isinstance(getattr(ball, "norm", None), str):
+        raise TypeError(
+            f"{ball.__name__}.norm must be a string, got {getattr(ball, 'norm', None)!r}"
+        )
     known = NORMS.get(ball.norm, ball)
     if (known.__module__, known.__qualname__) != (ball.__module__, ball.__qualname__):
         raise ValueError(f"norm must be a new name, got {ball.norm!r}, which {known.__name__} has")
@@ -111,7 +122,7 @@ def ball_of(norm: str) -> type[Ball]:
     Raises:
         ValueError: there is no norm of this name.
     """
-    if norm not in NORMS:
+    if not isinstance(norm, str) or norm not in NORMS:
         raise ValueError(f"norm must be one of {tuple(NORMS)}, got {norm!r}")
     return NORMS[norm]
 

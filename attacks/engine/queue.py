@@ -63,6 +63,12 @@ class Engine:
         self.admission = Admission(chains, unit_sizes, batch_size, resume or _from_the_start)
 
         attacks = list(dict.fromkeys(stage.attack for chain in chains for stage in chain))
+        for attack in attacks:
+            if not hasattr(attack, "max_queries"):
+                raise TypeError(
+                    f"max_queries must be set by {type(attack).__name__}, to how often an attempt "
+                    "that runs to its end asks the model, got none"
+                )
         self.order = {attack: place for place, attack in enumerate(attacks)}
         self.attacked_models = list(dict.fromkeys(attack.attacked_model for attack in attacks))
         self.spent_before = self._forwards()

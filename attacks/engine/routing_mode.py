@@ -26,6 +26,14 @@ class RoutingMode:
     free_forward = True
     """The forward pass of the search is that of the model that judges."""
 
+    def __init_subclass__(cls) -> None:
+        """Refuse the former name of an attribute: left unread, it would make verdicts wrong."""
+        super().__init_subclass__()
+        if "couples" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} must say coupled_by_loss where images share a loss, got couples"
+            )
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 

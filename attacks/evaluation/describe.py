@@ -23,7 +23,7 @@ of a user they count like every public attribute, since no one else knows what t
 def describe_attack(attack: Attack) -> Any:
     """Every setting of an attack, and of the attacks it runs, as JSON values. A callable is told by
     its name alone, so two lambdas of one function are the same here."""
-    return [_described(type(stage), _settings(stage)) for stage in attack.stages]
+    return [_attack(stage) for stage in attack.stages]
 
 
 def public_name(module: str, name: str) -> str:
@@ -32,6 +32,17 @@ def public_name(module: str, name: str) -> str:
     parts = module.split(".")
     floor = parts[:2] if parts[0] == "ironmoe" else parts
     return ".".join([*floor, name])
+
+
+def _attack(attack: Attack) -> dict[str, Any]:
+    """One attack. How the model is called stands apart, since an attack of a user may have
+    attributes of the same names."""
+    kind = type(attack)
+    return {
+        "kind": public_name(kind.__module__, kind.__qualname__),
+        "settings": _plain(_settings(attack)),
+        "model_call": _plain(attack.attacked_model.settings),
+    }
 
 
 def _settings(attack: Attack) -> dict[str, Any]:
@@ -58,11 +69,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return [list(value.shape), checksum(value)]
 
+    if isinstance(value, Attack):
+        return _attack(value)
+
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
 
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(value[key]) for key in sorted(value, key=str)}
 
     if isinstance(value, partial):
         return [_plain(part) for part in (value.func, value.args, value.keywords)]

@@ -15,64 +15,59 @@ OLD_NAME = re.compile(r"(ironmoe\.\w+)\.(?:gpu\.)?[a-z_0-9]+\.([A-Za-z_<][\w.<>]
 
 def translated(settings: dict[str, Any]) -> dict[str, Any]:
     """All settings of an old journal as today's code would write them."""
-    attacks = settings.get("attacks")
-    if not isinstance(attacks, dict):
+    if not isinstance(settings.get("attacks"), dict):
         return settings
-    described = {name: [_attack(stage) for stage in stages] for name, stages in attacks.items()}
-    return settings | {"attacks": described}
+    return settings | {"attacks": _value(settings["attacks"])}
+
+
+def _value(old: Any) -> Any:
+    """A value, in which classes and functions of the library have their public names."""
+    if isinstance(old, str):
+        match = OLD_NAME.fullmatch(old)
+        return f"{match[1]}.{match[2]}" if match else old
+    if isinstance(old, list):
+        return [_value(item) for item in old]
+    if isinstance(old, dict):
+        is_attack = {"kind", "victim"} <= old.keys() and isinstance(old["victim"], dict)
+        return _attack(old) if is_attack else {name: _value(item) for name, item in old.items()}
+    return old
 
 
 def _attack(old: dict[str, Any]) -> dict[str, Any]:
     """One attack. What follows from the model or from other settings is left out."""
-    attacked_model = {name: value for name, value in old["victim"].items() if name != "kind"}
-    known = {
-        name: value for name, value in old.items() if name not in ("coupled", "joint", "victim")
-    }
-    new = known | attacked_model
-
-    if "queries" in new:
-        new["max_queries"] = new.pop("queries")
+    apart = ("coupled", "joint", "kind", "victim")
+    known = {name: value for name, value in old.items() if name not in apart}
+    if "queries" in known:
+        known["max_queries"] = known.pop("queries")
+    if "loss_of" in known:
+        known["loss"] = known.pop("loss_of")
+    if _is_apgd(old):
+        known = _apgd(known)
     if str(old["kind"]).startswith("ironmoe."):
-        new = {name: value for name, value in new.items() if name not in FOLLOWS_FROM_SETTINGS}
+        known = {name: value for name, value in known.items() if name not in FOLLOWS_FROM_SETTINGS}
 
-    new = _apgd(new) if _is_apgd(old) else _pgd(new)
-    return {name: _renamed(value) for name, value in new.items()}
+    model_call = {name: value for name, value in old["victim"].items() if name != "kind"}
+    return {
+        "kind": _value(old["kind"]),
+        "settings": _value(known),
+        "model_call": _value(model_call),
+    }
 
 
 def _is_apgd(old: dict[str, Any]) -> bool:
     schedule = old.get("schedule")
-    return isinstance(schedule, dict) and str(schedule["kind"]).startswith("ironmoe.attacks.apgd")
+    kind = schedule.get("kind") if isinstance(schedule, dict) else None
+    return str(kind).startswith("ironmoe.attacks.apgd")
 
 
-def _apgd(new: dict[str, Any]) -> dict[str, Any]:
+def _apgd(known: dict[str, Any]) -> dict[str, Any]:
     """APGD kept some of its arguments in its schedule, and its loss under three names."""
-    hidden = ("schedule", "loss_name", "loss_of", "targeted_loss_of")
-    schedule = new["schedule"]
-    chosen = {name: value for name, value in new.items() if name not in hidden}
-    chosen["loss"] = new["targeted_loss_of"] or new["loss_of"]
+    schedule = known["schedule"]
+    hidden = ("schedule", "loss_name", "targeted_loss_of")
+    chosen = {name: value for name, value in known.items() if name not in hidden}
+    chosen["loss"] = known["targeted_loss_of"] or known["loss"]
     chosen["three_radii"] = schedule.get("three_radii", False)
+    chosen["early_stop"] = known["keeps"] == "first"
     if "rho" in schedule:
         chosen["rho"] = schedule["rho"]
     return chosen
-
-
-def _pgd(new: dict[str, Any]) -> dict[str, Any]:
-    """PGD, its relatives and PGD.vmoe; an attack of a user may call anything ``loss_of``."""
-    is_pgd = {"alpha", "random_start", "early_stop"} <= new.keys()
-    is_vmoe = "auxiliary_loss" in new
-    if "loss_of" in new and (is_pgd or is_vmoe):
-        new = dict(new)
-        new["loss"] = new.pop("loss_of")
-    return new
-
-
-def _renamed(value: Any) -> Any:
-    """The value, in which classes and functions of the library have their public names."""
-    if isinstance(value, str):
-        match = OLD_NAME.fullmatch(value)
-        return f"{match[1]}.{match[2]}" if match else value
-    if isinstance(value, list):
-        return [_renamed(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _renamed(item) for name, item in value.items()}
-    return value

@@ -129,6 +129,7 @@ class APGD(FixedRadiusAttack):
         self.steps = steps
         self.restarts = restarts
         self.max_queries = steps
+        self.early_stop = early_stop
         self.keeps = "first" if early_stop else "best"
         self.rho = rho
         self.three_radii = three_radii
@@ -148,7 +149,7 @@ class APGD(FixedRadiusAttack):
         )
 
     def chosen_settings(self) -> dict[str, Any]:
-        hidden = {"loss_name", "loss_of", "targeted_loss_of", "schedule"}
+        hidden = {"loss_name", "targeted_loss_of", "schedule"}
         if issubclass(ball_of(self.norm), SparseBall):
             hidden.add("rho")  # ``Sparsity`` has no use for it
         settings = super().chosen_settings()
@@ -173,13 +174,12 @@ class APGD(FixedRadiusAttack):
         attempts["finished"] = torch.full_like(attempts["finished"], self.steps == 0)
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        classes = logits.shape[1]
         if self.targeted_loss_of is None:
             assert self.loss_of is not None
-            loss_of = self.loss_of if classes >= least_classes(self.loss_of) else margin
+            loss_of = margin if _has_too_few_classes(logits, self.loss_of) else self.loss_of
             return loss_of(logits, attempts["label"])
 
-        too_few = classes < least_classes(self.targeted_loss_of)
+        too_few = _has_too_few_classes(logits, self.targeted_loss_of)
         targeted_loss_of = targeted_margin if too_few else self.targeted_loss_of
         return targeted_loss_of(logits, attempts["label"], attempts["target"])
 
@@ -208,6 +208,12 @@ class APGD(FixedRadiusAttack):
         if self.inside:
             return loss
         return torch.where(attempts["radius"] <= attempts["eps"], loss, float("-inf"))
+
+
+def _has_too_few_classes(logits: Tensor, loss: Loss | TargetedLoss) -> bool:
+    """Whether the (targeted) margin takes the place of a loss that needs three classes or more."""
+    least = least_classes(loss)
+    return least > 2 and logits.shape[1] < least
 
 
 class Halving:

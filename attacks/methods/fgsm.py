@@ -8,7 +8,7 @@ from torch import Tensor
 from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.losses import Loss
-from ironmoe.attacks.methods.parts.fixed_step import FixedStepAttack
+from ironmoe.attacks.methods.pgd import PGD
 from ironmoe.attacks.registry import register_attack
 
 
@@ -17,7 +17,7 @@ from ironmoe.attacks.registry import register_attack
     source="1412.6572",
     names={"fgsm": {}},
 )
-class FGSM(FixedStepAttack):
+class FGSM(PGD):
     """One full step of length eps from the image (Goodfellow et al., arXiv 1412.6572); in L2 along
     the normalised gradient."""
 
@@ -33,10 +33,12 @@ class FGSM(FixedStepAttack):
         super().__init__(
             model,
             eps,
+            alpha=None,
             steps=1,
             random_start=False,
             norm=norm,
             loss=loss,
+            restarts=1,
             bounds=bounds,
             **options,
         )

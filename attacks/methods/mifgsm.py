@@ -11,7 +11,7 @@ from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss
-from ironmoe.attacks.methods.parts.fixed_step import FixedStepAttack
+from ironmoe.attacks.methods.pgd import PGD
 from ironmoe.attacks.registry import register_attack
 
 
@@ -21,7 +21,7 @@ from ironmoe.attacks.registry import register_attack
     takes=("steps", "alpha"),
     names={"mifgsm": {}},
 )
-class MIFGSM(FixedStepAttack):
+class MIFGSM(PGD):
     """Momentum iterative FGSM (Dong et al., arXiv 1710.06081): steps along the decayed sum of
     L1-normalised gradients, from the image.
 
@@ -31,6 +31,7 @@ class MIFGSM(FixedStepAttack):
     """
 
     needs = StraightBall
+    remembers = True  # the momentum makes the same point another state
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class MIFGSM(FixedStepAttack):
             norm=norm,
             loss=loss,
             bounds=bounds,
-            remembers=True,  # the momentum makes the same point another state
+            restarts=1,
             **options,
         )
         if not decay >= 0:

@@ -73,10 +73,6 @@ class VMoEPGD(FixedRadiusAttack):
             f"auxiliary_loss={self.auxiliary_loss})"
         )
 
-    def chosen_settings(self) -> dict[str, Any]:
-        chosen = super().chosen_settings()
-        return {name: chosen[name] for name in chosen if name != "loss_of"} | {"loss": self.loss_of}
-
     def ball(self, attempts: Attempts) -> Ball:
         """The ball alone: its points may leave the valid pixels."""
         return LinfBall(attempts["clean"], attempts["eps"], (float("-inf"), float("inf")))

@@ -8,7 +8,7 @@ from torch import Tensor
 from ironmoe.bench.attack.model_source import LoadedModel
 from ironmoe.bench.common.data import BUILT_IN, DataError, ImageData
 from ironmoe.bench.common.errors import told
-from ironmoe.moe.checkpoints.read import CheckpointError
+from ironmoe.moe.checkpoints.errors import CheckpointError
 
 
 class Matched(NamedTuple):

@@ -50,7 +50,7 @@ def accuracy(outcome: EvaluationOutcome) -> Figure:
             worst = [clean, *outcome.worst_rows]
             _curve(axes, worst, WORST_CASE, color=WORST, style="x:", size=4, band=True)
         axes.set(
-            xlabel=f"eps: {unit_of(outcome.suite.norm)} (0 = clean)",
+            xlabel=f"eps: {distance_label(outcome.suite.norm)} (0 = clean)",
             ylabel="robust accuracy in %",
             ylim=(0, 101),
         )
@@ -88,14 +88,14 @@ def distances(outcome: EvaluationOutcome) -> Figure:
                 loc="left",
                 fontsize=9,
             )
-        grid[-1, 0].set_xlabel(f"distance: {unit_of(outcome.suite.norm)}")
+        grid[-1, 0].set_xlabel(f"distance: {distance_label(outcome.suite.norm)}")
 
     return figure
 
 
 def steps(outcome: EvaluationOutcome) -> Figure:
-    """How many questions to the model an image took to fall: for each attack, the share of the
-    images that had fallen after so many questions.
+    """How many queries to the model an image took to fall: for each attack, the share of the images
+    that had fallen after so many queries.
 
     A curve ends at the longest attempt that its attack allows. Images that are wrong from the start
     do not count.
@@ -139,7 +139,7 @@ def steps(outcome: EvaluationOutcome) -> Figure:
 
 
 def _ticks(ends: set[int]) -> list[int]:
-    """The ticks of the axis of questions: 0, the ends of the curves, and of 1, 2, 5, 10, … those
+    """The ticks of the axis of queries: 0, the ends of the curves, and of 1, 2, 5, 10, … those
     below the last end.
 
     Where two would be printed over each other, the end stays, or the larger one of two ends.
@@ -152,8 +152,8 @@ def _ticks(ends: set[int]) -> list[int]:
     return sorted([0, *ticks])
 
 
-def unit_of(norm: str) -> str:
-    """The unit of distances in this norm, in words."""
+def distance_label(norm: str) -> str:
+    """What an axis of distances in this norm says: the norm and the unit."""
     return f"{norm}, in 1/255 of the pixel range"
 
 

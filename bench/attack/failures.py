@@ -10,7 +10,7 @@ from ironmoe.bench.attack.model_source import LoadedModel
 from ironmoe.bench.attack.parts import Part
 from ironmoe.bench.attack.suite import SuiteError
 from ironmoe.bench.common.errors import told
-from ironmoe.moe.checkpoints.read import CheckpointError
+from ironmoe.moe.checkpoints.errors import CheckpointError
 
 
 @contextmanager

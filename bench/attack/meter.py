@@ -52,11 +52,11 @@ class Meter(Stopwatch):
         self.console = console
         self.world = world
         self.total = images * attacks
-        self.unit = "images" if attacks == 1 else "image × attack pairs"
+        self.noun = "images" if attacks == 1 else "image × attack pairs"
         self.seconds_before = float((folder.read(FILE) or {}).get("seconds", 0.0))
 
         self.bars = progress_bars(console, time_left=False, only_on_terminals=True)
-        self.task = self.bars.add_task("attack", total=self.total, note=self.unit)
+        self.task = self.bars.add_task("attack", total=self.total, note=self.noun)
         self.decided = 0
         self.saved = self.printed = time.monotonic()
 
@@ -76,11 +76,11 @@ class Meter(Stopwatch):
 
     def say(self, note: str) -> None:
         """Show a note beside the bar; without a terminal, print it now and then."""
-        self.bars.update(self.task, completed=self.decided, note=f"{self.unit}, {note}")
+        self.bars.update(self.task, completed=self.decided, note=f"{self.noun}, {note}")
         if self.bars.disable and time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
             self.console.print(
-                f"attack: {self.decided}/{self.total} {self.unit}, {note}",
+                f"attack: {self.decided}/{self.total} {self.noun}, {note}",
                 highlight=False,
                 markup=False,
             )
@@ -115,7 +115,7 @@ def _note(progress: Progress, world: int) -> str:
 
 def time_left(seconds: float) -> str:
     """The time that is left, rounded: it is a guess."""
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= 1.5 * size:
-            return f"about {seconds / size:.0f} {unit} left"
+    for seconds_in_it, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 1.5 * seconds_in_it:
+            return f"about {seconds / seconds_in_it:.0f} {unit} left"
     return f"about {max(seconds, 1):.0f} s left"

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ironmoe.bench.common.checkpoints import load_checkpoint
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.errors import told
-from ironmoe.moe import Capacity, VMoE
-from ironmoe.moe.checkpoints.read import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint
+from ironmoe.moe import Capacity, CheckpointError, VMoE, read_npz_checkpoint, read_vmoe_checkpoint
 
 FORMS = "hf:FOLDER, vmoe:PREFIX or package.module:function"
 

@@ -81,7 +81,7 @@ class EvaluationOutcome:
 
     def max_queries(self, name: str) -> int:
         """Queries to the model in the longest attempt that the attack allows."""
-        return max(part.questions for part in self.parts[name])
+        return max(part.max_queries for part in self.parts[name])
 
     def fell_at_255(self, name: str) -> Tensor:
         """(N,) float64: ``AttackSummary.fell_at`` in units of 1/255, as exactly the numbers that

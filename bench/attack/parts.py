@@ -12,11 +12,11 @@ from ironmoe.bench.common.radii import exact
 class Part(NamedTuple):
     """An attack, or one of those that an ensemble runs.
 
-    steps:     None of an attack that has none
-    restarts:  None of an attack that has none
-    targets:   how many classes are targets in turn, 0 without targets
-    eot:       how many answers of the model each answer is the mean of
-    questions: how often the longest attempt asks the model
+    steps:       None if the attack takes no steps
+    restarts:    None if the attack makes no restarts
+    targets:     how many classes are targets in turn, 0 without targets
+    eot:         how many answers of the model each answer is the mean of
+    max_queries: how often the longest attempt asks the model
     """
 
     name: str
@@ -24,7 +24,12 @@ class Part(NamedTuple):
     restarts: int | None
     targets: int
     eot: int
-    questions: int
+    max_queries: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For report.json, which calls queries questions, as the reports do."""
+        numbers = self._asdict()
+        return numbers | {"questions": numbers.pop("max_queries")}
 
 
 def parts_of(name: str, attack: Attack) -> tuple[Part, ...]:
@@ -37,7 +42,7 @@ def parts_of(name: str, attack: Attack) -> tuple[Part, ...]:
             restarts=vars(stage).get("restarts"),  # not the default that every class has
             targets=stage.targets,
             eot=stage.eot,
-            questions=stage.max_queries,
+            max_queries=stage.max_queries,
         )
         for stage in stages
     )
@@ -65,7 +70,7 @@ def _settings(part: Part) -> str:
         "restarts": part.restarts,
         "targets": part.targets or None,
     }
-    if part.steps is None or part.questions > part.steps + 1:  # Square's starting point is one more
-        known["questions"] = part.questions
+    if part.steps is None or part.max_queries > part.steps + 1:  # Square's start is one more
+        known["questions"] = part.max_queries
     shown = [f"{key} {value}" for key, value in known.items() if value is not None]
     return ", ".join(shown if part.eot == 1 else [*shown, f"each answer the mean of {part.eot}"])

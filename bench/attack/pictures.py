@@ -1,11 +1,11 @@
 """The pictures of ``ironmoe attack``, each with a title and a note that says what it shows."""
 
-from ironmoe.bench.attack.curves import accuracy, distances, many_attacks, steps, unit_of
+from ironmoe.bench.attack.curves import accuracy, distance_label, distances, many_attacks, steps
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.strips import examples
 from ironmoe.bench.reports.model_results import ModelResults
 from ironmoe.bench.reports.page import Picture
-from ironmoe.bench.reports.routing_pictures import expert_load, routing_change
+from ironmoe.bench.reports.routing_pictures import draw_expert_load, draw_routing_change
 
 
 def draw_evaluation(outcome: EvaluationOutcome) -> dict[str, Picture]:
@@ -22,16 +22,14 @@ def draw_evaluation(outcome: EvaluationOutcome) -> dict[str, Picture]:
 
 
 def _accuracy(outcome: EvaluationOutcome) -> Picture:
-    band = (
-        "The band is the 95 % Wilson interval of the worst case."
-        if many_attacks(outcome)
-        else "Bands are 95 % Wilson intervals."
-    )
-    worst = (
-        " Worst case: an image counts only if it holds against every attack."
-        if len(outcome.report.attacks) > 1
-        else ""
-    )
+    band = "Bands are 95 % Wilson intervals."
+    if many_attacks(outcome):
+        band = "The band is the 95 % Wilson interval of the worst case."
+
+    worst = ""
+    if len(outcome.report.attacks) > 1:
+        worst = " Worst case: an image counts only if it holds against every attack."
+
     return Picture(
         "Robust accuracy against eps",
         f"The share of all images that hold. {band}{worst}{_open(outcome)}",
@@ -42,9 +40,9 @@ def _accuracy(outcome: EvaluationOutcome) -> Picture:
 def _distances(outcome: EvaluationOutcome) -> Picture:
     return Picture(
         "Distances of the confirmed adversarial images",
-        f"{unit_of(outcome.suite.norm)}; dotted lines are the radii. An attack that stops at its "
-        "first success stays where it found it, often on the edge of the ball: these are no "
-        f"smallest distances.{_so_far(outcome)}",
+        f"{distance_label(outcome.suite.norm)}; dotted lines are the radii. An attack that stops "
+        "at its first success stays where it found it, often on the edge of the ball: these are "
+        f"no smallest distances.{_so_far(outcome)}",
         distances(outcome),
     )
 
@@ -91,9 +89,11 @@ def _routing(outcome: EvaluationOutcome) -> dict[str, Picture]:
         "routing": outcome.routing,
     }
     results = [ModelResults(outcome.name, [run])]
+    changes, loads = draw_routing_change(results), draw_expert_load(results)
+
     return {
-        "routing_change.png": Picture("Routing change against eps", note, routing_change(results)),
-        "expert_load.png": Picture("Expert load", note, expert_load(results)),
+        "routing_change.png": Picture("Routing change against eps", note, changes),
+        "expert_load.png": Picture("Expert load", note, loads),
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ironmoe.bench.attack.outcome import EvaluationOutcome
-from ironmoe.bench.attack.pictures import draw_evaluation, unit_of
+from ironmoe.bench.attack.pictures import distance_label, draw_evaluation
 from ironmoe.bench.attack.rows import COST_COLUMNS, RESULT_COLUMNS
 from ironmoe.bench.attack.table import costs, results
 from ironmoe.bench.attack.words import words
@@ -34,6 +34,7 @@ def write_evaluation(
     """
     numbers = _numbers(outcome, settings, device, world)
     write_atomically(folder / "images.npz", verdicts(outcome))
+
     write_report(
         folder,
         numbers,
@@ -41,7 +42,7 @@ def write_evaluation(
         room="attack",
         words=numbers["words"],
         outcome=outcome,
-        unit=unit_of(outcome.suite.norm),
+        distance_label=distance_label(outcome.suite.norm),
         result_columns=headers(RESULT_COLUMNS),
         results=results(outcome),
         cost_columns=headers(COST_COLUMNS),
@@ -63,7 +64,7 @@ def _numbers(
         "title": outcome.title,
         "attacks": outcome.description,
         "parts": {
-            name: [part._asdict() for part in parts] for name, parts in outcome.parts.items()
+            name: [part.as_dict() for part in parts] for name, parts in outcome.parts.items()
         },
         "eps_255": list(outcome.suite.eps_255),
         "settings": settings,
@@ -85,13 +86,15 @@ def _numbers(
 def verdicts(outcome: EvaluationOutcome) -> bytes:
     """An .npz with an entry for each image that was reached.
 
-    index: its number among the attacked images; row: its place in the data, counted from 0 (in a
-        folder: class by class, files by name);
-    label: its class, as the number of the logit; clean_correct: bool
+    index: its number among the attacked images
+    row: its place in the data, counted from 0 (in a folder: class by class, files by name)
+    label: its class, as the number of the logit
+    clean_correct: bool, whether the clean image was classified right
     ATTACK/fell_at: the eps in units of 1/255, infinity if it held, 0 if it was wrong from the start
-    ATTACK/decided, ATTACK/prediction, ATTACK/distance, ATTACK/steps: whether nothing was left to
-    do; of its final image the class, the distance in units of the pixel range, and the questions to
-    the model before it, −1 if it did not fall
+    ATTACK/decided: bool, whether the attack had nothing left to do
+    ATTACK/prediction: the class of its final image
+    ATTACK/distance: of its final image, in units of the pixel range
+    ATTACK/steps: queries to the model before its final image, −1 if it did not fall
     """
     arrays: dict[str, Any] = {
         "index": outcome.index.numpy(),

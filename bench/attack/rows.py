@@ -56,9 +56,11 @@ class RobustnessRow(NamedTuple):
 class Cost(NamedTuple):
     """What one attack found and cost, over all eps and all runs.
 
-    found: images that the search took for successes; confirmed: those that were successes;
-    images_per_second: those decided, over the attack's part of the common time; None where it asked
-    nothing or decided none of what it asked about; forwards, backwards: passes of single images.
+    found: images for which the search reported a success
+    confirmed: those whose success was confirmed by predicting again
+    images_per_second: images decided, over the attack's part of the common time; None if it decided
+        no image or asked the model nothing
+    forwards, backwards: passes of single images
     """
 
     attack: str

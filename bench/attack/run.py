@@ -278,6 +278,7 @@ class _Evaluation:
             alpha=suite.alpha,
             images=self.options.images,
         )
+
         few = slice(min(settings.routing_images, self.options.batch_size))
         numbers, _ = measure_routing(
             self.loaded.model,

@@ -11,7 +11,7 @@ import typer
 from torch import nn
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.balls.ball import NORMS
+from ironmoe.attacks.balls.ball import NORMS, Ball
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.registry import named_attacks
 from ironmoe.attacks.routing.modes import (
@@ -52,7 +52,7 @@ class Suite(NamedTuple):
 
     names: tuple[str, ...] = ("pgd",)
     norm: str = "Linf"
-    eps_255: tuple[float, ...] = (2, 4, 8, 12, 16, 24)
+    eps_255: tuple[float, ...] = Ball.usual_radii
     steps: int | None = None
     restarts: int | None = None
     alpha_255: float | None = None
@@ -128,8 +128,8 @@ class Suite(NamedTuple):
         if self.eot is not None:
             common["eot"] = self.eot
 
-        attacks = {}
         known = named_attacks()
+        attacks = {}
         for name in self.names:
             kind, takes, settings = known[name]
             given = {option: value for option, value in self._given.items() if option in takes}
@@ -137,6 +137,7 @@ class Suite(NamedTuple):
                 attacks[name] = kind(model, **{**settings, **common, **given})
             except ValueError as error:
                 raise SuiteError(f"--attack {name}: {error}") from error
+
         return attacks
 
     @property

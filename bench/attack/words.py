@@ -57,7 +57,7 @@ def _ended_early(outcome: EvaluationOutcome) -> str:
 
     return (
         "A budget ended the evaluation early: "
-        f"{undecided} of {outcome.reached * len(attacks)} {_unit(outcome)}s are undecided. What ≤ "
+        f"{undecided} of {outcome.reached * len(attacks)} {_noun(outcome)}s are undecided. What ≤ "
         "is written before counts them as robust, and its interval reaches down to where they all "
         f"fall{not_reached}. The same command goes on from here."
     )
@@ -66,18 +66,18 @@ def _ended_early(outcome: EvaluationOutcome) -> str:
 def _confirmed(outcome: EvaluationOutcome) -> str:
     costs = [outcome.cost(name) for name in outcome.report.attacks]
     found, confirmed = sum(cost.found for cost in costs), sum(cost.confirmed for cost in costs)
-    unit = _unit(outcome)
+    noun = _noun(outcome)
     if not found:
-        return "The search found nothing that it took for a success."
+        return "The search reported no success."
 
     if found == 1:
         successes = (
-            f"The search took one {unit} for a success, and it was "
+            f"The search reported a success for one {noun}, and it was "
             f"{'not ' * (not confirmed)}confirmed"
         )
     else:
         successes = (
-            f"Of {found} {unit}s that the search took for successes, {confirmed} "
+            f"The search reported successes for {found} {noun}s, and {confirmed} "
             f"{'was' if confirmed == 1 else 'were'} confirmed"
         )
 
@@ -87,5 +87,5 @@ def _confirmed(outcome: EvaluationOutcome) -> str:
     )
 
 
-def _unit(outcome: EvaluationOutcome) -> str:
+def _noun(outcome: EvaluationOutcome) -> str:
     return "(image, attack) pair" if len(outcome.report.attacks) > 1 else "image"

@@ -61,13 +61,9 @@ def with_blocks(
 def _products_of(shape: Shape) -> dict[str, tuple[str, ...]]:
     """The rows of the table of blocks that the layer uses, and the kernels that use each."""
     interleaved = shape.activation in INTERLEAVED_ACTIVATIONS
-    up = (
-        "interleaved"
-        if interleaved
-        else "gated"
-        if shape.activation in GATED_ACTIVATIONS
-        else "activated"
-    )
+    gated = shape.activation in GATED_ACTIVATIONS
+    up = "interleaved" if interleaved else "gated" if gated else "activated"
+
     return {
         up: ("up product",),
         "plain": ("down product", "input gradient"),

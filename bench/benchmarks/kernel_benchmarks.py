@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE, PASSES
 from ironmoe.bench.benchmarks.peers import ironmoe
 from ironmoe.bench.benchmarks.shapes import SHAPES, Problem, Shape, make_problem
+from ironmoe.bench.common.radii import USUAL_EPS
 from ironmoe.kernels import combine, grouped_matmul, plan_dispatch, topk_route
 from ironmoe.kernels.attack_step import l2_step, linf_step
 
@@ -94,14 +96,24 @@ def test_expert_mlp(measure: Any, problem: Problem, asked: str) -> None:
     measure(PASSES[asked](ironmoe, problem))
 
 
+def _linf(point: Tensor, grad: Tensor) -> Callable[[], Any]:
+    low, high = (point - USUAL_EPS).clamp_min(0), (point + USUAL_EPS).clamp_max(1)
+    alpha = torch.full((len(point),), 0.01, device=DEVICE)
+    return lambda: linf_step(point, grad, low, high, alpha, image_dtype=grad.dtype)
+
+
+def _l2(point: Tensor, grad: Tensor) -> Callable[[], Any]:
+    eps, alpha = (torch.full((len(point),), value, device=DEVICE) for value in (1.0, 0.1))
+    return lambda: l2_step(point, grad, point, eps, (0.0, 1.0), alpha, image_dtype=grad.dtype)
+
+
+FUSED_STEPS = {"Linf": _linf, "L2": _l2}
+"""The norms with a kernel for a step of an attack → that step, ready to be called."""
+
+
 @pytest.mark.benchmark(group="attack_step")
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", FUSED_STEPS)
 def test_attack_step(measure: Any, dtype: torch.dtype, norm: str) -> None:
     point = torch.rand(IMAGES, device=DEVICE)
     grad = torch.randn(IMAGES, device=DEVICE).to(dtype)
-    low, high = (point - 8 / 255).clamp_min(0), (point + 8 / 255).clamp_max(1)
-    eps, alpha = (torch.full((len(point),), value, device=DEVICE) for value in (1.0, 0.1))
-    if norm == "Linf":
-        measure(lambda: linf_step(point, grad, low, high, alpha / 10, image_dtype=dtype))
-    else:
-        measure(lambda: l2_step(point, grad, point, eps, (0.0, 1.0), alpha, image_dtype=dtype))
+    measure(FUSED_STEPS[norm](point, grad))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.bench.benchmarks.shapes import Problem
+from ironmoe.bench.common.radii import USUAL_EPS
 from ironmoe.kernels.attack_step import linf_step
 
 Build = Callable[[Problem], Callable[[], Tensor]]  # the layer of a problem, ready to be called
@@ -21,7 +22,6 @@ DX = "forward + dX"
 FULL = "forward + full backward"
 UNFROZEN = "grad([x]) unfrozen"
 PGD = "graphed PGD step"
-EPS = 8 / 255
 
 
 def inference(build: Build, problem: Problem) -> Callable[[], Any]:
@@ -66,8 +66,8 @@ def graphed_pgd_step(build: Build, problem: Problem) -> Callable[[], Any]:
     frozen = problem.frozen()
     image = problem.x.detach().clone().requires_grad_()
     point = problem.x.detach().to(torch.float32, copy=True)
-    low, high = point - EPS, point + EPS
-    alpha = torch.full((len(point),), EPS / 4, device=point.device)
+    low, high = point - USUAL_EPS, point + USUAL_EPS
+    alpha = torch.full((len(point),), USUAL_EPS / 4, device=point.device)
     gradients = with_gradients(build, frozen._replace(x=image), ("x", "gates"))
 
     def step() -> None:

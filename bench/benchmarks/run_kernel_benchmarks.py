@@ -37,6 +37,26 @@ def run_bench_kernels(operations: str | None, seconds: float, out: Path | None) 
     Raises:
         KernelBenchmarksError: a name is unknown, or a package or a folder is missing.
     """
+    wanted = _known(operations)
+    if find_spec("pytest_benchmark") is None:
+        raise KernelBenchmarksError(
+            "bench kernels needs pytest-benchmark: pip install pytest-benchmark"
+        )
+    if out is not None and not out.resolve().parent.is_dir():
+        raise KernelBenchmarksError(f"--out: there is no folder {out.resolve().parent}")
+
+    command = [*_pytest(), *_choice(wanted, seconds)]
+    if out is not None:
+        command.append(f"--benchmark-json={out.resolve()}")
+    return subprocess.run(command).returncode
+
+
+def _known(operations: str | None) -> tuple[str, ...]:
+    """The operations that are asked for.
+
+    Raises:
+        KernelBenchmarksError: there is none of such a name.
+    """
     wanted = (
         OPERATIONS if operations is None else tuple(name.strip() for name in operations.split(","))
     )
@@ -44,27 +64,26 @@ def run_bench_kernels(operations: str | None, seconds: float, out: Path | None) 
         raise KernelBenchmarksError(
             f"--only: {', '.join(map(repr, unknown))} not among {', '.join(OPERATIONS)}"
         )
-    if find_spec("pytest_benchmark") is None:
-        raise KernelBenchmarksError(
-            "bench kernels needs pytest-benchmark: pip install pytest-benchmark"
-        )
-    if out is not None and not out.resolve().parent.is_dir():
-        raise KernelBenchmarksError(f"--out: there is no folder {out.resolve().parent}")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
+    return wanted
+
+
+def _pytest() -> list[str]:
+    """pytest on the benchmarks alone: no settings of a project around them, no cache on disk."""
+    return [
+        *(sys.executable, "-m", "pytest"),
         str(BENCHMARKS),
         "-q",
-        "-c",
-        os.devnull,
-        "--rootdir",
-        str(BENCHMARKS.parent),
+        *("-c", os.devnull),
+        *("--rootdir", str(BENCHMARKS.parent)),
         "--import-mode=importlib",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        " or ".join(f"test_{name}" for name in wanted),
+        *("-p", "no:cacheprovider"),
+    ]
+
+
+def _choice(wanted: tuple[str, ...], seconds: float) -> list[str]:
+    """Options of pytest: which benchmarks run, for how long, and what is printed."""
+    return [
+        *("-k", " or ".join(f"test_{name}" for name in wanted)),
         "--benchmark-only",
         "--benchmark-group-by=group",
         "--benchmark-sort=name",
@@ -73,6 +92,3 @@ def run_bench_kernels(operations: str | None, seconds: float, out: Path | None) 
         "--benchmark-min-rounds=3",
         "--benchmark-disable-gc",
     ]
-    if out is not None:
-        command.append(f"--benchmark-json={out.resolve()}")
-    return subprocess.run(command).returncode

@@ -63,7 +63,8 @@ def attack(
     steps: Annotated[
         int | None,
         bounded(
-            "Steps of the attacks that have them. By default each one's own; {usual_steps}.",
+            "Gradient steps, for attacks that take steps. By default each one's own; "
+            "{usual_steps}.",
             0,
         ),
     ] = None,
@@ -86,9 +87,7 @@ def attack(
     routing: Annotated[
         str,
         typer.Option(
-            help="What the search does to routing: **free**, **frozen**, **gates-only**, "
-            "**experts-only**, **straight-through**, "
-            "**softened** or **diverge**. Verdicts leave it free."
+            help="What the search does to routing: {routing}. Verdicts leave it free.",
         ),
     ] = "free",
     attack_images: AttackImages = 500,
@@ -113,8 +112,7 @@ def attack(
     dtype: Annotated[
         str,
         typer.Option(
-            help="**float32**, or **bfloat16** or **float16** for the search under autocast; "
-            "verdicts are float32 in any case."
+            help="{search_dtypes} for the search under autocast; verdicts are float32 in any case."
         ),
     ] = "float32",
     out: Out = None,

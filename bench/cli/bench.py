@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ironmoe.bench.benchmarks.run_kernel_benchmarks import OPERATIONS
+from ironmoe.bench.cli.late_help import CommandWithLateHelp
 from ironmoe.bench.cli.options import bounded
 from ironmoe.bench.common.errors import clear_errors
 
@@ -52,8 +54,7 @@ def bench_kernels(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Operations, separated by commas: topk_route, plan_dispatch, grouped_matmul, "
-            "combine, expert_mlp, attack_step."
+            help=f"Operations, separated by commas: {', '.join(OPERATIONS)}.",
         ),
     ] = None,
     seconds: Annotated[
@@ -75,7 +76,7 @@ def bench_kernels(
             raise typer.Exit(1)
 
 
-@bench_app.command("gpu")
+@bench_app.command("gpu", cls=CommandWithLateHelp)
 def bench_gpu(
     shapes: ShapeNames = None,
     dtype: Annotated[
@@ -88,8 +89,7 @@ def bench_gpu(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Kinds of jobs, separated by commas: case, tests, blocks, bits, attack, "
-            "sanitizer, tune."
+            help="Kinds of jobs, separated by commas: {job_kinds}.",
         ),
     ] = None,
     skip_tests: Annotated[

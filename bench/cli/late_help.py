@@ -1,9 +1,10 @@
-"""Help texts that follow from the registers of attacks and norms.
+"""Help texts that follow from registers: of attacks, norms, routing modes, dtypes and jobs.
 
 The registers import torch, which takes seconds. So a text has a place such as ``{norms}``, which is
 filled in when somebody asks for the help of that command.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from typer.core import TyperCommand
@@ -43,10 +44,12 @@ def _values() -> dict[str, str]:
     """place → text."""
     from ironmoe.attacks import registry  # its classes are registered by ``ironmoe.attacks``
     from ironmoe.attacks.balls.ball import NORMS
+    from ironmoe.bench.attack.suite import DTYPES, ROUTING
+    from ironmoe.bench.benchmarks.gpu.jobs import KINDS
     from ironmoe.bench.common.radii import usual_radii
 
     attacks = registry.named_attacks()
-    norms = [f"**{norm}**" for norm in NORMS]
+    full_precision, *lower_precision = (f"**{dtype}**" for dtype in DTYPES)
 
     def usual(setting: str) -> str:
         own = {name: attack.settings.get(setting) for name, attack in attacks.items()}
@@ -54,9 +57,18 @@ def _values() -> dict[str, str]:
 
     return {
         "attacks": ", ".join(attacks),
-        "norms": " or ".join([", ".join(norms[:-1]), norms[-1]]),
+        "norms": _one_of(NORMS),
+        "routing": _one_of(ROUTING),
+        "search_dtypes": f"{full_precision}, or {' or '.join(lower_precision)}",
+        "job_kinds": ", ".join(KINDS),
         "usual_radii": "; ".join(f"{usual_radii(norm)} in {norm}" for norm in NORMS),
         "usual_steps": usual("steps"),
         "usual_restarts": usual("restarts"),
         "usual_eot": usual("eot"),
     }
+
+
+def _one_of(names: Iterable[str]) -> str:
+    """ "**a**, **b** or **c**"."""
+    *most, last = (f"**{name}**" for name in names)
+    return f"{', '.join(most)} or {last}"

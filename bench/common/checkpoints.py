@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ironmoe.moe import VMoE
-from ironmoe.moe.checkpoints.read import CheckpointError
+from ironmoe.moe.checkpoints.errors import CheckpointError
 
 ARCHITECTURES = ("V-MoE", "ViT")
 DIM = 64

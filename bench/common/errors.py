@@ -24,7 +24,7 @@ def clear_errors(console: Console) -> Iterator[None]:
     """
     import torch
 
-    from ironmoe.moe.checkpoints.read import CheckpointError
+    from ironmoe.moe.checkpoints.errors import CheckpointError
 
     # idle experts' Adam moments decay into denormals, which are ten times as slow
     torch.set_flush_denormal(True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, Proportion, evaluate
+from ironmoe.attacks.balls.ball import Ball
 from ironmoe.bench.common.radii import all_from_255, from_255
 from ironmoe.moe import routing_change, trace_routing
 
@@ -28,7 +29,7 @@ class AttackSettings(NamedTuple):
     """
 
     norm: str = "Linf"
-    eps_255: tuple[float, ...] = (2, 4, 8, 12, 16, 24)
+    eps_255: tuple[float, ...] = Ball.usual_radii
     steps: int = 20
     restarts: int = 2
     alpha: float | None = None

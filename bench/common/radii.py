@@ -10,6 +10,7 @@ from typing import TypeVar
 from ironmoe.bench.common.user_error import UserError
 
 PER_PIXEL_RANGE = 255
+USUAL_EPS = 8 / PER_PIXEL_RANGE  # of most papers in Linf, in units of the pixel range
 Number = TypeVar("Number")  # a float or a tensor
 
 

@@ -50,7 +50,7 @@ class TrainingProgress(NamedTuple):
 
 
 # (an optimizer, all steps of the training) → what sets the optimizer's rates before step 0, 1, 2 …
-Schedule = Callable[[torch.optim.Optimizer, int], Callable[[int], None]]
+LearningRateSchedule = Callable[[torch.optim.Optimizer, int], Callable[[int], None]]
 # (images, labels, epoch) → the images that are trained on in their place
 Adversary = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -64,7 +64,7 @@ def train(
     seed: int,
     state_file: Path | None = None,
     autocast_dtype: torch.dtype | None = None,
-    schedule: Schedule | None = None,
+    schedule: LearningRateSchedule | None = None,
     shifts: bool = True,
     adversary: Adversary | None = None,
     on_step: Callable[[TrainingProgress], None] | None = None,
@@ -127,7 +127,7 @@ def train(
     return seconds
 
 
-def one_cycle(warmup: float) -> Schedule:
+def one_cycle(warmup: float) -> LearningRateSchedule:
     """Learning rate and momentum go up and down once, by ``torch.optim.lr_scheduler.OneCycleLR``.
 
     warmup: the share of the steps in which the learning rate rises.

@@ -10,7 +10,7 @@ from ironmoe.bench.common.radii import exact
 from ironmoe.bench.reports.image_strips import image_strip
 from ironmoe.bench.reports.model_results import ModelResults
 from ironmoe.bench.reports.page import Picture
-from ironmoe.bench.reports.routing_pictures import expert_load, routing_change
+from ironmoe.bench.reports.routing_pictures import draw_expert_load, draw_routing_change
 from ironmoe.bench.reports.style import COLORS, STYLE
 
 
@@ -29,7 +29,7 @@ def draw_all(
     pictures = {"accuracy.png": Picture("Accuracy against eps", "", accuracy(models))}
 
     if routed := [model for model in models if model.layers]:
-        changes, loads = routing_change(routed), expert_load(routed)
+        changes, loads = draw_routing_change(routed), draw_expert_load(routed)
         pictures["routing_change.png"] = Picture("Routing change against eps", "", changes)
         pictures["expert_load.png"] = Picture("Expert load", "", loads)
 

@@ -42,6 +42,7 @@ def write_demo_report(
         "verdict": verdict(models),
         "models": {model.name: model.runs for model in models},
     }
+
     write_report(
         folder,
         numbers,

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ironmoe.attacks import PGD
 from ironmoe.bench.common.compiler import INSTALL_TRITON
+from ironmoe.bench.common.radii import USUAL_EPS
 from ironmoe.bench.common.versions import describe_device, versions
 from ironmoe.kernels import ACTIVATIONS, Routing, expert_mlp, topk_route
 from ironmoe.kernels.tiles import ONEDNN_MIN_PRODUCT
@@ -22,8 +23,10 @@ def run_doctor(console: Console) -> bool:
     """Print everything. True if every test passed."""
     console.print(_versions_table())
     console.print(_paths_table())
+
+    tests = SELF_TESTS | (GPU_SELF_TESTS if torch.cuda.is_available() else {})
     passed = True
-    for name, test in (SELF_TESTS | (GPU_SELF_TESTS if torch.cuda.is_available() else {})).items():
+    for name, test in tests.items():
         start = time.perf_counter()
         try:
             test()
@@ -31,6 +34,7 @@ def run_doctor(console: Console) -> bool:
         except Exception as error:  # a self-test reports whatever goes wrong
             outcome, passed = f"[bold red]FAILED[/] {type(error).__name__}: {error}", False
         console.print(f"{name:<64} {outcome}  {time.perf_counter() - start:.1f} s", highlight=False)
+
     return passed
 
 
@@ -57,15 +61,6 @@ def _built_for() -> str:
 
 
 def _paths_table() -> Table:
-    onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    large = ONEDNN_MIN_PRODUCT[torch.float32] // 1_000_000
-    float32 = (
-        f"oneDNN from {large} M multiply-adds where the product feeds another one: faster, but "
-        "rounds more"
-        if onednn
-        else "BLAS: this torch has no oneDNN"
-    )
-    bfloat16 = ONEDNN_MIN_PRODUCT[torch.bfloat16] // 1_000_000
     table = Table("operation", "path here", "why", title="Code paths", title_justify="left")
     table.add_row("topk_route", "torch", "a stable sort: ties go to the lower index")
     table.add_row("plan_dispatch", "torch", "a stable sort by expert")
@@ -74,22 +69,12 @@ def _paths_table() -> Table:
         "torch, tile by tile of each expert's rows",
         "stays in cache; faster than grouped_mm on CPU",
     )
-    table.add_row("  their float32 products", "oneDNN or BLAS" if onednn else "BLAS", float32)
-    table.add_row(
-        "  their bfloat16 products",
-        f"torch.mm from {bfloat16} M multiply-adds, else float32",
-        "small ones are faster in float32",
-    )
-    table.add_row(
-        "  their float16 products",
-        "float32 arithmetic",
-        "torch.mm in float16 is up to 100 times slower on CPU",
-    )
-    table.add_row("  their float64 products", "torch.mm", "exact reference")
+    _add_products(table)
     table.add_row(
         "combine", "torch.embedding_bag, or einsum under autograd", "one pass over the rows"
     )
     table.add_row("linf_step, l2_step", "torch", "")
+
     table.add_row("all, on CUDA tensors", *_gpu_path())
     table.add_row(
         "  their float64", "the same torch code as on CPU", "exact reference; waits for the device"
@@ -98,6 +83,32 @@ def _paths_table() -> Table:
         "second derivatives", "torch, tile by tile, on every device", "differentiable to any order"
     )
     return table
+
+
+def _add_products(table: Table) -> None:
+    """Add a row for the matrix products of each dtype on the CPU."""
+    onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    large = ONEDNN_MIN_PRODUCT[torch.float32] // 1_000_000
+    why_float32 = (
+        f"oneDNN from {large} M multiply-adds where the product feeds another one: faster, but "
+        "rounds more"
+        if onednn
+        else "BLAS: this torch has no oneDNN"
+    )
+    table.add_row("  their float32 products", "oneDNN or BLAS" if onednn else "BLAS", why_float32)
+
+    large = ONEDNN_MIN_PRODUCT[torch.bfloat16] // 1_000_000
+    table.add_row(
+        "  their bfloat16 products",
+        f"torch.mm from {large} M multiply-adds, else float32",
+        "small ones are faster in float32",
+    )
+    table.add_row(
+        "  their float16 products",
+        "float32 arithmetic",
+        "torch.mm in float16 is up to 100 times slower on CPU",
+    )
+    table.add_row("  their float64 products", "torch.mm", "exact reference")
 
 
 def _gpu_path() -> tuple[str, str]:
@@ -228,9 +239,11 @@ def _test_model() -> None:
         channels=1,
     )
     images, labels = torch.rand(8, 1, 16, 16), torch.arange(8) % 5
+
     torch.nn.functional.cross_entropy(model(images), labels).backward()
     assert all(p.grad is not None for p in model.parameters()), "a parameter got no gradient"
-    PGD(model, 8 / 255, steps=3).run(images, labels)
+
+    PGD(model, USUAL_EPS, steps=3).run(images, labels)
     assert model.training, "the attack left the model in eval mode"
 
 

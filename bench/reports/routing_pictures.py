@@ -11,7 +11,7 @@ from ironmoe.bench.reports.model_results import ModelResults
 from ironmoe.bench.reports.style import STYLE, WITHOUT_GRID
 
 
-def routing_change(models: list[ModelResults]) -> Figure:
+def draw_routing_change(models: list[ModelResults]) -> Figure:
     """Share of a token's chosen experts that changed, per MoE layer."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 4))
@@ -39,7 +39,7 @@ def routing_change(models: list[ModelResults]) -> Figure:
     return figure
 
 
-def expert_load(models: list[ModelResults]) -> Figure:
+def draw_expert_load(models: list[ModelResults]) -> Figure:
     """The load of each expert as a heat map.
 
     Experts are across; layers are down, on clean images and at each eps. The even share has the

@@ -2,8 +2,9 @@
 
 ``ctx.needs_input_grad`` says what requires grad, not what this call wants: under
 ``torch.autograd.grad(loss, [x])`` it is true for the weights as well (pytorch/pytorch#174017). The
-engine knows. It answers for a node but refuses for a leaf, so every input goes through an alias
-first; ``torch.autograd.graph.register_multi_grad_hook`` asks the same question the same way.
+autograd engine knows it. It answers for a node of the graph but not for a leaf, so every input goes
+through an alias first. ``torch.autograd.graph.register_multi_grad_hook`` asks the engine in the
+same way.
 """
 
 from typing import Any, TypeVar
@@ -20,13 +21,13 @@ def with_own_node(tensor: _Given) -> _Given:
 
 
 def demanded(ctx: Any, is_tensor: tuple[bool, ...]) -> list[bool]:
-    """For each of a Function's first inputs: is its gradient going to be used by this backward
-    pass?
+    """Says for each of the first inputs of a Function whether this backward pass will use its
+    gradient.
 
-    Call inside ``backward``. ``is_tensor[i]`` says whether input i was a tensor; each came from
-    ``with_own_node``.
+    Call it inside ``backward``. ``is_tensor[i]`` says whether input i was a tensor; each tensor
+    came from ``with_own_node``.
     """
-    # an entry for each tensor argument, none for the others
+    # next_functions has an entry for each tensor argument, and none for the others
     nodes = (node for node, _ in ctx.next_functions)
     wanted = []
     for given, needs in zip(is_tensor, ctx.needs_input_grad, strict=False):

@@ -14,11 +14,12 @@ def recomputed(
     sources: Sequence[Tensor | None],
     wanted: bool,
 ) -> Iterator[None]:
-    """Operations inside the block that save one of the tensors ``hidden`` save its number instead,
-    and call ``again`` in backward,
-    which reads ``sources``: RuntimeError there if one of those was modified in place since.
+    """An operation inside the block that saves one of the tensors ``hidden`` saves its number
+    instead. In backward the tensor is computed again by ``again``, which reads ``sources``.
 
     The graph edge of a saved tensor stays, so derivatives beyond the first are right as well.
+
+    RuntimeError in backward: one of ``sources`` was modified in place in the meantime.
     """
     if not wanted or torch.compiler.is_compiling():
         yield
@@ -52,5 +53,5 @@ def _version(tensor: Tensor | None) -> int:
 
 
 def _place(tensor: Tensor) -> tuple[int, torch.Size]:
-    """Autograd hands out a new object of the same memory, so identity is no help."""
+    """What identifies a tensor: autograd hands out a new object for the same memory."""
     return tensor.data_ptr(), tensor.shape

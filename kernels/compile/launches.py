@@ -27,10 +27,10 @@ from ironmoe.kernels.types import Dispatch, ExpertGroups, GateRule
 
 E, K = 128, 8  # Qwen3-30B-A3B
 SIZES = (2048, 768)  # its D and F: multiples of every block
-ODD_SIZES = (2046, 770)  # of none; rows that TMA does not take
-GPT_OSS_SIZES = (2880, 2880)  # of some
+ODD_SIZES = (2046, 770)  # multiples of none; rows that TMA does not take
+GPT_OSS_SIZES = (2880, 2880)  # multiples of some
 ROWS = (16, 32, 64, 128)  # an expert's rows, one for each BLOCK_M
-# AMD's compiler addresses smaller ones otherwise
+# AMD's compiler addresses tensors beyond 2 GB in another way than smaller ones.
 ROWS_BEYOND_2_GB, EXPERTS_BEYOND_2_GB = 8192, 1024
 LAYOUTS = ("gelu", "swiglu", "clamped_swiglu_interleaved")  # H has one half, two, or two in turns
 DTYPES = (torch.bfloat16, torch.float32)  # float16 takes the configurations of bfloat16
@@ -97,7 +97,9 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
                 ):
                     yield f"{step}, gpt-oss", dtype
         dy, rows_RD = meta(64, SIZES[0], dtype=dtype), meta(64 * K, SIZES[0], dtype=dtype)
-        combine.combine_backward(dy, rows_RD, gates_of(64), *index(64 * K, 64), True, True)
+        combine.combine_backward(
+            dy, rows_RD, gates_of(64), *index(64 * K, 64), want_rows=True, want_gates=True
+        )
         yield "", dtype
     for activation in LAYOUTS:
         for step in expert(torch.bfloat16, ROWS[-1], activation, sizes=ODD_SIZES):
@@ -121,15 +123,18 @@ def layers() -> Iterator[tuple[str, torch.dtype]]:
     yield "E = 1024, K = 32", torch.float32
     _router(256, 8, "sigmoid", "score_first", ExpertGroups(8, 4))
     yield "4 of 8 groups", torch.float32
-    shape = (8, 3, 224, 224)
-    master, image, radius = (
-        meta(*shape, dtype=torch.float32),
-        meta(*shape, dtype=torch.bfloat16),
-        meta(8, dtype=torch.float32),
-    )
-    attack_step.launch_linf_step(master, image, master, master, radius, master, image)
-    attack_step.launch_l2_step(master, image, master, radius, 0.0, 1.0, radius, master, image)
+
+    attack_steps(meta(8, 3, 224, 224, dtype=torch.float32))
     yield "", torch.bfloat16
+
+
+def attack_steps(point: Tensor) -> None:
+    """Both steps of a float32 master (B, …) for a model in bfloat16."""
+    image = torch.empty_like(point, dtype=torch.bfloat16)
+    radius = point.new_empty(len(point))
+    filled = {"moved": point, "image": image}
+    attack_step.launch_linf_step(point, image, point, point, radius, **filled)
+    attack_step.launch_l2_step(point, image, point, radius, (0.0, 1.0), radius, **filled)
 
 
 def expert(
@@ -152,11 +157,9 @@ def expert(
     num_rows = rows * E
     tokens = num_rows // K
     wide = 2 * F if activation in GATED_ACTIVATIONS else F
-    x, w_in, w_out = (
-        meta(tokens, D, dtype=dtype),
-        meta(E, wide, D, dtype=dtype),
-        meta(E, D, F, dtype=dtype),
-    )
+    x = meta(tokens, D, dtype=dtype)
+    w_in = meta(E, wide, D, dtype=dtype)
+    w_out = meta(E, D, F, dtype=dtype)
     if transposed:
         w_in, w_out = (w.mT.contiguous().mT for w in (w_in, w_out))
     b_in, b_out = (meta(E, wide, dtype=dtype), meta(E, D, dtype=dtype)) if bias else (None, None)

@@ -119,23 +119,34 @@ def examine(named: NamedLaunch, chip: Chip) -> Finding:
     finding too.
     """
     launch = named.launch
-    what = (
-        chip.name,
-        named.name,
-        SHORT.get(named.dtype, str(named.dtype).removeprefix("torch.")),
-        "×".join(map(str, launch.tile or ())),
-        launch.num_warps,
-        launch.num_stages,
-    )
+    what: dict[str, Any] = {
+        "chip": chip.name,
+        "kernel": named.name,
+        "dtype": SHORT.get(named.dtype, str(named.dtype).removeprefix("torch.")),
+        "tile": "×".join(map(str, launch.tile or ())),
+        "warps": launch.num_warps,
+        "stages": launch.num_stages,
+    }
     try:
         compiled = _compile(named, chip)
     except Exception as error:  # whatever a pass of the compiler throws
-        return Finding(*what, 0, 0, 0, 0, 0, {}, f"{type(error).__name__}: {error}".splitlines()[0])
+        nothing = ("registers", "stack", "spills", "shared", "matrix")
+        numbers: dict[str, Any] = dict.fromkeys(nothing, 0)
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Finding(**what, **numbers, instructions={}, error=text)
 
     amd = chip.name.startswith("gfx")
     registers, stack, spills, instructions = _amd(compiled) if amd else _nvidia(compiled)
     matrix = compiled.asm["amdgcn" if amd else "ptx"].count(MATRIX[chip.name])
-    return Finding(*what, registers, stack, spills, compiled.metadata.shared, matrix, instructions)
+    return Finding(
+        **what,
+        registers=registers,
+        stack=stack,
+        spills=spills,
+        shared=compiled.metadata.shared,
+        matrix=matrix,
+        instructions=instructions,
+    )
 
 
 def lower(named: NamedLaunch, chip: Chip) -> None:

@@ -13,6 +13,7 @@ import torch
 from ironmoe.kernels.compile.launches import (
     DTYPES,
     NamedLaunch,
+    attack_steps,
     collect,
     expert,
     gates_of,
@@ -20,7 +21,7 @@ from ironmoe.kernels.compile.launches import (
     layers,
     meta,
 )
-from ironmoe.kernels.gpu import attack_step, combine, dispatch, topk
+from ironmoe.kernels.gpu import combine, dispatch, topk
 from ironmoe.kernels.tuning import Chip
 from ironmoe.kernels.types import GateRule
 
@@ -52,13 +53,11 @@ def rows(widths: tuple[int, ...] = WIDTHS) -> Iterator[tuple[str, torch.dtype]]:
         for dtype in DTYPES:
             rows_RD = meta(TOKENS * TOP_K, width, dtype=dtype)
             combine.combine(rows_RD, gates, plan[-1])
-            combine.combine_backward(
-                meta(TOKENS, width, dtype=dtype), rows_RD, gates, *plan, True, True
-            )
+            dy_TD = meta(TOKENS, width, dtype=dtype)
+            combine.combine_backward(dy_TD, rows_RD, gates, *plan, want_rows=True, want_gates=True)
             yield f"width {width}", dtype
-            combine.combine_backward(
-                meta(1, width, dtype=dtype).expand(TOKENS, -1), rows_RD, gates, *plan, True, True
-            )
+            dy_TD = meta(1, width, dtype=dtype).expand(TOKENS, -1)
+            combine.combine_backward(dy_TD, rows_RD, gates, *plan, want_rows=True, want_gates=True)
             yield f"width {width}, stride 0", dtype
 
 
@@ -72,10 +71,7 @@ def routers_and_steps() -> Iterator[tuple[str, torch.dtype]]:
         topk.route_backward(gates, logits, chosen, rule)
         yield f"E = {num_experts}, K = {top_k}", torch.float32
     for pixels in PIXELS:
-        point, radius = meta(3, pixels, dtype=torch.float32), meta(3, dtype=torch.float32)
-        image = meta(3, pixels, dtype=torch.bfloat16)
-        attack_step.launch_linf_step(point, image, point, point, radius, point, image)
-        attack_step.launch_l2_step(point, image, point, radius, 0.0, 1.0, radius, point, image)
+        attack_steps(meta(3, pixels, dtype=torch.float32))
         yield f"{pixels} pixels", torch.bfloat16
 
 

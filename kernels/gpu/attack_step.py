@@ -1,5 +1,9 @@
-"""The attack step as Triton kernels; ``ironmoe.kernels.attack_step`` says what they compute.
-float32 inside."""
+"""The attack step as Triton kernels; ``ironmoe.kernels.attack_step`` says what they compute. They
+compute in float32.
+
+A block of pixels has no shape suffix. x is the center, y the point after the step, z the point in
+ball and box; ``at`` is where pixels lie in memory, ``real`` which of them exist.
+"""
 
 from typing import Any
 
@@ -31,8 +35,9 @@ def linf_step_kernel(
     pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     at = example.to(tl.int64) * pixels + pixel
     real = pixel < pixels
+
     slope = tl.load(grad + at, mask=real, other=0.0).to(tl.float32)
-    # of NaN 0, as torch has it
+    # the sign of NaN is 0, as in torch
     sign = tl.where(slope > 0, 1.0, 0.0) - tl.where(slope < 0, 1.0, 0.0)
     y = tl.load(point + at, mask=real, other=0.0) + tl.load(alpha + example).to(tl.float32) * sign
     z = tl.clamp(
@@ -41,6 +46,7 @@ def linf_step_kernel(
         tl.load(high + at, mask=real, other=0.0),
         propagate_nan=KEEP_NAN,
     )
+
     tl.store(moved + at, z, mask=real)
     if WRITES_IMAGE:
         tl.store(image + at, z.to(image.dtype.element_ty), mask=real)
@@ -48,8 +54,7 @@ def linf_step_kernel(
 
 @triton.jit
 def _load_delta(point, grad, center, at, real, inverse, rate, lowest):
-    """(x, y − x) of some pixels: x the center, y the point after the step. Past the end x is
-    ``lowest`` and y − x is 0."""
+    """(x, y − x) of some pixels. Past the end x is ``lowest`` and y − x is 0."""
     x = tl.load(center + at, mask=real, other=lowest)
     slope = tl.load(grad + at, mask=real, other=0.0).to(tl.float32) * inverse
     return x, tl.load(point + at, mask=real, other=lowest) + rate * slope - x
@@ -76,7 +81,8 @@ def l2_step_kernel(
     example = tl.program_id(0)
     first = example.to(tl.int64) * pixels
     pixel = tl.arange(0, BLOCK)
-    # The norm of the gradient: by the largest entry first, whose square may underflow.
+
+    # The norm of the gradient. It is divided by its largest entry first, for squares may underflow.
     peaks = tl.zeros([BLOCK], tl.float32)
     for start in range(0, pixels, BLOCK):
         slope = tl.load(grad + first + start + pixel, mask=start + pixel < pixels, other=0.0).to(
@@ -93,8 +99,8 @@ def l2_step_kernel(
     norm = tl.maximum(tl.sqrt_rn(tl.sum(squares, 0)), 1e-12, propagate_nan=KEEP_NAN)
     rate = tl.div_rn(tl.load(alpha + example).to(tl.float32), norm)
 
-    # The scale s of the projection, from below: with nothing clipped but what has no room, then
-    # with what s clips.
+    # The scale s of the projection rises from 0: the first round clips only pixels without room,
+    # every further round those that the s before it clips.
     radius = tl.load(eps + example).to(tl.float32)
     before = tl.full([], -1.0, tl.float32)
     scale = tl.full([], 0.0, tl.float32)
@@ -104,7 +110,9 @@ def l2_step_kernel(
         free = tl.zeros([BLOCK], tl.float32)
         for start in range(0, pixels, BLOCK):
             at, real = first + start + pixel, start + pixel < pixels
-            x, delta = _load_delta(point, grad, center, at, real, inverse, rate, lowest)
+            x, delta = _load_delta(
+                point, grad, center, at, real, inverse=inverse, rate=rate, lowest=lowest
+            )
             room = tl.where(delta > 0, highest - x, x - lowest)
             clipped = scale * tl.abs(delta) >= room
             spent += tl.where(clipped, room * room, 0.0)
@@ -117,7 +125,9 @@ def l2_step_kernel(
 
     for start in range(0, pixels, BLOCK):
         at, real = first + start + pixel, start + pixel < pixels
-        x, delta = _load_delta(point, grad, center, at, real, inverse, rate, lowest)
+        x, delta = _load_delta(
+            point, grad, center, at, real, inverse=inverse, rate=rate, lowest=lowest
+        )
         z = tl.clamp(x + scale * delta, lowest, highest, propagate_nan=KEEP_NAN)
         tl.store(moved + at, z, mask=real)
         if WRITES_IMAGE:
@@ -130,12 +140,14 @@ def launch_linf_step(
     low: Tensor,
     high: Tensor,
     alpha: Tensor,
+    *,
     moved: Tensor,
     image: Tensor,
 ) -> None:
     """Fill ``moved`` (B, …) and, unless it is empty, ``image``."""
     if point.numel() == 0:
         return
+
     pixels = point[0].numel()
     block = min(1024, next_power_of_2(pixels))
     blocks = cdiv(pixels, block)
@@ -158,15 +170,17 @@ def launch_l2_step(
     grad: Tensor,
     center: Tensor,
     eps: Tensor,
-    lowest: float,
-    highest: float,
+    bounds: tuple[float, float],
     alpha: Tensor,
+    *,
     moved: Tensor,
     image: Tensor,
 ) -> None:
-    """Fill ``moved`` (B, …) and, unless it is empty, ``image``."""
+    """Fill ``moved`` (B, …) and, unless it is empty, ``image``; bounds: lowest, highest pixel."""
     if point.numel() == 0:
         return
+
+    lowest, highest = bounds
     pixels = point[0].numel()
     launch(
         l2_step_kernel,

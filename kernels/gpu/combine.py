@@ -1,5 +1,9 @@
 """Gather-and-sum over a token's K rows, and its backward. float32 sums in the order of the choices;
-no atomics."""
+no atomics.
+
+Shape suffixes: T tokens of a program, R rows (or choices) of a program, D columns of a block; in
+the launchers T tokens, D columns.
+"""
 
 import torch
 import triton
@@ -29,6 +33,7 @@ def gather_sum_kernel(
     blocks_d = tl.cdiv(D, BLOCK_D)
     t_T = (tl.program_id(0) // blocks_d).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     d_D = tl.program_id(0) % blocks_d * BLOCK_D + tl.arange(0, BLOCK_D)
+
     sum_TD = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     for k in tl.static_range(TOP_K):
         row_T = tl.load(slot_row + t_T * TOP_K + k, mask=t_T < num_tokens, other=-1)
@@ -43,6 +48,7 @@ def gather_sum_kernel(
         else:
             gate_T = tl.load(gates + t_T * TOP_K + k, mask=row_T >= 0, other=0.0)
             sum_TD += value_TD.to(tl.float32) * gate_T[:, None]
+
     target_TD = out + t_T[:, None] * D + d_D[None, :]
     tl.store(
         target_TD,
@@ -75,14 +81,17 @@ def scatter_rows_kernel(
     blocks_d = tl.cdiv(D, BLOCK_D)
     r_R = (tl.program_id(0) // blocks_d).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     d_D = tl.program_id(0) % blocks_d * BLOCK_D + tl.arange(0, BLOCK_D)
+
     token_R = tl.load(row_token + r_R, mask=r_R < num_rows, other=0)
     choice_R = token_R * top_k + tl.load(row_slot + r_R, mask=r_R < num_rows, other=0)
     kept_R = (r_R < num_rows) & (tl.load(slot_row + choice_R, mask=r_R < num_rows, other=-1) >= 0)
     gate_R = tl.load(gates + choice_R, mask=kept_R, other=0.0)
+
     inside_RD = kept_R[:, None] & (d_D < D)[None, :]
     value_RD = tl.load(
         dy + token_R.to(tl.int64)[:, None] * dy_stride + d_D[None, :], mask=inside_RD, other=0.0
     ).to(tl.float32)
+
     target_RD = d_rows + r_R[:, None] * D + d_D[None, :]
     value_RD = (value_RD * gate_R[:, None]).to(d_rows.dtype.element_ty)
     tl.store(target_RD, value_RD, mask=(r_R < num_rows)[:, None] & (d_D < D)[None, :])
@@ -105,6 +114,7 @@ def row_dot_kernel(
     """d_gates[t, k] = ⟨dy[t], rows[slot_row[t, k]]⟩; 0 for a dropped choice."""
     i_R = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     row_R = tl.load(slot_row + i_R, mask=i_R < num_choices, other=-1)
+
     dot_RD = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     for d in tl.range(0, D, BLOCK_D):
         d_D = d + tl.arange(0, BLOCK_D)
@@ -124,7 +134,8 @@ def row_dot_kernel(
 def combine(rows: Tensor, gates: Tensor | None, slot_row: Tensor) -> Tensor:
     """(T, D) in the dtype of ``rows`` (R, D)."""
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    (T, top_k), D = slot_row.shape, rows.shape[1]
+    T, top_k = slot_row.shape
+    D = rows.shape[1]
     out = rows.new_empty(T, D)
     block_t, block_d = _block(D)
     launch(
@@ -151,16 +162,19 @@ def combine_backward(
     row_token: Tensor,
     row_slot: Tensor,
     slot_row: Tensor,
+    *,
     want_rows: bool,
     want_gates: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """(d_rows like ``rows``, d_gates (T, K) float32), each None if not wanted."""
     dy, rows = (t if t.stride(-1) == 1 else t.contiguous() for t in (dy, rows))
     gates = gates.to(torch.float32).contiguous()
-    (num_rows, D), top_k = rows.shape, gates.shape[1]
+    num_rows, D = rows.shape
+    top_k = gates.shape[1]
     block_r, block_d = _block(D)
     d_rows = rows.new_empty(num_rows, D) if want_rows else None
     d_gates = torch.empty_like(gates) if want_gates else None
+
     if d_rows is not None:
         launch(
             scatter_rows_kernel,

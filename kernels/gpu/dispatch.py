@@ -1,9 +1,12 @@
-"""Counting sort of the choices by expert, and the map from tiles to experts. No host sync,
-positions independent of timing.
+"""Counting sort of the choices by expert, and the map from tiles to experts. The host waits for
+nothing, and positions do not depend on timing.
 
 Choices are cut into segments. Each segment counts its choices per expert; a scan turns the counts
 into the first row of every (segment, expert); each segment then places its choices in order, and
 the tiles are written by the same programs. Expert E holds the dropped choices and comes last.
+
+Shape suffixes: B choices of a block, E experts (with the dropped ones, padded), S segments, M tiles
+written at once.
 """
 
 from typing import Any
@@ -23,8 +26,8 @@ MAX_SEGMENTS = 1024
 
 @triton.jit
 def load_choices(experts, i_B, stop, num_experts):
-    """Expert of each choice; one outside 0 … E − 1 counts as dropped, so that no row is ever out of
-    range."""
+    """The expert of each choice. One outside 0 … E − 1 counts as dropped, so that no row is ever
+    out of range."""
     expert_B = tl.load(experts + i_B, mask=i_B < stop, other=0)
     return tl.where(
         (i_B < stop) & (expert_B >= 0) & (expert_B < num_experts),
@@ -48,27 +51,26 @@ def count_kernel(
     segment = tl.program_id(0)
     start = segment * segment_length
     stop = tl.minimum(start + segment_length, num_choices)
+
     total_E = tl.zeros((BINS,), tl.int32)
     for first in range(start, stop, BLOCK):
         i_B = first + tl.arange(0, BLOCK)
-        total_E += tl.histogram(
-            load_choices(experts, i_B, stop, num_experts), BINS, mask=i_B < stop
-        )
+        expert_B = load_choices(experts, i_B, stop, num_experts)
+        total_E += tl.histogram(expert_B, BINS, mask=i_B < stop)
+
     e_E = tl.arange(0, BINS)
     tl.store(counts + e_E * num_segments + segment, total_E, mask=e_E <= num_experts)
 
 
 @triton.jit(do_not_specialize=["num_segments"])
 def scan_kernel(counts, totals, num_segments, SEGMENTS: tl.constexpr):
-    """In place: counts of an expert's earlier segments; and its total."""
+    """Replaces each count of an expert by the sum of its counts in earlier segments; also stores
+    the sum of all."""
     expert = tl.program_id(0)
     s_S = tl.arange(0, SEGMENTS)
-    count_S = tl.load(counts + expert * num_segments + s_S, mask=s_S < num_segments, other=0)
-    tl.store(
-        counts + expert * num_segments + s_S,
-        tl.cumsum(count_S, 0) - count_S,
-        mask=s_S < num_segments,
-    )
+    at_S = counts + expert * num_segments + s_S
+    count_S = tl.load(at_S, mask=s_S < num_segments, other=0)
+    tl.store(at_S, tl.cumsum(count_S, 0) - count_S, mask=s_S < num_segments)
     tl.store(totals + expert, tl.sum(count_S, 0))
 
 
@@ -105,21 +107,25 @@ def place_kernel(
     stop = tl.minimum(start + segment_length, num_choices)
     e_E = tl.arange(0, BINS)
     total_E = tl.load(totals + e_E, mask=e_E <= num_experts, other=0)
-    next_E = tl.cumsum(total_E, 0) - total_E
+    next_E = tl.cumsum(total_E, 0) - total_E  # the next free row of each expert
     if segment == 0:
         tl.store(offsets + e_E, next_E, mask=e_E <= num_experts)
     if tiles is not None and segment <= num_experts:
-        write_tiles(tiles, num_tiles, segment, num_experts, e_E, next_E, total_E, BLOCK_M)
+        write_tiles(
+            tiles, num_tiles, segment, num_experts, e_E,
+            start_E=next_E, length_E=total_E, BLOCK_M=BLOCK_M,
+        )  # fmt: skip
     if start < stop:  # there may be more programs than segments
         next_E += tl.load(counts + e_E * num_segments + segment, mask=e_E <= num_experts, other=0)
+
     i_B = tl.arange(0, BLOCK)
     for first in range(start, stop, BLOCK):
         choice_B = first + i_B
         live_B = choice_B < stop
         expert_B = load_choices(experts, choice_B, stop, num_experts)
-        # A choice of the same expert d places earlier has an order that is d less, and d ≤ i_B. All
-        # others are further below or not below at all, and as unsigned numbers those are the
-        # furthest.
+        # Which choices of the block come earlier and take the same expert? If such a choice is d
+        # places earlier, its order is d less, and d ≤ i_B. Every other choice is further below, or
+        # not below: then the difference is negative, which as an unsigned number is even larger.
         order_B = expert_B * BLOCK + i_B
         below_BB = ((order_B - 1)[None, :] - order_B[:, None]).to(tl.uint32, bitcast=True)
         earlier_B = tl.sum((below_BB < i_B[None, :].to(tl.uint32)).to(tl.int32), 0)
@@ -139,20 +145,24 @@ def tiles_kernel(
     start_E = tl.load(offsets + e_E, mask=e_E <= num_experts, other=num_rows)
     stop_E = tl.load(offsets + e_E + 1, mask=e_E < num_experts, other=num_rows)
     length_E = stop_E - start_E
-    write_tiles(tiles, num_tiles, tl.program_id(0), num_experts, e_E, start_E, length_E, BLOCK_M)
+    write_tiles(
+        tiles, num_tiles, tl.program_id(0), num_experts, e_E,
+        start_E=start_E, length_E=length_E, BLOCK_M=BLOCK_M,
+    )  # fmt: skip
 
 
 @triton.jit
 def write_tiles(
     tiles, num_tiles, expert, num_experts, e_E, start_E, length_E, BLOCK_M: tl.constexpr
 ):
-    """(expert, first row) of each of the expert's tiles. Those of the dropped choices come last,
-    and after them the surplus is marked with −1."""
+    """Writes (expert, first row) of each of the expert's tiles. The tiles of the dropped choices
+    come last; after them −1 marks the surplus."""
     tiles_E = (length_E + BLOCK_M - 1) // BLOCK_M
     before = tl.sum(tl.where(e_E < expert, tiles_E, 0), 0)
     own = tl.sum(tl.where(e_E == expert, tiles_E, 0), 0)
     start = tl.sum(tl.where(e_E == expert, start_E, 0), 0)
     end = tl.where(expert == num_experts, num_tiles - before, own)
+
     for first in range(0, end, BLOCK_M):
         i_M = first + tl.arange(0, BLOCK_M)
         tl.store(tiles + before + i_M, tl.where(i_M < own, expert, -1), mask=i_M < end)

@@ -46,8 +46,14 @@ def finish(
         left, right = halves(acc_MC)
         up_left, up_right = halves(up_MC)
         n1 = n0 + right.shape[1]
-        finish(left, up_left, n0, bias, hidden, activated, tile, UNIT, TMA, SPLIT // 2)
-        finish(right, up_right, n1, bias, hidden, activated, tile, UNIT, TMA, SPLIT // 2)
+        finish(
+            left, up_left, n0, bias, hidden, activated,
+            tile=tile, UNIT=UNIT, TMA=TMA, SPLIT=SPLIT // 2,
+        )  # fmt: skip
+        finish(
+            right, up_right, n1, bias, hidden, activated,
+            tile=tile, UNIT=UNIT, TMA=TMA, SPLIT=SPLIT // 2,
+        )  # fmt: skip
     else:
         ACTIVATION: tl.constexpr = UNIT.activation
         if bias is not None:
@@ -106,12 +112,14 @@ def grouped_matmul_kernel(
             n0 = block * BLOCK_N
             terms = tl.where(tile.kept, K, 0)
             acc_MN, up_MN = accumulate(
-                source, weights, tile, n0, terms, UNIT.gated, BLOCKS, ACCESS, PRECISION
-            )
+                source, weights, tile, n0, terms,
+                GATED=UNIT.gated, BLOCKS=BLOCKS, ACCESS=ACCESS, PRECISION=PRECISION,
+            )  # fmt: skip
             own_bias = bias if bias is None else bias + expert.to(tl.int64) * bias_stride
             finish(
-                acc_MN, up_MN, n0, own_bias, h, units, tile, UNIT, ACCESS.store_tma, BLOCKS.split
-            )
+                acc_MN, up_MN, n0, own_bias, h, units,
+                tile=tile, UNIT=UNIT, TMA=ACCESS.store_tma, SPLIT=BLOCKS.split,
+            )  # fmt: skip
 
 
 def grouped_matmul(

@@ -38,8 +38,8 @@ DOT_COLUMNS = 32
 
 @triton.jit
 def load_hidden(hidden, tile, n0, BLOCK_N: tl.constexpr, UNIT: tl.constexpr):
-    """BLOCK_N columns of H: (gate or the only half, up). In turns they are one block, twice as
-    wide."""
+    """BLOCK_N columns of H: (gate or the only half, up). Interleaved, both are one block that is
+    twice as wide."""
     WIDE: tl.constexpr = 2 * BLOCK_N if UNIT.interleaved else BLOCK_N
     n_W = n0 * (WIDE // BLOCK_N) + tl.arange(0, WIDE)
     at_MW = tile.rows_M.to(tl.int64)[:, None] * hidden.stride + n_W[None, :]
@@ -65,12 +65,14 @@ def through_unit(
         h_left, h_right = halves(h_MW) if PRELOAD else (left, right)
         up_left, up_right = halves(up_MW) if PRELOAD else (left, right)
         dot_left_M = through_unit(
-            left, h_left, up_left, n0, gate_M, hidden, d_hidden, gated, tile,
-            UNIT, PRELOAD, TMA, SPLIT // 2,
+            left, h_left, up_left, n0, gate_M,
+            hidden=hidden, d_hidden=d_hidden, gated=gated, tile=tile,
+            UNIT=UNIT, PRELOAD=PRELOAD, TMA=TMA, SPLIT=SPLIT // 2,
         )  # fmt: skip
         dot_right_M = through_unit(
-            right, h_right, up_right, n0 + right.shape[1], gate_M, hidden, d_hidden, gated, tile,
-            UNIT, PRELOAD, TMA, SPLIT // 2,
+            right, h_right, up_right, n0 + right.shape[1], gate_M,
+            hidden=hidden, d_hidden=d_hidden, gated=gated, tile=tile,
+            UNIT=UNIT, PRELOAD=PRELOAD, TMA=TMA, SPLIT=SPLIT // 2,
         )  # fmt: skip
         return dot_left_M + dot_right_M
     else:
@@ -143,17 +145,19 @@ def hidden_gradient_kernel(
             gate_M = tl.load(gates + token_M.to(tl.int64) * top_k + slot_M, mask=kept_M, other=0.0)
             n0 = block * BLOCK_N
 
-            h_MW, up_MW = gate_M, gate_M  # nobody reads these
+            h_MW, up_MW = gate_M, gate_M  # without PRELOAD nothing reads them; they need a value
             if PRELOAD:
                 h_MW, up_MW = load_hidden(h, tile, n0, BLOCK_N, UNIT)
             source = Source(dy, dy_stride, token_M)
             terms = tl.where(tile.kept, K, 0)
             acc_MN, _ = accumulate(
-                source, weights, tile, n0, terms, False, BLOCKS, ACCESS, PRECISION
-            )
+                source, weights, tile, n0, terms,
+                GATED=False, BLOCKS=BLOCKS, ACCESS=ACCESS, PRECISION=PRECISION,
+            )  # fmt: skip
             dot_M = through_unit(
-                acc_MN, h_MW, up_MW, n0, gate_M, h, d_h, units, tile,
-                UNIT, PRELOAD, ACCESS.store_tma, BLOCKS.split,
+                acc_MN, h_MW, up_MW, n0, gate_M,
+                hidden=h, d_hidden=d_h, gated=units, tile=tile,
+                UNIT=UNIT, PRELOAD=PRELOAD, TMA=ACCESS.store_tma, SPLIT=BLOCKS.split,
             )  # fmt: skip
             if partial is not None:
                 at_M = partial + block.to(tl.int64) * num_rows + tile.rows_M
@@ -213,8 +217,8 @@ def hidden_gradient(
     want_hidden: bool,
     want_gated: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(d_gates (T, K) float32, dH like H, gated units (R, F)), each None if not wanted. dW₂ alone
-    costs no product."""
+    """(d_gates (T, K) float32, dH like H, gated units (R, F)), each None if not wanted. The gated
+    units alone, which dW₂ needs, cost no product."""
     dy = dy if dy.stride(-1) == 1 else dy.contiguous()
     gates = gates.to(torch.float32).contiguous()
     num_experts, K, N = w_out.shape

@@ -89,7 +89,9 @@ def accumulate(
             a_MK = tl.load(x_MK + k, mask=inside_MK, other=0.0)
 
         if W_TMA:
-            b_KW = load_box(w, tile.expert, n0, k, WIDE, BLOCK_K, K_LAST, BOX)
+            b_KW = load_box(
+                w, tile.expert, n0, k, WIDE=WIDE, BLOCK_K=BLOCK_K, K_LAST=K_LAST, BOX=BOX
+            )
         elif EVEN:
             b_KW = tl.load(w_KN + k * weights.k_stride)
         else:
@@ -99,7 +101,10 @@ def accumulate(
 
         if GATED and not BOX:
             if W_TMA:
-                b_KN = load_box(w, tile.expert, N + n0, k, BLOCK_N, BLOCK_K, K_LAST, False)
+                b_KN = load_box(
+                    w, tile.expert, N + n0, k,
+                    WIDE=BLOCK_N, BLOCK_K=BLOCK_K, K_LAST=K_LAST, BOX=False,
+                )  # fmt: skip
             elif EVEN:
                 b_KN = tl.load(w_KN + k * weights.k_stride + N * weights.n_stride)
             else:

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ironmoe.moe.checkpoints.read import (
+from ironmoe.moe.checkpoints.arrays import ITEMSIZE, MAX_AXES
+from ironmoe.moe.checkpoints.vmoe_format import (
     CHUNKS_KEY,
     INDEX_INFO,
-    ITEMSIZE,
-    MAX_AXES,
     MAX_ITEMS,
     MAX_PATH,
     NDARRAY,
@@ -47,9 +46,9 @@ def write_vmoe_checkpoint(
     chunk_bytes: parts of an array have at most so many bytes (or one element); they may lie in
         different files.
 
-    All files are written whole under temporary names; then an older index goes, the data files get
-    their names, and the index gets its own last. So an interrupted call leaves the older
-    checkpoint, or none, or the new one, never a mixture.
+    All files are written whole under temporary names. Then an older index is removed, the data
+    files get their names, and the index gets its name last. So an interrupted call leaves the older
+    checkpoint, none, or the new one, and never a mixture.
     Source of the format: vmoe/checkpoints of github.com/google-research/vmoe.
 
     ValueError, TypeError: a path, an array or a number that the format cannot hold. ImportError:
@@ -59,23 +58,27 @@ def write_vmoe_checkpoint(
         raise ValueError(f"shards must be 1 to 99999, got {shards}")
     if not 1 <= chunk_bytes <= _MAX_CHUNK_BYTES:
         raise ValueError(f"chunk_bytes must be 1 to {_MAX_CHUNK_BYTES}, got {chunk_bytes}")
+
     base = os.fspath(prefix).removesuffix(".index")
     # JAX numbers leaves by the sorted keys of each dict
     in_order = sorted(params, key=lambda path: path.split("/"))
     leaves = [(path, _checked(path, params[path])) for path in in_order]
     if not leaves:
         raise ValueError("params must hold one array or more, got none")
+
     index, parts_by_shard = _place(leaves, shards, chunk_bytes)
     files = [*(shard_file(base, shard, shards) for shard in range(shards)), Path(f"{base}.index")]
-    # the official code knows these names
+    # the official code gives unfinished files these names, too
     unfinished = [file.with_name(f".tmp.{file.name}") for file in files]
     contents = [*(_shard_content(leaves, parts) for parts in parts_by_shard), iter([index])]
+
     try:
         for temporary, content in zip(unfinished, contents, strict=True):
             with open(temporary, "wb") as stream:
                 stream.writelines(content)
                 stream.flush()
                 os.fsync(stream.fileno())
+
         files[-1].unlink(missing_ok=True)
         for temporary, file in zip(unfinished, files, strict=True):
             temporary.replace(file)
@@ -85,6 +88,7 @@ def write_vmoe_checkpoint(
 
 
 def _checked(path: str, value: Any) -> np.ndarray:
+    """The array, or an error that says why the format cannot hold it."""
     if len(path) > MAX_PATH or not all(path.split("/")):
         raise ValueError(
             f"params must have paths of names joined by '/', at most {MAX_PATH} characters, got "
@@ -122,8 +126,10 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _place(
     leaves: list[tuple[str, np.ndarray]], shards: int, chunk_bytes: int
 ) -> tuple[bytes, list[dict[int, list[Box]]]]:
-    """Split the arrays, each part to the data file that is the smallest so far → the index, and
-    each file's parts by leaf."""
+    """Split the arrays into parts and give each part to the data file that is the smallest so far.
+
+    Returns the packed index, and for each data file its parts by the number of their leaf.
+    """
     msgpack = msgpack_module()
     infos: dict[str, Any] = {}
     parts_by_shard: list[dict[int, list[Box]]] = [{} for _ in range(shards)]
@@ -137,29 +143,31 @@ def _place(
             sizes[shard] += box_size(box) * ITEMSIZE[name]
             parts_by_shard[shard].setdefault(number, []).append(box)
             numbers.append(shard)
-        # not of JAX's weak type, no named axes
+
+        # False: the type is not one of JAX's weak types. {}: no axis has a name.
         shaped = msgpack.packb((array.shape, name, False, {}))
         infos[path] = msgpack.ExtType(
             INDEX_INFO, msgpack.packb((shaped, [_pack_box(box) for box in boxes], numbers))
         )
-    return msgpack.packb(
-        {"version": VERSION, "shard_count": shards, "index": _nest(infos)}
-    ), parts_by_shard
+
+    index = {"version": VERSION, "shard_count": shards, "index": _nest(infos)}
+    return msgpack.packb(index), parts_by_shard
 
 
 def _split(path: str, shape: tuple[int, ...], limit: int) -> list[Box]:
-    """Parts of at most ``limit`` elements, as long in memory as can be, in the order of their
-    beginnings."""
+    """Cut an array into parts of at most ``limit`` elements, in the order of their first elements.
+    Each part is one stretch of memory, as long as the limit allows."""
     steps: list[int] = []
     for size in reversed(shape):
         steps.insert(0, min(size, limit // math.prod(steps)))
-    if (
-        count := math.prod(-(-size // step) for size, step in zip(shape, steps, strict=True))
-    ) > MAX_ITEMS:
+
+    count = math.prod(-(-size // step) for size, step in zip(shape, steps, strict=True))
+    if count > MAX_ITEMS:
         raise ValueError(
             f"chunk_bytes splits params[{path!r}] into {count} parts, at most {MAX_ITEMS} are "
             "allowed"
         )
+
     axes = (
         [(i, min(i + step, size)) for i in range(0, size, step)]
         for size, step in zip(shape, steps, strict=True)
@@ -170,7 +178,7 @@ def _split(path: str, shape: tuple[int, ...], limit: int) -> list[Box]:
 def _shard_content(
     leaves: list[tuple[str, np.ndarray]], parts: dict[int, list[Box]]
 ) -> Iterator[bytes]:
-    """A data file, part by part."""
+    """The bytes of a data file, part by part, so that no second copy of the weights is held."""
     msgpack = msgpack_module()
     packer = msgpack.Packer()
     yield packer.pack_map_header(1 + len(parts)) + packer.pack(CHUNKS_KEY) + packer.pack(True)
@@ -185,13 +193,12 @@ def _shard_content(
 
 
 def _pack_values(part: np.ndarray) -> bytes:
-    """Flat, little-endian."""
+    """The values of a part, flat and little-endian."""
     name = part.dtype.name
-    bits = (
-        part.view(np.uint16).astype("<u2")
-        if name == "bfloat16"
-        else part.astype(np.dtype(name).newbyteorder("<"))
-    )
+    if name == "bfloat16":  # numpy knows no byte order of it
+        bits = part.view(np.uint16).astype("<u2")
+    else:
+        bits = part.astype(np.dtype(name).newbyteorder("<"))
     return msgpack_module().packb(((part.size,), name, bits.tobytes()))
 
 

@@ -1,5 +1,8 @@
-"""The expert in separate steps, where what lies between them must be touched or the rows are not T
-· K."""
+"""The expert in separate steps: for callers that change what lies between the steps, or whose rows
+are not T · K.
+
+Shape suffixes: T tokens, R rows, D their width, F hidden units.
+"""
 
 import torch
 from torch import Tensor
@@ -22,12 +25,12 @@ def expert_rows(
     precision: str = "ieee",
     dispatch_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """What ``expert_mlp`` computes, rows made and summed outside the product. Slower, and it keeps
-    more for the backward pass.
+    """Computes the same as ``expert_mlp``, but makes and sums the rows outside the products. It is
+    slower and keeps more for the backward pass.
 
     Args:
-        dispatch: any plan of R rows whose ``slot_row`` has the shape of the gates; R need not be T
-            · K (Expert Choice).
+        dispatch: any plan of R rows whose ``slot_row`` has the shape of the gates. R need not be
+            T · K: under Expert Choice it is not.
         dispatch_dtype: round rows on their way to the experts, and what the experts give before it
             is weighed, to this dtype; the gradient passes the same roundings. The official V-MoE
             code does so in bfloat16 to save bandwidth between devices.
@@ -35,7 +38,9 @@ def expert_rows(
     """
     dtype = autocast_dtype(x_TD)
     if dtype is not None:
-        x_TD, w_in, w_out = x_TD.to(dtype), w_in.to(dtype), w_out.to(dtype)
+        x_TD = x_TD.to(dtype)
+        w_in = w_in.to(dtype)
+        w_out = w_out.to(dtype)
         b_in, b_out = (None if bias is None else bias.to(dtype) for bias in (b_in, b_out))
     with without_autocast(x_TD):
         rows_RD = _rounded(x_TD, dispatch_dtype)[dispatch.row_token]

@@ -156,6 +156,7 @@ class MoE(nn.Module):
             raise ValueError(
                 f"x must have {self.dim} features on its last axis, got shape {tuple(x.shape)}"
             )
+
         x_TD = rearrange(x, "... d -> (...) d")
         groups = self.router if isinstance(self.router, Grouped) else self.capacity
         if groups is None:
@@ -165,17 +166,15 @@ class MoE(nn.Module):
         self.aux_loss = routed.aux_loss
         routing = routed.routing
         if self.capacity is not None:
-            routing = self.capacity(
-                routing, self.num_experts, self.capacity.tokens_in_group(x.shape)
-            )
+            size = self.capacity.tokens_in_group(x.shape)
+            routing = self.capacity(routing, self.num_experts, size)
+
         y_TD = self._experts(x_TD, routing, routed)
         if self.shared is not None:
             shared_TD = self.shared(x_TD)
-            y_TD = y_TD + (
-                shared_TD
-                if self.shared_gate is None
-                else self.shared_gate(x_TD).sigmoid() * shared_TD
-            )
+            if self.shared_gate is not None:
+                shared_TD = self.shared_gate(x_TD).sigmoid() * shared_TD
+            y_TD = y_TD + shared_TD
         return y_TD.view(x.shape)
 
     def _experts(self, x_TD: Tensor, routing: Routing, routed: RouterOutput) -> Tensor:
@@ -196,8 +195,8 @@ class MoE(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, object]:
-        """Copies and pickles leave out the last forward's loss: it hangs on a graph, which cannot
-        be copied."""
+        """Copies and pickles leave out the loss of the last forward: it belongs to a graph, which
+        cannot be copied."""
         return {**self.__dict__, "aux_loss": None}
 
     def extra_repr(self) -> str:

@@ -1,4 +1,8 @@
-"""Soft MoE: experts work on mixtures of tokens (arXiv 2308.00951)."""
+"""Soft MoE: experts work on mixtures of tokens (arXiv 2308.00951).
+
+Shape suffixes: B images, N tokens of an image, D their width, E experts, P slots of an expert, R
+rows.
+"""
 
 import torch
 from einops import einsum, rearrange
@@ -24,7 +28,7 @@ class SoftMoE(nn.Module):
             biases.
         noise_std: in training, standard deviation of noise on the scores.
         dispatch_dtype: round tokens before they are mixed, and slots before they are mixed back, to
-            this dtype; the official code does in bfloat16.
+            this dtype; the official code rounds to bfloat16.
         precision: float32 products on a GPU, as in ``MoE``.
     """
 
@@ -56,16 +60,15 @@ class SoftMoE(nn.Module):
         if noise_std < 0:
             raise ValueError(f"noise_std must be at least 0, got {noise_std}")
         check_precision(precision)
+
         wide = 2 * hidden_dim if get_activation(activation).gated else hidden_dim
         self.dim = dim
         self.num_experts = num_experts
         self.slots_per_expert = slots_per_expert
-        self.activation, self.noise_std, self.dispatch_dtype, self.precision = (
-            activation,
-            noise_std,
-            dispatch_dtype,
-            precision,
-        )
+        self.activation = activation
+        self.noise_std = noise_std
+        self.dispatch_dtype = dispatch_dtype
+        self.precision = precision
         self.phi = nn.Parameter(
             torch.empty(num_experts, slots_per_expert, dim, device=device, dtype=dtype)
         )
@@ -85,21 +88,23 @@ class SoftMoE(nn.Module):
             raise ValueError(
                 f"x must have shape (images, tokens, {self.dim}), got {tuple(x_BND.shape)}"
             )
+
         with without_autocast(x_BND):
             scores_BNEP = self.scores(x_BND)
             dispatch_BNEP = scores_BNEP.softmax(1)
             combine_BNEP = scores_BNEP.flatten(2).softmax(-1).view_as(scores_BNEP)
-            slots_EBPD = einsum(
-                dispatch_BNEP, self._rounded(x_BND), "b n e p, b n d -> e b p d"
-            ).to(x_BND.dtype)
+            rounded_BND = self._rounded(x_BND)
+            slots_EBPD = einsum(dispatch_BNEP, rounded_BND, "b n e p, b n d -> e b p d")
+            slots_EBPD = slots_EBPD.to(x_BND.dtype)
+
         y_EBPD = self._experts(slots_EBPD)
         with without_autocast(x_BND):
             y_BND = einsum(combine_BNEP, self._rounded(y_EBPD), "b n e p, e b p d -> b n d")
         return y_BND.to(y_EBPD.dtype)
 
     def scores(self, x_BND: Tensor) -> Tensor:
-        """(B, N, E, P) float32 or wider, with noise in training. Softmax over N: the slots'
-        mixtures; over (E, P): the tokens'."""
+        """(B, N, E, P) float32 or wider, with noise in training. Their softmax over N mixes tokens
+        into slots; their softmax over (E, P) mixes slots into tokens."""
         wide = torch.promote_types(x_BND.dtype, torch.float32)
         phi_EPD = _unit(self.phi.to(wide)) * self.scale.to(wide)
         scores_BNEP = einsum(_unit(x_BND.to(wide)), phi_EPD, "b n d, e p d -> b n e p")
@@ -111,15 +116,10 @@ class SoftMoE(nn.Module):
         """Every slot through its expert, with gate 1."""
         experts, images, slots, _ = slots_EBPD.shape
         rows_RD = rearrange(slots_EBPD, "e b p d -> (e b p) d")
-        gates_R1 = torch.ones(
-            len(rows_RD),
-            1,
-            dtype=torch.promote_types(rows_RD.dtype, torch.float32),
-            device=rows_RD.device,
-        )
-        experts_R1 = torch.arange(
-            experts, dtype=torch.int32, device=rows_RD.device
-        ).repeat_interleave(images * slots)[:, None]
+        wide = torch.promote_types(rows_RD.dtype, torch.float32)
+        gates_R1 = torch.ones(len(rows_RD), 1, dtype=wide, device=rows_RD.device)
+        experts_E = torch.arange(experts, dtype=torch.int32, device=rows_RD.device)
+        experts_R1 = experts_E.repeat_interleave(images * slots)[:, None]
         y_RD = expert_mlp(
             rows_RD,
             self.fc1.weight,
@@ -133,12 +133,11 @@ class SoftMoE(nn.Module):
         return y_RD.view(slots_EBPD.shape)
 
     def _rounded(self, values: Tensor) -> Tensor:
+        """In float32 or wider, after rounding to ``dispatch_dtype`` where there is one."""
         wide = torch.promote_types(values.dtype, torch.float32)
-        return (
-            values.to(wide)
-            if self.dispatch_dtype is None
-            else values.to(self.dispatch_dtype).to(wide)
-        )
+        if self.dispatch_dtype is not None:
+            values = values.to(self.dispatch_dtype)
+        return values.to(wide)
 
     def extra_repr(self) -> str:
         return (
@@ -148,5 +147,6 @@ class SoftMoE(nn.Module):
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Length 1 along the last axis, as the official code: x / √(|x|² + 10⁻⁶)."""
+    """Vectors along the last axis scaled to length 1, as the official code does it:
+    x / √(|x|² + 10⁻⁶)."""
     return values * (values.square().sum(-1, keepdim=True) + 1e-6).rsqrt()

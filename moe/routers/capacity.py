@@ -17,12 +17,11 @@ class Capacity(Grouped):
 
     In each group every expert has C places. All first choices are placed before any second choice;
     among equals the earlier token goes first, or with ``priority`` the token with the larger first
-    gate (Batch Prioritized Routing). A choice that finds
-    no place is dropped: its expert becomes E and its gate 0. The gates that stay are what they
-        were, and the token is not sent elsewhere.
+    gate (Batch Prioritized Routing). A choice that finds no place is dropped: its expert becomes E
+    and its gate 0. The other gates stay as they were, and the token is not sent to another expert.
 
-    Tokens of a group, and so the images in it, influence each other: which image is dropped depends
-    on its batch mates.
+    Tokens of a group, and so the images in it, influence each other: whether a token of an image is
+    dropped depends on the other images of its group.
 
     Args:
         factor: C = ⌈factor · S · K / E⌉ for groups of S tokens, rounded up to a multiple of
@@ -74,7 +73,7 @@ class Capacity(Grouped):
         come member after member, so a group of images holds the tokens of one member, which compete
         for fewer experts; C stays what it was."""
         own = copy.deepcopy(self)
-        # else the one group holds all members
+        # Without a group size the one group holds the tokens of all members.
         if self.images_per_group is not None or self.tokens_per_group is not None:
             own.members = members
         return own

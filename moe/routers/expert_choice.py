@@ -1,4 +1,10 @@
-"""Expert Choice: each expert takes its best tokens (arXiv 2202.09368)."""
+"""Expert Choice: each expert takes its best tokens (arXiv 2202.09368).
+
+Shape suffixes: T tokens, D their width, E experts, R rows of an expert; G groups, S tokens of a
+group, C tokens that an expert takes of it.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +17,11 @@ from ironmoe.moe.routers.top_k import RouterOutput
 
 
 class ExpertChoiceRouter(Grouped):
-    """Softmax over experts; then each expert takes the C tokens of a group that weigh most on it,
-    ties to the earlier token. The load is even by construction and there is no auxiliary loss; a
-    token may get any number of experts, also none.
+    """Softmax over experts; then each expert takes the C tokens of a group with the largest gates,
+    and of equal ones the earlier. The load is even by construction, so there is no auxiliary loss.
+    A token may get any number of experts, also none.
 
-    Tokens of a group compete: what happens to one depends on the others, also on those after it.
+    Tokens of a group compete: the experts of a token depend on all others, also on later ones.
 
     The Routing it gives has K = E: entry e of a token is expert e, or dropped (E) with gate 0 where
     e did not choose the token.
@@ -73,16 +79,14 @@ class ExpertChoiceRouter(Grouped):
             logits_TE = nn.functional.linear(x_TD.to(wide), self.weight.to(wide))
             noisy_TE = logits_TE
             if self.training and self.noise_std > 0:
-                noisy_TE = logits_TE + torch.randn_like(logits_TE) * (
-                    self.noise_std / self.num_experts
-                )
+                std = self.noise_std / self.num_experts
+                noisy_TE = logits_TE + torch.randn_like(logits_TE) * std
             gates_TE = noisy_TE.softmax(-1)
             plan = self._choose(gates_TE.detach(), tokens_per_group or len(x_TD))
         chosen_TE = plan.slot_row >= 0
         experts_E = torch.arange(self.num_experts, dtype=torch.int32, device=x_TD.device)
-        routing = Routing(
-            gates_TE.masked_fill(~chosen_TE, 0), experts_E.where(chosen_TE, self.num_experts)
-        )
+        experts_TE = experts_E.where(chosen_TE, self.num_experts)
+        routing = Routing(gates_TE.masked_fill(~chosen_TE, 0), experts_TE)
         return RouterOutput(routing, logits_TE, None, plan)
 
     def _choose(self, gates_TE: Tensor, tokens_per_group: int) -> Dispatch:
@@ -91,21 +95,19 @@ class ExpertChoiceRouter(Grouped):
         num_tokens = len(gates_TE)
         size = max(min(tokens_per_group, num_tokens), 1)
         whole = num_tokens // size * size
-        tokens_ER = self._best(
-            gates_TE[:whole].unflatten(0, (-1, size))
-            if whole
-            else gates_TE.new_zeros(0, 1, self.num_experts)
-        )
+        if whole:
+            gates_GSE = gates_TE[:whole].unflatten(0, (-1, size))
+        else:
+            gates_GSE = gates_TE.new_zeros(0, 1, self.num_experts)
+        tokens_ER = self._best(gates_GSE)
         if whole < num_tokens:  # the last group is smaller
             tokens_ER = torch.cat([tokens_ER, whole + self._best(gates_TE[whole:][None])], dim=1)
+
+        integers: dict[str, Any] = {"dtype": torch.int32, "device": gates_TE.device}
         rows_each = tokens_ER.shape[1]
-        rows_ER = torch.arange(tokens_ER.numel(), dtype=torch.int32, device=gates_TE.device).view(
-            tokens_ER.shape
-        )
-        slot_row_ET = torch.full(
-            (self.num_experts, num_tokens), -1, dtype=torch.int32, device=gates_TE.device
-        )
-        experts_E = torch.arange(self.num_experts + 1, dtype=torch.int32, device=gates_TE.device)
+        rows_ER = torch.arange(tokens_ER.numel(), **integers).view(tokens_ER.shape)
+        slot_row_ET = torch.full((self.num_experts, num_tokens), -1, **integers)
+        experts_E = torch.arange(self.num_experts + 1, **integers)
         return Dispatch(
             offsets=experts_E * rows_each,
             row_token=tokens_ER.flatten().to(torch.int32),
@@ -117,13 +119,8 @@ class ExpertChoiceRouter(Grouped):
         """(E, G · C) the tokens each expert takes from these groups, in their order."""
         num_groups, size, _ = gates_GSE.shape
         count = min(places(size, self.num_experts, self.factor, self.multiple_of), size)
-        best_GEC = (
-            gates_GSE.transpose(1, 2)
-            .sort(dim=2, descending=True, stable=True)
-            .indices[..., :count]
-            .sort(dim=2)
-            .values
-        )
+        order_GES = gates_GSE.transpose(1, 2).sort(dim=2, descending=True, stable=True).indices
+        best_GEC = order_GES[..., :count].sort(dim=2).values
         first_G = torch.arange(0, num_groups * size, size, device=gates_GSE.device)
         return (best_GEC + first_G[:, None, None]).transpose(0, 1).flatten(1)
 

@@ -21,13 +21,12 @@ class Grouped(nn.Module):
                 f"give images_per_group or tokens_per_group, not both, got {images_per_group} and "
                 f"{tokens_per_group}"
             )
-        for name, value in {
-            "images_per_group": images_per_group,
-            "tokens_per_group": tokens_per_group,
-        }.items():
+        sizes = {"images_per_group": images_per_group, "tokens_per_group": tokens_per_group}
+        for name, value in sizes.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.images_per_group, self.tokens_per_group = images_per_group, tokens_per_group
+        self.images_per_group = images_per_group
+        self.tokens_per_group = tokens_per_group
 
     def tokens_in_group(self, shape: Sequence[int]) -> int:
         """S for tokens of this shape (…, N, D), of which the axis before the last counts the tokens

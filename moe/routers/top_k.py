@@ -32,10 +32,10 @@ class TopKRouter(nn.Module):
     (arXiv 2106.05974).
 
     In training, noise N(0, (noise_std / E)²) is added to the logits before the choice, and
-    ``aux_loss`` is the weighted sum of
-    the losses below: of each group by itself, then their mean. In eval neither happens. Logits are
-    computed in float32 at least, also under autocast. Set ``router.noise`` to a standard normal
-    tensor (T, E) to use it in place of fresh noise.
+    ``aux_loss`` is the weighted sum of the losses below: one sum for each group, then their mean.
+    In eval there is neither noise nor loss. Logits are computed in float32 at least, also under
+    autocast. Set ``router.noise`` to a standard normal tensor (T, E) to use it in place of fresh
+    noise.
 
     docs/routers.md lists which arguments make which router of Hugging Face's model families.
 
@@ -110,15 +110,21 @@ class TopKRouter(nn.Module):
         self.dim = dim
         self.num_experts = num_experts
         self.top_k = top_k
-        self.renormalize, self.noise_std = renormalize, noise_std
-        self.importance_weight, self.load_weight = importance_weight, load_weight
-        self.balance_weight, self.z_weight = balance_weight, z_weight
+        self.renormalize = renormalize
+        self.noise_std = noise_std
+        self.importance_weight = importance_weight
+        self.load_weight = load_weight
+        self.balance_weight = balance_weight
+        self.z_weight = z_weight
         self.score = score
         self.order = order
         self.groups = groups
         self.scale = scale
-        self.jitter, self.softcap = jitter, softcap
-        self.aux_loss_in_eval, self.noise = False, None
+        self.jitter = jitter
+        self.softcap = softcap
+        self.aux_loss_in_eval = False
+        self.noise = None
+
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.bias = (
             nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
@@ -126,21 +132,14 @@ class TopKRouter(nn.Module):
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         zeros = torch.zeros(num_experts, device=device, dtype=wide) if selection_bias else None
         self.register_buffer("selection_bias", zeros)
-        counts = (
-            torch.zeros(num_experts + 1, device=device, dtype=torch.int64)
-            if selection_bias
-            else None
-        )
-        # in training, since the last update; [E] counts nothing
-        self.register_buffer("choices", counts, persistent=False)
-        # checks these
-        topk_route(
-            torch.zeros(1, num_experts, device="cpu"),
-            top_k,
-            score=score,
-            order=order,
-            groups=groups,
-        )
+        # How often each expert was chosen in training since the last update; place E is for dropped
+        # choices, which do not count.
+        none = torch.zeros(num_experts + 1, device=device, dtype=torch.int64)
+        self.register_buffer("choices", none if selection_bias else None, persistent=False)
+
+        # A trial call: it raises the ValueError of these arguments.
+        logits = torch.zeros(1, num_experts, device="cpu")
+        topk_route(logits, top_k, score=score, order=order, groups=groups)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -192,9 +191,9 @@ class TopKRouter(nn.Module):
         wide = torch.promote_types(x_TD.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(wide)
         logits_TE = nn.functional.linear(x_TD.to(wide), self.weight.to(wide), bias)
-        return (
-            logits_TE if self.softcap is None else self.softcap * (logits_TE / self.softcap).tanh()
-        )
+        if self.softcap is None:
+            return logits_TE
+        return self.softcap * (logits_TE / self.softcap).tanh()
 
     def _over_all_experts(self, logits_TE: Tensor) -> Tensor:
         """(T, E), whatever shape the logits of a subclass have."""
@@ -233,22 +232,18 @@ class TopKRouter(nn.Module):
     def _aux_loss(
         self, logits_TE: Tensor, noisy_TE: Tensor, tokens_per_group: int | None
     ) -> Tensor:
-        """The mean over groups. The token axis is the last but one; axes before it are groups
-        already."""
+        """The mean over groups. The token axis is the last but one; in an ensemble the axis before
+        it is that of the members, which are groups already."""
         num_tokens = logits_TE.shape[-2]
         if num_tokens == 0:
             return logits_TE.new_zeros(())
         size = min(tokens_per_group or num_tokens, num_tokens)
         whole = num_tokens // size * size
-        losses = [
-            self._group_losses(
-                *(z[..., :whole, :].unflatten(-2, (-1, size)) for z in (logits_TE, noisy_TE))
-            )
-        ]
-        if whole < num_tokens:
-            losses.append(
-                self._group_losses(*(z[..., None, whole:, :] for z in (logits_TE, noisy_TE)))
-            )
+
+        both = (logits_TE, noisy_TE)
+        losses = [self._group_losses(*(z[..., :whole, :].unflatten(-2, (-1, size)) for z in both))]
+        if whole < num_tokens:  # the last group is smaller
+            losses.append(self._group_losses(*(z[..., None, whole:, :] for z in both)))
         return torch.cat([loss.flatten() for loss in losses]).mean()
 
     def _group_losses(self, logits_GSE: Tensor, noisy_GSE: Tensor) -> Tensor:
@@ -272,6 +267,5 @@ class TopKRouter(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.dim}, num_experts={self.num_experts}, top_k={self.top_k}, "
-            f"score={self.score!r}, "
-            f"renormalize={self.renormalize}, noise_std={self.noise_std}"
+            f"score={self.score!r}, renormalize={self.renormalize}, noise_std={self.noise_std}"
         )

@@ -5,14 +5,18 @@ from torch import Tensor
 
 from ironmoe.moe.routing.routed_layers import Decision
 
-GATES = ("own", "kept", "uniform", "renormalized")  # as ironmoe.moe.routing.policies explains them
+GATES = ("own", "kept", "uniform", "renormalized")  # as ironmoe.moe.policies explains them
 
 
 def gates_for(
     decision: Decision, experts_TK: Tensor, mode: str | None, logits_TE: Tensor | None
 ) -> Tensor:
-    """Gates (T, K′) of other experts than the router's; 0 for dropped ones."""
-    before_TK, dropped_TK = decision.routing.gates, experts_TK >= decision.num_experts
+    """Gates (T, K′) of experts (T, K′) that are not the router's; a dropped choice has 0.
+
+    mode: one of ``GATES``, or None for "own" where the router's rule is known and "kept" elsewhere.
+    """
+    before_TK = decision.routing.gates
+    dropped_TK = experts_TK >= decision.num_experts
     known = decision.gates_of is not None and logits_TE is not None
     if mode == "own" and not known:
         raise ValueError(
@@ -21,10 +25,10 @@ def gates_for(
         )
     if mode == "uniform":
         return uniform(experts_TK, decision)
+
     if mode != "kept" and known:
         assert decision.gates_of is not None and logits_TE is not None
-        # E, a dropped choice, has a logit, too, of −∞: it must weigh nothing where gates share a
-        # sum.
+        # A dropped choice, expert E, gets the logit −∞: in a softmax it must weigh nothing.
         logits_and_dropped = torch.nn.functional.pad(logits_TE, (0, 1), value=float("-inf"))
         gates_TK = decision.gates_of(logits_and_dropped, experts_TK)
     elif experts_TK.shape[1] <= before_TK.shape[1]:
@@ -34,12 +38,13 @@ def gates_for(
             f'gates must be "uniform" or "own" for {experts_TK.shape[1]} experts a token in place '
             f"of {before_TK.shape[1]}, got {mode!r}"
         )
+
     gates_TK = gates_TK.masked_fill(dropped_TK, 0)
     return with_sum(gates_TK, 1) if mode == "renormalized" else gates_TK
 
 
 def uniform(experts_TK: Tensor, decision: Decision) -> Tensor:
-    """1 / number of a token's experts."""
+    """Gates (T, K): 1 / number of the token's experts; a dropped choice has 0."""
     kept_TK = experts_TK < decision.num_experts
     return (kept_TK / kept_TK.sum(1, keepdim=True).clamp_min(1)).to(decision.routing.gates.dtype)
 

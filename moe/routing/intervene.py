@@ -26,12 +26,11 @@ def intervene(
 
     Args:
         model: any module with MoE layers.
-        policy: one of ``ironmoe.moe.routing.policies``, or any function Decision → Routing; several
+        policy: one of ``ironmoe.moe.policies``, or any function Decision → Routing; several
             apply in order, each on what the one before it made. Nested blocks apply the outer one
             first.
         layers: the layers to steer: names as ``trace_routing`` gives them, or their numbers in that
-            order (negative ones from the
-            last). None: all.
+            order (negative ones count from the last). None: all.
 
     Raises:
         ValueError: no MoE layer, an unknown layer; inside the block, what the policy itself does
@@ -77,8 +76,8 @@ def _name(layer: str | int, names: list[str]) -> str:
 
 
 def _checked(routing: Routing, decision: Decision, policy: Edit) -> Routing:
-    """The same object if nothing is wrong with it: a layer knows by that whether something
-    changed."""
+    """The routing, or an error that says what is wrong with it. A good one is returned as the same
+    object: a layer sees by that whether anything changed."""
     if not isinstance(routing, Routing) or not all(isinstance(field, Tensor) for field in routing):
         raise TypeError(
             f"policy {policy} must return Routing(gates, experts) of two tensors, got "

@@ -1,5 +1,9 @@
-"""Numbers that say what routing does: how much it changed, how even it is, how near to changing,
-and how much that would matter."""
+"""Numbers that say what routing does: how much it changed, how even it is, how near a change is,
+and how much a change would matter.
+
+Shape suffixes: B images, N tokens of an image, T tokens, K choices, E experts, D width of a token,
+R rows.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +48,8 @@ def token_overlap(
     if clean.num_experts != adversarial.num_experts or len(clean.gates) != len(adversarial.gates):
         raise ValueError(
             f"the traces must be of one layer and the same tokens, got {clean.num_experts} and "
-            f"{adversarial.num_experts} experts, "
-            f"{len(clean.gates)} and {len(adversarial.gates)} tokens"
+            f"{adversarial.num_experts} experts, {len(clean.gates)} and "
+            f"{len(adversarial.gates)} tokens"
         )
     num_experts = clean.num_experts
     chosen = []
@@ -125,7 +129,7 @@ def routing_entropy(layer: LayerTrace, of: str = "logits") -> tuple[float, float
     elif of == "gates":
         gates_TK = layer.gates.double()
         nothing_TE = gates_TK.new_zeros(len(gates_TK), layer.num_experts + 1)
-        # the last: dropped
+        # the last column collects dropped choices
         gates_TE = nothing_TE.scatter_add(1, layer.experts.long(), gates_TK)[:, :-1]
         sum_T = gates_TE.sum(1)
         shares_TE = gates_TE[sum_T > 0] / sum_T[sum_T > 0, None]
@@ -191,7 +195,7 @@ def expert_outputs(module: nn.Module, x_TD: Tensor) -> Tensor:
             precision=module.precision,
         )
     else:
-        # not module(…), whose hooks see and steer
+        # forward, because module(…) would run the hooks of a trace or an intervention
         out_RD = module.forward(rows_RD, experts_R1, gates_R1.to(x_TD.dtype))
     return out_RD.unflatten(0, (len(x_TD), num_experts))
 
@@ -233,19 +237,19 @@ def swap_jump(module: nn.Module, layer: LayerTrace) -> Tensor:
     last_T1 = ((experts_TK < num_experts).sum(1, keepdim=True) - 1).clamp_min(0)
     chosen_TE = _used(experts_TK, num_experts)
     best_T1, next_T1 = layer.logits.masked_fill(chosen_TE, float("-inf")).max(1, keepdim=True)
-    pair_T2 = torch.cat(
-        [experts_TK.long().gather(1, last_T1).clamp_max(num_experts - 1), next_T1], dim=1
-    )
+    worst_T1 = experts_TK.long().gather(1, last_T1).clamp_max(num_experts - 1)
+    pair_T2 = torch.cat([worst_T1, next_T1], dim=1)
+
     outputs_TED = expert_outputs(module, layer.inputs)
-    first_TD, second_TD = outputs_TED.gather(
-        1, pair_T2[..., None].expand(-1, -1, outputs_TED.shape[-1])
-    ).unbind(1)
-    # no other expert: other members' only
+    pair_T2D = pair_T2[..., None].expand(-1, -1, outputs_TED.shape[-1])
+    first_TD, second_TD = outputs_TED.gather(1, pair_T2D).unbind(1)
+    # −∞: there is no other expert (those left belong to other members), and so no jump
     gate_T = gates_TK.gather(1, last_T1).masked_fill(best_T1.isneginf(), 0).squeeze(1)
     return gate_T * (first_TD - second_TD).norm(dim=-1)
 
 
 def _used(experts_TK: Tensor, num_experts: int) -> Tensor:
+    """(T, E) bool: whether the token has the expert."""
     used_TE = torch.zeros(
         len(experts_TK), num_experts + 1, dtype=torch.bool, device=experts_TK.device
     )

@@ -1,8 +1,10 @@
 """Ranks: the experts of a token in the order in which a policy counts them.
 
-First the experts the token has, by gate, then the others by their logits; ties to the earlier
-choice and to the lower index. Experts whose logit is −∞ (other members' in an ensemble) have no
-rank. Tensors of experts mark by E a place that nobody has.
+First come the experts the token has, by gate, then the others by their logits; ties go to the
+earlier choice and to the lower index. Experts whose logit is −∞ (those of other members in an
+ensemble) have no rank. In a tensor of experts, E ("nobody") fills a place without an expert.
+
+Shape suffixes: T tokens, K choices, E experts, R any number of experts.
 """
 
 import torch
@@ -14,8 +16,8 @@ from ironmoe.moe.routing.routed_layers import Decision
 
 
 def by_rank(routing: Routing, num_experts: int) -> Routing:
-    """The choices of a token by gate, the largest first, ties in the order they had; dropped ones
-    last, with gate 0."""
+    """The choices of a token by gate, the largest first; equal ones stay in order. Dropped choices
+    come last, with gate 0."""
     dropped_TK = routing.experts >= num_experts
     gates_TK = routing.gates.masked_fill(dropped_TK, 0)
     order_TK = (
@@ -27,52 +29,46 @@ def by_rank(routing: Routing, num_experts: int) -> Routing:
 
 
 def ranking(decision: Decision) -> Tensor:
-    """(T, E) experts by rank: the choice in its order, then the others by logits; E in place of
-    those that cannot be chosen."""
+    """(T, E) experts by rank: those of the token in its order, then the others by logits, then E
+    for each expert that cannot be chosen. ValueError without logits."""
     if decision.logits is None:
         raise ValueError(
             f"this policy ranks experts by their logits, which the router of {decision.layer!r} "
             "does not give"
         )
-    experts_TK, num_experts = decision.routing.experts.long(), decision.num_experts
-    nobody_TE = torch.zeros(
-        len(experts_TK), num_experts + 1, dtype=torch.bool, device=experts_TK.device
-    )
-    # not scatter_, which vmap forbids
-    chosen_TE = nobody_TE.scatter(1, experts_TK, True)[:, :num_experts]
+    num_experts = decision.num_experts
+    experts_TK = decision.routing.experts.long()
+
+    # One place more than experts, for dropped choices. Not scatter_, which vmap forbids.
+    false_TE = experts_TK.new_zeros(len(experts_TK), num_experts + 1, dtype=torch.bool)
+    chosen_TE = false_TE.scatter(1, experts_TK, True)[:, :num_experts]
     others_TE = available(decision).masked_fill(chosen_TE, num_experts)
     by_logits_TE = decision.logits.detach().argsort(dim=1, descending=True, stable=True)
-    return nobody_last(
-        torch.cat([experts_TK, others_TE.gather(1, by_logits_TE)], dim=1), num_experts
-    )[:, :num_experts]
+    all_TR = torch.cat([experts_TK, others_TE.gather(1, by_logits_TE)], dim=1)
+    return nobody_last(all_TR, num_experts)[:, :num_experts]
 
 
 def nobody_last(experts_TR: Tensor, num_experts: int) -> Tensor:
-    """The same experts in the same order, E behind them."""
-    return experts_TR.gather(
-        1, (experts_TR == num_experts).to(torch.int8).argsort(dim=1, stable=True)
-    )
+    """The same experts in the same order, with every E moved behind them."""
+    is_nobody_TR = (experts_TR == num_experts).to(torch.int8)
+    return experts_TR.gather(1, is_nobody_TR.argsort(dim=1, stable=True))
 
 
 def available(decision: Decision) -> Tensor:
     """(T, E): expert e at place e, or E where its logit is −∞."""
-    experts_TE = torch.arange(decision.num_experts, device=decision.x.device).expand(
-        len(decision.x), -1
-    )
-    return (
-        experts_TE
-        if decision.logits is None
-        else experts_TE.masked_fill(decision.logits.isneginf(), decision.num_experts)
-    )
+    experts_E = torch.arange(decision.num_experts, device=decision.x.device)
+    experts_TE = experts_E.expand(len(decision.x), -1)
+    if decision.logits is None:
+        return experts_TE
+    return experts_TE.masked_fill(decision.logits.isneginf(), decision.num_experts)
 
 
 def as_many_as_before(experts_TK: Tensor, decision: Decision, problem: str) -> Tensor:
-    """Every token as many experts as it had, the rest dropped; ValueError where there are not so
-    many."""
+    """Drop experts from the end until every token has as many as before. ValueError, which begins
+    with ``problem``, where a token has too few."""
     surplus_TK = torch.arange(experts_TK.shape[1], device=experts_TK.device) >= count(decision)
-    _no_token(
-        (experts_TK == decision.num_experts) & ~surplus_TK, f"{problem}: too few experts", decision
-    )
+    missing_TK = (experts_TK == decision.num_experts) & ~surplus_TK
+    _no_token(missing_TK, f"{problem}: too few experts", decision)
     return experts_TK.masked_fill(surplus_TK, decision.num_experts)
 
 
@@ -97,7 +93,8 @@ def count(decision: Decision) -> Tensor:
 
 
 def _no_token(wrong_TK: Tensor, problem: str, decision: Decision) -> None:
-    if transformed():  # vmap lets nobody look
+    """ValueError if a choice of any token is wrong. It says how many tokens have one."""
+    if transformed():  # under vmap no value can be read
         return
     wrong = int(wrong_TK.any(1).sum())
     if wrong:

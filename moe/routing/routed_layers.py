@@ -1,9 +1,9 @@
 """The places of a model where tokens are routed, and a way to look at each decision and to replace
 it.
 
-A site is an ``MoE`` layer, or the experts of a Hugging Face model. One hook a site serves
-everybody: first every edit in the order in which it came, then, after any capacity, every final
-edit, then every watcher, so that a trace sees what an intervention made.
+A site is an ``MoE`` layer, or the experts of a Hugging Face model. All callbacks of a site share
+its hooks and run in this order: every edit, as they came; the capacity, if there is one; every
+final edit; every watcher. So a trace sees what an intervention made.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +42,7 @@ class Decision(NamedTuple):
 
 
 Edit = Callable[[Decision], Routing]
-# with the routing that is carried out: after edits and capacity
+# Its second argument is the routing that is carried out: after edits and capacity.
 Watch = Callable[[Decision, Routing], None]
 
 
@@ -96,7 +96,7 @@ def attached(
 
 
 class _Station:
-    """The hooks of one site, there while somebody uses them."""
+    """The hooks of one site. They exist while a callback uses them."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -104,7 +104,7 @@ class _Station:
         self.final_edits: list[Edit] = []
         self.watchers: list[Watch] = []
         self.handles: list[RemovableHandle] = []
-        # an MoE's forward: its router, and its capacity, may serve other layers, too
+        # Whether this MoE's forward runs: its router and its capacity may serve other layers, too.
         self.inside = False
         self.pending: Decision | None = None  # between an MoE's router and its capacity
         self.logits: Tensor | None = None  # between a Hugging Face router and its experts
@@ -136,7 +136,7 @@ class _Station:
         return decision
 
     def finish(self, decision: Decision, realised: Routing) -> Routing:
-        """The routing that is carried out, of what the capacity left of the decision."""
+        """The routing that is carried out. realised: what the capacity left of the decision."""
         for edit in self.final_edits:
             realised = edit(decision._replace(routing=realised))
         for watcher in self.watchers:
@@ -161,7 +161,8 @@ class _Station:
         self.inside = True
 
     def _exit(self, _: nn.Module, __: object, ___: object) -> None:
-        self.inside, self.pending = False, None
+        self.inside = False
+        self.pending = None
 
     def _after_router(
         self, router: nn.Module, args: tuple[Any, ...], output: RouterOutput
@@ -191,7 +192,7 @@ class _Station:
         self.logits = router_logits(output, self.site.num_experts)
 
     def _before_experts(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # families name the last two differently, in one order
+        # Families name the last two arguments differently, but have one order.
         x_TD, experts_TK, gates_TK = (*args, *kwargs.values())
         routing = Routing(gates_TK, experts_TK.to(torch.int32))
         decision = self.decide(
@@ -201,7 +202,7 @@ class _Station:
         realised = self.finish(decision, decision.routing)
         if realised is routing:
             return None
-        # not every implementation knows the sentinel
+        # Not every implementation accepts expert E, so a dropped choice becomes expert 0 of gate 0.
         dropped_TK = realised.experts >= self.site.num_experts
         experts_TK = realised.experts.masked_fill(dropped_TK, 0).to(experts_TK.dtype)
         return (x_TD, experts_TK, realised.gates.masked_fill(dropped_TK, 0).to(gates_TK.dtype)), {}

@@ -92,8 +92,8 @@ def trace_routing(
     model: nn.Module, *, keep_graph: bool = False, keep_inputs: bool = False
 ) -> Iterator[RoutingTrace]:
     """Record what every MoE layer decides while the block runs: layers of this library, upcycled
-    ones, and the experts of Hugging
-    Face models under any implementation. Off, it costs nothing: it is a hook.
+    ones, and the experts of Hugging Face models under any implementation. Outside the block it
+    costs nothing, because it is a hook.
 
     Compiled models run eagerly inside the block (compiled code knows no hooks) and compiled again
     after it.

@@ -86,7 +86,7 @@ class VMoE(nn.Module):
         make_moe: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(image_size, patch_size, dim, depth, heads, stem, classifier)
+        _check_sizes(image_size, patch_size, dim, depth, heads, stem=stem, classifier=classifier)
         moe_layers = placement(moe_layers, depth, "moe_layers")
         if ensemble_size < 1 or (ensemble_size > 1 and not moe_layers):
             raise ValueError(
@@ -102,12 +102,13 @@ class VMoE(nn.Module):
         self.num_classes = num_classes
         self.classifier = classifier
         self.head_bias = head_bias
-        self.ensemble_size, self.first_moe = ensemble_size, min(moe_layers, default=depth)
-        self.stem = (
-            _conv_stem(channels, dim, patch_size)
-            if stem == "conv"
-            else nn.Conv2d(channels, dim, patch_size, patch_size)
-        )
+        self.ensemble_size = ensemble_size
+        self.first_moe = min(moe_layers, default=depth)
+
+        if stem == "conv":
+            self.stem: nn.Module = _conv_stem(channels, dim, patch_size)
+        else:
+            self.stem = nn.Conv2d(channels, dim, patch_size, patch_size)
         num_tokens = math.ceil(image_size / patch_size) ** 2
         self.cls = nn.Parameter(torch.zeros(1, 1, dim)) if classifier == "token" else None
         self.pos_embedding = nn.Parameter(torch.empty(1, num_tokens + (self.cls is not None), dim))
@@ -121,9 +122,9 @@ class VMoE(nn.Module):
                 )
             else:
                 route = TopKRouter(dim, num_experts, top_k, **(router or {}))
-            limit = (
-                capacity.for_members(ensemble_size) if isinstance(capacity, Capacity) else capacity
-            )
+            limit = capacity
+            if isinstance(capacity, Capacity):
+                limit = capacity.for_members(ensemble_size)
             return MoE(
                 dim,
                 expert_dim or mlp_dim,
@@ -174,10 +175,14 @@ class VMoE(nn.Module):
 
     @torch.no_grad()
     def resize(self, image_size: int) -> "VMoE":
-        """Take images of another size from now on; returns the model. The position embeddings are
-        interpolated linearly over the grid, corner on corner, as the official code does between
-        resolutions (224 → 384); the class token's stays."""
-        _check_sizes(image_size, self.patch_size, 1, 1, 1, self._stem_kind, self.classifier)
+        """Take images of another size from now on; returns the model.
+
+        The position embeddings are interpolated linearly over the grid, and corners stay corners:
+        the official code does so between resolutions (224 → 384). The embedding of the class token
+        stays as it is.
+        """
+        kinds = {"stem": self._stem_kind, "classifier": self.classifier}
+        _check_sizes(image_size, self.patch_size, dim=1, depth=1, heads=1, **kinds)
         side = math.ceil(image_size / self.patch_size)
         resized = resize_positions(self.pos_embedding, side, has_token=self.cls is not None)
         self.pos_embedding = nn.Parameter(resized, requires_grad=self.pos_embedding.requires_grad)
@@ -209,10 +214,12 @@ class VMoE(nn.Module):
         if self.cls is not None:
             x_BND = torch.cat([self.cls.expand(len(x_BND), -1, -1), x_BND], dim=1)
         x_BND = x_BND + self.pos_embedding
+
         for i, block in enumerate(self.blocks):
             if i == self.first_moe:
                 x_BND = x_BND.repeat(self.ensemble_size, 1, 1)  # member after member
             x_BND = block(x_BND)
+
         x_BND = self.norm(x_BND)
         pooled_BD = self._pooled(x_BND)
         if self.pre_logits is not None:
@@ -237,8 +244,16 @@ def _conv_stem(channels: int, dim: int, patch_size: int) -> nn.Sequential:
 
 
 def _check_sizes(
-    image_size: int, patch_size: int, dim: int, depth: int, heads: int, stem: str, classifier: str
+    image_size: int,
+    patch_size: int,
+    dim: int,
+    depth: int,
+    heads: int,
+    *,
+    stem: str,
+    classifier: str,
 ) -> None:
+    """ValueError that names the size or the kind which does not fit."""
     if stem not in STEMS:
         raise ValueError(f"stem must be one of {STEMS}, got {stem!r}")
     if classifier not in CLASSIFIERS:

@@ -5,7 +5,15 @@ import copy
 import pytest
 import torch
 
-from ironmoe.attacks import FGSM, PGD, Proportion, evaluate
+from ironmoe.attacks import (
+    FGSM,
+    MIFGSM,
+    PGD,
+    FixedRadiusAttack,
+    Proportion,
+    RoutingMode,
+    evaluate,
+)
 from ironmoe.moe import VMoE
 
 
@@ -354,3 +362,32 @@ def test_wilson_interval():
     assert Proportion(0, 0).interval() == (0, 1)
     with pytest.raises(ValueError, match="confidence"):
         Proportion(1, 2).interval(1.0)
+
+
+def test_fgsm_and_mifgsm_are_pgds_that_refuse_what_they_fix():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    assert isinstance(FGSM(model), PGD) and isinstance(MIFGSM(model), PGD)
+    for kind, fixed in ((FGSM, {"alpha": 0.5}), (FGSM, {"restarts": 2}), (MIFGSM, {"restarts": 2})):
+        with pytest.raises(TypeError, match="multiple values"):
+            kind(model, **fixed)
+    with pytest.raises(TypeError, match="remembers"):
+        PGD(model, remembers=True)
+
+
+def test_former_names_of_what_an_attack_of_ones_own_says_are_refused():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+
+    class Former(FixedRadiusAttack):
+        queries = 1
+
+        def start(self, attempts):
+            attempts["point"] = attempts["clean"]
+
+        def advance(self, attempts, logits, loss, grad):
+            attempts["finished"] = attempts["finished"] | True
+
+    images = torch.rand(2, 1, 2, 2)
+    with pytest.raises(TypeError, match="max_queries must be set by Former"):
+        Former(model).run(images, torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match="Together must say coupled_by_loss"):
+        type("Together", (RoutingMode,), {"couples": True})

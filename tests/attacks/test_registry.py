@@ -200,3 +200,23 @@ def test_a_norm_that_is_not_there_is_named():
         @balls.register_norm
         class Another(balls.ball_of("L2")):
             pass
+
+
+def test_what_cannot_be_registered_is_refused():
+    attack = {"summary": "Nothing.", "source": "a test"}
+    for names, message in ((["a"], "names must be a mapping"), ({"a,b": {}}, "must have no comma")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            registry.register_attack(names=names, **attack)
+    with pytest.raises(TypeError, match="takes must be a tuple of options, got 'steps'"):
+        registry.register_attack(names={}, takes="steps", **attack)
+    with pytest.raises(TypeError, match="must be a class of Attack, got <class 'dict'>"):
+        registry.register_attack(names={}, **attack)(dict)
+
+    with pytest.raises(TypeError, match="must be a class of Ball, got <class 'dict'>"):
+        balls.register_norm(dict)
+    with pytest.raises(TypeError, match=r"must define every method of Ball, got none for ascend, "):
+        balls.register_norm(type("Half", (balls.Ball,), {"norm": "half"}))
+    with pytest.raises(TypeError, match=r"Number\.norm must be a string, got 7"):
+        balls.register_norm(type("Number", (balls.ball_of("Linf"),), {"norm": 7}))
+    with pytest.raises(ValueError, match="norm must be one of"):
+        balls.ball_of(["Linf"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 
-from ironmoe.moe.checkpoints.read import CheckpointError, read_vmoe_checkpoint
+from ironmoe.moe import CheckpointError, read_vmoe_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "vmoe_tiny"

@@ -29,9 +29,10 @@ class FixedStepAttack(FixedRadiusAttack):
         early_stop: stop working on an example once it is misclassified; otherwise keep the best of
             all points.
         alpha: step length in the units of eps; None: what ``step_length`` says.
-        remembers: whether the next step depends on more than the point, so that a point met again
-            is no circle.
     """
+
+    remembers = False
+    """The next step depends on more than the point, so that a point met again is no circle."""
 
     def __init__(
         self,
@@ -44,7 +45,6 @@ class FixedStepAttack(FixedRadiusAttack):
         restarts: int = 1,
         early_stop: bool = True,
         alpha: float | None = None,
-        remembers: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(model, eps, **options)
@@ -68,7 +68,7 @@ class FixedStepAttack(FixedRadiusAttack):
         self.keeps = "first" if early_stop else "best"
         self.max_queries = steps
 
-        one_answer = self.eot == 1 and not self.coupled and not remembers
+        one_answer = self.eot == 1 and not self.coupled and not self.remembers
         self._circles = (
             ball_of(self.norm).steps_come_back and early_stop and steps > 0 and one_answer
         )
@@ -78,10 +78,6 @@ class FixedStepAttack(FixedRadiusAttack):
             f"{type(self).__name__}({self.norm}, eps={self.eps}, steps={self.steps}, "
             f"restarts={self.restarts}, seed={self.seed})"
         )
-
-    def chosen_settings(self) -> dict[str, Any]:
-        chosen = super().chosen_settings()
-        return {name: chosen[name] for name in chosen if name != "loss_of"} | {"loss": self.loss_of}
 
     @property
     def classes_needed(self) -> int:

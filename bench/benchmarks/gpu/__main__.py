@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ironmoe.bench.benchmarks.gpu", description=__doc__
     )
+
     parser.add_argument(
         "--device",
         default="auto",
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shapes",
         help="names separated by commas, by default all: " + ", ".join(s.name for s in SHAPES),
     )
+
     parser.add_argument(
         "--minutes",
         type=float,
@@ -66,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also try other block sizes, and propose rows for their table",
     )
+
     parser.add_argument(
         "--resume",
         action="store_true",

@@ -1,5 +1,5 @@
 """The process of one job. It imports everything, waits for its job on standard input, does it, and
-writes what it finds to the journal."""
+writes what it finds to the run log."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ironmoe.bench.benchmarks.gpu.jobs import ATTACK, BITS, BLOCKS, CASE, SANITIZER, GpuJob
-from ironmoe.bench.benchmarks.gpu.journal import Journal, Pen, end_with_parent
+from ironmoe.bench.benchmarks.gpu.run_log import Pen, RunLog, end_with_parent
 from ironmoe.bench.benchmarks.gpu.tasks.attack import FULL_SIZE, REHEARSAL_SIZE, measure_attack
 from ironmoe.bench.benchmarks.gpu.tasks.blocks import compare_blocks
 from ironmoe.bench.benchmarks.gpu.tasks.checks import check_bits, sanitize
@@ -79,7 +79,7 @@ class AssignedJob:
     job: GpuJob
     dtype: torch.dtype
     device: torch.device
-    clock: Countdown
+    countdown: Countdown
     pen: Pen
     rounds: int
     without: list[str]
@@ -93,8 +93,8 @@ class AssignedJob:
             job=job,
             dtype=getattr(torch, request["dtype"]),
             device=torch.device(request["device"]),
-            clock=Countdown(request["seconds"]),
-            pen=Pen(Journal(Path(request["journal"])), job.name),
+            countdown=Countdown(request["seconds"]),
+            pen=Pen(RunLog(Path(request["run_log"])), job.name),
             rounds=request["rounds"],
             without=request["without"],
         )
@@ -102,14 +102,14 @@ class AssignedJob:
     def do(self, monitor: GpuMonitor) -> bool:
         """Do the job. True if it is complete."""
         dtype, device = self.dtype, self.device
-        left, pen = self.clock.left, self.pen
+        left, pen = self.countdown.left, self.pen
         on_gpu = device.type == "cuda"
         kind, shape = self.job.kind, self.job.shape
 
         if kind == CASE:
             assert shape is not None
             place = Place(shape, self.job.routing, dtype, device)
-            case = LayerCase(place, self.clock, pen, rounds=self.rounds, without=self.without)
+            case = LayerCase(place, self.countdown, pen, rounds=self.rounds, without=self.without)
             return case.measure(monitor)
 
         if kind == BITS:

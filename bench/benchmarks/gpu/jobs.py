@@ -57,6 +57,8 @@ def plan(
     end."""
     all_cases = cases(shapes)
     first = [place for place in all_cases if place[0].name in FIRST and place[1] == "uniform"]
+    later = [place for place in all_cases if place not in first]
+
     biggest = MAIN if on_gpu else REHEARSAL[0]
     share = 60 * minutes
     jobs = [
@@ -67,12 +69,9 @@ def plan(
         GpuJob(ATTACK, None, "", 75.0, 120.0),
         GpuJob(SANITIZER, None, "", 40.0, 90.0),
         GpuJob(TUNE, None, "", 0.4 * share, 0.4 * share),
-        *(
-            GpuJob(CASE, shape, routing, *OTHER_CASE)
-            for shape, routing in all_cases
-            if (shape, routing) not in first
-        ),
+        *(GpuJob(CASE, shape, routing, *OTHER_CASE) for shape, routing in later),
     ]
+
     return [job for job in jobs if job.kind in kinds]
 
 

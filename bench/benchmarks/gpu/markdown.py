@@ -2,11 +2,12 @@
 tables."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from ironmoe.bench.benchmarks.gpu.jobs import FIRST
-from ironmoe.bench.benchmarks.gpu.journal import Row
 from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, GOAL_DTYPE, wrong
+from ironmoe.bench.benchmarks.gpu.run_log import Row
 from ironmoe.bench.benchmarks.shapes import MAIN
 
 READING = (
@@ -30,41 +31,23 @@ def markdown(content: dict[str, Any]) -> str:
         *_head(content),
         *_goals(content["goals"]),
         *_tests(content["tests"]),
-        *_section(
-            "Checks",
-            "check|shape|passed|why",
-            [_check(row) for row in content["checks"]],
-        ),
-        *_section(
-            "Block sizes now and before",
-            "product|shape|pass|ms|ms before|now|before",
-            [_blocks(row) for row in content["blocks"]],
-        ),
-        *_section(
-            "PGD on a whole model",
-            "model|way|images|steps|ms|images/s|same pixels|first call s",
-            [_attack(row) for row in content["attack"]],
-        ),
+        *_rows_section("checks", content),
+        *_rows_section("blocks", content),
+        *_rows_section("attack", content),
         *_layers(content["rows"]),
         *_kernels(content["kernels"]),
-        *_section(
-            "Compiling",
-            "job|kernels|seconds|from the cache|longest",
-            [_compiled(row) for row in content["compiled"]],
-        ),
+        *_rows_section("compiled", content),
         *_tuning(content["tuning"]),
-        *_section(
-            "Jobs",
-            "job|outcome|seconds|why",
-            [_job(row) for row in content["jobs"]],
-        ),
-        *_section(
-            "Notes",
-            "implementation|where|what",
-            _notes(content["notes"]),
-        ),
+        *_rows_section("jobs", content),
+        *_section("Notes", "implementation|where|what", _notes(content["notes"])),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _rows_section(name: str, content: dict[str, Any]) -> list[str]:
+    """The section of one of SECTIONS: each row of the content has a line in its table."""
+    title, columns, cells = SECTIONS[name]
+    return _section(title, columns, [cells(row) for row in content[name]])
 
 
 def _head(content: dict[str, Any]) -> list[str]:
@@ -73,10 +56,13 @@ def _head(content: dict[str, Any]) -> list[str]:
     lines = [f"# {content['device']['name']}, {content['date']}", "", f"{versions}.", ""]
     if not content["finished"]:
         lines += [f"Not finished: {content['why_not_finished']}.", ""]
+
     if "CPU" in content["device"]["name"]:
         lines += ["**A rehearsal on a CPU: the figures mean nothing.**", ""]
+
     if faults := wrong(content, asked_for_tests=True):
         lines += ["## Wrong", "", *(f"- {fault}" for fault in faults), ""]
+
     return lines
 
 
@@ -123,12 +109,11 @@ def _tests(tests: dict[str, Any] | None) -> list[str]:
 
     for failure in tests["failures"]:
         lines.append(f"- `{failure['test']}`: {(failure['why'].splitlines() or [''])[0]}")
-
     lines += [""] * bool(tests["failures"])
+
     reasons: dict[str, Counter[str]] = {}
     for row in tests["not_run"]:
         reasons.setdefault(row["why"], Counter())[row["file"]] += row["tests"]
-
     found = [[why, str(files.total()), ", ".join(files)] for why, files in reasons.items()]
     return lines + (["Not run:", "", *table("why|tests|where", found)] if found else [])
 
@@ -170,6 +155,24 @@ def _attack(row: Row) -> list[str]:
         _figure(row, "same_pixels", "{:.2%}"),
         f"{row['first_call_s']:.1f}",
     ]
+
+
+# A list of rows in the content → its title, the columns, and the cells of a row.
+SECTIONS: dict[str, tuple[str, str, Callable[[Row], list[str]]]] = {
+    "checks": ("Checks", "check|shape|passed|why", _check),
+    "blocks": (
+        "Block sizes now and before",
+        "product|shape|pass|ms|ms before|now|before",
+        _blocks,
+    ),
+    "attack": (
+        "PGD on a whole model",
+        "model|way|images|steps|ms|images/s|same pixels|first call s",
+        _attack,
+    ),
+    "compiled": ("Compiling", "job|kernels|seconds|from the cache|longest", _compiled),
+    "jobs": ("Jobs", "job|outcome|seconds|why", _job),
+}
 
 
 def _layers(rows: list[Row]) -> list[str]:

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ironmoe.bench.benchmarks.gpu.jobs import KINDS, TESTS, TUNE
-from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT
-from ironmoe.bench.benchmarks.gpu.tasks.suite import TESTS as TEST_FOLDER
+from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TEST_FOLDER
 from ironmoe.bench.benchmarks.reference import TOLERANCE
 from ironmoe.bench.benchmarks.shapes import REHEARSAL, SHAPES, Shape
 from ironmoe.bench.common.dtypes import dtype_name

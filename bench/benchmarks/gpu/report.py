@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ironmoe.bench.benchmarks.gpu.jobs import GpuJob
-from ironmoe.bench.benchmarks.gpu.journal import Entry, Row
+from ironmoe.bench.benchmarks.gpu.run_log import Entry, Row
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.benchmarks.peers import OURS, PEERS
 from ironmoe.bench.benchmarks.roofline import MOVES_ROWS
@@ -157,7 +157,7 @@ def plan_lines(jobs: list[GpuJob], num_done: int, minutes: float, device: str) -
 
 
 def news(entry: Entry) -> list[str]:
-    """The lines that are said when an entry comes into the journal."""
+    """The lines that are said when an entry comes into the run log."""
     if entry["kind"] == "test" and entry["outcome"] == "failed":
         return [f"FAILED {entry['test']}: {entry['why'].splitlines()[0] if entry['why'] else ''}"]
     if entry["kind"] != "part":
@@ -206,7 +206,7 @@ def _check(row: Row) -> str:
     return f"{row['check']}: {verdict}{': ' if row['why'] else ''}{row['why']}"
 
 
-# Table of the journal → the line that is said of a row.
+# Table of the run log → the line that is said of a row.
 NEWS: dict[str, Callable[[Row], str]] = {
     "notes": _note,
     "compiled": _compiled,

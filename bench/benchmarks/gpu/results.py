@@ -1,4 +1,4 @@
-"""The files of a run on a GPU, <gpu>-<date>.json and .md. They are made from its journal, which
+"""The files of a run on a GPU, <gpu>-<date>.json and .md. They are made from its run log, which
 stays until everything is done."""
 
 import json
@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from ironmoe.bench.benchmarks.gpu.journal import Entry, Journal, outcomes, tables
 from ironmoe.bench.benchmarks.gpu.markdown import markdown
 from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, goals
-from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TESTS, summary
+from ironmoe.bench.benchmarks.gpu.run_log import Entry, RunLog, outcomes, tables
+from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TEST_FOLDER, summary
 from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.files import slug, write_atomically, write_json
 from ironmoe.bench.common.run_folder import differences
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.common.versions import versions
 
-JOURNAL = ".jsonl"
-HEAD = ("date", "device", "versions", "dtype", "minutes")  # of the journal's first entry
+RUN_LOG = ".jsonl"
+HEAD = ("date", "device", "versions", "dtype", "minutes")  # of the run log's first entry
 PACKAGES = (
     "ironmoe",
     "torch",
@@ -39,7 +39,7 @@ class ResultsError(UserError):
 
 
 class Results:
-    """The two files and the journal of one run. stem: their path without its suffix."""
+    """The two files and the run log of one run. stem: their path without its suffix."""
 
     def __init__(
         self, out: Path, device: torch.device, dtype: torch.dtype, minutes: float, resume: bool
@@ -57,17 +57,17 @@ class Results:
             "dtype": dtype_name(dtype),
         }
         if resume:
-            self.journal, self.head = _interrupted(out, json.loads(json.dumps(settings)))
+            self.run_log, self.head = _interrupted(out, json.loads(json.dumps(settings)))
         else:
             out.mkdir(parents=True, exist_ok=True)
             name = slug(self.device["name"])
-            self.journal = Journal(out / f"{name}-{time.strftime('%Y-%m-%d-%H%M%S')}{JOURNAL}")
-            self.journal.write(
+            self.run_log = RunLog(out / f"{name}-{time.strftime('%Y-%m-%d-%H%M%S')}{RUN_LOG}")
+            self.run_log.write(
                 "run", date=time.strftime("%Y-%m-%d %H:%M"), minutes=minutes, **settings
             )
-            self.head = self.journal.entries()[0]
+            self.head = self.run_log.entries()[0]
 
-        self.stem = self.journal.path.with_suffix("")
+        self.stem = self.run_log.path.with_suffix("")
         self._missing: list[str] = []
 
     def write(self, missing: list[str] | None = None, why: str = "") -> dict[str, Any]:
@@ -83,21 +83,21 @@ class Results:
         return content
 
     def finish(self, jobs: list[str], why: str) -> dict[str, Any]:
-        """Write the files for the last time. The journal is removed if nothing is left to do."""
+        """Write the files for the last time. The run log is removed if nothing is left to do."""
         done = {
             name
-            for name, end in outcomes(self.journal.entries()).items()
+            for name, end in outcomes(self.run_log.entries()).items()
             if end["outcome"] != "out of time"
         }
         missing = [name for name in jobs if name not in done]
         no_time = f"no time for all of {', '.join(missing)}" if missing else ""
         content = self.write(missing, "; ".join(part for part in (why, no_time) if part))
         if content["finished"]:
-            self.journal.path.unlink()
+            self.run_log.path.unlink()
         return content
 
     def _content(self, why: str) -> dict[str, Any]:
-        entries = self.journal.entries()
+        entries = self.run_log.entries()
         found = tables(entries)
         # A part that was begun twice has its notes twice.
         found["notes"] = list({json.dumps(note): note for note in found["notes"]}.values())
@@ -128,17 +128,17 @@ def _suite(entries: list[Entry], ends: dict[str, Entry]) -> dict[str, Any] | Non
     return {"outcome": end["outcome"], "why": end["why"], **found}
 
 
-def _interrupted(out: Path, settings: dict[str, Any]) -> tuple[Journal, Entry]:
-    """The newest journal in a folder, and its first entry."""
-    paths = sorted(out.glob(f"*{JOURNAL}"), key=lambda path: path.stat().st_mtime)
+def _interrupted(out: Path, settings: dict[str, Any]) -> tuple[RunLog, Entry]:
+    """The newest run log in a folder, and its first entry."""
+    paths = sorted(out.glob(f"*{RUN_LOG}"), key=lambda path: path.stat().st_mtime)
     if not paths:
         raise ResultsError(f"--resume: no interrupted run in {out}")
-    journal = Journal(paths[-1])
-    head = next(iter(journal.entries()), {})
+    run_log = RunLog(paths[-1])
+    head = next(iter(run_log.entries()), {})
     there = {name: head.get(name) for name in settings}
     if differing := differences(there, settings):
         raise ResultsError(f"--resume: {paths[-1]} was measured otherwise: {'; '.join(differing)}")
-    return journal, head
+    return run_log, head
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def installed() -> dict[str, str]:
     return (
         found
         | {"cuda": str(torch.version.cuda)}
-        | ({"commit": commit} if commit and TESTS.is_dir() else {})
+        | ({"commit": commit} if commit and TEST_FOLDER.is_dir() else {})
     )
 
 

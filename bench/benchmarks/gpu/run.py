@@ -6,48 +6,49 @@ from collections.abc import Callable
 from typing import Any
 
 from ironmoe.bench.benchmarks.gpu.jobs import CASE, TESTS, GpuJob, plan
-from ironmoe.bench.benchmarks.gpu.journal import Entry, Pen, outcomes, under_way
 from ironmoe.bench.benchmarks.gpu.options import GpuOptions
 from ironmoe.bench.benchmarks.gpu.process import Child
 from ironmoe.bench.benchmarks.gpu.report import minutes_and_seconds, news, plan_lines, wrong
 from ironmoe.bench.benchmarks.gpu.results import Results
+from ironmoe.bench.benchmarks.gpu.run_log import Entry, Pen, outcomes, under_way
 from ironmoe.bench.benchmarks.gpu.tasks.suite import outcomes_of_tests, run_suite
 from ironmoe.bench.benchmarks.peers import OURS, PEERS
 from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.timing import Countdown
 
-RESERVE = 8.0  # seconds kept back for the last files
+REPORT_SECONDS = 8.0  # kept back for the last files
 LEAST = 5.0  # seconds that must be left for a job to begin
 SAY_EVERY = 10.0  # seconds without a word, at most
 DONE = ("done", "passed", "failed", "died", "hung")  # outcomes after which a job is not done again
 
 
 class GpuRun:
-    """One run: its jobs, its journal, its clock."""
+    """One run: its jobs, its run log, its countdown."""
 
     def __init__(self, options: GpuOptions, say: Callable[[str], None]) -> None:
-        on_gpu = options.device.type == "cuda"
         self.options = options
-        self.clock = Countdown(60 * options.minutes - RESERVE)
+        self.countdown = Countdown(60 * options.minutes - REPORT_SECONDS)
+        on_gpu = options.device.type == "cuda"
         self.jobs = plan(options.shapes, options.minutes, on_gpu, options.kinds)
         self.results = Results(
             options.out, options.device, options.dtype, options.minutes, options.resume
         )
-        self.journal = self.results.journal
+        self.run_log = self.results.run_log
+
         self._say = say
         self._start = time.monotonic()
         self._said = 0.0  # when something was said last
+        self._waiting: Child | None = None  # imports already, for the job after this one
         self._number = 0  # of the job that is under way
-        self._waiting: Child | None = None
         self._job: GpuJob = self.jobs[0] if self.jobs else GpuJob(TESTS)
 
     def all(self) -> None:
-        """Do every job that the clock allows and that is not done yet."""
+        """Do every job that the countdown allows and that is not done yet."""
         done = {
-            name for name, end in outcomes(self.journal.entries()).items() if end["outcome"] in DONE
+            name for name, end in outcomes(self.run_log.entries()).items() if end["outcome"] in DONE
         }
         missing = [job for job in self.jobs if job.name not in done]
-        self.journal.news()  # the lines of an earlier run were said then
+        self.run_log.news()  # the lines of an earlier run were said then
 
         device = self.results.device["name"]
         for line in plan_lines(missing, len(done), self.options.minutes, device):
@@ -56,7 +57,7 @@ class GpuRun:
         try:
             for i, job in enumerate(missing):
                 self._number = len(self.jobs) - len(missing) + i + 1
-                if self.clock.left() < LEAST:
+                if self.countdown.left() < LEAST:
                     return
                 self._do(job, is_last=i == len(missing) - 1)
                 self.results.write([job.name for job in missing[i + 1 :]])
@@ -65,14 +66,17 @@ class GpuRun:
                 self._waiting.end()
 
     def _do(self, job: GpuJob, is_last: bool) -> None:
-        self._job, start = job, time.monotonic()
-        seconds = min(job.limit, self.clock.left())
+        self._job = job
+        start = time.monotonic()
+        seconds = min(job.limit, self.countdown.left())
+
         self.say(f"{job.name} …")
         if job.kind == TESTS:
-            outcome, why = run_suite(seconds, self.journal, self._watch)
+            outcome, why = run_suite(seconds, self.run_log, self._watch)
         else:
             outcome, why = self._in_child(job, seconds, is_last)
-        self.journal.write(
+
+        self.run_log.write(
             "end",
             job=job.name,
             outcome=outcome,
@@ -89,23 +93,26 @@ class GpuRun:
         Returns:
             (outcome, why)
         """
-        clock, without = Countdown(seconds), list[str]()
+        countdown, without = Countdown(seconds), list[str]()
         while True:
-            child, self._waiting = self._waiting or Child(), None
-            if not is_last:
-                self._waiting = Child()
+            # the next process imports everything while this one works
+            child = self._waiting or Child()
+            self._waiting = None if is_last else Child()
             outcome, why = child.run(
-                self._request(job, without), max(clock.left(), LEAST), self._watch
+                self._request(job, without), max(countdown.left(), LEAST), self._watch
             )
             if outcome not in ("died", "hung"):
                 return outcome, why
-            part, who = under_way(self.journal.entries(), job.name)
+
+            part, who = under_way(self.run_log.entries(), job.name)
             why += f", in {part}" if part else ""
             if outcome == "hung" and seconds < job.limit:
                 return "out of time", why
+
             self._note(job, who, f"{outcome}: {why}")
-            if who not in PEERS or who in without or clock.left() < LEAST:
+            if who not in PEERS or who in without or countdown.left() < LEAST:
                 return outcome, why
+
             without.append(who)
             self.say(f"{job.name}: {outcome}: {why}; again without {who}")
 
@@ -117,7 +124,7 @@ class GpuRun:
             "without": without,
             "device": str(self.options.device),
             "dtype": dtype_name(self.options.dtype),
-            "journal": str(self.journal.path.resolve()),
+            "run_log": str(self.run_log.path.resolve()),
             "rounds": 20 if self.options.device.type == "cuda" else 3,
         }
 
@@ -130,19 +137,19 @@ class GpuRun:
                 "routing": job.routing,
                 "dtype": dtype,
             }
-            Pen(self.journal, job.name).finish(
+            Pen(self.run_log, job.name).finish(
                 f"end with {who}", notes=[note | {"kind": "failed", "why": why}]
             )
 
     def _watch(self) -> None:
-        """Say what is new in the journal, and bring the files up to date."""
-        entries = self.journal.news()
+        """Say what is new in the run log, and bring the files up to date."""
+        entries = self.run_log.news()
         for line in (line for entry in entries for line in news(entry)):
             self.say(line)
         if any(entry["kind"] == "part" for entry in entries):
             self.results.write()
         if time.monotonic() - self._said > SAY_EVERY:
-            self.say(self._under_way(self.journal.entries()))
+            self.say(self._under_way(self.run_log.entries()))
             self.results.write()
 
     def _under_way(self, entries: list[Entry]) -> str:

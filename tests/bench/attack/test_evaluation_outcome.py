@@ -54,7 +54,7 @@ def summary(
     )
 
 
-def outcome(attacks, margins=None, complete=True, checks=(), classes=("no", "yes"), questions=10):
+def outcome(attacks, margins=None, complete=True, checks=(), classes=("no", "yes"), max_queries=10):
     report = RobustnessReport(
         next(iter(attacks.values())).clean_correct, attacks, list(checks), 8.0, complete
     )
@@ -65,8 +65,8 @@ def outcome(attacks, margins=None, complete=True, checks=(), classes=("no", "yes
     )
     parts = {
         name: (
-            Part("a", 10, 1, 0, 1, questions),
-            Part("b", 10 * (n + 1), 1, 0, 1, questions * (n + 1)),
+            Part("a", 10, 1, 0, 1, max_queries),
+            Part("b", 10 * (n + 1), 1, 0, 1, max_queries * (n + 1)),
         )
         for n, name in enumerate(attacks)
     }
@@ -242,12 +242,12 @@ def test_words_say_what_tripped_and_what_was_found(two):
         and "All is well" not in said[0]
     )
     assert any(
-        "Of 4 (image, attack) pairs that the search took for successes, 4 were confirmed" in line
+        "The search reported successes for 4 (image, attack) pairs, and 4 were confirmed" in line
         for line in said
     )
     assert not any("budget" in line or "chance" in line for line in said)
     one = words(outcome({"x": summary([1, 4, 4, 4, 0], [1, 0, 0, 0, 0])}))
-    assert any("took one image for a success, and it was confirmed" in line for line in one)
+    assert any("a success for one image, and it was confirmed" in line for line in one)
     made = outcome({"x": summary([0] * 5, [0] * 5, clean=[1, 1, 0, 0, 0])})
     made.labels = torch.tensor([0, 1, 0, 1, 0])
     assert "40.0 % [11.8, 76.9], is at or below chance, 50 % for 2 classes" in words(made)[0]

@@ -15,7 +15,7 @@ from ironmoe.bench.benchmarks import measured as measurements
 from ironmoe.bench.benchmarks.block_changes import changed
 from ironmoe.bench.benchmarks.estimate import EstimateError, KernelEstimate
 from ironmoe.bench.benchmarks.gpu import results
-from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.gpu.run_log import Pen
 from ironmoe.bench.benchmarks.measured import measured
 from ironmoe.bench.benchmarks.passes import FORWARD, FULL
 from ironmoe.bench.benchmarks.roofline import needed_flops
@@ -149,9 +149,9 @@ def run_of_make_gpu(tmp_path, monkeypatch):
         monkeypatch.setattr(results, "describe", lambda _: {"name": device})
         run = results.Results(tmp_path, torch.device("cpu"), torch.bfloat16, 9.0, False)
         case = f"case {MAIN.name} uniform"
-        Pen(run.journal, case).finish(FORWARD, rows=rows)
+        Pen(run.run_log, case).finish(FORWARD, rows=rows)
         if outcome:
-            run.journal.write("end", job=case, outcome=outcome, why="", seconds=40.0)
+            run.run_log.write("end", job=case, outcome=outcome, why="", seconds=40.0)
         run.write(["tune"], "no time for all of tune")
 
     return run

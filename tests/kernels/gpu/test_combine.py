@@ -135,8 +135,10 @@ def test_without_gates_it_is_the_plain_sum(device):
 )
 def test_each_gradient_alone(device, want_rows, want_gates):
     rows, routing, plan, dy = inputs(device, 20, 5, 3, 24, drop=0.3)
-    both = gpu.combine_backward(dy, rows, routing.gates, *plan[1:], True, True)
-    alone = gpu.combine_backward(dy, rows, routing.gates, *plan[1:], want_rows, want_gates)
+    both = gpu.combine_backward(dy, rows, routing.gates, *plan[1:], want_rows=True, want_gates=True)
+    alone = gpu.combine_backward(
+        dy, rows, routing.gates, *plan[1:], want_rows=want_rows, want_gates=want_gates
+    )
     for got, expected, wanted in zip(alone, both, (want_rows, want_gates), strict=True):
         assert torch.equal(got, expected) if wanted else got is None
 

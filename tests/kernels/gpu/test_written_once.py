@@ -79,7 +79,9 @@ def products(counts, dim, hidden, act, dtype=torch.float16, transposed=False, to
     weight_gradient.weight_gradient(dy, row_token, units, None, offsets, "ieee")
     weight_gradient.expert_sum(kept, offsets)
     weight_gradient.expert_sum(dy, offsets, gates, row_token, row_slot)
-    combine.combine_backward(dy, rows, gates, row_token, row_slot, slot_row, True, True)
+    combine.combine_backward(
+        dy, rows, gates, row_token, row_slot, slot_row, want_rows=True, want_gates=True
+    )
 
 
 def routes(tokens, num_experts, top_k, groups=None):
@@ -94,8 +96,10 @@ def steps(examples, pixels):
     """Both steps of an attack, in place as well."""
     point, grad, low, high = (torch.rand(examples, pixels) for _ in range(4))
     radius, image = torch.rand(examples), torch.empty(examples, pixels, dtype=torch.float16)
-    attack_step.launch_linf_step(point, grad, low, high, radius, point, image)
-    attack_step.launch_l2_step(point, grad, low, radius, 0.0, 1.0, radius, point, image)
+    attack_step.launch_linf_step(point, grad, low, high, radius, moved=point, image=image)
+    attack_step.launch_l2_step(
+        point, grad, low, radius, (0.0, 1.0), radius, moved=point, image=image
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,9 @@ def test_plans_and_sums(device, tokens):
     for dim in (1, 31, 1025):
         rows, dy = torch.randn(2 * tokens, dim), torch.randn(tokens, dim)
         combine.combine(rows, None, slot_row)
-        combine.combine_backward(dy, rows, routing.gates, row_token, row_slot, slot_row, True, True)
+        combine.combine_backward(
+            dy, rows, routing.gates, row_token, row_slot, slot_row, want_rows=True, want_gates=True
+        )
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 257])

@@ -31,7 +31,7 @@ from checkpoint_files import (  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from ironmoe.moe.checkpoints.read import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint  # noqa: E402
+from ironmoe.moe import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint  # noqa: E402
 
 
 def test_a_flipped_bit_changes_one_number_or_one_name_or_is_refused(small):

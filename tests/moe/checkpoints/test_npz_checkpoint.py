@@ -12,7 +12,7 @@ hypothesis = pytest.importorskip("hypothesis")
 
 from checkpoint_files import DATA, PARAMS, SMALL, assert_same, damage, floats, memory_below  # noqa: E402
 
-from ironmoe.moe.checkpoints.read import CheckpointError, read_npz_checkpoint  # noqa: E402
+from ironmoe.moe import CheckpointError, read_npz_checkpoint  # noqa: E402
 
 
 def test_an_npz_reads_to_its_weights():

@@ -26,7 +26,7 @@ from checkpoint_files import (  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from ironmoe.moe.checkpoints.read import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint  # noqa: E402
+from ironmoe.moe import CheckpointError, read_npz_checkpoint, read_vmoe_checkpoint  # noqa: E402
 from ironmoe.moe.checkpoints.write import write_vmoe_checkpoint  # noqa: E402
 
 # Reading and writing what is right

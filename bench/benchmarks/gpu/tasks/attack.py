@@ -1,10 +1,10 @@
 """PGD on a whole V-MoE, in images a second: the attack as users call it, and its bare steps
 eagerly, as a CUDA graph and compiled."""
 
-import time
 from collections.abc import Callable
 from copy import copy
 from functools import partial
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -12,19 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ironmoe.attacks import PGD
-from ironmoe.bench.benchmarks.gpu.journal import Pen, first_line
+from ironmoe.bench.benchmarks.gpu.run_log import LONGEST_REASON, Pen, first_line
 from ironmoe.bench.benchmarks.passes import captured
 from ironmoe.bench.common.dtypes import dtype_name
-from ironmoe.bench.common.timing import OutOfTime, time_limit
+from ironmoe.bench.common.radii import USUAL_EPS
+from ironmoe.bench.common.timing import OutOfTime, samples_in_turns, time_limit
 from ironmoe.kernels.attack_step import linf_step
 from ironmoe.moe import VMoE, freeze_weights
 
-EPS = 8 / 255
 STEPS = 10
 RUNS = 5
-LONGEST_REASON = 300  # letters
 # The ways that are timed.
-ATTACK = "ironmoe.attacks.PGD"
+AS_USERS_CALL_IT = "ironmoe.attacks.PGD"
 EAGER = "steps, eager"
 GRAPHED = "steps, CUDA graph"
 COMPILED = "steps, torch.compile"
@@ -64,8 +63,8 @@ class Steps:
         self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: torch.dtype
     ) -> None:
         self.model, self.labels = model, labels
-        self.low, self.high = (images - EPS).clamp_min(0), (images + EPS).clamp_max(1)
-        self.alpha = torch.full((len(images),), 2.5 * EPS / STEPS, device=images.device)
+        self.low, self.high = (images - USUAL_EPS).clamp_min(0), (images + USUAL_EPS).clamp_max(1)
+        self.alpha = torch.full((len(images),), 2.5 * USUAL_EPS / STEPS, device=images.device)
         self.start = self.low + (self.high - self.low) * torch.rand_like(images)
         self.point, self.image = self.start.clone(), self.start.to(dtype, copy=True)
         self.image.requires_grad_()
@@ -128,12 +127,12 @@ def measure_attack(
 
     def attack() -> Callable[[], Tensor]:
         search_dtype = None if dtype == torch.float32 else dtype
-        pgd = PGD(model, eps=EPS, steps=STEPS, early_stop=False, attack_dtype=search_dtype)
+        pgd = PGD(model, eps=USUAL_EPS, steps=STEPS, early_stop=False, attack_dtype=search_dtype)
         return lambda: pgd(images, labels)
 
     ways: dict[str, Callable[[], Callable[[], Tensor]]] = {
         EAGER: lambda: steps.eager,
-        ATTACK: attack,
+        AS_USERS_CALL_IT: attack,
         GRAPHED: steps.graphed,
         COMPILED: steps.compiled,
     }
@@ -185,23 +184,28 @@ def _prepare(setting: Setting, device: torch.device) -> tuple[VMoE, Tensor, Tens
 def _timed(
     run: Callable[[], Tensor], images: int, device: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Call ``run`` once to compile everything, then RUNS times.
+    """Call ``run`` once, which compiles everything, then RUNS times.
+
+    What counts is how long the host waits for the images, as a user does.
 
     Returns:
         (what it returns, figures from the median)
     """
-    taken = []
-    for _ in range(RUNS + 1):
-        start = time.perf_counter()
-        found = run()
+    found: list[Tensor] = []
+
+    def finished() -> None:
+        found[:] = [run()]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
 
-    seconds = sorted(taken[1:])[RUNS // 2]
-    return found, {
+    # without a warm-up, so that the first sample is the call that compiles
+    samples = samples_in_turns({"attack": finished}, device, RUNS + 1, warmup=0)["attack"]
+    first, *later = (sample.host_ms / 1e3 for sample in samples)
+    seconds = median(later)
+
+    return found[0], {
         "ms": 1e3 * seconds,
         "images_per_s": images / seconds,
-        "first_call_s": taken[0],
+        "first_call_s": first,
         "runs": RUNS,
     }

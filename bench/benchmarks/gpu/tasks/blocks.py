@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ironmoe.bench.benchmarks.block_tables import patched, table_of
-from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.gpu.run_log import Pen
 from ironmoe.bench.benchmarks.gpu.tasks.products import work_of
 from ironmoe.bench.benchmarks.gpu.tasks.tune import (
     CANDIDATE_SECONDS,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.gpu.run_log import Pen
 from ironmoe.bench.benchmarks.peers import ironmoe
 from ironmoe.bench.benchmarks.shapes import Problem, Shape, make_problem
 from ironmoe.bench.common.dtypes import dtype_name

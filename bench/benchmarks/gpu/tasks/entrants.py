@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ironmoe.bench.benchmarks.gpu.journal import Row
+from ironmoe.bench.benchmarks.gpu.run_log import Row
 from ironmoe.bench.benchmarks.passes import (
     DX,
     INFERENCE,

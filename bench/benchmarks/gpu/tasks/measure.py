@@ -9,16 +9,17 @@ from typing import TypeVar
 
 import torch
 
-from ironmoe.bench.benchmarks.gpu.journal import BROKEN_DEVICE, Pen, Row, first_line
+from ironmoe.bench.benchmarks.gpu.run_log import (
+    BROKEN_DEVICE,
+    LONGEST_REASON,
+    Pen,
+    Row,
+    first_line,
+)
 from ironmoe.bench.benchmarks.gpu.tasks.entrants import Entrant, Place, Prepared, prepare
 from ironmoe.bench.benchmarks.gpu.tasks.movers import time_movers
 from ironmoe.bench.benchmarks.gpu.tasks.observe import GpuMonitor, kernel_times
-from ironmoe.bench.benchmarks.passes import (
-    FULL,
-    INFERENCE,
-    PASSES,
-    PGD,
-)
+from ironmoe.bench.benchmarks.passes import FULL, INFERENCE, PASSES, PGD
 from ironmoe.bench.benchmarks.peers import DENSE, IRONMOE, OURS, PEERS, dense
 from ironmoe.bench.benchmarks.reference import disagreement, errors, reference
 from ironmoe.bench.benchmarks.roofline import limit_ms, needed_flops
@@ -33,7 +34,6 @@ from ironmoe.bench.common.timing import (
 )
 
 CHECK_SECONDS = 45.0  # for a peer to compile, tune itself and be checked
-LONGEST_REASON = 300  # letters
 PRODUCT = "product"
 PRODUCT_SIZE = {"cuda": 8192, "cpu": 256}
 # The parts of the work beside the passes.
@@ -45,13 +45,13 @@ T = TypeVar("T")
 
 
 class LayerCase:
-    """Measures one layer under one routing. Every pass is in the journal when it is finished; notes
+    """Measures one layer under one routing. Every pass is in the run log when it is finished; notes
     say who was not measured and why."""
 
     def __init__(
         self,
         place: Place,
-        clock: Countdown,
+        countdown: Countdown,
         pen: Pen,
         *,
         rounds: int = 20,
@@ -59,7 +59,7 @@ class LayerCase:
     ) -> None:
         """``without``: peers that are left out, because an earlier process died of them."""
         self.place = place
-        self.clock = clock
+        self.countdown = countdown
         self.pen = pen
         self.rounds = rounds
         self.without = without
@@ -67,8 +67,8 @@ class LayerCase:
         self.notes: list[dict[str, str]] = []
 
     def measure(self, monitor: GpuMonitor) -> bool:
-        """Measure everything that the clock allows and that ``pen`` has not got yet. Whoever fails
-        costs its own rows only.
+        """Measure what ``pen`` has not got yet, until the countdown ends. A peer that fails loses
+        its own rows only.
 
         Returns:
             True if nothing is left to do.
@@ -80,13 +80,13 @@ class LayerCase:
         missing = [part for part in (*passes, MOVERS, PROFILE) if part not in self.pen.done]
         try:
             for part in self._ready(missing, monitor):
-                if self.clock.left() <= 0:
+                if self.countdown.left() <= 0:
                     return False
                 part()
         finally:
             if self.notes:
                 self._flush("notes")
-        return self.clock.left() > 0 or all(part in self.pen.done for part in missing)
+        return self.countdown.left() > 0 or all(part in self.pen.done for part in missing)
 
     def _ready(self, missing: list[str], monitor: GpuMonitor) -> list[Callable[[], None]]:
         """What is left to do, once everything that it needs is there. Nothing is, if we cannot do
@@ -214,7 +214,7 @@ class LayerCase:
         self._flush(PROFILE, kernels=found)
 
     def _flush(self, part: str, **other: list[Row]) -> None:
-        """Write what there is to the journal: the part is finished."""
+        """Write what there is to the run log: the part is finished."""
         self.pen.finish(part, rows=self.rows, notes=self.notes, **other)
         self.rows, self.notes = [], []
 
@@ -244,12 +244,12 @@ class LayerCase:
         part: str = CHECK,
     ) -> T | None:
         """The result of ``work``; None, and a note, if it fails or takes longer than its seconds or
-        the clock allows.
+        the countdown allows.
 
         Raises:
             RuntimeError: it broke the device.
         """
-        seconds = min(seconds, self.clock.left())
+        seconds = min(seconds, self.countdown.left())
         self.pen.begin(part, name)
         try:
             with time_limit(seconds):

@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ironmoe.bench.benchmarks.gpu.journal import Entry, Journal
+from ironmoe.bench.benchmarks.gpu.run_log import Entry, RunLog
 
 ROOT = Path(__file__).resolve().parents[4]
-TESTS = ROOT / "tests"
+TEST_FOLDER = ROOT / "tests"
 # The other tests compute on the CPU.
 DEVICE_TESTS = ("tests/device", "tests/kernels/test_operators.py", "tests/kernels/gpu")
 # tests/conftest.py puts something in the place of these packages: the tests that need them are
@@ -23,20 +23,20 @@ DEVICE_TESTS = ("tests/device", "tests/kernels/test_operators.py", "tests/kernel
 STAND_INS = ("hypothesis",)
 WORKERS = 12  # compiling is most of the time, and a GPU holds as many processes
 STARTS = 4  # of pytest, after a test that ended its process
-LOG = "IRONMOE_TEST_LOG"  # in the environment: the journal that suite_log.py writes to
+LOG = "IRONMOE_TEST_LOG"  # in the environment: the run log that suite_log.py writes to
 RANK = {"running": 0, "passed": 1, "xfailed": 1, "skipped": 2, "failed": 3}
-POLL = 0.5  # seconds
+WATCH_SECONDS = 0.5  # between two calls of watch
 CANNOT_RUN = (3, 4)  # exit status of pytest: an internal error, a wrong option
 IMPORT = re.compile(r"^(?:from|import)\s+(\w+)", re.MULTILINE)
 
 
 def run_suite(
     seconds: float,
-    journal: Journal,
+    run_log: RunLog,
     watch: Callable[[], None] = lambda: None,
     paths: tuple[str, ...] = DEVICE_TESTS,
 ) -> tuple[str, str]:
-    """Run the tests that have no outcome in ``journal``. Each outcome is in the journal at once.
+    """Run the tests that have no outcome in ``run_log``. Each outcome is in the run log at once.
 
     Args:
         seconds: that the tests may take.
@@ -46,7 +46,7 @@ def run_suite(
     Returns:
         ("passed", "failed", "out of time" or "not run", and why)
     """
-    if not TESTS.is_dir():
+    if not TEST_FOLDER.is_dir():
         return "not run", f"no tests beside {Path(__file__).parent}"
     if find_spec("pytest") is None:
         return "not run", "pytest is not installed"
@@ -59,19 +59,19 @@ def run_suite(
     if needed_by_all:
         return "not run", "; ".join(needed_by_all)
 
-    journal.write("left out", files=left_out)
+    run_log.write("left out", files=left_out)
     command = _command(paths, left_out)
     end = time.monotonic() + seconds
 
     for _ in range(STARTS):
-        returncode, output = _run(command, end - time.monotonic(), journal, watch)
+        returncode, output = _run(command, end - time.monotonic(), run_log, watch)
         if returncode is None:
             return "out of time", f"{seconds:.0f} s were over"
-        anything_died = _fail_those_running(journal)
+        anything_died = _fail_those_running(run_log)
         if not anything_died and (_ended(output) or returncode in CANNOT_RUN):
             break
 
-    return _outcome(returncode, output, journal)
+    return _outcome(returncode, output, run_log)
 
 
 def _left_out(paths: tuple[str, ...]) -> dict[str, list[str]]:
@@ -97,19 +97,19 @@ def _command(paths: tuple[str, ...], left_out: Iterable[str]) -> list[str]:
     ]
 
 
-def _fail_those_running(journal: Journal) -> bool:
+def _fail_those_running(run_log: RunLog) -> bool:
     """Note that the tests failed that were running when pytest ended; True if there are any."""
-    found = outcomes_of_tests(journal.entries())
+    found = outcomes_of_tests(run_log.entries())
     running = [name for name, test in found.items() if test["outcome"] == "running"]
     for name in running:
         why = "its process died or hung"
-        journal.write("test", test=name, outcome="failed", seconds=0.0, why=why)
+        run_log.write("test", test=name, outcome="failed", seconds=0.0, why=why)
     return bool(running)
 
 
-def _outcome(returncode: int | None, output: str, journal: Journal) -> tuple[str, str]:
+def _outcome(returncode: int | None, output: str, run_log: RunLog) -> tuple[str, str]:
     """("passed" or "failed", and why) after the last pytest."""
-    found = outcomes_of_tests(journal.entries())
+    found = outcomes_of_tests(run_log.entries())
     failed = any(test["outcome"] == "failed" for test in found.values())
     if returncode in (0, 5) and not failed:  # 5: none was left to run
         return "passed", ""
@@ -193,7 +193,7 @@ def _ended(output: str) -> bool:
 
 
 def _run(
-    command: list[str], seconds: float, journal: Journal, watch: Callable[[], None]
+    command: list[str], seconds: float, run_log: RunLog, watch: Callable[[], None]
 ) -> tuple[int | None, str]:
     """Run the command. Whatever the tests have started ends with it.
 
@@ -203,8 +203,8 @@ def _run(
     # Whoever calls may be a worker of another pytest, whose variables would make this one think so.
     outside = {name: value for name, value in os.environ.items() if "PYTEST_XDIST" not in name}
     # One thread each: the float64 twins of a dozen processes would only wait for each other.
-    environment = outside | {LOG: str(journal.path.resolve()), "OMP_NUM_THREADS": "1"}
-    output_file = journal.path.with_suffix(".pytest.txt")
+    environment = outside | {LOG: str(run_log.path.resolve()), "OMP_NUM_THREADS": "1"}
+    output_file = run_log.path.with_suffix(".pytest.txt")
     end = time.monotonic() + seconds
 
     with open(output_file, "w") as output:
@@ -220,7 +220,7 @@ def _run(
         try:
             while process.poll() is None and time.monotonic() < end:
                 watch()
-                time.sleep(POLL)
+                time.sleep(WATCH_SECONDS)
         finally:
             returncode = process.poll()
             if returncode is None:
@@ -235,7 +235,7 @@ def _run(
 
 def _files(paths: tuple[str, ...]) -> list[Path]:
     """The test files of these paths, and what pytest loads for them."""
-    found = [TESTS / "conftest.py"] if (TESTS / "conftest.py").is_file() else []
+    found = [TEST_FOLDER / "conftest.py"] if (TEST_FOLDER / "conftest.py").is_file() else []
     for path in paths:
         place = ROOT / path
         found += sorted(place.rglob("*.py")) if place.is_dir() else [place]

@@ -1,7 +1,7 @@
-"""A pytest plugin that logs each test to a journal at once, goes on where the log ends, and keeps
+"""A pytest plugin that logs each test to a run log at once, goes on where the log ends, and keeps
 one test from spoiling the others.
 
-``pytest -p ironmoe.bench.benchmarks.gpu.tasks.suite_log`` with the journal's path in
+``pytest -p ironmoe.bench.benchmarks.gpu.tasks.suite_log`` with the run log's path in
 ``IRONMOE_TEST_LOG``. Under xdist the controller writes.
 
 A test that hangs ends its process after TEST_SECONDS, and so does one that leaves the GPU in a
@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from ironmoe.bench.benchmarks.gpu.journal import BROKEN_DEVICE, Journal, end_with_parent
+from ironmoe.bench.benchmarks.gpu.run_log import BROKEN_DEVICE, RunLog, end_with_parent
 from ironmoe.bench.benchmarks.gpu.tasks.suite import LOG, outcomes_of_tests
 
 TEST_SECONDS = float(os.environ.get("IRONMOE_TEST_SECONDS", "150"))
 MESSAGE = 400  # letters of a failure or a reason
 
 _in_worker = "PYTEST_XDIST_WORKER" in os.environ
-_journal = Journal(Path(os.environ[LOG])) if LOG in os.environ else None
+_run_log = RunLog(Path(os.environ[LOG])) if LOG in os.environ else None
 _broken = False
 _done: frozenset[str] = frozenset()
 
@@ -33,12 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Find out what is done already. All workers have to collect the same tests, later ones too, so
     this is asked before anything starts."""
     global _done
-    if _journal and not _in_worker:
+    if _run_log and not _in_worker:
         end_with_parent()
     if _in_worker:
         _done = frozenset(config.workerinput["done"])  # type: ignore[attr-defined]
-    elif _journal:
-        found = outcomes_of_tests(_journal.entries())
+    elif _run_log:
+        found = outcomes_of_tests(_run_log.entries())
         _done = frozenset(name for name, entry in found.items() if entry["outcome"] != "running")
 
 
@@ -55,8 +55,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if _journal and not _in_worker and session.items:
-        _journal.write(
+    if _run_log and not _in_worker and session.items:
+        _run_log.write(
             "collected",
             count=len(session.items),
             files=_files(item.nodeid for item in session.items),
@@ -64,8 +64,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    if _journal and not _in_worker and report.failed:
-        _journal.write(
+    if _run_log and not _in_worker and report.failed:
+        _run_log.write(
             "test",
             test=report.nodeid,
             outcome="failed",
@@ -76,8 +76,8 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
-    if _journal and node.gateway.id == "gw0":
-        _journal.write("collected", count=len(ids), files=_files(ids))
+    if _run_log and node.gateway.id == "gw0":
+        _run_log.write("collected", count=len(ids), files=_files(ids))
 
 
 def _files(ids: Any) -> dict[str, int]:
@@ -102,8 +102,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    if _journal and not _in_worker:
-        _journal.write("test", test=nodeid, outcome="running", seconds=0.0, why="")
+    if _run_log and not _in_worker:
+        _run_log.write("test", test=nodeid, outcome="running", seconds=0.0, why="")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -112,9 +112,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _broken = _broken or (
         report.failed and any(sign in report.longreprtext for sign in BROKEN_DEVICE)
     )
-    if _journal and not _in_worker and (report.when == "call" or not report.passed):
+    if _run_log and not _in_worker and (report.when == "call" or not report.passed):
         outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
-        _journal.write(
+        _run_log.write(
             "test", test=report.nodeid, outcome=outcome, seconds=round(report.duration, 3), why=why
         )
 

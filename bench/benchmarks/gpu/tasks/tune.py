@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.bench.benchmarks.block_tables import patched, table_of
-from ironmoe.bench.benchmarks.gpu.journal import Pen
+from ironmoe.bench.benchmarks.gpu.run_log import Pen
 from ironmoe.bench.benchmarks.gpu.tasks.neighbours import neighbours
 from ironmoe.bench.benchmarks.gpu.tasks.pool import in_processes
 from ironmoe.bench.benchmarks.gpu.tasks.products import work_of
@@ -25,7 +25,7 @@ from ironmoe.kernels.tuning import Blocks, Chip, blocks_for
 
 WORTH_IT = 0.99  # of the present time, at most
 CANDIDATE_SECONDS = 20.0
-RESERVE = 5.0  # seconds that timing may take after the last candidate was compiled
+TIMING_SECONDS = 5.0  # that timing may take after the last candidate was compiled
 PRESENT = "present"
 WORKERS, PARTS = 12, 4  # processes that compile ahead; items that the candidates of a product make
 WORKER_BYTES = 8 << 30  # of GPU memory, that each of them may need
@@ -86,11 +86,11 @@ def tune(
     for i, product in enumerate(products):
         if left() <= 0:
             return False
-        clock = Countdown(left() / (len(products) - i))
+        countdown = Countdown(left() / (len(products) - i))
         pen.begin(product, "ironmoe")
         try:
             proposal = propose(
-                product, shape_for(product, shape), dtype, device, clock.left, rounds
+                product, shape_for(product, shape), dtype, device, countdown.left, rounds
             )
         except OutOfTime:
             continue
@@ -162,7 +162,7 @@ def propose(
             ready[str(candidate)] = candidate
 
     timed = {name: run_under(table, product, blocks, run) for name, blocks in ready.items()}
-    with time_limit(left() + RESERVE):
+    with time_limit(left() + TIMING_SECONDS):
         times = {name: timing.ms for name, timing in interleaved(timed, device, rounds).items()}
 
     fastest = min(times, key=lambda name: times[name])

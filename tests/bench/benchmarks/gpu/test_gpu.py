@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ironmoe.bench.benchmarks import peers
-from ironmoe.bench.benchmarks.gpu.journal import Journal, Pen, tables, under_way
 from ironmoe.bench.benchmarks.gpu.report import goals, wrong
+from ironmoe.bench.benchmarks.gpu.run_log import Pen, RunLog, tables, under_way
 from ironmoe.bench.benchmarks.gpu.tasks import measure
 from ironmoe.bench.benchmarks.gpu.tasks.entrants import Place
 from ironmoe.bench.benchmarks.gpu.tasks.measure import MOVERS, PROFILE, LayerCase
@@ -35,24 +35,24 @@ def _one_thread():
 
 
 @pytest.fixture
-def journal(tmp_path):
-    return Journal(tmp_path / "run.jsonl")
+def run_log(tmp_path):
+    return RunLog(tmp_path / "run.jsonl")
 
 
-def measure_case(journal, shape, routing="uniform", dtype=torch.bfloat16, seconds=60.0, without=()):
-    """(whether it is complete, the tables of everything that is in the journal)."""
-    clock, pen = timing.Countdown(seconds), Pen(journal, "a case")
+def measure_case(run_log, shape, routing="uniform", dtype=torch.bfloat16, seconds=60.0, without=()):
+    """(whether it is complete, the tables of everything that is in the run log)."""
+    countdown, pen = timing.Countdown(seconds), Pen(run_log, "a case")
     place = Place(shape, routing, dtype, CPU)
-    case = LayerCase(place, clock, pen, rounds=2, without=without)
-    return case.measure(GpuMonitor()), tables(journal.entries())
+    case = LayerCase(place, countdown, pen, rounds=2, without=without)
+    return case.measure(GpuMonitor()), tables(run_log.entries())
 
 
 @pytest.fixture(scope="module")
 def biases(tmp_path_factory):
-    """The journal of one finished case."""
-    journal = Journal(tmp_path_factory.mktemp("case") / "run.jsonl")
-    assert measure_case(journal, BIASES)[0]
-    return journal
+    """The run log of one finished case."""
+    run_log = RunLog(tmp_path_factory.mktemp("case") / "run.jsonl")
+    assert measure_case(run_log, BIASES)[0]
+    return run_log
 
 
 def check_case(found, shape, routing):
@@ -71,14 +71,14 @@ def check_case(found, shape, routing):
     assert found["kernels"] == []
 
 
-def test_a_case_writes_what_it_measured(journal, biases):
+def test_a_case_writes_what_it_measured(run_log, biases):
     check_case(tables(biases.entries()), BIASES, "uniform")
-    complete, found = measure_case(journal, GATED, "zipf")
+    complete, found = measure_case(run_log, GATED, "zipf")
     assert complete
     check_case(found, GATED, "zipf")
 
 
-def test_a_case_goes_on_where_it_was(journal, biases):
+def test_a_case_goes_on_where_it_was(run_log, biases):
     lines = biases.path.read_text().splitlines()
     cut = next(
         i
@@ -87,23 +87,23 @@ def test_a_case_goes_on_where_it_was(journal, biases):
     )
     before = lines[:cut]
     # killed while it wrote
-    journal.path.write_text("\n".join([*before, lines[cut][: len(lines[cut]) // 2]]))
-    complete, found = measure_case(journal, BIASES)
-    parts = [entry["part"] for entry in journal.entries() if entry["kind"] == "part"]
+    run_log.path.write_text("\n".join([*before, lines[cut][: len(lines[cut]) // 2]]))
+    complete, found = measure_case(run_log, BIASES)
+    parts = [entry["part"] for entry in run_log.entries() if entry["kind"] == "part"]
     assert complete and [part for part in parts if part not in (measure.CHECK, "notes")] == [
         *TIMED_ON_CPU,
         MOVERS,
         PROFILE,
     ]
-    assert journal.path.read_text().splitlines()[: len(before)] == before
+    assert run_log.path.read_text().splitlines()[: len(before)] == before
     places = [(row["implementation"], row["pass"]) for row in found["rows"]]
     assert len(places) == len(set(places))
     # nothing is left to do
-    assert measure_case(journal, BIASES)[0] and tables(journal.entries()) == found
+    assert measure_case(run_log, BIASES)[0] and tables(run_log.entries()) == found
 
 
-def test_time_that_is_over_is_said(journal):
-    complete, found = measure_case(journal, BIASES, seconds=0.0)
+def test_time_that_is_over_is_said(run_log):
+    complete, found = measure_case(run_log, BIASES, seconds=0.0)
     assert not complete and found["rows"] == [] and "took longer" in found["notes"][0]["why"]
 
 
@@ -148,9 +148,9 @@ WRONG = {
 }
 
 
-def test_a_wrong_peer_is_timed_and_shown_as_wrong(journal, monkeypatch):
+def test_a_wrong_peer_is_timed_and_shown_as_wrong(run_log, monkeypatch):
     monkeypatch.setattr(measure, "PEERS", WRONG)
-    _, found = measure_case(journal, BIASES, dtype=FLOAT32)
+    _, found = measure_case(run_log, BIASES, dtype=FLOAT32)
     for name in WRONG:
         (note,) = [note for note in found["notes"] if note["implementation"] == name]
         assert "disagrees with the reference in" in note["why"]
@@ -166,16 +166,16 @@ def test_a_wrong_peer_is_timed_and_shown_as_wrong(journal, monkeypatch):
     assert not wrong({**found, "tests": None, "jobs": []}, asked_for_tests=False)
 
 
-def test_we_are_timed_and_shown_as_wrong(journal, monkeypatch):
+def test_we_are_timed_and_shown_as_wrong(run_log, monkeypatch):
     monkeypatch.setattr(measure, "IRONMOE", Peer(scaled, "torch"))
-    _, found = measure_case(journal, BIASES, dtype=FLOAT32)
+    _, found = measure_case(run_log, BIASES, dtype=FLOAT32)
     ours = [row for row in found["rows"] if row["implementation"] == OURS and "agrees" in row]
     assert len(ours) == len(TIMED_ON_CPU) and not any(row["agrees"] for row in ours)
     (fault,) = wrong({**found, "tests": None, "jobs": []}, asked_for_tests=False)
     assert "disagrees" in fault
 
 
-def test_a_peer_that_fails_costs_its_own_rows_only(journal, monkeypatch):
+def test_a_peer_that_fails_costs_its_own_rows_only(run_log, monkeypatch):
     def broken(problem):
         raise ZeroDivisionError("first line\nsecond line")
 
@@ -185,7 +185,7 @@ def test_a_peer_that_fails_costs_its_own_rows_only(journal, monkeypatch):
         "PEERS",
         {"broken": Peer(broken, "torch"), "absent": absent, "left out": Peer(scaled, "torch")},
     )
-    complete, found = measure_case(journal, BIASES, without=("left out",))
+    complete, found = measure_case(run_log, BIASES, without=("left out",))
     why = {note["implementation"]: note["why"] for note in found["notes"]}
     assert (
         why["broken"] == "check: ZeroDivisionError: first line"
@@ -194,15 +194,15 @@ def test_a_peer_that_fails_costs_its_own_rows_only(journal, monkeypatch):
     assert complete and {row["implementation"] for row in found["rows"]} == {OURS, DENSE}
 
 
-def test_a_broken_device_ends_the_process_with_its_reason_on_disk(journal, monkeypatch):
+def test_a_broken_device_ends_the_process_with_its_reason_on_disk(run_log, monkeypatch):
     def broken(problem):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(measure, "PEERS", {"broken": Peer(broken, "torch")})
     with pytest.raises(RuntimeError, match=f"broken broke the device at {BIASES.name}"):
-        measure_case(journal, BIASES)
-    assert "illegal memory access" in tables(journal.entries())["notes"][-1]["why"]
-    assert under_way(journal.entries(), "a case") == (measure.CHECK, "broken")
+        measure_case(run_log, BIASES)
+    assert "illegal memory access" in tables(run_log.entries())["notes"][-1]["why"]
+    assert under_way(run_log.entries(), "a case") == (measure.CHECK, "broken")
 
 
 def test_timings_are_interleaved():

@@ -13,8 +13,8 @@ from functools import partial
 import pytest
 
 from ironmoe.bench.benchmarks.gpu import __main__, jobs, process, results
-from ironmoe.bench.benchmarks.gpu.journal import Journal
 from ironmoe.bench.benchmarks.gpu.report import plan_lines
+from ironmoe.bench.benchmarks.gpu.run_log import RunLog
 from ironmoe.bench.benchmarks.gpu.tasks import suite
 from ironmoe.bench.benchmarks.peers import OURS
 from ironmoe.bench.benchmarks.shapes import MAIN, REHEARSAL, ROUTINGS, SHAPES
@@ -94,8 +94,8 @@ def start(tmp_path, *arguments):
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        for path in tmp_path.glob(f"*{results.JOURNAL}"):
-            if any("rows" in entry for entry in Journal(path).entries()):
+        for path in tmp_path.glob(f"*{results.RUN_LOG}"):
+            if any("rows" in entry for entry in RunLog(path).entries()):
                 return program, path
         time.sleep(0.05)
     raise AssertionError("nothing was measured")
@@ -107,9 +107,9 @@ def test_a_kill_loses_the_pass_under_way_and_resume_goes_on_to_the_end(rehearse,
     program.send_signal(signal.SIGKILL)
     program.wait()
     time.sleep(0.5)  # the process of the job ends with it
-    there = Journal(path).entries()
+    there = RunLog(path).entries()
     time.sleep(1.0)
-    assert Journal(path).entries() == there
+    assert RunLog(path).entries() == there
     rows = [row for entry in there for row in entry.get("rows", ())]
     files = json.loads(path.with_suffix(".json").read_text())
     assert not files["finished"] and files["why_not_finished"] == "still running"
@@ -176,7 +176,7 @@ request = json.loads(line)
 job = " ".join(part for part in (request["kind"], request["shape"], request["routing"]) if part)
 
 def write(kind, **entry):
-    with open(request["journal"], "a") as file:
+    with open(request["run_log"], "a") as file:
         file.write(json.dumps({"kind": kind, "job": job, **entry}) + "\\n")
 
 write("start", part="forward", who=WHO)
@@ -195,7 +195,7 @@ def one_test(tmp_path, monkeypatch):
     """The tests that use the device are one that passes."""
     (tmp_path / "tests" / "device").mkdir(parents=True)
     (tmp_path / "tests" / "device" / "test_it.py").write_text("def test_a(): pass\n")
-    monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
+    monkeypatch.setattr(suite, "TEST_FOLDER", tmp_path / "tests")
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     monkeypatch.setattr(suite, "_workers", list)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

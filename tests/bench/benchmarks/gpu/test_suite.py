@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ironmoe.bench.benchmarks.gpu.journal import Journal
+from ironmoe.bench.benchmarks.gpu.run_log import RunLog
 from ironmoe.bench.benchmarks.gpu.tasks import suite
 
 
@@ -26,13 +26,13 @@ def run(tmp_path, monkeypatch):
                 tmp_path / "tests" / "conftest.py" if name == "conftest" else folder / f"{name}.py"
             ).write_text(text)
         monkeypatch.setattr(suite, "_workers", lambda: list(workers))
-        journal = Journal(tmp_path / "run.jsonl")
-        return suite.run_suite(seconds, journal, paths=("tests/device",)), suite.summary(
-            journal.entries()
+        run_log = RunLog(tmp_path / "run.jsonl")
+        return suite.run_suite(seconds, run_log, paths=("tests/device",)), suite.summary(
+            run_log.entries()
         )
 
     monkeypatch.setattr(suite, "ROOT", tmp_path)
-    monkeypatch.setattr(suite, "TESTS", tmp_path / "tests")
+    monkeypatch.setattr(suite, "TEST_FOLDER", tmp_path / "tests")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they would be most of the time
     return run
 

@@ -1,26 +1,13 @@
-"""Policies: other choices of experts than the router's, for ``intervene``.
-
-They are the choice-of-experts experiments of arXiv 2210.10253 (its code was never released) and
-what later work adds. A policy takes a ``Decision`` and returns a ``Routing``.
-
-*Ranks* count from 1, the best: first the experts a token has, by gate, then the others by their
-logits; ties to the earlier choice and to the lower index. Selection biases and groups of a router
-shape what a token has, and not the order of the others.
+"""Policies that choose experts: other ones than the router's, or fewer.
 
 A token that lost choices, or has fewer than K from an Expert Choice router (K = E there), has n
-experts; a policy that ranks, draws or masks gives it n others. Experts whose logit is −∞ (other
-members' in an ensemble) are never chosen: a policy that is told to, such as ``OneExpert``, raises
-ValueError. Such checks look at values, so on a GPU they wait for them; under torch.func they are
-left out.
+experts; a policy that ranks, draws or masks gives it n others. Experts whose logit is −∞ (those of
+other members in an ensemble) are never chosen: a policy that is told to choose one, such as
+``OneExpert``, raises ValueError. Such checks look at values, so on a GPU they wait for them; under
+torch.func they are left out. ``ranks`` says how a policy counts experts, ``gates`` how it weighs
+them.
 
-Policies that choose other experts weigh them by ``gates``:
-
-- "own": the gates that the router's rule gives these experts, from the logits without noise;
-  differentiable with respect to the logits. The default where the rule is known (``TopKRouter``).
-- "kept": the gates of the choices they replace, rank by rank; differentiable as those were. The
-  default elsewhere (Hugging Face, Expert Choice).
-- "uniform": 1 / number of the token's experts; constants.
-- "renormalized": "own" (else "kept"), divided by their sum.
+Shape suffixes: T tokens, K choices, E experts, M experts that may be drawn.
 """
 
 import zlib
@@ -31,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.kernels import Routing
-from ironmoe.moe.routing.gates import GATES, gates_for, uniform, with_sum
+from ironmoe.moe.routing.gates import GATES, gates_for
 from ironmoe.moe.routing.ranks import (
     all_available,
     as_many_as_before,
@@ -41,13 +28,15 @@ from ironmoe.moe.routing.ranks import (
     nobody_last,
     ranking,
 )
-from ironmoe.moe.routing.routed_layers import Decision, Edit
-from ironmoe.moe.routing.trace import LayerTrace, RoutingTrace
+from ironmoe.moe.routing.routed_layers import Decision
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A policy that chooses experts; ``gates`` as above, None for the default."""
+    """A policy that chooses experts. A class below says how, in ``choose``.
+
+    gates: one of ``GATES``, or None for the default; ``ironmoe.moe.policies`` explains them.
+    """
 
     gates: str | None = field(default=None, kw_only=True)
 
@@ -63,11 +52,11 @@ class _Choice:
         )
 
     def choose(self, decision: Decision) -> Tensor:
-        """(T, K′) experts; the decision's routing is ordered by rank."""
+        """(T, K′) experts, instead of those of the decision, whose routing is ordered by rank."""
         raise NotImplementedError
 
     def logits(self, decision: Decision) -> Tensor | None:
-        """(T, E), what own gates are made of."""
+        """(T, E) logits from which the router's rule makes own gates; None if there are none."""
         return decision.logits
 
 
@@ -79,18 +68,16 @@ class UseRanks(_Choice):
     first: int = 1
 
     def choose(self, decision: Decision) -> Tensor:
-        num_experts, top_k, skipped = (
-            decision.num_experts,
-            decision.routing.experts.shape[1],
-            self.first - 1,
-        )
+        num_experts, top_k = decision.num_experts, decision.routing.experts.shape[1]
+        skipped = self.first - 1
         problem = (
             f"first must be from 1 to {num_experts - top_k + 1} with {num_experts} experts and "
             f"top-{top_k}, got {self.first}"
         )
         if not 0 <= skipped < num_experts:
             raise ValueError(problem)
-        # what pad is asked to add before and after; it may be negative
+
+        # pad takes experts away where it is asked to add a negative number
         cut = (-skipped, skipped + top_k - num_experts)
         ranks_TK = torch.nn.functional.pad(ranking(decision), cut, value=num_experts)
         return as_many_as_before(ranks_TK, decision, problem)
@@ -121,8 +108,9 @@ class Lowest(_Choice):
 class RandomExperts(_Choice):
     """K different experts at random, of all or of the ``among`` best.
 
-    The draw depends on seed, layer, and a token's place in the batch alone: every forward with the
-    same images in the same places sees the same one. Another seed is another draw."""
+    The draw depends only on the seed, the layer, and a token's place in the batch: every forward
+    with the same images in the same places draws the same experts. Another seed is another draw.
+    """
 
     seed: int = 0
     among: int | None = None
@@ -133,11 +121,11 @@ class RandomExperts(_Choice):
         problem = f"among must be from K = {top_k} to E = {num_experts} or None, got {self.among}"
         if not top_k <= among <= num_experts:
             raise ValueError(problem)
+
         pool_TM = available(decision) if self.among is None else ranking(decision)[:, :among]
-        score_TM = torch.rand(
-            num_tokens, among, generator=_generator(self.seed, decision.layer)
-        ).to(pool_TM.device)
-        # nobody's places last
+        generator = _generator(self.seed, decision.layer)
+        score_TM = torch.rand(num_tokens, among, generator=generator).to(pool_TM.device)
+        # places without an expert come last: 2 is more than any score
         order_TM = score_TM.masked_fill(pool_TM == num_experts, 2).argsort(1)
         return as_many_as_before(pool_TM.gather(1, order_TM[:, :top_k]), decision, problem)
 
@@ -175,9 +163,11 @@ class AllExperts(_Choice):
 
 @dataclass(frozen=True)
 class PermuteExperts(_Choice):
-    """Expert e's tokens go to expert ``permutation[e]``, by default with the gates they had;
-    without one, a random permutation for each layer from ``seed``, in an ensemble of each member's
-    experts among themselves."""
+    """The tokens of expert e go to expert ``permutation[e]``, by default with the gates they had.
+
+    Without a permutation each layer draws one from ``seed``; in an ensemble it permutes the experts
+    of each member among themselves.
+    """
 
     gates: str | None = field(default="kept", kw_only=True)
     permutation: Sequence[int] | None = None
@@ -186,13 +176,10 @@ class PermuteExperts(_Choice):
     def choose(self, decision: Decision) -> Tensor:
         num_experts, from_TE = decision.num_experts, available(decision)
         if self.permutation is None:
-            order_E = torch.randperm(
-                num_experts, generator=_generator(self.seed, decision.layer)
-            ).to(from_TE.device)
-            from_TE, to_TE = (
-                nobody_last(from_TE, num_experts),
-                nobody_last(from_TE[:, order_E], num_experts),
-            )
+            generator = _generator(self.seed, decision.layer)
+            order_E = torch.randperm(num_experts, generator=generator).to(from_TE.device)
+            to_TE = nobody_last(from_TE[:, order_E], num_experts)
+            from_TE = nobody_last(from_TE, num_experts)
         elif sorted(self.permutation) != list(range(num_experts)):
             raise ValueError(
                 f"permutation must hold 0 … {num_experts - 1} once each, got {self.permutation}"
@@ -200,7 +187,8 @@ class PermuteExperts(_Choice):
         else:
             to_TE = torch.tensor(self.permutation, device=from_TE.device).expand_as(from_TE)
             from_TE = torch.arange(num_experts, device=from_TE.device).expand_as(from_TE)
-        # a dropped choice
+
+        # Place E says where a dropped choice goes: it stays dropped.
         stays_TE = from_TE.new_full((len(from_TE), num_experts + 1), num_experts)
         return stays_TE.scatter(1, from_TE, to_TE).gather(1, decision.routing.experts.long())
 
@@ -216,14 +204,13 @@ class MaskExperts(_Choice):
         for index in self.experts:
             if not 0 <= index < num_experts:
                 raise ValueError(f"experts must be from 0 to {num_experts - 1}, got {index}")
+
         experts_TK = decision.routing.experts
-        masked = torch.zeros(num_experts + 1, dtype=torch.bool, device=experts_TK.device)
-        left_TK = experts_TK.masked_fill(
-            masked.index_fill(0, self._indices(decision), True)[experts_TK.long()], num_experts
-        )
-        left = decision._replace(
-            routing=decision.routing._replace(experts=left_TK), logits=self.logits(decision)
-        )
+        nothing = torch.zeros(num_experts + 1, dtype=torch.bool, device=experts_TK.device)
+        is_masked = nothing.index_fill(0, self._indices(decision), True)
+        left_TK = experts_TK.masked_fill(is_masked[experts_TK.long()], num_experts)
+        routing = decision.routing._replace(experts=left_TK)
+        left = decision._replace(routing=routing, logits=self.logits(decision))
         problem = (
             f"experts must leave K = {top_k} of {num_experts}, got {len(set(self.experts))} to mask"
         )
@@ -256,95 +243,6 @@ class DropRank:
         )
 
 
-@dataclass(frozen=True)
-class Replay:
-    """The routing carried out in another forward of as many tokens: clean routing on adversarial
-    images, or the other way round.
-
-    trace: of the whole model, or of the one layer to steer
-    gates: "recorded" (constants), or as above for fresh gates of the recorded experts
-    """
-
-    trace: RoutingTrace | LayerTrace
-    gates: str = "recorded"
-
-    def __post_init__(self) -> None:
-        if self.gates not in ("recorded", *GATES):
-            raise ValueError(f"gates must be one of {('recorded', *GATES)}, got {self.gates!r}")
-
-    def __call__(self, decision: Decision) -> Routing:
-        layer = self._layer(decision)
-        tokens = len(layer.experts) if layer.routings else 0
-        if (tokens, layer.num_experts) != (len(decision.x), decision.num_experts):
-            raise ValueError(
-                f"trace must have recorded {len(decision.x)} tokens in {decision.layer} and "
-                f"{decision.num_experts} experts, "
-                f"got {tokens} and {layer.num_experts}"
-            )
-        recorded = Routing(
-            layer.gates.detach().to(decision.routing.gates), layer.experts.to(decision.x.device)
-        )
-        all_available(recorded.experts, decision)
-        if self.gates == "recorded":
-            return recorded
-        ranked = decision._replace(routing=by_rank(decision.routing, decision.num_experts))
-        experts_TK = by_rank(recorded, decision.num_experts).experts
-        return Routing(gates_for(ranked, experts_TK, self.gates, decision.logits), experts_TK)
-
-    def _layer(self, decision: Decision) -> LayerTrace:
-        if isinstance(self.trace, LayerTrace):
-            return self.trace
-        if decision.layer not in self.trace.layers:
-            raise ValueError(
-                f"trace must have a layer {decision.layer!r}, got {list(self.trace.layers)}"
-            )
-        return self.trace.layers[decision.layer]
-
-
-@dataclass(frozen=True)
-class FrozenGates:
-    """The router's choice, its gates constants: no gradient reaches the router."""
-
-    def __call__(self, decision: Decision) -> Routing:
-        return decision.routing._replace(gates=decision.routing.gates.detach())
-
-
-@dataclass(frozen=True)
-class RenormalizedGates:
-    """The router's choice, the gates of a token divided by their sum; differentiable."""
-
-    def __call__(self, decision: Decision) -> Routing:
-        return decision.routing._replace(gates=with_sum(decision.routing.gates, 1))
-
-
-@dataclass(frozen=True)
-class UniformGates:
-    """The router's choice, all kept choices of a token with the same weight, together 1;
-    constants."""
-
-    def __call__(self, decision: Decision) -> Routing:
-        return decision.routing._replace(gates=uniform(decision.routing.experts, decision))
-
-
-@dataclass(frozen=True)
-class SameSum:
-    """What ``policy`` does, the new gates of a token scaled to the sum of its gates before (still 0
-    where all new ones are); differentiable in both. How much experts weigh stays, so that what
-    changes comes from which experts they are."""
-
-    policy: Edit
-
-    def __post_init__(self) -> None:
-        if not callable(self.policy):
-            raise TypeError(
-                "policy must be a function from Decision to Routing, got "
-                f"{type(self.policy).__name__}"
-            )
-
-    def __call__(self, decision: Decision) -> Routing:
-        gates_TK, experts_TK = self.policy(decision)
-        return Routing(with_sum(gates_TK, decision.routing.gates.sum(1, keepdim=True)), experts_TK)
-
-
 def _generator(seed: int, layer: str) -> torch.Generator:
+    """Random numbers of a layer, from its name: they do not depend on what ran before."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed} {layer}".encode()))

@@ -24,12 +24,13 @@ BROKEN_DEVICE = (
     "misaligned address",
     "illegal instruction",
 )
-Entry = dict[str, Any]  # a line of the journal
+Entry = dict[str, Any]  # a line of the run log
 Row = dict[str, Any]  # a line of one of TABLES
+LONGEST_REASON = 300  # letters of an error that a row or a note keeps
 TABLES = ("rows", "kernels", "compiled", "blocks", "attack", "checks", "tuning", "notes")
 
 
-class Journal:
+class RunLog:
     """Entries by kind:
 
     - run: the settings, once at the top;
@@ -120,17 +121,17 @@ class Pen:
     """Writes for one job. ``done``: the parts that the job has finished, in earlier processes
     too."""
 
-    def __init__(self, journal: Journal, job: str) -> None:
-        self.journal, self.job = journal, job
-        self.done = set(finished_parts(journal.entries(), job))
+    def __init__(self, run_log: RunLog, job: str) -> None:
+        self.run_log, self.job = run_log, job
+        self.done = set(finished_parts(run_log.entries(), job))
 
     def begin(self, part: str, who: str = "") -> None:
         """Note what is under way: should the process die now, it died of this."""
-        self.journal.write("start", job=self.job, part=part, who=who)
+        self.run_log.write("start", job=self.job, part=part, who=who)
 
     def finish(self, part: str, **rows: list[dict[str, Any]]) -> None:
         """Note that a part is finished. ``rows``: lists for ``TABLES``."""
-        self.journal.write(
+        self.run_log.write(
             "part",
             job=self.job,
             part=part,
@@ -141,7 +142,7 @@ class Pen:
 
 def end_with_parent() -> None:
     """Have the kernel end this process when the one that started it ends, so that nobody else
-    writes to a journal that is resumed. Linux only; elsewhere nothing happens.
+    writes to a run log that is resumed. Linux only; elsewhere nothing happens.
     """
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1

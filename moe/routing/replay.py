@@ -1,0 +1,55 @@
+"""The policy that repeats the routing of another forward."""
+
+from dataclasses import dataclass
+
+from ironmoe.kernels import Routing
+from ironmoe.moe.routing.gates import GATES, gates_for
+from ironmoe.moe.routing.ranks import all_available, by_rank
+from ironmoe.moe.routing.routed_layers import Decision
+from ironmoe.moe.routing.trace import LayerTrace, RoutingTrace
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The routing that was carried out in another forward with the same number of tokens. It puts
+    the routing of clean images on adversarial ones, or the other way round.
+
+    trace: of the whole model, or of the one layer to steer.
+    gates: "recorded" (constants), or one of ``GATES`` for new gates of the recorded experts.
+    """
+
+    trace: RoutingTrace | LayerTrace
+    gates: str = "recorded"
+
+    def __post_init__(self) -> None:
+        if self.gates not in ("recorded", *GATES):
+            raise ValueError(f"gates must be one of {('recorded', *GATES)}, got {self.gates!r}")
+
+    def __call__(self, decision: Decision) -> Routing:
+        layer = self._layer(decision)
+        tokens = len(layer.experts) if layer.routings else 0
+        if (tokens, layer.num_experts) != (len(decision.x), decision.num_experts):
+            raise ValueError(
+                f"trace must have recorded {len(decision.x)} tokens in {decision.layer} and "
+                f"{decision.num_experts} experts, got {tokens} and {layer.num_experts}"
+            )
+
+        recorded = Routing(
+            layer.gates.detach().to(decision.routing.gates), layer.experts.to(decision.x.device)
+        )
+        all_available(recorded.experts, decision)
+        if self.gates == "recorded":
+            return recorded
+
+        ranked = decision._replace(routing=by_rank(decision.routing, decision.num_experts))
+        experts_TK = by_rank(recorded, decision.num_experts).experts
+        return Routing(gates_for(ranked, experts_TK, self.gates, decision.logits), experts_TK)
+
+    def _layer(self, decision: Decision) -> LayerTrace:
+        if isinstance(self.trace, LayerTrace):
+            return self.trace
+        if decision.layer not in self.trace.layers:
+            raise ValueError(
+                f"trace must have a layer {decision.layer!r}, got {list(self.trace.layers)}"
+            )
+        return self.trace.layers[decision.layer]
