@@ -29,7 +29,7 @@ class _Norms:
 
 
 class Attack(ABC):
-    """``attack(images, labels)`` gives adversarial images, ``attack.run(images, labels)`` an
+    """``attack(images, labels)`` returns adversarial images, ``attack.run(images, labels)`` an
     AttackResult.
 
     The model is any callable from images (B, …) to logits (B, C). While an attack runs, an
@@ -42,15 +42,15 @@ class Attack(ABC):
             example.
         norm: the name of a registered norm that the attack takes; ``norms`` lists them.
         bounds: lowest and highest valid pixel.
-        seed: of everything random. It depends on (seed, example index, attempt, step) alone, not on
+        seed: whatever is random depends on (seed, example index, attempt, step) alone, and not on
             batches.
         targeted: ``labels`` are the classes to reach, not the ones to leave.
         eot: ask the model this many times for each gradient and take the mean (Athalye et al.,
             arXiv 1802.00420): for random models.
         normalize: (mean, std) of the channels, if the model does not normalise its images itself.
             eps stays in units of ``bounds``.
-        logits_fn: takes the logits out of the model's output; ``.logits`` of Hugging Face outputs
-            is found without.
+        logits_fn: takes the logits out of the model's output. Outputs of Hugging Face models, with
+            ``.logits``, do not need it.
         attack_dtype: run the search under autocast in this dtype; predictions that count stay in
             full precision.
         routing: what the search does to routing (``ironmoe.attacks.engine.routing_mode``);
@@ -70,43 +70,21 @@ class Attack(ABC):
     """The attack takes a norm whose ball is one of these classes. It must ask the ball for nothing
     that all of them do not promise."""
 
-    max_queries: int
-    """An attempt that runs to its end asks the model this often; every attack must set it."""
-
-    restarts = 1
-    """The engine makes this many attempts at each image, and at each target if there are any."""
-
-    targets = 0
-    """The engine takes this many wrong classes as targets, one after another; 0 means none."""
-
-    gradient = True
-    """The engine asks for the gradient of the loss with every query."""
-
-    keeps: Keeps = "first"
-    """The engine keeps the first success and stops there; or, with "best", runs on and keeps the
-    point with the highest ``score``, successes first; or, with "last", keeps the last point."""
-
-    inside = True
-    """The engine takes every point to lie in ball and box, and does not measure its distance before
-    it counts the point as a success."""
-
-    starts_clean = False
-    """The first query of an attempt is about the clean image, which the engine never keeps as the
-    best point."""
-
-    exhaustive = False
-    """The engine makes all attempts, also after a success, and keeps the success with the highest
-    ``score``."""
-
-    attacks_wrong = False
-    """The engine also attacks images that the model misclassifies without any attack."""
-
-    takes_groups = True
-    """The engine may judge the points of images that influence each other together. This must be
-    False for an attack that accepts or rejects the step of each image by itself."""
-
     needs_a_box = False
     """The attack works only within finite ``bounds``, and refuses others."""
+
+    # The engine reads the attributes from here on. ``engine.search.Search`` says what each means;
+    # the two base classes below say which go together.
+    max_queries: int  # every attack must set it
+    restarts = 1
+    targets = 0
+    gradient = True
+    keeps: Keeps = "first"
+    inside = True
+    starts_clean = False
+    exhaustive = False
+    attacks_wrong = False
+    takes_groups = True
 
     def __init_subclass__(cls) -> None:
         """Refuse the former name of a method: uncalled, it would make costs wrong."""
@@ -133,23 +111,7 @@ class Attack(ABC):
         routing: RoutingMode | None = None,
     ) -> None:
         self.attacked_model = AttackedModel(model, normalize, logits_fn, attack_dtype, routing)
-        if norm not in self.norms:
-            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
-        if not len(bounds) == 2 or not bounds[0] < bounds[1]:
-            raise ValueError(
-                f"bounds must be (lowest, highest) with lowest < highest, got {bounds}"
-            )
-        if (self.needs_a_box or ball_of(norm).needs_finite_bounds) and not all(
-            math.isfinite(bound) for bound in bounds
-        ):
-            raise ValueError(
-                f"bounds must be finite for {type(self).__name__} in {norm}, got {bounds}"
-            )
-        if not isinstance(seed, int):
-            raise TypeError(f"seed must be an int, got {seed!r}")
-        radii = torch.as_tensor(eps, dtype=torch.float64)
-        if not bool((radii >= 0).all()) or bool(radii.isinf().any() and self.inside):
-            raise ValueError(f"eps must be finite and at least 0, got {eps}")
+        self._check_where(norm, bounds, eps, seed)
         if eot < 1:
             raise ValueError(f"eot must be at least 1, got {eot}")
         if targeted and self.targets:
@@ -157,6 +119,7 @@ class Attack(ABC):
                 f"targeted=True does not go with {type(self).__name__}, which goes through "
                 "targets of its own"
             )
+
         self.name = type(self).__name__
         self.eps = eps
         self.norm = norm
@@ -164,10 +127,33 @@ class Attack(ABC):
         self.seed = seed
         self.targeted = targeted
         self.eot = eot
-        # Images that the model couples change each other's predictions; those that only a routing
-        # mode couples share no more than a loss.
+
+        # Images that the model couples change each other's predictions. Those that only a routing
+        # mode couples share a loss and nothing else.
         self.coupled_by_model = images_coupled(model)
         self.coupled = self.coupled_by_model or self.attacked_model.routing.coupled_by_loss
+
+    def _check_where(self, norm: str, bounds: Bounds, eps: float | Tensor, seed: int) -> None:
+        """ValueError, TypeError: a norm, box, radius or seed that this attack cannot take."""
+        if norm not in self.norms:
+            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
+
+        if not len(bounds) == 2 or not bounds[0] < bounds[1]:
+            raise ValueError(
+                f"bounds must be (lowest, highest) with lowest < highest, got {bounds}"
+            )
+        needs_faces = self.needs_a_box or ball_of(norm).needs_finite_bounds
+        if needs_faces and not all(math.isfinite(bound) for bound in bounds):
+            raise ValueError(
+                f"bounds must be finite for {type(self).__name__} in {norm}, got {bounds}"
+            )
+
+        if not isinstance(seed, int):
+            raise TypeError(f"seed must be an int, got {seed!r}")
+
+        radii = torch.as_tensor(eps, dtype=torch.float64)
+        if not bool((radii >= 0).all()) or bool(radii.isinf().any() and self.inside):
+            raise ValueError(f"eps must be finite and at least 0, got {eps}")
 
     @property
     def model(self) -> Model:
@@ -175,16 +161,14 @@ class Attack(ABC):
 
     @property
     def search(self) -> str:
-        """How the search runs the model, where that is not the plain way; for names and
-        journals."""
-        attacked_model = self.attacked_model
+        """How the search runs the model, where that is not the plain way: a part of the names of
+        attacks in a list."""
+        routing = self.attacked_model.routing
         parts = {
             "targeted": self.targeted or None,
             "eot": self.eot if self.eot > 1 else None,
-            "attack_dtype": attacked_model.attack_dtype,
-            "routing": None
-            if type(attacked_model.routing) is RoutingMode
-            else attacked_model.routing,
+            "attack_dtype": self.attacked_model.attack_dtype,
+            "routing": None if type(routing) is RoutingMode else routing,
         }
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
 
@@ -198,7 +182,7 @@ class Attack(ABC):
         return public
 
     def images_per_unit(self, batch_size: int) -> int:
-        """How many images must be attacked together."""
+        """How many images must be attacked together in batches of this size."""
         group = images_per_unit(self.model, batch_size)
         return (
             max(batch_size // group, 1) * group
@@ -208,12 +192,12 @@ class Attack(ABC):
 
     @property
     def classes_needed(self) -> int:
-        """With fewer the attack is not what its name says."""
+        """With fewer classes the attack is not what its name says."""
         return max(2, self.targets + 1)
 
     @property
     def stages(self) -> Sequence["Attack"]:
-        """The attacks an image goes through until one succeeds."""
+        """The attacks that an image goes through until one succeeds."""
         return (self,)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -265,7 +249,8 @@ class Attack(ABC):
         return self.attacked_model.ask(attempts, self.objective, want_grad, self.eot)
 
     def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        """The loss, falling where a targeted attack wants it to fall."""
+        """(R,) the loss that the engine takes gradients of. A targeted attack lowers its loss, so
+        here it has the opposite sign."""
         loss = self.loss(logits, attempts)
         return -loss if self.targeted else loss
 
@@ -278,7 +263,7 @@ class Attack(ABC):
 
         logits (R, C), loss (R,) and grad (R, …) have one entry an attempt, and attempts may be at
         different steps. Nothing here may wait for the device: no branch on values, no ``nonzero``.
-        Attempts that are over are passed, too; what becomes of them does not matter.
+        Attempts that are over are among them, too; what becomes of them does not matter.
         """
 
     def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
@@ -287,12 +272,12 @@ class Attack(ABC):
         return loss
 
     def wants_gradient(self, attempts: Attempts) -> Tensor | None:
-        """(R,) bool: which attempts need the gradient this time; None: all, if ``gradient`` is set.
-        The engine asks only on CPU, where looking at the answer costs nothing."""
+        """(R,) bool: these attempts need the gradient now; None: all, if ``gradient`` is set. The
+        engine asks only on CPU, where reading the answer costs nothing."""
         return None
 
     def fooled(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        """(R,) bool: the point is what the attack is after, wherever it lies."""
+        """(R,) bool: the model gives the answer that the attack is after, wherever the point is."""
         hit = logits.argmax(1) == attempts["label"]
         return hit if self.targeted else ~hit
 
@@ -300,8 +285,8 @@ class Attack(ABC):
 class FixedRadiusAttack(Attack):
     """An attack that searches inside the ball of radius eps: PGD, APGD, Square and their relatives.
 
-    It looks for any adversarial point in the ball, so its first success is as good as a later one,
-    and no other attempt is needed after it.
+    Every point lies in the ball, so the engine need not measure distances during the search. Any
+    adversarial point in the ball will do, so no other attempt is needed after a success.
     """
 
     inside = True

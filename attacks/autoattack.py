@@ -80,11 +80,13 @@ class AutoAttack(Attack):
                 "attacks_to_run must be given for version 'custom' and for no other, got "
                 f"{list(attacks_to_run)}"
             )
+
         if version == "rand":
             options = {"eot": 20} | options
         super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
         if self.targeted:
             raise ValueError("targeted must be False: AutoAttack goes through targets of its own")
+
         self.version = version
         self.verbose = verbose
         self.attacks_to_run = list(attacks_to_run or VERSIONS[version])
@@ -117,6 +119,7 @@ class AutoAttack(Attack):
         return self._stages
 
     def _check_names(self) -> None:
+        """ValueError: names of no attack, or FAB with a routing mode that adds to the loss."""
         unknown = [name for name in self.attacks_to_run if name not in self._makers]
         if unknown:
             raise ValueError(f"attacks_to_run must be among {tuple(self._makers)}, got {unknown}")
@@ -134,11 +137,14 @@ class AutoAttack(Attack):
         model = self.model
         eps = self.eps
         options = self._options
+
+        # In L1 the standard version has its own settings (arXiv 2103.01208).
         standard = self.version == "standard"
         sparse = issubclass(ball_of(self.norm), SparseBall)
         radii: dict[str, Any] = {"three_radii": True} if sparse and standard else {}
         targets = 5 if sparse and standard else 9
         restarts = 1 if self.version == "rand" or (standard and not sparse) else 5
+
         return {
             "apgd-ce": lambda: APGD(model, eps, loss="ce", restarts=restarts, **radii, **options),
             "apgd-dlr": lambda: APGD(model, eps, loss="dlr", restarts=restarts, **options),
@@ -178,6 +184,7 @@ class AutoAttack(Attack):
         self, x: Tensor, y: Tensor, bs: int = 250
     ) -> dict[str, Tensor]:
         """Each attack by itself on all images: name → adversarial images."""
+        # Each runs the very attack that is a stage here, so that settings made on it count.
         singles = {
             name: AutoAttack(
                 self.model,
@@ -191,6 +198,7 @@ class AutoAttack(Attack):
         for name, single in singles.items():
             single._stages = [attack for attack in self.stages if attack.name == name]
             single._made = (name,)
+
         report = evaluate(self.model, (x, y), singles, batch_size=bs, keep_adversarial=True)
         found = {}
         for name, summary in report.attacks.items():

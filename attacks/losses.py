@@ -14,8 +14,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 AnyLoss = TypeVar("AnyLoss", Loss, TargetedLoss)
 
-TINY = 1e-12  # added to a difference of logits, so that equal logits give no 0 / 0
-DLR_CLASSES = 3  # the logits that the difference of logits ratio is made of
+# DLR divides by a difference of logits plus this number, so that equal logits give no 0 / 0.
+LEAST_DIFFERENCE = 1e-12
+# DLR compares so many of the highest logits with each other.
+DLR_CLASSES = 3
 TARGETED_DLR_CLASSES = 4
 
 
@@ -36,15 +38,15 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio (Croce & Hein, arXiv 2003.01690, sec. 4): the margin over z₁ − z₃,
     z₁ ≥ z₂ ≥ … the sorted logits.
 
-    It is the same for logits multiplied or shifted by a number. So its gradient, unlike that of the
-    cross-entropy, does not vanish where a model is very sure.
+    Multiplying the logits by a number, or adding one, does not change it. So its gradient does not
+    vanish where a model is very sure, as that of the cross-entropy does.
 
     Raises:
         ValueError: fewer than 3 classes.
     """
     _check_classes(logits, DLR_CLASSES, "dlr", "margin")
     top = logits.topk(DLR_CLASSES, dim=1).values
-    return margin(logits, labels) / (top[:, 0] - top[:, 2] + TINY)
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + LEAST_DIFFERENCE)
 
 
 def sigmoid_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """
     _check_classes(logits, TARGETED_DLR_CLASSES, "targeted_dlr", "targeted_margin")
     top = logits.topk(TARGETED_DLR_CLASSES, dim=1).values
-    scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + TINY
+    scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + LEAST_DIFFERENCE
     return targeted_margin(logits, labels, targets) / scale
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-# 2⁶⁴/φ as a signed 64-bit integer; tensors wrap around as the method wants
+# GOLDEN is 2⁶⁴/φ. All are signed 64-bit integers, and tensors wrap around as the method wants.
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 MIX2 = 0x94D049BB133111EB - (1 << 64)

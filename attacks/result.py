@@ -11,20 +11,20 @@ class AttackResult:
     device.
 
     adversarial:   (N, …) float32 (float64 for float64 images); the clean image where it was
-        misclassified already (but see PGD.vmoe)
+                   misclassified already (but see PGD.vmoe)
     clean_correct: bool; the clean image is classified as its label (a targeted attack: not as its
-        target)
+                   target)
     success:       bool; clean_correct, and the final image was predicted again in full precision,
-                   as another class (a targeted
-                   attack: as its target), at a distance ≤ eps
+                   as another class (a targeted attack: as its target), at a distance ≤ eps
     prediction:    int64; the class of the final image
     distance:      float64; distance of the final image in the attack's norm
-    steps:         int64; questions asked before the first success, 0 if the starting point was one;
-        −1 without success
-    found:         bool; the search found a point that it counted as a success. Such points are more
-                   than ``success`` where the search runs in low precision, or on another model than
-                   the one that predicts, or where a model is random
-    forwards, backwards: int64; passes of the model this example took part in
+    steps:         int64; how many queries came before the first success, 0 if the starting point
+                   was one; −1 without success
+    found:         bool; the search saw a success. The prediction may not have confirmed it, where
+                   the search runs in low precision or on another model than the one that predicts,
+                   or where a model is random
+    forwards:      int64; forward passes of the model that this example took part in
+    backwards:     int64; backward passes
     flags:         name → bool (N,): "zero_gradient", the first gradient of an attempt was 0
                    everywhere; "loss_rising", the loss was still rising when an unsuccessful attempt
                    ended

@@ -18,6 +18,9 @@ from ironmoe.kernels.attack_step import column
 # beyond eps.
 MARGIN = 2.0**-44
 
+# The sum of the exponential spacings counts as at least this, so that it may be divided by.
+SMALLEST_SUM = 1e-30
+
 
 @torch.no_grad()
 def l1_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: Bounds) -> Tensor:
@@ -39,7 +42,7 @@ def l1_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: Bounds) ->
     """
     x = center.flatten(1).double()
     y = point.flatten(1).double() - x
-    # As the clamp below rounds them.
+    # The faces of the box as the clamp below rounds them.
     low, high = (torch.tensor(bound, dtype=center.dtype, device="cpu").item() for bound in bounds)
     room = torch.where(y > 0, high - x, x - low)
     size = y.abs()
@@ -49,7 +52,7 @@ def l1_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: Bounds) ->
     length = (size - shift).clamp_min(0).minimum(room)
 
     # Rounding may have left the lengths too long, and may round a point outwards.
-    spent = length.sum(1, keepdim=True).clamp_min(1e-300)
+    spent = length.sum(1, keepdim=True).clamp_min(lengths.SHORTEST_STEP)
     length = length * (radius * (1 - MARGIN) / spent).clamp_max(1)
     wide = x + y.sign() * length
     moved = wide.to(center.dtype)
@@ -131,7 +134,7 @@ class L1Ball(PowerBall, SparseBall, HyperplaneBall):
 
         # d of d + 1 exponentials, over the sum of all, are uniform in the simplex.
         spacings = -torch.log1p(-uniform(keys, (pixels + 1,), dtype))
-        whole = spacings.sum(1, keepdim=True).clamp_min(1e-30)
+        whole = spacings.sum(1, keepdim=True).clamp_min(SMALLEST_SUM)
         share = (spacings[:, :-1] / whole).view_as(self.center)
         sign = torch.where(uniform(keys, shape, dtype, stream=1) < 0.5, -1.0, 1.0)
 

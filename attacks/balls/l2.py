@@ -10,6 +10,9 @@ from ironmoe.attacks.balls.hyperplane import all_at_once, step_to_hyperplane
 from ironmoe.attacks.random import normal, uniform
 from ironmoe.kernels.attack_step import column, l2_ascent, l2_projection, l2_step
 
+# A point that rounding left outside is first shrunk by this share more than needed.
+FIRST_MARGIN = 1e-7
+
 
 @register_norm
 class L2Ball(PowerBall, StraightBall, HyperplaneBall):
@@ -33,7 +36,7 @@ class L2Ball(PowerBall, StraightBall, HyperplaneBall):
         shape = self.center.shape[1:]
         dtype = self.center.dtype
         direction = self.random_direction(keys, shape, dtype)
-        length = direction.flatten(1).norm(dim=1).clamp_min(lengths.SHORTEST)
+        length = direction.flatten(1).norm(dim=1).clamp_min(lengths.SHORTEST_DIRECTION)
 
         # The volume within a radius grows with its power, the number of pixels.
         pixels = max(self.center[0].numel(), 1)
@@ -44,15 +47,15 @@ class L2Ball(PowerBall, StraightBall, HyperplaneBall):
 
     def random_sphere_point(self, keys: Tensor) -> Tensor:
         direction = self.random_direction(keys, self.center.shape[1:], self.center.dtype)
-        length = direction.flatten(1).norm(dim=1).clamp_min(lengths.SHORTEST)
+        length = direction.flatten(1).norm(dim=1).clamp_min(lengths.SHORTEST_DIRECTION)
         return self.center + column(self.eps / length, self.center) * direction
 
     def tighten(self, point: Tensor) -> Tensor:
         """Shrinks what is too long by a margin that doubles until rounding no longer matters."""
-        margin = 1e-7
+        margin = FIRST_MARGIN
         eps = self.eps.double()
         while bool((over := self.distance(point) > eps).any()):
-            shrink = eps / self.distance(point).clamp_min(1e-300) * (1 - margin)
+            shrink = eps / self.distance(point).clamp_min(lengths.SHORTEST_STEP) * (1 - margin)
             scale = torch.where(over, shrink, 1.0)
             shrunk = self.center + column(scale.clamp(0, 1), self.center) * (point - self.center)
             point = torch.where(column(over, point).bool(), shrunk.clamp(*self.bounds), point)

@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
-SHORTEST = 1e-12
+SHORTEST_DIRECTION = 1e-12
 """A random direction counts as at least so long, so that one of length 0 stays where it is."""
+
+SHORTEST_STEP = 1e-300
+"""A float64 step counts as at least so long: it may be divided by, and its own length is kept."""
 
 
 def largest(values: Tensor) -> Tensor:
@@ -25,5 +28,5 @@ def euclidean(values: Tensor) -> Tensor:
 
 
 def divisor(values: Tensor) -> Tensor:
-    """``values`` ≥ 0 to divide by: never 0, so that 0 / 0 is 0 and not NaN."""
+    """``values`` ≥ 0, with 0 replaced by the smallest normal number, so that 0 / 0 gives 0."""
     return values.clamp_min(torch.finfo(values.dtype).tiny)

@@ -80,7 +80,7 @@ class LinfBall(BoxBall, StraightBall, HyperplaneBall):
 
     def random_sphere_point(self, keys: Tensor) -> Tensor:
         noise = self.random_direction(keys, self.center.shape[1:], self.center.dtype)
-        stretch = self.eps / self.length(noise).clamp_min(lengths.SHORTEST)
+        stretch = self.eps / self.length(noise).clamp_min(lengths.SHORTEST_DIRECTION)
         return self.center + column(stretch, self.center) * noise
 
     def distance(self, point: Tensor) -> Tensor:

@@ -32,11 +32,11 @@ class ActiveBatch:
     """The active batch of one attack.
 
     Args:
-        size: units it holds at most.
-        unit_size: images of a unit.
+        size: how many units it holds at most.
+        unit_size: how many images a unit has.
         fixed: keep the number of attempts while units come and go (it only halves at the end), as a
             GPU wants it; else compute only attempts that have work to do.
-        free_up_to: so many units cost hardly more than one.
+        free_up_to: up to so many units cost hardly more than one.
 
     Attributes:
         attempts: of all places, those of a unit side by side.
@@ -84,7 +84,7 @@ class ActiveBatch:
 
     @property
     def passes(self) -> int:
-        """How many passes a round takes for each image, at most."""
+        """How many forward passes a round makes for each image, at most."""
         count = max(len(self.owners) * self.unit_size, 1)
         device = "cuda" if self.fixed else "cpu"
         return self.attack.passes_per_query(count, device) + self.rounds.confirms
@@ -114,7 +114,7 @@ class ActiveBatch:
         jobs = [self.ready.popleft() for _ in range(max(0, min(room, len(self.ready))))]
         new = [Owner(job, job.take_attempt()) for job in jobs]
         if draining:
-            new += self._siblings(room - len(new), [*owners, *new])
+            new += self._later_attempts(room - len(new), [*owners, *new])
         if new:
             owners += new
             parts.append(self._begin(new))
@@ -128,7 +128,7 @@ class ActiveBatch:
         the device."""
         self.rounds.play(self.attempts)
 
-    def harvest(self) -> tuple[list[Owner], Attempts] | None:
+    def take_finished(self) -> tuple[list[Owner], Attempts] | None:
         """Take out the units whose attempts are over; None if there are none. The host waits for
         the device here.
 
@@ -176,9 +176,10 @@ class ActiveBatch:
         self.returning.clear()
         return jobs
 
-    def _siblings(self, room: int, taken: list[Owner]) -> list[Owner]:
-        """Attempts side by side with earlier ones of their job. An image that has withstood an
-        attempt will likely need them all; of others only so many as cost next to nothing."""
+    def _later_attempts(self, room: int, taken: list[Owner]) -> list[Owner]:
+        """Attempts that run beside earlier ones of their job. An image that has withstood an
+        attempt will likely need them all, so its attempts take all of the room. Attempts at other
+        images are likely in vain, and take only places that cost next to nothing."""
         owners = [owner for owner in (*self.owners, *taken) if owner is not None]
         at_work = list(dict.fromkeys(owner.job for owner in owners))
         withstood = [job for job in at_work if any(end is not None for end in job.ends)]
@@ -223,8 +224,8 @@ class ActiveBatch:
         return attempts
 
     def _candidates(self, attempts: Attempts) -> Tensor:
-        """(R, …) the points to be predicted again: where the attempt succeeded, its best point, or
-        its last."""
+        """(R, …) the points to be predicted again: the candidate of an attempt that succeeded, the
+        last point of another."""
         if self.attack.keeps == "last":
             return attempts["point"]
         if self.rounds.keeps_best:
@@ -249,15 +250,15 @@ class ActiveBatch:
             self._compact(min(self.size, _power_of_two(len(self.owners))))
 
     def _shrink(self) -> None:
-        """Give up free places: nobody is waiting for them after ``fill``."""
+        """Drop free places. After ``fill`` no attempt is waiting for one."""
         count = self.active
         target = _power_of_two(count) if self.fixed else count
         if target < len(self.owners):
             self._compact(target)
 
     def _compact(self, target: int) -> None:
-        """Units at work first, then as many free places as make ``target``. A free place holds a
-        copy of some unit, since every place is computed."""
+        """Put the units at work first, and pad with free places up to ``target`` places. A free
+        place holds a copy of some unit, since every place is computed."""
         taken = self._taken()
         filler = taken[0] if taken else 0
         places = taken + [filler] * (target - len(taken))
@@ -277,5 +278,5 @@ class ActiveBatch:
 
 
 def _power_of_two(count: int) -> int:
-    """The next one, 0 for 0."""
+    """The smallest power of two that is at least ``count``; 0 for 0."""
     return 1 << (count - 1).bit_length() if count else 0

@@ -33,9 +33,9 @@ class Admission:
     """Makes the jobs of a chunk.
 
     Args:
-        chains: each a sequence of stages.
-        unit_sizes: of each chain.
-        batch_size: images that are predicted together, about.
+        chains: each is a sequence of stages.
+        unit_sizes: for each chain, how many images a unit has.
+        batch_size: about so many images are predicted together.
         resume: (chain, the numbers of a unit's images) → where to begin; None: nothing to do.
     """
 
@@ -53,8 +53,8 @@ class Admission:
         self.targets = max((stage.attack.targets for chain in chains for stage in chain), default=0)
 
     def beginnings(self, chunk: Chunk) -> list[Beginning]:
-        """The units that are not decided; what is left over at the end of a chunk, which only the
-        last chunk may have, makes a smaller unit."""
+        """The units that are not decided. What is left over at the end of a chunk makes a smaller
+        unit; only the last chunk may have such a rest."""
         numbers = chunk.indices.tolist()
         found = []
         for chain, unit_size in enumerate(self.unit_sizes):
@@ -78,7 +78,7 @@ class Admission:
         return asked.nonzero().squeeze(1).to(chunk.labels.device)
 
     def clean_logits(self, chunk: Chunk, places: Tensor) -> Tensor:
-        """(n, C), right in these places and 0 elsewhere."""
+        """Logits (n, C) of the clean images at these places; 0 in other rows."""
         group = self._group_size
         count = len(chunk.labels)
         in_whole_groups = places < count // group * group
@@ -121,11 +121,11 @@ class Admission:
 
     @property
     def _group_size(self) -> int:
-        """Of images that the model must see together."""
+        """How many images the model must see together."""
         return images_per_unit(self.chains[0][0].attack.model, self.batch_size)
 
     def _correct(self, chain: Sequence[Stage], chunk: Chunk, logits: Tensor) -> list[bool]:
-        """Whether each image is what the attacks of this chain want to change."""
+        """Whether each clean image is not yet what the attacks of this chain want it to be."""
         return (~chain[0].attack.fooled(logits, {"label": chunk.labels})).tolist()
 
     def _examples(self, chunk: Chunk, logits: Tensor) -> list[Example]:
@@ -135,6 +135,7 @@ class Admission:
         predictions = logits.argmax(1).tolist()
         classes = self._other_classes(chunk.labels, logits)
         eps = [None] * len(labels) if chunk.eps is None else chunk.eps.tolist()
+
         return [
             Example(
                 number=numbers[one],

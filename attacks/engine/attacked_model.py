@@ -1,7 +1,7 @@
 """The model under attack: images in, checked logits, losses and input gradients out."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,12 @@ Objective = Callable[[Tensor, Attempts], Tensor]
 
 
 class Answer(NamedTuple):
-    """logits (R, C) and loss (R,) in at least float32; grad (R, …) of the summed loss, None if not
-    asked for.
+    """What the model says about R points.
 
-    asked: passes that it took for each attempt; used: (R,) how many steps the attempt has made with
-        it
+    logits, loss: (R, C) and (R,), in at least float32
+    grad: (R, …) of the summed loss; None if nobody asked for it
+    asked: forward passes that each attempt cost
+    used: (R,) how many queries of the attempt this answer counts for
     """
 
     logits: Tensor
@@ -30,14 +31,16 @@ class Answer(NamedTuple):
 
 
 class AttackedModel:
-    """A model with the way to call it.
+    """Calls the user's model: prepares images, checks logits, counts passes.
+
+    It knows nothing of attacks: the loss comes as a function of logits and attempts.
 
     Args:
         model: any callable from images (B, …) to logits (B, C).
         normalize: (mean, std) of each channel: the model gets (image − mean) / std. None: the image
             itself.
-        logits_fn: what takes the logits out of the model's output. None: the output, or its
-            ``.logits``.
+        logits_fn: takes the logits out of the model's output. None: the output itself is the
+            logits, or has them as ``.logits``.
         attack_dtype: the search runs under autocast in this dtype; ``predict`` is always in full
             precision.
         routing: what the search does to routing; ``predict`` leaves it free.
@@ -51,47 +54,31 @@ class AttackedModel:
         attack_dtype: torch.dtype | None = None,
         routing: RoutingMode | None = None,
     ) -> None:
-        if routing is not None and not isinstance(routing, RoutingMode):
-            got = (
-                f"the class {routing.__name__}"
-                if isinstance(routing, type)
-                else type(routing).__name__
-            )
-            raise TypeError(
-                f"routing must be None or one mode at a time, such as FrozenRouting(), got {got}"
-            )
-        if routing is not None and not isinstance(model, nn.Module):
-            raise TypeError(
-                f"routing modes need an nn.Module with MoE layers, got {type(model).__name__}"
-            )
-        if not callable(model):
-            raise TypeError(
-                f"model must be callable, from images to logits, got {type(model).__name__}"
-            )
-        if logits_fn is not None and not callable(logits_fn):
-            raise TypeError(
-                "logits_fn must be callable, from the model's output to logits, got "
-                f"{type(logits_fn).__name__}"
-            )
+        _check_routing(routing, model)
+        _check_calls(model, logits_fn)
         if attack_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(
                 f"attack_dtype must be None, torch.bfloat16 or torch.float16, got {attack_dtype}"
             )
+
         self.model = model
         self.logits_fn = logits_fn
         self.attack_dtype = attack_dtype
         self.routing = routing or RoutingMode()
         self.normalize = None if normalize is None else _checked(normalize)
-        self.image_dtype = torch.float32  # that of the user's images
-        # passes of single images, as long as this object lives
+        self.image_dtype = torch.float32  # callers set it to the dtype of the user's images
+
+        # Both count passes of single images, from the moment this object is made.
         self.forwards = 0
         self.backwards = 0
+
+        # (2,) how many rows of one answer had NaN logits and NaN gradients, the most so far
         self._nan: Tensor | None = None
         self._constants: dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, Tensor]] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was chosen."""
+        """The four options that the user chose."""
         return {
             name: getattr(self, name)
             for name in ("normalize", "logits_fn", "attack_dtype", "routing")
@@ -104,43 +91,28 @@ class AttackedModel:
         if self.normalize is not None:
             mean, std = self._shift_and_scale(images)
             images = (images - mean) / std
+
         output = self.model(images)
         if self.logits_fn is not None:
             output = self.logits_fn(output)
         elif not isinstance(output, Tensor):
-            output = getattr(output, "logits", output)
-        if (
-            not isinstance(output, Tensor)
-            or output.ndim != 2
-            or len(output) != len(points)
-            or not output.is_floating_point()
-        ):
-            got = (
-                f"{output.dtype} {tuple(output.shape)}"
-                if isinstance(output, Tensor)
-                else type(output).__name__
-            )
-            raise TypeError(
-                f"model must return a float tensor of logits ({len(points)}, C), or logits_fn "
-                f"take it out of the output, got {got}"
-            )
-        return output
+            output = getattr(output, "logits", output)  # Hugging Face models return objects
+        return _checked_logits(output, len(points))
 
     @property
     def searches_another_model(self) -> bool:
-        """Whether the forward pass of the search is another than that of the predictions that
-        count."""
+        """Whether the search runs the model in another way than the predictions that count."""
         return self.attack_dtype is not None or not self.routing.free_forward
 
     @torch.no_grad()
     def judge(self, points: Tensor) -> Tensor:
-        """(B, C) logits of the model that counts: in full precision, also inside a user's autocast,
-        with free routing. Does not wait for the device."""
+        """(B, C) logits that verdicts rest on: in full precision, also inside a user's autocast,
+        and with free routing. The host does not wait for the device."""
         with torch.autocast(points.device.type, enabled=False):
             return self.logits(points)
 
     def predict(self, points: Tensor) -> Tensor:
-        """What ``judge`` says, looked at; never NaN."""
+        """Logits of ``judge``. Raises ValueError if one is NaN; the host waits for the device."""
         logits = self.judge(points)
         bad = logits.isnan().any(1)
         if bool(bad.any()):
@@ -151,8 +123,8 @@ class AttackedModel:
         return logits
 
     def record(self, clean: Tensor) -> Attempts:
-        """What the routing mode keeps of clean images, which it shows to the model as the search
-        does."""
+        """What the routing mode keeps of clean images. It shows them to the model as the search
+        does: normalised, and in the precision of the search."""
 
         def ask(images: Tensor) -> Tensor:
             with self._precision(images):
@@ -163,69 +135,83 @@ class AttackedModel:
     def ask(
         self, attempts: Attempts, objective: Objective, want_grad: bool = True, repeats: int = 1
     ) -> Answer:
-        """What the model says to ``attempts["point"]``, in the search's precision. A random model
-        is asked ``repeats`` times, and the answer is the mean.
+        """What the model says about ``attempts["point"]``, in the precision of the search. It is
+        asked ``repeats`` times, and the answer is the mean: for random models.
 
-        NaN is only noted here: ``check`` raises it, once the host looks at results anyway.
+        NaN is only noted here. ``check`` raises the error, when the host reads results anyway.
         """
         answers = [self._ask(attempts, objective, want_grad) for _ in range(repeats)]
         if repeats == 1:
             return answers[0]
-        logits, loss = (torch.stack([answer[i] for answer in answers]).mean(0) for i in (0, 1))  # type: ignore[misc]
+
+        logits = torch.stack([answer.logits for answer in answers]).mean(0)
+        loss = torch.stack([answer.loss for answer in answers]).mean(0)
         grads = [answer.grad for answer in answers if answer.grad is not None]
         return Answer(logits, loss, torch.stack(grads).mean(0) if grads else None, repeats)
 
     def forget(self) -> None:
-        """Leave out what went wrong in an earlier run."""
+        """Discard the NaN counts of an earlier run."""
         self._nan = None
 
     def check(self) -> None:
-        """Raise what went wrong since the last check."""
-        if self._nan is not None:
-            logits, grads = self._nan.tolist()
-            self._nan = None
-            if logits:
-                raise ValueError(
-                    f"model must return finite logits, got NaN for {logits} examples of a batch"
-                )
-            if grads:
-                raise ValueError(
-                    f"model must have finite input gradients, got NaN for {grads} examples"
-                )
+        """Raise ValueError if logits or gradients were NaN since the last check."""
+        if self._nan is None:
+            return
+
+        logits, grads = self._nan.tolist()
+        self._nan = None
+        if logits:
+            raise ValueError(
+                f"model must return finite logits, got NaN for {logits} examples of a batch"
+            )
+        if grads:
+            raise ValueError(
+                f"model must have finite input gradients, got NaN for {grads} examples"
+            )
 
     def _ask(self, attempts: Attempts, objective: Objective, want_grad: bool) -> Answer:
+        """One forward pass of every point, and one backward pass if gradients are wanted."""
         points = attempts["point"].detach().requires_grad_(want_grad)
+        model = cast(nn.Module, self.model)  # it is one if there is a routing mode
         grad = None
+
         # With activation checkpointing the backward pass routes again, so it belongs inside the
         # mode, too.
-        with torch.set_grad_enabled(want_grad), self.routing.around(self.model, attempts) as term:  # type: ignore[arg-type]
+        with torch.set_grad_enabled(want_grad), self.routing.around(model, attempts) as term:
             with self._precision(points):
                 logits = self.logits(points)
                 extra = term() if term is not None else None
+
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss = objective(logits, attempts)
             loss = loss if extra is None else loss + extra.to(loss)
             if loss.shape != attempts["label"].shape:
                 raise ValueError(
                     "loss must return one value an example, shape "
-                    f"{tuple(attempts['label'].shape)}, "
-                    f"got {tuple(loss.shape)}"
+                    f"{tuple(attempts['label'].shape)}, got {tuple(loss.shape)}"
                 )
+
             if want_grad:
-                if not loss.requires_grad:
-                    mode = "" if type(self.routing) is RoutingMode else f" under {self.routing}"
-                    raise ValueError(
-                        "model must be differentiable with respect to its images, got logits "
-                        f"without a graph{mode}"
-                    )
-                (grad,) = torch.autograd.grad(loss.sum(), [points])
-                self.backwards += len(points)
+                grad = self._gradient(loss, points)
+
         self._note(logits, grad)
         return Answer(logits.detach(), loss.detach(), grad)
 
+    def _gradient(self, loss: Tensor, points: Tensor) -> Tensor:
+        """(R, …) of the summed loss; each loss depends on its own point, or on a whole group's."""
+        if not loss.requires_grad:
+            mode = "" if type(self.routing) is RoutingMode else f" under {self.routing}"
+            raise ValueError(
+                "model must be differentiable with respect to its images, got logits "
+                f"without a graph{mode}"
+            )
+        (grad,) = torch.autograd.grad(loss.sum(), [points])
+        self.backwards += len(points)
+        return grad
+
     def _shift_and_scale(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, std) shaped to go with the images; made once, since copying numbers to a GPU makes
-        the host wait."""
+        """(mean, std), shaped to go with the images. They are made once, since copying numbers to a
+        GPU makes the host wait."""
         assert self.normalize is not None
         key = images.dtype, images.device, images.ndim
         if key not in self._constants:
@@ -238,25 +224,69 @@ class AttackedModel:
         return self._constants[key]
 
     def _precision(self, points: Tensor) -> torch.autocast:
-        """That of the search."""
+        """The autocast context in which the search runs the model."""
         return torch.autocast(
             points.device.type, enabled=self.attack_dtype is not None, dtype=self.attack_dtype
         )
 
     def _note(self, logits: Tensor, grad: Tensor | None) -> None:
+        """Count NaN on the device, so that the host need not wait."""
         nan = logits.isnan().any(1).sum()
         nan_grad = torch.zeros_like(nan) if grad is None else grad.flatten(1).isnan().any(1).sum()
         seen = torch.stack([nan, nan_grad])
         self._nan = seen if self._nan is None else torch.maximum(self._nan, seen)
 
 
+def _check_routing(routing: RoutingMode | None, model: Model) -> None:
+    """TypeError: a routing that is no mode, or a model that modes cannot reach into."""
+    if routing is None:
+        return
+    if not isinstance(routing, RoutingMode):
+        is_class = isinstance(routing, type)
+        got = f"the class {routing.__name__}" if is_class else type(routing).__name__
+        raise TypeError(
+            f"routing must be None or one mode at a time, such as FrozenRouting(), got {got}"
+        )
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"routing modes need an nn.Module with MoE layers, got {type(model).__name__}"
+        )
+
+
+def _check_calls(model: Model, logits_fn: Callable[[Any], Tensor] | None) -> None:
+    """TypeError: a model or a ``logits_fn`` that cannot be called."""
+    if not callable(model):
+        raise TypeError(
+            f"model must be callable, from images to logits, got {type(model).__name__}"
+        )
+    if logits_fn is not None and not callable(logits_fn):
+        raise TypeError(
+            "logits_fn must be callable, from the model's output to logits, got "
+            f"{type(logits_fn).__name__}"
+        )
+
+
+def _checked_logits(output: Any, count: int) -> Tensor:
+    """The model's output. TypeError: it is no float tensor (count, C)."""
+    is_tensor = isinstance(output, Tensor)
+    if not is_tensor or output.ndim != 2 or len(output) != count or not output.is_floating_point():
+        got = f"{output.dtype} {tuple(output.shape)}" if is_tensor else type(output).__name__
+        raise TypeError(
+            f"model must return a float tensor of logits ({count}, C), or logits_fn "
+            f"take it out of the output, got {got}"
+        )
+    return output
+
+
 def _checked(normalize: Normalize) -> tuple[list[float], list[float]]:
+    """The means and standard deviations as floats. TypeError, ValueError: they are not that."""
     try:
         mean, std = ([float(v) for v in values] for values in normalize)
     except (TypeError, ValueError):
         raise TypeError(
             f"normalize must be (mean, std) with a number for each channel, got {normalize!r}"
         ) from None
+
     if len(mean) != len(std) or not all(s > 0 for s in std):
         raise ValueError(
             f"normalize must be (mean, std) of equal length with std above 0, got {normalize!r}"

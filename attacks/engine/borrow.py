@@ -21,12 +21,17 @@ def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+
+        # Forking the random state of a GPU would initialise CUDA in a process that does not use it.
         used_gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         stack.enter_context(torch.random.fork_rng(devices=used_gpus))
+
         if isinstance(model, nn.Module):
             stack.enter_context(freeze_weights(model))
+
             flags = [(module, module.training) for module in model.modules()]
             stack.callback(_set_training, flags)
+
             losses = [
                 (module, vars(module)["aux_loss"])
                 for module in model.modules()
@@ -34,6 +39,7 @@ def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
             ]
             stack.callback(_set_aux_loss, losses)
             model.eval()
+
         yield
 
 

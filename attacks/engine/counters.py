@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LATE = 0.9  # of an attempt: a loss that gains much after this share of it was still rising
-STILL_RISING = 0.05  # of the gain of the whole attempt
+# The loss was still rising if it gained much late in the attempt: after this share of the queries …
+LATE = 0.9
+# … more than this share of its whole gain.
+STILL_RISING = 0.05
 
 
 class Counters(NamedTuple):
-    """Of one image under one attack, or of a part of the work on it.
+    """What was counted for one image under one attack, or for a part of that work.
 
     found: the search counted some point as a success
     forwards, backwards: passes of the model that the image took part in
@@ -30,7 +32,7 @@ class Counters(NamedTuple):
     loss_rising: bool = False
 
     def plus(self, other: "Counters") -> "Counters":
-        """Passes are added; a sign that showed once has shown."""
+        """The sum: passes add up, and a sign is set if either has it."""
         return Counters(
             found=self.found or other.found,
             forwards=self.forwards + other.forwards,
@@ -40,9 +42,14 @@ class Counters(NamedTuple):
         )
 
     def with_verdict(self, fell: bool) -> "Counters":
-        """An image that fell was found, and its loss need not have risen any more."""
+        """The counters once the verdict is known. An image that fell counts as found, and whether
+        its loss was still rising no longer matters."""
         return self._replace(found=self.found or fell, loss_rising=self.loss_rising and not fell)
 
+
+SIGNS = Counters._fields[-2:]
+"""The signs that a search went wrong; ``flags`` of results and reports have these names."""
+ZERO_GRADIENT, LOSS_RISING = SIGNS
 
 CLEAN_PREDICTION = Counters(forwards=1)
 
@@ -101,12 +108,12 @@ def count_answer(
 
 
 def count_confirmation(attempts: dict[str, Tensor], asked: Tensor) -> None:
-    """Note a pass of the judging model, for the attempts (R,) bool that it was asked about."""
+    """Note a pass of the judging model for the attempts that it was ``asked`` about, (R,) bool."""
     attempts["forwards"] = attempts["forwards"] + (asked & ~attempts["over"])
 
 
 def forget_passes(attempts: dict[str, Tensor]) -> None:
-    """The passes so far are noted with the job; an attempt that goes on counts from 0."""
+    """Count passes from 0 again: the job has noted those so far, and the attempt goes on."""
     attempts["forwards"] = torch.zeros_like(attempts["forwards"])
     attempts["backwards"] = torch.zeros_like(attempts["backwards"])
 
@@ -159,5 +166,5 @@ def result_fields(columns: Mapping[str, Tensor]) -> dict[str, Any]:
         "found": columns["found"].bool(),
         "forwards": columns["forwards"],
         "backwards": columns["backwards"],
-        "flags": {name: columns[name].bool() for name in ("zero_gradient", "loss_rising")},
+        "flags": {name: columns[name].bool() for name in SIGNS},
     }

@@ -5,7 +5,7 @@ other. Its size is the number of these images.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class Chunk(NamedTuple):
 
 
 def prepared(images: Tensor, labels: Tensor, indices: Tensor | None, first: int = 0) -> Chunk:
-    """Detached, in at least float32, and numbered: from ``first`` on where no indices are given."""
+    """A chunk of the images: detached, in at least float32, and numbered from ``first`` on where no
+    indices are given."""
     numbers = torch.arange(first, first + len(images)) if indices is None else _plain(indices)
     wide = torch.promote_types(images.dtype, torch.float32)
     return Chunk(_plain(images).to(wide), _plain(labels), numbers.to(images.device, torch.int64))
@@ -48,34 +49,17 @@ def in_units(chunk: Chunk, unit_size: int) -> Iterator[tuple[Chunk, int]]:
 def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> None:
     """TypeError, ValueError: images that are no finite floats (N, …) inside the bounds, labels that
     are no int64 (N,)."""
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
-        got = (
-            f"{images.dtype} of shape {tuple(images.shape)}"
-            if isinstance(images, Tensor)
-            else type(images).__name__
-        )
-        raise TypeError(f"images must be a floating point tensor (N, …), got {got}")
-    if (
-        not isinstance(labels, Tensor)
-        or labels.dtype != torch.int64
-        or labels.shape != (len(images),)
-    ):
-        got = (
-            f"{labels.dtype} of shape {tuple(labels.shape)}"
-            if isinstance(labels, Tensor)
-            else type(labels).__name__
-        )
-        raise TypeError(f"labels must be an int64 tensor ({len(images)},), got {got}")
-    if labels.device != images.device:
-        raise ValueError(f"labels must be on {images.device} like images, got {labels.device}")
+    _check_kinds(images, labels)
     if len(images) == 0:
         return
+
     images = images.detach()
     if not bool(images.isfinite().all()):
         raise ValueError(
             "images must be finite, got NaN or infinity first in example "
             f"{_first(~images.isfinite())}"
         )
+
     low = float(images.min())
     high = float(images.max())
     if low < bounds[0] or high > bounds[1]:
@@ -84,6 +68,7 @@ def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) ->
             f"images must lie in bounds = {bounds}, got values from {low:.6g} to {high:.6g}, "
             f"first in example {_first(outside)}"
         )
+
     if int(labels.min()) < 0:
         raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
 
@@ -94,6 +79,25 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
         raise ValueError(
             f"labels must be below the model's {logits.shape[1]} classes, got {int(labels.max())}"
         )
+
+
+def _check_kinds(images: Any, labels: Any) -> None:
+    """TypeError, ValueError: no tensors, or tensors of a wrong dtype, shape or device."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
+        raise TypeError(f"images must be a floating point tensor (N, …), got {_kind(images)}")
+
+    shape = (len(images),)
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != shape:
+        raise TypeError(f"labels must be an int64 tensor ({len(images)},), got {_kind(labels)}")
+    if labels.device != images.device:
+        raise ValueError(f"labels must be on {images.device} like images, got {labels.device}")
+
+
+def _kind(value: Any) -> str:
+    """What an error message says of a value: dtype and shape of a tensor, else the class."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ class Stage(NamedTuple):
 class Example(NamedTuple):
     """What is known of one image before it is attacked.
 
-    number: in the data; label, clean_prediction: classes
+    number: its place in the data
+    label, clean_prediction: classes
     clean_correct: the clean prediction is right
     classes: the other classes in the order of the clean logits, without those that the model rules
         out with −∞; as many as the attacks need
@@ -41,7 +42,8 @@ class AttemptEnd(NamedTuple):
     """Where an attempt left one image: predicted again and measured again in full precision.
 
     fell: the image is fooled there, at a distance that counts
-    score: of attacks that keep the best, else 0; steps: to success, −1 without
+    score: the score of that point if the attack keeps the best one, else 0
+    steps: how many queries came before the success; −1 without a success
     """
 
     stage: int
@@ -59,15 +61,18 @@ class Job:
     """A unit of U images on its way through a chain of stages.
 
     Args:
-        chain: the number of the chain; stages: what it consists of; stage: where the job is.
-        images: (U, …); examples: what is known of each of them.
+        chain: the number of the chain.
+        stages: the stages that the chain consists of.
+        stage: the number of the present stage.
+        images: (U, …), the clean images.
+        examples: what is known of each of them.
         coupled_by_model: the images influence each other's predictions, so one attempt has to fool
             them all at once.
 
     Attributes:
-        ends: of each image the end that counts: where it fell, or the best of the latest stage.
-        wanted: of each image, whether it is still to be fooled: right, and not fallen before.
-        counters: of each image.
+        ends: for each image the end that counts: where it fell, or the best of the latest stage.
+        wanted: for each image, whether it is still to be fooled: right, and not fallen before.
+        counters: for each image, what was counted so far.
         running: the numbers of the attempts that are under way.
     """
 
@@ -103,7 +108,7 @@ class Job:
 
     @property
     def attempt_count(self) -> int:
-        """Of the present stage: restarts × targets."""
+        """How many attempts the present stage makes: restarts × targets."""
         classes = min(len(example.classes) for example in self.examples)
         return self.attack.restarts * max(1, min(self.attack.targets, classes))
 
@@ -134,8 +139,8 @@ class Job:
         return end is not None and end.fell
 
     @property
-    def fell(self) -> bool:
-        """Nothing is left to fool at this stage."""
+    def all_wanted_fell(self) -> bool:
+        """Whether every wanted image has fallen, so that nothing is left to do at this stage."""
         return all(self.has_fallen(one) for one, is_wanted in enumerate(self.wanted) if is_wanted)
 
     def note(self, counters: Sequence[Counters]) -> None:
@@ -147,8 +152,8 @@ class Job:
     def settle(self, ends: Sequence[AttemptEnd]) -> bool:
         """Take note of an attempt that is over; True if that cancels others.
 
-        An attempt that fools everything cancels later ones. Earlier ones go on, so that the answer
-        does not depend on which of them happened to be sooner.
+        An attempt that fools all wanted images cancels later ones. Earlier ones go on, so that the
+        answer does not depend on which of them happened to end first.
         """
         attempt = ends[0].attempt
         self.running.discard(attempt)
@@ -158,7 +163,7 @@ class Job:
             if self._is_better([ends[one] for one in together], old):
                 self._keep(ends, together)
 
-        if not self.fell or self.attack.exhaustive:
+        if not self.all_wanted_fell or self.attack.exhaustive:
             return False
         return self._cancel_needless(attempt)
 
@@ -168,7 +173,7 @@ class Job:
 
     def next_stage(self) -> bool:
         """Go on to the next stage; False if there is none, or no need."""
-        if self.fell or self.stage + 1 == len(self.stages):
+        if self.all_wanted_fell or self.stage + 1 == len(self.stages):
             return False
         self.stage += 1
         self._begin_stage()
@@ -186,8 +191,8 @@ class Job:
             is_right and not has_fallen for is_right, has_fallen in zip(right, fell, strict=True)
         ]
 
-        # An image that was wrong from the start moves only where it has to: in company, or by an
-        # attack that moves all.
+        # An image that was wrong from the start keeps its clean pixels, unless its group is judged
+        # together or the attack moves every image.
         moves_wrong = self.coupled_by_model or self.attack.attacks_wrong
         self._unchanging = [
             has_fallen or not (is_right or moves_wrong)
@@ -214,12 +219,12 @@ class Job:
         score = new[0].score
         known_score = known[0].score
 
-        # Of successes the earliest counts, so that it does not matter which came to its end first;
-        # an exhaustive attack has them all, and takes the best.
+        # The earliest of the successes counts, so that it does not matter which came to its end
+        # first. An exhaustive attack sees all of them, and takes the best.
         if fell_now and (not self.attack.exhaustive or score == known_score):
             return is_earlier
 
-        # Of failures the best counts, and the last of those that are equal.
+        # The best of the failures counts, and the last of those that are equally good.
         if score != known_score:
             return score > known_score
         return not is_earlier

@@ -20,8 +20,11 @@ from ironmoe.attacks.engine.job import AttemptEnd, Job, Stage
 from ironmoe.attacks.engine.search import Search
 from ironmoe.attacks.engine.verification import Candidates, verify
 
-FLAGS_READ_EVERY = 8  # rounds on a GPU; on CPU looking costs nothing
-FREE_UP_TO = {"cpu": 16, "cuda": 128}  # units that cost hardly more than one
+# On a GPU the host reads after so many rounds which attempts are over; on CPU after every round,
+# since reading costs nothing there.
+FLAGS_READ_EVERY = 8
+# Up to so many units cost hardly more than one.
+FREE_UP_TO = {"cpu": 16, "cuda": 128}
 
 
 class Engine:
@@ -37,7 +40,7 @@ class Engine:
         budget: what the run may cost.
         resume: (chain, the numbers of a unit's images) → where to begin; None: nothing to do.
         device: of the images; a GPU wants batches of few sizes.
-        beat: called after every look at the flags, whether or not anything is decided.
+        on_look: called after every look at the flags, whether or not anything is decided.
     """
 
     def __init__(
@@ -50,12 +53,12 @@ class Engine:
         budget: Budget | None = None,
         resume: Callable[[int, list[int]], Resumed | None] | None = None,
         device: torch.device | None = None,
-        beat: Callable[[], None] | None = None,
+        on_look: Callable[[], None] | None = None,
     ) -> None:
         self.emit = emit
         self.batch_size = batch_size
         self.budget = budget or Budget()
-        self.beat = beat or (lambda: None)
+        self.on_look = on_look or (lambda: None)
         self.kind = "cpu" if device is None else device.type
         self.admission = Admission(chains, unit_sizes, batch_size, resume or _from_the_start)
 
@@ -104,7 +107,7 @@ class Engine:
             if batch is None:
                 return True
 
-            self.beat()
+            self.on_look()
             batch.fill(draining=chunks is None, at_most=self._affordable(batch))
             if not batch.active or not self._rounds(batch):
                 return self._stop()
@@ -141,6 +144,7 @@ class Engine:
         """The active batch of the job's present stage, a new one if there is none yet."""
         unit_size = len(job.examples)
         key = job.attack, unit_size
+
         if key not in self.batches:
             self.batches[key] = ActiveBatch(
                 job.attack,
@@ -151,10 +155,11 @@ class Engine:
             )
             in_order = sorted(self.batches, key=lambda key: (self.order[key[0]], -key[1]))
             self.batches = {key: self.batches[key] for key in in_order}
+
         return self.batches[key]
 
     def _rounds(self, batch: ActiveBatch) -> bool:
-        """As many rounds as go without a look at the flags; False if the budget ended them."""
+        """Play rounds until the flags are read again; False if the budget ended them."""
         for _ in range(1 if self.kind == "cpu" else FLAGS_READ_EVERY):
             images = len(batch.owners) * batch.unit_size
             if not self.budget.allows(self.spent, images * (batch.passes + 1) + self._waiting):
@@ -171,6 +176,7 @@ class Engine:
         whose first query could not be asked. None: any number."""
         if not batch.looks_at_clean_images or self.budget.max_forwards is None:
             return None
+
         at_work = batch.active * batch.unit_size * (batch.passes + 1) + self._waiting
         left = int(self.budget.left(self.spent) - at_work)
         return max(0, left // (batch.unit_size * (batch.passes + 2)))
@@ -178,14 +184,14 @@ class Engine:
     def _collect(self, batch: ActiveBatch) -> None:
         """Take out the units that are over; their candidates wait for the prediction that
         counts."""
-        left = batch.harvest()
+        left = batch.take_finished()
         if left is not None:
             owners, attempts = left
             self.leaving.append(Candidates(batch, owners, attempts))
 
     @property
     def _waiting(self) -> int:
-        """Images whose candidates are to be predicted."""
+        """How many images wait for the prediction that counts."""
         return sum(candidates.images for candidates in self.leaving)
 
     def _is_time_to_verify(self, batch: ActiveBatch | None) -> bool:
@@ -209,6 +215,7 @@ class Engine:
         )
         if not self.budget.allows(self.spent, candidates.images):
             return False
+
         taken = {id(item) for item in same}
         self.leaving = [item for item in self.leaving if id(item) not in taken]
 
@@ -249,8 +256,8 @@ class Engine:
             unit.batch.returning.append((unit.owners[0], unit.attempts))
 
     def _settle(self, job: Job, batch: ActiveBatch, ends: list[AttemptEnd]) -> None:
-        """An attempt is over: the job makes another one, goes on to its next stage, or is
-        decided."""
+        """Note the end of an attempt. Then the job makes another attempt, goes on to its next
+        stage, or is decided."""
         if job.settle(ends):
             self._drop_cancelled(job, batch)
 

@@ -13,9 +13,10 @@ from ironmoe.attacks.engine.attempts import Attempts, select, where
 from ironmoe.attacks.engine.counters import count_answer, count_confirmation
 from ironmoe.attacks.engine.search import Search
 
-# attempts with and attempts without a gradient: fewer are cheaper asked together, all with one
+# Below this many attempts, with or without a gradient, one call with gradients for all of them is
+# cheaper than two calls.
 SPLIT_FROM = 8
-# what the judging model's answer to an attempt depends on
+# The judging model's answer to an attempt depends on these columns.
 JUDGED = ("point", "clean", "label", "eps", "low", "high")
 
 

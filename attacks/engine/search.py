@@ -1,6 +1,7 @@
 """What the engine asks of an attack. The engine knows this protocol and no attack.
 
-``ironmoe.attacks.attack.Attack`` fulfils it for every class that derives from it.
+``ironmoe.attacks.attack.Attack`` fulfils it for every class that derives from it, and gives the
+attributes their defaults. What an attribute means is written here alone.
 """
 
 from collections.abc import Sequence

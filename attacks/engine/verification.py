@@ -92,7 +92,7 @@ def verify(candidates: Candidates) -> list[Verdict]:
 
 
 def _predict(candidates: Candidates) -> _Predicted:
-    """All units at once."""
+    """Predict and measure the candidates of all units in one call."""
     batch = candidates.batch
     attempts = candidates.attempts
     attack = batch.attack

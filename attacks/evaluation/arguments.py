@@ -9,7 +9,7 @@ from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.job import Stage
 
 
-def named_attacks(attacks: Mapping[str, Attack] | Sequence[Attack]) -> Mapping[str, Attack]:
+def with_names(attacks: Mapping[str, Attack] | Sequence[Attack]) -> Mapping[str, Attack]:
     """Name → attack. A list of attacks is named by what they print, and by a number where that is
     the same."""
     if isinstance(attacks, Mapping):
@@ -18,6 +18,7 @@ def named_attacks(attacks: Mapping[str, Attack] | Sequence[Attack]) -> Mapping[s
         raise TypeError(
             f"attacks must be name → attack, or a list of attacks, got {type(attacks).__name__}"
         )
+
     named: dict[str, Attack] = {}
     for attack in attacks:
         name = ", ".join(filter(None, (repr(attack), attack.search)))
@@ -32,6 +33,7 @@ def check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int) 
         raise ValueError("attacks must hold at least one attack, got none")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
     for name, attack in attacks.items():
         if not isinstance(attack, Attack):
             raise TypeError(f"attacks[{name!r}] must be an attack, got {type(attack).__name__}")
@@ -42,6 +44,7 @@ def check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int) 
             )
         if isinstance(attack.eps, Tensor) and attack.eps.ndim:
             raise ValueError(f"attacks[{name!r}] must have a single eps, got one an example")
+
     bounds = {name: attack.bounds for name, attack in attacks.items()}
     if len(set(bounds.values())) > 1:
         raise ValueError(f"attacks must have the same bounds, got {bounds}")

@@ -9,7 +9,7 @@ from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.coupling import check_groups
-from ironmoe.attacks.evaluation.arguments import chain_of, check_attacks, named_attacks
+from ironmoe.attacks.evaluation.arguments import chain_of, check_attacks, with_names
 from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.attacks.evaluation.describe import describe_attack
 from ironmoe.attacks.evaluation.evaluation import Evaluation
@@ -72,7 +72,7 @@ def evaluate(
         JournalError: the folder is the journal of another evaluation, or another process writes to
             it.
     """
-    attacks = named_attacks(attacks)
+    attacks = with_names(attacks)
     check_attacks(model, attacks, batch_size)
     chains = [chain_of(attack, eps) for attack in attacks.values()]
     unit_sizes = [attack.images_per_unit(batch_size) for attack in attacks.values()]

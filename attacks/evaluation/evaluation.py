@@ -31,7 +31,7 @@ from ironmoe.attacks.evaluation.sharding import Shard
 from ironmoe.attacks.evaluation.source import Source
 from ironmoe.attacks.evaluation.summaries import FinalImages, examples_of_all, summary_of
 
-BEAT_SECONDS = 1.0
+TELL_SECONDS = 1.0
 
 
 @dataclass(kw_only=True)
@@ -41,8 +41,9 @@ class Evaluation:
     Attributes:
         records: what is known of each image under each attack.
         images: (attack, example) → the final image, where there is no journal to keep it.
-        decided, fresh: (image, attack) pairs that are settled; of these, settled in this call.
-        checksums: example → of its image and label, where there is a journal.
+        decided: how many (image, attack) pairs are settled.
+        fresh: how many of these were settled in this call.
+        checksums: example → checksum of its image and label, where there is a journal.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
         complete: the budget did not end it before everything was decided.
     """
@@ -76,7 +77,7 @@ class Evaluation:
     def run(self, checks: bool) -> list[Flag]:
         """Attack everything; returns what the look at the model says."""
         chunks = map(self._noted, self.source)
-        first = next(chunks, None)
+        first = next(chunks, None)  # the checks look at the first images
         flags = self._look(first) if first is not None and checks else []
 
         self.engine = Engine(
@@ -87,7 +88,7 @@ class Evaluation:
             budget=self.budget,
             resume=self._resume,
             device=self.source.device,
-            beat=self._beat,
+            on_look=self._tell_sometimes,
         )
         self.attacks_began = time.perf_counter()
         self.complete = self.engine.run(itertools.chain([] if first is None else [first], chunks))
@@ -98,7 +99,7 @@ class Evaluation:
         """The report of all processes together."""
         records = self.shard.gather(self.records)
         complete = all(self.shard.gather_objects(self.complete))
-        # a process without images has none
+        # A process without images has no flags.
         flags = next(filter(None, self.shard.gather_objects(flags)), [])
         final = None
         if self.keep_adversarial:
@@ -211,9 +212,9 @@ class Evaluation:
             if image is not None:
                 self.images[record.attack, record.example] = image.cpu()
 
-    def _beat(self) -> None:
+    def _tell_sometimes(self) -> None:
         """Tell how far it is although nothing was decided for a while: the time left grows."""
-        if time.monotonic() - self.told > BEAT_SECONDS:
+        if time.monotonic() - self.told > TELL_SECONDS:
             self._tell()
 
     def _tell(self) -> None:

@@ -16,7 +16,8 @@ from ironmoe.attacks.engine.records import Record, Records, record_from
 from ironmoe.attacks.evaluation.old_journals import translated
 
 SYNC_SECONDS = 5.0
-FORMAT = 2  # of the first line; journals before it have no number
+# The number in the first line of a journal; the first journals have none.
+FORMAT = 2
 
 
 class JournalError(ValueError):
@@ -33,8 +34,8 @@ class Journal:
     another number of them.
 
     Args:
-        folder: made if it is not there.
-        settings: what must be the same to go on: attacks, radii, weights. JSON values.
+        folder: it is made if it is not there.
+        settings: attacks, radii and weights, as JSON values; a run goes on only with the same.
         rank: of this process.
 
     Raises:
@@ -75,7 +76,7 @@ class Journal:
     def append(
         self, records: Sequence[Record], checksums: Sequence[int], images: Sequence[Tensor | None]
     ) -> None:
-        """Note the records of a unit, the final images first of those that have one by now."""
+        """Write the final images that there are by now, then one line with the unit's records."""
         lines = []
         for record, crc, image in zip(records, checksums, images, strict=True):
             if image is not None:
@@ -84,6 +85,7 @@ class Journal:
                 record = record._replace(offset=start, end=self._images.tell(), rank=self.rank)
             self.records.add(record)
             lines.append(record.flat() | {"checksum": crc})
+
         self._images.flush()
         self._write(lines)
 
@@ -115,43 +117,59 @@ class Journal:
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:
-            os.fsync(self._images.fileno())  # before the lines that speak of them
+            # Images go first, so that no line on the disk speaks of an image that is not there.
+            os.fsync(self._images.fileno())
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
     def _read(self, path: Path, settings: dict[str, Any], mine: bool) -> None:
-        data = path.read_bytes()
-        complete = data[: data.rfind(b"\n") + 1]
-        # cut off by a kill; another process may be writing its own
-        if mine and len(complete) < len(data):
-            os.truncate(path, len(complete))
-        lines = complete.splitlines()
+        """Take over the records of a journal that has the same settings."""
+        lines = _complete_lines(path, cut=mine)
         if not lines:
             return
-        images = path.with_name(path.name.replace("journal", "images").replace("jsonl", "bin"))
-        there = images.stat().st_size if images.exists() else 0
-        try:
-            head, *rest = (json.loads(line) for line in lines)
-            if not all(isinstance(unit, list) for unit in rest):
-                raise TypeError("a line that is no list of records")
-            found = _settings_of(head)
-            units = [[(line.pop("checksum"), record_from(line)) for line in unit] for unit in rest]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise JournalError(
-                f"{path} must be a journal of this program, got {error!r}"
-            ) from error
+
+        found, units = _parsed(path, lines)
         for name in dict.fromkeys([*settings, *found]):
             if settings.get(name) != found.get(name):
                 raise JournalError(
                     f"{name} must be as in the journal {path} to go on, {found.get(name)!r}, got "
-                    f"{settings.get(name)!r}; "
-                    "use another folder for another evaluation"
+                    f"{settings.get(name)!r}; use another folder for another evaluation"
                 )
+
+        # Records whose images did not reach the disk are left out.
+        images = path.with_name(path.name.replace("journal", "images").replace("jsonl", "bin"))
+        there = images.stat().st_size if images.exists() else 0
         for unit in units:
             if all(record.end <= there for _, record in unit):
                 for crc, record in unit:
                     self.records.add(record)
                     self.checksums[record.example] = crc
+
+
+def _complete_lines(path: Path, cut: bool) -> list[bytes]:
+    """The lines of a journal without a last one that a kill cut off; ``cut`` takes it off the file,
+    too, which must be no other process's: that may be writing the line."""
+    data = path.read_bytes()
+    complete = data[: data.rfind(b"\n") + 1]
+    if cut and len(complete) < len(data):
+        os.truncate(path, len(complete))
+    return complete.splitlines()
+
+
+def _parsed(
+    path: Path, lines: Sequence[bytes]
+) -> tuple[dict[str, Any], list[list[tuple[int, Record]]]]:
+    """The settings, and for each further line its (checksum, record) pairs. JournalError: the file
+    is no journal."""
+    try:
+        head, *rest = (json.loads(line) for line in lines)
+        if not all(isinstance(unit, list) for unit in rest):
+            raise TypeError("a line that is no list of records")
+        found = _settings_of(head)
+        units = [[(line.pop("checksum"), record_from(line)) for line in unit] for unit in rest]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JournalError(f"{path} must be a journal of this program, got {error!r}") from error
+    return found, units
 
 
 def _settings_of(head: dict[str, Any]) -> dict[str, Any]:

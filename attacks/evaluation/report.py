@@ -10,8 +10,8 @@ from ironmoe.attacks.evaluation.proportion import Proportion
 
 
 class Flag(NamedTuple):
-    """What one check says: its name, whether it tripped, the number behind it, and what that means
-    in plain words."""
+    """What one check says: its name, whether it tripped, the number that this rests on, and what it
+    means in plain words."""
 
     name: str
     tripped: bool
@@ -23,18 +23,19 @@ class Flag(NamedTuple):
 class AttackSummary:
     """One attack over the whole data set. Tensors are on CPU, in the order of the data.
 
-    stages: (eps, name) of what an image goes through, in order
+    stages: (eps, name) of each stage that an image goes through, in order
     examples: (N,) int64, the images' numbers in the data: all of them, or those that a budget let
         the evaluation come to
-    passed: (N,) int64, stages an image passed; fell: (N,) bool, it did not pass the next; decided:
-        (N,) bool, nothing was left to do
-    clean_correct: (N,) bool
-    prediction (N,), distance (N,) float64, steps (N,) to success (−1 without): of the final image
-    found: (N,) bool; the search took some point for a success, which full precision may not have
-        confirmed
-    adversarial: (N, …) or None if not kept
+    clean_correct: (N,) bool, the clean image is classified as its label
+    passed: (N,) int64, how many stages the image passed
+    fell: (N,) bool, it did not pass the next one
+    decided: (N,) bool, nothing was left to do
+    prediction, distance: (N,) int64 and (N,) float64, of the final image
+    steps: (N,) int64, how many queries came before the success; −1 without success
+    found: (N,) bool, the search saw a success, which full precision may not have confirmed
+    adversarial: (N, …), or None if not kept
     flags: name → (N,) bool, as in ``AttackResult``
-    forwards, backwards: passes of single images
+    forwards, backwards: how many passes of single images the attack made
     """
 
     stages: tuple[tuple[float, str], ...]
@@ -122,9 +123,11 @@ class RobustnessReport:
     """``clean_correct`` (N,) bool, a summary of every attack by name, and what the checks against
     false security say.
 
-    seconds: that the attacks took together in this call, without the checks; they share one queue
-    complete: False: a budget ended it before every image was decided
-    unread: images of data of known length that it did not come to; no number counts them
+    seconds: how long the attacks took together in this call, without the checks; they share one
+        queue
+    complete: False if a budget ended the evaluation before every image was decided
+    unread: how many images it did not come to, if the length of the data is known; no other number
+        counts them
     """
 
     clean_correct: Tensor

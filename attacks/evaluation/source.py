@@ -18,13 +18,14 @@ class Source:
 
     Args:
         data: (images, labels), or batches of them.
-        attacks: of one model; each is told the dtype of the images.
-        together: images that must stay side by side.
+        attacks: attacks on one model; each is told the dtype of the images.
+        together: how many images must stay side by side.
 
     Attributes:
-        seen: examples read so far; examples: in the data, None while that is not known; both of all
-            processes.
-        shape, dtype: of an image as attacks see it; device: where.
+        seen: how many examples were read so far, by all processes.
+        examples: how many examples the data has; None while that is not known.
+        shape, dtype: those of an image as attacks see it.
+        device: where the images go; None while that is not known.
     """
 
     def __init__(
@@ -72,14 +73,17 @@ class Source:
             yield from self._share(rest)
 
     def _checked(self, images: Tensor, labels: Tensor) -> Chunk:
+        """A batch of the data as a chunk; errors say which images it holds."""
         try:
             check_images(images, labels, self.attacks[0].bounds)
         except (ValueError, TypeError) as error:
             count = len(images) if isinstance(images, Tensor) else 1
             raise type(error)(f"in data {self.seen} … {self.seen + count - 1}: {error}") from error
+
         for attack in self.attacks:
             for each in (attack, *attack.stages):
                 each.attacked_model.image_dtype = images.dtype
+
         self.device = self.device or images.device
         chunk = prepared(images.to(self.device), labels.to(self.device), None, self.seen)
         self.seen += len(images)
@@ -100,6 +104,7 @@ class Source:
                 strict=True,
             )
             return
+
         for batch in self.data:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 got = f"a {type(batch).__name__}" + (

@@ -24,7 +24,8 @@ from ironmoe.attacks.losses import (
 from ironmoe.attacks.methods.parts.apgd_sparsity import Sparsity
 from ironmoe.attacks.registry import register_attack
 
-MOMENTUM = 0.25  # share of the last movement in the next one: 1 − α of the paper
+# The last movement has this share in the next one: 1 − α of the paper.
+MOMENTUM = 0.25
 
 
 class Schedule(Protocol):
@@ -68,15 +69,16 @@ class APGD(FixedRadiusAttack):
 
     Args (beyond those of ``Attack``):
         steps: gradient steps of each attempt, ≥ 0.
-        loss: "ce", "margin", "dlr", "sigmoid", or a callable (logits, labels) → (B,). With targets
-            "dlr", "margin", "ce", or a callable (logits, labels, targets) → (B,). None: "ce", and
-            "dlr" with targets. The DLR loss needs 3 classes, the targeted one 4; a model with fewer
-            gets the (targeted) margin, the same loss without its scale.
+        loss: the name of a loss in ``losses.LOSSES``, or a callable (logits, labels) → (B,); with
+            targets the name of one that has a targeted form, or a callable (logits, labels,
+            targets) → (B,). None: "ce", and "dlr" with targets. The DLR loss needs 3 classes, the
+            targeted one 4; for a model with fewer, APGD takes the (targeted) margin, the same loss
+            without its scale.
         restarts: attempts from different starts, ≥ 1, at each target.
         rho: steps are halved where at most this share of those since the last checkpoint raised the
             loss, 0 … 1; not in L1.
-        targets: how many of the likeliest wrong classes of the clean image are made for in turn, 9
-            in AutoAttack; 0: none, just away from the label.
+        targets: how many of the likeliest wrong classes of the clean image are targets, one after
+            another; 9 in AutoAttack. 0: no target, only away from the label.
         three_radii: in L1, search at 3 · eps, at 2 · eps and at eps, as AutoAttack does, with 30 %,
             30 % and 40 % of the steps.
         early_stop: stop working on an example once it is misclassified, as in ``PGD``.

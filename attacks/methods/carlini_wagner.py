@@ -16,12 +16,17 @@ from ironmoe.attacks.losses import margin
 from ironmoe.attacks.registry import register_attack
 from ironmoe.kernels.attack_step import column
 
-SHRINK = 1 - 1e-6  # moves images away from the faces of the box, where w would be infinite
-MEAN_DECAY = 0.9  # of Adam's average of gradients
-SQUARE_DECAY = 0.999  # of Adam's average of their squares
-TINY = 1e-8  # what Adam adds to the root of the second
-CHECKS = 10  # how often a search step looks whether the objective still falls
-PROGRESS = 0.9999  # it goes on if the objective fell to this share of that at the last check
+# Images move away from the faces of the box by this factor, since w would be infinite there.
+SHRINK = 1 - 1e-6
+# Adam averages gradients and their squares with these weights, and adds the last number to the root
+# of the squares.
+MEAN_DECAY = 0.9
+SQUARE_DECAY = 0.999
+ADAM_EPSILON = 1e-8
+# A search step checks so many times whether the objective still falls. It goes on if the objective
+# is at most this share of what it was at the last check.
+CHECKS = 10
+PROGRESS = 0.9999
 
 
 @register_attack(
@@ -180,7 +185,7 @@ class CW(LeastDistanceAttack):
         attempts["square"] = SQUARE_DECAY * attempts["square"] + (1 - SQUARE_DECAY) * grad.square()
         mean = attempts["mean"] / column(1 - MEAN_DECAY**step, grad)
         square = attempts["square"] / column(1 - SQUARE_DECAY**step, grad)
-        attempts["w"] = attempts["w"] - self.lr * mean / (square.sqrt() + TINY)
+        attempts["w"] = attempts["w"] - self.lr * mean / (square.sqrt() + ADAM_EPSILON)
 
     def _next_c(self, attempts: Attempts, done: Tensor) -> None:
         """Attempts that are ``done`` with their c get another, and begin again at the image."""

@@ -68,7 +68,7 @@ class DeepFool(BoundaryAttack):
 
     @classmethod
     def takes_ball(cls, ball: type[Ball]) -> bool:
-        """It also moves the sum of its steps, which is no image."""
+        """DeepFool needs StraightBall, too, because it moves sums of steps, which are no images."""
         return super().takes_ball(ball) and issubclass(ball, StraightBall)
 
     def __repr__(self) -> str:
@@ -80,7 +80,7 @@ class DeepFool(BoundaryAttack):
     def start(self, attempts: Attempts) -> None:
         super().start(attempts)
         attempts["point"] = attempts["clean"]
-        attempts["moved"] = torch.zeros_like(attempts["clean"])  # sum of the steps
+        attempts["moved"] = torch.zeros_like(attempts["clean"])  # the sum of the steps
         attempts["made"] = torch.zeros_like(attempts["label"])
         attempts["finished"] = torch.full_like(attempts["finished"], self.steps == 0)
 
@@ -95,7 +95,7 @@ class DeepFool(BoundaryAttack):
         last = self.note_boundary(attempts, logits, loss, grad)
         step = last & ~beyond
 
-        # Where the gradient vanishes, steps have no length, or so much that sums would overflow.
+        # Where the gradient vanishes, a step has no length, or so much that sums would overflow.
         gap = torch.where(attempts["gap"].isfinite(), attempts["gap"], 0)
         stride = gap.maximum(LEAST_STRIDE * self.geometry.length(attempts["moved"]))
         moved = ball.ascend(attempts["moved"], attempts["weight"], stride).clamp(-width, width)

@@ -14,8 +14,8 @@ from ironmoe.attacks.methods.parts.nearest_boundary import BoundaryAttack
 from ironmoe.attacks.registry import register_attack
 from ironmoe.kernels.attack_step import column
 
-# The image's projection has at least this share in the mean of the two projections. Without it 1 %
-# of the attempts at ReLU networks stall on a boundary.
+# The image's projection has at least this share in the mean of the two projections. Without this
+# limit 1 % of the attempts at ReLU networks stall on a boundary.
 LEAST_SHARE = 0.003
 
 
@@ -51,8 +51,8 @@ class FAB(BoundaryAttack):
         targets: how many of the classes most likely at the clean image are targets in turn; 0: all
             classes at once, untargeted.
         alpha_max: highest weight of the image's projection in the mean, 0 … 1.
-        eta: overshoot, ≥ 1: each projection is gone this many times. Near 1, distances come closer
-            to the least.
+        eta: overshoot, ≥ 1: a step goes this many times as far as the projection. Near 1, distances
+            come closer to the least one.
         beta: of its way from the image a misclassified point keeps this share, above 0 and at most
             1.
         early_stop: stop at the first misclassified point within eps; else make all attempts and
@@ -103,7 +103,7 @@ class FAB(BoundaryAttack):
         self.keeps = "first" if early_stop else "best"
         self.exhaustive = not early_stop
         self.starts_clean = restarts == 1
-        # With targets at most so many; without, as if there were 10 classes.
+        # The query limit: 2 a step with targets; without, it is that of a model of 10 classes.
         self.max_queries = 2 * steps if targets else 10 * steps
 
     def __repr__(self) -> str:
@@ -115,9 +115,9 @@ class FAB(BoundaryAttack):
     def start(self, attempts: Attempts) -> None:
         super().start(attempts)
         no = torch.zeros_like(attempts["finished"])
-        attempts["unseen"] = no  # the point is a new iterate, not asked about before
+        attempts["unseen"] = no  # the point is a new iterate, which no query was about
         attempts["crossed"] = no  # the iterate before was misclassified
-        attempts["made"] = torch.zeros_like(attempts["label"])  # steps
+        attempts["made"] = torch.zeros_like(attempts["label"])  # how many steps were made
 
         attempts["point"] = attempts["clean"]
         if self.restarts > 1:

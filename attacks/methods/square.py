@@ -23,8 +23,8 @@ from ironmoe.attacks.registry import register_attack
 
 # Later proposals fill a batch up to so many rows, since a smaller one takes hardly less time.
 ROWS_AT_LEAST = {"cpu": 128, "cuda": 128}
-# It asks about at most so many proposals of an attempt at a time: those that follow an accepted one
-# are asked about in vain.
+# An attempt asks about at most so many proposals at a time, since later proposals are wasted once
+# one is accepted.
 AHEAD = 16
 
 

@@ -58,6 +58,7 @@ class VMoEPGD(FixedRadiusAttack):
                     "auxiliary_loss needs a model with TopKRouters, whose losses it ascends"
                 )
             options["routing"] = AuxiliaryLoss()
+
         super().__init__(model, eps, bounds=bounds, **options)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")

@@ -63,8 +63,7 @@ class BatchMates:
         if not images_coupled(model):
             raise ValueError(
                 "model must let images influence each other, by a capacity or Expert Choice, got "
-                f"{type(model).__name__} without: "
-                "no batch mate can change an image's class there"
+                f"{type(model).__name__} without: no batch mate can change an image's class there"
             )
         if not 0 <= eps < float("inf"):
             raise ValueError(f"eps must be finite and at least 0, got {eps}")
@@ -77,6 +76,7 @@ class BatchMates:
         for name, value in {"steps": steps, "restarts": restarts}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+
         self.model = model
         self.attacked_model = AttackedModel(model, normalize, logits_fn)
         self.layers = {name: site for name, site in routed_layers(model).items() if _competes(site)}
@@ -105,6 +105,7 @@ class BatchMates:
         group = images_per_unit(self.model, max(len(images), 1))
         positions = _places(victim_positions, group)
         self.attacked_model.image_dtype = images.dtype
+
         with borrowed(self.model):
             parts = [
                 MatesSearch(self._plan(), chunk, size, position).result()
@@ -117,14 +118,7 @@ class BatchMates:
                 f"images must hold a victim that has mates, got {len(images)} images in groups of "
                 f"{group} and victim_positions {positions}"
             )
-        columns = {
-            name: [getattr(part, name) for part in parts]
-            for name in BatchMatesResult.__dataclass_fields__
-        }
-        groups = [one for part in columns.pop("groups") for one in part]
-        return BatchMatesResult(
-            groups=groups, **{name: torch.cat(values) for name, values in columns.items()}
-        )
+        return _joined(parts)
 
     def _plan(self) -> MatesPlan:
         return MatesPlan(
@@ -139,6 +133,18 @@ class BatchMates:
         )
 
 
+def _joined(parts: Sequence[BatchMatesResult]) -> BatchMatesResult:
+    """The victims of all parts in one result; groups of a smaller size keep it, in a list."""
+    columns = {
+        name: [getattr(part, name) for part in parts]
+        for name in BatchMatesResult.__dataclass_fields__
+    }
+    groups = [group for part in columns.pop("groups") for group in part]
+    return BatchMatesResult(
+        groups=groups, **{name: torch.cat(values) for name, values in columns.items()}
+    )
+
+
 def _competes(site: Site) -> bool:
     """Whether tokens compete for places in this layer."""
     return isinstance(site.module, MoE) and (
@@ -147,8 +153,13 @@ def _competes(site: Site) -> bool:
 
 
 def _places(positions: int | Sequence[int], group: int) -> list[int]:
-    """Each victim's place in a group of so many images, as it was given; ValueError, TypeError:
-    those that cannot be."""
+    """The victims' places in a group of so many images, as the user gave them.
+
+    Raises:
+        TypeError: a place is no whole number.
+        ValueError: a place lies outside the group or is given twice; or there is no victim, or no
+            mate.
+    """
     try:
         places = [
             index(position)
@@ -158,6 +169,7 @@ def _places(positions: int | Sequence[int], group: int) -> list[int]:
         raise TypeError(
             f"victim_positions must be a whole number or several, got {positions!r}"
         ) from None
+
     for place in places:
         if not -group <= place < group:
             raise ValueError(f"victim_positions must be from {-group} to {group - 1}, got {place}")

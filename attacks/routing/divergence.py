@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index
+from typing import SupportsIndex, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,9 @@ class RoutingDivergence(RoutingMode):
       image (arXiv 2602.01369).
     - towards=e: the log-probability of expert e; not in ensembles, whose members do not share it.
 
-    Targeted attacks raise it too. FAB and DeepFool, which take their gradients for those of logit
-    differences, refuse it. To attack
-    routing alone, give the attack a loss of 0: ``loss=lambda logits, labels: 0 * logits[:, 0]``.
+    Targeted attacks raise it, too. FAB and DeepFool refuse it, since they take their gradients for
+    those of logit differences. To attack routing alone, give the attack a loss of 0:
+    ``loss=lambda logits, labels: 0 * logits[:, 0]``.
     """
 
     weight: float = 1.0
@@ -48,16 +49,14 @@ class RoutingDivergence(RoutingMode):
         check_weight(self.weight)
         if isinstance(self.towards, str) and self.towards in ("away", "weakest"):
             return
-        try:
-            expert = -1 if isinstance(self.towards, bool) else index(self.towards)  # type: ignore[arg-type]
-        except TypeError:
-            expert = -1
-        if expert < 0:
+
+        expert = _expert_number(self.towards)
+        if expert is None:
             raise ValueError(
                 'towards must be "away", "weakest" or the number of an expert, got '
                 f"{self.towards!r}"
             )
-        object.__setattr__(self, "towards", expert)  # a NumPy integer, perhaps
+        object.__setattr__(self, "towards", expert)  # an int also where a NumPy integer came
 
     @torch.no_grad()
     def record(
@@ -65,32 +64,22 @@ class RoutingDivergence(RoutingMode):
     ) -> Attempts:
         sites = routed_layers(model)
         if isinstance(self.towards, int):
-            for name, site in sites.items():
-                if self.towards >= site.num_experts:
-                    raise ValueError(
-                        f"towards must be below the {site.num_experts} experts of {name!r}, got "
-                        f"{self.towards}"
-                    )
-                if members_of(site) > 1:
-                    raise ValueError(
-                        f'towards must be "away" or "weakest" for {name!r}, whose ensemble '
-                        f"members share no expert, got {self.towards}"
-                    )
+            _check_expert(self.towards, sites)
             return {}
+
         with _logits_of(model, sites) as seen:
             (ask or model)(clean)
-        # this pass counts
+        # The pass just made counts.
         attempts = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}
         for number, name in enumerate(sites):
-            if seen[name]:
-                logits_RNE = by_image(
-                    one_pass(name, seen[name]), len(clean), members_of(sites[name])
-                )
-                attempts[f"routing.{number}.clean"] = (
-                    logits_RNE.log_softmax(-1)
-                    if self.towards == "away"
-                    else logits_RNE.masked_fill(logits_RNE.isneginf(), float("inf")).argmin(-1)
-                )
+            if not seen[name]:  # the layer did not run
+                continue
+            logits_RNE = by_image(one_pass(name, seen[name]), len(clean), members_of(sites[name]))
+            if self.towards == "away":
+                kept = logits_RNE.log_softmax(-1)
+            else:  # the weakest of the experts that the router does not rule out by −∞
+                kept = logits_RNE.masked_fill(logits_RNE.isneginf(), float("inf")).argmin(-1)
+            attempts[f"routing.{number}.clean"] = kept
         return attempts
 
     @contextmanager
@@ -115,16 +104,42 @@ class RoutingDivergence(RoutingMode):
             yield term
 
     def _divergence(self, logits_RNE: Tensor, attempts: Attempts, number: int) -> Tensor:
-        """(R,) of one layer."""
+        """(R,) the divergence of one layer, the mean over an image's tokens."""
         log_q_RNE = logits_RNE.log_softmax(-1)
         if isinstance(self.towards, int):
             return log_q_RNE[..., self.towards].mean(1)
+
         clean = attempts[f"routing.{number}.clean"]
         if self.towards == "weakest":
             return log_q_RNE.gather(-1, clean.unsqueeze(-1)).squeeze(-1).mean(1)
-        nobody = clean.isneginf()  # other members' experts, which count 0 and not 0 · ∞
-        difference_RNE = clean.masked_fill(nobody, 0) - log_q_RNE.masked_fill(nobody, 0)
+
+        # The experts of other members of an ensemble have probability 0. They add 0, not 0 · ∞.
+        ruled_out = clean.isneginf()
+        difference_RNE = clean.masked_fill(ruled_out, 0) - log_q_RNE.masked_fill(ruled_out, 0)
         return (clean.exp() * difference_RNE).sum(-1).mean(1)
+
+
+def _expert_number(towards: object) -> int | None:
+    """``towards`` as the number of an expert; None if it is no such number."""
+    try:
+        number = -1 if isinstance(towards, bool) else index(cast(SupportsIndex, towards))
+    except TypeError:
+        return None
+    return number if number >= 0 else None
+
+
+def _check_expert(number: int, sites: dict[str, Site]) -> None:
+    """ValueError: a layer has no expert of this number, or several."""
+    for name, site in sites.items():
+        if number >= site.num_experts:
+            raise ValueError(
+                f"towards must be below the {site.num_experts} experts of {name!r}, got {number}"
+            )
+        if members_of(site) > 1:
+            raise ValueError(
+                f'towards must be "away" or "weakest" for {name!r}, whose ensemble '
+                f"members share no expert, got {number}"
+            )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ def routed_layers(model: nn.Module) -> dict[str, Site]:
             "share in every expert: there is no choice to freeze or to divert, and plain attacks "
             "see all of its gradient"
         )
+
     if not sites:
         raise ValueError(
             f"model must have MoE layers for an attack on its routing, got {type(model).__name__} "

@@ -21,6 +21,10 @@ from ironmoe.attacks.routing.layers import by_image, known_logits, members_of
 from ironmoe.kernels import Routing
 from ironmoe.moe.routing.routed_layers import Decision, Site, attached
 
+# A margin is piecewise constant in the mates' pixels. If it falls by less than this share, that is
+# rounding.
+MARGIN_ROUNDING = 1e-5
+
 
 @dataclass
 class BatchMatesResult:
@@ -159,8 +163,7 @@ class MatesSearch:
 
         for point, look in points:
             margins = self.margin(look.logits)
-            # less is rounding: the margin is piecewise constant
-            better = margins < lowest - 1e-5 * (1 + lowest.abs())
+            better = margins < lowest - MARGIN_ROUNDING * (1 + lowest.abs())
             lowest = torch.where(better, margins, lowest)
             best = where(better.repeat_interleave(self.size), point, best)
         return best
@@ -178,9 +181,9 @@ class MatesSearch:
         with a gate of 0: that changes nothing but rounding, and ∂margin/∂gate is known for them,
         too."""
         point = point.detach().requires_grad_(want_grad)
-        choice: dict[str, Decision] = {}  # of each layer, while it runs
-        intended: list[Decision] = []  # of each run of a layer
-        probes: list[Tensor] = []  # zeros added to the gates, of which the margin is differentiated
+        choice: dict[str, Decision] = {}  # what the router of a layer that runs has chosen
+        intended: list[Decision] = []  # those choices of all runs of layers
+        probes: list[Tensor] = []  # zeros added to the gates, to differentiate the margin by gates
         drops = [torch.zeros_like(self.places)]
         recording = True
 
@@ -213,7 +216,9 @@ class MatesSearch:
         ):
             logits = self.plan.attacked_model.logits(point)[self.places]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            # with activation checkpointing the backward pass routes again, and must do so alike
+
+            # With activation checkpointing the backward pass routes again. It must do so alike, and
+            # nothing may be noted twice.
             recording = False
             grad = self.gradient(point, logits, intended, probes) if want_grad else None
         return _Look(logits.detach(), torch.stack(drops).sum(0), grad)
@@ -227,6 +232,7 @@ class MatesSearch:
             raise ValueError(
                 "model must be differentiable with respect to its gates, got logits without a graph"
             )
+
         effects = torch.autograd.grad(
             lead, probes, retain_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -236,6 +242,7 @@ class MatesSearch:
                 for decision, effect in zip(intended, effects, strict=True)
             ]
         ).sum()
+
         if not crowd.requires_grad:
             raise ValueError(
                 "model must be differentiable with respect to its images, got router logits "

@@ -1,14 +1,15 @@
-"""Routing modes: what the search of an attack does to routing, ``PGD(model,
-routing=FrozenRouting())``.
+"""Routing modes: what the search of an attack does to routing, as in
+``PGD(model, routing=FrozenRouting())``.
 
 The model of the search differs from the free one in its forward pass (``FrozenRouting``,
 ``Softened``), in its backward pass alone (``GatesOnly``, ``ExpertsOnly``, ``StraightThrough``), or
-in its loss (``AuxiliaryLoss``, ``RoutingDivergence``). Whatever the search
-finds is predicted again by the free model: ``found`` of a result is what the search took for a
-    success, ``success`` what is one.
+in its loss (``AuxiliaryLoss``, ``RoutingDivergence``). The free model predicts again whatever the
+search finds: ``found`` of a result says that the search saw a success, ``success`` says that the
+prediction confirmed it.
 
-They work on the layers of this library, upcycled models, ensembles, and Hugging Face models; on
-images side by side, each with as many tokens. ``AuxiliaryLoss`` alone looks at other images.
+The modes work on the layers of this library, upcycled models, ensembles, and Hugging Face models.
+All images of a batch must have the same number of tokens. ``AuxiliaryLoss`` alone makes the loss of
+one image depend on the others.
 """
 
 import math
@@ -79,7 +80,8 @@ class FrozenRouting(RoutingMode):
         sites = routed_layers(model)
         with trace_routing(model) as trace:
             (ask or model)(clean)
-        # this pass counts
+
+        # The pass just made counts.
         attempts = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}
         for number, (name, layer) in enumerate(trace.layers.items()):
             if not layer.routings:  # it did not run
@@ -159,14 +161,13 @@ class GatesOnly(RoutingMode):
 
 @dataclass(frozen=True)
 class StraightThrough(RoutingMode):
-    """Forward the true routing; backward as if s · softmax(logits / temperature) weighed all
-    experts, s being the sum of the token's
-    gates, a constant: backward pass differentiable approximation (BPDA, Athalye et al., arXiv
-        1802.00420).
+    """The forward pass routes as the model does. The backward pass is that of a model in which
+    s · softmax(logits / temperature) weighs all experts, where s is the sum of the token's gates, a
+    constant: backward pass differentiable approximation (BPDA, Athalye et al., arXiv 1802.00420).
 
-    A gate of 0 has a gradient here: what another expert would make of the token. So the attack sees
-    where routing could go, also where a router hides it (one expert by argmax, constant gates). All
-    E experts run, which costs E / K times the forward pass.
+    A gate of 0 has a gradient here: it says what another expert would make of the token. So the
+    attack sees where routing could go, also where a router hides it (one expert by argmax, constant
+    gates). All E experts run, which costs E / K times the forward pass.
     """
 
     temperature: float = 1.0
@@ -191,10 +192,12 @@ class StraightThrough(RoutingMode):
 
 @dataclass(frozen=True)
 class Softened(RoutingMode):
-    """Forward and backward, s · softmax(logits / temperature) weighs all experts, s being the sum
-    of the token's gates, a constant; nothing is dropped, and s is what it would be then. The search
-    sees a smooth model with the true one's scale; high temperatures are smoother, low ones come
-    near top-1 routing. It is the nearer to the true one, the nearer its gates are to softmax."""
+    """In both passes s · softmax(logits / temperature) weighs all experts. s is a constant: the sum
+    that the token's gates would have if no choice were dropped; here none is.
+
+    The search sees a smooth model whose outputs have the scale of the true one's. High temperatures
+    make it smoother, low ones bring it near top-1 routing. It resembles the true model most where
+    that has softmax gates."""
 
     temperature: float = 1.0
     free_forward = False
@@ -219,8 +222,8 @@ def _check_temperature(temperature: float) -> None:
 
 def _soft_choice(decision: Decision, sum_T1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(experts (T, E), sum · softmax(logits / temperature) of these (T, E)). The token's own choice
-    comes first and in its order, so that sums over experts round as they did; E and 0 in place of
-    experts it cannot have."""
+    comes first and in its order, so that sums over experts round as they did. In place of experts
+    that the token cannot have stand the number E and a gate of 0."""
     logits_TE = known_logits(decision)
     experts_TE = ranking(decision)
     soft_TE = torch.nn.functional.pad(
@@ -233,8 +236,8 @@ def _soft_choice(decision: Decision, sum_T1: Tensor, temperature: float) -> tupl
 def _after_capacity(
     model: nn.Module, edit: Callable[[Decision, Tensor], Routing]
 ) -> Iterator[None]:
-    """All layers carry out what ``edit`` makes of a decision and of its sums of gates, and no
-    capacity cuts that any more."""
+    """Inside the block all layers carry out what ``edit`` makes of a decision and of its sums of
+    gates. No capacity drops any of it."""
     sites = routed_layers(model)
     sums: dict[str, Tensor] = {}
 
@@ -272,7 +275,7 @@ def _without_expert_gradient(site: Site) -> Iterator[RemovableHandle]:
         return _detach_first(layer, args, kwargs)
 
     def put_back(_: nn.Module, args: tuple[Any, ...]) -> Any:
-        # a router may serve several layers
+        # A router may serve several layers, so there may be no tokens of this one.
         return (tokens.pop().reshape(args[0].shape), *args[1:]) if tokens else None
 
     yield site.module.register_forward_pre_hook(keep, with_kwargs=True)
@@ -280,6 +283,6 @@ def _without_expert_gradient(site: Site) -> Iterator[RemovableHandle]:
 
 
 def _detach_first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    # families name the others differently, in one order
+    # Model families name the further arguments differently, but give them in one order.
     tokens, *others = (*args, *kwargs.values())
     return (tokens.detach(), *others), {}

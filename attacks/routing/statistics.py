@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ Number = TypeVar("Number", int, float)
 class AttackStatistics:
     """Sums over images; batches are added with ``+``.
 
-    images: how many; changed: whose predicted class changed
-    correct, loss: (before, after) the attack: how many were right, and the sum of their losses
-    overlap: reading → layer → (sum of IoU over tokens, tokens counted); the readings are those of
-        ``token_overlap``
+    images: how many images were counted
+    changed: how many of them have another predicted class after the attack
+    correct: (before, after) the attack, how many were classified right
+    loss: (before, after) the attack, the sum of the losses of all of them
+    overlap: reading → layer → (sum of IoU over tokens, number of tokens counted); ``token_overlap``
+        says what the readings are
     """
 
     images: int = 0
@@ -37,20 +39,15 @@ class AttackStatistics:
     )
 
     def __add__(self, other: "AttackStatistics") -> "AttackStatistics":
-        overlap = {
-            reading: {
-                layer: (
-                    sum(s.overlap[reading].get(layer, (0.0, 0))[0] for s in (self, other)),
-                    sum(s.overlap[reading].get(layer, (0.0, 0))[1] for s in (self, other)),
-                )
-                for layer in self.overlap[reading] | other.overlap[reading]
-            }
-            for reading in READINGS
-        }
-        correct = _pair(a + b for a, b in zip(self.correct, other.correct, strict=True))
-        loss = _pair(a + b for a, b in zip(self.loss, other.loss, strict=True))
         return AttackStatistics(
-            self.images + other.images, self.changed + other.changed, correct, loss, overlap
+            images=self.images + other.images,
+            changed=self.changed + other.changed,
+            correct=_pair(a + b for a, b in zip(self.correct, other.correct, strict=True)),
+            loss=_pair(a + b for a, b in zip(self.loss, other.loss, strict=True)),
+            overlap={
+                reading: _added(self.overlap[reading], other.overlap[reading])
+                for reading in READINGS
+            },
         )
 
     def routing_change(self, reading: str = "realised") -> dict[str, float]:
@@ -91,53 +88,90 @@ def attack_statistics(
     if images.shape != adversarial.shape or len(labels) != len(images):
         raise ValueError(
             "images, adversarial and labels must be of the same B images, got "
-            f"{tuple(images.shape)}, "
-            f"{tuple(adversarial.shape)} and {tuple(labels.shape)}"
+            f"{tuple(images.shape)}, {tuple(adversarial.shape)} and {tuple(labels.shape)}"
         )
     counted = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid.bool()
     if counted.shape != labels.shape:
         raise ValueError(f"valid must have shape ({len(labels)},), got {tuple(counted.shape)}")
+
     attacked_model = AttackedModel(model, normalize, logits_fn)
     attacked_model.image_dtype = images.dtype
-    members = {name: members_of(site) for name, site in routing_sites(model).items()}
-    predictions: list[Tensor] = []
-    losses: list[Tensor] = []
-    traces: list[dict[str, LayerTrace]] = []
+    loss_of = get_loss(loss)
     with borrowed(model), torch.no_grad(), aux_loss_in_eval(model):
-        for batch in (images, adversarial):
-            with trace_routing(model) as trace:
-                logits = attacked_model.logits(batch)
-            predictions.append(logits.argmax(1))
-            auxiliary = collect_aux_loss(model).to(logits) if auxiliary_loss else 0.0
-            losses.append(get_loss(loss)(logits, labels) + auxiliary)
-            traces.append(trace.layers)
+        before, after = (
+            _look(attacked_model, model, batch, labels, loss_of, auxiliary_loss)
+            for batch in (images, adversarial)
+        )
+
+    members = {name: members_of(site) for name, site in routing_sites(model).items()}
     overlap = {
         reading: {
-            name: _layer_overlap(traces[0][name], traces[1][name], reading, counted, members[name])
-            for name in traces[0]
-            if traces[0][name].routings
+            name: _layer_overlap(layer, after.layers[name], reading, counted, members[name])
+            for name, layer in before.layers.items()
+            if layer.routings
         }
         for reading in READINGS
     }
+    looks = (before, after)
     return AttackStatistics(
         images=int(counted.sum()),
-        changed=int((counted & (predictions[0] != predictions[1])).sum()),
-        correct=_pair(int((counted & (prediction == labels)).sum()) for prediction in predictions),
-        loss=_pair(float(value[counted].double().sum()) for value in losses),
+        changed=int((counted & (before.prediction != after.prediction)).sum()),
+        correct=_pair(int((counted & (look.prediction == labels)).sum()) for look in looks),
+        loss=_pair(float(look.loss[counted].double().sum()) for look in looks),
         overlap=overlap,
     )
+
+
+class _Look(NamedTuple):
+    """What the model made of a batch: predictions and losses (B,), and the trace of each layer."""
+
+    prediction: Tensor
+    loss: Tensor
+    layers: dict[str, LayerTrace]
+
+
+def _look(
+    attacked_model: AttackedModel,
+    model: nn.Module,
+    batch: Tensor,
+    labels: Tensor,
+    loss_of: Loss,
+    auxiliary_loss: bool,
+) -> _Look:
+    """One traced pass; the auxiliary loss is of the whole batch, and is added to every image's."""
+    with trace_routing(model) as trace:
+        logits = attacked_model.logits(batch)
+    auxiliary = collect_aux_loss(model).to(logits) if auxiliary_loss else 0.0
+    return _Look(logits.argmax(1), loss_of(logits, labels) + auxiliary, trace.layers)
 
 
 def _layer_overlap(
     clean: LayerTrace, adversarial: LayerTrace, reading: str, counted: Tensor, members: int
 ) -> tuple[float, int]:
+    """(sum of IoU, number of tokens) over the tokens (T,) of the images that are ``counted``."""
     iou_T, counts_T = token_overlap(clean, adversarial, reading)
-    counted_M = counted.repeat(members)  # an ensemble's tokens come member after member
+
+    # An ensemble's tokens come member after member.
+    counted_M = counted.repeat(members)
     tokens = [len(routing.gates) for routing in clean.routings]  # of each run of the layer
     counts_T = counts_T & torch.cat(
         [counted_M.repeat_interleave(count // max(len(counted_M), 1)) for count in tokens]
     )
     return float(iou_T[counts_T].double().sum()), int(counts_T.sum())
+
+
+def _added(
+    one: dict[str, tuple[float, int]], other: dict[str, tuple[float, int]]
+) -> dict[str, tuple[float, int]]:
+    """Layer by layer; a batch in which a layer did not run adds nothing to it."""
+    nothing = (0.0, 0)
+    return {
+        layer: (
+            one.get(layer, nothing)[0] + other.get(layer, nothing)[0],
+            one.get(layer, nothing)[1] + other.get(layer, nothing)[1],
+        )
+        for layer in one | other
+    }
 
 
 def _pair(values: Iterable[Number]) -> tuple[Number, Number]:

@@ -1,35 +1,48 @@
 """Every registered attack keeps the same promises, in every norm that it takes.
 
-A new attack is tested here as soon as it is registered. A failure names the attack and the norm.
+A new attack is tested here as soon as it is registered. The id of a test names attack and norm, so
+``-k apgd`` runs those of one attack.
 """
 
 import conformance
+import pytest
+
+CASES = conformance.cases()
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-def test_every_attack_reaches_the_optimum_of_a_linear_model_and_not_more():
-    conformance.holds_for_all(conformance.reaches_the_closed_form)
+@every_case
+def test_an_attack_reaches_the_optimum_of_a_linear_model_and_not_more(case):
+    conformance.reaches_the_closed_form(case)
 
 
-def test_every_attack_stays_in_ball_and_box_and_leaves_misclassified_images_alone():
-    conformance.holds_for_all(conformance.stays_in_ball_and_box)
+@every_case
+def test_an_attack_stays_in_ball_and_box_and_leaves_misclassified_images_alone(case):
+    conformance.stays_in_ball_and_box(case)
 
 
-def test_every_attack_reaches_the_class_it_is_given_or_refuses_it():
-    conformance.holds_for_all(conformance.reaches_targets_or_refuses_them)
+@every_case
+def test_an_attack_reaches_the_class_it_is_given_or_refuses_it(case):
+    conformance.reaches_targets_or_refuses_them(case)
 
 
-def test_every_attack_counts_its_passes():
-    conformance.holds_for_all(conformance.counts_its_passes)
+@every_case
+def test_an_attack_counts_its_passes(case):
+    conformance.counts_its_passes(case)
 
 
-def test_every_attack_keeps_groups_together_or_refuses_them():
-    conformance.holds_for_all(conformance.keeps_groups_together_or_refuses_them)
+@every_case
+def test_an_attack_keeps_groups_together_or_refuses_them(case):
+    conformance.keeps_groups_together_or_refuses_them(case)
 
 
-def test_no_attack_depends_on_batch_size_or_order():
-    conformance.holds_for_all(conformance.does_not_depend_on_the_batch)
+@every_case
+def test_an_attack_does_not_depend_on_batch_size_or_order(case):
+    conformance.does_not_depend_on_the_batch(case)
 
 
-def test_every_attack_goes_on_from_a_cut_journal(tmp_path):
-    cases = conformance.one_norm_each(conformance.cases())  # a journal is the same in every norm
-    conformance.holds_for_all(conformance.goes_on_from_a_cut_journal, tmp_path, among=cases)
+# A journal is the same in every norm.
+@pytest.mark.parametrize("case", conformance.one_norm_each(CASES), ids=str)
+def test_an_attack_goes_on_from_a_cut_journal(case, tmp_path):
+    conformance.goes_on_from_a_cut_journal(case, tmp_path)

@@ -7,16 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.balls.ball import Bounds
-from ironmoe.attacks.engine.attacked_model import AttackedModel
+from ironmoe.attacks.engine.attacked_model import AttackedModel, Model
 from ironmoe.attacks.evaluation.report import Flag
 from ironmoe.attacks.losses import cross_entropy, margin
 from ironmoe.attacks.random import example_keys, uniform
 from ironmoe.moe import trace_routing
 from ironmoe.moe.routing.routed_layers import routing_sites
 
-FEW = 8  # images: fewer do not tell a rounded input from chance
-FINER_THAN_8_BIT = 1 / 1024  # of the pixel range
-ROUNDING = 1e-6  # of a gradient of the margin with respect to router logits, relative to the margin
+# Fewer images do not tell a rounded input from chance.
+FEW = 8
+# This noise, as a share of the pixel range, is too small for an input that is rounded to 8 bits.
+FINER_THAN_8_BIT = 1 / 1024
+# A gradient of the margin with respect to router logits, divided by the margin: less is rounding.
+GRADIENT_ROUNDING = 1e-6
 
 
 def quantised(
@@ -24,23 +27,14 @@ def quantised(
 ) -> Flag:
     """Whether tiny noise changes the margin as the gradient says it should."""
     name = "quantised input"
-    weight = (
-        next(attacked_model.model.parameters(), None)
-        if isinstance(attacked_model.model, nn.Module)
-        else None
-    )
-    if random or images.element_size() < 4 or (weight is not None and weight.element_size() < 4):
+    if random or images.element_size() < 4 or _in_half_precision(attacked_model.model):
         return Flag(name, False, 0.0, "Not looked at: the model is random, or of half precision.")
-    low, high = bounds
-    keys = example_keys(0, torch.arange(len(images), device=images.device), 0)
-    noise = (
-        (2 * uniform(keys, tuple(images.shape[1:]), images.dtype) - 1)
-        * FINER_THAN_8_BIT
-        * (high - low)
-    )
-    moved = (images + noise).clamp(low, high)
+
+    noise = _tiny_noise(images, bounds)
+    moved = (images + noise).clamp(*bounds)
     here = _margin_and_gradient(attacked_model, images, labels)
     there = _margin_and_gradient(attacked_model, moved, labels)
+
     expected = (here[1] * (moved - images)).flatten(1).sum(1).double()
     actual = (there[0] - here[0]).double()
     counted = expected != 0
@@ -49,11 +43,10 @@ def quantised(
         return _steps(attacked_model, images, labels, noise=noise, margins=margins, bounds=bounds)
     if int(counted.sum()) < FEW:
         return Flag(name, False, 0.0, f"Not looked at: fewer than {FEW} images have a gradient.")
-    value = float(
-        ((actual - expected).abs() / (actual.abs() + expected.abs()).clamp_min(1e-300))[
-            counted
-        ].median()
-    )
+
+    difference = (actual - expected).abs()
+    size = actual.abs() + expected.abs()
+    value = float((difference / size)[counted].median())  # above 0 where it counts
     tripped = value > 0.5
     return Flag(
         name,
@@ -69,18 +62,35 @@ def quantised(
     )
 
 
+def _in_half_precision(model: Model) -> bool:
+    """Whether the model's weights have 16 bits or fewer."""
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return weight is not None and weight.element_size() < 4
+
+
+def _tiny_noise(images: Tensor, bounds: Bounds) -> Tensor:
+    """Uniform noise, the same in each call."""
+    low, high = bounds
+    keys = example_keys(0, torch.arange(len(images), device=images.device), 0)
+    noise = 2 * uniform(keys, tuple(images.shape[1:]), images.dtype) - 1
+    return noise * FINER_THAN_8_BIT * (high - low)
+
+
 def zero_gradients(
     attacked_model: AttackedModel, images: Tensor, labels: Tensor, logits: Tensor
 ) -> Flag:
+    """Whether the cross-entropy of correctly classified images has a gradient at all."""
     right = logits.argmax(1) == labels
     attempts = {"point": images, "label": labels} | attacked_model.record(images)
     try:
         grad = attacked_model.ask(attempts, lambda out, _: cross_entropy(out, labels)).grad
     except ValueError:  # no graph at all
         grad = None
+
     grad = torch.zeros_like(images) if grad is None else grad
     zero = ((grad.flatten(1) == 0).all(1) | ~grad.flatten(1).isfinite().all(1)) & right
     share = float(zero.sum()) / max(int(right.sum()), 1)
+
     return Flag(
         "zero gradients",
         share > 0,
@@ -96,31 +106,24 @@ def zero_gradients(
 
 
 def routing_gradient(attacked_model: AttackedModel, images: Tensor, labels: Tensor) -> Flag:
+    """Whether the margin has a gradient with respect to the logits of every router."""
     name = "routing gradient blocked"
     if not isinstance(attacked_model.model, nn.Module) or not routing_sites(attacked_model.model):
         return Flag(name, False, 0.0, "The model has no routing that is known here.")
+
     points = images.detach().requires_grad_()
     with torch.enable_grad(), trace_routing(attacked_model.model, keep_graph=True) as trace:
-        # its gradient does not vanish where the model is sure
+        # The gradient of the margin does not vanish where the model is sure.
         margins = margin(attacked_model.logits(points), labels)
         loss = margins.sum()
-        least = ROUNDING * float(margins.detach().abs().max())
+        least = GRADIENT_ROUNDING * float(margins.detach().abs().max())
+
     layers = {
         layer: [logits for logits in seen.all_logits if logits is not None]
         for layer, seen in trace.layers.items()
     }
-    blocked = []
-    for layer, seen in layers.items():
-        wanted = [logits for logits in seen if logits.requires_grad]
-        grads = (
-            torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True)
-            if wanted and loss.requires_grad
-            else ()
-        )
-        # A gate that is always 1, the one choice of K = 1 renormalised, leaves rounding errors of a
-        # gradient.
-        if seen and not any(grad is not None and float(grad.abs().max()) > least for grad in grads):
-            blocked.append(layer)
+    blocked = [layer for layer, seen in layers.items() if seen and not _reaches(loss, seen, least)]
+
     share = len(blocked) / max(len(layers), 1)
     return Flag(
         name,
@@ -131,6 +134,17 @@ def routing_gradient(attacked_model: AttackedModel, images: Tensor, labels: Tens
         if blocked
         else "Gradients reach every router.",
     )
+
+
+def _reaches(loss: Tensor, logits: list[Tensor], least: float) -> bool:
+    """Whether a gradient of the loss with respect to these router logits has an entry above
+    ``least``. A gate that is always 1, the one choice of K = 1 renormalised, leaves no more than
+    rounding errors of a gradient."""
+    wanted = [value for value in logits if value.requires_grad]
+    if not wanted or not loss.requires_grad:
+        return False
+    grads = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True)
+    return any(grad is not None and float(grad.abs().max()) > least for grad in grads)
 
 
 def _steps(
@@ -145,11 +159,14 @@ def _steps(
     """No image has a gradient: does the margin stand still under tiny noise and move under noise
     that is 64 times larger? ``margins`` are those without and with the tiny noise."""
     here, there = margins
+
+    # 1/16 of the pixel range is more than the distance of two values of a rounded input.
     with torch.no_grad():
         far = margin(attacked_model.predict((images + 64 * noise).clamp(*bounds)), labels)
     still = float((there == here).double().mean())
     moves = float((far != here).double().mean())
     tripped = still > 0.5 and moves > 0.5
+
     return Flag(
         "quantised input",
         tripped,
@@ -167,12 +184,13 @@ def _steps(
 def _margin_and_gradient(
     attacked_model: AttackedModel, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """(B,) and (B, …); zeros where the model has no graph at all."""
     try:
         answer = attacked_model.ask(
             {"point": images, "label": labels} | attacked_model.record(images),
             lambda logits, _: margin(logits, labels),
         )
-    except ValueError:  # no graph at all
+    except ValueError:
         return torch.zeros(len(images), device=images.device), torch.zeros_like(images)
     assert answer.grad is not None
     return answer.loss, answer.grad.nan_to_num()

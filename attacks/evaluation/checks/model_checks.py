@@ -23,17 +23,25 @@ from ironmoe.attacks.evaluation.checks.gradient_checks import (
 )
 from ironmoe.attacks.evaluation.report import Flag
 
-IMAGES = 64  # that the model is looked at with
-ALONE = 4  # of them one by one
-DIFFERS = 1e-4  # distance of logits divided by their norm: more is no rounding
+# The checks look at so many images at most, and at so many of them one by one.
+IMAGES = 64
+ALONE = 4
+# Two answers whose distance, divided by their norm, is larger differ by more than rounding.
+DIFFERS = 1e-4
+# Logits of all zeros count as so long, so that they may be divided by.
+SHORTEST_LOGITS = 1e-12
 
 
 def check_model(
     attack: Attack, images: Tensor, labels: Tensor, *, also: Sequence[Attack] = ()
 ) -> list[Flag]:
-    """Look at the model of an attack, on up to 64 images in ``bounds``. Costs about a dozen passes.
+    """Look at the model of an attack, on up to 64 images in ``bounds``. This costs about a dozen
+    passes of each image.
 
-    ``also``: other attacks that are to be made on it.
+    Args:
+        attack: the checks run its model, in full precision.
+        images, labels: (N, …) and (N,) int64.
+        also: other attacks on the same model, whose losses may need more classes.
 
     Raises:
         ValueError: labels beyond the model's classes; NaN logits.
@@ -41,10 +49,11 @@ def check_model(
     attacked_model = attack.attacked_model
     images = images[:IMAGES].detach()
     labels = labels[:IMAGES]
-
     attacked_model.image_dtype = images.dtype
+
+    # The checks are about the model and not about the precision of the search.
     plain = copy.copy(attacked_model)
-    plain.attack_dtype = None  # the model is looked at, not the precision of the search
+    plain.attack_dtype = None
     try:
         with borrowed(attacked_model.model):
             logits = [plain.predict(images) for _ in range(3)]
@@ -66,13 +75,13 @@ def check_model(
 
 
 def passes_of_checks(images: int) -> int:
-    """Forward passes of single images that ``check_model`` makes at most, on so many images."""
+    """How many forward passes of single images ``check_model`` makes at most, on so many images."""
     images = min(images, IMAGES)
     return 12 * images + ALONE
 
 
 def no_room_for_checks() -> Flag:
-    """In place of ``check_model``."""
+    """The flag that takes the place of those of ``check_model``, where a budget forbids them."""
     return Flag(
         "model not looked at",
         True,
@@ -112,7 +121,7 @@ def _undetermined(random: float, logits: list[Tensor]) -> Flag:
 
 def _softmax(logits: Tensor) -> Flag:
     sums = (logits.double().sum(1) - 1).abs().max()
-    # bfloat16 sums are that far off
+    # The sums of bfloat16 probabilities are that far off.
     tripped = bool(logits.min() >= 0) and bool(logits.max() <= 1) and float(sums) < 1e-2
     return Flag(
         "softmax outputs",
@@ -145,6 +154,8 @@ def _batch_dependence(
 ) -> Flag:
     if len(images) < 2:
         return Flag("batch dependence", False, 0.0, "Not looked at: one image has no company.")
+
+    # The images in the opposite order, and some of them alone.
     order = torch.arange(len(images) - 1, -1, -1, device=images.device)
     apart = [_apart(attacked_model.predict(images[order])[order.argsort()], logits)]
     apart += [
@@ -152,6 +163,7 @@ def _batch_dependence(
         for i in range(min(ALONE, len(images)))
     ]
     worst = max((float(a.max()) for a in apart), default=0.0)
+
     tripped = worst > max(DIFFERS, 3 * random)
     return Flag(
         "batch dependence",
@@ -171,4 +183,4 @@ def _apart(logits: Tensor, other: Tensor) -> Tensor:
     """(B,) distance of two answers, in units of the first's norm."""
     exact = logits.double()
     difference = exact - other.double()
-    return difference.norm(dim=1) / exact.norm(dim=1).clamp_min(1e-12)
+    return difference.norm(dim=1) / exact.norm(dim=1).clamp_min(SHORTEST_LOGITS)

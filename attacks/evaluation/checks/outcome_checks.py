@@ -1,10 +1,13 @@
 """Checks against false security: signs in what the attacks did (Croce & Hein, arXiv 2003.01690;
 Pintor et al., arXiv 2106.09947)."""
 
+from ironmoe.attacks.engine.counters import LOSS_RISING
 from ironmoe.attacks.evaluation.report import AttackSummary, Flag, RobustnessReport
 
-SQUARE_GAIN = 0.002  # of all images: what Square may break beyond the gradient attacks
-RISING_SHARE = 0.1  # of the images that held: on so many the loss may still have been rising
+# Square may break this share of all images beyond those that the gradient attacks broke.
+SQUARE_GAIN = 0.002
+# The loss may still have been rising on this share of the images that held.
+RISING_SHARE = 0.1
 
 
 def check_outcome(report: RobustnessReport) -> list[Flag]:
@@ -71,11 +74,13 @@ def _rising(report: RobustnessReport) -> Flag:
         return Flag(
             name, False, 0.0, "Not looked at: no attack ran to its end on an image that held."
         )
-    rising = [summary.flags["loss_rising"] for summary in report.attacks.values()]
+
+    rising = [summary.flags[LOSS_RISING] for summary in report.attacks.values()]
     share = max(
         float((up & kept).sum()) / max(int(kept.sum()), 1)
         for up, kept in zip(rising, held, strict=True)
     )
+
     tripped = share > RISING_SHARE
     return Flag(
         name,

@@ -9,11 +9,15 @@ from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.random import normal
 from ironmoe.kernels.attack_step import column
 
-FIRST_SHARE = 0.2  # of the pixels in the first steps
-DENSER = 1.5  # the best point has so many times the pixels of the steps that follow
-SHORTER = 1.5  # steps get so many times shorter at a check
-SHORTEST = 0.1  # step, in radii
-SPARSER = 0.95  # of the pixels of the last check: fewer are progress
+# The first steps move this share of the pixels.
+FIRST_SHARE = 0.2
+# The best point has so many times as many changed pixels as the steps that follow move.
+DENSER = 1.5
+# Steps get so many times shorter at a check, down to this share of the radius.
+SHORTER = 1.5
+SHORTEST_STEP = 0.1
+# A best point with fewer than this share of the pixels of the last check is progress.
+SPARSER = 0.95
 
 
 class Sparsity:
@@ -73,7 +77,7 @@ class Sparsity:
         pixels = _changed(attempts["peak"], attempts["clean"])
         sparser = pixels < SPARSER * attempts["pixels"]
 
-        shorter = (attempts["alpha"] / SHORTER).maximum(SHORTEST * attempts["radius"])
+        shorter = (attempts["alpha"] / SHORTER).maximum(SHORTEST_STEP * attempts["radius"])
         alpha = torch.where(sparser, attempts["radius"], shorter)
         attempts["alpha"] = torch.where(due, alpha, attempts["alpha"])
         attempts["moving"] = torch.where(due, _moving(pixels), attempts["moving"])

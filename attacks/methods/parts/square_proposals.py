@@ -27,9 +27,12 @@ from ironmoe.attacks.methods.parts.square_windows import (
 from ironmoe.attacks.random import uniform
 from ironmoe.kernels.attack_step import column
 
-DRAWS = 8  # proposals looked at for each question
-CANCELLED = 1e-4  # a sum of two windows of length 1 that is shorter is rounding
-TILES = 5  # along each axis in the starting points of L2 and L1
+# So many proposals are drawn for each query, which asks about the first that changes the image.
+DRAWS = 8
+# If the sum of two windows of length 1 is shorter than this, it is no more than rounding.
+CANCELLED = 1e-4
+# The starting points of L2 and L1 have so many tiles along each axis.
+TILES = 5
 
 
 class Next(NamedTuple):
@@ -53,7 +56,8 @@ class Proposals(Protocol):
         """(R, …) the starting points. What the proposals need is added to the attempts."""
 
     def one(self, attempts: Attempts) -> Next:
-        """The next proposal of each attempt; if there is none, its last ``steps`` and any point."""
+        """The next proposal of each attempt, K = 1. For an attempt that has none left, ``there`` is
+        False, ``steps`` is the number of its last proposal, and ``points`` is of no use."""
 
     def several(self, attempts: Attempts, count: int) -> Next:
         """The ``count`` proposals after ``point``, if that is not accepted."""

@@ -103,18 +103,22 @@ def two_bumps(
     of its centre, and both have the same norm. This is η of section 4.2 of arXiv 1912.00049 (order
     2), with steeper bumps in L1 as in the code of arXiv 2103.01208 (order 1).
     """
+    # Distances to the centre of the pixel's own half, and the half-length of that half.
     down = _halves(window.top, window.height, ~turned, plane[0])
     across = _halves(window.left, window.width, turned, plane[1])
     distance, reach = (torch.maximum(down[i].unsqueeze(2), across[i].unsqueeze(1)) for i in (0, 1))
+
     terms = torch.arange(1, max(plane) // 2 + 2, device=distance.device, dtype=torch.float64) ** (
         -4 / order
     )
     sums = torch.nn.functional.pad(terms.cumsum(0), (1, 0)).to(dtype)
+
     later = down[2].unsqueeze(2) & across[2].unsqueeze(1)
     bumps = (sums[reach + 1] - sums[distance.minimum(reach + 1)]) * covered(window, plane)
     lengths = torch.linalg.vector_norm(
         torch.stack([bumps * ~later, bumps * later]), order, (2, 3), keepdim=True
     )
+
     # A window that is one pixel high has but one half.
     halves = (lengths > 0).to(dtype).sum(0) ** (1 / order)
     lengths = lengths.clamp_min(torch.finfo(dtype).tiny)
