@@ -210,6 +210,7 @@ def _(  # type: ignore[no-untyped-def]
     group_score,
     scale,
 ):
+    get_score(score)  # an unknown one is an error while tracing, too
     gates = logits.new_empty(
         logits.shape[0], top_k, dtype=torch.promote_types(logits.dtype, torch.float32)
     )
@@ -237,6 +238,7 @@ def topk_route_backward_op(
 
 @topk_route_backward_op.register_fake
 def _(d_gates, logits, experts, score, order, renormalize, scale):  # type: ignore[no-untyped-def]
+    get_score(score)
     return logits.new_empty(logits.shape)
 
 

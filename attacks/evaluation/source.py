@@ -102,7 +102,7 @@ class Source:
                 self.data[0].split(self.batch_size),
                 self.data[1].split(self.batch_size),
                 strict=True,
-            )  # type: ignore[union-attr]
+            )
             return
 
         for batch in self.data:

@@ -13,11 +13,11 @@ from ironmoe.bench.attack.rows import WORST_CASE, RobustnessRow
 from ironmoe.bench.common.radii import to_255
 from ironmoe.bench.reports.style import COLORS, STYLE
 
-WORST = "#1c2329"  # of the worst case per sample
-# so that curves that lie on each other are seen
+WORST = "#1c2329"  # the color of the worst case per sample
+# so that curves that lie on each other can be told apart
 LINES = ("o-", "s--", "^-.", "D:", "v--", "P-.", "*-")
 BINS = 40
-ROUNDING = 1e-5  # so that distances of just eps come into one bin
+BIN_SHIFT = 1e-5  # so that all distances of just eps are counted in the same bin
 Color = str | tuple[float, float, float, float]
 
 
@@ -30,7 +30,7 @@ def accuracy(outcome: EvaluationOutcome) -> Figure:
 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 4.2))
-        # what is drawn first looks out from under the others
+        # the first curve has the largest marks: they show under those of later curves
         sizes = np.linspace(9, 4, max(len(outcome.report.attacks), 2))
         for name, color, style, size in zip(
             outcome.report.attacks, _colors(outcome), cycle(LINES), sizes, strict=False
@@ -46,9 +46,11 @@ def accuracy(outcome: EvaluationOutcome) -> Figure:
                     size=size if several else 4,
                     band=not many_attacks(outcome),
                 )
+
         if several:
             worst = [clean, *outcome.worst_rows]
             _curve(axes, worst, WORST_CASE, color=WORST, style="x:", size=4, band=True)
+
         axes.set(
             xlabel=f"eps: {distance_label(outcome.suite.norm)} (0 = clean)",
             ylabel="robust accuracy in %",
@@ -76,8 +78,9 @@ def distances(outcome: EvaluationOutcome) -> Figure:
             squeeze=False,
             figsize=(6.8, max(2.4, 0.6 + 1.3 * len(found))),
         )
+
         for axes, (name, values) in zip(grid[:, 0], found.items(), strict=True):
-            axes.hist(values * (1 - ROUNDING), bins, color=colors[name])
+            axes.hist(values * (1 - BIN_SHIFT), bins, color=colors[name])
             for eps in outcome.suite.eps_255:
                 if eps <= 1.02 * top:
                     axes.axvline(eps, color=WORST, linewidth=0.8, linestyle=":")
@@ -88,6 +91,7 @@ def distances(outcome: EvaluationOutcome) -> Figure:
                 loc="left",
                 fontsize=9,
             )
+
         grid[-1, 0].set_xlabel(f"distance: {distance_label(outcome.suite.norm)}")
 
     return figure
@@ -106,6 +110,7 @@ def steps(outcome: EvaluationOutcome) -> Figure:
         if outcome.decided_something(name)
     }
     last = max(ends.values())
+
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 3.6))
         for (name, summary), color, style in zip(
@@ -113,6 +118,7 @@ def steps(outcome: EvaluationOutcome) -> Figure:
         ):
             if name not in ends:
                 continue
+
             needed = summary.steps[summary.fell].sort().values.numpy()
             share = 100 * np.arange(len(needed) + 1) / int(summary.clean_correct.sum())
             label = f"{name} (median {np.median(needed):.3g})" if len(needed) else name
@@ -125,14 +131,17 @@ def steps(outcome: EvaluationOutcome) -> Figure:
                 linestyle=style[1:],
             )
             axes.plot([ends[name]], [share[-1]], "|", color=color, markersize=12, markeredgewidth=2)
+
         axes.set(xlabel="questions to the model in the successful attempt (0: its starting point)")
         axes.set(ylabel="images that fell, in %", ylim=(0, 101))
+
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(-0.1, 1.15 * last + 0.1)
         axes.set_xticks(_ticks(set(ends.values())))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(axis="x", labelsize=8)
+
         _legend(axes, beside=True)
 
     return figure

@@ -15,8 +15,8 @@ from ironmoe.moe.checkpoints.errors import CheckpointError
 
 @contextmanager
 def explained(loaded: LoadedModel) -> Iterator[None]:
-    """Inside the block, what goes wrong with the model, the attacks or another process becomes an
-    error of one line. A bug stays what it is."""
+    """Inside the block, an error of the model, of the attacks or of another process becomes a
+    message of one line. A bug keeps its traceback."""
     try:
         yield
     except JournalError as error:
@@ -49,7 +49,7 @@ def too_small_a_budget(
 ) -> SuiteError:
     """The error for a budget that did not suffice for the clean images of the first batch.
 
-    images: to be attacked; world: how many processes share the budget.
+    images: how many are to be attacked; world: how many processes share the budget.
     """
     if max_forwards is None:
         return SuiteError(

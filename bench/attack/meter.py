@@ -9,8 +9,8 @@ from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.run_folder import RunFolder
 from ironmoe.bench.reports.cells import speed
 
-SAVE_SECONDS = 5.0  # between notes of the time spent
-LINE_SECONDS = 30.0  # between lines where there is no terminal for a bar
+SAVE_SECONDS = 5.0  # the time spent is written to disk this often
+LINE_SECONDS = 30.0  # without a terminal for a bar, a line is printed this often
 FILE = "results/seconds.json"
 
 
@@ -40,7 +40,7 @@ class Stopwatch:
 class Meter(Stopwatch):
     """The stopwatch of the first process, which also shows how far the attacks are.
 
-    It sees the progress of its own process only, and supposes that the other processes are as far.
+    It sees the progress of its own process only, and assumes that the other processes are as far.
     """
 
     def __init__(

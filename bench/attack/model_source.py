@@ -85,14 +85,17 @@ def load_model(
             f"name one model: a .safetensors CHECKPOINT, or --model {FORMS}{both}"
         )
 
-    if checkpoint is not None:  # its weights are known by their digest, wherever it lies
+    if checkpoint is not None:
+        # the digest of the weights tells the model, so the file may move to another folder
         return _own(checkpoint, device)._replace(
             source=f"checkpoint {checkpoint}", identity=checkpoint.name
         )
+
     assert spec is not None
     kind, _, rest = spec.partition(":")
     if not rest:
         raise CheckpointError(f"--model must be {FORMS}, got {spec!r}")
+
     size = int(data.images.shape[-1])
     loaded = (
         _hugging_face(rest)
@@ -101,6 +104,7 @@ def load_model(
         if kind == "vmoe"
         else _factory(kind, rest)
     )
+
     identity = f"{kind}:{os.path.abspath(rest)}" if kind in ("hf", "vmoe") else spec
     return loaded._replace(
         model=loaded.model.to(device).eval(), source=f"--model {spec}", identity=identity

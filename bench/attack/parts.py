@@ -39,7 +39,7 @@ def parts_of(name: str, attack: Attack) -> tuple[Part, ...]:
         Part(
             name=name if len(stages) == 1 else stage.name,
             steps=getattr(stage, "steps", None),
-            restarts=vars(stage).get("restarts"),  # not the default that every class has
+            restarts=vars(stage).get("restarts"),  # None unless the attack itself sets it
             targets=stage.targets,
             eot=stage.eot,
             max_queries=stage.max_queries,

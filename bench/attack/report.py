@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ironmoe.bench.attack.curves import distance_label
 from ironmoe.bench.attack.outcome import EvaluationOutcome
-from ironmoe.bench.attack.pictures import distance_label, draw_evaluation
+from ironmoe.bench.attack.pictures import draw_evaluation
 from ironmoe.bench.attack.rows import COST_COLUMNS, RESULT_COLUMNS
 from ironmoe.bench.attack.table import costs, results
 from ironmoe.bench.attack.words import words

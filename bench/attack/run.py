@@ -32,7 +32,7 @@ from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_fol
 from ironmoe.bench.common.versions import versions
 from ironmoe.moe.routing.routed_layers import routing_sites
 
-KEPT_BYTES = 4_000_000_000  # of final images: more are not kept, and the report shows none
+KEPT_BYTES = 4_000_000_000  # final images that take more are not kept, and no report shows them
 
 
 class AttackOptions(NamedTuple):
@@ -91,7 +91,7 @@ def run_attack_command(options: AttackOptions, console: Console) -> Path:
             watch = Stopwatch() if meter is None else shown.enter_context(meter)
             report = evaluation.run(watch)
             seconds = group.largest(watch.ended(report))
-        if meter is None:  # another process than the first
+        if meter is None:  # this is not the first process
             return evaluation.path
         report.seconds = meter.finish(report, seconds)
         outcome = evaluation.outcome(report, meter)

@@ -38,7 +38,7 @@ ROUTING: dict[str, Callable[[], RoutingMode]] = {
 
 
 class SuiteError(typer.BadParameter):
-    """Attacks that cannot be made as asked; the message says why and what is possible."""
+    """The attacks cannot be made as asked; the message says why and what is possible."""
 
 
 class Suite(NamedTuple):
@@ -62,7 +62,7 @@ class Suite(NamedTuple):
     routing: str = "free"
 
     def check(self) -> None:
-        """Find what is wrong whatever the model.
+        """Find mistakes in the options that do not depend on the model.
 
         Raises:
             SuiteError: the message says what, and what is possible.
@@ -96,7 +96,7 @@ class Suite(NamedTuple):
                 )
 
     def _check_options(self) -> None:
-        """Each option must apply to one of the attacks at least."""
+        """Raise SuiteError if an option applies to none of the attacks."""
         known = named_attacks()
         for option in self._given:
             if not any(option in known[name].takes for name in self.names):
@@ -154,6 +154,6 @@ class Suite(NamedTuple):
 
     @property
     def _given(self) -> dict[str, Any]:
-        """The options for some attacks alone, those that were given."""
+        """The options that the user gave and that not every attack takes."""
         options = {"steps": self.steps, "restarts": self.restarts, "alpha": self.alpha}
         return {option: value for option, value in options.items() if value is not None}

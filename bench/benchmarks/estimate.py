@@ -66,21 +66,25 @@ def pass_estimate(
     for work in layer_work(shape, pass_name):
         if only is not None and work.kernel not in only:
             continue
+
         limit = work.ms_at(machine.tflops, machine.terabytes)
         step = _step(work, shape, pass_name)
         if step is None:
             yield KernelEstimate(work.kernel, limit, limit + LAUNCH_GAP_MS)
             continue
+
         finding = examine(NamedLaunch(work.kernel, torch.bfloat16, launches[step]), machine.chip)
         if finding.error:
             raise EstimateError(
                 f"{work.kernel} does not compile for {machine.chip.name}: {finding.error}"
             )
+
         product = as_product(launches[step], finding, shape)
         try:
             model = estimate(product, machine)
         except ValueError as error:
             raise EstimateError(f"{work.kernel}: {error}") from None
+
         yield KernelEstimate(
             work.kernel, limit, max(limit, model.ms) + LAUNCH_GAP_MS, finding, product, model
         )

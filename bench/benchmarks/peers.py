@@ -1,4 +1,5 @@
-"""Who is measured beside us. ``reference.py`` checks that all of them compute the same thing."""
+"""The implementations that are measured beside ours. ``reference.py`` checks that all of them
+compute the same thing."""
 
 from collections.abc import Callable
 from importlib.util import find_spec

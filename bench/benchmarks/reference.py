@@ -1,4 +1,4 @@
-"""Check that everybody computes the same layer, before anything is timed."""
+"""Check that all implementations compute the same layer, before anything is timed."""
 
 from typing import NamedTuple
 
@@ -29,8 +29,8 @@ class Reference(NamedTuple):
 
 
 def reference(problem: Problem, sample: int = SAMPLE) -> Reference:
-    """Compute the layer expert by expert in plain torch operations, of which only the activation is
-    ours.
+    """Compute the layer expert by expert in plain torch operations. Only the activation comes from
+    ironmoe.
 
     sample: how many tokens.
     """

@@ -47,7 +47,7 @@ def _vision(name: str, images: int, patches: int, dim: int, num_experts: int) ->
     )
 
 
-MAIN = Shape("qwen3-30b", 32768, 2048, 768, 128, 8)  # the one the goals are set for
+MAIN = Shape("qwen3-30b", 32768, 2048, 768, 128, 8)  # the goals are set for this one
 FIRST_SHAPES = (
     MAIN,
     Shape("olmoe", 32768, 2048, 1024, 64, 8),
@@ -59,7 +59,7 @@ FIRST_SHAPES = (
     Shape("qwen3-next", 32768, 2048, 512, 512, 10),
     *(MAIN._replace(name=f"decode-{tokens}", tokens=tokens) for tokens in (1, 8, 32, 128)),
 )
-SHAPES = (  # most important first: what a short run leaves out is at the end
+SHAPES = (  # most important first: a short run leaves out the last ones
     *FIRST_SHAPES,
     Shape("qwen3-30b-8k", 8192, 2048, 768, 128, 8),
     Shape(
@@ -74,7 +74,7 @@ SHAPES = (  # most important first: what a short run leaves out is at the end
     Shape("llama4-scout", 8192, 5120, 8192, 16, 1),
     Shape("qwen3-235b", 32768, 4096, 1536, 128, 8),
 )
-REHEARSAL = (  # of the whole program, where there is no GPU: the figures mean nothing
+REHEARSAL = (  # for a rehearsal of the program without a GPU: the figures mean nothing
     Shape("toy-gated", 96, 32, 16, 8, 2),
     Shape("toy-biases", 60, 16, 32, 4, 2, activation="gelu", bias=True),
 )

@@ -66,7 +66,7 @@ def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     training = model.training
     model.eval()
 
-    # the unfused attention: its products are counted, those inside the fused CPU kernel are not
+    # torch counts the products of unfused attention, but not those inside the fused CPU kernel
     try:
         with (
             FlopCounterMode(display=False) as counter,
@@ -103,7 +103,8 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, A
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())  # the file itself is no iterable
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"checkpoint {path} cannot be read as safetensors: {error}"

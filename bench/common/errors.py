@@ -48,7 +48,7 @@ def clear_errors(console: Console) -> Iterator[None]:
 
 
 def told(error: BaseException) -> str:
-    """An error of somebody else's code in one line: what it is, and where it was raised."""
+    """An error of foreign code in one line: what it is, and where it was raised."""
     *_, last = traceback.extract_tb(error.__traceback__)
     where = (
         f" ({Path(last.filename).name}, line {last.lineno})"

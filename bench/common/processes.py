@@ -13,9 +13,9 @@ import torch.distributed as dist
 import typer
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # for slower processes; where one dies, torchrun ends the others
+PATIENCE = timedelta(days=7)  # for slower processes; if one dies, torchrun ends the others
 GRACE_SECONDS = 10.0
-OWN = "of one process"  # note on errors that the other processes need not have, too
+OWN = "of one process"  # the note on an error that the other processes may not have
 
 
 class Processes(NamedTuple):
@@ -64,8 +64,8 @@ def is_first_process() -> bool:
 
 
 def give_way() -> None:
-    """Wait, in another process than the first, before it ends in an error that the first one
-    prints: torchrun ends all processes as soon as one ends."""
+    """In every process but the first, wait before the process ends in an error, so that the first
+    one can print it: torchrun ends all processes as soon as one ends."""
     if not is_first_process():
         time.sleep(GRACE_SECONDS)
 
@@ -85,7 +85,7 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def _mark_as_own(error: Exception) -> None:
-    """Note on the error that the other processes need not have it, too."""
+    """Note on the error that the other processes may not have it."""
     if sys.version_info >= (3, 11):
         error.add_note(OWN)
     else:  # what add_note does

@@ -75,12 +75,12 @@ class RunFolder:
 
     @property
     def greeting(self) -> str:
-        """What a command says when it begins."""
+        """The line that a command prints when it begins."""
         return f"{'Going on in' if self.resumed else 'Writing to'} {self.path}/"
 
     @property
     def farewell(self) -> str:
-        """What a command says when its report is written."""
+        """The line that a command prints when its report is written."""
         return f"Report: {self.path}/report.html, numbers: {self.path}/report.json"
 
     def file(self, name: str) -> Path:

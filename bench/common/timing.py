@@ -14,11 +14,11 @@ WARMUP = 2
 MIN_ROUNDS = 3
 FLUSH_BYTES = 256 << 20  # several times the L2 cache of any GPU
 CYCLES_A_SECOND = 2_000_000_000  # about a GPU's clock
-LONGEST_LEAD = 0.02  # seconds
+LONGEST_LEAD = 0.02  # seconds that the device waits for the host at most
 
 
 class Sample(NamedTuple):
-    """Milliseconds of one call: the device's, and the host's until it had asked for everything."""
+    """Milliseconds of one call: the device's, and those until the call returned on the host."""
 
     ms: float
     host_ms: float
@@ -89,16 +89,17 @@ def samples_in_turns(
 ) -> dict[str, list[Sample]]:
     """Time each of ``runs``, A B C, B A C, … in a new random order each round.
 
-    So a machine that drifts drifts for all, and nobody always finds the caches that the same other
-    one left. On a GPU the L2 cache is overwritten before each call, and the device gets a lead for
-    the host, so that launches are not what is timed (``host_ms`` has them) unless the call itself
-    waits for the device.
+    So a machine that becomes slower does so for all, and no call always follows the same other one
+    and finds its data in the caches. On a GPU the L2 cache is overwritten before each call, and the
+    device first waits while the host runs ahead. So the time of launches is not in ``ms``, but in
+    ``host_ms``, unless the call itself waits for the device.
 
     Args:
         runs: by name, each without arguments.
-        rounds: at most so many.
-        seconds: no new round after these, once there were MIN_ROUNDS.
-        warmup: calls of each before the first round, WARMUP by default.
+        rounds: how many rounds there are at most.
+        seconds: after these no new round begins, once there were MIN_ROUNDS.
+        warmup: calls of each before the first round, WARMUP by default. Without any, the device
+            does not wait for the host.
         on_round: called after each round.
     """
     once = _timer(device)
@@ -120,7 +121,7 @@ def samples_in_turns(
 
 
 def _timer(device: torch.device) -> Callable[[Callable[[], Any], float], Sample]:
-    """What times one call: (the call, seconds of lead) → Sample."""
+    """A function that times one call: (the call, seconds that the device waits first) → Sample."""
     if device.type != "cuda":
 
         def on_cpu(run: Callable[[], Any], lead: float) -> Sample:

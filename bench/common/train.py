@@ -140,7 +140,7 @@ def one_cycle(warmup: float) -> LearningRateSchedule:
         )
 
         def set_rates(step: int) -> None:
-            if step:  # the scheduler has set the rates of step 0 itself
+            if step:  # the scheduler itself has set the rates of step 0
                 scheduler.step()
 
         return set_rates

@@ -62,6 +62,7 @@ def accuracy(models: list[ModelResults]) -> Figure:
             axes.fill_between(
                 x, 100 * np.array(low), 100 * np.array(high), color=color, alpha=0.18, linewidth=0
             )
+
         seeds = len(models[0].runs)
         band = "95 % Wilson interval" if seeds == 1 else f"± standard deviation, {seeds} seeds"
         axes.set(

@@ -16,30 +16,26 @@ def verdict(models: list[ModelResults]) -> list[str]:
     if seeds == 1:
         lines.append(
             "This is one seed. The intervals are 95 % Wilson intervals: how precisely the test "
-            "images measure these very weights. "
-            "They say nothing of another training run, which can move robust accuracy by more "
-            "than the interval is wide. One seed "
-            "can show that an attack works, how far routing moves, and what a model costs; it "
-            "cannot show that one architecture is "
-            "more robust than another. Use --seeds 5 for that."
+            "images measure these very weights. They say nothing of another training run, which "
+            "can move robust accuracy by more than the interval is wide. One seed can show that "
+            "an attack works, how far routing moves, and what a model costs; it cannot show that "
+            "one architecture is more robust than another. Use --seeds 5 for that."
         )
     else:
+        counts = (
+            "Two seeds show that results vary, not by how much."
+            if seeds == 2
+            else "A difference counts where it has the same sign in every seed and exceeds the "
+            "spread."
+        )
         lines.append(
             f"Mean ± standard deviation over {seeds} seeds, each a training of its own, smallest "
-            "and largest in brackets; every "
-            "seed sees the same data split. "
-            + (
-                "Two seeds show that results vary, not by how much."
-                if seeds == 2
-                else "A difference counts where it has the same sign in every seed and exceeds "
-                "the spread."
-            )
+            f"and largest in brackets; every seed sees the same data split. {counts}"
         )
 
     lines.append(
         "Robust accuracy is an upper bound: it is what this attack left standing. A stronger "
-        "attack, more steps or more restarts "
-        "can only lower it."
+        "attack, more steps or more restarts can only lower it."
     )
     return lines
 

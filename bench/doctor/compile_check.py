@@ -134,6 +134,7 @@ def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int
         "stores to and loads from shared memory; matrix",
         "instructions. These are facts about compiled code, not speed.",
     ]
+
     for chip in chips:
         header = (*COLUMNS, "barriers, stores, loads", MATRIX[chip])
         lines += ["", f"## {chip}", "", f"Limits: {_limits(chip)}.", ""]

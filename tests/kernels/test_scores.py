@@ -61,3 +61,9 @@ def test_an_unknown_score_is_an_error_that_names_the_known_ones(call, interprete
     monkeypatch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
     with pytest.raises(ValueError, match=KNOWN):
         call(logits().detach().float(), torch.zeros(3, 2, dtype=torch.int32))
+
+
+def test_an_unknown_score_is_an_error_while_shapes_are_traced():
+    traced = logits().detach().float().to("meta")
+    with pytest.raises(ValueError, match=KNOWN):
+        topk_route_op(traced, 2, "relu", "score_first", False, None, 1, 1, "max", 1.0)

@@ -26,7 +26,7 @@ from ironmoe.bench.common.timing import samples_in_turns
 from ironmoe.bench.common.versions import describe_device, versions
 from ironmoe.bench.reports.tables import terminal_table
 
-# share of images by which robust accuracies may differ for a ratio to be printed: starts are random
+# a ratio is printed if robust accuracies differ by at most this: starts are random
 AGREES = 0.02
 PARTS = ("pgd", "autoattack", "bf16", "reference")
 IN_BFLOAT16 = "ironmoe, bf16 search"

@@ -87,8 +87,8 @@ def autoattack_runs(
     """AutoAttack-standard by ironmoe, by the official code and by torchattacks, as far as they can
     be imported.
 
-    Of torchattacks it is the four attacks at the official lengths: its own AutoAttack makes 10
-    steps for 100, which is another attack. foolbox and adv-lib do not have the parts.
+    Of torchattacks its four parts run at the official lengths, because its own AutoAttack makes 10
+    steps where the official one makes 100. foolbox and adv-lib do not have the parts.
     """
 
     def ours(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def autoattack_runs(
     def torchattacks(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         library = _library("torchattacks")
         with torch.no_grad():
-            classes = min(model(x[:1]).shape[1], 10)  # it goes through one target less
+            classes = min(model(x[:1]).shape[1], 10)  # torchattacks goes through one target less
         common = {"norm": norm, "eps": eps}
         parts = [
             library.APGD(model, steps=100, loss="ce", **common),

@@ -24,11 +24,11 @@ from ironmoe.bench.benchmarks.gpu.tasks.tune import tune
 from ironmoe.bench.benchmarks.shapes import MAIN, REHEARSAL, SHAPES
 from ironmoe.bench.common.timing import Countdown
 
-COMPLETE, INCOMPLETE = 0, 3  # exit status: everything done; time was over first
+COMPLETE, INCOMPLETE = 0, 3  # exit status: everything is done; the time was over before
 
 
 def main() -> int:
-    """Wait for a job and do it; the exit status. No job comes where the run is over before."""
+    """Wait for a job, do it, and return the exit status. If the run ends first, no job comes."""
     end_with_parent()
     if torch.cuda.is_available():
         _import_ahead()

@@ -4,17 +4,17 @@ from typing import NamedTuple
 
 from ironmoe.bench.benchmarks.shapes import FIRST_SHAPES, MAIN, REHEARSAL, ROUTINGS, Shape
 
-# Shapes measured under every routing; the others under a uniform one.
+# These shapes are measured under every routing, the others under a uniform one.
 UNEVEN = (MAIN.name, "vmoe-b16-e8", REHEARSAL[0].name)
-# Shapes measured before everything else.
+# These shapes are measured before everything else.
 FIRST = (MAIN.name, "vmoe-b16-e8", *(shape.name for shape in REHEARSAL))
 
 
 class GpuJob(NamedTuple):
-    """One piece of a run, which a process of its own does.
+    """One piece of a run, which has a process of its own.
 
-    kind: one of ``KINDS``; shape, routing: of a layer, where there is one; seconds: what the job is
-    thought to take; limit: the seconds after which it is ended.
+    kind: one of ``KINDS``; shape, routing: of the layer, if the job is about one; seconds: how long
+    the job is expected to take; limit: the seconds after which it is ended.
     """
 
     kind: str
@@ -45,16 +45,15 @@ KINDS = {
     SANITIZER: "compute-sanitizer on a small layer",
     TUNE: "better block sizes",
 }
-# Seconds are estimates, of an H100 with 16 cores whose cache of compiled kernels is empty: nothing
-# was measured so far.
+# Seconds are estimates for an H100 with 16 cores and an empty cache of compiled kernels; none was
+# measured. The first number is expected, the second is the limit.
 FIRST_CASE, OTHER_CASE = (45.0, 100.0), (15.0, 60.0)
 
 
 def plan(
     shapes: tuple[Shape, ...], minutes: float, on_gpu: bool, kinds: tuple[str, ...]
 ) -> list[GpuJob]:
-    """The jobs, most important first, so that those that the minutes do not reach are at the
-    end."""
+    """The jobs, most important first: if the minutes do not suffice, the last ones are left out."""
     all_cases = cases(shapes)
     first = [place for place in all_cases if place[0].name in FIRST and place[1] == "uniform"]
     later = [place for place in all_cases if place not in first]

@@ -22,8 +22,8 @@ GOAL_ROUTER_SHARE = 0.80
 
 
 class Goal(NamedTuple):
-    """A goal and how it stands. met: None where what it needs was not measured; False where the
-    results were wrong, whatever their time."""
+    """A goal, and whether it is met: None if what it needs was not measured; False, whatever the
+    time, if the results were wrong."""
 
     text: str
     measured: str
@@ -157,7 +157,7 @@ def plan_lines(jobs: list[GpuJob], num_done: int, minutes: float, device: str) -
 
 
 def news(entry: Entry) -> list[str]:
-    """The lines that are said when an entry comes into the run log."""
+    """The lines that are printed when an entry comes into the run log."""
     if entry["kind"] == "test" and entry["outcome"] == "failed":
         return [f"FAILED {entry['test']}: {entry['why'].splitlines()[0] if entry['why'] else ''}"]
     if entry["kind"] != "part":
@@ -181,7 +181,7 @@ def _timed_line(part: str, rows: list[Row]) -> str:
 
 
 def _note(row: Row) -> str:
-    """Nothing is said of who is not installed: the report lists them."""
+    """A line about a note; none about a peer that is not installed, which the report lists."""
     return "" if row["kind"] == "absent" else f"{row['implementation']} {row['kind']}: {row['why']}"
 
 
@@ -206,7 +206,7 @@ def _check(row: Row) -> str:
     return f"{row['check']}: {verdict}{': ' if row['why'] else ''}{row['why']}"
 
 
-# Table of the run log → the line that is said of a row.
+# Table of the run log → the line that is printed for one of its rows.
 NEWS: dict[str, Callable[[Row], str]] = {
     "notes": _note,
     "compiled": _compiled,

@@ -1,5 +1,5 @@
-"""Do the jobs one after the other, within the minutes. What they find is said, and is on disk, as
-it comes."""
+"""Do the jobs one after the other, within the minutes. What they find is printed and written to
+disk at once."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ironmoe.bench.common.timing import Countdown
 
 REPORT_SECONDS = 8.0  # kept back for the last files
 LEAST = 5.0  # seconds that must be left for a job to begin
-SAY_EVERY = 10.0  # seconds without a word, at most
+SAY_EVERY = 10.0  # seconds between two lines, at most
 DONE = ("done", "passed", "failed", "died", "hung")  # outcomes after which a job is not done again
 
 
@@ -37,7 +37,7 @@ class GpuRun:
 
         self._say = say
         self._start = time.monotonic()
-        self._said = 0.0  # when something was said last
+        self._said = 0.0  # when the last line was printed
         self._waiting: Child | None = None  # imports already, for the job after this one
         self._number = 0  # of the job that is under way
         self._job: GpuJob = self.jobs[0] if self.jobs else GpuJob(TESTS)
@@ -48,7 +48,7 @@ class GpuRun:
             name for name, end in outcomes(self.run_log.entries()).items() if end["outcome"] in DONE
         }
         missing = [job for job in self.jobs if job.name not in done]
-        self.run_log.news()  # the lines of an earlier run were said then
+        self.run_log.news()  # an earlier run has printed these
 
         device = self.results.device["name"]
         for line in plan_lines(missing, len(done), self.options.minutes, device):
@@ -88,7 +88,8 @@ class GpuRun:
             self.say(f"{job.name}: {outcome}{': ' if why else ''}{why}")
 
     def _in_child(self, job: GpuJob, seconds: float, is_last: bool) -> tuple[str, str]:
-        """Do the job in a process of its own; if it dies of a peer, once more without that peer.
+        """Do the job in a process of its own. If a peer ends the process, do it again without that
+        peer.
 
         Returns:
             (outcome, why)
@@ -142,7 +143,7 @@ class GpuRun:
             )
 
     def _watch(self) -> None:
-        """Say what is new in the run log, and bring the files up to date."""
+        """Print what is new in the run log, and bring the files up to date."""
         entries = self.run_log.news()
         for line in (line for entry in entries for line in news(entry)):
             self.say(line)
@@ -153,7 +154,7 @@ class GpuRun:
             self.results.write()
 
     def _under_way(self, entries: list[Entry]) -> str:
-        """What the job is about, for a job that has had nothing to say for a while."""
+        """What the job is doing, for a job that has printed nothing for a while."""
         if self._job.kind == TESTS:
             found = [test["outcome"] for test in outcomes_of_tests(entries).values()]
             of = next((entry["count"] for entry in entries if entry["kind"] == "collected"), 0)
@@ -170,7 +171,7 @@ class GpuRun:
         )
 
     def say(self, line: str) -> None:
-        """Say a line, with the number of the job and the time."""
+        """Print a line, with the number of the job and the time."""
         self._said = time.monotonic()
         now = minutes_and_seconds(time.monotonic() - self._start)
         self._say(

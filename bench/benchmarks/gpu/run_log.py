@@ -118,15 +118,15 @@ def tables(entries: list[Entry]) -> dict[str, list[dict[str, Any]]]:
 
 
 class Pen:
-    """Writes for one job. ``done``: the parts that the job has finished, in earlier processes
-    too."""
+    """Writes the entries of one job. ``done``: the parts that the job has finished, in earlier
+    processes too."""
 
     def __init__(self, run_log: RunLog, job: str) -> None:
         self.run_log, self.job = run_log, job
         self.done = set(finished_parts(run_log.entries(), job))
 
     def begin(self, part: str, who: str = "") -> None:
-        """Note what is under way: should the process die now, it died of this."""
+        """Note what begins now: if the process dies before the next note, it died of this."""
         self.run_log.write("start", job=self.job, part=part, who=who)
 
     def finish(self, part: str, **rows: list[dict[str, Any]]) -> None:

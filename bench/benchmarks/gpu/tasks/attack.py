@@ -136,10 +136,12 @@ def measure_attack(
         GRAPHED: steps.graphed,
         COMPILED: steps.compiled,
     }
+
     expected: Tensor | None = None
     for way, prepare in ways.items():
         if way in pen.done or (way == GRAPHED and device.type != "cuda"):
             continue
+
         pen.begin(way, "ironmoe")
         row = {
             "model": setting.name,
@@ -148,6 +150,7 @@ def measure_attack(
             "images": len(images),
             "steps": STEPS,
         }
+
         try:
             with time_limit(left()), freeze_weights(model):
                 found, figures = _timed(prepare(), len(images), device)

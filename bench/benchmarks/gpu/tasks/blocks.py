@@ -1,5 +1,5 @@
-"""The blocks that products have now, in turns with those they had before: what changes of
-``kernels/tuning.py`` bring."""
+"""Time the blocks that products have now in turns with those they had before, which shows what
+changes of ``kernels/tuning.py`` are worth."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -74,8 +74,10 @@ def compare_blocks(
         compared |= change is not None
         if change is None or product in pen.done:
             continue
+
         if left() <= 0:
             return False
+
         pen.begin(product, "ironmoe")
         row = {"product": product, "shape": place.name, "dtype": dtype_name(dtype)}
         try:
@@ -83,8 +85,9 @@ def compare_blocks(
                 found = _compare(change, pass_name, place, dtype, device, rounds)
         except OutOfTime:
             return False
-        except Exception as error:  # what no longer compiles, or never did: its row says so
+        except Exception as error:  # former blocks may not compile: the row says so
             found = [{"why": f"{type(error).__name__}: {error}".splitlines()[0][:200]}]
+
         pen.finish(product, blocks=[row | figures for figures in found])
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -92,6 +95,7 @@ def compare_blocks(
     if not compared and NONE not in pen.done:
         why = f"no blocks for {dtype} on this chip have changed"
         pen.finish(NONE, blocks=[{"product": NONE, "shape": shape.name, "why": why}])
+
     return True
 
 

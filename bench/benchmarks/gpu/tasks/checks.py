@@ -46,6 +46,7 @@ def check_bits(
     for name, differing in checks.items():
         if name in pen.done:
             continue
+
         pen.begin(name, "ironmoe")
         try:
             with time_limit(left()):
@@ -115,13 +116,8 @@ def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
     """
     tool = find_sanitizer()
     if tool is None:
-        row = _row(
-            "compute-sanitizer",
-            SANITIZED.name,
-            dtype,
-            None,
-            "it is neither in PATH nor in a folder of CUDA",
-        )
+        why = "it is neither in PATH nor in a folder of CUDA"
+        row = _row("compute-sanitizer", SANITIZED.name, dtype, None, why)
         pen.finish("compute-sanitizer", checks=[row])
         return True
 
@@ -133,6 +129,7 @@ def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
     for name in TOOLS:
         if name in pen.done:
             continue
+
         pen.begin(name, "ironmoe")
         command = [tool, "--tool", name, "--error-exitcode", "99", *program]
         # Without its own cache torch asks CUDA for every tensor, so that the end of each is the end
@@ -144,6 +141,7 @@ def sanitize(dtype: torch.dtype, left: Callable[[], float], pen: Pen) -> bool:
             )
         except subprocess.TimeoutExpired:
             return False
+
         pen.finish(
             name, checks=[_row(f"compute-sanitizer {name}", SANITIZED.name, dtype, *verdict(run))]
         )

@@ -72,7 +72,7 @@ def prepare(pass_name: str, entrant: Entrant) -> Prepared:
         saved = saved_bytes(build, problem.frozen() if pass_name == DX else problem)
 
     run = PASSES[pass_name](build, problem)
-    run()  # what is compiled or allocated once and for all is not the peak of a call
-    # a graph has its memory already
+    run()  # the first call compiles and allocates what later calls find
+    # a graph has allocated its memory before
     peak = None if pass_name == PGD else peak_bytes(run, problem.x.device)
     return Prepared(run, {"peak_bytes": peak, "saved_bytes": saved})

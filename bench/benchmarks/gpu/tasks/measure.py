@@ -89,8 +89,8 @@ class LayerCase:
         return self.countdown.left() > 0 or all(part in self.pen.done for part in missing)
 
     def _ready(self, missing: list[str], monitor: GpuMonitor) -> list[Callable[[], None]]:
-        """What is left to do, once everything that it needs is there. Nothing is, if we cannot do
-        this layer at all."""
+        """The missing parts as calls, with everything that they need. The list is empty if our own
+        layer cannot be run here."""
         if not missing:
             return []
         place = self.place
@@ -114,8 +114,8 @@ class LayerCase:
         ]
 
     def _check(self, problem: Problem) -> dict[str, Entrant]:
-        """All implementations that can do the problem. One that computes something else is among
-        them: the report says so beside its times."""
+        """All implementations that can do the problem, also those whose results are wrong: the
+        report says so beside their times."""
         entrants: dict[str, Entrant] = {}
         correct = self._attempt("reference", partial(reference, problem))
         if correct is None:
@@ -256,7 +256,7 @@ class LayerCase:
                 return work()
         except OutOfTime:
             self._note(name, "no time", f"{part}: took longer than {max(seconds, 0):.0f} s")
-        except Exception as error:  # whatever a peer throws; a note has it
+        except Exception as error:  # a peer may raise anything; a note says what
             self._note(name, "failed", f"{part}: {first_line(error)}"[:LONGEST_REASON])
             if any(sign in str(error) for sign in BROKEN_DEVICE):
                 self._flush(f"{part} of {name}")

@@ -25,6 +25,9 @@ def neighbours(blocks: Blocks, product: str) -> list[Blocks]:
         **({"preload": (1,)} if product.startswith("hidden_gradient") else {}),
     }
     single = [{field: step} for field, found in steps.items() for step in found]
+
+    # A block with twice the columns needs twice the warps, to keep the registers of a thread; one
+    # with longer steps has shared memory for fewer stages.
     together: list[dict[str, float]] = [
         {"k": 0.5, "stages": 1},
         {"k": 0.5, "stages": 2},

@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # not in __all__
 from torch.profiler import ProfilerActivity, profile
 
 QUERY = "clocks.sm,power.draw,temperature.gpu"
 EVERY = 0.3  # seconds; each reading is a process of its own, which takes some hundredths
 CALLS = 5
-LONGEST_NAME = 60  # torch's own kernels have names of hundreds of letters
+LONGEST_NAME = 60  # torch's own kernels have names of hundreds of letters, which are cut
 
 
 class KernelTime(NamedTuple):

@@ -1,6 +1,6 @@
 """Do the same work on many items in several processes, for a limited time.
 
-Kernels are compiled so on all cores; whoever runs them next finds them in Triton's cache.
+So kernels are compiled on all cores. Who runs them later finds them in Triton's cache.
 """
 
 import multiprocessing
@@ -32,7 +32,7 @@ def in_processes(
                 results.next(max(end - time.monotonic(), 0.0))
             except multiprocessing.TimeoutError:
                 break
-            except Exception:  # what one item does wrong is seen again where it matters
+            except Exception:  # the item fails again where its result is used
                 pass
             done += 1
 

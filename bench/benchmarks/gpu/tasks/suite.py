@@ -16,12 +16,12 @@ from ironmoe.bench.benchmarks.gpu.run_log import Entry, RunLog
 
 ROOT = Path(__file__).resolve().parents[4]
 TEST_FOLDER = ROOT / "tests"
-# The other tests compute on the CPU.
+# Only these compute on the device; the other tests compute on the CPU.
 DEVICE_TESTS = ("tests/device", "tests/kernels/test_operators.py", "tests/kernels/gpu")
-# tests/conftest.py puts something in the place of these packages: the tests that need them are
-# skipped, not their files.
+# tests/conftest.py has stand-ins for these packages: without them single tests are skipped, not
+# whole files.
 STAND_INS = ("hypothesis",)
-WORKERS = 12  # compiling is most of the time, and a GPU holds as many processes
+WORKERS = 12  # most of the time goes into compiling, and a GPU holds so many processes
 STARTS = 4  # of pytest, after a test that ended its process
 LOG = "IRONMOE_TEST_LOG"  # in the environment: the run log that suite_log.py writes to
 RANK = {"running": 0, "passed": 1, "xfailed": 1, "skipped": 2, "failed": 3}
@@ -200,9 +200,9 @@ def _run(
     Returns:
         (exit status, or None if it took too long; output)
     """
-    # Whoever calls may be a worker of another pytest, whose variables would make this one think so.
+    # The caller may be a worker of another pytest: with its variables this one would be a worker.
     outside = {name: value for name, value in os.environ.items() if "PYTEST_XDIST" not in name}
-    # One thread each: the float64 twins of a dozen processes would only wait for each other.
+    # With more threads the float64 twins of a dozen processes would only wait for each other.
     environment = outside | {LOG: str(run_log.path.resolve()), "OMP_NUM_THREADS": "1"}
     output_file = run_log.path.with_suffix(".pytest.txt")
     end = time.monotonic() + seconds

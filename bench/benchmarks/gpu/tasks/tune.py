@@ -83,9 +83,11 @@ def tune(
         _compile_ahead(
             [(product, shape_for(product, shape), dtype) for product in products], device, left
         )
+
     for i, product in enumerate(products):
         if left() <= 0:
             return False
+
         countdown = Countdown(left() / (len(products) - i))
         pen.begin(product, "ironmoe")
         try:
@@ -94,6 +96,7 @@ def tune(
             )
         except OutOfTime:
             continue
+
         blocks = {"present": proposal.present._asdict(), "blocks": proposal.blocks._asdict()}
         pen.finish(product, tuning=[proposal._asdict() | blocks | {"text": proposal.text}])
         if device.type == "cuda":
@@ -119,7 +122,7 @@ def compile_part(item: tuple[str, Shape, torch.dtype, str, int]) -> None:
     run, chip, rows = work_of(product, shape, dtype, torch.device(device))
     table = table_of(product, dtype, rows, chip)
     for candidate in neighbours(getattr(tuning, table)[product], product)[part::PARTS]:
-        # it is refused when it is tried
+        # tuning runs it again and says why it is refused
         with patched(table, product, candidate), suppress(Exception):
             run()
 
