@@ -128,10 +128,7 @@ class Attack(ABC):
         self.targeted = targeted
         self.eot = eot
 
-        # Images that the model couples change each other's predictions. Those that only a routing
-        # mode couples share a loss and nothing else.
         self.coupled_by_model = images_coupled(model)
-        self.coupled = self.coupled_by_model or self.attacked_model.routing.coupled_by_loss
 
     def _check_where(self, norm: str, bounds: Bounds, eps: float | Tensor, seed: int) -> None:
         """ValueError, TypeError: a norm, box, radius or seed that this attack cannot take."""
@@ -158,6 +155,12 @@ class Attack(ABC):
     @property
     def model(self) -> Model:
         return self.attacked_model.model
+
+    @property
+    def coupled_by_model_or_loss(self) -> bool:
+        """Whether the search of one image depends on others. Images that the model couples change
+        each other's predictions; those that only a routing mode couples share a loss."""
+        return self.coupled_by_model or self.attacked_model.routing.coupled_by_loss
 
     @property
     def search(self) -> str:

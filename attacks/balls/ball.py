@@ -109,6 +109,7 @@ def register_norm(ball: AnyBall) -> AnyBall:
         raise TypeError(
             f"{ball.__name__}.norm must be a string, got {getattr(ball, 'norm', None)!r}"
         )
+
     known = NORMS.get(ball.norm, ball)
     if (known.__module__, known.__qualname__) != (ball.__module__, ball.__qualname__):
         raise ValueError(f"norm must be a new name, got {ball.norm!r}, which {known.__name__} has")

@@ -15,16 +15,16 @@ from ironmoe.attacks.engine.counters import blank_columns
 Attempts = dict[str, Tensor]
 """Every attempt has
 
-clean:         (R, …) float32 or float64, the image; the centre of the ball
+clean:         (R, …) float32 or float64, the image, which is the centre of the ball
 label:         (R,) int64
-eps:           (R,) float64
+eps:           (R,) float64, the radius
 restart:       (R,) int64, 0 … restarts − 1, the same ones for every target
-target:        (R,) int64, the class a targeted loss drives to; the label where the attack has no
-    targets
-key:           (R,) int64, what its random numbers depend on
-clean_correct: (R,) bool: to be fooled; right, and not fallen at an earlier stage
-point:         (R, …) like clean: where the model is asked next
-finished:      (R,) bool: ``point`` is the last one
+target:        (R,) int64, the class that a targeted loss makes for; the label where the attack has
+               no targets
+key:           (R,) int64, on which its random numbers depend
+clean_correct: (R,) bool, the image is to be fooled: it is right, and fell at no earlier stage
+point:         (R, …) like clean, where the model is asked next
+finished:      (R,) bool, ``point`` is the last one
 
 and what its attack and the active batch add.
 """

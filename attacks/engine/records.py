@@ -14,14 +14,18 @@ from ironmoe.attacks.engine.job import Job
 class Record(NamedTuple):
     """One image under one attack, so far.
 
-    example: its number in the data; attack: the attack's number; label, clean_prediction: classes
+    example: the image's number in the data
+    attack: the attack's number
+    label, clean_prediction: classes
     clean_correct: the clean prediction is right
-    passed: how many stages the image has passed; fell: it did not pass the next one
+    passed: how many stages the image has passed
+    fell: it did not pass the next one
     decided: nothing is left to do
-    prediction, distance: of the final image; steps: to success, −1 without
-    counters: passes and flags
-    offset, end, rank: where the final image begins and ends in the file of images, and of which
-        process that file is; −1 if there is no final image
+    prediction, distance: those of the final image
+    steps: how many queries came before the success; −1 without success
+    counters: what was counted of it
+    offset, end: where the final image begins and ends in the file of images; −1 without one
+    rank: the number of the process that wrote this file
     """
 
     example: int

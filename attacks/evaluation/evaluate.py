@@ -44,25 +44,26 @@ def evaluate(
     Args:
         model: the model the attacks were made for; named again so that no report mixes two models.
         data: (images (N, …), labels (N,)); or an iterable of such batches, such as a DataLoader
-            that gives the same order each time. It is gone through once and never held as a whole;
-            batches go to the device of the model's weights.
+            that gives the same order each time. ``evaluate`` reads it once and never holds all of
+            it; batches go to the device of the model's weights.
         attacks: name → attack, each with a single eps; or a list of attacks, named by what they
             print, and by a number where that is the same.
-        eps: radii for every attack, in place of its own. An image that falls at one is not attacked
-            at larger ones: it lies in them.
-        batch_size: images in the active batch. Images of models that couple them (a capacity) stay
-            together in whole groups; where a group is the whole batch, this is it.
+        eps: radii for every attack, in place of its own. An image that falls at one radius is not
+            attacked at larger ones, since its adversarial example lies in those balls, too.
+        batch_size: how many images the active batch holds. Images of models that couple them (a
+            capacity) stay together in whole groups; where a group is the whole batch, it has this
+            size.
         keep_adversarial: keep the final images in the report; NaN where a budget left an image
             undecided.
         checks: look at the model first, and at the outcome, for signs of false security:
             ``report.checks``.
-        journal: a folder; what is found is appended there at once, and the same call goes on where
-            it was interrupted. It is refused with another model, attack (every setting counts),
-            image or label; callables are told by name.
-        max_forwards, max_seconds: end before more forward passes of single images, or time, are
-            spent (in this call, checks included; with several processes each has an equal share).
-            What is not decided is counted in the report, and so are images that were not reached,
-            if the length of the data is known.
+        journal: a folder, to which every result is written at once. The same call goes on where it
+            was interrupted. A folder is refused for another model, attack (every setting counts),
+            image or label; callables are compared by name.
+        max_forwards, max_seconds: the evaluation ends before it spends more forward passes of
+            single images, or more time, than this (in this call, checks included; with several
+            processes each has an equal share). The report counts what is not decided, and the
+            images that were not reached, if the length of the data is known.
         on_progress: called as images are decided, and about every second while none is.
 
     Raises:

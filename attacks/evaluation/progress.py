@@ -6,9 +6,12 @@ from typing import NamedTuple
 class Progress(NamedTuple):
     """How far this process is.
 
-    decided: (image, attack) pairs that are settled; total: of them, about, None while the data has
-    no known length; attacks: how many an image goes through; fresh: pairs settled in this run,
-    without those a journal knew; seconds, forwards: of this run
+    decided: how many (image, attack) pairs are settled
+    total: about how many such pairs there are; None while the data has no known length
+    attacks: how many attacks an image goes through
+    fresh: how many pairs were settled in this run, without those that a journal knew
+    seconds: how long this run has attacked
+    forwards: how many forward passes of single images this run made
     """
 
     decided: int
@@ -20,7 +23,7 @@ class Progress(NamedTuple):
 
     @property
     def images_per_second(self) -> float:
-        """Through all attacks, in this run."""
+        """How many images went through all attacks in a second of this run."""
         return self.fresh / self.attacks / max(self.seconds, 1e-9)
 
     @property

@@ -14,7 +14,7 @@ class Proportion:
 
     @property
     def value(self) -> float:
-        """The share, NaN of nothing."""
+        """The share; NaN if ``total`` is 0."""
         return self.count / self.total if self.total else float("nan")
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:

@@ -38,9 +38,9 @@ class Square(FixedRadiusAttack):
     """Random search in square windows, without gradients (Andriushchenko et al., arXiv 1912.00049;
     L1: Croce & Hein, arXiv 2103.01208).
 
-    Each step proposes to change one window of the image and keeps the change if the margin grows,
-    the best wrong logit minus the right one. The windows shrink from ``p_init`` of the image by
-    halves, after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 proposals, however many
+    Each step proposes to change one window of the image. It keeps the change if the margin grows,
+    which is the best wrong logit minus the right one. The windows shrink from ``p_init`` of the
+    image by halves, after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 proposals, however many
     ``steps`` there are.
 
     - Linf: every pixel is as low or as high as ball and box allow, at first in vertical stripes;
@@ -122,7 +122,7 @@ class Square(FixedRadiusAttack):
         attempts["point"] = point
         attempts["best"] = point
         attempts["best_margin"] = torch.full_like(attempts["eps"], -math.inf)
-        # Proposals made, those that were not asked about, too.
+        # How many proposals were made, including those that no query was about.
         attempts["step"] = torch.zeros_like(attempts["label"])
         attempts["finished"] = (attempts["eps"] == 0) | (self.steps == 0)
 
@@ -133,9 +133,9 @@ class Square(FixedRadiusAttack):
         return self.eot * self._points(count, device)
 
     def ask(self, attempts: Attempts, want_grad: bool) -> Answer:
-        """In a small batch it asks about ``point`` and about the proposals that come after it if it
-        is not accepted, as most are not. The first that is accepted is the one that would have been
-        reached step by step."""
+        """In a small batch it asks about ``point``, and about the proposals that come next if
+        ``point`` is not accepted, as most are not. The first one that is accepted is the one that a
+        search step by step would have reached."""
         count = self._points(len(attempts["label"]), attempts["label"].device.type)
         if count == 1:
             return super().ask(attempts, want_grad)
@@ -145,22 +145,23 @@ class Square(FixedRadiusAttack):
         steps = torch.cat([attempts["step"].unsqueeze(1), later.steps], 1)
         going_on = later.there & ~attempts["finished"].unsqueeze(1)
         there = torch.cat([torch.ones_like(going_on[:, :1]), going_on], 1)
+
         asked = repeated(attempts, count) | {"point": points.flatten(0, 1)}
         answer = super().ask(asked, want_grad)
 
         loss = answer.loss.view(-1, count)
         accepted = (loss > attempts["best_margin"].unsqueeze(1)) & there
-        last = there.sum(1) - 1  # what there is comes first
+        last = there.sum(1) - 1  # the proposals that there are come first
         place = torch.where(accepted.any(1), accepted.to(torch.int8).argmax(1), last)
         row = torch.arange(len(place), device=place.device)
         attempts["point"] = points[row, place]
         attempts["step"] = steps[row, place]
         return Answer(
-            answer.logits.view(-1, count, answer.logits.shape[1])[row, place],
-            loss[row, place],
-            None,
-            self.eot * count,
-            place + 1,
+            logits=answer.logits.view(-1, count, answer.logits.shape[1])[row, place],
+            loss=loss[row, place],
+            grad=None,
+            asked=self.eot * count,
+            used=place + 1,
         )
 
     def advance(
@@ -176,5 +177,5 @@ class Square(FixedRadiusAttack):
         attempts["step"] = proposal.steps[:, 0]
 
     def _points(self, count: int, device: str) -> int:
-        """How many points a question is about, for each of so many attempts."""
+        """How many points one query is about, for each of ``count`` attempts."""
         return min(max(1, ROWS_AT_LEAST.get(device, 1) // count), AHEAD)

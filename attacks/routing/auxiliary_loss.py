@@ -15,13 +15,13 @@ from ironmoe.moe import aux_loss_in_eval, collect_aux_loss
 
 @dataclass(frozen=True)
 class AuxiliaryLoss(RoutingMode):
-    """The routers' auxiliary losses are ascended along with the loss: ``weight`` times their sum
-    (arXiv 2210.10253, its official code with weight 1). They are of a batch, so whole batches are
-    attacked.
+    """The attack raises the routers' auxiliary losses along with its own loss: ``weight`` times
+    their sum (arXiv 2210.10253; its official code has weight 1). These losses are those of a whole
+    batch, so whole batches are attacked.
 
     The model is in eval mode, where there is no noise and so no load loss. Of the routers of this
-    library it needs a ``TopKRouter`` with a weight for another loss; ValueError where no layer
-    makes one that depends on the images.
+    library the mode needs a ``TopKRouter`` with a weight for another loss. The search raises
+    ValueError if no layer makes a loss that depends on the images.
     """
 
     weight: float = 1.0
@@ -33,7 +33,7 @@ class AuxiliaryLoss(RoutingMode):
     @contextmanager
     def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         for module in model.modules():
-            # of an earlier pass, if the layer does not run in this one
+            # A layer that does not run in this pass must not add its loss of an earlier one.
             if "aux_loss" in vars(module):
                 vars(module)["aux_loss"] = None
 

@@ -27,15 +27,15 @@ class BatchMates:
     """Changes the class of a victim by perturbing only the other images of its group.
 
     Which choices of the victim's tokens find a place is piecewise constant in the mates' pixels, so
-    there is no gradient from one image to another. Ascended in its place is Σ wₑ pₑ over the tokens
-    of all mates and the layers where images compete: pₑ is the probability that the router gives
-    expert e, and wₑ the first-order loss of the victim's margin if its tokens had no place at e, Σ
-    gate · ∂margin/∂gate over all choices of e, dropped ones included. Mates so crowd the experts
-    that help the victim, and leave those that harm it. What counts is the victim's margin at each
-    point, by the model as it is; the point with the lowest is kept.
+    there is no gradient from one image to another. The search ascends Σ wₑ pₑ in its place, over
+    the tokens of all mates and the layers where images compete. pₑ is the probability that the
+    router gives expert e. wₑ is the first-order loss of the victim's margin if its tokens had no
+    place at e: Σ gate · ∂margin/∂gate over all choices of e, dropped ones included. So the mates
+    crowd the experts that help the victim, and leave those that harm it. The search keeps the point
+    where the model, as it is, gives the victim the lowest margin.
 
     Args:
-        model: an nn.Module whose images influence each other: a ``Capacity``, or Expert Choice.
+        model: an nn.Module whose images influence each other, by a ``Capacity`` or Expert Choice.
         eps: Linf radius for the mates, in the units of ``bounds``.
         alpha: step length; None is 2.5 · eps / steps, at least eps / 10.
         steps: of each restart, ≥ 1.

@@ -62,19 +62,19 @@ class RoutingDivergence(RoutingMode):
     def record(
         self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None
     ) -> Attempts:
-        sites = routed_layers(model)
+        layers = routed_layers(model)
         if isinstance(self.towards, int):
-            _check_expert(self.towards, sites)
+            _check_expert(self.towards, layers)
             return {}
 
-        with _logits_of(model, sites) as seen:
+        with _logits_of(model, layers) as seen:
             (ask or model)(clean)
         # The pass just made counts.
         attempts = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}
-        for number, name in enumerate(sites):
+        for number, name in enumerate(layers):
             if not seen[name]:  # the layer did not run
                 continue
-            logits_RNE = by_image(one_pass(name, seen[name]), len(clean), members_of(sites[name]))
+            logits_RNE = by_image(one_pass(name, seen[name]), len(clean), members_of(layers[name]))
             if self.towards == "away":
                 kept = logits_RNE.log_softmax(-1)
             else:  # the weakest of the experts that the router does not rule out by −∞
@@ -84,11 +84,11 @@ class RoutingDivergence(RoutingMode):
 
     @contextmanager
     def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
-        sites = routed_layers(model)
-        with _logits_of(model, sites) as seen:
+        layers = routed_layers(model)
+        with _logits_of(model, layers) as seen:
 
             def term() -> Tensor:
-                layers = [
+                divergences = [
                     self._divergence(
                         by_image(
                             one_pass(name, seen[name]), len(attempts["label"]), members_of(site)
@@ -96,10 +96,10 @@ class RoutingDivergence(RoutingMode):
                         attempts,
                         number,
                     )
-                    for number, (name, site) in enumerate(sites.items())
+                    for number, (name, site) in enumerate(layers.items())
                     if seen[name]
                 ]
-                return self.weight * torch.stack(layers).mean(0)
+                return self.weight * torch.stack(divergences).mean(0)
 
             yield term
 
@@ -128,9 +128,9 @@ def _expert_number(towards: object) -> int | None:
     return number if number >= 0 else None
 
 
-def _check_expert(number: int, sites: dict[str, Site]) -> None:
+def _check_expert(number: int, layers: dict[str, Site]) -> None:
     """ValueError: a layer has no expert of this number, or several."""
-    for name, site in sites.items():
+    for name, site in layers.items():
         if number >= site.num_experts:
             raise ValueError(
                 f"towards must be below the {site.num_experts} experts of {name!r}, got {number}"
@@ -143,12 +143,12 @@ def _check_expert(number: int, sites: dict[str, Site]) -> None:
 
 
 @contextmanager
-def _logits_of(model: nn.Module, sites: dict[str, Site]) -> Iterator[dict[str, list[Tensor]]]:
+def _logits_of(model: nn.Module, layers: dict[str, Site]) -> Iterator[dict[str, list[Tensor]]]:
     """The router logits (T, E) of each layer, with their graph, as the model runs."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in sites}
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def watch(decision: Decision, realised: Routing) -> None:
         seen[decision.layer].append(known_logits(decision))
 
-    with attached(sites, {}, dict.fromkeys(sites, watch)):
+    with attached(layers, {}, dict.fromkeys(layers, watch)):
         yield seen

@@ -12,8 +12,8 @@ from ironmoe.moe.routing.routed_layers import Decision, Site, routing_sites
 
 def routed_layers(model: nn.Module) -> dict[str, Site]:
     """The MoE layers of a model by name; ValueError if there is none."""
-    sites = routing_sites(model)
-    if not sites and any(isinstance(module, SoftMoE) for module in model.modules()):
+    layers = routing_sites(model)
+    if not layers and any(isinstance(module, SoftMoE) for module in model.modules()):
         raise ValueError(
             f"model must choose experts for an attack on its routing, got {type(model).__name__} "
             "with Soft MoE, where every token has a "
@@ -21,12 +21,12 @@ def routed_layers(model: nn.Module) -> dict[str, Site]:
             "see all of its gradient"
         )
 
-    if not sites:
+    if not layers:
         raise ValueError(
             f"model must have MoE layers for an attack on its routing, got {type(model).__name__} "
             "with none"
         )
-    return sites
+    return layers
 
 
 def known_logits(decision: Decision) -> Tensor:

@@ -33,15 +33,18 @@ class BatchMatesResult:
 
     victims:           (V,) int64, which images
     clean_correct:     (V,) bool, classified as its label among the clean images
-    prediction_before: (V,) int64, the class among the clean images; prediction: among the perturbed
-        ones
+    prediction_before: (V,) int64, the class among the clean images
+    prediction:        (V,) int64, the class among the perturbed ones
     changed:           (V,) bool, the two differ, although the victim's own pixels are the same
-    margin_before, margin: (V,), the victim's logit of ``prediction_before`` minus the best other
-        one
-    drops_before, drops: (V,) int64, how many choices of the victim's tokens find no place, over all
-        layers
+    margin_before:     (V,) the victim's logit of ``prediction_before`` minus the best other one,
+                       among the clean images
+    margin:            (V,) the same among the perturbed ones
+    drops_before:      (V,) int64, how many choices of the victim's tokens find no place, over all
+                       layers, among the clean images
+    drops:             (V,) int64, the same among the perturbed ones
     noise_changed:     (V,) bool, one of as many random points of the same ball changes the class,
-        too; noise_drops: (V,) int64, drops at the random point with the lowest margin
+                       too
+    noise_drops:       (V,) int64, drops at the random point with the lowest margin
     groups:            V tensors (G, …), each victim's group with the mates perturbed
     distance:          (V,) float64, the largest change of a mate's pixel, ≤ eps
     """
@@ -84,10 +87,11 @@ class MatesPlan:
 
 
 class _Look(NamedTuple):
-    """What is seen of U groups of G images at a point.
+    """What the model says about U groups of G images at a point.
 
-    logits (U, C) of the victims; drops (U,), how many of their choices find no place; grad (U · G,
-    …) of what is ascended
+    logits: (U, C) of the victims
+    drops: (U,) int64, how many choices of the victims' tokens find no place
+    grad: (U · G, …) the gradient that the search ascends; None if nobody asked for it
     """
 
     logits: Tensor
@@ -116,7 +120,8 @@ class MatesSearch:
 
     def result(self) -> BatchMatesResult:
         """Both searches, and the best point of the first predicted again in full precision."""
-        point, noise = (self.worst(points) for points in (self.ascent(), self.noise()))
+        point = self.worst(self.ascent())
+        noise = self.worst(self.noise())
         logits = self.plan.attacked_model.predict(point)[self.places]
         after = self.look(point)
         at_noise = self.look(noise)
@@ -138,7 +143,7 @@ class MatesSearch:
         )
 
     def ascent(self) -> Iterator[tuple[Tensor, _Look]]:
-        """Every point of the search, and what is seen there."""
+        """Every point of the search, and what the model says there."""
         for restart in range(self.plan.restarts):
             point = self.random_point(restart) if restart else self.chunk.images
             for _ in range(self.plan.steps):
@@ -151,13 +156,13 @@ class MatesSearch:
             yield point, self.look(point)
 
     def noise(self) -> Iterator[tuple[Tensor, _Look]]:
-        """As many random points."""
+        """As many random points as the search has points, to compare with."""
         for draw in range(self.plan.restarts * (self.plan.steps + 1)):
             point = self.random_point(-1 - draw)
             yield point, self.look(point)
 
     def worst(self, points: Iterator[tuple[Tensor, _Look]]) -> Tensor:
-        """(U · G, …) of each group the point where the victim's margin is lowest."""
+        """(U · G, …) for each group the point where the victim's margin is lowest."""
         best = self.chunk.images
         lowest = self.margin(self.before.logits)
 
@@ -169,7 +174,7 @@ class MatesSearch:
         return best
 
     def margin(self, logits: Tensor) -> Tensor:
-        """(U,) by how much the victims' first class leads."""
+        """(U,) by how much the victims' class among the clean images leads."""
         return -margin(logits, self.prediction)
 
     def random_point(self, draw: int) -> Tensor:
@@ -226,7 +231,8 @@ class MatesSearch:
     def gradient(
         self, point: Tensor, logits: Tensor, intended: list[Decision], probes: list[Tensor]
     ) -> Tensor:
-        """(U · G, …) of what is ascended. A layer that does not reach the logits has no effect."""
+        """(U · G, …) the gradient of Σ wₑ pₑ. A layer that does not reach the logits adds nothing
+        to it."""
         lead = self.margin(logits).sum()
         if not lead.requires_grad:
             raise ValueError(
@@ -255,11 +261,14 @@ class MatesSearch:
         values of 1. The victim's own tokens count, too; its pixels do not move."""
         loss_UC = self.of_victims(decision.routing.gates.detach() * effect_TK, decision).flatten(1)
         experts_UC = self.of_victims(decision.routing.experts, decision).flatten(1).long()
-        nothing = loss_UC.new_zeros(len(loss_UC), decision.num_experts + 1)  # the last: no choice
+
+        # The last column is that of no expert: there go the choices that are none.
+        nothing = loss_UC.new_zeros(len(loss_UC), decision.num_experts + 1)
         weight_UE = nothing.scatter_add(1, experts_UC, loss_UC)[:, :-1]
         weight_UE = weight_UE / weight_UE.abs().sum(1, keepdim=True).clamp_min(
             torch.finfo(weight_UE.dtype).tiny
         )
+
         p_RNE = by_image(
             known_logits(decision).softmax(-1),
             len(self.is_mate),
@@ -268,7 +277,7 @@ class MatesSearch:
         return (weight_UE.repeat_interleave(self.size, 0).unsqueeze(1) * p_RNE).sum()
 
     def of_victims(self, values: Tensor, decision: Decision) -> Tensor:
-        """(U, N, …) of the victims' tokens, of all tokens (T, …)."""
+        """(U, N, …) the rows of the victims' tokens, out of ``values`` (T, …) of all tokens."""
         return by_image(values, len(self.is_mate), members_of(self.plan.layers[decision.layer]))[
             self.places
         ]

@@ -77,7 +77,7 @@ class FrozenRouting(RoutingMode):
     def record(
         self, model: nn.Module, clean: Tensor, ask: Callable[[Tensor], object] | None = None
     ) -> Attempts:
-        sites = routed_layers(model)
+        layers = routed_layers(model)
         with trace_routing(model) as trace:
             (ask or model)(clean)
 
@@ -94,20 +94,20 @@ class FrozenRouting(RoutingMode):
             }
             for key in ("experts", "gates" if self.gates == "recorded" else "chosen"):
                 attempts[f"routing.{number}.{key}"] = by_image(
-                    values[key], len(clean), members_of(sites[name])
+                    values[key], len(clean), members_of(layers[name])
                 )
         return attempts
 
     @contextmanager
     def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
-        sites = routed_layers(model)
-        numbers = {name: number for number, name in enumerate(sites)}
+        layers = routed_layers(model)
+        numbers = {name: number for number, name in enumerate(layers)}
 
         def replay(decision: Decision) -> Routing:
             def recorded(key: str) -> Tensor:
                 return by_token(
                     attempts[f"routing.{numbers[decision.layer]}.{key}"],
-                    members_of(sites[decision.layer]),
+                    members_of(layers[decision.layer]),
                 )
 
             experts_TK = recorded("experts")
@@ -134,8 +134,8 @@ class ExpertsOnly(RoutingMode):
 
     @contextmanager
     def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
-        sites = routed_layers(model)
-        with attached(sites, dict.fromkeys(sites, FrozenGates()), {}):
+        layers = routed_layers(model)
+        with attached(layers, dict.fromkeys(layers, FrozenGates()), {}):
             yield None
 
 
@@ -238,17 +238,17 @@ def _after_capacity(
 ) -> Iterator[None]:
     """Inside the block all layers carry out what ``edit`` makes of a decision and of its sums of
     gates. No capacity drops any of it."""
-    sites = routed_layers(model)
+    layers = routed_layers(model)
     sums: dict[str, Tensor] = {}
 
     def before(decision: Decision) -> Routing:
-        sums[decision.layer] = _undropped_sum(sites[decision.layer].module, decision.routing)
+        sums[decision.layer] = _undropped_sum(layers[decision.layer].module, decision.routing)
         return decision.routing
 
     def after(decision: Decision) -> Routing:
         return edit(decision, sums.pop(decision.layer))
 
-    with attached(sites, dict.fromkeys(sites, before), {}, dict.fromkeys(sites, after)):
+    with attached(layers, dict.fromkeys(layers, before), {}, dict.fromkeys(layers, after)):
         yield
 
 

@@ -170,7 +170,7 @@ def measure_routing(
     result = attack.run(images, labels)
 
     # under a capacity a group stays whole, also with images that are misclassified
-    attacked = result.clean_correct | attack.coupled
+    attacked = result.clean_correct | attack.coupled_by_model_or_loss
     batches = images[attacked], result.adversarial[attacked]
     measured = {
         "eps_255": eps_255,

@@ -20,5 +20,6 @@ def fingerprint(points: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _weights(count: int, device: torch.device) -> Tensor:
-    """Random odd factors: a sum of products with them modulo 2⁶⁴ tells apart what differs."""
+    """Random odd factors. Points that differ have different sums of products with them, modulo 2⁶⁴,
+    but for rare chance."""
     return mix(torch.arange(count, device=device)) | 1

@@ -68,7 +68,7 @@ class FixedStepAttack(FixedRadiusAttack):
         self.keeps = "first" if early_stop else "best"
         self.max_queries = steps
 
-        one_answer = self.eot == 1 and not self.coupled and not self.remembers
+        one_answer = self.eot == 1 and not self.coupled_by_model_or_loss and not self.remembers
         self._circles = (
             ball_of(self.norm).steps_come_back and early_stop and steps > 0 and one_answer
         )

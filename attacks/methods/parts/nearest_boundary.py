@@ -17,7 +17,7 @@ class BoundaryAttack(LeastDistanceAttack):
     """An attack that goes to the nearest of the boundaries z_k = z_label, each linearised at the
     point where it is.
 
-    A question brings one gradient. So an attempt asks at one point about one contender k after
+    A query brings one gradient. So an attempt asks at one point about one contender k after
     another and remembers which boundary was the nearest. The contenders are its target or, without
     targets, all wrong classes; or, as in the authors' DeepFool, those most likely at the first
     question, so that a random model does not change them on the way.
@@ -66,6 +66,7 @@ class BoundaryAttack(LeastDistanceAttack):
         if self.top_classes and self.eot > 1:
             # The mean is taken of the gradients of one class, so the classes must be known before.
             attempts["asked"] = attempts["asked"] - 1
+
         attempts["weight"] = torch.zeros_like(attempts["clean"])
         nothing = torch.zeros_like(attempts["eps"], dtype=attempts["clean"].dtype)
         attempts["value"] = nothing
@@ -78,7 +79,7 @@ class BoundaryAttack(LeastDistanceAttack):
         return (logits.gather(1, contender) - logits.gather(1, right)).squeeze(1)
 
     def _contender(self, logits: Tensor, attempts: Attempts, right: Tensor) -> Tensor:
-        """(R, 1) the class that this question is about."""
+        """(R, 1) the class that this query is about."""
         if self.targets:
             return attempts["target"].unsqueeze(1)
         asked = attempts["asked"].clamp_min(0).unsqueeze(1)

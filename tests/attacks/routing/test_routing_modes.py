@@ -375,7 +375,7 @@ def test_the_auxiliary_loss_is_of_the_batch_and_ascended_with_its_weight(images)
     for weight in (0.0, 1.0, 100.0):
         mode, passes = asked(AuxiliaryLoss(weight))
         attack = PGD(model, 0.2, steps=6, early_stop=False, routing=mode, random_start=False)
-        assert attack.coupled and attack.images_per_unit(9) == 9
+        assert attack.coupled_by_model_or_loss and attack.images_per_unit(9) == 9
         adversarial = attack(images, labels)
         with aux_loss_in_eval(model):
             model(adversarial)
@@ -390,7 +390,7 @@ def test_the_auxiliary_loss_is_of_the_batch_and_ascended_with_its_weight(images)
         torch.testing.assert_close(term(), 3 * collect_aux_loss(model))
         assert term().item() > 0
     model(images)
-    assert collect_aux_loss(model) == 0 and plain.coupled
+    assert collect_aux_loss(model) == 0 and plain.coupled_by_model_or_loss
 
 
 def divergence_by_hand(model, clean, images, towards):
