@@ -1,5 +1,6 @@
 """Losses on logits, against their definitions spelled out one example at a time."""
 
+import documented
 import pytest
 import torch
 
@@ -131,3 +132,8 @@ def test_targeted_losses_rise_with_the_target_and_fall_with_the_label(logits):
         rising = undisturbed if name == "dlr" else torch.ones_like(undisturbed)
         assert rising.any() and (grad[rising, 4] > 0).all()
         assert (loss(up, labels, targets) > loss(logits, labels, targets))[rising].all()
+
+
+def test_the_page_on_attacks_names_every_loss():
+    page = (documented.ROOT / "docs" / "attacks.md").read_text()
+    assert [name for name in LOSSES if f'`"{name}"`' not in page] == []
