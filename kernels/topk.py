@@ -35,7 +35,7 @@ def topk_route(
     Args:
         logits: (T, E), any float dtype; scores are computed in at least float32.
         top_k: K, 1 ≤ K ≤ E (≤ the number of experts in the kept groups).
-        score: "softmax" | "sigmoid" | "sqrtsoftplus" (the square root of softplus).
+        score: a name in ``ironmoe.kernels.scores.SCORES``, such as "softmax" or "sigmoid".
         order: "score_first" scores all E experts and picks the best (V-MoE, Qwen, DeepSeek);
             "topk_first" picks by logit and scores only the K chosen (Mixtral, gpt-oss).
         renormalize: divide the K gates of a token by their sum.

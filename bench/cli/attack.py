@@ -9,6 +9,7 @@ from rich.console import Console
 from ironmoe.bench.cli.options import (
     Alpha,
     AttackImages,
+    AttackSeed,
     BatchSize,
     Data,
     Device,
@@ -16,7 +17,6 @@ from ironmoe.bench.cli.options import (
     ImageSize,
     Norm,
     Out,
-    Seed,
     SkipBad,
     announce,
     bounded,
@@ -57,7 +57,7 @@ def attack(
             help="Names, separated by commas: {attacks}.",
         ),
     ] = "pgd",
-    seed: Seed = 0,
+    seed: AttackSeed = 0,
     eps: Eps = None,
     norm: Norm = "Linf",
     steps: Annotated[

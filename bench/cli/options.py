@@ -71,6 +71,9 @@ Dtype = Annotated[
         "verdicts are float32 in any case."
     ),
 ]
+AttackSeed = Annotated[
+    int, bounded("Of the attacks' random numbers: starting points, proposals of Square.", 0)
+]
 Seed = Annotated[
     int,
     bounded("The first seed. Weights, batches, router noise and random starts depend on it.", 0),
