@@ -126,7 +126,16 @@ def combine_backward_op(
 
 
 @combine_backward_op.register_fake
-def _(dy, rows, gates, row_token, row_slot, slot_row, want_rows, want_gates):  # type: ignore[no-untyped-def]
+def _(  # type: ignore[no-untyped-def]
+    dy,
+    rows,
+    gates,
+    row_token,
+    row_slot,
+    slot_row,
+    want_rows,
+    want_gates,
+):
     d_rows = rows.new_empty(rows.shape) if want_rows else rows.new_empty(0)
     return d_rows, gates.new_empty(gates.shape) if want_gates else gates.new_empty(0)
 

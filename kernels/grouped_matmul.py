@@ -186,7 +186,18 @@ def grouped_matmul_op(
 
 
 @grouped_matmul_op.register_fake
-def _(x, weight, bias, offsets, tiles_2n, row_token, slot_row, activation, keep_hidden, precision):  # type: ignore[no-untyped-def]
+def _(  # type: ignore[no-untyped-def]
+    x,
+    weight,
+    bias,
+    offsets,
+    tiles_2n,
+    row_token,
+    slot_row,
+    activation,
+    keep_hidden,
+    precision,
+):
     num_rows, wide = x.shape[0] if row_token is None else row_token.shape[0], weight.shape[1]
     hidden = x.new_empty(num_rows, wide) if keep_hidden else x.new_empty(0)
     if activation == "none":
@@ -240,7 +251,19 @@ def grouped_matmul_backward_op(
 
 
 @grouped_matmul_backward_op.register_fake
-def _(dh, x, weight, offsets, tiles_2n, row_token, slot_row, precision, want_x, want_w, want_b):  # type: ignore[no-untyped-def]
+def _(  # type: ignore[no-untyped-def]
+    dh,
+    x,
+    weight,
+    offsets,
+    tiles_2n,
+    row_token,
+    slot_row,
+    precision,
+    want_x,
+    want_w,
+    want_b,
+):
     tokens = dh.shape[0] if slot_row is None else slot_row.shape[0]
     return (
         dh.new_empty(tokens, weight.shape[2]) if want_x else dh.new_empty(0),

@@ -120,3 +120,10 @@ def test_the_architecture_page_names_every_room_and_no_file_that_is_gone():
     files = [path.as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")]
     for name in re.findall(r"`([\w/]+\.py)`", page):
         assert any(file.endswith(f"/{name}") for file in files), name
+
+
+def test_no_line_of_code_is_longer_than_100_columns():
+    """ruff lets lines pass that end in a comment for another tool."""
+    files = [path for folder in (*FLOORS, "tests") for path in (ROOT / folder).rglob("*.py")]
+    lines = [(path, line) for path in files for line in path.read_text().splitlines()]
+    assert [(str(path), line) for path, line in lines if len(line) > 100] == []

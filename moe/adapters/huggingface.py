@@ -86,7 +86,8 @@ def patch(model: _Model) -> _Model:
     for config in configs:
         if config._experts_implementation != NAME:
             before[id(config)] = config._experts_implementation
-    model._ironmoe_before = [(config, before.get(id(config), NAME)) for config in configs]  # type: ignore[assignment]
+    former = [(config, before.get(id(config), NAME)) for config in configs]
+    model._ironmoe_before = former  # type: ignore[assignment]
     for config in configs:
         # the public setter would reach into sub-configs
         config._experts_implementation_internal = NAME

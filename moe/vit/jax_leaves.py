@@ -111,7 +111,8 @@ def _moe(prefix: str, layer: nn.Module) -> Iterator[Leaf]:
             members = {"m": router.ensemble_size}
             yield Leaf(f"{prefix}/Router/dense/kernel", router.weight, "(m e) d -> d m e", members)
         else:
-            yield Leaf(f"{prefix}/Router/dense/kernel", router.weight, "e d -> d e")  # type: ignore[arg-type]
+            weight: Any = router.weight
+            yield Leaf(f"{prefix}/Router/dense/kernel", weight, "e d -> d e")
     else:
         raise ValueError(
             f"the official code has no {type(layer).__name__} like this at {prefix}: {layer}"

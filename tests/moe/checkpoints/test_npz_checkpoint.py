@@ -10,7 +10,15 @@ import pytest
 msgpack = pytest.importorskip("msgpack")
 hypothesis = pytest.importorskip("hypothesis")
 
-from checkpoint_files import DATA, PARAMS, SMALL, assert_same, damage, floats, memory_below  # noqa: E402
+from checkpoint_files import (  # noqa: E402
+    DATA,
+    PARAMS,
+    SMALL,
+    assert_same,
+    damage,
+    floats,
+    memory_below,
+)
 
 from ironmoe.moe import CheckpointError, read_npz_checkpoint  # noqa: E402
 
