@@ -20,7 +20,7 @@ from ironmoe.attacks.routing.layers import routed_layers
 from ironmoe.attacks.routing.mates_search import BatchMatesResult, MatesPlan, MatesSearch
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.groups import Grouped
-from ironmoe.moe.routing.routed_layers import Site
+from ironmoe.moe.routing.routed_layers import RoutedLayer
 
 
 class BatchMates:
@@ -145,7 +145,7 @@ def _joined(parts: Sequence[BatchMatesResult]) -> BatchMatesResult:
     )
 
 
-def _competes(site: Site) -> bool:
+def _competes(site: RoutedLayer) -> bool:
     """Whether tokens compete for places in this layer."""
     return isinstance(site.module, MoE) and (
         site.module.capacity is not None or isinstance(site.module.router, Grouped)

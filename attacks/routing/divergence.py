@@ -21,7 +21,7 @@ from ironmoe.attacks.routing.layers import (
     routed_layers,
 )
 from ironmoe.kernels import Routing
-from ironmoe.moe.routing.routed_layers import Decision, Site, attached
+from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, attached
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _expert_number(towards: object) -> int | None:
     return number if number >= 0 else None
 
 
-def _check_expert(number: int, layers: dict[str, Site]) -> None:
+def _check_expert(number: int, layers: dict[str, RoutedLayer]) -> None:
     """ValueError: a layer has no expert of this number, or several."""
     for name, site in layers.items():
         if number >= site.num_experts:
@@ -143,7 +143,9 @@ def _check_expert(number: int, layers: dict[str, Site]) -> None:
 
 
 @contextmanager
-def _logits_of(model: nn.Module, layers: dict[str, Site]) -> Iterator[dict[str, list[Tensor]]]:
+def _logits_of(
+    model: nn.Module, layers: dict[str, RoutedLayer]
+) -> Iterator[dict[str, list[Tensor]]]:
     """The router logits (T, E) of each layer, with their graph, as the model runs."""
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 

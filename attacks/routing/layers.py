@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.moe import SoftMoE
-from ironmoe.moe.routing.routed_layers import Decision, Site, routing_sites
+from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, routing_sites
 
 
-def routed_layers(model: nn.Module) -> dict[str, Site]:
+def routed_layers(model: nn.Module) -> dict[str, RoutedLayer]:
     """The MoE layers of a model by name; ValueError if there is none."""
     layers = routing_sites(model)
     if not layers and any(isinstance(module, SoftMoE) for module in model.modules()):
@@ -56,7 +56,7 @@ def one_pass(name: str, passes: list[Any]) -> Any:
     return passes[0]
 
 
-def members_of(site: Site) -> int:
+def members_of(site: RoutedLayer) -> int:
     """How often each image's tokens come to the layer: M in an ensemble, member after member; else
     1."""
     return int(getattr(site.router, "ensemble_size", 1))

@@ -19,7 +19,7 @@ from ironmoe.attacks.losses import margin
 from ironmoe.attacks.random import example_keys
 from ironmoe.attacks.routing.layers import by_image, known_logits, members_of
 from ironmoe.kernels import Routing
-from ironmoe.moe.routing.routed_layers import Decision, Site, attached
+from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, attached
 
 # A margin is piecewise constant in the mates' pixels. If it falls by less than this share, that is
 # rounding.
@@ -77,7 +77,7 @@ class MatesPlan:
     """
 
     attacked_model: AttackedModel
-    layers: dict[str, Site]
+    layers: dict[str, RoutedLayer]
     bounds: Bounds
     eps: float
     alpha: float

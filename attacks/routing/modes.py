@@ -41,7 +41,7 @@ from ironmoe.moe.routing.gate_policies import FrozenGates
 from ironmoe.moe.routing.gates import gates_for
 from ironmoe.moe.routing.intervene import intervene
 from ironmoe.moe.routing.ranks import ranking
-from ironmoe.moe.routing.routed_layers import Decision, Site, attached
+from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, attached
 from ironmoe.moe.routing.trace import trace_routing
 
 __all__ = [
@@ -263,7 +263,7 @@ def _undropped_sum(layer: nn.Module, routing: Routing) -> Tensor:
     return gates_TK.sum(1, keepdim=True)
 
 
-def _without_expert_gradient(site: Site) -> Iterator[RemovableHandle]:
+def _without_expert_gradient(site: RoutedLayer) -> Iterator[RemovableHandle]:
     """Hooks that detach the tokens on their way to the experts and not to the router."""
     if not isinstance(site.module, MoE):
         yield site.module.register_forward_pre_hook(_detach_first, with_kwargs=True)

@@ -46,8 +46,8 @@ def intervene(
                 "policy must be a function from Decision to Routing, or several, got "
                 f"{type(each).__name__}"
             )
-    sites = routing_sites(model)
-    if not sites:
+    routed = routing_sites(model)
+    if not routed:
         raise ValueError(
             f"model must have MoE layers to steer, got {type(model).__name__} with none"
         )
@@ -59,8 +59,8 @@ def intervene(
             decision = decision._replace(routing=_checked(each(decision), decision, each))
         return decision.routing
 
-    names = list(sites) if layers is None else [_name(layer, list(sites)) for layer in layers]
-    with attached(sites, dict.fromkeys(names, edit), {}):
+    names = list(routed) if layers is None else [_name(layer, list(routed)) for layer in layers]
+    with attached(routed, dict.fromkeys(names, edit), {}):
         yield model
 
 

@@ -1,9 +1,9 @@
 """The places of a model where tokens are routed, and a way to look at each decision and to replace
 it.
 
-A site is an ``MoE`` layer, or the experts of a Hugging Face model. All callbacks of a site share
-its hooks and run in this order: every edit, as they came; the capacity, if there is one; every
-final edit; every watcher. So a trace sees what an intervention made.
+A routed layer is an ``MoE`` layer, or the experts of a Hugging Face model. All callbacks of a layer
+share its hooks and run in this order: every edit, as they came; the capacity, if there is one;
+every final edit; every watcher. So a trace sees what an intervention made.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +46,7 @@ Edit = Callable[[Decision], Routing]
 Watch = Callable[[Decision, Routing], None]
 
 
-class Site(NamedTuple):
+class RoutedLayer(NamedTuple):
     """A routed layer: its name in the model, its module, the module that decides, E."""
 
     name: str
@@ -55,34 +55,34 @@ class Site(NamedTuple):
     num_experts: int
 
 
-def routing_sites(model: nn.Module) -> dict[str, Site]:
+def routing_sites(model: nn.Module) -> dict[str, RoutedLayer]:
     """All routed layers by name, in the model's order. A compiled model's layers have the names
     they had before."""
     found = [
-        Site(name, module, module.router, module.num_experts)
+        RoutedLayer(name, module, module.router, module.num_experts)
         for name, module in model.named_modules()
         if isinstance(module, MoE)
     ]
-    found += [Site(*site) for site in expert_sites(model)]
+    found += [RoutedLayer(*layer) for layer in expert_sites(model)]
     names = [
-        ".".join(part for part in site.name.split(".") if part != "_orig_mod") for site in found
+        ".".join(part for part in layer.name.split(".") if part != "_orig_mod") for layer in found
     ]
-    return {name: site._replace(name=name) for name, site in zip(names, found, strict=True)}
+    return {name: layer._replace(name=name) for name, layer in zip(names, found, strict=True)}
 
 
 @contextmanager
 def attached(
-    sites: Mapping[str, Site],
+    layers: Mapping[str, RoutedLayer],
     edits: Mapping[str, Edit],
     watchers: Mapping[str, Watch],
     final_edits: Mapping[str, Edit] | None = None,
 ) -> Iterator[None]:
-    """Run these callbacks, by name of site, on every forward inside the block. A final edit sees,
+    """Run these callbacks, by name of layer, on every forward inside the block. A final edit sees,
     and replaces, the routing that is carried out, after any capacity. Compiled code knows nothing
     of hooks, so inside the block torch.compile stands aside and everything runs eagerly."""
     finals = final_edits or {}
     stations = {
-        name: _IN_USE.get(sites[name].module) or _Station(sites[name])
+        name: _IN_USE.get(layers[name].module) or _Station(layers[name])
         for name in {*edits, *watchers, *finals}
     }
     with torch.compiler.set_stance("force_eager"):
@@ -96,10 +96,10 @@ def attached(
 
 
 class _Station:
-    """The hooks of one site. They exist while a callback uses them."""
+    """The hooks of one layer. They exist while a callback uses them."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, layer: RoutedLayer) -> None:
+        self.layer = layer
         self.edits: list[Edit] = []
         self.final_edits: list[Edit] = []
         self.watchers: list[Watch] = []
@@ -111,7 +111,7 @@ class _Station:
 
     def join(self, edit: Edit | None, watch: Watch | None, final: Edit | None) -> None:
         if not self.handles:
-            _IN_USE[self.site.module] = self
+            _IN_USE[self.layer.module] = self
             self.handles = list(self._hooks())
         self.edits += [edit] if edit else []
         self.watchers += [watch] if watch else []
@@ -128,7 +128,7 @@ class _Station:
             for handle in self.handles:
                 handle.remove()
             self.handles = []
-            _IN_USE.pop(self.site.module, None)
+            _IN_USE.pop(self.layer.module, None)
 
     def decide(self, decision: Decision) -> Decision:
         for edit in self.edits:
@@ -144,7 +144,7 @@ class _Station:
         return realised
 
     def _hooks(self) -> Iterator[RemovableHandle]:
-        module, router = self.site.module, self.site.router
+        module, router = self.layer.module, self.layer.router
         if isinstance(module, MoE):
             yield module.register_forward_pre_hook(self._enter)
             # also after an exception
@@ -170,12 +170,12 @@ class _Station:
         if not self.inside:
             return output
         gates_of = router.gates_of if isinstance(router, TopKRouter) else None
-        name, num_experts = self.site.name, self.site.num_experts
+        name, num_experts = self.layer.name, self.layer.num_experts
         decision = self.decide(
             Decision(name, output.routing, output.logits, args[0], num_experts, gates_of)
         )
         routing = decision.routing
-        if self.site.module.capacity is None:
+        if self.layer.module.capacity is None:
             routing = self.finish(decision, routing)
         else:
             self.pending = decision
@@ -189,21 +189,21 @@ class _Station:
         return self.finish(decision, realised)
 
     def _keep_logits(self, _: nn.Module, __: object, output: object) -> None:
-        self.logits = router_logits(output, self.site.num_experts)
+        self.logits = router_logits(output, self.layer.num_experts)
 
     def _before_experts(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Families name the last two arguments differently, but have one order.
         x_TD, experts_TK, gates_TK = (*args, *kwargs.values())
         routing = Routing(gates_TK, experts_TK.to(torch.int32))
         decision = self.decide(
-            Decision(self.site.name, routing, self.logits, x_TD, self.site.num_experts, None)
+            Decision(self.layer.name, routing, self.logits, x_TD, self.layer.num_experts, None)
         )
         self.logits = None
         realised = self.finish(decision, decision.routing)
         if realised is routing:
             return None
         # Not every implementation accepts expert E, so a dropped choice becomes expert 0 of gate 0.
-        dropped_TK = realised.experts >= self.site.num_experts
+        dropped_TK = realised.experts >= self.layer.num_experts
         experts_TK = realised.experts.masked_fill(dropped_TK, 0).to(experts_TK.dtype)
         return (x_TD, experts_TK, realised.gates.masked_fill(dropped_TK, 0).to(gates_TK.dtype)), {}
 

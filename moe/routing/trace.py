@@ -104,8 +104,8 @@ def trace_routing(
             default they are detached.
         keep_inputs: record the tokens that each layer got, too.
     """
-    sites = routing_sites(model)
-    trace = RoutingTrace({name: LayerTrace(site.num_experts) for name, site in sites.items()})
+    layers = routing_sites(model)
+    trace = RoutingTrace({name: LayerTrace(layer.num_experts) for name, layer in layers.items()})
 
     def keep(tensor: Tensor) -> Tensor:
         return tensor if keep_graph else tensor.detach()
@@ -120,5 +120,5 @@ def trace_routing(
 
         return record
 
-    with attached(sites, {}, {name: recorder(layer) for name, layer in trace.layers.items()}):
+    with attached(layers, {}, {name: recorder(layer) for name, layer in trace.layers.items()}):
         yield trace
