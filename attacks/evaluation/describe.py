@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.evaluation.checksum import checksum
 
-FOLLOWS_FROM_MODEL = frozenset({"attacked_model", "coupled", "coupled_by_model"})
+FOLLOWS_FROM_MODEL = frozenset({"attacked_model", "coupled_by_model"})
 FOLLOWS_FROM_SETTINGS = frozenset({"exhaustive", "inside", "keeps", "max_queries", "starts_clean"})
 """Attributes that an attack of this library derives from its constructor's arguments. In an attack
 of a user they count like every public attribute, since no one else knows what they follow from."""
