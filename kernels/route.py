@@ -59,6 +59,12 @@ def may_look(tensor: Tensor) -> bool:
     )
 
 
+def recomputing() -> bool:
+    """Whether this code runs inside a backward pass: activation checkpointing runs the forward of a
+    module again there, which must not count as another call of it."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None

@@ -11,15 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ironmoe.moe.routers.wrapped import WRAPPERS
+
 _INTERFACE = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts", "config")
 _ROUTERS = ("gate", "router")  # a parent block calls it one or the other
-_WRAPPERS = (
-    "base_layer",
-    "module",
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-)
 
 
 class ExpertSite(NamedTuple):
@@ -50,7 +45,7 @@ def _router_beside(model: nn.Module, name: str) -> nn.Module | None:
     """The child called gate or router of the block that owns the Experts module; wrappers around
     the latter are no blocks."""
     path = name.split(".")
-    while path[-1] in _WRAPPERS:
+    while path[-1] in WRAPPERS:
         path.pop()
     if path == [""]:  # the model is the Experts module itself
         return None
