@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ironmoe.kernels import Routing
 from ironmoe.moe.routers.groups import Grouped
-from ironmoe.moe.routers.mask import drop_padding, token_mask
+from ironmoe.moe.routers.masks import checked_mask, without_masked
 
 
 class Capacity(Grouped):
@@ -92,8 +92,8 @@ class Capacity(Grouped):
         that the real tokens of a group fare as they would without it.
         """
         if mask is not None:
-            mask = token_mask(mask, routing.gates.shape[:-1])
-            routing = drop_padding(routing, mask, num_experts)
+            mask = checked_mask(mask, routing.gates.shape[:-1])
+            routing = without_masked(routing, mask, num_experts)
         whole = len(routing.gates) // tokens_per_group * tokens_per_group
         parts = [
             (0, whole, tokens_per_group),

@@ -13,7 +13,7 @@ from ironmoe.kernels import Dispatch, Routing
 from ironmoe.kernels.route import without_autocast
 from ironmoe.moe.routers.capacity import places, places_of
 from ironmoe.moe.routers.groups import Grouped
-from ironmoe.moe.routers.mask import token_mask, zero_padding
+from ironmoe.moe.routers.masks import checked_mask, zero_padding
 from ironmoe.moe.routers.top_k import RouterOutput
 
 
@@ -82,7 +82,7 @@ class ExpertChoiceRouter(Grouped):
         S. How many rows an expert has is then not known beforehand, and ``dispatch`` is None.
         """
         if mask is not None:
-            mask = token_mask(mask, x_TD.shape[:-1])
+            mask = checked_mask(mask, x_TD.shape[:-1])
             x_TD = zero_padding(x_TD, mask)
         with without_autocast(x_TD):
             wide = torch.promote_types(x_TD.dtype, torch.float32)

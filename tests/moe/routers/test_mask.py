@@ -247,9 +247,9 @@ def test_a_mask_of_integers_is_one_and_what_is_none_is_named():
         lambda mask: ExpertChoiceRouter(D, E)(x, mask=mask),
         lambda mask: Capacity(1.0)(routing, E, T, mask),
     ):
-        with pytest.raises(ValueError, match=r"one value for each token, shape \(30,\), got \(29"):
+        with pytest.raises(ValueError, match=r"mask must have shape \(30,\), got \(29,\)"):
             call(mask[1:])
         with pytest.raises(
-            ValueError, match=r"mask must be bool, or integers .* got torch.float32"
+            ValueError, match=r"mask must be bool, or integers .* got"
         ):
             call(mask.float())
