@@ -27,8 +27,8 @@ class GlobalLoad:
     def add(self, counts: Tensor) -> Tensor:
         """The load with the choices of this pass. Each process must take part, also one that has no
         token. A pass that activation checkpointing repeats adds nothing."""
-        if self.counts is None or self.counts.is_meta or self.counts.shape != counts.shape:
-            self.counts = torch.zeros_like(counts)
+        if self.counts is None or self.counts.is_meta or type(self.counts) is not type(counts):
+            self.counts = torch.zeros_like(counts)  # those of a fake or meta tensor had no values
         if self.counts.device != counts.device:
             self.counts = self.counts.to(counts.device)
         if not recomputing():

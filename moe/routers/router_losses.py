@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from ironmoe.kernels.route import transformed
 from ironmoe.moe.routers.balance import (
     choice_counts,
     deepseek_balance_loss,
@@ -115,7 +116,8 @@ def _losses_but_balance(router: LossOptions, group: RoutedTokens) -> Tensor:
 
 
 def _global_load(router: LossOptions, tokens: RoutedTokens) -> Tensor:
-    """(…, E). A pass in eval mode is no part of a training step: its load is its own, and no other
-    process is asked."""
+    """(…, E). A pass in eval mode, or inside a transform of torch.func, is no part of a training
+    step: its load is its own, and no other process is asked."""
     counts_E = choice_counts(tokens.experts, tokens.logits.shape[-1], mask=tokens.mask)
-    return router.global_load.add(counts_E) if router.training else counts_E
+    counts = router.training and not transformed()
+    return router.global_load.add(counts_E) if counts else counts_E

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from ironmoe.kernels import ExpertGroups
@@ -166,12 +167,13 @@ def test_a_dropped_choice_counts_for_no_expert():
 @pytest.mark.parametrize("options", ROUTERS.values(), ids=ROUTERS)
 def test_the_gradient_is_that_of_the_loss(form, options, mask):
     router = make(form, **options)
-    x = torch.randn(T, D, dtype=torch.float64, requires_grad=True)
-    router.noise = torch.randn(T, E, dtype=torch.float64)
+    x = torch.randn(9, D, dtype=torch.float64, requires_grad=True)
+    router.noise = torch.randn(9, E, dtype=torch.float64)
+    mask = None if mask is None else mask[:9]
 
     def loss(x):
         start_global_batch(router)
-        return router(x, 10, mask=mask, sequence_length=5).aux_loss
+        return router(x, 6, mask=mask, sequence_length=3).aux_loss
 
     assert torch.autograd.gradcheck(loss, x)
 
@@ -247,6 +249,25 @@ def test_a_training_step_compiles_whole(form, mask):
         assert torch.equal(router.global_load.counts, twin.global_load.counts)
 
 
+@all_forms
+def test_under_the_transforms_of_torch_func(form):
+    router = make(form, noise_std=0.0)
+    x = torch.randn(3, 10, D, dtype=torch.float64)
+
+    def loss(weight, x):
+        call = torch.func.functional_call
+        return call(router, {"weight": weight}, (x, 5), {"sequence_length": 2}).aux_loss
+
+    router(x[0])
+    start_global_batch(router)
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(router.weight, x)
+    assert router.global_load.counts is None or not router.global_load.counts.any()
+    for each, expected in zip(x, found, strict=True):
+        start_global_batch(router)
+        aux_loss = router(each, 5, sequence_length=2).aux_loss
+        torch.testing.assert_close(torch.autograd.grad(aux_loss, router.weight)[0], expected)
+
+
 class TestGlobalBatch:
     def test_micro_batches_have_the_load_of_all_so_far(self):
         router = make("global_batch", noise_std=0.0)
@@ -305,6 +326,14 @@ class TestGlobalBatch:
         assert router.global_load.counts.sum() == T * K
         router.reset_parameters()
         assert not router.global_load.counts.any()
+
+    def test_a_pass_on_fake_tensors_leaves_no_load(self):
+        router = make("global_batch", noise_std=0.0)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            router(torch.empty(T, D, dtype=torch.float64))
+        x = torch.randn(T, D, dtype=torch.float64)
+        expected = copy.deepcopy(router)(x).aux_loss
+        torch.testing.assert_close(router(x).aux_loss, expected)
 
     def test_without_groups_of_the_capacity(self):
         """P is the mean over all tokens, also where other losses are by groups."""
