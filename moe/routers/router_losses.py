@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ironmoe.kernels.route import transformed
@@ -116,8 +117,9 @@ def _losses_but_balance(router: LossOptions, group: RoutedTokens) -> Tensor:
 
 
 def _global_load(router: LossOptions, tokens: RoutedTokens) -> Tensor:
-    """(…, E). A pass in eval mode, or inside a transform of torch.func, is no part of a training
-    step: its load is its own, and no other process is asked."""
+    """(…, E). A pass in eval mode, inside a transform of torch.func or for torch.export is no part
+    of a training step: its load is its own, and no other process is asked."""
     counts_E = choice_counts(tokens.experts, tokens.logits.shape[-1], mask=tokens.mask)
-    counts = router.training and not transformed()
-    return router.global_load.add(counts_E) if counts else counts_E
+    if not router.training or transformed() or torch.compiler.is_exporting():
+        return counts_E
+    return router.global_load.add(counts_E)
