@@ -56,6 +56,10 @@ class AuxLosses:
         for earlier_pass in self._passes:
             earlier_pass.let_go()
         self._forget_graphs_that_are_gone()
+        if torch.is_grad_enabled() and not loss.requires_grad and not transformed():
+            # a constant, such as 0 where no loss has a weight: there is no gradient to lose
+            self._values = loss if self._values is None else self._values + loss
+            return
         node = None if transformed() else y.grad_fn
         each = _Pass(loss, keep=keep or node is None or x.grad_fn is None)
         if node is not None:
