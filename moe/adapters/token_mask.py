@@ -15,7 +15,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ironmoe.moe.adapters.huggingface_routing import is_experts
 
+# Arguments of a transformers model; the last one was renamed in a release after 5.17.
 _TOKENS = ("input_ids", "inputs_embeds")
+_CACHES = ("past_key_values", "cache")
 
 
 class _Entry(NamedTuple):
@@ -115,7 +117,8 @@ def _mask_of(given: dict[str, Any], outer_BS: Tensor | None) -> Tensor | None:
         return outer_BS
     earlier = mask.shape[1] - tokens.shape[1]
     # A cache of fixed length takes masks of that length, whose last columns are of later tokens.
-    grows = not getattr(given.get("past_key_values"), "is_compileable", True)
+    cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+    grows = not getattr(cache, "is_compileable", True)
     if mask.shape[0] != tokens.shape[0] or earlier < 0 or (earlier > 0 and not grows):
         return None
     return mask[:, earlier:] != 0
