@@ -189,7 +189,10 @@ def _activation(
         if isinstance(m, nn.Dropout) and m.p > 0
     ]
     if dropouts:
-        fail(f"has dropout, {', '.join(dropouts)}, which experts do not have: set it to 0 first")
+        fail(
+            f"has dropout, {', '.join(dropouts)}, which experts do not have: set it to 0 first, "
+            "and put an nn.Dropout behind the MLP if you need one"
+        )
     others = {name: m for name, m in leaves.items() if not isinstance(m, nn.Dropout | nn.Identity)}
     parameters = [name for name, _ in module.named_parameters() if is_extra(name)]
     if len(others) > 1 or parameters:

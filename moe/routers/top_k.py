@@ -9,6 +9,7 @@ from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
 from ironmoe.kernels.route import recomputing, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
+from ironmoe.moe.routers.constant_gates import warn_of_constant_gate
 from ironmoe.moe.routers.losses import balance_loss, importance_loss, load_loss, router_z_loss
 from ironmoe.moe.routers.selection_bias import WithSelectionBias
 
@@ -133,6 +134,7 @@ class TopKRouter(WithSelectionBias):
         # A trial call: it raises the ValueError of these arguments.
         logits = torch.zeros(1, num_experts, device="cpu")
         topk_route(logits, top_k, score=score, order=order, groups=groups)
+        warn_of_constant_gate(self, device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
