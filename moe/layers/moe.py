@@ -15,6 +15,7 @@ from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.timm import as_mlp_layer
 from ironmoe.moe.routers.aux_losses import AuxLosses
 from ironmoe.moe.routers.capacity import Capacity
+from ironmoe.moe.routers.constant_gates import warn_of_constant_gate_after
 from ironmoe.moe.routers.groups import Grouped
 from ironmoe.moe.routers.masks import checked_mask, without_masked
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
@@ -99,6 +100,7 @@ class MoE(nn.Module):
         self.dispatch_dtype = dispatch_dtype
         self.router = router or TopKRouter(dim, num_experts, top_k, device=device, dtype=dtype)
         self.capacity = capacity
+        warn_of_constant_gate_after(capacity, self.router, device)
         self.fc1 = ExpertLinear(num_experts, dim, wide, bias, device, dtype)
         self.fc2 = ExpertLinear(num_experts, hidden_dim, dim, bias, device, dtype)
         self.shared = Mlp(dim, shared_dim, activation, bias, device, dtype) if shared_dim else None
