@@ -21,7 +21,8 @@ from ironmoe.attacks.routing.layers import (
     routed_layers,
 )
 from ironmoe.kernels import Routing
-from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, attached
+from ironmoe.moe.routing.callbacks import attached
+from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from ironmoe.attacks.losses import margin
 from ironmoe.attacks.random import example_keys
 from ironmoe.attacks.routing.layers import by_image, known_logits, members_of
 from ironmoe.kernels import Routing
-from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, attached
+from ironmoe.moe.routing.callbacks import attached
+from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer
 
 # A margin is piecewise constant in the mates' pixels. If it falls by less than this share, that is
 # rounding.

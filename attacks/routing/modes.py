@@ -37,11 +37,12 @@ from ironmoe.attacks.routing.layers import (
 from ironmoe.kernels import Routing
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.expert_choice import ExpertChoiceRouter
+from ironmoe.moe.routing.callbacks import attached
 from ironmoe.moe.routing.gate_policies import FrozenGates
 from ironmoe.moe.routing.gates import gates_for
 from ironmoe.moe.routing.intervene import intervene
 from ironmoe.moe.routing.ranks import ranking
-from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, attached
+from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer
 from ironmoe.moe.routing.trace import trace_routing
 
 __all__ = [
