@@ -201,8 +201,10 @@ class MatesSearch:
             probe = torch.zeros_like(decision.routing.gates, requires_grad=want_grad)
             before = choice.pop(decision.layer)
             if recording:
-                experts_UNK = self.of_victims(decision.routing.experts, decision)
-                drops.append((experts_UNK == decision.num_experts).sum((1, 2)))
+                dropped_TK = decision.routing.experts == decision.num_experts
+                if decision.mask is not None:  # padding wants no place
+                    dropped_TK = dropped_TK & decision.mask[:, None]
+                drops.append(self.of_victims(dropped_TK, decision).sum((1, 2)))
                 intended.append(before)
                 probes.append(probe)
             return (
