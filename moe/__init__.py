@@ -23,6 +23,7 @@ from ironmoe.moe.routers.losses import (
     router_z_loss,
 )
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
+from ironmoe.moe.routing.health import RouterHealth
 from ironmoe.moe.routing.intervene import intervene
 from ironmoe.moe.routing.metrics import routing_change, routing_iou
 from ironmoe.moe.routing.routed_layers import Decision, routing_sites
@@ -39,6 +40,7 @@ __all__ = [
     "ExpertLinear",
     "LayerTrace",
     "MoE",
+    "RouterHealth",
     "RouterOutput",
     "Routing",
     "RoutingTrace",

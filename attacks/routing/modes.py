@@ -38,7 +38,7 @@ from ironmoe.kernels import Routing
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.expert_choice import ExpertChoiceRouter
 from ironmoe.moe.routers.wrapped import unwrapped
-from ironmoe.moe.routing.callbacks import attached
+from ironmoe.moe.routing.callbacks import attached, mask_of
 from ironmoe.moe.routing.gate_policies import FrozenGates
 from ironmoe.moe.routing.gates import gates_for
 from ironmoe.moe.routing.intervene import intervene
@@ -276,19 +276,18 @@ def _without_expert_gradient(site: RoutedLayer) -> Iterator[RemovableHandle]:
     tokens: list[Tensor] = []  # with their graph, between the layer and its router
 
     def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tokens[:] = [*args, *kwargs.values()][:1]
+        x, *_ = (*args, *kwargs.values())
+        mask_T = mask_of(args, kwargs)
+        x_TD = x.reshape(-1, x.shape[-1])
+        tokens[:] = [x_TD if mask_T is None else x_TD.masked_fill(~mask_T[:, None], 0)]
         return _detach_first(layer, args, kwargs)
 
-    def put_back(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not tokens:  # a router may serve several layers: it is another one's turn
-            return None
-        x_TD, mask_T = tokens.pop().reshape(args[0].shape), kwargs.get("mask")
-        if mask_T is not None:
-            x_TD = x_TD.masked_fill(~mask_T[:, None], 0)
-        return (x_TD, *args[1:]), kwargs
+    def put_back(_: nn.Module, args: tuple[Any, ...]) -> Any:
+        # A router may serve several layers, so there may be no tokens of this one.
+        return (tokens.pop(), *args[1:]) if tokens else None
 
     yield site.module.register_forward_pre_hook(keep, with_kwargs=True)
-    yield site.module.router.register_forward_pre_hook(put_back, with_kwargs=True)
+    yield site.module.router.register_forward_pre_hook(put_back)
 
 
 def _detach_first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from ironmoe.kernels import Routing
 from ironmoe.kernels.route import recomputing
 from ironmoe.moe.adapters.huggingface_routing import logits_if_known, logits_or_scores
 from ironmoe.moe.layers.moe import MoE
+from ironmoe.moe.routers.masks import without_masked
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
 from ironmoe.moe.routers.wrapped import unwrapped
 from ironmoe.moe.routing.routed_layers import Decision, Edit, RoutedLayer, Watch
@@ -86,6 +87,7 @@ class _Station:
         self.handles: list[RemovableHandle] = []
         # Whether this MoE's forward runs: its router and its capacity may serve other layers, too.
         self.inside = False
+        self.mask: Tensor | None = None  # of this forward; not every router is told
         self.pending: Decision | None = None  # between an MoE's router and its capacity
         self.logits: Tensor | None = None  # between a Hugging Face router and its experts
 
@@ -129,10 +131,10 @@ class _Station:
     def _hooks(self) -> Iterator[RemovableHandle]:
         module, router = self.layer.module, self.layer.router
         if isinstance(module, MoE):
-            yield module.register_forward_pre_hook(self._enter)
+            yield module.register_forward_pre_hook(self._enter, with_kwargs=True)
             # also after an exception
             yield module.register_forward_hook(self._exit, always_call=True)
-            yield module.router.register_forward_hook(self._after_router, with_kwargs=True)
+            yield module.router.register_forward_hook(self._after_router)
             if module.capacity is not None:
                 yield module.capacity.register_forward_hook(self._after_capacity)
             return
@@ -140,19 +142,17 @@ class _Station:
             yield router.register_forward_hook(self._keep_logits)
         yield module.register_forward_pre_hook(self._before_experts, with_kwargs=True)
 
-    def _enter(self, _: nn.Module, __: object) -> None:
+    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.inside = self.busy()
+        self.mask = mask_of(args, kwargs)
 
     def _exit(self, _: nn.Module, __: object, ___: object) -> None:
         self.inside = False
+        self.mask = None
         self.pending = None
 
     def _after_router(
-        self,
-        router: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: RouterOutput,
+        self, router: nn.Module, args: tuple[Any, ...], output: RouterOutput
     ) -> RouterOutput:
         if not self.inside:
             return output
@@ -165,7 +165,7 @@ class _Station:
                 args[0],
                 self.layer.num_experts,
                 rule.gates_of if isinstance(rule, TopKRouter) else None,
-                kwargs.get("mask"),
+                self.mask,
             )
         )
         routing = decision.routing
@@ -212,11 +212,13 @@ def _steered(edit: Edit, decision: Decision) -> Routing:
     routing = edit(decision)
     if decision.mask is None or routing is decision.routing:
         return routing
-    padding_T1 = ~decision.mask[:, None]
-    return Routing(
-        routing.gates.masked_fill(padding_T1, 0),
-        routing.experts.masked_fill(padding_T1, decision.num_experts),
-    )
+    return without_masked(routing, decision.mask, decision.num_experts)
+
+
+def mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The mask (T,) bool that an MoE layer is called with: the second argument after x."""
+    mask = args[1] if len(args) > 1 else kwargs.get("mask")
+    return (mask != 0).flatten() if isinstance(mask, Tensor) else None
 
 
 # A module's hooks hold its station; this table must keep neither alive.

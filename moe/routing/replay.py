@@ -70,5 +70,6 @@ def _among_padding(routing: Routing, mask_T: Tensor, num_experts: int) -> Routin
     """The routing of real tokens → that of all tokens, in which padding has no expert."""
     gates_TK = routing.gates.new_zeros(len(mask_T), routing.gates.shape[1])
     experts_TK = torch.full_like(gates_TK, num_experts, dtype=routing.experts.dtype)
-    gates_TK[mask_T], experts_TK[mask_T] = routing
+    gates_TK[mask_T] = routing.gates
+    experts_TK[mask_T] = routing.experts
     return Routing(gates_TK, experts_TK)
