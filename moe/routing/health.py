@@ -165,17 +165,16 @@ class _Counts:
         wide = self.sums.dtype
         tokens = _number_of_tokens(decision).to(wide)
         known, probabilities, entropy_sum = self._add_logits(decision, tokens)
-        self.sums += torch.stack(
-            _Sums(
-                tokens=tokens,
-                with_expert=kept_TK.any(1).sum(dtype=wide),
-                choices=made_TK.sum(dtype=wide),
-                gates=realised.gates.where(kept_TK, 0).sum(dtype=wide),
-                logits=known,
-                probabilities=probabilities,
-                entropy=entropy_sum,
-            )
+        sums = _Sums(
+            tokens=tokens,
+            with_expert=kept_TK.any(1).sum(dtype=wide),
+            choices=made_TK.sum(dtype=wide),
+            gates=realised.gates.where(kept_TK, 0).sum(dtype=wide),
+            logits=known,
+            probabilities=probabilities,
+            entropy=entropy_sum,
         )
+        self.sums.add_(torch.stack(sums))
 
     def _choices(self, decision: Decision, routing: Routing) -> Tensor:
         """(T, K) bool: a real token has an expert here."""
@@ -199,7 +198,7 @@ class _Counts:
             logits_TE = logits_TE.where(real_T1, -torch.inf)
             suspect_T = None if suspect_T is None else suspect_T & decision.mask
 
-        self.shares += shares_TE.sum(0, dtype=self.shares.dtype)
+        self.shares.add_(shares_TE.sum(0, dtype=self.shares.dtype))
         self.max_logit.copy_(torch.maximum(self.max_logit, logits_TE.amax()))
         suspects = nothing if suspect_T is None else suspect_T.sum(dtype=tokens.dtype)
         return tokens, suspects, entropy(shares_TE).sum(dtype=tokens.dtype)
