@@ -83,7 +83,8 @@ def layer_of(name):
 
 def padded(x, fill=float("nan")):
     """(B, REAL, D) → (x (B, N, D) with padding here and there, its mask)."""
-    mask = torch.tensor([[1, 1, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0, 1]]).bool()
+    rows = ["1101100", "0001111", "1010101"]
+    mask = torch.tensor([[bit == "1" for bit in row] for row in rows])
     full = x.new_full((B, N, D), fill)
     full[mask] = x.flatten(0, 1)
     return full, mask
@@ -132,9 +133,7 @@ def test_overlaps_of_images_are_those_of_the_tokens_alone(name, reading):
     layer = layer_of(name)
     clean, moved = traces_of(layer, tokens()), traces_of(layer, tokens(2))
     right = image_overlap(clean[0], moved[0], B, reading)
-    torch.testing.assert_close(
-        image_overlap(clean[1], moved[1], B, reading), right, equal_nan=True
-    )
+    torch.testing.assert_close(image_overlap(clean[1], moved[1], B, reading), right, equal_nan=True)
     assert routing_change(clean[1], moved[1], reading) == pytest.approx(
         routing_change(clean[0], moved[0], reading)
     )
