@@ -81,8 +81,10 @@ def _named_modules(
     if "modules_to_save" in children and "original_module" in children:
         yield from _named_modules(unwrapped(module), name, seen)
         return
+    is_peft = type(module).__module__.startswith("peft.")  # the model, whose children have no names
     for step, child in children.items():
         # A user's model may have an attribute called module, among others.
         wraps = step in WRAPPERS and (step != "module" or len(children) == 1)
+        wraps = wraps or (is_peft and step in ("base_model", "model"))
         below = name if wraps else f"{name}.{step}".lstrip(".")
         yield from _named_modules(child, below, seen)

@@ -165,3 +165,26 @@ def test_the_copy_that_peft_calls_is_the_one_that_is_seen():
     with trace_routing(model) as trace:
         model(torch.randn(T, D))
     assert len(trace.layers["0"].experts) == T
+
+
+def test_a_model_with_real_adapters_keeps_its_names_its_gates_and_its_trace():
+    peft = pytest.importorskip("peft")
+    model, images = small_vmoe(), torch.rand(2, 1, 8, 8)
+    with intervene(model, AllExperts(gates="own")), trace_routing(model) as expected:
+        logits = model(images)
+
+    config = peft.LoraConfig(
+        target_modules=["qkv"],
+        target_parameters=["fc1.weight", "fc2.weight"],
+        modules_to_save=["router"],
+    )
+    adapted = peft.get_peft_model(model, config).eval()
+    with intervene(adapted, AllExperts(gates="own")), trace_routing(adapted) as trace:
+        torch.testing.assert_close(adapted(images), logits)
+    assert list(trace.layers) == list(expected.layers) == ["blocks.0.mlp", "blocks.1.mlp"]
+    for name, layer in trace.layers.items():
+        torch.testing.assert_close(layer.gates, expected.layers[name].gates)
+
+    with adapted.disable_adapter(), trace_routing(adapted) as trace:
+        adapted(images)
+    assert all(len(layer.gates) == 10 for layer in trace.layers.values())
