@@ -37,7 +37,11 @@ def attached(
     """Run these callbacks, by name of layer, on every forward inside the block. A final edit sees,
     and replaces, the routing that is carried out, after any capacity. Compiled code knows nothing
     of hooks, so inside the block torch.compile stands aside and everything runs eagerly."""
-    callbacks = {"edits": edits, "watchers": watchers, "final_edits": final_edits or {}}
+    callbacks: dict[str, Mapping[str, Callable[..., Any]]] = {
+        "edits": edits,
+        "watchers": watchers,
+        "final_edits": final_edits or {},
+    }
     with torch.compiler.set_stance("force_eager"):
         leave = _joined(layers, callbacks)
         try:

@@ -73,8 +73,8 @@ class RouterHealth:
             all_processes: sum over the processes of ``torch.distributed``, each of which must call
                 this; in a single process it changes nothing.
         """
-        counts = self._counts.values()
-        device = next(iter(counts)).sums.device
+        counts = list(self._counts.values())
+        device = counts[0].sums.device
         sums = torch.cat([each.all_sums().to(device) for each in counts])
         maxima = torch.cat([each.max_logit.to(device) for each in counts])
         for each in counts:
@@ -83,14 +83,15 @@ class RouterHealth:
         if all_processes and dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
             dist.all_reduce(maxima, dist.ReduceOp.MAX)
-        host = torch.cat([sums, maxima]).cpu()
-        sums, maxima = host[: len(sums)], host[len(sums) :].tolist()
+        *sums_of_layers, maxima = (
+            torch.cat([sums, maxima]).cpu().split([*(each.length for each in counts), len(counts)])
+        )
 
         numbers: dict[str, float] = {}
-        parts = sums.split([len(each.all_sums()) for each in counts])
-        for name, part, max_logit in zip(self._counts, parts, maxima, strict=True):
+        each_layer = zip(self._counts, sums_of_layers, maxima.tolist(), strict=True)
+        for name, sums, max_logit in each_layer:
             prefix = f"{name}/" if name else ""
-            for key, value in _numbers(part, max_logit).items():
+            for key, value in _numbers(sums, max_logit).items():
                 numbers[prefix + key] = value
         return numbers
 
@@ -142,10 +143,12 @@ class _Counts:
         tensors = [*layer.module.parameters(), *layer.module.buffers()]
         device = tensors[0].device if tensors and not tensors[0].is_meta else torch.device("cpu")
         self.num_experts = layer.num_experts
-        self.load = torch.zeros(layer.num_experts + 1, dtype=torch.int64, device=device)
-        self.sums = torch.zeros(len(_Sums._fields), dtype=torch.float64, device=device)
-        self.shares = torch.zeros(layer.num_experts, dtype=torch.float64, device=device)
-        self.max_logit = torch.full((1,), -torch.inf, dtype=torch.float64, device=device)
+        with torch.inference_mode(False):  # training could not add to tensors made in that mode
+            self.load = torch.zeros(layer.num_experts + 1, dtype=torch.int64, device=device)
+            self.sums = torch.zeros(len(_Sums._fields), dtype=torch.float64, device=device)
+            self.shares = torch.zeros(layer.num_experts, dtype=torch.float64, device=device)
+            self.max_logit = torch.full((1,), -torch.inf, dtype=torch.float64, device=device)
+        self._stay()
 
     @torch.no_grad()
     def add(self, decision: Decision, realised: Routing) -> None:
@@ -204,8 +207,13 @@ class _Counts:
         return tokens, suspects, entropy(shares_TE).sum(dtype=tokens.dtype)
 
     def all_sums(self) -> Tensor:
-        """(7 + 2 · E + 1,) float64: all but the largest logit."""
-        return torch.cat([self.sums, self.load.double(), self.shares])
+        """(length,) float64: all but the largest logit."""
+        return torch.cat([self.sums, self.load.to(self.sums.dtype), self.shares])
+
+    @property
+    def length(self) -> int:
+        """How many numbers ``all_sums`` has."""
+        return len(self.sums) + len(self.load) + len(self.shares)
 
     def empty(self) -> None:
         self.load.zero_()
@@ -214,10 +222,22 @@ class _Counts:
         self.max_logit.fill_(-torch.inf)
 
     def _move(self, device: torch.device) -> None:
-        self.load = self.load.to(device)
-        self.sums = self.sums.to(device)
-        self.shares = self.shares.to(device)
-        self.max_logit = self.max_logit.to(device)
+        """The model went elsewhere after this was made."""
+        with torch.inference_mode(False):
+            self.load = self.load.to(device)
+            self.sums = self.sums.to(device)
+            self.shares = self.shares.to(device)
+            self.max_logit = self.max_logit.to(device)
+        if not torch.compiler.is_compiling():
+            self._stay()
+
+    def _stay(self) -> None:
+        """Tell torch.compile that these tensors keep their addresses, as buffers do: otherwise its
+        CUDA graphs refuse code that writes to them."""
+        from torch._dynamo import mark_static_address  # takes seconds to import
+
+        for tensor in (self.load, self.sums, self.shares, self.max_logit):
+            mark_static_address(tensor)
 
 
 def _number_of_tokens(decision: Decision) -> Tensor:
@@ -232,8 +252,8 @@ def _numbers(all_sums: Tensor, max_logit: float) -> dict[str, float]:
     num_experts = (len(all_sums) - len(_Sums._fields) - 1) // 2
     sizes = [len(_Sums._fields), num_experts, 1, num_experts]
     sums, load_E, _, shares_E = all_sums.split(sizes)
-    of = _Sums(*sums.tolist())
-    if not of.tokens:
+    tokens, with_expert, choices, gates, logits, probabilities, entropy_sum = sums.tolist()
+    if not tokens:
         return {}
 
     kept = float(load_E.sum())
@@ -241,12 +261,12 @@ def _numbers(all_sums: Tensor, max_logit: float) -> dict[str, float]:
         "load_imbalance": imbalance(load_E),
         "dead_experts": float((load_E == 0).sum()),
         "load_entropy": float(entropy(load_E / max(kept, 1))),
-        "drop_share": 1 - kept / of.choices if of.choices else 0.0,
-        "unrouted_share": 1 - of.with_expert / of.tokens,
-        "gate_mass": of.gates / of.tokens,
+        "drop_share": 1 - kept / choices if choices else 0.0,
+        "unrouted_share": 1 - with_expert / tokens,
+        "gate_mass": gates / tokens,
     }
-    if of.logits > of.probabilities:
-        numbers["router_entropy"] = float(entropy(shares_E / of.logits))
-        numbers["token_entropy"] = of.entropy / of.logits
+    if logits > probabilities:
+        numbers["router_entropy"] = float(entropy(shares_E / logits))
+        numbers["token_entropy"] = entropy_sum / logits
         numbers["max_logit"] = max_logit
     return numbers

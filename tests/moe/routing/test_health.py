@@ -239,6 +239,15 @@ def test_a_model_that_was_compiled_before_counts_when_it_is_compiled_again():
     torch.compiler.reset()
 
 
+def test_what_inference_mode_counted_training_goes_on_with():
+    layer, x = layer_with(), torch.randn(5, D)
+    with torch.inference_mode():
+        health = RouterHealth(layer)
+        layer(x)
+    layer(x).sum().backward()
+    assert len(health.read()) == len(KEYS)
+
+
 def test_an_upcycled_model_is_watched():
     torch.manual_seed(0)
     model = upcycle(twins.Encoder(2), E)
