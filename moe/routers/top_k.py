@@ -157,6 +157,12 @@ class TopKRouter(WithSelectionBias):
         self.global_load.reset()
 
     @property
+    def has_loss(self) -> bool:
+        """Whether an auxiliary loss has a weight."""
+        weights = (self.importance_weight, self.load_weight, self.balance_weight, self.z_weight)
+        return any(weights)
+
+    @property
     def needs_sequence_length(self) -> bool:
         """Whether ``forward`` wants to know ``sequence_length``."""
         return get_balance_loss(self.balance).over == SEQUENCE
