@@ -31,6 +31,7 @@ from ironmoe.moe.routers.losses import (
 )
 from ironmoe.moe.routers.router_losses import BALANCE_LOSSES
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
+from ironmoe.moe.routing.health import RouterHealth
 from ironmoe.moe.routing.intervene import intervene
 from ironmoe.moe.routing.metrics import routing_change, routing_iou
 from ironmoe.moe.routing.routed_layers import Decision, routing_sites
@@ -48,6 +49,7 @@ __all__ = [
     "ExpertLinear",
     "LayerTrace",
     "MoE",
+    "RouterHealth",
     "RouterOutput",
     "Routing",
     "RoutingTrace",

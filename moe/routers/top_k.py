@@ -9,6 +9,7 @@ from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
 from ironmoe.kernels.route import recomputing, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
+from ironmoe.moe.routers.constant_gates import warn_of_constant_gate
 from ironmoe.moe.routers.global_load import GlobalLoad
 from ironmoe.moe.routers.masks import checked_mask, without_masked, zero_padding
 from ironmoe.moe.routers.routed_tokens import RoutedTokens
@@ -144,6 +145,7 @@ class TopKRouter(WithSelectionBias):
         # A trial call: it raises the ValueError of these arguments.
         logits = torch.zeros(1, num_experts, device="cpu")
         topk_route(logits, top_k, score=score, order=order, groups=groups)
+        warn_of_constant_gate(self, device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
