@@ -298,6 +298,25 @@ def test_the_mask_is_in_the_graph(how):
     assert current_token_mask(LEFT.numel()) is None
 
 
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_a_graph_with_a_mask_takes_any_batch_of_any_length(name):
+    model = patched(build(name)).requires_grad_(False)
+    sizes = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=64)}
+    graph = torch.export.export(
+        model,
+        (),
+        {"input_ids": IDS, "attention_mask": LEFT, "use_cache": False},
+        dynamic_shapes={"input_ids": sizes, "attention_mask": sizes, "use_cache": None},
+    ).module()
+    for batch, length in [(3, 9), (2, 8), (3, 5)]:
+        given = {
+            "input_ids": IDS[:batch, -length:],
+            "attention_mask": LEFT[:batch, -length:],
+            "use_cache": False,
+        }
+        torch.testing.assert_close(graph(**given).logits, model(**given).logits)
+
+
 def test_unpatch_takes_the_hooks_off_and_patching_twice_puts_them_on_once():
     model = build("mixtral")
     patch(patch(model))
