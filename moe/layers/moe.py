@@ -154,7 +154,8 @@ class MoE(nn.Module):
 
         # as nn.Linear does it: FSDP2 warns of layers that return a view of another tensor
         y = torch.ops.aten._unsafe_view(y_TD, x.shape)
-        self.aux_losses.add(routed.aux_loss, x, y)
+        # in eval a loss is made only inside aux_loss_in_eval, for someone who wants it
+        self.aux_losses.add(routed.aux_loss, x, y, keep=not self.training)
         return y
 
     def _route(
