@@ -283,6 +283,16 @@ def test_a_model_checkpointed_as_a_whole_knows_its_mask_both_times():
         torch.testing.assert_close(weight.grad, expected[name])
 
 
+def test_compiled_layers_that_are_checkpointed_give_the_same_gradients():
+    model = patched(build("mixtral", torch.float64)).train()
+    expected = gradients(model, use_cache=False)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.compile(backend="aot_eager", fullgraph=True)
+    for name, grad in gradients(model, use_cache=False).items():
+        torch.testing.assert_close(grad, expected[name])
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("how", ["compile", "export"])
 def test_the_mask_is_in_the_graph(how):
     model = patched(build("mixtral")).requires_grad_(False)
