@@ -47,7 +47,8 @@ class TopKRouter(WithSelectionBias):
     Args:
         dim: D; num_experts: E ≥ 1; top_k: 1 ≤ K ≤ E.
         renormalize: make the K gates of a token sum to 1 (Mixtral); V-MoE does not. A number p:
-            divide by their p-norm (DBRX).
+            divide by their p-norm (DBRX). With K = 1 every gate is then 1, so the task never trains
+            the router: a UserWarning says so.
         noise_std: standard deviation of the noise, times E.
         importance_weight, load_weight, balance_weight, z_weight: factors of the auxiliary losses;
             load needs noise.
