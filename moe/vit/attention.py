@@ -5,6 +5,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ironmoe.moe.layers.linear import XavierLinear
 from ironmoe.moe.layers.mlp import Mlp
 
 LAYER_NORM_EPS = 1e-6
@@ -31,8 +32,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = XavierLinear(dim, 3 * dim)
+        self.proj = XavierLinear(dim, dim)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         q, k, v = rearrange(
@@ -65,11 +66,15 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.heads = heads
         self.probe = nn.Parameter(torch.empty(1, 1, dim))
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = XavierLinear(dim, dim)
+        self.kv = XavierLinear(dim, 2 * dim)
+        self.proj = XavierLinear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, mlp_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The probe Xavier uniform; the layers reset themselves."""
         nn.init.xavier_uniform_(self.probe)
 
     def forward(self, x_BND: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ironmoe.moe.layers.linear import XavierLinear, ZeroLinear
 from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.capacity import Capacity
@@ -110,7 +111,7 @@ class VMoE(nn.Module):
         else:
             self.stem = nn.Conv2d(channels, dim, patch_size, patch_size)
         num_tokens = math.ceil(image_size / patch_size) ** 2
-        self.cls = nn.Parameter(torch.zeros(1, 1, dim)) if classifier == "token" else None
+        self.cls = nn.Parameter(torch.empty(1, 1, dim)) if classifier == "token" else None
         self.pos_embedding = nn.Parameter(torch.empty(1, num_tokens + (self.cls is not None), dim))
 
         def moe() -> nn.Module:
@@ -140,8 +141,8 @@ class VMoE(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, mlp) for mlp in mlps)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.pool = AttentionPool(dim, heads, mlp_dim) if classifier == "map" else None
-        self.pre_logits = nn.Linear(dim, representation_size) if representation_size else None
-        self.head = nn.Linear(representation_size or dim, num_classes)
+        self.pre_logits = XavierLinear(dim, representation_size) if representation_size else None
+        self.head = ZeroLinear(representation_size or dim, num_classes, initial_bias=head_bias)
         self.reset_parameters()
 
     @classmethod
@@ -162,16 +163,15 @@ class VMoE(nn.Module):
         return to_jax(self)
 
     def reset_parameters(self) -> None:
-        """The official code's initial values: Xavier uniform weights, zero biases, N(0, 0.02²)
-        positions, a zero head."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        """The class token 0, the positions N(0, 0.02²); every layer resets itself.
+
+        For a whole model, for example one whose memory ``to_empty`` made, call the method of each
+        of ``model.modules()`` that has one, in any order. Together these are the official code's
+        initial values: Xavier uniform weights, zero biases, a zero head.
+        """
+        if self.cls is not None:
+            nn.init.zeros_(self.cls)
         nn.init.normal_(self.pos_embedding, std=0.02)
-        nn.init.zeros_(self.head.weight)
-        nn.init.constant_(self.head.bias, self.head_bias)
 
     @torch.no_grad()
     def resize(self, image_size: int) -> "VMoE":
