@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ironmoe.kernels import Routing
 from ironmoe.moe.routers.groups import Grouped
+from ironmoe.moe.routers.masks import checked_mask, without_masked
 
 
 class Capacity(Grouped):
@@ -78,9 +79,21 @@ class Capacity(Grouped):
             own.members = members
         return own
 
-    def forward(self, routing: Routing, num_experts: int, tokens_per_group: int) -> Routing:
-        """Routing → Routing, choices beyond the capacity dropped. Nothing is read back to the
-        host."""
+    def forward(
+        self,
+        routing: Routing,
+        num_experts: int,
+        tokens_per_group: int,
+        mask: Tensor | None = None,
+    ) -> Routing:
+        """Routing → Routing, choices beyond the capacity dropped. Nothing is read back to the host.
+
+        ``mask`` (T,) bool: False marks padding, which takes no place and does not count in S, so
+        that the real tokens of a group fare as they would without it.
+        """
+        if mask is not None:
+            mask = checked_mask(mask, routing.gates.shape[:-1])
+            routing = without_masked(routing, mask, num_experts)
         whole = len(routing.gates) // tokens_per_group * tokens_per_group
         parts = [
             (0, whole, tokens_per_group),
@@ -90,6 +103,7 @@ class Capacity(Grouped):
             self._fits(
                 Routing(*(field[start:stop].unflatten(0, (-1, size)) for field in routing)),
                 num_experts,
+                None if mask is None else mask[start:stop].unflatten(0, (-1, size)),
             )
             for start, stop, size in parts
             if stop > start
@@ -104,7 +118,7 @@ class Capacity(Grouped):
             )
         return Routing(gates_TK, routing.experts.masked_fill(~kept_TK, num_experts))
 
-    def _fits(self, routing: Routing, num_experts: int) -> Tensor:
+    def _fits(self, routing: Routing, num_experts: int, mask_GS: Tensor | None) -> Tensor:
         """(G, S, K) bool: whether the choice finds a place."""
         gates_GSK, experts_GSK = routing
         _, size, top_k = experts_GSK.shape
@@ -114,12 +128,21 @@ class Capacity(Grouped):
         # first choices of all tokens, then second choices
         queue_GQ = rearrange(experts_GSK, "g s k -> g (k s)")
         position_GQ = _position_among_equals(queue_GQ, num_experts)
-        fits_GSK = rearrange(
-            position_GQ < self.places_for(size * top_k, num_experts), "g (k s) -> g s k", k=top_k
-        )
+        if mask_GS is None:
+            fits_GQ = position_GQ < self.places_for(size * top_k, num_experts)
+        else:
+            fits_GQ = position_GQ < self._places_of_real(mask_GS, top_k, num_experts)[:, None]
+        fits_GSK = rearrange(fits_GQ, "g (k s) -> g s k", k=top_k)
         if self.priority:
             fits_GSK = fits_GSK.take_along_dim(order_GS1.argsort(dim=1), 1)
         return fits_GSK & (routing.experts < num_experts)
+
+    def _places_of_real(self, mask_GS: Tensor, top_k: int, num_experts: int) -> Tensor:
+        """(G,) int64: C of each group, by its real tokens."""
+        choices_G = mask_GS.sum(-1) * top_k * self.members
+        if self.factor is None:
+            return torch.full_like(choices_G, self.places or 0)
+        return places_of(choices_G, num_experts, self.factor, self.multiple_of)
 
     def extra_repr(self) -> str:
         size = (
@@ -133,6 +156,14 @@ class Capacity(Grouped):
 def places(num_choices: int, num_experts: int, factor: float, multiple_of: int) -> int:
     """⌈factor · choices / E⌉, rounded up to a multiple of ``multiple_of``."""
     return math.ceil(math.ceil(num_choices * factor / num_experts) / multiple_of) * multiple_of
+
+
+def places_of(choices_G: Tensor, num_experts: int, factor: float, multiple_of: int) -> Tensor:
+    """``places`` of numbers of choices (G,) int64 that only the device knows, to the last unit."""
+    wanted_G = choices_G.double() * factor
+    # By a tensor: CUDA multiplies by the reciprocal of a number, which may round past an integer.
+    full_G = (wanted_G / torch.full_like(wanted_G, num_experts)).ceil().long()
+    return (full_G + multiple_of - 1) // multiple_of * multiple_of
 
 
 def _position_among_equals(queue_GQ: Tensor, num_experts: int) -> Tensor:
