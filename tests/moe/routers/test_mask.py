@@ -249,7 +249,5 @@ def test_a_mask_of_integers_is_one_and_what_is_none_is_named():
     ):
         with pytest.raises(ValueError, match=r"mask must have shape \(30,\), got \(29,\)"):
             call(mask[1:])
-        with pytest.raises(
-            ValueError, match=r"mask must be bool, or integers .* got"
-        ):
+        with pytest.raises(ValueError, match=r"mask must be bool, or integers .* got"):
             call(mask.float())
