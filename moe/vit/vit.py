@@ -22,10 +22,8 @@ from ironmoe.moe.vit.configs import from_config
 from ironmoe.moe.vit.jax_weights import from_jax, to_jax
 from ironmoe.moe.vit.placement import placement
 from ironmoe.moe.vit.positions import resize_positions
+from ironmoe.moe.vit.sizes import check_sizes
 from ironmoe.moe.vit.stem import ConvStem, clear_pixels, over_patches
-
-CLASSIFIERS = ("token", "gap", "map")
-STEMS = ("patch", "conv")
 
 
 class VMoE(nn.Module):
@@ -90,7 +88,7 @@ class VMoE(nn.Module):
         make_moe: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(image_size, patch_size, dim, depth, heads, stem=stem, classifier=classifier)
+        check_sizes(image_size, patch_size, dim, depth, heads, stem=stem, classifier=classifier)
         moe_layers = placement(moe_layers, depth, "moe_layers")
         if ensemble_size < 1 or (ensemble_size > 1 and not moe_layers):
             raise ValueError(
@@ -185,7 +183,7 @@ class VMoE(nn.Module):
         stays as it is.
         """
         kinds = {"stem": self._stem_kind, "classifier": self.classifier}
-        _check_sizes(image_size, self.patch_size, dim=1, depth=1, heads=1, **kinds)
+        check_sizes(image_size, self.patch_size, dim=1, depth=1, heads=1, **kinds)
         side = math.ceil(image_size / self.patch_size)
         resized = resize_positions(self.pos_embedding, side, has_token=self.cls is not None)
         self.pos_embedding = nn.Parameter(resized, requires_grad=self.pos_embedding.requires_grad)
@@ -209,14 +207,18 @@ class VMoE(nn.Module):
         Raises:
             ValueError: images or mask has the wrong shape, or the mask the wrong dtype.
         """
-        logits_MBC = self.member_logits(images, mask)
         if self.ensemble_size == 1:
-            return logits_MBC[0]
+            return self._logits(images, mask)
+        logits_MBC = self.member_logits(images, mask)
         return logits_MBC.log_softmax(-1).logsumexp(0) - math.log(self.ensemble_size)
 
     def member_logits(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """images (B, channels, image_size, image_size) → logits (M, B, C) of each member; M = 1
         without an ensemble. ``mask`` as in ``forward``."""
+        return rearrange(self._logits(images, mask), "(m b) c -> m b c", m=self.ensemble_size)
+
+    def _logits(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """(M · B, C), member after member."""
         expected = (self.channels, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
@@ -239,7 +241,7 @@ class VMoE(nn.Module):
         pooled_BD = self._pooled(self.norm(x_BND), *masks)
         if self.pre_logits is not None:
             pooled_BD = self.pre_logits(pooled_BD).tanh()
-        return rearrange(self.head(pooled_BD), "(m b) c -> m b c", m=self.ensemble_size)
+        return self.head(pooled_BD)
 
     def _tokens(self, patches: Tensor) -> Tensor:
         """patches (B, D, h, w) → (B, N, D) with the class token and positions."""
@@ -271,36 +273,3 @@ class VMoE(nn.Module):
         # bfloat16 cannot count beyond 256
         wide = torch.promote_types(x_BND.dtype, torch.float32)
         return mean_over_tokens(x_BND.to(wide), mask_BN).to(x_BND.dtype)
-
-
-def _check_sizes(
-    image_size: int,
-    patch_size: int,
-    dim: int,
-    depth: int,
-    heads: int,
-    *,
-    stem: str,
-    classifier: str,
-) -> None:
-    """ValueError that names the size or the kind which does not fit."""
-    if stem not in STEMS:
-        raise ValueError(f"stem must be one of {STEMS}, got {stem!r}")
-    if classifier not in CLASSIFIERS:
-        raise ValueError(f"classifier must be one of {CLASSIFIERS}, got {classifier!r}")
-    if min(image_size, patch_size, dim, depth, heads) < 1:
-        raise ValueError(
-            f"sizes must be at least 1, got {image_size=}, {patch_size=}, {dim=}, {depth=}, "
-            f"{heads=}"
-        )
-    if dim % heads:
-        raise ValueError(f"heads must divide dim = {dim}, got {heads}")
-    if stem == "patch" and image_size % patch_size:
-        raise ValueError(
-            f"patch_size must divide image_size = {image_size} with the patch stem, got "
-            f"{patch_size}"
-        )
-    if stem == "conv" and (patch_size < 2 or patch_size & (patch_size - 1)):
-        raise ValueError(
-            f"patch_size must be a power of two, 2 or more, with the conv stem, got {patch_size}"
-        )

@@ -7,6 +7,8 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from ironmoe.moe import (
     Capacity,
@@ -215,6 +217,34 @@ def test_a_model_from_the_meta_device_takes_weights_and_gives_their_logits(name)
     other.load_state_dict(model.state_dict())
     images = torch.rand(2, 1, 16, 16)
     assert torch.equal(other(images), model(images))
+
+
+def test_shards_of_fsdp2_are_reset_module_by_module(tmp_path):
+    """The flow of torch's tutorial: shards on the meta device, memory, and a reset of each
+    module."""
+    make = MAKERS["vmoe, map"]
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        with torch.device("meta"):
+            model = make()
+        mesh = init_device_mesh("cpu", (1,))
+        for module in (*model.blocks, model):
+            fully_shard(module, mesh=mesh)
+        model.to_empty(device="cpu")
+        poison(model)
+        torch.manual_seed(0)
+        reset_each(model.modules())
+        values = {name: p.full_tensor().detach() for name, p in model.named_parameters()}
+
+        images = torch.rand(2, 1, 16, 16)
+        model(images, torch.ones(2, 16, dtype=torch.bool)).square().sum().backward()
+        assert model.head.bias.grad.full_tensor().any()
+    finally:
+        torch.distributed.destroy_process_group()
+
+    for name, fresh in draws(make, models=1).items():
+        assert_same_distribution(name, values[name].double()[None], fresh)
 
 
 def test_the_initial_values_are_the_official_ones():
