@@ -5,7 +5,13 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ironmoe.kernels.route import may_look, takes_operators, takes_triton, transformed
+from ironmoe.kernels.route import (
+    exporting,
+    may_look,
+    takes_operators,
+    takes_triton,
+    transformed,
+)
 from ironmoe.kernels.tuning import max_tiles, rows_per_tile
 from ironmoe.kernels.types import Dispatch
 
@@ -33,11 +39,22 @@ def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
 
 def plan_with_tiles(
     experts: Tensor, num_experts: int, dtype: torch.dtype
-) -> tuple[Dispatch, Tensor]:
-    """``plan_dispatch`` and ``plan_tiles`` for products in ``dtype`` as one operator."""
+) -> tuple[Dispatch, Tensor | None]:
+    """``plan_dispatch`` and ``tiles_ahead`` for products in ``dtype`` as one operator."""
     _check(experts, num_experts)
+    if exporting():
+        return Dispatch(*plan_dispatch_op(experts, num_experts, None)[:4]), None
     *dispatch, tiles = plan_dispatch_op(experts, num_experts, dtype)
     return Dispatch(*dispatch), tiles
+
+
+def tiles_ahead(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor | None:
+    """``plan_tiles``, once for all products of a layer; None while torch.export traces.
+
+    How many tiles there are depends on a bucket of ``num_rows``. As a shape in the graph it would
+    narrow the sizes that an exported program takes, so there each product cuts its own.
+    """
+    return None if exporting() else plan_tiles(offsets, num_rows, dtype)
 
 
 def _check(experts: Tensor, num_experts: int) -> None:

@@ -24,7 +24,7 @@ from ironmoe.kernels.activations import Activation, get_activation
 from ironmoe.kernels.autograd.demand import demanded, with_own_node
 from ironmoe.kernels.autograd.recompute import recomputed
 from ironmoe.kernels.autograd.transforms import by_folding, takes_folding
-from ironmoe.kernels.dispatch import plan_dispatch, plan_tiles, plan_with_tiles
+from ironmoe.kernels.dispatch import plan_dispatch, plan_with_tiles, tiles_ahead
 from ironmoe.kernels.expert_down import down_tiles, down_tiles_backward, expert_down_op
 from ironmoe.kernels.grouped_matmul import (
     check_experts,
@@ -103,7 +103,7 @@ def expert_mlp(
             if dispatch is None:
                 dispatch, cut = plan_with_tiles(routing.experts, w_in.shape[0], x.dtype)
             else:
-                cut = plan_tiles(dispatch.offsets, dispatch.row_token.shape[0], x.dtype)
+                cut = tiles_ahead(dispatch.offsets, dispatch.row_token.shape[0], x.dtype)
             return _by_operators(inputs, activation, dispatch, cut, recompute, precision)
         if dispatch is None:
             dispatch = plan_dispatch(routing.experts, w_in.shape[0])
@@ -122,9 +122,14 @@ def _plainly(inputs: Any, act: Activation, dispatch: Dispatch) -> Tensor:
 
 
 def _by_operators(
-    inputs: Any, activation: str, dispatch: Dispatch, cut: Tensor, recompute: bool, precision: str
+    inputs: Any,
+    activation: str,
+    dispatch: Dispatch,
+    cut: Tensor | None,
+    recompute: bool,
+    precision: str,
 ) -> Tensor:
-    """Both layers as registered operators; ``cut`` is ``plan_tiles`` of the dispatch."""
+    """Both layers as registered operators; ``cut`` is ``tiles_ahead`` of the dispatch."""
     records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs] if records else inputs
     offsets, row_token, row_slot, slot_row = dispatch

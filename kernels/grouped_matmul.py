@@ -19,7 +19,7 @@ from torch.library import custom_op
 from ironmoe.kernels.activations import ACTIVATIONS
 from ironmoe.kernels.autograd.demand import demanded, with_own_node
 from ironmoe.kernels.combine import gather_sum
-from ironmoe.kernels.dispatch import plan_tiles
+from ironmoe.kernels.dispatch import tiles_ahead
 from ironmoe.kernels.route import (
     check_precision,
     forward_mode,
@@ -73,7 +73,7 @@ def grouped_matmul(
         )
     if takes_operators(x) and not transformed() and not forward_mode():
         own_x, own_weight, own_bias = map(with_own_node, (x, weight, bias))
-        cut = plan_tiles(offsets, len(x), x.dtype)
+        cut = tiles_ahead(offsets, x.shape[0], x.dtype)
         hidden, _ = grouped_matmul_op(
             own_x,
             own_weight,
@@ -154,7 +154,7 @@ def grouped_matmul_op(
     weight: Tensor,
     bias: Tensor | None,
     offsets: Tensor,
-    tiles_2n: Tensor,
+    tiles_2n: Tensor | None,
     row_token: Tensor | None,
     slot_row: Tensor | None,
     activation: str,
@@ -162,8 +162,8 @@ def grouped_matmul_op(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """(H (R, N | 2N), A (R, N)); empty where not kept, or where the activation is "none".
-    ``slot_row`` serves the backward pass."""
-    num_rows = len(x) if row_token is None else len(row_token)
+    ``slot_row`` serves the backward pass. Without tiles a kernel plans its own."""
+    num_rows = x.shape[0] if row_token is None else row_token.shape[0]
     if takes_triton(x):
         from ironmoe.kernels.gpu import grouped_matmul as gpu
 
@@ -211,7 +211,7 @@ def grouped_matmul_backward_op(
     x: Tensor | None,
     weight: Tensor,
     offsets: Tensor,
-    tiles_2n: Tensor,
+    tiles_2n: Tensor | None,
     row_token: Tensor | None,
     slot_row: Tensor | None,
     precision: str,

@@ -59,6 +59,11 @@ def may_look(tensor: Tensor) -> bool:
     )
 
 
+def exporting() -> bool:
+    """Whether torch.export traces: its graph must hold for every size that its caller asked for."""
+    return torch.compiler.is_exporting()
+
+
 def recomputing() -> bool:
     """Whether this code runs inside a backward pass: activation checkpointing runs the forward of a
     module again there, which must not count as another call of it."""

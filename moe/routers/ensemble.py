@@ -38,9 +38,9 @@ class EnsembleRouter(TopKRouter):
     def forward(self, x_TD: Tensor, tokens_per_group: int | None = None) -> RouterOutput:
         """x (T, D), member after member → RouterOutput over all E experts; logits of other members'
         experts are −∞."""
-        if len(x_TD) % self.ensemble_size:
+        if x_TD.shape[0] % self.ensemble_size:
             raise ValueError(
-                f"x must hold the same tokens for {self.ensemble_size} members, got {len(x_TD)} "
+                f"x must hold the same tokens for {self.ensemble_size} members, got {x_TD.shape[0]} "
                 "tokens"
             )
         return super().forward(x_TD, tokens_per_group)

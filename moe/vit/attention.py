@@ -74,7 +74,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         q = rearrange(self.q(self.probe), "one n (h d) -> one h n d", h=self.heads).expand(
-            len(x_BND), -1, -1, -1
+            x_BND.shape[0], -1, -1, -1
         )
         k, v = rearrange(self.kv(x_BND), "b n (two h d) -> two b h n d", two=2, h=self.heads)
         attended = attend(q, k, v)

@@ -212,7 +212,7 @@ class VMoE(nn.Module):
             )
         x_BND = rearrange(self.stem(images), "b d h w -> b (h w) d")
         if self.cls is not None:
-            x_BND = torch.cat([self.cls.expand(len(x_BND), -1, -1), x_BND], dim=1)
+            x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
         x_BND = x_BND + self.pos_embedding
 
         for i, block in enumerate(self.blocks):
