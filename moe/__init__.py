@@ -8,7 +8,8 @@ from ironmoe.moe.checkpoints.read import read_vmoe_checkpoint
 from ironmoe.moe.checkpoints.read_npz import read_npz_checkpoint
 from ironmoe.moe.checkpoints.write import write_vmoe_checkpoint
 from ironmoe.moe.freeze import freeze_weights
-from ironmoe.moe.layers.moe import ExpertLinear, MoE
+from ironmoe.moe.layers.expert_linear import ExpertLinear
+from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.layers.soft import SoftMoE
 from ironmoe.moe.routers.capacity import Capacity
 from ironmoe.moe.routers.ensemble import EnsembleRouter

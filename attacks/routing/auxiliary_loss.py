@@ -32,10 +32,8 @@ class AuxiliaryLoss(RoutingMode):
 
     @contextmanager
     def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
-        for module in model.modules():
-            # A layer that does not run in this pass must not add its loss of an earlier one.
-            if "aux_loss" in vars(module):
-                vars(module)["aux_loss"] = None
+        with torch.no_grad():
+            collect_aux_loss(model)  # those of earlier passes have no part in this one
 
         def term() -> Tensor:
             losses = collect_aux_loss(model)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.moe.layers.dense_mlp import SUPPORTED, DenseMlp, describe_children, layout_of, read_mlp
-from ironmoe.moe.layers.moe import ExpertLinear, MoE
+from ironmoe.moe.layers.expert_linear import ExpertLinear
+from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.top_k import TopKRouter
 from ironmoe.moe.vit.placement import placement
 

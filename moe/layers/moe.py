@@ -1,6 +1,5 @@
 """The Mixture-of-Experts layer: router, dispatch, experts."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,60 +9,24 @@ from torch import Tensor, nn
 from ironmoe.kernels import Routing, expert_mlp, plan_dispatch
 from ironmoe.kernels.activations import get_activation
 from ironmoe.kernels.route import check_precision
+from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
 from ironmoe.moe.layers.expert_rows import expert_rows
 from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.timm import as_mlp_layer
+from ironmoe.moe.routers.aux_losses import AuxLosses
 from ironmoe.moe.routers.capacity import Capacity
 from ironmoe.moe.routers.groups import Grouped
+from ironmoe.moe.routers.masks import checked_mask, without_masked
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
-
-
-class ExpertLinear(nn.Module):
-    """The stacked weights of one layer of all experts: ``weight`` (E, N, D) and ``bias`` (E, N),
-    each as nn.Linear's."""
-
-    def __init__(
-        self,
-        num_experts: int,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(
-            torch.empty(num_experts, out_features, in_features, device=device, dtype=dtype)
-        )
-        self.bias = (
-            nn.Parameter(torch.empty(num_experts, out_features, device=device, dtype=dtype))
-            if bias
-            else None
-        )
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Each expert Xavier uniform on its own, bias 0: experts start different, so that they can
-        specialise."""
-        bound = math.sqrt(6 / sum(self.weight.shape[1:]))
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def extra_repr(self) -> str:
-        num_experts, out_features, in_features = self.weight.shape
-        return (
-            f"num_experts={num_experts}, in_features={in_features}, out_features={out_features}, "
-            f"bias={self.bias is not None}"
-        )
+from ironmoe.moe.routers.wrapped import unwrapped
 
 
 class MoE(nn.Module):
     """A drop-in MLP of E experts of which each token takes K. Without a capacity no token is ever
     dropped, and images of a batch do not influence each other.
 
-    After a forward in training, ``aux_loss`` holds the router's balance loss (None in eval): add
-    ``collect_aux_loss(model)`` to your loss.
+    In training the router makes a balance loss (none in eval): add ``collect_aux_loss(model)`` to
+    your loss, before ``backward()``. ``aux_loss`` is what this layer has for it.
 
     Args:
         dim: D of the tokens; hidden_dim: F of each expert; num_experts: E; top_k: K.
@@ -142,62 +105,100 @@ class MoE(nn.Module):
         self.shared_gate = (
             nn.Linear(dim, 1, bias=False, device=device, dtype=dtype) if shared_gate else None
         )
-        self.aux_loss: Tensor | None = None
+        self.aux_losses = AuxLosses()
 
     @staticmethod
     def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> "type[MoE]":
         """The class that timm takes as ``mlp_layer``: ``ironmoe.moe.layers.timm.as_mlp_layer``."""
         return as_mlp_layer(MoE, num_experts, top_k, **moe_options)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def aux_loss(self) -> Tensor | None:
+        """Scalar, the sum of the router's losses over the passes since ``collect_aux_loss``; None
+        where no pass made one."""
+        return self.aux_losses.total()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (…, D) → (…, D). With ``images_per_group`` in the capacity (or router), x must be
-        (images, tokens, D)."""
+        (images, tokens, D).
+
+        Args:
+            mask: (…) bool, or 0 and 1: False marks padding, which is no token. It takes no expert
+                and no place of a capacity, has no part in a loss or a count, and gets 0. Tokens get
+                the same result whatever the padding holds.
+
+        Raises:
+            ValueError: x or mask has the wrong shape, or the mask the wrong dtype.
+        """
         if x.shape[-1] != self.dim:
             raise ValueError(
                 f"x must have {self.dim} features on its last axis, got shape {tuple(x.shape)}"
             )
 
         x_TD = rearrange(x, "... d -> (...) d")
-        groups = self.router if isinstance(self.router, Grouped) else self.capacity
-        if groups is None:
-            routed: RouterOutput = self.router(x_TD)
-        else:
-            routed = self.router(x_TD, groups.tokens_in_group(x.shape))
-        self.aux_loss = routed.aux_loss
-        routing = routed.routing
-        if self.capacity is not None:
-            size = self.capacity.tokens_in_group(x.shape)
-            routing = self.capacity(routing, self.num_experts, size)
-
+        mask_T = None if mask is None else checked_mask(mask, x.shape[:-1]).flatten()
+        if mask_T is not None:
+            # before anything is computed: 0 times NaN would reach the gradients of the weights
+            x_TD = x_TD.masked_fill(~mask_T[:, None], 0)
+        routed, routing = self._route(x_TD, x.shape, mask_T)
         y_TD = self._experts(x_TD, routing, routed)
         if self.shared is not None:
             shared_TD = self.shared(x_TD)
             if self.shared_gate is not None:
                 shared_TD = self.shared_gate(x_TD).sigmoid() * shared_TD
             y_TD = y_TD + shared_TD
-        return y_TD.view(x.shape)
+        if mask_T is not None:
+            y_TD = y_TD.masked_fill(~mask_T[:, None], 0)
+
+        y = y_TD.view(x.shape)
+        self.aux_losses.add(routed.aux_loss, x, y)
+        return y
+
+    def _route(
+        self, x_TD: Tensor, shape: torch.Size, mask_T: Tensor | None
+    ) -> tuple[RouterOutput, Routing]:
+        """What the router decided, and what the capacity left of it."""
+        router = unwrapped(self.router)
+        masked: dict[str, Any] = {}
+        if mask_T is not None and isinstance(router, TopKRouter | Grouped):
+            masked["mask"] = mask_T
+        groups = router if isinstance(router, Grouped) else self._capacity_inside()
+        sizes = [] if groups is None else [groups.tokens_in_group(shape)]
+        routed: RouterOutput = self.router(x_TD, *sizes, **masked)
+
+        routing = routed.routing
+        if mask_T is not None and not masked:  # a router of the user's that knows no mask
+            routing = without_masked(routing, mask_T, self.num_experts)
+            routed = routed._replace(dispatch=None)
+        if self.capacity is not None:
+            masked = {} if mask_T is None else {"mask": mask_T}
+            routing = self.capacity(routing, self.num_experts, *sizes, **masked)
+        return routed, routing
+
+    def _capacity_inside(self) -> Grouped | None:
+        """The capacity without wrappers around it."""
+        inside = None if self.capacity is None else unwrapped(self.capacity)
+        return inside if isinstance(inside, Grouped) else None
 
     def _experts(self, x_TD: Tensor, routing: Routing, routed: RouterOutput) -> Tensor:
-        options: dict[str, Any] = {
-            "b_in": self.fc1.bias,
-            "b_out": self.fc2.bias,
-            "activation": self.activation,
-            "precision": self.precision,
-        }
-        if routed.dispatch is None and self.dispatch_dtype is None:
-            return expert_mlp(
-                x_TD, self.fc1.weight, self.fc2.weight, routing, recompute=self.recompute, **options
-            )
-        dispatch = routed.dispatch or plan_dispatch(routing.experts, self.num_experts)
-        w_in, w_out = self.fc1.weight, self.fc2.weight
-        return expert_rows(
-            x_TD, w_in, w_out, routing, dispatch, dispatch_dtype=self.dispatch_dtype, **options
-        )
+        whole = routed.dispatch is None and self.dispatch_dtype is None
 
-    def __getstate__(self) -> dict[str, object]:
-        """Copies and pickles leave out the loss of the last forward: it belongs to a graph, which
-        cannot be copied."""
-        return {**self.__dict__, "aux_loss": None}
+        def layer(
+            x_TD: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None
+        ) -> Tensor:
+            options: dict[str, Any] = {
+                "b_in": b_in,
+                "b_out": b_out,
+                "activation": self.activation,
+                "precision": self.precision,
+            }
+            if whole:
+                return expert_mlp(x_TD, w_in, w_out, routing, recompute=self.recompute, **options)
+            dispatch = routed.dispatch or plan_dispatch(routing.experts, self.num_experts)
+            options["dispatch_dtype"] = self.dispatch_dtype
+            return expert_rows(x_TD, w_in, w_out, routing, dispatch, **options)
+
+        return with_weights(self.fc1, self.fc2, x_TD, layer)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_experts={self.num_experts}, activation={self.activation!r}"

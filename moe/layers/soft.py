@@ -4,6 +4,8 @@ Shape suffixes: B images, N tokens of an image, D their width, E experts, P slot
 rows.
 """
 
+from typing import Any
+
 import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from ironmoe.kernels import Routing, expert_mlp
 from ironmoe.kernels.activations import get_activation
 from ironmoe.kernels.route import check_precision, without_autocast
-from ironmoe.moe.layers.moe import ExpertLinear
+from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
 
 
 class SoftMoE(nn.Module):
@@ -120,15 +122,15 @@ class SoftMoE(nn.Module):
         gates_R1 = torch.ones(rows_RD.shape[0], 1, dtype=wide, device=rows_RD.device)
         experts_E = torch.arange(experts, dtype=torch.int32, device=rows_RD.device)
         experts_R1 = experts_E.repeat_interleave(images * slots)[:, None]
-        y_RD = expert_mlp(
+        routing = Routing(gates_R1, experts_R1)
+        options: dict[str, Any] = {"activation": self.activation, "precision": self.precision}
+        y_RD = with_weights(
+            self.fc1,
+            self.fc2,
             rows_RD,
-            self.fc1.weight,
-            self.fc2.weight,
-            Routing(gates_R1, experts_R1),
-            b_in=self.fc1.bias,
-            b_out=self.fc2.bias,
-            activation=self.activation,
-            precision=self.precision,
+            lambda x, w_in, b_in, w_out, b_out: expert_mlp(
+                x, w_in, w_out, routing, b_in=b_in, b_out=b_out, **options
+            ),
         )
         return y_RD.view(slots_EBPD.shape)
 

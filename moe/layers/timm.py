@@ -112,7 +112,7 @@ def as_mlp_layer(
 
     # A class made in a function cannot be found by its name, so a pickle makes it again.
     def __reduce__(self: nn.Module) -> tuple[Any, ...]:
-        return _new, (cls, options), self.__getstate__()
+        return _new, (cls, options), vars(self)
 
     body = {"__init__": partialmethod(MoEMlp.__init__, **options), "__reduce__": __reduce__}
     layer = type(MoEMlp.__name__, (MoEMlp, cls), body)

@@ -1,11 +1,14 @@
 """Auxiliary losses that keep routers balanced and their logits small, in float32 or wider: one
 number, or one a group."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from ironmoe.moe.routers.aux_losses import AuxLosses
 
 
 def importance_loss(gates_TE: Tensor) -> Tensor:
@@ -62,10 +65,44 @@ def router_z_loss(logits_TE: Tensor) -> Tensor:
 
 
 def collect_aux_loss(model: nn.Module) -> Tensor:
-    """Sum of ``aux_loss`` over the MoE layers that ran a training forward; 0 where there is none.
-    Add it to your loss."""
-    losses = (getattr(module, "aux_loss", None) for module in model.modules())
-    return sum((loss for loss in losses if isinstance(loss, Tensor)), torch.zeros(()))
+    """The sum of the auxiliary losses of all layers and all their forward passes since the last
+    call, and leaves none behind; 0 where there is none. Add it to your loss, once a step, before
+    ``backward()``.
+
+    A pass that activation checkpointing repeats adds nothing. A loss lives as long as the output of
+    its pass. A loss that has no gradient any more, although its router is trained, is added as a
+    number, and a UserWarning names the layer and what to do. Modules of other libraries take part
+    by a tensor in their attribute ``aux_loss``, which becomes None.
+    """
+    total = torch.zeros(())
+    for name, module in model.named_modules():
+        losses, warning = _taken(module)
+        if losses is not None:
+            total = total.to(losses.device) + losses
+        if warning and torch.is_grad_enabled() and _is_trained(module):
+            warnings.warn(
+                f"the auxiliary loss of {name or type(module).__name__} has no gradient, or only "
+                f"for a part of its passes: {warning}",
+                stacklevel=2,
+            )
+    return total
+
+
+def _taken(module: nn.Module) -> tuple[Tensor | None, str]:
+    """Of the module itself: a wrapper shows the attributes of what it holds."""
+    own = vars(module)
+    if isinstance(own.get("aux_losses"), AuxLosses):
+        return own["aux_losses"].take()
+    loss = own.get("aux_loss")
+    if not isinstance(loss, Tensor):
+        return None, ""
+    own["aux_loss"] = None
+    return loss, ""
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    router = layer._modules.get("router")
+    return router is not None and any(p.requires_grad for p in router.parameters())
 
 
 @contextmanager
@@ -76,7 +113,8 @@ def aux_loss_in_eval(model: nn.Module) -> Iterator[None]:
     The paper's attack may ascend the auxiliary loss of a model in eval mode; outside this block
     eval computes none.
     """
-    routers = [module for module in model.modules() if hasattr(module, "aux_loss_in_eval")]
+    # their own: a wrapper shows the attributes of what it holds
+    routers = [module for module in model.modules() if "aux_loss_in_eval" in vars(module)]
     before = [router.aux_loss_in_eval for router in routers]
     try:
         for router in routers:

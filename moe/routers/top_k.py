@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
-from ironmoe.kernels.route import without_autocast
+from ironmoe.kernels.route import recomputing, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
 from ironmoe.moe.routers.losses import balance_loss, importance_loss, load_loss, router_z_loss
+from ironmoe.moe.routers.selection_bias import WithSelectionBias
 
 
 class RouterOutput(NamedTuple):
@@ -27,7 +28,7 @@ class RouterOutput(NamedTuple):
     dispatch: Dispatch | None = None
 
 
-class TopKRouter(nn.Module):
+class TopKRouter(WithSelectionBias):
     """Scores all experts and takes the best K; ties to the lower index. The defaults are V-MoE's
     (arXiv 2106.05974).
 
@@ -64,8 +65,6 @@ class TopKRouter(nn.Module):
     """
 
     noise: Tensor | None
-    selection_bias: Tensor | None
-    choices: Tensor
 
     def __init__(
         self,
@@ -129,13 +128,7 @@ class TopKRouter(nn.Module):
         self.bias = (
             nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
         )
-        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        zeros = torch.zeros(num_experts, device=device, dtype=wide) if selection_bias else None
-        self.register_buffer("selection_bias", zeros)
-        # How often each expert was chosen in training since the last update; place E is for dropped
-        # choices, which do not count.
-        none = torch.zeros(num_experts + 1, device=device, dtype=torch.int64)
-        self.register_buffer("choices", none if selection_bias else None, persistent=False)
+        self.make_selection_bias(num_experts if selection_bias else None, device, dtype)
 
         # A trial call: it raises the ValueError of these arguments.
         logits = torch.zeros(1, num_experts, device="cpu")
@@ -147,9 +140,7 @@ class TopKRouter(nn.Module):
         nn.init.normal_(self.weight, std=self.dim**-0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        if self.selection_bias is not None:
-            self.selection_bias.zero_()
-            self.choices.zero_()
+        self.reset_selection_bias()
 
     def forward(self, x_TD: Tensor, tokens_per_group: int | None = None) -> RouterOutput:
         """x (T, D) → RouterOutput. ``tokens_per_group``: how many tokens share an auxiliary loss;
@@ -160,9 +151,8 @@ class TopKRouter(nn.Module):
             logits_TE = self._logits(x_TD)
             noisy_TE = self._with_noise(logits_TE)
             routing = self._route(self._over_all_experts(noisy_TE))
-            if self.training and self.selection_bias is not None:
-                chosen = routing.experts.detach().flatten().long()
-                self.choices.scatter_add_(0, chosen, torch.ones_like(chosen))
+            if self.training and self.choices is not None and not recomputing():
+                self.count_choices(routing.experts)
             aux_loss = (
                 self._aux_loss(logits_TE, noisy_TE, tokens_per_group)
                 if self.training or self.aux_loss_in_eval
@@ -175,17 +165,6 @@ class TopKRouter(nn.Module):
         ``RouterOutput.logits``."""
         rule = GateRule(self.score, self.order, self.renormalize is True, self.scale)
         return self._by_p_norm(gates_of_choice(logits_TE, experts_TK.long(), rule))
-
-    @torch.no_grad()
-    def update_selection_bias(self, rate: float = 1e-3) -> None:
-        """Move each expert's selection bias by ``rate`` towards an even load: up if it was chosen
-        less than the mean since the last update, down if more (arXiv 2408.15664, algorithm 1). Call
-        it once a step; with several processes, sum ``router.choices`` over them first."""
-        if self.selection_bias is None:
-            raise ValueError("update_selection_bias needs a router made with selection_bias=True")
-        load = self.choices[: self.num_experts].to(self.selection_bias.dtype)
-        self.selection_bias += rate * (load.mean() - load).sign()
-        self.choices.zero_()
 
     def _logits(self, x_TD: Tensor) -> Tensor:
         wide = torch.promote_types(x_TD.dtype, torch.float32)

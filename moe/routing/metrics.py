@@ -5,11 +5,14 @@ Shape suffixes: B images, N tokens of an image, T tokens, K choices, E experts, 
 R rows.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Routing, expert_mlp
 from ironmoe.moe.adapters.huggingface_routing import is_experts
+from ironmoe.moe.layers.expert_linear import with_weights
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routing.ranks import by_rank
 from ironmoe.moe.routing.trace import LayerTrace
@@ -184,15 +187,15 @@ def expert_outputs(module: nn.Module, x_TD: Tensor) -> Tensor:
         len(rows_RD), 1, dtype=torch.promote_types(x_TD.dtype, torch.float32), device=x_TD.device
     )
     if isinstance(module, MoE):
-        out_RD = expert_mlp(
+        routing = Routing(gates_R1, experts_R1.to(torch.int32))
+        options: dict[str, Any] = {"activation": module.activation, "precision": module.precision}
+        out_RD = with_weights(
+            module.fc1,
+            module.fc2,
             rows_RD,
-            module.fc1.weight,
-            module.fc2.weight,
-            Routing(gates_R1, experts_R1.to(torch.int32)),
-            b_in=module.fc1.bias,
-            b_out=module.fc2.bias,
-            activation=module.activation,
-            precision=module.precision,
+            lambda x, w_in, b_in, w_out, b_out: expert_mlp(
+                x, w_in, w_out, routing, b_in=b_in, b_out=b_out, **options
+            ),
         )
     else:
         # forward, because module(…) would run the hooks of a trace or an intervention

@@ -1,0 +1,39 @@
+"""Token masks: which rows are tokens, and which are padding."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ironmoe.kernels import Routing
+
+
+def checked_mask(mask: Tensor, shape: Sequence[int], name: str = "mask") -> Tensor:
+    """The mask as bool, True for a token.
+
+    Args:
+        mask: bool, or integers where 0 marks padding, as Hugging Face's attention_mask.
+        shape: what its shape must be.
+
+    Raises:
+        TypeError: the mask is no tensor.
+        ValueError: its dtype or its shape is another.
+    """
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a tensor or None, got {type(mask).__name__}")
+    if mask.is_floating_point() or mask.is_complex():
+        raise ValueError(
+            f"{name} must be bool, or integers where 0 marks padding, got {mask.dtype}"
+        )
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}")
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
+def without_masked(routing: Routing, mask_T: Tensor, num_experts: int) -> Routing:
+    """The routing with every choice of the masked tokens dropped: expert E, gate 0."""
+    is_padding_T1 = ~mask_T[:, None]
+    return Routing(
+        routing.gates.masked_fill(is_padding_T1, 0),
+        routing.experts.masked_fill(is_padding_T1, num_experts),
+    )
