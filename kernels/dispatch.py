@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from ironmoe.kernels.onnx_graph import count_below, stable_sort
 from ironmoe.kernels.route import (
     exporting,
     may_look,
@@ -77,9 +78,9 @@ def _check(experts: Tensor, num_experts: int) -> None:
 def _sorted(experts: Tensor, num_experts: int) -> Dispatch:
     """The torch twin, by a stable sort."""
     top_k = experts.shape[1]
-    sorted_experts, row_choice = experts.flatten().sort(stable=True)
+    sorted_experts, row_choice = stable_sort(experts.flatten(), 0)
     bounds = torch.arange(num_experts + 1, device=experts.device, dtype=sorted_experts.dtype)
-    offsets = torch.searchsorted(sorted_experts, bounds, out_int32=True)
+    offsets = count_below(sorted_experts, bounds).to(torch.int32)
     rows = torch.arange(row_choice.numel(), device=experts.device, dtype=torch.int32)
     rows = torch.where(sorted_experts < num_experts, rows, -1)
     slot_row = torch.empty_like(rows).scatter_(0, row_choice, rows).view(experts.shape)

@@ -20,9 +20,11 @@ from ironmoe.kernels.activations import ACTIVATIONS
 from ironmoe.kernels.autograd.demand import demanded, with_own_node
 from ironmoe.kernels.combine import gather_sum
 from ironmoe.kernels.dispatch import tiles_ahead
+from ironmoe.kernels.onnx_graph import grouped_rows
 from ironmoe.kernels.route import (
     check_precision,
     forward_mode,
+    onnx_exporting,
     takes_operators,
     takes_triton,
     transformed,
@@ -71,6 +73,8 @@ def grouped_matmul(
             f"offsets must have shape ({weight.shape[0] + 1},), one more than experts, got "
             f"{tuple(offsets.shape)}"
         )
+    if onnx_exporting():
+        return grouped_rows(x, weight, bias, offsets)
     if takes_operators(x) and not transformed() and not forward_mode():
         own_x, own_weight, own_bias = map(with_own_node, (x, weight, bias))
         cut = tiles_ahead(offsets, x.shape[0], x.dtype)
@@ -187,16 +191,7 @@ def grouped_matmul_op(
 
 @grouped_matmul_op.register_fake
 def _(  # type: ignore[no-untyped-def]
-    x,
-    weight,
-    bias,
-    offsets,
-    tiles_2n,
-    row_token,
-    slot_row,
-    activation,
-    keep_hidden,
-    precision,
+    x, weight, bias, offsets, tiles_2n, row_token, slot_row, activation, keep_hidden, precision
 ):
     num_rows, wide = x.shape[0] if row_token is None else row_token.shape[0], weight.shape[1]
     hidden = x.new_empty(num_rows, wide) if keep_hidden else x.new_empty(0)

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ironmoe.kernels.route import recomputing, transformed
 
@@ -72,6 +73,8 @@ class AuxLosses:
         torch.func nothing does."""
         if torch.compiler.is_compiling():
             return
+        if isinstance(self._compiled, FakeTensor):  # torch.export traced a pass, and nothing ran
+            self._compiled = None
         kept = [each for each in self._passes if each.kept]
         for each in kept[: -KEPT_WITHOUT_OUTPUT + 1]:
             each.release(DISCARDED)

@@ -40,8 +40,8 @@ class EnsembleRouter(TopKRouter):
         experts are −∞."""
         if x_TD.shape[0] % self.ensemble_size:
             raise ValueError(
-                f"x must hold the same tokens for {self.ensemble_size} members, got {x_TD.shape[0]} "
-                "tokens"
+                f"x must hold the same tokens for {self.ensemble_size} members, got "
+                f"{x_TD.shape[0]} tokens"
             )
         return super().forward(x_TD, tokens_per_group)
 
