@@ -150,7 +150,8 @@ class MoE(nn.Module):
         if mask_T is not None:
             y_TD = y_TD.masked_fill(~mask_T[:, None], 0)
 
-        y = y_TD.view(x.shape)
+        # as nn.Linear does it: FSDP2 warns of layers that return a view of another tensor
+        y = torch.ops.aten._unsafe_view(y_TD, x.shape)
         self.aux_losses.add(routed.aux_loss, x, y)
         return y
 

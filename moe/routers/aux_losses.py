@@ -7,10 +7,10 @@ graph and goes with it. Only its value stays.
 
 import weakref
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from ironmoe.kernels.route import recomputing, transformed
 
@@ -28,40 +28,47 @@ FREED = "a backward pass freed its graph: collect the loss before you call backw
 
 
 class AuxLosses:
-    """The losses of one layer's passes since the last collection. A pass that activation
-    checkpointing repeats inside the backward pass adds nothing."""
+    """The losses of one layer's passes since the last collection.
+
+    A pass that activation checkpointing repeats inside the backward pass adds nothing. Passes that
+    lost their gradient, such as those of an attack that makes the images to train on, count only
+    where no pass has one. Compiled code keeps the loss of the last call of its graph.
+    """
 
     def __init__(self) -> None:
         self._passes: list[_Pass] = []
-        self._compiled: Tensor | None = None  # the sum over passes inside torch.compile
+        self._compiled: Tensor | None = None
         self._values: Tensor | None = None  # the sum over passes that have no gradient any more
         self._reason = ""  # why they have none
 
     def add(self, loss: Tensor | None, x: Tensor, y: Tensor) -> None:
         """Keep the loss of one pass of the layer, from x to y."""
-        if loss is None or recomputing():
+        if loss is None or recomputing() or torch.compiler.is_exporting():
             return
         if torch.compiler.is_compiling():  # compiled code knows neither weak references nor hooks
-            self._compiled = loss if self._compiled is None else self._compiled + loss
+            earlier = self._compiled if _was_traced_before(self) else None
+            self._compiled = loss if earlier is None else earlier + loss
             return
 
         self._forget_graphs_that_are_gone()
         node = None if transformed() else y.grad_fn
         each = _Pass(loss, keep=node is None or x.grad_fn is None)
         if node is not None:
-            node.register_prehook(partial(_on_backward, each, loss))
+            node.register_prehook(partial(_on_backward, each, [loss]))
         self._passes.append(each)
 
     def total(self) -> Tensor | None:
-        """The sum of the losses, with the gradients they have still; None where there is none."""
+        """The sum of the losses that have a gradient; of their values where none has; None where
+        there is no loss."""
         self._forget_graphs_that_are_gone()
-        kept = [each.loss() for each in self._passes]
-        terms = [term for term in (self._values, self._compiled, *kept) if term is not None]
-        return sum((term.to(terms[0].device) for term in terms[1:]), terms[0]) if terms else None
+        terms = [each.loss() for each in self._passes] + [self._compiled]
+        losses = [term for term in terms if term is not None] or [self._values]
+        return None if losses[0] is None else torch.stack(losses).sum()
 
     def take(self) -> tuple[Tensor | None, str]:
-        """(``total()``, why a part of it has no gradient or ""); no loss is left here."""
-        total, reason = self.total(), self._reason
+        """(``total()``, why it has no gradient or ""); no loss is left here."""
+        total = self.total()
+        reason = "" if self._passes or self._compiled is not None else self._reason
         self._passes = []
         self._compiled = None
         self._values = None
@@ -71,11 +78,7 @@ class AuxLosses:
     def _forget_graphs_that_are_gone(self) -> None:
         """Of a pass without a gradient the value stays; of one that ended inside a transform of
         torch.func nothing does."""
-        if torch.compiler.is_compiling():
-            return
-        if isinstance(self._compiled, FakeTensor):  # torch.export traced a pass, and nothing ran
-            self._compiled = None
-        kept = [each for each in self._passes if each.kept]
+        kept = [each for each in self._passes if each.kept is not None]
         for each in kept[: -KEPT_WITHOUT_OUTPUT + 1]:
             each.release(DISCARDED)
 
@@ -93,8 +96,8 @@ class AuxLosses:
 
 
 class _Pass:
-    """The loss of one pass. ``kept``: whether it is held here; otherwise the graph of the output
-    holds it."""
+    """The loss of one pass. ``kept``: the loss where it is held here; None where the graph of the
+    output holds it."""
 
     def __init__(self, loss: Tensor, *, keep: bool) -> None:
         self.transformed = transformed()
@@ -116,8 +119,26 @@ class _Pass:
         self.kept = None
 
 
-def _on_backward(each: _Pass, loss: Tensor, _: object) -> None:
-    """Runs where the backward pass reaches the output of the layer. The argument ``loss`` is the
-    reference by which the graph of the output holds it."""
+def _on_backward(each: _Pass, held: list[Tensor], _: object) -> None:
+    """Runs where the backward pass reaches the output of the layer. In ``held`` the graph of the
+    output holds the loss."""
     if not torch._C._autograd._get_current_graph_task_keep_graph():
+        held.clear()
         each.release(FREED)
+
+
+# For each trace of torch.compile the layers it has met. A loss of an earlier run of the compiled
+# code must not become an input of it: its graph may be gone.
+_TRACED: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
+
+
+def _was_traced_before(losses: AuxLosses) -> bool:
+    """Whether the trace that is under way has met this layer already."""
+    met = _TRACED.setdefault(torch._guards.TracingContext.get(), set())
+    before = id(losses) in met
+    met.add(id(losses))
+    return before
+
+
+# What torch.compiler.assume_constant_result sets, without the import of the compiler.
+_was_traced_before._dynamo_marked_constant = True  # type: ignore[attr-defined]
