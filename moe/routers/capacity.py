@@ -8,7 +8,10 @@ from einops import rearrange
 from torch import Tensor
 
 from ironmoe.kernels import Routing
+from ironmoe.kernels.onnx_graph import count_below, stable_sort
+from ironmoe.kernels.route import exporting
 from ironmoe.moe.routers.groups import Grouped
+from ironmoe.moe.routers.masks import checked_mask, without_masked
 
 
 class Capacity(Grouped):
@@ -78,25 +81,25 @@ class Capacity(Grouped):
             own.members = members
         return own
 
-    def forward(self, routing: Routing, num_experts: int, tokens_per_group: int) -> Routing:
-        """Routing → Routing, choices beyond the capacity dropped. Nothing is read back to the
-        host."""
-        whole = len(routing.gates) // tokens_per_group * tokens_per_group
-        parts = [
-            (0, whole, tokens_per_group),
-            (whole, len(routing.gates), len(routing.gates) - whole),
-        ]
-        kept = [
-            self._fits(
-                Routing(*(field[start:stop].unflatten(0, (-1, size)) for field in routing)),
-                num_experts,
-            )
-            for start, stop, size in parts
-            if stop > start
-        ]
-        if not kept:
-            return routing
-        kept_TK = torch.cat([part_GSK.flatten(0, 1) for part_GSK in kept])
+    def forward(
+        self,
+        routing: Routing,
+        num_experts: int,
+        tokens_per_group: int,
+        mask: Tensor | None = None,
+    ) -> Routing:
+        """Routing → Routing, choices beyond the capacity dropped. Nothing is read back to the host.
+
+        ``mask`` (T,) bool: False marks padding, which takes no place and does not count in S, so
+        that the real tokens of a group fare as they would without it.
+        """
+        if mask is not None:
+            mask = checked_mask(mask, routing.gates.shape[:-1])
+            routing = without_masked(routing, mask, num_experts)
+        if exporting():
+            kept_TK = self._kept_of_any_number(routing, num_experts, tokens_per_group, mask)
+        else:
+            kept_TK = self._kept(routing, num_experts, tokens_per_group, mask)
         gates_TK = routing.gates.masked_fill(~kept_TK, 0)
         if self.renormalize:
             gates_TK = gates_TK / gates_TK.sum(-1, keepdim=True).clamp_min(
@@ -104,22 +107,64 @@ class Capacity(Grouped):
             )
         return Routing(gates_TK, routing.experts.masked_fill(~kept_TK, num_experts))
 
-    def _fits(self, routing: Routing, num_experts: int) -> Tensor:
+    def _kept(
+        self, routing: Routing, num_experts: int, tokens_per_group: int, mask: Tensor | None
+    ) -> Tensor:
+        """(T, K) bool: whether the choice finds a place. The whole groups, then the last one."""
+        num_tokens = routing.gates.shape[0]
+        whole = num_tokens // tokens_per_group * tokens_per_group
+        parts = [(0, whole, tokens_per_group), (whole, num_tokens, num_tokens - whole)]
+        kept = [
+            self._fits(
+                Routing(*(field[start:stop].unflatten(0, (-1, size)) for field in routing)),
+                num_experts,
+                None if mask is None else mask[start:stop].unflatten(0, (-1, size)),
+            )
+            for start, stop, size in parts
+            if stop > start
+        ]
+        if not kept:
+            return torch.ones_like(routing.experts, dtype=torch.bool)
+        return torch.cat([part_GSK.flatten(0, 1) for part_GSK in kept])
+
+    def _kept_of_any_number(
+        self, routing: Routing, num_experts: int, tokens_per_group: int, mask: Tensor | None
+    ) -> Tensor:
+        """``_kept`` without a look at the number of tokens: the last group is filled up with
+        padding."""
+        if mask is None:
+            mask = torch.ones_like(routing.experts[:, 0], dtype=torch.bool)
+        gates_GSK, experts_GSK = (self.in_groups(field, tokens_per_group) for field in routing)
+        mask_GS = self.in_groups(mask, tokens_per_group)
+        experts_GSK = experts_GSK.masked_fill(~mask_GS[..., None], num_experts)
+        fits_GSK = self._fits(Routing(gates_GSK, experts_GSK), num_experts, mask_GS)
+        return fits_GSK.flatten(0, 1)[: mask.shape[0]]
+
+    def _fits(self, routing: Routing, num_experts: int, mask_GS: Tensor | None) -> Tensor:
         """(G, S, K) bool: whether the choice finds a place."""
         gates_GSK, experts_GSK = routing
         _, size, top_k = experts_GSK.shape
         if self.priority:
-            order_GS1 = gates_GSK[..., :1].argsort(dim=1, descending=True, stable=True)
+            _, order_GS1 = stable_sort(gates_GSK[..., :1], 1, descending=True)
             experts_GSK = experts_GSK.take_along_dim(order_GS1, 1)
         # first choices of all tokens, then second choices
         queue_GQ = rearrange(experts_GSK, "g s k -> g (k s)")
         position_GQ = _position_among_equals(queue_GQ, num_experts)
-        fits_GSK = rearrange(
-            position_GQ < self.places_for(size * top_k, num_experts), "g (k s) -> g s k", k=top_k
-        )
+        if mask_GS is None:
+            fits_GQ = position_GQ < self.places_for(size * top_k, num_experts)
+        else:
+            fits_GQ = position_GQ < self._places_of_real(mask_GS, top_k, num_experts)[:, None]
+        fits_GSK = rearrange(fits_GQ, "g (k s) -> g s k", k=top_k)
         if self.priority:
             fits_GSK = fits_GSK.take_along_dim(order_GS1.argsort(dim=1), 1)
         return fits_GSK & (routing.experts < num_experts)
+
+    def _places_of_real(self, mask_GS: Tensor, top_k: int, num_experts: int) -> Tensor:
+        """(G,) int64: C of each group, by its real tokens."""
+        choices_G = mask_GS.sum(-1) * top_k * self.members
+        if self.factor is None:
+            return torch.full_like(choices_G, self.places or 0)
+        return places_of(choices_G, num_experts, self.factor, self.multiple_of)
 
     def extra_repr(self) -> str:
         size = (
@@ -135,12 +180,19 @@ def places(num_choices: int, num_experts: int, factor: float, multiple_of: int) 
     return math.ceil(math.ceil(num_choices * factor / num_experts) / multiple_of) * multiple_of
 
 
+def places_of(choices_G: Tensor, num_experts: int, factor: float, multiple_of: int) -> Tensor:
+    """``places`` of numbers of choices (G,) int64 that only the device knows, to the last unit."""
+    wanted_G = choices_G.double() * factor
+    # By a tensor: CUDA multiplies by the reciprocal of a number, which may round past an integer.
+    full_G = (wanted_G / torch.full_like(wanted_G, num_experts)).ceil().long()
+    return (full_G + multiple_of - 1) // multiple_of * multiple_of
+
+
 def _position_among_equals(queue_GQ: Tensor, num_experts: int) -> Tensor:
     """(G, Q): how many earlier entries of the same row name the same expert. By a stable sort:
     memory of size Q, not Q · E."""
-    sorted_GQ, source_GQ = queue_GQ.long().sort(dim=1, stable=True)
-    values = torch.arange(num_experts + 1, device=queue_GQ.device).expand(len(queue_GQ), -1)
-    first_GE = torch.searchsorted(sorted_GQ, values.contiguous())
+    sorted_GQ, source_GQ = stable_sort(queue_GQ.long(), 1)
+    first_GE = count_below(sorted_GQ, torch.arange(num_experts + 1, device=queue_GQ.device))
     rank_GQ = torch.arange(queue_GQ.shape[1], device=queue_GQ.device) - first_GE.gather(
         1, sorted_GQ
     )

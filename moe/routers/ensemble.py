@@ -35,15 +35,17 @@ class EnsembleRouter(TopKRouter):
         super().__init__(dim, num_experts, top_k, **options)  # type: ignore[arg-type]
         self.ensemble_size = ensemble_size
 
-    def forward(self, x_TD: Tensor, tokens_per_group: int | None = None) -> RouterOutput:
+    def forward(
+        self, x_TD: Tensor, tokens_per_group: int | None = None, *, mask: Tensor | None = None
+    ) -> RouterOutput:
         """x (T, D), member after member → RouterOutput over all E experts; logits of other members'
-        experts are −∞."""
+        experts are −∞. ``mask`` (T,) bool: False marks padding, as for ``TopKRouter``."""
         if x_TD.shape[0] % self.ensemble_size:
             raise ValueError(
                 f"x must hold the same tokens for {self.ensemble_size} members, got "
                 f"{x_TD.shape[0]} tokens"
             )
-        return super().forward(x_TD, tokens_per_group)
+        return super().forward(x_TD, tokens_per_group, mask=mask)
 
     def _logits(self, x_TD: Tensor) -> Tensor:
         """(M, T / M, E / M)."""

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, Routing
-from ironmoe.kernels.route import without_autocast
-from ironmoe.moe.routers.capacity import places
+from ironmoe.kernels.onnx_graph import stable_sort
+from ironmoe.kernels.route import exporting, without_autocast
+from ironmoe.moe.routers.capacity import places, places_of
 from ironmoe.moe.routers.groups import Grouped
+from ironmoe.moe.routers.masks import checked_mask, zero_padding
 from ironmoe.moe.routers.top_k import RouterOutput
 
 
@@ -72,8 +74,19 @@ class ExpertChoiceRouter(Grouped):
         """Normal with variance 1 / D."""
         nn.init.normal_(self.weight, std=self.dim**-0.5)
 
-    def forward(self, x_TD: Tensor, tokens_per_group: int | None = None) -> RouterOutput:
-        """x (T, D) → RouterOutput with routing (T, E)."""
+    def forward(
+        self, x_TD: Tensor, tokens_per_group: int | None = None, *, mask: Tensor | None = None
+    ) -> RouterOutput:
+        """x (T, D) → RouterOutput with routing (T, E).
+
+        ``mask`` (T,) bool: False marks padding, which no expert chooses and which does not count in
+        S. How many rows an expert has is then not known beforehand, and ``dispatch`` is None.
+        """
+        if mask is not None:
+            mask = checked_mask(mask, x_TD.shape[:-1])
+            x_TD = zero_padding(x_TD, mask)
+        elif exporting():  # the sizes of ``_choose`` depend on how many tokens the last group has
+            mask = torch.ones_like(x_TD[:, 0], dtype=torch.bool)
         with without_autocast(x_TD):
             wide = torch.promote_types(x_TD.dtype, torch.float32)
             logits_TE = nn.functional.linear(x_TD.to(wide), self.weight.to(wide))
@@ -82,8 +95,13 @@ class ExpertChoiceRouter(Grouped):
                 std = self.noise_std / self.num_experts
                 noisy_TE = logits_TE + torch.randn_like(logits_TE) * std
             gates_TE = noisy_TE.softmax(-1)
-            plan = self._choose(gates_TE.detach(), tokens_per_group or len(x_TD))
-        chosen_TE = plan.slot_row >= 0
+        size = tokens_per_group or x_TD.shape[0]
+        plan: Dispatch | None = None
+        if mask is None:
+            plan = self._choose(gates_TE.detach(), size)
+            chosen_TE = plan.slot_row >= 0
+        else:
+            chosen_TE = self._chosen_of_real(gates_TE.detach(), size, mask)
         experts_E = torch.arange(self.num_experts, dtype=torch.int32, device=x_TD.device)
         experts_TE = experts_E.where(chosen_TE, self.num_experts)
         routing = Routing(gates_TE.masked_fill(~chosen_TE, 0), experts_TE)
@@ -123,6 +141,18 @@ class ExpertChoiceRouter(Grouped):
         best_GEC = order_GES[..., :count].sort(dim=2).values
         first_G = torch.arange(0, num_groups * size, size, device=gates_GSE.device)
         return (best_GEC + first_G[:, None, None]).transpose(0, 1).flatten(1)
+
+    def _chosen_of_real(self, gates_TE: Tensor, tokens_per_group: int, mask_T: Tensor) -> Tensor:
+        """(T, E) bool: whether the expert takes the token, a real one."""
+        gates_GSE = self.in_groups(gates_TE, tokens_per_group)
+        mask_GS1 = self.in_groups(mask_T[:, None], tokens_per_group)
+
+        last_GSE = gates_GSE.where(mask_GS1, -1)  # gates are at least 0
+        _, order_GSE = stable_sort(last_GSE, 1, descending=True)
+        rank_GSE = order_GSE.argsort(dim=1)
+        count_G = places_of(mask_GS1.sum((1, 2)), self.num_experts, self.factor, self.multiple_of)
+        chosen_GSE = (rank_GSE < count_G[:, None, None]) & mask_GS1
+        return chosen_GSE.flatten(0, 1)[: gates_TE.shape[0]]
 
     def extra_repr(self) -> str:
         return (

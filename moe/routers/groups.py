@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
+
+from ironmoe.kernels.route import exporting
 
 
 class Grouped(nn.Module):
@@ -39,6 +41,18 @@ class Grouped(nn.Module):
                 f"{tuple(shape)}"
             )
         return max(self.images_per_group * shape[-2], 1)
+
+    def in_groups(self, values: Tensor, size: int) -> Tensor:
+        """(T, …) → (G, S, …), with 0 where the last group has less than ``size`` tokens.
+
+        An exported program takes any T, so there nothing may ask whether the last group is full.
+        """
+        if exporting() and self.images_per_group is None and self.tokens_per_group is None:
+            return values[None]
+        size = size if exporting() else max(min(size, values.shape[0]), 1)
+        missing = -values.shape[0] % size
+        filled = nn.functional.pad(values, (0, 0) * (values.ndim - 1) + (0, missing))
+        return filled.unflatten(0, (-1, size))
 
     def extra_repr(self) -> str:
         if self.images_per_group is not None:

@@ -9,20 +9,32 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.moe.routers.aux_losses import AuxLosses
+from ironmoe.moe.routers.masks import mean_over_tokens, zero_padding
 
 
-def importance_loss(gates_TE: Tensor) -> Tensor:
+def importance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Squared coefficient of variation of each expert's summed gates (V-MoE, arXiv 2106.05974,
     appendix A).
 
     Args:
         gates_TE: (…, T, E) softmax of the noise-free logits, all experts. Leading axes are groups,
             each with a loss of its own.
+        mask: (…, T) bool, True for a real token; the others do not count, whatever they hold. A
+            group without a real token has the loss 0.
     """
-    return _squared_variation(gates_TE.sum(-2))
+    if mask is None:
+        return _squared_variation(gates_TE.sum(-2))
+    return _squared_variation_of_real(zero_padding(gates_TE, mask).sum(-2), mask)
 
 
-def load_loss(logits_TE: Tensor, noisy_logits_TE: Tensor, noise_std: float, top_k: int) -> Tensor:
+def load_loss(
+    logits_TE: Tensor,
+    noisy_logits_TE: Tensor,
+    noise_std: float,
+    top_k: int,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Squared coefficient of variation of the expected load under fresh noise (V-MoE, appendix A).
 
     The probability that expert e would still be chosen if the noise were drawn again is 1 − Φ((thr
@@ -34,18 +46,23 @@ def load_loss(logits_TE: Tensor, noisy_logits_TE: Tensor, noise_std: float, top_
             used.
         noise_std: the standard deviation of that noise, > 0.
         top_k: K.
+        mask: (…, T) bool, as for ``importance_loss``.
     """
     if noise_std <= 0:
         raise ValueError(
             f"noise_std must be above 0 (the load is an expectation over noise), got {noise_std}"
         )
+    if mask is not None:
+        logits_TE = zero_padding(logits_TE, mask)
+        noisy_logits_TE = zero_padding(noisy_logits_TE, mask)
     threshold_T1 = noisy_logits_TE.topk(top_k, dim=-1).values[..., -1:]
     z = (threshold_T1 - logits_TE) / noise_std
     probability_TE = torch.special.ndtr(-z)
-    return _squared_variation(probability_TE.mean(-2))
+    load_E = mean_over_tokens(probability_TE, mask)
+    return _squared_variation(load_E) if mask is None else _squared_variation_of_real(load_E, mask)
 
 
-def balance_loss(gates_TE: Tensor) -> Tensor:
+def balance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """E · Σₑ fₑ Pₑ: the share of tokens whose best expert is e times its mean gate (GShard
     2006.16668, Switch 2101.03961).
 
@@ -53,15 +70,23 @@ def balance_loss(gates_TE: Tensor) -> Tensor:
 
     Args:
         gates_TE: (…, T, E) softmax of the logits, all experts.
+        mask: (…, T) bool, as for ``importance_loss``.
     """
     num_experts = gates_TE.shape[-1]
+    if mask is not None:
+        gates_TE = zero_padding(gates_TE, mask)
     first_choice_TE = nn.functional.one_hot(gates_TE.argmax(-1), num_experts).to(gates_TE.dtype)
-    return num_experts * (first_choice_TE.mean(-2) * gates_TE.mean(-2)).sum(-1)
+    share_E = mean_over_tokens(first_choice_TE, mask)
+    return num_experts * (share_E * mean_over_tokens(gates_TE, mask)).sum(-1)
 
 
-def router_z_loss(logits_TE: Tensor) -> Tensor:
-    """Mean squared log-partition of the logits (…, T, E) (ST-MoE, arXiv 2202.08906, equation 5)."""
-    return logits_TE.logsumexp(-1).square().mean(-1)
+def router_z_loss(logits_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Mean squared log-partition of the logits (…, T, E) (ST-MoE, arXiv 2202.08906, equation 5).
+    ``mask`` (…, T) bool, as for ``importance_loss``."""
+    if mask is not None:
+        logits_TE = zero_padding(logits_TE, mask)
+    square_T1 = logits_TE.logsumexp(-1, keepdim=True).square()
+    return mean_over_tokens(square_T1, mask).squeeze(-1)
 
 
 def collect_aux_loss(model: nn.Module) -> Tensor:
@@ -129,3 +154,8 @@ def _squared_variation(values_E: Tensor) -> Tensor:
     """(std / mean)², population std; by the variance, because the root has no gradient at perfect
     balance (NaN at E = 2)."""
     return values_E.var(-1, correction=0) / values_E.mean(-1).square()
+
+
+def _squared_variation_of_real(values_E: Tensor, mask: Tensor) -> Tensor:
+    """The same; 0 in a group without a real token, whose values have no mean to divide by."""
+    return _squared_variation(values_E.where(mask.any(-1, keepdim=True), 1))

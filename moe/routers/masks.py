@@ -1,4 +1,8 @@
-"""Token masks: which rows are tokens, and which are padding."""
+"""Token masks: which rows are tokens, and which are padding.
+
+A masked tensor keeps its shape, so no shape depends on values. What padding holds is replaced
+before anything is computed from it: later, NaN in it would have reached a gradient.
+"""
 
 from collections.abc import Sequence
 
@@ -37,3 +41,16 @@ def without_masked(routing: Routing, mask_T: Tensor, num_experts: int) -> Routin
         routing.gates.masked_fill(is_padding_T1, 0),
         routing.experts.masked_fill(is_padding_T1, num_experts),
     )
+
+
+def zero_padding(values_TX: Tensor, mask_T: Tensor) -> Tensor:
+    """(…, T, X) with 0 in place of whatever padding holds, NaN included."""
+    return values_TX.masked_fill(~mask_T[..., None], 0)
+
+
+def mean_over_tokens(values_TX: Tensor, mask_T: Tensor | None) -> Tensor:
+    """(…, T, X) → (…, X), the mean over the tokens of the mask; 0 where there is none."""
+    if mask_T is None:
+        return values_TX.mean(-2)
+    count_1 = mask_T.sum(-1, keepdim=True).clamp_min(1)
+    return zero_padding(values_TX, mask_T).sum(-2) / count_1

@@ -9,7 +9,8 @@ from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
 from ironmoe.kernels.route import recomputing, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
-from ironmoe.moe.routers.losses import balance_loss, importance_loss, load_loss, router_z_loss
+from ironmoe.moe.routers.masks import checked_mask, without_masked, zero_padding
+from ironmoe.moe.routers.router_losses import RoutedTokens, auxiliary_loss
 from ironmoe.moe.routers.selection_bias import WithSelectionBias
 
 
@@ -142,22 +143,33 @@ class TopKRouter(WithSelectionBias):
             nn.init.zeros_(self.bias)
         self.reset_selection_bias()
 
-    def forward(self, x_TD: Tensor, tokens_per_group: int | None = None) -> RouterOutput:
-        """x (T, D) → RouterOutput. ``tokens_per_group``: how many tokens share an auxiliary loss;
-        by default all."""
+    def forward(
+        self, x_TD: Tensor, tokens_per_group: int | None = None, *, mask: Tensor | None = None
+    ) -> RouterOutput:
+        """x (T, D) → RouterOutput.
+
+        ``tokens_per_group``: how many tokens share an auxiliary loss; by default all.
+        ``mask`` (T,) bool: False marks padding, whose choices are dropped (expert E, gate 0) and
+        which no loss and no count sees, whatever it holds.
+        """
+        if mask is not None:
+            mask = checked_mask(mask, x_TD.shape[:-1])
+            x_TD = zero_padding(x_TD, mask)
         with without_autocast(x_TD):
             if self.training and self.jitter:
                 x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.jitter, 1 + self.jitter)
             logits_TE = self._logits(x_TD)
             noisy_TE = self._with_noise(logits_TE)
             routing = self._route(self._over_all_experts(noisy_TE))
+            if mask is not None:
+                routing = without_masked(routing, mask, self.num_experts)
             if self.training and self.choices is not None and not recomputing():
                 self.count_choices(routing.experts)
-            aux_loss = (
-                self._aux_loss(logits_TE, noisy_TE, tokens_per_group)
-                if self.training or self.aux_loss_in_eval
-                else None
-            )
+            aux_loss = None
+            if self.training or self.aux_loss_in_eval:
+                mask = None if mask is None else mask.view(logits_TE.shape[:-1])
+                tokens = RoutedTokens(logits_TE, noisy_TE, mask)
+                aux_loss = auxiliary_loss(self, tokens, tokens_per_group)
         return RouterOutput(routing, self._over_all_experts(logits_TE), aux_loss)
 
     def gates_of(self, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
@@ -207,37 +219,6 @@ class TopKRouter(WithSelectionBias):
             return gates_TK
         norm_T1 = gates_TK.norm(self.renormalize, dim=-1, keepdim=True)
         return gates_TK * (self.scale / norm_T1.clamp_min(torch.finfo(norm_T1.dtype).tiny))
-
-    def _aux_loss(
-        self, logits_TE: Tensor, noisy_TE: Tensor, tokens_per_group: int | None
-    ) -> Tensor:
-        """The mean over groups. The token axis is the last but one; in an ensemble the axis before
-        it is that of the members, which are groups already."""
-        num_tokens = logits_TE.shape[-2]
-        if num_tokens == 0:
-            return logits_TE.new_zeros(())
-        size = min(tokens_per_group or num_tokens, num_tokens)
-        whole = num_tokens // size * size
-
-        both = (logits_TE, noisy_TE)
-        losses = [self._group_losses(*(z[..., :whole, :].unflatten(-2, (-1, size)) for z in both))]
-        if whole < num_tokens:  # the last group is smaller
-            losses.append(self._group_losses(*(z[..., None, whole:, :] for z in both)))
-        return torch.cat([loss.flatten() for loss in losses]).mean()
-
-    def _group_losses(self, logits_GSE: Tensor, noisy_GSE: Tensor) -> Tensor:
-        """(…, G), one loss a group."""
-        total_G = logits_GSE.new_zeros(logits_GSE.shape[:-2])
-        if self.importance_weight:
-            total_G = total_G + self.importance_weight * importance_loss(logits_GSE.softmax(-1))
-        if self.load_weight and self.noise_std > 0 and self.training:
-            std = self.noise_std / logits_GSE.shape[-1]
-            total_G = total_G + self.load_weight * load_loss(logits_GSE, noisy_GSE, std, self.top_k)
-        if self.balance_weight:
-            total_G = total_G + self.balance_weight * balance_loss(noisy_GSE.softmax(-1))
-        if self.z_weight:
-            total_G = total_G + self.z_weight * router_z_loss(logits_GSE)
-        return total_G
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave the injected noise behind: it belongs to one batch."""
