@@ -138,7 +138,7 @@ class Capacity(Grouped):
         mask_GS = self.in_groups(mask, tokens_per_group)
         experts_GSK = experts_GSK.masked_fill(~mask_GS[..., None], num_experts)
         fits_GSK = self._fits(Routing(gates_GSK, experts_GSK), num_experts, mask_GS)
-        return fits_GSK.flatten(0, 1)[: mask.shape[0]]
+        return self.out_of_groups(fits_GSK, mask.shape[0])
 
     def _fits(self, routing: Routing, num_experts: int, mask_GS: Tensor | None) -> Tensor:
         """(G, S, K) bool: whether the choice finds a place."""
@@ -146,7 +146,8 @@ class Capacity(Grouped):
         _, size, top_k = experts_GSK.shape
         if self.priority:
             _, order_GS1 = stable_sort(gates_GSK[..., :1], 1, descending=True)
-            experts_GSK = experts_GSK.take_along_dim(order_GS1, 1)
+            order_GSK = order_GS1.expand(-1, -1, top_k)
+            experts_GSK = experts_GSK.gather(1, order_GSK)
         # first choices of all tokens, then second choices
         queue_GQ = rearrange(experts_GSK, "g s k -> g (k s)")
         position_GQ = _position_among_equals(queue_GQ, num_experts)
@@ -156,7 +157,7 @@ class Capacity(Grouped):
             fits_GQ = position_GQ < self._places_of_real(mask_GS, top_k, num_experts)[:, None]
         fits_GSK = rearrange(fits_GQ, "g (k s) -> g s k", k=top_k)
         if self.priority:
-            fits_GSK = fits_GSK.take_along_dim(order_GS1.argsort(dim=1), 1)
+            fits_GSK = fits_GSK.gather(1, stable_sort(order_GSK, 1)[1])
         return fits_GSK & (routing.experts < num_experts)
 
     def _places_of_real(self, mask_GS: Tensor, top_k: int, num_experts: int) -> Tensor:

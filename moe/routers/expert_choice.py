@@ -149,10 +149,10 @@ class ExpertChoiceRouter(Grouped):
 
         last_GSE = gates_GSE.where(mask_GS1, -1)  # gates are at least 0
         _, order_GSE = stable_sort(last_GSE, 1, descending=True)
-        rank_GSE = order_GSE.argsort(dim=1)
+        _, rank_GSE = stable_sort(order_GSE, 1)
         count_G = places_of(mask_GS1.sum((1, 2)), self.num_experts, self.factor, self.multiple_of)
         chosen_GSE = (rank_GSE < count_G[:, None, None]) & mask_GS1
-        return chosen_GSE.flatten(0, 1)[: gates_TE.shape[0]]
+        return self.out_of_groups(chosen_GSE, gates_TE.shape[0])
 
     def extra_repr(self) -> str:
         return (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
-from ironmoe.kernels.route import recomputing, without_autocast
+from ironmoe.kernels.route import exporting, recomputing, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
 from ironmoe.moe.routers.masks import checked_mask, without_masked, zero_padding
@@ -166,7 +166,7 @@ class TopKRouter(WithSelectionBias):
             if self.training and self.choices is not None and not recomputing():
                 self.count_choices(routing.experts)
             aux_loss = None
-            if self.training or self.aux_loss_in_eval:
+            if (self.training or self.aux_loss_in_eval) and not exporting():
                 mask = None if mask is None else mask.view(logits_TE.shape[:-1])
                 tokens = RoutedTokens(logits_TE, noisy_TE, mask)
                 aux_loss = auxiliary_loss(self, tokens, tokens_per_group)
