@@ -24,11 +24,11 @@ from ironmoe.kernels.activations import Activation, get_activation
 from ironmoe.kernels.autograd.demand import demanded, with_own_node
 from ironmoe.kernels.autograd.recompute import recomputed
 from ironmoe.kernels.autograd.transforms import by_folding, takes_folding
+from ironmoe.kernels.checks import check_experts, check_like
 from ironmoe.kernels.combine import gather_sum
 from ironmoe.kernels.dispatch import plan_dispatch, plan_with_tiles, tiles_ahead
 from ironmoe.kernels.expert_down import down_tiles, down_tiles_backward, expert_down_op
 from ironmoe.kernels.grouped_matmul import (
-    check_experts,
     grouped_matmul_op,
     product_tiles,
     product_tiles_backward,
@@ -278,17 +278,14 @@ def _check(
             f"w_out must have shape {expected} to match w_in and the activation, got "
             f"{tuple(w_out.shape)}"
         )
-    if w_out.dtype != x.dtype or w_out.device != x.device:
-        raise ValueError(
-            f"w_out must be {x.dtype} on {x.device} like x, got {w_out.dtype} on {w_out.device}"
-        )
-    if b_out is not None and (
-        b_out.shape != (num_experts, dim) or b_out.dtype != x.dtype or b_out.device != x.device
-    ):
-        raise ValueError(
-            f"b_out must be {x.dtype} of shape {(num_experts, dim)} on {x.device}, got "
-            f"{b_out.dtype} of shape {tuple(b_out.shape)} on {b_out.device}"
-        )
+    check_like(x, w_out, "w_out")
+    if b_out is not None:
+        if b_out.shape != (num_experts, dim):
+            raise ValueError(
+                f"b_out must be of shape {(num_experts, dim)} to match w_in, got "
+                f"{tuple(b_out.shape)}"
+            )
+        check_like(x, b_out, "b_out")
     gates, experts = routing
     if gates.shape != experts.shape or gates.ndim != 2 or gates.shape[0] != x.shape[0]:
         raise ValueError(

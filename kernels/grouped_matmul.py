@@ -18,6 +18,7 @@ from torch.library import custom_op
 
 from ironmoe.kernels.activations import ACTIVATIONS
 from ironmoe.kernels.autograd.demand import demanded, with_own_node
+from ironmoe.kernels.checks import check_experts
 from ironmoe.kernels.combine import gather_sum
 from ironmoe.kernels.dispatch import tiles_ahead
 from ironmoe.kernels.onnx_graph import grouped_rows
@@ -316,30 +317,3 @@ def _backward(ctx: Any, dh: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
 
 
 grouped_matmul_op.register_autograd(_backward, setup_context=_setup)
-
-
-def check_experts(
-    x: Tensor, weight: Tensor, bias: Tensor | None, weight_name: str, bias_name: str
-) -> None:
-    """ValueError that names the argument which does not fit: x must be (R, D), weight (E, N, D) and
-    bias (E, N), of one dtype and on one device."""
-    if x.ndim != 2 or not x.is_floating_point():
-        raise ValueError(
-            f"x must be a float matrix of rows (·, D), got {x.dtype} of shape {tuple(x.shape)}"
-        )
-    if weight.ndim != 3 or weight.shape[2] != x.shape[1]:
-        raise ValueError(
-            f"{weight_name} must have shape (E, ·, {x.shape[1]}) to match x, got "
-            f"{tuple(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:2]:
-        raise ValueError(
-            f"{bias_name} must have shape {tuple(weight.shape[:2])} to match {weight_name}, got "
-            f"{tuple(bias.shape)}"
-        )
-    for name, tensor in ((weight_name, weight), (bias_name, bias)):
-        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
-            raise ValueError(
-                f"{name} must be {x.dtype} on {x.device} like x, got {tensor.dtype} on "
-                f"{tensor.device}"
-            )

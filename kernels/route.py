@@ -17,6 +17,7 @@ import torch
 import torch.autograd.forward_ad
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PRECISIONS = ("ieee", "tf32")
@@ -46,6 +47,17 @@ def takes_triton(tensor: Tensor) -> bool:
         on_device
         and (tensor.dtype in TRITON_DTYPES or not tensor.is_floating_point())
         and _has_triton()
+    )
+
+
+def holds_its_numbers(tensor: Tensor) -> bool:
+    """Whether the memory of this tensor holds the numbers that its dtype promises. Not so for a
+    subclass that answers operations itself: quantised weights say bfloat16 and hold int8, a
+    DTensor holds a part."""
+    kind = type(tensor)
+    own = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return tensor.layout is torch.strided and (
+        not own or isinstance(tensor, FakeTensor | FunctionalTensor)
     )
 
 

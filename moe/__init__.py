@@ -11,9 +11,16 @@ from ironmoe.moe.freeze import freeze_weights
 from ironmoe.moe.layers.expert_linear import ExpertLinear
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.layers.soft import SoftMoE
+from ironmoe.moe.routers.balance import (
+    choice_counts,
+    deepseek_balance_loss,
+    global_batch_balance_loss,
+    mixtral_balance_loss,
+)
 from ironmoe.moe.routers.capacity import Capacity
 from ironmoe.moe.routers.ensemble import EnsembleRouter
 from ironmoe.moe.routers.expert_choice import ExpertChoiceRouter
+from ironmoe.moe.routers.global_load import start_global_batch
 from ironmoe.moe.routers.losses import (
     aux_loss_in_eval,
     balance_loss,
@@ -22,7 +29,9 @@ from ironmoe.moe.routers.losses import (
     load_loss,
     router_z_loss,
 )
+from ironmoe.moe.routers.router_losses import BALANCE_LOSSES
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
+from ironmoe.moe.routing.health import RouterHealth
 from ironmoe.moe.routing.intervene import intervene
 from ironmoe.moe.routing.metrics import routing_change, routing_iou
 from ironmoe.moe.routing.routed_layers import Decision, routing_sites
@@ -30,6 +39,7 @@ from ironmoe.moe.routing.trace import LayerTrace, RoutingTrace, trace_routing
 from ironmoe.moe.vit.vit import VMoE
 
 __all__ = [
+    "BALANCE_LOSSES",
     "Capacity",
     "CheckpointError",
     "Decision",
@@ -39,6 +49,7 @@ __all__ = [
     "ExpertLinear",
     "LayerTrace",
     "MoE",
+    "RouterHealth",
     "RouterOutput",
     "Routing",
     "RoutingTrace",
@@ -47,17 +58,22 @@ __all__ = [
     "VMoE",
     "aux_loss_in_eval",
     "balance_loss",
+    "choice_counts",
     "collect_aux_loss",
+    "deepseek_balance_loss",
     "freeze_weights",
+    "global_batch_balance_loss",
     "importance_loss",
     "intervene",
     "load_loss",
+    "mixtral_balance_loss",
     "read_npz_checkpoint",
     "read_vmoe_checkpoint",
     "router_z_loss",
     "routing_change",
     "routing_iou",
     "routing_sites",
+    "start_global_batch",
     "trace_routing",
     "upcycle",
     "write_vmoe_checkpoint",

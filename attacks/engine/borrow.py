@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.moe import freeze_weights
+from ironmoe.moe.routers.aux_losses import AuxLosses
 
 
 @contextmanager
@@ -14,9 +15,9 @@ def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Eval mode, frozen weights and gradients on inside the block, whatever surrounds it.
 
     Restored afterwards, also after an exception: the training flag of each module, requires_grad of
-    each parameter, the ``aux_loss`` that a layer holds since its last forward, the random state of
-    CPU and of every GPU in use. ``.grad`` is never written. A callable that is no nn.Module has no
-    such state.
+    each parameter, the auxiliary losses that a layer holds for their collection, the random state
+    of CPU and of every GPU in use. ``.grad`` is never written. A callable that is no nn.Module has
+    no such state.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -32,12 +33,7 @@ def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
             flags = [(module, module.training) for module in model.modules()]
             stack.callback(_set_training, flags)
 
-            losses = [
-                (module, vars(module)["aux_loss"])
-                for module in model.modules()
-                if "aux_loss" in vars(module)
-            ]
-            stack.callback(_set_aux_loss, losses)
+            stack.enter_context(_other_aux_losses(model))
             model.eval()
 
         yield
@@ -48,6 +44,19 @@ def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:
         module.training = training
 
 
-def _set_aux_loss(losses: list[tuple[nn.Module, object]]) -> None:
-    for module, loss in losses:
-        vars(module)["aux_loss"] = loss
+@contextmanager
+def _other_aux_losses(model: nn.Module) -> Iterator[None]:
+    """Inside the block layers hold other auxiliary losses: none at first."""
+    held = [
+        (vars(module), name, vars(module)[name])
+        for module in model.modules()
+        for name in ("aux_losses", "aux_loss")
+        if name in vars(module)
+    ]
+    for attributes, name, losses in held:
+        attributes[name] = AuxLosses() if isinstance(losses, AuxLosses) else None
+    try:
+        yield
+    finally:
+        for attributes, name, losses in held:
+            attributes[name] = losses

@@ -20,6 +20,7 @@ from ironmoe.attacks.routing.layers import routed_layers
 from ironmoe.attacks.routing.mates_search import BatchMatesResult, MatesPlan, MatesSearch
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.groups import Grouped
+from ironmoe.moe.routers.wrapped import unwrapped
 from ironmoe.moe.routing.routed_layers import RoutedLayer
 
 
@@ -148,7 +149,7 @@ def _joined(parts: Sequence[BatchMatesResult]) -> BatchMatesResult:
 def _competes(site: RoutedLayer) -> bool:
     """Whether tokens compete for places in this layer."""
     return isinstance(site.module, MoE) and (
-        site.module.capacity is not None or isinstance(site.module.router, Grouped)
+        site.module.capacity is not None or isinstance(unwrapped(site.module.router), Grouped)
     )
 
 

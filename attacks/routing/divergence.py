@@ -21,7 +21,8 @@ from ironmoe.attacks.routing.layers import (
     routed_layers,
 )
 from ironmoe.kernels import Routing
-from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, attached
+from ironmoe.moe.routing.callbacks import attached
+from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class RoutingDivergence(RoutingMode):
         for number, name in enumerate(layers):
             if not seen[name]:  # the layer did not run
                 continue
-            logits_RNE = by_image(one_pass(name, seen[name]), len(clean), members_of(layers[name]))
+            logits_TE, _ = one_pass(name, seen[name])
+            logits_RNE = by_image(logits_TE, len(clean), members_of(layers[name]))
             if self.towards == "away":
                 kept = logits_RNE.log_softmax(-1)
             else:  # the weakest of the experts that the router does not rule out by −∞
@@ -88,35 +90,41 @@ class RoutingDivergence(RoutingMode):
         with _logits_of(model, layers) as seen:
 
             def term() -> Tensor:
-                divergences = [
-                    self._divergence(
-                        by_image(
-                            one_pass(name, seen[name]), len(attempts["label"]), members_of(site)
-                        ),
-                        attempts,
-                        number,
-                    )
-                    for number, (name, site) in enumerate(layers.items())
-                    if seen[name]
-                ]
+                divergences = []
+                for number, (name, site) in enumerate(layers.items()):
+                    if not seen[name]:
+                        continue
+                    logits_TE, mask_T = one_pass(name, seen[name])
+                    images, members = len(attempts["label"]), members_of(site)
+                    logits_RNE = by_image(logits_TE, images, members)
+                    divergence_RN = self._divergence(logits_RNE, attempts, number)
+                    mask_RN = None if mask_T is None else by_image(mask_T, images, members)
+                    divergences.append(_mean_over_tokens(divergence_RN, mask_RN))
                 return self.weight * torch.stack(divergences).mean(0)
 
             yield term
 
     def _divergence(self, logits_RNE: Tensor, attempts: Attempts, number: int) -> Tensor:
-        """(R,) the divergence of one layer, the mean over an image's tokens."""
+        """(R, N) the divergence of one layer at each token."""
         log_q_RNE = logits_RNE.log_softmax(-1)
         if isinstance(self.towards, int):
-            return log_q_RNE[..., self.towards].mean(1)
+            return log_q_RNE[..., self.towards]
 
         clean = attempts[f"routing.{number}.clean"]
         if self.towards == "weakest":
-            return log_q_RNE.gather(-1, clean.unsqueeze(-1)).squeeze(-1).mean(1)
+            return log_q_RNE.gather(-1, clean.unsqueeze(-1)).squeeze(-1)
 
         # The experts of other members of an ensemble have probability 0. They add 0, not 0 · ∞.
         ruled_out = clean.isneginf()
         difference_RNE = clean.masked_fill(ruled_out, 0) - log_q_RNE.masked_fill(ruled_out, 0)
-        return (clean.exp() * difference_RNE).sum(-1).mean(1)
+        return (clean.exp() * difference_RNE).sum(-1)
+
+
+def _mean_over_tokens(values_RN: Tensor, mask_RN: Tensor | None) -> Tensor:
+    """(R,) the mean over an image's real tokens; 0 where it has none."""
+    if mask_RN is None:
+        return values_RN.mean(1)
+    return values_RN.where(mask_RN, 0).sum(1) / mask_RN.sum(1).clamp_min(1)
 
 
 def _expert_number(towards: object) -> int | None:
@@ -145,12 +153,13 @@ def _check_expert(number: int, layers: dict[str, RoutedLayer]) -> None:
 @contextmanager
 def _logits_of(
     model: nn.Module, layers: dict[str, RoutedLayer]
-) -> Iterator[dict[str, list[Tensor]]]:
-    """The router logits (T, E) of each layer, with their graph, as the model runs."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+) -> Iterator[dict[str, list[tuple[Tensor, Tensor | None]]]]:
+    """The router logits (T, E) of each layer, with their graph, and the mask (T,) of its real
+    tokens, as the model runs."""
+    seen: dict[str, list[tuple[Tensor, Tensor | None]]] = {name: [] for name in layers}
 
     def watch(decision: Decision, realised: Routing) -> None:
-        seen[decision.layer].append(known_logits(decision))
+        seen[decision.layer].append((known_logits(decision), decision.mask))
 
     with attached(layers, {}, dict.fromkeys(layers, watch)):
         yield seen

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.moe import SoftMoE
+from ironmoe.moe.routers.wrapped import unwrapped
 from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, routing_sites
 
 
@@ -59,7 +60,8 @@ def one_pass(name: str, passes: list[Any]) -> Any:
 def members_of(site: RoutedLayer) -> int:
     """How often each image's tokens come to the layer: M in an ensemble, member after member; else
     1."""
-    return int(getattr(site.router, "ensemble_size", 1))
+    router = None if site.router is None else unwrapped(site.router)
+    return int(getattr(router, "ensemble_size", 1))
 
 
 def by_image(values: Tensor, images: int, members: int) -> Tensor:

@@ -19,7 +19,8 @@ from ironmoe.attacks.losses import margin
 from ironmoe.attacks.random import example_keys
 from ironmoe.attacks.routing.layers import by_image, known_logits, members_of
 from ironmoe.kernels import Routing
-from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, attached
+from ironmoe.moe.routing.callbacks import attached
+from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer
 
 # A margin is piecewise constant in the mates' pixels. If it falls by less than this share, that is
 # rounding.
@@ -200,8 +201,10 @@ class MatesSearch:
             probe = torch.zeros_like(decision.routing.gates, requires_grad=want_grad)
             before = choice.pop(decision.layer)
             if recording:
-                experts_UNK = self.of_victims(decision.routing.experts, decision)
-                drops.append((experts_UNK == decision.num_experts).sum((1, 2)))
+                dropped_TK = decision.routing.experts == decision.num_experts
+                if decision.mask is not None:  # padding wants no place
+                    dropped_TK = dropped_TK & decision.mask[:, None]
+                drops.append(self.of_victims(dropped_TK, decision).sum((1, 2)))
                 intended.append(before)
                 probes.append(probe)
             return (

@@ -37,11 +37,13 @@ from ironmoe.attacks.routing.layers import (
 from ironmoe.kernels import Routing
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.expert_choice import ExpertChoiceRouter
+from ironmoe.moe.routers.wrapped import unwrapped
+from ironmoe.moe.routing.callbacks import attached, mask_of
 from ironmoe.moe.routing.gate_policies import FrozenGates
 from ironmoe.moe.routing.gates import gates_for
 from ironmoe.moe.routing.intervene import intervene
 from ironmoe.moe.routing.ranks import ranking
-from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, attached
+from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer
 from ironmoe.moe.routing.trace import trace_routing
 
 __all__ = [
@@ -86,11 +88,12 @@ class FrozenRouting(RoutingMode):
         for number, (name, layer) in enumerate(trace.layers.items()):
             if not layer.routings:  # it did not run
                 continue
-            one_pass(name, layer.routings)
+            # with padding, so that every image has as many tokens
+            carried_out = one_pass(name, layer.routings)
             values = {
-                "experts": layer.experts,
-                "gates": layer.gates,
-                "chosen": layer.intended.experts,
+                "experts": carried_out.experts,
+                "gates": carried_out.gates,
+                "chosen": one_pass(name, layer.all_intended).experts,
             }
             for key in ("experts", "gates" if self.gates == "recorded" else "chosen"):
                 attempts[f"routing.{number}.{key}"] = by_image(
@@ -257,8 +260,10 @@ def _undropped_sum(layer: nn.Module, routing: Routing) -> Tensor:
     float32; constants."""
     gates_TK = routing.gates.detach().to(torch.promote_types(routing.gates.dtype, torch.float32))
     if isinstance(layer, MoE):
-        expert_choice = isinstance(layer.router, ExpertChoiceRouter)  # every expert, by its softmax
-        if expert_choice or (layer.capacity is not None and layer.capacity.renormalize):
+        router = unwrapped(layer.router)
+        capacity = None if layer.capacity is None else unwrapped(layer.capacity)
+        expert_choice = isinstance(router, ExpertChoiceRouter)  # every expert, by its softmax
+        if expert_choice or getattr(capacity, "renormalize", False):
             return torch.ones_like(gates_TK[:, :1])
     return gates_TK.sum(1, keepdim=True)
 
@@ -271,12 +276,15 @@ def _without_expert_gradient(site: RoutedLayer) -> Iterator[RemovableHandle]:
     tokens: list[Tensor] = []  # with their graph, between the layer and its router
 
     def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tokens[:] = [*args, *kwargs.values()][:1]
+        x, *_ = (*args, *kwargs.values())
+        mask_T = mask_of(args, kwargs)
+        x_TD = x.reshape(-1, x.shape[-1])
+        tokens[:] = [x_TD if mask_T is None else x_TD.masked_fill(~mask_T[:, None], 0)]
         return _detach_first(layer, args, kwargs)
 
     def put_back(_: nn.Module, args: tuple[Any, ...]) -> Any:
         # A router may serve several layers, so there may be no tokens of this one.
-        return (tokens.pop().reshape(args[0].shape), *args[1:]) if tokens else None
+        return (tokens.pop(), *args[1:]) if tokens else None
 
     yield site.module.register_forward_pre_hook(keep, with_kwargs=True)
     yield site.module.router.register_forward_pre_hook(put_back)

@@ -153,10 +153,11 @@ def _layer_overlap(
 
     # An ensemble's tokens come member after member.
     counted_M = counted.repeat(members)
-    tokens = [len(routing.gates) for routing in clean.routings]  # of each run of the layer
-    counts_T = counts_T & torch.cat(
+    tokens = [len(routing.gates) for routing in clean.routings]  # of each run, with padding
+    counted_T = torch.cat(
         [counted_M.repeat_interleave(count // max(len(counted_M), 1)) for count in tokens]
     )
+    counts_T = counts_T & counted_T[clean.mask]
     return float(iou_T[counts_T].double().sum()), int(counts_T.sum())
 
 

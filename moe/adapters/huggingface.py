@@ -6,28 +6,19 @@ Routers, shared experts, auxiliary losses, checkpoints, LoRA and ``generate`` st
 """
 
 import inspect
-import warnings
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ironmoe.kernels import ACTIVATIONS, Routing, expert_mlp
+from ironmoe.kernels import Routing, expert_mlp
+from ironmoe.kernels.route import holds_its_numbers
+from ironmoe.moe.adapters.huggingface_activation import decide, warn_once
 from ironmoe.moe.adapters.huggingface_routing import is_experts
+from ironmoe.moe.adapters.token_mask import current_token_mask, keep_token_masks
 
 NAME = "ironmoe"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_WEIGHTS = (
-    "gate_up_proj",
-    "gate_up_proj_bias",
-    "up_proj",
-    "up_proj_bias",
-    "down_proj",
-    "down_proj_bias",
-)
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
@@ -54,9 +45,25 @@ def register() -> None:
             f"transformers {transformers.__version__} has no experts interface; 5.17 or newer is "
             "needed: pip install -U transformers"
         ) from error
-    # marks it: a trace asks for its answer and does not look inside
-    torch.compiler.assume_constant_result(_decide)
+    # marks them: a trace asks for their answer and does not look inside
+    torch.compiler.assume_constant_result(decide)
+    torch.compiler.assume_constant_result(warn_once)
     ExpertsInterface.register(NAME, experts_forward)
+
+
+class Choice:
+    """How an Experts module runs: by the kernels with this activation; None: by its own forward.
+
+    A module that comes out of a pickle brings its choice along, which makes ironmoe's
+    implementation known to transformers there.
+    """
+
+    def __init__(self, activation: str | None) -> None:
+        self.activation = activation
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        register()
 
 
 def patch(model: _Model) -> _Model:
@@ -64,9 +71,14 @@ def patch(model: _Model) -> _Model:
     what was selected before.
 
     The choice lives in the model's configs, as that of ``set_experts_implementation`` does; it is
-    not saved with a checkpoint. Experts whose activation ironmoe does not have keep the model's own
-    eager forward: one warning a family says so. Activations are
-    told once, here, by trying them: patch again after changing one.
+    not saved with a checkpoint, but with a model that is pickled whole. Experts keep the model's
+    own eager forward, and one warning a family says so, where ironmoe does not have their
+    activation or cannot read their weights, as those that torchao quantises, before or after.
+    Activations are told once, here, by trying them: patch again after changing one.
+
+    Tokens that are 0 in a two-dimensional ``attention_mask`` of the model go through no expert, and
+    the experts give 0 for them. Real tokens do not depend on them. Inside activation checkpointing
+    padding is computed like other tokens.
 
     Args:
         model: a transformers model, or a module with such models inside.
@@ -77,7 +89,8 @@ def patch(model: _Model) -> _Model:
     Raises:
         ImportError: transformers is missing, or too old.
         TypeError: ``model`` is no module.
-        ValueError: the model has no Experts modules of transformers' interface, or quantised ones.
+        ValueError: the model has no Experts modules of transformers' interface, or experts of
+            another dtype than float16, bfloat16, float32 and float64.
     """
     experts = _supported_experts(model)
     register()
@@ -87,12 +100,15 @@ def patch(model: _Model) -> _Model:
         if config._experts_implementation != NAME:
             before[id(config)] = config._experts_implementation
     former = [(config, before.get(id(config), NAME)) for config in configs]
+    _remove_hooks(model)
     model._ironmoe_before = former  # type: ignore[assignment]
+    model._ironmoe_hooks = keep_token_masks(model)  # type: ignore[assignment]
     for config in configs:
         # the public setter would reach into sub-configs
         config._experts_implementation_internal = NAME
     for _, module in experts:
-        module._ironmoe_activation = _decide(module)  # type: ignore[assignment]
+        module._ironmoe = Choice(decide(module))  # type: ignore[assignment]
+        _weights(module)
     return model
 
 
@@ -103,8 +119,9 @@ def unpatch(model: _Model) -> _Model:
         raise ValueError(f"model must have been patched, got a {type(model).__name__} that was not")
     for config, selected in vars(model).pop("_ironmoe_before"):
         config._experts_implementation_internal = selected
+    _remove_hooks(model)
     for module in model.modules():
-        vars(module).pop("_ironmoe_activation", None)
+        vars(module).pop("_ironmoe", None)
     return model
 
 
@@ -115,28 +132,53 @@ def experts_forward(
     top_k_index and top_k_weights (T, K).
 
     An index of num_experts or more is another process's expert under expert parallelism: that
-    choice is dropped. Weights are read once, as attributes, so that parametrizations (LoRA) work.
-    Returns (T, D) in the dtype of ``hidden_states``.
+    choice is dropped, and so are the choices of padding. Weights are read once, as attributes, so
+    that parametrizations (LoRA) work. Returns (T, D) in the dtype of ``hidden_states``.
     """
-    if not hasattr(self, "_ironmoe_activation"):
-        self._ironmoe_activation = _decide(self)
-    if self._ironmoe_activation is None:
+    if not hasattr(self, "_ironmoe"):
+        self._ironmoe = Choice(decide(self))
+    weights = None if self._ironmoe.activation is None else _weights(self)
+    if weights is None:
         return inspect.unwrap(type(self).forward)(self, hidden_states, top_k_index, top_k_weights)
-    first = "gate_up_proj" if self.has_gate else "up_proj"
-    w_in, w_out = getattr(self, first), self.down_proj
+    w_in, w_out, b_in, b_out = weights
     if self.is_transposed:
         w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
+    num_experts = w_in.shape[0]
+    experts_TK = top_k_index.clamp(max=num_experts).to(torch.int32)
+    real_T = current_token_mask(len(hidden_states))
+    if real_T is not None:
+        padding_T1 = ~real_T.to(experts_TK.device)[:, None]
+        experts_TK = experts_TK.masked_fill(padding_T1, num_experts)
     y_TD = expert_mlp(
         hidden_states,
         w_in,
         w_out,
-        Routing(top_k_weights, top_k_index.clamp(max=w_in.shape[0]).to(torch.int32)),
-        b_in=getattr(self, f"{first}_bias") if self.has_bias else None,
-        b_out=self.down_proj_bias if self.has_bias else None,
-        activation=self._ironmoe_activation,
+        Routing(top_k_weights, experts_TK),
+        b_in=b_in,
+        b_out=b_out,
+        activation=self._ironmoe.activation,
     )
     # autocast computes in its own dtype; the model's experts return that of their input
     return y_TD.to(hidden_states.dtype)
+
+
+def _weights(experts: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
+    """w_in, w_out, b_in, b_out as the module has them now; None and a warning if the kernels cannot
+    read one. It is asked at each forward, because weights may be quantised after ``patch``."""
+    first = "gate_up_proj" if experts.has_gate else "up_proj"
+    w_in, w_out = getattr(experts, first), experts.down_proj
+    b_in = getattr(experts, f"{first}_bias") if experts.has_bias else None
+    b_out = experts.down_proj_bias if experts.has_bias else None
+    for weight in (w_in, w_out, b_in, b_out):
+        if weight is not None and not (weight.dtype in _FLOATS and holds_its_numbers(weight)):
+            warn_once(experts, f"a weight is a {type(weight).__name__} that kernels cannot read")
+            return None
+    return w_in, w_out, b_in, b_out
+
+
+def _remove_hooks(model: nn.Module) -> None:
+    for handle in vars(model).pop("_ironmoe_hooks", []):
+        handle.remove()
 
 
 def _supported_experts(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -175,66 +217,3 @@ def _configs_above(model: nn.Module, expert_names: list[str]) -> list[Any]:
         if above and hasattr(config, "_experts_implementation_internal"):
             configs[id(config)] = config
     return list(configs.values())
-
-
-def _decide(experts: nn.Module) -> str | None:
-    """The name of the activation that does what the module's own does, or None and a warning. In a
-    thread of its own: no autocast, no inference mode, no fake tensors and no transform are at work
-    there."""
-    with ThreadPoolExecutor(1) as thread:
-        name, reason = thread.submit(_same_activation, experts).result()
-    if name is None:
-        _warn_once(f"{type(experts).__name__} keeps the eager experts of transformers: {reason}")
-    return name
-
-
-@cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
-
-
-def _same_activation(experts: Any) -> tuple[str | None, str]:
-    """(name, "") of the activation with the values and slopes of the module's own, tried on
-    numbers; or (None, why there is none)."""
-    if getattr(experts, "has_post_expert_norm", False):
-        return None, "it normalises what each expert gives"
-    own = (
-        name.removeprefix("parametrizations.")
-        for name, _ in chain(experts.named_parameters(), experts.named_buffers())
-    )
-    unknown = sorted({name for name in own if name.split(".")[0] not in _WEIGHTS})
-    if unknown:
-        return None, f"it holds {', '.join(unknown)}, which ironmoe does not know"
-    own_name = "_apply_gate" if experts.has_gate else "act_fn"
-    hidden = _probe().requires_grad_()
-    try:
-        value = getattr(experts, own_name)(hidden)
-        (slope,) = torch.autograd.grad(value.sum(), hidden)
-    except Exception as error:
-        return None, f"its {own_name} could not be tried ({type(error).__name__}: {error})"
-    hidden = hidden.detach()
-    for name, activation in ACTIVATIONS.items():
-        if activation.gated == experts.has_gate:
-            expected = activation.value(hidden)
-            if _same(value, expected) and _same(
-                slope, activation.backward(torch.ones_like(expected), hidden)
-            ):
-                return name, ""
-    act_fn = getattr(experts, "act_fn", None)
-    kind = "" if act_fn is None else f" with {getattr(act_fn, '__name__', type(act_fn).__name__)}"
-    return None, f"ironmoe has no activation like its {own_name}{kind}"
-
-
-def _probe() -> Tensor:
-    """(64, 64) pre-activations: the halves from −20 to 20, so that cuts at such numbers are met
-    exactly, and numbers up to ±1e6."""
-    points = torch.cat(
-        [torch.arange(-40, 41) / 2, torch.tensor([-1e6, -1e4, -1e2, 1e2, 1e4, 1e6])]
-    ).double()
-    return points[torch.randint(len(points), (64, 64), generator=torch.Generator().manual_seed(0))]
-
-
-def _same(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.shape == theirs.shape and torch.allclose(
-        ours.double(), theirs, rtol=1e-5, atol=1e-5
-    )

@@ -64,6 +64,11 @@ def router_logits(output: Any, num_experts: int) -> Tensor | None:
     place (rows ≥ 0 with sum 1 are no logits), and for Zaya, which has one more class than experts.
     Looks at values, so on a GPU it waits for them.
     """
+    return logits_if_known(logits_or_scores(output, num_experts))
+
+
+def logits_or_scores(output: Any, num_experts: int) -> Tensor | None:
+    """As ``router_logits``, without a look at values: Gemma 4's (T, E) are its softmax."""
     tensors = (
         [output]
         if isinstance(output, Tensor)
@@ -74,10 +79,17 @@ def router_logits(output: Any, num_experts: int) -> Tensor | None:
     logits = tensors[0] if tensors[0].is_floating_point() else tensors[-1]
     if not logits.is_floating_point() or logits.ndim < 2 or logits.shape[-1] != num_experts:
         return None
-    logits_TE = logits.flatten(0, -2)
-    return None if _are_probabilities(logits_TE.detach()) else logits_TE
+    return logits.flatten(0, -2)
 
 
-def _are_probabilities(scores_TE: Tensor) -> bool:
+def logits_if_known(logits_TE: Tensor | None) -> Tensor | None:
+    """These logits; None if they are probabilities."""
+    if logits_TE is None or not len(logits_TE):
+        return logits_TE
+    return None if bool(are_probabilities(logits_TE.detach()).all()) else logits_TE
+
+
+def are_probabilities(scores_TE: Tensor) -> Tensor:
+    """(T,) bool: the row is ≥ 0 and its sum is 1."""
     sums_T = scores_TE.sum(-1, dtype=torch.float32)
-    return len(scores_TE) > 0 and bool((scores_TE >= 0).all() & ((sums_T - 1).abs() < 0.02).all())
+    return (scores_TE >= 0).all(-1) & ((sums_T - 1).abs() < 0.02)

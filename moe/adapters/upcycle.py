@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ironmoe.kernels import topk_route
+from ironmoe.moe.adapters.sharing import check_sharing
 from ironmoe.moe.layers.dense_mlp import SUPPORTED, DenseMlp, describe_children, layout_of, read_mlp
 from ironmoe.moe.layers.expert_linear import ExpertLinear
 from ironmoe.moe.layers.moe import MoE
@@ -15,6 +17,8 @@ from ironmoe.moe.routers.top_k import TopKRouter
 from ironmoe.moe.vit.placement import placement
 
 ROUTER_STD = 0.02
+# With the expert's score as its gate, preferences of the router change the function.
+ROUTER_STD_TOP_1 = 0.002
 
 
 class AddResidual(nn.Module):
@@ -32,7 +36,7 @@ def upcycle(
     *,
     layers: str | Iterable[int] = "all",
     noise: float = 0.0,
-    renormalize: bool = True,
+    renormalize: bool | float | None = None,
     router: dict[str, Any] | None = None,
     **moe_options: Any,
 ) -> nn.Module:
@@ -45,11 +49,18 @@ def upcycle(
     and training mode.
 
     Gates that sum to 1 leave the function as it was, up to rounding: with ``renormalize``
-    (Mixtral's gates) or K = E, at noise 0 and without a capacity. Otherwise, as with V-MoE's own
-    gates (``renormalize=False``, K < E), a token's MLP output shrinks by the sum of its K gates,
-    about K / E at first. While all experts are equal, gates that sum to 1 have no gradient but that
-    of the auxiliary losses, so add ``collect_aux_loss(model)`` to your loss: experts drift apart by
-    the tokens they get.
+    (Mixtral's gates, the default for K > 1) or K = E, at noise 0 and without a capacity. Otherwise,
+    as with V-MoE's own gates (``renormalize=False``, K < E), a token's MLP output shrinks by the
+    sum of its K gates, about K / E at first. While all experts are equal, gates that sum to 1 have
+    no gradient but that of the auxiliary losses, so add ``collect_aux_loss(model)`` to your loss:
+    experts drift apart by the tokens they get.
+
+    With K = 1 such a gate is always 1, and the task would never train the router. There the default
+    is the expert's own score as the gate (Switch Transformer's), times a ``scale`` with which a
+    router without preferences gives 1: E for a softmax. The router starts at N(0, 0.002²), so that
+    the gates start near 1: see docs/adapters.md.
+
+    Blocks that share one MLP module share one MoE.
 
     A checkpoint of an upcycled model loads into a dense model upcycled the same way.
 
@@ -61,7 +72,7 @@ def upcycle(
             last.
         noise: standard deviation of Gaussian noise on each expert's two weight matrices, as a
             fraction of the dense matrix's own. It comes from torch's global random numbers.
-        renormalize: make the K gates of a token sum to 1.
+        renormalize: make the K gates of a token sum to 1; None: for K > 1.
         router: further keyword arguments of ``TopKRouter``, such as ``{"noise_std": 0.0}``.
         moe_options: further keyword arguments of ``MoE``, such as ``recompute=True``.
 
@@ -70,9 +81,10 @@ def upcycle(
 
     Raises:
         ValueError: an argument outside the values above; an MLP that is not understood or cannot be
-            an expert (dropout above 0, a norm inside, an activation without a kernel); no chain of
-            blocks with one MLP each, or more than one, as in CLIP: then pass the tower. The model
-            is unchanged.
+            an expert (dropout above 0, a norm inside, an activation without a kernel); an MLP that
+            shares a parameter with another module, or is shared with a block that is not chosen; no
+            chain of blocks with one MLP each, or more than one, as in CLIP: then pass the tower.
+            The model is unchanged.
         TypeError: a count that is no whole number, or an unknown keyword.
     """
     for name, value in {"num_experts": num_experts, "top_k": top_k}.items():
@@ -81,35 +93,59 @@ def upcycle(
     if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
         raise ValueError(f"noise must be a number of at least 0, got {noise!r}")
     make_router = partial(
-        TopKRouter, num_experts=num_experts, top_k=top_k, renormalize=renormalize, **(router or {})
+        TopKRouter,
+        num_experts=num_experts,
+        top_k=top_k,
+        renormalize=top_k > 1 if renormalize is None else renormalize,
+        **(router or {}),
     )
-    make_router(dim=1, device="meta")  # names a wrong argument before any work
+    trial = make_router(dim=1, device="meta")  # names a wrong argument before any work
+    std = ROUTER_STD
+    if renormalize is None and top_k == 1:
+        std = ROUTER_STD_TOP_1
+        make_router = partial(make_router, **{"scale": _scale_of_gate_1(trial), **(router or {})})
+
     paths = _tower(model)
-    moes = {}
-    chosen = placement(layers, len(paths), "layers")
+    chosen = [paths[i] for i in placement(layers, len(paths), "layers")]
     if not chosen:
         raise ValueError(
             f"layers must name at least one of the {len(paths)} blocks, got {layers!r}"
         )
-    for path in (paths[i] for i in chosen):
+    check_sharing(model, paths, chosen)
+    moes: dict[nn.Module, MoE] = {}
+    for path in chosen:
         mlp = model.get_submodule(path)
         if isinstance(mlp, MoE):
             raise ValueError(
                 f"layers must name blocks with a dense MLP, but {path or 'this'} is an MoE already"
             )
-        moe = _moe(read_mlp(mlp, path), make_router, float(noise), moe_options)
-        moes[path] = moe.train(mlp.training)
-    for path, moe in moes.items():
-        model = _replace(model, path, moe)
+        if mlp not in moes:
+            moe = _moe(read_mlp(mlp, path), make_router, std, float(noise), moe_options)
+            moes[mlp] = moe.train(mlp.training)
+    for path in chosen:
+        mlp = model.get_submodule(path)
+        if mlp in moes and layout_of(mlp):  # else it has been replaced inside a shared block
+            model = _replace(model, path, moes[mlp])
     return model
 
 
+def _scale_of_gate_1(router: TopKRouter) -> float:
+    """What makes the gate of a router without preferences 1."""
+    even_TE = torch.zeros(1, router.num_experts, dtype=torch.float64, device="cpu")
+    gates_TK = topk_route(even_TE, 1, score=router.score, order=router.order).gates
+    return 1 / gates_TK.item()
+
+
 def _moe(
-    mlp: DenseMlp, make_router: partial[TopKRouter], noise: float, moe_options: dict[str, Any]
+    mlp: DenseMlp,
+    make_router: partial[TopKRouter],
+    router_std: float,
+    noise: float,
+    moe_options: dict[str, Any],
 ) -> MoE:
     place: dict[str, Any] = {"device": mlp.w_in.device, "dtype": mlp.w_in.dtype}
     router = make_router(dim=mlp.w_in.shape[1], **place)
-    nn.init.normal_(router.weight, std=ROUTER_STD)
+    nn.init.normal_(router.weight, std=router_std)
     moe = MoE(
         router.dim,
         mlp.w_out.shape[1],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels.activations import ACTIVATIONS, get_activation
+from ironmoe.kernels.route import holds_its_numbers
 
 
 class DenseMlp(NamedTuple):
@@ -136,6 +137,9 @@ def read_mlp(module: nn.Module, path: str = "") -> DenseMlp:
     biases: list[Tensor] = [layer.bias for layer in first if layer.bias is not None]
     if len(biases) not in (0, len(first)):
         fail(f"must have biases on both of {' and '.join(layout.first)} or on none")
+    for tensor in (*weights, second.weight):
+        if not holds_its_numbers(tensor):  # a quantised one says bfloat16, too
+            fail(f"must have weights that are plain tensors, got a {type(tensor).__name__}")
     w_in, w_out = torch.cat(weights), second.weight
     b_in = torch.cat(biases) if biases else None
     hidden_dim = w_out.shape[1]
@@ -185,7 +189,10 @@ def _activation(
         if isinstance(m, nn.Dropout) and m.p > 0
     ]
     if dropouts:
-        fail(f"has dropout, {', '.join(dropouts)}, which experts do not have: set it to 0 first")
+        fail(
+            f"has dropout, {', '.join(dropouts)}, which experts do not have: set it to 0 first, "
+            "and put an nn.Dropout behind the MLP if you need one"
+        )
     others = {name: m for name, m in leaves.items() if not isinstance(m, nn.Dropout | nn.Identity)}
     parameters = [name for name, _ in module.named_parameters() if is_extra(name)]
     if len(others) > 1 or parameters:

@@ -15,6 +15,7 @@ from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.timm import as_mlp_layer
 from ironmoe.moe.routers.aux_losses import AuxLosses
 from ironmoe.moe.routers.capacity import Capacity
+from ironmoe.moe.routers.constant_gates import warn_of_constant_gate_after
 from ironmoe.moe.routers.groups import Grouped
 from ironmoe.moe.routers.masks import checked_mask, without_masked
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
@@ -99,6 +100,7 @@ class MoE(nn.Module):
         self.dispatch_dtype = dispatch_dtype
         self.router = router or TopKRouter(dim, num_experts, top_k, device=device, dtype=dtype)
         self.capacity = capacity
+        warn_of_constant_gate_after(capacity, self.router, device)
         self.fc1 = ExpertLinear(num_experts, dim, wide, bias, device, dtype)
         self.fc2 = ExpertLinear(num_experts, hidden_dim, dim, bias, device, dtype)
         self.shared = Mlp(dim, shared_dim, activation, bias, device, dtype) if shared_dim else None
@@ -152,7 +154,8 @@ class MoE(nn.Module):
 
         # as nn.Linear does it: FSDP2 warns of layers that return a view of another tensor
         y = torch.ops.aten._unsafe_view(y_TD, x.shape)
-        self.aux_losses.add(routed.aux_loss, x, y)
+        # in eval a loss is made only inside aux_loss_in_eval, for someone who wants it
+        self.aux_losses.add(routed.aux_loss, x, y, keep=not self.training)
         return y
 
     def _route(

@@ -61,7 +61,10 @@ class MoEMlp(nn.Module):
                 f"{norm_layer}"
             )
         if drop not in (0, (0, 0)):
-            raise ValueError(f"drop must be 0, because experts have no dropout, got {drop}")
+            raise ValueError(
+                f"drop must be 0, because experts have no dropout, got {drop}: put an nn.Dropout "
+                "behind the layer in its place"
+            )
         if use_conv:
             raise ValueError(
                 "use_conv must be False: experts take tokens on the last axis, not NCHW images"

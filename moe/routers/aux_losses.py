@@ -1,8 +1,8 @@
 """The auxiliary losses of a layer, from its forward passes to their collection.
 
 The graph of a loss reaches through everything before its layer, so whoever holds the loss holds all
-of that in memory. Here a loss belongs to the output of its pass: it lives as long as the output's
-graph and goes with it. Only its value stays.
+of that in memory. Of a layer's passes only the latest is held here. The loss of an earlier one
+lives as long as the graph of its output.
 """
 
 import weakref
@@ -14,16 +14,18 @@ from torch import Tensor
 
 from ironmoe.kernels.route import recomputing, transformed
 
-# A pass on a plain tensor has no graph before its layer, so its loss is kept, whoever keeps the
-# output. No more than this many, because it may be that nobody ever collects them.
-KEPT_WITHOUT_OUTPUT = 8
+# A pass on a plain tensor has no graph before its layer, so several are held. No more than this
+# many, because it may be that nobody ever collects them.
+MOST_HELD = 8
 
 NO_GRAD = (
     "its forward pass recorded no gradient, as under torch.no_grad() or the reentrant form of "
     "activation checkpointing: use checkpoint(…, use_reentrant=False), and model.eval() for "
     "passes that do not train"
 )
-DISCARDED = "the output of its forward pass was discarded: keep the output until then"
+DISCARDED = (
+    "the output of a forward pass was discarded before the next pass: keep it until the collection"
+)
 FREED = "a backward pass freed its graph: collect the loss before you call backward()"
 
 
@@ -31,18 +33,19 @@ class AuxLosses:
     """The losses of one layer's passes since the last collection.
 
     A pass that activation checkpointing repeats inside the backward pass adds nothing. Passes that
-    lost their gradient, such as those of an attack that makes the images to train on, count only
-    where no pass has one. Compiled code keeps the loss of the last call of its graph.
+    a backward pass has used up, such as those of an attack that makes the images to train on, and
+    passes without gradients count only where there is no other. Compiled code keeps the loss of the
+    last call of its graph.
     """
 
     def __init__(self) -> None:
         self._passes: list[_Pass] = []
         self._compiled: Tensor | None = None
-        self._values: Tensor | None = None  # the sum over passes that have no gradient any more
-        self._reason = ""  # why they have none
+        self._values: dict[str, Tensor] = {}  # why losses lost their gradient → the sum of these
 
-    def add(self, loss: Tensor | None, x: Tensor, y: Tensor) -> None:
-        """Keep the loss of one pass of the layer, from x to y."""
+    def add(self, loss: Tensor | None, x: Tensor, y: Tensor, *, keep: bool = False) -> None:
+        """Take the loss of one pass of the layer, from x to y. keep: hold it after the next pass,
+        too, whatever becomes of its output."""
         if loss is None or recomputing() or torch.compiler.is_exporting():
             return
         if torch.compiler.is_compiling():  # compiled code knows neither weak references nor hooks
@@ -50,45 +53,57 @@ class AuxLosses:
             self._compiled = loss if earlier is None else earlier + loss
             return
 
+        for earlier_pass in self._passes:
+            earlier_pass.let_go()
         self._forget_graphs_that_are_gone()
+        if torch.is_grad_enabled() and not loss.requires_grad and not transformed():
+            # a constant, such as 0 where no loss has a weight: there is no gradient to lose
+            self._values = loss if self._values is None else self._values + loss
+            return
         node = None if transformed() else y.grad_fn
-        each = _Pass(loss, keep=node is None or x.grad_fn is None)
+        each = _Pass(loss, keep=keep or node is None or x.grad_fn is None)
         if node is not None:
             node.register_prehook(partial(_on_backward, each, [loss]))
         self._passes.append(each)
 
     def total(self) -> Tensor | None:
-        """The sum of the losses that have a gradient; of their values where none has; None where
-        there is no loss."""
-        self._forget_graphs_that_are_gone()
-        terms = [each.loss() for each in self._passes] + [self._compiled]
-        losses = [term for term in terms if term is not None] or [self._values]
-        return None if losses[0] is None else torch.stack(losses).sum()
+        """The sum of the losses, with the gradients they have still; None where there is none."""
+        return self._sum()[0]
 
     def take(self) -> tuple[Tensor | None, str]:
-        """(``total()``, why it has no gradient or ""); no loss is left here."""
-        total = self.total()
-        reason = "" if self._passes or self._compiled is not None else self._reason
+        """(``total()``, why a part of it has no gradient or ""); no loss is left here."""
+        total_and_reason = self._sum()
         self._passes = []
         self._compiled = None
-        self._values = None
-        self._reason = ""
-        return total, reason
+        self._values = {}
+        return total_and_reason
+
+    def _sum(self) -> tuple[Tensor | None, str]:
+        self._forget_graphs_that_are_gone()
+        terms = [each.loss() for each in self._passes] + [self._compiled]
+        terms.append(self._values.get(DISCARDED))
+        losses = [term for term in terms if term is not None]
+        reason = DISCARDED if DISCARDED in self._values else ""
+        if not losses:
+            losses = list(self._values.values())
+            reason = next(iter(self._values), "")
+        return (sum(losses[1:], losses[0]) if losses else None), reason
 
     def _forget_graphs_that_are_gone(self) -> None:
         """Of a pass without a gradient the value stays; of one that ended inside a transform of
         torch.func nothing does."""
-        kept = [each for each in self._passes if each.kept is not None]
-        for each in kept[: -KEPT_WITHOUT_OUTPUT + 1]:
-            each.release(DISCARDED)
-
+        if torch.compiler.is_compiling():
+            return
         passes = [each for each in self._passes if transformed() or not each.transformed]
+        for each in passes[:-MOST_HELD]:
+            each.let_go(even_kept=True)
+
         self._passes = [each for each in passes if each.loss() is not None]
         for each in passes:
             if each.loss() is None:
-                value = each.value
-                self._values = value if self._values is None else self._values + value
-                self._reason = each.reason or DISCARDED
+                reason = each.reason or DISCARDED
+                before = self._values.get(reason)
+                self._values[reason] = each.value if before is None else before + each.value
 
     def __reduce__(self) -> tuple[type["AuxLosses"], tuple[()]]:
         """Copies and pickles leave the losses behind: a graph cannot be copied."""
@@ -96,27 +111,27 @@ class AuxLosses:
 
 
 class _Pass:
-    """The loss of one pass. ``kept``: the loss where it is held here; None where the graph of the
-    output holds it."""
+    """The loss of one pass, held here or by the graph of its output alone."""
 
     def __init__(self, loss: Tensor, *, keep: bool) -> None:
         self.transformed = transformed()
         self.value = loss.detach()
-        self.reason = ""
-        self.kept: Tensor | None = loss if keep else None
-        self._held_by_output = weakref.ref(loss)
-        if not loss.requires_grad and not self.transformed:
-            self.release(NO_GRAD)
+        self.reason = "" if loss.requires_grad or self.transformed else NO_GRAD
+        self.keep = keep
+        self._held: Tensor | None = loss
+        self._of_output = weakref.ref(loss)
 
     def loss(self) -> Tensor | None:
         """The loss with its graph; None once that is gone."""
-        if self.reason:
-            return None
-        return self._held_by_output() if self.kept is None else self.kept
+        return None if self.reason else self._of_output()
 
-    def release(self, reason: str) -> None:
-        self.reason = reason
-        self.kept = None
+    def let_go(self, *, even_kept: bool = False) -> None:
+        if even_kept or not self.keep:
+            self._held = None
+
+    def used_up(self) -> None:
+        self.reason = self.reason or FREED
+        self._held = None
 
 
 def _on_backward(each: _Pass, held: list[Tensor], _: object) -> None:
@@ -124,7 +139,7 @@ def _on_backward(each: _Pass, held: list[Tensor], _: object) -> None:
     output holds the loss."""
     if not torch._C._autograd._get_current_graph_task_keep_graph():
         held.clear()
-        each.release(FREED)
+        each.used_up()
 
 
 # For each trace of torch.compile the layers it has met. A loss of an earlier run of the compiled

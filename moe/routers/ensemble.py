@@ -36,16 +36,21 @@ class EnsembleRouter(TopKRouter):
         self.ensemble_size = ensemble_size
 
     def forward(
-        self, x_TD: Tensor, tokens_per_group: int | None = None, *, mask: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        tokens_per_group: int | None = None,
+        *,
+        mask: Tensor | None = None,
+        sequence_length: int | None = None,
     ) -> RouterOutput:
         """x (T, D), member after member → RouterOutput over all E experts; logits of other members'
-        experts are −∞. ``mask`` (T,) bool: False marks padding, as for ``TopKRouter``."""
+        experts are −∞. The other arguments are those of ``TopKRouter``."""
         if x_TD.shape[0] % self.ensemble_size:
             raise ValueError(
                 f"x must hold the same tokens for {self.ensemble_size} members, got "
                 f"{x_TD.shape[0]} tokens"
             )
-        return super().forward(x_TD, tokens_per_group, mask=mask)
+        return super().forward(x_TD, tokens_per_group, mask=mask, sequence_length=sequence_length)
 
     def _logits(self, x_TD: Tensor) -> Tensor:
         """(M, T / M, E / M)."""
@@ -59,3 +64,10 @@ class EnsembleRouter(TopKRouter):
         own_MN = torch.eye(members, dtype=torch.bool, device=logits_MTE.device)
         blocks_MTNE = logits_MTE[:, :, None].where(own_MN[:, None, :, None], float("-inf"))
         return rearrange(blocks_MTNE, "m t n e -> (m t) (n e)")
+
+    def _own_experts(self, experts_TK: Tensor) -> Tensor:
+        """(M, T / M, K), counted from the first expert of the member."""
+        experts_MTK = rearrange(experts_TK, "(m t) k -> m t k", m=self.ensemble_size)
+        size = self.num_experts // self.ensemble_size
+        first_M = torch.arange(self.ensemble_size, device=experts_TK.device) * size
+        return experts_MTK - first_M[:, None, None]

@@ -75,7 +75,8 @@ def balance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
     num_experts = gates_TE.shape[-1]
     if mask is not None:
         gates_TE = zero_padding(gates_TE, mask)
-    first_choice_TE = nn.functional.one_hot(gates_TE.argmax(-1), num_experts).to(gates_TE.dtype)
+    experts_E = torch.arange(num_experts, device=gates_TE.device)
+    first_choice_TE = (gates_TE.argmax(-1, keepdim=True) == experts_E).to(gates_TE.dtype)
     share_E = mean_over_tokens(first_choice_TE, mask)
     return num_experts * (share_E * mean_over_tokens(gates_TE, mask)).sum(-1)
 

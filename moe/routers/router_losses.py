@@ -1,7 +1,4 @@
-"""The auxiliary loss of a router: the weighted losses of each group of tokens, and their mean.
-
-Shape suffixes: T tokens, E experts; G groups, S tokens of a group.
-"""
+"""The auxiliary loss of a router, and the table of its balance losses."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -9,10 +6,67 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ironmoe.kernels.route import transformed
+from ironmoe.moe.routers.balance import (
+    choice_counts,
+    deepseek_balance_loss,
+    global_batch_balance_loss,
+    mixtral_balance_loss,
+)
+from ironmoe.moe.routers.global_load import GlobalLoad
 from ironmoe.moe.routers.losses import balance_loss, importance_loss, load_loss, router_z_loss
+from ironmoe.moe.routers.routed_tokens import RoutedTokens
+
+GROUP, SEQUENCE, GLOBAL_BATCH = "group", "sequence", "global batch"
 
 
-class LossWeights(Protocol):
+class BalanceLoss(NamedTuple):
+    """A balance loss that a router can have.
+
+    value: groups of tokens (…, G, S, E) and the load (…, E) of the global batch to one number a
+        group, (…, G); the load is None unless ``over`` is "global batch".
+    over: which tokens are a group: those of the router's "group", those of a "sequence", or, for
+        "global batch", all that are there.
+    """
+
+    value: Callable[[RoutedTokens, Tensor | None], Tensor]
+    over: str = GROUP
+
+
+def _gshard(tokens: RoutedTokens, _: Tensor | None) -> Tensor:
+    return balance_loss(tokens.noisy.softmax(-1), mask=tokens.mask)
+
+
+def _mixtral(tokens: RoutedTokens, _: Tensor | None) -> Tensor:
+    return mixtral_balance_loss(tokens.scores, tokens.experts, mask=tokens.mask)
+
+
+def _deepseek(tokens: RoutedTokens, _: Tensor | None) -> Tensor:
+    return deepseek_balance_loss(tokens.scores, tokens.experts, mask=tokens.mask)
+
+
+def _global_batch(tokens: RoutedTokens, load_E: Tensor | None) -> Tensor:
+    assert load_E is not None
+    return global_batch_balance_loss(tokens.scores, load_E.unsqueeze(-2), mask=tokens.mask)
+
+
+BALANCE_LOSSES = {
+    "gshard": BalanceLoss(_gshard),
+    "mixtral": BalanceLoss(_mixtral),
+    "deepseek": BalanceLoss(_deepseek),
+    "deepseek_sequence": BalanceLoss(_deepseek, SEQUENCE),
+    "global_batch": BalanceLoss(_global_batch, GLOBAL_BATCH),
+}
+
+
+def get_balance_loss(name: str) -> BalanceLoss:
+    """The balance loss called ``name``. ValueError names the known ones."""
+    if not isinstance(name, str) or name not in BALANCE_LOSSES:
+        raise ValueError(f"balance must be one of {tuple(BALANCE_LOSSES)}, got {name!r}")
+    return BALANCE_LOSSES[name]
+
+
+class LossOptions(Protocol):
     """What a router says about its losses."""
 
     training: bool
@@ -20,76 +74,52 @@ class LossWeights(Protocol):
     noise_std: float
     importance_weight: float
     load_weight: float
+    balance: str
     balance_weight: float
     z_weight: float
-
-
-class RoutedTokens(NamedTuple):
-    """What the losses see of tokens. The axis of tokens is the last but one; leading axes are
-    groups already, as the members of an ensemble are.
-
-    logits, noisy: (…, T, E) without and with the noise of training
-    mask:          (…, T) bool, True for a real token, or None
-    """
-
-    logits: Tensor
-    noisy: Tensor
-    mask: Tensor | None
-
-    def groups(self, size: int | None) -> "list[RoutedTokens]":
-        """The same tokens as (…, G, S, E), and those of a smaller last group as (…, 1, S, E); none
-        where there is no token. ``size``: S, by default all tokens."""
-        num_tokens = self.logits.shape[-2]
-        size = max(min(size or num_tokens, num_tokens), 1)
-        whole = num_tokens // size * size
-        parts = [(0, whole, size), (whole, num_tokens, num_tokens - whole)]
-        return [self._part(*part) for part in parts if part[1] > part[0]]
-
-    def _part(self, start: int, stop: int, size: int) -> "RoutedTokens":
-        axis = self.logits.ndim - 2
-
-        def split(values: Tensor) -> Tensor:
-            return values.narrow(axis, start, stop - start).unflatten(axis, (-1, size))
-
-        mask = None if self.mask is None else split(self.mask)
-        return RoutedTokens(split(self.logits), split(self.noisy), mask)
+    global_load: GlobalLoad
 
 
 def auxiliary_loss(
-    router: LossWeights, tokens: RoutedTokens, tokens_per_group: int | None
+    router: LossOptions,
+    tokens: RoutedTokens,
+    tokens_per_group: int | None,
+    sequence_length: int | None,
 ) -> Tensor:
-    """Scalar: the mean over the groups with a real token; 0 where there is none."""
-    groups = tokens.groups(tokens_per_group)
-    return mean_over_groups(groups, lambda group: _group_losses(router, group), tokens)
+    """Scalar: the weighted sum of the losses, each the mean over its groups with a real token."""
+    total = tokens.mean_over_groups(
+        tokens_per_group, lambda group: _losses_but_balance(router, group)
+    )
+    if not router.balance_weight:
+        return total
+
+    form = get_balance_loss(router.balance)
+    load_E = _global_load(router, tokens) if form.over == GLOBAL_BATCH else None
+    sizes = {GROUP: tokens_per_group, SEQUENCE: sequence_length or tokens_per_group}
+    balance = tokens.mean_over_groups(sizes.get(form.over), lambda group: form.value(group, load_E))
+    return total + router.balance_weight * balance
 
 
-def mean_over_groups(
-    groups: list[RoutedTokens], loss: Callable[[RoutedTokens], Tensor], tokens: RoutedTokens
-) -> Tensor:
-    """Scalar. ``loss`` takes groups (…, G, S, E) to one number each, (…, G)."""
-    if not groups:
-        return tokens.logits.new_zeros(())
-    losses = torch.cat([loss(group).flatten() for group in groups])
-    if tokens.mask is None:
-        return losses.mean()
-    masks = [group.mask for group in groups if group.mask is not None]
-    counts = torch.cat([mask.any(-1).flatten() for mask in masks])
-    return losses.where(counts, 0).sum() / counts.sum().clamp_min(1)
-
-
-def _group_losses(router: LossWeights, group: RoutedTokens) -> Tensor:
-    """(…, G), one loss a group."""
-    logits_GSE, noisy_GSE, mask = group
+def _losses_but_balance(router: LossOptions, group: RoutedTokens) -> Tensor:
+    """(…, G), one number a group."""
+    logits_GSE, mask = group.logits, group.mask
     total_G = logits_GSE.new_zeros(logits_GSE.shape[:-2])
     if router.importance_weight:
         gates_GSE = logits_GSE.softmax(-1)
         total_G = total_G + router.importance_weight * importance_loss(gates_GSE, mask=mask)
     if router.load_weight and router.noise_std > 0 and router.training:
         std = router.noise_std / logits_GSE.shape[-1]
-        load_G = load_loss(logits_GSE, noisy_GSE, std, router.top_k, mask=mask)
+        load_G = load_loss(logits_GSE, group.noisy, std, router.top_k, mask=mask)
         total_G = total_G + router.load_weight * load_G
-    if router.balance_weight:
-        total_G = total_G + router.balance_weight * balance_loss(noisy_GSE.softmax(-1), mask=mask)
     if router.z_weight:
         total_G = total_G + router.z_weight * router_z_loss(logits_GSE, mask=mask)
     return total_G
+
+
+def _global_load(router: LossOptions, tokens: RoutedTokens) -> Tensor:
+    """(…, E). A pass in eval mode, inside a transform of torch.func or for torch.export is no part
+    of a training step: its load is its own, and no other process is asked."""
+    counts_E = choice_counts(tokens.experts, tokens.logits.shape[-1], mask=tokens.mask)
+    if not router.training or transformed() or torch.compiler.is_exporting():
+        return counts_E
+    return router.global_load.add(counts_E)

@@ -9,8 +9,11 @@ from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
 from ironmoe.kernels.route import exporting, recomputing, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
+from ironmoe.moe.routers.constant_gates import warn_of_constant_gate
+from ironmoe.moe.routers.global_load import GlobalLoad
 from ironmoe.moe.routers.masks import checked_mask, without_masked, zero_padding
-from ironmoe.moe.routers.router_losses import RoutedTokens, auxiliary_loss
+from ironmoe.moe.routers.routed_tokens import RoutedTokens
+from ironmoe.moe.routers.router_losses import SEQUENCE, auxiliary_loss, get_balance_loss
 from ironmoe.moe.routers.selection_bias import WithSelectionBias
 
 
@@ -48,6 +51,10 @@ class TopKRouter(WithSelectionBias):
         noise_std: standard deviation of the noise, times E.
         importance_weight, load_weight, balance_weight, z_weight: factors of the auxiliary losses;
             load needs noise.
+        balance: which loss ``balance_weight`` weighs, by its name in
+            ``ironmoe.moe.BALANCE_LOSSES``: "gshard" by the best expert of each token; by all K
+            choices "mixtral", "deepseek", "deepseek_sequence" and "global_batch", for which
+            ``start_global_batch(model)`` belongs into each step.
         score: a name in ``ironmoe.kernels.scores.SCORES``: "softmax", "sigmoid" or "sqrtsoftplus".
         order: "score_first" scores all experts and picks the best; "topk_first" picks by logit and
             scores only the K chosen.
@@ -78,6 +85,7 @@ class TopKRouter(WithSelectionBias):
         importance_weight: float = 0.005,
         load_weight: float = 0.005,
         balance_weight: float = 0.0,
+        balance: str = "gshard",
         z_weight: float = 0.0,
         score: str = "softmax",
         order: str = "score_first",
@@ -114,7 +122,10 @@ class TopKRouter(WithSelectionBias):
         self.noise_std = noise_std
         self.importance_weight = importance_weight
         self.load_weight = load_weight
+        get_balance_loss(balance)  # ValueError where it is unknown
+        self.balance = balance
         self.balance_weight = balance_weight
+        self.global_load = GlobalLoad()
         self.z_weight = z_weight
         self.score = score
         self.order = order
@@ -134,6 +145,7 @@ class TopKRouter(WithSelectionBias):
         # A trial call: it raises the ValueError of these arguments.
         logits = torch.zeros(1, num_experts, device="cpu")
         topk_route(logits, top_k, score=score, order=order, groups=groups)
+        warn_of_constant_gate(self, device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -142,15 +154,29 @@ class TopKRouter(WithSelectionBias):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         self.reset_selection_bias()
+        self.global_load.reset()
+
+    @property
+    def needs_sequence_length(self) -> bool:
+        """Whether ``forward`` wants to know ``sequence_length``."""
+        return get_balance_loss(self.balance).over == SEQUENCE
 
     def forward(
-        self, x_TD: Tensor, tokens_per_group: int | None = None, *, mask: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        tokens_per_group: int | None = None,
+        *,
+        mask: Tensor | None = None,
+        sequence_length: int | None = None,
     ) -> RouterOutput:
         """x (T, D) → RouterOutput.
 
-        ``tokens_per_group``: how many tokens share an auxiliary loss; by default all.
-        ``mask`` (T,) bool: False marks padding, whose choices are dropped (expert E, gate 0) and
-        which no loss and no count sees, whatever it holds.
+        Args:
+            tokens_per_group: how many tokens share an auxiliary loss; by default all.
+            mask: (T,) bool, False marks padding, whose choices are dropped (expert E, gate 0) and
+                which no loss and no count sees, whatever it holds.
+            sequence_length: how many tokens in a row are a sequence, for a loss by sequences; by
+                default a group.
         """
         if mask is not None:
             mask = checked_mask(mask, x_TD.shape[:-1])
@@ -167,9 +193,10 @@ class TopKRouter(WithSelectionBias):
                 self.count_choices(routing.experts)
             aux_loss = None
             if (self.training or self.aux_loss_in_eval) and not exporting():
-                mask = None if mask is None else mask.view(logits_TE.shape[:-1])
-                tokens = RoutedTokens(logits_TE, noisy_TE, mask)
-                aux_loss = auxiliary_loss(self, tokens, tokens_per_group)
+                experts = self._own_experts(routing.experts)
+                mask = None if mask is None else mask.view(experts.shape[:-1])
+                tokens = RoutedTokens(logits_TE, noisy_TE, experts, mask, self.score)
+                aux_loss = auxiliary_loss(self, tokens, tokens_per_group, sequence_length)
         return RouterOutput(routing, self._over_all_experts(logits_TE), aux_loss)
 
     def gates_of(self, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
@@ -189,6 +216,11 @@ class TopKRouter(WithSelectionBias):
     def _over_all_experts(self, logits_TE: Tensor) -> Tensor:
         """(T, E), whatever shape the logits of a subclass have."""
         return logits_TE
+
+    def _own_experts(self, experts_TK: Tensor) -> Tensor:
+        """(…, T, K), the choices as indices into the last axis of the logits, whatever shape those
+        of a subclass have."""
+        return experts_TK
 
     def _with_noise(self, logits_TE: Tensor) -> Tensor:
         if not self.training or self.noise_std == 0:

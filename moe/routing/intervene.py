@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ironmoe.kernels import Routing
 from ironmoe.kernels.route import may_look
-from ironmoe.moe.routing.routed_layers import Decision, Edit, attached, routing_sites
+from ironmoe.moe.routing.callbacks import attached
+from ironmoe.moe.routing.routed_layers import Decision, Edit, routing_sites
 
 
 @contextmanager
@@ -20,7 +21,8 @@ def intervene(
 
     It works on layers of this library, upcycled models, and Hugging Face models under any experts
     implementation. A capacity drops afterwards, from what the policy chose; a trace sees the
-    policy's choice. Compiled models run eagerly inside the block. Gradients flow through the gates
+    policy's choice. Masked tokens (padding) stay dropped, whatever the policy gives them. Compiled
+    models run eagerly inside the block. Gradients flow through the gates
     as each policy documents; a choice has no gradient. With activation checkpointing the backward
     pass routes again, so it belongs inside the block, too.
 

@@ -85,16 +85,23 @@ def image_overlap(
     Readings as in ``token_overlap``.
 
     Args:
-        images: B; the traces hold B images of equally many tokens, one after another. M · B for an
-            ensemble of M members.
+        images: B; the traces hold B images of equally many tokens, padding counted, one after
+            another. M · B for an ensemble of M members.
     """
     iou_T, counts_T = token_overlap(clean, adversarial, reading)
-    if images < 1 or len(iou_T) % images:
+    real_T = clean.mask
+    if images < 1 or len(real_T) % images:
         raise ValueError(
-            f"images must be at least 1 and divide the {len(iou_T)} tokens, got {images}"
+            f"images must be at least 1 and divide the {len(real_T)} tokens, got {images}"
         )
-    shape = (images, len(iou_T) // images)
-    iou_BN, counts_BN = iou_T.double().view(shape), counts_T.view(shape)
+    # Padding counts nowhere: it only says where the tokens of the next image begin.
+    all_iou_T = iou_T.new_zeros(len(real_T), dtype=torch.float64)
+    all_iou_T[real_T] = iou_T.double()
+    all_counts_T = torch.zeros_like(real_T)
+    all_counts_T[real_T] = counts_T
+
+    shape = (images, len(real_T) // images)
+    iou_BN, counts_BN = all_iou_T.view(shape), all_counts_T.view(shape)
     return (iou_BN * counts_BN).sum(1) / counts_BN.sum(1)
 
 

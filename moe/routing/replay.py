@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ironmoe.kernels import Routing
 from ironmoe.moe.routing.gates import GATES, gates_for
 from ironmoe.moe.routing.ranks import all_available, by_rank
@@ -12,7 +15,8 @@ from ironmoe.moe.routing.trace import LayerTrace, RoutingTrace
 @dataclass(frozen=True)
 class Replay:
     """The routing that was carried out in another forward with the same number of tokens. It puts
-    the routing of clean images on adversarial ones, or the other way round.
+    the routing of clean images on adversarial ones, or the other way round. Padding counts in
+    neither forward: the n-th real token gets what the n-th real token had.
 
     trace: of the whole model, or of the one layer to steer.
     gates: "recorded" (constants), or one of ``GATES`` for new gates of the recorded experts.
@@ -27,16 +31,19 @@ class Replay:
 
     def __call__(self, decision: Decision) -> Routing:
         layer = self._layer(decision)
-        tokens = len(layer.experts) if layer.routings else 0
-        if (tokens, layer.num_experts) != (len(decision.x), decision.num_experts):
+        recorded_tokens = len(layer.experts) if layer.routings else 0
+        tokens = _real_tokens(decision)
+        if (recorded_tokens, layer.num_experts) != (tokens, decision.num_experts):
             raise ValueError(
-                f"trace must have recorded {len(decision.x)} tokens in {decision.layer} and "
-                f"{decision.num_experts} experts, got {tokens} and {layer.num_experts}"
+                f"trace must have recorded {tokens} tokens in {decision.layer} and "
+                f"{decision.num_experts} experts, got {recorded_tokens} and {layer.num_experts}"
             )
 
         recorded = Routing(
             layer.gates.detach().to(decision.routing.gates), layer.experts.to(decision.x.device)
         )
+        if decision.mask is not None:
+            recorded = _among_padding(recorded, decision.mask, decision.num_experts)
         all_available(recorded.experts, decision)
         if self.gates == "recorded":
             return recorded
@@ -53,3 +60,16 @@ class Replay:
                 f"trace must have a layer {decision.layer!r}, got {list(self.trace.layers)}"
             )
         return self.trace.layers[decision.layer]
+
+
+def _real_tokens(decision: Decision) -> int:
+    return len(decision.x) if decision.mask is None else int(decision.mask.sum())
+
+
+def _among_padding(routing: Routing, mask_T: Tensor, num_experts: int) -> Routing:
+    """The routing of real tokens → that of all tokens, in which padding has no expert."""
+    gates_TK = routing.gates.new_zeros(len(mask_T), routing.gates.shape[1])
+    experts_TK = torch.full_like(gates_TK, num_experts, dtype=routing.experts.dtype)
+    gates_TK[mask_T] = routing.gates
+    experts_TK[mask_T] = routing.experts
+    return Routing(gates_TK, experts_TK)

@@ -97,6 +97,7 @@ def test_batch_dependence(model, data):
     assert "batch dependence" in tripped(coupled, data)
 
 
+@pytest.mark.filterwarnings("ignore:top_k=1 and renormalize")
 def test_routing_gradient(data):
     class Blocked(torch.nn.Module):
         """The best expert alone, its gate renormalised to 1: the router's logits do not show in the

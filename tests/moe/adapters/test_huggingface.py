@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ironmoe.moe.adapters import huggingface
+from ironmoe.moe.adapters import huggingface, huggingface_activation
 from ironmoe.moe.adapters.huggingface_routing import expert_sites, is_experts, router_logits
 from ironmoe.moe.huggingface import patch, register, unpatch
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 @pytest.fixture(autouse=True)
 def _fresh_warnings():
-    huggingface._warn_once.cache_clear()
+    huggingface_activation._warn_once.cache_clear()
 
 
 def output(model, ids=IDS, **options):
@@ -61,7 +61,7 @@ def passes(model):
 def test_family_gives_the_eager_values_and_gradients_of_everything(name):
     model = build(name)
     ours = patched(model)
-    assert {module._ironmoe_activation for module in ours.modules() if is_experts(module)} == {
+    assert {module._ironmoe.activation for module in ours.modules() if is_experts(module)} == {
         FAMILIES[name].activation
     }
     exact = passes(copy.deepcopy(model).double())
@@ -279,7 +279,7 @@ def test_compiles_without_graph_breaks_where_eager_experts_cannot(name, first_ca
     torch.testing.assert_close(
         compiled(input_ids=IDS, use_cache=False).logits, output(model), rtol=1e-4, atol=1e-4
     )
-    assert ours.model.layers[0].mlp.experts._ironmoe_activation == FAMILIES[name].activation
+    assert ours.model.layers[0].mlp.experts._ironmoe.activation == FAMILIES[name].activation
     torch.compiler.reset()
 
 

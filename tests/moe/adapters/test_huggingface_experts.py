@@ -8,7 +8,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
 
-from ironmoe.moe.adapters import huggingface
+from ironmoe.moe.adapters import huggingface_activation
+from ironmoe.moe.adapters.huggingface_activation import decide
 from ironmoe.moe.adapters.huggingface_routing import expert_sites
 from ironmoe.moe.huggingface import patch, unpatch
 
@@ -26,7 +27,7 @@ assert_as_exact, build, patched, running = (
 
 @pytest.fixture(autouse=True)
 def _fresh_warnings():
-    huggingface._warn_once.cache_clear()
+    huggingface_activation._warn_once.cache_clear()
 
 
 def experts_of(name, dtype=torch.float32, **options):
@@ -173,7 +174,7 @@ def test_parametrized_weights_are_read_once_and_get_gradients(when):
         patch(ours)
     ours.parametrizations.gate_up_proj[0].calls = 0
     results, expected = module_passes(ours, *inputs), module_passes(experts, *inputs)
-    assert ours.parametrizations.gate_up_proj[0].calls == 1 and ours._ironmoe_activation == "swiglu"
+    assert ours.parametrizations.gate_up_proj[0].calls == 1 and ours._ironmoe.activation == "swiglu"
     frozen = "parametrizations.gate_up_proj.original"
     assert results.pop(frozen) is None is expected.pop(frozen)
     torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-4)
@@ -228,7 +229,7 @@ def test_activation_is_told_by_what_it_computes(name, option, function, expected
             UserWarning, match=rf"{type(experts).__name__} keeps .* no activation like"
         ):
             ours = patch(copy.deepcopy(experts))
-    assert ours._ironmoe_activation == expected
+    assert ours._ironmoe.activation == expected
     torch.testing.assert_close(module_passes(ours, *inputs), eager, rtol=1e-4, atol=1e-4)
 
 
@@ -291,7 +292,7 @@ def test_state_ironmoe_does_not_know_falls_back():
     experts = experts_of("mixtral")
     experts.act_fn = nn.PReLU(init=0.5)
     with pytest.warns(UserWarning, match=r"it holds act_fn\.weight"):
-        assert patch(experts)._ironmoe_activation is None
+        assert patch(experts)._ironmoe.activation is None
 
 
 def test_activation_is_told_inside_any_context():
@@ -303,7 +304,7 @@ def test_activation_is_told_inside_any_context():
         FakeTensorMode(),
     ):
         with context:
-            assert huggingface._decide(experts) == "swiglu"
+            assert decide(experts) == "swiglu"
     told = []
-    torch.func.grad(lambda x: told.append(huggingface._decide(experts)) or x.sum())(torch.randn(3))
+    torch.func.grad(lambda x: told.append(decide(experts)) or x.sum())(torch.randn(3))
     assert told == ["swiglu"]

@@ -49,6 +49,7 @@ def gates_of(moe, x):
 
 
 @pytest.mark.parametrize("top_k, renormalize", [(2, True), (1, True), (4, False)])
+@pytest.mark.filterwarnings("ignore:top_k=1 and renormalize")
 def test_an_mlp_of_any_library_computes_the_same_when_gates_sum_to_one(mlp, top_k, renormalize):
     x = 3 * torch.randn(2, 5, DIM, dtype=torch.float64)
     moe = upcycle(copy.deepcopy(mlp), 4, top_k, renormalize=renormalize)
@@ -150,7 +151,7 @@ def test_layers_are_placed_as_in_vmoe(layers, depth, chosen, rounding):
     model = Encoder(depth)
     head, x = model.head, torch.randn(2, 3, DIM)
     before = model(x)
-    assert upcycle(model, 2, 1, layers=layers) is model
+    assert upcycle(model, 2, 2, layers=layers) is model
     assert moe_layers(model) == chosen and model.head is head
     torch.testing.assert_close(model(x), before, rtol=0, atol=rounding(roundings(depth), before))
 
@@ -283,7 +284,10 @@ class Functional(Mlp):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: TimmMlp(drop=0.1), r"drop1 with p = 0\.1, drop2 with p = 0\.1.*set it to 0"),
+        (
+            lambda: TimmMlp(drop=0.1),
+            r"drop1 with p = 0\.1, drop2 with p = 0\.1.*set it to 0.*behind the MLP",
+        ),
         (lambda: MLPBlock(dropout=0.5), r"MLPBlock\) has dropout, 2 with p = 0\.5"),
         (lambda: TimmMlp(norm=nn.LayerNorm), r"holds more than two .*norm \(LayerNorm\)"),
         (

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ironmoe.kernels import ExpertGroups, Routing
 from ironmoe.moe import (
+    BALANCE_LOSSES,
     Capacity,
     EnsembleRouter,
     ExpertChoiceRouter,
@@ -221,6 +223,20 @@ def test_a_masked_capacity_compiles_whole():
     torch._dynamo.reset()
     compiled = torch.compile(capacity, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(routing, E, 7, mask), capacity(routing, E, 7, mask))
+
+
+@pytest.mark.parametrize("balance", BALANCE_LOSSES)
+def test_nothing_masked_waits_for_the_device(balance):
+    """A fake tensor has no values: one that the host asks for is an error."""
+    with FakeTensorMode():
+        x, mask = torch.empty(T, D), torch.empty(T, dtype=torch.bool)
+        top_k = TopKRouter(D, E, K, **WEIGHTS, balance=balance, selection_bias=True)
+        ensemble = EnsembleRouter(D, E, K, ensemble_size=2, balance=balance, **WEIGHTS)
+        for router in (top_k, ensemble, ExpertChoiceRouter(D, E)):
+            routing, _, aux_loss, _ = router(x, 7, mask=mask)
+            kept = Capacity(0.7, priority=True)(routing, E, 7, mask)
+            assert kept.experts.shape == routing.experts.shape
+            assert aux_loss is None or aux_loss.shape == ()
 
 
 @pytest.mark.parametrize("tokens", [0, 1])

@@ -74,6 +74,15 @@ def test_auxiliary_loss_is_the_mean_over_groups(size):
     assert router(x, size).aux_loss is None
 
 
+@pytest.mark.parametrize(("weight", "tokens"), [(0.0, 9), (0.005, 0)])
+def test_a_loss_that_is_a_constant_warns_of_no_lost_gradient(weight, tokens, recwarn):
+    """No weight, or no token: there is nothing that a gradient could change."""
+    router = TopKRouter(D, E, K, importance_weight=weight, load_weight=weight)
+    layer = MoE(D, 10, E, router=router)
+    layer(torch.randn(tokens, D, requires_grad=True))
+    assert collect_aux_loss(layer) == 0 and not recwarn
+
+
 def test_selection_bias_evens_out_a_skewed_load():
     """No loss, no gradient: only the bias moves, and gates never see it."""
     torch.manual_seed(0)

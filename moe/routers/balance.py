@@ -1,0 +1,104 @@
+"""Balance losses of what was really routed, E · Σₑ fₑ Pₑ: fₑ says how often expert e was chosen and
+is a constant, Pₑ is its mean share of a token's scores and has the gradient.
+
+Shape suffixes: T tokens, E experts, K choices. Leading axes are groups or sequences, each with a
+loss of its own.
+"""
+
+import torch
+from torch import Tensor
+
+from ironmoe.moe.routers.masks import mean_over_tokens, zero_padding
+
+
+def mixtral_balance_loss(
+    scores_TE: Tensor, experts_TK: Tensor, *, mask: Tensor | None = None
+) -> Tensor:
+    """E · Σₑ fₑ Pₑ with fₑ the choices of expert e a token, which sum to K: the loss of Mixtral,
+    Qwen, OLMoE and DBRX (``load_balancing_loss_func`` of transformers; GShard 2006.16668 and Switch
+    2101.03961 have it for K = 1).
+
+    K at perfect balance. transformers computes one loss for all layers together: for its value,
+    concatenate the tokens of the layers.
+
+    Args:
+        scores_TE: (…, T, E) scores ≥ 0 of all experts, such as the softmax of the logits; those of
+            a token are divided by their sum.
+        experts_TK: (…, T, K) integers, the choices; E and more stands for a dropped one, which
+            does not count.
+        mask: (…, T) bool, True for a real token; the others do not count, whatever they hold. A
+            group without a real token has the loss 0.
+
+    Returns:
+        (…), in the dtype of the scores.
+    """
+    load_E = choice_counts(experts_TK, scores_TE.shape[-1], mask=mask).to(scores_TE.dtype)
+    return _balance(scores_TE, load_E / _num_tokens(experts_TK, mask), mask)
+
+
+def deepseek_balance_loss(
+    scores_TE: Tensor, experts_TK: Tensor, *, mask: Tensor | None = None
+) -> Tensor:
+    """``mixtral_balance_loss`` divided by K, so that it is 1 at perfect balance whatever K is: the
+    expert-level balance loss of DeepSeekMoE (arXiv 2401.06066, equations 12 to 14) and DeepSeek-V2
+    (2405.04434), without the factor α.
+
+    With the sigmoid scores of the B sequences of a batch, (B, S, E), it is the sequence-wise loss
+    of DeepSeek-V3 (2412.19437, equations 17 to 20), one number a sequence. Equation 18 takes the K
+    best scores without a selection bias for the choices; ``scores.topk(K).indices`` are those.
+
+    Args:
+        scores_TE, experts_TK, mask: as for ``mixtral_balance_loss``.
+    """
+    return mixtral_balance_loss(scores_TE, experts_TK, mask=mask) / experts_TK.shape[-1]
+
+
+def global_batch_balance_loss(
+    scores_TE: Tensor, load_E: Tensor, *, mask: Tensor | None = None
+) -> Tensor:
+    """E · Σₑ fₑ Pₑ with the shares fₑ of a load that was counted elsewhere, as over the micro-
+    batches and processes of a global batch (Qwen3, arXiv 2501.11873); P is that of these tokens.
+
+    1 at perfect balance.
+
+    Args:
+        scores_TE: (…, T, E) scores ≥ 0 of all experts; those of a token are divided by their sum.
+        load_E: (…, E) how often each expert was chosen, the sum of ``choice_counts``.
+        mask: (…, T) bool, as for ``mixtral_balance_loss``.
+    """
+    load_E = load_E.detach().to(scores_TE.dtype)
+    return _balance(scores_TE, load_E / load_E.sum(-1, keepdim=True).clamp_min(1), mask)
+
+
+@torch.no_grad()
+def choice_counts(experts_TK: Tensor, num_experts: int, *, mask: Tensor | None = None) -> Tensor:
+    """(…, E) int64: how many tokens chose each expert.
+
+    Args:
+        experts_TK: (…, T, K) integers; E and more stands for a dropped choice, which does not
+            count.
+        num_experts: E.
+        mask: (…, T) bool, True for a real token; the others do not count.
+    """
+    # The experts of a token are different ones, so a mark says all, and marks need no atomic sums.
+    column_TK = experts_TK.long().clamp_max(num_experts)
+    marks_TE = column_TK.new_zeros(*experts_TK.shape[:-1], num_experts + 1, dtype=torch.bool)
+    chosen_TE = marks_TE.scatter(-1, column_TK, True)[..., :num_experts]
+    if mask is not None:
+        chosen_TE = chosen_TE & mask[..., None]
+    return chosen_TE.sum(-2)
+
+
+def _balance(scores_TE: Tensor, load_E: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None:
+        scores_TE = zero_padding(scores_TE, mask)
+    total_T1 = scores_TE.sum(-1, keepdim=True).clamp_min(torch.finfo(scores_TE.dtype).tiny)
+    share_E = mean_over_tokens(scores_TE / total_T1, mask)
+    return scores_TE.shape[-1] * (load_E * share_E).sum(-1)
+
+
+def _num_tokens(experts_TK: Tensor, mask: Tensor | None) -> Tensor | int:
+    """(…, 1), at least 1."""
+    if mask is None:
+        return max(experts_TK.shape[-2], 1)
+    return mask.sum(-1, keepdim=True).clamp_min(1)

@@ -1,0 +1,56 @@
+"""The load of a global batch: choices counted over micro-batches and processes."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ironmoe.kernels.route import recomputing
+
+
+class GlobalLoad:
+    """How often each expert was chosen since ``start_global_batch``, in all processes.
+
+    It is no buffer: DistributedDataParallel would overwrite it by that of the first process. Copies
+    and pickles of a router begin with nothing counted.
+
+    counts: (…, E) int64; None before the first pass.
+    process_group: the processes whose counts are summed; None: all.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Tensor | None = None
+        self.process_group: Any = None
+
+    @torch.no_grad()
+    def add(self, counts: Tensor) -> Tensor:
+        """The load with the choices of this pass. Each process must take part, also one that has no
+        token. A pass that activation checkpointing repeats adds nothing."""
+        if self.counts is None or self.counts.is_meta or type(self.counts) is not type(counts):
+            self.counts = torch.zeros_like(counts)  # those of a fake or meta tensor had no values
+        if self.counts.device != counts.device:
+            self.counts = self.counts.to(counts.device)
+        if not recomputing():
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(counts, group=self.process_group)
+            self.counts += counts
+        return self.counts
+
+    def reset(self) -> None:
+        """Nothing is counted."""
+        if self.counts is not None:
+            self.counts.zero_()
+
+    def __reduce__(self) -> tuple[type["GlobalLoad"], tuple[()]]:
+        return GlobalLoad, ()
+
+
+def start_global_batch(model: nn.Module) -> None:
+    """Forget the choices that routers with ``balance="global_batch"`` have counted. Call it once an
+    optimizer step, before its first micro-batch; without it the load is that of all steps since the
+    model was made."""
+    for module in model.modules():
+        load = vars(module).get("global_load")
+        if isinstance(load, GlobalLoad):
+            load.reset()
