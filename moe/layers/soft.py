@@ -133,9 +133,9 @@ class SoftMoE(nn.Module):
         experts, images, slots, _ = slots_EBPD.shape
         rows_RD = rearrange(slots_EBPD, "e b p d -> (e b p) d")
         wide = torch.promote_types(rows_RD.dtype, torch.float32)
-        gates_R1 = torch.ones(len(rows_RD), 1, dtype=wide, device=rows_RD.device)
+        gates_R1 = torch.ones(rows_RD.shape[0], 1, dtype=wide, device=rows_RD.device)
         experts_E = torch.arange(experts, dtype=torch.int32, device=rows_RD.device)
-        experts_R1 = experts_E.repeat_interleave(images * slots)[:, None]
+        experts_R1 = experts_E[:, None].expand(-1, images * slots).reshape(-1, 1)
         routing = Routing(gates_R1, experts_R1)
         options: dict[str, Any] = {"activation": self.activation, "precision": self.precision}
         y_RD = with_weights(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
-from ironmoe.kernels.route import recomputing, without_autocast
+from ironmoe.kernels.route import exporting, recomputing, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
 from ironmoe.moe.routers.constant_gates import warn_of_constant_gate
@@ -199,7 +199,7 @@ class TopKRouter(WithSelectionBias):
             if self.training and self.choices is not None and not recomputing():
                 self.count_choices(routing.experts)
             aux_loss = None
-            if self.training or self.aux_loss_in_eval:
+            if (self.training or self.aux_loss_in_eval) and not exporting():
                 experts = self._own_experts(routing.experts)
                 mask = None if mask is None else mask.view(experts.shape[:-1])
                 tokens = RoutedTokens(logits_TE, noisy_TE, experts, mask, self.score)
