@@ -285,6 +285,30 @@ def test_hugging_face_models(family, patched):
     assert health.read() == pytest.approx(right, rel=1e-5, abs=1e-6)
 
 
+def test_a_compiled_hugging_face_model_counts_the_tokens_of_its_attention_mask():
+    transformers = pytest.importorskip("transformers")
+    from ironmoe.moe import huggingface
+
+    config = transformers.MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2, vocab_size=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = huggingface.patch(transformers.MixtralForCausalLM(config).train())
+    ids, mask = torch.randint(0, 32, (2, 7)), torch.ones(2, 7, dtype=torch.int64)
+    mask[0, :3] = 0
+    torch.compiler.reset()
+    with RouterHealth(model) as health:
+        model(ids)
+        all_tokens = health.read()
+        model(ids, attention_mask=mask)
+        right = health.read()
+        torch.compile(model, backend="aot_eager")(ids, attention_mask=mask).logits.sum().backward()
+        assert health.read() == pytest.approx(right, rel=1e-5)
+    assert right != all_tokens
+    torch.compiler.reset()
+
+
 def test_a_model_without_routed_layers_is_named():
     with pytest.raises(ValueError, match="model must have MoE layers to watch, got Linear"):
         RouterHealth(nn.Linear(2, 2))
