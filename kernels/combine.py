@@ -64,7 +64,7 @@ def gather_sum(rows_RD: Tensor, gates_TK: Tensor, slot_row_TK: Tensor) -> Tensor
         )
         return sums_TD.to(rows_RD.dtype)
 
-    gathered_TKD = rows_RD[slot_row_TK.clamp_min(0)]
+    gathered_TKD = rows_RD[slot_row_TK.clamp_min(0).long()]  # ONNX has no other index
     if not dropless:
         # Both factors become 0: a NaN in either would make the product NaN.
         kept_TK = slot_row_TK >= 0

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ironmoe.kernels.route import may_look, takes_operators, takes_triton, transformed
+from ironmoe.kernels.onnx_graph import count_below, stable_sort
+from ironmoe.kernels.route import (
+    exporting,
+    may_look,
+    takes_operators,
+    takes_triton,
+    transformed,
+)
 from ironmoe.kernels.tuning import max_tiles, rows_per_tile
 from ironmoe.kernels.types import Dispatch
 
@@ -33,11 +40,22 @@ def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
 
 def plan_with_tiles(
     experts: Tensor, num_experts: int, dtype: torch.dtype
-) -> tuple[Dispatch, Tensor]:
-    """``plan_dispatch`` and ``plan_tiles`` for products in ``dtype`` as one operator."""
+) -> tuple[Dispatch, Tensor | None]:
+    """``plan_dispatch`` and ``tiles_ahead`` for products in ``dtype`` as one operator."""
     _check(experts, num_experts)
+    if exporting():
+        return Dispatch(*plan_dispatch_op(experts, num_experts, None)[:4]), None
     *dispatch, tiles = plan_dispatch_op(experts, num_experts, dtype)
     return Dispatch(*dispatch), tiles
+
+
+def tiles_ahead(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor | None:
+    """``plan_tiles``, once for all products of a layer; None while torch.export traces.
+
+    How many tiles there are depends on a bucket of ``num_rows``. As a shape in the graph it would
+    narrow the sizes that an exported program takes, so there each product cuts its own.
+    """
+    return None if exporting() else plan_tiles(offsets, num_rows, dtype)
 
 
 def _check(experts: Tensor, num_experts: int) -> None:
@@ -60,9 +78,9 @@ def _check(experts: Tensor, num_experts: int) -> None:
 def _sorted(experts: Tensor, num_experts: int) -> Dispatch:
     """The torch twin, by a stable sort."""
     top_k = experts.shape[1]
-    sorted_experts, row_choice = experts.flatten().sort(stable=True)
+    sorted_experts, row_choice = stable_sort(experts.flatten(), 0)
     bounds = torch.arange(num_experts + 1, device=experts.device, dtype=sorted_experts.dtype)
-    offsets = torch.searchsorted(sorted_experts, bounds, out_int32=True)
+    offsets = count_below(sorted_experts, bounds).to(torch.int32)
     rows = torch.arange(row_choice.numel(), device=experts.device, dtype=torch.int32)
     rows = torch.where(sorted_experts < num_experts, rows, -1)
     slot_row = torch.empty_like(rows).scatter_(0, row_choice, rows).view(experts.shape)

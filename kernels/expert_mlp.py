@@ -25,17 +25,21 @@ from ironmoe.kernels.autograd.demand import demanded, with_own_node
 from ironmoe.kernels.autograd.recompute import recomputed
 from ironmoe.kernels.autograd.transforms import by_folding, takes_folding
 from ironmoe.kernels.checks import check_experts, check_like
-from ironmoe.kernels.dispatch import plan_dispatch, plan_tiles, plan_with_tiles
+from ironmoe.kernels.combine import gather_sum
+from ironmoe.kernels.dispatch import plan_dispatch, plan_with_tiles, tiles_ahead
 from ironmoe.kernels.expert_down import down_tiles, down_tiles_backward, expert_down_op
 from ironmoe.kernels.grouped_matmul import (
     grouped_matmul_op,
     product_tiles,
     product_tiles_backward,
 )
+from ironmoe.kernels.onnx_graph import grouped_rows
 from ironmoe.kernels.route import (
     autocast_dtype,
     check_precision,
     forward_mode,
+    onnx_exporting,
+    recorded_by_jit,
     takes_operators,
     transformed,
     without_autocast,
@@ -98,15 +102,17 @@ def expert_mlp(
     with without_autocast(x):
         if takes_folding():
             return by_folding(expert_mlp, inputs, routing.experts, activation, recompute, precision)
-        plainly = transformed() or forward_mode()
+        plainly = transformed() or forward_mode() or recorded_by_jit()
         if takes_operators(x) and not plainly:
             if dispatch is None:
                 dispatch, cut = plan_with_tiles(routing.experts, w_in.shape[0], x.dtype)
             else:
-                cut = plan_tiles(dispatch.offsets, dispatch.row_token.shape[0], x.dtype)
+                cut = tiles_ahead(dispatch.offsets, dispatch.row_token.shape[0], x.dtype)
             return _by_operators(inputs, activation, dispatch, cut, recompute, precision)
         if dispatch is None:
             dispatch = plan_dispatch(routing.experts, w_in.shape[0])
+        if onnx_exporting():
+            return _by_experts(inputs, act, dispatch)
         if plainly:
             return _plainly(inputs, act, dispatch)
         return _by_tiles(inputs, act, dispatch, recompute)
@@ -121,10 +127,23 @@ def _plainly(inputs: Any, act: Activation, dispatch: Dispatch) -> Tensor:
     return down_tiles(gates, w_out, b_out, map(act.value, hidden), dispatch.slot_row, plan)
 
 
+def _by_experts(inputs: Any, act: Activation, dispatch: Dispatch) -> Tensor:
+    """Both layers in operations that ONNX has."""
+    x, gates, w_in, w_out, b_in, b_out = inputs
+    hidden = grouped_rows(x[dispatch.row_token.long()], w_in, b_in, dispatch.offsets)
+    rows = grouped_rows(act.value(hidden), w_out, b_out, dispatch.offsets)
+    return gather_sum(rows, gates, dispatch.slot_row)
+
+
 def _by_operators(
-    inputs: Any, activation: str, dispatch: Dispatch, cut: Tensor, recompute: bool, precision: str
+    inputs: Any,
+    activation: str,
+    dispatch: Dispatch,
+    cut: Tensor | None,
+    recompute: bool,
+    precision: str,
 ) -> Tensor:
-    """Both layers as registered operators; ``cut`` is ``plan_tiles`` of the dispatch."""
+    """Both layers as registered operators; ``cut`` is ``tiles_ahead`` of the dispatch."""
     records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs] if records else inputs
     offsets, row_token, row_slot, slot_row = dispatch

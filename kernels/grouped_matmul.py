@@ -20,10 +20,12 @@ from ironmoe.kernels.activations import ACTIVATIONS
 from ironmoe.kernels.autograd.demand import demanded, with_own_node
 from ironmoe.kernels.checks import check_experts
 from ironmoe.kernels.combine import gather_sum
-from ironmoe.kernels.dispatch import plan_tiles
+from ironmoe.kernels.dispatch import tiles_ahead
+from ironmoe.kernels.onnx_graph import grouped_rows
 from ironmoe.kernels.route import (
     check_precision,
     forward_mode,
+    onnx_exporting,
     takes_operators,
     takes_triton,
     transformed,
@@ -72,9 +74,11 @@ def grouped_matmul(
             f"offsets must have shape ({weight.shape[0] + 1},), one more than experts, got "
             f"{tuple(offsets.shape)}"
         )
+    if onnx_exporting():
+        return grouped_rows(x, weight, bias, offsets)
     if takes_operators(x) and not transformed() and not forward_mode():
         own_x, own_weight, own_bias = map(with_own_node, (x, weight, bias))
-        cut = plan_tiles(offsets, len(x), x.dtype)
+        cut = tiles_ahead(offsets, x.shape[0], x.dtype)
         hidden, _ = grouped_matmul_op(
             own_x,
             own_weight,
@@ -155,7 +159,7 @@ def grouped_matmul_op(
     weight: Tensor,
     bias: Tensor | None,
     offsets: Tensor,
-    tiles_2n: Tensor,
+    tiles_2n: Tensor | None,
     row_token: Tensor | None,
     slot_row: Tensor | None,
     activation: str,
@@ -163,8 +167,8 @@ def grouped_matmul_op(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """(H (R, N | 2N), A (R, N)); empty where not kept, or where the activation is "none".
-    ``slot_row`` serves the backward pass."""
-    num_rows = len(x) if row_token is None else len(row_token)
+    ``slot_row`` serves the backward pass. Without tiles a kernel plans its own."""
+    num_rows = x.shape[0] if row_token is None else row_token.shape[0]
     if takes_triton(x):
         from ironmoe.kernels.gpu import grouped_matmul as gpu
 
@@ -188,16 +192,7 @@ def grouped_matmul_op(
 
 @grouped_matmul_op.register_fake
 def _(  # type: ignore[no-untyped-def]
-    x,
-    weight,
-    bias,
-    offsets,
-    tiles_2n,
-    row_token,
-    slot_row,
-    activation,
-    keep_hidden,
-    precision,
+    x, weight, bias, offsets, tiles_2n, row_token, slot_row, activation, keep_hidden, precision
 ):
     num_rows, wide = x.shape[0] if row_token is None else row_token.shape[0], weight.shape[1]
     hidden = x.new_empty(num_rows, wide) if keep_hidden else x.new_empty(0)
@@ -212,7 +207,7 @@ def grouped_matmul_backward_op(
     x: Tensor | None,
     weight: Tensor,
     offsets: Tensor,
-    tiles_2n: Tensor,
+    tiles_2n: Tensor | None,
     row_token: Tensor | None,
     slot_row: Tensor | None,
     precision: str,

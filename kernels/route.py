@@ -2,10 +2,13 @@
 
 Eager CPU tensors walk over tiles of rows (``tiles``). CUDA tensors, traced and fake ones go through
 the registered operators ``ironmoe::…``, whose body is Triton where there is a GPU (or its
-interpreter: TRITON_INTERPRET=1) and the torch twin elsewhere.
+interpreter: TRITON_INTERPRET=1) and the torch twin elsewhere. Where only operations that others
+know may be seen, there are plain ones: ``onnx_graph`` for ONNX, the tiles for tools that count
+through torch.jit's tracer.
 """
 
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
@@ -27,6 +30,8 @@ def interpreting() -> bool:
 
 def takes_operators(tensor: Tensor) -> bool:
     """Whether a call on this tensor goes through the registered operators."""
+    if recorded_by_jit() or onnx_exporting():
+        return False
     return (
         torch.compiler.is_compiling()
         or tensor.device.type != "cpu"
@@ -69,6 +74,42 @@ def may_look(tensor: Tensor) -> bool:
         and not isinstance(tensor, FakeTensor)
         and not transformed()
     )
+
+
+def exporting() -> bool:
+    """Whether torch.export traces: its graph must hold for every size that its caller asked for."""
+    return torch.compiler.is_exporting()
+
+
+def onnx_exporting() -> bool:
+    """Whether ``torch.onnx.export`` traces, through torch.export."""
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+def recorded_by_jit() -> bool:
+    """Whether a tool looks at the operations of one run through torch.jit's tracer, as fvcore does
+    to count them.
+
+    Raises:
+        RuntimeError: it is torch.jit.trace or the old exporter to ONNX, whose program would repeat
+            the routing of its example on every input.
+    """
+    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
+        return False
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "torch.onnx.export(…, dynamo=False) would keep the routing of its example: use "
+            "torch.onnx.export(…, dynamo=True)"
+        )
+    frame = sys._getframe()
+    while frame.f_code is not torch.jit.ONNXTracedModule.forward.__code__:
+        if frame.f_back is None:
+            raise RuntimeError(
+                "torch.jit.trace would keep the routing of its example: use "
+                "torch.export.export(model, args)"
+            )
+        frame = frame.f_back
+    return True
 
 
 def recomputing() -> bool:

@@ -49,7 +49,8 @@ def tiles(offsets: Tensor, row_bytes: int) -> Iterator[Tile]:
     are zeros, not missing. Reads ``offsets`` on the host, so it belongs to the CPU path and to the
     tests.
     """
-    rows_per_tile = max(MIN_TILE_ROWS, TILE_BYTES // max(row_bytes, 1))
+    # int: torch.jit's tracer gives sizes as tensors
+    rows_per_tile = max(MIN_TILE_ROWS, TILE_BYTES // max(int(row_bytes), 1))
     bounds = offsets.tolist()
     if bounds[-1] == 0:
         yield Tile(0, 0, 0)
@@ -74,7 +75,7 @@ def matmul(
     products never earn back; those take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN).
     float16 always does: its own is 100 times slower.
     """
-    if a.device.type == "cpu" and a.dtype != torch.float64:
+    if a.device.type == "cpu" and a.dtype != torch.float64 and not torch.jit.is_tracing():
         large = a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_MIN_PRODUCT.get(a.dtype, math.inf)
         if a.dtype != torch.float32 and not large:
             return matmul(a.float(), b.float(), None if bias is None else bias.float()).to(a.dtype)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from ironmoe.kernels.onnx_graph import stable_sort
 from ironmoe.kernels.route import forward_mode, may_look, takes_operators, takes_triton, transformed
 from ironmoe.kernels.scores import get_score
 from ironmoe.kernels.types import ExpertGroups, GateRule, Routing
@@ -105,7 +106,7 @@ def _select(keys: Tensor, top_k: int, bias: Tensor | None, groups: ExpertGroups 
         keys = keys + bias.detach()
     if groups is not None:
         keys = keys.masked_fill(~_in_kept_groups(keys, groups), float("-inf"))
-    return keys.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    return stable_sort(keys, -1, descending=True)[1][:, :top_k]
 
 
 def _in_kept_groups(keys: Tensor, groups: ExpertGroups) -> Tensor:
@@ -113,7 +114,7 @@ def _in_kept_groups(keys: Tensor, groups: ExpertGroups) -> Tensor:
     by_group = keys.unflatten(-1, (groups.num_groups, -1))
     members = 1 if groups.score == "max" else min(2, by_group.shape[-1])
     group_keys = by_group.topk(members, dim=-1).values.sum(-1)
-    kept = group_keys.sort(dim=-1, descending=True, stable=True).indices[:, : groups.keep]
+    kept = stable_sort(group_keys, -1, descending=True)[1][:, : groups.keep]
     mask = torch.zeros_like(group_keys, dtype=torch.bool).scatter_(-1, kept, True)
     return mask.unsqueeze(-1).expand_as(by_group).flatten(-2)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ironmoe.kernels.gpu.activations import Unit, unit, unit_of
+from ironmoe.kernels.gpu.dispatch import plan_tiles
 from ironmoe.kernels.gpu.launch import cdiv, launch
 from ironmoe.kernels.gpu.operands import (
     are_aligned,
@@ -127,7 +128,7 @@ def grouped_matmul(
     weight: Tensor,
     bias: Tensor | None,
     offsets: Tensor,
-    tiles: Tensor,
+    tiles: Tensor | None,
     *,
     row_token: Tensor | None = None,
     activation: str = "none",
@@ -140,6 +141,8 @@ def grouped_matmul(
     bias = None if bias is None else bias.contiguous()
     num_experts, wide, K = weight.shape
     num_rows = len(x) if row_token is None else len(row_token)
+    if tiles is None:
+        tiles = plan_tiles(offsets, num_rows, x.dtype)
     kind = unit_of(activation)
     N = wide // kind.halves
     units = N // 2 if kind.interleaved else N

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ironmoe.kernels.gpu.activations import unit, unit_of
+from ironmoe.kernels.gpu.dispatch import plan_tiles
 from ironmoe.kernels.gpu.launch import cdiv, launch
 from ironmoe.kernels.gpu.operands import are_aligned, output_box, weight_layout, weight_operand
 from ironmoe.kernels.gpu.product import Access, Source, Weights, accumulate
@@ -210,7 +211,7 @@ def hidden_gradient(
     hidden: Tensor,
     dispatch: Dispatch,
     *,
-    tiles: Tensor,
+    tiles: Tensor | None,
     activation: str,
     precision: str,
     want_gates: bool,
@@ -223,6 +224,8 @@ def hidden_gradient(
     gates = gates.to(torch.float32).contiguous()
     num_experts, K, N = w_out.shape
     num_rows = len(dispatch.row_token)
+    if tiles is None:
+        tiles = plan_tiles(dispatch.offsets, num_rows, dy.dtype)
     weight = w_out.transpose(1, 2)  # (E, F, D): its rows are the columns of dA′
     kind = unit_of(activation)
     product = "hidden_gradient_interleaved" if kind.interleaved else "hidden_gradient"

@@ -58,7 +58,7 @@ def current_token_mask(num_tokens: int, *, checkpointed: bool = False) -> Tensor
     if not checkpointed and entries[-1].autograd != _autograd():
         return None
     mask_T = entries[-1].mask_BS.flatten()
-    return mask_T if len(mask_T) == num_tokens else None
+    return mask_T if mask_T.shape[0] == num_tokens else None
 
 
 def keep_token_masks(model: nn.Module) -> list[RemovableHandle]:

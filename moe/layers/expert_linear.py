@@ -5,6 +5,7 @@ Shape suffixes: T tokens, D their width, E experts, N outputs of an expert.
 
 import math
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,13 @@ class ExpertLinear(nn.Module):
             use: (x, weight (E, N, D), bias (E, N) or None) → Tensor.
         """
         return use(x, self.weight, self.bias)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first on every module of a model."""
+        raise RuntimeError(
+            "torch.jit.script cannot compile experts, whose layers take functions: use "
+            "torch.export.export(model, args)"
+        )
 
     def extra_repr(self) -> str:
         return (

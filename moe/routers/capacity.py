@@ -8,6 +8,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ironmoe.kernels import Routing
+from ironmoe.kernels.onnx_graph import count_below, stable_sort
+from ironmoe.kernels.route import exporting
 from ironmoe.moe.routers.groups import Grouped
 from ironmoe.moe.routers.masks import checked_mask, without_masked
 
@@ -94,11 +96,24 @@ class Capacity(Grouped):
         if mask is not None:
             mask = checked_mask(mask, routing.gates.shape[:-1])
             routing = without_masked(routing, mask, num_experts)
-        whole = len(routing.gates) // tokens_per_group * tokens_per_group
-        parts = [
-            (0, whole, tokens_per_group),
-            (whole, len(routing.gates), len(routing.gates) - whole),
-        ]
+        if exporting():
+            kept_TK = self._kept_of_any_number(routing, num_experts, tokens_per_group, mask)
+        else:
+            kept_TK = self._kept(routing, num_experts, tokens_per_group, mask)
+        gates_TK = routing.gates.masked_fill(~kept_TK, 0)
+        if self.renormalize:
+            gates_TK = gates_TK / gates_TK.sum(-1, keepdim=True).clamp_min(
+                torch.finfo(gates_TK.dtype).tiny
+            )
+        return Routing(gates_TK, routing.experts.masked_fill(~kept_TK, num_experts))
+
+    def _kept(
+        self, routing: Routing, num_experts: int, tokens_per_group: int, mask: Tensor | None
+    ) -> Tensor:
+        """(T, K) bool: whether the choice finds a place. The whole groups, then the last one."""
+        num_tokens = routing.gates.shape[0]
+        whole = num_tokens // tokens_per_group * tokens_per_group
+        parts = [(0, whole, tokens_per_group), (whole, num_tokens, num_tokens - whole)]
         kept = [
             self._fits(
                 Routing(*(field[start:stop].unflatten(0, (-1, size)) for field in routing)),
@@ -109,22 +124,30 @@ class Capacity(Grouped):
             if stop > start
         ]
         if not kept:
-            return routing
-        kept_TK = torch.cat([part_GSK.flatten(0, 1) for part_GSK in kept])
-        gates_TK = routing.gates.masked_fill(~kept_TK, 0)
-        if self.renormalize:
-            gates_TK = gates_TK / gates_TK.sum(-1, keepdim=True).clamp_min(
-                torch.finfo(gates_TK.dtype).tiny
-            )
-        return Routing(gates_TK, routing.experts.masked_fill(~kept_TK, num_experts))
+            return torch.ones_like(routing.experts, dtype=torch.bool)
+        return torch.cat([part_GSK.flatten(0, 1) for part_GSK in kept])
+
+    def _kept_of_any_number(
+        self, routing: Routing, num_experts: int, tokens_per_group: int, mask: Tensor | None
+    ) -> Tensor:
+        """``_kept`` without a look at the number of tokens: the last group is filled up with
+        padding."""
+        if mask is None:
+            mask = torch.ones_like(routing.experts[:, 0], dtype=torch.bool)
+        gates_GSK, experts_GSK = (self.in_groups(field, tokens_per_group) for field in routing)
+        mask_GS = self.in_groups(mask, tokens_per_group)
+        experts_GSK = experts_GSK.masked_fill(~mask_GS[..., None], num_experts)
+        fits_GSK = self._fits(Routing(gates_GSK, experts_GSK), num_experts, mask_GS)
+        return self.out_of_groups(fits_GSK, mask.shape[0])
 
     def _fits(self, routing: Routing, num_experts: int, mask_GS: Tensor | None) -> Tensor:
         """(G, S, K) bool: whether the choice finds a place."""
         gates_GSK, experts_GSK = routing
         _, size, top_k = experts_GSK.shape
         if self.priority:
-            order_GS1 = gates_GSK[..., :1].argsort(dim=1, descending=True, stable=True)
-            experts_GSK = experts_GSK.take_along_dim(order_GS1, 1)
+            _, order_GS1 = stable_sort(gates_GSK[..., :1], 1, descending=True)
+            order_GSK = order_GS1.expand(-1, -1, top_k)
+            experts_GSK = experts_GSK.gather(1, order_GSK)
         # first choices of all tokens, then second choices
         queue_GQ = rearrange(experts_GSK, "g s k -> g (k s)")
         position_GQ = _position_among_equals(queue_GQ, num_experts)
@@ -134,7 +157,7 @@ class Capacity(Grouped):
             fits_GQ = position_GQ < self._places_of_real(mask_GS, top_k, num_experts)[:, None]
         fits_GSK = rearrange(fits_GQ, "g (k s) -> g s k", k=top_k)
         if self.priority:
-            fits_GSK = fits_GSK.take_along_dim(order_GS1.argsort(dim=1), 1)
+            fits_GSK = fits_GSK.gather(1, stable_sort(order_GSK, 1)[1])
         return fits_GSK & (routing.experts < num_experts)
 
     def _places_of_real(self, mask_GS: Tensor, top_k: int, num_experts: int) -> Tensor:
@@ -169,9 +192,8 @@ def places_of(choices_G: Tensor, num_experts: int, factor: float, multiple_of: i
 def _position_among_equals(queue_GQ: Tensor, num_experts: int) -> Tensor:
     """(G, Q): how many earlier entries of the same row name the same expert. By a stable sort:
     memory of size Q, not Q · E."""
-    sorted_GQ, source_GQ = queue_GQ.long().sort(dim=1, stable=True)
-    values = torch.arange(num_experts + 1, device=queue_GQ.device).expand(len(queue_GQ), -1)
-    first_GE = torch.searchsorted(sorted_GQ, values.contiguous())
+    sorted_GQ, source_GQ = stable_sort(queue_GQ.long(), 1)
+    first_GE = count_below(sorted_GQ, torch.arange(num_experts + 1, device=queue_GQ.device))
     rank_GQ = torch.arange(queue_GQ.shape[1], device=queue_GQ.device) - first_GE.gather(
         1, sorted_GQ
     )

@@ -45,10 +45,10 @@ class EnsembleRouter(TopKRouter):
     ) -> RouterOutput:
         """x (T, D), member after member → RouterOutput over all E experts; logits of other members'
         experts are −∞. The other arguments are those of ``TopKRouter``."""
-        if len(x_TD) % self.ensemble_size:
+        if x_TD.shape[0] % self.ensemble_size:
             raise ValueError(
-                f"x must hold the same tokens for {self.ensemble_size} members, got {len(x_TD)} "
-                "tokens"
+                f"x must hold the same tokens for {self.ensemble_size} members, got "
+                f"{x_TD.shape[0]} tokens"
             )
         return super().forward(x_TD, tokens_per_group, mask=mask, sequence_length=sequence_length)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, Routing
-from ironmoe.kernels.route import without_autocast
+from ironmoe.kernels.onnx_graph import stable_sort
+from ironmoe.kernels.route import exporting, without_autocast
 from ironmoe.moe.routers.capacity import places, places_of
 from ironmoe.moe.routers.groups import Grouped
 from ironmoe.moe.routers.masks import checked_mask, zero_padding
@@ -84,6 +85,8 @@ class ExpertChoiceRouter(Grouped):
         if mask is not None:
             mask = checked_mask(mask, x_TD.shape[:-1])
             x_TD = zero_padding(x_TD, mask)
+        elif exporting():  # the sizes of ``_choose`` depend on how many tokens the last group has
+            mask = torch.ones_like(x_TD[:, 0], dtype=torch.bool)
         with without_autocast(x_TD):
             wide = torch.promote_types(x_TD.dtype, torch.float32)
             logits_TE = nn.functional.linear(x_TD.to(wide), self.weight.to(wide))
@@ -92,7 +95,7 @@ class ExpertChoiceRouter(Grouped):
                 std = self.noise_std / self.num_experts
                 noisy_TE = logits_TE + torch.randn_like(logits_TE) * std
             gates_TE = noisy_TE.softmax(-1)
-        size = tokens_per_group or len(x_TD)
+        size = tokens_per_group or x_TD.shape[0]
         plan: Dispatch | None = None
         if mask is None:
             plan = self._choose(gates_TE.detach(), size)
@@ -141,19 +144,15 @@ class ExpertChoiceRouter(Grouped):
 
     def _chosen_of_real(self, gates_TE: Tensor, tokens_per_group: int, mask_T: Tensor) -> Tensor:
         """(T, E) bool: whether the expert takes the token, a real one."""
-        num_tokens = len(gates_TE)
-        size = max(min(tokens_per_group, num_tokens), 1)
-        # A last group of full size: what it lacks is padding.
-        missing = -num_tokens % size
-        gates_GSE = nn.functional.pad(gates_TE, (0, 0, 0, missing)).unflatten(0, (-1, size))
-        mask_GS1 = nn.functional.pad(mask_T, (0, missing)).view(-1, size, 1)
+        gates_GSE = self.in_groups(gates_TE, tokens_per_group)
+        mask_GS1 = self.in_groups(mask_T[:, None], tokens_per_group)
 
         last_GSE = gates_GSE.where(mask_GS1, -1)  # gates are at least 0
-        order_GSE = last_GSE.sort(dim=1, descending=True, stable=True).indices
-        rank_GSE = order_GSE.argsort(dim=1)
+        _, order_GSE = stable_sort(last_GSE, 1, descending=True)
+        _, rank_GSE = stable_sort(order_GSE, 1)
         count_G = places_of(mask_GS1.sum((1, 2)), self.num_experts, self.factor, self.multiple_of)
         chosen_GSE = (rank_GSE < count_G[:, None, None]) & mask_GS1
-        return chosen_GSE.flatten(0, 1)[:num_tokens]
+        return self.out_of_groups(chosen_GSE, gates_TE.shape[0])
 
     def extra_repr(self) -> str:
         return (

@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from ironmoe.kernels.route import exporting
 
 
 class Grouped(nn.Module):
@@ -39,6 +42,30 @@ class Grouped(nn.Module):
                 f"{tuple(shape)}"
             )
         return max(self.images_per_group * shape[-2], 1)
+
+    def in_groups(self, values: Tensor, size: int) -> Tensor:
+        """(T, …) → (G, S, …), with 0 where a group has less than ``size`` tokens."""
+        num_tokens = values.shape[0]
+        if not exporting():
+            size = max(min(size, num_tokens), 1)
+            missing = -num_tokens % size
+            filled = nn.functional.pad(values, (0, 0) * (values.ndim - 1) + (0, missing))
+            return filled.unflatten(0, (-1, size))
+
+        # An exported program takes any T: nothing may ask whether the last group is full, nor, as
+        # torch does of every size, whether there is one group. So there are always two or more.
+        if self.images_per_group is None and self.tokens_per_group is None:
+            return values[None]
+        empty = values.new_zeros(num_tokens // size + 2, size, *values.shape[1:])
+        number_T = torch.arange(num_tokens, device=values.device)
+        return empty.index_put((number_T // size, number_T % size), values)
+
+    def out_of_groups(self, values: Tensor, num_tokens: int) -> Tensor:
+        """(G, S, …) → (T, …), without what ``in_groups`` filled in."""
+        if not exporting():
+            return values.flatten(0, 1)[:num_tokens]
+        number_T = torch.arange(num_tokens, device=values.device)
+        return values[number_T // values.shape[1], number_T % values.shape[1]]
 
     def extra_repr(self) -> str:
         if self.images_per_group is not None:

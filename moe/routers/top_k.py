@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
-from ironmoe.kernels.route import recomputing, without_autocast
+from ironmoe.kernels.route import exporting, recomputing, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
 from ironmoe.moe.routers.constant_gates import warn_of_constant_gate
@@ -47,7 +47,8 @@ class TopKRouter(WithSelectionBias):
     Args:
         dim: D; num_experts: E ≥ 1; top_k: 1 ≤ K ≤ E.
         renormalize: make the K gates of a token sum to 1 (Mixtral); V-MoE does not. A number p:
-            divide by their p-norm (DBRX).
+            divide by their p-norm (DBRX). With K = 1 every gate is then 1, so the task never trains
+            the router: a UserWarning says so.
         noise_std: standard deviation of the noise, times E.
         importance_weight, load_weight, balance_weight, z_weight: factors of the auxiliary losses;
             load needs noise.
@@ -157,6 +158,12 @@ class TopKRouter(WithSelectionBias):
         self.global_load.reset()
 
     @property
+    def has_loss(self) -> bool:
+        """Whether an auxiliary loss has a weight."""
+        weights = (self.importance_weight, self.load_weight, self.balance_weight, self.z_weight)
+        return any(weights)
+
+    @property
     def needs_sequence_length(self) -> bool:
         """Whether ``forward`` wants to know ``sequence_length``."""
         return get_balance_loss(self.balance).over == SEQUENCE
@@ -192,7 +199,7 @@ class TopKRouter(WithSelectionBias):
             if self.training and self.choices is not None and not recomputing():
                 self.count_choices(routing.experts)
             aux_loss = None
-            if self.training or self.aux_loss_in_eval:
+            if (self.training or self.aux_loss_in_eval) and not exporting():
                 experts = self._own_experts(routing.experts)
                 mask = None if mask is None else mask.view(experts.shape[:-1])
                 tokens = RoutedTokens(logits_TE, noisy_TE, experts, mask, self.score)
