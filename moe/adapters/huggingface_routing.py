@@ -45,9 +45,9 @@ def _router_beside(model: nn.Module, name: str) -> nn.Module | None:
     """The child called gate or router of the block that owns the Experts module; wrappers around
     the latter are no blocks."""
     path = name.split(".")
-    while path[-1] in WRAPPERS:
-        path.pop()
-    if path == [""]:  # the model is the Experts module itself
+    while path and (path[-1] in WRAPPERS or path[-2:-1] == ["modules_to_save"]):
+        path = path[:-1] if path[-1] in WRAPPERS else path[:-2]  # the copies that PEFT keeps
+    if path in ([], [""]):  # the model is the Experts module itself
         return None
     block = model.get_submodule(".".join(path[:-1]))
     return next((child for name, child in block.named_children() if name in _ROUTERS), None)

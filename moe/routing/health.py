@@ -3,6 +3,7 @@
 Shape suffixes: T tokens, K choices, E experts.
 """
 
+import warnings
 import weakref
 from types import TracebackType
 from typing import NamedTuple
@@ -18,6 +19,11 @@ from ironmoe.moe.routing.callbacks import counting
 from ironmoe.moe.routing.metrics import entropy, imbalance
 from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, routing_sites
 
+UNSEEN = (
+    "RouterHealth has counted no token yet: run the model before read(), and if it ran as compiled "
+    "code before RouterHealth was made, call torch.compiler.reset()"
+)
+
 
 class RouterHealth:
     """Counts what the routers of a model do, from now until ``close()`` or the end of its ``with``
@@ -30,7 +36,7 @@ class RouterHealth:
 
     Compiled models keep running as compiled code and count there. A model that ran as compiled code
     before must be compiled again (``torch.compiler.reset()``): its code knows nothing of hooks that
-    came later.
+    came later. ``read`` warns as long as nothing was counted.
 
     Raises:
         ValueError: the model has no MoE layer.
@@ -48,6 +54,7 @@ class RouterHealth:
         # also when the last reference to this object goes
         self._stop = weakref.finalize(self, stop)
         self._stop.atexit = False
+        self._has_counted = False
 
     def read(self, *, all_processes: bool = False) -> dict[str, float]:
         """The numbers of all passes since the last call, which are forgotten then. It waits for the
@@ -94,6 +101,10 @@ class RouterHealth:
             prefix = f"{name}/" if name else ""
             for key, value in _numbers(sums, max_logit).items():
                 numbers[prefix + key] = value
+
+        self._has_counted = self._has_counted or bool(numbers)
+        if not self._has_counted:
+            warnings.warn(UNSEEN, stacklevel=2)
         return numbers
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ import gc
 import io
 import subprocess
 import sys
+import warnings
 import weakref
 
 import pytest
@@ -87,16 +88,18 @@ def test_the_numbers_are_those_of_a_trace(name, tokens):
 def test_a_layer_that_got_no_token_is_left_out_and_reading_forgets():
     model = nn.ModuleDict({"used": layer_with(), "idle": layer_with()})
     health = RouterHealth(model)
-    assert health.read() == {}
     model["used"](torch.zeros(0, D))
-    assert health.read() == {}
+    with pytest.warns(UserWarning, match="has counted no token yet"):
+        assert health.read() == {}
 
     x = torch.randn(7, D)
     model["used"](x)
     first = health.read()
     assert list(first) == [f"used/{key}" for key in KEYS]
     assert all(type(value) is float for value in first.values())
-    assert health.read() == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert health.read() == {}
     model["used"](x)
     assert health.read() == first
 
@@ -151,6 +154,8 @@ def test_hooks_go_by_closing_by_leaving_the_block_and_with_the_last_reference():
     assert not hooks_of(layer) and len(health.read()) == len(KEYS)
 
     first, second = RouterHealth(layer), RouterHealth(layer)
+    layer(torch.randn(4, D))
+    assert first.read() == second.read()
     first.close()
     first.close()
     layer(torch.randn(4, D))
@@ -232,10 +237,14 @@ def test_a_model_that_was_compiled_before_counts_when_it_is_compiled_again():
     compiled(x)
     health = RouterHealth(compiled)
     compiled(x)
-    assert health.read() == {}
+    with pytest.warns(UserWarning, match=r"call torch\.compiler\.reset\(\)"):
+        assert health.read() == {}
     torch.compiler.reset()
     compiled(x)
     assert len(health.read()) == len(KEYS)
+    health.close()
+    compiled(x)
+    assert health.read() == {}
     torch.compiler.reset()
 
 
@@ -283,6 +292,30 @@ def test_hugging_face_models(family, patched):
     }
     assert len(right) == 2 * len(KEYS)
     assert health.read() == pytest.approx(right, rel=1e-5, abs=1e-6)
+
+
+def test_a_compiled_hugging_face_model_counts_the_tokens_of_its_attention_mask():
+    transformers = pytest.importorskip("transformers")
+    from ironmoe.moe import huggingface
+
+    config = transformers.MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2, vocab_size=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = huggingface.patch(transformers.MixtralForCausalLM(config).train())
+    ids, mask = torch.randint(0, 32, (2, 7)), torch.ones(2, 7, dtype=torch.int64)
+    mask[0, :3] = 0
+    torch.compiler.reset()
+    with RouterHealth(model) as health:
+        model(ids)
+        all_tokens = health.read()
+        model(ids, attention_mask=mask)
+        right = health.read()
+        torch.compile(model, backend="aot_eager")(ids, attention_mask=mask).logits.sum().backward()
+        assert health.read() == pytest.approx(right, rel=1e-5)
+    assert right != all_tokens
+    torch.compiler.reset()
 
 
 def test_a_model_without_routed_layers_is_named():

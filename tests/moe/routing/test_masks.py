@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ironmoe.attacks import BatchMates, attack_statistics
 from ironmoe.attacks.routing.divergence import RoutingDivergence
 from ironmoe.attacks.routing.modes import FrozenRouting, GatesOnly
 from ironmoe.kernels import Routing
@@ -62,6 +63,7 @@ class Plain(nn.Module):
 LAYERS = {
     "top-k": {},
     "capacity": {"capacity": Capacity(0.8, images_per_group=1, multiple_of=1)},
+    "batch": {"capacity": Capacity(0.8, multiple_of=1)},
     "priority": {"capacity": Capacity(places=2, priority=True)},
     "expert choice": {
         "router": lambda: ExpertChoiceRouter(
@@ -249,6 +251,28 @@ def test_a_divergence_is_the_mean_over_real_tokens(towards):
             model(now)
             terms.append(term())
     torch.testing.assert_close(terms[1], terms[0])
+
+
+def test_statistics_of_an_attack_leave_padding_out():
+    torch.manual_seed(0)
+    model, labels = Masked("capacity"), torch.tensor([0, 1, 2])
+    valid = torch.tensor([True, False, True])
+    alone = attack_statistics(model, tokens(), tokens(2), labels, valid=valid)
+    found = attack_statistics(
+        model, padded(tokens(), 0.0)[0], padded(tokens(2), 0.0)[0], labels, valid=valid
+    )
+    assert found.overlap["realised"]["layer"][1] == 2 * REAL
+    for reading, layers in alone.overlap.items():
+        assert found.overlap[reading]["layer"] == pytest.approx(layers["layer"])
+
+
+def test_padding_of_a_victim_is_no_dropped_choice():
+    torch.manual_seed(0)
+    model, labels = Masked("batch"), torch.tensor([0, 1, 2])
+    options = {"eps": 0.0, "steps": 1, "bounds": (-9.0, 9.0)}
+    alone = BatchMates(model, **options).run(tokens(), labels, [0, 1, 2])
+    found = BatchMates(model, **options).run(padded(tokens(), 0.0)[0], labels, [0, 1, 2])
+    assert torch.equal(found.drops_before, alone.drops_before) and alone.drops_before.any()
 
 
 def test_a_mask_of_ones_changes_nothing():

@@ -188,3 +188,53 @@ def test_a_model_with_real_adapters_keeps_its_names_its_gates_and_its_trace():
     with adapted.disable_adapter(), trace_routing(adapted) as trace:
         adapted(images)
     assert all(len(layer.gates) == 10 for layer in trace.layers.values())
+
+
+ADAPTERS = {
+    "on experts": {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    "for a router": {"modules_to_save": ["gate"]},
+    "for experts": {"modules_to_save": ["experts"]},
+    "for a block": {"modules_to_save": ["mlp"]},
+}
+
+
+@pytest.mark.parametrize("adapters", ADAPTERS)
+def test_a_hugging_face_model_with_real_adapters_keeps_its_names_and_logits(adapters):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2, vocab_size=32,
+    )  # fmt: skip
+    config._experts_implementation = "eager"
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(config).eval()
+    ids = torch.randint(0, 32, (2, 7))
+    with trace_routing(model) as expected:
+        model(ids)
+
+    options = {"target_modules": ["q_proj"], **ADAPTERS[adapters]}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
+    with trace_routing(adapted) as trace:
+        adapted(ids)
+    assert list(trace.layers) == list(expected.layers)
+    for name, layer in trace.layers.items():
+        assert torch.equal(layer.experts, expected.layers[name].experts)
+        torch.testing.assert_close(layer.logits, expected.layers[name].logits)
+
+
+def test_experts_in_a_wrapper_and_nothing_around_them_are_found():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(hidden_size=8, intermediate_size=8, num_local_experts=4)
+    config._experts_implementation = "eager"
+    experts = transformers.models.mixtral.modeling_mixtral.MixtralExperts(config)
+    for module in (experts, checkpoint_wrapper(experts)):
+        assert [site.router for site in routing_sites(module).values()] == [None]
+
+
+def test_a_masked_vision_transformer_is_traced_without_its_padding():
+    model, images = small_vmoe(), torch.rand(2, 1, 8, 8)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0]])
+    with trace_routing(model) as trace:
+        model(images, mask)
+    for layer in trace.layers.values():
+        assert len(layer.experts) == mask.sum() + 2 and len(layer.mask) == 10
