@@ -75,7 +75,8 @@ class SoftMoE(nn.Module):
         self.phi = nn.Parameter(
             torch.empty(num_experts, slots_per_expert, dim, device=device, dtype=dtype)
         )
-        self.scale = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        # one axis, because FSDP2 cannot shard a scalar
+        self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.fc1 = ExpertLinear(num_experts, dim, wide, bias, device, dtype)
         self.fc2 = ExpertLinear(num_experts, hidden_dim, dim, bias, device, dtype)
         self.reset_parameters()
@@ -147,6 +148,13 @@ class SoftMoE(nn.Module):
             ),
         )
         return y_RD.view(slots_EBPD.shape)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Checkpoints of ironmoe 0.1 have the scale without an axis."""
+        scale = state_dict.get(f"{prefix}scale")
+        if scale is not None and scale.ndim == 0:
+            state_dict[f"{prefix}scale"] = scale[None]
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _rounded(self, values: Tensor) -> Tensor:
         """In float32 or wider, after rounding to ``dispatch_dtype`` where there is one."""

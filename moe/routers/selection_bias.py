@@ -79,7 +79,7 @@ class WithSelectionBias(nn.Module):
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _moved(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:

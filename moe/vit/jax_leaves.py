@@ -102,7 +102,7 @@ def leaves_of(model: VisionTransformer) -> Iterator[Leaf]:
 def _moe(prefix: str, layer: nn.Module) -> Iterator[Leaf]:
     if isinstance(layer, SoftMoE):
         yield Leaf(f"{prefix}/Router/mu", layer.phi, "e p d -> d e p")
-        yield _same(f"{prefix}/Router/scale", layer.scale)
+        yield _same(f"{prefix}/Router/scale", layer.scale.view(()))
     elif (
         isinstance(layer, MoE)
         and layer.shared is None
