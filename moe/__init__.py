@@ -36,6 +36,7 @@ from ironmoe.moe.routing.intervene import intervene
 from ironmoe.moe.routing.metrics import routing_change, routing_iou
 from ironmoe.moe.routing.routed_layers import Decision, routing_sites
 from ironmoe.moe.routing.trace import LayerTrace, RoutingTrace, trace_routing
+from ironmoe.moe.vit.images import pad_images
 from ironmoe.moe.vit.vit import VMoE
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "intervene",
     "load_loss",
     "mixtral_balance_loss",
+    "pad_images",
     "read_npz_checkpoint",
     "read_vmoe_checkpoint",
     "router_z_loss",

@@ -161,5 +161,5 @@ def _logits_of(
     def watch(decision: Decision, realised: Routing) -> None:
         seen[decision.layer].append((known_logits(decision), decision.mask))
 
-    with attached(layers, {}, dict.fromkeys(layers, watch)):
+    with attached(layers, {}, dict.fromkeys(layers, watch), model=model):
         yield seen

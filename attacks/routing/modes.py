@@ -138,7 +138,7 @@ class ExpertsOnly(RoutingMode):
     @contextmanager
     def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         layers = routed_layers(model)
-        with attached(layers, dict.fromkeys(layers, FrozenGates()), {}):
+        with attached(layers, dict.fromkeys(layers, FrozenGates()), {}, model=model):
             yield None
 
 
@@ -251,7 +251,8 @@ def _after_capacity(
     def after(decision: Decision) -> Routing:
         return edit(decision, sums.pop(decision.layer))
 
-    with attached(layers, dict.fromkeys(layers, before), {}, dict.fromkeys(layers, after)):
+    befores, afters = dict.fromkeys(layers, before), dict.fromkeys(layers, after)
+    with attached(layers, befores, {}, afters, model=model):
         yield
 
 

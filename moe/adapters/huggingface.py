@@ -145,7 +145,7 @@ def experts_forward(
         w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
     num_experts = w_in.shape[0]
     experts_TK = top_k_index.clamp(max=num_experts).to(torch.int32)
-    real_T = current_token_mask(len(hidden_states))
+    real_T = current_token_mask(hidden_states.shape[0])
     if real_T is not None:
         padding_T1 = ~real_T.to(experts_TK.device)[:, None]
         experts_TK = experts_TK.masked_fill(padding_T1, num_experts)

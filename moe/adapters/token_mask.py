@@ -44,18 +44,21 @@ class _EntriesOfThread(threading.local, _Entries):
 _EAGER, _COMPILING = _EntriesOfThread(), _Entries()
 
 
-def current_token_mask(num_tokens: int) -> Tensor | None:
+def current_token_mask(num_tokens: int, *, checkpointed: bool = False) -> Tensor | None:
     """(T,) bool, True at real tokens, on the device of the attention mask; or None where no mask is
     known for T = ``num_tokens`` tokens.
 
     None also inside activation checkpointing, because the recomputation in the backward pass runs
-    outside the model, where no mask is known, and must compute the same.
+    outside the model, where no mask is known, and must compute the same. ``checkpointed=True``: the
+    mask there, too, for those who look and compute nothing.
     """
     entries = _here().entries
-    if not entries or entries[-1].mask_BS is None or entries[-1].autograd != _autograd():
+    if not entries or entries[-1].mask_BS is None:
+        return None
+    if not checkpointed and entries[-1].autograd != _autograd():
         return None
     mask_T = entries[-1].mask_BS.flatten()
-    return mask_T if len(mask_T) == num_tokens else None
+    return mask_T if mask_T.shape[0] == num_tokens else None
 
 
 def keep_token_masks(model: nn.Module) -> list[RemovableHandle]:

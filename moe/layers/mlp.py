@@ -4,11 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels.activations import get_activation
+from ironmoe.moe.layers.linear import XavierLinear
 
 
 class Mlp(nn.Module):
     """fc2(act(fc1(x))): the MLP of a dense block, by default with the tanh form of GELU as the
-    official ViT's, and the shared expert beside routed ones.
+    official ViT's, and the shared expert beside routed ones. Its weights start Xavier uniform and
+    its biases at 0, as those of the experts do.
 
     Args:
         dim: D; hidden_dim: F; activation: a name in ``ironmoe.kernels.ACTIVATIONS``; a gated one
@@ -28,8 +30,8 @@ class Mlp(nn.Module):
         super().__init__()
         wide = 2 * hidden_dim if get_activation(activation).gated else hidden_dim
         self.activation = activation
-        self.fc1 = nn.Linear(dim, wide, bias, device, dtype)
-        self.fc2 = nn.Linear(hidden_dim, dim, bias, device, dtype)
+        self.fc1 = XavierLinear(dim, wide, bias, device, dtype)
+        self.fc2 = XavierLinear(hidden_dim, dim, bias, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, D) → (…, D)."""

@@ -17,7 +17,7 @@ from ironmoe.moe.routers.aux_losses import AuxLosses
 from ironmoe.moe.routers.capacity import Capacity
 from ironmoe.moe.routers.constant_gates import warn_of_constant_gate_after
 from ironmoe.moe.routers.groups import Grouped
-from ironmoe.moe.routers.masks import checked_mask, without_masked
+from ironmoe.moe.routers.masks import checked_mask, without_masked, zero_padding
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
 from ironmoe.moe.routers.wrapped import unwrapped
 
@@ -141,7 +141,7 @@ class MoE(nn.Module):
         mask_T = None if mask is None else checked_mask(mask, x.shape[:-1]).flatten()
         if mask_T is not None:
             # before anything is computed: 0 times NaN would reach the gradients of the weights
-            x_TD = x_TD.masked_fill(~mask_T[:, None], 0)
+            x_TD = zero_padding(x_TD, mask_T)
         routed, routing = self._route(x_TD, x.shape, mask_T)
         y_TD = self._experts(x_TD, routing, routed)
         if self.shared is not None:
@@ -150,7 +150,7 @@ class MoE(nn.Module):
                 shared_TD = self.shared_gate(x_TD).sigmoid() * shared_TD
             y_TD = y_TD + shared_TD
         if mask_T is not None:
-            y_TD = y_TD.masked_fill(~mask_T[:, None], 0)
+            y_TD = zero_padding(y_TD, mask_T)
 
         # as nn.Linear does it: FSDP2 warns of layers that return a view of another tensor
         y = torch.ops.aten._unsafe_view(y_TD, x.shape)
@@ -163,15 +163,17 @@ class MoE(nn.Module):
     ) -> tuple[RouterOutput, Routing]:
         """What the router decided, and what the capacity left of it."""
         router = unwrapped(self.router)
-        masked: dict[str, Any] = {}
-        if mask_T is not None and isinstance(router, TopKRouter | Grouped):
-            masked["mask"] = mask_T
         groups = router if isinstance(router, Grouped) else self._capacity_inside()
         sizes = [] if groups is None else [groups.tokens_in_group(shape)]
-        routed: RouterOutput = self.router(x_TD, *sizes, **masked)
+        options: dict[str, Any] = {}
+        if mask_T is not None and isinstance(router, TopKRouter | Grouped):
+            options["mask"] = mask_T
+        if len(shape) > 2 and getattr(router, "needs_sequence_length", False):
+            options["sequence_length"] = shape[-2]
+        routed: RouterOutput = self.router(x_TD, *sizes, **options)
 
         routing = routed.routing
-        if mask_T is not None and not masked:  # a router of the user's that knows no mask
+        if mask_T is not None and "mask" not in options:  # a router that knows no mask
             routing = without_masked(routing, mask_T, self.num_experts)
             routed = routed._replace(dispatch=None)
         if self.capacity is not None:

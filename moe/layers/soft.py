@@ -14,6 +14,7 @@ from ironmoe.kernels import Routing, expert_mlp
 from ironmoe.kernels.activations import get_activation
 from ironmoe.kernels.route import check_precision, without_autocast
 from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
+from ironmoe.moe.routers.masks import checked_mask, for_softmax, zero_padding
 
 
 class SoftMoE(nn.Module):
@@ -84,16 +85,28 @@ class SoftMoE(nn.Module):
         nn.init.normal_(self.phi, std=self.dim**-0.5)
         nn.init.ones_(self.scale)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """x (B, N, D) → (B, N, D)."""
+    def forward(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, N, D) → (B, N, D).
+
+        Args:
+            mask: (B, N) bool, or 0 and 1: False marks padding, which is no token. No slot takes any
+                of it, whatever it holds, and it gets 0. An image without a token gets zeros.
+
+        Raises:
+            ValueError: x or mask has the wrong shape, or the mask the wrong dtype.
+        """
         if x_BND.ndim != 3 or x_BND.shape[-1] != self.dim:
             raise ValueError(
                 f"x must have shape (images, tokens, {self.dim}), got {tuple(x_BND.shape)}"
             )
 
+        mask_BN = None if mask is None else checked_mask(mask, x_BND.shape[:-1])
+        if mask_BN is not None:
+            x_BND = zero_padding(x_BND, mask_BN)
+
         with without_autocast(x_BND):
             scores_BNEP = self.scores(x_BND)
-            dispatch_BNEP = scores_BNEP.softmax(1)
+            dispatch_BNEP = _over_tokens(scores_BNEP, mask_BN)
             combine_BNEP = scores_BNEP.flatten(2).softmax(-1).view_as(scores_BNEP)
             rounded_BND = self._rounded(x_BND)
             slots_EBPD = einsum(dispatch_BNEP, rounded_BND, "b n e p, b n d -> e b p d")
@@ -102,7 +115,8 @@ class SoftMoE(nn.Module):
         y_EBPD = self._experts(slots_EBPD)
         with without_autocast(x_BND):
             y_BND = einsum(combine_BNEP, self._rounded(y_EBPD), "b n e p, e b p d -> b n d")
-        return y_BND.to(y_EBPD.dtype)
+        y_BND = y_BND.to(y_EBPD.dtype)
+        return y_BND if mask_BN is None else zero_padding(y_BND, mask_BN)
 
     def scores(self, x_BND: Tensor) -> Tensor:
         """(B, N, E, P) float32 or wider, with noise in training. Their softmax over N mixes tokens
@@ -146,6 +160,14 @@ class SoftMoE(nn.Module):
             f"dim={self.dim}, num_experts={self.num_experts}, "
             f"slots_per_expert={self.slots_per_expert}"
         )
+
+
+def _over_tokens(scores_BNEP: Tensor, mask_BN: Tensor | None) -> Tensor:
+    """Softmax over the tokens of each image; padding gets 0."""
+    if mask_BN is not None:
+        padding_BN11 = ~for_softmax(mask_BN)[..., None, None]
+        scores_BNEP = scores_BNEP.masked_fill(padding_BN11, float("-inf"))
+    return scores_BNEP.softmax(1)
 
 
 def _unit(values: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ NO_GRAD = (
 DISCARDED = (
     "the output of a forward pass was discarded before the next pass: keep it until the collection"
 )
+CONSTANT = "no loss has a weight, or nothing before the layer requires a gradient"
 FREED = "a backward pass freed its graph: collect the loss before you call backward()"
 
 
@@ -56,10 +57,6 @@ class AuxLosses:
         for earlier_pass in self._passes:
             earlier_pass.let_go()
         self._forget_graphs_that_are_gone()
-        if torch.is_grad_enabled() and not loss.requires_grad and not transformed():
-            # a constant, such as 0 where no loss has a weight: there is no gradient to lose
-            self._values = loss if self._values is None else self._values + loss
-            return
         node = None if transformed() else y.grad_fn
         each = _Pass(loss, keep=keep or node is None or x.grad_fn is None)
         if node is not None:
@@ -81,7 +78,7 @@ class AuxLosses:
     def _sum(self) -> tuple[Tensor | None, str]:
         self._forget_graphs_that_are_gone()
         terms = [each.loss() for each in self._passes] + [self._compiled]
-        terms.append(self._values.get(DISCARDED))
+        terms += [self._values.get(DISCARDED), self._values.get(CONSTANT)]
         losses = [term for term in terms if term is not None]
         reason = DISCARDED if DISCARDED in self._values else ""
         if not losses:
@@ -116,7 +113,9 @@ class _Pass:
     def __init__(self, loss: Tensor, *, keep: bool) -> None:
         self.transformed = transformed()
         self.value = loss.detach()
-        self.reason = "" if loss.requires_grad or self.transformed else NO_GRAD
+        self.reason = ""
+        if not (loss.requires_grad or self.transformed):
+            self.reason = CONSTANT if torch.is_grad_enabled() else NO_GRAD
         self.keep = keep
         self._held: Tensor | None = loss
         self._of_output = weakref.ref(loss)

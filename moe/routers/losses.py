@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ironmoe.moe.routers.aux_losses import AuxLosses
 from ironmoe.moe.routers.masks import mean_over_tokens, zero_padding
+from ironmoe.moe.routers.wrapped import unwrapped
 
 
 def importance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -95,10 +96,10 @@ def collect_aux_loss(model: nn.Module) -> Tensor:
     call, and leaves none behind; 0 where there is none. Add it to your loss, once a step, before
     ``backward()``.
 
-    A pass that activation checkpointing repeats adds nothing. A loss lives as long as the output of
-    its pass. A loss that has no gradient any more, although its router is trained, is added as a
-    number, and a UserWarning names the layer and what to do. Modules of other libraries take part
-    by a tensor in their attribute ``aux_loss``, which becomes None.
+    A pass that activation checkpointing repeats adds nothing, and neither does one that a backward
+    pass has used up beside one that it has not. Where a trained router's loss has no gradient any
+    more, it is added as a number, and a UserWarning names the layer and what to do. Modules of
+    other libraries take part by a tensor in their attribute ``aux_loss``, which becomes None.
     """
     total = torch.zeros(())
     for name, module in model.named_modules():
@@ -127,8 +128,11 @@ def _taken(module: nn.Module) -> tuple[Tensor | None, str]:
 
 
 def _is_trained(layer: nn.Module) -> bool:
+    """Whether the layer has a router that a loss could train."""
     router = layer._modules.get("router")
-    return router is not None and any(p.requires_grad for p in router.parameters())
+    if router is None or not getattr(unwrapped(router), "has_loss", True):
+        return False
+    return any(parameter.requires_grad for parameter in router.parameters())
 
 
 @contextmanager

@@ -48,6 +48,13 @@ def zero_padding(values_TX: Tensor, mask_T: Tensor) -> Tensor:
     return values_TX.masked_fill(~mask_T[..., None], 0)
 
 
+def for_softmax(mask_BN: Tensor) -> Tensor:
+    """The mask of what a softmax over N runs over: all True for an image without a token, because
+    the softmax over nothing is NaN. What comes of such an image must be cleared, or must not depend
+    on what its padding holds."""
+    return mask_BN | ~mask_BN.any(-1, keepdim=True)
+
+
 def mean_over_tokens(values_TX: Tensor, mask_T: Tensor | None) -> Tensor:
     """(…, T, X) → (…, X), the mean over the tokens of the mask; 0 where there is none."""
     if mask_T is None:

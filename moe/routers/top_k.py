@@ -47,7 +47,8 @@ class TopKRouter(WithSelectionBias):
     Args:
         dim: D; num_experts: E ≥ 1; top_k: 1 ≤ K ≤ E.
         renormalize: make the K gates of a token sum to 1 (Mixtral); V-MoE does not. A number p:
-            divide by their p-norm (DBRX).
+            divide by their p-norm (DBRX). With K = 1 every gate is then 1, so the task never trains
+            the router: a UserWarning says so.
         noise_std: standard deviation of the noise, times E.
         importance_weight, load_weight, balance_weight, z_weight: factors of the auxiliary losses;
             load needs noise.
@@ -155,6 +156,12 @@ class TopKRouter(WithSelectionBias):
             nn.init.zeros_(self.bias)
         self.reset_selection_bias()
         self.global_load.reset()
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether an auxiliary loss has a weight."""
+        weights = (self.importance_weight, self.load_weight, self.balance_weight, self.z_weight)
+        return any(weights)
 
     @property
     def needs_sequence_length(self) -> bool:

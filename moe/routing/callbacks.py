@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ironmoe.kernels import Routing
 from ironmoe.kernels.route import recomputing
 from ironmoe.moe.adapters.huggingface_routing import logits_if_known, logits_or_scores
+from ironmoe.moe.adapters.token_mask import current_token_mask, keep_token_masks
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.masks import without_masked
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
@@ -33,17 +34,22 @@ def attached(
     edits: Mapping[str, Edit],
     watchers: Mapping[str, Watch],
     final_edits: Mapping[str, Edit] | None = None,
+    *,
+    model: nn.Module | None = None,
 ) -> Iterator[None]:
     """Run these callbacks, by name of layer, on every forward inside the block. A final edit sees,
     and replaces, the routing that is carried out, after any capacity. Compiled code knows nothing
-    of hooks, so inside the block torch.compile stands aside and everything runs eagerly."""
+    of hooks, so inside the block torch.compile stands aside and everything runs eagerly.
+
+    model: around the layers; the attention mask of a Hugging Face model is their mask.
+    """
     callbacks: dict[str, Mapping[str, Callable[..., Any]]] = {
         "edits": edits,
         "watchers": watchers,
         "final_edits": final_edits or {},
     }
     with torch.compiler.set_stance("force_eager"):
-        leave = _joined(layers, callbacks)
+        leave = _joined(layers, callbacks, model)
         try:
             yield
         finally:
@@ -51,17 +57,19 @@ def attached(
 
 
 def counting(
-    layers: Mapping[str, RoutedLayer], counters: Mapping[str, Watch]
+    layers: Mapping[str, RoutedLayer], counters: Mapping[str, Watch], *, model: nn.Module
 ) -> Callable[[], None]:
     """Run these counters, by name of layer, on every forward until the function returned here is
     called. A counter is a watcher that torch.compile can trace and that never waits for a GPU, so
     compiled models keep running as compiled code; what was compiled before knows no counter. The
     logits of a Hugging Face router come to it unchecked: they may be probabilities."""
-    return _joined(layers, {"counters": counters})
+    return _joined(layers, {"counters": counters}, model)
 
 
 def _joined(
-    layers: Mapping[str, RoutedLayer], callbacks: Mapping[str, Mapping[str, Callable[..., Any]]]
+    layers: Mapping[str, RoutedLayer],
+    callbacks: Mapping[str, Mapping[str, Callable[..., Any]]],
+    model: nn.Module | None,
 ) -> Callable[[], None]:
     """Start to run these callbacks, by kind and by name of layer; what is returned stops it."""
     joined = [
@@ -71,8 +79,11 @@ def _joined(
     ]
     for station, kind, callback in joined:
         station.join(kind, callback)
+    handles = [] if model is None else keep_token_masks(model)
 
     def leave() -> None:
+        for handle in handles:
+            handle.remove()
         for station, kind, callback in joined:
             station.leave(kind, callback)
 
@@ -127,9 +138,13 @@ class _Station:
         """The routing that is carried out. realised: what the capacity left of the decision."""
         for edit in self.final_edits:
             realised = _steered(edit, decision._replace(routing=realised))
-        if not recomputing():
-            for see in (*self.watchers, *self.counters):
-                see(decision, realised)
+        if recomputing():
+            return realised
+        if decision.mask is None and not isinstance(self.layer.module, MoE):
+            # An edit must do in the backward pass what it did here, and no mask is known there.
+            decision = decision._replace(mask=_attention_mask(decision.x, checkpointed=True))
+        for see in (*self.watchers, *self.counters):
+            see(decision, realised)
         return realised
 
     def _hooks(self) -> Iterator[RemovableHandle]:
@@ -199,8 +214,9 @@ class _Station:
         logits, self.logits = self.logits, None
         if self.edits or self.final_edits or self.watchers:  # a counter must not wait for values
             logits = logits_if_known(logits)
+        mask_T = _attention_mask(x_TD)
         decision = self.decide(
-            Decision(self.layer.name, routing, logits, x_TD, self.layer.num_experts, None)
+            Decision(self.layer.name, routing, logits, x_TD, self.layer.num_experts, None, mask_T)
         )
         realised = self.finish(decision, decision.routing)
         if realised is routing:
@@ -217,6 +233,11 @@ def _steered(edit: Edit, decision: Decision) -> Routing:
     if decision.mask is None or routing is decision.routing:
         return routing
     return without_masked(routing, decision.mask, decision.num_experts)
+
+
+def _attention_mask(x_TD: Tensor, *, checkpointed: bool = False) -> Tensor | None:
+    mask_T = current_token_mask(len(x_TD), checkpointed=checkpointed)
+    return None if mask_T is None else mask_T.to(x_TD.device)
 
 
 def mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -43,7 +43,8 @@ class RouterHealth:
                 f"model must have MoE layers to watch, got {type(model).__name__} with none"
             )
         self._counts = {name: _Counts(layer) for name, layer in layers.items()}
-        stop = counting(layers, {name: counts.add for name, counts in self._counts.items()})
+        counters = {name: counts.add for name, counts in self._counts.items()}
+        stop = counting(layers, counters, model=model)
         # also when the last reference to this object goes
         self._stop = weakref.finalize(self, stop)
         self._stop.atexit = False

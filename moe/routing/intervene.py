@@ -62,7 +62,7 @@ def intervene(
         return decision.routing
 
     names = list(routed) if layers is None else [_name(layer, list(routed)) for layer in layers]
-    with attached(routed, dict.fromkeys(names, edit), {}):
+    with attached(routed, dict.fromkeys(names, edit), {}, model=model):
         yield model
 
 

@@ -146,5 +146,6 @@ def trace_routing(
 
         return record
 
-    with attached(layers, {}, {name: recorder(layer) for name, layer in trace.layers.items()}):
+    recorders = {name: recorder(layer) for name, layer in trace.layers.items()}
+    with attached(layers, {}, recorders, model=model):
         yield trace

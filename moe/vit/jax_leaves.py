@@ -26,7 +26,9 @@ class VisionTransformer(Protocol):
     pos_embedding: nn.Parameter
     blocks: nn.ModuleList
     norm: nn.LayerNorm
-    head: nn.Linear
+
+    @property
+    def head(self) -> nn.Linear: ...
 
     @property
     def stem(self) -> nn.Module: ...

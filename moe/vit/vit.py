@@ -9,19 +9,21 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ironmoe.moe.layers.linear import XavierLinear, ZeroLinear
 from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.capacity import Capacity
 from ironmoe.moe.routers.ensemble import EnsembleRouter
+from ironmoe.moe.routers.masks import mean_over_tokens, zero_padding
 from ironmoe.moe.routers.top_k import TopKRouter
+from ironmoe.moe.routers.wrapped import unwrapped
 from ironmoe.moe.vit.attention import LAYER_NORM_EPS, AttentionPool, Block
 from ironmoe.moe.vit.configs import from_config
 from ironmoe.moe.vit.jax_weights import from_jax, to_jax
 from ironmoe.moe.vit.placement import placement
 from ironmoe.moe.vit.positions import resize_positions
-
-CLASSIFIERS = ("token", "gap", "map")
-STEMS = ("patch", "conv")
+from ironmoe.moe.vit.sizes import check_sizes
+from ironmoe.moe.vit.stem import ConvStem, clear_pixels, over_patches
 
 
 class VMoE(nn.Module):
@@ -86,7 +88,7 @@ class VMoE(nn.Module):
         make_moe: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(image_size, patch_size, dim, depth, heads, stem=stem, classifier=classifier)
+        check_sizes(image_size, patch_size, dim, depth, heads, stem=stem, classifier=classifier)
         moe_layers = placement(moe_layers, depth, "moe_layers")
         if ensemble_size < 1 or (ensemble_size > 1 and not moe_layers):
             raise ValueError(
@@ -106,11 +108,11 @@ class VMoE(nn.Module):
         self.first_moe = min(moe_layers, default=depth)
 
         if stem == "conv":
-            self.stem: nn.Module = _conv_stem(channels, dim, patch_size)
+            self.stem: nn.Module = ConvStem(channels, dim, patch_size)
         else:
             self.stem = nn.Conv2d(channels, dim, patch_size, patch_size)
         num_tokens = math.ceil(image_size / patch_size) ** 2
-        self.cls = nn.Parameter(torch.zeros(1, 1, dim)) if classifier == "token" else None
+        self.cls = nn.Parameter(torch.empty(1, 1, dim)) if classifier == "token" else None
         self.pos_embedding = nn.Parameter(torch.empty(1, num_tokens + (self.cls is not None), dim))
 
         def moe() -> nn.Module:
@@ -140,8 +142,8 @@ class VMoE(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, mlp) for mlp in mlps)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.pool = AttentionPool(dim, heads, mlp_dim) if classifier == "map" else None
-        self.pre_logits = nn.Linear(dim, representation_size) if representation_size else None
-        self.head = nn.Linear(representation_size or dim, num_classes)
+        self.pre_logits = XavierLinear(dim, representation_size) if representation_size else None
+        self.head = ZeroLinear(representation_size or dim, num_classes, initial_bias=head_bias)
         self.reset_parameters()
 
     @classmethod
@@ -162,16 +164,15 @@ class VMoE(nn.Module):
         return to_jax(self)
 
     def reset_parameters(self) -> None:
-        """The official code's initial values: Xavier uniform weights, zero biases, N(0, 0.02²)
-        positions, a zero head."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        """The class token 0, the positions N(0, 0.02²); every layer resets itself.
+
+        For a whole model, for example one whose memory ``to_empty`` made, call the method of each
+        of ``model.modules()`` that has one, in any order. Together these are the official code's
+        initial values: Xavier uniform weights, zero biases, a zero head.
+        """
+        if self.cls is not None:
+            nn.init.zeros_(self.cls)
         nn.init.normal_(self.pos_embedding, std=0.02)
-        nn.init.zeros_(self.head.weight)
-        nn.init.constant_(self.head.bias, self.head_bias)
 
     @torch.no_grad()
     def resize(self, image_size: int) -> "VMoE":
@@ -182,7 +183,7 @@ class VMoE(nn.Module):
         stays as it is.
         """
         kinds = {"stem": self._stem_kind, "classifier": self.classifier}
-        _check_sizes(image_size, self.patch_size, dim=1, depth=1, heads=1, **kinds)
+        check_sizes(image_size, self.patch_size, dim=1, depth=1, heads=1, **kinds)
         side = math.ceil(image_size / self.patch_size)
         resized = resize_positions(self.pos_embedding, side, has_token=self.cls is not None)
         self.pos_embedding = nn.Parameter(resized, requires_grad=self.pos_embedding.requires_grad)
@@ -193,84 +194,82 @@ class VMoE(nn.Module):
     def _stem_kind(self) -> str:
         return "patch" if isinstance(self.stem, nn.Conv2d) else "conv"
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """images (B, channels, image_size, image_size) → logits (B, C); of an ensemble,
-        log-probabilities."""
-        logits_MBC = self.member_logits(images)
+        log-probabilities.
+
+        Args:
+            mask: over the patches, (B, N) row after row or (B, h, w); bool, or 0 and 1. False marks
+                padding, as ``pad_images`` makes it. An image gets the logits that its real patches
+                have alone, at their positions, whatever the padding holds. A conv stem takes
+                padding for what lies beyond the border. Without a real patch logits are finite.
+
+        Raises:
+            ValueError: images or mask has the wrong shape, or the mask the wrong dtype.
+        """
         if self.ensemble_size == 1:
-            return logits_MBC[0]
+            return self._logits(images, mask)
+        logits_MBC = self.member_logits(images, mask)
         return logits_MBC.log_softmax(-1).logsumexp(0) - math.log(self.ensemble_size)
 
-    def member_logits(self, images: Tensor) -> Tensor:
+    def member_logits(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """images (B, channels, image_size, image_size) → logits (M, B, C) of each member; M = 1
-        without an ensemble."""
+        without an ensemble. ``mask`` as in ``forward``."""
+        return rearrange(self._logits(images, mask), "(m b) c -> m b c", m=self.ensemble_size)
+
+    def _logits(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """(M · B, C), member after member."""
         expected = (self.channels, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"images must have shape (B, {', '.join(map(str, expected))}), got "
                 f"{tuple(images.shape)}"
             )
-        x_BND = rearrange(self.stem(images), "b d h w -> b (h w) d")
-        if self.cls is not None:
-            x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
-        x_BND = x_BND + self.pos_embedding
+        masks: list[Tensor] = []  # none or one
+        if mask is None:
+            x_BND = self._tokens(self.stem(images))
+        else:
+            x_BND, mask_BN = self._real_tokens(images, mask)
+            masks.append(mask_BN)
 
         for i, block in enumerate(self.blocks):
-            if i == self.first_moe:
-                x_BND = x_BND.repeat(self.ensemble_size, 1, 1)  # member after member
-            x_BND = block(x_BND)
+            if i == self.first_moe:  # member after member
+                x_BND = x_BND.repeat(self.ensemble_size, 1, 1)
+                masks = [mask_BN.repeat(self.ensemble_size, 1) for mask_BN in masks]
+            x_BND = block(x_BND, *masks)
 
-        x_BND = self.norm(x_BND)
-        pooled_BD = self._pooled(x_BND)
+        pooled_BD = self._pooled(self.norm(x_BND), *masks)
         if self.pre_logits is not None:
             pooled_BD = self.pre_logits(pooled_BD).tanh()
-        return rearrange(self.head(pooled_BD), "(m b) c -> m b c", m=self.ensemble_size)
+        return self.head(pooled_BD)
 
-    def _pooled(self, x_BND: Tensor) -> Tensor:
+    def _tokens(self, patches: Tensor) -> Tensor:
+        """patches (B, D, h, w) → (B, N, D) with the class token and positions."""
+        x_BND = rearrange(patches, "b d h w -> b (h w) d")
+        if self.cls is not None:
+            x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
+        return x_BND + self.pos_embedding
+
+    def _real_tokens(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, D), 0 in padding, and their mask (B, N), in which a class token is real."""
+        batch, side = images.shape[0], math.ceil(self.image_size / self.patch_size)
+        mask_Bhw = over_patches(mask, batch, side)
+        if isinstance(unwrapped(self.stem), ConvStem):
+            patches = self.stem(images, mask_Bhw)
+        else:
+            patches = self.stem(clear_pixels(images, mask_Bhw, self.patch_size))
+        x_BND, mask_BN = self._tokens(patches), mask_Bhw.flatten(1)
+        if self.cls is not None:
+            mask_BN = torch.cat([mask_BN.new_ones(batch, 1), mask_BN], dim=1)
+        return zero_padding(x_BND, mask_BN), mask_BN
+
+    def _pooled(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         if self.pool is not None:
-            return self.pool(x_BND)
-        return x_BND.mean(1) if self.cls is None else x_BND[:, 0]
-
-
-def _conv_stem(channels: int, dim: int, patch_size: int) -> nn.Sequential:
-    """Stride-2 3×3 convolutions down to the patch grid, GELU between them; widths double up to
-    ``dim``."""
-    steps = int(math.log2(patch_size))
-    widths = [channels, *(max(8, dim >> (steps - 1 - i)) for i in range(steps - 1)), dim]
-    layers: list[nn.Module] = []
-    for i in range(steps):
-        layers += [nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1), nn.GELU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _check_sizes(
-    image_size: int,
-    patch_size: int,
-    dim: int,
-    depth: int,
-    heads: int,
-    *,
-    stem: str,
-    classifier: str,
-) -> None:
-    """ValueError that names the size or the kind which does not fit."""
-    if stem not in STEMS:
-        raise ValueError(f"stem must be one of {STEMS}, got {stem!r}")
-    if classifier not in CLASSIFIERS:
-        raise ValueError(f"classifier must be one of {CLASSIFIERS}, got {classifier!r}")
-    if min(image_size, patch_size, dim, depth, heads) < 1:
-        raise ValueError(
-            f"sizes must be at least 1, got {image_size=}, {patch_size=}, {dim=}, {depth=}, "
-            f"{heads=}"
-        )
-    if dim % heads:
-        raise ValueError(f"heads must divide dim = {dim}, got {heads}")
-    if stem == "patch" and image_size % patch_size:
-        raise ValueError(
-            f"patch_size must divide image_size = {image_size} with the patch stem, got "
-            f"{patch_size}"
-        )
-    if stem == "conv" and (patch_size < 2 or patch_size & (patch_size - 1)):
-        raise ValueError(
-            f"patch_size must be a power of two, 2 or more, with the conv stem, got {patch_size}"
-        )
+            return self.pool(x_BND, mask_BN)
+        if self.cls is not None:
+            return x_BND[:, 0]
+        if mask_BN is None:
+            return x_BND.mean(1)
+        # bfloat16 cannot count beyond 256
+        wide = torch.promote_types(x_BND.dtype, torch.float32)
+        return mean_over_tokens(x_BND.to(wide), mask_BN).to(x_BND.dtype)

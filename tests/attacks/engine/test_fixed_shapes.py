@@ -113,8 +113,12 @@ def test_verdicts_are_those_of_the_cpu(model, data, as_on_a_gpu, name):
     fixed = evaluate(
         model, data, attack, checks=False, batch_size=24, keep_adversarial=True
     ).attacks[name]
-    for field in ("fell", "prediction", "found", "steps"):
+    for field in ("fell", "prediction", "found"):
         assert torch.equal(getattr(plain, field), getattr(fixed, field)), field
+    # On a CPU, FAB's check asks for no gradient where it expects a misclassified point. Where the
+    # point is none, one more query asks for it.
+    more = plain.steps - fixed.steps
+    assert not more.any() if name != "fab" else (more >= 0).all()
     apart = (plain.adversarial - fixed.adversarial).abs() > 1e-9
     assert (
         apart.sum() <= 2

@@ -198,6 +198,25 @@ def test_what_holds_its_numbers():
         assert not holds_its_numbers(other)
 
 
+def test_a_part_of_a_weight_is_not_taken_for_the_whole():
+    """DTensor: two processes, of which one is here."""
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        moe = MoE(8, 16, 4)
+        part = distribute_tensor(moe.fc1.weight.detach(), mesh, [Shard(0)])
+        assert part.shape == moe.fc1.weight.shape and not holds_its_numbers(part)
+        moe.fc1.weight = nn.Parameter(part)
+        with pytest.raises(ValueError, match=r"w_in must .* got a DTensor.* the local part"):
+            moe(torch.randn(5, 8))
+        assert holds_its_numbers(part.to_local())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_registered_experts_are_asked_too():
     register()
     model = running(build("mixtral"), "ironmoe")

@@ -283,6 +283,16 @@ def test_a_model_checkpointed_as_a_whole_knows_its_mask_both_times():
         torch.testing.assert_close(weight.grad, expected[name])
 
 
+def test_compiled_layers_that_are_checkpointed_give_the_same_gradients():
+    model = patched(build("mixtral", torch.float64)).train()
+    expected = gradients(model, use_cache=False)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.compile(backend="aot_eager", fullgraph=True)
+    for name, grad in gradients(model, use_cache=False).items():
+        torch.testing.assert_close(grad, expected[name])
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("how", ["compile", "export"])
 def test_the_mask_is_in_the_graph(how):
     model = patched(build("mixtral")).requires_grad_(False)
@@ -296,6 +306,25 @@ def test_the_mask_is_in_the_graph(how):
         torch.testing.assert_close(actual, output(model, attention_mask=mask))
     torch.compiler.reset()
     assert current_token_mask(LEFT.numel()) is None
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_a_graph_with_a_mask_takes_any_batch_of_any_length(name):
+    model = patched(build(name)).requires_grad_(False)
+    sizes = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=64)}
+    graph = torch.export.export(
+        model,
+        (),
+        {"input_ids": IDS, "attention_mask": LEFT, "use_cache": False},
+        dynamic_shapes={"input_ids": sizes, "attention_mask": sizes, "use_cache": None},
+    ).module()
+    for batch, length in [(3, 9), (2, 8), (3, 5)]:
+        given = {
+            "input_ids": IDS[:batch, -length:],
+            "attention_mask": LEFT[:batch, -length:],
+            "use_cache": False,
+        }
+        torch.testing.assert_close(graph(**given).logits, model(**given).logits)
 
 
 def test_unpatch_takes_the_hooks_off_and_patching_twice_puts_them_on_once():

@@ -108,7 +108,7 @@ def test_options_reach_router_and_layer():
     [
         ({"out_features": 9}, "out_features must be None or in_features = 8, got 9"),
         ({"norm_layer": nn.LayerNorm}, "norm_layer must be None.*LayerNorm"),
-        ({"drop": 0.1}, r"drop must be 0.*got 0\.1"),
+        ({"drop": 0.1}, r"drop must be 0.*got 0\.1: put an nn\.Dropout behind"),
         ({"drop": (0.0, 0.1)}, r"drop must be 0.*got \(0\.0, 0\.1\)"),
         ({"use_conv": True}, "use_conv must be False"),
         ({"bias": (True, False)}, r"bias must be the same for both layers, got \(True, False\)"),

@@ -14,9 +14,11 @@ from ironmoe.kernels.scores import get_score
 from ironmoe.moe import (
     BALANCE_LOSSES,
     EnsembleRouter,
+    MoE,
     TopKRouter,
     balance_loss,
     choice_counts,
+    collect_aux_loss,
     deepseek_balance_loss,
     global_batch_balance_loss,
     mixtral_balance_loss,
@@ -247,6 +249,34 @@ def test_a_training_step_compiles_whole(form, mask):
         torch.testing.assert_close(*grads)
     if form == "global_batch":
         assert torch.equal(router.global_load.counts, twin.global_load.counts)
+
+
+@all_forms
+def test_a_layer_hands_its_mask_to_the_loss(form):
+    layer = MoE(D, 5, E, router=make(form, noise_std=0.0), dtype=torch.float64)
+    x = torch.randn(T, D, dtype=torch.float64)
+    losses = []
+    for inputs in ((x, MASK), (x[MASK],)):
+        start_global_batch(layer)
+        y = layer(*inputs)
+        losses.append(collect_aux_loss(layer))
+        assert y.isfinite().all()
+    torch.testing.assert_close(*losses)
+
+
+@all_forms
+def test_a_layer_under_checkpointing_learns_as_without(form):
+    layer = MoE(D, 5, E, router=make(form, noise_std=0.0), dtype=torch.float64)
+    x = torch.randn(3, 10, D, dtype=torch.float64, requires_grad=True)
+    grads = []
+    for call in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+        start_global_batch(layer)
+        for micro_batch in x.unbind():
+            y = call(micro_batch)
+            (y.sum() + collect_aux_loss(layer)).backward()
+        grads.append(layer.router.weight.grad.clone())
+        layer.zero_grad()
+    torch.testing.assert_close(*grads)
 
 
 @all_forms

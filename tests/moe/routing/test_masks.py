@@ -258,3 +258,85 @@ def test_a_mask_of_ones_changes_nothing():
     with trace_routing(layer) as trace:
         assert torch.equal(layer(x, torch.ones(2, 5, dtype=torch.int64)), right)
     assert torch.equal(trace.layers[""].experts, plain.layers[""].experts)
+
+
+def texts():
+    """(five tokens, the same behind three of padding, the attention mask of these)."""
+    ids = torch.randint(1, 32, (1, 5), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
+    return ids, nn.functional.pad(ids, (3, 0)), mask
+
+
+def mixtral():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2, vocab_size=32,
+    )  # fmt: skip
+    config._experts_implementation = "eager"
+    torch.manual_seed(0)
+    return transformers.MixtralForCausalLM(config).double().train()
+
+
+@pytest.mark.parametrize("patched", [False, True])
+@pytest.mark.parametrize("checkpointing", [None, False, True])
+def test_the_attention_mask_of_a_hugging_face_model_is_that_of_its_layers(patched, checkpointing):
+    from ironmoe.moe import huggingface
+
+    model = mixtral()
+    ids, padded_ids, mask = texts()
+    with trace_routing(model) as alone, RouterHealth(model) as health:
+        model(ids)
+    right = health.read()
+
+    if patched:
+        huggingface.patch(model)
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    with trace_routing(model) as trace, RouterHealth(model) as health:
+        model(padded_ids, attention_mask=mask).logits[:, 3:].sum().backward()
+    assert health.read() == pytest.approx(right)
+    for name, layer in trace.layers.items():
+        assert torch.equal(layer.experts, alone.layers[name].experts)
+        torch.testing.assert_close(layer.gates, alone.layers[name].gates)
+        assert layer.mask.tolist() == mask[0].bool().tolist()
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_steered_hugging_face_model_leaves_its_padding_out(patched):
+    from ironmoe.moe import huggingface
+
+    model = mixtral()
+    ids, padded_ids, mask = texts()
+    if patched:
+        huggingface.patch(model)
+    with trace_routing(model) as recorded:
+        model(ids.flip(1))
+
+    for policy in (OneExpert(index=1), DropBest(), Replay(recorded)):
+        with intervene(model, policy):
+            right = model(ids).logits
+            found = model(padded_ids, attention_mask=mask).logits[:, 3:]
+        torch.testing.assert_close(found, right)
+        assert not torch.allclose(right, model(ids).logits)
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_steered_model_with_padding_has_the_same_gradient_under_checkpointing(patched):
+    from ironmoe.moe import huggingface
+
+    model = mixtral()
+    _, padded_ids, mask = texts()
+    if patched:
+        huggingface.patch(model)
+    grads = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        with intervene(model, OneExpert(index=1)):
+            model(padded_ids, attention_mask=mask).logits[:, 3:].square().sum().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 10
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad)

@@ -1,0 +1,37 @@
+"""Which sizes and kinds of parts make a vision transformer."""
+
+CLASSIFIERS = ("token", "gap", "map")
+STEMS = ("patch", "conv")
+
+
+def check_sizes(
+    image_size: int,
+    patch_size: int,
+    dim: int,
+    depth: int,
+    heads: int,
+    *,
+    stem: str,
+    classifier: str,
+) -> None:
+    """ValueError that names the size or the kind which does not fit."""
+    if stem not in STEMS:
+        raise ValueError(f"stem must be one of {STEMS}, got {stem!r}")
+    if classifier not in CLASSIFIERS:
+        raise ValueError(f"classifier must be one of {CLASSIFIERS}, got {classifier!r}")
+    if min(image_size, patch_size, dim, depth, heads) < 1:
+        raise ValueError(
+            f"sizes must be at least 1, got {image_size=}, {patch_size=}, {dim=}, {depth=}, "
+            f"{heads=}"
+        )
+    if dim % heads:
+        raise ValueError(f"heads must divide dim = {dim}, got {heads}")
+    if stem == "patch" and image_size % patch_size:
+        raise ValueError(
+            f"patch_size must divide image_size = {image_size} with the patch stem, got "
+            f"{patch_size}"
+        )
+    if stem == "conv" and (patch_size < 2 or patch_size & (patch_size - 1)):
+        raise ValueError(
+            f"patch_size must be a power of two, 2 or more, with the conv stem, got {patch_size}"
+        )
