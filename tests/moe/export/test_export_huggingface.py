@@ -28,8 +28,8 @@ class Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids):
-        return self.model(input_ids=ids, use_cache=False).logits
+    def forward(self, ids, mask=None):
+        return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
 def patched(family):
@@ -52,6 +52,16 @@ def test_a_patched_model_exports_with_any_batch_and_length(family, strict):
     for shape in ((1, 2), (3, 5), (9, 100)):
         ids = torch.randint(100, shape)
         torch.testing.assert_close(run(ids), model(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_padding_stays_padding_in_an_exported_model():
+    model = patched("mixtral")
+    mask = torch.ones(2, 7, dtype=torch.int64)
+    shapes = (SHAPES[0], SHAPES[0])
+    run = export(model, (torch.randint(100, (2, 7)), mask), dynamic_shapes=shapes).module()
+    ids, mask = torch.randint(100, (3, 20)), torch.ones(3, 20, dtype=torch.int64)
+    mask[1, 15:] = 0
+    torch.testing.assert_close(run(ids, mask), model(ids, mask), rtol=1e-4, atol=1e-4)
 
 
 def test_a_patched_model_becomes_an_onnx_model():
