@@ -8,7 +8,7 @@ import torch
 from export_cases import ALL, EXAMPLE, SIZES, D, N, exported, moe, quiet, tokens
 from torch.export import Dim, export
 
-from ironmoe.moe import Capacity
+from ironmoe.moe import Capacity, collect_aux_loss
 
 
 def operators_of(program):
@@ -85,6 +85,28 @@ def test_an_exported_program_has_the_gradients_of_the_layer():
     of_run = torch.autograd.grad(run(x).square().sum(), list(run.parameters()))
     for got, want in zip(of_run, of_layer, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+class WithLoss(torch.nn.Module):
+    """A model that adds up its losses itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = quiet(moe())
+
+    def forward(self, x):
+        return self.layer(x).square().mean() + collect_aux_loss(self)
+
+
+def test_losses_inside_an_exported_program_are_an_error_in_training_and_0_in_eval():
+    model = WithLoss()
+    with pytest.raises(
+        RuntimeError, match=r"collect_aux_loss must be called outside torch\.export"
+    ):
+        exported(model.train(), tokens(EXAMPLE))
+    run = exported(model.eval(), tokens(EXAMPLE)).module()
+    x = tokens(40)
+    torch.testing.assert_close(run(x), model(x))
 
 
 def test_a_layer_that_was_exported_in_training_still_trains():
