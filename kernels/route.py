@@ -18,6 +18,7 @@ import torch.autograd.forward_ad
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.jit._trace import ONNXTracedModule, is_tracing
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PRECISIONS = ("ieee", "tf32")
@@ -94,7 +95,7 @@ def recorded_by_jit() -> bool:
         RuntimeError: it is torch.jit.trace or the old exporter to ONNX, whose program would repeat
             the routing of its example on every input.
     """
-    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or not is_tracing():
         return False
     if torch.onnx.is_in_onnx_export():
         raise RuntimeError(
@@ -102,7 +103,7 @@ def recorded_by_jit() -> bool:
             "torch.onnx.export(…, dynamo=True)"
         )
     frame = sys._getframe()
-    while frame.f_code is not torch.jit.ONNXTracedModule.forward.__code__:
+    while frame.f_code is not ONNXTracedModule.forward.__code__:
         if frame.f_back is None:
             raise RuntimeError(
                 "torch.jit.trace would keep the routing of its example: use "

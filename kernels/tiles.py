@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from ironmoe.kernels.route import forward_mode, transformed
 
@@ -75,7 +76,7 @@ def matmul(
     products never earn back; those take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN).
     float16 always does: its own is 100 times slower.
     """
-    if a.device.type == "cpu" and a.dtype != torch.float64 and not torch.jit.is_tracing():
+    if a.device.type == "cpu" and a.dtype != torch.float64 and not is_tracing():
         large = a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_MIN_PRODUCT.get(a.dtype, math.inf)
         if a.dtype != torch.float32 and not large:
             return matmul(a.float(), b.float(), None if bias is None else bias.float()).to(a.dtype)

@@ -107,8 +107,9 @@ def patch(model: _Model) -> _Model:
         # the public setter would reach into sub-configs
         config._experts_implementation_internal = NAME
     for _, module in experts:
-        module._ironmoe = Choice(decide(module))  # type: ignore[assignment]
-        _weights(module)
+        module._ironmoe = choice = Choice(decide(module))  # type: ignore[assignment]
+        if choice.activation is not None:
+            _weights(module)  # warns of quantised ones now rather than in a forward
     return model
 
 

@@ -13,6 +13,7 @@ from ironmoe.kernels import ExpertGroups
 from ironmoe.kernels.scores import get_score
 from ironmoe.moe import (
     BALANCE_LOSSES,
+    Capacity,
     EnsembleRouter,
     MoE,
     TopKRouter,
@@ -249,6 +250,27 @@ def test_a_training_step_compiles_whole(form, mask):
         torch.testing.assert_close(*grads)
     if form == "global_batch":
         assert torch.equal(router.global_load.counts, twin.global_load.counts)
+
+
+@pytest.mark.parametrize(
+    ("shape", "capacity"),
+    [
+        ((3, 10), None),
+        ((3, 10), Capacity(1.0, tokens_per_group=7)),
+        ((2, 1, 10), None),
+        ((10,), None),
+    ],
+)
+def test_a_layer_says_how_long_its_sequences_are(shape, capacity):
+    """The axis of x before the last, also where a capacity has groups of another size."""
+    router = make("deepseek_sequence", score="sigmoid", noise_std=0.0)
+    layer = MoE(D, 5, E, router=router, capacity=capacity, dtype=torch.float64)
+    x = torch.randn(*shape, D, dtype=torch.float64)
+    y = layer(x)
+    scores_BSE = (x @ router.weight.T).sigmoid().view(-1, 10, E)
+    expected = deepseek_balance_loss(scores_BSE, scores_BSE.topk(K).indices).mean()
+    torch.testing.assert_close(collect_aux_loss(layer), expected)
+    assert y.shape == x.shape
 
 
 @all_forms

@@ -145,9 +145,17 @@ def test_packed_rows_have_the_same_bits_whatever_the_padding_holds():
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("classifier", ["token", "gap", "map"])
-def test_a_masked_dense_model_is_exported_for_any_batch(classifier):
-    model = vmoe(classifier=classifier, moe_layers=()).float()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"classifier": "token"},
+        {"classifier": "gap", "make_moe": lambda: SoftMoE(24, 32, 4, 2)},
+        {"classifier": "map", "ensemble_size": 2},
+    ],
+    ids=["token", "gap, soft", "map, ensemble"],
+)
+def test_a_masked_model_is_exported_for_any_batch(options):
+    model = vmoe(**options).float()
     images, mask = pad_images(images_of(dtype=torch.float32), image_size=16, patch_size=4)
     images = images.detach()
     batch = torch.export.Dim("batch")
