@@ -5,6 +5,7 @@ Read in this order:
 
     types           what operators hand to each other: Routing, Dispatch
     route           which way a call goes: the CPU loop, an operator, Triton or the torch twin
+    onnx_graph      what the operators become in an ONNX graph
     scores, topk    logits → Routing
     dispatch        experts → Dispatch: rows sorted by expert
     activations     value and derivative of a hidden unit

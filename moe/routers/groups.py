@@ -54,20 +54,31 @@ class Grouped(nn.Module):
 
         # An exported program takes any T: nothing may ask whether the last group is full, nor, as
         # torch does of every size, whether there is one group. So there are always two or more.
-        if self.images_per_group is None and self.tokens_per_group is None:
+        if self._one_group:
             return values[None]
         empty = values.new_zeros(num_tokens // size + 2, size, *values.shape[1:])
-        number_T = torch.arange(num_tokens, device=values.device)
-        return empty.index_put((number_T // size, number_T % size), values)
+        return empty.index_put(_places(num_tokens, size, values), values)
 
     def out_of_groups(self, values: Tensor, num_tokens: int) -> Tensor:
         """(G, S, …) → (T, …), without what ``in_groups`` filled in."""
         if not exporting():
             return values.flatten(0, 1)[:num_tokens]
-        number_T = torch.arange(num_tokens, device=values.device)
-        return values[number_T // values.shape[1], number_T % values.shape[1]]
+        if self._one_group:
+            return values[0]
+        return values[_places(num_tokens, values.shape[1], values)]
+
+    @property
+    def _one_group(self) -> bool:
+        return self.images_per_group is None and self.tokens_per_group is None
 
     def extra_repr(self) -> str:
         if self.images_per_group is not None:
             return f"images_per_group={self.images_per_group}"
         return f"tokens_per_group={self.tokens_per_group}" if self.tokens_per_group else "one group"
+
+
+def _places(num_tokens: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(T,) the group of each token, and its place there."""
+    number_T = torch.arange(num_tokens, device=like.device)
+    group_T = number_T // size
+    return group_T, number_T - group_T * size

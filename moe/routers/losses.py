@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ironmoe.kernels.route import exporting
 from ironmoe.moe.routers.aux_losses import AuxLosses
 from ironmoe.moe.routers.masks import mean_over_tokens, zero_padding
 from ironmoe.moe.routers.wrapped import unwrapped
@@ -100,7 +101,17 @@ def collect_aux_loss(model: nn.Module) -> Tensor:
     pass has used up beside one that it has not. Where a trained router's loss has no gradient any
     more, it is added as a number, and a UserWarning names the layer and what to do. Modules of
     other libraries take part by a tensor in their attribute ``aux_loss``, which becomes None.
+
+    Raises:
+        RuntimeError: torch.export traces a model that trains; its program would have no losses.
     """
+    if exporting() and any(
+        module.training for module in model.modules() if "aux_losses" in vars(module)
+    ):
+        raise RuntimeError(
+            "collect_aux_loss must be called outside torch.export, whose programs have no "
+            "auxiliary losses: export the model without this call, or model.eval()"
+        )
     total = torch.zeros(())
     for name, module in model.named_modules():
         losses, warning = _taken(module)

@@ -73,6 +73,12 @@ def operator_calls(device):
     up = (new(T, D), new(E, F, D), new(E, F), offsets, tiles, row_token, slot_row)
     yield OPERATORS.grouped_matmul, (*up, "gelu", True, "ieee")
     yield OPERATORS.grouped_matmul, (*up, "swiglu", True, "ieee")
+    without_tiles = (
+        *up[:4],
+        None,
+        *up[5:],
+    )  # as in an exported program: the tiles are planned inside
+    yield OPERATORS.grouped_matmul, (*without_tiles, "gelu", True, "ieee")
     yield OPERATORS.grouped_matmul, (*up, "clamped_swiglu_interleaved", True, "ieee")
     yield (
         OPERATORS.grouped_matmul,
@@ -158,7 +164,7 @@ def operator_calls(device):
     )
 
 
-NUM_CALLS = 22
+NUM_CALLS = 23
 EVERY_UTILITY = (
     "test_schema",
     "test_faketensor",
