@@ -1,5 +1,6 @@
 """The top-k router: tokens to gates and experts."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -124,6 +125,10 @@ class TopKRouter(WithSelectionBias):
         self.importance_weight = importance_weight
         self.load_weight = load_weight
         get_balance_loss(balance)  # ValueError where it is unknown
+        if balance != "gshard" and balance_weight == 0:
+            warnings.warn(
+                f"balance={balance!r} has no effect while balance_weight is 0", stacklevel=2
+            )
         self.balance = balance
         self.balance_weight = balance_weight
         self.global_load = GlobalLoad()

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -433,3 +434,12 @@ def test_the_load_of_a_global_batch_is_summed_over_processes(tmp_path):
 def test_an_unknown_name_is_named():
     with pytest.raises(ValueError, match=r"balance must be one of \('gshard', .* got 'switch'"):
         TopKRouter(D, E, balance="switch")
+
+
+def test_a_form_without_a_weight_is_said_to_have_no_effect():
+    with pytest.warns(UserWarning, match="balance='mixtral' has no effect.*balance_weight is 0"):
+        TopKRouter(D, E, balance="mixtral")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TopKRouter(D, E)
+        TopKRouter(D, E, balance="mixtral", balance_weight=0.01)
