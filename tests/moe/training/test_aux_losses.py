@@ -142,6 +142,18 @@ def test_the_reentrant_form_says_which_layer_lost_its_gradient():
         collect_aux_loss(model)
 
 
+def test_compiled_losses_whose_graph_is_gone_do_not_come_up_in_the_next_step():
+    model, x = Blocks(layer(), layer()), tokens()
+    for i, mlp in enumerate(model.mlps):
+        model.mlps[i] = torch.compile(mlp, fullgraph=True, backend="aot_eager")
+    model(x).sum().backward()  # nobody collects
+    y = model.mlps[0](model.stem(x))
+    with pytest.warns(UserWarning, match=r"mlps\.1.*collect the loss before you call backward"):
+        loss = collect_aux_loss(model)
+    (y.sum() + loss).backward()
+    assert collect_aux_loss(model) == 0
+
+
 def test_a_loss_whose_graph_a_backward_pass_freed_is_named():
     model = Blocks(layer())
     y = model(tokens())
