@@ -91,6 +91,9 @@ class AuxLosses:
         torch.func nothing does."""
         if torch.compiler.is_compiling():
             return
+        if self._compiled is not None and _is_freed(self._compiled):
+            self._values[FREED] = self._compiled.detach()
+            self._compiled = None
         passes = [each for each in self._passes if transformed() or not each.transformed]
         for each in passes[:-MOST_HELD]:
             each.let_go(even_kept=True)
@@ -131,6 +134,15 @@ class _Pass:
     def used_up(self) -> None:
         self.reason = self.reason or FREED
         self._held = None
+
+
+def _is_freed(loss: Tensor) -> bool:
+    """Whether a backward pass has freed the graph of a loss of compiled code, which is one node."""
+    try:
+        getattr(loss.grad_fn, "_raw_saved_tensors", ())
+    except RuntimeError:  # torch's only sign of it
+        return True
+    return False
 
 
 def _on_backward(each: _Pass, held: list[Tensor], _: object) -> None:

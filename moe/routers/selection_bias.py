@@ -20,6 +20,7 @@ class WithSelectionBias(nn.Module):
     selection_bias: Tensor | None
     choices: Tensor | None
     num_experts: int
+    _kept: tuple[Tensor, Tensor] | None
 
     def make_selection_bias(
         self,
@@ -35,6 +36,7 @@ class WithSelectionBias(nn.Module):
             counts = torch.zeros(num_experts + 1, device=device, dtype=torch.int64)
         self.register_buffer("selection_bias", bias)
         self.choices = counts
+        self._remember_bits()
 
     @torch.no_grad()
     def update_selection_bias(self, rate: float = 1e-3) -> None:
@@ -43,9 +45,26 @@ class WithSelectionBias(nn.Module):
         it once a step; with several processes, sum ``router.choices`` over them first."""
         if self.selection_bias is None or self.choices is None:
             raise ValueError("update_selection_bias needs a router made with selection_bias=True")
+        self.widen_selection_bias()
         load = self.choices[: self.num_experts].to(self.selection_bias.dtype)
         self.selection_bias += rate * (load.mean() - load).sign().to(self.selection_bias.device)
         self.choices.zero_()
+        self._remember_bits()
+
+    def widen_selection_bias(self) -> None:
+        """Undo a cast that replaced the numbers of the buffer without a word to this module: the
+        first version of FSDP casts buffers so (``MixedPrecision(buffer_dtype=…)``)."""
+        bias = self.selection_bias
+        if bias is None or bias.dtype == _wide(bias.dtype) or self._kept is None:
+            return
+        buffer, view = self._kept
+        if buffer is bias:
+            bias.data = view.to(bias.device)
+
+    def _remember_bits(self) -> None:
+        """Keep the buffer and a view of its memory, which stays when the buffer gets another."""
+        bias = self.selection_bias
+        self._kept = None if bias is None else (bias, bias.detach())
 
     def reset_selection_bias(self) -> None:
         """Bias and counts become 0."""
@@ -69,6 +88,7 @@ class WithSelectionBias(nn.Module):
             wide = _wide(self.selection_bias.dtype)
             self.selection_bias = _moved(bias, self.selection_bias, wide)
             self.choices = _moved(counts, self.selection_bias, torch.int64)
+            self._remember_bits()
         return self
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
@@ -76,6 +96,7 @@ class WithSelectionBias(nn.Module):
         # load_state_dict(assign=True) takes the dtype of the checkpoint
         if self.selection_bias is not None and not self.selection_bias.is_meta:
             self.selection_bias = self.selection_bias.to(_wide(self.selection_bias.dtype))
+            self._remember_bits()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

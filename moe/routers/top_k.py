@@ -193,6 +193,7 @@ class TopKRouter(WithSelectionBias):
         if mask is not None:
             mask = checked_mask(mask, x_TD.shape[:-1])
             x_TD = zero_padding(x_TD, mask)
+        self.widen_selection_bias()
         with without_autocast(x_TD):
             if self.training and self.jitter:
                 x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.jitter, 1 + self.jitter)

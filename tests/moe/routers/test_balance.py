@@ -288,15 +288,18 @@ def test_a_layer_hands_its_mask_to_the_loss(form):
 
 
 @all_forms
-def test_a_layer_under_checkpointing_learns_as_without(form):
+@pytest.mark.parametrize("passes_at_once", [1, 3])
+def test_a_layer_under_checkpointing_learns_as_without(form, passes_at_once):
+    """Also where later passes have added to the load of the global batch before the first one is
+    repeated."""
     layer = MoE(D, 5, E, router=make(form, noise_std=0.0), dtype=torch.float64)
     x = torch.randn(3, 10, D, dtype=torch.float64, requires_grad=True)
     grads = []
     for call in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
         start_global_batch(layer)
-        for micro_batch in x.unbind():
-            y = call(micro_batch)
-            (y.sum() + collect_aux_loss(layer)).backward()
+        for micro_batches in x.split(passes_at_once):
+            outputs = [call(micro_batch) for micro_batch in micro_batches]
+            (torch.stack(outputs).sum() + collect_aux_loss(layer)).backward()
         grads.append(layer.router.weight.grad.clone())
         layer.zero_grad()
     torch.testing.assert_close(*grads)
