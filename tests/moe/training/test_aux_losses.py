@@ -220,6 +220,26 @@ def test_compiled_layers_give_the_sum_of_one_graph(twice):
         (y.sum() + found).backward()
 
 
+def test_a_compiled_pass_without_gradients_leaves_the_loss_of_a_training_pass():
+    model, x = Blocks(layer()), tokens()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with no_word():
+        y = compiled(x)
+        with torch.no_grad():
+            compiled(x + 1)
+        loss = collect_aux_loss(model)
+    torch.testing.assert_close(loss, losses_alone(model.mlps[0], model.stem(x)))
+    (y.sum() + loss).backward()
+    assert model.mlps[0].router.weight.grad.any()
+
+    with torch.no_grad():
+        compiled(x)
+    with pytest.warns(UserWarning, match="recorded no gradient"):
+        loss = collect_aux_loss(model)
+    torch.testing.assert_close(loss, losses_alone(model.mlps[0], model.stem(x)).detach())
+    assert collect_aux_loss(model) == 0
+
+
 def test_wrappers_do_not_double_a_loss():
     moe, x = layer(), tokens()
     model = Blocks(torch.compile(moe, backend="eager"))
