@@ -108,8 +108,9 @@ def patch(model: _Model) -> _Model:
         config._experts_implementation_internal = NAME
     for _, module in experts:
         module._ironmoe = choice = Choice(decide(module))  # type: ignore[assignment]
-        if choice.activation is not None:
-            _weights(module)  # warns of quantised ones now rather than in a forward
+        # A DTensor (FSDP2) may be whole in the forward; quantised ones are warned of now.
+        if choice.activation is not None and not any(map(_is_shared_out, module.parameters())):
+            _weights(module)
     return model
 
 
@@ -175,6 +176,11 @@ def _weights(experts: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None
             warn_once(experts, f"a weight is a {type(weight).__name__} that kernels cannot read")
             return None
     return w_in, w_out, b_in, b_out
+
+
+def _is_shared_out(weight: Tensor) -> bool:
+    """Whether it is a DTensor, told without the import of torch.distributed."""
+    return hasattr(weight, "device_mesh")
 
 
 def _remove_hooks(model: nn.Module) -> None:

@@ -36,12 +36,13 @@ class AuxLosses:
     A pass that activation checkpointing repeats inside the backward pass adds nothing. Passes that
     a backward pass has used up, such as those of an attack that makes the images to train on, and
     passes without gradients count only where there is no other. Compiled code keeps the loss of the
-    last call of its graph.
+    last call of its graph, one with gradients apart from one without.
     """
 
     def __init__(self) -> None:
         self._passes: list[_Pass] = []
         self._compiled: Tensor | None = None
+        self._compiled_value: Tensor | None = None  # of a pass without gradients
         self._values: dict[str, Tensor] = {}  # why losses lost their gradient → the sum of these
 
     def add(self, loss: Tensor | None, x: Tensor, y: Tensor, *, keep: bool = False) -> None:
@@ -50,8 +51,9 @@ class AuxLosses:
         if loss is None or recomputing() or torch.compiler.is_exporting():
             return
         if torch.compiler.is_compiling():  # compiled code knows neither weak references nor hooks
-            earlier = self._compiled if _was_traced_before(self) else None
-            self._compiled = loss if earlier is None else earlier + loss
+            name = "_compiled" if torch.is_grad_enabled() else "_compiled_value"
+            earlier = getattr(self, name) if _was_traced_before(self, name) else None
+            setattr(self, name, loss if earlier is None else earlier + loss)
             return
 
         for earlier_pass in self._passes:
@@ -72,6 +74,7 @@ class AuxLosses:
         total_and_reason = self._sum()
         self._passes = []
         self._compiled = None
+        self._compiled_value = None
         self._values = {}
         return total_and_reason
 
@@ -84,6 +87,9 @@ class AuxLosses:
         if not losses:
             losses = list(self._values.values())
             reason = next(iter(self._values), "")
+            if self._compiled_value is not None:
+                losses.append(self._compiled_value)
+                reason = reason or NO_GRAD
         return (sum(losses[1:], losses[0]) if losses else None), reason
 
     def _forget_graphs_that_are_gone(self) -> None:
@@ -91,6 +97,9 @@ class AuxLosses:
         torch.func nothing does."""
         if torch.compiler.is_compiling():
             return
+        if self._compiled is not None and _is_freed(self._compiled):
+            self._values[FREED] = self._compiled.detach()
+            self._compiled = None
         passes = [each for each in self._passes if transformed() or not each.transformed]
         for each in passes[:-MOST_HELD]:
             each.let_go(even_kept=True)
@@ -133,6 +142,15 @@ class _Pass:
         self._held = None
 
 
+def _is_freed(loss: Tensor) -> bool:
+    """Whether a backward pass has freed the graph of a loss of compiled code, which is one node."""
+    try:
+        getattr(loss.grad_fn, "_raw_saved_tensors", ())
+    except RuntimeError:  # torch's only sign of it
+        return True
+    return False
+
+
 def _on_backward(each: _Pass, held: list[Tensor], _: object) -> None:
     """Runs where the backward pass reaches the output of the layer. In ``held`` the graph of the
     output holds the loss."""
@@ -143,14 +161,14 @@ def _on_backward(each: _Pass, held: list[Tensor], _: object) -> None:
 
 # For each trace of torch.compile the layers it has met. A loss of an earlier run of the compiled
 # code must not become an input of it: its graph may be gone.
-_TRACED: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
+_TRACED: weakref.WeakKeyDictionary[Any, set[tuple[int, str]]] = weakref.WeakKeyDictionary()
 
 
-def _was_traced_before(losses: AuxLosses) -> bool:
-    """Whether the trace that is under way has met this layer already."""
+def _was_traced_before(losses: AuxLosses, name: str) -> bool:
+    """Whether the trace that is under way has met this attribute of this layer already."""
     met = _TRACED.setdefault(torch._guards.TracingContext.get(), set())
-    before = id(losses) in met
-    met.add(id(losses))
+    before = (id(losses), name) in met
+    met.add((id(losses), name))
     return before
 
 

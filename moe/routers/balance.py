@@ -5,9 +5,12 @@ Shape suffixes: T tokens, E experts, K choices. Leading axes are groups or seque
 loss of its own.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
+from ironmoe.kernels.route import transformed
 from ironmoe.moe.routers.masks import checked_mask, mean_over_tokens, zero_padding
 
 
@@ -138,7 +141,21 @@ def _balance(scores_TE: Tensor, load_E: Tensor, mask: Tensor | None) -> Tensor:
         scores_TE = zero_padding(scores_TE, mask)
     total_T1 = scores_TE.sum(-1, keepdim=True).clamp_min(torch.finfo(scores_TE.dtype).tiny)
     share_E = mean_over_tokens(scores_TE / total_T1, mask)
-    return scores_TE.shape[-1] * (load_E * share_E).sum(-1)
+    with _kept_by_the_graph():
+        weighted_E = load_E * share_E
+    return scores_TE.shape[-1] * weighted_E.sum(-1)
+
+
+def _kept_by_the_graph() -> AbstractContextManager[object]:
+    """A block whose operations keep what they need themselves, also inside activation
+    checkpointing, which would compute it again: the load of a global batch may have grown then."""
+    if torch.compiler.is_compiling() or transformed():
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _num_tokens(experts_TK: Tensor, mask: Tensor | None) -> Tensor | int:

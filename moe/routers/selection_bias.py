@@ -21,6 +21,7 @@ class WithSelectionBias(nn.Module):
     selection_bias: Tensor | None
     choices: Tensor | None
     num_experts: int
+    _kept: tuple[Tensor, Tensor] | None
 
     def make_selection_bias(
         self,
@@ -36,6 +37,7 @@ class WithSelectionBias(nn.Module):
             counts = torch.zeros(num_experts + 1, device=device, dtype=torch.int64)
         self.register_buffer("selection_bias", bias)
         self.choices = counts
+        self._remember_bits()
 
     @torch.no_grad()
     def update_selection_bias(self, rate: float = 1e-3) -> None:
@@ -45,9 +47,26 @@ class WithSelectionBias(nn.Module):
         of the same name does both for all routers of a model."""
         if self.selection_bias is None or self.choices is None:
             raise ValueError("update_selection_bias needs a router made with selection_bias=True")
+        self.widen_selection_bias()
         load = self.choices[: self.num_experts].to(self.selection_bias.dtype)
         self.selection_bias += rate * (load.mean() - load).sign().to(self.selection_bias.device)
         self.choices.zero_()
+        self._remember_bits()
+
+    def widen_selection_bias(self) -> None:
+        """Undo a cast that replaced the numbers of the buffer without a word to this module: the
+        first version of FSDP casts buffers so (``MixedPrecision(buffer_dtype=…)``)."""
+        bias = self.selection_bias
+        if bias is None or bias.dtype == _wide(bias.dtype) or self._kept is None:
+            return
+        buffer, view = self._kept
+        if buffer is bias:
+            bias.data = view.to(bias.device)
+
+    def _remember_bits(self) -> None:
+        """Keep the buffer and a view of its memory, which stays when the buffer gets another."""
+        bias = self.selection_bias
+        self._kept = None if bias is None else (bias, bias.detach())
 
     def reset_selection_bias(self) -> None:
         """Bias and counts become 0."""
@@ -71,6 +90,7 @@ class WithSelectionBias(nn.Module):
             wide = _wide(self.selection_bias.dtype)
             self.selection_bias = _moved(bias, self.selection_bias, wide)
             self.choices = _moved(counts, self.selection_bias, torch.int64)
+            self._remember_bits()
         return self
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
@@ -78,6 +98,7 @@ class WithSelectionBias(nn.Module):
         # load_state_dict(assign=True) takes the dtype of the checkpoint
         if self.selection_bias is not None and not self.selection_bias.is_meta:
             self.selection_bias = self.selection_bias.to(_wide(self.selection_bias.dtype))
+            self._remember_bits()
 
 
 def update_selection_bias(

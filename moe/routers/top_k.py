@@ -1,5 +1,6 @@
 """The top-k router: tokens to gates and experts."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -141,6 +142,10 @@ class TopKRouter(WithSelectionBias):
         self.importance_weight = importance_weight
         self.load_weight = load_weight
         get_balance_loss(balance)  # ValueError where it is unknown
+        if balance != "gshard" and balance_weight == 0:
+            warnings.warn(
+                f"balance={balance!r} has no effect while balance_weight is 0", stacklevel=2
+            )
         self.balance = balance
         self.balance_weight = balance_weight
         self.global_load = GlobalLoad()
@@ -205,6 +210,7 @@ class TopKRouter(WithSelectionBias):
         if mask is not None:
             mask = checked_mask(mask, x_TD.shape[:-1])
             x_TD = zero_padding(x_TD, mask)
+        self.widen_selection_bias()
         with without_autocast(x_TD):
             if self.training and self.jitter:
                 x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.jitter, 1 + self.jitter)

@@ -217,6 +217,23 @@ def test_a_part_of_a_weight_is_not_taken_for_the_whole():
         torch.distributed.destroy_process_group()
 
 
+def test_experts_that_fsdp_has_sharded_are_patched_without_a_word():
+    """They are whole in each forward."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        model = build("mixtral")
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*keeps the eager experts")
+            patch(model)(IDS)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_registered_experts_are_asked_too():
     register()
     model = running(build("mixtral"), "ironmoe")

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -287,15 +288,18 @@ def test_a_layer_hands_its_mask_to_the_loss(form):
 
 
 @all_forms
-def test_a_layer_under_checkpointing_learns_as_without(form):
+@pytest.mark.parametrize("passes_at_once", [1, 3])
+def test_a_layer_under_checkpointing_learns_as_without(form, passes_at_once):
+    """Also where later passes have added to the load of the global batch before the first one is
+    repeated."""
     layer = MoE(D, 5, E, router=make(form, noise_std=0.0), dtype=torch.float64)
     x = torch.randn(3, 10, D, dtype=torch.float64, requires_grad=True)
     grads = []
     for call in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
         start_global_batch(layer)
-        for micro_batch in x.unbind():
-            y = call(micro_batch)
-            (y.sum() + collect_aux_loss(layer)).backward()
+        for micro_batches in x.split(passes_at_once):
+            outputs = [call(micro_batch) for micro_batch in micro_batches]
+            (torch.stack(outputs).sum() + collect_aux_loss(layer)).backward()
         grads.append(layer.router.weight.grad.clone())
         layer.zero_grad()
     torch.testing.assert_close(*grads)
@@ -433,6 +437,15 @@ def test_the_load_of_a_global_batch_is_summed_over_processes(tmp_path):
 def test_an_unknown_name_is_named():
     with pytest.raises(ValueError, match=r"balance must be one of \('gshard', .* got 'switch'"):
         TopKRouter(D, E, balance="switch")
+
+
+def test_a_form_without_a_weight_is_said_to_have_no_effect():
+    with pytest.warns(UserWarning, match="balance='mixtral' has no effect.*balance_weight is 0"):
+        TopKRouter(D, E, balance="mixtral")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TopKRouter(D, E)
+        TopKRouter(D, E, balance="mixtral", balance_weight=0.01)
 
 
 SCORES, CHOICES = torch.rand(2, T, E), torch.randint(0, E, (2, T, K))

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ironmoe.attacks import PGD
 from ironmoe.moe import MoE, TopKRouter, VMoE, aux_loss_in_eval, collect_aux_loss
+from ironmoe.moe.layers.mlp import Mlp
 
 DIM, EXPERTS = 8, 4
 
@@ -142,6 +143,18 @@ def test_the_reentrant_form_says_which_layer_lost_its_gradient():
         collect_aux_loss(model)
 
 
+def test_compiled_losses_whose_graph_is_gone_do_not_come_up_in_the_next_step():
+    model, x = Blocks(layer(), layer()), tokens()
+    for i, mlp in enumerate(model.mlps):
+        model.mlps[i] = torch.compile(mlp, fullgraph=True, backend="aot_eager")
+    model(x).sum().backward()  # nobody collects
+    y = model.mlps[0](model.stem(x))
+    with pytest.warns(UserWarning, match=r"mlps\.1.*collect the loss before you call backward"):
+        loss = collect_aux_loss(model)
+    (y.sum() + loss).backward()
+    assert collect_aux_loss(model) == 0
+
+
 def test_a_loss_whose_graph_a_backward_pass_freed_is_named():
     model = Blocks(layer())
     y = model(tokens())
@@ -205,6 +218,26 @@ def test_compiled_layers_give_the_sum_of_one_graph(twice):
         found = collect_aux_loss(compiled)  # once, though the wrapper shows the layer twice
         torch.testing.assert_close(found, expected)
         (y.sum() + found).backward()
+
+
+def test_a_compiled_pass_without_gradients_leaves_the_loss_of_a_training_pass():
+    model, x = Blocks(layer()), tokens()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with no_word():
+        y = compiled(x)
+        with torch.no_grad():
+            compiled(x + 1)
+        loss = collect_aux_loss(model)
+    torch.testing.assert_close(loss, losses_alone(model.mlps[0], model.stem(x)))
+    (y.sum() + loss).backward()
+    assert model.mlps[0].router.weight.grad.any()
+
+    with torch.no_grad():
+        compiled(x)
+    with pytest.warns(UserWarning, match="recorded no gradient"):
+        loss = collect_aux_loss(model)
+    torch.testing.assert_close(loss, losses_alone(model.mlps[0], model.stem(x)).detach())
+    assert collect_aux_loss(model) == 0
 
 
 def test_wrappers_do_not_double_a_loss():
@@ -273,6 +306,23 @@ def test_losses_add_no_memory_but_their_own(recompute):
         assert uncollected <= peaks[weight] + 1000
     own = 12 * len(x) * EXPERTS * x.element_size()  # a dozen of such tensors a layer
     assert peaks[0.1] - peaks[0.0] <= own * (6 if recompute is None else 1) + 6000
+
+
+def test_checkpointed_layers_peak_like_dense_ones_and_one_layer_of_their_own():
+    """However many blocks there are: what a layer needs beyond a dense MLP is there once, but for
+    its weights, their gradients, and the order of its rows."""
+    x, extra = tokens(512), {}
+    for depth in (2, 8):
+        dense = Blocks(*(Mlp(DIM, 16) for _ in range(depth)), checkpointed=False).double()
+        moe = Blocks(*(layer(noise_std=1.0) for _ in range(depth)), checkpointed=False)
+        for model in (dense, moe):
+            peak_of_a_step(model, x)  # makes the gradients
+        extra[depth] = peak_of_a_step(moe, x) - peak_of_a_step(dense, x)
+    weights = sum(p.nbytes for p in moe.mlps[0].parameters())
+    order = 3 * len(x) * 2 * 4  # int32 tensors of a dispatch
+    assert extra[8] - extra[2] <= 6 * (2 * weights + order)
+    peak_of_a_step(moe.mlps[0], x)
+    assert extra[8] <= peak_of_a_step(moe.mlps[0], x)
 
 
 def test_abandoned_passes_keep_no_more_than_one_graph():

@@ -64,6 +64,45 @@ def test_checkpoints_keep_it_wide(assign):
     assert other.selection_bias.dtype == torch.float32
 
 
+def replace_memory(module):
+    """What the first version of FSDP does with ``MixedPrecision(buffer_dtype=…)``."""
+    for buffer in module.buffers():
+        buffer.data = buffer.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("before", ["made", "loaded", "updated", "copied", "moved"])
+def test_bits_come_back_where_a_library_replaced_the_memory_of_the_buffer(before):
+    inner, x = router().train(), torch.randn(64, DIM)
+    inner.selection_bias.copy_(torch.linspace(-1, 1, EXPERTS) / 3)
+    if before == "loaded":
+        state = {name: value + 0.01 for name, value in inner.state_dict().items()}
+        inner.load_state_dict(state)
+    elif before == "updated":
+        inner(x)
+        inner.update_selection_bias(1e-3)
+    elif before == "copied":
+        inner = copy.deepcopy(inner)
+    elif before == "moved":
+        inner = inner.double().float()
+    bias = inner.selection_bias.clone()
+    experts = copy.deepcopy(inner)(x).routing.experts
+    for _ in range(2):
+        replace_memory(inner)
+        assert inner(x).routing.experts.equal(experts)
+        assert inner.selection_bias.dtype == torch.float32 and inner.selection_bias.equal(bias)
+    replace_memory(inner)
+    inner.update_selection_bias(1e-3)
+    torch.testing.assert_close((inner.selection_bias - bias).abs().max().item(), 1e-3)
+
+
+def test_a_bias_that_a_functional_call_puts_in_is_used_as_it_is():
+    inner, x = router(), torch.randn(64, DIM)
+    low = torch.zeros(EXPERTS, dtype=torch.bfloat16)
+    low[3] = 9
+    routed = torch.func.functional_call(inner, {"selection_bias": low}, (x,))
+    assert (routed.routing.experts == 3).any(1).all() and low.dtype == torch.bfloat16
+
+
 def test_it_is_made_on_meta_and_reset():
     with torch.device("meta"):
         inner = router()
