@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.kernels.route import transformed
-from ironmoe.moe.routers.masks import checked_mask, mean_over_tokens, zero_padding
+from ironmoe.moe.routers.masks import checked_mask_of, mean_over_tokens, zero_padding
 
 
 def mixtral_balance_loss(
@@ -46,7 +46,7 @@ def mixtral_balance_loss(
             f"experts must have shape {(*scores_TE.shape[:-1], 'K')} like the scores, got "
             f"{tuple(experts_TK.shape)}"
         )
-    mask = _checked(mask, scores_TE)
+    mask = checked_mask_of(scores_TE, mask)
     load_E = choice_counts(experts_TK, scores_TE.shape[-1], mask=mask).to(scores_TE.dtype)
     return _balance(scores_TE, load_E / _num_tokens(experts_TK, mask), mask)
 
@@ -90,7 +90,7 @@ def global_batch_balance_loss(
             f"load must have shape (…, {scores_TE.shape[-1]}), a number for each expert, got "
             f"{tuple(load_E.shape)}"
         )
-    mask = _checked(mask, scores_TE)
+    mask = checked_mask_of(scores_TE, mask)
     load_E = load_E.detach().to(scores_TE.dtype)
     return _balance(scores_TE, load_E / load_E.sum(-1, keepdim=True).clamp_min(1), mask)
 
@@ -109,7 +109,7 @@ def choice_counts(experts_TK: Tensor, num_experts: int, *, mask: Tensor | None =
         TypeError, ValueError: experts are no integers, or the mask has another dtype or shape.
     """
     _check_experts(experts_TK)
-    mask = _checked(mask, experts_TK)
+    mask = checked_mask_of(experts_TK, mask)
     # The experts of a token are different ones, so a mark says all, and marks need no atomic sums.
     column_TK = experts_TK.long().clamp_max(num_experts)
     marks_TE = column_TK.new_zeros(*experts_TK.shape[:-1], num_experts + 1, dtype=torch.bool)
@@ -120,20 +120,16 @@ def choice_counts(experts_TK: Tensor, num_experts: int, *, mask: Tensor | None =
 
 
 def _check_scores(scores_TE: Tensor) -> None:
-    if not scores_TE.is_floating_point():
+    if not scores_TE.is_floating_point() or scores_TE.ndim < 2:
         raise ValueError(
-            f"scores must be floats of shape (…, T, E), got {scores_TE.dtype}; scores come first, "
-            "experts or loads second"
+            f"scores must be floats of shape (…, T, E), got {scores_TE.dtype} of shape "
+            f"{tuple(scores_TE.shape)}; scores come first, experts or loads second"
         )
 
 
 def _check_experts(experts_TK: Tensor) -> None:
     if experts_TK.is_floating_point() or experts_TK.dtype == torch.bool:
         raise ValueError(f"experts must be integers of shape (…, T, K), got {experts_TK.dtype}")
-
-
-def _checked(mask: Tensor | None, values_TX: Tensor) -> Tensor | None:
-    return None if mask is None else checked_mask(mask, values_TX.shape[:-1])
 
 
 def _balance(scores_TE: Tensor, load_E: Tensor, mask: Tensor | None) -> Tensor:

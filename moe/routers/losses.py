@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ironmoe.kernels.route import exporting
 from ironmoe.moe.routers.aux_losses import AuxLosses
-from ironmoe.moe.routers.masks import mean_over_tokens, zero_padding
+from ironmoe.moe.routers.masks import checked_mask_of, mean_over_tokens, zero_padding
 from ironmoe.moe.routers.wrapped import unwrapped
 
 
@@ -23,7 +23,11 @@ def importance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
             each with a loss of its own.
         mask: (…, T) bool, True for a real token; the others do not count, whatever they hold. A
             group without a real token has the loss 0.
+
+    Raises:
+        TypeError, ValueError: the mask is no tensor, or has another dtype or shape.
     """
+    mask = checked_mask_of(gates_TE, mask)
     if mask is None:
         return _squared_variation(gates_TE.sum(-2))
     return _squared_variation_of_real(zero_padding(gates_TE, mask).sum(-2), mask)
@@ -54,6 +58,7 @@ def load_loss(
         raise ValueError(
             f"noise_std must be above 0 (the load is an expectation over noise), got {noise_std}"
         )
+    mask = checked_mask_of(logits_TE, mask)
     if mask is not None:
         logits_TE = zero_padding(logits_TE, mask)
         noisy_logits_TE = zero_padding(noisy_logits_TE, mask)
@@ -75,6 +80,7 @@ def balance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
         mask: (…, T) bool, as for ``importance_loss``.
     """
     num_experts = gates_TE.shape[-1]
+    mask = checked_mask_of(gates_TE, mask)
     if mask is not None:
         gates_TE = zero_padding(gates_TE, mask)
     experts_E = torch.arange(num_experts, device=gates_TE.device)
@@ -86,6 +92,7 @@ def balance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
 def router_z_loss(logits_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Mean squared log-partition of the logits (…, T, E) (ST-MoE, arXiv 2202.08906, equation 5).
     ``mask`` (…, T) bool, as for ``importance_loss``."""
+    mask = checked_mask_of(logits_TE, mask)
     if mask is not None:
         logits_TE = zero_padding(logits_TE, mask)
     square_T1 = logits_TE.logsumexp(-1, keepdim=True).square()

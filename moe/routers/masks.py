@@ -34,6 +34,11 @@ def checked_mask(mask: Tensor, shape: Sequence[int], name: str = "mask") -> Tens
     return mask if mask.dtype == torch.bool else mask != 0
 
 
+def checked_mask_of(values_TX: Tensor, mask: Tensor | None) -> Tensor | None:
+    """``checked_mask`` for values (…, T, X); None stays None."""
+    return None if mask is None else checked_mask(mask, values_TX.shape[:-1])
+
+
 def without_masked(routing: Routing, mask_T: Tensor, num_experts: int) -> Routing:
     """The routing with every choice of the masked tokens dropped: expert E, gate 0."""
     is_padding_T1 = ~mask_T[:, None]

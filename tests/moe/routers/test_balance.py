@@ -23,7 +23,10 @@ from ironmoe.moe import (
     collect_aux_loss,
     deepseek_balance_loss,
     global_batch_balance_loss,
+    importance_loss,
+    load_loss,
     mixtral_balance_loss,
+    router_z_loss,
     start_global_batch,
 )
 
@@ -467,6 +470,10 @@ def test_arguments_of_a_balance_loss_that_changed_places_are_errors(loss):
 def test_a_load_in_the_place_of_scores_is_an_error():
     with pytest.raises(ValueError, match="scores must be floats"):
         global_batch_balance_loss(LOAD, SCORES)
+    with pytest.raises(
+        ValueError, match=r"scores must be floats.*got torch.float32 of shape \(6,\)"
+    ):
+        global_batch_balance_loss(LOAD.float(), SCORES)
     with pytest.raises(ValueError, match=r"load must have shape \(…, 6\)"):
         global_batch_balance_loss(SCORES, LOAD[:-1])
     with pytest.raises(ValueError, match="experts must be integers"):
@@ -480,9 +487,13 @@ def test_a_load_in_the_place_of_scores_is_an_error():
         lambda mask: deepseek_balance_loss(SCORES, CHOICES, mask=mask),
         lambda mask: global_batch_balance_loss(SCORES, LOAD, mask=mask),
         lambda mask: choice_counts(CHOICES, E, mask=mask),
+        lambda mask: importance_loss(SCORES, mask=mask),
+        lambda mask: load_loss(SCORES, SCORES, 0.1, K, mask=mask),
+        lambda mask: balance_loss(SCORES, mask=mask),
+        lambda mask: router_z_loss(SCORES, mask=mask),
     ],
 )
-def test_the_mask_of_a_balance_loss_has_a_value_for_each_token(function):
+def test_the_mask_of_a_loss_has_a_value_for_each_token(function):
     mask = torch.stack([MASK, ~MASK])
     torch.testing.assert_close(function(mask.int()), function(mask), rtol=0, atol=0)
     for wrong in (MASK, mask[..., None], mask[:, :-1]):
