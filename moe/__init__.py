@@ -30,6 +30,7 @@ from ironmoe.moe.routers.losses import (
     router_z_loss,
 )
 from ironmoe.moe.routers.router_losses import BALANCE_LOSSES
+from ironmoe.moe.routers.selection_bias import update_selection_bias
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
 from ironmoe.moe.routing.health import RouterHealth
 from ironmoe.moe.routing.intervene import intervene
@@ -78,5 +79,6 @@ __all__ = [
     "start_global_batch",
     "trace_routing",
     "upcycle",
+    "update_selection_bias",
     "write_vmoe_checkpoint",
 ]

@@ -10,7 +10,7 @@ from documented import EXAMPLES, PAGES, ROOT
 
 from ironmoe.attacks import registry
 
-OPTIONAL = ("timm", "transformers", "msgpack")
+OPTIONAL = ("timm", "transformers", "msgpack", "peft")
 # What makes the example of the CUDA graph one for a CPU.
 SMALLER = {"2048, 768, 128, 8": "32, 24, 4, 2", "4096, 2048": "50, 32", '"cuda"': '"cpu"'}
 

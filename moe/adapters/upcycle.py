@@ -13,7 +13,7 @@ from ironmoe.moe.adapters.sharing import check_sharing
 from ironmoe.moe.layers.dense_mlp import SUPPORTED, DenseMlp, describe_children, layout_of, read_mlp
 from ironmoe.moe.layers.expert_linear import ExpertLinear
 from ironmoe.moe.layers.moe import MoE
-from ironmoe.moe.routers.top_k import TopKRouter
+from ironmoe.moe.routers.top_k import TopKRouter, router_options
 from ironmoe.moe.vit.placement import placement
 
 ROUTER_STD = 0.02
@@ -85,25 +85,26 @@ def upcycle(
             shares a parameter with another module, or is shared with a block that is not chosen; no
             chain of blocks with one MLP each, or more than one, as in CLIP: then pass the tower.
             The model is unchanged.
-        TypeError: a count that is no whole number, or an unknown keyword.
+        TypeError: a count that is no whole number, a router that is no dict, or an unknown keyword.
     """
     for name, value in {"num_experts": num_experts, "top_k": top_k}.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
     if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
         raise ValueError(f"noise must be a number of at least 0, got {noise!r}")
+    options = router_options(router)
     make_router = partial(
         TopKRouter,
         num_experts=num_experts,
         top_k=top_k,
         renormalize=top_k > 1 if renormalize is None else renormalize,
-        **(router or {}),
+        **options,
     )
     trial = make_router(dim=1, device="meta")  # names a wrong argument before any work
     std = ROUTER_STD
     if renormalize is None and top_k == 1:
         std = ROUTER_STD_TOP_1
-        make_router = partial(make_router, **{"scale": _scale_of_gate_1(trial), **(router or {})})
+        make_router = partial(make_router, **{"scale": _scale_of_gate_1(trial), **options})
 
     paths = _tower(model)
     chosen = [paths[i] for i in placement(layers, len(paths), "layers")]

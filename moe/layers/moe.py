@@ -75,6 +75,10 @@ class MoE(nn.Module):
                 f"shared_dim must be at least 0, and above it for a shared_gate, got {shared_dim} "
                 f"with shared_gate={shared_gate}"
             )
+        if router is not None and not isinstance(router, nn.Module):
+            raise TypeError(
+                f"router must be a module, such as a TopKRouter, or None, got {router!r}"
+            )
         for name, expected in {"num_experts": num_experts, "dim": dim}.items():
             if getattr(router, name, expected) != expected:
                 raise ValueError(

@@ -14,7 +14,7 @@ from ironmoe.kernels import Routing, expert_mlp
 from ironmoe.kernels.activations import get_activation
 from ironmoe.kernels.route import check_precision, without_autocast
 from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
-from ironmoe.moe.routers.masks import checked_mask, for_softmax, zero_padding
+from ironmoe.moe.routers.masks import checked_mask, zero_padding
 
 
 class SoftMoE(nn.Module):
@@ -106,8 +106,8 @@ class SoftMoE(nn.Module):
             x_BND = zero_padding(x_BND, mask_BN)
 
         with without_autocast(x_BND):
-            scores_BNEP = self.scores(x_BND)
-            dispatch_BNEP = _over_tokens(scores_BNEP, mask_BN)
+            scores_BNEP = self.scores(x_BND, mask_BN)
+            dispatch_BNEP = scores_BNEP.softmax(1)
             combine_BNEP = scores_BNEP.flatten(2).softmax(-1).view_as(scores_BNEP)
             rounded_BND = self._rounded(x_BND)
             slots_EBPD = einsum(dispatch_BNEP, rounded_BND, "b n e p, b n d -> e b p d")
@@ -119,15 +119,27 @@ class SoftMoE(nn.Module):
         y_BND = y_BND.to(y_EBPD.dtype)
         return y_BND if mask_BN is None else zero_padding(y_BND, mask_BN)
 
-    def scores(self, x_BND: Tensor) -> Tensor:
+    def scores(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, N, E, P) float32 or wider, with noise in training. Their softmax over N mixes tokens
-        into slots; their softmax over (E, P) mixes slots into tokens."""
+        into slots; their softmax over (E, P) mixes slots into tokens.
+
+        Args:
+            mask: (B, N) as in ``forward``. Padding has the lowest score that there is, so no slot
+                takes any of it. In an image without a token all softmaxes are even.
+        """
+        mask_BN = None if mask is None else checked_mask(mask, x_BND.shape[:-1])
+        if mask_BN is not None:
+            x_BND = zero_padding(x_BND, mask_BN)
+
         wide = torch.promote_types(x_BND.dtype, torch.float32)
         phi_EPD = _unit(self.phi.to(wide)) * self.scale.to(wide)
         scores_BNEP = einsum(_unit(x_BND.to(wide)), phi_EPD, "b n d, e p d -> b n e p")
         if self.training and self.noise_std > 0:
             scores_BNEP = scores_BNEP + self.noise_std * torch.randn_like(scores_BNEP)
-        return scores_BNEP
+        if mask_BN is None:
+            return scores_BNEP
+        # not −∞, whose softmax over (E, P) would be NaN
+        return scores_BNEP.masked_fill(~mask_BN[..., None, None], torch.finfo(wide).min)
 
     def _experts(self, slots_EBPD: Tensor) -> Tensor:
         """Every slot through its expert, with gate 1."""
@@ -168,14 +180,6 @@ class SoftMoE(nn.Module):
             f"dim={self.dim}, num_experts={self.num_experts}, "
             f"slots_per_expert={self.slots_per_expert}"
         )
-
-
-def _over_tokens(scores_BNEP: Tensor, mask_BN: Tensor | None) -> Tensor:
-    """Softmax over the tokens of each image; padding gets 0."""
-    if mask_BN is not None:
-        padding_BN11 = ~for_softmax(mask_BN)[..., None, None]
-        scores_BNEP = scores_BNEP.masked_fill(padding_BN11, float("-inf"))
-    return scores_BNEP.softmax(1)
 
 
 def _unit(values: Tensor) -> Tensor:

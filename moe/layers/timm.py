@@ -12,7 +12,7 @@ from torch import nn
 
 from ironmoe.kernels.activations import ACTIVATIONS
 from ironmoe.moe.layers.dense_mlp import activation_name
-from ironmoe.moe.routers.top_k import TopKRouter
+from ironmoe.moe.routers.top_k import TopKRouter, router_options
 
 
 class MoEMlp(nn.Module):
@@ -85,7 +85,12 @@ class MoEMlp(nn.Module):
             activation=activation,
             bias=bias in (True, (True, True)),
             router=TopKRouter(
-                in_features, num_experts, top_k, device=device, dtype=dtype, **(router or {})
+                in_features,
+                num_experts,
+                top_k,
+                device=device,
+                dtype=dtype,
+                **router_options(router),
             ),
             device=device,
             dtype=dtype,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.kernels.route import transformed
-from ironmoe.moe.routers.masks import mean_over_tokens, zero_padding
+from ironmoe.moe.routers.masks import checked_mask, mean_over_tokens, zero_padding
 
 
 def mixtral_balance_loss(
@@ -34,7 +34,19 @@ def mixtral_balance_loss(
 
     Returns:
         (…), in the dtype of the scores.
+
+    Raises:
+        TypeError, ValueError: an argument has another type, dtype or shape, as two that changed
+            places have.
     """
+    _check_scores(scores_TE)
+    _check_experts(experts_TK)
+    if experts_TK.shape[:-1] != scores_TE.shape[:-1]:
+        raise ValueError(
+            f"experts must have shape {(*scores_TE.shape[:-1], 'K')} like the scores, got "
+            f"{tuple(experts_TK.shape)}"
+        )
+    mask = _checked(mask, scores_TE)
     load_E = choice_counts(experts_TK, scores_TE.shape[-1], mask=mask).to(scores_TE.dtype)
     return _balance(scores_TE, load_E / _num_tokens(experts_TK, mask), mask)
 
@@ -68,7 +80,17 @@ def global_batch_balance_loss(
         scores_TE: (…, T, E) scores ≥ 0 of all experts; those of a token are divided by their sum.
         load_E: (…, E) how often each expert was chosen, the sum of ``choice_counts``.
         mask: (…, T) bool, as for ``mixtral_balance_loss``.
+
+    Raises:
+        TypeError, ValueError: as ``mixtral_balance_loss``.
     """
+    _check_scores(scores_TE)
+    if load_E.shape[-1] != scores_TE.shape[-1]:
+        raise ValueError(
+            f"load must have shape (…, {scores_TE.shape[-1]}), a number for each expert, got "
+            f"{tuple(load_E.shape)}"
+        )
+    mask = _checked(mask, scores_TE)
     load_E = load_E.detach().to(scores_TE.dtype)
     return _balance(scores_TE, load_E / load_E.sum(-1, keepdim=True).clamp_min(1), mask)
 
@@ -82,7 +104,12 @@ def choice_counts(experts_TK: Tensor, num_experts: int, *, mask: Tensor | None =
             count.
         num_experts: E.
         mask: (…, T) bool, True for a real token; the others do not count.
+
+    Raises:
+        TypeError, ValueError: experts are no integers, or the mask has another dtype or shape.
     """
+    _check_experts(experts_TK)
+    mask = _checked(mask, experts_TK)
     # The experts of a token are different ones, so a mark says all, and marks need no atomic sums.
     column_TK = experts_TK.long().clamp_max(num_experts)
     marks_TE = column_TK.new_zeros(*experts_TK.shape[:-1], num_experts + 1, dtype=torch.bool)
@@ -90,6 +117,23 @@ def choice_counts(experts_TK: Tensor, num_experts: int, *, mask: Tensor | None =
     if mask is not None:
         chosen_TE = chosen_TE & mask[..., None]
     return chosen_TE.sum(-2)
+
+
+def _check_scores(scores_TE: Tensor) -> None:
+    if not scores_TE.is_floating_point():
+        raise ValueError(
+            f"scores must be floats of shape (…, T, E), got {scores_TE.dtype}; scores come first, "
+            "experts or loads second"
+        )
+
+
+def _check_experts(experts_TK: Tensor) -> None:
+    if experts_TK.is_floating_point() or experts_TK.dtype == torch.bool:
+        raise ValueError(f"experts must be integers of shape (…, T, K), got {experts_TK.dtype}")
+
+
+def _checked(mask: Tensor | None, values_TX: Tensor) -> Tensor | None:
+    return None if mask is None else checked_mask(mask, values_TX.shape[:-1])
 
 
 def _balance(scores_TE: Tensor, load_E: Tensor, mask: Tensor | None) -> Tensor:

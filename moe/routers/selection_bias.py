@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -42,7 +43,8 @@ class WithSelectionBias(nn.Module):
     def update_selection_bias(self, rate: float = 1e-3) -> None:
         """Move each expert's selection bias by ``rate`` towards an even load: up if it was chosen
         less than the mean since the last update, down if more (arXiv 2408.15664, algorithm 1). Call
-        it once a step; with several processes, sum ``router.choices`` over them first."""
+        it once a step; with several processes, sum ``router.choices`` over them first. The function
+        of the same name does both for all routers of a model."""
         if self.selection_bias is None or self.choices is None:
             raise ValueError("update_selection_bias needs a router made with selection_bias=True")
         self.widen_selection_bias()
@@ -97,6 +99,39 @@ class WithSelectionBias(nn.Module):
         if self.selection_bias is not None and not self.selection_bias.is_meta:
             self.selection_bias = self.selection_bias.to(_wide(self.selection_bias.dtype))
             self._remember_bits()
+
+
+def update_selection_bias(
+    model: nn.Module, rate: float = 1e-3, *, all_processes: bool = False
+) -> None:
+    """``router.update_selection_bias(rate)`` for every router of the model that has a selection
+    bias. Call it once a step, after ``optimizer.step()``.
+
+    Args:
+        model: a layer, or any module around layers.
+        rate: how far a bias moves.
+        all_processes: sum the choices over the processes of ``torch.distributed`` before, each of
+            which must call this; in a single process it changes nothing.
+
+    Raises:
+        ValueError: no router of the model has a selection bias.
+    """
+    routers = [
+        module
+        for module in model.modules()
+        if isinstance(module, WithSelectionBias) and module.selection_bias is not None
+    ]
+    if not routers:
+        raise ValueError(
+            "model must have a router made with selection_bias=True, got none in "
+            f"{type(model).__name__}"
+        )
+    for router in routers:
+        if all_processes and dist.is_available() and dist.is_initialized():
+            assert router.selection_bias is not None and router.choices is not None
+            router.choices = router.choices.to(router.selection_bias.device)
+            dist.all_reduce(router.choices)
+        router.update_selection_bias(rate)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

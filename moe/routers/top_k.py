@@ -1,7 +1,8 @@
 """The top-k router: tokens to gates and experts."""
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,22 @@ class RouterOutput(NamedTuple):
     logits: Tensor
     aux_loss: Tensor | None = None
     dispatch: Dispatch | None = None
+
+
+def router_options(router: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The keyword arguments of a router that a model makes for each of its layers; {} for None.
+
+    Raises:
+        TypeError: it is something else, such as a router.
+    """
+    if router is None:
+        return {}
+    if not isinstance(router, Mapping):
+        raise TypeError(
+            f"router must be a dict of TopKRouter's arguments or None, got {router!r}: a router "
+            "of your own belongs into MoE(router=…)"
+        )
+    return dict(router)
 
 
 class TopKRouter(WithSelectionBias):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.kernels import Routing
+from ironmoe.kernels.route import transformed
 from ironmoe.moe.routing.gates import GATES, gates_for
 from ironmoe.moe.routing.ranks import all_available, by_rank
 from ironmoe.moe.routing.routed_layers import Decision
@@ -16,7 +17,8 @@ from ironmoe.moe.routing.trace import LayerTrace, RoutingTrace
 class Replay:
     """The routing that was carried out in another forward with the same number of tokens. It puts
     the routing of clean images on adversarial ones, or the other way round. Padding counts in
-    neither forward: the n-th real token gets what the n-th real token had.
+    neither forward: the n-th real token gets what the n-th real token had. A trace with padding
+    fits tokens with the same mask, and the real tokens alone.
 
     trace: of the whole model, or of the one layer to steer.
     gates: "recorded" (constants), or one of ``GATES`` for new gates of the recorded experts.
@@ -39,6 +41,7 @@ class Replay:
                 f"{decision.num_experts} experts, got {recorded_tokens} and {layer.num_experts}"
             )
 
+        _check_masks(layer, decision)
         recorded = Routing(
             layer.gates.detach().to(decision.routing.gates), layer.experts.to(decision.x.device)
         )
@@ -64,6 +67,21 @@ class Replay:
 
 def _real_tokens(decision: Decision) -> int:
     return len(decision.x) if decision.mask is None else int(decision.mask.sum())
+
+
+def _check_masks(layer: LayerTrace, decision: Decision) -> None:
+    """ValueError where tokens with padding get the trace of tokens with other padding: the n-th
+    real token of one may then be another than that of the other."""
+    mask_T = decision.mask
+    if mask_T is None or transformed():  # under vmap no value can be read
+        return
+    recorded_T = layer.mask.to(mask_T.device)
+    if recorded_T.all() or mask_T.all() or torch.equal(recorded_T, mask_T):
+        return
+    raise ValueError(
+        f"trace must have been recorded in {decision.layer!r} with the mask of these tokens, or "
+        "without padding, got one with another mask"
+    )
 
 
 def _among_padding(routing: Routing, mask_T: Tensor, num_experts: int) -> Routing:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from ironmoe.moe.routers.top_k import router_options
+
 Model = TypeVar("Model")
 
 
@@ -84,5 +86,5 @@ def from_config(cls: Callable[..., Model], name: str, **options: Any) -> Model:
     settings["moe_layers"] = "every 2"
     if num_experts <= 2:
         settings["router"] = {"importance_weight": 0.0, "load_weight": 0.0, "balance_weight": 0.01}
-    settings["router"] = settings.get("router", {}) | options.pop("router", {})
+    settings["router"] = settings.get("router", {}) | router_options(options.pop("router", None))
     return cls(**settings | options)

@@ -15,7 +15,7 @@ from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.capacity import Capacity
 from ironmoe.moe.routers.ensemble import EnsembleRouter
 from ironmoe.moe.routers.masks import mean_over_tokens, zero_padding
-from ironmoe.moe.routers.top_k import TopKRouter
+from ironmoe.moe.routers.top_k import TopKRouter, router_options
 from ironmoe.moe.routers.wrapped import unwrapped
 from ironmoe.moe.vit.attention import LAYER_NORM_EPS, AttentionPool, Block
 from ironmoe.moe.vit.configs import from_config
@@ -48,7 +48,8 @@ class VMoE(nn.Module):
             attention.
         representation_size: width of a tanh layer before the head; None leaves it out.
         head_bias: the head's initial bias; the official configurations take −log C.
-        router: keyword arguments of ``TopKRouter``, such as ``{"renormalize": True}``.
+        router: keyword arguments of ``TopKRouter``, such as ``{"renormalize": True}``; a router of
+            your own belongs into ``make_moe``.
         capacity: as in ``MoE``; every MoE layer drops by the same rule. None: dropless.
         dispatch_dtype: as in ``MoE``; the official configurations take bfloat16.
         ensemble_size: M > 1 makes the efficient ensemble E³ (arXiv 2110.03360): from the first MoE
@@ -60,6 +61,7 @@ class VMoE(nn.Module):
 
     Raises:
         ValueError: sizes that do not fit, naming them.
+        TypeError: router is no dict.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class VMoE(nn.Module):
             raise ValueError(
                 f"representation_size must be at least 1 or None, got {representation_size}"
             )
+        route_options = router_options(router)
         self.image_size = image_size
         self.patch_size = patch_size
         self.channels = channels
@@ -120,10 +123,10 @@ class VMoE(nn.Module):
                 return make_moe()
             if ensemble_size > 1:
                 route: nn.Module = EnsembleRouter(
-                    dim, num_experts, top_k, ensemble_size=ensemble_size, **(router or {})
+                    dim, num_experts, top_k, ensemble_size=ensemble_size, **route_options
                 )
             else:
-                route = TopKRouter(dim, num_experts, top_k, **(router or {}))
+                route = TopKRouter(dim, num_experts, top_k, **route_options)
             limit = capacity
             if isinstance(capacity, Capacity):
                 limit = capacity.for_members(ensemble_size)

@@ -18,6 +18,7 @@ from ironmoe.moe import (
     router_z_loss,
     routing_iou,
     trace_routing,
+    upcycle,
 )
 
 GATES = torch.tensor([[0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7], [0.8, 0.2, 0.0]])
@@ -257,3 +258,29 @@ def test_imports_are_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("given", [TopKRouter(8, 4), [("renormalize", True)], "softmax"], ids=str)
+def test_a_model_takes_the_arguments_of_its_routers_as_a_dict(given):
+    """One router for several layers would be shared by them."""
+    sizes = {"dim": 8, "depth": 2, "heads": 2, "mlp_dim": 16, "num_classes": 3}
+    makes = {
+        "VMoE": lambda router: VMoE(8, 4, **sizes, moe_layers="all", router=router),
+        "dense": lambda router: VMoE(8, 4, **sizes, router=router),
+        "named": lambda router: VMoE.from_config("V-MoE-S/32", num_experts=4, router=router),
+        "upcycle": lambda router: upcycle(VMoE(8, 4, **sizes), 4, router=router),
+        "timm": lambda router: MoE.as_mlp_layer(4, router=router),
+    }
+    for make in makes.values():
+        with pytest.raises(TypeError, match="router must be a dict of TopKRouter's arguments"):
+            make(given)
+
+    options = {"balance": "mixtral", "balance_weight": 0.01}
+    model = makes["VMoE"](options)
+    assert all(block.mlp.router.balance == "mixtral" for block in model.blocks)
+    assert makes["VMoE"](None).blocks[0].mlp.router.balance == "gshard"
+
+
+def test_a_layer_takes_its_router_as_a_module():
+    with pytest.raises(TypeError, match="router must be a module, such as a TopKRouter, or None"):
+        MoE(8, 16, 4, router={"renormalize": True})

@@ -127,3 +127,23 @@ def test_it_compiles_whole_with_a_mask():
     layer, (x, mask) = layer_of(torch.float32), padded(torch.float32)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, mask), layer(x, mask))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_scores_of_a_padded_batch_give_the_mixtures_of_its_real_tokens(dtype):
+    layer, (x, mask) = layer_of(dtype), padded(dtype)
+    scores = layer.scores(x, mask)
+    assert scores.dtype == torch.promote_types(dtype, torch.float32) and scores.isfinite().all()
+    into_slots, into_tokens = scores.softmax(1), scores.flatten(2).softmax(-1)
+    for image, length in enumerate(LENGTHS):
+        alone = layer.scores(x[image : image + 1, :length])
+        real = slice(0, length)
+        torch.testing.assert_close(into_slots[image, real], alone[0].softmax(0))
+        torch.testing.assert_close(into_tokens[image, real], alone[0].flatten(1).softmax(1))
+        if length:
+            assert not into_slots[image, length:].any()
+    torch.testing.assert_close(layer.scores(x, mask.int()), scores, rtol=0, atol=0)
+    unpadded = layer.scores(x[3:], mask[3:])
+    torch.testing.assert_close(unpadded, layer.scores(x[3:]), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="mask must have shape"):
+        layer.scores(x, mask[:, :3])

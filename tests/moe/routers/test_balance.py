@@ -446,3 +446,49 @@ def test_a_form_without_a_weight_is_said_to_have_no_effect():
         warnings.simplefilter("error")
         TopKRouter(D, E)
         TopKRouter(D, E, balance="mixtral", balance_weight=0.01)
+
+
+SCORES, CHOICES = torch.rand(2, T, E), torch.randint(0, E, (2, T, K))
+LOAD = torch.ones(E, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("loss", [mixtral_balance_loss, deepseek_balance_loss])
+def test_arguments_of_a_balance_loss_that_changed_places_are_errors(loss):
+    with pytest.raises(ValueError, match=r"scores must be floats.*got torch.int64"):
+        loss(CHOICES, SCORES)
+    with pytest.raises(ValueError, match=r"experts must be integers.*got torch.float32"):
+        loss(SCORES, SCORES.topk(K).values)
+    with pytest.raises(ValueError, match=r"experts must be integers.*got torch.bool"):
+        loss(SCORES, SCORES > 0.5)
+    with pytest.raises(ValueError, match=r"experts must have shape \(2, 30, 'K'\)"):
+        loss(SCORES, CHOICES[0])
+
+
+def test_a_load_in_the_place_of_scores_is_an_error():
+    with pytest.raises(ValueError, match="scores must be floats"):
+        global_batch_balance_loss(LOAD, SCORES)
+    with pytest.raises(ValueError, match=r"load must have shape \(…, 6\)"):
+        global_batch_balance_loss(SCORES, LOAD[:-1])
+    with pytest.raises(ValueError, match="experts must be integers"):
+        choice_counts(SCORES, E)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda mask: mixtral_balance_loss(SCORES, CHOICES, mask=mask),
+        lambda mask: deepseek_balance_loss(SCORES, CHOICES, mask=mask),
+        lambda mask: global_batch_balance_loss(SCORES, LOAD, mask=mask),
+        lambda mask: choice_counts(CHOICES, E, mask=mask),
+    ],
+)
+def test_the_mask_of_a_balance_loss_has_a_value_for_each_token(function):
+    mask = torch.stack([MASK, ~MASK])
+    torch.testing.assert_close(function(mask.int()), function(mask), rtol=0, atol=0)
+    for wrong in (MASK, mask[..., None], mask[:, :-1]):
+        with pytest.raises(ValueError, match=r"mask must have shape \(2, 30\)"):
+            function(wrong)
+    with pytest.raises(ValueError, match="mask must be bool, or integers"):
+        function(mask.float())
+    with pytest.raises(TypeError, match="mask must be a tensor or None, got list"):
+        function(mask.tolist())

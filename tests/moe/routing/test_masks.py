@@ -364,3 +364,19 @@ def test_a_steered_model_with_padding_has_the_same_gradient_under_checkpointing(
     assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 10
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad)
+
+
+def test_a_trace_with_padding_is_not_replayed_among_other_padding():
+    """As many tokens are real, but other ones: an image would get the routing of another."""
+    layer, (x, mask) = layer_of("top-k"), padded(tokens(), 0.0)
+    with trace_routing(layer) as trace:
+        layer(x, mask)
+    with intervene(layer, Replay(trace)):
+        layer(x, mask)
+        with pytest.raises(ValueError, match="trace must have been recorded in '' with the mask"):
+            layer(x, mask.flip(0))
+        with pytest.raises(ValueError, match="trace must have been recorded in '' with the mask"):
+            layer(x[:, :6].repeat(1, 2, 1), torch.arange(12).expand(B, 12) < REAL)
+        layer(tokens(), torch.ones(B, REAL, dtype=torch.bool))
+        forwards = torch.func.vmap(lambda x, mask: layer(x, mask), (0, None))
+        assert forwards(x[None], mask.flip(0)).shape == (1, B, N, D)  # values cannot be read there

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
-from ironmoe.moe import MoE, SoftMoE, TopKRouter, collect_aux_loss
+from ironmoe.moe import MoE, SoftMoE, TopKRouter, collect_aux_loss, update_selection_bias
 
 torch.set_num_threads(1)
 child = os.fork()  # so that torch is imported once
@@ -56,12 +56,14 @@ def ddp_counts():
     for part in range(2):  # two passes a step
         model(batch(10 * rank + part)).sum().backward()
     assert router.choices.sum() == 2 * 10 * 2, router.choices
-    dist.all_reduce(router.choices)
+    summed = router.choices.clone()
+    dist.all_reduce(summed)
     alone = make()
     for part in (0, 1, 10, 11):
         alone(batch(part))
-    assert router.choices.equal(alone[1].router.choices)
-    router.update_selection_bias(1e-2)
+    assert summed.equal(alone[1].router.choices)
+    update_selection_bias(model, 1e-2, all_processes=True)
+    assert not router.choices.any()
     alone[1].router.update_selection_bias(1e-2)
     assert router.selection_bias.equal(alone[1].router.selection_bias)
     model(batch(3))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ironmoe.moe import MoE, TopKRouter
+from ironmoe.moe import MoE, TopKRouter, update_selection_bias
 
 DIM, EXPERTS = 16, 8
 
@@ -148,3 +148,31 @@ def test_a_transform_counts_nothing():
 
     assert torch.func.grad(loss)(parameters)["weight"].abs().sum() > 0
     assert (inner.choices == 0).all()
+
+
+def test_all_routers_of_a_model_are_updated_at_once():
+    def make():
+        shared = MoE(DIM, 8, EXPERTS, router=router())
+        deeper = nn.Sequential(MoE(DIM, 8, EXPERTS, router=router(bias=True)))
+        return nn.Sequential(shared, nn.ReLU(), MoE(DIM, 8, EXPERTS), shared, deeper)
+
+    model, reference, x = make(), make(), torch.randn(5, DIM)
+    reference.load_state_dict(model.state_dict())
+    for each in (model, reference):
+        torch.manual_seed(1)
+        each(x)
+    update_selection_bias(model, 0.1, all_processes=True)
+    for layer in (reference[0], reference[4][0]):
+        layer.router.update_selection_bias(0.1)
+    for layer, expected in [(model[0], reference[0]), (model[4][0], reference[4][0])]:
+        assert layer.router.selection_bias.equal(expected.router.selection_bias)
+        assert layer.router.selection_bias.any() and not layer.router.choices.any()
+
+    update_selection_bias(model)  # nothing was chosen since: nothing moves
+    assert model[0].router.selection_bias.equal(reference[0].router.selection_bias)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 3), MoE(DIM, 8, EXPERTS)], ids=["none", "MoE"])
+def test_a_model_without_a_selection_bias_cannot_be_updated(model):
+    with pytest.raises(ValueError, match="must have a router made with selection_bias=True"):
+        update_selection_bias(model)
