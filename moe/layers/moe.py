@@ -124,6 +124,12 @@ class MoE(nn.Module):
         where no pass made one."""
         return self.aux_losses.total()
 
+    @aux_loss.setter
+    def aux_loss(self, loss: None) -> None:
+        if loss is not None:
+            raise ValueError(f"aux_loss must be None, which forgets the losses, got {loss}")
+        self.aux_losses.take()
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (…, D) → (…, D). With ``images_per_group`` in the capacity (or router), x must be
         (images, tokens, D).
@@ -131,7 +137,8 @@ class MoE(nn.Module):
         Args:
             mask: (…) bool, or 0 and 1: False marks padding, which is no token. It takes no expert
                 and no place of a capacity, has no part in a loss or a count, and gets 0. Tokens get
-                the same result whatever the padding holds.
+                the same result whatever the padding holds. A router of your own sees zeros in its
+                place, and what it makes of them in its own loss is its affair.
 
         Raises:
             ValueError: x or mask has the wrong shape, or the mask the wrong dtype.

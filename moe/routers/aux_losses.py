@@ -19,12 +19,13 @@ from ironmoe.kernels.route import recomputing, transformed
 MOST_HELD = 8
 
 NO_GRAD = (
-    "its forward pass recorded no gradient, as under torch.no_grad() or the reentrant form of "
-    "activation checkpointing: use checkpoint(…, use_reentrant=False), and model.eval() for "
-    "passes that do not train"
+    "a forward pass recorded no gradient, as under torch.no_grad() or the reentrant form of "
+    "activation checkpointing. Use checkpoint(…, use_reentrant=False); call model.eval() before a "
+    "pass that does not train"
 )
 DISCARDED = (
-    "the output of a forward pass was discarded before the next pass: keep it until the collection"
+    "the output of a forward pass was discarded before the next pass. Keep it until the "
+    "collection; collect once to forget a pass that was given up"
 )
 CONSTANT = "no loss has a weight, or nothing before the layer requires a gradient"
 FREED = "a backward pass freed its graph: collect the loss before you call backward()"
@@ -34,9 +35,9 @@ class AuxLosses:
     """The losses of one layer's passes since the last collection.
 
     A pass that activation checkpointing repeats inside the backward pass adds nothing. Passes that
-    a backward pass has used up, such as those of an attack that makes the images to train on, and
-    passes without gradients count only where there is no other. Compiled code keeps the loss of the
-    last call of its graph, one with gradients apart from one without.
+    a backward pass has used up, such as those of an attack that makes the images to train on, count
+    only where there is no other. Compiled code keeps the losses of the last run of its graph, those
+    with gradients apart from those without.
     """
 
     def __init__(self) -> None:
@@ -80,17 +81,19 @@ class AuxLosses:
 
     def _sum(self) -> tuple[Tensor | None, str]:
         self._forget_graphs_that_are_gone()
+        values = dict(self._values)
+        if self._compiled_value is not None:
+            values[NO_GRAD] = _added(values.get(NO_GRAD), self._compiled_value)
         terms = [each.loss() for each in self._passes] + [self._compiled]
-        terms += [self._values.get(DISCARDED), self._values.get(CONSTANT)]
-        losses = [term for term in terms if term is not None]
-        reason = DISCARDED if DISCARDED in self._values else ""
-        if not losses:
-            losses = list(self._values.values())
-            reason = next(iter(self._values), "")
-            if self._compiled_value is not None:
-                losses.append(self._compiled_value)
-                reason = reason or NO_GRAD
-        return (sum(losses[1:], losses[0]) if losses else None), reason
+        used_up = values.pop(FREED, None)
+        losses = [term for term in (*terms, *values.values()) if term is not None]
+        reason = next((reason for reason in values if reason != CONSTANT), "")
+        if not losses and used_up is not None:
+            return used_up, FREED
+        total = None
+        for loss in losses:
+            total = _added(total, loss)
+        return total, reason
 
     def _forget_graphs_that_are_gone(self) -> None:
         """Of a pass without a gradient the value stays; of one that ended inside a transform of
@@ -108,8 +111,7 @@ class AuxLosses:
         for each in passes:
             if each.loss() is None:
                 reason = each.reason or DISCARDED
-                before = self._values.get(reason)
-                self._values[reason] = each.value if before is None else before + each.value
+                self._values[reason] = _added(self._values.get(reason), each.value)
 
     def __reduce__(self) -> tuple[type["AuxLosses"], tuple[()]]:
         """Copies and pickles leave the losses behind: a graph cannot be copied."""
@@ -140,6 +142,10 @@ class _Pass:
     def used_up(self) -> None:
         self.reason = self.reason or FREED
         self._held = None
+
+
+def _added(total: Tensor | None, loss: Tensor) -> Tensor:
+    return loss if total is None else total + loss.to(total.device)
 
 
 def _is_freed(loss: Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
-from ironmoe.kernels.route import exporting, recomputing, without_autocast
+from ironmoe.kernels.route import exporting, recomputing, transformed, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
 from ironmoe.moe.routers.constant_gates import warn_of_constant_gate
@@ -219,7 +219,7 @@ class TopKRouter(WithSelectionBias):
             routing = self._route(self._over_all_experts(noisy_TE))
             if mask is not None:
                 routing = without_masked(routing, mask, self.num_experts)
-            if self.training and self.choices is not None and not recomputing():
+            if self.training and self.choices is not None and self._counts():
                 self.count_choices(routing.experts)
             aux_loss = None
             if (self.training or self.aux_loss_in_eval) and not exporting():
@@ -242,6 +242,11 @@ class TopKRouter(WithSelectionBias):
         if self.softcap is None:
             return logits_TE
         return self.softcap * (logits_TE / self.softcap).tanh()
+
+    def _counts(self) -> bool:
+        """Whether this pass is one to count: neither repeated nor inside a transform of torch.func,
+        which allows no change of what lies outside."""
+        return not recomputing() and not transformed()
 
     def _over_all_experts(self, logits_TE: Tensor) -> Tensor:
         """(T, E), whatever shape the logits of a subclass have."""

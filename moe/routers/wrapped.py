@@ -6,6 +6,8 @@ what the module is looks inside; whoever runs it calls the wrapper, which does i
 
 from torch import nn
 
+from ironmoe.moe.routers.groups import Grouped
+
 # Where each wrapper keeps the module that it calls.
 WRAPPERS = (
     "_orig_mod",  # torch.compile
@@ -13,11 +15,14 @@ WRAPPERS = (
     "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
     "module",  # DistributedDataParallel, DataParallel, AveragedModel
+    "_forward_module",  # Lightning Fabric
+    "_module",  # Opacus
 )
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside all wrappers around it; the module itself where there is none."""
+    """The module inside all wrappers around it; the module itself where there is none. A module of
+    another library, too, is a wrapper if it has nothing of its own but one router by groups."""
     while (inner := _inside(module)) is not None:
         module = inner
     return module
@@ -28,7 +33,11 @@ def _inside(module: nn.Module) -> nn.Module | None:
     children = module._modules
     if "modules_to_save" in children and "original_module" in children:
         return _active_copy(module)
-    return next((children[name] for name in WRAPPERS if children.get(name) is not None), None)
+    known = next((children[name] for name in WRAPPERS if children.get(name) is not None), None)
+    if known is not None or len(children) != 1 or module._parameters:
+        return known
+    (only,) = children.values()
+    return only if only is not None and isinstance(unwrapped(only), Grouped) else None
 
 
 def _active_copy(wrapper: nn.Module) -> nn.Module:

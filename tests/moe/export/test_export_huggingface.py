@@ -13,11 +13,11 @@ SIZES = {
     "vocab_size": 100,
     "hidden_size": 64,
     "intermediate_size": 96,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-QWEN = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+QWEN = {"moe_intermediate_size": 32, "num_experts": 3, "num_experts_per_tok": 2, "head_dim": 16}
 SHAPES = ({0: Dim("B", min=1, max=64), 1: Dim("N", min=2, max=512)},)
 
 
@@ -34,7 +34,7 @@ class Logits(nn.Module):
 
 def patched(family):
     if family == "mixtral":
-        config = transformers.MixtralConfig(**SIZES)
+        config = transformers.MixtralConfig(**SIZES, num_local_experts=3)
         model = transformers.MixtralForCausalLM(config)
     else:
         model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SIZES, **QWEN))

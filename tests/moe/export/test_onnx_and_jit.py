@@ -11,8 +11,8 @@ from ironmoe.kernels import grouped_matmul
 from ironmoe.kernels.onnx_graph import count_below, grouped_rows, stable_sort
 from ironmoe.moe import MoE, SoftMoE
 
-ONNX = ["tokens", "dispatch dtype", "capacity by priority", "capacity of 2 images"]
-ONNX += ["expert choice", "SoftMoE", "token", "map", "ensemble"]
+ONNX = ["tokens", "capacity by priority", "capacity of 2 images"]
+ONNX += ["expert choice", "SoftMoE", "map", "ensemble"]
 
 
 def products(layer, x):

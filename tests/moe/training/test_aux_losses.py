@@ -223,12 +223,13 @@ def test_compiled_layers_give_the_sum_of_one_graph(twice):
 def test_a_compiled_pass_without_gradients_leaves_the_loss_of_a_training_pass():
     model, x = Blocks(layer()), tokens()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with no_word():
-        y = compiled(x)
-        with torch.no_grad():
-            compiled(x + 1)
+    y = compiled(x)
+    with torch.no_grad():
+        compiled(x + 1)
+    with pytest.warns(UserWarning, match="only for a part of its passes"):
         loss = collect_aux_loss(model)
-    torch.testing.assert_close(loss, losses_alone(model.mlps[0], model.stem(x)))
+    both = losses_alone(model.mlps[0], model.stem(x), model.stem(x + 1))
+    torch.testing.assert_close(loss, both)
     (y.sum() + loss).backward()
     assert model.mlps[0].router.weight.grad.any()
 
@@ -335,6 +336,27 @@ def test_abandoned_passes_keep_no_more_than_one_graph():
             gc.collect()
             alive.append(memory.live - before)
     assert max(alive) <= alive[0] + 1000
-    collect_aux_loss(model)
+    with pytest.warns(UserWarning, match="was discarded before the next pass"):
+        collect_aux_loss(model)
     gc.collect()
     assert memory.live - before < alive[0] / 4
+
+
+def test_a_layer_that_runs_with_and_without_gradients_gives_both_and_says_so():
+    moe, x = layer(), tokens()
+    model = Blocks(moe)
+    stem = model.stem(x)
+    y = stem + checkpoint(moe, stem, use_reentrant=True) + moe(stem)
+    with pytest.warns(UserWarning, match=r"mlps\.0 has no gradient, or only for a part"):
+        found = collect_aux_loss(model)
+    torch.testing.assert_close(found, 2 * losses_alone(moe, stem))
+    (found + y.sum()).backward()
+
+
+def test_the_losses_of_a_layer_can_be_forgotten():
+    moe = layer()
+    moe(tokens())
+    moe.aux_loss = None
+    assert moe.aux_loss is None and collect_aux_loss(moe) == 0
+    with pytest.raises(ValueError, match="aux_loss must be None"):
+        moe.aux_loss = torch.ones(())

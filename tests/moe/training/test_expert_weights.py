@@ -251,3 +251,25 @@ def test_a_router_in_training_keeps_its_loss_with_adapters():
         y = adapted(images())
         torch.testing.assert_close(collect_aux_loss(adapted), expected)
     assert y.requires_grad
+
+
+def test_a_wrapper_that_nobody_knows_leaves_a_router_by_groups_what_it_is():
+    from ironmoe.moe import ExpertChoiceRouter
+
+    class Around(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    router = ExpertChoiceRouter(DIM, EXPERTS, images_per_group=1)
+    net = MoE(DIM, 16, EXPERTS, router=router).eval()
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    for given in ((images(),), (images(), mask)):
+        expected = net(*given)
+        net.router = Around(Around(router))
+        torch.testing.assert_close(net(*given), expected, rtol=0, atol=0)
+        net.router = router

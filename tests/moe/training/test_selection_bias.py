@@ -138,6 +138,18 @@ def test_small_updates_even_out_the_load_of_a_bfloat16_model():
     assert max(results) < 1.1
 
 
+def test_a_transform_counts_nothing():
+    inner = router().train()
+    parameters = {"weight": inner.weight.detach()}
+    x = torch.randn(6, DIM)
+
+    def loss(parameters):
+        return torch.func.functional_call(inner, parameters, (x,)).routing.gates.square().sum()
+
+    assert torch.func.grad(loss)(parameters)["weight"].abs().sum() > 0
+    assert (inner.choices == 0).all()
+
+
 def test_all_routers_of_a_model_are_updated_at_once():
     def make():
         shared = MoE(DIM, 8, EXPERTS, router=router())
