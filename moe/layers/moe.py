@@ -1,6 +1,6 @@
 """The Mixture-of-Experts layer: router, dispatch, experts."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
@@ -20,6 +20,8 @@ from ironmoe.moe.routers.groups import Grouped
 from ironmoe.moe.routers.masks import checked_mask, without_masked, zero_padding
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
 from ironmoe.moe.routers.wrapped import unwrapped
+
+_MoE = TypeVar("_MoE", bound="MoE")
 
 
 class MoE(nn.Module):
@@ -129,6 +131,13 @@ class MoE(nn.Module):
         if loss is not None:
             raise ValueError(f"aux_loss must be None, which forgets the losses, got {loss}")
         self.aux_losses.take()
+
+    def train(self: _MoE, mode: bool = True) -> _MoE:
+        """As of every module. In eval mode the layer no longer holds the graph of a pass that was
+        given up."""
+        if not mode:
+            self.aux_losses.let_go()
+        return super().train(mode)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (…, D) → (…, D). With ``images_per_group`` in the capacity (or router), x must be

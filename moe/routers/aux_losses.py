@@ -1,8 +1,8 @@
 """The auxiliary losses of a layer, from its forward passes to their collection.
 
 The graph of a loss reaches through everything before its layer, so whoever holds the loss holds all
-of that in memory. Of a layer's passes only the latest is held here. The loss of an earlier one
-lives as long as the graph of its output.
+of that in memory. Of a layer's passes only the latest is held here, until the layer goes into eval
+mode. The loss of an earlier one lives as long as the graph of its output.
 """
 
 import weakref
@@ -57,14 +57,18 @@ class AuxLosses:
             setattr(self, name, loss if earlier is None else earlier + loss)
             return
 
-        for earlier_pass in self._passes:
-            earlier_pass.let_go()
+        self.let_go()
         self._forget_graphs_that_are_gone()
         node = None if transformed() else y.grad_fn
         each = _Pass(loss, keep=keep or node is None or x.grad_fn is None)
         if node is not None:
             node.register_prehook(partial(_on_backward, each, [loss]))
         self._passes.append(each)
+
+    def let_go(self) -> None:
+        """From now on the losses live as long as the graphs of their outputs."""
+        for each in self._passes:
+            each.let_go()
 
     def total(self) -> Tensor | None:
         """The sum of the losses, with the gradients they have still; None where there is none."""

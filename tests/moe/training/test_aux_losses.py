@@ -342,6 +342,27 @@ def test_abandoned_passes_keep_no_more_than_one_graph():
     assert memory.live - before < alive[0] / 4
 
 
+def test_eval_mode_frees_a_pass_that_was_given_up_and_no_other():
+    model, x = Blocks(*(layer() for _ in range(3))), tokens(256)
+    with LiveMemory() as memory:
+        before = memory.live
+        model(x)
+        gc.collect()
+        held = memory.live - before
+        model.eval()
+        gc.collect()
+        assert memory.live - before < held / 4
+
+    for mlp in model.mlps:
+        mlp.aux_loss = None
+    y = model.train()(x)
+    model.eval().train()
+    with no_word():
+        loss = collect_aux_loss(model)
+    (y.sum() + loss).backward()
+    assert loss.requires_grad
+
+
 def test_a_layer_that_runs_with_and_without_gradients_gives_both_and_says_so():
     moe, x = layer(), tokens()
     model = Blocks(moe)
