@@ -146,8 +146,8 @@ class MoE(nn.Module):
         Args:
             mask: (…) bool, or 0 and 1: False marks padding, which is no token. It takes no expert
                 and no place of a capacity, has no part in a loss or a count, and gets 0. Tokens get
-                the same result whatever the padding holds. A router of your own sees zeros in its
-                place, and what it makes of them in its own loss is its affair.
+                the same result whatever the padding holds. A router of your own gets zeros
+                in place of padding; a loss that it makes must leave them out itself.
 
         Raises:
             ValueError: x or mask has the wrong shape, or the mask the wrong dtype.

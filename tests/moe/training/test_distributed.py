@@ -1,25 +1,16 @@
 """Training in two processes: DistributedDataParallel and FSDP2, against one process on the whole
-batch. The processes live in a program of its own, because a test process may have threads."""
-
-import subprocess
-import sys
+batch."""
 
 import pytest
+from two_processes import run_in_two_processes
 
 PROGRAM = '''
-import os, sys, copy, torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from ironmoe.moe import MoE, SoftMoE, TopKRouter, collect_aux_loss, update_selection_bias
-
-torch.set_num_threads(1)
-child = os.fork()  # so that torch is imported once
-rank = 0 if child else 1
-dist.init_process_group("gloo", init_method="file://" + os.path.abspath("store"),
-                        rank=rank, world_size=2)
 D, E = 8, 4
 
 def make(**options):
@@ -115,10 +106,6 @@ CASES = {"counts": ddp_counts, "gradients": ddp_gradients, "losses": ddp_checkpo
 for case in sys.argv[1:]:
     CASES[case]() if case in CASES else sharded(case)
     dist.barrier()
-dist.destroy_process_group()
-if child:
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-os._exit(0)
 '''
 CASES = {
     "data parallel": ["counts", "gradients", "losses"],
@@ -128,13 +115,4 @@ CASES = {
 
 @pytest.mark.parametrize("kind", CASES)
 def test_two_processes_train_as_one(kind, tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, "program.py", *CASES[kind]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(PROGRAM, tmp_path, *CASES[kind])

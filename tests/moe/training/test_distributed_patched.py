@@ -1,26 +1,17 @@
 """A patched Hugging Face model in two processes: DistributedDataParallel and FSDP2, against the
 same model without ``patch``."""
 
-import subprocess
-import sys
-
 import pytest
+from two_processes import run_in_two_processes
 
 pytest.importorskip("transformers", minversion="5.17")
 
 PROGRAM = """
-import os, sys, torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import MixtralConfig, MixtralForCausalLM
 from ironmoe.moe import huggingface
-
-torch.set_num_threads(1)
-child = os.fork()  # so that torch is imported once
-rank = 0 if child else 1
-dist.init_process_group("gloo", init_method="file://" + os.path.abspath("store"),
-                        rank=rank, world_size=2)
 ids = (torch.arange(24).view(2, 12) + rank) % 50
 mask = torch.ones_like(ids)
 mask[:, 9:] = 0
@@ -62,21 +53,8 @@ for kind in ("data parallel", "sharded", "experts alone", "patched after shardin
     for got, want in zip(gradients(model, run), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6, msg=kind)
     dist.barrier()
-dist.destroy_process_group()
-if child:
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-os._exit(0)
 """
 
 
 def test_two_processes_train_a_patched_model_as_one_that_is_not(tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, "program.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(PROGRAM, tmp_path)
