@@ -1,6 +1,5 @@
 """One attack on one batch: inputs are checked, the engine runs, an AttackResult is made."""
 
-import torch
 from torch import Tensor
 
 from ironmoe.attacks.engine.borrow import borrowed
@@ -23,7 +22,7 @@ def run_attack(
     with borrowed(attack.model):
         chunk = prepared(images, labels, indices)
         count = len(images)
-        eps = torch.as_tensor(attack.eps, dtype=torch.float64, device=images.device).expand(count)
+        eps = attack.region(images).radius.to(images.device).expand(count)
 
         stages = [Stage(each) for each in attack.stages]
         for each in attack.stages:
@@ -47,15 +46,10 @@ def run_attack(
 def _check(attack: Search, images: Tensor, labels: Tensor, indices: Tensor | None) -> None:
     """ValueError, TypeError: a batch that does not go with the attack."""
     check_images(images, labels, attack.bounds)
+    attack.region(images)
 
     if indices is not None and indices.shape != labels.shape:
         raise ValueError(f"indices must have shape ({len(images)},), got {tuple(indices.shape)}")
-
-    if isinstance(attack.eps, Tensor) and attack.eps.ndim and attack.eps.shape != labels.shape:
-        raise ValueError(
-            f"eps must be a number or have shape ({len(images)},), got shape "
-            f"{tuple(attack.eps.shape)}"
-        )
 
 
 class _Collected:

@@ -8,13 +8,15 @@ Nothing here knows an attack by name.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from inspect import isabstract
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.elements import Bound, Box
 from ironmoe.attacks.balls.elements import Bounds as Bounds
+from ironmoe.attacks.balls.elements import Box, Shared
 
 
 class Ball(ABC):
@@ -55,7 +57,7 @@ class Ball(ABC):
         return type(self)(self.center[keep], self.eps[keep], self.bounds)
 
     @classmethod
-    def scaled(cls) -> "type[Ball]":
+    def scaled(cls) -> "Callable[..., Ball]":
         """The class of balls of this norm with a radius of their own for each element.
 
         Raises:
@@ -70,14 +72,26 @@ class Ball(ABC):
         """The tensors that ``kept`` names."""
         return {}
 
+    free: Tensor | None = None
+    """(B, …) bool, which elements may move; None: all."""
+
     @property
-    def width(self) -> Bound:
+    def width(self) -> Any:
         """Highest minus lowest valid pixel: a number, or (B, …)."""
         return self.bounds[1] - self.bounds[0]
+
+    @property
+    def movable(self) -> int | Tensor:
+        """How many elements of an image may move: a number, or (B,) int64."""
+        return self.center[0].numel() if len(self.center) else 0
 
     def clip(self, point: Tensor) -> Tensor:
         """The nearest point of the box, with those elements as in the center that may not move."""
         return point.clamp(*self.bounds)
+
+    def free_part(self, change: Tensor) -> Tensor:
+        """``change`` (B, …), with 0 for elements that may not move."""
+        return change if self.free is None else torch.where(self.free, change, 0)
 
     def in_pixels(self, units: Tensor) -> Tensor:
         """``units`` (B, …), changes of the elements relative to the scale of each, in pixels."""
@@ -162,6 +176,29 @@ def ball_of(norm: str) -> type[Ball]:
     if not isinstance(norm, str) or norm not in NORMS:
         raise ValueError(f"norm must be one of {tuple(NORMS)}, got {norm!r}")
     return NORMS[norm]
+
+
+def ball_at(
+    ball: type[Ball],
+    columns: Mapping[str, Tensor],
+    shared: Shared,
+    kept: Mapping[str, Any] | None = None,
+) -> Ball:
+    """The balls around the images ``columns["clean"]`` (B, …), of radii ``columns["eps"]`` (B,).
+
+    Args:
+        columns: what each image has of its own of scale and bounds, too, as in ``Region.side``.
+        shared: what all images have in common.
+        kept: further arguments of the constructor.
+    """
+    scale = columns.get("eps_scale", shared.scale)
+    low = columns.get("low_bound", shared.low)
+    high = columns.get("high_bound", shared.high)
+    place = columns["clean"], columns["eps"], (low, high)
+
+    if scale is None and not isinstance(low, Tensor):
+        return ball(*place, **(kept or {}))
+    return ball.scaled()(*place, scale=scale, **(kept or {}))
 
 
 def norms_with(ability: type) -> tuple[str, ...]:

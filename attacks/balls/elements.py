@@ -33,7 +33,7 @@ class Region(NamedTuple):
     @property
     def side(self) -> dict[str, Tensor]:
         """The tensors that differ from image to image, as columns (N, …)."""
-        tensors = {"scale": self.scale, "low_bound": self.low, "high_bound": self.high}
+        tensors = {"eps_scale": self.scale, "low_bound": self.low, "high_bound": self.high}
         return {
             name: value
             for name, value in tensors.items()
@@ -61,7 +61,7 @@ def spread(name: str, value: Bound, shape: tuple[int, ...]) -> Tensor:
         ValueError: the shapes do not go together, or (N,) is the last axis of an image, too, and
             its numbers differ.
     """
-    numbers = torch.as_tensor(value).detach().to(torch.float64)
+    numbers = torch.as_tensor(value, dtype=torch.float64).detach()
     rank = len(shape)
     count, width = shape[0], shape[-1]
 
@@ -90,14 +90,64 @@ def spread(name: str, value: Bound, shape: tuple[int, ...]) -> Tensor:
     return numbers.view(padded)
 
 
-def of_an_image(value: Bound, image_shape: tuple[int, ...]) -> Bound | None:
-    """``value`` if it is the same for all images, whatever their number; None if it is one an
-    image."""
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return value
-    by_image = value.ndim > len(image_shape) and len(value) > 1
-    one_each = value.ndim == 1 and len(value) not in (1, *image_shape[-1:])
-    return None if by_image or one_each else value
+def is_by_image(value: Bound, image_shape: tuple[int, ...]) -> bool:
+    """Whether ``value`` holds one number, or one tensor, an image, and not the same for all images
+    whatever their number."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == 1:
+        return False
+    if value.ndim == 1:
+        return value.shape[-1:] != tuple(image_shape[-1:])
+    return value.ndim > len(image_shape)
+
+
+class SharedElements:
+    """What eps and bounds say of all images alike, where the images are. It is made once for each
+    shape, since copying to a GPU makes the host wait."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, tuple[Bound, Bounds, Shared]] = {}
+
+    def of(self, eps: Bound, bounds: Bounds, images: Tensor) -> "Shared":
+        """Those of images (R, …)."""
+        if not any(isinstance(value, Tensor) and value.ndim for value in (eps, *bounds)):
+            return Shared(None, *bounds)
+
+        key = (tuple(images.shape[1:]), images.dtype, images.device)
+        known = self._made.get(key)
+        if known is None or known[0] is not eps or known[1] is not bounds:
+            known = self._made[key] = (eps, bounds, _shared(eps, bounds, images))
+        return known[2]
+
+
+class Shared(NamedTuple):
+    """scale: (1, …) float64, or None for 1; low, high: two numbers, or two tensors (1, …) in the
+    dtype of the images; None for those that each image has of its own."""
+
+    scale: Tensor | None
+    low: Bound | None
+    high: Bound | None
+
+
+def _shared(eps: Bound, bounds: Bounds, images: Tensor) -> Shared:
+    shape = (1, *images.shape[1:])
+    scale = None if is_by_image(eps, shape[1:]) else split(spread("eps", eps, shape))[1]
+
+    box: list[Tensor | None] = []
+    for bound in bounds:
+        numbers = torch.as_tensor(bound, dtype=torch.float64)
+        if is_by_image(bound, shape[1:]):
+            box.append(numbers.flatten()[:1].view((1,) * len(shape)) if is_even(numbers) else None)
+        else:
+            box.append(spread("bounds", bound, shape))
+
+    low, high = box
+    if low is not None and high is not None and is_even(low) and is_even(high) and scale is None:
+        return Shared(None, low.flatten()[0].item(), high.flatten()[0].item())
+    return Shared(
+        scale=None if scale is None else scale.to(images.device),
+        low=None if low is None else low.to(images),
+        high=None if high is None else high.to(images),
+    )
 
 
 def split(eps: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -139,6 +189,19 @@ def box_of(low: Tensor, high: Tensor) -> tuple[Bound, Bound]:
     """Both as numbers where each holds one number throughout, else both as tensors."""
     if low.numel() and high.numel() and is_even(low) and is_even(high):
         return low.flatten()[0].item(), high.flatten()[0].item()
+    return low, high
+
+
+def box_at(images: Tensor, bounds: Bounds) -> Box:
+    """bounds of a batch of images (N, …): two numbers, or two tensors that broadcast to it, in its
+    dtype and where it is.
+
+    Raises:
+        ValueError: a tensor that does not broadcast to the images.
+    """
+    low, high = box_of(*(spread("bounds", bound, tuple(images.shape)) for bound in bounds))
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        return low.to(images), high.to(images)
     return low, high
 
 

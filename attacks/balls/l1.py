@@ -4,6 +4,8 @@ In L1 the box must not be forgotten: the projection onto the ball alone, clamped
 another point, and half an attack's budget is then lost at pixels that are white already.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -121,7 +123,7 @@ class L1Ball(PowerBall, SparseBall, HyperplaneBall):
     usual_radii = (510, 1020, 2040, 3060)
 
     @classmethod
-    def scaled(cls) -> type[Ball]:
+    def scaled(cls) -> Callable[..., Ball]:
         return ScaledL1Ball
 
     def project(self, point: Tensor) -> Tensor:

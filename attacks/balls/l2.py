@@ -1,5 +1,7 @@
 """The L2 norm: the Euclidean length of the change is at most eps."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ class L2Ball(PowerBall, StraightBall, HyperplaneBall):
     usual_radii = (64, 128, 255, 510)
 
     @classmethod
-    def scaled(cls) -> type[Ball]:
+    def scaled(cls) -> Callable[..., Ball]:
         return ScaledL2Ball
 
     def project(self, point: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ class ScaledL2Ball(ScaledBall, L2Ball):
         length = self.length(direction).clamp_min(lengths.SHORTEST_DIRECTION)
 
         # The volume within a radius grows with its power, the number of elements that may move.
-        count = self.free.flatten(1).sum(1).clamp_min(1)
-        share = uniform(keys, (1,), direction.dtype, stream=2)[:, 0].double() ** (1 / count)
+        draw = uniform(keys, (1,), direction.dtype, stream=2)[:, 0].double()
+        share = draw ** (1 / self.movable.clamp_min(1))
         stretch = self._radius() * share / length.double()
         return self.clip(self.center + self.in_pixels(column(stretch, self.scale) * direction))

@@ -1,5 +1,7 @@
 """The Linf norm: no pixel changes by more than eps."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class LinfBall(BoxBall, StraightBall, HyperplaneBall):
         self._edges = None if low is None or high is None else (low, high)
 
     @classmethod
-    def scaled(cls) -> type[Ball]:
+    def scaled(cls) -> Callable[..., Ball]:
         return ScaledLinfBall
 
     @property

@@ -42,16 +42,23 @@ class ScaledBall(HyperplaneBall):
         scale: Tensor | None = None,
         **kept: Tensor | None,
     ) -> None:
-        low, high = (torch.as_tensor(bound).to(center) for bound in bounds)
+        low, high = (
+            bound.to(center) if isinstance(bound, Tensor) else center.new_full((), bound)
+            for bound in bounds
+        )
         super().__init__(center, eps, (low.expand_as(center), high.expand_as(center)), **kept)
         exact = center.new_ones((), dtype=torch.float64) if scale is None else scale
         self.scale = exact.to(center.device, torch.float64).expand_as(center)
-        self.free = self.scale > 0
+        self.free: Tensor = self.scale > 0
 
     def __getitem__(self, keep: Tensor) -> "ScaledBall":
         low, high = self.bounds
         bounds = low[keep], high[keep]
         return type(self)(self.center[keep], self.eps[keep], bounds, self.scale[keep])
+
+    @property
+    def movable(self) -> Tensor:
+        return self.free.flatten(1).sum(1)
 
     def clip(self, point: Tensor) -> Tensor:
         return torch.where(self.free, super().clip(point), self.center)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.balls.elements import Bounds, box_at
+
 
 class Chunk(NamedTuple):
     """n images from the data: images (n, …), labels (n,), indices (n,) int64, eps (n,) float64 or
@@ -46,7 +48,7 @@ def in_units(chunk: Chunk, unit_size: int) -> Iterator[tuple[Chunk, int]]:
         yield chunk.part(slice(whole, None)), count - whole
 
 
-def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> None:
+def check_images(images: Tensor, labels: Tensor, bounds: Bounds) -> None:
     """TypeError, ValueError: images that are no finite floats (N, …) inside the bounds, labels that
     are no int64 (N,)."""
     _check_kinds(images, labels)
@@ -60,10 +62,11 @@ def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) ->
             f"{_first(~images.isfinite())}"
         )
 
-    low = float(images.min())
-    high = float(images.max())
-    if low < bounds[0] or high > bounds[1]:
-        outside = (images < bounds[0]) | (images > bounds[1])
+    lowest, highest = box_at(images, bounds)
+    outside = (images < lowest) | (images > highest)
+    if bool(outside.any()):
+        low = float(images.min())
+        high = float(images.max())
         raise ValueError(
             f"images must lie in bounds = {bounds}, got values from {low:.6g} to {high:.6g}, "
             f"first in example {_first(outside)}"
