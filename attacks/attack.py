@@ -151,17 +151,18 @@ class Attack(ABC):
             raise TypeError(f"seed must be an int, got {seed!r}")
 
         radius = checked_eps(eps, infinite=not self.inside)
-        if any(isinstance(value, Tensor) and value.ndim > 1 for value in (radius, *checked)):
-            ball_of(norm).scaled()
         return radius, checked
 
     def region(self, images: Tensor) -> Region:
         """What eps and bounds mean for a batch of images (N, …).
 
         Raises:
-            ValueError: a tensor that does not go with the images.
+            ValueError: a tensor that does not go with the images or with the norm.
         """
-        return region_of(self.eps, self.bounds, tuple(images.shape))
+        region = region_of(self.eps, self.bounds, tuple(images.shape))
+        if region.by_element:
+            ball_of(self.norm).scaled()
+        return region
 
     @property
     def eps_text(self) -> str:

@@ -31,6 +31,11 @@ class Region(NamedTuple):
     high: Bound
 
     @property
+    def by_element(self) -> bool:
+        """Whether the elements of an image differ."""
+        return self.scale is not None or isinstance(self.low, Tensor)
+
+    @property
     def side(self) -> dict[str, Tensor]:
         """The tensors that differ from image to image, as columns (N, …)."""
         tensors = {"eps_scale": self.scale, "low_bound": self.low, "high_bound": self.high}

@@ -124,7 +124,7 @@ class L1Ball(PowerBall, SparseBall, HyperplaneBall):
 
     @classmethod
     def scaled(cls) -> Callable[..., Ball]:
-        return ScaledL1Ball
+        return ScaledL1Ball if cls is L1Ball else super().scaled()
 
     def project(self, point: Tensor) -> Tensor:
         return l1_projection(point, self.center, self.eps, self.bounds)

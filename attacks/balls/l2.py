@@ -30,7 +30,7 @@ class L2Ball(PowerBall, StraightBall, HyperplaneBall):
 
     @classmethod
     def scaled(cls) -> Callable[..., Ball]:
-        return ScaledL2Ball
+        return ScaledL2Ball if cls is L2Ball else super().scaled()
 
     def project(self, point: Tensor) -> Tensor:
         return l2_projection(point, self.center, self.eps, self.bounds)

@@ -42,7 +42,7 @@ class LinfBall(BoxBall, StraightBall, HyperplaneBall):
 
     @classmethod
     def scaled(cls) -> Callable[..., Ball]:
-        return ScaledLinfBall
+        return ScaledLinfBall if cls is LinfBall else super().scaled()
 
     @property
     def low(self) -> Tensor:
