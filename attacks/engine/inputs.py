@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.balls.elements import Bounds, box_at
 from ironmoe.attacks.extra import extra_columns
 from ironmoe.attacks.goals.goal import Goal
 
@@ -73,7 +74,7 @@ def in_units(chunk: Chunk, unit_size: int) -> Iterator[tuple[Chunk, int]]:
         yield chunk.part(slice(whole, None)), count - whole
 
 
-def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float], goal: Goal) -> None:
+def check_images(images: Tensor, labels: Tensor, bounds: Bounds, goal: Goal) -> None:
     """TypeError, ValueError: images that are no finite floats (N, …) inside the bounds, labels that
     the goal does not take."""
     _check_kinds(images, labels, goal)
@@ -87,10 +88,11 @@ def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float], go
             f"{_first(~images.isfinite())}"
         )
 
-    low = float(images.min())
-    high = float(images.max())
-    if low < bounds[0] or high > bounds[1]:
-        outside = (images < bounds[0]) | (images > bounds[1])
+    lowest, highest = box_at(images, bounds)
+    outside = (images < lowest) | (images > highest)
+    if bool(outside.any()):
+        low = float(images.min())
+        high = float(images.max())
         raise ValueError(
             f"images must lie in bounds = {bounds}, got values from {low:.6g} to {high:.6g}, "
             f"first in example {_first(outside)}"

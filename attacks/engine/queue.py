@@ -248,8 +248,8 @@ class Engine:
         return sum(item.images for item in self.leaving) * self.judge.passes
 
     def _is_time_to_verify(self, batch: ActiveBatch | None) -> bool:
-        """Whether candidates are predicted before ``batch`` goes on: there are enough for a batch, a
-        quarter of what is at work, or all there is."""
+        """Whether candidates are predicted before ``batch`` goes on: they fill a batch, they are a
+        quarter of what is at work, or nothing else is to do."""
         if not self.leaving:
             return False
         if batch is None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ironmoe.attacks.balls import lengths
 from ironmoe.attacks.balls.abilities import StraightBall
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss
