@@ -84,11 +84,15 @@ def reaching_dlr(logits: Tensor, targets: Tensor) -> Tensor:
     the best other class the loss is above 0 exactly where the target is reached. Where the model
     has no fourth class, or rules it out, the loss of the example is the numerator.
 
+    For gradients the scale is a constant. A target far below z₄ would otherwise be reached by none
+    of the attacks that make few steps: raising z₁, the class to leave, makes the scale longer and
+    so the loss higher.
+
     Raises:
         ValueError: fewer than 3 classes.
     """
     _check_classes(logits, DLR_CLASSES, "dlr", "margin")
-    return reaching_margin(logits, targets) / _targeted_dlr_scale(logits)
+    return reaching_margin(logits, targets) / _targeted_dlr_scale(logits.detach())
 
 
 def reaching_sigmoid_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
