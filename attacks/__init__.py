@@ -2,8 +2,8 @@
 
 Read in this order:
 
-1. ``balls/``, ``losses`` and ``random``: where adversarial examples may lie, what an attack raises,
-   and random numbers that depend on the example alone.
+1. ``balls/``, ``losses``, ``ruled_out`` and ``random``: where adversarial examples may lie, what an
+   attack raises, which classes cannot be, and random numbers that depend on the example alone.
 2. ``engine/search``: what an attack is, as the engine sees it; then the rest of ``engine/``, whose
    docstring says what each file knows.
 3. ``result``, ``run`` and ``attack``: one batch in, an ``AttackResult`` out; the class that attacks
