@@ -23,7 +23,7 @@ from ironmoe.attacks.evaluation.checks.model_checks import (
     passes_of_checks,
 )
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
-from ironmoe.attacks.evaluation.checksum import checksum
+from ironmoe.attacks.evaluation.checksum import checksums_of
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
@@ -43,7 +43,7 @@ class Evaluation:
         images: (attack, example) → the final image, where there is no journal to keep it.
         decided: how many (image, attack) pairs are settled.
         fresh: how many of these were settled in this call.
-        checksums: example → checksum of its image and label, where there is a journal.
+        checksums: example → checksum of its image and label.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
         complete: the budget did not end it before everything was decided.
     """
@@ -113,8 +113,19 @@ class Evaluation:
             )
 
         examples = examples_of_all(records, len(self.attacks), self.source.examples)
+        checksums = {} if self.journal is None else dict(self.journal.checksums)
+        for part in self.shard.gather_objects(self.checksums):
+            checksums |= part
+
         summaries = {
-            name: summary_of(records, number, examples, stages=self.chains[number], final=final)
+            name: summary_of(
+                records,
+                number,
+                examples,
+                stages=self.chains[number],
+                final=final,
+                checksums=checksums,
+            )
             for number, name in enumerate(self.attacks)
         }
         clean = next(iter(summaries.values())).clean_correct
@@ -145,12 +156,12 @@ class Evaluation:
         return flags
 
     def _noted(self, chunk: Chunk) -> Chunk:
-        """The chunk, found to be what the journal is about."""
-        if self.journal is not None:
-            numbers = chunk.indices.tolist()
-            for number, image, label in zip(numbers, chunk.images, chunk.labels, strict=True):
-                self.checksums[number] = checksum(image, checksum(label))
-                self.journal.check(number, self.checksums[number])
+        """The chunk, its images noted, and found to be what the journal is about."""
+        found = checksums_of(chunk.images, chunk.labels)
+        for number, each in zip(chunk.indices.tolist(), found, strict=True):
+            self.checksums[number] = each
+            if self.journal is not None:
+                self.journal.check(number, each)
         return chunk
 
     def _resume(self, attack: int, examples: list[int]) -> Resumed | None:

@@ -36,6 +36,8 @@ class AttackSummary:
     adversarial: (N, …), or None if not kept
     flags: name → (N,) bool, as in ``AttackResult``
     forwards, backwards: how many passes of single images the attack made
+    per_image: further (N,) columns by name: label, clean_prediction, forwards, backwards, and
+        checksum, the CRC-32 of image and label (−1 where it is not known)
     """
 
     stages: tuple[tuple[float, str], ...]
@@ -52,6 +54,7 @@ class AttackSummary:
     flags: dict[str, Tensor]
     forwards: int
     backwards: int
+    per_image: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def eps(self) -> tuple[float, ...]:
