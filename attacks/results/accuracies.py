@@ -6,15 +6,15 @@ from ironmoe.attacks.evaluation.proportion import Proportion
 from ironmoe.attacks.evaluation.report import RobustnessReport
 from ironmoe.attacks.results.image_rows import Reports
 from ironmoe.attacks.results.outcomes import CLEAN, WORST_CASE, Outcomes, Values, outcomes_of
-from ironmoe.attacks.results.rows_file import Row, rows_as_text
+from ironmoe.attacks.results.rows_file import Kind, Row, rows_as_text
 
-ACCURACY_KINDS: dict[str, type] = {
+ACCURACY_KINDS: dict[str, Kind] = {
     "eps": float,
     "accuracy": float,
     "low": float,
     "high": float,
     "confidence": float,
-    "right": float,
+    "right": lambda text: int(text) if text.isdigit() else float(text),
     "images": int,
     "undecided": int,
 }

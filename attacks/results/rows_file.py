@@ -7,11 +7,12 @@ truth values are ``true`` and ``false`` in both, and floats have all their digit
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+Kind = type | Callable[[str], Any]
 ENDINGS = (".csv", ".jsonl")
 
 
@@ -48,12 +49,12 @@ def write_text_rows(rows: Sequence[Row], path: Path | str) -> None:
     partial.replace(path)
 
 
-def read_text_rows(path: Path | str, kinds: Mapping[str, type]) -> list[Row]:
+def read_text_rows(path: Path | str, kinds: Mapping[str, Kind]) -> list[Row]:
     """The rows of such a file.
 
     Args:
-        kinds: column → int, float or bool, the type of its values; others are text. An empty cell
-            of CSV is None.
+        kinds: column → int, float or bool, the type of its values, or what makes a value of a
+            text; other columns are text. An empty cell of CSV is None.
 
     Raises:
         ValueError: another ending, or a cell that is no such value. The message names the file.
@@ -82,7 +83,7 @@ def _cell(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _value(cell: str, kind: type) -> Any:
+def _value(cell: str, kind: Kind) -> Any:
     if cell == "":
         return None
     if kind is bool:
