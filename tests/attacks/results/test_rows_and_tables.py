@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from ironmoe.attacks.engine.counters import SIGNS
 from ironmoe.attacks.evaluation.checksum import checksum
 from ironmoe.attacks.results.image_rows import IMAGE_COLUMNS
 
+PAGE = (Path(__file__).parents[3] / "docs" / "results.md").read_text()
 EPS = [1 / 255, 4 / 255, 0.05]
 
 
@@ -130,6 +132,7 @@ def test_a_column_is_one_entry_and_flags_are_those_of_results(report):
         values = [row[column.name] for row in per_image(report)]
         assert {type(value) for value in values if value is not None} <= {column.kind}
         assert f"``{column.name}``" in per_image.__doc__ or column.name in SIGNS
+        assert f"`{column.name}`" in PAGE
 
 
 def test_a_summary_made_by_hand_leaves_out_what_it_does_not_say(report):
