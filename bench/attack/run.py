@@ -87,6 +87,7 @@ def run_attack_command(options: AttackOptions, console: Console) -> Path:
     """
     device = own_device(options.device)
     evaluation = _prepared(options, device, console)
+    evaluation.check_size()
 
     with ExitStack() as shown:
         with processes(device) as group:
@@ -190,12 +191,15 @@ class _Evaluation:
 
     @property
     def _keeps_images(self) -> bool:
-        if self._final_bytes > KEPT_BYTES and self.options.save_images is not None:
+        return self._final_bytes <= KEPT_BYTES
+
+    def check_size(self) -> None:
+        """SaveError: the images that are to be saved would not be kept."""
+        if self.options.save_images is not None and not self._keeps_images:
             raise SaveError(
                 f"--save-images needs final images of at most {KEPT_BYTES / 1e9:g} GB, got "
                 f"{self._final_bytes / 1e9:.1f} GB; take fewer --attack-images or attacks"
             )
-        return self._final_bytes <= KEPT_BYTES
 
     def begin(self, group: Processes, console: Console) -> Meter:
         """Make or open the folder, in the first process."""

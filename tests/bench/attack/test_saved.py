@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from ironmoe.attacks import read_rows
+from ironmoe.bench.attack import run as attack_run
 from ironmoe.bench.attack.saved.found_images import SaveError, check_form
 from ironmoe.bench.attack.saved.png import from_png, png
 from ironmoe.bench.cli.app import app
@@ -172,3 +173,10 @@ def test_levels_whose_steps_a_png_has_are_saved(levels):
 
 def test_a_wrong_form_ends_the_command_before_it_begins(place):
     assert "--save-images must be png or npz, got 'gif'" in attack("--save-images", "gif", code=2)
+
+
+def test_more_images_than_are_kept_are_not_promised(place, monkeypatch):
+    monkeypatch.setattr(attack_run, "KEPT_BYTES", 1000)
+    message = "needs final images of at most 1e-06 GB, got 0.0 GB; take fewer --attack-images"
+    assert message in attack("--save-images", "npz", "--out", "run", code=2)
+    assert not (place / "run").exists()
