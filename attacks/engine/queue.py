@@ -137,7 +137,7 @@ class Engine:
             return True
 
         places = self.admission.places_to_predict(chunk, beginnings)
-        if not self.budget.allows(self.spent, len(places) * self.judge.passes + self._waiting):
+        if not self.budget.allows(self.spent, len(places) * self.admission.passes + self._waiting):
             return False
 
         judgement = self.admission.judged(chunk, places)

@@ -113,6 +113,14 @@ def chosen_goal(goal: Goal | None, targeted: bool, attack: str, why_classes: str
     return goal
 
 
+def needs_logits(attack: str) -> TypeError:
+    """The error of an attack (its name) that cannot do with labels alone."""
+    return TypeError(
+        f"model must return a float tensor of logits for {attack}, which needs more than labels, "
+        "got labels alone; HopSkipJump needs no more"
+    )
+
+
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
