@@ -144,7 +144,7 @@ class Admission:
     def _ranks_by_itself(self) -> bool:
         """Whether the search's own model says which classes are targets, since the judge's is
         another one."""
-        return self.targets > 0 and self.judge.model is not None
+        return self.targets > 0 and self.judge.is_another
 
     @property
     def _group_size(self) -> int:
