@@ -77,7 +77,7 @@ class Targeted(LabelGoal):
     @property
     def losses(self) -> dict[str, Loss]:  # type: ignore[override]
         """Those of ``ironmoe.attacks.losses``, in the form for a target."""
-        return {name: _lowered(entry.plain) for name, entry in LOSSES.items()}
+        return {name: entry.reach or _lowered(entry.plain) for name, entry in LOSSES.items()}
 
     def loss_named(self, loss: str | Loss | None) -> Loss:
         """A callable, which says how far the logits are from the label, is lowered."""
