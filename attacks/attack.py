@@ -5,7 +5,7 @@ This file stands above the engine, which knows attacks only by the protocol ``en
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.engine.search import Keeps
+from ironmoe.attacks.extra import Extra
+from ironmoe.attacks.goals.goal import Goal
+from ironmoe.attacks.goals.labels import LabelGoal, Targeted, chosen_goal
 from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.run import run_attack
 
@@ -44,7 +47,10 @@ class Attack(ABC):
         bounds: lowest and highest valid pixel.
         seed: whatever is random depends on (seed, example index, attempt, step) alone, and not on
             batches.
-        targeted: ``labels`` are the classes to reach, not the ones to leave.
+        targeted: ``labels`` are the classes to reach, not the ones to leave: the same as
+            ``goal=Targeted()``.
+        goal: what a success is and what the search raises (``ironmoe.attacks.goals``); None: the
+            model names another class than the label.
         eot: ask the model this many times for each gradient and take the mean (Athalye et al.,
             arXiv 1802.00420): for random models.
         normalize: (mean, std) of the channels, if the model does not normalise its images itself.
@@ -69,6 +75,9 @@ class Attack(ABC):
     needs: type[Ball] | tuple[type[Ball], ...] = Ball
     """The attack takes a norm whose ball is one of these classes. It must ask the ball for nothing
     that all of them do not promise."""
+
+    needs_classes: str | None = None
+    """Why the attack takes no goal but ``Untargeted`` and ``Targeted``; None: it takes any."""
 
     needs_a_box = False
     """The attack works only within finite ``bounds``, and refuses others."""
@@ -109,12 +118,19 @@ class Attack(ABC):
         logits_fn: Callable[[Any], Tensor] | None = None,
         attack_dtype: torch.dtype | None = None,
         routing: RoutingMode | None = None,
+        goal: Goal | None = None,
     ) -> None:
-        self.attacked_model = AttackedModel(model, normalize, logits_fn, attack_dtype, routing)
+        why_classes = self.needs_classes
+        if self.targets and why_classes is None:
+            why_classes = "goes through classes as targets of its own"
+        self.goal = chosen_goal(goal, targeted, type(self).__name__, why_classes)
+        self.attacked_model = AttackedModel(
+            model, normalize, logits_fn, attack_dtype, routing, self.goal
+        )
         self._check_where(norm, bounds, eps, seed)
         if eot < 1:
             raise ValueError(f"eot must be at least 1, got {eot}")
-        if targeted and self.targets:
+        if isinstance(self.goal, Targeted) and self.targets:
             raise ValueError(
                 f"targeted=True does not go with {type(self).__name__}, which goes through "
                 "targets of its own"
@@ -125,7 +141,7 @@ class Attack(ABC):
         self.norm = norm
         self.bounds = bounds
         self.seed = seed
-        self.targeted = targeted
+        self.targeted = isinstance(self.goal, Targeted)
         self.eot = eot
 
         self.coupled_by_model = images_coupled(model)
@@ -169,6 +185,7 @@ class Attack(ABC):
         routing = self.attacked_model.routing
         parts = {
             "targeted": self.targeted or None,
+            "goal": None if isinstance(self.goal, LabelGoal) else self.goal,
             "eot": self.eot if self.eot > 1 else None,
             "attack_dtype": self.attacked_model.attack_dtype,
             "routing": None if type(routing) is RoutingMode else routing,
@@ -180,6 +197,8 @@ class Attack(ABC):
         with the same. An attack that keeps an argument under another name overrides this method,
         but for ``loss_of``: a method has the name ``loss``."""
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        if isinstance(self.goal, LabelGoal):
+            del public["goal"]  # ``targeted`` says it
         if "loss_of" in public:
             public["loss"] = public.pop("loss_of")
         return public
@@ -208,20 +227,35 @@ class Attack(ABC):
         float64 images)."""
         return self.run(images, labels).adversarial
 
-    def run(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> AttackResult:
+    def run(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor | None = None,
+        *,
+        extra: Extra | None = None,
+        passes: int | None = None,
+    ) -> AttackResult:
         """Attack a batch.
 
         Args:
             images: (N, …) floating point, finite, inside ``bounds``.
-            labels: (N,) int64, 0 … C − 1.
+            labels: (N,) int64, 0 … C − 1; for another goal what it takes, (N, …).
             indices: (N,) the examples' numbers in their data set, for their random numbers; by
                 default 0 … N − 1.
+            extra: further inputs of the model, one entry an example: a tensor (N, …), a tuple of
+                them for arguments by position, or a dict of them for arguments by keyword. They
+                travel with their example. Images come to the model in other orders and numbers than
+                here, so a model must not look them up elsewhere.
+            passes: how often the model is asked for each prediction that counts, clean and
+                adversarial: 1, or an even number of at least 16 for a random model. None: 1; 64 for
+                ``eot`` above 1, and for a model that is seen to give two answers to one image.
 
         Raises:
             ValueError, TypeError: an input outside the above, or a model whose logits are not
-                floats of shape (N, C), or NaN.
+                floats of shape (N, C), or not finite.
         """
-        return run_attack(self, images, labels, indices)
+        return run_attack(self, images, labels, indices, extra=extra, passes=passes)
 
     def ball(self, attempts: Attempts) -> Ball:
         """Where the adversarial examples of these attempts may lie."""
@@ -240,8 +274,14 @@ class Attack(ABC):
         attack remembers: tensors (R, …), one entry an attempt."""
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        """(R,) what the attack raises, of logits (R, C); differentiable if ``gradient``."""
-        return torch.zeros_like(logits[:, 0])
+        """(R,) what the attack raises, of logits (R, C); differentiable if ``gradient``. A targeted
+        attack lowers it."""
+        return attempts["key"].new_zeros(len(logits), dtype=torch.float32)
+
+    def signed(self, raised: Tensor) -> Tensor:
+        """What ``loss`` has to return where this is what the search should raise, as a goal's
+        losses are."""
+        return -raised if self.targeted else raised
 
     def passes_per_query(self, count: int, device: str) -> int:
         """How many forward passes ``ask`` makes for each of ``count`` attempts."""
@@ -252,8 +292,8 @@ class Attack(ABC):
         return self.attacked_model.ask(attempts, self.objective, want_grad, self.eot)
 
     def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        """(R,) the loss that the engine takes gradients of. A targeted attack lowers its loss, so
-        here it has the opposite sign."""
+        """(R,) the loss that the engine takes gradients of. A targeted attack lowers its ``loss``,
+        so here it has the opposite sign."""
         loss = self.loss(logits, attempts)
         return -loss if self.targeted else loss
 
@@ -279,10 +319,9 @@ class Attack(ABC):
         engine asks only on CPU, where reading the answer costs nothing."""
         return None
 
-    def fooled(self, logits: Tensor, attempts: Attempts) -> Tensor:
+    def fooled(self, logits: Tensor, attempts: Mapping[str, Tensor]) -> Tensor:
         """(R,) bool: the model gives the answer that the attack is after, wherever the point is."""
-        hit = logits.argmax(1) == attempts["label"]
-        return hit if self.targeted else ~hit
+        return self.goal.reached(logits, attempts["label"])
 
 
 class FixedRadiusAttack(Attack):

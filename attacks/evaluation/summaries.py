@@ -1,6 +1,6 @@
 """Records in, the summary of an attack out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor
 from ironmoe.attacks.engine.counters import result_fields
 from ironmoe.attacks.engine.job import Stage
 from ironmoe.attacks.engine.records import Records
+from ironmoe.attacks.engine.search import Search
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.report import AttackSummary
+from ironmoe.attacks.goals.labels import Targeted
 
 
 @dataclass
@@ -59,10 +61,15 @@ def summary_of(
     examples: Tensor,
     *,
     stages: Sequence[Stage],
+    passes: int,
     final: FinalImages | None,
+    shape: torch.Size,
 ) -> AttackSummary:
-    """What attack ``number`` did to these examples; ``final``: where their images are, if they are
-    kept."""
+    """What attack ``number`` did to these examples.
+
+    passes: how many each verdict rests on; final: where their images are, if they are kept; shape:
+    of an image.
+    """
     columns = records.of_attack(number, examples)
     counted = result_fields(columns)
     counted |= {name: int(counted[name].sum()) for name in ("forwards", "backwards")}
@@ -81,10 +88,35 @@ def summary_of(
         distance=columns["distance"],
         steps=columns["steps"],
         adversarial=adversarial,
+        clean_figure=columns["clean_figure"],
+        figure=columns["figure"],
+        skipped=columns["skipped"].bool(),
+        passes=passes,
+        hits=columns["hits"],
+        targeted=isinstance(stages[0].attack.goal, Targeted),
+        box=_size_of_box(stages[0].attack, shape),
         **counted,
     )
+
+
+def leave_out_skipped(summaries: Iterable[AttackSummary]) -> None:
+    """An image that one attack could say nothing of is left out of every number, so that all of
+    them are about the same images."""
+    summaries = list(summaries)
+    skipped = torch.stack([summary.skipped for summary in summaries]).any(0)
+    for summary in summaries:
+        summary.skipped = skipped
 
 
 def _radius(stage: Stage) -> float:
     assert stage.eps is not None
     return stage.eps
+
+
+def _size_of_box(attack: Search, shape: torch.Size) -> float:
+    """The distance between two opposite corners of the image box, in the attack's norm."""
+    low, high = (
+        torch.as_tensor(bound, dtype=torch.float64).cpu().expand(1, *shape)
+        for bound in attack.bounds
+    )
+    return float(attack.ball({"clean": low, "eps": torch.zeros(1).double()}).distance(high))
