@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.balls.elements import Bounds, box_at
 from ironmoe.attacks.extra import extra_columns
 from ironmoe.attacks.goals.goal import Goal
 
@@ -78,7 +79,7 @@ def in_units(chunk: Chunk, unit_size: int) -> Iterator[tuple[Chunk, int]]:
         yield chunk.part(slice(whole, None)), count - whole
 
 
-def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float], goal: Goal) -> None:
+def check_images(images: Tensor, labels: Tensor, bounds: Bounds, goal: Goal) -> None:
     """TypeError, ValueError: images that are no finite floats (N, …) inside the bounds, labels that
     the goal does not take."""
     _check_kinds(images, labels, goal)
@@ -92,22 +93,23 @@ def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float], go
             f"{_first(~images.isfinite())}"
         )
 
-    outside = (images < bounds[0]) | (images > bounds[1])
+    lowest, highest = box_at(images, bounds)
+    outside = (images < lowest) | (images > highest)
     if bool(outside.any()):
         low = float(images.min())
         high = float(images.max())
         raise ValueError(
             f"images must lie in bounds = {bounds}, got values from {low:.6g} to {high:.6g}, first "
-            f"in example {_first(outside)}, {_excess(images, bounds)}"
+            f"in example {_first(outside)}, {_excess(images, lowest, highest)}"
         )
 
 
-def _excess(images: Tensor, bounds: tuple[float, float]) -> str:
+def _excess(images: Tensor, lowest: Any, highest: Any) -> str:
     """By how much images leave the bounds, and what that suggests."""
     low = float(images.min())
     high = float(images.max())
-    width = float(torch.as_tensor(bounds[1] - bounds[0]).max())
-    excess = float((bounds[0] - images).maximum(images - bounds[1]).max())
+    width = float(torch.as_tensor(highest - lowest).max())
+    excess = float((lowest - images).maximum(images - highest).max())
     outside = f"up to {excess:.2g} outside"
 
     if excess <= ROUNDING * width:

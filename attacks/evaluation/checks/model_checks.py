@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.evaluation.checks.distances import DIFFERS, apart
 from ironmoe.attacks.evaluation.checks.gradient_checks import routing_gradient, zero_gradients
@@ -145,7 +145,7 @@ def _of_gradients(sample: Sample, outputs: Tensor, bounds: Bounds, random: float
         return []
     sample = sample.with_recorded_routing()
     return [
-        quantised(sample, outputs, bounds=bounds, random=random),
+        quantised(sample, outputs, box=sample.box(bounds), random=random),
         zero_gradients(sample, outputs),
         routing_gradient(sample),
     ]

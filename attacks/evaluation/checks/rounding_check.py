@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.elements import Box
 from ironmoe.attacks.evaluation.checks.sample import Sample, no_gradient
 from ironmoe.attacks.evaluation.report import Flag
 from ironmoe.attacks.model_errors import NoGradient
@@ -22,7 +22,7 @@ COARSE = 2.0**-4
 RESOLVED = 128
 
 
-def quantised(sample: Sample, outputs: Tensor, *, bounds: Bounds, random: float) -> Flag:
+def quantised(sample: Sample, outputs: Tensor, *, box: Box, random: float) -> Flag:
     """Whether small noise changes the margin as the gradient says it should.
 
     outputs: of the images; random: by how much two answers to the same images differ.
@@ -39,7 +39,7 @@ def quantised(sample: Sample, outputs: Tensor, *, bounds: Bounds, random: float)
 
     grad = grad.nan_to_num()
     if not bool(grad.any()):
-        return _steps(sample, here, noise=noise, bounds=bounds)
+        return _steps(sample, here, noise=noise, box=box)
 
     flat = outputs.flatten(1)
     highest = flat.topk(min(2, flat.shape[1]), dim=1).values.abs().amax(1)
@@ -47,7 +47,7 @@ def quantised(sample: Sample, outputs: Tensor, *, bounds: Bounds, random: float)
 
     differences = []
     for size in SIZES:
-        moved = (sample.images + size * noise).clamp(*bounds)
+        moved = (sample.images + size * noise).clamp(*box)
         expected = (grad * (moved - sample.images)).flatten(1).sum(1).double()
         resolved = expected.abs() > least
         if int(resolved.sum()) < FEW:
@@ -101,11 +101,11 @@ def _noise(images: Tensor) -> Tensor:
     return noise * (images.amax(0) - images.amin(0))
 
 
-def _steps(sample: Sample, here: Tensor, *, noise: Tensor, bounds: Bounds) -> Flag:
+def _steps(sample: Sample, here: Tensor, *, noise: Tensor, box: Box) -> Flag:
     """No image has a gradient: does the margin ``here`` (B,) stand still under tiny noise and move
     under noise that is 64 times larger?"""
     near, far = (
-        sample.heights((sample.images + size * noise).clamp(*bounds)) for size in (SIZES[0], COARSE)
+        sample.heights((sample.images + size * noise).clamp(*box)) for size in (SIZES[0], COARSE)
     )
     still = float((near == here).double().mean())
     moves = float((far != here).double().mean())

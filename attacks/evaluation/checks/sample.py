@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ironmoe.attacks.balls.elements import Bounds, Box, box_at
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel
 from ironmoe.attacks.evaluation.report import Flag
 from ironmoe.attacks.goals.goal import Goal
@@ -43,6 +44,14 @@ class Sample(NamedTuple):
             images=self.images[places],
             columns={name: column[places] for name, column in self.columns.items()},
         )
+
+    def box(self, bounds: Bounds) -> Box:
+        """Lowest and highest valid pixels: two numbers, or two tensors that broadcast to the
+        images."""
+        if "low_bound" in self.columns:
+            low, high = self.columns["low_bound"], self.columns["high_bound"]
+            return low.to(self.images), high.to(self.images)
+        return box_at(self.images, bounds)
 
     def with_recorded_routing(self) -> "Sample":
         """The same, with what questions need that have a gradient."""
