@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.goals.goal import Goal, Loss, described
-from ironmoe.attacks.losses import LOSSES, get_loss
+from ironmoe.attacks.losses import LOSSES, ONE_LOGIT, get_loss
 
 
 class LabelGoal(Goal):
@@ -38,23 +38,18 @@ class LabelGoal(Goal):
             if outputs.ndim == 1 and outputs.dtype in INTEGERS:
                 return outputs
         one_each = isinstance(outputs, Tensor) and outputs.shape == (count,)
-        advice = "; make two of one logit z: torch.stack([-z, z], 1)" if one_each else ""
+        advice = ONE_LOGIT.replace("cat", "stack") if one_each else ""
         raise TypeError(
             f"model must return a float tensor of logits ({count}, C), or logits_fn take it out of "
             f"the output, got {_kind(outputs)}{advice}"
         )
 
     def check(self, outputs: Tensor, labels: Tensor) -> None:
-        """ValueError: a single logit, or labels beyond the classes of the logits."""
-        if outputs.ndim == 2 and outputs.shape[1] == 1:
-            raise ValueError(
-                "model must return a logit for each of at least 2 classes, got one logit z; make "
-                "two of it: torch.cat([-z, z], 1), in the model or as logits_fn"
-            )
+        """ValueError: labels beyond the classes of the logits."""
         if outputs.ndim == 2 and len(labels) and int(labels.max()) >= outputs.shape[1]:
             raise ValueError(
                 f"labels must be below the model's {outputs.shape[1]} classes, got "
-                f"{int(labels.max())}"
+                f"{int(labels.max())}{ONE_LOGIT if outputs.shape[1] == 1 else ''}"
             )
 
     def bad(self, outputs: Tensor) -> Tensor:

@@ -140,8 +140,10 @@ def _of_classes(attacks: list[Attack], outputs: Tensor) -> list[Flag]:
 
 
 def _of_gradients(sample: Sample, outputs: Tensor, bounds: Bounds, random: float) -> list[Flag]:
-    """What there is to say of gradients, if the outputs are numbers that may have one."""
-    if not outputs.is_floating_point():
+    """What there is to say of gradients, if the outputs are numbers that may have one, and a
+    classifier's are more than one."""
+    one_class = sample.goal.has_classes and outputs.shape[-1] < 2
+    if one_class or not outputs.is_floating_point():
         return []
     sample = sample.with_recorded_routing()
     return [

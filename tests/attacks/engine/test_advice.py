@@ -5,7 +5,7 @@ import torch
 import toys
 from torch import nn
 
-from ironmoe.attacks import PGD, Square, evaluate
+from ironmoe.attacks import APGD, CW, FAB, MIFGSM, PGD, DeepFool, Square, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,13 @@ def test_one_logit_is_to_become_two(data):
         return (network(x)[:, 1:] - network(x)[:, :1]) / 2
 
     assert "torch.cat([-z, z], 1)" in message_of(column, data[0], labels)
-    assert "torch.cat([-z, z], 1)" in message_of(column, data[0], torch.zeros_like(labels))
+    nothing_else = torch.zeros_like(labels)
+    for attack in (PGD, APGD, FAB, Square, CW, DeepFool, MIFGSM):
+        norm = {"norm": "L2"} if attack in (CW, DeepFool) else {}
+        with pytest.raises(ValueError, match="at least 2 classes"):
+            attack(column, steps=2, **norm).run(data[0], nothing_else)
+        with pytest.raises(ValueError, match="at least 2 classes"):
+            evaluate(column, (data[0], nothing_else), {"a": attack(column, steps=2, **norm)})
     assert "torch.stack([-z, z], 1)" in message_of(lambda x: column(x)[:, 0], data[0], labels)
 
     both = PGD(column, 0.1, logits_fn=lambda z: torch.cat([-z, z], 1)).run(data[0], labels)
