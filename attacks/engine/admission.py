@@ -16,6 +16,7 @@ from ironmoe.attacks.engine.job import Example, Job, Stage
 from ironmoe.attacks.engine.judging.judge import Judge, Judgement
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.goals.labels import needs_logits
+from ironmoe.attacks.ruled_out import ruled_out
 
 
 class Resumed(NamedTuple):
@@ -110,9 +111,10 @@ class Admission:
             ValueError: labels beyond the classes of the logits, or too few classes.
             TypeError: labels alone, for an attack with targets.
         """
-        self._goal.check(judgement.outputs, chunk.labels)
-        correct = [self._correct(chain, chunk, judgement) for chain in self.chains]
         classes = self._other_classes(chunk.labels, self._ranking(chunk, beginnings, judgement))
+        self._goal.check(judgement.outputs, chunk.labels)
+
+        correct = [self._correct(chain, chunk, judgement) for chain in self.chains]
         examples = self._examples(chunk, judgement, classes)
         ranked = [Counters(forwards=self.passes - self.judge.passes)]
         for chain, places, resumed in beginnings:
@@ -212,7 +214,7 @@ class Admission:
 
     def _other_classes(self, labels: Tensor, logits: Tensor) -> list[list[int]]:
         """Of each image the classes that are targets, the likeliest first: not its label, and not
-        those that the model rules out with −∞, but at least one."""
+        those that the model rules out, but at least one."""
         if not self.targets:
             return [[] for _ in range(len(labels))]
         if logits.ndim < 2:
@@ -231,5 +233,5 @@ class Admission:
         is_label = (ranked == labels.unsqueeze(1)).to(torch.int8)
         others = ranked.gather(1, is_label.argsort(dim=1, stable=True))[:, :-1]
 
-        possible = (logits.gather(1, others) > float("-inf")).sum(1).clamp_min(1)
+        possible = (~ruled_out(logits)).gather(1, others).sum(1).clamp_min(1)
         return [row[:there] for row, there in zip(others.tolist(), possible.tolist(), strict=True)]
