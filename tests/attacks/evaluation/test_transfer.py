@@ -231,7 +231,11 @@ def test_a_report_says_that_it_is_about_a_transfer(data, models):
     assert list(report.attacks) == [
         f"FGSM(Linf, eps={EPS}, steps=1, restarts=1, seed=0), search_model=Sequential"
     ]
-    plain = evaluate(source, data, [FGSM(source, EPS)], checks=False)
+    looked = evaluate(target, data, [FGSM(source, EPS)], search_model=source)
+    (flag,) = [flag for flag in looked.checks if flag.name == "transfer"]
+    assert flag.tripped and "another model (Sequential)" in flag.message
+    plain = evaluate(source, data, [FGSM(source, EPS)])
+    assert "transfer" not in {flag.name for flag in plain.checks}
     assert plain.as_dict()["search_model"] is None
 
 

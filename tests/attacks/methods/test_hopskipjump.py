@@ -134,6 +134,22 @@ def test_an_image_without_a_start_holds_where_it_is():
     assert (result.forwards == 7 + 2).all()  # the clean prediction, the tries and the last one
 
 
+def test_a_report_says_where_there_was_no_start():
+    """A model that no random image fools: its second class is a dark image."""
+    x = torch.full((4, 1, 5, 5), 0.5)
+    labels = torch.zeros(4, dtype=torch.int64)
+
+    def model(at):
+        return (at.flatten(1).mean(1) < 0.1).long()
+
+    for starts, share in ((None, 1.0), (torch.zeros(1, 1, 5, 5), 0.0)):
+        attack = HopSkipJump(model, 0.05, starts=starts, start_tries=5, steps=1)
+        report = evaluate(model, (x, labels), {"a": attack})
+        (flag,) = [flag for flag in report.checks if flag.name == "no start for HopSkipJump"]
+        assert (flag.tripped, flag.value) == (share > 0, share)
+        assert not report.attacks["a"].fell.any()
+
+
 def test_more_restarts_find_what_is_at_least_as_near():
     model = Linear()
     options = {"norm": "L2", "steps": 2, "initial_probes": 20} | ANY
