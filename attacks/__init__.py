@@ -21,6 +21,7 @@ from ironmoe.attacks.attack import Attack, FixedRadiusAttack, LeastDistanceAttac
 from ironmoe.attacks.autoattack import AutoAttack
 from ironmoe.attacks.balls.ball import Ball, register_norm
 from ironmoe.attacks.engine.routing_mode import RoutingMode
+from ironmoe.attacks.ensemble import Ensemble
 from ironmoe.attacks.evaluation.checks.model_checks import check_model
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.evaluate import evaluate
@@ -81,6 +82,7 @@ __all__ = [
     "ComparedAccuracy",
     "Comparison",
     "DeepFool",
+    "Ensemble",
     "ExpectedAccuracy",
     "ExpertsOnly",
     "FixedRadiusAttack",
