@@ -4,32 +4,27 @@ This file stands above the engine, which knows attacks only by the protocol ``en
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import NORMS, Ball, ball_at, ball_of
-from ironmoe.attacks.balls.checked import checked_bounds, checked_eps, shown
-from ironmoe.attacks.balls.elements import Bounds, Region, SharedElements, region_of
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, Normalize
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.engine.search import Keeps
+from ironmoe.attacks.extra import Extra
+from ironmoe.attacks.goals.goal import Goal
+from ironmoe.attacks.goals.labels import LabelGoal, Targeted, chosen_goal
 from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.run import run_attack
+from ironmoe.attacks.space import SearchSpace
 
 
-class _Norms:
-    """The names of the registered norms that a class of attacks takes, looked up when asked."""
-
-    def __get__(self, attack: "Attack | None", kind: "type[Attack]") -> tuple[str, ...]:
-        return tuple(name for name, ball in NORMS.items() if kind.takes_ball(ball))
-
-
-class Attack(ABC):
+class Attack(SearchSpace, ABC):
     """``attack(images, labels)`` returns adversarial images, ``attack.run(images, labels)`` an
     AttackResult.
 
@@ -48,7 +43,10 @@ class Attack(ABC):
         bounds: lowest and highest valid pixel: two numbers, or tensors of such shapes as eps has.
         seed: whatever is random depends on (seed, example index, attempt, step) alone, and not on
             batches.
-        targeted: ``labels`` are the classes to reach, not the ones to leave.
+        targeted: ``labels`` are the classes to reach, not the ones to leave: the same as
+            ``goal=Targeted()``.
+        goal: what a success is and what the search raises (``ironmoe.attacks.goals``); None: the
+            model names another class than the label.
         eot: ask the model this many times for each gradient and take the mean (Athalye et al.,
             arXiv 1802.00420): for random models.
         normalize: (mean, std) of the channels, if the model does not normalise its images itself.
@@ -66,16 +64,8 @@ class Attack(ABC):
     ``LeastDistanceAttack`` below.
     """
 
-    norms = _Norms()
-    """The names of the norms that the attack takes: those that keep the promises that it ``needs``.
-    It refuses every other norm."""
-
-    needs: type[Ball] | tuple[type[Ball], ...] = Ball
-    """The attack takes a norm whose ball is one of these classes. It must ask the ball for nothing
-    that all of them do not promise."""
-
-    needs_a_box = False
-    """The attack works only within finite ``bounds``, and refuses others."""
+    needs_classes: str | None = None
+    """Why the attack takes no goal but ``Untargeted`` and ``Targeted``; None: it takes any."""
 
     # The engine reads the attributes from here on. ``engine.search.Search`` says what each means;
     # the two base classes below say which go together.
@@ -84,7 +74,6 @@ class Attack(ABC):
     targets = 0
     gradient = True
     keeps: Keeps = "first"
-    inside = True
     starts_clean = False
     exhaustive = False
     attacks_wrong = False
@@ -113,61 +102,32 @@ class Attack(ABC):
         logits_fn: Callable[[Any], Tensor] | None = None,
         attack_dtype: torch.dtype | None = None,
         routing: RoutingMode | None = None,
+        goal: Goal | None = None,
     ) -> None:
-        self.attacked_model = AttackedModel(model, normalize, logits_fn, attack_dtype, routing)
-        eps, bounds = self._check_where(norm, bounds, eps, seed)
+        why_classes = self.needs_classes
+        if self.targets and why_classes is None:
+            why_classes = "goes through classes as targets of its own"
+        self.goal = chosen_goal(goal, targeted, type(self).__name__, why_classes)
+        self.attacked_model = AttackedModel(
+            model, normalize, logits_fn, attack_dtype, routing, self.goal
+        )
+        super().__init__(eps, norm, bounds)
+        if not isinstance(seed, int):
+            raise TypeError(f"seed must be an int, got {seed!r}")
         if eot < 1:
             raise ValueError(f"eot must be at least 1, got {eot}")
-        if targeted and self.targets:
+        if isinstance(self.goal, Targeted) and self.targets:
             raise ValueError(
                 f"targeted=True does not go with {type(self).__name__}, which goes through "
                 "targets of its own"
             )
 
         self.name = type(self).__name__
-        self._elements = SharedElements()
-        self.eps = eps
-        self.norm = norm
-        self.bounds = bounds
         self.seed = seed
-        self.targeted = targeted
+        self.targeted = isinstance(self.goal, Targeted)
         self.eot = eot
 
         self.coupled_by_model = images_coupled(model)
-
-    def _check_where(
-        self, norm: str, bounds: Bounds, eps: float | Tensor, seed: int
-    ) -> tuple[float | Tensor, Bounds]:
-        """eps and bounds as numbers or tensors. ValueError, TypeError: a norm, box, radius or seed
-        that this attack cannot take."""
-        if norm not in self.norms:
-            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
-
-        needs_faces = self.needs_a_box or ball_of(norm).needs_finite_bounds
-        who = f"{type(self).__name__} in {norm}" if needs_faces else None
-        checked = checked_bounds(bounds, finite_for=who)
-
-        if not isinstance(seed, int):
-            raise TypeError(f"seed must be an int, got {seed!r}")
-
-        radius = checked_eps(eps, infinite=not self.inside)
-        return radius, checked
-
-    def region(self, images: Tensor) -> Region:
-        """What eps and bounds mean for a batch of images (N, …).
-
-        Raises:
-            ValueError: a tensor that does not go with the images or with the norm.
-        """
-        region = region_of(self.eps, self.bounds, tuple(images.shape))
-        if region.by_element:
-            ball_of(self.norm).scaled()
-        return region
-
-    @property
-    def eps_text(self) -> str:
-        """eps as reports print it; of a tensor the shape and the largest element."""
-        return shown(self.eps)
 
     @property
     def model(self) -> Model:
@@ -186,6 +146,7 @@ class Attack(ABC):
         routing = self.attacked_model.routing
         parts = {
             "targeted": self.targeted or None,
+            "goal": None if isinstance(self.goal, LabelGoal) else self.goal,
             "eot": self.eot if self.eot > 1 else None,
             "attack_dtype": self.attacked_model.attack_dtype,
             "routing": None if type(routing) is RoutingMode else routing,
@@ -197,6 +158,8 @@ class Attack(ABC):
         with the same. An attack that keeps an argument under another name overrides this method,
         but for ``loss_of``: a method has the name ``loss``."""
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        if isinstance(self.goal, LabelGoal):
+            del public["goal"]  # ``targeted`` says it
         if "loss_of" in public:
             public["loss"] = public.pop("loss_of")
         return public
@@ -225,32 +188,35 @@ class Attack(ABC):
         float64 images)."""
         return self.run(images, labels).adversarial
 
-    def run(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> AttackResult:
+    def run(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor | None = None,
+        *,
+        extra: Extra | None = None,
+        passes: int | None = None,
+    ) -> AttackResult:
         """Attack a batch.
 
         Args:
             images: (N, …) floating point, finite, inside ``bounds``.
-            labels: (N,) int64, 0 … C − 1.
+            labels: (N,) int64, 0 … C − 1; for another goal what it takes, (N, …).
             indices: (N,) the examples' numbers in their data set, for their random numbers; by
                 default 0 … N − 1.
+            extra: further inputs of the model, one entry an example: a tensor (N, …), a tuple of
+                them for arguments by position, or a dict of them for arguments by keyword. They
+                travel with their example. Images come to the model in other orders and numbers than
+                here, so a model must not look them up elsewhere.
+            passes: how often the model is asked for each prediction that counts, clean and
+                adversarial: 1, or an even number of at least 16 for a random model. None: 1; 64 for
+                ``eot`` above 1, and for a model that is seen to give two answers to one image.
 
         Raises:
             ValueError, TypeError: an input outside the above, or a model whose logits are not
-                floats of shape (N, C), or NaN.
+                floats of shape (N, C), or not finite.
         """
-        return run_attack(self, images, labels, indices)
-
-    def ball(self, attempts: Attempts) -> Ball:
-        """Where the adversarial examples of these attempts may lie."""
-        ball = ball_of(self.norm)
-        kept = {name: attempts[name] for name in ball.kept if name in attempts}
-        shared = self._elements.of(self.eps, self.bounds, attempts["clean"])
-        return ball_at(ball, attempts, shared, kept)
-
-    @classmethod
-    def takes_ball(cls, ball: type[Ball]) -> bool:
-        """Whether the attack knows what to do in this norm."""
-        return issubclass(ball, cls.needs)
+        return run_attack(self, images, labels, indices, extra=extra, passes=passes)
 
     @abstractmethod
     def start(self, attempts: Attempts) -> None:
@@ -258,8 +224,14 @@ class Attack(ABC):
         attack remembers: tensors (R, …), one entry an attempt."""
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        """(R,) what the attack raises, of logits (R, C); differentiable if ``gradient``."""
-        return torch.zeros_like(logits[:, 0])
+        """(R,) what the attack raises, of logits (R, C); differentiable if ``gradient``. A targeted
+        attack lowers it."""
+        return attempts["key"].new_zeros(len(logits), dtype=torch.float32)
+
+    def signed(self, raised: Tensor) -> Tensor:
+        """What ``loss`` has to return where this is what the search should raise, as a goal's
+        losses are."""
+        return -raised if self.targeted else raised
 
     def passes_per_query(self, count: int, device: str) -> int:
         """How many forward passes ``ask`` makes for each of ``count`` attempts."""
@@ -270,8 +242,8 @@ class Attack(ABC):
         return self.attacked_model.ask(attempts, self.objective, want_grad, self.eot)
 
     def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        """(R,) the loss that the engine takes gradients of. A targeted attack lowers its loss, so
-        here it has the opposite sign."""
+        """(R,) the loss that the engine takes gradients of. A targeted attack lowers its ``loss``,
+        so here it has the opposite sign."""
         loss = self.loss(logits, attempts)
         return -loss if self.targeted else loss
 
@@ -297,10 +269,9 @@ class Attack(ABC):
         engine asks only on CPU, where reading the answer costs nothing."""
         return None
 
-    def fooled(self, logits: Tensor, attempts: Attempts) -> Tensor:
+    def fooled(self, logits: Tensor, attempts: Mapping[str, Tensor]) -> Tensor:
         """(R,) bool: the model gives the answer that the attack is after, wherever the point is."""
-        hit = logits.argmax(1) == attempts["label"]
-        return hit if self.targeted else ~hit
+        return self.goal.reached(logits, attempts["label"])
 
 
 class FixedRadiusAttack(Attack):

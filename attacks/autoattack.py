@@ -59,6 +59,7 @@ class AutoAttack(Attack):
     """
 
     takes_groups = False
+    needs_classes = "goes through wrong classes as targets"
 
     def __init__(
         self,

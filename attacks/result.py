@@ -1,6 +1,6 @@
 """The result of one attack on one batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -25,6 +25,13 @@ class AttackResult:
                    or where a model is random
     forwards:      int64; forward passes of the model that this example took part in
     backwards:     int64; backward passes
+    clean_figure:  float64; the goal's figure for the clean image; NaN if the goal has none
+    figure:        float64; the goal's figure for the final image
+    passes:        how often the model was asked for each prediction that counts
+    hits:          int64 (N, 2, 2) for a random model, else (N, 0, 2): how many of its passes over
+                   the clean image, and over the best adversarial point, reached the goal, in the
+                   first and in the second half of the passes; the best is chosen by the first, so
+                   the second half is a fair measure of it
     flags:         name → bool (N,): "zero_gradient", the first gradient of an attempt was 0
                    everywhere; "loss_rising", the loss was still rising when an unsuccessful attempt
                    ended
@@ -40,8 +47,20 @@ class AttackResult:
     forwards: Tensor
     backwards: Tensor
     flags: dict[str, Tensor]
+    clean_figure: Tensor
+    figure: Tensor
+    passes: int
+    hits: Tensor
 
     @property
     def robust(self) -> Tensor:
         """bool (N,): classified right, and no adversarial example was found."""
         return self.clean_correct & ~self.success
+
+    def with_passes_of(self, earlier: "AttackResult") -> "AttackResult":
+        """The result, with the passes that an earlier run spent added to its own."""
+        return replace(
+            self,
+            forwards=self.forwards + earlier.forwards,
+            backwards=self.backwards + earlier.backwards,
+        )

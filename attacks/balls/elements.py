@@ -210,6 +210,12 @@ def box_at(images: Tensor, bounds: Bounds) -> Box:
     return low, high
 
 
+def largest(value: Bound) -> float:
+    """The largest number of all; 0 where there is none."""
+    numbers = torch.as_tensor(value, dtype=torch.float64)
+    return float(numbers.max()) if numbers.numel() else 0.0
+
+
 def is_even(values: Tensor) -> bool:
     """Whether all elements are the same number."""
     return values.numel() < 2 or bool((values == values.flatten()[0]).all())

@@ -15,7 +15,8 @@ Read in this order; each file knows those before it at most.
 - ``rounds``: one question to the model about every attempt, and the verdict of the search. It knows
   no job.
 - ``active_batch``: places of one attack, and who is in them. It knows no other attack.
-- ``verification``: the prediction that counts. It does not decide what becomes of a job.
+- ``judging``: the judge, who makes every prediction that counts. It knows no job.
+- ``verification``: candidates before the judge. It does not decide what becomes of a job.
 - ``admission``: the clean prediction, and a job for each unit of the data. It attacks nothing.
 - ``queue``: ``Engine``, which moves jobs between the files above. It knows neither data sets nor
   reports.

@@ -132,11 +132,13 @@ class ActiveBatch:
         """Take out the units whose attempts are over; None if there are none. The host waits for
         the device here.
 
-        ``candidate`` of an attempt that leaves is the point that is to be predicted again.
+        ``candidate`` of an attempt that leaves is the point that is to be predicted again. A unit
+        with ``bad`` attempts leaves, too.
         """
-        self.attack.attacked_model.check()
-        over = self.attempts["over"].view(-1, self.unit_size).all(1).tolist()
-        leaving = [place for place in self._taken() if over[place]]
+        bad = self.attempts["bad"].view(-1, self.unit_size).any(1)
+        over = self.attempts["over"].view(-1, self.unit_size).all(1)
+        gone = (over | bad).tolist()
+        leaving = [place for place in self._taken() if gone[place]]
         if not leaving:
             return None
 
@@ -208,7 +210,7 @@ class ActiveBatch:
         examples_numbers = column((example.number for example in examples), torch.int64)
         attempts = blank_attempts(
             clean,
-            label=column((example.label for example in examples), torch.int64),
+            label=torch.cat([job.labels for job in jobs]),
             eps=of_images((job.eps for job in jobs), torch.float64),
             target=of_images((job.targets_of(number) for job, number in owners), torch.int64),
             clean_correct=of_images((job.wanted for job in jobs), torch.bool),
@@ -216,8 +218,10 @@ class ActiveBatch:
         )
         attempts["restart"] = numbers % attack.restarts
 
+        for name in jobs[0].side:
+            attempts[name] = torch.cat([job.side[name] for job in jobs])
         attempts |= attack.ball(attempts).edges()
-        attempts |= attack.attacked_model.record(clean)
+        attempts |= attack.attacked_model.record(clean, attempts)
         attack.start(attempts)
         if not self.rounds.keeps_best:
             attempts["over"] = attempts["finished"]
@@ -272,7 +276,7 @@ class ActiveBatch:
         return select(self.attempts, self._row_numbers(places))
 
     def _row_numbers(self, places: list[int]) -> Tensor:
-        device = self.attempts["label"].device
+        device = self.attempts["key"].device
         first = torch.tensor(places, dtype=torch.int64, device=device) * self.unit_size
         return (first.unsqueeze(1) + torch.arange(self.unit_size, device=device)).flatten()
 

@@ -9,9 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.engine.counters import Counters
 from ironmoe.attacks.engine.coupling import images_per_unit
-from ironmoe.attacks.engine.inputs import Chunk, check_labels
+from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import Example, Job, Stage
+from ironmoe.attacks.engine.judging.judge import Judge, Judgement
+from ironmoe.attacks.goals.goal import Goal
 
 
 class Resumed(NamedTuple):
@@ -36,6 +39,7 @@ class Admission:
         chains: each is a sequence of stages.
         unit_sizes: for each chain, how many images a unit has.
         batch_size: about so many images are predicted together.
+        judge: makes the clean prediction.
         resume: (chain, the numbers of a unit's images) → where to begin; None: nothing to do.
     """
 
@@ -44,11 +48,13 @@ class Admission:
         chains: Sequence[Sequence[Stage]],
         unit_sizes: Sequence[int],
         batch_size: int,
+        judge: Judge,
         resume: Callable[[int, list[int]], Resumed | None],
     ) -> None:
         self.chains = chains
         self.unit_sizes = unit_sizes
         self.batch_size = batch_size
+        self.judge = judge
         self.resume = resume
         self.targets = max((stage.attack.targets for chain in chains for stage in chain), default=0)
 
@@ -77,33 +83,41 @@ class Admission:
             asked[first:end] = True
         return asked.nonzero().squeeze(1).to(chunk.labels.device)
 
-    def clean_logits(self, chunk: Chunk, places: Tensor) -> Tensor:
-        """Logits (n, C) of the clean images at these places; 0 in other rows."""
+    def judged(self, chunk: Chunk, places: Tensor) -> Judgement:
+        """What the judge says of the clean images at these places; 0 in other rows."""
         group = self._group_size
         count = len(chunk.labels)
         in_whole_groups = places < count // group * group
         together = max(1, self.batch_size // group) * group
 
         parts = [*places[in_whole_groups].split(together), places[~in_whole_groups]]
-        model = self.chains[0][0].attack.attacked_model
-        answers = torch.cat([model.predict(chunk.images[part]) for part in parts if len(part)])
-        return answers.new_zeros(count, answers.shape[1]).index_copy(0, places, answers)
+        answers = [self._judged(chunk.part(part)) for part in parts if len(part)]
+        columns = (torch.cat(column) for column in zip(*answers, strict=True))
+        return Judgement(
+            *(
+                column.new_zeros(count, *column.shape[1:]).index_copy(0, places, column)
+                for column in columns
+            )
+        )
 
-    def jobs(self, chunk: Chunk, beginnings: Sequence[Beginning], logits: Tensor) -> Iterator[Job]:
+    def jobs(
+        self, chunk: Chunk, beginnings: Sequence[Beginning], judgement: Judgement
+    ) -> Iterator[Job]:
         """A job for each beginning.
 
         Raises:
             ValueError: labels beyond the classes of the logits, or too few classes.
         """
-        check_labels(chunk.labels, logits)
-        if self.targets and logits.shape[1] < 2:
+        logits = judgement.outputs
+        self._goal.check(logits, chunk.labels)
+        if self.targets and (logits.ndim < 2 or logits.shape[1] < 2):
             raise ValueError(
                 "model must have at least 2 classes for an attack with targets, got "
-                f"{logits.shape[1]}"
+                f"{logits.shape[1] if logits.ndim > 1 else 'labels alone'}"
             )
 
-        correct = [self._correct(chain, chunk, logits) for chain in self.chains]
-        examples = self._examples(chunk, logits)
+        correct = [self._correct(chain, chunk, judgement) for chain in self.chains]
+        examples = self._examples(chunk, judgement)
         for chain, places, resumed in beginnings:
             stages = self.chains[chain]
             known = zip(examples[places], correct[chain][places], resumed.fell, strict=True)
@@ -112,6 +126,9 @@ class Admission:
                 stages=stages,
                 stage=resumed.stage,
                 images=chunk.images[places],
+                labels=chunk.labels[places],
+                side={name: column[places] for name, column in chunk.side.items()},
+                first=Counters(forwards=self.judge.passes),
                 examples=[
                     example._replace(clean_correct=is_right, fell_before=fell)
                     for example, is_right, fell in known
@@ -124,17 +141,35 @@ class Admission:
         """How many images the model must see together."""
         return images_per_unit(self.chains[0][0].attack.model, self.batch_size)
 
-    def _correct(self, chain: Sequence[Stage], chunk: Chunk, logits: Tensor) -> list[bool]:
-        """Whether each clean image is not yet what the attacks of this chain want it to be."""
-        return (~chain[0].attack.fooled(logits, {"label": chunk.labels})).tolist()
+    @property
+    def _goal(self) -> Goal:
+        """All attacks have the same one."""
+        return self.chains[0][0].attack.goal
 
-    def _examples(self, chunk: Chunk, logits: Tensor) -> list[Example]:
+    def _judged(self, chunk: Chunk) -> Judgement:
+        columns = {"label": chunk.labels, **chunk.side}
+        return self.judge(self.chains[0][0].attack, chunk.images, columns)
+
+    def _correct(self, chain: Sequence[Stage], chunk: Chunk, judgement: Judgement) -> list[bool]:
+        """Whether each clean image is not yet what the attacks of this chain want it to be."""
+        reached = judgement.reached
+        if not self.judge.is_patient:
+            reached = chain[0].attack.fooled(judgement.outputs, {"label": chunk.labels})
+        return (~reached).tolist()
+
+    def _examples(self, chunk: Chunk, judgement: Judgement) -> list[Example]:
         """What is known of each image, whatever the chain."""
         numbers = chunk.indices.tolist()
-        labels = chunk.labels.tolist()
-        predictions = logits.argmax(1).tolist()
-        classes = self._other_classes(chunk.labels, logits)
-        eps = [None] * len(labels) if chunk.eps is None else chunk.eps.tolist()
+        has_classes = self._goal.has_classes
+        labels = chunk.labels.tolist() if has_classes else [-1] * len(numbers)
+        predictions = judgement.prediction.tolist()
+        figures = judgement.figure.tolist()
+        hits = judgement.hits.tolist()
+        bad = judgement.bad.tolist()
+        classes: list[list[int]] = [[] for _ in numbers]
+        if self.targets:
+            classes = self._other_classes(chunk.labels, judgement.outputs)
+        eps = [None] * len(numbers) if chunk.eps is None else chunk.eps.tolist()
 
         return [
             Example(
@@ -145,8 +180,11 @@ class Admission:
                 classes=classes[one],
                 eps=eps[one],
                 fell_before=False,
+                figure=figures[one],
+                hits=(hits[one][0], hits[one][1]),
+                is_bad=bad[one],
             )
-            for one in range(len(labels))
+            for one in range(len(numbers))
         ]
 
     def _other_classes(self, labels: Tensor, logits: Tensor) -> list[list[int]]:

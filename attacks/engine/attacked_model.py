@@ -1,6 +1,6 @@
 """The model under attack: images in, checked logits, losses and input gradients out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -8,8 +8,12 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import RoutingMode
+from ironmoe.attacks.extra import further_inputs
+from ironmoe.attacks.goals.goal import Goal
+from ironmoe.attacks.goals.labels import Untargeted
 
-Model = Callable[[Tensor], Any]
+Model = Callable[..., Any]
+Columns = Mapping[str, Tensor]
 Normalize = tuple[Sequence[float], Sequence[float]]
 Objective = Callable[[Tensor, Attempts], Tensor]
 
@@ -17,7 +21,7 @@ Objective = Callable[[Tensor, Attempts], Tensor]
 class Answer(NamedTuple):
     """What the model says about R points.
 
-    logits, loss: (R, C) and (R,), in at least float32
+    logits, loss: (R, …), as the goal takes them, and (R,), in at least float32
     grad: (R, …) of the summed loss; None if nobody asked for it
     asked: forward passes that each attempt cost
     used: (R,) how many queries of the attempt this answer counts for
@@ -31,12 +35,14 @@ class Answer(NamedTuple):
 
 
 class AttackedModel:
-    """Calls the user's model: prepares images, checks logits, counts passes.
+    """Calls the user's model: prepares images, checks outputs, counts passes.
 
-    It knows nothing of attacks: the loss comes as a function of logits and attempts.
+    It knows nothing of attacks: the loss comes as a function of outputs and attempts. The model
+    gets copies, so that it may write on its inputs.
 
     Args:
-        model: any callable from images (B, …) to logits (B, C).
+        model: any callable from images (B, …), and what else travels with them (``attacks.extra``),
+            to outputs that the goal takes: logits (B, C).
         normalize: (mean, std) of each channel: the model gets (image − mean) / std. None: the image
             itself.
         logits_fn: takes the logits out of the model's output. None: the output itself is the
@@ -44,6 +50,7 @@ class AttackedModel:
         attack_dtype: the search runs under autocast in this dtype; ``predict`` is always in full
             precision.
         routing: what the search does to routing; ``predict`` leaves it free.
+        goal: says which outputs it takes.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class AttackedModel:
         logits_fn: Callable[[Any], Tensor] | None = None,
         attack_dtype: torch.dtype | None = None,
         routing: RoutingMode | None = None,
+        goal: Goal | None = None,
     ) -> None:
         _check_routing(routing, model)
         _check_calls(model, logits_fn)
@@ -62,6 +70,7 @@ class AttackedModel:
             )
 
         self.model = model
+        self.goal = goal or Untargeted()
         self.logits_fn = logits_fn
         self.attack_dtype = attack_dtype
         self.routing = routing or RoutingMode()
@@ -71,9 +80,6 @@ class AttackedModel:
         # Both count passes of single images, from the moment this object is made.
         self.forwards = 0
         self.backwards = 0
-
-        # (2,) how many rows of one answer had NaN logits and NaN gradients, the most so far
-        self._nan: Tensor | None = None
         self._constants: dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, Tensor]] = {}
 
     @property
@@ -84,51 +90,62 @@ class AttackedModel:
             for name in ("normalize", "logits_fn", "attack_dtype", "routing")
         }
 
-    def logits(self, points: Tensor) -> Tensor:
-        """(B, C) in the model's dtype, its shape checked."""
+    def logits(self, points: Tensor, columns: Columns | None = None) -> Tensor:
+        """(B, …) in the model's dtype, checked by the goal: logits (B, C).
+
+        columns: attempts, or what else has one row a point; the model gets its "extra.…" columns.
+        """
         self.forwards += len(points)
         images = points.to(self.image_dtype)
         if self.normalize is not None:
             mean, std = self._shift_and_scale(images)
             images = (images - mean) / std
+        elif images is points:
+            images = points.clone()
 
-        output = self.model(images)
+        by_position, by_keyword = further_inputs(columns)
+        output = self.model(images, *by_position, **by_keyword)
         if self.logits_fn is not None:
             output = self.logits_fn(output)
         elif not isinstance(output, Tensor):
             output = getattr(output, "logits", output)  # Hugging Face models return objects
-        return _checked_logits(output, len(points))
+        return self.goal.checked_outputs(output, len(points))
 
     @property
     def searches_another_model(self) -> bool:
         """Whether the search runs the model in another way than the predictions that count."""
         return self.attack_dtype is not None or not self.routing.free_forward
 
+    def differs_from(self, judge: "AttackedModel") -> bool:
+        """Whether the search runs another model than this judge, or runs it in another way."""
+        return judge is not self or self.searches_another_model
+
     @torch.no_grad()
-    def judge(self, points: Tensor) -> Tensor:
-        """(B, C) logits that verdicts rest on: in full precision, also inside a user's autocast,
+    def judge(self, points: Tensor, columns: Columns | None = None) -> Tensor:
+        """(B, …) outputs that verdicts rest on: in full precision, also inside a user's autocast,
         and with free routing. The host does not wait for the device."""
         with torch.autocast(points.device.type, enabled=False):
-            return self.logits(points)
+            return self.logits(points, columns)
 
-    def predict(self, points: Tensor) -> Tensor:
-        """Logits of ``judge``. Raises ValueError if one is NaN; the host waits for the device."""
-        logits = self.judge(points)
-        bad = logits.isnan().any(1)
+    def predict(self, points: Tensor, columns: Columns | None = None) -> Tensor:
+        """Outputs of ``judge``. Raises ValueError if they are not finite; the host waits for the
+        device."""
+        outputs = self.judge(points, columns)
+        bad = self.goal.bad(outputs)
         if bool(bad.any()):
             raise ValueError(
                 f"model must return finite logits, got NaN for {int(bad.sum())} of {len(bad)} "
                 f"examples, first example {int(bad.nonzero()[0])}"
             )
-        return logits
+        return outputs
 
-    def record(self, clean: Tensor) -> Attempts:
+    def record(self, clean: Tensor, columns: Columns | None = None) -> Attempts:
         """What the routing mode keeps of clean images. It shows them to the model as the search
         does: normalised, and in the precision of the search."""
 
         def ask(images: Tensor) -> Tensor:
             with self._precision(images):
-                return self.logits(images)
+                return self.logits(images, columns)
 
         return self.routing.record(self.model, clean, ask)  # type: ignore[arg-type]
 
@@ -136,38 +153,16 @@ class AttackedModel:
         self, attempts: Attempts, objective: Objective, want_grad: bool = True, repeats: int = 1
     ) -> Answer:
         """What the model says about ``attempts["point"]``, in the precision of the search. It is
-        asked ``repeats`` times, and the answer is the mean: for random models.
-
-        NaN is only noted here. ``check`` raises the error, when the host reads results anyway.
-        """
+        asked ``repeats`` times, and the answer is the mean: for random models."""
         answers = [self._ask(attempts, objective, want_grad) for _ in range(repeats)]
         if repeats == 1:
             return answers[0]
 
-        logits = torch.stack([answer.logits for answer in answers]).mean(0)
+        outputs = torch.stack([answer.logits for answer in answers])
+        logits = outputs.mean(0) if outputs.is_floating_point() else outputs.mode(0).values
         loss = torch.stack([answer.loss for answer in answers]).mean(0)
         grads = [answer.grad for answer in answers if answer.grad is not None]
         return Answer(logits, loss, torch.stack(grads).mean(0) if grads else None, repeats)
-
-    def forget(self) -> None:
-        """Discard the NaN counts of an earlier run."""
-        self._nan = None
-
-    def check(self) -> None:
-        """Raise ValueError if logits or gradients were NaN since the last check."""
-        if self._nan is None:
-            return
-
-        logits, grads = self._nan.tolist()
-        self._nan = None
-        if logits:
-            raise ValueError(
-                f"model must return finite logits, got NaN for {logits} examples of a batch"
-            )
-        if grads:
-            raise ValueError(
-                f"model must have finite input gradients, got NaN for {grads} examples"
-            )
 
     def _ask(self, attempts: Attempts, objective: Objective, want_grad: bool) -> Answer:
         """One forward pass of every point, and one backward pass if gradients are wanted."""
@@ -179,22 +174,22 @@ class AttackedModel:
         # mode, too.
         with torch.set_grad_enabled(want_grad), self.routing.around(model, attempts) as term:
             with self._precision(points):
-                logits = self.logits(points)
+                logits = self.logits(points, attempts)
                 extra = term() if term is not None else None
 
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            if logits.is_floating_point():
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss = objective(logits, attempts)
             loss = loss if extra is None else loss + extra.to(loss)
-            if loss.shape != attempts["label"].shape:
+            if loss.shape != points.shape[:1]:
                 raise ValueError(
-                    "loss must return one value an example, shape "
-                    f"{tuple(attempts['label'].shape)}, got {tuple(loss.shape)}"
+                    f"loss must return one value an example, shape {tuple(points.shape[:1])}, got "
+                    f"{tuple(loss.shape)}"
                 )
 
             if want_grad:
                 grad = self._gradient(loss, points)
 
-        self._note(logits, grad)
         return Answer(logits.detach(), loss.detach(), grad)
 
     def _gradient(self, loss: Tensor, points: Tensor) -> Tensor:
@@ -229,13 +224,6 @@ class AttackedModel:
             points.device.type, enabled=self.attack_dtype is not None, dtype=self.attack_dtype
         )
 
-    def _note(self, logits: Tensor, grad: Tensor | None) -> None:
-        """Count NaN on the device, so that the host need not wait."""
-        nan = logits.isnan().any(1).sum()
-        nan_grad = torch.zeros_like(nan) if grad is None else grad.flatten(1).isnan().any(1).sum()
-        seen = torch.stack([nan, nan_grad])
-        self._nan = seen if self._nan is None else torch.maximum(self._nan, seen)
-
 
 def _check_routing(routing: RoutingMode | None, model: Model) -> None:
     """TypeError: a routing that is no mode, or a model that modes cannot reach into."""
@@ -264,18 +252,6 @@ def _check_calls(model: Model, logits_fn: Callable[[Any], Tensor] | None) -> Non
             "logits_fn must be callable, from the model's output to logits, got "
             f"{type(logits_fn).__name__}"
         )
-
-
-def _checked_logits(output: Any, count: int) -> Tensor:
-    """The model's output. TypeError: it is no float tensor (count, C)."""
-    is_tensor = isinstance(output, Tensor)
-    if not is_tensor or output.ndim != 2 or len(output) != count or not output.is_floating_point():
-        got = f"{output.dtype} {tuple(output.shape)}" if is_tensor else type(output).__name__
-        raise TypeError(
-            f"model must return a float tensor of logits ({count}, C), or logits_fn "
-            f"take it out of the output, got {got}"
-        )
-    return output
 
 
 def _checked(normalize: Normalize) -> tuple[list[float], list[float]]:

@@ -16,17 +16,19 @@ Attempts = dict[str, Tensor]
 """Every attempt has
 
 clean:         (R, …) float32 or float64, the image, which is the centre of the ball
-label:         (R,) int64
+label:         (R, …) what the goal is about: (R,) int64 classes, or whatever it takes
 eps:           (R,) float64, the radius
 restart:       (R,) int64, 0 … restarts − 1, the same ones for every target
-target:        (R,) int64, the class that a targeted loss makes for; the label where the attack has
-               no targets
+target:        (R,) int64, the class that a targeted loss makes for, where the attack has targets
 key:           (R,) int64, on which its random numbers depend
 clean_correct: (R,) bool, the image is to be fooled: it is right, and fell at no earlier stage
 point:         (R, …) like clean, where the model is asked next
 finished:      (R,) bool, ``point`` is the last one
+stops:         (R,) bool, a success that the search sees ends the attempt, if its attack wants that
+bad:           (R,) bool, an answer of the model was not finite
 
-and what its attack and the active batch add.
+and what its attack and the active batch add. What else came with the images has columns, too
+(``attacks.extra``). ``key`` is the template of columns (R,), since a label may have any shape.
 """
 
 
@@ -73,12 +75,13 @@ def blank_attempts(
         "key": key,
         "candidate": clean,
     }
-    attempts |= blank_columns(label, clean.dtype)
+    attempts |= blank_columns(key, clean.dtype)
 
     no = torch.zeros_like(clean_correct)
-    zero = torch.zeros_like(label)
-    attempts |= dict.fromkeys(("finished", "over"), no)
+    zero = torch.zeros_like(key)
+    attempts |= dict.fromkeys(("finished", "over", "bad"), no)
+    attempts["stops"] = ~no
     attempts |= dict.fromkeys(("queries", "best_count"), zero)
     attempts["found_at"] = zero - 1
-    attempts["best_score"] = torch.full_like(label, float("-inf"), dtype=clean.dtype)
+    attempts["best_score"] = torch.full_like(key, float("-inf"), dtype=clean.dtype)
     return attempts

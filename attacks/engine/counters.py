@@ -51,14 +51,12 @@ SIGNS = Counters._fields[-2:]
 """The signs that a search went wrong; ``flags`` of results and reports have these names."""
 ZERO_GRADIENT, LOSS_RISING = SIGNS
 
-CLEAN_PREDICTION = Counters(forwards=1)
 
-
-def blank_columns(label: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def blank_columns(key: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """The columns (R,) of attempts that asked nothing yet; losses have the dtype of the images."""
-    no = torch.zeros_like(label, dtype=torch.bool)
-    zero = torch.zeros_like(label)
-    lowest = torch.full_like(label, float("-inf"), dtype=dtype)
+    no = torch.zeros_like(key, dtype=torch.bool)
+    zero = torch.zeros_like(key)
+    lowest = torch.full_like(key, float("-inf"), dtype=dtype)
     return {
         "found": no,
         "forwards": zero,
@@ -129,10 +127,10 @@ def passes_of(attempts: Mapping[str, Tensor]) -> list[Counters]:
 
 
 def final_columns(
-    attempts: Mapping[str, Tensor], fell: Tensor, gradient: bool
+    attempts: Mapping[str, Tensor], fell: Tensor, gradient: bool, passes: int
 ) -> dict[str, Tensor]:
-    """The columns of ``Counters`` of attempts whose candidates were predicted again, a pass that
-    counts as well.
+    """The columns of ``Counters`` of attempts whose candidates were predicted again, in ``passes``
+    that count as well.
 
     fell: (R,) bool, what that prediction said; gradient: whether the attack follows its loss.
     """
@@ -141,7 +139,7 @@ def final_columns(
     rising = gradient & (gained_late > STILL_RISING * gained)
     return {
         "found": attempts["found"],
-        "forwards": attempts["forwards"] + 1,
+        "forwards": attempts["forwards"] + passes,
         "backwards": attempts["backwards"],
         "zero_gradient": attempts["zero_gradient"],
         "loss_rising": rising & ~fell,

@@ -4,36 +4,62 @@ A *unit* is the images that must stay together: one image, or a group of images 
 other. Its size is the number of these images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls.elements import Bounds, box_at
+from ironmoe.attacks.extra import extra_columns
+from ironmoe.attacks.goals.goal import Goal
 
 
 class Chunk(NamedTuple):
-    """n images from the data: images (n, …), labels (n,), indices (n,) int64, eps (n,) float64 or
-    None."""
+    """n images from the data: images (n, …), labels (n, …), indices (n,) int64, eps (n,) float64 or
+    None, and in ``side`` columns (n, …) that attempts carry with their image."""
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     eps: Tensor | None = None
+    side: Mapping[str, Tensor] = {}
 
     def part(self, chosen: slice | Tensor) -> "Chunk":
         """Some of the images, by their places or by a mask."""
         eps = None if self.eps is None else self.eps[chosen]
-        return Chunk(self.images[chosen], self.labels[chosen], self.indices[chosen], eps)
+        side = {name: column[chosen] for name, column in self.side.items()}
+        return Chunk(self.images[chosen], self.labels[chosen], self.indices[chosen], eps, side)
+
+    def to(self, device: torch.device) -> "Chunk":
+        """All of it on this device."""
+        return Chunk(
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            indices=self.indices.to(device),
+            eps=None if self.eps is None else self.eps.to(device),
+            side={name: column.to(device) for name, column in self.side.items()},
+        )
 
 
-def prepared(images: Tensor, labels: Tensor, indices: Tensor | None, first: int = 0) -> Chunk:
+def prepared(
+    images: Tensor, labels: Tensor, indices: Tensor | None, first: int = 0, *, extra: Any = None
+) -> Chunk:
     """A chunk of the images: detached, in at least float32, and numbered from ``first`` on where no
-    indices are given."""
+    indices are given.
+
+    Raises:
+        TypeError, ValueError: ``extra`` is no further input with one entry an image.
+    """
+    side = extra_columns(extra, len(images))
     numbers = torch.arange(first, first + len(images)) if indices is None else _plain(indices)
     wide = torch.promote_types(images.dtype, torch.float32)
-    return Chunk(_plain(images).to(wide), _plain(labels), numbers.to(images.device, torch.int64))
+    return Chunk(
+        images=_plain(images).to(wide),
+        labels=_plain(labels),
+        indices=numbers.to(images.device, torch.int64),
+        side={name: _plain(column).to(images.device) for name, column in side.items()},
+    )
 
 
 def in_units(chunk: Chunk, unit_size: int) -> Iterator[tuple[Chunk, int]]:
@@ -48,10 +74,10 @@ def in_units(chunk: Chunk, unit_size: int) -> Iterator[tuple[Chunk, int]]:
         yield chunk.part(slice(whole, None)), count - whole
 
 
-def check_images(images: Tensor, labels: Tensor, bounds: Bounds) -> None:
+def check_images(images: Tensor, labels: Tensor, bounds: Bounds, goal: Goal) -> None:
     """TypeError, ValueError: images that are no finite floats (N, …) inside the bounds, labels that
-    are no int64 (N,)."""
-    _check_kinds(images, labels)
+    the goal does not take."""
+    _check_kinds(images, labels, goal)
     if len(images) == 0:
         return
 
@@ -72,26 +98,13 @@ def check_images(images: Tensor, labels: Tensor, bounds: Bounds) -> None:
             f"first in example {_first(outside)}"
         )
 
-    if int(labels.min()) < 0:
-        raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
 
-
-def check_labels(labels: Tensor, logits: Tensor) -> None:
-    """ValueError: labels (N,) beyond the classes of logits (N, C)."""
-    if len(labels) and int(labels.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"labels must be below the model's {logits.shape[1]} classes, got {int(labels.max())}"
-        )
-
-
-def _check_kinds(images: Any, labels: Any) -> None:
+def _check_kinds(images: Any, labels: Any, goal: Goal) -> None:
     """TypeError, ValueError: no tensors, or tensors of a wrong dtype, shape or device."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
         raise TypeError(f"images must be a floating point tensor (N, …), got {_kind(images)}")
 
-    shape = (len(images),)
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != shape:
-        raise TypeError(f"labels must be an int64 tensor ({len(images)},), got {_kind(labels)}")
+    goal.check_labels(labels, len(images))
     if labels.device != images.device:
         raise ValueError(f"labels must be on {images.device} like images, got {labels.device}")
 

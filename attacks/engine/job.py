@@ -1,13 +1,16 @@
 """A job: what one unit of images goes through, stage after stage, attempt after attempt."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ironmoe.attacks.engine.counters import CLEAN_PREDICTION, Counters
+from ironmoe.attacks.engine.counters import Counters
 from ironmoe.attacks.engine.search import Search
+
+ONE_PASS = Counters(forwards=1)
 
 
 class Stage(NamedTuple):
@@ -21,12 +24,15 @@ class Example(NamedTuple):
     """What is known of one image before it is attacked.
 
     number: its place in the data
-    label, clean_prediction: classes
+    label, clean_prediction: classes; −1 where the goal is about something else
     clean_correct: the clean prediction is right
     classes: the other classes in the order of the clean logits, without those that the model rules
         out with −∞; as many as the attacks need
     eps: the radius that came with the image; None: the stages have theirs
     fell_before: the image fell at an earlier stage, in a run that was interrupted
+    figure: the goal's figure for the clean image; NaN if it has none
+    hits: how many passes of the clean image reached the goal, in each half of them
+    is_bad: the model gave no finite output for the clean image
     """
 
     number: int
@@ -36,6 +42,9 @@ class Example(NamedTuple):
     classes: list[int]
     eps: float | None
     fell_before: bool
+    figure: float = math.nan
+    hits: tuple[int, int] = (0, 0)
+    is_bad: bool = False
 
 
 class AttemptEnd(NamedTuple):
@@ -44,6 +53,8 @@ class AttemptEnd(NamedTuple):
     fell: the image is fooled there, at a distance that counts
     score: the score of that point if the attack keeps the best one, else 0
     steps: how many queries came before the success; −1 without a success
+    figure: the goal's figure there; NaN if it has none
+    hits: how many passes reached the goal there, in each half of them
     """
 
     stage: int
@@ -54,6 +65,8 @@ class AttemptEnd(NamedTuple):
     prediction: int
     distance: float
     steps: int
+    figure: float = math.nan
+    hits: tuple[int, int] = (0, 0)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -65,14 +78,22 @@ class Job:
         stages: the stages that the chain consists of.
         stage: the number of the present stage.
         images: (U, …), the clean images.
+        labels: (U, …), what the goal is about.
+        side: columns (U, …) that attempts carry with their image.
         examples: what is known of each of them.
         coupled_by_model: the images influence each other's predictions, so one attempt has to fool
             them all at once.
+        first: what the clean prediction of each image cost.
 
     Attributes:
         ends: for each image the end that counts: where it fell, or the best of the latest stage.
         wanted: for each image, whether it is still to be fooled: right, and not fallen before.
         counters: for each image, what was counted so far.
+        skipped: for each image, whether the model gives nothing finite for it, so that it counts as
+            neither robust nor fallen.
+        hits: for each image, how many passes of a random model reached the goal, in each half of
+            them: at the clean image, and for each radius that is done at the best point so far, the
+            one with the most hits in the first half.
         running: the numbers of the attempts that are under way.
     """
 
@@ -80,20 +101,35 @@ class Job:
     stages: Sequence[Stage]
     stage: int
     images: Tensor
+    labels: Tensor
     examples: Sequence[Example]
     coupled_by_model: bool
+    side: Mapping[str, Tensor] = field(default_factory=dict)
+    first: Counters = ONE_PASS
     next_attempt: int = 0
     running: set[int] = field(default_factory=set)
     ends: list[AttemptEnd | None] = field(init=False)
     wanted: list[bool] = field(init=False)
     counters: list[Counters] = field(init=False)
+    skipped: list[bool] = field(init=False)
+    hits: list[list[tuple[int, int]]] = field(init=False)
+    _tests: int = 0
+    _best_hits: list[tuple[int, int]] = field(init=False)
     _attempts_needed: int = field(init=False)
     _unchanging: list[bool] = field(init=False)  # images whose end no attempt replaces
 
     def __post_init__(self) -> None:
         self.ends = [None] * len(self.examples)
-        self.counters = [CLEAN_PREDICTION] * len(self.examples)
+        self.counters = [self.first] * len(self.examples)
+        self.skipped = [example.is_bad for example in self.examples]
+        self.hits = [[example.hits] for example in self.examples]
+        self._best_hits = [example.hits for example in self.examples]
         self._begin_stage()
+
+    @property
+    def is_random(self) -> bool:
+        """Whether verdicts rest on many passes."""
+        return self.first.forwards > 1
 
     @property
     def attack(self) -> Search:
@@ -149,6 +185,21 @@ class Job:
             known.plus(new) for known, new in zip(self.counters, counters, strict=True)
         ]
 
+    def next_tests(self) -> list[int]:
+        """For each image, how many tests were made at it before the one that comes now."""
+        self._tests += 1
+        return [self._tests] * len(self.examples)
+
+    def skip(self, bad: Sequence[bool]) -> None:
+        """Give up: the model gives nothing finite for these images, which nothing can be said of.
+        Images that influence each other go together."""
+        everybody = self.coupled_by_model
+        self.skipped = [
+            known or new or everybody for known, new in zip(self.skipped, bad, strict=True)
+        ]
+        self.running = set()
+        self._attempts_needed = 0
+
     def settle(self, ends: Sequence[AttemptEnd]) -> bool:
         """Take note of an attempt that is over; True if that cancels others.
 
@@ -157,6 +208,9 @@ class Job:
         """
         attempt = ends[0].attempt
         self.running.discard(attempt)
+        for one, end in enumerate(ends):
+            if end.distance <= self.eps[one] and end.hits[0] > self._best_hits[one][0]:
+                self._best_hits[one] = end.hits
 
         for together in self._judged_together():
             old = [self.ends[one] for one in together]
@@ -173,7 +227,11 @@ class Job:
 
     def next_stage(self) -> bool:
         """Go on to the next stage; False if there is none, or no need."""
-        if self.all_wanted_fell or self.stage + 1 == len(self.stages):
+        is_last = self.all_wanted_fell or self.stage + 1 == len(self.stages)
+        if is_last or self.stages[self.stage + 1].eps != self.stages[self.stage].eps:
+            for known, best in zip(self.hits, self._best_hits, strict=True):
+                known.append(best)
+        if is_last:
             return False
         self.stage += 1
         self._begin_stage()
@@ -186,7 +244,10 @@ class Job:
         fell = [
             example.fell_before or self.has_fallen(one) for one, example in enumerate(self.examples)
         ]
-        right = [example.clean_correct for example in self.examples]
+        right = [
+            example.clean_correct and not skipped
+            for example, skipped in zip(self.examples, self.skipped, strict=True)
+        ]
         self.wanted = [
             is_right and not has_fallen for is_right, has_fallen in zip(right, fell, strict=True)
         ]

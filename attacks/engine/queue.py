@@ -17,8 +17,15 @@ from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.counters import passes_of
 from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import AttemptEnd, Job, Stage
+from ironmoe.attacks.engine.judging.finite import not_finite
+from ironmoe.attacks.engine.judging.judge import Judge
 from ironmoe.attacks.engine.search import Search
-from ironmoe.attacks.engine.verification import Candidates, verify
+from ironmoe.attacks.engine.verification import (
+    Candidates,
+    of_first_batch,
+    verify,
+    without_cancelled,
+)
 
 # On a GPU the host reads after so many rounds which attempts are over; on CPU after every round,
 # since reading costs nothing there.
@@ -41,6 +48,9 @@ class Engine:
         resume: (chain, the numbers of a unit's images) → where to begin; None: nothing to do.
         device: of the images; a GPU wants batches of few sizes.
         on_look: called after every look at the flags, whether or not anything is decided.
+        judge: makes the predictions that count; None: one pass of each attack's own model.
+        skips_bad: leave out images for which the model gives nothing finite; else they are an
+            error.
     """
 
     def __init__(
@@ -54,13 +64,19 @@ class Engine:
         resume: Callable[[int, list[int]], Resumed | None] | None = None,
         device: torch.device | None = None,
         on_look: Callable[[], None] | None = None,
+        judge: Judge | None = None,
+        skips_bad: bool = False,
     ) -> None:
         self.emit = emit
+        self.judge = judge or Judge()
+        self.skips_bad = skips_bad
         self.batch_size = batch_size
         self.budget = budget or Budget()
         self.on_look = on_look or (lambda: None)
         self.kind = "cpu" if device is None else device.type
-        self.admission = Admission(chains, unit_sizes, batch_size, resume or _from_the_start)
+        self.admission = Admission(
+            chains, unit_sizes, batch_size, self.judge, resume or _from_the_start
+        )
 
         attacks = list(dict.fromkeys(stage.attack for chain in chains for stage in chain))
         for attack in attacks:
@@ -70,11 +86,15 @@ class Engine:
                     "that runs to its end asks the model, got none"
                 )
         self.order = {attack: place for place, attack in enumerate(attacks)}
-        self.attacked_models = list(dict.fromkeys(attack.attacked_model for attack in attacks))
+        searched = [attack.attacked_model for attack in attacks]
+        judging = [self.judge.asked(attack) for attack in attacks]
+        self.attacked_models = list(dict.fromkeys(searched + judging))
         self.spent_before = self._forwards()
         # by attack and unit size, in the order of the chains
         self.batches: dict[tuple[Search, int], ActiveBatch] = {}
         self.leaving: list[Candidates] = []
+        # A success of the search that its own model, asked again, denied.
+        self.saw_two_answers = False
 
     @property
     def spent(self) -> int:
@@ -83,9 +103,6 @@ class Engine:
 
     def run(self, source: Iterable[Chunk]) -> bool:
         """Attack all of the source; False if the budget ended it before."""
-        for attacked_model in self.attacked_models:
-            attacked_model.forget()
-
         chunks: Iterator[Chunk] | None = iter(source)
         while True:
             batch = self._fullest_downstream()
@@ -120,12 +137,22 @@ class Engine:
             return True
 
         places = self.admission.places_to_predict(chunk, beginnings)
-        if not self.budget.allows(self.spent, len(places) + self._waiting):
+        if not self.budget.allows(self.spent, len(places) * self.judge.passes + self._waiting):
             return False
 
-        logits = self.admission.clean_logits(chunk, places)
-        for job in self.admission.jobs(chunk, beginnings, logits):
+        judgement = self.admission.judged(chunk, places)
+        if not self.skips_bad and bool(judgement.bad.any()):
+            numbers = chunk.indices[judgement.bad].tolist()
+            raise not_finite(numbers, len(places), "without any attack")
+        for job in self.admission.jobs(chunk, beginnings, judgement):
+            if any(job.skipped):
+                job.skip(job.skipped)
+                self.emit(job, True)
+                continue
+
             is_attacked = any(job.wanted) or job.attack.attacks_wrong
+            if not is_attacked:
+                job.next_stage()
             self.emit(job, not is_attacked)
             if is_attacked:
                 self._batch_of(job).ready.append(job)
@@ -162,7 +189,8 @@ class Engine:
         """Play rounds until the flags are read again; False if the budget ended them."""
         for _ in range(1 if self.kind == "cpu" else FLAGS_READ_EVERY):
             images = len(batch.owners) * batch.unit_size
-            if not self.budget.allows(self.spent, images * (batch.passes + 1) + self._waiting):
+            a_round = images * (batch.passes + self.judge.passes)
+            if not self.budget.allows(self.spent, a_round + self._waiting):
                 self._collect(batch)
                 return False
             if batch.has_queries:
@@ -177,9 +205,9 @@ class Engine:
         if not batch.looks_at_clean_images or self.budget.max_forwards is None:
             return None
 
-        at_work = batch.active * batch.unit_size * (batch.passes + 1) + self._waiting
-        left = int(self.budget.left(self.spent) - at_work)
-        return max(0, left // (batch.unit_size * (batch.passes + 2)))
+        each = batch.unit_size * (batch.passes + self.judge.passes)
+        left = int(self.budget.left(self.spent) - batch.active * each - self._waiting)
+        return max(0, left // (each + batch.unit_size))
 
     def _collect(self, batch: ActiveBatch) -> None:
         """Take out the units that are over; their candidates wait for the prediction that
@@ -187,12 +215,40 @@ class Engine:
         left = batch.take_finished()
         if left is not None:
             owners, attempts = left
-            self.leaving.append(Candidates(batch, owners, attempts))
+            self.leaving += self._without_bad(Candidates(batch, owners, attempts))
+
+    def _without_bad(self, candidates: Candidates) -> list[Candidates]:
+        """The units for which every answer was finite; the others are skipped."""
+        bad = candidates.attempts["bad"].tolist()
+        if not any(bad):
+            return [candidates]
+
+        size = candidates.batch.unit_size
+        units = [bad[first : first + size] for first in range(0, len(bad), size)]
+        for owner, of_unit in zip(candidates.owners, units, strict=True):
+            if any(of_unit) and not owner.job.is_cancelled(owner.attempt):
+                self._skip(owner.job, of_unit)
+                self._drop_cancelled(owner.job, candidates.batch)
+
+        left = without_cancelled([candidates])
+        for job in dict.fromkeys(owner.job for owner in candidates.owners):
+            if any(job.skipped):
+                self.emit(job, True)
+        return left
+
+    def _skip(self, job: Job, bad: list[bool]) -> None:
+        """Leave out a unit of which nothing can be said; ValueError where that is not wanted."""
+        if not self.skips_bad:
+            numbers = [
+                example.number for example, one in zip(job.examples, bad, strict=True) if one
+            ]
+            raise not_finite(numbers, len(bad), f"under {job.attack.name}")
+        job.skip(bad)
 
     @property
     def _waiting(self) -> int:
-        """How many images wait for the prediction that counts."""
-        return sum(candidates.images for candidates in self.leaving)
+        """How many forward passes the candidates take that wait for the prediction that counts."""
+        return sum(item.images for item in self.leaving) * self.judge.passes
 
     def _is_time_to_verify(self, batch: ActiveBatch | None) -> bool:
         """Whether candidates are predicted before ``batch`` goes on: there are enough for a batch,
@@ -202,24 +258,25 @@ class Engine:
         if batch is None:
             return True
         enough = min(self.batch_size, batch.size * batch.unit_size)
-        return self._waiting >= enough or self._waiting * 4 >= batch.active * batch.unit_size
+        waiting = sum(item.images for item in self.leaving)
+        return waiting >= enough or waiting * 4 >= batch.active * batch.unit_size
 
     def _verify(self) -> bool:
         """Predict the candidates of one active batch again, and settle their attempts; False if the
         budget forbids."""
-        same = self._of_first_batch()
+        same = of_first_batch(self.leaving)
         candidates = Candidates(
             same[0].batch,
             owners=[owner for item in same for owner in item.owners],
             attempts=joined([item.attempts for item in same]),
         )
-        if not self.budget.allows(self.spent, candidates.images):
+        if not self.budget.allows(self.spent, candidates.images * self.judge.passes):
             return False
 
         taken = {id(item) for item in same}
         self.leaving = [item for item in self.leaving if id(item) not in taken]
 
-        verdicts = verify(candidates)
+        verdicts = verify(candidates, self.judge)
         for verdict in verdicts:
             verdict.owner.job.note(verdict.counters)
 
@@ -227,25 +284,18 @@ class Engine:
             job = verdict.owner.job
             if job.is_cancelled(verdict.owner.attempt):
                 continue  # by another attempt of these very candidates
-            if verdict.goes_on is not None:
+            if any(verdict.bad):
+                self._skip(job, verdict.bad)
+                self._drop_cancelled(job, candidates.batch)
+                self.emit(job, True)
+            elif verdict.goes_on is not None:
+                self.saw_two_answers |= not candidates.batch.attack.attacked_model.differs_from(
+                    self.judge.asked(candidates.batch.attack)
+                )
                 self._go_on(verdict.goes_on)
             else:
                 self._settle(job, candidates.batch, verdict.ends)
         return True
-
-    def _of_first_batch(self) -> list[Candidates]:
-        """Candidates of the active batch that has waited longest, as many as it has places for."""
-        batch = self.leaving[0].batch
-        same: list[Candidates] = []
-        count = 0
-        for item in self.leaving:
-            if item.batch is not batch:
-                continue
-            count += len(item.owners)
-            if same and count > batch.size:
-                break
-            same.append(item)
-        return same
 
     def _go_on(self, unit: Candidates) -> None:
         """A unit returns to its active batch; if no attempt of it has a query left, its last points
@@ -274,20 +324,7 @@ class Engine:
         """Take out the job's needless attempts, wherever they are."""
         batch.drop_cancelled(job)
 
-        kept: list[Candidates] = []
-        for item in self.leaving:
-            gone = [
-                place
-                for place, owner in enumerate(item.owners)
-                if owner.job is job and job.is_cancelled(owner.attempt)
-            ]
-            for place in gone:
-                job.note(passes_of(item.part([place]).attempts))
-            if gone:
-                item = item.part([place for place in range(len(item.owners)) if place not in gone])
-            if item.owners:
-                kept.append(item)
-        self.leaving = kept
+        self.leaving = without_cancelled(self.leaving, job)
 
     def _stop(self) -> bool:
         """The budget is spent. Candidates that are known are still predicted, as far as the number

@@ -1,5 +1,6 @@
 """What is known of each image, in columns: a few bytes an image, however large the data set."""
 
+import math
 from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -24,6 +25,11 @@ class Record(NamedTuple):
     prediction, distance: those of the final image
     steps: how many queries came before the success; −1 without success
     counters: what was counted of it
+    clean_figure, figure: the goal's figure for the clean and for the final image; NaN without one
+    skipped: the model gives nothing finite for it, so that it is neither robust nor fallen
+    hits: of a random model, how many passes reached the goal, two numbers a point (of the first and
+        of the second half of the passes): of the clean image, and of the best point for each radius
+        that is done
     offset, end: where the final image begins and ends in the file of images; −1 without one
     rank: the number of the process that wrote this file
     """
@@ -40,15 +46,26 @@ class Record(NamedTuple):
     distance: float
     steps: int
     counters: Counters
+    clean_figure: float = math.nan
+    figure: float = math.nan
+    skipped: int = 0
+    hits: tuple[int, ...] = ()
     offset: int = -1
     end: int = -1
     rank: int = 0
 
     def flat(self) -> dict[str, Any]:
-        """Name → number, the counters among the others: a row of a table, a line of a journal."""
+        """Name → value, the counters among the others: a line of a journal. What most evaluations
+        have not is left out where it is not there."""
         values = self._asdict()
         counters = values.pop("counters")
         images = {name: values.pop(name) for name in ("offset", "end", "rank")}
+        for name in ("clean_figure", "figure"):
+            if math.isnan(values[name]):
+                del values[name]
+        for name in ("skipped", "hits"):
+            if not values[name]:
+                del values[name]
         return values | counters._asdict() | images
 
 
@@ -58,11 +75,16 @@ def record_from(values: Mapping[str, Any]) -> Record:
     others = {name: value for name, value in values.items() if name not in counters}
     if len(counters) < len(Counters._fields):
         raise TypeError(f"a record must have {Counters._fields}, got {tuple(values)}")
+    if "hits" in others:
+        others["hits"] = tuple(others["hits"])
     return Record(counters=Counters(**counters), **others)
 
 
-FLOATS = ("distance",)
-COLUMNS = (*(name for name in Record._fields if name != "counters"), *Counters._fields)
+FLOATS = ("distance", "clean_figure", "figure")
+COLUMNS = (
+    *(name for name in Record._fields if name not in ("counters", "hits")),
+    *Counters._fields,
+)
 
 
 class Records:
@@ -72,6 +94,7 @@ class Records:
     def __init__(self) -> None:
         self._columns = {name: array("d" if name in FLOATS else "q") for name in COLUMNS}
         self._place: dict[tuple[int, int], int] = {}
+        self._hits: dict[int, tuple[int, ...]] = {}  # by place, of random models alone
 
     def __len__(self) -> int:
         return len(self._place)
@@ -83,21 +106,28 @@ class Records:
         key = (record.attack, record.example)
         known = self.get(*key)
 
+        values = record._asdict() | record.counters._asdict()
         if known is None:
             self._place[key] = len(self._place)
-            for name, value in record.flat().items():
-                self._columns[name].append(value)
+            for name, column in self._columns.items():
+                column.append(values[name])
         elif (record.decided, record.passed) >= (known.decided, known.passed):
-            for name, value in record.flat().items():
-                self._columns[name][self._place[key]] = value
+            for name, column in self._columns.items():
+                column[self._place[key]] = values[name]
+        else:
+            return
+
+        if record.hits:
+            self._hits[self._place[key]] = record.hits
 
     def get(self, attack: int, example: int) -> Record | None:
         place = self._place.get((attack, example))
         return None if place is None else self._at(place)
 
     def of_attack(self, number: int, examples: Tensor | None = None) -> dict[str, Tensor]:
-        """Column → tensor (N,), in the order of the examples, of all or of these. The distance is
-        float64, everything else int64."""
+        """Column → tensor (N,), in the order of the examples, of all or of these. Distances and
+        figures are float64, everything else int64; ``hits`` is (N, points, 2), with no points if
+        each verdict rests on one pass. Where a point is missing, the one before stands for it."""
         columns = {
             name: torch.tensor(column, dtype=torch.float64 if name in FLOATS else torch.int64)
             for name, column in self._columns.items()
@@ -107,10 +137,19 @@ class Records:
             mine &= torch.isin(columns["example"], examples)
 
         order = columns["example"][mine].argsort()
-        return {name: column[mine][order] for name, column in columns.items()}
+        table = {name: column[mine][order] for name, column in columns.items()}
+        table["hits"] = self._hits_of(mine.nonzero().squeeze(1)[order].tolist())
+        return table
+
+    def _hits_of(self, places: list[int]) -> Tensor:
+        rows = [self._hits.get(place, ()) for place in places]
+        points = max(map(len, rows), default=0)
+        padded = [list(row) + list(row[-2:]) * ((points - len(row)) // 2) for row in rows]
+        return torch.tensor(padded, dtype=torch.int64).view(len(rows), points // 2, 2)
 
     def _at(self, place: int) -> Record:
-        return record_from({name: column[place] for name, column in self._columns.items()})
+        values: dict[str, Any] = {name: column[place] for name, column in self._columns.items()}
+        return record_from(values | {"hits": self._hits.get(place, ())})
 
 
 def records_of(job: Job, final: bool) -> Iterator[Record]:
@@ -133,4 +172,8 @@ def records_of(job: Job, final: bool) -> Iterator[Record]:
             distance=0.0 if end is None else end.distance,
             steps=-1 if end is None else end.steps,
             counters=job.counters[one].with_verdict(fell),
+            clean_figure=example.figure,
+            figure=example.figure if end is None else end.figure,
+            skipped=job.skipped[one],
+            hits=tuple(n for pair in job.hits[one] for n in pair) if job.is_random else (),
         )

@@ -12,12 +12,16 @@ from ironmoe.attacks.engine.attacked_model import Answer
 from ironmoe.attacks.engine.attempts import Attempts, select, where
 from ironmoe.attacks.engine.counters import count_answer, count_confirmation
 from ironmoe.attacks.engine.search import Search
+from ironmoe.attacks.extra import PREFIX
 
 # Below this many attempts, with or without a gradient, one call with gradients for all of them is
 # cheaper than two calls.
 SPLIT_FROM = 8
-# The judging model's answer to an attempt depends on these columns.
-JUDGED = ("point", "clean", "label", "eps", "low", "high")
+# The verdict on an attempt depends on these columns, and on what came with the image.
+JUDGED = (
+    *("point", "clean", "label", "eps", "low", "high", "key"),
+    *("eps_scale", "low_bound", "high_bound"),
+)
 
 
 class Rounds:
@@ -65,7 +69,9 @@ class Rounds:
             wanted_grad=wanted_grad,
             max_queries=self.attack.max_queries,
         )
-        nothing_left = self._judge(attempts, answer, fooled & attempts["clean_correct"])
+        attempts["bad"] = attempts["bad"] | (self._is_bad(answer) & ~over)
+        fooled = fooled & attempts["clean_correct"] & attempts["stops"]
+        nothing_left = self._judge(attempts, answer, fooled)
 
         attempts["queries"] = attempts["queries"] + answer.used
         self.attack.advance(attempts, answer.logits, answer.loss, answer.grad)
@@ -74,7 +80,7 @@ class Rounds:
         # An attack that keeps the best asks about its last point, too; another leaves that to the
         # prediction that counts.
         at_end = last_query if self.keeps_best else attempts["finished"]
-        attempts["over"] = over | nothing_left | at_end
+        attempts["over"] = over | nothing_left | at_end | attempts["bad"]
 
     def _ask(self, attempts: Attempts) -> tuple[Answer, Tensor]:
         """(answers to all attempts, for which of them a gradient was taken)."""
@@ -122,6 +128,13 @@ class Rounds:
         distance = self.attack.ball(attempts).distance(attempts["point"])
         return fooled & (distance <= attempts["eps"])
 
+    def _is_bad(self, answer: Answer) -> Tensor:
+        """(R,) bool: outputs or gradient are not finite."""
+        bad = self.attack.goal.bad(answer.logits)
+        if answer.grad is None:
+            return bad
+        return bad | ~answer.grad.flatten(1).isfinite().all(1)
+
     def _judge(self, attempts: Attempts, answer: Answer, fooled: Tensor) -> Tensor:
         """Keep the candidate; (R,) bool: nothing is left to look for."""
         fooled = fooled & ~attempts["over"]
@@ -165,14 +178,15 @@ class Rounds:
         """(R,) bool: of the attempts that fooled the search, those that fool the judging model,
         too. Whole units are shown to it."""
         part = {name: attempts[name] for name in JUDGED if name in attempts}
+        part |= {name: column for name, column in attempts.items() if name.startswith(PREFIX)}
         asked = torch.ones_like(fooled) if self.fixed else self._of_unit(fooled.long()) > 0
         if not self.fixed:
             part = select(part, asked)
-            if not len(part["label"]):
+            if not len(part["key"]):
                 return fooled
 
         points = self.attack.ball(part).tighten(part["point"])
-        verdict = self.attack.fooled(self.attack.attacked_model.judge(points), part)
+        verdict = self.attack.fooled(self.attack.attacked_model.judge(points, part), part)
         count_confirmation(attempts, asked)
 
         if self.fixed:

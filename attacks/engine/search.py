@@ -4,7 +4,7 @@
 attributes their defaults. What an attribute means is written here alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.elements import Bounds, Region
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model
 from ironmoe.attacks.engine.attempts import Attempts
+from ironmoe.attacks.goals.goal import Goal
 
 Keeps = Literal["first", "best", "last"]
 """Which point of an attempt becomes its candidate, the point that is predicted again at the end."""
@@ -27,8 +28,14 @@ class Search(Protocol):
     eps: float | Tensor
     """This radius holds for images that come to the engine without a radius of their own stage."""
 
+    goal: Goal
+    """It says what a success is, and which outputs and labels there are."""
+
     bounds: Bounds
     """Every pixel of an image lies between these two numbers."""
+
+    eot: int
+    """The search asks the model so many times for each answer, because it may be random."""
 
     seed: int
     """The engine derives the random key of every attempt from this seed."""
@@ -112,6 +119,6 @@ class Search(Protocol):
     def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
         """(R,) The engine prefers points with a higher score."""
 
-    def fooled(self, logits: Tensor, attempts: Attempts) -> Tensor:
+    def fooled(self, logits: Tensor, attempts: Mapping[str, Tensor]) -> Tensor:
         """(R,) bool: the model gives the answer that the attack is after, wherever the point
         lies."""

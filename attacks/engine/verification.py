@@ -4,6 +4,7 @@ and measured in float64.
 This file knows what an attempt left behind; the queue knows what becomes of the job.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,10 @@ from ironmoe.attacks.engine.counters import (
     counters_from,
     final_columns,
     forget_passes,
+    passes_of,
 )
-from ironmoe.attacks.engine.job import AttemptEnd
+from ironmoe.attacks.engine.job import AttemptEnd, Job
+from ironmoe.attacks.engine.judging.judge import Judge
 
 
 class Candidates(NamedTuple):
@@ -35,9 +38,43 @@ class Candidates(NamedTuple):
         """Some of the units."""
         size = self.batch.unit_size
         rows = [place * size + one for place in places for one in range(size)]
-        chosen = torch.tensor(rows, dtype=torch.int64, device=self.attempts["label"].device)
+        chosen = torch.tensor(rows, dtype=torch.int64, device=self.attempts["key"].device)
         owners = [self.owners[place] for place in places]
         return Candidates(self.batch, owners, select(self.attempts, chosen))
+
+
+def of_first_batch(leaving: Sequence[Candidates]) -> list[Candidates]:
+    """Candidates of the active batch that has waited longest, as many as it has places for."""
+    batch = leaving[0].batch
+    same: list[Candidates] = []
+    count = 0
+    for item in leaving:
+        if item.batch is not batch:
+            continue
+        count += len(item.owners)
+        if same and count > batch.size:
+            break
+        same.append(item)
+    return same
+
+
+def without_cancelled(leaving: Iterable[Candidates], job: Job | None = None) -> list[Candidates]:
+    """What is left once attempts that are cancelled, of one job or of any, are taken out; their
+    passes are noted."""
+    kept: list[Candidates] = []
+    for item in leaving:
+        gone = [
+            place
+            for place, owner in enumerate(item.owners)
+            if (job is None or owner.job is job) and owner.job.is_cancelled(owner.attempt)
+        ]
+        for place in gone:
+            item.owners[place].job.note(passes_of(item.part([place]).attempts))
+        if gone:
+            item = item.part([place for place in range(len(item.owners)) if place not in gone])
+        if item.owners:
+            kept.append(item)
+    return kept
 
 
 class Verdict(NamedTuple):
@@ -47,12 +84,14 @@ class Verdict(NamedTuple):
     ends: where the attempt left each image
     goes_on: the unit, ready to go on, where the search stopped at a point that is no success after
         all; else None
+    bad: which of its images the model gave no finite output for
     """
 
     owner: Owner
     counters: list[Counters]
     ends: list[AttemptEnd]
     goes_on: Candidates | None
+    bad: list[bool]
 
 
 class _Predicted(NamedTuple):
@@ -62,13 +101,14 @@ class _Predicted(NamedTuple):
     columns: dict[str, list[int]]
     distances: list[float]
     scores: list[float]
+    figures: list[float]
     points: Tensor
     fell: Tensor
 
 
-def verify(candidates: Candidates) -> list[Verdict]:
+def verify(candidates: Candidates, judge: Judge) -> list[Verdict]:
     """Predict the candidates again; a verdict for each unit."""
-    predicted = _predict(candidates)
+    predicted = _predict(candidates, judge)
     columns = predicted.columns
     size = candidates.batch.unit_size
 
@@ -78,7 +118,7 @@ def verify(candidates: Candidates) -> list[Verdict]:
         unit = None
         if any(columns["goes_on"][row] for row in rows):
             unit = candidates.part([number])
-            _take_back(unit.attempts, predicted.fell[rows.start : rows.stop])
+            _take_back(unit.attempts, predicted.fell[rows.start : rows.stop], judge.is_patient)
 
         verdicts.append(
             Verdict(
@@ -86,12 +126,13 @@ def verify(candidates: Candidates) -> list[Verdict]:
                 counters=[counters_from(columns, row) for row in rows],
                 ends=[_end_of(predicted, row, owner) for row in rows],
                 goes_on=unit,
+                bad=[bool(columns["bad"][row]) for row in rows],
             )
         )
     return verdicts
 
 
-def _predict(candidates: Candidates) -> _Predicted:
+def _predict(candidates: Candidates, judge: Judge) -> _Predicted:
     """Predict and measure the candidates of all units in one call."""
     batch = candidates.batch
     attempts = candidates.attempts
@@ -99,25 +140,35 @@ def _predict(candidates: Candidates) -> _Predicted:
 
     ball = attack.ball(attempts)
     points = ball.tighten(attempts["candidate"])
-    logits = attack.attacked_model.predict(points)
+    tests = [test for owner in candidates.owners for test in owner.job.next_tests()]
+    judgement = judge(attack, points, attempts, tests)
     distance = ball.distance(points)
-    fell = attack.fooled(logits, attempts) & attempts["clean_correct"]
-    fell = fell & (distance <= attempts["eps"])
+    fell = judgement.reached & attempts["clean_correct"] & (distance <= attempts["eps"])
 
     stops_at_first = attack.keeps == "first" and not batch.rounds.keeps_best
     columns = read_columns(
         {
             "fell": fell,
-            "prediction": logits.argmax(1),
+            "prediction": judgement.prediction,
+            "hits": judgement.hits[:, 0],
+            "later_hits": judgement.hits[:, 1],
+            "bad": judgement.bad,
             "found_at": attempts["found_at"],
             "queries": attempts["queries"],
             "goes_on": attempts["found"] & ~fell & stops_at_first,
-            **final_columns(attempts, fell, attack.gradient),
+            **final_columns(attempts, fell, attack.gradient, judge.passes),
         }
     )
     keeps_score = attack.keeps == "best"
     scores = attempts["best_score"].tolist() if keeps_score else [0.0] * candidates.images
-    return _Predicted(columns, distance.tolist(), scores, points, fell)
+    return _Predicted(
+        columns,
+        distances=distance.tolist(),
+        scores=scores,
+        figures=judgement.figure.tolist(),
+        points=points,
+        fell=fell,
+    )
 
 
 def _end_of(predicted: _Predicted, row: int, owner: Owner) -> AttemptEnd:
@@ -133,6 +184,8 @@ def _end_of(predicted: _Predicted, row: int, owner: Owner) -> AttemptEnd:
         prediction=columns["prediction"][row],
         distance=predicted.distances[row],
         steps=_steps(columns, row) if has_fallen else -1,
+        figure=predicted.figures[row],
+        hits=(columns["hits"][row], columns["later_hits"][row]),
     )
 
 
@@ -142,9 +195,12 @@ def _steps(columns: dict[str, list[int]], row: int) -> int:
     return found_at if found_at >= 0 else columns["queries"][row]
 
 
-def _take_back(attempts: Attempts, fell: Tensor) -> None:
+def _take_back(attempts: Attempts, fell: Tensor, is_random: bool) -> None:
     """Let attempts go on whose success the prediction did not confirm; ``fell`` (U,) is what it
-    said. An attempt that has no query left hands over its last point instead."""
+    said. An attempt that has no query left hands over its last point instead.
+
+    A single pass of a random model says little: such an attempt no longer stops at one, but hands
+    over its last point at the end."""
     again = attempts["found"] & ~fell
     last = again & attempts["finished"]
 
@@ -152,4 +208,6 @@ def _take_back(attempts: Attempts, fell: Tensor) -> None:
     attempts["found_at"] = attempts["found_at"].masked_fill(again, -1)
     attempts["over"] = attempts["over"] & (last | ~again)
     attempts["candidate"] = where(last, attempts["point"], attempts["candidate"])
+    if is_random:
+        attempts["stops"] = attempts["stops"] & ~again
     forget_passes(attempts)

@@ -1,12 +1,23 @@
 """The arguments of ``evaluate``: names for attacks, checks, and the stages of each attack."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.job import Stage
+from ironmoe.attacks.goals.goal import Goal
+
+SHARED: Mapping[str, Callable[[Attack], Any]] = {
+    "bounds": lambda attack: attack.bounds,
+    "normalize": lambda attack: attack.attacked_model.normalize,
+    "logits_fn": lambda attack: attack.attacked_model.logits_fn,
+    "goal": lambda attack: attack.goal,
+}
+"""What must not differ between the attacks of one evaluation: it decides what the model sees, and
+which images are right without any attack."""
 
 
 def with_names(attacks: Mapping[str, Attack] | Sequence[Attack]) -> Mapping[str, Attack]:
@@ -42,19 +53,37 @@ def check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int) 
                 f"attacks[{name!r}] must be made for the model that is evaluated, got one for "
                 "another model"
             )
-        if isinstance(attack.eps, Tensor) and attack.eps.ndim:
-            raise ValueError(f"attacks[{name!r}] must have a single eps, got one an example")
 
-    bounds = {name: attack.bounds for name, attack in attacks.items()}
-    if len(set(bounds.values())) > 1:
-        raise ValueError(f"attacks must have the same bounds, got {bounds}")
+
+def check_shared(attacks: Mapping[str, Attack]) -> None:
+    """ValueError: attacks that would see different models, or call other images right."""
+    for what, of in SHARED.items():
+        values = {name: of(stage) for name, attack in attacks.items() for stage in attack.stages}
+        first, *others = values.values()
+        if not all(_is_same(first, other) for other in others):
+            raise ValueError(
+                f"attacks must have the same {what}, since one clean prediction counts for all of "
+                f"them, got {values}; evaluate them one after another"
+            )
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        both = isinstance(one, Tensor) and isinstance(other, Tensor)
+        return both and one.shape == other.shape and bool((one == other).all())
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(_is_same(a, b) for a, b in pairs)
+    if isinstance(one, Goal) and isinstance(other, Goal):
+        return type(one) is type(other) and vars(one) == vars(other)
+    return bool(one == other)
 
 
 def chain_of(attack: Attack, eps: Sequence[float] | None) -> list[Stage]:
     """The stages of an attack at all radii, the smallest first."""
     if eps is not None and not isinstance(eps, Sequence | Tensor):
         raise TypeError(f"eps must be a list of radii, or None for each attack's own, got {eps!r}")
-    radii = [float(attack.eps)] if eps is None else sorted({float(e) for e in eps})
+    radii = [attack.largest_eps] if eps is None else sorted({float(e) for e in eps})
     if not radii or not all(radius >= 0 for radius in radii):
         raise ValueError(f"eps must hold at least one radius, none below 0, got {eps}")
     return [Stage(stage, radius) for radius in radii for stage in attack.stages]

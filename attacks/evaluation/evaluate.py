@@ -3,17 +3,19 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.coupling import check_groups
-from ironmoe.attacks.evaluation.arguments import chain_of, check_attacks, with_names
+from ironmoe.attacks.engine.judging.passes import PASSES, check_passes
+from ironmoe.attacks.evaluation.arguments import chain_of, check_attacks, check_shared, with_names
 from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.attacks.evaluation.describe import describe_attack
 from ironmoe.attacks.evaluation.evaluation import Evaluation
-from ironmoe.attacks.evaluation.journal import Journal
+from ironmoe.attacks.evaluation.journal import Journal, passes_of_journal
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.report import RobustnessReport
 from ironmoe.attacks.evaluation.sharding import current_shard
@@ -33,6 +35,8 @@ def evaluate(
     max_forwards: int | None = None,
     max_seconds: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    passes: int | None = None,
+    on_bad: Literal["raise", "skip"] = "raise",
 ) -> RobustnessReport:
     """Run every attack on every example, all in one queue.
 
@@ -43,9 +47,13 @@ def evaluate(
 
     Args:
         model: the model the attacks were made for; named again so that no report mixes two models.
-        data: (images (N, …), labels (N,)); or an iterable of such batches, such as a DataLoader
-            that gives the same order each time. ``evaluate`` reads it once and never holds all of
-            it; batches go to the device of the model's weights.
+        data: (images (N, …), labels (N,)), or (images, labels, extra); or an iterable of such
+            batches, such as a DataLoader that gives the same order each time. ``evaluate`` reads it
+            once and never holds all of it; batches go to the device of the model's weights.
+            ``extra`` are further inputs of the model with one entry an image: a tensor, a tuple of
+            them for arguments by position, or a dict of them for arguments by keyword. Images come
+            to the model in another order than here, and some again and again, so whatever belongs
+            to an image must travel with it in this way.
         attacks: name → attack, each with a single eps; or a list of attacks, named by what they
             print, and by a number where that is the same.
         eps: radii for every attack, in place of its own. An image that falls at one radius is not
@@ -65,6 +73,15 @@ def evaluate(
             processes each has an equal share). The report counts what is not decided, and the
             images that were not reached, if the length of the data is known.
         on_progress: called as images are decided, and about every second while none is.
+        passes: how often the model is asked for each prediction that counts, clean and adversarial
+            alike: 1, or an even number of at least 16. None: 1 for a deterministic model; 64 where
+            the look at the model (``checks``) finds it random, or an attack has ``eot`` above 1.
+            With more than one, an image is misclassified if a test with an error of at most 1 %
+            says that the model is wrong in more than half of its passes, and accuracies are the
+            expected accuracy of a pass.
+        on_bad: what becomes of images for which the model's outputs or gradients are not finite:
+            "raise" a ValueError that names them by their number in the data, or "skip" them. A
+            skipped image counts as neither robust nor fallen, and not among the images.
 
     Raises:
         ValueError: no attack, an attack for another model, no data, or a bad input (see
@@ -75,25 +92,24 @@ def evaluate(
     """
     attacks = with_names(attacks)
     check_attacks(model, attacks, batch_size)
+    begun = None if journal is None else passes_of_journal(Path(journal))
+    if begun is None:
+        check_shared(attacks)  # what was begun before this was refused goes on as it is
+    passes = passes or begun
     chains = [chain_of(attack, eps) for attack in attacks.values()]
     unit_sizes = [attack.images_per_unit(batch_size) for attack in attacks.values()]
     for attack, unit_size in zip(attacks.values(), unit_sizes, strict=True):
         check_groups(attack.stages, unit_size)
 
+    check_passes(passes)
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
     shard = current_shard()
     budget = Budget(None if max_forwards is None else shard.share(max_forwards), max_seconds)
     source = Source(data, list(attacks.values()), batch_size, math.lcm(*unit_sizes), shard)
 
-    notes: Journal | None = None
-    if journal is not None:
-        settings = {
-            "attacks": {name: describe_attack(attack) for name, attack in attacks.items()},
-            "eps": None if eps is None else sorted({float(e) for e in eps}),
-            "model": model_digest(model),
-            "units": unit_sizes,
-            "keep_adversarial": keep_adversarial,
-        }
-        notes = Journal(Path(journal), settings, shard.rank)
+    if passes is None and any(stage.eot > 1 for a in attacks.values() for stage in a.stages):
+        passes = PASSES
 
     evaluation = Evaluation(
         source=source,
@@ -104,15 +120,29 @@ def evaluate(
         budget=budget,
         batch_size=batch_size,
         keep_adversarial=keep_adversarial,
-        journal=notes,
+        passes=passes,
+        skips_bad=on_bad == "skip",
         on_progress=on_progress,
     )
+
+    def open_journal(passes: int) -> Journal:
+        settings: dict[str, Any] = {
+            "attacks": {name: describe_attack(attack) for name, attack in attacks.items()},
+            "eps": None if eps is None else sorted({float(e) for e in eps}),
+            "model": model_digest(model),
+            "units": unit_sizes,
+            "keep_adversarial": keep_adversarial,
+        }
+        if passes > 1:
+            settings["passes"] = passes
+        return Journal(Path(str(journal)), settings, shard.rank)
+
     try:
         with borrowed(model):
-            flags = evaluation.run(checks)
+            flags = evaluation.run(checks, None if journal is None else open_journal)
     finally:
-        if notes is not None:
-            notes.close()
+        if evaluation.journal is not None:
+            evaluation.journal.close()
 
     if not source.seen:
         raise ValueError("data must hold at least one example, got none")

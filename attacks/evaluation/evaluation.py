@@ -15,12 +15,15 @@ from ironmoe.attacks.engine.admission import Resumed
 from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import Job, Stage
+from ironmoe.attacks.engine.judging.judge import Judge
+from ironmoe.attacks.engine.judging.passes import PASSES
 from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.engine.records import Record, Records, records_of
 from ironmoe.attacks.evaluation.checks.model_checks import (
     check_model,
     no_room_for_checks,
     passes_of_checks,
+    says_random,
 )
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.checksum import checksum
@@ -29,7 +32,12 @@ from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
 from ironmoe.attacks.evaluation.sharding import Shard
 from ironmoe.attacks.evaluation.source import Source
-from ironmoe.attacks.evaluation.summaries import FinalImages, examples_of_all, summary_of
+from ironmoe.attacks.evaluation.summaries import (
+    FinalImages,
+    examples_of_all,
+    leave_out_skipped,
+    summary_of,
+)
 
 TELL_SECONDS = 1.0
 
@@ -43,6 +51,8 @@ class Evaluation:
         images: (attack, example) → the final image, where there is no journal to keep it.
         decided: how many (image, attack) pairs are settled.
         fresh: how many of these were settled in this call.
+        journal: where results are written; None: they are kept in memory.
+        judge: makes the predictions that count.
         checksums: example → checksum of its image and label, where there is a journal.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
         complete: the budget did not end it before everything was decided.
@@ -56,9 +66,11 @@ class Evaluation:
     budget: Budget
     batch_size: int
     keep_adversarial: bool
-    journal: Journal | None
+    passes: int | None
+    skips_bad: bool
     on_progress: Callable[[Progress], None] | None
-    records: Records = field(init=False)
+    journal: Journal | None = None
+    records: Records = field(default_factory=Records)
     images: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     decided: int = 0
     fresh: int = 0
@@ -70,15 +82,23 @@ class Evaluation:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.records = Records() if self.journal is None else self.journal.records
+        self.judge = Judge(self.passes or 1)
         self.told = time.monotonic()
         self.attacks_began = time.perf_counter()
 
-    def run(self, checks: bool) -> list[Flag]:
-        """Attack everything; returns what the look at the model says."""
-        chunks = map(self._noted, self.source)
-        first = next(chunks, None)  # the checks look at the first images
+    def run(self, checks: bool, journal: Callable[[int], Journal] | None) -> list[Flag]:
+        """Attack everything; returns what the look at the model says. ``journal`` opens the
+        journal, once it is known how many passes a verdict rests on."""
+        unread = iter(self.source)
+        first = next(unread, None)  # the checks look at the first images
         flags = self._look(first) if first is not None and checks else []
+
+        if self.passes is None and any(self.shard.gather_objects(says_random(flags))):
+            self.judge = Judge(PASSES)
+        if journal is not None:
+            self.journal = journal(self.judge.passes)
+            self.records = self.journal.records
+        chunks = map(self._noted, itertools.chain([] if first is None else [first], unread))
 
         self.engine = Engine(
             self.chains,
@@ -89,9 +109,11 @@ class Evaluation:
             resume=self._resume,
             device=self.source.device,
             on_look=self._tell_sometimes,
+            judge=self.judge,
+            skips_bad=self.skips_bad,
         )
         self.attacks_began = time.perf_counter()
-        self.complete = self.engine.run(itertools.chain([] if first is None else [first], chunks))
+        self.complete = self.engine.run(chunks)
         self.seconds = time.perf_counter() - self.attacks_began
         return flags
 
@@ -114,9 +136,17 @@ class Evaluation:
 
         examples = examples_of_all(records, len(self.attacks), self.source.examples)
         summaries = {
-            name: summary_of(records, number, examples, stages=self.chains[number], final=final)
+            name: summary_of(
+                records,
+                number,
+                examples,
+                stages=self.chains[number],
+                passes=self.judge.passes,
+                final=final,
+            )
             for number, name in enumerate(self.attacks)
         }
+        leave_out_skipped(summaries.values())
         clean = next(iter(summaries.values())).clean_correct
         report = RobustnessReport(
             clean_correct=clean,
@@ -164,6 +194,8 @@ class Evaluation:
         if all(record.decided for record in known):
             self.decided += len(examples)
             return None
+        if self.judge.is_patient:
+            return Resumed(0, [False] * len(examples))  # its passes were not all written down
 
         self.earlier |= {(attack, record.example): record for record in known}
         stage = min(max(record.passed for record in known), len(self.chains[attack]) - 1)

@@ -146,6 +146,18 @@ class Journal:
                     self.checksums[record.example] = crc
 
 
+def passes_of_journal(folder: Path) -> int | None:
+    """How many passes a verdict rests on in the evaluation that was begun in this folder; None if
+    there is none, or none that can be read. Journals of earlier code know one pass alone."""
+    for path in sorted(folder.glob("journal-*.jsonl")):
+        for line in _complete_lines(path, cut=False)[:1]:
+            try:
+                return int(json.loads(line)["settings"].get("passes", 1))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return None
+    return None
+
+
 def _complete_lines(path: Path, cut: bool) -> list[bytes]:
     """The lines of a journal without a last one that a kill cut off; ``cut`` takes it off the file,
     too, which must be no other process's: that may be writing the line."""

@@ -5,6 +5,24 @@ from statistics import NormalDist
 from typing import Any
 
 
+def wilson(share: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval around a share of so many independent trials.
+
+    Raises:
+        ValueError: ``confidence`` is not between 0 and 1.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if trials == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    center = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z * ((share * (1 - share) + z * z / (4 * trials)) / trials) ** 0.5
+    half = half / (1 + z * z / trials)
+    low = 0.0 if share == 0 else max(0.0, center - half)
+    return low, 1.0 if share == 1 else min(1.0, center + half)
+
+
 @dataclass(frozen=True)
 class Proportion:
     """``count`` of ``total`` independent trials."""
@@ -20,16 +38,7 @@ class Proportion:
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson score interval (Wilson 1927): honest for small samples and for shares near 0 and
         1."""
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-        if self.total == 0:
-            return 0.0, 1.0
-        z = NormalDist().inv_cdf(0.5 + confidence / 2)
-        n, p = self.total, self.value
-        center = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
-        low = 0.0 if self.count == 0 else max(0.0, center - half)
-        return low, 1.0 if self.count == n else min(1.0, center + half)
+        return wilson(self.value, self.total, confidence)
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -1,11 +1,13 @@
 """The report of an evaluation: what held, with confidence intervals."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.evaluation.expected import Accuracy, ExpectedAccuracy
 from ironmoe.attacks.evaluation.proportion import Proportion
 
 
@@ -36,6 +38,14 @@ class AttackSummary:
     adversarial: (N, …), or None if not kept
     flags: name → (N,) bool, as in ``AttackResult``
     forwards, backwards: how many passes of single images the attack made
+    clean_figure, figure: (N,) float64, the goal's figure for the clean and for the final image; NaN
+        if the goal has none
+    skipped: (N,) bool, nothing finite came of this image, under this or another attack; it is left
+        out of every share
+    passes: how many passes of the model each verdict rests on; more than 1 for a random model
+    hits: (N, P, 2) int64, for a random model: how many passes reached the goal in the first and in
+        the second half of them; of the clean image, and for each radius of the best point found up
+        to it, as the first half says. P is 0 for a deterministic model
     """
 
     stages: tuple[tuple[float, str], ...]
@@ -52,6 +62,15 @@ class AttackSummary:
     flags: dict[str, Tensor]
     forwards: int
     backwards: int
+    clean_figure: Tensor | None = None
+    figure: Tensor | None = None
+    skipped: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    passes: int = 1
+    hits: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 2, dtype=torch.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.skipped):
+            self.skipped = torch.zeros_like(self.fell)
 
     @property
     def eps(self) -> tuple[float, ...]:
@@ -90,15 +109,23 @@ class AttackSummary:
         return counts
 
     @property
-    def robust_accuracy(self) -> Proportion:
-        return Proportion(int(self.robust.sum()), len(self.robust))
+    def robust_accuracy(self) -> Accuracy:
+        """At the largest eps; of a random model, the expected accuracy of a pass."""
+        return self.robust_accuracy_at(self.eps[-1])
+
+    def robust_accuracy_at(self, eps: float) -> Accuracy:
+        """At one of the radii."""
+        return worst_accuracy([self], eps)
 
     @property
-    def curve(self) -> dict[float, Proportion]:
+    def curve(self) -> dict[float, Accuracy]:
         """eps → robust accuracy."""
-        return {
-            eps: Proportion(int(self.robust_at(eps).sum()), len(self.robust)) for eps in self.eps
-        }
+        return {eps: self.robust_accuracy_at(eps) for eps in self.eps}
+
+    def hits_at(self, eps: float) -> Tensor:
+        """(N, 2) int64, of a random model, at the best point found up to this radius."""
+        point = 1 + sum(radius < eps for radius in self.eps)
+        return self.hits[:, min(point, self.hits.shape[1] - 1)]
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
@@ -109,6 +136,7 @@ class AttackSummary:
                 for eps, share in self.curve.items()
             ],
             "fell_to": self.fell_to,
+            "skipped": int(self.skipped.sum()),
             "found": int((self.found & self.clean_correct).sum()),
             "confirmed": int(self.fell.sum()),
             "undecided": int((~self.decided).sum()),
@@ -116,6 +144,28 @@ class AttackSummary:
             "forwards": self.forwards,
             "backwards": self.backwards,
         }
+
+
+def worst_accuracy(summaries: Sequence[AttackSummary], eps: float | None = None) -> Accuracy:
+    """Under all of these attacks at once, at one radius that all have, or each at its largest."""
+    if not summaries:
+        return Proportion(0, 0)
+
+    radii = [summary.eps[-1] if eps is None else eps for summary in summaries]
+    counted = ~summaries[0].skipped
+    passes = summaries[0].passes
+    if passes > 1:
+        hits = torch.stack([s.hits_at(at) for s, at in zip(summaries, radii, strict=True)])
+        chosen = hits[..., 0].argmax(0, keepdim=True)
+        return _expected(hits[..., 1].gather(0, chosen)[0][counted], passes)
+
+    robust = torch.stack([s.robust_at(at) for s, at in zip(summaries, radii, strict=True)]).all(0)
+    return Proportion(int(robust[counted].sum()), int(counted.sum()))
+
+
+def _expected(hits: Tensor, passes: int) -> ExpectedAccuracy:
+    """hits (n,) of the second half of the passes; what is no hit is right."""
+    return ExpectedAccuracy(passes // 2 - hits, passes // 2)
 
 
 @dataclass
@@ -138,17 +188,36 @@ class RobustnessReport:
     unread: int = 0
 
     @property
-    def clean_accuracy(self) -> Proportion:
-        return Proportion(int(self.clean_correct.sum()), len(self.clean_correct))
+    def clean_accuracy(self) -> Accuracy:
+        """Of the images that are not skipped; of a random model, the expected accuracy of a pass.
+        Under targeted attacks, the share of images that are not at their target."""
+        summary = next(iter(self.attacks.values()), None)
+        if summary is None:
+            return Proportion(int(self.clean_correct.sum()), len(self.clean_correct))
+        if summary.passes > 1:
+            return _expected(summary.hits[~summary.skipped][:, 0, 1], summary.passes)
+        right = summary.clean_correct[~summary.skipped]
+        return Proportion(int(right.sum()), len(right))
 
     @property
-    def worst_case(self) -> Proportion:
+    def skipped(self) -> list[int]:
+        """The numbers in the data of images that are left out, since nothing finite came of
+        them."""
+        summary = next(iter(self.attacks.values()), None)
+        return [] if summary is None else summary.examples[summary.skipped].tolist()
+
+    @property
+    def worst_case(self) -> Accuracy:
         """Right on the clean image and under every attack at its largest eps: the number to report
-        for the set of attacks."""
-        robust = self.clean_correct.clone()
-        for summary in self.attacks.values():
-            robust &= summary.robust
-        return Proportion(int(robust.sum()), len(robust))
+        for the set of attacks. Of a random model, the expected accuracy of a pass under the attack
+        that is best at each image; one half of the passes chooses it, the other one counts, so that
+        the choice among many attacks makes nothing worse than it is."""
+        return worst_accuracy(list(self.attacks.values()))
+
+    @property
+    def passes(self) -> int:
+        """How many passes of the model each verdict rests on."""
+        return max((summary.passes for summary in self.attacks.values()), default=1)
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
@@ -158,6 +227,8 @@ class RobustnessReport:
             "seconds": self.seconds,
             "complete": self.complete,
             "unread": self.unread,
+            "skipped": self.skipped,
+            "passes": self.passes,
             "attacks": {name: summary.as_dict() for name, summary in self.attacks.items()},
             "checks": [flag._asdict() for flag in self.checks],
         }

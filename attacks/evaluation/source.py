@@ -1,6 +1,7 @@
 """The data of an evaluation: gone through once, in chunks that the engine takes."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,8 +9,12 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.inputs import Chunk, check_images, prepared
 from ironmoe.attacks.evaluation.sharding import Shard
+from ironmoe.attacks.extra import Extra, check_taken, cut, extra_columns
 
-Batches = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Extra]
+Batches = Batch | Iterable[Batch]
+WHAT = "data must be (images, labels), or batches of them"
+OR = "; (images, labels, extra) where the model takes more inputs"
 
 
 class Source:
@@ -17,7 +22,7 @@ class Source:
     this process's share of each, and whole units but for the last chunk.
 
     Args:
-        data: (images, labels), or batches of them.
+        data: (images, labels), or (images, labels, extra), or batches of them.
         attacks: attacks on one model; each is told the dtype of the images.
         together: how many images must stay side by side.
 
@@ -42,24 +47,24 @@ class Source:
         self.dtype = torch.float32
 
         if isinstance(data, tuple):
-            if len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
+            if len(data) not in (2, 3) or not all(isinstance(part, Tensor) for part in data[:2]):
                 kinds = [type(part).__name__ for part in data]
-                raise TypeError(
-                    f"data must be (images, labels), or batches of them, got a tuple of {kinds}"
-                )
+                raise TypeError(f"{WHAT}, got a tuple of {kinds}{OR}")
             self.examples = len(data[1])
+            if len(data) == 3:
+                kinds = [type(part).__name__ for part in data]
+                columns = extra_columns(data[2], len(data[1]))
+                check_taken(attacks[0].model, columns, f"{WHAT}, got a tuple of {kinds}")
         elif not isinstance(data, Iterable) or isinstance(data, Tensor):
-            raise TypeError(
-                f"data must be (images, labels), or batches of them, got {type(data).__name__}"
-            )
+            raise TypeError(f"{WHAT}, got {type(data).__name__}{OR}")
         model = attacks[0].model
         weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
         self.device: torch.device | None = None if weight is None else weight.device
 
     def __iter__(self) -> Iterator[Chunk]:
         rest: Chunk | None = None
-        for images, labels in self._batches():
-            chunk = self._checked(images, labels)
+        for images, labels, extra in self._batches():
+            chunk = self._checked(images, labels, extra)
             if rest is not None:
                 chunk = _joined(rest, chunk)
 
@@ -72,10 +77,14 @@ class Source:
         if rest is not None:
             yield from self._share(rest)
 
-    def _checked(self, images: Tensor, labels: Tensor) -> Chunk:
+    def _checked(self, images: Tensor, labels: Tensor, extra: Any) -> Chunk:
         """A batch of the data as a chunk; errors say which images it holds."""
+        first = self.attacks[0]
         try:
-            check_images(images, labels, self.attacks[0].bounds)
+            check_images(images, labels, first.bounds, first.goal)
+            for attack in self.attacks:
+                attack.check_alike(images, self.examples)
+            chunk = prepared(images, labels, None, self.seen, extra=extra)
         except (ValueError, TypeError) as error:
             count = len(images) if isinstance(images, Tensor) else 1
             raise type(error)(f"in data {self.seen} … {self.seen + count - 1}: {error}") from error
@@ -85,7 +94,7 @@ class Source:
                 each.attacked_model.image_dtype = images.dtype
 
         self.device = self.device or images.device
-        chunk = prepared(images.to(self.device), labels.to(self.device), None, self.seen)
+        chunk = chunk.to(self.device)
         self.seen += len(images)
         self.shape = images.shape[1:]
         self.dtype = chunk.images.dtype
@@ -96,29 +105,38 @@ class Source:
         if bool(mine.any()):
             yield chunk.part(mine)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Any]]:
         if isinstance(self.data, tuple):
-            yield from zip(
-                self.data[0].split(self.batch_size),
-                self.data[1].split(self.batch_size),
-                strict=True,
-            )
+            images, labels = self.data[:2]
+            if len(images) != len(labels):
+                raise ValueError(
+                    f"labels must have one entry for each of {len(images)} images, got "
+                    f"{len(labels)}"
+                )
+            extra = self.data[2] if len(self.data) == 3 else None
+            for first in range(0, len(images), self.batch_size):
+                places = slice(first, first + self.batch_size)
+                yield images[places], labels[places], cut(extra, len(images), places)
             return
 
         for batch in self.data:
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
+            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
                 got = f"a {type(batch).__name__}" + (
                     f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
                 )
-                raise TypeError(
-                    f"data must be (images, labels), or batches of them, got {got} as a batch"
-                )
-            yield batch[0], batch[1]
+                raise TypeError(f"{WHAT}, got {got} as a batch{OR}")
+            yield batch[0], batch[1], batch[2] if len(batch) == 3 else None
 
 
 def _joined(first: Chunk, second: Chunk) -> Chunk:
+    if first.side.keys() != second.side.keys():
+        raise ValueError(
+            f"extra must have the same names in every batch, got {sorted(first.side)} and "
+            f"{sorted(second.side)}"
+        )
     return Chunk(
         images=torch.cat([first.images, second.images]),
         labels=torch.cat([first.labels, second.labels]),
         indices=torch.cat([first.indices, second.indices]),
+        side={name: torch.cat([first.side[name], second.side[name]]) for name in first.side},
     )

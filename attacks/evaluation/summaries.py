@@ -1,6 +1,6 @@
 """Records in, the summary of an attack out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +59,13 @@ def summary_of(
     examples: Tensor,
     *,
     stages: Sequence[Stage],
+    passes: int,
     final: FinalImages | None,
 ) -> AttackSummary:
-    """What attack ``number`` did to these examples; ``final``: where their images are, if they are
-    kept."""
+    """What attack ``number`` did to these examples.
+
+    passes: how many each verdict rests on; final: where their images are, if they are kept.
+    """
     columns = records.of_attack(number, examples)
     counted = result_fields(columns)
     counted |= {name: int(counted[name].sum()) for name in ("forwards", "backwards")}
@@ -81,8 +84,22 @@ def summary_of(
         distance=columns["distance"],
         steps=columns["steps"],
         adversarial=adversarial,
+        clean_figure=columns["clean_figure"],
+        figure=columns["figure"],
+        skipped=columns["skipped"].bool(),
+        passes=passes,
+        hits=columns["hits"],
         **counted,
     )
+
+
+def leave_out_skipped(summaries: Iterable[AttackSummary]) -> None:
+    """An image that one attack could say nothing of is left out of every number, so that all of
+    them are about the same images."""
+    summaries = list(summaries)
+    skipped = torch.stack([summary.skipped for summary in summaries]).any(0)
+    for summary in summaries:
+        summary.skipped = skipped
 
 
 def _radius(stage: Stage) -> float:

@@ -15,10 +15,8 @@ from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.losses import (
     Loss,
     TargetedLoss,
-    get_loss,
     get_targeted_loss,
     least_classes,
-    margin,
     targeted_margin,
 )
 from ironmoe.attacks.methods.parts.apgd_sparsity import Sparsity
@@ -114,7 +112,7 @@ class APGD(FixedRadiusAttack):
             allowed = " or ".join(map(repr, norms_with(SparseBall)))
             raise ValueError(f"three_radii=True goes with norm={allowed} alone, got norm={norm!r}")
 
-        loss = loss or ("dlr" if targets else "ce")
+        loss = loss or ("dlr" if targets else self.goal.usual_loss)
         if isinstance(loss, str):
             self.loss_name = loss
         else:
@@ -124,7 +122,9 @@ class APGD(FixedRadiusAttack):
         if targets:
             self.targeted_loss_of = get_targeted_loss(cast(str | TargetedLoss, loss))
         else:
-            self.loss_of = get_loss(cast(str | Loss, loss))
+            self.loss_of = self.goal.chosen_loss(cast(str | Loss, loss))
+            self._raised = self.goal.loss_named(cast(str | Loss, loss))
+            self._margin = self.goal.losses.get("margin")
 
         self.steps = steps
         self.restarts = restarts
@@ -176,8 +176,9 @@ class APGD(FixedRadiusAttack):
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
         if self.targeted_loss_of is None:
             assert self.loss_of is not None
-            loss_of = margin if _has_too_few_classes(logits, self.loss_of) else self.loss_of
-            return loss_of(logits, attempts["label"])
+            too_few = self._margin is not None and _has_too_few_classes(logits, self.loss_of)
+            raised = self._margin if too_few and self._margin is not None else self._raised
+            return self.signed(raised(logits, attempts["label"]))
 
         too_few = _has_too_few_classes(logits, self.targeted_loss_of)
         targeted_loss_of = targeted_margin if too_few else self.targeted_loss_of
@@ -254,10 +255,10 @@ class Halving:
         attempts["before"] = point
         attempts["alpha"] = 2 * attempts["eps"]
 
-        attempts["window"] = torch.full_like(attempts["label"], self.first)
+        attempts["window"] = torch.full_like(attempts["key"], self.first)
         # Answers until the next checkpoint; the first one is about the start.
         attempts["left"] = attempts["window"] + 1
-        attempts["rises"] = torch.zeros_like(attempts["label"])
+        attempts["rises"] = torch.zeros_like(attempts["key"])
         highest = torch.full_like(attempts["eps"], float("inf"), dtype=attempts["clean"].dtype)
         attempts["last_loss"] = highest
         attempts["checked_loss"] = highest

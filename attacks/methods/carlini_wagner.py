@@ -72,6 +72,7 @@ class CW(LeastDistanceAttack):
 
     needs = L2Ball
     needs_a_box = True
+    needs_classes = "takes the margin of logits for its distance from a success"
 
     def __init__(
         self,
@@ -126,11 +127,11 @@ class CW(LeastDistanceAttack):
         attempts["c"] = torch.full_like(eps, self.c)
         attempts["failed_c"] = torch.zeros_like(eps)
         attempts["reached_c"] = torch.full_like(eps, math.inf)
-        attempts["search"] = torch.zeros_like(attempts["label"])
+        attempts["search"] = torch.zeros_like(attempts["key"])
 
         # With the present c: how many answers there were, whether the confidence was reached, the
         # objective at the last check, and what a routing mode added to the margin last.
-        attempts["step"] = torch.zeros_like(attempts["label"])
+        attempts["step"] = torch.zeros_like(attempts["key"])
         attempts["reached"] = torch.zeros_like(attempts["finished"])
         attempts["checked"] = torch.full_like(eps, math.inf)
         attempts["added"] = torch.zeros_like(eps)

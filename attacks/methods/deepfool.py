@@ -82,7 +82,7 @@ class DeepFool(BoundaryAttack):
         super().start(attempts)
         attempts["point"] = attempts["clean"]
         attempts["moved"] = torch.zeros_like(attempts["clean"])  # the sum of the steps
-        attempts["made"] = torch.zeros_like(attempts["label"])
+        attempts["made"] = torch.zeros_like(attempts["key"])
         attempts["finished"] = torch.full_like(attempts["finished"], self.steps == 0)
 
     def advance(

@@ -117,7 +117,7 @@ class FAB(BoundaryAttack):
         no = torch.zeros_like(attempts["finished"])
         attempts["unseen"] = no  # the point is a new iterate, which no query was about
         attempts["crossed"] = no  # the iterate before was misclassified
-        attempts["made"] = torch.zeros_like(attempts["label"])  # how many steps were made
+        attempts["made"] = torch.zeros_like(attempts["key"])  # how many steps were made
 
         attempts["point"] = attempts["clean"]
         if self.restarts > 1:

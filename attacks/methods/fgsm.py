@@ -26,7 +26,7 @@ class FGSM(PGD):
         model: Model,
         eps: float | Tensor = 8 / 255,
         norm: str = "Linf",
-        loss: str | Loss = "ce",
+        loss: str | Loss | None = None,
         bounds: Bounds = (0.0, 1.0),
         **options: Any,
     ) -> None:

@@ -34,7 +34,7 @@ class LastIteratePGD(FixedStepAttack):
         steps: int = 10,
         random_start: bool = True,
         norm: str = "Linf",
-        loss: str | Loss = "ce",
+        loss: str | Loss | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -51,8 +51,10 @@ class LastIteratePGD(FixedStepAttack):
         self.keeps = "last"
         self._drawn_by_torch = random_start and ball_of(norm) is LinfBall
 
-    def run(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> AttackResult:
-        result = super().run(images, labels, indices)
+    def run(
+        self, images: Tensor, labels: Tensor, indices: Tensor | None = None, **options: Any
+    ) -> AttackResult:
+        result = super().run(images, labels, indices, **options)
         if self._drawn_by_torch:
             # The run put the user's generator back. It goes on as torchattacks leaves it.
             torch.empty_like(result.adversarial).uniform_(-1, 1)

@@ -41,7 +41,7 @@ class MIFGSM(PGD):
         steps: int = 10,
         decay: float = 1.0,
         norm: str = "Linf",
-        loss: str | Loss = "ce",
+        loss: str | Loss | None = None,
         bounds: Bounds = (0.0, 1.0),
         **options: Any,
     ) -> None:

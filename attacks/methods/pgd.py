@@ -43,7 +43,8 @@ class PGD(FixedStepAttack):
             1 / (n + 1) of the angle to the optimum.
         steps: gradient steps of each restart, ≥ 0.
         random_start: start from a random point of the ball instead of the image.
-        loss: "ce", "margin", "dlr", "sigmoid", or a callable (logits, labels) → (B,).
+        loss: "ce", "margin", "dlr", "sigmoid", or a callable (logits, labels) → (B,); for another
+            goal one of its losses. None: the goal's usual one, "ce" for labels.
         restarts: runs from different starts, ≥ 1; more than one needs ``random_start``.
         early_stop: stop working on an example once it is misclassified.
     """
@@ -56,7 +57,7 @@ class PGD(FixedStepAttack):
         steps: int = 10,
         random_start: bool = True,
         norm: str = "Linf",
-        loss: str | Loss = "ce",
+        loss: str | Loss | None = None,
         restarts: int = 1,
         bounds: Bounds = (0.0, 1.0),
         seed: int = 0,

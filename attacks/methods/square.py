@@ -13,7 +13,6 @@ from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
-from ironmoe.attacks.losses import margin
 from ironmoe.attacks.methods.parts.square_proposals import (
     BumpProposals,
     Proposals,
@@ -104,6 +103,7 @@ class Square(FixedRadiusAttack):
         self.max_queries = steps + 1
 
         ball = ball_of(norm)
+        self._raised = self.goal.loss_named("margin" if "margin" in self.goal.losses else None)
         self._proposals: Proposals
         if issubclass(ball, PowerBall):
             sparse = issubclass(ball, SparseBall)
@@ -130,11 +130,11 @@ class Square(FixedRadiusAttack):
         attempts["best"] = point
         attempts["best_margin"] = torch.full_like(attempts["eps"], -math.inf)
         # How many proposals were made, including those that no query was about.
-        attempts["step"] = torch.zeros_like(attempts["label"])
+        attempts["step"] = torch.zeros_like(attempts["key"])
         attempts["finished"] = (attempts["eps"] == 0) | (self.steps == 0)
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        return margin(logits, attempts["label"])
+        return self.signed(self._raised(logits, attempts["label"]))
 
     def passes_per_query(self, count: int, device: str) -> int:
         return self.eot * self._points(count, device)
@@ -143,7 +143,7 @@ class Square(FixedRadiusAttack):
         """In a small batch it asks about ``point``, and about the proposals that come next if
         ``point`` is not accepted, as most are not. The first one that is accepted is the one that a
         search step by step would have reached."""
-        count = self._points(len(attempts["label"]), attempts["label"].device.type)
+        count = self._points(len(attempts["key"]), attempts["key"].device.type)
         if count == 1:
             return super().ask(attempts, want_grad)
 
@@ -164,7 +164,7 @@ class Square(FixedRadiusAttack):
         attempts["point"] = points[row, place]
         attempts["step"] = steps[row, place]
         return Answer(
-            logits=answer.logits.view(-1, count, answer.logits.shape[1])[row, place],
+            logits=answer.logits.view(-1, count, *answer.logits.shape[1:])[row, place],
             loss=loss[row, place],
             grad=None,
             asked=self.eot * count,

@@ -12,7 +12,7 @@ from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.search import Keeps
-from ironmoe.attacks.losses import Loss, get_loss
+from ironmoe.attacks.losses import Loss
 from ironmoe.attacks.registry import register_attack
 from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
 
@@ -70,7 +70,8 @@ class VMoEPGD(FixedRadiusAttack):
         self.steps = steps
         self.max_queries = steps
         self.auxiliary_loss = auxiliary_loss
-        self.loss_of = get_loss(loss)
+        self.loss_of = self.goal.chosen_loss(loss)
+        self._raised = self.goal.loss_named(loss)
 
     def __repr__(self) -> str:
         return (
@@ -88,7 +89,7 @@ class VMoEPGD(FixedRadiusAttack):
         attempts["point"] = attempts["clean"]
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        return self.loss_of(logits, attempts["label"])
+        return self.signed(self._raised(logits, attempts["label"]))
 
     def advance(
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None

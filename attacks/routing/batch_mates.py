@@ -16,6 +16,7 @@ from ironmoe.attacks.engine.attacked_model import AttackedModel, Normalize
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
 from ironmoe.attacks.engine.inputs import check_images, in_units, prepared
+from ironmoe.attacks.goals.labels import Untargeted
 from ironmoe.attacks.routing.layers import routed_layers
 from ironmoe.attacks.routing.mates_search import BatchMatesResult, MatesPlan, MatesSearch
 from ironmoe.moe.layers.moe import MoE
@@ -102,7 +103,7 @@ class BatchMates:
                 last; without priority the first choices of a group's first image always find a
                 place.
         """
-        check_images(images, labels, self.bounds)
+        check_images(images, labels, self.bounds, Untargeted())
         group = images_per_unit(self.model, max(len(images), 1))
         positions = _places(victim_positions, group)
         self.attacked_model.image_dtype = images.dtype

@@ -14,7 +14,7 @@ from ironmoe.attacks.balls.ball import Bounds
 from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.attempts import where
-from ironmoe.attacks.engine.inputs import Chunk, check_labels
+from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.losses import margin
 from ironmoe.attacks.random import example_keys
 from ironmoe.attacks.routing.layers import by_image, known_logits, members_of
@@ -117,7 +117,7 @@ class MatesSearch:
 
         self.before = self.look(chunk.images)
         self.prediction = self.before.logits.argmax(1)
-        check_labels(chunk.labels, self.before.logits)
+        self.plan.attacked_model.goal.check(self.before.logits, chunk.labels)
 
     def result(self) -> BatchMatesResult:
         """Both searches, and the best point of the first predicted again in full precision."""

@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.elements import Bounds, Box, box_at
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Model
 from ironmoe.attacks.evaluation.report import Flag
 from ironmoe.attacks.losses import cross_entropy, margin
@@ -30,8 +30,9 @@ def quantised(
     if random or images.element_size() < 4 or _in_half_precision(attacked_model.model):
         return Flag(name, False, 0.0, "Not looked at: the model is random, or of half precision.")
 
-    noise = _tiny_noise(images, bounds)
-    moved = (images + noise).clamp(*bounds)
+    box = box_at(images, bounds)
+    noise = _tiny_noise(images, box)
+    moved = (images + noise).clamp(*box)
     here = _margin_and_gradient(attacked_model, images, labels)
     there = _margin_and_gradient(attacked_model, moved, labels)
 
@@ -40,7 +41,7 @@ def quantised(
     counted = expected != 0
     if not bool(counted.any()):
         margins = (here[0], there[0])
-        return _steps(attacked_model, images, labels, noise=noise, margins=margins, bounds=bounds)
+        return _steps(attacked_model, images, labels, noise=noise, margins=margins, box=box)
     if int(counted.sum()) < FEW:
         return Flag(name, False, 0.0, f"Not looked at: fewer than {FEW} images have a gradient.")
 
@@ -68,9 +69,9 @@ def _in_half_precision(model: Model) -> bool:
     return weight is not None and weight.element_size() < 4
 
 
-def _tiny_noise(images: Tensor, bounds: Bounds) -> Tensor:
+def _tiny_noise(images: Tensor, box: Box) -> Tensor:
     """Uniform noise, the same in each call."""
-    low, high = bounds
+    low, high = box
     keys = example_keys(0, torch.arange(len(images), device=images.device), 0)
     noise = 2 * uniform(keys, tuple(images.shape[1:]), images.dtype) - 1
     return noise * FINER_THAN_8_BIT * (high - low)
@@ -154,7 +155,7 @@ def _steps(
     *,
     noise: Tensor,
     margins: tuple[Tensor, Tensor],
-    bounds: Bounds,
+    box: Box,
 ) -> Flag:
     """No image has a gradient: does the margin stand still under tiny noise and move under noise
     that is 64 times larger? ``margins`` are those without and with the tiny noise."""
@@ -162,7 +163,7 @@ def _steps(
 
     # 1/16 of the pixel range is more than the distance of two values of a rounded input.
     with torch.no_grad():
-        far = margin(attacked_model.predict((images + 64 * noise).clamp(*bounds)), labels)
+        far = margin(attacked_model.predict((images + 64 * noise).clamp(*box)), labels)
     still = float((there == here).double().mean())
     moves = float((far != here).double().mean())
     tripped = still > 0.5 and moves > 0.5

@@ -15,7 +15,6 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.borrow import borrowed
-from ironmoe.attacks.engine.inputs import check_labels
 from ironmoe.attacks.evaluation.checks.gradient_checks import (
     quantised,
     routing_gradient,
@@ -23,6 +22,7 @@ from ironmoe.attacks.evaluation.checks.gradient_checks import (
 )
 from ironmoe.attacks.evaluation.report import Flag
 
+RANDOMISED = "randomised model"
 # The checks look at so many images at most, and at so many of them one by one.
 IMAGES = 64
 ALONE = 4
@@ -57,7 +57,7 @@ def check_model(
     try:
         with borrowed(attacked_model.model):
             logits = [plain.predict(images) for _ in range(3)]
-            check_labels(labels, logits[0])
+            attack.goal.check(logits[0], labels)
             random = max(float(_apart(logits[0], other).max()) for other in logits[1:])
             return [
                 _randomised(random),
@@ -80,6 +80,11 @@ def passes_of_checks(images: int) -> int:
     return 12 * images + ALONE
 
 
+def says_random(flags: Sequence[Flag]) -> bool:
+    """Whether the look at the model found it random."""
+    return any(flag.name == RANDOMISED and flag.tripped for flag in flags)
+
+
 def no_room_for_checks() -> Flag:
     """The flag that takes the place of those of ``check_model``, where a budget forbids them."""
     return Flag(
@@ -93,7 +98,7 @@ def no_room_for_checks() -> Flag:
 def _randomised(random: float) -> Flag:
     tripped = random > DIFFERS
     return Flag(
-        "randomised model",
+        RANDOMISED,
         tripped,
         random,
         f"Two passes over the same images differ by {random:.1e} of the logits. "

@@ -118,7 +118,7 @@ class Sparsity:
     def _window(self, attempts: Attempts) -> Tensor:
         """(R,) int64, steps from one check to the next."""
         early = attempts["radius"] > attempts["eps"]
-        return torch.where(early, self.early_window, self.window).to(attempts["label"].dtype)
+        return torch.where(early, self.early_window, self.window).to(attempts["key"].dtype)
 
 
 def _changed(point: Tensor, clean: Tensor) -> Tensor:

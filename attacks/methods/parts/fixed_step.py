@@ -10,7 +10,7 @@ from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
-from ironmoe.attacks.losses import Loss, get_loss, least_classes
+from ironmoe.attacks.losses import Loss, least_classes
 from ironmoe.attacks.methods.parts.fingerprint import fingerprint
 
 
@@ -24,7 +24,8 @@ class FixedStepAttack(FixedRadiusAttack):
     Args (beyond those of ``Attack``):
         steps: gradient steps of each restart, ≥ 0.
         random_start: start from a random point of the ball instead of the image.
-        loss: the name of a loss, or a callable (logits, labels) → (B,).
+        loss: the name of a loss of the goal, or a callable (outputs, labels) → (B,); None: the
+            goal's usual one.
         restarts: runs from different starts, ≥ 1; more than one needs ``random_start``.
         early_stop: stop working on an example once it is misclassified; otherwise keep the best of
             all points.
@@ -41,7 +42,7 @@ class FixedStepAttack(FixedRadiusAttack):
         *,
         steps: int,
         random_start: bool,
-        loss: str | Loss,
+        loss: str | Loss | None,
         restarts: int = 1,
         early_stop: bool = True,
         alpha: float | None = None,
@@ -61,7 +62,8 @@ class FixedStepAttack(FixedRadiusAttack):
         self.alpha = alpha
         self.steps = steps
         self.random_start = random_start
-        self.loss_of = get_loss(loss)
+        self.loss_of = self.goal.chosen_loss(loss)
+        self._raised = self.goal.loss_named(loss)
         self.restarts = restarts
         self.early_stop = early_stop
         self.starts_clean = not random_start
@@ -91,14 +93,14 @@ class FixedStepAttack(FixedRadiusAttack):
         attempts["finished"] = torch.full_like(attempts["finished"], self.steps == 0)
 
         # Fingerprints of the points so far; 0 where there is none yet.
-        rows = len(attempts["label"])
+        rows = len(attempts["key"])
         columns = self.steps if self._circles else 0
-        attempts["visited"] = attempts["label"].new_zeros((rows, columns), dtype=torch.int64)
+        attempts["visited"] = attempts["key"].new_zeros((rows, columns), dtype=torch.int64)
         if self._circles:
             attempts["visited"][:, 0] = fingerprint(attempts["point"])
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        return self.loss_of(logits, attempts["label"])
+        return self.signed(self._raised(logits, attempts["label"]))
 
     def advance(
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None

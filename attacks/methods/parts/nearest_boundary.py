@@ -33,6 +33,7 @@ class BoundaryAttack(LeastDistanceAttack):
     """
 
     needs = HyperplaneBall
+    needs_classes = "takes its gradients for those of logit differences"
     starts_clean = True
 
     top_classes: int | None = None
@@ -59,7 +60,7 @@ class BoundaryAttack(LeastDistanceAttack):
         return cast(HyperplaneBall, self.ball(attempts))
 
     def start(self, attempts: Attempts) -> None:
-        attempts["asked"] = torch.zeros_like(attempts["label"])
+        attempts["asked"] = torch.zeros_like(attempts["key"])
         attempts["ranked"] = attempts["asked"].unsqueeze(1).expand(-1, (self.top_classes or 1) - 1)
         if self.top_classes and self.eot > 1:
             # The mean is taken of the gradients of one class, so the classes must be known before.

@@ -182,7 +182,7 @@ class BumpProposals:
     def several(self, attempts: Attempts, count: int) -> Next:
         known = {name: attempts[name] for name in PROPOSED_FROM if name in attempts}
         later = repeated(known, count)
-        rows = len(attempts["label"])
+        rows = len(attempts["key"])
         later["step"] = later["step"] + torch.arange(count, device=later["step"].device).repeat(
             rows
         )
@@ -202,7 +202,7 @@ class BumpProposals:
         tile = (max(plane[0] // TILES, 1), max(plane[1] // TILES, 1))
         count = (plane[0] // tile[0], plane[1] // tile[1])
 
-        window = (torch.full_like(attempts["label"][:1], n).repeat(2) for n in (0, 0, *tile))
+        window = (torch.full_like(attempts["key"][:1], n).repeat(2) for n in (0, 0, *tile))
         turned = torch.arange(2, device=clean.device) == 1
         patterns = two_bumps(Window(*window), turned, tile, self.order, clean.dtype)
         upright, lying = patterns.repeat(1, *count)

@@ -1,0 +1,73 @@
+"""The expected accuracy of one pass of a random model, with an interval that knows the passes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ironmoe.attacks.evaluation.proportion import Proportion, wilson
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedAccuracy:
+    """The share of right answers of a model that answers each time anew.
+
+    right: (N,) int64, how many of the passes over each image were right
+    passes: how many there were of each
+    """
+
+    right: Tensor
+    passes: int
+
+    @property
+    def total(self) -> int:
+        """How many images."""
+        return len(self.right)
+
+    @property
+    def count(self) -> float:
+        """How many images a pass gets right, on average."""
+        return float(self.right.sum()) / self.passes
+
+    @property
+    def value(self) -> float:
+        """The expected accuracy of a pass; NaN without images."""
+        return self.count / self.total if self.total else float("nan")
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """For the mean over all images that could have been drawn, and over all passes.
+
+        Wilson's score interval (Wilson 1927) for as many independent trials as the images and
+        passes are worth (Korn & Graubard 1998). Passes over one image are alike as far as images
+        differ. If each image were always right or always wrong, there would be N trials; if all
+        images were alike, there would be N · passes. The variance between the images tells.
+        """
+        trials = max(1, round(self._worth())) if self.total else 0
+        return wilson(self.value, trials, confidence)
+
+    def _worth(self) -> float:
+        """How many independent trials have the variance that the mean has."""
+        share = self.right.double() / self.passes
+        if self.total < 2:
+            return float(self.total)
+        spread = float(share.var())
+        alone = self.value * (1 - self.value)
+        if spread <= 0:
+            return float(self.total)
+        return min(max(alone / spread * self.total, 1.0), float(self.total * self.passes))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "count": self.count,
+            "total": self.total,
+            "passes": self.passes,
+            "value": self.value,
+            "interval_95": list(self.interval()),
+        }
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+Accuracy = Proportion | ExpectedAccuracy

@@ -1,0 +1,125 @@
+"""The goals of a classifier with one label an example: to leave the label, or to reach it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.goals.goal import Goal, Loss, described
+from ironmoe.attacks.losses import LOSSES, get_loss
+
+
+class LabelGoal(Goal):
+    """Logits (B, C) and labels (N,) int64, 0 … C − 1.
+
+    A model that gives nothing but labels, integers (B,), serves attacks that need verdicts alone.
+    """
+
+    has_classes = True
+    usual_loss = "ce"
+
+    def chosen_loss(self, loss: str | Loss | None) -> Loss:
+        return get_loss(self.usual_loss if loss is None else loss)
+
+    def prediction(self, outputs: Tensor) -> Tensor:
+        return outputs.long() if outputs.ndim == 1 else outputs.argmax(1)
+
+    def check_labels(self, labels: Any, count: int) -> None:
+        is_tensor = isinstance(labels, Tensor)
+        if not is_tensor or labels.dtype != torch.int64 or labels.shape != (count,):
+            raise TypeError(f"labels must be an int64 tensor ({count},), got {described(labels)}")
+        if count and int(labels.min()) < 0:
+            raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
+
+    def checked_outputs(self, outputs: Any, count: int) -> Tensor:
+        if isinstance(outputs, Tensor) and len(outputs.shape) and len(outputs) == count:
+            if outputs.ndim == 2 and outputs.is_floating_point():
+                return outputs
+            if outputs.ndim == 1 and outputs.dtype in INTEGERS:
+                return outputs
+        raise TypeError(
+            f"model must return a float tensor of logits ({count}, C), or logits_fn take it out of "
+            f"the output, got {_kind(outputs)}"
+        )
+
+    def check(self, outputs: Tensor, labels: Tensor) -> None:
+        """ValueError: labels beyond the classes of the logits."""
+        if outputs.ndim == 2 and len(labels) and int(labels.max()) >= outputs.shape[1]:
+            raise ValueError(
+                f"labels must be below the model's {outputs.shape[1]} classes, got "
+                f"{int(labels.max())}"
+            )
+
+    def bad(self, outputs: Tensor) -> Tensor:
+        """NaN; +∞; −∞ for every class. A class of −∞ beside finite ones is ruled out, no more."""
+        if outputs.ndim == 1:
+            return torch.zeros_like(outputs, dtype=torch.bool)
+        highest = outputs.amax(1)  # NaN where there is one
+        return ~highest.isfinite()
+
+
+class Untargeted(LabelGoal):
+    """The model names another class than the label."""
+
+    @property
+    def losses(self) -> dict[str, Loss]:  # type: ignore[override]
+        """Those of ``ironmoe.attacks.losses``."""
+        return {name: entry.plain for name, entry in LOSSES.items()}
+
+    def reached(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.prediction(outputs) != labels
+
+
+class Targeted(LabelGoal):
+    """The model names the label, which is the class to reach. Images that are classified so
+    already are not attacked."""
+
+    @property
+    def losses(self) -> dict[str, Loss]:  # type: ignore[override]
+        """Those of ``ironmoe.attacks.losses``, in the form for a target."""
+        return {name: _lowered(entry.plain) for name, entry in LOSSES.items()}
+
+    def loss_named(self, loss: str | Loss | None) -> Loss:
+        """A callable, which says how far the logits are from the label, is lowered."""
+        return _lowered(loss) if callable(loss) else super().loss_named(loss)
+
+    def reached(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.prediction(outputs) == labels
+
+
+def chosen_goal(goal: Goal | None, targeted: bool, attack: str, why_classes: str | None) -> Goal:
+    """The goal of an attack.
+
+    Args:
+        goal: what the user gave; None: a label, to be left or (``targeted``) to be reached.
+        attack: its name, for errors.
+        why_classes: why it takes goals of classifiers alone; None: it takes any.
+
+    Raises:
+        TypeError: ``goal`` is none.
+        ValueError: it does not go with ``targeted`` or with the attack.
+    """
+    if goal is None:
+        return Targeted() if targeted else Untargeted()
+    if not isinstance(goal, Goal):
+        got = goal.__name__ if isinstance(goal, type) else type(goal).__name__
+        raise TypeError(f"goal must be None or a goal, such as Untargeted(), got {got}")
+    if targeted and not isinstance(goal, Targeted):
+        raise ValueError(f"targeted=True must go with goal=Targeted() or none, got {goal}")
+    if why_classes and not isinstance(goal, LabelGoal):
+        raise ValueError(
+            f"goal must be Untargeted() or Targeted() for {attack}, which {why_classes}, got {goal}"
+        )
+    return goal
+
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _lowered(loss: Loss) -> Loss:
+    """The loss whose rise is the other one's fall."""
+    return lambda outputs, labels: -loss(outputs, labels)
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else described(value)
