@@ -2,8 +2,8 @@
 
 Read in this order:
 
-1. ``balls/``, ``losses`` and ``random``: where adversarial examples may lie, what an attack raises,
-   and random numbers that depend on the example alone.
+1. ``balls/``, ``losses``, ``ruled_out`` and ``random``: where adversarial examples may lie, what an
+   attack raises, which classes cannot be, and random numbers that depend on the example alone.
 2. ``engine/search``: what an attack is, as the engine sees it; then the rest of ``engine/``, whose
    docstring says what each file knows.
 3. ``result``, ``run``, ``space`` and ``attack``: one batch in, an ``AttackResult`` out; where an
@@ -11,7 +11,8 @@ Read in this order:
 4. ``routing/``: what an attack may do to routing.
 5. ``methods/``: the attacks, ``pgd`` first.
 6. ``evaluation/``: a data set in, a ``RobustnessReport`` out.
-7. ``autoattack``: attacks one after another, with the official calls.
+7. ``results/``: reports as files, tables and comparisons.
+8. ``autoattack``: attacks one after another, with the official calls.
 
 Imports go from later ones to earlier ones.
 """
@@ -32,12 +33,18 @@ from ironmoe.attacks.methods.carlini_wagner import CW
 from ironmoe.attacks.methods.deepfool import DeepFool
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.fgsm import FGSM
+from ironmoe.attacks.methods.hopskipjump import HopSkipJump
 from ironmoe.attacks.methods.mifgsm import MIFGSM
 from ironmoe.attacks.methods.pgd import PGD
 from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
 from ironmoe.attacks.registry import register_attack
 from ironmoe.attacks.result import AttackResult
+from ironmoe.attacks.results.accuracies import accuracies, csv_table
+from ironmoe.attacks.results.comparison import ComparedAccuracy, Comparison, compare
+from ironmoe.attacks.results.image_rows import per_image, read_rows, write_rows
+from ironmoe.attacks.results.latex import latex_table
+from ironmoe.attacks.results.paired import PairedDifference, paired_difference
 from ironmoe.attacks.routing.batch_mates import BatchMates
 from ironmoe.attacks.routing.mates_search import BatchMatesResult
 from ironmoe.attacks.routing.modes import (
@@ -67,14 +74,18 @@ __all__ = [
     "Ball",
     "BatchMates",
     "BatchMatesResult",
+    "ComparedAccuracy",
+    "Comparison",
     "DeepFool",
     "ExpertsOnly",
     "FixedRadiusAttack",
     "Flag",
     "FrozenRouting",
     "GatesOnly",
+    "HopSkipJump",
     "JournalError",
     "LeastDistanceAttack",
+    "PairedDifference",
     "Progress",
     "Proportion",
     "RobustnessReport",
@@ -84,10 +95,18 @@ __all__ = [
     "Square",
     "StraightThrough",
     "VMoEPGD",
+    "accuracies",
     "attack_statistics",
     "check_model",
     "check_outcome",
+    "compare",
+    "csv_table",
     "evaluate",
+    "latex_table",
+    "paired_difference",
+    "per_image",
+    "read_rows",
     "register_attack",
     "register_norm",
+    "write_rows",
 ]

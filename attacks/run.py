@@ -54,7 +54,7 @@ def _run(
         count = len(images)
         region = attack.region(images)
         eps = region.radius.to(images.device).expand(count)
-        own = {name: column.to(images.device) for name, column in region.side.items()}
+        by_image = {name: column.to(images.device) for name, column in region.side.items()}
 
         stages = [Stage(each) for each in attack.stages]
         for each in attack.stages:
@@ -72,7 +72,7 @@ def _run(
             device=images.device,
             judge=judge,
         )
-        engine.run([chunk._replace(eps=eps, side={**chunk.side, **own})])
+        engine.run([chunk._replace(eps=eps, side={**chunk.side, **by_image})])
         return collected.result(judge.passes), engine.saw_two_answers
 
 

@@ -23,14 +23,14 @@ class Answer(NamedTuple):
 
     logits, loss: (R, …), as the goal takes them, and (R,), in at least float32
     grad: (R, …) of the summed loss; None if nobody asked for it
-    asked: forward passes that each attempt cost
+    asked: forward passes that each attempt cost: a number for all, or (R,) int64
     used: (R,) how many queries of the attempt this answer counts for
     """
 
     logits: Tensor
     loss: Tensor
     grad: Tensor | None
-    asked: int = 1
+    asked: Tensor | int = 1
     used: Tensor | int = 1
 
 

@@ -26,7 +26,7 @@ from ironmoe.attacks.evaluation.checks.model_checks import (
     says_random,
 )
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
-from ironmoe.attacks.evaluation.checksum import checksum
+from ironmoe.attacks.evaluation.checksum import checksums_of
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
@@ -53,7 +53,7 @@ class Evaluation:
         fresh: how many of these were settled in this call.
         journal: where results are written; None: they are kept in memory.
         judge: makes the predictions that count.
-        checksums: example → checksum of its image and label, where there is a journal.
+        checksums: example → checksum of its image and label.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
         complete: the budget did not end it before everything was decided.
     """
@@ -135,6 +135,10 @@ class Evaluation:
             )
 
         examples = examples_of_all(records, len(self.attacks), self.source.examples)
+        checksums = {} if self.journal is None else dict(self.journal.checksums)
+        for part in self.shard.gather_objects(self.checksums):
+            checksums |= part
+
         summaries = {
             name: summary_of(
                 records,
@@ -143,6 +147,7 @@ class Evaluation:
                 stages=self.chains[number],
                 passes=self.judge.passes,
                 final=final,
+                checksums=checksums,
             )
             for number, name in enumerate(self.attacks)
         }
@@ -175,12 +180,12 @@ class Evaluation:
         return flags
 
     def _noted(self, chunk: Chunk) -> Chunk:
-        """The chunk, found to be what the journal is about."""
-        if self.journal is not None:
-            numbers = chunk.indices.tolist()
-            for number, image, label in zip(numbers, chunk.images, chunk.labels, strict=True):
-                self.checksums[number] = checksum(image, checksum(label))
-                self.journal.check(number, self.checksums[number])
+        """The chunk, its images noted, and found to be what the journal is about."""
+        found = checksums_of(chunk.images, chunk.labels)
+        for number, each in zip(chunk.indices.tolist(), found, strict=True):
+            self.checksums[number] = each
+            if self.journal is not None:
+                self.journal.check(number, each)
         return chunk
 
     def _resume(self, attack: int, examples: list[int]) -> Resumed | None:

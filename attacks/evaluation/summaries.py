@@ -12,6 +12,8 @@ from ironmoe.attacks.engine.records import Records
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.report import AttackSummary
 
+PER_IMAGE = ("label", "clean_prediction", "forwards", "backwards")
+
 
 @dataclass
 class FinalImages:
@@ -61,13 +63,19 @@ def summary_of(
     stages: Sequence[Stage],
     passes: int,
     final: FinalImages | None,
+    checksums: Mapping[int, int],
 ) -> AttackSummary:
     """What attack ``number`` did to these examples.
 
-    passes: how many each verdict rests on; final: where their images are, if they are kept.
+    passes: how many each verdict rests on; final: where their images are, if they are kept;
+    checksums: example → checksum of its image and label, of those that are known.
     """
     columns = records.of_attack(number, examples)
     counted = result_fields(columns)
+    per_image = {name: columns[name] for name in PER_IMAGE}
+    per_image["checksum"] = torch.tensor(
+        [checksums.get(example, -1) for example in columns["example"].tolist()], dtype=torch.int64
+    )
     counted |= {name: int(counted[name].sum()) for name in ("forwards", "backwards")}
     adversarial = None
     if final is not None:
@@ -89,6 +97,7 @@ def summary_of(
         skipped=columns["skipped"].bool(),
         passes=passes,
         hits=columns["hits"],
+        per_image=per_image,
         **counted,
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.borrow import borrowed
+from ironmoe.attacks.evaluation.checks.distances import DIFFERS, apart
 from ironmoe.attacks.evaluation.checks.gradient_checks import (
     quantised,
     routing_gradient,
@@ -26,10 +27,6 @@ RANDOMISED = "randomised model"
 # The checks look at so many images at most, and at so many of them one by one.
 IMAGES = 64
 ALONE = 4
-# Two answers whose distance, divided by their norm, is larger differ by more than rounding.
-DIFFERS = 1e-4
-# Logits of all zeros count as so long, so that they may be divided by.
-SHORTEST_LOGITS = 1e-12
 
 
 def check_model(
@@ -58,7 +55,7 @@ def check_model(
         with borrowed(attacked_model.model):
             logits = [plain.predict(images) for _ in range(3)]
             attack.goal.check(logits[0], labels)
-            random = max(float(_apart(logits[0], other).max()) for other in logits[1:])
+            random = max(float(apart(logits[0], other).max()) for other in logits[1:])
             return [
                 _randomised(random),
                 _undetermined(random, logits),
@@ -162,12 +159,12 @@ def _batch_dependence(
 
     # The images in the opposite order, and some of them alone.
     order = torch.arange(len(images) - 1, -1, -1, device=images.device)
-    apart = [_apart(attacked_model.predict(images[order])[order.argsort()], logits)]
-    apart += [
-        _apart(attacked_model.predict(images[i : i + 1]), logits[i : i + 1])
+    distances = [apart(logits, attacked_model.predict(images[order])[order.argsort()])]
+    distances += [
+        apart(logits[i : i + 1], attacked_model.predict(images[i : i + 1]))
         for i in range(min(ALONE, len(images)))
     ]
-    worst = max((float(a.max()) for a in apart), default=0.0)
+    worst = max(float(distance.max()) for distance in distances)
 
     tripped = worst > max(DIFFERS, 3 * random)
     return Flag(
@@ -182,10 +179,3 @@ def _batch_dependence(
             else "Images do not influence each other."
         ),
     )
-
-
-def _apart(logits: Tensor, other: Tensor) -> Tensor:
-    """(B,) distance of two answers, in units of the first's norm."""
-    exact = logits.double()
-    difference = exact - other.double()
-    return difference.norm(dim=1) / exact.norm(dim=1).clamp_min(SHORTEST_LOGITS)
