@@ -221,6 +221,10 @@ class RobustnessReport:
         the choice among many attacks makes nothing worse than it is."""
         return worst_accuracy(list(self.attacks.values()))
 
+    def worst_case_at(self, eps: float) -> Accuracy:
+        """The same at one radius that all attacks have."""
+        return worst_accuracy(list(self.attacks.values()), eps)
+
     @property
     def passes(self) -> int:
         """How many passes of the model each verdict rests on."""
