@@ -30,7 +30,8 @@ class Attack(SearchSpace, ABC):
 
     The model is any callable from images (B, …) to logits (B, C). While an attack runs, an
     nn.Module is in eval mode with frozen weights; all of its state comes back afterwards. Attacks
-    work under ``no_grad`` and ``inference_mode``.
+    work under ``no_grad`` and ``inference_mode``. The model sees images in other orders and numbers
+    than they came, and some again and again: what belongs to an image must be ``extra`` of ``run``.
 
     Args:
         model: takes images in ``bounds``.
