@@ -79,10 +79,16 @@ def _rows_of(outcomes: Outcomes, confidence: float) -> list[Row]:
     ]
 
 
+def least_and_most(values: Values, passes: int) -> tuple[Accuracy, Accuracy]:
+    """The accuracies if everything undecided fell, and if all of it held."""
+    least = [0.0 if value is None else value for value in values]
+    most = [1.0 if value is None else value for value in values]
+    return _accuracy(least, passes), _accuracy(most, passes)
+
+
 def _numbers(values: Values, passes: int, confidence: float) -> Row:
     """The columns of one accuracy."""
-    most = _accuracy([1.0 if value is None else value for value in values], passes)
-    least = _accuracy([0.0 if value is None else value for value in values], passes)
+    least, most = least_and_most(values, passes)
     return {
         "accuracy": most.value if values else None,
         "low": least.interval(confidence)[0],

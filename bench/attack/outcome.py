@@ -1,12 +1,16 @@
 """What came out of ``ironmoe attack``: the numbers that table, pictures and report are made of."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks import Flag, Proportion, RobustnessReport
+from ironmoe.attacks import Flag, RobustnessReport
+from ironmoe.attacks.evaluation.expected import Accuracy
+from ironmoe.attacks.results.accuracies import least_and_most
+from ironmoe.attacks.results.outcomes import Outcomes, outcomes_of
 from ironmoe.bench.attack.parts import Part, describe
 from ironmoe.bench.attack.rows import Cost, RobustnessRow
 from ironmoe.bench.attack.suite import Suite
@@ -92,57 +96,46 @@ class EvaluationOutcome:
             [given.get(radius, radius) for radius in at.tolist()], dtype=torch.float64
         )
 
-    def robust_at(self, eps_255: float) -> Tensor:
-        """(N,) bool: images that are classified right and for which no attack found anything up to
-        this eps."""
-        robust = self.report.clean_correct.clone()
-        for summary in self.report.attacks.values():
-            robust &= summary.robust_at(from_255(eps_255))
-        return robust
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """The report, image by image."""
+        return outcomes_of(self.report)
 
-    def worst_case(self, eps_255: float) -> Proportion:
+    def worst_case(self, eps_255: float) -> Accuracy:
         """The robust accuracy against all attacks together: an image counts only if it held against
         every attack."""
-        return _share(self.robust_at(eps_255))
-
-    def undecided_at(self, eps_255: float) -> Tensor:
-        """(N,) bool: images for which nothing was found so far while some attack has not run to its
-        end."""
-        open_ = torch.zeros_like(self.report.clean_correct)
-        for summary in self.report.attacks.values():
-            open_ |= summary.undecided_at(from_255(eps_255))
-        return open_ & self.robust_at(eps_255)
+        return self._row("", eps_255).robust
 
     @property
     def rows(self) -> list[RobustnessRow]:
         """A row for each attack and eps; the rows of the worst case are last."""
-        rows = []
-        for name, summary in self.report.attacks.items():
-            for eps_255 in self.suite.eps_255:
-                eps = from_255(eps_255)
-                robust, undecided = _share(summary.robust_at(eps)), summary.undecided_at(eps)
-                rows.append(self._row(name, eps_255, robust, undecided))
+        names = self.report.attacks
+        rows = [self._row(name, eps_255) for name in names for eps_255 in self.suite.eps_255]
         return rows + self.worst_rows
-
-    def _row(
-        self, name: str, eps_255: float, robust: Proportion, undecided: Tensor
-    ) -> RobustnessRow:
-        return RobustnessRow(
-            attack=name,
-            eps_255=eps_255,
-            robust=robust,
-            fell=int(self.report.clean_correct.sum()) - robust.count,
-            undecided=int(undecided.sum()),
-            any_decided=not name or self.decided_something(name),
-        )
 
     @property
     def worst_rows(self) -> list[RobustnessRow]:
         """A row of the worst case for each eps."""
-        return [
-            self._row("", eps, self.worst_case(eps), self.undecided_at(eps))
-            for eps in self.suite.eps_255
-        ]
+        return [self._row("", eps_255) for eps_255 in self.suite.eps_255]
+
+    def _row(self, name: str, eps_255: float) -> RobustnessRow:
+        eps = from_255(eps_255)
+        attacks = [name] if name else list(self.report.attacks)
+        values = self.outcomes.under_all(attacks, eps, self.outcomes.numbers)
+        least, most = least_and_most(values, self.outcomes.passes)
+
+        fell = torch.zeros_like(self.report.clean_correct)
+        for summary in map(self.report.attacks.__getitem__, attacks):
+            fell |= summary.fell & (summary.fell_at <= eps) & ~summary.skipped
+        return RobustnessRow(
+            attack=name,
+            eps_255=eps_255,
+            robust=most,
+            least=least,
+            fell=int(fell.sum()),
+            undecided=values.count(None),
+            any_decided=not name or self.decided_something(name),
+        )
 
     def cost(self, name: str) -> Cost:
         """What one attack found and cost.
@@ -152,7 +145,7 @@ class EvaluationOutcome:
         """
         summary = self.report.attacks[name]
         passes = {
-            key: s.forwards + s.backwards - len(s.examples)
+            key: s.forwards + s.backwards - len(s.examples) * s.passes
             for key, s in self.report.attacks.items()
         }
         seconds = self.report.seconds * passes[name] / max(sum(passes.values()), 1)
@@ -225,7 +218,3 @@ class EvaluationOutcome:
             key: ShownImage(index, name, float(at[name][index]))
             for index, (key, name) in earliest.items()
         }
-
-
-def _share(robust: Tensor) -> Proportion:
-    return Proportion(int(robust.sum()), len(robust))

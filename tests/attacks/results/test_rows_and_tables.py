@@ -278,6 +278,19 @@ def test_a_latex_table_can_leave_out_models_and_intervals(report, interrupted):
     assert latex_table(accuracies(report)) == latex_table(report)
 
 
+def test_a_latex_table_says_what_its_numbers_are(report, random_report):
+    above = latex_table(report).splitlines()[0]
+    assert above == (
+        "% needs \\usepackage{booktabs}. Accuracies in percent of 40 images, with 95 \\% Wilson "
+        "intervals"
+    )
+    both = latex_table({"a": report, "b": random_report}, confidence=0.9).splitlines()[0]
+    assert both.endswith(
+        "of 30 or 40 images, with 90 \\% Wilson intervals; of random models, the expected ones "
+        "of a pass"
+    )
+
+
 def test_signs_that_latex_would_read_are_escaped():
     row = accuracies_by_hand(attack="a&b_c%d#e$f{g}h~i^j\\k<l>m*[n")
     table = latex_table([accuracies_by_hand(attack="clean", eps=None), row])
@@ -290,7 +303,8 @@ def test_signs_that_latex_would_read_are_escaped():
 @pytest.mark.parametrize(
     ("eps", "text"),
     [(8 / 255, "8/255"), (0.2, "0.2"), (0.5, "0.5"), (1.0, "1"), (128 / 255, "128/255"),
-     (0.1 + 0.2, "0.30000000000000004"), (0.0, "0")],
+     (0.1 + 0.2, "0.30000000000000004"), (0.0, "0"), (0.001 / 255, "0.001/255"),
+     (1e-6, "0.000001"), (4.0000001 / 255, "0.015686274901960784")],
 )  # fmt: skip
 def test_a_radius_is_written_in_the_shortest_exact_way(eps, text):
     assert f"$\\varepsilon = {text}$" in latex_table([accuracies_by_hand(eps=eps)])
@@ -298,7 +312,7 @@ def test_a_radius_is_written_in_the_shortest_exact_way(eps, text):
 
 def accuracies_by_hand(attack="pgd", eps=0.1):
     numbers = {"accuracy": 0.5, "low": 0.2, "high": 0.8, "confidence": 0.95}
-    counts = {"right": 5, "images": 10, "undecided": 0}
+    counts = {"right": 5, "images": 10, "undecided": 0, "passes": 1}
     return {"model": None, "attack": attack, "eps": eps, **numbers, **counts}
 
 
