@@ -24,10 +24,13 @@ from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.evaluation.checks.model_checks import check_model
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.evaluate import evaluate
+from ironmoe.attacks.evaluation.expected import Accuracy, ExpectedAccuracy
 from ironmoe.attacks.evaluation.journal import JournalError
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.proportion import Proportion
 from ironmoe.attacks.evaluation.report import AttackSummary, Flag, RobustnessReport
+from ironmoe.attacks.goals.goal import Goal
+from ironmoe.attacks.goals.labels import Targeted, Untargeted
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.carlini_wagner import CW
 from ironmoe.attacks.methods.deepfool import DeepFool
@@ -65,6 +68,7 @@ __all__ = [
     "FGSM",
     "MIFGSM",
     "PGD",
+    "Accuracy",
     "Attack",
     "AttackResult",
     "AttackStatistics",
@@ -77,11 +81,13 @@ __all__ = [
     "ComparedAccuracy",
     "Comparison",
     "DeepFool",
+    "ExpectedAccuracy",
     "ExpertsOnly",
     "FixedRadiusAttack",
     "Flag",
     "FrozenRouting",
     "GatesOnly",
+    "Goal",
     "HopSkipJump",
     "JournalError",
     "LeastDistanceAttack",
@@ -94,6 +100,8 @@ __all__ = [
     "Softened",
     "Square",
     "StraightThrough",
+    "Targeted",
+    "Untargeted",
     "VMoEPGD",
     "accuracies",
     "attack_statistics",

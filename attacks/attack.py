@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import NORMS, Ball, ball_at, ball_of
+from ironmoe.attacks.balls.ball import Ball, NormsTaken, ball_at, ball_of
 from ironmoe.attacks.balls.checked import checked_bounds, checked_eps, shown
 from ironmoe.attacks.balls.elements import Bounds, Region, SharedElements, region_of
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, Normalize
@@ -23,13 +23,6 @@ from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.goals.labels import LabelGoal, Targeted, chosen_goal
 from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.run import run_attack
-
-
-class _Norms:
-    """The names of the registered norms that a class of attacks takes, looked up when asked."""
-
-    def __get__(self, attack: "Attack | None", kind: "type[Attack]") -> tuple[str, ...]:
-        return tuple(name for name, ball in NORMS.items() if kind.takes_ball(ball))
 
 
 class Attack(ABC):
@@ -72,7 +65,7 @@ class Attack(ABC):
     ``LeastDistanceAttack`` below.
     """
 
-    norms = _Norms()
+    norms = NormsTaken()
     """The names of the norms that the attack takes: those that keep the promises that it ``needs``.
     It refuses every other norm."""
 
@@ -131,7 +124,14 @@ class Attack(ABC):
         self.attacked_model = AttackedModel(
             model, normalize, logits_fn, attack_dtype, routing, self.goal
         )
-        eps, bounds = self._check_where(norm, bounds, eps, seed)
+        if norm not in self.norms:
+            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
+        needs_faces = self.needs_a_box or ball_of(norm).needs_finite_bounds
+        who = f"{type(self).__name__} in {norm}"
+        bounds = checked_bounds(bounds, finite_for=who if needs_faces else None)
+        eps = checked_eps(eps, infinite=not self.inside)
+        if not isinstance(seed, int):
+            raise TypeError(f"seed must be an int, got {seed!r}")
         if eot < 1:
             raise ValueError(f"eot must be at least 1, got {eot}")
         if isinstance(self.goal, Targeted) and self.targets:
@@ -150,24 +150,6 @@ class Attack(ABC):
         self.eot = eot
 
         self.coupled_by_model = images_coupled(model)
-
-    def _check_where(
-        self, norm: str, bounds: Bounds, eps: float | Tensor, seed: int
-    ) -> tuple[float | Tensor, Bounds]:
-        """eps and bounds as numbers or tensors. ValueError, TypeError: a norm, box, radius or seed
-        that this attack cannot take."""
-        if norm not in self.norms:
-            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
-
-        needs_faces = self.needs_a_box or ball_of(norm).needs_finite_bounds
-        who = f"{type(self).__name__} in {norm}" if needs_faces else None
-        checked = checked_bounds(bounds, finite_for=who)
-
-        if not isinstance(seed, int):
-            raise TypeError(f"seed must be an int, got {seed!r}")
-
-        radius = checked_eps(eps, infinite=not self.inside)
-        return radius, checked
 
     def region(self, images: Tensor) -> Region:
         """What eps and bounds mean for a batch of images (N, …).

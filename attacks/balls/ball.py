@@ -204,3 +204,10 @@ def ball_at(
 def norms_with(ability: type) -> tuple[str, ...]:
     """The names of the norms whose balls have this ability."""
     return tuple(name for name, ball in NORMS.items() if issubclass(ball, ability))
+
+
+class NormsTaken:
+    """The names of the registered norms that a class of attacks takes, looked up when asked."""
+
+    def __get__(self, attack: Any, kind: Any) -> tuple[str, ...]:
+        return tuple(name for name, ball in NORMS.items() if kind.takes_ball(ball))

@@ -20,7 +20,7 @@ from ironmoe.attacks.engine.judging.passes import PASSES
 from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.engine.records import Record, Records, records_of
 from ironmoe.attacks.evaluation.checks.model_checks import (
-    check_model,
+    look_at,
     no_room_for_checks,
     passes_of_checks,
     says_random,
@@ -147,6 +147,7 @@ class Evaluation:
                 stages=self.chains[number],
                 passes=self.judge.passes,
                 final=final,
+                shape=self.source.shape,
                 checksums=checksums,
             )
             for number, name in enumerate(self.attacks)
@@ -168,12 +169,14 @@ class Evaluation:
     def _look(self, first: Chunk) -> list[Flag]:
         """The checks of the model, if the budget has room for them."""
         attack, *others = self.attacks.values()
-        images = first.images[: self.batch_size].to(attack.attacked_model.image_dtype)
+        looked_at = first.part(slice(0, self.batch_size))
+        images = looked_at.images.to(attack.attacked_model.image_dtype)
         if not self.budget.allows(0, passes_of_checks(len(images))):
             return [no_room_for_checks()]
 
         before = attack.attacked_model.forwards
-        flags = check_model(attack, images, first.labels[: self.batch_size], also=others)
+        columns = {"label": looked_at.labels, **looked_at.side}
+        flags = look_at(attack, images, columns, also=others)
         self.spent_on_checks = attack.attacked_model.forwards - before
         if self.budget.max_forwards is not None:
             self.budget.max_forwards -= self.spent_on_checks

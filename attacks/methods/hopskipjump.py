@@ -167,7 +167,7 @@ class HopSkipJump(LeastDistanceAttack):
                     f"{tuple(self.starts.shape[1:])}"
                 )
             points = self._phases.points
-            points = points._replace(starts=points.starts.to(attempts["clean"]))
+            points = points._replace(starts=self.starts.to(attempts["clean"]))
             self._phases = self._phases._replace(points=points)
         self._phases.begin(attempts)
 

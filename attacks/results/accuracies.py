@@ -79,24 +79,18 @@ def _rows_of(outcomes: Outcomes, confidence: float) -> list[Row]:
     ]
 
 
-def least_and_most(values: Values, passes: int) -> tuple[Accuracy, Accuracy]:
-    """The accuracies if everything undecided fell, and if all of it held."""
-    least = [0.0 if value is None else value for value in values]
-    most = [1.0 if value is None else value for value in values]
-    return _accuracy(least, passes), _accuracy(most, passes)
-
-
 def _numbers(values: Values, passes: int, confidence: float) -> Row:
     """The columns of one accuracy."""
-    least, most = least_and_most(values, passes)
+    undecided = values.count(None)
+    so_far = _accuracy([1.0 if value is None else value for value in values], passes)
     return {
-        "accuracy": most.value if values else None,
-        "low": least.interval(confidence)[0],
-        "high": most.interval(confidence)[1],
+        "accuracy": so_far.value if values else None,
+        "low": so_far.without(undecided).interval(confidence)[0],
+        "high": so_far.interval(confidence)[1],
         "confidence": confidence,
-        "right": most.count,
-        "images": most.total,
-        "undecided": values.count(None),
+        "right": so_far.count,
+        "images": so_far.total,
+        "undecided": undecided,
         "passes": passes,
     }
 

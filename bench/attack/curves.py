@@ -24,8 +24,7 @@ Color = str | tuple[float, float, float, float]
 def accuracy(outcome: EvaluationOutcome) -> Figure:
     """Robust accuracy against eps: one curve for each attack, and one for the worst case. Each
     begins with the clean accuracy at eps 0."""
-    right = outcome.report.clean_accuracy
-    clean = RobustnessRow("", 0.0, robust=right, least=right, fell=0, undecided=0)
+    clean = RobustnessRow("", 0.0, outcome.report.clean_accuracy, fell=0, undecided=0)
     rows = outcome.rows
     several = len(outcome.report.attacks) > 1
 
@@ -187,7 +186,7 @@ def _curve(
     axes.plot(x, shares, style, color=color, label=name, markersize=size, linewidth=size / 2.7)
 
     if any(row.undecided for row in rows):
-        least = 100 * np.array([row.least.value for row in rows])
+        least = 100 * np.array([row.least for row in rows])
         axes.plot(x, least, linestyle=(0, (1, 2)), color=color, linewidth=1)
         axes.fill_between(
             x, least, shares, facecolor="none", edgecolor=color, alpha=0.5, hatch="///", linewidth=0

@@ -1,16 +1,12 @@
 """What came out of ``ironmoe attack``: the numbers that table, pictures and report are made of."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks import Flag, RobustnessReport
-from ironmoe.attacks.evaluation.expected import Accuracy
-from ironmoe.attacks.results.accuracies import least_and_most
-from ironmoe.attacks.results.outcomes import Outcomes, outcomes_of
+from ironmoe.attacks import Accuracy, Flag, RobustnessReport
 from ironmoe.bench.attack.parts import Part, describe
 from ironmoe.bench.attack.rows import Cost, RobustnessRow
 from ironmoe.bench.attack.suite import Suite
@@ -96,46 +92,77 @@ class EvaluationOutcome:
             [given.get(radius, radius) for radius in at.tolist()], dtype=torch.float64
         )
 
-    @cached_property
-    def outcomes(self) -> Outcomes:
-        """The report, image by image."""
-        return outcomes_of(self.report)
+    def robust_at(self, eps_255: float) -> Tensor:
+        """(N,) bool: images that are classified right and for which no attack found anything up to
+        this eps."""
+        robust = self.report.clean_correct.clone()
+        for summary in self.report.attacks.values():
+            robust &= summary.robust_at(from_255(eps_255))
+        return robust
 
     def worst_case(self, eps_255: float) -> Accuracy:
         """The robust accuracy against all attacks together: an image counts only if it held against
         every attack."""
-        return self._row("", eps_255).robust
+        return self.report.worst_case_at(from_255(eps_255))
+
+    def undecided_at(self, eps_255: float) -> Tensor:
+        """(N,) bool: images for which nothing was found so far while some attack has not run to its
+        end."""
+        open_ = torch.zeros_like(self.report.clean_correct)
+        for summary in self.report.attacks.values():
+            open_ |= summary.undecided_at(from_255(eps_255))
+        return open_ & self.robust_at(eps_255)
 
     @property
     def rows(self) -> list[RobustnessRow]:
         """A row for each attack and eps; the rows of the worst case are last."""
-        names = self.report.attacks
-        rows = [self._row(name, eps_255) for name in names for eps_255 in self.suite.eps_255]
+        rows = []
+        for name, summary in self.report.attacks.items():
+            for eps_255 in self.suite.eps_255:
+                eps = from_255(eps_255)
+                rows.append(
+                    self._row(
+                        name,
+                        eps_255,
+                        accuracy=summary.robust_accuracy_at(eps),
+                        robust=summary.robust_at(eps),
+                        undecided=summary.undecided_at(eps),
+                    )
+                )
         return rows + self.worst_rows
+
+    def _row(
+        self,
+        name: str,
+        eps_255: float,
+        *,
+        accuracy: Accuracy,
+        robust: Tensor,
+        undecided: Tensor,
+    ) -> RobustnessRow:
+        counted = ~next(iter(self.report.attacks.values())).skipped
+        return RobustnessRow(
+            attack=name,
+            eps_255=eps_255,
+            robust=accuracy,
+            fell=int((self.report.clean_correct & ~robust & counted).sum()),
+            undecided=int((undecided & counted).sum()),
+            any_decided=not name or self.decided_something(name),
+        )
 
     @property
     def worst_rows(self) -> list[RobustnessRow]:
         """A row of the worst case for each eps."""
-        return [self._row("", eps_255) for eps_255 in self.suite.eps_255]
-
-    def _row(self, name: str, eps_255: float) -> RobustnessRow:
-        eps = from_255(eps_255)
-        attacks = [name] if name else list(self.report.attacks)
-        values = self.outcomes.under_all(attacks, eps, self.outcomes.numbers)
-        least, most = least_and_most(values, self.outcomes.passes)
-
-        fell = torch.zeros_like(self.report.clean_correct)
-        for summary in map(self.report.attacks.__getitem__, attacks):
-            fell |= summary.fell & (summary.fell_at <= eps) & ~summary.skipped
-        return RobustnessRow(
-            attack=name,
-            eps_255=eps_255,
-            robust=most,
-            least=least,
-            fell=int(fell.sum()),
-            undecided=values.count(None),
-            any_decided=not name or self.decided_something(name),
-        )
+        return [
+            self._row(
+                "",
+                eps,
+                accuracy=self.worst_case(eps),
+                robust=self.robust_at(eps),
+                undecided=self.undecided_at(eps),
+            )
+            for eps in self.suite.eps_255
+        ]
 
     def cost(self, name: str) -> Cost:
         """What one attack found and cost.

@@ -6,7 +6,7 @@ report.html, its keys in report.json.
 
 from typing import Any, NamedTuple
 
-from ironmoe.attacks.evaluation.expected import Accuracy
+from ironmoe.attacks import Accuracy
 from ironmoe.bench.common.radii import exact
 from ironmoe.bench.reports.cells import brackets, percent, speed
 from ironmoe.bench.reports.tables import Column
@@ -18,24 +18,30 @@ class RobustnessRow(NamedTuple):
     """What held against one attack at one eps.
 
     attack: empty in the rows of the worst case, in which an image counts as robust only if it held
-    against every attack; robust: of a random model the expected accuracy of a pass; least: what
-    would be left if everything undecided fell; fell, undecided: images, of which the undecided ones
-    are robust so far and may fall when the run goes on; any_decided: whether anything is known of
-    this attack.
+    against every attack; fell, undecided: images, of which the undecided ones are robust so far and
+    may fall when the run goes on; any_decided: whether anything is known of this attack.
     """
 
     attack: str
     eps_255: float
     robust: Accuracy
-    least: Accuracy
     fell: int
     undecided: int
     any_decided: bool = True
 
     @property
+    def _least_robust(self) -> Accuracy:
+        return self.robust.without(self.undecided)
+
+    @property
+    def least(self) -> float:
+        """The share that would be left if everything undecided fell."""
+        return self._least_robust.value
+
+    @property
     def interval(self) -> tuple[float, float]:
         """95 %, from the lower end of ``least`` to the upper end of what is robust so far."""
-        return self.least.interval()[0], self.robust.interval()[1]
+        return self._least_robust.interval()[0], self.robust.interval()[1]
 
     @property
     def share(self) -> str:

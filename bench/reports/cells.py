@@ -1,6 +1,6 @@
 """Numbers as reports print them."""
 
-from ironmoe.attacks.evaluation.expected import Accuracy
+from ironmoe.attacks import Accuracy
 
 
 def percent(share: Accuracy) -> str:

@@ -165,7 +165,7 @@ def test_undecided_by_hand(two):
     assert [row.undecided for row in made.rows] == [0, 0, 1, 2, 1, 1]
     assert any("2 of 10 (image, attack) pairs are undecided" in line for line in words(made))
     row = made.worst_rows[0]  # two stand, and one of them may still fall
-    assert row.robust.count == 2 and (row.share, row.least.value) == ("≤ 40.0 %", 0.2)
+    assert row.robust.count == 2 and (row.share, row.least) == ("≤ 40.0 %", 0.2)
     assert row.interval == (Proportion(1, 5).interval()[0], Proportion(2, 5).interval()[1])
     assert row.brackets == "[3.6, 76.9]" and outcome({"x": two["x"]}).rows[0].share == "60.0 %"
 
