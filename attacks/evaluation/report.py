@@ -47,7 +47,7 @@ class AttackSummary:
         the second half of them; of the clean image, and for each radius of the best point found up
         to it, as the first half says. P is 0 for a deterministic model
     per_image: further (N,) columns by name: label, clean_prediction, forwards, backwards, and
-        checksum, the CRC-32 of image and label (−1 where it is not known)
+        checksum, the CRC-32 of image, label and further inputs (−1 where it is not known)
     targeted: labels are the classes to reach
     box: how far apart two images in ``bounds`` can be, in the attack's norm
     """

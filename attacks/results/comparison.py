@@ -190,6 +190,8 @@ def _common(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
 def _told(line: ComparedAccuracy) -> str:
     """A line for people."""
     result = line.result
+    if not result.images:
+        return f"{line.attack}: no image in both runs"
     at = "" if line.eps is None else f" at {line.eps:.6g}"
     out = f", {line.undecided} of them undecided" if line.undecided else ""
     low, high = result.interval

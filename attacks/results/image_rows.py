@@ -139,7 +139,7 @@ def per_image(reports: Reports) -> list[Row]:
     - ``right_first``, ``right_second``: of a random model, in how many passes of the first and of
       the second half the image is right: a list, of the clean image, and for each radius of the
       worst point found up to it. The first half chooses that point, the second one counts
-    - ``checksum``: the CRC-32 of the image and its label
+    - ``checksum``: the CRC-32 of the image, its label and its further inputs
 
     What does not apply is None: ``eps`` of an image that held, ``label`` of one without a class.
 

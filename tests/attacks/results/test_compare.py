@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ironmoe.attacks import FGSM, PGD, compare, evaluate, paired_difference
+from ironmoe.attacks import FGSM, PGD, JournalError, compare, evaluate, paired_difference
 from ironmoe.attacks.results.outcomes import Outcomes
 
 SMALL, LARGE = 0.01, 0.05
@@ -210,6 +210,34 @@ def test_reports_of_other_images_are_refused():
         compare(one, report(images, 9 - labels))
     with pytest.raises(ValueError, match="got 20 and 10"):
         compare(one, report(images[:10], labels[:10]))
+
+
+def test_reports_of_other_further_inputs_are_refused(tmp_path):
+    class Scaled(nn.Module):
+        def forward(self, images, factor):
+            return images.flatten(1)[:, :10] * factor
+
+    model, images, labels = Scaled(), torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+
+    def report(factor, journal=None):
+        data = (images, labels, {"factor": factor})
+        return evaluate(model, data, {"fgsm": FGSM(model)}, checks=False, journal=journal)
+
+    factor = torch.ones(20, 1)
+    one = report(factor, tmp_path)
+    assert compare(one, report(factor.clone())).notes == []
+    other = torch.cat([torch.ones(6, 1), torch.full((14, 1), 2.0)])
+    with pytest.raises(ValueError, match="image 6 with checksum"):
+        compare(one, report(other))
+    with pytest.raises(JournalError, match="another image or label 6"):
+        report(other, tmp_path)
+
+
+def test_runs_without_a_common_image_say_so():
+    one = run(a=[held()], numbers=[0], complete=False)
+    other = run(a=[held()], numbers=[1], complete=False)
+    lines = str(compare(one, other)).splitlines()
+    assert lines[0] == "clean: no image in both runs"
 
 
 def test_it_prints_and_goes_into_json():
