@@ -176,7 +176,9 @@ class Evaluation:
 
         before = attack.attacked_model.forwards
         columns = {"label": looked_at.labels, **looked_at.side}
-        flags = look_at(attack, images, columns, also=others)
+        good = ~self.judge(attack, images, columns).bad if self.skips_bad else slice(None)
+        columns = {name: column[good] for name, column in columns.items()}
+        flags = look_at(attack, images[good], columns, also=others) if len(images[good]) else []
         self.spent_on_checks = attack.attacked_model.forwards - before
         if self.budget.max_forwards is not None:
             self.budget.max_forwards -= self.spent_on_checks
@@ -220,6 +222,8 @@ class Evaluation:
             self._final_image(job, one, final or bool(record.fell))
             for one, record in enumerate(records)
         ]
+        if self.judge.is_patient:
+            records = [record._replace(alike=self.judge.alike) for record in records]
         self._keep(records, images)
 
         if final:
