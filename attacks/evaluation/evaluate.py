@@ -67,7 +67,7 @@ def evaluate(
             ``report.checks``.
         journal: a folder, to which every result is written at once. The same call goes on where it
             was interrupted. A folder is refused for another model, attack (every setting counts),
-            image or label; callables are compared by name.
+            image, label or further input; callables are compared by name.
         max_forwards, max_seconds: the evaluation ends before it spends more forward passes of
             single images, or more time, than this (in this call, checks included; with several
             processes each has an equal share). The report counts what is not decided, and the

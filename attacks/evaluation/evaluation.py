@@ -53,7 +53,7 @@ class Evaluation:
         fresh: how many of these were settled in this call.
         journal: where results are written; None: they are kept in memory.
         judge: makes the predictions that count.
-        checksums: example → checksum of its image and label.
+        checksums: example → checksum of its image, label and further inputs.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
         complete: the budget did not end it before everything was decided.
     """
@@ -192,7 +192,8 @@ class Evaluation:
 
     def _noted(self, chunk: Chunk) -> Chunk:
         """The chunk, its images noted, and found to be what the journal is about."""
-        found = checksums_of(chunk.images, chunk.labels)
+        extra = [column for _, column in sorted(chunk.side.items())]
+        found = checksums_of(chunk.images, chunk.labels, *extra)
         for number, each in zip(chunk.indices.tolist(), found, strict=True):
             self.checksums[number] = each
             if self.journal is not None:
