@@ -102,6 +102,7 @@ def summary_of(
         skipped=columns["skipped"].bool(),
         passes=passes,
         hits=columns["hits"],
+        alike=float(columns["alike"].mean()) if len(columns["alike"]) else 1.0,
         targeted=isinstance(stages[0].attack.goal, Targeted),
         box=_size_of_box(stages[0].attack, shape),
         per_image=per_image,

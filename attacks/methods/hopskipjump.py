@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.abilities import HyperplaneBall, StraightBall
-from ironmoe.attacks.balls.ball import Ball, Bounds
-from ironmoe.attacks.balls.checked import bounds_text, shown
+from ironmoe.attacks.balls.ball import Ball
+from ironmoe.attacks.balls.checked import bounds_text
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, select, where
 from ironmoe.attacks.goals.goal import described
@@ -151,7 +152,7 @@ class HopSkipJump(LeastDistanceAttack):
 
     def __repr__(self) -> str:
         return (
-            f"HopSkipJump({self.norm}, eps={shown(self.eps)}, steps={self.steps}, "
+            f"HopSkipJump({self.norm}, eps={self.eps_text}, steps={self.steps}, "
             f"restarts={self.restarts}, seed={self.seed})"
         )
 
