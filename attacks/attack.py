@@ -18,7 +18,7 @@ from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.goals.goal import Goal
-from ironmoe.attacks.goals.labels import LabelGoal, Targeted, chosen_goal
+from ironmoe.attacks.goals.labels import LabelGoal, Targeted, chosen_goal, needs_logits
 from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.run import run_attack
 from ironmoe.attacks.space import SearchSpace
@@ -244,7 +244,9 @@ class Attack(SearchSpace, ABC):
 
     def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) the loss that the engine takes gradients of. A targeted attack lowers its ``loss``,
-        so here it has the opposite sign."""
+        so here it has the opposite sign. TypeError: a loss of labels, where logits are needed."""
+        if not logits.is_floating_point() and type(self).loss is not Attack.loss:
+            raise needs_logits(self.name)
         loss = self.loss(logits, attempts)
         return -loss if self.targeted else loss
 

@@ -189,6 +189,9 @@ class RobustnessReport:
     complete: False if a budget ended the evaluation before every image was decided
     unread: how many images it did not come to, if the length of the data is known; no other number
         counts them
+    search_model: what the model is called that the attacks searched on, if it is another one than
+        the one that was evaluated: a transfer, in which images that hold may fall to an attack on
+        the model itself
     """
 
     clean_correct: Tensor
@@ -197,6 +200,7 @@ class RobustnessReport:
     seconds: float = 0.0
     complete: bool = True
     unread: int = 0
+    search_model: str | None = None
 
     @property
     def clean_accuracy(self) -> Accuracy:
@@ -244,6 +248,7 @@ class RobustnessReport:
             "unread": self.unread,
             "skipped": self.skipped,
             "passes": self.passes,
+            "search_model": self.search_model,
             "attacks": {name: summary.as_dict() for name, summary in self.attacks.items()},
             "checks": [flag._asdict() for flag in self.checks],
         }
