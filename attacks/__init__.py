@@ -3,7 +3,7 @@
 Read in this order:
 
 1. ``balls/``, ``losses`` and ``random``: where adversarial examples may lie, what an attack raises,
-   and random numbers that depend on the example alone.
+   and random numbers that depend on the example alone. ``goals/``: what a success is.
 2. ``engine/search``: what an attack is, as the engine sees it; then the rest of ``engine/``, whose
    docstring says what each file knows.
 3. ``result``, ``run`` and ``attack``: one batch in, an ``AttackResult`` out; the class that attacks
@@ -27,6 +27,16 @@ from ironmoe.attacks.evaluation.journal import JournalError
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.proportion import Proportion
 from ironmoe.attacks.evaluation.report import AttackSummary, Flag, RobustnessReport
+from ironmoe.attacks.goals.class_sets import ClassSet, Superclass
+from ironmoe.attacks.goals.confident import Confident
+from ironmoe.attacks.goals.custom import Custom
+from ironmoe.attacks.goals.embedding import EmbeddingDistance
+from ironmoe.attacks.goals.goal import Goal
+from ironmoe.attacks.goals.labels import Targeted, Untargeted
+from ironmoe.attacks.goals.multi_label import MultiLabel
+from ironmoe.attacks.goals.regression import Regression
+from ironmoe.attacks.goals.segmentation import Segmentation
+from ironmoe.attacks.goals.top_k import TopK
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.carlini_wagner import CW
 from ironmoe.attacks.methods.deepfool import DeepFool
@@ -67,22 +77,34 @@ __all__ = [
     "Ball",
     "BatchMates",
     "BatchMatesResult",
+    "ClassSet",
+    "Confident",
+    "Custom",
     "DeepFool",
+    "EmbeddingDistance",
     "ExpertsOnly",
     "FixedRadiusAttack",
     "Flag",
     "FrozenRouting",
     "GatesOnly",
+    "Goal",
     "JournalError",
     "LeastDistanceAttack",
+    "MultiLabel",
     "Progress",
     "Proportion",
+    "Regression",
     "RobustnessReport",
     "RoutingDivergence",
     "RoutingMode",
+    "Segmentation",
     "Softened",
     "Square",
     "StraightThrough",
+    "Superclass",
+    "Targeted",
+    "TopK",
+    "Untargeted",
     "VMoEPGD",
     "attack_statistics",
     "check_model",
