@@ -2,8 +2,9 @@
 
 Read in this order:
 
-1. ``balls/``, ``losses`` and ``random``: where adversarial examples may lie, what an attack raises,
-   and random numbers that depend on the example alone. ``goals/``: what a success is.
+1. ``balls/``, ``losses``, ``ruled_out`` and ``random``: where adversarial examples may lie, what an
+   attack raises, which classes cannot be, and random numbers that depend on the example
+   alone. ``goals/``: what a success is.
 2. ``engine/search``: what an attack is, as the engine sees it; then the rest of ``engine/``, whose
    docstring says what each file knows.
 3. ``result``, ``run`` and ``attack``: one batch in, an ``AttackResult`` out; the class that attacks
@@ -11,7 +12,8 @@ Read in this order:
 4. ``routing/``: what an attack may do to routing.
 5. ``methods/``: the attacks, ``pgd`` first.
 6. ``evaluation/``: a data set in, a ``RobustnessReport`` out.
-7. ``autoattack``: attacks one after another, with the official calls.
+7. ``results/``: reports as files, tables and comparisons.
+8. ``autoattack``: attacks one after another, with the official calls.
 
 Imports go from later ones to earlier ones.
 """
@@ -23,6 +25,7 @@ from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.evaluation.checks.model_checks import check_model
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.evaluate import evaluate
+from ironmoe.attacks.evaluation.expected import Accuracy, ExpectedAccuracy
 from ironmoe.attacks.evaluation.journal import JournalError
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.proportion import Proportion
@@ -42,12 +45,18 @@ from ironmoe.attacks.methods.carlini_wagner import CW
 from ironmoe.attacks.methods.deepfool import DeepFool
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.fgsm import FGSM
+from ironmoe.attacks.methods.hopskipjump import HopSkipJump
 from ironmoe.attacks.methods.mifgsm import MIFGSM
 from ironmoe.attacks.methods.pgd import PGD
 from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.methods.vmoe_pgd import VMoEPGD
 from ironmoe.attacks.registry import register_attack
 from ironmoe.attacks.result import AttackResult
+from ironmoe.attacks.results.accuracies import accuracies, csv_table
+from ironmoe.attacks.results.comparison import ComparedAccuracy, Comparison, compare
+from ironmoe.attacks.results.image_rows import per_image, read_rows, write_rows
+from ironmoe.attacks.results.latex import latex_table
+from ironmoe.attacks.results.paired import PairedDifference, paired_difference
 from ironmoe.attacks.routing.batch_mates import BatchMates
 from ironmoe.attacks.routing.mates_search import BatchMatesResult
 from ironmoe.attacks.routing.modes import (
@@ -68,6 +77,7 @@ __all__ = [
     "FGSM",
     "MIFGSM",
     "PGD",
+    "Accuracy",
     "Attack",
     "AttackResult",
     "AttackStatistics",
@@ -78,19 +88,24 @@ __all__ = [
     "BatchMates",
     "BatchMatesResult",
     "ClassSet",
+    "ComparedAccuracy",
+    "Comparison",
     "Confident",
     "Custom",
     "DeepFool",
     "EmbeddingDistance",
+    "ExpectedAccuracy",
     "ExpertsOnly",
     "FixedRadiusAttack",
     "Flag",
     "FrozenRouting",
     "GatesOnly",
     "Goal",
+    "HopSkipJump",
     "JournalError",
     "LeastDistanceAttack",
     "MultiLabel",
+    "PairedDifference",
     "Progress",
     "Proportion",
     "Regression",
@@ -106,10 +121,18 @@ __all__ = [
     "TopK",
     "Untargeted",
     "VMoEPGD",
+    "accuracies",
     "attack_statistics",
     "check_model",
     "check_outcome",
+    "compare",
+    "csv_table",
     "evaluate",
+    "latex_table",
+    "paired_difference",
+    "per_image",
+    "read_rows",
     "register_attack",
     "register_norm",
+    "write_rows",
 ]

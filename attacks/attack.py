@@ -3,7 +3,6 @@
 This file stands above the engine, which knows attacks only by the protocol ``engine.search``.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import NORMS, Ball, Bounds, ball_of
+from ironmoe.attacks.balls.ball import Ball, NormsTaken, ball_at, ball_of
+from ironmoe.attacks.balls.checked import checked_bounds, checked_eps, shown
+from ironmoe.attacks.balls.elements import Bounds, Region, SharedElements, region_of
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, Normalize
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
@@ -24,13 +25,6 @@ from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.run import run_attack
 
 
-class _Norms:
-    """The names of the registered norms that a class of attacks takes, looked up when asked."""
-
-    def __get__(self, attack: "Attack | None", kind: "type[Attack]") -> tuple[str, ...]:
-        return tuple(name for name, ball in NORMS.items() if kind.takes_ball(ball))
-
-
 class Attack(ABC):
     """``attack(images, labels)`` returns adversarial images, ``attack.run(images, labels)`` an
     AttackResult.
@@ -41,10 +35,13 @@ class Attack(ABC):
 
     Args:
         model: takes images in ``bounds``.
-        eps: radius in the units of ``bounds``: a number, or a tensor (N,) with one radius an
-            example.
+        eps: radius in the units of ``bounds``: a number; a tensor (N,) with one radius an example;
+            or a tensor that broadcasts to an image, with a radius an element, 0 where an element
+            may not move. With the rank of the images and N first it is one such tensor an image.
+            In Linf each element stays within its eps; in L2 and L1 the norm of (change / eps) is
+            at most 1.
         norm: the name of a registered norm that the attack takes; ``norms`` lists them.
-        bounds: lowest and highest valid pixel.
+        bounds: lowest and highest valid pixel: two numbers, or tensors of such shapes as eps has.
         seed: whatever is random depends on (seed, example index, attempt, step) alone, and not on
             batches.
         targeted: ``labels`` are the classes to reach, not the ones to leave: the same as
@@ -68,7 +65,7 @@ class Attack(ABC):
     ``LeastDistanceAttack`` below.
     """
 
-    norms = _Norms()
+    norms = NormsTaken()
     """The names of the norms that the attack takes: those that keep the promises that it ``needs``.
     It refuses every other norm."""
 
@@ -127,7 +124,14 @@ class Attack(ABC):
         self.attacked_model = AttackedModel(
             model, normalize, logits_fn, attack_dtype, routing, self.goal
         )
-        self._check_where(norm, bounds, eps, seed)
+        if norm not in self.norms:
+            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
+        needs_faces = self.needs_a_box or ball_of(norm).needs_finite_bounds
+        who = f"{type(self).__name__} in {norm}"
+        bounds = checked_bounds(bounds, finite_for=who if needs_faces else None)
+        eps = checked_eps(eps, infinite=not self.inside)
+        if not isinstance(seed, int):
+            raise TypeError(f"seed must be an int, got {seed!r}")
         if eot < 1:
             raise ValueError(f"eot must be at least 1, got {eot}")
         if isinstance(self.goal, Targeted) and self.targets:
@@ -137,6 +141,7 @@ class Attack(ABC):
             )
 
         self.name = type(self).__name__
+        self._elements = SharedElements()
         self.eps = eps
         self.norm = norm
         self.bounds = bounds
@@ -146,27 +151,21 @@ class Attack(ABC):
 
         self.coupled_by_model = images_coupled(model)
 
-    def _check_where(self, norm: str, bounds: Bounds, eps: float | Tensor, seed: int) -> None:
-        """ValueError, TypeError: a norm, box, radius or seed that this attack cannot take."""
-        if norm not in self.norms:
-            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
+    def region(self, images: Tensor) -> Region:
+        """What eps and bounds mean for a batch of images (N, …).
 
-        if not len(bounds) == 2 or not bounds[0] < bounds[1]:
-            raise ValueError(
-                f"bounds must be (lowest, highest) with lowest < highest, got {bounds}"
-            )
-        needs_faces = self.needs_a_box or ball_of(norm).needs_finite_bounds
-        if needs_faces and not all(math.isfinite(bound) for bound in bounds):
-            raise ValueError(
-                f"bounds must be finite for {type(self).__name__} in {norm}, got {bounds}"
-            )
+        Raises:
+            ValueError: a tensor that does not go with the images or with the norm.
+        """
+        region = region_of(self.eps, self.bounds, tuple(images.shape))
+        if region.by_element:
+            ball_of(self.norm).scaled()
+        return region
 
-        if not isinstance(seed, int):
-            raise TypeError(f"seed must be an int, got {seed!r}")
-
-        radii = torch.as_tensor(eps, dtype=torch.float64)
-        if not bool((radii >= 0).all()) or bool(radii.isinf().any() and self.inside):
-            raise ValueError(f"eps must be finite and at least 0, got {eps}")
+    @property
+    def eps_text(self) -> str:
+        """eps as reports print it; of a tensor the shape and the largest element."""
+        return shown(self.eps)
 
     @property
     def model(self) -> Model:
@@ -261,7 +260,8 @@ class Attack(ABC):
         """Where the adversarial examples of these attempts may lie."""
         ball = ball_of(self.norm)
         kept = {name: attempts[name] for name in ball.kept if name in attempts}
-        return ball(attempts["clean"], attempts["eps"], self.bounds, **kept)
+        shared = self._elements.of(self.eps, self.bounds, attempts["clean"])
+        return ball_at(ball, attempts, shared, kept)
 
     @classmethod
     def takes_ball(cls, ball: type[Ball]) -> bool:

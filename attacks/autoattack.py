@@ -103,7 +103,7 @@ class AutoAttack(Attack):
         which = f"version={self.version!r}"
         if self.version == "custom":
             which = f"attacks_to_run={self.attacks_to_run}"
-        return f"AutoAttack({self.norm}, eps={self.eps}, {which}, seed={self.seed})"
+        return f"AutoAttack({self.norm}, eps={self.eps_text}, {which}, seed={self.seed})"
 
     @property
     def stages(self) -> Sequence[Attack]:

@@ -52,7 +52,9 @@ def _run(
     with borrowed(attack.model):
         images = chunk.images
         count = len(images)
-        eps = torch.as_tensor(attack.eps, dtype=torch.float64, device=images.device).expand(count)
+        region = attack.region(images)
+        eps = region.radius.to(images.device).expand(count)
+        by_image = {name: column.to(images.device) for name, column in region.side.items()}
 
         stages = [Stage(each) for each in attack.stages]
         for each in attack.stages:
@@ -70,7 +72,7 @@ def _run(
             device=images.device,
             judge=judge,
         )
-        engine.run([chunk._replace(eps=eps)])
+        engine.run([chunk._replace(eps=eps, side={**chunk.side, **by_image})])
         return collected.result(judge.passes), engine.saw_two_answers
 
 
@@ -87,15 +89,10 @@ def _is_random(attack: Search, chunk: Chunk, points: Tensor) -> bool:
 def _check(attack: Search, images: Tensor, labels: Tensor, indices: Tensor | None) -> None:
     """ValueError, TypeError: a batch that does not go with the attack."""
     check_images(images, labels, attack.bounds, attack.goal)
+    attack.region(images)
 
     if indices is not None and indices.shape != (len(images),):
         raise ValueError(f"indices must have shape ({len(images)},), got {tuple(indices.shape)}")
-
-    if isinstance(attack.eps, Tensor) and attack.eps.ndim and attack.eps.shape != (len(images),):
-        raise ValueError(
-            f"eps must be a number or have shape ({len(images)},), got shape "
-            f"{tuple(attack.eps.shape)}"
-        )
 
 
 class _Collected:

@@ -122,9 +122,13 @@ def l2_ascent(point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
 
 
 def l2_projection(
-    point: Tensor, center: Tensor, eps: Tensor, bounds: tuple[float, float]
+    point: Tensor,
+    center: Tensor,
+    eps: Tensor,
+    bounds: tuple[Any, Any],
 ) -> Tensor:
-    """The nearest point of the L2 ball (center, eps (B,)) inside the box ``bounds``.
+    """The nearest point of the L2 ball (center, eps (B,)) inside the box ``bounds``: two numbers
+    or, where the points are (B, D), two tensors (B, D).
 
     The projection of y = x + d onto both is z = clamp(x + s·d) for the largest s ≤ 1 with ‖z − x‖ ≤
     eps (the KKT conditions; the box only clips coordinates). ‖z − x‖² is the sum of s²d² over the

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import Ball, Bounds
+from ironmoe.attacks.balls.ball import Ball
+from ironmoe.attacks.balls.elements import Box
 
 
 class BoxBall(Ball):
@@ -50,7 +51,30 @@ class SparseBall(Ball):
 
 
 class HyperplaneBall(Ball):
-    """The nearest point of a hyperplane inside the box is known exactly."""
+    """The nearest point of a hyperplane inside the box is known exactly.
+
+    The static methods are those of a ball with one radius for all elements. An attack asks
+    ``measure``, ``slope``, ``step_onto`` and ``random_step``, which know radii and bounds of the
+    elements.
+    """
+
+    def measure(self, step: Tensor) -> Tensor:
+        """(B,) the length of each row of ``step`` (B, …), in its dtype."""
+        return self.length(step)
+
+    def slope(self, weight: Tensor) -> Tensor:
+        """(B,) by how much a linear function with these weights (B, …) changes at most in a step of
+        length 1."""
+        return self.dual_length(weight)
+
+    def step_onto(self, point: Tensor, weight: Tensor, value: Tensor) -> Tensor:
+        """(B, …) ``step_to_hyperplane`` inside this ball's box."""
+        return self.step_to_hyperplane(point, weight, value, self.bounds)
+
+    def random_step(self, keys: Tensor) -> Tensor:
+        """(B, …) a random direction, of any length; ``keys`` (B,) as ``example_keys`` gives
+        them."""
+        return self.random_direction(keys, self.center.shape[1:], self.center.dtype)
 
     @staticmethod
     @abstractmethod
@@ -65,7 +89,7 @@ class HyperplaneBall(Ball):
 
     @staticmethod
     @abstractmethod
-    def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
+    def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Box) -> Tensor:
         """The shortest step d from ``point`` to {z: value + ⟨weight, z − point⟩ = 0} with point + d
         inside the box.
 

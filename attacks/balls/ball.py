@@ -8,19 +8,22 @@ Nothing here knows an attack by name.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from inspect import isabstract
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
-Bounds = tuple[float, float]
-"""Lowest and highest valid pixel."""
+from ironmoe.attacks.balls.elements import Bounds as Bounds
+from ironmoe.attacks.balls.elements import Box, Shared
 
 
 class Ball(ABC):
     """The points that an attack may use: a batch of B balls, each cut off at the image box.
 
-    Everything is computed in the dtype of the centers, float32 or float64.
+    Everything is computed in the dtype of the centers, float32 or float64. A ball whose radius or
+    box differs from element to element is of the class that ``scaled`` returns.
 
     Args:
         center: (B, …) the images, inside ``bounds``.
@@ -44,7 +47,7 @@ class Ball(ABC):
     usual_radii: ClassVar[tuple[float, ...]] = (2, 4, 8, 12, 16, 24)
     """The radii that the command line attacks with by default, in 1/255 of the pixel range."""
 
-    def __init__(self, center: Tensor, eps: Tensor, bounds: Bounds) -> None:
+    def __init__(self, center: Tensor, eps: Tensor, bounds: Box) -> None:
         self.center = center
         self.eps = eps
         self.bounds = bounds
@@ -53,13 +56,60 @@ class Ball(ABC):
         """The ball of some of the examples."""
         return type(self)(self.center[keep], self.eps[keep], self.bounds)
 
+    @classmethod
+    def scaled(cls) -> "Callable[..., Ball]":
+        """The class of balls of this norm with a radius of their own for each element.
+
+        Raises:
+            ValueError: the norm has none.
+        """
+        raise ValueError(
+            f"eps and bounds must be the same for all elements in {cls.norm}, which has no balls "
+            "with a radius for each, got tensors"
+        )
+
     def edges(self) -> dict[str, Tensor]:
         """The tensors that ``kept`` names."""
         return {}
 
+    free: Tensor | None = None
+    """(B, …) bool, which elements may move; None: all."""
+
+    @property
+    def width(self) -> Any:
+        """Highest minus lowest valid pixel: a number, or (B, …)."""
+        return self.bounds[1] - self.bounds[0]
+
+    @property
+    def movable(self) -> int | Tensor:
+        """How many elements of an image may move: a number, or (B,) int64."""
+        return self.center[0].numel() if len(self.center) else 0
+
+    def clip(self, point: Tensor) -> Tensor:
+        """The nearest point of the box, with those elements as in the center that may not move."""
+        return point.clamp(*self.bounds)
+
+    def free_part(self, change: Tensor) -> Tensor:
+        """``change`` (B, …), with 0 for elements that may not move."""
+        return change if self.free is None else torch.where(self.free, change, 0)
+
+    def in_pixels(self, units: Tensor) -> Tensor:
+        """``units`` (B, …), changes of the elements relative to the scale of each, in pixels."""
+        return units
+
+    def in_units(self, change: Tensor) -> Tensor:
+        """The opposite: pixels over the scale; 0 for elements that may not move."""
+        return change
+
     @abstractmethod
     def project(self, point: Tensor) -> Tensor:
         """The nearest point, in the Euclidean sense, of ball and box."""
+
+    def pull_in(self, point: Tensor) -> Tensor:
+        """The nearest point of ball and box as the ball measures: in the Euclidean sense after
+        each element is divided by its scale. After a steepest step this is the way back that
+        leaves an optimum where it is."""
+        return self.project(point)
 
     @abstractmethod
     def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
@@ -67,9 +117,9 @@ class Ball(ABC):
         the most. The result is not projected."""
 
     def step(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
-        """``project(ascend(point, grad, alpha))``, outside autograd. A norm with a kernel on a GPU
+        """``pull_in(ascend(point, grad, alpha))``, outside autograd. A norm with a kernel on a GPU
         does both in one pass."""
-        return self.project(self.ascend(point, grad, alpha))
+        return self.pull_in(self.ascend(point, grad, alpha))
 
     @abstractmethod
     def random_point(self, keys: Tensor) -> Tensor:
@@ -128,6 +178,36 @@ def ball_of(norm: str) -> type[Ball]:
     return NORMS[norm]
 
 
+def ball_at(
+    ball: type[Ball],
+    columns: Mapping[str, Tensor],
+    shared: Shared,
+    kept: Mapping[str, Any] | None = None,
+) -> Ball:
+    """The balls around the images ``columns["clean"]`` (B, …), of radii ``columns["eps"]`` (B,).
+
+    Args:
+        columns: what each image has of its own of scale and bounds, too, as in ``Region.side``.
+        shared: what all images have in common.
+        kept: further arguments of the constructor.
+    """
+    scale = columns.get("eps_scale", shared.scale)
+    low = columns.get("low_bound", shared.low)
+    high = columns.get("high_bound", shared.high)
+    place = columns["clean"], columns["eps"], (low, high)
+
+    if scale is None and not isinstance(low, Tensor):
+        return ball(*place, **(kept or {}))
+    return ball.scaled()(*place, scale=scale, **(kept or {}))
+
+
 def norms_with(ability: type) -> tuple[str, ...]:
     """The names of the norms whose balls have this ability."""
     return tuple(name for name, ball in NORMS.items() if issubclass(ball, ability))
+
+
+class NormsTaken:
+    """The names of the registered norms that a class of attacks takes, looked up when asked."""
+
+    def __get__(self, attack: Any, kind: Any) -> tuple[str, ...]:
+        return tuple(name for name, ball in NORMS.items() if kind.takes_ball(ball))

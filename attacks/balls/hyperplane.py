@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.elements import Box
 from ironmoe.attacks.balls.lengths import divisor
 
 FAR = 1e30  # room of a pixel without bounds, so that sums stay finite
@@ -23,7 +23,7 @@ so that Σ size · step = needed; all of the room where that is too little."""
 
 @torch.no_grad()
 def step_to_hyperplane(
-    point: Tensor, weight: Tensor, value: Tensor, bounds: Bounds, moves: Moves
+    point: Tensor, weight: Tensor, value: Tensor, bounds: Box, moves: Moves
 ) -> Tensor:
     """``HyperplaneBall.step_to_hyperplane`` of the norm in which ``moves`` is the cheapest way."""
     at = point.flatten(1)

@@ -4,26 +4,27 @@ In L1 the box must not be forgotten: the projection onto the ball alone, clamped
 another point, and half an attack's budget is then lost at pixels that are white already.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls import lengths
 from ironmoe.attacks.balls.abilities import HyperplaneBall, PowerBall, SparseBall
-from ironmoe.attacks.balls.ball import Bounds, register_norm
+from ironmoe.attacks.balls.ball import Ball, register_norm
+from ironmoe.attacks.balls.elements import Box
 from ironmoe.attacks.balls.hyperplane import one_after_another, step_to_hyperplane
+from ironmoe.attacks.balls.scaled import MARGIN, ScaledBall
+from ironmoe.attacks.balls.weighted import nearest_in_l1
 from ironmoe.attacks.random import normal, uniform
 from ironmoe.kernels.attack_step import column
-
-# The projection aims at a radius smaller by this share, so that no rounding of float64 sums goes
-# beyond eps.
-MARGIN = 2.0**-44
 
 # The sum of the exponential spacings counts as at least this, so that it may be divided by.
 SMALLEST_SUM = 1e-30
 
 
 @torch.no_grad()
-def l1_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: Bounds) -> Tensor:
+def l1_projection(point: Tensor, center: Tensor, eps: Tensor, bounds: Box) -> Tensor:
     """The nearest point, in the Euclidean sense, of {z: ‖z − center‖₁ ≤ eps, bounds[0] ≤ z ≤
     bounds[1]}; (B, …) as ``point``.
 
@@ -86,7 +87,7 @@ def _shift(size: Tensor, room: Tensor, radius: Tensor, dtype: torch.dtype) -> Te
 
 
 @torch.no_grad()
-def l1_ascent(point: Tensor, grad: Tensor, alpha: Tensor, bounds: Bounds) -> Tensor:
+def l1_ascent(point: Tensor, grad: Tensor, alpha: Tensor, bounds: Box) -> Tensor:
     """The step that raises a linear loss the most of all whose L1 length inside the box is
     ``alpha`` (B,). The result is not clamped to the box.
 
@@ -121,6 +122,10 @@ class L1Ball(PowerBall, SparseBall, HyperplaneBall):
     # A change of all pixels is far longer here than in Linf.
     usual_radii = (510, 1020, 2040, 3060)
 
+    @classmethod
+    def scaled(cls) -> Callable[..., Ball]:
+        return ScaledL1Ball if cls is L1Ball else super().scaled()
+
     def project(self, point: Tensor) -> Tensor:
         return l1_projection(point, self.center, self.eps, self.bounds)
 
@@ -154,7 +159,7 @@ class L1Ball(PowerBall, SparseBall, HyperplaneBall):
         return lengths.largest(weight)
 
     @staticmethod
-    def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
+    def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Box) -> Tensor:
         """Pixels move one after another, the one with the largest weight first."""
         return step_to_hyperplane(point, weight, value, bounds, one_after_another)
 
@@ -162,3 +167,36 @@ class L1Ball(PowerBall, SparseBall, HyperplaneBall):
     def random_direction(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Normal: all pixels change."""
         return normal(keys, shape, dtype)
+
+
+class ScaledL1Ball(ScaledBall, L1Ball):
+    """‖(z − x) / scale‖₁ ≤ eps and bounds[0] ≤ z ≤ bounds[1]."""
+
+    def project(self, point: Tensor) -> Tensor:
+        return self._pulled_in(point, nearest_in_l1, metric=self.scale.square())
+
+    def pull_in(self, point: Tensor) -> Tensor:
+        def nearest(size: Tensor, room: Tensor, radius: Tensor, _: Tensor) -> Tensor:
+            shift = _shift(size, room, radius, self.center.dtype)
+            return (size - shift).clamp_min(0).minimum(room)
+
+        return self._pulled_in(point, nearest, metric=torch.ones_like(self.scale))
+
+    def _steepest(self, point: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
+        here = torch.zeros_like(weight)
+        return l1_ascent(here, weight, alpha, self._rooms(point))
+
+    def random_point(self, keys: Tensor) -> Tensor:
+        dtype = self.center.dtype
+        count = max(self.center[0].numel(), 1)
+
+        # d of d + 1 exponentials, over the sum of all, are uniform in the simplex.
+        spacings = -torch.log1p(-uniform(keys, (count + 1,), dtype))
+        moving = torch.nn.functional.pad(self.free.flatten(1), (0, 1), value=True)
+        spacings = spacings * moving
+        whole = spacings.sum(1, keepdim=True).clamp_min(SMALLEST_SUM)
+        share = (spacings[:, :-1] / whole).view_as(self.center)
+        sign = torch.where(uniform(keys, self.center.shape[1:], dtype, stream=1) < 0.5, -1.0, 1.0)
+
+        radius = column(self._radius(), self.scale)
+        return self.project(self.center + self.in_pixels(radius * sign * share))

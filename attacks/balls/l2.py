@@ -1,12 +1,17 @@
 """The L2 norm: the Euclidean length of the change is at most eps."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls import lengths
 from ironmoe.attacks.balls.abilities import HyperplaneBall, PowerBall, StraightBall
-from ironmoe.attacks.balls.ball import Bounds, register_norm
+from ironmoe.attacks.balls.ball import Ball, register_norm
+from ironmoe.attacks.balls.elements import Box
 from ironmoe.attacks.balls.hyperplane import all_at_once, step_to_hyperplane
+from ironmoe.attacks.balls.scaled import ScaledBall
+from ironmoe.attacks.balls.weighted import nearest_in_l2
 from ironmoe.attacks.random import normal, uniform
 from ironmoe.kernels.attack_step import column, l2_ascent, l2_projection, l2_step
 
@@ -22,6 +27,10 @@ class L2Ball(PowerBall, StraightBall, HyperplaneBall):
     order = 2
     # A change of all pixels is longer here than in Linf.
     usual_radii = (64, 128, 255, 510)
+
+    @classmethod
+    def scaled(cls) -> Callable[..., Ball]:
+        return ScaledL2Ball if cls is L2Ball else super().scaled()
 
     def project(self, point: Tensor) -> Tensor:
         return l2_projection(point, self.center, self.eps, self.bounds)
@@ -74,7 +83,7 @@ class L2Ball(PowerBall, StraightBall, HyperplaneBall):
         return lengths.euclidean(weight)
 
     @staticmethod
-    def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
+    def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Box) -> Tensor:
         """Each pixel moves as fast as its weight is large."""
 
         def by_weight(size: Tensor, room: Tensor, needed: Tensor) -> Tensor:
@@ -86,3 +95,30 @@ class L2Ball(PowerBall, StraightBall, HyperplaneBall):
     def random_direction(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Normal, so that all directions are equally likely."""
         return normal(keys, shape, dtype)
+
+
+class ScaledL2Ball(ScaledBall, L2Ball):
+    """‖(z − x) / scale‖₂ ≤ eps and bounds[0] ≤ z ≤ bounds[1]: an ellipsoid in the box."""
+
+    def project(self, point: Tensor) -> Tensor:
+        return self._pulled_in(point, nearest_in_l2, metric=self.scale.square())
+
+    def pull_in(self, point: Tensor) -> Tensor:
+        def nearest(size: Tensor, room: Tensor, radius: Tensor, _: Tensor) -> Tensor:
+            center = torch.zeros_like(size)
+            return l2_projection(size, center, radius.squeeze(1), (center, room))
+
+        return self._pulled_in(point, nearest, metric=torch.ones_like(self.scale))
+
+    def _steepest(self, point: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
+        return l2_ascent(torch.zeros_like(weight), weight, alpha)
+
+    def random_point(self, keys: Tensor) -> Tensor:
+        direction = self._random_units(keys)
+        length = self.length(direction).clamp_min(lengths.SHORTEST_DIRECTION)
+
+        # The volume within a radius grows with its power, the number of elements that may move.
+        draw = uniform(keys, (1,), direction.dtype, stream=2)[:, 0].double()
+        share = draw ** (1 / self.movable.clamp_min(1))
+        stretch = self._radius() * share / length.double()
+        return self.clip(self.center + self.in_pixels(column(stretch, self.scale) * direction))

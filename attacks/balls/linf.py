@@ -1,12 +1,16 @@
 """The Linf norm: no pixel changes by more than eps."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls import lengths
 from ironmoe.attacks.balls.abilities import BoxBall, HyperplaneBall, StraightBall
-from ironmoe.attacks.balls.ball import Bounds, register_norm
+from ironmoe.attacks.balls.ball import Ball, register_norm
+from ironmoe.attacks.balls.elements import Box
 from ironmoe.attacks.balls.hyperplane import all_at_once, step_to_hyperplane
+from ironmoe.attacks.balls.scaled import ScaledBall
 from ironmoe.attacks.random import uniform
 from ironmoe.kernels.attack_step import column, linf_ascent, linf_step
 
@@ -29,12 +33,16 @@ class LinfBall(BoxBall, StraightBall, HyperplaneBall):
         self,
         center: Tensor,
         eps: Tensor,
-        bounds: Bounds,
+        bounds: Box,
         low: Tensor | None = None,
         high: Tensor | None = None,
     ) -> None:
         super().__init__(center, eps, bounds)
         self._edges = None if low is None or high is None else (low, high)
+
+    @classmethod
+    def scaled(cls) -> Callable[..., Ball]:
+        return ScaledLinfBall if cls is LinfBall else super().scaled()
 
     @property
     def low(self) -> Tensor:
@@ -50,7 +58,7 @@ class LinfBall(BoxBall, StraightBall, HyperplaneBall):
     def _made_edges(self) -> tuple[Tensor, Tensor]:
         if self._edges is None:
             exact_center = self.center.double()
-            radius = column(self.eps, exact_center)
+            radius = self._radii(exact_center)
             low = (exact_center - radius).to(self.center.dtype)
             high = (exact_center + radius).to(self.center.dtype)
 
@@ -62,6 +70,10 @@ class LinfBall(BoxBall, StraightBall, HyperplaneBall):
             high = high.clamp(*self.bounds)
             self._edges = low, high
         return self._edges
+
+    def _radii(self, like: Tensor) -> Tensor:
+        """How far each element may move, float64, shaped to go with the batch ``like`` (B, …)."""
+        return column(self.eps, like)
 
     def project(self, point: Tensor) -> Tensor:
         return point.clamp(self.low, self.high)
@@ -95,7 +107,7 @@ class LinfBall(BoxBall, StraightBall, HyperplaneBall):
         return lengths.total(weight)
 
     @staticmethod
-    def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
+    def step_to_hyperplane(point: Tensor, weight: Tensor, value: Tensor, bounds: Box) -> Tensor:
         """All pixels move equally fast."""
 
         def equally_fast(size: Tensor, room: Tensor, needed: Tensor) -> Tensor:
@@ -107,3 +119,34 @@ class LinfBall(BoxBall, StraightBall, HyperplaneBall):
     def random_direction(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Uniform in the cube from −1 to 1."""
         return 2 * uniform(keys, shape, dtype) - 1
+
+
+class ScaledLinfBall(ScaledBall, LinfBall):
+    """|z − x| ≤ eps · scale and bounds[0] ≤ z ≤ bounds[1], element by element: still a box."""
+
+    def _radii(self, like: Tensor) -> Tensor:
+        return torch.where(self.free, column(self.eps, like) * self.scale, 0)
+
+    def ascend(self, point: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+        length = column(alpha, self.scale) * self.scale
+        return point + length.to(point.dtype) * grad.sign().to(point.dtype)
+
+    def _steepest(self, point: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
+        return column(alpha, weight) * weight.sign()
+
+    def random_point(self, keys: Tensor) -> Tensor:
+        low, high = self.bounds
+        farthest = self._radii(self.scale).minimum((high - low).double())
+        noise = self._random_units(keys)
+        return self.project(self.center + farthest.to(noise.dtype) * noise)
+
+    def distance(self, point: Tensor) -> Tensor:
+        """Where an element lies within eps · scale, rounding does not put it beyond eps."""
+        change = (point.double() - self.center.double()).abs()
+        eps = column(self.eps, self.scale).double()
+        units = torch.where(self.free, change / self.scale, 0)
+
+        beyond = eps.nextafter(torch.full_like(eps, float("inf")))
+        within = change <= self._radii(self.scale)
+        units = torch.where(within, units.minimum(eps), units.maximum(beyond))
+        return lengths.largest(torch.where(~self.free & (change > 0), float("inf"), units))

@@ -15,6 +15,7 @@ from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import Example, Job, Stage
 from ironmoe.attacks.engine.judging.judge import Judge, Judgement
 from ironmoe.attacks.goals.goal import Goal
+from ironmoe.attacks.ruled_out import ruled_out
 
 
 class Resumed(NamedTuple):
@@ -109,12 +110,12 @@ class Admission:
             ValueError: labels beyond the classes of the logits, or too few classes.
         """
         logits = judgement.outputs
-        self._goal.check(logits, chunk.labels)
         if self.targets and (logits.ndim < 2 or logits.shape[1] < 2):
             raise ValueError(
                 "model must have at least 2 classes for an attack with targets, got "
                 f"{logits.shape[1] if logits.ndim > 1 else 'labels alone'}"
             )
+        self._goal.check(logits, chunk.labels)
 
         correct = [self._correct(chain, chunk, judgement) for chain in self.chains]
         examples = self._examples(chunk, judgement)
@@ -189,7 +190,7 @@ class Admission:
 
     def _other_classes(self, labels: Tensor, logits: Tensor) -> list[list[int]]:
         """Of each image the classes that are targets, the likeliest first: not its label, and not
-        those that the model rules out with −∞, but at least one."""
+        those that the model rules out, but at least one."""
         count = min(self.targets + 1, logits.shape[1])
         ranked = logits.topk(count, dim=1).indices
 
@@ -197,5 +198,5 @@ class Admission:
         is_label = (ranked == labels.unsqueeze(1)).to(torch.int8)
         others = ranked.gather(1, is_label.argsort(dim=1, stable=True))[:, :-1]
 
-        possible = (logits.gather(1, others) > float("-inf")).sum(1).clamp_min(1)
+        possible = (~ruled_out(logits)).gather(1, others).sum(1).clamp_min(1)
         return [row[:there] for row, there in zip(others.tolist(), possible.tolist(), strict=True)]

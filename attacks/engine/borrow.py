@@ -30,13 +30,26 @@ def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
         if isinstance(model, nn.Module):
             stack.enter_context(freeze_weights(model))
 
-            flags = [(module, module.training) for module in model.modules()]
+            # A program that torch.jit.freeze made has no such flag.
+            with_flag = (module for module in model.modules() if hasattr(module, "training"))
+            flags = [(module, module.training) for module in with_flag]
             stack.callback(_set_training, flags)
 
             stack.enter_context(_other_aux_losses(model))
-            model.eval()
+            _enter_eval_mode(model)
 
         yield
+
+
+def _enter_eval_mode(module: nn.Module) -> None:
+    """``module.eval()``. A program of torch.export refuses that, since its mode is fixed; what it
+    is a part of still goes into eval mode."""
+    try:
+        module.eval()
+    except NotImplementedError:
+        module.training = False
+        for child in module.children():
+            _enter_eval_mode(child)
 
 
 def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:

@@ -71,7 +71,7 @@ def blank_columns(key: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
 def count_answer(
     attempts: dict[str, Tensor],
     *,
-    asked: int,
+    asked: Tensor | int,
     loss: Tensor,
     grad: Tensor | None,
     wanted_grad: Tensor,
@@ -81,7 +81,7 @@ def count_answer(
     no part in it.
 
     Args:
-        asked: passes that the answer took for each attempt.
+        asked: passes that the answer took for each attempt, a number or (R,).
         loss: (R,); grad: (R, …) or None; wanted_grad: (R,) bool, where there was a backward pass.
         max_queries: of an attempt that runs to its end.
     """

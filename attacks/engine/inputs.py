@@ -10,8 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.balls.elements import Bounds, box_at
 from ironmoe.attacks.extra import extra_columns
 from ironmoe.attacks.goals.goal import Goal
+
+# Values that leave the bounds by at most this share of their width do so by rounding.
+ROUNDING = 1e-4
+# Images of which mean and standard deviation were taken away have no larger values.
+LARGEST_NORMALISED = 10.0
 
 
 class Chunk(NamedTuple):
@@ -73,7 +79,7 @@ def in_units(chunk: Chunk, unit_size: int) -> Iterator[tuple[Chunk, int]]:
         yield chunk.part(slice(whole, None)), count - whole
 
 
-def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float], goal: Goal) -> None:
+def check_images(images: Tensor, labels: Tensor, bounds: Bounds, goal: Goal) -> None:
     """TypeError, ValueError: images that are no finite floats (N, …) inside the bounds, labels that
     the goal does not take."""
     _check_kinds(images, labels, goal)
@@ -87,14 +93,35 @@ def check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float], go
             f"{_first(~images.isfinite())}"
         )
 
+    lowest, highest = box_at(images, bounds)
+    outside = (images < lowest) | (images > highest)
+    if bool(outside.any()):
+        low = float(images.min())
+        high = float(images.max())
+        raise ValueError(
+            f"images must lie in bounds = {bounds}, got values from {low:.6g} to {high:.6g}, first "
+            f"in example {_first(outside)}, {_excess(images, lowest, highest)}"
+        )
+
+
+def _excess(images: Tensor, lowest: Any, highest: Any) -> str:
+    """By how much images leave the bounds, and what that suggests."""
     low = float(images.min())
     high = float(images.max())
-    if low < bounds[0] or high > bounds[1]:
-        outside = (images < bounds[0]) | (images > bounds[1])
-        raise ValueError(
-            f"images must lie in bounds = {bounds}, got values from {low:.6g} to {high:.6g}, "
-            f"first in example {_first(outside)}"
+    width = float(torch.as_tensor(highest - lowest).max())
+    excess = float((lowest - images).maximum(images - highest).max())
+    outside = f"up to {excess:.2g} outside"
+
+    if excess <= ROUNDING * width:
+        return f"{outside}, as by rounding: use images.clamp(lowest, highest)"
+    if low < 0 and max(-low, high) <= LARGEST_NORMALISED:
+        return (
+            f"{outside}. If they are normalised, give the images as they were before and "
+            "normalize=(mean, std), or the bounds of these values"
         )
+    if low >= 0 and LARGEST_NORMALISED < high <= 255:
+        return f"{outside}. If they are of 0 … 255, divide them by 255, or use bounds=(0, 255)"
+    return f"{outside}; bounds= says which values the model takes"
 
 
 def _check_kinds(images: Any, labels: Any, goal: Goal) -> None:

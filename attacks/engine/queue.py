@@ -210,8 +210,7 @@ class Engine:
         return max(0, left // (each + batch.unit_size))
 
     def _collect(self, batch: ActiveBatch) -> None:
-        """Take out the units that are over; their candidates wait for the prediction that
-        counts."""
+        """Take out the units that are over; their candidates wait for the judge."""
         left = batch.take_finished()
         if left is not None:
             owners, attempts = left
@@ -239,9 +238,7 @@ class Engine:
     def _skip(self, job: Job, bad: list[bool]) -> None:
         """Leave out a unit of which nothing can be said; ValueError where that is not wanted."""
         if not self.skips_bad:
-            numbers = [
-                example.number for example, one in zip(job.examples, bad, strict=True) if one
-            ]
+            numbers = [e.number for e, is_bad in zip(job.examples, bad, strict=True) if is_bad]
             raise not_finite(numbers, len(bad), f"under {job.attack.name}")
         job.skip(bad)
 
@@ -251,8 +248,8 @@ class Engine:
         return sum(item.images for item in self.leaving) * self.judge.passes
 
     def _is_time_to_verify(self, batch: ActiveBatch | None) -> bool:
-        """Whether candidates are predicted before ``batch`` goes on: there are enough for a batch,
-        or a quarter of what is at work, or nothing else is to do."""
+        """Whether candidates are predicted before ``batch`` goes on: they fill a batch, they are a
+        quarter of what is at work, or nothing else is to do."""
         if not self.leaving:
             return False
         if batch is None:

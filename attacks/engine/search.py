@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import Ball, Bounds
+from ironmoe.attacks.balls.ball import Ball
+from ironmoe.attacks.balls.elements import Bounds, Region
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.goals.goal import Goal
@@ -91,6 +92,9 @@ class Search(Protocol):
 
     def images_per_unit(self, batch_size: int) -> int:
         """How many images must be attacked together in batches of this size."""
+
+    def region(self, images: Tensor) -> Region:
+        """What radii and bounds mean for a batch of images."""
 
     def ball(self, attempts: Attempts) -> Ball:
         """Where the adversarial examples of these attempts may lie."""

@@ -16,6 +16,17 @@ def checksum(values: Tensor, start: int = 0) -> int:
     )
 
 
+def checksums_of(images: Tensor, labels: Tensor) -> list[int]:
+    """CRC-32 of each image (N, …) with its label (N, …): ``checksum(image, checksum(label))``."""
+    rows = [
+        part.detach().cpu().contiguous().unsqueeze(1).flatten(1).view(torch.uint8).numpy()
+        for part in (labels, images)
+    ]
+    return [
+        zlib.crc32(image.data, zlib.crc32(label.data)) for label, image in zip(*rows, strict=True)
+    ]
+
+
 def model_digest(model: Any) -> str:
     """SHA-256 of what a module prints and of its weights and buffers; of another callable its name,
     which is all that is known."""

@@ -20,13 +20,13 @@ from ironmoe.attacks.engine.judging.passes import PASSES
 from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.engine.records import Record, Records, records_of
 from ironmoe.attacks.evaluation.checks.model_checks import (
-    check_model,
+    look_at,
     no_room_for_checks,
     passes_of_checks,
     says_random,
 )
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
-from ironmoe.attacks.evaluation.checksum import checksum
+from ironmoe.attacks.evaluation.checksum import checksums_of
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
@@ -53,7 +53,7 @@ class Evaluation:
         fresh: how many of these were settled in this call.
         journal: where results are written; None: they are kept in memory.
         judge: makes the predictions that count.
-        checksums: example → checksum of its image and label, where there is a journal.
+        checksums: example → checksum of its image and label.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
         complete: the budget did not end it before everything was decided.
     """
@@ -135,6 +135,10 @@ class Evaluation:
             )
 
         examples = examples_of_all(records, len(self.attacks), self.source.examples)
+        checksums = {} if self.journal is None else dict(self.journal.checksums)
+        for part in self.shard.gather_objects(self.checksums):
+            checksums |= part
+
         summaries = {
             name: summary_of(
                 records,
@@ -143,6 +147,8 @@ class Evaluation:
                 stages=self.chains[number],
                 passes=self.judge.passes,
                 final=final,
+                shape=self.source.shape,
+                checksums=checksums,
             )
             for number, name in enumerate(self.attacks)
         }
@@ -163,24 +169,26 @@ class Evaluation:
     def _look(self, first: Chunk) -> list[Flag]:
         """The checks of the model, if the budget has room for them."""
         attack, *others = self.attacks.values()
-        images = first.images[: self.batch_size].to(attack.attacked_model.image_dtype)
+        looked_at = first.part(slice(0, self.batch_size))
+        images = looked_at.images.to(attack.attacked_model.image_dtype)
         if not self.budget.allows(0, passes_of_checks(len(images))):
             return [no_room_for_checks()]
 
         before = attack.attacked_model.forwards
-        flags = check_model(attack, images, first.labels[: self.batch_size], also=others)
+        columns = {"label": looked_at.labels, **looked_at.side}
+        flags = look_at(attack, images, columns, also=others)
         self.spent_on_checks = attack.attacked_model.forwards - before
         if self.budget.max_forwards is not None:
             self.budget.max_forwards -= self.spent_on_checks
         return flags
 
     def _noted(self, chunk: Chunk) -> Chunk:
-        """The chunk, found to be what the journal is about."""
-        if self.journal is not None:
-            numbers = chunk.indices.tolist()
-            for number, image, label in zip(numbers, chunk.images, chunk.labels, strict=True):
-                self.checksums[number] = checksum(image, checksum(label))
-                self.journal.check(number, self.checksums[number])
+        """The chunk, its images noted, and found to be what the journal is about."""
+        found = checksums_of(chunk.images, chunk.labels)
+        for number, each in zip(chunk.indices.tolist(), found, strict=True):
+            self.checksums[number] = each
+            if self.journal is not None:
+                self.journal.check(number, each)
         return chunk
 
     def _resume(self, attack: int, examples: list[int]) -> Resumed | None:

@@ -34,6 +34,13 @@ class ExpectedAccuracy:
         """The expected accuracy of a pass; NaN without images."""
         return self.count / self.total if self.total else float("nan")
 
+    def without(self, images: int) -> "ExpectedAccuracy":
+        """The accuracy that is left if the model fails in every pass over so many more images,
+        those that it is right about most often."""
+        right = self.right.clone()
+        right[right.argsort(descending=True, stable=True)[:images]] = 0
+        return ExpectedAccuracy(right, self.passes)
+
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """For the mean over all images that could have been drawn, and over all passes.
 

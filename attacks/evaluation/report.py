@@ -46,6 +46,10 @@ class AttackSummary:
     hits: (N, P, 2) int64, for a random model: how many passes reached the goal in the first and in
         the second half of them; of the clean image, and for each radius of the best point found up
         to it, as the first half says. P is 0 for a deterministic model
+    per_image: further (N,) columns by name: label, clean_prediction, forwards, backwards, and
+        checksum, the CRC-32 of image and label (−1 where it is not known)
+    targeted: labels are the classes to reach
+    box: how far apart two images in ``bounds`` can be, in the attack's norm
     """
 
     stages: tuple[tuple[float, str], ...]
@@ -67,6 +71,9 @@ class AttackSummary:
     skipped: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     passes: int = 1
     hits: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 2, dtype=torch.int64))
+    per_image: dict[str, Tensor] = field(default_factory=dict)
+    targeted: bool = False
+    box: float = float("inf")
 
     def __post_init__(self) -> None:
         if not len(self.skipped):
@@ -213,6 +220,10 @@ class RobustnessReport:
         that is best at each image; one half of the passes chooses it, the other one counts, so that
         the choice among many attacks makes nothing worse than it is."""
         return worst_accuracy(list(self.attacks.values()))
+
+    def worst_case_at(self, eps: float) -> Accuracy:
+        """The same at one radius that all attacks have."""
+        return worst_accuracy(list(self.attacks.values()), eps)
 
     @property
     def passes(self) -> int:

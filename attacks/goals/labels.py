@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.goals.goal import Goal, Loss, described
-from ironmoe.attacks.losses import LOSSES, get_loss
+from ironmoe.attacks.losses import LOSSES, ONE_LOGIT, get_loss
 
 
 class LabelGoal(Goal):
@@ -37,9 +37,11 @@ class LabelGoal(Goal):
                 return outputs
             if outputs.ndim == 1 and outputs.dtype in INTEGERS:
                 return outputs
+        one_each = isinstance(outputs, Tensor) and outputs.shape == (count,)
+        advice = ONE_LOGIT.replace("cat", "stack") if one_each else ""
         raise TypeError(
             f"model must return a float tensor of logits ({count}, C), or logits_fn take it out of "
-            f"the output, got {_kind(outputs)}"
+            f"the output, got {_kind(outputs)}{advice}"
         )
 
     def check(self, outputs: Tensor, labels: Tensor) -> None:
@@ -47,7 +49,7 @@ class LabelGoal(Goal):
         if outputs.ndim == 2 and len(labels) and int(labels.max()) >= outputs.shape[1]:
             raise ValueError(
                 f"labels must be below the model's {outputs.shape[1]} classes, got "
-                f"{int(labels.max())}"
+                f"{int(labels.max())}{ONE_LOGIT if outputs.shape[1] == 1 else ''}"
             )
 
     def bad(self, outputs: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ class Targeted(LabelGoal):
     @property
     def losses(self) -> dict[str, Loss]:
         """Those of ``ironmoe.attacks.losses``, in the form for a target."""
-        return {name: _lowered(entry.plain) for name, entry in LOSSES.items()}
+        return {name: entry.reach or _lowered(entry.plain) for name, entry in LOSSES.items()}
 
     def loss_named(self, loss: str | Loss | None) -> Loss:
         """A callable, which says how far the logits are from the label, is lowered."""

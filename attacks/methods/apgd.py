@@ -136,7 +136,7 @@ class APGD(FixedRadiusAttack):
         self.inside = not three_radii
         self.schedule: Schedule
         if sparse:
-            self.schedule = Sparsity(steps, ball_of(norm), self.bounds, three_radii=three_radii)
+            self.schedule = Sparsity(steps, self.ball, three_radii=three_radii)
         else:
             self.schedule = Halving(steps, rho, self._straight_ball)
 
@@ -144,8 +144,8 @@ class APGD(FixedRadiusAttack):
         extras = f", targets={self.targets}" if self.targets else ""
         extras += "" if self.inside else ", three_radii"
         return (
-            f"APGD({self.norm}, eps={self.eps}, steps={self.steps}, loss={self.loss_name}{extras}, "
-            f"restarts={self.restarts}, seed={self.seed})"
+            f"APGD({self.norm}, eps={self.eps_text}, steps={self.steps}, "
+            f"loss={self.loss_name}{extras}, restarts={self.restarts}, seed={self.seed})"
         )
 
     def chosen_settings(self) -> dict[str, Any]:
@@ -287,7 +287,7 @@ class Halving:
         ball = self.ball(attempts)
         ahead = ball.step(point, grad, attempts["alpha"])
         behind = point - attempts["before"]
-        swung = ball.project(point + (1 - MOMENTUM) * (ahead - point) + MOMENTUM * behind)
+        swung = ball.pull_in(point + (1 - MOMENTUM) * (ahead - point) + MOMENTUM * behind)
         first = attempts["queries"] == 1  # there is no movement before the first step
         attempts["point"] = where(first, ahead, swung)
         attempts["before"] = point

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import LeastDistanceAttack
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls import lengths
+from ironmoe.attacks.balls.ball import Ball
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.balls.l2 import L2Ball
+from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.losses import margin
@@ -108,13 +111,14 @@ class CW(LeastDistanceAttack):
 
     def __repr__(self) -> str:
         return (
-            f"CW(L2, eps={self.eps}, c={self.c}, steps={self.steps}, "
+            f"CW(L2, eps={self.eps_text}, c={self.c}, steps={self.steps}, "
             f"search_steps={self.search_steps})"
         )
 
     def start(self, attempts: Attempts) -> None:
         eps = attempts["eps"]
-        attempts["w"] = self._to_w(attempts["clean"])
+        ball = self.ball(attempts)
+        attempts["w"] = _to_w(ball)
         attempts["mean"] = torch.zeros_like(attempts["clean"])  # Adam's averages
         attempts["square"] = torch.zeros_like(attempts["clean"])
 
@@ -132,7 +136,7 @@ class CW(LeastDistanceAttack):
         attempts["checked"] = torch.full_like(eps, math.inf)
         attempts["added"] = torch.zeros_like(eps)
 
-        attempts["point"] = self._to_image(attempts["w"])
+        attempts["point"] = _to_image(attempts["w"], ball)
         attempts["finished"] = torch.full_like(attempts["finished"], self.max_queries == 1)
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
@@ -159,8 +163,8 @@ class CW(LeastDistanceAttack):
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
     ) -> None:
         assert grad is not None
-        width = self.bounds[1] - self.bounds[0]
-        change = (attempts["point"] - attempts["clean"]) / width
+        ball = self.ball(attempts)
+        change = ball.in_units(attempts["point"] - attempts["clean"]) / _range(ball)
         lacking = self.confidence - loss - attempts["added"]
         total = change.flatten(1).double().square().sum(1) + attempts["c"] * lacking
         reached = self.fooled(logits, attempts) & (loss >= self.confidence)
@@ -172,10 +176,11 @@ class CW(LeastDistanceAttack):
         attempts["step"] = attempts["step"] + 1
 
         # In units of the range, as the distance; x = middle + width / 2 · tanh(w).
-        slope = 2 * change - column(attempts["c"], change) * width * grad
+        slope = ball.in_units(2 * change) * (ball.width / _range(ball))
+        slope = slope - column(attempts["c"], change) * ball.width * grad
         self._adam(attempts, slope * attempts["w"].cosh().square().reciprocal() / 2)
-        self._next_c(attempts, stuck | (attempts["step"] >= self.steps))
-        attempts["point"] = self._to_image(attempts["w"])
+        self._next_c(attempts, ball, stuck | (attempts["step"] >= self.steps))
+        attempts["point"] = _to_image(attempts["w"], ball)
         made = attempts["search"] * self.steps + attempts["step"]
         attempts["finished"] = attempts["finished"] | (made >= self.max_queries - 1)
 
@@ -188,7 +193,7 @@ class CW(LeastDistanceAttack):
         square = attempts["square"] / column(1 - SQUARE_DECAY**step, grad)
         attempts["w"] = attempts["w"] - self.lr * mean / (square.sqrt() + ADAM_EPSILON)
 
-    def _next_c(self, attempts: Attempts, done: Tensor) -> None:
+    def _next_c(self, attempts: Attempts, ball: Ball, done: Tensor) -> None:
         """Attempts that are ``done`` with their c get another, and begin again at the image."""
         reached = done & attempts["reached"]
         failed = done & ~attempts["reached"]
@@ -204,15 +209,26 @@ class CW(LeastDistanceAttack):
         attempts["reached"] = attempts["reached"] & ~done
         attempts["checked"] = torch.where(done, math.inf, attempts["checked"])
         attempts["step"] = torch.where(done, 0, attempts["step"])
-        attempts["w"] = where(done, self._to_w(attempts["clean"]), attempts["w"])
+        attempts["w"] = where(done, _to_w(ball), attempts["w"])
         nothing = torch.zeros_like(attempts["mean"])
         attempts["mean"] = where(done, nothing, attempts["mean"])
         attempts["square"] = where(done, nothing, attempts["square"])
 
-    def _to_w(self, images: Tensor) -> Tensor:
-        low, high = self.bounds
-        return ((2 * images - low - high) / (high - low) * SHRINK).atanh()
 
-    def _to_image(self, w: Tensor) -> Tensor:
-        low, high = self.bounds
-        return ((low + high) / 2 + (high - low) / 2 * w.tanh()).clamp(low, high)
+def _to_w(ball: Ball) -> Tensor:
+    """(R, …) w of the images."""
+    low, high = ball.bounds
+    width = divisor(ball.width) if isinstance(ball.width, Tensor) else ball.width
+    return ((2 * ball.center - low - high) / width * SHRINK).atanh()
+
+
+def _to_image(w: Tensor, ball: Ball) -> Tensor:
+    low, high = ball.bounds
+    return ball.clip((low + high) / 2 + (high - low) / 2 * w.tanh())
+
+
+def _range(ball: Ball) -> float | Tensor:
+    """The pixel range; where each element has its own, the largest of an image, (R, 1, …)."""
+    if not isinstance(ball.width, Tensor):
+        return ball.width
+    return column(divisor(lengths.largest(ball.width)), ball.center)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls.abilities import StraightBall
-from ironmoe.attacks.balls.ball import Ball, Bounds
+from ironmoe.attacks.balls.ball import Ball
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.methods.parts.nearest_boundary import BoundaryAttack
@@ -73,7 +74,7 @@ class DeepFool(BoundaryAttack):
 
     def __repr__(self) -> str:
         return (
-            f"DeepFool({self.norm}, eps={self.eps}, steps={self.steps}, "
+            f"DeepFool({self.norm}, eps={self.eps_text}, steps={self.steps}, "
             f"overshoot={self.overshoot}, top_classes={self.top_classes})"
         )
 
@@ -88,19 +89,19 @@ class DeepFool(BoundaryAttack):
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
     ) -> None:
         assert grad is not None
-        ball = self.ball(attempts)
-        width = self.bounds[1] - self.bounds[0]
+        ball = self.hyperplane_ball(attempts)
         outside = ball.distance(attempts["point"]) > attempts["eps"]
         beyond = self.fooled(logits, attempts) & outside
-        last = self.note_boundary(attempts, logits, loss, grad)
+        last = self.note_boundary(attempts, ball, logits, loss, grad)
         step = last & ~beyond
 
         # Where the gradient vanishes, a step has no length, or so much that sums would overflow.
         gap = torch.where(attempts["gap"].isfinite(), attempts["gap"], 0)
-        stride = gap.maximum(LEAST_STRIDE * self.geometry.length(attempts["moved"]))
-        moved = ball.ascend(attempts["moved"], attempts["weight"], stride).clamp(-width, width)
+        stride = gap.maximum(LEAST_STRIDE * ball.measure(attempts["moved"]))
+        moved = ball.ascend(attempts["moved"], attempts["weight"], stride)
+        moved = moved.clamp(-ball.width, ball.width)
         attempts["moved"] = where(step, moved, attempts["moved"])
-        overshot = (attempts["clean"] + (1 + self.overshoot) * moved).clamp(*self.bounds)
+        overshot = ball.clip(attempts["clean"] + (1 + self.overshoot) * moved)
         attempts["point"] = where(step, overshot, attempts["point"])
 
         attempts["asked"] = torch.where(last, 0, attempts["asked"] + 1)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
@@ -108,7 +108,7 @@ class FAB(BoundaryAttack):
 
     def __repr__(self) -> str:
         return (
-            f"FAB({self.norm}, eps={self.eps}, steps={self.steps}, restarts={self.restarts}, "
+            f"FAB({self.norm}, eps={self.eps_text}, steps={self.steps}, restarts={self.restarts}, "
             f"targets={self.targets}, seed={self.seed})"
         )
 
@@ -143,7 +143,8 @@ class FAB(BoundaryAttack):
         # expected to be misclassified, so asked about without gradient, and is not; or make a step.
         back = unseen & fooled
         again = unseen & ~fooled & attempts["crossed"] & ~grad.flatten(1).any(1)
-        step = self.note_boundary(attempts, logits, loss, grad) & ~back & ~again
+        last = self.note_boundary(attempts, self.hyperplane_ball(attempts), logits, loss, grad)
+        step = last & ~back & ~again
         pulled = where(back, attempts["clean"].lerp(point, self.beta), point)
         attempts["point"] = where(step, self._next_iterate(attempts), pulled)
 
@@ -161,22 +162,22 @@ class FAB(BoundaryAttack):
         value = attempts["value"]
         clean_value = value + (weight * (clean - point)).flatten(1).sum(1)
 
-        onto = self.geometry.step_to_hyperplane
-        from_point = onto(point, weight, value, self.bounds)
-        from_clean = onto(clean, weight, clean_value, self.bounds)
+        ball = self.hyperplane_ball(attempts)
+        from_point = ball.step_onto(point, weight, value)
+        from_clean = ball.step_onto(clean, weight, clean_value)
 
         # A point that lies on the boundary, but for rounding on the wrong side of it, is its own
         # projection; the overshot projection of the image still leads across.
-        near = self.geometry.length(from_point)
-        far = self.geometry.length(from_clean)
+        near = ball.measure(from_point)
+        far = ball.measure(from_clean)
         share = (near / divisor(near + far)).clamp(LEAST_SHARE, self.alpha_max)
         past_point = point + self.eta * from_point
         past_clean = clean + self.eta * from_clean
-        return past_point.lerp(past_clean, column(share, clean)).clamp(*self.bounds)
+        return ball.clip(past_point.lerp(past_clean, column(share, clean)))
 
     def _random_start(self, attempts: Attempts) -> Tensor:
         """(R, …) a random point eps / 2 from the image, clipped to the box."""
-        clean = attempts["clean"]
-        noise = self.geometry.random_direction(attempts["key"], clean.shape[1:], clean.dtype)
-        size = divisor(self.geometry.length(noise))
-        return (clean + column(attempts["eps"] / 2 / size, clean) * noise).clamp(*self.bounds)
+        ball = self.hyperplane_ball(attempts)
+        noise = ball.random_step(attempts["key"])
+        size = divisor(ball.measure(noise))
+        return ball.clip(ball.center + column(attempts["eps"] / 2 / size, noise) * noise)

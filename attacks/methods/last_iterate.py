@@ -65,5 +65,6 @@ class LastIteratePGD(FixedStepAttack):
         if self._drawn_by_torch:
             clean = attempts["clean"]
             noise = torch.empty_like(clean).uniform_(-1, 1)
-            start = clean + column(attempts["eps"], clean) * noise
-            attempts["point"] = start.clamp(*self.bounds)
+            ball = self.ball(attempts)
+            start = clean + ball.in_pixels(column(attempts["eps"], clean) * noise)
+            attempts["point"] = ball.clip(start)

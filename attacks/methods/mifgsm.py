@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ironmoe.attacks.balls import lengths
 from ironmoe.attacks.balls.abilities import StraightBall
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss
@@ -25,9 +25,16 @@ class MIFGSM(PGD):
     """Momentum iterative FGSM (Dong et al., arXiv 1710.06081): steps along the decayed sum of
     L1-normalised gradients, from the image.
 
+    It is made to fool models other than its own. So it goes all the way by default and keeps the
+    point of the highest loss: the first misclassified point lies barely across the boundary, and
+    seldom across that of another model. The verdict on its own model is the same either way.
+
     Args (beyond those of ``Attack``):
         alpha: step length; None is eps / steps.
-        decay: of the momentum, μ.
+        steps: gradient steps, ≥ 0.
+        decay: of the momentum, μ ≥ 0.
+        loss: as for ``PGD``.
+        early_stop: stop at the first misclassified point, for fewer passes.
     """
 
     needs = StraightBall
@@ -43,6 +50,8 @@ class MIFGSM(PGD):
         norm: str = "Linf",
         loss: str | Loss | None = None,
         bounds: Bounds = (0.0, 1.0),
+        *,
+        early_stop: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -55,6 +64,7 @@ class MIFGSM(PGD):
             loss=loss,
             bounds=bounds,
             restarts=1,
+            early_stop=early_stop,
             **options,
         )
         if not decay >= 0:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.losses import Loss
 from ironmoe.attacks.methods.last_iterate import LastIteratePGD

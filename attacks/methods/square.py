@@ -8,16 +8,19 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import FixedRadiusAttack
-from ironmoe.attacks.balls.abilities import BoxBall, PowerBall
-from ironmoe.attacks.balls.ball import Bounds, ball_of
+from ironmoe.attacks.balls.abilities import BoxBall, PowerBall, SparseBall
+from ironmoe.attacks.balls.ball import ball_of
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.methods.parts.square_proposals import (
     BumpProposals,
     Proposals,
     SignProposals,
+    planes_of,
     repeated,
 )
+from ironmoe.attacks.methods.parts.square_windows import extent_of
 from ironmoe.attacks.registry import register_attack
 
 # Later proposals fill a batch up to so many rows, since a smaller one takes hardly less time.
@@ -59,8 +62,9 @@ class Square(FixedRadiusAttack):
     with the present one, in case it is not accepted: the search is the same in fewer rounds.
 
     Images have the shape (C, H, W). More leading axes count as channels, none as one channel, and a
-    vector is an image of height 1. If the attack fails, the result is the point of the highest
-    margin.
+    vector is an image of height 1. Where some elements may not move, windows lie in the smallest
+    rectangle around the others, and shares are shares of it. If the attack fails, the result is the
+    point of the highest margin.
 
     Args (beyond those of ``Attack``):
         steps: proposals after the starting point, ≥ 0.
@@ -102,15 +106,16 @@ class Square(FixedRadiusAttack):
         self._raised = self.goal.loss_named("margin" if "margin" in self.goal.losses else None)
         self._proposals: Proposals
         if issubclass(ball, PowerBall):
+            sparse = issubclass(ball, SparseBall)
             self._proposals = BumpProposals(
-                steps, p_init, ball=ball, order=ball.order, bounds=self.bounds
+                steps, p_init, ball=self.ball, order=ball.order, sparse=sparse
             )
         else:
             self._proposals = SignProposals(steps, p_init)
 
     def __repr__(self) -> str:
         return (
-            f"Square({self.norm}, eps={self.eps}, steps={self.steps}, "
+            f"Square({self.norm}, eps={self.eps_text}, steps={self.steps}, "
             f"restarts={self.restarts}, seed={self.seed})"
         )
 
@@ -118,6 +123,8 @@ class Square(FixedRadiusAttack):
         ball = self.ball(attempts)
         if isinstance(ball, BoxBall):
             attempts |= {"low": ball.low, "high": ball.high}
+        if ball.free is not None:
+            attempts["extent"] = extent_of(planes_of(ball.free))
         point = self._proposals.start(attempts)
         attempts["point"] = point
         attempts["best"] = point

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ironmoe.attacks.attack import FixedRadiusAttack
-from ironmoe.attacks.balls.ball import Ball, Bounds
+from ironmoe.attacks.balls.ball import Ball, ball_at
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
@@ -14,6 +15,10 @@ from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.losses import Loss
 from ironmoe.attacks.registry import register_attack
 from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
+
+UNBOUNDED = (float("-inf"), float("inf"))
+# The ball depends on these columns; on the box, that images may have of their own, it does not.
+OF_BALL = ("clean", "eps", "eps_scale")
 
 
 @register_attack(
@@ -70,13 +75,15 @@ class VMoEPGD(FixedRadiusAttack):
 
     def __repr__(self) -> str:
         return (
-            f"PGD.vmoe(Linf, eps={self.eps}, steps={self.steps}, "
+            f"PGD.vmoe(Linf, eps={self.eps_text}, steps={self.steps}, "
             f"auxiliary_loss={self.auxiliary_loss})"
         )
 
     def ball(self, attempts: Attempts) -> Ball:
         """The ball alone: its points may leave the valid pixels."""
-        return LinfBall(attempts["clean"], attempts["eps"], (float("-inf"), float("inf")))
+        shared = self._elements.of(self.eps, UNBOUNDED, attempts["clean"])
+        own = {name: attempts[name] for name in OF_BALL if name in attempts}
+        return ball_at(LinfBall, own, shared)
 
     def start(self, attempts: Attempts) -> None:
         attempts["point"] = attempts["clean"]

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from ironmoe.attacks.evaluation.checks.model_checks import passes_of_checks
 from ironmoe.attacks.evaluation.journal import JournalError
+from ironmoe.attacks.model_errors import NoGradient
 from ironmoe.bench.attack.model_source import LoadedModel
 from ironmoe.bench.attack.parts import Part
 from ironmoe.bench.attack.suite import SuiteError
@@ -30,9 +31,12 @@ def explained(loaded: LoadedModel) -> Iterator[None]:
                 "another process ended. What was finished is saved; the same command goes on from "
                 "there"
             ) from error
+        if isinstance(error, NoGradient):
+            raise SuiteError(
+                f"{loaded.source}: {error.what}; --attack square needs no gradients"
+            ) from error
         if isinstance(error, ValueError) and modules[-1].startswith("ironmoe."):
-            hint = "; --attack square needs no gradients" if "without a graph" in str(error) else ""
-            raise SuiteError(f"{loaded.source}: {error}{hint}") from error
+            raise SuiteError(f"{loaded.source}: {error}") from error
         if any(frame.f_locals.get("self") is loaded.model for frame in frames):
             raise CheckpointError(f"{loaded.source} failed under attack: {told(error)}") from error
         raise

@@ -1,5 +1,5 @@
-"""The files that ``ironmoe attack`` writes: report.html and report.json with every number, and
-images.npz with the verdict on every image."""
+"""The files that ``ironmoe attack`` writes: report.html and report.json with every number,
+images.npz with the verdict on every image, and the tables of ``saved/tables.py``."""
 
 import io
 from pathlib import Path
@@ -12,6 +12,7 @@ from ironmoe.bench.attack.curves import distance_label
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.pictures import draw_evaluation
 from ironmoe.bench.attack.rows import COST_COLUMNS, RESULT_COLUMNS
+from ironmoe.bench.attack.saved.tables import write_tables
 from ironmoe.bench.attack.table import costs, results
 from ironmoe.bench.attack.words import words
 from ironmoe.bench.common.files import write_atomically
@@ -29,12 +30,13 @@ def write_evaluation(
     device: torch.device,
     world: int,
 ) -> None:
-    """Write report.json, images.npz, the PNGs and report.html into ``folder``.
+    """Write report.json, images.npz, the tables, the PNGs and report.html into ``folder``.
 
     world: how many processes took part.
     """
     numbers = _numbers(outcome, settings, device, world)
     write_atomically(folder / "images.npz", verdicts(outcome))
+    write_tables(folder, outcome)
 
     write_report(
         folder,

@@ -6,7 +6,7 @@ report.html, its keys in report.json.
 
 from typing import NamedTuple
 
-from ironmoe.attacks import Proportion
+from ironmoe.attacks import Accuracy
 from ironmoe.bench.common.radii import exact
 from ironmoe.bench.reports.cells import brackets, percent, speed
 from ironmoe.bench.reports.tables import Column
@@ -24,14 +24,14 @@ class RobustnessRow(NamedTuple):
 
     attack: str
     eps_255: float
-    robust: Proportion
+    robust: Accuracy
     fell: int
     undecided: int
     any_decided: bool = True
 
     @property
-    def _least_robust(self) -> Proportion:
-        return Proportion(self.robust.count - self.undecided, self.robust.total)
+    def _least_robust(self) -> Accuracy:
+        return self.robust.without(self.undecided)
 
     @property
     def least(self) -> float:
@@ -40,7 +40,7 @@ class RobustnessRow(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson, from the lower end of ``least`` to the upper end of what is robust so
+        """95 %, from the lower end of ``least`` to the upper end of what is robust so
         far."""
         return self._least_robust.interval()[0], self.robust.interval()[1]
 

@@ -21,6 +21,7 @@ from ironmoe.bench.attack.model_source import LoadedModel, load_model
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.parts import parts_of
 from ironmoe.bench.attack.report import write_evaluation
+from ironmoe.bench.attack.saved.found_images import INDEX, SaveError, check_form, save_found
 from ironmoe.bench.attack.suite import DTYPES, Suite
 from ironmoe.bench.attack.table import costs_table, heading, results_table
 from ironmoe.bench.attack.words import words
@@ -38,7 +39,8 @@ KEPT_BYTES = 4_000_000_000  # final images that take more are not kept, and no r
 class AttackOptions(NamedTuple):
     """What the command line says.
 
-    ``checks`` and the budgets change nothing that is found: a run may go on with others.
+    ``checks``, the budgets and ``save_images`` change nothing that is found: a run may go on with
+    others.
     """
 
     checkpoint: Path | None
@@ -53,6 +55,7 @@ class AttackOptions(NamedTuple):
     checks: bool = True
     max_seconds: float | None = None
     max_forwards: int | None = None
+    save_images: str | None = None
 
     def settings(self, loaded: LoadedModel) -> dict[str, Any]:
         """What makes two runs the same run."""
@@ -67,7 +70,7 @@ class AttackOptions(NamedTuple):
             "all": self.everything,
             "images": self.images,
             "together": images_per_unit(loaded.model, self.batch_size),
-            "attacks": self.suite._asdict(),
+            "attacks": self.suite.settings,
             "device": self.device.type,
             "ironmoe": versions()["ironmoe"],
         }
@@ -84,6 +87,7 @@ def run_attack_command(options: AttackOptions, console: Console) -> Path:
     """
     device = own_device(options.device)
     evaluation = _prepared(options, device, console)
+    evaluation.check_size()
 
     with ExitStack() as shown:
         with processes(device) as group:
@@ -98,7 +102,14 @@ def run_attack_command(options: AttackOptions, console: Console) -> Path:
 
     write_evaluation(evaluation.path, outcome, evaluation.settings, device, group.world)
     _print(outcome, meter.folder, console)
+    if options.save_images is not None:
+        count = save_found(evaluation.path, outcome, options.save_images)
+        _say(f"Adversarial images: {count}, listed in {evaluation.path / INDEX}", console)
     return evaluation.path
+
+
+def _say(line: str, console: Console) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print(outcome: EvaluationOutcome, folder: RunFolder, console: Console) -> None:
@@ -108,12 +119,14 @@ def _print(outcome: EvaluationOutcome, folder: RunFolder, console: Console) -> N
         console.print(table)
     for line in words(outcome):
         console.print(line, highlight=False, markup=False)
-    console.print(folder.farewell, highlight=False, markup=False, soft_wrap=True)
+    _say(folder.farewell, console)
+    _say(f"Image by image: {folder.path}/images.csv, table: {folder.path}/table.tex", console)
 
 
 def _prepared(options: AttackOptions, device: torch.device, console: Console) -> "_Evaluation":
     """Load the model, match its classes to those of the data, make the attacks."""
     data = options.data
+    check_form(options.save_images, data.images.shape[1:], options.suite.levels)
     loaded = load_model(options.checkpoint, options.model_spec, data, device)
     if options.checkpoint is not None and data.classes != loaded.classes:
         raise DataError(
@@ -179,6 +192,14 @@ class _Evaluation:
     @property
     def _keeps_images(self) -> bool:
         return self._final_bytes <= KEPT_BYTES
+
+    def check_size(self) -> None:
+        """SaveError: the images that are to be saved would not be kept."""
+        if self.options.save_images is not None and not self._keeps_images:
+            raise SaveError(
+                f"--save-images needs final images of at most {KEPT_BYTES / 1e9:g} GB, got "
+                f"{self._final_bytes / 1e9:.1f} GB; take fewer --attack-images or attacks"
+            )
 
     def begin(self, group: Processes, console: Console) -> Meter:
         """Make or open the folder, in the first process."""

@@ -4,6 +4,7 @@ Everything that depends on an attack or a norm is asked of their registers.
 """
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +49,7 @@ class Suite(NamedTuple):
     names:   of registered attacks
     dtype:   of the search, a name in ``DTYPES``
     routing: what the search does to routing, a name in ``ROUTING``
+    levels:  how many values a pixel of an adversarial image may have, evenly spaced; None: any
     """
 
     names: tuple[str, ...] = ("pgd",)
@@ -60,6 +62,13 @@ class Suite(NamedTuple):
     seed: int = 0
     dtype: str = "float32"
     routing: str = "free"
+    levels: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes two runs the same run; without levels as before there were levels."""
+        settings = self._asdict()
+        return {key: value for key, value in settings.items() if key != "levels" or value}
 
     def check(self) -> None:
         """Find mistakes in the options that do not depend on the model.
@@ -70,6 +79,10 @@ class Suite(NamedTuple):
         self._check_choices()
         self._check_names()
         self._check_options()
+        if self.levels is not None and "levels" not in signature(Attack.__init__).parameters:
+            raise SuiteError(
+                f"--levels must not be given to attacks of this version, got {self.levels}"
+            )
 
     def _check_choices(self) -> None:
         choices: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
@@ -125,8 +138,11 @@ class Suite(NamedTuple):
             "attack_dtype": DTYPES[self.dtype],
             "routing": None if self.routing == "free" else ROUTING[self.routing](),
         }
-        if self.eot is not None:
-            common["eot"] = self.eot
+        common |= {
+            option: value
+            for option, value in (("eot", self.eot), ("levels", self.levels))
+            if value is not None
+        }
 
         known = named_attacks()
         attacks = {}

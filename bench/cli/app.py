@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ironmoe.bench.cli.attack import attack
 from ironmoe.bench.cli.bench import bench_app
+from ironmoe.bench.cli.compare import compare, table
 from ironmoe.bench.cli.late_help import CommandWithLateHelp
 from ironmoe.bench.cli.options import (
     Alpha,
@@ -120,6 +121,8 @@ def demo(
 
 
 app.command(cls=CommandWithLateHelp)(attack)
+app.command()(compare)
+app.command()(table)
 
 
 @app.command()

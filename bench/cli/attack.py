@@ -90,6 +90,22 @@ def attack(
             help="What the search does to routing: {routing}. Verdicts leave it free.",
         ),
     ] = "free",
+    levels: Annotated[
+        int | None,
+        bounded(
+            "How many values a pixel of an adversarial image may have, from 0 to 1 in equal steps: "
+            "**256** for 8-bit images. By default any; 256 with --save-images png.",
+            2,
+        ),
+    ] = None,
+    save_images: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the adversarial images that were found into the folder adversarial: as "
+            "**png** files, which read back are the same successes, or as **npz**, one for each "
+            "attack. index.csv there lists them."
+        ),
+    ] = None,
     attack_images: AttackImages = 500,
     batch_size: BatchSize = 500,
     max_seconds: Annotated[
@@ -122,6 +138,9 @@ def attack(
     """Attack a model from anywhere, with attacks, settings and data of your own, and write a
     report.
 
+    Beside it stand images.csv (and .jsonl) with a row for each image and attack, and table.tex (and
+    .csv) for a paper. **ironmoe compare** tests two runs against each other.
+
     Interrupted or at the end of its budget, the same command goes on from there. On several GPUs or
     processes: torchrun --nproc-per-node 8 -m ironmoe.bench attack …
 
@@ -136,6 +155,7 @@ def attack(
     console = Console(quiet=not is_first_process())
     with clear_errors(console):
         from ironmoe.bench.attack.run import AttackOptions, run_attack_command
+        from ironmoe.bench.attack.saved.png import LEVELS as PNG_LEVELS
         from ironmoe.bench.attack.suite import Suite
         from ironmoe.bench.common.data import load_data
 
@@ -151,6 +171,7 @@ def attack(
             seed=seed,
             dtype=dtype,
             routing=routing,
+            levels=PNG_LEVELS if levels is None and save_images == "png" else levels,
         )
         suite.check()
         target = chosen_device(device)
@@ -169,5 +190,6 @@ def attack(
             checks=checks,
             max_seconds=max_seconds,
             max_forwards=max_forwards,
+            save_images=save_images,
         )
         run_attack_command(options, console)

@@ -23,6 +23,21 @@ def test_an_attack_stays_in_ball_and_box_and_leaves_misclassified_images_alone(c
 
 
 @every_case
+def test_an_attack_keeps_to_radii_and_bounds_of_elements(case):
+    conformance.keeps_to_radii_and_bounds_of_elements(case)
+
+
+@every_case
+def test_an_attack_reaches_the_optimum_of_a_linear_model_with_radii_of_elements(case):
+    conformance.reaches_the_closed_form_with_radii_of_elements(case)
+
+
+@every_case
+def test_an_attack_takes_a_tensor_of_one_number_as_the_number(case):
+    conformance.takes_a_tensor_of_one_number_as_the_number(case)
+
+
+@every_case
 def test_an_attack_reaches_the_class_it_is_given_or_refuses_it(case):
     conformance.reaches_targets_or_refuses_them(case)
 

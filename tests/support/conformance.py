@@ -13,6 +13,7 @@ from torch import nn
 from ironmoe.attacks import evaluate, registry
 from ironmoe.attacks.balls.abilities import HyperplaneBall
 from ironmoe.attacks.balls.ball import ball_of
+from ironmoe.attacks.balls.elements import region_of
 from ironmoe.moe.routers.groups import Grouped
 
 # Products of differently shaped batches differ in their last bits. Attacks inside the ball follow
@@ -157,6 +158,94 @@ def stays_in_ball_and_box(case):
     if not case.kind.attacks_wrong:
         wrong = ~result.clean_correct
         assert torch.equal(result.adversarial[wrong], x[wrong])
+
+
+def elements(norm, dtype=torch.float32):
+    """(eps, bounds) that differ from element to element: half of them may not move."""
+    generator = torch.Generator().manual_seed(5)
+    shape = (1, 4, 4)
+    eps = 0.2 + 0.8 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    eps = eps * (torch.rand(shape, generator=generator) < 0.5)
+    low = -0.1 * torch.rand(shape, generator=generator)
+    high = torch.linspace(0.75, 1, 4)
+    return 6 * radius(norm) * eps, (low.to(dtype), high.to(dtype))
+
+
+def ball_with(norm, x, eps, bounds):
+    """The balls around images whose eps and bounds differ from element to element."""
+    region = region_of(eps, bounds, x.shape)
+    eps = region.radius.expand(len(x))
+    return ball_of(norm).scaled()(x, eps, bounds, region.scale)
+
+
+def keeps_to_radii_and_bounds_of_elements(case):
+    """In float32; what may not move keeps its bits, and Linf keeps each element within its eps."""
+    model = network(dtype=torch.float32)
+    x = images().float()
+    labels = labels_of(model, x)
+    eps, bounds = elements(case.norm)
+    attack = case.make(model, eps, bounds=bounds, steps=20)
+    result = attack.run(x, labels)
+    change = (result.adversarial.double() - x.double()).abs()
+
+    assert result.success.any()
+    assert not change[:, eps == 0].any(), "an element moved that may not"
+    if case.norm == "Linf":
+        assert (change <= eps).all()
+    ball = ball_with(case.norm, x, eps, bounds)
+    assert torch.equal(ball.distance(result.adversarial), result.distance)
+    assert (result.distance <= eps.max()).all()
+    low, high = attack.ball({"clean": x, "eps": ball.eps}).bounds
+    assert (result.adversarial >= low).all() and (result.adversarial <= high).all()
+
+    prediction = labels_of(model, result.adversarial)
+    assert torch.equal(result.success, prediction != labels)
+    assert "0." not in repr(attack).split("eps=")[1].split(" up to")[0], "a whole tensor printed"
+
+
+def reaches_the_closed_form_with_radii_of_elements(case):
+    """As ``reaches_the_closed_form``, where half of the elements may not move."""
+    ball = ball_of(case.norm)
+    if not issubclass(ball, HyperplaneBall):
+        return
+    torch.manual_seed(2)
+    weight = torch.randn(16, dtype=torch.float64)
+    x = images()
+    middle = (x.flatten(1) @ weight).quantile(0.5)
+
+    def model(at):
+        score = at.flatten(1) @ weight.to(at.dtype) - middle
+        return torch.stack([-score, score], 1)
+
+    shape, bounds = elements(case.norm, torch.float64)
+    where = ball_with(case.norm, x, shape / shape.max(), bounds)
+    value = x.flatten(1) @ weight - middle
+    weights = weight.view(1, 1, 4, 4).expand_as(x)
+    step = where.step_onto(x, weights, value)
+    least = where.measure(step)
+    left = value + (weights * step).flatten(1).sum(1)
+    least = torch.where(left.abs() > 1e-9, float("inf"), least)  # the box ends before
+    eps = float(least[least.isfinite()].median())
+
+    attack = case.make(model, eps * shape / shape.max(), steps=40, bounds=bounds)
+    result = attack.run(x, labels_of(model, x))
+    assert not result.success[least > eps * (1 + 1e-9)].any(), "a success beyond the hyperplane"
+    if case.kind.gradient:
+        assert result.success[least < 0.8 * eps].all(), "an image held inside the ball"
+
+
+def takes_a_tensor_of_one_number_as_the_number(case):
+    """Bit by bit, with as many passes."""
+    model, x = network(), images(6)
+    labels = labels_of(model, x)
+    eps = radius(case.norm)
+    plain = case.make(model, eps, bounds=(0.0, 1.0)).run(x, labels)
+    for shape in ((1, 1, 1), (4,), (1, 4, 4), (6, 1, 1, 1), (6, 1, 4, 4)):
+        value = torch.full(shape, eps, dtype=torch.float64)
+        bounds = (torch.zeros(4), torch.ones(1, 4, 4))
+        result = case.make(model, value, bounds=bounds).run(x, labels)
+        assert torch.equal(result.adversarial, plain.adversarial)
+        assert torch.equal(result.forwards, plain.forwards)
 
 
 def reaches_targets_or_refuses_them(case):

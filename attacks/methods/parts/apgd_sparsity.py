@@ -1,10 +1,12 @@
 """The schedule of Auto-PGD in L1, where how many pixels move matters more than how far (Croce &
 Hein, arXiv 2103.01208, algorithm 1)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import Ball, Bounds
+from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.random import normal
 from ironmoe.kernels.attack_step import column
@@ -40,14 +42,12 @@ class Sparsity:
 
     Args:
         steps: of an attempt.
-        ball: the class of the norm's balls.
-        bounds: of the box.
+        ball: gives the ball of some attempts.
         three_radii: see above.
     """
 
-    def __init__(self, steps: int, ball: type[Ball], bounds: Bounds, *, three_radii: bool) -> None:
+    def __init__(self, steps: int, ball: Callable[[Attempts], Ball], *, three_radii: bool) -> None:
         self.ball = ball
-        self.bounds = bounds
         self.three_radii = three_radii
         early = 3 * steps // 10 if three_radii else 0
         # Answers after which the searches at the two larger radii end.
@@ -59,17 +59,15 @@ class Sparsity:
     def start(self, attempts: Attempts) -> None:
         clean = attempts["clean"]
         attempts["radius"] = self._radius(attempts)
-        width = self.bounds[1] - self.bounds[0]
-        noise = normal(attempts["key"], clean.shape[1:], clean.dtype) * width
-        ball = self.ball(clean, attempts["radius"], self.bounds)
+        ball = self.ball(attempts | {"eps": attempts["radius"]})
+        noise = normal(attempts["key"], clean.shape[1:], clean.dtype) * ball.width
         attempts["point"] = ball.project(clean + noise)
 
         attempts |= self._search_from_point(attempts)
         if not self.three_radii:
-            size = clean[0].numel()
-            moving = max(1, int(FIRST_SHARE * size))
-            attempts["moving"] = torch.full_like(attempts["moving"], moving)
-            attempts["pixels"] = torch.full_like(attempts["pixels"], size)
+            size = torch.zeros_like(attempts["pixels"]) + ball.movable
+            attempts["moving"] = (FIRST_SHARE * size.double()).long().clamp_min(1)
+            attempts["pixels"] = size
 
     def goes_back(self, attempts: Attempts, loss: Tensor) -> Tensor:
         left = attempts["left"] - 1
@@ -90,10 +88,10 @@ class Sparsity:
         begins = radius < attempts["radius"]
         attempts["radius"] = radius
 
-        direction = _sparse_sign(grad, attempts["moving"], point, self.bounds)
-        stepped = point + column(attempts["alpha"], point) * direction
-        ball = self.ball(attempts["clean"], radius, self.bounds)
-        attempts["point"] = ball.project(where(begins, attempts["peak"], stepped))
+        ball = self.ball(attempts | {"eps": radius})
+        direction = _sparse_sign(grad, attempts["moving"], point, ball)
+        stepped = point + ball.in_pixels(column(attempts["alpha"], point) * direction)
+        attempts["point"] = ball.pull_in(where(begins, attempts["peak"], stepped))
 
         # A search at another radius knows nothing of the one before but its best point.
         forgotten = {"peak_loss": torch.full_like(attempts["peak_loss"], float("-inf"))}
@@ -134,17 +132,19 @@ def _moving(pixels: Tensor) -> Tensor:
     return (pixels / DENSER).floor().clamp_min(1).long()
 
 
-def _sparse_sign(grad: Tensor, moving: Tensor, point: Tensor, bounds: Bounds) -> Tensor:
+def _sparse_sign(grad: Tensor, moving: Tensor, point: Tensor, ball: Ball) -> Tensor:
     """(R, …) the signs of the ``moving`` (R,) largest entries of pixels with room, over their
-    number; 0 where the gradient is 0.
+    number; 0 where the gradient is 0. Entries count as in the ball's units.
 
     So the part inside the box has an L1 length of 1. Pixels at their face whose entries are as
     large are pushed as far: the projection shortens all pixels alike, and this keeps them there.
     """
-    size = grad.flatten(1).abs()
-    sign = grad.flatten(1).sign()
-    at = point.flatten(1)
-    has_room = torch.where(sign > 0, at < bounds[1], at > bounds[0]) & (sign != 0)
+    slope = ball.in_pixels(grad).flatten(1)
+    size = slope.abs()
+    sign = slope.sign()
+    low, high = ball.bounds
+    below = (point < high).flatten(1)
+    has_room = torch.where(sign > 0, below, (point > low).flatten(1)) & (sign != 0)
 
     ranked = (size * has_room).sort(dim=1, descending=True).values
     pushed = size >= ranked.gather(1, moving.unsqueeze(1) - 1)

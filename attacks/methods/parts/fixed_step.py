@@ -77,7 +77,7 @@ class FixedStepAttack(FixedRadiusAttack):
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({self.norm}, eps={self.eps}, steps={self.steps}, "
+            f"{type(self).__name__}({self.norm}, eps={self.eps_text}, steps={self.steps}, "
             f"restarts={self.restarts}, seed={self.seed})"
         )
 

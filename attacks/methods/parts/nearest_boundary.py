@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.abilities import HyperplaneBall
-from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
+from ironmoe.attacks.losses import check_several_classes
 
 
 class BoundaryAttack(LeastDistanceAttack):
@@ -56,10 +56,9 @@ class BoundaryAttack(LeastDistanceAttack):
                 f"got {self.attacked_model.routing}"
             )
 
-    @property
-    def geometry(self) -> type[HyperplaneBall]:
-        """The class of the norm's balls: lengths, and steps onto hyperplanes."""
-        return cast(type[HyperplaneBall], ball_of(self.norm))
+    def hyperplane_ball(self, attempts: Attempts) -> HyperplaneBall:
+        """The balls of the attempts, with lengths and steps onto hyperplanes."""
+        return cast(HyperplaneBall, self.ball(attempts))
 
     def start(self, attempts: Attempts) -> None:
         attempts["asked"] = torch.zeros_like(attempts["key"])
@@ -75,6 +74,7 @@ class BoundaryAttack(LeastDistanceAttack):
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) z_k − z_label."""
+        check_several_classes(logits, type(self).__name__)
         right = attempts["label"].unsqueeze(1)
         contender = self._contender(logits, attempts, right)
         return (logits.gather(1, contender) - logits.gather(1, right)).squeeze(1)
@@ -92,7 +92,12 @@ class BoundaryAttack(LeastDistanceAttack):
         return torch.where(first, likeliest, attempts["ranked"].gather(1, asked))
 
     def note_boundary(
-        self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor
+        self,
+        attempts: Attempts,
+        ball: HyperplaneBall,
+        logits: Tensor,
+        loss: Tensor,
+        grad: Tensor,
     ) -> Tensor:
         """Compare the boundary just asked about with those before; (R,) bool: it was the last one
         at this point."""
@@ -103,7 +108,7 @@ class BoundaryAttack(LeastDistanceAttack):
 
         weight = grad.to(attempts["clean"].dtype)
         value = loss.to(weight.dtype)
-        slope = self.geometry.dual_length(weight)
+        slope = ball.slope(weight)
         gap = torch.where(slope > 0, value.abs() / slope, float("inf"))
         nearer = (attempts["asked"] <= 0) | (gap < attempts["gap"])
         attempts["weight"] = where(nearer, weight, attempts["weight"])

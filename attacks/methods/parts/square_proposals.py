@@ -6,13 +6,13 @@ be made before it is known whether the ones before it are accepted.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.abilities import SparseBall
-from ironmoe.attacks.balls.ball import Ball, Bounds
+from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.methods.parts.square_windows import (
@@ -33,6 +33,12 @@ DRAWS = 8
 CANCELLED = 1e-4
 # The starting points of L2 and L1 have so many tiles along each axis.
 TILES = 5
+
+# A later proposal depends on these columns.
+PROPOSED_FROM = (
+    *("best", "clean", "key", "eps", "step", "extent"),
+    *("eps_scale", "low_bound", "high_bound"),
+)
 
 
 class Next(NamedTuple):
@@ -108,12 +114,18 @@ class SignProposals:
         numbers = uniform(keys.flatten(), (2 + channels,), torch.float32)
         numbers = numbers.view(*step.shape, 2 + channels)
         share = share_of_image(step, self.p_init)
-        windows = draw_windows(numbers[..., :2], share, plane, odd=False)
+        extent = attempts.get("extent")
+        windows = draw_windows(numbers[..., :2], share, plane, odd=False, extent=extent)
         upwards = numbers[..., 2:] < 0.5
 
         # A window changes nothing where every channel has the sign already.
         area = (windows.height * windows.width).unsqueeze(2)
-        idle = (counted(best == high, windows) == torch.where(upwards, area, 0)).all(2)
+        is_high = counted(best == high, windows)
+        if extent is None:
+            idle = (is_high == torch.where(upwards, area, 0)).all(2)
+        else:  # an element that may not move is as low as it is high
+            is_low = counted(best == low, windows)
+            idle = (torch.where(upwards, is_high, is_low) == area).all(2)
         useful = ~idle & (step < self.steps)
         chosen = (~useful).to(torch.int8).argsort(dim=1, stable=True)[:, :count]
         found = useful.gather(1, chosen)
@@ -138,31 +150,38 @@ class BumpProposals:
     Args:
         steps: proposals of an attempt.
         p_init: share of the image that the first windows cover.
-        ball: the class of the norm's balls.
+        ball: gives the ball of some attempts.
         order: of the norm.
-        bounds: of the box.
+        sparse: whether the norm has sparse steps.
     """
 
     def __init__(
-        self, steps: int, p_init: float, *, ball: type[Ball], order: int, bounds: Bounds
+        self,
+        steps: int,
+        p_init: float,
+        *,
+        ball: Callable[[Attempts], Ball],
+        order: int,
+        sparse: bool,
     ) -> None:
         self.steps = steps
         self.p_init = p_init
         self.ball = ball
         self.order = order
-        self.bounds = bounds
-        self.sparse = issubclass(ball, SparseBall)
+        self.sparse = sparse
 
     def start(self, attempts: Attempts) -> Tensor:
-        return self._within(attempts, self._tiles(attempts))
+        ball = self.ball(attempts)
+        tiles = self._tiles(attempts).view_as(ball.center) * ball.width
+        return self._within(ball, planes_of(ball.free_part(tiles)))
 
     def one(self, attempts: Attempts) -> Next:
         point, made, nothing_left = self._move(attempts)
         return Next(point.unsqueeze(1), made.unsqueeze(1), ~nothing_left.unsqueeze(1))
 
     def several(self, attempts: Attempts, count: int) -> Next:
-        names = ("best", "clean", "key", "eps", "step")
-        later = repeated({name: attempts[name] for name in names}, count)
+        known = {name: attempts[name] for name in PROPOSED_FROM if name in attempts}
+        later = repeated(known, count)
         rows = len(attempts["key"])
         later["step"] = later["step"] + torch.arange(count, device=later["step"].device).repeat(
             rows
@@ -175,7 +194,7 @@ class BumpProposals:
         )
 
     def _tiles(self, attempts: Attempts) -> Tensor:
-        """(R, C, H, W) the perturbation to start from: two bumps in each of 5 × 5 tiles (a few more
+        """(R, C, H, W) the pattern to start from: two bumps in each of 5 × 5 tiles (a few more
         where the image is not a multiple of 5), of any sign in each channel."""
         clean = planes_of(attempts["clean"])
         channels = clean.shape[1]
@@ -198,25 +217,29 @@ class BumpProposals:
         left = (plane[1] - tile[1] * count[1]) // 2
         down = plane[0] - up - bumps.shape[2]
         right = plane[1] - left - bumps.shape[3]
-        width = self.bounds[1] - self.bounds[0]
-        return torch.nn.functional.pad(bumps, (left, right, up, down)) * width
+        return torch.nn.functional.pad(bumps, (left, right, up, down))
 
     def _move(self, attempts: Attempts) -> tuple[Tensor, Tensor, Tensor]:
         """(R, …) the next proposal, (R,) steps made with it, (R,) bool whether no step was left."""
-        delta = planes_of(attempts["best"] - attempts["clean"])
+        ball = self.ball(attempts)
+        delta = planes_of(ball.in_units(attempts["best"] - attempts["clean"]))
         plane = plane_of(delta)
         channels = delta.shape[1]
         order = self.order
 
         draws = uniform(attempts["key"] + 1 + attempts["step"], (5 + channels,), torch.float32)
         share = share_of_image(attempts["step"], self.p_init).unsqueeze(1)
-        windows = draw_windows(draws[:, :4].view(-1, 2, 2), share, plane, odd=True)
+        extent = attempts.get("extent")
+        places = draws[:, :4].view(-1, 2, 2)
+        windows = draw_windows(places, share, plane, odd=True, extent=extent)
         inside, emptied = covered(windows, plane).unsqueeze(2).unbind(1)
         either = inside | emptied
 
         filled = Window(*(field[:, 0] for field in windows))
         pattern = two_bumps(filled, draws[:, 4] < 0.5, plane, order, delta.dtype).unsqueeze(1)
         pattern = torch.where(draws[:, 5:].view(-1, channels, 1, 1) < 0.5, -pattern, pattern)
+        if "extent" in attempts:
+            pattern = planes_of(ball.free_part(pattern.reshape(ball.center.shape)))
         old = delta * inside
         new = pattern + old / _length(old, order)
 
@@ -231,16 +254,15 @@ class BumpProposals:
         new = torch.where(_length(new, order) > CANCELLED, new, pattern)
         new = new / _length(new, order) * length
         moved = torch.where(inside, new, delta * ~either)
-        return self._within(attempts, moved), attempts["step"] + 1, attempts["step"] >= self.steps
+        point = self._within(ball, moved)
+        return point, attempts["step"] + 1, attempts["step"] >= self.steps
 
-    def _within(self, attempts: Attempts, delta: Tensor) -> Tensor:
-        """The clean image plus ``delta`` (R, C, H, W), in ball and box."""
-        clean = attempts["clean"]
-        if self.sparse:
-            ball = self.ball(clean, attempts["eps"], self.bounds)
-            return ball.project(clean + delta.view_as(clean))
-        scaled = delta / _length(delta, 2, (1, 2, 3)) * column(attempts["eps"], delta)
-        return (clean + scaled.view_as(clean)).clamp(*self.bounds)
+    def _within(self, ball: Ball, delta: Tensor) -> Tensor:
+        """The clean image plus ``delta`` (R, C, H, W) units, in ball and box."""
+        if not self.sparse:
+            delta = delta / _length(delta, 2, (1, 2, 3)) * column(ball.eps, delta)
+        moved = ball.center + ball.in_pixels(delta.view_as(ball.center))
+        return ball.pull_in(moved) if self.sparse else ball.clip(moved)
 
 
 def repeated(attempts: Attempts, count: int) -> Attempts:

@@ -31,7 +31,22 @@ def share_of_image(step: Tensor, p_init: float) -> Tensor:
     return p_init * torch.exp2(-halvings.double())
 
 
-def draw_windows(places: Tensor, share: Tensor, plane: Plane, odd: bool) -> Window:
+def extent_of(free: Tensor) -> Tensor:
+    """(R, 4) int64: top, left, height and width of the smallest rectangle around all elements that
+    may move, of planes (R, C, H, W) bool. Where there are none it is the first pixel."""
+    sides = []
+    for axis in (2, 3):
+        used = free.any(1).any(4 - axis)  # (R, H) or (R, W)
+        first = used.to(torch.int8).argmax(1)
+        last = used.shape[1] - 1 - used.flip(1).to(torch.int8).argmax(1)
+        length = torch.where(used.any(1), last - first, 0) + 1
+        sides.append((first, length))
+    return torch.stack([sides[0][0], sides[1][0], sides[0][1], sides[1][1]], 1)
+
+
+def draw_windows(
+    places: Tensor, share: Tensor, plane: Plane, odd: bool, extent: Tensor | None = None
+) -> Window:
     """Windows of one shape (…) that cover ``share`` (…) of the plane, placed by uniform numbers
     ``places`` (…, 2).
 
@@ -39,11 +54,14 @@ def draw_windows(places: Tensor, share: Tensor, plane: Plane, odd: bool) -> Wind
     rectangles of the same area. With ``odd`` sides are odd and at least 3, as the moves in L2 and
     L1 want them.
 
+    With ``extent`` (R, 4) of R attempts, of which ``share`` (R, …) has rows, windows lie there and
+    their shares are shares of it.
+
     All places are possible; the official code never takes the last row and the last column. On
     small images that costs it many successes, but where the margin of an image is empty, as in
     MNIST, it saves steps.
     """
-    height, width = plane
+    height, width = plane if extent is None else extent[:, 2:].unsqueeze(2).unbind(1)
     area = share * (height * width)
     side = area.sqrt().round().clamp_min(3 if odd else 1)
     if odd:
@@ -56,6 +74,9 @@ def draw_windows(places: Tensor, share: Tensor, plane: Plane, odd: bool) -> Wind
 
     top = (places[..., 0] * (height + 1 - tall)).long()
     left = (places[..., 1] * (width + 1 - wide)).long()
+    if extent is not None:
+        top = top + extent[:, :1]
+        left = left + extent[:, 1:2]
     return Window(top, left, tall, wide)
 
 

@@ -194,6 +194,7 @@ def test_two_processes_find_what_one_finds(place, no_pictures):
     Most of the time goes into imports, so each process makes both runs.
     """
     common = ["--model", "small_models:linear", "--data", "set.npz", *SMALL, "--attack", SEARCHED]
+    common += ["--save-images", "npz"]
     attack(*common, "--eps", "2,8", "--out", "one")
     (place / "two_runs.py").write_text(TWO_RUNS)
     with socket.socket() as free:
@@ -218,6 +219,8 @@ def test_two_processes_find_what_one_finds(place, no_pictures):
     one, two = written(place / "one"), written(place / "two")
     assert two[0]["processes"] == 2 and "2 processes" in two[1]
     assert same_verdicts(one[2], two[2])
+    for name in ("images.csv", "table.csv", "adversarial/index.csv", "adversarial/pgd.npz"):
+        assert (place / "one" / name).read_bytes() == (place / "two" / name).read_bytes()
     assert "easiest.png" in {p.name for p in (place / "two").glob("*.png")}
     assert len(list((place / "two" / "results" / "journal").glob("journal-*.jsonl"))) == 2
     assert result.returncode and "[rank" not in result.stderr

@@ -1,0 +1,127 @@
+"""eps and bounds as arguments of an attack: what is refused, and how they are printed."""
+
+import re
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.balls.elements import Bound, Bounds
+
+
+def checked_eps(eps: Any, *, infinite: bool) -> Bound:
+    """eps as a number or a tensor. A list or an array becomes a tensor.
+
+    Args:
+        infinite: eps may be infinite.
+
+    Raises:
+        TypeError: eps is neither.
+        ValueError: an element is NaN or negative, or infinite where it may not be.
+    """
+    number = _checked_kind("eps", eps)
+    values = torch.as_tensor(number, dtype=torch.float64)
+    bad = ~(values >= 0) | (values.isinf() & (not infinite))
+    if bool(bad.any()):
+        wanted = "at least 0" if infinite else "finite and at least 0"
+        raise ValueError(f"eps must be {wanted}, got {_first(values, bad)}")
+    return number
+
+
+def checked_bounds(bounds: Any, *, finite_for: str | None) -> Bounds:
+    """bounds as a pair of numbers or tensors.
+
+    Args:
+        finite_for: who needs finite bounds; None: nobody.
+
+    Raises:
+        TypeError: bounds is no pair of these.
+        ValueError: a lowest value is not below its highest one. Single elements of tensors may have
+            both equal; such an element cannot move.
+    """
+    if not isinstance(bounds, tuple | list):
+        raise TypeError(
+            f"bounds must be (lowest, highest), two numbers or tensors, got {_shown_kind(bounds)}"
+        )
+    if len(bounds) != 2:
+        raise ValueError(
+            f"bounds must be (lowest, highest) with lowest < highest, got {tuple(bounds)}"
+        )
+
+    low, high = (_checked_kind("bounds", bound) for bound in bounds)
+    lows, highs = (torch.as_tensor(bound, dtype=torch.float64) for bound in (low, high))
+    try:
+        lows, highs = torch.broadcast_tensors(lows, highs)
+    except RuntimeError:
+        raise ValueError(
+            "bounds must be (lowest, highest) whose shapes broadcast to each other, got "
+            f"{tuple(lows.shape)} and {tuple(highs.shape)}"
+        ) from None
+
+    wrong = ~(lows <= highs)
+    if bool(wrong.any()) or not bool((lows < highs).any() or not lows.numel()):
+        pair = bounds_text((low, high))
+        where = "" if lows.ndim == 0 else f": {_first(lows, wrong)} and {_first(highs, wrong)}"
+        raise ValueError(
+            f"bounds must be (lowest, highest) with lowest < highest, got {pair}{where}"
+        )
+    if finite_for and not bool((lows.isfinite() & highs.isfinite()).all()):
+        pair = bounds_text((low, high))
+        raise ValueError(f"bounds must be finite for {finite_for}, got {pair}")
+    return low, high
+
+
+def shown(value: Bound) -> str:
+    """A number as Python prints it, a tensor by its shape and largest element."""
+    if not isinstance(value, Tensor):
+        return f"{value}"
+    if value.numel() == 1:
+        return f"{float(value):.6g}"
+    largest = f" up to {float(value.max()):.6g}" if value.numel() else ""
+    return f"tensor {tuple(value.shape)}{largest}"
+
+
+def bounds_text(bounds: Bounds) -> str:
+    return f"({', '.join(shown(bound) for bound in bounds)})"
+
+
+def _checked_kind(name: str, value: Any) -> Bound:
+    """TypeError: neither a number nor a tensor of numbers nor what makes one."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]
+    if not isinstance(value, Tensor):
+        value = _as_tensor(name, value)
+    if value.dtype == torch.bool or value.is_complex():
+        raise TypeError(
+            f"{name} must be numbers, got a tensor of {value.dtype}: write mask * radius for a mask"
+        )
+    return value
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name} must be a number or a tensor of numbers, got {_shown_kind(value)}"
+        ) from None
+
+
+def _shown_kind(value: Any) -> str:
+    """What an error says of a value of the wrong kind; a quotient in a string is spelled out."""
+    if not isinstance(value, str):
+        return repr(value) if value is None else f"{type(value).__name__}"
+    quotient = re.fullmatch(r"\s*([\d.]+)\s*/\s*([\d.]+)\s*", value)
+    hint = f"; write {quotient[1]} / {quotient[2]}" if quotient else ""
+    return f"{value!r}{hint}"
+
+
+def _first(values: Tensor, bad: Tensor) -> str:
+    """The first bad element, and where it is."""
+    if values.ndim == 0:
+        return f"{float(values)}"
+    if not bool(bad.any()):
+        return "the same numbers everywhere"
+    place = tuple(bad.nonzero()[0].tolist())
+    return f"{float(values[place]):.6g} at {list(place)}"

@@ -1,0 +1,200 @@
+"""Two evaluations of the same images, compared image by image."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ironmoe.attacks.evaluation.report import RobustnessReport
+from ironmoe.attacks.results.outcomes import CLEAN, WORST_CASE, Outcomes, Values, outcomes_of
+from ironmoe.attacks.results.paired import PairedDifference, paired_difference
+
+
+class ComparedAccuracy(NamedTuple):
+    """One accuracy of both runs.
+
+    attack: its name, "clean" or "worst case"
+    eps: the radius; None for "clean", and for a worst case of attacks that have no radius in
+        common, each of which counts at its own largest radius
+    undecided: how many images a budget left undecided in one of the runs. They count as right; but
+        the interval reaches as far as they can move the difference, and the p-value is the largest
+        that is possible, 1 if either run may turn out to be the better one
+    result: of all images that both runs came to
+    """
+
+    attack: str
+    eps: float | None
+    undecided: int
+    result: PairedDifference
+
+
+class Comparison(NamedTuple):
+    """What ``compare`` found: a line for each accuracy that both runs have, and in sentences what
+    could not be compared."""
+
+    lines: list[ComparedAccuracy]
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON; NaN where there is no image."""
+        lines = [
+            {"attack": line.attack, "eps": line.eps, "undecided": line.undecided}
+            | line.result.as_dict()
+            for line in self.lines
+        ]
+        return {"lines": lines, "notes": self.notes}
+
+    def __str__(self) -> str:
+        tests = dict.fromkeys(line.result.test for line in self.lines)
+        confidence = 100 * self.lines[0].result.confidence
+        methods = (
+            f"p-values: {' or '.join(tests)}; intervals of differences: {confidence:g} %, Bonett "
+            "and Price (2012)"
+        )
+        return "\n".join([*map(_told, self.lines), methods, *self.notes])
+
+
+def compare(
+    one: RobustnessReport | Outcomes,
+    other: RobustnessReport | Outcomes,
+    *,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Compare the accuracies of two evaluations on the same images: the clean one, and those under
+    attacks of the same name at the same radius; with several of them, the worst case, too.
+
+    Test and interval are paired: they rest on the images that are right in one run only
+    (``paired_difference`` says how). Each p-value is that of its line alone. Images that a budget
+    kept one run from coming to are left out. Those that it left undecided are not, because images
+    that fall are decided first: ``ComparedAccuracy`` says how they count.
+
+    Args:
+        one, other: what ``evaluate`` returned. The differences are those of ``one`` minus
+            ``other``.
+        confidence: that of the intervals, between 0 and 1.
+
+    Raises:
+        ValueError: the runs are about other images: numbers in the data, labels or checksums
+            differ.
+    """
+    first, second = (run if isinstance(run, Outcomes) else outcomes_of(run) for run in (one, other))
+    numbers = _same_images(first, second)
+    missing = len({*first.numbers, *second.numbers}) - len(numbers)
+
+    lines = [
+        _compared(attack, eps, values, others, confidence)
+        for attack, eps, values, others in _accuracies(first, second, numbers)
+    ]
+    return Comparison(lines, _notes(first, second, missing))
+
+
+def _compared(
+    attack: str, eps: float | None, one: Values, other: Values, confidence: float
+) -> ComparedAccuracy:
+    def result(undecided_in_one: float, undecided_in_other: float) -> PairedDifference:
+        values, others = _filled(one, undecided_in_one), _filled(other, undecided_in_other)
+        return paired_difference(values, others, confidence=confidence)
+
+    undecided = sum(None in pair for pair in zip(one, other, strict=True))
+    so_far, least, most = result(1, 1), result(0, 1), result(1, 0)
+    either_way = least.difference <= 0 <= most.difference and undecided > 0
+    return ComparedAccuracy(
+        attack=attack,
+        eps=eps,
+        undecided=undecided,
+        result=so_far._replace(
+            interval=(least.interval[0], most.interval[1]),
+            p_value=1.0 if either_way else max(least.p_value, most.p_value),
+        ),
+    )
+
+
+def _filled(values: Values, undecided: float) -> list[float]:
+    return [undecided if value is None else value for value in values]
+
+
+def _same_images(one: Outcomes, other: Outcomes) -> list[int]:
+    """The numbers of the images that both runs came to."""
+    common = [number for number in one.numbers if number in other.first]
+    for name, run, another in (("one", one, other), ("other", other, one)):
+        more = [number for number in another.numbers if number not in run.first]
+        if more and run.complete:
+            raise ValueError(
+                f"one and other must be about the same images, got {len(one.numbers)} and "
+                f"{len(other.numbers)}; {name} is complete without image {more[0]}"
+            )
+
+    for what in ("label", "checksum"):
+        for number in common:
+            values = (one.first[number][what], other.first[number][what])
+            if None not in values and values[0] != values[1]:
+                raise ValueError(
+                    f"one and other must be about the same images, got image {number} with "
+                    f"{what} {values[0]} and {values[1]}"
+                )
+    return common
+
+
+def _accuracies(
+    one: Outcomes, other: Outcomes, numbers: Sequence[int]
+) -> list[tuple[str, float | None, Values, Values]]:
+    """(attack, eps, values of one, values of other) for each accuracy that both runs have."""
+    found: list[tuple[str, float | None, Values, Values]] = [
+        (CLEAN, None, one.clean(numbers), other.clean(numbers))
+    ]
+    attacks = _common(list(one.rows), list(other.rows))
+    for attack in attacks:
+        for eps in _common(one.radii[attack], other.radii[attack]):
+            values, others = (run.under(attack, eps, numbers) for run in (one, other))
+            found.append((attack, eps, values, others))
+
+    if len(attacks) > 1:
+        radii = _common(one.radii_of_all(attacks), other.radii_of_all(attacks))
+        for radius in radii or _largest(one, other, attacks):
+            values, others = (run.under_all(attacks, radius, numbers) for run in (one, other))
+            found.append((WORST_CASE, radius, values, others))
+    return found
+
+
+def _largest(one: Outcomes, other: Outcomes, attacks: Sequence[str]) -> list[None]:
+    """[None], which stands for the largest radius of each attack, if the runs have the same."""
+    same = all(one.radii[attack][-1] == other.radii[attack][-1] for attack in attacks)
+    return [None] if same else []
+
+
+def _notes(one: Outcomes, other: Outcomes, missing: int) -> list[str]:
+    notes = []
+    for run, another, name in ((one, other, "the first run"), (other, one, "the second run")):
+        only = [attack for attack in run.rows if attack not in another.rows]
+        if only:
+            notes.append(f"Only {name} has {', '.join(only)}.")
+        radii = {
+            attack: sorted({*run.radii[attack]} - {*another.radii[attack]})
+            for attack in _common(list(run.rows), list(another.rows))
+        }
+        notes += [
+            f"Only {name} has {attack} at {', '.join(map(str, more))}."
+            for attack, more in radii.items()
+            if more
+        ]
+    if missing == 1:
+        notes.append("1 image is left out, because one run did not come to it.")
+    elif missing:
+        notes.append(f"{missing} images are left out, because one run did not come to them.")
+    return notes
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+    return [each for each in one if each in other]
+
+
+def _told(line: ComparedAccuracy) -> str:
+    """A line for people."""
+    result = line.result
+    at = "" if line.eps is None else f" at {line.eps:.6g}"
+    out = f", {line.undecided} of them undecided" if line.undecided else ""
+    low, high = result.interval
+    return (
+        f"{line.attack}{at}: {100 * result.accuracy_one:.1f} % and "
+        f"{100 * result.accuracy_other:.1f} %, difference {100 * result.difference:+.1f} "
+        f"[{100 * low:+.1f}, {100 * high:+.1f}], p {result.p_value:.3g}, "
+        f"{result.images} images{out}"
+    )

@@ -1,0 +1,166 @@
+"""What every attack did to every image: rows of plain values, whose columns are declared here.
+
+A new column is one entry in ``IMAGE_COLUMNS``: files, comparisons and the command follow.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ironmoe.attacks.engine.counters import SIGNS
+from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
+from ironmoe.attacks.results.rows_file import Row, read_text_rows, write_text_rows
+
+Reports = RobustnessReport | Mapping[str, RobustnessReport]
+
+
+class ImageColumn(NamedTuple):
+    """One column of the rows of images.
+
+    name: of the column
+    kind: the type of its values, of which each may be None: it does not apply, or is not known
+    values: what a summary says of its N images, as a tensor (N,) or N values; None where it says
+        nothing
+    """
+
+    name: str
+    kind: type
+    values: Callable[[AttackSummary], Tensor | Sequence[Any] | None]
+
+
+def _fell_at(summary: AttackSummary) -> list[float | None]:
+    return [
+        radius if fell else None
+        for radius, fell in zip(summary.fell_at.tolist(), summary.fell.tolist(), strict=True)
+    ]
+
+
+def _held_at(summary: AttackSummary) -> list[float | None]:
+    """The largest radius at which an image is known to have held."""
+    held: list[float | None] = [None] * len(summary.examples)
+    for eps in summary.eps:
+        known = summary.robust_at(eps) & ~summary.undecided_at(eps)
+        held = [eps if now else before for now, before in zip(known.tolist(), held, strict=True)]
+    return held
+
+
+def _part(summary: AttackSummary) -> list[str | None]:
+    return [
+        summary.stages[passed][1] if fell else None
+        for passed, fell in zip(summary.passed.tolist(), summary.fell.tolist(), strict=True)
+    ]
+
+
+def _not_negative(numbers: Tensor | None) -> list[int | None] | None:
+    """−1 stands for a number that is not there."""
+    if numbers is None:
+        return None
+    return [None if number < 0 else number for number in numbers.tolist()]
+
+
+def _flag(sign: str) -> Callable[[AttackSummary], Tensor | None]:
+    return lambda summary: summary.flags.get(sign)
+
+
+IMAGE_COLUMNS: tuple[ImageColumn, ...] = (
+    ImageColumn("number", int, lambda summary: summary.examples),
+    ImageColumn("label", int, lambda summary: _not_negative(summary.per_image.get("label"))),
+    ImageColumn(
+        "clean_prediction",
+        int,
+        lambda summary: _not_negative(summary.per_image.get("clean_prediction")),
+    ),
+    ImageColumn("clean_right", bool, lambda summary: summary.clean_correct),
+    ImageColumn("fell", bool, lambda summary: summary.fell),
+    ImageColumn("decided", bool, lambda summary: summary.decided),
+    ImageColumn("eps", float, _fell_at),
+    ImageColumn("held_at", float, _held_at),
+    ImageColumn("part", str, _part),
+    ImageColumn("prediction", int, lambda summary: _not_negative(summary.prediction)),
+    ImageColumn("distance", float, lambda summary: summary.distance),
+    ImageColumn("steps", int, lambda summary: _not_negative(summary.steps)),
+    ImageColumn("found", bool, lambda summary: summary.found),
+    ImageColumn("forwards", int, lambda summary: summary.per_image.get("forwards")),
+    ImageColumn("backwards", int, lambda summary: summary.per_image.get("backwards")),
+    *(ImageColumn(sign, bool, _flag(sign)) for sign in SIGNS),
+    ImageColumn("checksum", int, lambda summary: _not_negative(summary.per_image.get("checksum"))),
+)
+
+# The command adds ``row``, the image's place in the data that were loaded.
+KINDS: dict[str, type] = {column.name: column.kind for column in IMAGE_COLUMNS} | {"row": int}
+
+
+def per_image(reports: Reports) -> list[Row]:
+    """One row for each attack and image, in the order of the attacks and of the data.
+
+    The columns:
+
+    - ``model``: its name, where several reports are given
+    - ``attack``: its name
+    - ``number``: the image's number in the data
+    - ``label``, ``clean_prediction``: classes
+    - ``clean_right``: the clean prediction is right
+    - ``fell``, ``eps``, ``part``: the image fell, at which radius, to which part of an ensemble;
+      radii and distances are in the units of the attack's ``bounds``
+    - ``held_at``: the largest radius at which it held against the whole attack
+    - ``decided``: nothing was left to do when the evaluation ended
+    - ``prediction``, ``distance``: of the final image
+    - ``steps``: how many queries came before the success
+    - ``found``: the search saw a success, which full precision may not have confirmed
+    - ``forwards``, ``backwards``: passes of the model that the image took part in
+    - one column for each of the flags of ``AttackResult``
+    - ``checksum``: the CRC-32 of the image and its label
+
+    What does not apply is None: ``eps`` of an image that held, ``label`` of one without a class.
+
+    Args:
+        reports: what ``evaluate`` returned, or model → report for several models.
+    """
+    if isinstance(reports, RobustnessReport):
+        return _rows_of(reports)
+    return [{"model": model} | row for model, report in reports.items() for row in _rows_of(report)]
+
+
+def write_rows(reports: Reports, path: Path | str) -> None:
+    """Write ``per_image(reports)`` as CSV (".csv") or as JSON lines (".jsonl").
+
+    Raises:
+        ValueError: the path ends in something else.
+    """
+    write_text_rows(per_image(reports), path)
+
+
+def read_rows(path: Path | str) -> list[Row]:
+    """The rows that ``write_rows`` wrote, with the same values and types.
+
+    Raises:
+        ValueError: the file is no such file.
+    """
+    return read_text_rows(path, KINDS)
+
+
+def _rows_of(report: RobustnessReport) -> list[Row]:
+    return [
+        row for name, summary in report.attacks.items() for row in _rows_of_attack(name, summary)
+    ]
+
+
+def _rows_of_attack(attack: str, summary: AttackSummary) -> list[Row]:
+    count = len(summary.examples)
+    columns = [_plain(column.values(summary), count) for column in IMAGE_COLUMNS]
+    names = [column.name for column in IMAGE_COLUMNS]
+    return [
+        {"attack": attack} | dict(zip(names, values, strict=True))
+        for values in zip(*columns, strict=True)
+    ]
+
+
+def _plain(values: Tensor | Sequence[Any] | None, count: int) -> Sequence[Any]:
+    """N values; None where a number is not finite, for which JSON has no sign."""
+    if values is None:
+        return [None] * count
+    plain = values.tolist() if isinstance(values, Tensor) else values
+    return [None if isinstance(each, float) and not isfinite(each) else each for each in plain]

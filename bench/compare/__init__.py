@@ -1,0 +1,1 @@
+"""What finished runs of ``ironmoe attack`` say together: ``ironmoe compare``, ``ironmoe table``."""

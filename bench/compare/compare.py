@@ -1,0 +1,119 @@
+"""``ironmoe compare``: two runs on the same images, line by line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ironmoe.attacks import ComparedAccuracy, Comparison, compare
+from ironmoe.bench.common.files import finite
+from ironmoe.bench.common.radii import exact, to_255
+from ironmoe.bench.compare.finished_run import FinishedRun, RunError, finished_run
+from ironmoe.bench.reports.cells import counted
+from ironmoe.bench.reports.tables import Column, cells, headers, terminal_table
+
+COLUMNS: tuple[Column[ComparedAccuracy], ...] = (
+    Column("attack", lambda line: line.attack),
+    Column("eps/255", lambda line: "" if line.eps is None else exact(_rounded(line.eps))),
+    Column("first", lambda line: _percent(line.result.accuracy_one)),
+    Column("second", lambda line: _percent(line.result.accuracy_other)),
+    Column("difference", lambda line: _difference(line)),
+    Column("p", lambda line: f"{line.result.p_value:.2g}"),
+)
+UNDECIDED: Column[ComparedAccuracy] = Column("undecided", lambda line: str(line.undecided))
+
+
+def run_compare_command(
+    one: Path, other: Path, *, confidence: float, as_json: bool, console: Console
+) -> Comparison:
+    """Compare two finished runs, and print a table, or JSON.
+
+    Raises:
+        RunError: a folder holds no such run, or the runs cannot be compared.
+    """
+    runs = [finished_run(path) for path in (one, other)]
+    norms = [run.settings["attacks"]["norm"] for run in runs]
+    if norms[0] != norms[1]:
+        raise RunError(
+            f"{one} and {other} must be attacked in the same norm, got {norms[0]} and {norms[1]}"
+        )
+    try:
+        first, second = (run.outcomes() for run in runs)
+        comparison = compare(first, second, confidence=confidence)
+    except ValueError as error:
+        raise RunError(f"{one}, {other}: {error}") from error
+
+    if as_json:
+        console.out(json.dumps(finite(_entry(runs, comparison)), indent=1), highlight=False)
+    else:
+        _print(runs, comparison, console)
+    return comparison
+
+
+def _entry(runs: list[FinishedRun], comparison: Comparison) -> dict[str, Any]:
+    names = ("one", "other")
+    about = {
+        name: {"folder": str(run.path), "model": run.name, "attacks": run.report["attacks"]}
+        for name, run in zip(names, runs, strict=True)
+    }
+    return about | {"other_settings": _other_settings(runs)} | comparison.as_dict()
+
+
+def _print(runs: list[FinishedRun], comparison: Comparison, console: Console) -> None:
+    for number, run in zip(("first", "second"), runs, strict=True):
+        _say(f"{number}: {run.report['title']}, {run.path}", console)
+
+    open_ = any(line.undecided for line in comparison.lines)
+    columns = (*COLUMNS, UNDECIDED) if open_ else COLUMNS
+    table = terminal_table(headers(columns), no_wrap=True)
+    for line in comparison.lines:
+        table.add_row(*cells(columns, line))
+    console.print(table)
+
+    result = comparison.lines[0].result
+    tests = " or ".join(dict.fromkeys(line.result.test for line in comparison.lines))
+    _say(
+        f"On {counted(result.images, 'image')}. Accuracies are in percent, differences in points, "
+        f"first minus second, with {100 * result.confidence:g} % intervals for paired data (Bonett "
+        f"and Price, 2012). p is that of {tests}, two-sided, for each line alone.",
+        console,
+    )
+    if open_:
+        _say(
+            "Undecided images count as right. They may still fall: intervals and p allow for that.",
+            console,
+        )
+    for note in comparison.notes:
+        _say(note, console)
+    if others := _other_settings(runs):
+        _say(f"The runs differ in more than the model: {'; '.join(others)}.", console)
+
+
+def _other_settings(runs: list[FinishedRun]) -> list[str]:
+    """Where the attacks and the versions of the runs differ."""
+    one, other = (run.settings["attacks"] for run in runs)
+    pairs = {f"attacks.{key}": (one.get(key), other.get(key)) for key in {**one, **other}}
+    pairs["ironmoe"] = runs[0].settings["ironmoe"], runs[1].settings["ironmoe"]
+    return [f"{name}: {a} and {b}" for name, (a, b) in pairs.items() if a != b]
+
+
+def _difference(line: ComparedAccuracy) -> str:
+    low, high = (100 * end for end in line.result.interval)
+    if not line.result.images:
+        return "–"
+    return f"{100 * line.result.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _percent(share: float) -> str:
+    return "–" if share != share else f"{100 * share:.1f}"
+
+
+def _rounded(eps: float) -> float:
+    """A radius in units of 1/255, as people wrote it: multiplied, 3/255 may not be 3."""
+    times = to_255(eps)
+    return round(times, 9)
+
+
+def _say(line: str, console: Console) -> None:
+    console.print(line, highlight=False, markup=False)

@@ -1,0 +1,182 @@
+"""What ``ironmoe attack`` writes beside its report: rows, tables, adversarial images."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ironmoe.attacks import read_rows
+from ironmoe.bench.attack import run as attack_run
+from ironmoe.bench.attack.saved.found_images import SaveError, check_form
+from ironmoe.bench.attack.saved.png import from_png, png
+from ironmoe.bench.cli.app import app
+from ironmoe.bench.common.data import load_data
+
+SMALL = ["--all", "--attack-images", 36, "--device", "cpu", "--steps", 4, "--no-checks"]
+EPS = ["--eps", "2,8,32"]
+
+
+def attack(*arguments, code=0):
+    common = ["--model", "small_models:linear", "--data", "set.npz", *SMALL]
+    command = ["attack", *map(str, [*common, *arguments])]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return " ".join(result.output.split())
+
+
+def index_of(folder):
+    with (folder / "adversarial" / "index.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder):
+    """Of the files that other programs read, by name."""
+    files = [
+        *folder.glob("images.*"),
+        *folder.glob("table.*"),
+        *(folder / "adversarial").rglob("*.*"),
+    ]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def predicted(place, images):
+    from small_models import linear
+
+    with torch.no_grad():
+        return linear()(images).argmax(1)
+
+
+def test_the_rows_and_tables_of_a_run_are_those_of_its_report(place, no_pictures):
+    output = attack("--attack", "pgd,fgsm", *EPS, "--out", "run")
+    assert "Image by image: run/images.csv, table: run/table.tex" in output
+    report = json.loads((place / "run" / "report.json").read_text())
+    rows = read_rows("run/images.csv")
+    assert rows == read_rows("run/images.jsonl") and len(rows) == 2 * 36
+    with np.load("run/images.npz") as verdicts:
+        for name in ("pgd", "fgsm"):
+            mine = [row for row in rows if row["attack"] == name]
+            for key in ("label", "row"):
+                assert [row[key] for row in mine] == verdicts[key].tolist()
+            assert [row["prediction"] for row in mine] == verdicts[f"{name}/prediction"].tolist()
+            at = [255 * (row["eps"] or 0) for row in mine if row["fell"]]
+            assert np.allclose(at, [r for r in verdicts[f"{name}/fell_at"] if 0 < r < np.inf])
+
+    table = list(csv.DictReader((place / "run" / "table.csv").open(newline="")))
+    worst = [int(row["right"]) for row in table if row["attack"] == "worst case"]
+    assert worst == [share["count"] for share in report["worst_case"]]
+    latex = (place / "run" / "table.tex").read_text()
+    assert "linear & pgd & 83.3 [" in latex
+    assert "$\\varepsilon = 2/255$" in latex
+
+
+def test_found_images_are_saved_and_are_the_same_successes(place, no_pictures):
+    output = attack("--attack", "pgd,fgsm", *EPS, "--out", "run", "--save-images", "npz")
+    index = index_of(place / "run")
+    fell = [row for row in read_rows("run/images.csv") if row["fell"]]
+    assert f"Adversarial images: {len(fell)}, listed in run/adversarial/index.csv" in output
+    assert [(row["attack"], int(row["number"])) for row in index] == [
+        (row["attack"], row["number"]) for row in fell
+    ]
+    clean = load_data("set.npz").images
+    for name in ("pgd", "fgsm"):
+        with np.load(f"run/adversarial/{name}.npz") as file:
+            images, saved = torch.from_numpy(file["images"]), dict(file)
+        mine = [row for row in index if row["attack"] == name]
+        assert [row["file"] for row in mine] == [f"{name}.npz"] * len(images)
+        assert [int(row["place"]) for row in mine] == list(range(len(images)))
+        assert saved["prediction"].tolist() == predicted(place, images).tolist()
+        assert (saved["prediction"] != saved["labels"]).all()
+        distance = (images - clean[saved["row"]]).double().abs().flatten(1).amax(1)
+        assert (distance.numpy() <= saved["eps"] + 1e-12).all()
+        assert np.allclose(distance.numpy(), saved["distance"], atol=1e-9)
+
+
+def test_the_images_of_a_finished_run_are_saved_without_attacking_anew(place, no_pictures):
+    attack(*EPS, "--out", "whole", "--save-images", "npz")
+    attack(*EPS, "--out", "parts", "--max-forwards", 200)
+    report = json.loads((place / "parts" / "report.json").read_text())
+    assert not report["report"]["complete"] and not (place / "parts" / "adversarial").exists()
+    attack(*EPS, "--out", "parts", "--max-forwards", 150, "--save-images", "npz")
+    first = index_of(place / "parts")
+    attack(*EPS, "--out", "parts")
+    output = attack(*EPS, "--out", "parts", "--save-images", "npz")
+    assert "Going on in parts/" in output
+    numbers = {row["number"] for row in index_of(place / "parts")}
+    assert first and {row["number"] for row in first} < numbers
+
+    whole, parts = contents(place / "whole"), contents(place / "parts")
+    assert whole.keys() == parts.keys()
+    same = [name for name in whole if not name.startswith("images.")]
+    assert all(whole[name] == parts[name] for name in same)
+
+
+def test_where_nothing_falls_the_index_is_empty(place, no_pictures):
+    output = attack("--eps", "0", "--out", "run", "--save-images", "npz")
+    assert "Adversarial images: 0" in output
+    assert index_of(place / "run") == []
+    header = (place / "run" / "adversarial" / "index.csv").read_text()
+    assert header == "number,row,label,prediction,distance,attack,eps,file,place\n"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_is_the_image_bit_by_bit(channels):
+    steps = torch.randint(0, 256, (channels, 9, 7))
+    steps[0, 0, :2] = torch.tensor([0, 255])
+    image = steps.float() / 255
+    assert torch.equal(from_png(png(image)), image)
+    assert png(image)[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_every_one_of_256_levels_comes_back():
+    image = (torch.arange(256).float() / 255).view(1, 16, 16)
+    assert torch.equal(from_png(png(image)), image)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.full((1, 2, 2), 0.5), "multiples of 1/255"),
+        (torch.full((1, 2, 2), 2.0), "multiples of 1/255"),
+        (torch.zeros(2, 2, 2), r"\(1 or 3, H, W\) for a PNG, got \(2, 2, 2\)"),
+        (torch.zeros(2, 2), r"got \(2, 2\)"),
+    ],
+)
+def test_what_a_png_cannot_hold_is_refused(image, message):
+    with pytest.raises(ValueError, match=message):
+        png(image)
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "levels", "message"),
+    [
+        ("jpeg", (1, 8, 8), None, "--save-images must be png or npz, got 'jpeg'"),
+        ("png", (4, 8, 8), 256, r"1 or 3 channels, got shape \(4, 8, 8\); use --save-images npz"),
+        ("png", (8, 8), 256, r"got shape \(8, 8\)"),
+        ("png", (3, 8, 8), None, "needs --levels 256, .* got None; or use --save-images npz"),
+        ("png", (3, 8, 8), 100, "got 100; or use"),
+    ],
+)
+def test_what_cannot_be_saved_is_said_before_the_attacks(form, shape, levels, message):
+    with pytest.raises(SaveError, match=message):
+        check_form(form, shape, levels)
+
+
+@pytest.mark.parametrize("levels", [2, 4, 6, 16, 18, 52, 86, 256])
+def test_levels_whose_steps_a_png_has_are_saved(levels):
+    check_form("png", (1, 8, 8), levels)
+    image = (torch.arange(levels) / (levels - 1)).view(1, 1, -1)
+    assert torch.equal(from_png(png(image)), image)
+
+
+def test_a_wrong_form_ends_the_command_before_it_begins(place):
+    assert "--save-images must be png or npz, got 'gif'" in attack("--save-images", "gif", code=2)
+
+
+def test_more_images_than_are_kept_are_not_promised(place, monkeypatch):
+    monkeypatch.setattr(attack_run, "KEPT_BYTES", 1000)
+    message = "needs final images of at most 1e-06 GB, got 0.0 GB; take fewer --attack-images"
+    assert message in attack("--save-images", "npz", "--out", "run", code=2)
+    assert not (place / "run").exists()
