@@ -3,6 +3,7 @@
 import hashlib
 import re
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,15 +17,21 @@ def checksum(values: Tensor, start: int = 0) -> int:
     )
 
 
-def checksums_of(images: Tensor, labels: Tensor) -> list[int]:
-    """CRC-32 of each image (N, …) with its label (N, …): ``checksum(image, checksum(label))``."""
-    rows = [
-        part.detach().cpu().contiguous().unsqueeze(1).flatten(1).view(torch.uint8).numpy()
-        for part in (labels, images)
-    ]
-    return [
-        zlib.crc32(image.data, zlib.crc32(label.data)) for label, image in zip(*rows, strict=True)
-    ]
+def checksums_of(
+    images: Tensor, labels: Tensor, further: Mapping[str, Tensor] | None = None
+) -> list[int]:
+    """CRC-32 of each image (N, …) with its label (N, …): ``checksum(image, checksum(label))``. It
+    goes on over the ``further`` inputs of the model that belong to the image, if there are any."""
+    found = [0] * len(images)
+    named = sorted((further or {}).items())
+    for name, part in [("", labels), ("", images), *named]:
+        rows = part.detach().cpu().contiguous().unsqueeze(1).flatten(1).view(torch.uint8).numpy()
+        key = name.encode()
+        found = [
+            zlib.crc32(row.data, zlib.crc32(key, before))
+            for before, row in zip(found, rows, strict=True)
+        ]
+    return found
 
 
 def model_digest(model: Any) -> str:

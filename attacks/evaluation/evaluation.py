@@ -38,6 +38,7 @@ from ironmoe.attacks.evaluation.summaries import (
     leave_out_skipped,
     summary_of,
 )
+from ironmoe.attacks.extra import PREFIX
 
 TELL_SECONDS = 1.0
 
@@ -184,7 +185,8 @@ class Evaluation:
 
     def _noted(self, chunk: Chunk) -> Chunk:
         """The chunk, its images noted, and found to be what the journal is about."""
-        found = checksums_of(chunk.images, chunk.labels)
+        further = {name: part for name, part in chunk.side.items() if name.startswith(PREFIX)}
+        found = checksums_of(chunk.images, chunk.labels, further)
         for number, each in zip(chunk.indices.tolist(), found, strict=True):
             self.checksums[number] = each
             if self.journal is not None:

@@ -1,5 +1,6 @@
 """The report of an evaluation: what held, with confidence intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ class AttackSummary:
         the second half of them; of the clean image, and for each radius of the best point found up
         to it, as the first half says. P is 0 for a deterministic model
     per_image: further (N,) columns by name: label, clean_prediction, forwards, backwards, and
-        checksum, the CRC-32 of image and label (−1 where it is not known)
+        checksum, the CRC-32 of all that belongs to an image (−1 where it is not known)
     targeted: labels are the classes to reach
     box: how far apart two images in ``bounds`` can be, in the attack's norm
     """
@@ -134,6 +135,13 @@ class AttackSummary:
         point = 1 + sum(radius < eps for radius in self.eps)
         return self.hits[:, min(point, self.hits.shape[1] - 1)]
 
+    @property
+    def mean_figures(self) -> dict[str, float | None]:
+        """The goal's figure for the "clean" and for the "attacked" images, the mean over those that
+        are not skipped; None if the goal has none, or for a mean that is not finite."""
+        columns = {"clean": self.clean_figure, "attacked": self.figure}
+        return {name: _mean(column, ~self.skipped) for name, column in columns.items()}
+
     def as_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
         return {
@@ -143,6 +151,7 @@ class AttackSummary:
                 for eps, share in self.curve.items()
             ],
             "fell_to": self.fell_to,
+            "figure": self.mean_figures,
             "skipped": int(self.skipped.sum()),
             "found": int((self.found & self.clean_correct).sum()),
             "confirmed": int(self.fell.sum()),
@@ -151,6 +160,11 @@ class AttackSummary:
             "forwards": self.forwards,
             "backwards": self.backwards,
         }
+
+
+def _mean(figures: Tensor | None, counted: Tensor) -> float | None:
+    mean = math.nan if figures is None else float(figures[counted].mean())
+    return mean if math.isfinite(mean) else None
 
 
 def worst_accuracy(summaries: Sequence[AttackSummary], eps: float | None = None) -> Accuracy:

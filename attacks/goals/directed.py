@@ -3,6 +3,7 @@ them."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,9 @@ class ClassGoal(DirectedGoal, LabelGoal):
     """Logits (B, C) and labels (N,) int64, 0 … C − 1. Attacks that need verdicts alone need the
     logits, too."""
 
-    def checked_outputs(self, outputs: object, count: int) -> Tensor:
+    usual_loss = "margin"
+
+    def checked_outputs(self, outputs: Any, count: int) -> Tensor:
         is_float = isinstance(outputs, Tensor) and outputs.is_floating_point()
         if not is_float or outputs.ndim != 2 or len(outputs) != count:
             raise TypeError(

@@ -81,6 +81,8 @@ IMAGE_COLUMNS: tuple[ImageColumn, ...] = (
     ImageColumn("part", str, _part),
     ImageColumn("prediction", int, lambda summary: _not_negative(summary.prediction)),
     ImageColumn("distance", float, lambda summary: summary.distance),
+    ImageColumn("clean_figure", float, lambda summary: summary.clean_figure),
+    ImageColumn("figure", float, lambda summary: summary.figure),
     ImageColumn("steps", int, lambda summary: _not_negative(summary.steps)),
     ImageColumn("found", bool, lambda summary: summary.found),
     ImageColumn("forwards", int, lambda summary: summary.per_image.get("forwards")),
@@ -108,11 +110,12 @@ def per_image(reports: Reports) -> list[Row]:
     - ``held_at``: the largest radius at which it held against the whole attack
     - ``decided``: nothing was left to do when the evaluation ended
     - ``prediction``, ``distance``: of the final image
+    - ``clean_figure``, ``figure``: the goal's figure for the clean and for the final image
     - ``steps``: how many queries came before the success
     - ``found``: the search saw a success, which full precision may not have confirmed
     - ``forwards``, ``backwards``: passes of the model that the image took part in
     - one column for each of the flags of ``AttackResult``
-    - ``checksum``: the CRC-32 of the image and its label
+    - ``checksum``: the CRC-32 of the image, its label and the further inputs of the model
 
     What does not apply is None: ``eps`` of an image that held, ``label`` of one without a class.
 
