@@ -3,7 +3,7 @@
 import hashlib
 import re
 import zlib
-from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,21 +17,17 @@ def checksum(values: Tensor, start: int = 0) -> int:
     )
 
 
-def checksums_of(
-    images: Tensor, labels: Tensor, further: Mapping[str, Tensor] | None = None
-) -> list[int]:
-    """CRC-32 of each image (N, …) with its label (N, …): ``checksum(image, checksum(label))``. It
-    goes on over the ``further`` inputs of the model that belong to the image, if there are any."""
-    found = [0] * len(images)
-    named = sorted((further or {}).items())
-    for name, part in [("", labels), ("", images), *named]:
-        rows = part.detach().cpu().contiguous().unsqueeze(1).flatten(1).view(torch.uint8).numpy()
-        key = name.encode()
-        found = [
-            zlib.crc32(row.data, zlib.crc32(key, before))
-            for before, row in zip(found, rows, strict=True)
-        ]
-    return found
+def checksums_of(images: Tensor, labels: Tensor, *extra: Tensor) -> list[int]:
+    """CRC-32 of each image (N, …) with its label (N, …) and its further inputs (N, …):
+    ``checksum(image, checksum(label))``, and so on."""
+    rows = [
+        part.detach().cpu().contiguous().unsqueeze(1).flatten(1).view(torch.uint8).numpy()
+        for part in (labels, images, *extra)
+    ]
+    return [
+        reduce(lambda start, part: zlib.crc32(part.data, start), parts, 0)
+        for parts in zip(*rows, strict=True)
+    ]
 
 
 def model_digest(model: Any) -> str:

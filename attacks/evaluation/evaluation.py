@@ -25,7 +25,7 @@ from ironmoe.attacks.evaluation.checks.model_checks import (
     passes_of_checks,
     says_random,
 )
-from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
+from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome, two_answers
 from ironmoe.attacks.evaluation.checksum import checksums_of
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Progress
@@ -38,7 +38,6 @@ from ironmoe.attacks.evaluation.summaries import (
     leave_out_skipped,
     summary_of,
 )
-from ironmoe.attacks.extra import PREFIX
 
 TELL_SECONDS = 1.0
 
@@ -54,7 +53,7 @@ class Evaluation:
         fresh: how many of these were settled in this call.
         journal: where results are written; None: they are kept in memory.
         judge: makes the predictions that count.
-        checksums: example → checksum of its image and label.
+        checksums: example → checksum of its image, label and further inputs.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
         complete: the budget did not end it before everything was decided.
     """
@@ -164,8 +163,14 @@ class Evaluation:
             unread=0 if self.source.examples is None else self.source.examples - len(clean),
         )
         if checks:
-            report.checks = flags + check_outcome(report)
+            seen = any(self.shard.gather_objects(self._saw_two_answers))
+            doubts = two_answers(seen, self.judge.passes)
+            report.checks = [*flags, doubts, *check_outcome(report)]
         return report
+
+    @property
+    def _saw_two_answers(self) -> bool:
+        return self.engine is not None and self.engine.saw_two_answers
 
     def _look(self, first: Chunk) -> list[Flag]:
         """The checks of the model, if the budget has room for them."""
@@ -177,7 +182,9 @@ class Evaluation:
 
         before = attack.attacked_model.forwards
         columns = {"label": looked_at.labels, **looked_at.side}
-        flags = look_at(attack, images, columns, also=others)
+        good = ~self.judge(attack, images, columns).bad if self.skips_bad else slice(None)
+        columns = {name: column[good] for name, column in columns.items()}
+        flags = look_at(attack, images[good], columns, also=others) if len(images[good]) else []
         self.spent_on_checks = attack.attacked_model.forwards - before
         if self.budget.max_forwards is not None:
             self.budget.max_forwards -= self.spent_on_checks
@@ -185,8 +192,8 @@ class Evaluation:
 
     def _noted(self, chunk: Chunk) -> Chunk:
         """The chunk, its images noted, and found to be what the journal is about."""
-        further = {name: part for name, part in chunk.side.items() if name.startswith(PREFIX)}
-        found = checksums_of(chunk.images, chunk.labels, further)
+        extra = [column for _, column in sorted(chunk.side.items())]
+        found = checksums_of(chunk.images, chunk.labels, *extra)
         for number, each in zip(chunk.indices.tolist(), found, strict=True):
             self.checksums[number] = each
             if self.journal is not None:
@@ -221,6 +228,8 @@ class Evaluation:
             self._final_image(job, one, final or bool(record.fell))
             for one, record in enumerate(records)
         ]
+        if self.judge.is_patient:
+            records = [record._replace(alike=self.judge.alike) for record in records]
         self._keep(records, images)
 
         if final:

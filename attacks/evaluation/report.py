@@ -47,8 +47,10 @@ class AttackSummary:
     hits: (N, P, 2) int64, for a random model: how many passes reached the goal in the first and in
         the second half of them; of the clean image, and for each radius of the best point found up
         to it, as the first half says. P is 0 for a deterministic model
+    alike: how many times as much a pass varies as one whose images draw for themselves; above 1 for
+        a model that draws once for a whole batch
     per_image: further (N,) columns by name: label, clean_prediction, forwards, backwards, and
-        checksum, the CRC-32 of all that belongs to an image (−1 where it is not known)
+        checksum, the CRC-32 of image, label and further inputs (−1 where it is not known)
     targeted: labels are the classes to reach
     box: how far apart two images in ``bounds`` can be, in the attack's norm
     """
@@ -72,6 +74,7 @@ class AttackSummary:
     skipped: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     passes: int = 1
     hits: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 2, dtype=torch.int64))
+    alike: float = 1.0
     per_image: dict[str, Tensor] = field(default_factory=dict)
     targeted: bool = False
     box: float = float("inf")
@@ -178,15 +181,16 @@ def worst_accuracy(summaries: Sequence[AttackSummary], eps: float | None = None)
     if passes > 1:
         hits = torch.stack([s.hits_at(at) for s, at in zip(summaries, radii, strict=True)])
         chosen = hits[..., 0].argmax(0, keepdim=True)
-        return _expected(hits[..., 1].gather(0, chosen)[0][counted], passes)
+        return _expected(hits[..., 1].gather(0, chosen)[0][counted], summaries[0])
 
     robust = torch.stack([s.robust_at(at) for s, at in zip(summaries, radii, strict=True)]).all(0)
     return Proportion(int(robust[counted].sum()), int(counted.sum()))
 
 
-def _expected(hits: Tensor, passes: int) -> ExpectedAccuracy:
+def _expected(hits: Tensor, summary: AttackSummary) -> ExpectedAccuracy:
     """hits (n,) of the second half of the passes; what is no hit is right."""
-    return ExpectedAccuracy(passes // 2 - hits, passes // 2)
+    passes = summary.passes // 2
+    return ExpectedAccuracy(passes - hits, passes, summary.alike)
 
 
 @dataclass
@@ -216,7 +220,7 @@ class RobustnessReport:
         if summary is None:
             return Proportion(int(self.clean_correct.sum()), len(self.clean_correct))
         if summary.passes > 1:
-            return _expected(summary.hits[~summary.skipped][:, 0, 1], summary.passes)
+            return _expected(summary.hits[~summary.skipped][:, 0, 1], summary)
         right = summary.clean_correct[~summary.skipped]
         return Proportion(int(right.sum()), len(right))
 

@@ -101,6 +101,7 @@ def summary_of(
         skipped=columns["skipped"].bool(),
         passes=passes,
         hits=columns["hits"],
+        alike=float(columns["alike"].mean()) if len(columns["alike"]) else 1.0,
         targeted=stages[0].attack.goal.targeted,
         box=_size_of_box(stages[0].attack, shape),
         per_image=per_image,

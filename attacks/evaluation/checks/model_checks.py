@@ -67,15 +67,15 @@ def look_at(
     try:
         with borrowed(attacked_model.model):
             sample = Sample(plain, attack.goal, images, columns)
-            outputs = [sample.predict() for _ in range(3)]
-            attack.goal.check(outputs[0], sample.labels)
-            random = max(float(apart(outputs[0], other).max()) for other in outputs[1:])
+            outputs = sample.predict()
+            attack.goal.check(outputs, sample.labels)
+            random, is_exact = _randomness(sample, outputs)
             return [
                 _randomised(random),
-                _undetermined(random, outputs),
-                *_of_classes([attack, *also], outputs[0]),
-                *_of_gradients(sample, outputs[0], attack.bounds, random),
-                _batch_dependence(sample, outputs[0], random),
+                _undetermined(random, is_exact),
+                *_of_classes([attack, *also], outputs),
+                *_of_gradients(sample, outputs, attack.bounds, random),
+                _batch_dependence(sample, outputs, random),
             ]
     finally:
         attacked_model.forwards = plain.forwards
@@ -103,6 +103,20 @@ def no_room_for_checks() -> Flag:
     )
 
 
+def _randomness(sample: Sample, outputs: Tensor) -> tuple[float, bool]:
+    """(how far two answers to the same images lie apart, all bits are the same).
+
+    All images are asked about twice, and one image as often as there are images: a model that
+    seldom draws, and then for a whole batch, shows itself in many passes alone.
+    """
+    again = sample.predict()
+    one = sample.part(slice(0, 1))
+    first, *others = [one.predict() for _ in range(len(sample.images))]
+    pairs = [(outputs, again), *((first, other) for other in others)]
+    random = max(float(apart(mine, other).max()) for mine, other in pairs)
+    return random, all(torch.equal(mine, other) for mine, other in pairs)
+
+
 def _randomised(random: float) -> Flag:
     tripped = random > DIFFERS
     return Flag(
@@ -111,15 +125,16 @@ def _randomised(random: float) -> Flag:
         random,
         f"Two passes over the same images differ by {random:.1e} of the logits. "
         + (
-            "Attacks need the mean of several gradients: use eot, or AutoAttack's version 'rand'."
+            "A single pass decides nothing: verdicts need many. Attacks need the mean of several "
+            "gradients: use eot, or AutoAttack's version 'rand'."
             if tripped
             else "No randomness."
         ),
     )
 
 
-def _undetermined(random: float, logits: list[Tensor]) -> Flag:
-    differ = not all(torch.equal(logits[0], other) for other in logits[1:])
+def _undetermined(random: float, is_exact: bool) -> Flag:
+    differ = not is_exact
     tripped = differ and random <= DIFFERS
     return Flag(
         "forward non-determinism",
