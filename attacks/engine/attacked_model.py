@@ -210,7 +210,9 @@ class AttackedModel:
             dtype = parts[0].dtype
             if want_grad and not dtype.is_floating_point:
                 raise NoGradient(
-                    f"labels ({dtype})", why="its outputs are labels", instead=LABELS_WILL_DO
+                    f"labels ({dtype}), which have none",
+                    why="its outputs are labels",
+                    instead=LABELS_WILL_DO,
                 )
             if dtype.is_floating_point:
                 parts = [part.to(torch.promote_types(dtype, torch.float32)) for part in parts]

@@ -105,8 +105,8 @@ def evaluate(
     """
     attacks = with_names(attacks, search_model)
     check_attacks(model, attacks, batch_size, search_model)
-    target = target_of(model, search_model, attacks)
     check_passes(passes)
+    target = target_of(model, search_model, attacks)
     begun = None if journal is None else passes_of_journal(Path(journal))
     if begun is None:
         check_shared(attacks)  # what was begun before this was refused goes on as it is

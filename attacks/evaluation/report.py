@@ -1,5 +1,6 @@
 """The report of an evaluation: what held, with confidence intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -137,6 +138,13 @@ class AttackSummary:
         point = 1 + sum(radius < eps for radius in self.eps)
         return self.hits[:, min(point, self.hits.shape[1] - 1)]
 
+    @property
+    def mean_figures(self) -> dict[str, float | None]:
+        """The goal's figure for the "clean" and for the "attacked" images, the mean over those that
+        are not skipped; None if the goal has none, or for a mean that is not finite."""
+        columns = {"clean": self.clean_figure, "attacked": self.figure}
+        return {name: _mean(column, ~self.skipped) for name, column in columns.items()}
+
     def as_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
         return {
@@ -146,6 +154,7 @@ class AttackSummary:
                 for eps, share in self.curve.items()
             ],
             "fell_to": self.fell_to,
+            "figure": self.mean_figures,
             "skipped": int(self.skipped.sum()),
             "found": int((self.found & self.clean_correct).sum()),
             "confirmed": int(self.fell.sum()),
@@ -154,6 +163,11 @@ class AttackSummary:
             "forwards": self.forwards,
             "backwards": self.backwards,
         }
+
+
+def _mean(figures: Tensor | None, counted: Tensor) -> float | None:
+    mean = math.nan if figures is None else float(figures[counted].mean())
+    return mean if math.isfinite(mean) else None
 
 
 def worst_accuracy(summaries: Sequence[AttackSummary], eps: float | None = None) -> Accuracy:
