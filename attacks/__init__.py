@@ -13,7 +13,8 @@ Read in this order:
 5. ``methods/``: the attacks, ``pgd`` first.
 6. ``evaluation/``: a data set in, a ``RobustnessReport`` out.
 7. ``results/``: reports as files, tables and comparisons.
-8. ``autoattack``: attacks one after another, with the official calls.
+8. ``universal/``: one perturbation for all images.
+9. ``autoattack``: attacks one after another, with the official calls.
 
 Imports go from later ones to earlier ones.
 """
@@ -70,6 +71,8 @@ from ironmoe.attacks.routing.modes import (
     StraightThrough,
 )
 from ironmoe.attacks.routing.statistics import AttackStatistics, attack_statistics
+from ironmoe.attacks.universal.perturbation import UniversalPerturbation
+from ironmoe.attacks.universal.result import UniversalReport, UniversalResult
 
 __all__ = [
     "APGD",
@@ -121,6 +124,9 @@ __all__ = [
     "Superclass",
     "Targeted",
     "TopK",
+    "UniversalPerturbation",
+    "UniversalReport",
+    "UniversalResult",
     "Untargeted",
     "VMoEPGD",
     "accuracies",
