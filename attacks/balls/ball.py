@@ -136,6 +136,19 @@ class Ball(ABC):
         """A point drawn uniformly from the ball and projected onto the box; ``keys`` (B,) as
         ``example_keys`` gives them."""
 
+    def reachable(self, inner: Tensor, outer: Tensor, wish: Tensor) -> Tensor:
+        """(B, …) bool: the elements that may take ``outer`` instead of ``inner``, all of them at
+        the same time.
+
+        Args:
+            inner: (B, …) in the ball.
+            outer: (B, …) further away from the center, element by element, or as far.
+            wish: (B, …) in [0, 1], how much an element should; below 0.5 it need not.
+        """
+        wanted = torch.where(wish >= 0.5, outer, inner)
+        inside = self.distance(wanted) <= self.eps
+        return inside.view(-1, *(1,) * (inner.ndim - 1)) & (wish >= 0.5)
+
     def tighten(self, point: Tensor) -> Tensor:
         """``point`` moved by rounding errors only, so that its float64 distance is at most eps. A
         norm whose projection may end outside by rounding writes its own."""
