@@ -18,7 +18,7 @@ from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.goals.goal import Goal
-from ironmoe.attacks.goals.labels import LabelGoal, Targeted, chosen_goal
+from ironmoe.attacks.goals.labels import PLAIN, Targeted, chosen_goal, needs_logits
 from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.run import run_attack
 from ironmoe.attacks.space import SearchSpace
@@ -30,7 +30,8 @@ class Attack(SearchSpace, ABC):
 
     The model is any callable from images (B, …) to logits (B, C). While an attack runs, an
     nn.Module is in eval mode with frozen weights; all of its state comes back afterwards. Attacks
-    work under ``no_grad`` and ``inference_mode``.
+    work under ``no_grad`` and ``inference_mode``. The model sees images in other orders and numbers
+    than they came, and some again and again: what belongs to an image must be ``extra`` of ``run``.
 
     Args:
         model: takes images in ``bounds``.
@@ -151,7 +152,7 @@ class Attack(SearchSpace, ABC):
         routing = self.attacked_model.routing
         parts = {
             "targeted": self.targeted or None,
-            "goal": None if isinstance(self.goal, LabelGoal) else self.goal,
+            "goal": None if type(self.goal) in PLAIN else self.goal,
             "eot": self.eot if self.eot > 1 else None,
             "attack_dtype": self.attacked_model.attack_dtype,
             "levels": self.levels,
@@ -164,7 +165,7 @@ class Attack(SearchSpace, ABC):
         with the same. An attack that keeps an argument under another name overrides this method,
         but for ``loss_of``: a method has the name ``loss``."""
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        if isinstance(self.goal, LabelGoal):
+        if type(self.goal) in PLAIN:
             del public["goal"]  # ``targeted`` says it
         if self.levels is None:
             del public["levels"]  # older journals do not know it
@@ -253,7 +254,9 @@ class Attack(SearchSpace, ABC):
 
     def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) the loss that the engine takes gradients of. A targeted attack lowers its ``loss``,
-        so here it has the opposite sign."""
+        so here it has the opposite sign. TypeError: a loss of labels, where logits are needed."""
+        if not logits.is_floating_point() and type(self).loss is not Attack.loss:
+            raise needs_logits(self.name)
         loss = self.loss(logits, attempts)
         return -loss if self.targeted else loss
 

@@ -24,16 +24,26 @@ LEAST_DIFFERENCE = 1e-12
 # DLR compares so many of the highest logits with each other.
 DLR_CLASSES = 3
 TARGETED_DLR_CLASSES = 4
+# What errors advise where a model has a single output for two classes.
+ONE_LOGIT = "; make two of one logit z: torch.cat([-z, z], 1)"
+
+
+def check_several_classes(logits: Tensor, name: str) -> None:
+    """ValueError: logits (B, 1), of which no class is another one; ``name``: who needs two."""
+    if logits.shape[1] < 2:
+        raise ValueError(f"{name} needs at least 2 classes, got logits of 1{ONE_LOGIT}")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """−log softmax(logits)[label]."""
+    check_several_classes(logits, "ce")
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """The best wrong logit minus the right one (Carlini & Wagner, arXiv 1608.04644). It is above 0
     exactly where an example is misclassified."""
+    check_several_classes(logits, "margin")
     right = logits.gather(1, labels.unsqueeze(1))
     wrong = logits.scatter(1, labels.unsqueeze(1), float("-inf")).amax(1)
     return wrong - right.squeeze(1)

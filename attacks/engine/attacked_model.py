@@ -11,6 +11,13 @@ from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.extra import further_inputs
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.goals.labels import Untargeted
+from ironmoe.attacks.model_errors import (
+    LABELS_WILL_DO,
+    NoGradient,
+    explaining_dtypes,
+    gradient,
+    taking_gradients,
+)
 
 Model = Callable[..., Any]
 Columns = Mapping[str, Tensor]
@@ -104,7 +111,8 @@ class AttackedModel:
             images = points.clone()
 
         by_position, by_keyword = further_inputs(columns)
-        output = self.model(images, *by_position, **by_keyword)
+        with explaining_dtypes(self.model, images):
+            output = self.model(images, *by_position, **by_keyword)
         if self.logits_fn is not None:
             output = self.logits_fn(output)
         elif not isinstance(output, Tensor):
@@ -174,9 +182,16 @@ class AttackedModel:
         # mode, too.
         with torch.set_grad_enabled(want_grad), self.routing.around(model, attempts) as term:
             with self._precision(points):
-                logits = self.logits(points, attempts)
+                with taking_gradients(points, lambda same: self.logits(same, attempts)):
+                    logits = self.logits(points, attempts)
                 extra = term() if term is not None else None
 
+            if want_grad and not logits.is_floating_point():
+                raise NoGradient(
+                    f"labels ({logits.dtype}), which have none",
+                    why="its outputs are labels",
+                    instead=LABELS_WILL_DO,
+                )
             if logits.is_floating_point():
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss = objective(logits, attempts)
@@ -194,13 +209,8 @@ class AttackedModel:
 
     def _gradient(self, loss: Tensor, points: Tensor) -> Tensor:
         """(R, …) of the summed loss; each loss depends on its own point, or on a whole group's."""
-        if not loss.requires_grad:
-            mode = "" if type(self.routing) is RoutingMode else f" under {self.routing}"
-            raise ValueError(
-                "model must be differentiable with respect to its images, got logits "
-                f"without a graph{mode}"
-            )
-        (grad,) = torch.autograd.grad(loss.sum(), [points])
+        mode = "" if type(self.routing) is RoutingMode else f" under {self.routing}"
+        grad = gradient(loss, points, mode)
         self.backwards += len(points)
         return grad
 
@@ -208,6 +218,7 @@ class AttackedModel:
         """(mean, std), shaped to go with the images. They are made once, since copying numbers to a
         GPU makes the host wait."""
         assert self.normalize is not None
+        _check_channels(self.normalize, images)
         key = images.dtype, images.device, images.ndim
         if key not in self._constants:
             shape = (-1, *(1,) * (images.ndim - 2))
@@ -268,3 +279,14 @@ def _checked(normalize: Normalize) -> tuple[list[float], list[float]]:
             f"normalize must be (mean, std) of equal length with std above 0, got {normalize!r}"
         )
     return mean, std
+
+
+def _check_channels(normalize: tuple[list[float], list[float]], images: Tensor) -> None:
+    """ValueError: as many means as the images (B, C, …) have no channels."""
+    given = len(normalize[0])
+    channels = images.shape[1]
+    if given != channels and 1 not in (given, channels):
+        raise ValueError(
+            "normalize must be (mean, std) with one number each, or one for each of the "
+            f"{channels} channels of images (N, {channels}, …), got {given}"
+        )

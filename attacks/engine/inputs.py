@@ -15,6 +15,11 @@ from ironmoe.attacks.balls.elements import Bounds, box_at
 from ironmoe.attacks.extra import extra_columns
 from ironmoe.attacks.goals.goal import Goal
 
+# Values that leave the bounds by at most this share of their width do so by rounding.
+ROUNDING = 1e-4
+# Images of which mean and standard deviation were taken away have no larger values.
+LARGEST_NORMALISED = 10.0
+
 
 class Chunk(NamedTuple):
     """n images from the data: images (n, …), labels (n, …), indices (n,) int64, eps (n,) float64 or
@@ -96,8 +101,28 @@ def check_images(images: Tensor, labels: Tensor, bounds: Bounds, goal: Goal) -> 
         high = float(images.max())
         raise ValueError(
             f"images must lie in bounds = {bounds_text(bounds)}, got values from {low:.6g} to "
-            f"{high:.6g}, first in example {_first(outside)}"
+            f"{high:.6g}, first in example {_first(outside)}, {_excess(images, lowest, highest)}"
         )
+
+
+def _excess(images: Tensor, lowest: Any, highest: Any) -> str:
+    """By how much images leave the bounds, and what that suggests."""
+    low = float(images.min())
+    high = float(images.max())
+    width = float(torch.as_tensor(highest - lowest).max())
+    excess = float((lowest - images).maximum(images - highest).max())
+    outside = f"up to {excess:.2g} outside"
+
+    if excess <= ROUNDING * width:
+        return f"{outside}, as by rounding: use images.clamp(lowest, highest)"
+    if low < 0 and max(-low, high) <= LARGEST_NORMALISED:
+        return (
+            f"{outside}. If they are normalised, give the images as they were before and "
+            "normalize=(mean, std), or the bounds of these values"
+        )
+    if low >= 0 and LARGEST_NORMALISED < high <= 255:
+        return f"{outside}. If they are of 0 … 255, divide them by 255, or use bounds=(0, 255)"
+    return f"{outside}; bounds= says which values the model takes"
 
 
 def _check_kinds(images: Any, labels: Any, goal: Goal) -> None:

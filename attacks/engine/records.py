@@ -30,6 +30,8 @@ class Record(NamedTuple):
     hits: of a random model, how many passes reached the goal, two numbers a point (of the first and
         of the second half of the passes): of the clean image, and of the best point for each radius
         that is done
+    alike: of a random model, how many times as much a pass varied as one whose images draw for
+        themselves
     offset, end: where the final image begins and ends in the file of images; −1 without one
     rank: the number of the process that wrote this file
     """
@@ -50,6 +52,7 @@ class Record(NamedTuple):
     figure: float = math.nan
     skipped: int = 0
     hits: tuple[int, ...] = ()
+    alike: float = 1.0
     offset: int = -1
     end: int = -1
     rank: int = 0
@@ -66,6 +69,8 @@ class Record(NamedTuple):
         for name in ("skipped", "hits"):
             if not values[name]:
                 del values[name]
+        if values["alike"] == 1:
+            del values["alike"]
         return values | counters._asdict() | images
 
 
@@ -80,7 +85,7 @@ def record_from(values: Mapping[str, Any]) -> Record:
     return Record(counters=Counters(**counters), **others)
 
 
-FLOATS = ("distance", "clean_figure", "figure")
+FLOATS = ("distance", "clean_figure", "figure", "alike")
 COLUMNS = (
     *(name for name in Record._fields if name not in ("counters", "hits")),
     *Counters._fields,

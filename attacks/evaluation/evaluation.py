@@ -3,6 +3,7 @@
 It knows the checks and the journal. What the report says of the records, ``summaries`` knows.
 """
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.admission import Resumed
+from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import Job, Stage
@@ -19,13 +21,14 @@ from ironmoe.attacks.engine.judging.judge import Judge
 from ironmoe.attacks.engine.judging.passes import PASSES
 from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.engine.records import Record, Records, records_of
+from ironmoe.attacks.evaluation.arguments import name_of
 from ironmoe.attacks.evaluation.checks.model_checks import (
-    check_model,
+    look_at,
     no_room_for_checks,
     passes_of_checks,
     says_random,
 )
-from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
+from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome, two_answers
 from ironmoe.attacks.evaluation.checksum import checksums_of
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Progress
@@ -53,7 +56,8 @@ class Evaluation:
         fresh: how many of these were settled in this call.
         journal: where results are written; None: they are kept in memory.
         judge: makes the predictions that count.
-        checksums: example → checksum of its image and label.
+        target: the model that is evaluated, where the searches run on another one.
+        checksums: example → checksum of its image, label and further inputs.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
         complete: the budget did not end it before everything was decided.
     """
@@ -67,6 +71,7 @@ class Evaluation:
     batch_size: int
     keep_adversarial: bool
     passes: int | None
+    target: AttackedModel | None
     skips_bad: bool
     on_progress: Callable[[Progress], None] | None
     journal: Journal | None = None
@@ -82,7 +87,7 @@ class Evaluation:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.judge = Judge(self.passes or 1)
+        self.judge = Judge(self.passes or 1, self.target)
         self.told = time.monotonic()
         self.attacks_began = time.perf_counter()
 
@@ -94,7 +99,7 @@ class Evaluation:
         flags = self._look(first) if first is not None and checks else []
 
         if self.passes is None and any(self.shard.gather_objects(says_random(flags))):
-            self.judge = Judge(PASSES)
+            self.judge = Judge(PASSES, self.target)
         if journal is not None:
             self.journal = journal(self.judge.passes)
             self.records = self.journal.records
@@ -147,6 +152,7 @@ class Evaluation:
                 stages=self.chains[number],
                 passes=self.judge.passes,
                 final=final,
+                shape=self.source.shape,
                 checksums=checksums,
             )
             for number, name in enumerate(self.attacks)
@@ -159,21 +165,35 @@ class Evaluation:
             checks=flags,
             seconds=self.seconds,
             complete=complete,
+            search_model=None if self.target is None else name_of(self.source.attacks[0].model),
             unread=0 if self.source.examples is None else self.source.examples - len(clean),
         )
         if checks:
-            report.checks = flags + check_outcome(report)
+            seen = any(self.shard.gather_objects(self._saw_two_answers))
+            doubts = two_answers(seen, self.judge.passes)
+            report.checks = [*flags, doubts, *check_outcome(report)]
         return report
+
+    @property
+    def _saw_two_answers(self) -> bool:
+        return self.engine is not None and self.engine.saw_two_answers
 
     def _look(self, first: Chunk) -> list[Flag]:
         """The checks of the model, if the budget has room for them."""
         attack, *others = self.attacks.values()
-        images = first.images[: self.batch_size].to(attack.attacked_model.image_dtype)
+        if self.target is not None:  # the checks are about the model that is evaluated
+            attack = copy.copy(attack)
+            attack.attacked_model = self.target
+        looked_at = first.part(slice(0, self.batch_size))
+        images = looked_at.images.to(attack.attacked_model.image_dtype)
         if not self.budget.allows(0, passes_of_checks(len(images))):
             return [no_room_for_checks()]
 
         before = attack.attacked_model.forwards
-        flags = check_model(attack, images, first.labels[: self.batch_size], also=others)
+        columns = {"label": looked_at.labels, **looked_at.side}
+        good = ~self.judge(attack, images, columns).bad if self.skips_bad else slice(None)
+        columns = {name: column[good] for name, column in columns.items()}
+        flags = look_at(attack, images[good], columns, also=others) if len(images[good]) else []
         self.spent_on_checks = attack.attacked_model.forwards - before
         if self.budget.max_forwards is not None:
             self.budget.max_forwards -= self.spent_on_checks
@@ -181,7 +201,8 @@ class Evaluation:
 
     def _noted(self, chunk: Chunk) -> Chunk:
         """The chunk, its images noted, and found to be what the journal is about."""
-        found = checksums_of(chunk.images, chunk.labels)
+        extra = [column for _, column in sorted(chunk.side.items())]
+        found = checksums_of(chunk.images, chunk.labels, *extra)
         for number, each in zip(chunk.indices.tolist(), found, strict=True):
             self.checksums[number] = each
             if self.journal is not None:
@@ -216,6 +237,8 @@ class Evaluation:
             self._final_image(job, one, final or bool(record.fell))
             for one, record in enumerate(records)
         ]
+        if self.judge.is_patient:
+            records = [record._replace(alike=self.judge.alike) for record in records]
         self._keep(records, images)
 
         if final:

@@ -14,10 +14,13 @@ class ExpectedAccuracy:
 
     right: (N,) int64, how many of the passes over each image were right
     passes: how many there were of each
+    alike: how many times as much a pass varies as one whose images draw for themselves; above 1 for
+        a model that draws once for a whole batch
     """
 
     right: Tensor
     passes: int
+    alike: float = 1.0
 
     @property
     def total(self) -> int:
@@ -34,13 +37,22 @@ class ExpectedAccuracy:
         """The expected accuracy of a pass; NaN without images."""
         return self.count / self.total if self.total else float("nan")
 
+    def without(self, images: int) -> "ExpectedAccuracy":
+        """The accuracy that is left if the model fails in every pass over so many more images,
+        those that it is right about most often."""
+        right = self.right.clone()
+        right[right.argsort(descending=True, stable=True)[:images]] = 0
+        return ExpectedAccuracy(right, self.passes, self.alike)
+
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """For the mean over all images that could have been drawn, and over all passes.
 
         Wilson's score interval (Wilson 1927) for as many independent trials as the images and
-        passes are worth (Korn & Graubard 1998). Passes over one image are alike as far as images
-        differ. If each image were always right or always wrong, there would be N trials; if all
-        images were alike, there would be N · passes. The variance between the images tells.
+        passes are worth (Korn & Graubard 1998): p (1 − p) over the variance of the mean. That
+        variance is the one between the images' shares, over N. If each image is always right or
+        always wrong, this makes N trials; if all images are alike, N · passes. Where a pass draws
+        for all its images at once, the passes vary more than the images show, and ``alike`` adds
+        what is missing.
         """
         trials = max(1, round(self._worth())) if self.total else 0
         return wilson(self.value, trials, confidence)
@@ -52,9 +64,11 @@ class ExpectedAccuracy:
             return float(self.total)
         spread = float(share.var())
         alone = self.value * (1 - self.value)
-        if spread <= 0:
+        within = float((share * (1 - share)).mean())
+        variance = spread + (self.alike - 1) * within / self.passes
+        if variance <= 0:
             return float(self.total)
-        return min(max(alone / spread * self.total, 1.0), float(self.total * self.passes))
+        return min(max(alone / variance * self.total, 1.0), float(self.total * self.passes))
 
     def as_dict(self) -> dict[str, Any]:
         return {

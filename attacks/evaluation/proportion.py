@@ -35,6 +35,10 @@ class Proportion:
         """The share; NaN if ``total`` is 0."""
         return self.count / self.total if self.total else float("nan")
 
+    def without(self, images: int) -> "Proportion":
+        """The share that is left if so many more of the trials fail."""
+        return Proportion(self.count - images, self.total)
+
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson score interval (Wilson 1927): honest for small samples and for shares near 0 and
         1."""

@@ -1,5 +1,6 @@
 """The report of an evaluation: what held, with confidence intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -46,8 +47,12 @@ class AttackSummary:
     hits: (N, P, 2) int64, for a random model: how many passes reached the goal in the first and in
         the second half of them; of the clean image, and for each radius of the best point found up
         to it, as the first half says. P is 0 for a deterministic model
+    alike: how many times as much a pass varies as one whose images draw for themselves; above 1 for
+        a model that draws once for a whole batch
     per_image: further (N,) columns by name: label, clean_prediction, forwards, backwards, and
-        checksum, the CRC-32 of image and label (−1 where it is not known)
+        checksum, the CRC-32 of image, label and further inputs (−1 where it is not known)
+    targeted: labels are the classes to reach
+    box: how far apart two images in ``bounds`` can be, in the attack's norm
     """
 
     stages: tuple[tuple[float, str], ...]
@@ -69,7 +74,10 @@ class AttackSummary:
     skipped: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     passes: int = 1
     hits: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 2, dtype=torch.int64))
+    alike: float = 1.0
     per_image: dict[str, Tensor] = field(default_factory=dict)
+    targeted: bool = False
+    box: float = float("inf")
 
     def __post_init__(self) -> None:
         if not len(self.skipped):
@@ -130,6 +138,13 @@ class AttackSummary:
         point = 1 + sum(radius < eps for radius in self.eps)
         return self.hits[:, min(point, self.hits.shape[1] - 1)]
 
+    @property
+    def mean_figures(self) -> dict[str, float | None]:
+        """The goal's figure for the "clean" and for the "attacked" images, the mean over those that
+        are not skipped; None if the goal has none, or for a mean that is not finite."""
+        columns = {"clean": self.clean_figure, "attacked": self.figure}
+        return {name: _mean(column, ~self.skipped) for name, column in columns.items()}
+
     def as_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
         return {
@@ -139,6 +154,7 @@ class AttackSummary:
                 for eps, share in self.curve.items()
             ],
             "fell_to": self.fell_to,
+            "figure": self.mean_figures,
             "skipped": int(self.skipped.sum()),
             "found": int((self.found & self.clean_correct).sum()),
             "confirmed": int(self.fell.sum()),
@@ -147,6 +163,11 @@ class AttackSummary:
             "forwards": self.forwards,
             "backwards": self.backwards,
         }
+
+
+def _mean(figures: Tensor | None, counted: Tensor) -> float | None:
+    mean = math.nan if figures is None else float(figures[counted].mean())
+    return mean if math.isfinite(mean) else None
 
 
 def worst_accuracy(summaries: Sequence[AttackSummary], eps: float | None = None) -> Accuracy:
@@ -160,15 +181,16 @@ def worst_accuracy(summaries: Sequence[AttackSummary], eps: float | None = None)
     if passes > 1:
         hits = torch.stack([s.hits_at(at) for s, at in zip(summaries, radii, strict=True)])
         chosen = hits[..., 0].argmax(0, keepdim=True)
-        return _expected(hits[..., 1].gather(0, chosen)[0][counted], passes)
+        return _expected(hits[..., 1].gather(0, chosen)[0][counted], summaries[0])
 
     robust = torch.stack([s.robust_at(at) for s, at in zip(summaries, radii, strict=True)]).all(0)
     return Proportion(int(robust[counted].sum()), int(counted.sum()))
 
 
-def _expected(hits: Tensor, passes: int) -> ExpectedAccuracy:
+def _expected(hits: Tensor, summary: AttackSummary) -> ExpectedAccuracy:
     """hits (n,) of the second half of the passes; what is no hit is right."""
-    return ExpectedAccuracy(passes // 2 - hits, passes // 2)
+    passes = summary.passes // 2
+    return ExpectedAccuracy(passes - hits, passes, summary.alike)
 
 
 @dataclass
@@ -181,6 +203,9 @@ class RobustnessReport:
     complete: False if a budget ended the evaluation before every image was decided
     unread: how many images it did not come to, if the length of the data is known; no other number
         counts them
+    search_model: what the model is called that the attacks searched on, if it is another one than
+        the one that was evaluated: a transfer, in which images that hold may fall to an attack on
+        the model itself
     """
 
     clean_correct: Tensor
@@ -189,6 +214,7 @@ class RobustnessReport:
     seconds: float = 0.0
     complete: bool = True
     unread: int = 0
+    search_model: str | None = None
 
     @property
     def clean_accuracy(self) -> Accuracy:
@@ -198,7 +224,7 @@ class RobustnessReport:
         if summary is None:
             return Proportion(int(self.clean_correct.sum()), len(self.clean_correct))
         if summary.passes > 1:
-            return _expected(summary.hits[~summary.skipped][:, 0, 1], summary.passes)
+            return _expected(summary.hits[~summary.skipped][:, 0, 1], summary)
         right = summary.clean_correct[~summary.skipped]
         return Proportion(int(right.sum()), len(right))
 
@@ -217,6 +243,10 @@ class RobustnessReport:
         the choice among many attacks makes nothing worse than it is."""
         return worst_accuracy(list(self.attacks.values()))
 
+    def worst_case_at(self, eps: float) -> Accuracy:
+        """The same at one radius that all attacks have."""
+        return worst_accuracy(list(self.attacks.values()), eps)
+
     @property
     def passes(self) -> int:
         """How many passes of the model each verdict rests on."""
@@ -232,6 +262,7 @@ class RobustnessReport:
             "unread": self.unread,
             "skipped": self.skipped,
             "passes": self.passes,
+            "search_model": self.search_model,
             "attacks": {name: summary.as_dict() for name, summary in self.attacks.items()},
             "checks": [flag._asdict() for flag in self.checks],
         }

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.balls.elements import is_by_image
 from ironmoe.attacks.engine.counters import result_fields
 from ironmoe.attacks.engine.job import Stage
 from ironmoe.attacks.engine.records import Records
+from ironmoe.attacks.engine.search import Search
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.report import AttackSummary
 
@@ -64,11 +66,13 @@ def summary_of(
     passes: int,
     final: FinalImages | None,
     checksums: Mapping[int, int],
+    shape: torch.Size,
 ) -> AttackSummary:
     """What attack ``number`` did to these examples.
 
     passes: how many each verdict rests on; final: where their images are, if they are kept;
-    checksums: example → checksum of its image and label, of those that are known.
+    checksums: example → checksum of its image and label, of those that are known; shape: of an
+    image.
     """
     columns = records.of_attack(number, examples)
     counted = result_fields(columns)
@@ -97,6 +101,9 @@ def summary_of(
         skipped=columns["skipped"].bool(),
         passes=passes,
         hits=columns["hits"],
+        alike=float(columns["alike"].mean()) if len(columns["alike"]) else 1.0,
+        targeted=stages[0].attack.goal.targeted,
+        box=_size_of_box(stages[0].attack, shape),
         per_image=per_image,
         **counted,
     )
@@ -114,3 +121,15 @@ def leave_out_skipped(summaries: Iterable[AttackSummary]) -> None:
 def _radius(stage: Stage) -> float:
     assert stage.eps is not None
     return stage.eps
+
+
+def _size_of_box(attack: Search, shape: torch.Size) -> float:
+    """The distance between two opposite corners of the image box, in the attack's norm; inf where
+    each image has a box of its own."""
+    if any(is_by_image(bound, tuple(shape)) for bound in attack.bounds):
+        return float("inf")
+    low, high = (
+        torch.as_tensor(bound, dtype=torch.float64).cpu().expand(1, *shape)
+        for bound in attack.bounds
+    )
+    return float(attack.ball({"clean": low, "eps": torch.zeros(1).double()}).distance(high))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.goals.goal import Goal, Loss, described
-from ironmoe.attacks.losses import LOSSES, get_loss
+from ironmoe.attacks.losses import LOSSES, ONE_LOGIT, get_loss
+from ironmoe.attacks.model_errors import LABELS_WILL_DO
 
 
 class LabelGoal(Goal):
@@ -37,9 +38,11 @@ class LabelGoal(Goal):
                 return outputs
             if outputs.ndim == 1 and outputs.dtype in INTEGERS:
                 return outputs
+        one_each = isinstance(outputs, Tensor) and outputs.shape == (count,)
+        advice = ONE_LOGIT.replace("cat", "stack") if one_each else ""
         raise TypeError(
             f"model must return a float tensor of logits ({count}, C), or logits_fn take it out of "
-            f"the output, got {_kind(outputs)}"
+            f"the output, got {_kind(outputs)}{advice}"
         )
 
     def check(self, outputs: Tensor, labels: Tensor) -> None:
@@ -47,7 +50,7 @@ class LabelGoal(Goal):
         if outputs.ndim == 2 and len(labels) and int(labels.max()) >= outputs.shape[1]:
             raise ValueError(
                 f"labels must be below the model's {outputs.shape[1]} classes, got "
-                f"{int(labels.max())}"
+                f"{int(labels.max())}{ONE_LOGIT if outputs.shape[1] == 1 else ''}"
             )
 
     def bad(self, outputs: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ class Untargeted(LabelGoal):
     """The model names another class than the label."""
 
     @property
-    def losses(self) -> dict[str, Loss]:  # type: ignore[override]
+    def losses(self) -> dict[str, Loss]:
         """Those of ``ironmoe.attacks.losses``."""
         return {name: entry.plain for name, entry in LOSSES.items()}
 
@@ -74,10 +77,12 @@ class Targeted(LabelGoal):
     """The model names the label, which is the class to reach. Images that are classified so
     already are not attacked."""
 
+    targeted = True
+
     @property
-    def losses(self) -> dict[str, Loss]:  # type: ignore[override]
+    def losses(self) -> dict[str, Loss]:
         """Those of ``ironmoe.attacks.losses``, in the form for a target."""
-        return {name: _lowered(entry.plain) for name, entry in LOSSES.items()}
+        return {name: entry.reach or _lowered(entry.plain) for name, entry in LOSSES.items()}
 
     def loss_named(self, loss: str | Loss | None) -> Loss:
         """A callable, which says how far the logits are from the label, is lowered."""
@@ -105,13 +110,27 @@ def chosen_goal(goal: Goal | None, targeted: bool, attack: str, why_classes: str
         got = goal.__name__ if isinstance(goal, type) else type(goal).__name__
         raise TypeError(f"goal must be None or a goal, such as Untargeted(), got {got}")
     if targeted and not isinstance(goal, Targeted):
-        raise ValueError(f"targeted=True must go with goal=Targeted() or none, got {goal}")
-    if why_classes and not isinstance(goal, LabelGoal):
+        raise ValueError(
+            "targeted=True must go with goal=Targeted() or none, since a goal says itself which "
+            f"way it goes, got {goal}"
+        )
+    if why_classes and not isinstance(goal, PLAIN):
         raise ValueError(
             f"goal must be Untargeted() or Targeted() for {attack}, which {why_classes}, got {goal}"
         )
     return goal
 
+
+def needs_logits(attack: str) -> TypeError:
+    """The error of an attack (its name) that cannot do with labels alone."""
+    return TypeError(
+        f"model must return a float tensor of logits for {attack}, got labels alone; "
+        f"{LABELS_WILL_DO}"
+    )
+
+
+PLAIN = (Untargeted, Targeted)
+"""The goals that need no more words than ``targeted``."""
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from ironmoe.attacks.evaluation.checks.model_checks import passes_of_checks
 from ironmoe.attacks.evaluation.journal import JournalError
+from ironmoe.attacks.model_errors import NoGradient
 from ironmoe.bench.attack.model_source import LoadedModel
 from ironmoe.bench.attack.parts import Part
 from ironmoe.bench.attack.suite import SuiteError
@@ -30,9 +31,12 @@ def explained(loaded: LoadedModel) -> Iterator[None]:
                 "another process ended. What was finished is saved; the same command goes on from "
                 "there"
             ) from error
+        if isinstance(error, NoGradient):
+            raise SuiteError(
+                f"{loaded.source}: {error.what}; --attack square needs no gradients"
+            ) from error
         if isinstance(error, ValueError) and modules[-1].startswith("ironmoe."):
-            hint = "; --attack square needs no gradients" if "without a graph" in str(error) else ""
-            raise SuiteError(f"{loaded.source}: {error}{hint}") from error
+            raise SuiteError(f"{loaded.source}: {error}") from error
         if any(frame.f_locals.get("self") is loaded.model for frame in frames):
             raise CheckpointError(f"{loaded.source} failed under attack: {told(error)}") from error
         raise
@@ -45,11 +49,13 @@ def too_small_a_budget(
     batch_size: int,
     checks: bool,
     max_forwards: int | None,
+    passes: int,
     world: int,
 ) -> SuiteError:
     """The error for a budget that did not suffice for the clean images of the first batch.
 
-    images: how many are to be attacked; world: how many processes share the budget.
+    images: how many are to be attacked; passes: how many each verdict rests on; world: how many
+    processes share the budget.
     """
     if max_forwards is None:
         return SuiteError(
@@ -58,7 +64,8 @@ def too_small_a_budget(
 
     batch = min(batch_size, images)
     least_passes = min(part.eot for of_attack in parts.values() for part in of_attack)
-    first_question = batch * (1 + least_passes)
+    clean = batch * passes
+    first_question = batch * (passes + least_passes)
     of_checks = passes_of_checks(batch)
     are_made = checks and max_forwards >= world * of_checks
 
@@ -66,6 +73,6 @@ def too_small_a_budget(
     each = "" if world == 1 else ", in each of the processes, which share the budget"
     return SuiteError(
         f"--max-forwards {max_forwards} ended the evaluation before it began: the first batch, of "
-        f"{batch} images, needs {needs}{batch} for its clean images, and {first_question} more for "
+        f"{batch} images, needs {needs}{clean} for its clean images, and {first_question} more for "
         f"a first question to the model{each}; give it more, or a smaller --batch-size"
     )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ironmoe.attacks import Flag, Proportion, RobustnessReport
+from ironmoe.attacks import Accuracy, Flag, RobustnessReport
 from ironmoe.bench.attack.parts import Part, describe
 from ironmoe.bench.attack.rows import Cost, RobustnessRow
 from ironmoe.bench.attack.suite import Suite
@@ -100,10 +100,10 @@ class EvaluationOutcome:
             robust &= summary.robust_at(from_255(eps_255))
         return robust
 
-    def worst_case(self, eps_255: float) -> Proportion:
+    def worst_case(self, eps_255: float) -> Accuracy:
         """The robust accuracy against all attacks together: an image counts only if it held against
         every attack."""
-        return _share(self.robust_at(eps_255))
+        return self.report.worst_case_at(from_255(eps_255))
 
     def undecided_at(self, eps_255: float) -> Tensor:
         """(N,) bool: images for which nothing was found so far while some attack has not run to its
@@ -120,19 +120,33 @@ class EvaluationOutcome:
         for name, summary in self.report.attacks.items():
             for eps_255 in self.suite.eps_255:
                 eps = from_255(eps_255)
-                robust, undecided = _share(summary.robust_at(eps)), summary.undecided_at(eps)
-                rows.append(self._row(name, eps_255, robust, undecided))
+                rows.append(
+                    self._row(
+                        name,
+                        eps_255,
+                        accuracy=summary.robust_accuracy_at(eps),
+                        robust=summary.robust_at(eps),
+                        undecided=summary.undecided_at(eps),
+                    )
+                )
         return rows + self.worst_rows
 
     def _row(
-        self, name: str, eps_255: float, robust: Proportion, undecided: Tensor
+        self,
+        name: str,
+        eps_255: float,
+        *,
+        accuracy: Accuracy,
+        robust: Tensor,
+        undecided: Tensor,
     ) -> RobustnessRow:
+        counted = ~next(iter(self.report.attacks.values())).skipped
         return RobustnessRow(
             attack=name,
             eps_255=eps_255,
-            robust=robust,
-            fell=int(self.report.clean_correct.sum()) - robust.count,
-            undecided=int(undecided.sum()),
+            robust=accuracy,
+            fell=int((self.report.clean_correct & ~robust & counted).sum()),
+            undecided=int((undecided & counted).sum()),
             any_decided=not name or self.decided_something(name),
         )
 
@@ -140,7 +154,13 @@ class EvaluationOutcome:
     def worst_rows(self) -> list[RobustnessRow]:
         """A row of the worst case for each eps."""
         return [
-            self._row("", eps, self.worst_case(eps), self.undecided_at(eps))
+            self._row(
+                "",
+                eps,
+                accuracy=self.worst_case(eps),
+                robust=self.robust_at(eps),
+                undecided=self.undecided_at(eps),
+            )
             for eps in self.suite.eps_255
         ]
 
@@ -152,7 +172,7 @@ class EvaluationOutcome:
         """
         summary = self.report.attacks[name]
         passes = {
-            key: s.forwards + s.backwards - len(s.examples)
+            key: s.forwards + s.backwards - len(s.examples) * s.passes
             for key, s in self.report.attacks.items()
         }
         seconds = self.report.seconds * passes[name] / max(sum(passes.values()), 1)
@@ -225,7 +245,3 @@ class EvaluationOutcome:
             key: ShownImage(index, name, float(at[name][index]))
             for index, (key, name) in earliest.items()
         }
-
-
-def _share(robust: Tensor) -> Proportion:
-    return Proportion(int(robust.sum()), len(robust))

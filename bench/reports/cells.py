@@ -1,9 +1,9 @@
 """Numbers as reports print them."""
 
-from ironmoe.attacks import Proportion
+from ironmoe.attacks import Accuracy
 
 
-def percent(share: Proportion) -> str:
+def percent(share: Accuracy) -> str:
     """A share such as "12.3 %"."""
     return f"{100 * share.value:.1f} %"
 

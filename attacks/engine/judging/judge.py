@@ -47,11 +47,27 @@ class Judge:
     def __init__(self, passes: int = 1, model: AttackedModel | None = None) -> None:
         self.passes = passes
         self.model = model
+        # Sums over the batches judged: how much the share of hits varied from pass to pass, and how
+        # much it would have varied if each image had drawn for itself.
+        self._varied = 0.0
+        self._expected = 0.0
+
+    @property
+    def alike(self) -> float:
+        """How many times as much a pass varies as one whose images draw for themselves: 1, or more
+        for a model that draws once for a whole batch."""
+        return max(1.0, self._varied / self._expected) if self._expected > 0 else 1.0
 
     @property
     def is_patient(self) -> bool:
         """Whether a verdict rests on more than one pass."""
         return self.passes > 1
+
+    @property
+    def is_another(self) -> bool:
+        """Whether it judges another model than the searches run on: a transfer, in which no search
+        asks the judge."""
+        return self.model is not None
 
     def asked(self, attack: Search) -> AttackedModel:
         """The model whose predictions count for this attack."""
@@ -92,7 +108,9 @@ class Judge:
             figures.append(_figure(attack, again, columns))
             bad = bad | attack.goal.bad(again)
 
-        hits = torch.stack(verdicts).long().view(2, self.passes // 2, -1).sum(1).t()
+        table = torch.stack(verdicts)
+        self._note(table.double())
+        hits = table.long().view(2, self.passes // 2, -1).sum(1).t()
         needed = [hits_needed(self.passes, earlier) for earlier in tests or [0] * len(points)]
         return Judgement(
             outputs=outputs,
@@ -102,6 +120,14 @@ class Judge:
             hits=hits,
             bad=bad,
         )
+
+    def _note(self, table: Tensor) -> None:
+        """table (passes, R), 1 where a pass reached the goal at an image."""
+        count = table.shape[1]
+        if count > 1:
+            within = table.var(0).mean()
+            self._varied += float(table.mean(1).var()) * count
+            self._expected += float(within)
 
 
 def _figure(attack: Search, outputs: Tensor, columns: Mapping[str, Tensor]) -> Tensor:

@@ -15,13 +15,12 @@ SHORTEST_LOGITS = 1e-12
 
 
 def apart(logits: Tensor, other: Tensor) -> Tensor:
-    """(B,) float64: the distance of two answers (B, …), in units of the first one's norm.
+    """(B,) float64: the distance of two answers (B, …) or (B,), in units of the first one's norm.
 
     Logits far below the highest, in both answers, have no part in it: such classes are ruled out.
     Where one answer rules out a class and the other does not, the distance is about 1.
     """
-    first = logits.flatten(1).double()
-    second = other.flatten(1).double()
+    first, second = (answer.double().reshape(len(answer), -1) for answer in (logits, other))
 
     # −∞ − (−∞) would be NaN, so the lowest numbers count as the lowest that could matter.
     top = first.amax(1, keepdim=True)

@@ -7,21 +7,20 @@ are added for models with experts.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.engine.attacked_model import AttackedModel
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.evaluation.checks.distances import DIFFERS, apart
-from ironmoe.attacks.evaluation.checks.gradient_checks import (
-    quantised,
-    routing_gradient,
-    zero_gradients,
-)
+from ironmoe.attacks.evaluation.checks.gradient_checks import routing_gradient, zero_gradients
+from ironmoe.attacks.evaluation.checks.rounding_check import quantised
+from ironmoe.attacks.evaluation.checks.sample import Sample
 from ironmoe.attacks.evaluation.report import Flag
+from ironmoe.attacks.extra import Extra, extra_columns
 
 RANDOMISED = "randomised model"
 # The checks look at so many images at most, and at so many of them one by one.
@@ -30,22 +29,36 @@ ALONE = 4
 
 
 def check_model(
-    attack: Attack, images: Tensor, labels: Tensor, *, also: Sequence[Attack] = ()
+    attack: Attack,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    also: Sequence[Attack] = (),
+    extra: Extra | None = None,
 ) -> list[Flag]:
     """Look at the model of an attack, on up to 64 images in ``bounds``. This costs about a dozen
     passes of each image.
 
     Args:
         attack: the checks run its model, in full precision.
-        images, labels: (N, …) and (N,) int64.
+        images, labels: (N, …) and (N,) int64; for another goal than a class what it takes, (N, …).
         also: other attacks on the same model, whose losses may need more classes.
+        extra: further inputs of the model, as in ``Attack.run``.
 
     Raises:
         ValueError: labels beyond the model's classes; NaN logits.
     """
+    columns = {"label": labels, **extra_columns(extra, len(images))}
+    return look_at(attack, images, columns, also=also)
+
+
+def look_at(
+    attack: Attack, images: Tensor, columns: Mapping[str, Tensor], *, also: Sequence[Attack] = ()
+) -> list[Flag]:
+    """``check_model`` with everything that belongs to the images as columns (N, …) by name."""
     attacked_model = attack.attacked_model
     images = images[:IMAGES].detach()
-    labels = labels[:IMAGES]
+    columns = {name: column[:IMAGES] for name, column in columns.items()}
     attacked_model.image_dtype = images.dtype
 
     # The checks are about the model and not about the precision of the search.
@@ -53,18 +66,16 @@ def check_model(
     plain.attack_dtype = None
     try:
         with borrowed(attacked_model.model):
-            logits = [plain.predict(images) for _ in range(3)]
-            attack.goal.check(logits[0], labels)
-            random = max(float(apart(logits[0], other).max()) for other in logits[1:])
+            sample = Sample(plain, attack.goal, images, columns)
+            outputs = sample.predict()
+            attack.goal.check(outputs, sample.labels)
+            random, is_exact = _randomness(sample, outputs)
             return [
                 _randomised(random),
-                _undetermined(random, logits),
-                _softmax(logits[0]),
-                _classes([attack, *also], logits[0].shape[1]),
-                quantised(attack.bounds, plain, images, labels, random),
-                _batch_dependence(plain, images, logits[0], random),
-                zero_gradients(plain, images, labels, logits[0]),
-                routing_gradient(plain, images, labels),
+                _undetermined(random, is_exact),
+                *_of_classes([attack, *also], outputs),
+                *_of_gradients(sample, outputs, attack.bounds, random),
+                _batch_dependence(sample, outputs, random),
             ]
     finally:
         attacked_model.forwards = plain.forwards
@@ -92,6 +103,20 @@ def no_room_for_checks() -> Flag:
     )
 
 
+def _randomness(sample: Sample, outputs: Tensor) -> tuple[float, bool]:
+    """(how far two answers to the same images lie apart, all bits are the same).
+
+    All images are asked about twice, and one image as often as there are images: a model that
+    seldom draws, and then for a whole batch, shows itself in many passes alone.
+    """
+    again = sample.predict()
+    one = sample.part(slice(0, 1))
+    first, *others = [one.predict() for _ in range(len(sample.images))]
+    pairs = [(outputs, again), *((first, other) for other in others)]
+    random = max(float(apart(mine, other).max()) for mine, other in pairs)
+    return random, all(torch.equal(mine, other) for mine, other in pairs)
+
+
 def _randomised(random: float) -> Flag:
     tripped = random > DIFFERS
     return Flag(
@@ -100,15 +125,16 @@ def _randomised(random: float) -> Flag:
         random,
         f"Two passes over the same images differ by {random:.1e} of the logits. "
         + (
-            "Attacks need the mean of several gradients: use eot, or AutoAttack's version 'rand'."
+            "A single pass decides nothing: verdicts need many. Attacks need the mean of several "
+            "gradients: use eot, or AutoAttack's version 'rand'."
             if tripped
             else "No randomness."
         ),
     )
 
 
-def _undetermined(random: float, logits: list[Tensor]) -> Flag:
-    differ = not all(torch.equal(logits[0], other) for other in logits[1:])
+def _undetermined(random: float, is_exact: bool) -> Flag:
+    differ = not is_exact
     tripped = differ and random <= DIFFERS
     return Flag(
         "forward non-determinism",
@@ -119,6 +145,27 @@ def _undetermined(random: float, logits: list[Tensor]) -> Flag:
         if tripped
         else ("See randomised model." if differ else "The same pass gives the same bits."),
     )
+
+
+def _of_classes(attacks: list[Attack], outputs: Tensor) -> list[Flag]:
+    """What there is to say of logits, and of nothing else."""
+    if outputs.ndim != 2 or not attacks[0].goal.has_classes:
+        return []
+    return [_softmax(outputs), _classes(attacks, outputs.shape[1])]
+
+
+def _of_gradients(sample: Sample, outputs: Tensor, bounds: Bounds, random: float) -> list[Flag]:
+    """What there is to say of gradients, if the outputs are numbers that may have one, and a
+    classifier's are more than one."""
+    one_class = sample.goal.has_classes and outputs.shape[-1] < 2
+    if one_class or not outputs.is_floating_point():
+        return []
+    sample = sample.with_recorded_routing()
+    return [
+        quantised(sample, outputs, box=sample.box(bounds), random=random),
+        zero_gradients(sample, outputs),
+        routing_gradient(sample),
+    ]
 
 
 def _softmax(logits: Tensor) -> Flag:
@@ -151,18 +198,17 @@ def _classes(attacks: list[Attack], classes: int) -> Flag:
     )
 
 
-def _batch_dependence(
-    attacked_model: AttackedModel, images: Tensor, logits: Tensor, random: float
-) -> Flag:
-    if len(images) < 2:
+def _batch_dependence(sample: Sample, outputs: Tensor, random: float) -> Flag:
+    count = len(outputs)
+    if count < 2:
         return Flag("batch dependence", False, 0.0, "Not looked at: one image has no company.")
 
     # The images in the opposite order, and some of them alone.
-    order = torch.arange(len(images) - 1, -1, -1, device=images.device)
-    distances = [apart(logits, attacked_model.predict(images[order])[order.argsort()])]
+    order = torch.arange(count - 1, -1, -1, device=outputs.device)
+    distances = [apart(outputs, sample.part(order).predict()[order.argsort()])]
     distances += [
-        apart(logits[i : i + 1], attacked_model.predict(images[i : i + 1]))
-        for i in range(min(ALONE, len(images)))
+        apart(outputs[one : one + 1], sample.part(slice(one, one + 1)).predict())
+        for one in range(min(ALONE, count))
     ]
     worst = max(float(distance.max()) for distance in distances)
 

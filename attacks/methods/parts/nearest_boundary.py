@@ -10,6 +10,7 @@ from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.abilities import HyperplaneBall
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
+from ironmoe.attacks.losses import check_several_classes
 
 
 class BoundaryAttack(LeastDistanceAttack):
@@ -73,6 +74,7 @@ class BoundaryAttack(LeastDistanceAttack):
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) z_k − z_label."""
+        check_several_classes(logits, type(self).__name__)
         right = attempts["label"].unsqueeze(1)
         contender = self._contender(logits, attempts, right)
         return (logits.gather(1, contender) - logits.gather(1, right)).squeeze(1)

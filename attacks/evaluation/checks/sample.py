@@ -1,0 +1,99 @@
+"""The images that the checks look at, and what they ask the model about them."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ironmoe.attacks.balls.elements import Bounds, Box, box_at
+from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel
+from ironmoe.attacks.evaluation.report import Flag
+from ironmoe.attacks.goals.goal import Goal
+from ironmoe.attacks.losses import margin
+from ironmoe.attacks.model_errors import NoGradient, check_graph, taking_gradients
+
+
+class Sample(NamedTuple):
+    """B images with what belongs to them, and the model that is looked at.
+
+    model: the model, in full precision
+    goal: what the attacks are after
+    images: (B, …)
+    columns: name → (B, …); "label", and further inputs of the model
+    recorded: name → (B, …); what the routing mode of the search keeps of the images
+    """
+
+    model: AttackedModel
+    goal: Goal
+    images: Tensor
+    columns: Mapping[str, Tensor]
+    recorded: Mapping[str, Tensor] = {}
+
+    @property
+    def labels(self) -> Tensor:
+        """(B, …)"""
+        return self.columns["label"]
+
+    def predict(self) -> Tensor:
+        """The outputs (B, …) for the images."""
+        return self.model.predict(self.images, self.columns)
+
+    def part(self, places: Tensor | slice) -> "Sample":
+        """Some of the images, or all of them in another order."""
+        return self._replace(
+            images=self.images[places],
+            columns={name: column[places] for name, column in self.columns.items()},
+        )
+
+    def box(self, bounds: Bounds) -> Box:
+        """Lowest and highest valid pixels: two numbers, or two tensors that broadcast to the
+        images."""
+        if "low_bound" in self.columns:
+            low, high = self.columns["low_bound"], self.columns["high_bound"]
+            return low.to(self.images), high.to(self.images)
+        return box_at(self.images, bounds)
+
+    def with_recorded_routing(self) -> "Sample":
+        """The same, with what questions need that have a gradient."""
+        return self._replace(recorded=self.model.record(self.images, self.columns))
+
+    def height(self, outputs: Tensor) -> Tensor:
+        """(B,) one number that the outputs come to: the margin of logits, else what the goal
+        raises."""
+        if self.goal.has_classes:
+            return margin(outputs, self.labels)
+        return self.goal.loss(outputs, self.labels)
+
+    def heights(self, points: Tensor) -> Tensor:
+        """(B,) ``height`` at these points in the images' places, as the search sees it."""
+        return self._ask(points, self.height, want_grad=False).loss
+
+    def ask(self, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(B,) the loss of the outputs for the images, and (B, …) its gradient.
+
+        Raises:
+            NoGradient: the model has none.
+        """
+        answer = self._ask(self.images, loss, want_grad=True)
+        assert answer.grad is not None
+        return answer.loss, answer.grad
+
+    def outputs_with_graph(self, points: Tensor) -> Tensor:
+        """The outputs for points that require a gradient.
+
+        Raises:
+            NoGradient: the outputs do not depend on them.
+        """
+        with taking_gradients(points, lambda same: self.model.logits(same, self.columns)):
+            outputs = self.model.logits(points, self.columns)
+        check_graph(outputs)
+        return outputs
+
+    def _ask(self, points: Tensor, loss: Callable[[Tensor], Tensor], *, want_grad: bool) -> Answer:
+        attempts = {"point": points, **self.columns, **self.recorded}
+        return self.model.ask(attempts, lambda outputs, _: loss(outputs), want_grad)
+
+
+def no_gradient(name: str, error: NoGradient) -> Flag:
+    """What a check that needs a gradient says of a model that has none."""
+    return Flag(name, False, 0.0, f"Not looked at: the model has no gradient ({error.why}).")

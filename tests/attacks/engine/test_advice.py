@@ -1,0 +1,113 @@
+"""Errors that say what to do: values just outside the box, one logit, dtypes, channels."""
+
+import pytest
+import torch
+import toys
+from torch import nn
+
+from ironmoe.attacks import APGD, CW, FAB, MIFGSM, PGD, DeepFool, Square, evaluate
+
+
+@pytest.fixture(scope="module")
+def data():
+    return toys.blobs(16)
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    return toys.mlp(*data).float()
+
+
+def message_of(model, images, labels, **options):
+    """Of both ways to attack."""
+    attack = PGD(model, 0.1, steps=1, **options)
+    texts = []
+    for run in (
+        lambda: attack.run(images, labels),
+        lambda: evaluate(model, (images, labels), {"pgd": attack}),
+    ):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            run()
+        texts.append(str(caught.value))
+    assert texts[0] in texts[1]
+    return texts[0]
+
+
+@pytest.mark.parametrize("excess", [1.2e-7, 1e-6, 5e-5])
+@pytest.mark.parametrize("side", [0, 1])
+def test_rounding_beyond_the_box_is_to_be_clamped(model, data, excess, side):
+    images = data[0].clone()
+    images[3, 0, 0, 0] = 1 + excess if side else -excess
+    message = message_of(model, images, data[1])
+    size = float((images - 1).max() if side else -images.min())
+    assert f"{size:.2g} outside" in message and "images.clamp(lowest, highest)" in message
+    assert "first in example 3" in message
+
+
+def test_normalised_images_are_to_come_as_they_were(model, data):
+    images = (data[0] - 0.45) / 0.225
+    message = message_of(model, images, data[1])
+    assert "normalize=(mean, std)" in message and "clamp" not in message
+
+
+def test_images_of_255_are_to_be_divided(model, data):
+    message = message_of(model, (255 * data[0]).round(), data[1])
+    assert "divide them by 255, or use bounds=(0, 255)" in message
+
+
+def test_other_values_are_a_matter_of_bounds(model, data):
+    assert "bounds= says" in message_of(model, 1e6 * data[0], data[1])
+
+
+def test_one_logit_is_to_become_two(data):
+    labels = data[1] % 2
+    network = toys.mlp(data[0], labels).float()
+
+    def column(x):
+        return (network(x)[:, 1:] - network(x)[:, :1]) / 2
+
+    assert "torch.cat([-z, z], 1)" in message_of(column, data[0], labels)
+    nothing_else = torch.zeros_like(labels)
+    for attack in (PGD, APGD, FAB, Square, CW, DeepFool, MIFGSM):
+        norm = {"norm": "L2"} if attack in (CW, DeepFool) else {}
+        with pytest.raises(ValueError, match="at least 2 classes"):
+            attack(column, steps=2, **norm).run(data[0], nothing_else)
+        with pytest.raises(ValueError, match="at least 2 classes"):
+            evaluate(column, (data[0], nothing_else), {"a": attack(column, steps=2, **norm)})
+    assert "torch.stack([-z, z], 1)" in message_of(lambda x: column(x)[:, 0], data[0], labels)
+
+    both = PGD(column, 0.1, logits_fn=lambda z: torch.cat([-z, z], 1)).run(data[0], labels)
+    assert torch.equal(both.success, PGD(network, 0.1).run(data[0], labels).success)
+    scalar = PGD(lambda x: column(x)[:, 0], 0.1, logits_fn=lambda z: torch.stack([-z, z], 1))
+    assert torch.equal(scalar.run(data[0], labels).success, both.success)
+
+
+@pytest.mark.parametrize("weights", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("attack", [PGD, Square])
+def test_another_dtype_of_weights_is_named(data, weights, attack):
+    model = toys.mlp(*data).to(weights)
+    attacks = attack(model, 0.1, steps=1)
+    with pytest.raises(TypeError, match=rf"use images.to\({weights}\) or model.to\(torch.float32"):
+        attacks.run(*data)
+    assert attacks.run(data[0].to(weights), data[1]).clean_correct.any()
+
+
+def test_an_error_that_is_not_about_dtypes_stays_as_it_is(data):
+    class Broken(nn.Linear):
+        def forward(self, x):
+            raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError, match=r"^out of order$"):
+        PGD(Broken(2, 2).double(), 0.1).run(*data)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_as_many_means_as_channels(data, count):
+    images = data[0].expand(-1, 3, -1, -1)
+    normalize = ([0.5] * count, [0.25] * count)
+    message = message_of(lambda x: x.flatten(1), images, data[1], normalize=normalize)
+    assert "normalize must be (mean, std)" in message
+    assert f"3 channels of images (N, 3, …), got {count}" in message
+    for fits in (1, 3):
+        attack = PGD(lambda x: x.flatten(1), 0.1, normalize=([0.5] * fits, [0.25] * fits))
+        attack.run(images, data[1])

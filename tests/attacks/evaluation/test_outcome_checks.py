@@ -1,0 +1,132 @@
+"""Checks of what attacks did: where nothing was attacked, nothing moved, or everything may."""
+
+import math
+
+import pytest
+import torch
+import toys
+
+from ironmoe.attacks import (
+    APGD,
+    CW,
+    FAB,
+    FGSM,
+    MIFGSM,
+    PGD,
+    AutoAttack,
+    DeepFool,
+    Square,
+    check_outcome,
+    evaluate,
+)
+
+NOTHING = "nothing to attack"
+LARGE = "radius larger than the box"
+STILL = "attacks without a gradient"
+
+
+@pytest.fixture(scope="module")
+def data():
+    return toys.blobs(60)
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    return toys.mlp(*data).float()
+
+
+@pytest.fixture(scope="module")
+def sure(model):
+    """So sure that the cross-entropy has no gradient in float32."""
+    return lambda x: 1e4 * model(x)
+
+
+def flags_of(model, data, attack, **options):
+    report = evaluate(model, data, {"it": attack}, **options)
+    return {flag.name: flag for flag in report.checks}
+
+
+@pytest.mark.parametrize("attack", [PGD, APGD, MIFGSM, FGSM])
+def test_an_attack_whose_loss_is_flat_is_named(model, sure, data, attack):
+    steps = {} if attack is FGSM else {"steps": 3}
+    flag = flags_of(sure, data, attack(sure, 0.06, **steps))[STILL]
+    assert flag.tripped and flag.value > 0.9 and flag.message.startswith("it began")
+    for loss in ("margin", "dlr"):
+        assert not flags_of(sure, data, attack(sure, 0.06, loss=loss, **steps))[STILL].tripped
+    assert not flags_of(model, data, attack(model, 0.06, **steps))[STILL].tripped
+
+
+@pytest.mark.parametrize("attack", [PGD, APGD, FAB, DeepFool, CW])
+def test_attacks_on_a_model_of_rounded_images_stand_still(model, data, attack):
+    def rounded(x):
+        return model((255 * x).round() / 255)
+
+    norm = {"norm": "L2"} if attack in (CW, DeepFool) else {}
+    flag = flags_of(rounded, data, attack(rounded, eps=0.05, steps=3, **norm))[STILL]
+    assert flag.tripped and flag.value == 1
+
+
+def test_a_part_of_a_chain_that_stands_still_is_seen(sure, data):
+    attack = AutoAttack(sure, version="custom", attacks_to_run=["apgd-ce", "apgd-t"], eps=0.02)
+    for part in attack.stages:
+        part.steps = part.max_queries = 3
+    assert flags_of(sure, data, attack)[STILL].tripped
+
+
+def test_a_share_of_one_hundredth_may_stand_still(model, data):
+    report = evaluate(model, data, {"it": PGD(model, 0.001, steps=2)}, checks=False)
+    summary = report.attacks["it"]
+    for count, tripped in ((0, False), (1, True)):
+        summary.flags["zero_gradient"][:] = torch.arange(60) < count
+        flag = next(flag for flag in check_outcome(report) if flag.name == STILL)
+        assert flag.tripped == tripped and flag.value == pytest.approx(count / 60)
+    summary.fell[:] = True
+    flag = next(flag for flag in check_outcome(report) if flag.name == STILL)
+    assert not flag.tripped
+
+
+def test_a_gradient_that_is_not_asked_for_is_not_missed(sure, data):
+    assert not flags_of(sure, data, Square(sure, 0.02, steps=5))[STILL].tripped
+
+
+@pytest.mark.parametrize("norm, size", [("Linf", 1), ("L2", math.sqrt(144)), ("L1", 144)])
+def test_a_radius_as_large_as_the_box_is_seen(model, data, norm, size):
+    for eps, tripped in ((0.99 * size, False), (size, True), (255 * size, True)):
+        flag = flags_of(model, data, PGD(model, eps, steps=1, norm=norm))[LARGE]
+        assert flag.tripped == tripped and flag.value == pytest.approx(eps / size)
+
+
+def test_the_box_is_that_of_the_bounds(model, data):
+    def shifted(x):
+        return model((x + 3) / 5)
+
+    images = 5 * data[0] - 3
+    attack = PGD(shifted, 4.9, steps=1, bounds=(-3.0, 2.0))
+    assert not flags_of(shifted, (images, data[1]), attack)[LARGE].tripped
+    flag = flags_of(shifted, (images, data[1]), attack, eps=[0.1, 5.1])[LARGE]
+    assert flag.tripped and flag.value == pytest.approx(1.02)
+
+
+def test_no_radius_at_all_is_fine_for_the_least_distance(model, data):
+    assert not flags_of(model, data, DeepFool(model, steps=2))[LARGE].tripped
+
+
+def test_true_labels_under_a_targeted_attack(model, data):
+    images = data[0]
+    predicted = model(images).argmax(1)
+    attack = PGD(model, 0.1, steps=2, targeted=True)
+    flag = flags_of(model, (images, predicted), attack)[NOTHING]
+    assert flag.tripped and flag.value == 1 and "labels are the classes to reach" in flag.message
+    mostly = torch.where(torch.arange(60) < 20, (predicted + 1) % 4, predicted)
+    assert flags_of(model, (images, mostly), attack)[NOTHING].tripped
+    assert not flags_of(model, (images, (predicted + 1) % 4), attack)[NOTHING].tripped
+
+
+def test_labels_that_are_all_wrong(model, data):
+    images = data[0]
+    wrong = (model(images).argmax(1) + 1) % 4
+    for attack in (PGD(model, 0.1, steps=2), Square(model, 0.1, steps=2)):
+        flag = flags_of(model, (images, wrong), attack)[NOTHING]
+        assert flag.tripped and "No image was attacked" in flag.message
+    wrong[:6] = model(images).argmax(1)[:6]
+    assert not flags_of(model, (images, wrong), PGD(model, 0.1, steps=2))[NOTHING].tripped
