@@ -86,11 +86,6 @@ class Ball(ABC):
         return self.width
 
     @property
-    def farthest(self) -> Any:
-        """The largest absolute value of a valid pixel: a number, or (B,)."""
-        return max(abs(bound) for bound in self.bounds)
-
-    @property
     def movable(self) -> int | Tensor:
         """How many elements of an image may move: a number, or (B,) int64."""
         return self.center[0].numel() if len(self.center) else 0
