@@ -14,13 +14,24 @@ class NoGradient(ValueError):
     """A gradient was asked for, and the model has none with respect to its images.
 
     why: a clause that says how it shows
-    what: the message without the advice at its end
+    what, instead: the message, and the advice at its end
     """
 
-    def __init__(self, got: str, *, why: str) -> None:
+    def __init__(self, got: str, *, why: str, instead: str = INSTEAD) -> None:
         self.why = why
+        self.instead = instead
         self.what = f"model must be differentiable with respect to its images, got {got}"
-        super().__init__(f"{self.what}; {INSTEAD}")
+        super().__init__(f"{self.what}; {instead}")
+
+
+def check_not_labels(outputs: Tensor) -> None:
+    """NoGradient: the outputs are labels, or other integers."""
+    if not outputs.is_floating_point():
+        raise NoGradient(
+            f"labels alone ({outputs.dtype})",
+            why="its outputs are labels",
+            instead="HopSkipJump can do with labels",
+        )
 
 
 def gradient(loss: Tensor, points: Tensor, mode: str = "") -> Tensor:

@@ -159,3 +159,17 @@ def test_the_checks_of_a_service_cost_no_more_than_they_say(network, data):
 
     check_model(Square(model, EPS), *data)
     assert sum(asked) <= 12 * 60 + 4
+
+
+@pytest.mark.parametrize("attack", [PGD, FAB, CW, Square])
+def test_labels_alone_are_for_hopskipjump(network, data, attack):
+    def model(x):
+        return network(x).argmax(1)
+
+    norm = "L2" if attack is CW else "Linf"
+    for run in (
+        lambda: attack(model, EPS, steps=3, norm=norm).run(*data),
+        lambda: evaluate(model, data, {"a": attack(model, EPS, steps=3, norm=norm)}),
+    ):
+        with pytest.raises(ValueError, match="labels alone"):
+            run()
