@@ -3,6 +3,7 @@
 import hashlib
 import re
 import zlib
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,14 +17,16 @@ def checksum(values: Tensor, start: int = 0) -> int:
     )
 
 
-def checksums_of(images: Tensor, labels: Tensor) -> list[int]:
-    """CRC-32 of each image (N, …) with its label (N, …): ``checksum(image, checksum(label))``."""
+def checksums_of(images: Tensor, labels: Tensor, *extra: Tensor) -> list[int]:
+    """CRC-32 of each image (N, …) with its label (N, …) and its further inputs (N, …):
+    ``checksum(image, checksum(label))``, and so on."""
     rows = [
         part.detach().cpu().contiguous().unsqueeze(1).flatten(1).view(torch.uint8).numpy()
-        for part in (labels, images)
+        for part in (labels, images, *extra)
     ]
     return [
-        zlib.crc32(image.data, zlib.crc32(label.data)) for label, image in zip(*rows, strict=True)
+        reduce(lambda start, part: zlib.crc32(part.data, start), parts, 0)
+        for parts in zip(*rows, strict=True)
     ]
 
 

@@ -67,7 +67,7 @@ def evaluate(
             ``report.checks``.
         journal: a folder, to which every result is written at once. The same call goes on where it
             was interrupted. A folder is refused for another model, attack (every setting counts),
-            image or label; callables are compared by name.
+            image, label or further input; callables are compared by name.
         max_forwards, max_seconds: the evaluation ends before it spends more forward passes of
             single images, or more time, than this (in this call, checks included; with several
             processes each has an equal share). The report counts what is not decided, and the
@@ -92,16 +92,16 @@ def evaluate(
     """
     attacks = with_names(attacks)
     check_attacks(model, attacks, batch_size)
+    check_passes(passes)
     begun = None if journal is None else passes_of_journal(Path(journal))
     if begun is None:
         check_shared(attacks)  # what was begun before this was refused goes on as it is
-    passes = passes or begun
+    passes = begun if passes is None else passes
     chains = [chain_of(attack, eps) for attack in attacks.values()]
     unit_sizes = [attack.images_per_unit(batch_size) for attack in attacks.values()]
     for attack, unit_size in zip(attacks.values(), unit_sizes, strict=True):
         check_groups(attack.stages, unit_size)
 
-    check_passes(passes)
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
     shard = current_shard()

@@ -25,7 +25,7 @@ from ironmoe.attacks.evaluation.checks.model_checks import (
     passes_of_checks,
     says_random,
 )
-from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
+from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome, two_answers
 from ironmoe.attacks.evaluation.checksum import checksums_of
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Progress
@@ -53,7 +53,7 @@ class Evaluation:
         fresh: how many of these were settled in this call.
         journal: where results are written; None: they are kept in memory.
         judge: makes the predictions that count.
-        checksums: example → checksum of its image and label.
+        checksums: example → checksum of its image, label and further inputs.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
         complete: the budget did not end it before everything was decided.
     """
@@ -163,8 +163,14 @@ class Evaluation:
             unread=0 if self.source.examples is None else self.source.examples - len(clean),
         )
         if checks:
-            report.checks = flags + check_outcome(report)
+            seen = any(self.shard.gather_objects(self._saw_two_answers))
+            doubts = two_answers(seen, self.judge.passes)
+            report.checks = [*flags, doubts, *check_outcome(report)]
         return report
+
+    @property
+    def _saw_two_answers(self) -> bool:
+        return self.engine is not None and self.engine.saw_two_answers
 
     def _look(self, first: Chunk) -> list[Flag]:
         """The checks of the model, if the budget has room for them."""
@@ -186,7 +192,8 @@ class Evaluation:
 
     def _noted(self, chunk: Chunk) -> Chunk:
         """The chunk, its images noted, and found to be what the journal is about."""
-        found = checksums_of(chunk.images, chunk.labels)
+        extra = [column for _, column in sorted(chunk.side.items())]
+        found = checksums_of(chunk.images, chunk.labels, *extra)
         for number, each in zip(chunk.indices.tolist(), found, strict=True):
             self.checksums[number] = each
             if self.journal is not None:

@@ -49,7 +49,7 @@ class AttackSummary:
     alike: how many times as much a pass varies as one whose images draw for themselves; above 1 for
         a model that draws once for a whole batch
     per_image: further (N,) columns by name: label, clean_prediction, forwards, backwards, and
-        checksum, the CRC-32 of image and label (−1 where it is not known)
+        checksum, the CRC-32 of image, label and further inputs (−1 where it is not known)
     targeted: labels are the classes to reach
     box: how far apart two images in ``bounds`` can be, in the attack's norm
     """

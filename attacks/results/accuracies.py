@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import torch
+
+from ironmoe.attacks.evaluation.expected import Accuracy, ExpectedAccuracy
 from ironmoe.attacks.evaluation.proportion import Proportion
 from ironmoe.attacks.evaluation.report import RobustnessReport
 from ironmoe.attacks.results.image_rows import Reports
@@ -17,6 +20,7 @@ ACCURACY_KINDS: dict[str, Kind] = {
     "right": lambda text: int(text) if text.isdigit() else float(text),
     "images": int,
     "undecided": int,
+    "passes": int,
 }
 
 
@@ -32,9 +36,12 @@ def accuracies(reports: Reports, *, confidence: float = 0.95) -> list[Row]:
       radius in common, each of which counts at its own largest radius
     - ``accuracy``, ``low``, ``high``: a share, and its Wilson interval
     - ``confidence``: that of the interval
-    - ``right``, ``images``: how many images hold, and how many there are
+    - ``right``, ``images``: how many images hold, and how many count; of a random model, how many
+      a pass gets right on average
     - ``undecided``: how many of ``right`` a budget left undecided. They may still fall, so the
       accuracy is an upper bound, and the interval reaches down to where all of them fall
+    - ``passes``: how many passes of the model each verdict rests on; with more than 1 it is random,
+      and an accuracy is the expected one of a pass
 
     Args:
         reports: what ``evaluate`` returned, or model → report for several models.
@@ -57,35 +64,40 @@ def csv_table(reports: Reports, *, confidence: float = 0.95) -> str:
 
 def _rows_of(outcomes: Outcomes, confidence: float) -> list[Row]:
     numbers, attacks = outcomes.numbers, list(outcomes.rows)
-    rows = [_row(CLEAN, None, outcomes.clean(numbers), confidence)]
-    rows += [
-        _row(attack, eps, outcomes.under(attack, eps, numbers), confidence)
+    shares: list[tuple[str, float | None, Values]] = [(CLEAN, None, outcomes.clean(numbers))]
+    shares += [
+        (attack, eps, outcomes.under(attack, eps, numbers))
         for attack in attacks
         for eps in outcomes.radii[attack]
     ]
-    radii: Sequence[float | None] = outcomes.radii_of_all(attacks) or [None]
     if len(attacks) > 1:
-        rows += [
-            _row(WORST_CASE, eps, outcomes.under_all(attacks, eps, numbers), confidence)
-            for eps in radii
-        ]
-    return rows
+        radii: Sequence[float | None] = outcomes.radii_of_all(attacks) or [None]
+        shares += [(WORST_CASE, eps, outcomes.under_all(attacks, eps, numbers)) for eps in radii]
+    return [
+        {"attack": attack, "eps": eps} | _numbers(values, outcomes.passes, confidence)
+        for attack, eps, values in shares
+    ]
 
 
-def _row(attack: str, eps: float | None, values: Values, confidence: float) -> Row:
-    known = [value for value in values if value is not None]
-    undecided = len(values) - len(known)
-    right = round(sum(known))
-    share = Proportion(right + undecided, len(values))
-
+def _numbers(values: Values, passes: int, confidence: float) -> Row:
+    """The columns of one accuracy."""
+    undecided = values.count(None)
+    so_far = _accuracy([1.0 if value is None else value for value in values], passes)
     return {
-        "attack": attack,
-        "eps": eps,
-        "accuracy": share.value if values else None,
-        "low": Proportion(right, len(values)).interval(confidence)[0],
-        "high": share.interval(confidence)[1],
+        "accuracy": so_far.value if values else None,
+        "low": so_far.without(undecided).interval(confidence)[0],
+        "high": so_far.interval(confidence)[1],
         "confidence": confidence,
-        "right": share.count,
-        "images": share.total,
+        "right": so_far.count,
+        "images": so_far.total,
         "undecided": undecided,
+        "passes": passes,
     }
+
+
+def _accuracy(values: Sequence[float], passes: int) -> Accuracy:
+    if passes == 1:
+        return Proportion(round(sum(values)), len(values))
+    half = passes // 2
+    right = torch.tensor([round(value * half) for value in values], dtype=torch.int64)
+    return ExpectedAccuracy(right, half)

@@ -76,14 +76,14 @@ def compare(
             differ.
     """
     first, second = (run if isinstance(run, Outcomes) else outcomes_of(run) for run in (one, other))
-    numbers = _same_images(first, second)
-    missing = len({*first.numbers, *second.numbers}) - len(numbers)
+    _check_same_images(first, second)
+    numbers = _common(first.numbers, second.numbers)
 
     lines = [
         _compared(attack, eps, values, others, confidence)
         for attack, eps, values, others in _accuracies(first, second, numbers)
     ]
-    return Comparison(lines, _notes(first, second, missing))
+    return Comparison(lines, _notes(first, second))
 
 
 def _compared(
@@ -111,26 +111,23 @@ def _filled(values: Values, undecided: float) -> list[float]:
     return [undecided if value is None else value for value in values]
 
 
-def _same_images(one: Outcomes, other: Outcomes) -> list[int]:
-    """The numbers of the images that both runs came to."""
-    common = [number for number in one.numbers if number in other.first]
+def _check_same_images(one: Outcomes, other: Outcomes) -> None:
     for name, run, another in (("one", one, other), ("other", other, one)):
-        more = [number for number in another.numbers if number not in run.first]
+        more = sorted(another.first.keys() - run.first.keys())
         if more and run.complete:
             raise ValueError(
-                f"one and other must be about the same images, got {len(one.numbers)} and "
-                f"{len(other.numbers)}; {name} is complete without image {more[0]}"
+                f"one and other must be about the same images, got {len(one.first)} and "
+                f"{len(other.first)}; {name} is complete without image {more[0]}"
             )
 
     for what in ("label", "checksum"):
-        for number in common:
+        for number in sorted(one.first.keys() & other.first.keys()):
             values = (one.first[number][what], other.first[number][what])
             if None not in values and values[0] != values[1]:
                 raise ValueError(
                     f"one and other must be about the same images, got image {number} with "
                     f"{what} {values[0]} and {values[1]}"
                 )
-    return common
 
 
 def _accuracies(
@@ -160,8 +157,8 @@ def _largest(one: Outcomes, other: Outcomes, attacks: Sequence[str]) -> list[Non
     return [None] if same else []
 
 
-def _notes(one: Outcomes, other: Outcomes, missing: int) -> list[str]:
-    notes = []
+def _notes(one: Outcomes, other: Outcomes) -> list[str]:
+    notes: list[str] = []
     for run, another, name in ((one, other, "the first run"), (other, one, "the second run")):
         only = [attack for attack in run.rows if attack not in another.rows]
         if only:
@@ -175,20 +172,26 @@ def _notes(one: Outcomes, other: Outcomes, missing: int) -> list[str]:
             for attack, more in radii.items()
             if more
         ]
-    if missing == 1:
-        notes.append("1 image is left out, because one run did not come to it.")
-    elif missing:
-        notes.append(f"{missing} images are left out, because one run did not come to them.")
+    missing = len(one.first.keys() ^ other.first.keys())
+    if missing:
+        notes.append(f"Images left out, because one run did not come to them: {missing}.")
+    both = one.first.keys() & other.first.keys()
+    skipped = len(both - {*_common(one.numbers, other.numbers)})
+    if skipped:
+        notes.append(f"Images left out, because one run skipped them: {skipped}.")
     return notes
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
-    return [each for each in one if each in other]
+    others = set(other)
+    return [each for each in one if each in others]
 
 
 def _told(line: ComparedAccuracy) -> str:
     """A line for people."""
     result = line.result
+    if not result.images:
+        return f"{line.attack}: no image in both runs"
     at = "" if line.eps is None else f" at {line.eps:.6g}"
     out = f", {line.undecided} of them undecided" if line.undecided else ""
     low, high = result.interval

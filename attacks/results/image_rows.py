@@ -6,8 +6,9 @@ A new column is one entry in ``IMAGE_COLUMNS``: files, comparisons and the comma
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from ironmoe.attacks.engine.counters import SIGNS
@@ -54,6 +55,20 @@ def _part(summary: AttackSummary) -> list[str | None]:
     ]
 
 
+def _right_passes(half: int) -> Callable[[AttackSummary], list[list[int]] | None]:
+    """Of a random model, how many passes of one half are right: of the clean image, and for each
+    radius of the worst point found up to it."""
+
+    def right(summary: AttackSummary) -> list[list[int]] | None:
+        if summary.passes == 1:
+            return None
+        hits = [summary.hits[:, 0], *map(summary.hits_at, summary.eps)]
+        counts = summary.passes // 2 - torch.stack(hits, dim=1)[..., half]
+        return cast(list[list[int]], counts.tolist())
+
+    return right
+
+
 def _not_negative(numbers: Tensor | None) -> list[int | None] | None:
     """−1 stands for a number that is not there."""
     if numbers is None:
@@ -76,16 +91,22 @@ IMAGE_COLUMNS: tuple[ImageColumn, ...] = (
     ImageColumn("clean_right", bool, lambda summary: summary.clean_correct),
     ImageColumn("fell", bool, lambda summary: summary.fell),
     ImageColumn("decided", bool, lambda summary: summary.decided),
+    ImageColumn("skipped", bool, lambda summary: summary.skipped),
     ImageColumn("eps", float, _fell_at),
     ImageColumn("held_at", float, _held_at),
     ImageColumn("part", str, _part),
     ImageColumn("prediction", int, lambda summary: _not_negative(summary.prediction)),
     ImageColumn("distance", float, lambda summary: summary.distance),
+    ImageColumn("clean_figure", float, lambda summary: summary.clean_figure),
+    ImageColumn("figure", float, lambda summary: summary.figure),
     ImageColumn("steps", int, lambda summary: _not_negative(summary.steps)),
     ImageColumn("found", bool, lambda summary: summary.found),
     ImageColumn("forwards", int, lambda summary: summary.per_image.get("forwards")),
     ImageColumn("backwards", int, lambda summary: summary.per_image.get("backwards")),
     *(ImageColumn(sign, bool, _flag(sign)) for sign in SIGNS),
+    ImageColumn("passes", int, lambda summary: [summary.passes] * len(summary.examples)),
+    ImageColumn("right_first", list, _right_passes(0)),
+    ImageColumn("right_second", list, _right_passes(1)),
     ImageColumn("checksum", int, lambda summary: _not_negative(summary.per_image.get("checksum"))),
 )
 
@@ -107,12 +128,18 @@ def per_image(reports: Reports) -> list[Row]:
       radii and distances are in the units of the attack's ``bounds``
     - ``held_at``: the largest radius at which it held against the whole attack
     - ``decided``: nothing was left to do when the evaluation ended
+    - ``skipped``: nothing finite came of the image, so it is left out of every accuracy
     - ``prediction``, ``distance``: of the final image
+    - ``clean_figure``, ``figure``: the goal's figure for the clean and for the final image
     - ``steps``: how many queries came before the success
     - ``found``: the search saw a success, which full precision may not have confirmed
     - ``forwards``, ``backwards``: passes of the model that the image took part in
     - one column for each of the flags of ``AttackResult``
-    - ``checksum``: the CRC-32 of the image and its label
+    - ``passes``: how many passes of the model each verdict rests on; more than 1 if it is random
+    - ``right_first``, ``right_second``: of a random model, in how many passes of the first and of
+      the second half the image is right: a list, of the clean image, and for each radius of the
+      worst point found up to it. The first half chooses that point, the second one counts
+    - ``checksum``: the CRC-32 of the image, its label and its further inputs
 
     What does not apply is None: ``eps`` of an image that held, ``label`` of one without a class.
 

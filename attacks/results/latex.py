@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from ironmoe.attacks.results.accuracies import accuracies
 from ironmoe.attacks.results.image_rows import Reports
 from ironmoe.attacks.results.outcomes import CLEAN
@@ -113,20 +115,21 @@ def _radius(eps: float | None) -> str:
     """The shortest text that stands for exactly this radius: 8/255, or 0.5."""
     if eps is None:
         return "each at its largest $\\varepsilon$"
-    times_255 = round(255 * eps)
-    short = f"{eps:g}" if float(f"{eps:g}") == eps else repr(eps)
-    fraction = f"{times_255}/255"
-    is_fraction = times_255 / 255 == eps and len(fraction) < len(short)
-    return f"$\\varepsilon = {fraction if is_fraction else short}$"
+    decimal = np.format_float_positional(eps, trim="-")
+    numerator = np.format_float_positional(float(f"{255 * eps:g}"), trim="-")
+    is_fraction = float(numerator) / 255 == eps and len(f"{numerator}/255") < len(decimal)
+    return f"$\\varepsilon = {f'{numerator}/255' if is_fraction else decimal}$"
 
 
 def _said(rows: Sequence[Row], intervals: bool) -> str:
     images = sorted({row["images"] for row in rows})
-    of = f" of {' or '.join(map(str, images))} images"
-    kinds = sorted({row["confidence"] for row in rows})
-    if not intervals:
-        return of
-    return f"{of}, with {' or '.join(f'{100 * each:g}' for each in kinds)} \\% Wilson intervals"
+    text = f" of {' or '.join(map(str, images))} images"
+    if intervals:
+        kinds = sorted({row["confidence"] for row in rows})
+        text += f", with {' or '.join(f'{100 * each:g}' for each in kinds)} \\% Wilson intervals"
+    if any(row["passes"] > 1 for row in rows):
+        text += "; of random models, the expected ones of a pass"
+    return text
 
 
 def _line(cells: Sequence[str]) -> str:

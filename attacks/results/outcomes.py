@@ -1,7 +1,8 @@
 """What became of each image at each radius, as values in [0, 1].
 
 This file alone says what a row of ``per_image`` means for an accuracy: 1 the image is right, 0 it
-is not, None it is not known, because a budget ended the evaluation before it was decided.
+is not, None it is not known, because a budget ended the evaluation before it was decided. Of a
+random model the value is how often a pass is right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,32 +37,47 @@ class Outcomes:
 
     @property
     def numbers(self) -> list[int]:
-        """The images' numbers in the data, ascending."""
-        return sorted(self.first)
+        """The numbers in the data of the images that count, ascending: of those that no attack
+        skipped."""
+        return sorted(
+            number
+            for number in self.first
+            if not any(rows[number]["skipped"] for rows in self.rows.values())
+        )
+
+    @property
+    def passes(self) -> int:
+        """How many passes of the model each verdict rests on."""
+        return max((row["passes"] for row in self.first.values()), default=1)
 
     def radii_of_all(self, attacks: Sequence[str]) -> list[float]:
         """The radii that all of these attacks were run at, ascending."""
         return sorted(set.intersection(*(set(self.radii[attack]) for attack in attacks)))
 
     def clean(self, numbers: Sequence[int]) -> Values:
-        """Of each image, whether the clean prediction is right."""
-        return [float(self.first[number]["clean_right"]) for number in numbers]
+        """Of each image, whether the clean prediction is right, or how often."""
+        return [_clean(self.first[number]) for number in numbers]
 
     def under(self, attack: str, eps: float, numbers: Sequence[int]) -> Values:
-        """Of each image, whether it held against the attack at this radius."""
-        rows = self.rows[attack]
-        return [_value(rows[number], eps) for number in numbers]
+        """Of each image, whether it held against the attack at this radius, or how often."""
+        return self.under_all([attack], eps, numbers)
 
     def under_all(
         self, attacks: Sequence[str], eps: float | None, numbers: Sequence[int]
     ) -> Values:
         """Of each image, whether it held against all of the attacks; ``eps`` None: against each at
-        its own largest radius."""
-        of_attacks = [
-            self.under(attack, self.radii[attack][-1] if eps is None else eps, numbers)
-            for attack in attacks
+        its own largest radius. Of a random model, how often it is right under the attack that is
+        best at it: one half of the passes chooses it, the other one counts."""
+        radii = [self.radii[attack][-1] if eps is None else eps for attack in attacks]
+        return [
+            _least(
+                [
+                    _judged(self.rows[attack][number], radius, self.radii[attack])
+                    for attack, radius in zip(attacks, radii, strict=True)
+                ]
+            )
+            for number in numbers
         ]
-        return [_least(values) for values in zip(*of_attacks, strict=True)]
 
 
 def outcomes_of(report: RobustnessReport) -> Outcomes:
@@ -80,17 +96,29 @@ def outcomes_from(
     return Outcomes(by_attack, radii, complete)
 
 
-def _value(row: Row, eps: float) -> float | None:
-    if not row["clean_right"]:
-        return 0.0
-    if row["fell"] and row["eps"] <= eps:
-        return 0.0
-    return 1.0 if row["held_at"] is not None and row["held_at"] >= eps else None
+def _clean(row: Row) -> float:
+    if row["passes"] > 1:
+        return float(row["right_second"][0] / (row["passes"] // 2))
+    return float(row["clean_right"])
 
 
-def _least(values: Sequence[float | None]) -> float | None:
+def _judged(row: Row, eps: float, radii: Sequence[float]) -> tuple[float, float] | None:
+    """(what chooses among attacks, what counts) of one image; None where it is not known."""
+    fell = row["fell"] and row["eps"] <= eps
+    held = row["held_at"] is not None and row["held_at"] >= eps
+    if row["clean_right"] and not fell and not held:
+        return None
+    if row["passes"] == 1:
+        return float(held), float(held)
+
+    point = 1 + sum(radius < eps for radius in radii)
+    half = row["passes"] // 2
+    return row["right_first"][point] / half, row["right_second"][point] / half
+
+
+def _least(judged: Sequence[tuple[float, float] | None]) -> float | None:
     """An image that fell to one attack fell, whatever is not known of the others."""
-    known = [value for value in values if value is not None]
-    if known and min(known) == 0:
-        return 0.0
-    return None if len(known) < len(values) else min(known)
+    known = [each for each in judged if each is not None]
+    if len(known) == len(judged) or (0.0, 0.0) in known:
+        return min(known, key=lambda each: each[0])[1]
+    return None

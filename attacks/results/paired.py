@@ -64,7 +64,8 @@ def paired_difference(
     The interval is that of Bonett and Price (2012, J. Educ. Behav. Stat. 37, 479–488), which
     Fagerland, Lydersen and Laake (2014, Stat. Med. 33, 2850–2875) recommend: Wald's interval of the
     mean difference after one image is added that is right in the first run only, and one that is
-    right in the second only.
+    right in the second only. Where values lie between 0 and 1, these two differ as much as the
+    image that differs most.
 
     Args:
         one, other: (N,) values in [0, 1], of the same images in the same order: 1 the image is
@@ -148,9 +149,10 @@ def _tested(differences: Sequence[float]) -> tuple[float, str]:
 
 def _interval(differences: Sequence[float], confidence: float) -> tuple[float, float]:
     """Bonett and Price's, of the mean difference."""
+    most = max(map(abs, differences), default=0.0) or 1.0
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     count = len(differences) + 2
     mean = sum(differences) / count
-    variance = (sum(difference**2 for difference in differences) + 2) / count - mean**2
-    half = z * sqrt(variance / count)
+    squares = sum(difference**2 for difference in differences) + 2 * most**2
+    half = z * sqrt((squares / count - mean**2) / count)
     return max(-1.0, mean - half), min(1.0, mean + half)

@@ -1,7 +1,8 @@
 """Rows of plain values as CSV and as JSON lines.
 
 A row is a dict with the same keys as the others. None is an empty cell in CSV and null in JSON;
-truth values are ``true`` and ``false`` in both, and floats have all their digits.
+truth values are ``true`` and ``false`` in both, and floats have all their digits. A list of whole
+numbers is one in JSON, too, and in CSV a cell in which spaces separate them.
 """
 
 import csv
@@ -53,7 +54,7 @@ def read_text_rows(path: Path | str, kinds: Mapping[str, Kind]) -> list[Row]:
     """The rows of such a file.
 
     Args:
-        kinds: column → int, float or bool, the type of its values, or what makes a value of a
+        kinds: column → int, float, bool or list, the type of its values, or what makes a value of a
             text; other columns are text. An empty cell of CSV is None.
 
     Raises:
@@ -80,6 +81,8 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return " ".join(map(str, value))
     return repr(value) if isinstance(value, float) else str(value)
 
 
@@ -90,4 +93,6 @@ def _value(cell: str, kind: Kind) -> Any:
         if cell not in ("true", "false"):
             raise ValueError(f"a truth value must be true or false, got {cell!r}")
         return cell == "true"
+    if kind is list:
+        return [int(number) for number in cell.split()]
     return kind(cell)

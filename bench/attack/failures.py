@@ -49,11 +49,13 @@ def too_small_a_budget(
     batch_size: int,
     checks: bool,
     max_forwards: int | None,
+    passes: int,
     world: int,
 ) -> SuiteError:
     """The error for a budget that did not suffice for the clean images of the first batch.
 
-    images: how many are to be attacked; world: how many processes share the budget.
+    images: how many are to be attacked; passes: how many each verdict rests on; world: how many
+    processes share the budget.
     """
     if max_forwards is None:
         return SuiteError(
@@ -62,7 +64,8 @@ def too_small_a_budget(
 
     batch = min(batch_size, images)
     least_passes = min(part.eot for of_attack in parts.values() for part in of_attack)
-    first_question = batch * (1 + least_passes)
+    clean = batch * passes
+    first_question = batch * (passes + least_passes)
     of_checks = passes_of_checks(batch)
     are_made = checks and max_forwards >= world * of_checks
 
@@ -70,6 +73,6 @@ def too_small_a_budget(
     each = "" if world == 1 else ", in each of the processes, which share the budget"
     return SuiteError(
         f"--max-forwards {max_forwards} ended the evaluation before it began: the first batch, of "
-        f"{batch} images, needs {needs}{batch} for its clean images, and {first_question} more for "
+        f"{batch} images, needs {needs}{clean} for its clean images, and {first_question} more for "
         f"a first question to the model{each}; give it more, or a smaller --batch-size"
     )

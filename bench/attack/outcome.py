@@ -172,7 +172,7 @@ class EvaluationOutcome:
         """
         summary = self.report.attacks[name]
         passes = {
-            key: s.forwards + s.backwards - len(s.examples)
+            key: s.forwards + s.backwards - len(s.examples) * s.passes
             for key, s in self.report.attacks.items()
         }
         seconds = self.report.seconds * passes[name] / max(sum(passes.values()), 1)

@@ -4,7 +4,7 @@ A column is declared here and nowhere else: its header, its text on the terminal
 report.html, its keys in report.json.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ironmoe.attacks import Accuracy
 from ironmoe.bench.common.radii import exact
@@ -40,8 +40,7 @@ class RobustnessRow(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, from the lower end of ``least`` to the upper end of what is robust so
-        far."""
+        """95 %, from the lower end of ``least`` to the upper end of what is robust so far."""
         return self._least_robust.interval()[0], self.robust.interval()[1]
 
     @property
@@ -51,6 +50,13 @@ class RobustnessRow(NamedTuple):
     @property
     def brackets(self) -> str:
         return brackets(self.interval)
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """For report.json."""
+        numbers = self.robust.as_dict()
+        (name,) = numbers.keys() & {"wilson_95", "interval_95"}
+        return numbers | {name: list(self.interval)}
 
 
 class Cost(NamedTuple):
@@ -77,7 +83,7 @@ RESULT_COLUMNS: tuple[Column[RobustnessRow], ...] = (
     Column(
         "robust accuracy",
         lambda row: f"{row.share} {row.brackets}" if row.any_decided else "nothing decided",
-        lambda row: row.robust.as_dict() | {"wilson_95": list(row.interval)},
+        lambda row: row.numbers,
     ),
     Column("fell", lambda row: str(row.fell)),
     Column("undecided", lambda row: str(row.undecided), lambda row: {"undecided": row.undecided}),

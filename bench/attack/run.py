@@ -4,7 +4,7 @@ kept."""
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
@@ -39,8 +39,8 @@ KEPT_BYTES = 4_000_000_000  # final images that take more are not kept, and no r
 class AttackOptions(NamedTuple):
     """What the command line says.
 
-    ``checks``, the budgets and ``save_images`` change nothing that is found: a run may go on with
-    others.
+    ``checks``, the budgets, ``save_images`` and ``on_bad`` change nothing that is found: a run may
+    go on with others. ``passes`` and ``on_bad`` are those of ``evaluate``.
     """
 
     checkpoint: Path | None
@@ -56,10 +56,13 @@ class AttackOptions(NamedTuple):
     max_seconds: float | None = None
     max_forwards: int | None = None
     save_images: str | None = None
+    passes: int | None = None
+    on_bad: Literal["raise", "skip"] = "raise"
 
     def settings(self, loaded: LoadedModel) -> dict[str, Any]:
         """What makes two runs the same run."""
-        return {
+        passes = {} if self.passes is None else {"passes": self.passes}
+        return passes | {
             "model": loaded.identity,
             "name": loaded.name,
             "facts": loaded.facts,
@@ -231,6 +234,8 @@ class _Evaluation:
                     max_forwards=options.max_forwards,
                     max_seconds=options.max_seconds,
                     on_progress=watch,
+                    passes=options.passes,
+                    on_bad=options.on_bad,
                 )
             finally:
                 watch.save()
@@ -248,6 +253,7 @@ class _Evaluation:
                 batch_size=options.batch_size,
                 checks=options.checks,
                 max_forwards=options.max_forwards,
+                passes=report.passes,
                 world=meter.world,
             )
 

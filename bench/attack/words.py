@@ -1,6 +1,9 @@
 """What the numbers of an evaluation say and what they do not say, in sentences."""
 
 from ironmoe.bench.attack.outcome import EvaluationOutcome
+from ironmoe.bench.reports.cells import counted
+
+MOST_NAMED = 10  # skipped images
 
 UPPER_BOUND = (
     "Robust accuracy is an upper bound: it is what these attacks left standing. Other attacks, "
@@ -13,6 +16,8 @@ def words(outcome: EvaluationOutcome) -> list[str]:
     """A paragraph for each thing that there is to say."""
     paragraphs = (
         _at_chance(outcome),
+        _random(outcome),
+        _skipped(outcome),
         _tripped(outcome),
         _ended_early(outcome),
         _confirmed(outcome),
@@ -29,6 +34,30 @@ def _at_chance(outcome: EvaluationOutcome) -> str:
         f"The clean accuracy, {clean}, is at or below chance, {100 / classes:.3g} % for {classes} "
         "classes: what is left under attack says nothing of robustness. Are the classes matched to "
         "the right logits, and are images in [0, 1] what the model expects?"
+    )
+
+
+def _random(outcome: EvaluationOutcome) -> str:
+    passes = outcome.report.passes
+    if passes == 1:
+        return ""
+    return (
+        f"The model is random, so each verdict rests on {passes} passes: an image fell if a test "
+        "with an error of at most 1 % says that the model is wrong in more than half of them. "
+        "Accuracies are the expected ones of a single pass; their intervals allow for images and "
+        "passes."
+    )
+
+
+def _skipped(outcome: EvaluationOutcome) -> str:
+    skipped = outcome.report.skipped
+    if not skipped:
+        return ""
+    places = outcome.rows_of_data[skipped].tolist()
+    shown = ", ".join(map(str, places[:MOST_NAMED])) + " …" * (len(places) > MOST_NAMED)
+    return (
+        f"{counted(len(places), 'image')} skipped, because the model gives nothing finite there "
+        f"(in the data number {shown}), and counted as neither robust nor fallen."
     )
 
 

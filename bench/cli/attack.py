@@ -1,7 +1,7 @@
 """``ironmoe attack``: reads its options and calls ``attack/run.py``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -124,6 +124,21 @@ def attack(
             help="Look for signs of false security: masked gradients, randomness and their like."
         ),
     ] = True,
+    passes: Annotated[
+        int | None,
+        bounded(
+            "How many passes of the model each verdict rests on. By default 1; 64 where the checks "
+            "find the model random, or with --eot above 1.",
+            1,
+        ),
+    ] = None,
+    on_bad: Annotated[
+        str,
+        typer.Option(
+            help="Images for which the model gives nothing finite: **raise** an error that names "
+            "them, or **skip** them, which counts them as neither robust nor fallen."
+        ),
+    ] = "raise",
     device: Device = "auto",
     dtype: Annotated[
         str,
@@ -174,6 +189,7 @@ def attack(
             levels=PNG_LEVELS if levels is None and save_images == "png" else levels,
         )
         suite.check()
+        bad = _on_bad(on_bad)
         target = chosen_device(device)
         images = load_data(data, image_size, skip_bad)
         announce(images, console)
@@ -191,5 +207,15 @@ def attack(
             max_seconds=max_seconds,
             max_forwards=max_forwards,
             save_images=save_images,
+            passes=passes,
+            on_bad=bad,
         )
         run_attack_command(options, console)
+
+
+def _on_bad(choice: str) -> Literal["raise", "skip"]:
+    if choice == "raise":
+        return "raise"
+    if choice == "skip":
+        return "skip"
+    raise typer.BadParameter(f"--on-bad must be raise or skip, got {choice!r}")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from ironmoe.attacks import FGSM, PGD, compare, evaluate, paired_difference
+from ironmoe.attacks import FGSM, PGD, JournalError, compare, evaluate, paired_difference
 from ironmoe.attacks.results.outcomes import Outcomes
 
 SMALL, LARGE = 0.01, 0.05
 
 
-def row(clean, fell_at=None, held_at=None, label=0, checksum=None):
+def row(clean, fell_at=None, held_at=None, label=0, checksum=None, skipped=False):
     return {
         "clean_right": clean,
         "fell": fell_at is not None,
@@ -20,6 +20,8 @@ def row(clean, fell_at=None, held_at=None, label=0, checksum=None):
         "held_at": held_at,
         "label": label,
         "checksum": checksum,
+        "skipped": skipped,
+        "passes": 1,
     }
 
 
@@ -128,7 +130,33 @@ def test_images_that_a_budget_kept_a_run_from_are_left_out_and_said():
     other = run(a=[held(), held(), fell(SMALL)])
     found = compare(one, other)
     assert {each.result.images for each in found.lines} == {2}
-    assert found.notes == ["1 image is left out, because one run did not come to it."]
+    assert found.notes == ["Images left out, because one run did not come to them: 1."]
+
+
+def test_images_that_one_run_skipped_are_left_out_and_said():
+    one = run(a=[held(), fell(SMALL), held(skipped=True)])
+    other = run(a=[held(), held(skipped=True), held()])
+    found = compare(one, other)
+    assert {each.result.images for each in found.lines} == {1}
+    assert found.notes == ["Images left out, because one run skipped them: 2."]
+
+
+def test_random_models_are_compared_by_how_often_they_are_right():
+    """The first half of the passes chooses the attack, the second half counts."""
+
+    def random(first, second):
+        return held() | {"passes": 16, "right_first": first, "right_second": second}
+
+    one = run(
+        a=[random([8, 4, 4], [6, 5, 4]), random([8, 8, 2], [8, 7, 3])],
+        b=[random([8, 3, 3], [6, 8, 8]), random([8, 8, 8], [8, 1, 1])],
+    )
+    other = run(a=[held(), fell(LARGE)], b=[held(), held()])
+    found = compare(one, other)
+    assert line(found, "clean", None).result == paired_difference([6 / 8, 1], [1, 1])
+    assert line(found, "a", LARGE).result == paired_difference([4 / 8, 3 / 8], [1, 0])
+    assert line(found, "worst case", SMALL).result == paired_difference([8 / 8, 7 / 8], [1, 1])
+    assert line(found, "worst case", LARGE).result == paired_difference([8 / 8, 3 / 8], [1, 0])
 
 
 def test_what_only_one_run_has_is_said():
@@ -182,6 +210,34 @@ def test_reports_of_other_images_are_refused():
         compare(one, report(images, 9 - labels))
     with pytest.raises(ValueError, match="got 20 and 10"):
         compare(one, report(images[:10], labels[:10]))
+
+
+def test_reports_of_other_further_inputs_are_refused(tmp_path):
+    class Scaled(nn.Module):
+        def forward(self, images, factor):
+            return images.flatten(1)[:, :10] * factor
+
+    model, images, labels = Scaled(), torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+
+    def report(factor, journal=None):
+        data = (images, labels, {"factor": factor})
+        return evaluate(model, data, {"fgsm": FGSM(model)}, checks=False, journal=journal)
+
+    factor = torch.ones(20, 1)
+    one = report(factor, tmp_path)
+    assert compare(one, report(factor.clone())).notes == []
+    other = torch.cat([torch.ones(6, 1), torch.full((14, 1), 2.0)])
+    with pytest.raises(ValueError, match="image 6 with checksum"):
+        compare(one, report(other))
+    with pytest.raises(JournalError, match="another image or label 6"):
+        report(other, tmp_path)
+
+
+def test_runs_without_a_common_image_say_so():
+    one = run(a=[held()], numbers=[0], complete=False)
+    other = run(a=[held()], numbers=[1], complete=False)
+    lines = str(compare(one, other)).splitlines()
+    assert lines[0] == "clean: no image in both runs"
 
 
 def test_it_prints_and_goes_into_json():

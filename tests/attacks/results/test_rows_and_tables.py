@@ -55,6 +55,27 @@ def report():
     return made(*model_and_data())
 
 
+class Flipping(nn.Module):
+    """A linear model that negates its logits in a tenth of its answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, images):
+        signs = 1 - 2 * (torch.rand(len(images), 1) < 0.1).float()
+        return signs * self.linear(images.flatten(1))
+
+
+@pytest.fixture(scope="module")
+def random_report():
+    torch.manual_seed(1)
+    model, images = Flipping(), torch.rand(30, 1, 8, 8)
+    labels = model.linear(images.flatten(1)).argmax(1)
+    attacks = {"pgd": PGD(model, steps=3), "fgsm": FGSM(model)}
+    return evaluate(model, (images, labels), attacks, eps=EPS)
+
+
 @pytest.fixture(scope="module")
 def interrupted():
     """Ended by its budget before all was decided."""
@@ -102,8 +123,12 @@ def test_an_image_falls_above_the_radius_where_it_held(report, interrupted):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
-def test_rows_that_are_read_back_are_the_rows_that_were_written(ending, report, tmp_path):
+def test_rows_that_are_read_back_are_the_rows_that_were_written(
+    ending, report, random_report, tmp_path
+):
     path = tmp_path / f"rows{ending}"
+    write_rows(random_report, path)
+    assert read_rows(path) == per_image(random_report)
     write_rows(report, path)
     assert read_rows(path) == per_image(report)
     both = {"plain, with a comma": report, 'with "quotes"\nand lines': report}
@@ -171,6 +196,36 @@ def test_accuracies_are_those_of_the_report(report, interrupted):
     assert {row["model"] for row in rows} == {None}
 
 
+def test_accuracies_of_a_random_model_are_expected_ones_of_a_pass(random_report):
+    at = {(row["attack"], row["eps"]): row for row in accuracies(random_report)}
+    pairs = [(at["clean", None], random_report.clean_accuracy)]
+    pairs.append((at["worst case", EPS[-1]], random_report.worst_case))
+    for name, summary in random_report.attacks.items():
+        pairs += [(at[name, eps], share) for eps, share in summary.curve.items()]
+    for row, share in pairs:
+        assert row["passes"] == random_report.passes > 1
+        assert (row["accuracy"], row["right"]) == pytest.approx((share.value, share.count))
+        assert (row["low"], row["high"]) == pytest.approx(share.interval())
+    assert abs(at["clean", None]["accuracy"] - 0.9) < 0.05
+
+    for row in per_image(random_report):
+        halves = row["right_first"], row["right_second"]
+        assert [len(half) for half in halves] == [1 + len(EPS)] * 2
+        assert all(0 <= count <= row["passes"] // 2 for half in halves for count in half)
+
+
+def test_skipped_images_count_nowhere(report):
+    skipped = torch.zeros(40, dtype=torch.bool)
+    skipped[:7] = True
+    attacks = {name: replace(s, skipped=skipped) for name, s in report.attacks.items()}
+    rest = replace(report, attacks=attacks)
+    for row in accuracies(rest):
+        assert row["images"] == 33
+    assert accuracies(rest)[0]["right"] == rest.clean_accuracy.count
+    assert accuracies(rest)[-1]["right"] == rest.worst_case.count
+    assert sum(row["skipped"] for row in per_image(rest)) == 2 * 7
+
+
 def test_attacks_without_a_common_radius_have_a_worst_case_at_their_largest_ones():
     model, images, labels = model_and_data()
     attacks = {"small": FGSM(model, eps=0.01), "large": FGSM(model, eps=0.05)}
@@ -223,6 +278,19 @@ def test_a_latex_table_can_leave_out_models_and_intervals(report, interrupted):
     assert latex_table(accuracies(report)) == latex_table(report)
 
 
+def test_a_latex_table_says_what_its_numbers_are(report, random_report):
+    above = latex_table(report).splitlines()[0]
+    assert above == (
+        "% needs \\usepackage{booktabs}. Accuracies in percent of 40 images, with 95 \\% Wilson "
+        "intervals"
+    )
+    both = latex_table({"a": report, "b": random_report}, confidence=0.9).splitlines()[0]
+    assert both.endswith(
+        "of 30 or 40 images, with 90 \\% Wilson intervals; of random models, the expected ones "
+        "of a pass"
+    )
+
+
 def test_signs_that_latex_would_read_are_escaped():
     row = accuracies_by_hand(attack="a&b_c%d#e$f{g}h~i^j\\k<l>m*[n")
     table = latex_table([accuracies_by_hand(attack="clean", eps=None), row])
@@ -235,7 +303,8 @@ def test_signs_that_latex_would_read_are_escaped():
 @pytest.mark.parametrize(
     ("eps", "text"),
     [(8 / 255, "8/255"), (0.2, "0.2"), (0.5, "0.5"), (1.0, "1"), (128 / 255, "128/255"),
-     (0.1 + 0.2, "0.30000000000000004"), (0.0, "0")],
+     (0.1 + 0.2, "0.30000000000000004"), (0.0, "0"), (0.001 / 255, "0.001/255"),
+     (1e-6, "0.000001"), (4.0000001 / 255, "0.015686274901960784")],
 )  # fmt: skip
 def test_a_radius_is_written_in_the_shortest_exact_way(eps, text):
     assert f"$\\varepsilon = {text}$" in latex_table([accuracies_by_hand(eps=eps)])
@@ -243,7 +312,7 @@ def test_a_radius_is_written_in_the_shortest_exact_way(eps, text):
 
 def accuracies_by_hand(attack="pgd", eps=0.1):
     numbers = {"accuracy": 0.5, "low": 0.2, "high": 0.8, "confidence": 0.95}
-    counts = {"right": 5, "images": 10, "undecided": 0}
+    counts = {"right": 5, "images": 10, "undecided": 0, "passes": 1}
     return {"model": None, "attack": attack, "eps": eps, **numbers, **counts}
 
 

@@ -20,7 +20,11 @@ EPS = ["--eps", "2,8,32"]
 
 
 def attack(*arguments, code=0):
-    common = ["--model", "small_models:linear", "--data", "set.npz", *SMALL]
+    return attack_model("linear", "set.npz", *SMALL, *arguments, code=code)
+
+
+def attack_model(model, data, *arguments, code=0):
+    common = ["--model", f"small_models:{model}", "--data", data]
     command = ["attack", *map(str, [*common, *arguments])]
     result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert result.exit_code == code, result.output + repr(result.exception)
@@ -169,6 +173,94 @@ def test_levels_whose_steps_a_png_has_are_saved(levels):
     check_form("png", (1, 8, 8), levels)
     image = (torch.arange(levels) / (levels - 1)).view(1, 1, -1)
     assert torch.equal(from_png(png(image)), image)
+
+
+RANDOM_AND_BAD = """
+def flipping():
+    class Flipping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = linear()
+
+        def forward(self, images):
+            signs = 1 - 2 * (torch.rand(len(images), 1) < 0.1).float()
+            return signs * self.inside(images)
+
+    return Flipping()
+
+def broken():
+    class Broken(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = linear()
+
+        def forward(self, images):
+            logits = self.inside(images)
+            bad = (images - BAD).flatten(1).abs().amax(1, keepdim=True) < 1e-3
+            return logits / (~bad)
+
+    return Broken()
+
+import numpy
+BAD = torch.from_numpy(numpy.load("set.npz")["images"][5])
+"""
+
+
+def test_a_random_model_is_reported_as_one(place, no_pictures):
+    """90 % right at a radius of nothing, in terminal, report and tables, whatever the attack."""
+    with (place / "small_models.py").open("a") as file:
+        file.write(RANDOM_AND_BAD)
+    options = [
+        "--all",
+        "--device",
+        "cpu",
+        "--eps",
+        "0.0001,8",
+        "--steps",
+        5,
+        "--attack",
+        "pgd,square",
+    ]
+    output = attack_model("flipping", "set.npz", *options, "--out", "run")
+    assert "The model is random, so each verdict rests on 64 passes" in output
+    report = json.loads((place / "run" / "report.json").read_text())
+    assert report["report"]["passes"] == 64
+    right = 34 / 40  # a linear model gets the others wrong
+    for row in csv.DictReader((place / "run" / "table.csv").open(newline="")):
+        if row["attack"] == "clean" or row["eps"] == repr(0.0001 / 255):
+            expected = 0.9 * right + 0.1 * (1 - right)
+            assert abs(float(row["accuracy"]) - expected) < 0.05
+            assert row["passes"] == "64"
+    shares = [share["value"] for share in report["worst_case"]]
+    table = list(csv.DictReader((place / "run" / "table.csv").open(newline="")))
+    assert shares == [float(row["accuracy"]) for row in table if row["attack"] == "worst case"]
+    rows = read_rows("run/images.csv")
+    assert all(len(row["right_second"]) == 3 for row in rows)
+
+
+def test_images_without_finite_logits_are_named_or_skipped(place, no_pictures):
+    with (place / "small_models.py").open("a") as file:
+        file.write(RANDOM_AND_BAD)
+    options = [
+        "--all",
+        "--device",
+        "cpu",
+        "--eps",
+        "2",
+        "--steps",
+        2,
+        "--no-checks",
+        "--out",
+        "run",
+    ]
+    output = attack_model("broken", "set.npz", *options, code=2)
+    assert "5" in output
+    output = attack_model("broken", "set.npz", *options, "--on-bad", "skip")
+    assert "1 image skipped" in output and "(in the data number 5)" in output
+    rows = read_rows("run/images.csv")
+    assert [row["number"] for row in rows if row["skipped"]] == [5]
+    message = "--on-bad must be raise or skip, got 'drop'"
+    assert message in attack_model("broken", "set.npz", *options, "--on-bad", "drop", code=2)
 
 
 def test_a_wrong_form_ends_the_command_before_it_begins(place):
