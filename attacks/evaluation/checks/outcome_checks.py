@@ -34,6 +34,16 @@ def two_answers(seen: bool, passes: int) -> Flag:
     )
 
 
+AT_THEIR_TARGET = (
+    "the model classifies them as their labels without any attack. Under targeted=True labels are "
+    "the classes to reach, not the true ones"
+)
+ALL_WRONG = (
+    "the model is wrong about all of them. Look at the labels, and at what the model expects "
+    "(normalize=, bounds=)"
+)
+
+
 def check_outcome(report: RobustnessReport) -> list[Flag]:
     """Look at what the attacks did."""
     checks = (_nothing_attacked, _radius_beyond_box, _standing_still, _square, _rising)
@@ -41,26 +51,44 @@ def check_outcome(report: RobustnessReport) -> list[Flag]:
 
 
 def _nothing_attacked(report: RobustnessReport) -> Flag:
-    """Whether there was anything to attack."""
+    """Whether there was anything to attack, and whether it was."""
     name = "nothing to attack"
-    there = [_share(~each.clean_correct, ~each.skipped) for each in report.attacks.values()]
-    worst = max(there, default=0.0)
-    targeted = any(summary.targeted for summary in report.attacks.values())
+    reasons = {attack: _why_nothing(summary) for attack, summary in report.attacks.items()}
+    idle = {attack: reason for attack, reason in reasons.items() if reason}
+    if idle:
+        attack, reason = next(iter(idle.items()))
+        return Flag(name, True, 1.0, f"{attack} attacked no image: {reason}.")
 
-    if targeted:
-        tripped = worst > THERE_SHARE
-        message = (
-            f"{100 * worst:.0f} % of the images are classified as their labels before any attack, "
-            "and are not attacked. Under targeted=True labels are the classes to reach, not the "
-            "true ones."
+    there = [
+        _share(~summary.clean_correct, ~summary.skipped)
+        for summary in report.attacks.values()
+        if summary.targeted
+    ]
+    share = max(there, default=0.0)
+    if share > THERE_SHARE:
+        return Flag(
+            name,
+            True,
+            share,
+            f"{100 * share:.0f} % of the images were not attacked: {AT_THEIR_TARGET}.",
         )
-    else:
-        tripped = worst == 1
-        message = (
-            "No image was attacked, since the model is wrong about all of them: look at the labels "
-            "and at what the model expects (normalize=, bounds=)."
-        )
-    return Flag(name, tripped, worst, message if tripped else "There are images to attack.")
+    return Flag(name, False, share, "There were images to attack.")
+
+
+def _why_nothing(summary: AttackSummary) -> str | None:
+    """Why not a single image was attacked; None if one was."""
+    counted = ~summary.skipped
+    right = summary.clean_correct & counted
+    if not len(counted):
+        return "the budget ended before one was read"
+    if not bool(counted.any()):
+        return "all were skipped, since nothing finite came of them"
+    if not bool(right.any()):
+        return AT_THEIR_TARGET if summary.targeted else ALL_WRONG
+
+    forwards = summary.per_image.get("forwards", right.long() * (summary.passes + 1))
+    began = summary.decided | (forwards > summary.passes)
+    return None if bool((began & right).any()) else "the budget ended before an attack began"
 
 
 def _radius_beyond_box(report: RobustnessReport) -> Flag:

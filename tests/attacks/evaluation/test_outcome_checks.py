@@ -127,6 +127,23 @@ def test_labels_that_are_all_wrong(model, data):
     wrong = (model(images).argmax(1) + 1) % 4
     for attack in (PGD(model, 0.1, steps=2), Square(model, 0.1, steps=2)):
         flag = flags_of(model, (images, wrong), attack)[NOTHING]
-        assert flag.tripped and "No image was attacked" in flag.message
+        assert flag.tripped and "attacked no image: the model is wrong" in flag.message
     wrong[:6] = model(images).argmax(1)[:6]
     assert not flags_of(model, (images, wrong), PGD(model, 0.1, steps=2))[NOTHING].tripped
+
+
+def test_a_budget_that_ends_before_any_attack(model, data):
+    attack = PGD(model, 0.1, steps=5)
+    flag = flags_of(model, data, attack, max_forwards=61)[NOTHING]
+    assert flag.tripped and "the budget ended before an attack began" in flag.message
+    assert not flags_of(model, data, attack, max_forwards=1000)[NOTHING].tripped
+
+
+def test_images_that_are_all_skipped(model, data):
+    def broken(x):
+        return model(x) * float("nan")
+
+    attack = PGD(broken, 0.1, steps=2)
+    report = evaluate(broken, data, {"it": attack}, on_bad="skip")
+    flag = next(flag for flag in report.checks if flag.name == NOTHING)
+    assert flag.tripped and "all were skipped" in flag.message
