@@ -105,6 +105,7 @@ def summary_of(
         alike=float(columns["alike"].mean()) if len(columns["alike"]) else 1.0,
         targeted=isinstance(stages[0].attack.goal, Targeted),
         box=_size_of_box(stages[0].attack, shape),
+        blind=tuple({stage.attack.name for stage in stages if not stage.attack.gradient}),
         per_image=per_image,
         **counted,
     )

@@ -150,23 +150,23 @@ def _share(some: Tensor, of: Tensor) -> float:
 
 
 def _square(report: RobustnessReport) -> Flag:
-    """Whether random search found what gradients had not."""
+    """Whether attacks without gradients found what gradients had not."""
     name = "Square beats the gradient attacks"
-    gains = [_gain_of_square(summary, report) for summary in report.attacks.values()]
-    known = [gain for gain in gains if gain is not None]
+    gains = {attack: _gain(summary, report) for attack, summary in report.attacks.items()}
+    known = {attack: gain for attack, gain in gains.items() if gain is not None}
     if not known:
         return Flag(
             name, False, 0.0, "Not looked at: Square was not run beside attacks that use gradients."
         )
 
-    gain = max(known)
+    attack, gain = max(known.items(), key=lambda item: item[1])
     tripped = gain > SQUARE_GAIN
     return Flag(
         name,
         tripped,
         gain,
-        f"Square, which uses no gradients, broke {100 * gain:.1f} % of the images that gradient "
-        "attacks had left. "
+        f"{attack} broke {100 * gain:.1f} % of the images: without gradients, and attacks along "
+        "gradients had left them. "
         + (
             "Gradients may be masked: trust neither number, and try an adaptive attack."
             if tripped
@@ -175,29 +175,32 @@ def _square(report: RobustnessReport) -> Flag:
     )
 
 
-def _gain_of_square(summary: AttackSummary, report: RobustnessReport) -> float | None:
-    """The share of the images that Square broke and gradient attacks had left; None for an attack
-    without Square, or with nothing to compare it with."""
+def _gain(summary: AttackSummary, report: RobustnessReport) -> float | None:
+    """The share of the images that Square, or another attack without gradients, broke and gradient
+    attacks had left; None for an attack without such a part, or with nothing to compare it with."""
     total = max(len(summary.fell), 1)
-    is_square = [_is_square(stage) for _, stage in summary.stages]
+    is_blind = [_is_blind(stage, summary) for _, stage in summary.stages]
 
-    if all(is_square):
+    if all(is_blind):
         others = [
             other
             for other in report.attacks.values()
-            if not any(_is_square(stage) for _, stage in other.stages)
+            if not any(_is_blind(stage, other) for _, stage in other.stages)
+            and other.box == summary.box
+            and other.eps[-1] >= summary.eps[-1]
         ]
         broken = [float((o.robust & o.decided & ~summary.robust).sum()) for o in others]
         return min(broken) / total if others else None
 
-    if any(is_square):
-        broken_by_square = [n for stage, n in summary.fell_to.items() if _is_square(stage)]
-        return sum(broken_by_square) / total
+    if any(is_blind):
+        broken_without = [n for stage, n in summary.fell_to.items() if _is_blind(stage, summary)]
+        return sum(broken_without) / total
     return None
 
 
-def _is_square(stage: str) -> bool:
-    return "square" in stage.lower()
+def _is_blind(stage: str, summary: AttackSummary) -> bool:
+    """Whether a stage asks for no gradients."""
+    return stage in summary.blind or "square" in stage.lower()
 
 
 def _rising(report: RobustnessReport) -> Flag:

@@ -15,6 +15,7 @@ from ironmoe.attacks import (
     PGD,
     AutoAttack,
     DeepFool,
+    HopSkipJump,
     Square,
     check_outcome,
     evaluate,
@@ -147,3 +148,21 @@ def test_images_that_are_all_skipped(model, data):
     report = evaluate(broken, data, {"it": attack}, on_bad="skip")
     flag = next(flag for flag in report.checks if flag.name == NOTHING)
     assert flag.tripped and "all were skipped" in flag.message
+
+
+def test_a_decision_based_attack_that_beats_gradients_is_seen_as_square_is(model, data):
+    def masked(x):
+        return model(x.detach() + 0 * x)
+
+    attacks = {"pgd": PGD(masked, 0.3, steps=3), "hop": HopSkipJump(masked, 0.3, steps=5)}
+    report = evaluate(masked, data, attacks)
+    flag = next(flag for flag in report.checks if flag.name.startswith("Square"))
+    assert flag.tripped and flag.message.startswith("hop broke")
+
+
+def test_a_larger_radius_or_another_norm_beats_nothing(model, data):
+    for square in (Square(model, 0.4, steps=40), Square(model, 9.0, norm="L2", steps=40)):
+        report = evaluate(model, data, {"pgd": PGD(model, 0.01, steps=5), "square": square})
+        assert report.attacks["square"].fell.any()
+        flag = next(flag for flag in report.checks if flag.name.startswith("Square"))
+        assert not flag.tripped and "Not looked at" in flag.message
