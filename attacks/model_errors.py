@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 INSTEAD = "Square and HopSkipJump need no gradient"
+LABELS_WILL_DO = "HopSkipJump needs no more than labels"
 
 
 class NoGradient(ValueError):
@@ -30,7 +31,7 @@ def check_not_labels(outputs: Tensor) -> None:
         raise NoGradient(
             f"labels alone ({outputs.dtype})",
             why="its outputs are labels",
-            instead="HopSkipJump can do with labels",
+            instead=LABELS_WILL_DO,
         )
 
 
