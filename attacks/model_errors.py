@@ -69,8 +69,10 @@ def taking_gradients(points: Tensor, ask: Callable[[Tensor], object]) -> Iterato
     try:
         yield
     except Exception as error:
-        refuses = points.requires_grad and not isinstance(error, NoGradient)
-        if not (refuses and _answers(ask, points.detach()) and not _answers(ask, points)):
+        is_lack_of_memory = isinstance(error, MemoryError) or "memory" in str(error)
+        if not points.requires_grad or is_lack_of_memory or isinstance(error, NoGradient):
+            raise
+        if not _answers(ask, points.detach()) or _answers(ask, points):
             raise
         raise NoGradient(
             "logits for images that require no gradient alone. For others it failed with "

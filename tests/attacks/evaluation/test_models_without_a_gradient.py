@@ -139,6 +139,16 @@ def test_an_error_of_the_model_itself_stays_that_error(data):
         evaluate(broken, data, {"pgd": PGD(broken, EPS)})
 
 
+def test_a_lack_of_memory_stays_that_error(network, data):
+    def large(x):
+        if x.requires_grad:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return network(x)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        PGD(large, EPS).run(*data)
+
+
 def test_a_model_that_fails_under_attack_alone_says_how(network, data):
     """Its error is part of the message."""
 
