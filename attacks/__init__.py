@@ -6,8 +6,8 @@ Read in this order:
    attack raises, which classes cannot be, and random numbers that depend on the example alone.
 2. ``engine/search``: what an attack is, as the engine sees it; then the rest of ``engine/``, whose
    docstring says what each file knows.
-3. ``result``, ``run`` and ``attack``: one batch in, an ``AttackResult`` out; the class that attacks
-   derive from.
+3. ``result``, ``run``, ``space`` and ``attack``: one batch in, an ``AttackResult`` out; where an
+   attack looks; the class that attacks derive from.
 4. ``routing/``: what an attack may do to routing.
 5. ``methods/``: the attacks, ``pgd`` first.
 6. ``evaluation/``: a data set in, a ``RobustnessReport`` out.

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import Ball, NormsTaken, ball_at, ball_of
-from ironmoe.attacks.balls.checked import checked_bounds, checked_eps, shown
-from ironmoe.attacks.balls.elements import Bounds, Region, SharedElements, region_of
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, Normalize
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
@@ -23,15 +21,17 @@ from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.goals.labels import LabelGoal, Targeted, chosen_goal
 from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.run import run_attack
+from ironmoe.attacks.space import SearchSpace
 
 
-class Attack(ABC):
+class Attack(SearchSpace, ABC):
     """``attack(images, labels)`` returns adversarial images, ``attack.run(images, labels)`` an
     AttackResult.
 
     The model is any callable from images (B, …) to logits (B, C). While an attack runs, an
     nn.Module is in eval mode with frozen weights; all of its state comes back afterwards. Attacks
-    work under ``no_grad`` and ``inference_mode``.
+    work under ``no_grad`` and ``inference_mode``. The model sees images in other orders and numbers
+    than they came, and some again and again: what belongs to an image must be ``extra`` of ``run``.
 
     Args:
         model: takes images in ``bounds``.
@@ -65,19 +65,8 @@ class Attack(ABC):
     ``LeastDistanceAttack`` below.
     """
 
-    norms = NormsTaken()
-    """The names of the norms that the attack takes: those that keep the promises that it ``needs``.
-    It refuses every other norm."""
-
-    needs: type[Ball] | tuple[type[Ball], ...] = Ball
-    """The attack takes a norm whose ball is one of these classes. It must ask the ball for nothing
-    that all of them do not promise."""
-
     needs_classes: str | None = None
     """Why the attack takes no goal but ``Untargeted`` and ``Targeted``; None: it takes any."""
-
-    needs_a_box = False
-    """The attack works only within finite ``bounds``, and refuses others."""
 
     # The engine reads the attributes from here on. ``engine.search.Search`` says what each means;
     # the two base classes below say which go together.
@@ -86,7 +75,6 @@ class Attack(ABC):
     targets = 0
     gradient = True
     keeps: Keeps = "first"
-    inside = True
     starts_clean = False
     exhaustive = False
     attacks_wrong = False
@@ -124,12 +112,7 @@ class Attack(ABC):
         self.attacked_model = AttackedModel(
             model, normalize, logits_fn, attack_dtype, routing, self.goal
         )
-        if norm not in self.norms:
-            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
-        needs_faces = self.needs_a_box or ball_of(norm).needs_finite_bounds
-        who = f"{type(self).__name__} in {norm}"
-        bounds = checked_bounds(bounds, finite_for=who if needs_faces else None)
-        eps = checked_eps(eps, infinite=not self.inside)
+        super().__init__(eps, norm, bounds)
         if not isinstance(seed, int):
             raise TypeError(f"seed must be an int, got {seed!r}")
         if eot < 1:
@@ -141,31 +124,11 @@ class Attack(ABC):
             )
 
         self.name = type(self).__name__
-        self._elements = SharedElements()
-        self.eps = eps
-        self.norm = norm
-        self.bounds = bounds
         self.seed = seed
         self.targeted = isinstance(self.goal, Targeted)
         self.eot = eot
 
         self.coupled_by_model = images_coupled(model)
-
-    def region(self, images: Tensor) -> Region:
-        """What eps and bounds mean for a batch of images (N, …).
-
-        Raises:
-            ValueError: a tensor that does not go with the images or with the norm.
-        """
-        region = region_of(self.eps, self.bounds, tuple(images.shape))
-        if region.by_element:
-            ball_of(self.norm).scaled()
-        return region
-
-    @property
-    def eps_text(self) -> str:
-        """eps as reports print it; of a tensor the shape and the largest element."""
-        return shown(self.eps)
 
     @property
     def model(self) -> Model:
@@ -255,18 +218,6 @@ class Attack(ABC):
                 floats of shape (N, C), or not finite.
         """
         return run_attack(self, images, labels, indices, extra=extra, passes=passes)
-
-    def ball(self, attempts: Attempts) -> Ball:
-        """Where the adversarial examples of these attempts may lie."""
-        ball = ball_of(self.norm)
-        kept = {name: attempts[name] for name in ball.kept if name in attempts}
-        shared = self._elements.of(self.eps, self.bounds, attempts["clean"])
-        return ball_at(ball, attempts, shared, kept)
-
-    @classmethod
-    def takes_ball(cls, ball: type[Ball]) -> bool:
-        """Whether the attack knows what to do in this norm."""
-        return issubclass(ball, cls.needs)
 
     @abstractmethod
     def start(self, attempts: Attempts) -> None:

@@ -13,12 +13,12 @@ INSTEAD = "Square and HopSkipJump need no gradient"
 class NoGradient(ValueError):
     """A gradient was asked for, and the model has none with respect to its images.
 
-    got: what came in place of a gradient
+    why: a clause that says how it shows
     what: the message without the advice at its end
     """
 
-    def __init__(self, got: str) -> None:
-        self.got = got
+    def __init__(self, got: str, *, why: str) -> None:
+        self.why = why
         self.what = f"model must be differentiable with respect to its images, got {got}"
         super().__init__(f"{self.what}; {INSTEAD}")
 
@@ -30,12 +30,20 @@ def gradient(loss: Tensor, points: Tensor, mode: str = "") -> Tensor:
         NoGradient: the loss has no graph, or its graph does not lead to the points; ``mode`` says
             under which routing mode.
     """
-    if not loss.requires_grad:
-        raise NoGradient(f"logits without a graph{mode}")
+    check_graph(loss, mode)
     (grad,) = torch.autograd.grad(loss.sum(), [points], allow_unused=True)
     if grad is None:
-        raise NoGradient(f"logits without a graph that leads to the images{mode}")
+        raise NoGradient(
+            f"logits without a graph that leads to the images{mode}",
+            why=f"the graph of its outputs does not lead to the images{mode}",
+        )
     return grad
+
+
+def check_graph(value: Tensor, mode: str = "") -> None:
+    """NoGradient: the value, computed of the model's outputs, has no graph."""
+    if not value.requires_grad:
+        raise NoGradient(f"logits without a graph{mode}", why=f"its outputs have no graph{mode}")
 
 
 @contextmanager
@@ -54,7 +62,8 @@ def taking_gradients(points: Tensor, ask: Callable[[Tensor], object]) -> Iterato
             raise
         raise NoGradient(
             "logits for images that require no gradient alone. For others it failed with "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}",
+            why=f"for images that require one it fails with {type(error).__name__}",
         ) from error
 
 

@@ -81,6 +81,16 @@ class Ball(ABC):
         return self.bounds[1] - self.bounds[0]
 
     @property
+    def widest(self) -> Any:
+        """The largest width of an element: a number, or (B,)."""
+        return self.width
+
+    @property
+    def farthest(self) -> Any:
+        """The largest absolute value of a valid pixel: a number, or (B,)."""
+        return max(abs(bound) for bound in self.bounds)
+
+    @property
     def movable(self) -> int | Tensor:
         """How many elements of an image may move: a number, or (B,) int64."""
         return self.center[0].numel() if len(self.center) else 0
@@ -204,10 +214,3 @@ def ball_at(
 def norms_with(ability: type) -> tuple[str, ...]:
     """The names of the norms whose balls have this ability."""
     return tuple(name for name, ball in NORMS.items() if issubclass(ball, ability))
-
-
-class NormsTaken:
-    """The names of the registered norms that a class of attacks takes, looked up when asked."""
-
-    def __get__(self, attack: Any, kind: Any) -> tuple[str, ...]:
-        return tuple(name for name, ball in NORMS.items() if kind.takes_ball(ball))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.elements import Bound, Bounds
+from ironmoe.attacks.balls.elements import Bound, Bounds, check_order
 
 
 def checked_eps(eps: Any, *, infinite: bool) -> Bound:
@@ -51,24 +51,13 @@ def checked_bounds(bounds: Any, *, finite_for: str | None) -> Bounds:
 
     low, high = (_checked_kind("bounds", bound) for bound in bounds)
     lows, highs = (torch.as_tensor(bound, dtype=torch.float64) for bound in (low, high))
-    try:
-        lows, highs = torch.broadcast_tensors(lows, highs)
-    except RuntimeError:
-        raise ValueError(
-            "bounds must be (lowest, highest) whose shapes broadcast to each other, got "
-            f"{tuple(lows.shape)} and {tuple(highs.shape)}"
-        ) from None
-
-    wrong = ~(lows <= highs)
-    if bool(wrong.any()) or not bool((lows < highs).any() or not lows.numel()):
-        pair = bounds_text((low, high))
-        where = "" if lows.ndim == 0 else f": {_first(lows, wrong)} and {_first(highs, wrong)}"
-        raise ValueError(
-            f"bounds must be (lowest, highest) with lowest < highest, got {pair}{where}"
-        )
-    if finite_for and not bool((lows.isfinite() & highs.isfinite()).all()):
+    if finite_for and not bool(lows.isfinite().all() and highs.isfinite().all()):
         pair = bounds_text((low, high))
         raise ValueError(f"bounds must be finite for {finite_for}, got {pair}")
+
+    # Tensors of other shapes are compared when the images show what they mean.
+    if lows.shape == highs.shape or 0 in (lows.ndim, highs.ndim):
+        check_order(lows, highs)
     return low, high
 
 
@@ -83,6 +72,7 @@ def shown(value: Bound) -> str:
 
 
 def bounds_text(bounds: Bounds) -> str:
+    """The pair as errors print it."""
     return f"({', '.join(shown(bound) for bound in bounds)})"
 
 
@@ -121,7 +111,5 @@ def _first(values: Tensor, bad: Tensor) -> str:
     """The first bad element, and where it is."""
     if values.ndim == 0:
         return f"{float(values)}"
-    if not bool(bad.any()):
-        return "the same numbers everywhere"
     place = tuple(bad.nonzero()[0].tolist())
     return f"{float(values[place]):.6g} at {list(place)}"

@@ -51,11 +51,12 @@ def region_of(eps: Bound, bounds: Bounds, shape: tuple[int, ...]) -> Region:
 
     Raises:
         ValueError: a tensor that does not broadcast to the images, or that could be read in two
-            ways.
+            ways; a lowest value above its highest one.
     """
     radius, scale = split(spread("eps", eps, shape))
-    low, high = box_of(*(spread("bounds", bound, shape) for bound in bounds))
-    return Region(radius, scale, low, high)
+    low, high = (spread("bounds", bound, shape) for bound in bounds)
+    check_order(low, high)
+    return Region(radius, scale, *box_of(low, high))
 
 
 def spread(name: str, value: Bound, shape: tuple[int, ...]) -> Tensor:
@@ -190,6 +191,20 @@ def _rounded(scale: Tensor, eps: Tensor, radius: Tensor) -> Tensor:
     return torch.where(too_large, scale.nextafter(scale - 1), scale)
 
 
+def check_order(low: Tensor, high: Tensor) -> None:
+    """ValueError: a lowest value is not below its highest one. Of tensors, single elements may have
+    both equal."""
+    low, high = torch.broadcast_tensors(low, high)
+    wrong = ~(low < high) if low.ndim == 0 or bool((low == high).all()) else ~(low <= high)
+    if bool(wrong.any()):
+        place = wrong.nonzero()[0].tolist()
+        pair = float(low[tuple(place)]), float(high[tuple(place)])
+        where = f" at {place}" if place else ""
+        raise ValueError(
+            f"bounds must be (lowest, highest) with lowest < highest, got {pair}{where}"
+        )
+
+
 def box_of(low: Tensor, high: Tensor) -> tuple[Bound, Bound]:
     """Both as numbers where each holds one number throughout, else both as tensors."""
     if low.numel() and high.numel() and is_even(low) and is_even(high):
@@ -202,12 +217,21 @@ def box_at(images: Tensor, bounds: Bounds) -> Box:
     dtype and where it is.
 
     Raises:
-        ValueError: a tensor that does not broadcast to the images.
+        ValueError: a tensor that does not broadcast to the images, or a lowest value above its
+            highest one.
     """
-    low, high = box_of(*(spread("bounds", bound, tuple(images.shape)) for bound in bounds))
-    if isinstance(low, Tensor) and isinstance(high, Tensor):
-        return low.to(images), high.to(images)
-    return low, high
+    low, high = (spread("bounds", bound, tuple(images.shape)) for bound in bounds)
+    check_order(low, high)
+    lowest, highest = box_of(low, high)
+    if isinstance(lowest, Tensor) and isinstance(highest, Tensor):
+        return lowest.to(images), highest.to(images)
+    return lowest, highest
+
+
+def largest(value: Bound) -> float:
+    """The largest number of all; 0 where there is none."""
+    numbers = torch.as_tensor(value, dtype=torch.float64)
+    return float(numbers.max()) if numbers.numel() else 0.0
 
 
 def is_even(values: Tensor) -> bool:

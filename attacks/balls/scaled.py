@@ -57,6 +57,15 @@ class ScaledBall(HyperplaneBall):
         return type(self)(self.center[keep], self.eps[keep], bounds, self.scale[keep])
 
     @property
+    def widest(self) -> Tensor:
+        return lengths.largest(self.width)
+
+    @property
+    def farthest(self) -> Tensor:
+        low, high = self.bounds
+        return lengths.largest(low).maximum(lengths.largest(high))
+
+    @property
     def movable(self) -> Tensor:
         return self.free.flatten(1).sum(1)
 

@@ -186,7 +186,7 @@ class AttackedModel:
                 extra = term() if term is not None else None
 
             if want_grad and not logits.is_floating_point():
-                raise NoGradient(f"labels ({logits.dtype}), which have none")
+                raise NoGradient(f"labels ({logits.dtype})", why="its outputs are labels")
             if logits.is_floating_point():
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss = objective(logits, attempts)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.balls.checked import bounds_text
 from ironmoe.attacks.balls.elements import Bounds, box_at
 from ironmoe.attacks.extra import extra_columns
 from ironmoe.attacks.goals.goal import Goal
@@ -99,8 +100,8 @@ def check_images(images: Tensor, labels: Tensor, bounds: Bounds, goal: Goal) -> 
         low = float(images.min())
         high = float(images.max())
         raise ValueError(
-            f"images must lie in bounds = {bounds}, got values from {low:.6g} to {high:.6g}, first "
-            f"in example {_first(outside)}, {_excess(images, lowest, highest)}"
+            f"images must lie in bounds = {bounds_text(bounds)}, got values from {low:.6g} to "
+            f"{high:.6g}, first in example {_first(outside)}, {_excess(images, lowest, highest)}"
         )
 
 

@@ -18,7 +18,10 @@ from ironmoe.attacks.extra import PREFIX
 # cheaper than two calls.
 SPLIT_FROM = 8
 # The verdict on an attempt depends on these columns, and on what came with the image.
-JUDGED = ("point", "clean", "label", "eps", "low", "high", "key")
+JUDGED = (
+    *("point", "clean", "label", "eps", "low", "high", "key"),
+    *("eps_scale", "low_bound", "high_bound"),
+)
 
 
 class Rounds:

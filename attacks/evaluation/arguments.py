@@ -53,8 +53,6 @@ def check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int) 
                 f"attacks[{name!r}] must be made for the model that is evaluated, got one for "
                 "another model"
             )
-        if isinstance(attack.eps, Tensor) and attack.eps.ndim:
-            raise ValueError(f"attacks[{name!r}] must have a single eps, got one an example")
 
 
 def check_shared(attacks: Mapping[str, Attack]) -> None:
@@ -85,7 +83,7 @@ def chain_of(attack: Attack, eps: Sequence[float] | None) -> list[Stage]:
     """The stages of an attack at all radii, the smallest first."""
     if eps is not None and not isinstance(eps, Sequence | Tensor):
         raise TypeError(f"eps must be a list of radii, or None for each attack's own, got {eps!r}")
-    radii = [float(attack.eps)] if eps is None else sorted({float(e) for e in eps})
+    radii = [attack.largest_eps] if eps is None else sorted({float(e) for e in eps})
     if not radii or not all(radius >= 0 for radius in radii):
         raise ValueError(f"eps must hold at least one radius, none below 0, got {eps}")
     return [Stage(stage, radius) for radius in radii for stage in attack.stages]

@@ -92,16 +92,16 @@ def evaluate(
     """
     attacks = with_names(attacks)
     check_attacks(model, attacks, batch_size)
+    check_passes(passes)
     begun = None if journal is None else passes_of_journal(Path(journal))
     if begun is None:
         check_shared(attacks)  # what was begun before this was refused goes on as it is
-    passes = passes or begun
+    passes = begun if passes is None else passes
     chains = [chain_of(attack, eps) for attack in attacks.values()]
     unit_sizes = [attack.images_per_unit(batch_size) for attack in attacks.values()]
     for attack, unit_size in zip(attacks.values(), unit_sizes, strict=True):
         check_groups(attack.stages, unit_size)
 
-    check_passes(passes)
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
     shard = current_shard()

@@ -25,7 +25,7 @@ from ironmoe.attacks.evaluation.checks.model_checks import (
     passes_of_checks,
     says_random,
 )
-from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
+from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome, two_answers
 from ironmoe.attacks.evaluation.checksum import checksums_of
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Progress
@@ -163,8 +163,14 @@ class Evaluation:
             unread=0 if self.source.examples is None else self.source.examples - len(clean),
         )
         if checks:
-            report.checks = flags + check_outcome(report)
+            seen = any(self.shard.gather_objects(self._saw_two_answers))
+            doubts = two_answers(seen, self.judge.passes)
+            report.checks = [*flags, doubts, *check_outcome(report)]
         return report
+
+    @property
+    def _saw_two_answers(self) -> bool:
+        return self.engine is not None and self.engine.saw_two_answers
 
     def _look(self, first: Chunk) -> list[Flag]:
         """The checks of the model, if the budget has room for them."""

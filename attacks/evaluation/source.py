@@ -82,6 +82,8 @@ class Source:
         first = self.attacks[0]
         try:
             check_images(images, labels, first.bounds, first.goal)
+            for attack in self.attacks:
+                attack.check_alike(images, self.examples)
             chunk = prepared(images, labels, None, self.seen, extra=extra)
         except (ValueError, TypeError) as error:
             count = len(images) if isinstance(images, Tensor) else 1

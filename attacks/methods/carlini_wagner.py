@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import LeastDistanceAttack
-from ironmoe.attacks.balls import lengths
 from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.balls.l2 import L2Ball
@@ -231,4 +230,4 @@ def _range(ball: Ball) -> float | Tensor:
     """The pixel range; where each element has its own, the largest of an image, (R, 1, …)."""
     if not isinstance(ball.width, Tensor):
         return ball.width
-    return column(divisor(lengths.largest(ball.width)), ball.center)
+    return column(divisor(ball.widest), ball.center)

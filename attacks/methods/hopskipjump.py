@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.abilities import HyperplaneBall, StraightBall
-from ironmoe.attacks.balls.ball import Ball, Bounds
+from ironmoe.attacks.balls.ball import Ball
+from ironmoe.attacks.balls.checked import bounds_text
+from ironmoe.attacks.balls.elements import Bounds, box_at
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, select, where
 from ironmoe.attacks.methods.parts.hopskipjump_phases import Phases
@@ -125,7 +127,7 @@ class HopSkipJump(LeastDistanceAttack):
                 "since random images hardly ever are, got None"
             )
         if starts is not None:
-            _check_starts(starts, bounds)
+            _check_starts(starts, self.bounds)
 
         self.steps = steps
         self.initial_probes = initial_probes
@@ -149,7 +151,7 @@ class HopSkipJump(LeastDistanceAttack):
 
     def __repr__(self) -> str:
         return (
-            f"HopSkipJump({self.norm}, eps={self.eps}, steps={self.steps}, "
+            f"HopSkipJump({self.norm}, eps={self.eps_text}, steps={self.steps}, "
             f"restarts={self.restarts}, seed={self.seed})"
         )
 
@@ -280,8 +282,9 @@ def _check_starts(starts: Tensor, bounds: Bounds) -> None:
         raise TypeError(f"starts must be a floating point tensor (M, …), got {got}")
     if not len(starts):
         raise ValueError("starts must be at least one image, got none")
-    if not bool(((starts >= bounds[0]) & (starts <= bounds[1])).all()):
+    low, high = box_at(starts, bounds)
+    if not bool(((starts >= low) & (starts <= high)).all()):
         raise ValueError(
-            f"starts must lie in bounds = {bounds}, got values from {float(starts.min()):.6g} to "
-            f"{float(starts.max()):.6g}"
+            f"starts must lie in bounds = {bounds_text(bounds)}, got values from "
+            f"{float(starts.min()):.6g} to {float(starts.max()):.6g}"
         )

@@ -18,6 +18,22 @@ STILL_SHARE = 0.01
 THERE_SHARE = 0.5
 
 
+def two_answers(seen: bool, passes: int) -> Flag:
+    """Whether a model that was taken for a deterministic one denied a success of its own search."""
+    tripped = seen and passes == 1
+    return Flag(
+        "two answers to one image",
+        tripped,
+        float(seen),
+        "The model denied a success that the search had seen with the same model in the same "
+        "precision. If it is random, a verdict over one pass is luck: evaluate it with passes=64."
+        if tripped
+        else "See randomised model."
+        if seen
+        else "The model stood by every success.",
+    )
+
+
 def check_outcome(report: RobustnessReport) -> list[Flag]:
     """Look at what the attacks did."""
     checks = (_nothing_attacked, _radius_beyond_box, _standing_still, _square, _rising)

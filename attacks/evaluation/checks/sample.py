@@ -10,7 +10,7 @@ from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel
 from ironmoe.attacks.evaluation.report import Flag
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.losses import margin
-from ironmoe.attacks.model_errors import NoGradient, taking_gradients
+from ironmoe.attacks.model_errors import NoGradient, check_graph, taking_gradients
 
 
 class Sample(NamedTuple):
@@ -86,8 +86,7 @@ class Sample(NamedTuple):
         """
         with taking_gradients(points, lambda same: self.model.logits(same, self.columns)):
             outputs = self.model.logits(points, self.columns)
-        if not outputs.requires_grad:
-            raise NoGradient("logits without a graph")
+        check_graph(outputs)
         return outputs
 
     def _ask(self, points: Tensor, loss: Callable[[Tensor], Tensor], *, want_grad: bool) -> Answer:
@@ -97,4 +96,4 @@ class Sample(NamedTuple):
 
 def no_gradient(name: str, error: NoGradient) -> Flag:
     """What a check that needs a gradient says of a model that has none."""
-    return Flag(name, False, 0.0, f"Not looked at: the model has no gradient, but {error.got}.")
+    return Flag(name, False, 0.0, f"Not looked at: the model has no gradient ({error.why}).")

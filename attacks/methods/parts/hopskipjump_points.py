@@ -83,14 +83,14 @@ class Points(NamedTuple):
         return attempts["near"] + (place + 1) * step
 
     def delta(self, attempts: Attempts, ball: Ball) -> Tensor:
-        """(R,) the Euclidean distance of the probes from the boundary point: the paper's share of
-        the distance of the last misclassified point, but not so little that rounding decides."""
+        """(R,) the Euclidean distance of the probes from the boundary point, in the ball's units:
+        the paper's share of the distance of the last misclassified point, but not so little that
+        rounding decides."""
         clean = attempts["clean"]
         pixels = clean[0].numel()
-        low, high = ball.bounds
         delta = self.gamma / pixels * attempts["reach_distance"]
-        delta = torch.where(attempts["iteration"] == 1, FIRST_DELTA * (high - low), delta)
-        unit = torch.finfo(clean.dtype).eps * max(abs(low), abs(high))
+        delta = torch.where(attempts["iteration"] == 1, FIRST_DELTA * ball.widest, delta)
+        unit = torch.finfo(clean.dtype).eps * ball.farthest
         return delta.clamp_min(LEAST_UNITS * unit * pixels**0.5)
 
     def _start(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
@@ -100,10 +100,11 @@ class Points(NamedTuple):
         if self.starts is not None:
             # Each attempt begins at a place of its own.
             first = mix(attempts["key"]) % len(self.starts)
-            return self.starts.index_select(0, (first + number) % len(self.starts))
+            return ball.clip(self.starts.index_select(0, (first + number) % len(self.starts)))
         low, high = ball.bounds
         draws = uniform(_keys(attempts, START, number), tuple(clean.shape[1:]), clean.dtype)
-        return low + (high - low) * draws
+        start = low + (high - low) * draws
+        return start if ball.free is None else ball.clip(start)
 
     def _between(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
         """Points between the image and ``reach``: all of its changes shrunk alike, or, where ball
@@ -111,18 +112,17 @@ class Points(NamedTuple):
         clean = attempts["clean"]
         share = self.shares(attempts, place, places_of_search(clean))
         if issubclass(self.geometry, BoxBall):
-            size = column(share * attempts["reach_distance"], clean)
-            return attempts["reach"].clamp(clean - size, clean + size).clamp(*ball.bounds)
+            size = ball.in_pixels(column(share * attempts["reach_distance"], clean))
+            return ball.clip(attempts["reach"].clamp(clean - size, clean + size))
         way = attempts["reach"] - clean
-        return (clean + column(share, clean) * way).clamp(*ball.bounds)
+        return ball.clip(clean + column(share, clean) * way)
 
     def _probe(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
         base = attempts["base"]
         keys = _keys(attempts, PROBE, attempts["drawn"] + attempts["made"] + place)
-        geometry = cast(type[HyperplaneBall], self.geometry)
-        noise = geometry.random_direction(keys, tuple(base.shape[1:]), base.dtype)
-        length = self.delta(attempts, ball) / divisor(euclidean(noise))
-        return (base + column(length, base) * noise).clamp(*ball.bounds)
+        noise = cast(HyperplaneBall, ball).random_step(keys)
+        length = self.delta(attempts, ball) / divisor(euclidean(ball.in_units(noise)))
+        return ball.clip(base + column(length, base) * noise)
 
     def _step(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
         """The longest step first, each further one half as long."""
@@ -130,7 +130,11 @@ class Points(NamedTuple):
         length = ball.distance(base) / attempts["iteration"].clamp_min(1).sqrt()
         length = length * 0.5 ** (attempts["made"] + place)
         straight = cast(StraightBall, ball)
-        return straight.ascend(base, attempts["direction"], length).clamp(*ball.bounds)
+
+        # The probes' ways are as long as the scale of each element allows, so their sum is the
+        # gradient times the square of the scale.
+        slope = ball.in_units(ball.in_units(attempts["direction"]))
+        return ball.clip(straight.ascend(base, slope, length))
 
 
 def direction(attempts: Attempts) -> Tensor:

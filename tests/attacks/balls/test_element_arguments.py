@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ironmoe.attacks import CW, FAB, PGD, DeepFool
+from ironmoe.attacks import CW, FAB, PGD, DeepFool, JournalError, evaluate
 from ironmoe.attacks.balls.ball import NORMS, register_norm
 from ironmoe.attacks.balls.elements import region_of
 from ironmoe.attacks.balls.linf import LinfBall
@@ -122,9 +122,8 @@ def test_bounds_are_numbers_where_all_elements_have_the_same():
         (
             {"bounds": (torch.tensor([0.0, 2.0]), 1.0)},
             ValueError,
-            "lowest < highest, .*: 2 at \\[1\\] and 1 at \\[1\\]",
+            "lowest < highest, got \\(2.0, 1.0\\) at \\[1\\]",
         ),
-        ({"bounds": (torch.zeros(2), torch.ones(3))}, ValueError, "broadcast to each other"),
         (
             {"bounds": (torch.zeros(2), torch.tensor([1.0, math.inf])), "norm": "L1"},
             ValueError,
@@ -200,3 +199,95 @@ def test_a_printed_attack_names_the_shape_of_its_eps():
     eps = torch.linspace(0, 0.25, 9).view(1, 3, 3)
     assert "eps=tensor (1, 3, 3) up to 0.25" in repr(PGD(inner, eps))
     assert "eps=0.1," in repr(PGD(inner, 0.1))
+
+
+def wavy(at):
+    """Two logits of all elements."""
+    turns = at.flatten(1) * torch.arange(1, 7, dtype=at.dtype) / 2 - 1
+    score = (turns * turns * turns - 2 * turns).sum(1) - 2.2
+    return torch.stack([score, -score], 1)
+
+
+@pytest.mark.parametrize("norm, radius", [("Linf", 0.3), ("L2", 0.6), ("L1", 1.0)])
+@pytest.mark.parametrize("kind", [PGD, FAB])
+def test_each_image_may_have_radii_and_bounds_of_its_own(norm, radius, kind):
+    """The whole batch does what each image does by itself."""
+    torch.manual_seed(3)
+    x = torch.rand(12, 1, 2, 3, dtype=torch.float64)
+    labels = wavy(x).argmax(1)
+    eps = radius * torch.rand(12, 1, 2, 3, dtype=torch.float64)
+    eps = eps * (torch.rand(12, 1, 2, 3) < 0.7)
+    low, high = x - 0.2 * torch.rand(12, 1, 1, 1), torch.linspace(1, 1.2, 12)
+    numbers = torch.arange(12)
+
+    result = kind(wavy, eps, norm=norm, bounds=(low, high)).run(x, labels)
+    assert result.success.any() and not result.success.all()
+    change = result.adversarial - x
+    assert not change[eps == 0].any()
+    assert (result.adversarial >= low).all()
+    assert (result.adversarial <= high.view(12, 1, 1, 1)).all()
+    if norm == "Linf":
+        assert (change.abs() <= eps).all()
+    for one in range(12):
+        part = slice(one, one + 1)
+        box = (low[part], float(high[one]))
+        alone = kind(wavy, eps[part], norm=norm, bounds=box)
+        alone = alone.run(x[part], labels[part], numbers[part])
+        torch.testing.assert_close(alone.adversarial, result.adversarial[part])
+        assert torch.equal(alone.steps, result.steps[part])
+
+
+def test_bounds_of_images_that_cross_are_named():
+    x = torch.full((5, 1, 2, 3), 0.5)
+    high = torch.where(torch.arange(5) == 4, 0.0, 1.2)
+    attack = PGD(wavy, 0.1, bounds=(torch.full_like(x, 0.1), high))
+    with pytest.raises(ValueError, match=r"lowest < highest, got .* at \[4, 0, 0, 0\]"):
+        attack.run(x, wavy(x).argmax(1))
+
+
+def test_an_evaluation_takes_radii_of_elements_and_refuses_those_of_images():
+    torch.manual_seed(4)
+    x = torch.rand(20, 1, 2, 3, dtype=torch.float64)
+    data = (x, wavy(x).argmax(1))
+    eps = torch.tensor([0.3, 0.0, 0.15], dtype=torch.float64)
+    options = {"checks": True, "keep_adversarial": True}
+
+    report = evaluate(wavy, data, {"pgd": PGD(wavy, eps)}, **options)
+    alone = PGD(wavy, eps).run(*data)
+    assert torch.equal(report.attacks["pgd"].fell, alone.success)
+    assert report.attacks["pgd"].eps == (0.3,)
+
+    # Other radii keep the proportions of the elements.
+    report = evaluate(wavy, data, {"pgd": PGD(wavy, eps)}, eps=[0.1, 0.6], **options)
+    change = (report.attacks["pgd"].adversarial - x).abs()
+    assert (change <= 2 * eps).all() and change.max() > 0.3
+    third = PGD(wavy, eps / 3).run(*data)
+    assert torch.equal(report.attacks["pgd"].fell_at <= 0.1, third.success)
+
+    for shape in ((20,), (20, 1, 1, 1), (20, 1, 2, 3)):
+        attack = PGD(wavy, 0.1 + torch.rand(shape))
+        with pytest.raises(ValueError, match="eps must be the same for all images"):
+            evaluate(wavy, data, {"pgd": attack})
+        attack = PGD(wavy, 0.1, bounds=(0, 1 + torch.rand(shape)))
+        with pytest.raises(ValueError, match="bounds must be the same for all images"):
+            evaluate(wavy, data, {"pgd": attack})
+
+
+def test_a_journal_goes_on_with_the_same_radii_of_elements_alone(tmp_path):
+    torch.manual_seed(5)
+    x = torch.rand(6, 1, 2, 3)
+    data = (x, wavy(x).argmax(1))
+    eps = torch.tensor([0.3, 0.0, 0.15])
+    bounds = (torch.zeros(3), torch.tensor([1.0, 1.0, 2.0]))
+
+    def run(eps, bounds):
+        attacks = {"pgd": PGD(wavy, eps, bounds=bounds)}
+        return evaluate(wavy, data, attacks, journal=tmp_path, checks=False)
+
+    first = run(eps, bounds)
+    again = run(eps.clone(), (bounds[0].clone(), bounds[1]))
+    assert torch.equal(first.attacks["pgd"].fell, again.attacks["pgd"].fell)
+    with pytest.raises(JournalError):
+        run(eps.flip(0), bounds)
+    with pytest.raises(JournalError):
+        run(eps, (bounds[0], 2 * bounds[1]))

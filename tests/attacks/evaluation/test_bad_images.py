@@ -1,0 +1,117 @@
+"""Images for which a model gives nothing finite: they are named, or left out and counted."""
+
+import pytest
+import torch
+from torch import nn
+
+from ironmoe.attacks import APGD, FGSM, PGD, AutoAttack, Square, evaluate
+
+BAD = (7, 33)
+
+
+class Marked(nn.Module):
+    """A linear model that fails at images whose first pixel is 1: in its answer, or in its
+    gradient alone."""
+
+    def __init__(self, kind="answer"):
+        super().__init__()
+        self.kind = kind
+        self.linear = nn.Linear(16, 3)
+
+    def forward(self, x):
+        flat = x.flatten(1)
+        logits = self.linear(flat)
+        marked = (flat[:, :1] >= 0.999).to(x.dtype)
+        if self.kind == "answer":
+            return logits / (1 - marked)
+        if self.kind == "nan":
+            return torch.where(marked > 0, float("nan"), logits)
+        nothing = flat[:, 1:2] - flat[:, 1:2].detach()
+        return logits + torch.where(marked > 0, nothing, 1.0).sqrt() * marked  # √0 has no gradient
+
+
+@pytest.fixture(params=["answer", "nan", "gradient"])
+def model(request):
+    torch.manual_seed(0)
+    return Marked(request.param)
+
+
+def data(model):
+    x = 0.1 + 0.8 * torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    for number in BAD:
+        x[number, 0, 0, 0] = 1
+    y = model.linear(x.flatten(1)).argmax(1)
+    return x, y
+
+
+@pytest.mark.parametrize("batch_size", [5, 256])
+def test_they_are_named_by_their_number_in_the_data(model, batch_size):
+    arguments = {"batch_size": batch_size, "checks": False}
+    with pytest.raises(ValueError, match=r"in the data number (7|33|7, 33)\b.*on_bad='skip'"):
+        evaluate(model, data(model), {"f": FGSM(model, 1e-6)}, **arguments)
+
+
+@pytest.mark.parametrize("checks", [False, True])
+@pytest.mark.parametrize("batch_size", [5, 256])
+def test_skipped_images_are_neither_robust_nor_fallen(model, batch_size, checks):
+    attacks = {"pgd": PGD(model, 1e-6, steps=3), "apgd": APGD(model, 1e-6, steps=3)}
+    arguments = {"batch_size": batch_size, "checks": checks, "on_bad": "skip"}
+    report = evaluate(model, data(model), attacks, **arguments)
+
+    assert report.skipped == list(BAD) and report.as_dict()["skipped"] == list(BAD)
+    assert report.complete
+    assert report.clean_accuracy.total == report.worst_case.total == 38
+    assert report.worst_case.count == 38
+    for summary in report.attacks.values():
+        assert summary.robust_accuracy.total == 38 and summary.as_dict()["skipped"] == 2
+        assert summary.decided.all() and not summary.fell.any()
+
+
+def test_the_others_are_what_they_are_without_them(model):
+    x, y = data(model)
+    good = torch.tensor([number for number in range(40) if number not in BAD])
+    attack = {"pgd": PGD(model, 0.3, steps=5, random_start=False)}
+    with_them = evaluate(model, (x, y), attack, on_bad="skip").attacks["pgd"]
+    alone = evaluate(model, (x[good], y[good]), attack).attacks["pgd"]
+    assert torch.equal(with_them.fell[good], alone.fell)
+    assert torch.equal(with_them.distance[good], alone.distance)
+
+
+def test_black_box_attacks_need_no_gradient():
+    torch.manual_seed(0)
+    model = Marked("gradient")
+    report = evaluate(
+        model, data(model), {"s": Square(model, 1e-6, steps=5)}, on_bad="skip", checks=False
+    )
+    assert report.skipped == []
+
+
+def test_one_attack_of_a_chain_skips_for_all(model):
+    attack = AutoAttack(model, eps=1e-6, version="custom", attacks_to_run=["apgd-ce", "square"])
+    report = evaluate(model, data(model), {"aa": attack}, on_bad="skip", checks=False)
+    assert report.skipped == list(BAD)
+
+
+def test_a_journal_remembers_who_was_skipped(model, tmp_path):
+    arguments = (model, data(model), {"f": FGSM(model, 1e-6)})
+    first = evaluate(*arguments, on_bad="skip", journal=tmp_path)
+    again = evaluate(*arguments, on_bad="skip", journal=tmp_path)
+    assert first.skipped == again.skipped == list(BAD)
+
+
+def test_a_class_of_minus_infinity_is_no_bad_answer():
+    torch.manual_seed(0)
+    linear = nn.Linear(16, 3)
+
+    def model(x):
+        logits = linear(x.flatten(1))
+        return torch.cat([logits, torch.full_like(logits[:, :1], float("-inf"))], 1)
+
+    x = torch.rand(10, 1, 4, 4)
+    report = evaluate(model, (x, model(x).argmax(1)), {"p": PGD(model, 0.01)}, on_bad="skip")
+    assert report.skipped == [] and report.clean_accuracy.value == 1
+
+
+def test_only_two_words_are_taken(model):
+    with pytest.raises(ValueError, match="on_bad must be 'raise' or 'skip', got 'ignore'"):
+        evaluate(model, data(model), {"f": FGSM(model)}, on_bad="ignore")

@@ -1,0 +1,74 @@
+"""Attacks of one evaluation see one model: what would give each another is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from ironmoe.attacks import FGSM, PGD, Targeted, Untargeted, evaluate
+
+MEAN = ([0.5], [0.25])
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+
+@pytest.fixture
+def data(model):
+    x = torch.rand(12, 1, 4, 4)
+    return x, model(x).argmax(1)
+
+
+def negated(logits):
+    return -logits
+
+
+DIFFERENT = {
+    "normalize": {"normalize": MEAN},
+    "logits_fn": {"logits_fn": negated},
+    "bounds": {"bounds": (-1.0, 1.0)},
+    "targeted": {"targeted": True},
+    "goal": {"goal": Targeted()},
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_gives_another_model_or_another_clean_accuracy_is_refused(model, data, name, first):
+    attacks = [("plain", PGD(model)), ("other", FGSM(model, **DIFFERENT[name]))]
+    what = "goal" if name == "targeted" else name
+    with pytest.raises(ValueError, match=f"attacks must have the same {what}, "):
+        evaluate(model, data, dict(attacks if first else attacks[::-1]))
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"normalize": MEAN},
+        {"normalize": (torch.tensor([0.5]), torch.tensor([0.25]))},
+        {"logits_fn": negated},
+        {"goal": Untargeted()},
+        {"targeted": True},
+    ],
+)
+def test_what_all_attacks_share_is_taken(model, data, shared):
+    report = evaluate(model, data, {"p": PGD(model, **shared), "f": FGSM(model, **shared)})
+    assert report.complete
+
+
+def test_what_differs_in_the_search_alone_is_taken(model, data):
+    attacks = {
+        "plain": PGD(model),
+        "bfloat16": PGD(model, attack_dtype=torch.bfloat16),
+        "margin": PGD(model, loss="margin"),
+        "equal": PGD(model, goal=Untargeted()),
+    }
+    assert evaluate(model, data, attacks).complete
+
+
+def test_the_clean_accuracy_does_not_depend_on_the_order(model, data):
+    attacks = [("p", PGD(model, normalize=MEAN)), ("f", FGSM(model, normalize=MEAN))]
+    there, back = (evaluate(model, data, dict(order)) for order in (attacks, attacks[::-1]))
+    assert there.clean_accuracy == back.clean_accuracy
