@@ -3,7 +3,8 @@
 Read in this order:
 
 1. ``balls/``, ``losses``, ``ruled_out`` and ``random``: where adversarial examples may lie, what an
-   attack raises, which classes cannot be, and random numbers that depend on the example alone.
+   attack raises, which classes cannot be, and random numbers that depend on the example
+   alone. ``goals/``: what a success is.
 2. ``engine/search``: what an attack is, as the engine sees it; then the rest of ``engine/``, whose
    docstring says what each file knows.
 3. ``result``, ``run``, ``space`` and ``attack``: one batch in, an ``AttackResult`` out; where an
@@ -29,8 +30,16 @@ from ironmoe.attacks.evaluation.journal import JournalError
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.proportion import Proportion
 from ironmoe.attacks.evaluation.report import AttackSummary, Flag, RobustnessReport
+from ironmoe.attacks.goals.class_sets import ClassSet, Superclass
+from ironmoe.attacks.goals.confident import Confident
+from ironmoe.attacks.goals.custom import Custom
+from ironmoe.attacks.goals.embedding import EmbeddingDistance
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.goals.labels import Targeted, Untargeted
+from ironmoe.attacks.goals.multi_label import MultiLabel
+from ironmoe.attacks.goals.regression import Regression
+from ironmoe.attacks.goals.segmentation import Segmentation
+from ironmoe.attacks.goals.top_k import TopK
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.carlini_wagner import CW
 from ironmoe.attacks.methods.deepfool import DeepFool
@@ -78,9 +87,13 @@ __all__ = [
     "Ball",
     "BatchMates",
     "BatchMatesResult",
+    "ClassSet",
     "ComparedAccuracy",
     "Comparison",
+    "Confident",
+    "Custom",
     "DeepFool",
+    "EmbeddingDistance",
     "ExpectedAccuracy",
     "ExpertsOnly",
     "FixedRadiusAttack",
@@ -91,16 +104,21 @@ __all__ = [
     "HopSkipJump",
     "JournalError",
     "LeastDistanceAttack",
+    "MultiLabel",
     "PairedDifference",
     "Progress",
     "Proportion",
+    "Regression",
     "RobustnessReport",
     "RoutingDivergence",
     "RoutingMode",
+    "Segmentation",
     "Softened",
     "Square",
     "StraightThrough",
+    "Superclass",
     "Targeted",
+    "TopK",
     "Untargeted",
     "VMoEPGD",
     "accuracies",

@@ -18,7 +18,7 @@ from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.goals.goal import Goal
-from ironmoe.attacks.goals.labels import LabelGoal, Targeted, chosen_goal
+from ironmoe.attacks.goals.labels import PLAIN, Targeted, chosen_goal, needs_logits
 from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.run import run_attack
 from ironmoe.attacks.space import SearchSpace
@@ -147,7 +147,7 @@ class Attack(SearchSpace, ABC):
         routing = self.attacked_model.routing
         parts = {
             "targeted": self.targeted or None,
-            "goal": None if isinstance(self.goal, LabelGoal) else self.goal,
+            "goal": None if type(self.goal) in PLAIN else self.goal,
             "eot": self.eot if self.eot > 1 else None,
             "attack_dtype": self.attacked_model.attack_dtype,
             "routing": None if type(routing) is RoutingMode else routing,
@@ -159,7 +159,7 @@ class Attack(SearchSpace, ABC):
         with the same. An attack that keeps an argument under another name overrides this method,
         but for ``loss_of``: a method has the name ``loss``."""
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        if isinstance(self.goal, LabelGoal):
+        if type(self.goal) in PLAIN:
             del public["goal"]  # ``targeted`` says it
         if "loss_of" in public:
             public["loss"] = public.pop("loss_of")
@@ -244,7 +244,9 @@ class Attack(SearchSpace, ABC):
 
     def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) the loss that the engine takes gradients of. A targeted attack lowers its ``loss``,
-        so here it has the opposite sign."""
+        so here it has the opposite sign. TypeError: a loss of labels, where logits are needed."""
+        if not logits.is_floating_point() and type(self).loss is not Attack.loss:
+            raise needs_logits(self.name)
         loss = self.loss(logits, attempts)
         return -loss if self.targeted else loss
 

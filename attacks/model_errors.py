@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 INSTEAD = "Square and HopSkipJump need no gradient"
+LABELS_WILL_DO = "HopSkipJump needs no more than labels"
 
 
 class NoGradient(ValueError):
@@ -17,10 +18,10 @@ class NoGradient(ValueError):
     what: the message without the advice at its end
     """
 
-    def __init__(self, got: str, *, why: str) -> None:
+    def __init__(self, got: str, *, why: str, instead: str = INSTEAD) -> None:
         self.why = why
         self.what = f"model must be differentiable with respect to its images, got {got}"
-        super().__init__(f"{self.what}; {INSTEAD}")
+        super().__init__(f"{self.what}; {instead}")
 
 
 def gradient(loss: Tensor, points: Tensor, mode: str = "") -> Tensor:

@@ -12,6 +12,7 @@ from ironmoe.attacks.extra import further_inputs
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.goals.labels import Untargeted
 from ironmoe.attacks.model_errors import (
+    LABELS_WILL_DO,
     NoGradient,
     explaining_dtypes,
     gradient,
@@ -186,7 +187,11 @@ class AttackedModel:
                 extra = term() if term is not None else None
 
             if want_grad and not logits.is_floating_point():
-                raise NoGradient(f"labels ({logits.dtype})", why="its outputs are labels")
+                raise NoGradient(
+                    f"labels ({logits.dtype}), which have none",
+                    why="its outputs are labels",
+                    instead=LABELS_WILL_DO,
+                )
             if logits.is_floating_point():
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss = objective(logits, attempts)

@@ -31,12 +31,15 @@ class Rounds:
         unit_size: images that must stay together, side by side.
         fixed: compute every attempt in every round, so that no shape depends on values; else leave
             out work that is not needed.
+        goes_on: an attack that would stop at its first success goes on and keeps its best point,
+            since what counts is whether another model falls there.
     """
 
-    def __init__(self, attack: Search, unit_size: int, fixed: bool) -> None:
+    def __init__(self, attack: Search, unit_size: int, fixed: bool, goes_on: bool = False) -> None:
         self.attack = attack
         self.unit_size = unit_size
         self.fixed = fixed
+        self.goes_on = goes_on
         self.coupled_by_model = attack.coupled_by_model and unit_size > 1
 
     @property
@@ -44,7 +47,7 @@ class Rounds:
         """Whether an attempt goes on after a success, to keep the best of its points. A unit that
         has to be fooled as a whole keeps the point that fools most of its images."""
         return self.attack.keeps == "best" or (
-            self.coupled_by_model and self.attack.keeps == "first"
+            (self.coupled_by_model or self.goes_on) and self.attack.keeps == "first"
         )
 
     @property
@@ -170,7 +173,7 @@ class Rounds:
         attempts["best_count"] = torch.where(better, count, attempts["best_count"])
         attempts["best_score"] = torch.where(better, score, attempts["best_score"])
 
-        if self.attack.keeps == "best":
+        if self.attack.keeps == "best" or self.goes_on:
             return torch.zeros_like(fooled)
         return count == self._of_unit(attempts["clean_correct"].long())
 

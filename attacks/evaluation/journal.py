@@ -90,12 +90,12 @@ class Journal:
         self._write(lines)
 
     def check(self, index: int, checksum: int) -> None:
-        """JournalError if this image, or its label, is not the one that was evaluated under this
-        index."""
+        """JournalError if this image, its label or what else belongs to it is not what was
+        evaluated under this index."""
         if self.checksums.get(index, checksum) != checksum:
             raise JournalError(
                 f"data must be what the journal in {self.folder} is about, got another image or "
-                f"label {index}"
+                f"label {index}, or further inputs of the model that are not the same"
             )
 
     def image(self, record: Record, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:

@@ -1,5 +1,6 @@
 """The report of an evaluation: what held, with confidence intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -137,6 +138,13 @@ class AttackSummary:
         point = 1 + sum(radius < eps for radius in self.eps)
         return self.hits[:, min(point, self.hits.shape[1] - 1)]
 
+    @property
+    def mean_figures(self) -> dict[str, float | None]:
+        """The goal's figure for the "clean" and for the "attacked" images, the mean over those that
+        are not skipped; None if the goal has none, or for a mean that is not finite."""
+        columns = {"clean": self.clean_figure, "attacked": self.figure}
+        return {name: _mean(column, ~self.skipped) for name, column in columns.items()}
+
     def as_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
         return {
@@ -146,6 +154,7 @@ class AttackSummary:
                 for eps, share in self.curve.items()
             ],
             "fell_to": self.fell_to,
+            "figure": self.mean_figures,
             "skipped": int(self.skipped.sum()),
             "found": int((self.found & self.clean_correct).sum()),
             "confirmed": int(self.fell.sum()),
@@ -154,6 +163,11 @@ class AttackSummary:
             "forwards": self.forwards,
             "backwards": self.backwards,
         }
+
+
+def _mean(figures: Tensor | None, counted: Tensor) -> float | None:
+    mean = math.nan if figures is None else float(figures[counted].mean())
+    return mean if math.isfinite(mean) else None
 
 
 def worst_accuracy(summaries: Sequence[AttackSummary], eps: float | None = None) -> Accuracy:
@@ -189,6 +203,9 @@ class RobustnessReport:
     complete: False if a budget ended the evaluation before every image was decided
     unread: how many images it did not come to, if the length of the data is known; no other number
         counts them
+    search_model: what the model is called that the attacks searched on, if it is another one than
+        the one that was evaluated: a transfer, in which images that hold may fall to an attack on
+        the model itself
     """
 
     clean_correct: Tensor
@@ -197,6 +214,7 @@ class RobustnessReport:
     seconds: float = 0.0
     complete: bool = True
     unread: int = 0
+    search_model: str | None = None
 
     @property
     def clean_accuracy(self) -> Accuracy:
@@ -244,6 +262,7 @@ class RobustnessReport:
             "unread": self.unread,
             "skipped": self.skipped,
             "passes": self.passes,
+            "search_model": self.search_model,
             "attacks": {name: summary.as_dict() for name, summary in self.attacks.items()},
             "checks": [flag._asdict() for flag in self.checks],
         }

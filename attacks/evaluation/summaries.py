@@ -13,7 +13,6 @@ from ironmoe.attacks.engine.records import Records
 from ironmoe.attacks.engine.search import Search
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.report import AttackSummary
-from ironmoe.attacks.goals.labels import Targeted
 
 PER_IMAGE = ("label", "clean_prediction", "forwards", "backwards")
 
@@ -103,7 +102,7 @@ def summary_of(
         passes=passes,
         hits=columns["hits"],
         alike=float(columns["alike"].mean()) if len(columns["alike"]) else 1.0,
-        targeted=isinstance(stages[0].attack.goal, Targeted),
+        targeted=stages[0].attack.goal.targeted,
         box=_size_of_box(stages[0].attack, shape),
         per_image=per_image,
         **counted,

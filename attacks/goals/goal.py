@@ -19,15 +19,22 @@ class Goal(ABC):
     Nothing here waits for the device.
     """
 
-    losses: Mapping[str, Loss] = {}
-    """name → loss, of all losses that serve this goal; the search raises them."""
-
-    usual_loss: ClassVar[str | None] = None
-    """The loss of attacks that are given none."""
-
     has_classes: ClassVar[bool] = False
-    """Outputs are one score a class, (B, C), and labels classes: what FAB, DeepFool and attacks
-    with targets of their own need."""
+    """Outputs are one score a class, (B, C), and labels are classes (N,)."""
+
+    targeted: bool = False
+    """Labels are what to reach, not what to leave."""
+
+    @property
+    def losses(self) -> Mapping[str, Loss]:
+        """name → loss, of all losses that serve this goal; the search raises them. One that is
+        called "margin" is above 0 where the goal is reached, and below 0 where it is not."""
+        return {}
+
+    @property
+    def usual_loss(self) -> str | None:
+        """The loss of attacks that are given none."""
+        return None
 
     @abstractmethod
     def reached(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -88,7 +95,7 @@ class Goal(ABC):
 
     def bad(self, outputs: Tensor) -> Tensor:
         """(R,) bool: nothing can be said of these outputs, since they are not finite."""
-        return ~outputs.flatten(1).isfinite().all(1)
+        return ~outputs.unsqueeze(-1).flatten(1).isfinite().all(1)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ironmoe.attacks.goals.goal import Goal, Loss, described
 from ironmoe.attacks.losses import LOSSES, ONE_LOGIT, get_loss
+from ironmoe.attacks.model_errors import LABELS_WILL_DO
 
 
 class LabelGoal(Goal):
@@ -64,7 +65,7 @@ class Untargeted(LabelGoal):
     """The model names another class than the label."""
 
     @property
-    def losses(self) -> dict[str, Loss]:  # type: ignore[override]
+    def losses(self) -> dict[str, Loss]:
         """Those of ``ironmoe.attacks.losses``."""
         return {name: entry.plain for name, entry in LOSSES.items()}
 
@@ -76,8 +77,10 @@ class Targeted(LabelGoal):
     """The model names the label, which is the class to reach. Images that are classified so
     already are not attacked."""
 
+    targeted = True
+
     @property
-    def losses(self) -> dict[str, Loss]:  # type: ignore[override]
+    def losses(self) -> dict[str, Loss]:
         """Those of ``ironmoe.attacks.losses``, in the form for a target."""
         return {name: entry.reach or _lowered(entry.plain) for name, entry in LOSSES.items()}
 
@@ -107,13 +110,27 @@ def chosen_goal(goal: Goal | None, targeted: bool, attack: str, why_classes: str
         got = goal.__name__ if isinstance(goal, type) else type(goal).__name__
         raise TypeError(f"goal must be None or a goal, such as Untargeted(), got {got}")
     if targeted and not isinstance(goal, Targeted):
-        raise ValueError(f"targeted=True must go with goal=Targeted() or none, got {goal}")
-    if why_classes and not isinstance(goal, LabelGoal):
+        raise ValueError(
+            "targeted=True must go with goal=Targeted() or none, since a goal says itself which "
+            f"way it goes, got {goal}"
+        )
+    if why_classes and not isinstance(goal, PLAIN):
         raise ValueError(
             f"goal must be Untargeted() or Targeted() for {attack}, which {why_classes}, got {goal}"
         )
     return goal
 
+
+def needs_logits(attack: str) -> TypeError:
+    """The error of an attack (its name) that cannot do with labels alone."""
+    return TypeError(
+        f"model must return a float tensor of logits for {attack}, got labels alone; "
+        f"{LABELS_WILL_DO}"
+    )
+
+
+PLAIN = (Untargeted, Targeted)
+"""The goals that need no more words than ``targeted``."""
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

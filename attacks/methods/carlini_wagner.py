@@ -14,7 +14,6 @@ from ironmoe.attacks.balls.l2 import L2Ball
 from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
-from ironmoe.attacks.losses import margin
 from ironmoe.attacks.registry import register_attack
 from ironmoe.kernels.attack_step import column
 
@@ -51,6 +50,8 @@ class CW(LeastDistanceAttack):
     Every image has its own Adam, its own c and its own end. A search step ends early if its
     objective did not fall by 0.01 % over a tenth of its steps.
 
+    Another goal than a class must have a loss "margin", which takes the place of the margin above.
+
     A routing mode may add a term to the margin. Adam minimises with it; whether κ is reached, and
     so the search for c, is a matter of the logits alone.
 
@@ -71,7 +72,6 @@ class CW(LeastDistanceAttack):
 
     needs = L2Ball
     needs_a_box = True
-    needs_classes = "takes the margin of logits for its distance from a success"
 
     def __init__(
         self,
@@ -90,6 +90,11 @@ class CW(LeastDistanceAttack):
         **options: Any,
     ) -> None:
         super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
+        if "margin" not in self.goal.losses:
+            raise ValueError(
+                "goal must have a loss 'margin' for CW, whose sign tells a success, got "
+                f"{self.goal}"
+            )
         for name, value in {"c": c, "lr": lr}.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {value}")
@@ -99,6 +104,7 @@ class CW(LeastDistanceAttack):
         if not 0 <= confidence < math.inf:
             raise ValueError(f"confidence must be at least 0 and finite, got {confidence}")
 
+        self._margin = self.goal.losses["margin"]
         self.c = c
         self.confidence = confidence
         self.steps = steps
@@ -139,7 +145,7 @@ class CW(LeastDistanceAttack):
         attempts["finished"] = torch.full_like(attempts["finished"], self.max_queries == 1)
 
     def loss(self, logits: Tensor, attempts: Attempts) -> Tensor:
-        return margin(logits, attempts["label"])
+        return self.signed(self._margin(logits, attempts["label"]))
 
     def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """The margin as far as it counts: beyond κ only the distance matters."""

@@ -86,7 +86,7 @@ class PGD(FixedStepAttack):
         eps: float | Tensor = 1 / 127.5,
         steps: int = 40,
         *,
-        loss: str | Loss = "ce",
+        loss: str | Loss | None = None,
         auxiliary_loss: bool = False,
         bounds: Bounds = (-1.0, 1.0),
         **options: Any,
@@ -98,7 +98,7 @@ class PGD(FixedStepAttack):
                 k / 127.5 is there k / 255 of the range.
             steps: of length eps / steps each.
             loss: "ce" (softmax), "sigmoid" (the JFT model's), or a callable (logits, labels) →
-                (B,).
+                (B,). None: "ce", and for another goal its usual one.
             auxiliary_loss: ascend the mean of the loss plus the routers' auxiliary losses.
             options: ``targeted``, ``eot``, ``normalize``, ``logits_fn``, ``attack_dtype`` and
                 ``routing`` of ``Attack``.

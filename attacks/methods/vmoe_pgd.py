@@ -46,7 +46,7 @@ class VMoEPGD(FixedRadiusAttack):
         eps: float | Tensor = 1 / 127.5,
         steps: int = 40,
         *,
-        loss: str | Loss = "ce",
+        loss: str | Loss | None = None,
         auxiliary_loss: bool = False,
         bounds: Bounds = (-1.0, 1.0),
         **options: Any,

@@ -37,7 +37,12 @@ def two_answers(seen: bool, passes: int) -> Flag:
 def check_outcome(report: RobustnessReport) -> list[Flag]:
     """Look at what the attacks did."""
     checks = (_nothing_attacked, _radius_beyond_box, _standing_still, _square, _rising)
-    return [check(report) for check in checks]
+    flags = [check(report) for check in checks]
+    if any(_needs_starts(summary) for summary in report.attacks.values()):
+        flags.append(_no_start(report))
+    if report.search_model is not None:
+        flags.append(_transfer(report.search_model))
+    return flags
 
 
 def _nothing_attacked(report: RobustnessReport) -> Flag:
@@ -108,6 +113,38 @@ def _standing_still(report: RobustnessReport) -> Flag:
         'fall to another one, such as loss="margin" or "dlr", or to Square.'
         if tripped
         else "Where images held, attacks had a gradient to follow.",
+    )
+
+
+def _no_start(report: RobustnessReport) -> Flag:
+    """Whether HopSkipJump had anything to start from where images held: without, the final image is
+    the clean one."""
+    searched = [summary for summary in report.attacks.values() if _needs_starts(summary)]
+    share = max(_share(summary.distance == 0, _held(summary)) for summary in searched)
+    return Flag(
+        "no start for HopSkipJump",
+        share > 0,
+        share,
+        f"HopSkipJump found no misclassified image to start from at {100 * share:.0f} % of the "
+        "images that held, and did not attack them: give it some as starts=, or more start_tries."
+        if share
+        else "HopSkipJump had a start for every image that held.",
+    )
+
+
+def _needs_starts(summary: AttackSummary) -> bool:
+    """Whether the search begins at misclassified images, and there are radii to find any in."""
+    names = [name for eps, name in summary.stages if eps > 0]
+    return bool(names) and all(name == "HopSkipJump" for name in names)
+
+
+def _transfer(search_model: str) -> Flag:
+    return Flag(
+        "transfer",
+        True,
+        1.0,
+        f"The attacks searched on another model ({search_model}): images that held may fall to an "
+        "attack on the model itself.",
     )
 
 

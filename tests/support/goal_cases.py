@@ -1,0 +1,150 @@
+"""Goals with a model and labels that suit them, for tests that try them all.
+
+Models are small and in float64, and share the images of ``conformance``: (14, 1, 4, 4).
+"""
+
+from typing import NamedTuple
+
+import conformance
+import torch
+from torch import nn
+
+from ironmoe.attacks import (
+    ClassSet,
+    Confident,
+    Custom,
+    EmbeddingDistance,
+    MultiLabel,
+    Regression,
+    Segmentation,
+    Superclass,
+    TopK,
+)
+
+OUTPUTS = 12
+
+
+class GoalCase(NamedTuple):
+    """A goal, the shape of an output, and how labels are made of clean outputs."""
+
+    goal: object
+    shape: tuple
+    labels_of: object
+
+    def model(self, dtype=torch.float64):
+        return Shaped(self.shape).to(dtype)
+
+    def labels(self, outputs):
+        """Where the goal is to leave the labels, they are what the model says, but for one image
+        which has reached the goal from the start."""
+        labels = self.labels_of(outputs)
+        if not self.goal.targeted:
+            other = self.labels_of(outputs.flip(1))
+            if len(labels):
+                labels[0] = other[0]
+        return labels
+
+    def __str__(self):
+        return str(self.goal)
+
+
+class Shaped(nn.Module):
+    """A network with outputs (N, *shape)."""
+
+    def __init__(self, shape):
+        super().__init__()
+        torch.manual_seed(0)
+        self.shape = shape
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(16, 12), nn.GELU(), nn.Linear(12, OUTPUTS)
+        )
+
+    def forward(self, x):
+        return 4 * self.layers(x).unflatten(1, self.shape)
+
+
+def classes(outputs):
+    return outputs.argmax(1)
+
+
+def far_classes(outputs):
+    return outputs.argsort(1, descending=True)[:, 3]
+
+
+def class_sets(outputs):
+    return outputs >= outputs.topk(3).values[:, 2:]
+
+
+def other_sets(outputs):
+    return ~class_sets(outputs)
+
+
+def label_sets(outputs):
+    return (outputs > 0).long()
+
+
+def other_label_sets(outputs):
+    labels = label_sets(outputs)
+    places = outputs.abs().argmin(1, keepdim=True)
+    return labels.scatter(1, places, 1 - labels.gather(1, places))
+
+
+def numbers(outputs):
+    return outputs.clone()
+
+
+def near_numbers(outputs):
+    return outputs + 0.3
+
+
+def sum_above(outputs, labels):
+    return outputs.sum(1) - labels.sum(1) - 0.5
+
+
+def is_above(outputs, labels):
+    return sum_above(outputs, labels) > 0
+
+
+FLAT = (OUTPUTS,)
+MAPS = (3, 2, 2)
+OF = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+CASES = [
+    GoalCase(TopK(1), FLAT, classes),
+    GoalCase(TopK(2), FLAT, classes),
+    GoalCase(TopK(2, targeted=True), FLAT, far_classes),
+    GoalCase(Confident(0.3), FLAT, classes),
+    GoalCase(Confident(0.1, targeted=True), FLAT, far_classes),
+    GoalCase(Superclass(OF), FLAT, classes),
+    GoalCase(Superclass(OF, targeted=True), FLAT, far_classes),
+    GoalCase(ClassSet(), FLAT, class_sets),
+    GoalCase(ClassSet(targeted=True), FLAT, other_sets),
+    GoalCase(MultiLabel(), FLAT, label_sets),
+    GoalCase(MultiLabel(wrong=2), FLAT, label_sets),
+    GoalCase(MultiLabel(jaccard=0.9), FLAT, label_sets),
+    GoalCase(MultiLabel(targeted=True), FLAT, other_label_sets),
+    GoalCase(Segmentation(0.8), MAPS, classes),
+    GoalCase(Segmentation(0.5), MAPS, classes),
+    GoalCase(Segmentation(0.75, ignore_index=2), MAPS, classes),
+    GoalCase(
+        Segmentation(1.0, targeted=True), MAPS, lambda outputs: outputs.topk(2, 1).indices[:, 1]
+    ),
+    GoalCase(Regression(0.5), FLAT, numbers),
+    GoalCase(Regression(0.2, measure="mean"), FLAT, numbers),
+    GoalCase(Regression(0.2, measure="l2", targeted=True), FLAT, near_numbers),
+    GoalCase(EmbeddingDistance(0.05), FLAT, numbers),
+    GoalCase(EmbeddingDistance(1.0, metric="l2"), FLAT, numbers),
+    GoalCase(EmbeddingDistance(0.01, targeted=True), FLAT, near_numbers),
+    GoalCase(Custom(is_above, loss={"margin": sum_above}, figure=sum_above), FLAT, numbers),
+    GoalCase(Custom(is_above, loss=sum_above), FLAT, numbers),
+    GoalCase(Custom(is_above, name="no loss"), FLAT, numbers),
+]
+
+
+def attacks():
+    """Every registered attack once, in its first norm, without losses of its own."""
+    found = conformance.one_norm_each(conformance.cases())
+    return [
+        case._replace(settings={k: v for k, v in case.settings.items() if k != "loss"})
+        for case in found
+    ]
