@@ -13,8 +13,7 @@ from ironmoe.attacks.extra import further_inputs
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.goals.labels import Untargeted
 from ironmoe.attacks.model_errors import (
-    LABELS_WILL_DO,
-    NoGradient,
+    check_not_labels,
     explaining_dtypes,
     gradient,
     taking_gradients,
@@ -207,15 +206,11 @@ class AttackedModel:
                     parts = self._parts(points, attempts)
                 extra = term() if term is not None else None
 
-            dtype = parts[0].dtype
-            if want_grad and not dtype.is_floating_point:
-                raise NoGradient(
-                    f"labels ({dtype}), which have none",
-                    why="its outputs are labels",
-                    instead=LABELS_WILL_DO,
-                )
-            if dtype.is_floating_point:
-                parts = [part.to(torch.promote_types(dtype, torch.float32)) for part in parts]
+            if want_grad:
+                check_not_labels(parts[0])
+            if parts[0].is_floating_point():
+                wide = torch.promote_types(parts[0].dtype, torch.float32)
+                parts = [part.to(wide) for part in parts]
             logits = _mean(parts)
             loss = _mean([objective(part, attempts) for part in parts])
             loss = loss if extra is None else loss + extra.to(loss)

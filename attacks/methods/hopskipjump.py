@@ -204,7 +204,7 @@ class HopSkipJump(LeastDistanceAttack):
 
     def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
         """The nearest misclassified point is the best one, beyond eps, too."""
-        distance = self.ball(attempts).distance(attempts["point"])
+        distance = self.distance(attempts, attempts["point"])
         return torch.where(attempts["fools"], -distance, -math.inf)
 
     def advance(
