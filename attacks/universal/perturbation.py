@@ -167,7 +167,7 @@ class UniversalPerturbation:
         order: Tensor | None = None
         if isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data[:2]):
             order = _order(len(data[0]), self.seed, epoch)
-            data = tuple(_rearranged(part, order) for part in data)  # type: ignore[assignment]
+            data = tuple(_rearranged(part, order) for part in data)
 
         for chunk in Source(data, [self.attack], self.batch_size, 1, Shard()):
             if order is None:

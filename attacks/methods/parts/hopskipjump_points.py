@@ -89,7 +89,9 @@ class Points(NamedTuple):
         movable = (torch.zeros_like(attempts["eps"]) + ball.movable).clamp_min(1)
         delta = self.gamma / movable * attempts["reach_distance"]
         delta = torch.where(attempts["iteration"] == 1, FIRST_DELTA * ball.widest, delta)
-        unit = torch.finfo(attempts["clean"].dtype).eps * ball.farthest
+        low, high = (torch.zeros_like(attempts["clean"]) + bound for bound in ball.bounds)
+        farthest = largest(low).maximum(largest(high)).to(delta.dtype)
+        unit = torch.finfo(attempts["clean"].dtype).eps * farthest
         return delta.maximum(LEAST_UNITS * unit * movable.sqrt())
 
     def _start(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
