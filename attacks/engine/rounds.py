@@ -128,7 +128,7 @@ class Rounds:
         fooled = self.attack.fooled(answer.logits, attempts)
         if self.attack.inside:
             return fooled
-        distance = self.attack.ball(attempts).distance(attempts["point"])
+        distance = self.attack.distance(attempts, attempts["point"])
         return fooled & (distance <= attempts["eps"])
 
     def _is_bad(self, answer: Answer) -> Tensor:
@@ -151,7 +151,8 @@ class Rounds:
             return torch.zeros_like(fooled)
         if self.keeps_best:
             return self._keep_best(attempts, answer, fooled)
-        attempts["candidate"] = where(first_time, attempts["point"], attempts["candidate"])
+        counted = self.attack.counted(attempts, attempts["point"])
+        attempts["candidate"] = where(first_time, counted, attempts["candidate"])
         return attempts["found"]
 
     def _keep_best(self, attempts: Attempts, answer: Answer, fooled: Tensor) -> Tensor:
@@ -169,7 +170,8 @@ class Rounds:
         is_candidate = (attempts["queries"] > 0) | (not self.attack.starts_clean)
         better = better & ~attempts["over"] & is_candidate
 
-        attempts["candidate"] = where(better, attempts["point"], attempts["candidate"])
+        counted = self.attack.counted(attempts, attempts["point"])
+        attempts["candidate"] = where(better, counted, attempts["candidate"])
         attempts["best_count"] = torch.where(better, count, attempts["best_count"])
         attempts["best_score"] = torch.where(better, score, attempts["best_score"])
 
@@ -188,7 +190,8 @@ class Rounds:
             if not len(part["key"]):
                 return fooled
 
-        points = self.attack.ball(part).tighten(part["point"])
+        points = self.attack.counted(part, part["point"])
+        points = self.attack.final(part, points)
         verdict = self.attack.fooled(self.attack.attacked_model.judge(points, part), part)
         count_confirmation(attempts, asked)
 

@@ -93,6 +93,7 @@ class Source:
             check_images(images, labels, first.bounds, first.goal)
             for attack in self.attacks:
                 attack.check_alike(images, self.examples)
+                attack.check_grid(images)
             chunk = prepared(images, labels, None, self.seen, extra=extra)
         except (ValueError, TypeError) as error:
             count = len(images) if isinstance(images, Tensor) else 1

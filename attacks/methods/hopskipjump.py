@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.abilities import HyperplaneBall, StraightBall
-from ironmoe.attacks.balls.ball import Ball, Bounds
+from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.checked import bounds_text
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, select, where
 from ironmoe.attacks.goals.goal import described
@@ -203,7 +204,7 @@ class HopSkipJump(LeastDistanceAttack):
 
     def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
         """The nearest misclassified point is the best one, beyond eps, too."""
-        distance = self.ball(attempts).distance(attempts["point"])
+        distance = self.distance(attempts, attempts["point"])
         return torch.where(attempts["fools"], -distance, -math.inf)
 
     def advance(
