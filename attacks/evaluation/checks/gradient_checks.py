@@ -20,6 +20,8 @@ def zero_gradients(sample: Sample, outputs: Tensor) -> Flag:
     """Whether the loss has a gradient at all at the images that an attack would begin with: at the
     correctly classified ones, the cross-entropy."""
     name = "zero gradients"
+    if not sample.goal.has_loss:
+        return Flag(name, False, 0.0, f"Not looked at: {sample.goal} has no loss.")
     try:
         _, grad = sample.ask(lambda out: sample.goal.loss(out, sample.labels))
     except NoGradient as error:
@@ -28,17 +30,14 @@ def zero_gradients(sample: Sample, outputs: Tensor) -> Flag:
     attacked = ~sample.goal.reached(outputs, sample.labels)
     zero = ((grad.flatten(1) == 0).all(1) | ~grad.flatten(1).isfinite().all(1)) & attacked
     share = float(zero.sum()) / max(int(attacked.sum()), 1)
-    loss = "cross-entropy" if sample.goal.has_classes else f"loss of {sample.goal}"
+    loss = "cross-entropy" if sample.goal.usual_loss == "ce" else f"loss of {sample.goal}"
+    advice = "use the margin or DLR, and Square" if sample.goal.has_classes else "use Square, too"
     return Flag(
         name,
         share > 0,
         share,
         f"At {100 * share:.0f} % of the images to attack the {loss} has a gradient of exactly 0. "
-        + (
-            "Attacks on it stand still there: use the margin or DLR, and Square."
-            if share
-            else "None stands still."
-        ),
+        + (f"Attacks on it stand still there: {advice}." if share else "None stands still."),
     )
 
 

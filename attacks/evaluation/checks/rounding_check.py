@@ -41,7 +41,7 @@ def quantised(sample: Sample, outputs: Tensor, *, box: Box, random: float) -> Fl
     if not bool(grad.any()):
         return _steps(sample, here, noise=noise, box=box)
 
-    flat = outputs.flatten(1)
+    flat = outputs.unsqueeze(-1).flatten(1)
     highest = flat.topk(min(2, flat.shape[1]), dim=1).values.abs().amax(1)
     least = RESOLVED * torch.finfo(outputs.dtype).eps * highest.double()
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls.elements import Bounds, Box, box_at
@@ -58,11 +59,13 @@ class Sample(NamedTuple):
         return self._replace(recorded=self.model.record(self.images, self.columns))
 
     def height(self, outputs: Tensor) -> Tensor:
-        """(B,) one number that the outputs come to: the margin of logits, else what the goal
-        raises."""
+        """(B,) one number that the outputs come to: the margin of logits; else a weighted sum,
+        since the loss of a goal may have a kink just where labels are what the model says."""
         if self.goal.has_classes:
             return margin(outputs, self.labels)
-        return self.goal.loss(outputs, self.labels)
+        flat = outputs.unsqueeze(-1).flatten(1)
+        weights = torch.arange(1, flat.shape[1] + 1, device=flat.device).to(flat.dtype).cos()
+        return flat @ (weights / weights.norm())
 
     def heights(self, points: Tensor) -> Tensor:
         """(B,) ``height`` at these points in the images' places, as the search sees it."""
