@@ -18,7 +18,7 @@ from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.goals.goal import Goal
-from ironmoe.attacks.goals.labels import PLAIN, Targeted, chosen_goal
+from ironmoe.attacks.goals.labels import PLAIN, Targeted, chosen_goal, needs_logits
 from ironmoe.attacks.result import AttackResult
 from ironmoe.attacks.run import run_attack
 from ironmoe.attacks.space import SearchSpace
@@ -58,6 +58,10 @@ class Attack(SearchSpace, ABC):
             full precision.
         routing: what the search does to routing (``ironmoe.attacks.engine.routing_mode``);
             predictions that count leave it free.
+
+        levels: pixels take so many evenly spaced values between ``bounds`` alone, as 256 in a PNG;
+            the images must lie on this grid. The search itself is continuous; what the model is
+            asked, judged by and returned lies on the grid. None: any value.
 
     A subclass writes ``start``, ``advance`` and, if it has one, ``loss``; everything else is done
     for it. It sees nothing but attempts side by side (``ironmoe.attacks.engine.attempts``), each at
@@ -104,6 +108,7 @@ class Attack(SearchSpace, ABC):
         attack_dtype: torch.dtype | None = None,
         routing: RoutingMode | None = None,
         goal: Goal | None = None,
+        levels: int | None = None,
     ) -> None:
         why_classes = self.needs_classes
         if self.targets and why_classes is None:
@@ -112,7 +117,7 @@ class Attack(SearchSpace, ABC):
         self.attacked_model = AttackedModel(
             model, normalize, logits_fn, attack_dtype, routing, self.goal
         )
-        super().__init__(eps, norm, bounds)
+        super().__init__(eps, norm, bounds, levels)
         if not isinstance(seed, int):
             raise TypeError(f"seed must be an int, got {seed!r}")
         if eot < 1:
@@ -150,6 +155,7 @@ class Attack(SearchSpace, ABC):
             "goal": None if type(self.goal) in PLAIN else self.goal,
             "eot": self.eot if self.eot > 1 else None,
             "attack_dtype": self.attacked_model.attack_dtype,
+            "levels": self.levels,
             "routing": None if type(routing) is RoutingMode else routing,
         }
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
@@ -161,6 +167,8 @@ class Attack(SearchSpace, ABC):
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         if type(self.goal) in PLAIN:
             del public["goal"]  # ``targeted`` says it
+        if self.levels is None:
+            del public["levels"]  # older journals do not know it
         if "loss_of" in public:
             public["loss"] = public.pop("loss_of")
         return public
@@ -239,12 +247,16 @@ class Attack(SearchSpace, ABC):
         return self.eot
 
     def ask(self, attempts: Attempts, want_grad: bool) -> Answer:
-        """The model's answer to ``attempts["point"]``."""
+        """The model's answer to what counts at ``attempts["point"]``."""
+        if self.levels is not None:  # the gradient passes the rounding as if it were not there
+            attempts = attempts | {"point": self.counted(attempts, attempts["point"])}
         return self.attacked_model.ask(attempts, self.objective, want_grad, self.eot)
 
     def objective(self, logits: Tensor, attempts: Attempts) -> Tensor:
         """(R,) the loss that the engine takes gradients of. A targeted attack lowers its ``loss``,
-        so here it has the opposite sign."""
+        so here it has the opposite sign. TypeError: a loss of labels, where logits are needed."""
+        if not logits.is_floating_point() and type(self).loss is not Attack.loss:
+            raise needs_logits(self.name)
         loss = self.loss(logits, attempts)
         return -loss if self.targeted else loss
 

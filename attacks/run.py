@@ -90,6 +90,8 @@ def _check(attack: Search, images: Tensor, labels: Tensor, indices: Tensor | Non
     """ValueError, TypeError: a batch that does not go with the attack."""
     check_images(images, labels, attack.bounds, attack.goal)
     attack.region(images)
+    for stage in attack.stages:
+        stage.check_grid(images)
 
     if indices is not None and indices.shape != (len(images),):
         raise ValueError(f"indices must have shape ({len(images)},), got {tuple(indices.shape)}")

@@ -1,5 +1,6 @@
 """Where an attack looks for adversarial examples: the norm, its radii and the box."""
 
+import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls.ball import NORMS, Ball, ball_at, ball_of
@@ -9,11 +10,23 @@ from ironmoe.attacks.balls.elements import (
     Bounds,
     Region,
     SharedElements,
+    box_at,
     is_by_image,
     largest,
     region_of,
 )
-from ironmoe.attacks.engine.attempts import Attempts
+from ironmoe.attacks.balls.grid import (
+    SLACK,
+    Grid,
+    check_on_grid,
+    grid_distance,
+    grid_of,
+    on_grid,
+)
+from ironmoe.attacks.engine.attempts import Attempts, where
+
+# The ball of an attempt depends on these columns.
+OF_BALL = ("clean", "eps", "eps_scale", "low_bound", "high_bound")
 
 
 class _Norms:
@@ -27,7 +40,7 @@ class SearchSpace:
     """The part of an attack that knows its norm, eps and bounds.
 
     Args:
-        eps, norm, bounds: as in ``Attack``.
+        eps, norm, bounds, levels: as in ``Attack``.
 
     Raises:
         ValueError, TypeError: a norm, radius or box that this attack cannot take.
@@ -47,12 +60,19 @@ class SearchSpace:
     inside = True
     """Every point of the search lies in the ball; else eps may be infinite."""
 
-    def __init__(self, eps: Bound, norm: str, bounds: Bounds) -> None:
+    def __init__(self, eps: Bound, norm: str, bounds: Bounds, levels: int | None = None) -> None:
         if norm not in self.norms:
             raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
 
+        if levels is not None and not (
+            isinstance(levels, int) and not isinstance(levels, bool) and levels >= 2
+        ):
+            raise ValueError(f"levels must be None or a whole number of at least 2, got {levels!r}")
+
         needs_faces = self.needs_a_box or ball_of(norm).needs_finite_bounds
         who = f"{type(self).__name__} in {norm}" if needs_faces else None
+        who = who or (None if levels is None else f"levels={levels}")
+        self.levels = levels
         self.bounds = checked_bounds(bounds, finite_for=who)
         self.eps = checked_eps(eps, infinite=not self.inside)
         self.norm = norm
@@ -81,6 +101,11 @@ class SearchSpace:
         """
         return self._region((len(images), *images.shape[1:]))
 
+    def check_grid(self, images: Tensor) -> None:
+        """ValueError: images (N, …) that do not lie on the grid of ``levels``."""
+        if self.levels is not None:
+            check_on_grid(images, box_at(images, self.bounds), self.levels)
+
     def check_alike(self, images: Tensor, count: int | None) -> None:
         """ValueError: eps or bounds that are not the same for all images of a data set.
 
@@ -97,12 +122,56 @@ class SearchSpace:
                 )
         self._region((1 if count is None else count, *shape))
 
+    def counted(self, attempts: Attempts, point: Tensor) -> Tensor:
+        """(R, …) what the model is asked and what counts where the search is at ``point``: with
+        ``levels`` a grid point near it, else the point itself. It lies in the ball where the
+        search does."""
+        if self.levels is None:
+            return point
+        place = self._on_grid(attempts, None if self.inside else float("inf"))
+        return on_grid(point, attempts["clean"], *place)
+
+    def final(self, attempts: Attempts, point: Tensor) -> Tensor:
+        """(R, …) the point that is predicted at the end: ``point`` if it lies in the ball, else one
+        near it that does."""
+        inside = self.ball(attempts).tighten(point)
+        if self.levels is None:
+            return inside
+
+        clean = attempts["clean"]
+        kept = on_grid(point, clean, *self._on_grid(attempts, float("inf")))
+        reached = self.distance(attempts, kept) <= attempts["eps"]
+        return where(reached, kept, on_grid(inside, clean, *self._on_grid(attempts)))
+
+    def distance(self, attempts: Attempts, point: Tensor) -> Tensor:
+        """(R,) float64 distance of what counts at ``point`` from the image."""
+        if self.levels is None:
+            return self.ball(attempts).distance(point)
+        place = self._on_grid(attempts)
+        return grid_distance(point, attempts["clean"], *place, attempts["eps"])
+
     def ball(self, attempts: Attempts) -> Ball:
         """Where the adversarial examples of these attempts may lie."""
         ball = ball_of(self.norm)
         kept = {name: attempts[name] for name in ball.kept if name in attempts}
         shared = self._elements.of(self.eps, self.bounds, attempts["clean"])
         return ball_at(ball, attempts, shared, kept)
+
+    def _on_grid(self, attempts: Attempts, eps: float | None = None) -> tuple[Ball, Grid]:
+        """(float64 balls around the grid values of the images, the grid). The radii are those of
+        the attempts, or ``eps``."""
+        assert self.levels is not None
+        columns = {name: attempts[name] for name in OF_BALL if name in attempts}
+        radius = columns["eps"] * (1 + SLACK)
+        columns["eps"] = radius if eps is None else torch.full_like(radius, eps)
+
+        clean = columns["clean"].double()
+        shared = self._elements.of(self.eps, self.bounds, clean)
+        low = columns.get("low_bound", shared.low)
+        high = columns.get("high_bound", shared.high)
+        grid = grid_of((low, high), self.levels)
+        columns["clean"] = grid.value(grid.nearest(clean))
+        return self.ball(columns), grid
 
     def _region(self, shape: tuple[int, ...]) -> Region:
         region = region_of(self.eps, self.bounds, shape)

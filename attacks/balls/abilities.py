@@ -28,11 +28,28 @@ class BoxBall(Ball):
     def high(self) -> Tensor:
         """(B, …) the highest one."""
 
+    def reachable(self, inner: Tensor, outer: Tensor, wish: Tensor) -> Tensor:
+        """Those whose outer value lies in the box."""
+        return (outer >= self.low) & (outer <= self.high)
+
 
 class PowerBall(Ball):
     """The norm is (Σ |d|^order)^(1 / order)."""
 
     order: ClassVar[int]
+
+    def reachable(self, inner: Tensor, outer: Tensor, wish: Tensor) -> Tensor:
+        """Those that wish it most, as many as the radius allows."""
+        near, far = (
+            self.in_units(at - self.center).abs().flatten(1) ** self.order for at in (inner, outer)
+        )
+        rank = wish.flatten(1)
+        extra = torch.where(rank >= 0.5, far - near, 0)
+
+        order = rank.argsort(dim=1, descending=True, stable=True)
+        spent = near.sum(1, keepdim=True) + extra.gather(1, order).cumsum(1)
+        affordable = spent <= self.eps.unsqueeze(1) ** self.order
+        return torch.zeros_like(affordable).scatter(1, order, affordable).view_as(wish)
 
 
 class StraightBall(Ball):

@@ -86,11 +86,6 @@ class Ball(ABC):
         return self.width
 
     @property
-    def farthest(self) -> Any:
-        """The largest absolute value of a valid pixel: a number, or (B,)."""
-        return max(abs(bound) for bound in self.bounds)
-
-    @property
     def movable(self) -> int | Tensor:
         """How many elements of an image may move: a number, or (B,) int64."""
         return self.center[0].numel() if len(self.center) else 0
@@ -135,6 +130,19 @@ class Ball(ABC):
     def random_point(self, keys: Tensor) -> Tensor:
         """A point drawn uniformly from the ball and projected onto the box; ``keys`` (B,) as
         ``example_keys`` gives them."""
+
+    def reachable(self, inner: Tensor, outer: Tensor, wish: Tensor) -> Tensor:
+        """(B, …) bool: the elements that may take ``outer`` instead of ``inner``, all of them at
+        the same time.
+
+        Args:
+            inner: (B, …) in the ball.
+            outer: (B, …) further away from the center, element by element, or as far.
+            wish: (B, …) in [0, 1], how much an element should; below 0.5 it need not.
+        """
+        wanted = torch.where(wish >= 0.5, outer, inner)
+        inside = self.distance(wanted) <= self.eps
+        return inside.view(-1, *(1,) * (inner.ndim - 1)) & (wish >= 0.5)
 
     def tighten(self, point: Tensor) -> Tensor:
         """``point`` moved by rounding errors only, so that its float64 distance is at most eps. A

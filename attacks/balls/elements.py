@@ -198,7 +198,7 @@ def check_order(low: Tensor, high: Tensor) -> None:
     wrong = ~(low < high) if low.ndim == 0 or bool((low == high).all()) else ~(low <= high)
     if bool(wrong.any()):
         place = wrong.nonzero()[0].tolist()
-        pair = float(low[tuple(place)]), float(high[tuple(place)])
+        pair = f"({float(low[tuple(place)]):.6g}, {float(high[tuple(place)]):.6g})"
         where = f" at {place}" if place else ""
         raise ValueError(
             f"bounds must be (lowest, highest) with lowest < highest, got {pair}{where}"

@@ -61,11 +61,6 @@ class ScaledBall(HyperplaneBall):
         return lengths.largest(self.width)
 
     @property
-    def farthest(self) -> Tensor:
-        low, high = self.bounds
-        return lengths.largest(low).maximum(lengths.largest(high))
-
-    @property
     def movable(self) -> Tensor:
         return self.free.flatten(1).sum(1)
 

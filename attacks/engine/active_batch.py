@@ -37,6 +37,7 @@ class ActiveBatch:
         fixed: keep the number of attempts while units come and go (it only halves at the end), as a
             GPU wants it; else compute only attempts that have work to do.
         free_up_to: up to so many units cost hardly more than one.
+        goes_on: attempts go on after a success, and keep their best point.
 
     Attributes:
         attempts: of all places, those of a unit side by side.
@@ -46,14 +47,20 @@ class ActiveBatch:
     """
 
     def __init__(
-        self, attack: Search, size: int, unit_size: int, fixed: bool, free_up_to: int = 1
+        self,
+        attack: Search,
+        size: int,
+        unit_size: int,
+        fixed: bool,
+        free_up_to: int = 1,
+        goes_on: bool = False,
     ) -> None:
         self.attack = attack
         self.size = size
         self.unit_size = unit_size
         self.fixed = fixed
         self.free_up_to = free_up_to
-        self.rounds = Rounds(attack, unit_size, fixed)
+        self.rounds = Rounds(attack, unit_size, fixed, goes_on)
         self.attempts: Attempts = {}
         self.owners: list[Owner | None] = []
         self.ready: deque[Job] = deque()

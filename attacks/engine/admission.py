@@ -15,6 +15,7 @@ from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import Example, Job, Stage
 from ironmoe.attacks.engine.judging.judge import Judge, Judgement
 from ironmoe.attacks.goals.goal import Goal
+from ironmoe.attacks.goals.labels import needs_logits
 from ironmoe.attacks.ruled_out import ruled_out
 
 
@@ -108,21 +109,18 @@ class Admission:
 
         Raises:
             ValueError: labels beyond the classes of the logits, or too few classes.
+            TypeError: labels alone, for an attack with targets.
         """
-        logits = judgement.outputs
-        if self.targets and (logits.ndim < 2 or logits.shape[1] < 2):
-            raise ValueError(
-                "model must have at least 2 classes for an attack with targets, got "
-                f"{logits.shape[1] if logits.ndim > 1 else 'labels alone'}"
-            )
-        self._goal.check(logits, chunk.labels)
+        classes = self._other_classes(chunk.labels, self._ranking(chunk, beginnings, judgement))
+        self._goal.check(judgement.outputs, chunk.labels)
 
         correct = [self._correct(chain, chunk, judgement) for chain in self.chains]
-        examples = self._examples(chunk, judgement)
+        examples = self._examples(chunk, judgement, classes)
+        ranked = [Counters(forwards=self.passes - self.judge.passes)]
         for chain, places, resumed in beginnings:
             stages = self.chains[chain]
             known = zip(examples[places], correct[chain][places], resumed.fell, strict=True)
-            yield Job(
+            job = Job(
                 chain=chain,
                 stages=stages,
                 stage=resumed.stage,
@@ -136,6 +134,19 @@ class Admission:
                 ],
                 coupled_by_model=stages[resumed.stage].attack.coupled_by_model,
             )
+            job.note(ranked * len(job.examples))
+            yield job
+
+    @property
+    def passes(self) -> int:
+        """How many forward passes the admission of an image takes."""
+        return self.judge.passes + self._ranks_by_itself
+
+    @property
+    def _ranks_by_itself(self) -> bool:
+        """Whether the search's own model says which classes are targets, since the judge's is
+        another one."""
+        return self.targets > 0 and self.judge.is_another
 
     @property
     def _group_size(self) -> int:
@@ -158,7 +169,23 @@ class Admission:
             reached = chain[0].attack.fooled(judgement.outputs, {"label": chunk.labels})
         return (~reached).tolist()
 
-    def _examples(self, chunk: Chunk, judgement: Judgement) -> list[Example]:
+    def _ranking(
+        self, chunk: Chunk, beginnings: Sequence[Beginning], judgement: Judgement
+    ) -> Tensor:
+        """Logits (n, C) of the clean images, of the model whose likeliest classes are targets; 0 in
+        rows that nobody asks about."""
+        if not self._ranks_by_itself:
+            return judgement.outputs
+
+        attacked_model = self.chains[0][0].attack.attacked_model
+        places = self.places_to_predict(chunk, beginnings)
+        parts = [chunk.part(part) for part in places.split(self.batch_size)]
+        logits = torch.cat([attacked_model.judge(part.images, part.side) for part in parts])
+        return logits.new_zeros(len(chunk.labels), *logits.shape[1:]).index_copy(0, places, logits)
+
+    def _examples(
+        self, chunk: Chunk, judgement: Judgement, classes: list[list[int]]
+    ) -> list[Example]:
         """What is known of each image, whatever the chain."""
         numbers = chunk.indices.tolist()
         has_classes = self._goal.has_classes
@@ -167,9 +194,6 @@ class Admission:
         figures = judgement.figure.tolist()
         hits = judgement.hits.tolist()
         bad = judgement.bad.tolist()
-        classes: list[list[int]] = [[] for _ in numbers]
-        if self.targets:
-            classes = self._other_classes(chunk.labels, judgement.outputs)
         eps = [None] * len(numbers) if chunk.eps is None else chunk.eps.tolist()
 
         return [
@@ -191,6 +215,17 @@ class Admission:
     def _other_classes(self, labels: Tensor, logits: Tensor) -> list[list[int]]:
         """Of each image the classes that are targets, the likeliest first: not its label, and not
         those that the model rules out, but at least one."""
+        if not self.targets:
+            return [[] for _ in range(len(labels))]
+        if logits.ndim < 2:
+            stages = [stage for chain in self.chains for stage in chain]
+            raise needs_logits(next(s.attack.name for s in stages if s.attack.targets))
+        if logits.shape[1] < 2:
+            raise ValueError(
+                "model must have at least 2 classes for an attack with targets, got "
+                f"{logits.shape[1]}"
+            )
+
         count = min(self.targets + 1, logits.shape[1])
         ranked = logits.topk(count, dim=1).indices
 

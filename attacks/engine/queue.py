@@ -137,7 +137,7 @@ class Engine:
             return True
 
         places = self.admission.places_to_predict(chunk, beginnings)
-        if not self.budget.allows(self.spent, len(places) * self.judge.passes + self._waiting):
+        if not self.budget.allows(self.spent, len(places) * self.admission.passes + self._waiting):
             return False
 
         judgement = self.admission.judged(chunk, places)
@@ -179,6 +179,7 @@ class Engine:
                 unit_size=unit_size,
                 fixed=self.kind != "cpu",
                 free_up_to=FREE_UP_TO.get(self.kind, 16),
+                goes_on=self.judge.is_another,
             )
             in_order = sorted(self.batches, key=lambda key: (self.order[key[0]], -key[1]))
             self.batches = {key: self.batches[key] for key in in_order}
@@ -320,7 +321,6 @@ class Engine:
     def _drop_cancelled(self, job: Job, batch: ActiveBatch) -> None:
         """Take out the job's needless attempts, wherever they are."""
         batch.drop_cancelled(job)
-
         self.leaving = without_cancelled(self.leaving, job)
 
     def _stop(self) -> bool:

@@ -31,12 +31,15 @@ class Rounds:
         unit_size: images that must stay together, side by side.
         fixed: compute every attempt in every round, so that no shape depends on values; else leave
             out work that is not needed.
+        goes_on: an attack that would stop at its first success goes on and keeps its best point,
+            since what counts is whether another model falls there.
     """
 
-    def __init__(self, attack: Search, unit_size: int, fixed: bool) -> None:
+    def __init__(self, attack: Search, unit_size: int, fixed: bool, goes_on: bool = False) -> None:
         self.attack = attack
         self.unit_size = unit_size
         self.fixed = fixed
+        self.goes_on = goes_on
         self.coupled_by_model = attack.coupled_by_model and unit_size > 1
 
     @property
@@ -44,7 +47,7 @@ class Rounds:
         """Whether an attempt goes on after a success, to keep the best of its points. A unit that
         has to be fooled as a whole keeps the point that fools most of its images."""
         return self.attack.keeps == "best" or (
-            self.coupled_by_model and self.attack.keeps == "first"
+            (self.coupled_by_model or self.goes_on) and self.attack.keeps == "first"
         )
 
     @property
@@ -125,7 +128,7 @@ class Rounds:
         fooled = self.attack.fooled(answer.logits, attempts)
         if self.attack.inside:
             return fooled
-        distance = self.attack.ball(attempts).distance(attempts["point"])
+        distance = self.attack.distance(attempts, attempts["point"])
         return fooled & (distance <= attempts["eps"])
 
     def _is_bad(self, answer: Answer) -> Tensor:
@@ -148,7 +151,8 @@ class Rounds:
             return torch.zeros_like(fooled)
         if self.keeps_best:
             return self._keep_best(attempts, answer, fooled)
-        attempts["candidate"] = where(first_time, attempts["point"], attempts["candidate"])
+        counted = self.attack.counted(attempts, attempts["point"])
+        attempts["candidate"] = where(first_time, counted, attempts["candidate"])
         return attempts["found"]
 
     def _keep_best(self, attempts: Attempts, answer: Answer, fooled: Tensor) -> Tensor:
@@ -166,11 +170,12 @@ class Rounds:
         is_candidate = (attempts["queries"] > 0) | (not self.attack.starts_clean)
         better = better & ~attempts["over"] & is_candidate
 
-        attempts["candidate"] = where(better, attempts["point"], attempts["candidate"])
+        counted = self.attack.counted(attempts, attempts["point"])
+        attempts["candidate"] = where(better, counted, attempts["candidate"])
         attempts["best_count"] = torch.where(better, count, attempts["best_count"])
         attempts["best_score"] = torch.where(better, score, attempts["best_score"])
 
-        if self.attack.keeps == "best":
+        if self.attack.keeps == "best" or self.goes_on:
             return torch.zeros_like(fooled)
         return count == self._of_unit(attempts["clean_correct"].long())
 
@@ -185,7 +190,8 @@ class Rounds:
             if not len(part["key"]):
                 return fooled
 
-        points = self.attack.ball(part).tighten(part["point"])
+        points = self.attack.counted(part, part["point"])
+        points = self.attack.final(part, points)
         verdict = self.attack.fooled(self.attack.attacked_model.judge(points, part), part)
         count_confirmation(attempts, asked)
 

@@ -93,8 +93,21 @@ class Search(Protocol):
     def images_per_unit(self, batch_size: int) -> int:
         """How many images must be attacked together in batches of this size."""
 
+    def check_grid(self, images: Tensor) -> None:
+        """ValueError: images that do not lie on the grid of the attack, if it has one."""
+
     def region(self, images: Tensor) -> Region:
         """What radii and bounds mean for a batch of images."""
+
+    def counted(self, attempts: Attempts, point: Tensor) -> Tensor:
+        """(R, …) what counts where the search is at ``point``: the point itself, or one near it on
+        a grid."""
+
+    def final(self, attempts: Attempts, point: Tensor) -> Tensor:
+        """(R, …) what is predicted at the end: ``point``, or one near it in the ball."""
+
+    def distance(self, attempts: Attempts, point: Tensor) -> Tensor:
+        """(R,) float64 distance of what counts at ``point`` from the image."""
 
     def ball(self, attempts: Attempts) -> Ball:
         """Where the adversarial examples of these attempts may lie."""

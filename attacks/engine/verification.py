@@ -138,11 +138,10 @@ def _predict(candidates: Candidates, judge: Judge) -> _Predicted:
     attempts = candidates.attempts
     attack = batch.attack
 
-    ball = attack.ball(attempts)
-    points = ball.tighten(attempts["candidate"])
+    points = attack.final(attempts, attempts["candidate"])
     tests = [test for owner in candidates.owners for test in owner.job.next_tests()]
     judgement = judge(attack, points, attempts, tests)
-    distance = ball.distance(points)
+    distance = attack.distance(attempts, points)
     fell = judgement.reached & attempts["clean_correct"] & (distance <= attempts["eps"])
 
     stops_at_first = attack.keeps == "first" and not batch.rounds.keeps_best

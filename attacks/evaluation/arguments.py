@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.engine.attacked_model import Model
+from ironmoe.attacks.engine.attacked_model import AttackedModel, Model
+from ironmoe.attacks.engine.coupling import images_coupled
 from ironmoe.attacks.engine.job import Stage
 from ironmoe.attacks.goals.goal import Goal
 
@@ -20,9 +21,11 @@ SHARED: Mapping[str, Callable[[Attack], Any]] = {
 which images are right without any attack."""
 
 
-def with_names(attacks: Mapping[str, Attack] | Sequence[Attack]) -> Mapping[str, Attack]:
-    """Name → attack. A list of attacks is named by what they print, and by a number where that is
-    the same."""
+def with_names(
+    attacks: Mapping[str, Attack] | Sequence[Attack], search_model: Model | None = None
+) -> Mapping[str, Attack]:
+    """Name → attack. A list of attacks is named by what they print, by the model that they search
+    on if it is another one, and by a number where that is the same."""
     if isinstance(attacks, Mapping):
         return attacks
     if not isinstance(attacks, Sequence):
@@ -30,16 +33,49 @@ def with_names(attacks: Mapping[str, Attack] | Sequence[Attack]) -> Mapping[str,
             f"attacks must be name → attack, or a list of attacks, got {type(attacks).__name__}"
         )
 
+    source = None if search_model is None else f"search_model={name_of(search_model)}"
     named: dict[str, Attack] = {}
     for attack in attacks:
-        name = ", ".join(filter(None, (repr(attack), attack.search)))
+        name = ", ".join(filter(None, (repr(attack), attack.search, source)))
         alike = sum(known == name or known.startswith(f"{name} (") for known in named)
         named[f"{name} ({alike + 1})" if alike else name] = attack
     return named
 
 
-def check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int) -> None:
-    """ValueError, TypeError: attacks that cannot be evaluated together on this model."""
+def name_of(model: Model) -> str:
+    """How reports call a model: the name of its class, or of the function."""
+    return getattr(model, "__qualname__", None) or type(model).__name__
+
+
+def target_of(
+    model: Model, search_model: Model | None, attacks: Mapping[str, Attack]
+) -> AttackedModel | None:
+    """The model whose predictions count, called as the attacks call theirs; None: it is theirs.
+
+    Raises:
+        ValueError: images influence each other in one of the models.
+    """
+    if search_model is None or search_model is model:
+        return None
+    for name, each in {"model": model, "search_model": search_model}.items():
+        if images_coupled(each):
+            raise ValueError(
+                f"{name} must judge each image by itself in a transfer, got {name_of(each)}, whose "
+                "images influence each other (a capacity or Expert Choice)"
+            )
+    attack = next(iter(attacks.values()))
+    called = attack.attacked_model
+    return AttackedModel(model, called.normalize, called.logits_fn, goal=attack.goal)
+
+
+def check_attacks(
+    model: Model,
+    attacks: Mapping[str, Attack],
+    batch_size: int,
+    search_model: Model | None = None,
+) -> None:
+    """ValueError, TypeError: attacks that cannot be evaluated together on this model, or on the one
+    that they are to search on."""
     if not attacks:
         raise ValueError("attacks must hold at least one attack, got none")
     if batch_size < 1:
@@ -48,10 +84,14 @@ def check_attacks(model: Model, attacks: Mapping[str, Attack], batch_size: int) 
     for name, attack in attacks.items():
         if not isinstance(attack, Attack):
             raise TypeError(f"attacks[{name!r}] must be an attack, got {type(attack).__name__}")
-        if attack.model is not model:
+        if attack.model is not (model if search_model is None else search_model):
+            wanted = (
+                "the model that is evaluated, or for search_model"
+                if search_model is None
+                else "search_model"
+            )
             raise ValueError(
-                f"attacks[{name!r}] must be made for the model that is evaluated, got one for "
-                "another model"
+                f"attacks[{name!r}] must be made for {wanted}, got one for another model"
             )
 
 

@@ -11,7 +11,13 @@ from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.coupling import check_groups
 from ironmoe.attacks.engine.judging.passes import PASSES, check_passes
-from ironmoe.attacks.evaluation.arguments import chain_of, check_attacks, check_shared, with_names
+from ironmoe.attacks.evaluation.arguments import (
+    chain_of,
+    check_attacks,
+    check_shared,
+    target_of,
+    with_names,
+)
 from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.attacks.evaluation.describe import describe_attack
 from ironmoe.attacks.evaluation.evaluation import Evaluation
@@ -37,6 +43,7 @@ def evaluate(
     on_progress: Callable[[Progress], None] | None = None,
     passes: int | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
+    search_model: Model | None = None,
 ) -> RobustnessReport:
     """Run every attack on every example, all in one queue.
 
@@ -46,7 +53,8 @@ def evaluate(
     another batch size does not decide.
 
     Args:
-        model: the model the attacks were made for; named again so that no report mixes two models.
+        model: the model that is evaluated. The attacks were made for it (named again, so that no
+            report mixes two models) or for ``search_model``.
         data: (images (N, …), labels (N,)), or (images, labels, extra); or an iterable of such
             batches, such as a DataLoader that gives the same order each time. ``evaluate`` reads it
             once and never holds all of it; batches go to the device of the model's weights.
@@ -82,6 +90,11 @@ def evaluate(
         on_bad: what becomes of images for which the model's outputs or gradients are not finite:
             "raise" a ValueError that names them by their number in the data, or "skip" them. A
             skipped image counts as neither robust nor fallen, and not among the images.
+        search_model: the model that the attacks were made for, if it is another one than ``model``:
+            a transfer. The search asks this model alone, ``model`` is asked about each clean image
+            and about the final image of each attempt. An attack that would stop at its first
+            success goes on and keeps its best point. ``model`` is called as the attacks call
+            theirs, with their ``normalize`` and ``logits_fn``. Several models: ``Ensemble``.
 
     Raises:
         ValueError: no attack, an attack for another model, no data, or a bad input (see
@@ -90,9 +103,10 @@ def evaluate(
         JournalError: the folder is the journal of another evaluation, or another process writes to
             it.
     """
-    attacks = with_names(attacks)
-    check_attacks(model, attacks, batch_size)
+    attacks = with_names(attacks, search_model)
+    check_attacks(model, attacks, batch_size, search_model)
     check_passes(passes)
+    target = target_of(model, search_model, attacks)
     begun = None if journal is None else passes_of_journal(Path(journal))
     if begun is None:
         check_shared(attacks)  # what was begun before this was refused goes on as it is
@@ -106,9 +120,12 @@ def evaluate(
         raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
     shard = current_shard()
     budget = Budget(None if max_forwards is None else shard.share(max_forwards), max_seconds)
-    source = Source(data, list(attacks.values()), batch_size, math.lcm(*unit_sizes), shard)
+    together = math.lcm(*unit_sizes)
+    source = Source(data, list(attacks.values()), batch_size, together, shard, target)
 
-    if passes is None and any(stage.eot > 1 for a in attacks.values() for stage in a.stages):
+    # An attack with eot says that the model which it searches on is random.
+    of_random = any(stage.eot > 1 for attack in attacks.values() for stage in attack.stages)
+    if passes is None and of_random and target is None:
         passes = PASSES
 
     evaluation = Evaluation(
@@ -121,6 +138,7 @@ def evaluate(
         batch_size=batch_size,
         keep_adversarial=keep_adversarial,
         passes=passes,
+        target=target,
         skips_bad=on_bad == "skip",
         on_progress=on_progress,
     )
@@ -135,10 +153,12 @@ def evaluate(
         }
         if passes > 1:
             settings["passes"] = passes
+        if target is not None:
+            settings["search_model"] = model_digest(search_model)
         return Journal(Path(str(journal)), settings, shard.rank)
 
     try:
-        with borrowed(model):
+        with borrowed(model), borrowed(model if search_model is None else search_model):
             flags = evaluation.run(checks, None if journal is None else open_journal)
     finally:
         if evaluation.journal is not None:

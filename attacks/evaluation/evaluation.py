@@ -3,6 +3,7 @@
 It knows the checks and the journal. What the report says of the records, ``summaries`` knows.
 """
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.admission import Resumed
+from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import Job, Stage
@@ -19,6 +21,7 @@ from ironmoe.attacks.engine.judging.judge import Judge
 from ironmoe.attacks.engine.judging.passes import PASSES
 from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.engine.records import Record, Records, records_of
+from ironmoe.attacks.evaluation.arguments import name_of
 from ironmoe.attacks.evaluation.checks.model_checks import (
     look_at,
     no_room_for_checks,
@@ -53,6 +56,7 @@ class Evaluation:
         fresh: how many of these were settled in this call.
         journal: where results are written; None: they are kept in memory.
         judge: makes the predictions that count.
+        target: the model that is evaluated, where the searches run on another one.
         checksums: example → checksum of its image, label and further inputs.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
         complete: the budget did not end it before everything was decided.
@@ -67,6 +71,7 @@ class Evaluation:
     batch_size: int
     keep_adversarial: bool
     passes: int | None
+    target: AttackedModel | None
     skips_bad: bool
     on_progress: Callable[[Progress], None] | None
     journal: Journal | None = None
@@ -82,7 +87,7 @@ class Evaluation:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.judge = Judge(self.passes or 1)
+        self.judge = Judge(self.passes or 1, self.target)
         self.told = time.monotonic()
         self.attacks_began = time.perf_counter()
 
@@ -94,7 +99,7 @@ class Evaluation:
         flags = self._look(first) if first is not None and checks else []
 
         if self.passes is None and any(self.shard.gather_objects(says_random(flags))):
-            self.judge = Judge(PASSES)
+            self.judge = Judge(PASSES, self.target)
         if journal is not None:
             self.journal = journal(self.judge.passes)
             self.records = self.journal.records
@@ -160,6 +165,7 @@ class Evaluation:
             checks=flags,
             seconds=self.seconds,
             complete=complete,
+            search_model=None if self.target is None else name_of(self.source.attacks[0].model),
             unread=0 if self.source.examples is None else self.source.examples - len(clean),
         )
         if checks:
@@ -175,6 +181,9 @@ class Evaluation:
     def _look(self, first: Chunk) -> list[Flag]:
         """The checks of the model, if the budget has room for them."""
         attack, *others = self.attacks.values()
+        if self.target is not None:  # the checks are about the model that is evaluated
+            attack = copy.copy(attack)
+            attack.attacked_model = self.target
         looked_at = first.part(slice(0, self.batch_size))
         images = looked_at.images.to(attack.attacked_model.image_dtype)
         if not self.budget.allows(0, passes_of_checks(len(images))):

@@ -53,6 +53,7 @@ class AttackSummary:
         checksum, the CRC-32 of image, label and further inputs (−1 where it is not known)
     targeted: labels are the classes to reach
     box: how far apart two images in ``bounds`` can be, in the attack's norm
+    blind: the names of the stages that ask for no gradients
     """
 
     stages: tuple[tuple[float, str], ...]
@@ -78,6 +79,7 @@ class AttackSummary:
     per_image: dict[str, Tensor] = field(default_factory=dict)
     targeted: bool = False
     box: float = float("inf")
+    blind: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.skipped):
@@ -203,6 +205,9 @@ class RobustnessReport:
     complete: False if a budget ended the evaluation before every image was decided
     unread: how many images it did not come to, if the length of the data is known; no other number
         counts them
+    search_model: what the model is called that the attacks searched on, if it is another one than
+        the one that was evaluated: a transfer, in which images that hold may fall to an attack on
+        the model itself
     """
 
     clean_correct: Tensor
@@ -211,6 +216,7 @@ class RobustnessReport:
     seconds: float = 0.0
     complete: bool = True
     unread: int = 0
+    search_model: str | None = None
 
     @property
     def clean_accuracy(self) -> Accuracy:
@@ -258,6 +264,7 @@ class RobustnessReport:
             "unread": self.unread,
             "skipped": self.skipped,
             "passes": self.passes,
+            "search_model": self.search_model,
             "attacks": {name: summary.as_dict() for name, summary in self.attacks.items()},
             "checks": [flag._asdict() for flag in self.checks],
         }

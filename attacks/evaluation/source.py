@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.inputs import Chunk, check_images, prepared
 from ironmoe.attacks.evaluation.sharding import Shard
 from ironmoe.attacks.extra import Extra, check_taken, cut, extra_columns
@@ -25,6 +26,7 @@ class Source:
         data: (images, labels), or (images, labels, extra), or batches of them.
         attacks: attacks on one model; each is told the dtype of the images.
         together: how many images must stay side by side.
+        target: the model that judges, if it is not that of the attacks; it is told the dtype, too.
 
     Attributes:
         seen: how many examples were read so far, by all processes.
@@ -34,13 +36,20 @@ class Source:
     """
 
     def __init__(
-        self, data: Batches, attacks: Sequence[Attack], batch_size: int, together: int, shard: Shard
+        self,
+        data: Batches,
+        attacks: Sequence[Attack],
+        batch_size: int,
+        together: int,
+        shard: Shard,
+        target: AttackedModel | None = None,
     ) -> None:
         self.data = data
         self.attacks = attacks
         self.batch_size = batch_size
         self.together = together
         self.shard = shard
+        self.target = target
         self.seen = 0
         self.examples: int | None = None
         self.shape = torch.Size()
@@ -84,6 +93,7 @@ class Source:
             check_images(images, labels, first.bounds, first.goal)
             for attack in self.attacks:
                 attack.check_alike(images, self.examples)
+                attack.check_grid(images)
             chunk = prepared(images, labels, None, self.seen, extra=extra)
         except (ValueError, TypeError) as error:
             count = len(images) if isinstance(images, Tensor) else 1
@@ -92,6 +102,8 @@ class Source:
         for attack in self.attacks:
             for each in (attack, *attack.stages):
                 each.attacked_model.image_dtype = images.dtype
+        if self.target is not None:
+            self.target.image_dtype = images.dtype
 
         self.device = self.device or images.device
         chunk = chunk.to(self.device)

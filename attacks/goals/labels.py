@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ironmoe.attacks.goals.goal import Goal, Loss, described
 from ironmoe.attacks.losses import LOSSES, ONE_LOGIT, get_loss
+from ironmoe.attacks.model_errors import LABELS_WILL_DO
 
 
 class LabelGoal(Goal):
@@ -118,6 +119,14 @@ def chosen_goal(goal: Goal | None, targeted: bool, attack: str, why_classes: str
             f"goal must be Untargeted() or Targeted() for {attack}, which {why_classes}, got {goal}"
         )
     return goal
+
+
+def needs_logits(attack: str) -> TypeError:
+    """The error of an attack (its name) that cannot do with labels alone."""
+    return TypeError(
+        f"model must return a float tensor of logits for {attack}, got labels alone; "
+        f"{LABELS_WILL_DO}"
+    )
 
 
 PLAIN = (Untargeted, Targeted)

@@ -48,7 +48,7 @@ class CW(LeastDistanceAttack):
     ``bounds`` as always.
 
     Every image has its own Adam, its own c and its own end. A search step ends early if its
-    objective did not fall by 0.01 % over a tenth of its steps.
+    objective did not fall by 0.01 % over a tenth of its steps; not with ``levels``.
 
     Another goal than a class must have a loss "margin", which takes the place of the margin above.
 
@@ -161,7 +161,7 @@ class CW(LeastDistanceAttack):
 
     def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
         """Above 0 at margin κ, falling with the distance; below 0 what the margin lacks."""
-        near = 1 / (1 + self.ball(attempts).distance(attempts["point"]))
+        near = 1 / (1 + self.distance(attempts, attempts["point"]))
         return torch.where(loss >= self.confidence, near, (loss - self.confidence).double())
 
     def advance(
@@ -177,6 +177,8 @@ class CW(LeastDistanceAttack):
 
         check = attempts["step"] % max(self.steps // CHECKS, 1) == 0
         stuck = check & (total > PROGRESS * attempts["checked"])
+        if self.levels is not None:  # on a grid the margin stands still until a pixel jumps
+            stuck = torch.zeros_like(stuck)
         attempts["checked"] = torch.where(check, total, attempts["checked"])
         attempts["step"] = attempts["step"] + 1
 

@@ -90,7 +90,7 @@ class DeepFool(BoundaryAttack):
     ) -> None:
         assert grad is not None
         ball = self.hyperplane_ball(attempts)
-        outside = ball.distance(attempts["point"]) > attempts["eps"]
+        outside = self.distance(attempts, attempts["point"]) > attempts["eps"]
         beyond = self.fooled(logits, attempts) & outside
         last = self.note_boundary(attempts, ball, logits, loss, grad)
         step = last & ~beyond

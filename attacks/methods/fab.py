@@ -129,7 +129,7 @@ class FAB(BoundaryAttack):
         return ~(attempts["unseen"] & attempts["crossed"]) & ~attempts["finished"]
 
     def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
-        return -self.ball(attempts).distance(attempts["point"])
+        return -self.distance(attempts, attempts["point"])
 
     def advance(
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None

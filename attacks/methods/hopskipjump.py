@@ -11,9 +11,10 @@ from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.abilities import HyperplaneBall, StraightBall
 from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.checked import bounds_text
-from ironmoe.attacks.balls.elements import Bounds, box_at
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, select, where
+from ironmoe.attacks.goals.goal import described
 from ironmoe.attacks.methods.parts.hopskipjump_phases import Phases
 from ironmoe.attacks.methods.parts.hopskipjump_points import PLACES, PROBE, Points, sizes_vary
 from ironmoe.attacks.registry import register_attack
@@ -121,13 +122,13 @@ class HopSkipJump(LeastDistanceAttack):
             raise ValueError(f"gamma must be above 0 and finite, got {gamma}")
         if early_stop and bool(torch.as_tensor(eps).isinf().any()):
             raise ValueError(f"eps must be finite where early_stop is True, got {eps}")
-        if targeted and starts is None:
+        if self.targeted and starts is None:
             raise ValueError(
                 "starts must be images for targeted=True, some of them of the target classes, "
                 "since random images hardly ever are, got None"
             )
         if starts is not None:
-            _check_starts(starts, self.bounds)
+            _check_starts(starts, bounds)
 
         self.steps = steps
         self.initial_probes = initial_probes
@@ -203,7 +204,7 @@ class HopSkipJump(LeastDistanceAttack):
 
     def score(self, attempts: Attempts, loss: Tensor) -> Tensor:
         """The nearest misclassified point is the best one, beyond eps, too."""
-        distance = self.ball(attempts).distance(attempts["point"])
+        distance = self.distance(attempts, attempts["point"])
         return torch.where(attempts["fools"], -distance, -math.inf)
 
     def advance(
@@ -227,17 +228,20 @@ class HopSkipJump(LeastDistanceAttack):
 
         values = (
             self.fooled(answer.logits, asked),
+            self.goal.bad(answer.logits),
             ball.distance(asked["point"]),
             asked["point"],
             answer.logits,
         )
-        fools, distance, points, logits = (_in_table(v, pair, rows, count) for v in values)
+        fools, bad, distance, points, logits = (_in_table(v, pair, rows, count) for v in values)
         fools = fools & wanted
         probing = (attempts["phase"] == PROBE).unsqueeze(1)
         _sum_up(attempts, points, probing=probing & wanted, fools=fools)
 
+        # An answer that is not finite is shown to the engine, which knows what becomes of it.
         place = torch.arange(first, first + count, device=wanted.device).expand(rows, -1)
         rank = torch.where(probing, distance, place).masked_fill(~fools, math.inf)
+        rank = rank.masked_fill(bad & wanted, -math.inf)
         best = rank.argmin(1)
         row = torch.arange(rows, device=best.device)
         new = Chosen(*(column[row, best] for column in (fools, rank, place, points, logits)))
@@ -274,17 +278,13 @@ def _beside(mask: Tensor, points: Tensor) -> Tensor:
 def _check_starts(starts: Tensor, bounds: Bounds) -> None:
     """TypeError, ValueError: no floats (M, …) inside the bounds."""
     if not isinstance(starts, Tensor) or not starts.is_floating_point() or starts.ndim < 2:
-        got = (
-            f"{starts.dtype} {tuple(starts.shape)}"
-            if isinstance(starts, Tensor)
-            else type(starts).__name__
-        )
-        raise TypeError(f"starts must be a floating point tensor (M, …), got {got}")
+        raise TypeError(f"starts must be a floating point tensor (M, …), got {described(starts)}")
     if not len(starts):
         raise ValueError("starts must be at least one image, got none")
-    low, high = box_at(starts, bounds)
-    if not bool(((starts >= low) & (starts <= high)).all()):
+    low, high = float(starts.min()), float(starts.max())
+    lowest, highest = (torch.as_tensor(bound, dtype=torch.float64) for bound in bounds)
+    if not (low >= lowest.min() and high <= highest.max()):
         raise ValueError(
-            f"starts must lie in bounds = {bounds_text(bounds)}, got values from "
-            f"{float(starts.min()):.6g} to {float(starts.max()):.6g}"
+            f"starts must lie in bounds = {bounds_text(bounds)}, got values from {low:.6g} to "
+            f"{high:.6g}"
         )

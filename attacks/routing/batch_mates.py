@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.checked import checked_bounds, checked_eps, shown
+from ironmoe.attacks.balls.elements import Bounds, is_by_image, largest
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Normalize
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.coupling import images_coupled, images_per_unit
@@ -38,7 +39,8 @@ class BatchMates:
 
     Args:
         model: an nn.Module whose images influence each other, by a ``Capacity`` or Expert Choice.
-        eps: Linf radius for the mates, in the units of ``bounds``.
+        eps: Linf radius for the mates, in the units of ``bounds``: a number, or a tensor that
+            broadcasts to an image, 0 where a pixel may not move.
         alpha: step length; None is 2.5 · eps / steps, at least eps / 10.
         steps: of each restart, ≥ 1.
         restarts: the first starts at the clean images, each further one at a random point.
@@ -52,7 +54,7 @@ class BatchMates:
     def __init__(
         self,
         model: nn.Module,
-        eps: float = 8 / 255,
+        eps: float | Tensor = 8 / 255,
         alpha: float | None = None,
         steps: int = 40,
         restarts: int = 1,
@@ -67,14 +69,8 @@ class BatchMates:
                 "model must let images influence each other, by a capacity or Expert Choice, got "
                 f"{type(model).__name__} without: no batch mate can change an image's class there"
             )
-        if not 0 <= eps < float("inf"):
-            raise ValueError(f"eps must be finite and at least 0, got {eps}")
         if alpha is not None and not alpha >= 0:
             raise ValueError(f"alpha must be at least 0 or None, got {alpha}")
-        if not len(bounds) == 2 or not bounds[0] < bounds[1]:
-            raise ValueError(
-                f"bounds must be (lowest, highest) with lowest < highest, got {bounds}"
-            )
         for name, value in {"steps": steps, "restarts": restarts}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -82,12 +78,12 @@ class BatchMates:
         self.model = model
         self.attacked_model = AttackedModel(model, normalize, logits_fn)
         self.layers = {name: site for name, site in routed_layers(model).items() if _competes(site)}
-        self.eps = eps
+        self.eps = checked_eps(eps, infinite=False)
         self.steps = steps
         self.restarts = restarts
-        self.bounds = bounds
+        self.bounds = checked_bounds(bounds, finite_for=None)
         self.seed = seed
-        self.alpha = max(2.5 / steps, 0.1) * eps if alpha is None else alpha
+        self.alpha = max(2.5 / steps, 0.1) * largest(self.eps) if alpha is None else alpha
 
     def run(
         self, images: Tensor, labels: Tensor, victim_positions: int | Sequence[int] = (-1,)
@@ -104,6 +100,12 @@ class BatchMates:
                 place.
         """
         check_images(images, labels, self.bounds, Untargeted())
+        for name, value in (("eps", self.eps), *(("bounds", bound) for bound in self.bounds)):
+            if is_by_image(value, tuple(images.shape[1:])):
+                raise ValueError(
+                    f"{name} must be the same for all images, a number or a tensor that broadcasts "
+                    f"to an image {tuple(images.shape[1:])}, got {shown(value)}"
+                )
         group = images_per_unit(self.model, max(len(images), 1))
         positions = _places(victim_positions, group)
         self.attacked_model.image_dtype = images.dtype

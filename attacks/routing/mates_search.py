@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import Bounds
+from ironmoe.attacks.balls.ball import ball_at
+from ironmoe.attacks.balls.elements import Bound, Bounds, SharedElements, largest
 from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.attempts import where
@@ -80,7 +81,7 @@ class MatesPlan:
     attacked_model: AttackedModel
     layers: dict[str, RoutedLayer]
     bounds: Bounds
-    eps: float
+    eps: Bound
     alpha: float
     steps: int
     restarts: int
@@ -111,8 +112,9 @@ class MatesSearch:
         count, device = len(chunk.labels), chunk.labels.device
         self.places = torch.arange(position, count, size, device=device)  # of the victims
         self.is_mate = torch.arange(count, device=device) % size != position
-        eps = torch.full((count,), plan.eps, dtype=torch.float64, device=device)
-        self.ball = LinfBall(chunk.images, eps, plan.bounds)
+        eps = torch.full((count,), largest(plan.eps), dtype=torch.float64, device=device)
+        shared = SharedElements().of(plan.eps, plan.bounds, chunk.images)
+        self.ball = ball_at(LinfBall, {"clean": chunk.images, "eps": eps}, shared)
         self.alpha = torch.full_like(eps, plan.alpha)
 
         self.before = self.look(chunk.images)

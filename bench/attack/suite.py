@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.ball import NORMS, Ball
@@ -36,6 +36,9 @@ ROUTING: dict[str, Callable[[], RoutingMode]] = {
     "softened": Softened,
     "diverge": RoutingDivergence,
 }
+
+
+ROUNDING = 1e-6  # a change of images that is not worth a word
 
 
 class SuiteError(typer.BadParameter):
@@ -155,6 +158,20 @@ class Suite(NamedTuple):
                 raise SuiteError(f"--attack {name}: {error}") from error
 
         return attacks
+
+    def on_grid(self, images: Tensor) -> tuple[Tensor, str]:
+        """(the images (N, …) in [0, 1], rounded to ``levels`` where there are any; what there is to
+        say of that)."""
+        if self.levels is None:
+            return images, ""
+        steps = self.levels - 1
+        rounded = ((images.double() * steps).round() / steps).to(images.dtype)
+
+        change = float((rounded - images).abs().max()) if images.numel() else 0.0
+        if change < ROUNDING:
+            return rounded, ""
+        note = f"The images were rounded to {self.levels} levels first, by up to {change:.2g}."
+        return rounded, note
 
     @property
     def alpha(self) -> float | None:

@@ -33,6 +33,11 @@ def test_an_attack_reaches_the_optimum_of_a_linear_model_with_radii_of_elements(
 
 
 @every_case
+def test_an_attack_keeps_to_the_grid_of_its_levels(case):
+    conformance.keeps_to_the_grid(case)
+
+
+@every_case
 def test_an_attack_takes_a_tensor_of_one_number_as_the_number(case):
     conformance.takes_a_tensor_of_one_number_as_the_number(case)
 

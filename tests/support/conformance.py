@@ -234,6 +234,31 @@ def reaches_the_closed_form_with_radii_of_elements(case):
         assert result.success[least < 0.8 * eps].all(), "an image held inside the ball"
 
 
+def keeps_to_the_grid(case):
+    """With and without elements that may not move; nothing that the search found is lost."""
+    model = network(dtype=torch.float32)
+    x = (images().float() * 40).round() / 40
+    labels = labels_of(model, x)
+    mask = (torch.arange(16) % 3 > 0).view(1, 4, 4)
+    for eps in (4 * radius(case.norm), 6 * radius(case.norm) * mask):
+        attack = case.make(model, eps, bounds=(0.0, 1.0), levels=41, steps=20)
+        result = attack.run(x, labels)
+        steps = (result.adversarial * 40).round()
+        assert torch.equal(result.adversarial, steps / 40)
+        assert result.success.any()
+        if case.kind.inside:
+            assert torch.equal(result.found, result.success)
+
+        change = (steps - (x * 40).round()).double() / 40
+        allowed = torch.as_tensor(eps, dtype=torch.float64).expand(1, 4, 4)
+        assert not change[(allowed == 0).expand_as(change)].any(), "an element moved that may not"
+        ball = ball_of(case.norm)(torch.zeros_like(change), allowed.flatten()[-1:], (-1.0, 1.0))
+        assert (ball.distance(change) <= allowed.max() * (1 + 1e-9)).all()
+        assert (result.distance <= allowed.max()).all()
+        torch.testing.assert_close(result.distance, ball.distance(change))
+        assert torch.equal(result.success, labels_of(model, result.adversarial) != labels)
+
+
 def takes_a_tensor_of_one_number_as_the_number(case):
     """Bit by bit, with as many passes."""
     model, x = network(), images(6)

@@ -63,6 +63,12 @@ class Judge:
         """Whether a verdict rests on more than one pass."""
         return self.passes > 1
 
+    @property
+    def is_another(self) -> bool:
+        """Whether it judges another model than the searches run on: a transfer, in which no search
+        asks the judge."""
+        return self.model is not None
+
     def asked(self, attack: Search) -> AttackedModel:
         """The model whose predictions count for this attack."""
         return self.model or attack.attacked_model

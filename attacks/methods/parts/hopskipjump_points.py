@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.abilities import BoxBall, HyperplaneBall, StraightBall
+from ironmoe.attacks.balls.abilities import BoxBall, HyperplaneBall
 from ironmoe.attacks.balls.ball import Ball, ball_of
 from ironmoe.attacks.balls.lengths import divisor, euclidean
 from ironmoe.attacks.engine.attempts import Attempts, where
@@ -83,15 +83,16 @@ class Points(NamedTuple):
         return attempts["near"] + (place + 1) * step
 
     def delta(self, attempts: Attempts, ball: Ball) -> Tensor:
-        """(R,) the Euclidean distance of the probes from the boundary point, in the ball's units:
-        the paper's share of the distance of the last misclassified point, but not so little that
+        """(R,) the Euclidean length of the probes' ways, relative to the scale of each element: the
+        paper's share of the distance of the last misclassified point, but not so little that
         rounding decides."""
-        clean = attempts["clean"]
-        pixels = clean[0].numel()
-        delta = self.gamma / pixels * attempts["reach_distance"]
+        movable = (torch.zeros_like(attempts["eps"]) + ball.movable).clamp_min(1)
+        delta = self.gamma / movable * attempts["reach_distance"]
         delta = torch.where(attempts["iteration"] == 1, FIRST_DELTA * ball.widest, delta)
-        unit = torch.finfo(clean.dtype).eps * ball.farthest
-        return delta.clamp_min(LEAST_UNITS * unit * pixels**0.5)
+        low, high = (torch.zeros_like(attempts["clean"]) + bound for bound in ball.bounds)
+        farthest = largest(low).maximum(largest(high)).to(delta.dtype)
+        unit = torch.finfo(attempts["clean"].dtype).eps * farthest
+        return delta.maximum(LEAST_UNITS * unit * movable.sqrt())
 
     def _start(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
         """The next of the starting images, or a random one, uniform in the box."""
@@ -100,11 +101,10 @@ class Points(NamedTuple):
         if self.starts is not None:
             # Each attempt begins at a place of its own.
             first = mix(attempts["key"]) % len(self.starts)
-            return ball.clip(self.starts.index_select(0, (first + number) % len(self.starts)))
-        low, high = ball.bounds
-        draws = uniform(_keys(attempts, START, number), tuple(clean.shape[1:]), clean.dtype)
-        start = low + (high - low) * draws
-        return start if ball.free is None else ball.clip(start)
+            return ball.clip(self.starts[(first + number) % len(self.starts)])
+        keys = _keys(attempts, START, number)
+        draws = uniform(keys, tuple(clean.shape[1:]), clean.dtype)
+        return ball.clip(ball.bounds[0] + ball.width * draws)
 
     def _between(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
         """Points between the image and ``reach``: all of its changes shrunk alike, or, where ball
@@ -114,27 +114,23 @@ class Points(NamedTuple):
         if issubclass(self.geometry, BoxBall):
             size = ball.in_pixels(column(share * attempts["reach_distance"], clean))
             return ball.clip(attempts["reach"].clamp(clean - size, clean + size))
-        way = attempts["reach"] - clean
-        return ball.clip(clean + column(share, clean) * way)
+        return ball.clip(clean + column(share, clean) * (attempts["reach"] - clean))
 
     def _probe(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
         base = attempts["base"]
         keys = _keys(attempts, PROBE, attempts["drawn"] + attempts["made"] + place)
-        noise = cast(HyperplaneBall, ball).random_step(keys)
-        length = self.delta(attempts, ball) / divisor(euclidean(ball.in_units(noise)))
-        return ball.clip(base + column(length, base) * noise)
+        way = cast(HyperplaneBall, ball).random_step(keys)
+        length = self.delta(attempts, ball) / divisor(euclidean(ball.in_units(way)))
+        return ball.clip(base + column(length, base) * way)
 
     def _step(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
         """The longest step first, each further one half as long."""
         base = attempts["base"]
         length = ball.distance(base) / attempts["iteration"].clamp_min(1).sqrt()
         length = length * 0.5 ** (attempts["made"] + place)
-        straight = cast(StraightBall, ball)
-
-        # The probes' ways are as long as the scale of each element allows, so their sum is the
-        # gradient times the square of the scale.
-        slope = ball.in_units(ball.in_units(attempts["direction"]))
-        return ball.clip(straight.ascend(base, slope, length))
+        # Relative to the scale of each element, the direction is the gradient.
+        gradient = ball.in_units(ball.in_units(attempts["direction"]))
+        return ball.clip(ball.ascend(base, gradient, length))
 
 
 def direction(attempts: Attempts) -> Tensor:

@@ -122,7 +122,7 @@ def test_bounds_are_numbers_where_all_elements_have_the_same():
         (
             {"bounds": (torch.tensor([0.0, 2.0]), 1.0)},
             ValueError,
-            "lowest < highest, got \\(2.0, 1.0\\) at \\[1\\]",
+            "lowest < highest, got \\(2, 1\\) at \\[1\\]",
         ),
         (
             {"bounds": (torch.zeros(2), torch.tensor([1.0, math.inf])), "norm": "L1"},

@@ -28,6 +28,7 @@ from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.random import example_keys
 
 EPS = 0.02
+MASK = torch.tensor([0.1, 0.0, 0.2, 0.1])
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +43,23 @@ def data():
         lambda m: PGD(m, 0.1, steps=4),
         lambda m: MIFGSM(m, 0.1, steps=4),
         lambda m: PGD(m, 0.5, steps=4, early_stop=False),
+        lambda m: PGD(m, MASK, steps=4),
+        lambda m: PGD(m, MASK, steps=4, norm="L1", bounds=(-MASK, 1 + MASK), levels=9),
+        lambda m: FAB(m, MASK, steps=4, norm="L2", bounds=(-MASK, 1 + MASK), levels=9),
+        lambda m: CW(m, MASK, steps=4),
+        lambda m: Square(m, MASK, steps=4),
     ],
 )
 def test_a_round_never_waits_for_the_device(make):
     """On fake tensors whatever needs a value, .item() or a nonzero, raises."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3))
+    attack = make(model)
+    images = torch.rand(4, 1, 2, 4)
+    eps = torch.ones(4, dtype=torch.float64)
+    attack.counted({"clean": images, "eps": eps}, images)  # what all images share is made once
+    attack.ball({"clean": images, "eps": eps})
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        batch = ActiveBatch(make(model), 4, 1, fixed=True)
+        batch = ActiveBatch(attack, 4, 1, fixed=True)
         images = mode.from_tensor(torch.rand(4, 1, 2, 4))
         labels = mode.from_tensor(torch.zeros(4, dtype=torch.int64))
         yes = mode.from_tensor(torch.ones(4, dtype=torch.bool))

@@ -8,7 +8,19 @@ from conformance import images as example_images
 from conformance import labels_of, network
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks import HopSkipJump, evaluate
+from ironmoe.attacks import (
+    APGD,
+    CW,
+    FAB,
+    FGSM,
+    MIFGSM,
+    PGD,
+    AutoAttack,
+    DeepFool,
+    HopSkipJump,
+    Square,
+    evaluate,
+)
 from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.engine.active_batch import ActiveBatch
 from ironmoe.attacks.engine.attempts import blank_attempts
@@ -120,6 +132,22 @@ def test_an_image_without_a_start_holds_where_it_is():
     assert not result.success.any() and not result.found.any()
     assert torch.equal(result.adversarial, x) and not result.distance.any()
     assert (result.forwards == 7 + 2).all()  # the clean prediction, the tries and the last one
+
+
+def test_a_report_says_where_there_was_no_start():
+    """A model that no random image fools: its second class is a dark image."""
+    x = torch.full((4, 1, 5, 5), 0.5)
+    labels = torch.zeros(4, dtype=torch.int64)
+
+    def model(at):
+        return (at.flatten(1).mean(1) < 0.1).long()
+
+    for starts, share in ((None, 1.0), (torch.zeros(1, 1, 5, 5), 0.0)):
+        attack = HopSkipJump(model, 0.05, starts=starts, start_tries=5, steps=1)
+        report = evaluate(model, (x, labels), {"a": attack})
+        (flag,) = [flag for flag in report.checks if flag.name == "no start for HopSkipJump"]
+        assert (flag.tripped, flag.value) == (share > 0, share)
+        assert not report.attacks["a"].fell.any()
 
 
 def test_more_restarts_find_what_is_at_least_as_near():
@@ -250,3 +278,81 @@ def test_a_budget_ends_it_before_it_is_exceeded():
     assert not report.complete
     assert passes <= 900
     assert report.attacks["a"].forwards == passes
+
+
+@pytest.mark.parametrize(("norm", "most"), [("L2", 1.03), ("Linf", 1.07)])
+def test_with_a_radius_for_each_element_it_comes_near_the_least_distance_too(norm, most):
+    """Distances count relative to the radii; a third of the elements may not move at all."""
+    model = Linear()
+    eps = torch.tensor([0.0, 1.0, 3.0]).repeat(25).view(3, 5, 5)
+    attack = HopSkipJump(model, eps, norm=norm, steps=20, early_stop=False)
+    result = attack.run(model.images, model.labels)
+
+    ball = ball_of(norm).scaled()(
+        model.images, torch.full((6,), 3.0).double(), model.bounds, scale=eps.double() / 3
+    )
+    weight = model.weight.expand(6, -1).view_as(model.images)
+    step = ball.step_onto(model.images, weight, model.score(model.images))
+    ratio = result.distance / ball.distance(model.images + step)
+    assert result.success.all()
+    assert ratio.min() >= 1 - 1e-9
+    assert ratio.max() <= most
+    assert torch.equal(result.adversarial[:, eps == 0], model.images[:, eps == 0])
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("L2", 1.0), ("Linf", 0.15)])
+def test_a_model_of_labels_alone_falls_as_one_of_logits_does(norm, eps):
+    """Integers (B,), also from a numpy function, which has no gradients and takes no tensors."""
+    model, x = network(), example_images(14)
+    labels = labels_of(model, x)
+
+    def labels_alone(at):
+        assert not at.requires_grad
+        flat = at.flatten(1).numpy()  # raises for tensors that have a graph
+        return model(torch.from_numpy(flat).view_as(at)).argmax(1).to(torch.int32)
+
+    reports = [
+        evaluate(asked, (x, labels), [HopSkipJump(asked, eps, norm=norm, steps=6)], checks=False)
+        for asked in (model, labels_alone)
+    ]
+    falls, falls_alone = (next(iter(report.attacks.values())).fell for report in reports)
+    assert falls.any()
+    assert torch.equal(falls, falls_alone)
+    assert reports[1].clean_accuracy.value == 1.0
+
+
+def test_attacks_that_need_logits_say_which_one_does_not():
+    model, x = network(), example_images(3)
+    labels = labels_of(model, x)
+
+    def labels_alone(at):
+        return model(at).argmax(1)
+
+    for kind in (FGSM, PGD, MIFGSM, APGD, DeepFool, CW):
+        message = "got labels .*; HopSkipJump needs no more than labels"
+        with pytest.raises(ValueError, match=message):
+            kind(labels_alone, 0.1, norm="L2").run(x, labels)
+    message = "logits for {}, got labels alone; HopSkipJump needs no more than labels"
+    for kind, name in ((Square, "Square"), (FAB, "FAB"), (AutoAttack, "apgd-t")):
+        with pytest.raises(TypeError, match=message.format(name)):
+            kind(labels_alone, eps=0.1).run(x, labels)
+
+
+def test_an_answer_that_is_not_finite_is_named_and_can_be_skipped():
+    """Of one image alone, at the points around it, not at the image."""
+    model = Linear(count=4)
+
+    def breaks(at):
+        logits = model(at).clone()
+        near_the_second = (at - model.images[1]).flatten(1).norm(dim=1)
+        return logits.masked_fill(
+            ((near_the_second < 3) & (near_the_second > 0))[:, None], math.nan
+        )
+
+    attack = HopSkipJump(breaks, norm="L2", steps=3, **ANY)
+    with pytest.raises(ValueError, match="in the data number 1;"):
+        attack.run(model.images, model.labels)
+    attack = HopSkipJump(breaks, 0.1, norm="L2", steps=3)
+    data = model.images, model.labels
+    report = evaluate(breaks, data, {"a": attack}, checks=False, on_bad="skip")
+    assert report.skipped == [1]

@@ -334,3 +334,22 @@ def test_what_cannot_work_is_refused(data, trained):
     for wrong in (1.5, ["last"]):
         with pytest.raises(TypeError, match="victim_positions must be a whole number or several"):
             BatchMates(trained).run(images, labels, wrong)
+
+
+def test_mates_keep_to_a_mask_and_to_bounds_of_elements(data, trained):
+    images, labels = data
+    mask = (torch.arange(12) % 3 > 0).double().view(1, 1, 12)
+    bounds = (images.amin(0) - 0.05, images.amax(0) + 0.05)
+    result = BatchMates(trained, EPS * mask, steps=4, bounds=bounds).run(images, labels)
+    change = torch.stack(result.groups) - images.unflatten(0, (-1, GROUP))
+    assert change.abs().amax() > 0.5 * EPS
+    assert (change.abs() <= EPS * mask).all()
+    assert not change[:, 3].any()  # the victim
+    assert (result.distance <= EPS).all()
+
+    same = BatchMates(trained, torch.full((12,), EPS, dtype=torch.float64), steps=4)
+    plain = BatchMates(trained, EPS, steps=4).run(images, labels)
+    for one, other in zip(same.run(images, labels).groups, plain.groups, strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="eps must be the same for all images"):
+        BatchMates(trained, EPS * torch.rand(64)).run(images, labels)
