@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ironmoe.attacks.balls.abilities import BoxBall, HyperplaneBall
 from ironmoe.attacks.balls.ball import Ball, ball_of
-from ironmoe.attacks.balls.lengths import divisor, euclidean
+from ironmoe.attacks.balls.lengths import divisor, euclidean, largest
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.random import mix, uniform
 from ironmoe.kernels.attack_step import column
