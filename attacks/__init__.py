@@ -13,7 +13,8 @@ Read in this order:
 5. ``methods/``: the attacks, ``pgd`` first.
 6. ``evaluation/``: a data set in, a ``RobustnessReport`` out.
 7. ``results/``: reports as files, tables and comparisons.
-8. ``autoattack``: attacks one after another, with the official calls.
+8. ``universal/``: one perturbation for all images.
+9. ``autoattack``: attacks one after another, with the official calls.
 
 Imports go from later ones to earlier ones.
 """
@@ -22,6 +23,7 @@ from ironmoe.attacks.attack import Attack, FixedRadiusAttack, LeastDistanceAttac
 from ironmoe.attacks.autoattack import AutoAttack
 from ironmoe.attacks.balls.ball import Ball, register_norm
 from ironmoe.attacks.engine.routing_mode import RoutingMode
+from ironmoe.attacks.ensemble import Ensemble
 from ironmoe.attacks.evaluation.checks.model_checks import check_model
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.evaluate import evaluate
@@ -69,6 +71,8 @@ from ironmoe.attacks.routing.modes import (
     StraightThrough,
 )
 from ironmoe.attacks.routing.statistics import AttackStatistics, attack_statistics
+from ironmoe.attacks.universal.perturbation import UniversalPerturbation
+from ironmoe.attacks.universal.result import UniversalReport, UniversalResult
 
 __all__ = [
     "APGD",
@@ -94,6 +98,7 @@ __all__ = [
     "Custom",
     "DeepFool",
     "EmbeddingDistance",
+    "Ensemble",
     "ExpectedAccuracy",
     "ExpertsOnly",
     "FixedRadiusAttack",
@@ -119,6 +124,9 @@ __all__ = [
     "Superclass",
     "Targeted",
     "TopK",
+    "UniversalPerturbation",
+    "UniversalReport",
+    "UniversalResult",
     "Untargeted",
     "VMoEPGD",
     "accuracies",

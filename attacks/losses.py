@@ -29,7 +29,13 @@ ONE_LOGIT = "; make two of one logit z: torch.cat([-z, z], 1)"
 
 
 def check_several_classes(logits: Tensor, name: str) -> None:
-    """ValueError: logits (B, 1), of which no class is another one; ``name``: who needs two."""
+    """ValueError: outputs that are no logits (B, C) of two classes or more; ``name``: who needs
+    them."""
+    if logits.ndim < 2:
+        raise ValueError(
+            f"{name} needs logits (B, C), got labels alone ({logits.dtype}); HopSkipJump can do "
+            "with labels"
+        )
     if logits.shape[1] < 2:
         raise ValueError(f"{name} needs at least 2 classes, got logits of 1{ONE_LOGIT}")
 
@@ -215,6 +221,7 @@ def _named(loss: str | AnyLoss, losses: Mapping[str, AnyLoss]) -> AnyLoss:
 
 
 def _check_classes(logits: Tensor, least: int, name: str, alternative: str) -> None:
+    check_several_classes(logits, name)
     if logits.shape[1] < least:
         raise ValueError(
             f"{name} needs at least {least} classes, got logits of {logits.shape[1]}; use "

@@ -15,13 +15,24 @@ class NoGradient(ValueError):
     """A gradient was asked for, and the model has none with respect to its images.
 
     why: a clause that says how it shows
-    what: the message without the advice at its end
+    what, instead: the message, and the advice at its end
     """
 
     def __init__(self, got: str, *, why: str, instead: str = INSTEAD) -> None:
         self.why = why
+        self.instead = instead
         self.what = f"model must be differentiable with respect to its images, got {got}"
         super().__init__(f"{self.what}; {instead}")
+
+
+def check_not_labels(outputs: Tensor) -> None:
+    """NoGradient: the outputs are labels, or other integers."""
+    if not outputs.is_floating_point():
+        raise NoGradient(
+            f"labels alone ({outputs.dtype})",
+            why="its outputs are labels",
+            instead=LABELS_WILL_DO,
+        )
 
 
 def gradient(loss: Tensor, points: Tensor, mode: str = "") -> Tensor:
@@ -58,8 +69,10 @@ def taking_gradients(points: Tensor, ask: Callable[[Tensor], object]) -> Iterato
     try:
         yield
     except Exception as error:
-        refuses = points.requires_grad and not isinstance(error, NoGradient)
-        if not (refuses and _answers(ask, points.detach()) and not _answers(ask, points)):
+        is_lack_of_memory = isinstance(error, MemoryError) or "memory" in str(error)
+        if not points.requires_grad or is_lack_of_memory or isinstance(error, NoGradient):
+            raise
+        if not _answers(ask, points.detach()) or _answers(ask, points):
             raise
         raise NoGradient(
             "logits for images that require no gradient alone. For others it failed with "

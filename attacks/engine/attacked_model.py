@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import RoutingMode
+from ironmoe.attacks.ensemble import Ensemble
 from ironmoe.attacks.extra import further_inputs
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.goals.labels import Untargeted
 from ironmoe.attacks.model_errors import (
-    LABELS_WILL_DO,
-    NoGradient,
+    check_not_labels,
     explaining_dtypes,
     gradient,
     taking_gradients,
@@ -102,6 +102,10 @@ class AttackedModel:
 
         columns: attempts, or what else has one row a point; the model gets its "extra.…" columns.
         """
+        return self._checked(self._output(self.model, points, columns), len(points))
+
+    def _output(self, model: Model, points: Tensor, columns: Columns | None) -> Any:
+        """What the model, or a part of it, gives for prepared images."""
         self.forwards += len(points)
         images = points.to(self.image_dtype)
         if self.normalize is not None:
@@ -112,12 +116,28 @@ class AttackedModel:
 
         by_position, by_keyword = further_inputs(columns)
         with explaining_dtypes(self.model, images):
-            output = self.model(images, *by_position, **by_keyword)
+            return model(images, *by_position, **by_keyword)
+
+    def _checked(self, output: Any, count: int) -> Tensor:
+        """The outputs that the goal takes, of what the model gave for ``count`` images."""
         if self.logits_fn is not None:
             output = self.logits_fn(output)
         elif not isinstance(output, Tensor):
             output = getattr(output, "logits", output)  # Hugging Face models return objects
-        return self.goal.checked_outputs(output, len(points))
+        return self.goal.checked_outputs(output, count)
+
+    def _parts(self, points: Tensor, columns: Columns) -> list[Tensor]:
+        """Outputs (B, …) of the models whose losses are averaged; of a model that is no ensemble,
+        of itself."""
+        if not self.averages_losses:
+            return [self.logits(points, columns)]
+        each = self._output(cast(Ensemble, self.model).each, points, columns)
+        return [self._checked(output, len(points)) for output in each.unbind(1)]
+
+    @property
+    def averages_losses(self) -> bool:
+        """Whether the loss is the mean of the losses of several models."""
+        return isinstance(self.model, Ensemble) and self.model.by == "loss"
 
     @property
     def searches_another_model(self) -> bool:
@@ -182,19 +202,17 @@ class AttackedModel:
         # mode, too.
         with torch.set_grad_enabled(want_grad), self.routing.around(model, attempts) as term:
             with self._precision(points):
-                with taking_gradients(points, lambda same: self.logits(same, attempts)):
-                    logits = self.logits(points, attempts)
+                with taking_gradients(points, lambda same: self._parts(same, attempts)):
+                    parts = self._parts(points, attempts)
                 extra = term() if term is not None else None
 
-            if want_grad and not logits.is_floating_point():
-                raise NoGradient(
-                    f"labels ({logits.dtype}), which have none",
-                    why="its outputs are labels",
-                    instead=LABELS_WILL_DO,
-                )
-            if logits.is_floating_point():
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            loss = objective(logits, attempts)
+            if want_grad:
+                check_not_labels(parts[0])
+            if parts[0].is_floating_point():
+                wide = torch.promote_types(parts[0].dtype, torch.float32)
+                parts = [part.to(wide) for part in parts]
+            logits = _mean(parts)
+            loss = _mean([objective(part, attempts) for part in parts])
             loss = loss if extra is None else loss + extra.to(loss)
             if loss.shape != points.shape[:1]:
                 raise ValueError(
@@ -234,6 +252,10 @@ class AttackedModel:
         return torch.autocast(
             points.device.type, enabled=self.attack_dtype is not None, dtype=self.attack_dtype
         )
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).mean(0)
 
 
 def _check_routing(routing: RoutingMode | None, model: Model) -> None:

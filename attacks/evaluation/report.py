@@ -53,6 +53,7 @@ class AttackSummary:
         checksum, the CRC-32 of image, label and further inputs (−1 where it is not known)
     targeted: labels are the classes to reach
     box: how far apart two images in ``bounds`` can be, in the attack's norm
+    blind: the names of the stages that ask for no gradients
     """
 
     stages: tuple[tuple[float, str], ...]
@@ -78,6 +79,7 @@ class AttackSummary:
     per_image: dict[str, Tensor] = field(default_factory=dict)
     targeted: bool = False
     box: float = float("inf")
+    blind: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.skipped):

@@ -104,6 +104,7 @@ def summary_of(
         alike=float(columns["alike"].mean()) if len(columns["alike"]) else 1.0,
         targeted=stages[0].attack.goal.targeted,
         box=_size_of_box(stages[0].attack, shape),
+        blind=tuple({stage.attack.name for stage in stages if not stage.attack.gradient}),
         per_image=per_image,
         **counted,
     )
@@ -125,11 +126,13 @@ def _radius(stage: Stage) -> float:
 
 def _size_of_box(attack: Search, shape: torch.Size) -> float:
     """The distance between two opposite corners of the image box, in the attack's norm; inf where
-    each image has a box of its own."""
+    each image has a box of its own, or a part of it may not change."""
     if any(is_by_image(bound, tuple(shape)) for bound in attack.bounds):
         return float("inf")
     low, high = (
         torch.as_tensor(bound, dtype=torch.float64).cpu().expand(1, *shape)
         for bound in attack.bounds
     )
-    return float(attack.ball({"clean": low, "eps": torch.zeros(1).double()}).distance(high))
+    ball = attack.ball({"clean": low, "eps": torch.zeros(1).double()})
+    everything_moves = int(ball.movable) == low.numel()
+    return float(ball.distance(high)) if everything_moves else float("inf")

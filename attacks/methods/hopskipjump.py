@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.abilities import HyperplaneBall, StraightBall
-from ironmoe.attacks.balls.ball import Ball, Bounds
+from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.checked import bounds_text
+from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, select, where
 from ironmoe.attacks.goals.goal import described

@@ -94,17 +94,16 @@ def _compared(
         return paired_difference(values, others, confidence=confidence)
 
     undecided = sum(None in pair for pair in zip(one, other, strict=True))
-    so_far, least, most = result(1, 1), result(0, 1), result(1, 0)
-    either_way = least.difference <= 0 <= most.difference and undecided > 0
-    return ComparedAccuracy(
-        attack=attack,
-        eps=eps,
-        undecided=undecided,
-        result=so_far._replace(
-            interval=(least.interval[0], most.interval[1]),
-            p_value=1.0 if either_way else max(least.p_value, most.p_value),
-        ),
-    )
+    so_far = result(1, 1)
+    if not undecided:
+        return ComparedAccuracy(attack, eps, undecided, so_far)
+
+    least, most = result(0, 1), result(1, 0)
+    either_way = least.difference <= 0 <= most.difference
+    interval = least.interval[0], most.interval[1]
+    p_value = 1.0 if either_way else max(least.p_value, most.p_value)
+    allowing = so_far._replace(interval=interval, p_value=p_value)
+    return ComparedAccuracy(attack, eps, undecided, allowing)
 
 
 def _filled(values: Values, undecided: float) -> list[float]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from ironmoe.attacks.evaluation.checks.model_checks import passes_of_checks
 from ironmoe.attacks.evaluation.journal import JournalError
-from ironmoe.attacks.model_errors import NoGradient
+from ironmoe.attacks.model_errors import INSTEAD, NoGradient
 from ironmoe.bench.attack.model_source import LoadedModel
 from ironmoe.bench.attack.parts import Part
 from ironmoe.bench.attack.suite import SuiteError
@@ -32,9 +32,9 @@ def explained(loaded: LoadedModel) -> Iterator[None]:
                 "there"
             ) from error
         if isinstance(error, NoGradient):
-            raise SuiteError(
-                f"{loaded.source}: {error.what}; --attack square needs no gradients"
-            ) from error
+            has_scores = error.instead == INSTEAD
+            instead = "--attack square needs no gradients" if has_scores else error.instead
+            raise SuiteError(f"{loaded.source}: {error.what}; {instead}") from error
         if isinstance(error, ValueError) and modules[-1].startswith("ironmoe."):
             raise SuiteError(f"{loaded.source}: {error}") from error
         if any(frame.f_locals.get("self") is loaded.model for frame in frames):

@@ -147,18 +147,19 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
             "learnt from."
         )
 
-    if matched.note:
-        console.print(matched.note, highlight=False, markup=False)
-
     rows = torch.arange(len(data.images)) if options.everything else data.split()[1]
     rows = rows[: options.images]
+    images, rounded = options.suite.on_grid(data.images[rows])
+    for note in filter(None, (matched.note, rounded)):
+        console.print(note, highlight=False, markup=False)
+
     settings = options.settings(loaded)
 
     return _Evaluation(
         options=options,
         loaded=loaded,
         attacks=attacks,
-        images=data.images[rows],
+        images=images,
         labels=matched.labels[rows],
         rows=rows,
         classes=matched.classes,

@@ -4,12 +4,11 @@ Everything that depends on an attack or a norm is asked of their registers.
 """
 
 from collections.abc import Callable, Mapping
-from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.ball import NORMS, Ball
@@ -36,6 +35,9 @@ ROUTING: dict[str, Callable[[], RoutingMode]] = {
     "softened": Softened,
     "diverge": RoutingDivergence,
 }
+
+
+ROUNDING = 1e-6  # a change of images that is not worth a word
 
 
 class SuiteError(typer.BadParameter):
@@ -79,10 +81,6 @@ class Suite(NamedTuple):
         self._check_choices()
         self._check_names()
         self._check_options()
-        if self.levels is not None and "levels" not in signature(Attack.__init__).parameters:
-            raise SuiteError(
-                f"--levels must not be given to attacks of this version, got {self.levels}"
-            )
 
     def _check_choices(self) -> None:
         choices: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
@@ -155,6 +153,20 @@ class Suite(NamedTuple):
                 raise SuiteError(f"--attack {name}: {error}") from error
 
         return attacks
+
+    def on_grid(self, images: Tensor) -> tuple[Tensor, str]:
+        """(the images (N, …) in [0, 1], rounded to ``levels`` where there are any; what there is to
+        say of that)."""
+        if self.levels is None:
+            return images, ""
+        steps = self.levels - 1
+        rounded = ((images.double() * steps).round() / steps).to(images.dtype)
+
+        change = float((rounded - images).abs().max()) if images.numel() else 0.0
+        if change < ROUNDING:
+            return rounded, ""
+        note = f"The images were rounded to {self.levels} levels first, by up to {change:.2g}."
+        return rounded, note
 
     @property
     def alpha(self) -> float | None:

@@ -6,8 +6,10 @@
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.evaluation.checks.sample import Sample, no_gradient
+from ironmoe.attacks.balls.elements import Bounds
+from ironmoe.attacks.evaluation.checks.sample import FINE, Sample, no_gradient
 from ironmoe.attacks.evaluation.report import Flag
+from ironmoe.attacks.goals.labels import LabelGoal
 from ironmoe.attacks.model_errors import NoGradient
 from ironmoe.moe import trace_routing
 from ironmoe.moe.routing.routed_layers import routing_sites
@@ -16,26 +18,34 @@ from ironmoe.moe.routing.routed_layers import routing_sites
 GRADIENT_ROUNDING = 1e-6
 
 
-def zero_gradients(sample: Sample, outputs: Tensor) -> Flag:
-    """Whether the loss has a gradient at all at the images that an attack would begin with: at the
-    correctly classified ones, the cross-entropy."""
+def zero_gradients(sample: Sample, outputs: Tensor, bounds: Bounds) -> Flag:
+    """Whether the loss has a gradient at all where an attack would begin: of labels, the
+    cross-entropy at correctly classified images; of another goal, whose loss may have its minimum
+    there, its loss a little beside them."""
     name = "zero gradients"
+    if not sample.goal.has_loss:
+        return Flag(name, False, 0.0, f"Not looked at: {sample.goal} has no loss.")
+    goal = sample.goal
+    points = sample.images if goal.has_classes else sample.nearby(FINE, bounds)
     try:
-        _, grad = sample.ask(lambda out: sample.goal.loss(out, sample.labels))
+        _, grad = sample.ask(lambda out: goal.loss(out, sample.labels), points)
     except NoGradient as error:
         return no_gradient(name, error)
 
-    attacked = ~sample.goal.reached(outputs, sample.labels)
+    attacked = ~goal.reached(outputs, sample.labels)
     zero = ((grad.flatten(1) == 0).all(1) | ~grad.flatten(1).isfinite().all(1)) & attacked
     share = float(zero.sum()) / max(int(attacked.sum()), 1)
-    loss = "cross-entropy" if sample.goal.has_classes else f"loss of {sample.goal}"
+    loss = f"loss of {goal}"
+    if isinstance(goal, LabelGoal) and goal.usual_loss == "ce":
+        loss = "cross-entropy"
     return Flag(
         name,
         share > 0,
         share,
         f"At {100 * share:.0f} % of the images to attack the {loss} has a gradient of exactly 0. "
         + (
-            "Attacks on it stand still there: use the margin or DLR, and Square."
+            "Attacks on it stand still there: use another loss, such as the margin or DLR of "
+            "logits, and Square."
             if share
             else "None stands still."
         ),

@@ -162,8 +162,8 @@ def _of_gradients(sample: Sample, outputs: Tensor, bounds: Bounds, random: float
         return []
     sample = sample.with_recorded_routing()
     return [
-        quantised(sample, outputs, box=sample.box(bounds), random=random),
-        zero_gradients(sample, outputs),
+        quantised(sample, outputs, bounds=bounds, random=random),
+        zero_gradients(sample, outputs, bounds),
         routing_gradient(sample),
     ]
 

@@ -34,6 +34,16 @@ def two_answers(seen: bool, passes: int) -> Flag:
     )
 
 
+AT_THEIR_TARGET = (
+    "the model classifies them as their labels without any attack. Under targeted=True labels are "
+    "the classes to reach, not the true ones"
+)
+ALL_WRONG = (
+    "the model is wrong about all of them. Look at the labels, and at what the model expects "
+    "(normalize=, bounds=)"
+)
+
+
 def check_outcome(report: RobustnessReport) -> list[Flag]:
     """Look at what the attacks did."""
     checks = (_nothing_attacked, _radius_beyond_box, _standing_still, _square, _rising)
@@ -46,26 +56,44 @@ def check_outcome(report: RobustnessReport) -> list[Flag]:
 
 
 def _nothing_attacked(report: RobustnessReport) -> Flag:
-    """Whether there was anything to attack."""
+    """Whether there was anything to attack, and whether it was."""
     name = "nothing to attack"
-    there = [_share(~each.clean_correct, ~each.skipped) for each in report.attacks.values()]
-    worst = max(there, default=0.0)
-    targeted = any(summary.targeted for summary in report.attacks.values())
+    reasons = {attack: _why_nothing(summary) for attack, summary in report.attacks.items()}
+    idle = {attack: reason for attack, reason in reasons.items() if reason}
+    if idle:
+        attack, reason = next(iter(idle.items()))
+        return Flag(name, True, 1.0, f"{attack} attacked no image: {reason}.")
 
-    if targeted:
-        tripped = worst > THERE_SHARE
-        message = (
-            f"{100 * worst:.0f} % of the images are classified as their labels before any attack, "
-            "and are not attacked. Under targeted=True labels are the classes to reach, not the "
-            "true ones."
+    there = [
+        _share(~summary.clean_correct, ~summary.skipped)
+        for summary in report.attacks.values()
+        if summary.targeted
+    ]
+    share = max(there, default=0.0)
+    if share > THERE_SHARE:
+        return Flag(
+            name,
+            True,
+            share,
+            f"{100 * share:.0f} % of the images were not attacked: {AT_THEIR_TARGET}.",
         )
-    else:
-        tripped = worst == 1
-        message = (
-            "No image was attacked, since the model is wrong about all of them: look at the labels "
-            "and at what the model expects (normalize=, bounds=)."
-        )
-    return Flag(name, tripped, worst, message if tripped else "There are images to attack.")
+    return Flag(name, False, share, "There were images to attack.")
+
+
+def _why_nothing(summary: AttackSummary) -> str | None:
+    """Why not a single image was attacked; None if one was."""
+    counted = ~summary.skipped
+    right = summary.clean_correct & counted
+    if not len(counted):
+        return "the budget ended before one was read"
+    if not bool(counted.any()):
+        return "all were skipped, since nothing finite came of them"
+    if not bool(right.any()):
+        return AT_THEIR_TARGET if summary.targeted else ALL_WRONG
+
+    forwards = summary.per_image.get("forwards", right.long() * (summary.passes + 1))
+    began = summary.decided | (forwards > summary.passes)
+    return None if bool((began & right).any()) else "the budget ended before an attack began"
 
 
 def _radius_beyond_box(report: RobustnessReport) -> Flag:
@@ -159,23 +187,23 @@ def _share(some: Tensor, of: Tensor) -> float:
 
 
 def _square(report: RobustnessReport) -> Flag:
-    """Whether random search found what gradients had not."""
+    """Whether attacks without gradients found what gradients had not."""
     name = "Square beats the gradient attacks"
-    gains = [_gain_of_square(summary, report) for summary in report.attacks.values()]
-    known = [gain for gain in gains if gain is not None]
+    gains = {attack: _gain(summary, report) for attack, summary in report.attacks.items()}
+    known = {attack: gain for attack, gain in gains.items() if gain is not None}
     if not known:
         return Flag(
             name, False, 0.0, "Not looked at: Square was not run beside attacks that use gradients."
         )
 
-    gain = max(known)
+    attack, gain = max(known.items(), key=lambda item: item[1])
     tripped = gain > SQUARE_GAIN
     return Flag(
         name,
         tripped,
         gain,
-        f"Square, which uses no gradients, broke {100 * gain:.1f} % of the images that gradient "
-        "attacks had left. "
+        f"{attack} broke {100 * gain:.1f} % of the images: without gradients, and attacks along "
+        "gradients had left them. "
         + (
             "Gradients may be masked: trust neither number, and try an adaptive attack."
             if tripped
@@ -184,29 +212,32 @@ def _square(report: RobustnessReport) -> Flag:
     )
 
 
-def _gain_of_square(summary: AttackSummary, report: RobustnessReport) -> float | None:
-    """The share of the images that Square broke and gradient attacks had left; None for an attack
-    without Square, or with nothing to compare it with."""
+def _gain(summary: AttackSummary, report: RobustnessReport) -> float | None:
+    """The share of the images that Square, or another attack without gradients, broke and gradient
+    attacks had left; None for an attack without such a part, or with nothing to compare it with."""
     total = max(len(summary.fell), 1)
-    is_square = [_is_square(stage) for _, stage in summary.stages]
+    is_blind = [_is_blind(stage, summary) for _, stage in summary.stages]
 
-    if all(is_square):
+    if all(is_blind):
         others = [
             other
             for other in report.attacks.values()
-            if not any(_is_square(stage) for _, stage in other.stages)
+            if not any(_is_blind(stage, other) for _, stage in other.stages)
+            and other.box == summary.box
+            and other.eps[-1] >= summary.eps[-1]
         ]
         broken = [float((o.robust & o.decided & ~summary.robust).sum()) for o in others]
         return min(broken) / total if others else None
 
-    if any(is_square):
-        broken_by_square = [n for stage, n in summary.fell_to.items() if _is_square(stage)]
-        return sum(broken_by_square) / total
+    if any(is_blind):
+        broken_without = [n for stage, n in summary.fell_to.items() if _is_blind(stage, summary)]
+        return sum(broken_without) / total
     return None
 
 
-def _is_square(stage: str) -> bool:
-    return "square" in stage.lower()
+def _is_blind(stage: str, summary: AttackSummary) -> bool:
+    """Whether a stage asks for no gradients."""
+    return stage in summary.blind or "square" in stage.lower()
 
 
 def _rising(report: RobustnessReport) -> Flag:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ironmoe.attacks.balls.abilities import BoxBall, HyperplaneBall
 from ironmoe.attacks.balls.ball import Ball, ball_of
-from ironmoe.attacks.balls.lengths import divisor, euclidean
+from ironmoe.attacks.balls.lengths import divisor, euclidean, largest
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.random import mix, uniform
 from ironmoe.kernels.attack_step import column
@@ -86,14 +86,12 @@ class Points(NamedTuple):
         """(R,) the Euclidean length of the probes' ways, relative to the scale of each element: the
         paper's share of the distance of the last misclassified point, but not so little that
         rounding decides."""
-        nothing = torch.zeros_like(attempts["eps"])
-        movable = (nothing + ball.movable).clamp_min(1)
+        movable = (torch.zeros_like(attempts["eps"]) + ball.movable).clamp_min(1)
         delta = self.gamma / movable * attempts["reach_distance"]
-        first = FIRST_DELTA * _largest(ball.width, nothing)
-        delta = torch.where(attempts["iteration"] == 1, first, delta)
-
-        low, high = (_largest(abs(bound), nothing) for bound in ball.bounds)
-        unit = torch.finfo(attempts["clean"].dtype).eps * low.maximum(high)
+        delta = torch.where(attempts["iteration"] == 1, FIRST_DELTA * ball.widest, delta)
+        low, high = (torch.zeros_like(attempts["clean"]) + bound for bound in ball.bounds)
+        farthest = largest(low).maximum(largest(high)).to(delta.dtype)
+        unit = torch.finfo(attempts["clean"].dtype).eps * farthest
         return delta.maximum(LEAST_UNITS * unit * movable.sqrt())
 
     def _start(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
@@ -158,12 +156,6 @@ def places_of_search(values: Tensor) -> int:
     """How many points a query is about outside the phase of probes, on the device of these
     values."""
     return 1 if sizes_vary(values) else PLACES
-
-
-def _largest(value: float | Tensor, nothing: Tensor) -> Tensor:
-    """(R,) the largest of the elements' values (R, …), or the one value of all; ``nothing`` is (R,)
-    zeros."""
-    return value.flatten(1).amax(1).to(nothing) if isinstance(value, Tensor) else nothing + value
 
 
 def _keys(attempts: Attempts, phase: int, number: Tensor) -> Tensor:

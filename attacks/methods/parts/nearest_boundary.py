@@ -63,7 +63,7 @@ class BoundaryAttack(LeastDistanceAttack):
     def start(self, attempts: Attempts) -> None:
         attempts["asked"] = torch.zeros_like(attempts["key"])
         attempts["ranked"] = attempts["asked"].unsqueeze(1).expand(-1, (self.top_classes or 1) - 1)
-        if self.top_classes and self.eot > 1:
+        if self.top_classes and (self.eot > 1 or self.attacked_model.averages_losses):
             # The mean is taken of the gradients of one class, so the classes must be known before.
             attempts["asked"] = attempts["asked"] - 1
 

@@ -97,7 +97,7 @@ def _as_npz(folder: Path, name: str, rows: list[Row], images: Tensor) -> Iterabl
     columns = {key: np.array([row[key] for row in rows]) for key in SHOWN if key != "attack"}
     columns["labels"] = columns.pop("label")
     file = io.BytesIO()
-    np.savez(file, images=images.numpy(), **columns)
+    np.savez(file, **(columns | {"images": images.numpy()}))  # type: ignore[arg-type]
     write_atomically(folder / f"{name}.npz", file.getvalue())
     return [(f"{name}.npz", place) for place in range(len(rows))]
 

@@ -139,6 +139,16 @@ def test_an_error_of_the_model_itself_stays_that_error(data):
         evaluate(broken, data, {"pgd": PGD(broken, EPS)})
 
 
+def test_a_lack_of_memory_stays_that_error(network, data):
+    def large(x):
+        if x.requires_grad:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return network(x)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        PGD(large, EPS).run(*data)
+
+
 def test_a_model_that_fails_under_attack_alone_says_how(network, data):
     """Its error is part of the message."""
 
@@ -159,3 +169,17 @@ def test_the_checks_of_a_service_cost_no_more_than_they_say(network, data):
 
     check_model(Square(model, EPS), *data)
     assert sum(asked) <= 12 * 60 + 4
+
+
+@pytest.mark.parametrize("attack", [PGD, FAB, CW, Square])
+def test_labels_alone_are_for_hopskipjump(network, data, attack):
+    def model(x):
+        return network(x).argmax(1)
+
+    norm = "L2" if attack is CW else "Linf"
+    for run in (
+        lambda: attack(model, EPS, steps=3, norm=norm).run(*data),
+        lambda: evaluate(model, data, {"a": attack(model, EPS, steps=3, norm=norm)}),
+    ):
+        with pytest.raises((ValueError, TypeError), match=r"labels.*HopSkipJump"):
+            run()

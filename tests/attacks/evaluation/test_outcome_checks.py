@@ -15,6 +15,7 @@ from ironmoe.attacks import (
     PGD,
     AutoAttack,
     DeepFool,
+    HopSkipJump,
     Square,
     check_outcome,
     evaluate,
@@ -127,6 +128,65 @@ def test_labels_that_are_all_wrong(model, data):
     wrong = (model(images).argmax(1) + 1) % 4
     for attack in (PGD(model, 0.1, steps=2), Square(model, 0.1, steps=2)):
         flag = flags_of(model, (images, wrong), attack)[NOTHING]
-        assert flag.tripped and "No image was attacked" in flag.message
+        assert flag.tripped and "attacked no image: the model is wrong" in flag.message
     wrong[:6] = model(images).argmax(1)[:6]
     assert not flags_of(model, (images, wrong), PGD(model, 0.1, steps=2))[NOTHING].tripped
+
+
+def test_a_budget_that_ends_before_any_attack(model, data):
+    attack = PGD(model, 0.1, steps=5)
+    flag = flags_of(model, data, attack, max_forwards=61)[NOTHING]
+    assert flag.tripped and "the budget ended before an attack began" in flag.message
+    assert not flags_of(model, data, attack, max_forwards=1000)[NOTHING].tripped
+
+
+def test_images_that_are_all_skipped(model, data):
+    def broken(x):
+        return model(x) * float("nan")
+
+    attack = PGD(broken, 0.1, steps=2)
+    report = evaluate(broken, data, {"it": attack}, on_bad="skip")
+    flag = next(flag for flag in report.checks if flag.name == NOTHING)
+    assert flag.tripped and "all were skipped" in flag.message
+
+
+def test_a_decision_based_attack_that_beats_gradients_is_seen_as_square_is(model, data):
+    def masked(x):
+        return model(x.detach() + 0 * x)
+
+    attacks = {"pgd": PGD(masked, 0.3, steps=3), "hop": HopSkipJump(masked, 0.3, steps=5)}
+    report = evaluate(masked, data, attacks)
+    flag = next(flag for flag in report.checks if flag.name.startswith("Square"))
+    assert flag.tripped and flag.message.startswith("hop broke")
+
+
+def test_a_larger_radius_or_another_norm_beats_nothing(model, data):
+    for square in (Square(model, 0.4, steps=40), Square(model, 9.0, norm="L2", steps=40)):
+        report = evaluate(model, data, {"pgd": PGD(model, 0.01, steps=5), "square": square})
+        assert report.attacks["square"].fell.any()
+        flag = next(flag for flag in report.checks if flag.name.startswith("Square"))
+        assert not flag.tripped and "Not looked at" in flag.message
+
+
+@pytest.mark.parametrize("attack", [PGD, APGD, MIFGSM])
+def test_a_gradient_where_nothing_may_move_is_none(model, data, attack):
+    """A patch on the upper half of images of which the model sees the lower one."""
+    upper = (torch.arange(12) < 6).view(1, 12, 1).expand(1, 12, 12)
+
+    def blind(x):
+        return model(torch.where(upper, 0.5, x))
+
+    images = data[0], blind(data[0]).argmax(1)
+    flag = flags_of(blind, images, attack(blind, 0.3 * upper.float(), steps=3))[STILL]
+    assert flag.tripped and flag.value == 1
+    assert not flags_of(blind, images, attack(blind, 0.3 * (~upper).float(), steps=3))[
+        STILL
+    ].tripped
+
+
+def test_a_patch_may_be_of_any_colour(model, data):
+    """A radius as large as the box is no sign where most of the image stays."""
+    patch = torch.zeros(1, 12, 12)
+    patch[:, :4, :4] = 1
+    assert not flags_of(model, data, PGD(model, patch, steps=2))[LARGE].tripped
+    assert flags_of(model, data, PGD(model, patch + 1, steps=2))[LARGE].tripped

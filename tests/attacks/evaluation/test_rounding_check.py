@@ -128,3 +128,22 @@ def test_steep_activations_are_no_rounding(data):
         net[1].weight.mul_(200)
     flag = flag_of(net, data[0].double(), net(data[0].double()).argmax(1))
     assert not flag.tripped
+
+
+@pytest.mark.parametrize("levels", [3, 7, 31, 255])
+def test_large_images_that_are_rounded_without_a_gradient(levels):
+    """Some of their many pixels go over an edge however small the noise is."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 7, 4), nn.GELU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()
+    net = nn.Sequential(*layers, nn.Linear(72, 10))
+    images = torch.rand(16, 3, 64, 64)
+    labels = net(images).argmax(1)
+
+    def rounded(x):
+        return net((x * levels).round() / levels)
+
+    assert flag_of(rounded, images, labels).tripped
+    assert flag_of(rounded, (images * levels).round() / levels, labels).tripped
+    assert flag_of(lambda x: net(straight_through(x, levels)), images, labels).tripped
+    assert not flag_of(lambda x: net(x.detach()) + 0 * x.sum(), images, labels).tripped
+    assert not flag_of(net, images, labels).tripped

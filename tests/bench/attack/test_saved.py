@@ -6,14 +6,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from ironmoe.attacks import read_rows
 from ironmoe.bench.attack import run as attack_run
+from ironmoe.bench.attack.saved import found_images
 from ironmoe.bench.attack.saved.found_images import SaveError, check_form
 from ironmoe.bench.attack.saved.png import from_png, png
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.data import load_data
+from ironmoe.bench.common.files import write_atomically
 
 SMALL = ["--all", "--attack-images", 36, "--device", "cpu", "--steps", 4, "--no-checks"]
 EPS = ["--eps", "2,8,32"]
@@ -272,3 +275,81 @@ def test_more_images_than_are_kept_are_not_promised(place, monkeypatch):
     message = "needs final images of at most 1e-06 GB, got 0.0 GB; take fewer --attack-images"
     assert message in attack("--save-images", "npz", "--out", "run", code=2)
     assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_saved_png_read_back_is_the_same_success(norm, place, no_pictures):
+    options = ["--attack", "pgd,square", "--norm", norm, *EPS, "--out", "run"]
+    output = attack(*options, "--save-images", "png")
+    assert "The images were rounded to 256 levels first, by up to 0.002." in output
+    index = index_of(place / "run")
+    assert len(index) == sum(row["fell"] for row in read_rows("run/images.csv")) > 5
+    clean = (load_data("set.npz").images * 255).round() / 255
+    for row in index:
+        data = (place / "run" / "adversarial" / row["file"]).read_bytes()
+        with Image.open(place / "run" / "adversarial" / row["file"]) as file:
+            steps = np.asarray(file)
+        assert steps.dtype == np.uint8 and steps.shape == (4, 4)
+        image = torch.from_numpy(steps.copy())[None].float() / 255
+        assert torch.equal(image, from_png(data))
+
+        assert int(predicted(place, image[None])) == int(row["prediction"]) != int(row["label"])
+        change = (image.double() - clean[int(row["row"])].double()).flatten()
+        distance = float(change.abs().max() if norm == "Linf" else change.norm())
+        assert distance == pytest.approx(float(row["distance"]), abs=1e-7)
+        assert float(row["distance"]) <= float(row["eps"])
+
+    attack(*options, "--levels", 256, "--save-images", "npz")  # the same run, in another form
+    for row in index_of(place / "run"):
+        with np.load(place / "run" / "adversarial" / row["file"]) as file:
+            image = torch.from_numpy(file["images"][int(row["place"])])
+        file = place / "run" / "adversarial" / row["attack"] / f"{int(row['number']):05}.png"
+        assert torch.equal(from_png(file.read_bytes()), image)
+
+
+def test_a_kill_while_images_are_saved_loses_nothing(place, no_pictures, monkeypatch):
+    options = [*EPS, "--save-images", "png"]
+    attack(*options, "--out", "whole")
+    written = []
+
+    def killed_at_the_third(path, content):
+        written.append(path.name)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(found_images, "write_atomically", killed_at_the_third)
+        attack(*options, "--out", "killed", code=130)
+    assert not (place / "killed" / "adversarial" / "index.csv").exists()
+    attack(*options, "--out", "killed")
+    whole, killed = contents(place / "whole"), contents(place / "killed")
+    same = [name for name in whole if name != "images.npz"]
+    assert whole.keys() == killed.keys() and all(whole[name] == killed[name] for name in same)
+
+
+def test_fewer_levels_are_attacked_and_saved(place, no_pictures):
+    attack(*EPS, "--levels", 16, "--save-images", "png", "--out", "run")
+    index = index_of(place / "run")
+    assert index
+    for row in index:
+        image = from_png((place / "run" / "adversarial" / row["file"]).read_bytes())
+        assert torch.equal((image * 15).round() / 15, image)
+        assert int(predicted(place, image[None])) == int(row["prediction"])
+
+
+def test_images_of_8_bits_are_not_rounded(place, no_pictures):
+    with np.load("set.npz") as file:
+        np.savez("bytes.npz", images=(255 * file["images"]).astype(np.uint8), labels=file["labels"])
+    output = attack_model("linear", "bytes.npz", *SMALL, "--levels", 256, "--out", "run")
+    assert "rounded" not in output
+
+
+def test_levels_are_a_setting_of_the_run(place, no_pictures):
+    attack("--eps", "8", "--levels", 256, "--out", "run")
+    settings = json.loads((place / "run" / "settings.json").read_text())
+    assert settings["attacks"]["levels"] == 256
+    assert "attacks.levels" in attack("--eps", "8", "--out", "run", code=2)
+    attack("--eps", "8", "--out", "plain")
+    assert "levels" not in json.loads((place / "plain" / "settings.json").read_text())["attacks"]
+    assert "'--levels': must be at least 2, got 1" in attack("--levels", 1, code=2)
