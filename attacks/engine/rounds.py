@@ -8,6 +8,7 @@ here waits for the device if ``fixed`` is set.
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.balls.scaled import ScaledBall
 from ironmoe.attacks.engine.attacked_model import Answer
 from ironmoe.attacks.engine.attempts import Attempts, select, where
 from ironmoe.attacks.engine.counters import count_answer, count_confirmation
@@ -68,7 +69,7 @@ class Rounds:
             attempts,
             asked=answer.asked,
             loss=answer.loss,
-            grad=answer.grad,
+            grad=self._usable(attempts, answer.grad),
             wanted_grad=wanted_grad,
             max_queries=self.attack.max_queries,
         )
@@ -84,6 +85,15 @@ class Rounds:
         # prediction that counts.
         at_end = last_query if self.keeps_best else attempts["finished"]
         attempts["over"] = over | nothing_left | at_end | attempts["bad"]
+
+    def _usable(self, attempts: Attempts, grad: Tensor | None) -> Tensor | None:
+        """The gradient, 0 for elements that may not move."""
+        eps = self.attack.eps
+        by_element = "eps_scale" in attempts or (isinstance(eps, Tensor) and eps.ndim > 1)
+        if grad is None or not by_element:
+            return grad
+        ball = self.attack.ball(attempts)
+        return torch.where(ball.free, grad, 0) if isinstance(ball, ScaledBall) else grad
 
     def _ask(self, attempts: Attempts) -> tuple[Answer, Tensor]:
         """(answers to all attempts, for which of them a gradient was taken)."""

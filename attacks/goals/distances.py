@@ -1,7 +1,19 @@
-"""A Euclidean length that has a slope everywhere."""
+"""Differences and lengths that a search may begin with where they are 0."""
 
 import torch
 from torch import Tensor
+
+# A difference of so many units in the last place of the larger number is rounding.
+ROUNDING = 64
+
+
+def difference(outputs: Tensor, labels: Tensor) -> Tensor:
+    """(R, D) outputs minus labels, both (R, D). What is no more than rounding is 0, so that a
+    search which begins at its own label does not go where the rounding of its batch points to."""
+    apart = outputs - labels
+    scale = torch.maximum(outputs.detach().abs().amax(1), labels.abs().amax(1)).unsqueeze(1)
+    is_rounding = apart.detach().abs() <= ROUNDING * torch.finfo(apart.dtype).eps * scale
+    return torch.where(is_rounding, apart - apart.detach(), apart)
 
 
 def length(vectors: Tensor) -> Tensor:

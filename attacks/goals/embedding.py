@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ironmoe.attacks.goals.directed import DirectedGoal
-from ironmoe.attacks.goals.distances import length, unit
+from ironmoe.attacks.goals.distances import difference, length, unit
 from ironmoe.attacks.goals.goal import Loss, described
 
 METRICS = ("cosine", "l2")
@@ -81,6 +81,7 @@ class EmbeddingDistance(DirectedGoal):
         """(R,)"""
         labels = labels.to(outputs.dtype)
         if self.metric == "l2":
-            return self._directed(length(outputs - labels) - self.distance)
-        chord = length(unit(outputs) - unit(labels))  # its square is twice the cosine distance
+            return self._directed(length(difference(outputs, labels)) - self.distance)
+        # Its square is twice the cosine distance.
+        chord = length(difference(unit(outputs), unit(labels)))
         return self._directed(chord - math.sqrt(2 * self.distance))

@@ -36,6 +36,12 @@ class Goal(ABC):
         """The loss of attacks that are given none."""
         return None
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether an attack may be given no loss: there is a usual one, or a class of a user's own
+        says what ``loss`` is."""
+        return self.usual_loss is not None or type(self).loss is not Goal.loss
+
     @abstractmethod
     def reached(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(R,) bool: these outputs are a success."""
@@ -53,7 +59,11 @@ class Goal(ABC):
         """
         if callable(loss):
             return loss
+        if loss is None and type(self).loss is not Goal.loss:
+            return self.loss
         name = self.usual_loss if loss is None else loss
+        if not self.losses:
+            raise ValueError(f"loss must be a callable for {self}, which has none, got {loss!r}")
         if name is None or name not in self.losses:
             raise ValueError(
                 f"loss must be one of {tuple(self.losses)} or a callable for {self}, got {loss!r}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.goals.directed import DirectedGoal
-from ironmoe.attacks.goals.distances import length
+from ironmoe.attacks.goals.distances import difference, length
 from ironmoe.attacks.goals.goal import Loss, described
 
 MEASURES = ("max", "mean", "l2")
@@ -48,7 +48,7 @@ class Regression(DirectedGoal):
         return self.figure(outputs, labels) > self.tolerance
 
     def figure(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return self._error(outputs.double(), labels.double())
+        return self._error(_flat(outputs).double() - _flat(labels).double())
 
     def check_labels(self, labels: Any, count: int) -> None:
         super().check_labels(labels, count)
@@ -68,15 +68,21 @@ class Regression(DirectedGoal):
 
     def margin(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(R,)"""
-        return self._directed(self._error(outputs, labels.to(outputs.dtype)) - self.tolerance)
+        apart = difference(_flat(outputs), _flat(labels.to(outputs.dtype)))
+        return self._directed(self._error(apart) - self.tolerance)
 
-    def _error(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """(R,) Where an error is 0 its slope is 1, so that a search may begin there."""
-        difference = outputs.unsqueeze(-1).flatten(1) - labels.unsqueeze(-1).flatten(1)
+    def _error(self, apart: Tensor) -> Tensor:
+        """(R,) of differences (R, D). Where one is 0 its slope is 1, so that a search may begin
+        there."""
         if self.measure == "l2":
-            return length(difference)
-        absolute = torch.where(difference < 0, -difference, difference)
+            return length(apart)
+        absolute = torch.where(apart < 0, -apart, apart)
         return absolute.amax(1) if self.measure == "max" else absolute.mean(1)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """(R, D)"""
+    return values.unsqueeze(-1).flatten(1)
 
 
 def _shape(values: Tensor) -> tuple[int, ...]:

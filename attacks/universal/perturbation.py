@@ -18,7 +18,6 @@ from ironmoe.attacks.engine.judging.finite import not_finite
 from ironmoe.attacks.evaluation.sharding import Shard
 from ironmoe.attacks.evaluation.source import Batches, Source
 from ironmoe.attacks.extra import cut
-from ironmoe.attacks.goals.labels import LabelGoal
 from ironmoe.attacks.losses import Loss
 from ironmoe.attacks.methods.pgd import PGD
 from ironmoe.attacks.random import example_keys, mix
@@ -100,7 +99,8 @@ class UniversalPerturbation:
             early_stop=False,
             **options,
         )
-        is_cross_entropy = isinstance(self.attack.goal, LabelGoal) and loss in (None, "ce")
+        goal = self.attack.goal
+        is_cross_entropy = goal.has_classes and (loss or goal.usual_loss) == "ce"
         usual_clip = USUAL_CLIP if is_cross_entropy else math.inf
 
         self.model = model

@@ -4,7 +4,6 @@ Everything that depends on an attack or a norm is asked of their registers.
 """
 
 from collections.abc import Callable, Mapping
-from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -82,10 +81,6 @@ class Suite(NamedTuple):
         self._check_choices()
         self._check_names()
         self._check_options()
-        if self.levels is not None and "levels" not in signature(Attack.__init__).parameters:
-            raise SuiteError(
-                f"--levels must not be given to attacks of this version, got {self.levels}"
-            )
 
     def _check_choices(self) -> None:
         choices: tuple[tuple[str, str, Mapping[str, Any]], ...] = (

@@ -23,6 +23,8 @@ def zero_gradients(sample: Sample, outputs: Tensor, bounds: Bounds) -> Flag:
     cross-entropy at correctly classified images; of another goal, whose loss may have its minimum
     there, its loss a little beside them."""
     name = "zero gradients"
+    if not sample.goal.has_loss:
+        return Flag(name, False, 0.0, f"Not looked at: {sample.goal} has no loss.")
     goal = sample.goal
     points = sample.images if goal.has_classes else sample.nearby(FINE, bounds)
     try:

@@ -1,7 +1,11 @@
 """The check whether a model rounds its input, or gives gradients that are not its own."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.evaluation.checks.sample import FINE, Sample, no_gradient
@@ -32,6 +36,12 @@ def quantised(sample: Sample, outputs: Tensor, *, bounds: Bounds, random: float)
     if random or narrow or _in_half_precision(sample.model.model):
         return Flag(NAME, False, 0.0, "Not looked at: the model is random, or of half precision.")
 
+    with _exact_convolutions(sample.images):
+        return _compared(sample, outputs, bounds)
+
+
+def _compared(sample: Sample, outputs: Tensor, bounds: Bounds) -> Flag:
+    """``quantised`` for a model that may be looked at."""
     try:
         here, grad = sample.ask(sample.height)
     except NoGradient as error:
@@ -56,6 +66,17 @@ def quantised(sample: Sample, outputs: Tensor, *, bounds: Bounds, random: float)
         if differences[-1] <= AGREES:
             break
     return _verdict(differences)
+
+
+@contextmanager
+def _exact_convolutions(images: Tensor) -> Iterator[None]:
+    """On a GPU, convolutions without TF32, which is torch's default there and rounds their input to
+    10 bits."""
+    with ExitStack() as stack:
+        if images.is_cuda:
+            now = cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic
+            stack.enter_context(cudnn.flags(*now, allow_tf32=False))
+        yield
 
 
 def _verdict(differences: list[float]) -> Flag:

@@ -166,3 +166,27 @@ def test_a_larger_radius_or_another_norm_beats_nothing(model, data):
         assert report.attacks["square"].fell.any()
         flag = next(flag for flag in report.checks if flag.name.startswith("Square"))
         assert not flag.tripped and "Not looked at" in flag.message
+
+
+@pytest.mark.parametrize("attack", [PGD, APGD, MIFGSM])
+def test_a_gradient_where_nothing_may_move_is_none(model, data, attack):
+    """A patch on the upper half of images of which the model sees the lower one."""
+    upper = (torch.arange(12) < 6).view(1, 12, 1).expand(1, 12, 12)
+
+    def blind(x):
+        return model(torch.where(upper, 0.5, x))
+
+    images = data[0], blind(data[0]).argmax(1)
+    flag = flags_of(blind, images, attack(blind, 0.3 * upper.float(), steps=3))[STILL]
+    assert flag.tripped and flag.value == 1
+    assert not flags_of(blind, images, attack(blind, 0.3 * (~upper).float(), steps=3))[
+        STILL
+    ].tripped
+
+
+def test_a_patch_may_be_of_any_colour(model, data):
+    """A radius as large as the box is no sign where most of the image stays."""
+    patch = torch.zeros(1, 12, 12)
+    patch[:, :4, :4] = 1
+    assert not flags_of(model, data, PGD(model, patch, steps=2))[LARGE].tripped
+    assert flags_of(model, data, PGD(model, patch + 1, steps=2))[LARGE].tripped

@@ -63,6 +63,18 @@ def winners(training_set, seed):
     return toys.fit(nn.Sequential(*first, *second), *training_set, steps=100)
 
 
+class Smoothed(nn.Module):
+    """What an adaptive attack searches on: the mean over noise has the slope that the steps hide
+    (Tramèr et al., arXiv 2002.08347)."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x + 0.2 * torch.randn_like(x))
+
+
 class BitDepth(nn.Module):
     """Images are rounded to 3 bits (Guo et al., arXiv 1711.00117; Xu et al., arXiv 1704.01155);
     ``straight`` gives them the gradient of the identity (BPDA, arXiv 1802.00420)."""
@@ -140,6 +152,11 @@ def test_winners_take_all_masks_gradients(training_set, data, seed):
     report, flags = looked_at(model, data, **attacks)
     assert "Square beats the gradient attacks" in flags
     assert report.worst_case.value < held(report, "pgd")
+
+    smoothed = Smoothed(model)
+    adaptive = PGD(smoothed, 0.08, steps=20, loss="margin", eot=20)
+    found = evaluate(model, data, {"pgd": adaptive}, search_model=smoothed)
+    assert found.worst_case.value < held(report, "pgd") - 0.05
 
 
 def test_bit_depth_has_no_gradient_to_follow(network, data):

@@ -16,6 +16,7 @@ from ironmoe.attacks import (
     PGD,
     AttackResult,
     AutoAttack,
+    Regression,
     accuracies,
     csv_table,
     evaluate,
@@ -158,6 +159,21 @@ def test_a_column_is_one_entry_and_flags_are_those_of_results(report):
         assert {type(value) for value in values if value is not None} <= {column.kind}
         assert f"``{column.name}``" in per_image.__doc__ or column.name in SIGNS
         assert f"`{column.name}`" in PAGE
+
+
+def test_rows_of_a_goal_without_classes_have_its_figure(tmp_path):
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), torch.rand(20, 1, 8, 8)
+    values = model(images).detach()
+    attacks = {"pgd": PGD(model, steps=5, goal=Regression(0.05))}
+    report = evaluate(model, (images, values), attacks, eps=[0.002, 0.05], checks=False)
+
+    rows = per_image(report)
+    assert {row[name] for row in rows for name in ("label", "clean_prediction")} == {None}
+    assert [row["figure"] for row in rows] == report.attacks["pgd"].figure.tolist()
+    assert all((row["figure"] > 0.05) == row["fell"] for row in rows)
+    write_rows(report, tmp_path / "rows.csv")
+    assert read_rows(tmp_path / "rows.csv") == rows
 
 
 def test_a_summary_made_by_hand_leaves_out_what_it_does_not_say(report):

@@ -1,7 +1,6 @@
 """What ``ironmoe attack`` writes beside its report: rows, tables, adversarial images."""
 
 import csv
-import inspect
 import json
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from ironmoe.attacks import Attack, read_rows
+from ironmoe.attacks import read_rows
 from ironmoe.bench.attack import run as attack_run
 from ironmoe.bench.attack.saved import found_images
 from ironmoe.bench.attack.saved.found_images import SaveError, check_form
@@ -19,9 +18,6 @@ from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.data import load_data
 from ironmoe.bench.common.files import write_atomically
 
-needs_levels = pytest.mark.skipif(
-    "levels" not in inspect.signature(Attack.__init__).parameters, reason="no attack takes levels"
-)
 SMALL = ["--all", "--attack-images", 36, "--device", "cpu", "--steps", 4, "--no-checks"]
 EPS = ["--eps", "2,8,32"]
 
@@ -281,7 +277,6 @@ def test_more_images_than_are_kept_are_not_promised(place, monkeypatch):
     assert not (place / "run").exists()
 
 
-@needs_levels
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_a_saved_png_read_back_is_the_same_success(norm, place, no_pictures):
     options = ["--attack", "pgd,square", "--norm", norm, *EPS, "--out", "run"]
@@ -312,7 +307,6 @@ def test_a_saved_png_read_back_is_the_same_success(norm, place, no_pictures):
         assert torch.equal(from_png(file.read_bytes()), image)
 
 
-@needs_levels
 def test_a_kill_while_images_are_saved_loses_nothing(place, no_pictures, monkeypatch):
     options = [*EPS, "--save-images", "png"]
     attack(*options, "--out", "whole")
@@ -334,7 +328,6 @@ def test_a_kill_while_images_are_saved_loses_nothing(place, no_pictures, monkeyp
     assert whole.keys() == killed.keys() and all(whole[name] == killed[name] for name in same)
 
 
-@needs_levels
 def test_fewer_levels_are_attacked_and_saved(place, no_pictures):
     attack(*EPS, "--levels", 16, "--save-images", "png", "--out", "run")
     index = index_of(place / "run")
@@ -345,7 +338,6 @@ def test_fewer_levels_are_attacked_and_saved(place, no_pictures):
         assert int(predicted(place, image[None])) == int(row["prediction"])
 
 
-@needs_levels
 def test_images_of_8_bits_are_not_rounded(place, no_pictures):
     with np.load("set.npz") as file:
         np.savez("bytes.npz", images=(255 * file["images"]).astype(np.uint8), labels=file["labels"])
@@ -353,7 +345,6 @@ def test_images_of_8_bits_are_not_rounded(place, no_pictures):
     assert "rounded" not in output
 
 
-@needs_levels
 def test_levels_are_a_setting_of_the_run(place, no_pictures):
     attack("--eps", "8", "--levels", 256, "--out", "run")
     settings = json.loads((place / "run" / "settings.json").read_text())

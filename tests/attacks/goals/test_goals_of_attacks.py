@@ -1,0 +1,173 @@
+"""Every goal under every registered attack: it runs and keeps the promises, or says why not."""
+
+import conformance
+import goal_cases
+import pytest
+import torch
+
+from ironmoe.attacks import PGD, Custom, JournalError, Regression, Segmentation, TopK, evaluate
+from ironmoe.attacks.balls.ball import ball_of
+
+COUNT = 8
+KEPT = {"keep_adversarial": True, "checks": False}
+ATTACKS = goal_cases.attacks()
+
+every_goal = pytest.mark.parametrize("case", goal_cases.CASES, ids=str)
+
+
+def data(case, dtype=torch.float64):
+    """(model, images, labels)"""
+    model, images = case.model(dtype), conformance.images(COUNT).to(dtype)
+    with torch.no_grad():
+        return model, images, case.labels(model(images))
+
+
+def made(attack, model, goal, **options):
+    """The attack; None if it refuses the goal, and then it names goal and reason."""
+    try:
+        return attack.make(model, conformance.radius(attack.norm), goal=goal, steps=3, **options)
+    except ValueError as error:
+        reasons = ("which takes its gradients", "goes through", "whose sign", "which has none")
+        assert str(goal) in str(error) and any(reason in str(error) for reason in reasons), error
+        return None
+
+
+def taken(case, model):
+    """The attacks that take the goal, with their cases."""
+    found = [(attack, made(attack, model, case.goal)) for attack in ATTACKS]
+    return [(attack, one) for attack, one in found if one is not None]
+
+
+@every_goal
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_success_is_what_the_goal_says_of_the_final_image(case, dtype):
+    model, images, labels = data(case, dtype)
+    goal = case.goal
+    with torch.no_grad():
+        reached_before = goal.reached(model(images), labels)
+        figure_before = goal.figure(model(images), labels)
+
+    for attack, one in taken(case, model):
+        if dtype == torch.float32 and not attack.kind.inside:
+            continue  # at the very boundary rounding decides
+        result = one.run(images, labels)
+        with torch.no_grad():
+            outputs = model(result.adversarial)
+        assert torch.equal(result.clean_correct, ~reached_before), attack
+        assert torch.equal(result.success, ~reached_before & goal.reached(outputs, labels)), attack
+        assert torch.equal(result.prediction, goal.prediction(outputs)), attack
+        if not attack.kind.attacks_wrong:
+            assert torch.equal(result.adversarial[reached_before], images[reached_before]), attack
+
+        eps = torch.full((COUNT,), conformance.radius(attack.norm), dtype=torch.float64)
+        distance = ball_of(attack.norm)(images, eps, (0.0, 1.0)).distance(result.adversarial)
+        assert (distance[result.success] <= eps[0]).all(), attack
+        if figure_before is None:
+            assert result.figure.isnan().all() and result.clean_figure.isnan().all(), attack
+        else:
+            figure = goal.figure(outputs, labels).double()
+            close = {"rtol": 0, "atol": 1e-9 if dtype == torch.float64 else 1e-4}
+            torch.testing.assert_close(result.clean_figure, figure_before.double(), **close)
+            torch.testing.assert_close(result.figure, figure, **close)
+
+
+@every_goal
+def test_verdicts_do_not_depend_on_batches_and_order(case):
+    model, images, labels = data(case)
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(4))
+    for attack, one in taken(case, model):
+        whole = one.run(images, labels)
+        turned = one.run(images[order], labels[order], order)
+        assert torch.equal(turned.success[order.argsort()], whole.success), attack
+        alone = one.run(images[5:6], labels[5:6], torch.tensor([5]))
+        assert torch.equal(alone.steps, whole.steps[5:6]), attack
+        assert len(one.run(images[:0], labels[:0]).success) == 0, attack
+
+        report = evaluate(model, (images, labels), {"a": one}, batch_size=3, **KEPT)
+        summary = report.attacks["a"]
+        assert torch.equal(summary.fell, whole.success), attack
+        torch.testing.assert_close(summary.adversarial, whole.adversarial, rtol=0, atol=1e-6)
+        torch.testing.assert_close(summary.figure, whole.figure, rtol=0, atol=1e-5, equal_nan=True)
+
+
+@every_goal
+def test_an_evaluation_at_two_radii_goes_on_from_a_cut_journal(case, tmp_path):
+    model, images, labels = data(case)
+    some = [pair for pair in taken(case, model) if pair[0].name in ("pgd", "square", "cw")]
+    for number, (attack, one) in enumerate(some):
+        radii = [conformance.radius(attack.norm) / 4, conformance.radius(attack.norm)]
+        options = {"eps": radii, "checks": False, "batch_size": 4, "keep_adversarial": True}
+        folder = tmp_path / str(number)
+
+        def run(one=one, options=options, folder=folder):
+            return evaluate(model, (images, labels), {"a": one}, journal=folder, **options)
+
+        whole = run().attacks["a"]
+        file = folder / "journal-0.jsonl"
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join(lines[: len(lines) // 2]) + lines[-1][:30])
+        resumed = run().attacks["a"]
+        for field in ("fell", "decided", "prediction", "figure", "clean_figure", "adversarial"):
+            torch.testing.assert_close(
+                getattr(whole, field),
+                getattr(resumed, field),
+                rtol=0,
+                atol=1e-6,
+                equal_nan=True,
+                msg=lambda text, attack=attack: f"{attack}: {text}",
+            )
+
+
+@every_goal
+def test_checks_say_something_of_every_goal(case):
+    model, images, labels = data(case)
+    attack = PGD(model, 0.05, steps=2, goal=case.goal, loss=_loss_of(case.goal))
+    flags = evaluate(model, (images, labels), {"a": attack}).checks
+    assert {"randomised model", "batch dependence"} <= {flag.name for flag in flags}
+    assert not [flag for flag in flags if flag.name == "batch dependence" and flag.tripped]
+
+
+def _loss_of(goal):
+    return None if goal.losses else (lambda outputs, labels: outputs.sum(1))
+
+
+def test_a_journal_names_the_goal_and_its_settings(tmp_path):
+    case = next(each for each in goal_cases.CASES if isinstance(each.goal, Segmentation))
+    model, images, labels = data(case)
+
+    def run(goal):
+        evaluate(model, (images, labels), {"a": PGD(model, 0.05, goal=goal)}, journal=tmp_path)
+
+    run(Segmentation(0.8))
+    run(Segmentation(0.8))
+    for other in (Segmentation(0.7), Segmentation(0.8, ignore_index=2)):
+        with pytest.raises(JournalError, match="attacks must be as in the journal"):
+            run(other)
+
+
+def test_attacks_with_other_goals_are_not_evaluated_together():
+    case = next(each for each in goal_cases.CASES if isinstance(each.goal, TopK))
+    model, images, labels = data(case)
+    attacks = {"one": PGD(model, 0.05, goal=TopK(1)), "two": PGD(model, 0.05, goal=TopK(2))}
+    with pytest.raises(ValueError, match="attacks must have the same goal"):
+        evaluate(model, (images, labels), attacks)
+    attacks["two"] = PGD(model, 0.05, goal=TopK(1), steps=3)
+    assert evaluate(model, (images, labels), attacks).attacks["two"].decided.all()
+
+
+def test_attacks_that_take_no_goal_name_it_and_the_reason():
+    model = goal_cases.CASES[0].model()
+    refused = [attack for attack in ATTACKS if made(attack, model, Regression(1.0)) is None]
+    assert {attack.name for attack in refused} == {
+        "AutoAttack",
+        "apgd-t",
+        "deepfool",
+        "fab",
+        "fab-t",
+    }
+    with pytest.raises(ValueError, match=r"loss must be a callable for Custom.*which has none"):
+        PGD(model, 0.1, goal=Custom(goal_cases.is_above))
+    with pytest.raises(ValueError, match="since a goal says itself which way it goes"):
+        PGD(model, 0.1, goal=TopK(2), targeted=True)
+    with pytest.raises(TypeError, match=r"goal must be None or a goal, .* got TopK"):
+        PGD(model, 0.1, goal=TopK)
