@@ -18,6 +18,7 @@ from ironmoe.attacks import (
     AutoAttack,
     DeepFool,
     HopSkipJump,
+    Regression,
     Square,
     evaluate,
 )
@@ -371,3 +372,16 @@ def test_on_a_grid_probes_move_far_enough_to_be_seen():
     assert result.success.all()
     assert (result.distance >= ball.length(step) - 1e-9).all()
     assert (result.distance <= ball.length(step) + 2.01 / 255).all()
+
+
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+def test_it_serves_other_goals_than_labels(norm):
+    """The least change that moves a linear regression by its tolerance."""
+    model = Linear(shape=(1, 4, 4))
+    images = 0.3 + 0.4 * model.images
+    attack = HopSkipJump(model.score, norm=norm, steps=12, goal=Regression(0.5), **ANY)
+    result = attack.run(images, model.score(images))
+    least = 0.5 / ball_of(norm).dual_length(model.weight.view(1, -1))
+    assert result.success.all()
+    assert (result.distance >= least * (1 - 1e-9)).all()
+    assert (result.distance <= 1.05 * least).all()
