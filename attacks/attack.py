@@ -192,10 +192,11 @@ class Attack(SearchSpace, ABC):
         """The attacks that an image goes through until one succeeds."""
         return (self,)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, *, extra: Extra | None = None) -> Tensor:
         """images (N, …) in ``bounds``, labels (N,) int64 → adversarial images, float32 (float64 for
         float64 images)."""
-        return self.run(images, labels).adversarial
+        further: dict[str, Any] = {} if extra is None else {"extra": extra}
+        return self.run(images, labels, **further).adversarial
 
     def run(
         self,

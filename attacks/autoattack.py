@@ -13,6 +13,7 @@ from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
 from ironmoe.attacks.evaluation.evaluate import evaluate
 from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
+from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.square import Square
@@ -156,7 +157,13 @@ class AutoAttack(Attack):
         }
 
     def run_standard_evaluation(
-        self, x: Tensor, y: Tensor, bs: int = 250, return_labels: bool = False
+        self,
+        x: Tensor,
+        y: Tensor,
+        bs: int = 250,
+        return_labels: bool = False,
+        *,
+        extra: Extra | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The call of the official code.
 
@@ -165,13 +172,14 @@ class AutoAttack(Attack):
             y: (N,) int64 labels.
             bs: images in the active batch.
             return_labels: also return the classes that the model gives the images, (N,) int64.
+            extra: further inputs of the model, as in ``run``.
 
         Returns:
             (N, …) adversarial images, the clean one where none was found; with ``return_labels``
             (images, classes).
         """
         report = evaluate(
-            self.model, (x, y), {"autoattack": self}, batch_size=bs, keep_adversarial=True
+            self.model, (x, y, extra), {"autoattack": self}, batch_size=bs, keep_adversarial=True
         )
         summary = report.attacks["autoattack"]
         assert summary.adversarial is not None
@@ -182,7 +190,7 @@ class AutoAttack(Attack):
         return (adversarial, summary.prediction.to(x.device)) if return_labels else adversarial
 
     def run_standard_evaluation_individual(
-        self, x: Tensor, y: Tensor, bs: int = 250
+        self, x: Tensor, y: Tensor, bs: int = 250, *, extra: Extra | None = None
     ) -> dict[str, Tensor]:
         """Each attack by itself on all images: name → adversarial images."""
         # Each runs the very attack that is a stage here, so that settings made on it count.
@@ -200,7 +208,7 @@ class AutoAttack(Attack):
             single._stages = [attack for attack in self.stages if attack.name == name]
             single._made = (name,)
 
-        report = evaluate(self.model, (x, y), singles, batch_size=bs, keep_adversarial=True)
+        report = evaluate(self.model, (x, y, extra), singles, batch_size=bs, keep_adversarial=True)
         found = {}
         for name, summary in report.attacks.items():
             assert summary.adversarial is not None

@@ -119,12 +119,13 @@ class AttackedModel:
             return model(images, *by_position, **by_keyword)
 
     def _checked(self, output: Any, count: int) -> Tensor:
-        """The outputs that the goal takes, of what the model gave for ``count`` images."""
+        """The outputs that the goal takes, of what the model gave for ``count`` images, in a copy:
+        a model may write its next answer where this one is."""
         if self.logits_fn is not None:
             output = self.logits_fn(output)
         elif not isinstance(output, Tensor):
             output = getattr(output, "logits", output)  # Hugging Face models return objects
-        return self.goal.checked_outputs(output, count)
+        return self.goal.checked_outputs(output, count).clone()
 
     def _parts(self, points: Tensor, columns: Columns) -> list[Tensor]:
         """Outputs (B, …) of the models whose losses are averaged; of a model that is no ensemble,

@@ -1,6 +1,6 @@
 """The data of an evaluation: gone through once, in chunks that the engine takes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from ironmoe.attacks.engine.inputs import Chunk, check_images, prepared
 from ironmoe.attacks.evaluation.sharding import Shard
 from ironmoe.attacks.extra import Extra, check_taken, cut, extra_columns
 
-Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Extra]
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Extra | None]
 Batches = Batch | Iterable[Batch]
 WHAT = "data must be (images, labels), or batches of them"
 OR = "; (images, labels, extra) where the model takes more inputs"
@@ -54,6 +54,7 @@ class Source:
         self.examples: int | None = None
         self.shape = torch.Size()
         self.dtype = torch.float32
+        self._names: list[str] = []
 
         if isinstance(data, tuple):
             if len(data) not in (2, 3) or not all(isinstance(part, Tensor) for part in data[:2]):
@@ -61,9 +62,7 @@ class Source:
                 raise TypeError(f"{WHAT}, got a tuple of {kinds}{OR}")
             self.examples = len(data[1])
             if len(data) == 3:
-                kinds = [type(part).__name__ for part in data]
-                columns = extra_columns(data[2], len(data[1]))
-                check_taken(attacks[0].model, columns, f"{WHAT}, got a tuple of {kinds}")
+                self._check_taken(data, extra_columns(data[2], len(data[1])))
         elif not isinstance(data, Iterable) or isinstance(data, Tensor):
             raise TypeError(f"{WHAT}, got {type(data).__name__}{OR}")
         model = attacks[0].model
@@ -95,6 +94,7 @@ class Source:
                 attack.check_alike(images, self.examples)
                 attack.check_grid(images)
             chunk = prepared(images, labels, None, self.seen, extra=extra)
+            self._check_names(chunk)
         except (ValueError, TypeError) as error:
             count = len(images) if isinstance(images, Tensor) else 1
             raise type(error)(f"in data {self.seen} … {self.seen + count - 1}: {error}") from error
@@ -111,6 +111,21 @@ class Source:
         self.shape = images.shape[1:]
         self.dtype = chunk.images.dtype
         return chunk
+
+    def _check_names(self, chunk: Chunk) -> None:
+        """ValueError: a batch with other further inputs than those before it."""
+        names = sorted(chunk.side)
+        if self.seen and names != self._names:
+            raise ValueError(
+                f"extra must have the same names in every batch, got {self._names} and {names}"
+            )
+        self._names = names
+
+    def _check_taken(self, batch: Sequence[Any], columns: Mapping[str, Tensor]) -> None:
+        """TypeError: the model does not take the further inputs of a batch."""
+        kinds = [type(part).__name__ for part in batch]
+        got = f"{WHAT}, got a {type(batch).__name__} of {kinds}"
+        check_taken(self.attacks[0].model, columns, got)
 
     def _share(self, chunk: Chunk) -> Iterator[Chunk]:
         mine = self.shard.takes(chunk.indices, self.together)
@@ -137,15 +152,13 @@ class Source:
                     f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
                 )
                 raise TypeError(f"{WHAT}, got {got} as a batch{OR}")
-            yield batch[0], batch[1], batch[2] if len(batch) == 3 else None
+            extra = batch[2] if len(batch) == 3 else None
+            if not self.seen and extra is not None:
+                self._check_taken(batch, extra_columns(extra, len(batch[1])))
+            yield batch[0], batch[1], extra
 
 
 def _joined(first: Chunk, second: Chunk) -> Chunk:
-    if first.side.keys() != second.side.keys():
-        raise ValueError(
-            f"extra must have the same names in every batch, got {sorted(first.side)} and "
-            f"{sorted(second.side)}"
-        )
     return Chunk(
         images=torch.cat([first.images, second.images]),
         labels=torch.cat([first.labels, second.labels]),
