@@ -23,6 +23,7 @@ from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.engine.records import Record, Records, records_of
 from ironmoe.attacks.evaluation.arguments import name_of
 from ironmoe.attacks.evaluation.checks.model_checks import (
+    IMAGES,
     look_at,
     no_room_for_checks,
     passes_of_checks,
@@ -184,7 +185,7 @@ class Evaluation:
         if self.target is not None:  # the checks are about the model that is evaluated
             attack = copy.copy(attack)
             attack.attacked_model = self.target
-        looked_at = first.part(slice(0, self.batch_size))
+        looked_at = first.part(slice(0, min(self.batch_size, IMAGES)))
         images = looked_at.images.to(attack.attacked_model.image_dtype)
         if not self.budget.allows(0, passes_of_checks(len(images))):
             return [no_room_for_checks()]
