@@ -86,7 +86,11 @@ class Admission:
         return asked.nonzero().squeeze(1).to(chunk.labels.device)
 
     def judged(self, chunk: Chunk, places: Tensor) -> Judgement:
-        """What the judge says of the clean images at these places; 0 in other rows."""
+        """What the judge says of the clean images at these places; 0 in other rows.
+
+        Raises:
+            ValueError: labels that do not go with the model's outputs.
+        """
         group = self._group_size
         count = len(chunk.labels)
         in_whole_groups = places < count // group * group
@@ -108,11 +112,10 @@ class Admission:
         """A job for each beginning.
 
         Raises:
-            ValueError: labels beyond the classes of the logits, or too few classes.
+            ValueError: too few classes.
             TypeError: labels alone, for an attack with targets.
         """
         classes = self._other_classes(chunk.labels, self._ranking(chunk, beginnings, judgement))
-        self._goal.check(judgement.outputs, chunk.labels)
 
         correct = [self._correct(chain, chunk, judgement) for chain in self.chains]
         examples = self._examples(chunk, judgement, classes)
@@ -160,7 +163,7 @@ class Admission:
 
     def _judged(self, chunk: Chunk) -> Judgement:
         columns = {"label": chunk.labels, **chunk.side}
-        return self.judge(self.chains[0][0].attack, chunk.images, columns)
+        return self.judge(self.chains[0][0].attack, chunk.images, columns, are_clean=True)
 
     def _correct(self, chain: Sequence[Stage], chunk: Chunk, judgement: Judgement) -> list[bool]:
         """Whether each clean image is not yet what the attacks of this chain want it to be."""

@@ -27,8 +27,8 @@ class Custom(Goal):
             loss take the goal.
         figure: (outputs, labels) → (R,), a number for reports. None: there is none.
         prediction: outputs → (R,) int64, the class that the model names, for reports. None: −1.
-        check: (outputs, labels) → None; it is given all clean outputs and their labels, and raises
-            an error if they do not go together.
+        check: (outputs, labels) → None; it is given clean outputs and their labels, batch by batch,
+            and raises an error if they do not go together.
         name: what reports and errors call the goal. None: the name of ``reached``.
 
     Raises:

@@ -79,6 +79,8 @@ class Judge:
         points: Tensor,
         columns: Mapping[str, Tensor],
         tests: Sequence[int] | None = None,
+        *,
+        are_clean: bool = False,
     ) -> Judgement:
         """Judge points (R, …).
 
@@ -87,9 +89,16 @@ class Judge:
             columns: attempts, or of these what the goal and the model need: ``label``, and what
                 came with the images.
             tests: for each point, how many tests were made before at its image; None: none.
+            are_clean: the points are images of the data, and it is not known yet whether their
+                labels go with the model's outputs.
+
+        Raises:
+            ValueError: labels that do not.
         """
         model = self.asked(attack)
         outputs = model.judge(points, columns)
+        if are_clean:
+            attack.goal.check(outputs, columns["label"])
         reached = attack.fooled(outputs, columns)
         prediction = attack.goal.prediction(outputs)
         figure = _figure(attack, outputs, columns)

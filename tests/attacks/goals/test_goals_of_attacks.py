@@ -4,6 +4,7 @@ import conformance
 import goal_cases
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ironmoe.attacks import PGD, Custom, JournalError, Regression, Segmentation, TopK, evaluate
 from ironmoe.attacks.balls.ball import ball_of
@@ -171,3 +172,23 @@ def test_attacks_that_take_no_goal_name_it_and_the_reason():
         PGD(model, 0.1, goal=TopK(2), targeted=True)
     with pytest.raises(TypeError, match=r"goal must be None or a goal, .* got TopK"):
         PGD(model, 0.1, goal=TopK)
+
+
+@every_goal
+def test_a_goal_never_waits_for_the_device(case):
+    """On fake tensors whatever needs a value, .item() or a nonzero, raises."""
+    if not case.goal.losses:
+        return
+    model, images, labels = data(case)
+    goal = case.goal
+    outputs = model(images).detach()
+    goal.reached(outputs, labels)  # what all examples share is made once
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        outputs, labels = mode.from_tensor(outputs).requires_grad_(), mode.from_tensor(labels)
+        assert goal.reached(outputs, labels).shape == (COUNT,)
+        assert goal.bad(outputs).shape == goal.prediction(outputs).shape == (COUNT,)
+        goal.figure(outputs, labels)
+        for loss in goal.losses:
+            raised = goal.loss_named(loss)(outputs, labels)
+            assert raised.shape == (COUNT,)
+            torch.autograd.grad(raised.sum(), outputs)
