@@ -64,9 +64,7 @@ class SearchSpace:
         if norm not in self.norms:
             raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
 
-        if levels is not None and not (
-            isinstance(levels, int) and not isinstance(levels, bool) and levels >= 2
-        ):
+        if levels is not None and not (isinstance(levels, int) and levels >= 2):
             raise ValueError(f"levels must be None or a whole number of at least 2, got {levels!r}")
 
         needs_faces = self.needs_a_box or ball_of(norm).needs_finite_bounds
@@ -124,12 +122,16 @@ class SearchSpace:
 
     def counted(self, attempts: Attempts, point: Tensor) -> Tensor:
         """(R, …) what the model is asked and what counts where the search is at ``point``: with
-        ``levels`` a grid point near it, else the point itself. It lies in the ball where the
-        search does."""
+        ``levels`` a grid point near it, else the point itself. It lies in the ball where
+        ``point`` does."""
         if self.levels is None:
             return point
-        place = self._on_grid(attempts, None if self.inside else float("inf"))
-        return on_grid(point, attempts["clean"], *place)
+
+        radius = attempts["eps"]
+        if not self.inside:
+            beyond = self.ball(attempts).distance(point) > radius
+            radius = radius.masked_fill(beyond, float("inf"))
+        return on_grid(point, attempts["clean"], *self._on_grid(attempts, radius))
 
     def final(self, attempts: Attempts, point: Tensor) -> Tensor:
         """(R, …) the point that is predicted at the end: ``point`` if it lies in the ball, else one
@@ -139,15 +141,17 @@ class SearchSpace:
             return inside
 
         clean = attempts["clean"]
-        kept = on_grid(point, clean, *self._on_grid(attempts, float("inf")))
+        anywhere = torch.full_like(attempts["eps"], float("inf"))
+        kept = on_grid(point, clean, *self._on_grid(attempts, anywhere))
         reached = self.distance(attempts, kept) <= attempts["eps"]
-        return where(reached, kept, on_grid(inside, clean, *self._on_grid(attempts)))
+        place = self._on_grid(attempts, attempts["eps"])
+        return where(reached, kept, on_grid(inside, clean, *place))
 
     def distance(self, attempts: Attempts, point: Tensor) -> Tensor:
         """(R,) float64 distance of what counts at ``point`` from the image."""
         if self.levels is None:
             return self.ball(attempts).distance(point)
-        place = self._on_grid(attempts)
+        place = self._on_grid(attempts, attempts["eps"])
         return grid_distance(point, attempts["clean"], *place, attempts["eps"])
 
     def ball(self, attempts: Attempts) -> Ball:
@@ -157,13 +161,11 @@ class SearchSpace:
         shared = self._elements.of(self.eps, self.bounds, attempts["clean"])
         return ball_at(ball, attempts, shared, kept)
 
-    def _on_grid(self, attempts: Attempts, eps: float | None = None) -> tuple[Ball, Grid]:
-        """(float64 balls around the grid values of the images, the grid). The radii are those of
-        the attempts, or ``eps``."""
+    def _on_grid(self, attempts: Attempts, radius: Tensor) -> tuple[Ball, Grid]:
+        """(float64 balls of these radii (R,) around the grid values of the images, the grid)."""
         assert self.levels is not None
         columns = {name: attempts[name] for name in OF_BALL if name in attempts}
-        radius = columns["eps"] * (1 + SLACK)
-        columns["eps"] = radius if eps is None else torch.full_like(radius, eps)
+        columns["eps"] = radius * (1 + SLACK)
 
         clean = columns["clean"].double()
         shared = self._elements.of(self.eps, self.bounds, clean)

@@ -50,7 +50,9 @@ def checked_bounds(bounds: Any, *, finite_for: str | None) -> Bounds:
         )
 
     low, high = (_checked_kind("bounds", bound) for bound in bounds)
-    lows, highs = (torch.as_tensor(bound, dtype=torch.float64) for bound in (low, high))
+    lows, highs = (
+        torch.as_tensor(bound, dtype=torch.float64, device="cpu") for bound in (low, high)
+    )
     if finite_for and not bool(lows.isfinite().all() and highs.isfinite().all()):
         pair = bounds_text((low, high))
         raise ValueError(f"bounds must be finite for {finite_for}, got {pair}")

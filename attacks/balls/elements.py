@@ -60,14 +60,14 @@ def region_of(eps: Bound, bounds: Bounds, shape: tuple[int, ...]) -> Region:
 
 
 def spread(name: str, value: Bound, shape: tuple[int, ...]) -> Tensor:
-    """``value`` as float64 of the rank of images (N, …), its first axis of length 1 or N; it
-    broadcasts to them. (N,) is one number an image.
+    """``value`` as float64 on the CPU, of the rank of images (N, …), its first axis of length 1 or
+    N; it broadcasts to them. (N,) is one number an image.
 
     Raises:
         ValueError: the shapes do not go together, or (N,) is the last axis of an image, too, and
             its numbers differ.
     """
-    numbers = torch.as_tensor(value, dtype=torch.float64).detach()
+    numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     rank = len(shape)
     count, width = shape[0], shape[-1]
 

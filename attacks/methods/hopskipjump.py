@@ -142,7 +142,7 @@ class HopSkipJump(LeastDistanceAttack):
         self.exhaustive = not early_stop
 
         self._phases = Phases(
-            points=Points(norm, gamma, starts),
+            points=Points(norm, gamma, starts, self.levels),
             steps=steps,
             initial_probes=initial_probes,
             max_probes=max_probes,
@@ -229,7 +229,7 @@ class HopSkipJump(LeastDistanceAttack):
         values = (
             self.fooled(answer.logits, asked),
             self.goal.bad(answer.logits),
-            ball.distance(asked["point"]),
+            self.distance(asked, asked["point"]),
             asked["point"],
             answer.logits,
         )

@@ -158,7 +158,7 @@ class Phases(NamedTuple):
     def _limit(self, attempts: Attempts) -> Tensor:
         """(R,) int64: the phase ends when ``made`` is so large."""
         phase = attempts["phase"]
-        levels = self.points.levels(attempts["clean"], places_of_search(attempts["key"]))
+        levels = self.points.queries_of_search(attempts["clean"], places_of_search(attempts["key"]))
         root = attempts["iteration"].double().sqrt()
         probes = (self.initial_probes * root).long().clamp(1, self.max_probes)
         limit = torch.where(phase == PROBE, probes, HALVINGS)

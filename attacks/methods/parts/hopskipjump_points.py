@@ -30,8 +30,10 @@ ANY_SIZE = ("cpu",)
 LARGEST_THETA = 1e-3
 # Probes of the first iteration are so far away, as a share of the pixel range.
 FIRST_DELTA = 0.1
-# Probes change a pixel by at least so many units in the last place.
+# Probes change a pixel by at least so many units in the last place, or steps of the grid that its
+# values lie on.
 LEAST_UNITS = 16
+LEAST_STEPS = 2
 
 
 class Points(NamedTuple):
@@ -40,11 +42,13 @@ class Points(NamedTuple):
     norm: name of the norm
     gamma: widens the tolerance of the boundary search, and the distance of the probes
     starts: (M, …) images to start from, or None: random ones
+    levels: how many values a pixel takes, or None: any
     """
 
     norm: str
     gamma: float
     starts: Tensor | None
+    levels: int | None
 
     @property
     def geometry(self) -> type[Ball]:
@@ -65,16 +69,16 @@ class Points(NamedTuple):
                 point = where(now, make(attempts, ball, place), point)
         return point
 
-    def levels(self, clean: Tensor, searched: int) -> int:
+    def queries_of_search(self, clean: Tensor, searched: int) -> int:
         """How many queries a search for the boundary takes, of so many points each."""
         pixels = clean[0].numel()
         power = 2.0 if issubclass(self.geometry, BoxBall) else 1.5
         theta = min(self.gamma / pixels**power, LARGEST_THETA)
         theta = max(theta, torch.finfo(clean.dtype).eps)
-        levels = 0
-        while theta * (searched + 1) ** levels < 1:
-            levels += 1
-        return levels
+        queries = 0
+        while theta * (searched + 1) ** queries < 1:
+            queries += 1
+        return queries
 
     def shares(self, attempts: Attempts, place: Tensor, searched: int) -> Tensor:
         """(R,) which share of the way to ``reach`` lies at this place of a query; place −1 is
@@ -92,7 +96,10 @@ class Points(NamedTuple):
         low, high = (torch.zeros_like(attempts["clean"]) + bound for bound in ball.bounds)
         farthest = largest(low).maximum(largest(high)).to(delta.dtype)
         unit = torch.finfo(attempts["clean"].dtype).eps * farthest
-        return delta.maximum(LEAST_UNITS * unit * movable.sqrt())
+        least = LEAST_UNITS * unit
+        if self.levels is not None:
+            least = LEAST_STEPS * ball.widest / (self.levels - 1)
+        return delta.maximum(least * movable.sqrt())
 
     def _start(self, attempts: Attempts, ball: Ball, place: Tensor) -> Tensor:
         """The next of the starting images, or a random one, uniform in the box."""

@@ -18,6 +18,7 @@ from ironmoe.attacks import (
     AutoAttack,
     DeepFool,
     HopSkipJump,
+    Regression,
     Square,
     evaluate,
 )
@@ -356,3 +357,31 @@ def test_an_answer_that_is_not_finite_is_named_and_can_be_skipped():
     data = model.images, model.labels
     report = evaluate(breaks, data, {"a": attack}, checks=False, on_bad="skip")
     assert report.skipped == [1]
+
+
+def test_on_a_grid_probes_move_far_enough_to_be_seen():
+    """Of 8-bit images a change by less than half a step is none. The least distance is that of the
+    plane; what is found lies within two steps of 1/255 of it."""
+    model = Linear()
+    images = (model.images * 255).round() / 255
+    labels = labels_of(model, images)
+    weight = model.weight.expand(6, -1).view_as(images)
+    ball = ball_of("Linf")
+    step = ball.step_to_hyperplane(images, weight, model.score(images), (0.0, 1.0))
+    result = HopSkipJump(model, steps=15, levels=256, **ANY).run(images, labels)
+    assert result.success.all()
+    assert (result.distance >= ball.length(step) - 1e-9).all()
+    assert (result.distance <= ball.length(step) + 2.01 / 255).all()
+
+
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+def test_it_serves_other_goals_than_labels(norm):
+    """The least change that moves a linear regression by its tolerance."""
+    model = Linear(shape=(1, 4, 4))
+    images = 0.3 + 0.4 * model.images
+    attack = HopSkipJump(model.score, norm=norm, steps=12, goal=Regression(0.5), **ANY)
+    result = attack.run(images, model.score(images))
+    least = 0.5 / ball_of(norm).dual_length(model.weight.view(1, -1))
+    assert result.success.all()
+    assert (result.distance >= least * (1 - 1e-9)).all()
+    assert (result.distance <= 1.05 * least).all()

@@ -6,7 +6,7 @@ import toys
 from conformance import labels_of
 from torch import nn
 
-from ironmoe.attacks import UniversalPerturbation
+from ironmoe.attacks import Regression, UniversalPerturbation
 from ironmoe.attacks.balls.ball import ball_of
 
 EPS = {"Linf": 0.05, "L2": 0.3, "L1": 0.8}
@@ -247,3 +247,20 @@ def test_what_it_cannot_take_is_refused(data, model):
         UniversalPerturbation(breaks).fit(search)
     with pytest.raises(ValueError, match="HopSkipJump"):
         UniversalPerturbation(lambda x: model(x).argmax(1)).fit(search)
+
+
+def test_it_serves_other_goals_than_labels():
+    """Of a linear regression every image has the same best change, one way or the other."""
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(1, 4, 4, generator=generator, dtype=torch.float64)
+    images = 0.3 + 0.4 * torch.rand(60, 1, 4, 4, generator=generator, dtype=torch.float64)
+
+    def model(x):
+        return (x * weight).flatten(1).sum(1)
+
+    moved = 0.1 * float(weight.abs().sum())
+    for tolerance, fooled in ((0.99 * moved, 60), (1.01 * moved, 0)):
+        search = UniversalPerturbation(model, 0.1, goal=Regression(tolerance))
+        result = search.fit((images, model(images)))
+        assert abs(float((result.perturbation * weight).sum())) > (1 - 1e-6) * moved
+        assert result.evaluate((images, model(images))).fooling_rate.count == fooled
