@@ -47,6 +47,7 @@ def made(model, images, labels, **options):
         "pgd_5": PGD(model, steps=5),
         "AA & co": AutoAttack(model, version="custom", attacks_to_run=["apgd-ce", "square"]),
     }
+    attacks["AA & co"].stages[0].steps = 10
     attacks["AA & co"].stages[1].max_queries = 30
     return evaluate(model, (images, labels), attacks, eps=EPS, checks=False, **options)
 
