@@ -84,6 +84,7 @@ class Verdict(NamedTuple):
     ends: where the attempt left each image
     goes_on: the unit, ready to go on, where the search stopped at a point that is no success after
         all; else None
+    denied: the search saw a success at the very point of one of its images, and it is none
     bad: which of its images the model gave no finite output for
     """
 
@@ -91,6 +92,7 @@ class Verdict(NamedTuple):
     counters: list[Counters]
     ends: list[AttemptEnd]
     goes_on: Candidates | None
+    denied: bool
     bad: list[bool]
 
 
@@ -126,6 +128,7 @@ def verify(candidates: Candidates, judge: Judge) -> list[Verdict]:
                 counters=[counters_from(columns, row) for row in rows],
                 ends=[_end_of(predicted, row, owner) for row in rows],
                 goes_on=unit,
+                denied=any(columns["denied"][row] for row in rows),
                 bad=[bool(columns["bad"][row]) for row in rows],
             )
         )
@@ -145,6 +148,8 @@ def _predict(candidates: Candidates, judge: Judge) -> _Predicted:
     fell = judgement.reached & attempts["clean_correct"] & (distance <= attempts["eps"])
 
     stops_at_first = attack.keeps == "first" and not batch.rounds.keeps_best
+    # The last point may be none of the successes, and the best of a group need not fool them all.
+    hands_over_successes = attack.keeps != "last" and not batch.rounds.coupled_by_model
     columns = read_columns(
         {
             "fell": fell,
@@ -155,6 +160,7 @@ def _predict(candidates: Candidates, judge: Judge) -> _Predicted:
             "found_at": attempts["found_at"],
             "queries": attempts["queries"],
             "goes_on": attempts["found"] & ~fell & stops_at_first,
+            "denied": attempts["found"] & ~fell & hands_over_successes,
             **final_columns(attempts, fell, attack.gradient, judge.passes),
         }
     )
