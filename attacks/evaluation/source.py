@@ -123,6 +123,8 @@ class Source:
 
     def _check_taken(self, batch: Sequence[Any], columns: Mapping[str, Tensor]) -> None:
         """TypeError: the model does not take the further inputs of a batch."""
+        if not columns:
+            return
         kinds = [type(part).__name__ for part in batch]
         got = f"{WHAT}, got a {type(batch).__name__} of {kinds}"
         check_taken(self.attacks[0].model, columns, got)

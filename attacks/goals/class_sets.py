@@ -56,7 +56,7 @@ class Superclass(_RightClasses):
     the highest of the label's own; "ce", −log of the sum of the softmax over the label's own.
 
     Args:
-        of: the superclass of each class, C integers.
+        of: the superclass of each class, C integers: a sequence, a tensor or an array.
         targeted: the label's superclass is the one to reach.
     """
 
@@ -65,7 +65,7 @@ class Superclass(_RightClasses):
     targeted: bool = False
 
     def __post_init__(self) -> None:
-        of = self.of.tolist() if isinstance(self.of, Tensor) else self.of
+        of = self.of.tolist() if hasattr(self.of, "tolist") else self.of
         if not isinstance(of, Sequence) or not all(isinstance(one, int) for one in of):
             raise TypeError(f"of must be one integer for each class, got {self.of!r}")
         if len(set(of)) < 2:

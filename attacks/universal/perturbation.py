@@ -226,4 +226,4 @@ def _rearranged(part: Any, order: Tensor) -> Any:
     """Images, labels or further inputs in this order; what cannot be is left to be refused."""
     if isinstance(part, Tensor):
         return part[order.to(part.device)] if len(part) == len(order) else part
-    return cut(part, len(order), order)  # type: ignore[arg-type]
+    return cut(part, len(order), order)

@@ -67,16 +67,16 @@ def classes(outputs):
     return outputs.argmax(1)
 
 
-def far_classes(outputs):
-    return outputs.argsort(1, descending=True)[:, 3]
+def third_classes(outputs):
+    return outputs.topk(3).indices[:, 2]
 
 
 def class_sets(outputs):
-    return outputs >= outputs.topk(3).values[:, 2:]
+    return outputs >= outputs.topk(1).values
 
 
 def other_sets(outputs):
-    return ~class_sets(outputs)
+    return ~class_sets(outputs) & (outputs >= outputs.topk(3).values[:, 2:])
 
 
 def label_sets(outputs):
@@ -98,7 +98,7 @@ def numbers(outputs):
 
 
 def near_numbers(outputs):
-    return outputs + 0.3
+    return outputs + 0.2
 
 
 def sum_above(outputs, labels):
@@ -115,12 +115,12 @@ OF = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 CASES = [
     GoalCase(TopK(1), FLAT, classes),
-    GoalCase(TopK(2), FLAT, classes),
-    GoalCase(TopK(2, targeted=True), FLAT, far_classes),
-    GoalCase(Confident(0.3), FLAT, classes),
-    GoalCase(Confident(0.1, targeted=True), FLAT, far_classes),
+    GoalCase(TopK(2), FLAT, second_classes),
+    GoalCase(TopK(2, targeted=True), FLAT, third_classes),
+    GoalCase(Confident(0.02), FLAT, classes),
+    GoalCase(Confident(0.02, targeted=True), FLAT, second_classes),
     GoalCase(Superclass(OF), FLAT, classes),
-    GoalCase(Superclass(OF, targeted=True), FLAT, far_classes),
+    GoalCase(Superclass(OF, targeted=True), FLAT, second_classes),
     GoalCase(ClassSet(), FLAT, class_sets),
     GoalCase(ClassSet(targeted=True), FLAT, other_sets),
     GoalCase(MultiLabel(), FLAT, label_sets),
@@ -130,13 +130,13 @@ CASES = [
     GoalCase(Segmentation(0.8), MAPS, classes),
     GoalCase(Segmentation(0.5), MAPS, classes),
     GoalCase(Segmentation(0.75, ignore_index=2), MAPS, classes),
-    GoalCase(Segmentation(1.0, targeted=True), MAPS, second_classes),
-    GoalCase(Regression(0.5), FLAT, numbers),
-    GoalCase(Regression(0.2, measure="mean"), FLAT, numbers),
-    GoalCase(Regression(0.2, measure="l2", targeted=True), FLAT, near_numbers),
-    GoalCase(EmbeddingDistance(0.05), FLAT, numbers),
-    GoalCase(EmbeddingDistance(1.0, metric="l2"), FLAT, numbers),
-    GoalCase(EmbeddingDistance(0.01, targeted=True), FLAT, near_numbers),
+    GoalCase(Segmentation(0.25, targeted=True), MAPS, second_classes),
+    GoalCase(Regression(0.3), FLAT, numbers),
+    GoalCase(Regression(0.15, measure="mean"), FLAT, numbers),
+    GoalCase(Regression(0.5, measure="l2", targeted=True), FLAT, near_numbers),
+    GoalCase(EmbeddingDistance(0.003), FLAT, numbers),
+    GoalCase(EmbeddingDistance(0.5, metric="l2"), FLAT, numbers),
+    GoalCase(EmbeddingDistance(0.005, targeted=True), FLAT, near_numbers),
     GoalCase(Custom(is_above, loss={"margin": sum_above}, figure=sum_above), FLAT, numbers),
     GoalCase(Custom(is_above, loss=sum_above), FLAT, numbers),
     GoalCase(Custom(is_above, name="no loss"), FLAT, numbers),

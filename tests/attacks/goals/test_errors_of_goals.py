@@ -125,6 +125,12 @@ def test_functions_of_a_users_own_goal_are_checked():
     assert PGD(outputs(3), 0.1, goal=Custom(**good)).run(X, labels).clean_correct.all()
 
 
+def test_superclasses_are_a_sequence_a_tensor_or_an_array():
+    of = torch.tensor([0, 0, 1])
+    for form in (of, of.tolist(), tuple(of.tolist()), of.numpy()):
+        assert Superclass(form) == Superclass((0, 0, 1))
+
+
 def test_a_model_of_labels_alone_serves_no_goal_that_needs_numbers():
     def model(x):
         return x.flatten(1).argmax(1)

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks import PGD, Custom, JournalError, Regression, Segmentation, TopK, evaluate
+from ironmoe.attacks import (
+    PGD,
+    Custom,
+    JournalError,
+    Regression,
+    Segmentation,
+    TopK,
+    UniversalPerturbation,
+    evaluate,
+)
 from ironmoe.attacks.balls.ball import ball_of
 
 COUNT = 8
@@ -130,6 +139,34 @@ def test_checks_say_something_of_every_goal(case):
 
 def _loss_of(goal):
     return None if goal.losses else (lambda outputs, labels: outputs.sum(1))
+
+
+@every_goal
+def test_other_forms_of_search_take_every_goal_that_has_a_loss(case):
+    """torchattacks' PGD, low precision with means of answers, and one perturbation of all."""
+    if not case.goal.losses:
+        return
+    model, images, labels = data(case)
+    goal = case.goal
+
+    def reached(at):
+        with torch.no_grad():
+            return goal.reached(model(at), labels)
+
+    last = PGD.torchattacks(model, 0.05, steps=2, goal=goal).run(images, labels)
+    assert torch.equal(last.success, reached(last.adversarial) & ~reached(images))
+
+    options = {"attack_dtype": torch.bfloat16, "eot": 2, "steps": 2, "goal": goal}
+    low = PGD(model, 0.05, **options).run(images, labels, passes=1)
+    assert torch.equal(low.success, reached(low.adversarial) & ~reached(images))
+
+    one = UniversalPerturbation(model, 0.05, epochs=1, goal=goal, batch_size=3)
+    found = one.fit((images, labels))
+    assert found.distance <= 0.05 * (1 + 1e-6) and found.perturbation.any()
+    report = found.evaluate((images, labels))
+    assert torch.equal(report.clean_correct, ~reached(images))
+    added = (images + found.perturbation).clamp(0, 1)
+    assert torch.equal(report.fooled, reached(added) & ~reached(images))
 
 
 def test_a_journal_names_the_goal_and_its_settings(tmp_path):
