@@ -288,9 +288,7 @@ class Engine:
                 self.emit(job, True)
                 continue
 
-            attack = candidates.batch.attack
-            if verdict.denied and not attack.attacked_model.differs_from(self.judge.asked(attack)):
-                self.saw_two_answers = True
+            self.saw_two_answers |= verdict.denied
             if verdict.goes_on is not None:
                 self._go_on(verdict.goes_on)
             else:

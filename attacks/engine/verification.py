@@ -84,7 +84,8 @@ class Verdict(NamedTuple):
     ends: where the attempt left each image
     goes_on: the unit, ready to go on, where the search stopped at a point that is no success after
         all; else None
-    denied: the search saw a success at the very point of one of its images, and it is none
+    denied: the search saw a success at the very point of one of its images, and the same model, run
+        in the same way, says that it is none
     bad: which of its images the model gave no finite output for
     """
 
@@ -150,6 +151,7 @@ def _predict(candidates: Candidates, judge: Judge) -> _Predicted:
     stops_at_first = attack.keeps == "first" and not batch.rounds.keeps_best
     # The last point may be none of the successes, and the best of a group need not fool them all.
     hands_over_successes = attack.keeps != "last" and not batch.rounds.coupled_by_model
+    asks_the_same = not attack.attacked_model.differs_from(judge.asked(attack))
     columns = read_columns(
         {
             "fell": fell,
@@ -160,7 +162,7 @@ def _predict(candidates: Candidates, judge: Judge) -> _Predicted:
             "found_at": attempts["found_at"],
             "queries": attempts["queries"],
             "goes_on": attempts["found"] & ~fell & stops_at_first,
-            "denied": attempts["found"] & ~fell & hands_over_successes,
+            "denied": attempts["found"] & ~fell & (hands_over_successes and asks_the_same),
             **final_columns(attempts, fell, attack.gradient, judge.passes),
         }
     )
