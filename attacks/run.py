@@ -82,6 +82,9 @@ def _is_random(attack: Search, chunk: Chunk, result: AttackResult) -> bool:
     judge = Judge(PASSES)
     doubts = result.found.long() + (result.found & ~result.success)
     places = doubts.argsort(descending=True, stable=True)[:FEW]
+    if attack.coupled_by_model:  # whole groups
+        group = attack.images_per_unit(len(doubts))
+        places = torch.arange(len(doubts), device=doubts.device)[: max(FEW // group, 1) * group]
     few = chunk.part(places)
     with borrowed(attack.model):
         judgement = judge(attack, result.adversarial[places], {"label": few.labels, **few.side})

@@ -84,8 +84,8 @@ class Verdict(NamedTuple):
     ends: where the attempt left each image
     goes_on: the unit, ready to go on, where the search stopped at a point that is no success after
         all; else None
-    denied: the search saw a success at the very point of one of its images, and the same model, run
-        in the same way, says that it is none
+    denied: the search saw more successes at the very point than the same model, run in the same
+        way, now confirms
     bad: which of its images the model gave no finite output for
     """
 
@@ -149,8 +149,10 @@ def _predict(candidates: Candidates, judge: Judge) -> _Predicted:
     fell = judgement.reached & attempts["clean_correct"] & (distance <= attempts["eps"])
 
     stops_at_first = attack.keeps == "first" and not batch.rounds.keeps_best
-    # The last point may be none of the successes, and the best of a group need not fool them all.
-    hands_over_successes = attack.keeps != "last" and not batch.rounds.coupled_by_model
+    # What the search saw at the very point: one success, or so many images of a group.
+    seen = attempts["found"].long()
+    if attack.keeps == "last" or batch.rounds.coupled_by_model:
+        seen = attempts["best_count"]
     asks_the_same = not attack.attacked_model.differs_from(judge.asked(attack))
     columns = read_columns(
         {
@@ -162,7 +164,7 @@ def _predict(candidates: Candidates, judge: Judge) -> _Predicted:
             "found_at": attempts["found_at"],
             "queries": attempts["queries"],
             "goes_on": attempts["found"] & ~fell & stops_at_first,
-            "denied": attempts["found"] & ~fell & (hands_over_successes and asks_the_same),
+            "denied": (seen > batch.rounds.of_unit(fell.long())) & asks_the_same,
             **final_columns(attempts, fell, attack.gradient, judge.passes),
         }
     )

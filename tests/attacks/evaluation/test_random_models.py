@@ -21,6 +21,7 @@ from ironmoe.attacks import (
     evaluate,
 )
 from ironmoe.attacks.engine.judging.passes import ERROR, PASSES, hits_needed
+from ironmoe.moe import Capacity, VMoE
 
 TINY = 1e-6  # no image of these models changes its class so near
 
@@ -270,3 +271,27 @@ def test_tables_have_the_interval_of_a_model_that_draws_for_a_whole_batch():
     clean = accuracies(report)[0]
     assert (clean["low"], clean["high"]) == report.clean_accuracy.interval()
     assert any("draws for many images at once" in note for note in compare(report, again).notes)
+
+
+def test_groups_that_influence_each_other_show_that_a_model_is_random():
+    torch.manual_seed(0)
+    options = {"image_size": 4, "patch_size": 2, "dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
+    capacity = Capacity(1.0, images_per_group=4, multiple_of=1)
+    inner = VMoE(
+        **options, num_classes=3, channels=1, moe_layers=(0,), num_experts=2, capacity=capacity
+    ).eval()
+    inner.head.weight.data.normal_()
+
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            logits = self.inner(x)
+            return torch.where(torch.rand(len(x), 1) < 0.1, -logits, logits)
+
+    x = torch.rand(32, 1, 4, 4)
+    result = PGD(Random(), TINY, steps=10).run(x, inner(x).argmax(1))
+    assert result.passes == PASSES
+    assert bool(result.robust.all())
