@@ -51,7 +51,7 @@ class MIFGSM(PGD):
         loss: str | Loss | None = None,
         bounds: Bounds = (0.0, 1.0),
         *,
-        early_stop: bool = False,
+        early_stop: bool | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -64,12 +64,21 @@ class MIFGSM(PGD):
             loss=loss,
             bounds=bounds,
             restarts=1,
-            early_stop=early_stop,
+            early_stop=bool(early_stop),
             **options,
         )
+        self._leaves_it_open = early_stop is None
         if not decay >= 0:
             raise ValueError(f"decay must be at least 0, got {decay}")
         self.decay = decay
+
+    def chosen_settings(self) -> dict[str, Any]:
+        """Where the user chose nothing, the settings are those of earlier journals, in which an
+        attempt stopped early. Its verdict is the same, so they go on."""
+        settings = super().chosen_settings()
+        if self._leaves_it_open:
+            settings |= {"early_stop": True, "keeps": "first"}
+        return settings
 
     def start(self, attempts: Attempts) -> None:
         super().start(attempts)

@@ -73,7 +73,7 @@ class Decaying(MIFGSM):
     """A user's relative of an attack of the library."""
 
     def __init__(self, model, eps, steps, twist=3):
-        super().__init__(model, eps, steps=steps, decay=0.5, early_stop=True)
+        super().__init__(model, eps, steps=steps, decay=0.5)
         self.twist = twist
 
 
@@ -113,13 +113,7 @@ def arguments(scenario, model):
         "routing": lambda: (
             {
                 "frozen": PGD(model, 0.1, steps=3, routing=FrozenRouting()),
-                "diverted": MIFGSM(
-                    model,
-                    0.1,
-                    steps=3,
-                    routing=RoutingDivergence(0.5, "weakest"),
-                    early_stop=True,  # as was usual when the journals were written
-                ),
+                "diverted": MIFGSM(model, 0.1, steps=3, routing=RoutingDivergence(0.5, "weakest")),
                 "softened": APGD(model, 0.1, steps=3, routing=Softened(2.0)),
                 "straight": PGD(model, 0.1, steps=2, routing=StraightThrough()),
                 "gates": PGD(model, 0.1, steps=2, routing=GatesOnly()),
