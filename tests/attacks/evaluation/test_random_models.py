@@ -222,6 +222,8 @@ def test_passes_that_allow_no_verdict_are_refused(model, passes):
         evaluate(model, data(model), {"p": PGD(model, TINY)}, passes=passes)
     with pytest.raises(ValueError, match="passes must be 1, or an even number of at least 16"):
         PGD(model, TINY).run(*data(model), passes=passes)
+    with pytest.raises(TypeError, match="passes must be None or a whole number, got '16'"):
+        PGD(model, TINY).run(*data(model), passes="16")
 
 
 KEEPING_THE_BEST = {
