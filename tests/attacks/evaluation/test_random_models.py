@@ -203,7 +203,7 @@ def test_a_verdict_over_one_pass_is_said_to_be_one(model):
     assert flag.tripped and "passes=64" in flag.message
 
 
-@pytest.mark.parametrize("passes", [0, -1, 2, 15, 17])
+@pytest.mark.parametrize("passes", [0, -1, 2, 15, 17, "64", 64.0, True])
 def test_passes_that_allow_no_verdict_are_refused(model, passes):
     with pytest.raises(ValueError, match="passes must be 1, or an even number of at least 16"):
         evaluate(model, data(model), {"p": PGD(model, TINY)}, passes=passes)
