@@ -281,10 +281,10 @@ class Engine:
             if any(verdict.bad):
                 self._skip([(job, verdict.bad)], candidates.batch)
                 self.emit(job, True)
-            elif verdict.goes_on is not None:
-                self.saw_two_answers |= not candidates.batch.attack.attacked_model.differs_from(
-                    self.judge.asked(candidates.batch.attack)
-                )
+                continue
+
+            self.saw_two_answers |= verdict.denied
+            if verdict.goes_on is not None:
                 self._go_on(verdict.goes_on)
             else:
                 self._settle(job, candidates.batch, verdict.ends)
