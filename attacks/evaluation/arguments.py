@@ -121,7 +121,8 @@ def _is_same(one: Any, other: Any) -> bool:
 
 def chain_of(attack: Attack, eps: Sequence[float] | None) -> list[Stage]:
     """The stages of an attack at all radii, the smallest first."""
-    if eps is not None and not isinstance(eps, Sequence | Tensor):
+    is_list = isinstance(eps, Sequence | Tensor) and not any(isinstance(e, str) for e in eps)
+    if eps is not None and not is_list:
         raise TypeError(f"eps must be a list of radii, or None for each attack's own, got {eps!r}")
     radii = [attack.largest_eps] if eps is None else sorted({float(e) for e in eps})
     if not radii or not all(radius >= 0 for radius in radii):

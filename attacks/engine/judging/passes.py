@@ -33,5 +33,7 @@ def hits_needed(passes: int, earlier: int) -> int:
 
 def check_passes(passes: int | None) -> None:
     """ValueError: a number of passes that no verdict can rest on."""
-    if passes is not None and passes != 1 and (passes < 16 or passes % 2):
-        raise ValueError(f"passes must be 1, or an even number of at least 16, got {passes}")
+    if passes is None or passes == 1:
+        return
+    if not isinstance(passes, int) or passes < 16 or passes % 2:
+        raise ValueError(f"passes must be 1, or an even number of at least 16, got {passes!r}")
