@@ -106,6 +106,9 @@ class Custom(Goal):
             self.agree(outputs.clone(), labels.clone())
 
 
+ONE_EACH = '; it must not take the mean of the examples (reduction="none")'
+
+
 class _Checked:
     """A function whose answers are checked: one number an example."""
 
@@ -116,8 +119,10 @@ class _Checked:
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         values = self.function(outputs.clone(), labels.clone())
         if not _is_one_each(values, len(outputs)):
+            is_mean = isinstance(values, Tensor) and not values.ndim
             raise TypeError(
                 f"{self.name} must return a tensor ({len(outputs)},), got {described(values)}"
+                + (ONE_EACH if is_mean else "")
             )
         return values
 
