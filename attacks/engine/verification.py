@@ -34,6 +34,18 @@ class Candidates(NamedTuple):
     def images(self) -> int:
         return len(self.owners) * self.batch.unit_size
 
+    def bad_units(self) -> list[tuple[Job, list[bool]]]:
+        """The jobs of units with an answer that was not finite, and which of their images had it;
+        without attempts that are cancelled."""
+        bad = self.attempts["bad"].tolist()
+        size = self.batch.unit_size
+        units = [bad[first : first + size] for first in range(0, len(bad), size)]
+        return [
+            (owner.job, of_unit)
+            for owner, of_unit in zip(self.owners, units, strict=True)
+            if any(of_unit) and not owner.job.is_cancelled(owner.attempt)
+        ]
+
     def part(self, places: list[int]) -> "Candidates":
         """Some of the units."""
         size = self.batch.unit_size

@@ -98,6 +98,13 @@ class UniversalResult:
     def apply(self, images: Tensor) -> Tensor:
         """images (N, …) in ``bounds`` → the perturbed images, clamped to ``bounds``, in at least
         float32; none lies further from its image than eps."""
+        shape = self.perturbation.shape
+        if images.shape[-len(shape) :] != shape:
+            raise ValueError(
+                f"images must have the shape of the perturbation {tuple(shape)}, got "
+                f"{tuple(images.shape)}"
+            )
+
         wide = torch.promote_types(images.dtype, torch.float32)
         return self._added(images.detach().to(wide), self.perturbation)
 

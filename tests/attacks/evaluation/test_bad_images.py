@@ -52,6 +52,12 @@ def test_they_are_named_by_their_number_in_the_data(model, batch_size):
         evaluate(model, data(model), {"f": FGSM(model, 1e-6)}, **arguments)
 
 
+def test_all_of_a_batch_are_named_that_are_bad_at_the_same_step(model):
+    images, labels = data(model)
+    with pytest.raises(ValueError, match=r"got NaN for 2 .*number 107, 133;"):
+        PGD(model, 1e-6, steps=3).run(images, labels, torch.arange(40) + 100)
+
+
 @pytest.mark.parametrize("checks", [False, True])
 @pytest.mark.parametrize("batch_size", [5, 256])
 def test_skipped_images_are_neither_robust_nor_fallen(model, batch_size, checks):
