@@ -1,6 +1,7 @@
 """The arguments of ``evaluate``: names for attacks, checks, and the stages of each attack."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -115,16 +116,24 @@ def _is_same(one: Any, other: Any) -> bool:
         pairs = zip(one, other, strict=False)
         return len(one) == len(other) and all(_is_same(a, b) for a, b in pairs)
     if isinstance(one, Goal) and isinstance(other, Goal):
-        return type(one) is type(other) and vars(one) == vars(other)
+        mine, its = vars(one), vars(other)
+        same_names = type(one) is type(other) and mine.keys() == its.keys()
+        return same_names and all(_is_same(mine[name], its[name]) for name in mine)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
     return bool(one == other)
 
 
 def chain_of(attack: Attack, eps: Sequence[float] | None) -> list[Stage]:
     """The stages of an attack at all radii, the smallest first."""
-    is_list = isinstance(eps, Sequence | Tensor) and not any(isinstance(e, str) for e in eps)
+    is_list = isinstance(eps, Sequence | Tensor) and all(_is_number(each) for each in eps)
     if eps is not None and not is_list:
         raise TypeError(f"eps must be a list of radii, or None for each attack's own, got {eps!r}")
     radii = [attack.largest_eps] if eps is None else sorted({float(e) for e in eps})
     if not radii or not all(radius >= 0 for radius in radii):
         raise ValueError(f"eps must hold at least one radius, none below 0, got {eps}")
     return [Stage(stage, radius) for radius in radii for stage in attack.stages]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)

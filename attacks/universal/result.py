@@ -146,8 +146,8 @@ class UniversalResult:
         """The images (N, …) plus a change (…) or (N, …), inside ball and box."""
         columns = {"clean": images, "eps": self.attack.region(images).radius.to(images.device)}
         columns["eps"] = columns["eps"].expand(len(images))
-        ball = self.attack.ball(columns)
-        return ball.tighten(ball.clip(images + change.to(images)))
+        moved = self.attack.ball(columns).clip(images + change.to(images))
+        return self.attack.final(columns, moved)
 
     def _judged(self, judge: Judge, chunk: Chunk, points: Tensor) -> Judgement:
         columns = {"label": chunk.labels, **chunk.side}

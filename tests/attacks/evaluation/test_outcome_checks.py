@@ -185,6 +185,19 @@ def test_a_gradient_where_nothing_may_move_is_none(model, data, attack):
     ].tripped
 
 
+def test_features_that_may_not_move_have_no_gradient():
+    """An eps (D,) for the rows of a table, of which the model sees one that may not move."""
+    rows = torch.rand(20, 6)
+
+    def model(x):
+        return torch.stack([x[:, 0], 0.5 - x[:, 0]], 1)
+
+    labels = model(rows).argmax(1)
+    eps = torch.tensor([0.0, 0.1, 0.1, 0.1, 0.1, 0.1])
+    flag = flags_of(model, (rows, labels), PGD(model, eps, steps=2))[STILL]
+    assert flag.tripped and flag.value == 1
+
+
 def test_a_patch_may_be_of_any_colour(model, data):
     """A radius as large as the box is no sign where most of the image stays."""
     patch = torch.zeros(1, 12, 12)
