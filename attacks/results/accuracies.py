@@ -6,8 +6,7 @@ import torch
 
 from ironmoe.attacks.evaluation.expected import Accuracy, ExpectedAccuracy
 from ironmoe.attacks.evaluation.proportion import Proportion
-from ironmoe.attacks.evaluation.report import RobustnessReport
-from ironmoe.attacks.results.image_rows import Reports
+from ironmoe.attacks.results.image_rows import Reports, by_model
 from ironmoe.attacks.results.outcomes import CLEAN, WORST_CASE, Outcomes, Values, outcomes_of
 from ironmoe.attacks.results.rows_file import Kind, Row, rows_as_text
 
@@ -48,11 +47,11 @@ def accuracies(reports: Reports, *, confidence: float = 0.95) -> list[Row]:
 
     Raises:
         ValueError: a confidence that does not lie between 0 and 1.
+        TypeError: something else than reports.
     """
-    named = {None: reports} if isinstance(reports, RobustnessReport) else reports
     return [
         {"model": model} | row
-        for model, report in named.items()
+        for model, report in by_model(reports).items()
         for row in _rows_of(outcomes_of(report), confidence)
     ]
 

@@ -155,7 +155,28 @@ def per_image(reports: Reports) -> list[Row]:
     """
     if isinstance(reports, RobustnessReport):
         return _rows_of(reports)
-    return [{"model": model} | row for model, report in reports.items() for row in _rows_of(report)]
+    return [
+        {"model": model} | row
+        for model, report in by_model(reports).items()
+        for row in _rows_of(report)
+    ]
+
+
+def by_model(reports: Reports) -> Mapping[str | None, RobustnessReport]:
+    """Model → report; None → a report that is given alone.
+
+    Raises:
+        TypeError: something else than reports.
+    """
+    alone = isinstance(reports, RobustnessReport)
+    named: Any = {None: reports} if alone else reports
+    is_named = isinstance(named, Mapping)
+    if not is_named or not all(isinstance(one, RobustnessReport) for one in named.values()):
+        raise TypeError(
+            "reports must be what evaluate returned, or a dict model → report, got "
+            f"{type(reports).__name__}"
+        )
+    return dict(named)
 
 
 def write_rows(reports: Reports, path: Path | str) -> None:

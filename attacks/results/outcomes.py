@@ -87,7 +87,16 @@ class Outcomes:
 
 
 def outcomes_of(report: RobustnessReport) -> Outcomes:
-    """A report, image by image."""
+    """A report, image by image.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(report, RobustnessReport):
+        raise TypeError(
+            f"a report must be what evaluate returned, got {type(report).__name__}; several are "
+            "compared two by two"
+        )
     radii = {name: summary.eps for name, summary in report.attacks.items()}
     return outcomes_from(per_image(report), radii, report.complete and not report.unread)
 

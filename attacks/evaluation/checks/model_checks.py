@@ -51,7 +51,13 @@ def check_model(
 
     Raises:
         ValueError: labels beyond the model's classes; NaN logits.
+        TypeError: no attack, but perhaps its model.
     """
+    if not isinstance(attack, Attack):
+        raise TypeError(
+            "attack must be an attack on the model, such as PGD(model), got "
+            f"{type(attack).__name__}"
+        )
     columns = {"label": labels, **extra_columns(extra, len(images))}
     return look_at(attack, images, columns, also=also)
 
