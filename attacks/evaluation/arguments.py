@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.balls.checked import shown
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Model
 from ironmoe.attacks.engine.coupling import images_coupled
 from ironmoe.attacks.engine.job import Stage
@@ -102,10 +103,17 @@ def check_shared(attacks: Mapping[str, Attack]) -> None:
         values = {name: of(stage) for name, attack in attacks.items() for stage in attack.stages}
         first, *others = values.values()
         if not all(_is_same(first, other) for other in others):
+            got = {name: _told(value) for name, value in values.items()}
             raise ValueError(
                 f"attacks must have the same {what}, since one clean prediction counts for all of "
-                f"them, got {values}; evaluate them one after another"
+                f"them, got {got}; evaluate them one after another"
             )
+
+
+def _told(value: Any) -> Any:
+    """How an error shows it: tensors by their shape."""
+    is_pair = isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value)
+    return tuple(map(shown, value)) if is_pair else value
 
 
 def _is_same(one: Any, other: Any) -> bool:

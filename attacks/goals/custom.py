@@ -17,7 +17,7 @@ class Custom(Goal):
     Outputs are one float tensor (N, …), finite everywhere; labels are a tensor (N, …) of any shape
     and dtype. Each function is given the outputs and labels of R examples, (R, …), which are some
     of the N in any order and may come again and again; it must say the same of an example whatever
-    others are beside it.
+    others are beside it. It is given copies, so it may write on them.
 
     Args:
         reached: (outputs, labels) → (R,) bool.

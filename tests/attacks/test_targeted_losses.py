@@ -3,6 +3,7 @@
 import pytest
 import torch
 import toys
+from pairwise import pairwise
 from torch import nn
 
 from ironmoe.attacks import APGD, FGSM, MIFGSM, PGD, Square
@@ -10,16 +11,16 @@ from ironmoe.attacks.losses import LOSSES
 
 EPS = 0.1
 ATTACKS = {
-    "pgd": lambda model, **options: PGD(model, EPS, steps=60, **options),
-    "apgd": lambda model, **options: APGD(model, EPS, steps=60, **options),
-    "mifgsm": lambda model, **options: MIFGSM(model, EPS, steps=60, **options),
+    "pgd": lambda model, **options: PGD(model, EPS, steps=40, **options),
+    "apgd": lambda model, **options: APGD(model, EPS, steps=40, **options),
+    "mifgsm": lambda model, **options: MIFGSM(model, EPS, steps=40, **options),
 }
 
 
 @pytest.fixture(scope="module")
 def scores():
     """Images (N, 6) that are their own logits, far from the faces of the box."""
-    return 0.3 + 0.4 * torch.rand(200, 6, generator=torch.Generator().manual_seed(1))
+    return 0.3 + 0.4 * torch.rand(100, 6, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,7 @@ def two_in_front(scores):
     return scores.sort(descending=True).values - torch.tensor([0.0, 0, 0.3, 0.3, 0.3, 0.3])
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name, loss, rank", pairwise(list(ATTACKS), list(LOSSES), [1, 2, 3]))
 def test_the_target_is_reached_exactly_where_it_can_be(scores, name, loss, rank):
     """The target's logit rises by eps and every other one falls by eps, at most."""
     targets = scores.topk(6).indices[:, rank]
@@ -39,7 +38,7 @@ def test_the_target_is_reached_exactly_where_it_can_be(scores, name, loss, rank)
     gap = scores.amax(1) - scores.gather(1, targets[:, None])[:, 0]
     clear = (gap - 2 * EPS).abs() > 0.01
     assert ((gap < 2 * EPS)[clear] == result.success[clear]).all()
-    assert 20 < int(result.success.sum()) < 200
+    assert 10 < int(result.success.sum()) < 100
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -55,7 +54,7 @@ def test_the_label_is_left_exactly_where_it_can_be(two_in_front, name, loss):
 
 @pytest.mark.parametrize("loss", [name for name, entry in LOSSES.items() if entry.targeted])
 def test_the_label_is_left_for_some_target_exactly_where_it_can_be(scores, loss):
-    attack = APGD(nn.Identity(), EPS, steps=60, loss=loss, targets=5)
+    attack = APGD(nn.Identity(), EPS, steps=40, loss=loss, targets=5)
     result = attack.run(scores, scores.argmax(1))
     first, second = scores.topk(2).values.T
     clear = (first - second - 2 * EPS).abs() > 0.01
@@ -88,13 +87,14 @@ def test_two_classes_end_at_the_optimum_of_the_linear_model(loss, norm, dual_ord
             assert int(result.success.sum()) == reached
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("attack, eps", [(PGD, 0.1), (APGD, 0.1), (MIFGSM, 0.1), (FGSM, 0.12)])
+@pytest.mark.parametrize(
+    "attack, eps, seed", [(PGD, 0.1, 0), (APGD, 0.1, 1), (MIFGSM, 0.1, 2), (FGSM, 0.12, 3)]
+)
 def test_the_targeted_dlr_reaches_what_the_cross_entropy_reaches(attack, eps, seed):
     images, labels = toys.blobs(100, classes=6, noise=0.2, seed=seed)
     model = toys.mlp(images, labels, seed).float()
     targets = (labels + 1 + torch.arange(100) % 5) % 6  # near ones and far ones
-    steps = {} if attack is FGSM else {"steps": 30}
+    steps = {} if attack is FGSM else {"steps": 20}
     reached = []
     for loss in ("ce", "dlr", "margin"):
         result = attack(model, eps, loss=loss, targeted=True, **steps).run(images, targets)
@@ -122,5 +122,5 @@ def test_square_and_three_classes(scores, loss):
     gap = three.amax(1) - three.amin(1)
     clear = (gap - 2 * EPS).abs() > 0.01
     assert torch.equal(reached[clear], (gap < 2 * EPS)[clear])
-    square = Square(nn.Identity(), EPS, steps=200, targeted=True).run(three, targets).success
+    square = Square(nn.Identity(), EPS, steps=120, targeted=True).run(three, targets).success
     assert not (square & ~reached)[clear].any() and square.sum() > 0.5 * reached.sum()

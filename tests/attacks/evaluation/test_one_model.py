@@ -107,3 +107,10 @@ def test_one_class_is_refused_by_attacks_that_need_verdicts_alone(data):
     attack = HopSkipJump(lambda x: x.flatten(1)[:, :1], steps=1)
     with pytest.raises(ValueError, match="at least 2 classes, got logits of 1; make two"):
         attack.run(data[0], torch.zeros_like(data[1]))
+
+
+def test_bounds_of_single_elements_are_shown_by_their_shape(model, data):
+    bounds = (torch.zeros(1, 4, 4), torch.ones(1, 4, 4))
+    with pytest.raises(ValueError, match=r"same bounds.*\(1, 4, 4\) up to 1.*\(0.0, 1.0\)"):
+        evaluate(model, data, {"a": PGD(model, bounds=bounds), "b": PGD(model)})
+    assert evaluate(model, data, [PGD(model, bounds=bounds, steps=1)] * 2).complete

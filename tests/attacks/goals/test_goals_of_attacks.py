@@ -19,7 +19,7 @@ from ironmoe.attacks import (
 )
 from ironmoe.attacks.balls.ball import ball_of
 
-COUNT = 8
+COUNT = 5
 KEPT = {"keep_adversarial": True, "checks": False}
 ATTACKS = goal_cases.attacks()
 
@@ -43,9 +43,11 @@ def made(attack, model, goal, **options):
         return None
 
 
-def taken(case, model):
-    """The attacks that take the goal, with their cases."""
-    found = [(attack, made(attack, model, case.goal)) for attack in ATTACKS]
+def taken(case, model, share=1):
+    """The attacks that take the goal, with their cases; every so manyth one, beginning with
+    another one for each goal, where a share of them is enough."""
+    first = goal_cases.CASES.index(case) % share
+    found = [(attack, made(attack, model, case.goal)) for attack in ATTACKS[first::share]]
     return [(attack, one) for attack, one in found if one is not None]
 
 
@@ -58,7 +60,7 @@ def test_a_success_is_what_the_goal_says_of_the_final_image(case, dtype):
         reached_before = goal.reached(model(images), labels)
         figure_before = goal.figure(model(images), labels)
 
-    for attack, one in taken(case, model):
+    for attack, one in taken(case, model, share=1 if dtype == torch.float64 else 7):
         if dtype == torch.float32 and not attack.kind.inside:
             continue  # at the very boundary rounding decides
         result = one.run(images, labels)
@@ -86,12 +88,12 @@ def test_a_success_is_what_the_goal_says_of_the_final_image(case, dtype):
 def test_verdicts_do_not_depend_on_batches_and_order(case):
     model, images, labels = data(case)
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(4))
-    for attack, one in taken(case, model):
+    for attack, one in taken(case, model, share=7):
         whole = one.run(images, labels)
         turned = one.run(images[order], labels[order], order)
         assert torch.equal(turned.success[order.argsort()], whole.success), attack
-        alone = one.run(images[5:6], labels[5:6], torch.tensor([5]))
-        assert torch.equal(alone.steps, whole.steps[5:6]), attack
+        alone = one.run(images[3:4], labels[3:4], torch.tensor([3]))
+        assert torch.equal(alone.steps, whole.steps[3:4]), attack
         assert len(one.run(images[:0], labels[:0]).success) == 0, attack
 
         report = evaluate(model, (images, labels), {"a": one}, batch_size=3, **KEPT)
@@ -105,28 +107,23 @@ def test_verdicts_do_not_depend_on_batches_and_order(case):
 def test_an_evaluation_at_two_radii_goes_on_from_a_cut_journal(case, tmp_path):
     model, images, labels = data(case)
     some = [pair for pair in taken(case, model) if pair[0].name in ("pgd", "square", "cw")]
-    for number, (attack, one) in enumerate(some):
-        radii = [conformance.radius(attack.norm) / 4, conformance.radius(attack.norm)]
-        options = {"eps": radii, "checks": False, "batch_size": 4, "keep_adversarial": True}
-        folder = tmp_path / str(number)
+    if not some:
+        some = taken(case, model)
+    attack, one = some[goal_cases.CASES.index(case) % len(some)]
+    radii = [conformance.radius(attack.norm) / 4, conformance.radius(attack.norm)]
+    options = {"eps": radii, "checks": False, "batch_size": 3, "keep_adversarial": True}
 
-        def run(one=one, options=options, folder=folder):
-            return evaluate(model, (images, labels), {"a": one}, journal=folder, **options)
+    def run():
+        return evaluate(model, (images, labels), {"a": one}, journal=tmp_path, **options)
 
-        whole = run().attacks["a"]
-        file = folder / "journal-0.jsonl"
-        lines = file.read_bytes().splitlines(keepends=True)
-        file.write_bytes(b"".join(lines[: len(lines) // 2]) + lines[-1][:30])
-        resumed = run().attacks["a"]
-        for field in ("fell", "decided", "prediction", "figure", "clean_figure", "adversarial"):
-            torch.testing.assert_close(
-                getattr(whole, field),
-                getattr(resumed, field),
-                rtol=0,
-                atol=1e-6,
-                equal_nan=True,
-                msg=lambda text, attack=attack: f"{attack}: {text}",
-            )
+    whole = run().attacks["a"]
+    file = tmp_path / "journal-0.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[: len(lines) // 2]) + lines[-1][:30])
+    resumed = run().attacks["a"]
+    for field in ("fell", "decided", "prediction", "figure", "clean_figure", "adversarial"):
+        kept, found = getattr(whole, field), getattr(resumed, field)
+        torch.testing.assert_close(kept, found, rtol=0, atol=1e-6, equal_nan=True)
 
 
 @every_goal
