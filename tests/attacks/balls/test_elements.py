@@ -62,7 +62,7 @@ def cases(draw):
 
 
 def bisected(norm, center, eps, low, high, scale, point):
-    """Each element by one multiplier λ ≥ 0, from 200 halvings: sign(y) clamp(|y| − λ / scale, 0,
+    """Each element by one multiplier λ ≥ 0, by halving: sign(y) clamp(|y| − λ / scale, 0,
     room) in L1, clamp(y / (1 + λ / scale²)) in L2."""
     x, y = center.double(), point.double() - center.double()
     room = torch.where(y > 0, high.double() - x, x - low.double())
@@ -83,6 +83,8 @@ def bisected(norm, center, eps, low, high, scale, point):
     high_end = torch.where(beyond(low_end), 1e4, 0.0).double()
     high_end = torch.where(eps[:, None] == 0, 1e30, high_end)
     for _ in range(60):
+        if not beyond(high_end).any():
+            break
         high_end = torch.where(beyond(high_end), high_end * 10, high_end)
     for _ in range(400):
         middle = torch.where(
@@ -90,12 +92,14 @@ def bisected(norm, center, eps, low, high, scale, point):
             (low_end * high_end).sqrt(),
             (low_end + high_end) / 2,
         )
+        if ((middle == low_end) | (middle == high_end)).all():
+            break  # no number lies between
         low_end = torch.where(beyond(middle), middle, low_end)
         high_end = torch.where(beyond(middle), high_end, middle)
     return x + y.sign() * at(high_end)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(st.sampled_from(sorted(NORMS)), cases())
 def test_the_projection_is_that_of_bisection(norm, case):
     center, eps, low, high, scale, point = case
@@ -105,7 +109,7 @@ def test_the_projection_is_that_of_bisection(norm, case):
     torch.testing.assert_close(projected.double(), expected, rtol=0, atol=slack)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(st.sampled_from(sorted(NORMS)), cases())
 def test_projections_are_feasible_and_idempotent(norm, case):
     center, eps, low, high, scale, point = case
@@ -240,7 +244,7 @@ def test_l1_steps_reach_the_fractional_knapsack():
     best = knapsack(weight.abs(), room, scale, eps)
 
     point = where.random_point(example_keys(0, torch.arange(8), 0))
-    for _ in range(200):
+    for _ in range(400):
         point = where.step(point, weight, 0.1 * eps)
     torch.testing.assert_close((weight * (point - center)).sum(1), best, rtol=1e-6, atol=0)
 
@@ -272,7 +276,7 @@ def test_the_step_onto_a_hyperplane_is_the_shortest(norm):
     smaller = where.measure(step) * (1 - 1e-6)
     inner = ball(norm, point, smaller, low, high, scale)
     at = point
-    for _ in range(200):
+    for _ in range(400):
         at = inner.step(at, weight, 0.5 * smaller)
     assert (value + (weight * (at - point)).sum(1) < 0).all()
 

@@ -62,7 +62,7 @@ def test_the_grid_point_is_inside_and_near(norm):
     rounding towards the image."""
     torch.manual_seed(0)
     nearest_ones = 0
-    for _ in range(60):
+    for _ in range(40):
         dim = 6
         scale = torch.rand(dim, dtype=torch.float64) * 0.8 + 0.2
         clean_level = torch.randint(20, 230, (1, dim)).double()
@@ -91,14 +91,16 @@ def test_the_grid_point_is_inside_and_near(norm):
         nearest_ones += is_nearest
         if is_nearest or norm == "Linf":
             assert far <= error + 1e-6
-    assert 5 < nearest_ones < 60 or norm == "Linf"
+    assert 3 < nearest_ones < 40 or norm == "Linf"
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 8, 13])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "steps, dtype",
+    [(1, torch.float32), (4, torch.float64), (8, torch.float32), (13, torch.float32)],
+)
 def test_a_radius_of_whole_steps_reaches_them(steps, dtype):
     """Although float32 pixels 8 steps apart often differ by a little more than 8 / 255."""
-    x = stored_images(40, 3, 8, 8).to(dtype)
+    x = stored_images(10, 3, 8, 8).to(dtype)
     x = (x * 255).round() / 255
     weight = torch.randn(3 * 8 * 8, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
@@ -126,16 +128,16 @@ def test_nothing_is_lost_after_the_search(kind):
     model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(48, 24), torch.nn.GELU(), torch.nn.Linear(24, 4)
     )
-    x = stored_images(200, 3, 4, 4, seed=3)
+    x = stored_images(80, 3, 4, 4, seed=3)
     labels = model(x).argmax(1)
     options = {"norm": "L2", "eps": 0.5}
     if kind is CW:
-        options |= {"steps": 60, "search_steps": 5}
+        options |= {"steps": 40, "search_steps": 4}
 
     plain = kind(model, **options).run(x, labels)
     rounded = png(plain.adversarial)[1]
     lost = plain.success & (model(rounded).argmax(1) == labels)
-    assert lost.sum() > 5 or kind is CW
+    assert lost.sum() > 2 or kind is CW
 
     result = kind(model, **options, levels=256).run(x, labels)
     assert torch.equal(result.found, result.success)
@@ -177,7 +179,7 @@ def test_masks_and_bounds_of_elements_on_a_grid():
 def test_an_evaluation_on_a_grid_and_its_images(tmp_path):
     torch.manual_seed(5)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
-    x = stored_images(30, 3, 4, 4, seed=6)
+    x = stored_images(10, 3, 4, 4, seed=6)
     data = (x, model(x).argmax(1))
     attacks = {
         "pgd": PGD(model, levels=256, steps=10),
@@ -186,11 +188,11 @@ def test_an_evaluation_on_a_grid_and_its_images(tmp_path):
         ),
     }
     for stage in attacks["aa"].stages:
-        stage.steps = stage.max_queries = 10
+        stage.steps = stage.max_queries = 5
         assert stage.levels == 256
     report = evaluate(
-        model, data, attacks, eps=[1 / 255, 4 / 255, 12 / 255], keep_adversarial=True,
-        journal=tmp_path, batch_size=8,
+        model, data, attacks, eps=[2 / 255, 12 / 255], keep_adversarial=True,
+        journal=tmp_path, batch_size=6,
     )  # fmt: skip
     for summary in report.attacks.values():
         assert summary.fell.any()
