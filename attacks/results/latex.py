@@ -45,7 +45,7 @@ def latex_table(
     Raises:
         ValueError: a confidence that does not lie between 0 and 1, or no rows.
     """
-    if isinstance(reports, Sequence):
+    if isinstance(reports, Sequence) and all(isinstance(row, dict) for row in reports):
         rows = list(reports)
     else:
         rows = accuracies(cast(Reports, reports), confidence=confidence)
