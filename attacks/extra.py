@@ -63,7 +63,7 @@ def check_taken(model: Any, columns: Mapping[str, Tensor], got: str) -> None:
         ) from None
 
 
-def cut(extra: Any, count: int, places: slice) -> Any:
+def cut(extra: Any, count: int, places: slice | Tensor) -> Any:
     """The extra inputs of some of ``count`` examples, in the form that they came in."""
     columns = extra_columns(extra, count)
     return {name.removeprefix(PREFIX): column[places] for name, column in columns.items()} or None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 
-@dataclass
+@dataclass(repr=False)
 class AttackResult:
     """What an attack did to N examples. Every field is a tensor with N entries on the images'
     device.
@@ -63,4 +63,12 @@ class AttackResult:
             self,
             forwards=self.forwards + earlier.forwards,
             backwards=self.backwards + earlier.backwards,
+        )
+
+    def __repr__(self) -> str:
+        """What to read first, in place of all the tensors."""
+        right = int(self.clean_correct.sum())
+        return (
+            f"AttackResult({len(self.success)} images, {right} of them to attack, "
+            f"{int(self.success.sum())} successes)"
         )

@@ -39,7 +39,7 @@ def run_attack(
         passes = PASSES
 
     result, saw_two_answers = _run(attack, chunk, images.dtype, Judge(passes or 1))
-    if passes is None and saw_two_answers and _is_random(attack, chunk, result.adversarial):
+    if passes is None and saw_two_answers and _is_random(attack, chunk, result):
         # What one pass confirms or denies is luck, so nothing of that run counts.
         result = _run(attack, chunk, images.dtype, Judge(PASSES))[0].with_passes_of(result)
     return result
@@ -76,12 +76,18 @@ def _run(
         return collected.result(judge.passes), engine.saw_two_answers
 
 
-def _is_random(attack: Search, chunk: Chunk, points: Tensor) -> bool:
-    """Whether the model, asked again and again about a few points, gives two verdicts on one."""
+def _is_random(attack: Search, chunk: Chunk, result: AttackResult) -> bool:
+    """Whether the model, asked again and again about a few of the final images, gives two verdicts
+    on one. Those at which it gave two answers come first."""
     judge = Judge(PASSES)
-    few = chunk.part(slice(0, FEW))
+    doubts = result.found.long() + (result.found & ~result.success)
+    places = doubts.argsort(descending=True, stable=True)[:FEW]
+    if attack.coupled_by_model:  # whole groups
+        group = attack.images_per_unit(len(doubts))
+        places = torch.arange(len(doubts), device=doubts.device)[: max(FEW // group, 1) * group]
+    few = chunk.part(places)
     with borrowed(attack.model):
-        judgement = judge(attack, points[:FEW], {"label": few.labels, **few.side})
+        judgement = judge(attack, result.adversarial[places], {"label": few.labels, **few.side})
     hits = judgement.hits.sum(1)
     return bool(((hits > 0) & (hits < judge.passes)).any())
 

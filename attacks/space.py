@@ -13,6 +13,7 @@ from ironmoe.attacks.balls.elements import (
     box_at,
     is_by_image,
     largest,
+    of_images,
     region_of,
 )
 from ironmoe.attacks.balls.grid import (
@@ -99,26 +100,50 @@ class SearchSpace:
         """
         return self._region((len(images), *images.shape[1:]))
 
-    def check_grid(self, images: Tensor) -> None:
-        """ValueError: images (N, …) that do not lie on the grid of ``levels``."""
+    def check_grid(self, images: Tensor, bounds: Bounds | None = None) -> None:
+        """ValueError: images (N, …) that do not lie on the grid of ``levels`` between ``bounds``,
+        by default the attack's."""
         if self.levels is not None:
-            check_on_grid(images, box_at(images, self.bounds), self.levels)
+            box = box_at(images, self.bounds if bounds is None else bounds)
+            check_on_grid(images, box, self.levels)
 
-    def check_alike(self, images: Tensor, count: int | None) -> None:
-        """ValueError: eps or bounds that are not the same for all images of a data set.
+    def part_of(self, images: Tensor, first: int, count: int | None) -> tuple[Bounds, Region]:
+        """(bounds, region) of some images of a data set.
 
         Args:
-            images: some of them, (n, …).
-            count: how many there are; None: that is not known.
+            images: (n, …), those with the numbers ``first`` … ``first`` + n − 1.
+            count: how many there are in all; None: that is not known.
+
+        Raises:
+            ValueError: eps or bounds have one entry for each of another number of images, or the
+                largest eps is not the same for all images.
         """
         shape = tuple(images.shape[1:])
         for name, value in (("eps", self.eps), *(("bounds", bound) for bound in self.bounds)):
-            if is_by_image(value, shape):
+            if is_by_image(value, shape) and isinstance(value, Tensor) and len(value) != count:
                 raise ValueError(
-                    f"{name} must be the same for all images of an evaluation, a number or a "
-                    f"tensor that broadcasts to an image {shape}, got {shown(value)}"
+                    f"{name} must be the same for all images, or have one entry for each of "
+                    f"{'an unknown number of' if count is None else count} images, got "
+                    f"{shown(value)}"
                 )
         self._region((1 if count is None else count, *shape))
+
+        places = slice(first, first + len(images))
+        eps = of_images(self.eps, shape, places)
+        low, high = (of_images(bound, shape, places) for bound in self.bounds)
+        region = region_of(eps, (low, high), tuple(images.shape))
+        if bool((region.radius != self.largest_eps).any()):
+            raise ValueError(
+                "eps must be the same for all images, or have the same largest element in every "
+                "image of an evaluation, got "
+                f"{shown(self.eps)}; attack.run takes other ones"
+            )
+        return (low, high), region
+
+    def differs_by_image(self, images: Tensor) -> bool:
+        """Whether eps or bounds have one entry for each image (…) of a data set."""
+        shape = tuple(images.shape[1:])
+        return any(is_by_image(value, shape) for value in (self.eps, *self.bounds))
 
     def counted(self, attempts: Attempts, point: Tensor) -> Tensor:
         """(R, …) what the model is asked and what counts where the search is at ``point``: with

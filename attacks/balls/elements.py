@@ -38,12 +38,13 @@ class Region(NamedTuple):
     @property
     def side(self) -> dict[str, Tensor]:
         """The tensors that differ from image to image, as columns (N, …)."""
+        return {name: value for name, value in self.tensors.items() if len(value) > 1}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of its tensors (n, …), under the names that they have as columns."""
         tensors = {"eps_scale": self.scale, "low_bound": self.low, "high_bound": self.high}
-        return {
-            name: value
-            for name, value in tensors.items()
-            if isinstance(value, Tensor) and len(value) > 1
-        }
+        return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
 def region_of(eps: Bound, bounds: Bounds, shape: tuple[int, ...]) -> Region:
@@ -104,6 +105,13 @@ def is_by_image(value: Bound, image_shape: tuple[int, ...]) -> bool:
     if value.ndim == 1:
         return value.shape[-1:] != tuple(image_shape[-1:])
     return value.ndim > len(image_shape)
+
+
+def of_images(value: Bound, image_shape: tuple[int, ...], places: slice) -> Bound:
+    """``value`` for some of the images: its rows, if it has one an image."""
+    if isinstance(value, Tensor) and is_by_image(value, image_shape):
+        return value[places]
+    return value
 
 
 class SharedElements:

@@ -16,6 +16,7 @@ from ironmoe.attacks.engine.job import Example, Job, Stage
 from ironmoe.attacks.engine.judging.judge import Judge, Judgement
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.goals.labels import needs_logits
+from ironmoe.attacks.losses import check_several_classes
 from ironmoe.attacks.ruled_out import ruled_out
 
 
@@ -116,6 +117,8 @@ class Admission:
             TypeError: labels alone, for an attack with targets.
         """
         classes = self._other_classes(chunk.labels, self._ranking(chunk, beginnings, judgement))
+        if self._goal.has_classes and judgement.outputs.ndim == 2:
+            check_several_classes(judgement.outputs, self.chains[0][0].attack.name)
 
         correct = [self._correct(chain, chunk, judgement) for chain in self.chains]
         examples = self._examples(chunk, judgement, classes)

@@ -212,8 +212,12 @@ class AttackedModel:
             if parts[0].is_floating_point():
                 wide = torch.promote_types(parts[0].dtype, torch.float32)
                 parts = [part.to(wide) for part in parts]
-            logits = _mean(parts)
-            loss = _mean([objective(part, attempts) for part in parts])
+            logits = _mean(parts).detach().clone()  # a user's loss may write on its own
+            try:
+                loss = _mean([objective(part, attempts) for part in parts])
+            except (IndexError, RuntimeError):
+                self.goal.check(logits, attempts["label"])  # too few classes, as of a search_model
+                raise
             loss = loss if extra is None else loss + extra.to(loss)
             if loss.shape != points.shape[:1]:
                 raise ValueError(
@@ -224,7 +228,7 @@ class AttackedModel:
             if want_grad:
                 grad = self._gradient(loss, points)
 
-        return Answer(logits.detach(), loss.detach(), grad)
+        return Answer(logits, loss.detach(), grad)
 
     def _gradient(self, loss: Tensor, points: Tensor) -> Tensor:
         """(R, …) of the summed loss; each loss depends on its own point, or on a whole group's."""

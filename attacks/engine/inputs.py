@@ -83,7 +83,7 @@ def in_units(chunk: Chunk, unit_size: int) -> Iterator[tuple[Chunk, int]]:
 def check_images(images: Tensor, labels: Tensor, bounds: Bounds, goal: Goal) -> None:
     """TypeError, ValueError: images that are no finite floats (N, …) inside the bounds, labels that
     the goal does not take."""
-    _check_kinds(images, labels, goal)
+    check_kinds(images, labels, goal)
     if len(images) == 0:
         return
 
@@ -125,7 +125,7 @@ def _excess(images: Tensor, lowest: Any, highest: Any) -> str:
     return f"{outside}; bounds= says which values the model takes"
 
 
-def _check_kinds(images: Any, labels: Any, goal: Goal) -> None:
+def check_kinds(images: Any, labels: Any, goal: Goal) -> None:
     """TypeError, ValueError: no tensors, or tensors of a wrong dtype, shape or device."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
         raise TypeError(f"images must be a floating point tensor (N, …), got {_kind(images)}")

@@ -192,8 +192,8 @@ class Job:
 
     def skip(self, bad: Sequence[bool]) -> None:
         """Give up: the model gives nothing finite for these images, which nothing can be said of.
-        Images that influence each other go together."""
-        everybody = self.coupled_by_model
+        Nor can it of others that are attacked together with them, since that ends, too."""
+        everybody = len(self.examples) > 1
         self.skipped = [
             known or new or everybody for known, new in zip(self.skipped, bad, strict=True)
         ]

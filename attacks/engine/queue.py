@@ -17,7 +17,7 @@ from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.counters import passes_of
 from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.engine.job import AttemptEnd, Job, Stage
-from ironmoe.attacks.engine.judging.finite import not_finite
+from ironmoe.attacks.engine.judging.finite import not_finite, not_finite_under
 from ironmoe.attacks.engine.judging.judge import Judge
 from ironmoe.attacks.engine.search import Search
 from ironmoe.attacks.engine.verification import (
@@ -219,29 +219,25 @@ class Engine:
 
     def _without_bad(self, candidates: Candidates) -> list[Candidates]:
         """The units for which every answer was finite; the others are skipped."""
-        bad = candidates.attempts["bad"].tolist()
-        if not any(bad):
+        bad = candidates.bad_units()
+        if not bad:
             return [candidates]
 
-        size = candidates.batch.unit_size
-        units = [bad[first : first + size] for first in range(0, len(bad), size)]
-        for owner, of_unit in zip(candidates.owners, units, strict=True):
-            if any(of_unit) and not owner.job.is_cancelled(owner.attempt):
-                self._skip(owner.job, of_unit)
-                self._drop_cancelled(owner.job, candidates.batch)
-
+        self._skip(bad, candidates.batch)
         left = without_cancelled([candidates])
         for job in dict.fromkeys(owner.job for owner in candidates.owners):
             if any(job.skipped):
                 self.emit(job, True)
         return left
 
-    def _skip(self, job: Job, bad: list[bool]) -> None:
-        """Leave out a unit of which nothing can be said; ValueError where that is not wanted."""
-        if not self.skips_bad:
-            numbers = [e.number for e, is_bad in zip(job.examples, bad, strict=True) if is_bad]
-            raise not_finite(numbers, len(bad), f"under {job.attack.name}")
-        job.skip(bad)
+    def _skip(self, units: Sequence[tuple[Job, list[bool]]], batch: ActiveBatch) -> None:
+        """Leave out units of which nothing can be said, since some images of each are bad;
+        ValueError where that is not wanted."""
+        if units and not self.skips_bad:
+            raise not_finite_under(units)
+        for job, bad in units:
+            job.skip(bad)
+            self._drop_cancelled(job, batch)
 
     @property
     def _waiting(self) -> int:
@@ -283,13 +279,12 @@ class Engine:
             if job.is_cancelled(verdict.owner.attempt):
                 continue  # by another attempt of these very candidates
             if any(verdict.bad):
-                self._skip(job, verdict.bad)
-                self._drop_cancelled(job, candidates.batch)
+                self._skip([(job, verdict.bad)], candidates.batch)
                 self.emit(job, True)
-            elif verdict.goes_on is not None:
-                self.saw_two_answers |= not candidates.batch.attack.attacked_model.differs_from(
-                    self.judge.asked(candidates.batch.attack)
-                )
+                continue
+
+            self.saw_two_answers |= verdict.denied
+            if verdict.goes_on is not None:
                 self._go_on(verdict.goes_on)
             else:
                 self._settle(job, candidates.batch, verdict.ends)

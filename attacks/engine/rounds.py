@@ -89,7 +89,7 @@ class Rounds:
     def _usable(self, attempts: Attempts, grad: Tensor | None) -> Tensor | None:
         """The gradient, 0 for elements that may not move."""
         eps = self.attack.eps
-        by_element = "eps_scale" in attempts or (isinstance(eps, Tensor) and eps.ndim > 1)
+        by_element = "eps_scale" in attempts or (isinstance(eps, Tensor) and eps.ndim > 0)
         if grad is None or not by_element:
             return grad
         ball = self.attack.ball(attempts)
@@ -171,8 +171,8 @@ class Rounds:
         if self.confirms:
             fooled = self._confirmed(attempts, fooled)
         score = self.attack.score(attempts, answer.loss).to(attempts["best_score"].dtype)
-        count = self._of_unit(fooled.long())
-        score = self._of_unit(score)
+        count = self.of_unit(fooled.long())
+        score = self.of_unit(score)
 
         more = count > attempts["best_count"]
         as_many = count == attempts["best_count"]
@@ -187,14 +187,14 @@ class Rounds:
 
         if self.attack.keeps == "best" or self.goes_on:
             return torch.zeros_like(fooled)
-        return count == self._of_unit(attempts["clean_correct"].long())
+        return count == self.of_unit(attempts["clean_correct"].long())
 
     def _confirmed(self, attempts: Attempts, fooled: Tensor) -> Tensor:
         """(R,) bool: of the attempts that fooled the search, those that fool the judging model,
         too. Whole units are shown to it."""
         part = {name: attempts[name] for name in JUDGED if name in attempts}
         part |= {name: column for name, column in attempts.items() if name.startswith(PREFIX)}
-        asked = torch.ones_like(fooled) if self.fixed else self._of_unit(fooled.long()) > 0
+        asked = torch.ones_like(fooled) if self.fixed else self.of_unit(fooled.long()) > 0
         if not self.fixed:
             part = select(part, asked)
             if not len(part["key"]):
@@ -209,7 +209,7 @@ class Rounds:
             return fooled & verdict
         return fooled & torch.zeros_like(fooled).masked_scatter(asked, verdict)
 
-    def _of_unit(self, values: Tensor) -> Tensor:
+    def of_unit(self, values: Tensor) -> Tensor:
         """(R,) the sum over the images of a unit, where they have to be fooled together."""
         if not self.coupled_by_model:
             return values

@@ -34,6 +34,18 @@ class Candidates(NamedTuple):
     def images(self) -> int:
         return len(self.owners) * self.batch.unit_size
 
+    def bad_units(self) -> list[tuple[Job, list[bool]]]:
+        """The jobs of units with an answer that was not finite, and which of their images had it;
+        without attempts that are cancelled."""
+        bad = self.attempts["bad"].tolist()
+        size = self.batch.unit_size
+        units = [bad[first : first + size] for first in range(0, len(bad), size)]
+        return [
+            (owner.job, of_unit)
+            for owner, of_unit in zip(self.owners, units, strict=True)
+            if any(of_unit) and not owner.job.is_cancelled(owner.attempt)
+        ]
+
     def part(self, places: list[int]) -> "Candidates":
         """Some of the units."""
         size = self.batch.unit_size
@@ -84,6 +96,8 @@ class Verdict(NamedTuple):
     ends: where the attempt left each image
     goes_on: the unit, ready to go on, where the search stopped at a point that is no success after
         all; else None
+    denied: the search saw more successes at the very point than the same model, run in the same
+        way, now confirms
     bad: which of its images the model gave no finite output for
     """
 
@@ -91,6 +105,7 @@ class Verdict(NamedTuple):
     counters: list[Counters]
     ends: list[AttemptEnd]
     goes_on: Candidates | None
+    denied: bool
     bad: list[bool]
 
 
@@ -126,6 +141,7 @@ def verify(candidates: Candidates, judge: Judge) -> list[Verdict]:
                 counters=[counters_from(columns, row) for row in rows],
                 ends=[_end_of(predicted, row, owner) for row in rows],
                 goes_on=unit,
+                denied=any(columns["denied"][row] for row in rows),
                 bad=[bool(columns["bad"][row]) for row in rows],
             )
         )
@@ -145,6 +161,11 @@ def _predict(candidates: Candidates, judge: Judge) -> _Predicted:
     fell = judgement.reached & attempts["clean_correct"] & (distance <= attempts["eps"])
 
     stops_at_first = attack.keeps == "first" and not batch.rounds.keeps_best
+    # What the search saw at the very point: one success, or so many images of a group.
+    seen = attempts["found"].long()
+    if attack.keeps == "last" or batch.rounds.coupled_by_model:
+        seen = attempts["best_count"]
+    asks_the_same = not attack.attacked_model.differs_from(judge.asked(attack))
     columns = read_columns(
         {
             "fell": fell,
@@ -155,6 +176,7 @@ def _predict(candidates: Candidates, judge: Judge) -> _Predicted:
             "found_at": attempts["found_at"],
             "queries": attempts["queries"],
             "goes_on": attempts["found"] & ~fell & stops_at_first,
+            "denied": (seen > batch.rounds.of_unit(fell.long())) & asks_the_same,
             **final_columns(attempts, fell, attack.gradient, judge.passes),
         }
     )

@@ -1,11 +1,13 @@
 """The arguments of ``evaluate``: names for attacks, checks, and the stages of each attack."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.balls.checked import shown
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Model
 from ironmoe.attacks.engine.coupling import images_coupled
 from ironmoe.attacks.engine.job import Stage
@@ -101,10 +103,17 @@ def check_shared(attacks: Mapping[str, Attack]) -> None:
         values = {name: of(stage) for name, attack in attacks.items() for stage in attack.stages}
         first, *others = values.values()
         if not all(_is_same(first, other) for other in others):
+            got = {name: _told(value) for name, value in values.items()}
             raise ValueError(
                 f"attacks must have the same {what}, since one clean prediction counts for all of "
-                f"them, got {values}; evaluate them one after another"
+                f"them, got {got}; evaluate them one after another"
             )
+
+
+def _told(value: Any) -> Any:
+    """How an error shows it: tensors by their shape."""
+    is_pair = isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value)
+    return tuple(map(shown, value)) if is_pair else value
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -115,15 +124,24 @@ def _is_same(one: Any, other: Any) -> bool:
         pairs = zip(one, other, strict=False)
         return len(one) == len(other) and all(_is_same(a, b) for a, b in pairs)
     if isinstance(one, Goal) and isinstance(other, Goal):
-        return type(one) is type(other) and vars(one) == vars(other)
+        mine, its = vars(one), vars(other)
+        same_names = type(one) is type(other) and mine.keys() == its.keys()
+        return same_names and all(_is_same(mine[name], its[name]) for name in mine)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
     return bool(one == other)
 
 
 def chain_of(attack: Attack, eps: Sequence[float] | None) -> list[Stage]:
     """The stages of an attack at all radii, the smallest first."""
-    if eps is not None and not isinstance(eps, Sequence | Tensor):
+    is_list = isinstance(eps, Sequence | Tensor) and all(_is_number(each) for each in eps)
+    if eps is not None and not is_list:
         raise TypeError(f"eps must be a list of radii, or None for each attack's own, got {eps!r}")
     radii = [attack.largest_eps] if eps is None else sorted({float(e) for e in eps})
     if not radii or not all(radius >= 0 for radius in radii):
         raise ValueError(f"eps must hold at least one radius, none below 0, got {eps}")
     return [Stage(stage, radius) for radius in radii for stage in attack.stages]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)

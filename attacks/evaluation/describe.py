@@ -92,3 +92,29 @@ def _plain(value: Any) -> Any:
     if known is None:
         return repr(value)
     return _described(kind, {name: known[name] for name in known if not name.startswith("_")})
+
+
+def differences(there: Any, now: Any, name: str = "") -> list[str]:
+    """Where two JSON values differ, down to the entry that does: "attacks.steps: 40 there, 20
+    now"."""
+    if _are_alike_lists(there, now):
+        there, now = dict(enumerate(there)), dict(enumerate(now))
+    if not (isinstance(there, dict) and isinstance(now, dict)):
+        return [] if there == now else [f"{name}: {there!r} there, {now!r} now"]
+
+    inner = f"{name}." if name else ""
+    return [
+        line
+        for key in sorted({*there, *now})
+        for line in differences(there.get(key), now.get(key), f"{inner}{key}")
+    ]
+
+
+def _are_alike_lists(there: Any, now: Any) -> bool:
+    """Lists of as many entries, which have names for what is in them."""
+    both = (there, now)
+    return (
+        all(isinstance(entries, list) for entries in both)
+        and len(there) == len(now)
+        and all(isinstance(entry, dict) for entries in both for entry in entries)
+    )

@@ -62,8 +62,8 @@ def evaluate(
             them for arguments by position, or a dict of them for arguments by keyword. Images come
             to the model in another order than here, and some again and again, so whatever belongs
             to an image must travel with it in this way.
-        attacks: name → attack, each with a single eps; or a list of attacks, named by what they
-            print, and by a number where that is the same.
+        attacks: name → attack, each with the same largest eps for all images; or a list of attacks,
+            named by what they print, and by a number where that is the same.
         eps: radii for every attack, in place of its own. An image that falls at one radius is not
             attacked at larger ones, since its adversarial example lies in those balls, too.
         batch_size: how many images the active batch holds. Images of models that couple them (a

@@ -194,7 +194,12 @@ class Evaluation:
         columns = {"label": looked_at.labels, **looked_at.side}
         good = ~self.judge(attack, images, columns).bad if self.skips_bad else slice(None)
         columns = {name: column[good] for name, column in columns.items()}
-        flags = look_at(attack, images[good], columns, also=others) if len(images[good]) else []
+        numbers = looked_at.indices[good]
+        flags = (
+            look_at(attack, images[good], columns, also=others, numbers=numbers)
+            if len(numbers)
+            else []
+        )
         self.spent_on_checks = attack.attacked_model.forwards - before
         if self.budget.max_forwards is not None:
             self.budget.max_forwards -= self.spent_on_checks

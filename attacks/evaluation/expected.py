@@ -8,7 +8,7 @@ from torch import Tensor
 from ironmoe.attacks.evaluation.proportion import Proportion, wilson
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExpectedAccuracy:
     """The share of right answers of a model that answers each time anew.
 
@@ -82,6 +82,9 @@ class ExpectedAccuracy:
     def __str__(self) -> str:
         low, high = self.interval()
         return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+    def __repr__(self) -> str:
+        return f"ExpectedAccuracy({self}, total={self.total}, passes={self.passes})"
 
 
 Accuracy = Proportion | ExpectedAccuracy

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.engine.records import Record, Records, record_from
+from ironmoe.attacks.evaluation.describe import differences
 from ironmoe.attacks.evaluation.old_journals import translated
 
 SYNC_SECONDS = 5.0
@@ -130,10 +131,12 @@ class Journal:
 
         found, units = _parsed(path, lines)
         for name in dict.fromkeys([*settings, *found]):
-            if settings.get(name) != found.get(name):
+            there, now = found.get(name), settings.get(name)
+            if there != now:
                 raise JournalError(
-                    f"{name} must be as in the journal {path} to go on, {found.get(name)!r}, got "
-                    f"{settings.get(name)!r}; use another folder for another evaluation"
+                    f"{name} must be as in the journal {path} to go on, got "
+                    f"{', '.join(differences(there, now, name))}; use another folder for another "
+                    "evaluation"
                 )
 
         # Records whose images did not reach the disk are left out.

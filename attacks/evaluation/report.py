@@ -22,7 +22,7 @@ class Flag(NamedTuple):
     message: str
 
 
-@dataclass
+@dataclass(repr=False)
 class AttackSummary:
     """One attack over the whole data set. Tensors are on CPU, in the order of the data.
 
@@ -54,6 +54,7 @@ class AttackSummary:
     targeted: labels are the classes to reach
     box: how far apart two images in ``bounds`` can be, in the attack's norm
     blind: the names of the stages that ask for no gradients
+    still: no element of an image may change, at the largest radius
     """
 
     stages: tuple[tuple[float, str], ...]
@@ -80,6 +81,7 @@ class AttackSummary:
     targeted: bool = False
     box: float = float("inf")
     blind: tuple[str, ...] = ()
+    still: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.skipped):
@@ -166,6 +168,9 @@ class AttackSummary:
             "backwards": self.backwards,
         }
 
+    def __repr__(self) -> str:
+        return ", ".join(f"{accuracy} at eps {eps:.6g}" for eps, accuracy in self.curve.items())
+
 
 def _mean(figures: Tensor | None, counted: Tensor) -> float | None:
     mean = math.nan if figures is None else float(figures[counted].mean())
@@ -195,7 +200,7 @@ def _expected(hits: Tensor, summary: AttackSummary) -> ExpectedAccuracy:
     return ExpectedAccuracy(passes - hits, passes, summary.alike)
 
 
-@dataclass
+@dataclass(repr=False)
 class RobustnessReport:
     """``clean_correct`` (N,) bool, a summary of every attack by name, and what the checks against
     false security say.
@@ -268,3 +273,14 @@ class RobustnessReport:
             "attacks": {name: summary.as_dict() for name, summary in self.attacks.items()},
             "checks": [flag._asdict() for flag in self.checks],
         }
+
+    def __repr__(self) -> str:
+        """What to read first; ``as_dict`` has all numbers."""
+        images = self.clean_accuracy.total
+        lines = [f"clean accuracy {self.clean_accuracy} of {images} images"]
+        lines += [f"{name}: {summary}" for name, summary in self.attacks.items()]
+        lines.append(f"worst case: {self.worst_case}")
+        if not self.complete:
+            lines.append("A budget ended this before every image was decided.")
+        lines += [f"{flag.name}: {flag.message}" for flag in self.checks if flag.tripped]
+        return "\n".join(lines)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.balls.elements import is_by_image
 from ironmoe.attacks.engine.attacked_model import AttackedModel
-from ironmoe.attacks.engine.inputs import Chunk, check_images, prepared
+from ironmoe.attacks.engine.inputs import Chunk, check_images, check_kinds, prepared
 from ironmoe.attacks.evaluation.sharding import Shard
 from ironmoe.attacks.extra import Extra, check_taken, cut, extra_columns
 
@@ -89,11 +90,10 @@ class Source:
         """A batch of the data as a chunk; errors say which images it holds."""
         first = self.attacks[0]
         try:
-            check_images(images, labels, first.bounds, first.goal)
-            for attack in self.attacks:
-                attack.check_alike(images, self.examples)
-                attack.check_grid(images)
+            check_kinds(images, labels, first.goal)
+            by_image = self._by_image(images, labels)
             chunk = prepared(images, labels, None, self.seen, extra=extra)
+            chunk = chunk._replace(side={**chunk.side, **by_image})
             self._check_names(chunk)
         except (ValueError, TypeError) as error:
             count = len(images) if isinstance(images, Tensor) else 1
@@ -111,6 +111,36 @@ class Source:
         self.shape = images.shape[1:]
         self.dtype = chunk.images.dtype
         return chunk
+
+    def _by_image(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What eps and bounds say of each of these images, as columns (n, …), where an attack has
+        other ones for each image; images are found to go with them."""
+        found: list[dict[str, Tensor]] = []
+        for attack in self.attacks:
+            bounds, region = attack.part_of(images, self.seen, self.examples)
+            check_images(images, labels, bounds, attack.goal)
+            attack.check_grid(images, bounds)
+            columns = region.tensors
+            if is_by_image(attack.eps, tuple(images.shape[1:])) and region.scale is None:
+                columns["eps_scale"] = torch.ones((1,) * images.ndim, dtype=torch.float64)
+            if any(is_by_image(bound, tuple(images.shape[1:])) for bound in attack.bounds):
+                columns["low_bound"] = torch.as_tensor(region.low, dtype=torch.float64)
+                columns["high_bound"] = torch.as_tensor(region.high, dtype=torch.float64)
+            found.append(columns if attack.differs_by_image(images) else {})
+
+        if not any(found):
+            return {}
+        first = found[0]
+        same = all(
+            each.keys() == first.keys() and all(torch.equal(each[n], first[n]) for n in first)
+            for each in found
+        )
+        if not same:
+            raise ValueError(
+                "attacks must have the same eps and bounds of each image, where one attack has "
+                "other ones for each image; evaluate them one after another"
+            )
+        return {name: value.expand(images.shape) for name, value in first.items()}
 
     def _check_names(self, chunk: Chunk) -> None:
         """ValueError: a batch with other further inputs than those before it."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls.elements import is_by_image
+from ironmoe.attacks.balls.grid import SLACK
 from ironmoe.attacks.engine.counters import result_fields
 from ironmoe.attacks.engine.job import Stage
 from ironmoe.attacks.engine.records import Records
@@ -104,6 +105,7 @@ def summary_of(
         alike=float(columns["alike"].mean()) if len(columns["alike"]) else 1.0,
         targeted=stages[0].attack.goal.targeted,
         box=_size_of_box(stages[0].attack, shape),
+        still=_stands_still(stages[-1], shape),
         blind=tuple({stage.attack.name for stage in stages if not stage.attack.gradient}),
         per_image=per_image,
         **counted,
@@ -129,10 +131,30 @@ def _size_of_box(attack: Search, shape: torch.Size) -> float:
     each image has a box of its own, or a part of it may not change."""
     if any(is_by_image(bound, tuple(shape)) for bound in attack.bounds):
         return float("inf")
+    low, high = _corners(attack, shape)
+    ball = attack.ball({"clean": low, "eps": torch.zeros(1).double()})
+    everything_moves = int(ball.movable) == low.numel()
+    return float(ball.distance(high)) if everything_moves else float("inf")
+
+
+def _stands_still(stage: Stage, shape: torch.Size) -> bool:
+    """Whether no element of an image may change: eps is 0, or less than a step of ``levels``."""
+    attack, radius = stage.attack, _radius(stage)
+    if radius == 0 or any(is_by_image(bound, tuple(shape)) for bound in attack.bounds):
+        return radius == 0
+
+    low, high = _corners(attack, shape)
+    ball = attack.ball({"clean": low, "eps": torch.zeros(1).double()})
+    reach = radius * torch.as_tensor(getattr(ball, "scale", 1.0)).double()
+    levels = getattr(attack, "levels", None)
+    step = 0.0 if levels is None else (high - low) / (levels - 1)
+    return not bool(((reach > 0) & (reach * (1 + SLACK) >= step)).any())
+
+
+def _corners(attack: Search, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """(1, …) float64, the lowest and the highest image."""
     low, high = (
         torch.as_tensor(bound, dtype=torch.float64).cpu().expand(1, *shape)
         for bound in attack.bounds
     )
-    ball = attack.ball({"clean": low, "eps": torch.zeros(1).double()})
-    everything_moves = int(ball.movable) == low.numel()
-    return float(ball.distance(high)) if everything_moves else float("inf")
+    return low, high

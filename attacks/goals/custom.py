@@ -17,7 +17,7 @@ class Custom(Goal):
     Outputs are one float tensor (N, …), finite everywhere; labels are a tensor (N, …) of any shape
     and dtype. Each function is given the outputs and labels of R examples, (R, …), which are some
     of the N in any order and may come again and again; it must say the same of an example whatever
-    others are beside it.
+    others are beside it. It is given copies, so it may write on them.
 
     Args:
         reached: (outputs, labels) → (R,) bool.
@@ -77,7 +77,7 @@ class Custom(Goal):
         return loss if callable(loss) else self.own_losses[loss or next(iter(self.own_losses))]
 
     def reached(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        verdict = self.is_reached(outputs, labels)
+        verdict = self.is_reached(outputs.clone(), labels.clone())
         if not _is_one_each(verdict, len(outputs)) or verdict.dtype != torch.bool:
             raise TypeError(
                 f"reached must return a bool tensor ({len(outputs)},), got {described(verdict)}"
@@ -87,7 +87,7 @@ class Custom(Goal):
     def prediction(self, outputs: Tensor) -> Tensor:
         if self.class_of is None:
             return super().prediction(outputs)
-        predicted = self.class_of(outputs)
+        predicted = self.class_of(outputs.clone())
         if not _is_one_each(predicted, len(outputs)) or predicted.dtype != torch.int64:
             raise TypeError(
                 f"prediction must return an int64 tensor ({len(outputs)},), got "
@@ -103,7 +103,10 @@ class Custom(Goal):
     def check(self, outputs: Tensor, labels: Tensor) -> None:
         """Whatever ``check`` raises."""
         if self.agree is not None:
-            self.agree(outputs, labels)
+            self.agree(outputs.clone(), labels.clone())
+
+
+ONE_EACH = '; it must not take the mean of the examples (reduction="none")'
 
 
 class _Checked:
@@ -114,10 +117,12 @@ class _Checked:
         self.function = function
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        values = self.function(outputs, labels)
+        values = self.function(outputs.clone(), labels.clone())
         if not _is_one_each(values, len(outputs)):
+            is_mean = isinstance(values, Tensor) and not values.ndim
             raise TypeError(
                 f"{self.name} must return a tensor ({len(outputs)},), got {described(values)}"
+                + (ONE_EACH if is_mean else "")
             )
         return values
 

@@ -28,7 +28,11 @@ class LabelGoal(Goal):
     def check_labels(self, labels: Any, count: int) -> None:
         is_tensor = isinstance(labels, Tensor)
         if not is_tensor or labels.dtype != torch.int64 or labels.shape != (count,):
-            raise TypeError(f"labels must be an int64 tensor ({count},), got {described(labels)}")
+            others = is_tensor and len(labels.shape) and len(labels) == count
+            raise TypeError(
+                f"labels must be an int64 tensor ({count},), got {described(labels)}"
+                + (OTHER_LABELS if others else "")
+            )
         if count and int(labels.min()) < 0:
             raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
 
@@ -40,9 +44,13 @@ class LabelGoal(Goal):
                 return outputs
         one_each = isinstance(outputs, Tensor) and outputs.shape == (count,)
         advice = ONE_LOGIT.replace("cat", "stack") if one_each else ""
+        is_array = not isinstance(outputs, Tensor) and hasattr(outputs, "__array__")
+        if isinstance(outputs, list) or is_array:
+            advice = NO_TENSOR
         raise TypeError(
             f"model must return a float tensor of logits ({count}, C), or logits_fn take it out of "
-            f"the output, got {_kind(outputs)}{advice}"
+            f"the output, got "
+            f"{_kind(outputs)}{advice}"
         )
 
     def check(self, outputs: Tensor, labels: Tensor) -> None:
@@ -131,6 +139,13 @@ def needs_logits(attack: str) -> TypeError:
 
 PLAIN = (Untargeted, Targeted)
 """The goals that need no more words than ``targeted``."""
+
+OTHER_LABELS = (
+    "; for labels that are not one class an example give a goal=, such as MultiLabel(), "
+    "Segmentation(…), Regression(…) or EmbeddingDistance(…)"
+)
+
+NO_TENSOR = "; return a tensor: floats are logits, integers (B,) are labels, for HopSkipJump"
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

@@ -20,6 +20,7 @@ from ironmoe.attacks.losses import (
     targeted_margin,
 )
 from ironmoe.attacks.methods.parts.apgd_sparsity import Sparsity
+from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.registry import register_attack
 
 # The last movement has this share in the next one: 1 − α of the paper.
@@ -101,10 +102,8 @@ class APGD(FixedRadiusAttack):
     ) -> None:
         self.targets = targets
         super().__init__(model, eps, norm=norm, **options)
-        counts = (("steps", steps, 0), ("restarts", restarts, 1), ("targets", targets, 0))
-        for name, value, least in counts:
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_counts(0, steps=steps, targets=targets)
+        check_counts(1, restarts=restarts)
         if not 0 <= rho <= 1:
             raise ValueError(f"rho must be from 0 to 1, got {rho}")
         sparse = issubclass(ball_of(norm), SparseBall)

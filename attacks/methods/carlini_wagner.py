@@ -14,6 +14,7 @@ from ironmoe.attacks.balls.l2 import L2Ball
 from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
+from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.registry import register_attack
 from ironmoe.kernels.attack_step import column
 
@@ -98,9 +99,7 @@ class CW(LeastDistanceAttack):
         for name, value in {"c": c, "lr": lr}.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {value}")
-        for name, value in {"steps": steps, "search_steps": search_steps}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_counts(1, steps=steps, search_steps=search_steps)
         if not 0 <= confidence < math.inf:
             raise ValueError(f"confidence must be at least 0 and finite, got {confidence}")
 

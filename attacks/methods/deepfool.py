@@ -11,6 +11,7 @@ from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
+from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.methods.parts.nearest_boundary import BoundaryAttack
 from ironmoe.attacks.registry import register_attack
 
@@ -55,8 +56,7 @@ class DeepFool(BoundaryAttack):
         **options: Any,
     ) -> None:
         super().__init__(model, eps, norm=norm, bounds=bounds, **options)
-        if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
+        check_counts(0, steps=steps)
         if not overshoot >= 0:
             raise ValueError(f"overshoot must be at least 0, got {overshoot}")
         if top_classes < 2:

@@ -10,6 +10,7 @@ from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
+from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.methods.parts.nearest_boundary import BoundaryAttack
 from ironmoe.attacks.registry import register_attack
 from ironmoe.kernels.attack_step import column
@@ -77,10 +78,8 @@ class FAB(BoundaryAttack):
         **options: Any,
     ) -> None:
         super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
-        counts = (("steps", steps, 0), ("restarts", restarts, 1), ("targets", targets, 0))
-        for name, count, least in counts:
-            if count < least:
-                raise ValueError(f"{name} must be at least {least}, got {count}")
+        check_counts(0, steps=steps, targets=targets)
+        check_counts(1, restarts=restarts)
         if not 0 <= alpha_max <= 1:
             raise ValueError(f"alpha_max must be between 0 and 1, got {alpha_max}")
         if not eta >= 1:

@@ -15,6 +15,7 @@ from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, select, where
 from ironmoe.attacks.goals.goal import described
+from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.methods.parts.hopskipjump_phases import Phases
 from ironmoe.attacks.methods.parts.hopskipjump_points import PLACES, PROBE, Points, sizes_vary
 from ironmoe.attacks.registry import register_attack
@@ -108,16 +109,9 @@ class HopSkipJump(LeastDistanceAttack):
         super().__init__(
             model, eps, norm=norm, bounds=bounds, seed=seed, targeted=targeted, **options
         )
-        counts = {
-            "steps": (steps, 0),
-            "initial_probes": (initial_probes, 1),
-            "restarts": (restarts, 1),
-            "max_probes": (max_probes, 1),
-            "start_tries": (start_tries, 1),
-        }
-        for name, (count, least) in counts.items():
-            if count < least:
-                raise ValueError(f"{name} must be at least {least}, got {count}")
+        check_counts(0, steps=steps)
+        check_counts(1, initial_probes=initial_probes, restarts=restarts)
+        check_counts(1, max_probes=max_probes, start_tries=start_tries)
         if not 0 < gamma < math.inf:
             raise ValueError(f"gamma must be above 0 and finite, got {gamma}")
         if early_stop and bool(torch.as_tensor(eps).isinf().any()):

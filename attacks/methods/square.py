@@ -13,6 +13,7 @@ from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, where
+from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.methods.parts.square_proposals import (
     BumpProposals,
     Proposals,
@@ -90,12 +91,10 @@ class Square(FixedRadiusAttack):
         **options: Any,
     ) -> None:
         super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
-        if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
+        check_counts(0, steps=steps)
+        check_counts(1, restarts=restarts)
         if not 0 < p_init <= 1:
             raise ValueError(f"p_init must be above 0 and at most 1, got {p_init}")
-        if restarts < 1:
-            raise ValueError(f"restarts must be at least 1, got {restarts}")
 
         self.steps = steps
         self.p_init = p_init

@@ -13,6 +13,7 @@ from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.search import Keeps
 from ironmoe.attacks.losses import Loss
+from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.registry import register_attack
 from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
 
@@ -65,8 +66,7 @@ class VMoEPGD(FixedRadiusAttack):
             options["routing"] = AuxiliaryLoss()
 
         super().__init__(model, eps, bounds=bounds, **options)
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        check_counts(1, steps=steps)
         self.steps = steps
         self.max_queries = steps
         self.auxiliary_loss = auxiliary_loss

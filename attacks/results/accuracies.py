@@ -6,8 +6,7 @@ import torch
 
 from ironmoe.attacks.evaluation.expected import Accuracy, ExpectedAccuracy
 from ironmoe.attacks.evaluation.proportion import Proportion
-from ironmoe.attacks.evaluation.report import RobustnessReport
-from ironmoe.attacks.results.image_rows import Reports
+from ironmoe.attacks.results.image_rows import Reports, by_model
 from ironmoe.attacks.results.outcomes import CLEAN, WORST_CASE, Outcomes, Values, outcomes_of
 from ironmoe.attacks.results.rows_file import Kind, Row, rows_as_text
 
@@ -48,11 +47,11 @@ def accuracies(reports: Reports, *, confidence: float = 0.95) -> list[Row]:
 
     Raises:
         ValueError: a confidence that does not lie between 0 and 1.
+        TypeError: something else than reports.
     """
-    named = {None: reports} if isinstance(reports, RobustnessReport) else reports
     return [
         {"model": model} | row
-        for model, report in named.items()
+        for model, report in by_model(reports).items()
         for row in _rows_of(outcomes_of(report), confidence)
     ]
 
@@ -74,15 +73,15 @@ def _rows_of(outcomes: Outcomes, confidence: float) -> list[Row]:
         radii: Sequence[float | None] = outcomes.radii_of_all(attacks) or [None]
         shares += [(WORST_CASE, eps, outcomes.under_all(attacks, eps, numbers)) for eps in radii]
     return [
-        {"attack": attack, "eps": eps} | _numbers(values, outcomes.passes, confidence)
+        {"attack": attack, "eps": eps} | _numbers(values, outcomes, confidence)
         for attack, eps, values in shares
     ]
 
 
-def _numbers(values: Values, passes: int, confidence: float) -> Row:
+def _numbers(values: Values, outcomes: Outcomes, confidence: float) -> Row:
     """The columns of one accuracy."""
     undecided = values.count(None)
-    so_far = _accuracy([1.0 if value is None else value for value in values], passes)
+    so_far = _accuracy([1.0 if value is None else value for value in values], outcomes)
     return {
         "accuracy": so_far.value if values else None,
         "low": so_far.without(undecided).interval(confidence)[0],
@@ -91,13 +90,13 @@ def _numbers(values: Values, passes: int, confidence: float) -> Row:
         "right": so_far.count,
         "images": so_far.total,
         "undecided": undecided,
-        "passes": passes,
+        "passes": outcomes.passes,
     }
 
 
-def _accuracy(values: Sequence[float], passes: int) -> Accuracy:
-    if passes == 1:
+def _accuracy(values: Sequence[float], outcomes: Outcomes) -> Accuracy:
+    if outcomes.passes == 1:
         return Proportion(round(sum(values)), len(values))
-    half = passes // 2
+    half = outcomes.passes // 2
     right = torch.tensor([round(value * half) for value in values], dtype=torch.int64)
-    return ExpectedAccuracy(right, half)
+    return ExpectedAccuracy(right, half, outcomes.alike)

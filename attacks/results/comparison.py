@@ -7,6 +7,10 @@ from ironmoe.attacks.evaluation.report import RobustnessReport
 from ironmoe.attacks.results.outcomes import CLEAN, WORST_CASE, Outcomes, Values, outcomes_of
 from ironmoe.attacks.results.paired import PairedDifference, paired_difference
 
+# Of a model whose images draw for themselves, the passes vary less than so many times as much as
+# the images show.
+DRAWS_TOGETHER = 1.5
+
 
 class ComparedAccuracy(NamedTuple):
     """One accuracy of both runs.
@@ -171,6 +175,13 @@ def _notes(one: Outcomes, other: Outcomes) -> list[str]:
             for attack, more in radii.items()
             if more
         ]
+    for run, name in ((one, "first"), (other, "second")):
+        if run.alike > DRAWS_TOGETHER:
+            notes.append(
+                f"The model of the {name} run draws for many images at once, so that a pass varies "
+                f"{run.alike:.1f} times as much as its images show: intervals and p-values, which "
+                "do not know it, are too small."
+            )
     missing = len(one.first.keys() ^ other.first.keys())
     if missing:
         notes.append(f"Images left out, because one run did not come to them: {missing}.")

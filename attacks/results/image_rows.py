@@ -69,6 +69,10 @@ def _right_passes(half: int) -> Callable[[AttackSummary], list[list[int]] | None
     return right
 
 
+def _alike(summary: AttackSummary) -> list[float] | None:
+    return None if summary.passes == 1 else [summary.alike] * len(summary.examples)
+
+
 def _not_negative(numbers: Tensor | None) -> list[int | None] | None:
     """−1 stands for a number that is not there."""
     if numbers is None:
@@ -105,6 +109,7 @@ IMAGE_COLUMNS: tuple[ImageColumn, ...] = (
     ImageColumn("backwards", int, lambda summary: summary.per_image.get("backwards")),
     *(ImageColumn(sign, bool, _flag(sign)) for sign in SIGNS),
     ImageColumn("passes", int, lambda summary: [summary.passes] * len(summary.examples)),
+    ImageColumn("alike", float, _alike),
     ImageColumn("right_first", list, _right_passes(0)),
     ImageColumn("right_second", list, _right_passes(1)),
     ImageColumn("checksum", int, lambda summary: _not_negative(summary.per_image.get("checksum"))),
@@ -136,6 +141,8 @@ def per_image(reports: Reports) -> list[Row]:
     - ``forwards``, ``backwards``: passes of the model that the image took part in
     - one column for each of the flags of ``AttackResult``
     - ``passes``: how many passes of the model each verdict rests on; more than 1 if it is random
+    - ``alike``: of a random model, how many times as much a pass varies as one whose images draw
+      for themselves; above 1 for a model that draws once for a whole batch
     - ``right_first``, ``right_second``: of a random model, in how many passes of the first and of
       the second half the image is right: a list, of the clean image, and for each radius of the
       worst point found up to it. The first half chooses that point, the second one counts
@@ -148,7 +155,28 @@ def per_image(reports: Reports) -> list[Row]:
     """
     if isinstance(reports, RobustnessReport):
         return _rows_of(reports)
-    return [{"model": model} | row for model, report in reports.items() for row in _rows_of(report)]
+    return [
+        {"model": model} | row
+        for model, report in by_model(reports).items()
+        for row in _rows_of(report)
+    ]
+
+
+def by_model(reports: Reports) -> Mapping[str | None, RobustnessReport]:
+    """Model → report; None → a report that is given alone.
+
+    Raises:
+        TypeError: something else than reports.
+    """
+    alone = isinstance(reports, RobustnessReport)
+    named: Any = {None: reports} if alone else reports
+    is_named = isinstance(named, Mapping)
+    if not is_named or not all(isinstance(one, RobustnessReport) for one in named.values()):
+        raise TypeError(
+            "reports must be what evaluate returned, or a dict model → report, got "
+            f"{type(reports).__name__}"
+        )
+    return dict(named)
 
 
 def write_rows(reports: Reports, path: Path | str) -> None:

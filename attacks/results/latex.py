@@ -1,6 +1,7 @@
 """Accuracies as a LaTeX table (booktabs): one row an attack, one column a radius."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -44,10 +45,10 @@ def latex_table(
     Raises:
         ValueError: a confidence that does not lie between 0 and 1, or no rows.
     """
-    if isinstance(reports, Sequence):
+    if isinstance(reports, Sequence) and all(isinstance(row, dict) for row in reports):
         rows = list(reports)
     else:
-        rows = accuracies(reports, confidence=confidence)
+        rows = accuracies(cast(Reports, reports), confidence=confidence)
     if not rows:
         raise ValueError("reports must hold at least one accuracy, got none")
 

@@ -50,6 +50,12 @@ class Outcomes:
         """How many passes of the model each verdict rests on."""
         return max((row["passes"] for row in self.first.values()), default=1)
 
+    @property
+    def alike(self) -> float:
+        """How many times as much a pass of a random model varies as one whose images draw for
+        themselves."""
+        return max((row.get("alike") or 1.0 for row in self.first.values()), default=1.0)
+
     def radii_of_all(self, attacks: Sequence[str]) -> list[float]:
         """The radii that all of these attacks were run at, ascending."""
         return sorted(set.intersection(*(set(self.radii[attack]) for attack in attacks)))
@@ -81,7 +87,16 @@ class Outcomes:
 
 
 def outcomes_of(report: RobustnessReport) -> Outcomes:
-    """A report, image by image."""
+    """A report, image by image.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(report, RobustnessReport):
+        raise TypeError(
+            f"a report must be what evaluate returned, got {type(report).__name__}; several are "
+            "compared two by two"
+        )
     radii = {name: summary.eps for name, summary in report.attacks.items()}
     return outcomes_from(per_image(report), radii, report.complete and not report.unread)
 

@@ -98,6 +98,13 @@ class UniversalResult:
     def apply(self, images: Tensor) -> Tensor:
         """images (N, …) in ``bounds`` → the perturbed images, clamped to ``bounds``, in at least
         float32; none lies further from its image than eps."""
+        shape = self.perturbation.shape
+        if images.shape[-len(shape) :] != shape:
+            raise ValueError(
+                f"images must have the shape of the perturbation {tuple(shape)}, got "
+                f"{tuple(images.shape)}"
+            )
+
         wide = torch.promote_types(images.dtype, torch.float32)
         return self._added(images.detach().to(wide), self.perturbation)
 
@@ -139,8 +146,8 @@ class UniversalResult:
         """The images (N, …) plus a change (…) or (N, …), inside ball and box."""
         columns = {"clean": images, "eps": self.attack.region(images).radius.to(images.device)}
         columns["eps"] = columns["eps"].expand(len(images))
-        ball = self.attack.ball(columns)
-        return ball.tighten(ball.clip(images + change.to(images)))
+        moved = self.attack.ball(columns).clip(images + change.to(images))
+        return self.attack.final(columns, moved)
 
     def _judged(self, judge: Judge, chunk: Chunk, points: Tensor) -> Judgement:
         columns = {"label": chunk.labels, **chunk.side}

@@ -23,7 +23,7 @@ from ironmoe.bench.cli.options import (
     chosen_device,
 )
 from ironmoe.bench.common.errors import clear_errors
-from ironmoe.bench.common.radii import ascending_radii, checked_alpha
+from ironmoe.bench.common.radii import ascending_radii, below_one, checked_alpha
 
 
 def attack(
@@ -193,6 +193,8 @@ def attack(
         target = chosen_device(device)
         images = load_data(data, image_size, skip_bad)
         announce(images, console)
+        if 0 < suite.eps_255[-1] < 1:
+            console.print(below_one(suite.eps_255[-1]))
         options = AttackOptions(
             checkpoint=checkpoint,
             model_spec=model,

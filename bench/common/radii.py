@@ -56,6 +56,15 @@ def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
     return found
 
 
+def below_one(largest: float) -> str:
+    """What to say of radii that are all below 1, which often were meant as shares of the range."""
+    share = f"{from_255(largest):.3g}"
+    return (
+        f"--eps is in units of 1/255 of the pixel range: {largest:g} is {share} of it. For "
+        f"{largest:g} of the range, give {255 * largest:g}."
+    )
+
+
 def usual_radii(norm: str) -> str:
     """The default of ``--eps`` in a norm."""
     from ironmoe.attacks.balls.ball import NORMS, Ball  # torch, which --help does without

@@ -67,7 +67,7 @@ class RunFolder:
                     "one with --out"
                 )
             self.write("settings.json", settings)
-        elif differing := differences(found, json.loads(json.dumps(settings))):
+        elif differing := _differences(found, json.loads(json.dumps(settings))):
             raise OutputError(
                 f"output folder {path} holds a run with other settings ({', '.join(differing)}); "
                 "choose another with --out"
@@ -102,14 +102,8 @@ class RunFolder:
             return None
 
 
-def differences(there: Any, now: Any, name: str = "") -> list[str]:
-    """Where two JSON values differ, down to the entry that does: "attacks.steps: 40 there, 20
-    now"."""
-    if isinstance(there, dict) and isinstance(now, dict):
-        inner = f"{name}." if name else ""
-        return [
-            line
-            for key in sorted({*there, *now})
-            for line in differences(there.get(key), now.get(key), f"{inner}{key}")
-        ]
-    return [] if there == now else [f"{name}: {there!r} there, {now!r} now"]
+def _differences(there: Any, now: Any) -> list[str]:
+    # It comes with torch, which --help does without.
+    from ironmoe.attacks.evaluation.describe import differences
+
+    return differences(there, now)

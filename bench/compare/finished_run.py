@@ -71,7 +71,11 @@ def finished_run(path: Path) -> FinishedRun:
             f"{path} must hold a finished run, got one without a report; its command goes on from "
             "there"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError:
+        raise RunError(
+            f"{path} must be the folder of a run of ironmoe attack, got that of another command"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{path} must be the folder of a run of ironmoe attack: {error!r}") from None
 
     missing = [name for name in (IMAGES, TABLE) if not (path / name).is_file()]

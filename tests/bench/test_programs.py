@@ -404,6 +404,13 @@ def test_bench_cpu_compares_equal_layers_only(tmp_path, monkeypatch):
         cpu.run_bench_cpu(1, None, Console(quiet=True))
 
 
+def test_a_radius_below_1_is_told_in_both_units():
+    from ironmoe.bench.common.radii import below_one
+
+    assert "0.03 is 0.000118 of it" in below_one(0.03)
+    assert below_one(0.03).endswith("For 0.03 of the range, give 7.65.")
+
+
 def test_radii_are_those_of_the_norm_and_labels_tell_them_apart():
     from ironmoe.bench.common.radii import ascending_radii, exact
 

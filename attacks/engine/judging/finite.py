@@ -2,17 +2,31 @@
 
 from collections.abc import Sequence
 
+from ironmoe.attacks.engine.job import Job
+
 SHOWN = 10
 
 
-def not_finite(numbers: Sequence[int], total: int, during: str) -> ValueError:
+def not_finite(numbers: Sequence[int], total: int | None, during: str) -> ValueError:
     """It names the images by their ``numbers`` in the data.
 
-    total: of how many; during: what the model was asked for.
+    total: of how many, if that is known; during: what the model was asked for.
     """
+    of_all = "" if total is None else f" of {total}"
     named = ", ".join(map(str, numbers[:SHOWN])) + (", …" if len(numbers) > SHOWN else "")
     return ValueError(
-        f"model must return finite logits and have finite input gradients, got NaN for "
-        f"{len(numbers)} of {total} examples {during}, in the data number {named}; evaluate leaves "
+        "model must return finite logits and have finite input gradients, got NaN for "
+        f"{len(numbers)}{of_all} examples {during}, in the data number {named}; evaluate leaves "
         "such examples out with on_bad='skip'"
     )
+
+
+def not_finite_under(units: Sequence[tuple[Job, Sequence[bool]]]) -> ValueError:
+    """The same about images under attack: of each unit, which of its images are bad."""
+    numbers = dict.fromkeys(
+        example.number
+        for job, bad in units
+        for example, is_bad in zip(job.examples, bad, strict=True)
+        if is_bad
+    )
+    return not_finite(list(numbers), None, f"under {units[0][0].attack.name}")

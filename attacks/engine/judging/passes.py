@@ -32,6 +32,8 @@ def hits_needed(passes: int, earlier: int) -> int:
 
 
 def check_passes(passes: int | None) -> None:
-    """ValueError: a number of passes that no verdict can rest on."""
+    """TypeError, ValueError: no number, or one that no verdict can rest on."""
+    if not isinstance(passes, int | None):
+        raise TypeError(f"passes must be None or a whole number, got {passes!r}")
     if passes is not None and passes != 1 and (passes < 16 or passes % 2):
         raise ValueError(f"passes must be 1, or an even number of at least 16, got {passes}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.borrow import borrowed
+from ironmoe.attacks.engine.judging.finite import not_finite
 from ironmoe.attacks.evaluation.checks.distances import DIFFERS, apart
 from ironmoe.attacks.evaluation.checks.gradient_checks import routing_gradient, zero_gradients
 from ironmoe.attacks.evaluation.checks.rounding_check import quantised
@@ -26,6 +27,9 @@ RANDOMISED = "randomised model"
 # The checks look at so many images at most, and at so many of them one by one.
 IMAGES = 64
 ALONE = 4
+# One image is asked about as often as there are images, and at least so often: a model that seldom
+# draws shows itself in many passes alone.
+AGAIN_AT_LEAST = 32
 
 
 def check_model(
@@ -47,15 +51,29 @@ def check_model(
 
     Raises:
         ValueError: labels beyond the model's classes; NaN logits.
+        TypeError: no attack, but perhaps its model.
     """
+    if not isinstance(attack, Attack):
+        raise TypeError(
+            "attack must be an attack on the model, such as PGD(model), got "
+            f"{type(attack).__name__}"
+        )
     columns = {"label": labels, **extra_columns(extra, len(images))}
     return look_at(attack, images, columns, also=also)
 
 
 def look_at(
-    attack: Attack, images: Tensor, columns: Mapping[str, Tensor], *, also: Sequence[Attack] = ()
+    attack: Attack,
+    images: Tensor,
+    columns: Mapping[str, Tensor],
+    *,
+    also: Sequence[Attack] = (),
+    numbers: Tensor | None = None,
 ) -> list[Flag]:
-    """``check_model`` with everything that belongs to the images as columns (N, …) by name."""
+    """``check_model`` with everything that belongs to the images as columns (N, …) by name.
+
+    numbers: (N,) of the images in the data, for errors; None: 0 … N − 1.
+    """
     attacked_model = attack.attacked_model
     images = images[:IMAGES].detach()
     columns = {name: column[:IMAGES] for name, column in columns.items()}
@@ -67,7 +85,13 @@ def look_at(
     try:
         with borrowed(attacked_model.model):
             sample = Sample(plain, attack.goal, images, columns)
-            outputs = sample.predict()
+            outputs = sample.model.judge(images, columns)
+            bad = attack.goal.bad(outputs)
+            if bool(bad.any()):
+                known = torch.arange(len(images)) if numbers is None else numbers[:IMAGES]
+                found = known.to(bad.device)[bad].tolist()
+                raise not_finite(found, len(images), "without any attack")
+
             attack.goal.check(outputs, sample.labels)
             random, is_exact = _randomness(sample, outputs)
             return [
@@ -85,7 +109,7 @@ def look_at(
 def passes_of_checks(images: int) -> int:
     """How many forward passes of single images ``check_model`` makes at most, on so many images."""
     images = min(images, IMAGES)
-    return 12 * images + ALONE
+    return 11 * images + max(images, AGAIN_AT_LEAST) + ALONE
 
 
 def says_random(flags: Sequence[Flag]) -> bool:
@@ -106,12 +130,12 @@ def no_room_for_checks() -> Flag:
 def _randomness(sample: Sample, outputs: Tensor) -> tuple[float, bool]:
     """(how far two answers to the same images lie apart, all bits are the same).
 
-    All images are asked about twice, and one image as often as there are images: a model that
-    seldom draws, and then for a whole batch, shows itself in many passes alone.
+    All images are asked about twice, and one image as often as there are images, or more often: a
+    model that seldom draws, and then for a whole batch, shows itself in many passes alone.
     """
     again = sample.predict()
     one = sample.part(slice(0, 1))
-    first, *others = [one.predict() for _ in range(len(sample.images))]
+    first, *others = [one.predict() for _ in range(max(len(sample.images), AGAIN_AT_LEAST))]
     pairs = [(outputs, again), *((first, other) for other in others)]
     random = max(float(apart(mine, other).max()) for mine, other in pairs)
     return random, all(torch.equal(mine, other) for mine, other in pairs)

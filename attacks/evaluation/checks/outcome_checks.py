@@ -39,8 +39,8 @@ AT_THEIR_TARGET = (
     "the classes to reach, not the true ones"
 )
 ALL_WRONG = (
-    "the model is wrong about all of them. Look at the labels, and at what the model expects "
-    "(normalize=, bounds=)"
+    "the model is wrong about all of them. Look at the labels, at what the model expects "
+    "(normalize=, bounds=), and at the settings of the goal"
 )
 
 
@@ -48,6 +48,7 @@ def check_outcome(report: RobustnessReport) -> list[Flag]:
     """Look at what the attacks did."""
     checks = (_nothing_attacked, _radius_beyond_box, _standing_still, _square, _rising)
     flags = [check(report) for check in checks]
+    flags += _still(report)
     if any(_needs_starts(summary) for summary in report.attacks.values()):
         flags.append(_no_start(report))
     if report.search_model is not None:
@@ -121,6 +122,19 @@ def _radius_beyond_box(report: RobustnessReport) -> Flag:
         if tripped
         else f"The largest radius is {share:.3g} of the distance between opposite corners.",
     )
+
+
+def _still(report: RobustnessReport) -> list[Flag]:
+    """A radius at which no image can change."""
+    still = {attack: summary.eps[-1] for attack, summary in report.attacks.items() if summary.still}
+    if not still:
+        return []
+    attack, eps = next(iter(still.items()))
+    message = (
+        f"{attack} may not change an image at all: eps is {eps:.6g}, which is 0 or less than a "
+        "step of levels=. The accuracy says nothing. eps is in the units of bounds."
+    )
+    return [Flag("radius too small", True, eps, message)]
 
 
 def _standing_still(report: RobustnessReport) -> Flag:

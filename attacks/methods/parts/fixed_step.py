@@ -11,6 +11,7 @@ from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss, least_classes
+from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.methods.parts.fingerprint import fingerprint
 
 
@@ -49,8 +50,7 @@ class FixedStepAttack(FixedRadiusAttack):
         **options: Any,
     ) -> None:
         super().__init__(model, eps, **options)
-        if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
+        check_counts(0, steps=steps, restarts=restarts)
         if restarts < 1 or (restarts > 1 and not random_start):
             raise ValueError(
                 f"restarts must be 1, or more with random_start, got {restarts} with "

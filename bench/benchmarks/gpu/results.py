@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from ironmoe.attacks.evaluation.describe import differences
 from ironmoe.bench.benchmarks.gpu.markdown import markdown
 from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, goals
 from ironmoe.bench.benchmarks.gpu.run_log import Entry, RunLog, outcomes, tables
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TEST_FOLDER, summary
 from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.files import slug, write_atomically, write_json
-from ironmoe.bench.common.run_folder import differences
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.common.versions import versions
 

@@ -1,11 +1,22 @@
 """Errors that say what to do: values just outside the box, one logit, dtypes, channels."""
 
+import numpy as np
 import pytest
 import torch
 import toys
 from torch import nn
 
-from ironmoe.attacks import APGD, CW, FAB, MIFGSM, PGD, DeepFool, Square, evaluate
+from ironmoe.attacks import (
+    APGD,
+    CW,
+    FAB,
+    MIFGSM,
+    PGD,
+    DeepFool,
+    HopSkipJump,
+    Square,
+    evaluate,
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +122,41 @@ def test_as_many_means_as_channels(data, count):
     for fits in (1, 3):
         attack = PGD(lambda x: x.flatten(1), 0.1, normalize=([0.5] * fits, [0.25] * fits))
         attack.run(images, data[1])
+
+
+@pytest.mark.parametrize("attack", [PGD, APGD, FAB, Square, DeepFool, CW, MIFGSM])
+@pytest.mark.parametrize("steps", [2.5, "3", None])
+def test_steps_are_whole_numbers(model, attack, steps):
+    with pytest.raises(TypeError, match=r"steps must be a whole number, at least [01], got "):
+        attack(model, steps=steps)
+    assert attack(model, steps=np.int64(3)).steps == 3
+
+
+def test_labels_of_another_task_are_told_of_goals(model, data):
+    images, labels = data
+    maps, numbers = labels[:, None, None].expand(-1, 8, 8), labels.float()
+    for others in (maps, numbers, torch.nn.functional.one_hot(labels)):
+        assert "give a goal=, such as MultiLabel()" in message_of(model, images, others)
+    with pytest.raises(TypeError) as caught:
+        PGD(model).run(images, labels[:3])
+    assert "goal" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", [torch.Tensor.numpy, torch.Tensor.tolist])
+def test_outputs_that_are_no_tensor_are_to_be_made_one(model, data, form):
+    def service(x):
+        return form(model(x.float()).detach().argmax(1))
+
+    with pytest.raises(TypeError, match=r"return a tensor: .* integers \(B,\) are labels"):
+        HopSkipJump(service, 0.1).run(*data)
+
+
+@pytest.mark.parametrize("eps", ["0.1", ["0.1"], [0.1, "0.2"]])
+def test_radii_in_words_are_refused(model, data, eps):
+    with pytest.raises(TypeError, match="eps must be a list of radii"):
+        evaluate(model, data, [PGD(model)], eps=eps)
+
+
+def test_a_number_of_passes_in_words_is_refused(model, data):
+    with pytest.raises(ValueError, match=r"passes must be 1, or an even number .* got '64'"):
+        evaluate(model, data, [PGD(model)], passes="64")

@@ -167,3 +167,19 @@ def test_bounds_without_an_end_are_refused_where_they_do_not_work(model, data):
     assert PGD(model, 0.1, bounds=bounds).run(images, labels).success.any()
     with pytest.raises(TypeError, match="seed must be an int, got None"):
         PGD(model, seed=None)
+
+
+def test_a_loss_may_write_on_the_logits_it_is_given(model, data):
+    def beside(logits, labels):
+        return logits.scatter(1, labels.unsqueeze(1), -1e9).amax(1)
+
+    def in_place(logits, labels):
+        return logits.scatter_(1, labels.unsqueeze(1), -1e9).amax(1)
+
+    for attack in (PGD, APGD):
+        kept, written = (
+            attack(model, 0.05, steps=5, loss=loss).run(*data) for loss in (beside, in_place)
+        )
+        assert torch.equal(written.adversarial, kept.adversarial)
+        assert torch.equal(written.found, kept.found)
+        assert torch.equal(written.forwards, kept.forwards)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ironmoe.attacks import APGD, FGSM, PGD, AutoAttack, Square, evaluate
+from ironmoe.attacks import APGD, FGSM, PGD, AutoAttack, AuxiliaryLoss, Square, evaluate
+from ironmoe.moe import VMoE
 
 BAD = (7, 33)
 
@@ -49,6 +50,12 @@ def test_they_are_named_by_their_number_in_the_data(model, batch_size):
     arguments = {"batch_size": batch_size, "checks": False}
     with pytest.raises(ValueError, match=r"in the data number (7|33|7, 33)\b.*on_bad='skip'"):
         evaluate(model, data(model), {"f": FGSM(model, 1e-6)}, **arguments)
+
+
+def test_all_of_a_batch_are_named_that_are_bad_at_the_same_step(model):
+    images, labels = data(model)
+    with pytest.raises(ValueError, match=r"got NaN for 2 .*number 107, 133;"):
+        PGD(model, 1e-6, steps=3).run(images, labels, torch.arange(40) + 100)
 
 
 @pytest.mark.parametrize("checks", [False, True])
@@ -117,3 +124,40 @@ def test_a_class_of_minus_infinity_is_no_bad_answer():
 def test_only_two_words_are_taken(model):
     with pytest.raises(ValueError, match="on_bad must be 'raise' or 'skip', got 'ignore'"):
         evaluate(model, data(model), {"f": FGSM(model)}, on_bad="ignore")
+
+
+def test_images_that_share_a_loss_with_a_bad_one_are_not_called_robust():
+    """An auxiliary loss couples the search of a batch, which a bad image ends for all."""
+    torch.manual_seed(0)
+    inner = VMoE(
+        image_size=4, patch_size=2, dim=8, depth=1, heads=2, mlp_dim=8, num_classes=3,
+        moe_layers=(0,), num_experts=2, channels=1,
+    )  # fmt: skip
+    inner.head.weight.data.normal_()
+
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            marked = x.flatten(1)[:, :1] >= 0.999
+            return torch.where(marked, float("nan"), self.inner(x))
+
+    model = Failing().eval()
+    x = 0.8 * torch.rand(16, 1, 4, 4)
+    y = inner(x).argmax(1)
+    x[5, 0, 0, 0] = 1
+    attacks = {"pgd": PGD(model, 1e-6, steps=2, routing=AuxiliaryLoss(0.1))}
+    report = evaluate(model, (x, y), attacks, batch_size=8, on_bad="skip")
+    assert report.skipped == list(range(8))
+    assert report.worst_case.total == 8
+
+
+@pytest.mark.parametrize("checks", [False, True])
+def test_the_look_at_a_model_names_them_by_their_number_in_the_data(checks):
+    torch.manual_seed(0)
+    model = Marked("nan")
+    x, y = data(model)
+    with pytest.raises(ValueError, match=r"in the data number 7, 33;.*on_bad='skip'"):
+        evaluate(model, (x, y), {"f": FGSM(model, 1e-6)}, checks=checks)

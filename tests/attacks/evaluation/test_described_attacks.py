@@ -94,3 +94,17 @@ def test_an_old_journal_tells_an_attack_of_a_user_as_today(attributes, told):
     today = json.loads(json.dumps(describe_attack(Own(MODEL, attributes=attributes))))
     old = {"attacks": {"a": [former(f"{__name__}.Own", queries=1, **told)]}}
     assert translated(old)["attacks"]["a"] == today
+
+
+def test_a_journal_of_another_evaluation_says_what_differs_and_no_more(tmp_path):
+    images = torch.rand(3, 3, 2, 2)
+    data = (images, MODEL(images).argmax(1))
+    evaluate(MODEL, data, {"a": PGD(MODEL, steps=2)}, journal=tmp_path, checks=False)
+    cases = (
+        ({"a": PGD(MODEL, steps=3)}, "attacks.a.0.settings.steps: 2 there, 3 now; use another"),
+        ({"a": PGD(MODEL, steps=2, eot=2)}, "attacks.a.0.settings.eot: 1 there, 2 now; use"),
+    )
+    for attacks, message in cases:
+        with pytest.raises(JournalError) as caught:
+            evaluate(MODEL, data, attacks, journal=tmp_path, checks=False, passes=1)
+        assert message in str(caught.value) and "norm" not in str(caught.value)

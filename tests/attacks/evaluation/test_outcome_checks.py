@@ -23,6 +23,7 @@ from ironmoe.attacks import (
 
 NOTHING = "nothing to attack"
 LARGE = "radius larger than the box"
+SMALL = "radius too small"
 STILL = "attacks without a gradient"
 
 
@@ -184,9 +185,71 @@ def test_a_gradient_where_nothing_may_move_is_none(model, data, attack):
     ].tripped
 
 
+def test_features_that_may_not_move_have_no_gradient():
+    """An eps (D,) for the rows of a table, of which the model sees one that may not move."""
+    rows = torch.rand(20, 6)
+
+    def model(x):
+        return torch.stack([x[:, 0], 0.5 - x[:, 0]], 1)
+
+    labels = model(rows).argmax(1)
+    eps = torch.tensor([0.0, 0.1, 0.1, 0.1, 0.1, 0.1])
+    flag = flags_of(model, (rows, labels), PGD(model, eps, steps=2))[STILL]
+    assert flag.tripped and flag.value == 1
+
+
 def test_a_patch_may_be_of_any_colour(model, data):
     """A radius as large as the box is no sign where most of the image stays."""
     patch = torch.zeros(1, 12, 12)
     patch[:, :4, :4] = 1
     assert not flags_of(model, data, PGD(model, patch, steps=2))[LARGE].tripped
     assert flags_of(model, data, PGD(model, patch + 1, steps=2))[LARGE].tripped
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_a_radius_at_which_nothing_can_change_is_named(model, data, norm):
+    images = (data[0] * 255).round() / 255
+    corner = torch.zeros(images.shape[1:])
+    corner[..., 0] = 1.0
+    cases = (
+        (0.0, None, True),
+        (0 * corner, None, True),
+        (1e-6, None, False),
+        (1e-6 * corner, None, False),
+        (0.9 / 255, 256, True),
+        (1 / 255, 256, False),
+        (0.9 / 255 * corner, 256, True),
+        (1 / 255 * corner, 256, False),
+    )
+    for eps, levels, trips in cases:
+        attack = PGD(model, eps, norm=norm, levels=levels, steps=2)
+        assert (SMALL in flags_of(model, (images, data[1]), attack)) == trips, (eps, levels)
+    several = flags_of(model, (images, data[1]), PGD(model, 0.01, norm=norm), eps=[0.0, 0.01])
+    assert SMALL not in several
+
+
+def test_a_radius_in_other_units_than_the_bounds_is_named(model, data):
+    images = (data[0] * 255).round()
+
+    def of_bytes(x):
+        return model(x / 255)
+
+    attack = PGD(of_bytes, 8 / 255, bounds=(0, 255), levels=256, steps=2)
+    assert flags_of(of_bytes, (images, data[1]), attack)[SMALL].tripped
+
+
+def test_without_bounds_there_is_no_radius_too_small(model, data):
+    attack = PGD(model, 0.1, bounds=(-math.inf, math.inf), steps=2)
+    assert SMALL not in flags_of(model, data, attack)
+
+
+def test_a_report_prints_what_to_read_first(model, data):
+    report = evaluate(model, data, {"it": PGD(model, 0.06, steps=3)}, eps=[0.0, 0.06])
+    lines = repr(report).splitlines()
+    assert lines[0] == f"clean accuracy {report.clean_accuracy} of {len(data[1])} images"
+    assert lines[1] == f"it: {report.attacks['it']}" and lines[1].endswith("at eps 0.06")
+    assert lines[2] == f"worst case: {report.worst_case}"
+    assert lines[3:] == [f"{flag.name}: {flag.message}" for flag in report.checks if flag.tripped]
+    assert "tensor" not in repr(report)
+    result = PGD(model, 0.06, steps=3).run(*data)
+    assert repr(result).endswith(f"{int(result.success.sum())} successes)")

@@ -7,8 +7,21 @@ import scipy.stats
 import torch
 from torch import nn
 
-from ironmoe.attacks import APGD, FGSM, PGD, AutoAttack, ExpectedAccuracy, Square, evaluate
+from ironmoe.attacks import (
+    APGD,
+    CW,
+    FGSM,
+    MIFGSM,
+    PGD,
+    AutoAttack,
+    ExpectedAccuracy,
+    Square,
+    accuracies,
+    compare,
+    evaluate,
+)
 from ironmoe.attacks.engine.judging.passes import ERROR, PASSES, hits_needed
+from ironmoe.moe import Capacity, VMoE
 
 TINY = 1e-6  # no image of these models changes its class so near
 
@@ -211,3 +224,78 @@ def test_passes_that_allow_no_verdict_are_refused(model, passes):
         evaluate(model, data(model), {"p": PGD(model, TINY)}, passes=passes)
     with pytest.raises(ValueError, match="passes must be 1, or an even number of at least 16"):
         PGD(model, TINY).run(*data(model), passes=passes)
+    with pytest.raises(TypeError, match="passes must be None or a whole number, got '16'"):
+        PGD(model, TINY).run(*data(model), passes="16")
+
+
+KEEPING_THE_BEST = {
+    "momentum": lambda model: MIFGSM(model, TINY),
+    "the least distance": lambda model: CW(model, 1e-5, steps=10, search_steps=2),
+    "all the way": lambda model: PGD(model, TINY, steps=10, early_stop=False),
+}
+
+
+@pytest.mark.parametrize("attack", KEEPING_THE_BEST)
+def test_a_run_that_keeps_the_best_point_sees_that_the_model_denies_it(model, attack):
+    result = KEEPING_THE_BEST[attack](model).run(*data(model))
+    assert result.passes == PASSES
+    assert bool(result.robust.all())
+
+
+def test_images_with_two_answers_show_that_a_model_is_random():
+    """They are the last of many images, all others of which have one answer."""
+
+    def model(x):
+        score = x.flatten(1)[:, :1] - 0.5
+        logits = torch.cat([score, -score], 1)
+        drawn = torch.rand(len(x), 1) < 0.3
+        return torch.where(drawn & (score.abs() < 0.1), -logits, logits)
+
+    torch.manual_seed(0)
+    x = torch.full((100, 1, 1, 4), 0.9)
+    x[80:] = 0.55
+    result = PGD(model, TINY, steps=10).run(x, torch.zeros(100, dtype=torch.int64))
+    assert result.passes == PASSES
+    assert bool(result.robust.all())
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_few_images_are_enough_to_see_that_a_model_is_random(model, count):
+    torch.manual_seed(0)
+    for seed in range(10):
+        report = evaluate(model, data(model, count), {"pgd": PGD(model, TINY, steps=1, seed=seed)})
+        assert report.passes == PASSES
+
+
+def test_tables_have_the_interval_of_a_model_that_draws_for_a_whole_batch():
+    torch.manual_seed(0)
+    model = Flipping(together=True)
+    reports = [evaluate(model, data(model), {"pgd": PGD(model, TINY, steps=2)}) for _ in range(2)]
+    report, again = reports
+    clean = accuracies(report)[0]
+    assert (clean["low"], clean["high"]) == report.clean_accuracy.interval()
+    assert any("draws for many images at once" in note for note in compare(report, again).notes)
+
+
+def test_groups_that_influence_each_other_show_that_a_model_is_random():
+    torch.manual_seed(0)
+    options = {"image_size": 4, "patch_size": 2, "dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
+    capacity = Capacity(1.0, images_per_group=4, multiple_of=1)
+    inner = VMoE(
+        **options, num_classes=3, channels=1, moe_layers=(0,), num_experts=2, capacity=capacity
+    ).eval()
+    inner.head.weight.data.normal_()
+
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            logits = self.inner(x)
+            return torch.where(torch.rand(len(x), 1) < 0.1, -logits, logits)
+
+    x = torch.rand(32, 1, 4, 4)
+    result = PGD(Random(), TINY, steps=10).run(x, inner(x).argmax(1))
+    assert result.passes == PASSES
+    assert bool(result.robust.all())

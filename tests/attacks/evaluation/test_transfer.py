@@ -282,6 +282,14 @@ def test_what_is_no_transfer_is_refused(data, models):
         evaluate(source, data, {"a": FGSM(coupled, EPS)}, search_model=coupled)
 
 
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+def test_a_source_with_fewer_classes_than_labels_is_refused(data, models, loss):
+    source = nn.Sequential(nn.Flatten(), nn.Linear(data[0][0].numel(), 3)).double()
+    attacks = [PGD(source, EPS, loss=loss)]
+    with pytest.raises(ValueError, match="labels must be below the model's 3 classes, got 3"):
+        evaluate(models[1].double(), data, attacks, search_model=source)
+
+
 def test_both_models_come_back_as_they_were(data, models):
     source, target = (nn.Sequential(model, nn.Dropout(0.0)).train() for model in models)
     evaluate(target, data, {"a": PGD(source, EPS, steps=2)}, search_model=source, checks=False)

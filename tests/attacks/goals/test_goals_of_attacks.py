@@ -12,6 +12,7 @@ from ironmoe.attacks import (
     JournalError,
     Regression,
     Segmentation,
+    Square,
     TopK,
     UniversalPerturbation,
     evaluate,
@@ -226,3 +227,29 @@ def test_a_goal_never_waits_for_the_device(case):
             raised = goal.loss_named(loss)(outputs, labels)
             assert raised.shape == (COUNT,)
             torch.autograd.grad(raised.sum(), outputs)
+
+
+def test_functions_of_a_user_may_write_on_what_they_are_given():
+    images = torch.rand(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    labels = (images @ weight)[:, 0] + 0.1
+    plain = Custom(
+        lambda outputs, labels: outputs[:, 0] > labels,
+        loss=lambda outputs, labels: outputs[:, 0] - labels,
+        figure=lambda outputs, labels: outputs[:, 0] - labels,
+    )
+    writing = Custom(
+        lambda outputs, labels: labels.sub_(outputs[:, 0]) < 0,
+        loss=lambda outputs, labels: outputs[:, 0].sub_(labels),
+        figure=lambda outputs, labels: outputs[:, 0].sub_(labels),
+        prediction=lambda outputs: outputs.zero_()[:, 0].long() - 1,
+    )
+
+    for attack in (PGD, Square):
+        results = [
+            attack(lambda x: x @ weight, 0.03, steps=5, goal=goal).run(images, labels.clone())
+            for goal in (plain, writing)
+        ]
+        assert bool(results[0].success.any())
+        for name in ("adversarial", "success", "forwards", "figure"):
+            assert torch.equal(getattr(results[0], name), getattr(results[1], name))

@@ -6,7 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from ironmoe.attacks import FGSM, PGD, JournalError, compare, evaluate, paired_difference
+from ironmoe.attacks import (
+    FGSM,
+    PGD,
+    JournalError,
+    RobustnessReport,
+    accuracies,
+    check_model,
+    compare,
+    csv_table,
+    evaluate,
+    latex_table,
+    paired_difference,
+    per_image,
+)
 from ironmoe.attacks.results.outcomes import Outcomes
 
 SMALL, LARGE = 0.01, 0.05
@@ -249,3 +262,18 @@ def test_it_prints_and_goes_into_json():
     assert "McNemar's exact test; intervals of differences: 90 %" in str(found)
     entry = found.as_dict()["lines"][2]
     assert entry["only_one"] == 8 and entry["p_value"] == 2 / 2**8
+
+
+@pytest.mark.parametrize("write", [per_image, accuracies, csv_table, latex_table])
+@pytest.mark.parametrize("wrong", ["runs/one", {"model": 3}, "a list of reports"])
+def test_what_is_no_report_is_refused(write, wrong):
+    reports = [RobustnessReport(torch.ones(2, dtype=torch.bool))]
+    with pytest.raises(TypeError, match=r"reports must be what evaluate returned, or a dict model"):
+        write(reports if wrong == "a list of reports" else wrong)
+    with pytest.raises(TypeError, match=r"a report must be what evaluate returned, got str"):
+        compare("runs/one", "runs/other")
+
+
+def test_checks_look_at_an_attack_and_not_at_its_model():
+    with pytest.raises(TypeError, match=r"attack must be an attack .* PGD\(model\), got Flatten"):
+        check_model(nn.Flatten(), torch.rand(2, 1, 2, 2), torch.zeros(2).long())

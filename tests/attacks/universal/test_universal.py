@@ -264,3 +264,26 @@ def test_it_serves_other_goals_than_labels():
         result = search.fit((images, model(images)))
         assert abs(float((result.perturbation * weight).sum())) > (1 - 1e-6) * moved
         assert result.evaluate((images, model(images))).fooling_rate.count == fooled
+
+
+def test_perturbed_images_lie_on_the_grid_of_levels():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    images = torch.randint(0, 256, (40, 1, 4, 4)) / 255
+    labels = model(images).argmax(1)
+    result = UniversalPerturbation(model, eps=0.1, epochs=2, levels=256).fit((images, labels))
+    perturbed = result.apply(images)
+    assert torch.equal((perturbed * 255).round() / 255, perturbed)
+    assert float((perturbed - images).abs().max()) <= 0.1 + 1e-6
+    assert result.evaluate((images, labels)).clean_accuracy.value == 1
+
+
+def test_it_is_added_to_images_of_its_own_shape_alone(data, model):
+    search, (images, _) = data
+    result = UniversalPerturbation(model, 0.1, epochs=1).fit(search)
+    one, few = images[:, :1, :1, :1], images[..., :1]
+    for wrong in (one, few):
+        if wrong.shape != images.shape:
+            with pytest.raises(ValueError, match="images must have the shape of the perturbation"):
+                result.apply(wrong)
+    assert result.apply(images[:0]).shape == images[:0].shape

@@ -1,0 +1,17 @@
+"""Options that count something: steps, restarts, targets."""
+
+import operator
+from typing import Any
+
+
+def check_counts(least: int, **counts: Any) -> None:
+    """TypeError, ValueError: one of the counts is no whole number, or below ``least``."""
+    for name, count in counts.items():
+        try:
+            operator.index(count)
+        except TypeError:
+            raise TypeError(
+                f"{name} must be a whole number, at least {least}, got {count!r}"
+            ) from None
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, got {count}")
