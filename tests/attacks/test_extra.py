@@ -279,8 +279,9 @@ def test_groups_keep_the_further_inputs_of_all_their_images(images, extra):
 
 def test_the_calls_of_autoattack_and_of_the_checks_take_them(model, images, labels, extra):
     attack = AutoAttack(model, eps=0.2, version="custom", attacks_to_run=["apgd-ce", "square"])
-    for stage in attack.stages:
-        stage.steps = stage.max_queries = 5
+    attack.stages[0].steps = 5
+    square = attack.stages[1] = Square(model, 0.2, steps=20)
+    square.name = "square"
     adversarial = attack.run_standard_evaluation(images, labels, bs=4, extra=extra)
     fell = attack.run(images, labels, extra=extra).success
     one_by_one = attack(images, labels, extra=extra)

@@ -95,8 +95,7 @@ def test_black_box_attacks_need_no_gradient():
 
 def test_one_attack_of_a_chain_skips_for_all(model):
     attack = AutoAttack(model, eps=1e-6, version="custom", attacks_to_run=["apgd-ce", "square"])
-    for stage in attack.stages:
-        stage.steps = stage.max_queries = 5
+    attack.stages[:] = APGD(model, 1e-6, steps=5), Square(model, 1e-6, steps=20)
     report = evaluate(model, data(model), {"aa": attack}, on_bad="skip", checks=False)
     assert report.skipped == list(BAD)
 

@@ -17,6 +17,7 @@ from ironmoe.attacks import (
     AttackResult,
     AutoAttack,
     Regression,
+    Square,
     accuracies,
     csv_table,
     evaluate,
@@ -48,7 +49,7 @@ def made(model, images, labels, **options):
         "AA & co": AutoAttack(model, version="custom", attacks_to_run=["apgd-ce", "square"]),
     }
     attacks["AA & co"].stages[0].steps = 10
-    attacks["AA & co"].stages[1].max_queries = 30
+    attacks["AA & co"].stages[1] = Square(model, steps=30)
     return evaluate(model, (images, labels), attacks, eps=EPS, checks=False, **options)
 
 
