@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ironmoe.attacks import CW, FAB, PGD, AutoAttack, DeepFool, evaluate
+from ironmoe.attacks import CW, FAB, PGD, AutoAttack, DeepFool, Square, evaluate
 from ironmoe.attacks.balls.ball import NORMS, ball_of
 from ironmoe.attacks.balls.grid import Grid, grid_of, on_grid
 
@@ -187,9 +187,10 @@ def test_an_evaluation_on_a_grid_and_its_images(tmp_path):
             model, version="custom", attacks_to_run=["apgd-t", "fab-t", "square"], levels=256
         ),
     }
-    for stage in attacks["aa"].stages:
-        stage.steps = stage.max_queries = 5
-        assert stage.levels == 256
+    stages = attacks["aa"].stages
+    assert all(stage.levels == 256 for stage in stages)
+    stages[0].steps = stages[1].steps = 5
+    stages[2] = Square(model, levels=256, steps=20)
     report = evaluate(
         model, data, attacks, eps=[2 / 255, 12 / 255], keep_adversarial=True,
         journal=tmp_path, batch_size=6,
