@@ -58,6 +58,9 @@ class Proposals(Protocol):
     """Where an attempt starts, and which changes it proposes, from its best point ``best`` and the
     number ``step`` of proposals that it has made."""
 
+    steps: int
+    """The number of the last one."""
+
     def start(self, attempts: Attempts) -> Tensor:
         """(R, …) the starting points. What the proposals need is added to the attempts."""
 

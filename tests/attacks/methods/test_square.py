@@ -4,9 +4,10 @@ from itertools import pairwise
 import pytest
 import torch
 import toys
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ironmoe.attacks import PGD, evaluate
+from ironmoe.attacks import PGD, AutoAttack, evaluate
 from ironmoe.attacks.engine.active_batch import ActiveBatch, blank_attempts
 from ironmoe.attacks.methods import square
 from ironmoe.attacks.methods.parts import square_proposals
@@ -394,3 +395,14 @@ def toy():
     torch.manual_seed(1)
     layers = torch.nn.Flatten(), torch.nn.Linear(36, 20), torch.nn.GELU(), torch.nn.Linear(20, 5)
     return torch.nn.Sequential(*layers).double()
+
+
+def test_steps_that_are_set_later_count():
+    """As on a stage of AutoAttack, which makes its parts itself."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x = torch.rand(3, 1, 4, 4)
+    attack = AutoAttack(model, eps=1e-6, version="custom", attacks_to_run=["square"])
+    attack.stages[0].steps = 5
+    result = attack.run(x, model(x).argmax(1))
+    assert int(result.forwards.max()) <= 5 + 3 and not result.success.any()
