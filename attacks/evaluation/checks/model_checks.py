@@ -27,6 +27,9 @@ RANDOMISED = "randomised model"
 # The checks look at so many images at most, and at so many of them one by one.
 IMAGES = 64
 ALONE = 4
+# Outputs between 0 and 1 are probabilities if more than this share of them is so near to 0 or 1.
+SURE_SHARE = 0.1
+SURE = 0.01
 # One image is asked about as often as there are images, and at least so often: a model that seldom
 # draws shows itself in many passes alone.
 AGAIN_AT_LEAST = 32
@@ -194,14 +197,17 @@ def _of_gradients(sample: Sample, outputs: Tensor, bounds: Bounds, random: float
 
 def _softmax(logits: Tensor) -> Flag:
     sums = (logits.double().sum(1) - 1).abs().max()
-    # The sums of bfloat16 probabilities are that far off.
-    tripped = bool(logits.min() >= 0) and bool(logits.max() <= 1) and float(sums) < 1e-2
+    within = bool(logits.min() >= 0) and bool(logits.max() <= 1)
+    # The sums of bfloat16 probabilities are that far off. Sigmoids do not sum up to 1, but a model
+    # that has learned something is nearly sure of many classes.
+    sure = ((logits < SURE) | (logits > 1 - SURE)).double().mean()
+    tripped = within and (float(sums) < 1e-2 or float(sure) > SURE_SHARE)
     return Flag(
         "softmax outputs",
         tripped,
         float(sums),
         "The outputs are probabilities, whose gradients vanish where the model is sure: attack "
-        "the logits before the softmax."
+        "the logits before the softmax or sigmoid."
         if tripped
         else "The outputs are no probabilities.",
     )

@@ -54,6 +54,8 @@ def test_non_determinism(model, data):
 
 def test_softmax(model, data):
     assert "softmax outputs" in tripped(lambda x: model(x).softmax(1), data)
+    assert "softmax outputs" in tripped(lambda x: (9 * model(x)).sigmoid(), data)
+    assert "softmax outputs" not in tripped(lambda x: 0.4 + 0.1 * model(x).tanh(), data)
 
 
 def test_zero_gradients(model, data):
