@@ -117,8 +117,9 @@ class Admission:
             TypeError: labels alone, for an attack with targets.
         """
         classes = self._other_classes(chunk.labels, self._ranking(chunk, beginnings, judgement))
-        if self._goal.has_classes and judgement.outputs.ndim == 2:
-            check_several_classes(judgement.outputs, self.chains[0][0].attack.name)
+        first = self.chains[0][0].attack
+        if self._goal.has_classes and judgement.outputs.ndim == 2 and not first.gradient:
+            check_several_classes(judgement.outputs, first.name)  # a loss looks for itself
 
         correct = [self._correct(chain, chunk, judgement) for chain in self.chains]
         examples = self._examples(chunk, judgement, classes)

@@ -141,6 +141,11 @@ class UniversalPerturbation:
             for epoch in range(self.epochs):
                 total, count = 0.0, 0
                 for chunk in self._chunks(data, epoch):
+                    if self.attack.differs_by_image(chunk.images):
+                        raise ValueError(
+                            "eps must be the same for all images, as bounds must, for one "
+                            f"perturbation of all, got {self.attack.eps_text}"
+                        )
                     if ball is None:
                         ball = self._ball(chunk.images)
                         change = ball.center
