@@ -108,10 +108,14 @@ def is_by_image(value: Bound, image_shape: tuple[int, ...]) -> bool:
 
 
 def of_images(value: Bound, image_shape: tuple[int, ...], places: slice) -> Bound:
-    """``value`` for some of the images: its rows, if it has one an image."""
-    if isinstance(value, Tensor) and is_by_image(value, image_shape):
-        return value[places]
-    return value
+    """``value`` for some of the images: its rows, if it has one an image. A tensor comes in the
+    rank of the images, so that what it means does not depend on how many there are here."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    if is_by_image(value, image_shape):
+        rows = value[places]
+        return rows.view(-1, *(1,) * len(image_shape)) if rows.ndim == 1 else rows
+    return value.view((1,) * (len(image_shape) + 1 - value.ndim) + tuple(value.shape))
 
 
 class SharedElements:

@@ -118,7 +118,8 @@ class Source:
         found: list[dict[str, Tensor]] = []
         for attack in self.attacks:
             bounds, region = attack.part_of(images, self.seen, self.examples)
-            check_images(images, labels, bounds, attack.goal)
+            if not found:  # bounds and goals are those of the first attack
+                check_images(images, labels, bounds, attack.goal)
             attack.check_grid(images, bounds)
             columns = region.tensors
             if is_by_image(attack.eps, tuple(images.shape[1:])) and region.scale is None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.elements import Bounds, Box, box_at
+from ironmoe.attacks.balls.elements import Bounds, Box, box_at, of_images
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel
 from ironmoe.attacks.evaluation.report import Flag
 from ironmoe.attacks.goals.goal import Goal
@@ -56,7 +56,10 @@ class Sample(NamedTuple):
         if "low_bound" in self.columns:
             low, high = self.columns["low_bound"], self.columns["high_bound"]
             return low.to(self.images), high.to(self.images)
-        return box_at(self.images, bounds)
+        shape = tuple(self.images.shape[1:])
+        everywhere = slice(None)
+        low, high = (of_images(bound, shape, everywhere) for bound in bounds)
+        return box_at(self.images, (low, high))
 
     def with_recorded_routing(self) -> "Sample":
         """The same, with what questions need that have a gradient."""

@@ -73,3 +73,19 @@ def test_a_stream_of_unknown_length_has_no_masks_of_its_own(model, data):
     batches = iter([data])
     with pytest.raises(ValueError, match="each of an unknown number of images"):
         evaluate(model, batches, {"p": PGD(model, eps=masks())})
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 20])
+@pytest.mark.parametrize("levels", [None, 256])
+def test_what_features_say_does_not_depend_on_the_number_of_images(batch_size, levels):
+    """A batch, or the images that the checks look at, may be as many as a row has features."""
+    torch.manual_seed(0)
+    rows = (torch.rand(23, 5) * 255).round() / 255
+    model = nn.Linear(5, 3)
+    labels = model(rows).argmax(1)
+    eps = torch.tensor([0.3, 0.0, 0.1, 0.3, 0.2])
+    attack = PGD(model, eps=eps, bounds=(torch.zeros(5), torch.ones(5)), levels=levels)
+    bumped = PGD(model, eps=eps, bounds=(torch.zeros(5), torch.tensor([1.0, 1, 1, 1, 2])))
+    for one in (attack, bumped):
+        report = evaluate(model, (rows, labels), {"p": one}, batch_size=batch_size)
+        assert torch.equal(report.attacks["p"].fell, one.run(rows, labels).success)
