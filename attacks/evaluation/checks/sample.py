@@ -57,9 +57,8 @@ class Sample(NamedTuple):
             low, high = self.columns["low_bound"], self.columns["high_bound"]
             return low.to(self.images), high.to(self.images)
         shape = tuple(self.images.shape[1:])
-        everywhere = slice(None)
-        low, high = (of_images(bound, shape, everywhere) for bound in bounds)
-        return box_at(self.images, (low, high))
+        lowest, highest = (of_images(bound, shape, slice(None)) for bound in bounds)
+        return box_at(self.images, (lowest, highest))
 
     def with_recorded_routing(self) -> "Sample":
         """The same, with what questions need that have a gradient."""
