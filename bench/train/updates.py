@@ -1,0 +1,125 @@
+"""From a batch to steps of the optimizers: parts, processes, clipping."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.attacks.training import TrainingMethod
+from ironmoe.attacks.training.method import Update
+from ironmoe.bench.common.processes import Processes
+from ironmoe.bench.train.parallel import average_gradients, clip_gradients, mean_over_processes
+from ironmoe.bench.train.recipe import TrainRecipe
+
+
+class Progress(NamedTuple):
+    """Of one batch: the loss, and the share of its images that the model told right as they were
+    trained on; NaN where the method saw none."""
+
+    loss: float
+    accuracy: float
+
+
+class Updates:
+    """Makes the steps that a method makes of each batch.
+
+    The loss of a batch is the mean of the losses of its parts. Each process takes some of them, and
+    each part has random numbers of its own; so the losses do not depend on how many processes there
+    are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: TrainingMethod,
+        recipe: TrainRecipe,
+        *,
+        seed: int,
+        steps: int,
+        group: Processes,
+    ) -> None:
+        """steps: batches of the whole training."""
+        self.model = model
+        self.method = method
+        self.recipe = recipe
+        self.seed = seed
+        self.group = group
+        self.optimizers = {name: self._optimizer(name) for name in method.groups}
+        self._rates = [recipe.rates(each, steps) for each in self.optimizers.values()]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate now, of the first optimizer."""
+        return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
+
+    def make(self, images: Tensor, labels: Tensor, step: int) -> Progress:
+        """All steps of a batch (B, …), (B,). ``step``: its number in the training."""
+        for set_rates in self._rates:
+            set_rates(step)
+
+        parts = range(self.group.rank, self.recipe.parts, self.group.world)
+        images_of = images.tensor_split(self.recipe.parts)
+        labels_of = labels.tensor_split(self.recipe.parts)
+        updates = {
+            part: self.method.updates(images_of[part], labels_of[part], slot=part)
+            for part in parts
+        }
+
+        seen: list[Tensor] = []
+        for number in range(self.method.updates_per_batch):
+            self.model.zero_grad(set_to_none=True)
+            for part, of_part in updates.items():
+                update = self._next(of_part, step, number, part)
+                (update.loss / len(parts)).backward()
+                seen.append(self._seen())
+            self._step(update.group)
+
+        for part, of_part in updates.items():  # what a method does after its last step
+            self._seed(step, self.method.updates_per_batch, part)
+            next(of_part, None)
+        loss, right, count = mean_over_processes(torch.stack(seen).mean(0)).tolist()
+        return Progress(loss, right / count if count else float("nan"))
+
+    def _next(self, updates: Iterator[Update], step: int, number: int, part: int) -> Update:
+        self._seed(step, number, part)
+        self.method.step = step
+        return next(updates)
+
+    def _seed(self, step: int, number: int, part: int) -> None:
+        torch.manual_seed(mixed_seed(self.seed, step, number, part))
+
+    def _seen(self) -> Tensor:
+        """(3,) the loss of the last update; of its images, how many were right, and how many were
+        seen."""
+        last = self.method.last
+        right = last.get("adversarial_correct", last.get("clean_correct"))
+        loss = last["loss"].float()
+        if right is None:
+            return torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)])
+        return torch.stack([loss, right.sum().to(loss), torch.full_like(loss, len(right))])
+
+    def _step(self, group: str) -> None:
+        """A step of the group's optimizer, along the gradients of all processes."""
+        chosen = set(self.method.parameters_of(group))
+        for weight in self.model.parameters():
+            if weight not in chosen:
+                weight.grad = None
+        average_gradients(self.model)
+        clip_gradients(self.model, self.recipe.clip_norm)
+        self.optimizers[group].step()
+
+    def _optimizer(self, group: str) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.method.parameters_of(group),
+            lr=self.recipe.learning_rate,
+            weight_decay=self.recipe.weight_decay,
+            fused=True,
+        )
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A seed for torch that differs from those of all other numbers."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
