@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.kernels.route import takes_operators, takes_triton
+from ironmoe.kernels.route import may_look, takes_operators, takes_triton
 from ironmoe.kernels.types import MAX_PROJECTION_ROUNDS
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -148,7 +148,7 @@ def l2_projection(
         free = size.masked_fill(clipped, 0).square().sum(1)
         left = (eps.square() - spent).clamp_min(0)
         larger = (left / free.clamp_min(1e-30)).sqrt().clamp_max(1).maximum(s)
-        if torch.equal(larger, s):
+        if may_look(s) and torch.equal(larger, s):  # further rounds would change nothing
             break
         s = larger
 

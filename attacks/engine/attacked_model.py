@@ -173,7 +173,7 @@ class AttackedModel:
         does: normalised, and in the precision of the search."""
 
         def ask(images: Tensor) -> Tensor:
-            with self._precision(images):
+            with self.precision(images):
                 return self.logits(images, columns)
 
         return self.routing.record(self.model, clean, ask)  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ class AttackedModel:
         # With activation checkpointing the backward pass routes again, so it belongs inside the
         # mode, too.
         with torch.set_grad_enabled(want_grad), self.routing.around(model, attempts) as term:
-            with self._precision(points):
+            with self.precision(points):
                 with taking_gradients(points, lambda same: self._parts(same, attempts)):
                     parts = self._parts(points, attempts)
                 extra = term() if term is not None else None
@@ -252,7 +252,7 @@ class AttackedModel:
             self._constants[key] = mean, std
         return self._constants[key]
 
-    def _precision(self, points: Tensor) -> torch.autocast:
+    def precision(self, points: Tensor) -> torch.autocast:
         """The autocast context in which the search runs the model."""
         return torch.autocast(
             points.device.type, enabled=self.attack_dtype is not None, dtype=self.attack_dtype

@@ -30,15 +30,26 @@ def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
         if isinstance(model, nn.Module):
             stack.enter_context(freeze_weights(model))
 
-            # A program that torch.jit.freeze made has no such flag.
-            with_flag = (module for module in model.modules() if hasattr(module, "training"))
-            flags = [(module, module.training) for module in with_flag]
-            stack.callback(_set_training, flags)
-
-            stack.enter_context(_other_aux_losses(model))
-            _enter_eval_mode(model)
+            # Layers let go of the losses that they hold when they go into eval mode.
+            stack.enter_context(other_aux_losses(model))
+            stack.enter_context(in_eval_mode(model))
 
         yield
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module is in eval mode inside the block. Each has its own training flag back
+    afterwards, also after an exception."""
+    # A program that torch.jit.freeze made has no such flag.
+    with_flag = (module for module in model.modules() if hasattr(module, "training"))
+    flags = [(module, module.training) for module in with_flag]
+    try:
+        _enter_eval_mode(model)
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
 
 
 def _enter_eval_mode(module: nn.Module) -> None:
@@ -52,13 +63,8 @@ def _enter_eval_mode(module: nn.Module) -> None:
             _enter_eval_mode(child)
 
 
-def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in flags:
-        module.training = training
-
-
 @contextmanager
-def _other_aux_losses(model: nn.Module) -> Iterator[None]:
+def other_aux_losses(model: nn.Module) -> Iterator[None]:
     """Inside the block layers hold other auxiliary losses: none at first."""
     held = [
         (vars(module), name, vars(module)[name])

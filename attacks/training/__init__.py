@@ -1,0 +1,48 @@
+"""Adversarial training: losses that make their adversarial images themselves, for any loop.
+
+Read in this order:
+
+1. ``inner/``: the attack on the model that trains, a plain loop; ``attacks`` has it as functions.
+2. ``method``: what every method shares; ``registry``: their names.
+3. ``methods/``: one method in each file, ``pgd_at`` first.
+4. ``weights/``: perturbed and averaged weights; ``guards/``: what a training must not run into.
+
+docs/training.md says which method to take.
+"""
+
+from ironmoe.attacks.training.guards.non_finite import NonFiniteLoss, first_non_finite_layer
+from ironmoe.attacks.training.inner.attacks import fgsm_rs, kl_pgd, n_fgsm, pgd, vmoe_pgd
+from ironmoe.attacks.training.inner.loop import Inner
+from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
+from ironmoe.attacks.training.methods.pgd_at import PGDAT
+from ironmoe.attacks.training.methods.standard import Standard
+from ironmoe.attacks.training.methods.trades import TRADES
+from ironmoe.attacks.training.mixup import Mixup
+from ironmoe.attacks.training.registry import (
+    TRAINING_METHODS,
+    RegisteredMethod,
+    register_training_method,
+    training_method,
+)
+
+__all__ = [
+    "PGDAT",
+    "TRADES",
+    "TRAINING_METHODS",
+    "Inner",
+    "Mixup",
+    "NonFiniteLoss",
+    "RegisteredMethod",
+    "Standard",
+    "Strength",
+    "TrainingMethod",
+    "Update",
+    "fgsm_rs",
+    "first_non_finite_layer",
+    "kl_pgd",
+    "n_fgsm",
+    "pgd",
+    "register_training_method",
+    "training_method",
+    "vmoe_pgd",
+]

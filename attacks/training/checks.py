@@ -1,0 +1,86 @@
+"""What a training method checks before it trains on a batch. Values are read on CPU alone, where
+that costs nothing."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.attacks.goals.goal import described
+from ironmoe.kernels.route import may_look
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def check_positive(**values: float) -> None:
+    """ValueError: a value that is not a finite number above 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be finite and above 0, got {value}")
+
+
+def check_factor(**values: float) -> None:
+    """ValueError: a value that is not a finite number of at least 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
+def check_batch(model: nn.Module, images: Any, labels: Any, bounds: tuple[Any, Any]) -> None:
+    """TypeError, ValueError: images and labels that cannot be trained on."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
+        raise TypeError(f"images must be a float tensor (B, …), got {described(images)}")
+    if not isinstance(labels, Tensor) or not labels.ndim or len(labels) != len(images):
+        raise TypeError(f"labels must be a tensor ({len(images)}, …), got {described(labels)}")
+    if not len(images):
+        raise ValueError("images must be at least one, got a batch of 0")
+
+    if len(images) == 1 and _has_batch_statistics(model):
+        raise ValueError(
+            "images must be at least 2 where batch norm trains, got a batch of 1, which has no "
+            "variance; drop the last batch, or put the batch norm layers into eval mode"
+        )
+
+    if may_look(images):
+        _check_inside(images, bounds)
+
+
+def check_labels(logits: Tensor, labels: Tensor) -> None:
+    """TypeError, ValueError: labels that are neither classes nor probabilities of these logits
+    (B, C)."""
+    if labels.is_floating_point():
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"labels must have the shape of the logits, {tuple(logits.shape)}, where they are "
+                f"probabilities, got {tuple(labels.shape)}"
+            )
+        return
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise TypeError(f"labels must be int64 classes (B,), got {described(labels)}")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"model must return logits (B, C) of at least 2 classes, got {tuple(logits.shape)}"
+        )
+    if may_look(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise ValueError(
+            f"labels must be from 0 to {logits.shape[1] - 1}, got {int(labels.min())} … "
+            f"{int(labels.max())}"
+        )
+
+
+def _has_batch_statistics(model: nn.Module) -> bool:
+    """Whether a layer of batch norm is in training mode."""
+    return any(isinstance(module, BATCH_NORMS) and module.training for module in model.modules())
+
+
+def _check_inside(images: Tensor, bounds: tuple[Any, Any]) -> None:
+    """ValueError: pixels that are not finite, or that lie outside the bounds."""
+    low, high = bounds
+    inside = (images >= low) & (images <= high)
+    if not bool(inside.all()):
+        raise ValueError(
+            f"images must lie between the bounds {low} and {high}, got values from "
+            f"{images.min().item():.6g} to {images.max().item():.6g}; give bounds=, or normalize= "
+            "and images in [0, 1]"
+        )

@@ -1,0 +1,1 @@
+"""The inner attack of adversarial training: a plain loop that perturbs every image."""

@@ -1,0 +1,86 @@
+"""Lend a model that trains to the attack that makes its images, and take it back as it was."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ironmoe.attacks.engine.borrow import in_eval_mode, other_aux_losses
+from ironmoe.moe import freeze_weights
+from ironmoe.moe.routers.global_load import GlobalLoad
+from ironmoe.moe.routers.selection_bias import WithSelectionBias
+
+Mode = Literal["eval", "train"]
+
+
+def check_mode(mode: str) -> None:
+    """ValueError: ``mode`` is no Mode."""
+    if mode not in get_args(Mode):
+        raise ValueError(f'mode must be "eval" or "train", got {mode!r}')
+
+
+def inside_of_ddp(model: nn.Module) -> nn.Module:
+    """The model that DistributedDataParallel wraps. The wrapper expects a backward pass to the
+    weights after each forward pass, and an inner attack makes none."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2, or another user of DTensor, has a part of the weights in other processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+@contextmanager
+def lent(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
+    """Inside the block gradients are on. Forward passes leave no auxiliary loss behind, count no
+    choice of a router, and keep nothing that only a gradient of a weight would need.
+
+    Weights are frozen, except sharded ones: FSDP2 takes over requires_grad once, at the first
+    forward pass. Were that one of an inner attack, the weights would never be trained. A gradient
+    of the image alone costs them no product either way.
+
+    mode: "eval" puts the model into eval mode for the block; "train" leaves its modes as they are.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+
+        if not is_sharded(model):
+            stack.enter_context(freeze_weights(model))
+        stack.enter_context(other_aux_losses(model))
+        if mode == "eval":
+            stack.enter_context(in_eval_mode(model))
+        else:
+            stack.enter_context(_uncounted(model))
+        yield
+
+
+@contextmanager
+def _uncounted(model: nn.Module) -> Iterator[None]:
+    """Inside the block routers in training mode count in copies, which are thrown away."""
+    kept: list[tuple[nn.Module, str, object]] = []
+    for module in model.modules():
+        if isinstance(module, WithSelectionBias) and module.choices is not None:
+            kept.append((module, "choices", module.choices))
+            module.choices = module.choices.clone()
+
+        load = vars(module).get("global_load")
+        if isinstance(load, GlobalLoad):
+            kept.append((module, "global_load", load))
+            vars(module)["global_load"] = _copied(load)
+    try:
+        yield
+    finally:
+        for module, name, value in kept:
+            setattr(module, name, value)
+
+
+def _copied(load: GlobalLoad) -> GlobalLoad:
+    copy = GlobalLoad()
+    copy.counts = None if load.counts is None else load.counts.clone()
+    copy.process_group = load.process_group
+    return copy

@@ -1,0 +1,237 @@
+"""What every method of adversarial training shares: the settings of the inner attack, the outer
+pass, the ramp of eps, and what a training loop may ask.
+
+Shape suffixes: B images, C classes.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.attacks.engine.attacked_model import Normalize
+from ironmoe.attacks.engine.borrow import other_aux_losses
+from ironmoe.attacks.engine.coupling import images_coupled
+from ironmoe.attacks.engine.routing_mode import RoutingMode
+from ironmoe.attacks.training.checks import check_batch, check_labels, check_positive
+from ironmoe.attacks.training.guards.non_finite import check_finite
+from ironmoe.attacks.training.inner.lent import Mode
+from ironmoe.attacks.training.inner.loop import Inner, default_alpha
+from ironmoe.moe import collect_aux_loss
+
+COUPLED = (
+    "model has a capacity or Expert Choice: images of a batch take places from each other, so the "
+    "inner attack moves all of them for the loss of all, and an image may be trained on at which "
+    "others, not its own pixels, change the prediction"
+)
+
+
+class Strength(NamedTuple):
+    """Radius and step length of the inner attack now, in the units of the images."""
+
+    eps: float
+    alpha: float
+
+
+class Update(NamedTuple):
+    """loss: scalar with a graph, for a step of the optimizer that has the weights of ``group``."""
+
+    loss: Tensor
+    group: str
+
+
+class Alarm(Protocol):
+    """What watches outer passes for routers that collapse."""
+
+    def watching(self, model: nn.Module, step: int) -> AbstractContextManager[None]:
+        """Around the outer passes of this step."""
+
+
+class TrainingMethod(ABC):
+    """A loss that makes its adversarial images itself: ``loss = method(images, labels)``, then
+    ``loss.backward()`` and a step of the optimizer, in any loop.
+
+    The auxiliary losses of routers are a part of the loss. They come from the outer passes alone;
+    where a method makes several, it takes their mean.
+
+    Args:
+        model: from images (B, …) inside ``bounds`` to logits (B, C). It may be wrapped by
+            DistributedDataParallel, FSDP2 or torch.compile.
+        eps: radius of the perturbations, in the units of the images.
+        norm, bounds, mode, routing, normalize, logits_fn, autocast_dtype: as in ``Inner``, for the
+            inner attack; the last three hold for the outer pass, too.
+        steps: of the inner attack.
+        alpha: step length; None: min(1.25, max(2.5 / steps, 0.1)) · eps.
+        ramp_steps: eps grows linearly over this many batches. Small models learn nothing where they
+            meet the full radius from the start.
+        label_smoothing: of the outer cross-entropy, in [0, 1).
+        auxiliary_loss: False leaves the routers' losses to ``collect_aux_loss``.
+        alarm: warns of routers that collapse; None: nothing watches them.
+
+    Attributes:
+        step: how many batches came so far, by which eps grows. A loop that splits batches sets it.
+        last: numbers of the last update, without a graph and unread by the host: "loss" (), and
+            "clean_correct" or "adversarial_correct", (B,) bool, where the method saw these images.
+
+    Raises:
+        TypeError, ValueError: an argument that is none of these. In a call: images outside
+            ``bounds``, labels that are no classes of the model, a batch of one image with batch
+            norm, a model that is not differentiable.
+        NonFiniteLoss: the loss is NaN or infinite; on a GPU only where the alarm looks.
+    """
+
+    updates_per_batch: ClassVar[int] = 1
+    """How many optimizer steps the method makes of a batch."""
+
+    groups: ClassVar[tuple[str, ...]] = ("all",)
+    """The groups of weights; each has an optimizer of its own."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        eps: float,
+        *,
+        norm: str = "Linf",
+        steps: int = 10,
+        alpha: float | None = None,
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+        mode: Mode = "eval",
+        routing: RoutingMode | None = None,
+        ramp_steps: int = 0,
+        label_smoothing: float = 0.0,
+        auxiliary_loss: bool = True,
+        normalize: Normalize | None = None,
+        logits_fn: Callable[[Any], Tensor] | None = None,
+        autocast_dtype: torch.dtype | None = None,
+        alarm: Alarm | None = None,
+    ) -> None:
+        check_positive(eps=eps, steps=steps)
+        if alpha is not None:
+            check_positive(alpha=alpha)
+        if ramp_steps < 0:
+            raise ValueError(f"ramp_steps must be at least 0, got {ramp_steps}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+
+        self.inner = Inner(
+            model,
+            norm=norm,
+            bounds=bounds,
+            mode=mode,
+            routing=routing,
+            normalize=normalize,
+            logits_fn=logits_fn,
+            autocast_dtype=autocast_dtype,
+        )
+        if images_coupled(model):
+            warnings.warn(COUPLED, stacklevel=3)
+        self.model = model
+        self.eps = float(eps)
+        self.steps = int(steps)
+        self.alpha = default_alpha(self.eps, self.steps) if alpha is None else float(alpha)
+        self.ramp_steps = int(ramp_steps)
+        self.label_smoothing = float(label_smoothing)
+        self.auxiliary_loss = auxiliary_loss
+        self.alarm = alarm
+        self.step = 0
+        self.last: dict[str, Tensor] = {}
+        self._outer_passes = 0
+
+    @property
+    def strength(self) -> Strength:
+        """Radius and step length at this step: after t batches the share (t + 1) / ramp_steps of
+        the full ones, at most 1."""
+        share = 1.0 if not self.ramp_steps else min(1.0, (self.step + 1) / self.ramp_steps)
+        return Strength(self.eps * share, self.alpha * share)
+
+    def __call__(self, images: Tensor, labels: Tensor, *, slot: int = 0) -> Tensor:
+        """The loss of one optimizer step, a scalar with a graph.
+
+        Args:
+            images: (B, …) float; labels: (B,) int64, or (B, C) probabilities where a method takes
+                them.
+            slot: which part of a batch this is, where a loop splits batches. A method that keeps
+                something from one batch to the next keeps it for each part.
+        """
+        loss = self._outer(images, labels, lambda: self._losses(images, labels, self.strength))
+        self.step += 1
+        return loss
+
+    def updates(self, images: Tensor, labels: Tensor, *, slot: int = 0) -> Iterator[Update]:
+        """All optimizer steps that the method makes of a batch. The loop must call ``backward()``
+        and ``step()`` before it asks for the next one. Arguments as of a call."""
+        yield Update(self(images, labels, slot=slot), "all")
+
+    def parameters_of(self, group: str) -> list[nn.Parameter]:
+        """The weights of a group that require gradients. ValueError: there is no such group."""
+        if group not in self.groups:
+            raise ValueError(f"group must be one of {self.groups}, got {group!r}")
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    def adversarial(self, images: Tensor, labels: Tensor) -> Tensor:
+        """(B, …) what the inner attack makes of the images now, without a graph, in at least
+        float32."""
+        self._check(images, labels)
+        return self._attack(images, labels, self.strength)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a loop must keep to go on later: numbers and tensors."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was called."""
+        self.step = int(state["step"])
+
+    @abstractmethod
+    def _attack(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
+        """(B, …) the images that the inner attack makes."""
+
+    @abstractmethod
+    def _losses(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
+        """Scalar: the loss without auxiliary losses; outer passes go through ``_logits``."""
+
+    def _outer(self, images: Tensor, labels: Tensor, losses: Callable[[], Tensor]) -> Tensor:
+        """What ``losses`` returns, checked and with the auxiliary losses of its outer passes."""
+        self._check(images, labels)
+        self._outer_passes = 0
+        self.last = {}
+        alarm = nullcontext() if self.alarm is None else self.alarm.watching(self.model, self.step)
+        # Passes that a user made before this call are none of this loss.
+        own = other_aux_losses(self.model) if self.auxiliary_loss else nullcontext()
+
+        with alarm, own:
+            loss = losses()
+            if self.auxiliary_loss:
+                loss = loss + collect_aux_loss(self.model) / max(self._outer_passes, 1)
+        check_finite(
+            loss, self.model, lambda: self.inner.outer_logits(images, images.dtype), self.step
+        )
+        self.last["loss"] = loss.detach()
+        return loss
+
+    def _logits(self, points: Tensor, images: Tensor) -> Tensor:
+        """(B, C) of an outer pass, in at least float32. The model takes the points in the dtype of
+        the user's images."""
+        self._outer_passes += 1
+        return self.inner.outer_logits(points, images.dtype)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Scalar: the mean, with label smoothing."""
+        check_labels(logits, labels)
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def _keep(self, name: str, logits: Tensor, labels: Tensor) -> None:
+        """Note in ``last`` which of the images the model told right."""
+        classes = labels if labels.ndim == 1 else labels.argmax(1)
+        self.last[name] = logits.detach().argmax(1) == classes
+
+    def _check(self, images: Tensor, labels: Tensor) -> None:
+        check_batch(self.model, images, labels, self.inner.bounds)
+
+    def __repr__(self) -> str:
+        norm = self.inner.ball.norm
+        return f"{type(self).__name__}({norm}, eps={self.eps:g}, steps={self.steps})"

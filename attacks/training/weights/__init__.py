@@ -1,0 +1,1 @@
+"""What a training does to weights beside its optimizer: perturbations, averages."""
