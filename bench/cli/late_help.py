@@ -44,6 +44,7 @@ def _values() -> dict[str, str]:
     """place → text."""
     from ironmoe.attacks import registry  # its classes are registered by ``ironmoe.attacks``
     from ironmoe.attacks.balls.ball import NORMS
+    from ironmoe.attacks.training import TRAINING_METHODS
     from ironmoe.bench.attack.suite import DTYPES, ROUTING
     from ironmoe.bench.benchmarks.gpu.jobs import KINDS
     from ironmoe.bench.common.radii import usual_radii
@@ -58,6 +59,7 @@ def _values() -> dict[str, str]:
     return {
         "attacks": ", ".join(attacks),
         "norms": _one_of(NORMS),
+        "training_methods": ", ".join(TRAINING_METHODS),
         "routing": _one_of(ROUTING),
         "search_dtypes": f"{full_precision}, or {' or '.join(lower_precision)}",
         "job_kinds": ", ".join(KINDS),

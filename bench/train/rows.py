@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ironmoe.bench.common.data import DataError, ImageData
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.train.recipe import TrainRecipe
 
 HELD_OUT = 0.1  # of the training images
 MOST_HELD_OUT = 200  # that are attacked after every epoch
@@ -19,6 +21,26 @@ class Split(NamedTuple):
 
     trained: Tensor
     held_out: Tensor
+
+
+def checked_split(data: ImageData, recipe: TrainRecipe, processes: int) -> Split:
+    """``split``, if it suits the batches of the recipe and the processes.
+
+    Raises:
+        DataError, UserError: it does not, or the data cannot be split.
+    """
+    rows = split(data)
+    if recipe.batch_size > len(rows.trained):
+        raise UserError(
+            f"--batch-size must be at most the number of images that are trained on, "
+            f"{len(rows.trained)}, got {recipe.batch_size}"
+        )
+    if recipe.parts % processes:
+        raise UserError(
+            f"--parts must be a multiple of the number of processes, {processes}, got "
+            f"{recipe.parts}"
+        )
+    return rows
 
 
 def split(data: ImageData) -> Split:

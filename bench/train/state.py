@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -24,6 +23,10 @@ class TrainingState(NamedTuple):
 
     tensors: dict[str, Tensors]
     numbers: dict[str, Any]
+
+    def of(self, section: str) -> Tensors:
+        """The tensors of a section; none if it has none."""
+        return self.tensors.get(section, {})
 
     def write(self, file: Path) -> None:
         """Replace the file."""
@@ -56,8 +59,3 @@ def parted(state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
     """(the tensors of a flat state, its numbers)."""
     tensors = {key: value.cpu() for key, value in state.items() if isinstance(value, Tensor)}
     return tensors, {key: value for key, value in state.items() if key not in tensors}
-
-
-def copied(tensors: Tensors) -> Tensors:
-    """The same numbers in memory of their own."""
-    return {name: torch.clone(tensor) for name, tensor in tensors.items()}

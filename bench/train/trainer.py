@@ -2,27 +2,24 @@
 state."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.training import TrainingMethod
 from ironmoe.bench.common.loop.batches import batches
 from ironmoe.bench.common.processes import Processes
 from ironmoe.bench.train.display import Display
-from ironmoe.bench.train.held_out import HeldOut, HeldOutRows
-from ironmoe.bench.train.parallel import (
+from ironmoe.bench.train.full_state import (
     full_state,
-    gathered,
     load_full_state,
     load_optimizer_state,
     optimizer_state,
 )
+from ironmoe.bench.train.held_out import HeldOutRows
 from ironmoe.bench.train.recipe import TrainRecipe
-from ironmoe.bench.train.state import Tensors, TrainingState, copied, parted, read_state
+from ironmoe.bench.train.state import Tensors, TrainingState, parted, read_state
 from ironmoe.bench.train.updates import Updates
 from ironmoe.bench.train.watch import Watch
 
@@ -37,8 +34,9 @@ class TrainedOn(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """weights: those of the epoch that the held-out images chose; chosen: its number, from 1; curves:
-    the numbers of every epoch; warnings: what was noticed; seconds: all sessions together."""
+    """weights: those of the epoch that the held-out images chose, in the first process; chosen: its
+    number, from 1; curves: the numbers of every epoch; warnings: what was noticed; seconds: all
+    sessions together."""
 
     weights: Tensors
     chosen: int
@@ -67,10 +65,8 @@ class Trainer:
         group: Processes,
         state_file: Path,
         watch: Watch,
-        average: Any = None,
     ) -> None:
-        """by: "robust" or "clean", the held-out accuracy that chooses the weights; average: of the
-        weights, in whose place it is measured and chosen; None: the weights themselves."""
+        """by: "robust" or "clean", the held-out accuracy that chooses the weights."""
         self.model = model
         self.method = method
         self.recipe = recipe
@@ -81,7 +77,6 @@ class Trainer:
         self.group = group
         self.state_file = state_file
         self.watch = watch
-        self.average = average
         self.batches = recipe.steps_of_epoch(len(data.images))
         self.updates = Updates(
             model,
@@ -102,14 +97,15 @@ class Trainer:
                 last finished epoch.
         """
         if not self._restore():
-            self._write()  # from here on there are weights on disk that are good
+            self._write()  # from here on there are good weights on disk
         while self.numbers["epoch"] < self.recipe.epochs and not self.watch.stopped:
             start = time.perf_counter()
-            measured = self._epoch(self.numbers["epoch"], display)
+            curve = self._epoch(self.numbers["epoch"], display)
+            self._choose(curve)
             self.numbers["seconds"] += self.group.largest(time.perf_counter() - start)
             self.numbers["epoch"] += 1
-            self._keep(measured, display)
             self._write()
+            display.epoch(curve)
         return Trained(
             self.best,
             self.numbers["chosen"],
@@ -119,29 +115,63 @@ class Trainer:
         )
 
     def _epoch(self, epoch: int, display: Display) -> Numbers:
-        """Train one epoch, and return its numbers."""
+        """Train one epoch and measure the weights; returns the epoch's numbers."""
         self.model.train()
         device = next(self.model.parameters()).device
-        of_epoch = batches(
-            *self.data, self.recipe.batch_size, self.seed, epoch, self.recipe.shifts
-        )
+        of_epoch = batches(*self.data, self.recipe.batch_size, self.seed, epoch, self.recipe.shifts)
         losses, right = 0.0, 0.0
         for i, (images, labels) in zip(range(self.batches), of_epoch, strict=False):
             step = epoch * self.batches + i
             now = self.updates.make(images.to(device), labels.to(device), step)
-            if self.average is not None:
-                self.average.update()
             losses += now.loss / self.batches
             right += now.accuracy / self.batches
             display.batch(step, now)
 
-        measured = self._measured()
         return {
             "epoch": epoch + 1,
             "loss": losses,
             "trained_on": right,
             "eps": self.method.strength.eps,
             "rate": self.updates.rate,
-            **measured._asdict(),
-            **self.watch.after_epoch(self.model),
+            **self.held_out.measure(self.model)._asdict(),
+            **self.watch.after_epoch(),
         }
+
+    def _choose(self, curve: Numbers) -> None:
+        """Keep the weights of this epoch if the held-out images say that no epoch before had better
+        ones. Those of an epoch at whose end the training is stopped are never kept."""
+        self.numbers["curves"].append(curve)
+        curves = self.numbers["curves"]
+        other = "clean" if self.by == "robust" else "robust"
+        best = max(curves, key=lambda each: (each[self.by], each[other], each["epoch"]))
+        if best is curve and not self.watch.stopped:
+            self.numbers["chosen"] = curve["epoch"]
+            self.best = full_state(self.model)
+
+    def _write(self) -> None:
+        method_tensors, method_numbers = parted(
+            {k: v for state in self.group.each(self.method.state_dict()) for k, v in state.items()}
+        )
+        tensors = {"model": full_state(self.model), "best": self.best, "method": method_tensors}
+        for name, optimizer in self.updates.optimizers.items():
+            tensors[f"optimizer.{name}"] = optimizer_state(self.model, optimizer)
+        numbers = self.numbers | {"method": method_numbers, "watch": self.watch.state}
+        self.group.first(lambda: TrainingState(tensors, numbers).write(self.state_file))
+
+    def _restore(self) -> bool:
+        """Go on from the state file; False if there is none."""
+        state = read_state(self.state_file)
+        if state is None:
+            return False
+        numbers = dict(state.numbers)
+        self.method.load_state_dict(state.of("method") | numbers.pop("method"))
+        self.watch.state = numbers.pop("watch")
+        self.numbers = numbers
+
+        first = self.group.is_first  # it alone hands whole tensors to the others
+        load_full_state(self.model, state.of("model") if first else {})
+        for name, optimizer in self.updates.optimizers.items():
+            saved = state.of(f"optimizer.{name}") if first else {}
+            load_optimizer_state(self.model, optimizer, saved)
+        self.best = state.of("best") if first else {}
+        return True

@@ -63,8 +63,7 @@ class Updates:
         images_of = images.tensor_split(self.recipe.parts)
         labels_of = labels.tensor_split(self.recipe.parts)
         updates = {
-            part: self.method.updates(images_of[part], labels_of[part], slot=part)
-            for part in parts
+            part: self.method.updates(images_of[part], labels_of[part], slot=part) for part in parts
         }
 
         seen: list[Tensor] = []
