@@ -1,5 +1,6 @@
 """Freeze a model's weights for a while."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,8 +14,14 @@ def freeze_weights(model: nn.Module) -> Iterator[nn.Module]:
 
     An input gradient then costs no weight gradient and keeps nothing that only a weight gradient
     would need, in any layer.
+
+    Parameters that FSDP2 shards (``fully_shard``) stay as they are, because FSDP2 takes over
+    requires_grad when it gathers them: weights that it gathers here and keeps would get no gradient
+    in the next step of a training. ``torch.autograd.grad(loss, [images])`` computes no weight
+    gradient either way.
     """
-    was_required = [(p, p.requires_grad) for p in model.parameters()]
+    sharded = _sharded_by_fsdp2(model)
+    was_required = [(p, p.requires_grad) for p in model.parameters() if p not in sharded]
     try:
         for parameter, _ in was_required:
             parameter.requires_grad_(False)
@@ -22,3 +29,13 @@ def freeze_weights(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for parameter, required in was_required:
             parameter.requires_grad_(required)
+
+
+def _sharded_by_fsdp2(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters inside modules that ``fully_shard`` has taken, gathered or not."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # whoever shards has imported it
+    kind = getattr(fsdp, "FSDPModule", None)
+    if kind is None:
+        return set()
+    roots = [module for module in model.modules() if isinstance(module, kind)]
+    return {parameter for root in roots for parameter in root.parameters()}

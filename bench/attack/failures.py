@@ -16,8 +16,8 @@ from ironmoe.moe.checkpoints.errors import CheckpointError
 
 @contextmanager
 def explained(loaded: LoadedModel) -> Iterator[None]:
-    """Inside the block, an error of the model, of the attacks or of another process becomes a
-    message of one line. A bug keeps its traceback."""
+    """Inside the block, an error of the model or of the attacks becomes a message of one line. A
+    bug keeps its traceback."""
     try:
         yield
     except JournalError as error:
@@ -27,10 +27,7 @@ def explained(loaded: LoadedModel) -> Iterator[None]:
         modules = [frame.f_globals.get("__name__", "") for frame in frames]
 
         if any(module.startswith("torch.distributed") for module in modules):
-            raise SuiteError(
-                "another process ended. What was finished is saved; the same command goes on from "
-                "there"
-            ) from error
+            raise  # bench.common.processes finds out which process ended, and why
         if isinstance(error, NoGradient):
             has_scores = error.instead == INSTEAD
             instead = "--attack square needs no gradients" if has_scores else error.instead

@@ -3,19 +3,29 @@
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 import typer
+from torch.distributed.rendezvous import rendezvous
+
+from ironmoe.bench.common.user_error import UserError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for slower processes; if one dies, torchrun ends the others
 GRACE_SECONDS = 10.0
 OWN = "of one process"  # the note on an error that the other processes may not have
+FAILED = "ironmoe/failed"  # where the process that fails first says why, for the others
+GOES_ON = "What was finished is saved; the same command goes on from there"
+
+
+class OtherProcessEnded(UserError):
+    """Another process failed or was killed while this one waited for it."""
 
 
 class Processes(NamedTuple):
@@ -92,18 +102,66 @@ def _mark_as_own(error: Exception) -> None:
         error.__dict__.setdefault("__notes__", []).append(OWN)
 
 
+def backend(device: torch.device) -> str:
+    """Through which libraries tensors travel: those of a GPU through nccl, others through gloo."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
     """Inside the block, this process is joined with the others through ``torch.distributed``.
-    Without ``torchrun`` it is alone."""
+    Without ``torchrun`` it is alone.
+
+    If the block fails in one process, or a process is killed, the block fails in each of the others
+    at its next exchange, at the latest when torchrun ends them.
+
+    Raises:
+        OtherProcessEnded: this process waited for one that ended; the message says which failed,
+            and why.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield Processes()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+
+    store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(
+        backend(device), store=store, rank=rank, world_size=world, timeout=PATIENCE
+    )
+    # After an error this process stays in the group until it ends: to leave it would be to wait for
+    # exchanges that the other processes may never join.
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield Processes(rank, world)
     except Exception as error:
+        other = _other_end(error, store, rank)
+        if other is not None:
+            _mark_as_own(other)
+            raise other from error
         _mark_as_own(error)
         raise
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
+
+
+def _other_end(error: Exception, store: dist.Store, rank: int) -> OtherProcessEnded | None:
+    """What this error means if another process caused it. Else the others are told of it."""
+    if isinstance(error, typer.Exit):
+        return None
+    if not _is_of_an_exchange(error):
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        with suppress(RuntimeError):  # the process that keeps the store has ended
+            store.compare_set(FAILED, "", f"process {rank} failed: {what}")
+        return None
+
+    said = "another process ended"
+    with suppress(RuntimeError):
+        if store.check([FAILED]):
+            said = store.get(FAILED).decode()
+    return OtherProcessEnded(f"{said}. {GOES_ON}")
+
+
+def _is_of_an_exchange(error: Exception) -> bool:
+    """Whether torch raised it while processes exchanged tensors. DTensors do so by operators."""
+    names = [
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    inside = [name for name in names if name.startswith("torch.distributed")]
+    return isinstance(error, RuntimeError) and names[-1] in (*inside, "torch._ops") and bool(inside)

@@ -1,0 +1,1 @@
+"""``ironmoe train``: adversarial training of any model on any data."""

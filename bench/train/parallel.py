@@ -1,0 +1,159 @@
+"""One model trained by several processes: what it is before the first step, and what becomes of its
+gradients.
+
+Data parallel without the wrapper DistributedDataParallel: a step may hold several backward passes,
+some of them for a part of the weights, and its gradients are averaged once, before the optimizer's
+step. FSDP2 averages the gradients itself, in each backward pass. With one process each function
+does what a program without ``torch.distributed`` would do.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+
+def prepared(model: nn.Module, *, fsdp: bool, device: torch.device) -> nn.Module:
+    """The model on the device, with the parameters and buffers of process 0 in every process.
+
+    Args:
+        model: it is changed in place.
+        fsdp: FSDP2 shards the parameters of each block, and those outside the blocks together
+            (``torch.distributed.fsdp.fully_shard``). A process alone shards nothing.
+
+    Returns:
+        The model. Compile it afterwards; wrap blocks for activation checkpointing before.
+    """
+    model = model.to(device)
+    if number_of_processes() == 1:
+        return model
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor.detach(), src=0)
+
+    if fsdp:
+        mesh = init_device_mesh(device.type, (number_of_processes(),))
+        # FSDP2 otherwise keeps the root's parameters gathered after a pass without a backward
+        # pass. Whoever changes the sharded ones then, as AWP does, would change nothing.
+        for module in (*blocks(model), model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    return model
+
+
+def blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a model: what the outermost lists of modules hold that have several members,
+    all of one class. A list of experts holds none, because an expert is not called in every process
+    in every pass, as FSDP2 needs it."""
+    for name, module in model.named_children():
+        members = list(module.children())
+        is_list = isinstance(module, nn.ModuleList | nn.Sequential)
+        if name == "experts":
+            continue
+        if is_list and len(members) > 1 and len({type(member) for member in members}) == 1:
+            yield from (member for member in members if any(True for _ in member.parameters()))
+        else:
+            yield from blocks(module)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 shards parameters of the model."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def number_of_processes() -> int:
+    """1 where ``torch.distributed`` is not initialised."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def process_number() -> int:
+    """From 0; 0 where ``torch.distributed`` is not initialised."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def own_parts(count: int) -> list[tuple[int, bool]]:
+    """Which of the parts 0 … count − 1 of a batch, or of a data set, are this process's: p, p + W,
+    … for process p of W.
+
+    Every process gets as many, because under FSDP2 each pass is one of all processes. Where none is
+    left, the last part stands in, with False beside it: its result does not count.
+
+    Raises:
+        ValueError: count is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    world, last = number_of_processes(), count - 1
+    numbers = range(process_number(), -(-count // world) * world, world)
+    return [(min(number, last), number <= last) for number in numbers]
+
+
+@torch.no_grad()
+def average_gradients(model: nn.Module) -> None:
+    """Replace each gradient by its mean over the processes. Each process must call it once a step,
+    after its backward passes, with its gradients of the mean loss of its own parts.
+
+    A parameter that has a gradient in some processes only has 0 in the others; one without a
+    gradient anywhere keeps none. The host waits for the device once, to learn which these are.
+    Under FSDP2, which has averaged them already, the gradients stay as they are.
+
+    The running statistics of batch norm are averaged, too: each process has seen its own parts.
+    """
+    if number_of_processes() == 1:
+        return
+    _average([buffer for name, buffer in model.named_buffers() if _is_running_statistic(name)])
+    if is_sharded(model):
+        return
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        return
+    has_gradient = torch.tensor([float(p.grad is not None) for p in trained])
+    used = mean_over_processes(has_gradient.to(trained[0].device)).tolist()
+    gradients = []
+    for parameter, share in zip(trained, used, strict=True):
+        if share:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    _average(gradients)
+
+
+def _is_running_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in ("running_mean", "running_var")
+
+
+def _average(tensors: list[Tensor]) -> None:
+    """Replace the tensors by their means over the processes, in one exchange for each dtype."""
+    tensors = sorted(tensors, key=lambda tensor: str(tensor.dtype))  # sorted() keeps the order else
+    for _, same in groupby(tensors, key=lambda tensor: tensor.dtype):
+        alike = list(same)
+        mean = mean_over_processes(torch.cat([tensor.flatten() for tensor in alike]))
+        pieces = mean.split([tensor.numel() for tensor in alike])
+        for tensor, piece in zip(alike, pieces, strict=True):
+            tensor.copy_(piece.view_as(tensor))
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of what the processes give, of equal shapes, without a graph. Each process must call
+    it."""
+    values = values.detach()
+    if number_of_processes() == 1:
+        return values
+    total = values / number_of_processes()  # a copy
+    dist.all_reduce(total)
+    return total
+
+
+def clip_gradients(model: nn.Module, norm: float) -> Tensor:
+    """Scale the gradients so that their L2 norm, of all together, is at most ``norm``. Under FSDP2
+    it is that of the whole gradients, of which this process has a part.
+
+    Returns:
+        () the norm before.
+    """
+    total = nn.utils.clip_grad_norm_(model.parameters(), norm)
+    return total.full_tensor() if isinstance(total, DTensor) else total
