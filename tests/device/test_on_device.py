@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ironmoe.attacks import APGD, PGD, evaluate
+from ironmoe.attacks.training import pgd
 from ironmoe.moe import MoE, VMoE, freeze_weights, trace_routing, upcycle
 from ironmoe.moe.routers.capacity import Capacity
 
@@ -243,6 +244,21 @@ def test_evaluate(device, images):
     assert expected[0].count == len(images) - 1 and expected[1].count == 0
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_inner_attack_of_a_training(device, images, norm):
+    model, labels = small_vmoe(), torch.arange(len(images))
+    start = images + 0.1 * torch.randn(images.shape)
+    settings = {"eps": EPS, "alpha": EPS / 4, "steps": 1, "norm": norm}
+    with on_cpu():
+        expected = pgd(model, images, labels, start=start, **settings)
+    found = pgd(
+        model.to(device), images.to(device), labels.to(device), start=start.to(device), **settings
+    )
+    # the sign of a gradient near 0 may differ
+    near = (found.cpu() - expected).abs() < 1e-5
+    assert near.float().mean() > 0.95
+
+
 def test_two_runs_and_frozen_weights_give_the_same_bits(device):
     layer = MoE(D, F, E, K).eval().to(device)
     x, dy = torch.randn(33, D).to(device), torch.randn(33, D).to(device)
@@ -273,3 +289,26 @@ def test_the_cuda_graph_of_the_documentation():
         found.append(point.clone())
     assert torch.equal(*found)
     assert (found[0] - start).abs().max() > 1 / 255
+
+
+@ONLY_ON_GPU
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_cuda_graph_replays_the_inner_attack_of_a_training(device, images, norm):
+    """eps is a tensor, so that the same graph serves while it grows."""
+    model = small_vmoe().to(device)
+    x, y = images.to(device), torch.arange(len(images), device=device)
+    eps = torch.tensor(EPS, device=device)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # the first launches compile
+        pgd(model, x, y, eps=eps, steps=2, norm=norm)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            found = pgd(model, x, y, eps=eps, steps=2, norm=norm)
+
+    order = float("inf") if norm == "Linf" else 2
+    for radius in (EPS, EPS / 4):
+        eps.fill_(radius)
+        graph.replay()
+        torch.cuda.synchronize()
+        length = (found - x).flatten(1).norm(order, dim=1)
+        assert (length > radius / 4).all() and (length <= radius * (1 + 1e-6)).all()

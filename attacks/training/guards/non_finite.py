@@ -36,7 +36,7 @@ def check_finite(loss: Tensor, model: nn.Module, ask: Callable[[], object], step
     """NonFiniteLoss: the loss () is not finite. ``ask`` runs the model on the images of this step.
     On a GPU nothing is looked at."""
     if may_look(loss) and not bool(loss.isfinite()):
-        raise NonFiniteLoss(first_non_finite_layer(model, ask), step, float(loss))
+        raise NonFiniteLoss(first_non_finite_layer(model, ask), step, float(loss.detach()))
 
 
 def first_non_finite_layer(model: nn.Module, ask: Callable[[], object]) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks import PGD
+from ironmoe.attacks.training import PGDAT
 from ironmoe.bench.common.checkpoints import architecture, load_checkpoint, save_checkpoint
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import slug, write_atomically
-from ironmoe.bench.common.train import Recipe, TrainingProgress, one_cycle, train
+from ironmoe.bench.common.train import Adversary, Recipe, TrainingProgress, one_cycle, train
 from ironmoe.moe import VMoE
 
 MODELS = ("ViT", "V-MoE", "robust V-MoE")
@@ -81,13 +81,17 @@ def _fit(
     """Train on the images, or, if ``eps`` is above 0, on adversarial ones within it."""
     recipe = Recipe(epochs=epochs)
     steps_per_epoch = -(-len(images) // recipe.batch_size)
+    ramp_steps = epochs * steps_per_epoch // 2
 
-    def attacked(x: Tensor, y: Tensor, epoch: int) -> Tensor:
-        # The radius grows over the first half: at full strength from the start small models learn
-        # nothing.
-        radius = eps * min(1.0, 2 * (epoch + 1) / epochs)
-        attack = PGD(model, radius, steps=ADVERSARIAL_STEPS, early_stop=False, seed=epoch)
-        return attack(x, y)
+    def adversary() -> Adversary:
+        method = PGDAT(model, eps, steps=ADVERSARIAL_STEPS, alpha=eps / 2, ramp_steps=ramp_steps)
+
+        def attacked(x: Tensor, y: Tensor, epoch: int) -> Tensor:
+            points = method.adversarial(x, y)
+            method.step += 1
+            return points
+
+        return attacked
 
     def show(progress: TrainingProgress) -> None:
         epoch, rest = divmod(progress.step, steps_per_epoch)
@@ -102,6 +106,6 @@ def _fit(
         seed=0,
         schedule=one_cycle(warmup=0.2),
         shifts=False,
-        adversary=attacked if eps else None,
+        adversary=adversary() if eps else None,
         on_step=show,
     )

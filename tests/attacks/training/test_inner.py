@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_toys import EPS, batch, linear, vmoe
 
 from ironmoe.attacks import AuxiliaryLoss, FrozenRouting, GatesOnly, RoutingDivergence
-from ironmoe.attacks.training import fgsm_rs, kl_pgd, n_fgsm, pgd, vmoe_pgd
+from ironmoe.attacks.training import PGDAT, TRADES, fgsm_rs, kl_pgd, n_fgsm, pgd, vmoe_pgd
 from ironmoe.attacks.training.inner.attacks import kl_divergence
 from ironmoe.moe import collect_aux_loss
 
@@ -135,6 +135,16 @@ def test_inner_steps_make_no_product_for_a_weight():
         pgd(model, images, labels, eps=EPS, steps=4)
     forward_and_dx = [(5, 7), (5, 3), (5, 7), (5, 16)]
     assert inner.shapes == 4 * forward_and_dx
+
+
+@pytest.mark.parametrize(("make", "passes"), [(PGDAT, 1), (TRADES, 2)])
+def test_an_update_makes_one_set_of_weight_gradients_for_each_outer_pass(make, passes):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 7), nn.ReLU(), nn.Linear(7, 3))
+    images, labels = batch(count=5, dtype=torch.float32)
+    with Products() as update:
+        make(model, EPS, steps=4)(images, labels).backward()
+    of_weights = [shape for shape in update.shapes if shape in ((7, 16), (3, 7))]
+    assert sorted(of_weights) == passes * [(3, 7)] + passes * [(7, 16)]
 
 
 def test_nothing_waits_for_a_gpu():
