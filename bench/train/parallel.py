@@ -9,6 +9,7 @@ does what a program without ``torch.distributed`` would do.
 
 from collections.abc import Iterator
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 
 def prepared(model: nn.Module, *, fsdp: bool, device: torch.device) -> nn.Module:
@@ -128,10 +131,11 @@ def _is_running_statistic(name: str) -> bool:
 
 def _average(tensors: list[Tensor]) -> None:
     """Replace the tensors by their means over the processes, in one exchange for each dtype."""
-    tensors = sorted(tensors, key=lambda tensor: str(tensor.dtype))  # sorted() keeps the order else
+    tensors = sorted(tensors, key=lambda tensor: str(tensor.dtype))
     for _, same in groupby(tensors, key=lambda tensor: tensor.dtype):
         alike = list(same)
-        mean = mean_over_processes(torch.cat([tensor.flatten() for tensor in alike]))
+        mean = torch.cat([tensor.flatten() for tensor in alike]) / number_of_processes()
+        dist.all_reduce(mean)
         pieces = mean.split([tensor.numel() for tensor in alike])
         for tensor, piece in zip(alike, pieces, strict=True):
             tensor.copy_(piece.view_as(tensor))
@@ -148,12 +152,37 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return total
 
 
+def gathered(value: T) -> list[T]:
+    """The value of every process, in their order. Each process must call it."""
+    values = [value] * number_of_processes()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+@torch.no_grad()
 def clip_gradients(model: nn.Module, norm: float) -> Tensor:
     """Scale the gradients so that their L2 norm, of all together, is at most ``norm``. Under FSDP2
     it is that of the whole gradients, of which this process has a part.
 
+    The norm is summed in float64: its float32 value, by which gradients are scaled, then does not
+    depend on how they are shared out, and FSDP2 trains to the bits of data parallel.
+
     Returns:
-        () the norm before.
+        () float64, the norm before; the same in every process.
     """
-    total = nn.utils.clip_grad_norm_(model.parameters(), norm)
-    return total.full_tensor() if isinstance(total, DTensor) else total
+    given = [p.grad for p in model.parameters() if p.grad is not None]
+    own = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in given]
+    if not own:
+        return torch.zeros((), dtype=torch.float64)
+
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in own]
+    square = torch.stack(norms).square().sum()
+    if is_sharded(model):
+        dist.all_reduce(square)
+    total = square.sqrt()
+
+    factor = (norm / (total + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_
+    for grad in own:
+        grad.mul_(factor.to(grad.dtype))
+    return total
