@@ -1,6 +1,5 @@
 """``ironmoe train``: reads its options and calls ``train/run.py``."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -87,7 +86,10 @@ def train(
             1,
         ),
     ] = None,
-    batch_size: Annotated[int, bounded("Images of a step of the optimizer.", 1)] = 100,
+    batch_size: Annotated[
+        int | None,
+        bounded("Images of a step of the optimizer. By default 100, or all if there are fewer.", 1),
+    ] = None,
     parts: Annotated[
         int | None,
         bounded(
@@ -160,8 +162,9 @@ def train(
     with clear_errors(console):
         from ironmoe.bench.common.data import load_data
         from ironmoe.bench.common.train import default_epochs
-        from ironmoe.bench.train.options import TrainOptions, check
+        from ironmoe.bench.train.options import TrainOptions, check_choice
         from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
+        from ironmoe.bench.train.rows import split
         from ironmoe.bench.train.run import run_train_command
 
         choice = MethodChoice(
@@ -175,8 +178,16 @@ def train(
             awp=awp,
             own=_given(own),
         )
+        check_choice(choice)
+        target = chosen_device(device)
+        images = load_data(data, image_size, skip_bad)
+        announce(images, console)
+        if 0 < eps < 1:
+            console.print(below_one(eps))
+        trained_on = len(split(images).trained)
         recipe = TrainRecipe(
-            batch_size=batch_size,
+            epochs=epochs or default_epochs(trained_on),
+            batch_size=batch_size or min(100, trained_on),
             parts=parts or _world(),
             learning_rate=learning_rate,
             weight_decay=weight_decay,
@@ -187,17 +198,11 @@ def train(
             checkpointing=checkpointing,
             compile=compile_model,
         )
-        check(choice, recipe)
-        target = chosen_device(device)
-        images = load_data(data, image_size, skip_bad)
-        announce(images, console)
-        if 0 < eps < 1:
-            console.print(below_one(eps))
         options = TrainOptions(
             data=images,
             model=model,
             method=choice,
-            recipe=recipe._replace(epochs=epochs or default_epochs(len(images.split()[0]))),
+            recipe=recipe,
             seed=seed,
             device=target,
             out=out,

@@ -55,12 +55,12 @@ class Display:
 
 def epoch_line(numbers: dict[str, Any], epochs: int) -> str:
     """The numbers of one epoch in a line."""
-    load = "".join(
-        f"  {layer.removesuffix('.mlp')} {100 * share:.0f} %"
+    load = ", ".join(
+        f"{layer.removesuffix('.mlp')} {100 * share:.0f} %"
         for layer, share in numbers["load"].items()
     )
     return (
         f"epoch {numbers['epoch']:>{len(str(epochs))}}/{epochs}  loss {numbers['loss']:.3f}  "
         f"held out: clean {100 * numbers['clean']:.1f} %, PGD-10 {100 * numbers['robust']:.1f} %"
-        + (f"  largest load:{load}" if load else "")
+        + (f"  largest load: {load}" if load else "")
     )

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from ironmoe.attacks.training import TRAINING_METHODS, TrainingMethod
+from ironmoe.attacks.training.checks import BATCH_NORMS
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
 from ironmoe.moe.routing.routed_layers import routing_sites
@@ -29,6 +30,12 @@ def make_method(
             "none; take --model v-moe"
         )
 
+    if recipe.batch_size // recipe.parts < 2 and has_batch_norm(model):
+        raise UserError(
+            "--batch-size / --parts must be at least 2 for a model with batch norm, got "
+            f"{recipe.batch_size} / {recipe.parts}"
+        )
+
     settings: dict[str, Any] = {
         "norm": choice.norm,
         "alpha": choice.alpha,
@@ -47,3 +54,8 @@ def make_method(
         except (TypeError, ValueError) as error:
             raise UserError(f"--method {choice.name}: {error}") from error
     return method, [str(warning.message) for warning in caught]
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether images of a batch share the statistics of a layer."""
+    return any(isinstance(module, BATCH_NORMS) for module in model.modules())

@@ -47,17 +47,12 @@ class TrainOptions(NamedTuple):
         }
 
 
-def check(choice: MethodChoice, recipe: TrainRecipe) -> None:
-    """Find mistakes that depend on no model and no data.
+def check_choice(choice: MethodChoice) -> None:
+    """Find mistakes in the choice of a method that depend on no model and no data.
 
     Raises:
         UserError: the message says what, and what is possible.
     """
-    _check_method(choice)
-    _check_recipe(recipe)
-
-
-def _check_method(choice: MethodChoice) -> None:
     if choice.name not in TRAINING_METHODS:
         raise UserError(
             f"--method must be one of {', '.join(TRAINING_METHODS)}, got {choice.name!r}"
@@ -84,7 +79,8 @@ def _check_method(choice: MethodChoice) -> None:
         )
 
 
-def _check_recipe(recipe: TrainRecipe) -> None:
+def check_recipe(recipe: TrainRecipe) -> None:
+    """The same of a recipe."""
     for option, value, known in (
         ("--schedule", recipe.schedule, SCHEDULES),
         ("--dtype", recipe.dtype, DTYPES),

@@ -19,7 +19,7 @@ from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.held_out import HeldOutRows
 from ironmoe.bench.train.making import make_method
-from ironmoe.bench.train.options import TrainOptions, check
+from ironmoe.bench.train.options import TrainOptions, check_choice, check_recipe
 from ironmoe.bench.train.parallel import prepared
 from ironmoe.bench.train.recipe import STANDARD
 from ironmoe.bench.train.report.facts import TrainingFacts
@@ -48,7 +48,8 @@ def run_train_command(options: TrainOptions, console: Console) -> Path:
     Returns:
         The folder of the run.
     """
-    check(options.method, options.recipe)
+    check_choice(options.method)
+    check_recipe(options.recipe)
     device = own_device(options.device)
     with processes(device) as group:
         run = _prepared(options, device, group)
