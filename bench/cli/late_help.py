@@ -56,7 +56,14 @@ def _values() -> dict[str, str]:
         own = {name: attack.settings.get(setting) for name, attack in attacks.items()}
         return ", ".join(f"{value} for {name}" for name, value in own.items() if value is not None)
 
-    return {
+    takers = {
+        f"takers_of_{option}": ", ".join(
+            name for name, method in TRAINING_METHODS.items() if option in method.takes
+        )
+        for method in TRAINING_METHODS.values()
+        for option in method.takes
+    }
+    return takers | {
         "attacks": ", ".join(attacks),
         "norms": _one_of(NORMS),
         "training_methods": ", ".join(TRAINING_METHODS),

@@ -59,7 +59,34 @@ def train(
         ),
     ] = "eval",
     beta: Annotated[
-        float | None, bounded("Weight of the second loss, for methods that have one.", 0)
+        float | None,
+        bounded("Weight of the method's second loss, for {takers_of_beta}.", 0),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        bounded("Radius of the noise before the step, in units of eps, for {takers_of_noise}.", 0),
+    ] = None,
+    replays: Annotated[
+        int | None,
+        bounded(
+            "Steps of the optimizer that each batch gives, for {takers_of_replays}: divide the "
+            "epochs by it.",
+            1,
+        ),
+    ] = None,
+    weight: Annotated[
+        float | None,
+        bounded("Weight of the penalty on routing, for {takers_of_weight}.", 0),
+    ] = None,
+    routing_weight: Annotated[
+        float | None,
+        bounded(
+            "How much the attack raises the change of routing, for {takers_of_routing_weight}.", 0
+        ),
+    ] = None,
+    routing_beta: Annotated[
+        float | None,
+        bounded("Weight of the routers' own penalty, for {takers_of_routing_beta}.", 0),
     ] = None,
     label_smoothing: Annotated[
         float, typer.Option(help="Of the cross-entropy, from 0 to below 1.")
@@ -158,7 +185,14 @@ def train(
     from ironmoe.bench.common.processes import is_first_process
 
     console = Console(quiet=not is_first_process())
-    own = {"beta": beta}
+    own = {
+        "beta": beta,
+        "noise": noise,
+        "replays": replays,
+        "weight": weight,
+        "routing_weight": routing_weight,
+        "routing_beta": routing_beta,
+    }
     with clear_errors(console):
         from ironmoe.bench.common.data import load_data
         from ironmoe.bench.common.train import default_epochs

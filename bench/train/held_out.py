@@ -61,7 +61,7 @@ class HeldOutRows:
             autocast_dtype=self.dtype,
         )
         right = clean & self._right(model, attacked)
-        shares = torch.stack([clean.float().mean(), right.float().mean()])
+        shares = torch.stack([clean.double().mean(), right.double().mean()])
         loads = {name: float(layer.load().max()) for name, layer in trace.layers.items()}
         return HeldOut(*mean_over_processes(shares).tolist(), loads)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from ironmoe.attacks.training import TRAINING_METHODS, TrainingMethod
+from ironmoe.attacks.training import AWP, TRAINING_METHODS, CollapseAlarm, TrainingMethod
 from ironmoe.attacks.training.checks import BATCH_NORMS
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
@@ -43,6 +43,7 @@ def make_method(
         "ramp_steps": batches // 2,
         "label_smoothing": choice.label_smoothing,
         "autocast_dtype": recipe.autocast_dtype,
+        "alarm": CollapseAlarm(),
     }
     if not entry.single_step:
         settings["steps"] = STEPS if choice.steps is None else choice.steps
@@ -51,6 +52,8 @@ def make_method(
         warnings.simplefilter("always")
         try:
             method = entry.kind(model, choice.eps, **settings | choice.own)
+            if choice.awp is not None:
+                method = AWP(method, gamma=choice.awp)
         except (TypeError, ValueError) as error:
             raise UserError(f"--method {choice.name}: {error}") from error
     return method, [str(warning.message) for warning in caught]

@@ -2,6 +2,7 @@
 at all, so that a kill at any moment loses at most one epoch."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from ironmoe.bench.common.checkpoints import read_safetensors
 from ironmoe.bench.common.files import finite, write_atomically
 
 Tensors = dict[str, Tensor]
+Numbers = dict[str, Any]
 
 
 class TrainingState(NamedTuple):
@@ -22,7 +24,7 @@ class TrainingState(NamedTuple):
     """
 
     tensors: dict[str, Tensors]
-    numbers: dict[str, Any]
+    numbers: Numbers
 
     def of(self, section: str) -> Tensors:
         """The tensors of a section; none if it has none."""
@@ -31,7 +33,7 @@ class TrainingState(NamedTuple):
     def write(self, file: Path) -> None:
         """Replace the file."""
         named = {
-            f"{section}/{name}": tensor.contiguous()
+            f"{section}/{name}": tensor.cpu().contiguous()
             for section, tensors in self.tensors.items()
             for name, tensor in tensors.items()
         }
@@ -55,7 +57,7 @@ def read_state(file: Path) -> TrainingState | None:
     return TrainingState(sections, json.loads(metadata["numbers"]))
 
 
-def parted(state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+def parted(state: Mapping[str, Any]) -> tuple[Tensors, Numbers]:
     """(the tensors of a flat state, its numbers)."""
-    tensors = {key: value.cpu() for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     return tensors, {key: value for key, value in state.items() if key not in tensors}

@@ -2,14 +2,16 @@
 state."""
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ironmoe.attacks.training import TrainingMethod
+from ironmoe.attacks.training import EMA, TrainingMethod
 from ironmoe.bench.common.loop.batches import batches
 from ironmoe.bench.common.processes import Processes
+from ironmoe.bench.train.averages import averaged_state, load_averaged_state
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.full_state import (
     full_state,
@@ -19,11 +21,9 @@ from ironmoe.bench.train.full_state import (
 )
 from ironmoe.bench.train.held_out import HeldOutRows
 from ironmoe.bench.train.recipe import TrainRecipe
-from ironmoe.bench.train.state import Tensors, TrainingState, parted, read_state
+from ironmoe.bench.train.state import Numbers, Tensors, TrainingState, parted, read_state
 from ironmoe.bench.train.updates import Updates
 from ironmoe.bench.train.watch import Watch
-
-Numbers = dict[str, Any]
 
 
 class TrainedOn(NamedTuple):
@@ -66,7 +66,8 @@ class Trainer:
         state_file: Path,
         watch: Watch,
     ) -> None:
-        """by: "robust" or "clean", the held-out accuracy that chooses the weights."""
+        """by: "robust" or "clean", the held-out accuracy that chooses the weights. With averaged
+        weights these are measured and chosen."""
         self.model = model
         self.method = method
         self.recipe = recipe
@@ -86,6 +87,7 @@ class Trainer:
             steps=recipe.epochs * self.batches,
             group=group,
         )
+        self.average = None if recipe.ema is None else EMA(model, recipe.ema)
         self.best: Tensors = {}
         self.numbers: Numbers = {"epoch": 0, "seconds": 0.0, "chosen": 0, "curves": []}
 
@@ -100,8 +102,12 @@ class Trainer:
             self._write()  # from here on there are good weights on disk
         while self.numbers["epoch"] < self.recipe.epochs and not self.watch.stopped:
             start = time.perf_counter()
-            curve = self._epoch(self.numbers["epoch"], display)
-            self._choose(curve)
+            with self.watch.noticing(display.say):
+                curve = self._epoch(self.numbers["epoch"], display)
+            with self._averaged():
+                curve |= self.held_out.measure(self.model)._asdict()
+                curve |= self.watch.after_epoch(display.say)
+                self._choose(curve)
             self.numbers["seconds"] += self.group.largest(time.perf_counter() - start)
             self.numbers["epoch"] += 1
             self._write()
@@ -115,7 +121,7 @@ class Trainer:
         )
 
     def _epoch(self, epoch: int, display: Display) -> Numbers:
-        """Train one epoch and measure the weights; returns the epoch's numbers."""
+        """Train one epoch; returns its numbers."""
         self.model.train()
         device = next(self.model.parameters()).device
         of_epoch = batches(*self.data, self.recipe.batch_size, self.seed, epoch, self.recipe.shifts)
@@ -123,6 +129,8 @@ class Trainer:
         for i, (images, labels) in zip(range(self.batches), of_epoch, strict=False):
             step = epoch * self.batches + i
             now = self.updates.make(images.to(device), labels.to(device), step)
+            if self.average is not None:
+                self.average.update()
             losses += now.loss / self.batches
             right += now.accuracy / self.batches
             display.batch(step, now)
@@ -133,30 +141,39 @@ class Trainer:
             "trained_on": right,
             "eps": self.method.strength.eps,
             "rate": self.updates.rate,
-            **self.held_out.measure(self.model)._asdict(),
-            **self.watch.after_epoch(),
         }
+
+    def _averaged(self) -> AbstractContextManager[object]:
+        """Inside the block the model has the weights that are measured and chosen."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def _choose(self, curve: Numbers) -> None:
         """Keep the weights of this epoch if the held-out images say that no epoch before had better
-        ones. Those of an epoch at whose end the training is stopped are never kept."""
+        ones. Those of an epoch at whose end the training is stopped are not kept, unless it is
+        the first."""
         self.numbers["curves"].append(curve)
         curves = self.numbers["curves"]
         other = "clean" if self.by == "robust" else "robust"
         best = max(curves, key=lambda each: (each[self.by], each[other], each["epoch"]))
-        if best is curve and not self.watch.stopped:
+        if best is curve and not (self.watch.stopped and self.numbers["chosen"]):
             self.numbers["chosen"] = curve["epoch"]
             self.best = full_state(self.model)
 
     def _write(self) -> None:
-        method_tensors, method_numbers = parted(
-            {k: v for state in self.group.each(self.method.state_dict()) for k, v in state.items()}
-        )
+        method_tensors, method_numbers = parted(self._method_state())
+        numbers = self.numbers | {"method": method_numbers, "watch": self.watch.state}
         tensors = {"model": full_state(self.model), "best": self.best, "method": method_tensors}
+        if self.average is not None:
+            tensors["average"], numbers["average"] = averaged_state(self.average)
         for name, optimizer in self.updates.optimizers.items():
             tensors[f"optimizer.{name}"] = optimizer_state(self.model, optimizer)
-        numbers = self.numbers | {"method": method_numbers, "watch": self.watch.state}
         self.group.first(lambda: TrainingState(tensors, numbers).write(self.state_file))
+
+    def _method_state(self) -> Numbers:
+        """What the method keeps, of the parts of all processes."""
+        tensors, numbers = parted(self.method.state_dict())
+        own = {name: tensor.cpu() for name, tensor in tensors.items()} | numbers
+        return {name: value for state in self.group.each(own) for name, value in state.items()}
 
     def _restore(self) -> bool:
         """Go on from the state file; False if there is none."""
@@ -166,12 +183,14 @@ class Trainer:
         numbers = dict(state.numbers)
         self.method.load_state_dict(state.of("method") | numbers.pop("method"))
         self.watch.state = numbers.pop("watch")
-        self.numbers = numbers
 
+        if self.average is not None:
+            load_averaged_state(self.average, state.of("average"), numbers.pop("average"))
         first = self.group.is_first  # it alone hands whole tensors to the others
         load_full_state(self.model, state.of("model") if first else {})
         for name, optimizer in self.updates.optimizers.items():
             saved = state.of(f"optimizer.{name}") if first else {}
             load_optimizer_state(self.model, optimizer, saved)
         self.best = state.of("best") if first else {}
+        self.numbers = numbers
         return True

@@ -1,6 +1,11 @@
 """What is looked at after each epoch so that a training which goes wrong is noticed."""
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
+
+from ironmoe.attacks.training import RouterCollapseWarning
 
 Numbers = dict[str, Any]
 
@@ -35,14 +40,30 @@ class Watch:
         self.stopped = False
         self.messages: list[str] = []
 
-    def after_epoch(self) -> Numbers:
+    @contextmanager
+    def noticing(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Inside the block, warnings of routers that collapse are said and kept."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RouterCollapseWarning)
+            yield
+        for each in caught:
+            if issubclass(each.category, RouterCollapseWarning):
+                self._notice(str(each.message), say)
+            else:
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+    def _notice(self, message: str, say: Callable[[str], None]) -> None:
+        say(message)
+        self.messages.append(message)
+
+    def after_epoch(self, say: Callable[[str], None]) -> Numbers:
         """Look, and return the numbers that were seen."""
         if self.guard is None:
             return {}
         verdict = self.guard.check()
         if verdict.tripped:
             self.stopped = True
-            self.messages.append(verdict.message)
+            self._notice(verdict.message, say)
         return {"guard_fgsm": verdict.fgsm, "guard_pgd": verdict.pgd}
 
     @property

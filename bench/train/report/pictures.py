@@ -24,7 +24,11 @@ def draw_training(facts: TrainingFacts) -> dict[str, Picture]:
     )
     pictures = {
         "accuracy.png": Picture("Accuracy over epochs", note, _accuracies(facts)),
-        "loss.png": Picture("Loss, radius and learning rate over epochs", "", _settings(facts)),
+        "loss.png": Picture(
+            "Loss, radius and learning rate over epochs",
+            "The loss is the mean of the epoch; radius and rate are those at its end.",
+            _settings(facts),
+        ),
     }
     if facts.chosen["load"]:
         even = "An even load would give each of E experts a share of 1 / E."
@@ -39,7 +43,7 @@ def _accuracies(facts: TrainingFacts) -> Figure:
         lines = (
             ("clean", "held out: clean", "-"),
             ("robust", f"held out: PGD-10, {facts.eps}", "-"),
-            ("trained_on", f"trained on: {trained_on} images, mean of the epoch", "--"),
+            ("trained_on", f"trained on: {trained_on} images", "--"),
         )
         for (key, label, style), color in zip(lines, COLORS, strict=False):
             _line(axes, facts, 100 * _column(facts, key), style=style, color=color, label=label)
@@ -54,7 +58,7 @@ def _settings(facts: TrainingFacts) -> Figure:
     with plt.rc_context(STYLE):
         figure, (upper, lower) = plt.subplots(2, 1, figsize=(6.4, 5), sharex=True)
         _line(upper, facts, _column(facts, "loss"), color=COLORS[0], label="loss")
-        upper.set(ylabel="loss, mean of the epoch")
+        upper.set(ylabel="loss")
 
         shown = [("rate", "learning rate", 1.0)]
         if not facts.is_standard:
@@ -71,7 +75,7 @@ def _settings(facts: TrainingFacts) -> Figure:
             )
         _epochs(lower, facts)
         upper.axvline(facts.training["chosen"], color="#4a5560", linestyle="--", linewidth=1)
-        lower.set(ylabel="% of the largest, at the end of the epoch", ylim=(0, 105))
+        lower.set(ylabel="% of the largest", ylim=(0, 105))
         lower.legend()
     return figure
 
@@ -85,7 +89,8 @@ def _load(facts: TrainingFacts) -> Figure:
             values = [100 * epoch["load"][layer] for epoch in facts.curves]
             _line(axes, facts, np.array(values), color=shade, label=layer)
         _epochs(axes, facts)
-        axes.set(ylabel="share of the busiest expert, in %", ylim=(0, 101))
+        axes.set(ylabel="share of the busiest expert, in %")
+        axes.set_ylim(0, min(101, 1.3 * axes.get_ylim()[1]))
         axes.legend()
     return figure
 

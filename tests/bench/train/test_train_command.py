@@ -1,5 +1,6 @@
 """``ironmoe train`` from end to end on tiny settings: its files, its kills and its errors."""
 
+import inspect
 import json
 import os
 import re
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from ironmoe.attacks.training import TRAINING_METHODS
 from ironmoe.bench.cli.app import app
+from ironmoe.bench.cli.train import train as train_command
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.report import page, pictures
 
@@ -176,3 +179,12 @@ def test_data_of_one_class_are_refused(place, train):
     result = train("--epochs", 1, ok=False)
     assert result.exit_code == 2
     assert "must have at least 2 classes to train on" in " ".join(result.output.split())
+
+
+def test_every_option_of_a_method_is_an_option_of_the_command():
+    """A method that is registered with another option needs it in ``bench/cli/train.py``."""
+    options = inspect.signature(train_command).parameters
+    for method in TRAINING_METHODS.values():
+        assert set(method.takes) <= options.keys(), method.name
+    help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output
+    assert all(name in help_text for name in TRAINING_METHODS) and "{" not in help_text

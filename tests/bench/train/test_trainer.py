@@ -58,7 +58,9 @@ def test_a_batch_in_parts_is_the_mean_of_the_losses_of_its_parts(kind):
     make the step of the whole batch."""
     after = {}
     for parts in (1, 3):
-        model = moe(router={"noise": 0.0, "importance_weight": 0.0, "load_weight": 0.0}).double()
+        model = moe(
+            router={"noise_std": 0.0, "importance_weight": 0.0, "load_weight": 0.0}
+        ).double()
         nn.init.normal_(model.head.weight, std=0.1)
         options = {"start": "clean"} if kind is PGDAT else {}
         method = kind(model, 0.1, steps=1, **options)
@@ -88,7 +90,7 @@ def test_random_numbers_depend_on_the_part_and_not_on_what_ran_before():
 def test_checkpointed_blocks_give_the_same_step_with_router_noise():
     after = []
     for checkpointing in (False, True):
-        model = moe(router={"noise": 1.0})
+        model = moe(router={"noise_std": 1.0})
         if checkpointing:
             checkpoint_blocks(model)
         names = list(routing_sites(model))
