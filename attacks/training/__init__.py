@@ -14,6 +14,10 @@ from ironmoe.attacks.training.guards.non_finite import NonFiniteLoss, first_non_
 from ironmoe.attacks.training.inner.attacks import fgsm_rs, kl_pgd, n_fgsm, pgd, vmoe_pgd
 from ironmoe.attacks.training.inner.loop import Inner
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
+from ironmoe.attacks.training.methods.fgsm_rs import FGSMRS
+from ironmoe.attacks.training.methods.free import Free
+from ironmoe.attacks.training.methods.mart import MART
+from ironmoe.attacks.training.methods.n_fgsm import NFGSM
 from ironmoe.attacks.training.methods.pgd_at import PGDAT
 from ironmoe.attacks.training.methods.standard import Standard
 from ironmoe.attacks.training.methods.trades import TRADES
@@ -26,9 +30,13 @@ from ironmoe.attacks.training.registry import (
 )
 
 __all__ = [
+    "FGSMRS",
+    "MART",
+    "NFGSM",
     "PGDAT",
     "TRADES",
     "TRAINING_METHODS",
+    "Free",
     "Inner",
     "Mixup",
     "NonFiniteLoss",

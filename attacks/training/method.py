@@ -211,10 +211,14 @@ class TrainingMethod(ABC):
     def _attack(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
         """(B, …) the images that the inner attack makes."""
 
-    @abstractmethod
     def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
-        """Scalar: the loss without auxiliary losses, at points (B, …) that the inner attack made.
-        Outer passes go through ``_logits``."""
+        """Scalar: the loss without auxiliary losses, at points (B, …) that the inner attack made;
+        where a method says nothing else, their cross-entropy. Outer passes go through
+        ``_logits``."""
+        logits = self._logits(points, images)
+        loss = self._cross_entropy(logits, labels)
+        self._keep("adversarial_correct", logits, labels)
+        return loss
 
     def _attacked(self, images: Tensor, labels: Tensor) -> Attacked:
         """The batch as ``_losses`` takes it."""

@@ -103,12 +103,9 @@ class PGDAT(TrainingMethod):
         return Attacked(images, mixed, points)
 
     def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
-        logits = self._logits(points, images)
-        if self.loss != "ce":
-            return self.loss_of(logits, labels).mean()
-        loss = self._cross_entropy(logits, labels)
-        self._keep("adversarial_correct", logits, labels)
-        return loss
+        if self.loss == "ce":
+            return super()._losses(images, labels, points)
+        return self.loss_of(self._logits(points, images), labels).mean()
 
     def _classes(self, images: Tensor) -> int:
         """How many classes the model tells, asked once."""
