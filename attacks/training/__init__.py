@@ -28,14 +28,20 @@ from ironmoe.attacks.training.registry import (
     register_training_method,
     training_method,
 )
+from ironmoe.attacks.training.weights.awp import AWP
+from ironmoe.attacks.training.weights.ema import EMA
+from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
 
 __all__ = [
+    "AWP",
+    "EMA",
     "FGSMRS",
     "MART",
     "NFGSM",
     "PGDAT",
     "TRADES",
     "TRAINING_METHODS",
+    "EndOfBackward",
     "Free",
     "Inner",
     "Mixup",
