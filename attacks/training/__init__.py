@@ -14,6 +14,10 @@ from ironmoe.attacks.training.guards.non_finite import NonFiniteLoss, first_non_
 from ironmoe.attacks.training.inner.attacks import fgsm_rs, kl_pgd, n_fgsm, pgd, vmoe_pgd
 from ironmoe.attacks.training.inner.loop import Inner
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
+from ironmoe.attacks.training.methods.fgsm_rs import FGSMRS
+from ironmoe.attacks.training.methods.free import Free
+from ironmoe.attacks.training.methods.mart import MART
+from ironmoe.attacks.training.methods.n_fgsm import NFGSM
 from ironmoe.attacks.training.methods.pgd_at import PGDAT
 from ironmoe.attacks.training.methods.standard import Standard
 from ironmoe.attacks.training.methods.trades import TRADES
@@ -24,11 +28,21 @@ from ironmoe.attacks.training.registry import (
     register_training_method,
     training_method,
 )
+from ironmoe.attacks.training.weights.awp import AWP
+from ironmoe.attacks.training.weights.ema import EMA
+from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
 
 __all__ = [
+    "AWP",
+    "EMA",
+    "FGSMRS",
+    "MART",
+    "NFGSM",
     "PGDAT",
     "TRADES",
     "TRAINING_METHODS",
+    "EndOfBackward",
+    "Free",
     "Inner",
     "Mixup",
     "NonFiniteLoss",
