@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ironmoe.attacks.training.checks import (
     check_positive,
     may_wait,
 )
+from ironmoe.attacks.training.guards.collapse import CollapseAlarm
 from ironmoe.attacks.training.guards.non_finite import check_finite
 from ironmoe.attacks.training.inner.lent import Mode
 from ironmoe.attacks.training.inner.loop import Inner, default_alpha
@@ -97,7 +98,8 @@ class TrainingMethod(ABC):
             meet the full radius from the start.
         label_smoothing: of the outer cross-entropy, in [0, 1).
         auxiliary_loss: False leaves the routers' losses to ``collect_aux_loss``.
-        alarm: warns of routers that collapse; None: nothing watches them.
+        alarm: warns of routers that collapse. "collapse" is a ``CollapseAlarm`` of the method's
+            own; None: nothing watches them.
 
     Attributes:
         step: how many batches came so far, by which eps grows. A loop that splits batches sets it.
@@ -134,7 +136,7 @@ class TrainingMethod(ABC):
         normalize: Normalize | None = None,
         logits_fn: Callable[[Any], Tensor] | None = None,
         autocast_dtype: torch.dtype | None = None,
-        alarm: Alarm | None = None,
+        alarm: Alarm | Literal["collapse"] | None = "collapse",
     ) -> None:
         check_positive(eps=eps, steps=steps)
         if alpha is not None:
@@ -163,11 +165,11 @@ class TrainingMethod(ABC):
         self.ramp_steps = int(ramp_steps)
         self.label_smoothing = float(label_smoothing)
         self.auxiliary_loss = auxiliary_loss
-        self.alarm = alarm
+        self.alarm = CollapseAlarm() if alarm == "collapse" else alarm
         self.step = 0
         self.last: dict[str, Tensor] = {}
         self._perturbation: Perturbation | None = None
-        self._outer_passes = 0
+        self._outputs: list[Tensor] = []
         self._has_looked = False
 
     @property
@@ -241,7 +243,7 @@ class TrainingMethod(ABC):
             fixed = attacked._replace(points=attacked.points.detach())
             self._perturbation.move(lambda: losses(*fixed))
 
-        self._outer_passes = 0
+        self._outputs = []
         self.last = {}
         alarm = nullcontext() if self.alarm is None else self.alarm.watching(self.model, self.step)
         # Passes that a user made before this call are none of this loss.
@@ -250,7 +252,8 @@ class TrainingMethod(ABC):
         with alarm, own:
             loss = losses(*attacked)
             if self.auxiliary_loss:
-                loss = loss + collect_aux_loss(self.model) / max(self._outer_passes, 1)
+                loss = loss + collect_aux_loss(self.model) / max(len(self._outputs), 1)
+                self._outputs = []
         check_finite(
             loss, self.model, lambda: self.inner.outer_logits(images, images.dtype), self.step
         )
@@ -260,8 +263,9 @@ class TrainingMethod(ABC):
     def _logits(self, points: Tensor, images: Tensor) -> Tensor:
         """(B, C) of an outer pass, in at least float32. The model takes the points in the dtype of
         the user's images."""
-        self._outer_passes += 1
-        return self.inner.outer_logits(points, images.dtype)
+        logits = self.inner.outer_logits(points, images.dtype)
+        self._outputs.append(logits)  # the auxiliary loss of a pass lives as long as its output
+        return logits
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar: the mean, with label smoothing."""
