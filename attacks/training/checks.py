@@ -1,14 +1,15 @@
-"""What a training method checks before it trains on a batch. Values are read on CPU alone, where
-that costs nothing."""
+"""What a training method checks before it trains on a batch. Values are read on CPU, where that
+costs nothing; on a GPU those of the first batch alone."""
 
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ironmoe.attacks.goals.goal import described
-from ironmoe.kernels.route import may_look
+from ironmoe.kernels.route import may_look, transformed
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -27,7 +28,7 @@ def check_factor(**values: float) -> None:
             raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
-def check_batch(model: nn.Module, images: Any, labels: Any, bounds: tuple[Any, Any]) -> None:
+def check_batch(model: nn.Module, images: Any, labels: Any) -> None:
     """TypeError, ValueError: images and labels that cannot be trained on."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
         raise TypeError(f"images must be a float tensor (B, …), got {described(images)}")
@@ -42,8 +43,13 @@ def check_batch(model: nn.Module, images: Any, labels: Any, bounds: tuple[Any, A
             "variance; drop the last batch, or put the batch norm layers into eval mode"
         )
 
+
+def may_wait(images: Tensor) -> bool:
+    """Whether values can be read at all: neither a trace nor a CUDA graph is being recorded."""
     if may_look(images):
-        _check_inside(images, bounds)
+        return True
+    is_traced = torch.compiler.is_compiling() or isinstance(images, FakeTensor) or transformed()
+    return not is_traced and images.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
 def check_labels(logits: Tensor, labels: Tensor) -> None:
@@ -74,8 +80,9 @@ def _has_batch_statistics(model: nn.Module) -> bool:
     return any(isinstance(module, BATCH_NORMS) and module.training for module in model.modules())
 
 
-def _check_inside(images: Tensor, bounds: tuple[Any, Any]) -> None:
-    """ValueError: pixels that are not finite, or that lie outside the bounds."""
+def check_inside(images: Tensor, bounds: tuple[float, float]) -> None:
+    """ValueError: pixels that are not finite, or that lie outside the bounds. The host waits for
+    the device."""
     low, high = bounds
     inside = (images >= low) & (images <= high)
     if not bool(inside.all()):

@@ -17,10 +17,17 @@ from ironmoe.attacks.engine.attacked_model import Normalize
 from ironmoe.attacks.engine.borrow import other_aux_losses
 from ironmoe.attacks.engine.coupling import images_coupled
 from ironmoe.attacks.engine.routing_mode import RoutingMode
-from ironmoe.attacks.training.checks import check_batch, check_labels, check_positive
+from ironmoe.attacks.training.checks import (
+    check_batch,
+    check_inside,
+    check_labels,
+    check_positive,
+    may_wait,
+)
 from ironmoe.attacks.training.guards.non_finite import check_finite
 from ironmoe.attacks.training.inner.lent import Mode
 from ironmoe.attacks.training.inner.loop import Inner, default_alpha
+from ironmoe.kernels.route import may_look
 from ironmoe.moe import collect_aux_loss
 
 COUPLED = (
@@ -140,6 +147,7 @@ class TrainingMethod(ABC):
         self.step = 0
         self.last: dict[str, Tensor] = {}
         self._outer_passes = 0
+        self._has_looked = False
 
     @property
     def strength(self) -> Strength:
@@ -230,7 +238,10 @@ class TrainingMethod(ABC):
         self.last[name] = logits.detach().argmax(1) == classes
 
     def _check(self, images: Tensor, labels: Tensor) -> None:
-        check_batch(self.model, images, labels, self.inner.bounds)
+        check_batch(self.model, images, labels)
+        if may_look(images) or (not self._has_looked and may_wait(images)):
+            check_inside(images, self.inner.bounds)
+            self._has_looked = True
 
     def __repr__(self) -> str:
         norm = self.inner.ball.norm

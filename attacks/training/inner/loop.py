@@ -18,7 +18,9 @@ from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.model_errors import NoGradient
+from ironmoe.attacks.training.checks import check_inside
 from ironmoe.attacks.training.inner.lent import Mode, check_mode, inside_of_ddp, lent
+from ironmoe.kernels.route import may_look
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, C), labels (B, …)) → (B,), what the images of a batch raise."""
@@ -92,7 +94,10 @@ class Inner:
         return cast(nn.Module, self.asked.model)
 
     def around(self, images: Tensor, eps: float | Tensor) -> Ball:
-        """The balls of radius ``eps`` around the images, in at least float32."""
+        """The balls of radius ``eps`` around the images, in at least float32. ValueError: the
+        images lie outside ``bounds``, which is looked at on CPU alone."""
+        if may_look(images):
+            check_inside(images, self.bounds)
         master = images.detach().to(torch.promote_types(images.dtype, torch.float32))
         return self.ball(master, _of_each(eps, master), self.bounds)
 
@@ -118,7 +123,7 @@ class Inner:
                 the image; or a tensor (B, …), which is projected.
 
         Raises:
-            ValueError: the model is not differentiable.
+            ValueError: the model is not differentiable, or images lie outside ``bounds``.
         """
         ball = self.around(images, eps)
         point = start_point(ball, start)
