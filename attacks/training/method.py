@@ -205,7 +205,7 @@ class TrainingMethod(ABC):
     def _outer(self, images: Tensor, labels: Tensor, losses: Callable[[], Tensor]) -> Tensor:
         """What ``losses`` returns, checked and with the auxiliary losses of its outer passes."""
         self._check(images, labels)
-        self._outer_passes = 0
+        self._outer_aux_losses = []
         self.last = {}
         alarm = nullcontext() if self.alarm is None else self.alarm.watching(self.model, self.step)
         # Passes that a user made before this call are none of this loss.
@@ -213,19 +213,26 @@ class TrainingMethod(ABC):
 
         with alarm, own:
             loss = losses()
-            if self.auxiliary_loss:
-                loss = loss + collect_aux_loss(self.model) / max(self._outer_passes, 1)
-        check_finite(
-            loss, self.model, lambda: self.inner.outer_logits(images, images.dtype), self.step
-        )
+            if self._outer_aux_losses:
+                loss = loss + torch.stack(self._outer_aux_losses).mean()
+                self._outer_aux_losses = []  # they have graphs
+        check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
         self.last["loss"] = loss.detach()
         return loss
 
     def _logits(self, points: Tensor, images: Tensor) -> Tensor:
         """(B, C) of an outer pass, in at least float32. The model takes the points in the dtype of
         the user's images."""
-        self._outer_passes += 1
-        return self.inner.outer_logits(points, images.dtype)
+        logits = self.inner.outer_logits(points, images.dtype)
+        if self.auxiliary_loss:  # of compiled code, layers keep those of the last pass only
+            self._outer_aux_losses.append(collect_aux_loss(self.model))
+        return logits
+
+    def _ask(self, images: Tensor) -> None:
+        """A pass for those who watch the layers. It goes past DistributedDataParallel, which would
+        wait for the passes of other processes."""
+        with self.inner.running(images):
+            self.inner.logits(images)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar: the mean, with label smoothing."""
