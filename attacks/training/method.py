@@ -169,7 +169,7 @@ class TrainingMethod(ABC):
         self.step = 0
         self.last: dict[str, Tensor] = {}
         self._perturbation: Perturbation | None = None
-        self._outputs: list[Tensor] = []
+        self._outer_aux_losses: list[Tensor] = []
         self._has_looked = False
 
     @property
@@ -243,7 +243,7 @@ class TrainingMethod(ABC):
             fixed = attacked._replace(points=attacked.points.detach())
             self._perturbation.move(lambda: losses(*fixed))
 
-        self._outputs = []
+        self._outer_aux_losses = []
         self.last = {}
         alarm = nullcontext() if self.alarm is None else self.alarm.watching(self.model, self.step)
         # Passes that a user made before this call are none of this loss.
@@ -251,12 +251,10 @@ class TrainingMethod(ABC):
 
         with alarm, own:
             loss = losses(*attacked)
-            if self.auxiliary_loss:
-                loss = loss + collect_aux_loss(self.model) / max(len(self._outputs), 1)
-                self._outputs = []
-        check_finite(
-            loss, self.model, lambda: self.inner.outer_logits(images, images.dtype), self.step
-        )
+            if self._outer_aux_losses:
+                loss = loss + torch.stack(self._outer_aux_losses).mean()
+                self._outer_aux_losses = []  # they have graphs
+        check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
         self.last["loss"] = loss.detach()
         return loss
 
@@ -264,8 +262,15 @@ class TrainingMethod(ABC):
         """(B, C) of an outer pass, in at least float32. The model takes the points in the dtype of
         the user's images."""
         logits = self.inner.outer_logits(points, images.dtype)
-        self._outputs.append(logits)  # the auxiliary loss of a pass lives as long as its output
+        if self.auxiliary_loss:  # of compiled code, layers keep those of the last pass only
+            self._outer_aux_losses.append(collect_aux_loss(self.model))
         return logits
+
+    def _ask(self, images: Tensor) -> None:
+        """A pass for those who watch the layers. It goes past DistributedDataParallel, which would
+        wait for the passes of other processes."""
+        with self.inner.running(images):
+            self.inner.logits(images)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar: the mean, with label smoothing."""
