@@ -161,12 +161,14 @@ class _Run:
 
     def facts(self, folder: RunFolder) -> TrainingFacts:
         """What the report is made from."""
+        training = folder.read(RESULT)
+        assert training is not None
         return TrainingFacts(
             name=self.trainee.name,
             parameters=sum(weight.numel() for weight in self.model.parameters()),
             settings=self.settings,
             held_out=len(self.rows.held_out),
-            training=folder.read(RESULT),
+            training=training,
             attack=folder.read(f"{ATTACK}/report.json"),
         )
 
