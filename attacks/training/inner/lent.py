@@ -64,6 +64,26 @@ def lent(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 
 
 @contextmanager
+def leaving_nothing(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model runs as it is, in training mode, too. Its passes leave no
+    auxiliary loss behind, count no choice of a router, and change no buffer, such as the statistics
+    of batch norm."""
+    kept = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        with other_aux_losses(model), _uncounted(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffers, name, buffer, value in kept:
+                buffers[name] = buffer.copy_(value)
+
+
+@contextmanager
 def _uncounted(model: nn.Module) -> Iterator[None]:
     """Inside the block routers in training mode count in copies, which are thrown away."""
     kept: list[tuple[object, str, Tensor | None]] = []
