@@ -33,9 +33,7 @@ def freeze_weights(model: nn.Module) -> Iterator[nn.Module]:
 
 def _sharded_by_fsdp2(model: nn.Module) -> set[nn.Parameter]:
     """The parameters inside modules that ``fully_shard`` has taken, gathered or not."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # whoever shards has imported it
-    kind = getattr(fsdp, "FSDPModule", None)
-    if kind is None:
-        return set()
-    roots = [module for module in model.modules() if isinstance(module, kind)]
-    return {parameter for root in roots for parameter in root.parameters()}
+    # whoever shards has imported it
+    fsdp_module = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    sharded = [module for module in model.modules() if isinstance(module, fsdp_module)]
+    return {parameter for module in sharded for parameter in module.parameters()}

@@ -66,16 +66,13 @@ def _enter_eval_mode(module: nn.Module) -> None:
 @contextmanager
 def other_aux_losses(model: nn.Module) -> Iterator[None]:
     """Inside the block layers hold other auxiliary losses: none at first."""
-    held = [
-        (vars(module), name, vars(module)[name])
-        for module in model.modules()
-        for name in ("aux_losses", "aux_loss")
-        if name in vars(module)
-    ]
-    for attributes, name, losses in held:
-        attributes[name] = AuxLosses() if isinstance(losses, AuxLosses) else None
-    try:
+    with ExitStack() as stack:
+        for module in model.modules():
+            own = vars(module)
+            if isinstance(own.get("aux_losses"), AuxLosses):
+                stack.enter_context(own["aux_losses"].set_aside())
+            for name in ("aux_losses", "aux_loss"):
+                if name in own and not isinstance(own[name], AuxLosses):
+                    stack.callback(own.__setitem__, name, own[name])
+                    own[name] = None
         yield
-    finally:
-        for attributes, name, losses in held:
-            attributes[name] = losses

@@ -15,14 +15,13 @@ from ironmoe.attacks.engine.routing_mode import RoutingMode, Term
 from ironmoe.attacks.routing.auxiliary_loss import check_weight
 from ironmoe.attacks.routing.layers import (
     by_image,
-    known_logits,
+    mean_over_tokens,
     members_of,
     one_pass,
     routed_layers,
+    router_logits,
 )
-from ironmoe.kernels import Routing
-from ironmoe.moe.routing.callbacks import attached
-from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer
+from ironmoe.moe.routing.routed_layers import RoutedLayer
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class RoutingDivergence(RoutingMode):
             _check_expert(self.towards, layers)
             return {}
 
-        with _logits_of(model, layers) as seen:
+        with router_logits(model, layers) as seen:
             (ask or model)(clean)
         # The pass just made counts.
         attempts = {"forwards": torch.ones(len(clean), dtype=torch.int64, device=clean.device)}
@@ -87,7 +86,7 @@ class RoutingDivergence(RoutingMode):
     @contextmanager
     def around(self, model: nn.Module, attempts: Attempts) -> Iterator[Term | None]:
         layers = routed_layers(model)
-        with _logits_of(model, layers) as seen:
+        with router_logits(model, layers) as seen:
 
             def term() -> Tensor:
                 divergences = []
@@ -99,7 +98,7 @@ class RoutingDivergence(RoutingMode):
                     logits_RNE = by_image(logits_TE, images, members)
                     divergence_RN = self._divergence(logits_RNE, attempts, number)
                     mask_RN = None if mask_T is None else by_image(mask_T, images, members)
-                    divergences.append(_mean_over_tokens(divergence_RN, mask_RN))
+                    divergences.append(mean_over_tokens(divergence_RN, mask_RN))
                 return self.weight * torch.stack(divergences).mean(0)
 
             yield term
@@ -118,13 +117,6 @@ class RoutingDivergence(RoutingMode):
         ruled_out = clean.isneginf()
         difference_RNE = clean.masked_fill(ruled_out, 0) - log_q_RNE.masked_fill(ruled_out, 0)
         return (clean.exp() * difference_RNE).sum(-1)
-
-
-def _mean_over_tokens(values_RN: Tensor, mask_RN: Tensor | None) -> Tensor:
-    """(R,) the mean over an image's real tokens; 0 where it has none."""
-    if mask_RN is None:
-        return values_RN.mean(1)
-    return values_RN.where(mask_RN, 0).sum(1) / mask_RN.sum(1).clamp_min(1)
 
 
 def _expert_number(towards: object) -> int | None:
@@ -148,18 +140,3 @@ def _check_expert(number: int, layers: dict[str, RoutedLayer]) -> None:
                 f'towards must be "away" or "weakest" for {name!r}, whose ensemble '
                 f"members share no expert, got {number}"
             )
-
-
-@contextmanager
-def _logits_of(
-    model: nn.Module, layers: dict[str, RoutedLayer]
-) -> Iterator[dict[str, list[tuple[Tensor, Tensor | None]]]]:
-    """The router logits (T, E) of each layer, with their graph, and the mask (T,) of its real
-    tokens, as the model runs."""
-    seen: dict[str, list[tuple[Tensor, Tensor | None]]] = {name: [] for name in layers}
-
-    def watch(decision: Decision, realised: Routing) -> None:
-        seen[decision.layer].append((known_logits(decision), decision.mask))
-
-    with attached(layers, {}, dict.fromkeys(layers, watch), model=model):
-        yield seen

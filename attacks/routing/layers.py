@@ -1,13 +1,17 @@
 """What routing modes and batch mates share: the routed layers of a model, the router logits of a
 decision, and tensors over tokens sorted by image."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ironmoe.kernels import Routing
 from ironmoe.moe import SoftMoE
 from ironmoe.moe.routers.wrapped import unwrapped
+from ironmoe.moe.routing.callbacks import attached
 from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, routing_sites
 
 
@@ -47,6 +51,21 @@ def known_logits(decision: Decision) -> Tensor:
     return decision.logits.to(torch.promote_types(decision.logits.dtype, torch.float32))
 
 
+@contextmanager
+def router_logits(
+    model: nn.Module, layers: dict[str, RoutedLayer]
+) -> Iterator[dict[str, list[tuple[Tensor, Tensor | None]]]]:
+    """The router logits (T, E) of each layer, with their graph, and the mask (T,) of its real
+    tokens, one pair for each time that the layer runs inside the block."""
+    seen: dict[str, list[tuple[Tensor, Tensor | None]]] = {name: [] for name in layers}
+
+    def watch(decision: Decision, realised: Routing) -> None:
+        seen[decision.layer].append((known_logits(decision), decision.mask))
+
+    with attached(layers, {}, dict.fromkeys(layers, watch), model=model):
+        yield seen
+
+
 def one_pass(name: str, passes: list[Any]) -> Any:
     """What a layer did in one forward pass of the model."""
     if len(passes) != 1:
@@ -78,3 +97,10 @@ def by_token(values: Tensor, members: int) -> Tensor:
     """(R, M · N, …) of R images → (M · R · N, …) of all tokens, in the order in which layers see
     them."""
     return values.unflatten(1, (members, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def mean_over_tokens(values_RN: Tensor, mask_RN: Tensor | None) -> Tensor:
+    """(R,) the mean over an image's real tokens; 0 where it has none."""
+    if mask_RN is None:
+        return values_RN.mean(1)
+    return values_RN.where(mask_RN, 0).sum(1) / mask_RN.sum(1).clamp_min(1)

@@ -28,6 +28,12 @@ def check_factor(**values: float) -> None:
             raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
+def check_one_step(steps: int) -> None:
+    """ValueError: a number of steps for a method that makes one."""
+    if steps != 1:
+        raise ValueError(f"steps must be 1 for a single-step method, got {steps}")
+
+
 def check_batch(model: nn.Module, images: Any, labels: Any) -> None:
     """TypeError, ValueError: images and labels that cannot be trained on."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:

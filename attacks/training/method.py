@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ironmoe.attacks.training.checks import (
     check_positive,
     may_wait,
 )
+from ironmoe.attacks.training.guards.collapse import CollapseAlarm
 from ironmoe.attacks.training.guards.non_finite import check_finite
 from ironmoe.attacks.training.inner.lent import Mode
 from ironmoe.attacks.training.inner.loop import Inner, default_alpha
@@ -51,11 +52,31 @@ class Update(NamedTuple):
     group: str
 
 
+class Attacked(NamedTuple):
+    """A batch as an outer loss takes it: images (B, …), labels, and the points (B, …) that the
+    inner attack made of the images."""
+
+    images: Tensor
+    labels: Tensor
+    points: Tensor
+
+
+Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(images, labels, points) → scalar, without auxiliary losses."""
+
+
 class Alarm(Protocol):
     """What watches outer passes for routers that collapse."""
 
     def watching(self, model: nn.Module, step: int) -> AbstractContextManager[None]:
         """Around the outer passes of this step."""
+
+
+class Perturbation(Protocol):
+    """What moves the weights for an outer pass."""
+
+    def move(self, loss: Callable[[], Tensor]) -> None:
+        """Between the inner attack and the outer pass. ``loss`` computes that of the batch."""
 
 
 class TrainingMethod(ABC):
@@ -77,7 +98,8 @@ class TrainingMethod(ABC):
             meet the full radius from the start.
         label_smoothing: of the outer cross-entropy, in [0, 1).
         auxiliary_loss: False leaves the routers' losses to ``collect_aux_loss``.
-        alarm: warns of routers that collapse; None: nothing watches them.
+        alarm: warns of routers that collapse. "collapse" is a ``CollapseAlarm`` of the method's
+            own; None: nothing watches them.
 
     Attributes:
         step: how many batches came so far, by which eps grows. A loop that splits batches sets it.
@@ -91,10 +113,10 @@ class TrainingMethod(ABC):
         NonFiniteLoss: the loss is NaN or infinite; on a GPU only where the alarm looks.
     """
 
-    updates_per_batch: ClassVar[int] = 1
+    updates_per_batch: int = 1
     """How many optimizer steps the method makes of a batch."""
 
-    groups: ClassVar[tuple[str, ...]] = ("all",)
+    groups: tuple[str, ...] = ("all",)
     """The groups of weights; each has an optimizer of its own."""
 
     def __init__(
@@ -114,7 +136,7 @@ class TrainingMethod(ABC):
         normalize: Normalize | None = None,
         logits_fn: Callable[[Any], Tensor] | None = None,
         autocast_dtype: torch.dtype | None = None,
-        alarm: Alarm | None = None,
+        alarm: Alarm | Literal["collapse"] | None = "collapse",
     ) -> None:
         check_positive(eps=eps, steps=steps)
         if alpha is not None:
@@ -143,10 +165,11 @@ class TrainingMethod(ABC):
         self.ramp_steps = int(ramp_steps)
         self.label_smoothing = float(label_smoothing)
         self.auxiliary_loss = auxiliary_loss
-        self.alarm = alarm
+        self.alarm = CollapseAlarm() if alarm == "collapse" else alarm
         self.step = 0
         self.last: dict[str, Tensor] = {}
-        self._outer_passes = 0
+        self._perturbation: Perturbation | None = None
+        self._outer_aux_losses: list[Tensor] = []
         self._has_looked = False
 
     @property
@@ -165,7 +188,7 @@ class TrainingMethod(ABC):
             slot: which part of a batch this is, where a loop splits batches. A method that keeps
                 something from one batch to the next keeps it for each part.
         """
-        loss = self._outer(images, labels, lambda: self._losses(images, labels, self.strength))
+        loss = self._outer(images, labels, self._losses)
         self.step += 1
         return loss
 
@@ -198,34 +221,56 @@ class TrainingMethod(ABC):
     def _attack(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
         """(B, …) the images that the inner attack makes."""
 
-    @abstractmethod
-    def _losses(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
-        """Scalar: the loss without auxiliary losses; outer passes go through ``_logits``."""
+    def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
+        """Scalar: the loss without auxiliary losses, at points (B, …) that the inner attack made;
+        where a method says nothing else, their cross-entropy. Outer passes go through
+        ``_logits``."""
+        logits = self._logits(points, images)
+        loss = self._cross_entropy(logits, labels)
+        self._keep("adversarial_correct", logits, labels)
+        return loss
 
-    def _outer(self, images: Tensor, labels: Tensor, losses: Callable[[], Tensor]) -> Tensor:
-        """What ``losses`` returns, checked and with the auxiliary losses of its outer passes."""
+    def _attacked(self, images: Tensor, labels: Tensor) -> Attacked:
+        """The batch as ``_losses`` takes it."""
+        return Attacked(images, labels, self._attack(images, labels, self.strength))
+
+    def _outer(self, images: Tensor, labels: Tensor, losses: Losses) -> Tensor:
+        """What ``losses`` makes of the attacked batch, checked and with the auxiliary losses of its
+        outer passes."""
         self._check(images, labels)
-        self._outer_passes = 0
+        attacked = self._attacked(images, labels)
+        if self._perturbation is not None:
+            fixed = attacked._replace(points=attacked.points.detach())
+            self._perturbation.move(lambda: losses(*fixed))
+
+        self._outer_aux_losses = []
         self.last = {}
         alarm = nullcontext() if self.alarm is None else self.alarm.watching(self.model, self.step)
         # Passes that a user made before this call are none of this loss.
         own = other_aux_losses(self.model) if self.auxiliary_loss else nullcontext()
 
         with alarm, own:
-            loss = losses()
-            if self.auxiliary_loss:
-                loss = loss + collect_aux_loss(self.model) / max(self._outer_passes, 1)
-        check_finite(
-            loss, self.model, lambda: self.inner.outer_logits(images, images.dtype), self.step
-        )
+            loss = losses(*attacked)
+            if self._outer_aux_losses:
+                loss = loss + torch.stack(self._outer_aux_losses).mean()
+                self._outer_aux_losses = []  # they have graphs
+        check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
         self.last["loss"] = loss.detach()
         return loss
 
     def _logits(self, points: Tensor, images: Tensor) -> Tensor:
         """(B, C) of an outer pass, in at least float32. The model takes the points in the dtype of
         the user's images."""
-        self._outer_passes += 1
-        return self.inner.outer_logits(points, images.dtype)
+        logits = self.inner.outer_logits(points, images.dtype)
+        if self.auxiliary_loss:  # of compiled code, layers keep those of the last pass only
+            self._outer_aux_losses.append(collect_aux_loss(self.model))
+        return logits
+
+    def _ask(self, images: Tensor) -> None:
+        """A pass for those who watch the layers. It goes past DistributedDataParallel, which would
+        wait for the passes of other processes."""
+        with self.inner.running(images):
+            self.inner.logits(images)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar: the mean, with label smoothing."""

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor, nn
 
-from ironmoe.bench.common.checkpoints import load_checkpoint
+from ironmoe.bench.common.checkpoints import load_checkpoint, load_weights
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.errors import told
 from ironmoe.moe import Capacity, CheckpointError, VMoE, read_npz_checkpoint, read_vmoe_checkpoint
@@ -63,7 +63,12 @@ class Normalized(nn.Module):
 
 
 def load_model(
-    checkpoint: Path | None, spec: str | None, data: ImageData, device: torch.device
+    checkpoint: Path | None,
+    spec: str | None,
+    data: ImageData,
+    device: torch.device,
+    *,
+    weights: Path | None = None,
 ) -> LoadedModel:
     """The model that a command names, on ``device`` and in eval mode.
 
@@ -71,10 +76,16 @@ def load_model(
         checkpoint: a file that the demo wrote, or None.
         spec: one of FORMS, or None.
         data: the images that it will be asked about.
+        weights: a safetensors file whose tensors replace those of the model of ``spec``, or None.
 
     Raises:
         CheckpointError: there is not exactly one name, or the model cannot be loaded.
     """
+    if weights is not None and spec is None:
+        raise CheckpointError(
+            f"--weights {weights} must come with --model, got the checkpoint {checkpoint}, which "
+            "has weights of its own"
+        )
     if (checkpoint is None) == (spec is None):
         both = (
             ""
@@ -105,6 +116,8 @@ def load_model(
         else _factory(kind, rest)
     )
 
+    if weights is not None:
+        load_weights(loaded.model, weights)
     identity = f"{kind}:{os.path.abspath(rest)}" if kind in ("hf", "vmoe") else spec
     return loaded._replace(
         model=loaded.model.to(device).eval(), source=f"--model {spec}", identity=identity

@@ -58,6 +58,7 @@ class AttackOptions(NamedTuple):
     save_images: str | None = None
     passes: int | None = None
     on_bad: Literal["raise", "skip"] = "raise"
+    weights: Path | None = None
 
     def settings(self, loaded: LoadedModel) -> dict[str, Any]:
         """What makes two runs the same run."""
@@ -130,7 +131,9 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
     """Load the model, match its classes to those of the data, make the attacks."""
     data = options.data
     check_form(options.save_images, data.images.shape[1:], options.suite.levels)
-    loaded = load_model(options.checkpoint, options.model_spec, data, device)
+    loaded = load_model(
+        options.checkpoint, options.model_spec, data, device, weights=options.weights
+    )
     if options.checkpoint is not None and data.classes != loaded.classes:
         raise DataError(
             f"data {data.name!r} must have the classes of {options.checkpoint}, {loaded.classes}, "

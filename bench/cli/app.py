@@ -30,6 +30,7 @@ from ironmoe.bench.cli.options import (
     bounded,
     chosen_device,
 )
+from ironmoe.bench.cli.train import train
 from ironmoe.bench.common.errors import clear_errors
 from ironmoe.bench.common.radii import ascending_radii, checked_alpha, from_255
 
@@ -120,6 +121,7 @@ def demo(
         run_demo(options, console)
 
 
+app.command(cls=CommandWithLateHelp)(train)
 app.command(cls=CommandWithLateHelp)(attack)
 app.command()(compare)
 app.command()(table)

@@ -28,7 +28,10 @@ from ironmoe.bench.common.radii import ascending_radii, below_one, checked_alpha
 
 def attack(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A .safetensors checkpoint that the demo wrote.")
+        Path | None,
+        typer.Argument(
+            help="A .safetensors checkpoint that **ironmoe demo** or **ironmoe train** wrote."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -39,6 +42,13 @@ def attack(
             "`vmoe:PREFIX?top_k=2&capacity=1.05&images_per_group=8&priority=1&dispatch=bfloat16`), "
             "or **package.module:function** (returns a torch module from images in [0, 1] to "
             "logits)."
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --model: a .safetensors file whose tensors replace those of the model, such "
+            "as **ironmoe train** writes it."
         ),
     ] = None,
     data: Data = "mnist",
@@ -211,6 +221,7 @@ def attack(
             save_images=save_images,
             passes=passes,
             on_bad=bad,
+            weights=weights,
         )
         run_attack_command(options, console)
 

@@ -44,6 +44,7 @@ def _values() -> dict[str, str]:
     """place → text."""
     from ironmoe.attacks import registry  # its classes are registered by ``ironmoe.attacks``
     from ironmoe.attacks.balls.ball import NORMS
+    from ironmoe.attacks.training import TRAINING_METHODS
     from ironmoe.bench.attack.suite import DTYPES, ROUTING
     from ironmoe.bench.benchmarks.gpu.jobs import KINDS
     from ironmoe.bench.common.radii import usual_radii
@@ -55,9 +56,17 @@ def _values() -> dict[str, str]:
         own = {name: attack.settings.get(setting) for name, attack in attacks.items()}
         return ", ".join(f"{value} for {name}" for name, value in own.items() if value is not None)
 
-    return {
+    takers = {
+        f"takers_of_{option}": ", ".join(
+            name for name, method in TRAINING_METHODS.items() if option in method.takes
+        )
+        for method in TRAINING_METHODS.values()
+        for option in method.takes
+    }
+    return takers | {
         "attacks": ", ".join(attacks),
         "norms": _one_of(NORMS),
+        "training_methods": ", ".join(TRAINING_METHODS),
         "routing": _one_of(ROUTING),
         "search_dtypes": f"{full_precision}, or {' or '.join(lower_precision)}",
         "job_kinds": ", ".join(KINDS),

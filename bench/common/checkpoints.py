@@ -3,6 +3,7 @@ and their checkpoints."""
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,15 @@ def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:
 def save_checkpoint(model: nn.Module, arguments: dict[str, Any], extra: dict[str, Any]) -> bytes:
     """The content of a safetensors file: the weights, and as JSON in its metadata ``extra`` and how
     to build the model."""
+    return save_weights(model.state_dict(), arguments, extra)
+
+
+def save_weights(
+    weights: Mapping[str, Tensor], arguments: dict[str, Any], extra: dict[str, Any]
+) -> bytes:
+    """``save_checkpoint`` of weights that are in no model."""
     metadata = {"format": FORMAT, "arguments": json.dumps(arguments), "extra": json.dumps(extra)}
-    return save(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, metadata
-    )
+    return save({name: tensor.contiguous() for name, tensor in weights.items()}, metadata)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, Any]]:
@@ -98,18 +104,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, A
     Raises:
         CheckpointError: the file cannot be read, or is no such file. The message names the file.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist or is no file")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            names = list(file.keys())  # the file itself is no iterable
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read as safetensors: {error}"
-        ) from error
-
+    tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"checkpoint {path} must have format {FORMAT!r} in its metadata, got "
@@ -124,11 +119,48 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, A
             f"checkpoint {path} describes a model that cannot be built: {error}"
         ) from error
 
+    _fill(model, tensors, path)
+    return model.to(device).eval(), extra
+
+
+def arguments_of(path: Path) -> dict[str, Any]:
+    """The arguments of ``VMoE`` in a file that ``load_checkpoint`` could read."""
+    _, metadata = read_safetensors(path)
+    return json.loads(metadata["arguments"])
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the tensors of a safetensors file into a model that has their names and shapes.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its tensors are those of another model.
+    """
+    tensors, _ = read_safetensors(path)
+    _fill(model, tensors, path)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(the tensors of a safetensors file by name, its metadata).
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist or is no file")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = list(file.keys())  # the file itself is no iterable
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read as safetensors: {error}"
+        ) from error
+
+
+def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
             f"checkpoint {path} holds weights of another architecture: {error}"
         ) from error
-
-    return model.to(device).eval(), extra

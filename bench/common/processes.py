@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -51,7 +51,7 @@ class Processes(NamedTuple):
                 made = work()
             except Exception as caught:
                 error = caught
-        if any(self._all(error is not None)):
+        if any(self.each(error is not None)):
             if error is None:
                 give_way()
             raise error or typer.Exit(2)
@@ -59,10 +59,11 @@ class Processes(NamedTuple):
 
     def largest(self, value: float) -> float:
         """The largest of the values that the processes give."""
-        return max(self._all(value))
+        return max(self.each(value))
 
-    def _all(self, value: Any) -> list[Any]:
-        values: list[Any] = [value] * self.world
+    def each(self, value: T) -> list[T]:
+        """The values that the processes give, in the order of the processes."""
+        values: list[T] = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values
@@ -110,7 +111,7 @@ def backend(device: torch.device) -> str:
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
     """Inside the block, this process is joined with the others through ``torch.distributed``.
-    Without ``torchrun`` it is alone.
+    Without ``torchrun`` it is alone. A block inside another one joins nothing anew.
 
     If the block fails in one process, or a process is killed, the block fails in each of the others
     at its next exchange, at the latest when torchrun ends them.
@@ -121,6 +122,9 @@ def processes(device: torch.device) -> Iterator[Processes]:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield Processes()
+        return
+    if dist.is_initialized():
+        yield Processes(dist.get_rank(), dist.get_world_size())
         return
 
     store, rank, world = next(rendezvous("env://", timeout=PATIENCE))

@@ -3,8 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +13,25 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ironmoe.bench.common.files import write_atomically
+from ironmoe.bench.common.loop.batches import batches, epoch_seed
+from ironmoe.bench.common.loop.schedules import (
+    LearningRateSchedule,
+    one_cycle,
+    warmup_and_cosine,
+)
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.moe import collect_aux_loss
 
-MAX_SHIFT = 2  # pixels; the one augmentation
+__all__ = [
+    "Adversary",
+    "LearningRateSchedule",
+    "Recipe",
+    "TrainingError",
+    "TrainingProgress",
+    "default_epochs",
+    "one_cycle",
+    "train",
+]
 
 
 class TrainingError(UserError):
@@ -49,8 +63,6 @@ class TrainingProgress(NamedTuple):
     accuracy: float
 
 
-# (an optimizer, all steps of the training) → what sets the optimizer's rates before step 0, 1, 2 …
-LearningRateSchedule = Callable[[torch.optim.Optimizer, int], Callable[[int], None]]
 # (images, labels, epoch) → the images that are trained on in their place
 Adversary = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -93,16 +105,16 @@ def train(
     )
     steps_per_epoch = math.ceil(len(images) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
-    set_rates = (schedule or partial(_warmup_and_cosine, recipe))(optimizer, steps)
+    set_rates = (schedule or warmup_and_cosine(recipe.warmup))(optimizer, steps)
 
     first_epoch, seconds = _restore(state_file, model, optimizer)
     for epoch in range(first_epoch, recipe.epochs):
         start = time.perf_counter()
-        torch.manual_seed(_epoch_seed(seed, epoch))  # router noise
+        torch.manual_seed(epoch_seed(seed, epoch))  # router noise
         averages = _Averages()
 
-        batches = _batches(images, labels, recipe.batch_size, seed, epoch, shifts)
-        for i, (batch, targets) in enumerate(batches):
+        of_epoch = batches(images, labels, recipe.batch_size, seed, epoch, shifts)
+        for i, (batch, targets) in enumerate(of_epoch):
             step = epoch * steps_per_epoch + i
             set_rates(step)
             batch, targets = _to_device_of(model, batch, targets)
@@ -125,46 +137,6 @@ def train(
 
     model.eval()
     return seconds
-
-
-def one_cycle(warmup: float) -> LearningRateSchedule:
-    """Learning rate and momentum go up and down once, by ``torch.optim.lr_scheduler.OneCycleLR``.
-
-    warmup: the share of the steps in which the learning rate rises.
-    """
-
-    def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Callable[[int], None]:
-        highest = optimizer.param_groups[0]["lr"]
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, highest, total_steps=steps, pct_start=warmup
-        )
-
-        def set_rates(step: int) -> None:
-            if step:  # the scheduler itself has set the rates of step 0
-                scheduler.step()
-
-        return set_rates
-
-    return schedule
-
-
-def _warmup_and_cosine(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int
-) -> Callable[[int], None]:
-    """The recipe's own schedule: linear warm-up, cosine decay."""
-
-    def set_rates(step: int) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _share_of_rate(step / steps, recipe.warmup)
-
-    return set_rates
-
-
-def _share_of_rate(done: float, warmup: float) -> float:
-    """The learning rate as a share of the highest, after a share ``done`` of all steps."""
-    if done < warmup:
-        return (done + 1e-3) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
 def _step(
@@ -210,40 +182,9 @@ class _Averages:
         self._steps += 1
 
 
-def _batches(
-    images: Tensor, labels: Tensor, batch_size: int, seed: int, epoch: int, shifts: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch. They are the same ones for every architecture."""
-    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
-    order = torch.randperm(len(images), generator=generator)
-    for rows in order.split(batch_size):
-        batch = images[rows]
-        yield _shifted(batch, generator) if shifts else batch, labels[rows]
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return seed * 1_000_003 + epoch
-
-
 def _to_device_of(model: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
     device = next(model.parameters()).device
     return tuple(tensor.to(device) for tensor in tensors)
-
-
-def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each image by up to MAX_SHIFT pixels, small ones by up to an eighth. The edges are
-    filled with zeros."""
-    reach = min(MAX_SHIFT, images.shape[-1] // 8)
-    padded = nn.functional.pad(images, (reach,) * 4)
-    size = images.shape[-1]
-    dy, dx = torch.randint(0, 2 * reach + 1, (2, len(images)), generator=generator)
-    rows = dy[:, None] + torch.arange(size)
-    columns = dx[:, None] + torch.arange(size)
-
-    # indices on both sides of a slice put its axis, the channels, last: permute puts it back
-    return padded[
-        torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]
-    ].permute(0, 3, 1, 2)
 
 
 def _snapshot(

@@ -1,1 +1,2 @@
-"""``ironmoe train``: adversarial training of any model on any data."""
+"""``ironmoe train``: adversarial training of a model from anywhere, its report, and the attack on
+the weights that were chosen."""

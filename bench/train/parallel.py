@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from ironmoe.attacks.training.inner.lent import is_sharded
+
 
 def prepared(model: nn.Module, *, fsdp: bool, device: torch.device) -> nn.Module:
     """The model on the device, with the parameters and buffers of process 0 in every process.
@@ -59,11 +61,6 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(module)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 shards parameters of the model."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
 def number_of_processes() -> int:
     """1 where ``torch.distributed`` is not initialised."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -72,23 +69,6 @@ def number_of_processes() -> int:
 def process_number() -> int:
     """From 0; 0 where ``torch.distributed`` is not initialised."""
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def own_parts(count: int) -> list[tuple[int, bool]]:
-    """Which of the parts 0 … count − 1 of a batch, or of a data set, are this process's: p, p + W,
-    … for process p of W.
-
-    Every process gets as many, because under FSDP2 each pass is one of all processes. Where none is
-    left, the last part stands in, with False beside it: its result does not count.
-
-    Raises:
-        ValueError: count is below 1.
-    """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    world, last = number_of_processes(), count - 1
-    numbers = range(process_number(), -(-count // world) * world, world)
-    return [(min(number, last), number <= last) for number in numbers]
 
 
 @torch.no_grad()
@@ -128,10 +108,11 @@ def _is_running_statistic(name: str) -> bool:
 
 def _average(tensors: list[Tensor]) -> None:
     """Replace the tensors by their means over the processes, in one exchange for each dtype."""
-    tensors = sorted(tensors, key=lambda tensor: str(tensor.dtype))  # sorted() keeps the order else
+    tensors = sorted(tensors, key=lambda tensor: str(tensor.dtype))
     for _, same in groupby(tensors, key=lambda tensor: tensor.dtype):
         alike = list(same)
-        mean = mean_over_processes(torch.cat([tensor.flatten() for tensor in alike]))
+        mean = torch.cat([tensor.flatten() for tensor in alike]) / number_of_processes()
+        dist.all_reduce(mean)
         pieces = mean.split([tensor.numel() for tensor in alike])
         for tensor, piece in zip(alike, pieces, strict=True):
             tensor.copy_(piece.view_as(tensor))
@@ -148,12 +129,29 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return total
 
 
+@torch.no_grad()
 def clip_gradients(model: nn.Module, norm: float) -> Tensor:
     """Scale the gradients so that their L2 norm, of all together, is at most ``norm``. Under FSDP2
     it is that of the whole gradients, of which this process has a part.
 
+    The norm is summed in float64: its float32 value, by which gradients are scaled, then does not
+    depend on how they are shared out, and FSDP2 trains to the bits of data parallel.
+
     Returns:
-        () the norm before.
+        () float64, the norm before; the same in every process.
     """
-    total = nn.utils.clip_grad_norm_(model.parameters(), norm)
-    return total.full_tensor() if isinstance(total, DTensor) else total
+    given = [p.grad for p in model.parameters() if p.grad is not None]
+    own = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in given]
+    if not own:
+        return torch.zeros((), dtype=torch.float64)
+
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in own]
+    square = torch.stack(norms).square().sum()
+    if is_sharded(model):
+        dist.all_reduce(square)
+    total = square.sqrt()
+
+    factor = (norm / (total + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_
+    for grad in own:
+        grad.mul_(factor.to(grad.dtype))
+    return total

@@ -6,6 +6,8 @@ mode. The loss of an earlier one lives as long as the graph of its output.
 """
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -77,11 +79,31 @@ class AuxLosses:
     def take(self) -> tuple[Tensor | None, str]:
         """(``total()``, why a part of it has no gradient or ""); no loss is left here."""
         total_and_reason = self._sum()
-        self._passes = []
-        self._compiled = None
-        self._compiled_value = None
-        self._values = {}
+        self._hold([], None, None, {})
         return total_and_reason
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside the block no loss is here; those of the block are forgotten, and the former ones
+        are back afterwards. It stays the same object, which compiled code looks for."""
+        former = self._passes, self._compiled, self._compiled_value, self._values
+        self._hold([], None, None, {})
+        try:
+            yield
+        finally:
+            self._hold(*former)
+
+    def _hold(
+        self,
+        passes: list["_Pass"],
+        compiled: Tensor | None,
+        compiled_value: Tensor | None,
+        values: dict[str, Tensor],
+    ) -> None:
+        self._passes = passes
+        self._compiled = compiled
+        self._compiled_value = compiled_value
+        self._values = values
 
     def _sum(self) -> tuple[Tensor | None, str]:
         self._forget_graphs_that_are_gone()

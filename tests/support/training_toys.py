@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ironmoe.moe import VMoE
+from ironmoe.moe import MoE, VMoE
 
 EPS = 0.1
 
@@ -37,3 +37,30 @@ def vmoe(**options):
     )
     nn.init.normal_(model.head.weight)
     return model
+
+
+class Rows(nn.Module):
+    """Images (B, 1, 4, 4), whose 4 rows are tokens, through two MoE layers to logits (B, 3). Tokens
+    differ, and an attack moves their routing. ``padding`` of the tokens are masked."""
+
+    def __init__(self, num_experts=4, top_k=2, padding=0, make_moe=None, **options):
+        super().__init__()
+        make_moe = make_moe or (lambda: MoE(6, 10, num_experts, top_k, **options))
+        self.embed = nn.Linear(4, 6)
+        self.moes = nn.ModuleList([make_moe(), make_moe()])
+        self.head = nn.Linear(6, 3)
+        self.padding = padding
+
+    def forward(self, images):
+        x = 3 * self.embed(images[:, 0] - 0.5)
+        mask = None
+        if self.padding:
+            mask = (torch.arange(4) < 4 - self.padding).expand(len(x), 4)
+        for moe in self.moes:
+            x = x + 3 * (moe(x) if mask is None else moe(x, mask))
+        return self.head(x.mean(1))
+
+
+def rows(**options):
+    torch.manual_seed(0)
+    return Rows(**options).double()

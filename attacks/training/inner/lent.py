@@ -1,12 +1,12 @@
 """Lend a model that trains to the attack that makes its images, and take it back as it was."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Literal, get_args
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ironmoe.attacks.engine.borrow import in_eval_mode, other_aux_losses
@@ -30,8 +30,14 @@ def inside_of_ddp(model: nn.Module) -> nn.Module:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2, or another user of DTensor, has a part of the weights in other processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    """Whether FSDP2, or another user of DTensor, has a part of the weights in other processes.
+    FSDP2 may hold the weights of its outermost module as plain ones for a while."""
+    # Whoever shards has imported these; the import takes a second.
+    fsdp_module = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+    return any(isinstance(module, fsdp_module) for module in model.modules()) or any(
+        isinstance(parameter, dtensor) for parameter in model.parameters()
+    )
 
 
 @contextmanager
@@ -39,9 +45,8 @@ def lent(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
     """Inside the block gradients are on. Forward passes leave no auxiliary loss behind, count no
     choice of a router, and keep nothing that only a gradient of a weight would need.
 
-    Weights are frozen, except sharded ones: FSDP2 takes over requires_grad once, at the first
-    forward pass. Were that one of an inner attack, the weights would never be trained. A gradient
-    of the image alone costs them no product either way.
+    Weights are frozen, except those that FSDP2 shards; see ``freeze_weights``. A gradient of the
+    image alone costs them no product either way.
 
     mode: "eval" puts the model into eval mode for the block; "train" leaves its modes as they are.
     """
@@ -49,8 +54,7 @@ def lent(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
 
-        if not is_sharded(model):
-            stack.enter_context(freeze_weights(model))
+        stack.enter_context(freeze_weights(model))
         stack.enter_context(other_aux_losses(model))
         if mode == "eval":
             stack.enter_context(in_eval_mode(model))
@@ -60,27 +64,39 @@ def lent(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 
 
 @contextmanager
+def leaving_nothing(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model runs as it is, in training mode, too. Its passes leave no
+    auxiliary loss behind, count no choice of a router, and change no buffer, such as the statistics
+    of batch norm."""
+    kept = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        with other_aux_losses(model), _uncounted(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffers, name, buffer, value in kept:
+                buffers[name] = buffer.copy_(value)
+
+
+@contextmanager
 def _uncounted(model: nn.Module) -> Iterator[None]:
     """Inside the block routers in training mode count in copies, which are thrown away."""
-    kept: list[tuple[nn.Module, str, object]] = []
+    kept: list[tuple[object, str, Tensor | None]] = []
     for module in model.modules():
-        if isinstance(module, WithSelectionBias) and module.choices is not None:
-            kept.append((module, "choices", module.choices))
-            module.choices = module.choices.clone()
-
         load = vars(module).get("global_load")
-        if isinstance(load, GlobalLoad):
-            kept.append((module, "global_load", load))
-            vars(module)["global_load"] = _copied(load)
+        for owner, name in ((module, "choices"), (load, "counts")):
+            if not isinstance(owner, WithSelectionBias | GlobalLoad):
+                continue
+            counts = getattr(owner, name)
+            kept.append((owner, name, counts))
+            setattr(owner, name, None if counts is None else counts.clone())
     try:
         yield
     finally:
-        for module, name, value in kept:
-            setattr(module, name, value)
-
-
-def _copied(load: GlobalLoad) -> GlobalLoad:
-    copy = GlobalLoad()
-    copy.counts = None if load.counts is None else load.counts.clone()
-    copy.process_group = load.process_group
-    return copy
+        for owner, name, counts in kept:
+            setattr(owner, name, counts)

@@ -167,6 +167,16 @@ class Inner:
             logits = self.outer_model.logits(images)
         return _wide(logits)
 
+    @contextmanager
+    def without_ddp(self) -> Iterator[None]:
+        """Inside the block outer passes go past DistributedDataParallel, which averages no gradient
+        of theirs and waits for none."""
+        outer, self.outer_model = self.outer_model, self.asked
+        try:
+            yield
+        finally:
+            self.outer_model = outer
+
     def _gradient(self, attempts: Attempts, objective: Objective) -> Tensor:
         """(B, …) of the summed objective at the points of the attempts."""
         try:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.losses import Loss, get_loss
 from ironmoe.attacks.training.inner.attacks import pgd, vmoe_settings
-from ironmoe.attacks.training.method import Strength, TrainingMethod
+from ironmoe.attacks.training.method import Attacked, Strength, TrainingMethod
 from ironmoe.attacks.training.mixup import Mixup
 from ironmoe.attacks.training.registry import register_training_method
 
@@ -92,20 +92,20 @@ class PGDAT(TrainingMethod):
             start=self.start,
         )
 
-    def _losses(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
-        clean, targets = images, labels
-        if self.mixup is not None and self.mixup_first:
-            images, labels = self.mixup(images, labels, self._classes(images))
-        points = self._attack(images, labels, strength)
-        if self.mixup is not None and not self.mixup_first:
-            points, labels = self.mixup(points, labels, self._classes(images))
+    def _attacked(self, images: Tensor, labels: Tensor) -> Attacked:
+        if self.mixup is None:
+            return super()._attacked(images, labels)
+        classes = self._classes(images)
+        if self.mixup_first:
+            return super()._attacked(*self.mixup(images, labels, classes))
 
-        logits = self._logits(points, clean)
+        points, mixed = self.mixup(self._attack(images, labels, self.strength), labels, classes)
+        return Attacked(images, mixed, points)
+
+    def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
         if self.loss == "ce":
-            loss = self._cross_entropy(logits, labels)
-            self._keep("adversarial_correct", logits, targets)
-            return loss
-        return self.loss_of(logits, labels).mean()
+            return super()._losses(images, labels, points)
+        return self.loss_of(self._logits(points, images), labels).mean()
 
     def _classes(self, images: Tensor) -> int:
         """How many classes the model tells, asked once."""

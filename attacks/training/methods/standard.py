@@ -24,8 +24,8 @@ class Standard(TrainingMethod):
     def _attack(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
         return images.detach()
 
-    def _losses(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
-        logits = self._logits(images, images)
+    def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
+        logits = self._logits(points, images)
         loss = self._cross_entropy(logits, labels)
         self._keep("clean_correct", logits, labels)
         return loss

@@ -33,8 +33,7 @@ class TRADES(TrainingMethod):
     def _attack(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
         return kl_pgd(self.inner, images, eps=strength.eps, alpha=strength.alpha, steps=self.steps)
 
-    def _losses(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
-        points = self._attack(images, labels, strength)
+    def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
         clean_logits = self._logits(images, images)
         logits = self._logits(points, images)
 

@@ -60,7 +60,7 @@ class _Watched(torch.autograd.Function):
         return loss.view_as(loss)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # The engine lets go of what it is given after an error, too, and that finishes.
         Variable._execution_engine.queue_callback(_Ending(ctx.ending.end))
         return grad, None

@@ -1,0 +1,258 @@
+"""``ironmoe train``: reads its options and calls ``train/run.py``."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ironmoe.bench.cli.options import (
+    AttackImages,
+    Data,
+    Device,
+    ImageSize,
+    Out,
+    Seed,
+    SkipBad,
+    announce,
+    bounded,
+    chosen_device,
+)
+from ironmoe.bench.common.errors import clear_errors
+from ironmoe.bench.common.radii import below_one
+
+
+def train(
+    data: Data = "mnist",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="**v-moe** or **vit** (the demo's two, for small images), a paper's name such as "
+            "**V-MoE-S/16**, a **.safetensors** file of this library, or, as for **ironmoe "
+            "attack**, **hf:FOLDER**, **vmoe:PREFIX** or **package.module:function**."
+        ),
+    ] = "v-moe",
+    method: Annotated[str, typer.Option(help="{training_methods}.")] = "pgd-at",
+    eps: Annotated[
+        float,
+        typer.Option(
+            help="Radius of the adversarial images, in units of 1/255 of the pixel range. It grows "
+            "linearly over the first half of the training."
+        ),
+    ] = 8.0,
+    norm: Annotated[str, typer.Option(help="{norms}.")] = "Linf",
+    steps: Annotated[
+        int | None,
+        bounded("Steps of the inner attack, for methods of several steps. By default 4.", 1),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="Step length of the inner attack in units of 1/255. By default the method's own; "
+            "with several steps 2.5 · eps / steps, at least eps / 10."
+        ),
+    ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="**eval** or **train**: how the inner attack runs the model. In training mode it "
+            "meets dropout, router noise and batch statistics."
+        ),
+    ] = "eval",
+    beta: Annotated[
+        float | None,
+        bounded("Weight of the method's second loss, for {takers_of_beta}.", 0),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        bounded("Radius of the noise before the step, in units of eps, for {takers_of_noise}.", 0),
+    ] = None,
+    replays: Annotated[
+        int | None,
+        bounded(
+            "Steps of the optimizer that each batch gives, for {takers_of_replays}: divide the "
+            "epochs by it.",
+            1,
+        ),
+    ] = None,
+    weight: Annotated[
+        float | None,
+        bounded("Weight of the penalty on routing, for {takers_of_weight}.", 0),
+    ] = None,
+    routing_weight: Annotated[
+        float | None,
+        bounded(
+            "How much the attack raises the change of routing, for {takers_of_routing_weight}.", 0
+        ),
+    ] = None,
+    routing_beta: Annotated[
+        float | None,
+        bounded("Weight of the routers' own penalty, for {takers_of_routing_beta}.", 0),
+    ] = None,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Of the cross-entropy, from 0 to below 1.")
+    ] = 0.0,
+    awp: Annotated[
+        float | None,
+        typer.Option(
+            help="Adversarial weight perturbation: gamma, how far weights are moved as a share of "
+            "their norm, such as 0.005. By default weights stay."
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose and save the exponential moving average of the weights: its decay, such "
+            "as 0.995."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        bounded(
+            "Passes over the training images. By default 12; on fewer than 4,000 images more, up "
+            "to 100.",
+            1,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        bounded("Images of a step of the optimizer. By default 100, or all if there are fewer.", 1),
+    ] = None,
+    parts: Annotated[
+        int | None,
+        bounded(
+            "Split each batch into so many parts, whose gradients add up: for memory. By default "
+            "as many as there are processes.",
+            1,
+        ),
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="The highest rate of AdamW.")] = 2e-3,
+    weight_decay: Annotated[float, bounded("Of AdamW.", 0)] = 0.05,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="**one-cycle** (its peak after 20 % of the steps) or **cosine** (after a warm-up "
+            "of 10 %)."
+        ),
+    ] = "one-cycle",
+    shifts: Annotated[
+        bool, typer.Option(help="Move each training image by up to 2 pixels at random.")
+    ] = True,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="**float32**, or **bfloat16**: the model runs under autocast; perturbations and "
+            "losses stay float32."
+        ),
+    ] = "float32",
+    checkpointing: Annotated[
+        bool,
+        typer.Option(
+            help="Keep only the input of each block and run the block again in the backward pass: "
+            "less memory, more time."
+        ),
+    ] = False,
+    compile_model: Annotated[
+        bool, typer.Option("--compile", help="Run the model through torch.compile.")
+    ] = False,
+    fsdp: Annotated[
+        bool,
+        typer.Option(help="Under torchrun: each process holds a part of the weights (FSDP2)."),
+    ] = False,
+    attack: Annotated[
+        bool,
+        typer.Option(help="Attack the chosen weights on test images by APGD-T at the end."),
+    ] = True,
+    attack_images: AttackImages = 500,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    image_size: ImageSize = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Train a model on adversarial images, choose its weights by held-out training images, attack
+    them on test images, and report.
+
+    Writes model.safetensors, which **ironmoe attack** takes, report.html, report.json, the pictures
+    and the report of the attack.
+
+    After Ctrl-C or a kill, the same command goes on from the last finished epoch, with the same
+    numbers. On several GPUs or processes: torchrun --nproc-per-node 8 -m ironmoe.bench train …
+
+    Examples: ironmoe train --data mnist --eps 25.5 --method trades --beta 1
+
+    ironmoe train --model hf:my-vit --data photos --image-size 224 --eps 4 --dtype bfloat16
+    """
+    from ironmoe.bench.common.processes import is_first_process
+
+    console = Console(quiet=not is_first_process())
+    own = {
+        "beta": beta,
+        "noise": noise,
+        "replays": replays,
+        "weight": weight,
+        "routing_weight": routing_weight,
+        "routing_beta": routing_beta,
+    }
+    with clear_errors(console):
+        from ironmoe.bench.common.data import load_data
+        from ironmoe.bench.common.train import default_epochs
+        from ironmoe.bench.train.options import TrainOptions, check_choice
+        from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
+        from ironmoe.bench.train.rows import split
+        from ironmoe.bench.train.run import run_train_command
+
+        choice = MethodChoice(
+            name=method,
+            eps_255=eps,
+            norm=norm,
+            steps=steps,
+            alpha_255=alpha,
+            mode=mode,
+            label_smoothing=label_smoothing,
+            awp=awp,
+            own=_given(own),
+        )
+        check_choice(choice)
+        target = chosen_device(device)
+        images = load_data(data, image_size, skip_bad)
+        announce(images, console)
+        if 0 < eps < 1:
+            console.print(below_one(eps))
+        trained_on = len(split(images).trained)
+        recipe = TrainRecipe(
+            epochs=epochs or default_epochs(trained_on),
+            batch_size=batch_size or min(100, trained_on),
+            parts=parts or _world(),
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            ema=ema,
+            shifts=shifts,
+            dtype=dtype,
+            checkpointing=checkpointing,
+            compile=compile_model,
+        )
+        options = TrainOptions(
+            data=images,
+            model=model,
+            method=choice,
+            recipe=recipe,
+            seed=seed,
+            device=target,
+            out=out,
+            fsdp=fsdp,
+            attack=attack,
+            attack_images=attack_images,
+        )
+        run_train_command(options, console)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _world() -> int:
+    """How many processes there are."""
+    import os
+
+    return int(os.environ.get("WORLD_SIZE", "1"))

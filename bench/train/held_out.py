@@ -1,0 +1,72 @@
+"""What the training images that were held out say of the weights after each epoch."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.attacks.training import pgd
+from ironmoe.bench.train.parallel import mean_over_processes
+from ironmoe.moe import trace_routing
+
+STEPS = 10
+SEED = 0
+
+
+class HeldOut(NamedTuple):
+    """Shares of the held-out images that are right when they are clean and under PGD-10; of the
+    clean images, the largest share of the load that an expert of each layer has."""
+
+    clean: float
+    robust: float
+    load: dict[str, float]
+
+
+class HeldOutRows:
+    """The images (H, …) and labels (H,) that choose the weights, and the attack on them."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, *, eps: float, norm: str, dtype: torch.dtype | None
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.eps = eps
+        self.norm = norm
+        self.dtype = dtype
+
+    def measure(self, model: nn.Module) -> HeldOut:
+        """Attack every image by PGD-10 at the full eps, from the same starting points each time.
+
+        Each process does all of it, so that all of them, whose models may be parts of one model,
+        take the same passes and choose the same weights.
+        """
+        training = model.training
+        model.eval()
+        try:
+            return self._measure(model)
+        finally:
+            model.train(training)
+
+    def _measure(self, model: nn.Module) -> HeldOut:
+        with trace_routing(model) as trace:
+            clean = self._right(model, self.images)
+        torch.manual_seed(SEED)
+        attacked = pgd(
+            model,
+            self.images,
+            self.labels,
+            eps=self.eps,
+            norm=self.norm,
+            steps=STEPS,
+            autocast_dtype=self.dtype,
+        )
+        right = clean & self._right(model, attacked)
+        shares = torch.stack([clean.double().mean(), right.double().mean()])
+        loads = {name: float(layer.load().max()) for name, layer in trace.layers.items()}
+        return HeldOut(*mean_over_processes(shares).tolist(), loads)
+
+    @torch.no_grad()
+    def _right(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(H,) bool"""
+        logits = model(images)
+        return getattr(logits, "logits", logits).argmax(1) == self.labels

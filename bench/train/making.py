@@ -1,0 +1,64 @@
+"""From names and options to a method of adversarial training for a model."""
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from ironmoe.attacks.training import AWP, TRAINING_METHODS, CollapseAlarm, TrainingMethod
+from ironmoe.attacks.training.checks import BATCH_NORMS
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
+from ironmoe.moe.routing.routed_layers import routing_sites
+
+STEPS = 4  # of the inner attack, where the user gives none
+
+
+def make_method(
+    choice: MethodChoice, recipe: TrainRecipe, model: nn.Module, *, batches: int
+) -> tuple[TrainingMethod, list[str]]:
+    """The method, and what it warns of. ``batches``: of the whole training; eps grows over the
+    first half of them.
+
+    Raises:
+        UserError: the method does not suit the model, or an option has a wrong value.
+    """
+    entry = TRAINING_METHODS[choice.name]
+    if entry.needs_experts and not routing_sites(model):
+        raise UserError(
+            f"--method {choice.name} needs a model with experts, and {type(model).__name__} has "
+            "none; take --model v-moe"
+        )
+
+    if recipe.batch_size // recipe.parts < 2 and has_batch_norm(model):
+        raise UserError(
+            "--batch-size / --parts must be at least 2 for a model with batch norm, got "
+            f"{recipe.batch_size} / {recipe.parts}"
+        )
+
+    settings: dict[str, Any] = {
+        "norm": choice.norm,
+        "alpha": choice.alpha,
+        "mode": choice.mode,
+        "ramp_steps": batches // 2,
+        "label_smoothing": choice.label_smoothing,
+        "autocast_dtype": recipe.autocast_dtype,
+        "alarm": CollapseAlarm(),
+    }
+    if not entry.single_step:
+        settings["steps"] = STEPS if choice.steps is None else choice.steps
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            method = entry.kind(model, choice.eps, **settings | choice.own)
+            if choice.awp is not None:
+                method = AWP(method, gamma=choice.awp)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--method {choice.name}: {error}") from error
+    return method, [str(warning.message) for warning in caught]
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether images of a batch share the statistics of a layer."""
+    return any(isinstance(module, BATCH_NORMS) for module in model.modules())

@@ -1,0 +1,106 @@
+"""What the command line of ``ironmoe train`` says, checked; and what makes two runs the same
+run."""
+
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+
+from ironmoe.attacks.balls.ball import NORMS
+from ironmoe.attacks.training import TRAINING_METHODS
+from ironmoe.attacks.training.inner.lent import Mode
+from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.common.versions import versions
+from ironmoe.bench.train.recipe import DTYPES, SCHEDULES, MethodChoice, TrainRecipe
+from ironmoe.bench.train.trainee import Trainee
+
+
+class TrainOptions(NamedTuple):
+    """model: as the command names it; attack: whether the chosen weights are attacked at the end;
+    attack_images: how many test images, at most."""
+
+    data: ImageData
+    model: str
+    method: MethodChoice
+    recipe: TrainRecipe
+    seed: int
+    device: torch.device
+    out: Path | None
+    fsdp: bool = False
+    attack: bool = True
+    attack_images: int = 500
+
+    def settings(self, trainee: Trainee) -> dict[str, Any]:
+        """What makes two runs the same run. How many processes took part does not, nor how they
+        share the weights."""
+        return trainee.identity | {
+            "data": self.data.name,
+            "checksum": self.data.checksum,
+            "skipped": self.data.skipped,
+            "method": self.method._asdict(),
+            "recipe": self.recipe._asdict(),
+            "seed": self.seed,
+            "attack_images": self.attack_images,
+            "device": self.device.type,
+            "ironmoe": versions()["ironmoe"],
+        }
+
+
+def check_choice(choice: MethodChoice) -> None:
+    """Find mistakes in the choice of a method that depend on no model and no data.
+
+    Raises:
+        UserError: the message says what, and what is possible.
+    """
+    if choice.name not in TRAINING_METHODS:
+        raise UserError(
+            f"--method must be one of {', '.join(TRAINING_METHODS)}, got {choice.name!r}"
+        )
+    entry = TRAINING_METHODS[choice.name]
+    for option in choice.own:
+        if option not in entry.takes:
+            takers = [name for name, each in TRAINING_METHODS.items() if option in each.takes]
+            raise UserError(
+                f"{flag(option)} applies to --method {', '.join(takers)}, not to {choice.name}"
+            )
+    if choice.norm not in NORMS:
+        raise UserError(f"--norm must be one of {', '.join(NORMS)}, got {choice.norm!r}")
+    if choice.mode not in get_args(Mode):
+        raise UserError(f"--mode must be {' or '.join(get_args(Mode))}, got {choice.mode!r}")
+    if choice.steps is not None and entry.single_step:
+        raise UserError(f"--steps does not apply to --method {choice.name}, which makes one step")
+    _check_range("--eps", choice.eps_255, above=0)
+    _check_range("--alpha", choice.alpha_255, above=0)
+    _check_range("--awp", choice.awp, above=0)
+    if not 0 <= choice.label_smoothing < 1:
+        raise UserError(
+            f"--label-smoothing must be from 0 to below 1, got {choice.label_smoothing:g}"
+        )
+
+
+def check_recipe(recipe: TrainRecipe) -> None:
+    """The same of a recipe."""
+    for option, value, known in (
+        ("--schedule", recipe.schedule, SCHEDULES),
+        ("--dtype", recipe.dtype, DTYPES),
+    ):
+        if value not in known:
+            raise UserError(f"{option} must be one of {', '.join(known)}, got {value!r}")
+    _check_range("--learning-rate", recipe.learning_rate, above=0)
+    if recipe.ema is not None and not 0 < recipe.ema < 1:
+        raise UserError(f"--ema must be above 0 and below 1, got {recipe.ema:g}")
+    if recipe.parts > recipe.batch_size:
+        raise UserError(
+            f"--parts must be at most --batch-size, {recipe.batch_size}, got {recipe.parts}"
+        )
+
+
+def _check_range(option: str, value: float | None, *, above: float) -> None:
+    if value is not None and not above < value < float("inf"):
+        raise UserError(f"{option} must be finite and above {above:g}, got {value:g}")
+
+
+def flag(option: str) -> str:
+    """An option as the command line has it."""
+    return f"--{option.replace('_', '-')}"

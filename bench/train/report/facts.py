@@ -1,0 +1,80 @@
+"""What the report of a training is made from."""
+
+from typing import Any, NamedTuple
+
+from ironmoe.attacks import Proportion
+from ironmoe.bench.common.radii import exact
+from ironmoe.bench.reports.cells import brackets, percent
+
+Numbers = dict[str, Any]
+
+
+class TrainingFacts(NamedTuple):
+    """name: of the model; parameters: how many; settings: of the run; held_out: images that chose
+    the weights; training: what the run wrote when it was trained ("chosen", "seconds", "warnings",
+    "curves"); attack: report.json of the attack on test images, None without it."""
+
+    name: str
+    parameters: int
+    settings: Numbers
+    held_out: int
+    training: Numbers
+    attack: Numbers | None
+
+    @property
+    def title(self) -> str:
+        method, data = self.settings["method"]["name"], self.settings["data"]
+        return f"{self.name} trained by {method}: {data}"
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether it was trained on clean images."""
+        return bool(self.settings["method"]["name"] == "standard")
+
+    @property
+    def curves(self) -> list[Numbers]:
+        """The numbers of each epoch."""
+        curves: list[Numbers] = self.training["curves"]
+        return curves
+
+    @property
+    def chosen(self) -> Numbers:
+        """The numbers of the epoch whose weights were chosen."""
+        return self.curves[self.training["chosen"] - 1]
+
+    @property
+    def eps(self) -> str:
+        return f"eps {exact(self.settings['method']['eps_255'])}/255"
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """(label, text) of the final figures. Shares have 95 % Wilson intervals."""
+        chosen = self.chosen
+        lines = [
+            ("parameters", f"{self.parameters / 1e3:.0f} k"),
+            ("training, seconds", f"{self.training['seconds']:.1f}"),
+            ("chosen epoch", f"{self.training['chosen']} of {len(self.curves)}"),
+            ("held-out images: clean", self._held_out(chosen["clean"])),
+            (f"held-out images: PGD-10, {self.eps}", self._held_out(chosen["robust"])),
+        ]
+        if self.attack is not None:
+            report = self.attack["report"]
+            (worst,) = self.attack["worst_case"]
+            lines += [
+                ("test images: clean", _cell(report["clean"])),
+                (f"test images: APGD-T, {self.eps}", _cell(worst)),
+            ]
+        lines += [
+            (f"{layer}: largest load of an expert", f"{100 * share:.1f} %")
+            for layer, share in chosen["load"].items()
+        ]
+        return lines
+
+    def _held_out(self, share: float) -> str:
+        proportion = Proportion(round(share * self.held_out), self.held_out)
+        return f"{percent(proportion)} {brackets(proportion.interval())}"
+
+
+def _cell(stored: Numbers) -> str:
+    low, high = stored.get("wilson_95") or stored["interval_95"]
+    return f"{100 * stored['value']:.1f} % {brackets((low, high))}"

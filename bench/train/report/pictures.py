@@ -1,0 +1,112 @@
+"""The curves of a training over its epochs."""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ironmoe.bench.common.radii import to_255
+from ironmoe.bench.reports.page import Picture
+from ironmoe.bench.reports.style import COLORS, STYLE
+from ironmoe.bench.train.report.facts import TrainingFacts
+
+Numbers = dict[str, Any]
+
+
+def draw_training(facts: TrainingFacts) -> dict[str, Picture]:
+    """The pictures by file name."""
+    note = (
+        f"Held-out images are {facts.held_out} images of the training split that were not trained "
+        "on. The dashed line marks the epoch whose weights were chosen."
+    )
+    pictures = {
+        "accuracy.png": Picture("Accuracy over epochs", note, _accuracies(facts)),
+        "loss.png": Picture(
+            "Loss, radius and learning rate over epochs",
+            "The loss is the mean of the epoch; radius and rate are those at its end.",
+            _settings(facts),
+        ),
+    }
+    if facts.chosen["load"]:
+        even = "An even load would give each of E experts a share of 1 / E."
+        pictures["load.png"] = Picture("Largest load of an expert over epochs", even, _load(facts))
+    return pictures
+
+
+def _accuracies(facts: TrainingFacts) -> Figure:
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 4))
+        trained_on = "clean" if facts.is_standard else "adversarial"
+        lines = (
+            ("clean", "held out: clean", "-"),
+            ("robust", f"held out: PGD-10, {facts.eps}", "-"),
+            ("trained_on", f"trained on: {trained_on} images", "--"),
+        )
+        for (key, label, style), color in zip(lines, COLORS, strict=False):
+            _line(axes, facts, 100 * _column(facts, key), style=style, color=color, label=label)
+        _epochs(axes, facts)
+        axes.set(ylabel="accuracy in %", ylim=(0, 101))
+        axes.legend()
+    return figure
+
+
+def _settings(facts: TrainingFacts) -> Figure:
+    """Loss above; radius and rate below, as shares of what each is at most."""
+    with plt.rc_context(STYLE):
+        figure, (upper, lower) = plt.subplots(2, 1, figsize=(6.4, 5), sharex=True)
+        _line(upper, facts, _column(facts, "loss"), color=COLORS[0], label="loss")
+        upper.set(ylabel="loss")
+
+        shown = [("rate", "learning rate", 1.0)]
+        if not facts.is_standard:
+            shown.insert(0, ("eps", "eps in 1/255", to_255(1.0)))
+        for (key, label, unit), color in zip(shown, COLORS[1:], strict=False):
+            values = unit * _column(facts, key)
+            largest = values.max()
+            _line(
+                lower,
+                facts,
+                100 * values / largest,
+                color=color,
+                label=f"{label}, at most {largest:.3g}",
+            )
+        _epochs(lower, facts)
+        upper.axvline(facts.training["chosen"], color="#4a5560", linestyle="--", linewidth=1)
+        lower.set(ylabel="% of the largest", ylim=(0, 105))
+        lower.legend()
+    return figure
+
+
+def _load(facts: TrainingFacts) -> Figure:
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 4))
+        layers = list(facts.chosen["load"])
+        shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.8, len(layers)))
+        for layer, shade in zip(layers, shades, strict=True):
+            values = [100 * epoch["load"][layer] for epoch in facts.curves]
+            _line(axes, facts, np.array(values), color=shade, label=layer)
+        _epochs(axes, facts)
+        axes.set(ylabel="share of the busiest expert, in %")
+        axes.set_ylim(0, min(101, 1.3 * axes.get_ylim()[1]))
+        axes.legend()
+    return figure
+
+
+def _line(axes: Axes, facts: TrainingFacts, values: Any, *, style: str = "-", **look: Any) -> None:
+    epochs = [epoch["epoch"] for epoch in facts.curves]
+    axes.plot(epochs, values, f"o{style}", markersize=4, **look)
+
+
+def _epochs(axes: Axes, facts: TrainingFacts) -> None:
+    """The axis of the epochs, and the chosen one."""
+    axes.axvline(facts.training["chosen"], color="#4a5560", linestyle="--", linewidth=1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+
+
+def _column(facts: TrainingFacts, key: str) -> Any:
+    """(epochs,) one number of each epoch; NaN where there was none."""
+    return np.array([epoch[key] for epoch in facts.curves], dtype=float)

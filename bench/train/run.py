@@ -1,0 +1,240 @@
+"""``ironmoe train``: train, choose weights, attack them, report. Every finished epoch is kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from ironmoe.attacks.training import NonFiniteLoss, TrainingMethod
+from ironmoe.bench.attack.run import AttackOptions, run_attack_command
+from ironmoe.bench.attack.suite import Suite
+from ironmoe.bench.common.files import slug, write_atomically, write_json
+from ironmoe.bench.common.processes import Processes, own_device, processes
+from ironmoe.bench.common.run_folder import RunFolder, default_folder
+from ironmoe.bench.common.train import TrainingError
+from ironmoe.bench.train.blocks import checkpoint_blocks
+from ironmoe.bench.train.display import Display
+from ironmoe.bench.train.held_out import HeldOutRows
+from ironmoe.bench.train.making import make_method
+from ironmoe.bench.train.options import TrainOptions, check_choice, check_recipe
+from ironmoe.bench.train.parallel import prepared
+from ironmoe.bench.train.recipe import STANDARD
+from ironmoe.bench.train.report.facts import TrainingFacts
+from ironmoe.bench.train.report.page import write_training_report
+from ironmoe.bench.train.rows import Split, checked_split
+from ironmoe.bench.train.state import read_state
+from ironmoe.bench.train.trainee import Trainee, load_trainee
+from ironmoe.bench.train.trainer import Trained, TrainedOn, Trainer
+from ironmoe.bench.train.watch import Watch
+
+MODEL = "model.safetensors"
+STATE = "training.state"
+RESULT = "training.json"
+ATTACK = "attack"
+LAST_GOOD = "last-good.safetensors"
+SPACE = 50_000_000  # bytes for report and pictures, beside the weights
+COPIES = 6  # of the weights: model, average, best, two moments, and a file that is written anew
+
+
+def run_train_command(options: TrainOptions, console: Console) -> Path:
+    """Do what is not done yet: train, write the weights, attack them, write the report.
+
+    Under ``torchrun`` every process takes its parts of each batch and its share of the attack, and
+    the first prints and reports.
+
+    Returns:
+        The folder of the run.
+    """
+    check_choice(options.method)
+    check_recipe(options.recipe)
+    device = own_device(options.device)
+    with processes(device) as group:
+        run = _prepared(options, device, group)
+        folder = group.first(lambda: run.open(console))
+        if not run.is_finished:
+            run.train(console)
+        if options.attack:
+            run_attack_command(run.attack_options, console)
+
+    if folder is not None:  # this is the first process
+        write_training_report(run.path, run.facts(folder), device, group.world)
+        console.print(folder.farewell, highlight=False, markup=False, soft_wrap=True)
+    return run.path
+
+
+def _prepared(options: TrainOptions, device: torch.device, group: Processes) -> "_Run":
+    """Load the model, choose the rows, make the method: whatever can be wrong is wrong here."""
+    rows = checked_split(options.data, options.recipe, group.world)
+    trainee = load_trainee(options.model, options.data, options.seed, device)
+    settings = options.settings(trainee)
+    if options.recipe.checkpointing:
+        checkpoint_blocks(trainee.model)
+    model = prepared(trainee.model, fsdp=options.fsdp, device=device)
+
+    batches = options.recipe.epochs * options.recipe.steps_of_epoch(len(rows.trained))
+    method, warnings = make_method(options.method, options.recipe, model, batches=batches)
+    if options.recipe.compile:
+        model.compile()
+    return _Run(
+        options=options,
+        trainee=trainee,
+        model=model,
+        method=method,
+        warnings=[*filter(None, [trainee.note]), *warnings],
+        rows=rows,
+        settings=settings,
+        path=options.out or default_folder(f"train-{slug(options.data.name)}", settings),
+        device=device,
+        group=group,
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One training, ready to begin. path: of the folder; settings: what makes two runs the same
+    run."""
+
+    options: TrainOptions
+    trainee: Trainee
+    model: nn.Module
+    method: TrainingMethod
+    warnings: list[str]
+    rows: Split
+    settings: dict[str, Any]
+    path: Path
+    device: torch.device
+    group: Processes
+
+    def open(self, console: Console) -> RunFolder:
+        """Make or open the folder."""
+        weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        folder = RunFolder(self.path, self.settings, SPACE + COPIES * weights)
+        console.print(folder.greeting, highlight=False, markup=False)
+        return folder
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the weights were chosen and written."""
+        return (self.path / RESULT).is_file() and (self.path / MODEL).is_file()
+
+    def train(self, console: Console) -> None:
+        """Train, and write the chosen weights and the numbers of the epochs."""
+        trainer = self._trainer()
+        display = Display(
+            console,
+            epochs=self.options.recipe.epochs,
+            batches=trainer.batches,
+            trained_on="accuracy" if self._is_standard else "robust",
+        )
+        for warning in self.warnings:
+            display.say(warning)
+        try:
+            with display:
+                trained = trainer.run(display)
+        except NonFiniteLoss as error:
+            raise self._diverged(error) from error
+        self.group.first(lambda: self._write(trained))
+
+    @property
+    def attack_options(self) -> AttackOptions:
+        """APGD-T on test images, at the radius of the training."""
+        options = self.options
+        file = self.path / MODEL
+        own = self.trainee.arguments is not None
+        return AttackOptions(
+            checkpoint=file if own else None,
+            model_spec=None if own else self.trainee.spec,
+            weights=None if own else file,
+            data=options.data,
+            everything=False,
+            suite=Suite(
+                names=("apgd-t",), norm=options.method.norm, eps_255=(options.method.eps_255,)
+            ),
+            images=options.attack_images,
+            batch_size=options.recipe.batch_size,
+            device=options.device,
+            out=self.path / ATTACK,
+        )
+
+    def facts(self, folder: RunFolder) -> TrainingFacts:
+        """What the report is made from."""
+        return TrainingFacts(
+            name=self.trainee.name,
+            parameters=sum(weight.numel() for weight in self.model.parameters()),
+            settings=self.settings,
+            held_out=len(self.rows.held_out),
+            training=folder.read(RESULT),
+            attack=folder.read(f"{ATTACK}/report.json"),
+        )
+
+    @property
+    def _is_standard(self) -> bool:
+        return self.options.method.name == STANDARD
+
+    def _trainer(self) -> Trainer:
+        options, labels = self.options, self.trainee.labels
+        images = options.data.images
+        held_out = HeldOutRows(
+            images[self.rows.held_out].to(self.device),
+            labels[self.rows.held_out].to(self.device),
+            eps=options.method.eps,
+            norm=options.method.norm,
+            dtype=options.recipe.autocast_dtype,
+        )
+        return Trainer(
+            self.model,
+            self.method,
+            options.recipe,
+            TrainedOn(images[self.rows.trained], labels[self.rows.trained]),
+            held_out,
+            seed=options.seed,
+            by="clean" if self._is_standard else "robust",
+            group=self.group,
+            state_file=self.path / STATE,
+            watch=Watch(),
+        )
+
+    def _write(self, trained: Trained) -> None:
+        """Write the weights, then the numbers; then the state is not needed any more."""
+        extra = self._extra(trained.seconds) | {"epoch": trained.chosen}
+        write_atomically(self.path / MODEL, self.trainee.saved(trained.weights, extra))
+        numbers = {
+            "chosen": trained.chosen,
+            "seconds": trained.seconds,
+            "warnings": [*self.warnings, *trained.warnings],
+            "curves": trained.curves,
+        }
+        write_json(self.path / RESULT, numbers)
+        (self.path / STATE).unlink(missing_ok=True)
+
+    def _extra(self, seconds: float) -> dict[str, Any]:
+        """What the checkpoint says of itself."""
+        method, data = self.options.method, self.options.data
+        return {
+            "name": f"{self.trainee.name} ({method.name})",
+            "seed": self.options.seed,
+            "seconds": seconds,
+            "data": data.name,
+            "checksum": data.checksum,
+            "classes": self.trainee.classes,
+            "method": method._asdict(),
+        }
+
+    def _diverged(self, error: NonFiniteLoss) -> TrainingError:
+        """The error of a training that cannot go on; the last good weights are written."""
+        state = read_state(self.path / STATE)
+        kept = ""
+        if state is not None:
+            after = (
+                f"after epoch {state.numbers['epoch']}" if state.numbers["epoch"] else "before it"
+            )
+            file = self.path / (
+                LAST_GOOD if self.group.is_first else f"{self.group.rank}-{LAST_GOOD}"
+            )
+            extra = self._extra(state.numbers["seconds"])
+            write_atomically(file, self.trainee.saved(state.of("model"), extra))
+            kept = f" The weights {after} are kept in {file}."
+        return TrainingError(f"{error}.{kept}")

@@ -1,0 +1,126 @@
+"""The parts of ``ironmoe train``: rows, batches in parts, schedules that go on, the choice of
+weights."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ironmoe.attacks.training import PGDAT, TRADES, Standard
+from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.common.loop.schedules import one_cycle, warmup_and_cosine
+from ironmoe.bench.common.processes import Processes
+from ironmoe.bench.train.blocks import checkpoint_blocks
+from ironmoe.bench.train.recipe import TrainRecipe
+from ironmoe.bench.train.rows import split
+from ironmoe.bench.train.updates import Updates, mixed_seed
+from ironmoe.moe import VMoE, routing_sites
+
+
+def data(counts):
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    names = [str(label) for label in range(len(counts))]
+    return ImageData("some", torch.rand(len(labels), 1, 4, 4), labels, names, [])
+
+
+def moe(**options):
+    torch.manual_seed(0)
+    return VMoE(
+        8, 4, 16, 2, 2, 16, 4, (0, 1), 4, channels=1, classifier="gap", **options
+    )  # fmt: skip
+
+
+def batch(count=12):
+    generator = torch.Generator().manual_seed(1)
+    images = 0.2 + 0.6 * torch.rand(count, 1, 8, 8, generator=generator)
+    return images, torch.arange(count) % 4
+
+
+def updates(model, method, **recipe):
+    recipe = TrainRecipe(batch_size=12, **recipe)
+    return Updates(model, method, recipe, seed=0, steps=10, group=Processes())
+
+
+def test_held_out_rows_are_a_tenth_of_each_class_of_the_training_rows():
+    some = data([50, 100, 2, 3])
+    rows = split(some)
+    training, test = some.split()
+    assert not set(rows.held_out.tolist()) & (set(rows.trained.tolist()) | set(test.tolist()))
+    assert set(rows.held_out.tolist()) | set(rows.trained.tolist()) == set(training.tolist())
+    assert some.labels[rows.held_out].bincount(minlength=4).tolist() == [4, 8, 0, 1]
+    assert some.labels[rows.trained].bincount(minlength=4).min() > 0
+
+
+@pytest.mark.parametrize("kind", [Standard, PGDAT, TRADES])
+def test_a_batch_in_parts_is_the_mean_of_the_losses_of_its_parts(kind):
+    """Without random starts, noise and balance losses, which belong to a part, the parts of a batch
+    make the step of the whole batch."""
+    after = {}
+    for parts in (1, 3):
+        model = moe(
+            router={"noise_std": 0.0, "importance_weight": 0.0, "load_weight": 0.0}
+        ).double()
+        nn.init.normal_(model.head.weight, std=0.1)
+        options = {"start": "clean"} if kind is PGDAT else {}
+        method = kind(model, 0.1, steps=1, **options)
+        if kind is TRADES:
+            method._attack = lambda images, labels, strength: images + 0.05
+        made = updates(model, method, parts=parts)
+        images, labels = batch()
+        progress = made.make(images.double(), labels, 0)
+        after[parts] = progress, copy.deepcopy(model.state_dict())
+
+    assert after[1][0].loss == pytest.approx(after[3][0].loss, rel=1e-6)
+    for name, weight in after[1][1].items():
+        torch.testing.assert_close(after[3][1][name], weight, rtol=0, atol=1e-8)
+
+
+def test_random_numbers_depend_on_the_part_and_not_on_what_ran_before():
+    losses = []
+    for before in (0, 1000):
+        model = moe()
+        made = updates(model, PGDAT(model, 0.1, steps=1), parts=2)
+        torch.manual_seed(before)
+        losses.append(made.make(*batch(), 3).loss)
+    assert losses[0] == losses[1]
+    assert len({mixed_seed(0, 1, 2), mixed_seed(0, 12), mixed_seed(1, 0, 2)}) == 3
+
+
+def test_checkpointed_blocks_give_the_same_step_with_router_noise():
+    after = []
+    for checkpointing in (False, True):
+        model = moe(router={"noise_std": 1.0})
+        if checkpointing:
+            checkpoint_blocks(model)
+        names = list(routing_sites(model))
+        made = updates(model, PGDAT(model, 0.1, steps=1))
+        made.make(*batch(), 0)
+        after.append((names, model.state_dict()))
+    assert after[0][0] == after[1][0] == ["blocks.0.mlp", "blocks.1.mlp"]
+    assert after[0][1].keys() == after[1][1].keys()
+    assert all(torch.equal(after[0][1][name], after[1][1][name]) for name in after[0][1])
+
+
+@pytest.mark.parametrize("schedule", [one_cycle(0.2), warmup_and_cosine(0.1)])
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_a_schedule_that_begins_in_the_middle_has_the_same_rates(schedule, steps, recwarn):
+    def rates(first):
+        optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.1)
+        set_rates = schedule(optimizer, steps)
+        seen = []
+        for step in range(first, steps):
+            set_rates(step)
+            (group,) = optimizer.param_groups
+            seen.append((group["lr"], group["betas"]))
+            optimizer.step()
+        return seen
+
+    whole = rates(0)
+    assert rates(steps // 2) == whole[steps // 2 :]
+    assert max(rate for rate, _ in whole) <= 0.1 and not recwarn.list
+
+
+def test_what_is_left_of_an_epoch_is_a_batch_if_every_part_gets_two_images():
+    recipe = TrainRecipe(batch_size=10, parts=2)
+    assert [recipe.steps_of_epoch(images) for images in (20, 23, 24, 25)] == [2, 2, 3, 3]
