@@ -89,6 +89,7 @@ class Alternating(TrainingMethod):
 
         self.attack = attack
         self.beta = float(beta)
+        self.routing_weight = float(routing_weight)
         self.routing_beta = float(routing_beta)
         self._frozen: set[nn.Parameter] = set()
         self._end = EndOfBackward(self._frozen.clear)
