@@ -21,9 +21,10 @@ from ironmoe.bench.train.averages import averaged_state, load_averaged_state
 from ironmoe.bench.train.full_state import (
     full_state, load_full_state, load_optimizer_state, optimizer_state
 )
-from ironmoe.bench.train.parallel import average_gradients, clip_gradients, prepared
+from ironmoe.bench.train.parallel import (
+    average_gradients, clip_gradients, gathered_parts, prepared
+)
 from ironmoe.bench.train.recipe import TrainRecipe
-from ironmoe.bench.train.state import parted
 from ironmoe.bench.train.updates import Updates
 from ironmoe.moe import VMoE
 """
@@ -66,15 +67,14 @@ class Training:
         for name, optimizer in self.updates.optimizers.items():
             state[name] = optimizer_state(self.model, optimizer)
         state["average"], self.numbers = averaged_state(self.average)
-        of_parts = group().each(parted(self.method.state_dict())[0])
-        return state | {"method": {k: v for own in of_parts for k, v in own.items()}}
+        return state | {"method": gathered_parts(self.method.state_dict())}
 
     def load(self, state, numbers):
         load_full_state(self.model, state["model"])
         for name, optimizer in self.updates.optimizers.items():
             load_optimizer_state(self.model, optimizer, state[name])
         load_averaged_state(self.average, state["average"], numbers)
-        self.method.load_state_dict({"step": 0} | state["method"])
+        self.method.load_state_dict(state["method"])
 
 def some_gradients_are_missing():
     model = prepared(nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"}), fsdp=False,
