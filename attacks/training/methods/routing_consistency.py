@@ -50,6 +50,7 @@ class RoutingConsistency(TrainingMethod):
         routed_layers(model)
         self.weight = float(weight)
         self.through_clean = through_clean
+        self._clean_logits: Tensor | None = None
 
     def _attack(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
         eps, alpha = strength
@@ -60,6 +61,8 @@ class RoutingConsistency(TrainingMethod):
             clean_logits = self._logits(images, images)
             logits = self._logits(points, images)
 
+        # A pass has auxiliary losses as long as its output lives; this one is no part of the loss.
+        self._clean_logits = None if self.auxiliary_loss else clean_logits
         loss = self._cross_entropy(logits, labels)
         self._keep("clean_correct", clean_logits, labels)
         self._keep("adversarial_correct", logits, labels)
