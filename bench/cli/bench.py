@@ -1,5 +1,6 @@
 """``ironmoe bench …``: each command reads its options and calls the module that measures."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -260,3 +261,72 @@ def bench_attacks(
             epochs=epochs,
         )
         run_bench_attacks(load_data(data, None, False), settings, chosen, folder, out, console)
+
+
+@bench_app.command("training")
+def bench_training(
+    parts: Annotated[
+        str,
+        typer.Option(help="**inner**: what one training step costs, beside the common loop."),
+    ] = "inner",
+    models: Annotated[
+        str, typer.Option(help="Separated by commas: **v-moe**, **vit**.")
+    ] = "v-moe,vit",
+    dtypes: Annotated[
+        str, typer.Option(help="Of the part inner, separated by commas: **float32**, **bfloat16**.")
+    ] = "float32,bfloat16",
+    runs: Annotated[
+        int, bounded("Of the part inner: steps of each kind, in turns; the median counts.", 1)
+    ] = 15,
+    seconds: Annotated[
+        float, bounded("Of the part inner: no new round begins after these, for each model.", 0)
+    ] = 600.0,
+    eps: Annotated[
+        float, bounded("Radius of training and attacks, in units of 1/255 of the pixel range.", 0)
+    ] = 25.5,
+    data: Annotated[
+        str, typer.Option(help="**mnist**, **digits**, a folder of images, or an .npz file.")
+    ] = "mnist",
+    folder: Annotated[Path, typer.Option(help="Where every result is kept.")] = Path(
+        "runs/bench-training"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the rows as JSON to this file.")
+    ] = None,
+) -> None:
+    """Measure what a step of adversarial training costs beside the loop that most repositories
+    have.
+
+    Adversarial images are compared before times. What is finished is kept in --folder, and the same
+    command goes on from there.
+
+    Example: ironmoe bench training --models v-moe --dtypes float32 --runs 31
+    """
+    console = Console()
+    with clear_errors(console):
+        from ironmoe.bench.benchmarks.training.inner import DTYPES, InnerSettings
+        from ironmoe.bench.benchmarks.training.models import MODELS
+        from ironmoe.bench.benchmarks.training.run import (
+            PARTS,
+            TrainingBenchmark,
+            run_bench_training,
+        )
+        from ironmoe.bench.common.data import load_data
+        from ironmoe.bench.common.radii import from_255
+
+        benchmark = TrainingBenchmark(
+            parts=_chosen("--parts", parts, PARTS),
+            models=_chosen("--models", models, MODELS),
+            dtypes=_chosen("--dtypes", dtypes, DTYPES),
+            inner=InnerSettings(eps=from_255(eps), runs=runs, seconds=seconds),
+        )
+        run_bench_training(benchmark, load_data(data, None, False), folder, out, console)
+
+
+def _chosen(option: str, names: str, known: Iterable[str]) -> tuple[str, ...]:
+    """The names, each once. typer.BadParameter: one of them is not known."""
+    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in chosen:
+        if name not in known:
+            raise typer.BadParameter(f"{option} must be among {', '.join(known)}, got {name!r}")
+    return chosen

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -41,3 +42,13 @@ def describe_device(device: torch.device) -> str:
     return (
         f"{platform.processor() or platform.machine()} CPU, {threads} thread{'s' * (threads != 1)}"
     )
+
+
+def processor() -> str:
+    """The name of the processor, as Linux knows it; elsewhere as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -8,6 +8,7 @@ from torch import nn
 from ironmoe.attacks.training import AWP, TRAINING_METHODS, CollapseAlarm, TrainingMethod
 from ironmoe.attacks.training.checks import BATCH_NORMS
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.train.options import takes_steps
 from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
 from ironmoe.moe.routing.routed_layers import routing_sites
 
@@ -45,7 +46,7 @@ def make_method(
         "autocast_dtype": recipe.autocast_dtype,
         "alarm": CollapseAlarm(),
     }
-    if not entry.single_step:
+    if takes_steps(entry):
         settings["steps"] = STEPS if choice.steps is None else choice.steps
 
     with warnings.catch_warnings(record=True) as caught:

@@ -1,13 +1,14 @@
 """What the command line of ``ironmoe train`` says, checked; and what makes two runs the same
 run."""
 
+import inspect
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
 
 from ironmoe.attacks.balls.ball import NORMS
-from ironmoe.attacks.training import TRAINING_METHODS
+from ironmoe.attacks.training import TRAINING_METHODS, RegisteredMethod
 from ironmoe.attacks.training.inner.lent import Mode
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.user_error import UserError
@@ -68,7 +69,7 @@ def check_choice(choice: MethodChoice) -> None:
         raise UserError(f"--norm must be one of {', '.join(NORMS)}, got {choice.norm!r}")
     if choice.mode not in get_args(Mode):
         raise UserError(f"--mode must be {' or '.join(get_args(Mode))}, got {choice.mode!r}")
-    if choice.steps is not None and entry.single_step:
+    if choice.steps is not None and not takes_steps(entry):
         raise UserError(f"--steps does not apply to --method {choice.name}, which makes one step")
     _check_range("--eps", choice.eps_255, above=0)
     _check_range("--alpha", choice.alpha_255, above=0)
@@ -99,6 +100,13 @@ def check_recipe(recipe: TrainRecipe) -> None:
 def _check_range(option: str, value: float | None, *, above: float) -> None:
     if value is not None and not above < value < float("inf"):
         raise UserError(f"{option} must be finite and above {above:g}, got {value:g}")
+
+
+def takes_steps(entry: RegisteredMethod) -> bool:
+    """Whether the method's attack makes as many steps as one likes. The constructor of another one
+    says ``steps=1``."""
+    steps = inspect.signature(entry.kind).parameters.get("steps")
+    return steps is None or steps.default != 1
 
 
 def flag(option: str) -> str:

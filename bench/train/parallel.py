@@ -9,7 +9,6 @@ does what a program without ``torch.distributed`` would do.
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-T = TypeVar("T")
+from ironmoe.attacks.training.inner.lent import is_sharded
 
 
 def prepared(model: nn.Module, *, fsdp: bool, device: torch.device) -> nn.Module:
@@ -62,11 +61,6 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(module)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 shards parameters of the model."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
 def number_of_processes() -> int:
     """1 where ``torch.distributed`` is not initialised."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -75,23 +69,6 @@ def number_of_processes() -> int:
 def process_number() -> int:
     """From 0; 0 where ``torch.distributed`` is not initialised."""
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def own_parts(count: int) -> list[tuple[int, bool]]:
-    """Which of the parts 0 … count − 1 of a batch, or of a data set, are this process's: p, p + W,
-    … for process p of W.
-
-    Every process gets as many, because under FSDP2 each pass is one of all processes. Where none is
-    left, the last part stands in, with False beside it: its result does not count.
-
-    Raises:
-        ValueError: count is below 1.
-    """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    world, last = number_of_processes(), count - 1
-    numbers = range(process_number(), -(-count // world) * world, world)
-    return [(min(number, last), number <= last) for number in numbers]
 
 
 @torch.no_grad()
@@ -150,14 +127,6 @@ def mean_over_processes(values: Tensor) -> Tensor:
     total = values / number_of_processes()  # a copy
     dist.all_reduce(total)
     return total
-
-
-def gathered(value: T) -> list[T]:
-    """The value of every process, in their order. Each process must call it."""
-    values = [value] * number_of_processes()
-    if len(values) > 1:
-        dist.all_gather_object(values, value)
-    return values
 
 
 @torch.no_grad()

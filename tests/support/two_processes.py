@@ -8,7 +8,8 @@ BEGIN = """
 import os, sys, torch, torch.distributed as dist
 
 torch.set_num_threads(1)
-child = os.fork()  # so that torch is imported once
+{before}
+child = os.fork()  # so that modules are imported once
 rank = 0 if child else 1
 dist.init_process_group("gloo", init_method="file://" + os.path.abspath("store"),
                         rank=rank, world_size=2)
@@ -21,10 +22,11 @@ os._exit(0)
 """
 
 
-def run_in_two_processes(program, folder, *arguments):
-    """``program`` finds torch, dist, os, sys and its ``rank``; it fails where either process
-    does."""
-    (folder / "program.py").write_text(BEGIN + program + END)
+def run_in_two_processes(program, folder, *arguments, before=""):
+    """``program`` finds torch, dist, os, sys, its ``rank`` and what the program ``before`` left,
+    which runs once, ahead of the two processes, and imports modules for both. It fails where either
+    process does."""
+    (folder / "program.py").write_text(BEGIN.replace("{before}", before) + program + END)
     done = subprocess.run(
         [sys.executable, "program.py", *arguments],
         cwd=folder,

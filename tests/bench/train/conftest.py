@@ -23,6 +23,12 @@ def moe():
 def dense():
     return VMoE(**SMALL)
 
+def with_frozen_routers():
+    model = moe()
+    for block in model.blocks:
+        block.mlp.router.requires_grad_(False)
+    return model
+
 def with_batch_norm():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 4))
 

@@ -105,9 +105,8 @@ def test_a_checkpoint_of_a_named_model_is_loaded_and_trained_on(place, train):
     assert "pgd-at" in again.output
 
 
-@pytest.mark.parametrize("method", ["pgd-at"])
-def test_killed_at_any_moment_it_goes_on_to_the_same_weights(place, train, method):
-    command = (*TINY, 3, "--method", method, "--no-attack", "--out")
+def test_killed_at_any_moment_it_goes_on_to_the_same_weights(place, train):
+    command = (*TINY, 3, "--no-attack", "--out")
     train(*command, "whole")
 
     (place / "killed.py").write_text(KILLED)
@@ -130,6 +129,29 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(place, train, metho
     assert reports[0]["curves"] == reports[1]["curves"]
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("--method", "free", "--replays", 2, "--ema", 0.9, "--parts", 2),
+        ("--method", "alternating", "--steps", 1, "--awp", 0.01, "--schedule", "cosine"),
+    ],
+    ids=["free", "alternating"],
+)
+def test_what_methods_optimizers_and_averages_keep_goes_on_too(place, train, method, monkeypatch):
+    command = ("--model", "small_models:moe", "--batch-size", 16, "--epochs", 2, "--no-attack")
+    train(*command, *method, "--out", "whole")
+
+    def stop(self, step, now):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "batch", stop)
+        assert train(*command, *method, "--out", "parts", ok=False).exit_code == 130
+    train(*command, *method, "--out", "parts")
+    assert_equal_weights(place / "whole", place / "parts")
+
+
 def test_a_loss_that_is_not_finite_names_step_and_layer_and_keeps_the_last_weights(place, train):
     failed = train(
         "--model", "small_models:Net", *SHORT, 4, "--method", "standard", "--out", "run", ok=False
@@ -144,11 +166,11 @@ def test_a_loss_that_is_not_finite_names_step_and_layer_and_keeps_the_last_weigh
 
 BAD = {
     "eps": (["--eps", 0], "--eps must be finite and above 0, got 0"),
-    "method": (["--method", "magic"], "--method must be one of pgd-at"),
+    "method": (["--method", "magic"], "--method must be one of "),
     "model": (["--model", "resnet"], "--model must be v-moe, vit, a paper's name"),
     "paper": (["--model", "V-MoE-Q/4"], "SIZE one of"),
     "data": (["--data", "nowhere"], "data must be one of mnist"),
-    "option": (["--method", "pgd-at", "--beta", 1], "--beta applies to --method trades"),
+    "option": (["--method", "pgd-at", "--beta", 1], "not to pgd-at"),
     "batch": (["--batch-size", 500], "--batch-size must be at most the number of images"),
     "parts": (["--parts", 200], "--parts must be at most --batch-size, 56, got 200"),
     "norm": (["--norm", "L7"], "--norm must be one of Linf"),
@@ -161,6 +183,17 @@ BAD = {
         ["--model", "small_models:with_batch_norm", "--batch-size", 1],
         "--batch-size / --parts must be at least 2",
     ),
+    "dense": (
+        ["--model", "vit", "--method", "routing-consistency"],
+        "--method routing-consistency needs a model with experts",
+    ),
+    "frozen router": (
+        ["--model", "small_models:with_frozen_routers", "--method", "alternating"],
+        "routers must have a weight that requires gradients",
+    ),
+    "one step": (["--method", "fgsm-rs", "--steps", 3], "--steps does not apply to"),
+    "mode": (["--mode", "test"], "--mode must be eval or train, got 'test'"),
+    "ema": (["--ema", 1], "--ema must be above 0 and below 1"),
     "smoothing": (["--label-smoothing", 1], "--label-smoothing must be from 0 to below 1"),
 }
 

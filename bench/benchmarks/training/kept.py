@@ -1,0 +1,63 @@
+"""What was measured is kept in a folder, one file for each piece of work, so that an interrupted
+command loses at most the piece under way, and several processes may share the folder."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ironmoe.attacks.evaluation.describe import differences
+from ironmoe.bench.common.files import finite, write_json
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.common.versions import describe_device, processor, versions
+
+
+class Kept:
+    """The files of one part of the benchmark.
+
+    Each file says with which settings, on which machine and by which command its rows came about.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.settings = finite(json.loads(json.dumps(settings)))
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The content of a file; None if this piece of work is still to be done.
+
+        Raises:
+            UserError: it was done with other settings.
+        """
+        file = self.folder / f"{name}.json"
+        try:
+            found: dict[str, Any] = json.loads(file.read_text())
+        except (OSError, ValueError):
+            return None
+        if other := differences(found["settings"], self.settings):
+            raise UserError(
+                f"{file} was measured with other settings ({', '.join(other)}); choose another "
+                "--folder"
+            )
+        return found
+
+    def write(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Keep the rows of a finished piece of work. Returns the content of the file."""
+        content = {
+            "settings": self.settings,
+            "versions": versions(),
+            "processor": processor(),
+            "device": describe_device(torch.device("cpu")),
+            "threads": torch.get_num_threads(),
+            "command": " ".join(["ironmoe", *sys.argv[1:]]),
+            "rows": rows,
+        }
+        write_json(self.folder / f"{name}.json", content)
+        return content
+
+    def all(self) -> list[dict[str, Any]]:
+        """The content of every file, by name, whichever process wrote it."""
+        names = sorted(file.stem for file in self.folder.glob("*.json"))
+        return [found for name in names if (found := self.read(name)) is not None]

@@ -1,0 +1,41 @@
+"""The models that are trained here: a V-MoE and the dense ViT of the same compute, which begin with
+the same weights wherever they have the same modules."""
+
+from typing import Any
+
+import torch
+
+from ironmoe.bench.common.checkpoints import architecture
+from ironmoe.bench.common.data import ImageData
+from ironmoe.moe import VMoE
+
+MODELS = {"v-moe": "V-MoE", "vit": "ViT"}
+"""Name on the command line → name of the architecture."""
+DENSE = "vit"
+
+
+def model_arguments(name: str, data: ImageData) -> dict[str, Any]:
+    """Keyword arguments of ``VMoE`` for one of MODELS on these data."""
+    return architecture(MODELS[name], tuple(data.images.shape[1:]), len(data.classes))
+
+
+def new_model(name: str, data: ImageData, seed: int) -> VMoE:
+    """One of MODELS with the initial weights of this seed.
+
+    Experts and routers are drawn for themselves; all other weights of a V-MoE are those of the ViT
+    of the same seed. So two models of one seed differ in nothing but their experts.
+    """
+    torch.manual_seed(seed)
+    dense = VMoE(**model_arguments(DENSE, data))
+    if name == DENSE:
+        return dense
+
+    model = VMoE(**model_arguments(name, data))
+    own = model.state_dict()
+    shared = {
+        key: weight
+        for key, weight in dense.state_dict().items()
+        if key in own and own[key].shape == weight.shape
+    }
+    model.load_state_dict(shared, strict=False)
+    return model

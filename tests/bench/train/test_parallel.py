@@ -1,0 +1,274 @@
+"""Training in two processes, data parallel and under FSDP2, against one process with the same
+parts."""
+
+import pytest
+import torch
+from torch import nn
+from two_processes import run_in_two_processes
+
+from ironmoe.bench.common.processes import backend
+from ironmoe.bench.train.full_state import full_state, load_optimizer_state, optimizer_state
+from ironmoe.bench.train.parallel import blocks, clip_gradients
+from ironmoe.moe import VMoE
+
+IMPORTS = """
+import signal, socket
+import torch._dynamo  # an optimizer imports it
+from torch import nn
+from ironmoe.attacks.training import PGDAT, TRADES
+from ironmoe.bench.common.processes import processes
+from ironmoe.bench.train.full_state import (
+    full_state, load_full_state, load_optimizer_state, optimizer_state
+)
+from ironmoe.bench.train.parallel import (
+    average_gradients, clip_gradients, mean_over_processes, prepared
+)
+from ironmoe.moe import VMoE, update_selection_bias
+"""
+
+# Float64, because in float32 the sign of a gradient that is 0 but for rounding may turn.
+TRAINING = """
+torch.set_flush_denormal(True)
+STEPS, PARTS, EPS = 4, 4, 0.1
+images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+labels = torch.arange(8) % 3
+
+def make():
+    torch.manual_seed(5 * rank)  # process 0 gives the others its weights
+    model = VMoE(8, 4, 16, 2, 2, 32, 3, moe_layers=(1,), num_experts=4, channels=1,
+                 router={"selection_bias": True})
+    nn.init.normal_(model.head.weight)
+    return model.double()
+
+class Training:
+    def __init__(self, kind, options, fsdp=False):
+        self.model = prepared(make(), fsdp=fsdp, device=torch.device("cpu"))
+        self.method = kind(self.model, EPS, steps=2, ramp_steps=3, **options)
+        self.optimizers = {
+            group: torch.optim.AdamW(self.method.parameters_of(group), 2e-3, fused=True)
+            for group in self.method.groups
+        }
+
+    def run(self, steps):
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        return [self.step(step, range(rank if world > 1 else 0, PARTS, world)) for step in steps]
+
+    def step(self, step, parts):
+        losses = []
+        updates = {}
+        for part in parts:
+            rows = slice(2 * part, 2 * part + 2)
+            updates[part] = self.method.updates(images[rows], labels[rows], slot=part)
+        for number in range(self.method.updates_per_batch):
+            self.model.zero_grad()
+            for part, of_part in updates.items():
+                torch.manual_seed(100 * step + 10 * number + part)
+                self.method.step = step
+                update = next(of_part)
+                (update.loss / len(updates)).backward()
+                losses.append(update.loss.detach())
+            chosen = set(self.method.parameters_of(update.group))
+            for weight in self.model.parameters():
+                if weight not in chosen:
+                    weight.grad = None
+            average_gradients(self.model)
+            clip_gradients(self.model, 1.0)
+            self.optimizers[update.group].step()
+        update_selection_bias(self.model, all_processes=True)
+        return float(mean_over_processes(torch.stack(losses).mean()))
+
+    def state(self):
+        optimizers = self.optimizers.items()
+        return full_state(self.model), {k: optimizer_state(self.model, o) for k, o in optimizers}
+
+    def load(self, state):
+        load_full_state(self.model, state[0])
+        for group, optimizer in self.optimizers.items():
+            load_optimizer_state(self.model, optimizer, state[1].get(group, {}))
+
+def some_gradients_are_missing():
+    model = prepared(nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"}), fsdp=False,
+                     device=torch.device("cpu"))
+    inputs = torch.full((1, 2), 1.0 + rank)
+    model["a"](inputs).sum().backward()
+    if rank:
+        model["b"](inputs).sum().backward()
+    average_gradients(model)
+    assert model["a"].weight.grad.eq(1.5).all() and model["b"].weight.grad.eq(1.0).all()
+    assert model["c"].weight.grad is None
+
+def running_statistics_are_averaged():
+    model = prepared(nn.BatchNorm1d(1, momentum=1.0), fsdp=False, device=torch.device("cpu"))
+    model(torch.full((4, 1), 2.0 * rank)).sum().backward()
+    average_gradients(model)
+    assert model.running_mean.item() == 1.0 and model.num_batches_tracked == 1
+
+def clipped_as_whole_gradients():
+    norms = []
+    for fsdp in (False, True):
+        model = prepared(make().float(), fsdp=fsdp, device=torch.device("cpu")).eval()
+        model(images.float()).square().sum().backward()
+        average_gradients(model)
+        norms.append([clip_gradients(model, 0.5), clip_gradients(model, 9.0)])
+    assert norms[0][0].float() == norms[1][0].float() > 0.5
+    torch.testing.assert_close(norms[1][1], torch.tensor(0.5).double(), rtol=1e-5, atol=0)
+
+some_gradients_are_missing()
+running_statistics_are_averaged()
+clipped_as_whole_gradients()
+
+CASES = {
+    "PGD-AT": (PGDAT, {"mode": "train"}),
+    "TRADES": (TRADES, {}),
+}
+found = {}
+for name, case in CASES.items():
+    data_parallel, sharded = Training(*case), Training(*case, fsdp=True)
+    for training in (data_parallel, sharded):
+        assert training.model.head.weight.shape == (3, 16)
+        losses = training.run(range(STEPS))
+        found[name, training is sharded] = losses, training.state()
+
+# what one kind of training has saved goes on in the other
+states = {fsdp: found["TRADES", fsdp][1] for fsdp in (False, True)}
+for fsdp in (False, True):
+    training = Training(*CASES["TRADES"], fsdp=fsdp)
+    training.load(states[not fsdp])
+    found["resumed", fsdp] = training.run(range(STEPS, STEPS + 2)), training.state()
+assert rank == 0 or not any(states[True][0]), "process 0 alone has the state"
+dist.destroy_process_group()
+
+if rank == 0:
+    def compare(case, fsdp, losses, state):
+        got_losses, got = found[case, fsdp]
+        torch.testing.assert_close(got_losses, losses, rtol=1e-9, atol=0, msg=f"{case} {fsdp}")
+        torch.testing.assert_close(got, state, rtol=1e-7, atol=1e-9, msg=f"{case} {fsdp}")
+
+    for name, case in CASES.items():
+        alone = Training(*case)
+        losses, state = alone.run(range(STEPS)), alone.state()
+        for fsdp in (False, True):
+            compare(name, fsdp, losses, state)
+    going_on = Training(*CASES["TRADES"])
+    going_on.load(states[True])
+    losses, state = going_on.run(range(STEPS, STEPS + 2)), going_on.state()
+    for fsdp in (False, True):
+        compare("resumed", fsdp, losses, state)
+dist.init_process_group("gloo", init_method="file://" + os.path.abspath("end"), rank=rank,
+                        world_size=2)
+"""
+
+
+# Each pair of processes is started, fails, and ends.
+FAILURES = """
+def fail(kind):
+    with processes(torch.device("cpu")) as group:
+        device = torch.device("cpu")
+        model = prepared(nn.Linear(2, 2), fsdp=kind == "killed", device=device)
+        for step in range(3):
+            if group.rank == 1 and step == 2 and kind == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if group.rank == 1 and step == 2:
+                raise ValueError("bad luck")
+            model(torch.ones(1, 2)).sum().backward()
+            average_gradients(model)
+
+for kind in ("raised", "killed"):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    children = []
+    for number in (0, 1):
+        children.append(os.fork())
+        if children[-1]:
+            continue
+        os.environ["RANK"] = str(number)
+        try:
+            fail(kind)
+        except Exception as error:
+            with open(f"{kind}-{number}", "w") as file:
+                file.write(f"{type(error).__name__}: {error}")
+        os._exit(0)
+    for started in children:
+        os.waitpid(started, 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where both programs ran; one after the other, because imports take most of the time."""
+    folder = tmp_path_factory.mktemp("processes")
+    run_in_two_processes(TRAINING, folder, before=IMPORTS + FAILURES)
+    return folder
+
+
+def test_two_processes_train_as_one(folder):
+    """The program compares losses, weights and states."""
+    assert (folder / "program.py").exists()
+
+
+def test_when_one_process_fails_the_others_end_and_say_why(folder):
+    goes_on = "What was finished is saved; the same command goes on from there"
+    assert (folder / "raised-1").read_text() == "ValueError: bad luck"
+    assert (folder / "raised-0").read_text() == (
+        f"OtherProcessEnded: process 1 failed: ValueError: bad luck. {goes_on}"
+    )
+    assert (folder / "killed-0").read_text() == (
+        f"OtherProcessEnded: another process ended. {goes_on}"
+    )
+
+
+def test_each_device_has_its_library():
+    assert backend(torch.device("cuda", 1)) == "cpu:gloo,cuda:nccl"
+    assert backend(torch.device("cpu")) == "gloo"
+
+
+def test_a_process_alone_clips_as_torch_does():
+    torch.manual_seed(0)
+    model, peer = nn.Linear(3, 2), nn.Linear(3, 2)
+    for each in (model, peer):
+        for parameter in each.parameters():
+            parameter.grad = torch.arange(float(parameter.numel())).view_as(parameter)
+    norm = clip_gradients(model, 0.7)
+    want = nn.utils.clip_grad_norm_(peer.parameters(), 0.7)
+    torch.testing.assert_close(norm.float(), want)
+    torch.testing.assert_close(model.weight.grad, peer.weight.grad)
+
+
+def test_parameters_without_a_state_stay_so():
+    """torch's own way loads a state of zeros, and a step that was made, into such parameters."""
+    model = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model[0](torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = optimizer_state(model, optimizer)
+    assert sorted(state)[:2] == ["0.bias/exp_avg", "0.bias/exp_avg_sq"] and len(state) == 6
+
+    other = torch.optim.AdamW(model.parameters())
+    load_optimizer_state(model, other, state)
+    assert set(other.state) == set(model[0].parameters())
+    torch.testing.assert_close(optimizer_state(model, other), state)
+    with pytest.raises(ValueError, match=r"got '7\.bias', which is none of its 4"):
+        load_optimizer_state(model, other, {"7.bias/step": torch.ones(())})
+
+
+def test_names_are_those_of_the_plain_model():
+    model = nn.Sequential(nn.Linear(2, 2))
+    names = list(model.state_dict())
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(compiled.parameters(), momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert list(full_state(compiled)) == names
+    assert list(optimizer_state(compiled, optimizer)) == [f"{n}/momentum_buffer" for n in names]
+
+
+def test_blocks_are_the_members_of_the_outermost_lists_but_not_experts():
+    model = VMoE(8, 4, 16, 2, 2, 32, 3, moe_layers=(1,), num_experts=4)
+    assert list(blocks(model)) == list(model.blocks)
+    layers = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2)))
+    lists = nn.ModuleDict(
+        {"layers": layers, "experts": nn.ModuleList(nn.Linear(2, 2) for _ in "ab")}
+    )
+    assert list(blocks(lists)) == list(layers)
