@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ironmoe.attacks.routing.layers import routed_layers
 from ironmoe.attacks.training.checks import check_factor
 from ironmoe.attacks.training.inner.attacks import pgd
+from ironmoe.attacks.training.inner.lent import is_sharded
 from ironmoe.attacks.training.method import Strength, TrainingMethod
 from ironmoe.attacks.training.registry import register_training_method
 from ironmoe.attacks.training.routers import routing_of_passes
@@ -66,4 +67,7 @@ class RoutingConsistency(TrainingMethod):
         loss = self._cross_entropy(logits, labels)
         self._keep("clean_correct", clean_logits, labels)
         self._keep("adversarial_correct", logits, labels)
+        if is_sharded(self.model):
+            # FSDP2 gathers the weights of a layer when a gradient comes to its output.
+            loss = loss + 0 * clean_logits.sum()
         return loss + self.weight * routing.divergence(through_clean=self.through_clean)

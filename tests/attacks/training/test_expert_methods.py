@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
-from training_toys import EPS, batch, linear, rows
+from training_toys import EPS, batch, linear, rows, vmoe
 
 from ironmoe.attacks import RoutingDivergence, StraightThrough
 from ironmoe.attacks.training import Alternating, RoutingConsistency, SecondRanked, pgd
@@ -217,6 +218,16 @@ def test_the_loss_of_second_ranked_is_the_one_of_its_formula():
     assert torch.allclose(loss, expected, rtol=1e-10)
     found, wanted = gradients(loss, model), gradients(expected, model)
     assert all(torch.allclose(found[n], wanted[n], rtol=1e-8, atol=1e-12) for n in wanted)
+
+
+@pytest.mark.parametrize("kind", [Alternating, SecondRanked, RoutingConsistency])
+def test_nothing_waits_for_a_gpu(kind):
+    """Fake tensors have no values: a method that looked at one would raise an error."""
+    with FakeTensorMode():
+        model = vmoe()
+        images, labels = torch.rand(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64)
+        for update in kind(model, EPS, steps=2).updates(images, labels):
+            update.loss.backward()
 
 
 def test_a_pass_between_second_ranked_and_its_backward_pass_is_free():
