@@ -36,8 +36,9 @@ def run(page, code, monkeypatch):
 
 def test_every_page_for_users_has_examples():
     counts = {page: sum(example.values[0] == page for example in EXAMPLES) for page in PAGES}
-    assert counts["README.md"] == 7
-    assert all(counts[f"docs/{page}.md"] for page in ("adapters", "attacks", "routers", "routing"))
+    assert counts["README.md"] == 8
+    pages = ("adapters", "attacks", "routers", "routing", "training")
+    assert all(counts[f"docs/{page}.md"] for page in pages)
 
 
 @pytest.mark.parametrize(("page", "code"), EXAMPLES)
