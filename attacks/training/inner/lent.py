@@ -40,9 +40,9 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def give_back_gathered(model: nn.Module) -> None:
-    """Let the model's parameters be the sharded ones under FSDP2, which keeps those of its outermost
-    module gathered after a pass without gradients: what is written to the sharded ones would not be
-    seen by the next pass, and what is written to the gathered ones would be lost."""
+    """Let the model's parameters be the sharded ones. FSDP2 keeps those of its outermost module
+    gathered after a pass without gradients. What is written to the sharded ones is not seen by the
+    next pass then, and what is written to the gathered ones is lost."""
     for module in _fsdp_modules(model):
         module.reshard()
 

@@ -52,7 +52,8 @@ half = slice(2 * rank, 2 * rank + 2)
 LOOPS = """
 NOISY = {"noise_std": 0.5, "importance_weight": 0.1, "load_weight": 0.1}
 BY_PARTS = {"PGD-AT": lambda model: PGDAT(model, 0.1, steps=1, mode="train"),
-            "TRADES": lambda model: TRADES(model, 0.1, steps=1)}
+            "TRADES": lambda model: TRADES(model, 0.1, steps=1),
+            "standard": Standard}
 
 def gradients(model, method, halves):
     model.zero_grad()
@@ -74,7 +75,7 @@ for name, kind in BY_PARTS.items():
 # of its outermost module, and take part in training as before.
 model = fsdp(layers=(2,), **NOISY)
 PGD(model, eps=0.1, steps=1)(images[:2], labels[:2])
-method = BY_PARTS["TRADES"](model)
+method = Standard(model)
 check("after PGD", gradients(model, method, (rank,)), named)
 average = EMA(model)
 with average.applied(), torch.no_grad():
