@@ -112,7 +112,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(place, train):
     (place / "killed.py").write_text(KILLED)
     arguments = ["train", "--data", "set.npz", "--device", "cpu", *map(str, command), "killed"]
     killed = subprocess.run(
-        [sys.executable, "killed.py", "6", *arguments],  # in the middle of the second epoch
+        [sys.executable, "killed.py", "4", *arguments],  # in the middle of the second epoch
         capture_output=True,
         text=True,
         timeout=300,
@@ -142,7 +142,7 @@ def test_what_methods_optimizers_and_averages_keep_goes_on_too(place, train, met
     train(*command, *method, "--out", "whole")
 
     def stop(self, step, now):
-        if step == 5:
+        if step == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -172,7 +172,7 @@ BAD = {
     "data": (["--data", "nowhere"], "data must be one of mnist"),
     "option": (["--method", "pgd-at", "--beta", 1], "not to pgd-at"),
     "batch": (["--batch-size", 500], "--batch-size must be at most the number of images"),
-    "parts": (["--parts", 200], "--parts must be at most --batch-size, 56, got 200"),
+    "parts": (["--parts", 200], "--parts must be at most --batch-size, 36, got 200"),
     "norm": (["--norm", "L7"], "--norm must be one of Linf"),
     "schedule": (["--schedule", "steps"], "--schedule must be one of one-cycle, cosine"),
     "blocks": (
