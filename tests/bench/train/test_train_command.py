@@ -218,6 +218,25 @@ def test_data_of_one_class_are_refused(place, train):
     assert "must have at least 2 classes to train on" in " ".join(result.output.split())
 
 
+def test_weights_alone_need_their_model(place, train):
+    train("--model", "small_models:dense", *SHORT, 1, "--no-attack", "--out", "run")
+    weights = "run/model.safetensors"
+    cases = (
+        ([weights], f"take --model … --weights {weights}"),
+        (["--weights", weights], f"--weights {weights} must come with --model, got no model"),
+        (
+            ["--model", "small_models:dense", "--weights", "set.npz"],
+            "cannot be read as safetensors",
+        ),
+        (["--model", "small_models:moe", "--weights", weights], "weights of another architecture"),
+    )
+    for options, message in cases:
+        arguments = ["attack", *options, "--data", "set.npz", "--out", "attacked"]
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+        assert result.exit_code == 2, result.output
+        assert message in " ".join(result.output.split())
+
+
 def test_every_option_of_a_method_is_an_option_of_the_command():
     """A method that is registered with another option needs it in ``bench/cli/train.py``."""
     options = inspect.signature(train_command).parameters
