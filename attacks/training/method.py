@@ -210,7 +210,8 @@ class TrainingMethod(ABC):
         return self._attack(images, labels, self.strength)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a loop must keep to go on later: numbers and tensors."""
+        """What a loop must keep to go on later: numbers and tensors. A name that ends in a point and
+        a number belongs to the slot of this number."""
         return {"step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -47,6 +47,8 @@ def _values() -> dict[str, str]:
     from ironmoe.attacks.training import TRAINING_METHODS
     from ironmoe.bench.attack.suite import DTYPES, ROUTING
     from ironmoe.bench.benchmarks.gpu.jobs import KINDS
+    from ironmoe.bench.benchmarks.training.models import MODELS
+    from ironmoe.bench.benchmarks.training.runs import VARIANTS
     from ironmoe.bench.common.radii import usual_radii
 
     attacks = registry.named_attacks()
@@ -69,6 +71,8 @@ def _values() -> dict[str, str]:
         "training_methods": ", ".join(TRAINING_METHODS),
         "routing": _one_of(ROUTING),
         "search_dtypes": f"{full_precision}, or {' or '.join(lower_precision)}",
+        "training_models": _one_of(MODELS),
+        "training_variants": ", ".join(VARIANTS),
         "job_kinds": ", ".join(KINDS),
         "usual_radii": "; ".join(f"{usual_radii(norm)} in {norm}" for norm in NORMS),
         "usual_steps": usual("steps"),

@@ -16,22 +16,33 @@ from ironmoe.bench.benchmarks.training.inner import (
     measure_inner,
 )
 from ironmoe.bench.benchmarks.training.kept import Kept
+from ironmoe.bench.benchmarks.training.method_tables import (
+    method_results,
+    methods_markdown,
+    methods_table,
+    run_line,
+)
 from ironmoe.bench.benchmarks.training.models import MODELS
+from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run, StudySettings, do
 from ironmoe.bench.benchmarks.training.steps import PEER, has_peer
 from ironmoe.bench.common.data import ImageData
-from ironmoe.bench.common.files import write_json
+from ironmoe.bench.common.files import write_atomically, write_json
 
-PARTS = ("inner",)
+PARTS = ("inner", "methods")
+MARKDOWN = "methods.md"
 
 
 class TrainingBenchmark(NamedTuple):
     """What is measured. parts: of PARTS; models: of MODELS; dtypes: of DTYPES, for the part
-    ``inner``."""
+    ``inner``; methods: of VARIANTS, and seeds, for the part ``methods``."""
 
     parts: Sequence[str] = PARTS
     models: Sequence[str] = tuple(MODELS)
     dtypes: Sequence[str] = tuple(DTYPES)
+    methods: Sequence[str] = tuple(VARIANTS)
+    seeds: Sequence[int] = (0, 1, 2, 3)
     inner: InnerSettings = InnerSettings()
+    study: StudySettings = StudySettings()
 
 
 def run_bench_training(
@@ -54,9 +65,10 @@ def run_bench_training(
     torch.set_flush_denormal(True)
     found: dict[str, Any] = {}
     for part in benchmark.parts:
-        identity = {"data": data.name, "checksum": data.checksum}
-        kept = Kept(folder / part, identity | benchmark.inner._asdict())
-        for _ in _inner(benchmark, data, kept, console):
+        work = _inner if part == "inner" else _methods
+        settings = benchmark.inner._asdict() if part == "inner" else benchmark.study.as_dict()
+        kept = Kept(folder / part, {"data": data.name, "checksum": data.checksum} | settings)
+        for _ in work(benchmark, data, kept, console):
             found[part] = kept.all()
             if out is not None:
                 write_json(out, found)
@@ -79,3 +91,22 @@ def _inner(
     console.print(LEGEND, highlight=False)
     if not has_peer():
         console.print(f"Not installed here, so not measured: {PEER}.", highlight=False)
+
+
+def _methods(
+    benchmark: TrainingBenchmark, data: ImageData, kept: Kept, console: Console
+) -> Iterator[None]:
+    """Train and evaluate, seed by seed, so that pairs are whole early."""
+    runs = [
+        run
+        for seed, model, method in product(benchmark.seeds, benchmark.models, benchmark.methods)
+        if (run := Run(model, method, seed)).is_possible()
+    ]
+    for number, run in enumerate(runs, 1):
+        row = do(run, data, benchmark.study, kept, console)
+        console.print(f"{number}/{len(runs)}  {run_line(row)}", highlight=False, soft_wrap=True)
+        yield
+
+    results = method_results(row for entry in kept.all() for row in entry["rows"])
+    write_atomically(kept.folder / MARKDOWN, methods_markdown(results))
+    console.print(methods_table(results))

@@ -1,0 +1,128 @@
+"""The tables of the part ``methods``: every method over the seeds that are finished, for the
+terminal and in Markdown for docs/training.md."""
+
+from collections.abc import Iterable, Sequence
+from math import isnan
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from ironmoe.bench.benchmarks.training.evaluation import MEASURES
+from ironmoe.bench.benchmarks.training.models import MODELS
+from ironmoe.bench.benchmarks.training.statistics import (
+    Difference,
+    Spread,
+    paired_difference,
+    spread,
+)
+from ironmoe.bench.reports.tables import Column, cells, headers, terminal_table
+
+BASE = "pgd-at"  # what the other methods are compared with
+Row = dict[str, Any]
+
+
+class MethodResult(NamedTuple):
+    """One method on one model, over seeds.
+
+    accuracy, difference: by measure, in percent and in points; the difference to BASE is over the
+    seeds that both have, and None for BASE itself; seconds: of training.
+    """
+
+    model: str
+    method: str
+    accuracy: dict[str, Spread]
+    difference: dict[str, Difference | None]
+    seconds: Spread
+
+
+def method_results(rows: Iterable[Row]) -> list[MethodResult]:
+    """The rows of finished runs, put together by model and method, in the order in which they
+    come."""
+    groups: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["method"]), {})[row["seed"]] = row
+
+    return [
+        MethodResult(
+            model,
+            method,
+            {measure: spread(_percents(by_seed, measure, by_seed)) for measure in MEASURES},
+            {
+                measure: _difference(by_seed, groups.get((model, BASE), {}), measure)
+                if method != BASE
+                else None
+                for measure in MEASURES
+            },
+            spread([row["train_seconds"] for row in by_seed.values()]),
+        )
+        for (model, method), by_seed in groups.items()
+    ]
+
+
+def _difference(runs: dict[int, Row], base: dict[int, Row], measure: str) -> Difference | None:
+    seeds = sorted(runs.keys() & base.keys())
+    if not seeds:
+        return None
+    return paired_difference(_percents(runs, measure, seeds), _percents(base, measure, seeds))
+
+
+def _percents(runs: dict[int, Row], measure: str, seeds: Iterable[int]) -> list[float]:
+    return [100 * runs[seed][measure]["value"] for seed in seeds]
+
+
+def _accuracy(measure: str) -> Column[MethodResult]:
+    return Column(MEASURES[measure], lambda result: _spread_text(result.accuracy[measure]))
+
+
+def _gain(measure: str) -> Column[MethodResult]:
+    return Column(
+        f"{MEASURES[measure]} − {BASE}", lambda result: _gain_text(result.difference[measure])
+    )
+
+
+COLUMNS: Sequence[Column[MethodResult]] = (
+    Column("model", lambda result: MODELS[result.model]),
+    Column("method", lambda result: result.method),
+    Column("runs", lambda result: str(result.seconds.runs)),
+    *(_accuracy(measure) for measure in MEASURES),
+    *(_gain(measure) for measure in MEASURES),
+    Column("seconds", lambda result: f"{result.seconds.mean:.0f}"),
+)
+
+
+def run_line(row: Row) -> str:
+    """What one finished run found."""
+    accuracies = "  ".join(
+        f"{title} {100 * row[measure]['value']:.1f} %" for measure, title in MEASURES.items()
+    )
+    seconds = f"{row['train_seconds']:.0f} s of training"
+    warnings = "".join(f"\n  {warning}" for warning in row["warnings"])
+    return f"{row['model']}, {row['method']}, seed {row['seed']}: {accuracies}, {seconds}{warnings}"
+
+
+def methods_table(results: Sequence[MethodResult]) -> Table:
+    """For the terminal."""
+    table = terminal_table(headers(COLUMNS), names=2)
+    for result in results:
+        table.add_row(*cells(COLUMNS, result))
+    return table
+
+
+def methods_markdown(results: Sequence[MethodResult]) -> str:
+    """For docs/training.md."""
+    lines = [headers(COLUMNS), ["---"] * len(COLUMNS)]
+    lines += [cells(COLUMNS, result) for result in results]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _spread_text(values: Spread) -> str:
+    return f"{values.mean:.1f}" if isnan(values.sd) else f"{values.mean:.1f} ± {values.sd:.1f}"
+
+
+def _gain_text(difference: Difference | None) -> str:
+    """The difference in points; in brackets its 95 % t interval."""
+    if difference is None:
+        return "–"
+    if isnan(difference.low):
+        return f"{difference.mean:+.1f}"
+    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"

@@ -1,0 +1,189 @@
+"""The trainings of the part ``methods``: each is (model, method, seed), goes through the loop of
+``ironmoe train``, and is evaluated."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+
+from ironmoe.attacks.training import TRAINING_METHODS
+from ironmoe.bench.benchmarks.training.evaluation import EvaluationSettings, evaluated
+from ironmoe.bench.benchmarks.training.kept import Kept
+from ironmoe.bench.benchmarks.training.models import DENSE, model_arguments, new_model
+from ironmoe.bench.common.checkpoints import load_checkpoint, save_weights
+from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.common.files import slug, write_atomically
+from ironmoe.bench.common.processes import Processes
+from ironmoe.bench.train.display import Display
+from ironmoe.bench.train.held_out import HeldOutRows
+from ironmoe.bench.train.making import make_method
+from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
+from ironmoe.bench.train.rows import checked_split
+from ironmoe.bench.train.trainer import Trained, TrainedOn, Trainer
+from ironmoe.bench.train.watch import Watch
+from ironmoe.moe import VMoE
+
+CPU = torch.device("cpu")
+Row = dict[str, Any]
+STEPS = 4  # of inner attacks, of eps / 2 each
+
+
+class Variant(NamedTuple):
+    """One line of the study: a method with what is put around it.
+
+    method: its name in the registry; steps: of its inner attack, None for those that make one;
+    updates: that it makes of each batch with all weights, by which the epochs are divided;
+    eps_share: the radius of training and evaluation, as a multiple of the study's; awp: gamma; ema:
+    decay of the average.
+    """
+
+    method: str
+    steps: int | None = None
+    updates: int = 1
+    eps_share: float = 1.0
+    awp: float | None = None
+    ema: float | None = None
+
+    @property
+    def needs_experts(self) -> bool:
+        return TRAINING_METHODS[self.method].needs_experts
+
+
+VARIANTS = {
+    "standard": Variant("standard"),
+    "pgd-at": Variant("pgd-at", STEPS),
+    "fgsm-rs": Variant("fgsm-rs"),
+    "n-fgsm": Variant("n-fgsm"),
+    "free": Variant("free", updates=4),
+    "trades": Variant("trades", STEPS),
+    "mart": Variant("mart", STEPS),
+    "pgd-at+awp": Variant("pgd-at", STEPS, awp=0.01),
+    "pgd-at+ema": Variant("pgd-at", STEPS, ema=0.995),
+    "alternating": Variant("alternating", STEPS),
+    "second-ranked": Variant("second-ranked", STEPS),
+    "routing-consistency": Variant("routing-consistency", STEPS),
+    # At this radius FGSM-RS learns to answer its own step alone, and its guard ends the training.
+    "pgd-at-3eps": Variant("pgd-at", STEPS, eps_share=3.0),
+    "fgsm-rs-3eps": Variant("fgsm-rs", eps_share=3.0),
+}
+
+
+class StudySettings(NamedTuple):
+    """epochs: passes over the training images; evaluation: its eps is that of the training, too."""
+
+    epochs: int = 12
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flat, for JSON."""
+        return {"epochs": self.epochs} | self.evaluation._asdict()
+
+
+class Run(NamedTuple):
+    """One training. model: one of MODELS; method: one of VARIANTS."""
+
+    model: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{slug(self.model)}-{slug(self.method)}-seed{self.seed}"
+
+    @property
+    def variant(self) -> Variant:
+        return VARIANTS[self.method]
+
+    def is_possible(self) -> bool:
+        """Whether the method suits the model."""
+        return self.model != DENSE or not self.variant.needs_experts
+
+
+def do(run: Run, data: ImageData, settings: StudySettings, kept: Kept, console: Console) -> Row:
+    """Train and evaluate, unless an earlier command did, and return the row.
+
+    A finished training leaves its weights in the folder, so that an interrupted evaluation does not
+    train again; a training that was interrupted goes on from its last epoch.
+    """
+    found = kept.read(run.name)
+    if found is None:
+        model, training = _trained(run, data, settings, kept, console)
+        eps = settings.evaluation.eps * run.variant.eps_share
+        accuracies = evaluated(model, data, settings.evaluation._replace(eps=eps))
+        row = run._asdict() | {"eps": eps} | accuracies | training
+        found = kept.write(run.name, [row])
+    return dict(found["rows"][0])
+
+
+def _trained(
+    run: Run, data: ImageData, settings: StudySettings, kept: Kept, console: Console
+) -> tuple[VMoE, Row]:
+    """The model in eval mode, and what is said of its training."""
+    file = kept.folder / f"{run.name}.safetensors"
+    if file.is_file():
+        model, extra = load_checkpoint(file, CPU)
+        return model, extra["training"]
+
+    model = new_model(run.model, data, run.seed)
+    trained = _train(run, model, data, settings, kept.folder / f"{run.name}.state", console)
+    training = {
+        "train_seconds": trained.seconds,
+        "chosen_epoch": trained.chosen,
+        "warnings": trained.warnings,
+        "curves": trained.curves,
+    }
+    extra = {"name": run.name, "classes": data.classes, "training": training}
+    write_atomically(file, save_weights(trained.weights, model_arguments(run.model, data), extra))
+    model.load_state_dict(trained.weights)
+    return model.eval(), training
+
+
+def _train(
+    run: Run,
+    model: VMoE,
+    data: ImageData,
+    settings: StudySettings,
+    state_file: Path,
+    console: Console,
+) -> Trained:
+    """The loop of ``ironmoe train``, with the recipe that all methods share."""
+    variant = run.variant
+    eps = settings.evaluation.eps * variant.eps_share
+    recipe = TrainRecipe(epochs=max(1, settings.epochs // variant.updates), ema=variant.ema)
+    rows = checked_split(data, recipe, 1)
+    choice = MethodChoice(
+        name=variant.method,
+        eps_255=255 * eps,
+        steps=variant.steps,
+        alpha_255=None if variant.steps is None else 255 * eps / 2,
+        awp=variant.awp,
+    )
+    batches = recipe.epochs * recipe.steps_of_epoch(len(rows.trained))
+    method, _ = make_method(choice, recipe, model, batches=batches)
+
+    held_out = HeldOutRows(
+        data.images[rows.held_out],
+        data.labels[rows.held_out],
+        eps=eps,
+        norm="Linf",
+        dtype=None,
+    )
+    trainer = Trainer(
+        model,
+        method,
+        recipe,
+        TrainedOn(data.images[rows.trained], data.labels[rows.trained]),
+        held_out,
+        seed=run.seed,
+        by="clean" if variant.method == "standard" else "robust",
+        group=Processes(),
+        state_file=state_file,
+        watch=Watch(),
+    )
+    display = Display(console, epochs=recipe.epochs, batches=trainer.batches, trained_on="right")
+    with display:
+        trained = trainer.run(display)
+    state_file.unlink(missing_ok=True)
+    return trained
