@@ -20,6 +20,10 @@ ORDERS = ("score_first", "topk_first")
 GROUP_SCORES = ("max", "top2_sum")
 
 
+class NaNLogits(ValueError):
+    """A router's logits are NaN, so that no expert is better than another."""
+
+
 def topk_route(
     logits: Tensor,
     top_k: int,
@@ -168,7 +172,7 @@ def _check(
     )
     if (may_look(logits) or debugging) and bool(logits.isnan().any()):
         token = int(logits.isnan().any(-1).nonzero()[0])
-        raise ValueError(
+        raise NaNLogits(
             f"logits must not be NaN, got NaN first at token {token}: the input or the router's "
             "weights are not finite"
         )

@@ -24,7 +24,7 @@ from ironmoe.attacks.training.checks import (
     check_positive,
     may_wait,
 )
-from ironmoe.attacks.training.guards.collapse import CollapseAlarm
+from ironmoe.attacks.training.guards.collapse import CollapseAlarm, explaining_nan
 from ironmoe.attacks.training.guards.non_finite import check_finite
 from ironmoe.attacks.training.inner.lent import Mode
 from ironmoe.attacks.training.inner.loop import Inner, default_alpha
@@ -210,7 +210,8 @@ class TrainingMethod(ABC):
         return self._attack(images, labels, self.strength)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a loop must keep to go on later: numbers and tensors."""
+        """What a loop must keep to go on later: numbers and tensors. A name that ends in a point and
+        a number belongs to the slot of this number."""
         return {"step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -238,6 +239,14 @@ class TrainingMethod(ABC):
         """What ``losses`` makes of the attacked batch, checked and with the auxiliary losses of its
         outer passes."""
         self._check(images, labels)
+        with explaining_nan(self.inner.model, lambda: self._ask(images), self.step):
+            loss = self._loss_of(images, labels, losses)
+        check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
+        self.last["loss"] = loss.detach()
+        return loss
+
+    def _loss_of(self, images: Tensor, labels: Tensor, losses: Losses) -> Tensor:
+        """As ``_outer``, unchecked."""
         attacked = self._attacked(images, labels)
         if self._perturbation is not None:
             fixed = attacked._replace(points=attacked.points.detach())
@@ -254,8 +263,6 @@ class TrainingMethod(ABC):
             if self._outer_aux_losses:
                 loss = loss + torch.stack(self._outer_aux_losses).mean()
                 self._outer_aux_losses = []  # they have graphs
-        check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
-        self.last["loss"] = loss.detach()
         return loss
 
     def _logits(self, points: Tensor, images: Tensor) -> Tensor:

@@ -26,4 +26,4 @@ def checkpoint_blocks(model: nn.Module) -> None:
         )
     for block in found:
         again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=True)
-        block.forward = again  # type: ignore[method-assign]
+        block.forward = again

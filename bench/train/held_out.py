@@ -63,7 +63,8 @@ class HeldOutRows:
         right = clean & self._right(model, attacked)
         shares = torch.stack([clean.double().mean(), right.double().mean()])
         loads = {name: float(layer.load().max()) for name, layer in trace.layers.items()}
-        return HeldOut(*mean_over_processes(shares).tolist(), loads)
+        clean_share, robust_share = mean_over_processes(shares).tolist()
+        return HeldOut(clean_share, robust_share, loads)
 
     @torch.no_grad()
     def _right(self, model: nn.Module, images: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
 """From names and options to a method of adversarial training for a model."""
 
+import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -24,6 +27,8 @@ def make_method(
     Raises:
         UserError: the method does not suit the model, or an option has a wrong value.
     """
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise UserError(f"{type(model).__name__} must have weights that require gradients")
     entry = TRAINING_METHODS[choice.name]
     if entry.needs_experts and not routing_sites(model):
         raise UserError(
@@ -63,3 +68,16 @@ def make_method(
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether images of a batch share the statistics of a layer."""
     return any(isinstance(module, BATCH_NORMS) for module in model.modules())
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Inside the block, what the method ``name`` finds wrong with model or images becomes a message
+    of one line. A bug keeps its traceback."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get("__name__", "").startswith("ironmoe."):
+            raise
+        raise UserError(f"--method {name}: {error}") from error

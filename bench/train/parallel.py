@@ -7,8 +7,9 @@ step. FSDP2 averages the gradients itself, in each backward pass. With one proce
 does what a program without ``torch.distributed`` would do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from ironmoe.attacks.training.inner.lent import is_sharded
+
+T = TypeVar("T")
 
 
 def prepared(model: nn.Module, *, fsdp: bool, device: torch.device) -> nn.Module:
@@ -127,6 +130,23 @@ def mean_over_processes(values: Tensor) -> Tensor:
     total = values / number_of_processes()  # a copy
     dist.all_reduce(total)
     return total
+
+
+def gathered_parts(state: Mapping[str, T]) -> dict[str, T]:
+    """What all processes keep, in every process; tensors must lie on the CPU. A name that ends in
+    a number, as "delta.3", belongs to the part of a batch with this number: what the process that
+    takes this part keeps under it. What others keep of it is older. Each process must call it."""
+    world = number_of_processes()
+    states = [dict(state)] * world
+    if world > 1:
+        dist.all_gather_object(states, states[0])
+    together: dict[str, T] = {}
+    for process, own in enumerate(states):
+        for name, value in own.items():
+            part = name.rpartition(".")[2]
+            if not part.isdecimal() or int(part) % world == process:
+                together.setdefault(name, value)
+    return together
 
 
 @torch.no_grad()

@@ -18,12 +18,13 @@ from ironmoe.bench.common.train import TrainingError
 from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.held_out import HeldOutRows
-from ironmoe.bench.train.making import make_method
+from ironmoe.bench.train.making import explained, make_method
 from ironmoe.bench.train.options import TrainOptions, check_choice, check_recipe
 from ironmoe.bench.train.parallel import prepared
 from ironmoe.bench.train.recipe import STANDARD
 from ironmoe.bench.train.report.facts import TrainingFacts
 from ironmoe.bench.train.report.page import write_training_report
+from ironmoe.bench.train.report.terminal import print_figures
 from ironmoe.bench.train.rows import Split, checked_split
 from ironmoe.bench.train.state import read_state
 from ironmoe.bench.train.trainee import Trainee, load_trainee
@@ -60,7 +61,9 @@ def run_train_command(options: TrainOptions, console: Console) -> Path:
             run_attack_command(run.attack_options, console)
 
     if folder is not None:  # this is the first process
-        write_training_report(run.path, run.facts(folder), device, group.world)
+        facts = run.facts(folder)
+        write_training_report(run.path, facts, device, group.world)
+        print_figures(facts, console)
         console.print(folder.farewell, highlight=False, markup=False, soft_wrap=True)
     return run.path
 
@@ -132,7 +135,7 @@ class _Run:
         for warning in self.warnings:
             display.say(warning)
         try:
-            with display:
+            with display, explained(self.options.method.name):
                 trained = trainer.run(display)
         except NonFiniteLoss as error:
             raise self._diverged(error) from error
@@ -161,12 +164,14 @@ class _Run:
 
     def facts(self, folder: RunFolder) -> TrainingFacts:
         """What the report is made from."""
+        training = folder.read(RESULT)
+        assert training is not None
         return TrainingFacts(
             name=self.trainee.name,
             parameters=sum(weight.numel() for weight in self.model.parameters()),
             settings=self.settings,
             held_out=len(self.rows.held_out),
-            training=folder.read(RESULT),
+            training=training,
             attack=folder.read(f"{ATTACK}/report.json"),
         )
 

@@ -20,6 +20,7 @@ from ironmoe.bench.train.full_state import (
     optimizer_state,
 )
 from ironmoe.bench.train.held_out import HeldOutRows
+from ironmoe.bench.train.parallel import gathered_parts
 from ironmoe.bench.train.recipe import TrainRecipe
 from ironmoe.bench.train.state import Numbers, Tensors, TrainingState, parted, read_state
 from ironmoe.bench.train.updates import Updates
@@ -172,8 +173,7 @@ class Trainer:
     def _method_state(self) -> Numbers:
         """What the method keeps, of the parts of all processes."""
         tensors, numbers = parted(self.method.state_dict())
-        own = {name: tensor.cpu() for name, tensor in tensors.items()} | numbers
-        return {name: value for state in self.group.each(own) for name, value in state.items()}
+        return gathered_parts({name: tensor.cpu() for name, tensor in tensors.items()} | numbers)
 
     def _restore(self) -> bool:
         """Go on from the state file; False if there is none."""

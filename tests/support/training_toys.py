@@ -46,13 +46,13 @@ class Rows(nn.Module):
     def __init__(self, num_experts=4, top_k=2, padding=0, make_moe=None, **options):
         super().__init__()
         make_moe = make_moe or (lambda: MoE(6, 10, num_experts, top_k, **options))
-        self.embed = nn.Linear(4, 6)
+        self.embed = nn.Linear(4, 6, bias=False)
         self.moes = nn.ModuleList([make_moe(), make_moe()])
         self.head = nn.Linear(6, 3)
         self.padding = padding
 
     def forward(self, images):
-        x = 3 * self.embed(images[:, 0] - 0.5)
+        x = 8 * self.embed(images[:, 0] - 0.5)
         mask = None
         if self.padding:
             mask = (torch.arange(4) < 4 - self.padding).expand(len(x), 4)

@@ -15,7 +15,8 @@ dist.init_process_group("gloo", init_method="file://" + os.path.abspath("store")
                         rank=rank, world_size=2)
 """
 END = """
-dist.destroy_process_group()
+if dist.is_initialized():
+    dist.destroy_process_group()
 if child:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 os._exit(0)

@@ -7,19 +7,22 @@ nor K, and what it says of logits leaves weights out.
 Shape suffixes: T tokens, K choices, E experts.
 """
 
+import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ironmoe.attacks.training.guards.non_finite import NonFiniteLoss
+from ironmoe.attacks.training.guards.non_finite import NonFiniteLoss, first_non_finite_layer
 from ironmoe.kernels import Routing
 from ironmoe.kernels.route import transformed
+from ironmoe.kernels.topk import NaNLogits
 from ironmoe.moe.routing.callbacks import counting
 from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, routing_sites
 
@@ -29,6 +32,19 @@ ADVICE = (
     "raise the weights of the router's balance losses, lower the learning rate, or let eps grow "
     "with ramp_steps"
 )
+
+
+_STEERED = ContextVar("_STEERED", default=False)
+
+
+@contextmanager
+def steered() -> Iterator[None]:
+    """Inside the block alarms count nothing: what experts get there is not the routers' choice."""
+    token = _STEERED.set(True)
+    try:
+        yield
+    finally:
+        _STEERED.reset(token)
 
 
 class RouterCollapseWarning(UserWarning):
@@ -51,6 +67,20 @@ class NonFiniteRouter(NonFiniteLoss):
             "weights are still those before this step: go back to earlier ones, and take a lower "
             "learning rate, or clip gradients",
         )
+
+
+@contextmanager
+def explaining_nan(model: nn.Module, ask: Callable[[], object], step: int) -> Iterator[None]:
+    """Routers of this library refuse NaN on CPU, in any pass. Inside the block that is a
+    NonFiniteRouter, or a NonFiniteLoss where the router's weights are finite. ``ask`` runs the
+    model on the images of this step."""
+    try:
+        yield
+    except NaNLogits as error:
+        for name, layer in routing_sites(model).items():
+            if bool(_non_finite_weights(layer)):
+                raise NonFiniteRouter(name, step, "weights") from error
+        raise NonFiniteLoss(first_non_finite_layer(model, ask), step, math.nan) from error
 
 
 class RouterLoad(NamedTuple):
@@ -179,7 +209,7 @@ class _Counts:
 
     @torch.no_grad()
     def add(self, decision: Decision, realised: Routing) -> None:
-        if transformed() or decision.x.is_meta:
+        if _STEERED.get() or transformed() or decision.x.is_meta:
             return
         num_experts = self.layer.num_experts
         real_T1 = realised.experts.new_ones(len(realised.experts), 1, dtype=torch.bool)
@@ -204,11 +234,7 @@ class _Counts:
     def numbers(self) -> Tensor:
         """Whether weights of the router are not finite, then ``sums``."""
         assert self.sums is not None
-        router = self.layer.router
-        bad = self.sums.new_zeros(())
-        for weight in () if router is None else router.parameters():
-            own = weight.to_local() if isinstance(weight, DTensor) else weight
-            bad = bad + (~own.detach().isfinite()).sum().to(bad)
+        bad = _non_finite_weights(self.layer).to(self.sums)
         return torch.cat([bad[None], self.sums])
 
     def load(self, numbers: Tensor) -> RouterLoad:
@@ -221,3 +247,13 @@ class _Counts:
             top_k=self.top_k,
             choices=int(sum(load_E)),
         )
+
+
+def _non_finite_weights(layer: RoutedLayer) -> Tensor:
+    """() how many weights of the layer's router are NaN or infinite; of a sharded one, those of
+    this process."""
+    bad = torch.zeros((), dtype=torch.int64)
+    for weight in () if layer.router is None else layer.router.parameters():
+        own = weight.to_local() if isinstance(weight, DTensor) else weight
+        bad = bad.to(own.device) + (~own.detach().isfinite()).sum()
+    return bad

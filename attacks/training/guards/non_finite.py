@@ -1,6 +1,7 @@
 """A loss that is NaN or infinite: at which step, and which layer made the first such number."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from ironmoe.attacks.engine.borrow import in_eval_mode
 from ironmoe.attacks.training.inner.lent import is_sharded
 from ironmoe.kernels.route import may_look
+from ironmoe.kernels.topk import NaNLogits
 
 
 class NonFiniteLoss(RuntimeError):
@@ -59,7 +61,9 @@ def first_non_finite_layer(model: nn.Module, ask: Callable[[], object]) -> str:
 
     handles = [look(name, module) for name, module in model.named_modules() if name]
     try:
-        with in_eval_mode(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        eager = torch.compiler.set_stance("force_eager")
+        # A router of this library ends the pass on CPU where its logits are NaN.
+        with in_eval_mode(model), torch.no_grad(), eager, suppress(NaNLogits):
             ask()
     finally:
         for handle in handles:

@@ -2,6 +2,7 @@
 routers that see tokens."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,7 @@ from ironmoe.attacks.training.inner.lent import is_sharded
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.registry import register_training_method
 from ironmoe.attacks.training.routers import router_weights, routing_of_passes
-from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
+from ironmoe.attacks.training.weights.end_of_backward import during_backward
 
 Attack = Literal["kl", "ce"]
 
@@ -42,11 +43,10 @@ class Alternating(TrainingMethod):
     target of the original, expert ``y mod E`` for images of class y, is left out: it is for a
     router that sees a whole image, and would send all tokens of an image to one expert.
 
-    A loss has gradients for its own group alone. The other group's weights do not require
-    gradients until the backward pass of the loss ends, or the loss is thrown away. Under
-    DistributedDataParallel and FSDP2, which do not let weights come and go, both groups get
-    gradients: set those of all weights to None before each backward pass, and step the optimizer
-    of the update's group only.
+    A loss has gradients for its own group alone: the other one is frozen in its passes, also in
+    those that checkpointing repeats. Under DistributedDataParallel and FSDP2, which do not let
+    weights come and go, both groups get gradients: set those of all weights to None before each
+    backward pass, and step the optimizer of the update's group only.
 
     A call returns the losses of the groups in turns, by ``step``, one for each batch. One optimizer
     may serve both groups then, since it skips weights whose gradient is None.
@@ -89,9 +89,8 @@ class Alternating(TrainingMethod):
 
         self.attack = attack
         self.beta = float(beta)
+        self.routing_weight = float(routing_weight)
         self.routing_beta = float(routing_beta)
-        self._frozen: set[nn.Parameter] = set()
-        self._end = EndOfBackward(self._frozen.clear)
         self._check_groups()
 
     def __call__(self, images: Tensor, labels: Tensor, *, slot: int = 0) -> Tensor:
@@ -113,38 +112,21 @@ class Alternating(TrainingMethod):
         return [
             weight
             for weight in self.model.parameters()
-            if (weight in routers) == (group == "routers")
-            and (weight.requires_grad or weight in self._frozen)
+            if weight.requires_grad and (weight in routers) == (group == "routers")
         ]
 
     def _update(self, images: Tensor, labels: Tensor, group: str) -> Tensor:
-        """The loss of this group, checked."""
-        self._end.finish()  # an earlier loss may have had no backward pass
+        """The loss of this group, which has gradients for no other."""
         self._check_groups()
-        self._end = self._freeze_all_but(group)
-        try:
-            loss = self._outer(images, labels, partial(self._losses_of, group))
-        except BaseException:
-            self._end.finish()
-            raise
-        return self._end.watch(loss)
-
-    def _freeze_all_but(self, group: str) -> EndOfBackward:
-        """Freeze the other group. Checkpointing runs the model again in the backward pass and must
-        find the weights as they were, so they stay frozen until its end."""
         (other,) = set(self.groups) - {group}
         stays = is_sharded(self.model) or isinstance(self.model, DistributedDataParallel)
-        frozen = [] if stays else self.parameters_of(other)
+        others = [] if stays else self.parameters_of(other)
 
-        def thaw() -> None:
-            for weight in frozen:
-                weight.requires_grad_(True)
-            self._frozen.clear()
-
-        self._frozen.update(frozen)
-        for weight in frozen:
-            weight.requires_grad_(False)
-        return EndOfBackward(thaw)
+        with _frozen(others):
+            loss = self._outer(images, labels, partial(self._losses_of, group))
+        # Checkpointing runs the model again there, and must find the weights as they were.
+        during_backward(loss, lambda: _frozen(others))
+        return loss
 
     def _attack(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
         eps, alpha = strength
@@ -183,3 +165,16 @@ class Alternating(TrainingMethod):
             raise ValueError(
                 "model must have weights beside its routers' that require gradients, got none"
             )
+
+
+@contextmanager
+def _frozen(weights: list[nn.Parameter]) -> Iterator[None]:
+    """None of the weights requires gradients inside the block."""
+    asked = [weight for weight in weights if weight.requires_grad]
+    for weight in asked:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in asked:
+            weight.requires_grad_(True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ironmoe.attacks.routing.layers import routed_layers
 from ironmoe.attacks.training.checks import check_factor
 from ironmoe.attacks.training.inner.attacks import pgd
+from ironmoe.attacks.training.inner.lent import is_sharded
 from ironmoe.attacks.training.method import Strength, TrainingMethod
 from ironmoe.attacks.training.registry import register_training_method
 from ironmoe.attacks.training.routers import routing_of_passes
@@ -50,6 +51,7 @@ class RoutingConsistency(TrainingMethod):
         routed_layers(model)
         self.weight = float(weight)
         self.through_clean = through_clean
+        self._clean_logits: Tensor | None = None
 
     def _attack(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
         eps, alpha = strength
@@ -60,7 +62,12 @@ class RoutingConsistency(TrainingMethod):
             clean_logits = self._logits(images, images)
             logits = self._logits(points, images)
 
+        # A pass has auxiliary losses as long as its output lives; this one is no part of the loss.
+        self._clean_logits = None if self.auxiliary_loss else clean_logits
         loss = self._cross_entropy(logits, labels)
         self._keep("clean_correct", clean_logits, labels)
         self._keep("adversarial_correct", logits, labels)
+        if is_sharded(self.model):
+            # FSDP2 gathers the weights of a layer when a gradient comes to its output.
+            loss = loss + 0 * clean_logits.sum()
         return loss + self.weight * routing.divergence(through_clean=self.through_clean)

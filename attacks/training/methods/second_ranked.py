@@ -1,7 +1,6 @@
 """Experts that come second in the router's order are trained, too: the regulariser of RT-ER (Zhang
 et al., ICML 2025, arXiv 2502.06832)."""
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -9,10 +8,11 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.routing.layers import members_of, routed_layers
 from ironmoe.attacks.training.checks import check_factor
+from ironmoe.attacks.training.guards.collapse import steered
 from ironmoe.attacks.training.inner.attacks import kl_divergence, pgd
 from ironmoe.attacks.training.method import Attacked, Strength, TrainingMethod
 from ironmoe.attacks.training.registry import register_training_method
-from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
+from ironmoe.attacks.training.weights.end_of_backward import during_backward
 from ironmoe.kernels import Routing
 from ironmoe.kernels.route import recomputing
 from ironmoe.moe.routers.wrapped import unwrapped
@@ -84,19 +84,16 @@ class SecondRanked(TrainingMethod):
         loss = self._cross_entropy(logits, labels)
         self._keep("adversarial_correct", logits, labels)
 
-        # Checkpointing routes again in the backward pass, so the steering ends with it.
-        steering = ExitStack()
-        end = EndOfBackward(steering.close)
-        try:
-            ranks = _SecondRanks(self.model, self.first)
-            steering.enter_context(intervene(self.model, ranks))
-            both = torch.cat([second_points, images.to(second_points)])
+        ranks = _SecondRanks(self.model, self.first)
+        both = torch.cat([second_points, images.to(second_points)])
+        with intervene(self.model, ranks), steered():
             attacked, clean = self._logits(both, images).tensor_split(2)
-            ranks.in_forward_pass = False
-        except BaseException:
-            end.finish()
-            raise
-        return end.watch(loss + self.beta * kl_divergence(attacked, clean).mean())
+        ranks.in_forward_pass = False
+
+        loss = loss + self.beta * kl_divergence(attacked, clean).mean()
+        # Checkpointing routes again in the backward pass.
+        during_backward(loss, lambda: intervene(self.model, ranks))
+        return loss
 
 
 class _SecondRanks:

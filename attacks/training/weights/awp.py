@@ -186,7 +186,11 @@ class AWP(TrainingMethod):
             torch.linalg.vector_norm(x, dim=axes, keepdim=True) for x in (weight.to(wide), step)
         ]
         factor = self.gamma * lengths[0] / lengths[1].clamp_min(SMALLEST_NORM)
-        return (factor * step).to(weight.dtype)
+        moved = (factor * step).to(weight.dtype)
+        if isinstance(weight, DTensor) and isinstance(moved, DTensor):
+            # a product along an axis of length 1 may lie whole in every process
+            return moved.redistribute(weight.device_mesh, weight.placements)
+        return moved
 
 
 def _moved(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:

@@ -1,6 +1,7 @@
 """Do something when the backward pass of a loss ends, in a loop that knows nothing of it."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -36,6 +37,20 @@ class EndOfBackward:
         action, self._action = self._action, None
         if action is not None:
             action()
+
+
+def during_backward(loss: Tensor, block: Callable[[], AbstractContextManager[object]]) -> None:
+    """Every backward pass from this loss runs inside a ``block()``, which checkpointing finds as
+    the forward pass did. The block is left at the end of the pass, where the pass raises, too.
+    Nothing happens to a loss that is thrown away."""
+
+    def enter(_: Tensor) -> None:
+        stack = ExitStack()
+        stack.enter_context(block())
+        Variable._execution_engine.queue_callback(_Ending(EndOfBackward(stack.close)))
+
+    if loss.requires_grad:
+        loss.register_hook(enter)
 
 
 class _Ending:

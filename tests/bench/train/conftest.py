@@ -29,6 +29,17 @@ def with_frozen_routers():
         block.mlp.router.requires_grad_(False)
     return model
 
+def frozen():
+    return moe().requires_grad_(False)
+
+class Detached(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(64, 4)
+
+    def forward(self, x):
+        return self.head(x.detach().flatten(1))
+
 def with_batch_norm():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 4))
 

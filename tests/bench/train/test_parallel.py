@@ -15,23 +15,30 @@ IMPORTS = """
 import signal, socket
 import torch._dynamo  # an optimizer imports it
 from torch import nn
-from ironmoe.attacks.training import PGDAT, TRADES
-from ironmoe.bench.common.processes import processes
+from ironmoe.attacks.training import AWP, EMA, PGDAT, TRADES, Alternating, Free
+from ironmoe.bench.common.processes import Processes, processes
+from ironmoe.bench.train.averages import averaged_state, load_averaged_state
 from ironmoe.bench.train.full_state import (
     full_state, load_full_state, load_optimizer_state, optimizer_state
 )
 from ironmoe.bench.train.parallel import (
-    average_gradients, clip_gradients, mean_over_processes, prepared
+    average_gradients, clip_gradients, gathered_parts, prepared
 )
-from ironmoe.moe import VMoE, update_selection_bias
+from ironmoe.bench.train.recipe import TrainRecipe
+from ironmoe.bench.train.updates import Updates
+from ironmoe.moe import VMoE
 """
 
 # Float64, because in float32 the sign of a gradient that is 0 but for rounding may turn.
 TRAINING = """
 torch.set_flush_denormal(True)
-STEPS, PARTS, EPS = 4, 4, 0.1
+RECIPE = TrainRecipe(batch_size=8, parts=4)
 images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
 labels = torch.arange(8) % 3
+CPU = torch.device("cpu")
+
+def group():
+    return Processes(rank, 2) if dist.is_initialized() else Processes()
 
 def make():
     torch.manual_seed(5 * rank)  # process 0 gives the others its weights
@@ -41,54 +48,37 @@ def make():
     return model.double()
 
 class Training:
-    def __init__(self, kind, options, fsdp=False):
-        self.model = prepared(make(), fsdp=fsdp, device=torch.device("cpu"))
-        self.method = kind(self.model, EPS, steps=2, ramp_steps=3, **options)
-        self.optimizers = {
-            group: torch.optim.AdamW(self.method.parameters_of(group), 2e-3, fused=True)
-            for group in self.method.groups
-        }
+    def __init__(self, make_method, fsdp=False, recipe=RECIPE):
+        self.model = prepared(make(), fsdp=fsdp, device=CPU).train()
+        self.method = make_method(self.model)
+        options = {"seed": 0, "steps": 8, "group": group()}
+        self.updates = Updates(self.model, self.method, recipe, **options)
+        self.average = EMA(self.model, 0.9)
 
     def run(self, steps):
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        return [self.step(step, range(rank if world > 1 else 0, PARTS, world)) for step in steps]
-
-    def step(self, step, parts):
         losses = []
-        updates = {}
-        for part in parts:
-            rows = slice(2 * part, 2 * part + 2)
-            updates[part] = self.method.updates(images[rows], labels[rows], slot=part)
-        for number in range(self.method.updates_per_batch):
-            self.model.zero_grad()
-            for part, of_part in updates.items():
-                torch.manual_seed(100 * step + 10 * number + part)
-                self.method.step = step
-                update = next(of_part)
-                (update.loss / len(updates)).backward()
-                losses.append(update.loss.detach())
-            chosen = set(self.method.parameters_of(update.group))
-            for weight in self.model.parameters():
-                if weight not in chosen:
-                    weight.grad = None
-            average_gradients(self.model)
-            clip_gradients(self.model, 1.0)
-            self.optimizers[update.group].step()
-        update_selection_bias(self.model, all_processes=True)
-        return float(mean_over_processes(torch.stack(losses).mean()))
+        for step in steps:
+            losses.append(self.updates.make(images, labels, step).loss)
+            self.average.update()
+        return losses
 
     def state(self):
-        optimizers = self.optimizers.items()
-        return full_state(self.model), {k: optimizer_state(self.model, o) for k, o in optimizers}
+        state = {"model": full_state(self.model)}
+        for name, optimizer in self.updates.optimizers.items():
+            state[name] = optimizer_state(self.model, optimizer)
+        state["average"], self.numbers = averaged_state(self.average)
+        return state | {"method": gathered_parts(self.method.state_dict())}
 
-    def load(self, state):
-        load_full_state(self.model, state[0])
-        for group, optimizer in self.optimizers.items():
-            load_optimizer_state(self.model, optimizer, state[1].get(group, {}))
+    def load(self, state, numbers):
+        load_full_state(self.model, state["model"])
+        for name, optimizer in self.updates.optimizers.items():
+            load_optimizer_state(self.model, optimizer, state[name])
+        load_averaged_state(self.average, state["average"], numbers)
+        self.method.load_state_dict(state["method"])
 
 def some_gradients_are_missing():
     model = prepared(nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"}), fsdp=False,
-                     device=torch.device("cpu"))
+                     device=CPU)
     inputs = torch.full((1, 2), 1.0 + rank)
     model["a"](inputs).sum().backward()
     if rank:
@@ -98,7 +88,7 @@ def some_gradients_are_missing():
     assert model["c"].weight.grad is None
 
 def running_statistics_are_averaged():
-    model = prepared(nn.BatchNorm1d(1, momentum=1.0), fsdp=False, device=torch.device("cpu"))
+    model = prepared(nn.BatchNorm1d(1, momentum=1.0), fsdp=False, device=CPU)
     model(torch.full((4, 1), 2.0 * rank)).sum().backward()
     average_gradients(model)
     assert model.running_mean.item() == 1.0 and model.num_batches_tracked == 1
@@ -106,7 +96,7 @@ def running_statistics_are_averaged():
 def clipped_as_whole_gradients():
     norms = []
     for fsdp in (False, True):
-        model = prepared(make().float(), fsdp=fsdp, device=torch.device("cpu")).eval()
+        model = prepared(make().float(), fsdp=fsdp, device=CPU).eval()
         model(images.float()).square().sum().backward()
         average_gradients(model)
         norms.append([clip_gradients(model, 0.5), clip_gradients(model, 9.0)])
@@ -118,53 +108,63 @@ running_statistics_are_averaged()
 clipped_as_whole_gradients()
 
 CASES = {
-    "PGD-AT": (PGDAT, {"mode": "train"}),
-    "TRADES": (TRADES, {}),
+    "PGD-AT": lambda model: PGDAT(model, 0.1, steps=1, ramp_steps=3, mode="train"),
+    "TRADES": lambda model: TRADES(model, 0.1, steps=1),
+    "Free": lambda model: Free(model, 0.1, replays=2),
+    "alternating": lambda model: Alternating(model, 0.1, steps=1),
 }
+STEPS, MORE = range(4), range(4, 6)
 found = {}
 for name, case in CASES.items():
-    data_parallel, sharded = Training(*case), Training(*case, fsdp=True)
-    for training in (data_parallel, sharded):
-        assert training.model.head.weight.shape == (3, 16)
-        losses = training.run(range(STEPS))
-        found[name, training is sharded] = losses, training.state()
+    for fsdp in (False, True):
+        training = Training(case, fsdp)
+        found[name, fsdp] = training.run(STEPS), training.state()
+numbers = training.numbers
+assert rank == 0 or not found["Free", True][1]["model"], "process 0 alone has the state"
 
 # what one kind of training has saved goes on in the other
-states = {fsdp: found["TRADES", fsdp][1] for fsdp in (False, True)}
 for fsdp in (False, True):
-    training = Training(*CASES["TRADES"], fsdp=fsdp)
-    training.load(states[not fsdp])
-    found["resumed", fsdp] = training.run(range(STEPS, STEPS + 2)), training.state()
-assert rank == 0 or not any(states[True][0]), "process 0 alone has the state"
+    training = Training(CASES["Free"], fsdp)
+    training.load(found["Free", not fsdp][1], numbers)
+    found["resumed", fsdp] = training.run(MORE), training.state()
+
+# weights move along the gradient of the parts of all processes: here along that of the batch
+def still(model):
+    for module in model.modules():
+        if hasattr(module, "noise_std"):
+            module.noise_std, module.importance_weight, module.load_weight = 0.0, 0.0, 0.0
+    return AWP(PGDAT(model, 0.1, steps=1, start="clean"), gamma=0.1)
+
+def perturbed(fsdp, parts):
+    training = Training(still, fsdp, RECIPE._replace(parts=parts))
+    return training.run(STEPS), training.state()
+
+for fsdp in (False, True):
+    found["AWP", fsdp] = perturbed(fsdp, 2)
 dist.destroy_process_group()
 
 if rank == 0:
-    def compare(case, fsdp, losses, state):
-        got_losses, got = found[case, fsdp]
-        torch.testing.assert_close(got_losses, losses, rtol=1e-9, atol=0, msg=f"{case} {fsdp}")
-        torch.testing.assert_close(got, state, rtol=1e-7, atol=1e-9, msg=f"{case} {fsdp}")
+    def compare(case, losses, state):
+        for fsdp in (False, True):
+            got_losses, got = found[case, fsdp]
+            where = f"{case}, fsdp={fsdp}: {{}}".format
+            torch.testing.assert_close(got_losses, losses, rtol=1e-6, atol=0, msg=where)
+            torch.testing.assert_close(got, state, rtol=1e-6, atol=1e-8, msg=where)
 
     for name, case in CASES.items():
-        alone = Training(*case)
-        losses, state = alone.run(range(STEPS)), alone.state()
-        for fsdp in (False, True):
-            compare(name, fsdp, losses, state)
-    going_on = Training(*CASES["TRADES"])
-    going_on.load(states[True])
-    losses, state = going_on.run(range(STEPS, STEPS + 2)), going_on.state()
-    for fsdp in (False, True):
-        compare("resumed", fsdp, losses, state)
-dist.init_process_group("gloo", init_method="file://" + os.path.abspath("end"), rank=rank,
-                        world_size=2)
+        alone = Training(case)
+        compare(name, alone.run(STEPS), alone.state())
+    going_on = Training(CASES["Free"])
+    going_on.load(found["Free", True][1], numbers)
+    compare("resumed", going_on.run(MORE), going_on.state())
+    compare("AWP", *perturbed(False, 1))
 """
-
 
 # Each pair of processes is started, fails, and ends.
 FAILURES = """
 def fail(kind):
     with processes(torch.device("cpu")) as group:
-        device = torch.device("cpu")
-        model = prepared(nn.Linear(2, 2), fsdp=kind == "killed", device=device)
+        model = prepared(nn.Linear(2, 2), fsdp=kind == "killed", device=torch.device("cpu"))
         for step in range(3):
             if group.rank == 1 and step == 2 and kind == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -2,9 +2,11 @@
 weights."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from ironmoe.attacks.training import PGDAT, TRADES, Standard
@@ -12,9 +14,13 @@ from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.loop.schedules import one_cycle, warmup_and_cosine
 from ironmoe.bench.common.processes import Processes
 from ironmoe.bench.train.blocks import checkpoint_blocks
+from ironmoe.bench.train.display import Display
+from ironmoe.bench.train.held_out import HeldOut
 from ironmoe.bench.train.recipe import TrainRecipe
 from ironmoe.bench.train.rows import split
+from ironmoe.bench.train.trainer import TrainedOn, Trainer
 from ironmoe.bench.train.updates import Updates, mixed_seed
+from ironmoe.bench.train.watch import Watch
 from ironmoe.moe import VMoE, routing_sites
 
 
@@ -124,3 +130,81 @@ def test_a_schedule_that_begins_in_the_middle_has_the_same_rates(schedule, steps
 def test_what_is_left_of_an_epoch_is_a_batch_if_every_part_gets_two_images():
     recipe = TrainRecipe(batch_size=10, parts=2)
     assert [recipe.steps_of_epoch(images) for images in (20, 23, 24, 25)] == [2, 2, 3, 3]
+
+
+def in_turn(*shares):
+    """Stands for the measurement after each epoch: (clean, robust) that are known before."""
+    left = list(shares)
+    return lambda model: HeldOut(*left.pop(0), {})
+
+
+class Guard:
+    """Trips after the given number of epochs."""
+
+    def __init__(self, epochs):
+        self.left = epochs
+
+    def check(self):
+        self.left -= 1
+        return SimpleNamespace(tripped=self.left == 0, message="overfits", fgsm=0.9, pgd=0.1)
+
+    def state_dict(self):
+        return {"left": self.left}
+
+    def load_state_dict(self, state):
+        self.left = state["left"]
+
+
+def trainer(measure, folder, *, epochs, guard=None, by="robust", ema=None):
+    model = moe()
+    images, labels = batch()
+    return Trainer(
+        model,
+        Standard(model),
+        TrainRecipe(epochs=epochs, batch_size=6, shifts=False, ema=ema),
+        TrainedOn(images, labels),
+        SimpleNamespace(measure=measure),
+        seed=0,
+        by=by,
+        group=Processes(),
+        state_file=folder / "state",
+        watch=Watch(guard),
+    )
+
+
+def run(trainer, epochs):
+    return trainer.run(
+        Display(Console(quiet=True), epochs=epochs, batches=trainer.batches, trained_on="accuracy")
+    )
+
+
+@pytest.mark.parametrize("by, chosen", [("robust", 3), ("clean", 1)])
+def test_the_weights_of_the_best_epoch_are_kept_and_ties_go_to_the_later_one(tmp_path, by, chosen):
+    shares = [(0.8, 0.3), (0.7, 0.4), (0.7, 0.4), (0.6, 0.4)]
+    seen = []
+
+    def measure(model):
+        seen.append(copy.deepcopy(model.state_dict()))
+        return HeldOut(*shares[len(seen) - 1], {})
+
+    trained = run(trainer(measure, tmp_path, epochs=4, by=by), 4)
+    assert trained.chosen == chosen
+    expected = seen[chosen - 1]
+    assert all(torch.equal(trained.weights[name], expected[name]) for name in expected)
+
+
+def test_with_averages_the_averaged_weights_are_measured_and_chosen(tmp_path):
+    made = trainer(in_turn((0.5, 0.5)), tmp_path, epochs=1, ema=0.5)
+    trained = run(made, 1)
+    with made.average.applied() as model:
+        averaged = copy.deepcopy(model.state_dict())
+    assert all(torch.equal(trained.weights[name], averaged[name]) for name in averaged)
+    assert not torch.equal(trained.weights["head.weight"], made.model.head.weight)
+
+
+def test_a_guard_that_trips_stops_the_training_and_an_earlier_epoch_is_chosen(tmp_path):
+    measure = in_turn((0.8, 0.3), (0.7, 0.4), (0.9, 0.9))
+    trained = run(trainer(measure, tmp_path, epochs=4, guard=Guard(3)), 4)
+    assert trained.chosen == 2 and len(trained.curves) == 3 and trained.warnings == ["overfits"]
+    again = run(trainer(in_turn(), tmp_path, epochs=4, guard=Guard(3)), 4)
+    assert again.curves == trained.curves and again.warnings == ["overfits"]

@@ -5,6 +5,7 @@ import gc
 
 import pytest
 import torch
+from hf_families import EXPERTS, build
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from training_toys import EPS, batch, linear, vmoe
@@ -267,3 +268,38 @@ def test_only_methods_are_wrapped_and_once():
         AWP(linear())
     with pytest.raises(TypeError, match="got AWP"):
         AWP(AWP(Standard(linear())))
+
+
+def test_stacked_experts_of_hugging_face_move_one_by_one():
+    class OnImages(nn.Module):
+        """The 16 pixels of an image are two tokens."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Linear(8, 32)
+            self.language = build("gpt_oss")
+
+        def forward(self, images):
+            return self.language(inputs_embeds=self.stem(images.view(-1, 2, 8))).logits[:, -1]
+
+    model = OnImages().train()
+    before = dict(copy.deepcopy(model).named_parameters())
+    images, labels = batch(dtype=torch.float32)
+    loss = AWP(Standard(model), gamma=GAMMA)(images, labels)
+    seen = 0
+    for name, weight in model.named_parameters():
+        change = weight - before[name]
+        if "experts" not in name:
+            continue
+        if weight.ndim == 2:
+            assert not change.any(), name
+            continue
+        lengths = change.flatten(1).norm(dim=1)
+        expected = GAMMA * before[name].flatten(1).norm(dim=1)
+        idle = lengths == 0
+        assert len(lengths) == EXPERTS and not idle.all()
+        assert torch.allclose(lengths[~idle], expected[~idle], rtol=1e-3)
+        seen += 1
+    assert seen == 4
+    loss.backward()
+    assert same(before.values(), model)

@@ -1,0 +1,239 @@
+"""The alarm for routers that collapse: when it speaks, when it is silent, and what it costs."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from training_toys import EPS, batch, linear, rows, vmoe
+
+from ironmoe.attacks.training import (
+    PGDAT,
+    TRADES,
+    Alternating,
+    CollapseAlarm,
+    NonFiniteLoss,
+    NonFiniteRouter,
+    RouterCollapseWarning,
+    RoutingConsistency,
+    SecondRanked,
+    Standard,
+)
+from ironmoe.kernels import topk_route
+from ironmoe.moe import MoE, TopKRouter
+from ironmoe.moe.routers.top_k import RouterOutput
+
+E = 4
+
+
+def biased(top_k=1, favourite=0):
+    """A model whose routers send every token to one expert, by their bias."""
+    model = rows(top_k=top_k, router=TopKRouter(6, E, top_k, bias=True, noise_std=0, load_weight=0))
+    for moe in model.moes:
+        moe.router.bias.data[favourite] = 100.0
+    return model
+
+
+def kinds(caught):
+    messages = [str(each.message) for each in caught]
+    assert all(issubclass(each.category, RouterCollapseWarning) for each in caught)
+    layers = {name for name in ("moes.0", "moes.1") for text in messages if repr(name) in text}
+    found = {
+        kind
+        for kind, words in (("dormant", "get no token"), ("load", "serves"))
+        for text in messages
+        if words in text
+    }
+    return layers, found, len(messages)
+
+
+@pytest.mark.parametrize(
+    "kind", [Standard, PGDAT, TRADES, Alternating, RoutingConsistency, SecondRanked]
+)
+def test_an_expert_that_gets_every_token_is_told_once_for_each_layer_until_it_recovers(kind):
+    model, (images, labels) = biased(), batch()
+    method = kind(model, EPS, steps=1, alarm=CollapseAlarm(1))
+    with pytest.warns(RouterCollapseWarning, match="raise the weights") as caught:
+        method(images, labels)
+    assert kinds(caught) == ({"moes.0", "moes.1"}, {"dormant", "load"}, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method(images, labels)  # nothing new
+
+    torch.manual_seed(0)
+    for moe in model.moes:
+        moe.router.bias.data[:] = 0
+        nn.init.orthogonal_(moe.router.weight, gain=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        method(images, labels)
+    first = method.alarm.read()["moes.0"]
+    assert first.largest_load < 0.9 and first.dormant <= E / 2
+    model.moes[0].router.bias.data[1] = 100.0
+    with pytest.warns(RouterCollapseWarning) as caught:
+        method(images, labels)
+    assert "moes.0" in kinds(caught)[0]
+
+
+def test_inner_attacks_are_not_counted_and_other_steps_count_nothing():
+    model, (images, labels) = biased(), batch()
+    alarm = CollapseAlarm(3)
+    method = PGDAT(model, EPS, steps=4, alarm=alarm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method(images, labels)
+        method(images, labels)
+    assert alarm.read() == {}
+    with pytest.warns(RouterCollapseWarning, match="at step 2 "):
+        method(images, labels)
+    load = alarm.read()["moes.1"]
+    assert load == (1.0, E - 1, E, 1, 6 * 4) and list(alarm.read()) == ["moes.0", "moes.1"]
+
+
+@pytest.mark.parametrize(("top_k", "speaks"), [(2, True), (E, False)])
+def test_all_tokens_at_one_expert_are_no_collapse_where_every_expert_has_them(top_k, speaks):
+    model, (images, labels) = biased(top_k), batch()
+    alarm = CollapseAlarm(1, dormant=1.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Standard(model, alarm=alarm)(images, labels)
+    assert bool(caught) == speaks
+    assert alarm.read()["moes.0"].largest_load == 1.0
+
+
+def test_too_few_choices_and_padding_say_nothing():
+    model = biased()
+    model.padding = 3  # 6 real tokens for 4 experts
+    images, labels = batch()
+    method = Standard(model, alarm=CollapseAlarm(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method(images, labels)
+    assert method.alarm.read()["moes.0"].choices == 6
+    with pytest.warns(RouterCollapseWarning):
+        method(*batch(count=9))
+
+
+class Silent(nn.Module):
+    """A router that takes NaN for 0, as none complains on a GPU and in other libraries."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(E, 6))
+
+    def forward(self, x, *args, **kwargs):
+        logits = nn.functional.linear(x, self.weight)
+        return RouterOutput(topk_route(logits.nan_to_num(), 2), logits)
+
+
+def silent():
+    return MoE(6, 10, E, 2, router=Silent())
+
+
+@pytest.mark.parametrize("kind", [Standard, PGDAT, Alternating, SecondRanked])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("entries", [(1, 2), (slice(None), slice(None))])
+def test_a_router_that_is_not_finite_is_an_error_that_names_layer_and_step(kind, value, entries):
+    model, (images, labels) = rows(), batch()
+    method = kind(model, EPS, steps=1, alarm=CollapseAlarm(1, load=1, dormant=1))
+    method(images, labels).backward()
+    model.moes[1].router.weight.data[entries] = value
+    with pytest.raises(NonFiniteRouter, match="weights that are not at step 1") as caught:
+        method(images, labels)
+    assert (caught.value.layer, caught.value.step) == ("moes.1", 1)
+    assert isinstance(caught.value, NonFiniteLoss)
+
+
+def test_routers_that_take_nan_are_seen_by_the_alarm():
+    """On a GPU nothing refuses NaN, and expert 0 has every token."""
+    model, (images, _) = rows(make_moe=silent), batch()
+    alarm = CollapseAlarm(2, load=1, dormant=1)
+    with alarm.watching(model, 1):
+        model(images)
+    model.moes[1].router.weight.data[0, 0] = torch.nan
+    tokens = torch.rand(9, 6, dtype=torch.float64)
+    with alarm.watching(model, 2):
+        model.moes[1](tokens)
+    with (
+        pytest.raises(NonFiniteRouter, match=r"'moes\.1' .* weights that are not at step 3"),
+        alarm.watching(model, 3),
+    ):
+        model.moes[1](tokens)
+
+
+def test_nan_before_a_router_names_the_layer_that_made_it():
+    """Routers of this library refuse NaN on CPU, already in the inner attack."""
+    model, (images, labels) = rows(), batch()
+    model.embed.weight.data[0] = torch.nan
+    with pytest.raises(NonFiniteLoss, match="got nan at step 0; the output of 'embed'") as caught:
+        PGDAT(model, EPS, steps=1)(images, labels)
+    assert not isinstance(caught.value, NonFiniteRouter)
+
+
+def test_logits_that_are_not_finite_are_seen_too_and_ruled_out_experts_are_not():
+    model, (images, _) = rows(make_moe=silent), batch()
+    model.embed.weight.data[0] = torch.nan
+    with (
+        pytest.raises(NonFiniteRouter, match=r"'moes\.0' must be finite, got logits"),
+        CollapseAlarm(1).watching(model, 0),
+    ):
+        model(images)
+
+    ensemble = vmoe(ensemble_size=2).train()  # logits of the other member are −∞
+    Standard(ensemble, alarm=CollapseAlarm(1))(torch.rand(4, 1, 8, 8), torch.arange(4))
+
+
+def test_it_is_on_by_default_and_leaves_dense_models_alone():
+    assert isinstance(PGDAT(linear(), EPS).alarm, CollapseAlarm)
+    assert PGDAT(linear(), EPS, alarm=None).alarm is None
+    alarm = CollapseAlarm(1)
+    Standard(linear(), alarm=alarm)(*batch())
+    assert alarm.read() == {}
+
+
+def test_nothing_waits_for_a_gpu_between_two_looks():
+    """Fake tensors have no values: an alarm that looked at one would raise an error."""
+    with FakeTensorMode():
+        model, images = vmoe(), torch.rand(3, 1, 8, 8)
+        alarm = CollapseAlarm(2)
+        with alarm.watching(model, 0):
+            model(images)
+        with (
+            pytest.raises(Exception, match="_local_scalar_dense"),
+            alarm.watching(model, 1),
+        ):
+            model(images)
+
+
+def test_compiled_models_are_looked_at_after_they_ran_as_compiled_code():
+    model, (images, labels) = biased(), batch()
+    compiled = torch.compile(model, backend="eager")
+    compiled(images)
+    method = Standard(compiled, alarm=CollapseAlarm(1))
+    with pytest.warns(RouterCollapseWarning):
+        method(images, labels)
+    assert list(method.alarm.read()) == ["moes.0", "moes.1"]
+
+
+def test_a_healthy_model_is_silent_over_a_short_training():
+    torch.manual_seed(0)
+    model = vmoe().train()
+    labels = torch.arange(24) % 4
+    prototypes = torch.rand(4, 1, 8, 8)
+    images = (prototypes[labels] + 0.1 * torch.randn(24, 1, 8, 8)).clamp(0, 1)
+    method = PGDAT(model, 0.02, steps=1, ramp_steps=20, alarm=CollapseAlarm(30))
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(60):
+            optimizer.zero_grad()
+            method(images, labels).backward()
+            optimizer.step()
+    assert all(load.choices == 24 * 4 * 2 for load in method.alarm.read().values())
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"dormant": 1.5}, {"load": -0.1}])
+def test_settings_that_are_none(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        CollapseAlarm(**options)
