@@ -13,6 +13,7 @@ from ironmoe.bench.attack.run import AttackOptions, run_attack_command
 from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.common.files import slug, write_atomically, write_json
 from ironmoe.bench.common.processes import Processes, own_device, processes
+from ironmoe.bench.common.radii import to_255
 from ironmoe.bench.common.run_folder import RunFolder, default_folder
 from ironmoe.bench.common.train import TrainingError
 from ironmoe.bench.train.blocks import checkpoint_blocks
@@ -209,6 +210,8 @@ class _Run:
         numbers = {
             "chosen": trained.chosen,
             "seconds": trained.seconds,
+            "steps": self.method.steps,
+            "alpha_255": to_255(self.method.alpha),
             "warnings": [*self.warnings, *trained.warnings],
             "curves": trained.curves,
         }
