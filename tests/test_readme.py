@@ -10,7 +10,10 @@ from documented import EXAMPLES, PAGES, ROOT
 
 from ironmoe.attacks import registry
 
-OPTIONAL = ("timm", "transformers", "msgpack", "peft")
+OPTIONAL = ("timm", "transformers", "msgpack", "peft", "lightning")
+PAGES_WITH_EXAMPLES = ("adapters", "attacks", "routers", "routing", "training")
+# What an example needs without naming it.
+UNSAID = {"read_vmoe_checkpoint": "msgpack", "TrainingArguments": "accelerate"}
 # What makes the example of the CUDA graph one for a CPU.
 SMALLER = {"2048, 768, 128, 8": "32, 24, 4, 2", "4096, 2048": "50, 32", '"cuda"': '"cpu"'}
 
@@ -18,7 +21,7 @@ SMALLER = {"2048, 768, 128, 8": "32, 24, 4, 2", "4096, 2048": "50, 32", '"cuda"'
 def run(page, code, monkeypatch):
     """The example's variables, or a skip where it needs something that is not here."""
     needed = [name for name in OPTIONAL if re.search(rf"^(from|import) {name}", code, re.MULTILINE)]
-    for name in needed + (["msgpack"] if "read_vmoe_checkpoint" in code else []):
+    for name in needed + [name for word, name in UNSAID.items() if word in code]:
         try:
             import_module(name)
         # timm beside a torchvision of another build raises RuntimeError
@@ -36,8 +39,8 @@ def run(page, code, monkeypatch):
 
 def test_every_page_for_users_has_examples():
     counts = {page: sum(example.values[0] == page for example in EXAMPLES) for page in PAGES}
-    assert counts["README.md"] == 7
-    assert all(counts[f"docs/{page}.md"] for page in ("adapters", "attacks", "routers", "routing"))
+    assert counts["README.md"] == 8
+    assert all(counts[f"docs/{page}.md"] for page in PAGES_WITH_EXAMPLES)
 
 
 @pytest.mark.parametrize(("page", "code"), EXAMPLES)
@@ -49,6 +52,8 @@ def test_an_example_runs_and_its_attacks_do_something(page, code, monkeypatch):
         check_report(variables["report"])
     if page == "docs/attacks.md":
         check_attacks(variables)
+    if "robust" in variables:
+        assert variables["robust"].worst_case.value > 2 / 4  # of 4 classes
     if "adversarial" in variables:
         images, adversarial = (variables[name].double() for name in ("images", "adversarial"))
         # a gradient of 0 would have left the images where they were

@@ -165,7 +165,7 @@ class TrainingMethod(ABC):
         self.ramp_steps = int(ramp_steps)
         self.label_smoothing = float(label_smoothing)
         self.auxiliary_loss = auxiliary_loss
-        self.alarm = CollapseAlarm() if alarm == "collapse" else alarm
+        self.alarm = _alarm_of(alarm)
         self.step = 0
         self.last: dict[str, Tensor] = {}
         self._perturbation: Perturbation | None = None
@@ -210,8 +210,8 @@ class TrainingMethod(ABC):
         return self._attack(images, labels, self.strength)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a loop must keep to go on later: numbers and tensors. A name that ends in a point and
-        a number belongs to the slot of this number."""
+        """What a loop must keep to go on later: numbers and tensors. A name that ends in a point
+        and a number belongs to the slot of this number."""
         return {"step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -298,3 +298,12 @@ class TrainingMethod(ABC):
     def __repr__(self) -> str:
         norm = self.inner.ball.norm
         return f"{type(self).__name__}({norm}, eps={self.eps:g}, steps={self.steps})"
+
+
+def _alarm_of(alarm: Alarm | str | None) -> Alarm | None:
+    """The alarm itself; ValueError: a name that is none."""
+    if not isinstance(alarm, str):
+        return alarm
+    if alarm != "collapse":
+        raise ValueError(f'alarm must be "collapse", an alarm or None, got {alarm!r}')
+    return CollapseAlarm()

@@ -1,6 +1,7 @@
 """``ironmoe bench training`` on tiny models: what is counted, what is compared, what is kept."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -9,12 +10,14 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from ironmoe.attacks.training import TRAINING_METHODS
 from ironmoe.bench.benchmarks.training import inner, steps
 from ironmoe.bench.benchmarks.training.models import new_model
 from ironmoe.bench.benchmarks.training.products import count_products
 from ironmoe.bench.benchmarks.training.steps import StepSettings, contenders
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.data import load_data
+from ironmoe.bench.train.options import takes_steps
 from ironmoe.moe import VMoE
 
 EPS = 0.1
@@ -130,6 +133,27 @@ def test_products_of_a_backward_pass_are_told_apart(dtype):
     first = 2 * width * 4 * width
     of_weights = count_products(model, lambda: forward().sum().backward())
     assert of_weights == (flops, flops - first, flops)
+
+
+@pytest.mark.parametrize("name", TRAINING_METHODS)
+def test_a_registered_cost_is_what_is_counted(name):
+    """A little less, because the first layer's gradient of the images is not wanted in an outer
+    pass, and a penalty on a router does not go through the layers above it."""
+    entry, model = TRAINING_METHODS[name], tiny("v-moe")
+    nn.init.normal_(model.head.weight)
+    options = {"steps": STEPS} if takes_steps(entry) else {}
+    method = entry.kind(model, EPS, **options)
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
+
+    def all_updates():
+        for update in method.updates(images, labels):
+            update.loss.backward()
+
+    one = count_products(model, lambda: model(images)).forward
+    counted = sum(count_products(model, all_updates).per(one))
+    formula = re.sub(r"(\d)([nm])", r"\1 * \2", entry.cost)
+    cost = eval(formula, {"n": STEPS, "m": getattr(method, "replays", None)})
+    assert 0.85 * cost < counted <= cost * (1 + 1e-9)
 
 
 def test_the_settings_of_a_step_reach_the_method():

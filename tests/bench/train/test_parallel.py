@@ -32,7 +32,6 @@ from ironmoe.moe import VMoE
 # Float64, because in float32 the sign of a gradient that is 0 but for rounding may turn.
 TRAINING = """
 torch.set_flush_denormal(True)
-RECIPE = TrainRecipe(batch_size=8, parts=4)
 images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
 labels = torch.arange(8) % 3
 CPU = torch.device("cpu")
@@ -48,10 +47,11 @@ def make():
     return model.double()
 
 class Training:
-    def __init__(self, make_method, fsdp=False, recipe=RECIPE):
+    def __init__(self, make_method, fsdp=False, parts=2):
         self.model = prepared(make(), fsdp=fsdp, device=CPU).train()
         self.method = make_method(self.model)
         options = {"seed": 0, "steps": 8, "group": group()}
+        recipe = TrainRecipe(batch_size=8, parts=parts)
         self.updates = Updates(self.model, self.method, recipe, **options)
         self.average = EMA(self.model, 0.9)
 
@@ -107,24 +107,24 @@ some_gradients_are_missing()
 running_statistics_are_averaged()
 clipped_as_whole_gradients()
 
-CASES = {
-    "PGD-AT": lambda model: PGDAT(model, 0.1, steps=1, ramp_steps=3, mode="train"),
-    "TRADES": lambda model: TRADES(model, 0.1, steps=1),
-    "Free": lambda model: Free(model, 0.1, replays=2),
-    "alternating": lambda model: Alternating(model, 0.1, steps=1),
+CASES = {  # the method, the number of parts
+    "PGD-AT": (lambda model: PGDAT(model, 0.1, steps=1, ramp_steps=3, mode="train"), 2),
+    "TRADES": (lambda model: TRADES(model, 0.1, steps=1), 2),
+    "alternating": (lambda model: Alternating(model, 0.1, steps=1), 2),
+    "Free": (lambda model: Free(model, 0.1, replays=2), 4),
 }
 STEPS, MORE = range(4), range(4, 6)
 found = {}
-for name, case in CASES.items():
+for name, (make_method, parts) in CASES.items():
     for fsdp in (False, True):
-        training = Training(case, fsdp)
+        training = Training(make_method, fsdp, parts)
         found[name, fsdp] = training.run(STEPS), training.state()
 numbers = training.numbers
 assert rank == 0 or not found["Free", True][1]["model"], "process 0 alone has the state"
 
 # what one kind of training has saved goes on in the other
 for fsdp in (False, True):
-    training = Training(CASES["Free"], fsdp)
+    training = Training(CASES["Free"][0], fsdp, parts=4)
     training.load(found["Free", not fsdp][1], numbers)
     found["resumed", fsdp] = training.run(MORE), training.state()
 
@@ -136,7 +136,7 @@ def still(model):
     return AWP(PGDAT(model, 0.1, steps=1, start="clean"), gamma=0.1)
 
 def perturbed(fsdp, parts):
-    training = Training(still, fsdp, RECIPE._replace(parts=parts))
+    training = Training(still, fsdp, parts)
     return training.run(STEPS), training.state()
 
 for fsdp in (False, True):
@@ -151,10 +151,10 @@ if rank == 0:
             torch.testing.assert_close(got_losses, losses, rtol=1e-6, atol=0, msg=where)
             torch.testing.assert_close(got, state, rtol=1e-6, atol=1e-8, msg=where)
 
-    for name, case in CASES.items():
-        alone = Training(case)
+    for name, (make_method, parts) in CASES.items():
+        alone = Training(make_method, parts=parts)
         compare(name, alone.run(STEPS), alone.state())
-    going_on = Training(CASES["Free"])
+    going_on = Training(CASES["Free"][0], parts=4)
     going_on.load(found["Free", True][1], numbers)
     compare("resumed", going_on.run(MORE), going_on.state())
     compare("AWP", *perturbed(False, 1))
