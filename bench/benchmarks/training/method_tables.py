@@ -25,7 +25,8 @@ class MethodResult(NamedTuple):
     """One method on one model, over seeds.
 
     accuracy, difference: by measure, in percent and in points; the difference to BASE is over the
-    seeds that both have, and None for BASE itself; seconds: of training.
+    seeds that both have, and None for BASE itself; seconds: of training; stopped: how many runs a
+    guard has ended.
     """
 
     model: str
@@ -33,6 +34,7 @@ class MethodResult(NamedTuple):
     accuracy: dict[str, Spread]
     difference: dict[str, Difference | None]
     seconds: Spread
+    stopped: int
 
 
 def method_results(rows: Iterable[Row]) -> list[MethodResult]:
@@ -54,6 +56,7 @@ def method_results(rows: Iterable[Row]) -> list[MethodResult]:
                 for measure in MEASURES
             },
             spread([row["train_seconds"] for row in by_seed.values()]),
+            sum(row["stopped"] for row in by_seed.values()),
         )
         for (model, method), by_seed in groups.items()
     ]
@@ -87,6 +90,7 @@ COLUMNS: Sequence[Column[MethodResult]] = (
     *(_accuracy(measure) for measure in MEASURES),
     *(_gain(measure) for measure in MEASURES),
     Column("seconds", lambda result: f"{result.seconds.mean:.0f}"),
+    Column("stopped", lambda result: str(result.stopped or "–")),
 )
 
 

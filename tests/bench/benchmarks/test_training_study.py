@@ -145,7 +145,13 @@ def test_differences_of_nothing_are_refused(arguments, message):
 
 def row(method, seed, value, model="vit"):
     accuracy = {measure: {"value": value} for measure in ("clean", "pgd", "apgd-t")}
-    return {"model": model, "method": method, "seed": seed, "train_seconds": 2.0} | accuracy
+    return {
+        "model": model,
+        "method": method,
+        "seed": seed,
+        "train_seconds": 2.0,
+        "stopped": 0,
+    } | accuracy
 
 
 def test_runs_are_paired_by_seed_within_a_model():
