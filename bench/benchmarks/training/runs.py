@@ -27,6 +27,7 @@ from ironmoe.moe import VMoE
 CPU = torch.device("cpu")
 Row = dict[str, Any]
 STEPS = 4  # of inner attacks, of eps / 2 each
+SHIFTS = False  # with them, small models are still far from trained after 12 epochs
 
 
 class Variant(NamedTuple):
@@ -77,7 +78,8 @@ class StudySettings(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Flat, for JSON."""
-        return {"epochs": self.epochs} | self.evaluation._asdict()
+        recipe = {"epochs": self.epochs, "inner_steps": STEPS, "shifts": SHIFTS}
+        return recipe | self.evaluation._asdict()
 
 
 class Run(NamedTuple):
@@ -152,7 +154,7 @@ def _train(
     """The loop of ``ironmoe train``, with the recipe that all methods share."""
     variant = run.variant
     eps = settings.evaluation.eps * variant.eps_share
-    recipe = TrainRecipe(epochs=_epochs(run, settings), ema=variant.ema, shifts=False)
+    recipe = TrainRecipe(epochs=_epochs(run, settings), ema=variant.ema, shifts=SHIFTS)
     rows = checked_split(data, recipe, 1)
     choice = MethodChoice(
         name=variant.method,
