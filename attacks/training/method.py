@@ -165,7 +165,7 @@ class TrainingMethod(ABC):
         self.ramp_steps = int(ramp_steps)
         self.label_smoothing = float(label_smoothing)
         self.auxiliary_loss = auxiliary_loss
-        self.alarm = CollapseAlarm() if alarm == "collapse" else alarm
+        self.alarm = _alarm_of(alarm)
         self.step = 0
         self.last: dict[str, Tensor] = {}
         self._perturbation: Perturbation | None = None
@@ -302,3 +302,12 @@ class TrainingMethod(ABC):
     def __repr__(self) -> str:
         norm = self.inner.ball.norm
         return f"{type(self).__name__}({norm}, eps={self.eps:g}, steps={self.steps})"
+
+
+def _alarm_of(alarm: Alarm | str | None) -> Alarm | None:
+    """The alarm itself; ValueError: a name that is none."""
+    if not isinstance(alarm, str):
+        return alarm
+    if alarm != "collapse":
+        raise ValueError(f'alarm must be "collapse", an alarm or None, got {alarm!r}')
+    return CollapseAlarm()

@@ -82,10 +82,8 @@ def load_model(
         CheckpointError: there is not exactly one name, or the model cannot be loaded.
     """
     if weights is not None and spec is None:
-        raise CheckpointError(
-            f"--weights {weights} must come with --model, got the checkpoint {checkpoint}, which "
-            "has weights of its own"
-        )
+        got = "no model" if checkpoint is None else f"{checkpoint}, which has its own weights"
+        raise CheckpointError(f"--weights {weights} must come with --model, got {got}")
     if (checkpoint is None) == (spec is None):
         both = (
             ""

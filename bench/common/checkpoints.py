@@ -24,6 +24,7 @@ NUM_EXPERTS = 8
 TOP_K = 2
 MOE_LAYERS = (2, 3)
 FORMAT = "ironmoe.VMoE/1"
+WEIGHTS_FORMAT = "ironmoe.weights/1"
 
 
 def architecture(name: str, image_shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
@@ -105,6 +106,11 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, A
         CheckpointError: the file cannot be read, or is no such file. The message names the file.
     """
     tensors, metadata = read_safetensors(path)
+    if metadata.get("format") == WEIGHTS_FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} holds weights alone, those of a model from elsewhere; take "
+            f"--model … --weights {path}"
+        )
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"checkpoint {path} must have format {FORMAT!r} in its metadata, got "
@@ -127,6 +133,12 @@ def arguments_of(path: Path) -> dict[str, Any]:
     """The arguments of ``VMoE`` in a file that ``load_checkpoint`` could read."""
     _, metadata = read_safetensors(path)
     return json.loads(metadata["arguments"])
+
+
+def save_weights_alone(weights: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file for ``load_weights``."""
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    return save(tensors, {"format": WEIGHTS_FORMAT})
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

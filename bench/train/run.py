@@ -8,11 +8,17 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ironmoe.attacks.training import NonFiniteLoss, TrainingMethod
+from ironmoe.attacks.training import (
+    TRAINING_METHODS,
+    NonFiniteLoss,
+    OverfittingGuard,
+    TrainingMethod,
+)
 from ironmoe.bench.attack.run import AttackOptions, run_attack_command
 from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.common.files import slug, write_atomically, write_json
 from ironmoe.bench.common.processes import Processes, own_device, processes
+from ironmoe.bench.common.radii import to_255
 from ironmoe.bench.common.run_folder import RunFolder, default_folder
 from ironmoe.bench.common.train import TrainingError
 from ironmoe.bench.train.blocks import checkpoint_blocks
@@ -199,8 +205,14 @@ class _Run:
             by="clean" if self._is_standard else "robust",
             group=self.group,
             state_file=self.path / STATE,
-            watch=Watch(),
+            watch=Watch(self._guard(held_out)),
         )
+
+    def _guard(self, held_out: HeldOutRows) -> OverfittingGuard | None:
+        """What looks for catastrophic overfitting, to which training against one step is prone."""
+        if not TRAINING_METHODS[self.options.method.name].single_step:
+            return None
+        return OverfittingGuard(self.method, held_out.images, held_out.labels)
 
     def _write(self, trained: Trained) -> None:
         """Write the weights, then the numbers; then the state is not needed any more."""
@@ -209,6 +221,8 @@ class _Run:
         numbers = {
             "chosen": trained.chosen,
             "seconds": trained.seconds,
+            "steps": self.method.steps,
+            "alpha_255": to_255(self.method.alpha),
             "warnings": [*self.warnings, *trained.warnings],
             "curves": trained.curves,
         }

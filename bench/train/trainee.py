@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.bench.attack.class_matching import match_classes
 from ironmoe.bench.attack.model_source import FORMS, LoadedModel, load_model
-from ironmoe.bench.common.checkpoints import architecture, arguments_of, save_weights
+from ironmoe.bench.common.checkpoints import (
+    architecture,
+    arguments_of,
+    save_weights,
+    save_weights_alone,
+)
 from ironmoe.bench.common.data import DataError, ImageData
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.moe import CheckpointError, VMoE
@@ -48,7 +52,7 @@ class Trainee(NamedTuple):
         elsewhere, which ``ironmoe attack --model … --weights FILE`` loads."""
         if self.arguments is not None:
             return save_weights(weights, self.arguments, extra)
-        return save({name: tensor.contiguous() for name, tensor in weights.items()})
+        return save_weights_alone(weights)
 
 
 def load_trainee(spec: str, data: ImageData, seed: int, device: torch.device) -> Trainee:

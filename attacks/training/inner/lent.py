@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,24 @@ def inside_of_ddp(model: nn.Module) -> nn.Module:
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2, or another user of DTensor, has a part of the weights in other processes.
     FSDP2 may hold the weights of its outermost module as plain ones for a while."""
-    # Whoever shards has imported these; the import takes a second.
-    fsdp_module = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    # whoever shards has imported it; the import takes a second
     dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
-    return any(isinstance(module, fsdp_module) for module in model.modules()) or any(
+    return bool(_fsdp_modules(model)) or any(
         isinstance(parameter, dtensor) for parameter in model.parameters()
     )
+
+
+def give_back_gathered(model: nn.Module) -> None:
+    """Let the model's parameters be the sharded ones. FSDP2 keeps those of its outermost module
+    gathered after a pass without gradients. What is written to the sharded ones is not seen by the
+    next pass then, and what is written to the gathered ones is lost."""
+    for module in _fsdp_modules(model):
+        module.reshard()
+
+
+def _fsdp_modules(model: nn.Module) -> list[Any]:
+    fsdp_module = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    return [module for module in model.modules() if isinstance(module, fsdp_module)]
 
 
 @contextmanager

@@ -59,6 +59,8 @@ class SecondRanked(TrainingMethod):
     ) -> None:
         super().__init__(model, eps, **options)
         check_factor(beta=beta)
+        if first is not None and (isinstance(first, bool) or not isinstance(first, int)):
+            raise TypeError(f"first must be an int or None, got {first!r}")
         self.beta = float(beta)
         self.first = first
 

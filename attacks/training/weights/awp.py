@@ -12,7 +12,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ironmoe.attacks.training.checks import check_positive
-from ironmoe.attacks.training.inner.lent import is_sharded, leaving_nothing
+from ironmoe.attacks.training.inner.lent import (
+    give_back_gathered,
+    is_sharded,
+    leaving_nothing,
+)
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
 from ironmoe.attacks.training.weights.stacked import stacked_experts
@@ -79,9 +83,11 @@ class AWP(TrainingMethod):
         """Give the weights their values back, if they are moved."""
         if self._end is not None:
             self._end.finish()
+            give_back_gathered(self.model)  # where the loss had no backward pass
 
     def move(self, loss: Callable[[], Tensor]) -> None:
         """Move the weights from w to w + v; what the method calls before its outer pass."""
+        give_back_gathered(self.model)
         moved = list(_moved(self.model))
         weights = [weight for weight, _ in moved]
         gradients = self._gradients(loss, weights)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ironmoe.attacks.training.inner.lent import inside_of_ddp
+from ironmoe.attacks.training.inner.lent import give_back_gathered, inside_of_ddp
 from ironmoe.moe.routers.global_load import GlobalLoad
 from ironmoe.moe.routers.selection_bias import WithSelectionBias
 
@@ -70,6 +70,7 @@ class EMA:
             _put(weights, self._averages)
             yield self.model
         finally:
+            give_back_gathered(self.model)
             _put(weights, kept)
             self._applied = before
 
@@ -106,7 +107,8 @@ class EMA:
 
 
 def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Floating weights by the names they have without wrappers."""
+    """Floating weights by the names they have without wrappers, sharded ones as they are kept."""
+    give_back_gathered(model)
     return {
         _plain(name): weight
         for name, weight in _inside(model).named_parameters()

@@ -4,15 +4,16 @@ from typing import Any, NamedTuple
 
 from ironmoe.attacks import Proportion
 from ironmoe.bench.common.radii import exact
-from ironmoe.bench.reports.cells import brackets, percent
+from ironmoe.bench.reports.cells import brackets, counted, percent
 
 Numbers = dict[str, Any]
 
 
 class TrainingFacts(NamedTuple):
     """name: of the model; parameters: how many; settings: of the run; held_out: images that chose
-    the weights; training: what the run wrote when it was trained ("chosen", "seconds", "warnings",
-    "curves"); attack: report.json of the attack on test images, None without it."""
+    the weights; training: what the run wrote when it was trained ("chosen", "seconds", "steps",
+    "alpha_255", "warnings", "curves"); attack: report.json of the attack on test images, None
+    without it."""
 
     name: str
     parameters: int
@@ -50,8 +51,13 @@ class TrainingFacts(NamedTuple):
     def rows(self) -> list[tuple[str, str]]:
         """(label, text) of the final figures. Shares have 95 % Wilson intervals."""
         chosen = self.chosen
+        steps, alpha = self.training["steps"], self.training["alpha_255"]
         lines = [
             ("parameters", f"{self.parameters / 1e3:.0f} k"),
+            (
+                "attack in training",
+                "none" if self.is_standard else f"{counted(steps, 'step')} of {alpha:.3g}/255",
+            ),
             ("training, seconds", f"{self.training['seconds']:.1f}"),
             ("chosen epoch", f"{self.training['chosen']} of {len(self.curves)}"),
             ("held-out images: clean", self._held_out(chosen["clean"])),

@@ -40,7 +40,7 @@ def _tripped(facts: TrainingFacts) -> list[str]:
     """What the checks against false security found on the test images."""
     assert facts.attack is not None
     return [
-        f"{flag['name'][0].upper()}{flag['name'][1:]}: {flag['message']}"
+        f"A check against false security tripped, {flag['name']}: {flag['message']}"
         for flag in facts.attack["report"]["checks"]
         if flag["tripped"]
     ]

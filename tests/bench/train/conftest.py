@@ -66,15 +66,15 @@ class Net(torch.nn.Module):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder to work in: models of one's own in small_models.py, and 80 images of 8 × 8 that are
+    """A folder to work in: models of one's own in small_models.py, and 48 images of 8 × 8 that are
     easy to tell: a class is a picture, its images are that picture under noise."""
     (tmp_path / "small_models.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "small_models", raising=False)
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(80) % 4
+    labels = torch.arange(48) % 4
     pictures = torch.rand(4, 1, 8, 8, generator=generator)
-    noise = torch.rand(80, 1, 8, 8, generator=generator)
+    noise = torch.rand(48, 1, 8, 8, generator=generator)
     np.savez("set.npz", images=0.8 * pictures[labels] + 0.2 * noise, labels=labels)
     return tmp_path
 

@@ -112,7 +112,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(place, train):
     (place / "killed.py").write_text(KILLED)
     arguments = ["train", "--data", "set.npz", "--device", "cpu", *map(str, command), "killed"]
     killed = subprocess.run(
-        [sys.executable, "killed.py", "6", *arguments],  # in the middle of the second epoch
+        [sys.executable, "killed.py", "4", *arguments],  # in the middle of the second epoch
         capture_output=True,
         text=True,
         timeout=300,
@@ -133,7 +133,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(place, train):
     "method",
     [
         ("--method", "free", "--replays", 2, "--ema", 0.9, "--parts", 2),
-        ("--method", "alternating", "--steps", 1, "--awp", 0.01, "--schedule", "cosine"),
+        ("--method", "alternating", "--steps", 1, "--awp", 0.01, "--routing", "gates-only"),
     ],
     ids=["free", "alternating"],
 )
@@ -142,7 +142,7 @@ def test_what_methods_optimizers_and_averages_keep_goes_on_too(place, train, met
     train(*command, *method, "--out", "whole")
 
     def stop(self, step, now):
-        if step == 5:
+        if step == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -172,7 +172,7 @@ BAD = {
     "data": (["--data", "nowhere"], "data must be one of mnist"),
     "option": (["--method", "pgd-at", "--beta", 1], "not to pgd-at"),
     "batch": (["--batch-size", 500], "--batch-size must be at most the number of images"),
-    "parts": (["--parts", 200], "--parts must be at most --batch-size, 56, got 200"),
+    "parts": (["--parts", 200], "--parts must be at most --batch-size, 36, got 200"),
     "norm": (["--norm", "L7"], "--norm must be one of Linf"),
     "schedule": (["--schedule", "steps"], "--schedule must be one of one-cycle, cosine"),
     "blocks": (
@@ -187,6 +187,7 @@ BAD = {
         ["--model", "vit", "--method", "routing-consistency"],
         "--method routing-consistency needs a model with experts",
     ),
+    "routing": (["--model", "vit", "--routing", "frozen"], "--routing frozen needs a model with"),
     "frozen router": (
         ["--model", "small_models:with_frozen_routers", "--method", "alternating"],
         "routers must have a weight that requires gradients",
@@ -197,7 +198,7 @@ BAD = {
         "--method trades: ",
     ),
     "one step": (["--method", "fgsm-rs", "--steps", 3], "--steps does not apply to"),
-    "mode": (["--mode", "test"], "--mode must be eval or train, got 'test'"),
+    "mode": (["--mode", "test"], "--mode must be one of eval, train, got 'test'"),
     "ema": (["--ema", 1], "--ema must be above 0 and below 1"),
     "smoothing": (["--label-smoothing", 1], "--label-smoothing must be from 0 to below 1"),
 }
@@ -216,6 +217,25 @@ def test_data_of_one_class_are_refused(place, train):
     result = train("--epochs", 1, ok=False)
     assert result.exit_code == 2
     assert "must have at least 2 classes to train on" in " ".join(result.output.split())
+
+
+def test_weights_alone_need_their_model(place, train):
+    train("--model", "small_models:dense", *SHORT, 1, "--no-attack", "--out", "run")
+    weights = "run/model.safetensors"
+    cases = (
+        ([weights], f"take --model … --weights {weights}"),
+        (["--weights", weights], f"--weights {weights} must come with --model, got no model"),
+        (
+            ["--model", "small_models:dense", "--weights", "set.npz"],
+            "cannot be read as safetensors",
+        ),
+        (["--model", "small_models:moe", "--weights", weights], "weights of another architecture"),
+    )
+    for options, message in cases:
+        arguments = ["attack", *options, "--data", "set.npz", "--out", "attacked"]
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+        assert result.exit_code == 2, result.output
+        assert message in " ".join(result.output.split())
 
 
 def test_every_option_of_a_method_is_an_option_of_the_command():
