@@ -17,6 +17,7 @@ from ironmoe.attacks.training.guards.collapse import (
     RouterLoad,
 )
 from ironmoe.attacks.training.guards.non_finite import NonFiniteLoss, first_non_finite_layer
+from ironmoe.attacks.training.guards.overfitting import OverfittingGuard, OverfittingVerdict
 from ironmoe.attacks.training.inner.attacks import fgsm_rs, kl_pgd, n_fgsm, pgd, vmoe_pgd
 from ironmoe.attacks.training.inner.loop import Inner
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
@@ -58,6 +59,8 @@ __all__ = [
     "Mixup",
     "NonFiniteLoss",
     "NonFiniteRouter",
+    "OverfittingGuard",
+    "OverfittingVerdict",
     "RegisteredMethod",
     "RouterCollapseWarning",
     "RouterLoad",

@@ -150,6 +150,11 @@ class Inner:
         with lent(self.model, self.mode), uncached:
             yield
 
+    def gradient(self, points: Tensor, labels: Tensor, objective: Objective) -> Tensor:
+        """(B, …) of the summed objective at these points, of the lent model inside ``running``."""
+        attempts = self.asked.record(points) | {"label": labels, "point": points}
+        return self._gradient(attempts, objective)
+
     def logits(self, images: Tensor) -> Tensor:
         """(B, C) of the lent model inside ``running``, in at least float32, without a graph."""
         with torch.no_grad(), self.asked.precision(images):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.training.checks import check_one_step, check_positive
+from ironmoe.attacks.training.inner.attacks import pgd
 from ironmoe.attacks.training.method import Attacked, Strength, TrainingMethod, Update
 from ironmoe.attacks.training.registry import register_training_method
 
@@ -77,6 +78,12 @@ class Free(TrainingMethod):
         for _ in range(self.replays):
             self.step = step  # parts of a batch may take turns
             yield Update(self(images, labels, slot=slot), "all")
+
+    def attack_held_out(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step from the image: δ belongs to the batches before."""
+        return pgd(
+            self.inner, images, labels, eps=self.eps, alpha=self.alpha, steps=1, start="clean"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """As of every method, with the perturbation of each slot and how often it was replayed."""

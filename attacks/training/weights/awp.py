@@ -104,6 +104,11 @@ class AWP(TrainingMethod):
         self.restore()
         return self.method.adversarial(images, labels)
 
+    def attack_held_out(self, images: Tensor, labels: Tensor) -> Tensor:
+        """As of the method, at w."""
+        self.restore()
+        return self.method.attack_held_out(images, labels)
+
     def state_dict(self) -> dict[str, Any]:
         """That of the method."""
         return self.method.state_dict()
@@ -127,6 +132,7 @@ class AWP(TrainingMethod):
         return f"AWP({self.method!r}, gamma={self.gamma:g})"
 
     def _attack(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
+        self.restore()
         return self.method._attack(images, labels, strength)
 
     @contextmanager

@@ -9,7 +9,7 @@ from ironmoe.moe.layers.expert_linear import ExpertLinear
 def stacked_experts(model: nn.Module) -> set[nn.Parameter]:
     """Weights (E, …) and biases (E, …) of the layers of ``MoE`` and ``SoftMoE``, and of Hugging
     Face's Experts modules."""
-    layers = [
+    layers: list[tuple[nn.Module, int]] = [
         (module, module.num_experts)
         for module in model.modules()
         if isinstance(module, ExpertLinear)

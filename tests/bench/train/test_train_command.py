@@ -133,7 +133,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(place, train):
     "method",
     [
         ("--method", "free", "--replays", 2, "--ema", 0.9, "--parts", 2),
-        ("--method", "alternating", "--steps", 1, "--awp", 0.01, "--schedule", "cosine"),
+        ("--method", "alternating", "--steps", 1, "--awp", 0.01, "--routing", "gates-only"),
     ],
     ids=["free", "alternating"],
 )
@@ -187,6 +187,7 @@ BAD = {
         ["--model", "vit", "--method", "routing-consistency"],
         "--method routing-consistency needs a model with experts",
     ),
+    "routing": (["--model", "vit", "--routing", "frozen"], "--routing frozen needs a model with"),
     "frozen router": (
         ["--model", "small_models:with_frozen_routers", "--method", "alternating"],
         "routers must have a weight that requires gradients",
@@ -197,7 +198,7 @@ BAD = {
         "--method trades: ",
     ),
     "one step": (["--method", "fgsm-rs", "--steps", 3], "--steps does not apply to"),
-    "mode": (["--mode", "test"], "--mode must be eval or train, got 'test'"),
+    "mode": (["--mode", "test"], "--mode must be one of eval, train, got 'test'"),
     "ema": (["--ema", 1], "--ema must be above 0 and below 1"),
     "smoothing": (["--label-smoothing", 1], "--label-smoothing must be from 0 to below 1"),
 }

@@ -1,0 +1,219 @@
+"""Catastrophic overfitting (Wong et al., arXiv 2001.03994): the model learns to answer the one step
+that it is trained against, and an attack of several steps finds it with no robustness at all."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import comb
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ironmoe.attacks.losses import cross_entropy
+from ironmoe.attacks.training.checks import check_batch, check_positive
+from ironmoe.attacks.training.inner.attacks import pgd
+from ironmoe.attacks.training.inner.lent import leaving_nothing
+from ironmoe.attacks.training.inner.loop import Inner, start_point
+
+CHANCE = 0.01  # a difference that equal accuracies show more often than this is none
+SEED = 0  # every check meets the same random starts
+
+
+class OverfittingVerdict(NamedTuple):
+    """What a check found on the held-out images.
+
+    tripped: the training has collapsed, or is about to
+    message: what was found, on how many images
+    fgsm, pgd: accuracy, in [0, 1], under the training's own attack, FGSM as a rule, and under PGD
+    alignment: mean cosine of the loss's gradients at an image and beside it (2007.02617), in
+        [−1, 1]; it falls when one step no longer knows the loss
+    """
+
+    tripped: bool
+    message: str
+    fgsm: float
+    pgd: float
+    alignment: float
+
+
+class Attacking(Protocol):
+    """What the guard needs of a training method."""
+
+    model: nn.Module
+    inner: Inner
+    eps: float
+    steps: int
+
+    def attack_held_out(self, images: Tensor, labels: Tensor) -> Tensor:
+        """(B, …) what its attack makes of these images at the full eps."""
+
+
+class OverfittingGuard:
+    """Tells after each epoch whether a training against one step collapses, and gives the weights
+    of the last good check back.
+
+    A check trips where accuracy under PGD fell by more than ``drop`` since the last good check, or,
+    if the method attacks by one step, lies more than ``drop`` below accuracy under that attack. A
+    difference counts only if it is no chance: were both accuracies equal, it would be seen on these
+    images in less than 1 % of cases (the one-sided exact test of McNemar). Ten images can hardly
+    show a collapse; take 100 or more, of the training rows, held out.
+
+    Both attacks run at the full eps, whatever a ramp says; that of ``Free`` is one step from the
+    image. Random numbers of the training go on as if there had been no check.
+
+    Args:
+        method: the training method, whose model is watched; ``AWP`` of one, too.
+        images: (N, …) inside the method's bounds; labels: (N,) int64.
+        steps: of PGD.
+        drop: share of the images, in (0, 1).
+        batch_size: images of a pass.
+    """
+
+    def __init__(
+        self,
+        method: Attacking,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        steps: int = 10,
+        drop: float = 0.2,
+        batch_size: int = 200,
+    ) -> None:
+        if not isinstance(getattr(method, "inner", None), Inner):
+            raise TypeError(f"method must be a TrainingMethod, got {type(method).__name__}")
+        check_batch(nn.Identity(), images, labels)
+        if labels.is_floating_point():
+            raise TypeError(f"labels must be int64 classes (N,), got {labels.dtype}")
+        check_positive(steps=steps, batch_size=batch_size)
+        if not 0 < drop < 1:
+            raise ValueError(f"drop must be in (0, 1), got {drop}")
+        self.method = method
+        self.images = images.detach()
+        self.labels = labels
+        self.steps = steps
+        self.drop = drop
+        self.batch_size = batch_size
+        self._last_pgd: Tensor | None = None
+        self._good: dict[str, Tensor] = {}
+
+    def check(self) -> OverfittingVerdict:
+        """Attack the held-out images; call it after each epoch. The host waits for the device."""
+        # An inner attack in training mode meets batch norm, which would take these images in.
+        with _own_random_numbers(self.images.device), leaving_nothing(self.method.model):
+            parts = [self._look(*batch) for batch in self._batches()]
+        own_right, pgd_right, cosines = (torch.cat(part) for part in zip(*parts, strict=True))
+
+        name, own = f"PGD-{self.steps}", "the attack of the training"
+        reasons = []
+        if self.method.steps == 1:  # attacks of several steps on other losses may be weaker, too
+            reasons.append(self._difference(own_right, pgd_right, own, name))
+        if self._last_pgd is not None:
+            before = self._last_pgd.to(pgd_right)
+            reasons.append(
+                self._difference(before, pgd_right, f"{name} at the last good check", name)
+            )
+        reasons = [f"catastrophic overfitting: {reason}" for reason in reasons if reason]
+
+        if not reasons:
+            self._last_pgd = pgd_right
+            self._good = {n: value.clone() for n, value in _tensors(self.method.model).items()}
+        rates = float(own_right.float().mean()), float(pgd_right.float().mean())
+        alignment = float(cosines.nanmean().nan_to_num(0.0))  # a gradient of 0 has no direction
+        numbers = (
+            f"of {len(own_right)} held-out images {rates[0]:.1%} are told right under {own}, "
+            f"{rates[1]:.1%} under {name}; gradient alignment {alignment:.2f}"
+        )
+        return OverfittingVerdict(bool(reasons), "; ".join([*reasons, numbers]), *rates, alignment)
+
+    def restore(self) -> None:
+        """Put the weights and buffers of the last good check into the model, in place. The
+        optimizer keeps its moments: begin with a new one, and with a random start, a shorter step
+        or more steps, else it collapses again.
+
+        RuntimeError: no check was good yet.
+        """
+        if not self._good:
+            raise RuntimeError("restore needs a check that was good, got none yet")
+        with torch.no_grad():
+            for name, value in _tensors(self.method.model).items():
+                value.copy_(self._good[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next check is compared with, and the weights of the last good one; copies."""
+        state = {f"good.{name}": value.clone() for name, value in self._good.items()}
+        return state if self._last_pgd is None else state | {"last_pgd": self._last_pgd.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where ``state_dict`` was called. ValueError: it had other images."""
+        last = state.get("last_pgd")
+        if last is not None and len(last) != len(self.images):
+            raise ValueError(
+                f"state must belong to these {len(self.images)} images, got {len(last)}"
+            )
+        self._last_pgd = last
+        self._good = {
+            name.removeprefix("good."): value.clone()
+            for name, value in state.items()
+            if name.startswith("good.")
+        }
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = self.images.split(self.batch_size), self.labels.split(self.batch_size)
+        yield from zip(*parts, strict=True)
+
+    def _look(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,) right under the method's attack, right under PGD, cosine of two gradients."""
+        method, inner = self.method, _plain(self.method.inner)
+        own = method.attack_held_out(images, labels)
+        many = pgd(inner, images, labels, eps=method.eps, steps=self.steps)
+        beside = start_point(inner.around(images, method.eps), "uniform")
+
+        with inner.running(images):
+            gradients = [
+                inner.gradient(points, labels, cross_entropy).flatten(1).double()
+                for points in (images, beside)
+            ]
+            right = [inner.logits(points).argmax(1) == labels for points in (own, many)]
+        cosine = nn.functional.cosine_similarity(gradients[0], gradients[1], eps=0)
+        return right[0], right[1], cosine
+
+    def _difference(self, high: Tensor, low: Tensor, above: str, below: str) -> str:
+        """In words, where fewer images are right in ``low`` (N,) than in ``high`` by more than
+        ``drop``, and not by chance; else ""."""
+        lost = int((high & ~low).sum())
+        won = int((low & ~high).sum())
+        share = (lost - won) / len(high)
+        likely = chance(lost, won)
+        if share <= self.drop or likely >= CHANCE:
+            return ""
+        return (
+            f"accuracy under {below} lies {100 * share:.0f} points below that under {above} "
+            f"(p = {likely:.1g})"
+        )
+
+
+def chance(lost: int, won: int) -> float:
+    """How likely at least ``lost`` of ``lost + won`` images are lost where both are equally
+    likely: the one-sided p-value of McNemar's exact test."""
+    trials = lost + won
+    return sum(comb(trials, count) for count in range(lost, trials + 1)) / 2**trials
+
+
+@contextmanager
+def _own_random_numbers(device: torch.device) -> Iterator[None]:
+    """Inside the block random numbers begin at a fixed seed."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(SEED)
+        yield
+
+
+def _plain(inner: Inner) -> Inner:
+    """The same model, norm and box in eval mode, with free routing."""
+    settings = inner.asked.settings | {"routing": None}
+    settings["autocast_dtype"] = settings.pop("attack_dtype")
+    return Inner(inner.model, norm=inner.ball.norm, bounds=inner.bounds, **settings)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers, the model's own memory."""
+    return {name: value for name, value in model.state_dict().items() if torch.is_tensor(value)}
