@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -146,7 +146,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     dist.destroy_process_group()
 
 
-def _other_end(error: Exception, store: dist.Store, rank: int) -> OtherProcessEnded | None:
+def _other_end(error: Exception, store: Any, rank: int) -> OtherProcessEnded | None:
     """What this error means if another process caused it. Else the others are told of it."""
     if isinstance(error, typer.Exit):
         return None
@@ -164,7 +164,7 @@ def _other_end(error: Exception, store: dist.Store, rank: int) -> OtherProcessEn
     return OtherProcessEnded(f"{said}. {GOES_ON}")
 
 
-def _first_says_so(error: Exception, store: dist.Store, rank: int) -> bool:
+def _first_says_so(error: Exception, store: Any, rank: int) -> bool:
     """Whether this is another process than the first, which fails with the same error now."""
     if rank == 0:
         return False
