@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from ironmoe.attacks.training import TRAINING_METHODS
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.cli.train import train as train_command
+from ironmoe.bench.train import run
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.report import page, pictures
 
@@ -26,6 +27,7 @@ KILLED = """
 import os, signal, sys, torch
 
 last = int(sys.argv.pop(1))
+from ironmoe.bench.train import run
 from ironmoe.bench.train.display import Display
 
 torch.set_num_threads(1)
@@ -92,6 +94,27 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(
     assert "other settings (recipe.epochs" in " ".join(refused.output.split())
 
 
+def test_killed_after_the_last_epoch_it_only_writes_what_is_missing(place, train, monkeypatch):
+    command = (*TINY, 1, "--no-attack", "--out", "run")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_json", full)
+        assert train(*command, ok=False).exit_code == 1
+    monkeypatch.setattr(Display, "batch", lambda *arguments: pytest.fail("trained again"))
+    train(*command)
+    assert (place / "run" / "report.html").is_file()
+
+
+def test_a_capacity_that_couples_images_works_and_the_report_says_so(place, train):
+    result = train("--model", "small_models:crowded", *SHORT, 1, "--no-attack", "--out", "run")
+    message = "images of a batch take places from each other"
+    assert message in result.output
+    assert message in (place / "run" / "report.html").read_text()
+
+
 def test_a_checkpoint_of_a_named_model_is_loaded_and_trained_on(place, train):
     train("--model", "vit", "--method", "standard", *SHORT, 1, "--no-attack", "--out", "first")
     own = "first/model.safetensors"
@@ -106,7 +129,8 @@ def test_a_checkpoint_of_a_named_model_is_loaded_and_trained_on(place, train):
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_weights(place, train):
-    command = (*TINY, 3, "--no-attack", "--out")
+    model = ("--model", "small_models:moe", "--batch-size", 16, "--eps", 16)
+    command = (*model, "--epochs", 3, "--method", "fgsm-rs", "--no-attack", "--out")
     train(*command, "whole")
 
     (place / "killed.py").write_text(KILLED)
