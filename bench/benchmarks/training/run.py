@@ -20,6 +20,7 @@ from ironmoe.bench.benchmarks.training.method_tables import (
     method_results,
     methods_markdown,
     methods_table,
+    model_differences,
     run_line,
 )
 from ironmoe.bench.benchmarks.training.models import MODELS
@@ -107,6 +108,7 @@ def _methods(
         console.print(f"{number}/{len(runs)}  {run_line(row)}", highlight=False, soft_wrap=True)
         yield
 
-    results = method_results(row for entry in kept.all() for row in entry["rows"])
-    write_atomically(kept.folder / MARKDOWN, methods_markdown(results))
+    rows = [row for entry in kept.all() for row in entry["rows"]]
+    results = method_results(rows)
+    write_atomically(kept.folder / MARKDOWN, methods_markdown(results, model_differences(rows)))
     console.print(methods_table(results))

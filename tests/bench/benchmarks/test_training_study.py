@@ -13,7 +13,11 @@ from typer.testing import CliRunner
 from ironmoe.attacks.training import TRAINING_METHODS
 from ironmoe.bench.benchmarks.training import runs
 from ironmoe.bench.benchmarks.training.evaluation import EvaluationSettings, evaluated
-from ironmoe.bench.benchmarks.training.method_tables import method_results, methods_markdown
+from ironmoe.bench.benchmarks.training.method_tables import (
+    method_results,
+    methods_markdown,
+    model_differences,
+)
 from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run
 from ironmoe.bench.benchmarks.training.statistics import paired_difference, spread
 from ironmoe.bench.cli.app import app
@@ -145,7 +149,13 @@ def test_differences_of_nothing_are_refused(arguments, message):
 
 def row(method, seed, value, model="vit"):
     accuracy = {measure: {"value": value} for measure in ("clean", "pgd", "apgd-t")}
-    return {"model": model, "method": method, "seed": seed, "train_seconds": 2.0} | accuracy
+    return {
+        "model": model,
+        "method": method,
+        "seed": seed,
+        "train_seconds": 2.0,
+        "stopped": 0,
+    } | accuracy
 
 
 def test_runs_are_paired_by_seed_within_a_model():
@@ -162,6 +172,16 @@ def test_runs_are_paired_by_seed_within_a_model():
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 5
     assert "70.0 ± 10.0" in lines[3] and "+10.0 [+10.0, +10.0]" in lines[3]
     assert "| 10.0 |" in lines[4]
+
+
+def test_a_model_with_experts_is_paired_with_the_dense_one_of_its_seed():
+    rows = [row("trades", seed, 0.5 + seed / 10) for seed in (0, 1)]
+    rows += [row("trades", seed, 0.7 + seed / 10, "v-moe") for seed in (1, 0, 2)]
+    rows += [row("second-ranked", 0, 0.5, "v-moe")]
+    (found,) = model_differences(rows)
+    assert found.method == "trades" and found.difference["clean"].pairs == 2
+    assert found.difference["apgd-t"].mean == pytest.approx(20)
+    assert "| trades | +20.0 [+20.0, +20.0] |" in methods_markdown([], [found])
 
 
 @pytest.mark.parametrize(
