@@ -21,6 +21,7 @@ from ironmoe.bench.train import run
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.report import page, pictures
 
+PLAIN = ("--method", "standard", "--batch-size", 16, "--epochs")
 SHORT = ("--batch-size", 16, "--eps", 16, "--steps", 2, "--epochs")
 TINY = ("--model", "small_models:moe", *SHORT)
 KILLED = """
@@ -116,7 +117,7 @@ def test_a_capacity_that_couples_images_works_and_the_report_says_so(place, trai
 
 
 def test_a_checkpoint_of_a_named_model_is_loaded_and_trained_on(place, train):
-    train("--model", "vit", "--method", "standard", *SHORT, 1, "--no-attack", "--out", "first")
+    train("--model", "vit", *PLAIN, 1, "--no-attack", "--out", "first")
     own = "first/model.safetensors"
     train("--model", own, *SHORT, 1, "--no-attack", "--out", "second")
     again = CliRunner().invoke(
@@ -177,9 +178,7 @@ def test_what_methods_optimizers_and_averages_keep_goes_on_too(place, train, met
 
 
 def test_a_loss_that_is_not_finite_names_step_and_layer_and_keeps_the_last_weights(place, train):
-    failed = train(
-        "--model", "small_models:Net", *SHORT, 4, "--method", "standard", "--out", "run", ok=False
-    )
+    failed = train("--model", "small_models:Net", *PLAIN, 4, "--out", "run", ok=False)
     message = " ".join(failed.output.split())
     assert failed.exit_code == 2
     assert "step 5" in message and "'breaks" in message
@@ -222,6 +221,7 @@ BAD = {
         "--method trades: ",
     ),
     "one step": (["--method", "fgsm-rs", "--steps", 3], "--steps does not apply to"),
+    "no attack": (["--method", "standard", "--alpha", 3], "--alpha does not apply to --method st"),
     "mode": (["--mode", "test"], "--mode must be one of eval, train, got 'test'"),
     "ema": (["--ema", 1], "--ema must be above 0 and below 1"),
     "smoothing": (["--label-smoothing", 1], "--label-smoothing must be from 0 to below 1"),
