@@ -1,10 +1,11 @@
 """Freeze a model's weights for a while."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+
+from ironmoe.moe.sharded import fsdp_modules
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def freeze_weights(model: nn.Module) -> Iterator[nn.Module]:
     in the next step of a training. ``torch.autograd.grad(loss, [images])`` computes no weight
     gradient either way.
     """
-    sharded = _sharded_by_fsdp2(model)
+    sharded = {p for module in fsdp_modules(model) for p in module.parameters()}
     was_required = [(p, p.requires_grad) for p in model.parameters() if p not in sharded]
     try:
         for parameter, _ in was_required:
@@ -29,11 +30,3 @@ def freeze_weights(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for parameter, required in was_required:
             parameter.requires_grad_(required)
-
-
-def _sharded_by_fsdp2(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters inside modules that ``fully_shard`` has taken, gathered or not."""
-    # whoever shards has imported it
-    fsdp_module = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
-    sharded = [module for module in model.modules() if isinstance(module, fsdp_module)]
-    return {parameter for module in sharded for parameter in module.parameters()}

@@ -24,7 +24,7 @@ from ironmoe.attacks.evaluation.evaluation import Evaluation
 from ironmoe.attacks.evaluation.journal import Journal, passes_of_journal
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.report import RobustnessReport
-from ironmoe.attacks.evaluation.sharding import current_shard
+from ironmoe.attacks.evaluation.sharding import check_whole, current_shard
 from ironmoe.attacks.evaluation.source import Batches, Source
 
 
@@ -119,6 +119,7 @@ def evaluate(
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
     shard = current_shard()
+    check_whole(shard, model, search_model)
     budget = Budget(None if max_forwards is None else shard.share(max_forwards), max_seconds)
     together = math.lcm(*unit_sizes)
     source = Source(data, list(attacks.values()), batch_size, together, shard, target)

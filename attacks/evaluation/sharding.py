@@ -4,9 +4,10 @@ travel."""
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ironmoe.attacks.engine.records import Records
+from ironmoe.moe.sharded import is_sharded
 
 
 class Shard(NamedTuple):
@@ -48,3 +49,13 @@ def current_shard() -> Shard:
     if dist.is_available() and dist.is_initialized():
         return Shard(dist.get_rank(), dist.get_world_size())
     return Shard()
+
+
+def check_whole(shard: Shard, *models: object) -> None:
+    """ValueError: a model has its weights in several processes. Each process asks at its own pace,
+    so passes in which all of them must take part would wait for ever."""
+    if shard.world > 1 and any(isinstance(m, nn.Module) and is_sharded(m) for m in models):
+        raise ValueError(
+            "model must have all of its weights in each process, got weights that are sharded, as "
+            "by FSDP2: load the full weights into a model that is not sharded"
+        )

@@ -58,6 +58,9 @@ def train(
             "meets dropout, router noise and batch statistics."
         ),
     ] = "eval",
+    routing: Annotated[
+        str, typer.Option(help="What the inner attack does to routing: {routing}.")
+    ] = "free",
     beta: Annotated[
         float | None,
         bounded("Weight of the method's second loss, for {takers_of_beta}.", 0),
@@ -208,6 +211,7 @@ def train(
             steps=steps,
             alpha_255=alpha,
             mode=mode,
+            routing=routing,
             label_smoothing=label_smoothing,
             awp=awp,
             own=_given(own),

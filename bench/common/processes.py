@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -140,18 +140,20 @@ def processes(device: torch.device) -> Iterator[Processes]:
         if other is not None:
             _mark_as_own(other)
             raise other from error
-        _mark_as_own(error)
+        if not _first_says_so(error, store, rank):
+            _mark_as_own(error)
         raise
     dist.destroy_process_group()
 
 
-def _other_end(error: Exception, store: dist.Store, rank: int) -> OtherProcessEnded | None:
+def _other_end(error: Exception, store: Any, rank: int) -> OtherProcessEnded | None:
     """What this error means if another process caused it. Else the others are told of it."""
     if isinstance(error, typer.Exit):
         return None
     if not _is_of_an_exchange(error):
-        what = " ".join(f"{type(error).__name__}: {error}".split())
+        what = _in_one_line(error)
         with suppress(RuntimeError):  # the process that keeps the store has ended
+            store.set(f"{FAILED}/{rank}", what)
             store.compare_set(FAILED, "", f"process {rank} failed: {what}")
         return None
 
@@ -160,6 +162,23 @@ def _other_end(error: Exception, store: dist.Store, rank: int) -> OtherProcessEn
         if store.check([FAILED]):
             said = store.get(FAILED).decode()
     return OtherProcessEnded(f"{said}. {GOES_ON}")
+
+
+def _first_says_so(error: Exception, store: Any, rank: int) -> bool:
+    """Whether this is another process than the first, which fails with the same error now."""
+    if rank == 0:
+        return False
+    key = f"{FAILED}/0"
+    with suppress(RuntimeError):
+        for _ in range(10):
+            if store.check([key]):
+                return store.get(key).decode() == _in_one_line(error)
+            time.sleep(0.1)
+    return False
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _is_of_an_exchange(error: Exception) -> bool:

@@ -59,8 +59,10 @@ def epoch_line(numbers: dict[str, Any], epochs: int) -> str:
         f"{layer.removesuffix('.mlp')} {100 * share:.0f} %"
         for layer, share in numbers["load"].items()
     )
+    one_step = f", one step {100 * numbers['one_step']:.1f} %" if "one_step" in numbers else ""
     return (
         f"epoch {numbers['epoch']:>{len(str(epochs))}}/{epochs}  loss {numbers['loss']:.3f}  "
         f"held out: clean {100 * numbers['clean']:.1f} %, PGD-10 {100 * numbers['robust']:.1f} %"
+        + one_step
         + (f"  largest load: {load}" if load else "")
     )

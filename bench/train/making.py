@@ -10,6 +10,7 @@ from torch import nn
 
 from ironmoe.attacks.training import AWP, TRAINING_METHODS, CollapseAlarm, TrainingMethod
 from ironmoe.attacks.training.checks import BATCH_NORMS
+from ironmoe.bench.attack.suite import ROUTING
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.train.options import takes_steps
 from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
@@ -36,7 +37,12 @@ def make_method(
             "none; take --model v-moe"
         )
 
-    if recipe.batch_size // recipe.parts < 2 and has_batch_norm(model):
+    if choice.routing != "free" and not routing_sites(model):
+        raise UserError(
+            f"--routing {choice.routing} needs a model with experts, and {type(model).__name__} "
+            "has none; take --model v-moe"
+        )
+    if recipe.images_of_part < 2 and has_batch_norm(model):
         raise UserError(
             "--batch-size / --parts must be at least 2 for a model with batch norm, got "
             f"{recipe.batch_size} / {recipe.parts}"
@@ -46,6 +52,7 @@ def make_method(
         "norm": choice.norm,
         "alpha": choice.alpha,
         "mode": choice.mode,
+        "routing": None if choice.routing == "free" else ROUTING[choice.routing](),
         "ramp_steps": batches // 2,
         "label_smoothing": choice.label_smoothing,
         "autocast_dtype": recipe.autocast_dtype,

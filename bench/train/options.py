@@ -2,6 +2,7 @@
 run."""
 
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -10,10 +11,11 @@ import torch
 from ironmoe.attacks.balls.ball import NORMS
 from ironmoe.attacks.training import TRAINING_METHODS, RegisteredMethod
 from ironmoe.attacks.training.inner.lent import Mode
+from ironmoe.bench.attack.suite import ROUTING
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.common.versions import versions
-from ironmoe.bench.train.recipe import DTYPES, SCHEDULES, MethodChoice, TrainRecipe
+from ironmoe.bench.train.recipe import DTYPES, SCHEDULES, STANDARD, MethodChoice, TrainRecipe
 from ironmoe.bench.train.trainee import Trainee
 
 
@@ -54,10 +56,7 @@ def check_choice(choice: MethodChoice) -> None:
     Raises:
         UserError: the message says what, and what is possible.
     """
-    if choice.name not in TRAINING_METHODS:
-        raise UserError(
-            f"--method must be one of {', '.join(TRAINING_METHODS)}, got {choice.name!r}"
-        )
+    _check_name("--method", choice.name, TRAINING_METHODS)
     entry = TRAINING_METHODS[choice.name]
     for option in choice.own:
         if option not in entry.takes:
@@ -65,10 +64,13 @@ def check_choice(choice: MethodChoice) -> None:
             raise UserError(
                 f"{flag(option)} applies to --method {', '.join(takers)}, not to {choice.name}"
             )
-    if choice.norm not in NORMS:
-        raise UserError(f"--norm must be one of {', '.join(NORMS)}, got {choice.norm!r}")
-    if choice.mode not in get_args(Mode):
-        raise UserError(f"--mode must be {' or '.join(get_args(Mode))}, got {choice.mode!r}")
+    _check_name("--norm", choice.norm, NORMS)
+    _check_name("--mode", choice.mode, get_args(Mode))
+    _check_name("--routing", choice.routing, ROUTING)
+    if choice.name == STANDARD:
+        for option, value in (("--steps", choice.steps), ("--alpha", choice.alpha_255)):
+            if value is not None:
+                raise UserError(f"{option} does not apply to --method {STANDARD}: it has no attack")
     if choice.steps is not None and not takes_steps(entry):
         raise UserError(f"--steps does not apply to --method {choice.name}, which makes one step")
     _check_range("--eps", choice.eps_255, above=0)
@@ -82,12 +84,8 @@ def check_choice(choice: MethodChoice) -> None:
 
 def check_recipe(recipe: TrainRecipe) -> None:
     """The same of a recipe."""
-    for option, value, known in (
-        ("--schedule", recipe.schedule, SCHEDULES),
-        ("--dtype", recipe.dtype, DTYPES),
-    ):
-        if value not in known:
-            raise UserError(f"{option} must be one of {', '.join(known)}, got {value!r}")
+    _check_name("--schedule", recipe.schedule, SCHEDULES)
+    _check_name("--dtype", recipe.dtype, DTYPES)
     _check_range("--learning-rate", recipe.learning_rate, above=0)
     if recipe.ema is not None and not 0 < recipe.ema < 1:
         raise UserError(f"--ema must be above 0 and below 1, got {recipe.ema:g}")
@@ -95,6 +93,12 @@ def check_recipe(recipe: TrainRecipe) -> None:
         raise UserError(
             f"--parts must be at most --batch-size, {recipe.batch_size}, got {recipe.parts}"
         )
+
+
+def _check_name(option: str, name: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if name not in known:
+        raise UserError(f"{option} must be one of {', '.join(known)}, got {name!r}")
 
 
 def _check_range(option: str, value: float | None, *, above: float) -> None:

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from ironmoe.attacks.training.inner.lent import is_sharded
+from ironmoe.moe.sharded import is_sharded
 
 T = TypeVar("T")
 

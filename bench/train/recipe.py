@@ -43,6 +43,11 @@ class TrainRecipe(NamedTuple):
         return DTYPES[self.dtype]
 
     @property
+    def images_of_part(self) -> int:
+        """How many images of a batch go through the model at once, at least."""
+        return self.batch_size // self.parts
+
+    @property
     def rates(self) -> LearningRateSchedule:
         return SCHEDULES[self.schedule]
 
@@ -57,7 +62,8 @@ class MethodChoice(NamedTuple):
     """A method of adversarial training and its settings.
 
     eps_255, alpha_255: in units of 1/255 of the pixel range; steps, alpha_255: None is the
-    method's own; awp: gamma, None without it; own: options that only some methods take.
+    method's own; routing: what the inner attack does to routing, a name in ``ROUTING`` of
+    ``ironmoe attack``; awp: gamma, None without it; own: options that only some methods take.
     """
 
     name: str = "pgd-at"
@@ -66,6 +72,7 @@ class MethodChoice(NamedTuple):
     steps: int | None = None
     alpha_255: float | None = None
     mode: str = "eval"
+    routing: str = "free"
     label_smoothing: float = 0.0
     awp: float | None = None
     own: dict[str, Any] = {}  # noqa: RUF012 - nobody writes to it

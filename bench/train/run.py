@@ -8,7 +8,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ironmoe.attacks.training import NonFiniteLoss, TrainingMethod
+from ironmoe.attacks.training import (
+    TRAINING_METHODS,
+    NonFiniteLoss,
+    OverfittingGuard,
+    TrainingMethod,
+)
 from ironmoe.bench.attack.run import AttackOptions, run_attack_command
 from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.common.files import slug, write_atomically, write_json
@@ -189,6 +194,7 @@ class _Run:
             eps=options.method.eps,
             norm=options.method.norm,
             dtype=options.recipe.autocast_dtype,
+            together=options.recipe.images_of_part,
         )
         return Trainer(
             self.model,
@@ -200,7 +206,15 @@ class _Run:
             by="clean" if self._is_standard else "robust",
             group=self.group,
             state_file=self.path / STATE,
-            watch=Watch(),
+            watch=Watch(self._guard(held_out)),
+        )
+
+    def _guard(self, held_out: HeldOutRows) -> OverfittingGuard | None:
+        """What looks for catastrophic overfitting, to which training against one step is prone."""
+        if not TRAINING_METHODS[self.options.method.name].single_step:
+            return None
+        return OverfittingGuard(
+            self.method, held_out.images, held_out.labels, batch_size=held_out.together
         )
 
     def _write(self, trained: Trained) -> None:

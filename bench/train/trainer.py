@@ -105,9 +105,9 @@ class Trainer:
             start = time.perf_counter()
             with self.watch.noticing(display.say):
                 curve = self._epoch(self.numbers["epoch"], display)
+            curve |= self.watch.after_epoch(display.say)
             with self._averaged():
                 curve |= self.held_out.measure(self.model)._asdict()
-                curve |= self.watch.after_epoch(display.say)
                 self._choose(curve)
             self.numbers["seconds"] += self.group.largest(time.perf_counter() - start)
             self.numbers["epoch"] += 1

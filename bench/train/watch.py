@@ -3,39 +3,23 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
 
-from ironmoe.attacks.training import RouterCollapseWarning
+import torch
 
-Numbers = dict[str, Any]
+from ironmoe.attacks.training import OverfittingGuard, RouterCollapseWarning
+from ironmoe.bench.train.state import Numbers
 
-
-class Verdict(Protocol):
-    """What a guard says: accuracies under FGSM and PGD, whether training must stop, and why."""
-
-    tripped: bool
-    message: str
-    fgsm: float
-    pgd: float
-
-
-class Guard(Protocol):
-    """The guard of single-step methods."""
-
-    def check(self) -> Verdict:
-        """Attack the held-out images."""
-
-    def state_dict(self) -> Numbers:
-        """What must be kept to go on."""
-
-    def load_state_dict(self, state: Numbers) -> None:
-        """Go on."""
+LAST = "last_pgd"  # of the guard's state: which images were told right at the last check
 
 
 class Watch:
-    """stopped: whether training must end; messages: what was noticed, for terminal and report."""
+    """Notices routers that collapse, and models that learn to answer a single step alone.
 
-    def __init__(self, guard: Guard | None = None) -> None:
+    stopped: whether training must end; messages: what was noticed, for terminal and report.
+    """
+
+    def __init__(self, guard: OverfittingGuard | None = None) -> None:
+        """guard: None where the method makes several steps."""
         self.guard = guard
         self.stopped = False
         self.messages: list[str] = []
@@ -63,17 +47,23 @@ class Watch:
         verdict = self.guard.check()
         if verdict.tripped:
             self.stopped = True
-            self._notice(verdict.message, say)
-        return {"guard_fgsm": verdict.fgsm, "guard_pgd": verdict.pgd}
+            self._notice(f"Training was stopped: {verdict.message}", say)
+        return {"one_step": verdict.fgsm, "alignment": verdict.alignment}
 
     @property
     def state(self) -> Numbers:
-        """What must be kept to go on."""
-        guard = {} if self.guard is None else self.guard.state_dict()
-        return {"stopped": self.stopped, "messages": self.messages, "guard": guard}
+        """What must be kept to go on, as JSON has it. The guard's copy of good weights is not
+        needed: the trainer keeps the best ones."""
+        last = None if self.guard is None else self.guard.state_dict().get(LAST)
+        return {
+            "stopped": self.stopped,
+            "messages": self.messages,
+            "last_right": None if last is None else last.tolist(),
+        }
 
     @state.setter
     def state(self, state: Numbers) -> None:
         self.stopped, self.messages = state["stopped"], list(state["messages"])
-        if self.guard is not None:
-            self.guard.load_state_dict(state["guard"])
+        if self.guard is not None and state["last_right"] is not None:
+            last = torch.tensor(state["last_right"], device=self.guard.images.device)
+            self.guard.load_state_dict({LAST: last})

@@ -1,9 +1,8 @@
 """Lend a model that trains to the attack that makes its images, and take it back as it was."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,29 +26,6 @@ def inside_of_ddp(model: nn.Module) -> nn.Module:
     """The model that DistributedDataParallel wraps. The wrapper expects a backward pass to the
     weights after each forward pass, and an inner attack makes none."""
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2, or another user of DTensor, has a part of the weights in other processes.
-    FSDP2 may hold the weights of its outermost module as plain ones for a while."""
-    # whoever shards has imported it; the import takes a second
-    dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
-    return bool(_fsdp_modules(model)) or any(
-        isinstance(parameter, dtensor) for parameter in model.parameters()
-    )
-
-
-def give_back_gathered(model: nn.Module) -> None:
-    """Let the model's parameters be the sharded ones. FSDP2 keeps those of its outermost module
-    gathered after a pass without gradients. What is written to the sharded ones is not seen by the
-    next pass then, and what is written to the gathered ones is lost."""
-    for module in _fsdp_modules(model):
-        module.reshard()
-
-
-def _fsdp_modules(model: nn.Module) -> list[Any]:
-    fsdp_module = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
-    return [module for module in model.modules() if isinstance(module, fsdp_module)]
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from ironmoe.attacks.routing.divergence import RoutingDivergence
 from ironmoe.attacks.routing.together import Together
 from ironmoe.attacks.training.checks import check_factor
 from ironmoe.attacks.training.inner.attacks import kl_divergence, kl_pgd, pgd
-from ironmoe.attacks.training.inner.lent import is_sharded
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.registry import register_training_method
 from ironmoe.attacks.training.routers import router_weights, routing_of_passes
 from ironmoe.attacks.training.weights.end_of_backward import during_backward
+from ironmoe.moe.sharded import is_sharded
 
 Attack = Literal["kl", "ce"]
 

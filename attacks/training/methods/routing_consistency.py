@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from ironmoe.attacks.routing.layers import routed_layers
 from ironmoe.attacks.training.checks import check_factor
 from ironmoe.attacks.training.inner.attacks import pgd
-from ironmoe.attacks.training.inner.lent import is_sharded
 from ironmoe.attacks.training.method import Strength, TrainingMethod
 from ironmoe.attacks.training.registry import register_training_method
 from ironmoe.attacks.training.routers import routing_of_passes
+from ironmoe.moe.sharded import is_sharded
 
 
 @register_training_method(

@@ -12,14 +12,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ironmoe.attacks.training.checks import check_positive
-from ironmoe.attacks.training.inner.lent import (
-    give_back_gathered,
-    is_sharded,
-    leaving_nothing,
-)
+from ironmoe.attacks.training.inner.lent import leaving_nothing
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
 from ironmoe.attacks.training.weights.stacked import stacked_experts
+from ironmoe.moe.sharded import give_back_gathered, is_sharded
 
 SMALLEST_NORM = 1e-20  # that of the official code; a shorter step is none
 OWN = ("method", "gamma", "proxy_rate", "groups", "updates_per_batch", "_end")

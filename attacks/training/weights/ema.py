@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ironmoe.attacks.training.inner.lent import give_back_gathered, inside_of_ddp
+from ironmoe.attacks.training.inner.lent import inside_of_ddp
 from ironmoe.moe.routers.global_load import GlobalLoad
 from ironmoe.moe.routers.selection_bias import WithSelectionBias
+from ironmoe.moe.sharded import give_back_gathered
 
 WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch.compile, of checkpointing
 

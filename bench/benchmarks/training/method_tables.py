@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from ironmoe.bench.benchmarks.training.evaluation import MEASURES
-from ironmoe.bench.benchmarks.training.models import MODELS
+from ironmoe.bench.benchmarks.training.models import DENSE, MODELS
 from ironmoe.bench.benchmarks.training.statistics import (
     Difference,
     Spread,
     paired_difference,
     spread,
 )
-from ironmoe.bench.reports.tables import Column, cells, headers, terminal_table
+from ironmoe.bench.reports.tables import Column, cells, headers, markdown_table, terminal_table
 
 BASE = "pgd-at"  # what the other methods are compared with
 Row = dict[str, Any]
@@ -25,7 +25,8 @@ class MethodResult(NamedTuple):
     """One method on one model, over seeds.
 
     accuracy, difference: by measure, in percent and in points; the difference to BASE is over the
-    seeds that both have, and None for BASE itself; seconds: of training.
+    seeds that both have, and None for BASE itself; seconds: of training; stopped: how many runs a
+    guard has ended.
     """
 
     model: str
@@ -33,15 +34,13 @@ class MethodResult(NamedTuple):
     accuracy: dict[str, Spread]
     difference: dict[str, Difference | None]
     seconds: Spread
+    stopped: int
 
 
 def method_results(rows: Iterable[Row]) -> list[MethodResult]:
     """The rows of finished runs, put together by model and method, in the order in which they
     come."""
-    groups: dict[tuple[str, str], dict[int, Row]] = {}
-    for row in rows:
-        groups.setdefault((row["model"], row["method"]), {})[row["seed"]] = row
-
+    groups = _groups(rows)
     return [
         MethodResult(
             model,
@@ -54,9 +53,39 @@ def method_results(rows: Iterable[Row]) -> list[MethodResult]:
                 for measure in MEASURES
             },
             spread([row["train_seconds"] for row in by_seed.values()]),
+            sum(row["stopped"] for row in by_seed.values()),
         )
         for (model, method), by_seed in groups.items()
     ]
+
+
+class ModelDifference(NamedTuple):
+    """The V-MoE minus the dense model of the same seed, trained by the same method, in points by
+    measure."""
+
+    method: str
+    difference: dict[str, Difference | None]
+
+
+def model_differences(rows: Iterable[Row]) -> list[ModelDifference]:
+    """What experts change, for each method that both models were trained by."""
+    groups = _groups(rows)
+    return [
+        ModelDifference(
+            method,
+            {measure: _difference(runs, groups[DENSE, method], measure) for measure in MEASURES},
+        )
+        for (model, method), runs in groups.items()
+        if model != DENSE and (DENSE, method) in groups
+    ]
+
+
+def _groups(rows: Iterable[Row]) -> dict[tuple[str, str], dict[int, Row]]:
+    """(model, method) → seed → row."""
+    groups: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["method"]), {})[row["seed"]] = row
+    return groups
 
 
 def _difference(runs: dict[int, Row], base: dict[int, Row], measure: str) -> Difference | None:
@@ -80,6 +109,10 @@ def _gain(measure: str) -> Column[MethodResult]:
     )
 
 
+def _gap(measure: str) -> Column[ModelDifference]:
+    return Column(MEASURES[measure], lambda item: _gain_text(item.difference[measure]))
+
+
 COLUMNS: Sequence[Column[MethodResult]] = (
     Column("model", lambda result: MODELS[result.model]),
     Column("method", lambda result: result.method),
@@ -87,6 +120,13 @@ COLUMNS: Sequence[Column[MethodResult]] = (
     *(_accuracy(measure) for measure in MEASURES),
     *(_gain(measure) for measure in MEASURES),
     Column("seconds", lambda result: f"{result.seconds.mean:.0f}"),
+    Column("stopped", lambda result: str(result.stopped or "–")),
+)
+
+
+DIFFERENCE_COLUMNS: Sequence[Column[ModelDifference]] = (
+    Column("V-MoE − ViT", lambda item: item.method),
+    *(_gap(measure) for measure in MEASURES),
 )
 
 
@@ -108,11 +148,14 @@ def methods_table(results: Sequence[MethodResult]) -> Table:
     return table
 
 
-def methods_markdown(results: Sequence[MethodResult]) -> str:
-    """For docs/training.md."""
-    lines = [headers(COLUMNS), ["---"] * len(COLUMNS)]
-    lines += [cells(COLUMNS, result) for result in results]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def methods_markdown(
+    results: Sequence[MethodResult], differences: Sequence[ModelDifference] = ()
+) -> str:
+    """For docs/training.md: the methods, and below what experts change."""
+    tables = [markdown_table(COLUMNS, results)]
+    if differences:
+        tables.append(markdown_table(DIFFERENCE_COLUMNS, differences))
+    return "\n".join(tables)
 
 
 def _spread_text(values: Spread) -> str:

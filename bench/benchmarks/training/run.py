@@ -12,6 +12,7 @@ from ironmoe.bench.benchmarks.training.inner import (
     DTYPES,
     LEGEND,
     InnerSettings,
+    inner_markdown,
     inner_table,
     measure_inner,
 )
@@ -20,6 +21,7 @@ from ironmoe.bench.benchmarks.training.method_tables import (
     method_results,
     methods_markdown,
     methods_table,
+    model_differences,
     run_line,
 )
 from ironmoe.bench.benchmarks.training.models import MODELS
@@ -29,7 +31,7 @@ from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import write_atomically, write_json
 
 PARTS = ("inner", "methods")
-MARKDOWN = "methods.md"
+MARKDOWN = "table.md"
 
 
 class TrainingBenchmark(NamedTuple):
@@ -88,6 +90,8 @@ def _inner(
             console.print(f"{kept.folder / name}.json was measured before:", highlight=False)
         console.print(inner_table(measured["rows"]))
         yield
+    rows = [row for entry in kept.all() for row in entry["rows"]]
+    write_atomically(kept.folder / MARKDOWN, inner_markdown(rows))
     console.print(LEGEND, highlight=False)
     if not has_peer():
         console.print(f"Not installed here, so not measured: {PEER}.", highlight=False)
@@ -107,6 +111,7 @@ def _methods(
         console.print(f"{number}/{len(runs)}  {run_line(row)}", highlight=False, soft_wrap=True)
         yield
 
-    results = method_results(row for entry in kept.all() for row in entry["rows"])
-    write_atomically(kept.folder / MARKDOWN, methods_markdown(results))
+    rows = [row for entry in kept.all() for row in entry["rows"]]
+    results = method_results(rows)
+    write_atomically(kept.folder / MARKDOWN, methods_markdown(results, model_differences(rows)))
     console.print(methods_table(results))

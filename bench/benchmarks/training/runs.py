@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from ironmoe.attacks.training import TRAINING_METHODS
+from ironmoe.attacks.training import TRAINING_METHODS, OverfittingGuard
 from ironmoe.bench.benchmarks.training.evaluation import EvaluationSettings, evaluated
 from ironmoe.bench.benchmarks.training.kept import Kept
 from ironmoe.bench.benchmarks.training.models import DENSE, model_arguments, new_model
@@ -27,6 +27,7 @@ from ironmoe.moe import VMoE
 CPU = torch.device("cpu")
 Row = dict[str, Any]
 STEPS = 4  # of inner attacks, of eps / 2 each
+SHIFTS = False  # with them, small models are still far from trained after 12 epochs
 
 
 class Variant(NamedTuple):
@@ -77,7 +78,8 @@ class StudySettings(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Flat, for JSON."""
-        return {"epochs": self.epochs} | self.evaluation._asdict()
+        recipe = {"epochs": self.epochs, "inner_steps": STEPS, "shifts": SHIFTS}
+        return recipe | self.evaluation._asdict()
 
 
 class Run(NamedTuple):
@@ -131,6 +133,7 @@ def _trained(
     training = {
         "train_seconds": trained.seconds,
         "chosen_epoch": trained.chosen,
+        "stopped": len(trained.curves) < _epochs(run, settings),
         "warnings": trained.warnings,
         "curves": trained.curves,
     }
@@ -151,7 +154,7 @@ def _train(
     """The loop of ``ironmoe train``, with the recipe that all methods share."""
     variant = run.variant
     eps = settings.evaluation.eps * variant.eps_share
-    recipe = TrainRecipe(epochs=max(1, settings.epochs // variant.updates), ema=variant.ema)
+    recipe = TrainRecipe(epochs=_epochs(run, settings), ema=variant.ema, shifts=SHIFTS)
     rows = checked_split(data, recipe, 1)
     choice = MethodChoice(
         name=variant.method,
@@ -169,7 +172,11 @@ def _train(
         eps=eps,
         norm="Linf",
         dtype=None,
+        together=recipe.batch_size,
     )
+    guard = None
+    if TRAINING_METHODS[variant.method].single_step:
+        guard = OverfittingGuard(method, held_out.images, held_out.labels)
     trainer = Trainer(
         model,
         method,
@@ -180,10 +187,15 @@ def _train(
         by="clean" if variant.method == "standard" else "robust",
         group=Processes(),
         state_file=state_file,
-        watch=Watch(),
+        watch=Watch(guard),
     )
     display = Display(console, epochs=recipe.epochs, batches=trainer.batches, trained_on="right")
     with display:
         trained = trainer.run(display)
     state_file.unlink(missing_ok=True)
     return trained
+
+
+def _epochs(run: Run, settings: StudySettings) -> int:
+    """As many as leave every method the same number of updates."""
+    return max(1, settings.epochs // run.variant.updates)

@@ -40,11 +40,13 @@ def _accuracies(facts: TrainingFacts) -> Figure:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 4))
         trained_on = "clean" if facts.is_standard else "adversarial"
-        lines = (
+        lines = [
             ("clean", "held out: clean", "-"),
             ("robust", f"held out: PGD-10, {facts.eps}", "-"),
             ("trained_on", f"trained on: {trained_on} images", "--"),
-        )
+        ]
+        if "one_step" in facts.chosen:
+            lines.append(("one_step", "held out: one step", "-"))
         for (key, label, style), color in zip(lines, COLORS, strict=False):
             _line(axes, facts, 100 * _column(facts, key), style=style, color=color, label=label)
         _epochs(axes, facts)

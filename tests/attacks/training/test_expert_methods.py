@@ -11,6 +11,7 @@ from ironmoe.attacks import RoutingDivergence, StraightThrough
 from ironmoe.attacks.training import Alternating, RoutingConsistency, SecondRanked, pgd
 from ironmoe.attacks.training.methods.second_ranked import _SecondRanks
 from ironmoe.moe import (
+    ExpertChoiceRouter,
     MoE,
     SoftMoE,
     TopKRouter,
@@ -103,6 +104,16 @@ def test_alternating_in_a_loop_with_one_optimizer_moves_one_group_each_time():
         moved = {weight for weight, old in before.items() if not torch.equal(weight, old)}
         assert (moved <= routers) if turn % 2 else not (moved & routers)
         assert moved
+
+
+def test_parts_of_a_batch_may_be_updated_side_by_side():
+    model, (images, labels) = rows(), batch()
+    method, seen = Alternating(model, EPS, steps=1, ramp_steps=4), []
+    method._attack = lambda images, labels, strength: seen.append(strength.eps) or images
+    parts = [method.updates(images[part::2], labels[part::2]) for part in (0, 1)]
+    for group in method.groups:
+        assert [next(part).group for part in parts] == [group, group]
+    assert seen == [EPS / 4] * 4 and method.step == 1
 
 
 def test_weights_are_frozen_in_the_passes_of_the_other_group_alone():
@@ -239,6 +250,17 @@ def test_a_pass_between_second_ranked_and_its_backward_pass_is_free():
     assert torch.equal(model(torch.cat([images, images])), expected)
 
 
+class Untold(nn.Module):
+    """A router of one's own around another one."""
+
+    def __init__(self, router):
+        super().__init__()
+        self.choose, self.scale = router, nn.Parameter(torch.ones(()))
+
+    def forward(self, x, *args, **kwargs):
+        return self.choose(x * self.scale, *args, **kwargs)
+
+
 class Checkpointed(nn.Module):
     def __init__(self, moe, use_reentrant):
         super().__init__()
@@ -266,6 +288,7 @@ def test_checkpointing_changes_no_gradient(kind):
         assert (plain is None and repeated is None) or torch.equal(plain, repeated)
 
 
+@pytest.mark.filterwarnings("ignore:the auxiliary loss of")
 def test_reentrant_checkpointing_is_refused_where_the_router_would_get_no_gradient():
     model, (images, labels) = rows(), batch()
     model.moes = nn.ModuleList([Checkpointed(moe, True) for moe in model.moes])
@@ -326,6 +349,26 @@ def test_routers_that_are_frozen_later_are_refused_in_a_call():
         moe.router.requires_grad_(False)
     with pytest.raises(ValueError, match="routers must have a weight that requires gradients"):
         method(images, labels)
+
+
+@pytest.mark.filterwarnings("ignore:model has a capacity")
+def test_expert_choice_lists_all_experts_of_a_token_and_so_has_no_second_ones():
+
+    def expert_choice():
+        router = ExpertChoiceRouter(6, 4, 1.0, images_per_group=3, multiple_of=1)
+        return MoE(6, 10, 4, router=router)
+
+    with pytest.raises(ValueError, match=r"num_experts=4 and top_k=4, got 5, which is top_k \+ 1"):
+        SecondRanked(rows(make_moe=expert_choice), EPS)
+
+
+def test_a_router_that_does_not_tell_k_is_refused_in_a_call():
+    model = rows(top_k=3)
+    for moe in model.moes:
+        moe.router = Untold(moe.router)
+    method = SecondRanked(model, EPS, steps=1)
+    with pytest.raises(ValueError, match=r"num_experts=4 and top_k=3, got 4, which is top_k \+ 1"):
+        method(*batch())
 
 
 def test_ranks_may_overlap_where_experts_are_few():

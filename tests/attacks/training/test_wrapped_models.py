@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from ironmoe.attacks import PGD
+from ironmoe.attacks import PGD, evaluate
 from ironmoe.attacks.training import AWP, EMA, PGDAT, TRADES, NonFiniteLoss, Standard
 from ironmoe.moe import MoE, TopKRouter
 """
@@ -75,6 +75,12 @@ for name, kind in BY_PARTS.items():
 # of its outermost module, and take part in training as before.
 model = fsdp(layers=(2,), **NOISY)
 PGD(model, eps=0.1, steps=1)(images[:2], labels[:2])
+try:
+    evaluate(model, (images, labels), [PGD(model, eps=0.1)])
+except ValueError as error:
+    assert "model must have all of its weights in each process" in str(error)
+else:
+    raise AssertionError("processes would wait for each other")
 method = Standard(model)
 check("after PGD", gradients(model, method, (rank,)), named)
 average = EMA(model)

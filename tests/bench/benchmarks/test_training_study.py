@@ -13,11 +13,16 @@ from typer.testing import CliRunner
 from ironmoe.attacks.training import TRAINING_METHODS
 from ironmoe.bench.benchmarks.training import runs
 from ironmoe.bench.benchmarks.training.evaluation import EvaluationSettings, evaluated
-from ironmoe.bench.benchmarks.training.method_tables import method_results, methods_markdown
+from ironmoe.bench.benchmarks.training.method_tables import (
+    method_results,
+    methods_markdown,
+    model_differences,
+)
 from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run
 from ironmoe.bench.benchmarks.training.statistics import paired_difference, spread
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.data import ImageData, load_data
+from ironmoe.bench.train.held_out import HeldOutRows
 from ironmoe.moe import VMoE
 
 PARTLY = ["--images", 8, "--apgd-images", 4, "--apgd-steps", 3, "--epochs", 1]
@@ -76,13 +81,37 @@ def test_a_finished_run_is_kept_and_not_done_again(small, tmp_path, monkeypatch)
     assert "apgd_steps: 3 there, 4 now" in run(*options, "--apgd-steps", 4, ok=False)
 
 
+def test_a_training_that_was_killed_goes_on_with_the_same_numbers(small, tmp_path, monkeypatch):
+    options = [*small, *PARTLY, "--epochs", 2, "--models", "v-moe", "--methods", "fgsm-rs"]
+    measure, calls = HeldOutRows.measure, []
+
+    def killed_in_the_second_epoch(self, model):
+        calls.append(model)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(self, model)
+
+    monkeypatch.setattr(HeldOutRows, "measure", killed_in_the_second_epoch)
+    run(*options, "--seeds", 0, ok=False)
+    run(*options, "--seeds", 0)
+    assert len(calls) == 3  # the first epoch was not trained again
+    run(*options, "--seeds", 0, "--folder", tmp_path / "at once")
+    name = "methods/v-moe-fgsm-rs-seed0.json"
+    (again,), (at_once,) = (
+        json.loads((tmp_path / folder / name).read_text())["rows"] for folder in ("kept", "at once")
+    )
+    for row in (again, at_once):
+        del row["train_seconds"]
+    assert again == at_once and len(again["curves"]) == 2
+
+
 def test_processes_with_other_seeds_fill_one_table(small, tmp_path):
     """Methods that need experts are left out on a dense model."""
     for seed in (0, 1):
         methods = ["--models", "vit", "--methods", "pgd-at,second-ranked", "--seeds", seed]
         output = run(*small, *PARTLY, *methods)
         assert "1/1" in output and "second-ranked" not in output
-    markdown = (tmp_path / "kept" / "methods" / "methods.md").read_text()
+    markdown = (tmp_path / "kept" / "methods" / "table.md").read_text()
     (line,) = [line for line in markdown.splitlines() if line.startswith("| ViT")]
     assert "| 2 |" in line and "±" in line
     assert not list((tmp_path / "kept").rglob("*.state"))
@@ -145,7 +174,13 @@ def test_differences_of_nothing_are_refused(arguments, message):
 
 def row(method, seed, value, model="vit"):
     accuracy = {measure: {"value": value} for measure in ("clean", "pgd", "apgd-t")}
-    return {"model": model, "method": method, "seed": seed, "train_seconds": 2.0} | accuracy
+    return {
+        "model": model,
+        "method": method,
+        "seed": seed,
+        "train_seconds": 2.0,
+        "stopped": 0,
+    } | accuracy
 
 
 def test_runs_are_paired_by_seed_within_a_model():
@@ -162,6 +197,16 @@ def test_runs_are_paired_by_seed_within_a_model():
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 5
     assert "70.0 ± 10.0" in lines[3] and "+10.0 [+10.0, +10.0]" in lines[3]
     assert "| 10.0 |" in lines[4]
+
+
+def test_a_model_with_experts_is_paired_with_the_dense_one_of_its_seed():
+    rows = [row("trades", seed, 0.5 + seed / 10) for seed in (0, 1)]
+    rows += [row("trades", seed, 0.7 + seed / 10, "v-moe") for seed in (1, 0, 2)]
+    rows += [row("second-ranked", 0, 0.5, "v-moe")]
+    (found,) = model_differences(rows)
+    assert found.method == "trades" and found.difference["clean"].pairs == 2
+    assert found.difference["apgd-t"].mean == pytest.approx(20)
+    assert "| trades | +20.0 [+20.0, +20.0] |" in methods_markdown([], [found])
 
 
 @pytest.mark.parametrize(

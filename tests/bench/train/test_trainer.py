@@ -141,18 +141,22 @@ def in_turn(*shares):
 class Guard:
     """Trips after the given number of epochs."""
 
+    images = torch.zeros(2)
+
     def __init__(self, epochs):
-        self.left = epochs
+        self.last = torch.ones(epochs, dtype=torch.bool)
 
     def check(self):
-        self.left -= 1
-        return SimpleNamespace(tripped=self.left == 0, message="overfits", fgsm=0.9, pgd=0.1)
+        self.last = self.last[1:]
+        return SimpleNamespace(
+            tripped=not len(self.last), message="overfits", fgsm=0.9, pgd=0.1, alignment=0.0
+        )
 
     def state_dict(self):
-        return {"left": self.left}
+        return {"last_pgd": self.last, "good.weight": torch.zeros(1)}
 
     def load_state_dict(self, state):
-        self.left = state["left"]
+        self.last = state["last_pgd"]
 
 
 def trainer(measure, folder, *, epochs, guard=None, by="robust", ema=None):
@@ -205,6 +209,10 @@ def test_with_averages_the_averaged_weights_are_measured_and_chosen(tmp_path):
 def test_a_guard_that_trips_stops_the_training_and_an_earlier_epoch_is_chosen(tmp_path):
     measure = in_turn((0.8, 0.3), (0.7, 0.4), (0.9, 0.9))
     trained = run(trainer(measure, tmp_path, epochs=4, guard=Guard(3)), 4)
-    assert trained.chosen == 2 and len(trained.curves) == 3 and trained.warnings == ["overfits"]
+    assert (
+        trained.chosen == 2
+        and len(trained.curves) == 3
+        and trained.warnings == ["Training was stopped: overfits"]
+    )
     again = run(trainer(in_turn(), tmp_path, epochs=4, guard=Guard(3)), 4)
-    assert again.curves == trained.curves and again.warnings == ["overfits"]
+    assert again.curves == trained.curves and again.warnings == trained.warnings
