@@ -38,6 +38,13 @@ def entries(columns: Iterable[Column[T]], item: T) -> dict[str, Any]:
     return {key: value for column in columns for key, value in column.entry(item).items()}
 
 
+def markdown_table(columns: Sequence[Column[T]], items: Iterable[T]) -> str:
+    """A table in Markdown, one row for each item."""
+    lines = [headers(columns), ["---"] * len(columns)]
+    lines += [cells(columns, item) for item in items]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 def terminal_table(
     columns: Sequence[str], *, title: str | None = None, names: int = 1, no_wrap: bool = False
 ) -> Table:

@@ -1,5 +1,6 @@
 """What the training images that were held out say of the weights after each epoch."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -23,16 +24,25 @@ class HeldOut(NamedTuple):
 
 
 class HeldOutRows:
-    """The images (H, …) and labels (H,) that choose the weights, and the attack on them."""
+    """The images (H, …) and labels (H,) that choose the weights, and the attack on them. together:
+    how many images go through the model at once."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, *, eps: float, norm: str, dtype: torch.dtype | None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        eps: float,
+        norm: str,
+        dtype: torch.dtype | None,
+        together: int,
     ) -> None:
         self.images = images
         self.labels = labels
         self.eps = eps
         self.norm = norm
         self.dtype = dtype
+        self.together = together
 
     def measure(self, model: nn.Module) -> HeldOut:
         """Attack every image by PGD-10 at the full eps, from the same starting points each time.
@@ -51,23 +61,30 @@ class HeldOutRows:
         with trace_routing(model) as trace:
             clean = self._right(model, self.images)
         torch.manual_seed(SEED)
-        attacked = pgd(
-            model,
-            self.images,
-            self.labels,
-            eps=self.eps,
-            norm=self.norm,
-            steps=STEPS,
-            autocast_dtype=self.dtype,
-        )
+        attacked = torch.cat([self._attacked(model, *few) for few in self._batches()])
         right = clean & self._right(model, attacked)
         shares = torch.stack([clean.double().mean(), right.double().mean()])
         loads = {name: float(layer.load().max()) for name, layer in trace.layers.items()}
         clean_share, robust_share = mean_over_processes(shares).tolist()
         return HeldOut(clean_share, robust_share, loads)
 
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.images.split(self.together), self.labels.split(self.together), strict=True)
+
+    def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return pgd(
+            model,
+            images,
+            labels,
+            eps=self.eps,
+            norm=self.norm,
+            steps=STEPS,
+            autocast_dtype=self.dtype,
+        )
+
     @torch.no_grad()
     def _right(self, model: nn.Module, images: Tensor) -> Tensor:
         """(H,) bool"""
-        logits = model(images)
-        return getattr(logits, "logits", logits).argmax(1) == self.labels
+        outputs = [model(few) for few in images.split(self.together)]
+        logits = torch.cat([getattr(output, "logits", output) for output in outputs])
+        return logits.argmax(1) == self.labels

@@ -42,7 +42,7 @@ def make_method(
             f"--routing {choice.routing} needs a model with experts, and {type(model).__name__} "
             "has none; take --model v-moe"
         )
-    if recipe.batch_size // recipe.parts < 2 and has_batch_norm(model):
+    if recipe.images_of_part < 2 and has_batch_norm(model):
         raise UserError(
             "--batch-size / --parts must be at least 2 for a model with batch norm, got "
             f"{recipe.batch_size} / {recipe.parts}"

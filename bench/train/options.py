@@ -15,7 +15,7 @@ from ironmoe.bench.attack.suite import ROUTING
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.common.versions import versions
-from ironmoe.bench.train.recipe import DTYPES, SCHEDULES, MethodChoice, TrainRecipe
+from ironmoe.bench.train.recipe import DTYPES, SCHEDULES, STANDARD, MethodChoice, TrainRecipe
 from ironmoe.bench.train.trainee import Trainee
 
 
@@ -67,6 +67,10 @@ def check_choice(choice: MethodChoice) -> None:
     _check_name("--norm", choice.norm, NORMS)
     _check_name("--mode", choice.mode, get_args(Mode))
     _check_name("--routing", choice.routing, ROUTING)
+    if choice.name == STANDARD:
+        for option, value in (("--steps", choice.steps), ("--alpha", choice.alpha_255)):
+            if value is not None:
+                raise UserError(f"{option} does not apply to --method {STANDARD}: it has no attack")
     if choice.steps is not None and not takes_steps(entry):
         raise UserError(f"--steps does not apply to --method {choice.name}, which makes one step")
     _check_range("--eps", choice.eps_255, above=0)

@@ -43,6 +43,11 @@ class TrainRecipe(NamedTuple):
         return DTYPES[self.dtype]
 
     @property
+    def images_of_part(self) -> int:
+        """How many images of a batch go through the model at once, at least."""
+        return self.batch_size // self.parts
+
+    @property
     def rates(self) -> LearningRateSchedule:
         return SCHEDULES[self.schedule]
 

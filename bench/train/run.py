@@ -194,6 +194,7 @@ class _Run:
             eps=options.method.eps,
             norm=options.method.norm,
             dtype=options.recipe.autocast_dtype,
+            together=options.recipe.images_of_part,
         )
         return Trainer(
             self.model,
@@ -212,7 +213,9 @@ class _Run:
         """What looks for catastrophic overfitting, to which training against one step is prone."""
         if not TRAINING_METHODS[self.options.method.name].single_step:
             return None
-        return OverfittingGuard(self.method, held_out.images, held_out.labels)
+        return OverfittingGuard(
+            self.method, held_out.images, held_out.labels, batch_size=held_out.together
+        )
 
     def _write(self, trained: Trained) -> None:
         """Write the weights, then the numbers; then the state is not needed any more."""

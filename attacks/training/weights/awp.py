@@ -93,6 +93,7 @@ class AWP(TrainingMethod):
         with torch.no_grad():
             for (weight, each_expert), gradient in zip(moved, gradients, strict=True):
                 weight.add_(self._step(weight, gradient, each_expert))
+        torch.clear_autocast_cache()  # of w, where a loop has an autocast around all of this
 
     def parameters_of(self, group: str) -> list[nn.Parameter]:
         """As of the method."""
@@ -214,3 +215,4 @@ def _moved(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
 def _put(weights: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
     for weight, value in zip(weights, values, strict=True):
         weight.copy_(value)
+    torch.clear_autocast_cache()

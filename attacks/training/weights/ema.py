@@ -143,6 +143,7 @@ def _put(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         if isinstance(value, DTensor) and not isinstance(target, DTensor):
             value = value.full_tensor()
         target.copy_(value)
+    torch.clear_autocast_cache()  # an autocast around this would go on with the former weights
 
 
 def _check_same(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], what: str) -> None:

@@ -4,6 +4,7 @@ All ways to make a step take turns in one process. Their adversarial images are 
 their times.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +17,13 @@ from ironmoe.bench.benchmarks.training.products import Products, count_products
 from ironmoe.bench.benchmarks.training.steps import COMMON, Contender, contenders
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.timing import interleaved
-from ironmoe.bench.reports.tables import terminal_table
+from ironmoe.bench.reports.tables import (
+    Column,
+    cells,
+    headers,
+    markdown_table,
+    terminal_table,
+)
 from ironmoe.moe import collect_aux_loss
 
 CPU = torch.device("cpu")
@@ -33,7 +40,7 @@ LEGEND = (
     "gradients of images and of weights, each as a multiple of one forward pass. ms: of a step, "
     "the median. ratio: the time of the common loop over this time; limit: what the passes allow."
 )
-RATIOS = ("common_over_this", "limit")
+Row = dict[str, Any]
 
 
 class InnerSettings(NamedTuple):
@@ -47,9 +54,7 @@ class InnerSettings(NamedTuple):
     seconds: float = 600.0
 
 
-def measure_inner(
-    name: str, dtype: str, data: ImageData, settings: InnerSettings
-) -> list[dict[str, Any]]:
+def measure_inner(name: str, dtype: str, data: ImageData, settings: InnerSettings) -> list[Row]:
     """A row for each way to make a step, with one of MODELS in one of DTYPES."""
     chosen = data.split()[0][: settings.batch_size]
     images, labels = data.images[chosen], data.labels[chosen]
@@ -79,7 +84,7 @@ def measure_inner(
                 "p20": times[key].p20,
                 "p80": times[key].p80,
                 "runs": times[key].runs,
-                "common_over_this": times[common].ms / times[key].ms if agrees else None,
+                "ratio": times[common].ms / times[key].ms if agrees else None,
                 "limit": sum(products[common]) / sum(products[key]) if agrees else None,
             }
         )
@@ -118,24 +123,43 @@ def _products(contender: Contender, images: Tensor, labels: Tensor) -> Products:
     return count_products(contender.model, partial(contender.step, images, labels)).per(one)
 
 
-def inner_table(rows: list[dict[str, Any]]) -> Table:
+def _ratio(key: str) -> Column[Row]:
+    return Column(key, lambda row: "–" if row[key] is None else f"{row[key]:.2f}")
+
+
+COLUMNS: Sequence[Column[Row]] = (
+    Column("step", lambda row: f"{row['step']} × {row['updates']}".removesuffix(" × 1")),
+    Column("same", lambda row: _percent(row["equal_pixels"])),
+    Column("passes", lambda row: _products_text(row)),
+    Column("ms", lambda row: f"{row['ms']:.1f}"),
+    _ratio("ratio"),
+    _ratio("limit"),
+)
+OF_MODEL: Sequence[Column[Row]] = (
+    Column("model", lambda row: MODELS[row["model"]]),
+    Column("dtype", lambda row: row["dtype"]),
+)
+
+
+def inner_table(rows: Sequence[Row]) -> Table:
     """The rows of one model in one dtype, for the terminal."""
-    columns = ("step", "same", "passes", "ms", "ratio", "limit")
-    title = f"{MODELS[rows[0]['model']]}, {rows[0]['dtype']}"
-    table = terminal_table(columns, title=title, no_wrap=True)
+    title = ", ".join(cells(OF_MODEL, rows[0]))
+    table = terminal_table(headers(COLUMNS), title=title, no_wrap=True)
     for row in rows:
-        equal, updates = row["equal_pixels"], row["updates"]
-        table.add_row(
-            row["step"] if updates == 1 else f"{row['step']} × {updates}",
-            "–" if equal is None else f"{100 * equal:.2f} %",
-            _products_text(row),
-            f"{row['ms']:.1f}",
-            *("–" if row[key] is None else f"{row[key]:.2f}" for key in RATIOS),
-        )
+        table.add_row(*cells(COLUMNS, row))
     return table
 
 
-def _products_text(row: dict[str, Any]) -> str:
+def inner_markdown(rows: Sequence[Row]) -> str:
+    """All rows, for docs/training.md."""
+    return markdown_table((*OF_MODEL, *COLUMNS), rows)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def _products_text(row: Row) -> str:
     """Each kind and their sum, such as "11+11+1=23"."""
     kinds = (f"{row['products'][kind]:.3g}" for kind in Products._fields)
     return f"{'+'.join(kinds)}={row['units']:.3g}"

@@ -3,7 +3,7 @@ terminal and in Markdown for docs/training.md."""
 
 from collections.abc import Iterable, Sequence
 from math import isnan
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -15,11 +15,10 @@ from ironmoe.bench.benchmarks.training.statistics import (
     paired_difference,
     spread,
 )
-from ironmoe.bench.reports.tables import Column, cells, headers, terminal_table
+from ironmoe.bench.reports.tables import Column, cells, headers, markdown_table, terminal_table
 
 BASE = "pgd-at"  # what the other methods are compared with
 Row = dict[str, Any]
-T = TypeVar("T")
 
 
 class MethodResult(NamedTuple):
@@ -153,16 +152,10 @@ def methods_markdown(
     results: Sequence[MethodResult], differences: Sequence[ModelDifference] = ()
 ) -> str:
     """For docs/training.md: the methods, and below what experts change."""
-    tables = [_markdown(COLUMNS, results)]
+    tables = [markdown_table(COLUMNS, results)]
     if differences:
-        tables.append(_markdown(DIFFERENCE_COLUMNS, differences))
+        tables.append(markdown_table(DIFFERENCE_COLUMNS, differences))
     return "\n".join(tables)
-
-
-def _markdown(columns: Sequence[Column[T]], items: Iterable[T]) -> str:
-    lines = [headers(columns), ["---"] * len(columns)]
-    lines += [cells(columns, item) for item in items]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _spread_text(values: Spread) -> str:

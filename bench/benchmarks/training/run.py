@@ -12,6 +12,7 @@ from ironmoe.bench.benchmarks.training.inner import (
     DTYPES,
     LEGEND,
     InnerSettings,
+    inner_markdown,
     inner_table,
     measure_inner,
 )
@@ -30,7 +31,7 @@ from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import write_atomically, write_json
 
 PARTS = ("inner", "methods")
-MARKDOWN = "methods.md"
+MARKDOWN = "table.md"
 
 
 class TrainingBenchmark(NamedTuple):
@@ -89,6 +90,8 @@ def _inner(
             console.print(f"{kept.folder / name}.json was measured before:", highlight=False)
         console.print(inner_table(measured["rows"]))
         yield
+    rows = [row for entry in kept.all() for row in entry["rows"]]
+    write_atomically(kept.folder / MARKDOWN, inner_markdown(rows))
     console.print(LEGEND, highlight=False)
     if not has_peer():
         console.print(f"Not installed here, so not measured: {PEER}.", highlight=False)

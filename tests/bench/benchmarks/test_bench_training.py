@@ -189,6 +189,9 @@ def test_rows_say_how_they_came_about_and_are_kept(small, tmp_path):
     assert ours["equal_pixels"] == 1 and ours["ms"] > 0 and ours["runs"] == 1
     assert ours["limit"] == pytest.approx((3 * STEPS + 3) / (2 * STEPS + 3), abs=0.02)
 
+    assert "| V-MoE | float32 | PGD-3, ironmoe | 100.00 % |" in (
+        (tmp_path / "kept" / "inner" / "table.md").read_text()
+    )
     assert "measured before" in run(*options, "--runs", 1)
     assert "other settings (runs: 1 there, 2 now)" in run(*options, "--runs", 2, ok=False)
 

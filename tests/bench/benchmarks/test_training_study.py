@@ -22,6 +22,7 @@ from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run
 from ironmoe.bench.benchmarks.training.statistics import paired_difference, spread
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.data import ImageData, load_data
+from ironmoe.bench.train.held_out import HeldOutRows
 from ironmoe.moe import VMoE
 
 PARTLY = ["--images", 8, "--apgd-images", 4, "--apgd-steps", 3, "--epochs", 1]
@@ -80,13 +81,37 @@ def test_a_finished_run_is_kept_and_not_done_again(small, tmp_path, monkeypatch)
     assert "apgd_steps: 3 there, 4 now" in run(*options, "--apgd-steps", 4, ok=False)
 
 
+def test_a_training_that_was_killed_goes_on_with_the_same_numbers(small, tmp_path, monkeypatch):
+    options = [*small, *PARTLY, "--epochs", 2, "--models", "v-moe", "--methods", "fgsm-rs"]
+    measure, calls = HeldOutRows.measure, []
+
+    def killed_in_the_second_epoch(self, model):
+        calls.append(model)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(self, model)
+
+    monkeypatch.setattr(HeldOutRows, "measure", killed_in_the_second_epoch)
+    run(*options, "--seeds", 0, ok=False)
+    run(*options, "--seeds", 0)
+    assert len(calls) == 3  # the first epoch was not trained again
+    run(*options, "--seeds", 0, "--folder", tmp_path / "at once")
+    name = "methods/v-moe-fgsm-rs-seed0.json"
+    (again,), (at_once,) = (
+        json.loads((tmp_path / folder / name).read_text())["rows"] for folder in ("kept", "at once")
+    )
+    for row in (again, at_once):
+        del row["train_seconds"]
+    assert again == at_once and len(again["curves"]) == 2
+
+
 def test_processes_with_other_seeds_fill_one_table(small, tmp_path):
     """Methods that need experts are left out on a dense model."""
     for seed in (0, 1):
         methods = ["--models", "vit", "--methods", "pgd-at,second-ranked", "--seeds", seed]
         output = run(*small, *PARTLY, *methods)
         assert "1/1" in output and "second-ranked" not in output
-    markdown = (tmp_path / "kept" / "methods" / "methods.md").read_text()
+    markdown = (tmp_path / "kept" / "methods" / "table.md").read_text()
     (line,) = [line for line in markdown.splitlines() if line.startswith("| ViT")]
     assert "| 2 |" in line and "±" in line
     assert not list((tmp_path / "kept").rglob("*.state"))

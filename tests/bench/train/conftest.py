@@ -12,13 +12,16 @@ from ironmoe.bench.train.report import page
 
 PROGRAM = """
 import torch
-from ironmoe.moe import VMoE
+from ironmoe.moe import Capacity, VMoE
 
 SMALL = dict(image_size=8, patch_size=4, dim=16, depth=2, heads=2, mlp_dim=16, num_classes=4,
              channels=1, classifier="gap")
 
 def moe():
     return VMoE(**SMALL, moe_layers=(0, 1), num_experts=4)
+
+def crowded():
+    return VMoE(**SMALL, moe_layers=(1,), num_experts=4, capacity=Capacity(1.0))
 
 def dense():
     return VMoE(**SMALL)

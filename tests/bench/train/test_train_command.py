@@ -17,15 +17,18 @@ from typer.testing import CliRunner
 from ironmoe.attacks.training import TRAINING_METHODS
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.cli.train import train as train_command
+from ironmoe.bench.train import run
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.report import page, pictures
 
+PLAIN = ("--method", "standard", "--batch-size", 16, "--epochs")
 SHORT = ("--batch-size", 16, "--eps", 16, "--steps", 2, "--epochs")
 TINY = ("--model", "small_models:moe", *SHORT)
 KILLED = """
 import os, signal, sys, torch
 
 last = int(sys.argv.pop(1))
+from ironmoe.bench.train import run
 from ironmoe.bench.train.display import Display
 
 torch.set_num_threads(1)
@@ -92,8 +95,29 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(
     assert "other settings (recipe.epochs" in " ".join(refused.output.split())
 
 
+def test_killed_after_the_last_epoch_it_only_writes_what_is_missing(place, train, monkeypatch):
+    command = (*TINY, 1, "--no-attack", "--out", "run")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_json", full)
+        assert train(*command, ok=False).exit_code == 1
+    monkeypatch.setattr(Display, "batch", lambda *arguments: pytest.fail("trained again"))
+    train(*command)
+    assert (place / "run" / "report.html").is_file()
+
+
+def test_a_capacity_that_couples_images_works_and_the_report_says_so(place, train):
+    result = train("--model", "small_models:crowded", *SHORT, 1, "--no-attack", "--out", "run")
+    message = "images of a batch take places from each other"
+    assert message in result.output
+    assert message in (place / "run" / "report.html").read_text()
+
+
 def test_a_checkpoint_of_a_named_model_is_loaded_and_trained_on(place, train):
-    train("--model", "vit", "--method", "standard", *SHORT, 1, "--no-attack", "--out", "first")
+    train("--model", "vit", *PLAIN, 1, "--no-attack", "--out", "first")
     own = "first/model.safetensors"
     train("--model", own, *SHORT, 1, "--no-attack", "--out", "second")
     again = CliRunner().invoke(
@@ -106,7 +130,8 @@ def test_a_checkpoint_of_a_named_model_is_loaded_and_trained_on(place, train):
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_weights(place, train):
-    command = (*TINY, 3, "--no-attack", "--out")
+    model = ("--model", "small_models:moe", "--batch-size", 16, "--eps", 16)
+    command = (*model, "--epochs", 3, "--method", "fgsm-rs", "--no-attack", "--out")
     train(*command, "whole")
 
     (place / "killed.py").write_text(KILLED)
@@ -153,9 +178,7 @@ def test_what_methods_optimizers_and_averages_keep_goes_on_too(place, train, met
 
 
 def test_a_loss_that_is_not_finite_names_step_and_layer_and_keeps_the_last_weights(place, train):
-    failed = train(
-        "--model", "small_models:Net", *SHORT, 4, "--method", "standard", "--out", "run", ok=False
-    )
+    failed = train("--model", "small_models:Net", *PLAIN, 4, "--out", "run", ok=False)
     message = " ".join(failed.output.split())
     assert failed.exit_code == 2
     assert "step 5" in message and "'breaks" in message
@@ -198,6 +221,7 @@ BAD = {
         "--method trades: ",
     ),
     "one step": (["--method", "fgsm-rs", "--steps", 3], "--steps does not apply to"),
+    "no attack": (["--method", "standard", "--alpha", 3], "--alpha does not apply to --method st"),
     "mode": (["--mode", "test"], "--mode must be one of eval, train, got 'test'"),
     "ema": (["--ema", 1], "--ema must be above 0 and below 1"),
     "smoothing": (["--label-smoothing", 1], "--label-smoothing must be from 0 to below 1"),

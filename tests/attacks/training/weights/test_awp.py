@@ -247,6 +247,18 @@ def test_frozen_weights_and_unused_ones_stay():
     assert same(before, model)
 
 
+def test_an_autocast_around_the_call_meets_the_moved_weights():
+    model, (images, labels) = linear(dtype=torch.float32), batch(dtype=torch.float32)
+    own = AWP(Standard(model, autocast_dtype=torch.bfloat16), gamma=0.5)(images, labels).detach()
+    method = AWP(Standard(model), gamma=0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = Standard(model)(images, labels)  # its cast of w is kept by the autocast
+        loss = method(images, labels)
+        loss.backward()
+        again = Standard(model)(images, labels)
+    assert torch.equal(loss, own) and loss > plain and torch.equal(plain, again)
+
+
 def test_bfloat16_weights_move():
     model, (images, labels) = linear(dtype=torch.bfloat16), batch(dtype=torch.bfloat16)
     before = values(model)

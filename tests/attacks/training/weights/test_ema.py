@@ -108,6 +108,20 @@ def test_what_is_saved_continues_and_compiled_or_not_it_has_the_same_names():
     assert torch.equal(plain[0].weight, model[0].weight)
 
 
+def test_an_autocast_around_it_meets_the_averages():
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    ema = EMA(model)
+    with torch.no_grad():
+        model.weight.add_(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        live = model(x)
+        with ema.applied():
+            averaged = model(x)
+        again = model(x)
+    assert not torch.equal(live, averaged) and torch.equal(live, again)
+
+
 def test_bad_input():
     model = nn.Linear(3, 2)
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
