@@ -172,6 +172,7 @@ def _train(
         eps=eps,
         norm="Linf",
         dtype=None,
+        together=recipe.batch_size,
     )
     guard = None
     if TRAINING_METHODS[variant.method].single_step:
