@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ironmoe.attacks.engine.borrow import in_eval_mode
+from ironmoe.attacks.training.inner.lent import leaving_nothing
 from ironmoe.kernels.route import may_look
 from ironmoe.kernels.topk import NaNLogits
 from ironmoe.moe.sharded import is_sharded
