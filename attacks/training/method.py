@@ -19,6 +19,7 @@ from ironmoe.attacks.engine.coupling import images_coupled
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.training.checks import (
     check_batch,
+    check_count,
     check_inside,
     check_labels,
     check_positive,
@@ -26,7 +27,7 @@ from ironmoe.attacks.training.checks import (
 )
 from ironmoe.attacks.training.guards.collapse import CollapseAlarm, explaining_nan
 from ironmoe.attacks.training.guards.non_finite import check_finite
-from ironmoe.attacks.training.inner.lent import Mode
+from ironmoe.attacks.training.inner.lent import Mode, constant, normal_tensors
 from ironmoe.attacks.training.inner.loop import Inner, default_alpha
 from ironmoe.kernels.route import may_look
 from ironmoe.moe import collect_aux_loss
@@ -138,11 +139,11 @@ class TrainingMethod(ABC):
         autocast_dtype: torch.dtype | None = None,
         alarm: Alarm | Literal["collapse"] | None = "collapse",
     ) -> None:
-        check_positive(eps=eps, steps=steps)
+        check_positive(eps=eps)
+        check_count(steps=steps)
         if alpha is not None:
             check_positive(alpha=alpha)
-        if ramp_steps < 0:
-            raise ValueError(f"ramp_steps must be at least 0, got {ramp_steps}")
+        check_count(ramp_steps=ramp_steps, at_least=0)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
 
@@ -243,10 +244,12 @@ class TrainingMethod(ABC):
         """What ``losses`` makes of the attacked batch, checked and with the auxiliary losses of its
         outer passes."""
         self._check(images, labels)
-        with explaining_nan(self.inner.model, lambda: self._ask(images), self.step):
-            loss = self._loss_of(images, labels, losses)
-        check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
-        self.last["loss"] = loss.detach()
+        with normal_tensors():
+            images, labels = constant(images), constant(labels)
+            with explaining_nan(self.inner.model, lambda: self._ask(images), self.step):
+                loss = self._loss_of(images, labels, losses)
+            check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
+            self.last["loss"] = loss.detach()
         return loss
 
     def _loss_of(self, images: Tensor, labels: Tensor, losses: Losses) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ironmoe.attacks.training.checks import check_count
 from ironmoe.attacks.training.guards.non_finite import NonFiniteLoss, first_non_finite_layer
 from ironmoe.kernels import Routing
 from ironmoe.kernels.route import transformed
@@ -125,8 +126,7 @@ class CollapseAlarm:
     """
 
     def __init__(self, every: int = 50, *, dormant: float = 0.5, load: float = 0.9) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+        check_count(every=every)
         for name, share in (("dormant", dormant), ("load", load)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {share}")

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.losses import Loss, cross_entropy, get_loss
 from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
-from ironmoe.attacks.training.checks import check_labels
+from ironmoe.attacks.training.checks import (
+    check_count,
+    check_factor,
+    check_labels,
+    check_logits,
+    check_strength,
+    check_tensors,
+)
 from ironmoe.attacks.training.inner.loop import Inner, Objective, default_alpha, start_point
 
 Model = nn.Module | Inner
@@ -54,7 +61,7 @@ def pgd(
         labels,
         _objective(loss),
         eps=eps,
-        alpha=_alpha(alpha, eps, steps),
+        alpha=_step_length(alpha, eps, steps),
         steps=steps,
         start=start,
     )
@@ -75,9 +82,11 @@ def kl_pgd(
 
     Arguments as in ``pgd``.
     """
+    check_tensors(images, images)
     inner = inner_of(model, settings)
     with inner.running(images):
         clean_logits = inner.logits(images.detach())
+    check_logits(clean_logits)
 
     def divergence(logits: Tensor, _: Tensor) -> Tensor:
         return kl_divergence(clean_logits, logits)
@@ -87,7 +96,7 @@ def kl_pgd(
         clean_logits.argmax(1),
         divergence,
         eps=eps,
-        alpha=_alpha(alpha, eps, steps),
+        alpha=_step_length(alpha, eps, steps),
         steps=steps,
         start=start,
     )
@@ -108,6 +117,7 @@ def fgsm_rs(
 
     Arguments as in ``pgd``.
     """
+    check_strength(eps=eps)
     return pgd(
         model,
         images,
@@ -137,6 +147,8 @@ def n_fgsm(
 
     Other arguments as in ``pgd``.
     """
+    check_strength(eps=eps)
+    check_factor(noise=noise)
     inner = inner_of(model, settings)
     noisy = start_point(inner.around(images, noise * eps), "uniform")
     return inner.ascend(
@@ -169,6 +181,8 @@ def vmoe_pgd(
     Args (others as in ``pgd``):
         auxiliary_loss: raise the routers' auxiliary losses, too.
     """
+    check_strength(eps=eps)
+    check_count(steps=steps)
     settings = vmoe_settings(auxiliary_loss) | settings
     return pgd(
         model,
@@ -215,5 +229,11 @@ def _objective(loss: str | Loss) -> Objective:
     return checked
 
 
-def _alpha(alpha: float | Tensor | None, eps: float | Tensor, steps: int) -> float | Tensor:
-    return eps * default_alpha(1.0, steps) if alpha is None else alpha
+def _step_length(alpha: float | Tensor | None, eps: float | Tensor, steps: int) -> float | Tensor:
+    """``alpha``, or its default. TypeError, ValueError: a number that is none of these."""
+    check_count(steps=steps)
+    check_strength(eps=eps)
+    if alpha is None:
+        return eps * default_alpha(1.0, steps)
+    check_strength(alpha=alpha)
+    return alpha

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.training.checks import check_one_step, check_positive
+from ironmoe.attacks.training.checks import check_count, check_one_step
 from ironmoe.attacks.training.inner.attacks import pgd
 from ironmoe.attacks.training.method import Attacked, Strength, TrainingMethod, Update
 from ironmoe.attacks.training.registry import register_training_method
@@ -53,7 +53,7 @@ class Free(TrainingMethod):
         **options: Any,
     ) -> None:
         check_one_step(steps)
-        check_positive(replays=replays)
+        check_count(replays=replays)
         super().__init__(model, eps, steps=1, alpha=eps if alpha is None else alpha, **options)
         self.replays = int(replays)
         self.updates_per_batch = self.replays

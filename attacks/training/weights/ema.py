@@ -31,6 +31,8 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.995) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.model = model
