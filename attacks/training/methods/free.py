@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ironmoe.attacks.model_errors import NoGradient, check_leads_to
 from ironmoe.attacks.training.checks import check_count, check_one_step
 from ironmoe.attacks.training.inner.attacks import pgd
 from ironmoe.attacks.training.method import Attacked, Strength, TrainingMethod, Update
@@ -60,6 +61,7 @@ class Free(TrainingMethod):
         self._slot = 0
         self._deltas: dict[int, Tensor] = {}
         self._replayed: dict[int, int] = {}
+        self._is_checked = False
 
     def __call__(self, images: Tensor, labels: Tensor, *, slot: int = 0) -> Tensor:
         """The loss of one of the m updates of a batch; arguments as of every method."""
@@ -104,6 +106,16 @@ class Free(TrainingMethod):
         attacked = super()._attacked(images, labels)
         attacked.points.requires_grad_().register_hook(self._moves(attacked.points))
         return attacked
+
+    def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
+        loss = super()._losses(images, labels, points)
+        if not self._is_checked and points.requires_grad and torch.is_grad_enabled():
+            try:
+                check_leads_to(loss, points)
+            except NoGradient as error:
+                raise ValueError(f"{error.what}; Free moves them by it") from error
+            self._is_checked = True
+        return loss
 
     def _moves(self, points: Tensor) -> Callable[[Tensor], None]:
         """What the backward pass calls with the gradient (B, …) of the images."""

@@ -124,3 +124,20 @@ def test_two_updates_of_images_that_have_a_graph():
     for update in method.updates(images * shade, labels):
         update.loss.backward()
     assert shade.grad is None
+
+
+class Blind(nn.Module):
+    """The gradient of its logits does not lead to the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = linear()
+
+    def forward(self, images):
+        return self.linear(images.detach())
+
+
+@pytest.mark.parametrize("kind", [PGDAT, Free, TRADES, MART])
+def test_a_model_must_be_differentiable_with_respect_to_its_images(kind):
+    with pytest.raises(ValueError, match="model must be differentiable with respect to its images"):
+        kind(Blind(), EPS)(*batch())
