@@ -28,6 +28,7 @@ from ironmoe.moe.routing.callbacks import counting
 from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, routing_sites
 
 FEWEST_CHOICES = 2  # for each expert: with fewer, good routers leave experts without a token, too
+FEWEST = 8  # in all: the few tokens of one image may be alike
 
 ADVICE = (
     "raise the weights of the router's balance losses, lower the learning rate, or let eps grow "
@@ -107,7 +108,8 @@ class CollapseAlarm:
     favourite expert before it was trained.
 
     What it says it says once for each layer and kind, until the layer has recovered. A step in
-    which a layer carried out fewer than 2 choices for each expert says nothing of its loads.
+    which a layer carried out fewer than 2 choices for each expert, or fewer than 8 in all, says
+    nothing of its loads.
 
     Compiled models run eagerly in these outer passes, because compiled code knows no counter. Each
     process looks at its own tokens.
@@ -179,7 +181,7 @@ class CollapseAlarm:
 
     def _judge(self, name: str, load: RouterLoad, step: int) -> None:
         """Warn of what is wrong now and was not before."""
-        if load.choices < FEWEST_CHOICES * load.num_experts:
+        if load.choices < max(FEWEST, FEWEST_CHOICES * load.num_experts):
             return
         problems = {
             "dormant": load.dormant > self.dormant * load.num_experts

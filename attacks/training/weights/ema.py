@@ -49,10 +49,12 @@ class EMA:
         """Take the weights into the averages; call it after each step of the optimizer.
 
         RuntimeError: the averages are in the model.
+        ValueError: the model has other weights than before.
         """
         if self._applied:
             raise RuntimeError("update must not be called inside applied()")
         weights = _weights(self.model)
+        _check_same(self._averages, weights, "model")
         for name, weight in weights.items():  # a user may have moved the model
             self._averages[name] = self._averages[name].to(weight.device)
 
@@ -67,6 +69,7 @@ class EMA:
         """Inside the block the model has the averages as its weights. It has its own back
         afterwards, bit for bit, also after an exception."""
         weights = _weights(self.model)
+        _check_same(self._averages, weights, "model")
         kept = {name: weight.detach().clone() for name, weight in weights.items()}
         before, self._applied = self._applied, True
         try:
