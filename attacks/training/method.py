@@ -278,10 +278,9 @@ class TrainingMethod(ABC):
         return logits
 
     def _ask(self, images: Tensor) -> None:
-        """A pass for those who watch the layers. It goes past DistributedDataParallel, which would
-        wait for the passes of other processes."""
-        with self.inner.running(images):
-            self.inner.logits(images)
+        """A pass for those who watch the layers, in the mode that they choose. It goes past
+        DistributedDataParallel, which would wait for the passes of other processes."""
+        self.inner.logits(images)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar: the mean, with label smoothing."""

@@ -138,8 +138,12 @@ def train(
         ),
     ] = "one-cycle",
     shifts: Annotated[
-        bool, typer.Option(help="Move each training image by up to 2 pixels at random.")
-    ] = True,
+        bool,
+        typer.Option(
+            help="Move each training image by up to 2 pixels at random. Small models that begin "
+            "anew learn more slowly with it."
+        ),
+    ] = False,
     dtype: Annotated[
         str,
         typer.Option(

@@ -6,7 +6,7 @@ Every process must call each of these functions.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,8 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the parameters and buffers, by the names that they have without ``torch.compile``
     and activation checkpointing."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return full_tensors(get_model_state_dict(model, options=options))
+    state = get_model_state_dict(model, options=options)
+    return full_tensors(cast("dict[str, Tensor]", state))
 
 
 def load_full_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -86,8 +87,7 @@ def load_optimizer_state(
     Raises:
         ValueError: the state has a parameter that the optimizer has not.
     """
-    whole = [_Entry(*name.rsplit("/", 1), tuple(t.shape), t.dtype) for name, t in state.items()]
-    entries = _object_of_first(whole)
+    entries = _object_of_first([_entry(name, tensor) for name, tensor in state.items()])
     parameters = dict(_parameters(model, optimizer))
     foreign = sorted({entry.parameter for entry in entries} - parameters.keys())
     if foreign:
@@ -116,6 +116,11 @@ class _Entry(NamedTuple):
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+def _entry(name: str, tensor: Tensor) -> _Entry:
+    parameter, _, key = name.rpartition("/")
+    return _Entry(parameter, key, tuple(tensor.shape), tensor.dtype)
 
 
 def _parameters(

@@ -33,7 +33,7 @@ class TrainRecipe(NamedTuple):
     schedule: str = "one-cycle"
     clip_norm: float = 1.0
     ema: float | None = None
-    shifts: bool = True
+    shifts: bool = False
     dtype: str = "float32"
     checkpointing: bool = False
     compile: bool = False

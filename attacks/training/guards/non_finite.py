@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ironmoe.attacks.engine.borrow import in_eval_mode
+from ironmoe.attacks.training.inner.lent import leaving_nothing
 from ironmoe.kernels.route import may_look
 from ironmoe.kernels.topk import NaNLogits
 from ironmoe.moe.sharded import is_sharded
@@ -45,8 +46,10 @@ def first_non_finite_layer(model: nn.Module, ask: Callable[[], object]) -> str:
     """The name of the module whose output is the first that is not finite, of the innermost one
     where modules contain each other; "" where there is none.
 
-    ``ask`` makes a forward pass of the model, which is in eval mode then, and the host waits for
-    the device. In a sharded model every process would have to take part, so there it is "".
+    ``ask`` makes a forward pass of the model and leaves its mode as it is: it is asked in eval
+    mode, and, where every output is finite there, once more in the mode in which it trains. The
+    host waits for the device. In a sharded model every process would have to take part, so there
+    it is "".
     """
     if is_sharded(model):
         return ""
@@ -61,10 +64,13 @@ def first_non_finite_layer(model: nn.Module, ask: Callable[[], object]) -> str:
 
     handles = [look(name, module) for name, module in model.named_modules() if name]
     try:
-        eager = torch.compiler.set_stance("force_eager")
-        # A router of this library ends the pass on CPU where its logits are NaN.
-        with in_eval_mode(model), torch.no_grad(), eager, suppress(NaNLogits):
-            ask()
+        for mode in (in_eval_mode, leaving_nothing):
+            eager = torch.compiler.set_stance("force_eager")
+            # A router of this library ends the pass on CPU where its logits are NaN.
+            with mode(model), torch.no_grad(), eager, suppress(NaNLogits):
+                ask()
+            if found:
+                break
     finally:
         for handle in handles:
             handle.remove()

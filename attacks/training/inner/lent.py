@@ -22,10 +22,18 @@ def check_mode(mode: str) -> None:
         raise ValueError(f'mode must be "eval" or "train", got {mode!r}')
 
 
+def ddp_of(model: nn.Module) -> DistributedDataParallel | None:
+    """The wrapper DistributedDataParallel, which torch.compile may have wrapped again; None where
+    there is none."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, DistributedDataParallel) else None
+
+
 def inside_of_ddp(model: nn.Module) -> nn.Module:
     """The model that DistributedDataParallel wraps. The wrapper expects a backward pass to the
     weights after each forward pass, and an inner attack makes none."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    ddp = ddp_of(model)
+    return model if ddp is None else ddp.module
 
 
 @contextmanager

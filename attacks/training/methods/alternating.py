@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.routing.divergence import RoutingDivergence
 from ironmoe.attacks.routing.together import Together
 from ironmoe.attacks.training.checks import check_factor
 from ironmoe.attacks.training.inner.attacks import kl_divergence, kl_pgd, pgd
+from ironmoe.attacks.training.inner.lent import ddp_of
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.registry import register_training_method
 from ironmoe.attacks.training.routers import router_weights, routing_of_passes
@@ -119,7 +119,7 @@ class Alternating(TrainingMethod):
         """The loss of this group, which has gradients for no other."""
         self._check_groups()
         (other,) = set(self.groups) - {group}
-        stays = is_sharded(self.model) or isinstance(self.model, DistributedDataParallel)
+        stays = is_sharded(self.model) or ddp_of(self.model) is not None
         others = [] if stays else self.parameters_of(other)
 
         with _frozen(others):

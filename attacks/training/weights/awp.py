@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from ironmoe.attacks.training.checks import check_positive
-from ironmoe.attacks.training.inner.lent import leaving_nothing
+from ironmoe.attacks.training.inner.lent import ddp_of, leaving_nothing
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
 from ironmoe.attacks.training.weights.stacked import stacked_experts
@@ -180,8 +179,8 @@ class AWP(TrainingMethod):
         """Over the processes that train together."""
         if not (dist.is_available() and dist.is_initialized()):
             return gradient
-        model = self.model
-        group = model.process_group if isinstance(model, DistributedDataParallel) else None
+        ddp = ddp_of(self.model)
+        group = None if ddp is None else ddp.process_group
         total = gradient.contiguous()
         dist.all_reduce(total, group=group)
         return total / dist.get_world_size(group)

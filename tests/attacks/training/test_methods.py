@@ -229,6 +229,18 @@ def test_a_loss_that_is_nan_names_layer_and_step_and_leaves_the_weights():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_a_layer_that_is_nan_in_training_mode_alone_is_named():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x * torch.nan if self.training else x
+
+    model = nn.Sequential(nn.Flatten(), Broken(), nn.Linear(16, 3)).train()
+    images, labels = batch(dtype=torch.float32)
+    with pytest.raises(NonFiniteLoss, match="the output of '1' is the first"):
+        PGDAT(model, EPS, steps=1)(images, labels)
+    assert model.training
+
+
 def test_no_warning_comes_from_a_usual_training():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -85,14 +85,14 @@ def test_it_fires_on_fgsm_that_collapses_and_gives_the_last_good_weights_back(se
 
 @pytest.mark.parametrize("seed", range(2))
 def test_it_does_not_fire_on_pgd_training_of_the_same_model(seed):
-    _, found = verdicts(PGDAT(small_model(seed), RADIUS, steps=5, alpha=0.4 * RADIUS), 6)
+    _, found = verdicts(PGDAT(small_model(seed), RADIUS, steps=5, alpha=0.4 * RADIUS), 4)
     assert not any(each.tripped for each in found)
     assert found[-1].pgd > 0.15 and found[-1].alignment > 0.8
 
 
 def test_an_attack_of_several_steps_that_is_weaker_than_pgd_is_no_collapse():
-    _, found = verdicts(TRADES(small_model(0), RADIUS, steps=5, alpha=0.4 * RADIUS), 3)
-    assert len(found) == 3 and found[-1].fgsm - found[-1].pgd > 0.2
+    _, found = verdicts(TRADES(small_model(0), RADIUS, steps=5, alpha=0.4 * RADIUS), 2)
+    assert len(found) == 2 and found[-1].fgsm - found[-1].pgd > 0.2
 
 
 class Told(nn.Module):

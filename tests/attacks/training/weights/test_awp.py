@@ -15,6 +15,7 @@ from ironmoe.attacks.training import (
     MART,
     PGDAT,
     TRADES,
+    TRAINING_METHODS,
     Free,
     NonFiniteLoss,
     Standard,
@@ -83,6 +84,22 @@ def test_the_loss_grows_and_no_bias_is_moved(kind):
         assert not moved or weight.ndim > 1 + stacked, name
     loss.backward()
     assert same(before.values(), model)
+
+
+@pytest.mark.parametrize("name", TRAINING_METHODS)
+def test_every_method_is_wrapped_and_its_updates_begin_and_end_at_w(name):
+    model = vmoe(router={"balance_weight": 0.1}).train()
+    method = AWP(TRAINING_METHODS[name].kind(model, EPS))
+    w = values(model)
+    groups = []
+    for update in method.updates(*images_of()):
+        assert not same(w, model)
+        update.loss.backward()
+        assert same(w, model) and not collect_aux_loss(model)
+        weights = method.parameters_of(update.group)
+        assert any(weight.grad is not None and weight.grad.any() for weight in weights)
+        groups.append(update.group)
+    assert len(groups) == method.updates_per_batch and set(groups) == set(method.groups)
 
 
 def test_each_expert_moves_by_its_own_length_and_an_idle_one_stays():
