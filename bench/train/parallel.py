@@ -38,7 +38,9 @@ def prepared(model: nn.Module, *, fsdp: bool, device: torch.device) -> nn.Module
     if number_of_processes() == 1:
         return model
     for tensor in (*model.parameters(), *model.buffers()):
-        dist.broadcast(tensor.detach(), src=0)
+        values = tensor.detach().contiguous()
+        dist.broadcast(values.view(-1).view(torch.uint8), src=0)  # gloo has not all dtypes
+        tensor.detach().copy_(values)
 
     if fsdp:
         mesh = init_device_mesh(device.type, (number_of_processes(),))

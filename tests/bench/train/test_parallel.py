@@ -76,6 +76,13 @@ class Training:
         load_averaged_state(self.average, state["average"], numbers)
         self.method.load_state_dict(state["method"])
 
+def every_kind_of_buffer_comes_from_process_0():
+    model = nn.BatchNorm1d(2)
+    for number, dtype in enumerate((torch.int16, torch.bool, torch.complex64, torch.bfloat16)):
+        model.register_buffer(f"buffer{number}", torch.full((2, 3), rank, dtype=dtype).t())
+    prepared(model, fsdp=False, device=CPU)
+    assert not any(buffer.any() for name, buffer in model.named_buffers() if "buffer" in name)
+
 def some_gradients_are_missing():
     model = prepared(nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"}), fsdp=False,
                      device=CPU)
@@ -103,6 +110,7 @@ def clipped_as_whole_gradients():
     assert norms[0][0].float() == norms[1][0].float() > 0.5
     torch.testing.assert_close(norms[1][1], torch.tensor(0.5).double(), rtol=1e-5, atol=0)
 
+every_kind_of_buffer_comes_from_process_0()
 some_gradients_are_missing()
 running_statistics_are_averaged()
 clipped_as_whole_gradients()
