@@ -73,10 +73,10 @@ def model_differences(rows: Iterable[Row]) -> list[ModelDifference]:
     return [
         ModelDifference(
             method,
-            {measure: _difference(runs, groups[DENSE, method], measure) for measure in MEASURES},
+            {m: _difference(runs, groups[DENSE[model], method], m) for m in MEASURES},
         )
         for (model, method), runs in groups.items()
-        if model != DENSE and (DENSE, method) in groups
+        if (DENSE.get(model), method) in groups
     ]
 
 

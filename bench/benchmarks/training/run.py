@@ -39,7 +39,7 @@ class TrainingBenchmark(NamedTuple):
     ``inner``; methods: of VARIANTS, and seeds, for the part ``methods``."""
 
     parts: Sequence[str] = PARTS
-    models: Sequence[str] = tuple(MODELS)
+    models: Sequence[str] = ("v-moe", "vit")
     dtypes: Sequence[str] = tuple(DTYPES)
     methods: Sequence[str] = tuple(VARIANTS)
     seeds: Sequence[int] = (0, 1, 2, 3)
