@@ -2,7 +2,8 @@
 costs nothing; on a GPU those of the first batch alone."""
 
 import math
-from typing import Any
+import operator
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -28,20 +29,36 @@ def check_factor(**values: float) -> None:
             raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
+def check_count(**values: SupportsIndex) -> None:
+    """TypeError, ValueError: a value that is not a whole number of at least 1."""
+    for name, value in values.items():
+        try:
+            count = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+
+
 def check_one_step(steps: int) -> None:
     """ValueError: a number of steps for a method that makes one."""
     if steps != 1:
         raise ValueError(f"steps must be 1 for a single-step method, got {steps}")
 
 
-def check_batch(model: nn.Module, images: Any, labels: Any) -> None:
-    """TypeError, ValueError: images and labels that cannot be trained on."""
+def check_images(images: Any) -> None:
+    """TypeError, ValueError: no batch of images."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
         raise TypeError(f"images must be a float tensor (B, …), got {described(images)}")
-    if not isinstance(labels, Tensor) or not labels.ndim or len(labels) != len(images):
-        raise TypeError(f"labels must be a tensor ({len(images)}, …), got {described(labels)}")
     if not len(images):
         raise ValueError("images must be at least one, got a batch of 0")
+
+
+def check_batch(model: nn.Module, images: Any, labels: Any) -> None:
+    """TypeError, ValueError: images and labels that cannot be trained on."""
+    check_images(images)
+    if not isinstance(labels, Tensor) or not labels.ndim or len(labels) != len(images):
+        raise TypeError(f"labels must be a tensor ({len(images)}, …), got {described(labels)}")
 
     if len(images) == 1 and _has_batch_statistics(model):
         raise ValueError(
@@ -68,12 +85,14 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
                 f"probabilities, got {tuple(labels.shape)}"
             )
         return
-    if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise TypeError(f"labels must be int64 classes (B,), got {described(labels)}")
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"model must return logits (B, C) of at least 2 classes, got {tuple(logits.shape)}"
         )
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise TypeError(f"labels must be int64 classes (B,), got {described(labels)}")
+    if len(labels) != len(logits):
+        raise ValueError(f"labels must be as many as the images, {len(logits)}, got {len(labels)}")
     if may_look(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise ValueError(
             f"labels must be from 0 to {logits.shape[1] - 1}, got {int(labels.min())} … "

@@ -19,6 +19,7 @@ from ironmoe.attacks.engine.coupling import images_coupled
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.training.checks import (
     check_batch,
+    check_count,
     check_inside,
     check_labels,
     check_positive,
@@ -138,7 +139,8 @@ class TrainingMethod(ABC):
         autocast_dtype: torch.dtype | None = None,
         alarm: Alarm | Literal["collapse"] | None = "collapse",
     ) -> None:
-        check_positive(eps=eps, steps=steps)
+        check_positive(eps=eps)
+        check_count(steps=steps)
         if alpha is not None:
             check_positive(alpha=alpha)
         if ramp_steps < 0:

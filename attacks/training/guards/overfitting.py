@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.losses import cross_entropy
-from ironmoe.attacks.training.checks import check_batch, check_positive
+from ironmoe.attacks.training.checks import check_batch, check_count
 from ironmoe.attacks.training.inner.attacks import pgd
 from ironmoe.attacks.training.inner.lent import leaving_nothing
 from ironmoe.attacks.training.inner.loop import Inner, start_point
@@ -90,7 +90,7 @@ class OverfittingGuard:
         check_batch(nn.Identity(), images, labels)
         if labels.is_floating_point():
             raise TypeError(f"labels must be int64 classes (N,), got {labels.dtype}")
-        check_positive(steps=steps, batch_size=batch_size)
+        check_count(steps=steps, batch_size=batch_size)
         if not 0 < drop < 1:
             raise ValueError(f"drop must be in (0, 1), got {drop}")
         self.method = method

@@ -4,6 +4,10 @@ Each takes a model, or an ``Inner`` with its settings, and the settings of ``Inn
 All images are perturbed, weights get no gradient, and the model comes back as it was. Images are
 (B, …) in any float dtype inside ``bounds``; what is returned is float32, or float64 for float64
 images, and has no graph.
+
+Each raises TypeError or ValueError for a radius or a step length that is not finite and above 0
+(those in tensors are not read), for fewer than one step, and for images, labels or a model that
+cannot be attacked.
 """
 
 from typing import Any
@@ -12,7 +16,13 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.losses import Loss, cross_entropy, get_loss
 from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
-from ironmoe.attacks.training.checks import check_labels
+from ironmoe.attacks.training.checks import (
+    check_count,
+    check_factor,
+    check_images,
+    check_labels,
+    check_positive,
+)
 from ironmoe.attacks.training.inner.loop import Inner, Objective, default_alpha, start_point
 
 Model = nn.Module | Inner
@@ -49,6 +59,7 @@ def pgd(
         start: as in ``Inner.ascend``.
         settings: ``norm``, ``bounds``, ``mode``, ``routing`` and the others of ``Inner``.
     """
+    _check(images, steps, eps=eps, alpha=alpha)
     return inner_of(model, settings).ascend(
         images,
         labels,
@@ -75,16 +86,19 @@ def kl_pgd(
 
     Arguments as in ``pgd``.
     """
+    _check(images, steps, eps=eps, alpha=alpha)
     inner = inner_of(model, settings)
     with inner.running(images):
         clean_logits = inner.logits(images.detach())
+    told = clean_logits.argmax(1)
+    check_labels(clean_logits, told)
 
     def divergence(logits: Tensor, _: Tensor) -> Tensor:
         return kl_divergence(clean_logits, logits)
 
     return inner.ascend(
         images,
-        clean_logits.argmax(1),
+        told,
         divergence,
         eps=eps,
         alpha=_alpha(alpha, eps, steps),
@@ -137,6 +151,8 @@ def n_fgsm(
 
     Other arguments as in ``pgd``.
     """
+    _check(images, 1, eps=eps, alpha=alpha)
+    check_factor(noise=noise)
     inner = inner_of(model, settings)
     noisy = start_point(inner.around(images, noise * eps), "uniform")
     return inner.ascend(
@@ -169,6 +185,7 @@ def vmoe_pgd(
     Args (others as in ``pgd``):
         auxiliary_loss: raise the routers' auxiliary losses, too.
     """
+    check_count(steps=steps)
     settings = vmoe_settings(auxiliary_loss) | settings
     return pgd(
         model,
@@ -200,6 +217,15 @@ def kl_divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
     ruled_out = log_p.isneginf()
     difference = log_p.masked_fill(ruled_out, 0) - log_q.masked_fill(ruled_out, 0)
     return (log_p.exp() * difference).sum(-1)
+
+
+def _check(images: Any, steps: int, **lengths: float | Tensor | None) -> None:
+    """TypeError, ValueError: an attack that cannot be made."""
+    check_images(images)
+    check_count(steps=steps)
+    for name, length in lengths.items():
+        if length is not None and not isinstance(length, Tensor):
+            check_positive(**{name: length})
 
 
 def _objective(loss: str | Loss) -> Objective:

@@ -5,6 +5,7 @@ every success; early in training most of a batch would stay clean. Here every im
 step, and nothing is looked at: shapes depend on no value, and the host never waits for the device.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -78,6 +79,8 @@ class Inner:
         if not low < high:
             raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds}")
         self.ball = ball_of(norm)
+        if self.ball.needs_finite_bounds and math.isinf(high - low):
+            raise ValueError(f"bounds must be finite in {norm}, got {bounds}")
         self.bounds = (float(low), float(high))
         self.mode: Mode = mode
         self.autocast_dtype = autocast_dtype

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
-from ironmoe.attacks.training.checks import check_one_step, check_positive
+from ironmoe.attacks.training.checks import check_count, check_one_step
 from ironmoe.attacks.training.inner.attacks import pgd
 from ironmoe.attacks.training.method import Attacked, Strength, TrainingMethod, Update
 from ironmoe.attacks.training.registry import register_training_method
-
-ANYWHERE = (float("-inf"), float("inf"))
 
 
 @register_training_method(
@@ -53,11 +52,12 @@ class Free(TrainingMethod):
         **options: Any,
     ) -> None:
         check_one_step(steps)
-        check_positive(replays=replays)
+        check_count(replays=replays)
         super().__init__(model, eps, steps=1, alpha=eps if alpha is None else alpha, **options)
         self.replays = int(replays)
         self.updates_per_batch = self.replays
         self._slot = 0
+        self._is_differentiable = False
         self._deltas: dict[int, Tensor] = {}
         self._replayed: dict[int, int] = {}
 
@@ -104,6 +104,18 @@ class Free(TrainingMethod):
         attacked.points.requires_grad_().register_hook(self._moves(attacked.points))
         return attacked
 
+    def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
+        loss = super()._losses(images, labels, points)
+        if points.requires_grad and torch.is_grad_enabled() and not self._is_differentiable:
+            # Without a way to the images no hook would run, and training would be plain.
+            if not _leads_to(loss, points):
+                raise ValueError(
+                    "model must be differentiable with respect to its images, got a loss without "
+                    "a graph that leads to them; adversarial training follows it"
+                )
+            self._is_differentiable = True
+        return loss
+
     def _moves(self, points: Tensor) -> Callable[[Tensor], None]:
         """What the backward pass calls with the gradient (B, …) of the images."""
         slot, strength = self._slot, self.strength
@@ -132,7 +144,24 @@ class Free(TrainingMethod):
         return kept.to(like)
 
     def _ball(self, delta: Tensor, eps: float) -> Any:
-        return self.inner.ball(torch.zeros_like(delta), _each(eps, delta), ANYWHERE)
+        low, high = self.inner.bounds
+        return self.inner.ball(torch.zeros_like(delta), _each(eps, delta), (low - high, high - low))
+
+
+def _leads_to(loss: Tensor, points: Tensor) -> bool:
+    """Whether the graph of the loss has these points, which are a leaf of it."""
+    wanted = get_gradient_edge(points).node
+    seen = {loss.grad_fn}
+    left = [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is wanted:
+            return True
+        following = () if node is None else (each for each, _ in node.next_functions)
+        new = set(following) - seen
+        seen |= new
+        left += new
+    return False
 
 
 def _each(value: float, images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ironmoe.attacks.losses import Loss, get_loss
+from ironmoe.attacks.training.checks import check_count
 from ironmoe.attacks.training.inner.attacks import pgd, vmoe_settings
 from ironmoe.attacks.training.method import Attacked, Strength, TrainingMethod
 from ironmoe.attacks.training.mixup import Mixup
@@ -75,6 +76,7 @@ class PGDAT(TrainingMethod):
             attack_auxiliary_loss: the attack raises the routers' auxiliary losses, too.
             options: as of the class.
         """
+        check_count(steps=steps)
         settings = vmoe_settings(attack_auxiliary_loss)
         return cls(
             model, eps, steps=steps, alpha=eps / steps, start="clean", **(settings | options)

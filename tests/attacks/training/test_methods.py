@@ -166,6 +166,7 @@ def test_capacity_works_and_the_user_is_told_what_it_means():
         ({"eps": float("nan")}, ValueError, "eps must be"),
         ({"alpha": -1.0}, ValueError, "alpha must be"),
         ({"steps": 0}, ValueError, "steps must be"),
+        ({"steps": 2.5}, TypeError, "steps must be a whole number, got 2.5"),
         ({"mode": "test"}, ValueError, "mode must be"),
         ({"norm": "L7"}, ValueError, "norm must be one of"),
         ({"ramp_steps": -1}, ValueError, "ramp_steps must be"),
