@@ -18,9 +18,9 @@ import torch._dynamo  # an optimizer imports it
 from torch import nn
 from ironmoe.attacks.training import AWP, EMA, PGDAT, TRADES, Alternating, Free
 from ironmoe.bench.common.processes import OWN, Processes, processes
-from ironmoe.bench.train.averages import averaged_state, load_averaged_state
 from ironmoe.bench.train.full_state import (
-    full_state, load_full_state, load_optimizer_state, optimizer_state
+    averaged_state, full_state, load_averaged_state, load_full_state, load_optimizer_state,
+    optimizer_state,
 )
 from ironmoe.bench.train.gradients import MeanGradients, clip_gradients
 from ironmoe.bench.train.parallel import average_running_statistics, gathered_parts, prepared
@@ -29,7 +29,8 @@ from ironmoe.bench.train.updates import Updates
 from ironmoe.moe import VMoE
 """
 
-# Float64, because in float32 the sign of a gradient that is 0 but for rounding may turn.
+# Float64, because FSDP2 may differ in the last bit, and in float32 the sign of a gradient that is 0
+# but for rounding may turn.
 TRAINING = """
 torch.set_flush_denormal(True)
 images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
@@ -47,8 +48,9 @@ def make():
     return model.double()
 
 class Training:
-    def __init__(self, make_method, fsdp=False, parts=2):
-        self.model = prepared(make(), fsdp=fsdp, device=CPU).train()
+    def __init__(self, make_method, fsdp=False, parts=2, dtype=torch.float64):
+        self.model = prepared(make().to(dtype), fsdp=fsdp, device=CPU).train()
+        self.images = images.to(dtype)
         self.method = make_method(self.model)
         options = {"seed": 0, "steps": 8, "group": group()}
         recipe = TrainRecipe(batch_size=8, parts=parts)
@@ -58,7 +60,7 @@ class Training:
     def run(self, steps):
         losses = []
         for step in steps:
-            losses.append(self.updates.make(images, labels, step).loss)
+            losses.append(self.updates.make(self.images, labels, step).loss)
             self.average.update()
         return losses
 
@@ -154,6 +156,13 @@ def perturbed(fsdp, parts):
 
 for fsdp in (False, True):
     found["AWP", fsdp] = perturbed(fsdp, 2)
+
+def single_precision():
+    training = Training(CASES["TRADES"][0], parts=4, dtype=torch.float32)
+    training.run(STEPS)
+    return training.state()["model"]
+
+found["float32"] = single_precision()
 dist.destroy_process_group()
 
 if rank == 0:
@@ -171,6 +180,7 @@ if rank == 0:
     going_on.load(found["Free", True][1], numbers)
     compare("resumed", going_on.run(MORE), going_on.state())
     compare("AWP", *perturbed(False, 1))
+    torch.testing.assert_close(found["float32"], single_precision(), rtol=0, atol=0)
 """
 
 # Each pair of processes is started, fails, and ends.
