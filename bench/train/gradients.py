@@ -53,7 +53,9 @@ class MeanGradients:
         if exchanges:
             parts *= number_of_processes()
             weights = _with_gradient_anywhere(weights, self._sums)
-            sums = _summed(self._sums.get(w, torch.zeros_like(w)) for w in weights)
+            sums = _summed(
+                self._sums[w] if w in self._sums else torch.zeros_like(w) for w in weights
+            )
         else:
             weights = [weight for weight in weights if weight in self._sums]
             sums = (self._sums[weight] for weight in weights)
