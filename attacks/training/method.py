@@ -215,8 +215,8 @@ class TrainingMethod(ABC):
         return self._attack(images, labels, self.strength)
 
     def attack_held_out(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(B, …) what the inner attack makes of images that are not trained on, at the full eps."""
-        return self._attack(images, labels, Strength(self.eps, self.alpha))
+        """(B, …) what the inner attack makes now of images that are not trained on."""
+        return self._attack(images, labels, self.strength)
 
     def state_dict(self) -> dict[str, Any]:
         """What a loop must keep to go on later: numbers and tensors. A name that ends in a point

@@ -81,9 +81,8 @@ class Free(TrainingMethod):
 
     def attack_held_out(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step from the image: δ belongs to the batches before."""
-        return pgd(
-            self.inner, images, labels, eps=self.eps, alpha=self.alpha, steps=1, start="clean"
-        )
+        eps, alpha = self.strength
+        return pgd(self.inner, images, labels, eps=eps, alpha=alpha, steps=1, start="clean")
 
     def state_dict(self) -> dict[str, Any]:
         """As of every method, with the perturbation of each slot and how often it was replayed."""

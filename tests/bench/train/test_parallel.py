@@ -8,7 +8,8 @@ from two_processes import run_in_two_processes
 
 from ironmoe.bench.common.processes import backend
 from ironmoe.bench.train.full_state import full_state, load_optimizer_state, optimizer_state
-from ironmoe.bench.train.parallel import blocks, clip_gradients
+from ironmoe.bench.train.gradients import clip_gradients
+from ironmoe.bench.train.parallel import blocks
 from ironmoe.moe import VMoE
 
 IMPORTS = """
@@ -21,9 +22,8 @@ from ironmoe.bench.train.averages import averaged_state, load_averaged_state
 from ironmoe.bench.train.full_state import (
     full_state, load_full_state, load_optimizer_state, optimizer_state
 )
-from ironmoe.bench.train.parallel import (
-    average_gradients, clip_gradients, gathered_parts, prepared
-)
+from ironmoe.bench.train.gradients import MeanGradients, clip_gradients
+from ironmoe.bench.train.parallel import average_running_statistics, gathered_parts, prepared
 from ironmoe.bench.train.recipe import TrainRecipe
 from ironmoe.bench.train.updates import Updates
 from ironmoe.moe import VMoE
@@ -83,6 +83,11 @@ def every_kind_of_buffer_comes_from_process_0():
     prepared(model, fsdp=False, device=CPU)
     assert not any(buffer.any() for name, buffer in model.named_buffers() if "buffer" in name)
 
+def average_gradients(model):
+    gradients = MeanGradients(model)
+    gradients.add()
+    gradients.put(model.parameters())
+
 def some_gradients_are_missing():
     model = prepared(nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"}), fsdp=False,
                      device=CPU)
@@ -97,7 +102,7 @@ def some_gradients_are_missing():
 def running_statistics_are_averaged():
     model = prepared(nn.BatchNorm1d(1, momentum=1.0), fsdp=False, device=CPU)
     model(torch.full((4, 1), 2.0 * rank)).sum().backward()
-    average_gradients(model)
+    average_running_statistics(model)
     assert model.running_mean.item() == 1.0 and model.num_batches_tracked == 1
 
 def clipped_as_whole_gradients():
@@ -179,7 +184,10 @@ def fail(kind):
             if kind == "raised by all" or group.rank == 1 and step == 2:
                 raise ValueError("bad luck")
             model(torch.ones(1, 2)).sum().backward()
-            average_gradients(model)
+            average_running_statistics(model)
+            gradients = MeanGradients(model)
+            gradients.add()
+            gradients.put(model.parameters())
 
 for kind in ("raised", "killed", "raised by all"):
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
