@@ -82,6 +82,11 @@ class Inner:
         if self.ball.needs_finite_bounds and math.isinf(high - low):
             raise ValueError(f"bounds must be finite in {norm}, got {bounds}")
         self.bounds = (float(low), float(high))
+        if autocast_dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(
+                "autocast_dtype must be None, torch.bfloat16 or torch.float16, got "
+                f"{autocast_dtype}"
+            )
         self.mode: Mode = mode
         self.autocast_dtype = autocast_dtype
         self.outer_model = AttackedModel(
@@ -142,15 +147,19 @@ class Inner:
     @contextmanager
     def running(self, images: Tensor) -> Iterator[None]:
         """Inside the block the model is lent, and runs in the precision in which it trains."""
+        with lent(self.model, self.mode), self.precise(images):
+            yield
+
+    @contextmanager
+    def precise(self, images: Tensor) -> Iterator[None]:
+        """Inside the block the model takes images in the dtype of these, and runs in the precision
+        in which it trains."""
         device = images.device.type
         self.asked.image_dtype = images.dtype
         self.asked.attack_dtype = self._dtype(device)
 
         # A cast of a weight that is kept would have no graph, and the outer pass would use it.
-        uncached = torch.autocast(
-            device, enabled=torch.is_autocast_enabled(device), cache_enabled=False
-        )
-        with lent(self.model, self.mode), uncached:
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False):
             yield
 
     def gradient(self, points: Tensor, labels: Tensor, objective: Objective) -> Tensor:

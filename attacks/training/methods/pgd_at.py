@@ -48,6 +48,8 @@ class PGDAT(TrainingMethod):
             )
         if start not in ("uniform", "normal", "clean"):
             raise ValueError(f'start must be "uniform", "normal" or "clean", got {start!r}')
+        if mixup is not None and not callable(mixup):
+            raise TypeError(f"mixup must be a Mixup or None, got {mixup!r}")
         self.loss = loss
         self.loss_of = get_loss(loss)
         self.start = start

@@ -172,6 +172,8 @@ def test_capacity_works_and_the_user_is_told_what_it_means():
         ({"ramp_steps": -1}, ValueError, "ramp_steps must be"),
         ({"label_smoothing": 1.0}, ValueError, "label_smoothing must be"),
         ({"start": "middle"}, ValueError, "start must be"),
+        ({"mixup": 0.2}, TypeError, "mixup must be a Mixup or None, got 0.2"),
+        ({"autocast_dtype": torch.float64}, ValueError, "autocast_dtype must be None, torch.bf"),
         ({"loss": "nothing"}, ValueError, "loss must be one of"),
         ({"model": lambda x: x}, TypeError, "model must be an nn.Module"),
     ],
