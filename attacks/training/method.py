@@ -69,6 +69,9 @@ Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Alarm(Protocol):
     """What watches outer passes for routers that collapse."""
 
+    def looks_at(self, step: int) -> bool:
+        """Whether the host may wait for the device in this step."""
+
     def watching(self, model: nn.Module, step: int) -> AbstractContextManager[None]:
         """Around the outer passes of this step."""
 
@@ -111,7 +114,7 @@ class TrainingMethod(ABC):
         TypeError, ValueError: an argument that is none of these. In a call: images outside
             ``bounds``, labels that are no classes of the model, a batch of one image with batch
             norm, a model that is not differentiable.
-        NonFiniteLoss: the loss is NaN or infinite; on a GPU only where the alarm looks.
+        NonFiniteLoss: the loss is NaN or infinite; on a GPU only in steps in which the alarm looks.
     """
 
     updates_per_batch: int = 1
@@ -211,8 +214,8 @@ class TrainingMethod(ABC):
         return self._attack(images, labels, self.strength)
 
     def attack_held_out(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(B, …) what the inner attack makes of images that are not trained on, at the full eps."""
-        return self._attack(images, labels, Strength(self.eps, self.alpha))
+        """(B, …) what the inner attack makes now of images that are not trained on."""
+        return self._attack(images, labels, self.strength)
 
     def state_dict(self) -> dict[str, Any]:
         """What a loop must keep to go on later: numbers and tensors. A name that ends in a point
@@ -248,9 +251,15 @@ class TrainingMethod(ABC):
             images, labels = constant(images), constant(labels)
             with explaining_nan(self.inner.model, lambda: self._ask(images), self.step):
                 loss = self._loss_of(images, labels, losses)
-            check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
+            if may_look(loss) or (self._looks and may_wait(loss)):
+                check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
             self.last["loss"] = loss.detach()
         return loss
+
+    @property
+    def _looks(self) -> bool:
+        """Whether the alarm looks in this step."""
+        return self.alarm is not None and self.alarm.looks_at(self.step)
 
     def _loss_of(self, images: Tensor, labels: Tensor, losses: Losses) -> Tensor:
         """As ``_outer``, unchecked."""
@@ -283,7 +292,8 @@ class TrainingMethod(ABC):
     def _ask(self, images: Tensor) -> None:
         """A pass for those who watch the layers, in the mode that they choose. It goes past
         DistributedDataParallel, which would wait for the passes of other processes."""
-        self.inner.logits(images)
+        with self.inner.precise(images):
+            self.inner.logits(images)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar: the mean, with label smoothing."""

@@ -18,7 +18,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ironmoe.attacks.training import EMA
 from ironmoe.bench.train.parallel import number_of_processes, process_number
+from ironmoe.bench.train.state import Numbers, Tensors, parted
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # torch.compile, activation checkpointing
 
@@ -107,6 +109,19 @@ def load_optimizer_state(
     of_number = [p for group in optimizer.param_groups for p in group["params"]]
     numbered = {i: loaded[p] for i, p in enumerate(of_number) if p in loaded}
     optimizer.load_state_dict({"state": numbered, "param_groups": groups})
+
+
+def averaged_state(average: EMA) -> tuple[Tensors, Numbers]:
+    """(copies of the averages in the first process, the numbers). Every process must call it."""
+    tensors, numbers = parted(average.state_dict())
+    return full_tensors(tensors), numbers
+
+
+def load_averaged_state(average: EMA, tensors: Tensors, numbers: Numbers) -> None:
+    """Set what ``averaged_state`` gave. Every process must call it."""
+    own, _ = parted(average.state_dict())  # sharded as the averages are
+    load_full_tensors(own, tensors)
+    average.load_state_dict(own | numbers)
 
 
 class _Entry(NamedTuple):

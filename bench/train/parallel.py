@@ -1,26 +1,22 @@
-"""One model trained by several processes: what it is before the first step, and what becomes of its
+"""One model in several processes: what it is before the first step, and what they exchange beside
 gradients.
 
-Data parallel without the wrapper DistributedDataParallel: a step may hold several backward passes,
-some of them for a part of the weights, and its gradients are averaged once, before the optimizer's
-step. FSDP2 averages the gradients itself, in each backward pass. With one process each function
-does what a program without ``torch.distributed`` would do.
+Data parallel is without the wrapper DistributedDataParallel: a step may hold several backward
+passes, some of them for a part of the weights. With one process each function does what a program
+without ``torch.distributed`` would do.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import groupby
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-
-from ironmoe.moe.sharded import is_sharded
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 T = TypeVar("T")
+SUMS = MixedPrecisionPolicy(reduce_dtype=torch.float64)  # as gradients.py has them
 
 
 def prepared(model: nn.Module, *, fsdp: bool, device: torch.device) -> nn.Module:
@@ -38,14 +34,16 @@ def prepared(model: nn.Module, *, fsdp: bool, device: torch.device) -> nn.Module
     if number_of_processes() == 1:
         return model
     for tensor in (*model.parameters(), *model.buffers()):
-        dist.broadcast(tensor.detach(), src=0)
+        values = tensor.detach().contiguous()
+        dist.broadcast(values.view(-1).view(torch.uint8), src=0)  # gloo has not all dtypes
+        tensor.detach().copy_(values)
 
     if fsdp:
         mesh = init_device_mesh(device.type, (number_of_processes(),))
         # FSDP2 otherwise keeps the root's parameters gathered after a pass without a backward
         # pass. Whoever changes the sharded ones then, as AWP does, would change nothing.
         for module in (*blocks(model), model):
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=SUMS)
     return model
 
 
@@ -75,50 +73,12 @@ def process_number() -> int:
 
 
 @torch.no_grad()
-def average_gradients(model: nn.Module) -> None:
-    """Replace each gradient by its mean over the processes. Each process must call it once a step,
-    after its backward passes, with its gradients of the mean loss of its own parts.
-
-    A parameter that has a gradient in some processes only has 0 in the others; one without a
-    gradient anywhere keeps none. The host waits for the device once, to learn which these are.
-    Under FSDP2, which has averaged them already, the gradients stay as they are.
-
-    The running statistics of batch norm are averaged, too: each process has seen its own parts.
-    """
-    if number_of_processes() == 1:
-        return
-    _average([buffer for name, buffer in model.named_buffers() if _is_running_statistic(name)])
-    if is_sharded(model):
-        return
-
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        return
-    has_gradient = torch.tensor([float(p.grad is not None) for p in trained])
-    used = mean_over_processes(has_gradient.to(trained[0].device)).tolist()
-    gradients = []
-    for parameter, share in zip(trained, used, strict=True):
-        if share:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
-    _average(gradients)
-
-
-def _is_running_statistic(name: str) -> bool:
-    return name.rpartition(".")[2] in ("running_mean", "running_var")
-
-
-def _average(tensors: list[Tensor]) -> None:
-    """Replace the tensors by their means over the processes, in one exchange for each dtype."""
-    tensors = sorted(tensors, key=lambda tensor: str(tensor.dtype))
-    for _, same in groupby(tensors, key=lambda tensor: tensor.dtype):
-        alike = list(same)
-        mean = torch.cat([tensor.flatten() for tensor in alike]) / number_of_processes()
-        dist.all_reduce(mean)
-        pieces = mean.split([tensor.numel() for tensor in alike])
-        for tensor, piece in zip(alike, pieces, strict=True):
-            tensor.copy_(piece.view_as(tensor))
+def average_running_statistics(model: nn.Module) -> None:
+    """Replace the running statistics of batch norm by their means over the processes, each of which
+    has seen its own parts. Each process must call it once a step."""
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[2] in ("running_mean", "running_var"):
+            buffer.copy_(mean_over_processes(buffer))
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
@@ -147,31 +107,3 @@ def gathered_parts(state: Mapping[str, T]) -> dict[str, T]:
             if not part.isdecimal() or int(part) % world == process:
                 together.setdefault(name, value)
     return together
-
-
-@torch.no_grad()
-def clip_gradients(model: nn.Module, norm: float) -> Tensor:
-    """Scale the gradients so that their L2 norm, of all together, is at most ``norm``. Under FSDP2
-    it is that of the whole gradients, of which this process has a part.
-
-    The norm is summed in float64: its float32 value, by which gradients are scaled, then does not
-    depend on how they are shared out, and FSDP2 trains to the bits of data parallel.
-
-    Returns:
-        () float64, the norm before; the same in every process.
-    """
-    given = [p.grad for p in model.parameters() if p.grad is not None]
-    own = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in given]
-    if not own:
-        return torch.zeros((), dtype=torch.float64)
-
-    norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in own]
-    square = torch.stack(norms).square().sum()
-    if is_sharded(model):
-        dist.all_reduce(square)
-    total = square.sqrt()
-
-    factor = (norm / (total + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_
-    for grad in own:
-        grad.mul_(factor.to(grad.dtype))
-    return total

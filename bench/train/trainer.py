@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ironmoe.attacks.training import EMA, TrainingMethod
 from ironmoe.bench.common.loop.batches import batches
 from ironmoe.bench.common.processes import Processes
-from ironmoe.bench.train.averages import averaged_state, load_averaged_state
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.full_state import (
+    averaged_state,
     full_state,
+    load_averaged_state,
     load_full_state,
     load_optimizer_state,
     optimizer_state,

@@ -15,7 +15,8 @@ from ironmoe.attacks.training import (
     first_non_finite_layer,
 )
 from ironmoe.bench.common.processes import Processes
-from ironmoe.bench.train.parallel import average_gradients, clip_gradients, mean_over_processes
+from ironmoe.bench.train.gradients import MeanGradients, clip_gradients
+from ironmoe.bench.train.parallel import average_running_statistics, mean_over_processes
 from ironmoe.bench.train.recipe import TrainRecipe
 from ironmoe.moe import start_global_batch, update_selection_bias
 from ironmoe.moe.routers.selection_bias import WithSelectionBias
@@ -95,11 +96,14 @@ class Updates:
         for number in range(self.method.updates_per_batch):
             self.model.zero_grad(set_to_none=True)
             start_global_batch(self.model)
+            gradients = MeanGradients(self.model)
             of_parts: list[Tensor] = []
             for part, of_part in updates.items():
                 update = self._next(of_part, step, number, part)
-                (update.loss / len(parts)).backward()
+                update.loss.backward()
+                gradients.add()
                 of_parts.append(self._seen())
+            gradients.put(self.method.parameters_of(update.group))
             self._step(update.group, step, of_parts, images)
             seen += of_parts
 
@@ -128,16 +132,12 @@ class Updates:
         return torch.stack([loss, right.sum().to(loss), torch.full_like(loss, len(right))])
 
     def _step(self, group: str, step: int, seen: list[Tensor], images: Tensor) -> None:
-        """A step of the group's optimizer, along the gradients of all processes. seen: of the parts
+        """A step of the group's optimizer, whose weights have their gradients. seen: of the parts
         of the batch (B, …).
 
         The host waits for the device here, once an update, so that weights never become NaN.
         """
-        chosen = set(self.method.parameters_of(group))
-        for weight in self.model.parameters():
-            if weight not in chosen:
-                weight.grad = None
-        average_gradients(self.model)
+        average_running_statistics(self.model)
         norm = clip_gradients(self.model, self.recipe.clip_norm)
 
         loss = torch.stack(seen)[:, 0].mean()

@@ -103,9 +103,9 @@ class RouterLoad(NamedTuple):
 
 class CollapseAlarm:
     """Looks at the routers in the outer passes of every ``every``-th step; inner attacks are not
-    counted. The host waits for the device once in such a step, and in no other. A model without MoE
-    layers costs nothing. The first look comes after ``every`` steps, since a router may have a
-    favourite expert before it was trained.
+    counted. The host waits for the device in such a step, and in no other. The method also reads
+    its loss then, whatever the model. The first look comes after ``every`` steps, since a router
+    may have a favourite expert before it was trained.
 
     What it says it says once for each layer and kind, until the layer has recovered. A step in
     which a layer carried out fewer than 2 choices for each expert, or fewer than 8 in all, says
@@ -138,10 +138,14 @@ class CollapseAlarm:
         self._last: dict[str, RouterLoad] = {}
         self._warned: set[tuple[str, str]] = set()
 
+    def looks_at(self, step: int) -> bool:
+        """Whether this step, counted from 0, is an ``every``-th one."""
+        return (step + 1) % self.every == 0
+
     @contextmanager
     def watching(self, model: nn.Module, step: int) -> Iterator[None]:
         """Around the outer passes of this step."""
-        layers = {} if (step + 1) % self.every else routing_sites(model)
+        layers = routing_sites(model) if self.looks_at(step) else {}
         if not layers:
             yield
             return

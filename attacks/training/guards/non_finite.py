@@ -9,7 +9,6 @@ from torch.utils.hooks import RemovableHandle
 
 from ironmoe.attacks.engine.borrow import in_eval_mode
 from ironmoe.attacks.training.inner.lent import leaving_nothing
-from ironmoe.kernels.route import may_look
 from ironmoe.kernels.topk import NaNLogits
 from ironmoe.moe.sharded import is_sharded
 
@@ -37,8 +36,8 @@ class NonFiniteLoss(RuntimeError):
 
 def check_finite(loss: Tensor, model: nn.Module, ask: Callable[[], object], step: int) -> None:
     """NonFiniteLoss: the loss () is not finite. ``ask`` runs the model on the images of this step.
-    On a GPU nothing is looked at."""
-    if may_look(loss) and not bool(loss.isfinite()):
+    The host waits for the device."""
+    if not bool(loss.isfinite()):
         raise NonFiniteLoss(first_non_finite_layer(model, ask), step, float(loss.detach()))
 
 

@@ -24,7 +24,8 @@ class OverfittingVerdict(NamedTuple):
 
     tripped: the training has collapsed, or is about to
     message: what was found, on how many images
-    fgsm, pgd: accuracy, in [0, 1], under the training's own attack, FGSM as a rule, and under PGD
+    fgsm, pgd: accuracy, in [0, 1], under the training's own attack, FGSM as a rule, and under PGD,
+        at the eps to which a ramp has come
     alignment: mean cosine of the loss's gradients at an image and beside it (2007.02617), in
         [−1, 1]; it falls when one step no longer knows the loss
     """
@@ -44,8 +45,12 @@ class Attacking(Protocol):
     eps: float
     steps: int
 
+    @property
+    def strength(self) -> tuple[float, float]:
+        """Radius and step length to which a ramp has come."""
+
     def attack_held_out(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(B, …) what its attack makes of these images at the full eps."""
+        """(B, …) what its attack makes of these images now."""
 
 
 class OverfittingGuard:
@@ -58,8 +63,9 @@ class OverfittingGuard:
     images in less than 1 % of cases (the one-sided exact test of McNemar). Ten images can hardly
     show a collapse; take 100 or more, of the training rows, held out.
 
-    Both attacks run at the full eps, whatever a ramp says; that of ``Free`` is one step from the
-    image. Random numbers of the training go on as if there had been no check.
+    While a ramp lasts, the two attacks are compared at the eps to which it has come, because what
+    was not trained yet cannot have collapsed; the fall is that at the full eps. The attack of
+    ``Free`` is one step from the image. Random numbers go on as if there had been no check.
 
     Args:
         method: the training method, whose model is watched; ``AWP`` of one, too.
@@ -101,21 +107,23 @@ class OverfittingGuard:
         # An inner attack in training mode meets batch norm, which would take these images in.
         with _own_random_numbers(self.images.device), leaving_nothing(self.method.model):
             parts = [self._look(*batch) for batch in self._batches()]
-        own_right, pgd_right, cosines = (torch.cat(part) for part in zip(*parts, strict=True))
+        own_right, pgd_right, full_right, cosines = (
+            torch.cat(part) for part in zip(*parts, strict=True)
+        )
 
         name, own = f"PGD-{self.steps}", "the attack of the training"
         reasons = []
         if self.method.steps == 1:  # attacks of several steps on other losses may be weaker, too
             reasons.append(self._difference(own_right, pgd_right, own, name))
         if self._last_pgd is not None:
-            before = self._last_pgd.to(pgd_right)
+            before = self._last_pgd.to(full_right)
             reasons.append(
-                self._difference(before, pgd_right, f"{name} at the last good check", name)
+                self._difference(before, full_right, f"{name} at the last good check", name)
             )
         reasons = [f"catastrophic overfitting: {reason}" for reason in reasons if reason]
 
         if not reasons:
-            self._last_pgd = pgd_right
+            self._last_pgd = full_right
             self._good = {n: value.clone() for n, value in _tensors(self.method.model).items()}
         rates = float(own_right.float().mean()), float(pgd_right.float().mean())
         alignment = float(cosines.nanmean().nan_to_num(0.0))  # a gradient of 0 has no direction
@@ -161,21 +169,24 @@ class OverfittingGuard:
         parts = self.images.split(self.batch_size), self.labels.split(self.batch_size)
         yield from zip(*parts, strict=True)
 
-    def _look(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B,) right under the method's attack, right under PGD, cosine of two gradients."""
+    def _look(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B,) right under the method's attack; under PGD at the eps of now, and at the full one;
+        cosine of two gradients."""
         method, inner = self.method, _plain(self.method.inner)
-        own = method.attack_held_out(images, labels)
-        many = pgd(inner, images, labels, eps=method.eps, steps=self.steps)
-        beside = start_point(inner.around(images, method.eps), "uniform")
+        eps = method.strength[0]
+        points = [method.attack_held_out(images, labels)]
+        for radius in (eps, method.eps) if eps < method.eps else (eps,):
+            points.append(pgd(inner, images, labels, eps=radius, steps=self.steps))
+        beside = start_point(inner.around(images, eps), "uniform")
 
         with inner.running(images):
             gradients = [
-                inner.gradient(points, labels, cross_entropy).flatten(1).double()
-                for points in (images, beside)
+                inner.gradient(place, labels, cross_entropy).flatten(1).double()
+                for place in (images, beside)
             ]
-            right = [inner.logits(points).argmax(1) == labels for points in (own, many)]
+            right = [inner.logits(attacked).argmax(1) == labels for attacked in points]
         cosine = nn.functional.cosine_similarity(gradients[0], gradients[1], eps=0)
-        return right[0], right[1], cosine
+        return right[0], right[1], right[-1], cosine
 
     def _difference(self, high: Tensor, low: Tensor, above: str, below: str) -> str:
         """In words, where fewer images are right in ``low`` (N,) than in ``high`` by more than

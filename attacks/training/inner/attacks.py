@@ -4,6 +4,10 @@ Each takes a model, or an ``Inner`` with its settings, and the settings of ``Inn
 All images are perturbed, weights get no gradient, and the model comes back as it was. Images are
 (B, …) in any float dtype inside ``bounds``; what is returned is float32, or float64 for float64
 images, and has no graph.
+
+Each raises TypeError or ValueError for a radius or a step length that is not finite and above 0
+(those in tensors are read on CPU alone), for fewer than one step, and for images, labels or a
+model that cannot be attacked.
 """
 
 from typing import Any
@@ -15,10 +19,10 @@ from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
 from ironmoe.attacks.training.checks import (
     check_count,
     check_factor,
+    check_images,
     check_labels,
-    check_logits,
-    check_strength,
-    check_tensors,
+    check_positive,
+    check_positive_on_cpu,
 )
 from ironmoe.attacks.training.inner.loop import Inner, Objective, default_alpha, start_point
 
@@ -56,12 +60,13 @@ def pgd(
         start: as in ``Inner.ascend``.
         settings: ``norm``, ``bounds``, ``mode``, ``routing`` and the others of ``Inner``.
     """
+    _check(images, steps, eps=eps, alpha=alpha)
     return inner_of(model, settings).ascend(
         images,
         labels,
         _objective(loss),
         eps=eps,
-        alpha=_step_length(alpha, eps, steps),
+        alpha=_alpha(alpha, eps, steps),
         steps=steps,
         start=start,
     )
@@ -82,21 +87,22 @@ def kl_pgd(
 
     Arguments as in ``pgd``.
     """
-    check_tensors(images, images)
+    _check(images, steps, eps=eps, alpha=alpha)
     inner = inner_of(model, settings)
     with inner.running(images):
         clean_logits = inner.logits(images.detach())
-    check_logits(clean_logits)
+    told = clean_logits.argmax(1)
+    check_labels(clean_logits, told)
 
     def divergence(logits: Tensor, _: Tensor) -> Tensor:
         return kl_divergence(clean_logits, logits)
 
     return inner.ascend(
         images,
-        clean_logits.argmax(1),
+        told,
         divergence,
         eps=eps,
-        alpha=_step_length(alpha, eps, steps),
+        alpha=_alpha(alpha, eps, steps),
         steps=steps,
         start=start,
     )
@@ -117,7 +123,7 @@ def fgsm_rs(
 
     Arguments as in ``pgd``.
     """
-    check_strength(eps=eps)
+    _check(images, 1, eps=eps)
     return pgd(
         model,
         images,
@@ -147,7 +153,7 @@ def n_fgsm(
 
     Other arguments as in ``pgd``.
     """
-    check_strength(eps=eps)
+    _check(images, 1, eps=eps, alpha=alpha)
     check_factor(noise=noise)
     inner = inner_of(model, settings)
     noisy = start_point(inner.around(images, noise * eps), "uniform")
@@ -181,8 +187,7 @@ def vmoe_pgd(
     Args (others as in ``pgd``):
         auxiliary_loss: raise the routers' auxiliary losses, too.
     """
-    check_strength(eps=eps)
-    check_count(steps=steps)
+    _check(images, steps, eps=eps)
     settings = vmoe_settings(auxiliary_loss) | settings
     return pgd(
         model,
@@ -216,6 +221,17 @@ def kl_divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
     return (log_p.exp() * difference).sum(-1)
 
 
+def _check(images: Any, steps: int, **lengths: float | Tensor | None) -> None:
+    """TypeError, ValueError: an attack that cannot be made."""
+    check_images(images)
+    check_count(steps=steps)
+    for name, length in lengths.items():
+        if isinstance(length, Tensor):
+            check_positive_on_cpu(name, length)
+        elif length is not None:
+            check_positive(**{name: length})
+
+
 def _objective(loss: str | Loss) -> Objective:
     """What the images raise; the cross-entropy checks its labels first."""
     raised = get_loss(loss)
@@ -229,11 +245,5 @@ def _objective(loss: str | Loss) -> Objective:
     return checked
 
 
-def _step_length(alpha: float | Tensor | None, eps: float | Tensor, steps: int) -> float | Tensor:
-    """``alpha``, or its default. TypeError, ValueError: a number that is none of these."""
-    check_count(steps=steps)
-    check_strength(eps=eps)
-    if alpha is None:
-        return eps * default_alpha(1.0, steps)
-    check_strength(alpha=alpha)
-    return alpha
+def _alpha(alpha: float | Tensor | None, eps: float | Tensor, steps: int) -> float | Tensor:
+    return eps * default_alpha(1.0, steps) if alpha is None else alpha

@@ -1,7 +1,7 @@
 """Lend a model that trains to the attack that makes its images, and take it back as it was."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -77,7 +77,8 @@ def lent(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 def leaving_nothing(model: nn.Module) -> Iterator[None]:
     """Inside the block the model runs as it is, in training mode, too. Its passes leave no
     auxiliary loss behind, count no choice of a router, and change no buffer, such as the statistics
-    of batch norm."""
+    of batch norm. Random numbers go on afterwards as before the block, so that the next pass meets
+    the same noise and dropout."""
     kept = [
         (module._buffers, name, buffer, buffer.detach().clone())
         for module in model.modules()
@@ -85,12 +86,18 @@ def leaving_nothing(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     try:
-        with other_aux_losses(model), _uncounted(model):
+        with _same_random_numbers(model), other_aux_losses(model), _uncounted(model):
             yield
     finally:
         with torch.no_grad():
             for buffers, name, buffer, value in kept:
                 buffers[name] = buffer.copy_(value)
+
+
+def _same_random_numbers(model: nn.Module) -> AbstractContextManager[None]:
+    """Around passes whose random numbers are drawn again after the block."""
+    places = {weight.device for weight in model.parameters()}
+    return torch.random.fork_rng([place for place in places if place.type == "cuda"])
 
 
 @contextmanager

@@ -5,6 +5,7 @@ every success; early in training most of a batch would stay clean. Here every im
 step, and nothing is looked at: shapes depend on no value, and the host never waits for the device.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -18,7 +19,7 @@ from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.model_errors import NoGradient
-from ironmoe.attacks.training.checks import check_inside, check_tensors
+from ironmoe.attacks.training.checks import check_inside
 from ironmoe.attacks.training.inner.lent import (
     Mode,
     check_mode,
@@ -85,7 +86,14 @@ class Inner:
         if not low < high:
             raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds}")
         self.ball = ball_of(norm)
+        if self.ball.needs_finite_bounds and math.isinf(high - low):
+            raise ValueError(f"bounds must be finite in {norm}, got {bounds}")
         self.bounds = (float(low), float(high))
+        if autocast_dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(
+                "autocast_dtype must be None, torch.bfloat16 or torch.float16, got "
+                f"{autocast_dtype}"
+            )
         self.mode: Mode = mode
         self.autocast_dtype = autocast_dtype
         self.outer_model = AttackedModel(
@@ -130,10 +138,8 @@ class Inner:
                 the image; or a tensor (B, …), which is projected.
 
         Raises:
-            TypeError: images are no float tensor (B, …), or there are not B labels.
             ValueError: the model is not differentiable, or images lie outside ``bounds``.
         """
-        check_tensors(images, labels)
         with normal_tensors():
             images, labels = constant(images), constant(labels)
             ball = self.around(images, eps)
@@ -150,15 +156,19 @@ class Inner:
     @contextmanager
     def running(self, images: Tensor) -> Iterator[None]:
         """Inside the block the model is lent, and runs in the precision in which it trains."""
+        with lent(self.model, self.mode), self.precise(images):
+            yield
+
+    @contextmanager
+    def precise(self, images: Tensor) -> Iterator[None]:
+        """Inside the block the model takes images in the dtype of these, and runs in the precision
+        in which it trains."""
         device = images.device.type
         self.asked.image_dtype = images.dtype
         self.asked.attack_dtype = self._dtype(device)
 
         # A cast of a weight that is kept would have no graph, and the outer pass would use it.
-        uncached = torch.autocast(
-            device, enabled=torch.is_autocast_enabled(device), cache_enabled=False
-        )
-        with lent(self.model, self.mode), uncached:
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False):
             yield
 
     def gradient(self, points: Tensor, labels: Tensor, objective: Objective) -> Tensor:

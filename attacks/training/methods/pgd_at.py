@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ironmoe.attacks.losses import Loss, get_loss
+from ironmoe.attacks.training.checks import check_count
 from ironmoe.attacks.training.inner.attacks import pgd, vmoe_settings
 from ironmoe.attacks.training.method import Attacked, Strength, TrainingMethod
 from ironmoe.attacks.training.mixup import Mixup
@@ -47,6 +48,8 @@ class PGDAT(TrainingMethod):
             )
         if start not in ("uniform", "normal", "clean"):
             raise ValueError(f'start must be "uniform", "normal" or "clean", got {start!r}')
+        if mixup is not None and not callable(mixup):
+            raise TypeError(f"mixup must be a Mixup or None, got {mixup!r}")
         self.loss = loss
         self.loss_of = get_loss(loss)
         self.start = start
@@ -75,6 +78,7 @@ class PGDAT(TrainingMethod):
             attack_auxiliary_loss: the attack raises the routers' auxiliary losses, too.
             options: as of the class.
         """
+        check_count(steps=steps)
         settings = vmoe_settings(attack_auxiliary_loss)
         return cls(
             model, eps, steps=steps, alpha=eps / steps, start="clean", **(settings | options)

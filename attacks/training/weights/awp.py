@@ -30,7 +30,8 @@ class AWP(TrainingMethod):
 
     The weights are w again, bit for bit, when the backward pass ends, when the loss is thrown away,
     when anything raises, and before the next call. Between call and backward pass a loop must not
-    use them. The pass that finds d leaves no gradient, auxiliary loss, count or statistics behind.
+    use them. The pass that finds d leaves no gradient, auxiliary loss, count or statistics behind;
+    it meets the same router noise and dropout as the pass at w + v.
 
     In several processes each must take part in every call: v follows the mean of their gradients.
     Sharded weights must not defer that mean (``set_requires_gradient_sync(False)``).

@@ -73,10 +73,10 @@ def model_differences(rows: Iterable[Row]) -> list[ModelDifference]:
     return [
         ModelDifference(
             method,
-            {measure: _difference(runs, groups[DENSE, method], measure) for measure in MEASURES},
+            {m: _difference(runs, groups[DENSE[model], method], m) for m in MEASURES},
         )
         for (model, method), runs in groups.items()
-        if model != DENSE and (DENSE, method) in groups
+        if (DENSE.get(model), method) in groups
     ]
 
 
@@ -122,6 +122,7 @@ COLUMNS: Sequence[Column[MethodResult]] = (
     Column("seconds", lambda result: f"{result.seconds.mean:.0f}"),
     Column("stopped", lambda result: str(result.stopped or "–")),
 )
+IN_TERMINAL = [column for column in COLUMNS if BASE not in column.header]
 
 
 DIFFERENCE_COLUMNS: Sequence[Column[ModelDifference]] = (
@@ -141,10 +142,10 @@ def run_line(row: Row) -> str:
 
 
 def methods_table(results: Sequence[MethodResult]) -> Table:
-    """For the terminal."""
-    table = terminal_table(headers(COLUMNS), names=2)
+    """For the terminal, which has no room for differences."""
+    table = terminal_table(headers(IN_TERMINAL), names=2)
     for result in results:
-        table.add_row(*cells(COLUMNS, result))
+        table.add_row(*cells(IN_TERMINAL, result))
     return table
 
 

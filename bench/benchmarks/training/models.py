@@ -9,14 +9,22 @@ from ironmoe.bench.common.checkpoints import architecture
 from ironmoe.bench.common.data import ImageData
 from ironmoe.moe import VMoE
 
-MODELS = {"v-moe": "V-MoE", "vit": "ViT"}
-"""Name on the command line → name of the architecture."""
-DENSE = "vit"
+MODELS = {"v-moe": "V-MoE", "vit": "ViT", "wide-v-moe": "wide V-MoE", "wide-vit": "wide ViT"}
+"""Name on the command line → name in tables."""
+DENSE = {"v-moe": "vit", "wide-v-moe": "wide-vit"}
+"""Model with experts → the dense one that it is compared with."""
+# as wide as a V-MoE-S: matrix products take most of its time, as in models of real size
+WIDE = {"dim": 384, "heads": 6, "mlp_dim": 1536}
+WIDE_EXPERTS = {"expert_dim": 768}
 
 
 def model_arguments(name: str, data: ImageData) -> dict[str, Any]:
     """Keyword arguments of ``VMoE`` for one of MODELS on these data."""
-    return architecture(MODELS[name], tuple(data.images.shape[1:]), len(data.classes))
+    kind = "V-MoE" if name in DENSE else "ViT"
+    arguments = architecture(kind, tuple(data.images.shape[1:]), len(data.classes))
+    if MODELS[name] == kind:
+        return arguments
+    return arguments | WIDE | (WIDE_EXPERTS if name in DENSE else {})
 
 
 def new_model(name: str, data: ImageData, seed: int) -> VMoE:
@@ -26,8 +34,8 @@ def new_model(name: str, data: ImageData, seed: int) -> VMoE:
     of the same seed. So two models of one seed differ in nothing but their experts.
     """
     torch.manual_seed(seed)
-    dense = VMoE(**model_arguments(DENSE, data))
-    if name == DENSE:
+    dense = VMoE(**model_arguments(DENSE.get(name, name), data))
+    if name not in DENSE:
         return dense
 
     model = VMoE(**model_arguments(name, data))

@@ -100,7 +100,7 @@ class Run(NamedTuple):
 
     def is_possible(self) -> bool:
         """Whether the method suits the model."""
-        return self.model != DENSE or not self.variant.needs_experts
+        return self.model in DENSE or not self.variant.needs_experts
 
 
 def do(run: Run, data: ImageData, settings: StudySettings, kept: Kept, console: Console) -> Row:

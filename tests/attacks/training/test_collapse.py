@@ -218,6 +218,19 @@ def test_nothing_waits_for_a_gpu_between_two_looks():
             model(images)
 
 
+def test_the_loss_on_a_gpu_is_read_where_the_alarm_looks(monkeypatch):
+    monkeypatch.setattr("ironmoe.attacks.training.method.may_look", lambda tensor: False)
+    monkeypatch.setattr("ironmoe.attacks.training.method.may_wait", lambda tensor: True)
+    model, (images, labels) = linear(), batch()
+    with torch.no_grad():
+        model[1].bias[0] = torch.nan
+    method = Standard(model, alarm=CollapseAlarm(2))
+    assert method(images, labels).isnan()
+    with pytest.raises(NonFiniteLoss, match="at step 1"):
+        method(images, labels)
+    assert Standard(model, alarm=None)(images, labels).isnan()
+
+
 def test_compiled_models_are_looked_at_after_they_ran_as_compiled_code():
     compiled, tokens = torch.compile(biased().moes[0], backend="eager"), torch.rand(9, 6).double()
     compiled(tokens)

@@ -42,9 +42,9 @@ def test_an_inner_attack_needs_a_radius_above_0(name, eps):
 def test_an_inner_attack_needs_steps_and_their_length():
     images, labels = batch()
     for steps, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError)):
-        with pytest.raises(error, match=r"steps must be (at least 1|an int), got"):
+        with pytest.raises(error, match=r"steps must be (at least 1|a whole number), got"):
             pgd(linear(), images, labels, eps=EPS, steps=steps)
-        with pytest.raises(error, match=r"steps must be (at least 1|an int), got"):
+        with pytest.raises(error, match=r"steps must be (at least 1|a whole number), got"):
             PGDAT(linear(), EPS, steps=steps)
     with pytest.raises(ValueError, match=r"alpha must be finite and above 0, got -0\.1"):
         pgd(linear(), images, labels, eps=EPS, alpha=-0.1)
@@ -58,7 +58,7 @@ def test_an_inner_attack_needs_images_and_as_many_labels():
     images, labels = batch()
     with pytest.raises(TypeError, match="images must be a float tensor"):
         pgd(linear(), images.byte(), labels, eps=EPS, bounds=None)
-    with pytest.raises(TypeError, match=r"labels must be a tensor \(6, …\), got .* \(5,\)"):
+    with pytest.raises(ValueError, match="labels must be as many as the images, 6, got 5"):
         pgd(linear(), images, labels[:5], eps=EPS)
     with pytest.raises(ValueError, match="images must be at least one"):
         kl_pgd(linear(), images[:0], eps=EPS)
@@ -67,9 +67,9 @@ def test_an_inner_attack_needs_images_and_as_many_labels():
 
 
 def test_counts_are_integers():
-    with pytest.raises(TypeError, match=r"replays must be an int, got 2\.5"):
+    with pytest.raises(TypeError, match=r"replays must be a whole number, got 2\.5"):
         Free(linear(), EPS, replays=2.5)
-    with pytest.raises(TypeError, match=r"every must be an int, got 0\.5"):
+    with pytest.raises(TypeError, match=r"every must be a whole number, got 0\.5"):
         CollapseAlarm(0.5)
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
         EMA(linear)

@@ -142,5 +142,26 @@ def test_more_than_one_step_is_refused(kind):
 def test_free_must_replay():
     with pytest.raises(ValueError, match="replays must be"):
         Free(linear(), EPS, replays=0)
+    with pytest.raises(TypeError, match="replays must be a whole number"):
+        Free(linear(), EPS, replays=2.5)
     with pytest.raises(ValueError, match="noise must be"):
         NFGSM(linear(), EPS, noise=-1)
+
+
+def test_free_refuses_a_model_whose_gradient_does_not_reach_the_images():
+    class Rounded(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1).detach().round())
+
+    images, labels = batch(dtype=torch.float32)
+    with pytest.raises(ValueError, match="model must be differentiable"):
+        Free(Rounded(16, 3), EPS)(images, labels)
+
+
+def test_free_moves_to_the_radius_in_l1():
+    model, (images, labels) = linear(), batch()
+    method = Free(model, EPS, norm="L1", replays=2)
+    for update in method.updates(images, labels):
+        update.loss.backward()
+    change = (method.adversarial(images, labels) - images).flatten(1)
+    assert torch.allclose(change.norm(1, dim=1), torch.full((6,), EPS, dtype=torch.float64))

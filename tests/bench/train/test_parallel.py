@@ -8,7 +8,8 @@ from two_processes import run_in_two_processes
 
 from ironmoe.bench.common.processes import backend
 from ironmoe.bench.train.full_state import full_state, load_optimizer_state, optimizer_state
-from ironmoe.bench.train.parallel import blocks, clip_gradients
+from ironmoe.bench.train.gradients import clip_gradients
+from ironmoe.bench.train.parallel import blocks
 from ironmoe.moe import VMoE
 
 IMPORTS = """
@@ -17,19 +18,19 @@ import torch._dynamo  # an optimizer imports it
 from torch import nn
 from ironmoe.attacks.training import AWP, EMA, PGDAT, TRADES, Alternating, Free
 from ironmoe.bench.common.processes import OWN, Processes, processes
-from ironmoe.bench.train.averages import averaged_state, load_averaged_state
 from ironmoe.bench.train.full_state import (
-    full_state, load_full_state, load_optimizer_state, optimizer_state
+    averaged_state, full_state, load_averaged_state, load_full_state, load_optimizer_state,
+    optimizer_state,
 )
-from ironmoe.bench.train.parallel import (
-    average_gradients, clip_gradients, gathered_parts, prepared
-)
+from ironmoe.bench.train.gradients import MeanGradients, clip_gradients
+from ironmoe.bench.train.parallel import average_running_statistics, gathered_parts, prepared
 from ironmoe.bench.train.recipe import TrainRecipe
 from ironmoe.bench.train.updates import Updates
 from ironmoe.moe import VMoE
 """
 
-# Float64, because in float32 the sign of a gradient that is 0 but for rounding may turn.
+# Float64, because FSDP2 may differ in the last bit, and in float32 the sign of a gradient that is 0
+# but for rounding may turn.
 TRAINING = """
 torch.set_flush_denormal(True)
 images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
@@ -47,8 +48,9 @@ def make():
     return model.double()
 
 class Training:
-    def __init__(self, make_method, fsdp=False, parts=2):
-        self.model = prepared(make(), fsdp=fsdp, device=CPU).train()
+    def __init__(self, make_method, fsdp=False, parts=2, dtype=torch.float64):
+        self.model = prepared(make().to(dtype), fsdp=fsdp, device=CPU).train()
+        self.images = images.to(dtype)
         self.method = make_method(self.model)
         options = {"seed": 0, "steps": 8, "group": group()}
         recipe = TrainRecipe(batch_size=8, parts=parts)
@@ -58,7 +60,7 @@ class Training:
     def run(self, steps):
         losses = []
         for step in steps:
-            losses.append(self.updates.make(images, labels, step).loss)
+            losses.append(self.updates.make(self.images, labels, step).loss)
             self.average.update()
         return losses
 
@@ -76,6 +78,18 @@ class Training:
         load_averaged_state(self.average, state["average"], numbers)
         self.method.load_state_dict(state["method"])
 
+def every_kind_of_buffer_comes_from_process_0():
+    model = nn.BatchNorm1d(2)
+    for number, dtype in enumerate((torch.int16, torch.bool, torch.complex64, torch.bfloat16)):
+        model.register_buffer(f"buffer{number}", torch.full((2, 3), rank, dtype=dtype).t())
+    prepared(model, fsdp=False, device=CPU)
+    assert not any(buffer.any() for name, buffer in model.named_buffers() if "buffer" in name)
+
+def average_gradients(model):
+    gradients = MeanGradients(model)
+    gradients.add()
+    gradients.put(model.parameters())
+
 def some_gradients_are_missing():
     model = prepared(nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"}), fsdp=False,
                      device=CPU)
@@ -90,7 +104,7 @@ def some_gradients_are_missing():
 def running_statistics_are_averaged():
     model = prepared(nn.BatchNorm1d(1, momentum=1.0), fsdp=False, device=CPU)
     model(torch.full((4, 1), 2.0 * rank)).sum().backward()
-    average_gradients(model)
+    average_running_statistics(model)
     assert model.running_mean.item() == 1.0 and model.num_batches_tracked == 1
 
 def clipped_as_whole_gradients():
@@ -103,6 +117,7 @@ def clipped_as_whole_gradients():
     assert norms[0][0].float() == norms[1][0].float() > 0.5
     torch.testing.assert_close(norms[1][1], torch.tensor(0.5).double(), rtol=1e-5, atol=0)
 
+every_kind_of_buffer_comes_from_process_0()
 some_gradients_are_missing()
 running_statistics_are_averaged()
 clipped_as_whole_gradients()
@@ -141,6 +156,13 @@ def perturbed(fsdp, parts):
 
 for fsdp in (False, True):
     found["AWP", fsdp] = perturbed(fsdp, 2)
+
+def single_precision():
+    training = Training(CASES["TRADES"][0], parts=4, dtype=torch.float32)
+    training.run(STEPS)
+    return training.state()["model"]
+
+found["float32"] = single_precision()
 dist.destroy_process_group()
 
 if rank == 0:
@@ -158,6 +180,7 @@ if rank == 0:
     going_on.load(found["Free", True][1], numbers)
     compare("resumed", going_on.run(MORE), going_on.state())
     compare("AWP", *perturbed(False, 1))
+    torch.testing.assert_close(found["float32"], single_precision(), rtol=0, atol=0)
 """
 
 # Each pair of processes is started, fails, and ends.
@@ -171,7 +194,10 @@ def fail(kind):
             if kind == "raised by all" or group.rank == 1 and step == 2:
                 raise ValueError("bad luck")
             model(torch.ones(1, 2)).sum().backward()
-            average_gradients(model)
+            average_running_statistics(model)
+            gradients = MeanGradients(model)
+            gradients.add()
+            gradients.put(model.parameters())
 
 for kind in ("raised", "killed", "raised by all"):
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)

@@ -135,6 +135,22 @@ def test_a_small_fall_does_not_trip_and_the_next_check_is_compared_with_it():
     assert guard.check().tripped
 
 
+def test_within_a_ramp_the_attacks_have_its_eps_and_the_fall_is_that_at_the_full_one():
+    """A linear margin of 0.3: robust at a quarter of the ramp, not at its end."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).double()
+    images, labels = torch.full((100, 1, 4, 4), 0.5).double(), torch.zeros(100, dtype=torch.int64)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[0.5], [-0.5]]) / 16)
+        model[1].bias.copy_(torch.tensor([-0.1, 0.1]))  # 0.5 − 0.2 = 0.3 before the attack
+    method = FGSMRS(model, 0.4, ramp_steps=4, start="clean")
+    guard = OverfittingGuard(method, images, labels)
+    first = guard.check()
+    assert (first.fgsm, first.pgd) == (1, 1) and not first.tripped
+    method.step = 3
+    last = guard.check()
+    assert (last.fgsm, last.pgd) == (0, 0) and not last.tripped  # at 0.4 it never was robust
+
+
 def test_chance_is_the_tail_of_the_binomial():
     assert chance(0, 0) == 1 and chance(3, 0) == 1 / 8
     expected = sum(math.comb(9, k) for k in (7, 8, 9)) / 2**9
