@@ -132,6 +132,14 @@ def test_mixup_mixes_before_the_attack_or_after_it():
         assert torch.allclose(loss, nn.functional.cross_entropy(model(points), targets))
 
 
+def test_mixup_counts_the_classes_of_a_model_with_batch_norm():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3)).double()
+    PGDAT.vmoe(model, EPS, steps=1, mixup=Mixup(0.5))(*batch()).backward()
+    assert (
+        model[1].num_batches_tracked == 2
+    )  # of the inner attack in training mode, and of the loss
+
+
 def test_label_smoothing_is_that_of_torch():
     model, (images, labels) = linear(), batch()
     loss = Standard(model, label_smoothing=0.2)(images, labels)
