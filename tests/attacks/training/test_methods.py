@@ -8,7 +8,15 @@ import torch
 from torch import nn
 from training_toys import EPS, batch, linear, vmoe
 
-from ironmoe.attacks.training import PGDAT, TRADES, Mixup, NonFiniteLoss, Standard, pgd
+from ironmoe.attacks.training import (
+    PGDAT,
+    TRADES,
+    Alternating,
+    Mixup,
+    NonFiniteLoss,
+    Standard,
+    pgd,
+)
 from ironmoe.attacks.training.inner.attacks import kl_divergence
 from ironmoe.moe import Capacity, collect_aux_loss
 
@@ -162,8 +170,10 @@ def test_autocast_of_the_loop_or_of_the_method_gives_the_same():
 
 def test_capacity_works_and_the_user_is_told_what_it_means():
     model = vmoe(capacity=Capacity(1.0, images_per_group=2))
-    with pytest.warns(UserWarning, match="places from each other"):
+    with pytest.warns(UserWarning, match="places from each other") as caught:
         method = PGDAT(model, EPS, steps=1)
+        Alternating(model, EPS)
+    assert {warning.filename for warning in caught} == {__file__}  # the user's line
     method(torch.rand(4, 1, 8, 8), torch.arange(4)).backward()
 
 
