@@ -161,7 +161,7 @@ class TrainingMethod(ABC):
             autocast_dtype=autocast_dtype,
         )
         if images_coupled(model):
-            warnings.warn(COUPLED, stacklevel=3)
+            warnings.warn(COUPLED, stacklevel=1 + _constructors(type(self)))
         self.model = model
         self.eps = float(eps)
         self.steps = int(steps)
@@ -314,6 +314,13 @@ class TrainingMethod(ABC):
     def __repr__(self) -> str:
         norm = self.inner.ball.norm
         return f"{type(self).__name__}({norm}, eps={self.eps:g}, steps={self.steps})"
+
+
+def _constructors(kind: type) -> int:
+    """How many constructors run for a method of this class; each is a level of the stack."""
+    return sum(
+        issubclass(each, TrainingMethod) and "__init__" in vars(each) for each in kind.__mro__
+    )
 
 
 def _alarm_of(alarm: Alarm | str | None) -> Alarm | None:

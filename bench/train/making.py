@@ -31,17 +31,15 @@ def make_method(
     if not any(weight.requires_grad for weight in model.parameters()):
         raise UserError(f"{type(model).__name__} must have weights that require gradients")
     entry = TRAINING_METHODS[choice.name]
-    if entry.needs_experts and not routing_sites(model):
-        raise UserError(
-            f"--method {choice.name} needs a model with experts, and {type(model).__name__} has "
-            "none; take --model v-moe"
-        )
-
-    if choice.routing != "free" and not routing_sites(model):
-        raise UserError(
-            f"--routing {choice.routing} needs a model with experts, and {type(model).__name__} "
-            "has none; take --model v-moe"
-        )
+    for option, name, needs in (
+        ("--method", choice.name, entry.needs_experts),
+        ("--routing", choice.routing, choice.routing != "free"),
+    ):
+        if needs and not routing_sites(model):
+            raise UserError(
+                f"{option} {name} needs a model with experts, and this one has none; take --model "
+                "v-moe"
+            )
     if recipe.images_of_part < 2 and has_batch_norm(model):
         raise UserError(
             "--batch-size / --parts must be at least 2 for a model with batch norm, got "

@@ -68,9 +68,13 @@ def check_choice(choice: MethodChoice) -> None:
     _check_name("--mode", choice.mode, get_args(Mode))
     _check_name("--routing", choice.routing, ROUTING)
     if choice.name == STANDARD:
-        for option, value in (("--steps", choice.steps), ("--alpha", choice.alpha_255)):
-            if value is not None:
-                raise UserError(f"{option} does not apply to --method {STANDARD}: it has no attack")
+        defaults = MethodChoice()
+        for option in ("steps", "alpha_255", "mode", "routing"):
+            if getattr(choice, option) != getattr(defaults, option):
+                raise UserError(
+                    f"{flag(option.removesuffix('_255'))} does not apply to --method {STANDARD}: "
+                    "it has no attack"
+                )
     if choice.steps is not None and not takes_steps(entry):
         raise UserError(f"--steps does not apply to --method {choice.name}, which makes one step")
     _check_range("--eps", choice.eps_255, above=0)

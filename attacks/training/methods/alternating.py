@@ -12,9 +12,10 @@ from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.routing.divergence import RoutingDivergence
 from ironmoe.attacks.routing.together import Together
 from ironmoe.attacks.training.checks import check_factor
-from ironmoe.attacks.training.inner.attacks import kl_divergence, kl_pgd, pgd
+from ironmoe.attacks.training.inner.attacks import pgd
 from ironmoe.attacks.training.inner.lent import ddp_of
-from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
+from ironmoe.attacks.training.method import Strength, Update
+from ironmoe.attacks.training.methods.trades import TRADES
 from ironmoe.attacks.training.registry import register_training_method
 from ironmoe.attacks.training.routers import router_weights, routing_of_passes
 from ironmoe.attacks.training.weights.end_of_backward import during_backward
@@ -31,10 +32,10 @@ Attack = Literal["kl", "ce"]
     takes=("beta", "routing_weight", "routing_beta"),
     needs_experts=True,
 )
-class Alternating(TrainingMethod):
+class Alternating(TRADES):
     """Two updates of each batch, each at points x′ of its own:
 
-    1. "experts", all weights but the routers': CE(x) + beta · KL(p(x) ‖ p(x′)).
+    1. "experts", all weights but the routers': CE(x) + beta · KL(p(x) ‖ p(x′)), as ``TRADES``.
     2. "routers", at the updated model: the same loss, plus routing_beta · the mean over layers and
        tokens of KL(routing(x) ‖ routing(x′)), a routing being softmax(router logits).
 
@@ -79,16 +80,15 @@ class Alternating(TrainingMethod):
         routing: RoutingMode | None = None,
         **options: Any,
     ) -> None:
-        check_factor(beta=beta, routing_weight=routing_weight, routing_beta=routing_beta)
+        check_factor(routing_weight=routing_weight, routing_beta=routing_beta)
         if attack not in get_args(Attack):
             raise ValueError(f'attack must be "kl" or "ce", got {attack!r}')
         if routing_weight:
             divergence = RoutingDivergence(routing_weight)
             routing = divergence if routing is None else Together(routing, divergence)
-        super().__init__(model, eps, routing=routing, **options)
+        super().__init__(model, eps, beta=beta, routing=routing, **options)
 
         self.attack = attack
-        self.beta = float(beta)
         self.routing_weight = float(routing_weight)
         self.routing_beta = float(routing_beta)
         self._check_groups()
@@ -129,9 +129,9 @@ class Alternating(TrainingMethod):
         return loss
 
     def _attack(self, images: Tensor, labels: Tensor, strength: Strength) -> Tensor:
-        eps, alpha = strength
         if self.attack == "kl":
-            return kl_pgd(self.inner, images, eps=eps, alpha=alpha, steps=self.steps)
+            return super()._attack(images, labels, strength)
+        eps, alpha = strength
         return pgd(self.inner, images, labels, eps=eps, alpha=alpha, steps=self.steps)
 
     def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
@@ -139,19 +139,10 @@ class Alternating(TrainingMethod):
 
     def _losses_of(self, group: str, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
         if group == "experts" or not self.routing_beta:
-            return self._robust_loss(images, labels, points)
+            return super()._losses(images, labels, points)
         with routing_of_passes(self.model) as routing:
-            loss = self._robust_loss(images, labels, points)
+            loss = super()._losses(images, labels, points)
         return loss + self.routing_beta * routing.divergence()
-
-    def _robust_loss(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
-        """Scalar: CE(x) + beta · KL(p(x) ‖ p(x′))."""
-        clean_logits = self._logits(images, images)
-        logits = self._logits(points, images)
-        loss = self._cross_entropy(clean_logits, labels)
-        self._keep("clean_correct", clean_logits, labels)
-        self._keep("adversarial_correct", logits, labels)
-        return loss + self.beta * kl_divergence(clean_logits, logits).mean()
 
     def _check_groups(self) -> None:
         """ValueError: a group of weights that cannot be trained."""

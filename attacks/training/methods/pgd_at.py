@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ironmoe.attacks.engine.borrow import in_eval_mode
 from ironmoe.attacks.losses import Loss, get_loss
 from ironmoe.attacks.training.checks import check_count
 from ironmoe.attacks.training.inner.attacks import pgd, vmoe_settings
@@ -114,7 +115,8 @@ class PGDAT(TrainingMethod):
     def _classes(self, images: Tensor) -> int:
         """How many classes the model tells, asked once."""
         if self._number_of_classes is None:
-            with self.inner.running(images):
+            # in eval mode, since one image has no batch statistics
+            with self.inner.running(images), in_eval_mode(self.inner.model):
                 self._number_of_classes = self.inner.logits(images[:1]).shape[1]
         return self._number_of_classes
 

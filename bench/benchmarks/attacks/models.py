@@ -37,7 +37,9 @@ def trained_models(
     """
     models = {}
     for name in names:
-        end = f"eps{eps:g}-epochs{epochs}-{data.checksum[:8]}.safetensors"
+        # "pgd-at": robust models in files without it were trained by a loop that left images clean
+        trained = f"pgd-at-eps{eps:g}" if name.startswith("robust") else f"eps{eps:g}"
+        end = f"{trained}-epochs{epochs}-{data.checksum[:8]}.safetensors"
         file = folder / f"{slug(name)}-{end}"
         if not file.exists():
             _train_to(file, name, data, eps, epochs, partial(on_epoch, name))

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 from training_toys import EPS, batch, linear, vmoe
 
-from ironmoe.attacks.training import PGDAT, TRADES, Mixup, NonFiniteLoss, Standard, pgd
+from ironmoe.attacks.training import (
+    PGDAT,
+    TRADES,
+    Alternating,
+    Mixup,
+    NonFiniteLoss,
+    Standard,
+    pgd,
+)
 from ironmoe.attacks.training.inner.attacks import kl_divergence
 from ironmoe.moe import Capacity, collect_aux_loss
 
@@ -132,6 +140,14 @@ def test_mixup_mixes_before_the_attack_or_after_it():
         assert torch.allclose(loss, nn.functional.cross_entropy(model(points), targets))
 
 
+def test_mixup_counts_the_classes_of_a_model_with_batch_norm():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3)).double()
+    PGDAT.vmoe(model, EPS, steps=1, mixup=Mixup(0.5))(*batch()).backward()
+    assert (
+        model[1].num_batches_tracked == 2
+    )  # of the inner attack in training mode, and of the loss
+
+
 def test_label_smoothing_is_that_of_torch():
     model, (images, labels) = linear(), batch()
     loss = Standard(model, label_smoothing=0.2)(images, labels)
@@ -154,8 +170,10 @@ def test_autocast_of_the_loop_or_of_the_method_gives_the_same():
 
 def test_capacity_works_and_the_user_is_told_what_it_means():
     model = vmoe(capacity=Capacity(1.0, images_per_group=2))
-    with pytest.warns(UserWarning, match="places from each other"):
+    with pytest.warns(UserWarning, match="places from each other") as caught:
         method = PGDAT(model, EPS, steps=1)
+        Alternating(model, EPS)
+    assert {warning.filename for warning in caught} == {__file__}  # the user's line
     method(torch.rand(4, 1, 8, 8), torch.arange(4)).backward()
 
 

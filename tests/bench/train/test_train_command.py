@@ -222,6 +222,7 @@ BAD = {
     ),
     "one step": (["--method", "fgsm-rs", "--steps", 3], "--steps does not apply to"),
     "no attack": (["--method", "standard", "--alpha", 3], "--alpha does not apply to --method st"),
+    "no mode": (["--method", "standard", "--mode", "train"], "--mode does not apply to"),
     "mode": (["--mode", "test"], "--mode must be one of eval, train, got 'test'"),
     "ema": (["--ema", 1], "--ema must be above 0 and below 1"),
     "smoothing": (["--label-smoothing", 1], "--label-smoothing must be from 0 to below 1"),
