@@ -19,7 +19,7 @@ from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.model_errors import NoGradient
-from ironmoe.attacks.training.checks import check_inside
+from ironmoe.attacks.training.checks import check_inside, check_tensors
 from ironmoe.attacks.training.inner.lent import (
     Mode,
     check_mode,
@@ -138,8 +138,10 @@ class Inner:
                 the image; or a tensor (B, …), which is projected.
 
         Raises:
+            TypeError: images are no float tensor (B, …), or there are not B labels.
             ValueError: the model is not differentiable, or images lie outside ``bounds``.
         """
+        check_tensors(images, labels)
         with normal_tensors():
             images, labels = constant(images), constant(labels)
             ball = self.around(images, eps)

@@ -60,7 +60,7 @@ def test_an_inner_attack_needs_images_and_as_many_labels():
     images, labels = batch()
     with pytest.raises(TypeError, match="images must be a float tensor"):
         pgd(linear(), images.byte(), labels, eps=EPS, bounds=None)
-    with pytest.raises(ValueError, match="labels must be as many as the images, 6, got 5"):
+    with pytest.raises(TypeError, match=r"labels must be a tensor \(6, …\), got .* \(5,\)"):
         pgd(linear(), images, labels[:5], eps=EPS)
     with pytest.raises(ValueError, match="images must be at least one"):
         kl_pgd(linear(), images[:0], eps=EPS)
