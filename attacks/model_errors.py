@@ -59,7 +59,7 @@ def check_leads_to(loss: Tensor, points: Tensor) -> None:
         node = waiting.pop()
         if getattr(node, "variable", None) is points:
             return
-        following = {each for each, _ in node.next_functions if each is not None} - seen
+        following = set() if node is None else {each for each, _ in node.next_functions} - seen
         seen |= following
         waiting += following
     raise _leads_elsewhere("")
