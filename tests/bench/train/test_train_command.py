@@ -226,6 +226,7 @@ BAD = {
     "no attack": (["--method", "standard", "--alpha", 3], "--alpha does not apply to --method st"),
     "no mode": (["--method", "standard", "--mode", "train"], "--mode does not apply to"),
     "mode": (["--mode", "test"], "--mode must be one of eval, train, got 'test'"),
+    "seed": (["--seed", 2**64], "must be from 0 to 1000000000000, got 18446744073709551616"),
     "ema": (["--ema", 1], "--ema must be above 0 and below 1"),
     "smoothing": (["--label-smoothing", 1], "--label-smoothing must be from 0 to below 1"),
 }
