@@ -16,17 +16,27 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def check_positive(**values: float) -> None:
-    """ValueError: a value that is not a finite number above 0."""
+    """TypeError, ValueError: a value that is not a finite number above 0."""
     for name, value in values.items():
+        _check_number(name, value)
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be finite and above 0, got {value}")
 
 
 def check_factor(**values: float) -> None:
-    """ValueError: a value that is not a finite number of at least 0."""
+    """TypeError, ValueError: a value that is not a finite number of at least 0."""
     for name, value in values.items():
+        _check_number(name, value)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
+def _check_number(name: str, value: Any) -> None:
+    """TypeError: a value that is no number, such as "8/255"."""
+    try:
+        float(operator.pos(value))  # a string is no number, though float() reads it
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
 
 
 def check_count(**values: SupportsIndex) -> None:
@@ -100,6 +110,24 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
         )
 
 
+def warning_of_radius(eps: float, norm: str, bounds: tuple[float, float]) -> str | None:
+    """What to say of a radius that is wider than the range of the pixels."""
+    low, high = bounds
+    if norm != "Linf" or eps <= high - low:
+        return None
+    return (
+        f"eps = {eps:g} is more than the range of the pixels, from {low:g} to {high:g}, so every "
+        "image may become any other one; eps is in the units of the images, such as 8 / 255 where "
+        "they lie in [0, 1]"
+    )
+
+
+def check_scalar(loss: Any, method: str) -> None:
+    """TypeError: what a method's ``_losses`` returned is not one number."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise TypeError(f"{method}._losses must return a scalar tensor, got {described(loss)}")
+
+
 def _has_batch_statistics(model: nn.Module) -> bool:
     """Whether a layer of batch norm is in training mode."""
     return any(isinstance(module, BATCH_NORMS) and module.training for module in model.modules())
@@ -113,6 +141,6 @@ def check_inside(images: Tensor, bounds: tuple[float, float]) -> None:
     if not bool(inside.all()):
         raise ValueError(
             f"images must lie between the bounds {low} and {high}, got values from "
-            f"{images.min().item():.6g} to {images.max().item():.6g}; give bounds=, or normalize= "
+            f"{images.min().item():.9g} to {images.max().item():.9g}; give bounds=, or normalize= "
             "and images in [0, 1]"
         )
