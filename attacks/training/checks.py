@@ -46,7 +46,8 @@ def _number(name: str, value: Any) -> float:
     if not isinstance(value, str):
         with suppress(TypeError, ValueError, RuntimeError):
             return float(value)
-    raise TypeError(f"{name} must be a number, got {described(value)}")
+    got = described(value) if isinstance(value, Tensor) else repr(value)
+    raise TypeError(f"{name} must be a number, got {got}")
 
 
 def check_strength(**values: float | Tensor) -> None:
@@ -113,6 +114,24 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
         )
 
 
+def warning_of_radius(eps: float, norm: str, bounds: tuple[float, float]) -> str | None:
+    """What to say of a radius that is wider than the range of the pixels."""
+    low, high = bounds
+    if norm != "Linf" or eps <= high - low:
+        return None
+    return (
+        f"eps = {eps:g} is more than the range of the pixels, from {low:g} to {high:g}, so every "
+        "image may become any other one; eps is in the units of the images, such as 8 / 255 where "
+        "they lie in [0, 1]"
+    )
+
+
+def check_scalar(loss: Any, method: str) -> None:
+    """TypeError: what a method's ``_losses`` returned is not one number."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise TypeError(f"{method}._losses must return a scalar tensor, got {described(loss)}")
+
+
 def check_logits(logits: Tensor) -> None:
     """ValueError: logits that tell no classes."""
     if logits.ndim != 2 or logits.shape[1] < 2:
@@ -134,6 +153,6 @@ def check_inside(images: Tensor, bounds: tuple[float, float]) -> None:
     if not bool(inside.all()):
         raise ValueError(
             f"images must lie between the bounds {low} and {high}, got values from "
-            f"{images.min().item():.6g} to {images.max().item():.6g}; give bounds=, or normalize= "
+            f"{images.min().item():.9g} to {images.max().item():.9g}; give bounds=, or normalize= "
             "and images in [0, 1]"
         )

@@ -23,7 +23,9 @@ from ironmoe.attacks.training.checks import (
     check_inside,
     check_labels,
     check_positive,
+    check_scalar,
     may_wait,
+    warning_of_radius,
 )
 from ironmoe.attacks.training.guards.collapse import CollapseAlarm, explaining_nan
 from ironmoe.attacks.training.guards.non_finite import check_finite
@@ -160,8 +162,12 @@ class TrainingMethod(ABC):
             logits_fn=logits_fn,
             autocast_dtype=autocast_dtype,
         )
-        if images_coupled(model):
-            warnings.warn(COUPLED, stacklevel=1 + _constructors(type(self)))
+        for warning in (
+            COUPLED if images_coupled(model) else None,
+            warning_of_radius(float(eps), norm, self.inner.bounds),
+        ):
+            if warning is not None:
+                warnings.warn(warning, stacklevel=1 + _constructors(type(self)))
         self.model = model
         self.eps = float(eps)
         self.steps = int(steps)
@@ -276,6 +282,7 @@ class TrainingMethod(ABC):
 
         with alarm, own:
             loss = losses(*attacked)
+            check_scalar(loss, type(self).__name__)
             if self._outer_aux_losses:
                 loss = loss + torch.stack(self._outer_aux_losses).mean()
                 self._outer_aux_losses = []  # they have graphs

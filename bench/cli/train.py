@@ -11,7 +11,6 @@ from ironmoe.bench.cli.options import (
     Device,
     ImageSize,
     Out,
-    Seed,
     SkipBad,
     announce,
     bounded,
@@ -163,14 +162,19 @@ def train(
     ] = False,
     fsdp: Annotated[
         bool,
-        typer.Option(help="Under torchrun: each process holds a part of the weights (FSDP2)."),
+        typer.Option(
+            help="Under torchrun: each process holds a part of the weights (FSDP2). A process "
+            "alone holds all."
+        ),
     ] = False,
     attack: Annotated[
         bool,
         typer.Option(help="Attack the chosen weights on test images by APGD-T at the end."),
     ] = True,
     attack_images: AttackImages = 500,
-    seed: Seed = 0,
+    seed: Annotated[
+        int, bounded("Weights, batches, router noise and random starts depend on it.", 0)
+    ] = 0,
     device: Device = "auto",
     out: Out = None,
     image_size: ImageSize = None,

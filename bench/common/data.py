@@ -96,7 +96,7 @@ def load_data(spec: str, image_size: int | None = None, skip_bad: bool = False) 
         return _npz(path)
     known = ", ".join(BUILT_IN)
     raise DataError(
-        f"data must be one of {known}, an existing folder or an existing .npz file, got {spec!r}"
+        f"--data must be one of {known}, an existing folder or an existing .npz file, got {spec!r}"
     )
 
 

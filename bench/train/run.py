@@ -19,9 +19,10 @@ from ironmoe.bench.attack.run import AttackOptions, run_attack_command
 from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.common.files import slug, write_atomically, write_json
 from ironmoe.bench.common.processes import Processes, own_device, processes
-from ironmoe.bench.common.radii import to_255
+from ironmoe.bench.common.radii import exact, to_255
 from ironmoe.bench.common.run_folder import RunFolder, default_folder
 from ironmoe.bench.common.train import TrainingError
+from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.held_out import HeldOutRows
@@ -145,14 +146,33 @@ class _Run:
             batches=trainer.batches,
             trained_on="accuracy" if self._is_standard else "robust",
         )
-        for warning in self.warnings:
-            display.say(warning)
+        for line in (self.plan, *self.warnings):
+            display.say(line)
         try:
             with display, explained(self.options.method.name):
                 trained = trainer.run(display)
         except NonFiniteLoss as error:
             raise self._diverged(error) from error
         self.group.first(lambda: self._write(trained))
+
+    @property
+    def plan(self) -> str:
+        """What is about to be done, in a line."""
+        choice, recipe = self.options.method, self.options.recipe
+        attack = ""
+        if not self._is_standard:
+            alpha = to_255(self.method.alpha)
+            attack = (
+                f" in {choice.norm} at eps {exact(choice.eps_255)}/255, "
+                f"{counted(self.method.steps, 'step')} of {alpha:.3g}/255"
+            )
+        trained, held_out = map(len, self.rows)
+        return (
+            f"{self.trainee.name}, {self._parameters / 1e3:.0f} k parameters: "
+            f"{choice.name}{attack}; {counted(recipe.epochs, 'epoch')} of "
+            f"{recipe.steps_of_epoch(trained)} batches, {trained} training images and "
+            f"{held_out} held out"
+        )
 
     @property
     def attack_options(self) -> AttackOptions:
@@ -181,12 +201,17 @@ class _Run:
         assert training is not None
         return TrainingFacts(
             name=self.trainee.name,
-            parameters=sum(weight.numel() for weight in self.model.parameters()),
+            parameters=self._parameters,
+            classes=len(self.trainee.labels.unique()),
             settings=self.settings,
             held_out=len(self.rows.held_out),
             training=training,
             attack=folder.read(f"{ATTACK}/report.json"),
         )
+
+    @property
+    def _parameters(self) -> int:
+        return sum(weight.numel() for weight in self.model.parameters())
 
     @property
     def _is_standard(self) -> bool:

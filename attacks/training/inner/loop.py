@@ -43,6 +43,9 @@ class Outputs(Goal):
     def reached(self, outputs: Tensor, labels: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        return "adversarial training"
+
 
 class Inner:
     """A model as inner attacks ask it, and the box and norm of their perturbations.

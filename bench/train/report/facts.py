@@ -10,13 +10,14 @@ Numbers = dict[str, Any]
 
 
 class TrainingFacts(NamedTuple):
-    """name: of the model; parameters: how many; settings: of the run; held_out: images that chose
-    the weights; training: what the run wrote when it was trained ("chosen", "seconds", "steps",
-    "alpha_255", "warnings", "curves"); attack: report.json of the attack on test images, None
-    without it."""
+    """name: of the model; parameters: how many; classes: of the data; settings: of the run;
+    held_out: images that chose the weights; training: what the run wrote when it was trained
+    ("chosen", "seconds", "steps", "alpha_255", "warnings", "curves"); attack: report.json of the
+    attack on test images, None without it."""
 
     name: str
     parameters: int
+    classes: int
     settings: Numbers
     held_out: int
     training: Numbers
@@ -75,6 +76,11 @@ class TrainingFacts(NamedTuple):
             for layer, share in chosen["load"].items()
         ]
         return lines
+
+    @property
+    def clean_held_out(self) -> Proportion:
+        """Of the held-out images those that the chosen weights tell right."""
+        return Proportion(round(self.chosen["clean"] * self.held_out), self.held_out)
 
     def _held_out(self, share: float) -> str:
         proportion = Proportion(round(share * self.held_out), self.held_out)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ironmoe.bench.common.radii import to_255
+from ironmoe.bench.common.radii import from_255
 from ironmoe.bench.reports.page import Picture
 from ironmoe.bench.reports.style import COLORS, STYLE
 from ironmoe.bench.train.report.facts import TrainingFacts
@@ -62,19 +62,12 @@ def _settings(facts: TrainingFacts) -> Figure:
         _line(upper, facts, _column(facts, "loss"), color=COLORS[0], label="loss")
         upper.set(ylabel="loss")
 
-        shown = [("rate", "learning rate", 1.0)]
+        shown = [("rate", "learning rate", facts.settings["recipe"]["learning_rate"])]
         if not facts.is_standard:
-            shown.insert(0, ("eps", "eps in 1/255", to_255(1.0)))
-        for (key, label, unit), color in zip(shown, COLORS[1:], strict=False):
-            values = unit * _column(facts, key)
-            largest = values.max()
-            _line(
-                lower,
-                facts,
-                100 * values / largest,
-                color=color,
-                label=f"{label}, at most {largest:.3g}",
-            )
+            shown.insert(0, ("eps", "eps in 1/255", facts.settings["method"]["eps_255"]))
+        for (key, label, full), color in zip(shown, COLORS[1:], strict=False):
+            share = _column(facts, key) / (from_255(full) if key == "eps" else full)
+            _line(lower, facts, 100 * share, color=color, label=f"{label}, at most {full:g}")
         _epochs(lower, facts)
         upper.axvline(facts.training["chosen"], color="#4a5560", linestyle="--", linewidth=1)
         lower.set(ylabel="% of the largest", ylim=(0, 105))

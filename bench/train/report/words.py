@@ -20,10 +20,22 @@ NOT_ATTACKED = (
 
 def words(facts: TrainingFacts) -> list[str]:
     """A paragraph for each thing that there is to say."""
-    paragraphs = [*facts.training["warnings"], _chosen(facts)]
+    paragraphs = [*facts.training["warnings"], *_at_chance(facts), _chosen(facts)]
     if facts.attack is None:
         return [*paragraphs, NOT_ATTACKED]
     return [*paragraphs, ONE_TRAINING, UPPER_BOUND, *_tripped(facts)]
+
+
+def _at_chance(facts: TrainingFacts) -> list[str]:
+    """That the model has learned nothing, where the held-out images do not show otherwise."""
+    clean = facts.clean_held_out
+    if clean.interval()[0] * facts.classes > 1:
+        return []
+    return [
+        f"The clean accuracy of held-out images, {clean}, cannot be told from chance, "
+        f"{100 / facts.classes:.3g} % for {facts.classes} classes: these images do not show that "
+        "the model has learned anything. More epochs or a smaller eps may help."
+    ]
 
 
 def _chosen(facts: TrainingFacts) -> str:

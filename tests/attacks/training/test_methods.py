@@ -182,7 +182,9 @@ def test_capacity_works_and_the_user_is_told_what_it_means():
     [
         ({"eps": 0.0}, ValueError, "eps must be finite and above 0, got 0.0"),
         ({"eps": float("nan")}, ValueError, "eps must be"),
+        ({"eps": "8/255"}, TypeError, "eps must be a number, got '8/255'"),
         ({"alpha": -1.0}, ValueError, "alpha must be"),
+        ({"alpha": [0.1]}, TypeError, "alpha must be a number, got .0.1."),
         ({"steps": 0}, ValueError, "steps must be"),
         ({"steps": 2.5}, TypeError, "steps must be a whole number, got 2.5"),
         ({"mode": "test"}, ValueError, "mode must be"),
@@ -200,6 +202,34 @@ def test_settings_that_are_none(options, error, message):
     arguments = {"model": linear(), "eps": EPS} | options
     with pytest.raises(error, match=message):
         PGDAT(arguments.pop("model"), arguments.pop("eps"), **arguments)
+
+
+def test_a_radius_wider_than_the_pixels_is_warned_of_once_for_the_line_that_gave_it():
+    with pytest.warns(UserWarning, match="eps = 8 is more than the range of the pixels") as caught:
+        TRADES(linear(), 8)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PGDAT(linear(), 8, bounds=(0, 255))
+        PGDAT(linear(), 8, bounds=None)
+        PGDAT(linear(), 8, norm="L2")
+        PGDAT(linear(), 1.0)
+
+
+def test_a_method_of_ones_own_that_returns_no_scalar_is_told_so():
+    class Own(PGDAT):
+        def _losses(self, images, labels, points):
+            return self._logits(points, images)
+
+    with pytest.raises(TypeError, match=r"Own._losses must return a scalar tensor, got .*\(6, 3\)"):
+        Own(linear(), EPS)(*batch())
+
+
+def test_a_pixel_just_outside_the_bounds_is_told_in_full():
+    images, labels = batch(dtype=torch.float32)
+    images[0, 0, 0, 0] = 1 + 1e-6
+    with pytest.raises(ValueError, match=r"to 1\.00000095; give bounds="):
+        PGDAT(linear().float(), EPS)(images, labels)
 
 
 class Rounded(nn.Linear):

@@ -111,6 +111,15 @@ def test_killed_after_the_last_epoch_it_only_writes_what_is_missing(place, train
     assert (place / "run" / "report.html").is_file()
 
 
+def test_what_is_about_to_be_done_is_said_first_and_a_model_at_chance_last(place, train):
+    model = ("--model", "small_models:dense")
+    result = train(*model, *SHORT, 1, "--learning-rate", 1e-9, "--no-attack", "--out", "run")
+    output = " ".join(result.output.split())
+    before, after = output.split("epoch 1/1", 1)
+    assert "pgd-at in Linf at eps 16/255, 2 steps of 20/255; 1 epoch of " in before
+    assert "cannot be told from chance, 25 % for 4 classes" in after
+
+
 def test_a_capacity_that_couples_images_works_and_the_report_says_so(place, train):
     result = train("--model", "small_models:crowded", *SHORT, 1, "--no-attack", "--out", "run")
     message = "images of a batch take places from each other"
