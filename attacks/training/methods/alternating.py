@@ -162,9 +162,9 @@ class Alternating(TRADES):
 def _frozen(weights: list[nn.Parameter]) -> Iterator[None]:
     """None of the weights requires gradients inside the block."""
     asked = [weight for weight in weights if weight.requires_grad]
-    for weight in asked:
-        weight.requires_grad_(False)
     try:
+        for weight in asked:
+            weight.requires_grad_(False)
         yield
     finally:
         for weight in asked:

@@ -46,8 +46,8 @@ def during_backward(loss: Tensor, block: Callable[[], AbstractContextManager[obj
 
     def enter(_: Tensor) -> None:
         stack = ExitStack()
-        stack.enter_context(block())
         Variable._execution_engine.queue_callback(_Ending(EndOfBackward(stack.close)))
+        stack.enter_context(block())  # an interrupt from here on leaves it again
 
     if loss.requires_grad:
         loss.register_hook(enter)

@@ -375,3 +375,21 @@ def test_ranks_may_overlap_where_experts_are_few():
     model, (images, labels) = rows(top_k=3), batch()
     SecondRanked(model, EPS, steps=1, first=2)(images, labels).backward()
     assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_an_interrupt_while_a_group_is_frozen_leaves_no_weight_frozen(monkeypatch):
+    model = rows()
+    method, calls = Alternating(model, EPS, steps=1), []
+
+    def interrupted(weight, required=True):
+        calls.append(weight)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return torch.Tensor.requires_grad_(weight, required)
+
+    method.step = 1  # the routers' turn: experts, of which there are many weights, are frozen
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Parameter, "requires_grad_", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            method(*batch())
+    assert all(weight.requires_grad for weight in model.parameters())
