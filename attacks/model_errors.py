@@ -45,11 +45,31 @@ def gradient(loss: Tensor, points: Tensor, mode: str = "") -> Tensor:
     check_graph(loss, mode)
     (grad,) = torch.autograd.grad(loss.sum(), [points], allow_unused=True)
     if grad is None:
-        raise NoGradient(
-            f"logits without a graph that leads to the images{mode}",
-            why=f"the graph of its outputs does not lead to the images{mode}",
-        )
+        raise _leads_elsewhere(mode)
     return grad
+
+
+def check_leads_to(loss: Tensor, points: Tensor) -> None:
+    """NoGradient: the loss has no graph, or its graph does not lead to the points, which are a
+    leaf. Nothing is computed."""
+    check_graph(loss)
+    seen = {loss.grad_fn}
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if getattr(node, "variable", None) is points:
+            return
+        following = set() if node is None else {each for each, _ in node.next_functions} - seen
+        seen |= following
+        waiting += following
+    raise _leads_elsewhere("")
+
+
+def _leads_elsewhere(mode: str) -> NoGradient:
+    return NoGradient(
+        f"logits without a graph that leads to the images{mode}",
+        why=f"the graph of its outputs does not lead to the images{mode}",
+    )
 
 
 def check_graph(value: Tensor, mode: str = "") -> None:

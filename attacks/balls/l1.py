@@ -104,7 +104,8 @@ def l1_ascent(point: Tensor, grad: Tensor, alpha: Tensor, bounds: Box) -> Tensor
     order = grad.flatten(1).abs().argsort(dim=1, descending=True, stable=True)
     at = point.flatten(1).double()
     budget = alpha.double().unsqueeze(1)
-    room = torch.where(sign > 0, bounds[1] - at, at - bounds[0]).clamp_min(0) * sign.abs()
+    room = torch.where(sign > 0, bounds[1] - at, at - bounds[0]).clamp_min(0)
+    room = torch.where(room.isinf(), budget, room) * sign.abs()  # where pixels have no bound
     taken = room.gather(1, order)
     left = (budget - taken.cumsum(1) + taken).clamp_min(0)
     length = torch.where(taken <= left, budget, left) * (left > 0)

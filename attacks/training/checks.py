@@ -3,6 +3,7 @@ costs nothing; on a GPU those of the first batch alone."""
 
 import math
 import operator
+from contextlib import suppress
 from typing import Any, SupportsIndex
 
 import torch
@@ -18,36 +19,44 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def check_positive(**values: float) -> None:
     """TypeError, ValueError: a value that is not a finite number above 0."""
     for name, value in values.items():
-        _check_number(name, value)
-        if not (math.isfinite(value) and value > 0):
+        if not (math.isfinite(_number(name, value)) and value > 0):
             raise ValueError(f"{name} must be finite and above 0, got {value}")
 
 
 def check_factor(**values: float) -> None:
     """TypeError, ValueError: a value that is not a finite number of at least 0."""
     for name, value in values.items():
-        _check_number(name, value)
-        if not (math.isfinite(value) and value >= 0):
+        if not (math.isfinite(_number(name, value)) and value >= 0):
             raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
-def _check_number(name: str, value: Any) -> None:
-    """TypeError: a value that is no number, such as "8/255"."""
-    try:
-        float(operator.pos(value))  # a string is no number, though float() reads it
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-
-
-def check_count(**values: SupportsIndex) -> None:
-    """TypeError, ValueError: a value that is not a whole number of at least 1."""
+def check_count(*, at_least: int = 1, **values: SupportsIndex) -> None:
+    """TypeError, ValueError: a value that is not a whole number of at least ``at_least``."""
     for name, value in values.items():
         try:
             count = operator.index(value)
         except TypeError:
             raise TypeError(f"{name} must be a whole number, got {value!r}") from None
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        if count < at_least:
+            raise ValueError(f"{name} must be at least {at_least}, got {count}")
+
+
+def _number(name: str, value: Any) -> float:
+    """The value as a float. TypeError: it is no number."""
+    if not isinstance(value, str):
+        with suppress(TypeError, ValueError, RuntimeError):
+            return float(value)
+    raise TypeError(f"{name} must be a number, got {described(value)}")
+
+
+def check_strength(**values: float | Tensor) -> None:
+    """TypeError, ValueError: a radius or a step length that is not finite and above 0. A tensor is
+    read on CPU alone."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            check_positive(**{name: value})
+        elif may_look(value) and not bool((value.isfinite() & (value > 0)).all()):
+            raise ValueError(f"{name} must be finite and above 0, got {value.tolist()}")
 
 
 def check_one_step(steps: int) -> None:
@@ -56,25 +65,24 @@ def check_one_step(steps: int) -> None:
         raise ValueError(f"steps must be 1 for a single-step method, got {steps}")
 
 
-def check_images(images: Any) -> None:
-    """TypeError, ValueError: no batch of images."""
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
-        raise TypeError(f"images must be a float tensor (B, …), got {described(images)}")
-    if not len(images):
-        raise ValueError("images must be at least one, got a batch of 0")
-
-
 def check_batch(model: nn.Module, images: Any, labels: Any) -> None:
     """TypeError, ValueError: images and labels that cannot be trained on."""
-    check_images(images)
-    if not isinstance(labels, Tensor) or not labels.ndim or len(labels) != len(images):
-        raise TypeError(f"labels must be a tensor ({len(images)}, …), got {described(labels)}")
-
+    check_tensors(images, labels)
     if len(images) == 1 and _has_batch_statistics(model):
         raise ValueError(
             "images must be at least 2 where batch norm trains, got a batch of 1, which has no "
             "variance; drop the last batch, or put the batch norm layers into eval mode"
         )
+
+
+def check_tensors(images: Any, labels: Any) -> None:
+    """TypeError, ValueError: no images (B, …), or not as many labels."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
+        raise TypeError(f"images must be a float tensor (B, …), got {described(images)}")
+    if not isinstance(labels, Tensor) or not labels.ndim or len(labels) != len(images):
+        raise TypeError(f"labels must be a tensor ({len(images)}, …), got {described(labels)}")
+    if not len(images):
+        raise ValueError("images must be at least one, got a batch of 0")
 
 
 def may_wait(images: Tensor) -> bool:
@@ -95,14 +103,9 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
                 f"probabilities, got {tuple(labels.shape)}"
             )
         return
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(
-            f"model must return logits (B, C) of at least 2 classes, got {tuple(logits.shape)}"
-        )
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise TypeError(f"labels must be int64 classes (B,), got {described(labels)}")
-    if len(labels) != len(logits):
-        raise ValueError(f"labels must be as many as the images, {len(logits)}, got {len(labels)}")
+    check_logits(logits)
     if may_look(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise ValueError(
             f"labels must be from 0 to {logits.shape[1] - 1}, got {int(labels.min())} … "
@@ -126,6 +129,14 @@ def check_scalar(loss: Any, method: str) -> None:
     """TypeError: what a method's ``_losses`` returned is not one number."""
     if not isinstance(loss, Tensor) or loss.ndim:
         raise TypeError(f"{method}._losses must return a scalar tensor, got {described(loss)}")
+
+
+def check_logits(logits: Tensor) -> None:
+    """ValueError: logits that tell no classes."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"model must return logits (B, C) of at least 2 classes, got {tuple(logits.shape)}"
+        )
 
 
 def _has_batch_statistics(model: nn.Module) -> bool:

@@ -29,7 +29,7 @@ from ironmoe.attacks.training.checks import (
 )
 from ironmoe.attacks.training.guards.collapse import CollapseAlarm, explaining_nan
 from ironmoe.attacks.training.guards.non_finite import check_finite
-from ironmoe.attacks.training.inner.lent import Mode
+from ironmoe.attacks.training.inner.lent import Mode, constant, normal_tensors
 from ironmoe.attacks.training.inner.loop import Inner, default_alpha
 from ironmoe.kernels.route import may_look
 from ironmoe.moe import collect_aux_loss
@@ -148,8 +148,7 @@ class TrainingMethod(ABC):
         check_count(steps=steps)
         if alpha is not None:
             check_positive(alpha=alpha)
-        if ramp_steps < 0:
-            raise ValueError(f"ramp_steps must be at least 0, got {ramp_steps}")
+        check_count(ramp_steps=ramp_steps, at_least=0)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
 
@@ -254,11 +253,13 @@ class TrainingMethod(ABC):
         """What ``losses`` makes of the attacked batch, checked and with the auxiliary losses of its
         outer passes."""
         self._check(images, labels)
-        with explaining_nan(self.inner.model, lambda: self._ask(images), self.step):
-            loss = self._loss_of(images, labels, losses)
-        if may_look(loss) or (self._looks and may_wait(loss)):
-            check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
-        self.last["loss"] = loss.detach()
+        with normal_tensors():
+            images, labels = constant(images), constant(labels)
+            with explaining_nan(self.inner.model, lambda: self._ask(images), self.step):
+                loss = self._loss_of(images, labels, losses)
+            if may_look(loss) or (self._looks and may_wait(loss)):
+                check_finite(loss, self.inner.model, lambda: self._ask(images), self.step)
+            self.last["loss"] = loss.detach()
         return loss
 
     @property

@@ -4,7 +4,7 @@ next ones of its batch."""
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.training.checks import check_positive
+from ironmoe.attacks.training.checks import check_count, check_positive
 
 
 class Mixup:
@@ -19,8 +19,7 @@ class Mixup:
 
     def __init__(self, concentration: float, *, size: int = 2, each: bool = False) -> None:
         check_positive(concentration=concentration)
-        if size < 2:
-            raise ValueError(f"size must be at least 2, got {size}")
+        check_count(size=size, at_least=2)
         self.concentration = float(concentration)
         self.size = size
         self.each = each

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ironmoe.attacks.training.checks import check_count
 from ironmoe.attacks.training.guards.non_finite import NonFiniteLoss, first_non_finite_layer
 from ironmoe.kernels import Routing
 from ironmoe.kernels.route import transformed
@@ -27,6 +28,7 @@ from ironmoe.moe.routing.callbacks import counting
 from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, routing_sites
 
 FEWEST_CHOICES = 2  # for each expert: with fewer, good routers leave experts without a token, too
+FEWEST = 8  # in all: the few tokens of one image may be alike
 
 ADVICE = (
     "raise the weights of the router's balance losses, lower the learning rate, or let eps grow "
@@ -106,7 +108,8 @@ class CollapseAlarm:
     may have a favourite expert before it was trained.
 
     What it says it says once for each layer and kind, until the layer has recovered. A step in
-    which a layer carried out fewer than 2 choices for each expert says nothing of its loads.
+    which a layer carried out fewer than 2 choices for each expert, or fewer than 8 in all, says
+    nothing of its loads.
 
     Compiled models run eagerly in these outer passes, because compiled code knows no counter. Each
     process looks at its own tokens.
@@ -125,8 +128,7 @@ class CollapseAlarm:
     """
 
     def __init__(self, every: int = 50, *, dormant: float = 0.5, load: float = 0.9) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+        check_count(every=every)
         for name, share in (("dormant", dormant), ("load", load)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {share}")
@@ -183,7 +185,7 @@ class CollapseAlarm:
 
     def _judge(self, name: str, load: RouterLoad, step: int) -> None:
         """Warn of what is wrong now and was not before."""
-        if load.choices < FEWEST_CHOICES * load.num_experts:
+        if load.choices < max(FEWEST, FEWEST_CHOICES * load.num_experts):
             return
         problems = {
             "dormant": load.dormant > self.dormant * load.num_experts

@@ -19,9 +19,10 @@ from ironmoe.attacks.routing.auxiliary_loss import AuxiliaryLoss
 from ironmoe.attacks.training.checks import (
     check_count,
     check_factor,
-    check_images,
     check_labels,
-    check_positive,
+    check_logits,
+    check_strength,
+    check_tensors,
 )
 from ironmoe.attacks.training.inner.loop import Inner, Objective, default_alpha, start_point
 
@@ -59,13 +60,12 @@ def pgd(
         start: as in ``Inner.ascend``.
         settings: ``norm``, ``bounds``, ``mode``, ``routing`` and the others of ``Inner``.
     """
-    _check(images, steps, eps=eps, alpha=alpha)
     return inner_of(model, settings).ascend(
         images,
         labels,
         _objective(loss),
         eps=eps,
-        alpha=_alpha(alpha, eps, steps),
+        alpha=_step_length(alpha, eps, steps),
         steps=steps,
         start=start,
     )
@@ -86,22 +86,21 @@ def kl_pgd(
 
     Arguments as in ``pgd``.
     """
-    _check(images, steps, eps=eps, alpha=alpha)
+    check_tensors(images, images)
     inner = inner_of(model, settings)
     with inner.running(images):
         clean_logits = inner.logits(images.detach())
-    told = clean_logits.argmax(1)
-    check_labels(clean_logits, told)
+    check_logits(clean_logits)
 
     def divergence(logits: Tensor, _: Tensor) -> Tensor:
         return kl_divergence(clean_logits, logits)
 
     return inner.ascend(
         images,
-        told,
+        clean_logits.argmax(1),
         divergence,
         eps=eps,
-        alpha=_alpha(alpha, eps, steps),
+        alpha=_step_length(alpha, eps, steps),
         steps=steps,
         start=start,
     )
@@ -122,6 +121,7 @@ def fgsm_rs(
 
     Arguments as in ``pgd``.
     """
+    check_strength(eps=eps)
     return pgd(
         model,
         images,
@@ -151,7 +151,7 @@ def n_fgsm(
 
     Other arguments as in ``pgd``.
     """
-    _check(images, 1, eps=eps, alpha=alpha)
+    alpha = _step_length(eps if alpha is None else alpha, eps, steps=1)
     check_factor(noise=noise)
     inner = inner_of(model, settings)
     noisy = start_point(inner.around(images, noise * eps), "uniform")
@@ -160,7 +160,7 @@ def n_fgsm(
         labels,
         _objective(loss),
         eps=float("inf"),
-        alpha=eps if alpha is None else alpha,
+        alpha=alpha,
         steps=1,
         start=noisy,
     )
@@ -185,6 +185,7 @@ def vmoe_pgd(
     Args (others as in ``pgd``):
         auxiliary_loss: raise the routers' auxiliary losses, too.
     """
+    check_strength(eps=eps)
     check_count(steps=steps)
     settings = vmoe_settings(auxiliary_loss) | settings
     return pgd(
@@ -219,15 +220,6 @@ def kl_divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
     return (log_p.exp() * difference).sum(-1)
 
 
-def _check(images: Any, steps: int, **lengths: float | Tensor | None) -> None:
-    """TypeError, ValueError: an attack that cannot be made."""
-    check_images(images)
-    check_count(steps=steps)
-    for name, length in lengths.items():
-        if length is not None and not isinstance(length, Tensor):
-            check_positive(**{name: length})
-
-
 def _objective(loss: str | Loss) -> Objective:
     """What the images raise; the cross-entropy checks its labels first."""
     raised = get_loss(loss)
@@ -241,5 +233,11 @@ def _objective(loss: str | Loss) -> Objective:
     return checked
 
 
-def _alpha(alpha: float | Tensor | None, eps: float | Tensor, steps: int) -> float | Tensor:
-    return eps * default_alpha(1.0, steps) if alpha is None else alpha
+def _step_length(alpha: float | Tensor | None, eps: float | Tensor, steps: int) -> float | Tensor:
+    """``alpha``, or its default. TypeError, ValueError: a number that is none of these."""
+    check_count(steps=steps)
+    check_strength(eps=eps)
+    if alpha is None:
+        return eps * default_alpha(1.0, steps)
+    check_strength(alpha=alpha)
+    return alpha

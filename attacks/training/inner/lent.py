@@ -37,6 +37,20 @@ def inside_of_ddp(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
+def normal_tensors() -> Iterator[None]:
+    """Inside the block new tensors are none of ``torch.inference_mode``, which autograd refuses.
+    Gradients are on or off as around it."""
+    has_grad = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(has_grad):
+        yield
+
+
+def constant(tensor: Tensor) -> Tensor:
+    """Detached; of an inference tensor, a copy that autograd takes."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+@contextmanager
 def lent(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
     """Inside the block gradients are on. Forward passes leave no auxiliary loss behind, count no
     choice of a router, and keep nothing that only a gradient of a weight would need.
@@ -47,7 +61,7 @@ def lent(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
     mode: "eval" puts the model into eval mode for the block; "train" leaves its modes as they are.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(normal_tensors())
         stack.enter_context(torch.enable_grad())
 
         stack.enter_context(freeze_weights(model))

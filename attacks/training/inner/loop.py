@@ -19,8 +19,15 @@ from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.model_errors import NoGradient
-from ironmoe.attacks.training.checks import check_inside
-from ironmoe.attacks.training.inner.lent import Mode, check_mode, inside_of_ddp, lent
+from ironmoe.attacks.training.checks import check_inside, check_tensors
+from ironmoe.attacks.training.inner.lent import (
+    Mode,
+    check_mode,
+    constant,
+    inside_of_ddp,
+    lent,
+    normal_tensors,
+)
 from ironmoe.kernels.route import may_look
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -134,17 +141,21 @@ class Inner:
                 the image; or a tensor (B, …), which is projected.
 
         Raises:
+            TypeError: images are no float tensor (B, …), or there are not B labels.
             ValueError: the model is not differentiable, or images lie outside ``bounds``.
         """
-        ball = self.around(images, eps)
-        point = start_point(ball, start)
-        step_length = _of_each(alpha, point)
+        check_tensors(images, labels)
+        with normal_tensors():
+            images, labels = constant(images), constant(labels)
+            ball = self.around(images, eps)
+            point = start_point(ball, start)
+            step_length = _of_each(alpha, point)
 
-        with self.running(images):
-            attempts = self.asked.record(ball.center) | {"label": labels}
-            for _ in range(steps):
-                attempts["point"] = point
-                point = ball.step(point, self._gradient(attempts, objective), step_length)
+            with self.running(images):
+                attempts = self.asked.record(ball.center) | {"label": labels}
+                for _ in range(steps):
+                    attempts["point"] = point
+                    point = ball.step(point, self._gradient(attempts, objective), step_length)
         return point
 
     @contextmanager

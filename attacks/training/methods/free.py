@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
+from ironmoe.attacks.model_errors import NoGradient, check_leads_to
 from ironmoe.attacks.training.checks import check_count, check_one_step
 from ironmoe.attacks.training.inner.attacks import pgd
 from ironmoe.attacks.training.method import Attacked, Strength, TrainingMethod, Update
@@ -57,9 +57,9 @@ class Free(TrainingMethod):
         self.replays = int(replays)
         self.updates_per_batch = self.replays
         self._slot = 0
-        self._is_differentiable = False
         self._deltas: dict[int, Tensor] = {}
         self._replayed: dict[int, int] = {}
+        self._is_checked = False
 
     def __call__(self, images: Tensor, labels: Tensor, *, slot: int = 0) -> Tensor:
         """The loss of one of the m updates of a batch; arguments as of every method."""
@@ -106,14 +106,12 @@ class Free(TrainingMethod):
 
     def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
         loss = super()._losses(images, labels, points)
-        if points.requires_grad and torch.is_grad_enabled() and not self._is_differentiable:
-            # Without a way to the images no hook would run, and training would be plain.
-            if not _leads_to(loss, points):
-                raise ValueError(
-                    "model must be differentiable with respect to its images, got a loss without "
-                    "a graph that leads to them; adversarial training follows it"
-                )
-            self._is_differentiable = True
+        if not self._is_checked and points.requires_grad and torch.is_grad_enabled():
+            try:
+                check_leads_to(loss, points)
+            except NoGradient as error:
+                raise ValueError(f"{error.what}; Free moves them by it") from error
+            self._is_checked = True
         return loss
 
     def _moves(self, points: Tensor) -> Callable[[Tensor], None]:
@@ -146,22 +144,6 @@ class Free(TrainingMethod):
     def _ball(self, delta: Tensor, eps: float) -> Any:
         low, high = self.inner.bounds
         return self.inner.ball(torch.zeros_like(delta), _each(eps, delta), (low - high, high - low))
-
-
-def _leads_to(loss: Tensor, points: Tensor) -> bool:
-    """Whether the graph of the loss has these points, which are a leaf of it."""
-    wanted = get_gradient_edge(points).node
-    seen = {loss.grad_fn}
-    left = [loss.grad_fn]
-    while left:
-        node = left.pop()
-        if node is wanted:
-            return True
-        following = () if node is None else (each for each, _ in node.next_functions)
-        new = set(following) - seen
-        seen |= new
-        left += new
-    return False
 
 
 def _each(value: float, images: Tensor) -> Tensor:

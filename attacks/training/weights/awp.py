@@ -129,6 +129,11 @@ class AWP(TrainingMethod):
         else:
             setattr(self.method, name, value)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins at w. Where one is made before the backward pass, that pass is lost."""
+        self.restore()
+        return vars(self) | {"_end": None}
+
     def __repr__(self) -> str:
         return f"AWP({self.method!r}, gamma={self.gamma:g})"
 

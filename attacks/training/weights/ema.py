@@ -31,6 +31,8 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.995) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.model = model
@@ -47,10 +49,12 @@ class EMA:
         """Take the weights into the averages; call it after each step of the optimizer.
 
         RuntimeError: the averages are in the model.
+        ValueError: the model has other weights than before.
         """
         if self._applied:
             raise RuntimeError("update must not be called inside applied()")
         weights = _weights(self.model)
+        _check_same(self._averages, weights, "model")
         for name, weight in weights.items():  # a user may have moved the model
             self._averages[name] = self._averages[name].to(weight.device)
 
@@ -65,6 +69,7 @@ class EMA:
         """Inside the block the model has the averages as its weights. It has its own back
         afterwards, bit for bit, also after an exception."""
         weights = _weights(self.model)
+        _check_same(self._averages, weights, "model")
         kept = {name: weight.detach().clone() for name, weight in weights.items()}
         before, self._applied = self._applied, True
         try:

@@ -11,6 +11,7 @@ from ironmoe.attacks.balls.l1 import L1Ball, l1_ascent, l1_projection
 from ironmoe.attacks.random import example_keys
 
 BOX = (0.0, 1.0)
+INFINITY = float("inf")
 
 
 def bisected(point, center, eps, bounds=BOX):
@@ -169,6 +170,22 @@ def test_ascent_leaves_an_optimum_and_a_zero_gradient_alone():
     best = ball.tighten((center.double() + knapsack(weight, center, eps)[1]).float())
     torch.testing.assert_close(ball.step(best, weight, 0.4 * eps), best, rtol=0, atol=1e-5)
     assert torch.equal(ball.step(best, torch.zeros_like(weight), eps), best)
+
+
+def test_ascent_and_projection_without_a_box():
+    torch.manual_seed(0)
+    x = torch.rand(3, 8, dtype=torch.float64)
+    grad = torch.randn_like(x)
+    grad[:, :2] = 0
+    alpha = torch.tensor([0.1, 1.0, 40.0], dtype=torch.float64)
+
+    moved = l1_ascent(x, grad, alpha, (-INFINITY, INFINITY))
+    largest = torch.zeros_like(x).scatter_(1, grad.abs().argmax(1, keepdim=True), 1.0)
+    assert moved.allclose(x + alpha[:, None] * grad.sign() * largest)
+
+    eps = alpha / 2
+    nearest = l1_projection(moved, x, eps, (-INFINITY, INFINITY))
+    assert nearest.allclose(x + eps[:, None] * grad.sign() * largest, rtol=1e-6)
 
 
 def test_random_points_fill_the_ball():

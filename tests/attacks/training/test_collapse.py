@@ -115,6 +115,18 @@ def test_too_few_choices_and_padding_say_nothing():
         method(*batch(count=9))
 
 
+def test_the_few_tokens_of_one_image_say_nothing():
+    model = rows(num_experts=2, router=TopKRouter(6, 2, 1, bias=True, noise_std=0, load_weight=0))
+    for moe in model.moes:
+        moe.router.bias.data[0] = 100.0
+    method = Standard(model, alarm=CollapseAlarm(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method(*batch(count=1))  # 4 tokens for 2 experts
+    with pytest.warns(RouterCollapseWarning, match="serves 100%"):
+        method(*batch(count=2))
+
+
 class Silent(nn.Module):
     """A router that takes NaN for 0, as none complains on a GPU and in other libraries."""
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 
 import pytest
 import torch
@@ -336,3 +337,16 @@ def test_stacked_experts_of_hugging_face_move_one_by_one():
     assert seen == 4
     loss.backward()
     assert same(before.values(), model)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda awp: pickle.loads(pickle.dumps(awp))])
+def test_a_copy_made_before_the_backward_pass_begins_at_w(copied):
+    awp = AWP(Standard(linear()), gamma=GAMMA)
+    weight = awp.model[1].weight.detach().clone()
+    loss = awp(*batch())
+    assert loss.requires_grad and not torch.equal(awp.model[1].weight, weight)
+
+    other = copied(awp)
+    assert torch.equal(other.model[1].weight, weight) and torch.equal(awp.model[1].weight, weight)
+    other(*batch()).backward()
+    assert torch.equal(other.model[1].weight, weight)

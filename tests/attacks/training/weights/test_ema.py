@@ -133,3 +133,12 @@ def test_bad_input():
         ema.load_state_dict(EMA(nn.Linear(3, 2, bias=False)).state_dict())
     with ema.applied(), pytest.raises(RuntimeError, match="inside applied"):
         ema.update()
+
+
+def test_another_weight_in_the_model_is_an_error():
+    model = nn.Sequential(nn.Linear(3, 2))
+    ema = EMA(model)
+    model.append(nn.Linear(2, 2))
+    for use in (ema.update, lambda: ema.applied().__enter__()):
+        with pytest.raises(ValueError, match=r"model must have the weights .* difference in 1\.b"):
+            use()
