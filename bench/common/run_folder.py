@@ -1,9 +1,12 @@
 """The folder of a run. It is checked before work starts, and an interruption loses nothing that was
 finished."""
 
+import fcntl
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,8 @@ class RunFolder:
         found = self.read("settings.json")
         self.resumed = found is not None
         if found is None:
-            if any(path.iterdir()):
+            # A kill while the settings were written leaves a part of them.
+            if any(not file.name.endswith(".partial") for file in path.iterdir()):
                 raise OutputError(
                     f"output folder {path} holds other files and no run; choose an empty or new "
                     "one with --out"
@@ -72,6 +76,22 @@ class RunFolder:
                 f"output folder {path} holds a run with other settings ({', '.join(differing)}); "
                 "choose another with --out"
             )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block no other process that asks for the folder gets it.
+
+        OutputError: another one has it.
+        """
+        with (self.path / "settings.json").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise OutputError(
+                    f"output folder {self.path} is in use by another run; wait for its end, or "
+                    "choose another with --out"
+                ) from None
+            yield
 
     @property
     def greeting(self) -> str:

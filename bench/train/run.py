@@ -1,5 +1,6 @@
 """``ironmoe train``: train, choose weights, attack them, report. Every finished epoch is kept."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,12 @@ def run_train_command(options: TrainOptions, console: Console) -> Path:
     check_choice(options.method)
     check_recipe(options.recipe)
     device = own_device(options.device)
-    with processes(device) as group:
+    with ExitStack() as held, processes(device) as group:
         run = _prepared(options, device, group)
-        folder = group.first(lambda: run.open(console))
+        folder = group.first(lambda: run.open(console, held))
         if not run.is_finished:
             run.train(console)
+        group.first(run.forget_state)
         if options.attack:
             run_attack_command(run.attack_options, console)
 
@@ -118,10 +120,11 @@ class _Run:
     device: torch.device
     group: Processes
 
-    def open(self, console: Console) -> RunFolder:
-        """Make or open the folder."""
+    def open(self, console: Console, held: ExitStack) -> RunFolder:
+        """Make or open the folder, which is this command's alone until ``held`` is closed."""
         weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         folder = RunFolder(self.path, self.settings, SPACE + COPIES * weights)
+        held.enter_context(folder.held())
         console.print(folder.greeting, highlight=False, markup=False)
         return folder
 
@@ -129,6 +132,10 @@ class _Run:
     def is_finished(self) -> bool:
         """Whether the weights were chosen and written."""
         return (self.path / RESULT).is_file() and (self.path / MODEL).is_file()
+
+    def forget_state(self) -> None:
+        """Remove what only a training that goes on needs."""
+        (self.path / STATE).unlink(missing_ok=True)
 
     def train(self, console: Console) -> None:
         """Train, and write the chosen weights and the numbers of the epochs."""
@@ -243,7 +250,7 @@ class _Run:
         )
 
     def _write(self, trained: Trained) -> None:
-        """Write the weights, then the numbers; then the state is not needed any more."""
+        """Write the weights, then the numbers."""
         extra = self._extra(trained.seconds) | {"epoch": trained.chosen}
         write_atomically(self.path / MODEL, self.trainee.saved(trained.weights, extra))
         numbers = {
@@ -255,7 +262,6 @@ class _Run:
             "curves": trained.curves,
         }
         write_json(self.path / RESULT, numbers)
-        (self.path / STATE).unlink(missing_ok=True)
 
     def _extra(self, seconds: float) -> dict[str, Any]:
         """What the checkpoint says of itself."""

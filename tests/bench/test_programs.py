@@ -334,6 +334,21 @@ def test_a_torn_result_is_measured_again(tmp_path):
         )
 
 
+def test_a_folder_whose_settings_a_kill_cut_off_is_begun_again(tmp_path):
+    (tmp_path / "settings.json.partial").write_text('{"a"')
+    folder = RunFolder(tmp_path, {"a": 1}, 0)
+    assert not folder.resumed and folder.read("settings.json") == {"a": 1}
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with RunFolder(tmp_path / "run", {"a": 1}, 0).held():
+        other = RunFolder(tmp_path / "run", {"a": 1}, 0)
+        with pytest.raises(OutputError, match="run is in use by another run"), other.held():
+            pass
+    with other.held():  # the first one has ended
+        pass
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -107,12 +107,12 @@ class CollapseAlarm:
     its loss then, whatever the model. The first look comes after ``every`` steps, since a router
     may have a favourite expert before it was trained.
 
-    What it says it says once for each layer and kind, until the layer has recovered. A step in
-    which a layer carried out fewer than 2 choices for each expert, or fewer than 8 in all, says
-    nothing of its loads.
+    It gives each warning once for each layer, until the layer has recovered. There is no warning of
+    loads for a step in which a layer carried out fewer than 2 choices for each expert, or fewer
+    than 8 in all.
 
-    Compiled models run eagerly in these outer passes, because compiled code knows no counter. Each
-    process looks at its own tokens.
+    Compiled models run eagerly in these outer passes, because compiled code does not count choices.
+    Each process looks at its own tokens.
 
     Args:
         every: steps from one look to the next.

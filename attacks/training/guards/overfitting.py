@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ironmoe.attacks.losses import cross_entropy
 from ironmoe.attacks.training.checks import check_batch, check_count
 from ironmoe.attacks.training.inner.attacks import pgd
-from ironmoe.attacks.training.inner.lent import leaving_nothing
+from ironmoe.attacks.training.inner.lent import constant, leaving_nothing, normal_tensors
 from ironmoe.attacks.training.inner.loop import Inner, start_point
 
 CHANCE = 0.01  # a difference that equal accuracies show more often than this is none
@@ -104,9 +104,10 @@ class OverfittingGuard:
 
     def check(self) -> OverfittingVerdict:
         """Attack the held-out images; call it after each epoch. The host waits for the device."""
+        own_numbers = _own_random_numbers(self.images.device)
         # An inner attack in training mode meets batch norm, which would take these images in.
-        with _own_random_numbers(self.images.device), leaving_nothing(self.method.model):
-            parts = [self._look(*batch) for batch in self._batches()]
+        with normal_tensors(), own_numbers, leaving_nothing(self.method.model):
+            parts = [self._look(*map(constant, batch)) for batch in self._batches()]
         own_right, pgd_right, full_right, cosines = (
             torch.cat(part) for part in zip(*parts, strict=True)
         )

@@ -5,7 +5,6 @@ every success; early in training most of a batch would stay clean. Here every im
 step, and nothing is looked at: shapes depend on no value, and the host never waits for the device.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.balls.ball import Ball, ball_of
+from ironmoe.attacks.balls.checked import checked_bounds
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Normalize
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import RoutingMode
@@ -85,12 +85,10 @@ class Inner:
                 f"{type(model).__name__}"
             )
         check_mode(mode)
-        low, high = (float("-inf"), float("inf")) if bounds is None else bounds
-        if not low < high:
-            raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds}")
         self.ball = ball_of(norm)
-        if self.ball.needs_finite_bounds and math.isinf(high - low):
-            raise ValueError(f"bounds must be finite in {norm}, got {bounds}")
+        pair = (float("-inf"), float("inf")) if bounds is None else bounds
+        finite_for = f"norm={norm!r}" if self.ball.needs_finite_bounds else None
+        low, high = checked_bounds(pair, finite_for=finite_for)
         self.bounds = (float(low), float(high))
         if autocast_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(

@@ -46,7 +46,7 @@ def _accuracies(facts: TrainingFacts) -> Figure:
             ("trained_on", f"trained on: {trained_on} images", "--"),
         ]
         if "one_step" in facts.chosen:
-            lines.append(("one_step", "held out: one step", "-"))
+            lines.append(("one_step", "held out: one step, at the eps of the epoch", "-"))
         for (key, label, style), color in zip(lines, COLORS, strict=False):
             _line(axes, facts, 100 * _column(facts, key), style=style, color=color, label=label)
         _epochs(axes, facts)

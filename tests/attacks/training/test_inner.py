@@ -173,38 +173,13 @@ def test_routing_modes_steer_the_inner_attack(routing):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("settings", "message"),
     [
-        ({"eps": 0.0}, "eps must be finite and above 0, got 0.0"),
-        ({"eps": -0.1}, "eps must be"),
-        ({"eps": float("nan")}, "eps must be"),
-        ({"alpha": -0.1}, "alpha must be finite and above 0, got -0.1"),
+        ({"bounds": (1, 0)}, "bounds must be .* with lowest < highest"),
+        ({"bounds": 1}, "bounds must be .*, two numbers"),
+        ({"bounds": None, "norm": "L1"}, "bounds must be finite for norm='L1'"),
     ],
 )
-def test_radii_that_are_none(options, message):
-    model, (images, labels) = linear(), batch()
-    arguments = {"eps": EPS} | options
-    for attack in (pgd, fgsm_rs, n_fgsm):
-        with pytest.raises(ValueError, match=message):
-            attack(model, images, labels, **arguments)
-    with pytest.raises(ValueError, match=message):
-        kl_pgd(model, images, **arguments)
-
-
-@pytest.mark.parametrize(
-    ("attack", "message"),
-    [
-        (lambda x, y: pgd(linear(), x, y, eps=EPS, steps=0), "steps must be at least 1, got 0"),
-        (lambda x, y: pgd(linear(), x, y, eps=EPS, steps=1.5), "steps must be a whole number"),
-        (lambda x, y: vmoe_pgd(linear(), x, y, eps=EPS, steps=0), "steps must be at least 1"),
-        (lambda x, y: n_fgsm(linear(), x, y, eps=EPS, noise=-1), "noise must be"),
-        (lambda x, y: pgd(linear(), x.numpy(), y, eps=EPS), "images must be a float tensor"),
-        (lambda x, y: pgd(linear(), x[:0], y[:0], eps=EPS), "at least one"),
-        (lambda x, y: pgd(linear(), x, y[:3], eps=EPS), r"labels must be a tensor \(6, …\)"),
-        (lambda x, y: kl_pgd(linear(1), x, eps=EPS), "at least 2 classes"),
-        (lambda x, y: pgd(linear(), x, y, eps=EPS, norm="L1", bounds=None), "finite in L1"),
-    ],
-)
-def test_attacks_that_cannot_be_made(attack, message):
+def test_boxes_that_are_none(settings, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        attack(*batch())
+        pgd(linear(), *batch(), eps=EPS, **settings)

@@ -9,12 +9,14 @@ from training_toys import EPS, batch, linear, rows
 
 from ironmoe.attacks.training import (
     EMA,
+    FGSMRS,
     MART,
     PGDAT,
     TRADES,
     Alternating,
     CollapseAlarm,
     Free,
+    OverfittingGuard,
     Standard,
     fgsm_rs,
     kl_pgd,
@@ -103,6 +105,15 @@ def test_inner_attacks_take_inference_tensors():
     with torch.inference_mode():
         torch.manual_seed(0)
         assert torch.equal(pgd(model, images, labels, eps=EPS, steps=2), expected)
+
+
+def test_the_guard_looks_in_inference_mode_too():
+    images, labels = batch()
+    method = FGSMRS(linear(), EPS)
+    expected = OverfittingGuard(method, images, labels).check()
+    with torch.inference_mode():
+        verdict = OverfittingGuard(method, images.clone(), labels.clone()).check()
+    assert verdict == expected
 
 
 def test_nothing_behind_images_and_labels_is_trained():

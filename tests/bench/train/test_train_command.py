@@ -89,7 +89,9 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(
 ):
     train(*TINY, 1, "--no-attack", "--out", "run")
     monkeypatch.setattr(Display, "batch", lambda *arguments: pytest.fail("trained again"))
+    (place / "run/training.state").touch()  # a kill left it behind
     train(*TINY, 1, "--no-attack", "--out", "run")
+    assert not (place / "run/training.state").exists()
     refused = train(*TINY, 2, "--no-attack", "--out", "run", ok=False)
     assert refused.exit_code == 2
     assert "other settings (recipe.epochs" in " ".join(refused.output.split())
