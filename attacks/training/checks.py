@@ -46,7 +46,8 @@ def _number(name: str, value: Any) -> float:
     if not isinstance(value, str):
         with suppress(TypeError, ValueError, RuntimeError):
             return float(value)
-    raise TypeError(f"{name} must be a number, got {described(value)}")
+    got = described(value) if isinstance(value, Tensor) else repr(value)
+    raise TypeError(f"{name} must be a number, got {got}")
 
 
 def check_strength(**values: float | Tensor) -> None:
