@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     import torch
 
 
+LARGEST_SEED = 10**12  # the seeds of epochs, a million times as large, must fit into 64 bits
+
+
 def bounded(text: str, least: float, *names: str, most: float = float("inf")) -> Any:
     """An option for a number from ``least`` to ``most``.
 
@@ -76,7 +79,11 @@ AttackSeed = Annotated[
 ]
 Seed = Annotated[
     int,
-    bounded("The first seed. Weights, batches, router noise and random starts depend on it.", 0),
+    bounded(
+        "The first seed. Weights, batches, router noise and random starts depend on it.",
+        0,
+        most=LARGEST_SEED,
+    ),
 ]
 Out = Annotated[
     Path | None,

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from ironmoe.bench.cli.options import (
+    LARGEST_SEED,
     AttackImages,
     Data,
     Device,
@@ -173,7 +174,10 @@ def train(
     ] = True,
     attack_images: AttackImages = 500,
     seed: Annotated[
-        int, bounded("Weights, batches, router noise and random starts depend on it.", 0)
+        int,
+        bounded(
+            "Weights, batches, router noise and random starts depend on it.", 0, most=LARGEST_SEED
+        ),
     ] = 0,
     device: Device = "auto",
     out: Out = None,

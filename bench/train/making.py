@@ -14,6 +14,7 @@ from ironmoe.bench.attack.suite import ROUTING
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.train.options import takes_steps
 from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
+from ironmoe.moe import CheckpointError
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 STEPS = 4  # of the inner attack, where the user gives none
@@ -81,6 +82,8 @@ def explained(name: str) -> Iterator[None]:
     of one line. A bug keeps its traceback."""
     try:
         yield
+    except CheckpointError:
+        raise  # of the state file, which no method has anything to do with
     except (TypeError, ValueError) as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if not frame.f_globals.get("__name__", "").startswith("ironmoe."):

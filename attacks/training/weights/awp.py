@@ -43,6 +43,9 @@ class AWP(TrainingMethod):
         gamma: length of v in units of the length of w; the paper takes 0.01, with TRADES 0.005.
         proxy_rate: learning rate of the step that gives d. v does not depend on it, except that
             steps shorter than 1e-20 count as none.
+
+    Raises:
+        TypeError, ValueError: an argument that is none of these; the model has no weight to move.
     """
 
     def __init__(
@@ -53,6 +56,11 @@ class AWP(TrainingMethod):
                 f"method must be a TrainingMethod without AWP, got {type(method).__name__}"
             )
         check_positive(gamma=gamma, proxy_rate=proxy_rate)
+        if not any(True for _ in _moved(method.model)):
+            raise ValueError(
+                "model must have weights of at least two axes that require gradients, which AWP "
+                "moves, got none"
+            )
         self.method = method
         self.gamma = float(gamma)
         self.proxy_rate = float(proxy_rate)
@@ -87,6 +95,8 @@ class AWP(TrainingMethod):
         give_back_gathered(self.model)
         moved = list(_moved(self.model))
         weights = [weight for weight, _ in moved]
+        if not weights:  # of the group that takes its turn
+            return
         gradients = self._gradients(loss, weights)
         kept = [weight.detach().clone() for weight in weights]
 

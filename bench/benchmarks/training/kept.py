@@ -36,12 +36,30 @@ class Kept:
             found: dict[str, Any] = json.loads(file.read_text())
         except (OSError, ValueError):
             return None
-        if other := differences(found["settings"], self.settings):
+        self._check(file, found["settings"])
+        return found
+
+    def begin(self, name: str) -> None:
+        """Note with which settings a piece of work is begun, before it leaves weights or a state.
+
+        Raises:
+            UserError: it was begun with other settings.
+        """
+        file = self.folder / f"{name}.begun"
+        try:
+            found: dict[str, Any] = json.loads(file.read_text())
+        except (OSError, ValueError):
+            write_json(file, self.settings)
+        else:
+            self._check(file, found)
+
+    def _check(self, file: Path, settings: dict[str, Any]) -> None:
+        """UserError: the settings in the file are not those of now."""
+        if other := differences(settings, self.settings):
             raise UserError(
                 f"{file} was measured with other settings ({', '.join(other)}); choose another "
                 "--folder"
             )
-        return found
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Keep the rows of a finished piece of work. Returns the content of the file."""
@@ -55,6 +73,7 @@ class Kept:
             "rows": rows,
         }
         write_json(self.folder / f"{name}.json", content)
+        (self.folder / f"{name}.begun").unlink(missing_ok=True)
         return content
 
     def all(self) -> list[dict[str, Any]]:

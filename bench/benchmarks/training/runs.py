@@ -111,6 +111,7 @@ def do(run: Run, data: ImageData, settings: StudySettings, kept: Kept, console: 
     """
     found = kept.read(run.name)
     if found is None:
+        kept.begin(run.name)
         model, training = _trained(run, data, settings, kept, console)
         eps = settings.evaluation.eps * run.variant.eps_share
         accuracies = evaluated(model, data, settings.evaluation._replace(eps=eps))

@@ -93,6 +93,8 @@ def test_a_training_that_was_killed_goes_on_with_the_same_numbers(small, tmp_pat
 
     monkeypatch.setattr(HeldOutRows, "measure", killed_in_the_second_epoch)
     run(*options, "--seeds", 0, ok=False)
+    others = run(*options, "--seeds", 0, "--epochs", 3, ok=False)
+    assert "epochs: 2 there, 3 now" in " ".join(others.split())
     run(*options, "--seeds", 0)
     assert len(calls) == 3  # the first epoch was not trained again
     run(*options, "--seeds", 0, "--folder", tmp_path / "at once")

@@ -106,6 +106,13 @@ def test_killed_after_the_last_epoch_it_only_writes_what_is_missing(place, train
     with monkeypatch.context() as patch:
         patch.setattr(run, "write_json", full)
         assert train(*command, ok=False).exit_code == 1
+    state = place / "run/training.state"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-8])
+    torn = train(*command, ok=False)
+    assert torn.exit_code == 2
+    assert "ironmoe: checkpoint run/training.state cannot be read" in torn.output
+    state.write_bytes(whole)
     monkeypatch.setattr(Display, "batch", lambda *arguments: pytest.fail("trained again"))
     train(*command)
     assert (place / "run" / "report.html").is_file()
@@ -235,6 +242,7 @@ BAD = {
     "no attack": (["--method", "standard", "--alpha", 3], "--alpha does not apply to --method st"),
     "no mode": (["--method", "standard", "--mode", "train"], "--mode does not apply to"),
     "mode": (["--mode", "test"], "--mode must be one of eval, train, got 'test'"),
+    "seed": (["--seed", 2**64], "must be from 0 to 1000000000000, got 18446744073709551616"),
     "ema": (["--ema", 1], "--ema must be above 0 and below 1"),
     "smoothing": (["--label-smoothing", 1], "--label-smoothing must be from 0 to below 1"),
 }

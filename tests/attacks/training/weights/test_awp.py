@@ -17,6 +17,7 @@ from ironmoe.attacks.training import (
     PGDAT,
     TRADES,
     TRAINING_METHODS,
+    Alternating,
     Free,
     NonFiniteLoss,
     Standard,
@@ -350,3 +351,28 @@ def test_a_copy_made_before_the_backward_pass_begins_at_w(copied):
     assert torch.equal(other.model[1].weight, weight) and torch.equal(awp.model[1].weight, weight)
     other(*batch()).backward()
     assert torch.equal(other.model[1].weight, weight)
+
+
+def only_vectors(model):
+    """Biases and the weights of norms alone are trained."""
+    for weight in model.parameters():
+        weight.requires_grad_(weight.ndim == 1)
+    return model
+
+
+def test_a_model_without_a_weight_to_move_is_refused():
+    with pytest.raises(ValueError, match="weights of at least two axes that require gradients"):
+        AWP(Standard(only_vectors(vmoe())))
+
+
+def test_a_group_without_a_weight_to_move_is_trained_at_w():
+    model = only_vectors(vmoe())
+    for block in model.blocks:
+        block.mlp.router.requires_grad_(True)
+    images, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
+    plain, moved = Alternating(model, EPS, steps=1), AWP(Alternating(model, EPS, steps=1))
+    losses = []
+    for method in (plain, moved):
+        torch.manual_seed(0)
+        losses += [update.loss.item() for update in method.updates(images, labels)]
+    assert losses[0] == losses[2] and losses[1] != losses[3]
