@@ -72,8 +72,11 @@ def finished_run(path: Path) -> FinishedRun:
             "there"
         ) from None
     except KeyError:
+        inside = path / "attack"  # where ironmoe train puts its attack
+        hint = f"; take {inside}" if (inside / "report.json").is_file() else ""
         raise RunError(
             f"{path} must be the folder of a run of ironmoe attack, got that of another command"
+            + hint
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{path} must be the folder of a run of ironmoe attack: {error!r}") from None

@@ -29,6 +29,7 @@ from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run, StudySettings,
 from ironmoe.bench.benchmarks.training.steps import PEER, has_peer
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import write_atomically, write_json
+from ironmoe.bench.common.user_error import UserError
 
 PARTS = ("inner", "methods")
 MARKDOWN = "table.md"
@@ -106,6 +107,11 @@ def _methods(
         for seed, model, method in product(benchmark.seeds, benchmark.models, benchmark.methods)
         if (run := Run(model, method, seed)).is_possible()
     ]
+    if not runs:
+        raise UserError(
+            f"--methods {', '.join(benchmark.methods)} need a model with experts, got --models "
+            f"{', '.join(benchmark.models)}"
+        )
     for number, run in enumerate(runs, 1):
         row = do(run, data, benchmark.study, kept, console)
         console.print(f"{number}/{len(runs)}  {run_line(row)}", highlight=False, soft_wrap=True)

@@ -182,9 +182,7 @@ def test_capacity_works_and_the_user_is_told_what_it_means():
     [
         ({"eps": 0.0}, ValueError, "eps must be finite and above 0, got 0.0"),
         ({"eps": float("nan")}, ValueError, "eps must be"),
-        ({"eps": "8/255"}, TypeError, "eps must be a number, got '8/255'"),
         ({"alpha": -1.0}, ValueError, "alpha must be"),
-        ({"alpha": [0.1]}, TypeError, "alpha must be a number, got .0.1."),
         ({"steps": 0}, ValueError, "steps must be"),
         ({"steps": 2.5}, TypeError, "steps must be a whole number, got 2.5"),
         ({"mode": "test"}, ValueError, "mode must be"),

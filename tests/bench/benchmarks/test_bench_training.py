@@ -202,6 +202,10 @@ def test_rows_say_how_they_came_about_and_are_kept(small, tmp_path):
         (["--parts", "outer"], "--parts must be among"),
         (["--models", "v-moe,cnn"], "--models must be among"),
         (["--dtypes", "float16"], "--dtypes must be among"),
+        (
+            ["--parts", "methods", "--methods", "alternating", "--models", "vit"],
+            "--methods alternating need a model with experts, got --models vit",
+        ),
         (["--runs", 0], "runs"),
     ],
 )

@@ -156,6 +156,11 @@ def test_folders_without_results_say_what_to_do(place, tmp_path):
     (tmp_path / "begun" / "report.json").write_text('{"title": "a demo"}')
     assert "of another command" in " ".join(run("table", tmp_path / "begun", code=2).split())
 
+    (tmp_path / "begun" / "attack").mkdir()
+    (tmp_path / "begun" / "attack" / "report.json").write_text("{}")
+    output = "".join(run("table", tmp_path / "begun", code=2).split())
+    assert f"take{tmp_path / 'begun' / 'attack'}" in output  # where ironmoe train has its attack
+
 
 def test_a_confidence_is_between_0_and_1():
     assert "between 0 and 1, got 95" in run("compare", "one", "other", "--confidence", 95, code=2)
