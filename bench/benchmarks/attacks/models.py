@@ -83,17 +83,6 @@ def _fit(
     """Train on the images, or, if ``eps`` is above 0, on adversarial ones within it."""
     recipe = Recipe(epochs=epochs)
     steps_per_epoch = -(-len(images) // recipe.batch_size)
-    ramp_steps = epochs * steps_per_epoch // 2
-
-    def adversary() -> Adversary:
-        method = PGDAT(model, eps, steps=ADVERSARIAL_STEPS, alpha=eps / 2, ramp_steps=ramp_steps)
-
-        def attacked(x: Tensor, y: Tensor, epoch: int) -> Tensor:
-            points = method.adversarial(x, y)
-            method.step += 1
-            return points
-
-        return attacked
 
     def show(progress: TrainingProgress) -> None:
         epoch, rest = divmod(progress.step, steps_per_epoch)
@@ -108,6 +97,18 @@ def _fit(
         seed=0,
         schedule=one_cycle(warmup=0.2),
         shifts=False,
-        adversary=adversary() if eps else None,
+        adversary=_adversary(model, eps, epochs * steps_per_epoch // 2) if eps else None,
         on_step=show,
     )
+
+
+def _adversary(model: nn.Module, eps: float, ramp_steps: int) -> Adversary:
+    """PGD on every image, of a radius that grows up to ``eps`` over so many batches."""
+    method = PGDAT(model, eps, steps=ADVERSARIAL_STEPS, alpha=eps / 2, ramp_steps=ramp_steps)
+
+    def attacked(x: Tensor, y: Tensor, epoch: int) -> Tensor:
+        points = method.adversarial(x, y)
+        method.step += 1
+        return points
+
+    return attacked

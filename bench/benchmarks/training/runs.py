@@ -64,7 +64,7 @@ VARIANTS = {
     "alternating": Variant("alternating", STEPS),
     "second-ranked": Variant("second-ranked", STEPS),
     "routing-consistency": Variant("routing-consistency", STEPS),
-    # At this radius FGSM-RS learns to answer its own step alone, and its guard ends the training.
+    # The larger the radius, the sooner a model learns to answer one step alone.
     "pgd-at-3eps": Variant("pgd-at", STEPS, eps_share=3.0),
     "fgsm-rs-3eps": Variant("fgsm-rs", eps_share=3.0),
 }
