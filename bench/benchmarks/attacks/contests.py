@@ -3,6 +3,7 @@ before speeds."""
 
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -31,7 +32,13 @@ AGREES = 0.02
 PARTS = ("pgd", "autoattack", "bf16", "reference")
 IN_BFLOAT16 = "ironmoe, bf16 search"
 CPU = torch.device("cpu")
-PEERS = ("torchattacks", "foolbox", "adv-lib", "official")
+PEERS = {
+    "torchattacks": "torchattacks",
+    "foolbox": "foolbox",
+    "adv-lib": "adv_lib",
+    "official": "autoattack",
+}
+"""Library → its package."""
 
 
 class AttackBenchmarkSettings(NamedTuple):
@@ -78,12 +85,12 @@ def run_bench_attacks(
     out: Path | None,
     console: Console,
 ) -> None:
-    """Train (or load) the models, run the parts, print the tables, write the rows.
+    """Train (or load) the models, run the parts, print and write each table as it comes.
 
     Args:
         parts: names out of PARTS.
         folder: where the trained models are kept.
-        out: file for the rows, as JSON.
+        out: file for the rows, as JSON; it is written anew after each table.
     """
     torch.set_flush_denormal(True)
     contests = [contest for part in parts for contest in _contests(part, settings)]
@@ -105,12 +112,13 @@ def run_bench_attacks(
         found = _rows(contest, models[contest.model], x, y)
         console.print(_table(found, place, contest.base))
         rows += found
+        if out is not None:
+            write_json(out, _results(settings, data, rows))
 
-    absent = [name for name in PEERS if not any(row["library"] == name for row in rows)]
+    measured = {row["library"] for row in rows}
+    absent = [name for name in PEERS if name not in measured and find_spec(PEERS[name]) is None]
     if absent:
         console.print(f"Not installed here, so not measured: {', '.join(absent)}.", highlight=False)
-    if out is not None:
-        write_json(out, _results(settings, data, rows))
 
 
 def _results(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from ironmoe.attacks import PGD
+from ironmoe.bench.benchmarks.attacks import contests
 from ironmoe.bench.benchmarks.attacks.libraries import PGDSettings, pgd_runs
 from ironmoe.bench.benchmarks.attacks.models import _fit
 from ironmoe.bench.cli.app import app
@@ -31,7 +33,8 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
             seen.append(len(images))
             return images
 
-    fake = SimpleNamespace(PGD=lambda model, **options: options, MultiAttack=Multi)
+    spec = ModuleSpec("torchattacks", None)
+    fake = SimpleNamespace(PGD=lambda model, **options: options, MultiAttack=Multi, __spec__=spec)
     monkeypatch.setitem(sys.modules, "torchattacks", fake)
     for name in ("foolbox", "adv_lib", "adv_lib.attacks", "autoattack"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -76,6 +79,15 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
     assert "Not installed here" in output and "foolbox, adv-lib, official" in output
     again = run(*options).output
     assert "epoch" in output and "epoch" not in again  # the models are kept
+
+    calls = iter([contests._rows])
+    monkeypatch.setattr(contests, "_rows", lambda *contest: next(calls)(*contest))
+    run(*options, "--out", tmp_path / "cut.json", ok=False)
+    cut = json.loads((tmp_path / "cut.json").read_text())["rows"]
+    assert [(row["library"], row["model"]) for row in cut] == pgd[:2]  # the first table is kept
+    monkeypatch.setattr(contests, "_rows", lambda *contest: [])
+    unused = run(*options).output
+    assert "not measured: foolbox, adv-lib, official." in unused  # torchattacks is installed
 
 
 def test_a_library_that_is_not_there_is_left_out(monkeypatch):
