@@ -21,6 +21,7 @@ from ironmoe.attacks.training.registry import register_training_method
     cost="3m",
     source="1904.12843",
     takes=("replays",),
+    single_step=True,
 )
 class Free(TrainingMethod):
     """CE(x + δ), m times for a batch. The backward pass of the caller gives the gradient of the

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from training_toys import EPS, vmoe
 
-from ironmoe.attacks.training import TRAINING_METHODS, Free, TrainingMethod
+from ironmoe.attacks.training import TRAINING_METHODS, TrainingMethod
 from ironmoe.moe import collect_aux_loss
 
 
@@ -35,8 +35,7 @@ CASES = [
 def made(name, model, **options):
     """A method with two inner steps, where it takes them."""
     entry = TRAINING_METHODS[name]
-    one = entry.single_step or entry.kind is Free
-    return entry.kind(model, EPS, **({} if one else {"steps": 2}) | options)
+    return entry.kind(model, EPS, **({} if entry.single_step else {"steps": 2}) | options)
 
 
 def batch(dtype=torch.float32):

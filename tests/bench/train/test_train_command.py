@@ -19,6 +19,7 @@ from ironmoe.bench.cli.app import app
 from ironmoe.bench.cli.train import train as train_command
 from ironmoe.bench.train import run
 from ironmoe.bench.train.display import Display
+from ironmoe.bench.train.options import takes_steps
 from ironmoe.bench.train.report import page, pictures
 
 PLAIN = ("--method", "standard", "--batch-size", 16, "--epochs")
@@ -246,6 +247,12 @@ BAD = {
     "ema": (["--ema", 1], "--ema must be above 0 and below 1"),
     "smoothing": (["--label-smoothing", 1], "--label-smoothing must be from 0 to below 1"),
 }
+
+
+def test_methods_that_take_no_steps_are_guarded():
+    """Each of them can overfit to its one step; Free was without a guard once."""
+    guarded = {name for name, entry in TRAINING_METHODS.items() if entry.single_step}
+    assert guarded == {n for n, entry in TRAINING_METHODS.items() if not takes_steps(entry)}
 
 
 @pytest.mark.parametrize("case", BAD)
