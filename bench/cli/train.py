@@ -98,7 +98,7 @@ def train(
         float | None,
         typer.Option(
             help="Adversarial weight perturbation: gamma, how far weights are moved as a share of "
-            "their norm, such as 0.005. By default weights stay."
+            "their norm, such as 0.005, once eps has grown. By default weights stay."
         ),
     ] = None,
     ema: Annotated[

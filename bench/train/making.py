@@ -65,7 +65,7 @@ def make_method(
         try:
             method = entry.kind(model, choice.eps, **settings | choice.own)
             if choice.awp is not None:
-                method = AWP(method, gamma=choice.awp)
+                method = AWP(method, gamma=choice.awp, warmup_steps=method.ramp_steps)
         except (TypeError, ValueError) as error:
             raise UserError(f"--method {choice.name}: {error}") from error
     return method, [str(warning.message) for warning in caught]

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ironmoe.attacks.training.checks import check_positive
+from ironmoe.attacks.training.checks import check_count, check_positive
 from ironmoe.attacks.training.inner.lent import ddp_of, leaving_nothing
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
@@ -18,7 +18,15 @@ from ironmoe.attacks.training.weights.stacked import stacked_experts
 from ironmoe.moe.sharded import give_back_gathered, is_sharded
 
 SMALLEST_NORM = 1e-20  # that of the official code; a shorter step is none
-OWN = ("method", "gamma", "proxy_rate", "groups", "updates_per_batch", "_end")
+OWN = (
+    "method",
+    "gamma",
+    "proxy_rate",
+    "warmup_steps",
+    "groups",
+    "updates_per_batch",
+    "_end",
+)
 
 
 class AWP(TrainingMethod):
@@ -41,6 +49,8 @@ class AWP(TrainingMethod):
     Args:
         method: any training method.
         gamma: length of v in units of the length of w; the paper takes 0.01, with TRADES 0.005.
+        warmup_steps: batches before v is used. New models without batch norm, such as transformers,
+            may learn nothing at w + v; then take about half of the training.
         proxy_rate: learning rate of the step that gives d. v does not depend on it, except that
             steps shorter than 1e-20 count as none.
 
@@ -49,13 +59,19 @@ class AWP(TrainingMethod):
     """
 
     def __init__(
-        self, method: TrainingMethod, *, gamma: float = 0.01, proxy_rate: float = 0.01
+        self,
+        method: TrainingMethod,
+        *,
+        gamma: float = 0.01,
+        warmup_steps: int = 0,
+        proxy_rate: float = 0.01,
     ) -> None:
         if not isinstance(method, TrainingMethod) or isinstance(method, AWP):
             raise TypeError(
                 f"method must be a TrainingMethod without AWP, got {type(method).__name__}"
             )
         check_positive(gamma=gamma, proxy_rate=proxy_rate)
+        check_count(warmup_steps=warmup_steps, at_least=0)
         if not any(True for _ in _moved(method.model)):
             raise ValueError(
                 "model must have weights of at least two axes that require gradients, which AWP "
@@ -63,6 +79,7 @@ class AWP(TrainingMethod):
             )
         self.method = method
         self.gamma = float(gamma)
+        self.warmup_steps = int(warmup_steps)
         self.proxy_rate = float(proxy_rate)
         self.groups = method.groups
         self.updates_per_batch = method.updates_per_batch
@@ -92,6 +109,8 @@ class AWP(TrainingMethod):
 
     def move(self, loss: Callable[[], Tensor]) -> None:
         """Move the weights from w to w + v; what the method calls before its outer pass."""
+        if self.method.step < self.warmup_steps:
+            return
         give_back_gathered(self.model)
         moved = list(_moved(self.model))
         weights = [weight for weight, _ in moved]

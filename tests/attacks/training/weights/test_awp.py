@@ -104,6 +104,26 @@ def test_every_method_is_wrapped_and_its_updates_begin_and_end_at_w(name):
     assert len(groups) == method.updates_per_batch and set(groups) == set(method.groups)
 
 
+@pytest.mark.parametrize("name", TRAINING_METHODS)
+def test_until_the_warm_up_ends_a_batch_is_trained_at_w(name):
+    model = vmoe().train()
+    method = AWP(TRAINING_METHODS[name].kind(model, EPS), warmup_steps=2)
+    w, moved = values(model), []
+    for _ in range(3):
+        for update in method.updates(*images_of()):
+            moved.append(not same(w, model))
+            update.loss.backward()
+            assert same(w, model)
+    updates = method.updates_per_batch
+    assert moved == [False] * (2 * updates) + [True] * updates
+
+    going_on = AWP(TRAINING_METHODS[name].kind(model, EPS), warmup_steps=2)
+    going_on.load_state_dict(method.state_dict())
+    update = next(going_on.updates(*images_of()))
+    assert not same(w, model)
+    update.loss.backward()
+
+
 def test_each_expert_moves_by_its_own_length_and_an_idle_one_stays():
     torch.manual_seed(0)
     moe = MoE(6, 5, 4, 1, router=Fixed())
@@ -292,7 +312,9 @@ def test_bfloat16_weights_move():
     assert same(before, model)
 
 
-@pytest.mark.parametrize("options", [{"gamma": 0.0}, {"gamma": -1.0}, {"proxy_rate": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"gamma": 0.0}, {"gamma": -1.0}, {"proxy_rate": 0.0}, {"warmup_steps": -1}]
+)
 def test_bad_factors(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
         AWP(Standard(linear()), **options)
