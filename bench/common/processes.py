@@ -19,6 +19,7 @@ from ironmoe.bench.common.user_error import UserError
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for slower processes; if one dies, torchrun ends the others
 GRACE_SECONDS = 10.0
+SAME_SECONDS = 3.0  # a process that fails waits so long for the first one to fail, too
 OWN = "of one process"  # the note on an error that the other processes may not have
 FAILED = "ironmoe/failed"  # where the process that fails first says why, for the others
 GOES_ON = "What was finished is saved; the same command goes on from there"
@@ -168,9 +169,9 @@ def _first_says_so(error: Exception, store: Any, rank: int) -> bool:
     """Whether this is another process than the first, which fails with the same error now."""
     if rank == 0:
         return False
-    key = f"{FAILED}/0"
+    key, end = f"{FAILED}/0", time.monotonic() + SAME_SECONDS
     with suppress(RuntimeError):
-        for _ in range(10):
+        while time.monotonic() < end:
             if store.check([key]):
                 return store.get(key).decode() == _in_one_line(error)
             time.sleep(0.1)

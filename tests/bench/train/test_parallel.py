@@ -17,6 +17,7 @@ import signal
 import torch._dynamo  # an optimizer imports it
 from torch import nn
 from ironmoe.attacks.training import AWP, EMA, PGDAT, TRADES, Alternating, Free
+from ironmoe.bench.common import processes as common
 from ironmoe.bench.common.processes import OWN, Processes, processes
 from ironmoe.bench.train.full_state import (
     averaged_state, full_state, load_averaged_state, load_full_state, load_optimizer_state,
@@ -186,6 +187,8 @@ if rank == 0:
 # Each pair of processes is started, fails, and ends.
 FAILURES = """
 def fail(kind):
+    # how long one waits for the other, which a busy machine may hold up
+    common.SAME_SECONDS = 60.0 if kind == "raised by all" else 0.1
     with processes(torch.device("cpu")) as group:
         model = prepared(nn.Linear(2, 2), fsdp=kind == "killed", device=torch.device("cpu"))
         for step in range(3):

@@ -16,7 +16,8 @@ from ironmoe.bench.common.processes import Processes
 from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.held_out import HeldOut
-from ironmoe.bench.train.recipe import TrainRecipe
+from ironmoe.bench.train.making import make_method
+from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
 from ironmoe.bench.train.rows import split
 from ironmoe.bench.train.trainer import TrainedOn, Trainer
 from ironmoe.bench.train.updates import Updates, mixed_seed
@@ -46,6 +47,12 @@ def batch(count=12):
 def updates(model, method, **recipe):
     recipe = TrainRecipe(batch_size=12, **recipe)
     return Updates(model, method, recipe, seed=0, steps=10, group=Processes())
+
+
+def test_weights_are_moved_once_eps_has_grown():
+    """Moved from the first batch on, those of a new V-MoE learnt nothing."""
+    method, _ = make_method(MethodChoice(awp=0.01), TrainRecipe(), moe(), batches=10)
+    assert method.warmup_steps == method.ramp_steps == 5
 
 
 def test_held_out_rows_are_a_tenth_of_each_class_of_the_training_rows():
