@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ironmoe.attacks import Proportion
 from ironmoe.attacks.training import pgd
 from ironmoe.bench.train.parallel import mean_over_processes
 from ironmoe.moe import trace_routing
@@ -16,11 +17,15 @@ SEED = 0
 
 class HeldOut(NamedTuple):
     """Shares of the held-out images that are right when they are clean and under PGD-10; of the
-    clean images, the largest share of the load that an expert of each layer has."""
+    clean images, the largest share of the load that an expert of each layer has; whether the clean
+    share is more than that of a model which gives every image the commonest class, and not by
+    chance. Such a model is right under any attack as often, so it may look more robust than one
+    that has begun to learn."""
 
     clean: float
     robust: float
     load: dict[str, float]
+    learned: bool = True
 
 
 class HeldOutRows:
@@ -66,7 +71,9 @@ class HeldOutRows:
         shares = torch.stack([clean.double().mean(), right.double().mean()])
         loads = {name: float(layer.load().max()) for name, layer in trace.layers.items()}
         clean_share, robust_share = mean_over_processes(shares).tolist()
-        return HeldOut(clean_share, robust_share, loads)
+        lowest, _ = Proportion(round(clean_share * len(clean)), len(clean)).interval()
+        commonest = int(self.labels.bincount().max()) / len(clean)
+        return HeldOut(clean_share, robust_share, loads, learned=lowest > commonest)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.images.split(self.together), self.labels.split(self.together), strict=True)

@@ -156,7 +156,8 @@ class Trainer:
         self.numbers["curves"].append(curve)
         curves = self.numbers["curves"]
         other = "clean" if self.by == "robust" else "robust"
-        best = max(curves, key=lambda each: (each[self.by], each[other], each["epoch"]))
+        rank = "learned", self.by, other, "epoch"
+        best = max(curves, key=lambda each: tuple(each[name] for name in rank))
         if best is curve and not (self.watch.stopped and self.numbers["chosen"]):
             self.numbers["chosen"] = curve["epoch"]
             self.best = full_state(self.model)

@@ -15,7 +15,7 @@ from ironmoe.bench.common.loop.schedules import one_cycle, warmup_and_cosine
 from ironmoe.bench.common.processes import Processes
 from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.bench.train.display import Display
-from ironmoe.bench.train.held_out import HeldOut
+from ironmoe.bench.train.held_out import HeldOut, HeldOutRows
 from ironmoe.bench.train.making import make_method
 from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
 from ironmoe.bench.train.rows import split
@@ -202,6 +202,30 @@ def test_the_weights_of_the_best_epoch_are_kept_and_ties_go_to_the_later_one(tmp
     assert trained.chosen == chosen
     expected = seen[chosen - 1]
     assert all(torch.equal(trained.weights[name], expected[name]) for name in expected)
+
+
+def test_weights_that_have_learned_nothing_are_not_chosen_for_their_robustness(tmp_path):
+    """One class for every image is right for a tenth of them, under any attack."""
+    epochs = iter([(0.1, 0.1, {}, False), (0.8, 0.05, {}, True), (0.8, 0.04, {}, True)])
+    trained = run(trainer(lambda model: HeldOut(*next(epochs)), tmp_path, epochs=3), 3)
+    assert trained.chosen == 2
+
+
+def test_one_class_for_every_image_is_no_learning():
+    labels = torch.arange(100) % 4
+    rows = {"eps": 0.1, "norm": "Linf", "dtype": None, "together": 50}
+    images = labels[:, None, None, None] / 4 + torch.zeros(100, 1, 2, 2)
+
+    def one_class(x):
+        return torch.eye(4)[torch.zeros(len(x), dtype=int)] + 0 * x.mean((1, 2, 3))[:, None]
+
+    def right(x):
+        return -(x.mean((1, 2, 3))[:, None] - torch.arange(4) / 4).abs()
+
+    for function, learned in ((one_class, False), (right, True)):
+        model = nn.Module()
+        model.forward = function
+        assert HeldOutRows(images, labels, **rows).measure(model).learned == learned
 
 
 def test_with_averages_the_averaged_weights_are_measured_and_chosen(tmp_path):
