@@ -1,4 +1,3 @@
-import gc
 import os
 import pkgutil
 import sys
@@ -166,14 +165,6 @@ def _all_of(*functions: Callable[[], None]) -> None:
 if HAS_TRITON and not torch.cuda.is_available():
     _import_kernels_interpreted()
     _spare_the_interpreter_repetitions()
-
-
-def pytest_collection_finish() -> None:
-    """Modules and tests live to the end. The garbage collector went through them again and again,
-    which took an eighth of the time of tests that compile or export."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
