@@ -3,7 +3,6 @@ before speeds."""
 
 from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -15,9 +14,11 @@ from torch import Tensor, nn
 
 from ironmoe.attacks import Proportion
 from ironmoe.bench.benchmarks.attacks.libraries import (
+    PEERS,
     LibraryRun,
     PGDSettings,
     autoattack_runs,
+    is_importable,
     pgd_runs,
 )
 from ironmoe.bench.benchmarks.attacks.models import MODELS, WIDE, trained_models
@@ -32,13 +33,6 @@ AGREES = 0.02
 PARTS = ("pgd", "autoattack", "bf16", "reference")
 IN_BFLOAT16 = "ironmoe, bf16 search"
 CPU = torch.device("cpu")
-PEERS = {
-    "torchattacks": "torchattacks",
-    "foolbox": "foolbox",
-    "adv-lib": "adv_lib",
-    "official": "autoattack",
-}
-"""Library → its package."""
 
 
 class AttackBenchmarkSettings(NamedTuple):
@@ -116,7 +110,7 @@ def run_bench_attacks(
             write_json(out, _results(settings, data, rows))
 
     measured = {row["library"] for row in rows}
-    absent = [name for name in PEERS if name not in measured and find_spec(PEERS[name]) is None]
+    absent = [name for name in PEERS if name not in measured and not is_importable(name)]
     if absent:
         console.print(f"Not installed here, so not measured: {', '.join(absent)}.", highlight=False)
 

@@ -14,6 +14,13 @@ from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, AutoAttack, evaluate
 
+PEERS = {
+    "torchattacks": "torchattacks",
+    "foolbox": "foolbox",
+    "adv-lib": "adv_lib.attacks",
+    "official": "autoattack",
+}
+"""Library → the module to import."""
 LibraryRun = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
@@ -75,10 +82,12 @@ def pgd_runs(s: PGDSettings, dtype: torch.dtype | None = None) -> dict[str, Libr
 
         return _held(model, attack, x, y, s.batch_size)
 
-    return {"ironmoe": ours} | _importable(
-        {"torchattacks": torchattacks, "foolbox": foolbox, "adv-lib": adv_lib},
-        {"torchattacks": "torchattacks", "foolbox": "foolbox", "adv-lib": "adv_lib.attacks"},
-    )
+    peers: dict[str, LibraryRun] = {
+        "torchattacks": torchattacks,
+        "foolbox": foolbox,
+        "adv-lib": adv_lib,
+    }
+    return {"ironmoe": ours} | _importable(peers)
 
 
 def autoattack_runs(
@@ -120,10 +129,7 @@ def autoattack_runs(
         ]
         return _held(model, library.MultiAttack(parts), x, y, batch_size)
 
-    return {"ironmoe": ours} | _importable(
-        {"official": official, "torchattacks": torchattacks},
-        {"official": "autoattack", "torchattacks": "torchattacks"},
-    )
+    return {"ironmoe": ours} | _importable({"official": official, "torchattacks": torchattacks})
 
 
 def _held(
@@ -142,15 +148,17 @@ def _held(
     return torch.cat(held)
 
 
-def _importable(runs: dict[str, LibraryRun], modules: dict[str, str]) -> dict[str, LibraryRun]:
-    found = {}
-    for name, run in runs.items():
-        try:
-            _library(modules[name])
-        except ImportError:
-            continue
-        found[name] = run
-    return found
+def is_importable(name: str) -> bool:
+    """Whether one of PEERS can be imported here."""
+    try:
+        _library(PEERS[name])
+    except ImportError:
+        return False
+    return True
+
+
+def _importable(runs: dict[str, LibraryRun]) -> dict[str, LibraryRun]:
+    return {name: run for name, run in runs.items() if is_importable(name)}
 
 
 def _library(name: str) -> Any:

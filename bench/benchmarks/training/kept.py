@@ -32,11 +32,9 @@ class Kept:
             UserError: it was done with other settings.
         """
         file = self.folder / f"{name}.json"
-        try:
-            found: dict[str, Any] = json.loads(file.read_text())
-        except (OSError, ValueError):
-            return None
-        self._check(file, found["settings"])
+        found = _content(file)
+        if found is not None:
+            self._check(file, found["settings"])
         return found
 
     def begin(self, name: str) -> None:
@@ -46,9 +44,8 @@ class Kept:
             UserError: it was begun with other settings.
         """
         file = self.folder / f"{name}.begun"
-        try:
-            found: dict[str, Any] = json.loads(file.read_text())
-        except (OSError, ValueError):
+        found = _content(file)
+        if found is None:
             write_json(file, self.settings)
         else:
             self._check(file, found)
@@ -80,3 +77,12 @@ class Kept:
         """The content of every file, by name, whichever process wrote it."""
         names = sorted(file.stem for file in self.folder.glob("*.json"))
         return [found for name in names if (found := self.read(name)) is not None]
+
+
+def _content(file: Path) -> dict[str, Any] | None:
+    """None: there is no such file, or a kill left a part of it."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found

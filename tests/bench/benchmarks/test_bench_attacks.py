@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import pytest
@@ -33,8 +32,7 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
             seen.append(len(images))
             return images
 
-    spec = ModuleSpec("torchattacks", None)
-    fake = SimpleNamespace(PGD=lambda model, **options: options, MultiAttack=Multi, __spec__=spec)
+    fake = SimpleNamespace(PGD=lambda model, **options: options, MultiAttack=Multi)
     monkeypatch.setitem(sys.modules, "torchattacks", fake)
     for name in ("foolbox", "adv_lib", "adv_lib.attacks", "autoattack"):
         monkeypatch.setitem(sys.modules, name, None)
