@@ -17,14 +17,17 @@ SEED = 0
 
 class HeldOut(NamedTuple):
     """Shares of the held-out images that are right when they are clean and under PGD-10; of the
-    clean images, the largest share of the load that an expert of each layer has; whether the clean
-    share is more than that of a model which gives every image the commonest class, and not by
-    chance. Such a model is right under any attack as often, so it may look more robust than one
-    that has begun to learn."""
+    clean images, the largest share of the load that an expert of each layer has.
+
+    chance: the share of the commonest class. A model that gives it to every image is right so often
+    under any attack, too, and may look more robust than one that has begun to learn; learned:
+    whether the clean share can be told from it.
+    """
 
     clean: float
     robust: float
     load: dict[str, float]
+    chance: float = 0.0
     learned: bool = True
 
 
@@ -72,8 +75,8 @@ class HeldOutRows:
         loads = {name: float(layer.load().max()) for name, layer in trace.layers.items()}
         clean_share, robust_share = mean_over_processes(shares).tolist()
         lowest, _ = Proportion(round(clean_share * len(clean)), len(clean)).interval()
-        commonest = int(self.labels.bincount().max()) / len(clean)
-        return HeldOut(clean_share, robust_share, loads, learned=lowest > commonest)
+        chance = int(self.labels.bincount().max()) / len(clean)
+        return HeldOut(clean_share, robust_share, loads, chance, lowest > chance)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.images.split(self.together), self.labels.split(self.together), strict=True)

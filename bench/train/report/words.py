@@ -28,13 +28,12 @@ def words(facts: TrainingFacts) -> list[str]:
 
 def _at_chance(facts: TrainingFacts) -> list[str]:
     """That the model has learned nothing, where the held-out images do not show otherwise."""
-    clean = facts.clean_held_out
-    if clean.interval()[0] * facts.classes > 1:
+    if facts.chosen["learned"]:
         return []
     return [
-        f"The clean accuracy of held-out images, {clean}, cannot be told from chance, "
-        f"{100 / facts.classes:.3g} % for {facts.classes} classes: these images do not show that "
-        "the model has learned anything. More epochs or a smaller eps may help."
+        f"The clean accuracy of held-out images, {facts.clean_held_out}, cannot be told from "
+        f"chance, {100 * facts.chosen['chance']:.3g} % for {facts.classes} classes: these images "
+        "do not show that the model has learned anything. More epochs or a smaller eps may help."
     ]
 
 
