@@ -28,7 +28,7 @@ from ironmoe.attacks.training.checks import (
     warning_of_radius,
 )
 from ironmoe.attacks.training.guards.collapse import CollapseAlarm, explaining_nan
-from ironmoe.attacks.training.guards.non_finite import check_finite
+from ironmoe.attacks.training.guards.non_finite import check_finite, first_non_finite_layer
 from ironmoe.attacks.training.inner.lent import Mode, constant, normal_tensors
 from ironmoe.attacks.training.inner.loop import Inner, default_alpha
 from ironmoe.kernels.route import may_look
@@ -222,6 +222,12 @@ class TrainingMethod(ABC):
     def attack_held_out(self, images: Tensor, labels: Tensor) -> Tensor:
         """(B, …) what the inner attack makes now of images that are not trained on."""
         return self._attack(images, labels, self.strength)
+
+    def non_finite_layer(self, images: Tensor) -> str:
+        """The first layer whose output at images (B, …) is NaN or infinite, in the precision in
+        which the model trains; "" where there is none. The host waits for the device."""
+        with normal_tensors():
+            return first_non_finite_layer(self.inner.model, lambda: self._ask(constant(images)))
 
     def state_dict(self) -> dict[str, Any]:
         """What a loop must keep to go on later: numbers and tensors. A name that ends in a point

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks import Proportion
 from ironmoe.attacks.training import pgd
+from ironmoe.attacks.training.guards.chance import against_chance
 from ironmoe.bench.train.parallel import mean_over_processes
 from ironmoe.moe import trace_routing
 
@@ -19,9 +19,9 @@ class HeldOut(NamedTuple):
     """Shares of the held-out images that are right when they are clean and under PGD-10; of the
     clean images, the largest share of the load that an expert of each layer has.
 
-    chance: the share of the commonest class. A model that gives it to every image is right so often
-    under any attack, too, and may look more robust than one that has begun to learn; learned:
-    whether the clean share can be told from it.
+    chance: how often the same answers would be right in random order. A model that gives one class
+    to every image is right so often under any attack, too, and may look more robust than one that
+    has begun to learn; learned: whether the clean share can be told from it.
     """
 
     clean: float
@@ -67,16 +67,20 @@ class HeldOutRows:
 
     def _measure(self, model: nn.Module) -> HeldOut:
         with trace_routing(model) as trace:
-            clean = self._right(model, self.images)
+            answers = self._answers(model, self.images)
         torch.manual_seed(SEED)
         attacked = torch.cat([self._attacked(model, *few) for few in self._batches()])
-        right = clean & self._right(model, attacked)
-        shares = torch.stack([clean.double().mean(), right.double().mean()])
+        clean = answers == self.labels
+        right = clean & (self._answers(model, attacked) == self.labels)
+        chance = against_chance(answers, self.labels)
+        shares = torch.tensor(
+            [clean.double().mean(), right.double().mean(), *chance],
+            dtype=torch.float64,
+            device=clean.device,
+        )
         loads = {name: float(layer.load().max()) for name, layer in trace.layers.items()}
-        clean_share, robust_share = mean_over_processes(shares).tolist()
-        lowest, _ = Proportion(round(clean_share * len(clean)), len(clean)).interval()
-        chance = int(self.labels.bincount().max()) / len(clean)
-        return HeldOut(clean_share, robust_share, loads, chance, lowest > chance)
+        clean_share, robust_share, chance_share, learned = mean_over_processes(shares).tolist()
+        return HeldOut(clean_share, robust_share, loads, chance_share, learned > 0.5)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.images.split(self.together), self.labels.split(self.together), strict=True)
@@ -93,8 +97,8 @@ class HeldOutRows:
         )
 
     @torch.no_grad()
-    def _right(self, model: nn.Module, images: Tensor) -> Tensor:
-        """(H,) bool"""
+    def _answers(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(H,) int64, a class for each image."""
         outputs = [model(few) for few in images.split(self.together)]
         logits = torch.cat([getattr(output, "logits", output) for output in outputs])
-        return logits.argmax(1) == self.labels
+        return logits.argmax(1)

@@ -45,7 +45,7 @@ RESULT = "training.json"
 ATTACK = "attack"
 LAST_GOOD = "last-good.safetensors"
 SPACE = 50_000_000  # bytes for report and pictures, beside the weights
-COPIES = 6  # of the weights: model, average, best, two moments, and a file that is written anew
+COPIES = 5  # of the weights in the state file: model, average, best and two moments
 
 
 def run_train_command(options: TrainOptions, console: Console) -> Path:
@@ -123,7 +123,8 @@ class _Run:
     def open(self, console: Console, held: ExitStack) -> RunFolder:
         """Make or open the folder, which is this command's alone until ``held`` is closed."""
         weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
-        folder = RunFolder(self.path, self.settings, SPACE + COPIES * weights)
+        # the state file is written anew beside the former one, and the chosen weights in the end
+        folder = RunFolder(self.path, self.settings, SPACE + (2 * COPIES + 1) * weights)
         held.enter_context(folder.held())
         console.print(folder.greeting, highlight=False, markup=False)
         return folder
@@ -187,10 +188,13 @@ class _Run:
             data=options.data,
             everything=False,
             suite=Suite(
-                names=("apgd-t",), norm=options.method.norm, eps_255=(options.method.eps_255,)
+                names=("apgd-t",),
+                norm=options.method.norm,
+                eps_255=(options.method.eps_255,),
+                dtype=options.recipe.dtype,
             ),
             images=options.attack_images,
-            batch_size=options.recipe.batch_size,
+            batch_size=options.recipe.images_of_part,
             device=options.device,
             out=self.path / ATTACK,
         )
@@ -238,7 +242,7 @@ class _Run:
             by="clean" if self._is_standard else "robust",
             group=self.group,
             state_file=self.path / STATE,
-            watch=Watch(self._guard(held_out)),
+            watch=Watch(self._guard(held_out), self.method.alarm),
         )
 
     def _guard(self, held_out: HeldOutRows) -> OverfittingGuard | None:
@@ -259,6 +263,7 @@ class _Run:
             "steps": self.method.steps,
             "alpha_255": to_255(self.method.alpha),
             "warnings": [*self.warnings, *trained.warnings],
+            "stopped": trained.stopped,
             "curves": trained.curves,
         }
         write_json(self.path / RESULT, numbers)

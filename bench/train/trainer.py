@@ -37,13 +37,14 @@ class TrainedOn(NamedTuple):
 
 class Trained(NamedTuple):
     """weights: those of the epoch that the held-out images chose, in the first process; chosen: its
-    number, from 1; curves: the numbers of every epoch; warnings: what was noticed; seconds: all
-    sessions together."""
+    number, from 1; curves: the numbers of every epoch; warnings: what was noticed; stopped: whether
+    the training ended early for that; seconds: all sessions together."""
 
     weights: Tensors
     chosen: int
     curves: list[Numbers]
     warnings: list[str]
+    stopped: bool
     seconds: float
 
 
@@ -119,6 +120,7 @@ class Trainer:
             self.numbers["chosen"],
             self.numbers["curves"],
             self.watch.messages,
+            self.watch.stopped,
             self.numbers["seconds"],
         )
 
@@ -130,9 +132,7 @@ class Trainer:
         losses, right = 0.0, 0.0
         for i, (images, labels) in zip(range(self.batches), of_epoch, strict=False):
             step = epoch * self.batches + i
-            now = self.updates.make(images.to(device), labels.to(device), step)
-            if self.average is not None:
-                self.average.update()
+            now = self.updates.make(images.to(device), labels.to(device), step, self._take_average)
             losses += now.loss / self.batches
             right += now.accuracy / self.batches
             display.batch(step, now)
@@ -144,6 +144,11 @@ class Trainer:
             "eps": self.method.strength.eps,
             "rate": self.updates.rate,
         }
+
+    def _take_average(self) -> None:
+        """After each step of an optimizer."""
+        if self.average is not None:
+            self.average.update()
 
     def _averaged(self) -> AbstractContextManager[object]:
         """Inside the block the model has the weights that are measured and chosen."""

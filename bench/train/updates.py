@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,6 @@ from ironmoe.attacks.training import (
     NonFiniteLoss,
     TrainingMethod,
     Update,
-    first_non_finite_layer,
 )
 from ironmoe.bench.common.processes import Processes
 from ironmoe.bench.train.gradients import MeanGradients, clip_gradients
@@ -32,7 +31,7 @@ class NonFiniteGradient(NonFiniteLoss):
         RuntimeError.__init__(
             self,
             f"gradients must be finite, got one of {layer!r} that is not at step {step}. The "
-            "weights are still those before this step: take a lower learning rate",
+            "weights are still those before this update: take a lower learning rate",
         )
 
 
@@ -80,8 +79,15 @@ class Updates:
         """The learning rate now, of the first optimizer."""
         return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
 
-    def make(self, images: Tensor, labels: Tensor, step: int) -> Progress:
-        """All steps of a batch (B, …), (B,). ``step``: its number in the training."""
+    def make(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        step: int,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> Progress:
+        """All steps of a batch (B, …), (B,). step: its number in the training; after_step: called
+        after each step of an optimizer."""
         for set_rates in self._rates:
             set_rates(step)
 
@@ -104,7 +110,8 @@ class Updates:
                 gradients.add()
                 of_parts.append(self._seen())
             gradients.put(self.method.parameters_of(update.group))
-            self._step(update.group, step, of_parts, images)
+            self._step(update.group, step, of_parts, [images_of[part] for part in parts])
+            after_step()
             seen += of_parts
 
         for part, of_part in updates.items():  # what a method does after its last step
@@ -131,9 +138,9 @@ class Updates:
             return torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)])
         return torch.stack([loss, right.sum().to(loss), torch.full_like(loss, len(right))])
 
-    def _step(self, group: str, step: int, seen: list[Tensor], images: Tensor) -> None:
-        """A step of the group's optimizer, whose weights have their gradients. seen: of the parts
-        of the batch (B, …).
+    def _step(self, group: str, step: int, seen: list[Tensor], images: list[Tensor]) -> None:
+        """A step of the group's optimizer, whose weights have their gradients. seen, images: of the
+        parts of the batch that this process takes.
 
         The host waits for the device here, once an update, so that weights never become NaN.
         """
@@ -143,8 +150,8 @@ class Updates:
         loss = torch.stack(seen)[:, 0].mean()
         values = torch.stack([loss, norm.to(loss)]).tolist()
         if not math.isfinite(values[0]):
-            layer = first_non_finite_layer(self.model, lambda: self.model(images))
-            raise NonFiniteLoss(layer, step, values[0])
+            layers = (self.method.non_finite_layer(each) for each in images)
+            raise NonFiniteLoss(next(filter(None, layers), ""), step, values[0])
         if not math.isfinite(values[1]):
             raise NonFiniteGradient(self._first_bad_gradient(), step)
 

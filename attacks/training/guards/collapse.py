@@ -10,10 +10,10 @@ Shape suffixes: T tokens, K choices, E experts.
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class NonFiniteRouter(NonFiniteLoss):
         RuntimeError.__init__(
             self,
             f"the router of {layer!r} must be finite, got {what} that are not at step {step}. The "
-            "weights are still those before this step: go back to earlier ones, and take a lower "
+            "weights are still those before this update: go back to earlier ones, and take a lower "
             "learning rate, or clip gradients",
         )
 
@@ -107,9 +107,10 @@ class CollapseAlarm:
     its loss then, whatever the model. The first look comes after ``every`` steps, since a router
     may have a favourite expert before it was trained.
 
-    It gives each warning once for each layer, until the layer has recovered. There is no warning of
-    loads for a step in which a layer carried out fewer than 2 choices for each expert, or fewer
-    than 8 in all.
+    It gives each warning once for each layer, until a later look finds the layer recovered. Where
+    parts of a batch go through the model in turns, it looks at all that came so far in this step.
+    There is no warning of loads as long as a layer carried out fewer than 2 choices for each
+    expert, or fewer than 8 in all.
 
     Compiled models run eagerly in these outer passes, because compiled code does not count choices.
     Each process looks at its own tokens.
@@ -136,7 +137,9 @@ class CollapseAlarm:
         self.dormant = float(dormant)
         self.load = float(load)
         self._last: dict[str, RouterLoad] = {}
-        self._warned: set[tuple[str, str]] = set()
+        self._step: int | None = None  # of the last look
+        self._sums: dict[str, Tensor] = {}  # of that step, by layer
+        self._warned: dict[tuple[str, str], int] = {}  # (layer, kind) → the last step that was bad
 
     def looks_at(self, step: int) -> bool:
         """Whether this step, counted from 0, is an ``every``-th one."""
@@ -150,6 +153,7 @@ class CollapseAlarm:
             yield
             return
 
+        self._begin(step)
         counts = {name: _Counts(layer) for name, layer in layers.items()}
         # torch._dynamo takes seconds to import; without it nothing is compiled.
         compiles = "torch._dynamo" in sys.modules
@@ -166,6 +170,23 @@ class CollapseAlarm:
         model."""
         return dict(self._last)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that goes on later must know, as JSON has it."""
+        warned = [[*place, step] for place, step in self._warned.items()]
+        return {"step": self._step, "warned": warned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was called."""
+        self._step, self._sums = state["step"], {}
+        self._warned = {(name, kind): step for name, kind, step in state["warned"]}
+
+    def _begin(self, step: int) -> None:
+        """Forget the sums of the step before, and the warnings of layers that recovered in it."""
+        if step == self._step:
+            return
+        self._warned = {key: bad for key, bad in self._warned.items() if bad == self._step}
+        self._step, self._sums = step, {}
+
     def _look(self, counts: dict[str, "_Counts"], step: int) -> None:
         ran = {name: each for name, each in counts.items() if each.sums is not None}
         if not ran:
@@ -179,13 +200,16 @@ class CollapseAlarm:
             for name, values in numbers.items():
                 if values[place]:
                     raise NonFiniteRouter(name, step, what)
-        self._last = {name: ran[name].load(values) for name, values in numbers.items()}
-        for name, load in self._last.items():
-            self._judge(name, load, step)
+        for name, values in numbers.items():
+            self._sums[name] = values + self._sums.get(name, 0)
+        self._last |= {name: each.load(self._sums[name]) for name, each in ran.items()}
+        for name in ran:
+            self._judge(name, self._last[name], step)
 
     def _judge(self, name: str, load: RouterLoad, step: int) -> None:
         """Warn of what is wrong now and was not before."""
         if load.choices < max(FEWEST, FEWEST_CHOICES * load.num_experts):
+            self._warned |= {key: step for key in self._warned if key[0] == name}
             return
         problems = {
             "dormant": load.dormant > self.dormant * load.num_experts
@@ -198,7 +222,8 @@ class CollapseAlarm:
             if problem and (name, kind) not in self._warned:
                 message = f"the router of {name!r} collapses: at step {step} {problem}; {ADVICE}"
                 warnings.warn(message, RouterCollapseWarning, stacklevel=2)
-            (self._warned.add if problem else self._warned.discard)((name, kind))
+            if problem:
+                self._warned[name, kind] = step
 
     def __repr__(self) -> str:
         return f"CollapseAlarm({self.every}, dormant={self.dormant:g}, load={self.load:g})"

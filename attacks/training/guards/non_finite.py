@@ -30,7 +30,7 @@ class NonFiniteLoss(RuntimeError):
         )
         super().__init__(
             f"the loss must be finite, got {value} at step {step}; {place}. The weights are still "
-            "those before this step: take a lower learning rate, or clip gradients"
+            "those before this update: take a lower learning rate, or clip gradients"
         )
 
 

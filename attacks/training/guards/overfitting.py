@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.losses import cross_entropy
 from ironmoe.attacks.training.checks import check_batch, check_count
+from ironmoe.attacks.training.guards.chance import against_chance
 from ironmoe.attacks.training.inner.attacks import pgd
 from ironmoe.attacks.training.inner.lent import constant, leaving_nothing, normal_tensors
 from ironmoe.attacks.training.inner.loop import Inner, start_point
 
-CHANCE = 0.01  # a difference that equal accuracies show more often than this is none
+LIKELY = 0.01  # a difference that equal accuracies show more often than this is none
 SEED = 0  # every check meets the same random starts
+OWN = "the attack of the training"
 
 
 class OverfittingVerdict(NamedTuple):
@@ -24,8 +26,8 @@ class OverfittingVerdict(NamedTuple):
 
     tripped: the training has collapsed, or is about to
     message: what was found, on how many images
-    fgsm, pgd: accuracy, in [0, 1], under the training's own attack, FGSM as a rule, and under PGD,
-        at the eps to which a ramp has come
+    fgsm, pgd: accuracy, in [0, 1], under the training's own attack, or under FGSM where the own one
+        makes one step and is weaker; and under PGD. All are at the eps to which a ramp has come
     alignment: mean cosine of the loss's gradients at an image and beside it (2007.02617), in
         [−1, 1]; it falls when one step no longer knows the loss
     """
@@ -35,6 +37,27 @@ class OverfittingVerdict(NamedTuple):
     fgsm: float
     pgd: float
     alignment: float
+
+
+class _Last(NamedTuple):
+    """The last good check: which images (N,) were right under PGD at this eps."""
+
+    right: Tensor
+    eps: float
+
+
+class _Seen(NamedTuple):
+    """Which images are told right under the training's own attack, under FGSM, under PGD, and under
+    PGD at the eps of the last good check, (N,) bool each; where nothing is compared with FGSM or
+    with that check, what comes before stands there again. answers: (N,) for clean images; cosine:
+    (N,) of the gradients at an image and beside it."""
+
+    answers: Tensor
+    own: Tensor
+    fgsm: Tensor
+    pgd: Tensor
+    again: Tensor
+    cosine: Tensor
 
 
 class Attacking(Protocol):
@@ -58,14 +81,17 @@ class OverfittingGuard:
     of the last good check back.
 
     A check trips where accuracy under PGD fell by more than ``drop`` since the last good check, or,
-    if the method attacks by one step, lies more than ``drop`` below accuracy under that attack. A
-    difference counts only if it is no chance: were both accuracies equal, it would be seen on these
-    images in less than 1 % of cases (the one-sided exact test of McNemar). Ten images can hardly
-    show a collapse; take 100 or more, of the training rows, held out.
+    if the method attacks by one step, lies more than ``drop`` below accuracy under that attack, or
+    under FGSM if that is stronger: a weak attack, of short steps or of another loss, is no
+    collapse. A difference counts only if it is no chance: were both accuracies equal, it would be
+    seen on these images in less than 1 % of cases (the one-sided exact test of McNemar). Ten images
+    can hardly show a collapse; take 100 or more, of the training rows, held out.
 
-    While a ramp lasts, the two attacks are compared at the eps to which it has come, because what
-    was not trained yet cannot have collapsed; the fall is that at the full eps. The attack of
-    ``Free`` is one step from the image. Random numbers go on as if there had been no check.
+    While a ramp lasts, the two attacks have the eps to which it has come, because what was not
+    trained yet cannot have collapsed; the fall is that at the eps of the last good check. A check
+    at which clean accuracy cannot be told from chance is none to fall from: one class for every
+    image is right under any attack. The attack of ``Free`` is one step from the image. Random
+    numbers go on as if there had been no check.
 
     Args:
         method: the training method, whose model is watched; ``AWP`` of one, too.
@@ -99,7 +125,7 @@ class OverfittingGuard:
         self.steps = steps
         self.drop = drop
         self.batch_size = batch_size
-        self._last_pgd: Tensor | None = None
+        self._last: _Last | None = None
         self._good: dict[str, Tensor] = {}
 
     def check(self) -> OverfittingVerdict:
@@ -108,28 +134,29 @@ class OverfittingGuard:
         # An inner attack in training mode meets batch norm, which would take these images in.
         with normal_tensors(), own_numbers, leaving_nothing(self.method.model):
             parts = [self._look(*map(constant, batch)) for batch in self._batches()]
-        own_right, pgd_right, full_right, cosines = (
-            torch.cat(part) for part in zip(*parts, strict=True)
-        )
+        seen = _Seen(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
-        name, own = f"PGD-{self.steps}", "the attack of the training"
+        name, one_step, known_as = f"PGD-{self.steps}", seen.own, OWN
         reasons = []
         if self.method.steps == 1:  # attacks of several steps on other losses may be weaker, too
-            reasons.append(self._difference(own_right, pgd_right, own, name))
-        if self._last_pgd is not None:
-            before = self._last_pgd.to(full_right)
+            if seen.fgsm.sum() < seen.own.sum():
+                one_step, known_as = seen.fgsm, "FGSM"
+            reasons.append(self._difference(one_step, seen.pgd, known_as, name))
+        if self._last is not None:
+            before = self._last.right.to(seen.again)
             reasons.append(
-                self._difference(before, full_right, f"{name} at the last good check", name)
+                self._difference(before, seen.again, f"{name} at the last good check", name)
             )
         reasons = [f"catastrophic overfitting: {reason}" for reason in reasons if reason]
 
         if not reasons:
-            self._last_pgd = full_right
             self._good = {n: value.clone() for n, value in _tensors(self.method.model).items()}
-        rates = float(own_right.float().mean()), float(pgd_right.float().mean())
-        alignment = float(cosines.nanmean().nan_to_num(0.0))  # a gradient of 0 has no direction
+            if against_chance(seen.answers, self.labels).learned:
+                self._last = _Last(seen.pgd, self.method.strength[0])
+        rates = float(one_step.float().mean()), float(seen.pgd.float().mean())
+        alignment = float(seen.cosine.nanmean().nan_to_num(0.0))  # a gradient of 0 has no direction
         numbers = (
-            f"of {len(own_right)} held-out images {rates[0]:.1%} are told right under {own}, "
+            f"of {len(one_step)} held-out images {rates[0]:.1%} are told right under {known_as}, "
             f"{rates[1]:.1%} under {name}; gradient alignment {alignment:.2f}"
         )
         return OverfittingVerdict(bool(reasons), "; ".join([*reasons, numbers]), *rates, alignment)
@@ -150,16 +177,19 @@ class OverfittingGuard:
     def state_dict(self) -> dict[str, Tensor]:
         """What the next check is compared with, and the weights of the last good one; copies."""
         state = {f"good.{name}": value.clone() for name, value in self._good.items()}
-        return state if self._last_pgd is None else state | {"last_pgd": self._last_pgd.clone()}
+        if self._last is not None:
+            state["last_pgd"] = self._last.right.clone()
+            state["last_eps"] = torch.tensor(self._last.eps, dtype=torch.float64)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on where ``state_dict`` was called. ValueError: it had other images."""
-        last = state.get("last_pgd")
-        if last is not None and len(last) != len(self.images):
+        right = state.get("last_pgd")
+        if right is not None and len(right) != len(self.images):
             raise ValueError(
-                f"state must belong to these {len(self.images)} images, got {len(last)}"
+                f"state must belong to these {len(self.images)} images, got {len(right)}"
             )
-        self._last_pgd = last
+        self._last = None if right is None else _Last(right, float(state["last_eps"]))
         self._good = {
             name.removeprefix("good."): value.clone()
             for name, value in state.items()
@@ -170,24 +200,30 @@ class OverfittingGuard:
         parts = self.images.split(self.batch_size), self.labels.split(self.batch_size)
         yield from zip(*parts, strict=True)
 
-    def _look(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B,) right under the method's attack; under PGD at the eps of now, and at the full one;
-        cosine of two gradients."""
-        method, inner = self.method, _plain(self.method.inner)
-        eps = method.strength[0]
-        points = [method.attack_held_out(images, labels)]
-        for radius in (eps, method.eps) if eps < method.eps else (eps,):
-            points.append(pgd(inner, images, labels, eps=radius, steps=self.steps))
+    def _look(self, images: Tensor, labels: Tensor) -> "_Seen":
+        """What a check finds on some images (B, …), (B,)."""
+        inner, eps = _plain(self.method.inner), self.method.strength[0]
+        own = self.method.attack_held_out(images, labels)
+        points = [own, own]
+        if self.method.steps == 1:
+            points[1] = pgd(inner, images, labels, eps=eps, alpha=eps, steps=1, start="clean")
+        radii = {eps} if self._last is None else {eps, self._last.eps}
+        attacked = {
+            radius: pgd(inner, images, labels, eps=radius, steps=self.steps)
+            for radius in sorted(radii)
+        }
+        points += [attacked[eps], attacked[eps if self._last is None else self._last.eps]]
         beside = start_point(inner.around(images, eps), "uniform")
 
         with inner.running(images):
-            gradients = [
+            here, there = (
                 inner.gradient(place, labels, cross_entropy).flatten(1).double()
                 for place in (images, beside)
-            ]
-            right = [inner.logits(attacked).argmax(1) == labels for attacked in points]
-        cosine = nn.functional.cosine_similarity(gradients[0], gradients[1], eps=0)
-        return right[0], right[1], right[-1], cosine
+            )
+            answers = inner.logits(images).argmax(1)
+            right = [inner.logits(point).argmax(1) == labels for point in points]
+        cosine = nn.functional.cosine_similarity(here, there, eps=0)
+        return _Seen(answers, *right, cosine)  # type: ignore[call-arg]
 
     def _difference(self, high: Tensor, low: Tensor, above: str, below: str) -> str:
         """In words, where fewer images are right in ``low`` (N,) than in ``high`` by more than
@@ -196,7 +232,7 @@ class OverfittingGuard:
         won = int((low & ~high).sum())
         share = (lost - won) / len(high)
         likely = chance(lost, won)
-        if share <= self.drop or likely >= CHANCE:
+        if share <= self.drop or likely >= LIKELY:
             return ""
         return (
             f"accuracy under {below} lies {100 * share:.0f} points below that under {above} "

@@ -134,7 +134,7 @@ def _trained(
     training = {
         "train_seconds": trained.seconds,
         "chosen_epoch": trained.chosen,
-        "stopped": len(trained.curves) < _epochs(run, settings),
+        "stopped": trained.stopped,
         "warnings": trained.warnings,
         "curves": trained.curves,
     }
@@ -188,7 +188,7 @@ def _train(
         by="clean" if variant.method == "standard" else "robust",
         group=Processes(),
         state_file=state_file,
-        watch=Watch(guard),
+        watch=Watch(guard, method.alarm),
     )
     display = Display(console, epochs=recipe.epochs, batches=trainer.batches, trained_on="right")
     with display:

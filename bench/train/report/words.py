@@ -41,10 +41,22 @@ def _chosen(facts: TrainingFacts) -> str:
     by = "clean accuracy" if facts.is_standard else f"accuracy under PGD-10 at {facts.eps}"
     return (
         f"The weights are those after epoch {facts.training['chosen']}, which had the highest "
-        f"{by} on {facts.held_out} held-out images of the training split. Because these images "
+        f"{by} on {facts.held_out} held-out images of the training split"
+        f"{_left_out(facts)}. Because these images "
         "chose the weights, their figures are a little too high. No test image was looked at in "
         "training."
     )
+
+
+def _left_out(facts: TrainingFacts) -> str:
+    """Which epochs were no candidates, however high their accuracy."""
+    *before, last = facts.training["curves"]
+    reasons = []
+    if facts.chosen["learned"] and not all(each["learned"] for each in (*before, last)):
+        reasons.append("whose clean accuracy could not be told from chance")
+    if facts.training.get("stopped") and before:
+        reasons.append("at whose end the training was stopped")
+    return f", leaving out epochs {' or '.join(reasons)}" if reasons else ""
 
 
 def _tripped(facts: TrainingFacts) -> list[str]:

@@ -1,5 +1,6 @@
 """The alarm for routers that collapse: when it speaks, when it is silent, and what it costs."""
 
+import json
 import warnings
 
 import pytest
@@ -260,3 +261,42 @@ def test_a_healthy_model_is_silent_over_a_short_training():
 def test_settings_that_are_none(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
         CollapseAlarm(**options)
+
+
+def test_parts_of_a_batch_are_looked_at_together_and_warned_of_once():
+    """Of each part half of the tokens go to an expert; all parts together use all experts."""
+    model, (images, labels) = biased(), batch(count=8)
+    method = Standard(model, alarm=CollapseAlarm(1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(3):
+            for part in range(2):
+                method.step = step
+                method(images[part::2], labels[part::2], slot=part)
+    assert kinds(caught) == ({"moes.0", "moes.1"}, {"dormant", "load"}, 4)
+    assert method.alarm.read()["moes.0"].choices == 8 * 4
+
+    # a part in which all is well does not make the next part's collapse a new one
+    order = [0, 1, 0, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step, favourite in enumerate(order, start=3):
+            method.step = step // 2 + 2
+            for moe in model.moes:
+                moe.router.bias.data[:] = 0
+                moe.router.bias.data[favourite] = 100.0
+            method(images, labels)
+
+
+def test_what_was_said_is_known_after_a_resumption():
+    model, (images, labels) = biased(), batch()
+    method = Standard(model, alarm=CollapseAlarm(1))
+    with pytest.warns(RouterCollapseWarning):
+        method(images, labels)
+    state = json.loads(json.dumps(method.alarm.state_dict()))
+    later = Standard(model, alarm=CollapseAlarm(1))
+    later.step = method.step
+    later.alarm.load_state_dict(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        later(images, labels)

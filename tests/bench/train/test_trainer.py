@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ironmoe.attacks.training import PGDAT, TRADES, Standard
+from ironmoe.attacks.training import EMA, PGDAT, TRADES, Free, Standard
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.loop.schedules import one_cycle, warmup_and_cosine
 from ironmoe.bench.common.processes import Processes
@@ -249,3 +249,56 @@ def test_a_guard_that_trips_stops_the_training_and_an_earlier_epoch_is_chosen(tm
     )
     again = run(trainer(in_turn(), tmp_path, epochs=4, guard=Guard(3)), 4)
     assert again.curves == trained.curves and again.warnings == trained.warnings
+
+
+def test_weights_are_averaged_after_each_step_of_an_optimizer(tmp_path):
+    model = moe()
+    made = updates(model, Free(model, 0.1, replays=3), parts=2)
+    average = EMA(model, 0.9)
+    made.make(*batch(), 0, average.update)
+    assert average.updates == 3
+
+
+def test_running_statistics_see_a_checkpointed_batch_once():
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            momenta = (0.1, None)
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64, momentum=m)) for m in momenta
+            )
+            self.head = nn.Linear(64, 4)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            for block in self.blocks:
+                x = block(x).relu()
+            return self.head(x)
+
+    after = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = Blocks().train()
+        if checkpointing:
+            checkpoint_blocks(model)
+        made = updates(model, PGDAT(model, 0.1, steps=1))
+        for step in range(2):
+            made.make(*batch(), step)
+        after.append(model.state_dict())
+        assert [block[1].momentum for block in model.blocks] == [0.1, None]
+    assert after[0]["blocks.1.1.num_batches_tracked"] == 2
+    assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+
+
+def test_large_data_hold_out_some_hundred_images():
+    rows = split(data([6000, 9000]))
+    assert len(rows.held_out) == 200 and len(rows.trained) == 12000 - 400
+
+
+def test_the_layer_of_a_loss_that_is_not_finite_is_looked_for_as_the_model_trains():
+    """An overflow of float16 that float32 does not have."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 4))
+    nn.init.constant_(model[1].weight, 3e4)
+    images, _ = batch()
+    assert PGDAT(model, 0.1, autocast_dtype=torch.float16).non_finite_layer(images) == "1"
+    assert PGDAT(model, 0.1).non_finite_layer(images) == ""

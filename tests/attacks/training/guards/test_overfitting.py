@@ -214,3 +214,63 @@ def test_bad_input():
         OverfittingGuard(method, images, labels, steps=0)
     with pytest.raises(ValueError, match="at least one"):
         OverfittingGuard(method, images[:0], labels[:0])
+
+
+def margins(scale, bias):
+    """Two classes told by the mean of 16 pixels around 0.5: class 1 where
+    scale · (mean − 0.5) + bias > 0."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).double()
+    set_margins(model, scale, bias)
+    return model
+
+
+@torch.no_grad()
+def set_margins(model, scale, bias):
+    model[1].weight.copy_(torch.tensor([[0.0], [scale / 16]]).expand(2, 16))
+    model[1].bias.copy_(torch.tensor([0.0, bias - scale / 2]))
+
+
+def two_classes(count=100, share=0.6):
+    """Images of class 0 are at 0.45, those of class 1 at 0.55: no model is robust at 0.1."""
+    labels = (torch.arange(count) >= share * count).long()
+    return (0.45 + 0.1 * labels.double()).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone(), labels
+
+
+@pytest.mark.parametrize("ramp_steps", [0, 4])
+def test_a_model_that_begins_to_learn_does_not_fall_from_one_class_for_every_image(ramp_steps):
+    """60 of 100 images are of one class. To say so is right under any attack, and is nothing to
+    lose."""
+    model, (images, labels) = margins(1.0, -9.0), two_classes()
+    method = FGSMRS(model, 0.1, ramp_steps=ramp_steps, start="clean")
+    guard = OverfittingGuard(method, images, labels)
+    first = guard.check()
+    assert first.fgsm == first.pgd == pytest.approx(0.6) and not first.tripped
+    set_margins(model, 1.0, 0.0)
+    method.step = ramp_steps
+    second = guard.check()
+    assert (second.fgsm, second.pgd) == (0, 0) and not second.tripped
+
+
+def test_a_fall_at_the_eps_of_the_last_good_check_trips_within_a_ramp():
+    images, labels = two_classes()
+    images = (images - 0.5) * 4 + 0.5  # at 0.3 and 0.7
+    model = margins(1.0, 0.0)
+    method = FGSMRS(model, 0.15, ramp_steps=2, start="clean", alpha=0.15)
+    guard = OverfittingGuard(method, images, labels)
+    assert guard.check().pgd == 1
+    method.step = 1
+    assert guard.check().pgd == 1  # at the full eps
+    set_margins(model, 1.0, 0.1)  # class 0 is now told below 0.4, class 1 above
+    verdict = guard.check()
+    assert verdict.tripped and "below that under PGD-10 at the last good check" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(FGSMRS, {"alpha": 1e-4, "start": "clean"}), (TRADES, {"steps": 1, "alpha": 1e-4})],
+)
+def test_an_own_attack_of_one_step_that_is_weak_is_no_collapse(kind, options):
+    model, (images, labels) = margins(1.0, 0.0), two_classes()
+    verdict = OverfittingGuard(kind(model, 0.1, **options), images, labels).check()
+    assert (verdict.fgsm, verdict.pgd) == (0, 0) and not verdict.tripped
+    assert "0.0% are told right under FGSM" in verdict.message
