@@ -47,6 +47,10 @@ class Ball(ABC):
     usual_radii: ClassVar[tuple[float, ...]] = (2, 4, 8, 12, 16, 24)
     """The radii that the command line attacks with by default, in 1/255 of the pixel range."""
 
+    usual_radius: ClassVar[float] = 8
+    """The radius of most papers, in 1/255 of the pixel range: what the command line trains with by
+    default."""
+
     def __init__(self, center: Tensor, eps: Tensor, bounds: Box) -> None:
         self.center = center
         self.eps = eps

@@ -122,6 +122,7 @@ class L1Ball(PowerBall, SparseBall, HyperplaneBall):
     needs_finite_bounds = True
     # A change of all pixels is far longer here than in Linf.
     usual_radii = (510, 1020, 2040, 3060)
+    usual_radius = 3060
 
     @classmethod
     def scaled(cls) -> Callable[..., Ball]:

@@ -27,6 +27,7 @@ class L2Ball(PowerBall, StraightBall, HyperplaneBall):
     order = 2
     # A change of all pixels is longer here than in Linf.
     usual_radii = (64, 128, 255, 510)
+    usual_radius = 128
 
     @classmethod
     def scaled(cls) -> Callable[..., Ball]:

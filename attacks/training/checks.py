@@ -71,8 +71,9 @@ def check_batch(model: nn.Module, images: Any, labels: Any) -> None:
     check_tensors(images, labels)
     if len(images) == 1 and _has_batch_statistics(model):
         raise ValueError(
-            "images must be at least 2 where batch norm trains, got a batch of 1, which has no "
-            "variance; drop the last batch, or put the batch norm layers into eval mode"
+            "images must be at least 2 where batch norm trains, got a batch of 1, in which it has "
+            "nothing to compare an image with; drop the last batch, or put the batch norm layers "
+            "into eval mode"
         )
 
 

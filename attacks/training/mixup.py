@@ -4,6 +4,7 @@ next ones of its batch."""
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.goals.goal import described
 from ironmoe.attacks.training.checks import check_count, check_positive
 
 
@@ -26,8 +27,16 @@ class Mixup:
 
     def __call__(self, images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         """Images (B, …) and labels, (B,) int64 or (B, C) probabilities → mixed images (B, …) and
-        probabilities (B, C), C = ``classes``. Random numbers come from torch's generator."""
+        probabilities (B, C), C = ``classes``. Random numbers come from torch's generator.
+
+        TypeError: labels of another dtype.
+        """
         if not labels.is_floating_point():
+            if labels.dtype != torch.int64:
+                raise TypeError(
+                    "labels must be int64 classes (B,) or probabilities (B, C), got "
+                    f"{described(labels)}"
+                )
             labels = torch.nn.functional.one_hot(labels, classes)
         rows = len(images) if self.each else 1
         parameters = torch.full((rows, self.size), self.concentration, device=images.device)
@@ -35,7 +44,9 @@ class Mixup:
         weights = drawn.sort(dim=1, descending=True).values
 
         mixed_labels = _mixed(labels.to(torch.float32), weights)
-        return _mixed(images, weights), mixed_labels
+        # Rounding may lead out of the range of the pixels.
+        mixed = _mixed(images, weights).clamp(images.amin(), images.amax())
+        return mixed, mixed_labels
 
     def __repr__(self) -> str:
         return f"Mixup({self.concentration:g}, size={self.size}, each={self.each})"

@@ -24,6 +24,7 @@ class RegisteredMethod(NamedTuple):
     takes: options of its constructor beyond those of ``TrainingMethod``, for the command line
     needs_experts: it makes no sense for a dense model
     single_step: it attacks by one step, so a model may learn to answer that step alone
+    ignores: arguments of ``TrainingMethod`` that mean nothing in its training
     """
 
     kind: type[TrainingMethod]
@@ -34,6 +35,7 @@ class RegisteredMethod(NamedTuple):
     takes: tuple[str, ...] = ()
     needs_experts: bool = False
     single_step: bool = False
+    ignores: tuple[str, ...] = ()
 
 
 TRAINING_METHODS: dict[str, RegisteredMethod] = {}
@@ -49,6 +51,7 @@ def register_training_method(
     takes: tuple[str, ...] = (),
     needs_experts: bool = False,
     single_step: bool = False,
+    ignores: tuple[str, ...] = (),
 ) -> Callable[[AnyMethod], AnyMethod]:
     """A class decorator that registers a method; the arguments are those of ``RegisteredMethod``. A
     class that is defined again, as in a notebook, takes the place of the former one.
@@ -66,7 +69,7 @@ def register_training_method(
             raise ValueError(f"name must be new, got {name!r}, which {known.kind.__name__} has")
 
         TRAINING_METHODS[name] = RegisteredMethod(
-            kind, name, summary, cost, source, takes, needs_experts, single_step
+            kind, name, summary, cost, source, takes, needs_experts, single_step, ignores
         )
         return kind
 

@@ -49,7 +49,7 @@ def _values() -> dict[str, str]:
     from ironmoe.bench.benchmarks.gpu.jobs import KINDS
     from ironmoe.bench.benchmarks.training.models import MODELS
     from ironmoe.bench.benchmarks.training.runs import VARIANTS
-    from ironmoe.bench.common.radii import usual_radii
+    from ironmoe.bench.common.radii import exact, usual_radii, usual_radius
 
     attacks = registry.named_attacks()
     full_precision, *lower_precision = (f"**{dtype}**" for dtype in DTYPES)
@@ -75,6 +75,9 @@ def _values() -> dict[str, str]:
         "training_variants": ", ".join(VARIANTS),
         "job_kinds": ", ".join(KINDS),
         "usual_radii": "; ".join(f"{usual_radii(norm)} in {norm}" for norm in NORMS),
+        "usual_training_radii": ", ".join(
+            f"{exact(usual_radius(norm))} in {norm}" for norm in NORMS
+        ),
         "usual_steps": usual("steps"),
         "usual_restarts": usual("restarts"),
         "usual_eot": usual("eot"),

@@ -18,7 +18,7 @@ from ironmoe.bench.cli.options import (
     chosen_device,
 )
 from ironmoe.bench.common.errors import clear_errors
-from ironmoe.bench.common.radii import below_one
+from ironmoe.bench.common.radii import below_one, usual_radius
 
 
 def train(
@@ -33,12 +33,13 @@ def train(
     ] = "v-moe",
     method: Annotated[str, typer.Option(help="{training_methods}.")] = "pgd-at",
     eps: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Radius of the adversarial images, in units of 1/255 of the pixel range. It grows "
-            "linearly over the first half of the training."
+            help="Radius of the adversarial images, in units of 1/255 of the pixel range, whatever "
+            "the norm: 128 is an L2 norm of 0.5. It grows linearly over the first half of the "
+            "training. By default {usual_training_radii}."
         ),
-    ] = 8.0,
+    ] = None,
     norm: Annotated[str, typer.Option(help="{norms}.")] = "Linf",
     steps: Annotated[
         int | None,
@@ -218,7 +219,7 @@ def train(
 
         choice = MethodChoice(
             name=method,
-            eps_255=eps,
+            eps_255=usual_radius(norm) if eps is None else eps,
             norm=norm,
             steps=steps,
             alpha_255=alpha,
@@ -232,8 +233,8 @@ def train(
         target = chosen_device(device)
         images = load_data(data, image_size, skip_bad)
         announce(images, console)
-        if 0 < eps < 1:
-            console.print(below_one(eps))
+        if choice.eps_255 < 1:
+            console.print(below_one(choice.eps_255))
         trained_on = len(split(images).trained)
         recipe = TrainRecipe(
             epochs=epochs or default_epochs(trained_on),

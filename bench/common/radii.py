@@ -74,6 +74,13 @@ def usual_radii(norm: str) -> str:
     return ",".join(map(exact, ball.usual_radii))
 
 
+def usual_radius(norm: str) -> float:
+    """The default of ``--eps`` of a training in a norm."""
+    from ironmoe.attacks.balls.ball import NORMS, Ball
+
+    return NORMS.get(norm, Ball).usual_radius
+
+
 def checked_alpha(alpha: float | None) -> float | None:
     """The step length that ``--alpha`` gives, or None.
 

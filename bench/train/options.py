@@ -67,14 +67,16 @@ def check_choice(choice: MethodChoice) -> None:
     _check_name("--norm", choice.norm, NORMS)
     _check_name("--mode", choice.mode, get_args(Mode))
     _check_name("--routing", choice.routing, ROUTING)
-    if choice.name == STANDARD:
-        defaults = MethodChoice()
-        for option in ("steps", "alpha_255", "mode", "routing"):
-            if getattr(choice, option) != getattr(defaults, option):
-                raise UserError(
-                    f"{flag(option.removesuffix('_255'))} does not apply to --method {STANDARD}: "
-                    "it has no attack"
-                )
+    defaults, given = MethodChoice()._asdict(), choice._asdict()
+    for option in entry.ignores:
+        field = "alpha_255" if option == "alpha" else option
+        if given[field] != defaults[field]:
+            why = (
+                "has no attack"
+                if choice.name == STANDARD
+                else "attacks by the backward pass of training"
+            )
+            raise UserError(f"{flag(option)} does not apply to --method {choice.name}, which {why}")
     if choice.steps is not None and not takes_steps(entry):
         raise UserError(f"--steps does not apply to --method {choice.name}, which makes one step")
     _check_range("--eps", choice.eps_255, above=0)

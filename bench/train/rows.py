@@ -10,7 +10,8 @@ from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.train.recipe import TrainRecipe
 
 HELD_OUT = 0.1  # of the training images
-MOST_HELD_OUT = 200  # that are attacked after every epoch
+MOST_HELD_OUT = 400  # unless there are more classes
+MOST_ATTACKED = 200  # of them after every epoch
 
 
 class Split(NamedTuple):
@@ -46,8 +47,9 @@ def checked_split(data: ImageData, recipe: TrainRecipe, processes: int) -> Split
 def split(data: ImageData) -> Split:
     """Hold out a tenth of the training images of every class, the same ones for every seed.
 
+    Of many images it is less than a tenth: about MOST_HELD_OUT in all, and at least one of a class.
     A class with one training image keeps it for training. Of the held-out images, at most
-    MOST_HELD_OUT are used.
+    MOST_ATTACKED are used.
 
     Raises:
         DataError: there are fewer than two classes, or nothing to hold out.
@@ -59,10 +61,11 @@ def split(data: ImageData) -> Split:
 
     rows, _ = data.split()  # in a random order that never changes
     labels = data.labels[rows]
+    share = min(HELD_OUT, MOST_HELD_OUT / len(rows))
     held_out = torch.zeros(len(rows), dtype=torch.bool)
     for label in labels.unique():
         (of_class,) = (labels == label).nonzero(as_tuple=True)
-        count = min(len(of_class) - 1, max(1, round(HELD_OUT * len(of_class))))
+        count = min(len(of_class) - 1, max(1, round(share * len(of_class))))
         held_out[of_class[:count]] = True
 
     if not held_out.any():
@@ -70,4 +73,4 @@ def split(data: ImageData) -> Split:
             f"data {data.name!r} must have a class with at least 2 training images, one of which "
             "is held out, got none"
         )
-    return Split(rows[~held_out], rows[held_out][:MOST_HELD_OUT])
+    return Split(rows[~held_out], rows[held_out][:MOST_ATTACKED])

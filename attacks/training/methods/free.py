@@ -22,6 +22,7 @@ from ironmoe.attacks.training.registry import register_training_method
     source="1904.12843",
     takes=("replays",),
     single_step=True,
+    ignores=("mode", "routing"),
 )
 class Free(TrainingMethod):
     """CE(x + δ), m times for a batch. The backward pass of the caller gives the gradient of the
@@ -40,6 +41,8 @@ class Free(TrainingMethod):
         replays: m. The paper divides the epochs by it.
         alpha: by default eps.
         steps: must be 1.
+        routing: must be None, and ``mode`` is that of ``attack_held_out`` alone: the gradient is
+            that of the training pass.
     """
 
     def __init__(
@@ -54,6 +57,11 @@ class Free(TrainingMethod):
     ) -> None:
         check_one_step(steps)
         check_count(replays=replays)
+        if options.get("routing") is not None:
+            raise ValueError(
+                "routing must be None for Free, whose attack is the backward pass of training, got "
+                f"{options['routing']!r}"
+            )
         super().__init__(model, eps, steps=1, alpha=eps if alpha is None else alpha, **options)
         self.replays = int(replays)
         self.updates_per_batch = self.replays

@@ -34,7 +34,8 @@ class AWP(TrainingMethod):
 
     The method attacks the images once, at w. A step of SGD from w up the outer loss at these images
     gives a direction d for each weight, and v = gamma · ‖w‖ / ‖d‖ · d. Only weights of at least two
-    axes are moved. Of stacked experts each is measured on its own; one that got no token stays.
+    axes are moved. Of stacked experts each is measured on its own; one that got no token stays, and
+    so does a weight whose gradient is not finite.
 
     The weights are w again, bit for bit, when the backward pass ends, when the loss is thrown away,
     when anything raises, and before the next call. Between call and backward pass a loop must not
@@ -230,7 +231,8 @@ class AWP(TrainingMethod):
             torch.linalg.vector_norm(x, dim=axes, keepdim=True) for x in (weight.to(wide), step)
         ]
         factor = self.gamma * lengths[0] / lengths[1].clamp_min(SMALLEST_NORM)
-        moved = (factor * step).to(weight.dtype)
+        # A gradient that is not finite says no direction, and the weight stays.
+        moved = (factor * step).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).to(weight.dtype)
         if isinstance(weight, DTensor) and isinstance(moved, DTensor):
             # a product along an axis of length 1 may lie whole in every process
             return moved.redistribute(weight.device_mesh, weight.placements)

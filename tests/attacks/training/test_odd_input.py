@@ -1,12 +1,14 @@
 """Arguments that mean nothing, and tensors that autograd refuses."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from training_toys import EPS, batch, linear, rows
 
+from ironmoe.attacks import GatesOnly
 from ironmoe.attacks.training import (
     EMA,
     FGSMRS,
@@ -16,6 +18,7 @@ from ironmoe.attacks.training import (
     Alternating,
     CollapseAlarm,
     Free,
+    Mixup,
     OverfittingGuard,
     Standard,
     fgsm_rs,
@@ -152,3 +155,33 @@ class Blind(nn.Module):
 def test_a_model_must_be_differentiable_with_respect_to_its_images(kind):
     with pytest.raises(ValueError, match="model must be differentiable with respect to its images"):
         kind(Blind(), EPS)(*batch())
+
+
+def test_free_has_no_inner_attack_that_could_know_a_part_of_the_routing():
+    with pytest.raises(ValueError, match="routing must be None for Free"):
+        Free(rows(), EPS, routing=GatesOnly())
+    Free(rows(), EPS, routing=None, mode="train")
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_mixed_images_stay_inside_the_bounds(size):
+    """Weights sum to 1 but for rounding, and white pixels are exactly 1."""
+    torch.manual_seed(0)
+    mix = Mixup(1.0, size=size, each=True)
+    mixed, targets = mix(torch.ones(3000, 1, 1, 1), torch.zeros(3000, dtype=torch.int64), 2)
+    assert mixed.max() == 1 and mixed.min() == 1
+    torch.testing.assert_close(targets.sum(1), torch.ones(3000))
+
+
+def test_labels_that_cannot_be_mixed_are_named():
+    with pytest.raises(TypeError, match=r"labels must be int64 classes .* got .*int32"):
+        Mixup(0.2)(torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int32), 3)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, 0.5), (-1.0, 1.0), None])
+def test_standard_training_says_nothing_of_a_radius_that_nobody_gave(bounds):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Standard(linear(), bounds=bounds)
+    with pytest.raises(ValueError, match="bounds"):
+        Standard(linear(), bounds=(1.0, 0.0))

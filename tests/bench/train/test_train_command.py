@@ -85,6 +85,27 @@ def test_train_writes_weights_that_attack_takes_and_a_report(
     assert clean == report["attack"]["clean"]
 
 
+def test_what_saves_time_and_memory_goes_together_and_the_attack_keeps_to_it(
+    place, train, monkeypatch
+):
+    """A radius of the norm's own, and as many images at once as a part has, in its dtype."""
+    monkeypatch.setattr("torch.nn.Module.compile", lambda self: compiled.append(self))
+    attacked, compiled = [], []
+    monkeypatch.setattr(
+        run, "run_attack_command", lambda options, console: attacked.append(options)
+    )
+    result = train(
+        "--model", "small_models:moe", "--batch-size", 16, "--epochs", 1, "--steps", 1, "--compile",
+        "--norm", "L2", "--dtype", "bfloat16", "--schedule", "cosine", "--checkpointing",
+        "--parts", 4, "--ema", 0.9, "--out", "run",
+    )  # fmt: skip
+    assert "pgd-at in L2 at eps 128/255" in " ".join(result.output.split())
+    (options,) = attacked
+    assert options.batch_size == 4 and len(compiled) == 1
+    assert (options.suite.dtype, options.suite.norm) == ("bfloat16", "L2")
+    assert options.suite.eps_255 == (128,)
+
+
 def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(
     place, train, monkeypatch
 ):
@@ -241,6 +262,11 @@ BAD = {
     ),
     "one step": (["--method", "fgsm-rs", "--steps", 3], "--steps does not apply to"),
     "no attack": (["--method", "standard", "--alpha", 3], "--alpha does not apply to --method st"),
+    "free routing": (
+        ["--method", "free", "--routing", "frozen"],
+        "--routing does not apply to --method free, which attacks by the backward pass",
+    ),
+    "free mode": (["--method", "free", "--mode", "train"], "--mode does not apply to --method fre"),
     "no mode": (["--method", "standard", "--mode", "train"], "--mode does not apply to"),
     "mode": (["--mode", "test"], "--mode must be one of eval, train, got 'test'"),
     "seed": (["--seed", 2**64], "must be from 0 to 1000000000000, got 18446744073709551616"),

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
+from two_processes import run_in_two_processes
 
 from ironmoe.kernels import ExpertGroups
 from ironmoe.kernels.scores import get_score
@@ -403,38 +404,46 @@ class TestGlobalBatch:
         torch.testing.assert_close(router(x, 7).aux_loss, expected)
 
 
-def in_a_process(rank, size, file, steps):
-    """One of two processes, with other tokens and one that has none at last."""
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
-    torch.manual_seed(0)
-    router = make("global_batch", noise_std=0.0)
-    router = torch.nn.parallel.DistributedDataParallel(router)
-    x = torch.randn(size, 3, T, D, dtype=torch.float64)
-    x = [batch[: T - 7 * rank] for batch in x[rank]]
-    x[2] = x[2][: 0 if rank else T]
-    start_global_batch(router)
-    chosen = []
-    for batch in x:
-        (_, experts), logits, aux_loss, _ = router(batch)
-        everyone = [None] * size
-        dist.all_gather_object(everyone, experts)
-        chosen += everyone
-        load = choice_counts(torch.cat(chosen), E)
-        expected = global_batch_balance_loss(logits.softmax(-1), load) if len(batch) else 0.0
-        assert torch.equal(router.module.global_load.counts, load)
-        torch.testing.assert_close(aux_loss, torch.as_tensor(expected).to(aux_loss))
-        aux_loss.backward()
-    router.eval()
-    router.module.aux_loss_in_eval = True
-    if rank == 0:  # alone: nobody is waited for
-        assert router.module(x[0]).aux_loss > 0
-    dist.barrier()
-    dist.destroy_process_group()
+IMPORTS = """
+import torch._dynamo  # DistributedDataParallel imports it
+from torch.nn.parallel import DistributedDataParallel
+from ironmoe.moe import (
+    TopKRouter, choice_counts, global_batch_balance_loss, start_global_batch,
+)
+"""
+# Each process has other tokens, and process 1 none at last.
+PROGRAM = """
+D, E, T = 8, 6, 30
+torch.manual_seed(0)
+weights = {"importance_weight": 0.0, "load_weight": 0.0, "balance_weight": 1.0}
+router = TopKRouter(D, E, 2, balance="global_batch", noise_std=0.0, **weights, dtype=torch.float64)
+router = DistributedDataParallel(router)
+x = torch.randn(2, 3, T, D, dtype=torch.float64)
+x = [batch[: T - 7 * rank] for batch in x[rank]]
+x[2] = x[2][: 0 if rank else T]
+start_global_batch(router)
+chosen = []
+for batch in x:
+    (_, experts), logits, aux_loss, _ = router(batch)
+    everyone = [None] * 2
+    dist.all_gather_object(everyone, experts)
+    chosen += everyone
+    load = choice_counts(torch.cat(chosen), E)
+    expected = global_batch_balance_loss(logits.softmax(-1), load) if len(batch) else 0.0
+    assert torch.equal(router.module.global_load.counts, load)
+    torch.testing.assert_close(aux_loss, torch.as_tensor(expected).to(aux_loss))
+    aux_loss.backward()
+router.eval()
+router.module.aux_loss_in_eval = True
+if rank == 0:  # alone: nobody is waited for
+    assert router.module(x[0]).aux_loss > 0
+dist.barrier()
+"""
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 def test_the_load_of_a_global_batch_is_summed_over_processes(tmp_path):
-    torch.multiprocessing.spawn(in_a_process, (2, tmp_path / "meeting", 3), nprocs=2)
+    run_in_two_processes(PROGRAM, tmp_path, before=IMPORTS)
 
 
 def test_an_unknown_name_is_named():

@@ -3,8 +3,6 @@
 import copy
 import gc
 import io
-import subprocess
-import sys
 import warnings
 import weakref
 
@@ -13,6 +11,7 @@ import torch
 import twins
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from two_processes import run_in_two_processes
 
 from ironmoe.moe import (
     Capacity,
@@ -323,11 +322,7 @@ def test_a_model_without_routed_layers_is_named():
         RouterHealth(nn.Linear(2, 2))
 
 
-PROCESS = """
-import sys, torch, torch.distributed as dist
-from ironmoe.moe import MoE, RouterHealth
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+PROGRAM = """
 torch.manual_seed(0)
 layer, x = MoE(6, 10, 4).eval(), torch.randn(2, 9, 6)
 health = RouterHealth(layer)
@@ -341,17 +336,9 @@ both = health.read(all_processes=True)
 if rank == 0:
     assert both.keys() == alone.keys()
     assert all(abs(both[key] - alone[key]) < 1e-6 for key in alone), (both, alone)
-dist.destroy_process_group()
 """
 
 
 def test_several_processes_read_one_sum(tmp_path):
-    store = tmp_path / "store"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), str(store)], stderr=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=240)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    imports = "from ironmoe.moe import MoE, RouterHealth"
+    run_in_two_processes(PROGRAM, tmp_path, before=imports)

@@ -1,16 +1,18 @@
 """Training in two processes: DistributedDataParallel and FSDP2, against one process on the whole
 batch."""
 
-import pytest
 from two_processes import run_in_two_processes
 
-PROGRAM = '''
+IMPORTS = """
+import torch._dynamo  # DistributedDataParallel imports it
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from ironmoe.moe import MoE, SoftMoE, TopKRouter, collect_aux_loss, update_selection_bias
+"""
+PROGRAM = '''
 D, E = 8, 4
 
 def make(**options):
@@ -102,17 +104,15 @@ def sharded(kind):
     bias = model[1].router.selection_bias
     assert bias.dtype == torch.float32 and model[1].router.choices.sum() == 20
 
-CASES = {"counts": ddp_counts, "gradients": ddp_gradients, "losses": ddp_checkpointed_losses}
-for case in sys.argv[1:]:
-    CASES[case]() if case in CASES else sharded(case)
+for run in (ddp_counts, ddp_gradients, ddp_checkpointed_losses):
+    run()
+    dist.barrier()
+for kind in ("experts alone", "layers", "whole", "recomputed", "mixed precision"):
+    sharded(kind)
     dist.barrier()
 '''
-CASES = {
-    "data parallel": ["counts", "gradients", "losses"],
-    "sharded": ["experts alone", "layers", "whole", "recomputed", "mixed precision"],
-}
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_two_processes_train_as_one(kind, tmp_path):
-    run_in_two_processes(PROGRAM, tmp_path, *CASES[kind])
+def test_two_processes_train_as_one(tmp_path):
+    """All cases in one pair of processes, because imports take most of the time."""
+    run_in_two_processes(PROGRAM, tmp_path, before=IMPORTS)

@@ -6,12 +6,15 @@ from two_processes import run_in_two_processes
 
 pytest.importorskip("transformers", minversion="5.17")
 
-PROGRAM = """
+IMPORTS = """
+import torch._dynamo  # DistributedDataParallel imports it
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import MixtralConfig, MixtralForCausalLM
 from ironmoe.moe import huggingface
+"""
+PROGRAM = """
 ids = (torch.arange(24).view(2, 12) + rank) % 50
 mask = torch.ones_like(ids)
 mask[:, 9:] = 0
@@ -57,4 +60,4 @@ for kind in ("data parallel", "sharded", "experts alone", "patched after shardin
 
 
 def test_two_processes_train_a_patched_model_as_one_that_is_not(tmp_path):
-    run_in_two_processes(PROGRAM, tmp_path)
+    run_in_two_processes(PROGRAM, tmp_path, before=IMPORTS)

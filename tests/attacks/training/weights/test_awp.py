@@ -398,3 +398,29 @@ def test_a_group_without_a_weight_to_move_is_trained_at_w():
         torch.manual_seed(0)
         losses += [update.loss.item() for update in method.updates(images, labels)]
     assert losses[0] == losses[2] and losses[1] != losses[3]
+
+
+def test_a_weight_whose_gradient_is_not_finite_stays_and_the_others_move():
+    """The root of 0 has an infinite slope, and the loss is finite."""
+
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(16, 3), nn.Linear(16, 3)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.second(x) + (0 * self.first(x)).abs().sqrt()
+
+    torch.manual_seed(0)
+    model, (images, labels) = Root().double(), batch()
+    before, moved = values(model), {}
+    method = AWP(Standard(model), gamma=GAMMA)
+    hook = model.second.register_forward_hook(
+        lambda *_: moved.update({name: w.detach().clone() for name, w in model.named_parameters()})
+    )
+    method(images, labels).backward()
+    hook.remove()
+    assert torch.equal(moved["first.weight"], before[0])
+    assert not torch.equal(moved["second.weight"], before[2]) and same(before, model)
+    assert model.first.weight.grad.isnan().any()  # for the loop to find
