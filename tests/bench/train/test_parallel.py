@@ -202,25 +202,69 @@ def fail(kind):
             gradients.add()
             gradients.put(model.parameters())
 
-for kind in ("raised", "killed", "raised by all"):
+def in_both(run):
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2",
                    "TORCHELASTIC_USE_AGENT_STORE": "True"}  # as torchrun has it
     children = []
     for number in (0, 1):
         children.append(os.fork())
-        if children[-1]:
-            continue
-        os.environ["RANK"] = str(number)
+        if not children[-1]:
+            os.environ["RANK"] = str(number)
+            run(number)
+            os._exit(0)
+    codes = [os.waitpid(started, 0)[1] for started in children]
+    del os.environ["WORLD_SIZE"]
+    return codes
+
+for kind in ("raised", "killed", "raised by all"):
+    def failing(number):
         try:
             fail(kind)
         except Exception as error:
             with open(f"{kind}-{number}", "w") as file:
                 file.write(f"{type(error).__name__}: {error}")
                 file.write(" (own)" if OWN in getattr(error, "__notes__", ()) else "")
-        os._exit(0)
-    for started in children:
-        os.waitpid(started, 0)
+    in_both(failing)
+"""
+
+# The command, in two processes with one part each, and in one with two.
+COMMAND = """
+import numpy as np
+from safetensors.torch import load_file
+from ironmoe.bench.cli.app import app
+from ironmoe.bench.train import watch
+from ironmoe.bench.train.report import page
+
+page.draw_training = lambda facts: {}
+labels = np.arange(40) % 4
+pictures = np.random.default_rng(0).random((4, 8, 8))
+np.savez("set.npz", images=pictures[labels] * 0.9, labels=labels)
+words = "train --data set.npz --device cpu --batch-size 16 --eps 16 --method fgsm-rs --epochs 1"
+
+def command(out, *options):
+    try:
+        app([*words.split(), "--parts", "2", "--no-attack", "--out", out, *options])
+    except SystemExit as done:
+        if done.code:
+            os._exit(done.code)
+
+def tripping_alone(number):
+    check = watch.OverfittingGuard.check
+    watch.OverfittingGuard.check = lambda guard: check(guard)._replace(tripped=number == 1)
+    command("halt")
+
+command("alone")
+alone = load_file("alone/model.safetensors")
+for options in ((), ("--fsdp",)):
+    out = "".join(["both", *options])
+    assert in_both(lambda number: command(out, *options)) == [0, 0]
+    both = load_file(f"{out}/model.safetensors")
+    assert alone.keys() == both.keys()
+    for name in alone:
+        torch.testing.assert_close(both[name], alone[name], rtol=1e-4, atol=1e-4, msg=name)
+assert in_both(tripping_alone) == [0, 0]
+assert "stopped: the guard of another process tripped" in open("halt/report.html").read()
 """
 
 
@@ -228,7 +272,7 @@ for kind in ("raised", "killed", "raised by all"):
 def folder(tmp_path_factory):
     """Where both programs ran; one after the other, because imports take most of the time."""
     folder = tmp_path_factory.mktemp("processes")
-    run_in_two_processes(TRAINING, folder, before=IMPORTS + FAILURES)
+    run_in_two_processes(TRAINING, folder, before=IMPORTS + FAILURES + COMMAND)
     return folder
 
 

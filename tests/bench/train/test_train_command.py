@@ -89,8 +89,8 @@ def test_what_saves_time_and_memory_goes_together_and_the_attack_keeps_to_it(
     place, train, monkeypatch
 ):
     """A radius of the norm's own, and as many images at once as a part has, in its dtype."""
-    monkeypatch.setattr("torch.nn.Module.compile", lambda self: compiled.append(self))
     attacked, compiled = [], []
+    monkeypatch.setattr("torch.nn.Module.compile", lambda self: compiled.append(self))
     monkeypatch.setattr(
         run, "run_attack_command", lambda options, console: attacked.append(options)
     )
