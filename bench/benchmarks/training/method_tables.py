@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ironmoe.bench.benchmarks.training.evaluation import MEASURES
 from ironmoe.bench.benchmarks.training.models import DENSE, MODELS
+from ironmoe.bench.benchmarks.training.runs import VARIANTS
 from ironmoe.bench.benchmarks.training.statistics import (
     Difference,
     Spread,
@@ -24,9 +25,9 @@ Row = dict[str, Any]
 class MethodResult(NamedTuple):
     """One method on one model, over seeds.
 
-    accuracy, difference: by measure, in percent and in points; the difference to BASE is over the
-    seeds that both have, and None for BASE itself; seconds: of training; stopped: how many runs a
-    guard has ended.
+    accuracy, difference: by measure, in percent and in points; the difference to BASE at the same
+    eps is over the seeds that both have, and None for BASE itself; seconds: of training; stopped:
+    how many runs a guard has ended.
     """
 
     model: str
@@ -47,8 +48,8 @@ def method_results(rows: Iterable[Row]) -> list[MethodResult]:
             method,
             {measure: spread(_percents(by_seed, measure, by_seed)) for measure in MEASURES},
             {
-                measure: _difference(by_seed, groups.get((model, BASE), {}), measure)
-                if method != BASE
+                measure: _difference(by_seed, groups.get((model, _base_of(method)), {}), measure)
+                if method != _base_of(method)
                 else None
                 for measure in MEASURES
             },
@@ -78,6 +79,12 @@ def model_differences(rows: Iterable[Row]) -> list[ModelDifference]:
         for (model, method), runs in groups.items()
         if (DENSE.get(model), method) in groups
     ]
+
+
+def _base_of(method: str) -> str:
+    """BASE, or the variant of it that is trained and attacked at the same eps."""
+    wanted = VARIANTS[BASE]._replace(eps_share=VARIANTS[method].eps_share)
+    return next(name for name, variant in VARIANTS.items() if variant == wanted)
 
 
 def _groups(rows: Iterable[Row]) -> dict[tuple[str, str], dict[int, Row]]:

@@ -201,6 +201,15 @@ def test_runs_are_paired_by_seed_within_a_model():
     assert "| 10.0 |" in lines[4]
 
 
+def test_runs_at_a_larger_eps_are_compared_with_those_at_the_same_eps():
+    rows = [row("pgd-at", seed, 0.9) for seed in (0, 1)]
+    rows += [row("pgd-at-3eps", seed, 0.4) for seed in (0, 1)]
+    rows += [row("fgsm-rs-3eps", seed, 0.1) for seed in (0, 1)]
+    results = {result.method: result.difference["pgd"] for result in method_results(rows)}
+    assert results["pgd-at"] is results["pgd-at-3eps"] is None
+    assert results["fgsm-rs-3eps"].mean == pytest.approx(-30)
+
+
 def test_a_model_with_experts_is_paired_with_the_dense_one_of_its_seed():
     rows = [row("trades", seed, 0.5 + seed / 10) for seed in (0, 1)]
     rows += [row("trades", seed, 0.7 + seed / 10, "v-moe") for seed in (1, 0, 2)]
