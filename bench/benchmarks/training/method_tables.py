@@ -25,16 +25,18 @@ Row = dict[str, Any]
 class MethodResult(NamedTuple):
     """One method on one model, over seeds.
 
-    accuracy, difference: by measure, in percent and in points; the difference to BASE at the same
-    eps is over the seeds that both have, and None for BASE itself; seconds: of training; stopped:
-    how many runs a guard has ended.
+    runs: how many; accuracy, difference: by measure, in percent and in points; the difference to
+    BASE at the same eps is over the seeds that both have, and None for BASE itself; seconds: of the
+    fastest training, which other load on the machine held up least; stopped: how many runs a guard
+    has ended.
     """
 
     model: str
     method: str
+    runs: int
     accuracy: dict[str, Spread]
     difference: dict[str, Difference | None]
-    seconds: Spread
+    seconds: float
     stopped: int
 
 
@@ -46,6 +48,7 @@ def method_results(rows: Iterable[Row]) -> list[MethodResult]:
         MethodResult(
             model,
             method,
+            len(by_seed),
             {measure: spread(_percents(by_seed, measure, by_seed)) for measure in MEASURES},
             {
                 measure: _difference(by_seed, groups.get((model, _base_of(method)), {}), measure)
@@ -53,7 +56,7 @@ def method_results(rows: Iterable[Row]) -> list[MethodResult]:
                 else None
                 for measure in MEASURES
             },
-            spread([row["train_seconds"] for row in by_seed.values()]),
+            min(row["train_seconds"] for row in by_seed.values()),
             sum(row["stopped"] for row in by_seed.values()),
         )
         for (model, method), by_seed in groups.items()
@@ -123,10 +126,10 @@ def _gap(measure: str) -> Column[ModelDifference]:
 COLUMNS: Sequence[Column[MethodResult]] = (
     Column("model", lambda result: MODELS[result.model]),
     Column("method", lambda result: result.method),
-    Column("runs", lambda result: str(result.seconds.runs)),
+    Column("runs", lambda result: str(result.runs)),
     *(_accuracy(measure) for measure in MEASURES),
     *(_gain(measure) for measure in MEASURES),
-    Column("seconds", lambda result: f"{result.seconds.mean:.0f}"),
+    Column("seconds", lambda result: f"{result.seconds:.0f}"),
     Column("stopped", lambda result: str(result.stopped or "–")),
 )
 IN_TERMINAL = [column for column in COLUMNS if BASE not in column.header]
