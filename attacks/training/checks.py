@@ -150,6 +150,8 @@ def check_inside(images: Tensor, bounds: tuple[float, float]) -> None:
     """ValueError: pixels that are not finite, or that lie outside the bounds. The host waits for
     the device."""
     low, high = bounds
+    if not bool(images.isfinite().all()):
+        raise ValueError("images must be finite, got values that are NaN or infinite")
     inside = (images >= low) & (images <= high)
     if not bool(inside.all()):
         raise ValueError(

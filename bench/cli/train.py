@@ -169,6 +169,12 @@ def train(
             "alone holds all."
         ),
     ] = False,
+    guard: Annotated[
+        bool,
+        typer.Option(
+            help="Stop a training against one step that loses its robustness to several steps."
+        ),
+    ] = True,
     attack: Annotated[
         bool,
         typer.Option(help="Attack the chosen weights on test images by APGD-T at the end."),
@@ -258,6 +264,7 @@ def train(
             device=target,
             out=out,
             fsdp=fsdp,
+            guard=guard,
             attack=attack,
             attack_images=attack_images,
         )

@@ -55,7 +55,7 @@ def make_method(
         "ramp_steps": batches // 2,
         "label_smoothing": choice.label_smoothing,
         "autocast_dtype": recipe.autocast_dtype,
-        "alarm": CollapseAlarm(),
+        "alarm": CollapseAlarm(min(50, max(1, batches // 4))),  # also in a short training
     }
     if takes_steps(entry):
         settings["steps"] = STEPS if choice.steps is None else choice.steps

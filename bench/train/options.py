@@ -20,7 +20,8 @@ from ironmoe.bench.train.trainee import Trainee
 
 
 class TrainOptions(NamedTuple):
-    """model: as the command names it; attack: whether the chosen weights are attacked at the end;
+    """model: as the command names it; guard: whether a training against one step is stopped where
+    it loses its robustness; attack: whether the chosen weights are attacked at the end;
     attack_images: how many test images, at most."""
 
     data: ImageData
@@ -31,6 +32,7 @@ class TrainOptions(NamedTuple):
     device: torch.device
     out: Path | None
     fsdp: bool = False
+    guard: bool = True
     attack: bool = True
     attack_images: int = 500
 
@@ -44,6 +46,7 @@ class TrainOptions(NamedTuple):
             "method": self.method._asdict(),
             "recipe": self.recipe._asdict(),
             "seed": self.seed,
+            "guard": self.guard,
             "attack_images": self.attack_images,
             "device": self.device.type,
             "ironmoe": versions()["ironmoe"],

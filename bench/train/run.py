@@ -247,7 +247,8 @@ class _Run:
 
     def _guard(self, held_out: HeldOutRows) -> OverfittingGuard | None:
         """What looks for catastrophic overfitting, to which training against one step is prone."""
-        if not TRAINING_METHODS[self.options.method.name].single_step:
+        entry = TRAINING_METHODS[self.options.method.name]
+        if not self.options.guard or not (entry.single_step or self.method.steps == 1):
             return None
         return OverfittingGuard(
             self.method, held_out.images, held_out.labels, batch_size=held_out.together

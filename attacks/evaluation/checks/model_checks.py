@@ -221,8 +221,8 @@ def _classes(attacks: list[Attack], classes: int) -> Flag:
         tripped,
         float(classes),
         f"The model has {classes} classes, and a loss or its targets ask for {needed}: fewer "
-        "targets are gone through, and APGD takes the "
-        "margin in place of DLR."
+        "targets are gone through, and where DLR needs more classes APGD takes the margin in place "
+        "of it."
         if tripped
         else f"{classes} classes are enough.",
     )

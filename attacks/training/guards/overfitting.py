@@ -142,12 +142,14 @@ class OverfittingGuard:
             if seen.fgsm.sum() < seen.own.sum():
                 one_step, known_as = seen.fgsm, "FGSM"
             reasons.append(self._difference(one_step, seen.pgd, known_as, name))
+        # a fall without such a difference is that of a training that diverges
+        what = "catastrophic overfitting" if any(reasons) else "robustness is lost"
         if self._last is not None:
             before = self._last.right.to(seen.again)
             reasons.append(
                 self._difference(before, seen.again, f"{name} at the last good check", name)
             )
-        reasons = [f"catastrophic overfitting: {reason}" for reason in reasons if reason]
+        reasons = [f"{what}: {reason}" for reason in reasons if reason]
 
         if not reasons:
             self._good = {n: value.clone() for n, value in _tensors(self.method.model).items()}

@@ -110,7 +110,10 @@ class PGDAT(TrainingMethod):
     def _losses(self, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
         if self.loss == "ce":
             return super()._losses(images, labels, points)
-        return self.loss_of(self._logits(points, images), labels).mean()
+        logits = self._logits(points, images)
+        if logits.ndim == 2 and labels.shape == logits.shape[:1]:  # else it tells no classes
+            self._keep("adversarial_correct", logits, labels)
+        return self.loss_of(logits, labels).mean()
 
     def _classes(self, images: Tensor) -> int:
         """How many classes the model tells, asked once."""

@@ -32,8 +32,9 @@ def _at_chance(facts: TrainingFacts) -> list[str]:
         return []
     return [
         f"The clean accuracy of held-out images, {facts.clean_held_out}, cannot be told from "
-        f"chance, {100 * facts.chosen['chance']:.3g} % for {facts.classes} classes: these images "
-        "do not show that the model has learned anything. More epochs or a smaller eps may help."
+        f"chance, {100 * facts.chosen['chance']:.3g} % for {facts.classes} classes answered as "
+        "often as by this model, in random order: these images do not show that it has learned "
+        "anything. More epochs or a smaller eps may help."
     ]
 
 
