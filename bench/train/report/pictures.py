@@ -14,6 +14,11 @@ from ironmoe.bench.reports.style import COLORS, STYLE
 from ironmoe.bench.train.report.facts import TrainingFacts
 
 Numbers = dict[str, Any]
+# Hollow and one inside the other, so that lines of equal numbers do not hide each other.
+MARKERS = [
+    {"marker": shape, "markersize": size, "markerfacecolor": "none"}
+    for shape, size in (("o", 10), ("s", 7), ("^", 5), ("D", 3))
+]
 
 
 def draw_training(facts: TrainingFacts) -> dict[str, Picture]:
@@ -31,7 +36,10 @@ def draw_training(facts: TrainingFacts) -> dict[str, Picture]:
         ),
     }
     if facts.chosen["load"]:
-        even = "An even load would give each of E experts a share of 1 / E."
+        even = (
+            "An even load would give each of E experts a share of 1 / E; where every token takes "
+            "the same expert, it has 1 / K, the most."
+        )
         pictures["load.png"] = Picture("Largest load of an expert over epochs", even, _load(facts))
     return pictures
 
@@ -47,8 +55,9 @@ def _accuracies(facts: TrainingFacts) -> Figure:
         ]
         if "one_step" in facts.chosen:
             lines.append(("one_step", "held out: one step, at the eps of the epoch", "-"))
-        for (key, label, style), color in zip(lines, COLORS, strict=False):
-            _line(axes, facts, 100 * _column(facts, key), style=style, color=color, label=label)
+        for (key, label, style), color, marker in zip(lines, COLORS, MARKERS, strict=False):
+            look = {"style": style, "color": color, "label": label, **marker}
+            _line(axes, facts, 100 * _column(facts, key), **look)
         _epochs(axes, facts)
         axes.set(ylabel="accuracy in %", ylim=(0, 101))
         axes.legend()
@@ -92,13 +101,14 @@ def _load(facts: TrainingFacts) -> Figure:
 
 def _line(axes: Axes, facts: TrainingFacts, values: Any, *, style: str = "-", **look: Any) -> None:
     epochs = [epoch["epoch"] for epoch in facts.curves]
-    axes.plot(epochs, values, f"o{style}", markersize=4, **look)
+    axes.plot(epochs, values, linestyle=style, **{"marker": "o", "markersize": 4, **look})
 
 
 def _epochs(axes: Axes, facts: TrainingFacts) -> None:
     """The axis of the epochs, and the chosen one."""
     axes.axvline(facts.training["chosen"], color="#4a5560", linestyle="--", linewidth=1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0.5, len(facts.curves) + 0.5)
     axes.set_xlabel("epoch")
 
 
