@@ -15,7 +15,7 @@ from ironmoe.bench.train.report.facts import TrainingFacts
 
 Numbers = dict[str, Any]
 # Hollow and one inside the other, so that lines of equal numbers do not hide each other.
-MARKERS = [
+MARKERS: list[Numbers] = [
     {"marker": shape, "markersize": size, "markerfacecolor": "none"}
     for shape, size in (("o", 10), ("s", 7), ("^", 5), ("D", 3))
 ]
@@ -56,7 +56,7 @@ def _accuracies(facts: TrainingFacts) -> Figure:
         if "one_step" in facts.chosen:
             lines.append(("one_step", "held out: one step, at the eps of the epoch", "-"))
         for (key, label, style), color, marker in zip(lines, COLORS, MARKERS, strict=False):
-            look = {"style": style, "color": color, "label": label, **marker}
+            look: Numbers = {"style": style, "color": color, "label": label, **marker}
             _line(axes, facts, 100 * _column(facts, key), **look)
         _epochs(axes, facts)
         axes.set(ylabel="accuracy in %", ylim=(0, 101))
