@@ -151,7 +151,10 @@ def check_inside(images: Tensor, bounds: tuple[float, float]) -> None:
     the device."""
     low, high = bounds
     if not bool(images.isfinite().all()):
-        raise ValueError("images must be finite, got values that are NaN or infinite")
+        raise ValueError(
+            f"images must lie between the bounds {low} and {high}, got values that are NaN or "
+            "infinite"
+        )
     inside = (images >= low) & (images <= high)
     if not bool(inside.all()):
         raise ValueError(
