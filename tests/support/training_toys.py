@@ -1,6 +1,7 @@
 """Models and batches for the tests of adversarial training."""
 
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 from ironmoe.moe import MoE, VMoE
@@ -64,3 +65,14 @@ class Rows(nn.Module):
 def rows(**options):
     torch.manual_seed(0)
     return Rows(**options).double()
+
+
+def digits(trained, others):
+    """So many of scikit-learn's 1797 digits (N, 1, 8, 8), with labels, to train on, and so many
+    others."""
+    loaded = load_digits()
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    images = torch.tensor(loaded.images / 16, dtype=torch.float32)[order, None]
+    labels = torch.tensor(loaded.target)[order]
+    both = slice(trained), slice(trained, trained + others)
+    return [(images[rows], labels[rows]) for rows in both]

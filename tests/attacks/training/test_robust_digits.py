@@ -5,8 +5,8 @@ from functools import cache
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
+from training_toys import digits
 
 from ironmoe.attacks import APGD, PGD, evaluate
 from ironmoe.attacks.training import AWP, EMA, PGDAT, TRAINING_METHODS, Standard
@@ -26,12 +26,8 @@ CASES = [  # dense models, which take less time, where a method does not need ex
 
 @cache
 def data():
-    """(400 images to train on, their labels), (100 others, theirs)."""
-    loaded = load_digits()
-    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(loaded.images / 16, dtype=torch.float32)[order, None]
-    labels = torch.tensor(loaded.target)[order]
-    return (images[:400], labels[:400]), (images[400:500], labels[400:500])
+    """400 images to train on with their labels, and 100 others."""
+    return digits(400, 100)
 
 
 def new_model(with_experts, seed):

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
-from training_toys import EPS, batch, linear
+from training_toys import EPS, batch, digits, linear
 
 from ironmoe.attacks.training import (
     AWP,
@@ -42,18 +41,9 @@ def small_model(seed):
     )
 
 
-def digits():
-    """800 digits to train on, and 150 that are held out."""
-    loaded = load_digits()
-    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(loaded.images / 16, dtype=torch.float32)[order, None]
-    labels = torch.tensor(loaded.target)[order]
-    return (images[:800], labels[:800]), (images[800:950], labels[800:950])
-
-
 def verdicts(method, epochs):
     """Of a guard after each epoch, until it trips."""
-    (images, labels), held_out = digits()
+    (images, labels), held_out = digits(800, 150)
     guard = OverfittingGuard(method, *held_out)
     optimizer = torch.optim.Adam(method.model.parameters(), lr=3e-3)
     found = []
