@@ -150,15 +150,13 @@ def check_inside(images: Tensor, bounds: tuple[float, float]) -> None:
     """ValueError: pixels that are not finite, or that lie outside the bounds. The host waits for
     the device."""
     low, high = bounds
-    if not bool(images.isfinite().all()):
-        raise ValueError(
-            f"images must lie between the bounds {low} and {high}, got values that are NaN or "
-            "infinite"
-        )
-    inside = (images >= low) & (images <= high)
-    if not bool(inside.all()):
-        raise ValueError(
-            f"images must lie between the bounds {low} and {high}, got values from "
-            f"{images.min().item():.9g} to {images.max().item():.9g}; give bounds=, or normalize= "
-            "and images in [0, 1]"
-        )
+    finite = images.isfinite()
+    if bool((finite & (images >= low) & (images <= high)).all()):
+        return
+    got = (
+        f"from {images.min().item():.9g} to {images.max().item():.9g}; give bounds=, or normalize= "
+        "and images in [0, 1]"
+        if bool(finite.all())
+        else "that are NaN or infinite"
+    )
+    raise ValueError(f"images must lie between the bounds {low} and {high}, got values {got}")

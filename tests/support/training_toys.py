@@ -1,7 +1,6 @@
 """Models and batches for the tests of adversarial training."""
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from ironmoe.moe import MoE, VMoE
@@ -70,6 +69,8 @@ def rows(**options):
 def digits(trained, others):
     """So many of scikit-learn's 1797 digits (N, 1, 8, 8), with labels, to train on, and so many
     others."""
+    from sklearn.datasets import load_digits  # what other tests of training do without
+
     loaded = load_digits()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     images = torch.tensor(loaded.images / 16, dtype=torch.float32)[order, None]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Z = 1.96  # standard deviations; chance is further above its mean in 2.5 % of cases
+Z = 1.96  # standard deviations; chance is further above its mean in about 2.5 % of cases
 
 
 class Chance(NamedTuple):
@@ -21,8 +21,8 @@ class Chance(NamedTuple):
 def against_chance(answers: Tensor, labels: Tensor) -> Chance:
     """Compare answers (N,) int64 with labels (N,) int64, both from 0; N ≥ 1.
 
-    Mean and variance are those of the number of matches over all orders of the answers (Hoeffding
-    1951, A combinatorial central limit theorem, equations 3 and 4).
+    Mean and variance are those of the accuracy over all orders of the answers (Hoeffding 1951, A
+    combinatorial central limit theorem).
     """
     total = len(labels)
     if bool((labels == labels[0]).all()):

@@ -261,8 +261,9 @@ for options in ((), ("--fsdp",)):
     assert in_both(lambda number: command(out, *options)) == [0, 0]
     both = load_file(f"{out}/model.safetensors")
     assert alone.keys() == both.keys()
+    close = 1e-4 if options else 0  # FSDP2 may round a last bit in another way
     for name in alone:
-        torch.testing.assert_close(both[name], alone[name], rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(both[name], alone[name], rtol=close, atol=close, msg=name)
 assert in_both(tripping_alone) == [0, 0]
 assert "stopped: the guard of another process tripped" in open("halt/report.html").read()
 """
