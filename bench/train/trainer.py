@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ironmoe.attacks.training import EMA, TrainingMethod
+from ironmoe.attacks.training import EMA, TRAINING_METHODS, OverfittingGuard, TrainingMethod
+from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.loop.batches import batches
 from ironmoe.bench.common.processes import Processes
 from ironmoe.bench.train.display import Display
@@ -21,8 +22,10 @@ from ironmoe.bench.train.full_state import (
     optimizer_state,
 )
 from ironmoe.bench.train.held_out import HeldOutRows
+from ironmoe.bench.train.making import make_method
 from ironmoe.bench.train.parallel import gathered_parts
-from ironmoe.bench.train.recipe import TrainRecipe
+from ironmoe.bench.train.recipe import STANDARD, MethodChoice, TrainRecipe
+from ironmoe.bench.train.rows import checked_split
 from ironmoe.bench.train.state import Numbers, Tensors, TrainingState, parted, read_state
 from ironmoe.bench.train.updates import Updates
 from ironmoe.bench.train.watch import Watch
@@ -201,3 +204,49 @@ class Trainer:
         self.best = state.of("best") if first else {}
         self.numbers = numbers
         return True
+
+
+def train_for_study(
+    model: nn.Module,
+    data: ImageData,
+    choice: MethodChoice,
+    recipe: TrainRecipe,
+    *,
+    seed: int,
+    state_file: Path,
+    display: Display,
+) -> Trained:
+    """One of many trainings that are compared: on this process alone, in float32, with weights
+    chosen by held-out images at the eps and norm of the training. It goes on from the state file,
+    which is removed at the end."""
+    rows = checked_split(data, recipe, 1)
+    batches_in_all = recipe.epochs * recipe.steps_of_epoch(len(rows.trained))
+    method, _ = make_method(choice, recipe, model, batches=batches_in_all)
+
+    held_out = HeldOutRows(
+        data.images[rows.held_out],
+        data.labels[rows.held_out],
+        eps=choice.eps,
+        norm=choice.norm,
+        dtype=None,
+        together=recipe.batch_size,
+    )
+    guard = None
+    if TRAINING_METHODS[choice.name].single_step:
+        guard = OverfittingGuard(method, held_out.images, held_out.labels)
+    trainer = Trainer(
+        model,
+        method,
+        recipe,
+        TrainedOn(data.images[rows.trained], data.labels[rows.trained]),
+        held_out,
+        seed=seed,
+        by="clean" if choice.name == STANDARD else "robust",
+        group=Processes(),
+        state_file=state_file,
+        watch=Watch(guard, method.alarm),
+    )
+    with display:
+        trained = trainer.run(display)
+    state_file.unlink(missing_ok=True)
+    return trained

@@ -7,21 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from ironmoe.attacks.training import TRAINING_METHODS, OverfittingGuard
+from ironmoe.attacks.training import TRAINING_METHODS
 from ironmoe.bench.benchmarks.training.evaluation import EvaluationSettings, evaluated
 from ironmoe.bench.benchmarks.training.kept import Kept
 from ironmoe.bench.benchmarks.training.models import DENSE, model_arguments, new_model
 from ironmoe.bench.common.checkpoints import load_checkpoint, save_weights
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import slug, write_atomically
-from ironmoe.bench.common.processes import Processes
 from ironmoe.bench.train.display import Display
-from ironmoe.bench.train.held_out import HeldOutRows
-from ironmoe.bench.train.making import make_method
 from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
-from ironmoe.bench.train.rows import checked_split
-from ironmoe.bench.train.trainer import Trained, TrainedOn, Trainer
-from ironmoe.bench.train.watch import Watch
+from ironmoe.bench.train.rows import split
+from ironmoe.bench.train.trainer import Trained, train_for_study
 from ironmoe.moe import VMoE
 
 CPU = torch.device("cpu")
@@ -156,7 +152,6 @@ def _train(
     variant = run.variant
     eps = settings.evaluation.eps * variant.eps_share
     recipe = TrainRecipe(epochs=_epochs(run, settings), ema=variant.ema, shifts=SHIFTS)
-    rows = checked_split(data, recipe, 1)
     choice = MethodChoice(
         name=variant.method,
         eps_255=255 * eps,
@@ -164,37 +159,11 @@ def _train(
         alpha_255=None if variant.steps is None else 255 * eps / 2,
         awp=variant.awp,
     )
-    batches = recipe.epochs * recipe.steps_of_epoch(len(rows.trained))
-    method, _ = make_method(choice, recipe, model, batches=batches)
-
-    held_out = HeldOutRows(
-        data.images[rows.held_out],
-        data.labels[rows.held_out],
-        eps=eps,
-        norm="Linf",
-        dtype=None,
-        together=recipe.batch_size,
+    batches = recipe.steps_of_epoch(len(split(data).trained))
+    display = Display(console, epochs=recipe.epochs, batches=batches, trained_on="right")
+    return train_for_study(
+        model, data, choice, recipe, seed=run.seed, state_file=state_file, display=display
     )
-    guard = None
-    if TRAINING_METHODS[variant.method].single_step:
-        guard = OverfittingGuard(method, held_out.images, held_out.labels)
-    trainer = Trainer(
-        model,
-        method,
-        recipe,
-        TrainedOn(data.images[rows.trained], data.labels[rows.trained]),
-        held_out,
-        seed=run.seed,
-        by="clean" if variant.method == "standard" else "robust",
-        group=Processes(),
-        state_file=state_file,
-        watch=Watch(guard, method.alarm),
-    )
-    display = Display(console, epochs=recipe.epochs, batches=trainer.batches, trained_on="right")
-    with display:
-        trained = trainer.run(display)
-    state_file.unlink(missing_ok=True)
-    return trained
 
 
 def _epochs(run: Run, settings: StudySettings) -> int:
