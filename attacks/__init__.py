@@ -15,6 +15,8 @@ Read in this order:
 7. ``results/``: reports as files, tables and comparisons.
 8. ``universal/``: one perturbation for all images.
 9. ``autoattack``: attacks one after another, with the official calls.
+10. ``certificates/``: what is proved of a smoothed model.
+11. ``smoothness/``: how smooth a model is, and where its routing makes it jump.
 
 Imports go from later ones to earlier ones.
 """
@@ -22,6 +24,15 @@ Imports go from later ones to earlier ones.
 from ironmoe.attacks.attack import Attack, FixedRadiusAttack, LeastDistanceAttack
 from ironmoe.attacks.autoattack import AutoAttack
 from ironmoe.attacks.balls.ball import Ball, register_norm
+from ironmoe.attacks.certificates import (
+    AttackCurve,
+    Certificate,
+    CertificationReport,
+    Smoothed,
+    attack_curve,
+    certified_and_attacked,
+    certify,
+)
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.ensemble import Ensemble
 from ironmoe.attacks.evaluation.checks.model_checks import check_model
@@ -83,6 +94,7 @@ __all__ = [
     "PGD",
     "Accuracy",
     "Attack",
+    "AttackCurve",
     "AttackResult",
     "AttackStatistics",
     "AttackSummary",
@@ -91,6 +103,8 @@ __all__ = [
     "Ball",
     "BatchMates",
     "BatchMatesResult",
+    "Certificate",
+    "CertificationReport",
     "ClassSet",
     "ComparedAccuracy",
     "Comparison",
@@ -118,6 +132,7 @@ __all__ = [
     "RoutingDivergence",
     "RoutingMode",
     "Segmentation",
+    "Smoothed",
     "Softened",
     "Square",
     "StraightThrough",
@@ -130,7 +145,10 @@ __all__ = [
     "Untargeted",
     "VMoEPGD",
     "accuracies",
+    "attack_curve",
     "attack_statistics",
+    "certified_and_attacked",
+    "certify",
     "check_model",
     "check_outcome",
     "compare",

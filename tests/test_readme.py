@@ -11,7 +11,7 @@ from documented import EXAMPLES, PAGES, ROOT
 from ironmoe.attacks import registry
 
 OPTIONAL = ("timm", "transformers", "msgpack", "peft", "lightning")
-PAGES_WITH_EXAMPLES = ("adapters", "attacks", "routers", "routing", "training")
+PAGES_WITH_EXAMPLES = ("adapters", "attacks", "certificates", "routers", "routing", "training")
 # What an example needs without naming it.
 UNSAID = {"read_vmoe_checkpoint": "msgpack", "TrainingArguments": "accelerate"}
 # What makes the example of the CUDA graph one for a CPU.

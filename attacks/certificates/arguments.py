@@ -1,0 +1,99 @@
+"""The arguments that certificates and predictions of smoothed models share."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from ironmoe.attacks.attack import Attack
+from ironmoe.attacks.balls.elements import Bounds
+from ironmoe.attacks.engine.attacked_model import Model, Normalize
+from ironmoe.attacks.evaluation.source import Batches
+from ironmoe.attacks.extra import cut
+from ironmoe.attacks.methods.pgd import PGD
+
+
+def check_arguments(*, limit: int | None = None, **arguments: Any) -> None:
+    """TypeError, ValueError: one of the arguments that these functions share cannot be what its
+    name says. All others are numbers of copies and the like, at least 1."""
+    given = {"limit": limit, **arguments} if limit is not None else arguments
+    for name, value in given.items():
+        CHECKS.get(name, _check_count)(name, value)
+
+
+def _check_sigma(name: str, value: Any) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} must be finite and above 0, got {value}")
+
+
+def _check_alpha(name: str, value: Any) -> None:
+    if not isinstance(value, Real) or not 0 < float(value) < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")
+
+
+def _check_seed(name: str, value: Any) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+CHECKS = {"sigma": _check_sigma, "alpha": _check_alpha, "seed": _check_seed}
+
+
+def as_attack(
+    model: Model,
+    bounds: Bounds,
+    normalize: Normalize | None,
+    logits_fn: Callable[[Any], Tensor] | None,
+) -> Attack:
+    """How the model is called and which images it takes, in the form that data and journals know:
+    an attack that goes nowhere."""
+    return PGD(
+        model, 0.0, steps=0, norm="L2", bounds=bounds, normalize=normalize, logits_fn=logits_fn
+    )
+
+
+def first_images(data: Batches, limit: int | None) -> Batches:
+    """The first ``limit`` images of the data, or all. No batch after them is read. What is no data
+    comes back as it is, to be refused by who reads it."""
+    if limit is None:
+        return data
+    if isinstance(data, tuple):
+        return _cut(data, limit) if _is_batch(data) else data
+    if isinstance(data, Iterable) and not isinstance(data, Tensor):
+        return _first_of_stream(data, limit)
+    return data
+
+
+def _first_of_stream(batches: Iterable[Any], limit: int) -> Iterator[Any]:
+    left = limit
+    for batch in batches:
+        yield _cut(batch, left) if _is_batch(batch) else batch
+        left -= len(batch[1])
+        if left <= 0:
+            return
+
+
+def _is_batch(batch: Any) -> bool:
+    """Whether it is (images, labels) or (images, labels, extra), with as many labels as images."""
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        return False
+    both = batch[:2]
+    are_rows = all(isinstance(part, Tensor) and part.ndim for part in both)
+    return are_rows and len(both[0]) == len(both[1])
+
+
+def _cut(batch: Any, count: int) -> Any:
+    images, labels, *extra = batch
+    first = slice(0, count)
+    return (images[first], labels[first], *(cut(each, len(labels), first) for each in extra))
