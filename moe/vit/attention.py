@@ -9,29 +9,11 @@ from ironmoe.moe.layers.linear import XavierLinear
 from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.layers.soft import SoftMoE
-from ironmoe.moe.routers.masks import for_softmax, zero_padding
+from ironmoe.moe.routers.masks import zero_padding
 from ironmoe.moe.routers.wrapped import unwrapped
+from ironmoe.moe.vit.attend import attend
 
 LAYER_NORM_EPS = 1e-6
-
-
-def attend(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention (B, H, N, D) in the dtype of ``q``, to the keys that are True
-    in the mask. A row without such a key attends to all of its keys.
-
-    On CPU the fused kernel's backward pass takes up to 7 times as long in bfloat16 as in float32
-    (torch 2.13, 16 tokens), so float32 it is there.
-    """
-    dtype = q_BHND.dtype
-    mask_B11N = None if mask_BN is None else for_softmax(mask_BN)[:, None, None]
-    if q_BHND.device.type != "cpu" or dtype.itemsize >= 4:
-        return nn.functional.scaled_dot_product_attention(
-            q_BHND, k_BHND, v_BHND, attn_mask=mask_B11N
-        )
-    with torch.autocast("cpu", enabled=False):
-        return nn.functional.scaled_dot_product_attention(
-            q_BHND.float(), k_BHND.float(), v_BHND.float(), attn_mask=mask_B11N
-        ).to(dtype)
 
 
 class Attention(nn.Module):

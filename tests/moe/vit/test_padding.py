@@ -8,7 +8,6 @@ import pytest
 import torch
 from einops import rearrange
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ironmoe.moe import Capacity, ExpertChoiceRouter, MoE, SoftMoE, VMoE, collect_aux_loss
 from ironmoe.moe.vit.attention import Attention, AttentionPool
@@ -205,13 +204,11 @@ def test_a_conv_stem_with_cut_off_patches_sees_padding_as_the_border():
 
 @pytest.mark.parametrize("module", [Attention(8, 2), AttentionPool(8, 2, 12)])
 def test_second_derivatives_of_masked_attention(module):
-    """As without a mask: on the route whose backward pass torch can differentiate."""
     module = module.double()
     x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[True, True, False], [False, False, False]])
-    with sdpa_kernel(SDPBackend.MATH):
-        assert torch.autograd.gradcheck(lambda x: module(x, mask), x)
-        assert torch.autograd.gradgradcheck(lambda x: module(x, mask), x)
+    assert torch.autograd.gradcheck(lambda x: module(x, mask), x)
+    assert torch.autograd.gradgradcheck(lambda x: module(x, mask), x)
 
 
 def test_an_ensemble_repeats_the_mask():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ironmoe.moe import Capacity, MoE, SoftMoE, VMoE, collect_aux_loss
-from ironmoe.moe.vit.attention import attend
+from ironmoe.moe.vit.attend import attend
 from ironmoe.moe.vit.placement import placement
 
 
