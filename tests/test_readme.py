@@ -11,7 +11,15 @@ from documented import EXAMPLES, PAGES, ROOT
 from ironmoe.attacks import registry
 
 OPTIONAL = ("timm", "transformers", "msgpack", "peft", "lightning")
-PAGES_WITH_EXAMPLES = ("adapters", "attacks", "certificates", "routers", "routing", "training")
+PAGES_WITH_EXAMPLES = (
+    "adapters",
+    "attacks",
+    "certificates",
+    "routers",
+    "routing",
+    "smoothness",
+    "training",
+)
 # What an example needs without naming it.
 UNSAID = {"read_vmoe_checkpoint": "msgpack", "TrainingArguments": "accelerate"}
 # What makes the example of the CUDA graph one for a CPU.
