@@ -10,12 +10,7 @@ from rich.table import Table
 from ironmoe.bench.benchmarks.training.evaluation import MEASURES
 from ironmoe.bench.benchmarks.training.models import DENSE, MODELS
 from ironmoe.bench.benchmarks.training.runs import VARIANTS
-from ironmoe.bench.benchmarks.training.statistics import (
-    Difference,
-    Spread,
-    paired_difference,
-    spread,
-)
+from ironmoe.bench.common.statistics import Difference, Spread, paired_difference, spread
 from ironmoe.bench.reports.tables import Column, cells, headers, markdown_table, terminal_table
 
 BASE = "pgd-at"  # what the other methods are compared with

@@ -90,13 +90,20 @@ def train_model(
         display=Display(console, epochs=recipe.epochs, batches=batches, trained_on="right"),
     )
 
-    training = {
+    extra = {
+        "name": run.name,
+        "seed": run.seed,
         "seconds": trained.seconds,
-        "chosen_epoch": trained.chosen,
-        "warnings": trained.warnings,
-        "curves": trained.curves,
+        "data": data.name,
+        "checksum": data.checksum,
+        "classes": data.classes,
+        "run": run._asdict(),
+        "training": {
+            "chosen_epoch": trained.chosen,
+            "warnings": trained.warnings,
+            "curves": trained.curves,
+        },
     }
-    extra = {"name": run.name, "classes": data.classes, "run": run._asdict(), "training": training}
     built_from = arguments(LADDER[run.arm], shape, classes, settings.size)
     write_atomically(file, save_weights(trained.weights, built_from, extra))
     return file

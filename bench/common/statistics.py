@@ -6,7 +6,7 @@ from math import nan
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from scipy import stats
+from scipy import special
 
 
 class Spread(NamedTuple):
@@ -38,6 +38,23 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(fmean(values), stdev(values) if len(values) > 1 else nan, len(values))
 
 
+def t_half_width(sd: float, runs: int, confidence: float = 0.95) -> float:
+    """How far Student's t interval of a mean reaches to each side; NaN for one run.
+
+    Args:
+        sd: of the runs, with n − 1.
+        confidence: that of the interval.
+
+    Raises:
+        ValueError: ``confidence`` is not between 0 and 1.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if runs < 2:
+        return nan
+    return float(special.stdtrit(runs - 1, 0.5 + confidence / 2)) * sd / runs**0.5
+
+
 def paired_difference(
     values: Sequence[float], others: Sequence[float], confidence: float = 0.95
 ) -> Difference:
@@ -53,11 +70,6 @@ def paired_difference(
         raise ValueError(
             f"values and others must be equally many, got {len(values)} and {len(others)}"
         )
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     mean, sd, pairs = spread([one - other for one, other in zip(values, others, strict=True)])
-    if pairs == 1:
-        return Difference(mean, nan, nan, pairs)
-
-    half = float(stats.t.ppf(0.5 + confidence / 2, pairs - 1)) * sd / pairs**0.5
+    half = t_half_width(sd, pairs, confidence)
     return Difference(mean, mean - half, mean + half, pairs)

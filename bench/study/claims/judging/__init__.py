@@ -1,0 +1,1 @@
+"""From contrasts to verdicts: one set of rules for all claims."""

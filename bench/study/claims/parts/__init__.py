@@ -1,0 +1,1 @@
+"""What claims are made of: units, arms to compare, contrasts, words."""

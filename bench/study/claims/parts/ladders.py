@@ -1,0 +1,91 @@
+"""Which arms a claim compares."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import log2
+
+from ironmoe.bench.study.ladder.arms import BASE_EXPERTS, TOP_K, Arm
+
+
+def dense_arm(arms: Sequence[Arm]) -> Arm | None:
+    """The first arm without experts."""
+    return next((arm for arm in arms if arm.is_dense), None)
+
+
+def expert_ladder(arms: Sequence[Arm], *, renormalize: bool) -> list[Arm]:
+    """Arms that differ in E alone, at equal FLOPs, from few experts to many.
+
+    They have the K of which there are most, 2 if several are as many. An arm whose tokens take all
+    experts is in both ladders: its softmax sums to 1 as it is.
+
+    Raises:
+        ValueError: two of them have one E.
+    """
+    fitting = [arm for arm in _gated(arms, renormalize) if not arm.equal_width]
+    if not fitting:
+        return []
+
+    ks = [arm.top_k for arm in fitting]
+    most = max(set(ks), key=lambda k: (ks.count(k), -abs(k - TOP_K), k))
+    return _one_each([arm for arm in fitting if arm.top_k == most], "experts")
+
+
+def reference_arm(arms: Sequence[Arm], *, renormalize: bool) -> Arm | None:
+    """The arm of the ladder whose number of experts is nearest to 8: one is chosen before anything
+    is measured, so that no claim picks the best of several."""
+    ladder = expert_ladder(arms, renormalize=renormalize)
+    return min(ladder, key=lambda arm: abs(log2(arm.experts / BASE_EXPERTS)), default=None)
+
+
+def choice_ladder(arms: Sequence[Arm], *, renormalize: bool, equal_width: bool) -> list[Arm]:
+    """Arms that differ in K alone, at equal FLOPs or at equal width of an expert, around the
+    reference arm.
+
+    Raises:
+        ValueError: two of them have one K.
+    """
+    middle = reference_arm(arms, renormalize=renormalize)
+    if middle is None:
+        return []
+    others = [
+        arm
+        for arm in _gated(arms, renormalize)
+        if arm.experts == middle.experts
+        and arm.equal_width == equal_width
+        and arm.top_k != middle.top_k
+    ]
+    return _one_each([middle, *others], "top_k")
+
+
+def described(arm: Arm) -> str:
+    """An arm in a sentence."""
+    if arm.is_dense:
+        return "the dense ViT"
+    gates = " and gates that sum to 1" if arm.renormalize else ""
+    return f"the V-MoE with {arm.experts} expert{'s' * (arm.experts != 1)}{gates}"
+
+
+def _gated(arms: Sequence[Arm], renormalize: bool) -> list[Arm]:
+    """The arms with experts and such gates. One whose tokens take all experts has both kinds, and
+    stands in where the same arm of the other kind is not there."""
+    kind = [arm for arm in arms if not arm.is_dense and arm.renormalize == renormalize]
+    there = {(arm.experts, arm.top_k, arm.equal_width) for arm in kind}
+    both = [
+        arm
+        for arm in arms
+        if not arm.is_dense
+        and arm.experts == arm.top_k
+        and (arm.experts, arm.top_k, arm.equal_width) not in there
+    ]
+    return kind + both
+
+
+def _one_each(arms: Sequence[Arm], field: str) -> list[Arm]:
+    """In the order of a field in which no two may agree."""
+    ordered = sorted(arms, key=lambda arm: int(getattr(arm, field)))
+    for one, other in pairwise(ordered):
+        if getattr(one, field) == getattr(other, field):
+            raise ValueError(
+                f"arms must differ in more than their names, got {one.name!r} and {other.name!r}"
+            )
+    return ordered

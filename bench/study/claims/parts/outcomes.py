@@ -1,0 +1,37 @@
+"""The names of numbers that claims read, and what they are called."""
+
+from ironmoe.bench.study.claims.parts.units import POINTS, RATIO, Unit
+
+AREA, CLEAN, LEAST_EPS = "auc", "clean", "least_eps"
+RADIUS, JACOBIAN, GATE_SUM, TOP_DISTANCE = "r1", "jacobian", "gate_sum", "top_distance"
+MARGIN = "margin"  # of images
+
+TITLES = {
+    AREA: "accuracy under attack, mean over the radii",
+    CLEAN: "clean accuracy",
+    LEAST_EPS: "least radius at which the attack succeeds",
+    RADIUS: "first-order radius r₁",
+    JACOBIAN: "‖J‖ of the logits, which grows with their scale",
+    TOP_DISTANCE: "distance of the top experts",
+}
+ATTACKS = {"pgd": "PGD", "vmoe": "PGD.vmoe", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T"}
+
+
+def is_accuracy(key: str) -> bool:
+    """Whether it is an accuracy of the model as it is: "clean", or "pgd@8" and the like, an attack
+    and its radius in units of 1/255."""
+    attack, at, _ = key.partition("@")
+    return key == CLEAN or (":" not in key and at == "@" and attack in ATTACKS)
+
+
+def unit_of(key: str) -> Unit:
+    """Points for shares, ratios for all others."""
+    return POINTS if key == AREA or is_accuracy(key) else RATIO
+
+
+def title(key: str) -> str:
+    """For a table."""
+    if key in TITLES:
+        return TITLES[key]
+    attack, _, radius = key.partition("@")
+    return f"accuracy under {ATTACKS[attack]} at {radius}/255" if attack in ATTACKS else key
