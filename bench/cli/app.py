@@ -30,6 +30,7 @@ from ironmoe.bench.cli.options import (
     bounded,
     chosen_device,
 )
+from ironmoe.bench.cli.study import study
 from ironmoe.bench.cli.train import train
 from ironmoe.bench.common.errors import clear_errors
 from ironmoe.bench.common.radii import ascending_radii, checked_alpha, from_255
@@ -122,6 +123,7 @@ def demo(
 
 
 app.command(cls=CommandWithLateHelp)(train)
+app.command(cls=CommandWithLateHelp)(study)
 app.command(cls=CommandWithLateHelp)(attack)
 app.command()(compare)
 app.command()(table)

@@ -50,6 +50,9 @@ def _values() -> dict[str, str]:
     from ironmoe.bench.benchmarks.training.models import MODELS
     from ironmoe.bench.benchmarks.training.runs import VARIANTS
     from ironmoe.bench.common.radii import exact, usual_radii, usual_radius
+    from ironmoe.bench.study.ladder.arms import LADDER
+    from ironmoe.bench.study.ladder.training import TRAININGS
+    from ironmoe.bench.study.measure.table import all_measurements
 
     attacks = registry.named_attacks()
     full_precision, *lower_precision = (f"**{dtype}**" for dtype in DTYPES)
@@ -73,6 +76,9 @@ def _values() -> dict[str, str]:
         "search_dtypes": f"{full_precision}, or {' or '.join(lower_precision)}",
         "training_models": _one_of(MODELS),
         "training_variants": ", ".join(VARIANTS),
+        "study_arms": ", ".join(LADDER),
+        "study_trainings": ", ".join(TRAININGS),
+        "study_measurements": ", ".join(all_measurements()),
         "job_kinds": ", ".join(KINDS),
         "usual_radii": "; ".join(f"{usual_radii(norm)} in {norm}" for norm in NORMS),
         "usual_training_radii": ", ".join(

@@ -1,0 +1,136 @@
+"""``ironmoe study``: reads its options and calls ``study/run.py``."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ironmoe.bench.cli.options import Data, ImageSize, Out, announce, bounded
+from ironmoe.bench.common.errors import clear_errors
+
+
+def study(
+    data: Data = "mnist",
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Where you say nothing else: three arms, three seeds, ordinary training, fewer "
+            "images and a part of the measurements. A first look in minutes.",
+        ),
+    ] = False,
+    seeds: Annotated[
+        int | None,
+        bounded(
+            "Trainings of each arm, by default 8. Six are the fewest whose signs alone can decide.",
+            1,
+        ),
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="Separated by commas: {study_arms}. By default all.")
+    ] = None,
+    trainings: Annotated[
+        str | None, typer.Option(help="Separated by commas: {study_trainings}. By default both.")
+    ] = None,
+    measurements: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas: {study_measurements}. By default all that are not optional."
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model of your own in place of the ladder, several times: **NAME@SEED=MODEL**, "
+            "where MODEL is a **.safetensors** file of this library, **hf:FOLDER**, "
+            "**vmoe:PREFIX** or **package.module:function**. Models of one name are runs of one "
+            "architecture; models of one seed are paired."
+        ),
+    ] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            help="Radii at which ordinary models and models of your own are attacked, separated by "
+            "commas, in units of 1/255 of the pixel range; the third one is that of attacks at one "
+            "radius. By default 2,4,8,16."
+        ),
+    ] = None,
+    train_eps: Annotated[
+        float,
+        bounded(
+            "Radius of adversarial training, in units of 1/255 of the pixel range. Models that are "
+            "trained so are attacked at 0.5, 1, 1.5 and 2 times of it.",
+            0.01,
+        ),
+    ] = 25.5,
+    epochs: Annotated[int, bounded("Passes over the training images.", 1)] = 12,
+    images: Annotated[int, bounded("Test images that PGD attacks, at most.", 1)] = 400,
+    processes: Annotated[
+        int | None,
+        bounded("Models that are worked on at once. By default one for each core.", 1),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say how long it will take, and do nothing.")
+    ] = False,
+    out: Out = None,
+    image_size: ImageSize = None,
+) -> None:
+    """Ask the questions of the paper of a ladder of models: are MoEs more robust than dense models
+    of equal compute, does it help to have more experts, are they smoother, does it harm if the best
+    experts differ, does the choice of experts matter?
+
+    Every claim gets a verdict, supported, against or undecided, from paired trainings. What is
+    finished is kept, and the same command goes on from there.
+
+    Example: ironmoe study --quick
+    """
+    console = Console()
+    with clear_errors(console):
+        from ironmoe.bench.common.data import load_data
+        from ironmoe.bench.study.ladder.arms import LADDER
+        from ironmoe.bench.study.ladder.training import TRAININGS, TrainingSettings
+        from ironmoe.bench.study.measure.budget import Budget, quick_budget, with_radii
+        from ironmoe.bench.study.measure.table import QUICK, all_measurements
+        from ironmoe.bench.study.options import (
+            QUICK_ARMS,
+            QUICK_SEEDS,
+            QUICK_TRAININGS,
+            SEEDS,
+            StudyOptions,
+            cores,
+        )
+        from ironmoe.bench.study.run import run_study
+
+        loaded = load_data(data, image_size, False)
+        budget = with_radii(Budget(images=images), eps)
+        options = StudyOptions(
+            data=loaded,
+            arms=_chosen("--arms", arms, LADDER) or (QUICK_ARMS if quick else tuple(LADDER)),
+            trainings=_chosen("--trainings", trainings, TRAININGS)
+            or (QUICK_TRAININGS if quick else TRAININGS),
+            seeds=seeds or (QUICK_SEEDS if quick else SEEDS),
+            models=tuple(model or ()),
+            training=TrainingSettings(eps_255=train_eps, epochs=epochs),
+            budget=quick_budget(budget) if quick else budget,
+            measurements=_chosen("--measurements", measurements, all_measurements())
+            or (QUICK if quick else None),
+            processes=processes or cores(),
+            out=out,
+        )
+        announce(loaded, console)
+        run_study(options, console, only_plan=plan)
+
+
+def _chosen(option: str, names: str | None, known: Iterable[str]) -> tuple[str, ...]:
+    """The names, each once, in the order of the known ones; none if the option is not given.
+
+    Raises:
+        typer.BadParameter: one of them is not known.
+    """
+    if names is None:
+        return ()
+    asked = {name.strip() for name in names.split(",")}
+    for name in sorted(asked - set(known)):
+        raise typer.BadParameter(f"{option} must be among {', '.join(known)}, got {name!r}")
+    return tuple(name for name in known if name in asked)

@@ -1,0 +1,88 @@
+"""A measurement, what it returns, and the register of all of them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ironmoe.bench.study.measure.budget import Budget
+from ironmoe.bench.study.measure.subject import Subject
+
+
+class Outcome(NamedTuple):
+    """values: name → a number of the model; images: name → a number of each of the first images of
+    the sample. A name is "what", "what@radius" or "what@radius:how"; radii are in units of 1/255 of
+    the pixel range. NaN: there is no such number, as of a layer without tokens. problems: why the
+    model cannot be measured."""
+
+    values: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
+    images: dict[str, list[float]] = {}  # noqa: RUF012
+    problems: tuple[str, ...] = ()
+
+    def __add__(self, other: object) -> "Outcome":
+        """Both together. TypeError: ``other`` is none; ValueError: they share a name."""
+        if not isinstance(other, Outcome):
+            return NotImplemented
+        for one, two in ((self.values, other.values), (self.images, other.images)):
+            if shared := set(one) & set(two):
+                raise ValueError(f"names must be new, got {sorted(shared)} again")
+        return Outcome(
+            self.values | other.values,
+            self.images | other.images,
+            self.problems + other.problems,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return self._asdict()
+
+
+class Measurement(NamedTuple):
+    """what: a sentence for the report; settings: the part of the budget that it depends on; passes:
+    about how many forward and backward passes of one image it takes, for estimates of time;
+    needs_experts: a dense model has no such numbers; is_optional: only made if it is asked for."""
+
+    name: str
+    what: str
+    measure: Callable[[Subject, Budget], Outcome]
+    settings: tuple[str, ...]
+    passes: Callable[[Budget], float]
+    needs_experts: bool = False
+    is_optional: bool = False
+
+
+MEASUREMENTS: dict[str, Measurement] = {}
+
+
+def measurement(
+    name: str,
+    what: str,
+    *,
+    settings: tuple[str, ...],
+    passes: Callable[[Budget], float],
+    needs_experts: bool = False,
+    is_optional: bool = False,
+) -> Callable[[Callable[[Subject, Budget], Outcome]], Callable[[Subject, Budget], Outcome]]:
+    """Register the function below as a measurement.
+
+    Raises:
+        ValueError: ``settings`` names something that no ``Budget`` has.
+    """
+    unknown = set(settings) - set(Budget._fields)
+    if unknown:
+        raise ValueError(f"settings must be fields of Budget, got {sorted(unknown)}")
+
+    def register(
+        measure: Callable[[Subject, Budget], Outcome],
+    ) -> Callable[[Subject, Budget], Outcome]:
+        MEASUREMENTS[name] = Measurement(
+            name, what, measure, settings, passes, needs_experts, is_optional
+        )
+        return measure
+
+    return register
+
+
+def numbers(values: Tensor) -> list[float]:
+    """One number of each image, rounded to the seven digits that float32 has."""
+    return [float(f"{value:.7g}") for value in values.double().tolist()]

@@ -1,0 +1,55 @@
+"""The models of one study: those of the ladder, and those that a user hands in."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from ironmoe.bench.common.checkpoints import load_checkpoint
+from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.study.ladder.arms import Arm
+from ironmoe.bench.study.ladder.training import ModelRun, TrainingSettings, train_model
+
+CPU = torch.device("cpu")
+
+
+class Entry(NamedTuple):
+    """A model to measure. arm: its architecture; training: how it was trained; seed: what pairs it
+    with other arms; file: where its weights will be after its training, None for a model that is
+    not trained here; get: trains or loads it, in eval mode."""
+
+    arm: Arm
+    training: str
+    seed: int
+    file: Path | None
+    get: Callable[[Console], nn.Module]
+
+    @property
+    def is_trained(self) -> bool:
+        return self.file is None or self.file.exists()
+
+    @property
+    def name(self) -> str:
+        """In tables and messages."""
+        return f"{self.arm.name}, {self.training}, seed {self.seed}"
+
+    @property
+    def slug(self) -> str:
+        """Of its files."""
+        return ModelRun(self.arm.name, self.training, self.seed).name
+
+
+def ladder_entry(
+    arm: Arm, training: str, seed: int, data: ImageData, settings: TrainingSettings, folder: Path
+) -> Entry:
+    """A model of the ladder, whose weights lie in ``folder``."""
+    run = ModelRun(arm.name, training, seed)
+
+    def get(console: Console) -> nn.Module:
+        model, _ = load_checkpoint(train_model(run, data, settings, folder, console), CPU)
+        return model
+
+    return Entry(arm, training, seed, folder / f"{run.name}.safetensors", get)

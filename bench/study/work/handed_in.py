@@ -1,0 +1,116 @@
+"""Models that a user hands in: ``--model NAME@SEED=MODEL``."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from ironmoe.bench.attack.class_matching import match_classes
+from ironmoe.bench.attack.model_source import FORMS, LoadedModel, load_model
+from ironmoe.bench.common.checkpoints import count_flops
+from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.study.ladder.arms import Arm
+from ironmoe.bench.study.work.entries import CPU, Entry
+from ironmoe.moe.routing.routed_layers import routing_sites
+
+TRAINING = "as handed in"
+WITHIN = 0.01  # FLOPs that differ by less are equal
+
+
+class HandedIn(NamedTuple):
+    """What the user wrote. source: a checkpoint file, or one of FORMS."""
+
+    name: str
+    seed: int
+    source: str
+
+
+def read_option(text: str) -> HandedIn:
+    """NAME@SEED=MODEL; without @SEED the seed is 0.
+
+    Raises:
+        UserError: it is not of this form.
+    """
+    name, equals, source = text.partition("=")
+    name, at, seed = name.partition("@")
+    if not equals or not name or not source or (at and not seed.isdecimal()):
+        raise UserError(
+            "--model must be NAME@SEED=MODEL, where MODEL is a .safetensors file, "
+            f"{FORMS}, got {text!r}"
+        )
+    return HandedIn(name, int(seed) if at else 0, source)
+
+
+def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], ImageData]:
+    """The entries of all models, in their order, and the data with labels as these models have
+    them.
+
+    Arms are named by the user. E, K and gates are read from a model, and FLOPs are counted: models
+    of other FLOPs than the dense one take no part in what is said about equal cost.
+
+    Raises:
+        UserError: two models have one name and seed, models of one name differ in what an arm is,
+            or models have their classes in other orders.
+        CheckpointError: a model cannot be loaded.
+    """
+    given = [read_option(text) for text in texts]
+    twice = {each[:2] for each in given if sum(other[:2] == each[:2] for other in given) > 1}
+    if twice:
+        name, seed = sorted(twice)[0]
+        raise UserError(f"--model must name each NAME@SEED once, got {name}@{seed} twice")
+
+    loaded = [_load(each.source, data) for each in given]
+    models = [each.model for each in loaded]
+    labels = [match_classes(each, data).labels for each in loaded]
+    other = next((i for i, row in enumerate(labels) if not torch.equal(row, labels[0])), None)
+    if other is not None:
+        raise UserError(
+            f"--model {given[other].source} must have its classes in the order of "
+            f"{given[0].source}: a study asks all models for the same labels"
+        )
+
+    shape = tuple(data.images.shape[1:])
+    flops = [count_flops(model, shape) for model in models]
+    dense = [cost for model, cost in zip(models, flops, strict=True) if not routing_sites(model)]
+    arms: dict[str, Arm] = {}
+    for each, model, cost in zip(given, models, flops, strict=True):
+        arm = _arm(each.name, model, cost, dense[0] if dense else cost)
+        if arms.setdefault(each.name, arm) != arm:
+            raise UserError(
+                f"--model {each.name}@{each.seed} must be of the same architecture as the other "
+                f"models called {each.name!r}, got {arm} and {arms[each.name]}"
+            )
+    found = [_entry(arms[each.name], each, data) for each in given]
+    return found, replace(data, labels=labels[0])
+
+
+def _arm(name: str, model: nn.Module, flops: int, dense: int) -> Arm:
+    sites = list(routing_sites(model).values())
+    if not sites:
+        return Arm(name)
+    routers = [site.router for site in sites]
+    return Arm(
+        name,
+        experts=max(site.num_experts for site in sites),
+        top_k=max(int(getattr(router, "top_k", 0)) for router in routers),
+        renormalize=any(bool(getattr(router, "renormalize", False)) for router in routers),
+        equal_width=abs(flops / dense - 1) > WITHIN,
+    )
+
+
+def _entry(arm: Arm, given: HandedIn, data: ImageData) -> Entry:
+    def get(_: Console) -> nn.Module:
+        return _load(given.source, data).model
+
+    return Entry(arm, TRAINING, given.seed, None, get)
+
+
+def _load(source: str, data: ImageData) -> LoadedModel:
+    is_file = source.endswith(".safetensors")
+    return load_model(
+        Path(source) if is_file else None, None if is_file else source, data, torch.device(CPU)
+    )

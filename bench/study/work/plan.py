@@ -1,0 +1,101 @@
+"""What is left of a study, and how long it will take."""
+
+from typing import NamedTuple
+
+from rich.console import Console
+
+from ironmoe.attacks.evaluation.checksum import model_digest
+from ironmoe.bench.study.ladder.arms import LADDER
+from ironmoe.bench.study.ladder.initial import new_model
+from ironmoe.bench.study.work.estimate import in_words, seconds_of_pass, training_passes
+from ironmoe.bench.study.work.tasks import Study
+from ironmoe.bench.study.work.worker import TRAINED, Task
+from ironmoe.bench.train.recipe import TrainRecipe
+from ironmoe.bench.train.rows import checked_split
+
+QUIET = Console(quiet=True)
+
+
+class Piece(NamedTuple):
+    """What one process does at a time: the training of a model, or one measurement of it. number:
+    of its task; passes: about how many forward and backward passes of one image it takes."""
+
+    number: int
+    what: str
+    passes: float
+
+
+class Plan(NamedTuple):
+    """left: the pieces that are still to be done, by (number, what); seconds_of_pass: on this
+    machine, in one process."""
+
+    left: dict[tuple[int, str], Piece]
+    seconds_of_pass: float
+
+    @property
+    def passes(self) -> float:
+        """Of all that is left."""
+        return sum(piece.passes for piece in self.left.values())
+
+
+def make_plan(study: Study) -> Plan:
+    """See what is left, and time a pass."""
+    left = {}
+    for number, task in enumerate(study.tasks):
+        for piece in _left(study, task, number):
+            left[(piece.number, piece.what)] = piece
+    return Plan(left, _timed(study) if left else 0.0)
+
+
+def announcement(study: Study, plan: Plan) -> str:
+    """What is asked for, what is left of it, and how long that will take."""
+    options = study.options
+    seeds = len({task.entry.seed for task in study.tasks})
+    models = f"{len(study.tasks)} models: {len(study.arms)} arms × {seeds} seeds"
+    if len(options.trainings) > 1 and not options.models:
+        models += f" × {len(options.trainings)} trainings"
+    if not plan.left:
+        return f"{models}; everything is measured"
+
+    trainings = sum(what == TRAINED for _, what in plan.left)
+    seconds = in_words(plan.passes * plan.seconds_of_pass / options.processes)
+    processes = f"{options.processes} process{'es' * (options.processes != 1)}"
+    return (
+        f"{models}. Left: {trainings} trainings and {len(plan.left) - trainings} measurements, "
+        f"about {seconds} in {processes} ({1000 * plan.seconds_of_pass:.2g} ms a pass, timed on "
+        "this machine)"
+    )
+
+
+def _left(study: Study, task: Task, number: int) -> list[Piece]:
+    trained = task.entry.is_trained
+    pieces = []
+    if not trained:
+        settings = study.options.training
+        split = checked_split(study.data, TrainRecipe(batch_size=settings.batch_size), 1)
+        passes = training_passes(
+            task.entry.training, settings, len(split.trained), len(split.held_out)
+        )
+        pieces.append(Piece(number, TRAINED, passes))
+
+    digest = model_digest(task.entry.get(QUIET)) if trained else None
+    for what in task.measurements:
+        if digest is None or study.store.read(digest, what, task.budget) is None:
+            pieces.append(Piece(number, what.name, what.passes(task.budget)))
+    return pieces
+
+
+def _timed(study: Study) -> float:
+    """Seconds of a pass, the mean of the smallest and the largest architecture."""
+    shape = tuple(study.images.shape[1:])
+    if study.options.models:
+        models = [study.tasks[0].entry.get(QUIET), study.tasks[-1].entry.get(QUIET)]
+    else:
+        by_experts = sorted(study.arms, key=lambda arm: arm.experts)
+        models = [
+            new_model(
+                LADDER[arm.name], shape, len(study.data.classes), study.options.training.size, 0
+            )
+            for arm in (by_experts[0], by_experts[-1])
+        ]
+    return seconds_of_pass([model.eval() for model in models], shape)

@@ -1,0 +1,81 @@
+"""Several processes on one study. Each takes what nobody works on, and tells what it finished."""
+
+import multiprocessing
+import queue
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.study.options import StudyOptions
+from ironmoe.bench.study.work.tasks import Study, one_thread
+from ironmoe.bench.study.work.worker import Done
+
+LOOK_SECONDS = 1.0
+GOES_ON = "What was finished is saved; the same command goes on from there"
+
+
+class WorkerFailed(UserError):
+    """A process of the study failed; the message has its error."""
+
+
+def work(study: Study, tell: Callable[[Done], None]) -> None:
+    """Do everything that is left, in ``study.options.processes`` processes; ``tell`` is called in
+    this one.
+
+    Raises:
+        WorkerFailed: a process failed, or all were killed. What was finished is saved.
+    """
+    if study.options.processes == 1:
+        study.worker().run(study.tasks, tell)
+        return
+
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch
+    told: Any = context.Queue()
+    children = [
+        context.Process(target=_child, args=(study.options, study.folder, told), daemon=True)
+        for _ in range(study.options.processes)
+    ]
+    for child in children:
+        child.start()
+    try:
+        _listen(children, told, tell)
+    finally:
+        for child in children:
+            child.terminate()
+            child.join()
+
+
+def _listen(children: Sequence[BaseProcess], told: Any, tell: Callable[[Done], None]) -> None:
+    """Pass on what children tell until all have ended. The work of a child that is killed is taken
+    over by the others."""
+    while True:
+        alive = any(child.is_alive() for child in children)
+        try:
+            message = told.get(timeout=LOOK_SECONDS if alive else 0.1)
+        except queue.Empty:
+            if alive:
+                continue
+            break
+        if isinstance(message, str):
+            raise WorkerFailed(message)
+        tell(message)
+
+    if not any(child.exitcode == 0 for child in children):
+        codes = ", ".join(str(child.exitcode) for child in children)
+        raise WorkerFailed(f"all processes were ended from outside (exit codes {codes}). {GOES_ON}")
+
+
+def _child(options: StudyOptions, folder: Path, told: Any) -> None:
+    try:
+        with one_thread():
+            study = Study(options, folder)
+            study.worker().run(study.tasks, told.put)
+    except KeyboardInterrupt:
+        return
+    except Exception as error:
+        known = isinstance(error, UserError | OSError)
+        what = f"{error}" if known else traceback.format_exc()
+        told.put(f"a process of the study failed: {what}. {GOES_ON}")
