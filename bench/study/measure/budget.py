@@ -9,9 +9,10 @@ from ironmoe.bench.common.user_error import UserError
 class Budget(NamedTuple):
     """Radii are in units of 1/255 of the pixel range, in Linf.
 
-    radii: of the robust curve, ascending; radius: of what is measured at one radius; images: that
-    meet the PGD curve, and interventions when they are clean; routed_images: that meet attacks that
-    know routing, and interventions after PGD; targeted_images: that meet APGD; paper_images: that
+    radii: of the robust curve, ascending; radius: of what is measured at one radius; clean_images:
+    of which clean accuracy is measured, with interventions, too; images: that meet the PGD curve;
+    routed_images: that meet attacks that know routing, and interventions after PGD;
+    targeted_images: that meet APGD; paper_images: that
     meet the paper's attack; local_images: whose derivatives and least radii are looked at;
     swap_images: whose nearest swaps and steepest secants are looked for.
 
@@ -23,6 +24,7 @@ class Budget(NamedTuple):
 
     radii: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
     radius: float = 8.0
+    clean_images: int = 1000
     images: int = 400
     routed_images: int = 150
     targeted_images: int = 50

@@ -56,8 +56,8 @@ def policies(experts: int, top_k: int, seed: int) -> dict[str, Edit]:
     "interventions",
     "accuracy, changed predictions and KL divergence under other choices of experts, on clean "
     "images and on those of PGD",
-    settings=("radius", "images", "routed_images", "steps", "seed"),
-    passes=lambda budget: 8 * (budget.images + budget.routed_images),
+    settings=("radius", "clean_images", "routed_images", "steps", "seed"),
+    passes=lambda budget: 8 * budget.clean_images + 30 * budget.routed_images,
     needs_experts=True,
 )
 def interventions(subject: Subject, budget: Budget) -> Outcome:
@@ -67,7 +67,7 @@ def interventions(subject: Subject, budget: Budget) -> Outcome:
     is right."""
     sites = list(subject.layers.values())
     experts = min(site.num_experts for site in sites)
-    on = {"clean": subject.sample(budget.images)[0], "attacked": subject.adversarial(budget)}
+    on = {"clean": subject.sample(budget.clean_images)[0], "attacked": subject.adversarial(budget)}
     own = {name: _logits(subject, these, None, budget) for name, these in on.items()}
 
     outcome = Outcome()

@@ -11,18 +11,19 @@ from ironmoe.bench.study.measure.subject import Subject
 
 @measurement(
     "clean",
-    "accuracy and mean cross-entropy on all test images",
-    settings=(),
-    passes=lambda budget: 500,
+    "accuracy and mean cross-entropy on clean images",
+    settings=("clean_images",),
+    passes=lambda budget: budget.clean_images / 2,
 )
 def clean(subject: Subject, budget: Budget) -> Outcome:
     """The share "clean"; "clean loss"; per image whether it is right, and its margin: the logit of
     its class minus the largest other one."""
-    logits = subject.logits(subject.images, budget.batch_size).double()
-    right = logits.argmax(1) == subject.labels
-    loss = torch.nn.functional.cross_entropy(logits, subject.labels)
-    own = logits.gather(1, subject.labels[:, None])
-    others = logits.scatter(1, subject.labels[:, None], float("-inf"))
+    images, labels = subject.sample(budget.clean_images)
+    logits = subject.logits(images, budget.batch_size).double()
+    right = logits.argmax(1) == labels
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], float("-inf"))
     margins = own.squeeze(1) - others.max(1).values
     return Outcome(
         {"clean": float(right.double().mean()), "clean loss": float(loss)},

@@ -17,7 +17,7 @@ from ironmoe.moe import VMoE, intervene, trace_routing
 from ironmoe.moe.policies import DropBest, Replay, SameSum
 
 BUDGET = Budget(
-    radii=(8.0, 32.0), radius=32.0, images=12, routed_images=10, targeted_images=4,
+    radii=(8.0, 32.0), radius=32.0, clean_images=14, images=12, routed_images=10, targeted_images=4,
     paper_images=8, local_images=4, swap_images=3, steps=3, apgd_steps=3, targets=3,
     slope_steps=2, certified_images=2, samples=20, batch_size=6,
 )  # fmt: skip
@@ -99,15 +99,16 @@ def test_the_curve_is_that_of_evaluate_and_its_area_a_mean(moe):
 
 def test_clean_accuracy_and_margins_are_those_of_the_logits(moe):
     found = outcome("clean", moe)
-    logits = moe.model(moe.images).double()
-    right = logits.argmax(1) == moe.labels
+    images, labels = moe.sample(14)
+    logits = moe.model(images).double()
+    right = logits.argmax(1) == labels
     assert found.values["clean"] == right.double().mean() and 0 < found.values["clean"] < 1
     assert [margin > 0 for margin in found.images["margin"]] == right.tolist()
 
 
 def test_interventions_are_what_intervene_makes(moe):
     found = outcome("interventions", moe)
-    images, labels = moe.sample(12)
+    images, labels = moe.sample(14)
     with torch.no_grad(), intervene(moe.model, SameSum(DropBest())):
         steered = moe.model(images).argmax(1)
     own = moe.model(images).argmax(1)
