@@ -2,6 +2,8 @@
 
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -19,12 +21,19 @@ def new_model(
     module of one name and shape begins alike in every arm, whatever else the arm has: models of one
     seed differ in their experts and routers alone. The caller's generator stays as it was.
     """
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # An arm with one expert of gate 1 is asked for, and the report says what it means.
-        warnings.filterwarnings("ignore", "top_k=1 and renormalize=True", UserWarning)
+    with torch.random.fork_rng(devices=[]), constant_gates_known():
         model = VMoE(**arguments(arm, image_shape, num_classes, size))
         draw_by_name(model, seed)
     return model
+
+
+@contextmanager
+def constant_gates_known() -> Iterator[None]:
+    """Inside the block nobody is warned of a router whose only gate is 1: an arm has it on purpose,
+    and the report says what it means."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "top_k=1 and renormalize=True", UserWarning)
+        yield
 
 
 def draw_by_name(model: nn.Module, seed: int) -> None:

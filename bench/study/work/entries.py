@@ -11,6 +11,7 @@ from torch import nn
 from ironmoe.bench.common.checkpoints import load_checkpoint
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.study.ladder.arms import Arm
+from ironmoe.bench.study.ladder.initial import constant_gates_known
 from ironmoe.bench.study.ladder.training import ModelRun, TrainingSettings, train_model
 
 CPU = torch.device("cpu")
@@ -49,7 +50,8 @@ def ladder_entry(
     run = ModelRun(arm.name, training, seed)
 
     def get(console: Console) -> nn.Module:
-        model, _ = load_checkpoint(train_model(run, data, settings, folder, console), CPU)
+        with constant_gates_known():
+            model, _ = load_checkpoint(train_model(run, data, settings, folder, console), CPU)
         return model
 
     return Entry(arm, training, seed, folder / f"{run.name}.safetensors", get)
