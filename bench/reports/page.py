@@ -43,9 +43,9 @@ def write_report(
     for name, picture in pictures.items():
         save_picture(picture.figure, folder / name)
 
-    html = _template(room).render(
+    html = template(room).render(
         numbers=numbers,
-        pictures=[(p.title, p.note, _data_uri(folder / name)) for name, p in pictures.items()],
+        pictures=[(p.title, p.note, data_uri(folder / name)) for name, p in pictures.items()],
         settings=[
             (key, json.dumps(value, ensure_ascii=False))
             for key, value in numbers["settings"].items()
@@ -55,7 +55,8 @@ def write_report(
     write_atomically(folder / "report.html", html)
 
 
-def _template(room: str) -> jinja2.Template:
+def template(room: str) -> jinja2.Template:
+    """The page, with the blocks of this sub-package of bench."""
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(
             [
@@ -69,6 +70,6 @@ def _template(room: str) -> jinja2.Template:
     return environment.get_template("report.html.jinja")
 
 
-def _data_uri(file: Path) -> str:
+def data_uri(file: Path) -> str:
     """A PNG as part of an HTML file."""
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -18,6 +18,7 @@ from ironmoe.bench.common.checkpoints import save_checkpoint
 from ironmoe.bench.common.data import ImageData, load_data
 from ironmoe.bench.common.run_folder import OutputError
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.study import run
 from ironmoe.bench.study.ladder.arms import Size
 from ironmoe.bench.study.ladder.training import TrainingSettings
 from ironmoe.bench.study.measure.budget import Budget
@@ -41,6 +42,14 @@ TINY = TrainingSettings(
     size=Size(dim=16, depth=2, heads=2, mlp_dim=32, moe_blocks=1), epochs=1, batch_size=20, steps=1
 )
 BUDGET = Budget(radii=(8.0,), radius=8.0, images=8, routed_images=6, steps=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures():
+    """They take seconds, and have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "FIGURES", ())
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -126,11 +126,13 @@ def _routed(arm, budget, known, radii, rng):
         values[f"slope@{r}:frozen"] = 0.9 * known[f"slope@{r}:free"]
     for mode in ("free", "auxiliary", "frozen", "gates", "experts", "replayed"):
         values[f"{mode}@{at}"] = min(1.0, known[f"pgd@{at}"] + abs(rng.normal(0, 0.05)))
+    own, lists = 0.95 + rng.normal(0, 0.01), {}
     for policy in ("none", *POLICIES):
         off = 0 if policy == "none" else abs(rng.normal(0.01, 0.01))
         for on in ("clean", "attacked"):
             key = f"{policy}:{on}"
-            values |= {key: 0.95 - off, f"{key}:changed": 2 * off, f"{key}:kl": off**2}
+            lists[key] = [1.0] * (200 if on == "clean" else 30)
+            values |= {key: own - off, f"{key}:changed": 2 * off, f"{key}:kl": off**2}
     values |= {f"routing@0:kept:{layer}": 0.0 for layer in LAYERS} | {"routing@0:kept": 0.0}
     for radius in budget.radii:
         change = (1 - 1 / many) * (1 - np.exp(-radius / budget.radius) + abs(rng.normal(0, 0.02)))
@@ -138,7 +140,8 @@ def _routed(arm, budget, known, radii, rng):
             of_layers = {f"{name}@{exact(radius)}:kept:{each}": size * change for each in LAYERS}
             values |= of_layers | {f"{name}@{exact(radius)}:kept": size * change}
     images = {"top_distance": distance, "swap": swap, "jump": jump}
-    return values, {name: row.tolist() for name, row in images.items()}
+    lists[f"free@{at}"] = [1.0] * 30
+    return values, lists | {name: row.tolist() for name, row in images.items()}
 
 
 class MadeUp:

@@ -154,6 +154,8 @@ def test_legends_lie_outside_of_all_panels(draw, figure):
             drawn.bbox.containsx(box.x0) and drawn.bbox.y0 - 1 <= box.y0 and box.x1 < drawn.bbox.x1
         )
         assert not any(box.overlaps(axes.get_window_extent()) for axes in drawn.axes)
+    heights = [axes.get_window_extent().height / drawn.dpi for axes in drawn.axes]
+    assert min(heights) > 1.7  # inches, with a legend below or without
 
 
 def test_differences_are_paired_by_seed_and_image(runs, draw):
@@ -180,6 +182,12 @@ def test_interventions_are_compared_with_the_own_choice_of_the_same_run(runs, dr
     assert names[0] == "drop best" and "none" not in names and len(names) == 9
     assert len(lines(axes, RUN)) == len(lines(axes, MEAN)) == 9 * len(few(runs.arms))
     np.testing.assert_allclose(lines(axes, RUN)[0].get_xdata(), expected)
+
+
+def test_captions_count_images_in_the_data(runs):
+    assert "on 200 clean images and on 30 after PGD" in INTERVENTIONS.caption(runs)
+    assert "PGD with 20 steps on 40 images" in UNDER_PGD.caption(runs)
+    assert runs.image_count("swap") == 25 and runs.image_count("nothing") == 0
 
 
 def test_routing_has_a_panel_for_each_layer_and_its_floor(runs, draw):
@@ -280,6 +288,8 @@ def test_arms_of_a_user_stand_in_groups_by_gates_and_cost():
     ]
     assert [arm.name for arm in few(arms)] == ["a", "odd", "b"]
     assert [group.title for group in at_equal_cost([dense])] == ["dense"]
+    all_taken = [dense, Arm("c", 2, 2), Arm("a", 4, 2)]  # c is in both ladders
+    assert [group.title for group in at_equal_cost(all_taken)] == ["gates of the source"]
 
 
 @pytest.mark.parametrize(
@@ -295,9 +305,10 @@ def test_logarithmic_axes_have_round_numbers(low, high, ticks):
     assert log_ticks(low, high) == pytest.approx(ticks)
 
 
-def test_one_number_alone_has_a_logarithmic_axis():
+@pytest.mark.parametrize("numbers", [[7.3], [7.3, 7.3001]])
+def test_numbers_that_hardly_differ_have_a_logarithmic_axis(numbers):
     _, axes = plt.subplots()
-    axes.plot([1], [7.3], "o")
+    axes.plot(numbers, numbers, "o")
     log_axis(axes, "y")
     low, high = axes.get_ylim()
     assert low < 7.3 < high and len(axes.get_yticks()) >= 3

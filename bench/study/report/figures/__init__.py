@@ -1,0 +1,1 @@
+"""What the runs of a study look like: one figure in one file, registered in ``table.py``."""

@@ -1,0 +1,88 @@
+"""How much other choices of experts change what a model says of clean images."""
+
+from functools import partial
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ironmoe.bench.study.claims.parts.words import number
+from ironmoe.bench.study.ladder.arms import Arm
+from ironmoe.bench.study.report.figures.interventions import OWN, height, names, what_is_drawn
+from ironmoe.bench.study.report.figures.parts.captions import in_trainings, sentences
+from ironmoe.bench.study.report.figures.parts.dots import strokes
+from ironmoe.bench.study.report.figures.parts.figure import StudyFigure
+from ironmoe.bench.study.report.figures.parts.groups import few
+from ironmoe.bench.study.report.figures.parts.panels import Panel, draw_panels
+from ironmoe.bench.study.report.runs import StudyRuns
+
+CHANGED, DIVERGENCE = "changed", "kl"
+TITLES = {CHANGED: "changed predictions", DIVERGENCE: "divergence"}
+LABELS = {CHANGED: "predictions changed, in %", DIVERGENCE: "KL divergence in nats"}
+SCALES = {CHANGED: 100.0, DIVERGENCE: 1.0}
+
+
+def draw(runs: StudyRuns) -> Figure | None:
+    """A line of two panels for each training."""
+    return draw_panels(
+        [
+            [
+                Panel(f"{training}: {title}", partial(_panel, runs, training, kind))
+                for kind, title in TITLES.items()
+            ]
+            for training in runs.trainings
+        ],
+        height=height(runs),
+    )
+
+
+def _panel(runs: StudyRuns, training: str, kind: str, axes: Axes) -> bool:
+    rows = names(runs, training)
+    of_arms = {
+        arm: {name: _changes(runs, training, arm, name, kind) for name in rows}
+        for arm in few(runs.arms)
+    }
+    drawn = strokes(axes, rows, of_arms, is_log=kind == DIVERGENCE, named=kind == CHANGED)
+    axes.set_xlabel(LABELS[kind])
+    if kind == CHANGED:
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+    return drawn
+
+
+def _changes(runs: StudyRuns, training: str, arm: Arm, name: str, kind: str) -> list[float]:
+    found = runs.values(training, arm, f"{name}:clean:{kind}")
+    return [SCALES[kind] * value for value in found.values()]
+
+
+def caption(runs: StudyRuns) -> str:
+    """What is drawn, and the largest mean of each arm."""
+
+    def largest(training: str) -> str:
+        texts = []
+        for arm in few(runs.arms):
+            changes = {
+                name: _changes(runs, training, arm, name, CHANGED) for name in names(runs, training)
+            }
+            found = {name: fmean(values) for name, values in changes.items() if values}
+            if found:
+                most = max(found, key=found.__getitem__)
+                texts.append(f"{arm.name} {number(found[most])} % ({most})")
+        return f"most changed predictions on average: {', '.join(texts)}" if texts else ""
+
+    return sentences(
+        "The share of predictions on clean images that other experts or gates change, and the mean "
+        "KL divergence of the router's own probabilities from the new ones (logarithmic axis, "
+        "geometric means; 0 has no place there).",
+        what_is_drawn(runs),
+        in_trainings(runs, largest),
+    )
+
+
+CHANGED_PREDICTIONS = StudyFigure(
+    name="changed-predictions",
+    title="Effect of each intervention on predictions",
+    needs=(OWN,),
+    of_experts=True,
+    draw=draw,
+    caption=caption,
+)

@@ -1,0 +1,112 @@
+"""Which part of an attack's effect comes through which part of a model."""
+
+from functools import partial
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ironmoe.bench.reports.cells import counted
+from ironmoe.bench.study.claims.parts.words import listed, number
+from ironmoe.bench.study.ladder.arms import Arm
+from ironmoe.bench.study.report.figures.parts.captions import in_trainings, of_runs, sentences
+from ironmoe.bench.study.report.figures.parts.dots import strokes
+from ironmoe.bench.study.report.figures.parts.figure import StudyFigure
+from ironmoe.bench.study.report.figures.parts.groups import few
+from ironmoe.bench.study.report.figures.parts.looks import BLACK
+from ironmoe.bench.study.report.figures.parts.panels import Panel, draw_panels
+from ironmoe.bench.study.report.runs import StudyRuns
+
+FREE = "free"
+NAMES = {
+    "auxiliary": "also ascends balance losses",
+    "frozen": "routing frozen in the search",
+    "gates": "gradient through gates alone",
+    "experts": "gradient through experts alone",
+    "replayed": "free; routing of clean image replayed",
+}
+HEIGHT = 2.5  # of a panel, in inches
+
+
+def draw(runs: StudyRuns) -> Figure | None:
+    """The accuracy under each, and its difference to that under the free attack."""
+    return draw_panels(
+        [
+            [
+                Panel(f"{training}: accuracy", partial(_accuracies, runs, training)),
+                Panel(
+                    f"{training}: against the free attack", partial(_differences, runs, training)
+                ),
+            ]
+            for training in runs.trainings
+        ],
+        height=HEIGHT,
+    )
+
+
+def _accuracies(runs: StudyRuns, training: str, axes: Axes) -> bool:
+    rows = {FREE: "free"} | NAMES
+    of_arms = {
+        arm: {
+            label: [100 * v for v in _values(runs, training, arm, mode).values()]
+            for mode, label in rows.items()
+        }
+        for arm in few(runs.arms)
+    }
+    axes.set_xlabel("accuracy in %")
+    return strokes(axes, list(rows.values()), of_arms)
+
+
+def _differences(runs: StudyRuns, training: str, axes: Axes) -> bool:
+    of_arms = {
+        arm: {label: against_free(runs, training, arm, mode) for mode, label in NAMES.items()}
+        for arm in few(runs.arms)
+    }
+    axes.axvline(0, color=BLACK, linewidth=0.8)
+    axes.set_xlabel("accuracy − accuracy under the free attack, in points")
+    return strokes(axes, ["free", *NAMES.values()], of_arms, named=False)
+
+
+def against_free(runs: StudyRuns, training: str, arm: Arm, mode: str) -> list[float]:
+    """Accuracy under an attack minus that under the free one, in points, of each run."""
+    free = _values(runs, training, arm, FREE)
+    other = _values(runs, training, arm, mode)
+    return [100 * (other[seed] - free[seed]) for seed in other if seed in free]
+
+
+def _values(runs: StudyRuns, training: str, arm: Arm, mode: str) -> dict[int, float]:
+    return runs.values(training, arm, runs.at_radius(training, mode))
+
+
+def caption(runs: StudyRuns) -> str:
+    """What the attacks are, and the mean differences of the first arm."""
+
+    def differences(training: str) -> str:
+        texts = []
+        for arm in few(runs.arms):
+            found = {mode: against_free(runs, training, arm, mode) for mode in NAMES}
+            parts = [f"{mode} {number(fmean(each))}" for mode, each in found.items() if each]
+            if parts:
+                texts.append(f"{arm.name}: {', '.join(parts)}")
+        return f"mean differences in points, {'; '.join(texts)}" if texts else ""
+
+    images = counted(runs.image_count(FREE), "image")
+    return sentences(
+        f"Accuracy under PGD on {images} at the radius of the training, whose search sees a part "
+        "of the model; the free model judges what it finds, except in the last row, where the "
+        "images of the free attack meet the routing of the clean image.",
+        f"Thin strokes are runs ({of_runs(runs)}), marks their means, lines 95 % t intervals over "
+        "runs, where there are two or more.",
+        f"Drawn: {listed([arm.name for arm in few(runs.arms)])}.",
+        in_trainings(runs, differences),
+    )
+
+
+ROUTED_ATTACKS = StudyFigure(
+    name="routed-attacks",
+    title="Attacks that know the routing",
+    needs=("free",),
+    of_experts=True,
+    draw=draw,
+    caption=caption,
+)

@@ -1,0 +1,58 @@
+"""What was measured and how much, on which machine, and where the numbers are."""
+
+from typing import Any
+
+from ironmoe.bench.common.radii import exact
+from ironmoe.bench.study.report.arms import Table
+from ironmoe.bench.study.report.facts import StudyFacts
+
+IN_255 = ("radii", "radius")  # settings that are in units of 1/255
+
+
+def measurements_table(facts: StudyFacts) -> Table:
+    """A row for each measurement, with the part of each training's budget that it depends on."""
+    rows = [
+        [
+            what.name,
+            what.what,
+            *(_budget(budget.part(what.settings)) for budget in facts.budgets.values()),
+        ]
+        for what in facts.measurements
+    ]
+    headers = ["measurement", "what", *(f"how much: {name}" for name in facts.budgets)]
+    return Table("What was measured", headers, rows)
+
+
+def _budget(settings: dict[str, Any]) -> str:
+    texts = [f"{name.replace('_', ' ')} {_text(name, value)}" for name, value in settings.items()]
+    return "; ".join(texts) or "all test images"
+
+
+def _text(name: str, value: Any) -> str:
+    values = value if isinstance(value, tuple) else (value,)
+    text = ", ".join(exact(each) for each in values)
+    return f"{text} (1/255)" if name in IN_255 else text
+
+
+def how(facts: StudyFacts) -> list[str]:
+    """Sentences about command, machine and files."""
+    lines = [f"Command: {facts.command}"] if facts.command else []
+    work = f"measurements {_time(facts.measuring_seconds)}"
+    if facts.training is not None:
+        work = f"trainings {_time(facts.training_seconds)}, {work}"
+    packages = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    return [
+        *lines,
+        f"Time of one process, summed over models: {work}; at most {facts.processes} at once.",
+        f"Machine of this report: {facts.machine}; {packages}. The file of each measurement in "
+        "measured/ names the machine and the versions that it was made with.",
+        "All numbers: report.json, with every value of every run and the values of single images; "
+        "models/ has the weights of models that were trained here.",
+        "What decides a verdict was fixed before anything was measured: the arm with experts "
+        "nearest to E = 8 stands for all in comparisons with the dense one, and contrasts have the "
+        "roles that the tables name. Primary ones decide, control ones qualify.",
+    ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
