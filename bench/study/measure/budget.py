@@ -77,6 +77,6 @@ def quick_budget(budget: Budget) -> Budget:
     return budget._replace(
         images=min(budget.images, 200),
         routed_images=min(budget.routed_images, 100),
-        local_images=min(budget.local_images, 25),
+        local_images=min(budget.local_images, 40),
         swap_images=min(budget.swap_images, 10),
     )
