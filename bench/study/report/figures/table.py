@@ -2,6 +2,7 @@
 
 from ironmoe.bench.study.report.figures.certificates import CERTIFICATES
 from ironmoe.bench.study.report.figures.changed_predictions import CHANGED_PREDICTIONS
+from ironmoe.bench.study.report.figures.clusters import CLUSTERS
 from ironmoe.bench.study.report.figures.error_against_dense import ERROR_AGAINST_DENSE
 from ironmoe.bench.study.report.figures.error_over_eps import UNDER_PGD, UNDER_THE_PAPERS_ATTACK
 from ironmoe.bench.study.report.figures.interventions import INTERVENTIONS
@@ -30,5 +31,6 @@ FIGURES: tuple[StudyFigure, ...] = (
     SLOPES,
     SWAPS,
     CERTIFICATES,
+    CLUSTERS,
 )
 """A new figure is a file with a ``StudyFigure`` and a line here."""

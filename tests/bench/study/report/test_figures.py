@@ -9,6 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from ironmoe.bench.study.ladder.arms import Arm
+from ironmoe.bench.study.report.figures.clusters import CLUSTERS
 from ironmoe.bench.study.report.figures.error_against_dense import (
     ERROR_AGAINST_DENSE,
     differences,
@@ -29,6 +30,8 @@ from ironmoe.bench.study.report.figures.swaps import SWAPS, share_within
 from ironmoe.bench.study.report.figures.table import FIGURES
 from ironmoe.bench.study.report.figures.top_experts import TOP_EXPERTS, of_models
 from ironmoe.bench.study.report.runs import StudyRuns
+
+OF_RUNS = [figure for figure in FIGURES if figure.needs]
 
 NAMES = ("dense", "E2", "E8", "E8-renorm", "E8-K1")
 
@@ -71,7 +74,7 @@ def panel(figure, title):
     return axes
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+@pytest.mark.parametrize("figure", OF_RUNS, ids=lambda figure: figure.name)
 def test_every_figure_is_drawn_with_runs_means_units_and_a_caption(runs, draw, figure):
     drawn = draw(figure)
     assert drawn is not None
@@ -247,7 +250,7 @@ def test_a_panel_without_numbers_says_so(made_up):
     assert not panel(drawn, "standard: first-order radius").texts
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+@pytest.mark.parametrize("figure", OF_RUNS, ids=lambda figure: figure.name)
 def test_runs_without_any_number_have_no_figure(made_up, figure):
     study = made_up(("dense", "E8"), seeds=2)
     rows = [run._replace(values={"clean": 0.9}, images={}) for run in study.rows]
@@ -272,7 +275,7 @@ def test_reasons_why_a_figure_is_not_there(made_up):
     assert "a dense one of the same seed" in ERROR_AGAINST_DENSE.reason(alone)
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+@pytest.mark.parametrize("figure", OF_RUNS, ids=lambda figure: figure.name)
 def test_one_run_an_arm_is_called_so(made_up, figure):
     caption = figure.caption(runs_of(made_up(("dense", "E8", "E8-K1"), seeds=1)))
     assert "There is one run an arm" in caption or "1 run an arm" in caption
@@ -320,3 +323,20 @@ def test_names_of_figures_differ():
     assert (
         len({figure.name for figure in FIGURES}) == len({f.title for f in FIGURES}) == len(FIGURES)
     )
+
+
+def test_the_case_that_the_paper_proves_is_drawn_with_its_bound():
+    drawn = CLUSTERS.draw(None)
+    for axes in drawn.axes:
+        runs, means = (
+            [each for each in axes.lines if each.get_gid() == gid] for gid in (RUN, MEAN)
+        )
+        bounds = [each for each in axes.lines if each.get_gid() not in (RUN, MEAN)]
+        assert len(means) == len(bounds) == 4 and len(runs) == 4 * 5
+        for place, bound in enumerate(bounds):
+            assert bound.get_ydata()[0] == pytest.approx([2, 4, 8, 16][place] ** 0.5)
+            for run in runs[5 * place : 5 * place + 5]:
+                assert (np.array(run.get_ydata()) <= np.array(bound.get_ydata()) + 1e-9).all()
+                assert (np.array(run.get_ydata()) >= 1 - 1e-9).all()
+    assert "1.41 with 2, 2.00 with 4, 2.83 with 8, 4.00 with 16" in CLUSTERS.caption(None)
+    plt.close(drawn)

@@ -11,10 +11,10 @@ from ironmoe.bench.study.report.runs import StudyRuns
 
 class StudyFigure(NamedTuple):
     """name: of its file; title: the heading above it; needs: the names of numbers, without radius
-    and layer, without which there is nothing to draw; of_experts: whether there is nothing to see
-    in dense models alone; draw: None if the runs do not have what it takes; caption: what one sees,
-    with its numbers, for runs of which it was drawn; wants: what there is none of where all of that
-    is there and nothing could be drawn."""
+    and layer, without which there is nothing to draw, none if it is not drawn from runs;
+    of_experts: whether there is nothing to see in dense models alone; draw: None if the runs do not
+    have what it takes; caption: what one sees, with its numbers, for runs of which it was drawn;
+    wants: what there is none of where all of that is there and nothing could be drawn."""
 
     name: str
     title: str
@@ -26,7 +26,7 @@ class StudyFigure(NamedTuple):
 
     def drawn(self, runs: StudyRuns) -> Figure | None:
         """None if ``reason`` says why not."""
-        if not any(runs.has(name) for name in self.needs):
+        if self.needs and not any(runs.has(name) for name in self.needs):
             return None
         return None if self.of_experts and not _has_experts(runs) else self.draw(runs)
 
