@@ -39,6 +39,13 @@ def study(
             help="Separated by commas: {study_measurements}. By default all that are not optional."
         ),
     ] = None,
+    certificates: Annotated[
+        bool,
+        typer.Option(
+            "--certificates",
+            help="Also certify the smoothed models, by 1,000 noisy copies of 100 images each.",
+        ),
+    ] = False,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,7 +98,7 @@ def study(
         from ironmoe.bench.study.ladder.arms import LADDER
         from ironmoe.bench.study.ladder.training import TRAININGS, TrainingSettings
         from ironmoe.bench.study.measure.budget import Budget, quick_budget, with_radii
-        from ironmoe.bench.study.measure.table import QUICK, all_measurements
+        from ironmoe.bench.study.measure.table import QUICK, all_measurements, usual_measurements
         from ironmoe.bench.study.options import (
             QUICK_ARMS,
             QUICK_SEEDS,
@@ -104,6 +111,9 @@ def study(
 
         loaded = load_data(data, image_size, False)
         budget = with_radii(Budget(images=images), eps)
+        measured = _chosen("--measurements", measurements, all_measurements())
+        measured = measured or (QUICK if quick else usual_measurements())
+        measured += ("certificates",) * certificates
         options = StudyOptions(
             data=loaded,
             arms=_chosen("--arms", arms, LADDER) or (QUICK_ARMS if quick else tuple(LADDER)),
@@ -113,8 +123,7 @@ def study(
             models=tuple(model or ()),
             training=TrainingSettings(eps_255=train_eps, epochs=epochs),
             budget=quick_budget(budget) if quick else budget,
-            measurements=_chosen("--measurements", measurements, all_measurements())
-            or (QUICK if quick else None),
+            measurements=tuple(dict.fromkeys(measured)),
             processes=processes or cores(),
             out=out,
         )

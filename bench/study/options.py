@@ -9,6 +9,7 @@ from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.study.ladder.arms import LADDER
 from ironmoe.bench.study.ladder.training import TRAININGS, TrainingSettings
 from ironmoe.bench.study.measure.budget import Budget, robust_budget
+from ironmoe.bench.study.measure.table import usual_measurements
 from ironmoe.bench.train.recipe import STANDARD
 
 SEEDS = 8
@@ -20,7 +21,7 @@ QUICK_ARMS, QUICK_SEEDS, QUICK_TRAININGS = ("dense", "E8", "E32"), 3, (STANDARD,
 class StudyOptions:
     """data: of which the test images are asked about; arms: names in LADDER; trainings: among
     TRAININGS; seeds: how many, from 0; models: handed in, as ``--model`` has them, in place of the
-    ladder; measurements: names, None for all that are not optional; processes: how many work; out:
+    ladder; measurements: their names; processes: how many work; out:
     the folder, None for one named after the settings."""
 
     data: ImageData
@@ -30,7 +31,7 @@ class StudyOptions:
     models: tuple[str, ...] = ()
     training: TrainingSettings = field(default_factory=TrainingSettings)
     budget: Budget = field(default_factory=Budget)
-    measurements: tuple[str, ...] | None = None
+    measurements: tuple[str, ...] = field(default_factory=usual_measurements)
     processes: int = 1
     out: Path | None = None
 

@@ -52,11 +52,15 @@ def all_measurements() -> dict[str, Measurement]:
     return {each.name: each for each in ordered}
 
 
-def chosen(names: tuple[str, ...] | None, *, has_experts: bool) -> tuple[Measurement, ...]:
-    """The measurements of these names that suit a model; None: all that are not optional."""
+def usual_measurements() -> tuple[str, ...]:
+    """The names of those that are made if nobody asks for others."""
+    return tuple(name for name, what in all_measurements().items() if not what.is_optional)
+
+
+def chosen(names: tuple[str, ...], *, has_experts: bool) -> tuple[Measurement, ...]:
+    """The measurements of these names that suit a model."""
     return tuple(
         what
         for name, what in all_measurements().items()
-        if (not what.is_optional if names is None else name in names)
-        and (has_experts or not what.needs_experts)
+        if name in names and (has_experts or not what.needs_experts)
     )

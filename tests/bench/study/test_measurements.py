@@ -12,7 +12,13 @@ from ironmoe.bench.study.measure.budget import Budget, quick_budget, robust_budg
 from ironmoe.bench.study.measure.interventions import policies
 from ironmoe.bench.study.measure.measurement import MEASUREMENTS, Outcome, measurement
 from ironmoe.bench.study.measure.subject import Subject
-from ironmoe.bench.study.measure.table import FILES, QUICK, all_measurements, chosen
+from ironmoe.bench.study.measure.table import (
+    FILES,
+    QUICK,
+    all_measurements,
+    chosen,
+    usual_measurements,
+)
 from ironmoe.moe import VMoE, intervene, trace_routing
 from ironmoe.moe.policies import DropBest, Replay, SameSum
 
@@ -75,7 +81,7 @@ def test_a_measurement_repeats_itself_and_depends_on_the_settings_that_it_names(
 
 def test_measurements_of_dense_models_ask_for_no_experts():
     dense = subject(model(experts=0))
-    named = chosen(None, has_experts=False)
+    named = chosen(usual_measurements(), has_experts=False)
     assert {"clean", "curve", "paper", "apgd"} <= {each.name for each in named}
     assert not {"interventions", "routed attacks"} & {each.name for each in named}
     for each in named:

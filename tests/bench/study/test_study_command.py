@@ -7,7 +7,7 @@ from ironmoe.bench.cli import study as command
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.study import run
 from ironmoe.bench.study.ladder.arms import LADDER
-from ironmoe.bench.study.measure.table import QUICK
+from ironmoe.bench.study.measure.table import QUICK, usual_measurements
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_by_default_everything_is_asked(asked):
     assert study().exit_code == 0
     ((options, only_plan),) = asked
     assert options.arms == tuple(LADDER) and options.trainings == ("standard", "pgd-at")
-    assert (options.seeds, options.measurements, only_plan) == (8, None, False)
+    assert (options.seeds, options.measurements, only_plan) == (8, usual_measurements(), False)
     assert options.processes >= 1 and options.budget.radii == (2, 4, 8, 16)
 
 
@@ -41,6 +41,14 @@ def test_quick_is_a_default_that_gives_way(asked):
     assert quick.settings == own.settings  # it is a part of the same study
     assert (own.arms, own.seeds, own.measurements) == (("dense", "E4"), 2, QUICK) and only_plan
     assert quick.budget.images < 400
+
+
+def test_certificates_are_an_option(asked):
+    assert study("--certificates").exit_code == study("--quick", "--certificates").exit_code == 0
+    (everything, _), (quick, _) = asked
+    assert "certificates" not in usual_measurements()
+    assert everything.measurements == (*usual_measurements(), "certificates")
+    assert quick.measurements == (*QUICK, "certificates")
 
 
 def test_options_reach_the_study(asked):

@@ -23,7 +23,7 @@ from ironmoe.bench.study.ladder.arms import Size
 from ironmoe.bench.study.ladder.training import TrainingSettings
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.bench.study.measure.measurement import Outcome
-from ironmoe.bench.study.measure.table import all_measurements
+from ironmoe.bench.study.measure.table import all_measurements, usual_measurements
 from ironmoe.bench.study.options import StudyOptions
 from ironmoe.bench.study.run import run_study
 from ironmoe.bench.study.work import processes
@@ -104,7 +104,7 @@ def test_a_study_goes_on_with_what_is_left(few, done):
     assert make_plan(study).left == {}
     assert "everything is measured" in announcement(study, make_plan(study))
 
-    more = Study(options(few, path, measurements=None), path)
+    more = Study(options(few, path, measurements=usual_measurements()), path)
     left = {what for _, what in make_plan(more).left}
     assert TRAINED not in left and "paper" in left and "curve" not in left
     files = {file: file.stat().st_mtime_ns for file in path.rglob("*.json")}
