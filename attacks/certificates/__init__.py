@@ -2,12 +2,14 @@
 
 Read in this order:
 
-1. ``binomial`` and ``noise``: tails of votes, and the copies that vote.
-2. ``tally``, ``voting`` and ``certificate``: copies in, votes out; what votes prove.
-3. ``separate``: which models have no certificate.
+1. ``arguments``, ``binomial`` and ``noise``: what callers give, tails of votes, and the copies
+   that vote.
+2. ``voting`` and ``certificate``: copies in, votes out; what votes prove.
+3. ``everywhere`` and ``separate``: what every process does on its share, and which models have no
+   certificate.
 4. ``journal``, ``certification``, ``report`` and ``certify``: a data set in, a report out.
-5. ``predict``, ``smoothed``, ``curve`` and ``attack_curve``: the smoothed model as a classifier,
-   and under attack.
+5. ``predict``, ``smoothed``, ``curve`` and ``attack_curve``: the smoothed model as a
+   classifier, and under attack.
 
 docs/certificates.md says what a certificate means.
 """

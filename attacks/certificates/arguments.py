@@ -1,6 +1,6 @@
 """The arguments that certificates and predictions of smoothed models share."""
 
-import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
 from typing import Any
@@ -14,40 +14,55 @@ from ironmoe.attacks.evaluation.source import Batches
 from ironmoe.attacks.extra import cut
 from ironmoe.attacks.methods.pgd import PGD
 
-
-def check_arguments(*, limit: int | None = None, **arguments: Any) -> None:
-    """TypeError, ValueError: one of the arguments that these functions share cannot be what its
-    name says. All others are numbers of copies and the like, at least 1."""
-    given = {"limit": limit, **arguments} if limit is not None else arguments
-    for name, value in given.items():
-        CHECKS.get(name, _check_count)(name, value)
+# Images are in at least float32, where noise within these neither vanishes nor overflows.
+LOWEST_SIGMA = 1e-30
+HIGHEST_SIGMA = 1e30
 
 
-def _check_sigma(name: str, value: Any) -> None:
+def as_sigma(value: Any) -> float:
+    """TypeError, ValueError: it is no standard deviation that float32 can hold."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < float(value) < math.inf:
-        raise ValueError(f"{name} must be finite and above 0, got {value}")
+        raise TypeError(f"sigma must be a number, got {value!r}")
+    if not LOWEST_SIGMA <= float(value) <= HIGHEST_SIGMA:
+        raise ValueError(
+            f"sigma must lie between {LOWEST_SIGMA:g} and {HIGHEST_SIGMA:g}, got {value}"
+        )
+    return float(value)
 
 
-def _check_alpha(name: str, value: Any) -> None:
+def as_alpha(value: Any) -> float:
+    """ValueError: it is no probability of an error, or one of 0 or 1."""
     if not isinstance(value, Real) or not 0 < float(value) < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")
+        raise ValueError(f"alpha must lie between 0 and 1, got {value!r}")
+    return float(value)
 
 
-def _check_seed(name: str, value: Any) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
+def as_seed(value: Any) -> int:
+    """TypeError: it is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"seed must be an int, got {value!r}") from None
 
 
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+def as_count(name: str, value: Any) -> int:
+    """The argument with this name, a number of copies and the like: any whole number from 1 on, of
+    whatever integral type. TypeError, ValueError: it is none."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+
+    if isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+    return count
 
 
-CHECKS = {"sigma": _check_sigma, "alpha": _check_alpha, "seed": _check_seed}
+def as_limit(value: Any) -> int | None:
+    """As ``as_count``; None: no limit."""
+    return None if value is None else as_count("limit", value)
 
 
 def as_attack(

@@ -2,17 +2,28 @@
 beside certified accuracy."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.balls.elements import Bounds
-from ironmoe.attacks.certificates.arguments import as_attack, check_arguments, first_images
+from ironmoe.attacks.balls.checked import bounds_text
+from ironmoe.attacks.balls.elements import Bound, Bounds
+from ironmoe.attacks.balls.lengths import euclidean
+from ironmoe.attacks.certificates.arguments import (
+    as_alpha,
+    as_attack,
+    as_count,
+    as_limit,
+    as_seed,
+    as_sigma,
+    first_images,
+)
 from ironmoe.attacks.certificates.certificate import ABSTAINS
 from ironmoe.attacks.certificates.curve import AttackCurve, Fate
+from ironmoe.attacks.certificates.everywhere import on_every_process
 from ironmoe.attacks.certificates.noise import Draw
 from ironmoe.attacks.certificates.predict import voted_classes
 from ironmoe.attacks.certificates.separate import looked_at
@@ -25,6 +36,10 @@ from ironmoe.attacks.evaluation.sharding import check_whole, current_shard
 from ironmoe.attacks.evaluation.source import Batches, Source
 from ironmoe.attacks.extra import PREFIX
 from ironmoe.attacks.methods.pgd import PGD
+
+# A distance that exceeds the radius by at most this share of it does so by rounding, as that of a
+# float32 radius does.
+ROUNDING = 1e-6
 
 
 def attack_curve(
@@ -61,38 +76,42 @@ def attack_curve(
         alpha: a prediction is wrong with a probability of at most this.
         draws: how many copies of an image the attack climbs on.
         steps: of the attack, each of length 2 · radius / steps.
-        attack: (smoothed model, radius) → an attack on it, in L2. None: PGD, as in SmoothAdv
-            (Salman et al., arXiv 1906.04584), which goes all its steps and keeps its best point.
+        attack: (smoothed model, radius) → an attack on it, in L2 and in ``bounds``, with an eps of
+            no more than the radius. None: PGD, as in SmoothAdv (Salman et al., arXiv 1906.04584),
+            which goes all its steps and keeps its best point.
         batch_size: how many copies the model sees at once.
 
     The others are those of ``certify``.
 
     Raises:
-        ValueError, TypeError: as ``certify``; radii below 0, or none; an attack in another norm.
+        ValueError: as ``certify``; radii below 0, or none; an attack in another norm or in other
+            bounds, or one that goes further than the radius, by its eps or by what comes back.
+        TypeError: arguments that are no such thing; ``attack`` returns no attack.
+        RuntimeError: another process of ``torchrun`` met one of these; it raises that one.
     """
-    check_arguments(
-        sigma=sigma,
-        samples=samples,
-        alpha=alpha,
-        draws=draws,
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-        limit=limit,
-    )
-    ascending = sorted({float(radius) for radius in radii})
-    if not ascending or not all(0 <= radius < math.inf for radius in ascending):
-        raise ValueError(f"radii must hold at least one radius, none below 0, got {radii}")
+    sigma = as_sigma(sigma)
+    samples = as_count("samples", samples)
+    alpha = as_alpha(alpha)
+    draws = as_count("draws", draws)
+    steps = as_count("steps", steps)
+    batch_size = as_count("batch_size", batch_size)
+    seed = as_seed(seed)
+    limit = as_limit(limit)
+    ascending = _ascending(radii)
 
     shard = current_shard()
     check_whole(shard, model)
     smoothed = Smoothed(
         model, sigma, draws=draws, seed=seed, normalize=normalize, logits_fn=logits_fn
     )
-    make = attack or _pgd(steps, bounds, seed)
-    attacks = [(radius, _in_l2(make(smoothed, radius))) for radius in ascending if radius > 0]
-
     called = as_attack(model, bounds, normalize, logits_fn)
+    make = _pgd(steps, bounds, seed) if attack is None else attack
+    attacks = [
+        (radius, _attack_at(radius, make, smoothed, called.bounds))
+        for radius in ascending
+        if radius > 0
+    ]
+
     at_once = max(1, batch_size // draws)
     source = Source(first_images(data, limit), [called], at_once, 1, shard)
     votings = [
@@ -102,25 +121,39 @@ def attack_curve(
         for number in range(len(attacks) + 1)
     ]
 
-    fates: list[Fate] = []
     with borrowed(model):
         chunks, notes = looked_at(source, votings[0], shard)
-        for chunk in chunks:
-            for first in range(0, len(chunk.indices), at_once):
-                part = chunk.part(slice(first, first + at_once))
-                fates += _fates(part, attacks, votings, alpha)
+        of_each = on_every_process(
+            shard,
+            lambda: [
+                fate
+                for part in _parts(chunks, at_once)
+                for fate in _fates(part, attacks, votings, alpha)
+            ],
+        )
 
-    of_all = [fate for part in shard.gather_objects(fates) for fate in part]
+    of_all = [fate for part in of_each for fate in part]
     if not of_all:
         raise ValueError("data must hold at least one example, got none")
     return AttackCurve(
         images=sorted(of_all, key=lambda fate: fate.index),
         radii=tuple(ascending),
-        sigma=float(sigma),
+        sigma=sigma,
         samples=samples,
         alpha=alpha,
         notes=notes,
     )
+
+
+def _ascending(radii: Any) -> list[float]:
+    """TypeError, ValueError: they are no list of radii, or hold none, or one that is none."""
+    try:
+        ascending = sorted({float(radius) for radius in radii})
+    except (TypeError, ValueError):
+        raise TypeError(f"radii must be a list of numbers, got {radii!r}") from None
+    if not ascending or not all(0 <= radius < math.inf for radius in ascending):
+        raise ValueError(f"radii must hold at least one radius, none below 0, got {radii}")
+    return ascending
 
 
 def _pgd(steps: int, bounds: Bounds, seed: int) -> Callable[[Smoothed, float], Attack]:
@@ -144,10 +177,45 @@ def _pgd(steps: int, bounds: Bounds, seed: int) -> Callable[[Smoothed, float], A
     return make
 
 
-def _in_l2(attack: Attack) -> Attack:
+def _attack_at(
+    radius: float, make: Callable[[Smoothed, float], Any], smoothed: Smoothed, bounds: Bounds
+) -> Attack:
+    """The attack that ``make`` makes for this radius. It may go no further: a fall outside the
+    radius would say nothing of it, and could put the curve below what is certified.
+
+    Raises:
+        TypeError: it is no attack, or ``make`` no function.
+        ValueError: it has another norm, other bounds or a larger eps.
+    """
+    if isinstance(make, Attack) or not callable(make):
+        raise TypeError(f"attack must be a function (smoothed model, radius) → attack, got {make}")
+    attack = make(smoothed, radius)
+    if not isinstance(attack, Attack):
+        raise TypeError(
+            f"attack must return an attack on the smoothed model, got {type(attack).__name__} at "
+            f"radius {radius:g}"
+        )
+
     if attack.norm != "L2":
         raise ValueError(f"attack must be one in L2, as certificates are, got {attack!r}")
+    if not all(map(_is_same, attack.bounds, bounds)):
+        raise ValueError(
+            f"attack must have the bounds of the call, {bounds_text(bounds)}, got "
+            f"{bounds_text(attack.bounds)}"
+        )
+    if attack.largest_eps > radius * (1 + ROUNDING):
+        raise ValueError(
+            f"attack must keep to the radius {radius:g}, got an eps of {attack.eps_text} in "
+            f"{attack!r}"
+        )
     return attack
+
+
+def _parts(chunks: Iterable[Chunk], at_once: int) -> Iterator[Chunk]:
+    """The same images, at most so many at once."""
+    for chunk in chunks:
+        for first in range(0, len(chunk.indices), at_once):
+            yield chunk.part(slice(first, first + at_once))
 
 
 def _fates(
@@ -163,19 +231,56 @@ def _fates(
 
     for (radius, attack), voting in zip(attacks, votings[1:], strict=True):
         standing = fell_at.isinf()
-        if not bool(standing.any()):
+        if not bool(standing.any()) or votings[0].classes == 1:  # there is no other class
             break
-        left = chunk.part(standing)
-        extra = {name.removeprefix(PREFIX): column for name, column in left.side.items()}
-        images = left.images.to(voting.model.image_dtype)
-        result = attack.run(images, left.labels, left.indices, extra=extra or None)
-
-        attacked = left._replace(images=result.adversarial)
-        fell = _is_shown_wrong(voted_classes(voting, attacked, alpha), attacked)
+        found = _attacked(attack, radius, chunk.part(standing), voting.model.image_dtype)
+        fell = _is_shown_wrong(voted_classes(voting, found, alpha), found)
         fell_at[standing] = torch.where(fell, radius, fell_at[standing])
 
     columns = (chunk.indices, chunk.labels, clean, fell_at)
     return [Fate(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _attacked(attack: Attack, radius: float, chunk: Chunk, dtype: torch.dtype) -> Chunk:
+    """The images (n, …) as the attack leaves them; it is given them in this dtype.
+
+    Raises:
+        ValueError: one lies outside the radius, but for rounding; bounds differ by image.
+    """
+    extra = {
+        name.removeprefix(PREFIX): column
+        for name, column in chunk.side.items()
+        if name.startswith(PREFIX)
+    }
+    if len(extra) < len(chunk.side):
+        raise ValueError(
+            "bounds must be the same for all images of a curve, got others for each image"
+        )
+
+    result = attack.run(chunk.images.to(dtype), chunk.labels, chunk.indices, extra=extra or None)
+    points = result.adversarial
+    distance = euclidean(points.double() - chunk.images.double())
+    outside = ~(distance <= radius * (1 + ROUNDING) + _rounding(chunk.images))
+    if bool(outside.any()):
+        raise ValueError(
+            f"attack must keep to the radius {radius:g}, got a point of {attack!r} at the distance "
+            f"{float(distance[outside][0]):g} from the image with the number "
+            f"{int(chunk.indices[outside][0])} in the data"
+        )
+    return chunk._replace(images=points)
+
+
+def _rounding(images: Tensor) -> Tensor:
+    """(n,) float64: how far rounding to the dtype of the images can move one of them, at most."""
+    return torch.finfo(images.dtype).eps / 2 * euclidean(images.double())
+
+
+def _is_same(one: Bound, other: Bound) -> bool:
+    """Whether two bounds are equal in every element, whether of one number or of a tensor."""
+    first, second = (torch.as_tensor(b, dtype=torch.float64, device="cpu") for b in (one, other))
+    if first.ndim and second.ndim and first.shape != second.shape:
+        return False
+    return bool((first == second).all())
 
 
 def _is_shown_wrong(classes: Tensor, chunk: Chunk) -> Tensor:

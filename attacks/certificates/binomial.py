@@ -46,13 +46,13 @@ def lower_bound(successes: int, trials: int, alpha: float) -> float:
     it with a probability of at most ``alpha``, whatever the probability is.
 
     It is the p at which P(X ≥ successes) = alpha, the quantile ``beta.ppf(alpha, k, n − k + 1)`` of
-    other libraries, and 0 without a success.
+    other libraries, and 0 without a success. For an alpha near 1 it lies above k / n.
     """
     if successes == 0:
         return 0.0
 
     low = 0.0
-    high = successes / trials
+    high = 1.0
     while low < (middle := (low + high) / 2) < high:
         if upper_tail(successes, trials, middle) <= alpha:
             low = middle

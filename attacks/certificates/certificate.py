@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from ironmoe.attacks.certificates.binomial import lower_bound
-from ironmoe.attacks.certificates.tally import Tally, ranked
+from ironmoe.attacks.certificates.voting import Tally, ranked
 
 ABSTAINS = -1
 """The prediction of a smoothed model that does not name a class."""

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from ironmoe.attacks.certificates.everywhere import on_every_process
 from ironmoe.attacks.certificates.journal import Journal, later
 from ironmoe.attacks.certificates.separate import looked_at
-from ironmoe.attacks.certificates.tally import Tally
-from ironmoe.attacks.certificates.voting import Ballot, Voting, ballots_of
+from ironmoe.attacks.certificates.voting import Ballot, Tally, Voting, ballots_of
 from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.evaluation.checksum import checksums_of
 from ironmoe.attacks.evaluation.progress import Progress
@@ -53,13 +53,23 @@ class Certification:
         """Since the beginning of this call."""
         return time.perf_counter() - self.began
 
-    def run(self) -> None:
-        """Look at the model, and ask about every copy that was not asked about before.
+    def run(self) -> list[Tally]:
+        """Look at the model, and ask about every copy that was not asked about before. The tallies
+        of all processes come back, in the order of the data.
 
         Raises:
             ValueError: what is seen of the model forbids a certificate.
+            RuntimeError: another process met an error.
         """
         chunks, self.notes = looked_at(self.source, self.voting, self.shard)
+        known: dict[int, Tally] = {}
+        for part in on_every_process(self.shard, lambda: self._votes(chunks)):
+            for example, tally in part.items():
+                known[example] = later(known.get(example), tally)
+        return [known[example] for example in sorted(known)]
+
+    def _votes(self, chunks: Iterable[Chunk]) -> dict[int, Tally]:
+        """Image → its votes, of the images of this process."""
         for ballot in self.voting.run(self._ballots(chunks)):
             is_complete = self.voting.is_complete(ballot.tally)
             if self.journal is not None:
@@ -67,14 +77,7 @@ class Certification:
             self.decided += is_complete
             self.fresh += is_complete
             self._tell(now=is_complete)
-
-    def gathered(self) -> list[Tally]:
-        """The tallies of all processes, in the order of the data."""
-        known: dict[int, Tally] = {}
-        for part in self.shard.gather_objects(self.tallies):
-            for example, tally in part.items():
-                known[example] = later(known.get(example), tally)
-        return [known[example] for example in sorted(known)]
+        return self.tallies
 
     def _ballots(self, chunks: Iterable[Chunk]) -> Iterator[Ballot]:
         """The images, with what the journal knows of them."""

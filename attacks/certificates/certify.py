@@ -8,9 +8,18 @@ from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.elements import Bounds
-from ironmoe.attacks.certificates.arguments import as_attack, check_arguments, first_images
+from ironmoe.attacks.certificates.arguments import (
+    as_alpha,
+    as_attack,
+    as_count,
+    as_limit,
+    as_seed,
+    as_sigma,
+    first_images,
+)
 from ironmoe.attacks.certificates.certificate import certificate_of
 from ironmoe.attacks.certificates.certification import Certification
+from ironmoe.attacks.certificates.everywhere import on_every_process
 from ironmoe.attacks.certificates.journal import Journal
 from ironmoe.attacks.certificates.noise import Draw
 from ironmoe.attacks.certificates.report import CertificationReport, Family
@@ -65,7 +74,8 @@ def certify(
         data: as ``evaluate`` takes it: (images (N, …), labels (N,)), (images, labels, extra), or an
             iterable of such batches.
         sigma: standard deviation of the noise, in the units of ``bounds``: 0.25 in [0, 1] is a
-            quarter of the range of a pixel. Radii are in the same units.
+            quarter of the range of a pixel; from 1e-30 to 1e30, as float32 can hold it. Radii are
+            in the same units.
         selection: n₀ of the paper.
         samples: n of the paper. It is fixed before the first copy is drawn: to go on until a
             certificate is good enough would make it wrong.
@@ -73,7 +83,7 @@ def certify(
         family: "each": this holds for each certificate; "all": for all of them together, each at
             alpha / N.
         batch_size: how many copies the model sees at once, of one image or of several.
-        seed: of the noise.
+        seed: of the noise; votes under other seeds are independent of each other.
         bounds: lowest and highest valid pixel of the images of the data.
         normalize, logits_fn: as for every attack; noise is added to pixels before ``normalize``.
         journal: a folder, to which the votes over every image are written at once, and every few
@@ -89,16 +99,15 @@ def certify(
             not finite, with the number of the image; no data; an argument outside the above.
         TypeError: arguments that are no such thing.
         JournalError: the folder is about something else, or another process writes to it.
+        RuntimeError: another process of ``torchrun`` met one of these; it raises that one.
     """
-    check_arguments(
-        sigma=sigma,
-        selection=selection,
-        samples=samples,
-        alpha=alpha,
-        batch_size=batch_size,
-        seed=seed,
-        limit=limit,
-    )
+    sigma = as_sigma(sigma)
+    selection = as_count("selection", selection)
+    samples = as_count("samples", samples)
+    alpha = as_alpha(alpha)
+    batch_size = as_count("batch_size", batch_size)
+    seed = as_seed(seed)
+    limit = as_limit(limit)
     if family not in ("each", "all"):
         raise ValueError(f"family must be 'each' or 'all', got {family!r}")
 
@@ -114,23 +123,25 @@ def certify(
         on_progress=on_progress,
     )
 
+    def open_journal() -> None:
+        if journal is not None:
+            settings = _settings(attack, run.voting, alpha, family)
+            run.journal = Journal(Path(journal), settings, shard.rank)
+
     try:
         with borrowed(model):
-            if journal is not None:
-                settings = _settings(attack, run.voting, alpha, family)
-                run.journal = Journal(Path(journal), settings, shard.rank)
-            run.run()
+            on_every_process(shard, open_journal)
+            tallies = run.run()
     finally:
         if run.journal is not None:
             run.journal.close()
 
-    tallies = run.gathered()
     if not tallies:
         raise ValueError("data must hold at least one example, got none")
     level = alpha / len(tallies) if family == "all" else alpha
     return CertificationReport(
         certificates=[certificate_of(tally, sigma, level) for tally in tallies],
-        sigma=float(sigma),
+        sigma=sigma,
         selection=selection,
         samples=samples,
         alpha=alpha,
@@ -145,7 +156,7 @@ def _settings(attack: Attack, voting: Voting, alpha: float, family: str) -> dict
     return {
         "model": model_digest(attack.model),
         "called": describe_attack(attack),
-        "sigma": float(voting.sigma),
+        "sigma": voting.sigma,
         "draws": [[int(draw), count] for draw, count in voting.draws],
         "alpha": alpha,
         "family": family,

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ironmoe.attacks.certificates.tally import Tally, tally_from
+from ironmoe.attacks.certificates.voting import Tally, tally_from
 from ironmoe.attacks.evaluation.describe import differences
 from ironmoe.attacks.evaluation.journal import JournalError
 

@@ -9,17 +9,24 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls.elements import Bounds
-from ironmoe.attacks.certificates.arguments import as_attack, check_arguments
+from ironmoe.attacks.certificates.arguments import (
+    as_alpha,
+    as_attack,
+    as_count,
+    as_seed,
+    as_sigma,
+)
 from ironmoe.attacks.certificates.binomial import coin_p_value
 from ironmoe.attacks.certificates.certificate import ABSTAINS
 from ironmoe.attacks.certificates.noise import Draw
 from ironmoe.attacks.certificates.separate import check_separate, look_at_copies
-from ironmoe.attacks.certificates.tally import Tally, ranked
-from ironmoe.attacks.certificates.voting import Voting, ballots_of
+from ironmoe.attacks.certificates.voting import Tally, Voting, ballots_of, ranked
 from ironmoe.attacks.engine.attacked_model import Model, Normalize
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.inputs import Chunk, check_images, prepared
 from ironmoe.attacks.extra import Extra
+
+WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def predict(
@@ -53,15 +60,19 @@ def predict(
     Raises:
         ValueError, TypeError: as ``certify``.
     """
-    check_arguments(sigma=sigma, samples=samples, alpha=alpha, batch_size=batch_size, seed=seed)
+    sigma = as_sigma(sigma)
+    samples = as_count("samples", samples)
+    alpha = as_alpha(alpha)
+    batch_size = as_count("batch_size", batch_size)
+    seed = as_seed(seed)
     check_separate(model)
 
     attack = as_attack(model, bounds, normalize, logits_fn)
     count = len(images) if isinstance(images, Tensor) else 0
     labels = torch.zeros(count, dtype=torch.int64, device=getattr(images, "device", None))
     check_images(images, labels, bounds, attack.goal)
-    if indices is not None and indices.shape != (count,):
-        raise ValueError(f"indices must have shape ({count},), got {tuple(indices.shape)}")
+    if indices is not None:
+        _check_indices(indices, count)
 
     attack.attacked_model.image_dtype = images.dtype
     draws = ((Draw.PREDICTION, samples),)
@@ -74,6 +85,15 @@ def predict(
         if look.refused is not None:
             raise ValueError(look.refused)
         return voted_classes(voting, chunk, alpha)
+
+
+def _check_indices(indices: Any, count: int) -> None:
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"indices must be a tensor ({count},), got {type(indices).__name__}")
+    if indices.dtype not in WHOLE_NUMBERS:
+        raise TypeError(f"indices must be whole numbers, got a tensor of {indices.dtype}")
+    if indices.shape != (count,):
+        raise ValueError(f"indices must have shape ({count},), got {tuple(indices.shape)}")
 
 
 def voted_classes(voting: Voting, chunk: Chunk, alpha: float) -> Tensor:

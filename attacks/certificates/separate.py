@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ironmoe.attacks.certificates.everywhere import on_every_process
 from ironmoe.attacks.certificates.noise import Draw, copy_keys, with_noise
 from ironmoe.attacks.certificates.voting import Voting, check_finite
 from ironmoe.attacks.engine.coupling import images_per_unit
@@ -67,10 +68,16 @@ def looked_at(source: Source, voting: Voting, shard: Shard) -> tuple[Iterator[Ch
 
     Raises:
         ValueError: what any process sees forbids a certificate; all of them raise it.
+        RuntimeError: another process met an error.
     """
     chunks = iter(source)
-    first = list(itertools.islice(chunks, 1))
-    looks = shard.gather_objects([look_at_copies(voting, chunk) for chunk in first])
+    first: list[Chunk] = []
+
+    def looks_here() -> list[Look]:
+        first.extend(itertools.islice(chunks, 1))
+        return [look_at_copies(voting, chunk) for chunk in first]
+
+    looks = on_every_process(shard, looks_here)
     notes: list[str] = []
     for look in itertools.chain.from_iterable(looks):
         if look.refused is not None:

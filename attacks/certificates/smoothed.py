@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks.certificates.arguments import check_arguments
+from ironmoe.attacks.certificates.arguments import as_count, as_seed, as_sigma
 from ironmoe.attacks.certificates.noise import Draw, copy_keys, with_noise
 from ironmoe.attacks.certificates.separate import check_separate
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Model, Normalize
@@ -51,13 +51,12 @@ class Smoothed(nn.Module):
         logits_fn: Callable[[Any], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(sigma=sigma, draws=draws, seed=seed)
         check_separate(model)
 
         self.model = model
-        self.sigma = float(sigma)
-        self.draws = draws
-        self.seed = seed
+        self.sigma = as_sigma(sigma)
+        self.draws = as_count("draws", draws)
+        self.seed = as_seed(seed)
         self.called = AttackedModel(model, normalize, logits_fn)
 
     def forward(self, images: Tensor, *inputs: Tensor, **named: Tensor) -> Tensor:

@@ -1,18 +1,60 @@
 """The vote: every noisy copy of every image is shown to the model once, in batches that know
-nothing of where one image ends and the next one begins."""
+nothing of where one image ends and the next one begins. What it said is kept as counts."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.certificates.noise import copy_keys, with_noise
-from ironmoe.attacks.certificates.tally import Tally
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.inputs import Chunk
+
+
+@dataclass
+class Tally:
+    """The votes over one image so far: counts, and nothing of the image.
+
+    example: the image's number in the data
+    label: its class
+    checksum: CRC-32 of image, label and further inputs
+    drawn: how many of its copies were asked about, those of the first draw before all others
+    votes: for each draw, class → how many copies the model gave it
+    """
+
+    example: int
+    label: int
+    checksum: int = -1
+    drawn: int = 0
+    votes: list[Counter[int]] = field(default_factory=list)
+
+    def flat(self) -> dict[str, Any]:
+        """JSON values: a line of a journal."""
+        votes = [{str(label): count for label, count in each.items()} for each in self.votes]
+        return {
+            "example": self.example,
+            "label": self.label,
+            "checksum": self.checksum,
+            "drawn": self.drawn,
+            "votes": votes,
+        }
+
+
+def tally_from(values: Mapping[str, Any]) -> Tally:
+    """The tally of such a line. TypeError, ValueError, AttributeError: it is none."""
+    votes = [
+        Counter({int(label): int(count) for label, count in each.items()})
+        for each in values.get("votes", [])
+    ]
+    return Tally(**{**values, "votes": votes})
+
+
+def ranked(votes: Counter[int]) -> Sequence[tuple[int, int]]:
+    """(class, votes), the class of most votes first; of equals the lowest class."""
+    return sorted(votes.items(), key=lambda each: (-each[1], each[0]))
 
 
 @dataclass
@@ -41,6 +83,10 @@ class Voting:
         seed: of the noise.
         batch_size: how many copies the model sees at once.
         draws: (draw, how many copies it has), one after another, for each image.
+
+    Attributes:
+        classes: how many the model has, once it was asked; None while that is not known, and for a
+            model of labels alone.
     """
 
     def __init__(
@@ -57,6 +103,7 @@ class Voting:
         self.batch_size = batch_size
         self.draws = tuple(draws)
         self.ends = torch.tensor([count for _, count in draws]).cumsum(0)
+        self.classes: int | None = None
 
     @property
     def copies(self) -> int:
@@ -116,6 +163,7 @@ class Voting:
         outputs = self.model.judge(noisy, columns)
 
         check_finite(self.model, outputs, indices, self.sigma)
+        self.classes = outputs.shape[1] if outputs.ndim > 1 else None
         labels = [part.ballot.tally.label for part in parts]
         self.model.goal.check(outputs, torch.tensor(labels))
         self._count(parts, self.model.goal.prediction(outputs).tolist())

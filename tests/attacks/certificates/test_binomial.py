@@ -42,6 +42,20 @@ def test_the_lower_bound_is_that_of_clopper_and_pearson(trials, alpha):
     assert lower_bound(trials, trials, alpha) == pytest.approx(all_agree, rel=ROUNDING)
 
 
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.7, 0.99, 1 - 1e-6])
+def test_the_lower_bound_keeps_its_definition_for_a_large_alpha(alpha):
+    """P(X ≥ k) = alpha in rational numbers; from some alpha on the bound lies above k / n."""
+    for trials in (1, 2, 9, 60):
+        for successes in {1, trials // 2 or 1, trials}:
+            bound = lower_bound(successes, trials, alpha)
+            tail = exact_tail(successes, trials, Fraction(bound))
+            assert float(tail) == pytest.approx(alpha, rel=ROUNDING)
+            assert 1 - float(tail) == pytest.approx(1 - alpha, rel=1e-6)
+            wanted = scipy.stats.beta.ppf(alpha, successes, trials - successes + 1)
+            assert bound == pytest.approx(wanted, rel=ROUNDING)
+    assert lower_bound(50, 100, 0.99) > 0.6
+
+
 def test_the_p_value_is_that_of_the_two_sided_binomial_test():
     assert coin_p_value(0, 0) == 1
     for count, other in [

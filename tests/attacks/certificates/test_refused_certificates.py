@@ -1,6 +1,9 @@
 """What has no certificate: images that influence each other, random models, and arguments that say
 nothing."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -163,10 +166,12 @@ def test_outputs_that_are_not_finite_are_named_by_the_image():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sigma": 0}, "sigma must be finite and above 0, got 0"),
-        ({"sigma": -0.1}, "sigma must be finite and above 0"),
-        ({"sigma": float("nan")}, "sigma must be finite and above 0"),
-        ({"sigma": float("inf")}, "sigma must be finite and above 0"),
+        ({"sigma": 0}, r"sigma must lie between 1e-30 and 1e\+30, got 0"),
+        ({"sigma": -0.1}, "sigma must lie between"),
+        ({"sigma": 1e-40}, "sigma must lie between .* got 1e-40"),
+        ({"sigma": 1e39}, r"sigma must lie between .* got 1e\+39"),
+        ({"sigma": float("nan")}, "sigma must lie between"),
+        ({"sigma": float("inf")}, "sigma must lie between"),
         ({"alpha": 0}, "alpha must lie between 0 and 1, got 0"),
         ({"alpha": 1}, "alpha must lie between 0 and 1, got 1"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
@@ -190,6 +195,7 @@ def test_other_arguments_that_say_nothing():
         ({"limit": 0}, ValueError, "limit must be at least 1"),
         ({"family": "some"}, ValueError, "family must be 'each' or 'all', got 'some'"),
         ({"samples": 10.0}, TypeError, "samples must be a whole number, got 10.0"),
+        ({"samples": True}, TypeError, "samples must be a whole number, got True"),
         ({"sigma": "big"}, TypeError, "sigma must be a number, got 'big'"),
         ({"seed": 0.5}, TypeError, "seed must be an int, got 0.5"),
     ]:
@@ -198,9 +204,46 @@ def test_other_arguments_that_say_nothing():
     for radii in ([], [-1.0], [float("inf")]):
         with pytest.raises(ValueError, match="radii must hold at least one radius"):
             attack_curve(model, FEW, radii, sigma=0.25)
+    for radii in (0.5, None, ["near"]):
+        with pytest.raises(TypeError, match="radii must be a list of numbers, got"):
+            attack_curve(model, FEW, radii, sigma=0.25)
     for wrong in ({"draws": 0}, {"sigma": 0}):
-        with pytest.raises(ValueError, match="must be"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must"):
             Smoothed(model, **{"sigma": 0.25} | wrong)
+
+
+@pytest.mark.parametrize("sigma", [1e-30, 1e30])
+def test_the_ends_of_the_range_of_sigma_are_taken(sigma):
+    """In float32, too: noise that vanished or was infinite would be no noise."""
+    images, labels = PIXELS.float(), FEW[1]
+    data = images - images, labels  # nothing is lost beside a 0
+    shares = certify(Looks(lambda x: x / sigma), data, **OPTIONS | {"sigma": sigma})
+    usual = certify(Looks(lambda x: x / 0.25), data, **OPTIONS)
+    assert [each.count for each in shares.certificates] == [
+        each.count for each in usual.certificates
+    ]
+    assert json.loads(json.dumps(shares.as_dict()))["mean_radius"] < 4 * sigma
+    assert str(shares)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    """They leave nothing behind that JSON does not know."""
+    model = Looks(lambda x: x)
+    plain = {"sigma": 0.25, "selection": 10, "samples": 40, "alpha": 0.125, "batch_size": 16}
+    kinds = {"sigma": np.float32, "alpha": np.float32}
+    options = {name: kinds.get(name, np.int64)(value) for name, value in plain.items()}
+    given = {"seed": np.int32(3), "limit": np.int64(2)}
+    report = certify(model, FEW, journal=tmp_path, **options, **given)
+    assert json.dumps(report.as_dict()["images"])
+    again = certify(model, FEW, seed=3, limit=2, journal=tmp_path, **plain)  # the same journal
+    assert report.certificates == again.certificates
+
+    del options["selection"], plain["selection"]
+    predicted = predict(model, PIXELS, seed=np.int32(3), **options)
+    assert torch.equal(predicted, predict(model, PIXELS, seed=3, **plain))
+    few = {"draws": np.int64(2), "steps": np.int64(2)}
+    curve = attack_curve(model, FEW, np.array([0.1, 0.2]), **few, **given, **options)
+    assert json.dumps(curve.as_dict()) and len(curve.images) == 2
 
 
 def test_data_that_is_none():
@@ -229,3 +272,7 @@ def test_data_that_is_none():
         predict(model, [[0.5]], sigma=0.25)
     with pytest.raises(ValueError, match=r"indices must have shape \(3,\), got \(2,\)"):
         predict(model, PIXELS, sigma=0.25, indices=torch.arange(2))
+    with pytest.raises(TypeError, match=r"indices must be a tensor \(3,\), got list"):
+        predict(model, PIXELS, sigma=0.25, indices=[0, 1, 2])
+    with pytest.raises(TypeError, match=r"indices must be whole numbers, got .* torch.float32"):
+        predict(model, PIXELS, sigma=0.25, indices=torch.rand(3))

@@ -1,6 +1,7 @@
 """Votes depend on the seed, the image and the copy alone: not on batches, order, interruptions or
 processes."""
 
+import itertools
 import json
 from dataclasses import astuple
 
@@ -11,6 +12,7 @@ from two_processes import run_in_two_processes
 
 from ironmoe.attacks import JournalError
 from ironmoe.attacks.certificates import attack_curve, certify, journal, predict
+from ironmoe.attacks.certificates.noise import Draw, copy_keys
 
 OPTIONS = {"sigma": 0.3, "selection": 20, "samples": 150}
 
@@ -84,6 +86,36 @@ def test_the_length_of_one_draw_changes_nothing_in_the_other(model, data, whole)
     ]
     other = certify(model, data, seed=1, **OPTIONS).certificates
     assert [each.count for each in other] != [each.count for each in whole]
+
+
+def test_seeds_are_independent_of_each_other():
+    """On equal images the votes under one seed are not those under its neighbour, moved by one
+    image."""
+    images = torch.full((60, 4), 0.55, dtype=torch.float64)
+    data = images, torch.zeros(60, dtype=torch.int64)
+
+    def model(x):
+        return torch.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], 1)
+
+    counts = [
+        [each.count for each in certify(model, data, seed=seed, **OPTIONS).certificates]
+        for seed in range(3)
+    ]
+    shifts = range(-3, 4)
+    for seed, shift in itertools.product((1, 2), shifts):
+        pairs = itertools.product(range(60), repeat=2)
+        same = [counts[seed][i] == counts[seed - 1][j] for i, j in pairs if j == i + shift]
+        assert sum(same) < len(same) / 2
+
+
+def test_no_two_copies_have_the_same_key():
+    """Of any seed, image and draw; seeds may be large, and below 0."""
+    seeds = [*range(-4, 8), 1 << 62, (1 << 64) + 9, 100 - (1 << 70)]
+    numbers = torch.arange(40).repeat_interleave(20)
+    copies = torch.arange(20).repeat(40)
+    keys = [copy_keys(seed, numbers, draw, copies) for seed in seeds for draw in Draw]
+    together = torch.cat(keys)
+    assert len(together.unique()) == len(together)
 
 
 def test_predictions_depend_on_the_numbers_of_images_and_not_on_their_places(model, data):
@@ -184,6 +216,31 @@ report = certify(model, data, journal="journal", **options)
 curve = attack_curve(model, data, [0.5], sigma=0.3, samples=50, draws=2, steps=2, limit=6)
 torch.save(([astuple(each) for each in report.certificates], [astuple(i) for i in curve.images]),
            f"found-{rank}.pt")
+
+
+def fails_at(number):
+    # A model of images of which the one with this number has no finite outputs.
+    images = torch.arange(24.0).view(24, 1, 1, 1).expand(24, 1, 2, 2) / 24
+
+    def model(x):
+        values = 24 * x.flatten(1)[:, :2]
+        return values.masked_fill((values[:, :1] - number).abs() < 0.5, float("nan"))
+
+    return model, (images, torch.zeros(24, dtype=torch.int64))
+
+
+messages = []
+few = {"sigma": 1e-4, "samples": 5, "batch_size": 4}
+for number in (0, 9):  # at the look of process 0, and under way in process 1
+    for call in (
+        lambda: certify(*fails_at(number), selection=2, **few),
+        lambda: attack_curve(*fails_at(number), [1e-6], draws=2, steps=1, **few),
+    ):
+        try:
+            call()
+        except Exception as error:
+            messages.append(f"{type(error).__name__}: {error}")
+torch.save(messages, f"messages-{rank}.pt")
 """
 
 
@@ -197,6 +254,14 @@ def test_two_processes_find_what_one_finds(model, data, whole, tmp_path):
         certificates, images = torch.load(tmp_path / f"found-{rank}.pt")
         assert certificates == [astuple(each) for each in whole]
         assert images == [astuple(image) for image in curve.images]
+    messages = [torch.load(tmp_path / f"messages-{rank}.pt") for rank in range(2)]
+    for place, number in enumerate([0, 0, 9, 9]):
+        here = messages[number % 2][place]
+        assert here.startswith("ValueError: model must return finite logits")
+        assert f"the image with the number {number} in" in here
+        there = messages[1 - number % 2][place]
+        assert there == f"RuntimeError: process {number % 2} met {here}"
+
     written = [len(path.open().readlines()) for path in (tmp_path / "journal").iterdir()]
     assert written == [13, 13]
     alone = certify(model, data, journal=tmp_path / "journal", **OPTIONS)
