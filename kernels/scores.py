@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ironmoe.kernels.autograd.softmax import softmax
+
 
 class Score(NamedTuple):
     """``value(z)`` and ``backward(d_score, z)`` of logits z; the other fields tell the Triton
@@ -27,7 +29,7 @@ class Score(NamedTuple):
 
 
 def _softmax(z: Tensor) -> Tensor:
-    return z.softmax(-1)
+    return softmax(z, -1)
 
 
 def _softmax_backward(d_score: Tensor, z: Tensor) -> Tensor:

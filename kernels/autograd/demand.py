@@ -2,9 +2,9 @@
 
 ``ctx.needs_input_grad`` says what requires grad, not what this call wants: under
 ``torch.autograd.grad(loss, [x])`` it is true for the weights as well (pytorch/pytorch#174017). The
-autograd engine knows it. It answers for a node of the graph but not for a leaf, so every input goes
-through an alias first. ``torch.autograd.graph.register_multi_grad_hook`` asks the engine in the
-same way.
+autograd engine knows it. Of a leaf whose gradient ``torch.autograd.grad`` will return it answers by
+an error, which takes time, so inputs that may be such leaves go through an alias first.
+``torch.autograd.graph.register_multi_grad_hook`` asks the engine in the same way.
 """
 
 from typing import Any, TypeVar
@@ -24,24 +24,19 @@ def demanded(ctx: Any, is_tensor: tuple[bool, ...]) -> list[bool]:
     """Says for each of the first inputs of a Function whether this backward pass will use its
     gradient.
 
-    Call it inside ``backward``. ``is_tensor[i]`` says whether input i was a tensor; each tensor
-    came from ``with_own_node``.
+    Call it inside ``backward``. ``is_tensor[i]`` says whether input i was a tensor.
     """
     # next_functions has an entry for each tensor argument, and none for the others
     nodes = (node for node, _ in ctx.next_functions)
     wanted = []
     for given, needs in zip(is_tensor, ctx.needs_input_grad, strict=False):
         node = next(nodes) if given else None
-        wanted.append(
-            bool(
-                needs
-                and node is not None
-                and (_is_leaf(node) or torch._C._will_engine_execute_node(node))
-            )
-        )
+        wanted.append(bool(needs and node is not None and _runs(node)))
     return wanted
 
 
-def _is_leaf(node: Any) -> bool:
-    """Whether an operator was called on a leaf directly, which the engine cannot be asked about."""
-    return node.name() == "torch::autograd::AccumulateGrad"
+def _runs(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient is wanted
+        return True

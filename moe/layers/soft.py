@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ironmoe.kernels import Routing, expert_mlp
 from ironmoe.kernels.activations import get_activation
+from ironmoe.kernels.autograd.softmax import softmax
 from ironmoe.kernels.route import check_precision, without_autocast
 from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
 from ironmoe.moe.routers.masks import checked_mask, zero_padding
@@ -107,8 +108,8 @@ class SoftMoE(nn.Module):
 
         with without_autocast(x_BND):
             scores_BNEP = self.scores(x_BND, mask_BN)
-            dispatch_BNEP = scores_BNEP.softmax(1)
-            combine_BNEP = scores_BNEP.flatten(2).softmax(-1).view_as(scores_BNEP)
+            dispatch_BNEP = softmax(scores_BNEP, 1)
+            combine_BNEP = softmax(scores_BNEP.flatten(2), -1).view_as(scores_BNEP)
             rounded_BND = self._rounded(x_BND)
             slots_EBPD = einsum(dispatch_BNEP, rounded_BND, "b n e p, b n d -> e b p d")
             slots_EBPD = slots_EBPD.to(x_BND.dtype)

@@ -15,6 +15,7 @@ from torch.jit._trace import is_tracing
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
+from ironmoe.kernels.autograd.softmax import softmax
 from ironmoe.kernels.route import autocast_dtype, forward_mode, transformed, without_autocast
 from ironmoe.moe.routers.masks import for_softmax
 
@@ -81,7 +82,8 @@ def _plainly_backward(
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """(B, H, N, M) the share of each of the M keys."""
     scores = q @ k.mT * _scale(q)
-    return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+    scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+    return softmax(scores, -1)
 
 
 def _scale(q: Tensor) -> float:

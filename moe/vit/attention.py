@@ -5,6 +5,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ironmoe.moe.layers.layer_norm import LayerNorm
 from ironmoe.moe.layers.linear import XavierLinear
 from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.moe import MoE
@@ -44,9 +45,9 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp: nn.Module) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm1 = LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm2 = LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = mlp
 
     def forward(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
@@ -73,7 +74,7 @@ class AttentionPool(nn.Module):
         self.q = XavierLinear(dim, dim)
         self.kv = XavierLinear(dim, 2 * dim)
         self.proj = XavierLinear(dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm = LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, mlp_dim)
         self.reset_parameters()
 

@@ -9,6 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ironmoe.kernels.autograd.softmax import log_softmax, logsumexp
+from ironmoe.moe.layers.layer_norm import LayerNorm
 from ironmoe.moe.layers.linear import XavierLinear, ZeroLinear
 from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.moe import MoE
@@ -143,7 +145,7 @@ class VMoE(nn.Module):
 
         mlps = (moe() if i in moe_layers else Mlp(dim, mlp_dim) for i in range(depth))
         self.blocks = nn.ModuleList(Block(dim, heads, mlp) for mlp in mlps)
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm: nn.LayerNorm = LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.pool = AttentionPool(dim, heads, mlp_dim) if classifier == "map" else None
         self.pre_logits = XavierLinear(dim, representation_size) if representation_size else None
         self.head = ZeroLinear(representation_size or dim, num_classes, initial_bias=head_bias)
@@ -213,7 +215,7 @@ class VMoE(nn.Module):
         if self.ensemble_size == 1:
             return self._logits(images, mask)
         logits_MBC = self.member_logits(images, mask)
-        return logits_MBC.log_softmax(-1).logsumexp(0) - math.log(self.ensemble_size)
+        return logsumexp(log_softmax(logits_MBC, -1), 0) - math.log(self.ensemble_size)
 
     def member_logits(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """images (B, channels, image_size, image_size) → logits (M, B, C) of each member; M = 1
