@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ironmoe.attacks.engine.search import Search
 from ironmoe.moe.routers.groups import Grouped
@@ -56,3 +57,14 @@ def check_groups(attacks: Iterable[Search], unit_size: int) -> None:
             f"{type(attack).__name__} accepts or rejects each image's step by itself, which is "
             f"wrong for {why}"
         )
+
+
+def layer_with_batch_statistics(model: Any) -> str | None:
+    """The name of the first batch norm that keeps no running statistics, so that it looks at its
+    batch in eval mode, too; None without one."""
+    if not isinstance(model, nn.Module):
+        return None
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            return name
+    return None

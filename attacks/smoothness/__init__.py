@@ -5,7 +5,6 @@
 that is named. docs/smoothness.md says what each is good for.
 """
 
-from ironmoe.attacks.smoothness.boundaries import BoundaryProfile, boundary_profile
 from ironmoe.attacks.smoothness.bounds.activation_slopes import activation_slope
 from ironmoe.attacks.smoothness.bounds.clusters import ClusterRow, clusters_experiment
 from ironmoe.attacks.smoothness.bounds.forced_cell import (
@@ -20,12 +19,13 @@ from ironmoe.attacks.smoothness.jacobians.matrix import (
     jacobian_matrix,
     network_terms,
 )
-from ironmoe.attacks.smoothness.jumps import SwapJumps, swap_jumps
 from ironmoe.attacks.smoothness.linearity import LocalLinearity, local_linearity
 from ironmoe.attacks.smoothness.routing_held import ROUTINGS, held_routing, is_routed
 from ironmoe.attacks.smoothness.slopes import SlopeProfile, slope_profile
 from ironmoe.attacks.smoothness.stability import Stability, stability
-from ironmoe.attacks.smoothness.swaps import LayerSwaps, Swaps, nearest_swaps
+from ironmoe.attacks.smoothness.swaps.boundaries import BoundaryProfile, boundary_profile
+from ironmoe.attacks.smoothness.swaps.jumps import SwapJumps, swap_jumps
+from ironmoe.attacks.smoothness.swaps.nearest import LayerSwaps, Swaps, nearest_swaps
 
 __all__ = [
     "ROUTINGS",

@@ -35,9 +35,9 @@ class Surroundings:
     ball: type[Ball]
     bounds: tuple[float, float]
 
-    def around(self, x: Tensor, radius: float) -> Ball:
-        """Balls of one radius around images."""
-        radii = torch.full((len(x),), radius, dtype=torch.float64, device=x.device)
+    def around(self, x: Tensor, radius: float | Tensor) -> Ball:
+        """Balls around images: of one radius, or of one for each (B,)."""
+        radii = torch.as_tensor(radius, dtype=torch.float64, device=x.device).expand(len(x))
         return self.ball(x, radii, self.bounds)
 
 
@@ -87,12 +87,15 @@ def ascent(
 
 
 @torch.no_grad()
-def rounding_of(value: Value, x: Tensor, seed: int, numbers: Tensor) -> Tensor:
+def rounding_of(value: Value, x: Tensor, unit: float, seed: int, numbers: Tensor) -> Tensor:
     """(B,) the largest value after every pixel moved by one unit in the last place, up or down at
-    random: about what rounding alone makes of a value that is 0 at ``x``."""
+    random: about what rounding alone makes of a value that is 0 at ``x``. ``unit`` is the relative
+    size of that place in the lowest precision of the model, which smaller steps would not move."""
+    at_least = x.abs() * unit if unit > torch.finfo(x.dtype).eps else torch.zeros_like(x)
     largest = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for probe in range(PROBES):
         up = uniform(example_keys(seed, numbers, -1 - probe), x.shape[1:], x.dtype) < 0.5
         beyond = torch.where(up, math.inf, -math.inf).to(x)
-        largest = largest.maximum(value(x.nextafter(beyond)).double())
+        moved = x.nextafter(beyond) + torch.where(up, at_least, -at_least)
+        largest = largest.maximum(value(moved).double())
     return largest

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.engine.borrow import borrowed
-from ironmoe.attacks.engine.coupling import images_per_unit
+from ironmoe.attacks.engine.coupling import images_per_unit, layer_with_batch_statistics
 from ironmoe.attacks.extra import Extra, extra_columns, further_inputs
 from ironmoe.attacks.goals.goal import described
 from ironmoe.attacks.model_errors import explaining_dtypes
@@ -57,11 +57,18 @@ def measuring(model: Any) -> Iterator[None]:
     """Inside the block the model is borrowed, in eval mode and with frozen weights, and runs in its
     own precision also where the caller is under autocast. ``ironmoe.attacks.engine.borrow`` says
     what comes back afterwards."""
+    with borrowed(model), in_own_precision(model):
+        yield
+
+
+@contextmanager
+def in_own_precision(model: Any) -> Iterator[None]:
+    """Inside the block no autocast of the caller changes the precision of the model."""
     device = "cpu"
     if isinstance(model, torch.nn.Module):
         weight = next(model.parameters(), None)
         device = device if weight is None else weight.device.type
-    with borrowed(model), torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False):
         yield
 
 
@@ -72,7 +79,8 @@ def asked_about(model: Any, x: Tensor, extra: Extra | None = None) -> tuple[Aske
         TypeError: the model is not callable; images that are no float32 or float64 tensor (B, …).
             Differences of lower precision would be rounding.
         ValueError: images that are not finite, or further inputs that do not go with them; a model
-            whose images influence each other.
+            with a layer that lets images influence each other, or with weights that have no
+            gradient graph, made under inference mode.
     """
     if not callable(model):
         raise TypeError(
@@ -83,14 +91,30 @@ def asked_about(model: Any, x: Tensor, extra: Extra | None = None) -> tuple[Aske
         raise TypeError(f"x must be a float32 or float64 tensor (B, …), got {described(x)}")
     if not bool(x.detach().isfinite().all()):
         raise ValueError("x must be finite, got NaN or infinity")
+    _check_model(model)
+    return Asked(model, extra_columns(extra, len(x))), constant(x)
+
+
+def _check_model(model: Any) -> None:
+    """ValueError: what can be seen of a model without asking it forbids a measurement."""
     if images_per_unit(model, 2) > 1:
         raise ValueError(
             "model must judge each image by itself to be measured, got "
             f"{type(model).__name__}, whose images influence each other (a capacity or Expert "
             "Choice over several images); images_per_group=1 does not couple them"
         )
-
-    return Asked(model, extra_columns(extra, len(x))), constant(x)
+    layer = layer_with_batch_statistics(model)
+    if layer is not None:
+        raise ValueError(
+            "model must judge each image by itself to be measured, got "
+            f"{type(model).__name__}, whose images influence each other: {layer!r} normalises by "
+            "the statistics of the batch in eval mode, too"
+        )
+    if isinstance(model, torch.nn.Module) and any(w.is_inference() for w in model.parameters()):
+        raise ValueError(
+            f"model must not be made under inference mode, got {type(model).__name__} with weights "
+            "that autograd does not take; make it outside, and load its state_dict"
+        )
 
 
 def constant(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ they give.
 Shape suffixes: B images, N tokens of an image, T tokens of all images, D width of a token.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ironmoe.attacks.model_errors import check_graph
 from ironmoe.attacks.routing.layers import by_image, members_of
+from ironmoe.attacks.smoothness.routing_held import check_reachable
 from ironmoe.kernels import Routing
 from ironmoe.moe.routing.callbacks import attached
 from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, routing_sites
@@ -26,13 +27,14 @@ def layer_names(model: Any, layers: Any) -> list[str]:
             all.
 
     Raises:
-        TypeError: ``layers`` is a single name or number.
+        TypeError: ``layers`` is no sequence; the model is no nn.Module.
         ValueError: the model has no such layer.
     """
-    names = list(routing_sites(model)) if isinstance(model, torch.nn.Module) else []
+    check_reachable(model, "to see what they choose")
+    names = list(routing_sites(model))
     if layers is None:
         return names
-    if isinstance(layers, str | int):
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise TypeError(f"layers must be a sequence of names or numbers, or None, got {layers!r}")
 
     wanted = set()
@@ -88,10 +90,20 @@ def layer_outputs(model: Any, names: Sequence[str]) -> Iterator[dict[str, list[T
 
 def output_weights(logits: Tensor, outputs: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     """name → (T, D), by how much a sum of logits that is like no other changes with the outputs of
-    the layer."""
+    the layer.
+
+    Raises:
+        ValueError: a layer gives its output without a graph.
+    """
     ran = {name: rows[0] for name, rows in outputs.items() if rows}
     if not ran:
         return {}
+    for name, rows in ran.items():
+        if not rows.requires_grad:
+            raise ValueError(
+                f"layers must have outputs with a graph, got {name!r}, which runs under no_grad, "
+                "as under checkpoint(…, use_reentrant=True)"
+            )
     number = torch.arange(logits.shape[1], device=logits.device, dtype=logits.dtype)
     raised = (logits * (1 + number).cos()).sum()
     check_graph(raised)

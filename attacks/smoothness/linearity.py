@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ironmoe.attacks.engine.attempts import where
 from ironmoe.attacks.extra import Extra
+from ironmoe.attacks.goals.goal import described
 from ironmoe.attacks.losses import Loss, get_loss
 from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.model_errors import gradient
@@ -25,14 +26,13 @@ from ironmoe.attacks.smoothness.ascent import (
     rounding_of,
     surroundings,
 )
-from ironmoe.attacks.smoothness.asking import (
-    Asked,
-    asked_about,
-    chunks,
-    constant,
-    measuring,
-)
+from ironmoe.attacks.smoothness.asking import Asked, asked_about, chunks, constant
+from ironmoe.attacks.smoothness.labels import check_labels, right_classes
+from ironmoe.attacks.smoothness.precision import coarsest_unit
 from ironmoe.attacks.smoothness.routing_held import check_routing, held_routing, is_routed
+from ironmoe.attacks.smoothness.separate import measured
+from ironmoe.attacks.smoothness.swaps.nearest import Swaps
+from ironmoe.attacks.smoothness.swaps.starts import SwapStarts, check_swaps, swap_starts
 
 
 @dataclass(repr=False)
@@ -42,12 +42,17 @@ class LocalLinearity:
 
     gamma:    routing → (B,) float64, max |l(x + d) − l(x) − ⟨d, ∇l(x)⟩| over ‖d‖ ≤ eps
     rounding: (B,) float64, the same under the first routing after each pixel moved by one unit in
-        the last place. Values that are not far above it are rounding
+        the last place, in the lowest precision of images, weights and dispatched tokens. Values
+        that are not far above it may be rounding. Casts in the code of a model do not show in it
+    nearest_swap: (B,) float64, the distance of the swap at which the search of the free model
+        began, too; inf without one, or if "free" was not measured; NaN where it could not be told,
+        as ``SlopeProfile`` says
     eps, norm: as they were given
     """
 
     gamma: dict[str, Tensor]
     rounding: Tensor
+    nearest_swap: Tensor
     eps: float
     norm: str
 
@@ -93,6 +98,7 @@ def local_linearity(
     norm: str = "Linf",
     loss: str | Loss = "ce",
     routings: Sequence[str] = ("free", "frozen"),
+    swaps: Swaps | None = None,
     steps: int = 20,
     restarts: int = 2,
     bounds: tuple[float, float] | None = None,
@@ -101,27 +107,31 @@ def local_linearity(
     extra: Extra | None = None,
 ) -> LocalLinearity:
     """The local linearity measure γ(eps) of Qin et al. (arXiv 1907.02610) under several routings,
-    by steepest ascent from random points of the ball.
+    by steepest ascent from random points of the ball and, of the free model, from just beyond the
+    nearest swap of each image, if eps reaches it.
 
     A large γ beside a small gradient is a sign that the gradient misleads attacks. Under "frozen"
     routing no token changes an expert, so what is missing there is the part of routing. After the
     searches of all routings each goes on from the worst points of the others. A model without
     routed layers is searched once.
 
-    Costs (steps + 1) · (restarts + number of routings − 1) forward passes for each routing, and a
-    backward pass for each step.
+    Costs (steps + 1) · (restarts + number of routings − 1) forward passes for each routing, a
+    further attempt for the free one, and a backward pass for each step; and what ``nearest_swaps``
+    costs, unless ``swaps`` are given.
 
     Args:
-        model: any callable from images to logits, whose images do not influence each other; an
-            nn.Module is measured in eval mode and comes back as it was.
+        model: an nn.Module from images to logits, whose images do not influence each other. It is
+            measured in eval mode and comes back as it was. With ``routings=("free",)`` any
+            callable; no routing is found in it, and so no swap.
         x: (B, …) float32 or float64 images.
-        labels: (B,) int64 classes, or whatever a loss of your own takes.
+        labels: (B,) int64 classes; a tensor (B, …) of whatever a loss of your own takes.
         eps: radius, finite and above 0, in the units of the images.
         norm: a registered norm, of d.
         loss: "ce", another name of ``ironmoe.attacks.losses``, or (logits, labels) → (B,). It is
             computed in float64.
         routings: which of ``ROUTINGS``; what is held is the routing of ``x``, and the tangent is
             that of the model as it is held.
+        swaps: as in ``slope_profile``.
         steps: of each attempt, ≥ 0; restarts: attempts from random points, ≥ 1.
         bounds: lowest and highest valid pixel; None: any value is valid.
         seed: random points depend on it, on the number of the image and on the attempt alone; all
@@ -134,42 +144,65 @@ def local_linearity(
 
     Raises:
         ValueError: an argument outside the above; images that influence each other; logits that are
-            not finite, or without a graph that leads to the images.
-        TypeError: images or logits that are none.
+            not finite, or without a graph that leads to the images; labels that are no class; a
+            random model.
+        TypeError: images, labels, swaps or logits that are none; a callable whose routing cannot be
+            held.
     """
     check_counts(0, steps=steps)
     check_counts(1, restarts=restarts, batch_size=batch_size)
     if not 0 < eps < float("inf"):
         raise ValueError(f"eps must be a finite number above 0, got {eps}")
-    if isinstance(routings, str) or not routings:
+    if isinstance(routings, str) or not isinstance(routings, Sequence) or not routings:
         raise ValueError(f"routings must be a sequence of at least one name, got {routings!r}")
-    for routing in routings:
-        check_routing(routing)
     asked, x = asked_about(model, x, extra)
-    if len(labels) != len(x):
-        raise ValueError(f"labels must be those of {len(x)} images, got {len(labels)}")
+    for routing in routings:
+        check_routing(routing, model, name="routings")
+    _check_labels(labels, loss, len(x))
+    check_swaps(swaps, len(x), norm)
     right = constant(labels)
     place = surroundings(norm, bounds, x)
     numbers = torch.arange(len(x), device=x.device)
     names = tuple(dict.fromkeys(routings if is_routed(model) else routings[:1]))
 
     found: list[dict[str, Tensor]] = []
-    rounding = [torch.zeros(0, dtype=torch.float64, device=x.device)]
-    with measuring(model):
+    nothing = torch.zeros(0, dtype=torch.float64, device=x.device)
+    rounding, nearest = [nothing], [nothing]
+    with measured(asked, x):
         for places in chunks(len(x), batch_size):
-            search = _Search(
-                asked.part(places), x[places], right[places], get_loss(loss), place, eps
-            )
+            part, here, own = asked.part(places), x[places], right[places]
+            if not callable(loss):
+                with torch.no_grad():
+                    own = right_classes(own, part(here))
+            free = "free" if "free" in names else names[0]
+            given = None if swaps is None or free != "free" else swaps.part(places)
+            starts = swap_starts(part, here, norm, free, given)
+            search = _Search(part, here, own, get_loss(loss), place, eps, starts)
             found.append(search.over(names, steps, restarts, seed, numbers[places]))
             rounding.append(search.rounding)
+            nearest.append(starts.distance)
 
-    gamma = {name: torch.cat([rounding[0], *(part[name] for part in found)]) for name in names}
+    gamma = {name: torch.cat([nothing, *(part[name] for part in found)]) for name in names}
     return LocalLinearity(
         gamma={routing: gamma.get(routing, gamma[names[0]]) for routing in routings},
         rounding=torch.cat(rounding),
+        nearest_swap=torch.cat(nearest),
         eps=float(eps),
         norm=norm,
     )
+
+
+def _check_labels(labels: Any, loss: str | Loss, count: int) -> None:
+    """TypeError: they are no ``count`` classes, or for a loss of the caller's own no tensor with
+    ``count`` entries."""
+    if not callable(loss) and labels is not None:
+        check_labels(labels, count)
+        return
+    if not isinstance(labels, Tensor) or not labels.ndim or len(labels) != count:
+        raise TypeError(
+            f"labels must be a tensor with one entry for each of {count} images, got "
+            f"{described(labels)}"
+        )
 
 
 class _Search:
@@ -183,12 +216,15 @@ class _Search:
         loss: Loss,
         place: Surroundings,
         eps: float,
+        starts: SwapStarts,
     ) -> None:
         self.asked = asked
         self.x = x
         self.labels = labels
         self.loss = loss
         self.ball = place.around(x, eps)
+        self.eps = eps
+        self.starts = starts
         self.rounding = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.largest: dict[str, Tensor] = {}
         self.worst: dict[str, Tensor] = {}
@@ -202,8 +238,12 @@ class _Search:
             with held_routing(self.asked.model, self.x, routing, self.asked):
                 departure = self._departure()
                 self._follow(routing, departure, starts, steps)
+                if routing == "free":
+                    beyond = self._beyond_swap(departure)
+                    self._follow(routing, departure, beyond, steps, first=LATER_STEP)
                 if routing == routings[0]:
-                    self.rounding = rounding_of(departure, self.x, seed, numbers)
+                    unit = coarsest_unit(self.asked.model, self.x.dtype)
+                    self.rounding = rounding_of(departure, self.x, unit, seed, numbers)
 
         worst = dict(self.worst)
         for routing in routings:
@@ -212,6 +252,17 @@ class _Search:
                 with held_routing(self.asked.model, self.x, routing, self.asked):
                     self._follow(routing, self._departure(), others, steps, first=LATER_STEP)
         return self.largest
+
+    def _beyond_swap(self, departure: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """One start (B, …), of the points around the nearest swaps the worst of each image; none
+        where eps reaches no swap."""
+        best, most = self.x, torch.full_like(self.rounding, -1.0)
+        for point in self.starts.points(self.x, self.ball, self.eps):
+            with torch.no_grad():
+                value = departure(point)
+            best = where(value > most, point, best)
+            most = most.maximum(value)
+        return [] if bool((most < 0).all()) else [best]
 
     def _departure(self) -> Callable[[Tensor], Tensor]:
         """Points (B, …) → (B,) float64, how far the loss is from its tangent at ``x``."""

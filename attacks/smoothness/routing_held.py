@@ -27,10 +27,26 @@ def is_routed(model: Any) -> bool:
     return isinstance(model, nn.Module) and bool(routing_sites(model))
 
 
-def check_routing(routing: str) -> None:
-    """ValueError: ``routing`` is none of ``ROUTINGS``."""
-    if routing not in ROUTINGS:
-        raise ValueError(f"routing must be one of {ROUTINGS}, got {routing!r}")
+def check_routing(routing: str, model: Any, name: str = "routing") -> None:
+    """``name`` is the argument that the caller knows.
+
+    Raises:
+        ValueError: ``routing`` is none of ``ROUTINGS``.
+        TypeError: it is not "free", and the model is no nn.Module, so that nothing can be held.
+    """
+    if not isinstance(routing, str) or routing not in ROUTINGS:
+        raise ValueError(f"{name} must be one of {ROUTINGS}, got {routing!r}")
+    if routing != "free":
+        check_reachable(model, f'for {name} other than "free"')
+
+
+def check_reachable(model: Any, purpose: str) -> None:
+    """TypeError: the model is no nn.Module, so that it may hide layers that route."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be an nn.Module, whose routed layers can be reached, {purpose}, got "
+            f"{type(model).__name__}"
+        )
 
 
 @contextmanager
@@ -47,7 +63,7 @@ def held_routing(
     routed layers is the same under every routing.
 
     Args:
-        model: any callable from images to logits.
+        model: an nn.Module; if routing is "free", any callable from images to logits.
         x: (B, …) images. Inside the block the model takes B images at a time, in this order.
         routing: "free": nothing is held. "frozen": each token keeps the experts that it has at
             ``x``, dropped choices included, and the router weighs them as it finds the present
@@ -59,8 +75,9 @@ def held_routing(
         ValueError: a routing of another name; "frozen" for a router whose rule for gates is not
             known (Hugging Face, Expert Choice); "gates_frozen" for a Soft MoE, which has no gates;
             a layer that runs several times in a pass; inside the block, another number of images.
+        TypeError: something that is no nn.Module, unless routing is "free".
     """
-    check_routing(routing)
+    check_routing(routing, model)
     is_soft = isinstance(model, nn.Module) and any(isinstance(m, SoftMoE) for m in model.modules())
     if routing == "gates_frozen" and is_soft:
         raise ValueError(

@@ -2,39 +2,30 @@
 
 Of a smooth function it is flat for small radii, where it is the norm of the Jacobian. A jump makes
 it rise as 1 / radius, since the change does not become smaller. A derivative sees no jump at all.
+Beside it stands the worst secant, over all distances up to the radius.
 
 Shape suffixes: B images, R radii, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import Ball
-from ironmoe.attacks.engine.attempts import where
 from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.losses import margin
 from ironmoe.attacks.methods.parts.counts import check_counts
-from ironmoe.attacks.smoothness.ascent import (
-    FIRST_STEP,
-    LATER_STEP,
-    Surroundings,
-    ascent,
-    random_start,
-    rounding_of,
-    surroundings,
-)
-from ironmoe.attacks.smoothness.asking import (
-    Asked,
-    asked_about,
-    chunks,
-    constant,
-    measuring,
-)
+from ironmoe.attacks.smoothness.ascent import rounding_of, surroundings
+from ironmoe.attacks.smoothness.asking import Asked, asked_about, chunks, constant
+from ironmoe.attacks.smoothness.labels import check_labels, right_classes
+from ironmoe.attacks.smoothness.precision import coarsest_unit
 from ironmoe.attacks.smoothness.routing_held import check_routing, held_routing
+from ironmoe.attacks.smoothness.secant_search import Change, SecantSearch
+from ironmoe.attacks.smoothness.separate import measured
+from ironmoe.attacks.smoothness.swaps.nearest import Swaps
+from ironmoe.attacks.smoothness.swaps.starts import check_swaps, swap_starts
 
 OUTPUTS = ("logits", "margin")
 
@@ -46,10 +37,15 @@ class SlopeProfile:
 
     radii:    (R,) float64, ascending
     changes:  (B, R) float64, max ‖f(x + d) − f(x)‖ over ‖d‖ ≤ r
-    slopes:   (B, R) float64, max ‖f(x + d) − f(x)‖ / ‖d‖ over 0 < ‖d‖ ≤ r. It does not fall with
-        the radius, since the points of smaller balls count in larger ones
-    rounding: (B,) float64, the change after each pixel moved by one unit in the last place. Changes
-        that are not far above it are rounding, which looks like a jump
+    slopes:   (B, R) float64, the worst secant, max ‖f(x + d) − f(x)‖ / ‖d‖ over 0 < ‖d‖ ≤ r. It
+        does not fall with the radius, since the points of smaller balls count in larger ones. At a
+        jump it is as steep as the jump is near
+    rounding: (B,) float64, the change after each pixel moved by one unit in the last place, in the
+        lowest precision of images, weights and dispatched tokens. Changes that are not far above it
+        may be rounding, which looks like a jump. Casts in the code of a model do not show in it
+    nearest_swap: (B,) float64, the distance of the swap at which the search began, too; inf without
+        one, as under held routing; NaN where it could not be told, so that jumps were met by
+        chance: another norm than Linf, L2, L1, or a layer that ``nearest_swaps`` refuses
     norm, out, routing: as they were given
     """
 
@@ -57,6 +53,7 @@ class SlopeProfile:
     changes: Tensor
     slopes: Tensor
     rounding: Tensor
+    nearest_swap: Tensor
     norm: str
     out: str
     routing: str
@@ -74,7 +71,8 @@ class SlopeProfile:
         shown = ", ".join(f"{median:.3g} at {radius:.3g}" for radius, median in pairs)
         return (
             f"SlopeProfile({len(self.profile)} images, {self.out}, {self.routing} routing, "
-            f"{self.norm}; median {shown or 'of none'})"
+            f"{self.norm}; median {shown or 'of none'}"
+            f"{'; swaps not known' if self.nearest_swap.isnan().any() else ''})"
         )
 
 
@@ -87,6 +85,7 @@ def slope_profile(
     out: str = "logits",
     routing: str = "free",
     labels: Tensor | None = None,
+    swaps: Swaps | None = None,
     steps: int = 20,
     restarts: int = 1,
     bounds: tuple[float, float] | None = None,
@@ -94,17 +93,21 @@ def slope_profile(
     batch_size: int = 64,
     extra: Extra | None = None,
 ) -> SlopeProfile:
-    """The worst change of the output within each radius, and the worst secant, by steepest ascent
-    on the change. The search at each radius begins at random points of the ball and, from the
-    second radius on, at the worst point so far, moved outwards.
+    """The worst change of the output within each radius, and the worst secant, by steepest ascent.
 
-    Costs (steps + 1) · restarts forward passes for the first radius and (steps + 1) ·
-    (restarts + 1) for each other one, and a backward pass for each step. Float32 rounds changes at
-    about 1e-6 of the logits, so small radii need a float64 model: ``rounding`` says how small.
+    The change is raised at each radius from random points of the ball, from the worst point so far,
+    moved outwards, and from just beyond the nearest swap of the image, if the radius reaches it: an
+    ascent alone meets jumps by chance. Then the secant is raised from where it is steepest so far.
+
+    Costs at most (steps + 5) · (restarts + 3) forward passes for each radius, and a backward pass
+    for each step; and what ``nearest_swaps`` costs, unless ``swaps`` are given. Float32 rounds
+    changes at about 1e-6 of the logits, so small radii need a float64 model: ``rounding`` says how
+    small. Secants are looked for at a sixteenth of the radius, too.
 
     Args:
-        model: any callable from images to logits, whose images do not influence each other; an
-            nn.Module is measured in eval mode and comes back as it was.
+        model: any callable from images to logits, whose images do not influence each other; unless
+            routing is "free", an nn.Module. That is measured in eval mode and comes back as it was.
+            In another callable no routing is found, and so no swap.
         x: (B, …) float32 or float64 images.
         radii: finite numbers above 0 in the units of the images, in any order.
         norm: a registered norm, of d.
@@ -112,6 +115,8 @@ def slope_profile(
             minus the best wrong one.
         routing: as in ``held_routing``; what is held is the routing of ``x``.
         labels: (B,) int64, the right classes of the margin; None: those that the model names.
+        swaps: what ``nearest_swaps`` returned for these images in this norm, of all tokens or of
+            some, for the free model alone; None: it is asked about all pairs of all tokens.
         steps: of each attempt, ≥ 0; restarts: attempts from random points at each radius, ≥ 1.
         bounds: lowest and highest valid pixel; None: any value is valid.
         seed: random points depend on it, on the number of the image and on the attempt alone.
@@ -123,40 +128,48 @@ def slope_profile(
 
     Raises:
         ValueError: an argument outside the above; images that influence each other; logits that are
-            not finite, or without a graph that leads to the images.
-        TypeError: images, labels or logits that are none.
+            not finite, or without a graph that leads to the images; labels that are no class; a
+            random model.
+        TypeError: images, labels, swaps or logits that are none; a callable whose routing cannot be
+            held.
     """
     check_counts(0, steps=steps)
     check_counts(1, restarts=restarts, batch_size=batch_size)
-    check_routing(routing)
+    check_routing(routing, model)
     if out not in OUTPUTS:
         raise ValueError(f"out must be one of {OUTPUTS}, got {out!r}")
     ascending = _checked_radii(radii)
     asked, x = asked_about(model, x, extra)
+    check_labels(labels, len(x))
+    check_swaps(swaps, len(x), norm)
     place = surroundings(norm, bounds, x)
     numbers = torch.arange(len(x), device=x.device)
 
+    unit = coarsest_unit(model, x.dtype)
+
     parts = []
-    with measuring(model):
+    with measured(asked, x):
         for places in chunks(len(x), batch_size):
-            part = asked.part(places)
+            part, here = asked.part(places), x[places]
             right = None if labels is None else constant(labels)[places]
-            with held_routing(model, x[places], routing, part):
-                change = _change_of(part, x[places], out, right)
-                parts.append(
-                    _Search(change, x[places], place, seed, numbers[places]).over(
-                        ascending, steps, restarts
-                    )
-                )
+            given = None if swaps is None or routing != "free" else swaps.part(places)
+            starts = swap_starts(part, here, norm, routing, given)
+            with held_routing(model, here, routing, part):
+                change = _change_of(part, here, out, right)
+                search = SecantSearch(change, here, place, starts, seed, numbers[places])
+                found = search.over(ascending, steps, restarts)
+                rounding = rounding_of(change, here, unit, seed, numbers[places])
+            parts.append((*found, rounding, starts.distance))
 
     nothing = torch.zeros(0, len(ascending), dtype=torch.float64, device=x.device)
-    parts = parts or [(nothing, nothing, nothing[:, 0])]
-    changes, slopes, rounding = (torch.cat(values) for values in zip(*parts, strict=True))
+    parts = parts or [(nothing, nothing, nothing[:, 0], nothing[:, 0])]
+    changes, slopes, rounding, nearest = (torch.cat(values) for values in zip(*parts, strict=True))
     return SlopeProfile(
         radii=torch.tensor(ascending, dtype=torch.float64, device=x.device),
         changes=changes,
         slopes=slopes,
         rounding=rounding,
+        nearest_swap=nearest,
         norm=norm,
         out=out,
         routing=routing,
@@ -164,72 +177,28 @@ def slope_profile(
 
 
 def _checked_radii(radii: Sequence[float]) -> list[float]:
-    """The radii, ascending. ValueError: there is none, or one that is not finite and above 0."""
+    """The radii, ascending.
+
+    Raises:
+        TypeError: they are no sequence of numbers.
+        ValueError: there is none, or one that is not finite and above 0.
+    """
+    is_scalar = isinstance(radii, Tensor) and radii.ndim == 0
+    if not isinstance(radii, Iterable) or isinstance(radii, str) or is_scalar:
+        raise TypeError(f"radii must be a sequence of numbers, got {radii!r}")
     numbers = sorted(float(radius) for radius in radii)
     if not numbers or not all(0 < radius < float("inf") for radius in numbers):
         raise ValueError(f"radii must be finite numbers above 0, at least one, got {radii}")
     return numbers
 
 
-def _change_of(
-    asked: Asked, x: Tensor, out: str, labels: Tensor | None
-) -> Callable[[Tensor], Tensor]:
-    """Points (B, …) → (B,) float64, how far the output is from that at ``x``."""
+def _change_of(asked: Asked, x: Tensor, out: str, labels: Tensor | None) -> Change:
+    """How far the output is from that at ``x``."""
     with torch.no_grad():
         logits = asked(x).double()
+    right = right_classes(labels, logits)
     if out == "logits":
         return lambda point: (asked(point).double() - logits).norm(dim=1)
 
-    right = logits.argmax(1) if labels is None else labels
     before = margin(logits, right)
     return lambda point: (margin(asked(point).double(), right) - before).abs()
-
-
-class _Search:
-    """The worst points of one batch, from radius to radius."""
-
-    def __init__(
-        self,
-        change: Callable[[Tensor], Tensor],
-        x: Tensor,
-        place: Surroundings,
-        seed: int,
-        numbers: Tensor,
-    ) -> None:
-        self.change = change
-        self.x = x
-        self.place = place
-        self.seed = seed
-        self.numbers = numbers
-        self.worst = x  # the point of the largest change
-        self.largest = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        self.steepest = torch.zeros_like(self.largest)
-
-    def over(
-        self, radii: Sequence[float], steps: int, restarts: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(changes (B, R), slopes (B, R), rounding (B,)) for ascending radii."""
-        changes, slopes = [], []
-        for number, radius in enumerate(radii):
-            ball = self.place.around(self.x, radius)
-            if number:
-                outwards = self.x + (self.worst - self.x) * (radius / radii[number - 1])
-                self._follow(ball, ball.project(outwards), steps, first=LATER_STEP)
-            for attempt in range(restarts):
-                place = number * restarts + attempt
-                start = random_start(ball, self.seed, self.numbers, place)
-                self._follow(ball, start, steps)
-            changes.append(self.largest)
-            slopes.append(self.steepest)
-
-        rounding = rounding_of(self.change, self.x, self.seed, self.numbers)
-        return torch.stack(changes, 1), torch.stack(slopes, 1), rounding
-
-    def _follow(self, ball: Ball, start: Tensor, steps: int, first: float = FIRST_STEP) -> None:
-        for point, change in ascent(ball, start, self.change, steps, first=first):
-            distance = ball.distance(point)
-            slope = torch.where(distance > 0, change / distance, 0)
-            self.steepest = self.steepest.maximum(slope)
-            larger = change > self.largest
-            self.largest = torch.where(larger, change, self.largest)
-            self.worst = where(larger, point, self.worst)

@@ -21,7 +21,9 @@ from ironmoe.attacks.extra import Extra, cut, extra_columns
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.result import AttackResult
-from ironmoe.attacks.smoothness.asking import asked_about, chunks, measuring
+from ironmoe.attacks.smoothness.asking import asked_about, chunks, in_own_precision, measuring
+from ironmoe.attacks.smoothness.labels import check_labels, right_classes
+from ironmoe.attacks.smoothness.separate import measured
 
 MOST_TARGETS = 9  # as many classes as FAB aims at in AutoAttack
 
@@ -128,16 +130,36 @@ def stability(
 
     Raises:
         ValueError: an attack on another model or in another norm; images that influence each other;
-            what the attack itself refuses.
+            a random model without an attack that is made for it; labels that are no class; what the
+            attack itself refuses.
         TypeError: an attack that does not look for least distances; images or labels that are none.
     """
     check_counts(0, steps=steps, refine=refine)
     check_counts(1, batch_size=batch_size)
     _, images = asked_about(model, images, extra)
+    check_labels(labels, len(images))
     if attack is None:
-        attack = _usual_attack(model, images, norm, bounds, steps, extra)
+        attack = _usual_attack(model, images, labels, norm, bounds, steps, extra)
     _check_attack(attack, model, norm)
 
+    with in_own_precision(model):
+        parts = _found(attack, images, labels, batch_size, refine, extra)
+    nothing = torch.zeros(0, dtype=torch.float64, device=images.device)
+    parts = parts or [(nothing, nothing.bool(), nothing.bool())]
+    distances, right, solved = (torch.cat(values) for values in zip(*parts, strict=True))
+    farthest = _farthest(images, norm, attack.bounds)
+    return Stability(distances, right, solved, farthest, norm, repr(attack))
+
+
+def _found(
+    attack: LeastDistanceAttack,
+    images: Tensor,
+    labels: Tensor | None,
+    batch_size: int,
+    refine: int,
+    extra: Extra | None,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(distances, right, solved) of one batch after another."""
     parts = []
     for places in chunks(len(images), batch_size):
         here = images[places]
@@ -152,23 +174,26 @@ def stability(
             distances = distances * _first_share(attack, here, own, result, side, refine)
         distances = distances.masked_fill(~result.clean_correct, 0)
         parts.append((distances, result.clean_correct, solved))
-
-    nothing = torch.zeros(0, dtype=torch.float64, device=images.device)
-    parts = parts or [(nothing, nothing.bool(), nothing.bool())]
-    distances, right, solved = (torch.cat(values) for values in zip(*parts, strict=True))
-    farthest = _farthest(images, norm, attack.bounds)
-    return Stability(distances, right, solved, farthest, norm, repr(attack))
+    return parts
 
 
 def _usual_attack(
-    model: Any, images: Tensor, norm: str, bounds: Bounds, steps: int, extra: Extra | None
+    model: Any,
+    images: Tensor,
+    labels: Tensor | None,
+    norm: str,
+    bounds: Bounds,
+    steps: int,
+    extra: Extra | None,
 ) -> LeastDistanceAttack:
-    """FAB-T on as many classes as there are, or nine."""
+    """FAB-T on as many classes as there are, or nine, after a look at the model."""
     classes = MOST_TARGETS + 1
     if len(images):
-        asked, one = asked_about(model, images[:1], cut(extra, len(images), slice(0, 1)))
-        with measuring(model), torch.no_grad():
-            classes = asked(one).shape[1]
+        asked, images = asked_about(model, images, extra)
+        with measured(asked, images), torch.no_grad():
+            logits = asked.part(slice(0, 1))(images[:1])
+        right_classes(labels, logits)
+        classes = logits.shape[1]
     targets = min(MOST_TARGETS, max(classes - 1, 1))
     return FAB(
         model,

@@ -14,9 +14,8 @@ from torch import Tensor
 from ironmoe.attacks.balls.abilities import HyperplaneBall
 from ironmoe.attacks.balls.ball import ball_of, norms_with
 from ironmoe.attacks.extra import Extra
-from ironmoe.attacks.goals.goal import described
 from ironmoe.attacks.methods.parts.counts import check_counts
-from ironmoe.attacks.smoothness.asking import asked_about, chunks, measuring
+from ironmoe.attacks.smoothness.asking import asked_about, chunks
 from ironmoe.attacks.smoothness.jacobians.lanczos import largest_singular_value
 from ironmoe.attacks.smoothness.jacobians.linearised import (
     Linearised,
@@ -24,6 +23,10 @@ from ironmoe.attacks.smoothness.jacobians.linearised import (
     linearised,
     twice_linearised,
 )
+from ironmoe.attacks.smoothness.jacobians.rival_classes import Rivals
+from ironmoe.attacks.smoothness.labels import check_labels, right_classes
+from ironmoe.attacks.smoothness.routing_held import check_routing
+from ironmoe.attacks.smoothness.separate import measured
 
 
 @dataclass(repr=False)
@@ -42,11 +45,14 @@ class LocalSmoothness:
         small step of length 1; 0 for j = y, NaN for classes that were not looked at
     radius:        (B,) min over j of margin / slope: the distance to the nearest other class if the
         model were linear (r₁). 0 where another class is not below y, inf where none can overtake
-        it. Multiplying the logits by a number changes nothing
-    rivals:        over how many classes j the minimum is taken, those with the largest logits
+        it. Multiplying the logits by a number changes nothing. The minimum is taken over the
+        classes that were looked at: where these are not all, r₁ is at most this
+    rivals:        (B,) int64, how many classes j were looked at, those with the largest logits
+    settled:       (B,) bool, no class that was not looked at can be nearer: by √2 ‖J‖₂, which no
+        slope exceeds in L2, as far as ``spectral`` is right. True where all were looked at
     norm:          of the radius and of the steps that the slopes are about
     routing:       "free", "frozen" or "gates_frozen"
-    passes:        (B,) int64, forward and backward passes that an image cost
+    passes:        (B,) int64, forward and backward passes that an image and its batch cost
     """
 
     logits: Tensor
@@ -56,24 +62,27 @@ class LocalSmoothness:
     margins: Tensor
     margin_slopes: Tensor
     radius: Tensor
+    rivals: Tensor
+    settled: Tensor
     passes: Tensor
-    rivals: int
     norm: str
     routing: str
 
     @property
     def exact(self) -> bool:
-        """Whether all classes were looked at, so that nothing is an estimate."""
-        return self.rivals >= self.logits.shape[1] - 1
+        """Whether all classes of all images were looked at, so that nothing is an estimate."""
+        return bool((self.rivals >= self.logits.shape[1] - 1).all())
 
     def __repr__(self) -> str:
         """What to read first, in place of all the tensors."""
         if not len(self.radius):
             return "LocalSmoothness(0 images)"
+        at_most = "" if self.settled.all() else "≤ "
         return (
             f"LocalSmoothness({len(self.radius)} images, median radius in {self.norm} "
-            f"{float(self.radius.median()):.3g}, median ‖J‖₂ {float(self.spectral.median()):.3g}, "
-            f"routing {self.routing!r}{'' if self.exact else ', estimated'})"
+            f"{at_most}{float(self.radius.median()):.3g}, median ‖J‖₂ "
+            f"{float(self.spectral.median()):.3g}, routing {self.routing!r}"
+            f"{'' if self.exact else ', estimated'})"
         )
 
 
@@ -105,15 +114,18 @@ def jacobian(
     since models curve and reroute.
 
     Up to ``max_rows`` classes all C rows of the Jacobian are computed, one backward pass each over
-    one graph, and everything is exact. Memory: ``batch_size`` · C images. With more classes the
-    rows are those of the label and of the ``max_rows`` − 1 largest other logits, and ``spectral``
-    comes from Lanczos steps (Golub and Kahan), each of which costs two backward passes and needs a
-    model that is differentiable twice.
+    one graph, and everything is exact. Memory: ``batch_size`` · C images. With more classes
+    ``spectral`` comes from Lanczos steps (Golub and Kahan), each of which costs two backward passes
+    and needs a model that is differentiable twice. The rows are those of the label and of the
+    ``max_rows`` − 1 largest other logits, and of up to as many again while one of them could still
+    be nearer: a slope is at most √2 ‖J‖₂ in L2 and L1, and √(2 D) ‖J‖₂ in Linf, D pixels. If that
+    is not enough, the radius is an upper estimate (``settled`` is False): a class that is far
+    behind and steep may be nearer. ``max_rows=C`` is exact for every model.
 
     Args:
-        model: any callable from images to logits, whose images do not influence each other. An
-            nn.Module is measured in eval mode, its weights get no gradient, and it comes back as it
-            was.
+        model: any callable from images to logits, whose images do not influence each other; unless
+            routing is "free", an nn.Module. That is measured in eval mode, its weights get no
+            gradient, and it comes back as it was.
         x: (B, …) float32 or float64 images, as the model takes them. With model and images in
             float64 rounding vanishes: norms have 14 digits in place of 6.
         labels: (B,) int64, the right classes; None: those that the model names.
@@ -132,35 +144,34 @@ def jacobian(
     Raises:
         ValueError: images that influence each other; a norm, routing or number outside the above;
             logits that are not finite, or not differentiable with respect to the images; labels
-            that are no class.
-        TypeError: images, labels or logits that are none.
+            that are no class; a random model.
+        TypeError: images, labels or logits that are none; a callable whose routing cannot be held.
     """
     ball = ball_with_dual(norm)
     check_counts(2, max_rows=max_rows)
     check_counts(1, steps=steps, batch_size=batch_size)
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance must be finite and above 0, got {tolerance}")
+    check_routing(routing, model)
     asked, x = asked_about(model, x, extra)
-    if labels is not None:
-        _check_labels(labels, len(x))
+    check_labels(labels, len(x))
 
     parts: list[dict[str, Tensor]] = []
-    with measuring(model):
+    with measured(asked, x):
         for places in chunks(len(x), batch_size):
             part = asked.part(places)
             with linearised(part, x[places], routing) as at:
-                own = _labels(None if labels is None else labels[places], at.logits.detach())
+                own = right_classes(None if labels is None else labels[places], at.logits.detach())
                 if at.logits.shape[1] <= max_rows:
                     parts.append(_by_rows(at, own, ball))
                 else:
-                    at = twice_linearised(part, x[places], at.passes)
                     lanczos = _Lanczos(steps, tolerance, seed)
-                    parts.append(_by_products(at, own, ball, max_rows - 1, lanczos))
+                    with twice_linearised(part, x[places], at.passes) as twice:
+                        parts.append(_by_products(twice, own, ball, max_rows - 1, lanczos))
 
     first, *_ = parts = parts or [_of_no_image(x)]
     joined = {name: torch.cat([part[name] for part in parts]) for name in first}
-    rivals = max(min(joined["logits"].shape[1], max_rows) - 1, 0)
-    return LocalSmoothness(**joined, rivals=rivals, norm=norm, routing=routing)
+    return LocalSmoothness(**joined, norm=norm, routing=routing)
 
 
 def ball_with_dual(norm: str) -> type[HyperplaneBall]:
@@ -174,27 +185,6 @@ def ball_with_dual(norm: str) -> type[HyperplaneBall]:
     return ball
 
 
-def _check_labels(labels: Any, count: int) -> None:
-    is_tensor = isinstance(labels, Tensor) and labels.dtype == torch.int64
-    if not is_tensor or labels.shape != (count,):
-        raise TypeError(
-            f"labels must be an int64 tensor ({count},) or None, got {described(labels)}"
-        )
-
-
-def _labels(labels: Tensor | None, logits: Tensor) -> Tensor:
-    """(B,) int64, the model's own where none are given. ValueError: one is no class."""
-    if labels is None:
-        return logits.argmax(1)
-    labels = labels.to(logits.device)
-    classes = logits.shape[1]
-    if bool(((labels < 0) | (labels >= classes)).any()):
-        raise ValueError(
-            f"labels must be from 0 to {classes - 1}, got {int(labels.min())} … {int(labels.max())}"
-        )
-    return labels
-
-
 def _by_rows(at: Linearised, labels: Tensor, ball: type[HyperplaneBall]) -> dict[str, Tensor]:
     """Exactly, by all rows."""
     rows = at.rows()
@@ -203,66 +193,62 @@ def _by_rows(at: Linearised, labels: Tensor, ball: type[HyperplaneBall]) -> dict
     slopes = [ball.dual_length(own - row.double()) for row in rows.unbind(1)]
 
     spectral = largest_singular_values(rows)
-    margins = _margins(at.logits, labels)
-    slopes_BC = torch.stack(slopes, 1)
-    return _part(at, labels, spectral, torch.zeros_like(spectral), margins, slopes_BC)
+    found = Rivals(at.logits, labels)
+    found.slopes = torch.stack(slopes, 1)
+    return _part(at, labels, spectral, torch.zeros_like(spectral), found)
 
 
 def _by_products(
     at: Linearised, labels: Tensor, ball: type[HyperplaneBall], rivals: int, lanczos: _Lanczos
 ) -> dict[str, Tensor]:
-    """By the rows of the nearest rivals, and by products with the Jacobian."""
-    margins = _margins(at.logits, labels)
-    slopes_BC = torch.full_like(margins, math.nan).scatter(1, labels[:, None], 0.0)
-    others = margins.scatter(1, labels[:, None], math.inf)
-    nearest_BR = others.topk(rivals, dim=1, largest=False).indices
-
-    own = at.row(labels).double()
-    for rival in nearest_BR.unbind(1):
-        slope = ball.dual_length(own - at.row(rival).double())
-        slopes_BC = slopes_BC.scatter(1, rival[:, None], slope[:, None])
-
+    """By products with the Jacobian, and by the rows of the nearest rivals: so many, and up to as
+    many again for images where one of them could still win."""
     # one start for all images, so that an image's value does not depend on its place
     generator = torch.Generator().manual_seed(lanczos.seed)
-    start = torch.randn(margins.shape[1], dtype=torch.float64, generator=generator)
-    found = largest_singular_value(
+    start = torch.randn(at.logits.shape[1], dtype=torch.float64, generator=generator)
+    spectrum = largest_singular_value(
         lambda v: at.times(v.view_as(at.point)).double(),
         lambda u: at.transposed(u).double().flatten(1),
-        start.to(margins.device).expand_as(margins),
+        start.to(at.logits.device).expand(len(at.logits), -1),
         at.point[0].numel(),
         steps=lanczos.steps,
         tolerance=lanczos.tolerance,
     )
-    return _part(at, labels, found.value, found.residual, margins, slopes_BC)
+
+    found = Rivals(at.logits, labels)
+    found.steepest = _steepest(ball.norm, at.point[0].numel()) * (
+        spectrum.value + spectrum.residual
+    )
+    own = at.row(labels).double()
+    for number in range(min(2 * rivals, at.logits.shape[1] - 1)):
+        looked_at = ~found.settled if number >= rivals else torch.ones_like(found.settled)
+        if not bool(looked_at.any()):
+            break
+        rival = found.following[:, number]
+        found.add(rival, ball.dual_length(own - at.row(rival).double()), looked_at)
+    return _part(at, labels, spectrum.value, spectrum.residual, found)
 
 
-def _margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B, C) float64 z_y − z_j."""
-    wide = logits.detach().double()
-    return wide.gather(1, labels[:, None]) - wide
+def _steepest(norm: str, pixels: int) -> float:
+    """What the slope of a margin does not exceed where ‖J‖₂ = 1: the dual norm of a difference of
+    two rows, whose length in L2 is at most √2."""
+    longest = {"Linf": math.sqrt(pixels), "L2": 1.0, "L1": 1.0}
+    return math.sqrt(2) * longest.get(norm, math.inf)
 
 
 def _part(
-    at: Linearised,
-    labels: Tensor,
-    spectral: Tensor,
-    residual: Tensor,
-    margins: Tensor,
-    slopes: Tensor,
+    at: Linearised, labels: Tensor, spectral: Tensor, residual: Tensor, found: Rivals
 ) -> dict[str, Tensor]:
-    # of classes without a slope: it is 0, or they are further behind than those that were looked at
-    ahead = torch.where(margins > 0, math.inf, 0.0)
-    distances = torch.where(slopes > 0, margins / slopes, ahead).clamp_min(0)
-    radius = distances.scatter(1, labels[:, None], math.inf).amin(1)
-
     return {
         "logits": at.logits.detach().double(),
         "labels": labels,
         "spectral": spectral,
         "residual": residual,
-        "margins": margins,
-        "margin_slopes": slopes,
-        "radius": radius,
+        "margins": found.margins,
+        "margin_slopes": found.slopes,
+        "radius": found.radius,
+        "rivals": found.count,
+        "settled": found.settled,
         "passes": torch.full_like(labels, at.passes),
     }
 
@@ -278,5 +264,7 @@ def _of_no_image(x: Tensor) -> dict[str, Tensor]:
         "margins": by_class,
         "margin_slopes": by_class,
         "radius": nothing,
+        "rivals": number,
+        "settled": nothing.bool(),
         "passes": number,
     }

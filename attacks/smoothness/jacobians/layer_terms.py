@@ -19,9 +19,10 @@ from torch import Tensor
 from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.routing.layers import members_of
-from ironmoe.attacks.smoothness.asking import asked_about, chunks, measuring
+from ironmoe.attacks.smoothness.asking import asked_about, chunks
 from ironmoe.attacks.smoothness.jacobians.layer_tokens import LayerTokens, block_of
 from ironmoe.attacks.smoothness.layers import layer_names
+from ironmoe.attacks.smoothness.separate import measured
 from ironmoe.kernels import Routing
 from ironmoe.moe.metrics import boundary_mass, expert_outputs, swap_jump
 from ironmoe.moe.routing.ranks import by_rank, ranking
@@ -113,7 +114,8 @@ def layer_terms(
     Hugging Face model the layer is the block around router and experts.
 
     Args:
-        model: as in ``jacobian``. One that routes nothing has no terms: the result is {}.
+        model: an nn.Module, as in ``jacobian``. One that routes nothing has no terms: the result
+            is {}.
         x: (B, …) float32 or float64 images.
         layers: by name or number; None: all that run.
         tokens: how many to draw; in an ensemble of each member, the same of all. None: all.
@@ -129,7 +131,7 @@ def layer_terms(
         ValueError: images that influence each other; a layer that is not there, or does not run; a
             router that decides about a token by the others, as Expert Choice does; a Hugging Face
             block that is not understood; numbers outside the above.
-        TypeError: images or logits that are none.
+        TypeError: images or logits that are none; a model that is no nn.Module.
     """
     check_counts(1, batch_size=batch_size, **({} if tokens is None else {"tokens": tokens}))
     if not all(0 <= width < math.inf for width in widths):
@@ -139,7 +141,7 @@ def layer_terms(
     if not names:
         return {}
 
-    with measuring(model):
+    with measured(asked, x):
         sites = routing_sites(model)
         with trace_routing(model, keep_inputs=True) as trace, torch.no_grad():
             for places in chunks(len(x), batch_size):

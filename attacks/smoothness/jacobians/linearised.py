@@ -76,11 +76,13 @@ def linearised(asked: Asked, x: Tensor, routing: str) -> Iterator[Linearised]:
         yield Linearised(asked, x, counted.passes)
 
 
-def twice_linearised(asked: Asked, x: Tensor, passes: int) -> Linearised:
+@contextmanager
+def twice_linearised(asked: Asked, x: Tensor, passes: int) -> Iterator[Linearised]:
     """The model at the same images, with second derivatives. torch's fused kernels for attention
-    have none, so attention of any library runs in plain operations here."""
+    have none, so attention of any library runs in plain operations inside the block: backward
+    passes, too, since activation checkpoints run the forward pass again there."""
     with sdpa_kernel(SDPBackend.MATH):
-        return Linearised(asked, x, passes)
+        yield Linearised(asked, x, passes)
 
 
 class _Counted:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.methods.parts.counts import check_counts
-from ironmoe.attacks.smoothness.asking import Asked, asked_about, chunks, measuring
+from ironmoe.attacks.smoothness.asking import Asked, asked_about, chunks
 from ironmoe.attacks.smoothness.jacobians.linearised import largest_singular_values, linearised
+from ironmoe.attacks.smoothness.routing_held import check_reachable, check_routing
+from ironmoe.attacks.smoothness.separate import measured
 
 
 @dataclass(repr=False)
@@ -58,8 +60,9 @@ def jacobian_matrix(
     """(B, C, …) the gradient of every logit with respect to every pixel, by C backward passes. The
     arguments and errors are those of ``jacobian``. For no image it is (0, 0, …)."""
     check_counts(1, batch_size=batch_size)
+    check_routing(routing, model)
     asked, x = asked_about(model, x, extra)
-    with measuring(model):
+    with measured(asked, x):
         parts = [
             _rows(asked.part(places), x[places], routing) for places in chunks(len(x), batch_size)
         ]
@@ -82,12 +85,14 @@ def network_terms(
         ``NetworkTerms``.
 
     Raises:
-        ValueError, TypeError: as ``jacobian``; a Soft MoE, which has no gates of chosen experts.
+        ValueError, TypeError: as ``jacobian``; a Soft MoE, which has no gates of chosen experts;
+            a model that is no nn.Module, which may hide its gates.
     """
     check_counts(1, batch_size=batch_size)
     asked, x = asked_about(model, x, extra)
+    check_reachable(model, "to see what goes through gates")
     parts = []
-    with measuring(model):
+    with measured(asked, x):
         for places in chunks(len(x), batch_size):
             part = asked.part(places)
             whole = _rows(part, x[places], "free")

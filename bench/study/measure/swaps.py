@@ -13,10 +13,11 @@ RADII = (0.1, 0.25, 1.0, 4.0)  # in units of 1/255
 
 @measurement(
     "swaps",
-    "the distance of images to the nearest change of an expert, to first order, and the jump of "
-    "the logits there, by two forced passes",
+    "the distance of images to the nearest change of an expert, over all pairs of experts, to "
+    "first order, and the jump of the logits there, by two forced passes",
     settings=("swap_images",),
-    passes=lambda budget: 20 * budget.swap_images,
+    # a backward pass for each token, layer and expert: about 16, 2 and 8 of them
+    passes=lambda budget: 256 * budget.swap_images,
     needs_experts=True,
 )
 def swaps(subject: Subject, budget: Budget) -> Outcome:
@@ -26,7 +27,7 @@ def swaps(subject: Subject, budget: Budget) -> Outcome:
     and jump; the jump is NaN where the image at the swap routes that token otherwise. Without swaps
     (K = E) the distance is NaN, the shares and jumps are 0."""
     images, labels = subject.sample(budget.swap_images)
-    near = nearest_swaps(subject.model, images)
+    near = nearest_swaps(subject.model, images, pairs="all")
     at_swap = (images + near.steps).to(images)
     jumps = swap_jumps(subject.model, at_swap, near, labels=labels)
     shares = boundary_profile(near, [from_255(radius) for radius in RADII])

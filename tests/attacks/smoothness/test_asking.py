@@ -60,6 +60,16 @@ def test_neither_inference_mode_nor_autocast_changes_a_number(plain):
         torch.testing.assert_close(one, other)
 
 
+def test_autocast_changes_no_number_of_a_float32_model():
+    """Which it would, were it not turned off: float64 is never cast."""
+    model, x = vmoe().float(), images_of(3).float()
+    options = {"bounds": (-5.0, 5.0), "steps": 2, "refine": 2, "norm": "L2"}
+    plain = stability(model, x, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = stability(model, x, **options)
+    assert torch.equal(found.distances, plain.distances) and plain.solved.any()
+
+
 def test_wrong_dtypes_are_explained():
     with pytest.raises(TypeError, match=r"got torch.float32 for weights of torch.float64"):
         nearest_swaps(vmoe(), images_of(3).float())

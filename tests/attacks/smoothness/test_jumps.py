@@ -179,14 +179,33 @@ def test_swaps_of_other_images_are_refused():
         swap_jumps(model, x, swaps, ("blocks.0.mlp", 0))
     with pytest.raises(ValueError, match="got 'farthest'"):
         swap_jumps(model, x, swaps, "farthest")
-    with pytest.raises(TypeError, match="labels must be an int64 tensor"):
-        swap_jumps(model, x, swaps, labels=torch.zeros(2))
+    with pytest.raises(ValueError, match="got 3"):
+        swap_jumps(model, x, swaps, 3)
+    for labels in (torch.zeros(3), [0, 0, 0], torch.zeros(2).long(), torch.zeros(3).int()):
+        with pytest.raises(TypeError, match=r"labels must be an int64 tensor \(3,\)"):
+            swap_jumps(model, x, swaps, labels=labels)
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match=f"labels must be from 0 to 2, got {label}"):
+            swap_jumps(model, x, swaps, labels=torch.full((3,), label))
+
+
+def test_swaps_of_another_model_are_refused():
+    model, x = vmoe(), images_of(3)
+    swaps = nearest_swaps(model, x)
+    with pytest.raises(ValueError, match=r"swaps must be those of model, got layers that it lacks"):
+        swap_jumps(vmoe(moe_layers=(0,)), x, swaps)
+    for layer in swaps.layers.values():
+        layer.coming.fill_(5)
+    with pytest.raises(ValueError, match=r"expert 5 in .* which has 4 tokens an image and 4 expe"):
+        swap_jumps(model, x, swaps)
+    with pytest.raises(TypeError, match=r"must be an nn.Module"):
+        swap_jumps(model.forward, x, swaps)
 
 
 def test_a_token_that_is_routed_otherwise_is_not_forced():
     """At other images a token may have neither of the two experts, or both."""
     model, x = vmoe(), images_of(8)
-    swaps = nearest_swaps(model, x)
+    swaps = nearest_swaps(model, x, pairs="next")
     other = images_of(8, seed=5)
     jumps = swap_jumps(model, other, swaps)
     with trace_routing(model) as trace:

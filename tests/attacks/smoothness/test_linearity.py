@@ -8,7 +8,7 @@ from smoothness_models import LinearlyRouted, dense, images_of, vmoe
 from torch import nn
 
 from ironmoe.attacks.losses import cross_entropy
-from ironmoe.attacks.smoothness import ROUTINGS, local_linearity
+from ironmoe.attacks.smoothness import ROUTINGS, local_linearity, nearest_swaps
 
 wide = {"dtype": torch.float64}
 
@@ -110,8 +110,9 @@ def test_without_a_choice_the_share_is_nothing():
     model.register_forward_hook(lambda *_: passes.append(1))
     found = local_linearity(model, x, labels, 0.1, steps=1, restarts=3, routings=ROUTINGS)
     assert tuple(found.gamma) == ROUTINGS and found.routing_share.tolist() == [0, 0, 0]
-    # one search: the tangent, three attempts of two points, and two looks at rounding
-    assert len(passes) == 1 + 3 * 2 + 2
+    # a look in two sizes of batches and one at the labels; one search: the tangent, three attempts
+    # of two points, and two looks at rounding
+    assert len(passes) == 3 + 1 + 1 + 3 * 2 + 2
     every = local_linearity(vmoe(top_k=4), x, labels, 0.1, steps=1, restarts=1)
     torch.testing.assert_close(every.routing_share, torch.zeros(3, **wide), atol=1e-9, rtol=0)
     assert (every.gamma["free"] > 0).all()
@@ -154,11 +155,46 @@ def test_batches_change_nothing_and_errors_name_what_is_allowed():
 
     wrong = {
         "eps must be a finite number above 0, got 0": {"eps": 0},
-        "routing must be one of": {"routings": ("free", "held")},
+        "routings must be one of": {"routings": ("free", "held")},
+        "labels must be from 0 to 2, got 1 … 3": {"labels": labels + 1},
         "routings must be a sequence": {"routings": "free"},
         "loss must be one of": {"loss": "mse"},
-        "labels must be those of 5 images, got 2": {"labels": labels[:2]},
     }
     for message, options in wrong.items():
         with pytest.raises(ValueError, match=message):
             local_linearity(model, x, **({"labels": labels, "eps": 0.1} | options))
+    for other in (labels[:2], labels.int(), labels.tolist()):
+        with pytest.raises(TypeError, match=r"labels must be an int64 tensor \(5,\)"):
+            local_linearity(model, x, other, 0.1)
+    with pytest.raises(TypeError, match=r"one entry for each of 5 images, got .*list"):
+        local_linearity(model, x, [0] * 5, 0.1, loss=first_logit)
+
+
+def test_a_callable_is_searched_with_free_routing_alone():
+    model, x, labels = vmoe(), images_of(3), torch.tensor([0, 1, 2])
+    with pytest.raises(TypeError, match=r'nn.Module.* for routings other than "free", got method'):
+        local_linearity(model.forward, x, labels, 0.1)
+    options = {"routings": ("free",), "steps": 1, "restarts": 1}
+    hidden = local_linearity(model.forward, x, labels, 0.1, **options)
+    assert hidden.nearest_swap.isinf().all()
+    # The search from the swaps is what the module has beyond it.
+    found = local_linearity(model, x, labels, 0.1, **options)
+    assert (found.gamma["free"] >= hidden.gamma["free"]).all()
+
+
+def test_a_search_begins_beyond_the_nearest_swap():
+    model, x, labels = vmoe(top_k=1, num_experts=8), images_of(6), torch.arange(6) % 3
+    swaps = nearest_swaps(model, x)
+    eps = 1.3 * float(swaps.nearest.median())
+    found = local_linearity(
+        model, x, labels, eps, steps=0, restarts=1, swaps=swaps, routings=("free",)
+    )
+    leaf = x.clone().requires_grad_()
+    loss = cross_entropy(model(leaf), labels)
+    (slope,) = torch.autograd.grad(loss.sum(), leaf)
+    for share in (1.01, 1.05):
+        step = share * swaps.steps
+        departure = cross_entropy(model(x + step), labels) - loss - (slope * step).sum((1, 2, 3))
+        within = share * swaps.nearest <= eps
+        assert within.any()
+        assert (found.gamma["free"] >= departure.abs() * (1 - 1e-9))[within].all()

@@ -8,7 +8,7 @@ from smoothness_models import dense, images_of, vmoe
 from torch import nn
 
 from ironmoe.attacks.smoothness import nearest_swaps, slope_profile, swap_jumps
-from ironmoe.moe import Capacity
+from ironmoe.moe import Capacity, ExpertChoiceRouter, MoE
 
 wide = {"dtype": torch.float64}
 RADII = [0.4, 0.02, 0.1]
@@ -147,6 +147,70 @@ def test_held_routing_leaves_the_jumps_out():
     assert (held["gates_frozen"].profile != held["frozen"].profile).all()
 
 
+def test_the_nearest_swap_of_the_library_never_beats_the_search():
+    """Of every image whose swap lies within the radius: its change and its secant."""
+    for options in ({"top_k": 1, "num_experts": 8}, {"classifier": "token"}):
+        model, x = vmoe(**options), images_of(6)
+        clean = model(x).detach()
+        for norm in ("Linf", "L2"):
+            swaps = nearest_swaps(model, x, norm=norm)
+            radius = 1.3 * float(swaps.nearest.median())
+            found = slope_profile(model, x, [radius], norm=norm, steps=1)
+            torch.testing.assert_close(found.nearest_swap, swaps.nearest)
+            for share in (1.0, 1.01, 1.05):
+                change = (model(x + share * swaps.steps) - clean).norm(dim=1).detach()
+                secant = change / (share * swaps.nearest)
+                within = share * swaps.nearest <= radius
+                assert within.any() and not within.all()
+                assert (found.changes[:, 0] >= change * (1 - 1e-9))[within].all()
+                assert (found.slopes[:, 0] >= secant * (1 - 1e-9))[within].all()
+
+
+def test_without_the_swap_a_jump_is_met_by_chance():
+    """So the swaps are what finds it: the same search of a callable misses it."""
+    model, x = vmoe(top_k=1, num_experts=8), images_of(8)
+    swaps = nearest_swaps(model, x)
+    radius = 1.01 * float(swaps.nearest.median())
+    with_swaps = slope_profile(model, x, [radius], swaps=swaps, steps=3)
+    hidden = slope_profile(model.forward, x, [radius], steps=3)
+    assert hidden.nearest_swap.isinf().all()
+    assert (with_swaps.slopes[:, 0] > 1.5 * hidden.slopes[:, 0]).sum() >= 2
+
+
+def test_the_secant_is_raised_too_and_not_the_change_alone():
+    """Steep near the image and flat further out: the worst change is at the radius, the worst
+    secant is not."""
+
+    def bend(x):
+        return (20 * x.sum(1, keepdim=True)).tanh() + 0.01 * x.sum(1, keepdim=True)
+
+    x = torch.zeros(2, 6, **wide)
+    found = slope_profile(bend, x, [1e-3, 1.0], steps=5)
+    assert (found.slopes[:, 1] > 5 * found.profile[:, 1]).all()
+    torch.testing.assert_close(
+        found.slopes[:, 0], torch.full((2,), 120.06, **wide), rtol=1e-2, atol=0
+    )
+
+
+def test_a_secant_that_is_steep_near_the_image_is_found_from_a_single_radius():
+    """The largest change lies in another direction, at the radius."""
+
+    def bend(x):
+        return torch.stack([(30 * x[:, 0]).tanh(), 3 * x[:, 1]], 1)
+
+    found = slope_profile(bend, torch.zeros(3, 2, **wide), [1.0], steps=5)
+    assert (found.profile < 3.2).all() and (found.slopes > 8).all() and (found.slopes < 31).all()
+
+
+def test_where_swaps_cannot_be_told_it_is_said():
+    layer = ExpertChoiceRouter(12, 4, 1.0, images_per_group=1, multiple_of=1)
+    model = vmoe(make_moe=lambda: MoE(12, 16, 4, router=layer, activation="gelu_tanh"))
+    found = slope_profile(model, images_of(2), [0.1], steps=1)
+    assert found.nearest_swap.isnan().all() and repr(found).endswith("; swaps not known)")
+    held = slope_profile(vmoe(), images_of(2), [0.1], routing="frozen", steps=1)
+    assert held.nearest_swap.isinf().all() and "not known" not in repr(held)
+
+
 def test_batches_and_the_box_change_nothing_else():
     model, x = vmoe(), images_of(4)
     whole, parts = (slope_profile(model, x, [0.1], steps=3, batch_size=size) for size in (64, 3))
@@ -168,8 +232,41 @@ def test_float32_says_how_much_rounding_makes():
     assert (found.rounding < 0.01 * found.changes[:, 1]).all()
 
 
+@pytest.mark.parametrize("low", ["weights", "dispatch"])
+def test_low_precision_inside_the_model_shows_in_the_rounding(low):
+    x = images_of(3).float()
+    if low == "dispatch":
+        model, exact = vmoe(dispatch_dtype=torch.bfloat16).float(), vmoe().float()
+    else:
+        exact = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+        model = nn.Sequential(exact, nn.Linear(1, 1).bfloat16())
+        model.forward = lambda x: exact(x.bfloat16().float())
+    coarse, fine = (slope_profile(each, x, [1e-4], steps=2) for each in (model, exact))
+    assert (coarse.rounding > 50 * fine.rounding).all()
+    assert (coarse.rounding > 0.2 * coarse.changes[:, 0]).all()  # nothing to be read off there
+
+
 def test_errors_name_what_is_allowed():
     model, x = vmoe(), images_of(2)
+    for radii in (0.5, "0.5", torch.tensor(0.5)):
+        with pytest.raises(TypeError, match="radii must be a sequence of numbers"):
+            slope_profile(model, x, radii)
+    good = torch.tensor([0, 1])
+    for labels in (good[:1], good.int(), [0, 1], good.double()):
+        with pytest.raises(TypeError, match=r"labels must be an int64 tensor \(2,\)"):
+            slope_profile(model, x, [0.1], labels=labels)
+    for labels in (good - 1, good + 2):
+        with pytest.raises(ValueError, match="labels must be from 0 to 2, got"):
+            slope_profile(model, x, [0.1], out="margin", labels=labels)
+    with pytest.raises(TypeError, match='for routing other than "free", got function'):
+        slope_profile(lambda x: model(x), x, [0.1], routing="frozen")
+    swaps = nearest_swaps(model, x, norm="L2")
+    with pytest.raises(
+        ValueError, match="those of the 2 images of x in Linf, got swaps of 2 in L2"
+    ):
+        slope_profile(model, x, [0.1], swaps=swaps)
+    with pytest.raises(TypeError, match="swaps must be what nearest_swaps returned"):
+        slope_profile(model, x, [0.1], swaps=swaps.nearest)
     wrong = {
         "radii must be finite numbers above 0": {"radii": [0.1, 0.0]},
         "out must be one of": {"out": "loss"},

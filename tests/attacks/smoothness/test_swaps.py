@@ -9,7 +9,6 @@ from smoothness_models import LinearlyRouted, dense, images_of, vmoe
 from ironmoe.attacks.smoothness import boundary_profile, nearest_swaps, swap_jumps
 from ironmoe.kernels import ExpertGroups
 from ironmoe.moe import Capacity, ExpertChoiceRouter, MoE, TopKRouter, intervene, trace_routing
-from ironmoe.moe.policies import RandomExperts
 
 DUAL = {"Linf": 1, "L2": 2, "L1": float("inf")}
 wide = {"dtype": torch.float64}
@@ -112,6 +111,8 @@ def test_the_gradient_goes_through_earlier_layers_whose_experts_stay():
 @pytest.mark.parametrize("options", [{}, {"ensemble_size": 2, "num_experts": 6}])
 def test_all_pairs_come_nearer_where_a_wider_gap_is_steeper(options):
     model, x = vmoe(**options), images_of(3)
+    default, every = (nearest_swaps(model, x, **pairs) for pairs in ({}, {"pairs": "all"}))
+    assert torch.equal(default.nearest, every.nearest)
     following, every = (nearest_swaps(model, x, pairs=pairs) for pairs in ("next", "all"))
     for name, layer in every.layers.items():
         before = following.layers[name]
@@ -144,9 +145,7 @@ def test_layers_tokens_and_batches_are_parts_of_the_whole():
     assert torch.equal(whole.layer * 4 + whole.token, together.flatten(1).argmin(1))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: vmoe(top_k=4), dense, lambda: lambda images: images.flatten(1)]
-)
+@pytest.mark.parametrize("make", [lambda: vmoe(top_k=4), dense])
 def test_without_another_expert_there_is_no_swap(make):
     swaps = nearest_swaps(make(), images_of(6))
     assert swaps.nearest.isinf().all() and not swaps.steps.any()
@@ -227,7 +226,7 @@ def test_a_choice_by_scores_and_a_bias_is_measured_in_what_is_compared():
     router = model.moe.router
     with torch.no_grad():
         router.selection_bias.copy_(torch.tensor([0.2, -0.1, 0.0, 0.3], **wide))
-    swaps = nearest_swaps(model, x)
+    swaps = nearest_swaps(model, x, pairs="next")
     layer = swaps.layers["moe"]
 
     tokens = model.stem(x).unflatten(1, (3, 6))
@@ -251,6 +250,11 @@ def test_a_capacity_by_image_leaves_the_choices_of_the_router():
         torch.testing.assert_close(one, other)
 
 
+def always_the_last_two(decision):
+    experts = torch.tensor([2, 3]).expand_as(decision.routing.experts)
+    return decision.routing._replace(experts=experts)
+
+
 def test_what_cannot_be_measured_is_refused():
     x = images_of(3)
 
@@ -272,7 +276,7 @@ def test_what_cannot_be_measured_is_refused():
     model = vmoe()
     with (
         pytest.raises(ValueError, match="layers must give each token the experts of its largest"),
-        intervene(model, RandomExperts(seed=0)),
+        intervene(model, always_the_last_two),
     ):
         nearest_swaps(model, x)
     with pytest.raises(ValueError, match=r"layers must be among blocks\.0\.mlp, .* got 'head'"):
@@ -281,6 +285,12 @@ def test_what_cannot_be_measured_is_refused():
         nearest_swaps(model, x, tokens=[4])
     with pytest.raises(ValueError, match="tokens must be at least one position"):
         nearest_swaps(model, x, tokens=[])
+    for tokens in (0, "0", [0.5]):
+        with pytest.raises(TypeError, match="tokens must be a sequence of whole numbers"):
+            nearest_swaps(model, x, tokens=tokens)
+    for hidden in (model.forward, lambda x: model(x)):
+        with pytest.raises(TypeError, match=r"must be an nn.Module, whose routed layers"):
+            nearest_swaps(hidden, x)
     with pytest.raises(ValueError, match=r"pairs must be one of \('next', 'all'\), got 'some'"):
         nearest_swaps(model, x, pairs="some")
     with pytest.raises(ValueError, match="norm must be one of"):

@@ -293,7 +293,8 @@ def test_a_block_of_another_library_is_differentiated_as_a_whole():
 
 def test_models_without_a_choice_or_an_image_have_no_terms():
     assert layer_terms(dense(), images_of(2)) == {}
-    assert layer_terms(lambda x: x.flatten(1), images_of(2)) == {}
+    with pytest.raises(TypeError, match=r"must be an nn.Module"):
+        layer_terms(lambda x: x.flatten(1), images_of(2))
     assert layer_terms(vmoe(), images_of(0)) == {}
     assert list(layer_terms(vmoe(), images_of(1), layers=[-1])) == [LAYER]
 

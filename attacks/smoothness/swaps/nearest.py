@@ -20,8 +20,7 @@ from ironmoe.attacks.engine.attempts import where
 from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.routing.layers import by_image, members_of, one_pass
-from ironmoe.attacks.smoothness.asking import Asked, asked_about, chunks, measuring
-from ironmoe.attacks.smoothness.choices import Choices, choices_of
+from ironmoe.attacks.smoothness.asking import Asked, asked_about, chunks
 from ironmoe.attacks.smoothness.layers import (
     deciding,
     layer_names,
@@ -29,7 +28,9 @@ from ironmoe.attacks.smoothness.layers import (
     output_weights,
     token_matters,
 )
-from ironmoe.attacks.smoothness.token_swaps import PAIRS, TokenSwap, nearest_of_token
+from ironmoe.attacks.smoothness.separate import measured
+from ironmoe.attacks.smoothness.swaps.choices import Choices, choices_of
+from ironmoe.attacks.smoothness.swaps.token_swaps import PAIRS, TokenSwap, nearest_of_token
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 NOWHERE = -1  # the layer and the token of an image without a swap
@@ -80,6 +81,15 @@ class Swaps:
     token: Tensor
     steps: Tensor
 
+    def part(self, places: slice) -> "Swaps":
+        """Those of some of the images."""
+        layers = {}
+        for name, layer in self.layers.items():
+            of_images = {field: values[places] for field, values in layer._asdict().items()}
+            layers[name] = LayerSwaps(**(of_images | {"tokens": layer.tokens}))
+        nearest = (self.nearest, self.layer, self.token, self.steps)
+        return Swaps(self.norm, layers, *(values[places] for values in nearest))
+
     def __repr__(self) -> str:
         """What to read first, in place of all the tensors."""
         median = f", median {float(self.nearest.median()):.3g}" if len(self.nearest) else ""
@@ -96,7 +106,7 @@ def nearest_swaps(
     norm: str = "Linf",
     layers: Sequence[str | int] | None = None,
     tokens: Sequence[int] | None = None,
-    pairs: str = "next",
+    pairs: str = "all",
     batch_size: int = 64,
     extra: Extra | None = None,
 ) -> Swaps:
@@ -109,20 +119,21 @@ def nearest_swaps(
     others do, but the model does not jump there, so they are never the nearest of an image.
 
     Image bounds are not looked at, and neither are the places where a capacity drops other choices.
-    Costs one forward and one backward pass, and backward passes for each token and layer: one, or E
-    for all pairs.
+    Costs two forward passes, a backward pass, and E backward passes for each token and layer, all
+    images at once; with ``pairs="next"`` one in place of E.
 
     Args:
-        model: any callable from images to logits, whose images do not influence each other; an
-            nn.Module is measured in eval mode and comes back as it was. One that routes nothing has
-            no swaps.
+        model: an nn.Module from images to logits, whose images do not influence each other. It is
+            measured in eval mode and comes back as it was. One that routes nothing has no swaps. Of
+            another callable it could not be told whether it does.
         x: (B, …) float32 or float64 images.
         norm: a registered norm with hyperplanes: "Linf", "L2", "L1".
         layers: the layers to look at, by name or number; None: all that run.
         tokens: the positions to look at, negative ones from the last; None: all.
-        pairs: "next": of each token the chosen expert with the smallest logit against the best of
-            the others. "all": every chosen expert against every other one; a pair with a wider gap
-            is nearer where its gap has a larger gradient, so distances are at most those of "next".
+        pairs: "all": every chosen expert against every other one, of which the nearest counts.
+            "next": only the chosen expert with the smallest logit against the best of the others.
+            That is cheap, and not always the nearest: a pair with a wider gap is nearer where its
+            gap has a larger gradient. So distances of "next" are upper estimates of those of "all".
         batch_size: images at a time.
         extra: further inputs of the model, one entry an image, as ``Attack.run`` takes them; the
             mask of a ``VMoE`` is one. Padding has no swap.
@@ -134,25 +145,34 @@ def nearest_swaps(
         ValueError: a norm, layer, position, word or count outside the above; images that influence
             each other; a layer with Expert Choice (experts choose tokens), with groups of experts,
             with a router that does not tell its logits, or one that runs several times in a pass.
-        TypeError: images or logits that are none.
+        TypeError: images or logits that are none; a model that is no nn.Module.
     """
     check_counts(1, batch_size=batch_size)
     if pairs not in PAIRS:
         raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
-    if tokens is not None and not len(tokens):
-        raise ValueError(f"tokens must be at least one position, or None for all, got {tokens}")
-    ball = _hyperplane_ball(norm)
+    _check_tokens(tokens)
+    _hyperplane_ball(norm)
     asked, x = asked_about(model, x, extra)
     names = layer_names(model, layers)
 
-    with measuring(model):
+    with measured(asked, x):
         parts = [
-            _swaps_of(asked.part(places), x[places], norm, ball, names, tokens, pairs)
+            swaps_of(asked.part(places), x[places], norm, names, tokens=tokens, pairs=pairs)
             for places in chunks(len(x), batch_size)
         ]
     if layers is not None and parts:
         _check_ran(names, parts[0])
     return _joined(parts) if parts else _none_of(x, norm)
+
+
+def _check_tokens(tokens: Any) -> None:
+    if tokens is None:
+        return
+    is_sequence = isinstance(tokens, Sequence) and not isinstance(tokens, str)
+    if not is_sequence or not all(isinstance(token, int) for token in tokens):
+        raise TypeError(f"tokens must be a sequence of whole numbers, or None, got {tokens!r}")
+    if not tokens:
+        raise ValueError(f"tokens must be at least one position, or None for all, got {tokens!r}")
 
 
 def _hyperplane_ball(norm: str) -> type[HyperplaneBall]:
@@ -165,16 +185,18 @@ def _hyperplane_ball(norm: str) -> type[HyperplaneBall]:
     return ball
 
 
-def _swaps_of(
+def swaps_of(
     asked: Asked,
     x: Tensor,
     norm: str,
-    ball: type[HyperplaneBall],
     names: Sequence[str],
-    tokens: Sequence[int] | None,
-    pairs: str,
+    *,
+    tokens: Sequence[int] | None = None,
+    pairs: str = "all",
 ) -> Swaps:
-    """The swaps of one batch."""
+    """The swaps of one batch, of a model that is being measured. Arguments and errors are those of
+    ``nearest_swaps``."""
+    ball = _hyperplane_ball(norm)
     swaps = _none_of(x, norm)
     point = x.clone().requires_grad_()
     with deciding(asked.model, names) as seen, layer_outputs(asked.model, names) as outputs:

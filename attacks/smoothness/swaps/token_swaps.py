@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ironmoe.attacks.engine.attempts import where
 from ironmoe.attacks.model_errors import check_graph
-from ironmoe.attacks.smoothness.choices import Choices
+from ironmoe.attacks.smoothness.swaps.choices import Choices
 
 PAIRS = ("next", "all")
 """Which swaps of a token are looked at, as ``nearest_swaps`` explains it."""

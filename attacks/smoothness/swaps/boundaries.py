@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.smoothness.swaps import Swaps
+from ironmoe.attacks.smoothness.swaps.nearest import Swaps
 
 
 class BoundaryProfile(NamedTuple):

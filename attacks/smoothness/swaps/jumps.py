@@ -15,9 +15,11 @@ from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.losses import margin
 from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.routing.layers import by_image, by_token, members_of, one_pass
-from ironmoe.attacks.smoothness.asking import Asked, asked_about, chunks, measuring
-from ironmoe.attacks.smoothness.layers import layer_outputs
-from ironmoe.attacks.smoothness.swaps import Swaps
+from ironmoe.attacks.smoothness.asking import Asked, asked_about, chunks
+from ironmoe.attacks.smoothness.labels import check_labels, right_classes
+from ironmoe.attacks.smoothness.layers import layer_names, layer_outputs
+from ironmoe.attacks.smoothness.separate import measured
+from ironmoe.attacks.smoothness.swaps.nearest import Swaps
 from ironmoe.kernels import Routing
 from ironmoe.moe.routing.gates import gates_for
 from ironmoe.moe.routing.intervene import intervene
@@ -101,9 +103,9 @@ def swap_jumps(
         ``SwapJumps``.
 
     Raises:
-        ValueError: swaps of another number of images; a layer or token that they do not hold;
-            images that influence each other.
-        TypeError: images, labels or logits that are none.
+        ValueError: swaps of another number of images, or of another model; a layer or token that
+            they do not hold; images that influence each other; labels that are no class.
+        TypeError: images, labels or logits that are none; a model that is no nn.Module.
     """
     check_counts(1, batch_size=batch_size)
     asked, x = asked_about(model, x, extra)
@@ -111,14 +113,15 @@ def swap_jumps(
         raise ValueError(
             f"swaps must be those of the {len(x)} images of x, got swaps of {len(swaps.nearest)}"
         )
-    if labels is not None and (labels.dtype != torch.int64 or labels.shape != (len(x),)):
-        raise TypeError(
-            f"labels must be an int64 tensor ({len(x)},) or None, got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}"
+    unknown = set(swaps.layers) - set(layer_names(model, None))
+    if unknown:
+        raise ValueError(
+            f"swaps must be those of model, got layers that it lacks: {sorted(unknown)}"
         )
+    check_labels(labels, len(x))
     chosen = _places(swaps, which)
 
-    with measuring(model), torch.no_grad():
+    with measured(asked, x), torch.no_grad():
         parts = [
             _jumps_of(
                 asked.part(places),
@@ -147,7 +150,7 @@ def _places(swaps: Swaps, which: str | tuple[str, int]) -> _Places:
             coming = torch.where(in_layer, layer.coming.gather(1, column)[:, 0], coming)
         return _Places(swaps.layer, swaps.token, leaving, coming)
 
-    if isinstance(which, str) or len(which) != 2:
+    if not isinstance(which, tuple) or len(which) != 2:
         raise ValueError(f'which must be "nearest" or (layer name, position), got {which!r}')
     name, token = which
     names = list(swaps.layers)
@@ -180,7 +183,7 @@ def _jumps_of(
     before, outputs_before, lost = _forced(asked, x, names, back)
     after, outputs_after, _ = _forced(asked, x, names, chosen)
 
-    right = before.argmax(1) if labels is None else labels
+    right = right_classes(labels, before)
     has_others = before.shape[1] > 1
     margins = margin(before, right) - margin(after, right) if has_others else 0 * before[:, 0]
     at_layer = torch.zeros_like(margins)
@@ -233,6 +236,7 @@ class _Forcing:
         self.lost = torch.zeros_like(here)
 
     def __call__(self, decision: Decision) -> Routing:
+        self._check(decision)
         experts_TK = decision.routing.experts
         leaving_T1 = self._of_tokens(self.chosen.leaving, decision)
         coming_T1 = self._of_tokens(self.chosen.coming, decision)
@@ -248,6 +252,18 @@ class _Forcing:
         gates_TK = gates_for(decision, other_TK, None, decision.logits)
         own_TK = decision.routing.gates
         return Routing(torch.where(forced_T1, gates_TK.to(own_TK), own_TK), other_TK)
+
+    def _check(self, decision: Decision) -> None:
+        """ValueError: the layer has no such token or expert."""
+        tokens_each = len(decision.x) // len(self.here)
+        token, leaving, coming = (int(values[self.here].max()) for values in self.chosen[1:])
+        expert = max(leaving, coming)
+        if token >= tokens_each or expert >= decision.num_experts:
+            raise ValueError(
+                f"swaps must be those of model, got token {token} and expert {expert} in "
+                f"{decision.layer!r}, which has {tokens_each} tokens an image and "
+                f"{decision.num_experts} experts"
+            )
 
     def _of_tokens(self, values: Tensor, decision: Decision) -> Tensor:
         """(B,) → (T, 1), those of the chosen tokens; −1 for all others."""
