@@ -40,7 +40,9 @@ class Outcome(NamedTuple):
 class Measurement(NamedTuple):
     """what: a sentence for the report; settings: the part of the budget that it depends on; passes:
     about how many forward and backward passes of one image it takes, for estimates of time;
-    needs_experts: a dense model has no such numbers; is_optional: only made if it is asked for."""
+    needs_experts: a dense model has no such numbers; is_optional: only made if it is asked for;
+    version: raise it when the same model would get other numbers, so that kept ones are not
+    taken."""
 
     name: str
     what: str
@@ -49,6 +51,7 @@ class Measurement(NamedTuple):
     passes: Callable[[Budget], float]
     needs_experts: bool = False
     is_optional: bool = False
+    version: int = 1
 
 
 MEASUREMENTS: dict[str, Measurement] = {}
@@ -62,6 +65,7 @@ def measurement(
     passes: Callable[[Budget], float],
     needs_experts: bool = False,
     is_optional: bool = False,
+    version: int = 1,
 ) -> Callable[[Callable[[Subject, Budget], Outcome]], Callable[[Subject, Budget], Outcome]]:
     """Register the function below as a measurement.
 
@@ -76,7 +80,7 @@ def measurement(
         measure: Callable[[Subject, Budget], Outcome],
     ) -> Callable[[Subject, Budget], Outcome]:
         MEASUREMENTS[name] = Measurement(
-            name, what, measure, settings, passes, needs_experts, is_optional
+            name, what, measure, settings, passes, needs_experts, is_optional, version
         )
         return measure
 

@@ -16,9 +16,9 @@ from ironmoe.bench.study.measure.measurement import Measurement, Outcome
 class Store:
     """The folder of outcomes.
 
-    A file is found by a digest of the model's weights, of the images that it is asked about, and of
-    the settings that the measurement depends on. So another budget, other images or a model that
-    was trained again are measured anew, and nothing that is still true is.
+    A file is found by a digest of the model's weights, of the images that it is asked about, of the
+    version of the measurement, and of the settings that it depends on. So another budget, other
+    images or a model that was trained again are measured anew, and nothing that is still true is.
     """
 
     def __init__(self, folder: Path, images: str) -> None:
@@ -28,7 +28,8 @@ class Store:
 
     def file(self, model: str, what: Measurement, budget: Budget) -> Path:
         """Where the outcome of a measurement of this model lies. model: a digest of it."""
-        key = {"images": self.images, "settings": budget.part(what.settings)}
+        settings = budget.part(what.settings)
+        key = {"images": self.images, "settings": settings, "version": what.version}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / model[:16] / f"{slug(what.name)}-{digest}.json"
 

@@ -197,6 +197,7 @@ def test_what_is_kept_is_found_by_model_images_and_settings(tmp_path):
         store.file("b" * 64, what, BUDGET),
         store.file("a" * 64, what, BUDGET._replace(steps=9)),
         store.file("a" * 64, all_measurements()["clean"], BUDGET),
+        store.file("a" * 64, what._replace(version=2), BUDGET),
         Store(tmp_path, "others").file("a" * 64, what, BUDGET),
     ):
         assert not other.exists()
