@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from ironmoe.attacks.certificates.everywhere import on_every_process
 from ironmoe.attacks.certificates.noise import Draw, copy_keys, with_noise
 from ironmoe.attacks.certificates.voting import Voting, check_finite
-from ironmoe.attacks.engine.coupling import images_per_unit
+from ironmoe.attacks.engine.coupling import images_per_unit, layer_with_batch_statistics
 from ironmoe.attacks.engine.inputs import Chunk
 from ironmoe.attacks.evaluation.arguments import name_of
 from ironmoe.attacks.evaluation.checks.distances import DIFFERS, apart
@@ -51,15 +50,13 @@ def check_separate(model: Any) -> None:
             "images influence each other (a capacity or Expert Choice): noisy copies would not be "
             "independent. Capacity(…, images_per_group=1) lets no image influence another"
         )
-    if not isinstance(model, nn.Module):
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is None:
-            raise ValueError(
-                "model must judge each image by itself for a certificate, got "
-                f"{name_of(model)}, whose layer {name!r} normalises by the statistics of the batch "
-                "in eval mode, too: noisy copies would not be independent"
-            )
+    layer = layer_with_batch_statistics(model)
+    if layer is not None:
+        raise ValueError(
+            f"model must judge each image by itself for a certificate, got {name_of(model)}, whose "
+            f"layer {layer!r} normalises by the statistics of the batch in eval mode, too: noisy "
+            "copies would not be independent"
+        )
 
 
 def looked_at(source: Source, voting: Voting, shard: Shard) -> tuple[Iterator[Chunk], list[str]]:

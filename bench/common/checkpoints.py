@@ -33,11 +33,9 @@ def architecture(name: str, image_shape: tuple[int, ...], num_classes: int) -> d
     Both have equal FLOPs: a token passes two experts of half the dense width.
     """
     channels, size, _ = image_shape
-    # about 4 × 4 tokens up to 64 pixels
-    patch = min(16, 2 ** max(1, int(math.log2(max(size / 3.5, 2)))))
     common: dict[str, Any] = {
         "image_size": size,
-        "patch_size": patch,
+        "patch_size": patch_size(size),
         "channels": channels,
         "num_classes": num_classes,
         "dim": DIM,
@@ -56,6 +54,11 @@ def architecture(name: str, image_shape: tuple[int, ...], num_classes: int) -> d
         "top_k": TOP_K,
         "expert_dim": MLP_DIM // TOP_K,
     }
+
+
+def patch_size(side: int) -> int:
+    """A power of two that leaves about 4 × 4 tokens of an image up to 64 pixels wide."""
+    return min(16, 2 ** max(1, int(math.log2(max(side / 3.5, 2)))))
 
 
 def count_flops(model: nn.Module, image_shape: tuple[int, ...]) -> int:

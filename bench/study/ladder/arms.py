@@ -3,6 +3,7 @@ thing at a time."""
 
 from typing import Any, NamedTuple
 
+from ironmoe.bench.common.checkpoints import patch_size
 from ironmoe.bench.common.user_error import UserError
 
 
@@ -83,7 +84,7 @@ def arguments(
     channels, side, _ = image_shape
     common: dict[str, Any] = {
         "image_size": side,
-        "patch_size": _patch(side),
+        "patch_size": patch_size(side),
         "channels": channels,
         "num_classes": num_classes,
         "dim": size.dim,
@@ -119,11 +120,3 @@ def expert_dim(arm: Arm, size: Size) -> int:
             f"{arm.name!r}, got {size.mlp_dim}"
         )
     return width
-
-
-def _patch(side: int) -> int:
-    """A power of two that leaves about 4 × 4 tokens of an image up to 64 pixels wide."""
-    patch = 2
-    while patch < 16 and patch * 3.5 * 2 <= side:
-        patch *= 2
-    return patch
