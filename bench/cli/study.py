@@ -1,16 +1,21 @@
 """``ironmoe study``: reads its options and calls ``study/run.py``."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from ironmoe.bench.cli.options import Data, ImageSize, Out, announce, bounded
+from ironmoe.bench.cli.options import LARGEST_SEED, Data, ImageSize, Out, announce, bounded
 from ironmoe.bench.common.errors import clear_errors
+
+WITH_FROM = ("from_", "out")
+"""The options that go together with ``--from``."""
 
 
 def study(
+    ctx: typer.Context,
     data: Data = "mnist",
     quick: Annotated[
         bool,
@@ -27,6 +32,15 @@ def study(
             1,
         ),
     ] = None,
+    first_seed: Annotated[
+        int,
+        bounded(
+            "The first of the seeds: another machine can train others, and **--from** puts the "
+            "numbers of both together.",
+            0,
+            most=LARGEST_SEED,
+        ),
+    ] = 0,
     arms: Annotated[
         str | None, typer.Option(help="Separated by commas: {study_arms}. By default all.")
     ] = None,
@@ -77,6 +91,14 @@ def study(
         int | None,
         bounded("Models that are worked on at once. By default one for each core.", 1),
     ] = None,
+    from_: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="A **report.json** of a study, several times: put their numbers together, judge "
+            "them and write their report. Nothing is trained or measured.",
+        ),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say how long it will take, and do nothing.")
     ] = False,
@@ -107,7 +129,12 @@ def study(
             StudyOptions,
             cores,
         )
-        from ironmoe.bench.study.run import run_study
+        from ironmoe.bench.study.run import join_studies, run_study
+
+        if from_:
+            _only_with_from(ctx)
+            join_studies(from_, out, console)
+            return
 
         loaded = load_data(data, image_size, False)
         budget = with_radii(Budget(images=images), eps)
@@ -120,6 +147,7 @@ def study(
             trainings=_chosen("--trainings", trainings, TRAININGS)
             or (QUICK_TRAININGS if quick else TRAININGS),
             seeds=seeds or (QUICK_SEEDS if quick else SEEDS),
+            first_seed=first_seed,
             models=tuple(model or ()),
             training=TrainingSettings(eps_255=train_eps, epochs=epochs),
             budget=quick_budget(budget) if quick else budget,
@@ -129,6 +157,17 @@ def study(
         )
         announce(loaded, console)
         run_study(options, console, only_plan=plan)
+
+
+def _only_with_from(ctx: typer.Context) -> None:
+    """Raises typer.BadParameter: an option was given that ``--from`` would leave without a use."""
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and name not in WITH_FROM:
+            raise typer.BadParameter(
+                f"--from goes together with --out alone, got --{name.replace('_', '-')}, too"
+            )
 
 
 def _chosen(option: str, names: str | None, known: Iterable[str]) -> tuple[str, ...]:

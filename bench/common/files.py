@@ -34,6 +34,21 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(finite(content), indent=1, allow_nan=False))
 
 
+def write_json_lines(path: Path, content: Any, depth: int) -> None:
+    """Write ``finite(content)``, whole or not at all, with a line for each entry of its first
+    ``depth`` levels and none for what is deeper: long lists stay in one line."""
+    write_atomically(path, _lines(finite(content), depth) + "\n")
+
+
+def _lines(content: Any, depth: int) -> str:
+    if depth and content and isinstance(content, dict):
+        inner = [f"{json.dumps(key)}: {_lines(value, depth - 1)}" for key, value in content.items()]
+        return "{\n" + ",\n".join(inner) + "\n}"
+    if depth and content and isinstance(content, list):
+        return "[\n" + ",\n".join(_lines(value, depth - 1) for value in content) + "\n]"
+    return json.dumps(content, separators=(",", ":"), allow_nan=False)
+
+
 def slug(name: str, separator: str = "-") -> str:
     """A name as part of a file's name: lower-case letters and digits, ``separator`` for the rest.
 

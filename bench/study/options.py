@@ -20,14 +20,15 @@ QUICK_ARMS, QUICK_SEEDS, QUICK_TRAININGS = ("dense", "E8", "E32"), 3, (STANDARD,
 @dataclass(frozen=True)
 class StudyOptions:
     """data: of which the test images are asked about; arms: names in LADDER; trainings: among
-    TRAININGS; seeds: how many, from 0; models: handed in, as ``--model`` has them, in place of the
-    ladder; measurements: their names; processes: how many work; out:
-    the folder, None for one named after the settings."""
+    TRAININGS; seeds: how many; first_seed: the first of them; models: handed in, as ``--model`` has
+    them, in place of the ladder; measurements: their names; processes: how many work; out: the
+    folder, None for one named after the settings."""
 
     data: ImageData
     arms: tuple[str, ...] = tuple(LADDER)
     trainings: tuple[str, ...] = TRAININGS
     seeds: int = SEEDS
+    first_seed: int = 0
     models: tuple[str, ...] = ()
     training: TrainingSettings = field(default_factory=TrainingSettings)
     budget: Budget = field(default_factory=Budget)

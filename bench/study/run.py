@@ -1,15 +1,19 @@
 """``ironmoe study``: do what is left, then say what it shows."""
 
+import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from ironmoe.bench.common.files import write_json_lines
 from ironmoe.bench.common.run_folder import RunFolder, default_folder
-from ironmoe.bench.study.claims.parts.outcomes import LEAST_EPS, MARGIN, TOP_DISTANCE
-from ironmoe.bench.study.claims.parts.verdict import Verdict, as_entry
+from ironmoe.bench.study.claims.parts.verdict import Verdict
 from ironmoe.bench.study.claims.table import verdicts
+from ironmoe.bench.study.ladder.arms import Arm
+from ironmoe.bench.study.numbers.document import as_document, read_numbers
+from ironmoe.bench.study.numbers.joined import joined
 from ironmoe.bench.study.options import StudyOptions
 from ironmoe.bench.study.report.facts import StudyFacts
 from ironmoe.bench.study.report.figures.table import FIGURES
@@ -23,8 +27,8 @@ from ironmoe.bench.study.work.processes import work
 from ironmoe.bench.study.work.tasks import Study, one_thread
 
 BYTES_OF_MODEL = 20_000_000  # weights, and the state while it is trained
-OF_IMAGES = (LEAST_EPS, TOP_DISTANCE, MARGIN)
-"""Numbers of single images that a claim reads."""
+BYTES_OF_REPORT = 20_000_000
+LINES = 2  # levels of report.json whose entries have lines of their own
 
 
 def run_study(options: StudyOptions, console: Console, *, only_plan: bool = False) -> Path:
@@ -39,9 +43,9 @@ def run_study(options: StudyOptions, console: Console, *, only_plan: bool = Fals
     folder = RunFolder(path, options.settings, BYTES_OF_MODEL * options.processes)
     with one_thread():
         study = Study(options, path)
-        console.print(folder.greeting, highlight=False, markup=False, soft_wrap=True)
+        _say(folder.greeting, console)
         plan = make_plan(study)
-        console.print(announcement(study, plan), highlight=False, markup=False, soft_wrap=True)
+        _say(announcement(study, plan), console)
         if only_plan:
             return path
         if plan.left:
@@ -49,49 +53,49 @@ def run_study(options: StudyOptions, console: Console, *, only_plan: bool = Fals
                 work(study, tell)
 
     kept = collected(study.tasks, study.store)
-    found = verdicts(kept.runs, study.arms)
-    _print(found, console)
-    facts = study_facts(study, kept, command=" ".join(["ironmoe", *sys.argv[1:]]))
-    folder.write("report.json", _numbers(facts, kept.runs, found))
-    write_study_report(path, facts, kept.runs, found, study.arms, figures=FIGURES)
-    console.print(f"\n{folder.farewell}", highlight=False, markup=False, soft_wrap=True)
+    facts = study_facts(study, kept, command=_command())
+    _report(folder, facts, kept.runs, study.arms, console)
     return path
 
 
-def _numbers(facts: StudyFacts, runs: list[Measured], found: list[Verdict]) -> dict[str, Any]:
-    """What report.json holds: everything but the numbers of single images that no claim reads,
-    which are in the folder ``measured``."""
-    return {
-        "settings": facts.settings,
-        "budgets": {training: budget._asdict() for training, budget in facts.budgets.items()},
-        "command": facts.command,
-        "machine": facts.machine,
-        "versions": facts.versions,
-        "training_seconds": facts.training_seconds,
-        "measuring_seconds": facts.measuring_seconds,
-        "arms": [
-            each.arm._asdict() | {"flops": each.flops, "parameters": each.parameters}
-            for each in facts.arms
-        ],
-        "verdicts": [as_entry(verdict) for verdict in found],
-        "runs": [_run(run) for run in runs],
-        "notes": list(facts.notes),
-        "problems": list(facts.problems),
-    }
+def join_studies(files: Sequence[Path], out: Path | None, console: Console) -> Path:
+    """Put the numbers of studies together and write what they show. Nothing is trained or measured.
+
+    files: the ``report.json`` of each; with one file its report is written once more.
+
+    Returns:
+        The folder of the new report.
+
+    Raises:
+        NumbersError: a file cannot be read, or does not go together with the others.
+    """
+    together = joined(files, [read_numbers(file) for file in files])
+    settings = {"joined": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]}
+    path = out or default_folder("study", settings)
+    folder = RunFolder(path, settings, BYTES_OF_REPORT)
+    _say(folder.greeting, console)
+    arms = [each.arm for each in together.facts.arms]
+    _report(folder, together.facts, together.runs, arms, console)
+    return path
 
 
-def _run(run: Measured) -> dict[str, Any]:
-    """The numbers of one model, with six digits."""
-    rows = {name: run.images[name] for name in OF_IMAGES if name in run.images}
-    images = min(map(len, rows.values()), default=0)
-    return run._asdict() | {
-        "values": {name: _short(value) for name, value in run.values.items()},
-        "images": {name: [_short(value) for value in row[:images]] for name, row in rows.items()},
-    }
+def _report(
+    folder: RunFolder,
+    facts: StudyFacts,
+    runs: Sequence[Measured],
+    arms: Sequence[Arm],
+    console: Console,
+) -> None:
+    found = verdicts(runs, arms)
+    _print(found, console)
+    write_json_lines(folder.file("report.json"), as_document(facts, runs, found), LINES)
+    write_study_report(folder.path, facts, runs, found, arms, figures=FIGURES)
+    console.print()
+    _say(folder.farewell, console)
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+def _command() -> str:
+    return " ".join(["ironmoe", *sys.argv[1:]])
 
 
 def _print(found: list[Verdict], console: Console) -> None:
@@ -104,5 +108,8 @@ def _print(found: list[Verdict], console: Console) -> None:
             style="bold",
             soft_wrap=True,
         )
-        words = f"{verdict.verdict.upper()}. {verdict.words}"
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
+        _say(f"{verdict.verdict.upper()}. {verdict.words}", console)
+
+
+def _say(text: str, console: Console) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

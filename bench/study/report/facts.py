@@ -30,6 +30,7 @@ class StudyFacts(NamedTuple):
     training_seconds, measuring_seconds: sums over models, each in one process
     processes: how many worked; command: what was typed, "" if unknown
     settings: those of the folder; versions: of packages; machine: in words
+    joined: the files of numbers that were put together, none for a study of its own
     """
 
     data: str
@@ -51,6 +52,7 @@ class StudyFacts(NamedTuple):
     settings: dict[str, Any]
     versions: dict[str, str]
     machine: str
+    joined: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

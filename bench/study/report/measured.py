@@ -3,6 +3,7 @@
 from typing import Any
 
 from ironmoe.bench.common.radii import exact
+from ironmoe.bench.study.claims.parts.words import listed
 from ironmoe.bench.study.report.arms import Table
 from ironmoe.bench.study.report.facts import StudyFacts
 
@@ -44,13 +45,29 @@ def how(facts: StudyFacts) -> list[str]:
     return [
         *lines,
         f"Time of one process, summed over models: {work}; at most {facts.processes} at once.",
-        f"Machine of this report: {facts.machine}; {packages}. The file of each measurement in "
-        "measured/ names the machine and the versions that it was made with.",
-        "All numbers: report.json, with every value of every run and the values of single images; "
-        "models/ has the weights of models that were trained here.",
+        *_where(facts, f"{facts.machine}; {packages}"),
         "What decides a verdict was fixed before anything was measured: the arm with experts "
         "nearest to E = 8 stands for all in comparisons with the dense one, and contrasts have the "
         "roles that the tables name. Primary ones decide, control ones qualify.",
+    ]
+
+
+def _where(facts: StudyFacts, machine: str) -> list[str]:
+    """Sentences about the machine, and where the numbers are."""
+    numbers = (
+        "All numbers of models: report.json, with the numbers of single images that claims and "
+        "figures read"
+    )
+    if facts.joined:
+        return [
+            f"Put together from {listed(facts.joined)}, whose machines and packages were: "
+            f"{machine}. {numbers}; weights, and the numbers of all other images, are in the "
+            "folders of these studies.",
+        ]
+    return [
+        f"Machine of this report: {machine}. The file of each measurement in measured/ names the "
+        "machine and the versions that it was made with, and has the numbers of all its images.",
+        f"{numbers}; models/ has the weights of models that were trained here.",
     ]
 
 

@@ -88,6 +88,11 @@ class StudyRuns:
             default=0,
         )
 
+    def images_asked(self, setting: str) -> int:
+        """How many images this setting of a budget stands for, at most all test images."""
+        counts = [getattr(budget, setting) for budget in self.facts.budgets.values()]
+        return min(self.facts.test_images, max(counts, default=0))
+
     def budget(self, training: str) -> Budget:
         """How much was measured of the models of a training."""
         return self.facts.budgets.get(training, Budget())

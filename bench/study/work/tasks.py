@@ -48,7 +48,7 @@ class Study:
         models.mkdir(parents=True, exist_ok=True)
         return [
             ladder_entry(LADDER[arm], training, seed, data, options.training, models)
-            for seed in range(options.seeds)
+            for seed in range(options.first_seed, options.first_seed + options.seeds)
             for training in options.trainings
             for arm in options.arms
         ], data

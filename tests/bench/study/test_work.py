@@ -73,7 +73,12 @@ def options(few, path, **changes):
 
 
 def report(path):
-    return json.loads((path / "report.json").read_text())
+    """The numbers, with the values of each run beside its name."""
+    found = json.loads((path / "report.json").read_text())
+    for place, model in enumerate(found["runs"]):
+        columns = found["values"].items()
+        model["values"] = {name: row[place] for name, row in columns if row[place] is not None}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +184,28 @@ def test_a_claim_ends_with_its_process(tmp_path):
         assert mine
         with claimed(file) as again:
             assert not again
+
+
+def test_processes_end_with_the_one_that_started_them():
+    """They hold their parent's pipe, so its end is seen when all are gone."""
+    program = (
+        "import multiprocessing, time\n"
+        "from ironmoe.bench.study.work.processes import _end_with_parent\n"
+        "context = multiprocessing.get_context('spawn')\n"
+        "child = context.Process(target=_end_with_parent)\n"
+        "child.start(); print(child.is_alive(), flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert parent.stdout.readline() == b"True\n"
+    os.kill(parent.pid, signal.SIGKILL)
+    rest, _ = parent.communicate(timeout=50)
+    assert rest == b""
+
+
+def test_another_machine_can_train_other_seeds(few, tmp_path):
+    study = Study(options(few, tmp_path, seeds=2, first_seed=5), tmp_path)
+    assert [task.entry.seed for task in study.tasks] == [5, 5, 6, 6]
+    assert study.options.settings == options(few, tmp_path).settings
 
 
 def test_what_is_kept_is_found_by_model_images_and_settings(tmp_path):

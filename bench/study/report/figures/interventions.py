@@ -95,7 +95,7 @@ def caption(runs: StudyRuns) -> str:
                 texts.append(f"{arm.name} {number(found[worst])} ({worst})")
         return f"lowest means on clean images, in points: {', '.join(texts)}" if texts else ""
 
-    clean, attacked = (runs.image_count(f"{OWN}:{images}") for images in IMAGES)
+    clean, attacked = (runs.images_asked(name) for name in ("clean_images", "routed_images"))
     return sentences(
         "Accuracy with other experts or gates minus that with the router's own, on "
         f"{counted(clean, 'clean image')} and on {attacked} after PGD at the "

@@ -90,7 +90,7 @@ def caption(runs: StudyRuns) -> str:
                 texts.append(f"{arm.name}: {', '.join(parts)}")
         return f"mean differences in points, {'; '.join(texts)}" if texts else ""
 
-    images = counted(runs.image_count(FREE), "image")
+    images = counted(runs.images_asked("routed_images"), "image")
     return sentences(
         f"Accuracy under PGD on {images} at the radius of the training, whose search sees a part "
         "of the model; the free model judges what it finds, except in the last row, where the "

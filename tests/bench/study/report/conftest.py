@@ -24,7 +24,9 @@ LOCAL = 25  # images whose surroundings are looked at
 
 
 def made_up_facts(arms, trainings, **changes):
-    budget = Budget(images=40, routed_images=30, local_images=LOCAL, swap_images=LOCAL)
+    budget = Budget(
+        clean_images=200, images=40, routed_images=30, local_images=LOCAL, swap_images=LOCAL
+    )
     budgets = {
         name: robust_budget(budget, 25.5) if name == "pgd-at" else budget for name in trainings
     }
