@@ -39,7 +39,7 @@ from ironmoe.attacks.evaluation.checks.model_checks import check_model
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.evaluate import evaluate
 from ironmoe.attacks.evaluation.expected import Accuracy, ExpectedAccuracy
-from ironmoe.attacks.evaluation.journal import JournalError
+from ironmoe.attacks.evaluation.journal_file import JournalError
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.proportion import Proportion
 from ironmoe.attacks.evaluation.report import AttackSummary, Flag, RobustnessReport

@@ -1,20 +1,22 @@
 """The journal of certificates: one line for each image, appended at once, and now and then one for
 the image under way, so that a kill loses a few seconds of votes."""
 
-import fcntl
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from ironmoe.attacks.certificates.voting import Tally, tally_from
-from ironmoe.attacks.evaluation.describe import differences
-from ironmoe.attacks.evaluation.journal import JournalError
+from ironmoe.attacks.evaluation.journal_file import (
+    JournalError,
+    JournalFile,
+    check_same,
+    check_settings,
+    complete_lines,
+)
 
 # After so many seconds the votes over an image under way are written, too.
 PARTIAL_SECONDS = 5.0
-SYNC_SECONDS = 5.0
 FORMAT = 1
 
 
@@ -40,21 +42,18 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.tallies: dict[int, Tally] = {}
-        self._synced = self._wrote = time.monotonic()
+        self._wrote = time.monotonic()
 
         own = folder / f"certificates-{rank}.jsonl"
-        self._file = own.open("ab")
+        self._file = JournalFile(own)
         try:
-            self._lock(own)
             for path in sorted(folder.glob("certificates-*.jsonl")):
                 self._read(path, json.loads(json.dumps(settings)), mine=path == own)
         except JournalError:
             self._file.close()
             raise
-
-        self._file.seek(0, os.SEEK_END)
-        if self._file.tell() == 0:
-            self._write({"format": FORMAT, "settings": settings})
+        if self._file.is_new():
+            self._file.write({"format": FORMAT, "settings": settings})
 
     def tally_of(self, example: int, label: int, checksum: int) -> Tally:
         """What is known of this image, or a tally without votes. JournalError: it is not the image
@@ -62,11 +61,7 @@ class Journal:
         known = self.tallies.get(example)
         if known is None:
             return Tally(example, label, checksum)
-        if known.checksum != checksum:
-            raise JournalError(
-                f"data must be what the journal in {self.folder} is about, got another image or "
-                f"label {example}, or further inputs of the model that are not the same"
-            )
+        check_same(self.folder, example, known.checksum, checksum)
         return known
 
     def append(self, tally: Tally, *, is_complete: bool) -> None:
@@ -74,36 +69,15 @@ class Journal:
         is_due = time.monotonic() - self._wrote >= PARTIAL_SECONDS
         if is_complete or is_due:
             self.tallies[tally.example] = tally
-            self._write(tally.flat())
+            self._file.write(tally.flat())
             self._wrote = time.monotonic()
 
     def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
-
-    def _lock(self, path: Path) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise JournalError(
-                f"{path} must not be in use, got one that another process writes to"
-            ) from None
-
-    def _write(self, line: Any) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC_SECONDS:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
 
     def _read(self, path: Path, settings: dict[str, Any], mine: bool) -> None:
         """Take over the tallies of a journal that has the same settings."""
-        data = path.read_bytes()
-        complete = data[: data.rfind(b"\n") + 1]
-        if mine and len(complete) < len(data):
-            os.truncate(path, len(complete))
-        lines = complete.splitlines()
+        lines = complete_lines(path, cut=mine)
         if not lines:
             return
 
@@ -118,14 +92,7 @@ class Journal:
                 f"{path} must be a journal of certificates, got {error!r}"
             ) from error
 
-        for name in dict.fromkeys([*settings, *found]):
-            there, now = found.get(name), settings.get(name)
-            if there != now:
-                raise JournalError(
-                    f"{name} must be as in the journal {path} to go on, got "
-                    f"{', '.join(differences(there, now, name))}; use another folder for other "
-                    "certificates"
-                )
+        check_settings(path, found, settings, "other certificates")
         for tally in tallies:
             self.tallies[tally.example] = later(self.tallies.get(tally.example), tally)
 

@@ -1,10 +1,8 @@
 """The journal of an evaluation: one line for what was found out, appended at once, so that a kill
 loses nothing that was known."""
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,17 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.engine.records import Record, Records, record_from
-from ironmoe.attacks.evaluation.describe import differences
+from ironmoe.attacks.evaluation.journal_file import (
+    JournalError,
+    JournalFile,
+    check_same,
+    check_settings,
+    complete_lines,
+)
 from ironmoe.attacks.evaluation.old_journals import translated
 
-SYNC_SECONDS = 5.0
 # The number in the first line of a journal; the first journals have none.
 FORMAT = 2
-
-
-class JournalError(ValueError):
-    """A journal of something else, one that is in use, or one that cannot be read."""
 
 
 class Journal:
@@ -53,25 +52,16 @@ class Journal:
         settings = json.loads(json.dumps(settings))
 
         own = folder / f"journal-{rank}.jsonl"
-        self._file = own.open("ab")
+        self._file = JournalFile(own)
         self._images = (folder / f"images-{rank}.bin").open("ab")
-        self._synced = time.monotonic()
         try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise JournalError(
-                    f"{own} must not be in use, got one that another evaluation writes to"
-                ) from None
             for path in sorted(folder.glob("journal-*.jsonl")):
                 self._read(path, settings, mine=path == own)
         except JournalError:
             self._file.close()
             self._images.close()
             raise
-
-        self._file.seek(0, os.SEEK_END)
-        if self._file.tell() == 0:
+        if self._file.is_new():
             self._write({"format": FORMAT, "settings": settings})
 
     def append(
@@ -93,11 +83,7 @@ class Journal:
     def check(self, index: int, checksum: int) -> None:
         """JournalError if this image, its label or what else belongs to it is not what was
         evaluated under this index."""
-        if self.checksums.get(index, checksum) != checksum:
-            raise JournalError(
-                f"data must be what the journal in {self.folder} is about, got another image or "
-                f"label {index}, or further inputs of the model that are not the same"
-            )
+        check_same(self.folder, index, self.checksums.get(index, checksum), checksum)
 
     def image(self, record: Record, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
         """The final image of a record."""
@@ -109,35 +95,25 @@ class Journal:
         return torch.frombuffer(data, dtype=dtype).view(shape)
 
     def close(self) -> None:
-        for file in (self._images, self._file):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+        self._images.flush()
+        self._sync_images()
+        self._images.close()
+        self._file.close()
 
     def _write(self, line: Any) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC_SECONDS:
-            # Images go first, so that no line on the disk speaks of an image that is not there.
-            os.fsync(self._images.fileno())
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+        self._file.write(line, sync_before=self._sync_images)
+
+    def _sync_images(self) -> None:
+        os.fsync(self._images.fileno())
 
     def _read(self, path: Path, settings: dict[str, Any], mine: bool) -> None:
         """Take over the records of a journal that has the same settings."""
-        lines = _complete_lines(path, cut=mine)
+        lines = complete_lines(path, cut=mine)
         if not lines:
             return
 
         found, units = _parsed(path, lines)
-        for name in dict.fromkeys([*settings, *found]):
-            there, now = found.get(name), settings.get(name)
-            if there != now:
-                raise JournalError(
-                    f"{name} must be as in the journal {path} to go on, got "
-                    f"{', '.join(differences(there, now, name))}; use another folder for another "
-                    "evaluation"
-                )
+        check_settings(path, found, settings, "another evaluation")
 
         # Records whose images did not reach the disk are left out.
         images = path.with_name(path.name.replace("journal", "images").replace("jsonl", "bin"))
@@ -153,22 +129,12 @@ def passes_of_journal(folder: Path) -> int | None:
     """How many passes a verdict rests on in the evaluation that was begun in this folder; None if
     there is none, or none that can be read. Journals of earlier code know one pass alone."""
     for path in sorted(folder.glob("journal-*.jsonl")):
-        for line in _complete_lines(path, cut=False)[:1]:
+        for line in complete_lines(path, cut=False)[:1]:
             try:
                 return int(json.loads(line)["settings"].get("passes", 1))
             except (ValueError, KeyError, TypeError, AttributeError):
                 return None
     return None
-
-
-def _complete_lines(path: Path, cut: bool) -> list[bytes]:
-    """The lines of a journal without a last one that a kill cut off; ``cut`` takes it off the file,
-    too, which must be no other process's: that may be writing the line."""
-    data = path.read_bytes()
-    complete = data[: data.rfind(b"\n") + 1]
-    if cut and len(complete) < len(data):
-        os.truncate(path, len(complete))
-    return complete.splitlines()
 
 
 def _parsed(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ironmoe.attacks.evaluation.checks.model_checks import passes_of_checks
-from ironmoe.attacks.evaluation.journal import JournalError
+from ironmoe.attacks.evaluation.journal_file import JournalError
 from ironmoe.attacks.model_errors import INSTEAD, NoGradient
 from ironmoe.bench.attack.model_source import LoadedModel
 from ironmoe.bench.attack.parts import Part
