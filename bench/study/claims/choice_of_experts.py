@@ -3,7 +3,7 @@
 from ironmoe.bench.study.claims.parts.claim import Claim, Findings
 from ironmoe.bench.study.claims.parts.contrast import Contrast, effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
-from ironmoe.bench.study.claims.parts.ladders import described, reference_arm
+from ironmoe.bench.study.claims.parts.ladders import deciding_arm, described, twin_arm
 from ironmoe.bench.study.claims.parts.outcomes import CLEAN
 from ironmoe.bench.study.claims.parts.units import POINTS
 from ironmoe.bench.study.claims.parts.verdict import Effect, Role
@@ -26,7 +26,7 @@ def _look(evidence: Evidence) -> Findings:
     """Accuracy on clean images with other experts decides, minus that with the router's own. On
     adversarial images, made for the router's own choice, any change of the model may help or hurt:
     such rows stand beside, and so do all other interventions and the twin whose gates sum to 1."""
-    arm = reference_arm(evidence.arms, renormalize=False)
+    arm = deciding_arm(evidence.arms, at_any_cost=True)
     if arm is None:
         return Findings([], [], [], ["an arm with experts"])
 
@@ -40,8 +40,8 @@ def _look(evidence: Evidence) -> Findings:
         for name, images in _measured(evidence)
         if (name, images) not in {(chosen, CLEAN) for chosen in CHOSEN}
     ]
-    twin = reference_arm(evidence.arms, renormalize=True)
-    if twin is not None and twin != arm:
+    twin = twin_arm(evidence.arms, arm)
+    if twin is not None:
         rows = [_change(evidence, twin, name, CLEAN, "control") for name in CHOSEN] + rows
 
     sentences = [_sentence(effect(found), arm, name) for name, found in measured.items()]

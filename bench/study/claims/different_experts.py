@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ironmoe.bench.study.claims.parts.claim import Claim, Findings
 from ironmoe.bench.study.claims.parts.contrast import PERMUTATION, Contrast, effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
-from ironmoe.bench.study.claims.parts.ladders import described, reference_arm
+from ironmoe.bench.study.claims.parts.ladders import deciding_arm, described, twin_arm
 from ironmoe.bench.study.claims.parts.outcomes import AREA, CLEAN, LEAST_EPS, MARGIN, TOP_DISTANCE
 from ironmoe.bench.study.claims.parts.units import CORRELATION, POINTS, RATIO
 from ironmoe.bench.study.claims.parts.verdict import Effect, Role
@@ -27,7 +27,7 @@ DRAWS = 1_999  # of permutations between models, which decide nothing
 def _look(evidence: Evidence) -> Findings:
     """Within each model of the reference arm, one correlation over its images; then over runs. The
     clean margin is a covariate, because easy images differ from hard ones in both."""
-    arm = reference_arm(evidence.arms, renormalize=False)
+    arm = deciding_arm(evidence.arms, at_any_cost=True)
     if arm is None:
         return Findings([], [], [], ["an arm with experts"])
 
@@ -35,8 +35,8 @@ def _look(evidence: Evidence) -> Findings:
     if primary is None:
         return Findings([], [], [], [_lacking(evidence, arm)])
 
-    twin = reference_arm(evidence.arms, renormalize=True)
-    control = None if twin in (None, arm) else _within(evidence, twin, "control", given=MARGIN)
+    twin = twin_arm(evidence.arms, arm)
+    control = None if twin is None else _within(evidence, twin, "control", given=MARGIN)
     plain = _within(evidence, arm, "secondary", given=None)
     beside = [effect(each) for each in (control, plain) if each is not None]
 
@@ -45,11 +45,8 @@ def _look(evidence: Evidence) -> Findings:
     return Findings([primary], beside + _between(evidence), sentences, [])
 
 
-def _within(
-    evidence: Evidence, arm: Arm | None, role: Role, *, given: str | None
-) -> Contrast | None:
+def _within(evidence: Evidence, arm: Arm, role: Role, *, given: str | None) -> Contrast | None:
     """One correlation a model, over the images of which all numbers are known."""
-    assert arm is not None
     keys = [LEAST_EPS, TOP_DISTANCE, *([] if given is None else [given])]
     numbers = [evidence.images(arm, key) for key in keys]
     seeds = sorted(set.intersection(*map(set, numbers)))

@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 
 from ironmoe.bench.study.measure.budget import Budget
-from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers
+from ironmoe.bench.study.measure.measurement import Outcome, measurement
+from ironmoe.bench.study.measure.steered import steered
 from ironmoe.bench.study.measure.subject import Subject
 from ironmoe.moe import intervene
 from ironmoe.moe.policies import (
     AllExperts,
     DropBest,
+    DropRank,
     Lowest,
+    OneExpert,
     PermuteExperts,
     RandomExperts,
     RenormalizedGates,
     SameSum,
     UniformGates,
+    UseRanks,
 )
 from ironmoe.moe.routing.routed_layers import Edit
 
@@ -27,28 +31,27 @@ from ironmoe.moe.routing.routed_layers import Edit
 def policies(experts: int, top_k: int, seed: int) -> dict[str, Edit]:
     """Name → policy, those that E and K allow. "…, same sum": the gates scaled to the sum that the
     router's had, so that what is left is the identity of the experts."""
-    choices: dict[str, Edit] = {}
+    others: dict[str, Edit] = {"one expert": OneExpert(), "average of all": AllExperts()}
     if experts > top_k:
-        choices["drop best"] = DropBest()
-        choices["random"] = RandomExperts(seed)
-        choices["lowest"] = Lowest()
-        choices["permuted"] = PermuteExperts(seed=seed)
+        others["drop best"] = DropBest()
+        others["random"] = RandomExperts(seed)
+        others["lowest"] = Lowest()
+    if experts >= top_k + 2:
+        others["ranks 3 to K + 2"] = UseRanks(3)
     if experts > 2 * top_k:
-        choices["random of best"] = RandomExperts(seed, among=2 * top_k)
+        others["random of best"] = RandomExperts(seed, among=2 * top_k)
+    if top_k > 1:
+        others["uniform"] = UniformGates()
+        others["without rank 1"] = DropRank(1)
+        others["without rank 2"] = DropRank(2)
     same_sum: dict[str, Edit] = {
-        f"{name}, same sum": SameSum(policy)
-        for name, policy in choices.items()
-        if name != "permuted"  # it keeps the gates
+        f"{name}, same sum": SameSum(policy) for name, policy in others.items()
     }
-    gates: dict[str, Edit] = {"uniform, same sum": SameSum(UniformGates())} if top_k > 1 else {}
+    # these two keep the sum, or are about it
     return (
-        choices
+        others
         | same_sum
-        | gates
-        | {
-            "renormalized": RenormalizedGates(),
-            "average of all, same sum": SameSum(AllExperts()),
-        }
+        | {"permuted": PermuteExperts(seed=seed), "renormalized": RenormalizedGates()}
     )
 
 
@@ -57,14 +60,13 @@ def policies(experts: int, top_k: int, seed: int) -> dict[str, Edit]:
     "accuracy, changed predictions and KL divergence under other choices of experts, on clean "
     "images and on those of PGD",
     settings=("radius", "clean_images", "routed_images", "steps", "seed"),
-    passes=lambda budget: 8 * budget.clean_images + 30 * budget.routed_images,
+    passes=lambda budget: 10 * budget.clean_images + 30 * budget.routed_images,
     needs_experts=True,
+    version=2,
 )
 def interventions(subject: Subject, budget: Budget) -> Outcome:
-    """Accuracies "policy:clean" and "policy:attacked"; with ":changed", the share of predictions
-    that the policy changes; with ":kl", the mean KL divergence (nats) of the model's probabilities
-    from the steered ones. "none:clean", "none:attacked": without a policy. Per image: whether it
-    is right."""
+    """ "policy:clean" and "policy:attacked", as ``steered`` has them; "none:clean" and
+    "none:attacked" without a policy."""
     sites = list(subject.layers.values())
     experts = min(site.num_experts for site in sites)
     on = {"clean": subject.sample(budget.clean_images)[0], "attacked": subject.adversarial(budget)}
@@ -75,18 +77,9 @@ def interventions(subject: Subject, budget: Budget) -> Outcome:
     named |= policies(experts, _top_k(subject), budget.seed)
     for policy_name, policy in named.items():
         for name, these in on.items():
-            steered = own[name] if policy is None else _logits(subject, these, policy, budget)
-            right = (steered.argmax(1) == subject.labels[: len(these)]).double()
-            key = f"{policy_name}:{name}"
-            changed = (steered.argmax(1) != own[name].argmax(1)).double()
-            outcome += Outcome(
-                {
-                    key: float(right.mean()),
-                    f"{key}:changed": float(changed.mean()),
-                    f"{key}:kl": float(_divergence(own[name], steered).mean()),
-                },
-                {key: numbers(right)},
-            )
+            logits = own[name] if policy is None else _logits(subject, these, policy, budget)
+            labels = subject.labels[: len(these)]
+            outcome += steered(f"{policy_name}:{name}", logits, own[name], labels)
     return outcome
 
 
@@ -94,12 +87,6 @@ def interventions(subject: Subject, budget: Budget) -> Outcome:
 def _logits(subject: Subject, images: Tensor, policy: Edit | None, budget: Budget) -> Tensor:
     with nullcontext() if policy is None else intervene(subject.model, policy):
         return subject.logits(images, budget.batch_size)
-
-
-def _divergence(own: Tensor, steered: Tensor) -> Tensor:
-    """(N,) KL(own ‖ steered), in nats."""
-    p, q = (logits.double().log_softmax(1) for logits in (own, steered))
-    return (p.exp() * (p - q)).sum(1)
 
 
 def _top_k(subject: Subject) -> int:

@@ -19,18 +19,23 @@ MOST_CLASSES = 32  # whose rows of the Jacobian are all computed
     "share of the Jacobian that goes through gates",
     settings=("local_images",),
     passes=lambda budget: 20 * budget.local_images,
+    version=2,
 )
 def derivative(subject: Subject, budget: Budget) -> Outcome:
-    """Means over images: "r1", in units of 1/255, of the images that the model gets right;
-    "jacobian", ‖J‖₂, which grows with the scale of the logits; "gate_share",
+    """Means over images: "r1", in units of 1/255, 0 of a wrong image, so that all models are asked
+    about the same ones; "jacobian", ‖J‖₂, which grows with the scale of the logits; "gate_share",
     ‖J − J with constant gates‖_F / ‖J‖_F, for a model with experts and at most MOST_CLASSES
     classes. Of each image the same; r₁ of a wrong one is NaN."""
     images, labels = subject.sample(budget.local_images)
     found = jacobian(subject.model, images, labels)
     right = found.logits.argmax(1) == labels
-    r1 = to_255(found.radius).masked_fill(~right, torch.nan)
+    r1 = to_255(found.radius)
 
-    outcome = _of_images("r1", r1) + _of_images("jacobian", found.spectral)
+    outcome = Outcome(
+        {"r1": float(r1.double().masked_fill(~right, 0).mean())},
+        {"r1": numbers(r1.masked_fill(~right, torch.nan))},
+    )
+    outcome += _of_images("jacobian", found.spectral)
     if subject.layers and found.logits.shape[1] <= MOST_CLASSES:
         terms = network_terms(subject.model, images)
         outcome += _of_images("gate_share", terms.frobenius_share)

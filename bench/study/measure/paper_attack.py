@@ -20,6 +20,7 @@ STEPS = 40  # the official code's
     "the routing also between a clean image and itself, and under random signs",
     settings=("radii", "paper_images", "seed"),
     passes=lambda budget: budget.paper_images * STEPS * len(budget.radii),
+    version=2,
 )
 def paper(subject: Subject, budget: Budget) -> Outcome:
     """Accuracy "vmoe@r"; "vmoe@r:changed", predictions; "routing@r:reading", 1 − mean IoU over
@@ -40,7 +41,7 @@ def paper(subject: Subject, budget: Budget) -> Outcome:
         values[where] = seen.correct[1] / seen.images
         values[f"{where}:changed"] = seen.changed / seen.images
         values |= _routing(f"routing@{exact(radius)}", seen)
-        noisy = images + from_255(radius) * signs
+        noisy = (images + from_255(radius) * signs).clamp(0, 1)  # as the attack must stay
         floor = _statistics(subject, images, noisy, labels, budget)
         values |= _routing(f"routing noise@{exact(radius)}", floor)
     return Outcome(values)

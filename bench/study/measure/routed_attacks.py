@@ -15,6 +15,7 @@ from ironmoe.attacks.attack import Attack
 from ironmoe.bench.common.radii import exact, from_255
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers
+from ironmoe.bench.study.measure.steered import steered
 from ironmoe.bench.study.measure.subject import Subject
 from ironmoe.moe import intervene, trace_routing
 from ironmoe.moe.policies import Replay
@@ -32,15 +33,17 @@ MODES: dict[str, type[RoutingMode]] = {
 @measurement(
     "routed attacks",
     "accuracy under PGD that also ascends the balance losses, that holds the routing, and whose "
-    "gradient flows through gates or experts alone; and under PGD on the free model if the routing "
-    "of the clean image is replayed",
+    "gradient flows through gates or experts alone; what becomes of the images of PGD on the free "
+    "model if they are routed as the clean ones were, and of clean images routed as these",
     settings=("radius", "routed_images", "steps", "seed"),
     passes=lambda budget: 0.9 * budget.routed_images * budget.steps * (len(MODES) + 1),
     needs_experts=True,
+    version=2,
 )
 def routed_attacks(subject: Subject, budget: Budget) -> Outcome:
-    """Shares "mode@radius"; "replayed@radius": the adversarial images of the free model, judged by
-    the model with the routing that each clean image has."""
+    """Shares "mode@radius". "replayed@radius": the adversarial images of the free model with the
+    routing that each clean image has; "rerouted@radius": the clean images with the routing of the
+    adversarial ones; both as ``steered`` has them."""
     outcome = Outcome()
     for name, mode in MODES.items():
 
@@ -57,20 +60,23 @@ def routed_attacks(subject: Subject, budget: Budget) -> Outcome:
         key, held = f"{name}@{exact(budget.radius)}", summary.robust.double()
         outcome += Outcome({key: float(held.mean())}, {key: numbers(held)})
 
-    replayed = _replayed(subject, budget).double()
-    key = f"replayed@{exact(budget.radius)}"
-    return outcome + Outcome({key: float(replayed.mean())}, {key: numbers(replayed)})
+    clean, labels = subject.sample(budget.routed_images)
+    attacked, at = subject.adversarial(budget), exact(budget.radius)
+    for name, images, routed_as in (("replayed", attacked, clean), ("rerouted", clean, attacked)):
+        own = subject.logits(images, budget.batch_size)
+        logits = _routed_as(subject, images, routed_as, budget)
+        outcome += steered(f"{name}@{at}", logits, own, labels)
+    return outcome
 
 
 @torch.no_grad()
-def _replayed(subject: Subject, budget: Budget) -> Tensor:
-    """(N,) whether the model is right on adversarial images routed as the clean ones were."""
-    images, labels = subject.sample(budget.routed_images)
-    right = []
-    rows = (images, subject.adversarial(budget), labels)
-    for clean, attacked, targets in zip(*(t.split(budget.batch_size) for t in rows), strict=True):
+def _routed_as(subject: Subject, images: Tensor, others: Tensor, budget: Budget) -> Tensor:
+    """(N, C) logits of images that are routed as the others are."""
+    logits = []
+    pairs = zip(*(rows.split(budget.batch_size) for rows in (images, others)), strict=True)
+    for few, routed_as in pairs:
         with trace_routing(subject.model) as trace:
-            subject.model(clean)
+            subject.model(routed_as)
         with intervene(subject.model, Replay(trace)):
-            right.append(subject.model(attacked).argmax(1) == targets)
-    return torch.cat(right)
+            logits.append(subject.model(few))
+    return torch.cat(logits)

@@ -4,7 +4,13 @@ from typing import NamedTuple
 
 from ironmoe.bench.study.claims.parts.contrast import Contrast, effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
-from ironmoe.bench.study.claims.parts.ladders import dense_arm, expert_ladder, reference_arm
+from ironmoe.bench.study.claims.parts.ladders import (
+    deciding_arm,
+    dense_arm,
+    expert_ladder,
+    twin_arm,
+    without_experts,
+)
 from ironmoe.bench.study.claims.parts.outcomes import title, unit_of
 from ironmoe.bench.study.claims.parts.verdict import Effect, Role
 from ironmoe.bench.study.ladder.arms import Arm
@@ -29,10 +35,10 @@ def against_dense(evidence: Evidence, key: str) -> AgainstDense:
     chosen by its number of experts, before anything is measured."""
     dense = dense_arm(evidence.arms)
     source = expert_ladder(evidence.arms, renormalize=False)
-    reference = reference_arm(evidence.arms, renormalize=False)
-    twin = reference_arm(evidence.arms, renormalize=True)
+    reference = deciding_arm(evidence.arms)
     if dense is None or reference is None:
-        missing = ["a dense arm"] * (dense is None) + ["an arm with experts"] * (reference is None)
+        missing = ["a dense arm"] * (dense is None)
+        missing += [without_experts(evidence.arms)] * (reference is None)
         return AgainstDense(reference, dense, None, None, [], missing, [])
 
     unit = unit_of(key)
@@ -42,11 +48,12 @@ def against_dense(evidence: Evidence, key: str) -> AgainstDense:
     primary = Contrast(label, "primary", unit, by_seed) if by_seed else None
     left_out = evidence.seeds((reference, dense)) - by_seed.keys()
 
+    twin = twin_arm(evidence.arms, reference)
     renormalized = expert_ladder(evidence.arms, renormalize=True)
     others = [
         arm for arm in dict.fromkeys([*source, *renormalized]) if arm not in (reference, twin)
     ]
-    control = difference(evidence, key, twin, dense, "control") if twin != reference else None
+    control = difference(evidence, key, twin, dense, "control")
     rows = [difference(evidence, key, arm, dense, "secondary") for arm in others]
     measured = [row for row in rows if row is not None]
     return AgainstDense(reference, dense, primary, control, measured, missing, sorted(left_out))

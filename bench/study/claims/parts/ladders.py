@@ -33,8 +33,31 @@ def expert_ladder(arms: Sequence[Arm], *, renormalize: bool) -> list[Arm]:
 def reference_arm(arms: Sequence[Arm], *, renormalize: bool) -> Arm | None:
     """The arm of the ladder whose number of experts is nearest to 8: one is chosen before anything
     is measured, so that no claim picks the best of several."""
-    ladder = expert_ladder(arms, renormalize=renormalize)
-    return min(ladder, key=lambda arm: abs(log2(arm.experts / BASE_EXPERTS)), default=None)
+    return _nearest_to_base(expert_ladder(arms, renormalize=renormalize))
+
+
+def deciding_arm(arms: Sequence[Arm], *, at_any_cost: bool = False) -> Arm | None:
+    """The arm with experts that a claim is decided on: the reference arm with the gates of the
+    source; without one that with gates that sum to 1; at_any_cost: for a claim that compares no
+    costs, without that, too, the arm of other FLOPs whose number of experts is nearest to 8."""
+    for renormalize in (False, True):
+        arm = reference_arm(arms, renormalize=renormalize)
+        if arm is not None:
+            return arm
+    return _nearest_to_base([arm for arm in arms if not arm.is_dense]) if at_any_cost else None
+
+
+def twin_arm(arms: Sequence[Arm], arm: Arm) -> Arm | None:
+    """The reference arm with gates that sum to 1, for an arm with other gates."""
+    twin = reference_arm(arms, renormalize=True)
+    return None if arm.renormalize or twin == arm else twin
+
+
+def without_experts(arms: Sequence[Arm]) -> str:
+    """What is missing for a comparison at equal cost, for a message."""
+    if all(arm.is_dense for arm in arms):
+        return "an arm with experts"
+    return "an arm with experts whose FLOPs are those of the dense arm"
 
 
 def choice_ladder(arms: Sequence[Arm], *, renormalize: bool, equal_width: bool) -> list[Arm]:
@@ -63,6 +86,10 @@ def described(arm: Arm) -> str:
         return "the dense ViT"
     gates = " and gates that sum to 1" if arm.renormalize else ""
     return f"the V-MoE with {arm.experts} expert{'s' * (arm.experts != 1)}{gates}"
+
+
+def _nearest_to_base(arms: Sequence[Arm]) -> Arm | None:
+    return min(arms, key=lambda arm: abs(log2(arm.experts / BASE_EXPERTS)), default=None)
 
 
 def _gated(arms: Sequence[Arm], renormalize: bool) -> list[Arm]:

@@ -1,4 +1,4 @@
-"""Secants and curvature around images, with free and with frozen routing."""
+"""Changes of the logits and curvature around images, with free and with frozen routing."""
 
 from functools import partial
 from math import nan
@@ -41,7 +41,7 @@ def _line(runs: StudyRuns, training: str) -> list[Panel]:
     share = Outcome(f"gamma@{radius}:share", label, 100)
     over = partial(over_experts, runs=runs, training=training)
     return [
-        Panel(f"{training}: steepest secants", partial(_secants, runs, training)),
+        Panel(f"{training}: largest change, over r", partial(_secants, runs, training)),
         Panel(f"{training}: curvature by rerouting", partial(over, outcome=share)),
         Panel(f"{training}: derivative of the gates", partial(over, outcome=GATE_SHARE)),
     ]
@@ -54,7 +54,7 @@ def _secants(runs: StudyRuns, training: str, axes: Axes) -> bool:
     for arm, look in zip(arms, looks(arms).values(), strict=True):
         for routing in ("free", "frozen"):
             drawn = _profile(axes, runs, training, arm, routing, look) or drawn
-    axes.set(xlabel="radius r in 1/255 (Linf)", ylabel="‖f(x + d) − f(x)‖₂ / r")
+    axes.set(xlabel="radius r in 1/255 (Linf)", ylabel="largest ‖f(x + d) − f(x)‖₂, over r")
     if drawn:
         radii = runs.radii(training, "slope", ":free")
         log_axis(axes, "x")
@@ -97,11 +97,11 @@ def caption(runs: StudyRuns) -> str:
 
     images = counted(runs.budget(runs.trainings[0]).swap_images, "image")
     return sentences(
-        f"Left: the steepest secant within r that a search found, mean over {images}; flat where a "
-        "model is smooth, falling like 1 / r where it jumps; frozen: with the routing of the clean "
-        "image. Middle: which share of the curvature γ (the local linearity measure) is gone when "
-        "routing is frozen; below 0 the search found more with frozen routing. Right: "
-        "‖J − J with constant gates‖ / ‖J‖ of the logits.",
+        f"Left: the largest change of the logits within r that a search found, divided by r, mean "
+        f"over {images}; flat where a model is smooth, falling like 1 / r where it jumps; frozen: "
+        "with the routing of the clean image. Middle: which share of the curvature γ (the local "
+        "linearity measure) is gone when routing is frozen; below 0 the search found more with "
+        "frozen routing. Right: ‖J − J with constant gates‖ / ‖J‖ of the logits.",
         thin_and_thick(runs),
         in_trainings(runs, shares),
     )

@@ -41,9 +41,10 @@ def caption(runs: StudyRuns) -> str:
     images = counted(runs.image_count("r1"), "image")
     return sentences(
         f"Means over {images} of the first-order radius r₁, at which the tangent of the logits "
-        "changes the class; of the least radius at which an attack found another class; and of the "
-        "spectral norm of the Jacobian, which also measures how large logits are, so that it "
-        "compares no two models by itself. Axes are logarithmic.",
+        "changes the class; of the least radius at which an attack found another class, both 0 for "
+        "an image that the model gets wrong; and of the spectral norm of the Jacobian, which also "
+        "measures how large logits are, so that it compares no two models by itself. Axes are "
+        "logarithmic.",
         thin_and_thick(runs),
         in_trainings(runs, ranges),
     )

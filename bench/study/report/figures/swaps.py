@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ironmoe.bench.reports.cells import counted
-from ironmoe.bench.study.claims.parts.ladders import reference_arm
+from ironmoe.bench.study.claims.parts.ladders import deciding_arm
 from ironmoe.bench.study.claims.parts.words import listed
 from ironmoe.bench.study.ladder.arms import Arm
 from ironmoe.bench.study.report.figures.parts.captions import (
@@ -35,7 +35,7 @@ PLACES = 120  # of a curve
 
 def draw(runs: StudyRuns) -> Figure | None:
     """A line of panels for each training."""
-    arm = reference_arm(runs.arms, renormalize=False)
+    arm = deciding_arm(runs.arms, at_any_cost=True)
     if arm is None:
         return None
     return draw_panels(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ironmoe.bench.reports.cells import counted
-from ironmoe.bench.study.claims.parts.ladders import reference_arm
+from ironmoe.bench.study.claims.parts.ladders import deciding_arm, twin_arm
 from ironmoe.bench.study.ladder.arms import Arm
 from ironmoe.bench.study.report.figures.parts.captions import (
     in_trainings,
@@ -54,8 +54,9 @@ def draw(runs: StudyRuns) -> Figure | None:
 
 def shown(runs: StudyRuns) -> list[Arm]:
     """Whose images are drawn."""
-    arms = [reference_arm(runs.arms, renormalize=renormalize) for renormalize in (False, True)]
-    return list(dict.fromkeys(arm for arm in arms if arm is not None))
+    arm = deciding_arm(runs.arms, at_any_cost=True)
+    arms = [] if arm is None else [arm, twin_arm(runs.arms, arm)]
+    return [each for each in arms if each is not None]
 
 
 def _within(runs: StudyRuns, training: str, arm: Arm, axes: Axes) -> bool:

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ironmoe.bench.study.claims.parts.ladders import dense_arm, expert_ladder, reference_arm
+from ironmoe.bench.study.claims.parts.ladders import (
+    deciding_arm,
+    dense_arm,
+    expert_ladder,
+    twin_arm,
+)
 from ironmoe.bench.study.ladder.arms import Arm
 
 GATES = {False: "gates of the source", True: "gates that sum to 1"}
@@ -19,7 +24,7 @@ class Group(NamedTuple):
 
 def at_equal_cost(arms: Sequence[Arm]) -> list[Group]:
     """The arms at equal FLOPs: a ladder of E for each kind of gates, and what is in neither, each
-    with the dense arm beside it."""
+    with the dense arm beside it. Without any, the arms that there are."""
     dense = [arm for arm in [dense_arm(arms)] if arm is not None]
     groups = []
     for renormalize, title in GATES.items():
@@ -32,6 +37,8 @@ def at_equal_cost(arms: Sequence[Arm]) -> list[Group]:
     others = [arm for arm in arms if arm not in placed and not arm.equal_width]
     if others:
         groups.append(Group("other arms", dense + others))
+    if not groups and len(arms) > len(dense):
+        return [Group("at other cost", [*dense, *(arm for arm in arms if not arm.is_dense)])]
     return groups or [Group("dense", dense)]
 
 
@@ -48,6 +55,8 @@ def few(arms: Sequence[Arm]) -> list[Arm]:
     with the most experts. They are chosen by what they are, not by what was measured."""
     source = expert_ladder(arms, renormalize=False)
     renormalized = expert_ladder(arms, renormalize=True)
-    chosen = [reference_arm(arms, renormalize=renormalize) for renormalize in (False, True)]
-    chosen += (source or renormalized)[-1:]
-    return list(dict.fromkeys(arm for arm in chosen if arm is not None))
+    arm = deciding_arm(arms, at_any_cost=True)
+    if arm is None:
+        return []
+    chosen = [arm, twin_arm(arms, arm), *(source or renormalized)[-1:]]
+    return list(dict.fromkeys(each for each in chosen if each is not None))
