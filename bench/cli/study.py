@@ -66,7 +66,8 @@ def study(
             help="A model of your own in place of the ladder, several times: **NAME@SEED=MODEL**, "
             "where MODEL is a **.safetensors** file of this library, **hf:FOLDER**, "
             "**vmoe:PREFIX** or **package.module:function**. Models of one name are runs of one "
-            "architecture; models of one seed are paired."
+            "architecture; models of one seed are paired. **NAME@SEED/TRAINING=MODEL** tells "
+            "trainings apart, which get verdicts of their own."
         ),
     ] = None,
     eps: Annotated[

@@ -19,7 +19,8 @@ from ironmoe.bench.study.statistics.correlation import rank_correlation, runs_co
 FEWEST_IMAGES = 20
 """Of which all numbers are known; a rank correlation of fewer is hardly a number of the model."""
 
-OVER_IMAGES = "Spearman's ρ over images of their least radius and the distance of the top experts"
+JUMP = "jump"
+ASKED = {TOP_DISTANCE: "the distance of the top experts", JUMP: "the jump at the nearest swap"}
 FEWEST_MODELS = 4
 DRAWS = 1_999  # of permutations between models, which decide nothing
 
@@ -38,16 +39,19 @@ def _look(evidence: Evidence) -> Findings:
     twin = twin_arm(evidence.arms, arm)
     control = None if twin is None else _within(evidence, twin, "control", given=MARGIN)
     plain = _within(evidence, arm, "secondary", given=None)
-    beside = [effect(each) for each in (control, plain) if each is not None]
+    jump = _within(evidence, arm, "secondary", given=MARGIN, key=JUMP)
+    beside = [effect(each) for each in (control, plain, jump) if each is not None]
 
     sentences = [_sentence(effect(primary), arm)]
     sentences += left_out(evidence.seeds([arm]) - primary.by_seed.keys())
     return Findings([primary], beside + _between(evidence), sentences, [])
 
 
-def _within(evidence: Evidence, arm: Arm, role: Role, *, given: str | None) -> Contrast | None:
-    """One correlation a model, over the images of which all numbers are known."""
-    keys = [LEAST_EPS, TOP_DISTANCE, *([] if given is None else [given])]
+def _within(
+    evidence: Evidence, arm: Arm, role: Role, *, given: str | None, key: str = TOP_DISTANCE
+) -> Contrast | None:
+    """One correlation a model, over the images of which all numbers are known. key: of ASKED."""
+    keys = [LEAST_EPS, key, *([] if given is None else [given])]
     numbers = [evidence.images(arm, key) for key in keys]
     seeds = sorted(set.intersection(*map(set, numbers)))
     rho = {seed: _correlation([each[seed] for each in numbers]) for seed in seeds}
@@ -55,8 +59,9 @@ def _within(evidence: Evidence, arm: Arm, role: Role, *, given: str | None) -> C
     if not by_seed:
         return None
 
-    label = f"{OVER_IMAGES}{', given their clean margin' * (given is not None)}: {arm.name}"
-    return Contrast(label, role, CORRELATION, by_seed)
+    label = f"Spearman's ρ over images of their least radius and {ASKED[key]}"
+    label += ", given their clean margin" * (given is not None)
+    return Contrast(f"{label}: {arm.name}", role, CORRELATION, by_seed)
 
 
 def _correlation(columns: list[list[float]]) -> float:

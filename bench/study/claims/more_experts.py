@@ -7,14 +7,16 @@ from ironmoe.bench.study.claims.parts.contrast import Contrast, effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
 from ironmoe.bench.study.claims.parts.ladders import choice_ladder, expert_ladder
 from ironmoe.bench.study.claims.parts.outcomes import AREA, GATE_SUM
-from ironmoe.bench.study.claims.parts.slopes import Ladder, slope_contrast
+from ironmoe.bench.study.claims.parts.slopes import (
+    GATES,
+    Ladder,
+    ladder_over_experts,
+    slope_contrast,
+)
 from ironmoe.bench.study.claims.parts.units import POINTS
 from ironmoe.bench.study.claims.parts.verdict import Effect
 from ironmoe.bench.study.claims.parts.words import compared, interval, left_out, number
 from ironmoe.bench.study.ladder.arms import Arm
-
-GATES = {False: "the gates of the source", True: "gates that sum to 1"}
-"""By ``Arm.renormalize``."""
 
 CONFOUNDED = (
     "The more experts, the less do the gates of the source sum to: this may be the scale of the "
@@ -27,7 +29,10 @@ def _look(evidence: Evidence) -> Findings:
     """The slope of the area under the robust curve in log₂ E among models with experts decides, as
     what it comes to between the fewest experts and the most. Both kinds of gates have to agree,
     because the source's weigh less the more experts there are."""
-    ladders = {renormalize: _ladder(evidence, renormalize) for renormalize in (False, True)}
+    ladders = {
+        renormalize: ladder_over_experts(evidence, AREA, renormalize=renormalize)
+        for renormalize in GATES
+    }
     primary: dict[bool, Contrast] = {}
     for renormalize, ladder in ladders.items():
         contrast = slope_contrast(evidence, AREA, ladder, "primary")
@@ -47,13 +52,6 @@ def _look(evidence: Evidence) -> Findings:
 
     confounded = "" if len(primary) == 2 else CONFOUNDED if False in primary else ONLY_RENORMALIZED
     return Findings(list(primary.values()), _choices(evidence), sentences, missing, confounded)
-
-
-def _ladder(evidence: Evidence, renormalize: bool) -> Ladder:
-    """The arms of which the outcome was measured."""
-    declared = expert_ladder(evidence.arms, renormalize=renormalize)
-    arms = [arm for arm in declared if evidence.by_seed(arm, AREA, POINTS)]
-    return Ladder(arms, [arm.experts for arm in arms], "E", GATES[renormalize])
 
 
 def _missing(evidence: Evidence, primary: Mapping[bool, Contrast]) -> list[str]:

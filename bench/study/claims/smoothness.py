@@ -6,6 +6,7 @@ from ironmoe.bench.study.claims.parts.contrast import effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
 from ironmoe.bench.study.claims.parts.ladders import described
 from ironmoe.bench.study.claims.parts.outcomes import JACOBIAN, RADIUS
+from ironmoe.bench.study.claims.parts.slopes import GATES, ladder_over_experts, slope_contrast
 from ironmoe.bench.study.claims.parts.units import RATIO
 from ironmoe.bench.study.claims.parts.verdict import Effect
 from ironmoe.bench.study.claims.parts.words import compared, interval, left_out
@@ -15,7 +16,7 @@ from ironmoe.bench.study.ladder.arms import Arm
 def _look(evidence: Evidence) -> Findings:
     """The first-order radius decides. A Lipschitz constant of logits cannot compare two models:
     logits twice as large have twice the constant and the same decisions. Their ‖J‖ stands beside,
-    and so do the other arms."""
+    and so do the other arms and the trends of r₁ over E."""
     found = against_dense(evidence, RADIUS)
     if found.primary is None or found.reference is None or found.dense is None:
         return Findings([], [], [], found.missing)
@@ -23,13 +24,21 @@ def _look(evidence: Evidence) -> Findings:
     jacobian = difference(evidence, JACOBIAN, found.reference, found.dense, "exploratory")
     control = [] if found.control is None else [found.control]
     beside = [] if jacobian is None else [jacobian]
+    trends = [
+        slope_contrast(
+            evidence, RADIUS, ladder_over_experts(evidence, RADIUS, renormalize=kind), "secondary"
+        )
+        for kind in GATES
+    ]
     sentences = [
         _sentence(effect(found.primary), found.reference),
         *(_control(each) for each in control),
         *(_beside(each) for each in beside),
         *left_out(found.left_out),
     ]
-    return Findings([found.primary], [*control, *found.others, *beside], sentences, [])
+    slopes = [effect(each) for each in trends if each is not None]
+    others = [*control, *found.others, *slopes, *beside]
+    return Findings([found.primary], others, sentences, [])
 
 
 def _sentence(found: Effect, arm: Arm) -> str:

@@ -56,9 +56,10 @@ def _seeds(runs: StudyRuns) -> str:
 
 
 def _trainings(runs: StudyRuns) -> str:
+    named = listed([f"“{name}”" for name in runs.trainings])
     if runs.facts.handed_in:
-        return "trained elsewhere"
-    return f"trained as {listed([f'“{name}”' for name in runs.trainings])}"
+        return f"trained elsewhere ({named})"
+    return f"trained as {named}"
 
 
 def _data(runs: StudyRuns) -> str:

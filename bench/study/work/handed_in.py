@@ -1,4 +1,4 @@
-"""Models that a user hands in: ``--model NAME@SEED=MODEL``."""
+"""Models that a user hands in: ``--model NAME@SEED/TRAINING=MODEL``."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,27 +22,35 @@ WITHIN = 0.01  # FLOPs that differ by less are equal
 
 
 class HandedIn(NamedTuple):
-    """What the user wrote. source: a checkpoint file, or one of FORMS."""
+    """What the user wrote. training: in the user's words; source: a checkpoint file, or one of
+    FORMS."""
 
     name: str
     seed: int
+    training: str
     source: str
+
+    def __str__(self) -> str:
+        end = "" if self.training == TRAINING else f"/{self.training}"
+        return f"{self.name}@{self.seed}{end}"
 
 
 def read_option(text: str) -> HandedIn:
-    """NAME@SEED=MODEL; without @SEED the seed is 0.
+    """NAME@SEED/TRAINING=MODEL; without /TRAINING it is TRAINING, without @SEED/… the seed is 0.
 
     Raises:
         UserError: it is not of this form.
     """
-    name, equals, source = text.partition("=")
-    name, at, seed = name.partition("@")
-    if not equals or not name or not source or (at and not seed.isdecimal()):
+    head, equals, source = text.partition("=")
+    name, at, rest = head.partition("@")
+    seed, slash, training = rest.partition("/")
+    complete = equals and name and source and (not at or seed.isdecimal())
+    if not complete or (slash and not training):
         raise UserError(
-            "--model must be NAME@SEED=MODEL, where MODEL is a .safetensors file, "
-            f"{FORMS}, got {text!r}"
+            "--model must be NAME@SEED=MODEL or NAME@SEED/TRAINING=MODEL, where MODEL is a "
+            f".safetensors file, {FORMS}, got {text!r}"
         )
-    return HandedIn(name, int(seed) if at else 0, source)
+    return HandedIn(name, int(seed) if at else 0, training or TRAINING, source)
 
 
 def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], ImageData]:
@@ -53,15 +61,15 @@ def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], Ima
     of other FLOPs than the dense one take no part in what is said about equal cost.
 
     Raises:
-        UserError: two models have one name and seed, models of one name differ in what an arm is,
-            or models have their classes in other orders.
+        UserError: two models have one name, seed and training, models of one name differ in what
+            an arm is, or models have their classes in other orders.
         CheckpointError: a model cannot be loaded.
     """
     given = [read_option(text) for text in texts]
-    twice = {each[:2] for each in given if sum(other[:2] == each[:2] for other in given) > 1}
+    names = [str(each) for each in given]
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        name, seed = sorted(twice)[0]
-        raise UserError(f"--model must name each NAME@SEED once, got {name}@{seed} twice")
+        raise UserError(f"--model must name each NAME@SEED/TRAINING once, got {twice[0]} twice")
 
     loaded = [_load(each.source, data) for each in given]
     models = [each.model for each in loaded]
@@ -81,7 +89,7 @@ def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], Ima
         arm = _arm(each.name, model, cost, dense[0] if dense else cost)
         if arms.setdefault(each.name, arm) != arm:
             raise UserError(
-                f"--model {each.name}@{each.seed} must be of the same architecture as the other "
+                f"--model {each} must be of the same architecture as the other "
                 f"models called {each.name!r}, got {arm} and {arms[each.name]}"
             )
     found = [_entry(arms[each.name], each, data) for each in given]
@@ -106,7 +114,7 @@ def _entry(arm: Arm, given: HandedIn, data: ImageData) -> Entry:
     def get(_: Console) -> nn.Module:
         return _load(given.source, data).model
 
-    return Entry(arm, TRAINING, given.seed, None, get)
+    return Entry(arm, given.training, given.seed, None, get)
 
 
 def _load(source: str, data: ImageData) -> LoadedModel:

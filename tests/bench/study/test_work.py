@@ -310,9 +310,21 @@ def test_what_cannot_be_measured_of_a_model_is_said(few, tmp_path):
     assert "derivative of moe, as handed in, seed 0: " in problem and "influence" in problem
 
 
-@pytest.mark.parametrize("text", ["x", "=file", "name=", "name@=file", "name@one=file"])
+def test_trainings_of_handed_in_models_are_kept_apart(few, tmp_path):
+    checkpoint(tmp_path / "a.safetensors")
+    texts = tuple(f"x@1{end}={tmp_path}/a.safetensors" for end in ("", "/pgd-at", "/of ours"))
+    entries, _ = handed_in(texts, few)
+    assert [entry.training for entry in entries] == ["as handed in", "pgd-at", "of ours"]
+    assert {entry.seed for entry in entries} == {1} and len({e.slug for e in entries}) == 3
+    with pytest.raises(UserError, match="once, got x@1/pgd-at twice"):
+        handed_in((texts[1], texts[1]), few)
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "=file", "name=", "name@=file", "name@one=file", "name@1/=file"]
+)
 def test_bad_options_for_a_model_are_refused(text):
-    with pytest.raises(UserError, match="must be NAME@SEED=MODEL"):
+    with pytest.raises(UserError, match="must be NAME@SEED=MODEL or NAME@SEED/TRAINING=MODEL"):
         read_option(text)
 
 

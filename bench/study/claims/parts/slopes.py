@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ironmoe.bench.study.claims.parts.contrast import Contrast
 from ironmoe.bench.study.claims.parts.evidence import Evidence
+from ironmoe.bench.study.claims.parts.ladders import expert_ladder
 from ironmoe.bench.study.claims.parts.outcomes import title, unit_of
 from ironmoe.bench.study.claims.parts.verdict import Role
 from ironmoe.bench.study.ladder.arms import Arm
@@ -20,6 +21,17 @@ class Ladder(NamedTuple):
     numbers: Sequence[int]
     symbol: str
     setting: str
+
+
+GATES = {False: "the gates of the source", True: "gates that sum to 1"}
+"""By ``Arm.renormalize``."""
+
+
+def ladder_over_experts(evidence: Evidence, key: str, *, renormalize: bool) -> Ladder:
+    """The arms at equal FLOPs that differ in E, of which the outcome was measured."""
+    declared = expert_ladder(evidence.arms, renormalize=renormalize)
+    arms = [arm for arm in declared if evidence.by_seed(arm, key, unit_of(key))]
+    return Ladder(arms, [arm.experts for arm in arms], "E", GATES[renormalize])
 
 
 def slope_contrast(evidence: Evidence, key: str, ladder: Ladder, role: Role) -> Contrast | None:
