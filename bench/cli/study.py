@@ -12,6 +12,8 @@ from ironmoe.bench.common.errors import clear_errors
 
 WITH_FROM = ("from_", "out")
 """The options that go together with ``--from``."""
+OF_LADDER = ("seeds", "first_seed", "arms", "trainings", "train_eps", "epochs")
+"""The options that say nothing to models of one's own."""
 
 
 def study(
@@ -84,6 +86,7 @@ def study(
             "Radius of adversarial training, in units of 1/255 of the pixel range. Models that are "
             "trained so are attacked at 0.5, 1, 1.5 and 2 times of it.",
             0.01,
+            most=255,
         ),
     ] = 25.5,
     epochs: Annotated[int, bounded("Passes over the training images.", 1)] = 12,
@@ -101,7 +104,7 @@ def study(
         ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say how long it will take, and do nothing.")
+        bool, typer.Option("--plan", help="Say how long it will take; train and measure nothing.")
     ] = False,
     out: Out = None,
     image_size: ImageSize = None,
@@ -133,9 +136,12 @@ def study(
         from ironmoe.bench.study.run import join_studies, run_study
 
         if from_:
-            _only_with_from(ctx)
+            others = [name for name in ctx.params if name not in WITH_FROM]
+            _refuse(ctx, others, "--from goes together with --out alone")
             join_studies(from_, out, console)
             return
+        if model:
+            _refuse(ctx, OF_LADDER, "--model takes the place of the ladder")
 
         loaded = load_data(data, image_size, False)
         budget = with_radii(Budget(images=images), eps)
@@ -160,15 +166,12 @@ def study(
         run_study(options, console, only_plan=plan)
 
 
-def _only_with_from(ctx: typer.Context) -> None:
-    """Raises typer.BadParameter: an option was given that ``--from`` would leave without a use."""
-    for name in ctx.params:
+def _refuse(ctx: typer.Context, options: Iterable[str], why: str) -> None:
+    """Raises typer.BadParameter: one of these options was given, and would have no use."""
+    for name in options:
         source = ctx.get_parameter_source(name)
-        given = source is not None and source.name == "COMMANDLINE"
-        if given and name not in WITH_FROM:
-            raise typer.BadParameter(
-                f"--from goes together with --out alone, got --{name.replace('_', '-')}, too"
-            )
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{why}, got --{name.replace('_', '-')}, too")
 
 
 def _chosen(option: str, names: str | None, known: Iterable[str]) -> tuple[str, ...]:

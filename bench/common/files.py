@@ -9,8 +9,9 @@ from typing import Any
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write beside the target, then rename: an interruption leaves no half-written file."""
-    partial = path.with_name(path.name + ".partial")
+    """Write beside the target, then rename: an interruption leaves no half-written file, and two
+    processes do not write to one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     data = content.encode() if isinstance(content, str) else content
 
     with open(partial, "wb") as file:

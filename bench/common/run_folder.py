@@ -4,6 +4,7 @@ finished."""
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ class RunFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            probe = path / "probe.partial"
+            probe = path / f"probe.{os.getpid()}.partial"
             probe.write_bytes(b"\0" * 4096)
             probe.unlink()
             free = shutil.disk_usage(path).free
@@ -61,11 +62,12 @@ class RunFolder:
                 f"{free / 1e6:.0f} MB are free"
             )
 
-        found = self.read("settings.json")
+        # A kill while the settings were written leaves a part of them.
+        others = any(not file.name.endswith(".partial") for file in path.iterdir())
+        found = self.read("settings.json")  # after that look: another process may write them now
         self.resumed = found is not None
         if found is None:
-            # A kill while the settings were written leaves a part of them.
-            if any(not file.name.endswith(".partial") for file in path.iterdir()):
+            if others:
                 raise OutputError(
                     f"output folder {path} holds other files and no run; choose an empty or new "
                     "one with --out"

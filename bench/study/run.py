@@ -12,14 +12,17 @@ from ironmoe.bench.common.run_folder import RunFolder, default_folder
 from ironmoe.bench.study.claims.parts.verdict import Verdict
 from ironmoe.bench.study.claims.table import verdicts
 from ironmoe.bench.study.ladder.arms import Arm
-from ironmoe.bench.study.numbers.document import as_document, read_numbers
+from ironmoe.bench.study.numbers.document import (
+    Numbers,
+    as_document,
+    read_numbers,
+    todays_versions,
+)
 from ironmoe.bench.study.numbers.joined import joined
 from ironmoe.bench.study.options import StudyOptions
-from ironmoe.bench.study.report.facts import StudyFacts
 from ironmoe.bench.study.report.figures.table import FIGURES
 from ironmoe.bench.study.report.gather import study_facts
 from ironmoe.bench.study.report.page import write_study_report
-from ironmoe.bench.study.statistics.measured import Measured
 from ironmoe.bench.study.work.collected import collected
 from ironmoe.bench.study.work.display import StudyDisplay
 from ironmoe.bench.study.work.plan import announcement, make_plan
@@ -52,9 +55,9 @@ def run_study(options: StudyOptions, console: Console, *, only_plan: bool = Fals
             with StudyDisplay(console, study.tasks, plan) as tell:
                 work(study, tell)
 
-    kept = collected(study.tasks, study.store)
+    kept = collected(study.tasks, study.store, study.images)
     facts = study_facts(study, kept, command=_command())
-    _report(folder, facts, kept.runs, study.arms, console)
+    _report(folder, Numbers(facts, kept.runs, todays_versions(facts)), study.arms, console)
     return path
 
 
@@ -75,21 +78,15 @@ def join_studies(files: Sequence[Path], out: Path | None, console: Console) -> P
     folder = RunFolder(path, settings, BYTES_OF_REPORT)
     _say(folder.greeting, console)
     arms = [each.arm for each in together.facts.arms]
-    _report(folder, together.facts, together.runs, arms, console)
+    _report(folder, together, arms, console)
     return path
 
 
-def _report(
-    folder: RunFolder,
-    facts: StudyFacts,
-    runs: Sequence[Measured],
-    arms: Sequence[Arm],
-    console: Console,
-) -> None:
-    found = verdicts(runs, arms)
+def _report(folder: RunFolder, numbers: Numbers, arms: Sequence[Arm], console: Console) -> None:
+    found = verdicts(numbers.runs, arms)
     _print(found, console)
-    write_json_lines(folder.file("report.json"), as_document(facts, runs, found), LINES)
-    write_study_report(folder.path, facts, runs, found, arms, figures=FIGURES)
+    write_json_lines(folder.file("report.json"), as_document(numbers, found), LINES)
+    write_study_report(folder.path, numbers.facts, numbers.runs, found, arms, figures=FIGURES)
     console.print()
     _say(folder.farewell, console)
 

@@ -5,7 +5,7 @@ from ironmoe.bench.study.claims.parts.claim import Claim, Findings
 from ironmoe.bench.study.claims.parts.contrast import effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
 from ironmoe.bench.study.claims.parts.ladders import described
-from ironmoe.bench.study.claims.parts.outcomes import AREA, LEAST_EPS, is_accuracy
+from ironmoe.bench.study.claims.parts.outcomes import AREA, LEAST_EPS, blind, is_accuracy
 from ironmoe.bench.study.claims.parts.units import POINTS
 from ironmoe.bench.study.claims.parts.verdict import Effect
 from ironmoe.bench.study.claims.parts.words import compared, interval, left_out
@@ -28,7 +28,8 @@ def _look(evidence: Evidence) -> Findings:
         *(_control(each) for each in control),
         *left_out(found.left_out),
     ]
-    return Findings([found.primary], others, sentences, [])
+    ends = blind([evidence.mean(arm, AREA) for arm in (found.reference, found.dense)])
+    return Findings([found.primary], others, sentences, [], blind=ends)
 
 
 def _sentence(found: Effect, arm: Arm) -> str:

@@ -6,7 +6,7 @@ from ironmoe.bench.study.claims.parts.claim import Claim, Findings
 from ironmoe.bench.study.claims.parts.contrast import Contrast, effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
 from ironmoe.bench.study.claims.parts.ladders import choice_ladder, expert_ladder
-from ironmoe.bench.study.claims.parts.outcomes import AREA, GATE_SUM
+from ironmoe.bench.study.claims.parts.outcomes import AREA, GATE_SUM, blind
 from ironmoe.bench.study.claims.parts.slopes import (
     GATES,
     Ladder,
@@ -46,12 +46,15 @@ def _look(evidence: Evidence) -> Findings:
     effects = {renormalize: effect(contrast) for renormalize, contrast in primary.items()}
     sentences = [_sentence(found, ladders[kind]) for kind, found in effects.items()]
     sentences += _scale(evidence, ladders[False].arms, effects)
-    used = set.intersection(*(set(contrast.by_seed) for contrast in primary.values()))
+    used = set.union(*(set(contrast.by_seed) for contrast in primary.values()))
     arms = {arm for renormalize in primary for arm in ladders[renormalize].arms}
     sentences += left_out(evidence.seeds(arms) - used)
 
     confounded = "" if len(primary) == 2 else CONFOUNDED if False in primary else ONLY_RENORMALIZED
-    return Findings(list(primary.values()), _choices(evidence), sentences, missing, confounded)
+    ends = blind([evidence.mean(arm, AREA) for arm in arms])
+    return Findings(
+        list(primary.values()), _choices(evidence), sentences, missing, confounded, ends
+    )
 
 
 def _missing(evidence: Evidence, primary: Mapping[bool, Contrast]) -> list[str]:
@@ -61,7 +64,7 @@ def _missing(evidence: Evidence, primary: Mapping[bool, Contrast]) -> list[str]:
     ]
     arms = [arm for arm in dict.fromkeys(declared) if not evidence.by_seed(arm, AREA, POINTS)]
     ladders = [
-        f"a ladder of E with {gates}, two arms with a common seed at least"
+        f"a ladder of E with {gates}: two arms at least, and a seed that all of them have"
         for renormalize, gates in GATES.items()
         if renormalize not in primary
     ]
@@ -79,8 +82,10 @@ def _sentence(found: Effect, ladder: Ladder) -> str:
 
 def _scale(evidence: Evidence, source: Sequence[Arm], effects: Mapping[bool, Effect]) -> list[str]:
     """That only one of the two ladders shows a rise, if so, and what the gates sum to."""
-    rises = {renormalize: found.low > 0 for renormalize, found in effects.items()}
-    if not rises.get(False) or rises.get(True) is not False:
+    if len(effects) < 2 or not effects[False].low > 0:
+        return []
+    other = effects[True]
+    if not other.low <= 0 or other.mean >= effects[False].mean:
         return []
 
     sums = [evidence.mean(arm, GATE_SUM) for arm in (source[0], source[-1])]

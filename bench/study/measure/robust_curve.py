@@ -33,13 +33,15 @@ def clean(subject: Subject, budget: Budget) -> Outcome:
 
 @measurement(
     "curve",
-    "accuracy under PGD with a random start, over radii, and the area under that curve",
+    "accuracy under PGD with a random start, over radii, and the mean height of that curve",
     settings=("radii", "images", "steps", "seed"),
     passes=lambda budget: 0.7 * budget.images * budget.steps * len(budget.radii),
+    version=2,
 )
 def curve(subject: Subject, budget: Budget) -> Outcome:
-    """Shares "pgd@radius"; "auc", the mean height of the curve from 0 to the largest radius, by
-    trapezoids. Of each image whether it held at each radius, and the same mean."""
+    """Shares "pgd@radius"; "auc", the mean height of the curve from the smallest radius to the
+    largest, by trapezoids: the area under it, over its width. Of each image whether it held at each
+    radius, and the same mean."""
     summary = subject.attacked(
         lambda model: PGD(model, from_255(budget.radii[-1]), steps=budget.steps, seed=budget.seed),
         budget.images,
@@ -47,9 +49,10 @@ def curve(subject: Subject, budget: Budget) -> Outcome:
         budget.radii,
     )
     held = {exact(r): summary.robust_at(from_255(r)).double() for r in budget.radii}
-    heights = torch.stack([summary.clean_correct.double(), *held.values()])
-    places = torch.tensor([0.0, *budget.radii], dtype=torch.float64)
-    areas = torch.trapezoid(heights, places, dim=0) / places[-1]
+    heights = torch.stack(list(held.values()))
+    places = torch.tensor(budget.radii, dtype=torch.float64)
+    width = float(places[-1] - places[0])
+    areas = torch.trapezoid(heights, places, dim=0) / width if width else heights[0]
     images = {"auc": areas} | {f"pgd@{radius}": row for radius, row in held.items()}
     return Outcome(
         {name: float(row.mean()) for name, row in images.items()},

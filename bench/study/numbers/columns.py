@@ -12,7 +12,7 @@ OF_IMAGES = (LEAST_EPS, TOP_DISTANCE, MARGIN, RADIUS, "swap", "jump", "certified
 in the folder ``measured``."""
 ACCURACIES = ("clean", "pgd@")
 MARGINS = 100  # images whose margin is kept; claims read it beside numbers of fewer images
-DIGITS = 6
+DIGITS = 10  # the texts of a report then round as they did
 
 Columns = dict[str, Any]
 
@@ -36,7 +36,7 @@ def as_columns(rows: Sequence[Measured]) -> Columns:
 
 
 def as_rows(columns: Columns) -> list[Measured]:
-    """What ``as_columns`` was made from, with six digits.
+    """What ``as_columns`` was made from, with ten digits.
 
     Raises:
         KeyError, TypeError, ValueError: these are no such columns.

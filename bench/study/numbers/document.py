@@ -14,7 +14,8 @@ from ironmoe.bench.study.numbers.columns import as_columns, as_rows
 from ironmoe.bench.study.report.facts import ArmFacts, StudyFacts
 from ironmoe.bench.study.statistics.measured import Measured
 
-LISTS = ("not_asked", "handed_in", "notes", "problems", "joined")  # tuples, which JSON has not
+LISTS = ("not_asked", "handed_in", "notes", "problems", "joined", "older")
+"""Facts that are tuples, which JSON does not have."""
 FORMAT = "numbers of ironmoe study, 1"
 
 
@@ -23,28 +24,39 @@ class NumbersError(UserError):
 
 
 class Numbers(NamedTuple):
-    """What a study found. facts: how; runs: every model; versions: measurement → its version."""
+    """What a study found. facts: how; runs: every model; versions: measurement → the version that
+    the numbers are of."""
 
     facts: StudyFacts
     runs: list[Measured]
     versions: dict[str, int]
 
+    @property
+    def older(self) -> dict[str, int]:
+        """The versions that are not today's."""
+        today = todays_versions(self.facts)
+        return {name: version for name, version in self.versions.items() if version != today[name]}
 
-def as_document(
-    facts: StudyFacts, runs: Sequence[Measured], found: Sequence[Verdict]
-) -> dict[str, Any]:
+
+def todays_versions(facts: StudyFacts) -> dict[str, int]:
+    """Of the measurements that were asked for."""
+    return {what.name: what.version for what in facts.measurements}
+
+
+def as_document(numbers: Numbers, found: Sequence[Verdict]) -> dict[str, Any]:
     """For JSON: all facts; the runs, as ``as_columns`` has them; the verdicts."""
+    facts = numbers.facts
     return {
         "format": FORMAT,
         **facts._asdict(),
         "budgets": {training: budget._asdict() for training, budget in facts.budgets.items()},
-        "measurements": {what.name: what.version for what in facts.measurements},
+        "measurements": numbers.versions,
         "arms": [
             each.arm._asdict() | {"flops": each.flops, "parameters": each.parameters}
             for each in facts.arms
         ],
         "verdicts": [as_entry(verdict) for verdict in found],
-        **as_columns(runs),
+        **as_columns(numbers.runs),
     }
 
 
@@ -56,7 +68,7 @@ def read_numbers(file: Path) -> Numbers:
     """
     try:
         document = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _no_numbers(file, f"cannot be read: {error}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise _no_numbers(file, f"has no entry “format” that is “{FORMAT}”")
@@ -66,13 +78,24 @@ def read_numbers(file: Path) -> Numbers:
         unknown = sorted(set(versions) - set(all_measurements()))
         if unknown:
             raise _no_numbers(file, f"has measurements that this version does not know: {unknown}")
-        return Numbers(_facts(document), as_rows(document), versions)
+        numbers = Numbers(_facts(document), as_rows(document), versions)
+        _check_runs(numbers)
+        return numbers
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _no_numbers(file, f"is damaged: {error!r}") from None
 
 
+def _check_runs(numbers: Numbers) -> None:
+    arms = {each.arm.name for each in numbers.facts.arms}
+    for run in numbers.runs:
+        if run.arm not in arms or run.training not in numbers.facts.budgets:
+            raise ValueError(f"a run of {run.arm}, {run.training}, that nothing is said of")
+
+
 def _facts(document: dict[str, Any]) -> StudyFacts:
     known = {name: document[name] for name in StudyFacts._fields}
+    if not isinstance(known["settings"], dict) or not isinstance(known["versions"], dict):
+        raise TypeError("settings and versions must be objects")
     return StudyFacts(
         **known
         | {

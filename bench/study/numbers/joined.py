@@ -1,6 +1,7 @@
 """Several studies as one: what was trained and measured on several machines."""
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from ironmoe.bench.study.measure.table import all_measurements
 from ironmoe.bench.study.numbers.document import Numbers, NumbersError
 from ironmoe.bench.study.report.facts import ArmFacts, StudyFacts
 from ironmoe.bench.study.statistics.measured import Measured
+from ironmoe.bench.study.work.handed_in import is_equal_cost
 
 T = TypeVar("T")
 MODELS = "models"  # the entry of settings that names models that were handed in
@@ -24,13 +26,14 @@ def joined(files: Sequence[Path], studies: Sequence[Numbers]) -> Numbers:
         NumbersError: two studies have a run in common, or were not made alike: other data, test
             images, trainings, budgets, versions of a measurement, or arms of one name.
     """
-    for file, study in zip(files[1:], studies[1:], strict=True):
-        _check(files[0], studies[0], file, study)
+    named = list(zip(files, studies, strict=True))
+    for (file, study), (other_file, other) in combinations(named, 2):
+        _check(file, study, other_file, other)
     _check_runs(files, studies)
 
     facts = [study.facts for study in studies]
     arms = _first_of_each((each.arm.name, each) for one in facts for each in one.arms)
-    ordered = sorted(arms.values(), key=_place)
+    ordered = _compared(sorted(arms.values(), key=_place), handed_in=bool(facts[0].handed_in))
     trainings = _first_of_each(item for one in facts for item in one.budgets.items())
     asked = {what.name for one in facts for what in one.measurements}
     every = all_measurements()
@@ -56,7 +59,8 @@ def joined(files: Sequence[Path], studies: Sequence[Numbers]) -> Numbers:
     )
     runs = [run for study in studies for run in study.runs]
     versions = _first_of_each(item for study in studies for item in study.versions.items())
-    return Numbers(together, _in_order(runs, together), versions)
+    found = Numbers(together, _in_order(runs, together), versions)
+    return found._replace(facts=together._replace(older=tuple(found.older)))
 
 
 def _in_order(runs: Iterable[Measured], facts: StudyFacts) -> list[Measured]:
@@ -94,12 +98,32 @@ def _made(study: Numbers) -> dict[str, Any]:
         "training": {"settings": facts.training},
         "budgets": {name: budget._asdict() for name, budget in facts.budgets.items()},
         "version of measurement": study.versions,
-        "arms": {each.arm.name: each.arm._asdict() | _costs(each) for each in facts.arms},
+        "arms": {each.arm.name: _described(each, facts) for each in facts.arms},
     }
 
 
-def _costs(each: ArmFacts) -> dict[str, int]:
-    return {"flops": each.flops, "parameters": each.parameters}
+def _described(each: ArmFacts, facts: StudyFacts) -> dict[str, Any]:
+    """An arm with its costs; whether it costs as much as others is another question where models
+    were handed in, since it depends on these."""
+    cost: dict[str, Any] = {"flops": each.flops, "parameters": each.parameters}
+    if facts.handed_in:
+        cost["equal_width"] = None
+    return each.arm._asdict() | cost
+
+
+def _compared(arms: list[ArmFacts], *, handed_in: bool) -> list[ArmFacts]:
+    """The arms; of handed-in ones anew, whether they cost what the first dense one costs."""
+    if not handed_in:
+        return arms
+    first = next((each for each in arms if each.arm.is_dense), arms[0])
+    return [
+        each._replace(
+            arm=each.arm._replace(
+                equal_width=not each.arm.is_dense and not is_equal_cost(each.flops, first.flops)
+            )
+        )
+        for each in arms
+    ]
 
 
 def _common(one: dict[str, Any], other: dict[str, Any], key: str) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class StudyFacts(NamedTuple):
     training_seconds, measuring_seconds: sums over models, each in one process
     processes: how many worked; command: what was typed, "" if unknown
     settings: those of the folder; versions: of packages; machine: in words
-    joined: the files of numbers that were put together, none for a study of its own
+    joined: the files of numbers that were put together, none for a study of its own; older: what
+        was measured by an earlier version of its measurement than the one that the page describes
     """
 
     data: str
@@ -53,6 +54,7 @@ class StudyFacts(NamedTuple):
     versions: dict[str, str]
     machine: str
     joined: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

@@ -6,6 +6,8 @@ from scipy import special
 
 from ironmoe.bench.common.radii import exact
 from ironmoe.bench.common.statistics import t_half_width
+from ironmoe.bench.reports.cells import counted
+from ironmoe.bench.study.claims.parts.ladders import in_place_of_others
 from ironmoe.bench.study.claims.parts.verdict import Verdict
 from ironmoe.bench.study.claims.parts.words import listed, number
 from ironmoe.bench.study.report.runs import StudyRuns
@@ -52,6 +54,7 @@ def limits(runs: StudyRuns, verdicts: Sequence[Verdict]) -> list[str]:
         *_ends(runs),
         *_gates(runs),
         *_models(runs),
+        *_doubles(runs),
         *_at_chance(runs),
         *_missing(runs),
         *(f"Not measured: {problem}" for problem in runs.facts.problems),
@@ -156,8 +159,17 @@ def _models(runs: StudyRuns) -> list[str]:
     size = facts.training["size"]
     return [
         f"The models have {size['depth']} blocks of width {size['dim']}, experts in the last "
-        f"{size['moe_blocks']}, and were trained for {facts.training['epochs']} epochs. What they "
-        "show need not hold for models of other sizes and data, such as those of the paper."
+        f"{size['moe_blocks']}, and were trained for {counted(facts.training['epochs'], 'epoch')}. "
+        "What they show need not hold for models of other sizes and data, such as those of the "
+        "paper."
+    ]
+
+
+def _doubles(runs: StudyRuns) -> list[str]:
+    return [
+        f"{double.name} has the experts, K, gates and cost of {first.name}: where claims and "
+        f"figures ask how a number changes with E or K, {first.name} stands for both."
+        for first, double in in_place_of_others(runs.arms)
     ]
 
 

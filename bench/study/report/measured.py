@@ -60,6 +60,7 @@ def _where(facts: StudyFacts, machine: str) -> list[str]:
     )
     if facts.joined:
         return [
+            *_older(facts),
             f"Put together from {listed(facts.joined)}, whose machines and packages were: "
             f"{machine}. {numbers}; weights, and the numbers of all other images, are in the "
             "folders of these studies.",
@@ -68,6 +69,15 @@ def _where(facts: StudyFacts, machine: str) -> list[str]:
         f"Machine of this report: {machine}. The file of each measurement in measured/ names the "
         "machine and the versions that it was made with, and has the numbers of all its images.",
         f"{numbers}; models/ has the weights of models that were trained here.",
+    ]
+
+
+def _older(facts: StudyFacts) -> list[str]:
+    if not facts.older:
+        return []
+    return [
+        f"{listed(facts.older)}: measured by an earlier version of ironmoe, whose numbers are not "
+        "quite what this page says of them."
     ]
 
 

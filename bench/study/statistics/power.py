@@ -1,5 +1,6 @@
 """How many paired runs a question needs."""
 
+from collections.abc import Callable
 from math import isfinite, sqrt
 
 from scipy import special
@@ -47,18 +48,23 @@ def runs_needed(
         raise ValueError(f"sd must be at least 0, got {sd}")
     if sd == 0:
         return 2
+    return fewest_runs(lambda runs: power(effect, sd, runs, level=level) >= chance, MOST_RUNS)
 
+
+def fewest_runs(is_enough: Callable[[int], bool], most: int) -> int | None:
+    """The fewest pairs, 2 or more, that are enough, if more than enough are enough, too; None:
+    ``most`` are not."""
     enough = 2
-    while power(effect, sd, enough, level=level) < chance:
+    while not is_enough(enough):
         enough *= 2
-        if enough > MOST_RUNS:
+        if enough > most:
             return None
 
     few = enough // 2
     while enough - few > 1:
         middle = (few + enough) // 2
-        if power(effect, sd, middle, level=level) < chance:
-            few = middle
-        else:
+        if is_enough(middle):
             enough = middle
+        else:
+            few = middle
     return enough

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.console import Console
+from torch import Tensor
 
-from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.bench.study.measure.measurement import Outcome
 from ironmoe.bench.study.statistics.measured import Measured
+from ironmoe.bench.study.work.digest import digest
 from ironmoe.bench.study.work.store import Store
 from ironmoe.bench.study.work.worker import Task
 
@@ -21,8 +22,11 @@ class Collected(NamedTuple):
     seconds: float
 
 
-def collected(tasks: Sequence[Task], store: Store) -> Collected:
-    """Everything that is kept of these tasks. Nothing is trained or measured."""
+def collected(tasks: Sequence[Task], store: Store, images: Tensor) -> Collected:
+    """Everything that is kept of these tasks. Nothing is trained or measured.
+
+    images: the test images.
+    """
     runs: list[Measured] = []
     problems: list[str] = []
     seconds = 0.0
@@ -30,11 +34,11 @@ def collected(tasks: Sequence[Task], store: Store) -> Collected:
         entry = task.entry
         if not entry.is_trained:
             continue
-        digest = model_digest(entry.get(Console(quiet=True)))
+        known = digest(entry, entry.get(Console(quiet=True)), images)
         outcome = Outcome()
         for what in task.measurements:
-            outcome += store.read(digest, what, task.budget) or Outcome()
-            seconds += store.seconds(digest, what, task.budget) or 0.0
+            outcome += store.read(known, what, task.budget) or Outcome()
+            seconds += store.seconds(known, what, task.budget) or 0.0
         problems += outcome.problems
         if outcome.values:
             runs.append(

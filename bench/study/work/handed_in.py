@@ -58,11 +58,13 @@ def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], Ima
     them.
 
     Arms are named by the user. E, K and gates are read from a model, and FLOPs are counted: models
-    of other FLOPs than the dense one take no part in what is said about equal cost.
+    of other FLOPs than the first dense one, or without one than the first of all, take no part in
+    what is said about equal cost.
 
     Raises:
         UserError: two models have one name, seed and training, models of one name differ in what
-            an arm is, or models have their classes in other orders.
+            an arm is or in size, models have their classes in other orders, or a model does not
+            give a finite logit for each class.
         CheckpointError: a model cannot be loaded.
     """
     given = [read_option(text) for text in texts]
@@ -81,19 +83,37 @@ def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], Ima
             f"{given[0].source}: a study asks all models for the same labels"
         )
 
-    shape = tuple(data.images.shape[1:])
-    flops = [count_flops(model, shape) for model in models]
+    flops = [_asked(each, model, data) for each, model in zip(given, models, strict=True)]
     dense = [cost for model, cost in zip(models, flops, strict=True) if not routing_sites(model)]
     arms: dict[str, Arm] = {}
+    sizes: dict[str, tuple[Arm, int, int]] = {}
     for each, model, cost in zip(given, models, flops, strict=True):
-        arm = _arm(each.name, model, cost, dense[0] if dense else cost)
-        if arms.setdefault(each.name, arm) != arm:
+        arms[each.name] = arm = _arm(each.name, model, cost, (dense or flops)[0])
+        size = (arm, cost, sum(parameter.numel() for parameter in model.parameters()))
+        if sizes.setdefault(each.name, size) != size:
             raise UserError(
-                f"--model {each} must be of the same architecture as the other "
-                f"models called {each.name!r}, got {arm} and {arms[each.name]}"
+                f"--model {each} must be of the same architecture as the other models called "
+                f"{each.name!r}, got (arm, FLOPs, parameters) {size} and {sizes[each.name]}"
             )
     found = [_entry(arms[each.name], each, data) for each in given]
     return found, replace(data, labels=labels[0])
+
+
+def _asked(given: HandedIn, model: nn.Module, data: ImageData) -> int:
+    """The FLOPs of the forward pass of an image, after a look at what the model gives for two."""
+    try:
+        with torch.no_grad():
+            logits = model.eval()(data.images[:2])
+        if logits.shape[0] != min(2, len(data.images)) or logits.ndim != 2:
+            raise ValueError(f"logits of shape {tuple(logits.shape)}")
+        if not logits.isfinite().all():
+            raise ValueError("logits that are not finite")
+        return max(1, count_flops(model, tuple(data.images.shape[1:])))
+    except Exception as error:
+        raise UserError(
+            f"--model {given} must give (B, classes) finite logits for images (B, C, S, S), got "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _arm(name: str, model: nn.Module, flops: int, dense: int) -> Arm:
@@ -106,8 +126,13 @@ def _arm(name: str, model: nn.Module, flops: int, dense: int) -> Arm:
         experts=max(site.num_experts for site in sites),
         top_k=max(int(getattr(router, "top_k", 0)) for router in routers),
         renormalize=any(bool(getattr(router, "renormalize", False)) for router in routers),
-        equal_width=abs(flops / dense - 1) > WITHIN,
+        equal_width=not is_equal_cost(flops, dense),
     )
+
+
+def is_equal_cost(flops: int, other: int) -> bool:
+    """Whether FLOPs differ by 1 % at most."""
+    return abs(flops / other - 1) <= WITHIN
 
 
 def _entry(arm: Arm, given: HandedIn, data: ImageData) -> Entry:

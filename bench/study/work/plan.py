@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from ironmoe.attacks.evaluation.checksum import model_digest
+from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.study.ladder.arms import LADDER
 from ironmoe.bench.study.ladder.initial import new_model
+from ironmoe.bench.study.work.digest import digest
 from ironmoe.bench.study.work.estimate import in_words, seconds_of_pass, training_passes
 from ironmoe.bench.study.work.tasks import Study
 from ironmoe.bench.study.work.worker import TRAINED, Task
@@ -50,9 +51,12 @@ def make_plan(study: Study) -> Plan:
 def announcement(study: Study, plan: Plan) -> str:
     """What is asked for, what is left of it, and how long that will take."""
     options = study.options
-    seeds = len({task.entry.seed for task in study.tasks})
-    models = f"{len(study.tasks)} models: {len(study.arms)} arms × {seeds} seeds"
-    if len(options.trainings) > 1 and not options.models:
+    seeds = counted(len({task.entry.seed for task in study.tasks}), "seed")
+    arms = counted(len(study.arms), "arm")
+    models = f"{counted(len(study.tasks), 'model')}: {arms} × {seeds}"
+    if options.models:
+        models = models.replace(" × ", ", ")
+    elif len(options.trainings) > 1:
         models += f" × {len(options.trainings)} trainings"
     if not plan.left:
         return f"{models}; everything is measured"
@@ -78,9 +82,9 @@ def _left(study: Study, task: Task, number: int) -> list[Piece]:
         )
         pieces.append(Piece(number, TRAINED, passes))
 
-    digest = model_digest(task.entry.get(QUIET)) if trained else None
+    known = digest(task.entry, task.entry.get(QUIET), study.images) if trained else None
     for what in task.measurements:
-        if digest is None or study.store.read(digest, what, task.budget) is None:
+        if known is None or study.store.read(known, what, task.budget) is None:
             pieces.append(Piece(number, what.name, what.passes(task.budget)))
     return pieces
 

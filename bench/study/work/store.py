@@ -12,6 +12,9 @@ from ironmoe.bench.common.versions import describe_device, processor, versions
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.bench.study.measure.measurement import Measurement, Outcome
 
+PARTS = {"values": dict, "images": dict, "problems": list, "seconds": float}
+"""Of a file."""
+
 
 class Store:
     """The folder of outcomes.
@@ -71,10 +74,15 @@ class Store:
         write_json(file, about | outcome.as_dict())
 
     def _content(self, file: Path) -> dict[str, Any] | None:
+        """None if the file is not there, or is not what ``write`` makes."""
         try:
-            return json.loads(file.read_text())
+            found = json.loads(file.read_text())
         except (OSError, ValueError):
             return None
+        whole = isinstance(found, dict) and all(
+            isinstance(found.get(name), kind) for name, kind in PARTS.items()
+        )
+        return found if whole else None
 
 
 def _numbers(values: dict[str, float | None]) -> dict[str, float]:

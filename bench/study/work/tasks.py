@@ -59,7 +59,8 @@ class Study:
 
     def _test_images(self) -> tuple[Tensor, Tensor]:
         """Those that ``ironmoe train`` and the demo leave for tests."""
-        rows: Tensor = self.data.split()[1]
+        # split by the classes of the data, whatever numbers the models have for them
+        rows: Tensor = self.options.data.split()[1]
         return self.data.images[rows], self.data.labels[rows]
 
 

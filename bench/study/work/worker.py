@@ -8,11 +8,11 @@ from typing import NamedTuple
 from rich.console import Console
 from torch import Tensor
 
-from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.bench.study.measure.measurement import Measurement, Outcome
 from ironmoe.bench.study.measure.subject import Subject
 from ironmoe.bench.study.work.claimed import claimed
+from ironmoe.bench.study.work.digest import digest
 from ironmoe.bench.study.work.entries import Entry
 from ironmoe.bench.study.work.store import Store
 
@@ -71,25 +71,26 @@ class Worker:
         if not was_trained:
             tell(Done(number, TRAINED, time.perf_counter() - start, {}))
 
-        digest = model_digest(model)
+        known = digest(task.entry, model, self.images)
         subject = Subject(model, self.images, self.labels)
         for what in task.measurements:
-            if self.store.read(digest, what, task.budget) is not None:
+            if self.store.read(known, what, task.budget) is not None:
                 continue
             start = time.perf_counter()
             outcome = self._measured(what, subject, task)
             seconds = time.perf_counter() - start
             self.store.write(
-                digest, what, task.budget, outcome, name=task.entry.name, seconds=seconds
+                known, what, task.budget, outcome, name=task.entry.name, seconds=seconds
             )
             tell(Done(number, what.name, seconds, outcome.values, outcome.problems))
 
     def _measured(self, what: Measurement, subject: Subject, task: Task) -> Outcome:
-        """The outcome. Where a model that was handed in is not of a kind that can be measured so,
-        the outcome says why; with a model of the ladder that would be a bug."""
+        """The outcome. Where a model that was handed in cannot be measured so, whatever its code
+        raises, the outcome says why; with a model of the ladder that would be a bug."""
         try:
             return what.measure(subject, task.budget)
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except Exception as error:
             if task.entry.file is not None:
                 raise
-            return Outcome(problems=(f"{what.name} of {task.entry.name}: {error}",))
+            said = f"{error}" or type(error).__name__
+            return Outcome(problems=(f"{what.name} of {task.entry.name}: {said}",))

@@ -2,8 +2,8 @@
 was planted in it.
 
 A model is a linear classifier on the pixels of an image with one MoE layer beside it, whose experts
-are linear, too. What the layer adds is chosen: the size of its slope in a direction in which images
-do not differ, so that clean accuracy stays and attacks gain.
+are linear, too. What the layer adds is chosen, and so is what its router follows: in a direction in
+which images do not differ, clean accuracy stays and attacks gain.
 """
 
 import functools
@@ -21,11 +21,11 @@ from ironmoe.bench.study.measure.table import all_measurements
 from ironmoe.bench.study.statistics.measured import Measured
 from ironmoe.moe import MoE, TopKRouter
 
-PIXELS, CLASSES, SEEDS = 16, 3, 6
+PIXELS, CLASSES, SEEDS = 16, 4, 4
 FAR = 10.0  # in it gelu is linear
 BUDGET = Budget(
     radii=(16.0, 32.0), radius=32.0, clean_images=60, images=60, routed_images=30, steps=5,
-    local_images=30,
+    local_images=30, swap_images=30, paper_images=30, least_steps=8, least_targets=1,
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ class Planted(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         directions, _ = torch.linalg.qr(torch.randn(PIXELS, PIXELS, generator=generator))
         self.templates = nn.Parameter(directions[:, :CLASSES].T)
-        self.leak = directions[:, CLASSES]  # images are alike in it
+        self.quiet = directions[:, CLASSES:].T  # images are alike in these
         self.layer = MoE(
             PIXELS,
             PIXELS,
@@ -65,43 +65,31 @@ class Planted(nn.Module):
         return x @ self.templates.T + self.out(self.layer(x))
 
 
-def images_of(seed):
-    """Images whose class is the direction in which they are brighter; a few lie near another."""
-    directions = Planted(seed, 2, 2).templates.detach()
+def images_of(seed, of_group=0.0):
+    """Images whose class is the direction in which they are brighter; a few lie near another.
+    of_group: how much brighter they are in one of four directions that have no part in the class.
+    """
+    model = Planted(seed, 2, 2)
     generator = torch.Generator().manual_seed(100)
-    labels = torch.arange(60) % CLASSES
+    labels, groups = torch.arange(60) % CLASSES, torch.arange(60) // CLASSES % 4
     lengths = 0.2 + 0.5 * torch.rand(60, 1, generator=generator)
-    images = (0.5 + lengths * directions[labels]).clamp(0, 1)
-    return images.view(-1, 1, 4, 4), labels
+    bright = lengths * model.templates.detach()[labels] + of_group * model.quiet[groups]
+    return (0.5 + bright).clamp(0, 1).view(-1, 1, 4, 4), labels
 
 
-def leaky(size):
-    """Equal experts, whose slope in the direction of the leak favours one class."""
+def measured(name, plant, what, *, of_group=0.0, budget=BUDGET, seeds=SEEDS):
+    """Rows of so many models of an arm, as a study has them."""
+    arm, rows = LADDER[name], []
+    # the dense model is a layer whose two experts are always on
+    experts, top_k = (2, 2) if arm.is_dense else (arm.experts, arm.top_k)
+    for seed in range(seeds):
+        model = Planted(seed, experts, top_k, renormalize=arm.renormalize)
+        plant(model)
 
-    def plant(model):
-        maps = torch.zeros(model.layer.num_experts, PIXELS, PIXELS)
-        maps[:, 0] = size * model.leak
-        model.set_experts(maps)
-
-    return plant
-
-
-def measured(arms, plants, names):
-    """Rows of SEEDS models of each arm, as a study has them."""
-    rows = []
-    for seed in range(SEEDS):
-        images, labels = images_of(seed)
-        for name, plant in zip(arms, plants, strict=True):
-            arm = LADDER[name]
-            # the dense model is a layer whose two experts are always on
-            experts, top_k = (2, 2) if arm.is_dense else (arm.experts, arm.top_k)
-            model = Planted(seed, experts, top_k, renormalize=arm.renormalize)
-            plant(model)
-            subject = Subject(model, images, labels)
-            found = Outcome()
-            for what in names:
-                found += all_measurements()[what].measure(subject, BUDGET)
-            rows.append(Measured(name, "standard", seed, found.values, found.images))
+        subject, found = Subject(model, *images_of(seed, of_group)), Outcome()
+        for each in what:
+            found += all_measurements()[each].measure(subject, budget)
+        rows.append(Measured(name, "standard", seed, found.values, found.images))
     return rows
 
 
@@ -110,57 +98,216 @@ def verdict(claim, rows, arms):
     return next(each for each in found if each.claim == claim)
 
 
-@functools.cache
-def leaky_and_tight():
-    """A dense model with a leak, one with experts without, and the other way round."""
-    names = ("clean", "curve", "derivative")
-    tight, open_ = leaky(0.0), leaky(3.0)
-    return {
-        "tight experts": measured((DENSE, "E8"), (open_, tight), names),
-        "leaky experts": measured((DENSE, "E8"), (tight, leaky(3.0 / 0.3)), names),
-        "equal": measured((DENSE, "E8"), (tight, tight), names),
-    }
-
-
-@pytest.mark.parametrize(
-    ("planted", "answer"),
-    [("tight experts", "supported"), ("leaky experts", "against"), ("equal", "against")],
-)
-@pytest.mark.parametrize("claim", ["equal cost", "smoothness"])
-def test_a_leak_in_one_of_two_models_is_found(planted, answer, claim):
-    found = verdict(claim, leaky_and_tight()[planted], (DENSE, "E8"))
-    assert found.verdict == answer, found.words
-    assert (found.because == "no difference") == (planted == "equal"), found.words
-
-
-def test_what_the_scale_of_gates_does_is_not_taken_for_experts():
-    """All experts leak alike. With source gates the more experts there are, the less they weigh."""
-    source, renormalized = ("E2", "E8", "E32"), ("E8-renorm", "E32-renorm")
-    arms = (DENSE, *source, *renormalized)
-    rows = measured(arms, [leaky(3.0)] * len(arms), ("clean", "curve", "expert use"))
-    found = verdict("more experts", rows, arms)
-    assert found.verdict != "supported" and "gates" in found.words, found.words
-    trend = {effect.label: effect.mean for effect in found.effects if effect.role != "exploratory"}
-    assert max(trend.values()) > 2, trend  # points: with source gates the ladder rises
-
-
-def votes(apart):
-    """The router sends an image to experts of its class; each of them votes for that class, or all
-    vote for one."""
+def leaky(size):
+    """Equal experts, whose slope in a direction in which images are alike favours one class."""
 
     def plant(model):
-        of_expert = torch.arange(8) % CLASSES
-        with torch.no_grad():
-            model.layer.router.weight.copy_(20 * model.templates[of_expert])
-            model.layer.fc2.bias.zero_()
-            model.layer.fc2.bias[torch.arange(8), of_expert if apart else 0] = 3.0 if apart else 0.1
+        maps = torch.zeros(model.layer.num_experts, PIXELS, PIXELS)
+        maps[:, 0] = size * model.quiet[0]
+        model.set_experts(maps)
 
     return plant
 
 
-@pytest.mark.parametrize(("apart", "answer"), [(False, "supported"), (True, "against")])
-def test_experts_that_are_equal_or_far_apart_are_told(apart, answer):
-    rows = measured(("E8",), (votes(apart),), ("clean", "interventions"))
+@functools.cache
+def of_leak(name, size, beside):
+    """An arm whose experts leak; beside: what is measured of it beside its robustness."""
+    return measured(name, leaky(size), ("clean", "curve", beside))
+
+
+@pytest.mark.parametrize(
+    ("dense", "experts", "answer", "because"),
+    [
+        (3.0, 0.0, "supported", "effect"),
+        (0.0, 10.0, "against", "opposite"),
+        (0.0, 0.0, "against", "no difference"),
+    ],
+)
+@pytest.mark.parametrize("claim", ["equal cost", "smoothness"])
+def test_a_leak_in_one_of_two_models_is_found(dense, experts, answer, because, claim):
+    rows = of_leak(DENSE, dense, "derivative") + of_leak("E8", experts, "derivative")
+    found = verdict(claim, rows, (DENSE, "E8"))
+    assert (found.verdict, found.because) == (answer, because), found.words
+
+
+def ladder(of_2, of_8, of_32):
+    """Leaks of so many experts, with both kinds of gates."""
+    sizes = {"E2": of_2, "E8": of_8, "E32": of_32, "E8-renorm": of_8, "E32-renorm": of_32}
+    rows = [row for name, size in sizes.items() for row in of_leak(name, size, "expert use")]
+    return verdict("more experts", rows, sizes)
+
+
+def test_what_the_scale_of_gates_does_is_not_taken_for_experts():
+    """All experts leak alike. With source gates the more experts there are, the less they weigh."""
+    found = ladder(3.0, 3.0, 3.0)
+    source, renormalized = found.effects[:2]
+    assert source.low > 2 and renormalized.mean == pytest.approx(0, abs=1e-6)
+    assert (found.verdict, found.because) == ("against", "no difference"), found.words
+    assert "no difference of more than 2 points with gates that sum to 1" in found.words
+    assert "Only the gates of the source show a rise" in found.words
+    assert "which sum to 1.00 with 2 experts and to" in found.words
+
+
+@pytest.mark.parametrize(
+    ("sizes", "answer", "because"),
+    [((3.0, 1.5, 0.0), "supported", "effect"), ((0.0, 1.5, 3.0), "against", "opposite")],
+)
+def test_a_leak_that_shrinks_with_the_number_of_experts_is_found(sizes, answer, because):
+    """Gates that sum to 1 cannot explain it, so it is the experts."""
+    found = ladder(*sizes)
+    assert (found.verdict, found.because) == (answer, because), found.words
+    assert "Only the gates of the source" not in found.words
+
+
+def votes(size, *, apart=True, leak=0.0):
+    """Two experts a class: the router sends images of the class to them, and they vote for it, or
+    all for one. leak: how much more than the class the router follows a direction that is of no
+    class; each class has its own."""
+
+    def plant(model):
+        of_expert = torch.arange(8) % CLASSES
+        followed = model.templates + leak * model.quiet[:CLASSES]
+        with torch.no_grad():
+            model.layer.router.weight.copy_(8 * followed[of_expert])
+            model.layer.fc2.bias.zero_()
+            model.layer.fc2.bias[torch.arange(8), of_expert if apart else 0] = size
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("plant", "answer", "because"),
+    [
+        (votes(0.1, apart=False), "supported", "equivalence"),
+        (votes(3.0), "against", "change"),
+    ],
+    ids=["equal", "apart"],
+)
+def test_experts_that_are_equal_or_far_apart_are_told(plant, answer, because):
+    rows = measured("E8", plant, ("clean", "interventions"))
     assert all(row.values["clean"] > 0.9 for row in rows)
     found = verdict("choice of experts", rows, ("E8",))
-    assert found.verdict == answer, found.words
+    assert (found.verdict, found.because) == (answer, because), found.words
+
+
+NARROW = BUDGET._replace(radii=(8.0, 16.0), radius=16.0)  # where most images keep their class
+ROUTERS = {
+    "leaky": votes(3.0, leak=3.0),
+    "follows the class": votes(3.0),
+    "leaky, experts are equal": votes(0.0, leak=3.0),
+}
+
+
+@functools.cache
+def of_router(router):
+    """All that a study measures of routing, at 16/255."""
+    what = ("clean", "curve", "derivative", "paper", "routed attacks", "swaps")
+    return measured("E8", ROUTERS[router], what, budget=NARROW, seeds=3)
+
+
+def signs_of_a_leaky_router(values):
+    """What a study would tell it by. The attack moves the routing and noise does not; a search that
+    does not see routing misses, and one that sees gates alone finds; the clean routing restores
+    attacked images, and theirs breaks clean ones; a swap is near, and it jumps."""
+    moved, by_noise = (values[f"{name}@16:intended"] for name in ("routing", "routing noise"))
+    free, frozen, gates, replayed, rerouted = (
+        values[f"{mode}@16"] for mode in ("free", "frozen", "gates", "replayed", "rerouted")
+    )
+    signs = {
+        "moved": moved - by_noise > 0.5,
+        "frozen": frozen - free > 0.4,
+        "gates": gates < 0.2,
+        "replayed": replayed - free > 0.4,
+        "rerouted": rerouted < 0.2,
+        "near": values["swap"] < 12,
+        "jump": values["jump"] > 0.5,
+    }
+    return {sign for sign, is_there in signs.items() if is_there}
+
+
+@pytest.mark.parametrize(
+    ("router", "signs"),
+    [
+        ("leaky", {"moved", "frozen", "gates", "replayed", "rerouted", "near", "jump"}),
+        ("follows the class", {"jump"}),  # it swaps where the class changes
+        ("leaky, experts are equal", {"near"}),  # nothing is gained by a swap
+    ],
+)
+def test_a_leaky_router_shows_in_all_measurements_of_routing(router, signs):
+    for row in of_router(router):
+        assert row.values["clean"] == 1
+        assert signs_of_a_leaky_router(row.values) == signs, row.values
+
+
+@functools.cache
+def linear():
+    """The classifier without what the layer adds."""
+    return measured(DENSE, leaky(0.0), ("clean", "curve", "derivative"), budget=NARROW, seeds=3)
+
+
+@pytest.mark.parametrize(
+    ("router", "because"),
+    [
+        ("leaky", "opposite"),
+        ("follows the class", "no difference"),
+        ("leaky, experts are equal", "no difference"),
+    ],
+)
+def test_a_leaky_router_costs_robustness_at_equal_cost(router, because):
+    found = verdict("equal cost", linear() + of_router(router), (DENSE, "E8"))
+    assert (found.verdict, found.because) == ("against", because), found.words
+
+
+def test_a_first_order_radius_does_not_see_where_a_router_swaps():
+    """Votes for its class add to the margin of an image, and its tangent does not know that a swap
+    takes them away: it promises twice the radius at which no image keeps its class."""
+    for row in of_router("leaky"):
+        assert row.values["pgd@16"] == 0 and row.values["r1"] > 2 * 16
+
+    found = verdict("smoothness", linear() + of_router("leaky"), (DENSE, "E8"))
+    assert found.verdict == "supported", found.words
+
+
+def pairs(opposed, unseen):
+    """Four pairs of experts, one for each group of images. The two of a pair vote against each
+    other, which cancels until an attack moves their gates; in outputs that the classifier does not
+    read they may differ, too."""
+
+    def plant(model):
+        of_pair, sign = torch.arange(8) // 2, torch.tensor([1.0, -1.0]).repeat(4)
+        with torch.no_grad():
+            of_group = 20 * model.quiet[of_pair]
+            model.layer.router.weight.copy_(of_group + 10 * sign[:, None] * model.quiet[4])
+            bias = model.layer.fc2.bias.zero_()
+            bias[:, 0] = sign * torch.tensor(opposed)[of_pair]
+            bias[:, -2] = sign * torch.tensor(unseen)[of_pair]
+            bias[:, -1] = 1.0  # what distances are relative to
+
+    return plant
+
+
+def of_pairs(opposed, unseen=(0.0, 0.0, 0.0, 0.0), **kwargs):
+    what = ("clean", "top experts", "least radius")
+    rows = measured("E8", pairs(opposed, unseen), what, of_group=0.25, **kwargs)
+    assert all(row.values["clean"] == 1 for row in rows)
+    return verdict("different experts", rows, ("E8",))
+
+
+@pytest.mark.parametrize(
+    ("opposed", "unseen", "answer", "because"),
+    [
+        ((0.0, 0.3, 0.6, 1.0), (0.0, 0.0, 0.0, 0.0), "supported", "effect"),
+        ((1.0, 0.6, 0.3, 0.0), (0.0, 1.0, 2.0, 4.0), "against", "opposite"),
+        ((0.5, 0.5, 0.5, 0.5), (0.0, 1.0, 2.0, 4.0), "undecided", "contains 0"),
+    ],
+    ids=["harmful", "harmless", "beside"],
+)
+def test_top_experts_that_differ_are_blamed_where_they_do_harm(opposed, unseen, answer, because):
+    """At equal margin: before the attack no pair adds anything to the logits."""
+    found = of_pairs(opposed, unseen)
+    assert (found.verdict, found.because) == (answer, because), found.words
+
+
+def test_experts_that_are_all_equal_leave_no_distance_to_judge_by():
+    found = of_pairs((0.5, 0.5, 0.5, 0.5), seeds=3)
+    assert found.verdict == "not measured" and "of 20 images of E8 that differ" in found.words

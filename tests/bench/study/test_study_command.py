@@ -53,15 +53,17 @@ def test_certificates_are_an_option(asked):
 
 def test_options_reach_the_study(asked):
     result = study(
-        "--eps", "1,2", "--train-eps", "10", "--epochs", "3", "--images", "50",
-        "--processes", "3", "--measurements", "curve, clean", "--model", "a=x", "--model", "b=y",
+        "--eps", "1,2", "--train-eps", "10", "--epochs", "3", "--images", "50", "--first-seed", "4",
+        "--processes", "3", "--measurements", "curve, clean",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     ((options, _),) = asked
     assert options.budget.radii == (1, 2) and options.budget.radius == 2
     assert options.budget.images == 50 and options.processes == 3
     assert (options.training.eps_255, options.training.epochs) == (10, 3)
-    assert options.measurements == ("clean", "curve") and options.models == ("a=x", "b=y")
+    assert options.measurements == ("clean", "curve") and options.first_seed == 4
+    assert study("--model", "a=x", "--model", "b=y", "--quick").exit_code == 0
+    assert asked[1][0].models == ("a=x", "b=y")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,8 @@ def test_options_reach_the_study(asked):
         (["--eps", "0,1"], "must be above 0"),
         (["--eps", "many"], "must be numbers"),
         (["--model", "nameless"], "--model must be NAME@SEED=MODEL"),
+        (["--model", "a=b", "--seeds", "3"], "place of the ladder, got --seeds, too"),
+        (["--train-eps", "inf"], "must be from 0.01 to 255, got inf"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(arguments, message, tmp_path):

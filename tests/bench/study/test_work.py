@@ -1,6 +1,7 @@
 """How a study is done: what is kept is found again, what was killed is done by others, and how many
 processes there are changes nothing."""
 
+import dataclasses
 import json
 import os
 import queue
@@ -35,7 +36,7 @@ from ironmoe.bench.study.work.processes import WorkerFailed
 from ironmoe.bench.study.work.store import Store
 from ironmoe.bench.study.work.tasks import Study
 from ironmoe.bench.study.work.worker import TRAINED, Done
-from ironmoe.moe import VMoE
+from ironmoe.moe import CheckpointError, VMoE
 
 QUIET = Console(quiet=True)
 TINY = TrainingSettings(
@@ -133,7 +134,7 @@ def test_only_a_plan_does_nothing(few, tmp_path):
     console = Console(record=True, width=200)
     run_study(options(few, tmp_path / "plan"), console, only_plan=True)
     text = console.export_text()
-    assert "2 models: 2 arms × 1 seeds. Left: 2 trainings and 5 measurements, about" in text
+    assert "2 models: 2 arms × 1 seed. Left: 2 trainings and 5 measurements, about" in text
     assert not list((tmp_path / "plan").rglob("*.safetensors"))
 
 
@@ -224,12 +225,15 @@ def test_what_is_kept_is_found_by_model_images_and_settings(tmp_path):
         store.file("b" * 64, what, BUDGET),
         store.file("a" * 64, what, BUDGET._replace(steps=9)),
         store.file("a" * 64, all_measurements()["clean"], BUDGET),
-        store.file("a" * 64, what._replace(version=2), BUDGET),
+        store.file("a" * 64, what._replace(version=99), BUDGET),
         Store(tmp_path, "others").file("a" * 64, what, BUDGET),
     ):
         assert not other.exists()
-    store.file("a" * 64, what, BUDGET).write_text("{")  # a file that was cut off
-    assert store.read("a" * 64, what, BUDGET) is None
+    other_form = '{"values": [], "images": {}, "problems": [], "seconds": 1.0}'
+    for damaged in ("{", "{}", "[]", other_form):
+        store.file("a" * 64, what, BUDGET).write_text(damaged)
+        assert store.read("a" * 64, what, BUDGET) is None
+        assert store.seconds("a" * 64, what, BUDGET) is None
 
 
 def checkpoint(path, seed=0, **changes):
@@ -271,6 +275,80 @@ def test_models_of_ones_own_are_measured_and_paired(few, tmp_path):
     }
     judged = {verdict["claim"]: verdict for verdict in found["verdicts"]}
     assert judged["equal cost"]["runs"] == 3
+
+
+MODELS = """
+import torch
+from ironmoe.moe import CheckpointError, VMoE
+
+class Scaled(torch.nn.Module):
+    def __init__(self, scale, how=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = VMoE(8, 4, 16, 2, 2, 32, 3, moe_layers=[1], num_experts=4, channels=1)
+        torch.nn.init.normal_(self.inner.head.weight)
+        self.scale, self.how = [scale], how
+    def forward(self, x):
+        if self.how == "raises":
+            raise KeyError("no such thing")
+        logits = self.scale[0] * self.inner(x)
+        if self.how == "detached":
+            return logits.detach()
+        return logits * float("nan") if self.how == "nan" else logits
+
+plus, minus = (lambda: Scaled(1.0)), (lambda: Scaled(-1.0))
+raises, detached, nan = (lambda how=how: Scaled(1.0, how) for how in ("raises", "detached", "nan"))
+"""
+
+
+@pytest.fixture
+def models_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "models_of_ones_own.py").write_text(MODELS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("models_of_ones_own", None)
+
+
+def own(few, tmp_path, names, measurements=("clean",)):
+    texts = tuple(f"{name}@{seed}=models_of_ones_own:{name}" for seed, name in enumerate(names))
+    asked = options(few, tmp_path / "own", models=texts, measurements=measurements)
+    run_study(asked, QUIET)
+    return report(tmp_path / "own")
+
+
+@pytest.mark.usefixtures("models_of_ones_own")
+def test_models_that_only_their_code_tells_apart_are_both_measured(few, tmp_path):
+    found = own(few, tmp_path, ["plus", "minus"])
+    one, other = (run["values"] for run in found["runs"])
+    assert one["clean loss"] != other["clean loss"]
+
+
+@pytest.mark.usefixtures("models_of_ones_own")
+def test_a_model_without_a_gradient_is_a_problem_of_its_own(few, tmp_path):
+    found = own(few, tmp_path, ["plus", "detached"], ("clean", "derivative"))
+    fine, detached = (run["values"] for run in found["runs"])
+    assert "r1" in fine and "r1" not in detached and "clean" in detached
+    (problem,) = found["problems"]
+    assert "derivative of detached" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("raises", "raises cannot take images"), ("nan", "nan@0 must give .* not finite")],
+)
+@pytest.mark.usefixtures("models_of_ones_own")
+def test_a_model_that_gives_no_logits_is_refused(few, tmp_path, name, message):
+    with pytest.raises((UserError, CheckpointError), match=message):
+        own(few, tmp_path, [name])
+
+
+def test_test_images_are_those_of_the_data_whatever_numbers_classes_have(few, tmp_path):
+    """A model that counts its classes backwards is asked about the same images."""
+    study = Study(options(few, tmp_path), tmp_path)
+    images, labels = study._test_images()
+    study.data = dataclasses.replace(few, labels=2 - few.labels)
+    again, other = study._test_images()
+    assert torch.equal(again, images) and torch.equal(other, 2 - labels)
 
 
 def test_a_model_of_other_flops_is_no_part_of_equal_cost(few, tmp_path):

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from math import isnan
 from typing import NamedTuple
 
+from ironmoe.bench.study.claims.judging.needed import runs_to_decide
 from ironmoe.bench.study.claims.judging.reasons import Judged, reason_in_words
 from ironmoe.bench.study.claims.judging.rules import (
+    LEVEL,
     PValues,
     corrected,
     p_values,
     reason,
-    runs_to_decide,
 )
 from ironmoe.bench.study.claims.parts.claim import Claim, Findings
 from ironmoe.bench.study.claims.parts.contrast import Tested, effect_of, tested
@@ -43,14 +44,13 @@ def _verdict(asked: _Asked, p: PValues, count: int, training: str) -> Verdict:
     if not tests:
         return _not_measured(asked, training)
 
-    because = reason(tests, claim.direction, p, findings.confounded)
+    because = reason(tests, claim.direction, p, findings)
     undecided = BECAUSE[because] == "undecided"
-    open_question = undecided and because not in ("few runs", "confounded")
-    needed = runs_to_decide(tests, count) if open_question else None
-    decision = Judged(claim.direction, because, tests, p, count, needed, findings.confounded)
+    open_question = undecided and because not in ("few runs", "confounded", "blind")
+    needed = runs_to_decide(tests, claim.direction, LEVEL / count) if open_question else None
+    decision = Judged(claim.direction, because, tests, p, count, needed, findings)
 
-    p_holm = p.so if claim.direction == 0 else min(p.so, p.opposite)
-    primary = [effect_of(test, p_holm) for test in tests]
+    primary = [effect_of(test, _decisive(p, because, claim.direction)) for test in tests]
     return Verdict(
         claim=claim.key,
         sentence=claim.sentence,
@@ -63,6 +63,16 @@ def _verdict(asked: _Asked, p: PValues, count: int, training: str) -> Verdict:
         runs_needed=needed,
         missing=tuple(findings.missing),
     )
+
+
+def _decisive(p: PValues, because: str, direction: int) -> float:
+    """The p-value of the rule that decided; without one that of an effect."""
+    match because:
+        case "no difference":
+            return p.equal
+        case "opposite" | "change":
+            return p.opposite
+    return p.equal if direction == 0 else min(p.so, p.opposite)
 
 
 def _not_measured(asked: _Asked, training: str) -> Verdict:

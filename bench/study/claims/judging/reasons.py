@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ironmoe.bench.study.claims.judging.rules import FEWEST_RUNS, MOST_RUNS, PValues
+from ironmoe.bench.study.claims.judging.needed import MOST_RUNS
+from ironmoe.bench.study.claims.judging.rules import FEWEST_RUNS, PValues
+from ironmoe.bench.study.claims.parts.claim import Findings
 from ironmoe.bench.study.claims.parts.contrast import Tested
 from ironmoe.bench.study.claims.parts.verdict import BECAUSE
 from ironmoe.bench.study.claims.parts.words import listed, p_text
@@ -13,8 +15,8 @@ ENOUGH_FOR_SIGNS = 6  # pairs with which flipping signs can reach 5 %
 
 class Judged(NamedTuple):
     """direction: of the claim; because: the rule that applied; tests: of its primary contrasts; p:
-    after Holm's correction over ``claims``; needed: runs that would decide; confounded: of what the
-    claim found."""
+    after Holm's correction over ``claims``; needed: runs that would decide; findings: of the
+    claim."""
 
     direction: int
     because: str
@@ -22,15 +24,17 @@ class Judged(NamedTuple):
     p: PValues
     claims: int
     needed: int | None
-    confounded: str
+    findings: Findings
 
 
 def reason_in_words(judged: Judged) -> list[str]:
     """The rule that applied; how many runs would decide; what few runs cannot show."""
     if judged.because == "few runs":
         return [_few(_runs(judged))]
+    if judged.because == "blind":
+        return [judged.findings.blind]
     if judged.because == "confounded":
-        return [judged.confounded, *_signs(judged)]
+        return [judged.findings.confounded, *_signs(judged)]
     return [_rule(judged), *_needed(judged), *_signs(judged)]
 
 
@@ -43,7 +47,7 @@ def _rule(judged: Judged) -> str:
             smallest = f"{unit.smallest_text}, the smallest effect of interest"
             return f"{intervals} lies beyond {smallest} ({so})."
         case "equivalence":
-            return f"A change of {unit.smallest_text} or more is excluded ({so})."
+            return f"A change of {unit.smallest_text} or more is excluded ({equal})."
         case "opposite":
             other_side = _intervals(judged, -judged.direction, "on the other side of 0")
             return f"{other_side}: the opposite of the claim ({opposite})."
@@ -62,7 +66,7 @@ def _rule(judged: Judged) -> str:
                 f"There is an effect ({so}), but it may be less than {unit.smallest_text}, the "
                 "smallest one of interest."
             )
-    return f"A change of {unit.smallest_text} is neither excluded ({so}) nor shown ({opposite})."
+    return f"A change of {unit.smallest_text} is neither excluded ({equal}) nor shown ({opposite})."
 
 
 def _not_beyond(judged: Judged, opposite: str) -> str:
@@ -105,8 +109,10 @@ def _needed(judged: Judged) -> list[str]:
         return []
     if judged.needed is None:
         return [f"{MOST_RUNS:,} paired runs would not be sure to decide either."]
-    rough = ", as far as so few runs can tell" * (_runs(judged) < ENOUGH_FOR_SIGNS)
-    return [f"About {judged.needed} paired runs would decide in four studies of five{rough}."]
+    return [
+        f"About {judged.needed} paired runs would decide in four studies of five, if effect and "
+        "scatter are those of these runs."
+    ]
 
 
 def _signs(judged: Judged) -> list[str]:

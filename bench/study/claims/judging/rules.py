@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from math import nan
 from typing import NamedTuple
 
+from ironmoe.bench.study.claims.parts.claim import Findings
 from ironmoe.bench.study.claims.parts.contrast import Tested
 from ironmoe.bench.study.statistics.holm import holm
-from ironmoe.bench.study.statistics.power import runs_needed
 
 LEVEL = 0.05
 FEWEST_RUNS = 3  # two seeds show that results vary, not by how much
-MOST_RUNS = 1_000  # nobody trains more
 
 
 class PValues(NamedTuple):
@@ -40,9 +39,9 @@ def p_values(tests: Sequence[Tested], direction: int) -> PValues:
     if any(test.paired.runs < FEWEST_RUNS for test in tests) or not tests:
         return PValues(nan, nan, nan)
 
-    if direction == 0:
-        so = max(test.p_equivalent for test in tests)
-        return PValues(so, _any([test.p_beyond for test in tests]), 1.0)
+    if direction == 0:  # what it claims is that there is no difference
+        changed = _any([test.p_beyond for test in tests])
+        return PValues(1.0, changed, max(test.p_equivalent for test in tests))
 
     with_it = [test.p if direction * test.paired.mean > 0 else 1.0 for test in tests]
     against = [test.p if direction * test.paired.mean < 0 else 1.0 for test in tests]
@@ -59,16 +58,18 @@ def corrected(claims: Mapping[str, PValues]) -> dict[str, PValues]:
     return {key: PValues(*(kind[key] for kind in kinds)) for key in claims}
 
 
-def reason(tests: Sequence[Tested], direction: int, p: PValues, confounded: str) -> str:
+def reason(tests: Sequence[Tested], direction: int, p: PValues, findings: Findings) -> str:
     """Which rule applies: a key of ``BECAUSE``.
 
     Args:
         p: after Holm's correction.
     """
+    if findings.blind:
+        return "blind"
     if min(test.paired.runs for test in tests) < FEWEST_RUNS:
         return "few runs"
     if direction == 0:
-        return "equivalence" if p.so <= LEVEL else "change" if p.opposite <= LEVEL else "neither"
+        return "equivalence" if p.equal <= LEVEL else "change" if p.opposite <= LEVEL else "neither"
 
     nearest = [_nearest(test, direction) for test in tests]
     if p.opposite <= LEVEL and any(_nearest(test, -direction) > 0 for test in tests):
@@ -81,36 +82,7 @@ def reason(tests: Sequence[Tested], direction: int, p: PValues, confounded: str)
         return "Holm"
     if any(end <= test.contrast.unit.smallest for end, test in zip(nearest, tests, strict=True)):
         return "may be small"
-    return "confounded" if confounded else "effect"
-
-
-def runs_to_decide(tests: Sequence[Tested], claims: int) -> int | None:
-    """How many runs would tell the smallest effect of interest from none in four studies of five,
-    at the level of Holm's first step over so many claims.
-
-    Where the runs are that many already, the effect lies near the border, and the answer is how
-    many would tell it from the border. None: more than 1,000, or one run, which does not say how
-    much runs scatter.
-    """
-    needed = [_needed(test, LEVEL / claims) for test in tests]
-    counts = [count for count in needed if count is not None]
-    return max(counts) if len(counts) == len(needed) else None
-
-
-def _needed(test: Tested, level: float) -> int | None:
-    found, margin = test.paired, test.contrast.unit.smallest
-    if found.runs < 2:
-        return None
-
-    for distance in (margin, abs(abs(found.mean) - margin)):
-        if distance == 0:
-            return None
-        count = runs_needed(distance, found.sd, level=level)
-        if count is None or count > MOST_RUNS:
-            return None
-        if count > found.runs:
-            return count
-    return found.runs + 1
+    return "confounded" if findings.confounded else "effect"
 
 
 def _nearest(test: Tested, direction: int) -> float:

@@ -7,7 +7,6 @@ from ironmoe.bench.study.claims.parts.evidence import Evidence
 from ironmoe.bench.study.claims.parts.ladders import (
     deciding_arm,
     dense_arm,
-    expert_ladder,
     twin_arm,
     without_experts,
 )
@@ -34,7 +33,6 @@ def against_dense(evidence: Evidence, key: str) -> AgainstDense:
     """Every arm with experts at equal FLOPs minus the dense one. The reference arm decides: it is
     chosen by its number of experts, before anything is measured."""
     dense = dense_arm(evidence.arms)
-    source = expert_ladder(evidence.arms, renormalize=False)
     reference = deciding_arm(evidence.arms)
     if dense is None or reference is None:
         missing = ["a dense arm"] * (dense is None)
@@ -49,9 +47,10 @@ def against_dense(evidence: Evidence, key: str) -> AgainstDense:
     left_out = evidence.seeds((reference, dense)) - by_seed.keys()
 
     twin = twin_arm(evidence.arms, reference)
-    renormalized = expert_ladder(evidence.arms, renormalize=True)
     others = [
-        arm for arm in dict.fromkeys([*source, *renormalized]) if arm not in (reference, twin)
+        arm
+        for arm in evidence.arms
+        if not arm.is_dense and not arm.equal_width and arm not in (reference, twin)
     ]
     control = difference(evidence, key, twin, dense, "control")
     rows = [difference(evidence, key, arm, dense, "secondary") for arm in others]

@@ -14,7 +14,7 @@ class Findings(NamedTuple):
     primary: what decides, each with at least one seed; of several all have to agree. None: it was
     not measured. others: what stands beside; sentences: the numbers of both in words; missing: what
     was not measured; confounded: why even clear effects would not support the claim, "" if nothing
-    stands against it.
+    stands against it; blind: why nothing could be told, whatever the truth, else "".
     """
 
     primary: list[Contrast]
@@ -22,6 +22,7 @@ class Findings(NamedTuple):
     sentences: list[str]
     missing: list[str]
     confounded: str = ""
+    blind: str = ""
 
 
 class Claim(NamedTuple):

@@ -1,7 +1,6 @@
 """Which arms a claim compares."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import log2
 
 from ironmoe.bench.study.ladder.arms import BASE_EXPERTS, TOP_K, Arm
@@ -16,10 +15,8 @@ def expert_ladder(arms: Sequence[Arm], *, renormalize: bool) -> list[Arm]:
     """Arms that differ in E alone, at equal FLOPs, from few experts to many.
 
     They have the K of which there are most, 2 if several are as many. An arm whose tokens take all
-    experts is in both ladders: its softmax sums to 1 as it is.
-
-    Raises:
-        ValueError: two of them have one E.
+    experts is in both ladders: its softmax sums to 1 as it is. Of arms that differ in nothing but
+    their names the first one stands for all.
     """
     fitting = [arm for arm in _gated(arms, renormalize) if not arm.equal_width]
     if not fitting:
@@ -48,9 +45,26 @@ def deciding_arm(arms: Sequence[Arm], *, at_any_cost: bool = False) -> Arm | Non
 
 
 def twin_arm(arms: Sequence[Arm], arm: Arm) -> Arm | None:
-    """The reference arm with gates that sum to 1, for an arm with other gates."""
-    twin = reference_arm(arms, renormalize=True)
-    return None if arm.renormalize or twin == arm else twin
+    """The arm that differs in its gates alone, which sum to 1; None without one, or if those of
+    ``arm`` do."""
+    if arm.renormalize or arm.experts == arm.top_k:
+        return None
+    same = (arm.experts, arm.top_k, arm.equal_width)
+    twins = [a for a in arms if a.renormalize and (a.experts, a.top_k, a.equal_width) == same]
+    return next(iter(twins), None)
+
+
+def in_place_of_others(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """Pairs of arms with experts that differ in nothing but their names. Of each pair ladders have
+    the first one alone."""
+    first: dict[Arm, Arm] = {}
+    pairs = []
+    for arm in (each for each in arms if not each.is_dense):
+        nameless = arm._replace(name="")
+        if nameless in first:
+            pairs.append((first[nameless], arm))
+        first.setdefault(nameless, arm)
+    return pairs
 
 
 def without_experts(arms: Sequence[Arm]) -> str:
@@ -62,11 +76,7 @@ def without_experts(arms: Sequence[Arm]) -> str:
 
 def choice_ladder(arms: Sequence[Arm], *, renormalize: bool, equal_width: bool) -> list[Arm]:
     """Arms that differ in K alone, at equal FLOPs or at equal width of an expert, around the
-    reference arm.
-
-    Raises:
-        ValueError: two of them have one K.
-    """
+    reference arm."""
     middle = reference_arm(arms, renormalize=renormalize)
     if middle is None:
         return []
@@ -108,11 +118,8 @@ def _gated(arms: Sequence[Arm], renormalize: bool) -> list[Arm]:
 
 
 def _one_each(arms: Sequence[Arm], field: str) -> list[Arm]:
-    """In the order of a field in which no two may agree."""
-    ordered = sorted(arms, key=lambda arm: int(getattr(arm, field)))
-    for one, other in pairwise(ordered):
-        if getattr(one, field) == getattr(other, field):
-            raise ValueError(
-                f"arms must differ in more than their names, got {one.name!r} and {other.name!r}"
-            )
-    return ordered
+    """The first arm of each value of a field, in the order of these."""
+    first: dict[int, Arm] = {}
+    for arm in arms:
+        first.setdefault(int(getattr(arm, field)), arm)
+    return [first[value] for value in sorted(first)]

@@ -1,5 +1,7 @@
 """The names of numbers that claims read, and what they are called."""
 
+from collections.abc import Sequence
+
 from ironmoe.bench.study.claims.parts.units import POINTS, RATIO, Unit
 
 AREA, CLEAN, LEAST_EPS = "auc", "clean", "least_eps"
@@ -15,6 +17,23 @@ TITLES = {
     TOP_DISTANCE: "distance of the top experts",
 }
 ATTACKS = {"pgd": "PGD", "vmoe": "PGD.vmoe", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T"}
+
+
+AT_AN_END = 0.02  # accuracies this near to 0 or 1 tell no models apart
+BLIND = (
+    "At these radii {} of these models keeps nearly {} under attack, so that there is nothing to "
+    "compare: other radii (--eps) would tell more."
+)
+
+
+def blind(accuracies: Sequence[float | None]) -> str:
+    """Why accuracies of arms tell nothing, if all of them lie at the same end; else ""."""
+    known = [share for share in accuracies if share is not None]
+    if known and max(known) < AT_AN_END:
+        return BLIND.format("none", "any image")
+    if known and min(known) > 1 - AT_AN_END:
+        return BLIND.format("each", "every image")
+    return ""
 
 
 def is_accuracy(key: str) -> bool:

@@ -78,6 +78,7 @@ BECAUSE: dict[str, Answer] = {
     "Holm": "undecided",
     "may be small": "undecided",
     "confounded": "undecided",
+    "blind": "undecided",
     "neither": "undecided",
     "not measured": "not measured",
 }

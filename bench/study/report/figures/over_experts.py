@@ -41,8 +41,7 @@ def caption(runs: StudyRuns) -> str:
     """The ends of both ladders, and the scale of the gates there."""
     return sentences(
         "Accuracy under PGD over the number of experts E, all at equal cost; a thin line joins the "
-        "models of one seed. The mean over radii is the area under the curve from 0 to the largest "
-        "radius.",
+        "models of one seed. The mean over radii is that from the smallest radius to the largest.",
         thin_and_thick(runs),
         "The dotted line is the mean of the dense models. Where the gates of the source weigh less "
         "with more experts, E and the scale of the gates change together; gates that sum to 1 tell "

@@ -11,6 +11,7 @@ from ironmoe.bench.study.claims.choice_of_experts import CHOICE_OF_EXPERTS
 from ironmoe.bench.study.claims.different_experts import DIFFERENT_EXPERTS
 from ironmoe.bench.study.claims.equal_cost import EQUAL_COST
 from ironmoe.bench.study.claims.more_experts import MORE_EXPERTS
+from ironmoe.bench.study.claims.parts.ladders import twin_arm
 from ironmoe.bench.study.claims.parts.verdict import BECAUSE, as_entry
 from ironmoe.bench.study.claims.smoothness import SMOOTHNESS
 from ironmoe.bench.study.claims.table import CLAIMS, verdicts
@@ -270,7 +271,10 @@ def test_a_whole_study_has_a_verdict_on_every_claim_for_each_training():
 
     alone = {claim.key: verdict(claim, runs, ALL).effects[0].p_holm for claim in CLAIMS}
     corrected = {each.claim: each.effects[0].p_holm for each in found[:5]}
-    assert corrected == holm(alone) != alone
+    last = (
+        CHOICE_OF_EXPERTS.key
+    )  # it claims that nothing changes, and is corrected with what says so
+    assert corrected == holm(alone | {last: 1.0}) | {last: pytest.approx(5 * alone[last])}
     entries = json.loads(json.dumps([as_entry(each) for each in found], allow_nan=False))
     assert entries[5]["effects"][0]["low"] is None and entries[0]["verdict"] == found[0].verdict
 
@@ -316,5 +320,29 @@ def test_runs_that_cannot_be_told_apart_are_refused():
         verdicts(runs, PAIR[:1])
     with pytest.raises(ValueError, match="a name each"):
         verdicts(runs, [*PAIR, PAIR[0]])
-    with pytest.raises(ValueError, match="more than their names, got 'E8' and 'again'"):
-        verdicts(runs, [*PAIR, REFERENCE._replace(name="again")])
+
+
+def test_of_arms_that_differ_in_name_alone_the_first_stands_for_both():
+    double = REFERENCE._replace(name="again")
+    runs = ladder(by_experts(8, 8), of=PAIR)
+    more = [run._replace(arm="again") for run in runs if run.arm == "E8"]
+    alone = verdict(EQUAL_COST, runs, PAIR)
+    both = verdict(EQUAL_COST, [*runs, *more], [*PAIR, double])
+    assert both.words == alone.words and both.effects[0] == alone.effects[0]
+    assert "again − dense" in both.effects[1].label and both.effects[1].role == "secondary"
+
+
+def test_the_twin_of_an_arm_has_its_experts_and_k():
+    e2, e8, e4, renormalized = (LADDER[name] for name in ("E2", "E8", "E4", "E8-renorm"))
+    assert twin_arm([e2, e8, e4], e8) is None  # E2 has both kinds of gates, and is another model
+    assert twin_arm([e2, e8, renormalized], e8) == renormalized
+    assert twin_arm([e4, renormalized], e4) is None
+    assert twin_arm([e8, renormalized], renormalized) is None
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_where_all_or_no_images_are_lost_nothing_is_told(level):
+    runs = [r._replace(values=r.values | {"auc": level}) for r in ladder(by_experts(0, 0))]
+    found = verdict(EQUAL_COST, runs, ALL), verdict(MORE_EXPERTS, runs, ALL)
+    assert {each.because for each in found} == {"blind"}
+    assert all("other radii" in each.words for each in found)

@@ -13,7 +13,13 @@ from ironmoe.bench.common.files import write_json_lines
 from ironmoe.bench.study import run
 from ironmoe.bench.study.claims.table import verdicts
 from ironmoe.bench.study.numbers.columns import as_columns, as_rows
-from ironmoe.bench.study.numbers.document import NumbersError, as_document, read_numbers
+from ironmoe.bench.study.numbers.document import (
+    Numbers,
+    NumbersError,
+    as_document,
+    read_numbers,
+    todays_versions,
+)
 from ironmoe.bench.study.report.page import write_study_report
 from ironmoe.bench.study.statistics.measured import Measured
 
@@ -23,7 +29,7 @@ NAMES = ("dense", "E2", "E8", "E32", "E8-renorm")  # in the order of the ladder
 
 @pytest.fixture(scope="module")
 def whole(made_up):
-    """A study, with the six digits that a file has."""
+    """A study, with the digits that a file has."""
     made = made_up(NAMES, seeds=3, trainings=("standard", "pgd-at"))
     made.rows = as_rows(as_columns(made.rows))
     return made
@@ -37,7 +43,8 @@ def written(path, made, rows=None, **changes):
     arms = {row.arm for row in rows}
     facts = facts._replace(arms=tuple(each for each in facts.arms if each.arm.name in arms))
     found = verdicts(rows, made.arms)
-    write_json_lines(path, json.loads(json.dumps(as_document(facts, rows, found))), 2)
+    numbers = Numbers(facts, rows, todays_versions(facts))
+    write_json_lines(path, json.loads(json.dumps(as_document(numbers, found))), 2)
     return path
 
 
@@ -56,7 +63,7 @@ def test_columns_give_the_rows_back():
     assert columns["images"]["clean"] == ["101", None]
     dense, moe = as_rows(json.loads(json.dumps(columns)))
     assert dense[:3] == ("dense", "standard", 3) and moe[:3] == ("E8", "pgd-at", 0)
-    assert dense.values == {"clean": 0.123457} and moe.values == {"swap": 2.0}
+    assert dense.values == {"clean": 0.1234567891} and moe.values == {"swap": 2.0}
     assert dense.images == {"clean": [1, 0, 1]}
     assert isnan(moe.images["swap"][0]) and moe.images["swap"][1] == 1e-9
     assert moe.images["pgd@8"] == [0, 1] and moe.images["least_eps"] == [1, 1]
@@ -140,7 +147,11 @@ def test_numbers_of_another_version_of_a_measurement_are_refused(whole, tmp_path
     document = json.loads(other.read_text())
     document["measurements"]["swaps"] += 1
     other.write_text(json.dumps(document))
-    run.join_studies([other], tmp_path / "alone", QUIET)
+    alone = run.join_studies([other], tmp_path / "alone", QUIET)
+    assert (
+        json.loads((alone / "report.json").read_text())["measurements"] == document["measurements"]
+    )
+    assert "swaps: measured by an earlier version" in (alone / "report.html").read_text()
     with pytest.raises(NumbersError, match=r"version of measurement\.swaps"):
         run.join_studies([one, other], tmp_path / "both", QUIET)
 

@@ -7,7 +7,7 @@ from ironmoe.bench.study.claims.parts.ladders import (
     deciding_arm,
     dense_arm,
     expert_ladder,
-    twin_arm,
+    reference_arm,
 )
 from ironmoe.bench.study.ladder.arms import Arm
 
@@ -58,5 +58,5 @@ def few(arms: Sequence[Arm]) -> list[Arm]:
     arm = deciding_arm(arms, at_any_cost=True)
     if arm is None:
         return []
-    chosen = [arm, twin_arm(arms, arm), *(source or renormalized)[-1:]]
+    chosen = [arm, reference_arm(arms, renormalize=True), *(source or renormalized)[-1:]]
     return list(dict.fromkeys(each for each in chosen if each is not None))
