@@ -39,7 +39,8 @@ def verdicts(
         claims: which of them; fewer claims need less correction, so choose before you look.
 
     Raises:
-        ValueError: two runs of one arm, training and seed, or arms that cannot be told apart.
+        ValueError: two runs of one arm, training and seed, runs of other arms, or two arms of one
+            name.
     """
     runs: dict[str, list[Measured]] = {}
     for run in measured:
