@@ -13,6 +13,7 @@ from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.study.ladder.arms import Arm
 from ironmoe.bench.study.ladder.initial import constant_gates_known
 from ironmoe.bench.study.ladder.training import ModelRun, TrainingSettings, train_model
+from ironmoe.moe.checkpoints.errors import CheckpointError
 
 CPU = torch.device("cpu")
 
@@ -46,12 +47,23 @@ class Entry(NamedTuple):
 def ladder_entry(
     arm: Arm, training: str, seed: int, data: ImageData, settings: TrainingSettings, folder: Path
 ) -> Entry:
-    """A model of the ladder, whose weights lie in ``folder``."""
+    """A model of the ladder, whose weights lie in ``folder``. ``get`` raises CheckpointError where
+    its file is damaged, or is that of another model."""
     run = ModelRun(arm.name, training, seed)
 
     def get(console: Console) -> nn.Module:
         with constant_gates_known():
-            model, _ = load_checkpoint(train_model(run, data, settings, folder, console), CPU)
-        return model
+            return _read(train_model(run, data, settings, folder, console), run)
 
     return Entry(arm, training, seed, folder / f"{run.name}.safetensors", get)
+
+
+def _read(file: Path, run: ModelRun) -> nn.Module:
+    remedy = "delete the file, and the model is trained again"
+    try:
+        model, extra = load_checkpoint(file, CPU)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {remedy}") from error
+    if extra.get("run") != run._asdict():
+        raise CheckpointError(f"{file} must hold {run.name}, got {extra.get('name')}; {remedy}")
+    return model
