@@ -112,8 +112,11 @@ def _answers(ask: Callable[[Tensor], object], points: Tensor) -> bool:
 
 
 @contextmanager
-def explaining_dtypes(model: object, images: Tensor) -> Iterator[None]:
-    """A block in which the model is asked about images.
+def explaining_dtypes(
+    model: object, images: Tensor, *, images_may_change: bool = True
+) -> Iterator[None]:
+    """A block in which the model is asked about images. images_may_change: whether images of
+    another dtype would do.
 
     Raises:
         TypeError: the block failed over dtypes, and the model's weights have another one than the
@@ -125,10 +128,10 @@ def explaining_dtypes(model: object, images: Tensor) -> Iterator[None]:
         dtype = _dtype_of_weights(model)
         if dtype in (None, images.dtype) or "type" not in str(error):
             raise
+        other_images = f"images.to({dtype}) or " * images_may_change
         raise TypeError(
             f"images must have a dtype that the model takes, got {images.dtype} for weights of "
-            f"{dtype}: use images.to({dtype}) or model.to({images.dtype}). The model's error was: "
-            f"{error}"
+            f"{dtype}: use {other_images}model.to({images.dtype}). The model's error was: {error}"
         ) from error
 
 

@@ -52,12 +52,12 @@ def certify(
     limit: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> CertificationReport:
-    """Randomised smoothing (Cohen, Rosenfeld & Kolter, arXiv 1902.02918, section 3.2, CERTIFY).
+    """Certify the smoothed model, and not the model itself, by randomised smoothing.
 
-    The smoothed model gives an image the class that the model gives to most copies of it under
-    Gaussian noise. Where that class has more than half of the votes, it keeps them for every image
-    that is near enough in L2; how near, the votes say. Any model will do, since a vote has no
-    jumps where routing has. The certificate is the smoothed model's, and not the model's.
+    This is CERTIFY of Cohen, Rosenfeld & Kolter (arXiv 1902.02918, section 3.2). The smoothed model
+    gives an image the class that the model gives to most copies of it under Gaussian noise. Where
+    that class has more than half of the votes, it keeps them for every image that is near enough in
+    L2; how near, the votes say. Any model will do, since a vote has no jumps where routing has.
 
     Of each image ``selection`` copies choose a class, and ``samples`` others say how many votes it
     has: at least p_low, the bound of Clopper and Pearson. Below one half the smoothed model

@@ -34,7 +34,10 @@ class VMoEPGD(FixedRadiusAttack):
     There is no random start, no restart and no clipping to the valid pixels. Steps that add up to
     eps need no projection onto the ball (what rounding adds, 10⁻⁷, is taken back at the end). Every
     image of the batch is attacked all the way, misclassified ones too: under a capacity the images
-    of a group influence each other, so the groups must stay as they are. It is weaker than ``PGD``.
+    of a group influence each other, so the groups must stay as they are.
+
+    Its accuracies are no bounds on those of attacks that stay inside the valid pixels, as ``PGD``
+    does: it may find more outside. ``adversarial.clamp(*bounds)`` says what is left of it inside.
     """
 
     needs = LinfBall  # steps of eps / steps add up to eps in no other norm

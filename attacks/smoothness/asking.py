@@ -34,7 +34,7 @@ class Asked:
             ValueError: they are not finite.
         """
         by_position, by_keyword = further_inputs(self.columns)
-        with explaining_dtypes(self.model, x):
+        with explaining_dtypes(self.model, x, images_may_change=False):
             output = self.model(x.clone(), *by_position, **by_keyword)
 
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", output)
@@ -88,7 +88,10 @@ def asked_about(model: Any, x: Tensor, extra: Extra | None = None) -> tuple[Aske
         )
     is_tensor = isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64)
     if not is_tensor or x.ndim < 2:
-        raise TypeError(f"x must be a float32 or float64 tensor (B, …), got {described(x)}")
+        raise TypeError(
+            f"x must be a float32 or float64 tensor (B, …), got {described(x)}; differences of "
+            "lower precision would be rounding, so measure model.float()"
+        )
     if not bool(x.detach().isfinite().all()):
         raise ValueError("x must be finite, got NaN or infinity")
     _check_model(model)

@@ -77,3 +77,10 @@ def test_wrong_dtypes_are_explained():
         nearest_swaps("model", images_of(3))
     with pytest.raises(ValueError, match="extra must have one entry for each of 3 examples"):
         nearest_swaps(vmoe(), images_of(3), extra=torch.ones(2))
+
+
+def test_of_a_model_in_bfloat16_the_advice_is_one_that_helps():
+    model, x = vmoe().bfloat16(), images_of(3).float()
+    with pytest.raises(TypeError, match=r"bfloat16: use model\.to\(torch\.float32\)\. The model's"):
+        slope_profile(model, x, [0.05], steps=1)
+    assert slope_profile(model.float(), x, [0.05], steps=1).changes.isfinite().all()
