@@ -1,6 +1,7 @@
 """How smooth a model is around images: secants, curvature, and the least radius of an attack."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ironmoe.attacks.smoothness import (
 )
 from ironmoe.bench.common.radii import exact, from_255, to_255
 from ironmoe.bench.study.measure.budget import Budget
-from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers
+from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers, part
 from ironmoe.bench.study.measure.subject import Subject
 
 SHARES = (1 / 64, 1 / 16, 1 / 4, 1)  # of the radius, at which secants are looked for
@@ -35,25 +36,32 @@ def slopes(subject: Subject, budget: Budget) -> Outcome:
     of neighbours tells it."""
     images, _ = subject.sample(budget.swap_images)
     swaps = _swaps(subject, images)
+    outcome = Outcome()
+    for routing in _routings(subject):
+        outcome += part(routing, partial(_slopes, subject, budget, images, swaps, routing))
+    return outcome
+
+
+def _slopes(
+    subject: Subject, budget: Budget, images: Tensor, swaps: Swaps | None, routing: str
+) -> Outcome:
     radii = [share * budget.radius for share in SHARES]
-    values: dict[str, float] = {}
-    for routing in ("free", "frozen") if subject.layers else ("free",):
-        found = slope_profile(
-            subject.model,
-            images,
-            [from_255(radius) for radius in radii],
-            routing=routing,
-            swaps=swaps,
-            steps=budget.slope_steps,
-            bounds=(0.0, 1.0),
-            seed=budget.seed,
-        )
-        means = found.profile.mean(0).tolist()
-        values |= {
-            f"slope@{exact(radius)}:{routing}": mean
-            for radius, mean in zip(radii, means, strict=True)
-        }
-    return Outcome(values)
+    found = slope_profile(
+        subject.model,
+        images,
+        [from_255(radius) for radius in radii],
+        routing=routing,
+        swaps=swaps,
+        steps=budget.slope_steps,
+        bounds=(0.0, 1.0),
+        seed=budget.seed,
+    )
+    means = zip(radii, found.profile.mean(0).tolist(), strict=True)
+    return Outcome({f"slope@{exact(radius)}:{routing}": mean for radius, mean in means})
+
+
+def _routings(subject: Subject) -> tuple[str, ...]:
+    return ("free", "frozen") if subject.layers else ("free",)
 
 
 def _swaps(subject: Subject, images: Tensor) -> Swaps | None:
@@ -78,14 +86,24 @@ def curvature(subject: Subject, budget: Budget) -> Outcome:
     """Means over images: "gamma@r:free", "gamma@r:frozen", and "gamma@r:share" = 1 − the ratio of
     these means, the share of the curvature that comes from changes of routing. A dense model has
     the first alone."""
+    swaps = _swaps(subject, subject.sample(budget.swap_images)[0])
+    outcome = part("frozen", partial(_curvature, subject, budget, swaps, _routings(subject)))
+    if outcome.problems:
+        outcome += _curvature(subject, budget, swaps, ("free",))
+    return outcome
+
+
+def _curvature(
+    subject: Subject, budget: Budget, swaps: Swaps | None, routings: tuple[str, ...]
+) -> Outcome:
     images, labels = subject.sample(budget.swap_images)
     found = local_linearity(
         subject.model,
         images,
         labels,
         from_255(budget.radius),
-        routings=("free", "frozen") if subject.layers else ("free",),
-        swaps=_swaps(subject, images),
+        routings=routings,
+        swaps=swaps,
         steps=budget.slope_steps,
         restarts=1,
         bounds=(0.0, 1.0),

@@ -19,17 +19,18 @@ MOST_CLASSES = 32  # whose rows of the Jacobian are all computed
     "share of the Jacobian that goes through gates",
     settings=("local_images",),
     passes=lambda budget: 20 * budget.local_images,
-    version=2,
+    version=3,
 )
 def derivative(subject: Subject, budget: Budget) -> Outcome:
-    """Means over images: "r1", in units of 1/255, 0 of a wrong image, so that all models are asked
-    about the same ones; "jacobian", ‖J‖₂, which grows with the scale of the logits; "gate_share",
-    ‖J − J with constant gates‖_F / ‖J‖_F, for a model with experts and at most MOST_CLASSES
-    classes. Of each image the same; r₁ of a wrong one is NaN."""
+    """Means over images: "r1", in units of 1/255, at most as far as an image can be, 0 of a wrong
+    image, so that all models are asked about the same ones; "jacobian", ‖J‖₂, which grows with the
+    scale of the logits; "gate_share", ‖J − J with constant gates‖_F / ‖J‖_F, for a model with
+    experts and at most MOST_CLASSES classes. Of each image the same; r₁ of a wrong one is NaN."""
     images, labels = subject.sample(budget.local_images)
     found = jacobian(subject.model, images, labels)
     right = found.logits.argmax(1) == labels
-    r1 = to_255(found.radius)
+    farthest = images.maximum(1 - images).flatten(1).amax(1)  # infinite where logits are flat
+    r1 = to_255(found.radius.minimum(farthest.to(found.radius)))
 
     outcome = Outcome(
         {"r1": float(r1.double().masked_fill(~right, 0).mean())},

@@ -12,8 +12,8 @@ from ironmoe.bench.study.measure.subject import Subject
 class Outcome(NamedTuple):
     """values: name → a number of the model; images: name → a number of each of the first images of
     the sample. A name is "what", "what@radius" or "what@radius:how"; radii are in units of 1/255 of
-    the pixel range. NaN: there is no such number, as of a layer without tokens. problems: why the
-    model cannot be measured."""
+    the pixel range. NaN: there is no such number, as of a layer without tokens. problems: why
+    the model, or a part of the measurement, cannot be measured."""
 
     values: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
     images: dict[str, list[float]] = {}  # noqa: RUF012
@@ -55,6 +55,15 @@ class Measurement(NamedTuple):
 
 
 MEASUREMENTS: dict[str, Measurement] = {}
+
+
+def part(name: str, measure: Callable[[], Outcome]) -> Outcome:
+    """The outcome of one part of a measurement, so that the others are kept where a model refuses
+    this one. name: of the part, for its problem."""
+    try:
+        return measure()
+    except ValueError as error:
+        return Outcome(problems=(f"{name}: {error}",))
 
 
 def measurement(

@@ -12,36 +12,43 @@ from ironmoe.bench.study.measure.subject import Subject
 from ironmoe.moe.metrics import READINGS
 
 STEPS = 40  # the official code's
+PIXELS = (0.0, 1.0)
 
 
 @measurement(
     "paper",
-    "accuracy, changed predictions and changed routing under PGD.vmoe with 40 steps, over radii; "
-    "the routing also between a clean image and itself, and under random signs",
+    "accuracy, changed predictions and changed routing under PGD.vmoe with 40 steps, over radii, "
+    "whose images leave the pixel range; accuracy on the same images cut off at its ends; the "
+    "routing also between a clean image and itself, and under random signs",
     settings=("radii", "paper_images", "seed"),
     passes=lambda budget: budget.paper_images * STEPS * len(budget.radii),
-    version=2,
+    version=3,
 )
 def paper(subject: Subject, budget: Budget) -> Outcome:
-    """Accuracy "vmoe@r"; "vmoe@r:changed", predictions; "routing@r:reading", 1 − mean IoU over
-    layers, and "routing@r:reading:layer" of each. Two floors stand beside: "routing@0:reading", of
-    the clean images against themselves, above 0 where a capacity drops tokens; and
-    "routing noise@r:reading", of steps of full length in random directions."""
+    """Accuracy "vmoe@r"; "vmoe@r:changed", predictions; "vmoe-clipped@r", accuracy on the same
+    images cut off at the ends of the pixel range, which the official attack leaves;
+    "routing@r:reading", 1 − mean IoU over layers, and "routing@r:reading:layer" of each. Two floors
+    stand beside: "routing@0:reading", of the clean images against themselves, above 0 where a
+    capacity drops tokens; and "routing noise@r:reading", of steps of full length in random
+    directions, which leave the pixel range, too."""
     images, labels = subject.sample(budget.paper_images)
     values = _routing("routing@0", _statistics(subject, images, images, labels, budget))
     generator = torch.Generator().manual_seed(budget.seed)
     signs = torch.randint(0, 2, images.shape, generator=generator).to(images) * 2 - 1
 
     for radius in budget.radii:
-        attack = PGD.vmoe(subject.model, from_255(radius), STEPS, bounds=(0.0, 1.0))
+        attack = PGD.vmoe(subject.model, from_255(radius), STEPS, bounds=PIXELS)
         batches = zip(*(t.split(budget.batch_size) for t in (images, labels)), strict=True)
         attacked = torch.cat([attack(*few) for few in batches])
         seen = _statistics(subject, images, attacked, labels, budget)
         where = f"vmoe@{exact(radius)}"
         values[where] = seen.correct[1] / seen.images
         values[f"{where}:changed"] = seen.changed / seen.images
+        clipped = subject.logits(attacked.clamp(*PIXELS), budget.batch_size)
+        right = clipped.argmax(1) == labels
+        values[f"vmoe-clipped@{exact(radius)}"] = float(right.double().mean())
         values |= _routing(f"routing@{exact(radius)}", seen)
-        noisy = (images + from_255(radius) * signs).clamp(0, 1)  # as the attack must stay
+        noisy = images + from_255(radius) * signs
         floor = _statistics(subject, images, noisy, labels, budget)
         values |= _routing(f"routing noise@{exact(radius)}", floor)
     return Outcome(values)

@@ -1,5 +1,7 @@
 """Attacks that know the routing: what of an attack's effect comes through which part of a model."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from ironmoe.attacks import (
 from ironmoe.attacks.attack import Attack
 from ironmoe.bench.common.radii import exact, from_255
 from ironmoe.bench.study.measure.budget import Budget
-from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers
+from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers, part
 from ironmoe.bench.study.measure.steered import steered
 from ironmoe.bench.study.measure.subject import Subject
 from ironmoe.moe import intervene, trace_routing
@@ -46,27 +48,37 @@ def routed_attacks(subject: Subject, budget: Budget) -> Outcome:
     adversarial ones; both as ``steered`` has them."""
     outcome = Outcome()
     for name, mode in MODES.items():
+        outcome += part(name, partial(_searched, subject, budget, name, mode))
 
-        def attack(model: nn.Module, mode: type[RoutingMode] = mode) -> Attack:
-            return PGD(
-                model,
-                from_255(budget.radius),
-                steps=budget.steps,
-                seed=budget.seed,
-                routing=None if mode is RoutingMode else mode(),
-            )
-
-        summary = subject.attacked(attack, budget.routed_images, budget)
-        key, held = f"{name}@{exact(budget.radius)}", summary.robust.double()
-        outcome += Outcome({key: float(held.mean())}, {key: numbers(held)})
-
-    clean, labels = subject.sample(budget.routed_images)
-    attacked, at = subject.adversarial(budget), exact(budget.radius)
+    clean, _ = subject.sample(budget.routed_images)
+    attacked = subject.adversarial(budget)
     for name, images, routed_as in (("replayed", attacked, clean), ("rerouted", clean, attacked)):
-        own = subject.logits(images, budget.batch_size)
-        logits = _routed_as(subject, images, routed_as, budget)
-        outcome += steered(f"{name}@{at}", logits, own, labels)
+        outcome += part(name, partial(_crossed, subject, budget, name, images, routed_as))
     return outcome
+
+
+def _searched(subject: Subject, budget: Budget, name: str, mode: type[RoutingMode]) -> Outcome:
+    def attack(model: nn.Module) -> Attack:
+        return PGD(
+            model,
+            from_255(budget.radius),
+            steps=budget.steps,
+            seed=budget.seed,
+            routing=None if mode is RoutingMode else mode(),
+        )
+
+    summary = subject.attacked(attack, budget.routed_images, budget)
+    key, held = f"{name}@{exact(budget.radius)}", summary.robust.double()
+    return Outcome({key: float(held.mean())}, {key: numbers(held)})
+
+
+def _crossed(
+    subject: Subject, budget: Budget, name: str, images: Tensor, routed_as: Tensor
+) -> Outcome:
+    _, labels = subject.sample(budget.routed_images)
+    own = subject.logits(images, budget.batch_size)
+    logits = _routed_as(subject, images, routed_as, budget)
+    return steered(f"{name}@{exact(budget.radius)}", logits, own, labels)
 
 
 @torch.no_grad()

@@ -1,11 +1,13 @@
 """Where the routing of a model jumps: how near the next swap of experts is, and what it does."""
 
+from functools import partial
+
 import torch
 
-from ironmoe.attacks.smoothness import boundary_profile, nearest_swaps, swap_jumps
+from ironmoe.attacks.smoothness import Swaps, boundary_profile, nearest_swaps, swap_jumps
 from ironmoe.bench.common.radii import exact, from_255, to_255
 from ironmoe.bench.study.measure.budget import Budget
-from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers
+from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers, part
 from ironmoe.bench.study.measure.subject import Subject
 
 RADII = (0.1, 0.25, 1.0, 4.0)  # in units of 1/255
@@ -26,22 +28,25 @@ def swaps(subject: Subject, budget: Budget) -> Outcome:
     mean L2 length of the jump of the logits at the swap, and "jump:largest". Of each image distance
     and jump; the jump is NaN where the image at the swap routes that token otherwise. Without swaps
     (K = E) the distance is NaN, the shares and jumps are 0."""
-    images, labels = subject.sample(budget.swap_images)
+    images, _ = subject.sample(budget.swap_images)
     near = nearest_swaps(subject.model, images, pairs="all")
-    at_swap = (images + near.steps).to(images)
-    jumps = swap_jumps(subject.model, at_swap, near, labels=labels)
     shares = boundary_profile(near, [from_255(radius) for radius in RADII])
 
     distance = to_255(near.nearest)
     known = distance.masked_fill(distance.isinf(), torch.nan)
-    values = {
-        "swap": float(distance.median()) if distance.median().isfinite() else torch.nan,
-        "jump": float(jumps.logits.nanmean()),
-        "jump:largest": float(jumps.logits.nan_to_num().max()),
-    }
+    values = {"swap": float(distance.median()) if distance.median().isfinite() else torch.nan}
     for radius, of_images, of_tokens in zip(
         RADII, shares.images.tolist(), shares.tokens.tolist(), strict=True
     ):
         values[f"swap@{exact(radius)}"] = of_images
         values[f"swap@{exact(radius)}:tokens"] = of_tokens
-    return Outcome(values, {"swap": numbers(known), "jump": numbers(jumps.logits)})
+    of_distance = Outcome(values, {"swap": numbers(known)})
+    return of_distance + part("jumps", partial(_jumps, subject, budget, near))
+
+
+def _jumps(subject: Subject, budget: Budget, near: Swaps) -> Outcome:
+    images, labels = subject.sample(budget.swap_images)
+    at_swap = (images + near.steps).to(images)
+    jumps = swap_jumps(subject.model, at_swap, near, labels=labels).logits
+    values = {"jump": float(jumps.nanmean()), "jump:largest": float(jumps.nan_to_num().max())}
+    return Outcome(values, {"jump": numbers(jumps)})

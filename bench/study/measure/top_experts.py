@@ -1,12 +1,14 @@
 """How much the experts that a token likes best differ, and what its layer's derivative is made
 of."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.smoothness.jacobians.layer_terms import layer_terms
 from ironmoe.bench.study.measure.budget import Budget
-from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers
+from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers, part
 from ironmoe.bench.study.measure.subject import Subject
 from ironmoe.moe import LayerTrace, trace_routing
 from ironmoe.moe.metrics import expert_outputs
@@ -41,9 +43,16 @@ def top_experts(subject: Subject, budget: Budget) -> Outcome:
             _distance(subject, name, layer).view(len(images), -1).nanmean(1)
             for name, layer in trace.layers.items()
         ]
-    ).mean(0)
+    ).nanmean(0)
+    outcome = Outcome(
+        {"top_distance": float(of_images.nanmean())}, {"top_distance": numbers(of_images)}
+    )
+    return outcome + part("terms of layers", partial(_terms, subject, budget))
 
-    values = {"top_distance": float(of_images.nanmean())}
+
+def _terms(subject: Subject, budget: Budget) -> Outcome:
+    images, _ = subject.sample(budget.local_images)
+    values: dict[str, float] = {}
     terms = layer_terms(subject.model, images, tokens=TOKENS, seed=budget.seed)
     for name, layer in terms.items():
         of_layer = {
@@ -56,13 +65,16 @@ def top_experts(subject: Subject, budget: Budget) -> Outcome:
         for what, mean in means.items():
             values[f"{what}:{name}"] = mean
             values[what] = values.get(what, 0.0) + mean / len(terms)
-    return Outcome(values, {"top_distance": numbers(of_images)})
+    return Outcome(values)
 
 
 @torch.no_grad()
 def _distance(subject: Subject, name: str, layer: LayerTrace) -> Tensor:
     """(T,) relative distance of the outputs of each token's best two experts; NaN of a token that
     has fewer."""
+    if layer.num_experts < 2:
+        return torch.full((len(layer.intended.gates),), torch.nan, dtype=torch.float64)
+
     outputs_TED = expert_outputs(subject.layers[name].module, layer.inputs).double()
     best_T2 = _best_two(layer)
     nobody_T = (best_T2 == layer.num_experts).any(1)

@@ -44,7 +44,7 @@ class StudyDisplay:
         entry = self.tasks[done.number].entry
         what = "trained" if done.what == TRAINED else done.what
         line = f"{entry.name}: {what} ({in_words(done.seconds)})"
-        shown = "; ".join(done.problems) or headline(done.values)
+        shown = "; ".join([*done.problems, headline(done.values)] if done.values else done.problems)
         self.bars.console.print(
             f"{line}: {shown}" if shown else line, highlight=False, markup=False, soft_wrap=True
         )

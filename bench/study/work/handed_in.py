@@ -14,6 +14,7 @@ from ironmoe.bench.common.checkpoints import count_flops
 from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.study.ladder.arms import Arm
+from ironmoe.bench.study.work.architecture import arm_of
 from ironmoe.bench.study.work.entries import CPU, Entry
 from ironmoe.moe.routing.routed_layers import routing_sites
 
@@ -88,7 +89,9 @@ def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], Ima
     arms: dict[str, Arm] = {}
     sizes: dict[str, tuple[Arm, int, int]] = {}
     for each, model, cost in zip(given, models, flops, strict=True):
-        arms[each.name] = arm = _arm(each.name, model, cost, (dense or flops)[0])
+        equal_cost = is_equal_cost(cost, (dense or flops)[0])
+        arm = arm_of(each.name, model, data.images[:1], equal_cost=equal_cost)
+        arms[each.name] = arm
         size = (arm, cost, sum(parameter.numel() for parameter in model.parameters()))
         if sizes.setdefault(each.name, size) != size:
             raise UserError(
@@ -114,20 +117,6 @@ def _asked(given: HandedIn, model: nn.Module, data: ImageData) -> int:
             f"--model {given} must give (B, classes) finite logits for images (B, C, S, S), got "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def _arm(name: str, model: nn.Module, flops: int, dense: int) -> Arm:
-    sites = list(routing_sites(model).values())
-    if not sites:
-        return Arm(name)
-    routers = [site.router for site in sites]
-    return Arm(
-        name,
-        experts=max(site.num_experts for site in sites),
-        top_k=max(int(getattr(router, "top_k", 0)) for router in routers),
-        renormalize=any(bool(getattr(router, "renormalize", False)) for router in routers),
-        equal_width=not is_equal_cost(flops, dense),
-    )
 
 
 def is_equal_cost(flops: int, other: int) -> bool:

@@ -30,7 +30,7 @@ class Task(NamedTuple):
 
 class Done(NamedTuple):
     """What a process tells after each piece. number: of the task; what: TRAINED, or the name of a
-    measurement; seconds: that it took; values: of the model; problems: why there are none."""
+    measurement; seconds: that it took; values: of the model; problems: why some are missing."""
 
     number: int
     what: str
@@ -88,9 +88,10 @@ class Worker:
         """The outcome. Where a model that was handed in cannot be measured so, whatever its code
         raises, the outcome says why; with a model of the ladder that would be a bug."""
         try:
-            return what.measure(subject, task.budget)
+            outcome = what.measure(subject, task.budget)
         except Exception as error:
             if task.entry.file is not None:
                 raise
-            said = f"{error}" or type(error).__name__
-            return Outcome(problems=(f"{what.name} of {task.entry.name}: {said}",))
+            outcome = Outcome(problems=(f"{error}" or type(error).__name__,))
+        said = tuple(f"{what.name} of {task.entry.name}: {each}" for each in outcome.problems)
+        return outcome._replace(problems=said)

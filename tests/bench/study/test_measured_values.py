@@ -81,6 +81,7 @@ LINEAR = {
     "apgd": ({"apgd-ce@16": 2 / 4}, {"apgd-ce@16": [0, 1, 1, 0]}),  # two classes: no targets
     "paper": (
         {f"vmoe@{radius}": held / 4 for radius, held in ((2, 3), (8, 2), (32, 1))}
+        | {f"vmoe-clipped@{radius}": held / 4 for radius, held in ((2, 3), (8, 2), (32, 1))}
         | {f"vmoe@{radius}:changed": lost / 4 for radius, lost in ((2, 0), (8, 1), (32, 2))},
         {},
     ),
@@ -137,6 +138,16 @@ def test_numbers_of_a_linear_model_follow_from_its_weights(name, monkeypatch):
     assert set(found.images) == set(images)
     for key, row in images.items():
         assert found.images[key] == close(row, rel=1e-3), key
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-3])
+def test_no_first_order_radius_is_longer_than_an_image_can_go(slope):
+    """Its logits are all but constant, so their tangent meets another class far outside."""
+    made = linear(20.0, -20.0)
+    made.model[1].weight.data *= slope
+    made.model[1].bias.data = torch.tensor([1.0, 0.0])
+    farthest = 0.5 * 255 + 20
+    assert outcome("derivative", made).images["r1"] == close([farthest, farthest])
 
 
 def test_the_mean_height_of_a_curve_at_one_radius_is_its_height():

@@ -216,7 +216,10 @@ def test_the_papers_attack_changes_routing_as_traces_say():
         attack = PGD.vmoe(made.model, radius / 255, 3, bounds=(0.0, 1.0))
         batches = zip(images.split(6), labels.split(6), strict=True)  # which share a capacity
         seen[f"routing@{radius}"] = attacked = torch.cat([attack(*few) for few in batches])
-        seen[f"routing noise@{radius}"] = (images + radius / 255 * signs).clamp(0, 1)
+        seen[f"routing noise@{radius}"] = images + radius / 255 * signs
+        assert attacked.min() < 0 and attacked.max() > 1  # as the official code leaves the range
+        kept = logits_of(made.model, attacked.clamp(0, 1)).argmax(1)
+        expected[f"vmoe-clipped@{radius}"] = mean(kept == labels)
         after = logits_of(made.model, attacked).argmax(1)
         expected[f"vmoe@{radius}"] = mean(after == labels)
         expected[f"vmoe@{radius}:changed"] = mean(after != own)
