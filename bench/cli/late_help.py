@@ -52,7 +52,7 @@ def _values() -> dict[str, str]:
     from ironmoe.bench.common.radii import exact, usual_radii, usual_radius
     from ironmoe.bench.study.ladder.arms import LADDER
     from ironmoe.bench.study.ladder.training import TRAININGS
-    from ironmoe.bench.study.measure.table import all_measurements
+    from ironmoe.bench.study.measure.table import all_measurements, usual_measurements
 
     attacks = registry.named_attacks()
     full_precision, *lower_precision = (f"**{dtype}**" for dtype in DTYPES)
@@ -79,6 +79,7 @@ def _values() -> dict[str, str]:
         "study_arms": ", ".join(LADDER),
         "study_trainings": ", ".join(TRAININGS),
         "study_measurements": ", ".join(all_measurements()),
+        "study_optional": ", ".join(set(all_measurements()) - set(usual_measurements())),
         "job_kinds": ", ".join(KINDS),
         "usual_radii": "; ".join(f"{usual_radii(norm)} in {norm}" for norm in NORMS),
         "usual_training_radii": ", ".join(

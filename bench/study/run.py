@@ -83,7 +83,7 @@ def join_studies(files: Sequence[Path], out: Path | None, console: Console) -> P
 
 
 def _report(folder: RunFolder, numbers: Numbers, arms: Sequence[Arm], console: Console) -> None:
-    found = verdicts(numbers.runs, arms)
+    found = verdicts(numbers.runs, arms, chance=1 / max(1, numbers.facts.classes))
     _print(found, console)
     write_json_lines(folder.file("report.json"), as_document(numbers, found), LINES)
     write_study_report(folder.path, numbers.facts, numbers.runs, found, arms, figures=FIGURES)

@@ -1,5 +1,6 @@
 """Claim 5: models are robust to the choice of experts."""
 
+from ironmoe.bench.study.claims.parts.blind import blind
 from ironmoe.bench.study.claims.parts.claim import Claim, Findings
 from ironmoe.bench.study.claims.parts.contrast import Contrast, effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
@@ -48,7 +49,7 @@ def _look(evidence: Evidence) -> Findings:
     used = set.intersection(*(set(found.by_seed) for found in measured.values()))
     sentences += left_out(evidence.seeds([arm]) - used)
     others = [effect(row) for row in rows if row is not None]
-    return Findings(list(measured.values()), others, sentences, [])
+    return Findings(list(measured.values()), others, sentences, [], blind=blind(evidence, [arm]))
 
 
 def _measured(evidence: Evidence) -> list[tuple[str, str]]:

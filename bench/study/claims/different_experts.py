@@ -5,6 +5,7 @@ from math import isnan, nan
 import numpy as np
 from numpy.typing import NDArray
 
+from ironmoe.bench.study.claims.parts.blind import blind
 from ironmoe.bench.study.claims.parts.claim import Claim, Findings
 from ironmoe.bench.study.claims.parts.contrast import PERMUTATION, Contrast, effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
@@ -44,7 +45,8 @@ def _look(evidence: Evidence) -> Findings:
 
     sentences = [_sentence(effect(primary), arm)]
     sentences += left_out(evidence.seeds([arm]) - primary.by_seed.keys())
-    return Findings([primary], beside + _between(evidence), sentences, [])
+    others = beside + _between(evidence)
+    return Findings([primary], others, sentences, [], blind=blind(evidence, [arm]))
 
 
 def _within(

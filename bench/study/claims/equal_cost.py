@@ -1,11 +1,12 @@
 """Claim 1: at equal cost a mixture of experts is more robust than a dense model."""
 
 from ironmoe.bench.study.claims.parts.against_dense import against_dense, difference
+from ironmoe.bench.study.claims.parts.blind import blind
 from ironmoe.bench.study.claims.parts.claim import Claim, Findings
 from ironmoe.bench.study.claims.parts.contrast import effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
 from ironmoe.bench.study.claims.parts.ladders import described
-from ironmoe.bench.study.claims.parts.outcomes import AREA, LEAST_EPS, blind, is_accuracy
+from ironmoe.bench.study.claims.parts.outcomes import AREA, LEAST_EPS, is_accuracy
 from ironmoe.bench.study.claims.parts.units import POINTS
 from ironmoe.bench.study.claims.parts.verdict import Effect
 from ironmoe.bench.study.claims.parts.words import compared, interval, left_out
@@ -28,7 +29,7 @@ def _look(evidence: Evidence) -> Findings:
         *(_control(each) for each in control),
         *left_out(found.left_out),
     ]
-    ends = blind([evidence.mean(arm, AREA) for arm in (found.reference, found.dense)])
+    ends = blind(evidence, (found.reference, found.dense), outcome=AREA)
     return Findings([found.primary], others, sentences, [], blind=ends)
 
 

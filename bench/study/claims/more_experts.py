@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+from ironmoe.bench.study.claims.parts.blind import blind
 from ironmoe.bench.study.claims.parts.claim import Claim, Findings
 from ironmoe.bench.study.claims.parts.contrast import Contrast, effect
 from ironmoe.bench.study.claims.parts.evidence import Evidence
 from ironmoe.bench.study.claims.parts.ladders import choice_ladder, expert_ladder
-from ironmoe.bench.study.claims.parts.outcomes import AREA, GATE_SUM, blind
+from ironmoe.bench.study.claims.parts.outcomes import AREA, GATE_SUM
 from ironmoe.bench.study.claims.parts.slopes import (
     GATES,
     Ladder,
@@ -19,8 +20,9 @@ from ironmoe.bench.study.claims.parts.words import compared, interval, left_out,
 from ironmoe.bench.study.ladder.arms import Arm
 
 CONFOUNDED = (
-    "The more experts, the less do the gates of the source sum to: this may be the scale of the "
-    "gates and not the number of experts, which a ladder with gates that sum to 1 would tell."
+    "What a token's gates sum to differs with the number of experts where they are those of the "
+    "source: this may be the scale of the gates and not the number of experts, which a ladder with "
+    "gates that sum to 1 would tell."
 )
 ONLY_RENORMALIZED = "The models of the paper have the gates of the source."
 
@@ -47,11 +49,11 @@ def _look(evidence: Evidence) -> Findings:
     sentences = [_sentence(found, ladders[kind]) for kind, found in effects.items()]
     sentences += _scale(evidence, ladders[False].arms, effects)
     used = set.union(*(set(contrast.by_seed) for contrast in primary.values()))
-    arms = {arm for renormalize in primary for arm in ladders[renormalize].arms}
+    arms = list(dict.fromkeys(arm for kind in primary for arm in ladders[kind].arms))
     sentences += left_out(evidence.seeds(arms) - used)
 
     confounded = "" if len(primary) == 2 else CONFOUNDED if False in primary else ONLY_RENORMALIZED
-    ends = blind([evidence.mean(arm, AREA) for arm in arms])
+    ends = blind(evidence, arms, outcome=AREA)
     return Findings(
         list(primary.values()), _choices(evidence), sentences, missing, confounded, ends
     )

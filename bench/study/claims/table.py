@@ -25,7 +25,11 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 def verdicts(
-    measured: Iterable[Measured], arms: Sequence[Arm], *, claims: Sequence[Claim] = CLAIMS
+    measured: Iterable[Measured],
+    arms: Sequence[Arm],
+    *,
+    claims: Sequence[Claim] = CLAIMS,
+    chance: float = 0.0,
 ) -> list[Verdict]:
     """The verdict on every claim, for each training by itself, in the order in which trainings
     first come.
@@ -37,6 +41,7 @@ def verdicts(
         measured: all runs, of any arms among ``arms``.
         arms: what the names of arms stand for.
         claims: which of them; fewer claims need less correction, so choose before you look.
+        chance: the accuracy of guessing, at which models say nothing.
 
     Raises:
         ValueError: two runs of one arm, training and seed, runs of other arms, or two arms of one
@@ -48,5 +53,5 @@ def verdicts(
     return [
         verdict
         for training, of_training in runs.items()
-        for verdict in judged(claims, Evidence(of_training, arms), training)
+        for verdict in judged(claims, Evidence(of_training, arms, chance=chance), training)
     ]

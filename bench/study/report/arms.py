@@ -28,6 +28,7 @@ OUTCOMES = (
     Outcome("PGD, mean over radii, %", "auc", *PERCENT),
     Outcome("PGD at {}, %", "pgd@{}", *PERCENT),
     Outcome("PGD.vmoe at {}, %", "vmoe@{}", *PERCENT),
+    Outcome("its images cut off at the pixel range, %", "vmoe-clipped@{}", *PERCENT),
     Outcome("APGD-CE at {}, %", "apgd-ce@{}", *PERCENT),
     Outcome("APGD-T at {}, %", "apgd-t@{}", *PERCENT),
     Outcome("least radius, 1/255", "least_eps"),

@@ -35,10 +35,19 @@ UPPER_BOUND = (
     "Accuracies under attack are upper bounds: what these attacks left standing. All are of the "
     "same images, so another set of images would move them together."
 )
+OUTSIDE = (
+    "PGD.vmoe leaves the pixel range, as the official code does. Its accuracies are not to be "
+    "compared with those of the other attacks, which stay inside; those of its images cut off at "
+    "the ends of the range are."
+)
 SOURCE = (
     "Gates of the source are those of V-MoE: a token's K largest shares of a softmax over all E "
     "experts, which sum to less than 1 where K < E. Arms whose gates sum to 1 tell the number of "
     "experts from the scale of the gates."
+)
+SOURCE_OF_OTHERS = (
+    "Gates of a token that do not sum to 1 by the rule of its router are called those of the "
+    "source, whatever that rule is."
 )
 
 
@@ -51,6 +60,7 @@ def limits(runs: StudyRuns, verdicts: Sequence[Verdict]) -> list[str]:
         *_seeds(runs),
         *_holm(runs, verdicts),
         UPPER_BOUND,
+        *[OUTSIDE] * runs.has("vmoe"),
         *_ends(runs),
         *_gates(runs),
         *_models(runs),
@@ -81,7 +91,7 @@ def _seeds(runs: StudyRuns) -> list[str]:
 
 
 def _can_show(seeds: int) -> str:
-    least = f"p = {2 / 2**seeds:.2g}"
+    least = f"p = {2 / 2**seeds:.4g}"
     if seeds >= ENOUGH_FOR_SIGNS:
         return f"A test by flipping signs, which takes nothing to be normal, can reach {least}."
     few = (
@@ -136,7 +146,8 @@ def _ends(runs: StudyRuns) -> list[str]:
 
 def _gates(runs: StudyRuns) -> list[str]:
     with_experts = [arm for arm in runs.arms if not arm.is_dense]
-    texts = [SOURCE] if with_experts else []
+    source = SOURCE_OF_OTHERS if runs.facts.training is None else SOURCE
+    texts = [source] if with_experts else []
     all_taken = [arm.name for arm in with_experts if arm.experts == arm.top_k]
     if all_taken:
         texts.append(

@@ -38,6 +38,9 @@ def test_quick_is_a_default_that_gives_way(asked):
     (quick, _), (own, only_plan) = asked
     assert (quick.arms, quick.seeds) == (("dense", "E8", "E32"), 3)
     assert quick.trainings == ("standard",) and quick.measurements == QUICK
+    assert quick.budget.images == 200
+    assert study("--quick", "--images", "1000").exit_code == 0
+    assert asked[-1][0].budget.images == 1000  # what is asked for is not cut down
     assert quick.settings == own.settings  # it is a part of the same study
     assert (own.arms, own.seeds, own.measurements) == (("dense", "E4"), 2, QUICK) and only_plan
     assert quick.budget.images < 400

@@ -6,11 +6,19 @@ from typing import NamedTuple
 from ironmoe.bench.study.claims.judging.needed import MOST_RUNS
 from ironmoe.bench.study.claims.judging.rules import FEWEST_RUNS, PValues
 from ironmoe.bench.study.claims.parts.claim import Findings
-from ironmoe.bench.study.claims.parts.contrast import Tested
+from ironmoe.bench.study.claims.parts.contrast import PAIRED_T, PERMUTATION, Tested
 from ironmoe.bench.study.claims.parts.verdict import BECAUSE
 from ironmoe.bench.study.claims.parts.words import listed, p_text
 
 ENOUGH_FOR_SIGNS = 6  # pairs with which flipping signs can reach 5 %
+T_INTERVAL = "t intervals, which take the differences to be normal"
+ASSUMES = {
+    PAIRED_T: f"t tests and {T_INTERVAL}",
+    PERMUTATION: (
+        f"permutations of the arms of a seed, which take these to be exchangeable, and {T_INTERVAL}"
+    ),
+}
+"""By the name of a test: what a verdict rests on that is no test by flipping signs."""
 
 
 class Judged(NamedTuple):
@@ -119,10 +127,10 @@ def _signs(judged: Judged) -> list[str]:
     runs = _runs(judged)
     if runs >= ENOUGH_FOR_SIGNS or judged.direction == 0:
         return []
+    rests = listed(list(dict.fromkeys(ASSUMES[test.test] for test in judged.tests)))
     return [
         f"With {runs} paired runs a test by flipping signs cannot give less than "
-        f"p = {2 / 2**runs:.2g}, so this rests on the t test, which takes the differences to be "
-        "normal."
+        f"p = {2 / 2**runs:.4g}, so this rests on {rests}."
     ]
 
 

@@ -10,15 +10,18 @@ from ironmoe.bench.study.statistics.measured import Measured
 
 
 class Evidence:
-    """The runs of one training.
+    """The runs of one training. chance: the accuracy of guessing.
 
     Raises:
         ValueError: two runs of one arm and seed, runs of an arm that is not among ``arms``, or two
             arms of one name.
     """
 
-    def __init__(self, runs: Iterable[Measured], arms: Sequence[Arm]) -> None:
+    def __init__(
+        self, runs: Iterable[Measured], arms: Sequence[Arm], *, chance: float = 0.0
+    ) -> None:
         self.arms = tuple(arms)
+        self.chance = chance
         names = [arm.name for arm in arms]
         if len(set(names)) != len(names):
             raise ValueError(f"arms must have a name each, got {names}")

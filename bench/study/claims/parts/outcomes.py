@@ -1,7 +1,5 @@
 """The names of numbers that claims read, and what they are called."""
 
-from collections.abc import Sequence
-
 from ironmoe.bench.study.claims.parts.units import POINTS, RATIO, Unit
 
 AREA, CLEAN, LEAST_EPS = "auc", "clean", "least_eps"
@@ -16,24 +14,15 @@ TITLES = {
     JACOBIAN: "‖J‖ of the logits, which grows with their scale",
     TOP_DISTANCE: "distance of the top experts",
 }
-ATTACKS = {"pgd": "PGD", "vmoe": "PGD.vmoe", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T"}
-
-
-AT_AN_END = 0.02  # accuracies this near to 0 or 1 tell no models apart
-BLIND = (
-    "At these radii {} of these models keeps nearly {} under attack, so that there is nothing to "
-    "compare: other radii (--eps) would tell more."
-)
-
-
-def blind(accuracies: Sequence[float | None]) -> str:
-    """Why accuracies of arms tell nothing, if all of them lie at the same end; else ""."""
-    known = [share for share in accuracies if share is not None]
-    if known and max(known) < AT_AN_END:
-        return BLIND.format("none", "any image")
-    if known and min(known) > 1 - AT_AN_END:
-        return BLIND.format("each", "every image")
-    return ""
+ATTACKS = {
+    "pgd": "PGD",
+    "vmoe": "PGD.vmoe",
+    "vmoe-clipped": "PGD.vmoe, its images cut off at the pixel range",
+    "apgd-ce": "APGD-CE",
+    "apgd-t": "APGD-T",
+}
+WITHIN = {"slope": "largest secant of the logits", "gamma": "curvature γ of the loss"}
+"""Of names "what@radius:free"."""
 
 
 def is_accuracy(key: str) -> bool:
@@ -52,5 +41,7 @@ def title(key: str) -> str:
     """For a table."""
     if key in TITLES:
         return TITLES[key]
-    attack, _, radius = key.partition("@")
-    return f"accuracy under {ATTACKS[attack]} at {radius}/255" if attack in ATTACKS else key
+    what, _, radius = key.partition("@")
+    if what in WITHIN:
+        return f"{WITHIN[what]} within {radius.removesuffix(':free')}/255"
+    return f"accuracy under {ATTACKS[what]} at {radius}/255" if what in ATTACKS else key

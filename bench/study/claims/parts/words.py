@@ -37,7 +37,9 @@ def interval(effect: Effect, unit: Unit) -> str:
 
 def p_text(p: float) -> str:
     """Three digits behind the point at most."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p >= 0.0995 else f"p = {p:.3f}"
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {round(p, 3):.3g}" if p >= 0.0995 else f"p = {p:.3f}"
 
 
 def listed(names: Sequence[object], joint: str = "and") -> str:
@@ -51,4 +53,7 @@ def left_out(seeds: Collection[int]) -> list[str]:
     if not seeds:
         return []
     noun, verb = ("Seed", "is") if len(seeds) == 1 else ("Seeds", "are")
-    return [f"{noun} {listed(sorted(seeds))} {verb} left out: not every arm has this number there."]
+    return [
+        f"{noun} {listed(sorted(seeds))} {verb} left out: some arm has no such number there, or "
+        "none that can be compared."
+    ]

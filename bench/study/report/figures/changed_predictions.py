@@ -1,4 +1,5 @@
-"""How much other choices of experts change what a model says of clean images."""
+"""How much other choices of experts change what a model says of images, clean ones and those of
+PGD."""
 
 from functools import partial
 from statistics import fmean
@@ -8,7 +9,13 @@ from matplotlib.figure import Figure
 
 from ironmoe.bench.study.claims.parts.words import number
 from ironmoe.bench.study.ladder.arms import Arm
-from ironmoe.bench.study.report.figures.interventions import OWN, height, names, what_is_drawn
+from ironmoe.bench.study.report.figures.interventions import (
+    IMAGES,
+    OWN,
+    height,
+    names,
+    what_is_drawn,
+)
 from ironmoe.bench.study.report.figures.parts.captions import in_trainings, sentences
 from ironmoe.bench.study.report.figures.parts.dots import strokes
 from ironmoe.bench.study.report.figures.parts.figure import StudyFigure
@@ -23,23 +30,24 @@ SCALES = {CHANGED: 100.0, DIVERGENCE: 1.0}
 
 
 def draw(runs: StudyRuns) -> Figure | None:
-    """A line of two panels for each training."""
+    """A line of two panels for each training and kind of images."""
     return draw_panels(
         [
             [
-                Panel(f"{training}: {title}", partial(_panel, runs, training, kind))
+                Panel(f"{training}, {of}: {title}", partial(_panel, runs, training, images, kind))
                 for kind, title in TITLES.items()
             ]
             for training in runs.trainings
+            for images, of in IMAGES.items()
         ],
         height=height(runs),
     )
 
 
-def _panel(runs: StudyRuns, training: str, kind: str, axes: Axes) -> bool:
+def _panel(runs: StudyRuns, training: str, images: str, kind: str, axes: Axes) -> bool:
     rows = names(runs, training)
     of_arms = {
-        arm: {name: _changes(runs, training, arm, name, kind) for name in rows}
+        arm: {name: _changes(runs, training, arm, f"{name}:{images}:{kind}") for name in rows}
         for arm in few(runs.arms)
     }
     drawn = strokes(axes, rows, of_arms, is_log=kind == DIVERGENCE, named=kind == CHANGED)
@@ -49,9 +57,9 @@ def _panel(runs: StudyRuns, training: str, kind: str, axes: Axes) -> bool:
     return drawn
 
 
-def _changes(runs: StudyRuns, training: str, arm: Arm, name: str, kind: str) -> list[float]:
-    found = runs.values(training, arm, f"{name}:clean:{kind}")
-    return [SCALES[kind] * value for value in found.values()]
+def _changes(runs: StudyRuns, training: str, arm: Arm, key: str) -> list[float]:
+    scale = SCALES[key.rpartition(":")[2]]
+    return [scale * value for value in runs.values(training, arm, key).values()]
 
 
 def caption(runs: StudyRuns) -> str:
@@ -61,18 +69,19 @@ def caption(runs: StudyRuns) -> str:
         texts = []
         for arm in few(runs.arms):
             changes = {
-                name: _changes(runs, training, arm, name, CHANGED) for name in names(runs, training)
+                name: _changes(runs, training, arm, f"{name}:clean:{CHANGED}")
+                for name in names(runs, training)
             }
             found = {name: fmean(values) for name, values in changes.items() if values}
             if found:
                 most = max(found, key=found.__getitem__)
                 texts.append(f"{arm.name} {number(found[most])} % ({most})")
-        return f"most changed predictions on average: {', '.join(texts)}" if texts else ""
+        return f"most changed predictions on clean images: {', '.join(texts)}" if texts else ""
 
     return sentences(
-        "The share of predictions on clean images that other experts or gates change, and the mean "
-        "KL divergence of the router's own probabilities from the new ones (logarithmic axis, "
-        "geometric means; 0 has no place there).",
+        "The share of predictions that other experts or gates change, and the mean KL divergence "
+        "of the router's own probabilities from the new ones (logarithmic axis, geometric means; 0 "
+        "has no place there).",
         what_is_drawn(runs),
         in_trainings(runs, largest),
     )

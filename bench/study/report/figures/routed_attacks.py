@@ -9,7 +9,13 @@ from matplotlib.figure import Figure
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.study.claims.parts.words import listed, number
 from ironmoe.bench.study.ladder.arms import Arm
-from ironmoe.bench.study.report.figures.parts.captions import in_trainings, of_runs, sentences
+from ironmoe.bench.study.report.figures.parts.captions import (
+    between,
+    in_trainings,
+    means,
+    of_runs,
+    sentences,
+)
 from ironmoe.bench.study.report.figures.parts.dots import strokes
 from ironmoe.bench.study.report.figures.parts.figure import StudyFigure
 from ironmoe.bench.study.report.figures.parts.groups import few
@@ -25,6 +31,8 @@ NAMES = {
     "experts": "gradient through experts alone",
     "replayed": "free; routing of clean image replayed",
 }
+REROUTED = "rerouted"
+"""No attack on pixels, so that it is compared with no other."""
 HEIGHT = 2.5  # of a panel, in inches
 
 
@@ -45,7 +53,7 @@ def draw(runs: StudyRuns) -> Figure | None:
 
 
 def _accuracies(runs: StudyRuns, training: str, axes: Axes) -> bool:
-    rows = {FREE: "free"} | NAMES
+    rows = {FREE: "free"} | NAMES | {REROUTED: "clean; routing of attacked image"}
     of_arms = {
         arm: {
             label: [100 * v for v in _values(runs, training, arm, mode).values()]
@@ -88,18 +96,28 @@ def caption(runs: StudyRuns) -> str:
             parts = [f"{mode} {number(fmean(each))}" for mode, each in found.items() if each]
             if parts:
                 texts.append(f"{arm.name}: {', '.join(parts)}")
-        return f"mean differences in points, {'; '.join(texts)}" if texts else ""
+        return f"mean differences in points, {'; '.join(texts)}{_rerouted(runs, training)}"
 
     images = counted(runs.images_asked("routed_images"), "image")
     return sentences(
         f"Accuracy under PGD on {images} at the radius of the training, whose search sees a part "
-        "of the model; the free model judges what it finds, except in the last row, where the "
-        "images of the free attack meet the routing of the clean image.",
+        "of the model; the free model judges what it finds. In the last two rows images meet the "
+        "routing of others: those of the free attack that of the clean image, and clean images "
+        "that of the attacked one.",
         f"Thin strokes are runs ({of_runs(runs)}), marks their means, lines 95 % t intervals over "
         "runs, where there are two or more.",
         f"Drawn: {listed([arm.name for arm in few(runs.arms)])}.",
         in_trainings(runs, differences),
     )
+
+
+def _rerouted(runs: StudyRuns, training: str) -> str:
+    """How many predictions on clean images the routing of the attacked ones changes."""
+    key = f"{runs.at_radius(training, REROUTED)}:changed"
+    found = means(runs, training, few(runs.arms), key, 100)
+    if not found:
+        return ""
+    return f"; that routing alone changes {between(found, unit=' %')} of the clean predictions"
 
 
 ROUTED_ATTACKS = StudyFigure(

@@ -23,6 +23,7 @@ from ironmoe.bench.study.report.figures.parts.lines import run_lines
 from ironmoe.bench.study.report.figures.parts.looks import looks
 from ironmoe.bench.study.report.figures.parts.panels import Panel, draw_panels
 from ironmoe.bench.study.report.runs import StudyRuns
+from ironmoe.moe.metrics import READINGS
 
 READING = "kept"
 """Of the three readings the one that nothing but a change makes larger than 0."""
@@ -104,17 +105,35 @@ def caption(runs: StudyRuns) -> str:
             for what, of_arms in zip(("the attack", "noise of that size"), found, strict=True)
             if of_arms
         ]
-        return f"at {radius}/255, on average over layers, {' and '.join(texts)}" if texts else ""
+        if not texts:
+            return ""
+        readings = _other_readings(runs, training, list(arms))
+        return f"at {radius}/255, on average over layers, {' and '.join(texts)}{readings}"
 
     return sentences(
         "1 − |A ∩ B| / |A ∪ B| of the experts that a token uses on the clean and on the attacked "
         "image, mean over tokens (reading “kept”: tokens that use none both times are left out), "
         "under PGD.vmoe with 40 steps. At 0: the clean images against themselves.",
         thin_and_thick(runs),
-        "Dotted, without marks: means under random signs of full length.",
+        "Dotted, without marks: means under random signs of full length. Both leave the pixel "
+        "range.",
         _left_out(runs),
         in_trainings(runs, at_radius),
     )
+
+
+def _other_readings(runs: StudyRuns, training: str, arms: list[Arm]) -> str:
+    """What the attack changes by the other two readings, which a capacity tells apart."""
+    at = runs.at_radius(training, "routing")
+    found = {reading: means(runs, training, arms, f"{at}:{reading}", 100) for reading in READINGS}
+    if all(each == found[READING] for each in found.values()):
+        return "; nothing is dropped here, so the readings “realised” and “intended” are the same"
+    others = [
+        f"“{reading}” {between(each, unit=' %')}"
+        for reading, each in found.items()
+        if reading != READING and each
+    ]
+    return f"; by the other readings {', '.join(others)}" if others else ""
 
 
 def _left_out(runs: StudyRuns) -> str:

@@ -189,7 +189,13 @@ def test_of_several_contrasts_a_sentence_names_those_it_speaks_of():
 def test_few_runs_say_what_they_cannot_show():
     assert said([around(5.0, half=0.2, runs=3)]).endswith(
         "With 3 paired runs a test by flipping signs cannot give less than p = 0.25, so this rests "
-        "on the t test, which takes the differences to be normal."
+        "on t tests and t intervals, which take the differences to be normal."
+    )
+    assert "less than p = 0.0625, so" in said([around(5.0, half=0.2, runs=5)])
+    by_arms = around(5.0, half=0.2, runs=4, permutation=Permutation(0.001, 0.001, exact=False))
+    assert said([by_arms]).endswith(
+        "so this rests on permutations of the arms of a seed, which take these to be "
+        "exchangeable, and t intervals, which take the differences to be normal."
     )
     assert "flipping" not in said([around(5.0, runs=6)])
     assert "scatter are those of these runs" in said([around(1.0, half=9.0, runs=5)], needed=40)
@@ -210,7 +216,7 @@ def effect_between(low, high, unit=POINTS, runs=8):
 def test_numbers_have_signs_digits_and_plurals():
     assert [number(value) for value in (-0.04, 0.04, -1.25, 12.0)] == ["0.0", "0.0", "−1.2", "12.0"]
     assert [p_text(p) for p in (0.0002, 0.00051, 0.0496, 0.0999, 0.123, 1.0)] == [
-        "p < 0.001", "p < 0.001", "p = 0.050", "p = 0.1", "p = 0.12", "p = 1",
+        "p < 0.001", "p < 0.001", "p = 0.050", "p = 0.1", "p = 0.123", "p = 1",
     ]  # fmt: skip
     assert (
         interval(effect_between(1.04, 5.16), POINTS) == "(95 % interval 1.0 to 5.2, 8 paired runs)"

@@ -160,6 +160,7 @@ def test_larger_first_order_radii_support_claim_3():
     assert found.verdict == "supported" and found.effects[0].unit == "%"
     assert found.effects[0].mean == pytest.approx(40, abs=6)
     assert "% larger than that of the dense ViT" in found.words
+    assert "0 for wrong images" in found.words and "beyond them" not in found.words
 
 
 def test_smaller_jacobians_of_smaller_logits_are_not_smoother():
@@ -170,6 +171,29 @@ def test_smaller_jacobians_of_smaller_logits_are_not_smoother():
     assert (found.verdict, found.because) == ("against", "no difference")
     beside = found.effects[-1]
     assert "‖J‖" in beside.label and beside.role == "exploratory" and beside.mean < -95
+
+
+def test_what_lies_beyond_the_tangent_stands_beside_and_decides_nothing():
+    """By its tangents the V-MoE is smoother, and everything else says the opposite."""
+    runs = together(
+        radii(lambda arm: 1 if arm.is_dense else 1.4),
+        *(
+            positive(ALL, 8, rng(1), lambda arm: 1 if arm.is_dense else 1.5, name=name)
+            for name in ("slope@0.5:free", "slope@8:free", "slope@8:frozen", "gamma@8:free")
+        ),
+        positive(ALL, 8, rng(2), lambda arm: 1 if arm.is_dense else 0.7, name="least_eps"),
+    )
+    found = verdict(SMOOTHNESS, runs, ALL)
+    assert found.verdict == "supported"
+    _, _, said = found.words.partition("This is about tangents alone. Beyond them, ")
+    assert "at which FAB finds another class is 3" in said and "% smaller" in said
+    assert "the largest secant of the logits within 8/255 is 5" in said and "% larger" in said
+    labels = [row.label for row in found.effects if row.role == "secondary"]
+    assert [label for label in labels if "within" in label] == [
+        "largest secant of the logits within 0.5/255: E8 − dense",
+        "largest secant of the logits within 8/255: E8 − dense",
+        "curvature γ of the loss within 8/255: E8 − dense",
+    ]
 
 
 def test_a_negative_radius_has_no_logarithm_and_is_left_out():
@@ -338,6 +362,26 @@ def test_the_twin_of_an_arm_has_its_experts_and_k():
     assert twin_arm([e2, e8, renormalized], e8) == renormalized
     assert twin_arm([e4, renormalized], e4) is None
     assert twin_arm([e8, renormalized], renormalized) is None
+
+
+@pytest.mark.parametrize("clean", ["clean", "none:clean"])
+def test_models_that_guess_support_nothing(clean):
+    """Nothing changes what they get right, and all of them are as good."""
+    runs = together(
+        ladder(by_experts(8, 8)),
+        radii(lambda arm: 1 if arm.is_dense else 1.4),
+        image_radii(REFERENCE, 8, rng(), -1.0),
+        changes(REFERENCE, 8, rng(), SAME),
+    )
+    for run in runs:
+        run.values.pop("none:clean", None)
+        run.values[clean] = 0.11
+    found = verdicts(runs, ALL, chance=0.1)
+    guessing = {"equal cost", "more experts", "smoothness", "different experts"}
+    guessing |= {"choice of experts"} if clean == "none:clean" else set()
+    assert {each.claim for each in found if each.because == "blind"} == guessing
+    assert all("that of guessing" in each.words for each in found if each.because == "blind")
+    assert not any(each.because == "blind" for each in verdicts(runs, ALL, chance=0.05))
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0])

@@ -101,6 +101,7 @@ def _accuracies(budget, level, rng):
         values[f"pgd@{radius}"] = float(row.mean())
         values[f"vmoe@{radius}"] = float(row.mean()) * 0.98
         values[f"vmoe@{radius}:changed"] = 1 - float(row.mean())
+        values[f"vmoe-clipped@{radius}"] = 0.5 + float(row.mean()) / 2
     values["auc"] = float(np.mean([0.95, *(row.mean() for row in held.values())]))
     at = exact(budget.radius)
     values |= {f"apgd-ce@{at}": values[f"pgd@{at}"] - 0.02, f"apgd-t@{at}": values[f"pgd@{at}"] / 2}
@@ -128,6 +129,7 @@ def _routed(arm, budget, known, radii, rng):
         values[f"slope@{r}:frozen"] = 0.9 * known[f"slope@{r}:free"]
     for mode in ("free", "auxiliary", "frozen", "gates", "experts", "replayed"):
         values[f"{mode}@{at}"] = min(1.0, known[f"pgd@{at}"] + abs(rng.normal(0, 0.05)))
+    values |= {f"rerouted@{at}": 0.9, f"rerouted@{at}:changed": 0.06 + many / 100}
     own, lists = 0.95 + rng.normal(0, 0.01), {}
     for policy in ("none", *POLICIES):
         off = 0 if policy == "none" else abs(rng.normal(0.01, 0.01))

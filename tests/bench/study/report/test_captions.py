@@ -1,0 +1,65 @@
+"""What captions say of numbers that the figures themselves leave out."""
+
+import numpy as np
+import pytest
+
+from ironmoe.bench.study.report.figures.changed_predictions import CHANGED_PREDICTIONS
+from ironmoe.bench.study.report.figures.error_over_eps import (
+    UNDER_PGD,
+    UNDER_THE_PAPERS_ATTACK,
+)
+from ironmoe.bench.study.report.figures.routed_attacks import ROUTED_ATTACKS
+from ironmoe.bench.study.report.figures.routing_change import ROUTING_CHANGE
+from ironmoe.bench.study.report.runs import StudyRuns
+
+
+def runs_of(study):
+    return StudyRuns(study.rows, study.arms, study.facts)
+
+
+def titles(figure):
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def test_the_papers_attack_leaves_the_pixel_range_and_what_is_left_inside_is_said(made_up):
+    study = made_up(("dense", "E8"))
+    caption = UNDER_THE_PAPERS_ATTACK.caption(runs_of(study))
+    assert "its images leave the pixel range" in caption
+    inside = {
+        arm: 100 - 100 * np.mean([r.values["vmoe-clipped@8"] for r in study.rows if r.arm == arm])
+        for arm in ("dense", "E8")
+    }
+    low, high = sorted(inside, key=inside.get)
+    expected = f"pixel range {inside[low]:.1f} % ({low}) to {inside[high]:.1f} % ({high})"
+    assert expected in caption
+    assert "pixel range" not in UNDER_PGD.caption(runs_of(study))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_readings_that_a_capacity_tells_apart_are_told(made_up, factor):
+    study = made_up(("E2",))
+    for run in study.rows:
+        kept = run.values["routing@8:kept"] = 0.1
+        run.values.update({"routing@8:realised": factor * kept, "routing@8:intended": kept})
+    caption = ROUTING_CHANGE.caption(runs_of(study))
+    assert ("nothing is dropped here" in caption) == (factor == 1)
+    assert ("“realised” 20.0 % (E2), “intended” 10.0 % (E2)" in caption) == (factor == 2)
+
+
+def test_clean_images_with_the_routing_of_attacked_ones_are_drawn_and_counted(made_up):
+    runs = runs_of(made_up(("E2", "E8")))
+    rows, differences = (
+        [label.get_text() for label in axes.get_yticklabels()]
+        for axes in ROUTED_ATTACKS.drawn(runs).axes
+    )
+    assert rows[-1] == "clean; routing of attacked image" and rows[-1] not in differences
+    assert "alone changes 7.0 % (E2) to 9.0 % (E8) of the clean" in ROUTED_ATTACKS.caption(runs)
+
+
+def test_predictions_are_followed_on_clean_and_on_attacked_images(made_up):
+    figure = CHANGED_PREDICTIONS.drawn(runs_of(made_up(("E8",))))
+    assert titles(figure) == [
+        f"standard, {images}: {what}"
+        for images in ("clean images", "images after PGD")
+        for what in ("changed predictions", "divergence")
+    ]
