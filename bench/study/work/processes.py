@@ -1,7 +1,6 @@
 """Several processes on one study. Each takes what nobody works on, and tells what it finished."""
 
 import multiprocessing
-import os
 import queue
 import threading
 import traceback
@@ -12,6 +11,7 @@ from typing import Any
 
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.study.options import StudyOptions
+from ironmoe.bench.study.work.parent import end_with_parent
 from ironmoe.bench.study.work.tasks import Study, one_thread
 from ironmoe.bench.study.work.worker import Done
 
@@ -71,7 +71,7 @@ def _listen(children: Sequence[BaseProcess], told: Any, tell: Callable[[Done], N
 
 
 def _child(options: StudyOptions, folder: Path, told: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         with one_thread():
             study = Study(options, folder)
@@ -82,12 +82,3 @@ def _child(options: StudyOptions, folder: Path, told: Any) -> None:
         known = isinstance(error, UserError | OSError)
         what = f"{error}" if known else traceback.format_exc()
         told.put(f"a process of the study failed: {what}. {GOES_ON}")
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: killed, it could not end its children,
-    which would then go on beside those of the same command when it is given again."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
