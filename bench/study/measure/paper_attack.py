@@ -17,8 +17,8 @@ PIXELS = (0.0, 1.0)
 
 @measurement(
     "paper",
-    "accuracy, changed predictions and changed routing under PGD.vmoe with 40 steps, over radii, "
-    "whose images leave the pixel range; accuracy on the same images cut off at its ends; the "
+    "over radii, accuracy, changed predictions and changed routing under PGD.vmoe with 40 steps, "
+    "which leaves the pixel range; accuracy on its images cut off at the ends of the range; the "
     "routing also between a clean image and itself, and under random signs",
     settings=("radii", "paper_images", "seed"),
     passes=lambda budget: budget.paper_images * STEPS * len(budget.radii),

@@ -43,5 +43,5 @@ def title(key: str) -> str:
         return TITLES[key]
     what, _, radius = key.partition("@")
     if what in WITHIN:
-        return f"{WITHIN[what]} within {radius.removesuffix(':free')}/255"
+        return f"{WITHIN[what]} within {float(radius.removesuffix(':free')):.3g}/255"
     return f"accuracy under {ATTACKS[what]} at {radius}/255" if what in ATTACKS else key

@@ -27,6 +27,7 @@ CHANGED, DIVERGENCE = "changed", "kl"
 TITLES = {CHANGED: "changed predictions", DIVERGENCE: "divergence"}
 LABELS = {CHANGED: "predictions changed, in %", DIVERGENCE: "KL divergence in nats"}
 SCALES = {CHANGED: 100.0, DIVERGENCE: 1.0}
+ROUNDING = 1e-9  # a smaller divergence is one of equal logits, and counts as 0
 
 
 def draw(runs: StudyRuns) -> Figure | None:
@@ -59,7 +60,8 @@ def _panel(runs: StudyRuns, training: str, images: str, kind: str, axes: Axes) -
 
 def _changes(runs: StudyRuns, training: str, arm: Arm, key: str) -> list[float]:
     scale = SCALES[key.rpartition(":")[2]]
-    return [scale * value for value in runs.values(training, arm, key).values()]
+    found = runs.values(training, arm, key).values()
+    return [scale * value if value > ROUNDING else 0.0 for value in found]
 
 
 def caption(runs: StudyRuns) -> str:

@@ -32,7 +32,8 @@ NAMES = {
     "replayed": "free; routing of clean image replayed",
 }
 REROUTED = "rerouted"
-"""No attack on pixels, so that it is compared with no other."""
+ROWS = {FREE: "free"} | NAMES | {REROUTED: "clean; routing of attacked image"}
+"""The last one is no attack on pixels, so that it is compared with no other."""
 HEIGHT = 2.5  # of a panel, in inches
 
 
@@ -53,16 +54,15 @@ def draw(runs: StudyRuns) -> Figure | None:
 
 
 def _accuracies(runs: StudyRuns, training: str, axes: Axes) -> bool:
-    rows = {FREE: "free"} | NAMES | {REROUTED: "clean; routing of attacked image"}
     of_arms = {
         arm: {
             label: [100 * v for v in _values(runs, training, arm, mode).values()]
-            for mode, label in rows.items()
+            for mode, label in ROWS.items()
         }
         for arm in few(runs.arms)
     }
     axes.set_xlabel("accuracy in %")
-    return strokes(axes, list(rows.values()), of_arms)
+    return strokes(axes, list(ROWS.values()), of_arms)
 
 
 def _differences(runs: StudyRuns, training: str, axes: Axes) -> bool:
@@ -72,7 +72,7 @@ def _differences(runs: StudyRuns, training: str, axes: Axes) -> bool:
     }
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.set_xlabel("accuracy − accuracy under the free attack, in points")
-    return strokes(axes, ["free", *NAMES.values()], of_arms, named=False)
+    return strokes(axes, list(ROWS.values()), of_arms, named=False)
 
 
 def against_free(runs: StudyRuns, training: str, arm: Arm, mode: str) -> list[float]:

@@ -48,11 +48,11 @@ def test_readings_that_a_capacity_tells_apart_are_told(made_up, factor):
 
 def test_clean_images_with_the_routing_of_attacked_ones_are_drawn_and_counted(made_up):
     runs = runs_of(made_up(("E2", "E8")))
-    rows, differences = (
-        [label.get_text() for label in axes.get_yticklabels()]
-        for axes in ROUTED_ATTACKS.drawn(runs).axes
-    )
-    assert rows[-1] == "clean; routing of attacked image" and rows[-1] not in differences
+    accuracies, differences = ROUTED_ATTACKS.drawn(runs).axes
+    names = [label.get_text() for label in accuracies.get_yticklabels()]
+    assert names[-1] == "clean; routing of attacked image"
+    assert list(accuracies.get_yticks()) == list(differences.get_yticks())
+    assert accuracies.get_ylim() == differences.get_ylim()  # a row of both is at one height
     assert "alone changes 7.0 % (E2) to 9.0 % (E8) of the clean" in ROUTED_ATTACKS.caption(runs)
 
 
@@ -63,3 +63,12 @@ def test_predictions_are_followed_on_clean_and_on_attacked_images(made_up):
         for images in ("clean images", "images after PGD")
         for what in ("changed predictions", "divergence")
     ]
+
+
+def test_the_divergence_of_equal_logits_has_no_place_on_a_logarithmic_axis(made_up):
+    study = made_up(("E8",))
+    for run in study.rows:
+        run.values["renormalized:clean:kl"] = 1e-15
+        run.values["drop best:clean:kl"] = 1e-3
+    axes = CHANGED_PREDICTIONS.drawn(runs_of(study)).axes[1]
+    assert axes.get_xlim()[0] > 1e-12
