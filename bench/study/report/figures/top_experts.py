@@ -92,6 +92,7 @@ def _between(runs: StudyRuns, training: str, axes: Axes) -> bool:
         slope, *ends = np.mean(lines, axis=0)
         axes.plot(ends, slope * np.array(ends), color=BLACK, linewidth=2.6, gid=MEAN)
     axes.set(xlabel="distance − mean of its seed", ylabel="accuracy − mean of its seed, points")
+    axes.locator_params(axis="x", nbins=4)
     return bool(axes.lines)
 
 

@@ -3,7 +3,7 @@
 from math import floor, log10
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 DIGITS: tuple[tuple[float, ...], ...] = (
     (1,),
@@ -11,12 +11,11 @@ DIGITS: tuple[tuple[float, ...], ...] = (
     (1, 2, 5),
     (1, 1.5, 2, 3, 5, 7),
     (1, 2, 3, 4, 5, 6, 7, 8, 9),
-    tuple(1 + step / 2 for step in range(18)),
-    tuple(1 + step / 10 for step in range(90)),
 )
 """Of ticks, from far apart to close together."""
 
 FEWEST, MOST = 3, 7
+NARROW = 2.5  # ends of an axis, as a ratio, between which equal steps are as good
 CLOSEST = 1.25  # ends of an axis, as a ratio; rounding is no difference between numbers
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -39,6 +38,10 @@ def log_ticks(low: float, high: float) -> list[float]:
 
     low, high: more than 0.
     """
+    if high < NARROW * low:
+        steps = MaxNLocator(4).tick_values(low, high)
+        return [float(tick) for tick in steps if low <= tick <= high]
+
     decades = range(floor(log10(low)), floor(log10(high)) + 1)
     ticks: list[float] = []
     for digits in DIGITS:
