@@ -59,8 +59,9 @@ def study(
         bool,
         typer.Option(
             "--certificates",
-            help="Also certify the smoothed models: of 100 images, by 1,000 copies of each with "
-            "noise of standard deviation 0.25 in the pixel range, after 100 that choose the class.",
+            help="Also certify the smoothed models on 100 images: 100 noisy copies of each choose "
+            "the class, 1,000 others are counted. Noise has a standard deviation of 0.25 of the "
+            "pixel range.",
         ),
     ] = False,
     model: Annotated[
