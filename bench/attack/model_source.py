@@ -244,8 +244,8 @@ def _factory(module: str, function: str) -> LoadedModel:
         model = made if isinstance(made, nn.Module) else made()
     except Exception as error:
         raise CheckpointError(
-            f"--model {spec} must be a torch.nn.Module or a function without arguments: "
-            f"{told(error)}"
+            f"--model {spec} must be a torch.nn.Module or a function without arguments, and "
+            f"calling it failed: {told(error)}"
         ) from error
 
     if not isinstance(model, nn.Module):

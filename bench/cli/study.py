@@ -68,9 +68,10 @@ def study(
         list[str] | None,
         typer.Option(
             help="A model of your own in place of the ladder, several times: **NAME@SEED=MODEL**, "
-            "where MODEL is a **.safetensors** file of this library, **hf:FOLDER**, "
-            "**vmoe:PREFIX** or **package.module:function**. Models of one name are runs of one "
-            "architecture; models of one seed are paired. **NAME@SEED/TRAINING=MODEL** tells "
+            "or **NAME=MODEL** for seed 0, where MODEL is a **.safetensors** file of this library, "
+            "**hf:FOLDER**, **vmoe:PREFIX** or **package.module:function**. Models of one name are "
+            "runs of one architecture; models of one seed are paired. **NAME@SEED/TRAINING=MODEL** "
+            "tells "
             "trainings apart, which get verdicts of their own."
         ),
     ] = None,
@@ -95,8 +96,8 @@ def study(
     images: Annotated[
         int | None,
         bounded(
-            "Test images of the PGD curve, at most; by default 400, with **--quick** 200. Slower "
-            "measurements take fewer, which the report counts.",
+            "Test images of the PGD curve, by default 400, with **--quick** 200, and the most that "
+            "any measurement takes; the slower ones take 25 to 150, which the report counts.",
             1,
         ),
     ] = None,
@@ -132,7 +133,12 @@ def study(
         from ironmoe.bench.common.data import load_data
         from ironmoe.bench.study.ladder.arms import LADDER
         from ironmoe.bench.study.ladder.training import TRAININGS, TrainingSettings
-        from ironmoe.bench.study.measure.budget import Budget, quick_budget, with_radii
+        from ironmoe.bench.study.measure.budget import (
+            Budget,
+            at_most,
+            quick_budget,
+            with_radii,
+        )
         from ironmoe.bench.study.measure.table import QUICK, all_measurements, usual_measurements
         from ironmoe.bench.study.options import (
             QUICK_ARMS,
@@ -155,7 +161,7 @@ def study(
         loaded = load_data(data, image_size, False)
         budget = with_radii(quick_budget(Budget()) if quick else Budget(), eps)
         if images is not None:
-            budget = budget._replace(images=images)
+            budget = at_most(budget, images)
         measured = _chosen("--measurements", measurements, all_measurements())
         measured = measured or (QUICK if quick else usual_measurements())
         measured += ("certificates",) * certificates

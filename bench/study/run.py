@@ -4,11 +4,13 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from ironmoe.bench.common.files import write_json_lines
 from ironmoe.bench.common.run_folder import RunFolder, default_folder
+from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.study.claims.parts.verdict import Verdict
 from ironmoe.bench.study.claims.table import verdicts
 from ironmoe.bench.study.ladder.arms import Arm
@@ -43,9 +45,14 @@ def run_study(options: StudyOptions, console: Console, *, only_plan: bool = Fals
         The folder of the study.
     """
     path = options.out or default_folder("study", options.settings)
-    folder = RunFolder(path, options.settings, BYTES_OF_MODEL * options.processes)
     with one_thread():
         study = Study(options, path)
+        if only_plan and not path.exists():
+            _say(f"Nothing is written; without --plan it would be to {path}/", console)
+            _say(announcement(study, make_plan(study)), console)
+            return path
+
+        folder = RunFolder(path, options.settings, BYTES_OF_MODEL * options.processes)
         _say(folder.greeting, console)
         plan = make_plan(study)
         _say(announcement(study, plan), console)
@@ -57,14 +64,30 @@ def run_study(options: StudyOptions, console: Console, *, only_plan: bool = Fals
 
     kept = collected(study.tasks, study.store, study.images)
     facts = study_facts(study, kept, command=_command())
+    left_out = _runs_of(folder.read("report.json")) - {run[:3] for run in kept.runs}
     _report(folder, Numbers(facts, kept.runs, todays_versions(facts)), study.arms, console)
+    if left_out:
+        _say(
+            f"The report that was here had {counted(len(left_out), 'model')} more. What was "
+            "measured of them is kept: ask for their arms, trainings and seeds, too.",
+            console,
+        )
     return path
+
+
+def _runs_of(document: Any) -> set[tuple[str, str, int]]:
+    """(arm, training, seed) of the models in a ``report.json``; none where it is not one."""
+    try:
+        return {(run["arm"], run["training"], run["seed"]) for run in document["runs"]}
+    except (KeyError, TypeError):
+        return set()
 
 
 def join_studies(files: Sequence[Path], out: Path | None, console: Console) -> Path:
     """Put the numbers of studies together and write what they show. Nothing is trained or measured.
 
-    files: the ``report.json`` of each; with one file its report is written once more.
+    files: the ``report.json`` of each, or its folder; with one file its report is written once
+        more.
 
     Returns:
         The folder of the new report.
@@ -72,6 +95,7 @@ def join_studies(files: Sequence[Path], out: Path | None, console: Console) -> P
     Raises:
         NumbersError: a file cannot be read, or does not go together with the others.
     """
+    files = [file / "report.json" if file.is_dir() else file for file in files]
     together = joined(files, [read_numbers(file) for file in files])
     settings = {"joined": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]}
     path = out or default_folder("study", settings)

@@ -31,6 +31,10 @@ def _look(evidence: Evidence) -> Findings:
     if arm is None:
         return Findings([], [], [], ["an arm with experts"])
 
+    if arm.experts == arm.top_k:
+        none_left = f"another choice: every token of {arm.name} takes all experts"
+        return Findings([], [], [], [none_left])
+
     primary = {name: _change(evidence, arm, name, CLEAN, "primary") for name in CHOSEN}
     measured = {name: found for name, found in primary.items() if found is not None}
     if len(measured) < len(CHOSEN):

@@ -35,7 +35,7 @@ def _look(evidence: Evidence) -> Findings:
 
     primary = _within(evidence, arm, "primary", given=MARGIN)
     if primary is None:
-        return Findings([], [], [], [_lacking(evidence, arm)])
+        return Findings([], [], [], _lacking(evidence, arm))
 
     twin = twin_arm(evidence.arms, arm)
     control = None if twin is None else _within(evidence, twin, "control", given=MARGIN)
@@ -75,12 +75,16 @@ def _correlation(columns: list[list[float]]) -> float:
     return rank_correlation(known[0], known[1], given=known[2] if len(known) > 2 else None)
 
 
-def _lacking(evidence: Evidence, arm: Arm) -> str:
+def _lacking(evidence: Evidence, arm: Arm) -> list[str]:
     keys = [LEAST_EPS, TOP_DISTANCE, MARGIN]
     absent = [key for key in keys if not evidence.images(arm, key)]
     if absent:
-        return evidence.lacking(arm, f"{', '.join(absent)} of images")
-    return f"{', '.join(keys)} of {FEWEST_IMAGES} images of {arm.name} that differ"
+        return list(dict.fromkeys(evidence.lacking(arm, key) for key in absent))
+    most = max(len(row) for row in evidence.images(arm, LEAST_EPS).values())
+    return [
+        f"a correlation over images: it takes {FEWEST_IMAGES} that the model gets right, of which "
+        f"these numbers differ, and no run of {arm.name} has so many among {most}"
+    ]
 
 
 def _between(evidence: Evidence) -> list[Effect]:

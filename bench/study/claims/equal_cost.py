@@ -25,7 +25,7 @@ def _look(evidence: Evidence) -> Findings:
     control = [] if found.control is None else [found.control]
     others = [*control, *found.others, *(row for row in rows if row is not None)]
     sentences = [
-        _sentence(effect(found.primary), found.reference),
+        _sentence(effect(found.primary), found.reference, found.dense),
         *(_control(each) for each in control),
         *left_out(found.left_out),
     ]
@@ -33,7 +33,7 @@ def _look(evidence: Evidence) -> Findings:
     return Findings([found.primary], others, sentences, [], blind=ends)
 
 
-def _sentence(found: Effect, arm: Arm) -> str:
+def _sentence(found: Effect, arm: Arm, dense: Arm) -> str:
     much = compared(
         found,
         POINTS,
@@ -42,8 +42,8 @@ def _sentence(found: Effect, arm: Arm) -> str:
         "as much accuracy under attack as",
     )
     return (
-        f"At equal cost {described(arm)} keeps {much} the dense ViT, on average over the radii "
-        f"{interval(found, POINTS)}."
+        f"At equal cost {described(arm)} keeps {much} {described(dense)}, on average over the "
+        f"radii {interval(found, POINTS)}."
     )
 
 

@@ -47,7 +47,7 @@ def _look(evidence: Evidence) -> Findings:
         for kind in GATES
     ]
     sentences = [
-        _sentence(effect(found.primary), found.reference),
+        _sentence(effect(found.primary), *pair),
         *(_control(each) for each in control),
         *(_beside(each) for each in beside),
         *_farther(measured),
@@ -68,11 +68,11 @@ def _beyond(evidence: Evidence) -> list[str]:
     return [LEAST_EPS, *within]
 
 
-def _sentence(found: Effect, arm: Arm) -> str:
+def _sentence(found: Effect, arm: Arm, dense: Arm) -> str:
     much = compared(found, RATIO, "{} larger than", "{} smaller than", "as large as")
     return (
-        f"The first-order radius r₁, 0 for wrong images, of {described(arm)} is {much} that of the "
-        f"dense ViT {interval(found, RATIO)}."
+        f"The first-order radius r₁, 0 for wrong images, of {described(arm)} is {much} that of "
+        f"{described(dense)} {interval(found, RATIO)}."
     )
 
 

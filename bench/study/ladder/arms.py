@@ -23,6 +23,7 @@ class Arm(NamedTuple):
     experts: E, 0 for the dense model; top_k: K; renormalize: whether the gates of a token sum to 1
     (V-MoE's do not); equal_width: the experts are as wide as those with K = 2, and FLOPs grow with
     K. Else a token passes K experts that together cost, with the router, what the dense MLP costs.
+    Of a model that was handed in, equal_width is whether its FLOPs are others.
     """
 
     name: str

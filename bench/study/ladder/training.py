@@ -75,6 +75,7 @@ def train_model(
     file = folder / f"{run.name}.safetensors"
     if file.is_file():
         return file
+    folder.mkdir(parents=True, exist_ok=True)
 
     shape, classes = tuple(data.images.shape[1:]), len(data.classes)
     model = new_model(LADDER[run.arm], shape, classes, settings.size, run.seed)

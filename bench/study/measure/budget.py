@@ -48,6 +48,13 @@ class Budget(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
 
+def at_most(budget: Budget, images: int) -> Budget:
+    """The budget with ``images`` for the PGD curve, and no more for any other measurement."""
+    counts = {name: getattr(budget, name) for name in budget._fields if name.endswith("_images")}
+    fewer = {name: min(count, images) for name, count in counts.items()}
+    return budget._replace(images=images, **fewer)
+
+
 def with_radii(budget: Budget, eps: str | None) -> Budget:
     """The budget with the radii that ``--eps`` lists; the third of them, or the last of fewer, is
     that of what is measured at one radius.

@@ -73,16 +73,13 @@ def _in_order(runs: Iterable[Measured], facts: StudyFacts) -> list[Measured]:
 
 def _check(file: Path, study: Numbers, other_file: Path, other: Numbers) -> None:
     one, two = _made(study), _made(other)
-    differing = [
-        line
-        for key in one
-        for line in differences(_common(one, two, key), _common(two, one, key), key)
-    ]
-    if differing:
-        raise NumbersError(
-            f"{file} and {other_file} do not go together, since they were not made alike: "
-            f"{'; '.join(differing)}"
-        )
+    for key in one:  # what follows from other data or trainings would only hide them
+        differing = differences(_common(one, two, key), _common(two, one, key), key)
+        if differing:
+            raise NumbersError(
+                f"{file} (“there”) and {other_file} (“now”) do not go together, since they were "
+                f"not made alike: {'; '.join(differing)}"
+            )
 
 
 def _made(study: Numbers) -> dict[str, Any]:

@@ -13,39 +13,44 @@ from ironmoe.bench.study.report.runs import StudyRuns
 
 
 class Outcome(NamedTuple):
-    """A column. header: with the unit; key: of the number, {} for the one radius; scale: what it is
-    multiplied by; digits: behind the point."""
+    """A column. header: with the unit; key: of the number, {} for the one radius; images: the
+    setting of a budget that says of how many it is; scale: what it is multiplied by; digits: behind
+    the point."""
 
     header: str
     key: str
+    images: str
     scale: float = 1.0
     digits: int = 2
 
 
 PERCENT = (100.0, 1)
+JUMP = "jump"
 OUTCOMES = (
-    Outcome("clean, %", "clean", *PERCENT),
-    Outcome("PGD, mean over radii, %", "auc", *PERCENT),
-    Outcome("PGD at {}, %", "pgd@{}", *PERCENT),
-    Outcome("PGD.vmoe at {}, %", "vmoe@{}", *PERCENT),
-    Outcome("its images cut off at the pixel range, %", "vmoe-clipped@{}", *PERCENT),
-    Outcome("APGD-CE at {}, %", "apgd-ce@{}", *PERCENT),
-    Outcome("APGD-T at {}, %", "apgd-t@{}", *PERCENT),
-    Outcome("least radius, 1/255", "least_eps"),
-    Outcome("r₁, 1/255", "r1"),
-    Outcome("‖J‖₂", "jacobian"),
-    Outcome("‖J‖ through gates, %", "gate_share", *PERCENT),
-    Outcome("γ by rerouting at {}, %", "gamma@{}:share", *PERCENT),
-    Outcome("sum of gates", "gate_sum"),
-    Outcome("experts in use, exp(entropy)", "load_entropy"),
-    Outcome("experts without tokens", "dormant"),
-    Outcome("routing change at {}, %", "routing@{}:kept", *PERCENT),
-    Outcome("distance of top experts", "top_distance", 1.0, 3),
-    Outcome("nearest swap, 1/255", "swap", 1.0, 3),
-    Outcome("jump there", "jump", 1.0, 4),
-    Outcome("layer's J through experts, share", "expert_term"),
-    Outcome("layer's J through gates, share", "gate_term"),
-    Outcome("certified radius, L2", "certified radius", 1.0, 3),
+    Outcome("clean, %", "clean", "clean_images", *PERCENT),
+    Outcome("PGD, mean over radii, %", "auc", "images", *PERCENT),
+    Outcome("PGD at {}, %", "pgd@{}", "images", *PERCENT),
+    Outcome("PGD.vmoe at {}, %", "vmoe@{}", "paper_images", *PERCENT),
+    Outcome(
+        "its images cut off at the pixel range, %", "vmoe-clipped@{}", "paper_images", *PERCENT
+    ),
+    Outcome("APGD-CE at {}, %", "apgd-ce@{}", "targeted_images", *PERCENT),
+    Outcome("APGD-T at {}, %", "apgd-t@{}", "targeted_images", *PERCENT),
+    Outcome("least radius, 1/255", "least_eps", "local_images"),
+    Outcome("r₁, 1/255", "r1", "local_images"),
+    Outcome("‖J‖₂", "jacobian", "local_images"),
+    Outcome("‖J‖ through gates, %", "gate_share", "local_images", *PERCENT),
+    Outcome("γ by rerouting at {}, %", "gamma@{}:share", "swap_images", *PERCENT),
+    Outcome("sum of gates", "gate_sum", "images"),
+    Outcome("experts in use, exp(entropy)", "load_entropy", "images"),
+    Outcome("experts without tokens", "dormant", "images"),
+    Outcome("1 − IoU of the routing at {}, %", "routing@{}:kept", "paper_images", *PERCENT),
+    Outcome("distance of top experts", "top_distance", "local_images", 1.0, 3),
+    Outcome("nearest swap, 1/255", "swap", "swap_images", 1.0, 3),
+    Outcome("jump there", JUMP, "swap_images", 1.0, 4),
+    Outcome("layer's J through experts, share", "expert_term", "local_images"),
+    Outcome("layer's J through gates, share", "gate_term", "local_images"),
+    Outcome("certified radius, L2, pixel range 1", "certified radius", "certified_images", 1.0, 3),
 )
 
 
@@ -63,11 +68,13 @@ def outcome_tables(runs: StudyRuns) -> list[Table]:
 
 
 def _outcomes(runs: StudyRuns, training: str) -> Table:
-    radius = exact(runs.budget(training).radius)
+    budget = runs.budget(training)
+    radius, most = exact(budget.radius), runs.facts.test_images
     arms = [arm for arm in runs.arms if runs.seeds(training, arm)]
     measured = [
         outcome._replace(
-            header=outcome.header.replace("{}", f"{radius}/255"),
+            header=f"{outcome.header.replace('{}', f'{radius}/255')}; "
+            f"{min(most, getattr(budget, outcome.images))}",
             key=outcome.key.replace("{}", radius),
         )
         for outcome in OUTCOMES
@@ -86,6 +93,8 @@ def _outcomes(runs: StudyRuns, training: str) -> Table:
 
 def _cell(runs: StudyRuns, training: str, arm: Arm, outcome: Outcome) -> str:
     """With how many runs have the number, where not all do."""
+    if outcome.key == JUMP and arm.experts == arm.top_k:
+        return DASH  # no expert can be swapped
     found = runs.values(training, arm, outcome.key)
     text = mean_and_sd([outcome.scale * value for value in found.values()], outcome.digits)
     return f"{text} ({len(found)})" if 0 < len(found) < len(runs.seeds(training, arm)) else text

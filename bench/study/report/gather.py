@@ -32,7 +32,9 @@ def study_facts(study: Study, kept: Collected, *, command: str = "") -> StudyFac
         if not task.entry.is_trained:
             continue
         model, extra = _model(task)
-        notes += [f"{task.entry.name}: {text}" for text in extra["training"]["warnings"]]
+        # what follows the semicolon is advice, on options that a study does not have
+        warnings = [text.partition(";")[0] for text in extra["training"]["warnings"]]
+        notes += [f"{task.entry.name}: {text}" for text in warnings]
         seconds += extra["seconds"]
         if task.entry.arm.name not in arms:
             parameters = sum(each.numel() for each in model.parameters())

@@ -19,7 +19,8 @@ def intro(runs: StudyRuns, verdicts: Sequence[Verdict]) -> list[str]:
         return ["Nothing was measured yet."]
     claims = len({verdict.claim for verdict in verdicts})
     asked = (
-        f"{counted(claims, 'claim')} of {PAPER} {'was' if claims == 1 else 'were'} put to "
+        f"{counted(claims, 'claim')} after {PAPER}, put as docs/paper.md says, "
+        f"{'was' if claims == 1 else 'were'} asked of "
         f"{counted(runs.count(), 'model')} of {_arms(runs)}, {_seeds(runs)}, "
         f"{_trainings(runs)}. {_data(runs)} {_cost(runs)}"
     )

@@ -7,7 +7,12 @@ from scipy import special
 from ironmoe.bench.common.radii import exact
 from ironmoe.bench.common.statistics import t_half_width
 from ironmoe.bench.reports.cells import counted
-from ironmoe.bench.study.claims.parts.ladders import in_place_of_others
+from ironmoe.bench.study.claims.parts.ladders import (
+    dense_arm,
+    in_place_of_others,
+    of_other_cost,
+)
+from ironmoe.bench.study.claims.parts.outcomes import ATTACKS
 from ironmoe.bench.study.claims.parts.verdict import Verdict
 from ironmoe.bench.study.claims.parts.words import listed, number
 from ironmoe.bench.study.report.runs import StudyRuns
@@ -16,6 +21,7 @@ from ironmoe.bench.study.report.smallest import FEWEST_RUNS, claims_tested
 ENOUGH_FOR_SIGNS = 6
 USUAL = 8  # seeds
 LITTLE = 0.02  # a share of images
+ATTACKED = (*ATTACKS, "free")  # names of accuracies under attack
 
 UNIT = (
     "The unit is the training run: tests and intervals are of differences between runs of one "
@@ -59,10 +65,11 @@ def limits(runs: StudyRuns, verdicts: Sequence[Verdict]) -> list[str]:
         UNIT.format(shared=HANDED_IN if runs.facts.training is None else TRAINED_HERE),
         *_seeds(runs),
         *_holm(runs, verdicts),
-        UPPER_BOUND,
+        *[UPPER_BOUND] * any(map(runs.has, ATTACKED)),
         *[OUTSIDE] * runs.has("vmoe"),
         *_ends(runs),
         *_gates(runs),
+        *_other_cost(runs),
         *_models(runs),
         *_doubles(runs),
         *_at_chance(runs),
@@ -161,6 +168,18 @@ def _gates(runs: StudyRuns) -> list[str]:
             "the task trains no router there, and only balance losses do."
         )
     return texts
+
+
+def _other_cost(runs: StudyRuns) -> list[str]:
+    others = of_other_cost(runs.arms)
+    dense = dense_arm(runs.arms)
+    if not others:
+        return []
+    reference = runs.arms[0].name if dense is None else dense.name
+    return [
+        f"FLOPs of {listed([arm.name for arm in others])} are not those of {reference}: claims and "
+        "figures at equal cost leave such models out. The tables have their numbers."
+    ]
 
 
 def _models(runs: StudyRuns) -> list[str]:

@@ -16,7 +16,7 @@ def measurements_table(facts: StudyFacts) -> Table:
         [
             what.name,
             what.what,
-            *(_budget(budget.part(what.settings)) for budget in facts.budgets.values()),
+            *(_budget(facts, budget.part(what.settings)) for budget in facts.budgets.values()),
         ]
         for what in facts.measurements
     ]
@@ -24,12 +24,16 @@ def measurements_table(facts: StudyFacts) -> Table:
     return Table("What was measured", headers, rows)
 
 
-def _budget(settings: dict[str, Any]) -> str:
-    texts = [f"{name.replace('_', ' ')} {_text(name, value)}" for name, value in settings.items()]
+def _budget(facts: StudyFacts, settings: dict[str, Any]) -> str:
+    texts = [
+        f"{name.replace('_', ' ')} {_text(facts, name, value)}" for name, value in settings.items()
+    ]
     return "; ".join(texts) or "all test images"
 
 
-def _text(name: str, value: Any) -> str:
+def _text(facts: StudyFacts, name: str, value: Any) -> str:
+    if name.endswith("images"):
+        value = min(value, facts.test_images)
     values = value if isinstance(value, tuple) else (value,)
     text = ", ".join(exact(each) for each in values)
     return f"{text} (1/255)" if name in IN_255 else text

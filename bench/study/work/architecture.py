@@ -23,7 +23,7 @@ def arm_of(name: str, model: nn.Module, image: Tensor, *, equal_cost: bool) -> A
     """
     sites = list(routing_sites(model).values())
     if not sites:
-        return Arm(name)
+        return Arm(name, equal_width=not equal_cost)
 
     experts = max(site.num_experts for site in sites)
     top_k, sums_to_one = _routing_of(model, image, sites)

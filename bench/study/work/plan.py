@@ -5,6 +5,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from ironmoe.bench.reports.cells import counted
+from ironmoe.bench.study.claims.judging.rules import FEWEST_RUNS
 from ironmoe.bench.study.ladder.arms import LADDER
 from ironmoe.bench.study.ladder.initial import new_model
 from ironmoe.bench.study.work.digest import digest
@@ -59,7 +60,7 @@ def announcement(study: Study, plan: Plan) -> str:
     elif len(options.trainings) > 1:
         models += f" × {len(options.trainings)} trainings"
     if not plan.left:
-        return f"{models}; everything is measured"
+        return f"{models}; everything is measured{_undecided(study)}"
 
     trainings = sum(what == TRAINED for _, what in plan.left)
     seconds = in_words(plan.passes * plan.seconds_of_pass / options.processes)
@@ -67,8 +68,20 @@ def announcement(study: Study, plan: Plan) -> str:
     return (
         f"{models}. Left: {trainings} trainings and {len(plan.left) - trainings} measurements, "
         f"about {seconds} in {processes} ({1000 * plan.seconds_of_pass:.2g} ms a pass, timed on "
-        "this machine)"
+        f"this machine){_undecided(study)}"
     )
+
+
+def _undecided(study: Study) -> str:
+    """What these models cannot decide, however the numbers turn out."""
+    texts = []
+    if len({task.entry.seed for task in study.tasks}) < FEWEST_RUNS:
+        texts.append(f"Fewer than {FEWEST_RUNS} seeds give no verdict.")
+    if not any(arm.is_dense for arm in study.arms):
+        texts.append("Without a dense arm nothing is compared with one.")
+    if all(arm.is_dense for arm in study.arms):
+        texts.append("Without an arm with experts every claim is left open.")
+    return "".join(f"\n{text}" for text in texts)
 
 
 def _left(study: Study, task: Task, number: int) -> list[Piece]:

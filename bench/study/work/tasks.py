@@ -45,7 +45,6 @@ class Study:
         if options.models:
             return handed_in(options.models, data)
         models = self.folder / MODELS
-        models.mkdir(parents=True, exist_ok=True)
         return [
             ladder_entry(LADDER[arm], training, seed, data, options.training, models)
             for seed in range(options.first_seed, options.first_seed + options.seeds)

@@ -154,9 +154,9 @@ def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
         "narrow": r"narrow cannot take images of shape \(3, 16, 16\)",
         "images": r"must return logits \(images, classes\), got shape",
         "absent": "cannot be found",
-        "needs": r"must be a torch.nn.Module or a function without arguments: TypeError: "
+        "needs": r"or a function without arguments, and calling it failed: TypeError: "
         r"needs\(\) missing 1 .*argument: 'a'$",
-        "raises": r"function without arguments: KeyError: 'weights' \(my_own_models.py, line 13\)",
+        "raises": r"and calling it failed: KeyError: 'weights' \(my_own_models.py, line 13\)",
         "Never": r"Never cannot take images .* KeyError: 'key' \(my_own_models.py, line 21\)",
         "late": r"--model my_own_models:late failed under attack: ZeroDivisionError: division by "
         r"zero \(my_own_models.py, line 16\)",

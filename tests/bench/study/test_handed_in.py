@@ -9,6 +9,7 @@ import torch
 from small_study import QUIET, checkpoint, options, report
 
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.study.report.figures.parts.groups import at_equal_cost
 from ironmoe.bench.study.run import run_study
 from ironmoe.bench.study.work.handed_in import handed_in, read_option
 from ironmoe.bench.study.work.tasks import Study
@@ -122,6 +123,26 @@ def test_a_model_of_other_flops_is_no_part_of_equal_cost(few, tmp_path):
     texts = tuple(f"{name}={tmp_path}/{name}.safetensors" for name in ("dense", "wide"))
     (_, wide), _ = handed_in(texts, few)
     assert wide.arm.equal_width and wide.seed == 0
+
+
+def test_a_refused_model_leaves_no_folder_behind(few, tmp_path):
+    checkpoint(tmp_path / "a.safetensors")
+    for bad in (f"x={tmp_path}/none.safetensors", f"x={tmp_path}/a.safetensors"):
+        asked = options(few, tmp_path / "own", models=(bad,), measurements=("clean",))
+        if "none" in bad:
+            with pytest.raises(CheckpointError):
+                run_study(asked, QUIET)
+        else:
+            run_study(asked, QUIET)
+
+
+def test_a_dense_model_of_other_flops_is_compared_with_nothing_at_equal_cost(few, tmp_path):
+    checkpoint(tmp_path / "vit.safetensors")
+    checkpoint(tmp_path / "small.safetensors", mlp_dim=8)
+    texts = tuple(f"{name}={tmp_path}/{name}.safetensors" for name in ("vit", "small"))
+    (vit, small), _ = handed_in(texts, few)
+    assert not vit.arm.equal_width and small.arm.equal_width
+    assert [group.arms for group in at_equal_cost([vit.arm, small.arm])] == [[vit.arm]]
 
 
 def test_what_cannot_be_measured_of_a_model_is_said(few, tmp_path):

@@ -63,6 +63,7 @@ def test_options_reach_the_study(asked):
     ((options, _),) = asked
     assert options.budget.radii == (1, 2) and options.budget.radius == 2
     assert options.budget.images == 50 and options.processes == 3
+    assert options.budget.clean_images == 50 and options.budget.swap_images == 25
     assert (options.training.eps_255, options.training.epochs) == (10, 3)
     assert options.measurements == ("clean", "curve") and options.first_seed == 4
     assert study("--model", "a=x", "--model", "b=y", "--quick").exit_code == 0

@@ -96,7 +96,18 @@ def test_only_a_plan_does_nothing(few, tmp_path):
     run_study(options(few, tmp_path / "plan"), console, only_plan=True)
     text = console.export_text()
     assert "2 models: 2 arms × 1 seed. Left: 2 trainings and 5 measurements, about" in text
-    assert not list((tmp_path / "plan").rglob("*.safetensors"))
+    assert "Fewer than 3 seeds give no verdict." in text
+    assert "Nothing is written; without --plan" in text and not (tmp_path / "plan").exists()
+
+
+def test_a_report_of_fewer_models_says_how_many_it_leaves_out(few, tmp_path):
+    settings = {"measurements": ("clean",), "trainings": ("standard",)}
+    run_study(options(few, tmp_path / "out", **settings), QUIET)
+    console = Console(record=True, width=200)
+    run_study(options(few, tmp_path / "out", arms=("dense",), **settings), console)
+    text = console.export_text()
+    assert "The report that was here had 1 model more." in text
+    assert "Without an arm with experts every claim is left open." in text
 
 
 def test_a_process_that_fails_says_why(few, tmp_path):

@@ -17,7 +17,6 @@ from ironmoe.bench.study.claims.parts.claim import Claim, Findings
 from ironmoe.bench.study.claims.parts.contrast import Tested, effect_of, tested
 from ironmoe.bench.study.claims.parts.evidence import Evidence
 from ironmoe.bench.study.claims.parts.verdict import BECAUSE, Verdict
-from ironmoe.bench.study.claims.parts.words import listed
 
 
 class _Asked(NamedTuple):
@@ -92,4 +91,4 @@ def _not_measured(asked: _Asked, training: str) -> Verdict:
 
 
 def _missing(findings: Findings) -> list[str]:
-    return [f"Not measured: {listed(findings.missing)}."] if findings.missing else []
+    return [f"Missing: {'; '.join(findings.missing)}."] if findings.missing else []

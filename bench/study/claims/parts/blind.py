@@ -7,7 +7,10 @@ from ironmoe.bench.study.claims.parts.outcomes import CLEAN
 from ironmoe.bench.study.claims.parts.words import listed
 from ironmoe.bench.study.ladder.arms import Arm
 
-AT_AN_END = 0.02  # accuracies this near to 0, 1 or chance
+AT_AN_END = 0.02  # accuracies this near to 0 or 1
+GUESSING = (
+    0.1  # of the way from chance to 1; a model that got no farther has learned next to nothing
+)
 CLEAN_OF_INTERVENTIONS = "none:clean"
 NONE_LEFT = "hardly any image survives the attack in any of these models"
 ALL_LEFT = "nearly every image survives the attack in each of these models"
@@ -33,11 +36,12 @@ def blind(evidence: Evidence, arms: Sequence[Arm], *, outcome: str | None = None
 
 
 def _at_chance(evidence: Evidence, arms: Sequence[Arm]) -> str:
-    found = [arm.name for arm in arms if _clean(evidence, arm) <= evidence.chance + AT_AN_END]
+    most = evidence.chance + GUESSING * (1 - evidence.chance)
+    found = [arm.name for arm in arms if _clean(evidence, arm) < most]
     if not found:
         return ""
     return (
-        f"The clean accuracy of {listed(found)} is that of guessing, so other numbers of these "
+        f"The clean accuracy of {listed(found)} is hardly above chance, so other numbers of these "
         "models say nothing of robustness."
     )
 

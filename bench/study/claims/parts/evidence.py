@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import isfinite, nan
 from statistics import fmean
 
+from ironmoe.bench.study.claims.parts.outcomes import measurement_of, title
 from ironmoe.bench.study.claims.parts.units import Unit
 from ironmoe.bench.study.ladder.arms import Arm
 from ironmoe.bench.study.statistics.measured import Measured
@@ -74,7 +75,10 @@ class Evidence:
 
     def lacking(self, arm: Arm, key: str) -> str:
         """What is missing if ``by_seed`` or ``images`` is empty."""
-        return f"{key} of {arm.name}" if self._of(arm) else f"runs of {arm.name}"
+        if not self._of(arm):
+            return f"runs of {arm.name}"
+        measurement = measurement_of(key)
+        return f"{title(key)} of {arm.name}" + f" (measurement “{measurement}”)" * bool(measurement)
 
     def _of(self, arm: Arm) -> dict[int, Measured]:
         return self._runs.get(arm.name, {})

@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 from math import log2
 
-from ironmoe.bench.study.ladder.arms import BASE_EXPERTS, TOP_K, Arm
+from ironmoe.bench.study.ladder.arms import BASE_EXPERTS, LADDER, TOP_K, Arm
 
 
 def dense_arm(arms: Sequence[Arm]) -> Arm | None:
-    """The first arm without experts."""
+    """The first arm without experts: of models that were handed in, the one that others are
+    compared with."""
     return next((arm for arm in arms if arm.is_dense), None)
+
+
+def of_other_cost(arms: Sequence[Arm]) -> list[Arm]:
+    """Those that comparisons at equal cost leave out."""
+    return [arm for arm in arms if arm.equal_width and arm.name not in LADDER]
 
 
 def expert_ladder(arms: Sequence[Arm], *, renormalize: bool) -> list[Arm]:
@@ -91,7 +97,9 @@ def choice_ladder(arms: Sequence[Arm], *, renormalize: bool, equal_width: bool) 
 
 
 def described(arm: Arm) -> str:
-    """An arm in a sentence."""
+    """An arm in a sentence; a model that was handed in has the name that it was given."""
+    if LADDER.get(arm.name) != arm:
+        return f"“{arm.name}”"
     if arm.is_dense:
         return "the dense ViT"
     gates = " and gates that sum to 1" if arm.renormalize else ""

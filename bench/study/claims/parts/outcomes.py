@@ -13,7 +13,27 @@ TITLES = {
     RADIUS: "first-order radius r₁",
     JACOBIAN: "‖J‖ of the logits, which grows with their scale",
     TOP_DISTANCE: "distance of the top experts",
+    MARGIN: "margin of clean images",
 }
+FROM = {
+    AREA: "curve",
+    CLEAN: "clean",
+    LEAST_EPS: "least radius",
+    RADIUS: "derivative",
+    JACOBIAN: "derivative",
+    GATE_SUM: "expert use",
+    TOP_DISTANCE: "top experts",
+    MARGIN: "clean",
+}
+STEERED = ":clean"  # the end of names of clean accuracies under a policy
+
+
+def measurement_of(key: str) -> str:
+    """Which measurement a number is of, as ``--measurements`` has it; "" of one that claims do not
+    miss."""
+    return "interventions" if key.endswith(STEERED) else FROM.get(key, "")
+
+
 ATTACKS = {
     "pgd": "PGD",
     "vmoe": "PGD.vmoe",
@@ -41,6 +61,8 @@ def title(key: str) -> str:
     """For a table."""
     if key in TITLES:
         return TITLES[key]
+    if key.endswith(STEERED):
+        return "clean accuracy with other experts"
     what, _, radius = key.partition("@")
     if what in WITHIN:
         return f"{WITHIN[what]} within {float(radius.removesuffix(':free')):.3g}/255"

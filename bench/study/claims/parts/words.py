@@ -7,9 +7,13 @@ from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.study.claims.parts.units import Unit
 from ironmoe.bench.study.claims.parts.verdict import Effect
 
+MOST = 10_000  # per cent; larger numbers come from hardly any runs, and mean nothing
+
 
 def number(value: float, digits: int = 1) -> str:
-    """With a minus sign, and no sign before zero."""
+    """With a minus sign, and no sign before zero. Of what is beyond MOST only that it is."""
+    if abs(value) > MOST:
+        return f"{'more than ' if value > 0 else 'less than −'}{MOST:,}"
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
@@ -26,13 +30,15 @@ def compared(effect: Effect, unit: Unit, more: str, less: str, same: str) -> str
 
 
 def interval(effect: Effect, unit: Unit) -> str:
-    """In brackets: "(95 % interval 1.0 to 5.2, 8 paired runs)"."""
+    """In brackets: "(95 % interval of the difference 1.0 to 5.2, 8 paired runs)"; below 0 where
+    words say that something is less."""
     runs = counted(effect.runs, "paired run")
     if isnan(effect.low):
         return f"({runs}, no interval)"
     low, high = number(effect.low, unit.digits), number(effect.high, unit.digits)
     percent = f" {unit.name}" * (unit.name == "%")
-    return f"(95 % interval {low} to {high}{percent}, {runs})"
+    of_what = " of the difference" * bool(unit.name)  # a correlation is none
+    return f"(95 % interval{of_what} {low} to {high}{percent}, {runs})"
 
 
 def p_text(p: float) -> str:

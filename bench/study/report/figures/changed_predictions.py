@@ -27,6 +27,7 @@ CHANGED, DIVERGENCE = "changed", "kl"
 TITLES = {CHANGED: "changed predictions", DIVERGENCE: "divergence"}
 LABELS = {CHANGED: "predictions changed, in %", DIVERGENCE: "KL divergence in nats"}
 SCALES = {CHANGED: 100.0, DIVERGENCE: 1.0}
+EDGE = 0.03  # of the axis, so that a mark at 0 is whole
 ROUNDING = 1e-9  # a smaller divergence is one of equal logits, and counts as 0
 
 
@@ -54,7 +55,7 @@ def _panel(runs: StudyRuns, training: str, images: str, kind: str, axes: Axes) -
     drawn = strokes(axes, rows, of_arms, is_log=kind == DIVERGENCE, named=kind == CHANGED)
     axes.set_xlabel(LABELS[kind])
     if kind == CHANGED:
-        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        axes.set_xlim(left=-EDGE * axes.get_xlim()[1])  # an interval may reach below, no share
     return drawn
 
 

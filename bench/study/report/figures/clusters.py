@@ -1,4 +1,4 @@
-"""The case that the paper proves: linear experts of clusters against one linear model."""
+"""A case that can be computed exactly: linear experts of clusters against one linear model."""
 
 from collections.abc import Sequence
 from functools import cache, partial
@@ -73,7 +73,7 @@ def caption(_: StudyRuns) -> str:
 
 CLUSTERS = StudyFigure(
     name="clusters",
-    title="What the paper proves: fixed routing, linear experts",
+    title="A case that is known exactly: fixed routing, linear experts",
     needs=(),
     of_experts=False,
     draw=draw,

@@ -73,9 +73,8 @@ def what_is_drawn(runs: StudyRuns) -> str:
     return (
         f"Thin strokes are runs ({of_runs(runs)}), marks their means, lines 95 % t intervals over "
         "runs, where there are two or more. “Same sum”: gates are scaled to the sum of the "
-        "router's, so that only the identity of experts changes. Drawn are "
-        f"{listed([arm.name for arm in few(runs.arms)])}, chosen by E and gates; report.json has "
-        "all arms."
+        "router's, so that only the identity of experts changes. Drawn: "
+        f"{listed([arm.name for arm in few(runs.arms)])}; report.json has all arms."
     )
 
 

@@ -101,14 +101,14 @@ def caption(runs: StudyRuns) -> str:
             for name in ("routing", "routing noise")
         ]
         texts = [
-            f"{what} changes {between(of_arms, unit=' %')} of the experts"
+            f"{between(of_arms, unit=' %')} under {what}"
             for what, of_arms in zip(("the attack", "noise of that size"), found, strict=True)
             if of_arms
         ]
         if not texts:
             return ""
         readings = _other_readings(runs, training, list(arms))
-        return f"at {radius}/255, on average over layers, {' and '.join(texts)}{readings}"
+        return f"at {radius}/255 the mean over layers is {' and '.join(texts)}{readings}"
 
     return sentences(
         "1 − |A ∩ B| / |A ∪ B| of the experts that a token uses on the clean and on the attacked "
@@ -133,7 +133,7 @@ def _other_readings(runs: StudyRuns, training: str, arms: list[Arm]) -> str:
         for reading, each in found.items()
         if reading != READING and each
     ]
-    return f"; by the other readings {', '.join(others)}" if others else ""
+    return f"; by the other readings of the attack {', '.join(others)}" if others else ""
 
 
 def _left_out(runs: StudyRuns) -> str:

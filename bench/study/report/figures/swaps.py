@@ -90,7 +90,8 @@ def caption(runs: StudyRuns) -> str:
 
     def numbers(training: str) -> str:
         distances = means(runs, training, few(runs.arms), DISTANCE.key)
-        jumps = means(runs, training, on_ladders(runs.arms), JUMP.key)
+        swapping = [arm for arm in on_ladders(runs.arms) if arm.experts != arm.top_k]
+        jumps = means(runs, training, swapping, JUMP.key)
         texts = []
         if distances:
             texts.append(f"median distances are {between(distances, 3)} in 1/255, mean over runs")

@@ -215,14 +215,19 @@ def effect_between(low, high, unit=POINTS, runs=8):
 
 def test_numbers_have_signs_digits_and_plurals():
     assert [number(value) for value in (-0.04, 0.04, -1.25, 12.0)] == ["0.0", "0.0", "−1.2", "12.0"]
+    assert [number(value) for value in (623573.9, -2e6)] == [
+        "more than 10,000",
+        "less than −10,000",
+    ]
     assert [p_text(p) for p in (0.0002, 0.00051, 0.0496, 0.0999, 0.123, 1.0)] == [
         "p < 0.001", "p < 0.001", "p = 0.050", "p = 0.1", "p = 0.123", "p = 1",
     ]  # fmt: skip
     assert (
-        interval(effect_between(1.04, 5.16), POINTS) == "(95 % interval 1.0 to 5.2, 8 paired runs)"
+        interval(effect_between(1.04, 5.16), POINTS)
+        == "(95 % interval of the difference 1.0 to 5.2, 8 paired runs)"
     )
     assert interval(effect_between(-3.0, 22.0, RATIO), RATIO) == (
-        "(95 % interval −3.0 to 22.0 %, 8 paired runs)"
+        "(95 % interval of the difference −3.0 to 22.0 %, 8 paired runs)"
     )
     assert interval(effect_between(nan, nan, runs=1), POINTS) == "(1 paired run, no interval)"
     words = ("{} more", "{} less", "as much")

@@ -35,6 +35,7 @@ def study(tmp_path):
         out=tmp_path,
     )
     found = Study(options, tmp_path)
+    (tmp_path / "models").mkdir()
     for task in found.tasks[:3]:
         arm = task.entry.arm
         model = new_model(arm, (1, 8, 8), 3, SIZE, task.entry.seed)
