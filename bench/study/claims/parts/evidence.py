@@ -77,6 +77,8 @@ class Evidence:
         """What is missing if ``by_seed`` or ``images`` is empty."""
         if not self._of(arm):
             return f"runs of {arm.name}"
+        if any(key in run.values for run in self._of(arm).values()):
+            return f"{title(key)} of {arm.name} that can be compared: it is 0 or not known"
         measurement = measurement_of(key)
         return f"{title(key)} of {arm.name}" + f" (measurement “{measurement}”)" * bool(measurement)
 

@@ -321,6 +321,12 @@ def test_what_was_not_measured_is_named_and_not_judged():
     assert nothing.missing == ("an arm with experts",)
 
 
+def test_a_radius_of_0_has_no_ratio_and_is_not_called_unmeasured():
+    runs = [r._replace(values={"r1": 0.0}) if r.arm == "E8" else r for r in radii(lambda arm: 1.0)]
+    found = verdict(SMOOTHNESS, runs, ALL)
+    assert found.verdict == "not measured" and "it is 0 or not known" in found.words
+
+
 def test_a_seed_without_a_partner_is_left_out_and_named():
     runs = [r for r in ladder(by_experts(8, 8)) if (r.arm, r.seed) not in {("E8", 2), ("dense", 5)}]
     found = verdict(EQUAL_COST, runs, ALL)
