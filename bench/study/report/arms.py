@@ -31,9 +31,7 @@ OUTCOMES = (
     Outcome("PGD, mean over radii, %", "auc", "images", *PERCENT),
     Outcome("PGD at {}, %", "pgd@{}", "images", *PERCENT),
     Outcome("PGD.vmoe at {}, %", "vmoe@{}", "paper_images", *PERCENT),
-    Outcome(
-        "its images cut off at the pixel range, %", "vmoe-clipped@{}", "paper_images", *PERCENT
-    ),
+    Outcome("clipped PGD.vmoe at {}, %", "vmoe-clipped@{}", "paper_images", *PERCENT),
     Outcome("APGD-CE at {}, %", "apgd-ce@{}", "targeted_images", *PERCENT),
     Outcome("APGD-T at {}, %", "apgd-t@{}", "targeted_images", *PERCENT),
     Outcome("least radius, 1/255", "least_eps", "local_images"),

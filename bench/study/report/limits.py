@@ -43,8 +43,8 @@ UPPER_BOUND = (
 )
 OUTSIDE = (
     "PGD.vmoe leaves the pixel range, as the official code does. Its accuracies are not to be "
-    "compared with those of the other attacks, which stay inside; those of its images cut off at "
-    "the ends of the range are."
+    "compared with those of the other attacks, which stay inside; those of “clipped PGD.vmoe” are, "
+    "the same images cut off at the ends of the range."
 )
 SOURCE = (
     "Gates of the source are those of V-MoE: a token's K largest shares of a softmax over all E "

@@ -37,7 +37,7 @@ def measurement_of(key: str) -> str:
 ATTACKS = {
     "pgd": "PGD",
     "vmoe": "PGD.vmoe",
-    "vmoe-clipped": "PGD.vmoe, its images cut off at the pixel range",
+    "vmoe-clipped": "clipped PGD.vmoe",
     "apgd-ce": "APGD-CE",
     "apgd-t": "APGD-T",
 }
