@@ -250,6 +250,16 @@ def test_a_panel_without_numbers_says_so(made_up):
     assert not panel(drawn, "standard: first-order radius").texts
 
 
+def test_a_training_without_numbers_has_no_line_of_panels(made_up):
+    study = made_up(("dense", "E8"), trainings=("standard", "pgd-at"))
+    for run in study.rows:
+        if run.training == "pgd-at":
+            for name in ("r1", "jacobian", "least_eps"):
+                run.values.pop(name)
+    titles = [axes.get_title(loc="left") for axes in SMOOTHNESS.drawn(runs_of(study)).axes]
+    assert len(titles) == 3 and all(title.startswith("standard: ") for title in titles)
+
+
 @pytest.mark.parametrize("figure", OF_RUNS, ids=lambda figure: figure.name)
 def test_runs_without_any_number_have_no_figure(made_up, figure):
     study = made_up(("dense", "E8"), seeds=2)

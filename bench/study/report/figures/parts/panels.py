@@ -32,7 +32,7 @@ def draw_panels(
     same_heights: bool = False,
 ) -> Figure | None:
     """One figure with a line of panels for each of ``lines``, and all legends below. A panel
-    without numbers says so; None if all are.
+    without numbers says so, a line of such panels is left out; None if all are.
 
     height: of a panel, in inches; same_heights: whether panels of a line have one upright axis.
     """
@@ -54,10 +54,11 @@ def draw_panels(
         if any(drawn):
             _legends(figure, rows)
 
-    if not any(drawn):
-        plt.close(figure)
-        return None
-    return figure
+    if all(drawn):
+        return figure
+    plt.close(figure)
+    rest = [line for line, has_numbers in zip(lines, drawn, strict=True) if has_numbers]
+    return draw_panels(rest, height=height, same_heights=same_heights)
 
 
 def _drawn(line: Sequence[Panel], row: Sequence[Axes]) -> bool:
