@@ -98,7 +98,7 @@ def _seeds(runs: StudyRuns) -> list[str]:
 
 
 def _can_show(seeds: int) -> str:
-    least = f"p = {2 / 2**seeds:.4g}"
+    least = f"p = {2 / 2**seeds:.5g}"
     if seeds >= ENOUGH_FOR_SIGNS:
         return f"A test by flipping signs, which takes nothing to be normal, can reach {least}."
     few = (

@@ -9,7 +9,7 @@ from ironmoe.bench.study.claims.judging.rules import FEWEST_RUNS
 from ironmoe.bench.study.ladder.arms import LADDER
 from ironmoe.bench.study.ladder.initial import new_model
 from ironmoe.bench.study.work.digest import digest
-from ironmoe.bench.study.work.estimate import in_words, seconds_of_pass, training_passes
+from ironmoe.bench.study.work.estimate import BESIDE, in_words, seconds_of_pass, training_passes
 from ironmoe.bench.study.work.tasks import Study
 from ironmoe.bench.study.work.worker import TRAINED, Task
 from ironmoe.bench.train.recipe import TrainRecipe
@@ -63,7 +63,7 @@ def announcement(study: Study, plan: Plan) -> str:
         return f"{models}; everything is measured{_undecided(study)}"
 
     trainings = sum(what == TRAINED for _, what in plan.left)
-    seconds = in_words(plan.passes * plan.seconds_of_pass / options.processes)
+    seconds = in_words(BESIDE * plan.passes * plan.seconds_of_pass / options.processes)
     processes = f"{options.processes} process{'es' * (options.processes != 1)}"
     return (
         f"{models}. Left: {trainings} trainings and {len(plan.left) - trainings} measurements, "

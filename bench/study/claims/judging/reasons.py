@@ -130,7 +130,7 @@ def _signs(judged: Judged) -> list[str]:
     rests = listed(list(dict.fromkeys(ASSUMES[test.test] for test in judged.tests)))
     return [
         f"With {runs} paired runs a test by flipping signs cannot give less than "
-        f"p = {2 / 2**runs:.4g}, so this rests on {rests}."
+        f"p = {2 / 2**runs:.5g}, so this rests on {rests}."
     ]
 
 

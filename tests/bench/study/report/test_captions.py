@@ -8,6 +8,7 @@ from ironmoe.bench.study.report.figures.error_over_eps import (
     UNDER_PGD,
     UNDER_THE_PAPERS_ATTACK,
 )
+from ironmoe.bench.study.report.figures.over_choices import OVER_CHOICES
 from ironmoe.bench.study.report.figures.routed_attacks import ROUTED_ATTACKS
 from ironmoe.bench.study.report.figures.routing_change import ROUTING_CHANGE
 from ironmoe.bench.study.report.runs import StudyRuns
@@ -63,6 +64,15 @@ def test_predictions_are_followed_on_clean_and_on_attacked_images(made_up):
         for images in ("clean images", "images after PGD")
         for what in ("changed predictions", "divergence")
     ]
+
+
+def test_over_k_only_lines_that_are_drawn_are_spoken_of(made_up):
+    def said(*arms):
+        return OVER_CHOICES.caption(runs_of(made_up(arms, seeds=2)))
+
+    one = said("E8", "E8-K1", "E8-renorm")
+    assert "E8-renorm" not in one and "trains no router" not in one and "E8-K1" in one
+    assert "trains no router" in said("E8-renorm", "E8-K1-renorm")
 
 
 def test_the_divergence_of_equal_logits_has_no_place_on_a_logarithmic_axis(made_up):
