@@ -35,6 +35,7 @@ SOURCE, TO_ONE = Arm("it", 4, 2), Arm("it", 4, 2, renormalize=True)
         (router(renormalize=True, scale=2.5), SOURCE),
         ({"top_k": 1} | router(renormalize=True), Arm("it", 4, 1, renormalize=True)),
         ({"top_k": 4}, Arm("it", 4, 4)),
+        ({"num_experts": 32, "top_k": 31}, Arm("it", 32, 31)),  # their sum is nearly 1
         ({"top_k": 4} | router(renormalize=True), Arm("it", 4, 4)),
         ({"top_k": 4} | router(score="sigmoid"), Arm("it", 4, 0)),
     ],

@@ -8,9 +8,7 @@ from ironmoe.bench.study.claims.parts.words import listed
 from ironmoe.bench.study.ladder.arms import Arm
 
 AT_AN_END = 0.02  # accuracies this near to 0 or 1
-GUESSING = (
-    0.1  # of the way from chance to 1; a model that got no farther has learned next to nothing
-)
+GUESSING = 0.1  # of the way from chance to 1: a model that got no farther learned next to nothing
 CLEAN_OF_INTERVENTIONS = "none:clean"
 NONE_LEFT = "hardly any image survives the attack in any of these models"
 ALL_LEFT = "nearly every image survives the attack in each of these models"

@@ -14,7 +14,7 @@ def dense_arm(arms: Sequence[Arm]) -> Arm | None:
 
 def of_other_cost(arms: Sequence[Arm]) -> list[Arm]:
     """Those that comparisons at equal cost leave out."""
-    return [arm for arm in arms if arm.equal_width and arm.name not in LADDER]
+    return [arm for arm in arms if arm.equal_width and LADDER.get(arm.name) != arm]
 
 
 def expert_ladder(arms: Sequence[Arm], *, renormalize: bool) -> list[Arm]:
