@@ -96,6 +96,8 @@ def caption(runs: StudyRuns) -> str:
             parts = [f"{mode} {number(fmean(each))}" for mode, each in found.items() if each]
             if parts:
                 texts.append(f"{arm.name}: {', '.join(parts)}")
+        if not texts:
+            return ""
         return f"mean differences in points, {'; '.join(texts)}{_rerouted(runs, training)}"
 
     images = counted(runs.images_asked("routed_images"), "image")

@@ -57,6 +57,16 @@ def test_clean_images_with_the_routing_of_attacked_ones_are_drawn_and_counted(ma
     assert "alone changes 7.0 % (E2) to 9.0 % (E8) of the clean" in ROUTED_ATTACKS.caption(runs)
 
 
+def test_of_a_training_without_these_attacks_nothing_is_said(made_up):
+    study = made_up(("E8",), trainings=("standard", "pgd-at"))
+    for run in study.rows:
+        if run.training == "pgd-at":
+            for mode in ("free", "auxiliary", "frozen", "gates", "experts", "replayed", "rerouted"):
+                run.values.pop(f"{mode}@25.5")
+    caption = ROUTED_ATTACKS.caption(runs_of(study))
+    assert "\nstandard: mean differences" in caption and "pgd-at: " not in caption
+
+
 def test_predictions_are_followed_on_clean_and_on_attacked_images(made_up):
     figure = CHANGED_PREDICTIONS.drawn(runs_of(made_up(("E8",))))
     assert titles(figure) == [
