@@ -79,7 +79,9 @@ def _values() -> dict[str, str]:
         "study_arms": ", ".join(LADDER),
         "study_trainings": ", ".join(TRAININGS),
         "study_measurements": ", ".join(all_measurements()),
-        "study_optional": ", ".join(set(all_measurements()) - set(usual_measurements())),
+        "study_optional": ", ".join(
+            name for name in all_measurements() if name not in usual_measurements()
+        ),
         "job_kinds": ", ".join(KINDS),
         "usual_radii": "; ".join(f"{usual_radii(norm)} in {norm}" for norm in NORMS),
         "usual_training_radii": ", ".join(

@@ -73,14 +73,23 @@ def interventions(subject: Subject, budget: Budget) -> Outcome:
     own = {name: _logits(subject, these, None, budget) for name, these in on.items()}
 
     outcome = Outcome()
+    refused: dict[str, list[str]] = {}
     named: dict[str, Edit | None] = {"none": None}
     named |= policies(experts, _top_k(subject), budget.seed)
     for policy_name, policy in named.items():
-        for name, these in on.items():
-            logits = own[name] if policy is None else _logits(subject, these, policy, budget)
-            labels = subject.labels[: len(these)]
+        try:
+            made = {
+                name: own[name] if policy is None else _logits(subject, these, policy, budget)
+                for name, these in on.items()
+            }
+        except ValueError as error:  # of many policies one, or all for the same reason
+            refused.setdefault(f"{error}", []).append(policy_name)
+            continue
+        for name, logits in made.items():
+            labels = subject.labels[: len(logits)]
             outcome += steered(f"{policy_name}:{name}", logits, own[name], labels)
-    return outcome
+    problems = tuple(f"{', '.join(names)}: {why}" for why, names in refused.items())
+    return outcome + Outcome(problems=problems)
 
 
 @torch.no_grad()

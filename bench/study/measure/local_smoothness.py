@@ -7,7 +7,7 @@ from ironmoe.attacks.smoothness.jacobians.jacobian import jacobian
 from ironmoe.attacks.smoothness.jacobians.matrix import network_terms
 from ironmoe.bench.common.radii import to_255
 from ironmoe.bench.study.measure.budget import Budget
-from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers
+from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers, part
 from ironmoe.bench.study.measure.subject import Subject
 
 MOST_CLASSES = 32  # whose rows of the Jacobian are all computed
@@ -38,9 +38,12 @@ def derivative(subject: Subject, budget: Budget) -> Outcome:
     )
     outcome += _of_images("jacobian", found.spectral)
     if subject.layers and found.logits.shape[1] <= MOST_CLASSES:
-        terms = network_terms(subject.model, images)
-        outcome += _of_images("gate_share", terms.frobenius_share)
+        outcome += part("gate_share", lambda: _gate_share(subject, images))
     return outcome
+
+
+def _gate_share(subject: Subject, images: Tensor) -> Outcome:
+    return _of_images("gate_share", network_terms(subject.model, images).frobenius_share)
 
 
 def _of_images(name: str, values: Tensor) -> Outcome:

@@ -114,11 +114,7 @@ def _compared(arms: list[ArmFacts], *, handed_in: bool) -> list[ArmFacts]:
         return arms
     first = next((each for each in arms if each.arm.is_dense), arms[0])
     return [
-        each._replace(
-            arm=each.arm._replace(
-                equal_width=not each.arm.is_dense and not is_equal_cost(each.flops, first.flops)
-            )
-        )
+        each._replace(arm=each.arm._replace(equal_width=not is_equal_cost(each.flops, first.flops)))
         for each in arms
     ]
 

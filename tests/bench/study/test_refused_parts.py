@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ironmoe.bench.study.measure import interventions, local_smoothness
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.bench.study.measure.subject import Subject
 from ironmoe.bench.study.measure.table import all_measurements
@@ -45,6 +46,31 @@ def test_without_balance_losses_the_other_attacks_that_know_routing_are_there():
     assert named == {"free", "frozen", "gates", "experts", "replayed", "rerouted"}
     (problem,) = found.problems
     assert problem.startswith("auxiliary: ") and "balance" in problem
+
+
+def test_one_policy_that_is_refused_leaves_the_others(monkeypatch):
+    plain = subject()
+
+    class Refusing:
+        def __call__(self, decision):
+            raise ValueError("not here")
+
+    made = interventions.policies(4, 1, 0)
+    bad = {name: Refusing() for name in ("random", "lowest")}
+    monkeypatch.setattr(interventions, "policies", lambda *_: made | bad)
+    found = outcome("interventions", plain)
+    assert "drop best:clean" in found.values and "none:attacked" in found.values
+    assert not {"random:clean", "lowest:attacked"} & set(found.values)
+    assert found.problems == ("random, lowest: not here",)
+
+
+def test_without_the_part_of_the_gates_the_radius_is_there(monkeypatch):
+    def refuse(*_):
+        raise ValueError("not here")
+
+    monkeypatch.setattr(local_smoothness, "network_terms", refuse)
+    found = outcome("derivative", subject())
+    assert set(found.values) == {"r1", "jacobian"} and found.problems == ("gate_share: not here",)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.files import write_json_lines
 from ironmoe.bench.study import run
 from ironmoe.bench.study.claims.table import verdicts
+from ironmoe.bench.study.ladder.arms import Arm
 from ironmoe.bench.study.numbers.columns import as_columns, as_rows
 from ironmoe.bench.study.numbers.document import (
     Numbers,
@@ -118,6 +119,23 @@ def test_two_halves_are_the_whole(whole, tmp_path, monkeypatch, by):
 
     again = run.join_studies([out / "report.json"], tmp_path / "again", QUIET)
     assert read_numbers(again / "report.json").runs == read.runs
+
+
+def test_models_of_several_studies_are_compared_with_one_dense_model(
+    made_up, tmp_path, monkeypatch
+):
+    """Each was the dense one of its own study."""
+    monkeypatch.setattr(run, "FIGURES", ())
+    made = made_up(("dense", "E8"), handed_in=("a=b",), training=None)
+    small = Arm("small")
+    facts = made.facts.arms[0]._replace(arm=small, flops=made.facts.arms[0].flops // 2)
+    rows = [row._replace(arm="small") for row in made.rows if row.arm == "dense"]
+    files = [written(tmp_path / "a.json", made)]
+    made.arms, made.facts = [small], made.facts._replace(arms=(facts,))
+    files.append(written(tmp_path / "b.json", made, rows))
+    out = run.join_studies(files, tmp_path / "out", QUIET)
+    found = {each.arm.name: each.arm for each in read_numbers(out / "report.json").facts.arms}
+    assert found["small"].equal_width and not found["dense"].equal_width
 
 
 @pytest.mark.parametrize(
