@@ -11,7 +11,8 @@ Read in this order:
    attack looks; the class that attacks derive from.
 4. ``routing/``: what an attack may do to routing.
 5. ``methods/``: the attacks, ``pgd`` first.
-6. ``evaluation/``: a data set in, a ``RobustnessReport`` out.
+6. ``data/``: image files in, streams of pixels out; ``evaluation/``: a data set in, a
+   ``RobustnessReport`` out.
 7. ``results/``: reports as files, tables and comparisons.
 8. ``universal/``: one perturbation for all images.
 9. ``autoattack``: attacks one after another, with the official calls.

@@ -167,7 +167,10 @@ class Admission:
 
     def _judged(self, chunk: Chunk) -> Judgement:
         columns = {"label": chunk.labels, **chunk.side}
-        return self.judge(self.chains[0][0].attack, chunk.images, columns, are_clean=True)
+        judgement = self.judge(self.chains[0][0].attack, chunk.images, columns, are_clean=True)
+        if chunk.unread is None:
+            return judgement
+        return judgement._replace(bad=judgement.bad | chunk.unread)
 
     def _correct(self, chain: Sequence[Stage], chunk: Chunk, judgement: Judgement) -> list[bool]:
         """Whether each clean image is not yet what the attacks of this chain want it to be."""

@@ -23,19 +23,26 @@ LARGEST_NORMALISED = 10.0
 
 class Chunk(NamedTuple):
     """n images from the data: images (n, …), labels (n, …), indices (n,) int64, eps (n,) float64 or
-    None, and in ``side`` columns (n, …) that attempts carry with their image."""
+    None, and in ``side`` columns (n, …) that attempts carry with their image.
+
+    unread: (n,) bool, images that could not be read and only take up their place; None: all were.
+    """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     eps: Tensor | None = None
     side: Mapping[str, Tensor] = {}
+    unread: Tensor | None = None
 
     def part(self, chosen: slice | Tensor) -> "Chunk":
         """Some of the images, by their places or by a mask."""
         eps = None if self.eps is None else self.eps[chosen]
         side = {name: column[chosen] for name, column in self.side.items()}
-        return Chunk(self.images[chosen], self.labels[chosen], self.indices[chosen], eps, side)
+        unread = None if self.unread is None else self.unread[chosen]
+        return Chunk(
+            self.images[chosen], self.labels[chosen], self.indices[chosen], eps, side, unread
+        )
 
     def to(self, device: torch.device) -> "Chunk":
         """All of it on this device."""
@@ -45,6 +52,7 @@ class Chunk(NamedTuple):
             indices=self.indices.to(device),
             eps=None if self.eps is None else self.eps.to(device),
             side={name: column.to(device) for name, column in self.side.items()},
+            unread=None if self.unread is None else self.unread.to(device),
         )
 
 

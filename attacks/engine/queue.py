@@ -141,9 +141,9 @@ class Engine:
             return False
 
         judgement = self.admission.judged(chunk, places)
-        if not self.skips_bad and bool(judgement.bad.any()):
-            numbers = chunk.indices[judgement.bad].tolist()
-            raise not_finite(numbers, len(places), "without any attack")
+        bad = judgement.bad if chunk.unread is None else judgement.bad & ~chunk.unread
+        if not self.skips_bad and bool(bad.any()):
+            raise not_finite(chunk.indices[bad].tolist(), len(places), "without any attack")
         for job in self.admission.jobs(chunk, beginnings, judgement):
             if any(job.skipped):
                 job.skip(job.skipped)

@@ -35,7 +35,7 @@ def evaluate(
     *,
     eps: Sequence[float] | None = None,
     batch_size: int = 256,
-    keep_adversarial: bool = False,
+    keep_adversarial: bool | Literal["journal"] = False,
     checks: bool = True,
     journal: Path | str | None = None,
     max_forwards: int | None = None,
@@ -56,8 +56,10 @@ def evaluate(
         model: the model that is evaluated. The attacks were made for it (named again, so that no
             report mixes two models) or for ``search_model``.
         data: (images (N, …), labels (N,)), or (images, labels, extra); or an iterable of such
-            batches, such as a DataLoader that gives the same order each time. ``evaluate`` reads it
-            once and never holds all of it; batches go to the device of the model's weights.
+            batches, such as a DataLoader that gives the same order each time; or an ``ImageStream``
+            (``ironmoe.attacks.data``), of which each process decodes its own share alone.
+            ``evaluate`` reads it once and never holds all of it; batches go to the device of the
+            model's weights.
             ``extra`` are further inputs of the model with one entry an image: a tensor, a tuple of
             them for arguments by position, or a dict of them for arguments by keyword. Images come
             to the model in another order than here, and some again and again, so whatever belongs
@@ -70,7 +72,8 @@ def evaluate(
             capacity) stay together in whole groups; where a group is the whole batch, it has this
             size.
         keep_adversarial: keep the final images in the report; NaN where a budget left an image
-            undecided.
+            undecided. "journal": keep them in the files of the journal alone, from where
+            ``AttackSummary.final`` reads those that are asked for.
         checks: look at the model first, and at the outcome, for signs of false security:
             ``report.checks``.
         journal: a folder, to which every result is written at once. The same call goes on where it
@@ -116,6 +119,8 @@ def evaluate(
     for attack, unit_size in zip(attacks.values(), unit_sizes, strict=True):
         check_groups(attack.stages, unit_size)
 
+    if keep_adversarial == "journal" and journal is None:
+        raise ValueError("keep_adversarial='journal' must come with a journal, got none")
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
     shard = current_shard()
@@ -150,7 +155,7 @@ def evaluate(
             "eps": None if eps is None else sorted({float(e) for e in eps}),
             "model": model_digest(model),
             "units": unit_sizes,
-            "keep_adversarial": keep_adversarial,
+            "keep_adversarial": bool(keep_adversarial),
         }
         if passes > 1:
             settings["passes"] = passes
@@ -165,6 +170,6 @@ def evaluate(
         if evaluation.journal is not None:
             evaluation.journal.close()
 
-    if not source.seen:
+    if not source.seen and not source.examples:
         raise ValueError("data must hold at least one example, got none")
     return evaluation.report(flags, checks)

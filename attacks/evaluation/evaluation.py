@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
@@ -70,7 +71,7 @@ class Evaluation:
     shard: Shard
     budget: Budget
     batch_size: int
-    keep_adversarial: bool
+    keep_adversarial: bool | str
     passes: int | None
     target: AttackedModel | None
     skips_bad: bool
@@ -130,15 +131,16 @@ class Evaluation:
         # A process without images has no flags.
         flags = next(filter(None, self.shard.gather_objects(flags)), [])
         final = None
+        known = (self.source.shape, self.source.dtype)
+        # A process that had no images of a stream does not know what they look like.
+        shape, dtype = next(filter(lambda one: one[0], self.shard.gather_objects(known)), known)
         if self.keep_adversarial:
             images = {
                 key: image
                 for part in self.shard.gather_objects(self.images)
                 for key, image in part.items()
             }
-            final = FinalImages(
-                images, journal=self.journal, shape=self.source.shape, dtype=self.source.dtype
-            )
+            final = FinalImages(images, journal=self.journal, shape=shape, dtype=dtype)
 
         examples = examples_of_all(records, len(self.attacks), self.source.examples)
         checksums = {} if self.journal is None else dict(self.journal.checksums)
@@ -153,7 +155,8 @@ class Evaluation:
                 stages=self.chains[number],
                 passes=self.judge.passes,
                 final=final,
-                shape=self.source.shape,
+                in_memory=self.keep_adversarial is True,
+                shape=shape,
                 checksums=checksums,
             )
             for number, name in enumerate(self.attacks)
@@ -192,7 +195,11 @@ class Evaluation:
 
         before = attack.attacked_model.forwards
         columns = {"label": looked_at.labels, **looked_at.side}
-        good = ~self.judge(attack, images, columns).bad if self.skips_bad else slice(None)
+        good = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        if self.skips_bad:
+            good &= ~self.judge(attack, images, columns).bad
+        if looked_at.unread is not None:
+            good &= ~looked_at.unread
         columns = {name: column[good] for name, column in columns.items()}
         numbers = looked_at.indices[good]
         flags = (

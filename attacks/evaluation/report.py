@@ -1,7 +1,7 @@
 """The report of an evaluation: what held, with confidence intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -36,7 +36,8 @@ class AttackSummary:
     prediction, distance: (N,) int64 and (N,) float64, of the final image
     steps: (N,) int64, how many queries came before the success; −1 without success
     found: (N,) bool, the search saw a success, which full precision may not have confirmed
-    adversarial: (N, …), or None if not kept
+    adversarial: (N, …), or None if not kept in memory
+    kept: reads final images from the journal, if they are kept there alone; see ``final``
     flags: name → (N,) bool, as in ``AttackResult``
     forwards, backwards: how many passes of single images the attack made
     clean_figure, figure: (N,) float64, the goal's figure for the clean and for the final image; NaN
@@ -82,10 +83,23 @@ class AttackSummary:
     box: float = float("inf")
     blind: tuple[str, ...] = ()
     still: bool = False
+    kept: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.skipped):
             self.skipped = torch.zeros_like(self.fell)
+
+    def final(self, places: Tensor) -> Tensor:
+        """(n, …) on CPU, the final images at some places (n,) int64, or at a mask (N,) bool.
+
+        Raises:
+            ValueError: they were not kept.
+        """
+        if self.adversarial is not None:
+            return self.adversarial[places]
+        if self.kept is None:
+            raise ValueError("keep_adversarial must be given to read final images, got False")
+        return self.kept(places)
 
     @property
     def eps(self) -> tuple[float, ...]:

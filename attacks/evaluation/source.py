@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.elements import is_by_image
+from ironmoe.attacks.data.stream import ImageStream
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.inputs import Chunk, check_images, check_kinds, prepared
 from ironmoe.attacks.evaluation.sharding import Shard
 from ironmoe.attacks.extra import Extra, check_taken, cut, extra_columns
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Extra | None]
-Batches = Batch | Iterable[Batch]
+Batches = Batch | Iterable[Batch] | ImageStream
 WHAT = "data must be (images, labels), or batches of them"
 OR = "; (images, labels, extra) where the model takes more inputs"
 
@@ -24,13 +25,14 @@ class Source:
     this process's share of each, and whole units but for the last chunk.
 
     Args:
-        data: (images, labels), or (images, labels, extra), or batches of them.
+        data: (images, labels), or (images, labels, extra), or batches of them, or a stream of
+            images, of which each process reads its own share alone.
         attacks: attacks on one model; each is told the dtype of the images.
         together: how many images must stay side by side.
         target: the model that judges, if it is not that of the attacks; it is told the dtype, too.
 
     Attributes:
-        seen: how many examples were read so far, by all processes.
+        seen: how many examples were read so far, by all processes; of a stream, by this one.
         examples: how many examples the data has; None while that is not known.
         shape, dtype: those of an image as attacks see it.
         device: where the images go; None while that is not known.
@@ -64,6 +66,8 @@ class Source:
             self.examples = len(data[1])
             if len(data) == 3:
                 self._check_taken(data, extra_columns(data[2], len(data[1])))
+        elif isinstance(data, ImageStream):
+            self.examples = len(data)
         elif not isinstance(data, Iterable) or isinstance(data, Tensor):
             raise TypeError(f"{WHAT}, got {type(data).__name__}{OR}")
         model = attacks[0].model
@@ -72,8 +76,7 @@ class Source:
 
     def __iter__(self) -> Iterator[Chunk]:
         rest: Chunk | None = None
-        for images, labels, extra in self._batches():
-            chunk = self._checked(images, labels, extra)
+        for chunk in self._chunks():
             if rest is not None:
                 chunk = _joined(rest, chunk)
 
@@ -82,22 +85,48 @@ class Source:
             rest = chunk.part(slice(full, None))
             yield from self._share(chunk.part(slice(0, full)))
 
-        self.examples = self.seen
+        self.examples = len(self.data) if isinstance(self.data, ImageStream) else self.seen
         if rest is not None:
             yield from self._share(rest)
 
-    def _checked(self, images: Tensor, labels: Tensor, extra: Any) -> Chunk:
+    def _chunks(self) -> Iterator[Chunk]:
+        """The batches of the data."""
+        if not isinstance(self.data, ImageStream):
+            yield from (self._checked(*batch) for batch in self._batches())
+            return
+
+        places = torch.arange(len(self.data))
+        if not self._may_differ_by_image:  # else eps and bounds are taken in the order of the data
+            places = places[self.shard.takes(places, self.together)]
+        for batch in self.data.read(places, ahead=2 * self.batch_size):
+            device = self.device or torch.device("cpu")
+            chunk = self._checked(
+                batch.pixels(device), batch.labels.to(device), None, numbers=batch.places
+            )
+            unread = ~batch.readable
+            yield chunk._replace(unread=unread.to(chunk.labels.device)) if unread.any() else chunk
+
+    @property
+    def _may_differ_by_image(self) -> bool:
+        values = [value for attack in self.attacks for value in (attack.eps, *attack.bounds)]
+        return any(isinstance(value, Tensor) and value.ndim for value in values)
+
+    def _checked(
+        self, images: Tensor, labels: Tensor, extra: Any, *, numbers: Tensor | None = None
+    ) -> Chunk:
         """A batch of the data as a chunk; errors say which images it holds."""
         first = self.attacks[0]
+        begin = self.seen if numbers is None else int(numbers[0])
         try:
             check_kinds(images, labels, first.goal)
             by_image = self._by_image(images, labels)
-            chunk = prepared(images, labels, None, self.seen, extra=extra)
+            chunk = prepared(images, labels, numbers, self.seen, extra=extra)
             chunk = chunk._replace(side={**chunk.side, **by_image})
             self._check_names(chunk)
         except (ValueError, TypeError) as error:
             count = len(images) if isinstance(images, Tensor) else 1
-            raise type(error)(f"in data {self.seen} … {self.seen + count - 1}: {error}") from error
+            end = begin + count - 1 if numbers is None else int(numbers[-1])
+            raise type(error)(f"in data {begin} … {end}: {error}") from error
 
         for attack in self.attacks:
             for each in (attack, *attack.stages):
@@ -197,4 +226,13 @@ def _joined(first: Chunk, second: Chunk) -> Chunk:
         labels=torch.cat([first.labels, second.labels]),
         indices=torch.cat([first.indices, second.indices]),
         side={name: torch.cat([first.side[name], second.side[name]]) for name in first.side},
+        unread=None
+        if first.unread is None and second.unread is None
+        else torch.cat([_unread(first), _unread(second)]),
+    )
+
+
+def _unread(chunk: Chunk) -> Tensor:
+    return (
+        torch.zeros_like(chunk.indices, dtype=torch.bool) if chunk.unread is None else chunk.unread
     )

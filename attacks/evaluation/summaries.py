@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +48,22 @@ class FinalImages:
         return torch.full(self.shape, float("nan"), dtype=self.dtype) if image is None else image
 
 
+class KeptImages(NamedTuple):
+    """The final images of one attack, read when they are asked for.
+
+    numbers (N,) int64: of the examples that the summary is about.
+    """
+
+    images: FinalImages
+    records: Records
+    attack: int
+    numbers: Tensor
+
+    def __call__(self, places: Tensor) -> Tensor:
+        """(n, …) at some places, or at a mask (N,)."""
+        return self.images.of(self.records, self.attack, self.numbers[places].tolist())
+
+
 def examples_of_all(records: Records, attacks: int, count: int | None) -> Tensor:
     """(N,) int64, ascending: the examples that all of the attacks know, of the first ``count``.
 
@@ -66,14 +83,15 @@ def summary_of(
     stages: Sequence[Stage],
     passes: int,
     final: FinalImages | None,
+    in_memory: bool,
     checksums: Mapping[int, int],
     shape: torch.Size,
 ) -> AttackSummary:
     """What attack ``number`` did to these examples.
 
     passes: how many each verdict rests on; final: where their images are, if they are kept;
-    checksums: example → checksum of its image and label, of those that are known; shape: of an
-    image.
+    in_memory: the summary is to hold them all; checksums: example → checksum of its image and
+    label, of those that are known; shape: of an image.
     """
     columns = records.of_attack(number, examples)
     counted = result_fields(columns)
@@ -82,9 +100,12 @@ def summary_of(
         [checksums.get(example, -1) for example in columns["example"].tolist()], dtype=torch.int64
     )
     counted |= {name: int(counted[name].sum()) for name in ("forwards", "backwards")}
-    adversarial = None
+    adversarial = kept = None
     if final is not None:
-        adversarial = final.of(records, number, columns["example"].tolist())
+        kept = KeptImages(final, records, number, columns["example"])
+        if in_memory:
+            adversarial = kept(torch.arange(len(kept.numbers)))
+            kept = None
 
     return AttackSummary(
         stages=tuple((_radius(stage), stage.attack.name) for stage in stages),
@@ -97,6 +118,7 @@ def summary_of(
         distance=columns["distance"],
         steps=columns["steps"],
         adversarial=adversarial,
+        kept=kept,
         clean_figure=columns["clean_figure"],
         figure=columns["figure"],
         skipped=columns["skipped"].bool(),
