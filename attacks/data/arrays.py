@@ -58,7 +58,7 @@ class ImageArrays:
             if not np.isfinite(values).all():
                 raise UnreadableImage(f"{self.where(number)} must be finite, got NaN or infinity")
             if values.min() < 0 or values.max() > 1:
-                raise UnreadableImage(
+                raise DataError(
                     f"{self.where(number)} must be floats in [0, 1], got values from "
                     f"{values.min():.6g} to {values.max():.6g}"
                 )

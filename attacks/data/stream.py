@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Pipeline(Protocol):
 
     channels: 1 for grey, 3 for RGB.
     size: (height, width) of the pixels; None: that depends on the picture.
+    as_dict: what it does, as JSON; str() says it in a line for people.
     """
 
     @property
@@ -42,6 +43,8 @@ class Pipeline(Protocol):
     def size(self) -> tuple[int, int] | None: ...
 
     def __call__(self, picture: Image.Image) -> Tensor: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
 
 
 class StreamBatch(NamedTuple):

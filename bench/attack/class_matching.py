@@ -1,76 +1,86 @@
-"""Match the classes of the data to the logits of a model."""
+"""Match the classes of the data to the logits of a model that was loaded."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.data import DataError
+from ironmoe.attacks.data.classes import Matched, match_classes
 from ironmoe.bench.attack.model_source import LoadedModel
-from ironmoe.bench.common.data import BUILT_IN, DataError, ImageData
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.data.built_in import BUILT_IN
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
-
-class Matched(NamedTuple):
-    """The data in the classes of the model.
-
-    labels: as indices of the logits; classes: names by index of the logits; note: how they were
-    matched if not by name, else empty.
-    """
-
-    labels: Tensor
-    classes: list[str]
-    note: str = ""
+CLASS_MAP = "--class-map FILE"
 
 
-def match_classes(loaded: LoadedModel, data: ImageData) -> Matched:
-    """Match the classes of the data to the logits: by name where all names are known, else by
-    number.
+def match_data(loaded: LoadedModel, data: ImageData) -> tuple[ImageData, str]:
+    """(the data with labels that are indices of the logits and with names of all of them, what
+    there is to say of how they were matched).
 
     Raises:
-        CheckpointError: the model cannot take the images, or returns no logits.
-        DataError: the images have another shape, or the classes cannot be matched.
+        CheckpointError, DataError: see ``match``.
+    """
+    names = data.classes if data.named else None
+    matched = match(loaded, data.images[:1], names, data.labels, data=data.name)
+    labels = data.labels if matched.logits is None else matched.logits[data.labels]
+    return (
+        ImageData(
+            name=data.name,
+            images=data.images,
+            labels=labels,
+            classes=matched.names,
+            skipped=data.skipped,
+            notes=data.notes,
+        ),
+        matched.note,
+    )
+
+
+def match(
+    loaded: LoadedModel,
+    image: Tensor,
+    names: Sequence[str] | None,
+    labels: Tensor | None,
+    *,
+    data: str,
+    class_map: Mapping[str, int | str] | None = None,
+) -> Matched:
+    """Find the logit of each class.
+
+    Args:
+        image: (1, C, H, W), one of the images in [0, 1].
+        names: of the classes, by label; None: labels are indices.
+        labels: (N,) those of the data; None: they are not known yet.
+        data: its name.
+        class_map: what the user says of classes.
+
+    Raises:
+        CheckpointError: the model cannot take the image, or returns no logits.
+        DataError: the image has another shape than the model takes, or a class has no logit.
     """
     with torch.no_grad():
-        device = next(loaded.model.parameters(), torch.zeros(0)).device
-        logits = _logits(loaded, data, device)
-
-    count = logits.shape[1]
-    if loaded.classes is not None:
-        index = {name.lower(): i for i, name in enumerate(loaded.classes)}
-        wanted = [index.get(name.lower()) for name in data.classes]
-        if None not in wanted:
-            return Matched(torch.tensor(wanted)[data.labels], loaded.classes)
-
-    if len(data.classes) != count:
-        raise DataError(
-            f"data {data.name!r} must have the {count} classes of {loaded.name}, or names of some "
-            f"of them, got {len(data.classes)}: "
-            f"{', '.join(data.classes[:5])}"
+        logits = _logits(loaded, image, data)
+    try:
+        return match_classes(
+            names,
+            labels,
+            logits.shape[1],
+            model_names=loaded.classes,
+            class_map=class_map,
+            model=loaded.name,
         )
-
-    unknown = (
-        "gives no names of classes"
-        if loaded.classes is None
-        else f"calls its classes otherwise ({_few(loaded.classes)})"
-    )
-    pairs = _few([f"logit {number} is {name!r}" for number, name in enumerate(data.classes)])
-    return Matched(
-        data.labels,
-        data.classes,
-        f"{loaded.name} {unknown}, so they were matched by number: {pairs}.",
-    )
+    except DataError as error:
+        text = str(error).replace("give a class map", f"give {CLASS_MAP}")
+        raise DataError(f"data {data!r}: {text}") from error
 
 
-def _few(names: list[str]) -> str:
-    """The names, or of many the first three and the last."""
-    return ", ".join(names if len(names) <= 5 else [*names[:3], "…", names[-1]])
-
-
-def _logits(loaded: LoadedModel, data: ImageData, device: torch.device) -> Tensor:
-    """The logits of the first image."""
-    images = data.images[:1].to(device)
-    shape = tuple(images.shape[1:])
+def _logits(loaded: LoadedModel, image: Tensor, data: str) -> Tensor:
+    """The logits of one image."""
+    device = next(loaded.model.parameters(), torch.zeros(0)).device
+    shape = tuple(image.shape[1:])
     if loaded.image_shape is not None and shape != loaded.image_shape:
         raise DataError(
             f"data must have images of shape {loaded.image_shape} for {loaded.name}, got {shape}; "
@@ -78,7 +88,7 @@ def _logits(loaded: LoadedModel, data: ImageData, device: torch.device) -> Tenso
         )
 
     try:
-        logits = loaded.model(images)
+        logits = loaded.model(image.to(device))
     except Exception as error:  # whatever a model of somebody else's may raise
         raise CheckpointError(
             f"{loaded.source} cannot take images of shape {shape} in [0, 1]: {told(error)}"
@@ -93,9 +103,9 @@ def _logits(loaded: LoadedModel, data: ImageData, device: torch.device) -> Tenso
     return logits
 
 
-def other_data(loaded: LoadedModel, data: ImageData) -> str:
+def other_data(loaded: LoadedModel, data: str) -> str:
     """A hint about which data to use instead of data that do not fit."""
     known = loaded.facts.get("trained_on_data")
-    if known is None or known == data.name:
+    if known is None or known == data:
         return "see --image-size"
     return f"it was trained on {known!r}" + (f": use --data {known}" if known in BUILT_IN else "")

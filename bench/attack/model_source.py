@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.bench.common.checkpoints import load_checkpoint, load_weights
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.moe import Capacity, CheckpointError, VMoE, read_npz_checkpoint, read_vmoe_checkpoint
 
 FORMS = "hf:FOLDER, vmoe:PREFIX or package.module:function"

@@ -93,7 +93,7 @@ Out = Annotated[
 
 def announce(data: "object", console: Console) -> None:
     """Say which data are used, and which files were left out."""
-    from ironmoe.bench.common.data import ImageData
+    from ironmoe.bench.data.in_memory import ImageData
 
     assert isinstance(data, ImageData)
     console.print(

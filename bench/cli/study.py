@@ -130,7 +130,7 @@ def study(
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.common.data import load_data
+        from ironmoe.bench.data.in_memory import load_data
         from ironmoe.bench.study.ladder.arms import LADDER
         from ironmoe.bench.study.ladder.training import TRAININGS, TrainingSettings
         from ironmoe.bench.study.measure.budget import (

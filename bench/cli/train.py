@@ -216,8 +216,8 @@ def train(
         "routing_beta": routing_beta,
     }
     with clear_errors(console):
-        from ironmoe.bench.common.data import load_data
         from ironmoe.bench.common.train import default_epochs
+        from ironmoe.bench.data.in_memory import load_data
         from ironmoe.bench.train.options import TrainOptions, check_choice
         from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
         from ironmoe.bench.train.rows import split

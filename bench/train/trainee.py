@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ironmoe.attacks.data import DataError
 from ironmoe.attacks.evaluation.checksum import model_digest
-from ironmoe.bench.attack.class_matching import match_classes
+from ironmoe.bench.attack.class_matching import match_data
 from ironmoe.bench.attack.model_source import FORMS, LoadedModel, load_model
 from ironmoe.bench.common.checkpoints import (
     architecture,
@@ -17,8 +18,8 @@ from ironmoe.bench.common.checkpoints import (
     save_weights,
     save_weights_alone,
 )
-from ironmoe.bench.common.data import DataError, ImageData
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.moe import CheckpointError, VMoE
 from ironmoe.moe.vit.configs import from_config
 
@@ -108,7 +109,7 @@ def _loaded(spec: str, data: ImageData, device: torch.device) -> Trainee:
             f"data {data.name!r} must have the classes of {path}, {loaded.classes}, got "
             f"{data.classes}"
         )
-    matched = match_classes(loaded, data)
+    matched, note = match_data(loaded, data)
     return Trainee(
         model=loaded.model,
         name=loaded.name,
@@ -117,7 +118,7 @@ def _loaded(spec: str, data: ImageData, device: torch.device) -> Trainee:
         classes=matched.classes,
         arguments=arguments_of(path) if is_file else None,
         identity=_identity(loaded),
-        note=matched.note,
+        note=note,
     )
 
 

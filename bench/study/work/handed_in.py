@@ -8,11 +8,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ironmoe.bench.attack.class_matching import match_classes
+from ironmoe.bench.attack.class_matching import match_data
 from ironmoe.bench.attack.model_source import FORMS, LoadedModel, load_model
 from ironmoe.bench.common.checkpoints import count_flops
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.study.ladder.arms import Arm
 from ironmoe.bench.study.work.architecture import arm_of
 from ironmoe.bench.study.work.entries import CPU, Entry
@@ -76,7 +76,7 @@ def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], Ima
 
     loaded = [_load(each.source, data) for each in given]
     models = [each.model for each in loaded]
-    labels = [match_classes(each, data).labels for each in loaded]
+    labels = [match_data(each, data)[0].labels for each in loaded]
     other = next((i for i, row in enumerate(labels) if not torch.equal(row, labels[0])), None)
     if other is not None:
         raise UserError(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ironmoe.bench.attack.class_matching import match_classes
 from ironmoe.bench.attack.model_source import load_model
 from ironmoe.bench.cli.app import app
-from ironmoe.bench.common.data import load_data
+from ironmoe.bench.data.in_memory import load_data
 
 GOLDEN = Path(__file__).parents[2] / "data" / "vmoe_tiny"
 CPU = torch.device("cpu")
