@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ironmoe.bench.attack.model_source import LoadedModel
 from ironmoe.bench.common.data import BUILT_IN, DataError, ImageData
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 

@@ -17,7 +17,6 @@ from ironmoe.bench.attack.class_matching import match_classes, other_data
 from ironmoe.bench.attack.failures import explained, too_small_a_budget
 from ironmoe.bench.attack.margins import margins_left
 from ironmoe.bench.attack.meter import Meter, Stopwatch
-from ironmoe.bench.attack.model_source import LoadedModel, load_model
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.parts import parts_of
 from ironmoe.bench.attack.report import write_evaluation
@@ -31,6 +30,8 @@ from ironmoe.bench.common.processes import Processes, own_device, processes
 from ironmoe.bench.common.radii import all_from_255, exact
 from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
 from ironmoe.bench.common.versions import versions
+from ironmoe.bench.models.load import load_model
+from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 KEPT_BYTES = 4_000_000_000  # final images that take more are not kept, and no report shows them
@@ -132,7 +133,11 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
     data = options.data
     check_form(options.save_images, data.images.shape[1:], options.suite.levels)
     loaded = load_model(
-        options.checkpoint, options.model_spec, data, device, weights=options.weights
+        options.checkpoint,
+        options.model_spec,
+        device,
+        image_size=tuple(data.images.shape[-2:]),
+        weights=options.weights,
     )
     if options.checkpoint is not None and data.classes != loaded.classes:
         raise DataError(
