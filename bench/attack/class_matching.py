@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ironmoe.attacks.data import DataError
 from ironmoe.attacks.data.classes import Matched, match_classes
-from ironmoe.bench.attack.model_source import LoadedModel
 from ironmoe.bench.common.errors import told
 from ironmoe.bench.data.built_in import BUILT_IN
 from ironmoe.bench.data.in_memory import ImageData
+from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 CLASS_MAP = "--class-map FILE"

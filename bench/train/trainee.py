@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ironmoe.attacks.data import DataError
 from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.bench.attack.class_matching import match_data
-from ironmoe.bench.attack.model_source import FORMS, LoadedModel, load_model
 from ironmoe.bench.common.checkpoints import (
     architecture,
     arguments_of,
@@ -20,6 +19,8 @@ from ironmoe.bench.common.checkpoints import (
 )
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.data.in_memory import ImageData
+from ironmoe.bench.models.load import FORMS, load_model
+from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe import CheckpointError, VMoE
 from ironmoe.moe.vit.configs import from_config
 
@@ -103,7 +104,12 @@ def _loaded(spec: str, data: ImageData, device: torch.device) -> Trainee:
     if not is_file and ":" not in spec:
         raise CheckpointError(f"--model must be {ALL_FORMS}, got {spec!r}")
 
-    loaded = load_model(path if is_file else None, None if is_file else spec, data, device)
+    loaded = load_model(
+        path if is_file else None,
+        None if is_file else spec,
+        device,
+        image_size=tuple(data.images.shape[-2:]),
+    )
     if is_file and loaded.classes != data.classes:
         raise DataError(
             f"data {data.name!r} must have the classes of {path}, {loaded.classes}, got "

@@ -9,10 +9,11 @@ from rich.console import Console
 from torch import nn
 
 from ironmoe.bench.attack.class_matching import match_data
-from ironmoe.bench.attack.model_source import FORMS, LoadedModel, load_model
 from ironmoe.bench.common.checkpoints import count_flops
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.data.in_memory import ImageData
+from ironmoe.bench.models.load import FORMS, load_model
+from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.bench.study.ladder.arms import Arm
 from ironmoe.bench.study.work.architecture import arm_of
 from ironmoe.bench.study.work.entries import CPU, Entry
@@ -134,5 +135,8 @@ def _entry(arm: Arm, given: HandedIn, data: ImageData) -> Entry:
 def _load(source: str, data: ImageData) -> LoadedModel:
     is_file = source.endswith(".safetensors")
     return load_model(
-        Path(source) if is_file else None, None if is_file else source, data, torch.device(CPU)
+        Path(source) if is_file else None,
+        None if is_file else source,
+        torch.device(CPU),
+        image_size=tuple(data.images.shape[-2:]),
     )

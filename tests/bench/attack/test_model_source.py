@@ -11,9 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from ironmoe.bench.attack.class_matching import match_classes
-from ironmoe.bench.attack.model_source import load_model
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.data.in_memory import load_data
+from ironmoe.bench.models.load import load_model
 
 GOLDEN = Path(__file__).parents[2] / "data" / "vmoe_tiny"
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_official_checkpoint_takes_pixels_in_minus_one_to_one(photos):
     pytest.importorskip("msgpack")
     golden = np.load(f"{GOLDEN}.npz")
     query = "?top_k=2&capacity=1.05&images_per_group=4"
-    loaded = load_model(None, f"vmoe:{GOLDEN}{query}", load_data(photos), CPU)
+    loaded = load_model(None, f"vmoe:{GOLDEN}{query}", CPU, image_size=(16, 16))
     images = (torch.from_numpy(golden["x"]).permute(0, 3, 1, 2) + 1) / 2
     with torch.no_grad():
         torch.testing.assert_close(
@@ -91,7 +91,7 @@ def test_hugging_face_classifier(photos, tmp_path):
     (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(settings))
     data = load_data(photos)
     data.classes = [f"Thing {11 - i}" for i in range(10)]
-    loaded = load_model(None, f"hf:{tmp_path / 'vit'}", data, CPU)
+    loaded = load_model(None, f"hf:{tmp_path / 'vit'}", CPU, image_size=(16, 16))
     labels, names, note = match_classes(loaded, data)
     assert note == ""
     assert (
