@@ -18,11 +18,11 @@ from ironmoe.attacks.data import (
 )
 from ironmoe.attacks.data.classes import read_class_map
 from ironmoe.attacks.data.stream import Pipeline
-from ironmoe.bench.attack.class_matching import match
 from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.data.in_memory import square_of
 from ironmoe.bench.data.sets import SKIP_BAD
 from ironmoe.bench.data.split import sample, stratified
+from ironmoe.bench.models.class_matching import match
 from ironmoe.bench.models.loaded import LoadedModel
 
 TRIED = 64  # images that may be unreadable before one that tells the shape
@@ -113,7 +113,7 @@ def attacked_images(
 
     def finish(pixels: Tensor) -> Tensor:
         on_grid, change = suite.on_grid(pixels)
-        rounded[:] = [max(change, *rounded)]
+        rounded[:] = [max([change, *rounded])]
         return on_grid
 
     stream = ImageStream(

@@ -40,7 +40,7 @@ class EvaluationOutcome:
     final images; routing: of ``measure_routing``, for each eps.
 
     unread: number of an image → why it could not be read; waited: the seconds that the attacks
-    waited for images, after the first ones; notes: what there is to say of data and classes;
+    waited for images, after the first ones; remarks: what there is to say of them afterwards;
     together: how many images influence each other's predictions.
     """
 
@@ -53,7 +53,7 @@ class EvaluationOutcome:
     routing: list[dict[str, Any]]
     unread: dict[int, str] = field(default_factory=dict)
     waited: float = 0.0
-    notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     together: int = 1
 
     @property

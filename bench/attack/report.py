@@ -79,7 +79,7 @@ def _numbers(
         "pixels": str(outcome.images.stream.pipeline),
         "unread": {str(number): why for number, why in sorted(outcome.unread.items())},
         "seconds_waited_for_images": outcome.waited,
-        "notes": outcome.notes,
+        "notes": outcome.images.notes,
         "words": words(outcome),
         "worst_case": [entries(RESULT_COLUMNS, row) for row in outcome.worst_rows],
         "costs": {name: entries(COST_COLUMNS, outcome.cost(name)) for name in attacks},

@@ -5,17 +5,15 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
 from ironmoe.attacks import Attack, RobustnessReport, evaluate
 from ironmoe.attacks.engine.coupling import images_per_unit
-from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.bench.attack.attacked_images import (
     AttackedImages,
-    ImageOptions,
     array_size,
     attacked_images,
     given_class_map,
@@ -23,69 +21,23 @@ from ironmoe.bench.attack.attacked_images import (
 from ironmoe.bench.attack.failures import explained, too_small_a_budget
 from ironmoe.bench.attack.margins import margins_left
 from ironmoe.bench.attack.meter import Meter, Stopwatch
+from ironmoe.bench.attack.options import AttackOptions
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.parts import parts_of
 from ironmoe.bench.attack.report import write_evaluation
 from ironmoe.bench.attack.saved.found_images import INDEX, SaveError, check_form, save_found
-from ironmoe.bench.attack.suite import DTYPES, Suite
+from ironmoe.bench.attack.suite import DTYPES
 from ironmoe.bench.attack.table import costs_table, heading, results_table
 from ironmoe.bench.attack.words import words
 from ironmoe.bench.common.measure import AttackSettings, measure_routing
 from ironmoe.bench.common.processes import Processes, own_device, processes
 from ironmoe.bench.common.radii import all_from_255, exact
 from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
-from ironmoe.bench.common.versions import versions
 from ironmoe.bench.models.load import load_model
 from ironmoe.bench.models.loaded import LoadedModel
-from ironmoe.bench.models.overrides import Overrides
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 KEPT_BYTES = 4_000_000_000  # final images that take more are not kept, and no report shows them
-
-
-class AttackOptions(NamedTuple):
-    """What the command line says.
-
-    ``checks``, the budgets, ``save_images`` and ``on_bad`` change nothing that is found, nor do the
-    workers of ``data``: a run may go on with others. ``passes`` and ``on_bad`` are those of
-    ``evaluate``.
-    """
-
-    checkpoint: Path | None
-    model_spec: str | None
-    data: ImageOptions
-    suite: Suite
-    batch_size: int
-    device: torch.device
-    out: Path | None
-    overrides: Overrides = Overrides()
-    checks: bool = True
-    max_seconds: float | None = None
-    max_forwards: int | None = None
-    save_images: str | None = None
-    passes: int | None = None
-    on_bad: Literal["raise", "skip"] = "raise"
-    weights: Path | None = None
-
-    def settings(self, loaded: LoadedModel, images: AttackedImages) -> dict[str, Any]:
-        """What makes two runs the same run."""
-        passes = {} if self.passes is None else {"passes": self.passes}
-        return (
-            passes
-            | images.settings
-            | {
-                "model": loaded.identity,
-                "name": loaded.name,
-                "facts": loaded.facts,
-                "weights": model_digest(loaded.model),
-                "all": self.data.everything,
-                "images": self.data.most,
-                "together": images_per_unit(loaded.model, self.batch_size),
-                "attacks": self.suite.settings,
-                "device": self.device.type,
-                "ironmoe": versions()["ironmoe"],
-            }
-        )
 
 
 def run_attack_command(options: AttackOptions, console: Console) -> Path:
@@ -289,7 +241,7 @@ class _Evaluation:
             routing=self._routing(report, meter),
             unread=reading.unread,
             waited=reading.waited,
-            notes=[*self.images.notes, *self._late_notes(reading)],
+            remarks=self._remarks(reading),
             together=images_per_unit(self.loaded.model, options.batch_size),
         )
         if self._keeps_images and reached == len(self.images):
@@ -298,8 +250,8 @@ class _Evaluation:
             )
         return outcome
 
-    def _late_notes(self, reading: _Reading) -> list[str]:
-        """What is known of the images when they have been read."""
+    def _remarks(self, reading: _Reading) -> list[str]:
+        """What there is to say of the images when they have been read."""
         notes = [self.options.suite.rounding(reading.rounded)]
         if not self._keeps_images:
             notes.append(

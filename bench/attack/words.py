@@ -22,6 +22,7 @@ def words(outcome: EvaluationOutcome) -> list[str]:
         _tripped(outcome),
         _ended_early(outcome),
         _confirmed(outcome),
+        *outcome.remarks,
         UPPER_BOUND,
     )
     return [paragraph for paragraph in paragraphs if paragraph]

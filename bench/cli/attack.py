@@ -198,7 +198,8 @@ def attack(
     console = Console(quiet=not is_first_process())
     with clear_errors(console):
         from ironmoe.bench.attack.attacked_images import ImageOptions
-        from ironmoe.bench.attack.run import AttackOptions, run_attack_command
+        from ironmoe.bench.attack.options import AttackOptions
+        from ironmoe.bench.attack.run import run_attack_command
         from ironmoe.bench.attack.saved.png import LEVELS as PNG_LEVELS
         from ironmoe.bench.attack.suite import Suite
         from ironmoe.bench.data.sets import open_set

@@ -222,6 +222,7 @@ def train(
         from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
         from ironmoe.bench.train.rows import split
         from ironmoe.bench.train.run import run_train_command
+        from ironmoe.bench.train.trainee import pipeline_of
 
         choice = MethodChoice(
             name=method,
@@ -237,7 +238,8 @@ def train(
         )
         check_choice(choice)
         target = chosen_device(device)
-        images = load_data(data, image_size, skip_bad)
+        pipeline = pipeline_of(model)
+        images = load_data(data, image_size, skip_bad, pipeline=pipeline)
         announce(images, console)
         if choice.eps_255 < 1:
             console.print(below_one(choice.eps_255))

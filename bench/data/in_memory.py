@@ -46,6 +46,19 @@ class ImageData:
         """SHA-256 of images and labels as they are used."""
         return checksum_of(self.images, self.labels)
 
+    def as_set(self) -> ImageArrays:
+        """The same images as a set that streams."""
+        arrays = ImageArrays(
+            self.name,
+            self.images.numpy(),
+            self.labels.numpy(),
+            fingerprint=self.checksum,
+            origin=self.name,
+        )
+        arrays.names = self.classes if self.named else None
+        arrays.notes = self.notes
+        return arrays
+
     def split(self) -> tuple[Tensor, Tensor]:
         """(train indices, test indices): see ``stratified``."""
         return stratified(self.labels, self.classes)
@@ -71,6 +84,11 @@ def load_data(
     Raises:
         DataError: the data cannot be used.
     """
+    if pipeline is not None and image_size is not None:
+        raise DataError(
+            f"--image-size is for models that say nothing of their images, and this one takes "
+            f"{pipeline}, got {image_size}"
+        )
     images = open_set(spec, labels)
     if images.names is not None and len(images.names) < 2:
         raise DataError(f"{spec} must hold images of at least 2 classes, got {images.names}")

@@ -2,6 +2,7 @@
 the logits among its outputs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class Classifier(nn.Module):
         if self.mean is not None and self.std is not None:
             inputs = (inputs - self.mean) / self.std
 
-        dtype = self._dtype()
+        dtype = dtype_of(self.model)
         inputs = inputs if dtype is None else inputs.to(dtype)
         try:
             logits = logits_of(self.model(inputs))
@@ -68,10 +69,32 @@ class Classifier(nn.Module):
             ) from error
         return logits.float() if logits.is_floating_point() else logits
 
-    def _dtype(self) -> torch.dtype | None:
-        """What the model computes in; None if nothing tells."""
-        floats = (each.dtype for each in self.model.parameters() if each.is_floating_point())
-        return next(floats, None)
-
     def extra_repr(self) -> str:
         return "" if self.order is None else f"order={self.order}"
+
+
+def as_classifier(model: nn.Module) -> nn.Module:
+    """The same module, which takes float32 pixels and gives float32 logits from now on, whatever
+    its weights' dtype and its outputs are. So its layers and weights keep their names."""
+    model.register_forward_pre_hook(_in_dtype_of_weights)
+    model.register_forward_hook(_float32_logits)
+    return model
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """What the model computes in, by its first float weight; None if nothing tells."""
+    floats = (each.dtype for each in model.parameters() if each.is_floating_point())
+    return next(floats, None)
+
+
+def _in_dtype_of_weights(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = dtype_of(model)
+    if dtype is None or not inputs or not isinstance(inputs[0], Tensor):
+        return inputs
+    return (inputs[0].to(dtype), *inputs[1:])
+
+
+def _float32_logits(model: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
+    logits = logits_of(output)
+    is_narrow = logits.dtype in (torch.float16, torch.bfloat16)
+    return logits.float() if is_narrow and not torch.is_autocast_enabled() else logits

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.data import DataError
+from ironmoe.attacks.data.stream import Pipeline
 from ironmoe.attacks.evaluation.checksum import model_digest
-from ironmoe.bench.attack.class_matching import match_data
 from ironmoe.bench.common.checkpoints import (
     architecture,
     arguments_of,
@@ -19,6 +19,7 @@ from ironmoe.bench.common.checkpoints import (
 )
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.data.in_memory import ImageData
+from ironmoe.bench.models.class_matching import match_data
 from ironmoe.bench.models.load import FORMS, load_model
 from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe import CheckpointError, VMoE
@@ -55,6 +56,19 @@ class Trainee(NamedTuple):
         if self.arguments is not None:
             return save_weights(weights, self.arguments, extra)
         return save_weights_alone(weights)
+
+
+def pipeline_of(spec: str) -> Pipeline | None:
+    """How the model that ``--model`` names wants its pictures; None for new models and checkpoints
+    of ironmoe's own.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    is_own = spec in OWN or OF_PAPERS.match(spec) or Path(spec).suffix == ".safetensors"
+    if is_own or ":" not in spec:
+        return None
+    return load_model(None, spec, torch.device("cpu")).pipeline
 
 
 def load_trainee(spec: str, data: ImageData, seed: int, device: torch.device) -> Trainee:
