@@ -2,6 +2,7 @@
 the logits among its outputs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class Classifier(nn.Module):
         if self.mean is not None and self.std is not None:
             inputs = (inputs - self.mean) / self.std
 
-        dtype = self._dtype()
+        dtype = dtype_of(self.model)
         inputs = inputs if dtype is None else inputs.to(dtype)
         try:
             logits = logits_of(self.model(inputs))
@@ -68,10 +69,27 @@ class Classifier(nn.Module):
             ) from error
         return logits.float() if logits.is_floating_point() else logits
 
-    def _dtype(self) -> torch.dtype | None:
-        """What the model computes in; None if nothing tells."""
-        floats = (each.dtype for each in self.model.parameters() if each.is_floating_point())
-        return next(floats, None)
-
     def extra_repr(self) -> str:
         return "" if self.order is None else f"order={self.order}"
+
+
+def as_it_is(model: nn.Module) -> nn.Module:
+    """A model that takes pixels already: the same module, which from now on returns logits alone.
+
+    Its layers and weights keep their names, so what ``ironmoe train`` saves of it fits the module
+    of whoever wrote it. One with weights in half precision becomes a ``Classifier``.
+    """
+    if dtype_of(model) not in (None, torch.float32):
+        return Classifier(model)
+    model.register_forward_hook(_only_logits)
+    return model
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """What a model computes in, by its first weight; None if it has none."""
+    floats = (each.dtype for each in model.parameters() if each.is_floating_point())
+    return next(floats, None)
+
+
+def _only_logits(model: nn.Module, inputs: Any, output: Any) -> Tensor:
+    return logits_of(output)

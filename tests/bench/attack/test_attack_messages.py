@@ -56,7 +56,7 @@ def test_checkpoints_that_do_not_fit_are_named(moe, tmp_path):
         (["--routing", "blocked"], "--routing must be one of free, frozen, gates-only"),
         (
             ["--routing", "softened"],
-            "--routing softened needs a model with experts, and Classifier has none",
+            "--routing softened needs a model with experts, and Sequential has none",
         ),
         (
             ["--attack", "apgd-ce", "--alpha", "1"],
