@@ -20,8 +20,8 @@ class Classifier(nn.Module):
 
     Args:
         model: takes images as its first argument.
-        mean, std: one number for each channel, in units of the pixel range; None: the model takes
-            pixels as they are.
+        mean, std: one number for each channel of the pixels, in units of the pixel range; None: the
+            model takes pixels as they are.
         order: which channel of the pixels the model's first, second, … channel is, such as
             (2, 1, 0) for BGR; None: the same.
     """
@@ -52,9 +52,11 @@ class Classifier(nn.Module):
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        inputs = pixels if self.order is None else pixels[:, self.order]
+        inputs = pixels
         if self.mean is not None and self.std is not None:
             inputs = (inputs - self.mean) / self.std
+        if self.order is not None:
+            inputs = inputs[:, self.order]
 
         dtype = dtype_of(self.model)
         inputs = inputs if dtype is None else inputs.to(dtype)
