@@ -20,8 +20,8 @@ class Classifier(nn.Module):
 
     Args:
         model: takes images as its first argument.
-        mean, std: one number for each channel, in units of the pixel range; None: the model takes
-            pixels as they are.
+        mean, std: one number for each channel of the pixels, in units of the pixel range; None: the
+            model takes pixels as they are.
         order: which channel of the pixels the model's first, second, … channel is, such as
             (2, 1, 0) for BGR; None: the same.
     """
@@ -52,9 +52,11 @@ class Classifier(nn.Module):
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        inputs = pixels if self.order is None else pixels[:, self.order]
+        inputs = pixels
         if self.mean is not None and self.std is not None:
             inputs = (inputs - self.mean) / self.std
+        if self.order is not None:
+            inputs = inputs[:, self.order]
 
         dtype = dtype_of(self.model)
         inputs = inputs if dtype is None else inputs.to(dtype)
@@ -73,28 +75,23 @@ class Classifier(nn.Module):
         return "" if self.order is None else f"order={self.order}"
 
 
-def as_classifier(model: nn.Module) -> nn.Module:
-    """The same module, which takes float32 pixels and gives float32 logits from now on, whatever
-    its weights' dtype and its outputs are. So its layers and weights keep their names."""
-    model.register_forward_pre_hook(_in_dtype_of_weights)
-    model.register_forward_hook(_float32_logits)
+def as_it_is(model: nn.Module) -> nn.Module:
+    """A model that takes pixels already: the same module, which from now on returns logits alone.
+
+    Its layers and weights keep their names, so what ``ironmoe train`` saves of it fits the module
+    of whoever wrote it. One with weights in half precision becomes a ``Classifier``.
+    """
+    if dtype_of(model) not in (None, torch.float32):
+        return Classifier(model)
+    model.register_forward_hook(_only_logits)
     return model
 
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:
-    """What the model computes in, by its first float weight; None if nothing tells."""
+    """What a model computes in, by its first weight; None if it has none."""
     floats = (each.dtype for each in model.parameters() if each.is_floating_point())
     return next(floats, None)
 
 
-def _in_dtype_of_weights(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    dtype = dtype_of(model)
-    if dtype is None or not inputs or not isinstance(inputs[0], Tensor):
-        return inputs
-    return (inputs[0].to(dtype), *inputs[1:])
-
-
-def _float32_logits(model: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
-    logits = logits_of(output)
-    is_narrow = logits.dtype in (torch.float16, torch.bfloat16)
-    return logits.float() if is_narrow and not torch.is_autocast_enabled() else logits
+def _only_logits(model: nn.Module, inputs: Any, output: Any) -> Tensor:
+    return logits_of(output)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from ironmoe.bench.common.errors import told
-from ironmoe.bench.models.classifier import as_classifier
+from ironmoe.bench.models.classifier import as_it_is
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
 from ironmoe.bench.models.query import read_value
 from ironmoe.bench.models.registry import Source
@@ -52,4 +52,4 @@ def load_function(source: Source) -> LoadedModel:
             f"{type(model).__name__}"
         )
     stem = source.path.replace(":", "-")
-    return LoadedModel(as_classifier(model), name, None, None, facts_of(stem))
+    return LoadedModel(as_it_is(model), name, None, None, facts_of(stem))
