@@ -25,6 +25,9 @@ SUFFIXES = frozenset(
 
 SIXTEEN_BITS = 65535
 ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
+CONVERTED = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")  # beside those with transparency
+SCALED = ("PNG", "PPM")  # formats whose mode I holds 16 bits
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
@@ -44,31 +47,42 @@ def read_image(source: Path | bytes, channels: int, name: str = "") -> Image.Ima
 
     try:
         with image_module.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            transparent = _transparent_level(file)
             file.load()
+            if transparent is not None:
+                file.info["transparency"] = transparent
             return as_picture(file, channels)
-    except image_module.DecompressionBombError as error:
-        raise UnreadableImage(f"image {called} cannot be read: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UnreadableImage(f"image {called} cannot be read: {error}") from error
+    except MemoryError:
+        raise
+    # A damaged file leads Pillow to errors of any kind: struct.error, zlib.error, IndexError, …
+    except Exception as error:
+        raise UnreadableImage(f"image {called} cannot be read: {_told(error)}") from error
 
 
 def as_picture(image: Image.Image, channels: int) -> Image.Image:
     """A Pillow image of any mode as mode "L" (channels 1) or "RGB" (channels 3), upright.
 
     Raises:
-        DataError: the mode's values have no known range, as 32-bit numbers.
+        DataError: the mode's values have no known range, as 32-bit numbers, or Pillow does not
+            convert them rightly.
     """
     if channels not in (1, 3):
         raise DataError(f"channels must be 1 or 3 to read pictures, got {channels}")
+    kind = image.format or ""  # a picture that was turned has forgotten it
+    _check_bits(image)
     if image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT:
         from PIL import ImageOps
 
         image = ImageOps.exif_transpose(image)
 
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _from_sixteen_bits(image)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = _from_sixteen_bits(image, kind)
+    if image.mode == "La":  # Pillow converts it to its sibling alone
+        image = image.convert("LA")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = _on_white(image)
+    if image.mode not in CONVERTED:
+        raise DataError(f"pixels must be of mode {', '.join(CONVERTED)}, got {image.mode!r}")
 
     wanted = "L" if channels == 1 else "RGB"
     return image if image.mode == wanted else image.convert(wanted)
@@ -92,10 +106,11 @@ def pillow() -> Any:
     return Image
 
 
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+def _from_sixteen_bits(image: Image.Image, kind: str) -> Image.Image:
     """Grey of 16 bits, rounded to 8. Pillow gives it as mode I;16, or in some formats as I."""
     values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > SIXTEEN_BITS:
+    is_known = image.mode.startswith("I;16") or (image.mode == "I" and kind in SCALED)
+    if not is_known or values.min() < 0 or values.max() > SIXTEEN_BITS:
         raise DataError(
             f"pixels must have 8 or 16 bits, got mode {image.mode!r} with values from "
             f"{values.min():g} to {values.max():g}, whose range nobody knows"
@@ -104,6 +119,35 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     eight_bits = (values.astype(np.uint32) * 255 + SIXTEEN_BITS // 2) // SIXTEEN_BITS
     eight_bits[values == image.info.get("transparency", -1)] = 255  # this level is transparent
     return pillow().fromarray(eight_bits.astype(np.uint8))
+
+
+def _check_bits(image: Image.Image) -> None:
+    """DataError: 9 to 15 bits, which Pillow does not stretch to 16; or a transparent colour of
+    RGB with 16 bits, which it compares with 8."""
+    bits = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
+    if 8 < bits < 16:
+        raise DataError(f"pixels must have 8 or 16 bits, got {bits}")
+    colour = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255:
+        raise DataError(
+            f"pixels of RGB with a transparent colour must have 8 bits, got 16, with {colour}"
+        )
+
+
+def _transparent_level(file: Image.Image) -> int | None:
+    """The transparent level of a grey PNG of 2 or 4 bits, stretched to 8 as Pillow stretches its
+    pixels. It must be asked before the file is loaded. None: that is no such file."""
+    level = file.info.get("transparency")
+    mode = file.tile[0][3] if file.format == "PNG" and file.tile else None  # type: ignore[attr-defined]
+    stretch = {"L;2": 85, "L;4": 17}.get(mode) if isinstance(mode, str) else None
+    return level * stretch if stretch is not None and isinstance(level, int) else None
+
+
+def _told(error: Exception) -> str:
+    """What an error says, and of what kind it is, if it is no error of a file."""
+    if isinstance(error, OSError | SyntaxError | ValueError):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error}"
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -71,9 +71,11 @@ def image_folder(folder: Path | str) -> ImageFiles:
     """A folder with one sub-folder a class: class by class, files by name.
 
     Raises:
-        DataError: there is no sub-folder, or one of them holds no images.
+        DataError: there is no such folder, no sub-folder, or one of them holds no images.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"a folder of images must exist, got {folder}")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise DataError(
@@ -85,7 +87,7 @@ def image_folder(folder: Path | str) -> ImageFiles:
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, name in enumerate(names):
-        found = sorted(entry.name for entry in os.scandir(folder / name))
+        found = sorted(entry.name for entry in os.scandir(folder / name) if not entry.is_dir())
         images = [file for file in found if is_image(file)]
         if not images:
             raise DataError(_no_images(folder / name))

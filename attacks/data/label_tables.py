@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ironmoe.attacks.data.decoding import SUFFIXES
 from ironmoe.attacks.data.errors import DataError
 from ironmoe.attacks.data.files import ImageFiles, is_image
 
@@ -45,6 +46,8 @@ def labelled_files(folder: Path | str, table: Path | str | None = None) -> Image
             one twice with two labels.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"a folder of images must exist, got {folder}")
     path = _usual_table(folder) if table is None else Path(table)
     pairs = _pairs(path)
     if not pairs:
@@ -56,31 +59,44 @@ def labelled_files(folder: Path | str, table: Path | str | None = None) -> Image
         for name in names
         if is_image(name)
     }
-    by_stem: dict[str, str] = {}
+    by_stem: dict[str, list[str]] = {}
     for file in sorted(there):
-        by_stem.setdefault(os.path.splitext(file)[0], file)
+        by_stem.setdefault(os.path.splitext(file)[0], []).append(file)
 
     listed: dict[str, str | int] = {}
     missing: list[str] = []
-    for file, label in pairs:
-        found = file if file in there else by_stem.get(file)
-        if found is None:
-            missing.append(file)
-        elif listed.setdefault(found, label) != label:
+    for told, label in pairs:
+        file = _below(told, folder)
+        found = [file] if file in there or (folder / file).is_file() else by_stem.get(file, [])
+        if len(found) > 1:
+            raise DataError(f"{path} must name one file, got {told!r}, which may be {found}")
+        if not found:
+            missing.append(told)
+        elif listed.setdefault(found[0], label) != label:
             raise DataError(
-                f"{path} must list each file with one label, got {file!r} with "
-                f"{listed[found]!r} and {label!r}"
+                f"{path} must list each file with one label, got {told!r} with "
+                f"{listed[found[0]]!r} and {label!r}"
             )
     if missing:
+        headed = missing == [pairs[0][0]] and len(pairs) > 1
         raise DataError(
             f"{path} must list files of {folder}, got {len(missing)} that are not there, the "
             f"first {missing[0]!r}"
+            + f". If its first line names the columns, call them {FILE_COLUMNS[0]!r} and "
+            f"{LABEL_COLUMNS[0]!r}" * headed
         )
 
     labels, names = _numbered(list(listed.values()), path)
-    rest = len(there) - len(listed)
+    rest = len(there - listed.keys())
     notes = [f"{rest} images are left out, because {path.name} does not list them."] * (rest > 0)
     return ImageFiles(folder.resolve().name, folder, list(listed), labels, names, notes)
+
+
+def _below(file: str, folder: Path) -> str:
+    """A path of the table, such as "./a.png" or a whole one, as one below the folder."""
+    if os.path.isabs(file):
+        file = os.path.relpath(file, folder.absolute())
+    return os.path.normpath(file).replace(os.sep, "/")
 
 
 def has_usual_table(folder: Path) -> bool:
@@ -118,11 +134,13 @@ def _pairs(path: Path) -> list[tuple[str, str | int]]:
 
 
 def _text_rows(text: str, path: Path) -> list[tuple[str, Any]]:
-    if path.suffix.lower() == ".txt" and "," not in text and "\t" not in text:
-        split = [_words(line) for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip()]
+    delimiter = _delimiter(lines, path.suffix.lower())
+    if delimiter is None:
+        split = [_words(line) for line in lines]
     else:
-        delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-        split = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        split = [row for row in rows if any(cell.strip() for cell in row)]
 
     if not split:
         return []
@@ -135,18 +153,34 @@ def _text_rows(text: str, path: Path) -> list[tuple[str, Any]]:
     return [(row[file].strip(), row[label].strip()) for row in rows]
 
 
+def _delimiter(lines: Sequence[str], kind: str) -> str | None:
+    """What parts the columns; None: spaces."""
+    first = lines[0] if lines else ""
+    if kind == ".tsv" or "\t" in first:
+        return "\t"
+    if kind == ".csv":
+        return ";" if ";" in first and "," not in first else ","  # where a comma is in numbers
+    return "," if all("," in line for line in lines) else None
+
+
 def _words(line: str) -> list[str]:
     """File and label of a line of text: a number at its end is the label, whatever the file's name
-    is; else the first word is the file."""
-    words = line.rsplit(maxsplit=1)
-    return words if re.fullmatch(r"[+-]?\d+", words[-1]) else line.split(maxsplit=1)
+    is; else the file ends where its name does, or with the first word."""
+    words = line.strip().rsplit(maxsplit=1)
+    if re.fullmatch(r"[+-]?\d+", words[-1]):
+        return words
+    named = re.fullmatch(
+        rf"(.+?(?:{'|'.join(map(re.escape, SUFFIXES))}))\s+(.+)", line.strip(), re.I
+    )
+    return [named[1], named[2]] if named else line.split(maxsplit=1)
 
 
 def _json_rows(text: str, path: Path) -> list[tuple[str, Any]]:
     if path.suffix.lower() == ".jsonl":
-        found: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]
+        found: Any = [json.loads(line, object_pairs_hook=_once) for line in lines]
     else:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_once)
     if isinstance(found, dict):
         return list(found.items())
 
@@ -175,16 +209,40 @@ def _columns(names: Sequence[str]) -> tuple[int, int] | None:
     return (files[0], labels[0]) if files and labels else None
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no name stands twice with two values."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            raise DataError(
+                f"a table of labels must list each file with one label, got {name!r} with "
+                f"{found[name]!r} and {value!r}"
+            )
+    return found
+
+
 def _label(value: Any, path: Path) -> str | int:
-    """A whole number, or a name. Of Kaggle's "n01440764 1 2 3 4" the box is left out."""
+    """A whole number, or a name. Of Kaggle's "n01440764 1 2 3 4 n01440764 5 6 7 8" the boxes are
+    left out. Programs that know floats alone write 3 as 3.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(f"labels in {path} must be whole numbers or names, got {value!r}")
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.0+)?", value):
+        value = int(float(value)) if "." in value else int(value)
     if isinstance(value, int):
+        if value < 0:
+            raise DataError(f"labels in {path} must be at least 0, got {value}")
         return value
-    if re.fullmatch(r"[+-]?\d+", value):
-        return int(value)
-    boxed = re.fullmatch(r"(n\d{8})(?: \d+)+ ?", value)
-    return boxed[1] if boxed else value
+    if not value.strip():
+        raise DataError(f"labels in {path} must be whole numbers or names, got an empty one")
+
+    if not re.fullmatch(r"(n\d{8}(?: \d+){4} ?)+", value):
+        return value
+    kinds = sorted(set(re.findall(r"n\d{8}", value)))
+    if len(kinds) > 1:
+        raise DataError(f"labels in {path} must be one for each file, got {' and '.join(kinds)}")
+    return kinds[0]
 
 
 def _numbered(labels: list[str | int], path: Path) -> tuple[list[int], list[str] | None]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,33 +18,12 @@ from torch.utils.data import DataLoader
 
 from ironmoe.attacks.data.errors import DataError, UnreadableImage
 from ironmoe.attacks.data.image_set import ImageSet
-
-if TYPE_CHECKING:
-    from PIL import Image
+from ironmoe.attacks.data.reading import Kind, Pipeline, Reading, ReadTogether, side_by_side
 
 READ_TOGETHER = 32  # images that a worker hands over at once
 MOST_WORKERS = 8
 AHEAD = 2  # batches that each worker is ahead, at least
 WORTH_WORKERS = 256  # images; fewer are read before a worker has started
-
-
-class Pipeline(Protocol):
-    """From a picture to the pixels that a model sees, such as ``Preprocessing``.
-
-    channels: 1 for grey, 3 for RGB.
-    size: (height, width) of the pixels; None: that depends on the picture.
-    as_dict: what it does, as JSON; str() says it in a line for people.
-    """
-
-    @property
-    def channels(self) -> int: ...
-
-    @property
-    def size(self) -> tuple[int, int] | None: ...
-
-    def __call__(self, picture: Image.Image) -> Tensor: ...
-
-    def as_dict(self) -> dict[str, Any]: ...
 
 
 class StreamBatch(NamedTuple):
@@ -62,7 +41,7 @@ class StreamBatch(NamedTuple):
     def pixels(self, device: torch.device | str | None = None) -> Tensor:
         """(n, C, H, W) float32 in [0, 1] on ``device``; 8-bit numbers travel there as they are."""
         images = self.images if device is None else self.images.to(device, non_blocking=True)
-        return images.float().div_(255) if images.dtype == torch.uint8 else images
+        return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 class ImageStream:
@@ -116,7 +95,7 @@ class ImageStream:
         self.finish = finish
         self.unread: dict[int, str] = {}
         self.waited = 0.0
-        self._first: _Read | None = None
+        self._first: Kind | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -133,17 +112,17 @@ class ImageStream:
         ahead: how many images the workers are to be ahead, if they can.
         """
         workers = self._workers(len(places))
-        reading = _Reading(self.images, self.pipeline, self.rows)
         together = max(1, min(READ_TOGETHER, len(places)))
         options = {}
         if workers:
             options["prefetch_factor"] = max(AHEAD, math.ceil(ahead / (workers * together)))
         loader = DataLoader(
-            reading,
+            Reading(self.images, self.pipeline, self.rows),
             batch_size=together,
             sampler=places.tolist(),
             num_workers=workers,
-            collate_fn=_list,
+            collate_fn=side_by_side,
+            generator=torch.Generator(),  # else it takes a number from everybody's generator
             **options,  # type: ignore[arg-type]
         )
 
@@ -157,6 +136,8 @@ class ImageStream:
             if read is None:
                 return
             is_first = False
+            if read.refused is not None:
+                raise DataError(read.refused)
             yield self._batch(read)
 
     def image(self, place: int) -> Tensor:
@@ -173,116 +154,72 @@ class ImageStream:
             return self.workers
         return 0 if count < WORTH_WORKERS else min(MOST_WORKERS, _cores())
 
-    def _batch(self, read: Sequence[_Read]) -> StreamBatch:
-        """What was read, side by side and with labels as the model counts them."""
-        for one in read:
-            if one.error is not None:
+    def _batch(self, read: ReadTogether) -> StreamBatch:
+        """What was read, with labels as the model counts them."""
+        for place, error in zip(read.places, read.errors, strict=True):
+            if error is not None:
                 if not self.skip_bad:
-                    raise UnreadableImage(one.error)
-                self.unread[one.place] = one.error
+                    raise UnreadableImage(error)
+                self.unread[place] = error
 
-        self._check_sizes(read)
-        black = self._black(read)
-        images = torch.stack([black if one.pixels is None else one.pixels for one in read])
+        readable = torch.tensor([error is None for error in read.errors])
         batch = StreamBatch(
-            places=torch.tensor([one.place for one in read]),
-            images=images,
-            labels=torch.tensor([self._logit(one) for one in read]),
-            readable=torch.tensor([one.error is None for one in read]),
+            places=torch.tensor(read.places),
+            images=self._images(read, readable),
+            labels=torch.tensor([self._logit(read, one) for one in range(len(read.places))]),
+            readable=readable,
         )
         return batch if self.finish is None else batch._replace(images=self.finish(batch.pixels()))
 
-    def _check_sizes(self, read: Sequence[_Read]) -> None:
-        """DataError: an image that has another size than the first one."""
-        for one in read:
-            if one.pixels is None:
-                continue
-            self._first = first = self._first or one
-            assert first.pixels is not None
-            if (one.pixels.shape, one.pixels.dtype) != (first.pixels.shape, first.pixels.dtype):
-                raise DataError(
-                    f"images must have one size, got {_kind(first.pixels)} of "
-                    f"{self.where(first.place)} and {_kind(one.pixels)} of "
-                    f"{self.where(one.place)}; give a resize and a crop"
-                )
+    def _images(self, read: ReadTogether, readable: Tensor) -> Tensor:
+        """(n, C, H, W), black where an image cannot be read.
 
-    def _black(self, read: Sequence[_Read]) -> Tensor:
-        """What takes the place of an image that cannot be read."""
-        if self._first is not None and self._first.pixels is not None:
-            return torch.zeros_like(self._first.pixels)
+        Raises:
+            DataError: an image of another size than the first one of the stream.
+        """
+        for kind in read.kinds:
+            self._first = first = self._first or kind
+            if (kind.shape, kind.dtype) != (first.shape, first.dtype):
+                raise DataError(
+                    f"images must have one size, got {_words(first)} of "
+                    f"{self.where(first.place)} and {_words(kind)} of "
+                    f"{self.where(kind.place)}; give a resize and a crop"
+                )
+        if read.pixels is None:
+            return self._black(read).repeat(len(readable), 1, 1, 1)
+        if len(read.pixels) == len(readable):
+            return read.pixels
+        images = read.pixels.new_zeros(len(readable), *read.pixels.shape[1:])
+        images[readable] = read.pixels
+        return images
+
+    def _black(self, read: ReadTogether) -> Tensor:
+        """(C, H, W), what takes the place of images of which none can be read."""
+        if self._first is not None:
+            return torch.zeros(self._first.shape, dtype=self._first.dtype)
         if self.pipeline.size is not None:
             return torch.zeros(self.pipeline.channels, *self.pipeline.size, dtype=torch.uint8)
         raise UnreadableImage(
-            f"images must be readable to tell their size, got {len(read)} that are not; the "
-            f"first: {read[0].error}"
+            f"images must be readable to tell their size, got {len(read.places)} that are not; the "
+            f"first: {read.errors[0]}"
         )
 
-    def _logit(self, one: _Read) -> int:
-        """The index of the model's logit for the label that was read; 0 for a black image."""
-        if one.error is not None:
+    def _logit(self, read: ReadTogether, one: int) -> int:
+        """The index of the model's logit for a label that was read; 0 for a black image."""
+        label = read.labels[one]
+        if read.errors[one] is not None:
             return 0
-        if self.logits is None:
-            return one.label
-        if not 0 <= one.label < len(self.logits) or self.logits[one.label] < 0:
+        known = label >= 0 if self.logits is None else 0 <= label < len(self.logits)
+        if not known or (self.logits is not None and self.logits[label] < 0):
             raise DataError(
-                f"labels must be classes of the model, got {one.label} of {self.where(one.place)}"
+                f"labels must be classes of the model, got {label} of "
+                f"{self.where(read.places[one])}"
             )
-        return int(self.logits[one.label])
+        return label if self.logits is None else int(self.logits[label])
 
 
-class _Read(NamedTuple):
-    """One image as a worker hands it over: pixels (C, H, W), or why there are none."""
-
-    place: int
-    pixels: Tensor | None
-    label: int
-    error: str | None
-
-
-class _Reading:
-    """What a worker does for one place of the stream. It is all that is sent to a worker."""
-
-    def __init__(self, images: ImageSet, pipeline: Pipeline, rows: Tensor) -> None:
-        self.images = images
-        self.pipeline = pipeline
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> _Read:
-        row = int(self.rows[place])
-        try:
-            image, label = self.images.read(row, self.pipeline.channels)
-        except UnreadableImage as error:
-            return _Read(place, None, -1, str(error))
-        return _Read(place, self._pixels(image, row), label, None)
-
-    def _pixels(self, image: object, row: int) -> Tensor:
-        """Pixels of a picture by the pipeline; an array of the right size needs nothing more."""
-        if not isinstance(image, Tensor):
-            return self.pipeline(image)
-        size = self.pipeline.size
-        if size is None or tuple(image.shape[1:]) == tuple(size):
-            return image
-        if image.dtype != torch.uint8:
-            raise DataError(
-                f"{self.images.where(row)} must have the {size[0]} × {size[1]} pixels that the "
-                f"model takes, since floats are not resized, got {tuple(image.shape[1:])}"
-            )
-
-        from PIL import Image
-
-        values = image.permute(1, 2, 0).squeeze(2) if len(image) == 1 else image.permute(1, 2, 0)
-        return self.pipeline(Image.fromarray(values.numpy()))
-
-
-def _kind(pixels: Tensor) -> str:
-    return f"{tuple(pixels.shape)} {str(pixels.dtype).removeprefix('torch.')}"
-
-
-def _list(read: list[_Read]) -> list[_Read]:
-    return read
+def _words(kind: Kind) -> str:
+    return f"{tuple(kind.shape)} {str(kind.dtype).removeprefix('torch.')}"
 
 
 def _cores() -> int:

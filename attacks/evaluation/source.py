@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.elements import is_by_image
+from ironmoe.attacks.data.loader_stream import LoaderStream
 from ironmoe.attacks.data.stream import ImageStream
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.inputs import Chunk, check_images, check_kinds, prepared
@@ -68,6 +69,8 @@ class Source:
                 self._check_taken(data, extra_columns(data[2], len(data[1])))
         elif isinstance(data, ImageStream):
             self.examples = len(data)
+        elif isinstance(data, LoaderStream):
+            self.examples = data.length
         elif not isinstance(data, Iterable) or isinstance(data, Tensor):
             raise TypeError(f"{WHAT}, got {type(data).__name__}{OR}")
         model = attacks[0].model

@@ -17,7 +17,7 @@ from ironmoe.attacks.data import (
     UnreadableImage,
 )
 from ironmoe.attacks.data.classes import read_class_map
-from ironmoe.attacks.data.stream import Pipeline
+from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.data.in_memory import square_of
 from ironmoe.bench.data.sets import SKIP_BAD

@@ -16,7 +16,7 @@ from ironmoe.attacks.data import (
 )
 from ironmoe.attacks.data.decoding import is_grey, pillow
 from ironmoe.attacks.data.files import ImageFiles
-from ironmoe.attacks.data.stream import Pipeline
+from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.bench.data.built_in import checksum_of
 from ironmoe.bench.data.sets import SKIP_BAD, open_set
 from ironmoe.bench.data.split import stratified

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.attacks.data import DataError
-from ironmoe.attacks.data.stream import Pipeline
+from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.bench.common.checkpoints import (
     architecture,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ironmoe.attacks.data.decoding import pillow
 from ironmoe.attacks.data.preprocessing import INTERPOLATIONS, Preprocessing
-from ironmoe.attacks.data.stream import Pipeline
+from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ironmoe.attacks.data.stream import Pipeline
+from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.bench.common.checkpoints import count_flops
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.data.in_memory import ImageData

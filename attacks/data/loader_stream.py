@@ -1,0 +1,213 @@
+"""Batches of a user's DataLoader, or of any iterable, as what ``evaluate`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from ironmoe.attacks.data.errors import DataError
+from ironmoe.attacks.data.huggingface import SavedImages
+from ironmoe.attacks.data.image_set import ImageSet
+from ironmoe.attacks.data.stream import READ_TOGETHER, ImageStream
+from ironmoe.attacks.data.torch_datasets import TorchImages, as_array, one_line, parts
+
+RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+class LoaderStream:
+    """The batches of a loader, in its order, as (images (n, C, H, W) float32 in [0, 1], labels (n,)
+    int64) on CPU. ``evaluate`` takes it as its data; under several processes each one goes through
+    the whole loader.
+
+    Args:
+        batches: a DataLoader, or what gives the same batches each time that it is gone through:
+            (images, labels), or mappings with these keys. Images (n, H, W), (n, C, H, W) or
+            (n, H, W, C), uint8 or floats in [0, 1]; labels n whole numbers.
+        channels: 3: grey images are repeated; None: they are taken as they are.
+        length: how many images there are, where the loader does not know it.
+        name: for reports and errors.
+
+    Attributes:
+        length: as above, or what the loader says; None: nobody knows.
+        notes: what people should know.
+
+    Raises:
+        DataError: the loader shuffles, or shares its images out over processes. While reading: a
+            batch of another form, or one that cannot be read.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        *,
+        channels: int | None = None,
+        length: int | None = None,
+        name: str = "loader",
+    ) -> None:
+        if isinstance(batches, IterableDataset):  # it gives one image at a time
+            batches = DataLoader(batches, batch_size=READ_TOGETHER)
+        self.batches = batches
+        self.channels = channels
+        self.name = name
+        self.notes: list[str] = []
+        self.length = length
+        self._begun = False
+        if isinstance(batches, DataLoader):
+            _check_order(batches, name)
+            self.length = _length(batches) if length is None else length
+            self.notes += _left_out(batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = self._iterator()
+        number = 0
+        while True:
+            where = f"batch {number} of {self.name}"
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise DataError(f"{where} cannot be read: {one_line(error)}") from error
+            yield self._checked(batch, where)
+            number += 1
+
+    def _iterator(self) -> Iterator[Any]:
+        batches = iter(self.batches)
+        if self._begun and batches is self.batches:
+            raise DataError(
+                f"{self.name} must give its batches again, got an iterator that can be gone "
+                "through once: give what makes it"
+            )
+        self._begun = True
+        return batches
+
+    def _checked(self, batch: Any, where: str) -> tuple[Tensor, Tensor]:
+        """A batch in the form that is promised."""
+        images, labels = parts(batch, where)
+        numbers = _labels(labels, where)
+        pixels = torch.from_numpy(as_array(images, where))
+        if pixels.ndim == 3:
+            pixels = pixels[:, None]
+        elif pixels.ndim == 4 and pixels.shape[1] not in (1, 3):
+            pixels = pixels.permute(0, 3, 1, 2)
+        if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or len(pixels) != len(numbers):
+            raise DataError(
+                f"{where} must be images (n, 1 or 3, H, W) with n labels, got shapes "
+                f"{tuple(images.shape)} and {tuple(numbers.shape)}"
+            )
+
+        pixels = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
+        if self.channels == 3:
+            pixels = pixels.expand(-1, 3, -1, -1)
+        if self.channels not in (None, pixels.shape[1]):
+            raise DataError(
+                f"{where} must have {self.channels} channels for this model, got {pixels.shape[1]}"
+            )
+        return pixels.contiguous(), numbers
+
+
+def images_of(given: Any, *, name: str | None = None) -> ImageSet | ImageStream | LoaderStream:
+    """Whatever a user's function gives, as a set of images or as a stream of their batches.
+
+    Args:
+        given: a set or a stream of this package; a ``datasets.Dataset``; a map-style or iterable
+            data set of torch; a DataLoader; (images, labels) as tensors; or batches.
+        name: for reports; by default that of its class.
+
+    Raises:
+        DataError: it is nothing of these.
+    """
+    called = name or type(given).__name__
+    if isinstance(given, ImageStream | LoaderStream) or _is_set(given):
+        return given
+    if type(given).__module__.partition(".")[0] == "datasets":
+        if isinstance(given, dict) or not hasattr(given, "__getitem__"):
+            raise DataError(
+                f"{called} must be one datasets.Dataset, as a split of it, got "
+                f"{type(given).__name__}"
+            )
+        return SavedImages(given, name=called)
+    if isinstance(given, tuple) and len(given) == 2 and all(isinstance(p, Tensor) for p in given):
+        return TorchImages(TensorDataset(*given), name=called)
+    if isinstance(given, DataLoader | IterableDataset):
+        return LoaderStream(given, name=called)
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, dict):
+        return TorchImages(given, name=called)
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | dict):
+        return LoaderStream(given, name=called)
+    raise DataError(
+        f"data must be a data set or a DataLoader of torch, a datasets.Dataset, (images, labels) "
+        f"or batches, got {type(given).__name__}"
+    )
+
+
+def _is_set(given: Any) -> bool:
+    return all(hasattr(given, name) for name in ("read", "where", "fingerprint", "notes"))
+
+
+def _labels(labels: Any, where: str) -> Tensor:
+    """(n,) int64."""
+    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise DataError(
+            f"labels of {where} must be one whole number for each image, got shape "
+            f"{values.shape}: of one-hot labels give the place of the 1, and of single images "
+            "batches"
+        )
+    if values.dtype.kind not in "iu" or (values.size and int(values.min()) < 0):
+        got = values.dtype if values.dtype.kind not in "iu" else int(values.min())
+        raise DataError(f"labels of {where} must be whole numbers of at least 0, got {got}")
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _check_order(loader: DataLoader[Any], name: str) -> None:
+    """DataError: a loader whose order is another one each time, or in each process."""
+    batch_sampler = loader.batch_sampler
+    samplers = [loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
+    for sampler in samplers:
+        if isinstance(sampler, DistributedSampler):
+            raise DataError(
+                f"{name} must give all images in each process, got a DistributedSampler: evaluate "
+                "shares them out itself"
+            )
+        if isinstance(sampler, RANDOM):
+            raise DataError(
+                f"{name} must give its images in the same order each time, got a "
+                f"{type(sampler).__name__}: make the DataLoader with shuffle=False"
+            )
+
+
+def _length(loader: DataLoader[Any]) -> int | None:
+    """How many images the loader gives, if it says so."""
+    if (
+        isinstance(loader.dataset, IterableDataset)
+        or type(loader.batch_sampler) is not BatchSampler
+    ):
+        return None
+    count = len(loader.sampler)  # type: ignore[arg-type]
+    assert loader.batch_size is not None
+    return count - count % loader.batch_size if loader.drop_last else count
+
+
+def _left_out(loader: DataLoader[Any]) -> list[str]:
+    """A sentence about the images of an incomplete last batch."""
+    if isinstance(loader.dataset, IterableDataset) or not loader.drop_last:
+        return []
+    rest = len(loader.sampler) % (loader.batch_size or 1)  # type: ignore[arg-type]
+    return [f"{rest} images are left out, because the loader has drop_last=True."] * (rest > 0)
