@@ -91,7 +91,7 @@ def image_folder(folder: Path | str) -> ImageFiles:
         images = [file for file in found if is_image(file)]
         if not images:
             raise DataError(_no_images(folder / name))
-        others.update(_ending(file) for file in found if not is_image(file))
+        others.update(_kind(file) for file in found if not is_image(file))
         files += [f"{name}/{file}" for file in images]
         labels += [label] * len(images)
 
@@ -105,6 +105,11 @@ def is_image(file: str) -> bool:
 
 def _ending(file: str) -> str:
     return os.path.splitext(file)[1].lower()
+
+
+def _kind(file: str) -> str:
+    """Of what kind a file is that is left out."""
+    return "hidden" if file.startswith(".") else _ending(file) or "no ending"
 
 
 def _size(file: Path) -> int:
@@ -126,5 +131,5 @@ def _left_out(others: Counter[str]) -> list[str]:
     """A sentence about files that are no images by their names."""
     if not others:
         return []
-    kinds = ", ".join(f"{count} × {kind or 'no ending'}" for kind, count in others.most_common(5))
+    kinds = ", ".join(f"{count} × {kind}" for kind, count in others.most_common(5))
     return [f"Left out, since their names are not those of images: {kinds}."]

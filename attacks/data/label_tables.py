@@ -134,7 +134,7 @@ def _pairs(path: Path) -> list[tuple[str, str | int]]:
 
 
 def _text_rows(text: str, path: Path) -> list[tuple[str, Any]]:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     delimiter = _delimiter(lines, path.suffix.lower())
     if delimiter is None:
         split = [_words(line) for line in lines]

@@ -25,8 +25,9 @@ BUFFER = 1 << 20  # bytes of a column that are read from the disk at once
 class ParquetImages:
     """The images of parquet files, one after another.
 
-    A process holds a few rows at a time, however large the row groups are. It goes on where it is
-    if a later row is asked for, and begins the row group again for an earlier one.
+    A process holds a page of a file at a time, however large its row groups are: pyarrow writes up
+    to 1,024 rows into one. It goes on where it is if a later row is asked for, and begins the row
+    group again for an earlier one.
 
     Args:
         name: of the set.

@@ -93,6 +93,11 @@ class Preprocessing:
                 raise DataError(
                     f"{name} must have a number for each of {self.channels} channels, got {values}"
                 )
+        if len(self.fill) not in (0, self.channels) or any(not 0 <= v <= 255 for v in self.fill):
+            raise DataError(
+                f"fill must have a number from 0 to 255 for each of {self.channels} channels, got "
+                f"{self.fill}"
+            )
         if any(not value > 0 for value in self.std):
             raise DataError(f"std must be above 0, got {self.std}")
 

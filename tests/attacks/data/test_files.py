@@ -1,0 +1,118 @@
+"""Folders with one sub-folder a class."""
+
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from pictures import noise
+
+from ironmoe.attacks.data import DataError, ImageFiles, UnreadableImage, image_folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    names = {"b/2.png", "b/10.png", "a/x y.JPEG", "a/ünïcode 🐈.png", "a/B.png", "ä/1.bmp"}
+    for number, name in enumerate(sorted(names)):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(4, 5, seed=number).save(path)
+    return tmp_path / "set"
+
+
+def test_classes_and_files_are_in_the_order_of_their_names(folder):
+    images = image_folder(folder)
+    assert images.names == ["a", "b", "ä"] and images.name == "set"
+    assert images.files == ["a/B.png", "a/x y.JPEG", "a/ünïcode 🐈.png", "b/10.png", "b/2.png",
+                            "ä/1.bmp"]  # fmt: skip
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 2]
+    assert images.notes == [] and len(images) == 6
+
+
+def test_an_image_is_read_with_its_label_and_named_by_its_file(folder):
+    images = image_folder(folder)
+    picture, label = images.read(3, 3)
+    assert (np.asarray(picture) == np.asarray(noise(4, 5, seed=3))).all() and label == 1
+    assert images.where(3) == str(folder / "b/10.png")
+    assert images.read(3, 1).image.mode == "L"
+
+
+def test_what_is_no_image_is_left_out_and_counted(folder):
+    (folder / "a" / "notes.txt").write_text("")
+    (folder / "a" / "Thumbs.db").write_text("")
+    (folder / "a" / ".hidden.png").write_text("")
+    (folder / "a" / "folder.png").mkdir()
+    (folder / ".git").mkdir()
+    (folder / "labels.csv").write_text("")
+    images = image_folder(folder)
+    assert len(images) == 6
+    assert images.notes == [
+        "Left out, since their names are not those of images: 1 × hidden, 1 × .db, 1 × .txt."
+    ]
+
+
+def test_the_fingerprint_tells_other_files_from_the_same_ones_elsewhere(folder, tmp_path):
+    first = image_folder(folder).fingerprint
+    shutil.copytree(folder, tmp_path / "copy")
+    assert image_folder(tmp_path / "copy").fingerprint == first
+
+    with (folder / "b" / "2.png").open("ab") as file:
+        file.write(b"!")
+    changed = image_folder(folder).fingerprint
+    (folder / "b" / "2.png").rename(folder / "a" / "2.png")
+    assert len({first, changed, image_folder(folder).fingerprint}) == 3
+
+
+def test_the_labels_are_in_the_fingerprint(folder):
+    files = ["a/B.png", "b/2.png"]
+    sets = [ImageFiles("s", folder, files, labels, None) for labels in ([0, 1], [1, 0], [0, 2])]
+    assert len({images.fingerprint for images in sets}) == 3
+
+
+def test_links_to_files_and_folders_are_followed(folder, tmp_path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "c").symlink_to(folder / "b")
+    (tmp_path / "linked" / "d").mkdir()
+    (tmp_path / "linked" / "d" / "1.png").symlink_to(folder / "a" / "B.png")
+    assert image_folder(tmp_path / "linked").files == ["c/10.png", "c/2.png", "d/1.png"]
+    (tmp_path / "linked" / "d" / "2.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"2\.png must exist"):
+        image_folder(tmp_path / "linked")
+
+
+def test_names_that_are_no_unicode_are_read(folder):
+    odd = os.fsencode(folder / "a") + b"/\xff.png"
+    try:
+        shutil.copy(folder / "a" / "B.png", os.fsdecode(odd))
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    images = image_folder(folder)
+    assert len(images) == 7 and images.files[3] == "a/\udcff.png"
+    assert images.read(3, 3).label == 0
+
+
+def test_folders_that_are_no_sets_are_refused(folder, tmp_path):
+    with pytest.raises(DataError, match="a folder of images must exist"):
+        image_folder(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="must hold one sub-folder for each class, got none"):
+        image_folder(folder / "a")
+    (folder / "z").mkdir()
+    with pytest.raises(DataError, match=r"class folder .*z must hold images"):
+        image_folder(folder)
+    with pytest.raises(DataError, match="It holds folders: are the classes those in"):
+        image_folder(folder.parent)
+    with pytest.raises(DataError, match="must hold images, got none"):
+        ImageFiles("s", folder, [], [], None)
+
+
+def test_a_damaged_file_is_refused_when_it_is_read(folder):
+    (folder / "b" / "2.png").write_bytes(b"")
+    images = image_folder(folder)
+    with pytest.raises(UnreadableImage, match=r"b/2\.png cannot be read"):
+        images.read(4, 3)
+
+
+def test_a_set_goes_to_other_processes(folder):
+    again = pickle.loads(pickle.dumps(image_folder(folder)))
+    assert again.read(0, 3).label == 0 and again.fingerprint == image_folder(folder).fingerprint
