@@ -102,15 +102,15 @@ def as_pixels(values: np.ndarray, channels: int, where: str) -> Tensor:
     repeated where RGB is asked for.
 
     Raises:
-        UnreadableImage: floats that are not finite.
-        DataError: floats that are not in [0, 1], or neither 1 nor ``channels`` channels.
+        UnreadableImage: floats that are not in [0, 1].
+        DataError: it has neither 1 nor ``channels`` channels.
     """
     if values.dtype != np.uint8:
         values = values.astype(np.float32)
         if not np.isfinite(values).all():
             raise UnreadableImage(f"{where} must be finite, got NaN or infinity")
         if values.min() < 0 or values.max() > 1:
-            raise DataError(
+            raise UnreadableImage(
                 f"{where} must be floats in [0, 1], got values from "
                 f"{values.min():.6g} to {values.max():.6g}"
             )

@@ -86,24 +86,21 @@ class Reading:
         row = int(self.rows[place])
         try:
             image, label = self.images.read(row, self.pipeline.channels)
-            return Read(place, self._pixels(image, row), label)
+            return Read(place, self._pixels(image), label)
         except UnreadableImage as error:
             return Read(place, error=str(error))
         except DataError as error:
             return Read(place, refused=str(error))
 
-    def _pixels(self, image: object, row: int) -> Tensor:
-        """Pixels of a picture by the pipeline; an array of the right size needs nothing more."""
+    def _pixels(self, image: object) -> Tensor:
+        """Pixels of a picture by the pipeline. An array of the right size needs nothing more, and
+        floats are taken as they are: no rule of Pillow's is for them."""
         if not isinstance(image, Tensor):
             return self.pipeline(image)  # type: ignore[arg-type]
         size = self.pipeline.size
-        if size is None or tuple(image.shape[1:]) == tuple(size):
+        is_right = size is None or tuple(image.shape[1:]) == tuple(size)
+        if is_right or image.dtype != torch.uint8:
             return image
-        if image.dtype != torch.uint8:
-            raise DataError(
-                f"{self.images.where(row)} must have the {size[0]} × {size[1]} pixels that the "
-                f"model takes, since floats are not resized, got {tuple(image.shape[1:])}"
-            )
 
         from PIL import Image
 

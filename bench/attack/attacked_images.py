@@ -1,6 +1,6 @@
 """The images of an evaluation: which of the set, as which pixels, in which classes of the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from ironmoe.attacks.data import (
     ImageArrays,
     ImageSet,
     ImageStream,
+    LoaderStream,
     Preprocessing,
     UnreadableImage,
 )
@@ -20,7 +21,8 @@ from ironmoe.attacks.data.classes import read_class_map
 from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.data.in_memory import square_of
-from ironmoe.bench.data.sets import SKIP_BAD
+from ironmoe.bench.data.loader_images import LoaderImages
+from ironmoe.bench.data.sets import SKIP_BAD, AnyData
 from ironmoe.bench.data.split import sample, stratified
 from ironmoe.bench.models.class_matching import match
 from ironmoe.bench.models.loaded import LoadedModel
@@ -35,7 +37,7 @@ class ImageOptions(NamedTuple):
     pixels, for models that say nothing of their images; workers: processes that decode.
     """
 
-    images: ImageSet
+    images: AnyData
     everything: bool = False
     most: int = 500
     image_size: int | None = None
@@ -53,7 +55,7 @@ class AttackedImages:
     largest change that rounding to levels made.
     """
 
-    stream: ImageStream
+    stream: ImageStream | LoaderImages
     shape: tuple[int, ...]
     classes: list[str]
     notes: list[str]
@@ -97,6 +99,8 @@ def attacked_images(
         CheckpointError: the model cannot take an image.
     """
     images = options.images
+    if isinstance(images, ImageStream | LoaderStream):
+        return _of_loader(images, options, loaded, suite)
     pipeline = pipeline_for(images, loaded, options.image_size)
     first = _first(images, pipeline)
     matched = match(
@@ -107,15 +111,8 @@ def attacked_images(
         data=images.name,
         class_map=class_map or None,
     )
-    rows, chosen = _rows(options)
-
+    rows, chosen = _rows(options, images)
     rounded: list[float] = []
-
-    def finish(pixels: Tensor) -> Tensor:
-        on_grid, change = suite.on_grid(pixels)
-        rounded[:] = [max([change, *rounded])]
-        return on_grid
-
     stream = ImageStream(
         images,
         pipeline,
@@ -123,7 +120,7 @@ def attacked_images(
         logits=matched.logits,
         workers=options.workers,
         skip_bad=options.skip_bad,
-        finish=None if suite.levels is None else finish,
+        finish=_finish(suite, rounded),
     )
     return AttackedImages(
         stream=stream,
@@ -134,6 +131,58 @@ def attacked_images(
         checksum=images.fingerprint,
         rounded=rounded,
     )
+
+
+def _of_loader(
+    loader: ImageStream | LoaderStream, options: ImageOptions, loaded: LoadedModel, suite: Suite
+) -> AttackedImages:
+    """The images of a user's loader, which come as they are and in its order.
+
+    DataError: options that only a set can follow.
+    """
+    if not options.everything:
+        raise DataError("a loader in --data has no test split; use --all")
+    given = {
+        "--class-map": options.class_map,
+        "--image-size": options.image_size,
+        "--workers": options.workers,
+        "--skip-bad": options.skip_bad or None,
+    }
+    unused = [name for name, value in given.items() if value is not None]
+    if unused:
+        raise DataError(
+            f"{unused[0]} is for sets of images, and a loader in --data reads and labels them "
+            "itself"
+        )
+
+    (first,) = LoaderImages(loader, 1).read(torch.tensor([0]))
+    name = getattr(loader, "name", "stream")
+    matched = match(loaded, first.pixels(), None, None, data=name)
+    rounded: list[float] = []
+    images = LoaderImages(loader, options.most, len(matched.names), finish=_finish(suite, rounded))
+    notes = [*getattr(loader, "notes", []), "Images of a loader are taken as they come."]
+    return AttackedImages(
+        stream=images,
+        shape=tuple(first.images.shape[1:]),
+        classes=matched.names,
+        notes=notes,
+        name=name,
+        checksum="",
+        rounded=rounded,
+    )
+
+
+def _finish(suite: Suite, rounded: list[float]) -> Callable[[Tensor], Tensor] | None:
+    """Rounds a batch to the suite's levels, and notes the largest change in ``rounded``."""
+    if suite.levels is None:
+        return None
+
+    def finish(pixels: Tensor) -> Tensor:
+        on_grid, change = suite.on_grid(pixels)
+        rounded[:] = [max([change, *rounded])]
+        return on_grid
+
+    return finish
 
 
 def given_class_map(options: ImageOptions) -> Mapping[str, int | str]:
@@ -165,7 +214,7 @@ def pipeline_for(images: ImageSet, loaded: LoadedModel, image_size: int | None) 
     )
 
 
-def array_size(images: ImageSet) -> tuple[int, int] | None:
+def array_size(images: AnyData) -> tuple[int, int] | None:
     """(height, width) of a set of arrays, which a model may be built for; None for pictures."""
     if not isinstance(images, ImageArrays):
         return None
@@ -173,9 +222,8 @@ def array_size(images: ImageSet) -> tuple[int, int] | None:
     return height, width
 
 
-def _rows(options: ImageOptions) -> tuple[Tensor, str]:
+def _rows(options: ImageOptions, images: ImageSet) -> tuple[Tensor, str]:
     """(the rows of the set that are attacked, what there is to say of the choice)."""
-    images = options.images
     if options.everything:
         rows = sample(len(images), options.most)
         if len(rows) == len(images):

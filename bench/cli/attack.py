@@ -202,7 +202,7 @@ def attack(
         from ironmoe.bench.attack.run import run_attack_command
         from ironmoe.bench.attack.saved.png import LEVELS as PNG_LEVELS
         from ironmoe.bench.attack.suite import Suite
-        from ironmoe.bench.data.sets import open_set
+        from ironmoe.bench.data.sets import open_data
         from ironmoe.bench.models.overrides import Overrides
 
         names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",")))
@@ -225,7 +225,7 @@ def attack(
         overrides = Overrides.parse(
             resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std
         )
-        images = open_set(data, labels)
+        images = open_data(data, labels)
         announce_set(images, console)
         if 0 < suite.eps_255[-1] < 1:
             console.print(below_one(suite.eps_255[-1]))

@@ -9,7 +9,7 @@ from rich.console import Console
 from ironmoe.bench.cli.options import bounded
 
 if TYPE_CHECKING:
-    from ironmoe.attacks.data import ImageSet
+    from ironmoe.bench.data.sets import AnyData
 
 Labels = Annotated[
     Path | None,
@@ -65,8 +65,12 @@ Workers = Annotated[
 ]
 
 
-def announce_set(images: "ImageSet", console: Console) -> None:
+def announce_set(images: "AnyData", console: Console) -> None:
     """Say which set is used."""
+    from ironmoe.attacks.data import ImageStream, LoaderStream
+
+    if isinstance(images, ImageStream | LoaderStream):
+        return  # its batches are counted as they come
     classes = "" if images.names is None else f", {len(images.names)} classes"
     console.print(
         f"{images.name}: {len(images)} images{classes}, fingerprint {images.fingerprint[:16]}",

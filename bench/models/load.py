@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ironmoe.bench.common.query import split_query
 from ironmoe.bench.models import kinds  # noqa: F401, it registers them
 from ironmoe.bench.models.kinds.function import FORM as FUNCTION
 from ironmoe.bench.models.kinds.function import load_function
 from ironmoe.bench.models.kinds.own import load_own
 from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.bench.models.overrides import Overrides
-from ironmoe.bench.models.query import split_query
 from ironmoe.bench.models.registry import FILE_KINDS, KINDS, Kind, Source, forms
 from ironmoe.bench.models.weights import load_into, read_weights
 from ironmoe.moe.checkpoints.errors import CheckpointError

@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import nn
 
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.common.query import read_value
 from ironmoe.bench.models.classifier import as_it_is
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
-from ironmoe.bench.models.query import read_value
 from ironmoe.bench.models.registry import Source
 from ironmoe.moe.checkpoints.errors import CheckpointError
 

@@ -7,11 +7,11 @@ from torch import nn
 
 from ironmoe.attacks.data.preprocessing import Preprocessing
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.common.query import read_known, read_value
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.image_processor import take
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
 from ironmoe.bench.models.packages import imported, why_not
-from ironmoe.bench.models.query import read_known, read_value
 from ironmoe.bench.models.registry import Source, register_kind
 from ironmoe.moe.checkpoints.errors import CheckpointError
 

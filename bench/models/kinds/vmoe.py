@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from ironmoe.bench.common.query import read_known
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.tensorflow_resize import TensorFlowResize
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
-from ironmoe.bench.models.query import read_known
 from ironmoe.bench.models.registry import Source, register_kind
 from ironmoe.moe import Capacity, CheckpointError, VMoE, read_npz_checkpoint, read_vmoe_checkpoint
 

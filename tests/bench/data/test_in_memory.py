@@ -100,7 +100,7 @@ def test_npz(tmp_path, layout, dtype):
 
 def test_a_label_below_0_is_no_index(tmp_path):
     np.savez(tmp_path / "set.npz", images=np.zeros((10, 6, 6)), labels=np.arange(10) - 1)
-    with pytest.raises(DataError, match=r"indices of classes, 0 and above, got -1 … 8"):
+    with pytest.raises(DataError, match="must be at least 0, got -1"):
         load_data(str(tmp_path / "set.npz"))
 
 
@@ -167,7 +167,7 @@ def test_bad_npz_is_named(tmp_path, arrays, message):
 
 def test_other_bad_specs_are_named(tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"PK no zip")
-    with pytest.raises(DataError, match=r"broken\.npz cannot be read"):
+    with pytest.raises(DataError, match=r"broken\.npz must be an .npz file"):
         load_data(str(tmp_path / "broken.npz"))
     with pytest.raises(
         DataError,

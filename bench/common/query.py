@@ -1,4 +1,4 @@
-"""What follows a model's name: ``?key=value&key=value``."""
+"""What follows the name of a model or of a set: ``?key=value&key=value``."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,8 +9,8 @@ from ironmoe.moe.checkpoints.errors import CheckpointError
 Reader = Callable[[str], Any]
 
 
-def split_query(spec: str) -> tuple[str, dict[str, str]]:
-    """(what stands before the question mark, key → text).
+def split_query(spec: str, option: str = "--model") -> tuple[str, dict[str, str]]:
+    """(what stands before the question mark, key → text). option: how errors call it.
 
     Raises:
         CheckpointError: a part is no key=value, or a key comes twice.
@@ -22,7 +22,7 @@ def split_query(spec: str) -> tuple[str, dict[str, str]]:
         if not equals or not key or key in found:
             wrong = "twice" if key in found else "without a value"
             raise CheckpointError(
-                f"--model {spec} must be NAME?key=value&key=value with each key once, got "
+                f"{option} {spec} must be NAME?key=value&key=value with each key once, got "
                 f"{key!r} {wrong}"
             )
         found[key] = unquote(text)
