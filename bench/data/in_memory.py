@@ -46,6 +46,12 @@ class ImageData:
         """SHA-256 of images and labels as they are used."""
         return checksum_of(self.images, self.labels)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        height, width = self.images.shape[2:]
+        return height, width
+
     def as_set(self) -> ImageArrays:
         """The same images as a set that streams."""
         arrays = ImageArrays(
@@ -160,7 +166,10 @@ def _look(images: ImageSet) -> tuple[int, tuple[int, int]]:
 
 def _first_size(images: ImageSet) -> tuple[int, int]:
     image, _ = images.read(0, 3)
-    return tuple(image.shape[1:]) if isinstance(image, Tensor) else (image.height, image.width)
+    if isinstance(image, Tensor):
+        height, width = image.shape[1:]
+        return height, width
+    return image.height, image.width
 
 
 def _check_memory(stream: ImageStream) -> None:

@@ -110,7 +110,7 @@ def _as_npz(
     found = list(images)
     whole = torch.stack(found).numpy() if found else np.zeros((0,), dtype=np.float32)
     file = io.BytesIO()
-    np.savez(file, **(columns | {"images": whole}))  # type: ignore[arg-type]
+    np.savez(file, **(columns | {"images": whole}))
     write_atomically(folder / f"{name}.npz", file.getvalue())
     return [(f"{name}.npz", place) for place in range(len(rows))]
 

@@ -42,9 +42,10 @@ def make_model(kind: str, folder: Path) -> Path:
     if (path / "preprocessor_config.json").exists():
         return path
     torch.manual_seed(0)
-    model = ViTForImageClassification(ViTConfig(num_labels=CLASSES, **SIZES))
+    model = ViTForImageClassification(ViTConfig(**SIZES, num_labels=CLASSES))  # type: ignore[call-arg]
     if kind == "robust":
         head = model.classifier
+        assert isinstance(head, nn.Linear)
         with torch.no_grad():
             head.weight.mul_(1e-3)
             head.bias.copy_(torch.randn(CLASSES, generator=torch.Generator().manual_seed(1)))
