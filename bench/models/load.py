@@ -8,13 +8,14 @@ from torch import nn
 
 from ironmoe.bench.common.query import split_query
 from ironmoe.bench.models import kinds  # noqa: F401, it registers them
+from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.function import FORM as FUNCTION
 from ironmoe.bench.models.kinds.function import load_function
 from ironmoe.bench.models.kinds.own import load_own
 from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.bench.models.overrides import Overrides
 from ironmoe.bench.models.registry import FILE_KINDS, KINDS, Kind, Source, forms
-from ironmoe.bench.models.weights import load_into, read_weights
+from ironmoe.bench.models.weights import load_file_into
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 FORMS = f"{forms()} or {FUNCTION}"
@@ -53,7 +54,7 @@ def load_model(
     assert spec is not None
     loaded = overrides.apply(_load(spec, device, image_size))
     if weights is not None:
-        load_into(loaded.model, read_weights(weights), weights)
+        load_file_into(loaded.model, weights)
     return loaded._replace(model=loaded.model.to(device).eval())
 
 
@@ -103,5 +104,5 @@ def _load(spec: str, device: torch.device, image_size: tuple[int, int] | None) -
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     """Weights and buffers in another dtype; the normalization stays float32."""
-    inner = getattr(model, "model", model)
+    inner = model.model if isinstance(model, Classifier) else model
     inner.to(dtype)

@@ -13,12 +13,8 @@ from ironmoe.moe.checkpoints.errors import CheckpointError
 OF_TORCH_2 = 15
 
 
-def imported(name: str, wanted_by: object, *, install: str = "") -> Any:
-    """The module ``name``.
-
-    Args:
-        wanted_by: what needs it, as errors begin.
-        install: what pip calls its package, where that is not the module's name.
+def imported(name: str, wanted_by: object) -> Any:
+    """The module ``name``. wanted_by: what needs it, as errors begin.
 
     Raises:
         CheckpointError: it is not installed, or its import fails; the message has the command that
@@ -27,20 +23,17 @@ def imported(name: str, wanted_by: object, *, install: str = "") -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a torchvision of another torch raises RuntimeError, for one
-        raise CheckpointError(f"{wanted_by} {why_not(error, install or name)}") from error
+        raise CheckpointError(f"{wanted_by} {why_not(error, name)}") from error
 
 
 def why_not(error: Exception, package: str) -> str:
     """Why an import of ``package``, or of a part of it, failed, and what to do."""
     top = package.partition(".")[0]
-    if isinstance(error, ModuleNotFoundError) and error.name in (package, top):
-        return f"needs the package {top}, which is not installed: pip install {top}"
     if isinstance(error, ModuleNotFoundError) and error.name:
         missing = error.name.partition(".")[0]
-        return (
-            f"needs {top}, which needs the package {missing}, which is not installed: pip install "
-            f"{missing}"
-        )
+        whose = "" if missing == top else f"{top}, which needs "
+        command = torchvision_command() if missing == "torchvision" else f"pip install {missing}"
+        return f"needs {whose}the package {missing}, which is not installed: {command}"
     if "torchvision" in str(error) or "torchvision" in _modules_of(error):
         return (
             f"needs {top}, whose import fails because the installed torchvision was built for "

@@ -61,6 +61,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _without_prefixes(tensors)
 
 
+def load_file_into(model: nn.Module, path: Path) -> None:
+    """``load_into`` of a weights file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its tensors do not fit the model.
+    """
+    load_into(model, read_weights(path), path)
+
+
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Give the model these weights, all of them.
 

@@ -34,8 +34,9 @@ PIXELS_ONLY = {
 }
 # height and width of pictures to compare with: their crops begin at all sorts of half pixels
 SHAPES = ((97, 161), (233, 131), (301, 300), (30, 47), (64, 113), (115, 64), (64, 117), (9, 11))
-WITHIN = 1e-5  # float32 rounds the normalized values, which lie within ±10, twice or thrice
+WITHIN = 1e-5  # of the largest value: float32 and seven digits of mean and std round by less
 DIGITS = 7  # of mean and std, which a float32 has
+WITHOUT = "processor=false leaves it out"
 
 
 class Taken(NamedTuple):
@@ -85,46 +86,40 @@ def take(processor: Any, channels: int, name: str) -> Taken:
         CheckpointError: it gives no picture for a picture, pixels that are not 8-bit, or values
             that are no affine function of the pixels.
     """
-    kind = type(processor).__name__
+    whose = f"{name}: its {type(processor).__name__}"
     pictures = list(_pictures(channels))
     try:
         pixels = [_run(processor, picture, pixels_only=True) for picture in pictures]
         values = [_run(processor, picture, pixels_only=False) for picture in pictures]
     except Exception as error:
         raise CheckpointError(
-            f"{name}: its {kind} must give pixel_values (1, {channels}, H, W) for a picture, got "
-            f"{type(error).__name__}: {error}; processor=false leaves it out"
+            f"{whose} must give pixel_values (1, {channels}, H, W) for a picture, got "
+            f"{type(error).__name__}: {error}; {WITHOUT}"
         ) from error
 
     if any(not torch.equal(each, each.clamp(0, 255).round()) for each in pixels):
         raise CheckpointError(
-            f"{name}: its {kind} must resize and crop to whole pixels from 0 to 255, got other "
-            "values; processor=false leaves it out"
+            f"{whose} must resize and crop to whole pixels from 0 to 255, got other values; "
+            f"{WITHOUT}"
         )
     found = [_affine(some, pixels[0], channel) for channel, some in enumerate(values[0])]
     order = [channel for channel, _, _ in found]
-    if sorted(order) != list(range(channels)):
-        raise CheckpointError(
-            f"{name}: its {kind} must keep the {channels} channels, got channels {order}; "
-            "processor=false leaves it out"
-        )
     of_pixels = sorted(found)  # mean and std of the pixels' first channel come first
     mean, std = [each for _, each, _ in of_pixels], [each for _, _, each in of_pixels]
-    taken = Taken(
-        _pipeline(processor, channels, pictures, pixels, mean, std),
-        mean,
-        std,
-        None if order == list(range(channels)) else tuple(order),
+    is_affine = sorted(order) == list(range(channels)) and all(
+        _is_near(_normalized(some, mean, std)[order], wanted)
+        for some, wanted in zip(pixels, values, strict=True)
     )
+    if not is_affine:
+        raise CheckpointError(
+            f"{whose} must compute (pixels − mean) / std of each channel of its pixels, got other "
+            f"values; {WITHOUT}"
+        )
 
-    for some, all_values in zip(pixels, values, strict=True):
-        far = (_normalized(some, taken, order) - all_values).abs().max()
-        if not far <= WITHIN:
-            raise CheckpointError(
-                f"{name}: its {kind} must compute (pixels − mean) / std from its pixels, got "
-                f"values that differ by {float(far):.2g}; processor=false leaves it out"
-            )
-    return taken
+    pipeline = _pipeline(processor, channels, pictures, pixels)
+    if isinstance(pipeline, Preprocessing):
+        pipeline = pipeline.with_(mean=tuple(mean), std=tuple(std))
+    return Taken(pipeline, mean, std, None if order == list(range(channels)) else tuple(order))
 
 
 def _run(processor: Any, picture: Image.Image, *, pixels_only: bool) -> Tensor:
@@ -159,12 +154,16 @@ def _affine(values: Tensor, pixels: Tensor, channel: int) -> tuple[int, float, f
             best = (missed, other, float(-offset / slope), float(1 / slope))
     assert best is not None
     _, other, mean, std = best
-    return other, round(mean, DIGITS) + 0.0, round(std, DIGITS)
+    return other, round(mean, DIGITS) + 0.0, float(f"{std:.{DIGITS}g}")
 
 
-def _normalized(pixels: Tensor, taken: Taken, order: list[int]) -> Tensor:
-    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (taken.mean, taken.std))
-    return ((pixels.float() / 255 - mean) / std)[order]
+def _normalized(pixels: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    shift, scale = (torch.tensor(each).view(-1, 1, 1) for each in (mean, std))
+    return (pixels.float() / 255 - shift) / scale
+
+
+def _is_near(values: Tensor, wanted: Tensor) -> bool:
+    return bool((values - wanted).abs().max() <= WITHIN * max(1, float(wanted.abs().max())))
 
 
 def _pipeline(
@@ -172,8 +171,6 @@ def _pipeline(
     channels: int,
     pictures: list[Image.Image],
     pixels: list[Tensor],
-    mean: list[float],
-    std: list[float],
 ) -> Pipeline:
     """The rules of ``Preprocessing`` if some give the same pixels, else the processor itself."""
     source = type(processor).__name__.removesuffix("Pil")
@@ -183,7 +180,7 @@ def _pipeline(
             for picture, want in zip(pictures, pixels, strict=True)
         )
         if same:
-            return rules.with_(mean=tuple(mean), std=tuple(std), source=source)
+            return rules.with_(source=source)
 
     sizes = {tuple(each.shape[1:]) for each in pixels}
     (height, width) = min(sizes)
