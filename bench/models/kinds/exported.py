@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import ironmoe.kernels  # noqa: F401, its operators may be in the program
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.common.query import read_known
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
-from ironmoe.bench.models.query import read_known
 from ironmoe.bench.models.registry import Source, register_files
 from ironmoe.moe.checkpoints.errors import CheckpointError
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.common.query import read_known
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.torchvision_rules import rules_of
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
 from ironmoe.bench.models.offline import nothing_downloaded
 from ironmoe.bench.models.packages import imported
-from ironmoe.bench.models.query import read_known
 from ironmoe.bench.models.registry import Source, register_kind
 from ironmoe.moe.checkpoints.errors import CheckpointError
 

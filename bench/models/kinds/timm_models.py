@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.common.query import read_value
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.timm_config import preprocessing_of
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
 from ironmoe.bench.models.offline import nothing_downloaded
 from ironmoe.bench.models.packages import imported
-from ironmoe.bench.models.query import read_value
 from ironmoe.bench.models.registry import Source, register_kind
 from ironmoe.bench.models.weights import load_file_into
 from ironmoe.moe.checkpoints.errors import CheckpointError

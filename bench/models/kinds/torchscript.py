@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from ironmoe.bench.common.query import read_known
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
-from ironmoe.bench.models.query import read_known
 from ironmoe.bench.models.registry import Source, register_files
 from ironmoe.moe.checkpoints.errors import CheckpointError
 

@@ -10,12 +10,12 @@ from torch import nn
 
 from ironmoe.attacks.data.preprocessing import Preprocessing
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.common.query import read_value
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.torchvision_rules import interpolation_of, resized
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
 from ironmoe.bench.models.offline import nothing_downloaded
 from ironmoe.bench.models.packages import imported
-from ironmoe.bench.models.query import read_value
 from ironmoe.bench.models.registry import Source, register_kind
 from ironmoe.bench.models.weights import load_file_into
 from ironmoe.moe.checkpoints.errors import CheckpointError
