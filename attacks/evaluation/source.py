@@ -66,9 +66,7 @@ class Source:
                 self._check_taken(data, extra_columns(data[2], len(data[1])))
         elif not isinstance(data, Iterable) or isinstance(data, Tensor):
             raise TypeError(f"{WHAT}, got {type(data).__name__}{OR}")
-        model = attacks[0].model
-        weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-        self.device: torch.device | None = None if weight is None else weight.device
+        self.device = attacks[0].attacked_model.device
 
     def __iter__(self) -> Iterator[Chunk]:
         rest: Chunk | None = None
