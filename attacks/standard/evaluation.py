@@ -62,7 +62,10 @@ def standard_report(
         on_progress=log.tells if log.is_on else None,
     )
     if log.is_on:
-        log.ends(attack.norm, report, report.attacks[NAME])
+        summary = report.attacks[NAME]
+        is_kept = keep_adversarial and isinstance(data, tuple)
+        final = final_images(summary, data[0]) if is_kept else None  # type: ignore[index]
+        log.ends(attack.norm, report, summary, final)
     return report
 
 

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
 from ironmoe.attacks.evaluation.sharding import current_shard
@@ -63,8 +65,11 @@ class Log:
             f"run misclassified (total time {progress.seconds:.1f} s)"
         )
 
-    def ends(self, norm: str, report: RobustnessReport, summary: AttackSummary) -> None:
-        """What is left after each attack, how far images moved, and what looks wrong."""
+    def ends(
+        self, norm: str, report: RobustnessReport, summary: AttackSummary, final: Tensor | None
+    ) -> None:
+        """What is left after each attack, how far images moved, and what looks wrong; ``final`` are
+        the images (N, …) that the call returns."""
         counted = max(int((~summary.skipped).sum()), 1)
         held = int((summary.clean_correct & ~summary.skipped).sum())
         if not self._knows_clean:
@@ -76,7 +81,7 @@ class Log:
         for flag in report.checks:
             if flag.tripped:
                 self.line(f"{flag.name}: {flag.message}")
-        self.line(f"max {norm} perturbation: {_farthest(summary):.5f}{_values(summary)}")
+        self.line(f"max {norm} perturbation: {_farthest(summary):.5f}{_values(final)}")
         self.line(f"robust accuracy: {held / counted:.2%} (total time {report.seconds:.1f} s)")
 
 
@@ -85,10 +90,9 @@ def _farthest(summary: AttackSummary) -> float:
     return float(summary.distance[summary.fell].max()) if bool(summary.fell.any()) else 0.0
 
 
-def _values(summary: AttackSummary) -> str:
-    """What the final images hold, if they were kept: those that a budget left out are NaN."""
-    if summary.adversarial is None or not len(summary.adversarial):
+def _values(final: Tensor | None) -> str:
+    """What the final images hold, if there are any."""
+    if final is None or not final.numel():
         return ""
-    found = summary.adversarial[summary.decided & ~summary.skipped]
-    low, high = (float(end) for end in found.aminmax()) if found.numel() else (0.0, 0.0)
-    return f", nan in tensor: {int(found.isnan().sum())}, max: {high:.5f}, min: {low:.5f}"
+    low, high = (float(end) for end in final.aminmax())
+    return f", nan in tensor: {int(final.isnan().sum())}, max: {high:.5f}, min: {low:.5f}"
