@@ -235,7 +235,7 @@ class AutoAttack(HasParts, Attack):
             self,
             (x, y, extra),
             bs=bs,
-            log=self._log(bs),
+            log=self.log(bs),
             state_path=state_path,
             keep_adversarial=True,
         )
@@ -269,7 +269,7 @@ class AutoAttack(HasParts, Attack):
             single._take_stages([stage])
 
         report = evaluate(self.model, (x, y, extra), singles, batch_size=bs, keep_adversarial=True)
-        log = self._log(bs)
+        log = self.log(bs)
         found: dict[str, Any] = {}
         for name, summary in report.attacks.items():
             images = final_images(summary, x)
@@ -283,8 +283,9 @@ class AutoAttack(HasParts, Attack):
         """The share of images (N, …) that the model gives their labels (N,)."""
         return clean_accuracy(self, x, y, extra, bs=bs)
 
-    def _log(self, bs: int) -> Log:
-        return Log(self.version, self.verbose, self.log_path, every=bs)
+    def log(self, every: int) -> Log:
+        """Where an evaluation says what it finds, and how far it is after ``every`` images."""
+        return Log(self.version, self.verbose, self.log_path, every=every)
 
     def start(self, attempts: Attempts) -> None:
         raise NotImplementedError("AutoAttack runs through its stages")

@@ -65,7 +65,8 @@ def known_arguments(kind: type) -> str:
 
 
 def names_by_position(kind: type) -> list[str]:
-    """The arguments that the constructor of a class takes by position, in their order."""
+    """The arguments that the constructor of a class takes by position, in their order, as far as
+    they have names there."""
     return [p.name for p in _parameters(kind).values() if p.kind in BY_POSITION]
 
 
@@ -75,7 +76,8 @@ def check_positions(kind: type, given: tuple[Any, ...]) -> None:
     parameters = [_parameters(kind)[name] for name in names_by_position(kind)]
     order = f"{kind.__name__}({', '.join(names_by_position(kind))})"
     advice = f"the order here is {order}, so give what comes after eps by name"
-    if len(given) > len(parameters):
+    is_open = any(p.kind is p.VAR_POSITIONAL for p in _all_parameters(kind))
+    if len(given) > len(parameters) and not is_open:
         raise TypeError(
             f"arguments by position must be at most {len(parameters)}, got {len(given)}: {advice}"
         )

@@ -46,7 +46,7 @@ def standard_report(
             f"the file {str(state_path)!r}; a state of the official code cannot be read"
         )
     if log.is_on:
-        is_whole = isinstance(data, tuple)
+        is_whole = isinstance(data, tuple) and len(data) in (2, 3)
         log.begins(
             [stage.name for stage in attack.stages],
             clean_accuracy(attack, *data, bs=bs) if is_whole else None,  # type: ignore[misc]

@@ -84,6 +84,19 @@ def test_an_attack_of_a_user_keeps_its_own_names_and_attributes():
     torch.testing.assert_close(result.adversarial, IMAGES + 0.1, rtol=0, atol=1e-9)
 
 
+def test_a_class_may_hand_on_whatever_it_gets():
+    class Handed(PGD):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+
+    attack = Handed(MODEL, 0.1, 0.01, n_iter=3, eot_iter=2, is_tf_model=False)
+    assert (attack.eps, attack.alpha, attack.steps, attack.eot) == (0.1, 0.01, 3, 2)
+    with pytest.raises(TypeError, match="eps must be float or Tensor, got 'Linf' as argument 2"):
+        Handed(MODEL, "Linf")
+    with pytest.raises(TypeError, match=r"arguments of Handed must be among .* got itre"):
+        Handed(MODEL, itre=3)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
