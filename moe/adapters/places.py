@@ -68,8 +68,9 @@ def tower_of(model: nn.Module, mlp: str | None = None) -> list[str]:
         found = ", ".join(f"{name} ({len(mlps)} blocks)" for name, mlps in towers.items())
         *_, last = towers
         around, _, _ = last.rpartition(".")
-        # the encoder itself, because its fast path must be left
-        one = around if isinstance(model.get_submodule(around), nn.TransformerEncoder) else last
+        # a whole encoder, because its fast path must be left
+        whole = nn.TransformerEncoder | nn.TransformerDecoder
+        one = around if isinstance(model.get_submodule(around), whole) else last
         raise ValueError(
             f"model must have one tower of blocks, got several: {found}. Pass one: "
             f"upcycle(model.{one}, …)"
