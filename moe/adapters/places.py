@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ironmoe.moe.adapters.recorded import record_place
+from ironmoe.moe.adapters.recorded import record
 from ironmoe.moe.layers.dense_mlp import describe_children
 from ironmoe.moe.layers.mlp_layouts import (
     SUPPORTED,
@@ -78,9 +78,9 @@ def tower_of(model: nn.Module, mlp: str | None = None) -> list[str]:
     return next(iter(towers.values()))
 
 
-def replace(model: nn.Module, path: str, moe: MoE) -> nn.Module:
-    """Put the MoE in the place of the dense MLP at ``path``. Returns the model; the MoE where the
-    model is that MLP."""
+def replace(model: nn.Module, path: str, moe: MoE, noise: float) -> nn.Module:
+    """Put the MoE in the place of the dense MLP at ``path``, and let it know. Returns the model;
+    the MoE where the model is that MLP."""
     mlp = model.get_submodule(path)
     layout = layout_of(mlp)
     assert layout is not None
@@ -91,7 +91,7 @@ def replace(model: nn.Module, path: str, moe: MoE) -> nn.Module:
         for name in parts:
             vars(mlp).pop(name, None)  # a function
         setattr(mlp, first, moe)
-        record_place(moe, first)
+        record(moe, noise, first)
         for name in between:
             setattr(mlp, name, nn.Identity())
         setattr(mlp, last, AddResidual() if residual else nn.Identity())
@@ -100,7 +100,7 @@ def replace(model: nn.Module, path: str, moe: MoE) -> nn.Module:
     experts: nn.Module = moe
     if channels_first(mlp, layout):
         experts = ChannelsFirst(moe)
-        record_place(moe, "moe")
+    record(moe, noise, "" if experts is moe else "moe")
     if not path:
         return experts
     parent, _, name = path.rpartition(".")

@@ -4,6 +4,7 @@ hold it.
 {"format": 1, "steps": [{"mlps": ["blocks.1.mlp"], "router": {…}, "moe": {…}, "noise": 0.0}]}
 """
 
+import inspect
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -11,36 +12,58 @@ from typing import Any
 import torch
 
 from ironmoe.kernels import ExpertGroups
+from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.capacity import Capacity
+from ironmoe.moe.routers.top_k import TopKRouter
+from ironmoe.moe.routers.wrapped import unwrapped
 
 FORMAT = 1
 # How a recipe is called in the metadata of a safetensors file and in a config.json.
 KEY = "ironmoe_upcycling"
 Recipe = dict[str, Any]
 _STEP = ("mlps", "moe", "noise", "router")
-_CAPACITY = (
-    "factor",
-    "images_per_group",
-    "tokens_per_group",
-    "priority",
-    "multiple_of",
-    "places",
-    "renormalize",
+# A router and a capacity have an attribute for each argument.
+_ROUTER, _CAPACITY = (
+    [name for name in inspect.signature(cls).parameters if name not in ("dim", "device", "dtype")]
+    for cls in (TopKRouter, Capacity)
 )
 
 
-def encoded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a router or a layer as JSON can hold them.
+def router_of(moe: MoE) -> dict[str, Any]:
+    """The keyword arguments that make the layer's router as it is now, as JSON can hold them.
 
     Raises:
-        TypeError: an option is neither a number, a string, None, a dtype, a ``Capacity`` nor an
-            ``ExpertGroups``.
+        TypeError: it is no ``TopKRouter``, or has an option that a recipe cannot hold.
     """
-    return {name: _encoded(name, value) for name, value in options.items()}
+    router = unwrapped(moe.router)
+    if type(router) is not TopKRouter:
+        raise TypeError(
+            "router must be a TopKRouter, so that a recipe of the model can hold it, got a "
+            f"{type(router).__name__}"
+        )
+    options = {name: getattr(router, name) for name in _ROUTER}
+    for name in ("bias", "selection_bias"):
+        options[name] = options[name] is not None
+    return _encoded(options)
+
+
+def layer_of(moe: MoE) -> dict[str, Any]:
+    """The same of the layer. TypeError if a recipe cannot hold one of them."""
+    capacity = None if moe.capacity is None else unwrapped(moe.capacity)
+    return _encoded(
+        {
+            "capacity": capacity,
+            "shared_dim": 0 if moe.shared is None else moe.shared.fc2.in_features,
+            "shared_gate": moe.shared_gate is not None,
+            "recompute": moe.recompute,
+            "precision": moe.precision,
+            "dispatch_dtype": moe.dispatch_dtype,
+        }
+    )
 
 
 def decoded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``encoded``. ValueError if a value is none that it writes."""
+    """Options of a recipe as arguments. ValueError if a value is none that a recipe has."""
     return {name: _decoded(name, value) for name, value in options.items()}
 
 
@@ -66,7 +89,11 @@ def steps_of(recipe: Any) -> list[dict[str, Any]]:
     return steps
 
 
-def _encoded(name: str, value: Any) -> Any:
+def _encoded(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _encoded_value(name, value) for name, value in options.items()}
+
+
+def _encoded_value(name: str, value: Any) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, numbers.Integral):

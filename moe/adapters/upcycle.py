@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ironmoe.kernels import topk_route
 from ironmoe.moe.adapters.places import AddResidual as AddResidual  # where older pickles look
 from ironmoe.moe.adapters.places import check_axes, replace, tower_of
-from ironmoe.moe.adapters.recipe import decoded, encoded, steps_of
-from ironmoe.moe.adapters.recorded import record
+from ironmoe.moe.adapters.recipe import decoded, steps_of
 from ironmoe.moe.adapters.sharing import check_sharing
 from ironmoe.moe.layers.dense_mlp import DenseMlp, read_mlp
 from ironmoe.moe.layers.expert_linear import ExpertLinear
@@ -87,8 +86,7 @@ def upcycle(
             shares a parameter with another module, or is shared with a block that is not chosen; no
             chain of blocks with one MLP each, or more than one, as in CLIP: then pass the tower.
             The model is unchanged.
-        TypeError: a count that is no whole number, a router that is no dict, an unknown keyword, or
-            an option that a recipe cannot hold.
+        TypeError: a count that is no whole number, a router that is no dict, or an unknown keyword.
     """
     for name, value in {"num_experts": num_experts, "top_k": top_k}.items():
         if not isinstance(value, int) or isinstance(value, bool):
@@ -116,7 +114,8 @@ def upcycle(
             f"layers must name at least one of the {len(paths)} blocks, got {layers!r}"
         )
     check_sharing(model, paths, chosen)
-    return _with_experts(model, chosen, make_router, std, float(noise), moe_options)
+    noise = float(noise)
+    return _with_experts(model, chosen, make_router, std, moe_options, noise=noise, said=noise)
 
 
 def upcycle_by_recipe(model: nn.Module, recipe: dict[str, Any]) -> nn.Module:
@@ -141,8 +140,9 @@ def upcycle_by_recipe(model: nn.Module, recipe: dict[str, Any]) -> nn.Module:
                     f"recipe must name MLPs of the model, got {lacks[0]}, which "
                     f"{type(model).__name__} lacks"
                 )
+            moe_options, said = decoded(step["moe"]), step["noise"]
             model = _with_experts(
-                model, step["mlps"], make_router, ROUTER_STD, 0.0, decoded(step["moe"]), step
+                model, step["mlps"], make_router, ROUTER_STD, moe_options, noise=0.0, said=said
             )
         except TypeError as error:
             raise ValueError(f"recipe must have options of this version, got {error}") from error
@@ -162,12 +162,13 @@ def _with_experts(
     chosen: list[str],
     make_router: partial[TopKRouter],
     router_std: float,
-    noise: float,
     moe_options: dict[str, Any],
-    made: dict[str, Any] | None = None,
+    *,
+    noise: float,
+    said: float,
 ) -> nn.Module:
     """Put experts into the place of the dense MLPs at these paths; all are made before the first is
-    replaced. ``made``: the step of a recipe that they follow."""
+    replaced. ``said``: the noise that the recipe names."""
     moes: dict[nn.Module, MoE] = {}
     for path in chosen:
         mlp = model.get_submodule(path)
@@ -178,15 +179,11 @@ def _with_experts(
         if mlp not in moes:
             moe = _moe(read_mlp(mlp, path), make_router, router_std, noise, moe_options)
             check_axes(mlp, moe, path)
-            if made is None:
-                record(moe, encoded(make_router.keywords), encoded(moe_options), noise)
-            else:
-                record(moe, made["router"], made["moe"], made["noise"])
             moes[mlp] = moe.train(mlp.training)
     for path in chosen:
         mlp = model.get_submodule(path)
         if mlp in moes and layout_of(mlp):  # else it has been replaced inside a shared block
-            model = replace(model, path, moes[mlp])
+            model = replace(model, path, moes[mlp], said)
     return model
 
 

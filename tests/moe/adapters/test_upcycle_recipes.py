@@ -1,6 +1,7 @@
 """What an upcycled model is made of survives copies, pickles and files."""
 
 import copy
+import inspect
 import json
 import pickle
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from ironmoe.moe import (
     Capacity,
+    EnsembleRouter,
     ExpertGroups,
     MoE,
     TopKRouter,
@@ -54,6 +56,11 @@ def shared():
 
 # name → the dense model, an input, and how it is upcycled
 MODELS = {
+    "experts that all tokens take": (
+        lambda: twins.Encoder(2),
+        torch.randn(2, 3, twins.DIM),
+        lambda model: upcycle(model, 4, noise=0.1, shared_dim=8, shared_gate=True),
+    ),
     "every option": (
         lambda: twins.Encoder(2),
         torch.randn(2, 3, twins.DIM),
@@ -173,30 +180,43 @@ def test_the_state_of_a_model_has_no_trace_of_the_recipe():
 def test_a_recipe_says_which_mlps_with_which_options():
     model = upcycle(twins.Encoder(4), 4, layers="last 1", router=ROUTER, noise=0.1, **OPTIONS)
     upcycle(model, 2, 1, layers=[0, 2])
+    second, first = recipe_of(model)["steps"]
+    assert first["mlps"] == ["blocks.3.mlp"] and first["noise"] == 0.1
+    assert first["router"] == {
+        "num_experts": 4, "top_k": 2, "renormalize": True, "noise_std": 0.5,
+        "importance_weight": 0.005, "load_weight": 0.005, "balance_weight": 0.0,
+        "balance": "gshard", "z_weight": 0.0, "score": "sigmoid", "order": "score_first",
+        "groups": {"ExpertGroups": {"num_groups": 2, "keep": 1, "score": "max"}}, "scale": 1.0,
+        "bias": True, "selection_bias": True, "jitter": 0.0, "softcap": 30.0,
+    }  # fmt: skip
     capacity = {
         "factor": 0.5, "images_per_group": None, "tokens_per_group": 8, "priority": True,
         "multiple_of": 4, "places": None, "renormalize": False,
     }  # fmt: skip
-    second, first = recipe_of(model)["steps"]
-    assert first == {
-        "mlps": ["blocks.3.mlp"],
-        "router": {
-            **ROUTER,
-            "num_experts": 4,
-            "top_k": 2,
-            "renormalize": True,
-            "groups": {"ExpertGroups": {"num_groups": 2, "keep": 1, "score": "max"}},
-        },
-        "moe": {
-            "capacity": {"Capacity": capacity},
-            "dispatch_dtype": {"dtype": "bfloat16"},
-            "recompute": True,
-        },
-        "noise": 0.1,
-    }
-    assert second["mlps"] == ["blocks.0.mlp", "blocks.2.mlp"]
-    assert second["router"] == {"num_experts": 2, "top_k": 1, "renormalize": False, "scale": 2.0}
+    assert first["moe"] == {
+        "capacity": {"Capacity": capacity}, "dispatch_dtype": {"dtype": "bfloat16"},
+        "recompute": True, "precision": "ieee", "shared_dim": 0, "shared_gate": False,
+    }  # fmt: skip
+    assert second["mlps"] == ["blocks.0.mlp", "blocks.2.mlp"] and second["noise"] == 0
+    assert (second["router"]["scale"], second["router"]["renormalize"]) == (2.0, False)
     assert recipe_of(model.blocks[3])["steps"] == [{**first, "mlps": ["mlp"]}]
+
+
+def test_a_recipe_names_all_arguments_of_a_layer_but_those_of_the_dense_mlp():
+    (step,) = recipe_of(upcycle(twins.Encoder(1), 4))["steps"]
+    of_the_mlp = {"dim", "hidden_dim", "activation", "device", "dtype"}
+    of_a_layer = set(inspect.signature(MoE).parameters) - of_the_mlp - {"bias", "router"}
+    assert set(step["moe"]) == of_a_layer - {"num_experts", "top_k"}
+    assert set(step["router"]) == set(inspect.signature(TopKRouter).parameters) - of_the_mlp
+
+
+def test_a_recipe_is_read_off_the_layers_as_they_are_now():
+    model = upcycle(twins.Encoder(2), 4)
+    model.blocks[0].mlp.router.noise_std = 0.25
+    model.blocks[1].mlp.capacity = Capacity(places=4)
+    twin = upcycle_by_recipe(twins.Encoder(2), recipe_of(model))
+    assert [layer.router.noise_std for layer in moes(twin)] == [0.25, 1.0]
+    assert [getattr(layer.capacity, "places", None) for layer in moes(twin)] == [None, 4]
 
 
 def test_files_and_models_without_a_recipe_have_none(tmp_path):
@@ -215,7 +235,7 @@ def test_files_and_models_without_a_recipe_have_none(tmp_path):
         recipe_of(tmp_path / "missing")
     with pytest.raises(ValueError, match="model must have been upcycled, got a Encoder without"):
         save_upcycled(dense, tmp_path / "dense.safetensors")
-    with pytest.raises(ValueError, match="path must be a file that save_upcycled wrote, got .*pl"):
+    with pytest.raises(ValueError, match=r"path must be a file that save_upcycled .*plain"):
         load_upcycled(dense, tmp_path / "plain.safetensors")
 
 
@@ -246,7 +266,7 @@ def test_a_recipe_that_is_not_understood_is_refused(tmp_path):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     save_upcycled(upcycle(twins.Encoder(2), 4), path := tmp_path / "model.safetensors")
-    with pytest.raises(RuntimeError, match="blocks.2"):
+    with pytest.raises(RuntimeError, match=r"blocks\.2"):
         load_upcycled(twins.Encoder(3), path)
     with pytest.raises(ValueError, match=r"blocks\.1\.mlp, which Encoder lacks"):
         load_upcycled(twins.Encoder(1), path)
@@ -258,16 +278,11 @@ class OwnCapacity(Capacity):
     pass
 
 
-def test_an_option_that_no_recipe_can_hold_is_refused_before_anything_changes():
-    model = twins.Encoder(2)
-    with pytest.raises(TypeError, match="capacity must be a number.*got OwnCapacity"):
-        upcycle(model, 4, capacity=OwnCapacity(1.0))
-    assert not moes(model)
-
-
-def test_a_router_of_one_s_own_is_not_part_of_a_recipe():
-    """It is put into a layer afterwards, and again after loading."""
+def test_a_layer_that_no_recipe_can_describe_is_no_part_of_one():
+    model = upcycle(twins.Encoder(1), 4, capacity=OwnCapacity(1.0))
+    with pytest.raises(TypeError, match=r"capacity must be a number.*got OwnCapacity"):
+        recipe_of(model)
     model = upcycle(twins.Encoder(1), 4)
-    before = recipe_of(model)
-    model.blocks[0].mlp.router = TopKRouter(twins.DIM, 4, 2, noise_std=3.0)
-    assert recipe_of(model) == before
+    model.blocks[0].mlp.router = EnsembleRouter(twins.DIM, 4, 1, ensemble_size=2)
+    with pytest.raises(TypeError, match=r"router must be a TopKRouter, .* got a EnsembleRouter"):
+        recipe_of(model)

@@ -122,7 +122,9 @@ def test_a_mixer_routes_patches_or_channels(rounding):
     both = upcycle(tokens, 4, mlp="mlp_channels")
     assert len(places(both)) == 5
     assert_same(model, both, images, ROUNDINGS, rounding)
-    with pytest.raises(ValueError, match=r"mlp must be the name .* got 'mlp', and it has blocks\.0"):
+    with pytest.raises(
+        ValueError, match=r"mlp must be the name .* got 'mlp', and it has blocks\.0"
+    ):
         upcycle(model, 4, mlp="mlp")
     assert places(model) == []
 
