@@ -13,6 +13,7 @@ from ironmoe.bench.models.kinds.image_processor import take
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
 from ironmoe.bench.models.packages import imported, why_not
 from ironmoe.bench.models.registry import Source, register_kind
+from ironmoe.moe import huggingface, recipe_of
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -52,6 +53,8 @@ def load_hugging_face(source: Source) -> LoadedModel:
 def _model(source: Source) -> nn.Module:
     transformers = imported("transformers", source)
     try:
+        if recipe_of(source.path) is not None:
+            huggingface.register()  # so that the model is upcycled as its recipe says
         model, report = transformers.AutoModelForImageClassification.from_pretrained(
             source.path, local_files_only=True, output_loading_info=True
         )

@@ -10,7 +10,6 @@ from PIL import Image
 
 from ironmoe.attacks.data.decoding import read_image
 from ironmoe.attacks.data.preprocessing import Preprocessing
-from ironmoe.bench.models.kinds.image_processor import ProcessorPixels
 from ironmoe.bench.models.load import load_model
 from ironmoe.moe import CheckpointError
 
