@@ -165,7 +165,7 @@ def whole_number(label: Any, where: str) -> int:
 
 
 def as_array(image: Any, where: str) -> np.ndarray:
-    """uint8, or finite floats in [0, 1], of a tensor or an array.
+    """uint8, or finite float32 in [0, 1], of a tensor or an array.
 
     Raises:
         UnreadableImage: NaN or infinity.
@@ -185,6 +185,7 @@ def as_array(image: Any, where: str) -> np.ndarray:
         return values
     if values.dtype.kind != "f":
         raise DataError(f"{where} must be uint8 or floats in [0, 1], got {values.dtype}")
+    values = values.astype(np.float32, copy=False)
     if not np.isfinite(values).all():
         raise UnreadableImage(f"{where} must be finite, got NaN or infinity")
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
@@ -214,8 +215,10 @@ def channels_first(values: np.ndarray, where: str) -> np.ndarray:
 
 def one_line(error: BaseException) -> str:
     """An error on one line: its kind and what it says in the end, without tracebacks."""
+    kind = type(error).__name__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+    said = lines[-1] if lines else ""
+    return said if said.startswith(f"{kind}: ") else f"{kind}: {said}" if said else kind
 
 
 def _same(one: Any, other: Any) -> bool:
