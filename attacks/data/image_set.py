@@ -38,11 +38,20 @@ class ImageSet(Protocol):
     notes: what people should know, such as which files are no images.
     """
 
-    name: str
-    names: list[str] | None
-    labels: Tensor | None
-    fingerprint: str
-    notes: list[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def names(self) -> list[str] | None: ...
+
+    @property
+    def labels(self) -> Tensor | None: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def notes(self) -> list[str]: ...
 
     def __len__(self) -> int: ...
 

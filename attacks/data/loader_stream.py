@@ -208,5 +208,5 @@ def _left_out(loader: DataLoader[Any]) -> list[str]:
     kept = _length(loader)
     if kept is None:
         return []
-    rest = len(loader.batch_sampler.sampler) - kept  # type: ignore[union-attr, arg-type]
+    rest = len(loader.batch_sampler.sampler) - kept  # type: ignore[union-attr]
     return [f"{rest} images are left out, because the loader has drop_last=True."] * (rest > 0)

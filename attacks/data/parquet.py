@@ -10,6 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from ironmoe.attacks.data.columns import Columns, arrow, find_columns, numbered, picture
 from ironmoe.attacks.data.errors import DataError
 from ironmoe.attacks.data.image_set import Item, digest
@@ -55,17 +57,19 @@ class ParquetImages:
         self._groups: list[_Group] = []
         self._cursor: _Cursor | None = None
 
-        labels: list[Any] = []
+        told: list[Any] = []
         footers: list[tuple[str, int, str]] = []
         for path in self.files:
             with _opened(path) as file:
-                labels += self._look(path, file)
+                told += self._look(path, file)
             footers.append((path.name, path.stat().st_size, _footer(path)))
-        if self.columns is None or not labels:
+        if self.columns is None or not told:
             raise DataError(f"{name} must hold images, got none in {len(self.files)} files")
-        self.labels, self.names = numbered(labels, self.columns, name)
-        self._starts = [group.start for group in self._groups]
-        self.fingerprint = digest([*footers, *((str(label),) for label in labels)])
+        self.labels: Tensor
+        self.names: list[str] | None
+        self.labels, self.names = numbered(told, self.columns, name)
+        self._starts: list[int] = [group.start for group in self._groups]
+        self.fingerprint = digest([*footers, *((str(label),) for label in told)])
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -71,7 +71,7 @@ class TorchImages:
         self._read_twice: tuple[int, int] = (-1, 0)  # (process, how many images)
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def read(self, number: int, channels: int) -> Item:
         item = self._item(number, channels)
@@ -231,8 +231,9 @@ def _labels(dataset: Any) -> Tensor | None:
         labels = _labels(dataset.dataset)
         return None if labels is None else labels[torch.as_tensor(dataset.indices)]
     if isinstance(dataset, ConcatDataset):
-        several = [_labels(part) for part in dataset.datasets]
-        return None if any(each is None for each in several) else torch.cat(several)  # type: ignore[arg-type]
+        known = [_labels(part) for part in dataset.datasets]
+        labels_of_all = [labels for labels in known if labels is not None]
+        return torch.cat(labels_of_all) if len(labels_of_all) == len(known) else None
     if isinstance(dataset, TensorDataset):
         return _whole(dataset.tensors[1], len(dataset)) if len(dataset.tensors) == 2 else None
 
@@ -288,7 +289,9 @@ def _content(dataset: Any) -> list[Sequence[object]]:
         if isinstance(values, Tensor):
             values = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         if isinstance(values, np.ndarray) and values.dtype != object:
-            lines.append((values.shape, values.dtype, zlib.crc32(np.ascontiguousarray(values))))
+            held = not isinstance(values, np.memmap)  # else it is a file, which may be large
+            known = zlib.crc32(np.ascontiguousarray(values).data) if held else ""
+            lines.append((values.shape, values.dtype, known))
 
     for sample in getattr(dataset, "samples", None) or []:
         path = sample[0] if isinstance(sample, tuple | list) and sample else sample

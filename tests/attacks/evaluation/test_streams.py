@@ -123,6 +123,29 @@ def test_some_rows_are_the_data_and_have_the_numbers_of_the_stream(model, wanted
     assert report.skipped == [2]
 
 
+class Bright(Blobs):
+    """The blobs without black."""
+
+    def read(self, number, channels):
+        image, label = super().read(number, channels)
+        return Item(image.clamp(60, 200), label)
+
+
+@pytest.mark.parametrize("by_image", [False, True])
+def test_a_bad_image_lies_in_the_bounds_wherever_these_are(model, by_image):
+    data = ImageStream(Bright(bad=(7, 50)), PIPELINE, workers=0, skip_bad=True)
+    pixels = BYTES.clamp(60, 200).float() / 255
+    bounds = (torch.full((120, 1, 1, 1), 0.2), 0.8) if by_image else (0.2, 0.8)
+    mask = torch.ones(120, 1, 12, 12)
+    mask[::2, :, :6] = 0
+    attack = {"pgd": PGD(model, EPS * mask if by_image else EPS, steps=3, bounds=bounds)}
+    options = {"batch_size": 16, "keep_adversarial": True, "checks": False}
+    report = evaluate(model, data, attack, **options)
+    assert report.skipped == [7, 50]
+    good = torch.tensor([n for n in range(120) if n not in (7, 50)])
+    assert same(report, evaluate(model, (pixels, LABELS), attack, **options), good)
+
+
 class Killed(Exception):
     pass
 
