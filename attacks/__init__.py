@@ -7,15 +7,16 @@ Read in this order:
    alone. ``goals/``: what a success is.
 2. ``engine/search``: what an attack is, as the engine sees it; then the rest of ``engine/``, whose
    docstring says what each file knows.
-3. ``result``, ``run``, ``space`` and ``attack``: one batch in, an ``AttackResult`` out; where an
-   attack looks; the class that attacks derive from.
+3. ``result``, ``run``, ``space``, ``aliases/`` and ``attack``: one batch in, an ``AttackResult``
+   out; where an attack looks; what others call its arguments; the class that attacks derive from.
 4. ``routing/``: what an attack may do to routing.
 5. ``methods/``: the attacks, ``pgd`` first.
 6. ``data/``: image files in, streams of pixels out; ``evaluation/``: a data set in, a
    ``RobustnessReport`` out.
 7. ``results/``: reports as files, tables and comparisons.
 8. ``universal/``: one perturbation for all images.
-9. ``autoattack``: attacks one after another, with the official calls.
+9. ``standard/`` and ``autoattack``: attacks one after another, with the official calls;
+   ``robustbench/``: the call of RobustBench.
 10. ``certificates/``: what is proved of a smoothed model.
 11. ``smoothness/``: how smooth a model is, and where its routing makes it jump.
 
@@ -71,6 +72,7 @@ from ironmoe.attacks.results.comparison import ComparedAccuracy, Comparison, com
 from ironmoe.attacks.results.image_rows import per_image, read_rows, write_rows
 from ironmoe.attacks.results.latex import latex_table
 from ironmoe.attacks.results.paired import PairedDifference, paired_difference
+from ironmoe.attacks.robustbench.benchmark import robustbench_evaluate
 from ironmoe.attacks.routing.batch_mates import BatchMates
 from ironmoe.attacks.routing.mates_search import BatchMatesResult
 from ironmoe.attacks.routing.modes import (
@@ -161,5 +163,6 @@ __all__ = [
     "read_rows",
     "register_attack",
     "register_norm",
+    "robustbench_evaluate",
     "write_rows",
 ]

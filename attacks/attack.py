@@ -3,13 +3,16 @@
 This file stands above the engine, which knows attacks only by the protocol ``engine.search``.
 """
 
-from abc import ABC, abstractmethod
+import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.aliases.calls import FamiliarCalls, unknown_arguments
+from ironmoe.attacks.aliases.everywhere import EVERYWHERE
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, Normalize
 from ironmoe.attacks.engine.attempts import Attempts
@@ -24,7 +27,7 @@ from ironmoe.attacks.run import run_attack
 from ironmoe.attacks.space import SearchSpace
 
 
-class Attack(SearchSpace, ABC):
+class Attack(SearchSpace, FamiliarCalls):
     """``attack(images, labels)`` returns adversarial images, ``attack.run(images, labels)`` an
     AttackResult.
 
@@ -43,7 +46,7 @@ class Attack(SearchSpace, ABC):
         norm: the name of a registered norm that the attack takes; ``norms`` lists them.
         bounds: lowest and highest valid pixel: two numbers, or tensors of such shapes as eps has.
         seed: whatever is random depends on (seed, example index, attempt, step) alone, and not on
-            batches.
+            batches. None: a seed is drawn from the clock; ``attack.seed`` says which.
         targeted: ``labels`` are the classes to reach, not the ones to leave: the same as
             ``goal=Targeted()``.
         goal: what a success is and what the search raises (``ironmoe.attacks.goals``); None: the
@@ -62,12 +65,16 @@ class Attack(SearchSpace, ABC):
         levels: pixels take so many evenly spaced values between ``bounds`` alone, as 256 in a PNG;
             the images must lie on this grid. The search itself is continuous; what the model is
             asked, judged by and returned lies on the grid. None: any value.
+        device: where the model takes its images: that of its weights, which is the default. For a
+            model without weights images are sent there.
 
     A subclass writes ``start``, ``advance`` and, if it has one, ``loss``; everything else is done
     for it. It sees nothing but attempts side by side (``ironmoe.attacks.engine.attempts``), each at
     a step of its own, which come and go while it runs. Most derive from ``FixedRadiusAttack`` or
     ``LeastDistanceAttack`` below.
     """
+
+    aliases = EVERYWHERE
 
     needs_classes: str | None = None
     """Why the attack takes no goal but ``Untargeted`` and ``Targeted``; None: it takes any."""
@@ -100,7 +107,7 @@ class Attack(SearchSpace, ABC):
         *,
         norm: str = "Linf",
         bounds: Bounds = (0.0, 1.0),
-        seed: int = 0,
+        seed: int | None = 0,
         targeted: bool = False,
         eot: int = 1,
         normalize: Normalize | None = None,
@@ -109,17 +116,21 @@ class Attack(SearchSpace, ABC):
         routing: RoutingMode | None = None,
         goal: Goal | None = None,
         levels: int | None = None,
+        device: torch.device | str | None = None,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise unknown_arguments(type(self), list(unknown))
         why_classes = self.needs_classes
         if self.targets and why_classes is None:
             why_classes = "goes through classes as targets of its own"
         self.goal = chosen_goal(goal, targeted, type(self).__name__, why_classes)
         self.attacked_model = AttackedModel(
-            model, normalize, logits_fn, attack_dtype, routing, self.goal
+            model, normalize, logits_fn, attack_dtype, routing, self.goal, device
         )
         super().__init__(eps, norm, bounds, levels)
-        if not isinstance(seed, int):
-            raise TypeError(f"seed must be an int, got {seed!r}")
+        if not isinstance(seed, int | None):
+            raise TypeError(f"seed must be an int, or None, got {seed!r}")
         if eot < 1:
             raise ValueError(f"eot must be at least 1, got {eot}")
         if isinstance(self.goal, Targeted) and self.targets:
@@ -129,7 +140,7 @@ class Attack(SearchSpace, ABC):
             )
 
         self.name = type(self).__name__
-        self.seed = seed
+        self.seed = time.time_ns() % 2**31 if seed is None else seed
         self.targeted = isinstance(self.goal, Targeted)
         self.eot = eot
 
@@ -191,12 +202,6 @@ class Attack(SearchSpace, ABC):
     def stages(self) -> Sequence["Attack"]:
         """The attacks that an image goes through until one succeeds."""
         return (self,)
-
-    def __call__(self, images: Tensor, labels: Tensor, *, extra: Extra | None = None) -> Tensor:
-        """images (N, …) in ``bounds``, labels (N,) int64 → adversarial images, float32 (float64 for
-        float64 images)."""
-        further: dict[str, Any] = {} if extra is None else {"extra": extra}
-        return self.run(images, labels, **further).adversarial
 
     def run(
         self,

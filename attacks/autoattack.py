@@ -1,23 +1,32 @@
 """AutoAttack: the ensemble that robust accuracies are reported with (Croce & Hein, arXiv
 2003.01690; L1: arXiv 2103.01208)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import Only, declare
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.abilities import SparseBall
 from ironmoe.attacks.balls.ball import Ball, Bounds, ball_of
 from ironmoe.attacks.engine.attacked_model import Model
-from ironmoe.attacks.engine.attempts import Attempts, where
+from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.evaluation.evaluate import evaluate
-from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
 from ironmoe.attacks.extra import Extra
 from ironmoe.attacks.methods.apgd import APGD
 from ironmoe.attacks.methods.fab import FAB
 from ironmoe.attacks.methods.square import Square
 from ironmoe.attacks.registry import register_attack
+from ironmoe.attacks.standard.evaluation import (
+    NAME,
+    clean_accuracy,
+    final_images,
+    standard_report,
+)
+from ironmoe.attacks.standard.log import Log
+from ironmoe.attacks.standard.parts import HasParts
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -36,7 +45,7 @@ VERSIONS = {
         "autoattack-rand": {"version": "rand", "eot": 20},
     },
 )
-class AutoAttack(Attack):
+class AutoAttack(HasParts, Attack):
     """Attacks one after another, each on the images that held against the ones before.
 
     The composition, the schedules and the numbers of iterations are those of the official code:
@@ -56,11 +65,26 @@ class AutoAttack(Attack):
     Args (beyond those of ``Attack``):
         version: as above.
         attacks_to_run: the names of the attacks, for "custom".
-        verbose: print the robust accuracy after each attack (in ``run_standard_evaluation``).
+        verbose: print what ``run_standard_evaluation`` finds, in the official words: the initial
+            accuracy first, then how far it is, and at the end the robust accuracy after each
+            attack, the largest perturbation, and what looks wrong.
+        log_path: a file to which the same lines are appended; None: none.
+
+    ``apgd``, ``apgd_targeted``, ``fab`` and ``square`` have the settings of the attacks, as in
+    ``adversary.apgd.n_restarts = 2``. They count until ``set_version``.
     """
 
     takes_groups = False
     needs_classes = "goes through wrong classes as targets"
+
+    aliases = declare(
+        epsilon="eps",
+        n_classes=Only(
+            tuple(range(2, 11)),
+            "adversary.apgd_targeted.n_target_classes and adversary.fab.n_target_classes say how "
+            "many wrong classes are targets, 9 as in the official code",
+        ),
+    )
 
     def __init__(
         self,
@@ -71,8 +95,9 @@ class AutoAttack(Attack):
         *,
         attacks_to_run: Sequence[str] = (),
         bounds: Bounds = (0.0, 1.0),
-        seed: int = 0,
+        seed: int | None = 0,
         verbose: bool = False,
+        log_path: Path | str | None = None,
         **options: Any,
     ) -> None:
         if version not in (*VERSIONS, "custom"):
@@ -89,10 +114,15 @@ class AutoAttack(Attack):
         if self.targeted:
             raise ValueError("targeted must be False: AutoAttack goes through targets of its own")
 
+        if log_path is not None and not Path(log_path).absolute().parent.is_dir():
+            raise ValueError(f"log_path must lie in a folder that exists, got {str(log_path)!r}")
+
         self.version = version
         self.verbose = verbose
+        self.log_path = log_path
         self.attacks_to_run = list(attacks_to_run or VERSIONS[version])
-        self._options: dict[str, Any] = {"norm": norm, "bounds": bounds, "seed": seed} | options
+        self.stage_settings: dict[str, dict[str, Any]] = {}
+        self._options: dict[str, Any] = {"norm": norm, "bounds": bounds} | options
         self._check_names()
 
     @classmethod
@@ -108,23 +138,35 @@ class AutoAttack(Attack):
 
     @property
     def stages(self) -> Sequence[Attack]:
-        """The attacks of ``attacks_to_run``. They are made anew when that list has changed."""
-        names = tuple(self.attacks_to_run)
-        if self.__dict__.get("_made") != names:
+        """The attacks of ``attacks_to_run``. They are made anew when that list, or a setting, has
+        changed."""
+        wanted = (*self.attacks_to_run, self.version, self.seed, repr(self.stage_settings))
+        if self.__dict__.get("_made") != wanted:
             self._check_names()
-            attacks = [self._makers[name]() for name in names]
-            for name, attack in zip(names, attacks, strict=True):
-                attack.name = name
-                attack.attacked_model = self.attacked_model
-            self._made = names
-            self._stages = attacks
+            stages = [self.stage(name) for name in self.attacks_to_run]
+            self._take_stages(stages)
         return self._stages
+
+    def stage(self, name: str) -> Attack:
+        """A new attack of this name, with the settings of the version and what was set since."""
+        kind, settings = self._recipes[name]
+        chosen = self._options | {"seed": self.seed} | settings | self.stage_settings.get(name, {})
+        attack = kind(self.model, eps=self.eps, **chosen)
+        attack.name = name
+        attack.attacked_model = self.attacked_model
+        return attack
+
+    def _take_stages(self, stages: Sequence[Attack]) -> None:
+        """Let these be the stages until something changes."""
+        self._made = (*self.attacks_to_run, self.version, self.seed, repr(self.stage_settings))
+        self._stages = list(stages)
 
     def _check_names(self) -> None:
         """ValueError: names of no attack, or FAB with a routing mode that adds to the loss."""
-        unknown = [name for name in self.attacks_to_run if name not in self._makers]
+        known = tuple(self._recipes)
+        unknown = [name for name in self.attacks_to_run if name not in known]
         if unknown:
-            raise ValueError(f"attacks_to_run must be among {tuple(self._makers)}, got {unknown}")
+            raise ValueError(f"attacks_to_run must be among {known}, got {unknown}")
         has_fab = not {"fab", "fab-t"}.isdisjoint(self.attacks_to_run)
         if has_fab and self.attacked_model.routing.adds_term:
             raise ValueError(
@@ -134,12 +176,8 @@ class AutoAttack(Attack):
             )
 
     @property
-    def _makers(self) -> dict[str, Callable[[], Attack]]:
-        """name → makes the attack, with the settings of the version."""
-        model = self.model
-        eps = self.eps
-        options = self._options
-
+    def _recipes(self) -> dict[str, tuple[type[Attack], dict[str, Any]]]:
+        """name → (class, settings of the version)."""
         # In L1 the standard version has its own settings (arXiv 2103.01208).
         standard = self.version == "standard"
         sparse = issubclass(ball_of(self.norm), SparseBall)
@@ -148,13 +186,24 @@ class AutoAttack(Attack):
         restarts = 1 if self.version == "rand" or (standard and not sparse) else 5
 
         return {
-            "apgd-ce": lambda: APGD(model, eps, loss="ce", restarts=restarts, **radii, **options),
-            "apgd-dlr": lambda: APGD(model, eps, loss="dlr", restarts=restarts, **options),
-            "apgd-t": lambda: APGD(model, eps, loss="dlr", targets=targets, **radii, **options),
-            "fab": lambda: FAB(model, eps, targets=0, restarts=restarts, **options),
-            "fab-t": lambda: FAB(model, eps, targets=9, **options),
-            "square": lambda: Square(model, eps, steps=5000, **options),
+            "apgd-ce": (APGD, {"loss": "ce", "restarts": restarts} | radii),
+            "apgd-dlr": (APGD, {"loss": "dlr", "restarts": restarts}),
+            "apgd-t": (APGD, {"loss": "dlr", "targets": targets} | radii),
+            "fab": (FAB, {"targets": 0, "restarts": restarts}),
+            "fab-t": (FAB, {"targets": 9}),
+            "square": (Square, {"steps": 5000}),
         }
+
+    def set_version(self, version: str) -> None:
+        """Take the attacks and settings of "standard", "plus" or "rand", in place of what was set
+        before."""
+        if version not in VERSIONS:
+            raise ValueError(f"version must be one of {tuple(VERSIONS)}, got {version!r}")
+        self.version = version
+        self.attacks_to_run = list(VERSIONS[version])
+        self.stage_settings.clear()
+        self._options["eot"] = self.eot = 20 if version == "rand" else 1
+        self._check_names()
 
     def run_standard_evaluation(
         self,
@@ -162,6 +211,7 @@ class AutoAttack(Attack):
         y: Tensor,
         bs: int = 250,
         return_labels: bool = False,
+        state_path: Path | str | None = None,
         *,
         extra: Extra | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -172,48 +222,70 @@ class AutoAttack(Attack):
             y: (N,) int64 labels.
             bs: images in the active batch.
             return_labels: also return the classes that the model gives the images, (N,) int64.
+            state_path: a folder in which results are kept at once (``journal`` of ``evaluate``), so
+                that the same call goes on after a kill. All images are returned, also those that
+                were attacked before it.
             extra: further inputs of the model, as in ``run``.
 
         Returns:
             (N, …) adversarial images, the clean one where none was found; with ``return_labels``
             (images, classes).
         """
-        report = evaluate(
-            self.model, (x, y, extra), {"autoattack": self}, batch_size=bs, keep_adversarial=True
+        report = standard_report(
+            self,
+            (x, y, extra),
+            bs=bs,
+            log=self.log(bs),
+            state_path=state_path,
+            keep_adversarial=True,
         )
-        summary = report.attacks["autoattack"]
-        assert summary.adversarial is not None
-        if self.verbose:
-            _print_report(report, summary, len(x))
-
-        adversarial = where(summary.fell.to(x.device), summary.adversarial.to(x), x)
+        summary = report.attacks[NAME]
+        adversarial = final_images(summary, x)
         return (adversarial, summary.prediction.to(x.device)) if return_labels else adversarial
 
     def run_standard_evaluation_individual(
-        self, x: Tensor, y: Tensor, bs: int = 250, *, extra: Extra | None = None
-    ) -> dict[str, Tensor]:
-        """Each attack by itself on all images: name → adversarial images."""
+        self,
+        x: Tensor,
+        y: Tensor,
+        bs: int = 250,
+        return_labels: bool = False,
+        *,
+        extra: Extra | None = None,
+    ) -> dict[str, Any]:
+        """Each attack by itself on all images: name → adversarial images, or (images, classes)."""
         # Each runs the very attack that is a stage here, so that settings made on it count.
+        options = self._options | {"norm": self.norm, "seed": self.seed}
         singles = {
-            name: AutoAttack(
+            stage.name: AutoAttack(
                 self.model,
                 eps=self.eps,
                 version="custom",
-                attacks_to_run=[name],
-                **(self._options | {"norm": self.norm}),
+                attacks_to_run=[stage.name],
+                **options,
             )
-            for name in self.attacks_to_run
+            for stage in self.stages
         }
-        for name, single in singles.items():
-            single._stages = [attack for attack in self.stages if attack.name == name]
-            single._made = (name,)
+        for stage, single in zip(self.stages, singles.values(), strict=True):
+            single._take_stages([stage])
 
         report = evaluate(self.model, (x, y, extra), singles, batch_size=bs, keep_adversarial=True)
-        found = {}
+        log = self.log(bs)
+        found: dict[str, Any] = {}
         for name, summary in report.attacks.items():
-            assert summary.adversarial is not None
-            found[name] = where(summary.fell.to(x.device), summary.adversarial.to(x), x)
+            images = final_images(summary, x)
+            found[name] = (images, summary.prediction.to(x.device)) if return_labels else images
+            log.line(f"robust accuracy by {name.upper()}: {summary.robust_accuracy}")
         return found
+
+    def clean_accuracy(
+        self, x: Tensor, y: Tensor, bs: int = 250, *, extra: Extra | None = None
+    ) -> float:
+        """The share of images (N, …) that the model gives their labels (N,)."""
+        return clean_accuracy(self, x, y, extra, bs=bs)
+
+    def log(self, every: int) -> Log:
+        """Where an evaluation says what it finds, and how far it is after ``every`` images."""
+        return Log(self.version, self.verbose, self.log_path, every=every)
 
     def start(self, attempts: Attempts) -> None:
         raise NotImplementedError("AutoAttack runs through its stages")
@@ -222,16 +294,3 @@ class AutoAttack(Attack):
         self, attempts: Attempts, logits: Tensor, loss: Tensor, grad: Tensor | None
     ) -> None:
         raise NotImplementedError("AutoAttack runs through its stages")
-
-
-def _print_report(report: RobustnessReport, summary: AttackSummary, count: int) -> None:
-    """What is left after each attack, and what looks wrong."""
-    print(f"clean accuracy: {report.clean_accuracy}")
-    held = report.clean_accuracy.count
-    for name, fell in summary.fell_to.items():
-        held -= fell
-        print(f"robust accuracy after {name}: {100 * held / count:.2f} %")
-
-    for flag in report.checks:
-        if flag.tripped:
-            print(f"{flag.name}: {flag.message}")

@@ -2,7 +2,8 @@
 elsewhere; where tokens go, and where else they could."""
 
 from ironmoe.kernels import ExpertGroups, Routing
-from ironmoe.moe.adapters.upcycle import upcycle
+from ironmoe.moe.adapters.upcycle import upcycle, upcycle_by_recipe
+from ironmoe.moe.adapters.upcycled_files import load_upcycled, recipe_of, save_upcycled
 from ironmoe.moe.checkpoints.errors import CheckpointError
 from ironmoe.moe.checkpoints.read import read_vmoe_checkpoint
 from ironmoe.moe.checkpoints.read_npz import read_npz_checkpoint
@@ -68,17 +69,21 @@ __all__ = [
     "importance_loss",
     "intervene",
     "load_loss",
+    "load_upcycled",
     "mixtral_balance_loss",
     "pad_images",
     "read_npz_checkpoint",
     "read_vmoe_checkpoint",
+    "recipe_of",
     "router_z_loss",
     "routing_change",
     "routing_iou",
     "routing_sites",
+    "save_upcycled",
     "start_global_batch",
     "trace_routing",
     "upcycle",
+    "upcycle_by_recipe",
     "update_selection_bias",
     "write_vmoe_checkpoint",
 ]

@@ -2,11 +2,13 @@
 
 The rules are those of torchvision's transforms on Pillow images, which timm and RobustBench use,
 too: the shorter edge gets a length and the other one keeps the ratio, rounded down; the crop lies
-in the middle, half a pixel rounded to the even side; what the picture lacks is black.
+in the middle, half a pixel rounded to the even side; what the picture lacks is black. Image
+processors of transformers differ in the half pixel, which ``centre`` says.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +26,9 @@ INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 Mode = Literal["shortest", "exact", "longest", "square"]
 MODES: tuple[Mode, ...] = ("shortest", "exact", "longest", "square")
+
+Centre = Literal["even", "down"]
+CENTRES: tuple[Centre, ...] = ("even", "down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,10 @@ class Preprocessing:
 
     crop: (height, width) in pixels of the middle that the model sees; None: all of it.
 
+    centre: where the middle begins if it lies between two pixels. "even": at the one with the even
+    number, as in torchvision; a smaller picture lies half a pixel to the upper left. "down": at the
+    first one, as in transformers; a smaller picture lies half a pixel to the lower right.
+
     interpolation: a name in ``INTERPOLATIONS``, always with antialiasing.
 
     fill: grey level or RGB, 0 to 255, of what lies outside of the picture.
@@ -57,6 +66,7 @@ class Preprocessing:
     resize: tuple[int, int] | None = None
     mode: Mode = "shortest"
     crop: tuple[int, int] | None = None
+    centre: Centre = "even"
     interpolation: str = "bilinear"
     fill: tuple[int, ...] = ()
     mean: tuple[float, ...] = ()
@@ -71,6 +81,8 @@ class Preprocessing:
             )
         if self.mode not in MODES:
             raise DataError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.centre not in CENTRES:
+            raise DataError(f"centre must be one of {', '.join(CENTRES)}, got {self.centre!r}")
         for name in ("resize", "crop"):
             size = getattr(self, name)
             if size is not None and (len(size) != 2 or min(size) < 1):
@@ -93,7 +105,8 @@ class Preprocessing:
         """(channels, height, width) uint8 of a picture of mode "L" or "RGB"."""
         picture = self._resized(picture)
         if self.crop is not None:
-            picture = _cropped(picture, self.crop, self.fill or (0,) * self.channels)
+            ground = self.fill or (0,) * self.channels
+            picture = _cropped(picture, self.crop, ground, self.centre)
         return as_tensor(picture)
 
     @property
@@ -122,6 +135,7 @@ class Preprocessing:
             "resize": None if self.resize is None else list(self.resize),
             "mode": self.mode,
             "crop": None if self.crop is None else list(self.crop),
+            "centre": self.centre,
             "interpolation": self.interpolation,
             "fill": list(self.fill),
             "mean": list(self.mean),
@@ -167,7 +181,9 @@ def as_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(values[None] if values.ndim == 2 else values.transpose(2, 0, 1).copy())
 
 
-def _cropped(picture: Image.Image, size: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
+def _cropped(
+    picture: Image.Image, size: tuple[int, int], fill: tuple[int, ...], centre: Centre
+) -> Image.Image:
     """The middle, on a ground of ``fill`` where the picture is smaller."""
     height, width = size
     short_h, short_w = max(height - picture.height, 0), max(width - picture.width, 0)
@@ -175,11 +191,13 @@ def _cropped(picture: Image.Image, size: tuple[int, int], fill: tuple[int, ...])
         whole = (picture.width + short_w, picture.height + short_h)
         colour = fill[0] if picture.mode == "L" else tuple(fill)
         page = pillow().new(picture.mode, whole, colour)
-        page.paste(picture, (short_w // 2, short_h // 2))
+        more = 1 if centre == "down" else 0
+        page.paste(picture, ((short_w + more) // 2, (short_h + more) // 2))
         picture = page
 
-    top = round((picture.height - height) / 2)
-    left = round((picture.width - width) / 2)
+    half = round if centre == "even" else math.floor
+    top = half((picture.height - height) / 2)
+    left = half((picture.width - width) / 2)
     return picture.crop((left, top, left + width, top + height))
 
 

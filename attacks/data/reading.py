@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Pipeline(Protocol):
 
     channels: 1 for grey, 3 for RGB.
     size: (height, width) of the pixels; None: that depends on the picture.
+    as_dict: what it does, as JSON; str() says it in a line for people.
     """
 
     @property
@@ -30,6 +31,8 @@ class Pipeline(Protocol):
     def size(self) -> tuple[int, int] | None: ...
 
     def __call__(self, picture: Image.Image) -> Tensor: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
 
 
 class Read(NamedTuple):
@@ -84,24 +87,21 @@ class Reading(Dataset[Read]):
         row = int(self.rows[place])
         try:
             image, label = self.images.read(row, self.pipeline.channels)
-            return Read(place, self._pixels(image, row), label)
+            return Read(place, self._pixels(image), label)
         except UnreadableImage as error:
             return Read(place, error=str(error))
         except DataError as error:
             return Read(place, refused=str(error))
 
-    def _pixels(self, image: object, row: int) -> Tensor:
-        """Pixels of a picture by the pipeline; an array of the right size needs nothing more."""
+    def _pixels(self, image: object) -> Tensor:
+        """Pixels of a picture by the pipeline. An array of the right size needs nothing more, and
+        floats are taken as they are: no rule of Pillow's is for them."""
         if not isinstance(image, Tensor):
             return self.pipeline(image)  # type: ignore[arg-type]
         size = self.pipeline.size
-        if size is None or tuple(image.shape[1:]) == tuple(size):
+        is_right = size is None or tuple(image.shape[1:]) == tuple(size)
+        if is_right or image.dtype != torch.uint8:
             return image
-        if image.dtype != torch.uint8:
-            raise DataError(
-                f"{self.images.where(row)} must have the {size[0]} × {size[1]} pixels that the "
-                f"model takes, since floats are not resized, got {tuple(image.shape[1:])}"
-            )
 
         from PIL import Image
 

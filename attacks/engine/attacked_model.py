@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ironmoe.attacks.device import chosen_device
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.engine.routing_mode import RoutingMode
 from ironmoe.attacks.ensemble import Ensemble
@@ -58,6 +59,7 @@ class AttackedModel:
             precision.
         routing: what the search does to routing; ``predict`` leaves it free.
         goal: says which outputs it takes.
+        device: where callers send images: that of the weights; for a model without any, this one.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class AttackedModel:
         attack_dtype: torch.dtype | None = None,
         routing: RoutingMode | None = None,
         goal: Goal | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         _check_routing(routing, model)
         _check_calls(model, logits_fn)
@@ -77,6 +80,8 @@ class AttackedModel:
             )
 
         self.model = model
+        self._device = device
+        chosen_device(device, model)
         self.goal = goal or Untargeted()
         self.logits_fn = logits_fn
         self.attack_dtype = attack_dtype
@@ -96,6 +101,11 @@ class AttackedModel:
             name: getattr(self, name)
             for name in ("normalize", "logits_fn", "attack_dtype", "routing")
         }
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the model takes images; None: wherever they are. A model may have moved since."""
+        return chosen_device(self._device, self.model)
 
     def logits(self, points: Tensor, columns: Columns | None = None) -> Tensor:
         """(B, …) in the model's dtype, checked by the goal: logits (B, C).

@@ -56,6 +56,7 @@ class Evaluation:
         images: (attack, example) → the final image, where there is no journal to keep it.
         decided: how many (image, attack) pairs are settled.
         fresh: how many of these were settled in this call.
+        broken: in how many of the fresh pairs the image fell, or was wrong without any attack.
         journal: where results are written; None: they are kept in memory.
         judge: makes the predictions that count.
         target: the model that is evaluated, where the searches run on another one.
@@ -81,6 +82,7 @@ class Evaluation:
     images: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     decided: int = 0
     fresh: int = 0
+    broken: int = 0
     checksums: dict[int, int] = field(default_factory=dict)
     earlier: dict[tuple[int, int], Record] = field(default_factory=dict)
     engine: Engine | None = None
@@ -257,6 +259,7 @@ class Evaluation:
         if final:
             self.decided += len(records)
             self.fresh += len(records)
+            self.broken += sum(bool(r.fell or not r.clean_correct) for r in records)
             self._tell()
 
     def _with_earlier(self, record: Record, fell_before: bool, final: bool) -> Record:
@@ -306,4 +309,5 @@ class Evaluation:
             fresh=self.fresh,
             seconds=time.perf_counter() - self.attacks_began,
             forwards=self.spent_on_checks + in_engine,
+            broken=self.broken,
         )

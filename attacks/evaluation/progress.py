@@ -12,6 +12,7 @@ class Progress(NamedTuple):
     fresh: how many pairs were settled in this run, without those that a journal knew
     seconds: how long this run has attacked
     forwards: how many forward passes of single images this run made
+    broken: in how many of the fresh pairs the image fell, or was wrong without any attack
     """
 
     decided: int
@@ -20,6 +21,7 @@ class Progress(NamedTuple):
     fresh: int
     seconds: float
     forwards: int
+    broken: int = 0
 
     @property
     def images_per_second(self) -> float:

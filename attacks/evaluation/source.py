@@ -73,9 +73,7 @@ class Source:
             self.examples = data.length
         elif not isinstance(data, Iterable) or isinstance(data, Tensor):
             raise TypeError(f"{WHAT}, got {type(data).__name__}{OR}")
-        model = attacks[0].model
-        weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-        self.device: torch.device | None = None if weight is None else weight.device
+        self.device = attacks[0].attacked_model.device
 
     def __iter__(self) -> Iterator[Chunk]:
         rest: Chunk | None = None

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,7 +47,8 @@ class FinalImages:
         return torch.full(self.shape, float("nan"), dtype=self.dtype) if image is None else image
 
 
-class KeptImages(NamedTuple):
+@dataclass(frozen=True)
+class KeptImages:
     """The final images of one attack, read when they are asked for.
 
     numbers (N,) int64: of the examples that the summary is about.

@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import Only, Turned, declare
 from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.abilities import SparseBall, StraightBall
 from ironmoe.attacks.balls.ball import ball_of, norms_with
@@ -20,7 +21,7 @@ from ironmoe.attacks.losses import (
     targeted_margin,
 )
 from ironmoe.attacks.methods.parts.apgd_sparsity import Sparsity
-from ironmoe.attacks.methods.parts.counts import check_counts
+from ironmoe.attacks.methods.parts.counts import all_other_classes, check_counts
 from ironmoe.attacks.registry import register_attack
 
 # The last movement has this share in the next one: 1 − α of the paper.
@@ -84,6 +85,13 @@ class APGD(FixedRadiusAttack):
     """
 
     needs = (StraightBall, SparseBall)
+
+    aliases = declare(
+        n_target_classes="targets",
+        n_classes=Turned("targets", all_other_classes, 10),
+        use_largereps="three_radii",
+        topk=Only((None,), "in L1 the share of pixels that a step moves adapts by itself"),
+    )
 
     def __init__(
         self,

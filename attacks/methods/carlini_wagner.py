@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import Only, declare
 from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.elements import Bounds
@@ -73,6 +74,18 @@ class CW(LeastDistanceAttack):
 
     needs = L2Ball
     needs_a_box = True
+
+    aliases = declare(
+        kappa="confidence",
+        max_iterations="steps",
+        learning_rate="lr",
+        binary_search_steps="search_steps",
+        initial_const="c",
+        abort_early=Only((True,), "a search step always ends where its objective stays"),
+        boxmin=Only((), "give bounds=(lowest, highest)"),
+        boxmax=Only((), "give bounds=(lowest, highest)"),
+        batch_size=Only((), "give it to evaluate, or give attack.run one batch"),
+    )
 
     def __init__(
         self,

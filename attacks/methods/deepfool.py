@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import declare
 from ironmoe.attacks.balls.abilities import StraightBall
 from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.elements import Bounds
@@ -43,6 +44,8 @@ class DeepFool(BoundaryAttack):
         top_classes: the classes most likely at the image, the label included, whose boundaries are
             considered, ≥ 2.
     """
+
+    aliases = declare(max_iter="steps", num_classes="top_classes")
 
     def __init__(
         self,

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import Only, Turned, declare
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.balls.lengths import divisor
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts, where
-from ironmoe.attacks.methods.parts.counts import check_counts
+from ironmoe.attacks.methods.parts.counts import all_other_classes, check_counts
 from ironmoe.attacks.methods.parts.nearest_boundary import BoundaryAttack
 from ironmoe.attacks.registry import register_attack
 from ironmoe.kernels.attack_step import column
@@ -59,6 +60,13 @@ class FAB(BoundaryAttack):
         early_stop: stop at the first misclassified point within eps; else make all attempts and
             keep the nearest.
     """
+
+    aliases = declare(
+        n_target_classes="targets",
+        n_classes=Turned("targets", all_other_classes, 10),
+        multi_targeted=Only((True,), "give targets=0 for the attack on all classes at once"),
+        loss_fn=Only((None,), "it follows differences of logits, and has no loss"),
+    )
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import Only, declare
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.losses import Loss
@@ -20,6 +21,13 @@ from ironmoe.attacks.registry import register_attack
 class FGSM(PGD):
     """One full step of length eps from the image (Goodfellow et al., arXiv 1412.6572); in L2 along
     the normalised gradient."""
+
+    aliases = declare(
+        steps=Only((1,), "PGD makes more steps"),
+        alpha=Only((None,), "its one step has the length eps; PGD takes a step length"),
+        random_start=Only((False,), "PGD(steps=1) starts at random"),
+        restarts=Only((1,), "without a random start they would be the same; use PGD"),
+    )
 
     def __init__(
         self,

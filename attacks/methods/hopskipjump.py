@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import Only, Turned, declare
 from ironmoe.attacks.attack import LeastDistanceAttack
 from ironmoe.attacks.balls.abilities import HyperplaneBall, StraightBall
 from ironmoe.attacks.balls.ball import Ball
@@ -15,7 +16,7 @@ from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, select, where
 from ironmoe.attacks.goals.goal import described
-from ironmoe.attacks.methods.parts.counts import check_counts
+from ironmoe.attacks.methods.parts.counts import check_counts, whole_number
 from ironmoe.attacks.methods.parts.hopskipjump_phases import Phases
 from ironmoe.attacks.methods.parts.hopskipjump_points import PLACES, PROBE, Points, sizes_vary
 from ironmoe.attacks.registry import register_attack
@@ -40,6 +41,14 @@ class Chosen(NamedTuple):
     place: Tensor
     point: Tensor
     logits: Tensor
+
+
+def _norm_of(constraint: str) -> str:
+    """The name of a norm here, of its name in the authors' code."""
+    names = {"l2": "L2", "linf": "Linf"}
+    if constraint not in names:
+        raise ValueError(f"constraint must be one of {tuple(names)}, got {constraint!r}")
+    return names[constraint]
 
 
 @register_attack(
@@ -86,6 +95,20 @@ class HopSkipJump(LeastDistanceAttack):
     needs = StraightBall
     gradient = False
     needs_a_box = True
+
+    aliases = declare(
+        num_iterations="steps",
+        init_num_evals="initial_probes",
+        max_num_evals=Turned("max_probes", whole_number, 1e4),
+        constraint=Turned("norm", _norm_of, "l2"),
+        target_label=Only((None,), "give targeted=True, and labels as the classes to reach"),
+        target_image=Only((None,), "give starts=, images (M, …) to start from"),
+        stepsize_search=Only(
+            ("geometric_progression",), "steps are halved until the point is misclassified"
+        ),
+        clip_min=Only((), "give bounds=(lowest, highest)"),
+        clip_max=Only((), "give bounds=(lowest, highest)"),
+    )
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import Only, declare
 from ironmoe.attacks.balls import lengths
 from ironmoe.attacks.balls.abilities import StraightBall
 from ironmoe.attacks.balls.elements import Bounds
@@ -39,6 +40,11 @@ class MIFGSM(PGD):
 
     needs = StraightBall
     remembers = True  # the momentum makes the same point another state
+
+    aliases = declare(
+        random_start=Only((False,), "it starts at the image; PGD may start at random"),
+        restarts=Only((1,), "without a random start they would be the same; use PGD"),
+    )
 
     def __init__(
         self,

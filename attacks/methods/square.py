@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import Only, declare
 from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.abilities import BoxBall, PowerBall, SparseBall
 from ironmoe.attacks.balls.ball import ball_of
@@ -77,6 +78,14 @@ class Square(FixedRadiusAttack):
     gradient = False
     takes_groups = False
     needs_a_box = True
+
+    aliases = declare(
+        n_queries="steps",
+        loss=Only(("margin",), "it raises the margin, or that of its goal"),
+        resc_schedule=Only(
+            (False,), "windows shrink after fixed numbers of proposals, as in AutoAttack"
+        ),
+    )
 
     def __init__(
         self,

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from ironmoe.attacks.evaluation.checks.model_checks import passes_of_checks
 from ironmoe.attacks.evaluation.journal_file import JournalError
 from ironmoe.attacks.model_errors import INSTEAD, NoGradient
-from ironmoe.bench.attack.model_source import LoadedModel
 from ironmoe.bench.attack.parts import Part
 from ironmoe.bench.attack.suite import SuiteError
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 

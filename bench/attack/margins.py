@@ -35,12 +35,9 @@ def _margins(
     batch_size: int,
     device: torch.device,
 ) -> Tensor:
-    assert summary.adversarial is not None
+    places = held.nonzero().squeeze(1)
     logits = torch.cat(
-        [
-            model(part.to(device)).float().cpu()
-            for part in summary.adversarial[held].split(batch_size)
-        ]
+        [model(summary.final(part).to(device)).float().cpu() for part in places.split(batch_size)]
     )
     right = labels[held].unsqueeze(1)
     return (

@@ -1,12 +1,13 @@
 """What came out of ``ironmoe attack``: the numbers that table, pictures and report are made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ironmoe.attacks import Accuracy, Flag, RobustnessReport
+from ironmoe.bench.attack.attacked_images import AttackedImages
 from ironmoe.bench.attack.parts import Part, describe
 from ironmoe.bench.attack.rows import Cost, RobustnessRow
 from ironmoe.bench.attack.suite import Suite
@@ -33,25 +34,27 @@ class EvaluationOutcome:
     name: of the model; report: with the seconds of all runs together; parts: of each attack, as it
     was made.
 
-    images (M, …), labels (M,): those that were to be attacked; rows_of_data (M,): where they are in
-    the data; classes: names by index of the logits.
+    images: those that were to be attacked, which are read when they are shown.
 
     margins: (A, N) of ``margins_left``, for the N images that the report is about; None without all
-    final images; routing: of ``measure_routing``, for each eps; matched: how classes were matched
-    to logits, if not by name.
+    final images; routing: of ``measure_routing``, for each eps.
+
+    unread: number of an image → why it could not be read; waited: the seconds that the attacks
+    waited for images, after the first ones; remarks: what there is to say of them afterwards;
+    together: how many images influence each other's predictions.
     """
 
     name: str
     report: RobustnessReport
     suite: Suite
     parts: dict[str, tuple[Part, ...]]
-    images: Tensor
-    labels: Tensor
-    rows_of_data: Tensor
-    classes: list[str]
+    images: AttackedImages
     margins: Tensor | None
     routing: list[dict[str, Any]]
-    matched: str = ""
+    unread: dict[int, str] = field(default_factory=dict)
+    waited: float = 0.0
+    remarks: list[str] = field(default_factory=list)
+    together: int = 1
 
     @property
     def title(self) -> str:
@@ -69,8 +72,18 @@ class EvaluationOutcome:
 
     @property
     def index(self) -> Tensor:
-        """(N,) the rows of ``images`` that the report is about, in its order."""
+        """(N,) the numbers of the images that the report is about, in its order."""
         return next(iter(self.report.attacks.values())).examples
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, the classes of the images that the report is about."""
+        return next(iter(self.report.attacks.values())).per_image["label"]
+
+    @property
+    def rows_of_data(self) -> Tensor:
+        """(M,) int64, where the images that were to be attacked are in the data."""
+        return self.images.rows
 
     def decided_something(self, name: str) -> bool:
         """Whether any image that is right from the start was decided, at the smallest eps at

@@ -76,7 +76,10 @@ def _numbers(
         "processes": world,
         "seconds": outcome.report.seconds,
         "images": {"asked": len(outcome.images), "reached": outcome.reached},
-        "matched": outcome.matched,
+        "pixels": str(outcome.images.stream.pipeline),
+        "unread": {str(number): why for number, why in sorted(outcome.unread.items())},
+        "seconds_waited_for_images": outcome.waited,
+        "notes": outcome.images.notes,
         "words": words(outcome),
         "worst_case": [entries(RESULT_COLUMNS, row) for row in outcome.worst_rows],
         "costs": {name: entries(COST_COLUMNS, outcome.cost(name)) for name in attacks},
@@ -102,7 +105,7 @@ def verdicts(outcome: EvaluationOutcome) -> bytes:
     arrays: dict[str, Any] = {
         "index": outcome.index.numpy(),
         "row": outcome.rows_of_data[outcome.index].numpy(),
-        "label": outcome.labels[outcome.index].numpy(),
+        "label": outcome.labels.numpy(),
         "clean_correct": outcome.report.clean_correct.numpy(),
     }
     for name, summary in outcome.report.attacks.items():

@@ -1,83 +1,43 @@
 """``ironmoe attack``: evaluate a model from anywhere under attacks by name. Every finished part is
 kept."""
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from ironmoe.attacks import Attack, RobustnessReport, evaluate
 from ironmoe.attacks.engine.coupling import images_per_unit
-from ironmoe.attacks.evaluation.checksum import model_digest
-from ironmoe.bench.attack.class_matching import match_classes, other_data
+from ironmoe.bench.attack.attacked_images import (
+    AttackedImages,
+    array_size,
+    attacked_images,
+    given_class_map,
+)
 from ironmoe.bench.attack.failures import explained, too_small_a_budget
 from ironmoe.bench.attack.margins import margins_left
 from ironmoe.bench.attack.meter import Meter, Stopwatch
-from ironmoe.bench.attack.model_source import LoadedModel, load_model
+from ironmoe.bench.attack.options import AttackOptions
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.parts import parts_of
 from ironmoe.bench.attack.report import write_evaluation
 from ironmoe.bench.attack.saved.found_images import INDEX, SaveError, check_form, save_found
-from ironmoe.bench.attack.suite import DTYPES, Suite
+from ironmoe.bench.attack.suite import DTYPES
 from ironmoe.bench.attack.table import costs_table, heading, results_table
 from ironmoe.bench.attack.words import words
-from ironmoe.bench.common.data import DataError, ImageData
 from ironmoe.bench.common.measure import AttackSettings, measure_routing
 from ironmoe.bench.common.processes import Processes, own_device, processes
 from ironmoe.bench.common.radii import all_from_255, exact
 from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
-from ironmoe.bench.common.versions import versions
+from ironmoe.bench.models.load import load_model
+from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 KEPT_BYTES = 4_000_000_000  # final images that take more are not kept, and no report shows them
-
-
-class AttackOptions(NamedTuple):
-    """What the command line says.
-
-    ``checks``, the budgets, ``save_images`` and ``on_bad`` change nothing that is found: a run may
-    go on with others. ``passes`` and ``on_bad`` are those of ``evaluate``.
-    """
-
-    checkpoint: Path | None
-    model_spec: str | None
-    data: ImageData
-    everything: bool
-    suite: Suite
-    images: int
-    batch_size: int
-    device: torch.device
-    out: Path | None
-    checks: bool = True
-    max_seconds: float | None = None
-    max_forwards: int | None = None
-    save_images: str | None = None
-    passes: int | None = None
-    on_bad: Literal["raise", "skip"] = "raise"
-    weights: Path | None = None
-
-    def settings(self, loaded: LoadedModel) -> dict[str, Any]:
-        """What makes two runs the same run."""
-        passes = {} if self.passes is None else {"passes": self.passes}
-        return passes | {
-            "model": loaded.identity,
-            "name": loaded.name,
-            "facts": loaded.facts,
-            "weights": model_digest(loaded.model),
-            "data": self.data.name,
-            "checksum": self.data.checksum,
-            "skipped": self.data.skipped,
-            "all": self.everything,
-            "images": self.images,
-            "together": images_per_unit(loaded.model, self.batch_size),
-            "attacks": self.suite.settings,
-            "device": self.device.type,
-            "ironmoe": versions()["ironmoe"],
-        }
 
 
 def run_attack_command(options: AttackOptions, console: Console) -> Path:
@@ -99,10 +59,11 @@ def run_attack_command(options: AttackOptions, console: Console) -> Path:
             watch = Stopwatch() if meter is None else shown.enter_context(meter)
             report = evaluation.run(watch)
             seconds = group.largest(watch.ended(report))
+            reading = evaluation.reading(group)
         if meter is None:  # this is not the first process
             return evaluation.path
         report.seconds = meter.finish(report, seconds)
-        outcome = evaluation.outcome(report, meter)
+        outcome = evaluation.outcome(report, meter, reading)
 
     write_evaluation(evaluation.path, outcome, evaluation.settings, device, group.world)
     _print(outcome, meter.folder, console)
@@ -129,72 +90,70 @@ def _print(outcome: EvaluationOutcome, folder: RunFolder, console: Console) -> N
 
 def _prepared(options: AttackOptions, device: torch.device, console: Console) -> "_Evaluation":
     """Load the model, match its classes to those of the data, make the attacks."""
-    data = options.data
-    check_form(options.save_images, data.images.shape[1:], options.suite.levels)
     loaded = load_model(
-        options.checkpoint, options.model_spec, data, device, weights=options.weights
+        options.checkpoint,
+        options.model_spec,
+        device,
+        image_size=array_size(options.data.images),
+        weights=options.weights,
+        overrides=options.overrides,
     )
-    if options.checkpoint is not None and data.classes != loaded.classes:
-        raise DataError(
-            f"data {data.name!r} must have the classes of {options.checkpoint}, {loaded.classes}, "
-            f"got {data.classes}; "
-            f"{other_data(loaded, data)}"
-        )
-
-    matched = match_classes(loaded, data)
+    images = attacked_images(options.data, loaded, options.suite, given_class_map(options.data))
+    check_form(options.save_images, images.shape, options.suite.levels)
     attacks = options.suite.make(loaded.model)
 
-    if options.everything and data.checksum == loaded.facts.get("trained_on"):
-        console.print(
-            "Note: with --all on the data it was trained on, most images are ones the model has "
-            "learnt from."
+    notes = images.notes
+    if options.data.everything and images.name == loaded.facts.get("trained_on_data"):
+        notes.append(
+            "With --all on the data it was trained on, most images are ones the model has learnt "
+            "from."
         )
+    _say(f"Pixels: {images.stream.pipeline}", console)
+    for note in notes:
+        _say(note, console)
 
-    rows = torch.arange(len(data.images)) if options.everything else data.split()[1]
-    rows = rows[: options.images]
-    images, rounded = options.suite.on_grid(data.images[rows])
-    for note in filter(None, (matched.note, rounded)):
-        console.print(note, highlight=False, markup=False)
-
-    settings = options.settings(loaded)
-
+    settings = options.settings(loaded, images)
     return _Evaluation(
         options=options,
         loaded=loaded,
         attacks=attacks,
         images=images,
-        labels=matched.labels[rows],
-        rows=rows,
-        classes=matched.classes,
-        matched=matched.note,
         settings=settings,
         path=options.out or default_folder(f"attack-{loaded.facts['stem']}", settings),
     )
+
+
+class _Reading(NamedTuple):
+    """What all processes together know of reading images.
+
+    unread: number → why this image could not be read; waited: the longest time in seconds that the
+    attacks of a process waited for images; rounded: by how much rounding to levels changed one.
+    """
+
+    unread: dict[int, str]
+    waited: float
+    rounded: float
 
 
 @dataclass(frozen=True)
 class _Evaluation:
     """One evaluation, ready to begin.
 
-    images (M, …), labels (M,): those to be attacked; rows (M,): where they are in the data;
     settings: what makes two runs the same run; path: of the folder.
     """
 
     options: AttackOptions
     loaded: LoadedModel
     attacks: dict[str, Attack]
-    images: Tensor
-    labels: Tensor
-    rows: Tensor
-    classes: list[str]
-    matched: str
+    images: AttackedImages
     settings: dict[str, Any]
     path: Path
 
     @property
     def _final_bytes(self) -> int:
         """How many bytes the final images of all attacks take."""
-        return self.images.numel() * self.images.itemsize * len(self.attacks)
+        of_one = math.prod(self.images.shape) * torch.float32.itemsize
+        return len(self.images) * of_one * len(self.attacks)
 
     @property
     def _keeps_images(self) -> bool:
@@ -228,11 +187,11 @@ class _Evaluation:
             try:
                 return evaluate(
                     self.loaded.model,
-                    (self.images, self.labels),
+                    self.images.stream,
                     self.attacks,
                     eps=all_from_255(options.suite.eps_255),
                     batch_size=options.batch_size,
-                    keep_adversarial=self._keeps_images,
+                    keep_adversarial="journal" if self._keeps_images else False,
                     checks=options.checks,
                     journal=self.path / "results" / "journal",
                     max_forwards=options.max_forwards,
@@ -244,7 +203,18 @@ class _Evaluation:
             finally:
                 watch.save()
 
-    def outcome(self, report: RobustnessReport, meter: Meter) -> EvaluationOutcome:
+    def reading(self, group: Processes) -> _Reading:
+        """What became of the images that were read, by all processes."""
+        stream = self.images.stream
+        unread: dict[int, str] = {}
+        for part in group.each(stream.unread):
+            unread |= part
+        rounded = group.largest(max(self.images.rounded, default=0.0))
+        return _Reading(unread, group.largest(stream.waited), rounded)
+
+    def outcome(
+        self, report: RobustnessReport, meter: Meter, reading: _Reading
+    ) -> EvaluationOutcome:
         """Everything that the report of the run is made from."""
         options = self.options
         parts = {name: parts_of(name, attack) for name, attack in self.attacks.items()}
@@ -261,22 +231,34 @@ class _Evaluation:
                 world=meter.world,
             )
 
-        margins = None
-        if self._keeps_images and reached == len(self.labels):
-            margins = margins_left(self.loaded.model, report, self.labels, options.batch_size)
-        return EvaluationOutcome(
+        outcome = EvaluationOutcome(
             name=self.loaded.name,
             report=report,
             suite=options.suite,
             parts=parts,
             images=self.images,
-            labels=self.labels,
-            rows_of_data=self.rows,
-            classes=self.classes,
-            margins=margins,
+            margins=None,
             routing=self._routing(report, meter),
-            matched=self.matched,
+            unread=reading.unread,
+            waited=reading.waited,
+            remarks=self._remarks(reading),
+            together=images_per_unit(self.loaded.model, options.batch_size),
         )
+        if self._keeps_images and reached == len(self.images):
+            outcome.margins = margins_left(
+                self.loaded.model, report, outcome.labels, options.batch_size
+            )
+        return outcome
+
+    def _remarks(self, reading: _Reading) -> list[str]:
+        """What there is to say of the images when they have been read."""
+        notes = [self.options.suite.rounding(reading.rounded)]
+        if not self._keeps_images:
+            notes.append(
+                f"Final images would take {self._final_bytes / 1e9:.1f} GB and are not kept, so "
+                "none are shown."
+            )
+        return [note for note in notes if note]
 
     def _routing(self, report: RobustnessReport, meter: Meter) -> list[dict[str, Any]]:
         """What PGD at its full length does to the routing, at every eps.
@@ -307,14 +289,15 @@ class _Evaluation:
             steps=suite.pgd_steps,
             restarts=1,
             alpha=suite.alpha,
-            images=self.options.images,
+            images=self.options.data.most,
         )
 
-        few = slice(min(settings.routing_images, self.options.batch_size))
+        few = min(settings.routing_images, self.options.batch_size, len(self.images))
+        images, labels = self.images.at(range(few))
         numbers, _ = measure_routing(
             self.loaded.model,
-            self.images[few],
-            self.labels[few],
+            images,
+            labels,
             eps_255,
             settings,
             seed=suite.seed,

@@ -14,7 +14,7 @@ def examples(outcome: EvaluationOutcome, shown: list[ShownImage]) -> Figure:
     became of it below."""
     rows = [_example(outcome, one) for one in shown]
     figure = image_strip(
-        {key: torch.stack([row[key] for row in rows]) for key in rows[0]}, outcome.classes
+        {key: torch.stack([row[key] for row in rows]) for key in rows[0]}, outcome.images.classes
     )
     above, below = figure.axes[: len(shown)], figure.axes[2 * len(shown) :]
     for top, bottom, one in zip(above, below, shown, strict=True):
@@ -35,11 +35,10 @@ def _fate(outcome: EvaluationOutcome, one: ShownImage) -> str:
 
 def _example(outcome: EvaluationOutcome, one: ShownImage) -> dict[str, torch.Tensor]:
     summary = outcome.report.attacks[one.attack]
-    assert summary.adversarial is not None
-    place = outcome.index[one.number]
+    clean, _ = outcome.images.at([int(outcome.index[one.number])])
     return {
-        "clean": outcome.images[place],
-        "adversarial": summary.adversarial[one.number],
-        "label": outcome.labels[place],
+        "clean": clean[0],
+        "adversarial": summary.final(torch.tensor([one.number]))[0],
+        "label": outcome.labels[one.number],
         "prediction": summary.prediction[one.number],
     }

@@ -154,19 +154,20 @@ class Suite(NamedTuple):
 
         return attacks
 
-    def on_grid(self, images: Tensor) -> tuple[Tensor, str]:
-        """(the images (N, …) in [0, 1], rounded to ``levels`` where there are any; what there is to
-        say of that)."""
+    def on_grid(self, images: Tensor) -> tuple[Tensor, float]:
+        """(the images (N, …) in [0, 1], rounded to ``levels`` where there are any; the largest
+        change)."""
         if self.levels is None:
-            return images, ""
+            return images, 0.0
         steps = self.levels - 1
         rounded = ((images.double() * steps).round() / steps).to(images.dtype)
+        return rounded, float((rounded - images).abs().max()) if images.numel() else 0.0
 
-        change = float((rounded - images).abs().max()) if images.numel() else 0.0
+    def rounding(self, change: float) -> str:
+        """A sentence about images that were rounded by up to ``change``; empty if by nothing."""
         if change < ROUNDING:
-            return rounded, ""
-        note = f"The images were rounded to {self.levels} levels first, by up to {change:.2g}."
-        return rounded, note
+            return ""
+        return f"The images were rounded to {self.levels} levels first, by up to {change:.2g}."
 
     @property
     def alpha(self) -> float | None:

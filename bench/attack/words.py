@@ -18,9 +18,11 @@ def words(outcome: EvaluationOutcome) -> list[str]:
         _at_chance(outcome),
         _random(outcome),
         _skipped(outcome),
+        _unread(outcome),
         _tripped(outcome),
         _ended_early(outcome),
         _confirmed(outcome),
+        *outcome.remarks,
         UPPER_BOUND,
     )
     return [paragraph for paragraph in paragraphs if paragraph]
@@ -50,14 +52,29 @@ def _random(outcome: EvaluationOutcome) -> str:
 
 
 def _skipped(outcome: EvaluationOutcome) -> str:
-    skipped = outcome.report.skipped
+    skipped = [number for number in outcome.report.skipped if number not in outcome.unread]
     if not skipped:
         return ""
     places = outcome.rows_of_data[skipped].tolist()
     shown = ", ".join(map(str, places[:MOST_NAMED])) + " …" * (len(places) > MOST_NAMED)
+    beside = " or an image of their group cannot be read" * bool(
+        outcome.unread and outcome.together > 1
+    )
     return (
-        f"{counted(len(places), 'image')} skipped, because the model gives nothing finite there "
-        f"(in the data number {shown}), and counted as neither robust nor fallen."
+        f"{counted(len(places), 'image')} skipped, because the model gives nothing finite there"
+        f"{beside} (in the data number {shown}), and counted as neither robust nor fallen."
+    )
+
+
+def _unread(outcome: EvaluationOutcome) -> str:
+    unread = sorted(outcome.unread)
+    if not unread:
+        return ""
+    shown = "; ".join(outcome.unread[number] for number in unread[:MOST_NAMED])
+    more = " …" * (len(unread) > MOST_NAMED)
+    return (
+        f"{counted(len(unread), 'image')} cannot be read, and counted as neither robust nor "
+        f"fallen: {shown}{more}."
     )
 
 

@@ -93,8 +93,8 @@ def demo(
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.common.data import load_data
         from ironmoe.bench.common.train import Recipe, default_epochs
+        from ironmoe.bench.data.in_memory import load_data
         from ironmoe.bench.demo.run import DemoOptions, run_demo
 
         target, autocast_dtype = chosen_device(device), _dtype(dtype)

@@ -6,6 +6,17 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from ironmoe.bench.cli.image_options import (
+    ClassMap,
+    Crop,
+    Interpolation,
+    Labels,
+    Mean,
+    Resize,
+    Std,
+    Workers,
+    announce_set,
+)
 from ironmoe.bench.cli.options import (
     Alpha,
     AttackImages,
@@ -18,7 +29,6 @@ from ironmoe.bench.cli.options import (
     Norm,
     Out,
     SkipBad,
-    announce,
     bounded,
     chosen_device,
 )
@@ -159,6 +169,14 @@ def attack(
     out: Out = None,
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
+    labels: Labels = None,
+    class_map: ClassMap = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
+    mean: Mean = None,
+    std: Std = None,
+    workers: Workers = None,
 ) -> None:
     """Attack a model from anywhere, with attacks, settings and data of your own, and write a
     report.
@@ -179,10 +197,13 @@ def attack(
 
     console = Console(quiet=not is_first_process())
     with clear_errors(console):
-        from ironmoe.bench.attack.run import AttackOptions, run_attack_command
+        from ironmoe.bench.attack.attacked_images import ImageOptions
+        from ironmoe.bench.attack.options import AttackOptions
+        from ironmoe.bench.attack.run import run_attack_command
         from ironmoe.bench.attack.saved.png import LEVELS as PNG_LEVELS
         from ironmoe.bench.attack.suite import Suite
-        from ironmoe.bench.common.data import load_data
+        from ironmoe.bench.data.sets import open_data
+        from ironmoe.bench.models.overrides import Overrides
 
         names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",")))
         suite = Suite(
@@ -201,17 +222,27 @@ def attack(
         suite.check()
         bad = _on_bad(on_bad)
         target = chosen_device(device)
-        images = load_data(data, image_size, skip_bad)
-        announce(images, console)
+        overrides = Overrides.parse(
+            resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std
+        )
+        images = open_data(data, labels)
+        announce_set(images, console)
         if 0 < suite.eps_255[-1] < 1:
             console.print(below_one(suite.eps_255[-1]))
         options = AttackOptions(
             checkpoint=checkpoint,
             model_spec=model,
-            data=images,
-            everything=everything,
+            data=ImageOptions(
+                images=images,
+                everything=everything,
+                most=attack_images,
+                image_size=image_size,
+                skip_bad=skip_bad,
+                workers=workers,
+                class_map=class_map,
+            ),
             suite=suite,
-            images=attack_images,
+            overrides=overrides,
             batch_size=batch_size,
             device=target,
             out=out,

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from ironmoe.bench.benchmarks.run_kernel_benchmarks import OPERATIONS
+from ironmoe.bench.cli.bench_images import bench_images
 from ironmoe.bench.cli.bench_training import bench_training
 from ironmoe.bench.cli.late_help import CommandWithLateHelp
 from ironmoe.bench.cli.options import bounded
@@ -247,7 +248,7 @@ def bench_attacks(
             AttackBenchmarkSettings,
             run_bench_attacks,
         )
-        from ironmoe.bench.common.data import load_data
+        from ironmoe.bench.data.in_memory import load_data
 
         chosen = tuple(part.strip() for part in parts.split(","))
         for part in chosen:
@@ -264,3 +265,4 @@ def bench_attacks(
 
 
 bench_app.command("training", cls=CommandWithLateHelp)(bench_training)
+bench_app.command("images")(bench_images)

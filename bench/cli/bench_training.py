@@ -81,8 +81,8 @@ def bench_training(
             run_bench_training,
         )
         from ironmoe.bench.benchmarks.training.runs import VARIANTS, StudySettings
-        from ironmoe.bench.common.data import load_data
         from ironmoe.bench.common.radii import from_255
+        from ironmoe.bench.data.in_memory import load_data
 
         radius = from_255(eps)
         evaluation = EvaluationSettings(radius, images, apgd_images, apgd_steps)

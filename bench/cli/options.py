@@ -31,8 +31,11 @@ def bounded(text: str, least: float, *names: str, most: float = float("inf")) ->
 Data = Annotated[
     str,
     typer.Option(
-        help="**mnist** (5,000 digits), **digits** (8×8), a folder with one sub-folder a class, "
-        "or an .npz with arrays images and labels."
+        help="**mnist** (5,000 digits), **digits** (8×8), a folder with one sub-folder a class or "
+        "with a table of labels (**labels.csv**), an .npz with arrays images and labels, a "
+        "**.parquet** file or a folder of them, a folder that datasets saved "
+        "(`FOLDER?split=test`), or **package.module:function?key=value** that returns a data set "
+        "of torch."
     ),
 ]
 ImageSize = Annotated[
@@ -93,7 +96,7 @@ Out = Annotated[
 
 def announce(data: "object", console: Console) -> None:
     """Say which data are used, and which files were left out."""
-    from ironmoe.bench.common.data import ImageData
+    from ironmoe.bench.data.in_memory import ImageData
 
     assert isinstance(data, ImageData)
     console.print(

@@ -130,7 +130,7 @@ def study(
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.common.data import load_data
+        from ironmoe.bench.data.in_memory import load_data
         from ironmoe.bench.study.ladder.arms import LADDER
         from ironmoe.bench.study.ladder.training import TRAININGS, TrainingSettings
         from ironmoe.bench.study.measure.budget import (
@@ -149,6 +149,7 @@ def study(
             cores,
         )
         from ironmoe.bench.study.run import join_studies, run_study
+        from ironmoe.bench.study.work.handed_in import pipeline_of_all
 
         if from_:
             others = [name for name in ctx.params if name not in WITH_FROM]
@@ -158,7 +159,8 @@ def study(
         if model:
             _refuse(ctx, OF_LADDER, "--model takes the place of the ladder")
 
-        loaded = load_data(data, image_size, False)
+        pipeline = pipeline_of_all(model) if model else None
+        loaded = load_data(data, image_size, False, pipeline=pipeline)
         budget = with_radii(quick_budget(Budget()) if quick else Budget(), eps)
         if images is not None:
             budget = at_most(budget, images)

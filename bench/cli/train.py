@@ -216,12 +216,13 @@ def train(
         "routing_beta": routing_beta,
     }
     with clear_errors(console):
-        from ironmoe.bench.common.data import load_data
         from ironmoe.bench.common.train import default_epochs
+        from ironmoe.bench.data.in_memory import load_data
         from ironmoe.bench.train.options import TrainOptions, check_choice
         from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
         from ironmoe.bench.train.rows import split
         from ironmoe.bench.train.run import run_train_command
+        from ironmoe.bench.train.trainee import pipeline_of
 
         choice = MethodChoice(
             name=method,
@@ -237,7 +238,8 @@ def train(
         )
         check_choice(choice)
         target = chosen_device(device)
-        images = load_data(data, image_size, skip_bad)
+        pipeline = pipeline_of(model)
+        images = load_data(data, image_size, skip_bad, pipeline=pipeline)
         announce(images, console)
         if choice.eps_255 < 1:
             console.print(below_one(choice.eps_255))

@@ -24,6 +24,7 @@ def clear_errors(console: Console) -> Iterator[None]:
     """
     import torch
 
+    from ironmoe.attacks.data.errors import DataError
     from ironmoe.moe.checkpoints.errors import CheckpointError
 
     # idle experts' Adam moments decay into denormals, which are ten times as slow
@@ -32,7 +33,7 @@ def clear_errors(console: Console) -> Iterator[None]:
     warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)
     try:
         yield
-    except (UserError, CheckpointError, typer.BadParameter) as error:
+    except (UserError, CheckpointError, DataError, typer.BadParameter) as error:
         _print_error(error, str(error))
         raise typer.Exit(2) from None
     except OSError as error:  # a disk that fills up in the middle

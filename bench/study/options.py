@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.study.ladder.arms import LADDER
 from ironmoe.bench.study.ladder.training import TRAININGS, TrainingSettings
 from ironmoe.bench.study.measure.budget import Budget, robust_budget

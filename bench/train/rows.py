@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ironmoe.bench.common.data import DataError, ImageData
+from ironmoe.attacks.data import DataError
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.train.recipe import TrainRecipe
 
 HELD_OUT = 0.1  # of the training images

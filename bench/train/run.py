@@ -15,7 +15,9 @@ from ironmoe.attacks.training import (
     OverfittingGuard,
     TrainingMethod,
 )
-from ironmoe.bench.attack.run import AttackOptions, run_attack_command
+from ironmoe.bench.attack.attacked_images import ImageOptions
+from ironmoe.bench.attack.options import AttackOptions
+from ironmoe.bench.attack.run import run_attack_command
 from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.common.files import slug, write_atomically, write_json
 from ironmoe.bench.common.processes import Processes, own_device, processes
@@ -185,15 +187,13 @@ class _Run:
             checkpoint=file if own else None,
             model_spec=None if own else self.trainee.spec,
             weights=None if own else file,
-            data=options.data,
-            everything=False,
+            data=ImageOptions(options.data.as_set(), most=options.attack_images),
             suite=Suite(
                 names=("apgd-t",),
                 norm=options.method.norm,
                 eps_255=(options.method.eps_255,),
                 dtype=options.recipe.dtype,
             ),
-            images=options.attack_images,
             batch_size=options.recipe.images_of_part,
             device=options.device,
             out=self.path / ATTACK,

@@ -8,17 +8,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ironmoe.attacks.data import DataError
+from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.attacks.evaluation.checksum import model_digest
-from ironmoe.bench.attack.class_matching import match_classes
-from ironmoe.bench.attack.model_source import FORMS, LoadedModel, load_model
 from ironmoe.bench.common.checkpoints import (
     architecture,
     arguments_of,
     save_weights,
     save_weights_alone,
 )
-from ironmoe.bench.common.data import DataError, ImageData
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.data.in_memory import ImageData
+from ironmoe.bench.models.class_matching import match_data
+from ironmoe.bench.models.load import FORMS, load_model
+from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe import CheckpointError, VMoE
 from ironmoe.moe.vit.configs import from_config
 
@@ -53,6 +56,19 @@ class Trainee(NamedTuple):
         if self.arguments is not None:
             return save_weights(weights, self.arguments, extra)
         return save_weights_alone(weights)
+
+
+def pipeline_of(spec: str) -> Pipeline | None:
+    """How the model that ``--model`` names wants its pictures; None for new models and checkpoints
+    of ironmoe's own.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    is_own = spec in OWN or OF_PAPERS.match(spec) or Path(spec).suffix == ".safetensors"
+    if is_own or ":" not in spec:
+        return None
+    return load_model(None, spec, torch.device("cpu")).pipeline
 
 
 def load_trainee(spec: str, data: ImageData, seed: int, device: torch.device) -> Trainee:
@@ -102,13 +118,18 @@ def _loaded(spec: str, data: ImageData, device: torch.device) -> Trainee:
     if not is_file and ":" not in spec:
         raise CheckpointError(f"--model must be {ALL_FORMS}, got {spec!r}")
 
-    loaded = load_model(path if is_file else None, None if is_file else spec, data, device)
+    loaded = load_model(
+        path if is_file else None,
+        None if is_file else spec,
+        device,
+        image_size=data.size,
+    )
     if is_file and loaded.classes != data.classes:
         raise DataError(
             f"data {data.name!r} must have the classes of {path}, {loaded.classes}, got "
             f"{data.classes}"
         )
-    matched = match_classes(loaded, data)
+    matched, note = match_data(loaded, data)
     return Trainee(
         model=loaded.model,
         name=loaded.name,
@@ -117,7 +138,7 @@ def _loaded(spec: str, data: ImageData, device: torch.device) -> Trainee:
         classes=matched.classes,
         arguments=arguments_of(path) if is_file else None,
         identity=_identity(loaded),
-        note=matched.note,
+        note=note,
     )
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ironmoe.attacks.training import EMA, TRAINING_METHODS, OverfittingGuard, TrainingMethod
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.loop.batches import batches
 from ironmoe.bench.common.processes import Processes
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.full_state import (
     averaged_state,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ironmoe.kernels import Routing, expert_mlp
 from ironmoe.kernels.route import holds_its_numbers
 from ironmoe.moe.adapters.huggingface_activation import decide, warn_once
+from ironmoe.moe.adapters.huggingface_loading import follow_recipes
 from ironmoe.moe.adapters.huggingface_routing import is_experts
 from ironmoe.moe.adapters.token_mask import current_token_mask, keep_token_masks
 
@@ -24,7 +25,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 def register() -> None:
     """Make ``experts_implementation="ironmoe"`` known to transformers, for ``from_pretrained`` and
-    ``set_experts_implementation``.
+    ``set_experts_implementation``; and let ``from_pretrained`` load upcycled models.
 
     Only float16, bfloat16, float32 and float64 experts run through this interface; transformers
     keeps another for FP8.
@@ -49,6 +50,7 @@ def register() -> None:
     torch.compiler.assume_constant_result(decide)
     torch.compiler.assume_constant_result(warn_once)
     ExpertsInterface.register(NAME, experts_forward)
+    follow_recipes()
 
 
 class Choice:

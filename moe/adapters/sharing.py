@@ -5,7 +5,7 @@ from itertools import accumulate, chain
 
 from torch import nn
 
-from ironmoe.moe.layers.dense_mlp import layout_of
+from ironmoe.moe.layers.mlp_layouts import layout_of
 
 
 def check_sharing(model: nn.Module, tower: Sequence[str], chosen: Sequence[str]) -> None:
@@ -33,7 +33,7 @@ def check_sharing(model: nn.Module, tower: Sequence[str], chosen: Sequence[str])
         elsewhere = [p for p in places.get(id(mlp), []) if p not in replaced]
         others = [p for p in tower if p not in chosen and model.get_submodule(p) is mlp]
         layout = layout_of(mlp)
-        if others or (elsewhere and layout and not layout.split):
+        if others or (elsewhere and layout and not layout.parts):
             raise ValueError(
                 f"layers must name all blocks that share one MLP or none of them, got {path} "
                 f"without {(others or elsewhere)[0]}, which is the same module"

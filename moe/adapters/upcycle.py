@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import topk_route
+from ironmoe.moe.adapters.places import AddResidual as AddResidual  # where older pickles look
+from ironmoe.moe.adapters.places import check_axes, replace, tower_of
+from ironmoe.moe.adapters.recipe import decoded, steps_of
 from ironmoe.moe.adapters.sharing import check_sharing
-from ironmoe.moe.layers.dense_mlp import SUPPORTED, DenseMlp, describe_children, layout_of, read_mlp
+from ironmoe.moe.layers.dense_mlp import DenseMlp, read_mlp
 from ironmoe.moe.layers.expert_linear import ExpertLinear
+from ironmoe.moe.layers.mlp_layouts import layout_of
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.top_k import TopKRouter, router_options
 from ironmoe.moe.vit.placement import placement
@@ -21,20 +25,13 @@ ROUTER_STD = 0.02
 ROUTER_STD_TOP_1 = 0.002
 
 
-class AddResidual(nn.Module):
-    """Takes the place of a transformers ``Output`` module, whose linear layer went to the experts
-    before it."""
-
-    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
-        return hidden + residual
-
-
 def upcycle(
     model: nn.Module,
     num_experts: int,
     top_k: int = 2,
     *,
     layers: str | Iterable[int] = "all",
+    mlp: str | None = None,
     noise: float = 0.0,
     renormalize: bool | float | None = None,
     router: dict[str, Any] | None = None,
@@ -43,10 +40,11 @@ def upcycle(
     """Turn dense MLPs into ``MoE`` layers whose experts are copies of the MLP (sparse upcycling,
     arXiv 2212.05055).
 
-    ``model`` is a transformer, whose MLPs are replaced in place (a transformers, timm, torchvision
-    or ironmoe one, or any other with MLPs of the same structure), or a single MLP. Only the router
-    is new: small random weights N(0, 0.02²). Experts keep the MLP's device, dtype, requires_grad
-    and training mode.
+    ``model`` is one with blocks, whose MLPs are replaced in place (of transformers, timm,
+    torchvision, ``nn.TransformerEncoder`` or ironmoe: ViTs, Swin, ConvNeXt, Mixers; or any other
+    with MLPs of the same structure: docs/adapters.md), or a single MLP. Only the router is new:
+    small random weights N(0, 0.02²). Experts keep the MLP's device, dtype, requires_grad and
+    training mode.
 
     Gates that sum to 1 leave the function as it was, up to rounding: with ``renormalize``
     (Mixtral's gates, the default for K > 1) or K = E, at noise 0 and without a capacity. Otherwise,
@@ -62,14 +60,17 @@ def upcycle(
 
     Blocks that share one MLP module share one MoE.
 
-    A checkpoint of an upcycled model loads into a dense model upcycled the same way.
+    A checkpoint of an upcycled model loads into a dense model upcycled the same way: ``recipe_of``
+    says which that is, ``save_upcycled`` and transformers' ``save_pretrained`` write it down.
 
     Args:
         num_experts: E; top_k: K, from 1 to E.
         layers: which blocks, counted from 0. "all"; "every n": blocks n-1, 2n-1, …; "last n": the
             last n of every second block, 1, 3, 5, …, so the final block is among them if the depth
             is even. Both have V-MoE's meaning. Or a list of indices; negative ones count from the
-            last.
+            last. Blocks are counted through all stages of a model, as of Swin and ConvNeXt.
+        mlp: the name of the MLP in its block, where a block has several. In a Mixer, "mlp_channels"
+            (None) routes patches, and "mlp_tokens" routes channels.
         noise: standard deviation of Gaussian noise on each expert's two weight matrices, as a
             fraction of the dense matrix's own. It comes from torch's global random numbers.
         renormalize: make the K gates of a token sum to 1; None: for K > 1.
@@ -106,13 +107,68 @@ def upcycle(
         std = ROUTER_STD_TOP_1
         make_router = partial(make_router, **{"scale": _scale_of_gate_1(trial), **options})
 
-    paths = _tower(model)
+    paths = tower_of(model, mlp)
     chosen = [paths[i] for i in placement(layers, len(paths), "layers")]
     if not chosen:
         raise ValueError(
             f"layers must name at least one of the {len(paths)} blocks, got {layers!r}"
         )
     check_sharing(model, paths, chosen)
+    noise = float(noise)
+    return _with_experts(model, chosen, make_router, std, moe_options, noise=noise, said=noise)
+
+
+def upcycle_by_recipe(model: nn.Module, recipe: dict[str, Any]) -> nn.Module:
+    """Give a dense model the structure of an upcycled one, for weights that are loaded next:
+    ``recipe_of`` says what it was. Experts start as copies, without the noise of the recipe.
+
+    Returns:
+        The same model; for a single MLP, its MoE.
+
+    Raises:
+        ValueError: no recipe, or one in a newer format; an MLP that the model lacks or that is not
+            understood. The model may be changed then.
+    """
+    for step in steps_of(recipe):
+        options = decoded(step["router"])
+        try:
+            make_router = partial(TopKRouter, **options)
+            make_router(dim=1, device="meta")
+            lacks = [path for path in step["mlps"] if not _has(model, path)]
+            if lacks:
+                raise ValueError(
+                    f"recipe must name MLPs of the model, got {lacks[0]}, which "
+                    f"{type(model).__name__} lacks"
+                )
+            moe_options, said = decoded(step["moe"]), step["noise"]
+            model = _with_experts(
+                model, step["mlps"], make_router, ROUTER_STD, moe_options, noise=0.0, said=said
+            )
+        except TypeError as error:
+            raise ValueError(f"recipe must have options of this version, got {error}") from error
+    return model
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _with_experts(
+    model: nn.Module,
+    chosen: list[str],
+    make_router: partial[TopKRouter],
+    router_std: float,
+    moe_options: dict[str, Any],
+    *,
+    noise: float,
+    said: float,
+) -> nn.Module:
+    """Put experts into the place of the dense MLPs at these paths; all are made before the first is
+    replaced. ``said``: the noise that the recipe names."""
     moes: dict[nn.Module, MoE] = {}
     for path in chosen:
         mlp = model.get_submodule(path)
@@ -121,12 +177,13 @@ def upcycle(
                 f"layers must name blocks with a dense MLP, but {path or 'this'} is an MoE already"
             )
         if mlp not in moes:
-            moe = _moe(read_mlp(mlp, path), make_router, std, float(noise), moe_options)
+            moe = _moe(read_mlp(mlp, path), make_router, router_std, noise, moe_options)
+            check_axes(mlp, moe, path)
             moes[mlp] = moe.train(mlp.training)
     for path in chosen:
         mlp = model.get_submodule(path)
         if mlp in moes and layout_of(mlp):  # else it has been replaced inside a shared block
-            model = _replace(model, path, moes[mlp])
+            model = replace(model, path, moes[mlp], said)
     return model
 
 
@@ -179,81 +236,3 @@ def _copy(experts: ExpertLinear, weight: Tensor, bias: Tensor | None, noise: flo
         experts.bias = None
     elif experts.bias is not None:
         experts.bias.copy_(bias).requires_grad_(bias.requires_grad)
-
-
-def _tower(model: nn.Module) -> list[str]:
-    """Paths of the MLPs, one a block, of the model's only chain of blocks; [""] for a model that is
-    an MLP itself."""
-    sites = _sites(model)
-    if "" in sites:
-        return sites
-    chains: dict[str, list[str]] = {}
-    for name, chain in model.named_modules():
-        if not isinstance(chain, nn.ModuleList | nn.Sequential):
-            continue
-        blocks = [f"{name}.{child}" if name else child for child, _ in chain.named_children()]
-        mlps = [[site for site in sites if _within(site, block)] for block in blocks]
-        if mlps and all(len(found) == 1 for found in mlps):
-            chains[name] = [found[0] for found in mlps]
-    towers: dict[str, list[str]] = {}
-    # a chain around or inside a longer one is not a tower
-    for name in sorted(chains, key=lambda name: -len(chains[name])):
-        if not any(set(chains[name]) & set(taken) for taken in towers.values()):
-            towers[name] = chains[name]
-    if not towers:
-        raise ValueError(
-            f"{type(model).__name__} has no nn.ModuleList or nn.Sequential of blocks with one "
-            "known MLP each, only "
-            f"{_describe_blocks(model)}. A known MLP has two nn.Linear layers ({SUPPORTED})"
-        )
-    if len(towers) > 1:
-        found = ", ".join(f"{name} ({len(mlps)} blocks)" for name, mlps in towers.items())
-        raise ValueError(
-            f"model must have one tower of blocks, got several: {found}. Pass one: "
-            f"upcycle(model.{name}, …)"
-        )
-    return next(iter(towers.values()))
-
-
-def _sites(model: nn.Module, path: str = "") -> list[str]:
-    """Paths of all MLPs, dense or MoE, outermost only and in order."""
-    if isinstance(model, MoE) or layout_of(model):
-        return [path]
-    return [
-        site
-        for name, child in model.named_children()
-        for site in _sites(child, f"{path}.{name}" if path else name)
-    ]
-
-
-def _within(path: str, outer: str) -> bool:
-    return path == outer or path.startswith(f"{outer}.")
-
-
-def _describe_blocks(model: nn.Module) -> str:
-    chains = [
-        (name, m)
-        for name, m in model.named_modules()
-        if isinstance(m, nn.ModuleList | nn.Sequential)
-    ]
-    chains = [
-        (name, chain) for name, chain in chains if any(any(block.children()) for block in chain)
-    ]
-    if not chains:
-        return describe_children(model)
-    name, chain = max(chains, key=lambda item: len(item[1]))
-    return f"{name or 'blocks'} of {type(chain[0]).__name__} with {describe_children(chain[0])}"
-
-
-def _replace(model: nn.Module, path: str, moe: MoE) -> nn.Module:
-    """Put the MoE in the place of the MLP at ``path``."""
-    mlp = model.get_submodule(path)
-    layout = layout_of(mlp)
-    if layout is not None and layout.split:
-        mlp.intermediate, mlp.output = moe, AddResidual()
-        return model
-    if not path:
-        return moe
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, moe)
-    return model

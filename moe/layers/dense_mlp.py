@@ -2,7 +2,6 @@
 what they compute."""
 
 from collections.abc import Callable
-from functools import reduce
 from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
@@ -10,6 +9,16 @@ from torch import Tensor, nn
 
 from ironmoe.kernels.activations import ACTIVATIONS, get_activation
 from ironmoe.kernels.route import holds_its_numbers
+from ironmoe.moe.layers.mlp_layouts import (
+    SUPPORTED,
+    Layout,
+    layout_of,
+    linear,
+    num_inputs,
+    parts_of,
+    run,
+)
+from ironmoe.moe.layers.mlp_trial import calls_within
 
 
 class DenseMlp(NamedTuple):
@@ -29,64 +38,6 @@ class DenseMlp(NamedTuple):
         return nn.functional.linear(
             get_activation(self.activation).value(hidden), self.w_out, self.b_out
         )
-
-
-class Layout(NamedTuple):
-    """Names of the nn.Linear layers of an MLP: ``first`` is one, or gate and up. ``activation`` is
-    what the forward calls where it calls a function in place of a module."""
-
-    first: tuple[str, ...]
-    second: str
-    activation: str | None = None
-
-    @property
-    def split(self) -> bool:
-        """Whether the MLP is two modules of a block, ``intermediate`` and ``output``, of which
-        ``output`` adds the residual."""
-        return self.second.startswith("output.")
-
-    def run(self, module: nn.Module, x: Tensor) -> Tensor:
-        """What the library's own MLP makes of x (B, N, D)."""
-        if self.split:
-            return module.get_submodule("output")(
-                module.get_submodule("intermediate")(x), torch.zeros_like(x)
-            )
-        return module(x)
-
-
-LAYOUTS = (
-    # ironmoe; timm Mlp and GluMlp; transformers ViT, DeiT, BEiT, DINOv2, CLIP, SigLIP
-    Layout(("fc1",), "fc2"),
-    Layout(("fc1_g", "fc1_x"), "fc2"),  # timm SwiGLU
-    Layout(("gate_proj", "up_proj"), "down_proj"),  # transformers DINOv2 with SwiGLU, DINOv3 gated
-    Layout(("up_proj",), "down_proj"),  # transformers DINOv3
-    # transformers DINOv2 with SwiGLU, in earlier releases
-    Layout(("weights_in",), "weights_out", "swiglu"),
-    Layout(("0",), "3"),  # torchvision MLPBlock
-    Layout(("intermediate.dense",), "output.dense"),  # transformers VideoMAE
-)
-SUPPORTED = ", ".join(f"{' and '.join(layout.first)} → {layout.second}" for layout in LAYOUTS)
-
-
-def layout_of(module: nn.Module) -> Layout | None:
-    """The layout whose nn.Linear layers this module has, from D features back to D: not the small
-    MLPs of position biases."""
-    for layout in LAYOUTS:
-        first, second = (
-            [_linear(module, name) for name in layout.first],
-            _linear(module, layout.second),
-        )
-        if second and all(layer and layer.in_features == second.out_features for layer in first):
-            return layout
-    return None
-
-
-def _linear(module: nn.Module, name: str) -> nn.Linear | None:
-    """The nn.Linear of this name below the module."""
-    found: Any = reduce(
-        lambda at, part: getattr(at, part, None), name.split("."), cast(Any, module)
-    )
-    return found if isinstance(found, nn.Linear) else None
 
 
 @torch.no_grad()
@@ -131,8 +82,8 @@ def read_mlp(module: nn.Module, path: str = "") -> DenseMlp:
     layout = layout_of(module)
     if layout is None:
         fail(f"is not a known two-layer MLP: it holds {describe_children(module)}")
-    first = [cast(nn.Linear, _linear(module, name)) for name in layout.first]
-    second = cast(nn.Linear, _linear(module, layout.second))
+    first = [cast(nn.Linear, linear(module, name)) for name in layout.first]
+    second = cast(nn.Linear, linear(module, layout.second))
     weights: list[Tensor] = [layer.weight for layer in first]
     biases: list[Tensor] = [layer.bias for layer in first if layer.bias is not None]
     if len(biases) not in (0, len(first)):
@@ -140,7 +91,8 @@ def read_mlp(module: nn.Module, path: str = "") -> DenseMlp:
     for tensor in (*weights, second.weight):
         if not holds_its_numbers(tensor):  # a quantised one says bfloat16, too
             fail(f"must have weights that are plain tensors, got a {type(tensor).__name__}")
-    w_in, w_out = torch.cat(weights), second.weight
+    # a convolution has two axes of size 1 more
+    w_in, w_out = torch.cat(weights).flatten(1), second.weight.flatten(1)
     b_in = torch.cat(biases) if biases else None
     hidden_dim = w_out.shape[1]
     if not (w_in.is_floating_point() and w_out.is_floating_point()):
@@ -154,8 +106,7 @@ def read_mlp(module: nn.Module, path: str = "") -> DenseMlp:
     if gated and getattr(module, "gate_last", False):  # timm's GluMlp: [up | gate]
         w_in, b_in = w_in.roll(hidden_dim, 0), None if b_in is None else b_in.roll(hidden_dim, 0)
     mlp = DenseMlp(w_in, b_in, w_out, second.bias, _activation(module, layout, gated, fail))
-    if not w_in.is_meta:
-        _check_values(module, layout, mlp, fail)
+    _check_values(module, layout, mlp, fail)
     return mlp
 
 
@@ -171,13 +122,14 @@ def _activation(
     module: nn.Module, layout: Layout, gated: bool, fail: Callable[[str], NoReturn]
 ) -> str:
     """The activation's name, after a look at everything else that the MLP holds."""
-    linear = (*layout.first, layout.second)
+    layers = (*layout.first, layout.second)
+    parts = parts_of(module, layout)
 
     def is_extra(name: str) -> bool:
-        """Whether this name is part of the MLP, but not of its linear layers."""
-        within = name.split(".")[0] in ("intermediate", "output") if layout.split else name
+        """Whether this name is part of the MLP, but not of its layers."""
+        within = name.split(".")[0] in parts if parts else name
         return bool(within) and not any(
-            name == layer or name.startswith(layer + ".") for layer in linear
+            name == layer or name.startswith(layer + ".") for layer in layers
         )
 
     leaves = {
@@ -193,7 +145,10 @@ def _activation(
             f"has dropout, {', '.join(dropouts)}, which experts do not have: set it to 0 first, "
             "and put an nn.Dropout behind the MLP if you need one"
         )
-    others = {name: m for name, m in leaves.items() if not isinstance(m, nn.Dropout | nn.Identity)}
+    others: dict[str, Any] = {
+        name: m for name, m in leaves.items() if not isinstance(m, nn.Dropout | nn.Identity)
+    }
+    others |= {name: part for name, part in parts.items() if not isinstance(part, nn.Module)}
     parameters = [name for name, _ in module.named_parameters() if is_extra(name)]
     if len(others) > 1 or parameters:
         modules = [f"{name} ({type(m).__name__})" for name, m in others.items()]
@@ -205,10 +160,11 @@ def _activation(
         found = activation_name(act, gated)
         if found is None:
             kind = [known for known, activation in ACTIVATIONS.items() if activation.gated == gated]
-            fail(f"has the activation {name}, {act}, which computes none of {', '.join(kind)}")
+            shown = act if isinstance(act, nn.Module) else getattr(act, "__name__", act)
+            fail(f"has the activation {name}, {shown}, which computes none of {', '.join(kind)}")
         return found
-    # ironmoe's Mlp has its activation's name
-    named: Any = getattr(module, "activation", layout.activation)
+    # ironmoe's Mlp has its activation's name; what a block calls itself cannot be taken out of it
+    named: Any = None if parts else getattr(module, "activation", layout.activation)
     if named not in ACTIVATIONS:
         fail("calls an activation that is not one of its modules")
     return named
@@ -218,15 +174,55 @@ def _activation(
 def _check_values(
     module: nn.Module, layout: Layout, mlp: DenseMlp, fail: Callable[[str], NoReturn]
 ) -> None:
-    """A module may have known layers and do something else with them: compare both on four random
-    tokens."""
-    x = torch.randn(
-        1, 4, mlp.w_in.shape[1], generator=torch.Generator().manual_seed(0), device="cpu"
-    ).to(mlp.w_in)
-    try:
-        theirs = layout.run(module, x)
-    except Exception as error:
-        fail(f"cannot be run on tokens of shape {tuple(x.shape)} ({error})")
+    """A module may have known layers and do something else with them: compare both on a few random
+    tokens. A meta tensor has no values; there only the calls of a block are looked at."""
+    dim = mlp.w_in.shape[1]
+    if layout.example is None:
+        if mlp.w_in.is_meta:
+            return
+        x = _random((1, 4, dim), mlp.w_in)
+        try:
+            theirs = run(module, layout, x)
+        except Exception as error:
+            fail(f"cannot be run on tokens of shape {tuple(x.shape)} ({error})")
+    else:
+        x, theirs = _inside_block(module, layout, layout.example(dim), mlp, fail)
+        if theirs.is_meta:
+            return
     tolerance = torch.finfo(x.dtype).eps ** 0.5 * theirs.abs().max().item()
     if not torch.allclose(theirs, mlp(x), rtol=0, atol=tolerance):
         fail(f"computes something else than its layers and {mlp.activation} say")
+
+
+def _inside_block(
+    block: nn.Module,
+    layout: Layout,
+    shape: tuple[int, ...],
+    mlp: DenseMlp,
+    fail: Callable[[str], NoReturn],
+) -> tuple[Tensor, Tensor]:
+    """What a block gives to its MLP and takes from it, and that it calls nothing else between."""
+    parts = parts_of(block, layout)
+    try:
+        inputs = [_random(shape, mlp.w_in)] * num_inputs(block)
+        names, x, y = calls_within(block, parts, inputs)
+    except Exception as error:
+        fail(f"cannot be run on an input of shape {shape} ({error})")
+    modules = dict(block.named_modules())
+    names = [name for name in names if name in parts or not _does_nothing(modules[name])]
+    if names != list(parts) or x is None or y is None:
+        shown = {name: f"{name} ({type(m).__name__})" for name, m in modules.items()}
+        found = ", ".join(shown.get(name, name) for name in names) or "none of them"
+        fail(
+            f"must call {', '.join(parts)} once each and nothing between them, because experts "
+            f"have nothing else, got {found}"
+        )
+    return x, y
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    return isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout) and module.p == 0)
+
+
+def _random(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(like)

@@ -189,6 +189,11 @@ class MoE(nn.Module):
         if mask_T is not None and isinstance(router, TopKRouter | Grouped):
             options["mask"] = mask_T
         if len(shape) > 2 and getattr(router, "needs_sequence_length", False):
+            if len(shape) > 3:  # of Swin's tokens the row of pixels would be taken for a sequence
+                raise ValueError(
+                    f"x must have shape (sequences, tokens, {self.dim}) for a balance loss of each "
+                    f"sequence, got {tuple(shape)}"
+                )
             options["sequence_length"] = shape[-2]
         routed: RouterOutput = self.router(x_TD, *sizes, **options)
 

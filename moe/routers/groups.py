@@ -32,11 +32,11 @@ class Grouped(nn.Module):
         self.tokens_per_group = tokens_per_group
 
     def tokens_in_group(self, shape: Sequence[int]) -> int:
-        """S for tokens of this shape (…, N, D), of which the axis before the last counts the tokens
-        of an image."""
+        """S for tokens of this shape (…, D), which must be (images, N, D) for
+        ``images_per_group``."""
         if self.images_per_group is None:
             return self.tokens_per_group or max(math.prod(shape[:-1]), 1)
-        if len(shape) < 3:
+        if len(shape) != 3:  # with more axes, as of Swin's tokens, the image might be any of them
             raise ValueError(
                 f"x must have shape (images, tokens, {shape[-1]}) for images_per_group, got "
                 f"{tuple(shape)}"

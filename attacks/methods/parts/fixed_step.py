@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import Only, declare
 from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.engine.attacked_model import Model
@@ -32,6 +33,10 @@ class FixedStepAttack(FixedRadiusAttack):
             all points.
         alpha: step length in the units of eps; None: what ``step_length`` says.
     """
+
+    aliases = declare(
+        eps_for_division=Only((1e-10,), "a gradient is scaled to length 1, however short it is"),
+    )
 
     remembers = False
     """The next step depends on more than the point, so that a point met again is no circle."""

@@ -1,12 +1,14 @@
 """The adversarial images of a run, as PNG files or as an .npz for each attack, with an index."""
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ironmoe.attacks import AttackSummary
 from ironmoe.attacks.results.rows_file import Row, rows_as_text
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.saved.png import LEVELS, png
@@ -38,9 +40,8 @@ def save_found(folder: Path, outcome: EvaluationOutcome, form: str) -> int:
     index: list[Row] = []
     for attack, name in _folder_names(list(outcome.report.attacks)).items():
         summary = outcome.report.attacks[attack]
-        assert summary.adversarial is not None
         rows = [row for row in found if row["attack"] == attack]
-        files = FORMS[form](folder / FOLDER, name, rows, summary.adversarial[summary.fell])
+        files = FORMS[form](folder / FOLDER, name, rows, _found(summary))
         index += [
             {key: row[key] for key in SHOWN} | {"file": file, "place": place}
             for row, (file, place) in zip(rows, files, strict=True)
@@ -81,7 +82,15 @@ def check_form(form: str | None, shape: Sequence[int], levels: int | None) -> No
         )
 
 
-def _as_png(folder: Path, name: str, rows: list[Row], images: Tensor) -> Iterable[tuple[str, int]]:
+def _found(summary: AttackSummary) -> Iterator[Tensor]:
+    """The final images that fell, one after another, so that few of them are in memory."""
+    for place in summary.fell.nonzero():
+        yield summary.final(place)[0]
+
+
+def _as_png(
+    folder: Path, name: str, rows: list[Row], images: Iterator[Tensor]
+) -> Iterable[tuple[str, int]]:
     """A file for each image: ATTACK/NUMBER.png."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     for row, image in zip(rows, images, strict=True):
@@ -90,19 +99,23 @@ def _as_png(folder: Path, name: str, rows: list[Row], images: Tensor) -> Iterabl
         yield file, 0
 
 
-def _as_npz(folder: Path, name: str, rows: list[Row], images: Tensor) -> Iterable[tuple[str, int]]:
+def _as_npz(
+    folder: Path, name: str, rows: list[Row], images: Iterator[Tensor]
+) -> Iterable[tuple[str, int]]:
     """One file for each attack, ATTACK.npz: images (M, C, S, S) float32, labels (M,), and what the
     index has."""
     folder.mkdir(parents=True, exist_ok=True)
     columns = {key: np.array([row[key] for row in rows]) for key in SHOWN if key != "attack"}
     columns["labels"] = columns.pop("label")
+    found = list(images)
+    whole = torch.stack(found).numpy() if found else np.zeros((0,), dtype=np.float32)
     file = io.BytesIO()
-    np.savez(file, **(columns | {"images": images.numpy()}))  # type: ignore[arg-type]
+    np.savez(file, **(columns | {"images": whole}))
     write_atomically(folder / f"{name}.npz", file.getvalue())
     return [(f"{name}.npz", place) for place in range(len(rows))]
 
 
-FORMS: dict[str, Callable[[Path, str, list[Row], Tensor], Iterable[tuple[str, int]]]] = {
+FORMS: dict[str, Callable[[Path, str, list[Row], Iterator[Tensor]], Iterable[tuple[str, int]]]] = {
     "png": _as_png,
     "npz": _as_npz,
 }

@@ -22,10 +22,10 @@ from ironmoe.bench.benchmarks.attacks.libraries import (
     pgd_runs,
 )
 from ironmoe.bench.benchmarks.attacks.models import MODELS, WIDE, trained_models
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.timing import samples_in_turns
 from ironmoe.bench.common.versions import describe_device, versions
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.reports.tables import terminal_table
 
 # a ratio is printed if robust accuracies differ by at most this: starts are random

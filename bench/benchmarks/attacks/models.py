@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.training import PGDAT
 from ironmoe.bench.common.checkpoints import architecture, load_checkpoint, save_checkpoint
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import slug, write_atomically
 from ironmoe.bench.common.train import Adversary, Recipe, TrainingProgress, one_cycle, train
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.moe import VMoE
 
 MODELS = ("ViT", "V-MoE", "robust V-MoE")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, Proportion, evaluate
 from ironmoe.attacks.registry import named_attacks
-from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.data.in_memory import ImageData
 
 TARGETED = "apgd-t"
 PGD_STEPS = 20

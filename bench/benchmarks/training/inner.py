@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ironmoe.bench.benchmarks.training.models import MODELS, new_model
 from ironmoe.bench.benchmarks.training.products import Products, count_products
 from ironmoe.bench.benchmarks.training.steps import COMMON, Contender, contenders
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.timing import interleaved
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.reports.tables import (
     Column,
     cells,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ironmoe.bench.common.checkpoints import architecture
-from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.moe import VMoE
 
 MODELS = {"v-moe": "V-MoE", "vit": "ViT", "wide-v-moe": "wide V-MoE", "wide-vit": "wide ViT"}

@@ -27,9 +27,9 @@ from ironmoe.bench.benchmarks.training.method_tables import (
 from ironmoe.bench.benchmarks.training.models import MODELS
 from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run, StudySettings, do
 from ironmoe.bench.benchmarks.training.steps import PEER, has_peer
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import write_atomically, write_json
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.data.in_memory import ImageData
 
 PARTS = ("inner", "methods")
 MARKDOWN = "table.md"

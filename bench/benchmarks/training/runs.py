@@ -12,8 +12,8 @@ from ironmoe.bench.benchmarks.training.evaluation import EvaluationSettings, eva
 from ironmoe.bench.benchmarks.training.kept import Kept
 from ironmoe.bench.benchmarks.training.models import DENSE, model_arguments, new_model
 from ironmoe.bench.common.checkpoints import load_checkpoint, save_weights
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import slug, write_atomically
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
 from ironmoe.bench.train.rows import split

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from ironmoe.bench.common.checkpoints import save_weights
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.files import slug, write_atomically
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.study.ladder.arms import LADDER, Size, arguments
 from ironmoe.bench.study.ladder.initial import new_model
 from ironmoe.bench.train.display import Display

@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from ironmoe.bench.common.checkpoints import load_checkpoint
-from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.study.ladder.arms import Arm
 from ironmoe.bench.study.ladder.initial import constant_gates_known
 from ironmoe.bench.study.ladder.training import ModelRun, TrainingSettings, train_model

@@ -1,18 +1,21 @@
 """Models that a user hands in: ``--model NAME@SEED/TRAINING=MODEL``."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from torch import nn
 
-from ironmoe.bench.attack.class_matching import match_classes
-from ironmoe.bench.attack.model_source import FORMS, LoadedModel, load_model
+from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.bench.common.checkpoints import count_flops
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.data.in_memory import ImageData
+from ironmoe.bench.models.class_matching import match_data
+from ironmoe.bench.models.load import FORMS, load_model
+from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.bench.study.ladder.arms import Arm
 from ironmoe.bench.study.work.architecture import arm_of
 from ironmoe.bench.study.work.entries import CPU, Entry
@@ -54,6 +57,37 @@ def read_option(text: str) -> HandedIn:
     return HandedIn(name, int(seed) if at else 0, training or TRAINING, source)
 
 
+def pipeline_of_all(texts: Sequence[str]) -> Pipeline | None:
+    """How all models want their pictures; None if they do not say.
+
+    Raises:
+        UserError: they want them in different ways.
+    """
+    found: dict[str, Pipeline | None] = {}
+    for text in texts:
+        source = read_option(text).source
+        is_file = source.endswith(".safetensors")
+        model = None if is_file else load_model(None, source, torch.device(CPU))
+        found[source] = None if model is None else model.pipeline
+
+    ways = {source: _pixels_of(pipeline) for source, pipeline in found.items()}
+    (first, way), *others = ways.items()
+    other = next((source for source, each in others if each != way), None)
+    if other is not None:
+        raise UserError(
+            f"--model {other} must take the same pixels as {first}, since a study asks all models "
+            f"about the same images, got {found[other] or 'no preprocessing'} and "
+            f"{found[first] or 'no preprocessing'}"
+        )
+    return found[first]
+
+
+def _pixels_of(pipeline: Pipeline | None) -> dict[str, Any]:
+    """What a pipeline does, without mean and std, which are the model's part."""
+    everything = {} if pipeline is None else pipeline.as_dict()
+    return {key: value for key, value in everything.items() if key not in ("mean", "std")}
+
+
 def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], ImageData]:
     """The entries of all models, in their order, and the data with labels as these models have
     them.
@@ -76,7 +110,7 @@ def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], Ima
 
     loaded = [_load(each.source, data) for each in given]
     models = [each.model for each in loaded]
-    labels = [match_classes(each, data).labels for each in loaded]
+    labels = [match_data(each, data)[0].labels for each in loaded]
     other = next((i for i, row in enumerate(labels) if not torch.equal(row, labels[0])), None)
     if other is not None:
         raise UserError(
@@ -134,5 +168,8 @@ def _entry(arm: Arm, given: HandedIn, data: ImageData) -> Entry:
 def _load(source: str, data: ImageData) -> LoadedModel:
     is_file = source.endswith(".safetensors")
     return load_model(
-        Path(source) if is_file else None, None if is_file else source, data, torch.device(CPU)
+        Path(source) if is_file else None,
+        None if is_file else source,
+        torch.device(CPU),
+        image_size=data.size,
     )

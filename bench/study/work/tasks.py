@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.study.ladder.arms import LADDER, Arm
 from ironmoe.bench.study.measure.table import chosen
 from ironmoe.bench.study.options import StudyOptions

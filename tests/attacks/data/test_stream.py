@@ -194,15 +194,13 @@ def test_an_error_of_a_worker_is_that_of_this_process_in_the_same_words(workers,
         all_of(stream)
 
 
-def test_arrays_are_resized_if_they_are_bytes_and_refused_if_they_are_floats():
+def test_arrays_are_resized_if_they_are_bytes_and_taken_as_they_are_if_they_are_floats():
     pipeline = Preprocessing(channels=1, resize=(2, 2), mode="exact", interpolation="nearest")
     images = all_of(ImageStream(Numbers(5), pipeline, workers=0))[1]
     assert images[:, 0].flatten(1).tolist() == [[n] * 4 for n in range(5)]
-    floats = TorchImages([(torch.rand(1, 4, 4), 0)])
-    with pytest.raises(
-        DataError, match=r"item 0 of list must have the 2 × 2 pixels that the model"
-    ):
-        all_of(ImageStream(floats, pipeline, workers=0))
+    floats = torch.rand(1, 4, 4)
+    images = all_of(ImageStream(TorchImages([(floats, 0)]), pipeline, workers=0))[1]
+    assert torch.equal(images[0], floats)
 
 
 def test_bytes_become_pixels_by_255_and_floats_stay():

@@ -165,8 +165,8 @@ def test_bounds_without_an_end_are_refused_where_they_do_not_work(model, data):
         with pytest.raises(ValueError, match="bounds must be finite for"):
             make()
     assert PGD(model, 0.1, bounds=bounds).run(images, labels).success.any()
-    with pytest.raises(TypeError, match="seed must be an int, got None"):
-        PGD(model, seed=None)
+    with pytest.raises(TypeError, match=r"seed must be an int, or None, got 0\.5"):
+        PGD(model, seed=0.5)
 
 
 def test_a_loss_may_write_on_the_logits_it_is_given(model, data):

@@ -90,8 +90,10 @@ def test_it_writes_what_it_promises(place):
         and "pgd (steps 4, restarts 2), fgsm (steps 1" in output
     )
     with np.load("set.npz") as data:
-        assert images["index"].tolist() == images["row"].tolist() == list(range(36))
-        assert np.array_equal(images["label"], data["labels"][:36])
+        assert images["index"].tolist() == list(range(36))
+        rows = images["row"].tolist()
+        assert rows == sorted(set(rows)) and rows[-1] >= 36  # a sample of all, not the first ones
+        assert np.array_equal(images["label"], data["labels"][rows])
     assert (
         report["versions"]["torch"] == torch.__version__ and report["settings"]["checksum"] in html
     )

@@ -12,8 +12,10 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 
 from ironmoe.attacks import AttackSummary, Flag, Proportion, RobustnessReport
+from ironmoe.attacks.data import ImageArrays, ImageStream, Preprocessing
 from ironmoe.bench.attack import curves as evaluation_curves
 from ironmoe.bench.attack import table as evaluation_table
+from ironmoe.bench.attack.attacked_images import AttackedImages
 from ironmoe.bench.attack.margins import margins_left
 from ironmoe.bench.attack.outcome import EvaluationOutcome, ShownImage
 from ironmoe.bench.attack.parts import Part
@@ -35,6 +37,7 @@ def summary(
     steps=None,
     images=None,
     parts=("a", "b"),
+    labels=(0, 0, 0, 0, 0),
 ):
     """Of five images under an attack of two parts at eps 1/255 and 2/255."""
     stages = tuple((eps / 255, part) for eps in (1, 2) for part in parts)
@@ -51,17 +54,13 @@ def summary(
         flags={name: torch.zeros(5, dtype=torch.bool) for name in ("zero_gradient", "loss_rising")},
         forwards=30,
         backwards=10,
+        per_image={"label": torch.tensor(labels)},
     )
 
 
 def outcome(attacks, margins=None, complete=True, checks=(), classes=("no", "yes"), max_queries=10):
     report = RobustnessReport(
         next(iter(attacks.values())).clean_correct, attacks, list(checks), 8.0, complete
-    )
-    images, labels, rows = (
-        torch.rand(5, 1, 2, 2),
-        torch.zeros(5, dtype=torch.int64),
-        torch.arange(50, 55),
     )
     parts = {
         name: (
@@ -72,8 +71,16 @@ def outcome(attacks, margins=None, complete=True, checks=(), classes=("no", "yes
     }
     suite = Suite(tuple(attacks), eps_255=(1, 2))
     return EvaluationOutcome(
-        "toy", report, suite, parts, images, labels, rows, list(classes), margins, []
+        "toy", report, suite, parts, some_images(range(50, 55), classes), margins, []
     )
+
+
+def some_images(rows, classes=("no", "yes")):
+    """Random images that lie at these rows of a set."""
+    values = torch.rand(60, 1, 2, 2).numpy()
+    arrays = ImageArrays("toy", values, np.zeros(60, dtype=int), fingerprint="", origin="toy")
+    stream = ImageStream(arrays, Preprocessing(channels=1), rows=torch.tensor(rows))
+    return AttackedImages(stream, (1, 2, 2), list(classes), [], "toy", "")
 
 
 @pytest.fixture
@@ -127,13 +134,10 @@ def test_each_verdict_says_of_which_image_it_is(two):
     """A budget left the evaluation with the images 0, 1, 2, 3 and 6 of 7, which lie at 50 … 56 in
     the data."""
     examined = torch.tensor([0, 1, 2, 3, 6])
-    two = {name: replace(one, examples=examined) for name, one in two.items()}
+    labels = {"label": torch.tensor([0, 1, 0, 1, 1])}
+    two = {name: replace(one, examples=examined, per_image=labels) for name, one in two.items()}
     made = outcome(two)
-    made.images, made.labels, made.rows_of_data = (
-        torch.rand(7, 1, 2, 2),
-        torch.tensor([0, 1, 0, 1, 0, 0, 1]),
-        torch.arange(50, 57),
-    )
+    made.images = some_images(range(50, 57))
     with np.load(io.BytesIO(verdicts(made))) as file:
         assert file["index"].tolist() == examined.tolist() and file["row"].tolist() == [
             50,
@@ -151,7 +155,7 @@ def test_each_verdict_says_of_which_image_it_is(two):
         ]
     axes = examples(made, [ShownImage(4, "x", 2.0)]).axes
     assert (
-        np.array_equal(axes[0].images[0].get_array(), made.images[6, 0])
+        np.array_equal(axes[0].images[0].get_array(), made.images.at([6])[0][0, 0])
         and axes[0].get_title() == "image 6\nyes"
     )
     plt.close("all")
@@ -248,8 +252,8 @@ def test_words_say_what_tripped_and_what_was_found(two):
     assert not any("budget" in line or "chance" in line for line in said)
     one = words(outcome({"x": summary([1, 4, 4, 4, 0], [1, 0, 0, 0, 0])}))
     assert any("a success for one image, and it was confirmed" in line for line in one)
-    made = outcome({"x": summary([0] * 5, [0] * 5, clean=[1, 1, 0, 0, 0])})
-    made.labels = torch.tensor([0, 1, 0, 1, 0])
+    few_right = summary([0] * 5, [0] * 5, clean=[1, 1, 0, 0, 0], labels=(0, 1, 0, 1, 0))
+    made = outcome({"x": few_right})
     assert "40.0 % [11.8, 76.9], is at or below chance, 50 % for 2 classes" in words(made)[0]
 
 

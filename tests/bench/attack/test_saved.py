@@ -15,8 +15,8 @@ from ironmoe.bench.attack.saved import found_images
 from ironmoe.bench.attack.saved.found_images import SaveError, check_form
 from ironmoe.bench.attack.saved.png import from_png, png
 from ironmoe.bench.cli.app import app
-from ironmoe.bench.common.data import load_data
 from ironmoe.bench.common.files import write_atomically
+from ironmoe.bench.data.in_memory import load_data
 
 SMALL = ["--all", "--attack-images", 36, "--device", "cpu", "--steps", 4, "--no-checks"]
 EPS = ["--eps", "2,8,32"]

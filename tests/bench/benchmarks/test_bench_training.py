@@ -16,7 +16,7 @@ from ironmoe.bench.benchmarks.training.models import new_model
 from ironmoe.bench.benchmarks.training.products import count_products
 from ironmoe.bench.benchmarks.training.steps import StepSettings, contenders
 from ironmoe.bench.cli.app import app
-from ironmoe.bench.common.data import load_data
+from ironmoe.bench.data.in_memory import load_data
 from ironmoe.bench.train.options import takes_steps
 from ironmoe.moe import VMoE
 

@@ -18,7 +18,7 @@ from ironmoe.bench.benchmarks.training.method_tables import (
 )
 from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run
 from ironmoe.bench.cli.app import app
-from ironmoe.bench.common.data import ImageData, load_data
+from ironmoe.bench.data.in_memory import ImageData, load_data
 from ironmoe.bench.train.held_out import HeldOutRows
 from ironmoe.moe import VMoE
 

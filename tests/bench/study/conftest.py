@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ironmoe.bench.common.data import ImageData, load_data
+from ironmoe.bench.data.in_memory import ImageData, load_data
 from ironmoe.bench.study import run
 
 

@@ -6,8 +6,8 @@ import torch
 from rich.console import Console
 
 from ironmoe.bench.common.checkpoints import count_flops, load_checkpoint
-from ironmoe.bench.common.data import load_data
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.data.in_memory import load_data
 from ironmoe.bench.study.ladder import training
 from ironmoe.bench.study.ladder.arms import DENSE, LADDER, Arm, Size, arguments
 from ironmoe.bench.study.ladder.initial import new_model

@@ -10,9 +10,9 @@ from rich.console import Console
 from torch import nn
 
 from ironmoe.attacks.training import EMA, PGDAT, TRADES, Free, Standard
-from ironmoe.bench.common.data import ImageData
 from ironmoe.bench.common.loop.schedules import one_cycle, warmup_and_cosine
 from ironmoe.bench.common.processes import Processes
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.held_out import HeldOut, HeldOutRows

@@ -96,6 +96,69 @@ def test_transformers_models_can_be_trained_and_saved(family):
         assert twin(pixel_values=pixels)[0].equal(model(pixel_values=pixels)[0])
 
 
+SWIN = {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+CONVNEXT = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 12, 16, 24], "layer_scale_init_value": 0.5}
+WIDTHS = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 1]}
+# name → the model, its configuration, and in how many of its blocks "every 2" puts experts
+STAGED = {
+    "convnext": ("ConvNextForImageClassification", "ConvNextConfig", CONVNEXT, 2),
+    "dinov3 convnext": ("DINOv3ConvNextModel", "DINOv3ConvNextConfig", CONVNEXT, 2),
+    "swin": ("SwinForImageClassification", "SwinConfig", SWIN, 1),
+    "swin v2": ("Swinv2ForImageClassification", "Swinv2Config", SWIN, 1),
+    "donut swin": ("DonutSwinModel", "DonutSwinConfig", SWIN, 1),
+    "focalnet": ("FocalNetModel", "FocalNetConfig", {"embed_dim": 8, "depths": [1, 2]}, 1),
+    "pvt": ("PvtModel", "PvtConfig", {**WIDTHS, "num_attention_heads": [1, 2, 3, 4]}, 2),
+}
+
+
+def build_staged(name):
+    transformers = pytest.importorskip("transformers")
+    model, config, options, _ = STAGED[name]
+    if not hasattr(transformers, model):
+        pytest.skip(f"this transformers has no {model}")
+    return getattr(transformers, model)(
+        getattr(transformers, config)(image_size=32, patch_size=4, **options)
+    ).eval()
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_transformers_models_in_stages_compute_the_same(name, rounding):
+    model = build_staged(name)
+    # five blocks of width 24 and less, each with a convolution of 49 pixels or four products
+    terms = 3 * 4 * 4 + 5 * (49 + 4 * 24 + (24 + 96) + 2 * 24)
+    for dtype in (torch.float32, torch.float64):
+        model, pixels = model.to(dtype), torch.rand(2, 3, 32, 32, dtype=dtype, requires_grad=True)
+        sparse = upcycle(copy.deepcopy(model), 4, 2, layers="every 2")
+        assert sum(isinstance(m, MoE) for m in sparse.modules()) == STAGED[name][-1]
+        before, after = model(pixels)[0], sparse(pixels)[0]
+        torch.testing.assert_close(after, before, rtol=0, atol=rounding(terms, before))
+        ahead = torch.randn_like(before)
+        gradients = [torch.autograd.grad(y, pixels, ahead)[0] for y in (before, after)]
+        # the way there and back, with products of the numbers of both
+        torch.testing.assert_close(*gradients, rtol=0, atol=rounding(4 * terms, gradients[0]))
+
+
+@pytest.mark.parametrize(
+    "model, config, message",
+    [
+        (
+            "ConvNextV2Model",
+            "ConvNextV2Config",
+            r"stages\.0\.layers\.0 \(ConvNextV2Layer\) must call .* grn \(ConvNextV2GRN\)",
+        ),
+        ("PvtV2Model", "PvtV2Config", r"layers\.0.*mlp .* holds more than .*dwconv"),
+    ],
+)
+def test_transformers_models_that_mix_tokens_inside_an_mlp_are_refused(model, config, message):
+    transformers = pytest.importorskip("transformers")
+    options = {**WIDTHS, "num_attention_heads": [1, 2, 3, 4]} if "Pvt" in model else WIDTHS
+    dense = getattr(transformers, model)(getattr(transformers, config)(**options))
+    before = list(dense.modules())
+    with pytest.raises(ValueError, match=message):
+        upcycle(dense, 4)
+    assert all(a is b for a, b in zip(dense.modules(), before, strict=True))
+
+
 def test_the_quick_gelu_of_clip(rounding):
     transformers = pytest.importorskip("transformers")
     model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**IMAGES)).eval()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ironmoe.bench.common.checkpoints import count_flops, save_weights
-from ironmoe.bench.common.data import ImageData
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.study.ladder.arms import LADDER, Size, arguments
 from ironmoe.bench.study.ladder.initial import new_model
 from ironmoe.bench.study.ladder.training import TrainingSettings

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ironmoe.bench.common.data import DataError, load_data
+from ironmoe.attacks.data import DataError
+from ironmoe.bench.data.in_memory import load_data
 
 
 def make_folder(path, sizes=((10, 10),) * 3, mode="L", classes=("cat", "dog")):
@@ -90,7 +91,34 @@ def test_npz(tmp_path, layout, dtype):
     np.savez(tmp_path / "set.npz", images=images, labels=np.arange(10) % 2 * 5)
     data = load_data(str(tmp_path / "set.npz"))
     assert data.images.shape == (10, 3 if 3 in layout else 1, 6, 6) and data.images.max() <= 1
-    assert data.classes == ["0", "5"] and data.labels.tolist() == [0, 1] * 5
+    assert data.classes == list("012345") and data.labels.tolist() == [0, 5] * 5
+    assert data.notes == [
+        "Labels are indices of the logits: 4 of the 6 classes, 0 … 5, have no image."
+    ]
+    assert len(data.split()[0]) == 8  # a class without images is no obstacle
+
+
+def test_a_label_below_0_is_no_index(tmp_path):
+    np.savez(tmp_path / "set.npz", images=np.zeros((10, 6, 6)), labels=np.arange(10) - 1)
+    with pytest.raises(DataError, match="must be at least 0, got -1"):
+        load_data(str(tmp_path / "set.npz"))
+
+
+def test_one_grey_file_among_colour_ones_becomes_rgb(tmp_path):
+    folder = make_folder(tmp_path / "pets", mode="RGB")
+    Image.new("L", (10, 10), 100).save(folder / "cat" / "0.png")
+    data = load_data(str(folder))
+    assert data.images.shape == (6, 3, 10, 10)
+    assert bool((data.images[0] == torch.tensor(100 / 255)).all())
+
+
+def test_images_that_would_not_fit_into_memory_are_refused_before_any_is_read(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ironmoe.bench.data.in_memory.LARGEST_BYTES", 1000)
+    folder = make_folder(tmp_path / "pets")
+    with pytest.raises(DataError, match=r"6 of 10 × 10 pixels need .* ironmoe attack takes any"):
+        load_data(str(folder))
 
 
 def test_npz_with_names(tmp_path):
@@ -114,12 +142,15 @@ GOOD = {"images": np.zeros((4, 6, 6)), "labels": np.array([0, 0, 1, 1])}
         (GOOD | {"images": np.zeros((4, 6, 5))}, "must be square"),
         (
             GOOD | {"images": np.zeros((4, 0, 0))},
-            r"must have at least one pixel, got shape \(4, 1, 0, 0\)",
+            r"must have at least one pixel, got \(4, 1, 0, 0\)",
         ),
-        (GOOD | {"images": np.full((4, 6, 6), np.nan)}, "NaN or infinity first in image 0"),
+        (
+            GOOD | {"images": np.full((4, 6, 6), np.nan)},
+            "image 0 in .*must be finite, got NaN or infinity",
+        ),
         (
             GOOD | {"images": np.full((4, 6, 6), 7.0)},
-            r"must lie in \[0, 1\], got values from 7 to 7",
+            r"must be floats in \[0, 1\], got values from 7 to 7",
         ),
         (GOOD | {"images": np.zeros((4, 6, 6), dtype=np.int64)}, "must be uint8 or floats"),
         (
@@ -136,9 +167,12 @@ def test_bad_npz_is_named(tmp_path, arrays, message):
 
 def test_other_bad_specs_are_named(tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"PK no zip")
-    with pytest.raises(DataError, match=r"broken\.npz cannot be read"):
+    with pytest.raises(DataError, match=r"broken\.npz must be an .npz file"):
         load_data(str(tmp_path / "broken.npz"))
-    with pytest.raises(DataError, match="data must be one of mnist, digits, an existing folder"):
+    with pytest.raises(
+        DataError,
+        match="data must be one of mnist, digits, or a folder with one sub-folder a class",
+    ):
         load_data("cifar")
     np.savez(tmp_path / "one.npz", images=np.zeros((3, 6, 6)), labels=np.array([0, 0, 1]))
     with pytest.raises(DataError, match="class '1' must have at least 2 images"):

@@ -1,0 +1,156 @@
+"""What every attack inherits: foreign names of its arguments, and the calls of other libraries."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.aliases.declared import Aliases, declare
+from ironmoe.attacks.aliases.own import alias_of, known_arguments
+from ironmoe.attacks.aliases.translated import MADE, with_aliases
+from ironmoe.attacks.engine.attacked_model import AttackedModel
+from ironmoe.attacks.engine.attempts import where
+from ironmoe.attacks.engine.borrow import borrowed
+from ironmoe.attacks.extra import Extra, extra_columns
+from ironmoe.attacks.result import AttackResult
+
+TARGETS = "make the attack with targeted=True, and call it with the classes to reach"
+INSTEAD = {
+    "set_normalization_used": "make the attack with normalize=(mean, std), and call it with images "
+    "that are not normalised",
+    "set_mode_default": "make the attack with targeted=False",
+    "set_mode_targeted_by_label": TARGETS,
+    "set_mode_targeted_by_function": TARGETS,
+    "set_mode_targeted_random": TARGETS,
+    "set_mode_targeted_least_likely": TARGETS,
+    "set_model_training_mode": "give as model a function that calls the model in this mode; a "
+    "module is put into eval mode",
+    "set_model": "make another attack for the other model",
+    "set_device": "make the attack with device=",
+    "save": "evaluate(model, data, attacks, keep_adversarial=True) keeps the images",
+}
+"""Methods of torchattacks → what to do here."""
+
+
+class FamiliarCalls(ABC):
+    """``attack(images, labels)`` as in torchattacks, ``attack.perturb(x, y)`` as in the official
+    code, and the arguments of both."""
+
+    aliases: ClassVar[Aliases] = declare()
+    """Foreign names of arguments of this very class; those of its bases hold as well."""
+
+    attacked_model: AttackedModel
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__init__" in vars(cls) or "aliases" in vars(cls):
+            type.__setattr__(cls, "__init__", with_aliases(cls))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """AttributeError: a name that is new in an attack of the library, once it is made, since
+        setting it would change nothing."""
+        known = vars(self)
+        is_new = name not in known and not hasattr(type(self), name)
+        if MADE in known and is_new and not name.startswith("_"):
+            alias = alias_of(type(self), name)
+            into = alias if isinstance(alias, str) else name
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute {name!r} to set: make a new attack with "
+                f"{into}={value!r}, if it takes that"
+            )
+        super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:  # it would make every name an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """AttributeError; for a method of torchattacks it says what to do instead."""
+            if name in INSTEAD:
+                raise AttributeError(f"{type(self).__name__} has no {name}: {INSTEAD[name]}")
+            return super().__getattribute__(name)  # it says what is missing, here or further in
+
+    @abstractmethod
+    def run(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor | None = None,
+        *,
+        extra: Extra | None = None,
+        passes: int | None = None,
+    ) -> AttackResult:
+        """Attack a batch."""
+
+    def __call__(self, images: Tensor, labels: Tensor, *, extra: Extra | None = None) -> Tensor:
+        """images (N, …) in ``bounds``, labels (N,) int64 → adversarial images, float32 (float64 for
+        float64 images). They go to the device of the model, or to ``device``."""
+        return self._run_there(images, labels, extra).adversarial
+
+    def perturb(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        best_loss: bool = False,
+        x_init: Tensor | None = None,
+        *,
+        extra: Extra | None = None,
+    ) -> Tensor:
+        """The call of the official attacks.
+
+        Args:
+            x: (N, …) images in ``bounds``.
+            y: (N,) int64 labels; None: the classes that the model gives the images.
+            best_loss: must be False; ``early_stop=False`` of the constructor keeps the point of the
+                highest loss.
+            x_init: must be None: an attack chooses its own starting points.
+            extra: further inputs of the model, as in ``run``.
+
+        Returns:
+            (N, …) adversarial images, the clean one where none was found.
+        """
+        if best_loss:
+            raise ValueError(
+                f"best_loss must be False, got {best_loss}: make the attack with early_stop=False, "
+                "and the call attack(x, y) returns the points of the highest loss"
+            )
+        if x_init is not None:
+            raise ValueError("x_init must be None, since an attack chooses its own starts, got one")
+        x = self._there(x)
+        result = self._run_there(x, self._classes(x, extra) if y is None else y, extra)
+        return where(result.success, result.adversarial, x.to(result.adversarial.dtype))
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """On the device where the model is attacked; what is no tensor stays for the checks."""
+        device = self.attacked_model.device
+        return tensor if device is None or not isinstance(tensor, Tensor) else tensor.to(device)
+
+    def _run_there(self, images: Tensor, labels: Tensor, extra: Extra | None) -> AttackResult:
+        further: dict[str, Any] = {} if extra is None else {"extra": extra}
+        return self.run(self._there(images), self._there(labels), **further)
+
+    def _classes(self, images: Tensor, extra: Extra | None) -> Tensor:
+        """(N,) what the model says of the images.
+
+        Raises:
+            ValueError: the goal is about something else than leaving this class.
+        """
+        goal = self.attacked_model.goal
+        if goal.targeted or not goal.has_classes:
+            raise ValueError(f"y must be the labels of the images for {goal}, got None")
+        columns = {
+            name: column.to(images.device)
+            for name, column in extra_columns(extra, len(images)).items()
+        }
+        self.attacked_model.image_dtype = images.dtype
+        wide = images.to(torch.promote_types(images.dtype, torch.float32))
+        with borrowed(self.attacked_model.model):
+            outputs = self.attacked_model.predict(wide, columns)
+        return self.attacked_model.goal.prediction(outputs)
+
+
+def unknown_arguments(kind: type, names: list[str]) -> TypeError:
+    """The error of a constructor that is left with arguments which no class takes."""
+    return TypeError(
+        f"arguments of {kind.__name__} must be among {known_arguments(kind)}, got "
+        f"{', '.join(names)}"
+    )

@@ -1,0 +1,260 @@
+"""From the labels of a set to the logits of a model: by name, by WordNet id, by index, or by a
+given map. What is a guess is said."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.data.errors import DataError
+from ironmoe.attacks.data.imagenet import (
+    CLASSES,
+    are_imagenet,
+    imagenet_classes,
+    imagenet_names,
+    plain,
+)
+
+GIVE_A_MAP = "give a class map, which names the logit of each class"
+UNNAMED = re.compile(r"label_\d+")
+"""What transformers calls the classes of a model that has no names."""
+
+
+class Matched(NamedTuple):
+    """The labels of a set in the logits of a model.
+
+    logits: (L,) int64, for each label the index of its logit; None: labels are indices already.
+
+    names: of the classes, by index of the logits.
+
+    note: how they were matched where that is not plain; empty: by name, or by index.
+    """
+
+    logits: Tensor | None
+    names: list[str]
+    note: str = ""
+
+
+def match_classes(
+    names: Sequence[str] | None,
+    labels: Tensor | None,
+    logits: int,
+    *,
+    model_names: Sequence[str] | None = None,
+    class_map: Mapping[str, int | str] | None = None,
+    model: str = "the model",
+) -> Matched:
+    """Find the logit of each class of a set. The set may have any part of the model's classes.
+
+    Args:
+        names: of the set's classes, by label; None: labels are indices of the logits.
+        labels: (N,) int64, those of the set if they are known, which are checked.
+        logits: how many the model has.
+        model_names: of the model's classes, by index; None: nobody knows.
+        class_map: name, or label as text, → index of the logit, or a name of the model's.
+        model: how errors call it.
+
+    Raises:
+        DataError: a class has no logit, or labels are no indices of logits.
+    """
+    if model_names is not None and len(model_names) != logits:
+        raise DataError(
+            f"{model} must have a name for each of its {logits} logits, got {len(model_names)}"
+        )
+    known = None if model_names is None or _are_unnamed(model_names) else list(model_names)
+
+    if class_map is not None:
+        return _by_map(names, labels, class_map, logits, known)
+    if names is None:
+        _check_indices(labels, logits, model)
+        return Matched(None, known or _numbers(logits))
+    return _by_name(list(names), logits, known, model)
+
+
+def read_class_map(path: Path | str) -> dict[str, int | str]:
+    """A class map from a file: JSON, an object from class to logit; or CSV or text with a class and
+    a logit in each line. A logit is an index, or a name of the model's.
+
+    Raises:
+        DataError: it cannot be read, or names a class twice.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            pairs = list(json.loads(text, object_pairs_hook=list))
+        else:
+            separator = "\t" if "\t" in text else "," if "," in text else " "
+            rows = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+            pairs = [(row[0], row[1]) for row in rows if row]
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise DataError(f"class map {path} cannot be read: {error}") from error
+
+    found: dict[str, int | str] = {}
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or isinstance(pair[1], bool):
+            raise DataError(f"class map {path} must map classes to logits, got {pair!r}")
+        name, logit = str(pair[0]).strip(), pair[1]
+        if isinstance(logit, str):
+            logit = int(logit) if logit.strip().isdecimal() else logit.strip()
+        if not isinstance(logit, int | str):
+            raise DataError(f"class map {path} must map classes to logits, got {logit!r}")
+        if found.setdefault(name, logit) != logit:
+            raise DataError(f"class map {path} must name each class once, got {name!r} twice")
+    return found
+
+
+def _by_map(
+    names: Sequence[str] | None,
+    labels: Tensor | None,
+    class_map: Mapping[str, int | str],
+    logits: int,
+    known: Sequence[str] | None,
+) -> Matched:
+    own = {} if known is None else _unique(known)
+    index: dict[str, int] = {}
+    for name, logit in class_map.items():
+        found = own.get(plain(logit)) if isinstance(logit, str) else logit
+        if found is None or not 0 <= found < logits:
+            raise DataError(
+                f"class map must map to an index from 0 to {logits - 1}, or to a name of the "
+                f"model's, got {logit!r} for {name!r}"
+            )
+        index[plain(name)] = found
+
+    if names is None:
+        return _by_map_of_numbers(labels, index, logits, known)
+    missing = [name for name in names if plain(name) not in index]
+    if missing:
+        raise DataError(f"class map must name every class of the data, got none for {few(missing)}")
+    found_logits = torch.tensor([index[plain(name)] for name in names])
+    return Matched(found_logits, _named(names, found_logits, logits, known), "")
+
+
+def _by_map_of_numbers(
+    labels: Tensor | None, index: Mapping[str, int], logits: int, known: Sequence[str] | None
+) -> Matched:
+    numbers = {int(name): logit for name, logit in index.items() if name.isdecimal()}
+    used = sorted(numbers) if labels is None else labels.unique().tolist()
+    missing = [str(label) for label in used if label not in numbers]
+    if missing:
+        raise DataError(f"class map must name every label of the data, got none for {few(missing)}")
+
+    found = torch.full((max(numbers, default=-1) + 1,), -1)
+    for label, logit in numbers.items():
+        found[label] = logit
+    return Matched(found, list(known or _numbers(logits)), "")
+
+
+def _by_name(names: list[str], logits: int, known: list[str] | None, model: str) -> Matched:
+    if known is not None:
+        own = _unique(known)
+        found = [own.get(plain(name)) for name in names]
+        if None not in found:
+            return Matched(torch.tensor(found), known)
+
+    if logits == CLASSES and (known is None or are_imagenet(known)):
+        standard = imagenet_names()
+        found = [standard.get(plain(name)) for name in names]
+        if None not in found:
+            is_sure = known is not None
+            guess = (
+                f"{model} gives no names of its 1000 classes, so the classes of the data were "
+                "matched to the standard order of ImageNet's, which is a guess."
+            )
+            of_classes = known or [", ".join(each.synonyms) for each in imagenet_classes()]
+            return Matched(torch.tensor(found), of_classes, "" if is_sure else guess)
+
+    if all(name.isdecimal() for name in names):
+        numbers = torch.tensor([int(name) for name in names])
+        _check_indices(numbers, logits, model)
+        note = "The names of the classes are numbers, and were taken as indices of the logits."
+        return Matched(numbers, known or _numbers(logits), note)
+
+    own = {} if known is None else _unique(known)
+    if len(names) != logits or any(plain(name) in own for name in names):
+        raise DataError(_unmatched(names, logits, known, model))
+    unknown = (
+        "gives no names of classes"
+        if known is None
+        else f"calls its classes otherwise ({few(known)})"
+    )
+    pairs = few([f"logit {number} is {name!r}" for number, name in enumerate(names)])
+    note = f"{model} {unknown}, so they were matched by number, which is a guess: {pairs}."
+    return Matched(torch.arange(logits), names, note)
+
+
+def _unmatched(names: list[str], logits: int, known: list[str] | None, model: str) -> str:
+    """Why the classes of the data have no logits."""
+    strange = names
+    if known is not None:
+        own = _unique(known)
+        strange = [name for name in names if own.get(plain(name)) is None]
+        doubled = [name for name in strange if plain(name) in own]
+        if doubled:
+            return (
+                f"classes of the data must be names that one logit of {model} has, got "
+                f"{few(doubled)}, which several have; {GIVE_A_MAP}"
+            )
+    has = "gives no names of them" if known is None else f"calls them {few(known)}"
+    return (
+        f"classes of the data must be among the {logits} classes of {model}, which {has}, got "
+        f"{len(names)}, of which {len(strange)} cannot be matched: {few(strange)}; {GIVE_A_MAP}"
+    )
+
+
+def _check_indices(labels: Tensor | None, logits: int, model: str) -> None:
+    if labels is None or not len(labels):
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= logits:
+        shift = (
+            f"; they look as if they began at {low}"
+            if low != 0 and high - low < logits and low in (-1, 1)
+            else ""
+        )
+        raise DataError(
+            f"labels must be indices of the {logits} logits of {model}, 0 … {logits - 1}, got "
+            f"{low} … {high}{shift}; {GIVE_A_MAP}"
+        )
+
+
+def _are_unnamed(names: Sequence[str]) -> bool:
+    return all(UNNAMED.fullmatch(plain(name).replace(" ", "_")) for name in names)
+
+
+def _unique(names: Sequence[str]) -> dict[str, int | None]:
+    """Name → index; None for a name that several have."""
+    index: dict[str, int | None] = {}
+    for number, name in enumerate(names):
+        index[plain(name)] = None if plain(name) in index else number
+    return index
+
+
+def _named(
+    names: Sequence[str], found: Tensor, logits: int, known: Sequence[str] | None
+) -> list[str]:
+    """A name for each logit: the model's, or that of the data."""
+    if known is not None:
+        return list(known)
+    by_logit = _numbers(logits)
+    for name, logit in zip(names, found.tolist(), strict=True):
+        by_logit[logit] = name
+    return by_logit
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
+def few(names: Sequence[str]) -> str:
+    """The names, or of many the first three and the last."""
+    return ", ".join(names if len(names) <= 5 else [*names[:3], "…", names[-1]])

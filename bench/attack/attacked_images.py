@@ -1,0 +1,262 @@
+"""The images of an evaluation: which of the set, as which pixels, in which classes of the model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.data import (
+    DataError,
+    ImageArrays,
+    ImageSet,
+    ImageStream,
+    LoaderStream,
+    Preprocessing,
+    UnreadableImage,
+)
+from ironmoe.attacks.data.classes import read_class_map
+from ironmoe.attacks.data.reading import Pipeline
+from ironmoe.bench.attack.suite import Suite
+from ironmoe.bench.data.in_memory import square_of
+from ironmoe.bench.data.loader_images import LoaderImages
+from ironmoe.bench.data.sets import SKIP_BAD, AnyData
+from ironmoe.bench.data.split import sample, stratified
+from ironmoe.bench.models.class_matching import match
+from ironmoe.bench.models.loaded import LoadedModel
+
+TRIED = 64  # images that may be unreadable before one that tells the shape
+
+
+class ImageOptions(NamedTuple):
+    """What the command line says of the images.
+
+    everything: all of the set, not only the test split; most: at most so many; image_size: side in
+    pixels, for models that say nothing of their images; workers: processes that decode.
+    """
+
+    images: AnyData
+    everything: bool = False
+    most: int = 500
+    image_size: int | None = None
+    skip_bad: bool = False
+    workers: int | None = None
+    class_map: Path | None = None
+
+
+@dataclass
+class AttackedImages:
+    """The images of one evaluation, ready to be read.
+
+    stream: gives them, with labels as indices of the logits; shape: (C, H, W) of an image; classes:
+    names by index of the logits; notes: what there is to say; checksum: of the set; rounded: the
+    largest change that rounding to levels made.
+    """
+
+    stream: ImageStream | LoaderImages
+    shape: tuple[int, ...]
+    classes: list[str]
+    notes: list[str]
+    name: str
+    checksum: str
+    rounded: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    @property
+    def rows(self) -> Tensor:
+        """(M,) int64: where the images are in the set."""
+        return self.stream.rows
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes two runs the same run."""
+        return {
+            "data": self.name,
+            "checksum": self.checksum,
+            "preprocessing": self.stream.pipeline.as_dict(),
+        }
+
+    def at(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(images (n, C, H, W) float32 in [0, 1], labels (n,)) of those that can be read at these
+        places."""
+        read = list(self.stream.read(torch.tensor(places, dtype=torch.int64)))
+        good = torch.cat([batch.readable for batch in read])
+        images = torch.cat([batch.pixels() for batch in read])
+        return images[good], torch.cat([batch.labels for batch in read])[good]
+
+
+def attacked_images(
+    options: ImageOptions, loaded: LoadedModel, suite: Suite, class_map: Mapping[str, int | str]
+) -> AttackedImages:
+    """Choose the images of the set for a model.
+
+    Raises:
+        DataError: the images do not suit the model, or their classes are not the model's.
+        CheckpointError: the model cannot take an image.
+    """
+    images = options.images
+    if isinstance(images, ImageStream | LoaderStream):
+        return _of_loader(images, options, loaded, suite)
+    pipeline = pipeline_for(images, loaded, options.image_size)
+    first = _first(images, pipeline)
+    matched = match(
+        loaded,
+        first[None],
+        images.names,
+        images.labels,
+        data=images.name,
+        class_map=class_map or None,
+    )
+    rows, chosen = _rows(options, images)
+    rounded: list[float] = []
+    stream = ImageStream(
+        images,
+        pipeline,
+        rows=rows,
+        logits=matched.logits,
+        workers=options.workers,
+        skip_bad=options.skip_bad,
+        finish=_finish(suite, rounded),
+    )
+    return AttackedImages(
+        stream=stream,
+        shape=tuple(first.shape),
+        classes=matched.names,
+        notes=[*images.notes, *filter(None, (matched.note, chosen))],
+        name=images.name,
+        checksum=images.fingerprint,
+        rounded=rounded,
+    )
+
+
+def _of_loader(
+    loader: ImageStream | LoaderStream, options: ImageOptions, loaded: LoadedModel, suite: Suite
+) -> AttackedImages:
+    """The images of a user's loader, which come as they are and in its order.
+
+    DataError: options that only a set can follow.
+    """
+    if not options.everything:
+        raise DataError("a loader in --data has no test split; use --all")
+    given = {
+        "--class-map": options.class_map,
+        "--image-size": options.image_size,
+        "--workers": options.workers,
+        "--skip-bad": options.skip_bad or None,
+    }
+    unused = [name for name, value in given.items() if value is not None]
+    if unused:
+        raise DataError(
+            f"{unused[0]} is for sets of images, and a loader in --data reads and labels them "
+            "itself"
+        )
+
+    (first,) = LoaderImages(loader, 1).read(torch.tensor([0]))
+    name = getattr(loader, "name", "stream")
+    matched = match(loaded, first.pixels(), None, None, data=name)
+    rounded: list[float] = []
+    images = LoaderImages(loader, options.most, len(matched.names), finish=_finish(suite, rounded))
+    notes = [*getattr(loader, "notes", []), "Images of a loader are taken as they come."]
+    return AttackedImages(
+        stream=images,
+        shape=tuple(first.images.shape[1:]),
+        classes=matched.names,
+        notes=notes,
+        name=name,
+        checksum="",
+        rounded=rounded,
+    )
+
+
+def _finish(suite: Suite, rounded: list[float]) -> Callable[[Tensor], Tensor] | None:
+    """Rounds a batch to the suite's levels, and notes the largest change in ``rounded``."""
+    if suite.levels is None:
+        return None
+
+    def finish(pixels: Tensor) -> Tensor:
+        on_grid, change = suite.on_grid(pixels)
+        rounded[:] = [max([change, *rounded])]
+        return on_grid
+
+    return finish
+
+
+def given_class_map(options: ImageOptions) -> Mapping[str, int | str]:
+    """What ``--class-map`` says; nothing without it."""
+    return {} if options.class_map is None else read_class_map(options.class_map)
+
+
+def pipeline_for(images: ImageSet, loaded: LoadedModel, image_size: int | None) -> Pipeline:
+    """How pictures become pixels for this model: as it says, or else their centre square.
+
+    Raises:
+        DataError: ``image_size`` for a model that says how it wants its images.
+    """
+    if loaded.pipeline is not None:
+        if image_size is not None:
+            raise DataError(
+                f"--image-size is for models that say nothing of their images, and "
+                f"{loaded.name} takes {loaded.pipeline}; use --resize and --crop"
+            )
+        return loaded.pipeline
+    if isinstance(images, ImageArrays) or loaded.image_shape is None:
+        return square_of(images, image_size)
+
+    channels, height, width = loaded.image_shape
+    if image_size not in (None, height):
+        raise DataError(f"--image-size must be {height} for {loaded.name}, got {image_size}")
+    return Preprocessing(
+        channels=channels, resize=(height, width), mode="square", interpolation="bicubic"
+    )
+
+
+def array_size(images: AnyData) -> tuple[int, int] | None:
+    """(height, width) of a set of arrays, which a model may be built for; None for pictures."""
+    if not isinstance(images, ImageArrays):
+        return None
+    height, width = images.images.shape[2:]
+    return height, width
+
+
+def _rows(options: ImageOptions, images: ImageSet) -> tuple[Tensor, str]:
+    """(the rows of the set that are attacked, what there is to say of the choice)."""
+    if options.everything:
+        rows = sample(len(images), options.most)
+        if len(rows) == len(images):
+            return rows, ""
+        return rows, (
+            f"{len(rows)} of {len(images)} images, drawn by random numbers that never change; "
+            "--attack-images takes more."
+        )
+    if images.labels is None:
+        raise DataError(
+            f"the test split of {images.name!r} needs labels that are known before images are "
+            "read; use --all"
+        )
+    labels = images.labels
+    names = images.names
+    if names is None:
+        names = [str(number) for number in range(int(labels.max()) + 1)]
+    return stratified(labels, names)[1][: options.most], ""
+
+
+def _first(images: ImageSet, pipeline: Pipeline) -> Tensor:
+    """(C, H, W) float32 in [0, 1], the first image that can be read."""
+    tried = min(TRIED, len(images))
+    stream = ImageStream(images, pipeline, workers=0, skip_bad=True)
+    for place in range(tried):
+        try:
+            (batch,) = stream.read(torch.tensor([place]))
+        except UnreadableImage:
+            continue
+        if bool(batch.readable.all()):
+            return batch.pixels()[0]
+    reason = next(iter(stream.unread.values()), "")
+    raise DataError(
+        f"data {images.name!r} must hold images that can be read, got none among the first "
+        f"{tried}: {reason} ({SKIP_BAD})"
+    )

@@ -1,0 +1,28 @@
+"""Peak memory of a process and of its workers, in a process of its own."""
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+Row = dict[str, Any]
+UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts in
+
+
+def in_a_process(work: Callable[..., Row], *arguments: Any) -> Row:
+    """The row that ``work`` returns, made in a fresh process, with what memory it took at most.
+
+    peak_mb: of that process; worker_peak_mb: of the largest of its workers that have ended.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measured, work, *arguments).result()
+
+
+def _measured(work: Callable[..., Row], *arguments: Any) -> Row:
+    row = work(*arguments)
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return row | {"peak_mb": mine * UNIT / 1e6, "worker_peak_mb": largest * UNIT / 1e6}

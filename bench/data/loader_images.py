@@ -1,0 +1,100 @@
+"""The batches of a user's loader as the images of an evaluation."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ironmoe.attacks.data import DataError, ImageStream, LoaderStream, Preprocessing, StreamBatch
+
+
+class LoaderImages:
+    """The first images of a loader, in its order; a loop over them gives (images, labels).
+
+    Args:
+        loader: the user's.
+        most: how many images to take, at most.
+        logits: how many the model has; None: labels are not checked.
+        finish: what becomes of a batch of pixels.
+
+    Attributes:
+        pipeline: images are taken as they are.
+        waited: the seconds that takers waited for images, after the first batch.
+        unread: none; a loader says itself what it cannot read.
+    """
+
+    def __init__(
+        self,
+        loader: LoaderStream | ImageStream,
+        most: int,
+        logits: int | None = None,
+        finish: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.loader = loader
+        self.most = most
+        self.logits = logits
+        self.finish = finish
+        self.pipeline = Preprocessing()
+        self.unread: dict[int, str] = {}
+        self.waited = 0.0
+        self._count = most
+        length = len(loader) if isinstance(loader, ImageStream) else loader.length
+        if length is not None:
+            self._count = min(most, length)
+
+    def __len__(self) -> int:
+        """How many images there are; where the loader does not know, ``most`` until it ended."""
+        return self._count
+
+    @property
+    def rows(self) -> Tensor:
+        """(M,) int64: an image's place in the loader."""
+        return torch.arange(len(self))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        left = self.most
+        batches = iter(self.loader)
+        while left:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += (time.perf_counter() - began) * (left < self.most)
+            if batch is None:
+                self._count = self.most - left
+                return
+            images, labels = batch[0][:left], batch[1][:left]
+            self._check(labels, self.most - left)
+            left -= len(labels)
+            yield (images if self.finish is None else self.finish(images)), labels
+
+    def read(self, places: Tensor, ahead: int = 0) -> Iterator[StreamBatch]:
+        """The images at these places (n,) in this order, as one batch: the loader is gone through
+        again."""
+        wanted = set(places.tolist())
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        number = 0
+        for images, labels in self:
+            for image, label in zip(images, labels, strict=True):
+                if number in wanted:
+                    found[number] = (image, label)
+                number += 1
+            if len(found) == len(wanted):
+                break
+        some = [found[place] for place in places.tolist()]
+        yield StreamBatch(
+            places=places,
+            images=torch.stack([image for image, _ in some]),
+            labels=torch.stack([label for _, label in some]),
+            readable=torch.ones(len(some), dtype=torch.bool),
+        )
+
+    def _check(self, labels: Tensor, first: int) -> None:
+        if self.logits is None or not len(labels):
+            return
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.logits:
+            raise DataError(
+                f"labels of the loader must be indices of the {self.logits} logits, 0 … "
+                f"{self.logits - 1}, got {low} … {high} among images {first} … "
+                f"{first + len(labels) - 1}"
+            )

@@ -1,0 +1,106 @@
+"""From what ``--data`` says to a set of images."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ironmoe.attacks.data import (
+    DataError,
+    ImageSet,
+    ImageStream,
+    LoaderStream,
+    image_arrays,
+    image_folder,
+    labelled_files,
+    parquet_images,
+    saved_dataset,
+)
+from ironmoe.attacks.data.huggingface import is_saved_dataset
+from ironmoe.attacks.data.label_tables import TABLES, has_usual_table
+from ironmoe.bench.common.query import split_query
+from ironmoe.bench.data.built_in import BUILT_IN
+from ironmoe.bench.data.functions import data_of_function
+
+FORMS = (
+    "a folder with one sub-folder a class, a folder with a table of labels, such a table, an .npz "
+    "file, a .parquet file or a folder of them, a folder that Hugging Face's datasets saved, or "
+    "package.module:function"
+)
+SKIP_BAD = "--skip-bad passes over such files"
+COLUMNS = ("split", "image", "label")
+"""What may follow the name of a table of Hugging Face's: ``FOLDER?split=validation``."""
+
+AnyData = ImageSet | ImageStream | LoaderStream
+
+
+def open_data(spec: str, labels: Path | None = None) -> AnyData:
+    """What ``--data`` names: a set, whose images are read when they are asked for; or a stream, if
+    a user's function returns one.
+
+    Args:
+        spec: the name of a set that is built in, a path, or package.module:function; then perhaps
+            ``?key=value``.
+        labels: a table of labels for a flat folder.
+
+    Raises:
+        DataError: there is no such set, or it cannot be used.
+    """
+    if labels is not None:
+        if not Path(spec).is_dir():
+            raise DataError(f"--labels {labels} must come with a folder in --data, got {spec!r}")
+        return labelled_files(spec, labels)
+    if spec in BUILT_IN:
+        return BUILT_IN[spec]()
+    if Path(spec).exists():
+        return _of_path(Path(spec), {}, spec)
+
+    name, query = split_query(spec, "--data")
+    if Path(name).exists():
+        return _of_path(Path(name), query, spec)
+    if ":" in name and not name.startswith((".", "/")):
+        return data_of_function(name, query)
+    raise DataError(
+        f"--data must be one of {', '.join(BUILT_IN)}, or {FORMS}, which exists, got {spec!r}"
+    )
+
+
+def open_set(spec: str, labels: Path | None = None) -> ImageSet:
+    """As ``open_data``, for commands that need images by their number.
+
+    Raises:
+        DataError: also where a function returns a loader or batches.
+    """
+    found = open_data(spec, labels)
+    if isinstance(found, ImageStream | LoaderStream):
+        raise DataError(
+            f"--data {spec} must be a set with images by number for this command, such as a "
+            f"torch.utils.data.Dataset, got {type(found).__name__}"
+        )
+    return found
+
+
+def _of_path(path: Path, query: Mapping[str, str], spec: str) -> ImageSet:
+    """The set in a file or folder."""
+    is_table = path.suffix == ".parquet" or (path.is_dir() and _holds_parquet(path))
+    is_saved = path.is_dir() and is_saved_dataset(path)
+    if query and not (is_table or is_saved):
+        raise DataError(f"--data {spec} must name a parquet or saved data set to take a query")
+    unknown = [key for key in query if key not in COLUMNS]
+    if unknown:
+        raise DataError(f"--data {spec} may set {', '.join(COLUMNS)}, got {unknown[0]!r}")
+
+    if is_saved:
+        return saved_dataset(path, **query)
+    if is_table:
+        return parquet_images(path, **query)
+    if path.is_dir():
+        return labelled_files(path) if has_usual_table(path) else image_folder(path)
+    if path.suffix == ".npz":
+        return image_arrays(path)
+    if path.suffix.lower() in TABLES:
+        return labelled_files(path.parent, path)
+    raise DataError(f"--data must be {FORMS}, got the file {path}")
+
+
+def _holds_parquet(folder: Path) -> bool:
+    places = (folder, folder / "data")
+    return any(any(place.glob("*.parquet")) for place in places)

@@ -1,0 +1,55 @@
+"""``package.module:function?key=value``: a model that a Python function returns."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from ironmoe.bench.common.errors import told
+from ironmoe.bench.common.query import read_value
+from ironmoe.bench.models.classifier import as_it_is
+from ironmoe.bench.models.loaded import LoadedModel, facts_of
+from ironmoe.bench.models.registry import Source
+from ironmoe.moe.checkpoints.errors import CheckpointError
+
+FORM = "package.module:function"
+
+
+def load_function(source: Source) -> LoadedModel:
+    """The module that ``source.path``, "package.module:function", is or returns. What the query
+    sets are the function's keyword arguments.
+
+    Raises:
+        CheckpointError: it cannot be imported, raises, or returns something else.
+    """
+    module, _, name = source.path.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{source} cannot be found: {error}; it must be {FORM}") from error
+    except Exception as error:
+        raise CheckpointError(f"{source} cannot be imported: {told(error)}") from error
+    finally:
+        sys.path.pop(0)
+
+    arguments = {key: read_value(text) for key, text in source.query.items()}
+    if isinstance(made, nn.Module) and arguments:
+        raise CheckpointError(f"{source} is a module and takes no arguments, got {arguments}")
+    try:
+        model = made if isinstance(made, nn.Module) else made(**arguments)
+    except Exception as error:
+        given = f"the arguments {arguments}" if arguments else "a function without arguments"
+        wanted = "a function that takes " + given if arguments else given
+        raise CheckpointError(
+            f"{source} must be a torch.nn.Module or {wanted}, and calling it failed: {told(error)}"
+        ) from error
+
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(
+            f"{source} must be, or return, a torch.nn.Module from images in [0, 1] to logits, got "
+            f"{type(model).__name__}"
+        )
+    stem = source.path.replace(":", "-")
+    return LoadedModel(as_it_is(model), name, None, None, facts_of(stem))

@@ -1,0 +1,97 @@
+"""``hf:FOLDER``: an image classifier that transformers saved, with its image processor."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ironmoe.attacks.data.preprocessing import Preprocessing
+from ironmoe.bench.common.errors import told
+from ironmoe.bench.common.query import read_known, read_value
+from ironmoe.bench.models.classifier import Classifier
+from ironmoe.bench.models.kinds.image_processor import take
+from ironmoe.bench.models.loaded import LoadedModel, facts_of
+from ironmoe.bench.models.packages import imported, why_not
+from ironmoe.bench.models.registry import Source, register_kind
+from ironmoe.moe.checkpoints.errors import CheckpointError
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+@register_kind("hf", form="hf:FOLDER", is_path=True)
+def load_hugging_face(source: Source) -> LoadedModel:
+    """The classifier in a folder of ``save_pretrained``. Pixels and normalization are those of its
+    image processor; ``processor=false`` leaves that out.
+
+    Raises:
+        CheckpointError: transformers is missing, the folder holds no image classifier with all of
+            its weights, or its processor cannot be taken apart.
+    """
+    asked = read_known(source.spec, source.query, {"processor": read_value})
+    model = _model(source)
+    channels = getattr(model.config, "num_channels", 3)
+    classes = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    name, facts = type(model).__name__, facts_of(Path(source.path).name)
+
+    has_processor = any((Path(source.path) / file).is_file() for file in PROCESSORS)
+    if not has_processor or asked.get("processor") is False:
+        pipeline = _assumed(model, channels, has_processor)
+        return LoadedModel(Classifier(model), name, None, classes, facts, pipeline=pipeline)
+
+    taken = take(_processor(source), channels, f"{source}")
+    return LoadedModel(
+        Classifier(model, taken.mean, taken.std, taken.order),
+        name,
+        None,
+        classes,
+        facts | {"mean": taken.mean, "std": taken.std},
+        pipeline=taken.pipeline,
+    )
+
+
+def _model(source: Source) -> nn.Module:
+    transformers = imported("transformers", source)
+    try:
+        model, report = transformers.AutoModelForImageClassification.from_pretrained(
+            source.path, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"{source} is no image classifier that transformers can read here: {told(error)}"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{source} must hold all weights of {type(model).__name__}, which would else be "
+            f"random; missing: {', '.join(missing[:4])}"
+            + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        )
+    return model
+
+
+def _processor(source: Source) -> Any:
+    transformers = imported("transformers", source)
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(source.path, local_files_only=True)
+    except Exception as error:
+        torchvision = "torchvision" in str(error)
+        reason = why_not(error, "transformers") if torchvision else told(error)
+        raise CheckpointError(
+            f"{source}: its image processor cannot be loaded: {reason}; processor=false leaves it "
+            "out"
+        ) from error
+
+
+def _assumed(model: nn.Module, channels: int, has_processor: bool) -> Preprocessing | None:
+    """The model's size, if it has one, and pixels in [0, 1] as they are."""
+    size = getattr(model.config, "image_size", None)
+    size = (size, size) if isinstance(size, int) else size
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        return None
+    why = "processor=false" if has_processor else f"the folder has no {PROCESSORS[0]}"
+    return Preprocessing(
+        channels=channels,
+        resize=(int(size[0]), int(size[1])),
+        mode="exact",
+        source=f"assumed, because of {why}" if has_processor else f"assumed, because {why}",
+    )

@@ -1,0 +1,34 @@
+"""``FILE.pt``: a TorchScript module."""
+
+from pathlib import Path
+
+import torch
+
+from ironmoe.bench.common.query import read_known
+from ironmoe.bench.models.classifier import Classifier
+from ironmoe.bench.models.loaded import LoadedModel, facts_of
+from ironmoe.bench.models.registry import Source, register_files
+from ironmoe.moe.checkpoints.errors import CheckpointError
+
+
+@register_files(".pt", ".pth", ".ts", ".torchscript", form="FILE.pt (TorchScript)")
+def load_torchscript(source: Source) -> LoadedModel:
+    """The module of ``torch.jit.save``, from images to logits.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something else, such as weights alone.
+    """
+    read_known(source.spec, source.query, {})
+    path = Path(source.path)
+    if not path.is_file():
+        raise CheckpointError(f"{source} must be a file, and there is none at {path.absolute()}")
+    try:
+        model = torch.jit.load(str(path), map_location=source.device)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} holds no TorchScript module ({str(error).strip().partition(chr(10))[0]}); "
+            "weights alone need the model that they belong to, such as "
+            f"timm:NAME?checkpoint={path.name}"
+        ) from error
+    name = getattr(model, "original_name", "") or path.stem
+    return LoadedModel(Classifier(model), str(name), None, None, facts_of(path.stem))

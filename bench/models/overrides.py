@@ -1,0 +1,182 @@
+"""``--resize --crop --interpolation --mean --std``: another preprocessing than the model's own."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from ironmoe.attacks.data.preprocessing import INTERPOLATIONS, Preprocessing
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.models.classifier import Classifier
+from ironmoe.bench.models.loaded import LoadedModel
+
+Size = tuple[int, int]
+Off = Literal["none"]
+Value = TypeVar("Value")
+
+OFF: Off = "none"
+USUAL = "bilinear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What the user says of preprocessing; None: what the model says stays.
+
+    resize: one number, to which the shorter edge is resized with the ratio kept, or (height, width)
+    whatever the ratio; "none": pictures keep their size. crop: (height, width) of the middle;
+    "none": all of it. interpolation: a name in ``INTERPOLATIONS``.
+
+    mean, std: one number, or one for each channel, in units of the pixel range.
+    """
+
+    resize: int | Size | Off | None = None
+    crop: Size | Off | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        resize: str | None = None,
+        crop: str | None = None,
+        interpolation: str | None = None,
+        mean: str | None = None,
+        std: str | None = None,
+    ) -> "Overrides":
+        """Read them as a command line has them: ``--resize 256``, ``256x320`` or ``none``,
+        ``--crop 224``, ``--mean 0.485,0.456,0.406``.
+
+        Raises:
+            UserError: one cannot be read; the message names the option.
+        """
+        edges = None if resize in (None, OFF) else _read_size("--resize", str(resize))
+        side = None if crop in (None, OFF) else _read_size("--crop", str(crop))
+        if interpolation is not None and interpolation not in INTERPOLATIONS:
+            raise UserError(
+                f"--interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}"
+            )
+        return cls(
+            resize=OFF if resize == OFF else edges[0] if edges and len(edges) == 1 else edges,
+            crop=OFF if crop == OFF else None if side is None else (side[0], side[-1]),
+            interpolation=interpolation,
+            mean=None if mean is None else _read_numbers("--mean", mean),
+            std=None if std is None else _read_numbers("--std", std, above_zero=True),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.given)
+
+    @property
+    def given(self) -> list[str]:
+        """The options that say something."""
+        names = ("resize", "crop", "interpolation", "mean", "std")
+        return [f"--{name}" for name in names if getattr(self, name) is not None]
+
+    def apply(self, loaded: LoadedModel) -> LoadedModel:
+        """The model with this preprocessing. Its normalization is changed in place.
+
+        Raises:
+            UserError: the options contradict each other or the model; the message names them.
+        """
+        if not self:
+            return loaded
+        channels = _channels(loaded)
+        pipeline = self._pixels(loaded, channels)
+        if self.mean is None and self.std is None:
+            return loaded._replace(pipeline=pipeline)
+
+        model = loaded.model if isinstance(loaded.model, Classifier) else Classifier(loaded.model)
+        mean = _spread("--mean", self.mean or _known(model.mean) or (0.0,), channels)
+        std = _spread("--std", self.std or _known(model.std) or (1.0,), channels)
+        model.normalize(mean, std)
+        if isinstance(pipeline, Preprocessing):
+            pipeline = pipeline.with_(mean=mean, std=std)
+        return loaded._replace(model=model.eval(), pipeline=pipeline)
+
+    def _pixels(self, loaded: LoadedModel, channels: int) -> Any:
+        """The pipeline with another resize, crop and interpolation."""
+        pixels = [name for name in self.given if name not in ("--mean", "--std")]
+        if not pixels and loaded.pipeline is not None:
+            return loaded.pipeline
+
+        before = loaded.pipeline
+        if isinstance(before, Preprocessing):
+            rules, source = before, f"{before.source}; {', '.join(self.given)}"
+        else:  # its rules are not ours, so only the size of what the model sees stays
+            size = loaded.image_shape[1:] if loaded.image_shape else before and before.size
+            rules = Preprocessing(channels=channels, interpolation=USUAL)
+            rules = rules if size is None or not pixels else rules.with_(crop=tuple(size))
+            source = ", ".join(self.given)
+
+        changes: dict[str, Any] = {"source": source.removeprefix("; ")}
+        if self.resize is not None:
+            exact = isinstance(self.resize, tuple)
+            edge = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+            changes["resize"] = None if edge == OFF else edge
+            changes["mode"] = "exact" if exact else "shortest"
+            if exact and self.crop is None and not isinstance(before, Preprocessing):
+                changes["crop"] = None
+        if self.crop is not None:
+            changes["crop"] = None if self.crop == OFF else self.crop
+        if self.interpolation is not None:
+            changes["interpolation"] = self.interpolation
+
+        rules = rules.with_(**changes)
+        if self.interpolation is not None and rules.resize is None:
+            raise UserError(
+                f"--interpolation {self.interpolation} must come with --resize, because pictures "
+                f"are not resized for {loaded.name}"
+            )
+        return rules
+
+
+def _channels(loaded: LoadedModel) -> int:
+    if loaded.pipeline is not None:
+        return loaded.pipeline.channels
+    return loaded.image_shape[0] if loaded.image_shape else 3
+
+
+def _known(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values.flatten().tolist())
+
+
+def _spread(option: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(values) not in (1, channels):
+        raise UserError(
+            f"{option} must be one number, or one for each of {channels} channels, got "
+            f"{', '.join(map(str, values))}"
+        )
+    return tuple(values) if len(values) == channels else (values[0],) * channels
+
+
+def _read_size(option: str, text: str) -> Any:
+    """One or two whole numbers above 0."""
+    numbers = _read(text, int)
+    if numbers is None or len(numbers) > 2 or min(numbers) < 1:
+        shorter = "the shorter edge" if option == "--resize" else "a square"
+        raise UserError(
+            f"{option} must be pixels above 0: 256 for {shorter}, 256x320 for height × width, or "
+            f"none, got {text!r}"
+        )
+    return numbers
+
+
+def _read_numbers(option: str, text: str, *, above_zero: bool = False) -> tuple[float, ...]:
+    numbers = _read(text, float)
+    finite = numbers is not None and all(abs(number) < float("inf") for number in numbers)
+    if numbers is None or not finite or (above_zero and min(numbers) <= 0):
+        which = "numbers above 0" if above_zero else "numbers"
+        raise UserError(
+            f"{option} must be one or several {which} in units of the pixel range, such as 0.5 or "
+            f"0.485,0.456,0.406, got {text!r}"
+        )
+    return numbers
+
+
+def _read(text: str, kind: Callable[[str], Value]) -> tuple[Value, ...] | None:
+    try:
+        return tuple(kind(part) for part in re.split(r"[,x×]", text))
+    except ValueError:
+        return None

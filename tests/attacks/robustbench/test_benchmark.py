@@ -1,0 +1,245 @@
+"""``robustbench_evaluate``: RobustBench's call, and the numbers of the standard AutoAttack."""
+
+import json
+import logging
+from enum import Enum
+
+import cifar_files
+import pytest
+import torch
+from torch import nn
+
+from ironmoe.attacks import AutoAttack, robustbench_evaluate
+from ironmoe.attacks.robustbench import benchmark
+from ironmoe.attacks.robustbench.cifar import cifar_test_set
+
+COUNT = 20
+EPS = 0.12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data folder with a small CIFAR-10, in which two labels are wrong."""
+    folder = tmp_path_factory.mktemp("data")
+    labels = [place % 10 for place in range(COUNT)]
+    labels[3], labels[14] = 9, 0
+    cifar_files.write(folder, "cifar10", cifar_files.pixels(COUNT), labels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return cifar_test_set("cifar10", folder)
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    """A class is the picture that an image is nearest to; some pictures are given to be nearer than
+    they are, so that at EPS a part of the images falls."""
+    pictures = data[0][:10].flatten(1) - 0.5
+    linear = nn.Linear(3072, 10)
+    with torch.no_grad():
+        linear.weight.copy_(pictures)
+        shift = -0.5 * pictures.square().sum(1) - 0.5 * pictures.sum(1)
+        linear.bias.copy_(shift + torch.linspace(-30, 30, 10))
+    return nn.Sequential(nn.Flatten(), linear).eval()
+
+
+class Short(AutoAttack):
+    """The same attacks, which end early."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
+        self.square.n_queries = 20
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(benchmark, "AutoAttack", Short)
+
+
+def share_right(model, images, labels):
+    return float((model(images).argmax(1) == labels).double().mean())
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(("threat_model", "eps"), [("Linf", EPS), ("L2", 5.0)])
+def test_the_numbers_are_those_of_the_standard_evaluation(model, data, folder, threat_model, eps):
+    found = robustbench_evaluate(
+        model, 17, "cifar10", threat_model, False, None, folder, eps=eps, batch_size=6
+    )
+    images, labels = data[0][:17], data[1][:17]
+    final = Short(model, threat_model, eps).run_standard_evaluation(images, labels)
+    clean, robust = share_right(model, images, labels), share_right(model, final, labels)
+    assert found == pytest.approx((clean, robust), abs=1e-12)
+    assert 0 < robust < clean < 1
+    assert all(type(number) is float for number in found)
+
+
+def test_it_is_the_standard_autoattack(model, folder, monkeypatch):
+    made = []
+
+    class Noted(AutoAttack):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(benchmark, "AutoAttack", Noted)
+    clean, robust = robustbench_evaluate(model, 10, data_dir=folder, eps=0.3)  # nothing holds
+    assert clean > 0.5 and robust == 0
+    official = AutoAttack(model, "Linf", 0.3)
+    assert repr(made[0].stages) == repr(official.stages)
+
+
+@pytest.mark.usefixtures("short")
+def test_data_may_be_given(model, data, folder, tmp_path):
+    on_disk = robustbench_evaluate(model, 13, data_dir=folder, eps=EPS)
+    images, labels = data
+    batches = [(images[first : first + 3], labels[first : first + 3]) for first in range(0, 20, 3)]
+    nowhere = tmp_path / "nowhere"
+    for given in (data, batches, iter(batches)):
+        assert robustbench_evaluate(model, 13, data_dir=nowhere, eps=EPS, data=given) == on_disk
+
+    read = []
+    lazy = (read.append(batch) or batch for batch in batches)
+    robustbench_evaluate(model, 6, eps=EPS, data=lazy, dataset="imagenet")
+    assert len(read) == 2  # no more than are needed
+    all_of_them = robustbench_evaluate(model, data_dir=folder, eps=EPS)
+    assert all_of_them[0] == share_right(model, *data)
+
+
+@pytest.mark.usefixtures("short")
+def test_the_file_about_a_model_is_that_of_robustbench(model, data, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model_info" / "cifar10" / "Linf" / "Mine.json"
+
+    def run(count):
+        return robustbench_evaluate(
+            model, count, to_disk=True, model_name="Mine", data_dir=folder, eps=EPS
+        )
+
+    clean, robust = run(9)
+    written = json.loads(path.read_text())
+    assert list(written) == [
+        *("link", "name", "authors", "additional_data", "number_forward_passes", "dataset"),
+        *("venue", "architecture", "eps", "clean_acc", "reported", "corruptions_acc"),
+        *("corruptions_acc_3d", "corruptions_mce", "corruptions_mce_3d", "autoattack_acc"),
+        "footnote",
+    ]
+    said = {name: value for name, value in written.items() if value is not None}
+    assert said == {
+        "dataset": "cifar10",
+        "eps": EPS,
+        "clean_acc": str(round(100 * clean, 2)),
+        "autoattack_acc": str(round(100 * robust, 2)),
+    }
+
+    path.write_text(json.dumps(written | {"authors": "me", "clean_acc": "1.0"}))
+    clean, _ = run(7)
+    again = json.loads(path.read_text())
+    assert again["authors"] == "me" and again["clean_acc"] == str(round(100 * clean, 2))
+    assert [file.name for file in path.parent.iterdir()] == ["Mine.json"]
+
+
+@pytest.mark.usefixtures("short")
+def test_the_log_and_the_state_are_those_of_autoattack(model, folder, tmp_path, capsys):
+    path = tmp_path / "log.txt"
+    options = {"data_dir": folder, "eps": EPS, "aa_state_path": tmp_path / "state"}
+    clean, robust = robustbench_evaluate(model, 8, log_path=path, **options)
+    assert capsys.readouterr().out == ""
+    lines = path.read_text().splitlines()
+    assert lines[1] == f"initial accuracy: {clean:.2%}"
+    assert lines[-1].startswith(f"robust accuracy: {robust:.2%}")
+
+    assert robustbench_evaluate(model, 8, verbose=True, **options) == (clean, robust)
+    assert f"robust accuracy: {robust:.2%}" in capsys.readouterr().out
+    assert list((tmp_path / "state").glob("journal-*.jsonl"))
+
+
+class Moved(nn.Module):
+    """It notes where it is sent."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.went_to = []
+
+    def to(self, device):
+        self.went_to.append(str(device))
+        return super().to(device)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_module_goes_to_the_device_and_back(model, folder):
+    moved = Moved(model).train()
+    stays = robustbench_evaluate(moved, 4, data_dir=folder, eps=EPS)
+    assert moved.went_to == []
+    assert robustbench_evaluate(moved, 4, data_dir=folder, eps=EPS, device="cpu") == stays
+    assert moved.went_to == ["cpu", "cpu"] and moved.training
+    assert robustbench_evaluate(lambda x: model(x), 4, data_dir=folder, eps=EPS) == stays
+
+
+class RobustBenchName(Enum):
+    """As RobustBench's BenchmarkDataset and ThreatModel."""
+
+    cifar_10 = "cifar10"
+    L2 = "L2"
+
+
+@pytest.mark.usefixtures("short")
+def test_names_may_be_those_of_an_enum(model, folder):
+    plain = robustbench_evaluate(model, 4, "cifar10", "L2", data_dir=folder, eps=2.0)
+    names = (RobustBenchName.cifar_10, RobustBenchName.L2)
+    assert robustbench_evaluate(model, 4, *names, data_dir=folder, eps=2.0) == plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": None}, r"eps must be given for threat_model='Linf', got None; .* eps=8/255"),
+        ({"eps": None, "threat_model": "L2"}, r"got None; the leaderboard of cifar10 has eps=0\.5"),
+        ({"eps": None, "dataset": "imagenet"}, r"of imagenet has eps=4/255"),
+        ({"threat_model": "corruptions"}, "without corruptions_data_dir, got threat_model='corrup"),
+        ({"threat_model": "corruptions_3d"}, "common corruptions are images on disk and no attack"),
+        ({"corruptions_data_dir": "x"}, "got corruptions_data_dir='x': common corruptions"),
+        ({"threat_model": "L1"}, "as in RobustBench, got 'L1'; AutoAttack itself takes other norm"),
+        ({"dataset": "mnist"}, r"dataset must be one of \('cifar10', 'cifar100', 'imagenet'\), go"),
+        ({"to_disk": True}, "model_name must be the name of a file for to_disk, got None"),
+        ({"to_disk": True, "model_name": "../x"}, "model_name must be the name of a file"),
+        ({"n_examples": 0}, "n_examples must be at least 1, got 0"),
+        ({"dataset": "imagenet"}, "n_examples must be at most 5000 for imagenet, got 10000"),
+        ({"dataset": "imagenet", "n_examples": 5}, "data must be given for imagenet, got None"),
+        (
+            {"dataset": "imagenet", "n_examples": 5, "preprocessing": "Crop7"},
+            r"preprocessing must be one of \(None, 'Res256Crop224', .*got 'Crop7'",
+        ),
+        ({"preprocessing": "Crop288"}, "must be None for cifar10, whose images are taken as they"),
+        ({"preprocessing": "Crop288", "data": ()}, "preprocessing must be None for data="),
+    ],
+)
+def test_what_is_not_evaluated_is_refused_by_name(model, folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        robustbench_evaluate(model, **{"eps": EPS, "data_dir": folder, **options})
+
+
+def test_data_that_are_no_batch_are_named_by_evaluate(model, folder):
+    for wrong in ((), [1]):
+        with pytest.raises(TypeError, match=r"data must be \(images, labels\), or batches of them"):
+            robustbench_evaluate(model, eps=EPS, data=wrong)
+    with pytest.raises(FileNotFoundError, match=r"cifar-100-python/test, got .* download https"):
+        robustbench_evaluate(model, eps=EPS, dataset="cifar100", data_dir=folder)
+
+
+def test_robustbench_itself_gives_the_same_numbers(model, folder):
+    """Where it is installed, on its own attacks. No image is near the radius at which it falls, so
+    that no seed decides."""
+    robustbench = pytest.importorskip("robustbench.eval")
+    logging.disable(logging.WARNING)
+    options = {"n_examples": 10, "data_dir": str(folder), "eps": 0.3}
+    assert robustbench_evaluate(model, **options) == pytest.approx(
+        robustbench.benchmark(model, **options)
+    )
