@@ -114,7 +114,7 @@ class ParquetImages:
         cursor = self._cursor
         if cursor is None or not cursor.can_reach(group, row):
             assert self.columns is not None
-            cursor = self._cursor = _Cursor(group, self.columns.image)
+            cursor = self._cursor = _Cursor(group, self.columns.image, before=cursor)
         return cursor.cell(row)
 
 
@@ -131,12 +131,13 @@ class _Group(NamedTuple):
 
 class _Cursor:
     """A column of a row group, read from its first row on. It belongs to the process that made
-    it."""
+    it, and takes over the open file of the one before, if that is the same."""
 
-    def __init__(self, group: _Group, column: str) -> None:
+    def __init__(self, group: _Group, column: str, before: _Cursor | None) -> None:
         self.group = group
         self.process = os.getpid()
-        self.file = _opened(group.path)
+        is_open = before and before.process == self.process and before.group.path == group.path
+        self.file = before.file if before and is_open else _opened(group.path)
         self.batches = self.file.iter_batches(
             batch_size=ROWS, row_groups=[group.number], columns=[column], use_threads=False
         )

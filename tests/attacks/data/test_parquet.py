@@ -274,4 +274,16 @@ def test_a_forked_process_opens_the_file_for_itself(tmp_path, monkeypatch):
     mine = images._cursor
     monkeypatch.setattr(os, "getpid", lambda: -1)
     images.read(4, 3)
-    assert images._cursor is not mine
+    assert images._cursor is not mine and images._cursor.file is not mine.file
+
+
+def test_a_file_is_opened_once_for_all_of_its_row_groups(tmp_path):
+    for name in ("a", "b"):
+        pq.write_table(table(range(20)), tmp_path / f"{name}.parquet", row_group_size=3)
+    images = parquet_images(tmp_path)
+    files = []
+    for number in range(40):
+        images.read(number, 3)
+        files.append(images._cursor.file)
+    assert all(file is files[0] for file in files[:20])
+    assert all(file is files[20] for file in files[20:]) and files[0] is not files[20]
