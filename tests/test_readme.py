@@ -10,11 +10,12 @@ from documented import EXAMPLES, PAGES, ROOT
 
 from ironmoe.attacks import registry
 
-OPTIONAL = ("timm", "transformers", "msgpack", "peft", "lightning")
+OPTIONAL = ("timm", "transformers", "msgpack", "peft", "lightning", "pyarrow", "datasets")
 PAGES_WITH_EXAMPLES = (
     "adapters",
     "attacks",
     "certificates",
+    "data",
     "routers",
     "routing",
     "smoothness",

@@ -89,8 +89,7 @@ class ImageArrays:
 
     def read(self, number: int, channels: int) -> Item:
         """The array itself, which is not decoded; grey ones are repeated where RGB is asked for."""
-        where = self.where(number)
-        pixels = as_pixels(np.array(self.images[number]), channels, where)  # a copy, off the file
+        pixels = as_pixels(self.images[number], channels, self.where(number))
         return Item(pixels, int(self.labels[number]))
 
     def where(self, number: int) -> str:
@@ -120,7 +119,7 @@ def as_pixels(values: np.ndarray, channels: int, where: str) -> Tensor:
         raise DataError(
             f"{where} must have {channels} channels for this model, got {values.shape[0]}"
         )
-    return torch.from_numpy(values)
+    return torch.from_numpy(np.array(values, order="C"))  # a copy, off the file
 
 
 def image_arrays(path: Path | str) -> ImageArrays:

@@ -138,7 +138,8 @@ def _transparent_level(file: Image.Image) -> int | None:
     """The transparent level of a grey PNG of 2 or 4 bits, stretched to 8 as Pillow stretches its
     pixels. It must be asked before the file is loaded. None: that is no such file."""
     level = file.info.get("transparency")
-    mode = file.tile[0][3] if file.format == "PNG" and file.tile else None  # type: ignore[attr-defined]
+    tiles = getattr(file, "tile", None)
+    mode = tiles[0][3] if file.format == "PNG" and tiles else None
     stretch = {"L;2": 85, "L;4": 17}.get(mode) if isinstance(mode, str) else None
     return level * stretch if stretch is not None and isinstance(level, int) else None
 

@@ -139,8 +139,8 @@ def _text_rows(text: str, path: Path) -> list[tuple[str, Any]]:
     if delimiter is None:
         split = [_words(line) for line in lines]
     else:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        split = [row for row in rows if any(cell.strip() for cell in row)]
+        cells = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        split = [row for row in cells if any(cell.strip() for cell in row)]
 
     if not split:
         return []

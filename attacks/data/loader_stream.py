@@ -99,7 +99,7 @@ class LoaderStream:
         """A batch in the form that is promised."""
         images, labels = parts(batch, where)
         numbers = _labels(labels, where)
-        pixels = torch.from_numpy(as_array(images, where))
+        pixels = torch.from_numpy(np.array(as_array(images, where), order="C"))
         if pixels.ndim == 3:
             pixels = pixels[:, None]
         elif pixels.ndim == 4 and pixels.shape[1] not in (1, 3):
@@ -135,7 +135,7 @@ def images_of(given: Any, *, name: str | None = None) -> ImageSet | ImageStream 
     if isinstance(given, ImageStream | LoaderStream) or _is_set(given):
         return given
     if type(given).__module__.partition(".")[0] == "datasets":
-        if isinstance(given, dict) or not hasattr(given, "__getitem__"):
+        if isinstance(given, dict) or not hasattr(given, "__len__"):
             raise DataError(
                 f"{called} must be one datasets.Dataset, as a split of it, got "
                 f"{type(given).__name__}"
@@ -145,10 +145,11 @@ def images_of(given: Any, *, name: str | None = None) -> ImageSet | ImageStream 
         return TorchImages(TensorDataset(*given), name=called)
     if isinstance(given, DataLoader | IterableDataset):
         return LoaderStream(given, name=called)
-    if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, dict):
-        return TorchImages(given, name=called)
-    if isinstance(given, Iterable) and not isinstance(given, str | bytes | dict):
-        return LoaderStream(given, name=called)
+    if not isinstance(given, str | bytes | dict | Tensor):
+        if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+            return TorchImages(given, name=called)
+        if isinstance(given, Iterable):
+            return LoaderStream(given, name=called)
     raise DataError(
         f"data must be a data set or a DataLoader of torch, a datasets.Dataset, (images, labels) "
         f"or batches, got {type(given).__name__}"
@@ -195,19 +196,17 @@ def _check_order(loader: DataLoader[Any], name: str) -> None:
 
 def _length(loader: DataLoader[Any]) -> int | None:
     """How many images the loader gives, if it says so."""
-    if (
-        isinstance(loader.dataset, IterableDataset)
-        or type(loader.batch_sampler) is not BatchSampler
-    ):
+    batches = loader.batch_sampler
+    if isinstance(loader.dataset, IterableDataset) or type(batches) is not BatchSampler:
         return None
-    count = len(loader.sampler)  # type: ignore[arg-type]
-    assert loader.batch_size is not None
-    return count - count % loader.batch_size if loader.drop_last else count
+    count = len(batches.sampler)  # type: ignore[arg-type]
+    return count - count % batches.batch_size if batches.drop_last else count
 
 
 def _left_out(loader: DataLoader[Any]) -> list[str]:
     """A sentence about the images of an incomplete last batch."""
-    if isinstance(loader.dataset, IterableDataset) or not loader.drop_last:
+    kept = _length(loader)
+    if kept is None:
         return []
-    rest = len(loader.sampler) % (loader.batch_size or 1)  # type: ignore[arg-type]
+    rest = len(loader.batch_sampler.sampler) - kept  # type: ignore[union-attr]
     return [f"{rest} images are left out, because the loader has drop_last=True."] * (rest > 0)

@@ -10,6 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from ironmoe.attacks.data.columns import Columns, arrow, find_columns, numbered, picture
 from ironmoe.attacks.data.errors import DataError
 from ironmoe.attacks.data.image_set import Item, digest
@@ -55,17 +57,19 @@ class ParquetImages:
         self._groups: list[_Group] = []
         self._cursor: _Cursor | None = None
 
-        labels: list[Any] = []
+        told: list[Any] = []
         footers: list[tuple[str, int, str]] = []
         for path in self.files:
             with _opened(path) as file:
-                labels += self._look(path, file)
+                told += self._look(path, file)
             footers.append((path.name, path.stat().st_size, _footer(path)))
-        if self.columns is None or not labels:
+        if self.columns is None or not told:
             raise DataError(f"{name} must hold images, got none in {len(self.files)} files")
-        self.labels, self.names = numbered(labels, self.columns, name)
-        self._starts = [group.start for group in self._groups]
-        self.fingerprint = digest([*footers, *((str(label),) for label in labels)])
+        self.labels: Tensor
+        self.names: list[str] | None
+        self.labels, self.names = numbered(told, self.columns, name)
+        self._starts: list[int] = [group.start for group in self._groups]
+        self.fingerprint = digest([*footers, *((str(label),) for label in told)])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,7 +114,7 @@ class ParquetImages:
         cursor = self._cursor
         if cursor is None or not cursor.can_reach(group, row):
             assert self.columns is not None
-            cursor = self._cursor = _Cursor(group, self.columns.image)
+            cursor = self._cursor = _Cursor(group, self.columns.image, before=cursor)
         return cursor.cell(row)
 
 
@@ -127,12 +131,13 @@ class _Group(NamedTuple):
 
 class _Cursor:
     """A column of a row group, read from its first row on. It belongs to the process that made
-    it."""
+    it, and takes over the open file of the one before, if that is the same."""
 
-    def __init__(self, group: _Group, column: str) -> None:
+    def __init__(self, group: _Group, column: str, before: _Cursor | None) -> None:
         self.group = group
         self.process = os.getpid()
-        self.file = _opened(group.path)
+        is_open = before and before.process == self.process and before.group.path == group.path
+        self.file = before.file if before and is_open else _opened(group.path)
         self.batches = self.file.iter_batches(
             batch_size=ROWS, row_groups=[group.number], columns=[column], use_threads=False
         )

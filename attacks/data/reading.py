@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ironmoe.attacks.data.errors import DataError, UnreadableImage
 from ironmoe.attacks.data.image_set import ImageSet
@@ -70,7 +71,7 @@ class ReadTogether(NamedTuple):
     refused: str | None
 
 
-class Reading:
+class Reading(Dataset[Read]):
     """What a worker does for one place of the stream. It is all that is sent to a worker."""
 
     def __init__(self, images: ImageSet, pipeline: Pipeline, rows: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ironmoe.attacks.data.errors import DataError, UnreadableImage
 from ironmoe.attacks.data.image_set import ImageSet
-from ironmoe.attacks.data.reading import Kind, Pipeline, Reading, ReadTogether, side_by_side
+from ironmoe.attacks.data.reading import Kind, Pipeline, Read, Reading, ReadTogether, side_by_side
 
 READ_TOGETHER = 32  # images that a worker hands over at once
 MOST_WORKERS = 8
@@ -116,7 +116,7 @@ class ImageStream:
         options = {}
         if workers:
             options["prefetch_factor"] = max(AHEAD, math.ceil(ahead / (workers * together)))
-        loader = DataLoader(
+        loader: DataLoader[Read] = DataLoader(
             Reading(self.images, self.pipeline, self.rows),
             batch_size=together,
             sampler=places.tolist(),

@@ -71,7 +71,7 @@ class TorchImages:
         self._read_twice: tuple[int, int] = (-1, 0)  # (process, how many images)
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def read(self, number: int, channels: int) -> Item:
         item = self._item(number, channels)
@@ -165,7 +165,7 @@ def whole_number(label: Any, where: str) -> int:
 
 
 def as_array(image: Any, where: str) -> np.ndarray:
-    """uint8, or finite floats in [0, 1], of a tensor or an array.
+    """uint8, or finite float32 in [0, 1], of a tensor or an array.
 
     Raises:
         UnreadableImage: NaN or infinity.
@@ -185,6 +185,7 @@ def as_array(image: Any, where: str) -> np.ndarray:
         return values
     if values.dtype.kind != "f":
         raise DataError(f"{where} must be uint8 or floats in [0, 1], got {values.dtype}")
+    values = values.astype(np.float32, copy=False)
     if not np.isfinite(values).all():
         raise UnreadableImage(f"{where} must be finite, got NaN or infinity")
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
@@ -214,8 +215,10 @@ def channels_first(values: np.ndarray, where: str) -> np.ndarray:
 
 def one_line(error: BaseException) -> str:
     """An error on one line: its kind and what it says in the end, without tracebacks."""
+    kind = type(error).__name__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+    said = lines[-1] if lines else ""
+    return said if said.startswith(f"{kind}: ") else f"{kind}: {said}" if said else kind
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -228,8 +231,9 @@ def _labels(dataset: Any) -> Tensor | None:
         labels = _labels(dataset.dataset)
         return None if labels is None else labels[torch.as_tensor(dataset.indices)]
     if isinstance(dataset, ConcatDataset):
-        several = [_labels(part) for part in dataset.datasets]
-        return None if any(each is None for each in several) else torch.cat(several)  # type: ignore[arg-type]
+        known = [_labels(part) for part in dataset.datasets]
+        labels_of_all = [labels for labels in known if labels is not None]
+        return torch.cat(labels_of_all) if len(labels_of_all) == len(known) else None
     if isinstance(dataset, TensorDataset):
         return _whole(dataset.tensors[1], len(dataset)) if len(dataset.tensors) == 2 else None
 
@@ -285,7 +289,9 @@ def _content(dataset: Any) -> list[Sequence[object]]:
         if isinstance(values, Tensor):
             values = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         if isinstance(values, np.ndarray) and values.dtype != object:
-            lines.append((values.shape, values.dtype, zlib.crc32(np.ascontiguousarray(values))))
+            held = not isinstance(values, np.memmap)  # else it is a file, which may be large
+            known = zlib.crc32(np.ascontiguousarray(values).data) if held else ""
+            lines.append((values.shape, values.dtype, known))
 
     for sample in getattr(dataset, "samples", None) or []:
         path = sample[0] if isinstance(sample, tuple | list) and sample else sample

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.balls.elements import is_by_image
+from ironmoe.attacks.balls.elements import box_at, is_by_image
 from ironmoe.attacks.data.loader_stream import LoaderStream
 from ironmoe.attacks.data.stream import ImageStream
 from ironmoe.attacks.engine.attacked_model import AttackedModel
@@ -101,11 +101,10 @@ class Source:
             places = places[self.shard.takes(places, self.together)]
         for batch in self.data.read(places, ahead=2 * self.batch_size):
             device = self.device or torch.device("cpu")
-            chunk = self._checked(
-                batch.pixels(device), batch.labels.to(device), None, numbers=batch.places
-            )
-            unread = ~batch.readable
-            yield chunk._replace(unread=unread.to(chunk.labels.device)) if unread.any() else chunk
+            unread = None if bool(batch.readable.all()) else ~batch.readable.to(device)
+            pixels, labels = batch.pixels(device), batch.labels.to(device)
+            chunk = self._checked(pixels, labels, None, numbers=batch.places, unread=unread)
+            yield chunk._replace(unread=unread)
 
     @property
     def _may_differ_by_image(self) -> bool:
@@ -113,13 +112,22 @@ class Source:
         return any(isinstance(value, Tensor) and value.ndim for value in values)
 
     def _checked(
-        self, images: Tensor, labels: Tensor, extra: Any, *, numbers: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        extra: Any,
+        *,
+        numbers: Tensor | None = None,
+        unread: Tensor | None = None,
     ) -> Chunk:
-        """A batch of the data as a chunk; errors say which images it holds."""
+        """A batch of the data as a chunk; errors say which images it holds. Those that could not be
+        read lie in the bounds, wherever these are."""
         first = self.attacks[0]
         begin = self.seen if numbers is None else int(numbers[0])
         try:
             check_kinds(images, labels, first.goal)
+            if unread is not None:
+                images = self._in_bounds(images, unread)
             by_image = self._by_image(images, labels)
             chunk = prepared(images, labels, numbers, self.seen, extra=extra)
             chunk = chunk._replace(side={**chunk.side, **by_image})
@@ -141,6 +149,13 @@ class Source:
         self.shape = images.shape[1:]
         self.dtype = chunk.images.dtype
         return chunk
+
+    def _in_bounds(self, images: Tensor, unread: Tensor) -> Tensor:
+        """The images, those that could not be read moved to the nearest point of the bounds."""
+        bounds, _ = self.attacks[0].part_of(images, self.seen, self.examples)
+        lowest, highest = box_at(images, bounds)
+        inside = images.clamp(min=lowest).clamp(max=highest)
+        return torch.where(unread.view(-1, *[1] * (images.ndim - 1)), inside, images)
 
     def _by_image(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What eps and bounds say of each of these images, as columns (n, …), where an attack has

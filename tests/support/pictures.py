@@ -74,3 +74,25 @@ class Numbers:
 
     def where(self, number):
         return f"number {number}"
+
+
+class Joined:
+    """Several sets, one after another."""
+
+    name, names, fingerprint, notes = "joined", None, "joined", []
+
+    def __init__(self, sets):
+        self.sets = sets
+        self.rows = [(each, number) for each in sets for number in range(len(each))]
+        self.labels = torch.tensor([each.read(number, 3).label for each, number in self.rows])
+
+    def __len__(self):
+        return len(self.rows)
+
+    def read(self, number, channels):
+        images, row = self.rows[number]
+        return images.read(row, channels)
+
+    def where(self, number):
+        images, row = self.rows[number]
+        return images.where(row)

@@ -168,9 +168,11 @@ def test_a_split_is_found_by_the_names_of_its_files(splits, inside):
     check(images, [0, 1, 2])
     assert images.name.endswith(" validation")
     check(parquet_images(splits / inside, split="train"), [9])
-    with pytest.raises(DataError, match="which files of .* meant, 'train' or 'validation', got"):
+    with pytest.raises(DataError, match=r"which files of .* meant, 'train' or 'validation', got"):
         parquet_images(splits / inside)
-    with pytest.raises(DataError, match="split must be one of train, validation of .*, got 'test'"):
+    with pytest.raises(
+        DataError, match=r"split must be one of train, validation of .*, got 'test'"
+    ):
         parquet_images(splits / inside, split="test")
 
 
@@ -192,7 +194,7 @@ def test_files_without_numbers_may_be_splits_too(tmp_path):
 def test_half_a_download_is_refused(splits):
     (splits / "data" / "validation-00001-of-00002.parquet").unlink()
     with pytest.raises(
-        DataError, match="all 2 files of 'validation', got 1; the first .* number 1"
+        DataError, match=r"all 2 files of 'validation', got 1; the first .* number 1"
     ):
         parquet_images(splits, split="validation")
 
@@ -226,10 +228,10 @@ def test_what_is_no_parquet_file_is_refused(tmp_path):
 
 def test_the_fingerprint_tells_other_files_from_the_same_ones_elsewhere(tmp_path):
     prints = []
-    for folder, numbers, labels in (("a", [0, 1], [0, 1]), ("b", [0, 1], [0, 1]),
-                                    ("c", [0, 1], [1, 0]), ("d", [0, 1, 2], [0, 1, 0])):  # fmt: skip
+    labels_of = {"a": [0, 1], "b": [0, 1], "c": [1, 0], "d": [0, 1, 0]}
+    for folder, labels in labels_of.items():
         (tmp_path / folder).mkdir()
-        pq.write_table(table(numbers, labels), tmp_path / folder / "x.parquet")
+        pq.write_table(table(range(len(labels)), labels), tmp_path / folder / "x.parquet")
         prints.append(parquet_images(tmp_path / folder).fingerprint)
     assert prints[0] == prints[1] and len(set(prints)) == 3
 
@@ -272,4 +274,16 @@ def test_a_forked_process_opens_the_file_for_itself(tmp_path, monkeypatch):
     mine = images._cursor
     monkeypatch.setattr(os, "getpid", lambda: -1)
     images.read(4, 3)
-    assert images._cursor is not mine
+    assert images._cursor is not mine and images._cursor.file is not mine.file
+
+
+def test_a_file_is_opened_once_for_all_of_its_row_groups(tmp_path):
+    for name in ("a", "b"):
+        pq.write_table(table(range(20)), tmp_path / f"{name}.parquet", row_group_size=3)
+    images = parquet_images(tmp_path)
+    files = []
+    for number in range(40):
+        images.read(number, 3)
+        files.append(images._cursor.file)
+    assert all(file is files[0] for file in files[:20])
+    assert all(file is files[20] for file in files[20:]) and files[0] is not files[20]
