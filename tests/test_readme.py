@@ -15,6 +15,7 @@ PAGES_WITH_EXAMPLES = (
     "adapters",
     "attacks",
     "certificates",
+    "models",
     "routers",
     "routing",
     "smoothness",

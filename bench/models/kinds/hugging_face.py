@@ -57,7 +57,7 @@ def _model(source: Source) -> nn.Module:
         )
     except Exception as error:
         raise CheckpointError(
-            f"{source} is no image classifier that transformers can read here: {told(error)}"
+            f"{source} is no image classifier that transformers can read here: {_reason(error)}"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -74,12 +74,16 @@ def _processor(source: Source) -> Any:
     try:
         return transformers.AutoImageProcessor.from_pretrained(source.path, local_files_only=True)
     except Exception as error:
-        torchvision = "torchvision" in str(error)
-        reason = why_not(error, "transformers") if torchvision else told(error)
         raise CheckpointError(
-            f"{source}: its image processor cannot be loaded: {reason}; processor=false leaves it "
-            "out"
+            f"{source}: its image processor cannot be loaded: {_reason(error)}; processor=false "
+            "leaves it out"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why transformers failed: it imports most of itself late, torchvision among it."""
+    is_broken = "torchvision::" in str(error) or "torchvision/_C" in str(error)
+    return why_not(error, "transformers") if is_broken else told(error)
 
 
 def _assumed(model: nn.Module, channels: int, has_processor: bool) -> Preprocessing | None:

@@ -40,16 +40,8 @@ def functions(tmp_path, monkeypatch):
 
 
 def test_every_form_is_named():
-    for form in (
-        "timm:",
-        "hf:",
-        "torchvision:",
-        "robustbench:",
-        "vmoe:",
-        ".pt2",
-        ".pt ",
-        "module:",
-    ):
+    prefixes = ("timm:", "hf:", "torchvision:", "robustbench:", "vmoe:", "package.module:")
+    for form in (*prefixes, "FILE.pt2", "FILE.pt "):
         assert form in FORMS
 
 
@@ -124,7 +116,7 @@ def test_an_official_model_has_its_own_size_or_that_of_the_data(official):
 
     larger = load_model(None, f"vmoe:{prefix}?top_k=2", CPU, image_size=(24, 24))
     assert larger.image_shape == (3, 24, 24) and larger.pipeline.size == (24, 24)
-    with pytest.raises(CheckpointError, match="takes square images only, got .* 24 × 32"):
+    with pytest.raises(CheckpointError, match=r"takes square images only, got .* 24 × 32"):
         load_model(None, f"vmoe:{prefix}?top_k=2", CPU, image_size=(24, 32))
 
 
@@ -145,12 +137,11 @@ def test_pixels_of_an_official_model_are_those_of_tensorflow(tmp_path):
 
 
 def test_tensorflows_resize_of_a_small_picture_by_hand():
-    """[0, 10, 20, 30] → three: places 1/6, 1.5 and 2 5/6; → two: 0.5 and 2.5; → eight at the ends."""
+    """Three pixels of four lie at 1/6, 1.5 and 2 5/6 of them, two at 0.5 and 2.5."""
     row = Image.fromarray(np.array([[0, 10, 20, 31]], dtype=np.uint8))
-    found = {
-        width: TensorFlowResize((1, width), channels=1)(row)[0, 0].tolist()
-        for width in (2, 3, 4, 8)
-    }
+    found = {}
+    for width in (2, 3, 4, 8):
+        found[width] = TensorFlowResize((1, width), channels=1)(row)[0, 0].tolist()
     assert found[2] == [5, 25]
     assert found[3] == [1, 15, 29]
     assert found[4] == [0, 10, 20, 31]

@@ -60,7 +60,7 @@ def test_a_model_of_ones_own_may_have_weights_called_mean(tmp_path):
     torch.save(Shift(3.0).state_dict(), "file.pth")
     model = Shift(0.0)
     load_file_into(model, tmp_path / "file.pth")
-    assert float(model.mean) == 3
+    assert model.mean.item() == 3
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
