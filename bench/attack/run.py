@@ -136,7 +136,7 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
         options.checkpoint,
         options.model_spec,
         device,
-        image_size=tuple(data.images.shape[-2:]),
+        image_size=(data.images.shape[-2], data.images.shape[-1]),
         weights=options.weights,
     )
     if options.checkpoint is not None and data.classes != loaded.classes:

@@ -108,7 +108,7 @@ def _loaded(spec: str, data: ImageData, device: torch.device) -> Trainee:
         path if is_file else None,
         None if is_file else spec,
         device,
-        image_size=tuple(data.images.shape[-2:]),
+        image_size=(data.images.shape[-2], data.images.shape[-1]),
     )
     if is_file and loaded.classes != data.classes:
         raise DataError(

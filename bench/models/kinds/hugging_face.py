@@ -29,8 +29,9 @@ def load_hugging_face(source: Source) -> LoadedModel:
     """
     asked = read_known(source.spec, source.query, {"processor": read_value})
     model = _model(source)
-    channels = getattr(model.config, "num_channels", 3)
-    classes = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    config: Any = model.config
+    channels = getattr(config, "num_channels", 3)
+    classes = [str(config.id2label[i]) for i in range(config.num_labels)]
     name, facts = type(model).__name__, facts_of(Path(source.path).name)
 
     has_processor = any((Path(source.path) / file).is_file() for file in PROCESSORS)

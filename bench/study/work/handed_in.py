@@ -138,5 +138,5 @@ def _load(source: str, data: ImageData) -> LoadedModel:
         Path(source) if is_file else None,
         None if is_file else source,
         torch.device(CPU),
-        image_size=tuple(data.images.shape[-2:]),
+        image_size=(data.images.shape[-2], data.images.shape[-1]),
     )

@@ -96,6 +96,13 @@ def test_a_model_of_one_size_sees_that_size_whatever_the_resize():
     )
 
 
+def test_a_model_of_one_size_refuses_another():
+    own = LoadedModel(nn.Flatten(), "own", (1, 28, 28), None, {})
+    message = "--resize, --crop must end at the 28 × 28 pixels that own takes, got 24 × 24"
+    with pytest.raises(UserError, match=message):
+        Overrides.parse(resize="28", crop="24").apply(own)
+
+
 def test_a_pipeline_that_is_no_rules_gives_way_but_for_its_size():
     official = TensorFlowResize((384, 384), source="the official code")
     assert told(official, resize="400") == "shorter edge to 400 (bilinear), centre 384 × 384"
