@@ -127,6 +127,12 @@ def test_normalization_is_of_the_pixels_channels_and_before_their_order():
     torch.testing.assert_close(model(pixels.float()).double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_one_channel_is_not_taken_for_three():
+    model = Classifier(nn.Flatten(), [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    with pytest.raises(CheckpointError, match="must get images with 3 channels, got 1"):
+        model(torch.rand(2, 1, 4, 4))
+
+
 def test_a_model_as_it_is_keeps_the_names_of_its_weights():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
     names = list(model.state_dict())

@@ -121,7 +121,10 @@ def test_pixels_of_rules_are_exactly_the_processors(files, network):
 
 
 def test_what_is_known_of_a_processor_is_told(network):
-    processor_of("ConvNext", {"size": EDGE}).save_pretrained(network)
+    processor = processor_of("ConvNext", {"size": EDGE})
+    if not type(processor).__name__.endswith("Pil"):
+        pytest.skip("torchvision resizes tensors here, for which there are no rules")
+    processor.save_pretrained(network)
     told = load_model(None, f"hf:{network}", CPU).preprocessing
     assert told == (
         "shorter edge to 36 (bicubic), centre 32 × 32, mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5) "
