@@ -82,14 +82,15 @@ def test_routers_and_layers_have_the_options_they_had(tmp_path):
         assert layer.router.balance_weight == other.router.balance_weight
 
 
-@pytest.mark.parametrize("how", ["path", "object", "both"])
+@pytest.mark.parametrize("how", ["path", "object", "dense object", "none"])
 def test_a_configuration_may_be_given(how, tmp_path):
     model = upcycled("vit")
     model.save_pretrained(tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     before = config.to_dict()
-    given = {"path": {"config": str(tmp_path)}, "object": {"config": config}, "both": {}}[how]
-    twin, info = type(model).from_pretrained(tmp_path, output_loading_info=True, **given)
+    given = {"path": str(tmp_path), "object": config, "dense object": model.config}
+    options = {"config": given[how]} if how in given else {}
+    twin, info = type(model).from_pretrained(tmp_path, output_loading_info=True, **options)
     assert_equal(twin, model)
     assert not info["missing_keys"] and config.to_dict() == before
     assert not {"ironmoe_upcycling", "transformers_weights"} & set(twin.config.to_dict())
