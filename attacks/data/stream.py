@@ -140,6 +140,18 @@ class ImageStream:
                 raise DataError(read.refused)
             yield self._batch(read)
 
+    def first(self, count: int) -> ImageStream:
+        """The stream of its first images, at most so many."""
+        return ImageStream(
+            self.images,
+            self.pipeline,
+            rows=self.rows[:count],
+            logits=self.logits,
+            workers=self.workers,
+            skip_bad=self.skip_bad,
+            finish=self.finish,
+        )
+
     def image(self, place: int) -> Tensor:
         """(C, H, W) float32 in [0, 1], the image at one place; black if it cannot be read."""
         (batch,) = self.read(torch.tensor([place]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ironmoe.attacks.data.preprocessing import INTERPOLATIONS, Preprocessing
-from ironmoe.attacks.data.stream import Pipeline
+from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.loaded import LoadedModel

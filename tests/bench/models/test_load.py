@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 
 from ironmoe.attacks.data.decoding import read_image
+from ironmoe.bench.common.query import read_value, split_query
 from ironmoe.bench.models.kinds.tensorflow_resize import TensorFlowResize
 from ironmoe.bench.models.load import FORMS, load_model
 from ironmoe.bench.models.overrides import Overrides
-from ironmoe.bench.models.query import read_value, split_query
 from ironmoe.moe import CheckpointError, VMoE
 from ironmoe.moe.checkpoints.write import write_vmoe_checkpoint
 
