@@ -48,7 +48,7 @@ class Only:
 
     def takes(self, value: Any) -> bool:
         """Whether the value asks for what is done anyway; 0 does not pass for False."""
-        if hasattr(value, "shape"):  # a comparison would be one of elements
+        if getattr(value, "shape", ()) != ():  # a comparison would be one of elements
             return False
         alike = [isinstance(value, bool) == isinstance(known, bool) for known in self.values]
         return any(same and value == known for same, known in zip(alike, self.values, strict=True))

@@ -1,11 +1,16 @@
 """Which arguments the constructor of a class takes by its own names."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, get_args
 
 from ironmoe.attacks.aliases.declared import Alias, Aliases, Only
+from ironmoe.attacks.balls.ball import NORMS
+
+KEPT = 1024
+"""So many answers about classes are kept: reading a signature takes longer than the rest."""
 
 BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -15,7 +20,8 @@ def declared_in(kind: type) -> Aliases:
     return vars(kind).get("aliases", {})
 
 
-def own_arguments(kind: type) -> list[str]:
+@functools.lru_cache(KEPT)
+def own_arguments(kind: type) -> tuple[str, ...]:
     """The names by which a class takes what it has, in its order: those of its constructor and,
     where that hands further ones on, of the constructors of its bases. A class that writes one of
     its bases' names down as ``Only`` does not take it."""
@@ -28,9 +34,10 @@ def own_arguments(kind: type) -> list[str]:
             names += [name for name in parameters if name not in names and name not in closed]
             hands_on = any(p.kind is p.VAR_KEYWORD for p in _all_parameters(base))
         closed |= {name for name, alias in declared_in(base).items() if isinstance(alias, Only)}
-    return [name for name in names if name != "model"]
+    return tuple(name for name in names if name != "model")
 
 
+@functools.lru_cache(KEPT)
 def alias_of(kind: type, name: str) -> Alias | None:
     """What a name stands for in calls of a class; None: it is its own, or not known."""
     for base in kind.__mro__[:-1]:
@@ -75,7 +82,7 @@ def check_positions(kind: type, given: tuple[Any, ...]) -> None:
     or the other way round: the order here may be another than that of a foreign class."""
     parameters = [_parameters(kind)[name] for name in names_by_position(kind)]
     order = f"{kind.__name__}({', '.join(names_by_position(kind))})"
-    advice = f"the order here is {order}, so give what comes after eps by name"
+    advice = f"the order here is {order}, so give arguments by name"
     is_open = any(p.kind is p.VAR_POSITIONAL for p in _all_parameters(kind))
     if len(given) > len(parameters) and not is_open:
         raise TypeError(
@@ -83,6 +90,8 @@ def check_positions(kind: type, given: tuple[Any, ...]) -> None:
         )
 
     for place, (parameter, value) in enumerate(zip(parameters, given, strict=False), 1):
+        if parameter.name == "eps" and not (isinstance(value, str) and value in NORMS):
+            continue  # its own check says more of what is no radius and no norm
         allowed = get_args(parameter.annotation) or (parameter.annotation,)
         if _is_plain(parameter.annotation) and not _goes_with(value, allowed):
             raise TypeError(
@@ -91,9 +100,10 @@ def check_positions(kind: type, given: tuple[Any, ...]) -> None:
             )
 
 
-def _all_parameters(kind: type) -> list[inspect.Parameter]:
+@functools.lru_cache(KEPT)
+def _all_parameters(kind: type) -> tuple[inspect.Parameter, ...]:
     """Those of the constructor that the class itself defines, without ``self``."""
-    return list(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
+    return tuple(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
 
 
 def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:

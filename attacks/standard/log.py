@@ -73,7 +73,7 @@ class Log:
         counted = max(int((~summary.skipped).sum()), 1)
         held = int((summary.clean_correct & ~summary.skipped).sum())
         if not self._knows_clean:
-            self.line(f"initial accuracy: {held / counted:.2%}")
+            self.line(f"initial accuracy: {report.clean_accuracy.value:.2%}")
         for name, fell in summary.fell_to.items():
             held -= fell
             self.line(f"robust accuracy after {name.upper()}: {held / counted:.2%}")
@@ -82,7 +82,8 @@ class Log:
             if flag.tripped:
                 self.line(f"{flag.name}: {flag.message}")
         self.line(f"max {norm} perturbation: {_farthest(summary):.5f}{_values(final)}")
-        self.line(f"robust accuracy: {held / counted:.2%} (total time {report.seconds:.1f} s)")
+        robust = summary.robust_accuracy.value
+        self.line(f"robust accuracy: {robust:.2%} (total time {report.seconds:.1f} s)")
 
 
 def _farthest(summary: AttackSummary) -> float:

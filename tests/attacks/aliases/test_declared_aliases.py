@@ -125,6 +125,7 @@ def test_an_argument_is_given_under_one_name_and_one_of_the_values_that_are_take
         (lambda: HopSkipJump(MODEL, max_num_evals="9"), "max_num_evals must be .*, got '9'"),
         (lambda: HopSkipJump(MODEL, constraint="L2"), r"one of \('l2', 'linf'\), got 'L2'"),
         (lambda: FAB(MODEL, multi_targeted=True, targets=3), None),
+        (lambda: FGSM(MODEL, steps=torch.tensor(1)), None),
         (lambda: PGD(MODEL, verbose=0), "verbose must be False, got 0"),
         (lambda: FGSM(MODEL, random_start=0), "random_start must be False, got 0"),
         (lambda: CW(MODEL, abort_early=1), "abort_early must be True, got 1"),

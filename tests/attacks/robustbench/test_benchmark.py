@@ -1,7 +1,6 @@
 """``robustbench_evaluate``: RobustBench's call, and the numbers of the standard AutoAttack."""
 
 import json
-import logging
 from enum import Enum
 
 import cifar_files
@@ -145,7 +144,7 @@ def test_the_file_about_a_model_is_that_of_robustbench(model, data, folder, tmp_
 
 
 @pytest.mark.usefixtures("short")
-def test_the_log_and_the_state_are_those_of_autoattack(model, folder, tmp_path, capsys):
+def test_the_log_and_the_state_are_those_of_autoattack(model, data, folder, tmp_path, capsys):
     path = tmp_path / "log.txt"
     options = {"data_dir": folder, "eps": EPS, "aa_state_path": tmp_path / "state"}
     clean, robust = robustbench_evaluate(model, 8, log_path=path, **options)
@@ -157,6 +156,14 @@ def test_the_log_and_the_state_are_those_of_autoattack(model, folder, tmp_path, 
     assert robustbench_evaluate(model, 8, verbose=True, **options) == (clean, robust)
     assert f"robust accuracy: {robust:.2%}" in capsys.readouterr().out
     assert list((tmp_path / "state").glob("journal-*.jsonl"))
+
+    # Of a stream the initial accuracy is known at the end alone.
+    stream = [(data[0][:5], data[1][:5]), (data[0][5:8], data[1][5:8])]
+    robustbench_evaluate(model, 8, eps=EPS, data=stream, log_path=tmp_path / "stream.txt")
+    lines = (tmp_path / "stream.txt").read_text().splitlines()
+    after = next(place for place, line in enumerate(lines) if "robust accuracy after" in line)
+    assert lines[after - 1] == f"initial accuracy: {clean:.2%}"
+    assert lines[-1].startswith(f"robust accuracy: {robust:.2%}")
 
 
 class Moved(nn.Module):
@@ -243,7 +250,6 @@ def test_robustbench_itself_gives_the_same_numbers(model, folder):
     """Where it is installed, on its own attacks. No image is near the radius at which it falls, so
     that no seed decides."""
     robustbench = pytest.importorskip("robustbench.eval")
-    logging.disable(logging.WARNING)
     options = {"n_examples": 10, "data_dir": str(folder), "eps": 0.3}
     assert robustbench_evaluate(model, **options) == pytest.approx(
         robustbench.benchmark(model, **options)
