@@ -7,6 +7,7 @@ workers are ahead. What comes out depends on neither the number of workers nor t
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from ironmoe.attacks.data.reading import Kind, Pipeline, Read, Reading, ReadToge
 
 READ_TOGETHER = 32  # images that a worker hands over at once
 MOST_WORKERS = 8
+WORTH_A_MAP = 1_000_000  # bytes
 AHEAD = 2  # batches that each worker is ahead, at least
 WORTH_WORKERS = 256  # images; fewer are read before a worker has started
 
@@ -41,7 +43,10 @@ class StreamBatch(NamedTuple):
     def pixels(self, device: torch.device | str | None = None) -> Tensor:
         """(n, C, H, W) float32 in [0, 1] on ``device``; 8-bit numbers travel there as they are."""
         images = self.images if device is None else self.images.to(device, non_blocking=True)
-        return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+        if images.dtype != torch.uint8:
+            return images
+        room = _room(images.shape) if images.device.type == "cpu" else None
+        return torch.div(images, 255, out=room)
 
 
 class ImageStream:
@@ -106,11 +111,44 @@ class ImageStream:
             if bool(good.any()):
                 yield batch.pixels()[good], batch.labels[good]
 
-    def read(self, places: Tensor, ahead: int = 0) -> Iterator[StreamBatch]:
+    def read(self, places: Tensor, *, ahead: int = 0, at_least: int = 1) -> Iterator[StreamBatch]:
         """The images at these places (n,), in this order, in batches.
 
-        ahead: how many images the workers are to be ahead, if they can.
+        ahead: how many images the workers are to be ahead, if they can; at_least: how many images a
+        batch has, but for the last one.
         """
+        waiting: list[StreamBatch] = []
+        for batch in self._batches(places, ahead):
+            waiting.append(batch)
+            if sum(len(each.places) for each in waiting) >= at_least:
+                yield _joined(waiting)
+                waiting = []
+        if waiting:
+            yield _joined(waiting)
+
+    def first(self, count: int) -> ImageStream:
+        """The stream of its first images, at most so many."""
+        return ImageStream(
+            self.images,
+            self.pipeline,
+            rows=self.rows[:count],
+            logits=self.logits,
+            workers=self.workers,
+            skip_bad=self.skip_bad,
+            finish=self.finish,
+        )
+
+    def image(self, place: int) -> Tensor:
+        """(C, H, W) float32 in [0, 1], the image at one place; black if it cannot be read."""
+        (batch,) = self.read(torch.tensor([place]))
+        return batch.pixels()[0]
+
+    def where(self, place: int) -> str:
+        """How people find the image at this place."""
+        return self.images.where(int(self.rows[place]))
+
+    def _batches(self, places: Tensor, ahead: int) -> Iterator[StreamBatch]:
+        """The batches as the workers hand them over."""
         workers = self._workers(len(places))
         together = max(1, min(READ_TOGETHER, len(places)))
         options = {}
@@ -139,27 +177,6 @@ class ImageStream:
             if read.refused is not None:
                 raise DataError(read.refused)
             yield self._batch(read)
-
-    def first(self, count: int) -> ImageStream:
-        """The stream of its first images, at most so many."""
-        return ImageStream(
-            self.images,
-            self.pipeline,
-            rows=self.rows[:count],
-            logits=self.logits,
-            workers=self.workers,
-            skip_bad=self.skip_bad,
-            finish=self.finish,
-        )
-
-    def image(self, place: int) -> Tensor:
-        """(C, H, W) float32 in [0, 1], the image at one place; black if it cannot be read."""
-        (batch,) = self.read(torch.tensor([place]))
-        return batch.pixels()[0]
-
-    def where(self, place: int) -> str:
-        """How people find the image at this place."""
-        return self.images.where(int(self.rows[place]))
 
     def _workers(self, count: int) -> int:
         if self.workers is not None:
@@ -231,6 +248,21 @@ class ImageStream:
                 f"{self.where(read.places[one])}"
             )
         return label if self.logits is None else int(self.logits[label])
+
+
+def _room(shape: torch.Size) -> Tensor | None:
+    """Memory for float32 numbers that goes back to the system when nobody needs it any more. What
+    malloc keeps of tensors of this size, one for each batch, may grow with the number of images."""
+    size = math.prod(shape) * torch.float32.itemsize
+    if size < WORTH_A_MAP:
+        return None
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.float32).view(shape)
+
+
+def _joined(batches: list[StreamBatch]) -> StreamBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return StreamBatch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
 
 def _words(kind: Kind) -> str:

@@ -99,12 +99,13 @@ class Source:
         places = torch.arange(len(self.data))
         if not self._may_differ_by_image:  # else eps and bounds are taken in the order of the data
             places = places[self.shard.takes(places, self.together)]
-        for batch in self.data.read(places, ahead=2 * self.batch_size):
+        for batch in self.data.read(places, ahead=2 * self.batch_size, at_least=self.batch_size):
             device = self.device or torch.device("cpu")
-            unread = None if bool(batch.readable.all()) else ~batch.readable.to(device)
-            pixels, labels = batch.pixels(device), batch.labels.to(device)
-            chunk = self._checked(pixels, labels, None, numbers=batch.places, unread=unread)
-            yield chunk._replace(unread=unread)
+            chunk = self._checked(
+                batch.pixels(device), batch.labels.to(device), None, numbers=batch.places
+            )
+            unread = ~batch.readable
+            yield chunk._replace(unread=unread.to(chunk.labels.device)) if unread.any() else chunk
 
     @property
     def _may_differ_by_image(self) -> bool:
