@@ -23,7 +23,7 @@ MADE = "_is_made"
 
 def with_aliases(kind: type) -> Callable[..., None]:
     """The constructor of a class, with the aliases of the class."""
-    plain: Callable[..., None] = kind.__init__
+    plain: Callable[..., None] = kind.__init__  # type: ignore[misc]
 
     @functools.wraps(plain)
     def takes_aliases(self: Any, *by_position: Any, **by_name: Any) -> None:

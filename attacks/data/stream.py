@@ -140,6 +140,18 @@ class ImageStream:
                 raise DataError(read.refused)
             yield self._batch(read)
 
+    def first(self, count: int) -> ImageStream:
+        """The stream of its first images, at most so many."""
+        return ImageStream(
+            self.images,
+            self.pipeline,
+            rows=self.rows[:count],
+            logits=self.logits,
+            workers=self.workers,
+            skip_bad=self.skip_bad,
+            finish=self.finish,
+        )
+
     def image(self, place: int) -> Tensor:
         """(C, H, W) float32 in [0, 1], the image at one place; black if it cannot be read."""
         (batch,) = self.read(torch.tensor([place]))
@@ -205,10 +217,13 @@ class ImageStream:
         )
 
     def _logit(self, read: ReadTogether, one: int) -> int:
-        """The index of the model's logit for a label that was read; 0 for a black image."""
+        """The index of the model's logit for a label that was read. Of an image that could not be
+        read, the label may be known all the same; else it is 0."""
         label = read.labels[one]
         if read.errors[one] is not None:
-            return 0
+            if self.images.labels is None:
+                return 0
+            label = int(self.images.labels[self.rows[read.places[one]]])
         known = label >= 0 if self.logits is None else 0 <= label < len(self.logits)
         if not known or (self.logits is not None and self.logits[label] < 0):
             raise DataError(

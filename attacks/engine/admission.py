@@ -136,7 +136,9 @@ class Admission:
                 side={name: column[places] for name, column in chunk.side.items()},
                 first=Counters(forwards=self.judge.passes),
                 examples=[
-                    example._replace(clean_correct=is_right, fell_before=fell)
+                    example._replace(
+                        clean_correct=is_right and not example.is_bad, fell_before=fell
+                    )
                     for example, is_right, fell in known
                 ],
                 coupled_by_model=stages[resumed.stage].attack.coupled_by_model,

@@ -16,7 +16,7 @@ from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, Model
 from ironmoe.attacks.engine.attempts import Attempts, select, where
 from ironmoe.attacks.goals.goal import described
-from ironmoe.attacks.methods.parts.counts import check_counts, whole_number
+from ironmoe.attacks.methods.parts.counts import check_counts
 from ironmoe.attacks.methods.parts.hopskipjump_phases import Phases
 from ironmoe.attacks.methods.parts.hopskipjump_points import PLACES, PROBE, Points, sizes_vary
 from ironmoe.attacks.registry import register_attack
@@ -41,6 +41,14 @@ class Chosen(NamedTuple):
     place: Tensor
     point: Tensor
     logits: Tensor
+
+
+def _count_of(max_num_evals: float) -> int:
+    """A number that the authors' code has as a float."""
+    if isinstance(max_num_evals, float) and max_num_evals == int(max_num_evals):
+        return int(max_num_evals)
+    check_counts(1, max_num_evals=max_num_evals)
+    return int(max_num_evals)
 
 
 def _norm_of(constraint: str) -> str:
@@ -99,7 +107,7 @@ class HopSkipJump(LeastDistanceAttack):
     aliases = declare(
         num_iterations="steps",
         init_num_evals="initial_probes",
-        max_num_evals=Turned("max_probes", whole_number, 1e4),
+        max_num_evals=Turned("max_probes", _count_of, 1e4),
         constraint=Turned("norm", _norm_of, "l2"),
         target_label=Only((None,), "give targeted=True, and labels as the classes to reach"),
         target_image=Only((None,), "give starts=, images (M, …) to start from"),

@@ -1,7 +1,7 @@
 """``robustbench_evaluate``: RobustBench's ``benchmark`` (Croce et al., arXiv 2010.09670) under the
 same arguments, on data that lie on disk or are given."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.autoattack import AutoAttack
+from ironmoe.attacks.data.stream import ImageStream
 from ironmoe.attacks.device import device_of
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.evaluation.source import Batches
 from ironmoe.attacks.extra import cut
 from ironmoe.attacks.robustbench.cifar import CIFAR, cifar_test_set
-from ironmoe.attacks.robustbench.imagenet import COUNT, PREPARATIONS
+from ironmoe.attacks.robustbench.imagenet import (
+    COUNT,
+    PREPARATIONS,
+    Prepared,
+    imagenet_images,
+)
 from ironmoe.attacks.robustbench.model_info import write_model_info
 from ironmoe.attacks.standard.evaluation import NAME, standard_report
 
@@ -42,7 +48,7 @@ def robustbench_evaluate(
     batch_size: int = 32,
     eps: float | None = None,
     log_path: Path | str | None = None,
-    preprocessing: str | None = None,
+    preprocessing: str | Callable[[Any], Tensor] | None = None,
     aa_state_path: Path | str | None = None,
     *,
     data: Batches | None = None,
@@ -63,16 +69,18 @@ def robustbench_evaluate(
         to_disk: write ``model_info/DATASET/THREAT_MODEL/MODEL_NAME.json``, as RobustBench does.
         model_name: what the model is called there.
         data_dir: the folder with ``cifar-10-batches-py`` or ``cifar-100-python``, the files of
-            torchvision.
+            torchvision; or with the validation images of ImageNet, of which RobustBench's 5,000
+            are read.
         corruptions_data_dir: must be None.
         device: the module is moved there while it is attacked; None: it stays where it is.
         batch_size: images in the active batch.
         eps: the radius; it must be given.
         log_path: a file that gets the lines of AutoAttack.
-        preprocessing: must be None, except the names of RobustBench for ImageNet.
+        preprocessing: for ImageNet, one of RobustBench's names, or a function from a Pillow image
+            to a tensor (3, H, W) in [0, 1]; None elsewhere.
         aa_state_path: a folder for the journal, by which an interrupted call goes on.
         data: (images, labels), or batches of them, instead of what is on disk; they are taken as
-            they are. ImageNet needs it.
+            they are.
         verbose: print the lines of AutoAttack.
 
     Returns:
@@ -90,10 +98,10 @@ def robustbench_evaluate(
         raise ValueError(f"eps must be given for threat_model={threat_model!r}, got None{advice}")
     if to_disk and (model_name is None or Path(model_name).name != model_name):
         raise ValueError(f"model_name must be the name of a file for to_disk, got {model_name!r}")
-    _check_preprocessing(dataset, preprocessing, on_disk=data is None)
     _check_count(dataset, n_examples, on_disk=data is None)
+    _check_preprocessing(dataset, preprocessing, on_disk=data is None)
     if data is None:
-        data = _on_disk(dataset, data_dir, n_examples)
+        data = _on_disk(dataset, data_dir, n_examples, preprocessing)
 
     with _moved(model, device):
         adversary = AutoAttack(
@@ -125,6 +133,8 @@ def robustbench_evaluate(
 def first_images(data: Batches, count: int) -> Batches:
     """The first so many images of (images, labels), of (images, labels, extra), or of batches of
     them; all, where there are no more."""
+    if isinstance(data, ImageStream):
+        return data.first(count)
     if isinstance(data, Iterable) and not isinstance(data, tuple | Tensor):
         return _first_of_batches(data, count)
     return _first_of_batch(data, count)
@@ -185,28 +195,33 @@ def _check_count(dataset: str, n_examples: int, *, on_disk: bool) -> None:
 
 
 def _check_preprocessing(dataset: str, preprocessing: Any, *, on_disk: bool) -> None:
-    """ValueError: a preparation that is not done here."""
-    if preprocessing is None:
-        return
-    if not on_disk or dataset != "imagenet":
+    """ValueError: a preparation that is not done here, or none for pictures."""
+    reads_pictures = on_disk and dataset == "imagenet"
+    if preprocessing is not None and not reads_pictures:
         raise ValueError(
             f"preprocessing must be None for {dataset if on_disk else 'data='}, whose images are "
             f"taken as they are, got {preprocessing!r}: prepare them, and give data="
         )
-    if preprocessing not in PREPARATIONS:
+    if reads_pictures and preprocessing not in PREPARATIONS and not callable(preprocessing):
         raise ValueError(
-            f"preprocessing must be one of {tuple(PREPARATIONS)}, got {preprocessing!r}"
+            f"preprocessing must be one of {tuple(PREPARATIONS)} for imagenet, or a function from "
+            f"a Pillow image to a tensor, got {preprocessing!r}"
         )
 
 
-def _on_disk(dataset: str, data_dir: Path | str, n_examples: int) -> Batches:
-    """The test set of a data set, from the files that torchvision reads, too."""
+def _on_disk(
+    dataset: str,
+    data_dir: Path | str,
+    n_examples: int,
+    preprocessing: str | Callable[[Any], Tensor] | None,
+) -> Batches:
+    """The test set of a data set, from the files that torchvision reads, too; ImageNet as a
+    stream."""
     if dataset == "imagenet":
-        raise ValueError(
-            "data must be given for imagenet, got None: image files are not read here. "
-            "ironmoe.attacks.robustbench.imagenet says which files RobustBench takes, in which "
-            "order, with which labels, and what its names of preparations mean"
-        )
+        assert preprocessing is not None
+        named = PREPARATIONS[preprocessing] if isinstance(preprocessing, str) else None
+        pipeline = named or Prepared(preprocessing)  # type: ignore[arg-type]
+        return ImageStream(imagenet_images(data_dir, n_examples), pipeline)
     return cifar_test_set(dataset, data_dir, n_examples)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SIDE = 32
@@ -74,20 +75,27 @@ def cifar_test_set(
             f"{known.archive} and unpack it there"
         )
 
-    entries = _unpickled(path)
-    pixels, labels = entries.get("data"), entries.get(known.labels)
-    is_images = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
-    if not is_images or pixels.shape[1:] != (3 * SIDE * SIDE,):
+    pixels, labels = _checked(path, _unpickled(path), known)
+    first = slice(0, n_examples)
+    images = torch.from_numpy(pixels[first].copy()).view(-1, 3, SIDE, SIDE)
+    return images.float() / 255, torch.tensor(labels[first], dtype=torch.int64)
+
+
+def _checked(
+    path: Path, entries: dict[str, Any], known: CifarFile
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """(pixels, labels) of a file. ValueError: it has no such entries."""
+    pixels: Any = entries.get("data")
+    labels: Any = entries.get(known.labels)
+    is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+    if not is_array or pixels.shape[1:] != (3 * SIDE * SIDE,):
         raise ValueError(f"{path} must have images (N, 3072) of uint8 under 'data', got others")
     if not isinstance(labels, list) or not _are_classes(labels, len(pixels), known.classes):
         raise ValueError(
             f"{path} must have a list of {len(pixels)} labels from 0 to {known.classes - 1} under "
             f"{known.labels!r}, got another"
         )
-
-    first = slice(0, n_examples)
-    images = torch.from_numpy(pixels[first].copy()).view(-1, 3, SIDE, SIDE)
-    return images.float() / 255, torch.tensor(labels[first], dtype=torch.int64)
+    return pixels, labels
 
 
 def _are_classes(labels: list[Any], count: int, classes: int) -> bool:

@@ -6,42 +6,60 @@ Vikash Sehwag); its head says so, too.
 
 import functools
 import lzma
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+
+from torch import Tensor
+
+from ironmoe.attacks.data.files import ImageFiles
+from ironmoe.attacks.data.preprocessing import Preprocessing
 
 FILE = "imagenet_images.txt.xz"
 COUNT = 5000
 
 
-class Preparation(NamedTuple):
-    """How an image becomes a tensor in [0, 1].
-
-    resize: an int: the shorter side gets so long; (height, width): both do; None: it stays
-    crop: the side of the square that is cut from the middle; None: all of it
-    interpolation: of ``resize``
-    """
-
-    resize: int | tuple[int, int] | None = None
-    crop: int | None = None
-    interpolation: str = "bilinear"
-
-
-PREPARATIONS: dict[str | None, Preparation] = {
-    None: Preparation(),
-    "Res256Crop224": Preparation(256, 224),
-    "Crop288": Preparation(None, 288),
-    "Res224": Preparation((224, 224)),
-    "BicubicRes256Crop224": Preparation(256, 224, "bicubic"),
+PREPARATIONS: dict[str, Preprocessing] = {
+    "Res256Crop224": Preprocessing(resize=(256, 256), crop=(224, 224)),
+    "Crop288": Preprocessing(crop=(288, 288)),
+    "Res224": Preprocessing(resize=(224, 224), mode="exact"),
+    "BicubicRes256Crop224": Preprocessing(
+        resize=(256, 256), crop=(224, 224), interpolation="bicubic"
+    ),
 }
-"""RobustBench's names for them."""
+"""What RobustBench calls them, from pictures to pixels in [0, 1]."""
 
 
-def imagenet_images(data_dir: Path | str, n_examples: int = COUNT) -> tuple[list[Path], list[int]]:
-    """(paths, labels) of the images in RobustBench's order, ``data_dir/val/SYNSET/FILE``.
+class Prepared:
+    """A user's own function from a Pillow image to a tensor (3, H, W) in [0, 1], such as a
+    transform of torchvision, as a pipeline."""
 
-    A label is the place of the synset among all 1,000 in alphabetical order, as RobustBench has it
-    where the folder holds every class.
+    channels = 3
+    size = None
+
+    def __init__(self, transform: Callable[[Any], Tensor]) -> None:
+        self.transform = transform
+
+    def __call__(self, picture: Any) -> Tensor:
+        return self.transform(picture)
+
+    def __str__(self) -> str:
+        return repr(self.transform)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"transform": repr(self.transform)}
+
+
+def imagenet_images(folder: Path | str, n_examples: int = COUNT) -> ImageFiles:
+    """The first images of RobustBench's list, in its order, with WordNet ids as names of classes.
+
+    A label is the place of its id among all 1,000 in alphabetical order, which is the standard
+    order of ImageNet's classes.
+
+    Args:
+        folder: with ``val/SYNSET/FILE``, ``SYNSET/FILE``, or the files alone, as the archive of
+            ILSVRC 2012 has them.
 
     Raises:
         ValueError: more images than there are.
@@ -51,17 +69,24 @@ def imagenet_images(data_dir: Path | str, n_examples: int = COUNT) -> tuple[list
         raise ValueError(f"n_examples must be from 1 to {COUNT} for imagenet, got {n_examples}")
     classes, chosen = _listed()
     number = {synset: place for place, synset in enumerate(classes)}
-    names = [(synset, f"ILSVRC2012_val_{image:08d}.JPEG") for synset, image in chosen[:n_examples]]
-    paths = [Path(data_dir) / "val" / synset / name for synset, name in names]
+    listed = [(synset, f"ILSVRC2012_val_{image:08d}.JPEG") for synset, image in chosen[:n_examples]]
 
-    missing = [path for path in paths if not path.is_file()]
+    layouts = ("val/{synset}/{file}", "{synset}/{file}", "{file}")
+    there: list[str] = []
+    for layout in layouts:
+        there = [layout.format(synset=synset, file=file) for synset, file in listed]
+        if (Path(folder) / there[0]).is_file():
+            break
+    missing = [file for file in there if not (Path(folder) / file).is_file()]
     if missing:
         raise FileNotFoundError(
-            "data_dir must hold the validation images of ILSVRC 2012 as val/SYNSET/FILE, got "
-            f"{str(data_dir)!r} without {len(missing)} of {len(paths)}, first {missing[0]}: they "
-            "come from https://image-net.org, after a registration"
+            "the folder must hold the validation images of ILSVRC 2012, as val/SYNSET/FILE, "
+            f"SYNSET/FILE or FILE, got {str(folder)!r} without {len(missing)} of {len(listed)}, "
+            f"first {missing[0]}: they come from https://image-net.org, after a registration"
         )
-    return paths, [number[synset] for synset, _ in names]
+    labels = [number[synset] for synset, _ in listed]
+    name = f"RobustBench's {len(listed)} images of ImageNet"
+    return ImageFiles(name, Path(folder), there, labels, classes)
 
 
 @functools.cache

@@ -49,7 +49,7 @@ def standard_report(
         is_whole = isinstance(data, tuple) and len(data) in (2, 3)
         log.begins(
             [stage.name for stage in attack.stages],
-            clean_accuracy(attack, *data, bs=bs) if is_whole else None,  # type: ignore[misc]
+            clean_accuracy(attack, *data, bs=bs) if is_whole else None,
         )
 
     report = evaluate(

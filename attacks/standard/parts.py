@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from ironmoe.attacks.aliases.own import aliases_of, own_arguments
 from ironmoe.attacks.aliases.translated import with_own_names, without_checked
 from ironmoe.attacks.attack import Attack
@@ -94,6 +96,12 @@ class Part:
         if own not in self._part.settings:
             raise self._unknown(name)
         return getattr(self._adversary.stage(self._part.settings[own][0]), own)
+
+    def perturb(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """``perturb`` of the attack by itself: of "apgd" that on the cross-entropy, of "fab" the
+        untargeted one."""
+        first = next(iter(self._part.settings.values()))[0]
+        return self._adversary.stage(first).perturb(x, y)
 
     def __dir__(self) -> list[str]:
         return self._known()

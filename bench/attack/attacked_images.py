@@ -72,6 +72,13 @@ class AttackedImages:
         return self.stream.rows
 
     @property
+    def pixels(self) -> str:
+        """A line for people: how pictures became pixels, and where that was read."""
+        pipeline = self.stream.pipeline
+        source = getattr(pipeline, "source", "")
+        return f"{pipeline} ({source})" if source else str(pipeline)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What makes two runs the same run."""
         return {

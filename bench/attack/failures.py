@@ -4,12 +4,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ironmoe.attacks.data import DataError, UnreadableImage
 from ironmoe.attacks.evaluation.checks.model_checks import passes_of_checks
 from ironmoe.attacks.evaluation.journal_file import JournalError
 from ironmoe.attacks.model_errors import INSTEAD, NoGradient
 from ironmoe.bench.attack.parts import Part
 from ironmoe.bench.attack.suite import SuiteError
 from ironmoe.bench.common.errors import told
+from ironmoe.bench.data.sets import SKIP_BAD
 from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
@@ -22,6 +24,10 @@ def explained(loaded: LoadedModel) -> Iterator[None]:
         yield
     except JournalError as error:
         raise SuiteError(str(error)) from error
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{error} ({SKIP_BAD})") from error
+    except DataError:
+        raise
     except Exception as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         modules = [frame.f_globals.get("__name__", "") for frame in frames]

@@ -76,7 +76,7 @@ def _numbers(
         "processes": world,
         "seconds": outcome.report.seconds,
         "images": {"asked": len(outcome.images), "reached": outcome.reached},
-        "pixels": str(outcome.images.stream.pipeline),
+        "pixels": outcome.images.pixels,
         "unread": {str(number): why for number, why in sorted(outcome.unread.items())},
         "seconds_waited_for_images": outcome.waited,
         "notes": outcome.images.notes,

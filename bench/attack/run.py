@@ -108,7 +108,7 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
             "With --all on the data it was trained on, most images are ones the model has learnt "
             "from."
         )
-    _say(f"Pixels: {images.stream.pipeline}", console)
+    _say(f"Pixels: {images.pixels}", console)
     for note in notes:
         _say(note, console)
 

@@ -15,7 +15,9 @@ Labels = Annotated[
     Path | None,
     typer.Option(
         help="For a flat folder in --data: a table with a file and a label in each line, as CSV, "
-        "TSV, text, JSON or JSON lines. Whole numbers are indices of the logits, others are names."
+        "TSV, text, JSON or JSON lines, where whole numbers are indices of the logits and others "
+        "names; or, for ImageNet's validation images, **robustbench** (its list of 5,000) or the "
+        "folder of the development kit."
     ),
 ]
 ClassMap = Annotated[

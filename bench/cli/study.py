@@ -69,7 +69,8 @@ def study(
         typer.Option(
             help="A model of your own in place of the ladder, several times: **NAME@SEED=MODEL**, "
             "or **NAME=MODEL** for seed 0, where MODEL is a **.safetensors** file of this library, "
-            "**hf:FOLDER**, **vmoe:PREFIX** or **package.module:function**. Models of one name are "
+            "or any that **ironmoe attack --model** takes, such as **hf:FOLDER** or "
+            "**package.module:function**. Models of one name are "
             "runs of one architecture; models of one seed are paired. **NAME@SEED/TRAINING=MODEL** "
             "tells "
             "trainings apart, which get verdicts of their own."

@@ -27,8 +27,8 @@ def train(
         str,
         typer.Option(
             help="**v-moe** or **vit** (the demo's two, for small images), a paper's name such as "
-            "**V-MoE-S/16**, a **.safetensors** file of this library, or, as for **ironmoe "
-            "attack**, **hf:FOLDER**, **vmoe:PREFIX** or **package.module:function**."
+            "**V-MoE-S/16**, a **.safetensors** file of this library, or any that **ironmoe attack "
+            "--model** takes, such as **timm:NAME**, **hf:FOLDER** or **package.module:function**."
         ),
     ] = "v-moe",
     method: Annotated[str, typer.Option(help="{training_methods}.")] = "pgd-at",

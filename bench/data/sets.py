@@ -16,8 +16,10 @@ from ironmoe.attacks.data import (
 )
 from ironmoe.attacks.data.huggingface import is_saved_dataset
 from ironmoe.attacks.data.label_tables import TABLES, has_usual_table
+from ironmoe.attacks.robustbench.imagenet import imagenet_images
 from ironmoe.bench.common.query import split_query
 from ironmoe.bench.data.built_in import BUILT_IN
+from ironmoe.bench.data.devkit import is_devkit, validation_images
 from ironmoe.bench.data.functions import data_of_function
 
 FORMS = (
@@ -26,6 +28,9 @@ FORMS = (
     "package.module:function"
 )
 SKIP_BAD = "--skip-bad passes over such files"
+ROBUSTBENCH = "robustbench"
+"""For ``--labels``: RobustBench's list of 5,000 validation images of ImageNet."""
+
 COLUMNS = ("split", "image", "label")
 """What may follow the name of a table of Hugging Face's: ``FOLDER?split=validation``."""
 
@@ -39,7 +44,8 @@ def open_data(spec: str, labels: Path | None = None) -> AnyData:
     Args:
         spec: the name of a set that is built in, a path, or package.module:function; then perhaps
             ``?key=value``.
-        labels: a table of labels for a flat folder.
+        labels: for a folder: a table of its labels, "robustbench" for RobustBench's 5,000 images of
+            ImageNet, or the folder of ImageNet's development kit.
 
     Raises:
         DataError: there is no such set, or it cannot be used.
@@ -47,7 +53,7 @@ def open_data(spec: str, labels: Path | None = None) -> AnyData:
     if labels is not None:
         if not Path(spec).is_dir():
             raise DataError(f"--labels {labels} must come with a folder in --data, got {spec!r}")
-        return labelled_files(spec, labels)
+        return _labelled(Path(spec), labels)
     if spec in BUILT_IN:
         return BUILT_IN[spec]()
     if Path(spec).exists():
@@ -76,6 +82,23 @@ def open_set(spec: str, labels: Path | None = None) -> ImageSet:
             f"torch.utils.data.Dataset, got {type(found).__name__}"
         )
     return found
+
+
+def _labelled(folder: Path, labels: Path) -> ImageSet:
+    """A flat folder, with what names its labels."""
+    if str(labels) == ROBUSTBENCH:
+        try:
+            return imagenet_images(folder)
+        except FileNotFoundError as error:
+            raise DataError(str(error)) from error
+    if labels.is_dir():
+        if not is_devkit(labels):
+            raise DataError(
+                f"--labels must be a table, {ROBUSTBENCH!r}, or the folder of ImageNet's "
+                f"development kit, got the folder {labels}"
+            )
+        return validation_images(folder, labels)
+    return labelled_files(folder, labels)
 
 
 def _of_path(path: Path, query: Mapping[str, str], spec: str) -> ImageSet:

@@ -54,6 +54,7 @@ class Classifier(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         inputs = pixels
         if self.mean is not None and self.std is not None:
+            self._check_channels(pixels)
             inputs = (inputs - self.mean) / self.std
         if self.order is not None:
             inputs = inputs[:, self.order]
@@ -70,6 +71,14 @@ class Classifier(nn.Module):
                 "dtype=float32 to the model's name, such as hf:FOLDER?dtype=float32"
             ) from error
         return logits.float() if logits.is_floating_point() else logits
+
+    def _check_channels(self, pixels: Tensor) -> None:
+        """Broadcasting would make three channels of one."""
+        assert self.mean is not None
+        if pixels.shape[1] != len(self.mean):
+            raise CheckpointError(
+                f"the model must get images with {len(self.mean)} channels, got {pixels.shape[1]}"
+            )
 
     def extra_repr(self) -> str:
         return "" if self.order is None else f"order={self.order}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ironmoe.attacks.data.preprocessing import INTERPOLATIONS, Preprocessing
+from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.loaded import LoadedModel
@@ -95,41 +96,56 @@ class Overrides:
             pipeline = pipeline.with_(mean=mean, std=std)
         return loaded._replace(model=model.eval(), pipeline=pipeline)
 
-    def _pixels(self, loaded: LoadedModel, channels: int) -> Any:
+    def _pixels(self, loaded: LoadedModel, channels: int) -> Pipeline:
         """The pipeline with another resize, crop and interpolation."""
-        pixels = [name for name in self.given if name not in ("--mean", "--std")]
-        if not pixels and loaded.pipeline is not None:
+        asked = [name for name in self.given if name not in ("--mean", "--std")]
+        if not asked and loaded.pipeline is not None:
             return loaded.pipeline
 
-        before = loaded.pipeline
-        if isinstance(before, Preprocessing):
-            rules, source = before, f"{before.source}; {', '.join(self.given)}"
+        told = ", ".join(self.given)
+        if isinstance(loaded.pipeline, Preprocessing):
+            rules = loaded.pipeline
+            told = f"{rules.source}; {told}" if rules.source else told
         else:  # its rules are not ours, so only the size of what the model sees stays
-            size = loaded.image_shape[1:] if loaded.image_shape else before and before.size
             rules = Preprocessing(channels=channels, interpolation=USUAL)
-            rules = rules if size is None or not pixels else rules.with_(crop=tuple(size))
-            source = ", ".join(self.given)
+            is_whole = isinstance(self.resize, tuple) and self.crop is None
+            rules = rules.with_(crop=_size(loaded) if asked and not is_whole else None)
 
-        changes: dict[str, Any] = {"source": source.removeprefix("; ")}
+        changes: dict[str, Any] = {"source": told}
         if self.resize is not None:
-            exact = isinstance(self.resize, tuple)
-            edge = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
-            changes["resize"] = None if edge == OFF else edge
-            changes["mode"] = "exact" if exact else "shortest"
-            if exact and self.crop is None and not isinstance(before, Preprocessing):
-                changes["crop"] = None
+            edges = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+            changes["resize"] = None if edges == OFF else edges
+            changes["mode"] = "exact" if isinstance(self.resize, tuple) else "shortest"
         if self.crop is not None:
             changes["crop"] = None if self.crop == OFF else self.crop
         if self.interpolation is not None:
             changes["interpolation"] = self.interpolation
 
         rules = rules.with_(**changes)
+        self._check(rules, loaded)
+        return rules
+
+    def _check(self, rules: Preprocessing, loaded: LoadedModel) -> None:
+        """UserError where the options make no sense together, or not for this model."""
         if self.interpolation is not None and rules.resize is None:
             raise UserError(
                 f"--interpolation {self.interpolation} must come with --resize, because pictures "
                 f"are not resized for {loaded.name}"
             )
-        return rules
+        wanted = None if loaded.image_shape is None else loaded.image_shape[1:]
+        if wanted is not None and rules.size is not None and rules.size != wanted:
+            raise UserError(
+                f"{', '.join(self.given)} must end at the {wanted[0]} × {wanted[1]} pixels that "
+                f"{loaded.name} takes, got {rules.size[0]} × {rules.size[1]}"
+            )
+
+
+def _size(loaded: LoadedModel) -> Size | None:
+    """What the model sees, as far as it says so."""
+    if loaded.image_shape is not None:
+        _, height, width = loaded.image_shape
+        return height, width
+    return None if loaded.pipeline is None else loaded.pipeline.size
 
 
 def _channels(loaded: LoadedModel) -> int:

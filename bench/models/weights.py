@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ironmoe.bench.common.checkpoints import read_safetensors
 from ironmoe.bench.models.classifier import Classifier
+from ironmoe.moe import recipe_of, upcycle_by_recipe
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 # what training scripts put weights under; averaged weights first, as timm does
@@ -62,11 +63,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_file_into(model: nn.Module, path: Path) -> None:
-    """``load_into`` of a weights file.
+    """``load_into`` of a weights file. One of ``save_upcycled`` says how the model was upcycled,
+    and this one is upcycled so.
 
     Raises:
-        CheckpointError: the file cannot be read, or its tensors do not fit the model.
+        CheckpointError: the file cannot be read, its tensors do not fit the model, or its recipe
+            cannot be followed.
     """
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            recipe = recipe_of(path)
+            if recipe is not None:
+                upcycle_by_recipe(model, recipe)
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {path}: {error}") from error
     load_into(model, read_weights(path), path)
 
 

@@ -22,6 +22,7 @@ from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.models.class_matching import match_data
 from ironmoe.bench.models.load import FORMS, load_model
 from ironmoe.bench.models.loaded import LoadedModel
+from ironmoe.bench.models.registry import FILE_KINDS
 from ironmoe.moe import CheckpointError, VMoE
 from ironmoe.moe.vit.configs import from_config
 
@@ -115,7 +116,7 @@ def _loaded(spec: str, data: ImageData, device: torch.device) -> Trainee:
     """A model that has weights already."""
     path = Path(spec)
     is_file = path.suffix == ".safetensors"
-    if not is_file and ":" not in spec:
+    if not is_file and ":" not in spec and path.suffix not in FILE_KINDS:
         raise CheckpointError(f"--model must be {ALL_FORMS}, got {spec!r}")
 
     loaded = load_model(

@@ -24,7 +24,8 @@ def follow_recipes() -> None:
     Folders without one load as before."""
     from transformers import PreTrainedModel
 
-    load = PreTrainedModel.from_pretrained.__func__
+    base: Any = PreTrainedModel
+    load = base.from_pretrained.__func__
     if hasattr(load, "_ironmoe"):
         return
 
@@ -53,7 +54,7 @@ def follow_recipes() -> None:
         return (model, info) if want_info else model
 
     from_pretrained._ironmoe = True  # type: ignore[attr-defined]
-    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    base.from_pretrained = classmethod(from_pretrained)
 
 
 def _config(name: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def _config(name: Any, options: dict[str, Any]) -> dict[str, Any]:
             return {KEY: getattr(given, KEY), "model_type": given.model_type}
         if name is None or not Path(name).is_dir():
             return {}  # an Auto class has read it already
+        given = None
     where = {key: options[key] for key in _WHERE if key in options}
     try:
         config: dict[str, Any] = PreTrainedConfig.get_config_dict(given or name, **where)[0]

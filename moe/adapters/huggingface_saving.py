@@ -30,7 +30,8 @@ def keep_recipes(recipe_of: Callable[[nn.Module], Recipe | None]) -> None:
         return
     from transformers import PreTrainedModel
 
-    save = PreTrainedModel.save_pretrained
+    base: Any = PreTrainedModel
+    save = base.save_pretrained
     if hasattr(save, "_ironmoe"):
         return
     signature = inspect.signature(save)
@@ -48,12 +49,15 @@ def keep_recipes(recipe_of: Callable[[nn.Module], Recipe | None]) -> None:
             )
         result = save(self, *arguments, **options)
         only_adapters = getattr(self, "_hf_peft_config_loaded", False)
-        if given.get("is_main_process", True) and not only_adapters:
+        here = given.get("is_main_process", True)
+        if hasattr(self, "should_save_on_this_rank"):  # of a model that is shared out
+            here = self.should_save_on_this_rank(here)
+        if here and not only_adapters:
             _write(Path(given["save_directory"]) / "config.json", recipe)
         return result
 
     save_pretrained._ironmoe = True  # type: ignore[attr-defined]
-    PreTrainedModel.save_pretrained = save_pretrained
+    base.save_pretrained = save_pretrained
 
 
 def _write(path: Path, recipe: Recipe) -> None:

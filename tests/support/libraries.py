@@ -1,4 +1,4 @@
-"""Libraries that may be missing or broken where tests run, and small ones that stand in for them."""
+"""Libraries that may be missing or broken where tests run, and small ones in their place."""
 
 import sys
 from importlib import import_module

@@ -17,13 +17,6 @@ def check_counts(least: int, **counts: Any) -> None:
             raise ValueError(f"{name} must be at least {least}, got {count}")
 
 
-def whole_number(value: Any) -> int:
-    """The number as an int, where other code has it as a float, such as 1e4."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise ValueError(f"a count must be a whole number, got {value!r}")
-    return int(value)
-
-
 def all_other_classes(n_classes: int) -> int:
     """How many targets an example has where every wrong class is one."""
     check_counts(2, n_classes=n_classes)

@@ -42,7 +42,9 @@ def make_model(kind: str, folder: Path) -> Path:
     if (path / "preprocessor_config.json").exists():
         return path
     torch.manual_seed(0)
-    model = ViTForImageClassification(ViTConfig(**SIZES, num_labels=CLASSES))  # type: ignore[call-arg]
+    config = ViTConfig(**SIZES)
+    config.num_labels = CLASSES
+    model = ViTForImageClassification(config)
     if kind == "robust":
         head = model.classifier
         assert isinstance(head, nn.Linear)

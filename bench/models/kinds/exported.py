@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 import ironmoe.kernels  # noqa: F401, its operators may be in the program
 from ironmoe.bench.common.errors import told
@@ -51,7 +52,7 @@ def load_exported(source: Source) -> LoadedModel:
     try:
         program = torch.export.load(path)
         if source.device.type != "cpu":
-            program = torch.export.passes.move_to_device_pass(program, source.device)
+            program = move_to_device_pass(program, source.device)
     except Exception as error:
         raise CheckpointError(
             f"{source} holds no program of torch.export that can be read here: {told(error)}"

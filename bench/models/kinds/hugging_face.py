@@ -13,6 +13,7 @@ from ironmoe.bench.models.kinds.image_processor import take
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
 from ironmoe.bench.models.packages import imported, why_not
 from ironmoe.bench.models.registry import Source, register_kind
+from ironmoe.moe import huggingface, recipe_of
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -29,8 +30,9 @@ def load_hugging_face(source: Source) -> LoadedModel:
     """
     asked = read_known(source.spec, source.query, {"processor": read_value})
     model = _model(source)
-    channels = getattr(model.config, "num_channels", 3)
-    classes = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    config: Any = model.config
+    channels = getattr(config, "num_channels", 3)
+    classes = [str(config.id2label[i]) for i in range(config.num_labels)]
     name, facts = type(model).__name__, facts_of(Path(source.path).name)
 
     has_processor = any((Path(source.path) / file).is_file() for file in PROCESSORS)
@@ -52,12 +54,14 @@ def load_hugging_face(source: Source) -> LoadedModel:
 def _model(source: Source) -> nn.Module:
     transformers = imported("transformers", source)
     try:
+        if recipe_of(source.path) is not None:
+            huggingface.register()  # so that the model is upcycled as its recipe says
         model, report = transformers.AutoModelForImageClassification.from_pretrained(
             source.path, local_files_only=True, output_loading_info=True
         )
     except Exception as error:
         raise CheckpointError(
-            f"{source} is no image classifier that transformers can read here: {told(error)}"
+            f"{source} is no image classifier that transformers can read here: {_reason(error)}"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -74,12 +78,16 @@ def _processor(source: Source) -> Any:
     try:
         return transformers.AutoImageProcessor.from_pretrained(source.path, local_files_only=True)
     except Exception as error:
-        torchvision = "torchvision" in str(error)
-        reason = why_not(error, "transformers") if torchvision else told(error)
         raise CheckpointError(
-            f"{source}: its image processor cannot be loaded: {reason}; processor=false leaves it "
-            "out"
+            f"{source}: its image processor cannot be loaded: {_reason(error)}; processor=false "
+            "leaves it out"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why transformers failed: it imports most of itself late, torchvision among it."""
+    is_broken = "torchvision::" in str(error) or "torchvision/_C" in str(error)
+    return why_not(error, "transformers") if is_broken else told(error)
 
 
 def _assumed(model: nn.Module, channels: int, has_processor: bool) -> Preprocessing | None:

@@ -206,12 +206,13 @@ def _candidates(processor: Any, channels: int) -> Iterator[Preprocessing]:
     yield plain.with_(resize=size, mode="shortest")
 
     percent = getattr(processor, "crop_pct", None)
-    for ratio in (percent, 224 / 256):  # ConvNeXt, PoolFormer; LeViT
-        if ratio and size[0] == size[1]:
-            for edge in dict.fromkeys((int(size[0] / ratio), int(256 / 224 * size[0]))):
-                larger = base.with_(resize=(edge, edge), mode="shortest")
-                yield larger.with_(crop=size)
-                yield larger.with_(crop=plain.crop)
+    larger = [int(256 / 224 * size[0])]  # LeViT
+    if percent:
+        larger.append(int(size[0] / percent))  # ConvNeXt, PoolFormer
+    for edge in larger:
+        of_edge = base.with_(resize=(edge, edge), mode="shortest")
+        yield of_edge.with_(crop=size)
+        yield of_edge.with_(crop=plain.crop)
 
 
 def _edges(size: Any) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """``FILE.pt``: a TorchScript module."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -23,7 +24,9 @@ def load_torchscript(source: Source) -> LoadedModel:
     if not path.is_file():
         raise CheckpointError(f"{source} must be a file, and there is none at {path.absolute()}")
     try:
-        model = torch.jit.load(str(path), map_location=source.device)
+        with warnings.catch_warnings():  # TorchScript is deprecated, but the file is there
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = torch.jit.load(str(path), map_location=source.device)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{source} holds no TorchScript module ({str(error).strip().partition(chr(10))[0]}); "

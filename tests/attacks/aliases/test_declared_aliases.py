@@ -6,7 +6,7 @@ import conformance
 import pytest
 import torch
 
-from ironmoe.attacks import registry
+from ironmoe.attacks import APGD, CW, FAB, FGSM, PGD, HopSkipJump, registry
 from ironmoe.attacks.aliases.declared import Only, Turned
 from ironmoe.attacks.aliases.own import aliases_of, own_arguments
 from ironmoe.attacks.evaluation.describe import describe_attack
@@ -114,6 +114,29 @@ def test_an_argument_is_given_under_one_name_and_one_of_the_values_that_are_take
     value = another(kind, own) if isinstance(alias, str) else alias.example
     with pytest.raises(TypeError, match=f"{own} must be given once, got it as .* and as {name}="):
         kind(MODEL, **{own: another(kind, own), name: value})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: APGD(MODEL, n_classes=1), "n_classes must be at least 2, got 1"),
+        (lambda: FAB(MODEL, n_classes=2.5), r"n_classes must be a whole number.*, got 2\.5"),
+        (lambda: HopSkipJump(MODEL, max_num_evals=1.5), r"max_num_evals must be .*, got 1\.5"),
+        (lambda: HopSkipJump(MODEL, max_num_evals="9"), "max_num_evals must be .*, got '9'"),
+        (lambda: HopSkipJump(MODEL, constraint="L2"), r"one of \('l2', 'linf'\), got 'L2'"),
+        (lambda: FAB(MODEL, multi_targeted=True, targets=3), None),
+        (lambda: PGD(MODEL, verbose=0), "verbose must be False, got 0"),
+        (lambda: FGSM(MODEL, random_start=0), "random_start must be False, got 0"),
+        (lambda: CW(MODEL, abort_early=1), "abort_early must be True, got 1"),
+        (lambda: FGSM(MODEL, alpha=torch.ones(2)), "alpha must be None, got tensor"),
+    ],
+)
+def test_a_foreign_value_that_is_none_is_named_as_the_user_wrote_it(call, message):
+    if message is None:
+        assert call()
+        return
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import logging
 from enum import Enum
 
 import cifar_files
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ironmoe.attacks import AutoAttack, robustbench_evaluate
@@ -212,10 +214,13 @@ def test_names_may_be_those_of_an_enum(model, folder):
         ({"to_disk": True, "model_name": "../x"}, "model_name must be the name of a file"),
         ({"n_examples": 0}, "n_examples must be at least 1, got 0"),
         ({"dataset": "imagenet"}, "n_examples must be at most 5000 for imagenet, got 10000"),
-        ({"dataset": "imagenet", "n_examples": 5}, "data must be given for imagenet, got None"),
+        (
+            {"dataset": "imagenet", "n_examples": 5},
+            "preprocessing must be one of .* for imagenet, or a function .* got None",
+        ),
         (
             {"dataset": "imagenet", "n_examples": 5, "preprocessing": "Crop7"},
-            r"preprocessing must be one of \(None, 'Res256Crop224', .*got 'Crop7'",
+            r"preprocessing must be one of \('Res256Crop224', .*got 'Crop7'",
         ),
         ({"preprocessing": "Crop288"}, "must be None for cifar10, whose images are taken as they"),
         ({"preprocessing": "Crop288", "data": ()}, "preprocessing must be None for data="),
@@ -243,3 +248,31 @@ def test_robustbench_itself_gives_the_same_numbers(model, folder):
     assert robustbench_evaluate(model, **options) == pytest.approx(
         robustbench.benchmark(model, **options)
     )
+
+
+def test_imagenet_is_read_from_its_files_as_they_are_attacked(tmp_path):
+    """RobustBench's first three images, whole and by its own preparation or a function."""
+    random = np.random.default_rng(0)
+    first = [("n09468604", 15253), ("n02823750", 20685), ("n09472597", 39611)]
+    pictures = []
+    for synset, number in first:
+        pixels = random.integers(0, 256, (300, 290, 3), dtype=np.uint8)
+        path = tmp_path / "val" / synset / f"ILSVRC2012_val_{number:08d}.JPEG"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(path, "PNG")  # without loss, whatever its name says
+        pictures.append(torch.from_numpy(pixels[6:294, 1:289]).permute(2, 0, 1) / 255)
+    x, labels = torch.stack(pictures), torch.tensor([979, 441, 980])
+    torch.manual_seed(0)
+    pool = torch.nn.AdaptiveAvgPool2d(4)
+    model = torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(48, 1000)).eval()
+
+    def crop(picture):
+        middle = np.asarray(picture)[6:294, 1:289]
+        return torch.from_numpy(middle.copy()).permute(2, 0, 1) / 255
+
+    given = robustbench_evaluate(model, 3, "imagenet", eps=EPS, data=(x, labels))
+    for preprocessing in ("Crop288", crop):
+        read = robustbench_evaluate(
+            model, 3, "imagenet", eps=EPS, data_dir=tmp_path, preprocessing=preprocessing
+        )
+        assert read == given

@@ -2,30 +2,41 @@
 
 import pytest
 
+from ironmoe.attacks.data.imagenet import imagenet_classes
 from ironmoe.attacks.robustbench.imagenet import imagenet_images
+
+FIRST = [
+    ("n09468604", "ILSVRC2012_val_00015253.JPEG"),
+    ("n02823750", "ILSVRC2012_val_00020685.JPEG"),
+    ("n09472597", "ILSVRC2012_val_00039611.JPEG"),
+]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The first three files of the list, empty."""
     folder = tmp_path_factory.mktemp("imagenet")
-    first = {
-        "n09468604": 15253,
-        "n02823750": 20685,
-        "n09472597": 39611,
-    }
-    for synset, number in first.items():
-        path = folder / "val" / synset / f"ILSVRC2012_val_{number:08d}.JPEG"
+    for synset, file in FIRST:
+        path = folder / "val" / synset / file
         path.parent.mkdir(parents=True)
         path.touch()
     return folder
 
 
 def test_the_list_is_in_the_order_of_robustbench_with_labels_among_all_classes(folder):
-    paths, labels = imagenet_images(folder, 3)
-    assert [path.parent.name for path in paths] == ["n09468604", "n02823750", "n09472597"]
-    assert paths[0].name == "ILSVRC2012_val_00015253.JPEG"
-    assert labels == [979, 441, 980]  # valley, beer glass and volcano of the 1,000 classes
+    images = imagenet_images(folder, 3)
+    assert images.files == [f"val/{synset}/{file}" for synset, file in FIRST]
+    assert images.labels.tolist() == [979, 441, 980]  # valley, beer glass, volcano of the 1,000
+    assert images.names == [each.wnid for each in imagenet_classes()]
+
+
+@pytest.mark.parametrize("layout", ["{synset}/{file}", "{file}"])
+def test_the_images_may_lie_in_folders_of_classes_or_as_their_archive_has_them(tmp_path, layout):
+    files = [layout.format(synset=synset, file=file) for synset, file in FIRST]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert imagenet_images(tmp_path, 3).files == files
 
 
 def test_images_that_are_missing_are_counted_and_the_first_is_named(folder):

@@ -98,6 +98,14 @@ def test_what_a_part_does_not_have_cannot_be_set(model):
     assert settings(adversary) == settings(AutoAttack(model))
 
 
+def test_a_part_attacks_by_itself(model, data):
+    adversary = short(model)
+    alone = adversary.run_standard_evaluation_individual(*data)
+    assert torch.equal(adversary.apgd.perturb(*data), alone["apgd-ce"])
+    assert torch.equal(adversary.square.perturb(data[0]), alone["square"])
+    assert (model(adversary.fab.perturb(*data)).argmax(1) != data[1]).any()
+
+
 def test_the_log_says_what_the_official_one_says(model, data, tmp_path, capsys):
     path = tmp_path / "log.txt"
     adversary = short(model, verbose=True, log_path=path)

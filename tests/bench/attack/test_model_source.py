@@ -176,7 +176,7 @@ def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
             ["some.safetensors", "--model", "hf:x"],
             "not both: got the checkpoint some.safetensors and --model hf:x",
         ),
-        (["--model", "resnet50"], "--model must be hf:FOLDER"),
+        (["--model", "resnet50"], "--model must be timm:NAME"),
         (["--model", "no_such_package.here:make"], "No module named 'no_such_package'"),
         (["--model", "hf:no/such/folder"], "is no image classifier"),
         (["--model", "vmoe:no/such/prefix?top_k=2"], "no/such/prefix"),

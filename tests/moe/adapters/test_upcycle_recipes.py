@@ -54,6 +54,12 @@ def shared():
     return model
 
 
+def shared_block():
+    model = staged.TorchvisionConvNeXt()
+    model.features[3][1] = model.features[3][0]
+    return model
+
+
 # name → the dense model, an input, and how it is upcycled
 MODELS = {
     "experts that all tokens take": (
@@ -102,6 +108,11 @@ MODELS = {
         shared,
         torch.randn(2, 3, twins.DIM),
         lambda model: upcycle(model, 4, layers=[0, 2], noise=0.1),
+    ),
+    "a shared block": (
+        shared_block,
+        IMAGES,
+        lambda model: upcycle(model, 4, noise=0.1),
     ),
     "a single MLP": (
         twins.TimmMlp,
