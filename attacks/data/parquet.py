@@ -137,7 +137,7 @@ class _Cursor:
         self.group = group
         self.process = os.getpid()
         is_open = before and before.process == self.process and before.group.path == group.path
-        self.file = before.file if before and is_open else _opened(group.path)
+        self.file: Any = before.file if before and is_open else _opened(group.path)
         self.batches = self.file.iter_batches(
             batch_size=ROWS, row_groups=[group.number], columns=[column], use_threads=False
         )

@@ -120,6 +120,14 @@ def test_a_picture_of_the_wanted_size_keeps_its_pixels():
     assert torch.equal(Preprocessing()(picture), wanted)
 
 
+def test_half_a_pixel_is_rounded_down_where_that_is_asked_for():
+    rows = Image.fromarray(np.arange(7, dtype=np.uint8)[:, None])
+    down = {"channels": 1, "centre": "down"}
+    assert Preprocessing(crop=(4, 1), **down)(rows)[0, :, 0].tolist() == [1, 2, 3, 4]
+    one = Image.new("L", (1, 1), 255)
+    assert Preprocessing(crop=(2, 1), **down)(one)[0, :, 0].tolist() == [0, 255]
+
+
 @pytest.mark.parametrize("mode", ["exact", "square"])
 @pytest.mark.parametrize("size", SIZES)
 def test_exact_sizes_are_known_ahead(mode, size):

@@ -14,6 +14,7 @@ from torch import multiprocessing
 from ironmoe.attacks.data import (
     DataError,
     ImageStream,
+    Item,
     Preprocessing,
     TorchImages,
     UnreadableImage,
@@ -130,8 +131,35 @@ def test_images_that_cannot_be_read_are_black_and_keep_their_places(workers, bad
     stream = ImageStream(Numbers(80, bad), pipeline, workers=workers, skip_bad=True)
     places, images, labels, readable = all_of(stream)
     assert (~readable).nonzero().flatten().tolist() == bad == sorted(stream.unread)
-    assert not images[bad].any() and not labels[bad].any()
+    assert not images[bad].any() and torch.equal(labels, places % 3)  # the set knows them
     assert torch.equal(images[readable][:, 0, 0, 0].long(), places[readable])
+
+
+class Untold(Numbers):
+    """Labels are known when an image is read: all are 7."""
+
+    labels = None
+
+    def __init__(self, count, bad):
+        self.count = count
+        self.bad = bad
+
+    def read(self, number, channels):
+        if number in self.bad:
+            raise UnreadableImage(f"number {number} is damaged")
+        return Item(torch.zeros(1, 4, 4, dtype=torch.uint8), 7)
+
+
+def test_labels_that_could_not_be_read_are_0():
+    stream = ImageStream(Untold(9, bad=[5]), GREY, workers=0, skip_bad=True)
+    assert all_of(stream)[2].tolist() == [7] * 5 + [0] + [7] * 3
+
+
+def test_the_first_images_of_a_stream_are_a_stream():
+    stream = ImageStream(Numbers(90), GREY, rows=torch.arange(80, 0, -1), workers=0)
+    for whole, part in zip(all_of(stream), all_of(stream.first(40)), strict=True):
+        assert torch.equal(whole[:40], part)
+    assert len(stream.first(1000)) == 80
 
 
 @pytest.mark.parametrize("workers", [0, 2])

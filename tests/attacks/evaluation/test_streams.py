@@ -59,8 +59,8 @@ def coupled():
     return Wide(toys.vmoe(PIXELS, LABELS, **options)).eval()
 
 
-def attacks(model):
-    return {"fgsm": FGSM(model, EPS), "pgd": PGD(model, EPS, steps=4, restarts=2)}
+def attacks(model, steps):
+    return {"fgsm": FGSM(model, EPS), "pgd": PGD(model, EPS, steps=steps, restarts=2)}
 
 
 def same(one, other, rows=slice(None)):
@@ -75,9 +75,9 @@ def same(one, other, rows=slice(None)):
     return True
 
 
-def run(model, data, **options):
+def run(model, data, steps=4, **options):
     options = {"batch_size": 16, "keep_adversarial": True, "checks": False} | options
-    return evaluate(model, data, attacks(model), **options)
+    return evaluate(model, data, attacks(model, steps), **options)
 
 
 @pytest.fixture(scope="module")
@@ -176,17 +176,17 @@ def test_another_image_is_another_evaluation(model, tmp_path):
 
 
 def test_images_that_couple_each_other_are_evaluated_as_their_tensors(coupled):
-    report = run(coupled, stream())
-    assert same(report, run(coupled, (PIXELS, LABELS)))
+    report = run(coupled, stream(), steps=1)
+    assert same(report, run(coupled, (PIXELS, LABELS), steps=1))
 
 
 @pytest.mark.parametrize("bad", [[5], [0, 1, 2, 3, 119]])
 def test_a_bad_image_keeps_its_place_in_its_group_and_is_black(coupled, bad):
     """The others of its group are predicted beside it; that nobody attacks them is no success."""
-    report = run(coupled, stream(bad))
+    report = run(coupled, stream(bad), steps=1)
     black = PIXELS.clone()
     black[bad] = 0
-    wanted = run(coupled, (black, LABELS))
+    wanted = run(coupled, (black, LABELS), steps=1)
     groups = {number // 4 for number in bad}
     others = torch.tensor([n for n in range(120) if n // 4 not in groups])
     assert same(report, wanted, others)
