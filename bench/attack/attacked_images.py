@@ -26,6 +26,7 @@ from ironmoe.bench.data.sets import SKIP_BAD, AnyData
 from ironmoe.bench.data.split import sample, stratified
 from ironmoe.bench.models.class_matching import match
 from ironmoe.bench.models.loaded import LoadedModel
+from ironmoe.bench.models.overrides import Overrides
 
 TRIED = 64  # images that may be unreadable before one that tells the shape
 
@@ -204,10 +205,10 @@ def pipeline_for(images: ImageSet, loaded: LoadedModel, image_size: int | None) 
         DataError: ``image_size`` for a model that says how it wants its images.
     """
     if loaded.pipeline is not None:
-        if image_size is not None:
+        if image_size is not None and loaded.pipeline.size != (image_size, image_size):
             raise DataError(
-                f"--image-size is for models that say nothing of their images, and "
-                f"{loaded.name} takes {loaded.pipeline}; use --resize and --crop"
+                f"--image-size {image_size} is not what {loaded.name} takes: "
+                f"{loaded.preprocessing}; use --resize and --crop"
             )
         return loaded.pipeline
     if isinstance(images, ImageArrays) or loaded.image_shape is None:
@@ -221,11 +222,16 @@ def pipeline_for(images: ImageSet, loaded: LoadedModel, image_size: int | None) 
     )
 
 
-def array_size(images: AnyData) -> tuple[int, int] | None:
-    """(height, width) of a set of arrays, which a model may be built for; None for pictures."""
-    if not isinstance(images, ImageArrays):
+def wanted_size(options: ImageOptions, overrides: Overrides) -> tuple[int, int] | None:
+    """(height, width) that a model should be built for, if it can be: what the user says, or that
+    of arrays; None for pictures."""
+    if isinstance(overrides.crop, tuple):
+        return overrides.crop
+    if options.image_size is not None:
+        return options.image_size, options.image_size
+    if not isinstance(options.images, ImageArrays):
         return None
-    height, width = images.images.shape[2:]
+    height, width = options.images.images.shape[2:]
     return height, width
 
 

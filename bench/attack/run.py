@@ -14,9 +14,9 @@ from ironmoe.attacks import Attack, RobustnessReport, evaluate
 from ironmoe.attacks.engine.coupling import images_per_unit
 from ironmoe.bench.attack.attacked_images import (
     AttackedImages,
-    array_size,
     attacked_images,
     given_class_map,
+    wanted_size,
 )
 from ironmoe.bench.attack.failures import explained, too_small_a_budget
 from ironmoe.bench.attack.margins import margins_left
@@ -94,7 +94,7 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
         options.checkpoint,
         options.model_spec,
         device,
-        image_size=array_size(options.data.images),
+        image_size=wanted_size(options.data, options.overrides),
         weights=options.weights,
         overrides=options.overrides,
     )

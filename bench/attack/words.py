@@ -72,9 +72,10 @@ def _unread(outcome: EvaluationOutcome) -> str:
         return ""
     shown = "; ".join(outcome.unread[number] for number in unread[:MOST_NAMED])
     more = " …" * (len(unread) > MOST_NAMED)
+    are = "is" if len(unread) == 1 else "are"
     return (
-        f"{counted(len(unread), 'image')} cannot be read, and counted as neither robust nor "
-        f"fallen: {shown}{more}."
+        f"{counted(len(unread), 'image')} {are} left out, as neither robust nor fallen: "
+        f"{shown}{more}."
     )
 
 

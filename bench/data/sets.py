@@ -103,7 +103,9 @@ def _labelled(folder: Path, labels: Path) -> ImageSet:
 
 def _of_path(path: Path, query: Mapping[str, str], spec: str) -> ImageSet:
     """The set in a file or folder."""
-    is_table = path.suffix == ".parquet" or (path.is_dir() and _holds_parquet(path))
+    is_table = path.suffix == ".parquet" or (
+        path.is_dir() and _holds_parquet(path, query.get("split", ""))
+    )
     is_saved = path.is_dir() and is_saved_dataset(path)
     if query and not (is_table or is_saved):
         raise DataError(f"--data {spec} must name a parquet or saved data set to take a query")
@@ -124,6 +126,7 @@ def _of_path(path: Path, query: Mapping[str, str], spec: str) -> ImageSet:
     raise DataError(f"--data must be {FORMS}, got the file {path}")
 
 
-def _holds_parquet(folder: Path) -> bool:
-    places = (folder, folder / "data")
+def _holds_parquet(folder: Path, split: str) -> bool:
+    """Whether there are parquet files where ``parquet_images`` looks for them."""
+    places = (folder, folder / "data", folder / split, folder / "data" / split)
     return any(any(place.glob("*.parquet")) for place in places)

@@ -89,6 +89,8 @@ def _logits(loaded: LoadedModel, image: Tensor, data: str) -> Tensor:
 
     try:
         logits = loaded.model(image.to(device))
+    except CheckpointError:
+        raise
     except Exception as error:  # whatever a model of somebody else's may raise
         raise CheckpointError(
             f"{loaded.source} cannot take images of shape {shape} in [0, 1]: {told(error)}"

@@ -262,7 +262,7 @@ def test_workers_are_a_few_batches_ahead_and_wait_there(workers, ahead, batches)
     numbers = Counting(100 * READ_TOGETHER)
     with started_by("fork"):
         reading = ImageStream(numbers, GREY, workers=workers).read(
-            torch.arange(len(numbers)), ahead
+            torch.arange(len(numbers)), ahead=ahead
         )
         for taken in (1, 2):
             next(reading)
