@@ -16,6 +16,7 @@ PAGES_WITH_EXAMPLES = (
     "attacks",
     "certificates",
     "data",
+    "imagenet",
     "models",
     "routers",
     "routing",

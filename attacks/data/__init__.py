@@ -5,10 +5,11 @@ Read in this order: ``decoding`` (whatever a file holds becomes an upright 8-bit
 sets: ``files``, ``label_tables``, ``arrays``, ``parquet`` and ``huggingface`` (whose ``columns``
 are found by the same rules), ``torch_datasets``; ``reading`` (what a worker process does),
 ``stream`` (worker processes read ahead); and ``loader_stream``, for batches that somebody else's
-loader makes.
+loader makes. ``classes`` and ``imagenet`` find the logits of labels.
 """
 
 from ironmoe.attacks.data.arrays import ImageArrays, image_arrays
+from ironmoe.attacks.data.classes import Matched, match_classes, read_class_map
 from ironmoe.attacks.data.errors import DataError, UnreadableImage
 from ironmoe.attacks.data.files import ImageFiles, image_folder
 from ironmoe.attacks.data.huggingface import SavedImages, saved_dataset
@@ -28,6 +29,7 @@ __all__ = [
     "ImageStream",
     "Item",
     "LoaderStream",
+    "Matched",
     "ParquetImages",
     "Preprocessing",
     "SavedImages",
@@ -38,6 +40,8 @@ __all__ = [
     "image_folder",
     "images_of",
     "labelled_files",
+    "match_classes",
     "parquet_images",
+    "read_class_map",
     "saved_dataset",
 ]
