@@ -18,7 +18,7 @@ def bench_images(
             "**attack** (PGD on two ViTs of ViT-S size)."
         ),
     ] = "loading,attack",
-    images: Annotated[int, bounded("Images that the loaders read.", 512)] = 20_000,
+    images: Annotated[int, bounded("Images that the loaders read.", 1)] = 20_000,
     attack_images: Annotated[int, bounded("Images that are attacked.", 1)] = 2000,
     workers: Annotated[int, bounded("Processes that decode, for both loaders.", 1)] = 2,
     runs: Annotated[int, bounded("Runs of each loader, in turns; the median is printed.", 1)] = 3,

@@ -53,11 +53,12 @@ def _wordnet_ids(meta: Path) -> dict[int, str]:
     """The kit's number of a class → its WordNet id, of classes that have no classes below them."""
     try:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
     except ImportError as error:
         raise DataError(f"{meta} is read by scipy: pip install scipy ({error})") from error
     try:
         synsets = loadmat(str(meta), squeeze_me=True)["synsets"]
         leaves = [row for row in np.atleast_1d(synsets) if int(row["num_children"]) == 0]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
-    except (ValueError, KeyError, IndexError, OSError, TypeError) as error:
+    except (MatReadError, ValueError, KeyError, IndexError, OSError, TypeError) as error:
         raise DataError(f"{meta} must be the meta.mat of ILSVRC 2012: {error}") from error

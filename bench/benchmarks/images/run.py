@@ -38,7 +38,8 @@ def run_bench_images(
 ) -> None:
     """Measure what is not kept in ``folder`` yet, print each row as it comes, and the tables."""
     kept = Kept(folder / "rows", {"of": "images"})
-    most = max(benchmark.images, benchmark.attack_images)
+    counts = {"loading": benchmark.images, "attack": benchmark.attack_images}
+    most = max(counts[part] for part in benchmark.parts)
     files = [str(file) for file in make_jpegs(folder / "jpegs", most, console)]
 
     rows: dict[str, list[Row]] = {}

@@ -460,3 +460,22 @@ def lines(folder):
         for line in file.read_text().splitlines()[1:]
         for record in json.loads(line)
     ]
+
+
+def test_final_images_may_stay_in_the_journal(tmp_path, model, data):
+    """Its files have what memory would have, and a report reads what it is asked for."""
+    attack = {"pgd": PGD(model, EPS, steps=3)}
+    kept = evaluate(model, data, attack, checks=False, keep_adversarial=True)
+    left = evaluate(model, data, attack, checks=False, keep_adversarial="journal", journal=tmp_path)
+    whole, lazy = kept.attacks["pgd"], left.attacks["pgd"]
+    assert lazy.adversarial is None
+    everything = torch.arange(len(whole.examples))
+    assert torch.equal(lazy.final(everything), whole.final(everything))
+    assert torch.equal(lazy.final(lazy.fell), whole.adversarial[whole.fell])
+    assert torch.equal(lazy.final(torch.tensor([3])), whole.adversarial[3:4])
+    assert lazy.final(torch.tensor([], dtype=torch.int64)).shape == (0, *data[0].shape[1:])
+
+    with pytest.raises(ValueError, match="keep_adversarial='journal' must come with a journal"):
+        evaluate(model, data, attack, keep_adversarial="journal")
+    with pytest.raises(ValueError, match="keep_adversarial must be given to read final images"):
+        evaluate(model, data, attack, checks=False).attacks["pgd"].final(everything)

@@ -1,0 +1,83 @@
+"""``ironmoe bench images``: what it writes is what it measured, and the loaders give one thing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from ironmoe.bench.benchmarks.images import attacking
+from ironmoe.bench.benchmarks.images.jpegs import LONGEST, SHORTEST, make_jpegs
+from ironmoe.bench.benchmarks.images.loading import PlainImages, loaded
+from ironmoe.bench.benchmarks.images.memory import in_a_process
+from ironmoe.bench.cli.app import app
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    from rich.console import Console
+
+    made = make_jpegs(tmp_path_factory.mktemp("jpegs"), 6, Console(quiet=True))
+    return [str(file) for file in made]
+
+
+def test_an_image_depends_on_its_number_alone_and_has_edges_of_224_and_more(files, tmp_path):
+    from rich.console import Console
+
+    few = make_jpegs(tmp_path, 2, Console(quiet=True))
+    assert [file.read_bytes() for file in few] == [Path(file).read_bytes() for file in files[:2]]
+    sizes = [Image.open(file).size for file in files]
+    assert all(SHORTEST <= edge <= LONGEST for size in sizes for edge in size)
+    assert len(set(sizes)) > 1
+
+
+def test_both_loaders_give_the_same_pixels_and_all_images_are_counted(files):
+    rows = {loader: loaded(loader, files, 0) for loader in ("plain", "stream")}
+    assert rows["plain"]["checksum"] == rows["stream"]["checksum"] != 0
+    image, _ = PlainImages(files)[3]
+    assert image.shape == (3, 224, 224) and image.dtype == torch.float32
+    assert np.isfinite(image.numpy()).all() and image.min() < 0 < image.max()
+
+
+def test_a_row_says_what_memory_its_process_took():
+    row = in_a_process(take, 60)
+    assert row["did"] == 60 and row["peak_mb"] > 60
+
+
+def take(megabytes):
+    """A row of a process that took so much."""
+    return {"did": len(bytes(megabytes * 10**6)) // 10**6}
+
+
+def test_the_command_keeps_each_row_and_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 16, "image_size": 224, "patch_size": 56}  # fmt: skip
+    monkeypatch.setattr(attacking, "SIZES", small)
+    monkeypatch.setattr(
+        "ironmoe.bench.benchmarks.images.run.in_a_process",
+        lambda work, *given: work(*given) | {"peak_mb": 1.0, "worker_peak_mb": 2.0},
+    )
+    options = ["bench", "images", "--parts", "attack", "--attack-images", "4", "--workers", "1"]
+    options += ["--batch-size", "2", "--folder", str(tmp_path / "kept")]
+    out = str(tmp_path / "rows.json")
+    result = CliRunner().invoke(app, [*options, "--images", "4", "--out", out])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    rows = [one["rows"][0] for one in json.loads((tmp_path / "rows.json").read_text())["measured"]]
+    assert [row["model"] for row in rows] == ["plain", "robust"]
+    plain, robust = rows
+    assert robust["robust_accuracy"] == 100.0 >= plain["robust_accuracy"]
+    assert all(0 < row["model_share"] < 1 and row["waited_share"] >= 0 for row in rows)
+
+    monkeypatch.setattr(attacking, "attacked", None)  # nothing is measured again
+    again = CliRunner().invoke(app, [*options, "--images", "4"])
+    assert again.exit_code == 0 and "attack-robust-4-1-2-float32" in again.output
+
+
+def test_parts_and_dtypes_that_are_none_are_named():
+    for option, message in (("--parts", "attack, got 'x'"), ("--dtype", "bfloat16, got 'x'")):
+        result = CliRunner().invoke(app, ["bench", "images", option, "x"], env={"COLUMNS": "200"})
+        assert result.exit_code == 2 and message in " ".join(result.output.split())
