@@ -11,6 +11,7 @@ from torch import Tensor
 from ironmoe.attacks.data import (
     DataError,
     ImageArrays,
+    ImageFiles,
     ImageSet,
     ImageStream,
     LoaderStream,
@@ -71,6 +72,12 @@ class AttackedImages:
     def rows(self) -> Tensor:
         """(M,) int64: where the images are in the set."""
         return self.stream.rows
+
+    @property
+    def files(self) -> list[str] | None:
+        """Of a set of files, their paths by row; None for other sets."""
+        images = getattr(self.stream, "images", None)
+        return images.files if isinstance(images, ImageFiles) else None
 
     @property
     def pixels(self) -> str:

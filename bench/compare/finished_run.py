@@ -36,16 +36,22 @@ class FinishedRun(NamedTuple):
         """Of its model."""
         return str(self.settings["name"])
 
-    def outcomes(self) -> Outcomes:
-        """The run, image by image."""
+    def outcomes(self, *, with_checksums: bool = True) -> Outcomes:
+        """The run, image by image. ``with_checksums=False``: its images are known to be those of
+        the other run by their files, of which the models see other pixels."""
+        rows = read_rows(self.path / IMAGES)
+        if not with_checksums:
+            rows = [row | {"checksum": None} for row in rows]
         numbers = self.report["report"]
         radii = {
             name: tuple(at["eps"] for at in attack["curve"])
             for name, attack in numbers["attacks"].items()
         }
-        return outcomes_from(
-            read_rows(self.path / IMAGES), radii, numbers["complete"] and not numbers["unread"]
-        )
+        return outcomes_from(rows, radii, numbers["complete"] and not numbers["unread"])
+
+    def places(self) -> dict[int, int]:
+        """Number of an image → its row in the data."""
+        return {row["number"]: row["row"] for row in read_rows(self.path / IMAGES)}
 
     def accuracies(self) -> list[Row]:
         """The accuracies of the run."""

@@ -28,9 +28,15 @@ def write_tables(folder: Path, outcome: EvaluationOutcome) -> None:
 
 def image_rows(outcome: EvaluationOutcome) -> list[Row]:
     """``per_image`` of the report, where ``number`` counts the attacked images; and ``row``, the
-    image's place in the data, counted from 0 (in a folder: class by class, files by name)."""
+    image's place in the data, counted from 0 (in a folder: class by class, files by name), with
+    ``image``, its file below the folder, where it has one."""
     places = outcome.rows_of_data.tolist()
-    return [
-        {"attack": row["attack"], "number": row["number"], "row": places[row["number"]]} | row
-        for row in per_image(outcome.report)
-    ]
+    files = outcome.images.files
+
+    rows = []
+    for row in per_image(outcome.report):
+        place = places[row["number"]]
+        where = {} if files is None else {"image": files[place]}
+        known = {"attack": row["attack"], "number": row["number"], "row": place}
+        rows.append(known | where | row)
+    return rows

@@ -141,6 +141,7 @@ def test_an_image_that_cannot_be_read_is_named_or_left_out(place):
     assert found["report"]["skipped"] == [6] and list(found["unread"]) == ["6"]
     assert found["report"]["clean"]["total"] == 11
     rows = [json.loads(line) for line in Path("run/images.jsonl").read_text().splitlines()]
+    assert rows[6]["image"] == "b/2.jpg" and rows[6]["row"] == 6
     assert rows[6]["label"] == 1 and not rows[6]["fell"]  # its class is known
 
 
@@ -240,3 +241,17 @@ def test_weights_of_bfloat16_are_attacked(place):
     attack("--image-size", 8, "--out", "run", usual=usual)
     assert report()["report"]["clean"]["total"] == 12
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_runs_of_models_that_see_other_pixels_of_the_same_files_can_be_compared(place):
+    attack("--image-size", 16, "--out", "one")
+    attack("--resize", 20, "--crop", "20", "--out", "other")
+    result = CliRunner().invoke(app, ["compare", "one", "other"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "On 12 images." in said and "pixels: centre of ratio 16 : 16" in said
+
+    Image.new("RGB", (9, 9)).save(place / "photos" / "a" / "0.jpg")
+    attack("--resize", 20, "--crop", "20", "--out", "changed")
+    result = CliRunner().invoke(app, ["compare", "one", "changed"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2 and "about the same images" in " ".join(result.output.split())
