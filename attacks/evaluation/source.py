@@ -101,11 +101,10 @@ class Source:
             places = places[self.shard.takes(places, self.together)]
         for batch in self.data.read(places, ahead=2 * self.batch_size, at_least=self.batch_size):
             device = self.device or torch.device("cpu")
-            chunk = self._checked(
-                batch.pixels(device), batch.labels.to(device), None, numbers=batch.places
-            )
-            unread = ~batch.readable
-            yield chunk._replace(unread=unread.to(chunk.labels.device)) if unread.any() else chunk
+            unread = None if bool(batch.readable.all()) else ~batch.readable.to(device)
+            pixels, labels = batch.pixels(device), batch.labels.to(device)
+            chunk = self._checked(pixels, labels, None, numbers=batch.places, unread=unread)
+            yield chunk._replace(unread=unread)
 
     @property
     def _may_differ_by_image(self) -> bool:

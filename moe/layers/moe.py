@@ -189,7 +189,8 @@ class MoE(nn.Module):
         if mask_T is not None and isinstance(router, TopKRouter | Grouped):
             options["mask"] = mask_T
         if len(shape) > 2 and getattr(router, "needs_sequence_length", False):
-            if len(shape) > 3:  # of Swin's tokens the row of pixels would be taken for a sequence
+            # Of Swin's tokens (B, H, W, D) a row of pixels would be taken for a sequence.
+            if any(axis > 1 for axis in shape[1:-2]):
                 raise ValueError(
                     f"x must have shape (sequences, tokens, {self.dim}) for a balance loss of each "
                     f"sequence, got {tuple(shape)}"

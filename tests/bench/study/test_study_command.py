@@ -54,7 +54,7 @@ def test_certificates_are_an_option(asked):
     assert quick.measurements == (*QUICK, "certificates")
 
 
-def test_options_reach_the_study(asked):
+def test_options_reach_the_study(asked, monkeypatch):
     result = study(
         "--eps", "1,2", "--train-eps", "10", "--epochs", "3", "--images", "50", "--first-seed", "4",
         "--processes", "3", "--measurements", "curve, clean",
@@ -66,6 +66,7 @@ def test_options_reach_the_study(asked):
     assert options.budget.clean_images == 50 and options.budget.swap_images == 25
     assert (options.training.eps_255, options.training.epochs) == (10, 3)
     assert options.measurements == ("clean", "curve") and options.first_seed == 4
+    monkeypatch.setattr("ironmoe.bench.study.work.handed_in.pipeline_of_all", lambda models: None)
     assert study("--model", "a=x", "--model", "b=y", "--quick").exit_code == 0
     assert asked[1][0].models == ("a=x", "b=y")
 
