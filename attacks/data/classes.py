@@ -24,6 +24,7 @@ from ironmoe.attacks.data.imagenet import (
 )
 
 GIVE_A_MAP = "give a class map, which names the logit of each class"
+HEADERS = ("logit", "index", "label", "id", "target", "class")
 UNNAMED = re.compile(r"label_\d+")
 """What transformers calls the classes of a model that has no names."""
 
@@ -92,9 +93,7 @@ def read_class_map(path: Path | str) -> dict[str, int | str]:
         if path.suffix.lower() == ".json":
             pairs = list(json.loads(text, object_pairs_hook=list))
         else:
-            separator = "\t" if "\t" in text else "," if "," in text else " "
-            rows = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
-            pairs = [(row[0], row[1]) for row in rows if row]
+            pairs = _lines(text)
     except (OSError, ValueError, IndexError, csv.Error) as error:
         raise DataError(f"class map {path} cannot be read: {error}") from error
 
@@ -110,6 +109,19 @@ def read_class_map(path: Path | str) -> dict[str, int | str]:
         if found.setdefault(name, logit) != logit:
             raise DataError(f"class map {path} must name each class once, got {name!r} twice")
     return found
+
+
+def _lines(text: str) -> list[tuple[str, str]]:
+    """The pairs of CSV, TSV, or text in which the last word of a line is the logit. A first line
+    that names the columns is none."""
+    if "," in text or "\t" in text:
+        separator = "\t" if "\t" in text else ","
+        rows = list(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True))
+    else:
+        rows = [line.rsplit(maxsplit=1) for line in text.splitlines()]
+    pairs = [(row[0], row[1]) for row in rows if row]
+    is_header = bool(pairs) and pairs[0][1].strip().lower() in HEADERS
+    return pairs[1:] if is_header else pairs
 
 
 def _by_map(

@@ -175,13 +175,13 @@ def _kind(feature: dict[str, Any] | None) -> str | None:
 def _is_picture(kind: Any, types: Any) -> bool:
     if types.is_struct(kind):
         return "bytes" in [kind.field(number).name for number in range(kind.num_fields)]
-    return types.is_binary(kind) or types.is_large_binary(kind)
+    return str(kind).startswith(("binary", "large_binary", "fixed_size_binary"))
 
 
 def _is_text(kind: Any, types: Any) -> bool:
     if types.is_dictionary(kind):
         kind = kind.value_type
-    return types.is_string(kind) or types.is_large_string(kind)
+    return str(kind) in ("string", "large_string", "string_view")
 
 
 def _type(kind: Any) -> str:

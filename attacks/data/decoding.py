@@ -31,13 +31,17 @@ BITS_PER_SAMPLE = 258  # a tag of TIFF
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
-def read_image(source: Path | bytes, channels: int, name: str = "") -> Image.Image:
+def read_image(
+    source: Path | bytes, channels: int, name: str = "", *, as_stored: bool = False
+) -> Image.Image:
     """The picture in a file.
 
     Args:
         source: the file, or what it holds.
         channels: 1 for mode "L", 3 for mode "RGB".
         name: how errors call it; by default its path.
+        as_stored: as ``Image.open(file).convert("RGB")`` gives it, which is what torchvision, timm
+            and RobustBench do: not turned, and transparency left out.
 
     Raises:
         UnreadableImage: there is no such file, it is damaged, or its pixels have no known range.
@@ -47,6 +51,8 @@ def read_image(source: Path | bytes, channels: int, name: str = "") -> Image.Ima
 
     try:
         with image_module.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            if as_stored:
+                return file.convert("L" if channels == 1 else "RGB")
             transparent = _transparent_level(file)
             file.load()
             if transparent is not None:

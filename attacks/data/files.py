@@ -24,6 +24,7 @@ class ImageFiles:
         labels: one for each file.
         names: of the classes; None: labels are indices of the logits.
         notes: what people should know.
+        as_stored: see ``read_image``.
 
     Raises:
         DataError: there are no files, or one of them does not exist.
@@ -37,6 +38,8 @@ class ImageFiles:
         labels: Sequence[int],
         names: list[str] | None,
         notes: Sequence[str] = (),
+        *,
+        as_stored: bool = False,
     ) -> None:
         if not files:
             raise DataError(f"{folder} must hold images, got none")
@@ -46,13 +49,15 @@ class ImageFiles:
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.names = names
         self.notes = list(notes)
+        self.as_stored = as_stored
         self.fingerprint = digest(self._lines())
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, number: int, channels: int) -> Item:
-        picture = read_image(self.folder / self.files[number], channels)
+        file = self.folder / self.files[number]
+        picture = read_image(file, channels, as_stored=self.as_stored)
         return Item(picture, int(self.labels[number]))
 
     def where(self, number: int) -> str:

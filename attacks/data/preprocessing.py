@@ -110,6 +110,11 @@ class Preprocessing:
         return as_tensor(picture)
 
     @property
+    def changes_nothing(self) -> bool:
+        """Whether pixels are those of the picture."""
+        return self.resize is None and self.crop is None
+
+    @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) of what the model sees; None if that depends on the picture."""
         if self.crop is not None:

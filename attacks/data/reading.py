@@ -87,21 +87,27 @@ class Reading(Dataset[Read]):
         row = int(self.rows[place])
         try:
             image, label = self.images.read(row, self.pipeline.channels)
-            return Read(place, self._pixels(image), label)
+            return Read(place, self._pixels(image, row), label)
         except UnreadableImage as error:
             return Read(place, error=str(error))
         except DataError as error:
             return Read(place, refused=str(error))
 
-    def _pixels(self, image: object) -> Tensor:
-        """Pixels of a picture by the pipeline. An array of the right size needs nothing more, and
-        floats are taken as they are: no rule of Pillow's is for them."""
+    def _pixels(self, image: object, row: int) -> Tensor:
+        """Pixels of a picture by the pipeline. An array of the size that it makes needs nothing
+        more."""
         if not isinstance(image, Tensor):
             return self.pipeline(image)  # type: ignore[arg-type]
         size = self.pipeline.size
-        is_right = size is None or tuple(image.shape[1:]) == tuple(size)
-        if is_right or image.dtype != torch.uint8:
+        is_right = size is not None and tuple(image.shape[1:]) == tuple(size)
+        if is_right or getattr(self.pipeline, "changes_nothing", False):
             return image
+        if image.dtype != torch.uint8:
+            raise DataError(
+                f"{self.images.where(row)} must have the size that {self.pipeline} makes, since "
+                f"floats are not resized, got {image.shape[1]} × {image.shape[2]}; leave resize "
+                "and crop out to take them as they are"
+            )
 
         from PIL import Image
 

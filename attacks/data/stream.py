@@ -126,16 +126,23 @@ class ImageStream:
         if waiting:
             yield _joined(waiting)
 
-    def first(self, count: int) -> ImageStream:
-        """The stream of its first images, at most so many."""
+    def part(self, places: Tensor, finish: Callable[[Tensor], Tensor] | None = None) -> ImageStream:
+        """The stream of the images at these places (n,). finish: what becomes of a batch of pixels
+        after what the stream itself does to it."""
+        own = self.finish
+
+        def both(pixels: Tensor) -> Tensor:
+            pixels = pixels if own is None else own(pixels)
+            return pixels if finish is None else finish(pixels)
+
         return ImageStream(
             self.images,
             self.pipeline,
-            rows=self.rows[:count],
+            rows=self.rows[places],
             logits=self.logits,
             workers=self.workers,
             skip_bad=self.skip_bad,
-            finish=self.finish,
+            finish=own if finish is None else both,
         )
 
     def image(self, place: int) -> Tensor:

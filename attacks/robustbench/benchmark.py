@@ -134,7 +134,7 @@ def first_images(data: Batches, count: int) -> Batches:
     """The first so many images of (images, labels), of (images, labels, extra), or of batches of
     them; all, where there are no more."""
     if isinstance(data, ImageStream):
-        return data.first(count)
+        return data.part(torch.arange(min(count, len(data))))
     if isinstance(data, Iterable) and not isinstance(data, tuple | Tensor):
         return _first_of_batches(data, count)
     return _first_of_batch(data, count)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,18 +106,25 @@ class AttackedImages:
 
 
 def attacked_images(
-    options: ImageOptions, loaded: LoadedModel, suite: Suite, class_map: Mapping[str, int | str]
+    options: ImageOptions,
+    loaded: LoadedModel,
+    suite: Suite,
+    class_map: Mapping[str, int | str],
+    *,
+    is_asked: bool = False,
 ) -> AttackedImages:
-    """Choose the images of the set for a model.
+    """Choose the images of the set for a model. ``is_asked``: see ``pipeline_for``.
 
     Raises:
         DataError: the images do not suit the model, or their classes are not the model's.
         CheckpointError: the model cannot take an image.
     """
     images = options.images
-    if isinstance(images, ImageStream | LoaderStream):
+    if isinstance(images, LoaderStream):
         return _of_loader(images, options, loaded, suite)
-    pipeline = pipeline_for(images, loaded, options.image_size)
+    if isinstance(images, ImageStream):
+        return _of_stream(images, options, loaded, suite)
+    pipeline = pipeline_for(images, loaded, options.image_size, is_asked=is_asked)
     first = _first(images, pipeline)
     matched = match(
         loaded,
@@ -149,14 +157,58 @@ def attacked_images(
 
 
 def _of_loader(
-    loader: ImageStream | LoaderStream, options: ImageOptions, loaded: LoadedModel, suite: Suite
+    loader: LoaderStream, options: ImageOptions, loaded: LoadedModel, suite: Suite
 ) -> AttackedImages:
-    """The images of a user's loader, which come as they are and in its order.
+    """The images of a user's loader, which come as they are and in its order."""
+    _check_unused(options, "a loader")
+    rounded: list[float] = []
+    images = LoaderImages(loader, options.most, finish=_finish(suite, rounded))
+    (first,) = images.read(torch.tensor([0]))
+    matched = match(loaded, first.pixels(), None, None, data=loader.name)
+    images.logits = len(matched.names)
+    whole = "an unknown number" if loader.length is None else str(loader.length)
+    notes = [*loader.notes, "Images of a loader are taken as they come."]
+    if loader.length is None or loader.length > options.most:
+        notes.append(f"The first {options.most} of {whole}; --attack-images takes more.")
+    return AttackedImages(
+        stream=images,
+        shape=tuple(first.images.shape[1:]),
+        classes=matched.names,
+        notes=notes,
+        name=loader.name,
+        checksum="",
+        rounded=rounded,
+    )
 
-    DataError: options that only a set can follow.
-    """
+
+def _of_stream(
+    stream: ImageStream, options: ImageOptions, loaded: LoadedModel, suite: Suite
+) -> AttackedImages:
+    """The images of a stream that a user's function made, with pixels and labels as it says."""
+    _check_unused(options, "a stream")
+    first = _first(stream.images, stream.pipeline)
+    name = stream.images.name
+    matched = match(loaded, first[None], None, None, data=name)
+    rounded: list[float] = []
+    chosen = sample(len(stream), options.most)
+    notes = list(stream.images.notes)
+    if len(chosen) < len(stream):
+        notes.append(_of_sample(len(chosen), len(stream)))
+    return AttackedImages(
+        stream=stream.part(chosen, finish=_finish(suite, rounded)),
+        shape=tuple(first.shape),
+        classes=matched.names,
+        notes=notes,
+        name=name,
+        checksum=stream.images.fingerprint,
+        rounded=rounded,
+    )
+
+
+def _check_unused(options: ImageOptions, what: str) -> None:
+    """DataError: options that only a set can follow."""
     if not options.everything:
-        raise DataError("a loader in --data has no test split; use --all")
+        raise DataError(f"{what} in --data has no test split; use --all")
     given = {
         "--class-map": options.class_map,
         "--image-size": options.image_size,
@@ -166,24 +218,14 @@ def _of_loader(
     unused = [name for name, value in given.items() if value is not None]
     if unused:
         raise DataError(
-            f"{unused[0]} is for sets of images, and a loader in --data reads and labels them "
-            "itself"
+            f"{unused[0]} is for sets of images, and {what} in --data reads and labels them itself"
         )
 
-    (first,) = LoaderImages(loader, 1).read(torch.tensor([0]))
-    name = getattr(loader, "name", "stream")
-    matched = match(loaded, first.pixels(), None, None, data=name)
-    rounded: list[float] = []
-    images = LoaderImages(loader, options.most, len(matched.names), finish=_finish(suite, rounded))
-    notes = [*getattr(loader, "notes", []), "Images of a loader are taken as they come."]
-    return AttackedImages(
-        stream=images,
-        shape=tuple(first.images.shape[1:]),
-        classes=matched.names,
-        notes=notes,
-        name=name,
-        checksum="",
-        rounded=rounded,
+
+def _of_sample(taken: int, of: int) -> str:
+    return (
+        f"{taken} of {of} images, drawn by random numbers that never change; --attack-images takes "
+        "more."
     )
 
 
@@ -205,19 +247,30 @@ def given_class_map(options: ImageOptions) -> Mapping[str, int | str]:
     return {} if options.class_map is None else read_class_map(options.class_map)
 
 
-def pipeline_for(images: ImageSet, loaded: LoadedModel, image_size: int | None) -> Pipeline:
+def pipeline_for(
+    images: ImageSet, loaded: LoadedModel, image_size: int | None, *, is_asked: bool = False
+) -> Pipeline:
     """How pictures become pixels for this model: as it says, or else their centre square.
+
+    Arrays of floats are taken as they are, whatever the model says of pictures; ``is_asked``: the
+    user asks for a resize or a crop, which they cannot have.
 
     Raises:
         DataError: ``image_size`` for a model that says how it wants its images.
     """
-    if loaded.pipeline is not None:
-        if image_size is not None and loaded.pipeline.size != (image_size, image_size):
+    rules = loaded.pipeline
+    if rules is not None:
+        if image_size is not None and rules.size != (image_size, image_size):
             raise DataError(
                 f"--image-size {image_size} is not what {loaded.name} takes: "
                 f"{loaded.preprocessing}; use --resize and --crop"
             )
-        return loaded.pipeline
+        is_right = rules.size == _size_of_floats(images)
+        if _size_of_floats(images) is None or is_right or is_asked:
+            return rules
+        return Preprocessing(
+            channels=rules.channels, source=f"floats are not resized; pictures would be: {rules}"
+        )
     if isinstance(images, ImageArrays) or loaded.image_shape is None:
         return square_of(images, image_size)
 
@@ -227,6 +280,14 @@ def pipeline_for(images: ImageSet, loaded: LoadedModel, image_size: int | None) 
     return Preprocessing(
         channels=channels, resize=(height, width), mode="square", interpolation="bicubic"
     )
+
+
+def _size_of_floats(images: ImageSet) -> tuple[int, int] | None:
+    """(height, width) of a set of arrays of floats; None for other sets."""
+    if not isinstance(images, ImageArrays) or images.images.dtype == np.uint8:
+        return None
+    height, width = images.images.shape[2:]
+    return height, width
 
 
 def wanted_size(options: ImageOptions, overrides: Overrides) -> tuple[int, int] | None:
@@ -248,10 +309,7 @@ def _rows(options: ImageOptions, images: ImageSet) -> tuple[Tensor, str]:
         rows = sample(len(images), options.most)
         if len(rows) == len(images):
             return rows, ""
-        return rows, (
-            f"{len(rows)} of {len(images)} images, drawn by random numbers that never change; "
-            "--attack-images takes more."
-        )
+        return rows, _of_sample(len(rows), len(images))
     if images.labels is None:
         raise DataError(
             f"the test split of {images.name!r} needs labels that are known before images are "

@@ -98,7 +98,13 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
         weights=options.weights,
         overrides=options.overrides,
     )
-    images = attacked_images(options.data, loaded, options.suite, given_class_map(options.data))
+    images = attacked_images(
+        options.data,
+        loaded,
+        options.suite,
+        given_class_map(options.data),
+        is_asked=options.overrides.resize is not None or options.overrides.crop is not None,
+    )
     check_form(options.save_images, images.shape, options.suite.levels)
     attacks = options.suite.make(loaded.model)
 

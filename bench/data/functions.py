@@ -22,13 +22,12 @@ def data_of_function(name: str, query: Mapping[str, str]) -> ImageSet | ImageStr
         DataError: it cannot be imported, raises, or returns something else.
     """
     module, _, function = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # it stays there: workers import the module, too
     try:
         made = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever somebody else's module may raise
         raise DataError(f"--data {name} cannot be imported: {told(error)}") from error
-    finally:
-        sys.path.pop(0)
 
     arguments: dict[str, Any] = {key: read_value(text) for key, text in query.items()}
     if not callable(made) or hasattr(made, "__getitem__") or hasattr(made, "__iter__"):

@@ -132,11 +132,8 @@ def square_of(images: ImageSet, image_size: int | None = None) -> Preprocessing:
 
     Without ``image_size`` the side is that of the first picture if this is small and square, else
     32 pixels. Arrays stay as they are. Pictures are RGB if one of them is.
-
-    Raises:
-        DataError: ``image_size`` for arrays.
     """
-    if isinstance(images, ImageArrays):
+    if isinstance(images, ImageArrays) and image_size is None:
         return Preprocessing(channels=images.images.shape[1])
     channels, (height, width) = _look(images)
     small_square = width == height <= LARGEST_KEPT_SIZE
@@ -148,6 +145,8 @@ def square_of(images: ImageSet, image_size: int | None = None) -> Preprocessing:
 
 def _look(images: ImageSet) -> tuple[int, tuple[int, int]]:
     """(channels, (height, width) of the first picture that can be read)."""
+    if isinstance(images, ImageArrays):
+        return images.images.shape[1], (images.images.shape[2], images.images.shape[3])
     if not isinstance(images, ImageFiles):
         return 3, _first_size(images)
     size = None

@@ -1,12 +1,14 @@
 """The batches of a user's loader as the images of an evaluation."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.data import DataError, ImageStream, LoaderStream, Preprocessing, StreamBatch
+from ironmoe.attacks.data import DataError, LoaderStream, Preprocessing, StreamBatch
+from ironmoe.attacks.evaluation.checksum import checksum
 
 
 class LoaderImages:
@@ -26,7 +28,7 @@ class LoaderImages:
 
     def __init__(
         self,
-        loader: LoaderStream | ImageStream,
+        loader: LoaderStream,
         most: int,
         logits: int | None = None,
         finish: Callable[[Tensor], Tensor] | None = None,
@@ -39,9 +41,9 @@ class LoaderImages:
         self.unread: dict[int, str] = {}
         self.waited = 0.0
         self._count = most
-        length = len(loader) if isinstance(loader, ImageStream) else loader.length
-        if length is not None:
-            self._count = min(most, length)
+        self._checksums: list[int] = []  # of the batches that came
+        if loader.length is not None:
+            self._count = min(most, loader.length)
 
     def __len__(self) -> int:
         """How many images there are; where the loader does not know, ``most`` until it ended."""
@@ -55,7 +57,9 @@ class LoaderImages:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         left = self.most
         batches = iter(self.loader)
-        while left:
+        for number in itertools.count():
+            if not left:
+                return
             began = time.perf_counter()
             batch = next(batches, None)
             self.waited += (time.perf_counter() - began) * (left < self.most)
@@ -64,6 +68,7 @@ class LoaderImages:
                 return
             images, labels = batch[0][:left], batch[1][:left]
             self._check(labels, self.most - left)
+            self._check_same(number, images, labels)
             left -= len(labels)
             yield (images if self.finish is None else self.finish(images)), labels
 
@@ -80,6 +85,12 @@ class LoaderImages:
                 number += 1
             if len(found) == len(wanted):
                 break
+        missing = [place for place in places.tolist() if place not in found]
+        if missing:
+            raise DataError(
+                f"{self.loader.name} must give its images again, got {number} of them, without "
+                f"number {missing[0]}"
+            )
         some = [found[place] for place in places.tolist()]
         yield StreamBatch(
             places=places,
@@ -87,6 +98,17 @@ class LoaderImages:
             labels=torch.stack([label for _, label in some]),
             readable=torch.ones(len(some), dtype=torch.bool),
         )
+
+    def _check_same(self, number: int, images: Tensor, labels: Tensor) -> None:
+        """DataError: a batch is another one than when the loader was gone through before."""
+        found = checksum(images, checksum(labels))
+        if number == len(self._checksums):
+            self._checksums.append(found)
+        if self._checksums[number] != found:
+            raise DataError(
+                f"{self.loader.name} must give the same images in the same order each time, got "
+                f"two different batches {number}: leave out what shuffles or changes them"
+            )
 
     def _check(self, labels: Tensor, first: int) -> None:
         if self.logits is None or not len(labels):

@@ -1,7 +1,8 @@
 """PGD on images that stream: what of the time the model takes, and what waiting takes."""
 
-import json
+import importlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ironmoe.attacks.data import ImageStream
 from ironmoe.attacks.data.files import ImageFiles
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.bench.benchmarks.images.memory import Row
+from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.radii import from_255
 from ironmoe.bench.models.load import load_model
 
@@ -28,43 +30,84 @@ SIZES: dict[str, Any] = {
 }
 """Those of ViT-S/16."""
 
+TIMM = "vit_small_patch16_224"
 
-def make_model(kind: str, folder: Path) -> Path:
-    """A folder with a ViT of ViT-S size over 1,000 classes, with random weights, as transformers
-    saves it.
+
+def make_model(kind: str, source: str, folder: Path) -> str:
+    """What ``--model`` says of a ViT of ViT-S size over 1,000 classes, with random weights, which
+    is made in the folder if it is not there.
 
     "plain" falls to the first steps of an attack. "robust" has a head that is nearly constant, so
     that no attack finds anything and each runs to its end.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    return SOURCES[source](kind, folder)
+
+
+def _hugging_face(kind: str, folder: Path) -> str:
     from transformers import ViTConfig, ViTForImageClassification
 
     path = folder / f"vit-s-{kind}"
-    if (path / "preprocessor_config.json").exists():
-        return path
-    torch.manual_seed(0)
-    config = ViTConfig(**SIZES)
-    config.num_labels = CLASSES
-    model = ViTForImageClassification(config)
+    if not (path / "preprocessor_config.json").exists():
+        torch.manual_seed(0)
+        config = ViTConfig(**SIZES)
+        config.num_labels = CLASSES
+        model = ViTForImageClassification(config)
+        _make(kind, model.classifier)
+        model.save_pretrained(path)
+        settings = {
+            "image_processor_type": "ViTImageProcessor",
+            "size": {"height": 224, "width": 224},
+            "resample": 2,
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        }
+        write_json(path / "preprocessor_config.json", settings)
+    return f"hf:{path}"
+
+
+def _timm(kind: str, folder: Path) -> str:
+    import timm
+    from safetensors.torch import save_file
+
+    path = folder / f"timm-{kind}.safetensors"
+    if not path.exists():
+        torch.manual_seed(0)
+        model = timm.create_model(TIMM, num_classes=CLASSES)
+        _make(kind, model.head)
+        save_file(model.state_dict(), path)
+    return f"timm:{TIMM}?checkpoint={path}&num_classes={CLASSES}"
+
+
+SOURCES: dict[str, Callable[[str, Path], str]] = {"hf": _hugging_face, "timm": _timm}
+
+
+def why_not(source: str) -> str:
+    """Why models of this library cannot be made here; empty if they can."""
+    try:
+        importlib.import_module({"hf": "transformers", "timm": "timm"}[source])
+    except Exception as error:  # a torchvision of another torch raises RuntimeError, for one
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@torch.no_grad()
+def _make(kind: str, head: nn.Module) -> None:
+    """Leave a head as it is, or make it nearly constant."""
+    assert isinstance(head, nn.Linear)
     if kind == "robust":
-        head = model.classifier
-        assert isinstance(head, nn.Linear)
-        with torch.no_grad():
-            head.weight.mul_(1e-3)
-            head.bias.copy_(torch.randn(CLASSES, generator=torch.Generator().manual_seed(1)))
-    model.save_pretrained(path)
-    settings = {
-        "image_processor_type": "ViTImageProcessor",
-        "size": {"height": 224, "width": 224},
-        "resample": 2,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    (path / "preprocessor_config.json").write_text(json.dumps(settings))
-    return path
+        head.weight.mul_(1e-3)
+        head.bias.copy_(torch.randn(CLASSES, generator=torch.Generator().manual_seed(1)))
 
 
 def attacked(
-    model: str, files: list[str], workers: int, batch_size: int, dtype: str, folder: str
+    source: str,
+    model: str,
+    files: list[str],
+    workers: int,
+    batch_size: int,
+    dtype: str,
+    folder: str,
 ) -> Row:
     """PGD-10 at 4/255 on the images, each with the class that the model gives it as its label.
 
@@ -74,7 +117,7 @@ def attacked(
         robust_accuracy in percent.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_model(None, f"hf:{make_model(model, Path(folder))}", device)
+    loaded = load_model(None, make_model(model, source, Path(folder)), device)
     assert loaded.pipeline is not None
     labels = _labels(loaded.model, loaded.pipeline, files, workers, device)
 
@@ -86,6 +129,7 @@ def attacked(
     report = evaluate(loaded.model, stream, {"pgd": attack}, batch_size=batch_size, checks=False)
     seconds = time.perf_counter() - began
     return {
+        "source": source,
         "model": model,
         "images": len(files),
         "workers": workers,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from ironmoe.bench.benchmarks.images.attacking import MODELS, attacked
+from ironmoe.bench.benchmarks.images.attacking import MODELS, SOURCES, attacked, why_not
 from ironmoe.bench.benchmarks.images.jpegs import make_jpegs
 from ironmoe.bench.benchmarks.images.loading import LOADERS, loaded
 from ironmoe.bench.benchmarks.images.memory import Row, in_a_process
@@ -72,11 +72,16 @@ def _attack(
     benchmark: ImageBenchmark, files: list[str], folder: Path, kept: Kept, console: Console
 ) -> list[Row]:
     found = []
-    for model in MODELS:
-        count, size, dtype = benchmark.attack_images, benchmark.batch_size, benchmark.dtype
-        name = f"attack-{model}-{count}-{benchmark.workers}-{size}-{dtype}"
-        work = (attacked, model, files[:count], benchmark.workers, size, dtype, str(folder))
-        found.append(_row(name, kept, console, *work))
+    count = benchmark.attack_images
+    for source in SOURCES:
+        if reason := why_not(source):
+            console.print(f"{source}: not measured, {reason}", highlight=False, markup=False)
+            continue
+        for model in MODELS:
+            size = benchmark.batch_size
+            name = f"attack-{source}-{model}-{count}-{benchmark.workers}-{size}-{benchmark.dtype}"
+            work = (attacked, source, model, files[:count], benchmark.workers, size)
+            found.append(_row(name, kept, console, *work, benchmark.dtype, str(folder)))
     return found
 
 
@@ -117,11 +122,12 @@ def _loading_table(rows: list[Row]) -> Table:
 
 def _attack_table(rows: list[Row]) -> Table:
     table = Table(
-        "ViT-S", "images", "images/s", "in the model", "waiting", "peak MB", "robust %",
+        "from", "ViT-S", "images", "images/s", "in the model", "waiting", "peak MB", "robust %",
         title="PGD-10 at 4/255",
     )  # fmt: skip
     for row in rows:
         table.add_row(
+            row["source"],
             row["model"],
             str(row["images"]),
             f"{row['images_per_second']:.2f}",

@@ -114,6 +114,21 @@ def test_a_map_says_what_is_right_by_index_or_by_name(tmp_path):
             match_classes(["a"], None, logits=3, class_map={"a": bad})
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("map.csv", "class,logit\ngolden retriever,3\n\n'a, b',4\n".replace("'", '"')),
+        ("map.tsv", "name\tindex\ngolden retriever\t3\na, b\t4\n"),
+        ("map.json", '{"golden retriever": 3, "a, b": "4"}'),
+    ],
+)
+def test_a_map_may_have_a_header_and_names_of_several_words(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_class_map(tmp_path / name) == {"golden retriever": 3, "a, b": 4}
+    (tmp_path / "map.txt").write_text("golden retriever 3\ncat 0\n")
+    assert read_class_map(tmp_path / "map.txt") == {"golden retriever": 3, "cat": 0}
+
+
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[1, 2]", '{"a": true}', '{"a": null}', "{"])
 def test_a_map_that_cannot_be_read_is_named(tmp_path, text):
     (tmp_path / "map.json").write_text(text)

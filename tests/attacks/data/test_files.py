@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from pictures import noise
+from PIL import Image
 
 from ironmoe.attacks.data import DataError, ImageFiles, UnreadableImage, image_folder
 
@@ -116,3 +117,21 @@ def test_a_damaged_file_is_refused_when_it_is_read(folder):
 def test_a_set_goes_to_other_processes(folder):
     again = pickle.loads(pickle.dumps(image_folder(folder)))
     assert again.read(0, 3).label == 0 and again.fingerprint == image_folder(folder).fingerprint
+
+
+def test_a_picture_as_it_is_stored_is_that_of_plain_pillow(tmp_path):
+    """Neither turned nor laid on white: what RobustBench, timm and torchvision see."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    turned = noise(8, 12, seed=1)
+    turned.save(tmp_path / "0.png", exif=exif)
+    clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    clear.save(tmp_path / "1.png")
+    stored = ImageFiles("s", tmp_path, ["0.png", "1.png"], [0, 0], None, as_stored=True)
+    upright = ImageFiles("s", tmp_path, ["0.png", "1.png"], [0, 0], None)
+    for number in (0, 1):
+        with Image.open(tmp_path / f"{number}.png") as file:
+            expected = np.asarray(file.convert("RGB"))
+        assert np.array_equal(np.asarray(stored.read(number, 3).image), expected)
+        assert np.asarray(upright.read(number, 3).image).shape != expected.shape or number == 1
+    assert (np.asarray(upright.read(1, 3).image) == 255).all()

@@ -155,11 +155,14 @@ def test_labels_that_could_not_be_read_are_0():
     assert all_of(stream)[2].tolist() == [7] * 5 + [0] + [7] * 3
 
 
-def test_the_first_images_of_a_stream_are_a_stream():
-    stream = ImageStream(Numbers(90), GREY, rows=torch.arange(80, 0, -1), workers=0)
-    for whole, part in zip(all_of(stream), all_of(stream.first(40)), strict=True):
-        assert torch.equal(whole[:40], part)
-    assert len(stream.first(1000)) == 80
+def test_a_part_of_a_stream_is_a_stream_and_finishes_what_it_finishes():
+    stream = ImageStream(
+        Numbers(90), GREY, rows=torch.arange(80, 0, -1), workers=0, finish=lambda x: x / 2
+    )
+    places = torch.tensor([3, 0, 70])
+    whole, part = all_of(stream), all_of(stream.part(places, finish=lambda x: x + 0.25))
+    assert torch.equal(whole[1][places] + 0.25, part[1]) and torch.equal(whole[2][places], part[2])
+    assert len(stream.part(places)) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -222,13 +225,21 @@ def test_an_error_of_a_worker_is_that_of_this_process_in_the_same_words(workers,
         all_of(stream)
 
 
-def test_arrays_are_resized_if_they_are_bytes_and_taken_as_they_are_if_they_are_floats():
+def test_arrays_are_resized_if_they_are_bytes_and_floats_of_another_size_are_refused():
     pipeline = Preprocessing(channels=1, resize=(2, 2), mode="exact", interpolation="nearest")
     images = all_of(ImageStream(Numbers(5), pipeline, workers=0))[1]
     assert images[:, 0].flatten(1).tolist() == [[n] * 4 for n in range(5)]
-    floats = torch.rand(1, 4, 4)
-    images = all_of(ImageStream(TorchImages([(floats, 0)]), pipeline, workers=0))[1]
-    assert torch.equal(images[0], floats)
+    shortest = Preprocessing(channels=1, resize=(2, 2), interpolation="nearest")  # of any size
+    images = all_of(ImageStream(Numbers(5), shortest, workers=0))[1]
+    assert images.shape == (5, 1, 2, 2)
+
+    for side, rules in ((4, GREY), (2, pipeline)):
+        floats = torch.rand(1, side, side)
+        images = all_of(ImageStream(TorchImages([(floats, 0)]), rules, workers=0))[1]
+        assert torch.equal(images[0], floats)
+    stream = ImageStream(TorchImages([(torch.rand(1, 4, 4), 0)]), pipeline, workers=0)
+    with pytest.raises(DataError, match=r"item 0 .* since floats are not resized, got 4 × 4"):
+        list(stream)
 
 
 def test_bytes_become_pixels_by_255_and_floats_stay():

@@ -46,6 +46,19 @@ def grouped():
     return VMoE(8, 4, 16, 2, 2, 16, 3, num_experts=2, top_k=1, moe_layers="last 1",
                 capacity=Capacity(1.0, images_per_group=2)).eval()
 
+def stream():
+    from ironmoe.attacks.data import ImageStream, Preprocessing, image_folder
+    return ImageStream(image_folder("photos"), Preprocessing(resize=(9, 9), mode="exact"),
+                       skip_bad=True)
+
+def other_each_time():
+    class Sampler(torch.utils.data.Sampler):
+        def __iter__(self):
+            return iter(torch.randperm(20).tolist())
+        def __len__(self):
+            return 20
+    return torch.utils.data.DataLoader(data().dataset, batch_size=6, sampler=Sampler())
+
 def data():
     from torch.utils.data import DataLoader, TensorDataset
     generator = torch.Generator().manual_seed(0)
@@ -158,12 +171,53 @@ def test_a_loader_of_ones_own_is_taken_as_it_comes(place):
     attack("--attack-images", 15, "--out", "run", data="models_18:data")
     found = report()
     assert found["images"] == {"asked": 15, "reached": 15}
-    assert "Images of a loader are taken as they come." in found["notes"]
+    assert found["notes"] == [
+        "Images of a loader are taken as they come.",
+        "The first 15 of 20; --attack-images takes more.",
+    ]
     assert (place / "run" / "hardest.png").exists() or (place / "run" / "easiest.png").exists()
     said = attack("--workers", 2, "--out", "no", data="models_18:data", ok=False)
     assert "--workers is for sets of images" in said
     usual = [option for option in USUAL if option != "--all"]
     assert "use --all" in attack("--out", "no", data="models_18:data", usual=usual, ok=False)
+
+
+def test_a_loader_that_shuffles_by_itself_is_refused(place):
+    said = attack("--out", "run", data="models_18:other_each_time", ok=False)
+    assert "the same images in the same order each time, got two different batches 0" in said
+
+
+def test_a_stream_of_ones_own_keeps_its_pixels_and_says_what_it_could_not_read(place):
+    (place / "photos" / "b" / "2.jpg").write_bytes(b"no image")
+    said = attack("--out", "run", data="models_18:stream")
+    found = report()
+    assert found["pixels"] == "stretched to 9 × 9 (bilinear)"
+    assert found["report"]["skipped"] == [6] and "photos/b/2.jpg" in said
+    assert "7 of 12 images, drawn" in attack(
+        "--attack-images", 7, "--out", "few", data="models_18:stream"
+    )
+
+
+def test_floats_are_taken_as_they_are_and_the_command_says_so(place):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", num_labels=3
+    )
+    transformers.ResNetForImageClassification(config).save_pretrained("net")
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
+    (place / "net" / "preprocessor_config.json").write_text(json.dumps(settings))
+    random = np.random.default_rng(0)
+    floats, labels = random.random((9, 3, 24, 24), np.float32), np.arange(9) % 3
+    np.savez("floats.npz", images=floats, labels=labels)
+    np.savez("bytes.npz", images=(255 * floats).astype(np.uint8), labels=labels)
+    usual = (*USUAL[:-2], "--model", "hf:net")
+    attack("--out", "floats", data="floats.npz", usual=usual)
+    attack("--out", "bytes", data="bytes.npz", usual=usual)
+    assert report("floats")["pixels"].startswith("as they are (floats are not resized; pictures")
+    assert report("floats")["settings"]["preprocessing"]["resize"] is None
+    assert report("bytes")["pixels"].startswith("stretched to 16 × 16")
+    said = attack("--resize", "18", "--out", "no", data="floats.npz", usual=usual, ok=False)
+    assert "since floats are not resized, got 24 × 24" in said
 
 
 def test_a_model_without_parameters_is_attacked(place):

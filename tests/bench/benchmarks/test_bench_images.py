@@ -67,14 +67,14 @@ def test_the_command_keeps_each_row_and_goes_on(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, [*options, "--images", "4", "--out", out])
     assert result.exit_code == 0, result.output + repr(result.exception)
     rows = [one["rows"][0] for one in json.loads((tmp_path / "rows.json").read_text())["measured"]]
-    assert [row["model"] for row in rows] == ["plain", "robust"]
-    plain, robust = rows
+    assert [row["model"] for row in rows if row["source"] == "hf"] == ["plain", "robust"]
+    plain, robust = rows[:2]
     assert robust["robust_accuracy"] == 100.0 >= plain["robust_accuracy"]
     assert all(0 < row["model_share"] < 1 and row["waited_share"] >= 0 for row in rows)
 
     monkeypatch.setattr(attacking, "attacked", None)  # nothing is measured again
     again = CliRunner().invoke(app, [*options, "--images", "4"])
-    assert again.exit_code == 0 and "attack-robust-4-1-2-float32" in again.output
+    assert again.exit_code == 0 and "attack-hf-robust-4-1-2-float32" in again.output
 
 
 def test_parts_and_dtypes_that_are_none_are_named():
