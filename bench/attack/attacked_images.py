@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from ironmoe.attacks.data import (
 from ironmoe.attacks.data.classes import read_class_map
 from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.bench.attack.suite import Suite
+from ironmoe.bench.data.floats import rules_for
 from ironmoe.bench.data.in_memory import square_of
 from ironmoe.bench.data.loader_images import LoaderImages
 from ironmoe.bench.data.sets import SKIP_BAD, AnyData
@@ -265,12 +265,7 @@ def pipeline_for(
                 f"--image-size {image_size} is not what {loaded.name} takes: "
                 f"{loaded.preprocessing}; use --resize and --crop"
             )
-        is_right = rules.size == _size_of_floats(images)
-        if _size_of_floats(images) is None or is_right or is_asked:
-            return rules
-        return Preprocessing(
-            channels=rules.channels, source=f"floats are not resized; pictures would be: {rules}"
-        )
+        return rules if is_asked else rules_for(images, rules)
     if isinstance(images, ImageArrays) or loaded.image_shape is None:
         return square_of(images, image_size)
 
@@ -280,14 +275,6 @@ def pipeline_for(
     return Preprocessing(
         channels=channels, resize=(height, width), mode="square", interpolation="bicubic"
     )
-
-
-def _size_of_floats(images: ImageSet) -> tuple[int, int] | None:
-    """(height, width) of a set of arrays of floats; None for other sets."""
-    if not isinstance(images, ImageArrays) or images.images.dtype == np.uint8:
-        return None
-    height, width = images.images.shape[2:]
-    return height, width
 
 
 def wanted_size(options: ImageOptions, overrides: Overrides) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from ironmoe.attacks.data.decoding import is_grey, pillow
 from ironmoe.attacks.data.files import ImageFiles
 from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.bench.data.built_in import checksum_of
+from ironmoe.bench.data.floats import rules_for
 from ironmoe.bench.data.sets import SKIP_BAD, open_set
 from ironmoe.bench.data.split import stratified
 
@@ -98,7 +99,8 @@ def load_data(
     images = open_set(spec, labels)
     if images.names is not None and len(images.names) < 2:
         raise DataError(f"{spec} must hold images of at least 2 classes, got {images.names}")
-    stream = ImageStream(images, pipeline or square_of(images, image_size), skip_bad=skip_bad)
+    rules = square_of(images, image_size) if pipeline is None else rules_for(images, pipeline)
+    stream = ImageStream(images, rules, skip_bad=skip_bad)
     _check_memory(stream)
 
     try:
