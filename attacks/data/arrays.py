@@ -111,7 +111,7 @@ def as_pixels(values: np.ndarray, channels: int, where: str) -> Tensor:
         if values.min() < 0 or values.max() > 1:
             raise UnreadableImage(
                 f"{where} must be floats in [0, 1], got values from "
-                f"{values.min():.6g} to {values.max():.6g}"
+                f"{values.min():.6g} to {values.max():.6g}; {_instead(values)}"
             )
     if values.shape[0] == 1 and channels == 3:
         values = values.repeat(3, axis=0)
@@ -120,6 +120,13 @@ def as_pixels(values: np.ndarray, channels: int, where: str) -> Tensor:
             f"{where} must have {channels} channels for this model, got {values.shape[0]}"
         )
     return torch.from_numpy(np.array(values, order="C"))  # a copy, off the file
+
+
+def _instead(values: np.ndarray) -> str:
+    """What to do about values outside of [0, 1]."""
+    if values.min() >= 0 and values.max() <= 255:
+        return "if they are of 0 … 255, divide them by 255 or give uint8"
+    return "if they are normalised, give them as they were before: mean and std are the model's"
 
 
 def image_arrays(path: Path | str) -> ImageArrays:

@@ -90,7 +90,7 @@ def read_class_map(path: Path | str) -> dict[str, int | str]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
+        if path.suffix.lower() == ".json" or text.lstrip().startswith("{"):
             pairs = list(json.loads(text, object_pairs_hook=list))
         else:
             pairs = _lines(text)
@@ -119,6 +119,9 @@ def _lines(text: str) -> list[tuple[str, str]]:
         rows = list(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True))
     else:
         rows = [line.rsplit(maxsplit=1) for line in text.splitlines()]
+    short = next((row for row in rows if len(row) == 1), None)
+    if short is not None:
+        raise ValueError(f"a line without a logit, {short[0]!r}")
     pairs = [(row[0], row[1]) for row in rows if row]
     is_header = bool(pairs) and pairs[0][1].strip().lower() in HEADERS
     return pairs[1:] if is_header else pairs

@@ -85,7 +85,7 @@ def image_folder(folder: Path | str) -> ImageFiles:
     if not names:
         raise DataError(
             f"{folder} must hold one sub-folder for each class, got none. Images without "
-            "sub-folders need a list of their labels"
+            "sub-folders need a table of their labels, such as labels.csv in the folder"
         )
 
     files: list[str] = []

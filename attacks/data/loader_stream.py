@@ -67,7 +67,7 @@ class LoaderStream:
         self.length = length
         self._begun = False
         if isinstance(batches, DataLoader):
-            _check_order(batches, name)
+            check_order(batches, name)
             self.length = _length(batches) if length is None else length
             self.notes += _left_out(batches)
 
@@ -177,7 +177,7 @@ def _labels(labels: Any, where: str) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))
 
 
-def _check_order(loader: DataLoader[Any], name: str) -> None:
+def check_order(loader: DataLoader[Any], name: str) -> None:
     """DataError: a loader whose order is another one each time, or in each process."""
     batch_sampler = loader.batch_sampler
     samplers = [loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]

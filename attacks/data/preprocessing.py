@@ -40,13 +40,15 @@ class Preprocessing:
 
     channels: 1 for grey, 3 for RGB.
 
-    resize: (height, width) in pixels that ``mode`` is about; None: pictures keep their size.
+    resize: (height, width) in pixels that ``mode`` is about, or one number for both; None: pictures
+    keep their size.
 
     mode: "shortest": both edges become at least as long, one of them exactly so; "exact": both
     become so, whatever the ratio; "longest": both become at most as long; "square": the centre of
     the wanted ratio is cut out first, and then becomes exactly so.
 
-    crop: (height, width) in pixels of the middle that the model sees; None: all of it.
+    crop: (height, width) in pixels of the middle that the model sees, or one number for both; None:
+    all of it.
 
     centre: where the middle begins if it lies between two pixels. "even": at the one with the even
     number, as in torchvision; a smaller picture lies half a pixel to the upper left. "down": at the
@@ -85,8 +87,11 @@ class Preprocessing:
             raise DataError(f"centre must be one of {', '.join(CENTRES)}, got {self.centre!r}")
         for name in ("resize", "crop"):
             size = getattr(self, name)
-            if size is not None and (len(size) != 2 or min(size) < 1):
-                raise DataError(f"{name} must be a height and a width above 0, got {size}")
+            if isinstance(size, int):  # of a square, as torchvision takes it
+                size = (size, size)
+                object.__setattr__(self, name, size)
+            if size is not None and not _are_pixels(size):
+                raise DataError(f"{name} must be a height and a width above 0, got {size!r}")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) not in (0, self.channels):
@@ -180,6 +185,11 @@ class Preprocessing:
         return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
+def _are_pixels(size: Any) -> bool:
+    is_pair = isinstance(size, tuple | list) and len(size) == 2
+    return is_pair and all(isinstance(edge, int) and edge >= 1 for edge in size)
+
+
 def as_tensor(picture: Image.Image) -> Tensor:
     """(channels, height, width) uint8."""
     values = np.array(picture, dtype=np.uint8)  # a copy, which torch may write to
@@ -212,7 +222,9 @@ _WORDS = {
     ),
     "exact": lambda h, w: f"stretched to {h} × {w}",
     "longest": lambda h, w: f"into {h} × {w}, ratio kept",
-    "square": lambda h, w: f"centre of ratio {h} : {w} to {h} × {w}",
+    "square": lambda h, w: (
+        f"centre square to {h} × {w}" if h == w else f"centre of ratio {h} : {w} to {h} × {w}"
+    ),
 }
 
 

@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -89,6 +90,14 @@ class ImageStream:
         skip_bad: bool = False,
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if not hasattr(images, "read") or not hasattr(images, "where"):
+            raise DataError(
+                f"images must be a set, such as image_folder(…) gives, got {type(images).__name__}"
+            )
+        if not callable(pipeline) or not hasattr(pipeline, "channels"):
+            raise DataError(
+                f"pipeline must make pixels of pictures, as Preprocessing does, got {pipeline!r}"
+            )
         if workers is not None and workers < 0:
             raise DataError(f"workers must be at least 0, got {workers}")
         self.images = images
@@ -161,15 +170,18 @@ class ImageStream:
         options = {}
         if workers:
             options["prefetch_factor"] = max(AHEAD, math.ceil(ahead / (workers * together)))
-        loader: DataLoader[Read] = DataLoader(
-            Reading(self.images, self.pipeline, self.rows),
-            batch_size=together,
-            sampler=places.tolist(),
-            num_workers=workers,
-            collate_fn=side_by_side,
-            generator=torch.Generator(),  # else it takes a number from everybody's generator
-            **options,  # type: ignore[arg-type]
-        )
+        with warnings.catch_warnings():
+            # That there are more workers than cores is the user's choice.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            loader: DataLoader[Read] = DataLoader(
+                Reading(self.images, self.pipeline, self.rows),
+                batch_size=together,
+                sampler=places.tolist(),
+                num_workers=workers,
+                collate_fn=side_by_side,
+                generator=torch.Generator(),  # else it takes a number from everybody's generator
+                **options,  # type: ignore[arg-type]
+            )
 
         batches = iter(loader)
         is_first = True

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.balls.elements import box_at, is_by_image
-from ironmoe.attacks.data.loader_stream import LoaderStream
+from ironmoe.attacks.data.loader_stream import LoaderStream, check_order
 from ironmoe.attacks.data.stream import ImageStream
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.inputs import Chunk, check_images, check_kinds, prepared
@@ -71,6 +72,8 @@ class Source:
             self.examples = len(data)
         elif isinstance(data, LoaderStream):
             self.examples = data.length
+        elif isinstance(data, DataLoader):
+            check_order(data, "data")
         elif not isinstance(data, Iterable) or isinstance(data, Tensor):
             raise TypeError(f"{WHAT}, got {type(data).__name__}{OR}")
         self.device = attacks[0].attacked_model.device

@@ -24,7 +24,7 @@ from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.data.floats import rules_for
 from ironmoe.bench.data.in_memory import square_of
 from ironmoe.bench.data.loader_images import LoaderImages
-from ironmoe.bench.data.sets import SKIP_BAD, AnyData
+from ironmoe.bench.data.sets import AnyData
 from ironmoe.bench.data.split import sample, stratified
 from ironmoe.bench.models.class_matching import match
 from ironmoe.bench.models.loaded import LoadedModel
@@ -75,6 +75,11 @@ class AttackedImages:
         return self.stream.rows
 
     @property
+    def logits(self) -> Tensor | None:
+        """(L,) int64, for each label of the set the index of its logit; None: they are indices."""
+        return self.stream.logits if isinstance(self.stream, ImageStream) else None
+
+    @property
     def files(self) -> list[str] | None:
         """Of a set of files, their paths by row; None for other sets."""
         images = getattr(self.stream, "images", None)
@@ -94,6 +99,7 @@ class AttackedImages:
             "data": self.name,
             "checksum": self.checksum,
             "preprocessing": self.stream.pipeline.as_dict(),
+            "classes": None if self.logits is None else self.logits.tolist(),
         }
 
     def at(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -121,9 +127,9 @@ def attacked_images(
     """
     images = options.images
     if isinstance(images, LoaderStream):
-        return _of_loader(images, options, loaded, suite)
+        return _of_loader(images, options, loaded, suite, is_asked=is_asked)
     if isinstance(images, ImageStream):
-        return _of_stream(images, options, loaded, suite)
+        return _of_stream(images, options, loaded, suite, is_asked=is_asked)
     pipeline = pipeline_for(images, loaded, options.image_size, is_asked=is_asked)
     first = _first(images, pipeline)
     matched = match(
@@ -157,10 +163,15 @@ def attacked_images(
 
 
 def _of_loader(
-    loader: LoaderStream, options: ImageOptions, loaded: LoadedModel, suite: Suite
+    loader: LoaderStream,
+    options: ImageOptions,
+    loaded: LoadedModel,
+    suite: Suite,
+    *,
+    is_asked: bool,
 ) -> AttackedImages:
     """The images of a user's loader, which come as they are and in its order."""
-    _check_unused(options, "a loader")
+    _check_unused(options, "a loader", is_asked)
     rounded: list[float] = []
     images = LoaderImages(loader, options.most, finish=_finish(suite, rounded))
     (first,) = images.read(torch.tensor([0]))
@@ -182,10 +193,15 @@ def _of_loader(
 
 
 def _of_stream(
-    stream: ImageStream, options: ImageOptions, loaded: LoadedModel, suite: Suite
+    stream: ImageStream,
+    options: ImageOptions,
+    loaded: LoadedModel,
+    suite: Suite,
+    *,
+    is_asked: bool,
 ) -> AttackedImages:
     """The images of a stream that a user's function made, with pixels and labels as it says."""
-    _check_unused(options, "a stream")
+    _check_unused(options, "a stream", is_asked)
     first = _first(stream.images, stream.pipeline)
     name = stream.images.name
     matched = match(loaded, first[None], None, None, data=name)
@@ -205,7 +221,7 @@ def _of_stream(
     )
 
 
-def _check_unused(options: ImageOptions, what: str) -> None:
+def _check_unused(options: ImageOptions, what: str, is_asked: bool) -> None:
     """DataError: options that only a set can follow."""
     if not options.everything:
         raise DataError(f"{what} in --data has no test split; use --all")
@@ -214,6 +230,7 @@ def _check_unused(options: ImageOptions, what: str) -> None:
         "--image-size": options.image_size,
         "--workers": options.workers,
         "--skip-bad": options.skip_bad or None,
+        "--resize or --crop": is_asked or None,
     }
     unused = [name for name, value in given.items() if value is not None]
     if unused:
@@ -306,7 +323,17 @@ def _rows(options: ImageOptions, images: ImageSet) -> tuple[Tensor, str]:
     names = images.names
     if names is None:
         names = [str(number) for number in range(int(labels.max()) + 1)]
-    return stratified(labels, names)[1][: options.most], ""
+    try:
+        test = stratified(labels, names)[1]
+    except DataError as error:
+        raise DataError(f"{error}; or use --all, which attacks every image") from error
+
+    rows = test[: options.most]
+    more = "" if len(rows) == len(test) else f", of which {len(rows)} are attacked"
+    return rows, (
+        f"The test split is {len(test)} of {len(images)} images, a fifth of each class{more}; "
+        "--all takes every image."
+    )
 
 
 def _first(images: ImageSet, pipeline: Pipeline) -> Tensor:
@@ -323,5 +350,5 @@ def _first(images: ImageSet, pipeline: Pipeline) -> Tensor:
     reason = next(iter(stream.unread.values()), "")
     raise DataError(
         f"data {images.name!r} must hold images that can be read, got none among the first "
-        f"{tried}: {reason} ({SKIP_BAD})"
+        f"{tried}: {reason}"
     )

@@ -29,7 +29,7 @@ def words(outcome: EvaluationOutcome) -> list[str]:
 
 
 def _at_chance(outcome: EvaluationOutcome) -> str:
-    clean, classes = outcome.report.clean_accuracy, len(outcome.labels.unique())
+    clean, classes = outcome.report.clean_accuracy, len(outcome.images.classes)
     if classes < 2 or clean.value * classes > 1:
         return ""
     return (
@@ -71,7 +71,7 @@ def _unread(outcome: EvaluationOutcome) -> str:
     if not unread:
         return ""
     shown = "; ".join(outcome.unread[number] for number in unread[:MOST_NAMED])
-    more = " …" * (len(unread) > MOST_NAMED)
+    more = "; report.json names the others" * (len(unread) > MOST_NAMED)
     are = "is" if len(unread) == 1 else "are"
     return (
         f"{counted(len(unread), 'image')} {are} left out, as neither robust nor fallen: "

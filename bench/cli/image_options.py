@@ -73,9 +73,14 @@ def announce_set(images: "AnyData", console: Console) -> None:
 
     if isinstance(images, ImageStream | LoaderStream):
         return  # its batches are counted as they come
-    classes = "" if images.names is None else f", {len(images.names)} classes"
+    classes = "" if images.names is None else f", {_counted(len(images.names), 'class', 'es')}"
     console.print(
-        f"{images.name}: {len(images)} images{classes}, fingerprint {images.fingerprint[:16]}",
+        f"{images.name}: {_counted(len(images), 'image')}{classes}, fingerprint "
+        f"{images.fingerprint[:16]}",
         highlight=False,
         markup=False,
     )
+
+
+def _counted(count: int, noun: str, plural: str = "s") -> str:
+    return f"{count} {noun}{plural if count != 1 else ''}"

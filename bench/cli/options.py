@@ -105,6 +105,8 @@ def announce(data: "object", console: Console) -> None:
         highlight=False,
         markup=False,
     )
+    for note in data.notes:
+        console.print(note, highlight=False, markup=False)
     for file in data.skipped:
         console.print(
             f"skipped, cannot be read: {file}", highlight=False, markup=False, soft_wrap=True

@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ironmoe.bench.cli.options import LARGEST_SEED, Data, ImageSize, Out, announce, bounded
+from ironmoe.bench.cli.options import (
+    LARGEST_SEED,
+    Data,
+    ImageSize,
+    Out,
+    SkipBad,
+    announce,
+    bounded,
+)
 from ironmoe.bench.common.errors import clear_errors
 
 WITH_FROM = ("from_", "out")
@@ -119,6 +127,7 @@ def study(
     ] = False,
     out: Out = None,
     image_size: ImageSize = None,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Ask the questions of the paper of a ladder of models: are MoEs more robust than dense models
     of equal compute, does it help to have more experts, are they smoother, does it harm if the best
@@ -161,7 +170,7 @@ def study(
             _refuse(ctx, OF_LADDER, "--model takes the place of the ladder")
 
         pipeline = pipeline_of_all(model) if model else None
-        loaded = load_data(data, image_size, False, pipeline=pipeline)
+        loaded = load_data(data, image_size, skip_bad, pipeline=pipeline)
         budget = with_radii(quick_budget(Budget()) if quick else Budget(), eps)
         if images is not None:
             budget = at_most(budget, images)

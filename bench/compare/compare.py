@@ -38,9 +38,9 @@ def run_compare_command(
         raise RunError(
             f"{one} and {other} must be attacked in the same norm, got {norms[0]} and {norms[1]}"
         )
-    by_file = _sees_other_pixels(runs)
+    without = _told_otherwise(runs)
     try:
-        first, second = (run.outcomes(with_checksums=not by_file) for run in runs)
+        first, second = (run.outcomes(without=without) for run in runs)
         comparison = compare(first, second, confidence=confidence)
     except ValueError as error:
         raise RunError(f"{one}, {other}: {error}") from error
@@ -91,16 +91,19 @@ def _print(runs: list[FinishedRun], comparison: Comparison, console: Console) ->
         _say(f"The runs differ in more than the model: {'; '.join(others)}.", console)
 
 
-def _sees_other_pixels(runs: list[FinishedRun]) -> bool:
-    """Whether the runs are about the same images of one set, from which each model's own
-    preprocessing makes other pixels."""
+def _told_otherwise(runs: list[FinishedRun]) -> tuple[str, ...]:
+    """What differs in two runs on the same images of one set, because each model has its own: the
+    order of its classes, which labels count in; and its preprocessing, which makes its pixels."""
     one, other = (run.settings for run in runs)
-    is_one_set = one.get("checksum") and one["checksum"] == other.get("checksum")
-    if not is_one_set or one.get("preprocessing") == other.get("preprocessing"):
-        return False
     places = [run.places() for run in runs]
     common = places[0].keys() & places[1].keys()
-    return all(places[0][number] == places[1][number] for number in common)
+    is_one_set = one.get("checksum") and one["checksum"] == other.get("checksum")
+    if not is_one_set or any(places[0][number] != places[1][number] for number in common):
+        return ()
+    if one.get("preprocessing") != other.get("preprocessing"):
+        return ("label", "checksum")
+    # A checksum is that of the pixels and of the label together.
+    return ("label", "checksum") if one.get("classes") != other.get("classes") else ()
 
 
 def _other_settings(runs: list[FinishedRun]) -> list[str]:

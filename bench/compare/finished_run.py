@@ -36,12 +36,10 @@ class FinishedRun(NamedTuple):
         """Of its model."""
         return str(self.settings["name"])
 
-    def outcomes(self, *, with_checksums: bool = True) -> Outcomes:
-        """The run, image by image. ``with_checksums=False``: its images are known to be those of
-        the other run by their files, of which the models see other pixels."""
-        rows = read_rows(self.path / IMAGES)
-        if not with_checksums:
-            rows = [row | {"checksum": None} for row in rows]
+    def outcomes(self, *, without: Sequence[str] = ()) -> Outcomes:
+        """The run, image by image. ``without``: what of its rows is not to be compared with those
+        of another run, "label" or "checksum", since it is another number for the same thing."""
+        rows = [row | dict.fromkeys(without) for row in read_rows(self.path / IMAGES)]
         numbers = self.report["report"]
         radii = {
             name: tuple(at["eps"] for at in attack["curve"])

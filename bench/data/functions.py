@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,4 +41,17 @@ def data_of_function(name: str, query: Mapping[str, str]) -> ImageSet | ImageStr
             f"--data {name} must be a function that takes {arguments or 'no arguments'}, and "
             f"calling it failed: {told(error)}"
         ) from error
+    if isinstance(given, Iterator):  # it can be gone through once, the function many times
+        given = LoaderStream(_MadeAgain(made, arguments), name=function)
     return images_of(given, name=function)
+
+
+class _MadeAgain:
+    """The batches of a generator function, each time from the beginning."""
+
+    def __init__(self, function: Callable[..., Iterator[Any]], arguments: dict[str, Any]) -> None:
+        self.function = function
+        self.arguments = arguments
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.function(**self.arguments)

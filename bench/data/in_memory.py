@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ironmoe.bench.data.split import stratified
 
 DEFAULT_FOLDER_SIZE = 32
 LARGEST_KEPT_SIZE = 64
+TRIED = 64  # images that may be unreadable before one that tells the size
 LARGEST_BYTES = 16_000_000_000
 """Images that take more in memory are refused before any of them is read."""
 
@@ -83,7 +85,8 @@ def load_data(
 
     Args:
         spec: see ``open_set``.
-        image_size: side in pixels that pictures are resized to; see ``--image-size``.
+        image_size: side in pixels that pictures are resized to; see ``--image-size``. Beside a
+            pipeline it must be the pipeline's.
         skip_bad: leave out images that cannot be read.
         labels: a table of labels for a flat folder.
         pipeline: how a model wants its pictures; None: their centre square, see ``square_of``.
@@ -91,7 +94,8 @@ def load_data(
     Raises:
         DataError: the data cannot be used.
     """
-    if pipeline is not None and image_size is not None:
+    side = image_size
+    if pipeline is not None and side is not None and pipeline.size != (side, side):
         raise DataError(
             f"--image-size is for models that say nothing of their images, and this one takes "
             f"{pipeline}, got {image_size}"
@@ -133,24 +137,34 @@ def square_of(images: ImageSet, image_size: int | None = None) -> Preprocessing:
     """The centre square of each picture, for a model that says nothing of its own.
 
     Without ``image_size`` the side is that of the first picture if this is small and square, else
-    32 pixels. Arrays stay as they are. Pictures are RGB if one of them is.
+    32 pixels; arrays and tensors stay as they are. Pictures are RGB if one of them is.
     """
-    if isinstance(images, ImageArrays) and image_size is None:
-        return Preprocessing(channels=images.images.shape[1])
-    channels, (height, width) = _look(images)
-    small_square = width == height <= LARGEST_KEPT_SIZE
-    side = image_size or (width if small_square else DEFAULT_FOLDER_SIZE)
+    channels, size, is_picture = _look(images)
+    if image_size is None and not is_picture:
+        return Preprocessing(channels=channels)
+    small_square = size[0] == size[1] <= LARGEST_KEPT_SIZE
+    side = image_size or (size[0] if small_square else DEFAULT_FOLDER_SIZE)
     return Preprocessing(
-        channels=channels, resize=(side, side), mode="square", interpolation="bicubic"
+        channels=channels,
+        resize=(side, side),
+        mode="square",
+        interpolation="bicubic",
+        source="" if image_size else "assumed, since the model does not say; see --image-size",
     )
 
 
-def _look(images: ImageSet) -> tuple[int, tuple[int, int]]:
-    """(channels, (height, width) of the first picture that can be read)."""
+def _look(images: ImageSet) -> tuple[int, tuple[int, int], bool]:
+    """(channels, (height, width) of the first image that can be read, whether images are pictures
+    and not arrays)."""
     if isinstance(images, ImageArrays):
-        return images.images.shape[1], (images.images.shape[2], images.images.shape[3])
+        _, channels, height, width = images.images.shape
+        return channels, (height, width), False
     if not isinstance(images, ImageFiles):
-        return 3, _first_size(images)
+        image = _first_image(images)
+        if isinstance(image, Tensor):
+            return 3, (image.shape[1], image.shape[2]), False
+        return 3, (image.height, image.width), True
+
     size = None
     channels = 1
     for number in range(len(images)):
@@ -162,15 +176,17 @@ def _look(images: ImageSet) -> tuple[int, tuple[int, int]]:
             continue  # whoever reads it says so
         if channels == 3:
             break
-    return channels, size or (DEFAULT_FOLDER_SIZE, DEFAULT_FOLDER_SIZE)
+    return channels, size or (DEFAULT_FOLDER_SIZE, DEFAULT_FOLDER_SIZE), True
 
 
-def _first_size(images: ImageSet) -> tuple[int, int]:
-    image, _ = images.read(0, 3)
-    if isinstance(image, Tensor):
-        height, width = image.shape[1:]
-        return height, width
-    return image.height, image.width
+def _first_image(images: ImageSet) -> Any:
+    """The first of some images that can be read."""
+    for number in range(min(TRIED, len(images))):
+        try:
+            return images.read(number, 3).image
+        except UnreadableImage as error:
+            reason = str(error)
+    raise DataError(f"data {images.name!r} must hold images that can be read, got none: {reason}")
 
 
 def _check_memory(stream: ImageStream) -> None:

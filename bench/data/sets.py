@@ -113,10 +113,13 @@ def _of_path(path: Path, query: Mapping[str, str], spec: str) -> ImageSet:
     if unknown:
         raise DataError(f"--data {spec} may set {', '.join(COLUMNS)}, got {unknown[0]!r}")
 
-    if is_saved:
-        return saved_dataset(path, **query)
-    if is_table:
-        return parquet_images(path, **query)
+    if is_saved or is_table:
+        try:
+            return saved_dataset(path, **query) if is_saved else parquet_images(path, **query)
+        except DataError as error:
+            asks = str(error).startswith(COLUMNS) and not query
+            hint = f"; --data '{path}?split=NAME' says which" if asks else ""
+            raise DataError(f"{error}{hint}") from error
     if path.is_dir():
         return labelled_files(path) if has_usual_table(path) else image_folder(path)
     if path.suffix == ".npz":

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ironmoe.bench.benchmarks.images.attacking import MODELS, SOURCES, attacked, why_not
 from ironmoe.bench.benchmarks.images.jpegs import make_jpegs
-from ironmoe.bench.benchmarks.images.loading import LOADERS, loaded
+from ironmoe.bench.benchmarks.images.loading import LOADERS, WARM, loaded
 from ironmoe.bench.benchmarks.images.memory import Row, in_a_process
 from ironmoe.bench.benchmarks.training.kept import Kept
 from ironmoe.bench.common.files import write_json
@@ -56,9 +56,11 @@ def run_bench_images(
 def _loading(
     benchmark: ImageBenchmark, files: list[str], kept: Kept, console: Console
 ) -> list[Row]:
-    """Loaders take turns. The first of the runs is of a tenth of the images, for its memory."""
-    few = max(1, benchmark.images // FEWER)
-    plan = [(few, 0), *((benchmark.images, run) for run in range(benchmark.runs))]
+    """Loaders take turns. The first of the runs is of a tenth of the images, for its memory, where
+    that is enough to be timed."""
+    few = benchmark.images // FEWER
+    plan = [(benchmark.images, run) for run in range(benchmark.runs)]
+    plan = [(few, 0), *plan] if few >= 2 * WARM else plan
     found = []
     for images, run in plan:
         for loader in LOADERS:

@@ -303,7 +303,12 @@ def test_runs_of_models_that_see_other_pixels_of_the_same_files_can_be_compared(
     result = CliRunner().invoke(app, ["compare", "one", "other"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "On 12 images." in said and "pixels: centre of ratio 16 : 16" in said
+    assert "On 12 images." in said and "pixels: centre square to 16 × 16" in said
+
+    (place / "map.json").write_text('{"a": 2, "b": 1, "c": 0}')  # another order of the classes
+    attack("--image-size", 16, "--class-map", "map.json", "--out", "turned")
+    result = CliRunner().invoke(app, ["compare", "one", "turned"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
 
     Image.new("RGB", (9, 9)).save(place / "photos" / "a" / "0.jpg")
     attack("--resize", 20, "--crop", "20", "--out", "changed")
