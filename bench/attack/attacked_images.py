@@ -10,25 +10,21 @@ from torch import Tensor
 
 from ironmoe.attacks.data import (
     DataError,
-    ImageArrays,
     ImageFiles,
     ImageSet,
     ImageStream,
     LoaderStream,
-    Preprocessing,
     UnreadableImage,
 )
 from ironmoe.attacks.data.classes import read_class_map
 from ironmoe.attacks.data.reading import Pipeline
 from ironmoe.bench.attack.suite import Suite
-from ironmoe.bench.data.floats import rules_for
-from ironmoe.bench.data.in_memory import square_of
 from ironmoe.bench.data.loader_images import LoaderImages
 from ironmoe.bench.data.sets import AnyData
 from ironmoe.bench.data.split import sample, stratified
 from ironmoe.bench.models.class_matching import match
 from ironmoe.bench.models.loaded import LoadedModel
-from ironmoe.bench.models.overrides import Overrides
+from ironmoe.bench.models.pixels import pipeline_for
 
 TRIED = 64  # images that may be unreadable before one that tells the shape
 
@@ -262,49 +258,6 @@ def _finish(suite: Suite, rounded: list[float]) -> Callable[[Tensor], Tensor] | 
 def given_class_map(options: ImageOptions) -> Mapping[str, int | str]:
     """What ``--class-map`` says; nothing without it."""
     return {} if options.class_map is None else read_class_map(options.class_map)
-
-
-def pipeline_for(
-    images: ImageSet, loaded: LoadedModel, image_size: int | None, *, is_asked: bool = False
-) -> Pipeline:
-    """How pictures become pixels for this model: as it says, or else their centre square.
-
-    Arrays of floats are taken as they are, whatever the model says of pictures; ``is_asked``: the
-    user asks for a resize or a crop, which they cannot have.
-
-    Raises:
-        DataError: ``image_size`` for a model that says how it wants its images.
-    """
-    rules = loaded.pipeline
-    if rules is not None:
-        if image_size is not None and rules.size != (image_size, image_size):
-            raise DataError(
-                f"--image-size {image_size} is not what {loaded.name} takes: "
-                f"{loaded.preprocessing}; use --resize and --crop"
-            )
-        return rules if is_asked else rules_for(images, rules)
-    if isinstance(images, ImageArrays) or loaded.image_shape is None:
-        return square_of(images, image_size)
-
-    channels, height, width = loaded.image_shape
-    if image_size not in (None, height):
-        raise DataError(f"--image-size must be {height} for {loaded.name}, got {image_size}")
-    return Preprocessing(
-        channels=channels, resize=(height, width), mode="square", interpolation="bicubic"
-    )
-
-
-def wanted_size(options: ImageOptions, overrides: Overrides) -> tuple[int, int] | None:
-    """(height, width) that a model should be built for, if it can be: what the user says, or that
-    of arrays; None for pictures."""
-    if isinstance(overrides.crop, tuple):
-        return overrides.crop
-    if options.image_size is not None:
-        return options.image_size, options.image_size
-    if not isinstance(options.images, ImageArrays):
-        return None
-    height, width = options.images.images.shape[2:]
-    return height, width
 
 
 def _rows(options: ImageOptions, images: ImageSet) -> tuple[Tensor, str]:

@@ -16,7 +16,6 @@ from ironmoe.bench.attack.attacked_images import (
     AttackedImages,
     attacked_images,
     given_class_map,
-    wanted_size,
 )
 from ironmoe.bench.attack.failures import explained, too_small_a_budget
 from ironmoe.bench.attack.margins import margins_left
@@ -35,6 +34,7 @@ from ironmoe.bench.common.radii import all_from_255, exact
 from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
 from ironmoe.bench.models.load import load_model
 from ironmoe.bench.models.loaded import LoadedModel
+from ironmoe.bench.models.pixels import wanted_size
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 KEPT_BYTES = 4_000_000_000  # final images that take more are not kept, and no report shows them
@@ -94,7 +94,7 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
         options.checkpoint,
         options.model_spec,
         device,
-        image_size=wanted_size(options.data, options.overrides),
+        image_size=wanted_size(options.data.images, options.data.image_size, options.overrides),
         weights=options.weights,
         overrides=options.overrides,
     )

@@ -46,12 +46,9 @@ def attack(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a checkpoint: **hf:FOLDER** (a saved image classifier of "
-            "transformers), **vmoe:PREFIX** (a checkpoint of the "
-            "official V-MoE code; or of ViT, ending in .npz; "
-            "`vmoe:PREFIX?top_k=2&capacity=1.05&images_per_group=8&priority=1&dispatch=bfloat16`), "
-            "or **package.module:function** (returns a torch module from images in [0, 1] to "
-            "logits)."
+            help="Instead of a checkpoint: {model_forms}. What may follow a name after the "
+            "question mark is in docs/models.md. A function returns a torch module from images in "
+            "[0, 1] to logits."
         ),
     ] = None,
     weights: Annotated[

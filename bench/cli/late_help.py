@@ -1,4 +1,4 @@
-"""Help texts that follow from registers: of attacks, norms, routing modes, dtypes and jobs.
+"""Help texts that follow from registers: of attacks, norms, models, routing modes and others.
 
 The registers import torch, which takes seconds. So a text has a place such as ``{norms}``, which is
 filled in when somebody asks for the help of that command.
@@ -50,6 +50,7 @@ def _values() -> dict[str, str]:
     from ironmoe.bench.benchmarks.training.models import MODELS
     from ironmoe.bench.benchmarks.training.runs import VARIANTS
     from ironmoe.bench.common.radii import exact, usual_radii, usual_radius
+    from ironmoe.bench.models.load import FORMS
     from ironmoe.bench.study.ladder.arms import LADDER
     from ironmoe.bench.study.ladder.training import TRAININGS
     from ironmoe.bench.study.measure.table import all_measurements, usual_measurements
@@ -83,6 +84,7 @@ def _values() -> dict[str, str]:
             name for name in all_measurements() if name not in usual_measurements()
         ),
         "job_kinds": ", ".join(KINDS),
+        "model_forms": FORMS,
         "usual_radii": "; ".join(f"{usual_radii(norm)} in {norm}" for norm in NORMS),
         "usual_training_radii": ", ".join(
             f"{exact(usual_radius(norm))} in {norm}" for norm in NORMS

@@ -202,7 +202,7 @@ def train(
 
     Examples: ironmoe train --data mnist --eps 25.5 --method trades --beta 1
 
-    ironmoe train --model hf:my-vit --data photos --image-size 224 --eps 4 --dtype bfloat16
+    ironmoe train --model hf:my-vit --data photos --eps 4 --dtype bfloat16
     """
     from ironmoe.bench.common.processes import is_first_process
 

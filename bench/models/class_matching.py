@@ -14,6 +14,7 @@ from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 CLASS_MAP = "--class-map FILE"
+RGB = 3
 
 
 def match_data(loaded: LoadedModel, data: ImageData) -> tuple[ImageData, str]:
@@ -84,7 +85,7 @@ def _logits(loaded: LoadedModel, image: Tensor, data: str) -> Tensor:
     if loaded.image_shape is not None and shape != loaded.image_shape:
         raise DataError(
             f"data must have images of shape {loaded.image_shape} for {loaded.name}, got {shape}; "
-            f"{other_data(loaded, data)}"
+            f"{other_data(loaded, data)}{loaded.for_size(*shape[1:])}"
         )
 
     try:
@@ -94,6 +95,7 @@ def _logits(loaded: LoadedModel, image: Tensor, data: str) -> Tensor:
     except Exception as error:  # whatever a model of somebody else's may raise
         raise CheckpointError(
             f"{loaded.source} cannot take images of shape {shape} in [0, 1]: {told(error)}"
+            f"{_channels_of(loaded, image.to(device))}"
         ) from error
 
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
@@ -103,6 +105,23 @@ def _logits(loaded: LoadedModel, image: Tensor, data: str) -> Tensor:
         raise CheckpointError(f"{loaded.source} must return logits (images, classes), got {got}")
 
     return logits
+
+
+def _channels_of(loaded: LoadedModel, image: Tensor) -> str:
+    """What to do where the model takes the image with another number of channels; nothing where it
+    does not."""
+    grey = image.mean(1, keepdim=True)
+    other = grey if image.shape[1] > 1 else grey.expand(-1, RGB, -1, -1)
+    try:
+        loaded.model(other)
+    except Exception:  # so it is not the channels
+        return ""
+    takes, has = (f"{n} channel{'s' * (n > 1)}" for n in (other.shape[1], image.shape[1]))
+    return (
+        f". The model takes {takes}, and the images have {has}: the model of a function says so by "
+        f"its attribute preprocessing = Preprocessing(channels={other.shape[1]}, …), see "
+        "docs/models.md"
+    )
 
 
 def other_data(loaded: LoadedModel, data: str) -> str:

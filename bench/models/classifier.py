@@ -45,11 +45,15 @@ class Classifier(nn.Module):
             some = mean or std or ()
             self.normalize(mean or [0.0] * len(some), std or [1.0] * len(some))
 
-    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take these numbers from now on."""
+    def normalize(self, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
+        """Take these numbers from now on: one for each channel, or one for however many."""
         device = next((each.device for each in self.model.parameters()), torch.device("cpu"))
-        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.mean, self.std = (
+            numbers.view(-1, 1, 1) if numbers.ndim else numbers
+            for numbers in (
+                torch.tensor(values, dtype=torch.float32, device=device) for values in (mean, std)
+            )
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         inputs = pixels
@@ -75,7 +79,7 @@ class Classifier(nn.Module):
     def _check_channels(self, pixels: Tensor) -> None:
         """Broadcasting would make three channels of one."""
         assert self.mean is not None
-        if pixels.shape[1] != len(self.mean):
+        if self.mean.ndim and pixels.shape[1] != len(self.mean):
             raise CheckpointError(
                 f"the model must get images with {len(self.mean)} channels, got {pixels.shape[1]}"
             )

@@ -18,6 +18,8 @@ class LoadedModel(NamedTuple):
     source: how the command named it; identity: the part of the name that makes it another model.
 
     pipeline: how pictures become pixels for this model; None if the model does not say.
+
+    size_key: what, after the question mark of the name, builds a model of one size for another one.
     """
 
     model: nn.Module
@@ -28,6 +30,7 @@ class LoadedModel(NamedTuple):
     source: str = ""
     identity: str = ""
     pipeline: Pipeline | None = None
+    size_key: str = ""
 
     @property
     def preprocessing(self) -> str:
@@ -36,6 +39,15 @@ class LoadedModel(NamedTuple):
             return "the model names no preprocessing"
         source = getattr(self.pipeline, "source", "")
         return f"{self.pipeline}" + (f" ({source})" if source else "")
+
+    def for_size(self, height: int, width: int) -> str:
+        """How to get this model for another size, as an error ends; nothing if there is no way."""
+        if not self.size_key or (self.image_shape or ())[1:] == (height, width):
+            return ""
+        side = str(height) if height == width else f"{height}x{width}"
+        return (
+            f"; {self.size_key}={side} after the question mark of --model builds it for that size"
+        )
 
 
 def facts_of(stem: str, **more: Any) -> dict[str, Any]:

@@ -21,7 +21,8 @@ USUAL = "bilinear"
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """What the user says of preprocessing; None: what the model says stays.
+    """What the user says of preprocessing; None: what the model says stays. A model that says
+    nothing of its pictures gets their centre square, whatever its mean and std.
 
     resize: one number, to which the shorter edge is resized with the ratio kept, or (height, width)
     whatever the ratio; "none": pictures keep their size. crop: (height, width) of the middle;
@@ -83,23 +84,30 @@ class Overrides:
         """
         if not self:
             return loaded
-        channels = _channels(loaded)
-        pipeline = self._pixels(loaded, channels)
+        pipeline = self._pixels(loaded)
         if self.mean is None and self.std is None:
             return loaded._replace(pipeline=pipeline)
 
         model = loaded.model if isinstance(loaded.model, Classifier) else Classifier(loaded.model)
-        mean = _spread("--mean", self.mean or _known(model.mean) or (0.0,), channels)
-        std = _spread("--std", self.std or _known(model.std) or (1.0,), channels)
-        model.normalize(mean, std)
+        mean = self.mean or _known(model.mean) or (0.0,)
+        std = self.std or _known(model.std) or (1.0,)
+        channels = _channels(loaded, pipeline)
+        if channels is None and len(mean) == len(std) == 1:  # for however many there are
+            model.normalize(mean[0], std[0])
+        else:
+            channels = channels or max(len(mean), len(std))
+            mean, std = _spread("--mean", mean, channels), _spread("--std", std, channels)
+            model.normalize(mean, std)
+
         if isinstance(pipeline, Preprocessing):
             pipeline = pipeline.with_(mean=mean, std=std)
-        return loaded._replace(model=model.eval(), pipeline=pipeline)
+        facts = loaded.facts | {"mean": mean, "std": std}
+        return loaded._replace(model=model.eval(), pipeline=pipeline, facts=facts)
 
-    def _pixels(self, loaded: LoadedModel, channels: int) -> Pipeline:
+    def _pixels(self, loaded: LoadedModel) -> Pipeline | None:
         """The pipeline with another resize, crop and interpolation."""
         asked = [name for name in self.given if name not in ("--mean", "--std")]
-        if not asked and loaded.pipeline is not None:
+        if not asked:
             return loaded.pipeline
 
         told = ", ".join(self.given)
@@ -107,9 +115,10 @@ class Overrides:
             rules = loaded.pipeline
             told = f"{rules.source}; {told}" if rules.source else told
         else:  # its rules are not ours, so only the size of what the model sees stays
-            rules = Preprocessing(channels=channels, interpolation=USUAL)
+            channels = _channels(loaded, loaded.pipeline) or 3
             is_whole = isinstance(self.resize, tuple) and self.crop is None
-            rules = rules.with_(crop=_size(loaded) if asked and not is_whole else None)
+            crop = None if is_whole else _size(loaded)
+            rules = Preprocessing(channels=channels, interpolation=USUAL, crop=crop)
 
         changes: dict[str, Any] = {"source": told}
         if self.resize is not None:
@@ -128,15 +137,18 @@ class Overrides:
     def _check(self, rules: Preprocessing, loaded: LoadedModel) -> None:
         """UserError where the options make no sense together, or not for this model."""
         if self.interpolation is not None and rules.resize is None:
-            raise UserError(
-                f"--interpolation {self.interpolation} must come with --resize, because pictures "
-                f"are not resized for {loaded.name}"
-            )
+            why = f"pictures are not resized for {loaded.name}"
+            if self.resize is None and loaded.pipeline is None:
+                why = f"{loaded.name} says nothing of how pictures are resized"
+            elif self.resize is None and not isinstance(loaded.pipeline, Preprocessing):
+                why = f"{loaded.pipeline} is all or nothing"
+            raise UserError(f"--interpolation {self.interpolation} must come with --resize: {why}")
         wanted = None if loaded.image_shape is None else loaded.image_shape[1:]
         if wanted is not None and rules.size is not None and rules.size != wanted:
             raise UserError(
                 f"{', '.join(self.given)} must end at the {wanted[0]} × {wanted[1]} pixels that "
                 f"{loaded.name} takes, got {rules.size[0]} × {rules.size[1]}"
+                f"{loaded.for_size(*rules.size)}"
             )
 
 
@@ -148,10 +160,10 @@ def _size(loaded: LoadedModel) -> Size | None:
     return None if loaded.pipeline is None else loaded.pipeline.size
 
 
-def _channels(loaded: LoadedModel) -> int:
-    if loaded.pipeline is not None:
-        return loaded.pipeline.channels
-    return loaded.image_shape[0] if loaded.image_shape else 3
+def _channels(loaded: LoadedModel, pipeline: Pipeline | None) -> int | None:
+    if pipeline is not None:
+        return pipeline.channels
+    return loaded.image_shape[0] if loaded.image_shape else None
 
 
 def _known(values: Any) -> tuple[float, ...] | None:

@@ -21,6 +21,10 @@ PICKLED = {".pth", ".pt", ".bin", ".ckpt", ".tar"}
 FEW = 4
 
 
+class WrongWeights(CheckpointError):
+    """The tensors of a file are not those of the model."""
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Name → tensor of a weights file: of a training script's file those under "state_dict_ema",
     "state_dict", "model" or the like; prefixes of DataParallel and torch.compile are taken off.
@@ -74,7 +78,7 @@ def load_file_into(model: nn.Module, path: Path) -> None:
         try:
             recipe = recipe_of(path)
             if recipe is not None:
-                upcycle_by_recipe(model, recipe)
+                upcycle_by_recipe(_named_by(recipe, model), recipe)
         except ValueError as error:
             raise CheckpointError(f"checkpoint {path}: {error}") from error
     load_into(model, read_weights(path), path)
@@ -87,7 +91,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> No
     weight: it belongs to the preprocessing, and stays.
 
     Raises:
-        CheckpointError: tensors are missing, left over or of another shape; it names them.
+        WrongWeights: tensors are missing, left over or of another shape; it names them.
     """
     fixed = NORMALIZATION if isinstance(model, Classifier) else set()
     wanted = {name: value for name, value in model.state_dict().items() if name not in fixed}
@@ -108,8 +112,18 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> No
     }
     if any(wrong.values()):
         told = "; ".join(f"{what}: {_few(names)}" for what, names in wrong.items() if names)
-        raise CheckpointError(f"checkpoint {path} holds weights of another architecture: {told}")
+        raise WrongWeights(f"checkpoint {path} holds weights of another architecture: {told}")
     model.load_state_dict(given, strict=False)
+
+
+def _named_by(recipe: Mapping[str, Any], model: nn.Module) -> nn.Module:
+    """The module whose MLPs the recipe names: the model inside of a wrapper, unless the wrapper
+    itself was upcycled."""
+    if not isinstance(model, Classifier):
+        return model
+    inside = dict(model.model.named_modules())
+    is_inside = all(name in inside for step in recipe["steps"] for name in step["mlps"])
+    return model.model if is_inside else model
 
 
 def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ironmoe.attacks.data.preprocessing import Preprocessing
 from ironmoe.bench.common.errors import told
 from ironmoe.bench.common.query import read_value
 from ironmoe.bench.models.classifier import as_it_is
@@ -18,7 +19,8 @@ FORM = "package.module:function"
 
 def load_function(source: Source) -> LoadedModel:
     """The module that ``source.path``, "package.module:function", is or returns. What the query
-    sets are the function's keyword arguments.
+    sets are the function's keyword arguments. A module may say how it wants its pictures, by an
+    attribute ``preprocessing``, a ``Preprocessing`` without mean and std.
 
     Raises:
         CheckpointError: it cannot be imported, raises, or returns something else.
@@ -52,4 +54,19 @@ def load_function(source: Source) -> LoadedModel:
             f"{type(model).__name__}"
         )
     stem = source.path.replace(":", "-")
-    return LoadedModel(as_it_is(model), name, None, None, facts_of(stem))
+    rules = _rules(model, source)
+    return LoadedModel(as_it_is(model), name, None, None, facts_of(stem), pipeline=rules)
+
+
+def _rules(model: nn.Module, source: Source) -> Preprocessing | None:
+    """What the module says of its pictures. Attributes of that name of another kind mean something
+    else."""
+    rules = getattr(model, "preprocessing", None)
+    if not isinstance(rules, Preprocessing):
+        return None
+    if rules.mean or rules.std:
+        raise CheckpointError(
+            f"{source} must have a preprocessing without mean and std, which the model computes "
+            f"itself or --mean and --std give it, got {rules}"
+        )
+    return rules if rules.source else rules.with_(source=f"preprocessing of {source.path}")

@@ -21,13 +21,18 @@ MODES: dict[str, Mode] = {"center": "shortest", "squash": "exact", "border": "lo
 
 
 def preprocessing_of(
-    model: nn.Module, *, size: tuple[int, int] | None = None, channels: int | None = None
+    model: nn.Module,
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    is_for_test: bool = False,
 ) -> Preprocessing:
     """The evaluation preprocessing of a model of timm, with its mean and std.
 
     Args:
         model: has ``pretrained_cfg``, or ``default_cfg`` in old versions.
         size: (height, width) that it was built for, None for its own.
+        is_for_test: cut out what ``test_crop_pct`` says, as timm's validate.py does.
         channels: of its input, None for its own; for other than the three of its mean and std it
             gets their means.
 
@@ -38,7 +43,8 @@ def preprocessing_of(
     own = tuple(config.get("input_size") or INPUT_SIZE)
     channels = channels or own[0]
     height, width = size or own[1:]
-    share = config.get("crop_pct") or CROP_SHARE
+    own_share = config.get("crop_pct") or CROP_SHARE
+    share = (is_for_test and config.get("test_crop_pct")) or own_share
     crop_mode = config.get("crop_mode") or "center"
     if crop_mode not in MODES:
         raise CheckpointError(
@@ -49,6 +55,7 @@ def preprocessing_of(
     mean, is_own_mean = _of(channels, config.get("mean") or IMAGENET_MEAN)
     std, is_own_std = _of(channels, config.get("std") or IMAGENET_STD)
     averaged = "" if is_own_mean and is_own_std else ", whose mean and std were averaged"
+    unused = "" if is_for_test or size is not None else _unused(config, own[1:], own_share)
     border = tuple(round(255 * value) for value in mean) if crop_mode == "border" else ()
     return Preprocessing(
         channels=channels,
@@ -59,7 +66,34 @@ def preprocessing_of(
         fill=border,
         mean=mean,
         std=std,
-        source=f"pretrained_cfg of timm{averaged}",
+        source=f"pretrained_cfg of timm{averaged}{unused}",
+    )
+
+
+def size_for_test(model: nn.Module) -> tuple[int, int] | None:
+    """(height, width) by which timm's validate.py measures accuracy; None where the config has no
+    rules of its own for tests."""
+    config = _config(model)
+    own = config.get("input_size") if config.get("test_crop_pct") else None
+    found = config.get("test_input_size") or own
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def takes_one_size(model: nn.Module, arguments: Mapping[str, Any]) -> bool:
+    """Whether a model that was made by these arguments takes images of its size alone."""
+    is_free = arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False
+    return bool(_config(model).get("fixed_input_size")) and not is_free
+
+
+def _unused(config: Mapping[str, Any], own: Sequence[int], share: float) -> str:
+    """What the config says of tests, if that is something else."""
+    _, *size = config.get("test_input_size") or (0, *own)
+    test_share = config.get("test_crop_pct") or share
+    if (tuple(size), test_share) == (tuple(own), share):
+        return ""
+    return (
+        f"; it names {size[0]} × {size[1]} and crop_pct {test_share:g} for tests, which timm's "
+        "validate.py takes: test_size=true does, too"
     )
 
 

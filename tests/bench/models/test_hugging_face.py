@@ -11,7 +11,7 @@ from PIL import Image
 from ironmoe.attacks.data.decoding import read_image
 from ironmoe.attacks.data.preprocessing import Preprocessing
 from ironmoe.bench.models.load import load_model
-from ironmoe.moe import CheckpointError
+from ironmoe.moe import CheckpointError, save_upcycled, upcycle
 
 transformers = pytest.importorskip("transformers")
 
@@ -229,3 +229,29 @@ def test_a_model_in_half_precision_gives_float32_and_gradients_to_the_pixels(tmp
         assert gradient.dtype == torch.float32 and gradient.abs().sum() > 0
     # bfloat16 has 8 bits, and errors of a few layers add up
     torch.testing.assert_close(half(pixels), wide(pixels), rtol=0.1, atol=0.1)
+
+
+def test_an_upcycled_file_fits_the_dense_model_of_the_folder(tmp_path):
+    """As ``save_upcycled`` writes it of that very model, by ``--weights``."""
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        num_labels=3,
+    )
+    model = transformers.ViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    processor_of("ViT", {"size": SQUARE}).save_pretrained(tmp_path)
+    upcycle(model, 4, 2, noise=0.5)
+    save_upcycled(model, tmp_path / "up.safetensors")
+
+    weights = tmp_path / "up.safetensors"
+    loaded = load_model(None, f"hf:{tmp_path}", CPU, weights=weights)
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(2 * pixels - 1).logits
+        torch.testing.assert_close(loaded.model(pixels), expected, rtol=0, atol=1e-5)

@@ -9,9 +9,14 @@ import torch
 from jpegs import write_jpegs
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
+from ironmoe.attacks.data import DataError
 from ironmoe.attacks.data.decoding import read_image
+from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.query import read_value, split_query
+from ironmoe.bench.data.in_memory import load_data
+from ironmoe.bench.models.class_matching import match
 from ironmoe.bench.models.kinds.tensorflow_resize import TensorFlowResize
 from ironmoe.bench.models.load import FORMS, load_model
 from ironmoe.bench.models.overrides import Overrides
@@ -29,6 +34,16 @@ class Both(torch.nn.Module):
     def forward(self, x):
         return {"features": x, "logits": x.mean((2, 3))}
 ready = torch.nn.Flatten()
+def grey(rules=None):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
+    if rules is not None:
+        from ironmoe.attacks.data import Preprocessing
+        model.preprocessing = {
+            "size": Preprocessing(channels=1, resize=(6, 6), mode="square"),
+            "mean": Preprocessing(channels=1, mean=(0.5,), std=(0.5,)),
+            "other": "of another kind",
+        }[rules]
+    return model
 """
 
 
@@ -66,6 +81,47 @@ def test_overrides_come_with_the_name(functions):
     pixels = torch.rand(2, 3, 2, 2)
     torch.testing.assert_close(loaded.model(pixels), (2 * pixels - 1).flatten(1))
     assert loaded.pipeline.size == (2, 2)
+
+
+def test_a_function_may_say_how_its_model_wants_pictures(functions):
+    """A model of grey images takes photos in colour."""
+    loaded = load_model(None, "some_models:grey?rules=size", CPU)
+    assert loaded.preprocessing.endswith("(preprocessing of some_models:grey)")
+    picture = Image.new("RGB", (20, 9), (10, 200, 50))
+    pixels = loaded.pipeline(picture.convert("L"))
+    assert pixels.shape == (1, 6, 6)
+    assert loaded.model(pixels[None].float() / 255).shape == (1, 3)
+    assert load_model(None, "some_models:grey?rules=other", CPU).pipeline is None
+    with pytest.raises(CheckpointError, match=r"without mean and std.* or --mean and --std"):
+        load_model(None, "some_models:grey?rules=mean", CPU)
+
+
+def test_an_image_of_other_channels_is_refused_with_what_to_do(functions):
+    loaded = load_model(None, "some_models:grey", CPU)
+    message = "The model takes 1 channel, and the images have 3 channels: the model of a function"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        match(loaded, torch.rand(1, 3, 6, 6), None, None, data="photos")
+    assert "Preprocessing(channels=1, …)" in str(caught.value)
+    with pytest.raises(CheckpointError) as caught:  # its size is wrong
+        match(loaded, torch.rand(1, 3, 5, 5), None, None, data="photos")
+    assert "channel" not in str(caught.value)
+
+
+def test_image_size_beside_a_model_with_rules_must_be_theirs(functions, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 9)).save(tmp_path / "photos" / name / "1.png")
+    pipeline = load_model(None, "some_models:grey?rules=size", CPU).pipeline
+    data = load_data(str(tmp_path / "photos"), 6, pipeline=pipeline)
+    assert data.images.shape == (2, 1, 6, 6)
+    with pytest.raises(DataError, match="--image-size is for models that say nothing"):
+        load_data(str(tmp_path / "photos"), 7, pipeline=pipeline)
+
+
+def test_help_names_every_form(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # a form in one line
+    told = CliRunner().invoke(app, ["attack", "--help"]).output
+    assert FORMS in told
 
 
 WRONG = {

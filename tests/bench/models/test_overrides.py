@@ -8,12 +8,15 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ironmoe.attacks.data import image_folder
 from ironmoe.attacks.data.preprocessing import Preprocessing
+from ironmoe.bench.attack.attacked_images import pipeline_for
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.tensorflow_resize import TensorFlowResize
 from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.bench.models.overrides import Overrides
+from ironmoe.moe import CheckpointError
 
 RULES = Preprocessing(
     resize=(256, 256), crop=(224, 224), mean=(0.1, 0.2, 0.3), std=(1, 2, 3), source="the model"
@@ -85,6 +88,64 @@ def test_a_model_that_says_nothing_gets_what_the_user_says():
     pixels = torch.rand(2, 3, 2, 2)
     torch.testing.assert_close(made.model(pixels), (2 * pixels - 1).flatten(1))
     assert Overrides().apply(own) is own
+
+
+def test_mean_and_std_alone_leave_pictures_as_the_model_has_them(tmp_path):
+    """A model that says nothing gets the centre square of each picture, in --image-size."""
+    for name, size in (("a", (30, 50)), ("b", (41, 20))):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", size).save(tmp_path / name / "1.png")
+    own = LoadedModel(nn.Flatten(), "own", None, None, {})
+    made = Overrides.parse(mean="0.5", std="0.5").apply(own)
+    images = image_folder(tmp_path)
+    for given, side in ((None, 32), (24, 24)):
+        pipeline = pipeline_for(images, made, given)
+        assert pipeline.size == (side, side)
+        half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+        assert pipeline == pipeline_for(images, own, given).with_(**half)
+    pixels = torch.rand(2, 3, 2, 2)
+    torch.testing.assert_close(made.model(pixels), (2 * pixels - 1).flatten(1))
+    assert made.facts == {"mean": (0.5,), "std": (0.5,)}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_number_holds_for_any_channels_of_a_model_that_says_nothing(channels):
+    pixels = torch.rand(2, channels, 4, 4)
+    own = LoadedModel(nn.Flatten(), "own", None, None, {})
+    model = Overrides.parse(mean="0.25").apply(own).model
+    torch.testing.assert_close(model(pixels), (pixels - 0.25).flatten(1))
+
+
+def test_three_numbers_of_one_option_spread_the_other():
+    pixels = torch.rand(2, 3, 4, 4)
+    own = LoadedModel(nn.Flatten(), "own", None, None, {})
+    model = Overrides.parse(mean="0.1,0.2,0.3", std="0.5").apply(own).model
+    expected = (pixels - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
+    torch.testing.assert_close(model(pixels), expected.flatten(1))
+    with pytest.raises(CheckpointError, match="must get images with 3 channels, got 1"):
+        model(pixels[:, :1])
+
+
+def test_one_channel_that_is_known_is_not_taken_for_three():
+    grey = LoadedModel(nn.Flatten(), "own", (1, 4, 4), None, {})
+    model = Overrides.parse(mean="0.25").apply(grey).model
+    with pytest.raises(CheckpointError, match="must get images with 1 channels, got 3"):
+        model(torch.rand(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "why"),
+    [
+        (None, "tiny says nothing of how pictures are resized"),
+        (TensorFlowResize((32, 32)), "is all or nothing"),
+        (Preprocessing(crop=(32, 32)), "pictures are not resized for tiny"),
+    ],
+)
+def test_interpolation_alone_says_why_it_needs_a_resize(pipeline, why):
+    message = rf"--interpolation nearest must come with --resize: .*{why}"
+    with pytest.raises(UserError, match=message):
+        told(pipeline, interpolation="nearest")
+    assert "(nearest)" in told(pipeline, interpolation="nearest", resize="40")
 
 
 def test_a_model_of_one_size_sees_that_size_whatever_the_resize():

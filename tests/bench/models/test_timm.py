@@ -7,18 +7,16 @@ import pytest
 import torch
 import torchvision_rules as rules
 from jpegs import write_jpegs
-from libraries import library, stand_in
+from libraries import library
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
+from timm_stand_in import MEAN, STD, Tiny, timm_with
 
 from ironmoe.attacks.data.decoding import read_image
 from ironmoe.bench.models.load import load_model
 from ironmoe.moe import CheckpointError
 
 CPU = torch.device("cpu")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 # what pretrained_cfg says
 CONFIGS = {
     "centre": {"input_size": (3, 24, 24), "crop_pct": 0.9, "interpolation": "bicubic"},
@@ -37,51 +35,6 @@ CONFIGS = {
     "border, all": {"input_size": (3, 26, 22), "crop_pct": 1.0, "crop_mode": "border"},
     "border, as crop_pct over 1": {"input_size": (3, 26, 26), "crop_pct": 1.1},
 }
-
-
-class Tiny(nn.Module):
-    """Takes images of any size: the mean, the spread and the corners of each channel."""
-
-    def __init__(self, channels, classes, config):
-        super().__init__()
-        self.num_classes = classes
-        self.pretrained_cfg = {"mean": MEAN, "std": STD} | config
-        self.head = nn.Linear(4 * channels, classes)
-
-    def forward(self, x):
-        corners = x[:, :, 0, 0], x[:, :, -1, -1]
-        return self.head(torch.cat([x.mean((2, 3)), x.square().mean((2, 3)), *corners], 1))
-
-
-class OfOneSize(Tiny):
-    def __init__(self, channels, classes, config, img_size):
-        super().__init__(channels, classes, config)
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
-
-    def forward(self, x):
-        assert x.shape[2:] == self.img_size
-        return super().forward(x)
-
-
-def timm_with(monkeypatch, **configs):
-    """A module timm whose models have these settings."""
-
-    def create_model(name, pretrained=False, num_classes=5, in_chans=3, **others):
-        assert not pretrained
-        name, _, _ = name.partition(".")
-        if name not in configs:
-            raise RuntimeError(f"Unknown model ({name})")
-        torch.manual_seed(0)
-        if name.startswith("vit"):
-            size = others.pop("img_size", 16)
-            assert not others
-            return OfOneSize(in_chans, num_classes, configs[name], size)
-        if others:
-            raise TypeError(f"Tiny() got an unexpected keyword argument '{next(iter(others))}'")
-        return Tiny(in_chans, num_classes, configs[name])
-
-    names = lambda: list(configs)  # noqa: E731
-    stand_in(monkeypatch, "timm", create_model=create_model, list_models=names, __version__="1.0")
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +125,35 @@ def test_a_model_of_one_size_is_built_for_that_of_the_data(monkeypatch):
     assert asked.pipeline.size == asked.model.model.img_size == (32, 32)
 
 
+TESTED = {"input_size": (3, 16, 16), "crop_pct": 0.5, "test_input_size": (3, 20, 20)}
+
+
+def test_the_size_of_tests_is_told_and_taken_where_it_is_asked_for(monkeypatch):
+    timm_with(
+        monkeypatch,
+        tiny=TESTED | {"test_crop_pct": 1.0},
+        same=TESTED | {"test_input_size": (3, 16, 16)},
+        share={"input_size": (3, 16, 16), "test_crop_pct": 0.8},
+        vit=TESTED | {"fixed_input_size": True},
+        none={},
+    )
+    told = load_model(None, "timm:tiny", CPU).preprocessing
+    assert told.startswith("shorter edge to 32 (bicubic), centre 16 × 16")
+    assert "it names 20 × 20 and crop_pct 1 for tests, which" in told and "test_size=true" in told
+    for name in ("same", "none"):
+        assert "tests" not in load_model(None, f"timm:{name}", CPU).preprocessing
+
+    tested = load_model(None, "timm:tiny?test_size=true", CPU, image_size=(24, 24)).preprocessing
+    assert tested.startswith("shorter edge to 20 (bicubic), centre 20 × 20")
+    assert tested.endswith("(pretrained_cfg of timm)")
+    share = load_model(None, "timm:share?test_size=true", CPU).preprocessing
+    assert share.startswith("shorter edge to 20 (bicubic), centre 16 × 16")
+    built = load_model(None, "timm:vit?test_size=true", CPU)
+    assert built.model.model.img_size == built.pipeline.size == (20, 20)
+    with pytest.raises(CheckpointError, match="must have a test_input_size or test_crop_pct"):
+        load_model(None, "timm:none?test_size=true", CPU)
+
+
 def test_one_channel_gets_the_means_of_three(monkeypatch):
     timm_with(monkeypatch, tiny={"input_size": (3, 24, 24)})
     loaded = load_model(None, "timm:tiny?in_chans=1", CPU)
@@ -188,6 +170,8 @@ WRONG = {
     "crop": ("timm:odd", "crop_mode of Tiny must be one of center, squash, border, got 'fish'"),
     "value": ("timm:tiny?num_classes", "got 'num_classes' without a value"),
     "twice": ("timm:tiny?a=1&a=2", "got 'a' twice"),
+    "size": ("timm:tiny?img_size=big", "must have an img_size such as 224, or 224x192 for height"),
+    "arrays": ("timm:tiny?checkpoint=a.npz", "If it is a ViT of the official code, vmoe:a.npz"),
     "dtype": ("timm:tiny?dtype=int8", "of dtype float32, bfloat16, float16"),
 }
 

@@ -1,6 +1,7 @@
 """Weights files: what is taken out of them, and what is said if they do not fit."""
 
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.weights import load_file_into, read_weights
-from ironmoe.moe import CheckpointError
+from ironmoe.moe import CheckpointError, save_upcycled, upcycle
 
 
 def net():
@@ -49,6 +50,40 @@ def test_a_wrapper_takes_its_own_weights_and_those_of_the_model_inside(tmp_path)
         load_file_into(other, tmp_path / "file.safetensors")
         assert torch.equal(other.model[1].weight, model.model[1].weight)
         assert other.mean.flatten().tolist() == pytest.approx([0.1] * 3)  # of the preprocessing
+
+
+class Staged(nn.Module):
+    """A dense MLP that ``upcycle`` finds."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(OrderedDict(fc1=nn.Linear(3, 8), act=nn.GELU(), fc2=nn.Linear(8, 3)))
+            for _ in range(2)
+        )
+
+    def forward(self, images):
+        values = images.mean((2, 3))
+        for block in self.blocks:
+            values = values + block(values)
+        return values
+
+
+def bare(model):
+    return model
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [(bare, bare), (bare, Classifier), (Classifier, Classifier)]
+)
+def test_an_upcycled_file_upcycles_the_model_that_was_upcycled(saved, loaded, tmp_path):
+    model, other = saved(Staged()), loaded(Staged())
+    upcycle(model, 4, 2, noise=0.5)
+    save_upcycled(model, tmp_path / "up.safetensors")
+    load_file_into(other, tmp_path / "up.safetensors")
+    pixels = torch.rand(5, 3, 4, 4)
+    with torch.no_grad():
+        assert torch.equal(other.eval()(pixels), model.eval()(pixels))
 
 
 def test_a_model_of_ones_own_may_have_weights_called_mean(tmp_path):
