@@ -68,6 +68,9 @@ class Attack(SearchSpace, FamiliarCalls):
         device: where the model takes its images: that of its weights, which is the default. For a
             model without weights images are sent there.
 
+    An argument may be set later under its name, as in ``attack.eps = 0.1``: it counts as if the
+    attack had been made with it. What cannot be set is an error that says so.
+
     A subclass writes ``start``, ``advance`` and, if it has one, ``loss``; everything else is done
     for it. It sees nothing but attempts side by side (``ironmoe.attacks.engine.attempts``), each at
     a step of its own, which come and go while it runs. Most derive from ``FixedRadiusAttack`` or
@@ -75,6 +78,7 @@ class Attack(SearchSpace, FamiliarCalls):
     """
 
     aliases = EVERYWHERE
+    read_late = frozenset({"name", "max_queries", "attacks_wrong", "attacked_model"})
 
     needs_classes: str | None = None
     """Why the attack takes no goal but ``Untargeted`` and ``Targeted``; None: it takes any."""
@@ -170,6 +174,15 @@ class Attack(SearchSpace, FamiliarCalls):
             "routing": None if type(routing) is RoutingMode else routing,
         }
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
+
+    def make_again(self, changed: Mapping[str, Any]) -> None:
+        super().make_again({"seed": self.seed} | dict(changed))  # one of the clock stays, too
+
+    def take_over(self, before: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+        made_now = self.attacked_model
+        super().take_over(before, changed)
+        if not {"goal", "targeted"}.isdisjoint(changed):
+            self.attacked_model = made_now  # the other one has the goal of before
 
     def chosen_settings(self) -> dict[str, Any]:
         """What the user chose, by the names of the constructor's arguments; a journal goes on only

@@ -1,7 +1,7 @@
 """AutoAttack: the ensemble that robust accuracies are reported with (Croce & Hein, arXiv
 2003.01690; L1: arXiv 2103.01208)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,7 @@ from ironmoe.attacks.standard.evaluation import (
 )
 from ironmoe.attacks.standard.log import Log
 from ironmoe.attacks.standard.parts import HasParts
-
-VERSIONS = {
-    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-    "rand": ("apgd-ce", "apgd-dlr"),
-}
+from ironmoe.attacks.standard.versions import RAND_EOT, VERSIONS, recipes
 
 
 @register_attack(
@@ -71,9 +66,11 @@ class AutoAttack(HasParts, Attack):
         log_path: a file to which the same lines are appended; None: none.
 
     ``apgd``, ``apgd_targeted``, ``fab`` and ``square`` have the settings of the attacks, as in
-    ``adversary.apgd.n_restarts = 2``. They count until ``set_version``.
+    ``adversary.apgd.n_restarts = 2``. They count until ``set_version``, which is the same as
+    setting ``version``. ``attacks_to_run`` may be set, too, whatever the version.
     """
 
+    read_late = frozenset({"name", "attacked_model", "attacks_to_run", "verbose", "log_path"})
     takes_groups = False
     needs_classes = "goes through wrong classes as targets"
 
@@ -109,7 +106,7 @@ class AutoAttack(HasParts, Attack):
             )
 
         if version == "rand":
-            options = {"eot": 20} | options
+            options = {"eot": RAND_EOT} | options
         super().__init__(model, eps, norm=norm, bounds=bounds, seed=seed, **options)
         if self.targeted:
             raise ValueError("targeted must be False: AutoAttack goes through targets of its own")
@@ -123,7 +120,21 @@ class AutoAttack(HasParts, Attack):
         self.attacks_to_run = list(attacks_to_run or VERSIONS[version])
         self.stage_settings: dict[str, dict[str, Any]] = {}
         self._options: dict[str, Any] = {"norm": norm, "bounds": bounds} | options
-        self._check_names()
+        self._check_names(self.attacks_to_run)
+
+    def make_again(self, changed: Mapping[str, Any]) -> None:
+        if "version" in changed:
+            self.set_version(changed["version"])
+            return
+        names = self.attacks_to_run if self.version == "custom" else ()
+        now = {"version": self.version, "attacks_to_run": names, "eot": self.eot}
+        super().make_again(now | dict(changed))
+
+    def take_over(self, before: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+        super().take_over(before, changed)
+        kept = {name: before[name] for name in ("attacks_to_run", "stage_settings")}
+        vars(self).update(kept)
+        self.stages  # noqa: B018  ValueError: what was set does not go with what is changed
 
     @classmethod
     def takes_ball(cls, ball: type[Ball]) -> bool:
@@ -140,9 +151,8 @@ class AutoAttack(HasParts, Attack):
     def stages(self) -> Sequence[Attack]:
         """The attacks of ``attacks_to_run``. They are made anew when that list, or a setting, has
         changed."""
-        wanted = (*self.attacks_to_run, self.version, self.seed, repr(self.stage_settings))
-        if self.__dict__.get("_made") != wanted:
-            self._check_names()
+        if self.__dict__.get("_made") != self._wanted:
+            self._check_names(self.attacks_to_run)
             stages = [self.stage(name) for name in self.attacks_to_run]
             self._take_stages(stages)
         return self._stages
@@ -158,52 +168,44 @@ class AutoAttack(HasParts, Attack):
 
     def _take_stages(self, stages: Sequence[Attack]) -> None:
         """Let these be the stages until something changes."""
-        self._made = (*self.attacks_to_run, self.version, self.seed, repr(self.stage_settings))
+        self._made = self._wanted
         self._stages = list(stages)
 
-    def _check_names(self) -> None:
+    @property
+    def _wanted(self) -> tuple[Any, ...]:
+        """What the stages depend on, of what can change."""
+        settings = (self.version, self.seed, repr(self.stage_settings), id(self.attacked_model))
+        return (*self.attacks_to_run, *settings)
+
+    def _check_names(self, names: Sequence[str]) -> None:
         """ValueError: names of no attack, or FAB with a routing mode that adds to the loss."""
         known = tuple(self._recipes)
-        unknown = [name for name in self.attacks_to_run if name not in known]
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"attacks_to_run must be among {known}, got {unknown}")
-        has_fab = not {"fab", "fab-t"}.isdisjoint(self.attacks_to_run)
+        has_fab = not {"fab", "fab-t"}.isdisjoint(names)
         if has_fab and self.attacked_model.routing.adds_term:
             raise ValueError(
                 "routing must not add to the loss where FAB runs, got "
-                f"{self.attacked_model.routing} with {self.attacks_to_run}: use "
+                f"{self.attacked_model.routing} with {list(names)}: use "
                 'version="custom" and attacks_to_run without "fab" and "fab-t"'
             )
 
     @property
     def _recipes(self) -> dict[str, tuple[type[Attack], dict[str, Any]]]:
-        """name → (class, settings of the version)."""
-        # In L1 the standard version has its own settings (arXiv 2103.01208).
-        standard = self.version == "standard"
-        sparse = issubclass(ball_of(self.norm), SparseBall)
-        radii: dict[str, Any] = {"three_radii": True} if sparse and standard else {}
-        targets = 5 if sparse and standard else 9
-        restarts = 1 if self.version == "rand" or (standard and not sparse) else 5
-
-        return {
-            "apgd-ce": (APGD, {"loss": "ce", "restarts": restarts} | radii),
-            "apgd-dlr": (APGD, {"loss": "dlr", "restarts": restarts}),
-            "apgd-t": (APGD, {"loss": "dlr", "targets": targets} | radii),
-            "fab": (FAB, {"targets": 0, "restarts": restarts}),
-            "fab-t": (FAB, {"targets": 9}),
-            "square": (Square, {"steps": 5000}),
-        }
+        return recipes(self.version, sparse=issubclass(ball_of(self.norm), SparseBall))
 
     def set_version(self, version: str) -> None:
         """Take the attacks and settings of "standard", "plus" or "rand", in place of what was set
         before."""
         if version not in VERSIONS:
             raise ValueError(f"version must be one of {tuple(VERSIONS)}, got {version!r}")
-        self.version = version
-        self.attacks_to_run = list(VERSIONS[version])
+        names = list(VERSIONS[version])
+        self._check_names(names)
+        eot = RAND_EOT if version == "rand" else 1
+        vars(self).update(version=version, attacks_to_run=names, eot=eot)
+        self._options["eot"] = eot
         self.stage_settings.clear()
-        self._options["eot"] = self.eot = 20 if version == "rand" else 1
-        self._check_names()
 
     def run_standard_evaluation(
         self,

@@ -1,13 +1,15 @@
 """What every attack inherits: foreign names of its arguments, and the calls of other libraries."""
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.aliases.declared import Aliases, declare
-from ironmoe.attacks.aliases.own import alias_of, known_arguments
+from ironmoe.attacks.aliases.declared import Aliases, Only, declare
+from ironmoe.attacks.aliases.own import alias_of, known_arguments, own_arguments
 from ironmoe.attacks.aliases.translated import MADE, with_aliases
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.attacks.engine.attempts import where
@@ -32,6 +34,9 @@ INSTEAD = {
 }
 """Methods of torchattacks → what to do here."""
 
+SINCE = "_set_since"
+"""What an attack has of ``read_late`` since it was made."""
+
 
 class FamiliarCalls(ABC):
     """``attack(images, labels)`` as in torchattacks, ``attack.perturb(x, y)`` as in the official
@@ -39,6 +44,10 @@ class FamiliarCalls(ABC):
 
     aliases: ClassVar[Aliases] = declare()
     """Foreign names of arguments of this very class; those of its bases hold as well."""
+
+    read_late: ClassVar[frozenset[str]] = frozenset()
+    """Attributes that are read no earlier than an attack runs, so that it need not be made again
+    where they are set."""
 
     attacked_model: AttackedModel
 
@@ -48,18 +57,53 @@ class FamiliarCalls(ABC):
             type.__setattr__(cls, "__init__", with_aliases(cls))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """AttributeError: a name that is new in an attack of the library, once it is made, since
-        setting it would change nothing."""
+        """An argument of the constructor counts as if the attack had been made with it.
+
+        Raises:
+            AttributeError: another attribute of an attack of the library, once it is made. Setting
+                it would change nothing, or only a part of what it says.
+            ValueError, TypeError: a value that the constructor refuses; nothing has changed then.
+        """
         known = vars(self)
-        is_new = name not in known and not hasattr(type(self), name)
-        if MADE in known and is_new and not name.startswith("_"):
-            alias = alias_of(type(self), name)
-            into = alias if isinstance(alias, str) else name
+        if MADE not in known or name.startswith("_"):
+            super().__setattr__(name, value)
+        elif name in self.read_late or self._is_method(name):
+            super().__setattr__(name, value)
+            super().__setattr__(SINCE, known.get(SINCE, {}) | {name: value})
+        elif name in own_arguments(type(self)) and name in known:
+            self.make_again({name: value})
+        else:
             raise AttributeError(
-                f"{type(self).__name__} has no attribute {name!r} to set: make a new attack with "
-                f"{into}={value!r}, if it takes that"
+                f"{type(self).__name__} has no attribute {name!r} to set: "
+                f"{instead_of_setting(self, name, value)}"
             )
-        super().__setattr__(name, value)
+
+    def _is_method(self, name: str) -> bool:
+        """Whether it is one of the class, which an attack may have in a form of its own."""
+        is_argument = name in own_arguments(type(self)) or alias_of(type(self), name) is not None
+        return not is_argument and inspect.isroutine(getattr(type(self), name, None))
+
+    def make_again(self, changed: Mapping[str, Any]) -> None:
+        """Run the constructor once more, with other values of these arguments."""
+        before = dict(vars(self))
+        vars(self).clear()
+        try:
+            type(self).__init__(self, **(before[MADE] | changed))
+            self.take_over(before, changed)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def take_over(self, before: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+        """After the constructor has run once more, set again what was set since and is no argument.
+
+        Args:
+            before: the attributes until then.
+            changed: the arguments that got other values.
+        """
+        since = before.get(SINCE, {})
+        vars(self).update(since, **{SINCE: since})
 
     if not TYPE_CHECKING:  # it would make every name an attribute
 
@@ -154,3 +198,16 @@ def unknown_arguments(kind: type, names: list[str]) -> TypeError:
         f"arguments of {kind.__name__} must be among {known_arguments(kind)}, got "
         f"{', '.join(names)}"
     )
+
+
+def instead_of_setting(attack: FamiliarCalls, name: str, value: Any) -> str:
+    """What to do where an attribute of an attack cannot be set, as a sentence."""
+    kind = type(attack)
+    alias = alias_of(kind, name)
+    if isinstance(alias, Only):
+        return alias.instead
+    if isinstance(alias, str) and alias in vars(attack):
+        return f"set {alias}, or make a new attack with {alias}={value!r}"
+    if alias is not None or name in own_arguments(kind):
+        return f"make a new attack with {name}={value!r}"
+    return f"make a new attack; its arguments are {known_arguments(kind)}"

@@ -17,8 +17,9 @@ from ironmoe.attacks.aliases.own import (
     own_arguments,
 )
 
-MADE = "_is_made"
-"""An attack of the library has this attribute once its constructor has ended."""
+MADE = "_made_with"
+"""An attack of the library has this attribute once its constructor has ended: the arguments, under
+the names here."""
 
 
 def with_aliases(kind: type) -> Callable[..., None]:
@@ -32,7 +33,7 @@ def with_aliases(kind: type) -> Callable[..., None]:
         named = with_own_names(kind, by_name, filled)
         plain(self, *by_position, **without_checked(kind, named))
         if type(self) is kind and kind.__module__.startswith("ironmoe.attacks."):
-            vars(self)[MADE] = True
+            vars(self)[MADE] = dict(zip(filled, by_position, strict=False)) | named
 
     return takes_aliases
 

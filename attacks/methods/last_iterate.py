@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ironmoe.attacks.aliases.declared import Only, declare
 from ironmoe.attacks.balls.ball import ball_of
 from ironmoe.attacks.balls.linf import LinfBall
 from ironmoe.attacks.engine.attacked_model import Model
@@ -24,6 +25,8 @@ class LastIteratePGD(FixedStepAttack):
     """
 
     attacks_wrong = True
+
+    aliases = declare(early_stop=Only((False,), "every image walks all the way; PGD may stop"))
 
     def __init__(
         self,

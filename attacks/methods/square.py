@@ -128,7 +128,6 @@ class Square(FixedRadiusAttack):
         )
 
     def start(self, attempts: Attempts) -> None:
-        self._proposals.steps = self.steps  # which a user may have set on a stage of AutoAttack
         ball = self.ball(attempts)
         if isinstance(ball, BoxBall):
             attempts |= {"low": ball.low, "high": ball.high}

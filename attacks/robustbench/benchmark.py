@@ -23,6 +23,7 @@ from ironmoe.attacks.robustbench.imagenet import (
     imagenet_images,
 )
 from ironmoe.attacks.robustbench.model_info import write_model_info
+from ironmoe.attacks.robustbench.zoo import zoo_preprocessing
 from ironmoe.attacks.standard.evaluation import NAME, standard_report
 
 DATASETS = (*CIFAR, "imagenet")
@@ -67,17 +68,18 @@ def robustbench_evaluate(
         dataset: "cifar10", "cifar100" or "imagenet": which test set, unless ``data`` is given.
         threat_model: the norm, "Linf" or "L2". Common corruptions are refused.
         to_disk: write ``model_info/DATASET/THREAT_MODEL/MODEL_NAME.json``, as RobustBench does.
-        model_name: what the model is called there.
+        model_name: what the model is called there. For a model of RobustBench's zoo it also says
+            the ``preprocessing``, where robustbench is installed.
         data_dir: the folder with ``cifar-10-batches-py`` or ``cifar-100-python``, the files of
             torchvision; or with the validation images of ImageNet, of which RobustBench's 5,000
-            are read.
+            are read as RobustBench does: not turned as EXIF says.
         corruptions_data_dir: must be None.
         device: the module is moved there while it is attacked; None: it stays where it is.
         batch_size: images in the active batch.
         eps: the radius; it must be given.
         log_path: a file that gets the lines of AutoAttack.
         preprocessing: for ImageNet, one of RobustBench's names, or a function from a Pillow image
-            to a tensor (3, H, W) in [0, 1]; None elsewhere.
+            to a tensor (3, H, W) in [0, 1]; None: that of ``model_name``. None elsewhere.
         aa_state_path: a folder for the journal, by which an interrupted call goes on.
         data: (images, labels), or batches of them, instead of what is on disk; they are taken as
             they are.
@@ -99,6 +101,8 @@ def robustbench_evaluate(
     if to_disk and (model_name is None or Path(model_name).name != model_name):
         raise ValueError(f"model_name must be the name of a file for to_disk, got {model_name!r}")
     _check_count(dataset, n_examples, on_disk=data is None)
+    if data is None and dataset == "imagenet" and preprocessing is None and model_name is not None:
+        preprocessing = zoo_preprocessing(threat_model, model_name)
     _check_preprocessing(dataset, preprocessing, on_disk=data is None)
     if data is None:
         data = _on_disk(dataset, data_dir, n_examples, preprocessing)
@@ -205,7 +209,8 @@ def _check_preprocessing(dataset: str, preprocessing: Any, *, on_disk: bool) -> 
     if reads_pictures and preprocessing not in PREPARATIONS and not callable(preprocessing):
         raise ValueError(
             f"preprocessing must be one of {tuple(PREPARATIONS)} for imagenet, or a function from "
-            f"a Pillow image to a tensor, got {preprocessing!r}"
+            f"a Pillow image to a tensor, got {preprocessing!r}; for a model of RobustBench's zoo "
+            "model_name is enough, where robustbench is installed"
         )
 
 

@@ -57,6 +57,10 @@ def imagenet_images(folder: Path | str, n_examples: int = COUNT) -> ImageFiles:
     A label is the place of its id among all 1,000 in alphabetical order, which is the standard
     order of ImageNet's classes.
 
+    Files are read as RobustBench reads them, by ``Image.open(file).convert("RGB")``. That does not
+    turn an image as its EXIF orientation says, and here it must not either, so that the numbers are
+    RobustBench's.
+
     Args:
         folder: with ``val/SYNSET/FILE``, ``SYNSET/FILE``, or the files alone, as the archive of
             ILSVRC 2012 has them.
@@ -86,7 +90,7 @@ def imagenet_images(folder: Path | str, n_examples: int = COUNT) -> ImageFiles:
         )
     labels = [number[synset] for synset, _ in listed]
     name = f"RobustBench's {len(listed)} images of ImageNet"
-    return ImageFiles(name, Path(folder), there, labels, classes)
+    return ImageFiles(name, Path(folder), there, labels, classes, as_stored=True)
 
 
 @functools.cache

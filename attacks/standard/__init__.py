@@ -1,2 +1,2 @@
 """What the official AutoAttack has beside its attacks: ``parts`` gives them to be set one by one,
-``log`` prints and writes what is found."""
+``versions`` says which run, ``log`` prints and writes what is found."""

@@ -1,16 +1,15 @@
 """The adversarial images of a run, as PNG files or as an .npz for each attack, with an index."""
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ironmoe.attacks import AttackSummary
 from ironmoe.attacks.results.rows_file import Row, rows_as_text
 from ironmoe.bench.attack.outcome import EvaluationOutcome
+from ironmoe.bench.attack.saved.npz import write_npz
 from ironmoe.bench.attack.saved.png import LEVELS, png
 from ironmoe.bench.attack.saved.tables import image_rows
 from ironmoe.bench.common.files import slug, write_atomically
@@ -107,11 +106,7 @@ def _as_npz(
     folder.mkdir(parents=True, exist_ok=True)
     columns = {key: np.array([row[key] for row in rows]) for key in SHOWN if key != "attack"}
     columns["labels"] = columns.pop("label")
-    found = list(images)
-    whole = torch.stack(found).numpy() if found else np.zeros((0,), dtype=np.float32)
-    file = io.BytesIO()
-    np.savez(file, **(columns | {"images": whole}))
-    write_atomically(folder / f"{name}.npz", file.getvalue())
+    write_npz(folder / f"{name}.npz", columns, images, len(rows))
     return [(f"{name}.npz", place) for place in range(len(rows))]
 
 

@@ -1,18 +1,21 @@
 """``robustbench_evaluate``: RobustBench's call, and the numbers of the standard AutoAttack."""
 
 import json
+import sys
 from enum import Enum
 
 import cifar_files
 import numpy as np
 import pytest
 import torch
+from libraries import stand_in
 from PIL import Image
 from torch import nn
 
 from ironmoe.attacks import AutoAttack, robustbench_evaluate
 from ironmoe.attacks.robustbench import benchmark
 from ironmoe.attacks.robustbench.cifar import cifar_test_set
+from ironmoe.attacks.robustbench.imagenet import PREPARATIONS
 
 COUNT = 20
 EPS = 0.12
@@ -223,7 +226,7 @@ def test_names_may_be_those_of_an_enum(model, folder):
         ({"dataset": "imagenet"}, "n_examples must be at most 5000 for imagenet, got 10000"),
         (
             {"dataset": "imagenet", "n_examples": 5},
-            "preprocessing must be one of .* for imagenet, or a function .* got None",
+            "preprocessing must be one of .* for imagenet, or a function .* got None; .*model_name",
         ),
         (
             {"dataset": "imagenet", "n_examples": 5, "preprocessing": "Crop7"},
@@ -256,29 +259,143 @@ def test_robustbench_itself_gives_the_same_numbers(model, folder):
     )
 
 
-def test_imagenet_is_read_from_its_files_as_they_are_attacked(tmp_path):
-    """RobustBench's first three images, whole and by its own preparation or a function."""
+FIRST = [("n09468604", 15253), ("n02823750", 20685), ("n09472597", 39611)]
+"""RobustBench's first three images."""
+
+
+def write_imagenet(folder, **saved):
+    """Noise in place of them, (3, H, W) each as the file has it."""
     random = np.random.default_rng(0)
-    first = [("n09468604", 15253), ("n02823750", 20685), ("n09472597", 39611)]
     pictures = []
-    for synset, number in first:
+    for synset, number in FIRST:
         pixels = random.integers(0, 256, (300, 290, 3), dtype=np.uint8)
-        path = tmp_path / "val" / synset / f"ILSVRC2012_val_{number:08d}.JPEG"
+        path = folder / "val" / synset / f"ILSVRC2012_val_{number:08d}.JPEG"
         path.parent.mkdir(parents=True)
-        Image.fromarray(pixels).save(path, "PNG")  # without loss, whatever its name says
-        pictures.append(torch.from_numpy(pixels[6:294, 1:289]).permute(2, 0, 1) / 255)
-    x, labels = torch.stack(pictures), torch.tensor([979, 441, 980])
+        Image.fromarray(pixels).save(path, "PNG", **saved)  # without loss, whatever its name says
+        pictures.append(torch.from_numpy(pixels).permute(2, 0, 1) / 255)
+    return torch.stack(pictures)
+
+
+@pytest.fixture(scope="module")
+def pooled():
+    """A model of ImageNet's classes."""
     torch.manual_seed(0)
     pool = torch.nn.AdaptiveAvgPool2d(4)
-    model = torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(48, 1000)).eval()
+    return torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(48, 1000)).eval()
 
-    def crop(picture):
-        middle = np.asarray(picture)[6:294, 1:289]
-        return torch.from_numpy(middle.copy()).permute(2, 0, 1) / 255
 
-    given = robustbench_evaluate(model, 3, "imagenet", eps=EPS, data=(x, labels))
-    for preprocessing in ("Crop288", crop):
+def middle(picture):
+    """The preparation "Crop288" as a function."""
+    pixels = np.asarray(picture)[6:294, 1:289]
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255
+
+
+def test_imagenet_is_read_from_its_files_as_they_are_attacked(pooled, tmp_path):
+    """RobustBench's first three images, whole and by its own preparation or a function."""
+    x = write_imagenet(tmp_path)[:, :, 6:294, 1:289]
+    given = robustbench_evaluate(
+        pooled, 3, "imagenet", eps=EPS, data=(x, torch.tensor([979, 441, 980]))
+    )
+    for preprocessing in ("Crop288", middle):
         read = robustbench_evaluate(
-            model, 3, "imagenet", eps=EPS, data_dir=tmp_path, preprocessing=preprocessing
+            pooled, 3, "imagenet", eps=EPS, data_dir=tmp_path, preprocessing=preprocessing
         )
         assert read == given
+
+
+class Seen(Exception):
+    """The data that an evaluation would be made of."""
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The images that an evaluation reads, (N, 3, H, W), and how they are prepared."""
+
+    def stop(adversary, data, **options):
+        raise Seen(data)
+
+    def of(model, **options):
+        with pytest.raises(Seen) as caught:
+            robustbench_evaluate(model, 3, "imagenet", eps=EPS, **options)
+        (stream,) = caught.value.args
+        return torch.cat([pixels for pixels, *_ in stream]), stream.pipeline
+
+    monkeypatch.setattr(benchmark, "standard_report", stop)
+    return of
+
+
+def test_images_are_not_turned_as_robustbench_does_not_turn_them(pooled, tmp_path, seen):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    x = write_imagenet(tmp_path, exif=turned)
+    first = next(tmp_path.glob("val/*/*.JPEG"))
+    assert Image.open(first).getexif()[0x0112] == 6
+    pixels, _ = seen(pooled, data_dir=tmp_path, preprocessing="Crop288")
+    torch.testing.assert_close(pixels, x[:, :, 6:294, 1:289], rtol=0, atol=1e-7)
+
+    # A JPEG, and what Pillow alone makes of it.
+    Image.fromarray(np.full((300, 300, 3), (9, 99, 199), np.uint8)).save(first, exif=turned)
+    stored = np.asarray(Image.open(first).convert("RGB").crop((6, 6, 294, 294)))
+    place = next(i for i, (synset, _) in enumerate(FIRST) if synset == first.parent.name)
+    pixels, _ = seen(pooled, data_dir=tmp_path, preprocessing="Crop288")
+    assert np.array_equal((pixels[place] * 255).round().permute(1, 2, 0).numpy(), stored)
+
+
+class Dataset(Enum):
+    imagenet = "imagenet"
+
+
+class Threat(Enum):
+    Linf = "Linf"
+
+
+@pytest.fixture
+def zoo(monkeypatch):
+    """A small robustbench, with an entry of its table, and a model that timm knows."""
+    transforms = {name: object() for name in PREPARATIONS}
+    models = {"Salman2020Do_R18": transforms["Res256Crop224"], "Of_timm": middle}
+
+    def get_preprocessing(dataset, threat_model, model_name, preprocessing):
+        assert (dataset, threat_model, preprocessing) == (Dataset.imagenet, Threat.Linf, None)
+        return models[model_name]
+
+    stand_in(monkeypatch, "robustbench")
+    stand_in(
+        monkeypatch,
+        "robustbench.data",
+        PREPROCESSINGS=transforms,
+        get_preprocessing=get_preprocessing,
+    )
+    stand_in(monkeypatch, "robustbench.model_zoo")
+    stand_in(
+        monkeypatch, "robustbench.model_zoo.enums", BenchmarkDataset=Dataset, ThreatModel=Threat
+    )
+
+
+@pytest.mark.usefixtures("zoo")
+def test_a_model_of_the_zoo_has_the_preprocessing_of_robustbenchs_table(pooled, tmp_path, seen):
+    x = write_imagenet(tmp_path)
+    _, pipeline = seen(pooled, data_dir=tmp_path, model_name="Salman2020Do_R18")
+    assert pipeline is PREPARATIONS["Res256Crop224"]
+    pixels, pipeline = seen(pooled, data_dir=tmp_path, model_name="Of_timm")
+    assert pipeline.transform is middle
+    torch.testing.assert_close(pixels, x[:, :, 6:294, 1:289], rtol=0, atol=1e-7)
+
+    _, named = seen(
+        pooled, data_dir=tmp_path, model_name="Salman2020Do_R18", preprocessing="Crop288"
+    )
+    assert named is PREPARATIONS["Crop288"]
+    message = r"preprocessing must be one of .*zoo alone, and there is no 'Mine' among those for im"
+    with pytest.raises(ValueError, match=message):
+        robustbench_evaluate(pooled, 3, "imagenet", eps=EPS, data_dir=tmp_path, model_name="Mine")
+
+
+def test_without_robustbench_the_error_says_why_preprocessing_must_be_given(
+    pooled, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "robustbench", None)
+    message = r"preprocessing must be one of .*got None: .*'Salman2020Do_R18', but robustbench cann"
+    with pytest.raises(ValueError, match=message):
+        robustbench_evaluate(
+            pooled, 3, "imagenet", eps=EPS, data_dir=tmp_path, model_name="Salman2020Do_R18"
+        )

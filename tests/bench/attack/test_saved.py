@@ -1,7 +1,9 @@
 """What ``ironmoe attack`` writes beside its report: rows, tables, adversarial images."""
 
 import csv
+import io
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ironmoe.attacks import read_rows
 from ironmoe.bench.attack import run as attack_run
 from ironmoe.bench.attack.saved import found_images
 from ironmoe.bench.attack.saved.found_images import SaveError, check_form
+from ironmoe.bench.attack.saved.npz import write_npz
 from ironmoe.bench.attack.saved.png import from_png, png
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.files import write_atomically
@@ -99,6 +102,61 @@ def test_found_images_are_saved_and_are_the_same_successes(place, no_pictures):
         distance = (images - clean[saved["row"]]).double().abs().flatten(1).amax(1)
         assert (distance.numpy() <= saved["eps"] + 1e-12).all()
         assert np.allclose(distance.numpy(), saved["distance"], atol=1e-9)
+
+
+def as_savez_has_it(columns, images):
+    """The bytes of the file that numpy writes of all images at once."""
+    file = io.BytesIO()
+    np.savez(file, **columns, images=np.stack(images) if images else np.zeros(0, np.float32))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_an_npz_that_is_written_image_by_image_is_that_of_numpy(tmp_path, dtype, count):
+    random = torch.Generator().manual_seed(0)
+    images = [torch.rand(3, 4, 5, generator=random, dtype=dtype) for _ in range(count)]
+    images = [image.transpose(1, 2) for image in images]  # not contiguous
+    columns = {"row": np.arange(count), "prediction": np.ones(count), "labels": np.zeros(count)}
+    write_npz(tmp_path / "a.npz", columns, iter(images), count)
+    assert (tmp_path / "a.npz").read_bytes() == as_savez_has_it(columns, images)
+    with np.load(tmp_path / "a.npz") as file:
+        assert list(file) == ["row", "prediction", "labels", "images"]
+        assert len(file["images"]) == count and file["labels"].tolist() == [0] * count
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_the_memory_that_an_npz_takes_does_not_grow_with_its_images(tmp_path):
+    size, count = 3 * 64 * 64 * 4, 60
+    images = (
+        torch.from_numpy(np.full((3, 64, 64), place, dtype=np.float32)) for place in range(count)
+    )
+    tracemalloc.start()
+    try:
+        write_npz(tmp_path / "a.npz", {"row": np.arange(count)}, images, count)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * size < count * size  # copies and buffers of few images, and not all of them
+    with np.load(tmp_path / "a.npz") as file:
+        assert file["images"][:, 0, 0, 0].tolist() == list(range(count))
+
+
+def test_an_npz_that_is_interrupted_leaves_the_old_one(tmp_path):
+    def stops(count):
+        yield from torch.rand(count, 3, 4, 4)
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        write_npz(path, {"row": np.arange(5)}, stops(2), 5)
+    with pytest.raises(ValueError, match="images must be as many as rows, 5, got 2"):
+        write_npz(path, {"row": np.arange(5)}, iter(torch.rand(2, 3, 4, 4)), 5)
+    mixed = [torch.rand(3, 4, 4), torch.rand(3, 4, 5)]
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 4\) and dtype float32, got \(3, 4, 5\)"):
+        write_npz(path, {}, iter(mixed), 2)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_images_of_a_finished_run_are_saved_without_attacking_anew(place, no_pictures):
