@@ -187,8 +187,8 @@ def attack(
     Examples: ironmoe attack runs/mnist-1a2b3c4d/checkpoints/v-moe-seed0.safetensors --attack
         autoattack --eps 4,8
 
-    ironmoe attack --model hf:my-vit --data photos --image-size 224 --all --attack pgd,square --norm
-    L2 --eps 64,128,255
+    ironmoe attack --model hf:my-vit --data photos --all --attack pgd,square --norm L2 --eps
+    64,128,255
     """
     from ironmoe.bench.common.processes import is_first_process
 

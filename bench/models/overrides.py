@@ -125,6 +125,10 @@ class Overrides:
             edges = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
             changes["resize"] = None if edges == OFF else edges
             changes["mode"] = "exact" if isinstance(self.resize, tuple) else "shortest"
+            if isinstance(self.resize, int) and rules.crop is None:
+                changes["crop"] = (
+                    rules.size
+                )  # which a picture that keeps its ratio has not by itself
         if self.crop is not None:
             changes["crop"] = None if self.crop == OFF else self.crop
         if self.interpolation is not None:

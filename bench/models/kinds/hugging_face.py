@@ -53,6 +53,12 @@ def load_hugging_face(source: Source) -> LoadedModel:
 
 def _model(source: Source) -> nn.Module:
     transformers = imported("transformers", source)
+    if not Path(source.path).is_dir():
+        raise CheckpointError(
+            f"{source} must name a folder of save_pretrained, got {source.path!r}, which is none; "
+            "nothing is downloaded. A model of the Hub comes into a folder by: hf download "
+            f"{source.path} --local-dir FOLDER"
+        )
     try:
         if recipe_of(source.path) is not None:
             huggingface.register()  # so that the model is upcycled as its recipe says

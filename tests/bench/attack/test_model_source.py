@@ -178,7 +178,7 @@ def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
         ),
         (["--model", "resnet50"], "--model must be timm:NAME"),
         (["--model", "no_such_package.here:make"], "No module named 'no_such_package'"),
-        (["--model", "hf:no/such/folder"], "is no image classifier"),
+        (["--model", "hf:no/such/folder"], "must name a folder of save_pretrained"),
         (["--model", "vmoe:no/such/prefix?top_k=2"], "no/such/prefix"),
         (["--model", f"vmoe:{GOLDEN}"], "top_k must be given for a checkpoint with 8 experts"),
         (["--model", f"vmoe:{GOLDEN}?wings=2"], "may set top_k, capacity"),

@@ -191,3 +191,16 @@ def test_a_pipeline_that_is_no_rules_gives_way_but_for_its_size():
 def test_what_is_wrong_names_the_option(options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         Overrides.parse(**options).apply(loaded())
+
+
+def test_a_shorter_edge_in_place_of_stretching_is_cropped_to_what_the_model_takes():
+    stretched = Preprocessing(resize=(32, 32), mode="exact", source="own")
+    loaded = LoadedModel(nn.Flatten(), "m", None, None, {}, pipeline=stretched)
+    for text, crop, expected in (
+        ("40", None, (32, 32)),
+        ("40", "36", (36, 36)),
+        ("40", "none", None),
+    ):
+        rules = Overrides.parse(resize=text, crop=crop).apply(loaded).pipeline
+        assert rules.resize == (40, 40) and rules.mode == "shortest" and rules.crop == expected
+    assert Overrides.parse(resize="40x44").apply(loaded).pipeline.size == (40, 44)
