@@ -117,8 +117,10 @@ class ImageStream:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.read(torch.arange(len(self))):
             good = batch.readable
-            if bool(good.any()):
-                yield batch.pixels()[good], batch.labels[good]
+            if not bool(good.all()):
+                batch = StreamBatch(*(column[good] for column in batch))
+            if len(batch.labels):
+                yield batch.pixels(), batch.labels
 
     def read(self, places: Tensor, *, ahead: int = 0, at_least: int = 1) -> Iterator[StreamBatch]:
         """The images at these places (n,), in this order, in batches.
