@@ -46,8 +46,9 @@ class StreamBatch(NamedTuple):
         images = self.images if device is None else self.images.to(device, non_blocking=True)
         if images.dtype != torch.uint8:
             return images
-        room = _room(images.shape) if images.device.type == "cpu" else None
-        return torch.div(images, 255, out=room)
+        if images.device.type != "cpu":
+            return images.float().div_(255)
+        return _room(images.shape).copy_(images).div_(255)  # without a copy in between
 
 
 class ImageStream:
@@ -271,12 +272,12 @@ class ImageStream:
         return label if self.logits is None else int(self.logits[label])
 
 
-def _room(shape: torch.Size) -> Tensor | None:
+def _room(shape: torch.Size) -> Tensor:
     """Memory for float32 numbers that goes back to the system when nobody needs it any more. What
     malloc keeps of tensors of this size, one for each batch, may grow with the number of images."""
     size = math.prod(shape) * torch.float32.itemsize
     if size < WORTH_A_MAP:
-        return None
+        return torch.empty(shape)
     return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.float32).view(shape)
 
 
