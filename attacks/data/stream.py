@@ -157,11 +157,6 @@ class ImageStream:
             finish=own if finish is None else both,
         )
 
-    def image(self, place: int) -> Tensor:
-        """(C, H, W) float32 in [0, 1], the image at one place; black if it cannot be read."""
-        (batch,) = self.read(torch.tensor([place]))
-        return batch.pixels()[0]
-
     def where(self, place: int) -> str:
         """How people find the image at this place."""
         return self.images.where(int(self.rows[place]))

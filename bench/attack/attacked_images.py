@@ -1,6 +1,6 @@
 """The images of an evaluation: which of the set, as which pixels, in which classes of the model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +111,6 @@ def attacked_images(
     options: ImageOptions,
     loaded: LoadedModel,
     suite: Suite,
-    class_map: Mapping[str, int | str],
     *,
     is_asked: bool = False,
 ) -> AttackedImages:
@@ -134,7 +133,7 @@ def attacked_images(
         images.names,
         images.labels,
         data=images.name,
-        class_map=class_map or None,
+        class_map=None if options.class_map is None else read_class_map(options.class_map),
     )
     rows, chosen = _rows(options, images)
     rounded: list[float] = []
@@ -253,11 +252,6 @@ def _finish(suite: Suite, rounded: list[float]) -> Callable[[Tensor], Tensor] | 
         return on_grid
 
     return finish
-
-
-def given_class_map(options: ImageOptions) -> Mapping[str, int | str]:
-    """What ``--class-map`` says; nothing without it."""
-    return {} if options.class_map is None else read_class_map(options.class_map)
 
 
 def _rows(options: ImageOptions, images: ImageSet) -> tuple[Tensor, str]:

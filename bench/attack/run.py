@@ -15,7 +15,6 @@ from ironmoe.attacks.engine.coupling import images_per_unit
 from ironmoe.bench.attack.attacked_images import (
     AttackedImages,
     attacked_images,
-    given_class_map,
 )
 from ironmoe.bench.attack.failures import explained, too_small_a_budget
 from ironmoe.bench.attack.margins import margins_left
@@ -102,7 +101,6 @@ def _prepared(options: AttackOptions, device: torch.device, console: Console) ->
         options.data,
         loaded,
         options.suite,
-        given_class_map(options.data),
         is_asked=options.overrides.resize is not None or options.overrides.crop is not None,
     )
     check_form(options.save_images, images.shape, options.suite.levels)

@@ -102,7 +102,8 @@ def test_places_are_read_in_the_order_in_which_they_are_asked_for(workers):
     assert torch.equal(images[:, 0, 0, 0].long(), rows[places])
     assert torch.equal(labels, rows[places] % 3)
     assert stream.where(3) == f"number {int(rows[3])}"
-    assert stream.image(70)[0, 0, 0] == rows[70] / 255
+    (one,) = stream.read(torch.tensor([70]))
+    assert one.pixels()[0, 0, 0, 0] == rows[70] / 255
 
 
 def test_two_shares_read_exactly_their_images():
