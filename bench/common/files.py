@@ -1,24 +1,61 @@
 """Files that are there whole or not at all, as text, bytes or JSON, and names for them."""
 
+import glob
 import json
 import math
 import os
 import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+PARTIAL = ".partial"
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside the target. It takes the target's place when the block ends without an
+    error: an interruption leaves no half-written file, and two processes do not write to one.
+
+    A kill leaves what it has written so far; the next write to the target removes that.
+    """
+    begin = f"{path.name}.{socket.gethostname()}."
+    partial = path.with_name(f"{begin}{os.getpid()}{PARTIAL}")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+    for left in path.parent.glob(f"{glob.escape(begin)}*{PARTIAL}"):
+        process = left.name.removeprefix(begin).removesuffix(PARTIAL)
+        if process.isdecimal() and not _runs(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether this machine may have such a process now."""
+    if os.name != "posix":  # elsewhere signal 0 is a signal
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user, or no number of a process
+        return True
+    return True
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write beside the target, then rename: an interruption leaves no half-written file, and two
-    processes do not write to one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    data = content.encode() if isinstance(content, str) else content
-
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write the file; it is there whole or not at all."""
+    with open_atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def finite(value: Any) -> Any:

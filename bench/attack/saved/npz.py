@@ -1,6 +1,5 @@
 """An .npz file of some columns and many images, written image by image."""
 
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ironmoe.bench.common.files import open_atomically
 
 
 def write_npz(
@@ -26,21 +27,12 @@ def write_npz(
     Raises:
         ValueError: images of several shapes or dtypes, or another number of them.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            with zipfile.ZipFile(file, "w") as archive:  # a member of it has a fixed date
-                for name, column in columns.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, column)
-                with archive.open("images.npy", "w", force_zip64=True) as member:
-                    _write_images(cast(BinaryIO, member), images, count)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with open_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, column in columns.items():  # a member that is opened has a fixed date
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, column)
+        with archive.open("images.npy", "w", force_zip64=True) as member:
+            _write_images(cast(BinaryIO, member), images, count)
 
 
 def _write_images(file: BinaryIO, images: Iterator[Tensor], count: int) -> None:
