@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from ironmoe.bench.benchmarks.images.attacking import MODELS, SOURCES, attacked, why_not
+from ironmoe.bench.benchmarks.images.attacking import attacked
 from ironmoe.bench.benchmarks.images.jpegs import make_jpegs
 from ironmoe.bench.benchmarks.images.loading import LOADERS, WARM, loaded
 from ironmoe.bench.benchmarks.images.memory import Row, in_a_process
+from ironmoe.bench.benchmarks.images.vit_s import MODELS, SOURCES, why_not
 from ironmoe.bench.benchmarks.training.kept import Kept
 from ironmoe.bench.common.files import write_json
 
@@ -83,7 +84,7 @@ def _attack(
             size = benchmark.batch_size
             name = f"attack-{source}-{model}-{count}-{benchmark.workers}-{size}-{benchmark.dtype}"
             work = (attacked, source, model, files[:count], benchmark.workers, size)
-            found.append(_row(name, kept, console, *work, benchmark.dtype, str(folder)))
+            found.append(_row(name, kept, console, *work, benchmark.dtype, str(folder), name))
     return found
 
 

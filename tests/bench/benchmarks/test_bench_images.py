@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from ironmoe.bench.benchmarks.images import attacking
+from ironmoe.bench.benchmarks.images import attacking, vit_s
 from ironmoe.bench.benchmarks.images.jpegs import LONGEST, SHORTEST, make_jpegs
 from ironmoe.bench.benchmarks.images.loading import PlainImages, loaded
 from ironmoe.bench.benchmarks.images.memory import in_a_process
@@ -52,15 +52,16 @@ def take(megabytes):
     return {"did": len(bytes(megabytes * 10**6)) // 10**6}
 
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+         "intermediate_size": 16, "image_size": 224, "patch_size": 56}  # fmt: skip
+
+
 def test_the_command_keeps_each_row_and_goes_on(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-             "intermediate_size": 16, "image_size": 224, "patch_size": 56}  # fmt: skip
-    monkeypatch.setattr(attacking, "SIZES", small)
-    monkeypatch.setattr(
-        "ironmoe.bench.benchmarks.images.run.in_a_process",
-        lambda work, *given: work(*given) | {"peak_mb": 1.0, "worker_peak_mb": 2.0},
-    )
+    monkeypatch.setattr(vit_s, "SIZES", SMALL)
+    process = "ironmoe.bench.benchmarks.images.run.in_a_process"
+    peaks = {"peak_mb": 1.0, "worker_peak_mb": 2.0}
+    monkeypatch.setattr(process, lambda work, *given: work(*given) | peaks)
     options = ["bench", "images", "--parts", "attack", "--attack-images", "4", "--workers", "1"]
     options += ["--batch-size", "2", "--folder", str(tmp_path / "kept")]
     out = str(tmp_path / "rows.json")
@@ -72,9 +73,36 @@ def test_the_command_keeps_each_row_and_goes_on(tmp_path, monkeypatch):
     assert robust["robust_accuracy"] == 100.0 >= plain["robust_accuracy"]
     assert all(0 < row["model_share"] < 1 and row["waited_share"] >= 0 for row in rows)
 
-    monkeypatch.setattr(attacking, "attacked", None)  # nothing is measured again
+    monkeypatch.setattr(process, None)  # nothing is measured again
     again = CliRunner().invoke(app, [*options, "--images", "4"])
     assert again.exit_code == 0 and "attack-hf-robust-4-1-2-float32" in again.output
+
+
+def test_a_killed_row_goes_on_with_its_images_and_its_seconds(files, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(vit_s, "SIZES", SMALL)
+    monkeypatch.setattr(attacking, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(attacking, "SAY_SECONDS", 0.0)
+    work = ("hf", "robust", files, 0, 2, "float32", str(tmp_path), "one")
+    decided = []
+
+    def killed(self, progress, name):
+        note(self, progress, name)
+        decided.append(progress.decided)
+        if progress.decided:
+            raise KeyboardInterrupt
+
+    note = attacking.Spent.note
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(attacking.Spent, "note", killed)
+        attacking.attacked(*work)
+    before = json.loads((tmp_path / "begun/one/seconds.json").read_text())
+    assert 0 < decided[-1] < 6 and before["all"] > before["model"] > 0
+    assert f"one: {decided[-1]} of 6 images" in capsys.readouterr().out
+
+    row = attacking.attacked(*work)
+    assert row["killed"] == 1 and row["images"] == 6 and row["robust_accuracy"] == 100.0
+    assert row["seconds"] > before["all"] and not (tmp_path / "begun/one").exists()
 
 
 def test_parts_and_dtypes_that_are_none_are_named():
