@@ -1,5 +1,6 @@
-"""Run one command on several processes, as ``torchrun`` starts them."""
+"""Run one command on several processes, as ``torchrun`` or the command itself starts them."""
 
+import multiprocessing
 import os
 import sys
 import time
@@ -68,6 +69,15 @@ class Processes(NamedTuple):
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values
+
+
+def end_with_parent() -> None:
+    """Wait for the process that started this one, and end with it: killed, it could not end its
+    children, which would then go on beside those of the same command when it is given again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def is_first_process() -> bool:

@@ -9,9 +9,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from ironmoe.bench.common.processes import end_with_parent
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.study.options import StudyOptions
-from ironmoe.bench.study.work.parent import end_with_parent
 from ironmoe.bench.study.work.tasks import Study, one_thread
 from ironmoe.bench.study.work.worker import Done
 

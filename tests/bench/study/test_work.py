@@ -163,7 +163,7 @@ def test_processes_end_with_the_one_that_started_them():
     """They hold their parent's pipe, so its end is seen when all are gone."""
     program = (
         "import multiprocessing, time\n"
-        "from ironmoe.bench.study.work.parent import end_with_parent\n"
+        "from ironmoe.bench.common.processes import end_with_parent\n"
         "context = multiprocessing.get_context('spawn')\n"
         "child = context.Process(target=end_with_parent)\n"
         "child.start(); print(child.is_alive(), flush=True); time.sleep(60)"
