@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.balls.ball import NORMS, Ball, ball_at, ball_of
-from ironmoe.attacks.balls.checked import checked_bounds, checked_eps, shown
+from ironmoe.attacks.balls.checked import checked_bounds, checked_eps, shown, warn_of_unit
 from ironmoe.attacks.balls.elements import (
     Bound,
     Bounds,
@@ -75,6 +75,7 @@ class SearchSpace:
         self.bounds = checked_bounds(bounds, finite_for=who)
         self.eps = checked_eps(eps, infinite=not self.inside)
         self.norm = norm
+        warn_of_unit(ball_of(norm), self.eps, self.bounds)
         self._elements = SharedElements()
 
     @property

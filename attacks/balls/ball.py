@@ -72,6 +72,12 @@ class Ball(ABC):
             "with a radius for each, got tensors"
         )
 
+    @classmethod
+    def exceeds(cls, eps: float, low: float, high: float) -> bool:
+        """Whether no two points between two faces of a box are so far apart, however many elements
+        an image has. Such a radius is in another unit than the pixels."""
+        return False
+
     def edges(self) -> dict[str, Tensor]:
         """The tensors that ``kept`` names."""
         return {}

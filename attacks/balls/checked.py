@@ -1,13 +1,16 @@
 """eps and bounds as arguments of an attack: what is refused, and how they are printed."""
 
+import math
 import re
+import warnings
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.elements import Bound, Bounds, check_order
+from ironmoe.attacks.balls.ball import Ball
+from ironmoe.attacks.balls.elements import Bound, Bounds, check_order, largest
 
 
 def checked_eps(eps: Any, *, infinite: bool) -> Bound:
@@ -61,6 +64,23 @@ def checked_bounds(bounds: Any, *, finite_for: str | None) -> Bounds:
     if lows.shape == highs.shape or 0 in (lows.ndim, highs.ndim):
         check_order(lows, highs)
     return low, high
+
+
+def warn_of_unit(ball: type[Ball], eps: Bound, bounds: Bounds) -> None:
+    """Warn of finite radii that are all wider than the box, and say how 8/255 is written."""
+    radius, low, high = _smallest(eps), _smallest(bounds[0]), largest(bounds[1])
+    if math.isfinite(radius) and ball.exceeds(radius, low, high):
+        width = "" if high - low == 1 else f" * {high - low:g}"
+        warnings.warn(
+            f"eps={radius:g} is wider than bounds={bounds_text(bounds)}: every image is allowed. "
+            f"eps is in the unit of the pixels; for {radius:g} of 255 levels write "
+            f"{radius:g}{width} / 255",
+            stacklevel=2,
+        )
+
+
+def _smallest(value: Bound) -> float:
+    return -largest(-torch.as_tensor(value, dtype=torch.float64))
 
 
 def shown(value: Bound) -> str:

@@ -44,6 +44,10 @@ class LinfBall(BoxBall, StraightBall, HyperplaneBall):
     def scaled(cls) -> Callable[..., Ball]:
         return ScaledLinfBall if cls is LinfBall else super().scaled()
 
+    @classmethod
+    def exceeds(cls, eps: float, low: float, high: float) -> bool:
+        return eps > high - low
+
     @property
     def low(self) -> Tensor:
         return self._made_edges()[0]

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.balls.checked import shown
+from ironmoe.attacks.balls.ball import ball_of
+from ironmoe.attacks.balls.checked import shown, warn_of_unit
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Model
 from ironmoe.attacks.engine.coupling import images_coupled
 from ironmoe.attacks.engine.job import Stage
@@ -140,6 +141,8 @@ def chain_of(attack: Attack, eps: Sequence[float] | None) -> list[Stage]:
     radii = [attack.largest_eps] if eps is None else sorted({float(e) for e in eps})
     if not radii or not all(radius >= 0 for radius in radii):
         raise ValueError(f"eps must hold at least one radius, none below 0, got {eps}")
+    if eps is not None:
+        warn_of_unit(ball_of(attack.norm), radii[-1], attack.bounds)
     return [Stage(stage, radius) for radius in radii for stage in attack.stages]
 
 

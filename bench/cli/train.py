@@ -241,7 +241,7 @@ def train(
         pipeline = pipeline_of(model)
         images = load_data(data, image_size, skip_bad, pipeline=pipeline)
         announce(images, console)
-        if choice.eps_255 < 1:
+        if 0 < choice.eps_255 < 1:
             console.print(below_one(choice.eps_255))
         trained_on = len(split(images).trained)
         recipe = TrainRecipe(

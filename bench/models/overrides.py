@@ -126,9 +126,7 @@ class Overrides:
             changes["resize"] = None if edges == OFF else edges
             changes["mode"] = "exact" if isinstance(self.resize, tuple) else "shortest"
             if isinstance(self.resize, int) and rules.crop is None:
-                changes["crop"] = (
-                    rules.size
-                )  # which a picture that keeps its ratio has not by itself
+                changes["crop"] = rules.size  # a picture that keeps its ratio has none by itself
         if self.crop is not None:
             changes["crop"] = None if self.crop == OFF else self.crop
         if self.interpolation is not None:
@@ -196,15 +194,22 @@ def _read_size(option: str, text: str) -> Any:
 
 
 def _read_numbers(option: str, text: str, *, above_zero: bool = False) -> tuple[float, ...]:
+    """One or several numbers that lie in the pixel range, from 0 to 1."""
     numbers = _read(text, float)
-    finite = numbers is not None and all(abs(number) < float("inf") for number in numbers)
-    if numbers is None or not finite or (above_zero and min(numbers) <= 0):
-        which = "numbers above 0" if above_zero else "numbers"
+    fits = numbers is not None and all(0 <= number <= 1 for number in numbers)
+    if numbers is None or not fits or (above_zero and min(numbers) == 0):
+        least = "above 0 and" if above_zero else "at least 0 and"
+        of_levels = "" if numbers is None or not 1 < max(numbers) <= 255 else _of_levels(numbers)
         raise UserError(
-            f"{option} must be one or several {which} in units of the pixel range, such as 0.5 or "
-            f"0.485,0.456,0.406, got {text!r}"
+            f"{option} must be one or several numbers {least} at most 1, the pixel range, such as "
+            f"0.5 or 0.485,0.456,0.406, got {text!r}{of_levels}"
         )
     return numbers
+
+
+def _of_levels(numbers: Sequence[float]) -> str:
+    shares = ",".join(f"{number / 255:.4g}" for number in numbers)
+    return f"; for these of 255 levels give {shares}"
 
 
 def _read(text: str, kind: Callable[[str], Value]) -> tuple[Value, ...] | None:

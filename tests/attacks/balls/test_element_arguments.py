@@ -295,3 +295,32 @@ def test_a_journal_goes_on_with_the_same_radii_of_elements_alone(tmp_path):
         run(eps.flip(0), bounds)
     with pytest.raises(JournalError):
         run(eps, (bounds[0], 2 * bounds[1]))
+
+
+@pytest.mark.parametrize(
+    ("eps", "options", "advice"),
+    [
+        (8, {}, "write 8 / 255"),
+        (torch.tensor([8.0, 4.0]), {}, "write 4 / 255"),
+        (2.5, {"bounds": (-1, 1)}, "write 2.5 \\* 2 / 255"),
+        (8, {"bounds": (torch.zeros(3, 1, 1), 1.0)}, "write 8 / 255"),
+    ],
+)
+def test_a_radius_in_another_unit_is_said(eps, options, advice):
+    with pytest.warns(UserWarning, match=f"is wider than bounds=.*{advice}"):
+        PGD(model, eps, **options)
+
+
+@pytest.mark.filterwarnings("error")
+def test_radii_that_the_box_holds_are_not_remarked():
+    PGD(model, 1.0)
+    PGD(model, torch.tensor([0.1, 4.0]))  # the second image may be any
+    PGD(model, 8, bounds=(0, 255))
+    PGD(model, 8.0, norm="L2")  # how wide the box is depends on the image
+    DeepFool(model, math.inf)
+
+
+def test_radii_of_an_evaluation_in_another_unit_are_said():
+    data = torch.rand(2, 3, 2, 2), torch.zeros(2, dtype=torch.long)
+    with pytest.warns(UserWarning, match="eps=8 is wider"):
+        evaluate(model, data, [PGD(model, 8 / 255, steps=1)], eps=[8 / 255, 8.0])
