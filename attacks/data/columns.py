@@ -7,6 +7,8 @@ A column is found by its type, and then by its usual name. Where two remain, nob
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ from ironmoe.attacks.data.image_set import Item
 
 IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "pixel_values")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_name", "target", "category", "cls")
+ROW_NUMBER = re.compile(r"(.*_)?(id|idx|index|row)|__index_level_\d+__|width|height|size")
+"""Whole numbers that stand beside images and are no classes."""
 
 
 class Columns(NamedTuple):
@@ -76,8 +80,15 @@ def find_columns(
     ]
     classes = [name for name in numbers if _kind(features.get(name)) == "ClassLabel"]
 
-    chosen_image = _one("image", image, [pictures], IMAGE_NAMES, schema, origin)
-    chosen_label = _one("label", label, [classes, numbers], LABEL_NAMES, schema, origin)
+    # Whole numbers become floats where pandas had some missing.
+    possible = numbers + [field.name for field in schema if types.is_floating(field.type)]
+    named = [name for name in possible if name.lower() in LABEL_NAMES]
+    others = [name for name in numbers if not ROW_NUMBER.fullmatch(name.lower())]
+
+    chosen_image = _one("image", image, pictures, [pictures], IMAGE_NAMES, schema, origin)
+    chosen_label = _one(
+        "label", label, possible, [classes, named, others], LABEL_NAMES, schema, origin
+    )
     names = features.get(chosen_label, {}).get("names")
     return Columns(chosen_image, chosen_label, None if names is None else [str(n) for n in names])
 
@@ -89,7 +100,7 @@ def numbered(values: list[Any], columns: Columns, origin: str) -> tuple[Tensor, 
         DataError: an image has no label, or one that is no class.
     """
     column = f"column {columns.label!r} of {origin}"
-    missing = next((row for row, value in enumerate(values) if value is None or value == -1), None)
+    missing = next((row for row, value in enumerate(values) if _is_missing(value)), None)
     if missing is not None:
         raise DataError(
             f"{column} must have a label for each image, got {values[missing]} in row {missing}; "
@@ -104,12 +115,19 @@ def numbered(values: list[Any], columns: Columns, origin: str) -> tuple[Tensor, 
         place = {name: number for number, name in enumerate(names)}
         return torch.tensor([place[name] for name in values]), names
 
-    labels = torch.tensor(values, dtype=torch.int64)
+    broken = next((value for value in values if value != int(value)), None)
+    if broken is not None:
+        raise DataError(f"{column} must be whole numbers or names, got {broken}")
+    labels = torch.tensor([int(value) for value in values])
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (columns.classes is not None and high >= len(columns.classes)):
         end = "on" if columns.classes is None else f"to {len(columns.classes) - 1}"
         raise DataError(f"{column} must be from 0 {end}, got values from {low} to {high}")
     return labels, columns.classes
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value == -1 or (isinstance(value, float) and not math.isfinite(value))
 
 
 def picture(value: Any, label: int, channels: int, where: str, folder: Path) -> Item:
@@ -130,17 +148,18 @@ def picture(value: Any, label: int, channels: int, where: str, folder: Path) -> 
 def _one(
     what: str,
     chosen: str | None,
+    possible: list[str],
     candidates: list[list[str]],
     usual: tuple[str, ...],
     schema: Any,
     origin: str,
 ) -> str:
-    """The column that the user chose; else the only one of the first kind that there is; else the
-    only one of them with a usual name."""
+    """The column that the user chose among the possible ones; else the only one of the first kind
+    that there is; else the only one of them with a usual name."""
     found = next((names for names in candidates if names), [])
     everything = ", ".join(f"{field.name} ({_type(field.type)})" for field in schema)
     if chosen is not None:
-        if chosen in candidates[-1]:
+        if chosen in possible:
             return chosen
         raise DataError(
             f"{what} must be a column of {what}s of {origin}, got {chosen!r}; its columns are "

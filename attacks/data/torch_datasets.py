@@ -157,7 +157,8 @@ def whole_number(label: Any, where: str) -> int:
             f"the label of {where} must be one whole number, got shape {values.shape}: of a "
             "one-hot label give the place of the 1"
         )
-    if values.dtype.kind not in "iu" or int(values.item()) < 0:
+    is_whole = values.dtype.kind in "iu" or (values.dtype.kind == "f" and values.item() % 1 == 0)
+    if not is_whole or int(values.item()) < 0:
         raise DataError(
             f"the label of {where} must be a whole number of at least 0, got {values.item()!r}"
         )

@@ -34,8 +34,8 @@ def checked_split(data: ImageData, recipe: TrainRecipe, processes: int) -> Split
     rows = split(data)
     if recipe.batch_size > len(rows.trained):
         raise UserError(
-            f"--batch-size must be at most the number of images that are trained on, "
-            f"{len(rows.trained)}, got {recipe.batch_size}"
+            f"data {data.name!r} must have at least {recipe.batch_size} images to train on, as "
+            f"many as a batch, got {len(rows.trained)}; ironmoe train takes a smaller --batch-size"
         )
     if recipe.parts % processes:
         raise UserError(

@@ -29,9 +29,12 @@ def load_torchscript(source: Source) -> LoadedModel:
             model = torch.jit.load(str(path), map_location=source.device)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{source} holds no TorchScript module ({str(error).strip().partition(chr(10))[0]}); "
-            "weights alone need the model that they belong to, such as "
-            f"timm:NAME?checkpoint={path.name}"
+            f"{source} holds no TorchScript module. What torch.save has written needs the code of "
+            f"its model: give timm:NAME?checkpoint={path.name}, or a function that returns the "
+            f"model, package.module:function ({_first_sentence(error)})"
         ) from error
-    name = getattr(model, "original_name", "") or path.stem
-    return LoadedModel(Classifier(model), str(name), None, None, facts_of(path.stem))
+    return LoadedModel(Classifier(model), path.stem, None, None, facts_of(path.stem))
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0]

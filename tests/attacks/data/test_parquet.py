@@ -116,6 +116,16 @@ def test_cells_without_a_picture_are_unreadable_by_their_row(tmp_path):
             images.read(row, 3)
 
 
+@pytest.mark.parametrize("beside", [{}, {"id": [7, 8]}, {"__index_level_0__": [0, 1]}])
+@pytest.mark.parametrize(
+    "label", [{"label": [1.0, 0.0]}, {"Target": [1, 0]}, {"wnid": [1, 0]}, {"cls": ["b", "a"]}]
+)
+def test_whole_numbers_beside_a_number_of_the_row_are_labels(tmp_path, label, beside):
+    columns = {"image": cells([0, 1])} | beside | label
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    assert parquet_images(tmp_path / "x.parquet").labels.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(("columns", "options", "match"), [
     ({"a": cells([0]), "b": cells([1]), "label": [0]}, {},
      r"must have one column of images, got 'a' and 'b'; name it by image=. Its columns are a \("),
@@ -124,7 +134,11 @@ def test_cells_without_a_picture_are_unreadable_by_their_row(tmp_path):
     ({"image": cells([0]), "label": [0], "labels": [1]}, {}, "got 'label' and 'labels'; name it"),
     ({"image": cells([0])}, {}, "must have one column of labels, got none. Its columns are image"),
     ({"x": [0.5], "label": [0]}, {}, r"one column of images, got none. Its columns are x \(double"),
-    ({"image": cells([0]), "label": [0.5]}, {}, "must have one column of labels, got none"),
+    ({"image": cells([0]), "label": [0.5]}, {}, "must be whole numbers or names, got 0.5"),
+    ({"image": cells([0, 1]), "label": [0.0, None]}, {}, "a label for each image, got None in row"),
+    ({"image": cells([0]), "label": [float("nan")]}, {}, "for each image, got nan in row 0"),
+    ({"image": cells([0]), "image_id": [0]}, {}, "must have one column of labels, got none. Its"),
+    ({"image": cells([0]), "score": [1.0]}, {}, "must have one column of labels, got none. Its"),
     ({"image": cells([0]), "label": [[0, 1]]}, {}, "must have one column of labels, got none"),
     ({"image": cells([0]), "label": [0]}, {"image": "img"}, "image must be a column of images of"),
     ({"image": cells([0]), "label": [0]}, {"label": "image"}, "label must be a column of labels"),

@@ -92,7 +92,7 @@ def test_items_are_pairs_or_mappings(item):
 @pytest.mark.parametrize(("item", "match"), [
     ((FIRST, torch.eye(3)[1]), r"one whole number, got shape \(3,\): of a one-hot label give the"),
     ((FIRST, [0, 1]), r"one whole number, got shape \(2,\)"),
-    ((FIRST, 1.0), "a whole number of at least 0, got 1.0"),
+    ((FIRST, 1.5), "a whole number of at least 0, got 1.5"),
     ((FIRST, torch.tensor(0.5)), "a whole number of at least 0, got 0.5"),
     ((FIRST, True), "a whole number of at least 0, got True"),
     ((FIRST, -1), "a whole number of at least 0, got -1"),

@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path, monkeypatch):
     cases = {
         "no.pt": "must be a file, and there is none at",
         "no.pt2": "must be a file, and there is none at",
-        "weights.pt": "weights alone need the model that they belong to, such as timm:NAME?check",
+        "weights.pt": "needs the code of its model: give timm:NAME?checkpoint=weights.pt, or a",
         "two.pt2": "was exported for 2 images at a time; export it for any number: torch.export",
         "flat.pt2": "must take images (B, C, H, W) as its only input, got inputs [(3, 4)]",
         "empty.pt2": "holds no program of torch.export that can be read here",

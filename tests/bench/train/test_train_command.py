@@ -234,7 +234,7 @@ BAD = {
     "paper": (["--model", "V-MoE-Q/4"], "SIZE one of"),
     "data": (["--data", "nowhere"], "data must be one of mnist"),
     "option": (["--method", "pgd-at", "--beta", 1], "not to pgd-at"),
-    "batch": (["--batch-size", 500], "--batch-size must be at most the number of images"),
+    "batch": (["--batch-size", 500], "must have at least 500 images to train on, as many as"),
     "parts": (["--parts", 200], "--parts must be at most --batch-size, 36, got 200"),
     "norm": (["--norm", "L7"], "--norm must be one of Linf"),
     "schedule": (["--schedule", "steps"], "--schedule must be one of one-cycle, cosine"),
