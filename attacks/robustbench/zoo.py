@@ -28,9 +28,9 @@ def zoo_preprocessing(threat_model: str, model_name: str) -> str | Callable[[Any
     dataset, threat = BenchmarkDataset("imagenet"), ThreatModel(threat_model)
     try:
         found = get_preprocessing(dataset, threat, model_name, None)
-    except KeyError as error:
+    except Exception as error:  # a KeyError, or a bare one in the release on PyPI
         raise ValueError(
             f"{wanted}: RobustBench has it for the models of its zoo alone, and there is no "
             f"{model_name!r} among those for imagenet and {threat_model}"
         ) from error
-    return next((name for name in PREPARATIONS if PREPROCESSINGS[name] is found), found)
+    return next((name for name in PREPARATIONS if PREPROCESSINGS.get(name) is found), found)

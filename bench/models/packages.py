@@ -11,6 +11,8 @@ from ironmoe.moe.checkpoints.errors import CheckpointError
 # torchvision 0.15 was made for torch 2.0, 0.16 for torch 2.1, and so on
 # (https://github.com/pytorch/vision#installation)
 OF_TORCH_2 = 15
+ELSEWHERE = {"robustbench": "git+https://github.com/RobustBench/robustbench.git"}
+"""What to install where the newest release on PyPI is an old one."""
 
 
 def imported(name: str, wanted_by: object) -> Any:
@@ -32,8 +34,7 @@ def why_not(error: Exception, package: str) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         missing = error.name.partition(".")[0]
         whose = "" if missing == top else f"{top}, which needs "
-        command = torchvision_command() if missing == "torchvision" else f"pip install {missing}"
-        return f"needs {whose}the package {missing}, which is not installed: {command}"
+        return f"needs {whose}the package {missing}, which is not installed: {command_for(missing)}"
     if "torchvision" in str(error) or "torchvision" in _modules_of(error):
         return (
             f"needs {top}, whose import fails because the installed torchvision was built for "
@@ -41,6 +42,13 @@ def why_not(error: Exception, package: str) -> str:
             f"belongs to this torch: {torchvision_command()}"
         )
     return f"needs {top}, whose import fails: {told(error)}"
+
+
+def command_for(package: str) -> str:
+    """How to install a package."""
+    if package == "torchvision":
+        return torchvision_command()
+    return f"pip install {ELSEWHERE.get(package, package)}"
 
 
 def torchvision_command() -> str:

@@ -32,8 +32,12 @@ PIXELS_ONLY = {
     "rescale_offset": False,
     "include_top": False,
 }
-# height and width of pictures to compare with: their crops begin at all sorts of half pixels
-SHAPES = ((97, 161), (233, 131), (301, 300), (30, 47), (64, 113), (115, 64), (64, 117), (9, 11))
+# height and width of pictures to compare with: their crops begin at all sorts of half pixels, and
+# some are narrower than a crop in one direction alone
+SHAPES = (
+    (97, 161), (233, 131), (301, 300), (30, 47), (64, 113), (115, 64), (64, 117), (9, 11),
+    (301, 20), (300, 21), (20, 301), (21, 300), (64, 6), (7, 65),
+)  # fmt: skip
 WITHIN = 1e-5  # of the largest value: float32 and seven digits of mean and std round by less
 DIGITS = 7  # of mean and std, which a float32 has
 WITHOUT = "processor=false leaves it out"

@@ -28,11 +28,17 @@ def package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["timm", "torchvision", "robustbench", "transformers"])
 def test_what_is_not_installed_is_named_with_its_command(name, monkeypatch):
+    for known in [each for each in sys.modules if each.startswith(f"{name}.")]:
+        monkeypatch.delitem(sys.modules, known)
     monkeypatch.setitem(sys.modules, name, None)  # its import raises ModuleNotFoundError
     prefix = {"transformers": "hf"}.get(name, name)
     with pytest.raises(CheckpointError) as error:
         load_model(None, f"{prefix}:model", CPU)
-    command = torchvision_command() if name == "torchvision" else f"pip install {name}"
+    commands = {
+        "torchvision": torchvision_command(),
+        "robustbench": "pip install git+https://github.com/RobustBench/robustbench.git",
+    }
+    command = commands.get(name, f"pip install {name}")
     assert f"needs the package {name}, which is not installed: {command}" in str(error.value)
 
 
