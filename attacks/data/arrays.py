@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.data.errors import DataError, UnreadableImage
-from ironmoe.attacks.data.image_set import Item, digest
+from ironmoe.attacks.data.image_set import LARGEST_LABEL, Item, digest
 
+LARGEST_CHECKED = 1_000_000_000  # bytes
+"""An array on the disk of up to this size is read once, to compare it with its checksum."""
+
+READ_AT_ONCE = 1 << 20  # bytes
 LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a member of a zip file: 26 bytes, and the lengths of its name and of what else is there."""
 
@@ -67,6 +71,7 @@ class ImageArrays:
         self.fingerprint = fingerprint
         self.notes = []
         self._mapped = images if isinstance(images, MappedArray) else None
+        labels = _whole(labels)
         opened = images.open() if isinstance(images, MappedArray) else images
         _check(opened, labels, origin)
         self.images = _channels_first(opened, origin)
@@ -133,7 +138,8 @@ def image_arrays(path: Path | str) -> ImageArrays:
     """The arrays ``images`` and ``labels`` of an .npz file.
 
     The images of a file that ``np.savez`` wrote stay on the disk until they are read; those of a
-    compressed file are held in memory, in their own dtype.
+    compressed file are held in memory, in their own dtype. What is read here is compared with the
+    checksums of the file; of images on the disk only those of up to a gigabyte are.
 
     Raises:
         DataError: no such file, or other arrays.
@@ -151,7 +157,9 @@ def image_arrays(path: Path | str) -> ImageArrays:
     except DataError:
         raise
     except zipfile.BadZipFile as error:
-        raise DataError(f"{path} must be an .npz file, which np.savez writes: {error}") from error
+        damaged = f"{path} is damaged" if "CRC" in str(error) else None
+        what = damaged or f"{path} must be an .npz file, which np.savez writes"
+        raise DataError(f"{what}: {error}") from error
     except (ValueError, OSError, EOFError, KeyError, zlib.error) as error:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
 
@@ -162,8 +170,12 @@ def _mapped(path: Path, member: str) -> MappedArray | None:
     """An array of an .npz file that is not compressed; None if it is."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(member)
-    if info.compress_type != zipfile.ZIP_STORED:
-        return None
+        if info.compress_type != zipfile.ZIP_STORED:
+            return None
+        if info.file_size <= LARGEST_CHECKED:
+            with archive.open(info) as held:
+                while held.read(READ_AT_ONCE):  # its end compares the checksum
+                    pass
 
     with path.open("rb") as file:
         file.seek(info.header_offset)
@@ -181,12 +193,19 @@ def _mapped(path: Path, member: str) -> MappedArray | None:
         return MappedArray(path, file.tell(), shape, dtype, fortran)
 
 
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """Whole numbers that were saved as floats, as integers; other labels as they are."""
+    if labels.dtype.kind != "f" or not np.isfinite(labels).all() or (labels % 1).any():
+        return labels
+    return labels.astype(np.int64)
+
+
 def _check(images: np.ndarray, labels: np.ndarray, origin: str) -> None:
     """DataError: arrays that are no images with labels."""
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise DataError(
-            f"labels in {origin} must be one axis of integers or strings, got {labels.dtype} of "
-            f"shape {labels.shape}"
+            f"labels in {origin} must be one axis of whole numbers or strings, got {labels.dtype} "
+            f"of shape {labels.shape}"
         )
     if len(images) != len(labels) or len(labels) == 0:
         raise DataError(
@@ -195,6 +214,8 @@ def _check(images: np.ndarray, labels: np.ndarray, origin: str) -> None:
         )
     if labels.dtype.kind in "iu" and int(labels.min()) < 0:
         raise DataError(f"labels in {origin} must be at least 0, got {int(labels.min())}")
+    if labels.dtype.kind in "iu" and int(labels.max()) > LARGEST_LABEL:
+        raise DataError(f"labels in {origin} must be below 2**63, got {int(labels.max())}")
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise DataError(f"images in {origin} must be uint8 or floats in [0, 1], got {images.dtype}")
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from ironmoe.attacks.data.errors import DataError
 from ironmoe.attacks.data.imagenet import (
     CLASSES,
+    ModelNames,
+    NameIndex,
     are_imagenet,
     imagenet_classes,
     imagenet_names,
@@ -25,6 +27,7 @@ from ironmoe.attacks.data.imagenet import (
 
 GIVE_A_MAP = "give a class map, which names the logit of each class"
 HEADERS = ("logit", "index", "label", "id", "target", "class")
+NUMBER = re.compile(r"-?\d+")
 UNNAMED = re.compile(r"label_\d+")
 """What transformers calls the classes of a model that has no names."""
 
@@ -134,34 +137,41 @@ def _by_map(
     logits: int,
     known: Sequence[str] | None,
 ) -> Matched:
-    own = {} if known is None else _unique(known)
-    index: dict[str, int] = {}
+    own = None if known is None else ModelNames(known)
+    given: dict[str, int] = {}
     for name, logit in class_map.items():
-        found = own.get(plain(logit)) if isinstance(logit, str) else logit
+        by_name = own.find(logit) if own and isinstance(logit, str) else None
+        found = by_name if isinstance(logit, str) else logit
         if found is None or not 0 <= found < logits:
             raise DataError(
                 f"class map must map to an index from 0 to {logits - 1}, or to a name of the "
                 f"model's, got {logit!r} for {name!r}"
             )
-        index[plain(name)] = found
+        given[name] = found
 
     if names is None:
-        return _by_map_of_numbers(labels, index, logits, known)
-    missing = [name for name in names if plain(name) not in index]
+        return _by_map_of_numbers(labels, given, logits, known)
+    index = NameIndex(given.items())
+    places = [index.find(name) for name in names]
+    missing = [name for name, place in zip(names, places, strict=True) if place is None]
     if missing:
         raise DataError(f"class map must name every class of the data, got none for {few(missing)}")
-    found_logits = torch.tensor([index[plain(name)] for name in names])
-    return Matched(found_logits, _named(names, found_logits, logits, known), "")
+    found_logits = torch.tensor(places)
+    first = {place: name for name, place in reversed([*zip(names, places, strict=True)])}
+    joined = [name for name, place in zip(names, places, strict=True) if first[place] != name]
+    note = f"The class map joins classes at one logit, first {joined[0]!r}." if joined else ""
+    return Matched(found_logits, _named(names, found_logits, logits, known), note)
 
 
 def _by_map_of_numbers(
-    labels: Tensor | None, index: Mapping[str, int], logits: int, known: Sequence[str] | None
+    labels: Tensor | None, given: Mapping[str, int], logits: int, known: Sequence[str] | None
 ) -> Matched:
-    numbers = {int(name): logit for name, logit in index.items() if name.isdecimal()}
+    numbers = {int(name): logit for name, logit in given.items() if name.isdecimal()}
     used = sorted(numbers) if labels is None else labels.unique().tolist()
     missing = [str(label) for label in used if label not in numbers]
-    if missing:
-        raise DataError(f"class map must name every label of the data, got none for {few(missing)}")
+    if missing or not numbers:
+        none_for = few(missing) if missing else f"numbers, but {few(list(given))}"
+        raise DataError(f"class map must name every label of the data, got none for {none_for}")
 
     found = torch.full((max(numbers, default=-1) + 1,), -1)
     for label, logit in numbers.items():
@@ -170,15 +180,15 @@ def _by_map_of_numbers(
 
 
 def _by_name(names: list[str], logits: int, known: list[str] | None, model: str) -> Matched:
-    if known is not None:
-        own = _unique(known)
-        found = [own.get(plain(name)) for name in names]
+    own = None if known is None else ModelNames(known)
+    if own is not None and known is not None:
+        found = [own.find(name) for name in names]
         if None not in found:
-            return Matched(torch.tensor(found), known)
+            return Matched(_apart(names, found), known)
 
     if logits == CLASSES and (known is None or are_imagenet(known)):
         standard = imagenet_names()
-        found = [standard.get(plain(name)) for name in names]
+        found = [standard.find(name) for name in names]
         if None not in found:
             is_sure = known is not None
             guess = (
@@ -186,16 +196,20 @@ def _by_name(names: list[str], logits: int, known: list[str] | None, model: str)
                 "matched to the standard order of ImageNet's, which is a guess."
             )
             of_classes = known or [", ".join(each.synonyms) for each in imagenet_classes()]
-            return Matched(torch.tensor(found), of_classes, "" if is_sure else guess)
+            return Matched(_apart(names, found), of_classes, "" if is_sure else guess)
 
-    if all(name.isdecimal() for name in names):
-        numbers = torch.tensor([int(name) for name in names])
+    if all(NUMBER.fullmatch(name) for name in names):
+        numbers = _apart(names, [int(name) for name in names])
         _check_indices(numbers, logits, model)
         note = "The names of the classes are numbers, and were taken as indices of the logits."
+        if [int(name) for name in sorted(names)] != list(range(len(names))):
+            note = (
+                f"{note[:-1]}, which is a guess: torchvision's ImageFolder numbers folders in the "
+                "order of their text."
+            )
         return Matched(numbers, known or _numbers(logits), note)
 
-    own = {} if known is None else _unique(known)
-    if len(names) != logits or any(plain(name) in own for name in names):
+    if len(names) != logits or _some_are_known(names, logits, own):
         raise DataError(_unmatched(names, logits, known, model))
     unknown = (
         "gives no names of classes"
@@ -207,18 +221,41 @@ def _by_name(names: list[str], logits: int, known: list[str] | None, model: str)
     return Matched(torch.arange(logits), names, note)
 
 
+def _some_are_known(names: Sequence[str], logits: int, own: ModelNames | None) -> bool:
+    """Whether some of the names say where they belong, so that their number is no guess for the
+    others."""
+    if own is not None:
+        return any(name in own for name in names)
+    return logits == CLASSES and 2 * sum(name in imagenet_names() for name in names) > CLASSES
+
+
+def _apart(names: Sequence[str], found: Sequence[int | None]) -> Tensor:
+    """The indices; DataError if two classes of the data have the same."""
+    first: dict[int | None, str] = {}
+    for name, index in zip(names, found, strict=True):
+        other = first.setdefault(index, name)
+        if other != name:
+            raise DataError(
+                f"classes of the data must have a logit each, got {other!r} and {name!r} for logit "
+                f"{index}; {GIVE_A_MAP}"
+            )
+    return torch.tensor(found)
+
+
 def _unmatched(names: list[str], logits: int, known: list[str] | None, model: str) -> str:
     """Why the classes of the data have no logits."""
     strange = names
     if known is not None:
-        own = _unique(known)
-        strange = [name for name in names if own.get(plain(name)) is None]
-        doubled = [name for name in strange if plain(name) in own]
+        own = ModelNames(known)
+        strange = [name for name in names if own.find(name) is None]
+        doubled = [name for name in strange if name in own]
         if doubled:
             return (
                 f"classes of the data must be names that one logit of {model} has, got "
                 f"{few(doubled)}, which several have; {GIVE_A_MAP}"
             )
+    elif logits == CLASSES:
+        strange = [name for name in names if imagenet_names().find(name) is None]
     has = "gives no names of them" if known is None else f"calls them {few(known)}"
     return (
         f"classes of the data must be among the {logits} classes of {model}, which {has}, got "
@@ -244,14 +281,6 @@ def _check_indices(labels: Tensor | None, logits: int, model: str) -> None:
 
 def _are_unnamed(names: Sequence[str]) -> bool:
     return all(UNNAMED.fullmatch(plain(name).replace(" ", "_")) for name in names)
-
-
-def _unique(names: Sequence[str]) -> dict[str, int | None]:
-    """Name → index; None for a name that several have."""
-    index: dict[str, int | None] = {}
-    for number, name in enumerate(names):
-        index[plain(name)] = None if plain(name) in index else number
-    return index
 
 
 def _named(

@@ -1,14 +1,16 @@
 """Which columns of a table are the images and the labels: of parquet files, and of data sets of
 Hugging Face.
 
-A column is found by its type, and then by its usual name. Where two remain, nobody guesses.
+A column of images is found by its type, and then by its usual name; one of labels by the names of
+classes that Hugging Face wrote beside it, or by its usual name. Where two remain, or none, nobody
+guesses.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,24 +19,25 @@ from torch import Tensor
 
 from ironmoe.attacks.data.decoding import read_image
 from ironmoe.attacks.data.errors import DataError, UnreadableImage
-from ironmoe.attacks.data.image_set import Item
+from ironmoe.attacks.data.image_set import LARGEST_LABEL, Item
 
 IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "pixel_values")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_name", "target", "category", "cls")
-ROW_NUMBER = re.compile(r"(.*_)?(id|idx|index|row)|__index_level_\d+__|width|height|size")
-"""Whole numbers that stand beside images and are no classes."""
+RARE_LABEL_NAMES = ("wnid", "synset")
+"""Names of columns of labels, where there is none of ``LABEL_NAMES``."""
 
 
 class Columns(NamedTuple):
     """The columns of a table.
 
     image, label: their names. classes: the names of the classes that the file itself has; None:
-    labels are indices of the logits, or names.
+    labels are indices of the logits, or names. note: what people should know of the choice.
     """
 
     image: str
     label: str
     classes: list[str] | None
+    note: str = ""
 
 
 def arrow() -> Any:
@@ -82,15 +85,22 @@ def find_columns(
 
     # Whole numbers become floats where pandas had some missing.
     possible = numbers + [field.name for field in schema if types.is_floating(field.type)]
-    named = [name for name in possible if name.lower() in LABEL_NAMES]
-    others = [name for name in numbers if not ROW_NUMBER.fullmatch(name.lower())]
+    named, rare = _called(possible, LABEL_NAMES), _called(possible, RARE_LABEL_NAMES)
 
     chosen_image = _one("image", image, pictures, [pictures], IMAGE_NAMES, schema, origin)
     chosen_label = _one(
-        "label", label, possible, [classes, named, others], LABEL_NAMES, schema, origin
+        "label", label, possible, [classes, named, rare], LABEL_NAMES, schema, origin
     )
+    others = [name for name in possible if name != chosen_label and "label" in name.lower()]
+    note = "" if label is not None or not others else _of_others(chosen_label, others)
     names = features.get(chosen_label, {}).get("names")
-    return Columns(chosen_image, chosen_label, None if names is None else [str(n) for n in names])
+    known = None if names is None else [str(each) for each in names]
+    return Columns(chosen_image, chosen_label, known, note)
+
+
+def _of_others(chosen: str, others: list[str]) -> str:
+    are = f"{', '.join(map(repr, others))} {'is one' if len(others) == 1 else 'are some'}"
+    return f"Labels are the column {chosen!r}; {are}, too, and label= takes another."
 
 
 def numbered(values: list[Any], columns: Columns, origin: str) -> tuple[Tensor, list[str] | None]:
@@ -118,12 +128,13 @@ def numbered(values: list[Any], columns: Columns, origin: str) -> tuple[Tensor, 
     broken = next((value for value in values if value != int(value)), None)
     if broken is not None:
         raise DataError(f"{column} must be whole numbers or names, got {broken}")
-    labels = torch.tensor([int(value) for value in values])
-    low, high = int(labels.min()), int(labels.max())
+    low, high = int(min(values)), int(max(values))
     if low < 0 or (columns.classes is not None and high >= len(columns.classes)):
         end = "on" if columns.classes is None else f"to {len(columns.classes) - 1}"
         raise DataError(f"{column} must be from 0 {end}, got values from {low} to {high}")
-    return labels, columns.classes
+    if high > LARGEST_LABEL:
+        raise DataError(f"{column} must be below 2**63, got {high}")
+    return torch.tensor([int(value) for value in values]), columns.classes
 
 
 def _is_missing(value: Any) -> bool:
@@ -156,7 +167,6 @@ def _one(
 ) -> str:
     """The column that the user chose among the possible ones; else the only one of the first kind
     that there is; else the only one of them with a usual name."""
-    found = next((names for names in candidates if names), [])
     everything = ", ".join(f"{field.name} ({_type(field.type)})" for field in schema)
     if chosen is not None:
         if chosen in possible:
@@ -166,15 +176,28 @@ def _one(
             f"{everything}"
         )
 
-    named = [name for name in found if name.lower() in usual]
+    found = next((names for names in candidates if names), [])
+    unusable = [name for name in _called(schema.names, usual) if name not in possible]
+    if unusable and not _called(possible, usual):
+        raise DataError(
+            f"{origin} must have one column of {what}s, got {unusable[0]!r} of type "
+            f"{_type(schema.field(unusable[0]).type)}, which holds none; if another one does, name "
+            f"it by {what}=. Its columns are {everything}"
+        )
+    named = _called(found, usual)
     for names in (found, named):
         if len(names) == 1:
             return names[0]
     raise DataError(
         f"{origin} must have one column of {what}s, got "
-        f"{' and '.join(map(repr, named or found)) or 'none'}"
-        f"{f'; name it by {what}=' if found else ''}. Its columns are {everything}"
+        f"{' and '.join(map(repr, named or found)) or 'none of a usual name'}"
+        f"{f'; name it by {what}=' if possible else ''}. Its columns are {everything}"
     )
+
+
+def _called(names: Sequence[str], usual: Sequence[str]) -> list[str]:
+    """Those of the names that are among the usual ones, which are in small letters."""
+    return [name for name in names if name.lower() in usual]
 
 
 def _features(schema: Any) -> dict[str, Any]:

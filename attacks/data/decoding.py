@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ironmoe.attacks.data.errors import DataError, UnreadableImage
+from ironmoe.attacks.data.errors import DataError, UnreadableImage, without_addresses
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +27,8 @@ SIXTEEN_BITS = 65535
 ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
 CONVERTED = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")  # beside those with transparency
 SCALED = ("PNG", "PPM")  # formats whose mode I holds 16 bits
-BITS_PER_SAMPLE = 258  # a tag of TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
@@ -51,8 +52,10 @@ def read_image(
 
     try:
         with image_module.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            _check_file(file, source)
             if as_stored:
                 return file.convert("L" if channels == 1 else "RGB")
+            _check_transparent_colour(file)
             transparent = _transparent_level(file)
             file.load()
             if transparent is not None:
@@ -65,8 +68,15 @@ def read_image(
         raise UnreadableImage(f"image {called} cannot be read: {_told(error)}") from error
 
 
-def as_picture(image: Image.Image, channels: int) -> Image.Image:
-    """A Pillow image of any mode as mode "L" (channels 1) or "RGB" (channels 3), upright.
+def as_picture(image: Image.Image, channels: int, *, of_file: bool = True) -> Image.Image:
+    """A Pillow image of any mode as mode "L" (channels 1) or "RGB" (channels 3).
+
+    Args:
+        image: as Pillow read it, or as somebody made it.
+        channels: 1 or 3.
+        of_file: what its file says beside the pixels counts: its orientation, its transparent
+            colour, and whether white is zero. False: the pixels are what somebody made of them.
+            Pillow still carries what the file said.
 
     Raises:
         DataError: the mode's values have no known range, as 32-bit numbers, or Pillow does not
@@ -76,13 +86,17 @@ def as_picture(image: Image.Image, channels: int) -> Image.Image:
         raise DataError(f"channels must be 1 or 3 to read pictures, got {channels}")
     kind = image.format or ""  # a picture that was turned has forgotten it
     _check_bits(image)
-    if image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT:
+    is_negative = of_file and _tags(image).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    if not of_file and image.mode != "P" and "transparency" in image.info:
+        image = image.copy()
+        del image.info["transparency"]
+    if of_file and image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT:
         from PIL import ImageOps
 
         image = ImageOps.exif_transpose(image)
 
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _from_sixteen_bits(image, kind)
+        image = _from_sixteen_bits(image, kind, is_negative)
     if image.mode == "La":  # Pillow converts it to its sibling alone
         image = image.convert("LA")
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -112,8 +126,9 @@ def pillow() -> Any:
     return Image
 
 
-def _from_sixteen_bits(image: Image.Image, kind: str) -> Image.Image:
-    """Grey of 16 bits, rounded to 8. Pillow gives it as mode I;16, or in some formats as I."""
+def _from_sixteen_bits(image: Image.Image, kind: str, is_negative: bool) -> Image.Image:
+    """Grey of 16 bits, rounded to 8. Pillow gives it as mode I;16, or in some formats as I; and as
+    it is stored, where white is zero, though it inverts such a picture of fewer bits."""
     values = np.asarray(image)
     is_known = image.mode.startswith("I;16") or (image.mode == "I" and kind in SCALED)
     if not is_known or values.min() < 0 or values.max() > SIXTEEN_BITS:
@@ -123,38 +138,81 @@ def _from_sixteen_bits(image: Image.Image, kind: str) -> Image.Image:
         )
 
     eight_bits = (values.astype(np.uint32) * 255 + SIXTEEN_BITS // 2) // SIXTEEN_BITS
+    if is_negative:
+        eight_bits = 255 - eight_bits
     eight_bits[values == image.info.get("transparency", -1)] = 255  # this level is transparent
     return pillow().fromarray(eight_bits.astype(np.uint8))
 
 
-def _check_bits(image: Image.Image) -> None:
-    """DataError: 9 to 15 bits, which Pillow does not stretch to 16; or a transparent colour of
-    RGB with 16 bits, which it compares with 8."""
-    bits = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
-    if 8 < bits < 16:
-        raise DataError(f"pixels must have 8 or 16 bits, got {bits}")
-    colour = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255:
+def _check_file(file: Image.Image, source: Path | bytes) -> None:
+    """DataError: a file that lacks a part, of which Pillow says nothing: it makes grey or black
+    pixels of it."""
+    if file.format == "PNG" and file.mode == "P" and file.palette is None:
+        raise DataError("a picture of mode 'P' must have a palette, got none")
+    if file.format in ("JPEG", "MPO") and not _has_end(source):
+        raise DataError("a JPEG must have its end marker, FF D9, got none: a part of it is missing")
+
+
+def _has_end(source: Path | bytes) -> bool:
+    """Whether a JPEG ends by its marker; what follows it does not count. In the pixels no such
+    marker can be, but a small picture in the header has one, too."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        file.seek(-len(END_OF_JPEG), io.SEEK_END)
+        if file.read() == END_OF_JPEG:
+            return True
+        file.seek(0)
+        held = file.read()
+
+    place = 2  # after the marker of its beginning
+    while held[place : place + 1] == b"\xff" and held[place : place + 2] != SCAN_OF_JPEG:
+        length = held[place + 2 : place + 4]
+        place += 1 if held[place + 1 : place + 2] == b"\xff" else 2 + int.from_bytes(length, "big")
+    return held.rfind(END_OF_JPEG) > place
+
+
+def _check_transparent_colour(file: Image.Image) -> None:
+    """DataError: a transparent colour of 16 bits, which Pillow compares with 8. This must be asked
+    before the file is loaded."""
+    colour = file.info.get("transparency")
+    if isinstance(colour, tuple) and _raw_mode(file) == "RGB;16B":
         raise DataError(
             f"pixels of RGB with a transparent colour must have 8 bits, got 16, with {colour}"
         )
+
+
+def _check_bits(image: Image.Image) -> None:
+    """DataError: 9 to 15 bits, which Pillow does not stretch to 16."""
+    bits = max(_tags(image).get(BITS_PER_SAMPLE, (8,)))
+    if 8 < bits < 16:
+        raise DataError(f"pixels must have 8 or 16 bits, got {bits}")
+
+
+def _tags(image: Image.Image) -> Any:
+    """The tags of a TIFF file; of others none."""
+    return getattr(image, "tag_v2", {})
+
+
+def _raw_mode(file: Image.Image) -> str:
+    """How the pixels of a PNG lie in its file; of others nothing."""
+    tiles = getattr(file, "tile", None)
+    mode = tiles[0][3] if file.format == "PNG" and tiles else None
+    return mode if isinstance(mode, str) else ""
 
 
 def _transparent_level(file: Image.Image) -> int | None:
     """The transparent level of a grey PNG of 2 or 4 bits, stretched to 8 as Pillow stretches its
     pixels. It must be asked before the file is loaded. None: that is no such file."""
     level = file.info.get("transparency")
-    tiles = getattr(file, "tile", None)
-    mode = tiles[0][3] if file.format == "PNG" and tiles else None
-    stretch = {"L;2": 85, "L;4": 17}.get(mode) if isinstance(mode, str) else None
+    stretch = {"L;2": 85, "L;4": 17}.get(_raw_mode(file))
     return level * stretch if stretch is not None and isinstance(level, int) else None
 
 
 def _told(error: Exception) -> str:
     """What an error says, and of what kind it is, if it is no error of a file."""
+    said = without_addresses(str(error))
     if isinstance(error, OSError | SyntaxError | ValueError):
-        return str(error) or type(error).__name__
-    return f"{type(error).__name__}: {error}"
+        return said or type(error).__name__
+    return f"{type(error).__name__}: {said}"
 
 
 def _on_white(image: Image.Image) -> Image.Image:

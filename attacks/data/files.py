@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,9 +13,14 @@ from ironmoe.attacks.data.decoding import SUFFIXES, read_image
 from ironmoe.attacks.data.errors import DataError
 from ironmoe.attacks.data.image_set import Item, digest
 
+INNER = "images"
+"""A folder of this name may hold all images of its class, as in Tiny ImageNet. Where they all lie
+in other inner folders, it is these that seem to be the classes, as in train/cat."""
+
 
 class ImageFiles:
-    """Files in a given order, each with its label.
+    """Files in a given order, each with its label. One that is not there, such as a link to
+    nowhere, is an image that cannot be read.
 
     Args:
         name: of the set.
@@ -27,7 +32,7 @@ class ImageFiles:
         as_stored: see ``read_image``.
 
     Raises:
-        DataError: there are no files, or one of them does not exist.
+        DataError: there are no files.
     """
 
     def __init__(
@@ -73,15 +78,17 @@ class ImageFiles:
 
 
 def image_folder(folder: Path | str) -> ImageFiles:
-    """A folder with one sub-folder a class: class by class, files by name.
+    """A folder with one sub-folder a class: class by class, files by name, those in deeper folders,
+    too.
 
     Raises:
-        DataError: there is no such folder, no sub-folder, or one of them holds no images.
+        DataError: there is no such folder, no sub-folder, or one of them holds no images, or only
+            in inner folders that are not called "images".
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"a folder of images must exist, got {folder}")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = class_names(folder)
     if not names:
         raise DataError(
             f"{folder} must hold one sub-folder for each class, got none. Images without "
@@ -92,15 +99,42 @@ def image_folder(folder: Path | str) -> ImageFiles:
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, name in enumerate(names):
-        found = sorted(entry.name for entry in os.scandir(folder / name) if not entry.is_dir())
-        images = [file for file in found if is_image(file)]
-        if not images:
+        found = files_below(folder / name)
+        images = [file for file in found if is_image(os.path.basename(file))]
+        if not any("/" not in file or file.startswith(f"{INNER}/") for file in images):
             raise DataError(_no_images(folder / name))
-        others.update(_kind(file) for file in found if not is_image(file))
+        kinds = (os.path.basename(file) for file in found)
+        others.update(_kind(file) for file in kinds if not is_image(file))
         files += [f"{name}/{file}" for file in images]
         labels += [label] * len(images)
 
-    return ImageFiles(folder.resolve().name, folder, files, labels, names, _left_out(others))
+    beside = sum(is_image(entry.name) and not entry.is_dir() for entry in os.scandir(folder))
+    notes = [*_left_out(others), *_beside(beside)]
+    return ImageFiles(folder.resolve().name, folder, files, labels, names, notes)
+
+
+def class_names(folder: Path) -> list[str]:
+    """The sub-folders of a folder, by their names, without hidden ones."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def files_below(folder: Path) -> list[str]:
+    """The files in a folder and in those below it, as paths from there, by their names. Links are
+    followed, but into no folder that they lie in; hidden folders are left out."""
+    return sorted(_files_below(folder, "", frozenset()))
+
+
+def _files_below(folder: Path, place: str, around: frozenset[tuple[int, int]]) -> Iterator[str]:
+    known = folder.stat()
+    itself = (known.st_dev, known.st_ino)
+    if itself in around:
+        return
+    for entry in os.scandir(folder):
+        if not entry.is_dir():
+            yield place + entry.name
+        elif not entry.name.startswith("."):
+            inner = f"{place}{entry.name}/"
+            yield from _files_below(Path(entry.path), inner, around | {itself})
 
 
 def is_image(file: str) -> bool:
@@ -118,10 +152,11 @@ def _kind(file: str) -> str:
 
 
 def _size(file: Path) -> int:
+    """In bytes; −1: nobody can tell, and whoever reads the file says why."""
     try:
         return file.stat().st_size
-    except OSError as error:
-        raise DataError(f"image {file} must exist: {error}") from error
+    except OSError:
+        return -1
 
 
 def _no_images(folder: Path) -> str:
@@ -138,3 +173,9 @@ def _left_out(others: Counter[str]) -> list[str]:
         return []
     kinds = ", ".join(f"{count} × {kind}" for kind, count in others.most_common(5))
     return [f"Left out, since their names are not those of images: {kinds}."]
+
+
+def _beside(count: int) -> list[str]:
+    """A sentence about images in no class folder."""
+    note = f"{count} images are left out, because they lie beside the class folders."
+    return [note] * (count > 0)

@@ -41,7 +41,7 @@ class SavedImages:
         self.name = name
         self.folder = Path(folder)
         self.columns = columns
-        self.notes: list[str] = []
+        self.notes: list[str] = [columns.note] if columns.note else []
 
         plain = dataset.with_format("arrow")  # it decodes nothing
         labels = plain.select_columns([columns.label])[:].column(0).to_pylist()

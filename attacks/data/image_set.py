@@ -11,6 +11,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
+LARGEST_LABEL = 2**63 - 1  # of int64
+
 
 class Item(NamedTuple):
     """One image of a set.

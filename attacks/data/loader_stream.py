@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,17 @@ from torch.utils.data import (
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
 
+from ironmoe.attacks.data.arrays import ImageArrays
 from ironmoe.attacks.data.errors import DataError
 from ironmoe.attacks.data.huggingface import SavedImages
-from ironmoe.attacks.data.image_set import ImageSet
+from ironmoe.attacks.data.image_set import LARGEST_LABEL, ImageSet, digest
 from ironmoe.attacks.data.stream import READ_TOGETHER, ImageStream
-from ironmoe.attacks.data.torch_datasets import TorchImages, as_array, one_line, parts
+from ironmoe.attacks.data.torch_datasets import TorchImages, as_array, names_of, one_line, parts
 
+ARRAYS = (Tensor, np.ndarray)
 RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
@@ -43,6 +47,8 @@ class LoaderStream:
 
     Attributes:
         length: as above, or what the loader says; None: nobody knows.
+        names: of the classes, by label, where a DataLoader's data set has them and its labels come
+            as they are; None: labels are indices of the logits.
         notes: what people should know.
 
     Raises:
@@ -64,12 +70,14 @@ class LoaderStream:
         self.channels = channels
         self.name = name
         self.notes: list[str] = []
+        self.names: list[str] | None = None
         self.length = length
         self._begun = False
         if isinstance(batches, DataLoader):
             check_order(batches, name)
             self.length = _length(batches) if length is None else length
             self.notes += _left_out(batches)
+            self._take_names(batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         batches = self._iterator()
@@ -84,6 +92,16 @@ class LoaderStream:
                 raise DataError(f"{where} cannot be read: {one_line(error)}") from error
             yield self._checked(batch, where)
             number += 1
+
+    def _take_names(self, loader: DataLoader[Any]) -> None:
+        """Those of its data set; where it collates in a way of its own, labels may be others."""
+        if loader.collate_fn is default_collate:
+            self.names = names_of(loader.dataset)
+        elif any(hasattr(loader.dataset, name) for name in ("classes", "class_to_idx")):
+            self.notes.append(
+                "The loader collates in a way of its own, so its labels were taken as indices of "
+                "the logits, whatever names its data set has."
+            )
 
     def _iterator(self) -> Iterator[Any]:
         batches = iter(self.batches)
@@ -125,7 +143,8 @@ def images_of(given: Any, *, name: str | None = None) -> ImageSet | ImageStream 
 
     Args:
         given: a set or a stream of this package; a ``datasets.Dataset``; a map-style or iterable
-            data set of torch; a DataLoader; (images, labels) as tensors; or batches.
+            data set of torch; a DataLoader; (images, labels) as tensors or arrays; or batches. A
+            list has items, or batches, which are told by their images (n, C, H, W).
         name: for reports; by default that of its class.
 
     Raises:
@@ -143,7 +162,9 @@ def images_of(given: Any, *, name: str | None = None) -> ImageSet | ImageStream 
         return SavedImages(given, name=called)
     if isinstance(given, tuple) and len(given) == 2 and all(isinstance(p, Tensor) for p in given):
         return TorchImages(TensorDataset(*given), name=called)
-    if isinstance(given, DataLoader | IterableDataset):
+    if isinstance(given, tuple | list) and len(given) == 2 and isinstance(given[0], ARRAYS):
+        return _arrays(given[0], given[1], called)
+    if isinstance(given, DataLoader | IterableDataset) or _are_batches(given):
         return LoaderStream(given, name=called)
     if not isinstance(given, str | bytes | dict | Tensor):
         if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
@@ -160,6 +181,36 @@ def _is_set(given: Any) -> bool:
     return all(hasattr(given, name) for name in ("read", "where", "fingerprint", "notes"))
 
 
+def _are_batches(given: Any) -> bool:
+    """Whether it is a list of batches: their images have an axis more than one image."""
+    if not isinstance(given, tuple | list) or not given:
+        return False
+    first = given[0]
+    held = first.values() if isinstance(first, Mapping) else first
+    return isinstance(held, Iterable) and any(
+        isinstance(values, ARRAYS) and values.ndim == 4 for values in held
+    )
+
+
+def _arrays(images: Tensor | np.ndarray, labels: Any, name: str) -> ImageArrays:
+    """A set of (images, labels), of which one at least is no tensor."""
+    try:
+        pixels, numbers = _on_cpu(images), _on_cpu(labels)
+        held = [np.ascontiguousarray(each).view(np.uint8) for each in (pixels, numbers)]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name} must be arrays of images and labels: {error}") from error
+    about = (name, pixels.shape, pixels.dtype, numbers.shape, numbers.dtype)
+    sums = [zlib.crc32(each.data) for each in held]
+    return ImageArrays(name, pixels, numbers, fingerprint=digest([about, sums]), origin=name)
+
+
+def _on_cpu(values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    return np.asarray(values)
+
+
 def _labels(labels: Any, where: str) -> Tensor:
     """(n,) int64."""
     values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
@@ -174,6 +225,8 @@ def _labels(labels: Any, where: str) -> Tensor:
     if values.dtype.kind not in "iu" or (values.size and int(values.min()) < 0):
         got = values.dtype if values.dtype.kind not in "iu" else int(values.min())
         raise DataError(f"labels of {where} must be whole numbers of at least 0, got {got}")
+    if values.size and int(values.max()) > LARGEST_LABEL:
+        raise DataError(f"labels of {where} must be below 2**63, got {int(values.max())}")
     return torch.from_numpy(values.astype(np.int64))
 
 

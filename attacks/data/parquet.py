@@ -65,6 +65,7 @@ class ParquetImages:
             footers.append((path.name, path.stat().st_size, _footer(path)))
         if self.columns is None or not told:
             raise DataError(f"{name} must hold images, got none in {len(self.files)} files")
+        self.notes += [self.columns.note] if self.columns.note else []
         self.labels: Tensor
         self.names: list[str] | None
         self.labels, self.names = numbered(told, self.columns, name)
@@ -192,6 +193,17 @@ def parquet_images(
     )
 
 
+def is_parquet(name: str) -> bool:
+    """Whether a name ends as that of a parquet file does, in small or capital letters."""
+    return name.lower().endswith(".parquet")
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The parquet files that lie in a folder, by their names; none if there is no such folder."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return [folder / name for name in sorted(names) if is_parquet(name)]
+
+
 def _files(folder: Path, split: str | None) -> list[Path]:
     """The files of a split, all of them."""
     if not folder.is_dir():
@@ -199,11 +211,11 @@ def _files(folder: Path, split: str | None) -> list[Path]:
     places = [folder, folder / "data"]
     if split is not None:
         places = [folder / split, folder / "data" / split, *places]
-    inside = next((place for place in places if any(place.glob("*.parquet"))), None)
+    inside = next((place for place in places if parquet_files(place)), None)
     if inside is None:
         raise DataError(f"{folder} must hold parquet files, got none there or in {folder / 'data'}")
 
-    files = sorted(inside.glob("*.parquet"))
+    files = parquet_files(inside)
     splits: dict[str, list[Path]] = {}
     for file in files:
         splits.setdefault(_split_of(file), []).append(file)

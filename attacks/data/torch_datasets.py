@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, Te
 from ironmoe.attacks.data.arrays import as_pixels
 from ironmoe.attacks.data.columns import IMAGE_NAMES, LABEL_NAMES
 from ironmoe.attacks.data.decoding import as_picture
-from ironmoe.attacks.data.errors import DataError, UnreadableImage
-from ironmoe.attacks.data.image_set import Item, digest
+from ironmoe.attacks.data.errors import DataError, UnreadableImage, without_addresses
+from ironmoe.attacks.data.image_set import LARGEST_LABEL, Item, digest
 
 READ_TWICE = 4
 """Of the images that a process reads, so many are read again: a random transform shows."""
@@ -37,17 +37,18 @@ class TorchImages:
 
     An image is a Pillow image, or uint8 or floats in [0, 1] as a tensor or array (H, W), (C, H, W)
     or (H, W, C). Pillow images and uint8 are resized and cropped as the model wants it; floats are
-    taken as they are. Labels are whole numbers. Those in ``targets`` or ``labels`` are known
-    without reading, names come from ``class_to_idx`` or ``classes``; neither counts where a
-    ``target_transform`` changes labels.
+    taken as they are. No image is turned by its EXIF orientation: that is up to the data set.
+    Labels are whole numbers. Those in ``targets`` or ``labels`` are known without reading, names
+    come from ``class_to_idx`` or ``classes``; neither counts where a ``target_transform`` changes
+    labels.
 
     Args:
         dataset: with ``__len__`` and ``__getitem__``. Workers get a copy of it.
         name: of the set; by default that of its class.
 
     Raises:
-        DataError: it has no length, or no items. While reading: an item of another form, or one
-            that is another one each time.
+        DataError: it has no length, no items, or parts with different classes. While reading: an
+            item of another form, or one that is another one each time.
     """
 
     def __init__(self, dataset: Dataset[Any] | Sequence[Any], *, name: str | None = None) -> None:
@@ -64,7 +65,7 @@ class TorchImages:
         if not len(self):
             raise DataError(f"{self.name} must hold images, got none")
 
-        self.names = _names(dataset)
+        self.names = names_of(dataset)
         self.labels = _labels(dataset)
         known = [] if self.labels is None else self.labels.tolist()
         self.fingerprint = digest([(self.name, len(self), self.names), known, *_content(dataset)])
@@ -95,10 +96,8 @@ class TorchImages:
         try:
             image, label = parts(self.dataset[number], where)
             label = self._checked(whole_number(label, where), number)
-            if hasattr(
-                image, "getexif"
-            ):  # a Pillow image, which may be read from its file only now
-                return Item(as_picture(image, channels), label)
+            if hasattr(image, "getexif"):  # of Pillow, which may read its file only now
+                return Item(as_picture(image, channels, of_file=False), label)
         except DataError:
             raise
         except DAMAGED as error:
@@ -158,9 +157,11 @@ def whole_number(label: Any, where: str) -> int:
             "one-hot label give the place of the 1"
         )
     is_whole = values.dtype.kind in "iu" or (values.dtype.kind == "f" and values.item() % 1 == 0)
-    if not is_whole or int(values.item()) < 0:
+    if not is_whole or not 0 <= int(values.item()) <= LARGEST_LABEL:
+        limit = "" if not is_whole or values.item() < 0 else " and below 2**63"
         raise DataError(
-            f"the label of {where} must be a whole number of at least 0, got {values.item()!r}"
+            f"the label of {where} must be a whole number of at least 0{limit}, got "
+            f"{values.item()!r}"
         )
     return int(values.item())
 
@@ -217,7 +218,8 @@ def channels_first(values: np.ndarray, where: str) -> np.ndarray:
 def one_line(error: BaseException) -> str:
     """An error on one line: its kind and what it says in the end, without tracebacks."""
     kind = type(error).__name__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = without_addresses(str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = lines[-1] if lines else ""
     return said if said.startswith(f"{kind}: ") else f"{kind}: {said}" if said else kind
 
@@ -254,16 +256,30 @@ def _whole(values: Any, count: int) -> Tensor | None:
         return None
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         return None
-    return None if int(labels.min()) < 0 else labels.detach().cpu().long()
+    labels = labels.detach().cpu().long()  # of uint64 what is too large becomes negative
+    return None if int(labels.min()) < 0 else labels
 
 
-def _names(dataset: Any) -> list[str] | None:
-    """The names of the classes, where the data set has them."""
+def names_of(dataset: Any) -> list[str] | None:
+    """The names of the classes, where the data set has them.
+
+    Raises:
+        DataError: it has several parts, in which a label means different classes.
+    """
     if isinstance(dataset, Subset):
-        return _names(dataset.dataset)
+        return names_of(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
-        first, *others = [_names(part) for part in dataset.datasets]
-        return first if all(names == first for names in others) else None
+        first, *others = [names_of(part) for part in dataset.datasets]
+        for other in others:
+            pairs = enumerate(zip_longest(first or [], other or []))
+            differing = next((label for label, (one, two) in pairs if one != two), None)
+            if differing is not None:
+                raise DataError(
+                    "parts of a ConcatDataset must have the same classes in the same order, since "
+                    f"labels are numbers of them, got {_name(first, differing)} and "
+                    f"{_name(other, differing)} for label {differing}"
+                )
+        return first
     if getattr(dataset, "target_transform", None) is not None:
         return None
 
@@ -275,6 +291,11 @@ def _names(dataset: Any) -> list[str] | None:
         synonyms = [(name,) if isinstance(name, str) else tuple(name) for name in names]
         return [", ".join(map(str, each)) for each in synonyms]
     return None
+
+
+def _name(names: Sequence[str] | None, label: int) -> str:
+    """The name of a label in an error, where there may be none."""
+    return repr(names[label]) if names is not None and label < len(names) else "no name"
 
 
 def _content(dataset: Any) -> list[Sequence[object]]:
@@ -299,6 +320,5 @@ def _content(dataset: Any) -> list[Sequence[object]]:
         if isinstance(path, str | os.PathLike) and os.path.isfile(path):
             lines.append((os.path.basename(path), os.path.getsize(path)))
     for name in ("transform", "transforms"):
-        text = repr(getattr(dataset, name, None))
-        lines.append((re.sub(r" at 0x[0-9a-f]+", "", text),))
+        lines.append((without_addresses(repr(getattr(dataset, name, None))),))
     return lines

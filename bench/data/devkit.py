@@ -1,6 +1,7 @@
 """The labels of ImageNet's validation images, from the development kit of ILSVRC 2012: what
 ``ILSVRC2012_devkit_t12.tar.gz`` unpacks to."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ TRUTH = Path("data") / "ILSVRC2012_validation_ground_truth.txt"
 FILE = "ILSVRC2012_val_{:08d}.JPEG"
 
 
-def is_devkit(folder: Path) -> bool:
-    """Whether a folder is the development kit."""
-    return (folder / META).is_file() and (folder / TRUTH).is_file()
+def missing_of_devkit(folder: Path) -> Path | None:
+    """The first file that a folder lacks to be the development kit."""
+    return next((file for file in (META, TRUTH) if not (folder / file).is_file()), None)
 
 
 def validation_images(folder: Path, devkit: Path) -> ImageFiles:
@@ -37,7 +38,7 @@ def validation_images(folder: Path, devkit: Path) -> ImageFiles:
         raise DataError(f"{devkit / TRUTH} must hold numbers of {META}, got {unknown}")
 
     files = [FILE.format(place) for place in range(1, len(numbers) + 1)]
-    missing = [file for file in files if not (folder / file).is_file()]
+    missing = [file for file in files if not os.path.lexists(folder / file)]
     if missing:
         raise DataError(
             f"{folder} must hold the {len(files)} images of {TRUTH}, got {len(missing)} that are "

@@ -17,10 +17,11 @@ class LoaderImages:
     Args:
         loader: the user's.
         most: how many images to take, at most.
-        logits: how many the model has; None: labels are not checked.
         finish: what becomes of a batch of pixels.
 
     Attributes:
+        logits: (L,) int64, for each label the index of its logit; None: labels are indices already.
+        num_logits: how many the model has; None: labels are not checked.
         pipeline: images are taken as they are.
         waited: the seconds that takers waited for images, after the first batch.
         unread: none; a loader says itself what it cannot read.
@@ -30,12 +31,12 @@ class LoaderImages:
         self,
         loader: LoaderStream,
         most: int,
-        logits: int | None = None,
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.loader = loader
         self.most = most
-        self.logits = logits
+        self.logits: Tensor | None = None
+        self.num_logits: int | None = None
         self.finish = finish
         self.pipeline = Preprocessing()
         self.unread: dict[int, str] = {}
@@ -67,8 +68,8 @@ class LoaderImages:
                 self._count = self.most - left
                 return
             images, labels = batch[0][:left], batch[1][:left]
-            self._check(labels, self.most - left)
             self._check_same(number, images, labels)
+            labels = self._checked(labels, self.most - left)
             left -= len(labels)
             yield (images if self.finish is None else self.finish(images)), labels
 
@@ -110,13 +111,18 @@ class LoaderImages:
                 f"two different batches {number}: leave out what shuffles or changes them"
             )
 
-    def _check(self, labels: Tensor, first: int) -> None:
-        if self.logits is None or not len(labels):
-            return
+    def _checked(self, labels: Tensor, first: int) -> Tensor:
+        """The logits of these labels."""
+        count = self.num_logits if self.logits is None else len(self.logits)
+        if count is None or not len(labels):
+            return labels
         low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.logits:
+        inside = low >= 0 and high < count
+        found = self.logits[labels] if inside and self.logits is not None else labels
+        if not inside or int(found.min()) < 0:
+            of_what = "logits" if self.logits is None else "classes that have a logit"
             raise DataError(
-                f"labels of the loader must be indices of the {self.logits} logits, 0 … "
-                f"{self.logits - 1}, got {low} … {high} among images {first} … "
-                f"{first + len(labels) - 1}"
+                f"labels of the loader must be indices of the {count} {of_what}, 0 … {count - 1}, "
+                f"got {low} … {high} among images {first} … {first + len(labels) - 1}"
             )
+        return found

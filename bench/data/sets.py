@@ -9,17 +9,18 @@ from ironmoe.attacks.data import (
     ImageStream,
     LoaderStream,
     image_arrays,
-    image_folder,
     labelled_files,
     parquet_images,
     saved_dataset,
 )
 from ironmoe.attacks.data.huggingface import is_saved_dataset
-from ironmoe.attacks.data.label_tables import TABLES, has_usual_table
+from ironmoe.attacks.data.label_tables import TABLES
+from ironmoe.attacks.data.parquet import is_parquet, parquet_files
 from ironmoe.attacks.robustbench.imagenet import imagenet_images
 from ironmoe.bench.common.query import split_query
 from ironmoe.bench.data.built_in import BUILT_IN
-from ironmoe.bench.data.devkit import is_devkit, validation_images
+from ironmoe.bench.data.devkit import missing_of_devkit, validation_images
+from ironmoe.bench.data.folders import images_of_folder
 from ironmoe.bench.data.functions import data_of_function
 
 FORMS = (
@@ -30,6 +31,8 @@ FORMS = (
 SKIP_BAD = "--skip-bad passes over such files"
 ROBUSTBENCH = "robustbench"
 """For ``--labels``: RobustBench's list of 5,000 validation images of ImageNet."""
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 COLUMNS = ("split", "image", "label")
 """What may follow the name of a table of Hugging Face's: ``FOLDER?split=validation``."""
@@ -91,11 +94,18 @@ def _labelled(folder: Path, labels: Path) -> ImageSet:
             return imagenet_images(folder)
         except FileNotFoundError as error:
             raise DataError(str(error)) from error
+    if not labels.exists() or labels.name.endswith(ARCHIVES):
+        unpack = ", an archive: unpack it" if labels.exists() else ", which does not exist"
+        raise DataError(
+            f"--labels must be a table, {ROBUSTBENCH!r}, or the folder of ImageNet's development "
+            f"kit, got {labels}{unpack}"
+        )
     if labels.is_dir():
-        if not is_devkit(labels):
+        missing = missing_of_devkit(labels)
+        if missing:
             raise DataError(
                 f"--labels must be a table, {ROBUSTBENCH!r}, or the folder of ImageNet's "
-                f"development kit, got the folder {labels}"
+                f"development kit, got the folder {labels} without {missing}"
             )
         return validation_images(folder, labels)
     return labelled_files(folder, labels)
@@ -103,7 +113,7 @@ def _labelled(folder: Path, labels: Path) -> ImageSet:
 
 def _of_path(path: Path, query: Mapping[str, str], spec: str) -> ImageSet:
     """The set in a file or folder."""
-    is_table = path.suffix == ".parquet" or (
+    is_table = is_parquet(path.name) or (
         path.is_dir() and _holds_parquet(path, query.get("split", ""))
     )
     is_saved = path.is_dir() and is_saved_dataset(path)
@@ -117,19 +127,33 @@ def _of_path(path: Path, query: Mapping[str, str], spec: str) -> ImageSet:
         try:
             return saved_dataset(path, **query) if is_saved else parquet_images(path, **query)
         except DataError as error:
-            asks = str(error).startswith(COLUMNS) and not query
-            hint = f"; --data '{path}?split=NAME' says which" if asks else ""
-            raise DataError(f"{error}{hint}") from error
+            asked = [key for key in COLUMNS if key not in query and _asks_for(key, str(error))]
+            known = "".join(f"{key}={value}&" for key, value in query.items())
+            hints = [f"; --data '{path}?{known}{key}=NAME' says which" for key in asked]
+            raise DataError(f"{error}{''.join(hints)}") from error
     if path.is_dir():
-        return labelled_files(path) if has_usual_table(path) else image_folder(path)
-    if path.suffix == ".npz":
+        try:
+            return images_of_folder(path)
+        except DataError as error:
+            if not any(path.glob("ILSVRC2012_val_*")):
+                raise
+            raise DataError(
+                f"{error}. These look like ImageNet's validation images: --labels {ROBUSTBENCH}, "
+                "or --labels with the folder of the development kit"
+            ) from error
+    if path.suffix.lower() == ".npz":
         return image_arrays(path)
     if path.suffix.lower() in TABLES:
         return labelled_files(path.parent, path)
     raise DataError(f"--data must be {FORMS}, got the file {path}")
 
 
+def _asks_for(key: str, error: str) -> bool:
+    """Whether an error is that nobody said which split or column is meant."""
+    return error.startswith(key) or f"name it by {key}=" in error
+
+
 def _holds_parquet(folder: Path, split: str) -> bool:
     """Whether there are parquet files where ``parquet_images`` looks for them."""
-    places = (folder, folder / "data", folder / split, folder / "data" / split)
-    return any(any(place.glob("*.parquet")) for place in places)
+    places = {folder, folder / "data", folder / split, folder / "data" / split}
+    return any(parquet_files(place) for place in places)

@@ -109,6 +109,11 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
     assert saved(tmp_path / "x.npz", BYTES, LABELS % 2).fingerprint != first
 
 
+def test_labels_may_be_whole_numbers_that_were_saved_as_floats(tmp_path):
+    found = saved(tmp_path / "x.npz", BYTES, LABELS.astype(np.float32))
+    assert found.labels.tolist() == LABELS.tolist() and found.labels.dtype == torch.int64
+
+
 def test_grey_is_repeated_and_colours_are_not_mixed(tmp_path):
     image, _ = saved(tmp_path / "x.npz", BYTES[:, 0]).read(1, 3)
     assert (image.numpy() == BYTES[1, 0]).all() and image.shape == (3, 4, 5)
@@ -130,9 +135,11 @@ def test_floats_outside_of_0_to_1_are_unreadable_by_their_number(tmp_path, value
     (BYTES[:0], LABELS[:0], "and some, got 0 and 0"),
     (BYTES, LABELS[:5], "as many images as labels, and some, got 6 and 5"),
     (BYTES.astype(np.int32), LABELS, "must be uint8 or floats in .*, got int32"),
-    (BYTES, LABELS.astype(float), "one axis of integers or strings, got float64"),
-    (BYTES, np.eye(6, dtype=int), r"one axis of integers or strings, got int64 of shape \(6, 6\)"),
+    (BYTES, LABELS + 0.5, "one axis of whole numbers or strings, got float64"),
+    (BYTES, np.full(6, np.nan), "one axis of whole numbers or strings, got float64"),
+    (BYTES, np.eye(6, dtype=int), r"whole numbers or strings, got int64 of shape \(6, 6\)"),
     (BYTES, LABELS - 1, "must be at least 0, got -1"),
+    (BYTES, np.full(6, 2**63, np.uint64), "must be below 2[*][*]63, got 9223372036854775808"),
     (BYTES[:, :2], LABELS, r"must have 1 or 3 channels, got shape \(6, 2, 4, 5\)"),
     (BYTES[0, 0, :, :, None].repeat(6, 2)[0], LABELS[:5], "must have 1 or 3 channels"),
     (BYTES[:, :, :, :0], LABELS, "at least one pixel"),
@@ -162,3 +169,28 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(DataError, match=r"must be an \.npz file"):
         image_arrays(path)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("array", ["images", "labels"])
+def test_a_bit_that_changed_in_a_file_is_noticed_when_it_is_opened(tmp_path, array, write):
+    path = tmp_path / "x.npz"
+    saved(path, BYTES, write=write)
+    held = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{array}.npy")
+        at = info.header_offset + 30 + len(info.filename) + info.compress_size // 2
+    held[at + 30] ^= 1
+    path.write_bytes(held)
+    with pytest.raises(DataError, match=r"x\.npz (is damaged|cannot be read as)"):
+        image_arrays(path)
+
+
+def test_larger_arrays_are_not_read_to_be_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr("ironmoe.attacks.data.arrays.LARGEST_CHECKED", BYTES.nbytes)
+    path = tmp_path / "x.npz"
+    saved(path, BYTES)
+    held = path.read_bytes()
+    path.write_bytes(held.replace(BYTES[3].tobytes(), bytes(BYTES[3].nbytes)))
+    assert path.read_bytes() != held
+    assert image_arrays(path).read(3, 3).image.max() == 0

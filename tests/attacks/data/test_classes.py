@@ -17,8 +17,10 @@ def test_the_standard_order_is_that_of_the_ids_and_known_classes_lie_where_every
     assert sorted(WNIDS) == WNIDS and len(set(WNIDS)) == 1000
     known = {0: "n01440764", 1: "n01443537", 281: "n02123045", 517: "n03126707", 999: "n15075141"}
     assert {index: WNIDS[index] for index in known} == known
-    assert imagenet_names()["goldfish"] == 1 and imagenet_names()["tabby, tabby cat"] == 281
-    assert imagenet_names()["crane"] is None  # a bird and a machine
+    names = imagenet_names()
+    assert names.find("goldfish") == 1 and names.find("tabby, tabby cat") == 281
+    assert names.find("crane") is None and "crane" in names  # a bird and a machine
+    assert names.find("Cardigan") == 264 and names.find("cardigan") == 474  # a dog and a garment
 
 
 def test_whole_numbers_are_indices_of_the_logits():
@@ -61,22 +63,84 @@ def test_the_standard_order_is_a_guess_where_the_model_names_nothing():
 def test_another_order_of_the_classes_is_no_standard_order():
     backwards = AS_TORCHVISION[::-1]
     assert are_imagenet(AS_TORCHVISION) and not are_imagenet(backwards)
-    with pytest.raises(DataError, match="of which 1 cannot be matched: n01440764"):
-        match_classes([WNIDS[0]], None, logits=1000, model_names=backwards)
-    by_name = match_classes(["tench"], None, logits=1000, model_names=backwards)
-    assert by_name.logits.tolist() == [999]
+    for name in (WNIDS[0], "tench", "Tinca tinca"):
+        by_name = match_classes([name], None, logits=1000, model_names=backwards)
+        assert by_name.logits.tolist() == [999] and by_name.note == ""
+    with pytest.raises(DataError, match="1 cannot be matched: n02012849"):
+        match_classes([WNIDS[134]], None, logits=1000, model_names=backwards)  # a crane
 
 
 def test_a_name_that_two_logits_have_is_refused():
     with pytest.raises(DataError, match="got crane, which several have"):
-        match_classes(["crane"], None, logits=2, model_names=["crane", "Crane"])
+        match_classes(["crane"], None, logits=2, model_names=["crane", "crane"])
+    with pytest.raises(DataError, match="got CRANE, which several have"):
+        match_classes(["CRANE"], None, logits=2, model_names=["crane", "Crane"])
     with pytest.raises(DataError, match="class map"):
         match_classes(["crane"], None, logits=1000, model_names=AS_TORCHVISION)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [["cardigan", "Cardigan", "eel"], ["eel", "x"], ["cardigan", "Cardigan, Cardigan Welsh corgi"]],
+)
+def test_names_that_differ_in_capital_letters_alone_stay_apart(model):
+    given = {"Cardigan": 1, "cardigan": 0}
+    for names in (["Cardigan", "cardigan"], ["cardigan", "Cardigan"]):
+        wanted = [given[name] for name in names]
+        sizes = {"logits": len(model), "model_names": model}
+        found = match_classes(names, None, **sizes, class_map=given)
+        assert found.logits.tolist() == wanted
+        if "cardigan" in model:
+            assert match_classes(names, None, **sizes).logits.tolist() == wanted
+    with pytest.raises(DataError, match="got none for CARDIGAN"):
+        match_classes(["CARDIGAN"], None, logits=2, class_map=given)
+
+
+@pytest.mark.parametrize(
+    ("names", "model"),
+    [
+        (["Cat", "CAT"], ["cat", "dog"]), (["01", "1"], None), (["straße", "strasse"], ["strasse"]),
+        (["tabby", "n02123045"], AS_TRANSFORMERS), (["cat", "kitty"], ["cat, kitty", "dog"]),
+    ],
+)  # fmt: skip
+def test_two_classes_of_the_data_have_no_logit_in_common(names, model):
+    logits = 2 if model is None else len(model)
+    with pytest.raises(DataError, match=f"{names[0]!r} and {names[1]!r} for logit .*class map"):
+        match_classes(names, None, logits=logits, model_names=model)
+    found = match_classes(
+        names, None, logits=logits, model_names=model, class_map=dict.fromkeys(names, 0)
+    )  # whoever says so may join them
+    assert found.logits.tolist() == [0, 0]
+    assert found.note == f"The class map joins classes at one logit, first {names[1]!r}."
+
+
+def test_a_model_with_a_part_of_imagenets_classes_knows_them_by_other_names():
+    names = ["English springer", "tench", "French horn, horn"]
+    found = match_classes(["n01440764", "n02102040", "n03394916"], None, 3, model_names=names)
+    assert found.logits.tolist() == [1, 0, 2] and found.note == "" and found.names == names
+    listed = ["tench, Tinca tinca", "goldfish, Carassius auratus"]
+    assert match_classes(["goldfish", "tench"], None, 2, model_names=listed).logits.tolist() == [
+        1,
+        0,
+    ]
+    with pytest.raises(DataError, match="got 2, of which 1 cannot be matched: background"):
+        match_classes(["background", "goldfish"], None, 2, model_names=listed)
+
+
+def test_no_order_is_guessed_where_most_names_are_imagenets():
+    renamed = sorted([*sorted(set(AS_TORCHVISION)), "a", "b"])[:1000]
+    assert len(renamed) == 1000
+    with pytest.raises(DataError, match="cannot be matched: a"):
+        match_classes(renamed, None, logits=1000)
+    with pytest.raises(DataError, match="got 1000, of which 1 cannot be matched: background"):
+        match_classes(["background", *WNIDS[1:]], None, logits=1000)
 
 
 def test_names_that_are_numbers_are_indices_and_not_ranks():
     found = match_classes(["0", "1", "10", "2"], None, logits=11)
     assert found.logits.tolist() == [0, 1, 10, 2] and "indices of the logits" in found.note
+    assert "a guess: torchvision's ImageFolder" in found.note
+    assert "guess" not in match_classes(["2", "0", "1"], None, logits=11).note
     with pytest.raises(DataError, match="got 1 … 10; they look as if they began at 1"):
         match_classes([str(i) for i in range(1, 11)], None, logits=10)
 
@@ -103,6 +167,10 @@ def test_a_map_says_what_is_right_by_index_or_by_name(tmp_path):
     labels = torch.tensor([11])
     found = match_classes(None, labels, logits=3, class_map=numbers)
     assert found.logits[labels].tolist() == [2]
+    found = match_classes(["-1", "0", "8"], None, logits=3, class_map={"-1": 2, "0": 0, "8": 1})
+    assert found.logits.tolist() == [2, 0, 1]
+    with pytest.raises(DataError, match=r"got -1 … 1; they look as if they began at -1; give"):
+        match_classes(["-1", "0", "1"], None, logits=3)
     with pytest.raises(DataError, match="every label of the data, got none for 12"):
         match_classes(None, torch.tensor([12]), logits=3, class_map=numbers)
     with pytest.raises(DataError, match="every class of the data, got none for Hund"):

@@ -77,9 +77,48 @@ def test_links_to_files_and_folders_are_followed(folder, tmp_path):
     (tmp_path / "linked" / "d").mkdir()
     (tmp_path / "linked" / "d" / "1.png").symlink_to(folder / "a" / "B.png")
     assert image_folder(tmp_path / "linked").files == ["c/10.png", "c/2.png", "d/1.png"]
-    (tmp_path / "linked" / "d" / "2.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(DataError, match=r"2\.png must exist"):
-        image_folder(tmp_path / "linked")
+
+
+def test_a_link_to_nowhere_is_an_image_that_cannot_be_read(folder):
+    before = image_folder(folder).fingerprint
+    (folder / "b" / "1.png").symlink_to(folder / "nowhere.png")
+    images = image_folder(folder)
+    assert images.files[3] == "b/1.png" and images.fingerprint != before
+    with pytest.raises(UnreadableImage, match=r"b/1\.png cannot be read: .*No such file"):
+        images.read(3, 3)
+    assert images.read(4, 3).label == 1
+
+
+def test_images_in_deeper_folders_belong_to_the_class_that_they_lie_in(folder):
+    for name in ("b/1/9.png", "b/3.png", "b/1/.hidden/9.png", "b/.git/9.png", "b/1/notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "b" / "2.png", folder / name)
+    (folder / "b" / "1" / "round").symlink_to(folder / "b")  # it is not followed for ever
+    images = image_folder(folder)
+    assert images.files[3:7] == ["b/1/9.png", "b/10.png", "b/2.png", "b/3.png"]
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert images.notes == ["Left out, since their names are not those of images: 1 × .txt."]
+
+
+def test_all_images_of_a_class_may_lie_in_a_folder_called_images(folder):
+    (folder / "c" / "images").mkdir(parents=True)
+    (folder / "c" / "boxes.txt").write_text("")
+    shutil.copy(folder / "b" / "2.png", folder / "c" / "images" / "2.png")
+    images = image_folder(folder)
+    assert images.names == ["a", "b", "c", "ä"] and images.files[5] == "c/images/2.png"
+    (folder / "c" / "images").rename(folder / "c" / "cats")
+    with pytest.raises(DataError, match=r"folder .*c must hold images .* got none\. It holds fol"):
+        image_folder(folder)
+
+
+def test_images_beside_the_folders_of_classes_are_counted(folder):
+    before = image_folder(folder).fingerprint
+    for name in ("x.png", "y.PNG", ".hidden.png", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    images = image_folder(folder)
+    assert images.fingerprint == before and images.notes == [
+        "2 images are left out, because they lie beside the class folders."
+    ]
 
 
 def test_names_that_are_no_unicode_are_read(folder):

@@ -85,6 +85,9 @@ def test_bytes_and_files_that_are_no_pictures_are_unreadable(tmp_path):
     for number, match in enumerate(["row 0 of datasets cannot", r"nowhere\.png", "got neither"]):
         with pytest.raises(UnreadableImage, match=match):
             SavedImages(given).read(number, 3)
+    with pytest.raises(UnreadableImage) as caught:
+        SavedImages(given).read(0, 3)
+    assert " at 0x" not in str(caught.value)  # which is another one in each run
 
 
 def test_columns_that_are_not_clear_are_refused():

@@ -5,7 +5,7 @@ import json
 import pytest
 from pictures import noise
 
-from ironmoe.attacks.data import DataError, labelled_files
+from ironmoe.attacks.data import DataError, UnreadableImage, labelled_files, match_classes
 
 FILES = ("a.png", "b b.png", "sub/c.JPEG", "d.png")
 
@@ -32,6 +32,7 @@ TABLES = {
     "other columns": ("t.csv", "w,Label,h,File\n9,1,9,b b.png\n9,0,9,a.png\n9,12,9,sub/c.JPEG\n"),
     "quotes": ("t.csv", '"b b.png","1"\n"a.png","0"\n"sub/c.JPEG","12"\n'),
     "BOM": ("t.csv", "\ufefffile,label\nb b.png,1\na.png,0\nsub/c.JPEG,12\n"),
+    "semicolons alone": ("t.csv", "b b.png;1\na.png;0\nsub/c.JPEG;12\n"),
     "semicolons": ("t.csv", "file;label\nb b.png;1\na.png;0\nsub/c.JPEG;12\n"),
     "Windows": ("t.csv", "file,label\r\nb b.png,1\r\na.png,0\r\nsub\\c.JPEG,12\r\n"),
     "old Mac": ("t.csv", "file,label\rb b.png,1\ra.png,0\rsub/c.JPEG,12\r"),
@@ -41,7 +42,8 @@ TABLES = {
     "floats": ("t.csv", "file,label\nb b.png,1.0\na.png,0.0\nsub/c.JPEG,12.0\n"),
     "without endings": ("t.csv", "id,label\nb b,1\na,0\nsub/c,12\n"),
     "dots": ("t.csv", "./b b.png,1\n./a.png,0\nsub/../sub/c.JPEG,12\n"),
-    "the same twice": ("t.csv", "b b.png,1\na.png,0\nb b,1\nsub/c.JPEG,12\n"),
+    "exponents": ("t.csv", "b b.png,1.000e+00\na.png,0e0\nsub/c.JPEG,1.2E1\n"),
+    "points": ("t.csv", "b b.png,1.\na.png,.0\nsub/c.JPEG,+12\n"),
     "tsv": ("t.tsv", "b b.png\t1\na.png\t0\nsub/c.JPEG\t12\n"),
     "tabs in csv": ("t.csv", "file\tlabel\nb b.png\t1\na.png\t0\nsub/c.JPEG\t12\n"),
     "tabs in txt": ("t.txt", "b b.png\t1\na.png\t0\nsub/c.JPEG\t12\n"),
@@ -77,6 +79,46 @@ def test_names_are_numbered_in_their_alphabetical_order(folder):
         assert images.read(1, 3).label == 0
 
 
+def test_a_file_that_is_listed_again_counts_once_and_is_told(folder):
+    images = read(folder, "t.csv", "b b.png,1\na.png,0\nb b,1.0\nsub/c.JPEG,12\nd,3\na,0\n")
+    assert images.files == ["b b.png", "a.png", "sub/c.JPEG", "d.png"]
+    assert images.labels.tolist() == [1, 0, 12, 3]
+    assert images.notes == ["2 lines of t.csv list a file again, with the same label."]
+
+
+def test_labels_below_0_are_names_in_the_order_of_their_numbers(folder):
+    """No logit has such an index. A class map may name one."""
+    images = read(folder, "t.csv", "d.png,10\na.png,-1\nb b.png,2.0\nsub/c.JPEG,-1\n")
+    assert images.names == ["-1", "2", "10"] and images.labels.tolist() == [2, 0, 1, 0]
+    assert images.notes == ["Labels of t.csv begin at -1, so they are names of classes."]
+    found = match_classes(images.names, images.labels, 3, class_map={"-1": 0, "2": 2, "10": 1})
+    assert found.logits[images.labels].tolist() == [1, 0, 2, 0]
+    with pytest.raises(DataError, match="got -1 … 10"):
+        match_classes(images.names, images.labels, 3)
+
+
+def test_semicolons_may_part_columns_where_names_of_files_have_commas(folder):
+    noise(3, 3).save(folder / "x,y.png")
+    images = read(folder, "t.csv", "x,y.png;1\na.png;0\n")
+    assert images.files == ["x,y.png", "a.png"] and images.labels.tolist() == [1, 0]
+
+
+def test_linked_folders_are_followed_and_none_for_ever(folder, tmp_path):
+    (tmp_path / "more").mkdir()
+    noise(3, 3).save(tmp_path / "more" / "e.png")
+    (folder / "link").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "round").symlink_to(folder)
+    assert read(folder, "t.csv", "link/e,1\n").files == ["link/e.png"]
+    assert "4 images are left out" in read(folder, "t.csv", "link/e,1\n").notes[0]
+
+
+def test_a_listed_link_to_nowhere_is_an_image_that_cannot_be_read(folder):
+    (folder / "e.png").symlink_to(folder / "nowhere.png")
+    images = read(folder, "t.csv", "a.png,1\ne.png,0\n")
+    with pytest.raises(UnreadableImage, match=r"e\.png cannot be read"):
+        images.read(1, 3)
+
+
 def test_the_boxes_of_kaggle_are_left_out(folder):
     text = (
         "ImageId,PredictionString\n"
@@ -105,6 +147,13 @@ def test_odd_names_of_files_are_found(folder):
 def test_whole_paths_are_those_below_the_folder(folder):
     images = read(folder, "t.csv", f"{folder}/a.png,1\n{folder}/sub/c.JPEG,0\n")
     assert images.files == ["a.png", "sub/c.JPEG"]
+
+
+def test_names_that_look_like_numbers_or_begin_with_them_are_names(folder):
+    images = read(folder, "t.csv", "a.png,3.5\nd.png,cat\n")
+    assert images.names == ["3.5", "cat"]
+    images = read(folder, "t.txt", "a.png 3 toed sloth\nd.png cat\n")
+    assert images.names == ["3 toed sloth", "cat"]
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "labels.txt", "metadata.jsonl", "metadata.csv"])
@@ -136,7 +185,18 @@ def test_a_folder_without_a_table_is_refused(folder, tmp_path):
     ("t.csv", "a.png,0\na.png,1\n", "each file with one label, got 'a.png' with 0 and 1"),
     ("t.csv", "a.png,0\na,1\n", "each file with one label, got 'a' with 0 and 1"),
     ("t.csv", "a.png,0\nd.png,cat\n", "all be whole numbers or all be names, got 0 and 'cat'"),
-    ("t.csv", "a.png,-1\n", "must be at least 0, got -1"),
+    ("t.csv", "a.png,1.0\na,2\n", "each file with one label, got 'a' with 1 and 2"),
+    ("t.csv", "a.png,cat\na,dog\n", "each file with one label, got 'a' with 'cat' and 'dog'"),
+    ("t.csv", "a.png,1\nd.png,3.5\n", "whole numbers or names, got 3.5 of 'd.png'"),
+    ("t.csv", "a.png,0.5\nd.png,4.5\n", "whole numbers or names, got 0.5 of 'a.png'"),
+    ("t.csv", "a.png,1\nd.png,nan\n", "whole numbers or names, got nan of 'd.png'"),
+    ("t.csv", "a.png,-Infinity\nd.png,1e0\n", "whole numbers or names, got -inf of 'a.png'"),
+    ("t.csv", "a.png,9223372036854775808\n", "within 64 bits, got 9223372036854775808 of 'a.png'"),
+    ("t.json", '{"a.png": NaN}', "whole numbers or names, got nan of 'a.png'"),
+    ("t.json", '{"a.png": 1e30}', "must be within 64 bits, got 1"),
+    ("t.json", '{"a.png": 3, "d.png": "cat"}', "all be whole numbers or all be names, got 3 and"),
+    ("t.txt", "file label\na.png 7 cat\n", "got '7 cat' as a label, which is a number and a na"),
+    ("t.txt", "a.png 0 cat\nd.png 1 dog\n", "got '0 cat' as a label, which is a number and a na"),
     ("t.csv", "a.png,\n", "must be whole numbers or names, got an empty one"),
     ("t.json", '{"a.png": 0, "a.png": 1}', "got 'a.png' with 0 and 1"),
     ("t.json", '{"a.png": true}', "whole numbers or names, got True"),

@@ -21,6 +21,7 @@ from torch.utils.data import (
 from ironmoe.attacks import PGD, evaluate
 from ironmoe.attacks.data import (
     DataError,
+    ImageArrays,
     ImageStream,
     LoaderStream,
     Preprocessing,
@@ -139,6 +140,7 @@ def test_a_loader_that_shares_its_images_out_is_refused():
     ((IMAGES, torch.eye(10)), r"got shape \(10, 10\): of one-hot labels give the place of the 1"),
     ((IMAGES, LABELS.float()), "whole numbers of at least 0, got float32"),
     ((IMAGES, LABELS - 1), "whole numbers of at least 0, got -1"),
+    ((IMAGES, np.full(10, 2**63, np.uint64)), "must be below 2[*][*]63, got 9223372036854775808"),
     ((IMAGES, ["a"] * 10), "whole numbers of at least 0, got <U1"),
     ((IMAGES / 255 - 0.5, LABELS), "as after normalisation: leave Normalize out"),
     ((IMAGES.float(), LABELS), "divide by 255"),
@@ -180,11 +182,37 @@ class Blob:
     ([(image, label) for image, label in PAIRS], TorchImages, "list"),
     (DataLoader(PAIRS), LoaderStream, "DataLoader"), (Stream(), LoaderStream, "Stream"),
     (iter([(IMAGES, LABELS)]), LoaderStream, "list_iterator"),
+    ((IMAGES.numpy(), LABELS.numpy()), ImageArrays, "tuple"),
+    ((IMAGES, LABELS.tolist()), ImageArrays, "tuple"),
+    ([LAST.numpy() / 255, ["cat"] * 10], ImageArrays, "list"),
+    ([(IMAGES, LABELS)], LoaderStream, "list"), (((IMAGES, LABELS),), LoaderStream, "tuple"),
+    ([{"image": IMAGES.numpy(), "label": LABELS}] * 2, LoaderStream, "list"),
 ])  # fmt: skip
 def test_whatever_a_function_gives_becomes_a_set_or_a_stream(given, wanted, name):
     found = images_of(given)
     assert type(found) is wanted and found.name == name
     assert images_of(given, name="mine").name == "mine"
+
+
+def test_images_and_labels_as_arrays_are_a_set_of_them():
+    found = images_of((LAST.numpy() / 255, LABELS.numpy()))
+    image, label = found.read(7, 3)
+    assert torch.equal((image * 255).round().to(torch.uint8), IMAGES[7]) and label == 3
+    prints = [images_of(pair).fingerprint for pair in (
+        (IMAGES.numpy(), LABELS), (IMAGES.numpy(), LABELS), (IMAGES.numpy(), LABELS + 1),
+        (IMAGES.numpy() + 1, LABELS), (IMAGES.bfloat16() / 256, LABELS.numpy()),
+    )]  # fmt: skip
+    assert prints[0] == prints[1] and len(set(prints)) == 4
+    for labels, match in ((np.eye(10), "one axis of whole"), ([[1], [1, 2]], "arrays of images"),
+                          (LABELS[:9].numpy(), "as many images as labels")):  # fmt: skip
+        with pytest.raises(DataError, match=f"mine must .*{match}|in mine must be {match}"):
+            images_of((IMAGES.numpy(), labels), name="mine")
+
+
+def test_a_list_of_batches_gives_its_images():
+    images, labels = all_of(images_of([(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])]))
+    assert torch.equal((images * 255).round().to(torch.uint8), IMAGES)
+    assert torch.equal(labels, LABELS)
 
 
 def test_sets_and_streams_are_taken_as_they_are():

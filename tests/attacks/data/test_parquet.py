@@ -116,30 +116,54 @@ def test_cells_without_a_picture_are_unreadable_by_their_row(tmp_path):
             images.read(row, 3)
 
 
-@pytest.mark.parametrize("beside", [{}, {"id": [7, 8]}, {"__index_level_0__": [0, 1]}])
-@pytest.mark.parametrize(
-    "label", [{"label": [1.0, 0.0]}, {"Target": [1, 0]}, {"wnid": [1, 0]}, {"cls": ["b", "a"]}]
-)
-def test_whole_numbers_beside_a_number_of_the_row_are_labels(tmp_path, label, beside):
+@pytest.mark.parametrize("beside", [
+    {}, {"id": [7, 8]}, {"__index_level_0__": [0, 1]}, {"split": ["x", "y"], "caption": ["x", "y"]},
+])  # fmt: skip
+@pytest.mark.parametrize("label", [
+    {"label": [1.0, 0.0]}, {"Target": [1, 0]}, {"wnid": [1, 0]}, {"cls": ["b", "a"]},
+    {"class": [1, 0], "wnid": ["a", "b"]},
+])  # fmt: skip
+def test_a_column_of_a_usual_name_has_the_labels_whatever_stands_beside_it(tmp_path, label, beside):
     columns = {"image": cells([0, 1])} | beside | label
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     assert parquet_images(tmp_path / "x.parquet").labels.tolist() == [1, 0]
+
+
+def test_another_column_of_labels_is_noted(tmp_path):
+    columns = {"image": cells([0, 1]), "coarse_label": [0, 0], "fine_label": [1, 0]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    images = parquet_images(tmp_path / "x.parquet")
+    assert images.labels.tolist() == [1, 0]
+    assert images.notes == [
+        "Labels are the column 'fine_label'; 'coarse_label' is one, too, and label= takes another."
+    ]
+    assert parquet_images(tmp_path / "x.parquet", label="fine_label").notes == []
 
 
 @pytest.mark.parametrize(("columns", "options", "match"), [
     ({"a": cells([0]), "b": cells([1]), "label": [0]}, {},
      r"must have one column of images, got 'a' and 'b'; name it by image=. Its columns are a \("),
     ({"image": cells([0]), "a": [0], "b": [1]}, {},
-     "must have one column of labels, got 'a' and 'b'; name it by label="),
+     r"one column of labels, got none of a usual name; name it by label=\. Its columns are image"),
+    ({"image": cells([0]), "caption": ["a"]}, {}, "got none of a usual name; name it by label="),
+    ({"image": cells([0]), "x": [0], "y": [1]}, {}, "got none of a usual name; name it by label="),
+    ({"image": cells([0]), "wnid": ["a"], "synset": [1]}, {}, "got 'wnid' and 'synset'; name it"),
+    ({"image": cells([0]), "label": [True], "split": ["a"]}, {},
+     "one column of labels, got 'label' of type bool, which holds none; if another one does, name"),
+    ({"image": cells([0]), "Labels": [[0]], "wnid": ["a"]}, {}, r"got 'Labels' of type list<"),
+    ({"image": ["a.png"], "mask": cells([0]), "label": [0]}, {},
+     "one column of images, got 'image' of type string, which holds none; .* name it by image="),
     ({"image": cells([0]), "label": [0], "labels": [1]}, {}, "got 'label' and 'labels'; name it"),
-    ({"image": cells([0])}, {}, "must have one column of labels, got none. Its columns are image"),
-    ({"x": [0.5], "label": [0]}, {}, r"one column of images, got none. Its columns are x \(double"),
+    ({"image": cells([0])}, {}, r"labels, got none of a usual name\. Its columns are image"),
+    ({"x": [0.5], "label": [0]}, {}, r"images, got none of a usual name\. Its columns are x \(d"),
     ({"image": cells([0]), "label": [0.5]}, {}, "must be whole numbers or names, got 0.5"),
     ({"image": cells([0, 1]), "label": [0.0, None]}, {}, "a label for each image, got None in row"),
     ({"image": cells([0]), "label": [float("nan")]}, {}, "for each image, got nan in row 0"),
-    ({"image": cells([0]), "image_id": [0]}, {}, "must have one column of labels, got none. Its"),
-    ({"image": cells([0]), "score": [1.0]}, {}, "must have one column of labels, got none. Its"),
-    ({"image": cells([0]), "label": [[0, 1]]}, {}, "must have one column of labels, got none"),
+    ({"image": cells([0]), "image_id": [0]}, {}, "got none of a usual name; name it by label="),
+    ({"image": cells([0]), "score": [1.0]}, {}, "got none of a usual name; name it by label="),
+    ({"image": cells([0]), "label": [[0, 1]]}, {}, "got 'label' of type list<"),
+    ({"image": cells([0]), "label": pa.array([2**63], pa.uint64())}, {},
+     "must be below 2[*][*]63, got 9223372036854775808"),
     ({"image": cells([0]), "label": [0]}, {"image": "img"}, "image must be a column of images of"),
     ({"image": cells([0]), "label": [0]}, {"label": "image"}, "label must be a column of labels"),
     ({"image": cells([0, 1]), "label": [0, None]}, {}, "a label for each image, got None in row 1"),
@@ -150,6 +174,19 @@ def test_columns_that_are_not_clear_are_refused(tmp_path, columns, options, matc
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     with pytest.raises(DataError, match=match):
         parquet_images(tmp_path / "x.parquet", **options)
+
+
+def test_names_of_classes_beside_a_column_say_that_it_has_the_labels(tmp_path):
+    features = {"breed": {"names": ["a", "b"], "_type": "ClassLabel"}}
+    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    columns = {"image": cells([0]), "breed": [1], "wnid": [0]}
+    pq.write_table(pa.table(columns).replace_schema_metadata(told), tmp_path / "x.parquet")
+    assert parquet_images(tmp_path / "x.parquet").names == ["a", "b"]
+    columns |= {"label": [[0, 1]]}
+    pq.write_table(pa.table(columns).replace_schema_metadata(told), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="got 'label' of type list<"):
+        parquet_images(tmp_path / "x.parquet")
+    assert parquet_images(tmp_path / "x.parquet", label="breed").labels.tolist() == [1]
 
 
 def test_labels_beyond_the_names_of_the_classes_are_refused(tmp_path):
@@ -203,6 +240,12 @@ def test_files_without_numbers_may_be_splits_too(tmp_path):
     check(parquet_images(tmp_path, split="test"), [2])
     with pytest.raises(DataError, match="'test' or 'train', got none"):
         parquet_images(tmp_path)
+
+
+def test_names_of_files_may_end_in_capital_letters(tmp_path):
+    pq.write_table(table([1]), tmp_path / "A.PARQUET")
+    check(parquet_images(tmp_path), [1])
+    check(parquet_images(tmp_path / "A.PARQUET"), [1])
 
 
 def test_half_a_download_is_refused(splits):

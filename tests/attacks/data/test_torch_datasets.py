@@ -1,12 +1,14 @@
 """Map-style data sets of torch: whatever form their items have."""
 
+import io
 import os
 from collections import UserDict
 
 import numpy as np
 import pytest
 import torch
-from pictures import noise
+from pictures import encoded, noise
+from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from ironmoe.attacks.data import DataError, TorchImages, UnreadableImage
@@ -96,6 +98,7 @@ def test_items_are_pairs_or_mappings(item):
     ((FIRST, torch.tensor(0.5)), "a whole number of at least 0, got 0.5"),
     ((FIRST, True), "a whole number of at least 0, got True"),
     ((FIRST, -1), "a whole number of at least 0, got -1"),
+    ((FIRST, 2**63), "a whole number of at least 0 and below 2[*][*]63, got 9223372036854775808"),
     ((FIRST, "cat"), "a whole number of at least 0, got 'cat'"),
     ((FIRST, None), "a whole number of at least 0, got None"),
     ((FIRST, 1, 2), r"must be \(image, label\), or a mapping with these keys, got a tuple of 3"),
@@ -185,9 +188,51 @@ def test_parts_of_a_data_set_know_their_labels_and_names():
     assert [images.read(n, 3).label for n in (0, 1)] == [3, 2]
     both = TorchImages(ConcatDataset([part, whole]))
     assert both.labels.tolist() == [3, 2, 0, 1, 2, 3] and both.names == list("abcd")
-    assert TorchImages(ConcatDataset([part, Items((FIRST, 0))])).labels is None
+    unknown = TorchImages(ConcatDataset([part, Items((FIRST, 0), classes=list("abcd"))]))
+    assert unknown.labels is None and unknown.names == list("abcd")
+    assert TorchImages(ConcatDataset([Items((FIRST, 0))] * 2)).names is None
     tensors = TorchImages(TensorDataset(FIRST.expand(5, -1, -1, -1), torch.arange(5)))
     assert tensors.labels.tolist() == [0, 1, 2, 3, 4] and tensors.read(3, 3).label == 3
+
+
+@pytest.mark.parametrize(("other", "told"), [
+    ({"classes": ["b", "a"]}, "'a' and 'b' for label 0"),
+    ({"classes": ["a"]}, "'b' and no name for label 1"),
+    ({"classes": ["a", "b", "c"]}, "no name and 'c' for label 2"),
+    ({}, "'a' and no name for label 0"),
+    ({"classes": ["a", "b"], "target_transform": abs}, "'a' and no name for label 0"),
+])  # fmt: skip
+def test_parts_in_which_a_label_means_different_classes_are_refused(other, told):
+    items = [(FIRST, 0), (FIRST, 1)]
+    both = ConcatDataset([Items(*items, classes=["a", "b"]), Subset(Items(*items, **other), [0])])
+    with pytest.raises(DataError, match=f"the same classes in the same order, .* got {told}"):
+        TorchImages(Subset(both, [0, 2]))
+
+
+@pytest.mark.parametrize("make", [
+    lambda file: file, lambda file: file.convert("RGB"), lambda file: file.rotate(-90, expand=True),
+])  # fmt: skip
+def test_a_pillow_image_is_as_the_data_set_made_it_and_not_as_its_file_was(make):
+    """Pillow keeps beside the pixels how the file lay, and which of its colours was transparent."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    picture = noise(4, 5)
+    held = encoded(picture, "PNG", exif=exif, transparency=tuple(PIXELS[0, 0].tolist()))
+    images = TorchImages(Items((make(Image.open(io.BytesIO(held))), 1)))
+    for _ in range(2):
+        assert np.array_equal(images.read(0, 3).image, np.asarray(make(picture)))
+    assert np.array_equal(images.read(0, 1).image, np.asarray(make(picture).convert("L")))
+
+
+def test_a_pillow_image_with_an_alpha_of_its_own_lies_on_white():
+    clear = Image.new("RGBA", (2, 2), (9, 9, 9, 0))
+    assert (np.asarray(read(clear).image) == 255).all()
+
+
+def test_an_address_in_memory_is_no_part_of_an_error():
+    error = OSError(f"cannot identify image file {io.BytesIO()!r} by {object()!r}")
+    with pytest.raises(UnreadableImage, match=r"image file by <object object>$"):
+        TorchImages(Items(error)).read(0, 3)
 
 
 def test_labels_that_are_others_than_those_that_are_named_are_refused():

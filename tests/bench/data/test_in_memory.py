@@ -137,7 +137,7 @@ GOOD = {"images": np.zeros((4, 6, 6)), "labels": np.array([0, 0, 1, 1])}
     [
         ({"images": GOOD["images"]}, "must hold arrays 'images' and 'labels'"),
         (GOOD | {"labels": np.array([0, 1])}, "as many images as labels"),
-        (GOOD | {"labels": np.array([0.0, 1, 0, 1])}, "integers or strings"),
+        (GOOD | {"labels": np.array([0.5, 1, 0, 1])}, "whole numbers or strings"),
         (GOOD | {"labels": np.array([0, 1, None, 1], dtype=object)}, "cannot be read"),
         (GOOD | {"images": np.zeros((4, 6, 5))}, "must be square"),
         (

@@ -25,6 +25,13 @@ def loader(**options):
 
 here = images()
 
+def arrays():
+    return torch.rand(6, 3, 4, 4).numpy(), (torch.arange(6) % 3).numpy()
+
+def batches():
+    pixels, labels = images()[:]
+    return [(pixels[:3], labels[:3]), (pixels[3:], labels[3:])]
+
 def raises():
     raise KeyError("no file")
 
@@ -65,6 +72,8 @@ def test_a_function_of_ones_own_gives_a_set_or_a_loader(tmp_path, monkeypatch):
     assert isinstance(loader, LoaderStream) and loader.length == 7
     with pytest.raises(DataError, match=r"a set with images by number .* got LoaderStream"):
         open_set("own_data_18:loader")
+    assert open_set("own_data_18:arrays").labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert [len(labels) for _, labels in open_data("own_data_18:batches")] == [3, 1]
 
     for name, message in {
         "raises": "calling it failed: KeyError: 'no file'",
@@ -88,8 +97,18 @@ def test_tables_of_hugging_face_are_found_with_their_parts(tmp_path):
         (tmp_path / "two" / split).mkdir(parents=True)
         parquet.write_table(table, tmp_path / "two" / split / "0.parquet")
     assert open_set(f"{tmp_path / 'two'}?split=test&label=fine").labels.tolist() == [0, 1]
+    for split in ("test", "train"):
+        parquet.write_table(table, tmp_path / f"{split}.parquet")
+    for query, hint in (("", "split=NAME"), ("?split=test", "split=test&label=NAME")):
+        with pytest.raises(DataError) as caught:
+            open_set(f"{tmp_path}{query}")
+        assert str(caught.value).endswith(f"; --data '{tmp_path}?{hint}' says which")
     one = tmp_path / "two" / "test" / "0.parquet"
     assert open_set(f"{one}?label=coarse").labels.tolist() == [1, 1]
+    one.rename(one.with_name("CAPITALS.PARQUET"))
+    one = one.with_name("CAPITALS.PARQUET")
+    for spec in (f"{one}?label=coarse", f"{one.parent}?label=coarse"):
+        assert open_set(spec).labels.tolist() == [1, 1]
     with pytest.raises(DataError, match="may set split, image, label, got 'lable'"):
         open_set(f"{one}?lable=fine")
 
@@ -98,6 +117,23 @@ def test_a_query_belongs_to_tables_alone(flat):
     (flat / "labels.csv").write_text("0.png,1\n")
     with pytest.raises(DataError, match="must name a parquet or saved data set to take a query"):
         open_set(f"{flat}?split=test")
+
+
+def test_what_is_missing_of_imagenet_is_named(tmp_path):
+    flat = tmp_path / "val"
+    flat.mkdir()
+    (flat / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"")
+    with pytest.raises(DataError, match="look like ImageNet's validation images: --labels robust"):
+        open_set(str(flat))
+    kit = tmp_path / "ILSVRC2012_devkit_t12"
+    with pytest.raises(DataError, match="kit, got .*devkit_t12, which does not exist"):
+        open_set(str(flat), kit)
+    kit.mkdir()
+    with pytest.raises(DataError, match=r"got the folder .*devkit_t12 without data.meta\.mat"):
+        open_set(str(flat), kit)
+    kit.with_suffix(".tar.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"devkit_t12\.tar\.gz, an archive: unpack it"):
+        open_set(str(flat), kit.with_suffix(".tar.gz"))
 
 
 @pytest.fixture
@@ -126,6 +162,9 @@ def test_the_development_kit_names_the_labels_in_its_own_order(tmp_path, devkit)
     found = open_set(str(folder), devkit)
     assert found.names == ["n1", "n2", "n3"] and found.labels.tolist() == [2, 2, 0, 1]
     (folder / "ILSVRC2012_val_00000003.JPEG").unlink()
+    (folder / "ILSVRC2012_val_00000003.JPEG").symlink_to(folder / "nowhere")
+    assert len(validation_images(folder, devkit)) == 4  # whoever reads it says that it is not there
+    (folder / "ILSVRC2012_val_00000003.JPEG").unlink()
     with pytest.raises(DataError, match=r"1 that are not there, the first .*00000003\.JPEG"):
         validation_images(folder, devkit)
     with pytest.raises(DataError, match="the folder of ImageNet's development kit, got the folder"):
@@ -139,16 +178,23 @@ def test_the_first_images_of_a_loader_in_its_order():
     images, labels = torch.rand(10, 3, 4, 4), torch.arange(10) % 3
     batches = [(images[:4], labels[:4]), (images[4:], labels[4:])]
     for length in (None, 10):
-        some = LoaderImages(LoaderStream(batches, length=length), most=7, logits=3)
+        some = LoaderImages(LoaderStream(batches, length=length), most=7)
+        some.num_logits = 3
         assert len(some) == 7
         assert torch.equal(torch.cat([part for part, _ in some]), images[:7])
         (one,) = some.read(torch.tensor([5, 0]))
         assert torch.equal(one.images, images[[5, 0]]) and one.labels.tolist() == [2, 0]
 
-    unknown = LoaderImages(LoaderStream(batches), most=50, logits=3)
+    unknown = LoaderImages(LoaderStream(batches), most=50)
     assert len(unknown) == 50 and sum(len(part) for part, _ in unknown) == 10 == len(unknown)
+    some.num_logits = 2
     with pytest.raises(DataError, match=r"logits, 0 … 1, got 0 … 2 among images 0 … 3"):
-        list(LoaderImages(LoaderStream(batches), most=7, logits=2))
+        list(some)
+    some.logits = torch.tensor([7, 5, 6])
+    assert torch.cat([part for _, part in some]).tolist() == [7, 5, 6, 7, 5, 6, 7]
+    some.logits = torch.tensor([7, 5])
+    with pytest.raises(DataError, match=r"the 2 classes that have a logit, 0 … 1, got 0 … 2"):
+        list(some)
 
 
 def test_a_sample_is_of_all_images_and_the_same_every_time():
@@ -168,5 +214,5 @@ def test_the_test_split_has_a_fifth_of_each_class():
 
 def test_arrays_on_the_disk_are_not_loaded(tmp_path):
     np.savez(tmp_path / "set.npz", images=np.zeros((4, 6, 6), np.uint8), labels=np.arange(4) % 2)
-    found = open_set(str(tmp_path / "set.npz"))
+    found = open_set(str((tmp_path / "set.npz").rename(tmp_path / "set.NPZ")))
     assert isinstance(found, ImageArrays) and isinstance(found.images.base, np.memmap)
