@@ -1,6 +1,7 @@
 """AutoAttack: the ensemble that robust accuracies are reported with (Croce & Hein, arXiv
 2003.01690; L1: arXiv 2103.01208)."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,9 @@ class AutoAttack(HasParts, Attack):
         """A new attack of this name, with the settings of the version and what was set since."""
         kind, settings = self._recipes[name]
         chosen = self._options | {"seed": self.seed} | settings | self.stage_settings.get(name, {})
-        attack = kind(self.model, eps=self.eps, **chosen)
+        with warnings.catch_warnings():  # this attack has said it of the same eps
+            warnings.filterwarnings("ignore", "eps=.* reaches across")
+            attack = kind(self.model, eps=self.eps, **chosen)
         attack.name = name
         attack.attacked_model = self.attacked_model
         return attack

@@ -32,7 +32,15 @@ def chosen_device(device: torch.device | str | None, model: Any) -> torch.device
             f"device must be that of the model's weights, {there}, got {str(wanted)!r}: move the "
             f"model with model.to({str(wanted)!r}), or leave device out"
         )
-    return wanted if there is None else there
+    if there is not None:
+        return there
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:  # of a build of torch without this device
+        raise ValueError(
+            f"device must be one that this machine has, got {str(wanted)!r}: {error}"
+        ) from error
+    return wanted
 
 
 def _is_same(wanted: torch.device, there: torch.device) -> bool:

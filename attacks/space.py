@@ -1,5 +1,7 @@
 """Where an attack looks for adversarial examples: the norm, its radii and the box."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -203,6 +205,7 @@ class SearchSpace:
 
     def _region(self, shape: tuple[int, ...]) -> Region:
         region = region_of(self.eps, self.bounds, shape)
+        warn_of_unit(ball_of(self.norm), self.eps, self.bounds, math.prod(shape[1:]))
         if region.by_element:
             ball_of(self.norm).scaled()
         return region

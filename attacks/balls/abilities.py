@@ -51,6 +51,10 @@ class PowerBall(Ball):
         affordable = spent <= self.eps.unsqueeze(1) ** self.order
         return torch.zeros_like(affordable).scatter(1, order, affordable).view_as(wish)
 
+    @classmethod
+    def exceeds(cls, eps: float, low: float, high: float, elements: int | None = None) -> bool:
+        return elements is not None and eps > (high - low) * elements ** (1 / cls.order)
+
 
 class StraightBall(Ball):
     """``ascend`` adds a step that depends on the gradient and the length alone, not on the point

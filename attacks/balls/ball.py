@@ -73,9 +73,9 @@ class Ball(ABC):
         )
 
     @classmethod
-    def exceeds(cls, eps: float, low: float, high: float) -> bool:
-        """Whether no two points between two faces of a box are so far apart, however many elements
-        an image has. Such a radius is in another unit than the pixels."""
+    def exceeds(cls, eps: float, low: float, high: float, elements: int | None = None) -> bool:
+        """Whether no two points of a box are so far apart. Such a radius is in another unit than
+        the pixels. elements: how many an image has; None: whatever that number is."""
         return False
 
     def edges(self) -> dict[str, Tensor]:

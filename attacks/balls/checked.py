@@ -66,17 +66,20 @@ def checked_bounds(bounds: Any, *, finite_for: str | None) -> Bounds:
     return low, high
 
 
-def warn_of_unit(ball: type[Ball], eps: Bound, bounds: Bounds) -> None:
-    """Warn of finite radii that are all wider than the box, and say how 8/255 is written."""
+def warn_of_unit(ball: type[Ball], eps: Bound, bounds: Bounds, elements: int | None = None) -> None:
+    """Warn of finite radii that all reach across the box, and say how 8/255 is written. elements:
+    how many an image has; where the norm asks for it, nothing is known before."""
     radius, low, high = _smallest(eps), _smallest(bounds[0]), largest(bounds[1])
-    if math.isfinite(radius) and ball.exceeds(radius, low, high):
-        width = "" if high - low == 1 else f" * {high - low:g}"
-        warnings.warn(
-            f"eps={radius:g} is wider than bounds={bounds_text(bounds)}: every image is allowed. "
-            f"eps is in the unit of the pixels; for {radius:g} of 255 levels write "
-            f"{radius:g}{width} / 255",
-            stacklevel=2,
-        )
+    is_known_without = elements is not None and ball.exceeds(radius, low, high)
+    if math.isinf(radius) or is_known_without or not ball.exceeds(radius, low, high, elements):
+        return
+
+    width = "" if high - low == 1 else f" * {high - low:g}"
+    warnings.warn(
+        f"eps={radius:g} reaches across bounds={bounds_text(bounds)}: every image is allowed. eps "
+        f"is in the unit of the pixels; for {radius:g} of 255 levels write {radius:g}{width} / 255",
+        stacklevel=2,
+    )
 
 
 def _smallest(value: Bound) -> float:

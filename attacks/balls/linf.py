@@ -45,7 +45,7 @@ class LinfBall(BoxBall, StraightBall, HyperplaneBall):
         return ScaledLinfBall if cls is LinfBall else super().scaled()
 
     @classmethod
-    def exceeds(cls, eps: float, low: float, high: float) -> bool:
+    def exceeds(cls, eps: float, low: float, high: float, elements: int | None = None) -> bool:
         return eps > high - low
 
     @property

@@ -80,6 +80,16 @@ def _not_negative(numbers: Tensor | None) -> list[int | None] | None:
     return [None if number < 0 else number for number in numbers.tolist()]
 
 
+def _clean_prediction(summary: AttackSummary) -> list[int | None] | None:
+    """Of a skipped image there is none; of one that could not be read it would be that of what
+    stands in its place."""
+    numbers = _not_negative(summary.per_image.get("clean_prediction"))
+    if numbers is None:
+        return None
+    left_out = summary.skipped.tolist()
+    return [None if out else number for number, out in zip(numbers, left_out, strict=True)]
+
+
 def _flag(sign: str) -> Callable[[AttackSummary], Tensor | None]:
     return lambda summary: summary.flags.get(sign)
 
@@ -87,11 +97,7 @@ def _flag(sign: str) -> Callable[[AttackSummary], Tensor | None]:
 IMAGE_COLUMNS: tuple[ImageColumn, ...] = (
     ImageColumn("number", int, lambda summary: summary.examples),
     ImageColumn("label", int, lambda summary: _not_negative(summary.per_image.get("label"))),
-    ImageColumn(
-        "clean_prediction",
-        int,
-        lambda summary: _not_negative(summary.per_image.get("clean_prediction")),
-    ),
+    ImageColumn("clean_prediction", int, _clean_prediction),
     ImageColumn("clean_right", bool, lambda summary: summary.clean_correct),
     ImageColumn("fell", bool, lambda summary: summary.fell),
     ImageColumn("decided", bool, lambda summary: summary.decided),

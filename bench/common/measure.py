@@ -175,7 +175,7 @@ def measure_routing(
     measured = {
         "eps_255": eps_255,
         "images": int(attacked.sum()),
-        "layers": _routing_of_layers(model, *batches),
+        "layers": _routing_of_layers(model, *batches) if bool(attacked.any()) else {},
     }
 
     shown = attacked.nonzero().squeeze(1)[:NUM_EXAMPLES]

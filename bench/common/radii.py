@@ -53,6 +53,12 @@ def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
 
     if not all(0 <= radius < float("inf") for radius in found):
         raise UserError(f"--eps must be finite and at least 0, got {eps!r}")
+    from ironmoe.attacks.balls.ball import NORMS, Ball  # torch, which --help does without
+
+    if NORMS.get(norm, Ball).exceeds(from_255(found[-1]), 0, 1):
+        raise UserError(
+            f"--eps is in units of 1/255 of the pixel range and at most 255 in {norm}, got {eps!r}"
+        )
     return found
 
 

@@ -180,6 +180,8 @@ def test_the_device_is_that_of_the_weights_or_the_one_that_is_named():
         AutoAttack(Here().to("meta"), device="cpu")
     with pytest.raises((RuntimeError, TypeError), match="must be a torch device, got 'tpu9'"):
         PGD(Here(), device="tpu9")
+    with pytest.raises(ValueError, match="device must be one that this machine has, got 'cuda:99'"):
+        PGD(lambda at: at.flatten(1), device="cuda:99")
 
 
 class Stops(PGD):

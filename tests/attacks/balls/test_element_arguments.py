@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ironmoe.attacks import CW, FAB, PGD, DeepFool, JournalError, evaluate
+from ironmoe.attacks import CW, FAB, PGD, AutoAttack, DeepFool, JournalError, evaluate
 from ironmoe.attacks.balls.ball import NORMS, register_norm
 from ironmoe.attacks.balls.elements import region_of
 from ironmoe.attacks.balls.linf import LinfBall
@@ -307,7 +307,7 @@ def test_a_journal_goes_on_with_the_same_radii_of_elements_alone(tmp_path):
     ],
 )
 def test_a_radius_in_another_unit_is_said(eps, options, advice):
-    with pytest.warns(UserWarning, match=f"is wider than bounds=.*{advice}"):
+    with pytest.warns(UserWarning, match=f"reaches across bounds=.*{advice}"):
         PGD(model, eps, **options)
 
 
@@ -316,11 +316,28 @@ def test_radii_that_the_box_holds_are_not_remarked():
     PGD(model, 1.0)
     PGD(model, torch.tensor([0.1, 4.0]))  # the second image may be any
     PGD(model, 8, bounds=(0, 255))
-    PGD(model, 8.0, norm="L2")  # how wide the box is depends on the image
+    images, labels = torch.rand(2, 3, 2, 2), torch.zeros(2, dtype=torch.long)
+    PGD(model, 3.4, norm="L2", steps=1).run(images, labels)  # √12 = 3.46
+    PGD(model, 11.9, norm="L1", steps=1).run(images, labels)
     DeepFool(model, math.inf)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("L2", 3.5), ("L1", 12.1)])
+def test_how_far_the_corners_of_the_box_are_apart_depends_on_the_images(norm, eps):
+    data = torch.rand(2, 3, 2, 2), torch.zeros(2, dtype=torch.long)
+    attack = PGD(model, eps, norm=norm, steps=1)
+    for run in (lambda: attack.run(*data), lambda: evaluate(model, data, [attack])):
+        with pytest.warns(UserWarning, match=f"eps={eps:g} reaches across"):
+            run()
+
+
+def test_an_ensemble_says_it_once():
+    with pytest.warns(UserWarning, match="eps=8 reaches across") as said:
+        assert len(AutoAttack(model, eps=8).stages) == 4
+    assert len(said) == 1
 
 
 def test_radii_of_an_evaluation_in_another_unit_are_said():
     data = torch.rand(2, 3, 2, 2), torch.zeros(2, dtype=torch.long)
-    with pytest.warns(UserWarning, match="eps=8 is wider"):
+    with pytest.warns(UserWarning, match="eps=8 reaches across"):
         evaluate(model, data, [PGD(model, 8 / 255, steps=1)], eps=[8 / 255, 8.0])
