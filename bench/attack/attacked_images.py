@@ -133,7 +133,7 @@ def attacked_images(
         images.names,
         images.labels,
         data=images.name,
-        class_map=None if options.class_map is None else read_class_map(options.class_map),
+        class_map=_class_map(options),
     )
     rows, chosen = _rows(options, images)
     rounded: list[float] = []
@@ -170,17 +170,25 @@ def _of_loader(
     rounded: list[float] = []
     images = LoaderImages(loader, options.most, finish=_finish(suite, rounded))
     (first,) = images.read(torch.tensor([0]))
-    matched = match(loaded, first.pixels(), None, None, data=loader.name)
-    images.logits = len(matched.names)
+    matched = match(
+        loaded,
+        first.pixels(),
+        loader.names,
+        None,
+        data=loader.name,
+        class_map=_class_map(options),
+    )
+    images.logits = matched.logits
+    images.num_logits = len(matched.names)
     whole = "an unknown number" if loader.length is None else str(loader.length)
-    notes = [*loader.notes, "Images of a loader are taken as they come."]
+    notes = [*loader.notes, "Images of a loader are taken as they come.", matched.note]
     if loader.length is None or loader.length > options.most:
         notes.append(f"The first {options.most} of {whole}; --attack-images takes more.")
     return AttackedImages(
         stream=images,
         shape=tuple(first.images.shape[1:]),
         classes=matched.names,
-        notes=notes,
+        notes=[note for note in notes if note],
         name=loader.name,
         checksum="",
         rounded=rounded,
@@ -195,18 +203,31 @@ def _of_stream(
     *,
     is_asked: bool,
 ) -> AttackedImages:
-    """The images of a stream that a user's function made, with pixels and labels as it says."""
+    """The images of a stream that a user's function made, with pixels as it says, and logits if it
+    says any."""
     _check_unused(options, "a stream", is_asked)
+    if stream.logits is not None and options.class_map is not None:
+        raise DataError("--class-map is for labels, and the stream in --data has logits of its own")
     first = _first(stream.images, stream.pipeline)
     name = stream.images.name
-    matched = match(loaded, first[None], None, None, data=name)
+    known = stream.logits is None
+    matched = match(
+        loaded,
+        first[None],
+        stream.images.names if known else None,
+        stream.images.labels if known else None,
+        data=name,
+        class_map=_class_map(options),
+    )
     rounded: list[float] = []
     chosen = sample(len(stream), options.most)
-    notes = list(stream.images.notes)
+    part = stream.part(chosen, finish=_finish(suite, rounded))
+    part.logits = matched.logits if known else stream.logits
+    notes = [*stream.images.notes, *filter(None, [matched.note])]
     if len(chosen) < len(stream):
         notes.append(_of_sample(len(chosen), len(stream)))
     return AttackedImages(
-        stream=stream.part(chosen, finish=_finish(suite, rounded)),
+        stream=part,
         shape=tuple(first.shape),
         classes=matched.names,
         notes=notes,
@@ -221,7 +242,6 @@ def _check_unused(options: ImageOptions, what: str, is_asked: bool) -> None:
     if not options.everything:
         raise DataError(f"{what} in --data has no test split; use --all")
     given = {
-        "--class-map": options.class_map,
         "--image-size": options.image_size,
         "--workers": options.workers,
         "--skip-bad": options.skip_bad or None,
@@ -230,8 +250,12 @@ def _check_unused(options: ImageOptions, what: str, is_asked: bool) -> None:
     unused = [name for name, value in given.items() if value is not None]
     if unused:
         raise DataError(
-            f"{unused[0]} is for sets of images, and {what} in --data reads and labels them itself"
+            f"{unused[0]} is for sets of images, and {what} in --data reads them itself"
         )
+
+
+def _class_map(options: ImageOptions) -> dict[str, int | str] | None:
+    return None if options.class_map is None else read_class_map(options.class_map)
 
 
 def _of_sample(taken: int, of: int) -> str:
@@ -284,10 +308,10 @@ def _rows(options: ImageOptions, images: ImageSet) -> tuple[Tensor, str]:
 
 
 def _first(images: ImageSet, pipeline: Pipeline) -> Tensor:
-    """(C, H, W) float32 in [0, 1], the first image that can be read."""
-    tried = min(TRIED, len(images))
+    """(C, H, W) float32 in [0, 1], an image that can be read, among some from all over the set."""
+    places = torch.linspace(0, len(images) - 1, min(TRIED, len(images))).long()
     stream = ImageStream(images, pipeline, workers=0, skip_bad=True)
-    for place in range(tried):
+    for place in places.tolist():
         try:
             (batch,) = stream.read(torch.tensor([place]))
         except UnreadableImage:
@@ -296,6 +320,6 @@ def _first(images: ImageSet, pipeline: Pipeline) -> Tensor:
             return batch.pixels()[0]
     reason = next(iter(stream.unread.values()), "")
     raise DataError(
-        f"data {images.name!r} must hold images that can be read, got none among the first "
-        f"{tried}: {reason}"
+        f"data {images.name!r} must hold images that can be read, got none among {len(places)} of "
+        f"{len(images)}: {reason}"
     )

@@ -273,19 +273,31 @@ class _Evaluation:
         if not routing_sites(self.loaded.model) or not report.complete:
             return []
         suite = self.options.suite
+        places = self._routed_places(report)
+        if not places:
+            return []
 
         measured: list[Any] = []
         for eps_255 in suite.eps_255:
             name = f"results/routing{exact(eps_255)}.json"
             if meter.folder.read(name) is None:
                 meter.say(f"routing at eps {exact(eps_255)}/255")
-                meter.folder.write(name, self._routing_at(eps_255))
+                meter.folder.write(name, self._routing_at(eps_255, places))
             measured.append(meter.folder.read(name))
 
         meter.say("done")
         return measured if measured[0]["images"] else []
 
-    def _routing_at(self, eps_255: float) -> dict[str, Any]:
+    def _routed_places(self, report: RobustnessReport) -> list[int]:
+        """The first images that are classified right; the first of all where images depend on those
+        beside them."""
+        most = min(AttackSettings().routing_images, self.options.batch_size)
+        if images_per_unit(self.loaded.model, self.options.batch_size) > 1:
+            return list(range(min(most, len(self.images))))
+        found: list[int] = report.clean_correct.nonzero().flatten()[:most].tolist()
+        return found
+
+    def _routing_at(self, eps_255: float, places: list[int]) -> dict[str, Any]:
         suite = self.options.suite
         settings = AttackSettings(
             norm=suite.norm,
@@ -296,8 +308,7 @@ class _Evaluation:
             images=self.options.data.most,
         )
 
-        few = min(settings.routing_images, self.options.batch_size, len(self.images))
-        images, labels = self.images.at(range(few))
+        images, labels = self.images.at(places)
         numbers, _ = measure_routing(
             self.loaded.model,
             images,

@@ -55,14 +55,15 @@ def loaded(loader: str, files: list[str], workers: int) -> Row:
         images_per_second after the first WARM, or the first half, which are taken while the workers
         start; checksum: of the first images, normalised.
     """
-    warm = min(WARM, len(files) // 2)
-    began, timed_from, seen, checksum = 0.0, 0, 0, 0
+    warm = min(WARM, len(files) // 2) if len(files) > BATCH else 0  # one batch is timed whole
+    began, timed_from = time.perf_counter(), 0
+    seen, checksum = 0, 0
     for images in _batches(loader, files, workers):
         if not seen:
             few = images[:32] if loader == "plain" else _normalised(images[:32])
             checksum = zlib.crc32(few.numpy().tobytes())
         seen += len(images)
-        if not began and seen >= warm:
+        if warm and not timed_from and seen >= warm:
             began, timed_from = time.perf_counter(), seen
     seconds = time.perf_counter() - began
     return {

@@ -25,8 +25,8 @@ class StudyFacts(NamedTuple):
     measurements: that were asked for; not_asked: the names of those that were not
     handed_in: what ``--model`` had, nothing for models of the ladder; training: the settings that
         all trainings of the ladder share, None for models that were handed in
-    notes: what was noticed in trainings, one sentence each with the model in front; problems: what
-        could not be measured, and why
+    notes: what was noticed in trainings, one sentence each with the model in front, or how classes
+        of handed-in models were guessed; problems: what could not be measured, and why
     training_seconds, measuring_seconds: sums over models, each in one process
     processes: how many worked; command: what was typed, "" if unknown
     settings: those of the folder; versions: of packages; machine: in words

@@ -26,7 +26,7 @@ def study_facts(study: Study, kept: Collected, *, command: str = "") -> StudyFac
     options = study.options
     shape = tuple(study.images.shape[1:])
     arms: dict[str, ArmFacts] = {}
-    notes: list[str] = []
+    notes = [*study.guesses]
     seconds = 0.0
     for task in study.tasks:
         if not task.entry.is_trained:

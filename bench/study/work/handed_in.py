@@ -90,7 +90,7 @@ def _pixels_of(pipeline: Pipeline | None) -> dict[str, Any]:
 
 def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], ImageData]:
     """The entries of all models, in their order, and the data with labels as these models have
-    them.
+    them, and with notes of what was guessed.
 
     Arms are named by the user. E, K and gates are read from a model, and FLOPs are counted: models
     of other FLOPs than the first dense one, or without one than the first of all, take no part in
@@ -110,7 +110,8 @@ def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], Ima
 
     loaded = [_load(each.source, data) for each in given]
     models = [each.model for each in loaded]
-    labels = [match_data(each, data)[0].labels for each in loaded]
+    matched = [match_data(each, data) for each in loaded]
+    labels = [found.labels for found, _ in matched]
     other = next((i for i, row in enumerate(labels) if not torch.equal(row, labels[0])), None)
     if other is not None:
         raise UserError(
@@ -133,7 +134,8 @@ def handed_in(texts: tuple[str, ...], data: ImageData) -> tuple[list[Entry], Ima
                 f"{each.name!r}, got (arm, FLOPs, parameters) {size} and {sizes[each.name]}"
             )
     found = [_entry(arms[each.name], each, data) for each in given]
-    return found, replace(data, labels=labels[0])
+    guesses = dict.fromkeys(note for _, note in matched if note)
+    return found, replace(data, labels=labels[0], notes=[*data.notes, *guesses])
 
 
 def _asked(given: HandedIn, model: nn.Module, data: ImageData) -> int:

@@ -73,8 +73,9 @@ def announcement(study: Study, plan: Plan) -> str:
 
 
 def _undecided(study: Study) -> str:
-    """What these models cannot decide, however the numbers turn out."""
-    texts = []
+    """What was guessed of these models, and what they cannot decide, however the numbers turn
+    out."""
+    texts = [*study.guesses]
     if len({task.entry.seed for task in study.tasks}) < FEWEST_RUNS:
         texts.append(f"Fewer than {FEWEST_RUNS} seeds give no verdict.")
     if not any(arm.is_dense for arm in study.arms):

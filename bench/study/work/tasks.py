@@ -30,6 +30,7 @@ class Study:
         self.options = options
         self.folder = folder
         entries, self.data = self._entries()
+        self.guesses = [note for note in self.data.notes if note not in options.data.notes]
         self.tasks = [self._task(entry) for entry in entries]
         self.arms: list[Arm] = list(dict.fromkeys(entry.arm for entry in entries))
         self.images, self.labels = self._test_images()

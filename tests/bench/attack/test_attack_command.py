@@ -327,7 +327,7 @@ def test_radii_that_agree_to_six_digits_are_two(moe, tmp_path, no_pictures):
         "--data",
         "digits",
         "--attack-images",
-        8,
+        60,
         "--device",
         "cpu",
         "--steps",

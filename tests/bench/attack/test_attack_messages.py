@@ -52,6 +52,7 @@ def test_checkpoints_that_do_not_fit_are_named(moe, tmp_path):
             "--norm must be Linf or L2 for --attack mifgsm, got 'L1'",
         ),
         (["--norm", "L7"], "--norm must be one of Linf, L2, L1, got 'L7'"),
+        (["--eps", "8,300"], "--eps is in units of 1/255 of the pixel range and at most 255 in L"),
         (["--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16, got 'int8'"),
         (["--routing", "blocked"], "--routing must be one of free, frozen, gates-only"),
         (

@@ -37,6 +37,7 @@ def test_an_image_depends_on_its_number_alone_and_has_edges_of_224_and_more(file
 def test_both_loaders_give_the_same_pixels_and_all_images_are_counted(files):
     rows = {loader: loaded(loader, files, 0) for loader in ("plain", "stream")}
     assert rows["plain"]["checksum"] == rows["stream"]["checksum"] != 0
+    assert all(row["images_per_second"] > 0 for row in rows.values())
     image, _ = PlainImages(files)[3]
     assert image.shape == (3, 224, 224) and image.dtype == torch.float32
     assert np.isfinite(image.numpy()).all() and image.min() < 0 < image.max()

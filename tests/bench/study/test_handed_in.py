@@ -10,8 +10,11 @@ from small_study import QUIET, checkpoint, options, report
 
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.study.report.figures.parts.groups import at_equal_cost
+from ironmoe.bench.study.report.gather import study_facts
 from ironmoe.bench.study.run import run_study
+from ironmoe.bench.study.work.collected import Collected
 from ironmoe.bench.study.work.handed_in import handed_in, read_option
+from ironmoe.bench.study.work.plan import announcement, make_plan
 from ironmoe.bench.study.work.tasks import Study
 from ironmoe.moe import CheckpointError
 
@@ -200,3 +203,15 @@ def test_models_that_cannot_be_told_apart_are_refused(few, tmp_path):
         handed_in((f"x@0={a}", f"x={a}"), few)
     with pytest.raises(UserError, match="must be of the same architecture"):
         handed_in((f"x@0={a}", f"x@1={b}"), few)
+
+
+def test_classes_that_were_guessed_are_said(few, tmp_path):
+    checkpoint(tmp_path / "a.safetensors")
+    texts = (f"x@0={tmp_path}/a.safetensors",)
+    strange = dataclasses.replace(few, classes=[f"strange {name}" for name in few.classes])
+    study = Study(options(strange, tmp_path / "own", models=texts), tmp_path / "own")
+    (guess,) = study.guesses
+    assert "matched by number, which is a guess" in guess and guess in study.data.notes
+    assert guess in announcement(study, make_plan(study))
+    assert study_facts(study, Collected([], [], 0.0)).notes == (guess,)
+    assert Study(options(few, tmp_path / "own", models=texts), tmp_path / "own").guesses == []
