@@ -83,7 +83,8 @@ class ModelNames:
         self._parts = NameIndex(
             (part, index) for index, name in enumerate(names) for part in name.split(", ")
         )
-        standard, by_class = imagenet_names(), {}
+        standard = imagenet_names()
+        by_class: dict[int | None, int | None] = {}
         for index, name in enumerate(names):
             place = standard.find(name)
             place = standard.find(name.split(", ")[0]) if place is None else place

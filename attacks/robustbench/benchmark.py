@@ -1,8 +1,10 @@
 """``robustbench_evaluate``: RobustBench's ``benchmark`` (Croce et al., arXiv 2010.09670) under the
 same arguments, on data that lie on disk or are given."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from ironmoe.attacks.robustbench.imagenet import (
     Prepared,
     imagenet_images,
 )
-from ironmoe.attacks.robustbench.model_info import write_model_info
+from ironmoe.attacks.robustbench.model_info import check_model_info, write_model_info
 from ironmoe.attacks.robustbench.zoo import zoo_preprocessing
 from ironmoe.attacks.standard.evaluation import NAME, standard_report
 
@@ -34,11 +36,12 @@ LEADERBOARD_EPS = {
     ("imagenet", "Linf"): "4/255",
 }
 THREAT_MODELS = ("Linf", "L2")
+USUAL_COUNT = 10_000
 
 
 def robustbench_evaluate(
     model: Model,
-    n_examples: int = 10_000,
+    n_examples: int = USUAL_COUNT,
     dataset: str = "cifar10",
     threat_model: str = "Linf",
     to_disk: bool = False,
@@ -79,7 +82,8 @@ def robustbench_evaluate(
         eps: the radius; it must be given.
         log_path: a file that gets the lines of AutoAttack.
         preprocessing: for ImageNet, one of RobustBench's names, or a function from a Pillow image
-            to a tensor (3, H, W) in [0, 1]; None: that of ``model_name``. None elsewhere.
+            to a tensor (3, H, W) in [0, 1], or of uint8; None: that of ``model_name``. None
+            elsewhere.
         aa_state_path: a folder for the journal, by which an interrupted call goes on.
         data: (images, labels), or batches of them, instead of what is on disk; they are taken as
             they are.
@@ -89,7 +93,8 @@ def robustbench_evaluate(
         (clean accuracy, robust accuracy), from 0 to 1; of a random model, expected accuracies.
 
     Raises:
-        ValueError: an argument outside the above.
+        ValueError: an argument outside the above, or a file about the model, for ``to_disk``, that
+            cannot be added to.
         FileNotFoundError: the data are not there; the message says what to download, and whereto.
     """
     dataset, threat_model = (getattr(name, "value", name) for name in (dataset, threat_model))
@@ -98,8 +103,10 @@ def robustbench_evaluate(
         usual = LEADERBOARD_EPS.get((dataset, threat_model))
         advice = "" if usual is None else f"; the leaderboard of {dataset} has eps={usual}"
         raise ValueError(f"eps must be given for threat_model={threat_model!r}, got None{advice}")
-    if to_disk and (model_name is None or Path(model_name).name != model_name):
-        raise ValueError(f"model_name must be the name of a file for to_disk, got {model_name!r}")
+    if isinstance(eps, Real):
+        eps = float(eps)  # one of numpy's, too, which JSON cannot hold
+    if to_disk:
+        check_model_info(dataset, threat_model, model_name)
     _check_count(dataset, n_examples, on_disk=data is None)
     if data is None and dataset == "imagenet" and preprocessing is None and model_name is not None:
         preprocessing = zoo_preprocessing(threat_model, model_name)
@@ -117,6 +124,12 @@ def robustbench_evaluate(
             bs=batch_size,
             log=adversary.log(batch_size),
             state_path=aa_state_path,
+        )
+    if report.clean_accuracy.total < n_examples != USUAL_COUNT:
+        warnings.warn(
+            f"n_examples={n_examples}, but accuracies are of {report.clean_accuracy.total} images: "
+            "there are no more",
+            stacklevel=2,
         )
     clean = report.clean_accuracy.value
     robust = report.attacks[NAME].robust_accuracy.value

@@ -6,11 +6,13 @@ Vikash Sehwag); its head says so, too.
 
 import functools
 import lzma
+import os
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ironmoe.attacks.data.files import ImageFiles
@@ -32,8 +34,8 @@ PREPARATIONS: dict[str, Preprocessing] = {
 
 
 class Prepared:
-    """A user's own function from a Pillow image to a tensor (3, H, W) in [0, 1], such as a
-    transform of torchvision, as a pipeline."""
+    """A user's own function from a Pillow image to a tensor (3, H, W), floats in [0, 1] or uint8,
+    such as a transform of torchvision, as a pipeline. TypeError where it returns something else."""
 
     channels = 3
     size = None
@@ -42,7 +44,17 @@ class Prepared:
         self.transform = transform
 
     def __call__(self, picture: Any) -> Tensor:
-        return self.transform(picture)
+        pixels = self.transform(picture)
+        is_picture = isinstance(pixels, Tensor) and pixels.ndim == 3 and len(pixels) == 3
+        if not is_picture or not (pixels.is_floating_point() or pixels.dtype == torch.uint8):
+            got = type(pixels).__name__
+            shape = tuple(getattr(pixels, "shape", ()))
+            dtype = str(getattr(pixels, "dtype", "")).removeprefix("torch.")
+            raise TypeError(
+                "preprocessing must return a tensor (3, H, W) of floats in [0, 1] or of uint8, got "
+                f"{got}" + (f" {shape} of {dtype}" if shape else "")
+            )
+        return pixels
 
     def __str__(self) -> str:
         return repr(self.transform)
@@ -81,7 +93,7 @@ def imagenet_images(folder: Path | str, n_examples: int = COUNT) -> ImageFiles:
         there = [layout.format(synset=synset, file=file) for synset, file in listed]
         if (Path(folder) / there[0]).is_file():
             break
-    missing = [file for file in there if not (Path(folder) / file).is_file()]
+    missing = [file for file in there if not os.path.lexists(Path(folder) / file)]
     if missing:
         raise FileNotFoundError(
             "the folder must hold the validation images of ILSVRC 2012, as val/SYNSET/FILE, "

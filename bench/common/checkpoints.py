@@ -117,7 +117,8 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[VMoE, dict[str, A
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"checkpoint {path} must have format {FORMAT!r} in its metadata, got "
-            f"{metadata.get('format')!r}"
+            f"{metadata.get('format')!r}; weights of another library need their model: --model "
+            f"hf:FOLDER, or --model timm:NAME?checkpoint={path.name}"
         )
 
     try:

@@ -74,7 +74,7 @@ class Classifier(nn.Module):
                 f"float16 weights need a GPU here, because torch on a CPU says: {error}; add "
                 "dtype=float32 to the model's name, such as hf:FOLDER?dtype=float32"
             ) from error
-        return logits.float() if logits.is_floating_point() else logits
+        return _in_float32(logits)
 
     def _check_channels(self, pixels: Tensor) -> None:
         """Broadcasting would make three channels of one."""
@@ -89,7 +89,8 @@ class Classifier(nn.Module):
 
 
 def as_it_is(model: nn.Module) -> nn.Module:
-    """A model that takes pixels already: the same module, which from now on returns logits alone.
+    """A model that takes pixels already: the same module, which from now on returns logits alone,
+    in float32.
 
     Its layers and weights keep their names, so what ``ironmoe train`` saves of it fits the module
     of whoever wrote it. One with weights in half precision becomes a ``Classifier``.
@@ -107,4 +108,8 @@ def dtype_of(model: nn.Module) -> torch.dtype | None:
 
 
 def _only_logits(model: nn.Module, inputs: Any, output: Any) -> Tensor:
-    return logits_of(output)
+    return _in_float32(logits_of(output))
+
+
+def _in_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.is_floating_point() else logits

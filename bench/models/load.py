@@ -1,11 +1,13 @@
 """From a model's name to a classifier of pixels."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ironmoe.attacks.evaluation.checksum import unsaved_digest
 from ironmoe.bench.common.query import split_query
 from ironmoe.bench.models import kinds  # noqa: F401, it registers them
 from ironmoe.bench.models.classifier import Classifier
@@ -14,12 +16,13 @@ from ironmoe.bench.models.kinds.function import load_function
 from ironmoe.bench.models.kinds.own import load_own
 from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.bench.models.overrides import Overrides
-from ironmoe.bench.models.registry import FILE_KINDS, KINDS, Kind, Source, forms
+from ironmoe.bench.models.registry import KINDS, Kind, Source, file_kind, forms
 from ironmoe.bench.models.weights import load_file_into
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 FORMS = f"{forms()} or {FUNCTION}"
 AS_IS = Overrides()
+DIGITS = 16  # of a SHA-256 in a name, which people read
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -79,8 +82,9 @@ def _load(spec: str, device: torch.device, image_size: tuple[int, int] | None) -
     prefix, colon, rest = path.partition(":")
     kind = KINDS.get(prefix) if colon else None
 
-    if kind is None and Path(path).suffix in FILE_KINDS:
-        kind, rest = FILE_KINDS[Path(path).suffix], path
+    of_file = file_kind(path)
+    if kind is None and of_file is not None:
+        kind, rest = of_file, path
     if kind is None:
         if not rest:
             raise CheckpointError(f"--model must be {FORMS}, got {spec!r}")
@@ -96,10 +100,26 @@ def _load(spec: str, device: torch.device, image_size: tuple[int, int] | None) -
     if dtype is not None:
         _cast(loaded.model, DTYPES[dtype])
     identity = spec
+    unsaved = unsaved_digest(loaded.model) if kind.form == FUNCTION else None
+    if unsaved is not None:  # who wrote the function may change them, as a mean and a std
+        identity += f" (tensors beside its weights: SHA-256 {unsaved[:DIGITS]})"
     if kind.is_path:  # the same from every folder
         head = f"{prefix}:" if prefix in KINDS else ""
-        identity = head + os.path.abspath(spec.removeprefix(head))
+        identity = head + os.path.abspath(spec.removeprefix(head)) + _content(Path(rest))
     return loaded._replace(source=f"--model {spec}", identity=identity)
+
+
+def _content(path: Path) -> str:
+    """The digest of a file, or of the configuration in a folder, since weights are not all that a
+    model computes with; nothing where there is neither."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        return ""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return f" (SHA-256 {digest.hexdigest()[:DIGITS]})"
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:

@@ -15,7 +15,8 @@ class LoadedModel(NamedTuple):
     names, by index of the logits, None if they are not known; facts: what report and settings say
     of it.
 
-    source: how the command named it; identity: the part of the name that makes it another model.
+    source: how the command named it; identity: what makes it another model beside its weights: the
+    part of the name that does, and of a file what is in it.
 
     pipeline: how pictures become pixels for this model; None if the model does not say.
 

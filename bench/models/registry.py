@@ -6,11 +6,17 @@ name.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
+from ironmoe.bench.common.query import read_value
 from ironmoe.bench.models.loaded import LoadedModel
+from ironmoe.moe.checkpoints.errors import CheckpointError
+
+SWITCHES = {"true": True, "false": False}
+NO_SWITCHES = {"yes", "no", "on", "off"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,32 @@ class Source:
     def __str__(self) -> str:
         return f"--model {self.spec}"
 
+    def switch(self, key: str) -> bool | None:
+        """What ``key=true`` or ``key=false`` of the query says; None where it says nothing.
+
+        Raises:
+            CheckpointError: it has another value.
+        """
+        text = self.query.get(key)
+        if text is None:
+            return None
+        if text.lower() not in SWITCHES:
+            raise CheckpointError(f"{self} must have {key}=true or {key}=false, got {text!r}")
+        return SWITCHES[text.lower()]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The query as keyword arguments of a library that has switches among them, to which any
+        text would mean true.
+
+        Raises:
+            CheckpointError: a value is a word for true or false, but not one of these two.
+        """
+        for key, text in self.query.items():
+            if text.lower() in NO_SWITCHES:
+                self.switch(key)
+        return {key: read_value(text) for key, text in self.query.items()}
+
 
 Loader = Callable[[Source], LoadedModel]
 
@@ -48,7 +80,7 @@ KINDS: dict[str, Kind] = {}
 """prefix → kind: ``prefix:…``."""
 
 FILE_KINDS: dict[str, Kind] = {}
-"""suffix, with its dot → kind: a path that ends so."""
+"""suffix, with its dot and in small letters → kind: a path that ends so, in any letters."""
 
 
 def register_kind(*prefixes: str, form: str, is_path: bool = False) -> Callable[[Loader], Loader]:
@@ -69,6 +101,11 @@ def register_files(*suffixes: str, form: str) -> Callable[[Loader], Loader]:
         return load
 
     return register
+
+
+def file_kind(path: str | Path) -> Kind | None:
+    """The kind of a file, by how its name ends; None if no file ends so."""
+    return FILE_KINDS.get(Path(path).suffix.lower())
 
 
 def forms() -> str:

@@ -32,7 +32,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file cannot be read, needs unpickling, or holds no tensors.
     """
-    if path.suffix not in PICKLED:
+    if path.suffix.lower() not in PICKLED:
         return _without_prefixes(read_safetensors(path)[0])
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist or is no file")
@@ -74,7 +74,7 @@ def load_file_into(model: nn.Module, path: Path) -> None:
         CheckpointError: the file cannot be read, its tensors do not fit the model, or its recipe
             cannot be followed.
     """
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix.lower() == ".safetensors" and path.is_file():
         try:
             recipe = recipe_of(path)
             if recipe is not None:

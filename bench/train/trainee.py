@@ -22,7 +22,7 @@ from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.models.class_matching import match_data
 from ironmoe.bench.models.load import FORMS, load_model
 from ironmoe.bench.models.loaded import LoadedModel
-from ironmoe.bench.models.registry import FILE_KINDS
+from ironmoe.bench.models.registry import file_kind
 from ironmoe.moe import CheckpointError, VMoE
 from ironmoe.moe.vit.configs import from_config
 
@@ -66,7 +66,7 @@ def pipeline_of(spec: str) -> Pipeline | None:
     Raises:
         CheckpointError: it cannot be loaded.
     """
-    is_own = spec in OWN or OF_PAPERS.match(spec) or Path(spec).suffix == ".safetensors"
+    is_own = spec in OWN or OF_PAPERS.match(spec) or Path(spec).suffix.lower() == ".safetensors"
     if is_own or ":" not in spec:
         return None
     return load_model(None, spec, torch.device("cpu")).pipeline
@@ -115,8 +115,8 @@ def _arguments(spec: str, data: ImageData) -> dict[str, Any] | None:
 def _loaded(spec: str, data: ImageData, device: torch.device) -> Trainee:
     """A model that has weights already."""
     path = Path(spec)
-    is_file = path.suffix == ".safetensors"
-    if not is_file and ":" not in spec and path.suffix not in FILE_KINDS:
+    is_file = path.suffix.lower() == ".safetensors"
+    if not is_file and ":" not in spec and file_kind(path) is None:
         raise CheckpointError(f"--model must be {ALL_FORMS}, got {spec!r}")
 
     loaded = load_model(

@@ -13,6 +13,7 @@ from ironmoe.moe.adapters.places import AddResidual as AddResidual  # where olde
 from ironmoe.moe.adapters.places import check_axes, replace, tower_of
 from ironmoe.moe.adapters.recipe import decoded, steps_of
 from ironmoe.moe.adapters.sharing import check_sharing
+from ironmoe.moe.adapters.trial_in_place import check_in_place
 from ironmoe.moe.layers.dense_mlp import DenseMlp, read_mlp
 from ironmoe.moe.layers.expert_linear import ExpertLinear
 from ironmoe.moe.layers.mlp_layouts import layout_of
@@ -82,10 +83,11 @@ def upcycle(
 
     Raises:
         ValueError: an argument outside the values above; an MLP that is not understood or cannot be
-            an expert (dropout above 0, a norm inside, an activation without a kernel); an MLP that
-            shares a parameter with another module, or is shared with a block that is not chosen; no
-            chain of blocks with one MLP each, or more than one, as in CLIP: then pass the tower.
-            The model is unchanged.
+            be an expert (dropout above 0, a norm inside, an activation without a kernel), or whose
+            block computes something else with experts in its place; an MLP that shares a parameter
+            with another module, or is shared with a block that is not chosen; no chain of blocks
+            with one MLP each, or more than one, as in CLIP: then pass the tower. The model is
+            unchanged.
         TypeError: a count that is no whole number, a router that is no dict, or an unknown keyword.
     """
     for name, value in {"num_experts": num_experts, "top_k": top_k}.items():
@@ -177,7 +179,9 @@ def _with_experts(
                 f"layers must name blocks with a dense MLP, but {path or 'this'} is an MoE already"
             )
         if mlp not in moes:
-            moe = _moe(read_mlp(mlp, path), make_router, router_std, noise, moe_options)
+            dense = read_mlp(mlp, path)
+            check_in_place(model, path, dense)
+            moe = _moe(dense, make_router, router_std, noise, moe_options)
             check_axes(mlp, moe, path)
             moes[mlp] = moe.train(mlp.training)
     for path in chosen:

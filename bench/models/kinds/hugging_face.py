@@ -7,7 +7,7 @@ from torch import nn
 
 from ironmoe.attacks.data.preprocessing import Preprocessing
 from ironmoe.bench.common.errors import told
-from ironmoe.bench.common.query import read_known, read_value
+from ironmoe.bench.common.query import read_known
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.image_processor import take
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
@@ -28,15 +28,16 @@ def load_hugging_face(source: Source) -> LoadedModel:
         CheckpointError: transformers is missing, the folder holds no image classifier with all of
             its weights, or its processor cannot be taken apart.
     """
-    asked = read_known(source.spec, source.query, {"processor": read_value})
+    read_known(source.spec, source.query, {"processor": str})
+    is_left_out = source.switch("processor") is False
     model = _model(source)
     config: Any = model.config
     channels = getattr(config, "num_channels", 3)
-    classes = [str(config.id2label[i]) for i in range(config.num_labels)]
+    classes = _classes(source, config)
     name, facts = type(model).__name__, facts_of(Path(source.path).name)
 
     has_processor = any((Path(source.path) / file).is_file() for file in PROCESSORS)
-    if not has_processor or asked.get("processor") is False:
+    if not has_processor or is_left_out:
         pipeline = _assumed(model, channels, has_processor)
         return LoadedModel(Classifier(model), name, None, classes, facts, pipeline=pipeline)
 
@@ -77,6 +78,23 @@ def _model(source: Source) -> nn.Module:
             + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         )
     return model
+
+
+def _classes(source: Source, config: Any) -> list[str]:
+    """Their names, by index of the logits.
+
+    Raises:
+        CheckpointError: there is none for some of them.
+    """
+    names, count = config.id2label, config.num_labels
+    missing = [str(number) for number in range(count) if number not in names]
+    if missing:
+        raise CheckpointError(
+            f"{source} must name classes 0 to {count - 1} by id2label in config.json, got none "
+            f"for {', '.join(missing[:4])}"
+            + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        )
+    return [str(names[number]) for number in range(count)]
 
 
 def _processor(source: Source) -> Any:

@@ -196,10 +196,10 @@ def _pipeline(
 def _candidates(processor: Any, channels: int) -> Iterator[Preprocessing]:
     """What the settings of a processor may mean, in one family or another."""
     size, crop = (_edges(getattr(processor, name, None)) for name in ("size", "crop_size"))
-    resample = getattr(processor, "resample", None)
     base = Preprocessing(channels=channels, centre="down")
-    if resample is not None:
-        base = base.with_(interpolation=_interpolation(int(resample)))
+    interpolation = _interpolation(getattr(processor, "resample", None))
+    if interpolation is not None:
+        base = base.with_(interpolation=interpolation)
 
     plain = base.with_(crop=crop if getattr(processor, "do_center_crop", False) else None)
     if not getattr(processor, "do_resize", False):
@@ -229,6 +229,9 @@ def _edges(size: Any) -> tuple[int, int] | None:
     return (height, width) if height and width else (edge, edge) if edge else None
 
 
-def _interpolation(resample: int) -> str:
-    names = {int(pillow().Resampling[name.upper()]): name for name in INTERPOLATIONS}
-    return names[resample]
+def _interpolation(resample: Any) -> str | None:
+    """The name of a resampling that is given by Pillow's number, or by a name; None for any
+    other."""
+    names = {str(int(pillow().Resampling[name.upper()])): name for name in INTERPOLATIONS}
+    names |= {name: name for name in INTERPOLATIONS}
+    return names.get(str(getattr(resample, "value", resample)).lower())

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ironmoe.bench.common.errors import told
-from ironmoe.bench.common.query import read_value
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.timm_config import (
     preprocessing_of,
@@ -47,9 +46,10 @@ def load_timm(source: Source) -> LoadedModel:
             not fit.
     """
     timm = imported("timm", source)
-    arguments = {key: read_value(text) for key, text in source.query.items()}
+    is_for_test = bool(source.switch("test_size"))
+    arguments = source.arguments
+    arguments.pop("test_size", None)
     checkpoint = arguments.pop("checkpoint", None)
-    is_for_test = bool(arguments.pop("test_size", False))
     if "pretrained" in arguments:
         raise CheckpointError(
             f"{source} must name its weights by checkpoint=FILE, got pretrained="

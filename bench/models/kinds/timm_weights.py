@@ -34,7 +34,7 @@ def load_weights(
     Raises:
         CheckpointError: the file cannot be read, or does not fit by either way; it says what to do.
     """
-    if path.suffix in ARRAYS:
+    if path.suffix.lower() in ARRAYS:
         raise CheckpointError(
             f"{source} must have a checkpoint with tensors by name, got {path}. If it is a ViT of "
             f"the official code, vmoe:{path} reads it; or let timm convert it once: python -c "

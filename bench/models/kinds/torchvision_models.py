@@ -10,7 +10,6 @@ from torch import nn
 
 from ironmoe.attacks.data.preprocessing import Preprocessing
 from ironmoe.bench.common.errors import told
-from ironmoe.bench.common.query import read_value
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.torchvision_rules import interpolation_of, resized
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
@@ -43,7 +42,7 @@ def load_torchvision(source: Source) -> LoadedModel:
             a file is missing or does not fit.
     """
     models = imported("torchvision.models", source)
-    arguments = {key: read_value(text) for key, text in source.query.items()}
+    arguments = source.arguments
     checkpoint, asked = (arguments.pop(key, None) for key in ("checkpoint", "weights"))
     weights = _weights(models, source, asked)
 

@@ -5,18 +5,25 @@ from typing import Any
 
 import torch
 
-from ironmoe.bench.common.query import read_known
+from ironmoe.bench.common.query import Reader, read_known
 from ironmoe.bench.models.classifier import Classifier
 from ironmoe.bench.models.kinds.tensorflow_resize import TensorFlowResize
 from ironmoe.bench.models.loaded import LoadedModel, facts_of
 from ironmoe.bench.models.registry import Source, register_kind
 from ironmoe.moe import Capacity, CheckpointError, VMoE, read_npz_checkpoint, read_vmoe_checkpoint
 
-KNOWN = {
+
+def _zero_or_one(text: str) -> int:
+    if text not in ("0", "1"):
+        raise ValueError(f"a switch must be 0 or 1, got {text!r}")
+    return int(text)
+
+
+KNOWN: dict[str, Reader] = {
     "top_k": int,
     "capacity": float,
     "images_per_group": int,
-    "priority": int,
+    "priority": _zero_or_one,
     "dispatch": str,
 }
 
@@ -36,9 +43,8 @@ def load_official(source: Source) -> LoadedModel:
         raise CheckpointError(f"{source} may set dispatch=bfloat16 only, got {given['dispatch']!r}")
     prefix, side = source.path, _side(source)
     try:
-        params = (
-            read_npz_checkpoint(prefix) if prefix.endswith(".npz") else read_vmoe_checkpoint(prefix)
-        )
+        is_npz = prefix.lower().endswith(".npz")
+        params = read_npz_checkpoint(prefix) if is_npz else read_vmoe_checkpoint(prefix)
         model = VMoE.from_jax(
             params,
             image_size=side,

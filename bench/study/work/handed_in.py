@@ -66,7 +66,7 @@ def pipeline_of_all(texts: Sequence[str]) -> Pipeline | None:
     found: dict[str, Pipeline | None] = {}
     for text in texts:
         source = read_option(text).source
-        is_file = source.endswith(".safetensors")
+        is_file = source.lower().endswith(".safetensors")
         model = None if is_file else load_model(None, source, torch.device(CPU))
         found[source] = None if model is None else model.pipeline
 
@@ -168,7 +168,7 @@ def _entry(arm: Arm, given: HandedIn, data: ImageData) -> Entry:
 
 
 def _load(source: str, data: ImageData) -> LoadedModel:
-    is_file = source.endswith(".safetensors")
+    is_file = source.lower().endswith(".safetensors")
     return load_model(
         Path(source) if is_file else None,
         None if is_file else source,

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import warnings
 from enum import Enum
+from fractions import Fraction
 
 import cifar_files
 import numpy as np
@@ -147,6 +149,30 @@ def test_the_file_about_a_model_is_that_of_robustbench(model, data, folder, tmp_
 
 
 @pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("kind", [np.float32, np.float64, Fraction])
+def test_the_file_about_a_model_takes_eps_of_any_kind(model, folder, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    eps = kind(0.125)
+    options = {"to_disk": True, "model_name": "Mine", "data_dir": folder, "eps": eps}
+    robustbench_evaluate(model, 2, **options)
+    (path,) = tmp_path.glob("model_info/*/*/*")
+    assert json.loads(path.read_text())["eps"] == 0.125
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_file_that_cannot_be_added_to_is_named_before_the_attack(
+    model, folder, tmp_path, monkeypatch, content
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "AutoAttack", None)  # nothing gets so far
+    path = tmp_path / "model_info" / "cifar10" / "Linf" / "Mine.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"model_info/cifar10/Linf/Mine\.json must hold"):
+        robustbench_evaluate(model, to_disk=True, model_name="Mine", data_dir=folder, eps=EPS)
+
+
+@pytest.mark.usefixtures("short")
 def test_the_log_and_the_state_are_those_of_autoattack(model, data, folder, tmp_path, capsys):
     path = tmp_path / "log.txt"
     options = {"data_dir": folder, "eps": EPS, "aa_state_path": tmp_path / "state"}
@@ -249,6 +275,16 @@ def test_data_that_are_no_batch_are_named_by_evaluate(model, folder):
         robustbench_evaluate(model, eps=EPS, dataset="cifar100", data_dir=folder)
 
 
+def test_fewer_images_than_were_asked_for_are_said(model):
+    data = torch.rand(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)
+    with pytest.warns(UserWarning, match="n_examples=9, but accuracies are of 4 images: there are"):
+        robustbench_evaluate(model, 9, eps=EPS, data=data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        robustbench_evaluate(model, 4, eps=EPS, data=data)
+        robustbench_evaluate(model, eps=EPS, data=data)
+
+
 def test_robustbench_itself_gives_the_same_numbers(model, folder):
     """Where it is installed, on its own attacks. No image is near the radius at which it falls, so
     that no seed decides."""
@@ -303,6 +339,23 @@ def test_imagenet_is_read_from_its_files_as_they_are_attacked(pooled, tmp_path):
             pooled, 3, "imagenet", eps=EPS, data_dir=tmp_path, preprocessing=preprocessing
         )
         assert read == given
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda pixels: pixels.numpy(), r"ndarray \(3, 288, 288\) of float32"),
+        (lambda pixels: pixels.permute(1, 2, 0), r"Tensor \(288, 288, 3\) of float32"),
+        (lambda pixels: pixels[:1], r"Tensor \(1, 288, 288\) of float32"),
+        (lambda pixels: (255 * pixels).int(), r"Tensor \(3, 288, 288\) of int32"),
+        (lambda pixels: None, "got NoneType"),
+    ],
+)
+def test_a_function_that_returns_no_picture_is_named(pooled, tmp_path, change, got):
+    write_imagenet(tmp_path)
+    options = {"data_dir": tmp_path, "preprocessing": lambda picture: change(middle(picture))}
+    with pytest.raises(TypeError, match=rf"preprocessing must return a tensor \(3, H, W\).*{got}"):
+        robustbench_evaluate(pooled, 3, "imagenet", eps=EPS, **options)
 
 
 class Seen(Exception):

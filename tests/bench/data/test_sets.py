@@ -126,7 +126,7 @@ def test_what_is_missing_of_imagenet_is_named(tmp_path):
     with pytest.raises(DataError, match="look like ImageNet's validation images: --labels robust"):
         open_set(str(flat))
     kit = tmp_path / "ILSVRC2012_devkit_t12"
-    with pytest.raises(DataError, match="kit, got .*devkit_t12, which does not exist"):
+    with pytest.raises(DataError, match=r"kit, got .*devkit_t12, which does not exist"):
         open_set(str(flat), kit)
     kit.mkdir()
     with pytest.raises(DataError, match=r"got the folder .*devkit_t12 without data.meta\.mat"):

@@ -118,6 +118,36 @@ def test_a_model_without_weights_works():
     assert torch.equal(Classifier(Means())(pixels), pixels.mean((2, 3)))
 
 
+class Inside(nn.Module):
+    """Weights in float32, or none, and logits in bfloat16."""
+
+    def __init__(self, autocast):
+        super().__init__()
+        self.autocast = autocast
+        self.head = nn.Linear(3, 2) if autocast else None
+        self.register_buffer("weight", torch.rand(3, 2).bfloat16())
+
+    def forward(self, images):
+        means = images.mean((2, 3))
+        if not self.autocast:
+            return means.bfloat16() @ self.weight
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.head(means)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("wrap", [Classifier, as_it_is])
+def test_logits_are_float32_whatever_the_model_computes_in(autocast, wrap):
+    inner = Inside(autocast)
+    pixels = torch.rand(4, 3, 5, 5, requires_grad=True)
+    expected = inner(pixels)
+    logits = wrap(inner)(pixels)
+    assert expected.dtype == torch.bfloat16 and logits.dtype == torch.float32
+    assert torch.equal(logits, expected.float())
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), pixels)
+    assert gradient.dtype == torch.float32 and gradient.abs().sum() > 0
+
+
 def test_normalization_is_of_the_pixels_channels_and_before_their_order():
     pixels = torch.rand(2, 3, 4, 4, dtype=torch.float64)
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]

@@ -1,5 +1,6 @@
 """``--model FILE``: TorchScript and programs of torch.export."""
 
+import hashlib
 import re
 import warnings
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.bench.models.load import load_model
 from ironmoe.moe import CheckpointError, VMoE
 
@@ -35,17 +37,18 @@ def scripted(model):
         return torch.jit.script(model)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ts", ".pt2"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ts", ".pt2", ".PT", ".PTH", ".PT2"])
 def test_a_file_computes_what_its_module_did_and_has_gradients(suffix, tmp_path):
     model, file = Net().eval(), tmp_path / f"net{suffix}"
-    if suffix == ".pt2":
+    if suffix.lower() == ".pt2":
         images = torch.rand(2, 3, 8, 8)
         torch.export.save(torch.export.export(model, (images,), dynamic_shapes=ANY), file)
     else:
         scripted(model).save(file)
     loaded = load_model(None, str(file), CPU)
-    assert loaded.identity == str(file) and loaded.pipeline is None
-    assert loaded.image_shape == ((3, 8, 8) if suffix == ".pt2" else None)
+    content = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    assert loaded.identity == f"{file} (SHA-256 {content})" and loaded.pipeline is None
+    assert loaded.image_shape == ((3, 8, 8) if suffix.lower() == ".pt2" else None)
 
     pixels = torch.rand(5, 3, 8, 8, requires_grad=True)
     ours, theirs = loaded.model(pixels), model(pixels)
@@ -93,3 +96,32 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path, monkeypatch):
     for spec, message in cases.items():
         with pytest.raises(CheckpointError, match=re.escape(message)):
             load_model(None, spec, CPU)
+
+
+class Constant(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.full((3, 4), weight)
+
+    def forward(self, x):
+        return x.mean((2, 3)) @ self.weight
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2"])
+def test_a_file_with_other_constants_is_another_model(suffix, tmp_path):
+    """By the file, and where its name says nothing, by the module."""
+    file, images, seen = tmp_path / f"net{suffix}", torch.rand(2, 3, 8, 8), []
+    for weight in (1.0, 2.0):
+        model = Constant(weight).eval()
+        if suffix == ".pt":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                torch.jit.freeze(torch.jit.script(model)).save(file)
+        else:
+            torch.export.save(torch.export.export(model, (images,), dynamic_shapes=ANY), file)
+        loaded = load_model(None, str(file), CPU)
+        assert loaded.identity == load_model(None, str(file), CPU).identity
+        assert not loaded.model.state_dict()
+        seen.append((loaded.identity, model_digest(loaded.model)))
+    (name, digest), (other_name, other_digest) = seen
+    assert name != other_name and digest != other_digest

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ironmoe.attacks.data.decoding import read_image
 from ironmoe.attacks.data.preprocessing import Preprocessing
+from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.bench.models.load import load_model
 from ironmoe.moe import CheckpointError, save_upcycled, upcycle
 
@@ -255,3 +256,53 @@ def test_an_upcycled_file_fits_the_dense_model_of_the_folder(tmp_path):
     with torch.no_grad():
         expected = model(2 * pixels - 1).logits
         torch.testing.assert_close(loaded.model(pixels), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["no", "0", "off", "none"])
+def test_a_processor_is_left_out_by_false_and_by_nothing_else(text, network):
+    with pytest.raises(CheckpointError, match=f"must have processor=true or .*, got '{text}'"):
+        load_model(None, f"hf:{network}?processor={text}", CPU)
+
+
+def test_classes_without_a_name_are_named(tmp_path):
+    tiny(3).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = {number: f"class {number}" for number in (0, 1, 2, 3, 7)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"classes 0 to 4 by id2label .*, got none for 4"):
+        load_model(None, f"hf:{tmp_path}", CPU)
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "BICUBIC", "lanczos", "unheard of", 3])
+def test_a_resampling_may_be_a_name_as_far_as_transformers_takes_it(resample, files, tmp_path):
+    """Which one a name means transformers decides: pixels are the processor's own."""
+    tiny(3).save_pretrained(tmp_path)
+    processor_of("ViT", {"size": SQUARE}).save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"resample": resample}))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    picture = Image.open(files[0]).convert("RGB")
+    try:
+        wanted = processor(picture, return_tensors="pt", do_normalize=False, do_rescale=False)
+    except Exception as error:
+        pytest.skip(f"this transformers does not take it: {error}")
+    loaded = load_model(None, f"hf:{tmp_path}", CPU)
+    pixels = loaded.pipeline(read_image(files[0], 3))
+    assert torch.equal(pixels, wanted["pixel_values"][0].to(torch.uint8))
+
+
+def test_a_configuration_with_the_same_weights_is_another_model(tmp_path):
+    """The number of heads is neither in the weights nor in what a module prints."""
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config)
+    seen = []
+    for heads in (2, 4):
+        model.config.num_attention_heads = heads
+        model.save_pretrained(tmp_path)
+        loaded = load_model(None, f"hf:{tmp_path}", CPU)
+        seen.append((loaded.identity, model_digest(loaded.model)))
+    (name, digest), (other_name, other_digest) = seen
+    assert name != other_name and digest == other_digest

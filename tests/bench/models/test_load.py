@@ -1,7 +1,9 @@
 """Names of models: what they may be, what follows the question mark, and functions of one's own."""
 
+import importlib
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from ironmoe.bench.models.class_matching import match
 from ironmoe.bench.models.kinds.tensorflow_resize import TensorFlowResize
 from ironmoe.bench.models.load import FORMS, load_model
 from ironmoe.bench.models.overrides import Overrides
+from ironmoe.bench.models.registry import Source
 from ironmoe.moe import CheckpointError, VMoE
 from ironmoe.moe.checkpoints.write import write_vmoe_checkpoint
 
@@ -34,6 +37,13 @@ class Both(torch.nn.Module):
     def forward(self, x):
         return {"features": x, "logits": x.mean((2, 3))}
 ready = torch.nn.Flatten()
+def shifted(mean=0.5, saved=False):
+    model = make()
+    if saved is None:
+        model.means = [torch.tensor(mean)]
+    else:
+        model.register_buffer("mean", torch.tensor(mean), persistent=saved)
+    return model
 def grey(rules=None):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
     if rules is not None:
@@ -67,6 +77,20 @@ def test_a_function_gets_what_the_query_sets(functions):
     assert loaded.source == f"--model {spec}" and loaded.identity == spec
     assert loaded.pipeline is None and loaded.facts["stem"] == "some_models-make"
     assert load_model(None, "some_models:make", CPU).model.got == (4, 1.5, "net", False, None)
+
+
+@pytest.mark.parametrize("saved", [False, None])
+def test_tensors_beside_the_weights_make_another_model(functions, saved, monkeypatch):
+    """A run would else go on after such a tensor was changed in the file of the function."""
+    spec, seen = f"some_models:shifted?saved={saved}", []
+    for mean in ("0.5", "0.5", "0.25"):
+        file = Path("some_models.py")
+        file.write_text(PROGRAM.replace("mean=0.5", f"mean={mean}") + "# " + 9 * mean)
+        monkeypatch.delitem(sys.modules, "some_models", raising=False)
+        importlib.invalidate_caches()
+        seen.append(load_model(None, spec, CPU).identity)
+    assert seen[0] == seen[1] != seen[2]
+    assert load_model(None, "some_models:shifted?saved=true", CPU).identity.endswith("saved=true")
 
 
 def test_a_function_may_return_more_than_logits(functions):
@@ -130,6 +154,7 @@ WRONG = {
     "no kind": ("resnet50", "--model must be timm:NAME?checkpoint=FILE, hf:FOLDER"),
     "nothing": ("timm:", "--model must be timm:NAME?checkpoint=FILE, got 'timm:'"),
     "key": ("hf:folder?wings=2", "may set processor, got wings='2'"),
+    "priority": ("vmoe:prefix?priority=2", "may set top_k, capacity, images_per_group, priority"),
     "value": ("some_models:make?classes", "must be NAME?key=value&key=value with each key once"),
 }
 
@@ -202,3 +227,30 @@ def test_tensorflows_resize_of_a_small_picture_by_hand():
     assert found[3] == [1, 15, 29]
     assert found[4] == [0, 10, 20, 31]
     assert found[8] == [0, 2, 7, 12, 17, 22, 28, 31]
+
+
+@pytest.mark.parametrize("text", ["no", "0", "1", "off", "yes", "none", "2", ""])
+def test_a_switch_that_is_neither_true_nor_false_is_refused_by_name(text):
+    source = Source("timm:net?on=x", "net", {"on": text}, CPU, None)
+    with pytest.raises(CheckpointError, match=f"must have on=true or on=false, got '{text}'"):
+        source.switch("on")
+
+
+def test_switches_are_true_or_false_in_any_letters():
+    read = [
+        Source("net", "net", query, CPU, None).switch("on")
+        for query in ({}, {"on": "true"}, {"on": "True"}, {"on": "FALSE"})
+    ]
+    assert read == [None, True, True, False]
+
+
+def test_arguments_of_a_library_have_no_word_that_would_mean_true():
+    def arguments(**query):
+        return Source("net", "net", query, CPU, None).arguments
+
+    assert arguments(a="true", b="0", c="no_norm", d="1.5") == {
+        "a": True, "b": 0, "c": "no_norm", "d": 1.5,
+    }  # fmt: skip
+    for text in ("no", "Off", "yes", "on"):
+        with pytest.raises(CheckpointError, match=f"must have a=true or a=false, got '{text}'"):
+            arguments(a=text)
