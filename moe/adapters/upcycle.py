@@ -82,7 +82,7 @@ def upcycle(
         The same model; for a single MLP, its MoE.
 
     Raises:
-        ValueError: an argument outside the values above; an MLP that is not understood or cannot be
+        ValueError: an argument outside the values above; an MLP that is not understood or cannot
             be an expert (dropout above 0, a norm inside, an activation without a kernel), or whose
             block computes something else with experts in its place; an MLP that shares a parameter
             with another module, or is shared with a block that is not chosen; no chain of blocks
