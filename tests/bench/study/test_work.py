@@ -116,7 +116,7 @@ def test_a_process_that_fails_says_why(few, tmp_path):
     threads = torch.get_num_threads()
     processes._child(bad, tmp_path, told)
     torch.set_num_threads(threads)
-    with pytest.raises(WorkerFailed, match=r"must be at most .* got 5000\. What was finished"):
+    with pytest.raises(WorkerFailed, match=r"must have at least 5000 images .* What was finished"):
         processes._listen([Ended(0)], told, print)
 
 
