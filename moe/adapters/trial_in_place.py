@@ -7,7 +7,6 @@ place and not the router.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from ironmoe.moe.layers.mlp_layouts import (
     run,
     takes_residual,
 )
+from ironmoe.moe.layers.mlp_trial import in_eval
 
 SCALES = {1: 1.0, 50: 10.0}
 """How many tokens → their standard deviation. By 4 of standard deviation 1 an MLP was known."""
@@ -75,7 +75,7 @@ def check_in_place(model: nn.Module, path: str, mlp: DenseMlp) -> None:
 def _check_counts(module: nn.Module, layout: Layout, mlp: DenseMlp, label: str) -> None:
     for count, scale in SCALES.items():
         x = scale * _random((1, count, mlp.w_in.shape[1]), mlp.w_in)
-        with _in_eval(module):
+        with in_eval(module):
             theirs = run(module, layout, x)
         if not _are_near([theirs], [mlp(x)]):
             raise ValueError(
@@ -131,7 +131,7 @@ def _copy_with(block: nn.Module, changes: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _outputs(block: nn.Module, x: Tensor) -> list[Tensor]:
-    with _in_eval(block):
+    with in_eval(block):
         return list(_tensors(block(*[x.clone() for _ in range(num_inputs(block))])))
 
 
@@ -158,19 +158,6 @@ def _is_near(wanted: Tensor, found: Tensor) -> bool:
         return True
     tolerance = torch.finfo(wanted.dtype).eps ** 0.5 * wanted.abs().max().item()
     return torch.allclose(wanted, found, rtol=0, atol=tolerance)
-
-
-@contextmanager
-def _in_eval(module: nn.Module) -> Iterator[None]:
-    """Without dropout, and without counts that change."""
-    training = {each: each.training for each in module.modules()}
-    for each in training:
-        each.training = False
-    try:
-        yield
-    finally:
-        for each, mode in training.items():
-            each.training = mode
 
 
 def _random(shape: tuple[int, ...], like: Tensor) -> Tensor:

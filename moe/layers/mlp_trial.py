@@ -44,7 +44,7 @@ def calls_within(block: nn.Module, parts: dict[str, Any], inputs: list[Tensor]) 
         for name, part in parts.items():
             if not isinstance(part, nn.Module):
                 stack.enter_context(_as_module(block, name, part))
-        stack.enter_context(_in_eval(block))
+        stack.enter_context(in_eval(block))
 
         def note(name: str) -> Callable[..., None]:
             return lambda *_: names.append(name)
@@ -90,7 +90,7 @@ def _as_module(block: nn.Module, name: str, function: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _in_eval(block: nn.Module) -> Iterator[None]:
+def in_eval(block: nn.Module) -> Iterator[None]:
     """Without dropout, and without counts that change."""
     training = {module: module.training for module in block.modules()}
     for module in training:
