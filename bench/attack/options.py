@@ -9,7 +9,7 @@ from ironmoe.attacks.engine.coupling import images_per_unit
 from ironmoe.attacks.evaluation.checksum import model_digest
 from ironmoe.bench.attack.attacked_images import AttackedImages, ImageOptions
 from ironmoe.bench.attack.suite import Suite
-from ironmoe.bench.common.versions import versions
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.bench.models.overrides import Overrides
 

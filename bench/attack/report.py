@@ -16,8 +16,9 @@ from ironmoe.bench.attack.saved.tables import write_tables
 from ironmoe.bench.attack.table import costs, results
 from ironmoe.bench.attack.words import words
 from ironmoe.bench.common.files import write_atomically
+from ironmoe.bench.common.machine.hardware import describe_device
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.radii import exact
-from ironmoe.bench.common.versions import describe_device, versions
 from ironmoe.bench.reports.cells import brackets, counted, percent
 from ironmoe.bench.reports.page import write_report
 from ironmoe.bench.reports.tables import entries, headers

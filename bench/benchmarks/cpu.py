@@ -16,9 +16,10 @@ from ironmoe.bench.benchmarks.peers import IRONMOE, OURS, PEERS
 from ironmoe.bench.benchmarks.shapes import Problem, Shape, make_problem
 from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.files import write_json
+from ironmoe.bench.common.machine.hardware import describe_device
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.timing import samples_in_turns
-from ironmoe.bench.common.versions import describe_device, versions
 from ironmoe.bench.reports.tables import terminal_table
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.benchmarks.roofline import needed_flops
 from ironmoe.bench.benchmarks.shapes import Shape
 from ironmoe.bench.benchmarks.static_model import Machine
-from ironmoe.bench.common.compiler import check_compiler
+from ironmoe.bench.common.machine.compiler import check_compiler
 
 if TYPE_CHECKING:
     from rich.console import Console

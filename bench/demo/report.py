@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironmoe.bench.common.versions import describe_device, versions
+from ironmoe.bench.common.machine.hardware import describe_device
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.demo import plots
 from ironmoe.bench.demo.table import rows
 from ironmoe.bench.demo.verdict import verdict

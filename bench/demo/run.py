@@ -20,6 +20,7 @@ from ironmoe.bench.common.checkpoints import (
     save_checkpoint,
 )
 from ironmoe.bench.common.files import slug, write_atomically
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.measure import (
     AttackSettings,
     measure_clean,
@@ -30,7 +31,6 @@ from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.radii import exact
 from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
 from ironmoe.bench.common.train import Recipe, TrainingProgress, train
-from ironmoe.bench.common.versions import versions
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.demo.report import write_demo_report
 from ironmoe.bench.demo.table import as_table

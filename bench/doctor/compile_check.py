@@ -8,11 +8,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ironmoe.bench.common.compiler import check_compiler
 from ironmoe.bench.common.files import write_atomically
+from ironmoe.bench.common.machine.compiler import check_compiler
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.user_error import UserError
-from ironmoe.bench.common.versions import versions
 from ironmoe.kernels.tuning import CHIPS, MATRIX
 
 if TYPE_CHECKING:

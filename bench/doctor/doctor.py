@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ironmoe.attacks import PGD
-from ironmoe.bench.common.compiler import INSTALL_TRITON
+from ironmoe.bench.common.machine.compiler import INSTALL_TRITON
+from ironmoe.bench.common.machine.hardware import describe_device
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.radii import USUAL_EPS
-from ironmoe.bench.common.versions import describe_device, versions
 from ironmoe.kernels import ACTIVATIONS, Routing, expert_mlp, topk_route
 from ironmoe.kernels.tiles import ONEDNN_MIN_PRODUCT
 from ironmoe.kernels.tuning import chip_of

@@ -10,6 +10,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from ironmoe.bench.common.files import write_atomically, write_json
+from ironmoe.bench.common.machine.provenance import provenance
 from ironmoe.bench.reports.style import save_picture
 
 
@@ -33,12 +34,14 @@ def write_report(
     """Write report.json, the PNGs and report.html into ``folder``.
 
     Args:
-        numbers: what report.json holds: "title", "settings", "versions", "device" and more.
+        numbers: what report.json holds: "title", "settings", "versions", "device" and more. "made"
+            is added: date, commit, command line and machine.
         pictures: by file name.
         room: the sub-package of bench whose report.html.jinja fills the blocks of
             page.html.jinja.
         values: what the templates need beside the numbers.
     """
+    numbers = numbers | {"made": provenance()}
     write_json(folder / "report.json", numbers)
     for name, picture in pictures.items():
         save_picture(picture.figure, folder / name)

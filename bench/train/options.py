@@ -12,8 +12,8 @@ from ironmoe.attacks.balls.ball import NORMS
 from ironmoe.attacks.training import TRAINING_METHODS, RegisteredMethod
 from ironmoe.attacks.training.inner.lent import Mode
 from ironmoe.bench.attack.suite import ROUTING
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.user_error import UserError
-from ironmoe.bench.common.versions import versions
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.train.recipe import DTYPES, SCHEDULES, STANDARD, MethodChoice, TrainRecipe
 from ironmoe.bench.train.trainee import Trainee

@@ -23,8 +23,9 @@ from ironmoe.bench.benchmarks.attacks.libraries import (
 )
 from ironmoe.bench.benchmarks.attacks.models import MODELS, WIDE, trained_models
 from ironmoe.bench.common.files import write_json
+from ironmoe.bench.common.machine.hardware import describe_device
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.timing import samples_in_turns
-from ironmoe.bench.common.versions import describe_device, versions
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.reports.tables import terminal_table
 

@@ -17,8 +17,8 @@ from ironmoe.bench.benchmarks.gpu.run_log import Entry, RunLog, outcomes, tables
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TEST_FOLDER, summary
 from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.files import slug, write_atomically, write_json
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.user_error import UserError
-from ironmoe.bench.common.versions import versions
 
 RUN_LOG = ".jsonl"
 HEAD = ("date", "device", "versions", "dtype", "minutes")  # of the run log's first entry

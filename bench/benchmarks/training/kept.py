@@ -10,8 +10,9 @@ import torch
 
 from ironmoe.attacks.evaluation.describe import differences
 from ironmoe.bench.common.files import finite, write_json
+from ironmoe.bench.common.machine.hardware import describe_device, processor
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.user_error import UserError
-from ironmoe.bench.common.versions import describe_device, processor, versions
 
 
 class Kept:

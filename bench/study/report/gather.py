@@ -7,7 +7,8 @@ from rich.console import Console
 from torch import nn
 
 from ironmoe.bench.common.checkpoints import count_flops, load_checkpoint
-from ironmoe.bench.common.versions import processor, versions
+from ironmoe.bench.common.machine.hardware import processor
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.study.measure.table import all_measurements
 from ironmoe.bench.study.report.facts import ArmFacts, StudyFacts
 from ironmoe.bench.study.work.collected import Collected

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ironmoe.bench.common.files import slug, write_json
-from ironmoe.bench.common.versions import describe_device, processor, versions
+from ironmoe.bench.common.machine.hardware import describe_device, processor
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.bench.study.measure.measurement import Measurement, Outcome
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from ironmoe.bench.common.versions import describe_device, versions
+from ironmoe.bench.common.machine.hardware import describe_device
+from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.reports.page import write_report
 from ironmoe.bench.train.report.facts import TrainingFacts
 from ironmoe.bench.train.report.pictures import draw_training
