@@ -57,8 +57,9 @@ def run_compile_check(
         raise UserError(f"--only: no kernel's name contains {only!r}")
 
     keys = [{"chip": chip, "number": number} for chip, number in jobs]
-    compiled = {"asked": keys, "again": again, "is_finished": lambda row: not row["error"]}
-    with rows_file("doctor compile", {}, **compiled) as kept:
+    with rows_file(
+        "doctor compile", {}, asked=keys, again=again, is_finished=lambda row: not row["error"]
+    ) as kept:
         console.print(kept.greeting, highlight=False, markup=False, soft_wrap=True)
         _compile(keys, kept, console)
         rows = [row for key in keys if (row := kept.find(key)) is not None]
@@ -97,12 +98,10 @@ def _compile(keys: Sequence[Key], kept: RowsFile, console: Console) -> None:
         if key["chip"] != chip:
             chip = key["chip"]
             console.print(heading(chip, console))
-        if key in missing:
+        row = kept.find(key)
+        if row is None or key in missing:
             row = kept.put(key, _row(next(findings)))
             done += 1
-        else:
-            row = kept.find(key)
-            assert row is not None
         console.print(line(row, console))
         for fault in row["faults"]:
             console.print(f"[bold red]FAULT[/] {row['chip']} {row['kernel']}: ", end="")
