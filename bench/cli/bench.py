@@ -9,14 +9,14 @@ from rich.console import Console
 from ironmoe.bench.benchmarks.run_kernel_benchmarks import OPERATIONS
 from ironmoe.bench.cli.bench_images import bench_images
 from ironmoe.bench.cli.bench_training import bench_training
-from ironmoe.bench.cli.late_help import CommandWithLateHelp
+from ironmoe.bench.cli.command import Commands
 from ironmoe.bench.cli.options import bounded
 from ironmoe.bench.common.errors import clear_errors
 
 if TYPE_CHECKING:
     from ironmoe.bench.benchmarks.shapes import Shape
 
-bench_app = typer.Typer(
+bench_app = Commands(
     no_args_is_help=True, help="Measure this machine: our layers beside their peers, in one run."
 )
 
@@ -43,6 +43,10 @@ def bench_cpu(
 
     What is timed is the forward pass, and the forward pass with the input gradient, in float32 and
     bfloat16. Results are compared before anything is timed.
+
+    Example:
+
+        ironmoe bench cpu --runs 5 --out rows.json
     """
     console = Console()
     with clear_errors(console):
@@ -69,7 +73,9 @@ def bench_kernels(
     """Time each operation by itself with pytest-benchmark: the Triton kernels on a GPU, the torch
     twins elsewhere.
 
-    Example: ironmoe bench kernels --only combine,expert_mlp
+    Example:
+
+        ironmoe bench kernels --only combine,expert_mlp
     """
     with clear_errors(Console()):
         from ironmoe.bench.benchmarks.run_kernel_benchmarks import run_bench_kernels
@@ -78,7 +84,7 @@ def bench_kernels(
             raise typer.Exit(1)
 
 
-@bench_app.command("gpu", cls=CommandWithLateHelp)
+@bench_app.command("gpu")
 def bench_gpu(
     shapes: ShapeNames = None,
     dtype: Annotated[
@@ -122,7 +128,9 @@ def bench_gpu(
 
     ``python -m ironmoe.bench.benchmarks.gpu`` does the same and needs only torch and Triton.
 
-    Example: ironmoe bench gpu --shapes qwen3-30b,mixtral --skip-tests --minutes 3
+    Example:
+
+        ironmoe bench gpu --shapes qwen3-30b --skip-tests --minutes 3
     """
     with clear_errors(Console()):
         from ironmoe.bench.benchmarks.gpu.options import make_options
@@ -172,7 +180,10 @@ def bench_roofline(
 
     With --shapes, every kernel of these layers has a line.
 
-    Example: ironmoe bench roofline --shapes vmoe-b16-e8 --estimate --blocks "activated stages=3"
+    Example:
+
+        ironmoe bench roofline --shapes vmoe-b16-e8 --estimate \\
+            --blocks "activated stages=3"
     """
     console = Console()
     with clear_errors(console):
@@ -239,7 +250,9 @@ def bench_attacks(
     compared before times, and a ratio is printed only if they agree. The official AutoAttack is
     found if its folder is on PYTHONPATH.
 
-    Example: ironmoe bench attacks --parts pgd --images 500
+    Example:
+
+        ironmoe bench attacks --parts pgd --images 500
     """
     console = Console()
     with clear_errors(console):
@@ -264,5 +277,5 @@ def bench_attacks(
         run_bench_attacks(load_data(data, None, False), settings, chosen, folder, out, console)
 
 
-bench_app.command("training", cls=CommandWithLateHelp)(bench_training)
+bench_app.command("training")(bench_training)
 bench_app.command("images")(bench_images)
