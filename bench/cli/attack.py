@@ -41,7 +41,7 @@ def attack(
         Path | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="A .safetensors checkpoint that **ironmoe demo** or **ironmoe train** wrote."
+            help="A .safetensors checkpoint that **ironmoe demo** or **ironmoe train** wrote.",
         ),
     ] = None,
     model: Annotated[
