@@ -9,7 +9,7 @@ TRITON ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,triton==3.6.0)
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 BIN := .venv/bin
 
-.PHONY: help demo test lint emulate gpu compile-every-triton venv clean
+.PHONY: help demo test pytest lint emulate gpu compile-every-triton dist venv clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,10 +17,14 @@ help:  ## Lists the targets.
 demo: venv  ## Trains a V-MoE and a dense ViT, attacks both and writes a report, in minutes.
 	$(BIN)/ironmoe demo
 
+# mypy has one thread and takes as long as many tests, so it runs beside them.
+test: venv  ## Runs ruff, mypy and all tests that need no GPU.
+	@$(MAKE) --no-print-directory --jobs 2 lint pytest
+
 # A process for each core, one thread in each: more threads would only wait for each other. A
 # process gets whole files where it can, so that what a file prepares once is not prepared in every
 # process, and takes from another one when it has nothing left.
-test: venv lint  ## Runs ruff, mypy and all tests that need no GPU.
+pytest: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # docs/kernels.md says what it shows. Some of the tests: make emulate EMULATE_OPTIONS='-k swiglu'
@@ -48,6 +52,19 @@ compile-every-triton: venv  ## Compiles every kernel under each Triton that pypr
 	    $(BIN)/ironmoe doctor --compile $(COMPILE_OPTIONS) || failed="$$failed $$version"; \
 	  rm -rf "$$folder/triton" "$$folder/cache"; \
 	done; if [ -n "$$failed" ]; then echo "faults under Triton$$failed"; exit 1; fi
+
+# The wheel is built from the sdist, so both are complete if it runs. It runs in a folder and with
+# packages that have nothing of this checkout.
+dist: venv  ## Builds sdist and wheel into dist, and tries the wheel in a fresh environment.
+	rm -rf dist
+	$(BIN)/python -m build --quiet --no-isolation .
+	@unset PYTHONPATH && wheel=$$(ls "$(CURDIR)"/dist/*.whl) && folder=$$(mktemp -d) && \
+	trap 'rm -rf "$$folder"' EXIT && cd "$$folder" && $(PYTHON) -m venv .venv && \
+	.venv/bin/python -m pip install --quiet $(TORCH_INDEX) '$(TORCH)' "$$wheel[bench]" && \
+	PATH="$$folder/.venv/bin:$$PATH" && set -x && ironmoe --version && ironmoe doctor && \
+	ironmoe demo --data digits --epochs 2 --eps 8 --steps 5 --attack-images 50 --out demo && \
+	ironmoe attack demo/checkpoints/v-moe-seed0.safetensors --data digits --eps 8 --steps 5 && \
+	ironmoe bench roofline
 
 venv: .venv/installed  ## Makes the environment .venv, where it is not up to date.
 

@@ -4,23 +4,26 @@ import os
 import sys
 from typing import Any
 
+EXTRA = ("typer", "rich", "matplotlib", "jinja2", "safetensors", "msgpack", "scipy", "PIL")
+"""Modules of the extra ``bench`` that the commands import without asking."""
+
 
 def main() -> None:
     """Run the command line. Where a package is missing that it needs, say how to install it."""
     try:
         from ironmoe.bench.cli.app import app
+
+        if os.environ.get("RANK", "0") == "0":
+            app()
+        else:
+            sys.exit(_quietly(app))
     except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("ironmoe"):
+        if (error.name or "").partition(".")[0] not in EXTRA:
             raise
         sys.exit(
             f"ironmoe: the command line needs the package {error.name!r}: pip install "
             "'ironmoe[bench]'"
         )
-
-    if os.environ.get("RANK", "0") == "0":
-        app()
-    else:
-        sys.exit(_quietly(app))
 
 
 def _quietly(app: Any) -> int:

@@ -12,8 +12,6 @@ ARROWS = import_graph.arrows(MODULES)
 FILES = {name for name, path in MODULES.items() if path.name != "__init__.py"}
 PACKAGES = sorted(MODULES.keys() - FILES)
 MOST_FILES, MOST_LINES = 16, 350
-BESIDE_CODE = (".jinja", ".typed", ".tsv", ".xz")
-BESIDE_CODE = (".jinja", ".typed", ".tsv", ".gz")
 
 
 def floor(name):
@@ -81,18 +79,6 @@ def test_every_folder_with_code_is_a_package_that_is_installed():
     assert all((folder / "__init__.py").exists() for folder in folders)
     listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.S | re.M)
     assert sorted(re.findall(r'"([\w.]+)"', listed[1])) == PACKAGES
-
-
-def test_files_that_are_no_code_are_installed_with_their_package():
-    """What a program reads beside its code: templates, lists, and the mark of typed packages."""
-    text = (ROOT / "pyproject.toml").read_text().partition("[tool.setuptools.package-data]")[2]
-    data = dict(re.findall(r'^"([\w.]+)" = \[(.*)\]', text.partition("\n[")[0], re.M))
-    for name in PACKAGES:
-        folder = MODULES[name].parent
-        others = [file for file in folder.iterdir() if file.suffix in BESIDE_CODE]
-        patterns = re.findall(r'"([^"]+)"', data.get(name, ""))
-        for file in others:
-            assert any(file.match(pattern) for pattern in patterns), file
 
 
 @pytest.mark.parametrize("folder", PACKAGES)

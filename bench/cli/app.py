@@ -9,8 +9,8 @@ from rich.console import Console
 
 from ironmoe.bench.cli.attack import attack
 from ironmoe.bench.cli.bench import bench_app
+from ironmoe.bench.cli.command import Commands
 from ironmoe.bench.cli.compare import compare, table
-from ironmoe.bench.cli.late_help import CommandWithLateHelp
 from ironmoe.bench.cli.options import (
     Alpha,
     AttackImages,
@@ -32,6 +32,7 @@ from ironmoe.bench.cli.options import (
 )
 from ironmoe.bench.cli.study import study
 from ironmoe.bench.cli.train import train
+from ironmoe.bench.cli.version import print_version
 from ironmoe.bench.common.errors import clear_errors
 from ironmoe.bench.common.radii import ascending_radii, checked_alpha, from_255
 
@@ -40,20 +41,36 @@ if TYPE_CHECKING:
 
     from ironmoe.bench.common.measure import AttackSettings
 
-app = typer.Typer(
+app = Commands(
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Mixture-of-Experts layers that can be attacked, measured and trusted.\n\nStart with "
-    "**ironmoe demo**.",
 )
 app.add_typer(bench_app, name="bench")
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=print_version,
+            is_eager=True,
+            help="Print the versions of ironmoe, torch and Python in one line, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Mixture-of-Experts layers that can be attacked, measured and trusted.
+
+    Start with ironmoe demo. Each command has a --help of its own.
+    """
+
 
 DEFAULT_CHIPS = "sm_80,sm_90,sm_100,gfx942"
 
 
-@app.command(cls=CommandWithLateHelp)
+@app.command()
 def demo(
     data: Data = "mnist",
     seeds: Annotated[
@@ -89,7 +106,9 @@ def demo(
 
     After Ctrl-C (or a kill), the same command goes on from the last finished epoch or attack.
 
-    Example: ironmoe demo --data digits --seeds 3 --eps 4,8,16
+    Example:
+
+        ironmoe demo --data digits --seeds 3 --eps 4,8,16
     """
     console = Console()
     with clear_errors(console):
@@ -122,9 +141,9 @@ def demo(
         run_demo(options, console)
 
 
-app.command(cls=CommandWithLateHelp)(train)
-app.command(cls=CommandWithLateHelp)(study)
-app.command(cls=CommandWithLateHelp)(attack)
+app.command()(train)
+app.command()(study)
+app.command()(attack)
 app.command()(compare)
 app.command()(table)
 
@@ -166,6 +185,12 @@ def doctor(
     a kill the same command goes on.
 
     Exit status 1 if a test fails.
+
+    Examples:
+
+        ironmoe doctor
+
+        ironmoe doctor --compile --chips sm_90 --only scatter_rows
     """
     console = Console()
     with clear_errors(console):

@@ -40,7 +40,8 @@ def attack(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="A .safetensors checkpoint that **ironmoe demo** or **ironmoe train** wrote."
+            metavar="CHECKPOINT",
+            help="A .safetensors checkpoint that **ironmoe demo** or **ironmoe train** wrote.",
         ),
     ] = None,
     model: Annotated[
@@ -80,7 +81,7 @@ def attack(
     steps: Annotated[
         int | None,
         bounded(
-            "Gradient steps, for attacks that take steps. By default each one's own; "
+            "Steps from each start, for {attacks_with_steps}. By default each one's own; "
             "{usual_steps}.",
             0,
         ),
@@ -88,7 +89,8 @@ def attack(
     restarts: Annotated[
         int | None,
         bounded(
-            "Runs from different random starts. By default each attack's own; {usual_restarts}.",
+            "Runs from different random starts, for {attacks_with_restarts}. By default each "
+            "one's own; {usual_restarts}.",
             1,
         ),
     ] = None,
@@ -175,20 +177,27 @@ def attack(
     std: Std = None,
     workers: Workers = None,
 ) -> None:
-    """Attack a model from anywhere, with attacks, settings and data of your own, and write a
+    r"""Attack a model from anywhere, with attacks, settings and data of your own, and write a
     report.
 
-    Beside it stand images.csv (and .jsonl) with a row for each image and attack, and table.tex (and
-    .csv) for a paper. **ironmoe compare** tests two runs against each other.
+    Writes report.html, report.json, images.csv (and .jsonl) with a row for each image and attack,
+    and table.tex (and .csv) for a paper. **ironmoe compare** tests two runs against each other.
 
-    Interrupted or at the end of its budget, the same command goes on from there. On several GPUs or
-    processes: torchrun --nproc-per-node 8 -m ironmoe.bench attack …
+    Interrupted or at the end of its budget, the same command goes on from there.
 
-    Examples: ironmoe attack runs/mnist-1a2b3c4d/checkpoints/v-moe-seed0.safetensors --attack
-        autoattack --eps 4,8
+    Examples:
 
-    ironmoe attack --model hf:my-vit --data photos --all --attack pgd,square --norm L2 --eps
-    64,128,255
+        ironmoe attack \
+            runs/mnist-1a2b3c4d/checkpoints/v-moe-seed0.safetensors \
+            --attack autoattack --eps 4,8
+
+        ironmoe attack --model hf:my-vit --data photos --all \
+            --attack pgd,square --norm L2 --eps 64,128,255
+
+    On several GPUs or processes:
+
+        torchrun --nproc-per-node 8 -m ironmoe.bench attack \
+            --model hf:my-vit --data photos --attack autoattack
     """
     from ironmoe.bench.common.processes import is_first_process
 

@@ -11,14 +11,14 @@ from ironmoe.bench.cli.bench_cpu import bench_cpu
 from ironmoe.bench.cli.bench_images import bench_images
 from ironmoe.bench.cli.bench_kernels import bench_kernels
 from ironmoe.bench.cli.bench_training import bench_training
-from ironmoe.bench.cli.late_help import CommandWithLateHelp
+from ironmoe.bench.cli.command import Commands
 from ironmoe.bench.cli.rows_options import Shapes
 from ironmoe.bench.common.errors import clear_errors
 
 if TYPE_CHECKING:
     from ironmoe.bench.benchmarks.shapes import Shape
 
-bench_app = typer.Typer(
+bench_app = Commands(
     no_args_is_help=True, help="Measure this machine: our layers beside their peers, in one run."
 )
 
@@ -31,7 +31,7 @@ ShapeNames = Annotated[
 ]
 
 
-@bench_app.command("gpu", cls=CommandWithLateHelp)
+@bench_app.command("gpu")
 def bench_gpu(
     shapes: Shapes = None,
     dtype: Annotated[
@@ -75,7 +75,9 @@ def bench_gpu(
 
     ``python -m ironmoe.bench.benchmarks.gpu`` does the same and needs only torch and Triton.
 
-    Example: ironmoe bench gpu --shapes qwen3-30b,mixtral --skip-tests --minutes 3
+    Example:
+
+        ironmoe bench gpu --shapes qwen3-30b --skip-tests --minutes 3
     """
     console = Console()
     with clear_errors(console):
@@ -133,7 +135,10 @@ def bench_roofline(
 
     With --shapes, every kernel of these layers has a line.
 
-    Example: ironmoe bench roofline --shapes vmoe-b16-e8 --estimate --blocks "activated stages=3"
+    Example:
+
+        ironmoe bench roofline --shapes vmoe-b16-e8 --estimate \\
+            --blocks "activated stages=3"
     """
     console = Console()
     with clear_errors(console):
@@ -167,5 +172,5 @@ def _print_estimates(
 bench_app.command("cpu")(bench_cpu)
 bench_app.command("kernels")(bench_kernels)
 bench_app.command("attacks")(bench_attacks)
-bench_app.command("training", cls=CommandWithLateHelp)(bench_training)
+bench_app.command("training")(bench_training)
 bench_app.command("images")(bench_images)

@@ -46,7 +46,9 @@ def bench_attacks(
     found if its folder is on PYTHONPATH. Each run of a library is printed and written when it is
     over; after Ctrl-C or a kill the same command goes on.
 
-    Example: ironmoe bench attacks --parts pgd --images 500
+    Example:
+
+        ironmoe bench attacks --parts pgd --images 500
     """
     console = notes_console(form)
     with clear_errors(console):

@@ -27,7 +27,9 @@ def bench_cpu(
     bfloat16. Results are compared before anything is timed. Each row is printed and written when it
     is measured; after Ctrl-C or a kill the same command goes on.
 
-    Example: ironmoe bench cpu --shapes 1576,384,1536,32,2 --shapes decode-32 --runs 5
+    Example:
+
+        ironmoe bench cpu --shapes 1576,384,1536,32,2 --shapes decode-32 --runs 5
     """
     console = notes_console(form)
     with clear_errors(console):

@@ -34,13 +34,16 @@ def bench_images(
     ] = None,
     form: Format = None,
 ) -> None:
-    """Make JPEG files, and measure how fast they stream to an attack, with what memory, and whether
-    the attack waits for them.
+    r"""Make JPEG files, and measure how fast they stream to an attack, with what memory, and
+    whether the attack waits for them.
 
     Each row is measured in a process of its own and kept in --folder; the same command goes on from
     there.
 
-    Example: ironmoe bench images --images 2000 --attack-images 64 --batch-size 32
+    Example:
+
+        ironmoe bench images --images 2000 --attack-images 64 \
+            --batch-size 32
     """
     console = notes_console(form)
     with clear_errors(console):

@@ -28,7 +28,9 @@ def bench_kernels(
     Each row is printed and written when it is measured; after Ctrl-C or a kill the same command
     goes on.
 
-    Example: ironmoe bench kernels --only combine,expert_mlp --shapes 788,192,768,8,2
+    Example:
+
+        ironmoe bench kernels --only combine,expert_mlp --shapes 788,192,768,8,2
     """
     console = notes_console(form)
     with clear_errors(console):

@@ -63,13 +63,16 @@ def bench_training(
     ] = None,
     form: Format = None,
 ) -> None:
-    """Measure adversarial training: what a step costs beside the loop that most repositories have,
+    r"""Measure adversarial training: what a step costs beside the loop that most repositories have,
     and how robust each method makes a V-MoE and a dense ViT, over paired seeds.
 
     Adversarial images are compared before times. What is finished is kept in --folder, and the same
     command goes on from there.
 
-    Example: ironmoe bench training --parts methods --methods pgd-at,trades --seeds 0,1
+    Example:
+
+        ironmoe bench training --parts methods \
+            --methods pgd-at,trades --seeds 0,1
     """
     console = notes_console(form)
     with clear_errors(console):

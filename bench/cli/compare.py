@@ -19,13 +19,16 @@ def compare(
         bool, typer.Option("--json", help="Print everything as JSON in place of the table.")
     ] = False,
 ) -> None:
-    """Compare two runs of ironmoe attack on the same images, such as two models under the same
+    r"""Compare two runs of ironmoe attack on the same images, such as two models under the same
     attacks.
 
     The difference of each accuracy stands with an interval and a p-value for paired data: McNemar's
     exact test asks whether the images that only one run gets right are shared out evenly.
 
-    Example: ironmoe compare runs/attack-vit-1a2b3c4d runs/attack-v-moe-5e6f7a8b
+    Example:
+
+        ironmoe compare runs/attack-vit-1a2b3c4d \
+            runs/attack-v-moe-5e6f7a8b
     """
     console = Console()
     with clear_errors(console):
@@ -46,7 +49,9 @@ def table(
 ) -> None:
     """Print the accuracies of several runs of ironmoe attack as one table for a paper.
 
-    Example: ironmoe table runs/attack-* > table.tex
+    Example:
+
+        ironmoe table runs/attack-* > table.tex
     """
     with clear_errors(Console()):
         from ironmoe.bench.compare.table import table_of_runs

@@ -4,34 +4,23 @@ The registers import torch, which takes seconds. So a text has a place such as `
 filled in when somebody asks for the help of that command.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from typer.core import TyperCommand
 
-
-class CommandWithLateHelp(TyperCommand):
-    """A command whose help fills in what is registered at that moment.
-
-    Typer has click's classes under a name of its own in some versions, so they are ``Any`` here.
-    """
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        written = [getattr(option, "help", None) for option in self.params]
-        values = _values()
-        try:
-            for option, text in zip(self.params, written, strict=True):
-                if text:
-                    _set_help(option, _filled(text, values))
-            super().format_help(ctx, formatter)
-        finally:
-            for option, text in zip(self.params, written, strict=True):
-                _set_help(option, text)
-
-
-def _set_help(option: Any, text: str | None) -> None:
-    if hasattr(option, "help"):
-        option.help = text
+@contextmanager
+def with_late_help(params: Iterable[Any]) -> Iterator[None]:
+    """Inside the block, the help of these options names what is registered at that moment."""
+    written = {option: option.help for option in params if getattr(option, "help", None)}
+    values = _values() if any("{" in text for text in written.values()) else {}
+    try:
+        for option, text in written.items():
+            option.help = _filled(text, values)
+        yield
+    finally:
+        for option, text in written.items():
+            option.help = text
 
 
 def _filled(text: str, values: dict[str, str]) -> str:
@@ -68,6 +57,13 @@ def _values() -> dict[str, str]:
         )
         for method in TRAINING_METHODS.values()
         for option in method.takes
+    }
+    attack_options = {option for attack in attacks.values() for option in attack.takes}
+    takers |= {
+        f"attacks_with_{option}": ", ".join(
+            name for name, attack in attacks.items() if option in attack.takes
+        )
+        for option in attack_options
     }
     return takers | {
         "attacks": ", ".join(attacks),

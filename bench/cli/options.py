@@ -59,16 +59,24 @@ Eps = Annotated[
     ),
 ]
 Norm = Annotated[str, typer.Option(help="{norms}.")]
-Steps = Annotated[int, bounded("Gradient steps of PGD.", 0)]
+Steps = Annotated[int, bounded("Gradient steps of PGD, from each random start.", 0)]
 Restarts = Annotated[int, bounded("Runs of PGD from different random starts.", 1)]
 Alpha = Annotated[
     float | None,
     typer.Option(
-        help="Step length in units of 1/255. By default 2.5 · eps / steps, at least eps / 10."
+        help="Step length in the unit of --eps, for {attacks_with_alpha}. By default 2.5 · eps / "
+        "steps, at least eps / 10."
     ),
 ]
 AttackImages = Annotated[int, bounded("How many test images to attack, at most.", 1)]
-BatchSize = Annotated[int, bounded("Images attacked at once.", 1)]
+BatchSize = Annotated[
+    int,
+    bounded(
+        "Images that the model sees at once under attack. Memory and speed depend on it, results "
+        "do not.",
+        1,
+    ),
+]
 Device = Annotated[str, typer.Option(help="**auto** (a GPU if there is one), **cpu** or **cuda**.")]
 Dtype = Annotated[
     str,
@@ -78,7 +86,7 @@ Dtype = Annotated[
     ),
 ]
 AttackSeed = Annotated[
-    int, bounded("Of the attacks' random numbers: starting points, proposals of Square.", 0)
+    int, bounded("Of the attacks' random numbers: starting points, proposals of square.", 0)
 ]
 Seed = Annotated[
     int,
@@ -90,7 +98,10 @@ Seed = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Folder to write to. By default runs/, named after data and settings."),
+    typer.Option(
+        help="The folder that gets the files named above. By default one in runs/, named after "
+        "data and settings."
+    ),
 ]
 
 

@@ -133,10 +133,15 @@ def study(
     of equal compute, does it help to have more experts, are they smoother, does it harm if the best
     experts differ, does the choice of experts matter?
 
-    Every claim gets a verdict, supported, against or undecided, from paired trainings. What is
-    finished is kept, and the same command goes on from there.
+    Every claim gets a verdict, supported, against or undecided, from paired trainings. Writes
+    report.html, report.json and the trained models. What is finished is kept, and the same command
+    goes on from there.
 
-    Example: ironmoe study --quick
+    Examples:
+
+        ironmoe study --quick
+
+        ironmoe study --data digits --seeds 8 --arms dense,E8 --plan
     """
     console = Console()
     with clear_errors(console):

@@ -48,8 +48,8 @@ def train(
     alpha: Annotated[
         float | None,
         typer.Option(
-            help="Step length of the inner attack in units of 1/255. By default the method's own; "
-            "with several steps 2.5 · eps / steps, at least eps / 10."
+            help="Step length of the inner attack, in the unit of --eps. By default the method's "
+            "own; with several steps 2.5 · eps / steps, at least eps / 10."
         ),
     ] = None,
     mode: Annotated[
@@ -191,18 +191,26 @@ def train(
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Train a model on adversarial images, choose its weights by held-out training images, attack
+    r"""Train a model on adversarial images, choose its weights by held-out training images, attack
     them on test images, and report.
 
     Writes model.safetensors, which **ironmoe attack** takes, report.html, report.json, the pictures
     and the report of the attack.
 
     After Ctrl-C or a kill, the same command goes on from the last finished epoch, with the same
-    numbers. On several GPUs or processes: torchrun --nproc-per-node 8 -m ironmoe.bench train …
+    numbers.
 
-    Examples: ironmoe train --data mnist --eps 25.5 --method trades --beta 1
+    Examples:
 
-    ironmoe train --model hf:my-vit --data photos --eps 4 --dtype bfloat16
+        ironmoe train --data mnist --eps 25.5 --method trades --beta 1
+
+        ironmoe train --model hf:my-vit --data photos --eps 4 \
+            --dtype bfloat16
+
+    On several GPUs or processes:
+
+        torchrun --nproc-per-node 8 -m ironmoe.bench train \
+            --model hf:my-vit --data photos --eps 4
     """
     from ironmoe.bench.common.processes import is_first_process
 

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ironmoe.bench.common.machine.hardware import hardware
 from ironmoe.bench.common.machine.versions import versions
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -22,6 +21,8 @@ def provenance() -> dict[str, Any]:
     from a checkout; "-changed" behind it where files differ from that commit), "command", "machine"
     (``hardware``) and "versions" of the packages that matter.
     """
+    from ironmoe.bench.common.machine.hardware import hardware  # torch takes seconds
+
     found = versions()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

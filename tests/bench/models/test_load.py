@@ -142,10 +142,9 @@ def test_image_size_beside_a_model_with_rules_must_be_theirs(functions, tmp_path
         load_data(str(tmp_path / "photos"), 7, pipeline=pipeline)
 
 
-def test_help_names_every_form(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "1000")  # a form in one line
+def test_help_names_every_form():
     told = CliRunner().invoke(app, ["attack", "--help"]).output
-    assert FORMS in told
+    assert FORMS in " ".join(told.split())
 
 
 WRONG = {

@@ -1,0 +1,45 @@
+"""Which options stand together in the help of commands that have many, and in which order."""
+
+IMAGE_FILES = "image_size skip_bad labels class_map resize crop interpolation mean std workers"
+
+PANELS: dict[str, dict[str, str]] = {
+    "demo": {
+        "Data": "data image_size skip_bad",
+        "Training": "seeds seed epochs",
+        "Attack": "norm eps steps alpha restarts attack_images",
+        "Device": "device dtype batch_size",
+        "Output": "out",
+    },
+    "train": {
+        "Data": "data image_size skip_bad",
+        "Model": "model",
+        "Adversarial training": "method norm eps steps alpha mode routing",
+        "Options of some methods": "beta noise replays weight routing_weight routing_beta",
+        "Optimizer": "epochs batch_size parts learning_rate weight_decay schedule label_smoothing "
+        "awp ema shifts seed",
+        "Device": "device dtype checkpointing compile_model fsdp",
+        "Verdict": "guard attack attack_images",
+        "Output": "out",
+    },
+    "attack": {
+        "Model": "checkpoint model weights",
+        "Data": f"data everything attack_images {IMAGE_FILES}",
+        "Attack": "attacks norm eps steps queries alpha restarts eot seed routing levels",
+        "Verdict": "checks passes on_bad",
+        "Device and time": "device dtype batch_size max_seconds max_forwards",
+        "Output": "out save_images",
+    },
+    "study": {
+        "Data": "data image_size skip_bad",
+        "Models": "arms trainings seeds first_seed epochs train_eps model",
+        "Measurements": "quick eps images measurements certificates",
+        "Run": "processes plan from_ out",
+    },
+    "bench training": {
+        "What is measured": "parts data",
+        "Part inner": "models dtypes runs seconds",
+        "Part methods": "methods seeds epochs images apgd_images apgd_steps",
+        "Both": "eps folder out",
+    },
+}
+"""command → title → names of parameters."""
