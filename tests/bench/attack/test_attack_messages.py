@@ -148,12 +148,14 @@ def test_a_run_says_how_far_it_is_and_a_log_gets_a_line_now_and_then(tmp_path, m
         meter = attack_meter.Meter(
             RunFolder(tmp_path / unit, {}, 0), console, world=1, images=40, attacks=attacks
         )
-        meter(Progress(10, 40 * attacks, attacks, 0, 5.0, 100))
-        meter(Progress(30, 40 * attacks, attacks, 20, 50.0, 100))
-        left = {2: "about 2 min left", 1: "about 25 s left"}[attacks]
+        total = 40 * attacks
+        meter(Progress(0, total, attacks, 0, 5.0, 100, 0, "apgd-t", (40, 19_900), (2.0, 960.0)))
+        meter(Progress(30, total, attacks, 20, 50.0, 9_000, 0, "fab", (10, 2_000), (0.1, 70.0)))
+        meter(Progress(30, None, attacks, 20, 50.0, 9_000))
         assert console.file.getvalue().splitlines() == [
-            f"attack: 10/{40 * attacks} {unit}, none decided yet in this run",
-            f"attack: 30/{40 * attacks} {unit}, {0.4 / attacks:.3g} images/s, {left}",
+            f"attack: 0/{total} {unit}, apgd-t, 100 of at most 20k passes, 2 s to 16 min left",
+            f"attack: 30/{total} {unit}, fab, 9000 of at most 11k passes, 1 to 70 s left",
+            f"attack: 30/{total} {unit}, clean predictions, 9000 passes",
         ]
         assert (
             meter.save() == 50
@@ -162,6 +164,17 @@ def test_a_run_says_how_far_it_is_and_a_log_gets_a_line_now_and_then(tmp_path, m
             ).seconds_before
             == 50
         )
-    assert [attack_meter.time_left(s) for s in (0.2, 89, 91, 5400, 7400)] == [
-        f"about {text} left" for text in ("1 s", "89 s", "2 min", "2 h", "2 h")
-    ]
+
+
+def test_the_time_left_is_rounded_and_has_its_units():
+    said = {
+        (0.2, 0.3): "about 1 s",
+        (0, 89): "1 to 89 s",
+        (8, 960): "8 s to 16 min",
+        (91, 5400): "2 min to 2 h",
+        (5400, 7400): "about 2 h",
+        (9000, 400_000): "2 h to 5 days",
+    }
+    assert [attack_meter.time_left(*ends) for ends in said] == [f"{t} left" for t in said.values()]
+    counts = {950: "950", 9999: "9999", 12_345: "12k", 999_999: "1000k", 1_234_567: "1.2M"}
+    assert [attack_meter.short(count) for count in counts] == list(counts.values())
