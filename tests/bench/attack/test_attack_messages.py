@@ -64,14 +64,24 @@ def test_checkpoints_that_do_not_fit_are_named(moe, tmp_path):
             "--alpha applies to pgd, mifgsm, not to --attack apgd-ce",
         ),
         (["--attack", "autoattack", "--restarts", "2"], "--restarts applies to pgd, "),
-        (["--alpha", "-1"], "--alpha must be finite and at least 0"),
-        (["--alpha", "nan"], "--alpha must be finite and at least 0"),
+        (["--alpha", "-1"], "--alpha must be finite and above 0"),
+        (["--alpha", "nan"], "--alpha must be finite and above 0"),
         (["--eps", "2,x"], "--eps must be numbers"),
+        (["--alpha", "0"], "--alpha must be finite and above 0, got 0"),
+        (["--alpha", "half"], "--alpha must be a number, such as 2 or 2/255, got 'half'"),
+        (["--max-seconds", "0"], "'--max-seconds': must be above 0, got 0"),
+        (["--eps", "0.5"], "write 0.5/255 for 0.5 steps of 255, or 127.5/255 for 0.5 of the"),
+        (["--eps", "8/0"], "--eps must be numbers separated by commas, such as 2,4,8,12,16,24 or"),
+        (["--eps", "255/8"], "--eps is in units of 1/255 of the pixel range and at most 255 in L"),
+        (["--attack", "sqare"], "got 'sqare'; did you mean square?"),
+        (["--norm", "Linfs"], "got 'Linfs'; did you mean Linf?"),
+        (["--attack", "square", "--steps", "20"], "not to --attack square"),
+        (["--attack", "pgd", "--queries", "20"], "--queries applies to square, not to"),
         (["--eot", "0"], "'--eot': must be at least 1, got 0"),
-        (["--max-seconds", "nan"], "'--max-seconds': must be at least 0, got nan"),
+        (["--max-seconds", "nan"], "'--max-seconds': must be above 0, got nan"),
         (
             ["--attack", "cw", "--norm", "L2", "--steps", "0"],
-            "--attack cw: steps must be at least 1, got 0",
+            "'--steps': must be at least 1, got 0",
         ),
     ],
 )
@@ -108,11 +118,12 @@ def test_a_model_without_a_graph_is_for_square(place, no_pictures):
         "x.detach().flatten(1)[:, :4]\n"
     )
     add(place, blind)
-    common = ["--model", "small_models:Blind", "--data", "set.npz", *SMALL, "--eps", "2"]
+    small = SMALL[: SMALL.index("--steps")]
+    common = ["--model", "small_models:Blind", "--data", "set.npz", *small, "--eps", "2"]
     assert "logits without a graph; --attack square needs no gradients" in attack(
         *common, "--out", "run", code=2
     )
-    output = attack(*common, "--attack", "square", "--eot", 3, "--out", "square")
+    output = attack(*common, "--attack", "square", "--queries", 4, "--eot", 3, "--out", "square")
     assert (
         "square (steps 4, restarts 1, each answer the mean of 3)" in output
         and "gradients)" not in output
