@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ironmoe.attacks.balls.ball import NORMS, Ball, ball_at, ball_of
+from ironmoe.attacks.balls.ball import NORMS, Ball, ball_at, ball_of, norm_named
 from ironmoe.attacks.balls.checked import checked_bounds, checked_eps, shown, warn_of_unit
 from ironmoe.attacks.balls.elements import (
     Bound,
@@ -64,8 +64,9 @@ class SearchSpace:
     """Every point of the search lies in the ball; else eps may be infinite."""
 
     def __init__(self, eps: Bound, norm: str, bounds: Bounds, levels: int | None = None) -> None:
+        given, norm = norm, norm_named(norm)
         if norm not in self.norms:
-            raise ValueError(f"norm must be one of {self.norms}, got {norm!r}")
+            raise ValueError(f"norm must be one of {self.norms}, got {given!r}")
 
         if levels is not None and not (isinstance(levels, int) and levels >= 2):
             raise ValueError(f"levels must be None or a whole number of at least 2, got {levels!r}")

@@ -1,5 +1,6 @@
 """``ironmoe`` and ``python -m ironmoe.bench``."""
 
+import io
 import os
 import sys
 from typing import Any
@@ -10,6 +11,9 @@ EXTRA = ("typer", "rich", "matplotlib", "jinja2", "safetensors", "msgpack", "sci
 
 def main() -> None:
     """Run the command line. Where a package is missing that it needs, say how to install it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # "×" on a terminal that knows ASCII alone
     try:
         from ironmoe.bench.cli.app import app
 

@@ -7,7 +7,7 @@ from types import UnionType
 from typing import Any, get_args
 
 from ironmoe.attacks.aliases.declared import Alias, Aliases, Only
-from ironmoe.attacks.balls.ball import NORMS
+from ironmoe.attacks.balls.ball import NORMS, norm_named
 
 KEPT = 1024
 """So many answers about classes are kept: reading a signature takes longer than the rest."""
@@ -90,7 +90,7 @@ def check_positions(kind: type, given: tuple[Any, ...]) -> None:
         )
 
     for place, (parameter, value) in enumerate(zip(parameters, given, strict=False), 1):
-        if parameter.name == "eps" and not (isinstance(value, str) and value in NORMS):
+        if parameter.name == "eps" and not (isinstance(value, str) and norm_named(value) in NORMS):
             continue  # its own check says more of what is no radius and no norm
         allowed = get_args(parameter.annotation) or (parameter.annotation,)
         if _is_plain(parameter.annotation) and not _goes_with(value, allowed):

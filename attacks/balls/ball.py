@@ -195,15 +195,25 @@ def register_norm(ball: AnyBall) -> AnyBall:
     return ball
 
 
+def norm_named(text: str) -> str:
+    """The registered norm that a text means in any case, with or without its L: "linf", "inf",
+    "l2"; the text itself where it means none."""
+    if not isinstance(text, str):
+        return text
+    meant = text.lower().removeprefix("l").removeprefix("_")
+    return next((name for name in NORMS if name.lower() in (text.lower(), f"l{meant}")), text)
+
+
 def ball_of(norm: str) -> type[Ball]:
     """The class of a norm.
 
     Raises:
         ValueError: there is no norm of this name.
     """
-    if not isinstance(norm, str) or norm not in NORMS:
+    name = norm_named(norm)
+    if not isinstance(name, str) or name not in NORMS:
         raise ValueError(f"norm must be one of {tuple(NORMS)}, got {norm!r}")
-    return NORMS[norm]
+    return NORMS[name]
 
 
 def ball_at(

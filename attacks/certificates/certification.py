@@ -105,13 +105,18 @@ class Certification:
             return
         self.told = time.monotonic()
         examples = self.source.examples
+        total = None if examples is None else self.shard.share(examples)
+        left = None
+        if total is not None and self.fresh:  # each image takes as many passes as another
+            left = max(total - self.decided, 0) * self.seconds / self.fresh
         self.on_progress(
             Progress(
                 decided=self.decided,
-                total=None if examples is None else self.shard.share(examples),
+                total=total,
                 attacks=1,
                 fresh=self.fresh,
                 seconds=self.seconds,
                 forwards=self.voting.model.forwards,
+                seconds_left=None if left is None else (left, left),
             )
         )

@@ -5,14 +5,17 @@ that influence each other. A unit leaves when its attempt is over, and another o
 This file knows who is in which place; ``rounds`` knows what happens to the attempts there.
 """
 
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ironmoe.attacks.engine.attempts import Attempts, blank_attempts, joined, replaced, select
+from ironmoe.attacks.engine.budget import Pace
 from ironmoe.attacks.engine.counters import passes_of
 from ironmoe.attacks.engine.job import Job
 from ironmoe.attacks.engine.rounds import Rounds
@@ -44,6 +47,7 @@ class ActiveBatch:
         owners: of each place; None: the place is free.
         ready: jobs whose next attempt may begin.
         returning: attempts whose success was not confirmed, which go on.
+        pace: what its queries cost.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class ActiveBatch:
         self.owners: list[Owner | None] = []
         self.ready: deque[Job] = deque()
         self.returning: deque[tuple[Owner, Attempts]] = deque()
+        self.pace = Pace()
 
     @property
     def active(self) -> int:
@@ -100,6 +105,29 @@ class ActiveBatch:
     def has_queries(self) -> bool:
         """Whether attempts ask anything before their last point is predicted."""
         return self.attack.max_queries > 0 or self.rounds.keeps_best
+
+    @property
+    def running(self) -> int:
+        """Units whose attempt has begun and goes on."""
+        return self.active + len(self.returning)
+
+    @property
+    def queries_made(self) -> int:
+        """Queries of the attempts of these units. The host waits for the device here."""
+        made = [attempts["queries"] for _, attempts in self.returning]
+        taken = self._taken()
+        if taken:
+            made.append(self.attempts["queries"][self._row_numbers(taken)])
+        return sum(int(queries.sum().item()) for queries in made)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Inside the block are rounds, whose cost goes to ``pace``; no unit comes or goes."""
+        model = self.attack.attacked_model
+        queries, forwards, began = self.queries_made, model.forwards, time.perf_counter()
+        yield
+        made = self.queries_made - queries  # before the clock is read: it waits for the device
+        self.pace.add(made, model.forwards - forwards, time.perf_counter() - began)
 
     def fill(self, draining: bool = False, at_most: int | None = None) -> None:
         """Give free places to attempts: first those that go on, then the next attempts of waiting

@@ -27,6 +27,11 @@ class Resumed(NamedTuple):
     fell: list[bool]
 
 
+def from_the_start(chain: int, numbers: list[int]) -> Resumed:
+    """Where a unit begins of which nothing is known."""
+    return Resumed(0, [False] * len(numbers))
+
+
 class Beginning(NamedTuple):
     """A unit of a chunk that is not decided yet, under one chain; ``places`` are in the chunk."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 
 from ironmoe.attacks.engine.active_batch import ActiveBatch
-from ironmoe.attacks.engine.admission import Admission, Resumed
+from ironmoe.attacks.engine.admission import Admission, Resumed, from_the_start
 from ironmoe.attacks.engine.attempts import joined
 from ironmoe.attacks.engine.budget import Budget
 from ironmoe.attacks.engine.counters import passes_of
@@ -75,7 +75,7 @@ class Engine:
         self.on_look = on_look or (lambda: None)
         self.kind = "cpu" if device is None else device.type
         self.admission = Admission(
-            chains, unit_sizes, batch_size, self.judge, resume or _from_the_start
+            chains, unit_sizes, batch_size, self.judge, resume or from_the_start
         )
 
         attacks = list(dict.fromkeys(stage.attack for chain in chains for stage in chain))
@@ -93,6 +93,7 @@ class Engine:
         # by attack and unit size, in the order of the chains
         self.batches: dict[tuple[Search, int], ActiveBatch] = {}
         self.leaving: list[Candidates] = []
+        self.at_work: Search | None = None
         # A success of the search that its own model, asked again, denied.
         self.saw_two_answers = False
 
@@ -188,17 +189,20 @@ class Engine:
 
     def _rounds(self, batch: ActiveBatch) -> bool:
         """Play rounds until the flags are read again; False if the budget ended them."""
-        for _ in range(1 if self.kind == "cpu" else FLAGS_READ_EVERY):
-            images = len(batch.owners) * batch.unit_size
-            a_round = images * (batch.passes + self.judge.passes)
-            if not self.budget.allows(self.spent, a_round + self._waiting):
-                self._collect(batch)
-                return False
-            if batch.has_queries:
-                batch.round()
+        self.at_work = batch.attack
+        in_budget = True
+        with batch.timed():
+            for _ in range(1 if self.kind == "cpu" else FLAGS_READ_EVERY):
+                images = len(batch.owners) * batch.unit_size
+                a_round = images * (batch.passes + self.judge.passes)
+                in_budget = self.budget.allows(self.spent, a_round + self._waiting)
+                if not in_budget:
+                    break
+                if batch.has_queries:
+                    batch.round()
 
         self._collect(batch)
-        return True
+        return in_budget
 
     def _affordable(self, batch: ActiveBatch) -> int | None:
         """How many new attempts may begin, where each begins with a pass of its clean images: none
@@ -339,7 +343,3 @@ class Engine:
 
     def _forwards(self) -> int:
         return sum(attacked_model.forwards for attacked_model in self.attacked_models)
-
-
-def _from_the_start(chain: int, numbers: list[int]) -> Resumed:
-    return Resumed(0, [False] * len(numbers))

@@ -12,6 +12,7 @@ from ironmoe.attacks.balls.checked import shown, warn_of_unit
 from ironmoe.attacks.engine.attacked_model import AttackedModel, Model
 from ironmoe.attacks.engine.coupling import images_coupled
 from ironmoe.attacks.engine.job import Stage
+from ironmoe.attacks.engine.search import Search
 from ironmoe.attacks.goals.goal import Goal
 
 SHARED: Mapping[str, Callable[[Attack], Any]] = {
@@ -43,6 +44,15 @@ def with_names(
         alike = sum(known == name or known.startswith(f"{name} (") for known in named)
         named[f"{name} ({alike + 1})" if alike else name] = attack
     return named
+
+
+def parts_by_name(attacks: Mapping[str, Attack]) -> dict[Search | None, str]:
+    """Each attack, or each part of an ensemble → what people call it."""
+    return {
+        part: name if part is attack else part.name
+        for name, attack in attacks.items()
+        for part in attack.stages
+    }
 
 
 def name_of(model: Model) -> str:

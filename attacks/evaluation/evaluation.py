@@ -6,6 +6,7 @@ It knows the checks and the journal. What the report says of the records, ``summ
 import copy
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ from ironmoe.attacks.engine.judging.judge import Judge
 from ironmoe.attacks.engine.judging.passes import PASSES
 from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.engine.records import Record, Records, records_of
-from ironmoe.attacks.evaluation.arguments import name_of
+from ironmoe.attacks.evaluation.arguments import name_of, parts_by_name
 from ironmoe.attacks.evaluation.checks.model_checks import (
     IMAGES,
     look_at,
@@ -33,7 +34,7 @@ from ironmoe.attacks.evaluation.checks.model_checks import (
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome, two_answers
 from ironmoe.attacks.evaluation.checksum import checksums_of
 from ironmoe.attacks.evaluation.journal import Journal
-from ironmoe.attacks.evaluation.progress import Progress
+from ironmoe.attacks.evaluation.progress import Left, Progress, work_left
 from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
 from ironmoe.attacks.evaluation.sharding import Shard
 from ironmoe.attacks.evaluation.source import Source
@@ -62,6 +63,10 @@ class Evaluation:
         target: the model that is evaluated, where the searches run on another one.
         checksums: example → checksum of its image, label and further inputs.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
+        under_way: the jobs that have begun and are not decided.
+        begun: for each attack, how many images have a job, or need none any more.
+        known_ahead: for each attack, how many images are decided that have not been read again.
+        parts: attack, or part of one → what progress calls it.
         complete: the budget did not end it before everything was decided.
     """
 
@@ -94,6 +99,10 @@ class Evaluation:
         self.judge = Judge(self.passes or 1, self.target)
         self.told = time.monotonic()
         self.attacks_began = time.perf_counter()
+        self.under_way: dict[Job, None] = {}
+        self.begun = [0] * len(self.chains)
+        self.known_ahead = [0] * len(self.chains)
+        self.parts = parts_by_name(self.attacks)
 
     def run(self, checks: bool, journal: Callable[[int], Journal] | None) -> list[Flag]:
         """Attack everything; returns what the look at the model says. ``journal`` opens the
@@ -107,6 +116,8 @@ class Evaluation:
         if journal is not None:
             self.journal = journal(self.judge.passes)
             self.records = self.journal.records
+            known = Counter(record.attack for record in self.records if record.decided)
+            self.known_ahead = [self.shard.share(known[n]) for n in range(len(self.chains))]
         chunks = map(self._noted, itertools.chain([] if first is None else [first], unread))
 
         self.engine = Engine(
@@ -222,6 +233,9 @@ class Evaluation:
             self.checksums[number] = each
             if self.journal is not None:
                 self.journal.check(number, each)
+            for attack in range(len(self.chains)):
+                record = self.records.get(attack, number)
+                self.known_ahead[attack] -= record is not None and record.decided
         return chunk
 
     def _resume(self, attack: int, examples: list[int]) -> Resumed | None:
@@ -234,6 +248,7 @@ class Evaluation:
 
         if all(record.decided for record in known):
             self.decided += len(examples)
+            self.begun[attack] += len(examples)
             return None
         if self.judge.is_patient:
             return Resumed(0, [False] * len(examples))  # its passes were not all written down
@@ -256,7 +271,11 @@ class Evaluation:
             records = [record._replace(alike=self.judge.alike) for record in records]
         self._keep(records, images)
 
+        if job not in self.under_way:
+            self.begun[job.chain] += len(records)
+            self.under_way[job] = None
         if final:
+            del self.under_way[job]
             self.decided += len(records)
             self.fresh += len(records)
             self.broken += sum(bool(r.fell or not r.clean_correct) for r in records)
@@ -299,15 +318,28 @@ class Evaluation:
             self.on_progress(self._progress())
 
     def _progress(self) -> Progress:
+        assert self.engine is not None
         examples = self.source.examples
-        total = None if examples is None else self.shard.share(examples) * len(self.chains)
-        in_engine = 0 if self.engine is None else self.engine.spent
+        seconds = time.perf_counter() - self.attacks_began
+        left = None if examples is None else self._left(examples, seconds)
         return Progress(
             decided=self.decided,
-            total=total,
+            total=None if examples is None else self.shard.share(examples) * len(self.chains),
             attacks=len(self.chains),
             fresh=self.fresh,
-            seconds=time.perf_counter() - self.attacks_began,
-            forwards=self.spent_on_checks + in_engine,
+            seconds=seconds,
+            forwards=self.spent_on_checks + self.engine.spent,
             broken=self.broken,
+            at_work=self.parts.get(self.engine.at_work, ""),
+            forwards_left=None if left is None else left.forwards,
+            seconds_left=None if left is None else left.seconds,
         )
+
+    def _left(self, examples: int, seconds: float) -> Left:
+        assert self.engine is not None
+        share = self.shard.share(examples)
+        not_begun = [
+            max(0, share - begun - max(0, known))
+            for begun, known in zip(self.begun, self.known_ahead, strict=True)
+        ]
+        return work_left(self.engine, list(self.under_way), not_begun, seconds)

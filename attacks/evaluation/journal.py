@@ -17,6 +17,7 @@ from ironmoe.attacks.evaluation.journal_file import (
     check_same,
     check_settings,
     complete_lines,
+    naming,
 )
 from ironmoe.attacks.evaluation.old_journals import translated
 
@@ -72,12 +73,14 @@ class Journal:
         for record, crc, image in zip(records, checksums, images, strict=True):
             if image is not None:
                 start = self._images.tell()
-                self._images.write(image.detach().cpu().contiguous().numpy().tobytes())
+                with naming(Path(self._images.name)):
+                    self._images.write(image.detach().cpu().contiguous().numpy().tobytes())
                 record = record._replace(offset=start, end=self._images.tell(), rank=self.rank)
             self.records.add(record)
             lines.append(record.flat() | {"checksum": crc})
 
-        self._images.flush()
+        with naming(Path(self._images.name)):
+            self._images.flush()
         self._write(lines)
 
     def check(self, index: int, checksum: int) -> None:

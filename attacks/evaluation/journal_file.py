@@ -5,7 +5,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class JournalFile:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = path.open("ab")
         self._synced = time.monotonic()
         try:
@@ -43,8 +45,9 @@ class JournalFile:
     def write(self, line: Any, *, sync_before: Callable[[], None] | None = None) -> None:
         """Append a JSON value. Now and then the file is synced to the disk; ``sync_before`` syncs
         what lines speak of, so that no line on the disk speaks of what is not there."""
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:
             if sync_before is not None:
                 sync_before()
@@ -56,6 +59,17 @@ class JournalFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of writing inside the block, such as a full disk, names this path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def complete_lines(path: Path, *, cut: bool) -> list[bytes]:

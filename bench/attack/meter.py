@@ -7,7 +7,6 @@ from rich.console import Console
 from ironmoe.attacks import Progress, RobustnessReport
 from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.run_folder import RunFolder
-from ironmoe.bench.reports.cells import speed
 
 SAVE_SECONDS = 5.0  # the time spent is written to disk this often
 LINE_SECONDS = 30.0  # without a terminal for a bar, a line is printed this often
@@ -53,10 +52,11 @@ class Meter(Stopwatch):
         self.world = world
         self.total = images * attacks
         self.noun = "images" if attacks == 1 else "image × attack pairs"
+        self.short_noun = "images" if attacks == 1 else "pairs"  # a bar has little room
         self.seconds_before = float((folder.read(FILE) or {}).get("seconds", 0.0))
 
         self.bars = progress_bars(console, time_left=False, only_on_terminals=True)
-        self.task = self.bars.add_task("attack", total=self.total, note=self.noun)
+        self.task = self.bars.add_task("attack", total=self.total, note=self.short_noun)
         self.decided = 0
         self.saved = self.printed = time.monotonic()
 
@@ -76,13 +76,14 @@ class Meter(Stopwatch):
 
     def say(self, note: str) -> None:
         """Show a note beside the bar; without a terminal, print it now and then."""
-        self.bars.update(self.task, completed=self.decided, note=f"{self.noun}, {note}")
+        self.bars.update(self.task, completed=self.decided, note=f"{self.short_noun}, {note}")
         if self.bars.disable and time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
             self.console.print(
                 f"attack: {self.decided}/{self.total} {self.noun}, {note}",
                 highlight=False,
                 markup=False,
+                soft_wrap=True,
             )
 
     def finish(self, report: RobustnessReport, seconds: float) -> float:
@@ -107,15 +108,36 @@ class Meter(Stopwatch):
 
 
 def _note(progress: Progress, world: int) -> str:
-    if not progress.fresh:
-        return "none decided yet in this run"
-    note = f"{speed(progress.images_per_second * world)} images/s"
-    return note if progress.seconds_left is None else f"{note}, {time_left(progress.seconds_left)}"
+    """The part at work, the passes of all processes, and the time that is left."""
+    notes = [progress.at_work or "clean predictions"]
+    if progress.forwards_left is None:
+        notes.append(f"{short(progress.forwards * world)} passes")
+    else:
+        most = progress.forwards + progress.forwards_left[1]
+        notes.append(f"{short(progress.forwards * world)} of at most {short(most * world)} passes")
+    if progress.seconds_left is not None:
+        notes.append(time_left(*progress.seconds_left))
+    return ", ".join(notes)
 
 
-def time_left(seconds: float) -> str:
-    """The time that is left, rounded: it is a guess."""
-    for seconds_in_it, unit in ((3600, "h"), (60, "min")):
+def time_left(least: float, most: float) -> str:
+    """A range of seconds, rounded: "8 s to 16 min left"."""
+    (low, low_unit), (high, high_unit) = _rounded(least), _rounded(most)
+    if (low, low_unit) == (high, high_unit):
+        return f"about {high} {high_unit} left"
+    return f"{low}{'' if low_unit == high_unit else f' {low_unit}'} to {high} {high_unit} left"
+
+
+def _rounded(seconds: float) -> tuple[str, str]:
+    """(number, unit)"""
+    for seconds_in_it, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * seconds_in_it:
-            return f"about {seconds / seconds_in_it:.0f} {unit} left"
-    return f"about {max(seconds, 1):.0f} s left"
+            return f"{seconds / seconds_in_it:.0f}", unit
+    return f"{max(seconds, 1):.0f}", "s"
+
+
+def short(count: int) -> str:
+    """A count of passes: 950, 12k, 1.2M."""
+    if count < 10_000:
+        return f"{count}"
+    return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"

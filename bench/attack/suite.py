@@ -22,6 +22,7 @@ from ironmoe.attacks.routing.modes import (
     Softened,
     StraightThrough,
 )
+from ironmoe.bench.common.choices import did_you_mean
 from ironmoe.bench.common.radii import from_255
 from ironmoe.moe.routing.routed_layers import routing_sites
 
@@ -37,6 +38,7 @@ ROUTING: dict[str, Callable[[], RoutingMode]] = {
 }
 
 
+LATER = ("levels", "queries")  # settings that earlier runs did not know
 ROUNDING = 1e-6  # a change of images that is not worth a word
 
 
@@ -49,6 +51,7 @@ class Suite(NamedTuple):
     is an attack's own default.
 
     names:   of registered attacks
+    queries: in place of steps, for attacks whose steps are single queries, such as Square
     dtype:   of the search, a name in ``DTYPES``
     routing: what the search does to routing, a name in ``ROUTING``
     levels:  how many values a pixel of an adversarial image may have, evenly spaced; None: any
@@ -58,6 +61,7 @@ class Suite(NamedTuple):
     norm: str = "Linf"
     eps_255: tuple[float, ...] = Ball.usual_radii
     steps: int | None = None
+    queries: int | None = None
     restarts: int | None = None
     alpha_255: float | None = None
     eot: int | None = None
@@ -68,9 +72,10 @@ class Suite(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes two runs the same run; without levels as before there were levels."""
+        """What makes two runs the same run; without what earlier runs did not know, if it is not
+        asked for."""
         settings = self._asdict()
-        return {key: value for key, value in settings.items() if key != "levels" or value}
+        return {key: value for key, value in settings.items() if key not in LATER or value}
 
     def check(self) -> None:
         """Find mistakes in the options that do not depend on the model.
@@ -90,7 +95,10 @@ class Suite(NamedTuple):
         )
         for option, value, known in choices:
             if value not in known:
-                raise SuiteError(f"--{option} must be one of {', '.join(known)}, got {value!r}")
+                raise SuiteError(
+                    f"--{option} must be one of {', '.join(known)}, got {value!r}"
+                    f"{did_you_mean(value, known)}"
+                )
 
     def _check_names(self) -> None:
         known = named_attacks()
@@ -98,7 +106,7 @@ class Suite(NamedTuple):
             if name not in known:
                 raise SuiteError(
                     f"--attack must be names among {', '.join(known)}, separated by commas, got "
-                    f"{name!r}"
+                    f"{name!r}{did_you_mean(name, known)}"
                 )
             norms = known[name].kind.norms
             if self.norm not in norms:
@@ -108,14 +116,29 @@ class Suite(NamedTuple):
 
     def _check_options(self) -> None:
         """Raise SuiteError if an option applies to none of the attacks."""
-        known = named_attacks()
         for option in self._given:
-            if not any(option in known[name].takes for name in self.names):
-                takers = [name for name, attack in known.items() if option in attack.takes]
+            if not self._takers(option):
+                takers = [name for name in named_attacks() if _takes(name, option)]
                 raise SuiteError(
                     f"--{option} applies to {', '.join(takers)}, not to --attack "
                     f"{','.join(self.names)}"
                 )
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each option that some of the attacks do not take."""
+        sentences = []
+        for option, value in self._given.items():
+            others = [name for name in self.names if not _takes(name, option)]
+            if others:
+                sentences.append(
+                    f"--{option} {value:g} is for {' and '.join(self._takers(option))}; "
+                    f"{' and '.join(others)} {'runs' if len(others) == 1 else 'run'} without it."
+                )
+        return sentences
+
+    def _takers(self, option: str) -> list[str]:
+        return [name for name in self.names if _takes(name, option)]
 
     def make(self, model: nn.Module) -> dict[str, Attack]:
         """name → attack, each with the largest eps; ``evaluate`` goes through all of them.
@@ -145,8 +168,12 @@ class Suite(NamedTuple):
         known = named_attacks()
         attacks = {}
         for name in self.names:
-            kind, takes, settings = known[name]
-            given = {option: value for option, value in self._given.items() if option in takes}
+            kind, _, settings = known[name]
+            given = {
+                ARGUMENTS.get(option, option): value
+                for option, value in self._arguments.items()
+                if _takes(name, option)
+            }
             try:
                 attacks[name] = kind(model, **{**settings, **common, **given})
             except ValueError as error:
@@ -182,7 +209,30 @@ class Suite(NamedTuple):
         return usual
 
     @property
+    def _arguments(self) -> dict[str, Any]:
+        """The options that the user gave and that not every attack takes, for constructors."""
+        return self._given | ({} if self.alpha is None else {"alpha": self.alpha})
+
+    @property
     def _given(self) -> dict[str, Any]:
-        """The options that the user gave and that not every attack takes."""
-        options = {"steps": self.steps, "restarts": self.restarts, "alpha": self.alpha}
+        """The same, as the user gave them."""
+        options = {
+            "steps": self.steps,
+            "queries": self.queries,
+            "restarts": self.restarts,
+            "alpha": self.alpha_255,
+        }
         return {option: value for option, value in options.items() if value is not None}
+
+
+ARGUMENTS = {"queries": "steps"}
+"""Options whose argument in the constructor has another name."""
+
+
+def _takes(name: str, option: str) -> bool:
+    """Whether an option applies to the attack of this name. Each step of some attacks is one query,
+    so they need far more of them than others, and have an option of their own."""
+    attack = named_attacks()[name]
+    if "n_queries" in attack.kind.aliases:
+        return option == "queries" or (option in attack.takes and option != "steps")
+    return option in attack.takes

@@ -27,14 +27,16 @@ from ironmoe.bench.cli.options import (
     SkipBad,
     Steps,
     announce,
+    announce_radii,
     bounded,
     chosen_device,
 )
 from ironmoe.bench.cli.study import study
 from ironmoe.bench.cli.train import train
 from ironmoe.bench.cli.version import print_version
+from ironmoe.bench.common.choices import SHORT_DTYPES, named
 from ironmoe.bench.common.errors import clear_errors
-from ironmoe.bench.common.radii import ascending_radii, checked_alpha, from_255
+from ironmoe.bench.common.radii import ascending_radii, from_255, step_length, to_255
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +130,8 @@ def demo(
         )
         images = load_data(data, image_size, skip_bad)
         announce(images, console)
+        length = None if settings.alpha is None else to_255(settings.alpha)
+        announce_radii(settings.eps_255, settings.norm, console, length)
         recipe = Recipe(epochs=epochs or default_epochs(len(images.split()[0])))
         options = DemoOptions(
             data=images,
@@ -214,24 +218,25 @@ def _attack_settings(
     eps: str | None,
     steps: int,
     restarts: int,
-    alpha: float | None,
+    alpha: str | None,
     images: int,
     batch_size: int,
 ) -> "AttackSettings":
-    from ironmoe.attacks.balls.ball import NORMS
+    from ironmoe.attacks.balls.ball import NORMS, norm_named
     from ironmoe.bench.common.measure import AttackSettings
 
+    norm = norm_named(norm)
     radii = ascending_radii(eps, norm)
     if norm not in NORMS:
         raise typer.BadParameter(f"--norm must be one of {', '.join(NORMS)}, got {norm!r}")
-    alpha = checked_alpha(alpha)
+    length = step_length(alpha)
 
     return AttackSettings(
         norm=norm,
         eps_255=radii,
         steps=steps,
         restarts=restarts,
-        alpha=None if alpha is None else from_255(alpha),
+        alpha=None if length is None else from_255(length),
         images=images,
         batch_size=batch_size,
     )
@@ -250,6 +255,7 @@ def _chips(names: str) -> tuple[str, ...]:
 def _dtype(name: str) -> "torch.dtype | None":
     import torch
 
+    name = named(SHORT_DTYPES.get(name.lower(), name), ("float32", "bfloat16"))
     if name not in ("float32", "bfloat16"):
         raise typer.BadParameter(f"--dtype must be float32 or bfloat16, got {name!r}")
     return torch.bfloat16 if name == "bfloat16" else None

@@ -29,11 +29,13 @@ from ironmoe.bench.cli.options import (
     Norm,
     Out,
     SkipBad,
+    announce_radii,
     bounded,
     chosen_device,
 )
+from ironmoe.bench.common.choices import SHORT_DTYPES, named
 from ironmoe.bench.common.errors import clear_errors
-from ironmoe.bench.common.radii import ascending_radii, below_one, checked_alpha
+from ironmoe.bench.common.radii import ascending_radii, step_length
 
 
 def attack(
@@ -83,8 +85,11 @@ def attack(
         bounded(
             "Steps from each start, for {attacks_with_steps}. By default each one's own; "
             "{usual_steps}.",
-            0,
+            1,
         ),
+    ] = None,
+    queries: Annotated[
+        int | None, bounded("Queries of Square, by default its own {usual_queries}.", 1)
     ] = None,
     restarts: Annotated[
         int | None,
@@ -129,7 +134,9 @@ def attack(
     batch_size: BatchSize = 500,
     max_seconds: Annotated[
         float | None,
-        bounded("End the attacks after this time. The same command goes on from there.", 0),
+        bounded(
+            "End the attacks after this time. The same command goes on from there.", 0, above=True
+        ),
     ] = None,
     max_forwards: Annotated[
         int | None,
@@ -203,26 +210,30 @@ def attack(
 
     console = Console(quiet=not is_first_process())
     with clear_errors(console):
+        from ironmoe.attacks.balls.ball import norm_named
+        from ironmoe.attacks.registry import named_attacks
         from ironmoe.bench.attack.attacked_images import ImageOptions
         from ironmoe.bench.attack.options import AttackOptions
         from ironmoe.bench.attack.run import run_attack_command
         from ironmoe.bench.attack.saved.png import LEVELS as PNG_LEVELS
-        from ironmoe.bench.attack.suite import Suite
+        from ironmoe.bench.attack.suite import DTYPES, ROUTING, Suite
         from ironmoe.bench.data.sets import open_data
         from ironmoe.bench.models.overrides import Overrides
 
-        names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",")))
+        names = tuple(dict.fromkeys(named(name, named_attacks()) for name in attacks.split(",")))
+        norm = norm_named(norm)
         suite = Suite(
             names=names,
             norm=norm,
             eps_255=ascending_radii(eps, norm),
             steps=steps,
+            queries=queries,
             restarts=restarts,
-            alpha_255=checked_alpha(alpha),
+            alpha_255=step_length(alpha),
             eot=eot,
             seed=seed,
-            dtype=dtype,
-            routing=routing,
+            dtype=named(SHORT_DTYPES.get(dtype.lower(), dtype), DTYPES),
+            routing=named(routing, ROUTING),
             levels=PNG_LEVELS if levels is None and save_images == "png" else levels,
         )
         suite.check()
@@ -233,8 +244,9 @@ def attack(
         )
         images = open_data(data, labels)
         announce_set(images, console)
-        if 0 < suite.eps_255[-1] < 1:
-            console.print(below_one(suite.eps_255[-1]))
+        for line in suite.notes:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        announce_radii(suite.eps_255, suite.norm, console, suite.alpha_255)
         options = AttackOptions(
             checkpoint=checkpoint,
             model_spec=model,
@@ -264,8 +276,9 @@ def attack(
 
 
 def _on_bad(choice: str) -> Literal["raise", "skip"]:
-    if choice == "raise":
+    found = named(choice, ("raise", "skip"))
+    if found == "raise":
         return "raise"
-    if choice == "skip":
+    if found == "skip":
         return "skip"
     raise typer.BadParameter(f"--on-bad must be raise or skip, got {choice!r}")

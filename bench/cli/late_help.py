@@ -4,6 +4,7 @@ The registers import torch, which takes seconds. So a text has a place such as `
 filled in when somebody asks for the help of that command.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,6 +87,7 @@ def _values() -> dict[str, str]:
             f"{exact(usual_radius(norm))} in {norm}" for norm in NORMS
         ),
         "usual_steps": usual("steps"),
+        "usual_queries": str(inspect.signature(attacks["square"].kind).parameters["steps"].default),
         "usual_restarts": usual("restarts"),
         "usual_eot": usual("eot"),
     }

@@ -1,27 +1,34 @@
 """Options that several commands share, and the checks on them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from ironmoe.bench.common.choices import named
+
 if TYPE_CHECKING:
     import torch
 
 
+DEVICES = ("auto", "cpu", "cuda")
 LARGEST_SEED = 10**12  # the seeds of epochs, a million times as large, must fit into 64 bits
 
 
-def bounded(text: str, least: float, *names: str, most: float = float("inf")) -> Any:
-    """An option for a number from ``least`` to ``most``.
+def bounded(
+    text: str, least: float, *names: str, most: float = float("inf"), above: bool = False
+) -> Any:
+    """An option for a number from ``least`` to ``most``, or above ``least``.
 
     typer has such an option itself, but its message does not say which number it got.
     """
 
     def check(value: float | None) -> float | None:
-        if value is not None and not least <= value <= most:
-            allowed = f"at least {least}" if most == float("inf") else f"from {least} to {most}"
+        if value is not None and not (least <= value <= most and (value > least or not above)):
+            allowed = f"{'above' if above else 'at least'} {least}"
+            allowed = allowed if most == float("inf") else f"from {least} to {most}"
             raise typer.BadParameter(f"must be {allowed}, got {value}")
         return value
 
@@ -55,14 +62,15 @@ Eps = Annotated[
     str | None,
     typer.Option(
         help="Radii that are attacked, separated by commas, in units of 1/255 of the pixel range, "
-        "whatever the norm: 128 is an L2 norm of 0.5. By default {usual_radii}."
+        "whatever the norm: 128 is an L2 norm of 0.5; or as fractions of it, 8/255. By default "
+        "{usual_radii}."
     ),
 ]
 Norm = Annotated[str, typer.Option(help="{norms}.")]
-Steps = Annotated[int, bounded("Gradient steps of PGD, from each random start.", 0)]
+Steps = Annotated[int, bounded("Gradient steps of PGD, from each random start.", 1)]
 Restarts = Annotated[int, bounded("Runs of PGD from different random starts.", 1)]
 Alpha = Annotated[
-    float | None,
+    str | None,
     typer.Option(
         help="Step length in the unit of --eps, for {attacks_with_alpha}. By default 2.5 · eps / "
         "steps, at least eps / 10."
@@ -124,11 +132,24 @@ def announce(data: "object", console: Console) -> None:
         )
 
 
+def announce_radii(
+    radii_255: Sequence[float], norm: str, console: Console, alpha_255: float | None = None
+) -> None:
+    """Say the radii, and the step length if one is given, in both units, and ask back what is most
+    likely a mistake."""
+    from ironmoe.bench.common.radii import questions, told
+
+    step = "" if alpha_255 is None else f"; alpha {told([alpha_255])}"
+    for line in (f"eps ({norm}): {told(radii_255)}{step}", *questions(radii_255, norm)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def chosen_device(name: str) -> "torch.device":
     """The device that ``--device`` names; for "auto" a GPU if torch can use one."""
     import torch
 
-    if name not in ("auto", "cpu", "cuda"):
+    name = named(name, DEVICES)
+    if name not in DEVICES:
         raise typer.BadParameter(f"--device must be auto, cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter(

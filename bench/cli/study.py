@@ -14,9 +14,11 @@ from ironmoe.bench.cli.options import (
     Out,
     SkipBad,
     announce,
+    announce_radii,
     bounded,
 )
 from ironmoe.bench.common.errors import clear_errors
+from ironmoe.bench.common.radii import one_radius
 
 WITH_FROM = ("from_", "out")
 """The options that go together with ``--from``."""
@@ -93,14 +95,12 @@ def study(
         ),
     ] = None,
     train_eps: Annotated[
-        float,
-        bounded(
-            "Radius of adversarial training, in units of 1/255 of the pixel range. Models that are "
-            "trained so are attacked at 0.5, 1, 1.5 and 2 times of it.",
-            0.01,
-            most=255,
+        str,
+        typer.Option(
+            help="Radius of adversarial training, in units of 1/255 of the pixel range. Models "
+            "that are trained so are attacked at 0.5, 1, 1.5 and 2 times of it."
         ),
-    ] = 25.5,
+    ] = "25.5",
     epochs: Annotated[int, bounded("Passes over the training images.", 1)] = 12,
     images: Annotated[
         int | None,
@@ -190,14 +190,23 @@ def study(
             seeds=seeds or (QUICK_SEEDS if quick else SEEDS),
             first_seed=first_seed,
             models=tuple(model or ()),
-            training=TrainingSettings(eps_255=train_eps, epochs=epochs),
+            training=TrainingSettings(eps_255=_train_eps(train_eps), epochs=epochs),
             budget=budget,
             measurements=tuple(dict.fromkeys(measured)),
             processes=processes or cores(),
             out=out,
         )
         announce(loaded, console)
+        announce_radii(options.budget.radii, "Linf", console)
         run_study(options, console, only_plan=plan)
+
+
+def _train_eps(text: str) -> float:
+    """typer.BadParameter: it is no radius of a training."""
+    radius = one_radius(text, "Linf", "--train-eps")
+    if not 0.01 <= radius <= 255:
+        raise typer.BadParameter(f"--train-eps must be from 0.01 to 255, got {text}")
+    return radius
 
 
 def _refuse(ctx: typer.Context, options: Iterable[str], why: str) -> None:

@@ -14,11 +14,13 @@ from ironmoe.bench.cli.options import (
     Out,
     SkipBad,
     announce,
+    announce_radii,
     bounded,
     chosen_device,
 )
+from ironmoe.bench.common.choices import SHORT_DTYPES, named
 from ironmoe.bench.common.errors import clear_errors
-from ironmoe.bench.common.radii import below_one, usual_radius
+from ironmoe.bench.common.radii import one_radius, step_length, usual_radius
 
 
 def train(
@@ -33,7 +35,7 @@ def train(
     ] = "v-moe",
     method: Annotated[str, typer.Option(help="{training_methods}.")] = "pgd-at",
     eps: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             help="Radius of the adversarial images, in units of 1/255 of the pixel range, whatever "
             "the norm: 128 is an L2 norm of 0.5. It grows linearly over the first half of the "
@@ -46,7 +48,7 @@ def train(
         bounded("Steps of the inner attack, for methods of several steps. By default 4.", 1),
     ] = None,
     alpha: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             help="Step length of the inner attack, in the unit of --eps. By default the method's "
             "own; with several steps 2.5 · eps / steps, at least eps / 10."
@@ -224,22 +226,26 @@ def train(
         "routing_beta": routing_beta,
     }
     with clear_errors(console):
+        from ironmoe.attacks.balls.ball import norm_named
+        from ironmoe.attacks.training import TRAINING_METHODS
+        from ironmoe.bench.attack.suite import ROUTING
         from ironmoe.bench.common.train import default_epochs
         from ironmoe.bench.data.in_memory import load_data
         from ironmoe.bench.train.options import TrainOptions, check_choice
-        from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe
+        from ironmoe.bench.train.recipe import DTYPES, SCHEDULES, MethodChoice, TrainRecipe
         from ironmoe.bench.train.rows import split
         from ironmoe.bench.train.run import run_train_command
         from ironmoe.bench.train.trainee import pipeline_of
 
+        norm = norm_named(norm)
         choice = MethodChoice(
-            name=method,
-            eps_255=usual_radius(norm) if eps is None else eps,
+            name=named(method, TRAINING_METHODS),
+            eps_255=usual_radius(norm) if eps is None else one_radius(eps, norm),
             norm=norm,
             steps=steps,
-            alpha_255=alpha,
-            mode=mode,
-            routing=routing,
+            alpha_255=step_length(alpha),
+            mode=named(mode, ("eval", "train")),
+            routing=named(routing, ROUTING),
             label_smoothing=label_smoothing,
             awp=awp,
             own=_given(own),
@@ -249,8 +255,7 @@ def train(
         pipeline = pipeline_of(model)
         images = load_data(data, image_size, skip_bad, pipeline=pipeline)
         announce(images, console)
-        if 0 < choice.eps_255 < 1:
-            console.print(below_one(choice.eps_255))
+        announce_radii([choice.eps_255], choice.norm, console, choice.alpha_255)
         trained_on = len(split(images).trained)
         recipe = TrainRecipe(
             epochs=epochs or default_epochs(trained_on),
@@ -258,10 +263,10 @@ def train(
             parts=parts or _world(),
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            schedule=schedule,
+            schedule=named(schedule, SCHEDULES),
             ema=ema,
             shifts=shifts,
-            dtype=dtype,
+            dtype=named(SHORT_DTYPES.get(dtype.lower(), dtype), DTYPES),
             checkpointing=checkpointing,
             compile=compile_model,
         )

@@ -1,5 +1,8 @@
 """What the user of a command sees when something goes wrong."""
 
+import os
+import signal
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from rich.text import Text
 
 from ironmoe.bench.common.user_error import UserError
 
+GOES_ON = "What was finished is saved; the same command goes on from there."
 PROGRAMS = Path(__file__).parents[1]
 
 
@@ -19,8 +23,9 @@ PROGRAMS = Path(__file__).parents[1]
 def clear_errors(console: Console) -> Iterator[None]:
     """Inside the block, errors end the command as a user expects.
 
-    A user's mistake is one line and exit status 2. A full disk is exit status 1, Ctrl-C 130; both
-    say that nothing finished is lost. A bug keeps its traceback.
+    A user's mistake is one line and exit status 2. A full disk is exit status 1, Ctrl-C 130,
+    SIGTERM 143; they say that nothing finished is lost. A reader that closes the pipe, such as
+    head, ends the command without a word. A bug keeps its traceback.
     """
     import torch
 
@@ -32,20 +37,60 @@ def clear_errors(console: Console) -> Iterator[None]:
     # numpy notices
     warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)
     try:
-        yield
+        with _sigterm_raises():
+            yield
     except (UserError, CheckpointError, DataError, typer.BadParameter) as error:
         _print_error(error, str(error))
         raise typer.Exit(2) from None
+    except BrokenPipeError:
+        raise  # click ends quietly
     except OSError as error:  # a disk that fills up in the middle
-        _print_error(
-            error, f"{error}. What was finished is saved; the same command goes on from there."
-        )
+        _print_error(error, f"{_of_files(error)}. {GOES_ON}")
         raise typer.Exit(1) from None
+    except Terminated:
+        console.print(f"Terminated. {GOES_ON}")
+        raise typer.Exit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
-        console.print(
-            "Interrupted. What was finished is saved; the same command goes on from there."
-        )
+        console.print(f"Interrupted. {GOES_ON}")
         raise typer.Exit(130) from None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which a scheduler ends a job. What makes way for Ctrl-C makes way for it."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Inside the block SIGTERM raises Terminated in this process.
+
+    Not in its children, nor where torchrun ends its processes by it: those may wait for each other.
+    """
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_alone and is_main) or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    process = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != process:  # a child that was forked inside the block
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _of_files(error: OSError) -> str:
+    """ "No space left on device: runs/x/report.json"."""
+    if error.strerror is None or error.filename is None:
+        return f"{error}"
+    return f"{error.strerror}: {error.filename}"
 
 
 def told(error: BaseException) -> str:

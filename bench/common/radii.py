@@ -1,15 +1,22 @@
-"""Radii as people write them: in units of 1/255 of the pixel range, whatever the norm.
+"""Radii as people write them, whatever the norm, and in units of 1/255 of the pixel range.
 
 The attacks know nothing of this unit. They take radii and give distances in units of the pixel
 range, so every number that goes to them or comes from them is converted here.
+
+How text is read: a fraction such as 8/255 is a share of the pixel range. Plain numbers of one
+option have one unit. It is 1/255 of the range if one of them is 1 or larger. It is the whole range
+if all are below 1 and one is below 0.1, since nobody attacks at less than 0.1/255; outside Linf, if
+all are below 1. What is left, such as 0.5 alone in Linf, is asked back.
 """
 
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import TypeVar
 
 from ironmoe.bench.common.user_error import UserError
 
 PER_PIXEL_RANGE = 255
+LEAST_255 = 0.1  # smaller radii change no picture, and most likely are in another unit
 USUAL_EPS = 8 / PER_PIXEL_RANGE  # of most papers in Linf, in units of the pixel range
 Number = TypeVar("Number")  # a float or a tensor
 
@@ -43,12 +50,13 @@ def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
     """
     usual = usual_radii(norm)
     eps = usual if eps is None else eps
-
+    parts = [part.strip() for part in eps.split(",")]
     try:
-        found = tuple(sorted({float(part) for part in eps.split(",")}))
+        found = tuple(sorted(set(_in_255(parts, norm, "--eps"))))
     except ValueError:
         raise UserError(
-            f"--eps must be numbers separated by commas, such as {usual}, got {eps!r}"
+            f"--eps must be numbers separated by commas, such as {usual} or 4/255,8/255, got "
+            f"{eps!r}"
         ) from None
 
     if not all(0 <= radius < float("inf") for radius in found):
@@ -62,13 +70,100 @@ def ascending_radii(eps: str | None, norm: str) -> tuple[float, ...]:
     return found
 
 
-def below_one(largest: float) -> str:
-    """What to say of radii that are all below 1, which often were meant as shares of the range."""
-    share = f"{from_255(largest):.3g}"
-    return (
-        f"--eps is in units of 1/255 of the pixel range: {largest:g} is {share} of it. For "
-        f"{largest:g} of the range, give {255 * largest:g}."
-    )
+def one_radius(text: str, norm: str, option: str = "--eps") -> float:
+    """The single radius that an option gives, in units of 1/255.
+
+    Raises:
+        UserError: it is no number, or its unit is not clear.
+    """
+    try:
+        return _in_255([text.strip()], norm, option)[0]
+    except ValueError:
+        raise UserError(f"{option} must be a number, such as 8 or 8/255, got {text!r}") from None
+
+
+def step_length(text: str | None) -> float | None:
+    """The step length that ``--alpha`` gives, in units of 1/255, or None. A fraction, and a number
+    below 0.1, are shares of the pixel range.
+
+    Raises:
+        UserError: it is no number above 0, or not finite.
+    """
+    if text is None:
+        return None
+    try:
+        number = _number(text.strip())
+    except ValueError:
+        raise UserError(f"--alpha must be a number, such as 2 or 2/255, got {text!r}") from None
+    if not 0 < number < float("inf"):
+        raise UserError(f"--alpha must be finite and above 0, got {text}")
+    is_share = "/" in text or float(number) < LEAST_255
+    return float(number * PER_PIXEL_RANGE if is_share else number)
+
+
+def told(radii_255: Iterable[float]) -> str:
+    """Radii in both units: "4/255 = 0.0157, 8/255 = 0.0314"."""
+    return ", ".join(f"{radius:.6g}/255 = {from_255(radius):.3g}" for radius in radii_255)
+
+
+def questions(radii_255: Iterable[float], norm: str) -> list[str]:
+    """What to ask back about ascending radii that are most likely in another unit than meant."""
+    from ironmoe.attacks.balls.ball import NORMS, Ball
+
+    radii = [radius for radius in radii_255 if radius > 0]
+    tiny = [radius for radius in radii if radius < LEAST_255]
+    usual = NORMS.get(norm, Ball).usual_radii
+    if tiny:
+        return [
+            f"Is --eps what you mean? {exact(tiny[0])}/255 is below {LEAST_255}/255 and changes no "
+            f"picture. A number beside others of 1 or more is in units of 1/255; for "
+            f"{exact(tiny[0])} of the pixel range write {_share(tiny[0])}/255."
+        ]
+    if radii and radii[-1] < usual[0] / 10:
+        return [
+            f"Is --eps what you mean? {exact(radii[-1])}/255 = {from_255(radii[-1]):.3g} is far "
+            f"below the usual radii of {norm}, {usual_radii(norm)}. For {exact(radii[-1])} of the "
+            f"pixel range write {_share(radii[-1])}/255."
+        ]
+    return []
+
+
+def _in_255(parts: Iterable[str], norm: str, option: str) -> list[float]:
+    """The radii in units of 1/255, by the rule at the top. ValueError: a part is no number."""
+    numbers = [(part, _number(part)) for part in parts]
+    plain = [number for part, number in numbers if "/" not in part and number > 0]
+    is_share = bool(plain) and max(plain) < 1
+    if is_share and norm == "Linf" and float(min(plain)) >= LEAST_255:
+        shown = exact(float(max(plain)))
+        raise UserError(
+            f"{option} must say its unit for numbers from {LEAST_255} to below 1, got {shown}: "
+            f"write {shown}/255 for {shown} steps of 255, or {_share(float(max(plain)))}/255 for "
+            f"{shown} of the pixel range"
+        )
+    return [
+        float(number * PER_PIXEL_RANGE if "/" in part or is_share else number)
+        for part, number in numbers
+    ]
+
+
+def _number(text: str) -> Fraction | float:
+    """ValueError: it is neither a number nor a fraction of two. Fractions are exact: 8/255 of the
+    range are 8.0 steps, not 8.000000000000002."""
+    over, slash, under = text.partition("/")
+    if not slash:
+        return Fraction(over) if _is_finite(over) else float(over)
+    if not (_is_finite(over) and _is_finite(under)) or not float(under):
+        raise ValueError(text)
+    return Fraction(over.strip()) / Fraction(under.strip())
+
+
+def _is_finite(text: str) -> bool:
+    return abs(float(text)) < float("inf")
+
+
+def _share(number: float) -> str:
+    """So many steps of 255 are this share of the range."""
+    return f"{PER_PIXEL_RANGE * number:.6g}"
 
 
 def usual_radii(norm: str) -> str:
@@ -85,14 +180,3 @@ def usual_radius(norm: str) -> float:
     from ironmoe.attacks.balls.ball import NORMS, Ball
 
     return NORMS.get(norm, Ball).usual_radius
-
-
-def checked_alpha(alpha: float | None) -> float | None:
-    """The step length that ``--alpha`` gives, or None.
-
-    Raises:
-        UserError: it is negative or not finite.
-    """
-    if alpha is not None and not 0 <= alpha < float("inf"):
-        raise UserError(f"--alpha must be finite and at least 0, got {alpha}")
-    return alpha

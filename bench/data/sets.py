@@ -17,6 +17,7 @@ from ironmoe.attacks.data.huggingface import is_saved_dataset
 from ironmoe.attacks.data.label_tables import TABLES
 from ironmoe.attacks.data.parquet import is_parquet, parquet_files
 from ironmoe.attacks.robustbench.imagenet import imagenet_images
+from ironmoe.bench.common.choices import did_you_mean, named
 from ironmoe.bench.common.query import split_query
 from ironmoe.bench.data.built_in import BUILT_IN
 from ironmoe.bench.data.devkit import missing_of_devkit, validation_images
@@ -62,6 +63,9 @@ def open_data(spec: str, labels: Path | None = None) -> AnyData:
     if Path(spec).exists():
         return _of_path(Path(spec), {}, spec)
 
+    if named(spec, BUILT_IN) in BUILT_IN:
+        return BUILT_IN[named(spec, BUILT_IN)]()
+
     name, query = split_query(spec, "--data")
     if Path(name).exists():
         return _of_path(Path(name), query, spec)
@@ -69,6 +73,7 @@ def open_data(spec: str, labels: Path | None = None) -> AnyData:
         return data_of_function(name, query)
     raise DataError(
         f"--data must be one of {', '.join(BUILT_IN)}, or {FORMS}, which exists, got {spec!r}"
+        f"{did_you_mean(spec, BUILT_IN)}"
     )
 
 

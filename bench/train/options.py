@@ -12,6 +12,7 @@ from ironmoe.attacks.balls.ball import NORMS
 from ironmoe.attacks.training import TRAINING_METHODS, RegisteredMethod
 from ironmoe.attacks.training.inner.lent import Mode
 from ironmoe.bench.attack.suite import ROUTING
+from ironmoe.bench.common.choices import did_you_mean
 from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.data.in_memory import ImageData
@@ -107,7 +108,9 @@ def check_recipe(recipe: TrainRecipe) -> None:
 def _check_name(option: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
-        raise UserError(f"{option} must be one of {', '.join(known)}, got {name!r}")
+        raise UserError(
+            f"{option} must be one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
+        )
 
 
 def _check_range(option: str, value: float | None, *, above: float) -> None:

@@ -356,7 +356,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         (["--norm", "L7"], "--norm must be one of Linf, L2"),
         (["--eps", "a,b"], "--eps must be numbers"),
         (["--eps", "-1"], "--eps must be finite and at least 0"),
-        (["--steps", "-1"], "'--steps': must be at least 0, got -1"),
+        (["--steps", "0"], "'--steps': must be at least 1, got 0"),
         (["--seeds", "0"], "'--seeds': must be at least 1, got 0"),
         (["--image-size", "3000"], "'--image-size': must be from 4 to 1024, got 3000"),
         (["--device", "tpu"], "--device must be auto, cpu or cuda"),
@@ -418,13 +418,6 @@ def test_bench_cpu_compares_equal_layers_only(tmp_path, monkeypatch):
     )
     with pytest.raises(RuntimeError, match="outputs disagree"):
         cpu.run_bench_cpu(Console(quiet=True), runs=1, out=tmp_path / "other.json")
-
-
-def test_a_radius_below_1_is_told_in_both_units():
-    from ironmoe.bench.common.radii import below_one
-
-    assert "0.03 is 0.000118 of it" in below_one(0.03)
-    assert below_one(0.03).endswith("For 0.03 of the range, give 7.65.")
 
 
 def test_radii_are_those_of_the_norm_and_labels_tell_them_apart():

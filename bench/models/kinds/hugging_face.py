@@ -54,12 +54,7 @@ def load_hugging_face(source: Source) -> LoadedModel:
 
 def _model(source: Source) -> nn.Module:
     transformers = imported("transformers", source)
-    if not Path(source.path).is_dir():
-        raise CheckpointError(
-            f"{source} must name a folder of save_pretrained, got {source.path!r}, which is none; "
-            "nothing is downloaded. A model of the Hub comes into a folder by: hf download "
-            f"{source.path} --local-dir FOLDER"
-        )
+    _check_folder(source)
     try:
         if recipe_of(source.path) is not None:
             huggingface.register()  # so that the model is upcycled as its recipe says
@@ -78,6 +73,22 @@ def _model(source: Source) -> nn.Module:
             + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         )
     return model
+
+
+def _check_folder(source: Source) -> None:
+    """CheckpointError: there is no folder, or save_pretrained did not write it."""
+    folder = Path(source.path)
+    if folder.is_dir() and (folder / "config.json").exists():
+        return
+    what = f"no such folder: {source.path}"
+    if folder.is_dir():
+        what = f"the folder {source.path} holds no config.json"
+    elif folder.exists():
+        what = f"{source.path} is a file and no folder"
+    raise CheckpointError(
+        f"{source} must name a folder of save_pretrained; {what}. Nothing is downloaded: a model "
+        f"of the Hub comes into a folder by: hf download NAME --local-dir FOLDER"
+    )
 
 
 def _classes(source: Source, config: Any) -> list[str]:

@@ -148,7 +148,7 @@ def test_a_killed_certification_goes_on(model, data, whole, tmp_path, after):
     assert progress[0].decided == len(done) and progress[0].fresh == 0
     last = progress[-1]
     assert (last.decided, last.total, last.fresh) == (24, 24, 24 - len(done))
-    assert last.seconds_left == 0
+    assert last.seconds_left == (0, 0)
     numbers = [line["example"] for line in lines(tmp_path)[1:] if line["drawn"] == 170]
     assert sorted(numbers) == list(range(24))  # nothing twice, nothing lost
 

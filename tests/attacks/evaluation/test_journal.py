@@ -92,7 +92,7 @@ def test_a_killed_evaluation_goes_on(model, data, tmp_path, after):
     assert (
         last.decided == last.total == 240
         and last.fresh == 240 - len(done)
-        and last.seconds_left == 0
+        and last.seconds_left == (0, 0)
     )
     assert last.images_per_second == last.fresh / 2 / last.seconds  # two attacks
     decided = [

@@ -145,7 +145,8 @@ def test_interrupted_it_goes_on_and_repeats_nothing(place, no_pictures, monkeypa
         def evaluate(*args, on_progress, **options):
             def note(progress):
                 on_progress(progress)
-                decided.append(progress.decided)
+                if decided[-1:] != [progress.decided]:  # it also tells while none is decided
+                    decided.append(progress.decided)
                 if progress.decided >= stop_at:
                     raise KeyboardInterrupt
 
@@ -243,7 +244,7 @@ def test_what_every_process_finds_wrong_is_said_once(place, rank, monkeypatch, c
         main()
     printed = capsys.readouterr()
     assert exit_of.value.code == 2 and printed.out == ""
-    assert printed.err.count("at least 0, got -1") == 1 if rank == 0 else printed.err == ""
+    assert printed.err.count("at least 1, got -1") == 1 if rank == 0 else printed.err == ""
 
 
 def test_a_model_with_experts_shows_its_routing(moe, tmp_path):
@@ -347,6 +348,7 @@ def test_options_reach_the_attacks_that_take_them():
         "L2",
         (8, 16),
         steps=7,
+        queries=9,
         restarts=3,
         alpha_255=2,
         eot=2,
@@ -355,7 +357,7 @@ def test_options_reach_the_attacks_that_take_them():
     )
     made = suite.make(model)
     assert isinstance(made["pgd"], PGD) and isinstance(made["fgsm"], FGSM)
-    assert [made[name].steps for name in suite.names] == [7, 1, 7, 7] and [
+    assert [made[name].steps for name in suite.names] == [7, 1, 7, 9] and [
         made[n].restarts for n in suite.names
     ] == [
         3,
@@ -373,8 +375,19 @@ def test_options_reach_the_attacks_that_take_them():
         ) and each.attacked_model.attack_dtype == torch.float16
     assert (
         suite.pgd_steps == 7
-        and Suite(("square",), steps=7).pgd_steps == Suite().make(model)["pgd"].steps == 40
+        and Suite(("square",), queries=7).pgd_steps == Suite().make(model)["pgd"].steps == 40
     )
+
+
+def test_an_option_that_some_attacks_do_not_take_is_said():
+    suite = Suite(("pgd", "square", "autoattack"), steps=7, restarts=3, alpha_255=2.5)
+    assert suite.notes == [
+        "--steps 7 is for pgd; square and autoattack run without it.",
+        "--restarts 3 is for pgd and square; autoattack runs without it.",
+        "--alpha 2.5 is for pgd; square and autoattack run without it.",
+    ]
+    assert Suite(("pgd",), steps=7, restarts=3).notes == Suite(("pgd", "fgsm")).notes == []
+    assert "queries" not in Suite().settings and Suite(queries=5).settings["queries"] == 5
 
 
 def test_every_name_makes_an_attack_and_every_routing_mode_a_mode(moe):

@@ -64,14 +64,24 @@ def test_checkpoints_that_do_not_fit_are_named(moe, tmp_path):
             "--alpha applies to pgd, mifgsm, not to --attack apgd-ce",
         ),
         (["--attack", "autoattack", "--restarts", "2"], "--restarts applies to pgd, "),
-        (["--alpha", "-1"], "--alpha must be finite and at least 0"),
-        (["--alpha", "nan"], "--alpha must be finite and at least 0"),
+        (["--alpha", "-1"], "--alpha must be finite and above 0"),
+        (["--alpha", "nan"], "--alpha must be finite and above 0"),
         (["--eps", "2,x"], "--eps must be numbers"),
+        (["--alpha", "0"], "--alpha must be finite and above 0, got 0"),
+        (["--alpha", "half"], "--alpha must be a number, such as 2 or 2/255, got 'half'"),
+        (["--max-seconds", "0"], "'--max-seconds': must be above 0, got 0"),
+        (["--eps", "0.5"], "write 0.5/255 for 0.5 steps of 255, or 127.5/255 for 0.5 of the"),
+        (["--eps", "8/0"], "--eps must be numbers separated by commas, such as 2,4,8,12,16,24 or"),
+        (["--eps", "255/8"], "--eps is in units of 1/255 of the pixel range and at most 255 in L"),
+        (["--attack", "sqare"], "got 'sqare'; did you mean square?"),
+        (["--norm", "Linfs"], "got 'Linfs'; did you mean Linf?"),
+        (["--attack", "square", "--steps", "20"], "not to --attack square"),
+        (["--attack", "pgd", "--queries", "20"], "--queries applies to square, not to"),
         (["--eot", "0"], "'--eot': must be at least 1, got 0"),
-        (["--max-seconds", "nan"], "'--max-seconds': must be at least 0, got nan"),
+        (["--max-seconds", "nan"], "'--max-seconds': must be above 0, got nan"),
         (
             ["--attack", "cw", "--norm", "L2", "--steps", "0"],
-            "--attack cw: steps must be at least 1, got 0",
+            "'--steps': must be at least 1, got 0",
         ),
     ],
 )
@@ -108,11 +118,12 @@ def test_a_model_without_a_graph_is_for_square(place, no_pictures):
         "x.detach().flatten(1)[:, :4]\n"
     )
     add(place, blind)
-    common = ["--model", "small_models:Blind", "--data", "set.npz", *SMALL, "--eps", "2"]
+    small = SMALL[: SMALL.index("--steps")]
+    common = ["--model", "small_models:Blind", "--data", "set.npz", *small, "--eps", "2"]
     assert "logits without a graph; --attack square needs no gradients" in attack(
         *common, "--out", "run", code=2
     )
-    output = attack(*common, "--attack", "square", "--eot", 3, "--out", "square")
+    output = attack(*common, "--attack", "square", "--queries", 4, "--eot", 3, "--out", "square")
     assert (
         "square (steps 4, restarts 1, each answer the mean of 3)" in output
         and "gradients)" not in output
@@ -148,12 +159,14 @@ def test_a_run_says_how_far_it_is_and_a_log_gets_a_line_now_and_then(tmp_path, m
         meter = attack_meter.Meter(
             RunFolder(tmp_path / unit, {}, 0), console, world=1, images=40, attacks=attacks
         )
-        meter(Progress(10, 40 * attacks, attacks, 0, 5.0, 100))
-        meter(Progress(30, 40 * attacks, attacks, 20, 50.0, 100))
-        left = {2: "about 2 min left", 1: "about 25 s left"}[attacks]
+        total = 40 * attacks
+        meter(Progress(0, total, attacks, 0, 5.0, 100, 0, "apgd-t", (40, 19_900), (2.0, 960.0)))
+        meter(Progress(30, total, attacks, 20, 50.0, 9_000, 0, "fab", (10, 2_000), (0.1, 70.0)))
+        meter(Progress(30, None, attacks, 20, 50.0, 9_000))
         assert console.file.getvalue().splitlines() == [
-            f"attack: 10/{40 * attacks} {unit}, none decided yet in this run",
-            f"attack: 30/{40 * attacks} {unit}, {0.4 / attacks:.3g} images/s, {left}",
+            f"attack: 0/{total} {unit}, apgd-t, 100 of at most 20k passes, 2 s to 16 min left",
+            f"attack: 30/{total} {unit}, fab, 9000 of at most 11k passes, 1 to 70 s left",
+            f"attack: 30/{total} {unit}, clean predictions, 9000 passes",
         ]
         assert (
             meter.save() == 50
@@ -162,6 +175,17 @@ def test_a_run_says_how_far_it_is_and_a_log_gets_a_line_now_and_then(tmp_path, m
             ).seconds_before
             == 50
         )
-    assert [attack_meter.time_left(s) for s in (0.2, 89, 91, 5400, 7400)] == [
-        f"about {text} left" for text in ("1 s", "89 s", "2 min", "2 h", "2 h")
-    ]
+
+
+def test_the_time_left_is_rounded_and_has_its_units():
+    said = {
+        (0.2, 0.3): "about 1 s",
+        (0, 89): "1 to 89 s",
+        (8, 960): "8 s to 16 min",
+        (91, 5400): "2 min to 2 h",
+        (5400, 7400): "about 2 h",
+        (9000, 400_000): "2 h to 5 days",
+    }
+    assert [attack_meter.time_left(*ends) for ends in said] == [f"{t} left" for t in said.values()]
+    counts = {950: "950", 9999: "9999", 12_345: "12k", 999_999: "1000k", 1_234_567: "1.2M"}
+    assert [attack_meter.short(count) for count in counts] == list(counts.values())

@@ -250,8 +250,8 @@ def test_other_files_are_another_run(place):
 
 
 def test_a_killed_run_on_files_goes_on_to_the_same_end(place):
-    options = (*USUAL[2:], "--attack", "square", "--data", "photos", "--workers", 1)
-    slow = ["attack", *map(str, options), "--steps", "40", "--batch-size", "2", "--out", "killed"]
+    options = (*USUAL[4:], "--attack", "square", "--data", "photos", "--workers", 1)
+    slow = ["attack", *map(str, options), "--queries", "40", "--batch-size", "2", "--out", "killed"]
     command = [sys.executable, "-m", "ironmoe.bench", *slow]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = place / "killed" / "results" / "journal" / "journal-0.jsonl"

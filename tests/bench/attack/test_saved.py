@@ -279,6 +279,8 @@ def test_a_random_model_is_reported_as_one(place, no_pictures):
         "0.0001,8",
         "--steps",
         5,
+        "--queries",
+        5,
         "--attack",
         "pgd,square",
     ]
@@ -337,7 +339,7 @@ def test_more_images_than_are_kept_are_not_promised(place, monkeypatch):
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_a_saved_png_read_back_is_the_same_success(norm, place, no_pictures):
-    options = ["--attack", "pgd,square", "--norm", norm, *EPS, "--out", "run"]
+    options = ["--attack", "pgd,square", "--queries", 5, "--norm", norm, *EPS, "--out", "run"]
     output = attack(*options, "--save-images", "png")
     assert "The images were rounded to 256 levels first, by up to 0.002." in output
     index = index_of(place / "run")

@@ -306,3 +306,15 @@ def test_a_configuration_with_the_same_weights_is_another_model(tmp_path):
         seen.append((loaded.identity, model_digest(loaded.model)))
     (name, digest), (other_name, other_digest) = seen
     assert name != other_name and digest == other_digest
+
+
+def test_a_folder_that_is_none_is_told_from_one_without_a_model(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name, reason in {
+        "none": "no such folder: .*none",
+        "file": "is a file and no folder",
+        "empty": "holds no config.json",
+    }.items():
+        with pytest.raises(CheckpointError, match=f"{reason}. Nothing is downloaded"):
+            load_model(None, f"hf:{tmp_path / name}", CPU)
