@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from ironmoe.bench.benchmarks.run_kernel_benchmarks import OPERATIONS
+from ironmoe.bench.cli.bench_compare import bench_compare, bench_plot
 from ironmoe.bench.cli.bench_images import bench_images
 from ironmoe.bench.cli.bench_roofline import bench_roofline
 from ironmoe.bench.cli.bench_training import bench_training
@@ -205,3 +206,5 @@ def bench_attacks(
 bench_app.command("training", cls=CommandWithLateHelp)(bench_training)
 bench_app.command("images")(bench_images)
 bench_app.command("roofline")(bench_roofline)
+bench_app.command("compare")(bench_compare)
+bench_app.command("plot")(bench_plot)

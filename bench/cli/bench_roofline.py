@@ -51,6 +51,14 @@ def bench_roofline(
             "the table. Both are estimated. The option may be repeated."
         ),
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Print the rows as **csv**, **json** or **md** (Markdown) in place of a table. "
+            "Standard output then has nothing else.",
+        ),
+    ] = None,
 ) -> None:
     """Print how fast each layer can be on a GPU at most, from the FLOPs and bytes of our kernels.
     Nothing is measured.
@@ -59,16 +67,24 @@ def bench_roofline(
 
     Example: ironmoe bench roofline --gpu h100,b200 --shapes mixtral
     """
-    console = Console()
+    console = Console(stderr=form is not None)
     with clear_errors(console):
         from ironmoe.bench.benchmarks.gpu.options import select_shapes
         from ironmoe.bench.benchmarks.gpus import rates_compared, select_gpus
-        from ironmoe.bench.benchmarks.roofline_table import print_roofline, roofline_rows
+        from ironmoe.bench.benchmarks.roofline_table import (
+            print_roofline,
+            rates_in_words,
+            roofline_rows,
+        )
         from ironmoe.bench.benchmarks.shapes import SHAPES
+        from ironmoe.bench.reports.formats import checked_format, written_rows
 
+        form = checked_format(form)
         gpus = select_gpus(gpu)
         selected = select_shapes(shapes, SHAPES)
         if estimate:
+            if form:
+                raise typer.BadParameter("--format belongs to the limits, and not to --estimate")
             _print_estimates(selected if shapes else SHAPES[:1], gpus, blocks or [], console)
             return
         if blocks:
@@ -76,7 +92,11 @@ def bench_roofline(
 
         rates = dict(zip(gpus, rates_compared(gpus, peak=peak), strict=True))
         rows = roofline_rows(selected, rates, every_kernel=shapes is not None)
-        print_roofline(rows, rates, console)
+        if form:
+            typer.echo(written_rows(rows, form), nl=False)
+            console.print(rates_in_words(rates), highlight=False)
+        else:
+            print_roofline(rows, rates, console)
 
 
 def _print_estimates(

@@ -71,7 +71,7 @@ def test_other_settings_machines_and_versions_are_refused_by_name(out, monkeypat
         kept.put({"a": 1}, {})
     before = out.read_bytes()
     with (
-        pytest.raises(OutputError, match="runs: 3 there, 5 now.*--again"),
+        pytest.raises(OutputError, match=r"runs: 3 there, 5 now.*--again"),
         opened(out, {"runs": 5}),
     ):
         pass
