@@ -3,8 +3,12 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from ironmoe.bench.common.files import finite
 from ironmoe.bench.common.user_error import UserError
@@ -36,6 +40,20 @@ def written_rows(rows: Iterable[Row], form: str) -> str:
         form: one of FORMATS.
     """
     return FORMATS[form](list(rows))
+
+
+def show_rows(
+    rows: Sequence[Row],
+    form: str | None,
+    table: Callable[[Sequence[Row]], Table],
+    console: Console,
+) -> None:
+    """Print the rows: in their format on standard output, or without one as a table."""
+    if form is None:
+        console.print(table(rows))
+    else:
+        sys.stdout.write(written_rows(rows, form))
+        sys.stdout.flush()
 
 
 def flat(row: Row) -> dict[str, Any]:

@@ -49,27 +49,32 @@ class Figure:
         return Reading(median(values), min(values), max(values))
 
 
-def measured(name: str, unit: str, sort: str, *, factor: float = 1.0) -> Figure:
-    """A figure that stands under its name. Its range is "p20" to "p80", or begins at "fastest".
-
-    Of "fastest" alone the slow side is taken to be as wide. One run has no range.
-
-    factor: from the row's unit to ``unit``.
-    """
+def measured(name: str, unit: str, sort: str) -> Figure:
+    """A figure that stands under its name, with the range that its row has."""
 
     def read(row: Row) -> Reading | None:
         value = number(row.get(name))
-        if value is None:
-            return None
-        low, high = number(row.get("p20")), number(row.get("p80"))
-        fastest = number(row.get("fastest"))
-        if row.get("runs") == 1:
-            low = high = None
-        elif low is None and fastest is not None:
-            low, high = fastest, 2 * value - fastest
-        return Reading(*(None if x is None else factor * x for x in (value, low, high)))
+        return None if value is None else Reading(value, *_range(row, value))
 
     return Figure(name, unit, sort, read)
+
+
+def _range(row: Row, value: float) -> tuple[float | None, float | None]:
+    """From "p20" to "p80", from "p25" to "p75", over all "times", or from "fastest" on: then the
+    slow side is taken to be as wide. One run has no range."""
+    if row.get("runs") == 1:
+        return None, None
+    for low, high in (("p20", "p80"), ("p25", "p75")):
+        if (first := number(row.get(low))) is not None:
+            return first, number(row.get(high))
+    if times := [time for entry in _list(row.get("times")) if (time := number(entry)) is not None]:
+        return min(times), max(times)
+    fastest = number(row.get("fastest"))
+    return (None, None) if fastest is None else (fastest, 2 * value - fastest)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def plain(name: str, unit: str, sort: str, *, factor: float = 1.0) -> Figure:

@@ -111,7 +111,7 @@ def _of_pytest_benchmark(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     stats = entry.get("stats", {})
     milliseconds = {
         name: 1e3 * stats[of]
-        for name, of in (("ms", "median"), ("p20", "q1"), ("p80", "q3"))
+        for name, of in (("ms", "median"), ("p25", "q1"), ("p75", "q3"))
         if isinstance(stats.get(of), int | float)
     }
     return {

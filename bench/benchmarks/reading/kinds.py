@@ -155,6 +155,14 @@ KINDS = (
     ),
     Kind(
         "bench kernels",
+        frozenset({"operation", "variant", "shape", "dtype", "ms"}),
+        ("operation", "variant", "shape", "dtype"),
+        "operation",
+        "dtype",
+        (measured("ms", "ms", TIME),),
+    ),
+    Kind(
+        "pytest-benchmark",
         frozenset({"group", "benchmark", "ms"}),
         ("group", "benchmark"),
         "group",

@@ -39,7 +39,25 @@ class RowsFile:
         self.made = origin_of_now()
         self.sessions: list[dict[str, Any]] = []
         self.rows: list[Row] = []
+        self.asked: list[Key] = []
+        self._is_finished: Callable[[Row], bool] = lambda row: True
         self._lock: IO[bytes] | None = None
+
+    @property
+    def missing(self) -> list[Key]:
+        """The keys that are asked for and not measured to the end."""
+        found = ((key, self.find(key)) for key in self.asked)
+        return [key for key, row in found if row is None or not self._is_finished(row)]
+
+    @property
+    def greeting(self) -> str:
+        """The line that a command prints when it begins."""
+        there, asked = len(self.asked) - len(self.missing), len(self.asked)
+        if there == asked:
+            return f"All {asked} rows are in {self.path}; --again measures them anew."
+        if self.rows:
+            return f"Going on in {self.path}: {there} of {asked} rows are there."
+        return f"Writing each row to {self.path}."
 
     def find(self, key: Key) -> Row | None:
         """The row that has the entries of ``key``; None if it is still to be measured."""
@@ -67,10 +85,11 @@ class RowsFile:
         Raises:
             OutputError: see ``rows_file``.
         """
+        self.asked, self._is_finished = list(asked), is_finished
         found = found_rows(self.path, self.benchmark)
         if found is not None:
             self._hold()
-            self._take(found, list(asked), again, is_finished)
+            self._take(found, again)
         self.sessions.append({"date": _now(), "command": command_line()})
         try:
             self._write()
@@ -85,13 +104,7 @@ class RowsFile:
         if self._lock is not None:
             self._lock.close()
 
-    def _take(
-        self,
-        found: dict[str, Any],
-        asked: list[Key],
-        again: bool,
-        is_finished: Callable[[Row], bool],
-    ) -> None:
+    def _take(self, found: dict[str, Any], again: bool) -> None:
         differ = differing(found, self.settings, self.made)
         if differ and not again:
             raise OutputError(
@@ -101,10 +114,9 @@ class RowsFile:
         if differ:
             return
 
-        fresh, self.rows = self.rows, found["rows"]
-        there = [self.find(key) for key in asked]
-        if again and all(row is not None and is_finished(row) for row in there):
-            self.rows = fresh
+        self.rows = found["rows"]
+        if again and not self.missing:
+            self.rows = []
         else:
             self.made, self.sessions = found["made"], found["sessions"]
 

@@ -7,6 +7,7 @@ import pytest
 from row_files import MADE, cpu_row
 
 from ironmoe.bench.benchmarks.gpus import H100
+from ironmoe.bench.benchmarks.reading.figures import TIME, measured
 from ironmoe.bench.benchmarks.reading.files import RowsError, read_rows
 from ironmoe.bench.benchmarks.reading.kinds import KINDS, kind_of
 from ironmoe.bench.benchmarks.roofline_table import roofline_rows
@@ -90,7 +91,7 @@ def test_times_of_pytest_benchmark_are_milliseconds_with_quartiles(tmp_path):
     (tmp_path / "kernels.json").write_text(json.dumps(content))
     file = read_rows(tmp_path / "kernels.json")
     (kind,) = file.kinds
-    (runs,) = file.rows["bench kernels"].values()
+    (runs,) = file.rows["pytest-benchmark"].values()
     assert kind.figures[0].of(runs) == pytest.approx((2.0, 1.9, 2.3))
     assert file.facts["processor"] == "Xeon" and file.facts["commit"].endswith("b-changed")
 
@@ -119,6 +120,22 @@ def test_one_run_says_nothing_of_noise(rows_in):
     file = read_rows(rows_in("a.json", [cpu_row(runs=1)]))
     runs = next(iter(file.rows["bench cpu"].values()))
     assert file.kinds[0].figures[0].of(runs) == (10.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "low", "high"),
+    [
+        ({"p20": 9.0, "p80": 12.0}, 9.0, 12.0),
+        ({"p25": 9.5, "p75": 11.0, "fastest": 1.0}, 9.5, 11.0),
+        ({"times": [13.0, 8.0, 10.0]}, 8.0, 13.0),
+        ({"fastest": 9.0}, 9.0, 11.0),
+        ({"fastest": 9.0, "runs": 1}, None, None),
+        ({"times": [], "fastest": None}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_the_range_of_a_figure_is_what_its_row_has(row, low, high):
+    assert measured("ms", "ms", TIME).read({"ms": 10.0, **row}) == (10.0, low, high)
 
 
 def test_a_folder_of_a_command_stands_for_its_rows(rows_in, tmp_path):

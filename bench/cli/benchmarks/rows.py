@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ironmoe.bench.cli.rows_options import Format, notes_console
 from ironmoe.bench.common.errors import clear_errors
 
 Only = Annotated[
@@ -23,14 +24,7 @@ def bench_compare(
     a: Annotated[Path, typer.Argument(metavar="A", help=ROWS)],
     b: Annotated[Path, typer.Argument(metavar="B", help="The file that is compared with it.")],
     only: Only = None,
-    form: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="Print the rows as **csv**, **json** (with all the rest) or **md** (Markdown) in "
-            "place of tables. Standard output then has nothing else.",
-        ),
-    ] = None,
+    form: Format = None,
 ) -> None:
     """Compare two files of rows: the ratio of each figure, whether it is more than noise, and what
     else differs: machine, versions, settings.
@@ -39,7 +33,7 @@ def bench_compare(
 
     Example: ironmoe bench compare before.json after.json --only float32
     """
-    console = Console(stderr=form is not None)
+    console = notes_console(form)
     with clear_errors(console):
         from ironmoe.bench.benchmarks.reading.comparison import compare_files
         from ironmoe.bench.benchmarks.reading.comparison_table import show_comparison

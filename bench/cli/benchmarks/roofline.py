@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ironmoe.bench.cli.rows_options import Format, Shapes, notes_console
 from ironmoe.bench.common.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -13,13 +14,7 @@ if TYPE_CHECKING:
 
 
 def bench_roofline(
-    shapes: Annotated[
-        str | None,
-        typer.Option(
-            "--shapes",
-            help="Names of layers, separated by commas, such as qwen3-30b,olmoe. By default all.",
-        ),
-    ] = None,
+    shapes: Shapes = None,
     gpu: Annotated[
         str,
         typer.Option(
@@ -51,14 +46,7 @@ def bench_roofline(
             "the table. Both are estimated. The option may be repeated."
         ),
     ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="Print the rows as **csv**, **json** or **md** (Markdown) in place of a table. "
-            "Standard output then has nothing else.",
-        ),
-    ] = None,
+    form: Format = None,
 ) -> None:
     """Print how fast each layer can be on a GPU at most, from the FLOPs and bytes of our kernels.
     Nothing is measured.
@@ -67,9 +55,9 @@ def bench_roofline(
 
     Example: ironmoe bench roofline --gpu h100,b200 --shapes mixtral
     """
-    console = Console(stderr=form is not None)
+    console = notes_console(form)
     with clear_errors(console):
-        from ironmoe.bench.benchmarks.gpu.options import select_shapes
+        from ironmoe.bench.benchmarks.chosen_shapes import select_shapes
         from ironmoe.bench.benchmarks.gpus import rates_compared, select_gpus
         from ironmoe.bench.benchmarks.roofline_table import (
             print_roofline,
