@@ -55,9 +55,11 @@ def _rows_of_pass(
         "moving_share": moving_share(shape, pass_name, rates, gpu.chip),
         "bound": None,
     }
+    names = [work.kernel for work in works]
     kernels = [
         {
-            "kernel": work.kernel,
+            # a pass with a backward combines rows twice
+            "kernel": f"{name}, backward" if name in names[:number] else name,
             "tflop": work.flops * 1e-12,
             "gigabytes": work.bytes * 1e-9,
             "ms": work.ms_at(*rates),
@@ -65,7 +67,8 @@ def _rows_of_pass(
             "moving_share": None,
             "bound": work.bound_at(*rates),
         }
-        for work in (works if every_kernel else ())
+        for number, (name, work) in enumerate(zip(names, works, strict=True))
+        if every_kernel
     ]
     return [key | row for row in (layer, *kernels)]
 
@@ -82,7 +85,7 @@ def _table_of_one(rows: list[dict[str, Any]], gpu: Gpu) -> Table:
     table = _empty(f"one {gpu.title}", "TFLOP", "GB", "ms", "TFLOP/s", "moving rows", "bound by")
 
     def figures(row: dict[str, Any]) -> tuple[str, ...]:
-        work = f"{row['tflop']:.3f}", f"{row['gigabytes']:.2f}", f"{row['ms']:.3f}"
+        work = _digits(row["tflop"], 3), _digits(row["gigabytes"], 2), _digits(row["ms"], 3)
         if row["kernel"] != LAYER:
             return *work, "", "", row["bound"]
         return *work, f"{row['tflops']:.0f}", f"{row['moving_share']:.1%}"
@@ -98,10 +101,15 @@ def _table_of_several(rows: list[dict[str, Any]], gpus: dict[Gpu, Rates]) -> Tab
 
     def figures(row: dict[str, Any]) -> tuple[str, ...]:
         key = row["shape"], row["pass"], row["kernel"]
-        return tuple(f"{ms[(gpu.name, *key)]:.3f}" for gpu in gpus)
+        return tuple(_digits(ms[(gpu.name, *key)], 3) for gpu in gpus)
 
     _fill(table, [row for row in rows if row["gpu"] == first], figures)
     return table
+
+
+def _digits(value: float, decimals: int) -> str:
+    """With so many decimals, or one digit where they would all be 0: a layer may be tiny."""
+    return f"{value:.{decimals}f}" if value >= 10**-decimals or not value else f"{value:.0e}"
 
 
 def _empty(where: str, *columns: str) -> Table:

@@ -6,29 +6,48 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from ironmoe.bench.benchmarks.reading.figures import SHARE, WORDS, Figure, Reading
+from ironmoe.bench.benchmarks.peers import OURS
+from ironmoe.bench.benchmarks.reading.figures import SHARE, TIME, WORDS, Figure, Reading
 from ironmoe.bench.benchmarks.reading.files import Key, ReadRows, RowsError, read_rows
 from ironmoe.bench.benchmarks.reading.kinds import Kind
 
 # Two runs of one command on one machine differ by about as much when its clock, its other work and
 # the layout of memory differ. Assumed, and not scattered over the runs within one command.
 DRIFT = 0.05
-SAME = "within noise"
+SAME, AS_OTHERS = "within noise", "as others"
 
 
 class Change(NamedTuple):
-    """One figure of one row in both files."""
+    """One figure of one row in both files.
+
+    others: B / A of the times of code that is not ironmoe's and took turns with it: they show what
+    the machine did, because that code is the same.
+    """
 
     kind: Kind
     key: Key
     figure: Figure
     a: Reading
     b: Reading
+    others: tuple[float, ...] = ()
 
     @property
     def who(self) -> str:
         """Whose row it is."""
         return self.key[self.kind.keys.index(self.kind.who)]
+
+    @property
+    def is_ours(self) -> bool:
+        return self.who.startswith(OURS)
+
+    @property
+    def turns(self) -> Key:
+        """What is the same of rows that were measured in turns."""
+        return tuple(
+            value
+            for name, value in zip(self.kind.keys, self.key, strict=True)
+            if name != self.kind.who
+        )
 
     @property
     def change(self) -> float:
@@ -54,11 +73,15 @@ class Change(NamedTuple):
             return ""
         if b.low <= a.high and a.low <= b.high:
             return SAME
-        nearly = max(a.value, b.value) <= (1 + DRIFT) * min(a.value, b.value)
-        if self.figure.sort != SHARE and nearly:
-            return SAME
         larger, smaller = WORDS[self.figure.sort]
-        return larger if b.value > a.value else smaller
+        word = larger if b.value > a.value else smaller
+        if self.figure.sort == SHARE:
+            return word
+        if max(a.value, b.value) <= (1 + DRIFT) * min(a.value, b.value):
+            return SAME
+        slowest, fastest = max((1.0, *self.others)), min((1.0, *self.others))
+        explained = fastest / (1 + DRIFT) <= self.change <= slowest * (1 + DRIFT)
+        return AS_OTHERS if explained else word
 
 
 class Mean(NamedTuple):
@@ -122,9 +145,28 @@ def compare_files(a: Path, b: Path, only: Iterable[str] = ()) -> Comparison:
                     if readings[0] is not None and readings[1] is not None:
                         changes.append(Change(kind, key, figure, *readings))
 
+    changes = _beside_others(changes)
     if not changes:
         raise RowsError(f"no row of {a} is in {b}: {_why_apart(only_a, only_b)}")
     return Comparison(first, second, changes, only_a, only_b)
+
+
+def _beside_others(changes: list[Change]) -> list[Change]:
+    """The changes with those of others that took turns with them."""
+    groups: dict[tuple[str, Key], list[Change]] = {}
+    for change in changes:
+        if change.figure.sort == TIME and change.kind.has_others:
+            groups.setdefault((change.figure.name, change.turns), []).append(change)
+    return [
+        change._replace(
+            others=tuple(
+                other.change
+                for other in groups.get((change.figure.name, change.turns), ())
+                if other is not change and not other.is_ours and not math.isnan(other.change)
+            )
+        )
+        for change in changes
+    ]
 
 
 def selected(file: ReadRows, only: Iterable[str]) -> ReadRows:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ironmoe.bench.benchmarks.peers import OURS
 from ironmoe.bench.benchmarks.reading.comparison import (
+    AS_OTHERS,
     DRIFT,
     SAME,
     Change,
@@ -104,7 +105,10 @@ def _named(kind: Kind, key: Key) -> dict[str, str]:
 
 
 def _origins(found: Comparison) -> list[str]:
-    lines = [f"{name}: {file.path} ({in_one_line(file.facts)})" for name, file in _both(found)]
+    lines = [
+        f"{name}: {file.path} ({in_one_line(file.facts) or 'rows alone, without their origin'})"
+        for name, file in _both(found)
+    ]
     if differences := other_differences(found.a.facts, found.b.facts):
         lines.append(f"Versions differ: {'; '.join(differences)}.")
     return lines
@@ -124,28 +128,27 @@ def _tables(found: Comparison) -> list[Table]:
 def _table(changes: Sequence[Change]) -> Table:
     """One figure. Rows that differ in the last part of their names alone stand under a heading."""
     kind, figure = changes[0].kind, changes[0].figure
-    *outer, inner = telling([change.key for change in changes])
-    headings = {tuple(kind.part(change.key, i) for i in outer) for change in changes}
+    shown = telling([change.key for change in changes])
+    headings = {kind.words(change.key, shown[:-1]) for change in changes}
     grouped = 1 < len(headings) < len(changes)
 
     change_of = "B − A" if figure.sort == SHARE else "B / A"
     columns = ["row", "A", "B", change_of, "noise", ""]
     table = terminal_table(columns, title=_title(changes))
-    last: tuple[str, ...] | None = None
+    last = None
     for change in changes:
-        heading = tuple(kind.part(change.key, i) for i in outer)
+        heading = kind.words(change.key, shown[:-1])
         if grouped and heading != last:
-            table.add_row(", ".join(heading))
-        last = heading
-        name = kind.part(change.key, inner)
+            table.add_row(heading)
+            last = heading
         table.add_row(
-            f"  {name}" if grouped else ", ".join([*heading, name]),
+            f"  {kind.part(change.key, shown[-1])}" if grouped else kind.words(change.key, shown),
             _value(change.a, figure),
             _value(change.b, figure),
             _change(change.change, figure),
             _noise(change.noise, figure),
             change.verdict,
-            style=None if change.verdict in ("", SAME) else "bold",
+            style=None if change.verdict in ("", SAME, AS_OTHERS) else "bold",
         )
     return table
 
@@ -155,13 +158,12 @@ def _title(changes: Sequence[Change]) -> str:
     kind, figure = changes[0].kind, changes[0].figure
     shown = telling([change.key for change in changes])
     unit = f" in {figure.unit}" if figure.unit not in (figure.name, "%") else ""
-    fixed = [kind.part(changes[0].key, i) for i in range(len(kind.keys)) if i not in shown]
-    return f"{kind.name}: {figure.name}{unit}" + (f" ({', '.join(fixed)})" if fixed else "")
+    same = kind.words(changes[0].key, [i for i in range(len(kind.keys)) if i not in shown])
+    return f"{kind.name}: {figure.name}{unit}" + (f" ({same})" if same else "")
 
 
 def _means(found: Comparison) -> Table:
-    title = "Geometric means of B / A (of shares: means of B − A)"
-    table = terminal_table(["figure", "whose", "rows", "B / A"], title=title, names=2)
+    table = terminal_table(["figure", "whose", "rows", "B / A"], title="Geometric means", names=2)
     for mean in found.means():
         table.add_row(
             f"{mean.kind.name}: {mean.figure.name}",
@@ -199,7 +201,7 @@ def _left_out(found: Comparison) -> list[str]:
             more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
             lines.append(f"Only {name} has {counted(len(keys), 'row')}: {named}{more}.")
     for name, file in _both(found):
-        if file.repeated:
+        if file.repeated and not all(kind.computed for kind in file.kinds):
             times = counted(file.repeated, "row")
             lines.append(f"{name} has {times} more than once: the median counts.")
     return lines
@@ -218,9 +220,11 @@ def _legend(found: Comparison) -> list[str]:
 
 def _of_others(found: Comparison) -> list[str]:
     """How much the times of code changed that is not ours: where the machine changed, too."""
-    times = [change for change in found.changes if change.figure.sort == TIME]
-    ours = [change for change in times if change.who.startswith(OURS)]
-    others = [change for change in times if not change.who.startswith(OURS)]
+    times = [
+        change for change in found.changes if change.figure.sort == TIME and change.kind.has_others
+    ]
+    ours = [change for change in times if change.is_ours]
+    others = [change for change in times if not change.is_ours]
     if not ours or not others:
         return []
     return [

@@ -1,6 +1,6 @@
 """The kinds of rows that benchmarks write: how a row is known, what names it, and its figures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,9 @@ class Kind:
     name: the command that writes them; known_by: entries that each row has and rows of no other
     kind have together; keys: entries that name a row: two rows are of the same thing if these are
     equal; who: the key that says whose row it is, for means; series: the key whose values are bars
-    side by side; figures: the first one is drawn; computed: nothing is measured, so the machine
-    does not matter; split: a row of the file → rows with these keys.
+    side by side; figures: the first one is drawn; has_others: code of others takes turns with ours,
+    and ``who`` says whose row it is; computed: nothing is measured, so the machine does not matter;
+    split: a row of the file → rows with these keys.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Kind:
     who: str
     series: str
     figures: tuple[Figure, ...]
+    has_others: bool = False
     computed: bool = False
     split: Callable[[Row], list[Row]] = _itself
 
@@ -51,6 +53,10 @@ class Kind:
         except ValueError:
             return key[index]
         return f"{self.keys[index]} {key[index]}"
+
+    def words(self, key: Sequence[str], indices: Iterable[int]) -> str:
+        """Several values of a key. An operation may have no variant: what is empty is left out."""
+        return ", ".join(filter(None, (self.part(key, i) for i in indices)))
 
 
 def _by_implementation(row: Row) -> list[Row]:
@@ -76,6 +82,7 @@ KINDS = (
         "implementation",
         "implementation",
         (measured("ms", "ms", TIME),),
+        has_others=True,
         split=_by_implementation,
     ),
     Kind(
@@ -85,6 +92,7 @@ KINDS = (
         "library",
         "library",
         (measured("seconds", "s", TIME), counted("robust")),
+        has_others=True,
         split=_with_images,
     ),
     Kind(
@@ -152,6 +160,7 @@ KINDS = (
         "implementation",
         "implementation",
         (measured("ms", "ms", TIME), plain("peak_bytes", "MB", SIZE, factor=1e-6)),
+        has_others=True,
     ),
     Kind(
         "bench kernels",
@@ -192,7 +201,7 @@ def text_of(value: Any) -> str:
         return ",".join(map(text_of, value))
     if isinstance(value, float):
         return f"{value:g}"
-    return "–" if value is None else str(value)
+    return "" if value is None else str(value)
 
 
 def telling(keys: Sequence[Sequence[str]]) -> list[int]:

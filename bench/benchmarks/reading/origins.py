@@ -97,7 +97,9 @@ def _named(prefix: str, values: Any) -> Facts:
 
 
 def in_one_line(facts: Facts) -> str:
-    """Date, machine and version, as a title or a line of a terminal."""
+    """Date, machine and version, as a title or a line of a terminal; "" where nothing is known."""
+    if not facts:
+        return ""
     threads = facts.get("threads")
     parts = (
         facts.get(DATE, "")[:10],

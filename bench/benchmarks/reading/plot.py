@@ -42,10 +42,15 @@ class Panel(NamedTuple):
         return [[name for name in self.series if (label, name) in there] for label in self.labels]
 
     @property
+    def gap(self) -> float:
+        """Inches between groups. Bars that stand alone are no groups."""
+        return GAP if any(len(names) > 1 for names in self.slots()) else GAP / 2
+
+    @property
     def inches(self) -> float:
         bars = sum(map(len, self.slots()))
         lines = sum(label.count("\n") + 1 for label in self.labels)
-        return max(BAR * bars, 0.16 * lines) + GAP * len(self.labels) + MARGIN
+        return max(BAR * bars, 0.16 * lines) + self.gap * len(self.labels) + MARGIN
 
 
 def checked_picture(out: Path) -> Path:
@@ -106,13 +111,14 @@ def panel_of(kind: Kind, figure: Figure, files: Sequence[ReadRows]) -> Panel:
     at = kind.keys.index(kind.series)
     shown = [i for i in telling(keys) if i != at]
     labels = {key: _label(kind, key, shown) for key in keys}
-    fixed = [i for i in range(len(kind.keys)) if i not in shown and i != at]
+    series = list(dict.fromkeys(key[at] for key in keys))
+    fixed = [i for i in range(len(kind.keys)) if i not in shown and (i != at or len(series) == 1)]
     return Panel(
         kind,
         figure,
         labels=list(dict.fromkeys(labels.values())),
-        series=list(dict.fromkeys(key[at] for key in keys)),
-        same=", ".join(kind.part(keys[0], i) for i in fixed),
+        series=series,
+        same=kind.words(keys[0], fixed),
         readings=[
             {(labels[key], key[at]): reading for key, reading in readings.items()}
             for readings in found
@@ -121,7 +127,7 @@ def panel_of(kind: Kind, figure: Figure, files: Sequence[ReadRows]) -> Panel:
 
 
 def _label(kind: Kind, key: Key, shown: list[int]) -> str:
-    text = ", ".join(kind.part(key, i) for i in shown)
+    text = kind.words(key, shown)
     return "\n".join(textwrap.wrap(text, LABEL_WIDTH, break_on_hyphens=False))
 
 
@@ -165,7 +171,7 @@ def _draw_bars(axes: Axes, panel: Panel, readings: dict[tuple[str, str], Reading
             if (reading := readings.get((label, name))) is not None:
                 places[name].append((y, reading))
             y += 1
-        y += GAP / BAR
+        y += panel.gap / BAR
 
     for name, color in zip(panel.series, _colors(len(panel.series)), strict=True):
         at = [height for height, _ in places[name]]
@@ -175,7 +181,7 @@ def _draw_bars(axes: Axes, panel: Panel, readings: dict[tuple[str, str], Reading
             _write_value(axes, height, reading, factor)
     axes.set_yticks(ticks, panel.labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(y - GAP / BAR, -1)
+    axes.set_ylim(y - panel.gap / BAR, -1)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(panel.figure.unit)
 

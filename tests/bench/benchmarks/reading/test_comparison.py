@@ -67,6 +67,38 @@ def test_a_change_counts_where_ranges_are_apart(a, b, sort, verdict):
     assert change(a, b, sort).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("ratio", "others", "verdict"),
+    [
+        (2.0, (1.95, 1.5), "as others"),  # within 5 % of 1.95
+        (2.0, (1.8, 1.5), "slower"),
+        (2.0, (0.5,), "slower"),
+        (1.3, (1.9, 1.8), "as others"),
+        (0.5, (0.52,), "as others"),
+        (0.5, (0.6, 1.2), "faster"),
+        (1.04, (1.9,), "within noise"),
+        (2.0, (), "slower"),
+    ],
+)
+def test_what_the_machine_did_to_others_is_no_change_of_ours(ratio, others, verdict):
+    a, b = (100, 99.9, 100.1), (100 * ratio, 99.9 * ratio, 100.1 * ratio)
+    assert change(a, b)._replace(others=others).verdict == verdict
+
+
+def test_others_are_those_that_took_turns_with_a_row(rows_in):
+    slow = cpu_row(2.0)
+    slow["milliseconds"]["dense"] *= 1.95
+    slow["fastest"]["dense"] *= 1.95
+    a = rows_in("a.json", [cpu_row(), cpu_row(dtype="bfloat16")])
+    b = rows_in("b.json", [slow, cpu_row(2.0, dtype="bfloat16")])
+    found = {(c.key[1], c.who): c for c in compare_files(a, b).changes}
+    assert found["float32", "ironmoe"].others == (pytest.approx(1.95),)
+    assert found["float32", "ironmoe"].verdict == "as others"
+    assert found["bfloat16", "ironmoe"].others == (1.0,)
+    assert found["bfloat16", "ironmoe"].verdict == "slower"
+    assert found["float32", "dense"].others == (), "ours shows nothing of the machine"
+
+
 def test_noise_is_the_wider_range_of_both():
     assert change((100, 90, 105), (200, 196, 230)).noise == pytest.approx(0.15)
     assert change((0.5, 0.45, 0.52), (0.6, 0.58, 0.61), SHARE).noise == pytest.approx(0.05)
