@@ -45,8 +45,13 @@ def _rows_of_pass(
     gpu: Gpu, rates: Rates, shape: Shape, pass_name: str, every_kernel: bool
 ) -> list[dict[str, Any]]:
     works = layer_work(shape, pass_name, gpu.chip)
-    key = {"gpu": gpu.name, "shape": shape.name, "sizes": shape.sizes, "pass": pass_name}
-    layer = {
+    key: dict[str, Any] = {
+        "gpu": gpu.name,
+        "shape": shape.name,
+        "sizes": shape.sizes,
+        "pass": pass_name,
+    }
+    layer: dict[str, Any] = {
         "kernel": LAYER,
         "tflop": sum(work.flops for work in works) * 1e-12,
         "gigabytes": sum(work.bytes for work in works) * 1e-9,
@@ -97,14 +102,17 @@ def _table_of_one(rows: list[dict[str, Any]], gpu: Gpu) -> Table:
 def _table_of_several(rows: list[dict[str, Any]], gpus: dict[Gpu, Rates]) -> Table:
     table = _empty("several GPUs, milliseconds", *(gpu.name for gpu in gpus))
     first, *_ = (gpu.name for gpu in gpus)
-    ms = {(row["gpu"], row["shape"], row["pass"], row["kernel"]): row["ms"] for row in rows}
+    ms = {(row["gpu"], _place(row)): row["ms"] for row in rows}
 
     def figures(row: dict[str, Any]) -> tuple[str, ...]:
-        key = row["shape"], row["pass"], row["kernel"]
-        return tuple(_digits(ms[(gpu.name, *key)], 3) for gpu in gpus)
+        return tuple(_digits(ms[gpu.name, _place(row)], 3) for gpu in gpus)
 
     _fill(table, [row for row in rows if row["gpu"] == first], figures)
     return table
+
+
+def _place(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["shape"], row["pass"], row["kernel"]
 
 
 def _digits(value: float, decimals: int) -> str:

@@ -141,9 +141,9 @@ def compare_files(a: Path, b: Path, only: Iterable[str] = ()) -> Comparison:
         for figure in kind.figures:
             for key in there:
                 if key in here:
-                    readings = figure.of(there[key]), figure.of(here[key])
-                    if readings[0] is not None and readings[1] is not None:
-                        changes.append(Change(kind, key, figure, *readings))
+                    one, other = figure.of(there[key]), figure.of(here[key])
+                    if one is not None and other is not None:
+                        changes.append(Change(kind, key, figure, one, other))
 
     changes = _beside_others(changes)
     if not changes:
