@@ -68,7 +68,8 @@ def bench_gpu(
 
     Example: ironmoe bench gpu --shapes qwen3-30b,mixtral --skip-tests --minutes 3
     """
-    with clear_errors(Console()):
+    console = Console()
+    with clear_errors(console):
         from ironmoe.bench.benchmarks.gpu.options import make_options
         from ironmoe.bench.benchmarks.gpu.run import run_bench_gpu
 
@@ -83,7 +84,14 @@ def bench_gpu(
             resume=resume,
             out=out,
         )
-        if run_bench_gpu(options):
+        try:
+            failed = run_bench_gpu(options)
+        except KeyboardInterrupt:
+            console.print(
+                "Interrupted. What was finished is saved; the same command with --resume goes on."
+            )
+            raise typer.Exit(130) from None
+        if failed:
             raise typer.Exit(1)
 
 

@@ -50,16 +50,17 @@ def take(turn: Turn, model: nn.Module, x: Tensor, y: Tensor, kept: RowsFile) -> 
     contest = turn.contest
     key = contest.key(turn.library)
     before = kept.find(key)
+    times = [*(before["times"] if before else ()), seconds]
     row = {
         "robust": Proportion(int(held.sum()), len(y)).as_dict(),
         "agreement": None,
-        "seconds": 0.0,
-        "runs": 0,
+        "seconds": median(times),
+        "runs": len(times),
         "ratio": None,
-        "times": [*(before["times"] if before else ()), seconds],
+        "times": times,
         "held": "".join("01"[bool(one)] for one in held),
     }
-    kept.put(key, row | {"seconds": median(row["times"]), "runs": len(row["times"])})
+    kept.put(key, row)
     _compare(contest, kept)
     return seconds
 

@@ -2,6 +2,7 @@
 stays until everything is done."""
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -17,7 +18,9 @@ from ironmoe.bench.benchmarks.gpu.run_log import Entry, RunLog, outcomes, tables
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TEST_FOLDER, summary
 from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.files import slug, write_atomically, write_json
+from ironmoe.bench.common.machine.provenance import provenance
 from ironmoe.bench.common.machine.versions import versions
+from ironmoe.bench.common.rows.origin import changes
 from ironmoe.bench.common.user_error import UserError
 
 RUN_LOG = ".jsonl"
@@ -55,15 +58,20 @@ class Results:
             "device": self.device,
             "versions": installed(),
             "dtype": dtype_name(dtype),
+            "changes": changes(),
         }
         if resume:
             self.run_log, self.head = _interrupted(out, json.loads(json.dumps(settings)))
         else:
-            out.mkdir(parents=True, exist_ok=True)
+            _make(out)
             name = slug(self.device["name"])
             self.run_log = RunLog(out / f"{name}-{time.strftime('%Y-%m-%d-%H%M%S')}{RUN_LOG}")
             self.run_log.write(
-                "run", date=time.strftime("%Y-%m-%d %H:%M"), minutes=minutes, **settings
+                "run",
+                date=time.strftime("%Y-%m-%d %H:%M"),
+                minutes=minutes,
+                made=provenance(),
+                **settings,
             )
             self.head = self.run_log.entries()[0]
 
@@ -107,6 +115,7 @@ class Results:
         is_goal_device = any(name in self.device["name"] for name in GOAL_DEVICES)
         head = {name: self.head[name] for name in HEAD}
         return head | {
+            "made": self.head.get("made"),
             "finished": not self._missing and not why,
             "why_not_finished": why or ("still running" if self._missing else ""),
             "jobs": jobs,
@@ -114,6 +123,22 @@ class Results:
             "goals": [goal._asdict() for goal in goals(found["rows"])] if is_goal_device else [],
             **found,
         }
+
+
+def _make(out: Path) -> None:
+    """Make the folder of the results.
+
+    ResultsError: it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f"probe.{os.getpid()}.partial"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ResultsError(
+            f"--out must be a folder that can be written, got {out}: {error.strerror or error}"
+        ) from error
 
 
 def _not_begun(job: str) -> Entry:

@@ -1,13 +1,25 @@
 """Whether two measurements are of one machine and one version, so that they may be compared."""
 
 import hashlib
+import json
 import subprocess
 from functools import cache
 from typing import Any
 
-from ironmoe.bench.common.machine.provenance import CHECKOUT, commit
+from ironmoe.bench.common.machine.provenance import CHECKOUT, commit, provenance
 
 NO_MATTER = ("memory_gb",)  # a restart of a virtual machine changes it a little
+
+
+def origin_of_now() -> dict[str, Any]:
+    """``provenance()`` with "changes", the digest of ``changes``."""
+    return provenance() | {"changes": changes()}
+
+
+def origin_digest() -> str:
+    """A name for this machine and these versions, for a folder of what is measured on it."""
+    text = json.dumps(origin(origin_of_now()), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def origin(made: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from ironmoe.bench.common.files import finite, write_json
-from ironmoe.bench.common.machine.provenance import command_line, provenance
+from ironmoe.bench.common.machine.provenance import command_line
 from ironmoe.bench.common.rows.found import differing, found_rows
-from ironmoe.bench.common.rows.origin import changes, origin
+from ironmoe.bench.common.rows.origin import origin, origin_of_now
 from ironmoe.bench.common.run_folder import OutputError, default_folder
 
 Row = dict[str, Any]
@@ -174,11 +174,6 @@ def rows_file(
         yield file
     finally:
         file.end()
-
-
-def origin_of_now() -> dict[str, Any]:
-    """``provenance()`` with the changes of the checkout."""
-    return provenance() | {"changes": changes()}
 
 
 def _default_file(benchmark: str, settings: Mapping[str, Any]) -> Path:

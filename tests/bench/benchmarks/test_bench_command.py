@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 
+from ironmoe.bench.benchmarks.gpu.child import AssignedJob
+from ironmoe.bench.benchmarks.gpu.options import make_options
 from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES
 
 
@@ -127,3 +129,27 @@ def test_out_is_refused_before_anything_is_measured(run, tmp_path, arguments, ou
     assert result.exit_code == 2 and message in result.output, result.output
     assert result.output.startswith("ironmoe: ") and result.output.count("\n") == 1
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_gpu_names_its_machine_and_says_how_an_interrupted_run_goes_on(run, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ironmoe.bench.benchmarks.gpu.run.GpuRun._do", interrupt)
+    result = run("gpu", "--device", "cpu", "--only", "bits", "--out", tmp_path)
+    assert result.exit_code == 130 and "the same command with --resume goes on" in result.output
+    (file,) = tmp_path.glob("*.json")
+    assert json.loads(file.read_text())["made"]["machine"]["processor"]
+
+    (tmp_path / "file").touch()
+    refused = run("gpu", "--device", "cpu", "--only", "bits", "--out", tmp_path / "file")
+    assert refused.exit_code == 2 and "--out must be a folder that can be written" in refused.output
+
+
+def test_the_process_of_a_gpu_job_knows_a_layer_of_five_numbers(tmp_path):
+    layer = "12,8,8,4,2"
+    (shape,) = make_options(device="cpu", shapes=[layer]).shapes
+    request = {"kind": "case", "shape": shape.name, "routing": "uniform", "dtype": "float32"}
+    request |= {"device": "cpu", "seconds": 1.0, "rounds": 3, "without": []}
+    assigned = AssignedJob.from_request(request | {"run_log": str(tmp_path / "log.jsonl")})
+    assert assigned.job.shape == shape and shape.sizes == (12, 8, 8, 4, 2)
