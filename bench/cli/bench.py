@@ -6,15 +6,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ironmoe.bench.cli.bench_attacks import bench_attacks
-from ironmoe.bench.cli.bench_cpu import bench_cpu
-from ironmoe.bench.cli.bench_images import bench_images
-from ironmoe.bench.cli.bench_kernels import bench_kernels
-from ironmoe.bench.cli.bench_training import bench_training
+from ironmoe.bench.cli.benchmarks.attacks import bench_attacks
+from ironmoe.bench.cli.benchmarks.cpu import bench_cpu
+from ironmoe.bench.cli.benchmarks.images import bench_images
+from ironmoe.bench.cli.benchmarks.kernels import bench_kernels
 from ironmoe.bench.cli.benchmarks.roofline import bench_roofline
 from ironmoe.bench.cli.benchmarks.rows import bench_compare, bench_plot
-from ironmoe.bench.cli.command import Commands
-from ironmoe.bench.cli.rows_options import Shapes
+from ironmoe.bench.cli.benchmarks.rows_options import Shapes
+from ironmoe.bench.cli.benchmarks.training import bench_training
+from ironmoe.bench.cli.help.command import Commands
 from ironmoe.bench.common.errors import clear_errors
 
 bench_app = Commands(

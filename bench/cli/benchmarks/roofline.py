@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ironmoe.bench.cli.rows_options import Format, Shapes, notes_console
+from ironmoe.bench.cli.benchmarks.rows_options import Format, Shapes, notes_console
 from ironmoe.bench.common.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def bench_roofline(
 
     With --shapes, every kernel of these layers has a line.
 
-    Example: ironmoe bench roofline --gpu h100,b200 --shapes mixtral
+    Example:
+
+        ironmoe bench roofline --gpu h100,b200 --shapes mixtral
     """
     console = notes_console(form)
     with clear_errors(console):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ironmoe.bench.cli.rows_options import Format, notes_console
+from ironmoe.bench.cli.benchmarks.rows_options import Format, notes_console
 from ironmoe.bench.common.errors import clear_errors
 
 Only = Annotated[
@@ -31,7 +31,9 @@ def bench_compare(
 
     Files of other machines are compared, too, and the first lines say so.
 
-    Example: ironmoe bench compare before.json after.json --only float32
+    Example:
+
+        ironmoe bench compare before.json after.json --only float32
     """
     console = notes_console(form)
     with clear_errors(console):
@@ -61,7 +63,9 @@ def bench_plot(
 
     A thin line at a bar shows how far its runs scatter.
 
-    Example: ironmoe bench plot before.json after.json --out rows.png
+    Example:
+
+        ironmoe bench plot before.json after.json --out rows.png
     """
     console = Console()
     with clear_errors(console):

@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
+from ironmoe.bench.cli.benchmarks.rows_options import Again, Format, RowsOut, Shapes, notes_console
 from ironmoe.bench.cli.options import bounded
-from ironmoe.bench.cli.rows_options import Again, Format, RowsOut, Shapes, notes_console
 from ironmoe.bench.common.errors import clear_errors
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ironmoe.bench.cli.benchmarks.rows_options import Format, notes_console
 from ironmoe.bench.cli.options import bounded
-from ironmoe.bench.cli.rows_options import Format, notes_console
 from ironmoe.bench.common.errors import clear_errors
 
 

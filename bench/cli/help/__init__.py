@@ -1,0 +1,1 @@
+"""How the help of every command is laid out, and what it takes from registers."""
