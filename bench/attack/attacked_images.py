@@ -183,7 +183,9 @@ def _of_loader(
     whole = "an unknown number" if loader.length is None else str(loader.length)
     notes = [*loader.notes, "Images of a loader are taken as they come.", matched.note]
     if loader.length is None or loader.length > options.most:
-        notes.append(f"The first {options.most} of {whole}; --attack-images takes more.")
+        notes.append(
+            f"Attacking the first {options.most} of {whole} images (--attack-images for more)."
+        )
     return AttackedImages(
         stream=images,
         shape=tuple(first.images.shape[1:]),
@@ -260,8 +262,8 @@ def _class_map(options: ImageOptions) -> dict[str, int | str] | None:
 
 def _of_sample(taken: int, of: int) -> str:
     return (
-        f"{taken} of {of} images, drawn by random numbers that never change; --attack-images takes "
-        "more."
+        f"Attacking {taken} of {of} images (drawn by random numbers that never change; "
+        "--attack-images for more)."
     )
 
 
@@ -300,11 +302,10 @@ def _rows(options: ImageOptions, images: ImageSet) -> tuple[Tensor, str]:
         raise DataError(f"{error}; or use --all, which attacks every image") from error
 
     rows = test[: options.most]
-    more = "" if len(rows) == len(test) else f", of which {len(rows)} are attacked"
-    return rows, (
-        f"The test split is {len(test)} of {len(images)} images, a fifth of each class{more}; "
-        "--all takes every image."
-    )
+    whole = "the test split, a fifth of each class; --all for all"
+    if len(rows) < len(test):
+        whole = f"of the test split of {len(test)}; --attack-images for more, --all for all"
+    return rows, f"Attacking {len(rows)} of {len(images)} images ({whole})."
 
 
 def _first(images: ImageSet, pipeline: Pipeline) -> Tensor:

@@ -23,6 +23,7 @@ from ironmoe.bench.attack.options import AttackOptions
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.parts import parts_of
 from ironmoe.bench.attack.report import write_evaluation
+from ironmoe.bench.attack.saved.checks import all_checks
 from ironmoe.bench.attack.saved.found_images import INDEX, SaveError, check_form, save_found
 from ironmoe.bench.attack.suite import DTYPES
 from ironmoe.bench.attack.table import costs_table, heading, results_table
@@ -62,6 +63,7 @@ def run_attack_command(options: AttackOptions, console: Console) -> Path:
         if meter is None:  # this is not the first process
             return evaluation.path
         report.seconds = meter.finish(report, seconds)
+        report.checks = all_checks(meter.folder, report)
         outcome = evaluation.outcome(report, meter, reading)
 
     write_evaluation(evaluation.path, outcome, evaluation.settings, device, group.world)

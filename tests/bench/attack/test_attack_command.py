@@ -412,3 +412,30 @@ def test_every_name_makes_an_attack_and_every_routing_mode_a_mode(moe):
     assert len({type(mode) for mode in modes.values()}) == len(modes) == 7
     with pytest.raises(SuiteError, match="needs a model with experts"):
         Suite(routing="frozen").make(torch.nn.Linear(2, 2))
+
+
+def test_a_later_call_with_fewer_checks_keeps_those_that_were_made(place, no_pictures):
+    def checks():
+        return {flag["name"]: flag for flag in written(place / "run")[0]["report"]["checks"]}
+
+    common = ["--attack", "pgd", "--eps", "8", "--out", "run"]
+    attack_linear(*common)
+    made = checks()
+    assert len(made) > 10
+    for options in (["--no-checks"], ["--max-forwards", 1], []):
+        attack_linear(*common, *options)
+        assert checks() == made, options
+
+
+def test_it_says_how_many_images_of_how_many_are_attacked(place, no_pictures):
+    common = ["--model", "small_models:linear", "--data", "set.npz", "--device", "cpu",
+              "--steps", 1, "--no-checks", "--eps", 8]  # fmt: skip
+    said = attack(*common, "--out", "split")
+    assert (
+        "Attacking 8 of 40 images (the test split, a fifth of each class; --all for all)." in said
+    )
+    said = attack(*common, "--attack-images", 3, "--out", "few")
+    assert (
+        "Attacking 3 of 40 images (of the test split of 8; --attack-images for more, --all for "
+        "all)." in said
+    )

@@ -141,7 +141,10 @@ def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
         "--model", "my_own_models:good", "--data", photos, *FEW, "--out", "out", code=2
     )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    note = "20 of 40 images, drawn by random numbers that never change; --attack-images takes more."
+    note = (
+        "Attacking 20 of 40 images (drawn by random numbers that never change; --attack-images for "
+        "more)."
+    )
     assert report["notes"] == [note] and note in (tmp_path / "out" / "report.html").read_text()
     for function, message in {
         "nothing": r"must be, or return, a torch.nn.Module .* got NoneType",
