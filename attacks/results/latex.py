@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import numpy as np
-
+from ironmoe.attacks.evaluation.findings.radius_text import radius_text
 from ironmoe.attacks.results.accuracies import accuracies
 from ironmoe.attacks.results.image_rows import Reports
 from ironmoe.attacks.results.outcomes import CLEAN
@@ -21,6 +20,8 @@ ESCAPED = {
     "\n": " ",
 } | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 NOTHING = "--"
+# What tells the blocks of a table apart: the key of a row, and the head of its column.
+BLOCKS = {"model": "Model", "data": "Data", "norm": "Norm"}
 
 
 def latex_table(
@@ -32,12 +33,12 @@ def latex_table(
 ) -> str:
     r"""A ``tabular`` with the accuracies of one or several reports, in percent.
 
-    It needs ``\usepackage{booktabs}``. ≤ stands before an accuracy that counts undecided images as
-    right; its interval reaches down to where all of them fall.
+    It needs ``\usepackage{booktabs}``. Where a budget left images undecided, an accuracy is a
+    range, such as 12.5 to 25.0: if all of them fall, and if all hold. $n$ is how many images count.
 
     Args:
         reports: what ``evaluate`` returned, or model → report for several models; or rows of
-            ``accuracies``.
+            ``accuracies``, which may have "data" and "norm" beside "model".
         intervals: write the Wilson interval after each accuracy.
         digits: decimal places of the percentages.
         confidence: that of the intervals, where reports are given. Rows have their own.
@@ -52,23 +53,23 @@ def latex_table(
     if not rows:
         raise ValueError("reports must hold at least one accuracy, got none")
 
-    models = list(dict.fromkeys(row["model"] for row in rows))
+    keys = [key for key in BLOCKS if any(row.get(key) is not None for row in rows)]
     radii = _radii(rows)
-    names = ["Model", "Attack"] if models != [None] else ["Attack"]
+    head = [*(BLOCKS[key] for key in keys), "Attack", "$n$", "Clean", *map(_radius, radii)]
 
     lines = [
         f"% needs \\usepackage{{booktabs}}. Accuracies in percent{_said(rows, intervals)}",
-        f"\\begin{{tabular}}{{{'l' * len(names)}{'r' * (1 + len(radii))}}}",
+        f"\\begin{{tabular}}{{{'l' * (len(keys) + 1)}{'r' * (2 + len(radii))}}}",
         "\\toprule",
-        _line([*names, "Clean", *map(_radius, radii)]),
+        _line(head),
     ]
-    for model in models:
-        of_model = [row for row in rows if row["model"] == model]
-        block = _block(of_model, radii, lambda row: _cell(row, intervals, digits))
-        for number, cells in enumerate(block):
-            name = escaped(model or "") if number == 0 else ""
+    for block in dict.fromkeys(tuple(row.get(key) for key in keys) for row in rows):
+        of_block = [row for row in rows if tuple(row.get(key) for key in keys) == block]
+        cells_of_block = _block(of_block, radii, lambda row: _cell(row, intervals, digits))
+        for number, cells in enumerate(cells_of_block):
+            names = [escaped(str(name or "")) if number == 0 else "" for name in block]
             lines += ["\\midrule"] * (number == 0)
-            lines.append(_line([name, *cells] if len(names) == 2 else cells))
+            lines.append(_line([*names, *cells]))
 
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
@@ -81,14 +82,16 @@ def escaped(text: str) -> str:
 def _block(
     rows: Sequence[Row], radii: Sequence[float | None], cell: Callable[[Row | None], str]
 ) -> list[list[str]]:
-    """The cells of one model, a list for each attack; the clean accuracy stands in the first."""
+    """The cells of one model, a list for each attack; the number of images and the clean accuracy
+    stand in the first."""
     at = {(row["attack"], row["eps"]): row for row in rows}
     clean = at.pop((CLEAN, None), None)
     attacks = list(dict.fromkeys(attack for attack, _ in at))
+    images = " or ".join(map(str, sorted({row["images"] for row in rows})))
     return [
         [
             escaped(attack),
-            cell(clean) if number == 0 else "",
+            *((images, cell(clean)) if number == 0 else ("", "")),
             *(cell(at.get((attack, eps))) for eps in radii),
         ]
         for number, attack in enumerate(attacks)
@@ -96,12 +99,12 @@ def _block(
 
 
 def _cell(row: Row | None, intervals: bool, digits: int) -> str:
-    if row is None or row["accuracy"] is None:
+    if row is None or row["least"] is None:
         return NOTHING
-    share, low, high = (
-        f"{100 * float(row[name]):.{digits}f}" for name in ("accuracy", "low", "high")
+    least, most, low, high = (
+        f"{100 * float(row[name]):.{digits}f}" for name in ("least", "most", "low", "high")
     )
-    text = f"$\\leq$ {share}" if row["undecided"] else share
+    text = f"{least} to {most}" if row["undecided"] else least
     return f"{text} [{low}, {high}]" if intervals else text
 
 
@@ -113,13 +116,9 @@ def _radii(rows: Sequence[Row]) -> list[float | None]:
 
 
 def _radius(eps: float | None) -> str:
-    """The shortest text that stands for exactly this radius: 8/255, or 0.5."""
     if eps is None:
         return "each at its largest $\\varepsilon$"
-    decimal = np.format_float_positional(eps, trim="-")
-    numerator = np.format_float_positional(float(f"{255 * eps:g}"), trim="-")
-    is_fraction = float(numerator) / 255 == eps and len(f"{numerator}/255") < len(decimal)
-    return f"$\\varepsilon = {f'{numerator}/255' if is_fraction else decimal}$"
+    return f"$\\varepsilon = {radius_text(eps)}$"
 
 
 def _said(rows: Sequence[Row], intervals: bool) -> str:
@@ -130,6 +129,8 @@ def _said(rows: Sequence[Row], intervals: bool) -> str:
         text += f", with {' or '.join(f'{100 * each:g}' for each in kinds)} \\% Wilson intervals"
     if any(row["passes"] > 1 for row in rows):
         text += "; of random models, the expected ones of a pass"
+    if any(row["undecided"] for row in rows):
+        text += "; ranges where a budget left images undecided"
     return text
 
 
