@@ -154,9 +154,16 @@ def doctor(
         Path | None,
         typer.Option(help="With --compile: also write the table as Markdown to this file."),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="With --compile: compile anew what is in runs/ already."),
+    ] = False,
 ) -> None:
     """Print versions, devices, and which code each operation runs here and why; then test the
     operations, in about ten seconds.
+
+    With --compile each kernel is printed and kept in runs/ when it is compiled, and after Ctrl-C or
+    a kill the same command goes on.
 
     Exit status 1 if a test fails.
     """
@@ -165,9 +172,9 @@ def doctor(
         if compile_kernels:
             from ironmoe.bench.doctor.compile_check import run_compile_check
 
-            passed = run_compile_check(_chips(chips), only, out, console)
-        elif out is not None or only or chips != DEFAULT_CHIPS:
-            raise typer.BadParameter("--chips, --only and --out belong to --compile")
+            passed = run_compile_check(_chips(chips), only, out, console, again=again)
+        elif out is not None or only or again or chips != DEFAULT_CHIPS:
+            raise typer.BadParameter("--chips, --only, --again and --out belong to --compile")
         else:
             from ironmoe.bench.doctor.doctor import run_doctor
 

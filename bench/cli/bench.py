@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ironmoe.bench.benchmarks.run_kernel_benchmarks import OPERATIONS
+from ironmoe.bench.cli.bench_attacks import bench_attacks
+from ironmoe.bench.cli.bench_cpu import bench_cpu
 from ironmoe.bench.cli.bench_images import bench_images
+from ironmoe.bench.cli.bench_kernels import bench_kernels
 from ironmoe.bench.cli.bench_training import bench_training
 from ironmoe.bench.cli.late_help import CommandWithLateHelp
-from ironmoe.bench.cli.options import bounded
+from ironmoe.bench.cli.rows_options import Shapes
 from ironmoe.bench.common.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -29,58 +31,9 @@ ShapeNames = Annotated[
 ]
 
 
-@bench_app.command("cpu")
-def bench_cpu(
-    runs: Annotated[
-        int, bounded("How often each is timed, in turns with the others; the median counts.", 1)
-    ] = 15,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the rows as JSON to this file.")
-    ] = None,
-) -> None:
-    """Time the MoE layer beside Hugging Face's Mixtral experts (eager, grouped_mm) on equal
-    weights, and beside dense products.
-
-    What is timed is the forward pass, and the forward pass with the input gradient, in float32 and
-    bfloat16. Results are compared before anything is timed.
-    """
-    console = Console()
-    with clear_errors(console):
-        from ironmoe.bench.benchmarks.cpu import run_bench_cpu
-
-        run_bench_cpu(runs, out, console)
-
-
-@bench_app.command("kernels")
-def bench_kernels(
-    only: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Operations, separated by commas: {', '.join(OPERATIONS)}.",
-        ),
-    ] = None,
-    seconds: Annotated[
-        float, bounded("Seconds for each benchmark, which makes at least three rounds.", 0)
-    ] = 0.5,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write pytest-benchmark's JSON to this file.")
-    ] = None,
-) -> None:
-    """Time each operation by itself with pytest-benchmark: the Triton kernels on a GPU, the torch
-    twins elsewhere.
-
-    Example: ironmoe bench kernels --only combine,expert_mlp
-    """
-    with clear_errors(Console()):
-        from ironmoe.bench.benchmarks.run_kernel_benchmarks import run_bench_kernels
-
-        if run_bench_kernels(only, seconds, out):
-            raise typer.Exit(1)
-
-
 @bench_app.command("gpu", cls=CommandWithLateHelp)
 def bench_gpu(
-    shapes: ShapeNames = None,
+    shapes: Shapes = None,
     dtype: Annotated[
         str, typer.Option(help="Of the layers: **bfloat16**, **float16** or **float32**.")
     ] = "bfloat16",
@@ -203,66 +156,8 @@ def _print_estimates(
     print_estimates(shapes, tuple(MACHINES[name] for name in names), blocks, console)
 
 
-@bench_app.command("attacks")
-def bench_attacks(
-    parts: Annotated[
-        str,
-        typer.Option(
-            help="Separated by commas: **pgd**, **autoattack**, **bf16** (the search in bfloat16 "
-            "beside float32), "
-            "**reference** (AutoAttack in Linf and L2 on three models)."
-        ),
-    ] = "pgd,autoattack,bf16",
-    images: Annotated[int, bounded("Images that PGD attacks.", 1)] = 200,
-    autoattack_images: Annotated[int, bounded("Images that AutoAttack attacks.", 1)] = 50,
-    runs: Annotated[
-        int, bounded("Runs of PGD by each library, in turns; the median is printed.", 1)
-    ] = 3,
-    batch_size: Annotated[int, bounded("Images in a batch, for every library.", 1)] = 200,
-    epochs: Annotated[
-        int, bounded("Passes over the training images. Models are kept for the next command.", 1)
-    ] = 12,
-    data: Annotated[
-        str, typer.Option(help="**mnist**, **digits**, a folder of images, or an .npz file.")
-    ] = "mnist",
-    folder: Annotated[Path, typer.Option(help="Where the trained models are kept.")] = Path(
-        "runs/bench-attacks"
-    ),
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the rows as JSON to this file.")
-    ] = None,
-) -> None:
-    """Run PGD and AutoAttack by ironmoe and by torchattacks, foolbox, adv-lib and the official
-    AutoAttack, as far as they are installed.
-
-    They attack a V-MoE, which falls, and one that was trained to be robust. Robust accuracies are
-    compared before times, and a ratio is printed only if they agree. The official AutoAttack is
-    found if its folder is on PYTHONPATH.
-
-    Example: ironmoe bench attacks --parts pgd --images 500
-    """
-    console = Console()
-    with clear_errors(console):
-        from ironmoe.bench.benchmarks.attacks.contests import (
-            PARTS,
-            AttackBenchmarkSettings,
-            run_bench_attacks,
-        )
-        from ironmoe.bench.data.in_memory import load_data
-
-        chosen = tuple(part.strip() for part in parts.split(","))
-        for part in chosen:
-            if part not in PARTS:
-                raise typer.BadParameter(f"--parts must be among {', '.join(PARTS)}, got {part!r}")
-        settings = AttackBenchmarkSettings(
-            images=images,
-            autoattack_images=autoattack_images,
-            runs=runs,
-            batch_size=batch_size,
-            epochs=epochs,
-        )
-        run_bench_attacks(load_data(data, None, False), settings, chosen, folder, out, console)
-
-
+bench_app.command("cpu")(bench_cpu)
+bench_app.command("kernels")(bench_kernels)
+bench_app.command("attacks")(bench_attacks)
 bench_app.command("training", cls=CommandWithLateHelp)(bench_training)
 bench_app.command("images")(bench_images)

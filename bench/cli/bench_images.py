@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ironmoe.bench.cli.options import bounded
+from ironmoe.bench.cli.rows_options import Format, notes_console
 from ironmoe.bench.common.errors import clear_errors
 
 
@@ -30,8 +30,9 @@ def bench_images(
         Path, typer.Option(help="Where images, models and rows are kept: 2 GB for 20,000 images.")
     ] = Path("runs/bench-images"),
     out: Annotated[
-        Path | None, typer.Option(help="Also write the rows as JSON to this file.")
+        Path | None, typer.Option(help="Also write the rows as JSON to this file, after each.")
     ] = None,
+    form: Format = None,
 ) -> None:
     """Make JPEG files, and measure how fast they stream to an attack, with what memory, and whether
     the attack waits for them.
@@ -41,8 +42,11 @@ def bench_images(
 
     Example: ironmoe bench images --images 2000 --attack-images 64 --batch-size 32
     """
-    console = Console()
+    console = notes_console(form)
     with clear_errors(console):
+        from ironmoe.bench.reports.formats import checked_format
+
+        checked = checked_format(form)
         from ironmoe.bench.benchmarks.images.run import PARTS, ImageBenchmark, run_bench_images
 
         chosen = tuple(dict.fromkeys(part.strip() for part in parts.split(",")))
@@ -60,4 +64,4 @@ def bench_images(
             batch_size=batch_size,
             dtype=dtype,
         )
-        run_bench_images(benchmark, folder, out, console)
+        run_bench_images(benchmark, folder, out, console, checked)

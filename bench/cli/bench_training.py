@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ironmoe.bench.cli.options import bounded
+from ironmoe.bench.cli.rows_options import Format, notes_console
 from ironmoe.bench.common.errors import clear_errors
 
 
@@ -59,8 +59,9 @@ def bench_training(
         Path, typer.Option(help="Where every result is kept, and the trained weights.")
     ] = Path("runs/bench-training"),
     out: Annotated[
-        Path | None, typer.Option(help="Also write the rows as JSON to this file.")
+        Path | None, typer.Option(help="Also write the rows as JSON to this file, after each.")
     ] = None,
+    form: Format = None,
 ) -> None:
     """Measure adversarial training: what a step costs beside the loop that most repositories have,
     and how robust each method makes a V-MoE and a dense ViT, over paired seeds.
@@ -70,7 +71,7 @@ def bench_training(
 
     Example: ironmoe bench training --parts methods --methods pgd-at,trades --seeds 0,1
     """
-    console = Console()
+    console = notes_console(form)
     with clear_errors(console):
         from ironmoe.bench.benchmarks.training.evaluation import EvaluationSettings
         from ironmoe.bench.benchmarks.training.inner import DTYPES, InnerSettings
@@ -83,7 +84,9 @@ def bench_training(
         from ironmoe.bench.benchmarks.training.runs import VARIANTS, StudySettings
         from ironmoe.bench.common.radii import from_255
         from ironmoe.bench.data.in_memory import load_data
+        from ironmoe.bench.reports.formats import checked_format
 
+        checked = checked_format(form)
         radius = from_255(eps)
         evaluation = EvaluationSettings(radius, images, apgd_images, apgd_steps)
         benchmark = TrainingBenchmark(
@@ -95,7 +98,8 @@ def bench_training(
             inner=InnerSettings(eps=radius, runs=runs, seconds=seconds),
             study=StudySettings(epochs, evaluation),
         )
-        run_bench_training(benchmark, load_data(data, None, False), folder, out, console)
+        images_and_labels = load_data(data, None, False)
+        run_bench_training(benchmark, images_and_labels, folder, out, console, checked)
 
 
 def _chosen(option: str, names: str, known: Iterable[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -78,6 +79,11 @@ def end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def watch_parent() -> None:
+    """End with the process that started this one, whatever this one does meanwhile."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def is_first_process() -> bool:

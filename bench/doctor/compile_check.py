@@ -1,147 +1,129 @@
 """``ironmoe doctor --compile``: what the compiler makes of every Triton kernel, for chips that need
 not be here."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from ironmoe.bench.common.files import write_atomically
 from ironmoe.bench.common.machine.compiler import check_compiler
 from ironmoe.bench.common.machine.versions import versions
-from ironmoe.bench.common.progress_bars import progress_bars
+from ironmoe.bench.common.processes import watch_parent
+from ironmoe.bench.common.rows.found import check_place
+from ironmoe.bench.common.rows.pace import in_words
+from ironmoe.bench.common.rows.rows_file import Key, Row, RowsFile, rows_file
+from ironmoe.bench.common.run_folder import OutputError
 from ironmoe.bench.common.user_error import UserError
-from ironmoe.kernels.tuning import CHIPS, MATRIX
+from ironmoe.bench.doctor.compile_tables import TITLE, heading, line, markdown
 
 if TYPE_CHECKING:
     from ironmoe.kernels.compile.report import Finding
 
-COLUMNS = (
-    "kernel",
-    "dtype",
-    "tile",
-    "warps, stages",
-    "regs",
-    "stack, spills",
-    "shared bytes",
-    "an SM",
-)
-# of all but the first, so that a terminal of 80 columns holds the table
-WIDTHS = (5, 10, 6, 4, 6, 6, 2, 6)
+SAY_SECONDS = 30.0
 
 
 def run_compile_check(
-    chips: tuple[str, ...], only: str, out: Path | None, console: Console
+    chips: tuple[str, ...],
+    only: str,
+    out: Path | None,
+    console: Console,
+    *,
+    again: bool = False,
 ) -> bool:
-    """Compile the kernels whose names contain ``only``, and print a table for each chip.
+    """Compile the kernels whose names contain ``only``. Each is printed and kept when it is
+    compiled; the same command goes on with those that are left.
 
     Args:
         out: file for the tables as Markdown, or None.
+        again: see ``rows_file``.
 
     Returns:
         True if there is no fault.
 
     Raises:
-        UserError: Triton is missing or interprets, or no kernel has such a name.
+        UserError: Triton is missing or interprets, no kernel has such a name, or a file cannot be
+            used.
     """
     check_compiler("--compile")
-    findings = _compile(chips, only, console)
-    if not findings:
+    if out is not None:
+        _check_out(out)
+    from ironmoe.kernels.compile.report import jobs_of
+
+    jobs = jobs_of(chips, only)
+    if not jobs:
         raise UserError(f"--only: no kernel's name contains {only!r}")
 
-    for chip in chips:
-        console.print(_table(chip, [f for f in findings if f.chip == chip]))
+    keys = [{"chip": chip, "number": number} for chip, number in jobs]
+    compiled = {"asked": keys, "again": again, "is_finished": lambda row: not row["error"]}
+    with rows_file("doctor compile", {}, **compiled) as kept:
+        console.print(kept.greeting, highlight=False, markup=False, soft_wrap=True)
+        _compile(keys, kept, console)
+        rows = [row for key in keys if (row := kept.find(key)) is not None]
 
-    faults = [(finding, fault) for finding in findings for fault in finding.faults()]
-    for finding, fault in faults:
-        console.print(
-            f"[bold red]FAULT[/] {finding.chip} {finding.kernel} {finding.dtype} {finding.tile}: "
-            f"{fault}",
-            highlight=False,
-        )
-
-    compiler = f"Triton {versions()['triton']}"
+    faults = sum(len(row["faults"]) for row in rows)
     console.print(
-        f"{len(findings)} kernels compiled for {', '.join(chips)} by {compiler}: {len(faults)} "
-        "faults",
+        f"{len(rows)} kernels compiled for {', '.join(chips)} by Triton {versions()['triton']}: "
+        f"{faults} faults",
         highlight=False,
     )
     if out is not None:
-        write_atomically(out, _markdown(chips, findings, len(faults)))
+        write_atomically(out, markdown(chips, rows, faults))
     return not faults
 
 
-def _compile(chips: tuple[str, ...], only: str, console: Console) -> "list[Finding]":
-    """Compile the kernels and show how far that is."""
+def _check_out(out: Path) -> None:
+    """OutputError: the Markdown cannot be written there, or would replace another text."""
+    check_place(out)
+    if out.exists() and out.stat().st_size and not out.read_bytes().startswith(TITLE.encode()):
+        raise OutputError(
+            f"{out} holds something else than this report; choose another file with --out"
+        )
+
+
+def _compile(keys: Sequence[Key], kept: RowsFile, console: Console) -> None:
+    """Print what is known, and compile what is not, in the order of the keys."""
     from ironmoe.kernels.compile.report import compile_report
 
-    findings: list[Finding] = []
-    with progress_bars(console, transient=True) as bars:
-        task = bars.add_task("compiling", total=None, note="")
-        for finding, total in compile_report(chips, only):
-            findings.append(finding)
-            bars.update(
-                task,
-                total=total,
-                completed=len(findings),
-                description=f"{finding.chip} {finding.kernel}",
-            )
-    return findings
-
-
-def _cells(finding: "Finding") -> tuple[str, ...]:
-    f = finding
-    pairs = f"{f.warps}, {f.stages}", str(f.registers), f"{f.stack}, {f.spills}"
-    return f.kernel, f.dtype, f.tile, *pairs, str(f.shared), str(f.programs), str(f.matrix or "–")
-
-
-def _table(chip: str, findings: "list[Finding]") -> Table:
-    table = Table(
-        title=f"{chip}; limits: {_limits(chip)}; matrix: {MATRIX[chip]}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    missing = kept.missing
+    findings = compile_report(
+        [(key["chip"], key["number"]) for key in missing], initializer=watch_parent
     )
-    table.add_column(COLUMNS[0])
-    for column, width in zip((*COLUMNS[1:], "matrix"), WIDTHS, strict=True):
-        table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", width=width)
-    for finding in findings:
-        table.add_row(*_cells(finding), style="red" if finding.faults() else None)
-    return table
+    start = said = time.monotonic()
+    chip, done = None, 0
+    for key in keys:
+        if key["chip"] != chip:
+            chip = key["chip"]
+            console.print(heading(chip, console))
+        if key in missing:
+            row = kept.put(key, _row(next(findings)))
+            done += 1
+        else:
+            row = kept.find(key)
+            assert row is not None
+        console.print(line(row, console))
+        for fault in row["faults"]:
+            console.print(f"[bold red]FAULT[/] {row['chip']} {row['kernel']}: ", end="")
+            console.print(fault, highlight=False, markup=False)
+        if done and time.monotonic() - said > SAY_SECONDS:
+            said = time.monotonic()
+            left = (said - start) / done * (len(missing) - done)
+            console.print(
+                f"{done} of {len(missing)} compiled, about {in_words(left)} left", highlight=False
+            )
 
 
-def _limits(chip: str) -> str:
-    return f"no spill, no stack, {CHIPS[chip].shared_memory:,} bytes of shared memory"
-
-
-def _markdown(chips: tuple[str, ...], findings: "list[Finding]", num_faults: int) -> str:
-    found = versions()
-    lines = [
-        "# What the compiler makes of the kernels",
-        "",
-        f"Triton {found['triton']}, no GPU needed: `ironmoe doctor --compile --out "
-        "docs/compile-report.md`. "
-        f"{len(findings)} kernels, {num_faults} faults.",
-        "",
-        "A fault is a spill, a stack in local memory, more shared memory than the chip has, or a "
-        "16-bit matrix kernel with 64 rows or more "
-        "a tile that lacks the chip's matrix instruction.",
-        "Regs are registers a thread; spills are instructions on local memory (AMD: spilled "
-        "vector registers); an SM: programs that one SM or CU",
-        "holds at the same time. The last two columns count instructions in the code: barriers, "
-        "stores to and loads from shared memory; matrix",
-        "instructions. These are facts about compiled code, not speed.",
-    ]
-
-    for chip in chips:
-        header = (*COLUMNS, "barriers, stores, loads", MATRIX[chip])
-        lines += ["", f"## {chip}", "", f"Limits: {_limits(chip)}.", ""]
-        lines += [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
-        for finding in (f for f in findings if f.chip == chip):
-            *cells, matrix = _cells(finding)
-            traffic = ", ".join(map(str, finding.shared_traffic))
-            lines.append(f"| {' | '.join((*cells, traffic, matrix))} |")
-
-    return "\n".join(lines) + "\n"
+def _row(finding: "Finding") -> Row:
+    """A finding with what follows from it; of the instructions those that the tables count."""
+    barriers, stores, loads = finding.shared_traffic
+    row: dict[str, Any] = finding._asdict()
+    del row["chip"], row["instructions"]
+    return row | {
+        "programs": finding.programs,
+        "barriers": barriers,
+        "stores": stores,
+        "loads": loads,
+        "faults": finding.faults(),
+    }

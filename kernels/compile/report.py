@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -84,27 +84,31 @@ class Finding(NamedTuple):
         return found
 
 
-def compile_report(
-    chips: tuple[str, ...], only: str = "", workers: int | None = None
-) -> Iterator[tuple[Finding, int]]:
-    """Findings in the order of ``every_launch``, each with the number of kernels in all. Several
-    processes compile.
+Job = tuple[str, int]  # a chip, and which of its ``every_launch``
 
-    Args:
-        only: a part of the names of those wanted; empty is all.
-    """
-    jobs = [
-        (chip, i)
+
+def jobs_of(chips: tuple[str, ...], only: str = "") -> list[Job]:
+    """The kernels whose names contain ``only``, for each chip."""
+    return [
+        (chip, number)
         for chip in chips
-        for i, s in enumerate(every_launch(CHIPS[chip]))
-        if only in s.name
+        for number, named in enumerate(every_launch(CHIPS[chip]))
+        if only in named.name
     ]
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for finding in pool.map(_job, jobs):
-            yield finding, len(jobs)
 
 
-def _job(job: tuple[str, int]) -> Finding:
+def compile_report(
+    jobs: Sequence[Job],
+    workers: int | None = None,
+    initializer: Callable[[], object] | None = None,
+) -> Iterator[Finding]:
+    """Findings in the order of the jobs. Several processes compile, each of which first calls
+    ``initializer``."""
+    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), initializer) as pool:
+        yield from pool.map(_job, jobs)
+
+
+def _job(job: Job) -> Finding:
     name, i = job
     return examine(_of_chip(name)[i], CHIPS[name])
 

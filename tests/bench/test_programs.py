@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from ironmoe.bench.benchmarks import cpu, peers
+from ironmoe.bench.benchmarks import peers
+from ironmoe.bench.benchmarks.cpu import run as cpu
 from ironmoe.bench.benchmarks.shapes import Shape
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.checkpoints import (
@@ -416,7 +417,7 @@ def test_bench_cpu_compares_equal_layers_only(tmp_path, monkeypatch):
         lambda x, *a, **k: honest(x, *a, **k) * (1.01 if x.dtype == torch.float32 else 1),
     )
     with pytest.raises(RuntimeError, match="outputs disagree"):
-        cpu.run_bench_cpu(1, None, Console(quiet=True))
+        cpu.run_bench_cpu(Console(quiet=True), runs=1, out=tmp_path / "other.json")
 
 
 def test_a_radius_below_1_is_told_in_both_units():

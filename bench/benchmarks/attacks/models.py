@@ -66,10 +66,13 @@ def _train_to(
 
     rows, _ = data.split()
     radius = eps if name.startswith("robust") else 0.0
-    _fit(model, data.images[rows], data.labels[rows], radius, epochs, on_epoch)
-
     file.parent.mkdir(parents=True, exist_ok=True)
+    state = file.with_suffix(".training")  # an interrupted training goes on from its last epoch
+    images, labels = data.images[rows], data.labels[rows]
+    _fit(model, images, labels, radius, epochs, on_epoch, state_file=state)
+
     write_atomically(file, save_checkpoint(model, arguments, {"name": name, "eps": radius}))
+    state.unlink(missing_ok=True)
 
 
 def _fit(
@@ -79,6 +82,8 @@ def _fit(
     eps: float,
     epochs: int,
     on_epoch: Callable[[int], None],
+    *,
+    state_file: Path | None = None,
 ) -> None:
     """Train on the images, or, if ``eps`` is above 0, on adversarial ones within it."""
     recipe = Recipe(epochs=epochs)
@@ -97,16 +102,21 @@ def _fit(
         seed=0,
         schedule=one_cycle(warmup=0.2),
         shifts=False,
-        adversary=_adversary(model, eps, epochs * steps_per_epoch // 2) if eps else None,
+        adversary=_adversary(model, eps, epochs, steps_per_epoch) if eps else None,
+        state_file=state_file,
         on_step=show,
     )
 
 
-def _adversary(model: nn.Module, eps: float, ramp_steps: int) -> Adversary:
-    """PGD on every image, of a radius that grows up to ``eps`` over so many batches."""
-    method = PGDAT(model, eps, steps=ADVERSARIAL_STEPS, alpha=eps / 2, ramp_steps=ramp_steps)
+def _adversary(model: nn.Module, eps: float, epochs: int, steps_per_epoch: int) -> Adversary:
+    """PGD on every image, of a radius that grows up to ``eps`` over the first half of the
+    batches."""
+    ramp = epochs * steps_per_epoch // 2
+    method = PGDAT(model, eps, steps=ADVERSARIAL_STEPS, alpha=eps / 2, ramp_steps=ramp)
 
     def attacked(x: Tensor, y: Tensor, epoch: int) -> Tensor:
+        # a training that goes on begins with an epoch
+        method.step = max(method.step, epoch * steps_per_epoch)
         points = method.adversarial(x, y)
         method.step += 1
         return points

@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="bfloat16", help=", ".join(DTYPES))
     parser.add_argument(
         "--shapes",
-        help="names separated by commas, by default all: " + ", ".join(s.name for s in SHAPES),
+        action="append",
+        help="names separated by commas, or one layer as T,d,n,E,K; may be repeated; by default "
+        "all: " + ", ".join(s.name for s in SHAPES),
     )
 
     parser.add_argument(

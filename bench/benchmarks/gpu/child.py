@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ironmoe.bench.benchmarks.chosen_shapes import shape_of
 from ironmoe.bench.benchmarks.gpu.jobs import ATTACK, BITS, BLOCKS, CASE, SANITIZER, GpuJob
 from ironmoe.bench.benchmarks.gpu.run_log import Pen, RunLog, end_with_parent
 from ironmoe.bench.benchmarks.gpu.tasks.attack import FULL_SIZE, REHEARSAL_SIZE, measure_attack
@@ -87,8 +88,8 @@ class AssignedJob:
     @classmethod
     def from_request(cls, request: dict[str, Any]) -> "AssignedJob":
         """``request``: what ``run.py`` has written to standard input."""
-        by_name = {shape.name: shape for shape in (*SHAPES, *REHEARSAL)}
-        job = GpuJob(request["kind"], by_name.get(request["shape"]), request["routing"])
+        shape = shape_of(request["shape"], (*SHAPES, *REHEARSAL))
+        job = GpuJob(request["kind"], shape, request["routing"])
         return cls(
             job=job,
             dtype=getattr(torch, request["dtype"]),

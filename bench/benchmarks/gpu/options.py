@@ -1,10 +1,12 @@
 """The options of a run on a GPU, checked before anything starts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from ironmoe.bench.benchmarks.chosen_shapes import select_shapes
 from ironmoe.bench.benchmarks.gpu.jobs import KINDS, TESTS, TUNE
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TEST_FOLDER
 from ironmoe.bench.benchmarks.reference import TOLERANCE
@@ -38,7 +40,7 @@ def make_options(
     *,
     device: str = "auto",
     dtype: str = "bfloat16",
-    shapes: str | None = None,
+    shapes: str | Sequence[str] | None = None,
     minutes: float = 9.0,
     only: str | None = None,
     skip_tests: bool = False,
@@ -89,15 +91,3 @@ def select(
     if unknown := [name for name in wanted if name not in known]:
         raise OptionError(f"{option}: {', '.join(map(repr, unknown))} not among {', '.join(known)}")
     return wanted
-
-
-def select_shapes(names: str | None, known: tuple[Shape, ...]) -> tuple[Shape, ...]:
-    """The shapes named, separated by commas; None is all of them.
-
-    Raises:
-        OptionError: a name is not known.
-    """
-    by_name = {shape.name: shape for shape in known}
-    return tuple(
-        by_name[name] for name in select("--shapes", names, tuple(by_name), tuple(by_name))
-    )

@@ -17,6 +17,7 @@ from ironmoe.bench.benchmarks.images.memory import Row
 from ironmoe.bench.benchmarks.images.vit_s import make_model
 from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.radii import from_255
+from ironmoe.bench.common.rows.origin import origin_digest
 from ironmoe.bench.models.load import load_model
 
 SAY_SECONDS = 60.0
@@ -36,7 +37,8 @@ def attacked(
     """PGD-10 at 4/255 on the images, each with the class that the model gives it as its label.
 
     It says about every minute how far it is. After a kill the same call goes on: images that are
-    decided and the seconds spent on them are in ``folder/begun/name``.
+    decided and the seconds spent on them are in ``folder/begun-…/name``, in
+    a folder of this machine and these versions.
 
     Returns:
         seconds; model_share: of them spent in passes of the model, forward and backward;
@@ -46,7 +48,7 @@ def attacked(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_model(None, make_model(model, source, Path(folder)), device)
     assert loaded.pipeline is not None
-    begun = Path(folder) / "begun" / name
+    begun = Path(folder) / f"begun-{origin_digest()}" / name
     labels = _labels(loaded.model, loaded.pipeline, files, workers, device, begun / "labels.json")
 
     stream = _stream(files, labels, loaded.pipeline, workers)

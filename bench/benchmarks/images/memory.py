@@ -3,12 +3,11 @@
 import multiprocessing
 import resource
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from ironmoe.bench.common.processes import end_with_parent
+from ironmoe.bench.common.processes import watch_parent
 
 Row = dict[str, Any]
 UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts in
@@ -20,12 +19,8 @@ def in_a_process(work: Callable[..., Row], *arguments: Any) -> Row:
     peak_mb: of that process; worker_peak_mb: of the largest of its workers that have ended.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, _watch_parent) as pool:
+    with ProcessPoolExecutor(1, context, watch_parent) as pool:
         return pool.submit(_measured, work, *arguments).result()
-
-
-def _watch_parent() -> None:
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _measured(work: Callable[..., Row], *arguments: Any) -> Row:

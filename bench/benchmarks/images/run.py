@@ -1,6 +1,8 @@
 """Runs the parts of ``ironmoe bench images``, each in a process of its own, and keeps each row."""
 
 import statistics
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +14,11 @@ from ironmoe.bench.benchmarks.images.jpegs import make_jpegs
 from ironmoe.bench.benchmarks.images.loading import LOADERS, WARM, loaded
 from ironmoe.bench.benchmarks.images.memory import Row, in_a_process
 from ironmoe.bench.benchmarks.images.vit_s import MODELS, SOURCES, why_not
-from ironmoe.bench.benchmarks.training.kept import Kept
 from ironmoe.bench.common.files import write_json
+from ironmoe.bench.common.rows.kept import Kept, begin_copy
+from ironmoe.bench.common.rows.origin import origin_digest
+from ironmoe.bench.common.rows.pace import Pace, in_words
+from ironmoe.bench.reports.formats import show_rows
 
 FEWER = 10  # the memory of a tenth of the images stands beside that of all
 
@@ -35,67 +40,97 @@ PARTS = ("loading", "attack")
 
 
 def run_bench_images(
-    benchmark: ImageBenchmark, folder: Path, out: Path | None, console: Console
-) -> None:
-    """Measure what is not kept in ``folder`` yet, print each row as it comes, and the tables."""
-    kept = Kept(folder / "rows", {"of": "images"})
+    benchmark: ImageBenchmark,
+    folder: Path,
+    out: Path | None,
+    console: Console,
+    form: str | None = None,
+) -> list[Row]:
+    """Measure what ``folder`` has no rows of yet, of this machine and these versions. Print each
+    row as it comes, and the tables or the rows; return the rows.
+
+    Raises:
+        UserError: the file or the folder cannot be used.
+    """
+    kept = Kept(folder / f"rows-{origin_digest()}", {"of": "images"})
+    if out is not None:
+        begin_copy(out, {"measured": kept.all()})
     counts = {"loading": benchmark.images, "attack": benchmark.attack_images}
     most = max(counts[part] for part in benchmark.parts)
     files = [str(file) for file in make_jpegs(folder / "jpegs", most, console)]
 
-    rows: dict[str, list[Row]] = {}
-    if "loading" in benchmark.parts:
-        rows["loading"] = _loading(benchmark, files, kept, console)
-        console.print(_loading_table(rows["loading"]))
-    if "attack" in benchmark.parts:
-        rows["attack"] = _attack(benchmark, files, folder, kept, console)
-        console.print(_attack_table(rows["attack"]))
-    if out is not None:
-        write_json(out, {"measured": kept.all()})
+    rows: list[Row] = []
+    for part in benchmark.parts:
+        plan = PLANS[part](benchmark, files, folder, console)
+        found = list(_measured(plan, kept, out, console))
+        if form is None:
+            console.print(TABLES[part](found))
+        rows += [{"part": part} | row for row in found]
+    if form is not None:
+        show_rows(rows, form, lambda rows: Table(), console)
+    return rows
+
+
+class Planned(NamedTuple):
+    """A row to be measured. name: of its file; images: it goes through; work: makes it."""
+
+    name: str
+    images: int
+    work: tuple[Any, ...]
+
+
+def _measured(
+    plan: Sequence[Planned], kept: Kept, out: Path | None, console: Console
+) -> Iterator[Row]:
+    """The rows, from the folder or measured now."""
+    pace = Pace({one.name: one.images for one in plan if kept.read(one.name) is None})
+    for one in plan:
+        known = kept.read(one.name)
+        if known is None:
+            start = time.monotonic()
+            known = kept.write(one.name, [in_a_process(*one.work)])
+            pace.note(one.name, time.monotonic() - start)
+            if out is not None:
+                write_json(out, {"measured": kept.all()})
+        row: Row = known["rows"][0]
+        left = f"; about {in_words(pace.seconds_left)} left" if pace.took and pace.left else ""
+        console.print(f"{one.name}: {_short(row)}{left}", highlight=False, soft_wrap=True)
+        yield row
 
 
 def _loading(
-    benchmark: ImageBenchmark, files: list[str], kept: Kept, console: Console
-) -> list[Row]:
+    benchmark: ImageBenchmark, files: list[str], folder: Path, console: Console
+) -> list[Planned]:
     """Loaders take turns. The first of the runs is of a tenth of the images, for its memory, where
     that is enough to be timed."""
     few = benchmark.images // FEWER
     plan = [(benchmark.images, run) for run in range(benchmark.runs)]
     plan = [(few, 0), *plan] if few >= 2 * WARM else plan
-    found = []
-    for images, run in plan:
-        for loader in LOADERS:
-            name = f"loading-{loader}-{images}-{benchmark.workers}-{run}"
-            work = (loaded, loader, files[:images], benchmark.workers)
-            found.append(_row(name, kept, console, *work))
-    return found
+    return [
+        Planned(
+            f"loading-{loader}-{images}-{benchmark.workers}-{run}",
+            images,
+            (loaded, loader, files[:images], benchmark.workers),
+        )
+        for images, run in plan
+        for loader in LOADERS
+    ]
 
 
 def _attack(
-    benchmark: ImageBenchmark, files: list[str], folder: Path, kept: Kept, console: Console
-) -> list[Row]:
-    found = []
-    count = benchmark.attack_images
+    benchmark: ImageBenchmark, files: list[str], folder: Path, console: Console
+) -> list[Planned]:
+    plan = []
+    count, workers, size = benchmark.attack_images, benchmark.workers, benchmark.batch_size
     for source in SOURCES:
         if reason := why_not(source):
             console.print(f"{source}: not measured, {reason}", highlight=False, markup=False)
             continue
         for model in MODELS:
-            size = benchmark.batch_size
-            name = f"attack-{source}-{model}-{count}-{benchmark.workers}-{size}-{benchmark.dtype}"
-            work = (attacked, source, model, files[:count], benchmark.workers, size)
-            found.append(_row(name, kept, console, *work, benchmark.dtype, str(folder), name))
-    return found
-
-
-def _row(name: str, kept: Kept, console: Console, *work: Any) -> Row:
-    """The row of this name, from the folder or measured now."""
-    known = kept.read(name)
-    if known is None:
-        known = kept.write(name, [in_a_process(*work)])
-    row: Row = known["rows"][0]
-    console.print(f"{name}: {_short(row)}", highlight=False)
-    return row
+            name = f"attack-{source}-{model}-{count}-{workers}-{size}-{benchmark.dtype}"
+            work = (attacked, source, model, files[:count], workers, size, benchmark.dtype)
+            plan.append(Planned(name, count, (*work, str(folder), name)))
+    return plan
 
 
 def _short(row: Row) -> str:
@@ -140,3 +175,7 @@ def _attack_table(rows: list[Row]) -> Table:
             f"{row['robust_accuracy']:.1f}",
         )
     return table
+
+
+PLANS = {"loading": _loading, "attack": _attack}
+TABLES = {"loading": _loading_table, "attack": _attack_table}

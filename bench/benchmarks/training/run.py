@@ -1,5 +1,6 @@
 """``ironmoe bench training``: do what is not done yet, print each result as it comes, keep it."""
 
+import time
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from ironmoe.bench.benchmarks.training.inner import (
     DTYPES,
@@ -16,7 +18,6 @@ from ironmoe.bench.benchmarks.training.inner import (
     inner_table,
     measure_inner,
 )
-from ironmoe.bench.benchmarks.training.kept import Kept
 from ironmoe.bench.benchmarks.training.method_tables import (
     method_results,
     methods_markdown,
@@ -28,11 +29,16 @@ from ironmoe.bench.benchmarks.training.models import MODELS
 from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run, StudySettings, do
 from ironmoe.bench.benchmarks.training.steps import PEER, has_peer
 from ironmoe.bench.common.files import write_atomically, write_json
+from ironmoe.bench.common.rows.kept import Kept, begin_copy
+from ironmoe.bench.common.rows.origin import origin_digest
+from ironmoe.bench.common.rows.pace import in_words
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.data.in_memory import ImageData
+from ironmoe.bench.reports.formats import show_rows
 
 PARTS = ("inner", "methods")
 MARKDOWN = "table.md"
+Row = dict[str, Any]
 
 
 class TrainingBenchmark(NamedTuple):
@@ -54,31 +60,52 @@ def run_bench_training(
     folder: Path,
     out: Path | None,
     console: Console,
-) -> None:
-    """Measure the parts.
+    form: str | None = None,
+) -> list[Row]:
+    """Measure the parts, and return their rows.
 
     Args:
         folder: where every finished piece of work is kept, and trained weights with it. Several
-            processes may share it, each with other seeds.
+            processes may share it, each with other seeds. The times of the part ``inner`` lie in a
+            folder for this machine and these versions.
         out: file for all rows, as JSON; it is written anew after each piece of work.
+        form: of the rows on standard output, see ``show_rows``.
 
     Raises:
-        UserError: the folder holds work that was done with other settings.
+        UserError: the folder holds work that was done with other settings, or the file cannot be
+            used.
     """
     torch.set_flush_denormal(True)
-    found: dict[str, Any] = {}
-    for part in benchmark.parts:
-        work = _inner if part == "inner" else _methods
-        settings = benchmark.inner._asdict() if part == "inner" else benchmark.study.as_dict()
-        kept = Kept(folder / part, {"data": data.name, "checksum": data.checksum} | settings)
-        for _ in work(benchmark, data, kept, console):
+    parts = {part: _kept(part, benchmark, data, folder) for part in benchmark.parts}
+    found = {part: kept.all() for part, kept in parts.items()}
+    if out is not None:
+        begin_copy(out, found)
+    for part, kept in parts.items():
+        for _ in (_inner if part == "inner" else _methods)(benchmark, data, kept, console, form):
             found[part] = kept.all()
             if out is not None:
                 write_json(out, found)
 
+    rows = [
+        {"part": part} | row
+        for part, entries in found.items()
+        for entry in entries
+        for row in entry["rows"]
+    ]
+    if form is not None:
+        show_rows(rows, form, lambda rows: Table(), console)
+    return rows
+
+
+def _kept(part: str, benchmark: TrainingBenchmark, data: ImageData, folder: Path) -> Kept:
+    of = {"data": data.name, "checksum": data.checksum}
+    if part == "inner":
+        return Kept(folder / f"inner-{origin_digest()}", of | benchmark.inner._asdict())
+    return Kept(folder / part, of | benchmark.study.as_dict())
+
 
 def _inner(
-    benchmark: TrainingBenchmark, data: ImageData, kept: Kept, console: Console
+    benchmark: TrainingBenchmark, data: ImageData, kept: Kept, console: Console, form: str | None
 ) -> Iterator[None]:
     """Measure the steps of each model in each dtype."""
     for model, dtype in product(benchmark.models, benchmark.dtypes):
@@ -89,7 +116,8 @@ def _inner(
             measured = kept.write(name, measure_inner(model, dtype, data, benchmark.inner))
         else:
             console.print(f"{kept.folder / name}.json was measured before:", highlight=False)
-        console.print(inner_table(measured["rows"]))
+        if form is None:
+            console.print(inner_table(measured["rows"]))
         yield
     rows = [row for entry in kept.all() for row in entry["rows"]]
     write_atomically(kept.folder / MARKDOWN, inner_markdown(rows))
@@ -99,7 +127,7 @@ def _inner(
 
 
 def _methods(
-    benchmark: TrainingBenchmark, data: ImageData, kept: Kept, console: Console
+    benchmark: TrainingBenchmark, data: ImageData, kept: Kept, console: Console, form: str | None
 ) -> Iterator[None]:
     """Train and evaluate, seed by seed, so that pairs are whole early."""
     runs = [
@@ -112,15 +140,29 @@ def _methods(
             f"--methods {', '.join(benchmark.methods)} need a model with experts, got --models "
             f"{', '.join(benchmark.models)}"
         )
+    missing = [run for run in runs if kept.read(run.name) is None]
+    start, done = time.monotonic(), 0
     for number, run in enumerate(runs, 1):
         row = do(run, data, benchmark.study, kept, console)
-        console.print(f"{number}/{len(runs)}  {run_line(row)}", highlight=False, soft_wrap=True)
+        done += run in missing
+        seconds = (time.monotonic() - start) / max(done, 1) * (len(missing) - done)
+        left = f"; about {in_words(seconds)} left" if done and done < len(missing) else ""
+        console.print(
+            f"{number}/{len(runs)}  {run_line(row)}{left}", highlight=False, soft_wrap=True
+        )
         yield
 
     rows = sorted((row for entry in kept.all() for row in entry["rows"]), key=_place)
     results = method_results(rows)
     write_atomically(kept.folder / MARKDOWN, methods_markdown(results, model_differences(rows)))
-    console.print(methods_table(results))
+    if form is None:
+        console.print(methods_table(results))
+    if (origins := len(kept.origins())) > 1:
+        console.print(
+            f"[bold]These rows are from {origins} machines or versions[/]; each file in "
+            f"{kept.folder} says which. Accuracies may be compared, times may not.",
+            highlight=False,
+        )
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int, int]:

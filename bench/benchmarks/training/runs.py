@@ -9,10 +9,10 @@ from rich.console import Console
 
 from ironmoe.attacks.training import TRAINING_METHODS
 from ironmoe.bench.benchmarks.training.evaluation import EvaluationSettings, evaluated
-from ironmoe.bench.benchmarks.training.kept import Kept
 from ironmoe.bench.benchmarks.training.models import DENSE, model_arguments, new_model
 from ironmoe.bench.common.checkpoints import load_checkpoint, save_weights
 from ironmoe.bench.common.files import slug, write_atomically
+from ironmoe.bench.common.rows.kept import Kept
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.recipe import MethodChoice, TrainRecipe

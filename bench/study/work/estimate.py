@@ -48,12 +48,3 @@ def seconds_of_pass(models: Sequence[nn.Module], shape: tuple[int, ...]) -> floa
             of_model.append(time.perf_counter() - start)
         times.append(median(of_model[1:]) / BATCH)  # the first one makes what the others find
     return sum(times) / len(times)
-
-
-def in_words(seconds: float) -> str:
-    """A time, as people say it."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"

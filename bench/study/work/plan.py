@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from ironmoe.bench.common.rows.pace import in_words
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.study.claims.judging.rules import FEWEST_RUNS
 from ironmoe.bench.study.ladder.arms import LADDER
 from ironmoe.bench.study.ladder.initial import new_model
 from ironmoe.bench.study.work.digest import digest
-from ironmoe.bench.study.work.estimate import BESIDE, in_words, seconds_of_pass, training_passes
+from ironmoe.bench.study.work.estimate import BESIDE, seconds_of_pass, training_passes
 from ironmoe.bench.study.work.tasks import Study
 from ironmoe.bench.study.work.worker import TRAINED, Task
 from ironmoe.bench.train.recipe import TrainRecipe

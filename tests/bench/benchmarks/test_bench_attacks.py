@@ -1,5 +1,7 @@
 """``ironmoe bench attacks`` on tiny models, with and without a peer."""
 
+import csv
+import io
 import json
 import sys
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from ironmoe.attacks import PGD
-from ironmoe.bench.benchmarks.attacks import contests
+from ironmoe.bench.benchmarks.attacks import run as benchmark
 from ironmoe.bench.benchmarks.attacks.libraries import PGDSettings, pgd_runs
 from ironmoe.bench.benchmarks.attacks.models import _fit
 from ironmoe.bench.cli.app import app
@@ -38,7 +40,7 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     trainings = []
 
-    def fit(model, images, labels, eps, epochs, on_epoch):
+    def fit(model, images, labels, eps, epochs, on_epoch, *, state_file):
         trainings.append((eps, epochs))
         on_epoch(1)
         model.eval()
@@ -61,6 +63,9 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
     output = run(*options, "--out", tmp_path / "rows.json").output
     assert trainings == [(0.0, 1), (0.1, 1), (0.0, 1)]  # the dense model is not asked for
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    places = list(dict.fromkeys((row["attack"], row["compared_with"]) for row in rows))
+    # libraries take turns in a random order
+    rows.sort(key=lambda r: (places.index((r["attack"], r["compared_with"])), r["library"]))
     pgd = [
         (library, model)
         for model in ("V-MoE", "robust V-MoE")
@@ -75,17 +80,57 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
         apart = other["robust"]["value"] - ours["robust"]["value"]
         assert (other["ratio"] is None) == (abs(apart) > 0.02)
     assert "Not installed here" in output and "foolbox, adv-lib, official" in output
-    again = run(*options).output
+    assert all(len(row["times"]) == 2 and len(row["held"]) == 12 for row in rows)
+
+    seen.clear()
+    again = run(*options, "--out", tmp_path / "rows.json").output
+    assert "All 10 rows are in" in again and "--again" in again and seen == []
     assert "epoch" in output and "epoch" not in again  # the models are kept
 
-    calls = iter([contests._rows])
-    monkeypatch.setattr(contests, "_rows", lambda *contest: next(calls)(*contest))
-    run(*options, "--out", tmp_path / "cut.json", ok=False)
-    cut = json.loads((tmp_path / "cut.json").read_text())["rows"]
-    assert [(row["library"], row["model"]) for row in cut] == pgd[:2]  # the first table is kept
-    monkeypatch.setattr(contests, "_rows", lambda *contest: [])
-    unused = run(*options).output
-    assert "not measured: foolbox, adv-lib, official." in unused  # torchattacks is installed
+    options[options.index("pgd,bf16")] = "pgd"
+    # Another command finds the models and has its own rows, of which a stop leaves the first.
+    whole, calls = benchmark.take, []
+
+    def once(turn, *rest):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(turn.library)
+        return whole(turn, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "take", once)
+        cut = run(*options, "--out", tmp_path / "cut.json", ok=False)
+    assert cut.exit_code == 130 and "the same command goes on" in cut.output
+    (row,) = json.loads((tmp_path / "cut.json").read_text())["rows"]
+    assert (row["library"], row["runs"]) == (calls[0], 1) and row["seconds"] > 0
+    text = run(*options, "--out", tmp_path / "cut.json", "--format", "csv").stdout
+    table = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [entry["library"] for entry in table] == [library for library, _ in pgd]
+    assert all(entry["runs"] == "2" for entry in table)
+    kept = json.loads((tmp_path / "cut.json").read_text())
+    first = next(entry for entry in kept["rows"] if entry["library"] == row["library"])
+    assert first["times"][0] == row["times"][0] and len(kept["sessions"]) == 2
+
+
+def test_a_training_that_was_interrupted_goes_on_with_the_same_adversary(tmp_path):
+    images = torch.rand(250, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = (images.mean((1, 2, 3)) > 0.5).long()
+
+    def fitted(file, stop_after=None):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+
+        def on_epoch(epoch):
+            if epoch == stop_after:
+                raise KeyboardInterrupt
+
+        _fit(model, images, labels, 0.1, 4, on_epoch, state_file=file)
+        return model[1].weight
+
+    whole = fitted(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "cut", stop_after=3)  # the radius grows until then
+    assert torch.equal(fitted(tmp_path / "cut"), whole)
 
 
 def test_a_library_that_is_not_there_is_left_out(monkeypatch):

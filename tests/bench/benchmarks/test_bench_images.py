@@ -75,8 +75,16 @@ def test_the_command_keeps_each_row_and_goes_on(tmp_path, monkeypatch):
     assert all(0 < row["model_share"] < 1 and row["waited_share"] >= 0 for row in rows)
 
     monkeypatch.setattr(process, None)  # nothing is measured again
-    again = CliRunner().invoke(app, [*options, "--images", "4"])
-    assert again.exit_code == 0 and "attack-hf-robust-4-1-2-float32" in again.output
+    again = CliRunner().invoke(app, [*options, "--images", "4", "--format", "json"])
+    assert again.exit_code == 0 and "attack-hf-robust-4-1-2-float32" in again.stderr
+    printed = json.loads(again.stdout)
+    assert len(printed) == len(rows) and all({"part": "attack"} | row in printed for row in rows)
+
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"measured": [{"rows": [1]}]}')
+    refused = CliRunner().invoke(app, [*options, "--out", str(mine)])
+    assert refused.exit_code == 2 and "would not write again" in refused.output
+    assert json.loads(mine.read_text()) == {"measured": [{"rows": [1]}]}
 
 
 def test_a_killed_row_goes_on_with_its_images_and_its_seconds(files, tmp_path, monkeypatch, capsys):
@@ -97,13 +105,14 @@ def test_a_killed_row_goes_on_with_its_images_and_its_seconds(files, tmp_path, m
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(attacking.Spent, "note", killed)
         attacking.attacked(*work)
-    before = json.loads((tmp_path / "begun/one/seconds.json").read_text())
+    (begun,) = tmp_path.glob("begun-*/one")
+    before = json.loads((begun / "seconds.json").read_text())
     assert 0 < decided[-1] < 6 and before["all"] > before["model"] > 0
     assert f"one: {decided[-1]} of 6 images" in capsys.readouterr().out
 
     row = attacking.attacked(*work)
     assert row["killed"] == 1 and row["images"] == 6 and row["robust_accuracy"] == 100.0
-    assert row["seconds"] > before["all"] and not (tmp_path / "begun/one").exists()
+    assert row["seconds"] > before["all"] and not begun.exists()
 
 
 def test_parts_and_dtypes_that_are_none_are_named():

@@ -4,8 +4,8 @@ hand counts."""
 import pytest
 import torch
 
+from ironmoe.bench.benchmarks.chosen_shapes import check_memory, select_shapes, shape_of
 from ironmoe.bench.benchmarks.gpu.jobs import cases
-from ironmoe.bench.benchmarks.gpu.options import select_shapes
 from ironmoe.bench.benchmarks.passes import (
     DX,
     FORWARD,
@@ -33,6 +33,7 @@ from ironmoe.bench.benchmarks.shapes import (
     dense_problem,
     make_problem,
 )
+from ironmoe.bench.common.user_error import UserError
 
 CPU = torch.device("cpu")
 GATED, BIASES = REHEARSAL
@@ -134,9 +135,47 @@ def test_shapes_are_named_once_and_read_by_name():
         and MAIN.sizes == (32768, 2048, 768, 128, 8)
     )
     assert [s.name for s in select_shapes("mixtral, olmoe", SHAPES)] == ["mixtral", "olmoe"]
+    assert select_shapes(None, SHAPES) == select_shapes([], SHAPES) == SHAPES
+    assert select_shapes(None, SHAPES, REHEARSAL) == REHEARSAL
     planned = cases(SHAPES)
     assert (
         len(set(planned)) == len(planned)
         and {s for s, _ in planned} == set(SHAPES)
         and planned[0] == (MAIN, "uniform")
     )
+
+
+def test_five_numbers_are_a_layer():
+    (shape,) = select_shapes("788, 192,768,8,2", SHAPES)
+    assert shape.sizes == (788, 192, 768, 8, 2)
+    assert shape.activation == "swiglu" and not shape.bias
+    assert shape_of(shape.name, SHAPES) == shape and shape_of("", SHAPES) is None
+    several = ["788,192,768,8,2;olmoe", "mixtral", "788,192,768,8,2"]
+    assert [s.name for s in select_shapes(several, SHAPES)] == [shape.name, "olmoe", "mixtral"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2,3,4", "five whole numbers T,d,n,E,K of at least 1, got '1,2,3,4'"),
+        ("1,2,3,4,5,6", "got '1,2,3,4,5,6'"),
+        ("1,2,0,4,1", "of at least 1, got '1,2,0,4,1'"),
+        ("1,2,-3,4,1", "of at least 1"),
+        ("1,2,3.5,4,1", "five whole numbers"),
+        ("1,2,3,4,x", "five whole numbers"),
+        ("1,2,3,4,1,olmoe", "repeat the option for more layers"),
+        ("8,4,4,2,3", "K must be at most E, got K = 3 and E = 2 in '8,4,4,2,3'"),
+        ("olmo", "'olmo' not among .*five numbers T,d,n,E,K describe another layer"),
+        ("", "'' not among"),
+        ("olmoe;", "'' not among"),
+    ],
+)
+def test_what_is_no_layer_is_named(text, message):
+    with pytest.raises(UserError, match=message):
+        select_shapes(text, SHAPES)
+
+
+def test_a_layer_beyond_the_memory_is_refused():
+    check_memory(REHEARSAL[0], 12)
+    with pytest.raises(UserError, match=r"needs about .* GB, this machine has"):
+        check_memory(MAIN._replace(num_experts=10**9), 12)

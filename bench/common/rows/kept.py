@@ -2,23 +2,21 @@
 command loses at most the piece under way, and several processes may share the folder."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ironmoe.attacks.evaluation.describe import differences
 from ironmoe.bench.common.files import finite, write_json
-from ironmoe.bench.common.machine.hardware import describe_device, processor
-from ironmoe.bench.common.machine.versions import versions
+from ironmoe.bench.common.rows.found import check_place
+from ironmoe.bench.common.rows.origin import origin, origin_of_now
+from ironmoe.bench.common.run_folder import OutputError
 from ironmoe.bench.common.user_error import UserError
 
 
 class Kept:
-    """The files of one part of the benchmark.
+    """The files of one part of a benchmark.
 
-    Each file says with which settings, on which machine and by which command its rows came about.
+    Each file is a dict in JSON: "settings", "made" (see ``provenance``, with "changes") and "rows".
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -61,15 +59,7 @@ class Kept:
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Keep the rows of a finished piece of work. Returns the content of the file."""
-        content = {
-            "settings": self.settings,
-            "versions": versions(),
-            "processor": processor(),
-            "device": describe_device(torch.device("cpu")),
-            "threads": torch.get_num_threads(),
-            "command": " ".join(["ironmoe", *sys.argv[1:]]),
-            "rows": rows,
-        }
+        content = {"settings": self.settings, "made": origin_of_now(), "rows": rows}
         write_json(self.folder / f"{name}.json", content)
         (self.folder / f"{name}.begun").unlink(missing_ok=True)
         return content
@@ -78,6 +68,52 @@ class Kept:
         """The content of every file, by name, whichever process wrote it."""
         names = sorted(file.stem for file in self.folder.glob("*.json"))
         return [found for name in names if (found := self.read(name)) is not None]
+
+    def origins(self) -> list[dict[str, Any]]:
+        """The machines and versions that the rows are from, each once. Files of former versions do
+        not name them all."""
+        found = [origin(entry.get("made", {})) for entry in self.all()]
+        return [one for number, one in enumerate(found) if one not in found[:number]]
+
+
+def begin_copy(out: Path, content: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the file that repeats what a folder keeps, before anything is measured.
+
+    Args:
+        content: the entries of ``Kept.all``, by part.
+
+    Raises:
+        OutputError: the file cannot be written, or holds anything that would be lost.
+    """
+    check_place(out)
+    try:
+        text = out.read_text() if out.exists() else ""
+        found = json.loads(text) if text.strip() else {}
+    except OSError as error:
+        raise OutputError(f"{out} cannot be read: {error.strerror or error}") from error
+    except ValueError:
+        found = None
+    if not _repeats(content, found):
+        raise OutputError(
+            f"{out} holds something that this command would not write again; choose another file "
+            "with --out"
+        )
+    try:
+        write_json(out, content)
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written: {error.strerror or error}; choose another file with --out"
+        ) from error
+
+
+def _repeats(content: dict[str, list[dict[str, Any]]], found: Any) -> bool:
+    """Whether everything in ``found`` is in ``content``."""
+    if not isinstance(found, dict):
+        return False
+    return all(
+        isinstance(entries, list) and all(entry in content.get(part, []) for entry in entries)
+        for part, entries in found.items()
+    )
 
 
 def _content(file: Path) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""``ironmoe bench cpu``: the MoE layer beside Hugging Face's Mixtral experts."""

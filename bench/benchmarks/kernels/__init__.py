@@ -1,0 +1,1 @@
+"""``ironmoe bench kernels``: each operation by itself."""

@@ -1,0 +1,62 @@
+"""What lies where a file of rows is to be written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ironmoe.attacks.evaluation.describe import differences
+from ironmoe.bench.common.rows.origin import origin
+from ironmoe.bench.common.run_folder import OutputError
+
+KEYS = {"benchmark", "settings", "made", "sessions", "rows"}
+
+
+def found_rows(path: Path, benchmark: str) -> dict[str, Any] | None:
+    """The content of a file of rows; None if there is no file, or an empty one.
+
+    Raises:
+        OutputError: no file can be there, or it holds something else.
+    """
+    check_place(path)
+    try:
+        text = path.read_text() if path.exists() else ""
+        found = json.loads(text) if text.strip() else None
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError:
+        found = {}
+
+    if found is None or _is_of(found, benchmark):
+        return found
+    raise OutputError(
+        f"{path} holds something else than rows of ironmoe {benchmark}; choose another file with "
+        "--out"
+    )
+
+
+def check_place(path: Path) -> None:
+    """OutputError: no file can be there."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise OutputError(f"--out must be a file in a folder that exists, got {path}")
+    if path.exists() and not path.is_file():
+        what = "the folder" if path.is_dir() else "the device"
+        raise OutputError(f"--out must be a file, got {what} {path}")
+
+
+def differing(found: dict[str, Any], settings: Any, made: dict[str, Any]) -> list[str]:
+    """How the rows of a file were measured otherwise than they would be now, in words: "batch_size:
+    100 there, 200 now"."""
+    there = {"settings": found["settings"]} | origin(found["made"])
+    now = {"settings": settings} | origin(made)
+    return [line.removeprefix("settings.") for line in differences(there, now)]
+
+
+def _is_of(found: Any, benchmark: str) -> bool:
+    return (
+        isinstance(found, dict)
+        and found.keys() >= KEYS
+        and found["benchmark"] == benchmark
+        and isinstance(found["made"], dict)
+        and all(isinstance(row, dict) for row in found["rows"])
+    )

@@ -1,0 +1,33 @@
+"""How long the rows that are left will take."""
+
+from collections.abc import Hashable, Mapping
+
+
+class Pace:
+    """The time left, from what each row was expected to take and from what those so far took."""
+
+    def __init__(self, expected: Mapping[Hashable, float]) -> None:
+        """``expected``: seconds of each row, from a quick pass."""
+        self.left = dict(expected)
+        self.planned = 0.0
+        self.took = 0.0
+
+    def note(self, row: Hashable, seconds: float) -> None:
+        """A row is done."""
+        self.planned += self.left.pop(row)
+        self.took += seconds
+
+    @property
+    def seconds_left(self) -> float:
+        """The seconds that the others will take: longer than planned if the rows so far were."""
+        slower = self.took / self.planned if self.planned > 0 else 1.0
+        return slower * sum(self.left.values())
+
+
+def in_words(seconds: float) -> str:
+    """A time, as people say it: "40 s", "12 min", "2.5 h"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
