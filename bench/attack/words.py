@@ -19,7 +19,6 @@ UPPER_BOUND = (
 def words(outcome: EvaluationOutcome) -> list[str]:
     """A paragraph for each thing that there is to say."""
     paragraphs = (
-        told_verdict(outcome),
         at_chance(outcome),
         _random(outcome),
         _skipped(outcome),
@@ -43,7 +42,8 @@ def told_verdict(outcome: EvaluationOutcome) -> str:
     )
     return verdict(
         outcome.report,
-        radius=lambda eps: f"{exact(outcome.eps_255(eps))}/255 ({outcome.suite.norm})",
+        radius=lambda eps: f"{exact(outcome.eps_255(eps))}/255",
+        norm=outcome.suite.norm,
         doubts=doubts,
     )
 

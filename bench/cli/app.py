@@ -30,6 +30,7 @@ from ironmoe.bench.cli.options import (
     bounded,
     chosen_device,
 )
+from ironmoe.bench.cli.runs import runs
 from ironmoe.bench.cli.study import study
 from ironmoe.bench.cli.train import train
 from ironmoe.bench.common.errors import clear_errors
@@ -127,6 +128,7 @@ app.command(cls=CommandWithLateHelp)(study)
 app.command(cls=CommandWithLateHelp)(attack)
 app.command()(compare)
 app.command()(table)
+app.command()(runs)
 
 
 @app.command()

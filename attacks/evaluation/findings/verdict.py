@@ -37,12 +37,14 @@ def verdict(
     report: Report,
     *,
     radius: Callable[[float], str] = radius_text,
+    norm: str | None = None,
     doubts: Sequence[str] = (),
 ) -> str:
     """One sentence: the worst case at each radius, and what speaks against trusting it.
 
     Args:
         radius: how a radius is written.
+        norm: of the attacks.
         doubts: further clauses, which come first.
     """
     if not report.attacks:
@@ -54,7 +56,8 @@ def verdict(
     images = report.clean_accuracy.total
     clauses = [
         f"Of {images} image{'s' * (images != 1)}, {share(report.clean_accuracy)} are classified "
-        f"right without an attack and {_held(report, radius)} under {_names(report.attacks)}",
+        f"right without an attack and {_held(report, radius)} under "
+        f"{_names(report.attacks)}{f' in {norm}' * (norm is not None)}",
         *doubts,
         *_doubts(report, idle),
     ]
