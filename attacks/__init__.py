@@ -40,11 +40,14 @@ from ironmoe.attacks.ensemble import Ensemble
 from ironmoe.attacks.evaluation.checks.model_checks import check_model
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.evaluate import evaluate
-from ironmoe.attacks.evaluation.expected import Accuracy, ExpectedAccuracy
+from ironmoe.attacks.evaluation.expected import ExpectedAccuracy
+from ironmoe.attacks.evaluation.findings.accuracy import Accuracy, AccuracyRange, UndecidedError
+from ironmoe.attacks.evaluation.findings.flag import Flag
+from ironmoe.attacks.evaluation.findings.summary import AttackSummary
 from ironmoe.attacks.evaluation.journal_file import JournalError
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.proportion import Proportion
-from ironmoe.attacks.evaluation.report import AttackSummary, Flag, RobustnessReport
+from ironmoe.attacks.evaluation.report import RobustnessReport
 from ironmoe.attacks.goals.class_sets import ClassSet, Superclass
 from ironmoe.attacks.goals.confident import Confident
 from ironmoe.attacks.goals.custom import Custom
@@ -96,6 +99,7 @@ __all__ = [
     "MIFGSM",
     "PGD",
     "Accuracy",
+    "AccuracyRange",
     "Attack",
     "AttackCurve",
     "AttackResult",
@@ -142,6 +146,7 @@ __all__ = [
     "Superclass",
     "Targeted",
     "TopK",
+    "UndecidedError",
     "UniversalPerturbation",
     "UniversalReport",
     "UniversalResult",

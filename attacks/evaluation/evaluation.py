@@ -27,15 +27,16 @@ from ironmoe.attacks.evaluation.arguments import name_of, parts_by_name
 from ironmoe.attacks.evaluation.checks.model_checks import (
     IMAGES,
     look_at,
-    no_room_for_checks,
+    none_made,
     passes_of_checks,
     says_random,
 )
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome, two_answers
 from ironmoe.attacks.evaluation.checksum import checksums_of
+from ironmoe.attacks.evaluation.findings.flag import Flag
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Left, Progress, work_left
-from ironmoe.attacks.evaluation.report import Flag, RobustnessReport
+from ironmoe.attacks.evaluation.report import RobustnessReport
 from ironmoe.attacks.evaluation.sharding import Shard
 from ironmoe.attacks.evaluation.source import Source
 from ironmoe.attacks.evaluation.summaries import (
@@ -141,8 +142,8 @@ class Evaluation:
         """The report of all processes together."""
         records = self.shard.gather(self.records)
         complete = all(self.shard.gather_objects(self.complete))
-        # A process without images has no flags.
-        flags = next(filter(None, self.shard.gather_objects(flags)), [])
+        # A process without images looked at nothing.
+        flags = max(self.shard.gather_objects(flags), key=_looks)
         final = None
         known = (self.source.shape, self.source.dtype)
         # A process that had no images of a stream does not know what they look like.
@@ -187,7 +188,7 @@ class Evaluation:
         )
         if checks:
             seen = any(self.shard.gather_objects(self._saw_two_answers))
-            doubts = two_answers(seen, self.judge.passes)
+            doubts = two_answers(report, seen)
             report.checks = [*flags, doubts, *check_outcome(report)]
         return report
 
@@ -204,7 +205,7 @@ class Evaluation:
         looked_at = first.part(slice(0, min(self.batch_size, IMAGES)))
         images = looked_at.images.to(attack.attacked_model.image_dtype)
         if not self.budget.allows(0, passes_of_checks(len(images))):
-            return [no_room_for_checks()]
+            return none_made("max_forwards left no room for a look at the model")
 
         before = attack.attacked_model.forwards
         columns = {"label": looked_at.labels, **looked_at.side}
@@ -218,7 +219,7 @@ class Evaluation:
         flags = (
             look_at(attack, images[good], columns, also=others, numbers=numbers)
             if len(numbers)
-            else []
+            else none_made("no image of the first batch could be judged")
         )
         self.spent_on_checks = attack.attacked_model.forwards - before
         if self.budget.max_forwards is not None:
@@ -343,3 +344,8 @@ class Evaluation:
             for begun, known in zip(self.begun, self.known_ahead, strict=True)
         ]
         return work_left(self.engine, list(self.under_way), not_begun, seconds)
+
+
+def _looks(flags: list[Flag]) -> int:
+    """How many of these checks could be made."""
+    return sum(flag.looked_at for flag in flags)

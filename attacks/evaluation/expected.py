@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ironmoe.attacks.evaluation.proportion import Proportion, wilson
+from ironmoe.attacks.evaluation.proportion import wilson
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,6 +36,21 @@ class ExpectedAccuracy:
     def value(self) -> float:
         """The expected accuracy of a pass; NaN without images."""
         return self.count / self.total if self.total else float("nan")
+
+    @property
+    def least(self) -> "ExpectedAccuracy":
+        """This one, as of every accuracy that is known; an ``AccuracyRange`` has two ends."""
+        return self
+
+    @property
+    def most(self) -> "ExpectedAccuracy":
+        """This one."""
+        return self
+
+    @property
+    def undecided(self) -> int:
+        """How many images are undecided: none."""
+        return 0
 
     def without(self, images: int) -> "ExpectedAccuracy":
         """The accuracy that is left if the model fails in every pass over so many more images,
@@ -85,6 +100,3 @@ class ExpectedAccuracy:
 
     def __repr__(self) -> str:
         return f"ExpectedAccuracy({self}, total={self.total}, passes={self.passes})"
-
-
-Accuracy = Proportion | ExpectedAccuracy

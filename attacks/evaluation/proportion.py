@@ -35,6 +35,21 @@ class Proportion:
         """The share; NaN if ``total`` is 0."""
         return self.count / self.total if self.total else float("nan")
 
+    @property
+    def least(self) -> "Proportion":
+        """This one, as of every accuracy that is known; an ``AccuracyRange`` has two ends."""
+        return self
+
+    @property
+    def most(self) -> "Proportion":
+        """This one."""
+        return self
+
+    @property
+    def undecided(self) -> int:
+        """How many images are undecided: none."""
+        return 0
+
     def without(self, images: int) -> "Proportion":
         """The share that is left if so many more of the trials fail."""
         return Proportion(self.count - images, self.total)

@@ -12,8 +12,8 @@ from ironmoe.attacks.engine.counters import result_fields
 from ironmoe.attacks.engine.job import Stage
 from ironmoe.attacks.engine.records import Records
 from ironmoe.attacks.engine.search import Search
+from ironmoe.attacks.evaluation.findings.summary import AttackSummary
 from ironmoe.attacks.evaluation.journal import Journal
-from ironmoe.attacks.evaluation.report import AttackSummary
 
 PER_IMAGE = ("label", "clean_prediction", "forwards", "backwards")
 
@@ -128,6 +128,7 @@ def summary_of(
         targeted=stages[0].attack.goal.targeted,
         box=_size_of_box(stages[0].attack, shape),
         still=_stands_still(stages[-1], shape),
+        takes_steps=any(_takes_steps(stage.attack) for stage in stages),
         blind=tuple({stage.attack.name for stage in stages if not stage.attack.gradient}),
         per_image=per_image,
         **counted,
@@ -171,6 +172,13 @@ def _stands_still(stage: Stage, shape: torch.Size) -> bool:
     levels = getattr(attack, "levels", None)
     step = 0.0 if levels is None else (high - low) / (levels - 1)
     return not bool(((reach > 0) & (reach * (1 + SLACK) >= step)).any())
+
+
+def _takes_steps(attack: Search) -> bool:
+    """Whether a search that has steps takes any that lead somewhere."""
+    steps, alpha = (getattr(attack, name, None) for name in ("steps", "alpha"))
+    goes_nowhere = alpha is not None and not bool((torch.as_tensor(alpha) != 0).any())
+    return steps != 0 and not goes_nowhere
 
 
 def _corners(attack: Search, shape: torch.Size) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ironmoe.attacks.evaluation.expected import Accuracy, ExpectedAccuracy
+from ironmoe.attacks.evaluation.expected import ExpectedAccuracy
+from ironmoe.attacks.evaluation.findings.accuracy import Accuracy, AccuracyRange, Known
 from ironmoe.attacks.evaluation.proportion import Proportion
 from ironmoe.attacks.results.image_rows import Reports, by_model
 from ironmoe.attacks.results.outcomes import CLEAN, WORST_CASE, Outcomes, Values, outcomes_of
@@ -13,6 +14,8 @@ from ironmoe.attacks.results.rows_file import Kind, Row, rows_as_text
 ACCURACY_KINDS: dict[str, Kind] = {
     "eps": float,
     "accuracy": float,
+    "least": float,
+    "most": float,
     "low": float,
     "high": float,
     "confidence": float,
@@ -33,12 +36,14 @@ def accuracies(reports: Reports, *, confidence: float = 0.95) -> list[Row]:
       against every attack. A single attack has no such row
     - ``eps``: the radius; None in the row "clean", and in a worst case of attacks that have no
       radius in common, each of which counts at its own largest radius
-    - ``accuracy``, ``low``, ``high``: a share, and its Wilson interval
+    - ``accuracy``: a share; None where a budget left images undecided
+    - ``least``, ``most``: the share if all undecided images fall, and if all of them hold; without
+      any both are the accuracy
+    - ``low``, ``high``: its Wilson interval, from that of ``least`` to that of ``most``
     - ``confidence``: that of the interval
-    - ``right``, ``images``: how many images hold, and how many count; of a random model, how many
-      a pass gets right on average
-    - ``undecided``: how many of ``right`` a budget left undecided. They may still fall, so the
-      accuracy is an upper bound, and the interval reaches down to where all of them fall
+    - ``right``, ``images``: how many images are known to hold, and how many count; of a random
+      model, how many a pass gets right on average
+    - ``undecided``: how many images a budget left undecided
     - ``passes``: how many passes of the model each verdict rests on; with more than 1 it is random,
       and an accuracy is the expected one of a pass
 
@@ -81,20 +86,25 @@ def _rows_of(outcomes: Outcomes, confidence: float) -> list[Row]:
 def _numbers(values: Values, outcomes: Outcomes, confidence: float) -> Row:
     """The columns of one accuracy."""
     undecided = values.count(None)
-    so_far = _accuracy([1.0 if value is None else value for value in values], outcomes)
+    most = _known([1.0 if value is None else value for value in values], outcomes)
+    accuracy: Accuracy = AccuracyRange(most, undecided) if undecided else most
+    low, high = accuracy.interval(confidence)
+    least = accuracy.least
     return {
-        "accuracy": so_far.value if values else None,
-        "low": so_far.without(undecided).interval(confidence)[0],
-        "high": so_far.interval(confidence)[1],
+        "accuracy": None if undecided or not values else most.value,
+        "least": least.value if values else None,
+        "most": most.value if values else None,
+        "low": low,
+        "high": high,
         "confidence": confidence,
-        "right": so_far.count,
-        "images": so_far.total,
+        "right": least.count,
+        "images": most.total,
         "undecided": undecided,
         "passes": outcomes.passes,
     }
 
 
-def _accuracy(values: Sequence[float], outcomes: Outcomes) -> Accuracy:
+def _known(values: Sequence[float], outcomes: Outcomes) -> Known:
     if outcomes.passes == 1:
         return Proportion(round(sum(values)), len(values))
     half = outcomes.passes // 2

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ironmoe.attacks.evaluation.findings.radius_text import radius_text
 from ironmoe.attacks.evaluation.report import RobustnessReport
+from ironmoe.attacks.results.better import which_is_better
 from ironmoe.attacks.results.outcomes import CLEAN, WORST_CASE, Outcomes, Values, outcomes_of
 from ironmoe.attacks.results.paired import PairedDifference, paired_difference
 
@@ -53,7 +55,14 @@ class Comparison(NamedTuple):
             f"p-values: {' or '.join(tests)}; intervals of differences: {confidence:g} %, Bonett "
             "and Price (2012)"
         )
-        return "\n".join([*map(_told, self.lines), methods, *self.notes])
+        return "\n".join([*map(_told, self.lines), *self.sentences(), methods, *self.notes])
+
+    def sentences(self, names: tuple[str, str] = ("the first run", "the second")) -> list[str]:
+        """Which run is better, without an attack and in the worst case, or under the one attack."""
+        worst = [line for line in self.lines if line.attack == WORST_CASE]
+        attacked = worst or [line for line in self.lines if line.attack != CLEAN]
+        shown = [line for line in self.lines if line.attack == CLEAN] + attacked
+        return [which_is_better(line.result, where(line), names) for line in shown]
 
 
 def compare(
@@ -171,17 +180,28 @@ def _notes(one: Outcomes, other: Outcomes) -> list[str]:
             for attack in _common(list(run.rows), list(another.rows))
         }
         notes += [
-            f"Only {name} has {attack} at {', '.join(map(str, more))}."
+            f"Only {name} has {attack} at {', '.join(map(radius_text, more))}."
             for attack, more in radii.items()
             if more
         ]
     for run, name in ((one, "first"), (other, "second")):
+        undecided, pairs = run.undecided
+        if undecided and not run.complete:
+            notes.append(
+                f"The {name} run is unfinished: {undecided} of {pairs} (image, attack) pairs are "
+                "undecided."
+            )
         if run.alike > DRAWS_TOGETHER:
             notes.append(
                 f"The model of the {name} run draws for many images at once, so that a pass varies "
                 f"{run.alike:.1f} times as much as its images show: intervals and p-values, which "
                 "do not know it, are too small."
             )
+    shared = _common(list(one.rows), list(other.rows))
+    if not any(_common(one.radii[attack], other.radii[attack]) for attack in shared):
+        notes.append(
+            "No attack was run at one radius in both runs: only the clean accuracy is compared."
+        )
     missing = len(one.first.keys() ^ other.first.keys())
     if missing:
         notes.append(f"Images left out, because one run did not come to them: {missing}.")
@@ -197,12 +217,22 @@ def _common(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
     return [each for each in one if each in others]
 
 
+def where(line: ComparedAccuracy, attack: str | None = None, radius: str | None = None) -> str:
+    """What a line is about: "Under pgd at 8/255". ``attack`` and ``radius`` say it otherwise."""
+    if line.attack == CLEAN:
+        return "Without an attack"
+    at = "" if line.eps is None else f" at {radius or radius_text(line.eps)}"
+    if line.attack == WORST_CASE:
+        return f"In the worst case{at}"
+    return f"Under {attack or line.attack}{at}"
+
+
 def _told(line: ComparedAccuracy) -> str:
     """A line for people."""
     result = line.result
     if not result.images:
         return f"{line.attack}: no image in both runs"
-    at = "" if line.eps is None else f" at {line.eps:.6g}"
+    at = "" if line.eps is None else f" at {radius_text(line.eps)}"
     out = f", {line.undecided} of them undecided" if line.undecided else ""
     low, high = result.interval
     return (

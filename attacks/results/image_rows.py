@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.engine.counters import SIGNS
-from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
+from ironmoe.attacks.evaluation.findings.summary import AttackSummary
+from ironmoe.attacks.evaluation.report import RobustnessReport
 from ironmoe.attacks.results.rows_file import Row, read_text_rows, write_text_rows
 
 Reports = RobustnessReport | Mapping[str, RobustnessReport]

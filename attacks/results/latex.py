@@ -1,13 +1,12 @@
 """Accuracies as a LaTeX table (booktabs): one row an attack, one column a radius."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
-
+from ironmoe.attacks.evaluation.findings.radius_text import radius_text
 from ironmoe.attacks.results.accuracies import accuracies
 from ironmoe.attacks.results.image_rows import Reports
-from ironmoe.attacks.results.outcomes import CLEAN
+from ironmoe.attacks.results.layout import laid_out
 from ironmoe.attacks.results.rows_file import Row
 
 ESCAPED = {
@@ -20,7 +19,6 @@ ESCAPED = {
     "*": "{*}",  # and this as a part of the line's end
     "\n": " ",
 } | {sign: f"\\{sign}" for sign in "&%$#_{}"}
-NOTHING = "--"
 
 
 def latex_table(
@@ -32,12 +30,12 @@ def latex_table(
 ) -> str:
     r"""A ``tabular`` with the accuracies of one or several reports, in percent.
 
-    It needs ``\usepackage{booktabs}``. ≤ stands before an accuracy that counts undecided images as
-    right; its interval reaches down to where all of them fall.
+    It needs ``\usepackage{booktabs}``. Where a budget left images undecided, an accuracy is a
+    range, such as 12.5 to 25.0: if all of them fall, and if all hold. $n$ is how many images count.
 
     Args:
         reports: what ``evaluate`` returned, or model → report for several models; or rows of
-            ``accuracies``.
+            ``accuracies``, which may have "data" and "norm" beside "model".
         intervals: write the Wilson interval after each accuracy.
         digits: decimal places of the percentages.
         confidence: that of the intervals, where reports are given. Rows have their own.
@@ -49,27 +47,18 @@ def latex_table(
         rows = list(reports)
     else:
         rows = accuracies(cast(Reports, reports), confidence=confidence)
-    if not rows:
-        raise ValueError("reports must hold at least one accuracy, got none")
-
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    radii = _radii(rows)
-    names = ["Model", "Attack"] if models != [None] else ["Attack"]
+    table = laid_out(rows, intervals=intervals, digits=digits)
+    named = len(table.names)
 
     lines = [
         f"% needs \\usepackage{{booktabs}}. Accuracies in percent{_said(rows, intervals)}",
-        f"\\begin{{tabular}}{{{'l' * len(names)}{'r' * (1 + len(radii))}}}",
+        f"\\begin{{tabular}}{{{'l' * named}{'r' * (2 + len(table.radii))}}}",
         "\\toprule",
-        _line([*names, "Clean", *map(_radius, radii)]),
+        _line([*table.names, "$n$", "Clean", *map(_radius, table.radii)]),
     ]
-    for model in models:
-        of_model = [row for row in rows if row["model"] == model]
-        block = _block(of_model, radii, lambda row: _cell(row, intervals, digits))
-        for number, cells in enumerate(block):
-            name = escaped(model or "") if number == 0 else ""
-            lines += ["\\midrule"] * (number == 0)
-            lines.append(_line([name, *cells] if len(names) == 2 else cells))
-
+    for block in table.blocks:
+        lines.append("\\midrule")
+        lines += [_line([*map(escaped, cells[:named]), *cells[named:]]) for cells in block]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
@@ -78,48 +67,10 @@ def escaped(text: str) -> str:
     return "".join(ESCAPED.get(sign, sign) for sign in text)
 
 
-def _block(
-    rows: Sequence[Row], radii: Sequence[float | None], cell: Callable[[Row | None], str]
-) -> list[list[str]]:
-    """The cells of one model, a list for each attack; the clean accuracy stands in the first."""
-    at = {(row["attack"], row["eps"]): row for row in rows}
-    clean = at.pop((CLEAN, None), None)
-    attacks = list(dict.fromkeys(attack for attack, _ in at))
-    return [
-        [
-            escaped(attack),
-            cell(clean) if number == 0 else "",
-            *(cell(at.get((attack, eps))) for eps in radii),
-        ]
-        for number, attack in enumerate(attacks)
-    ]
-
-
-def _cell(row: Row | None, intervals: bool, digits: int) -> str:
-    if row is None or row["accuracy"] is None:
-        return NOTHING
-    share, low, high = (
-        f"{100 * float(row[name]):.{digits}f}" for name in ("accuracy", "low", "high")
-    )
-    text = f"$\\leq$ {share}" if row["undecided"] else share
-    return f"{text} [{low}, {high}]" if intervals else text
-
-
-def _radii(rows: Sequence[Row]) -> list[float | None]:
-    """The radii, ascending, and None last if a worst case has none."""
-    known = sorted({row["eps"] for row in rows if row["eps"] is not None})
-    without = any(row["eps"] is None and row["attack"] != CLEAN for row in rows)
-    return [*known, None] if without else known
-
-
 def _radius(eps: float | None) -> str:
-    """The shortest text that stands for exactly this radius: 8/255, or 0.5."""
     if eps is None:
         return "each at its largest $\\varepsilon$"
-    decimal = np.format_float_positional(eps, trim="-")
-    numerator = np.format_float_positional(float(f"{255 * eps:g}"), trim="-")
-    is_fraction = float(numerator) / 255 == eps and len(f"{numerator}/255") < len(decimal)
-    return f"$\\varepsilon = {f'{numerator}/255' if is_fraction else decimal}$"
+    return f"$\\varepsilon = {radius_text(eps)}$"
 
 
 def _said(rows: Sequence[Row], intervals: bool) -> str:
@@ -130,6 +81,8 @@ def _said(rows: Sequence[Row], intervals: bool) -> str:
         text += f", with {' or '.join(f'{100 * each:g}' for each in kinds)} \\% Wilson intervals"
     if any(row["passes"] > 1 for row in rows):
         text += "; of random models, the expected ones of a pass"
+    if any(row["undecided"] for row in rows):
+        text += "; ranges where a budget left images undecided"
     return text
 
 

@@ -46,6 +46,15 @@ class Outcomes:
         )
 
     @property
+    def undecided(self) -> tuple[int, int]:
+        """(how many (image, attack) pairs are undecided, how many there are)."""
+        numbers = self.numbers
+        open_ = [
+            self.under(attack, self.radii[attack][-1], numbers).count(None) for attack in self.rows
+        ]
+        return sum(open_), len(open_) * len(numbers)
+
+    @property
     def passes(self) -> int:
         """How many passes of the model each verdict rests on."""
         return max((row["passes"] for row in self.first.values()), default=1)

@@ -10,7 +10,8 @@ from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.attempts import where
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.evaluation.evaluate import evaluate
-from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
+from ironmoe.attacks.evaluation.findings.summary import AttackSummary
+from ironmoe.attacks.evaluation.report import RobustnessReport
 from ironmoe.attacks.evaluation.source import Batches
 from ironmoe.attacks.extra import Extra, cut, extra_columns
 from ironmoe.attacks.standard.log import Log

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ironmoe.attacks.evaluation.findings.summary import AttackSummary
 from ironmoe.attacks.evaluation.progress import Progress
-from ironmoe.attacks.evaluation.report import AttackSummary, RobustnessReport
+from ironmoe.attacks.evaluation.report import RobustnessReport
 from ironmoe.attacks.evaluation.sharding import current_shard
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks import Accuracy, Flag, RobustnessReport
+from ironmoe.attacks.evaluation.findings.flag import NOT_LOOKED_AT, PASSED, TRIPPED
 from ironmoe.bench.attack.attacked_images import AttackedImages
 from ironmoe.bench.attack.parts import Part, describe
 from ironmoe.bench.attack.rows import Cost, RobustnessRow
@@ -100,10 +101,13 @@ class EvaluationOutcome:
         """(N,) float64: ``AttackSummary.fell_at`` in units of 1/255, as exactly the numbers that
         the suite has."""
         at = self.report.attacks[name].fell_at
+        return torch.tensor([self.eps_255(radius) for radius in at.tolist()], dtype=torch.float64)
+
+    def eps_255(self, radius: float) -> float:
+        """A radius of the suite in units of 1/255, as exactly the number that the suite has; other
+        numbers as they are."""
         given = {from_255(eps): eps for eps in self.suite.eps_255}
-        return torch.tensor(
-            [given.get(radius, radius) for radius in at.tolist()], dtype=torch.float64
-        )
+        return given.get(radius, radius)
 
     def robust_at(self, eps_255: float) -> Tensor:
         """(N,) bool: images that are classified right and for which no attack found anything up to
@@ -157,7 +161,7 @@ class EvaluationOutcome:
         return RobustnessRow(
             attack=name,
             eps_255=eps_255,
-            robust=accuracy,
+            robust=accuracy.most,
             fell=int((self.report.clean_correct & ~robust & counted).sum()),
             undecided=int((undecided & counted).sum()),
             any_decided=not name or self.decided_something(name),
@@ -214,8 +218,9 @@ class EvaluationOutcome:
 
     @property
     def checks(self) -> list[Flag]:
-        """The checks against false security, tripped ones first."""
-        return sorted(self.report.checks, key=lambda flag: not flag.tripped)
+        """The checks against false security: tripped ones first, then those not looked at."""
+        order = (TRIPPED, NOT_LOOKED_AT, PASSED)
+        return sorted(self.report.checks, key=lambda flag: order.index(flag.state))
 
     def easiest(self, count: int = 6) -> list[ShownImage]:
         """The images that fell at the smallest eps, the nearest first."""

@@ -6,7 +6,12 @@ report.html, its keys in report.json.
 
 from typing import Any, NamedTuple
 
-from ironmoe.attacks import Accuracy
+from ironmoe.attacks.evaluation.findings.accuracy import (
+    Accuracy,
+    AccuracyRange,
+    Known,
+    numbers_of,
+)
 from ironmoe.bench.common.radii import exact
 from ironmoe.bench.reports.cells import brackets, percent, speed
 from ironmoe.bench.reports.tables import Column
@@ -18,34 +23,36 @@ class RobustnessRow(NamedTuple):
     """What held against one attack at one eps.
 
     attack: empty in the rows of the worst case, in which an image counts as robust only if it held
-    against every attack; fell, undecided: images, of which the undecided ones are robust so far and
-    may fall when the run goes on; any_decided: whether anything is known of this attack.
+    against every attack; robust: the accuracy if all undecided images hold; fell, undecided:
+    images, of which the undecided ones may fall when the run goes on; any_decided: whether anything
+    is known of this attack.
     """
 
     attack: str
     eps_255: float
-    robust: Accuracy
+    robust: Known
     fell: int
     undecided: int
     any_decided: bool = True
 
     @property
-    def _least_robust(self) -> Accuracy:
-        return self.robust.without(self.undecided)
+    def accuracy(self) -> Accuracy:
+        """A range where images are undecided."""
+        return AccuracyRange(self.robust, self.undecided) if self.undecided else self.robust
 
     @property
     def least(self) -> float:
         """The share that would be left if everything undecided fell."""
-        return self._least_robust.value
+        return self.accuracy.least.value
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, from the lower end of ``least`` to the upper end of what is robust so far."""
-        return self._least_robust.interval()[0], self.robust.interval()[1]
+        """95 %, which allows for every way in which undecided images may turn out."""
+        return self.accuracy.interval()
 
     @property
     def share(self) -> str:
-        return f"{'≤ ' * bool(self.undecided)}{percent(self.robust)}"
+        return percent(self.accuracy)
 
     @property
     def brackets(self) -> str:
@@ -54,9 +61,7 @@ class RobustnessRow(NamedTuple):
     @property
     def numbers(self) -> dict[str, Any]:
         """For report.json."""
-        numbers = self.robust.as_dict()
-        (name,) = numbers.keys() & {"wilson_95", "interval_95"}
-        return numbers | {name: list(self.interval)}
+        return numbers_of(self.accuracy)
 
 
 class Cost(NamedTuple):
@@ -86,7 +91,7 @@ RESULT_COLUMNS: tuple[Column[RobustnessRow], ...] = (
         lambda row: row.numbers,
     ),
     Column("fell", lambda row: str(row.fell)),
-    Column("undecided", lambda row: str(row.undecided), lambda row: {"undecided": row.undecided}),
+    Column("undecided", lambda row: str(row.undecided)),
 )
 
 COST_COLUMNS: tuple[Column[Cost], ...] = (

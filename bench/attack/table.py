@@ -5,15 +5,15 @@ from rich.table import Table
 
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.rows import COST_COLUMNS, RESULT_COLUMNS, WORST_CASE
-from ironmoe.bench.reports.cells import counted
+from ironmoe.bench.attack.words import images_told, told_verdict
 from ironmoe.bench.reports.tables import cells, headers, terminal_table
 
 
 def heading(outcome: EvaluationOutcome) -> list[str]:
     """The lines above the tables."""
-    images = counted(outcome.reached, "image")
     return [
-        f"{outcome.title} on {images}: {outcome.description}",
+        f"{outcome.title} on {images_told(outcome)}: {outcome.description}",
+        told_verdict(outcome),
         f"clean accuracy {outcome.report.clean_accuracy}",
     ]
 

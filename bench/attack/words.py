@@ -1,6 +1,10 @@
 """What the numbers of an evaluation say and what they do not say, in sentences."""
 
+from ironmoe.attacks import Flag
+from ironmoe.attacks.evaluation.findings.flag import NOT_LOOKED_AT, TRIPPED, in_state
+from ironmoe.attacks.evaluation.findings.verdict import verdict
 from ironmoe.bench.attack.outcome import EvaluationOutcome
+from ironmoe.bench.common.radii import exact
 from ironmoe.bench.reports.cells import counted
 
 MOST_NAMED = 10  # skipped images
@@ -15,11 +19,12 @@ UPPER_BOUND = (
 def words(outcome: EvaluationOutcome) -> list[str]:
     """A paragraph for each thing that there is to say."""
     paragraphs = (
-        _at_chance(outcome),
+        at_chance(outcome),
         _random(outcome),
         _skipped(outcome),
         _unread(outcome),
         _tripped(outcome),
+        _not_looked_at(outcome),
         _ended_early(outcome),
         _confirmed(outcome),
         *outcome.remarks,
@@ -28,7 +33,47 @@ def words(outcome: EvaluationOutcome) -> list[str]:
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
-def _at_chance(outcome: EvaluationOutcome) -> str:
+def told_verdict(outcome: EvaluationOutcome) -> str:
+    """The verdict of the run in one sentence, true while it is unfinished, too."""
+    doubts = (
+        ["the clean accuracy is at or below chance, so this says nothing of robustness"]
+        if at_chance(outcome)
+        else []
+    )
+    return verdict(
+        outcome.report,
+        radius=lambda eps: f"{exact(outcome.eps_255(eps))}/255",
+        norm=outcome.suite.norm,
+        doubts=doubts,
+    )
+
+
+def images_told(outcome: EvaluationOutcome) -> str:
+    """How many images every number is about, and why others are left out: "8 of 11 images (3
+    skipped: 2 cannot be read, 1 gave nothing finite)"."""
+    counts = outcome.report.clean_accuracy.total
+    asked = len(outcome.images)
+    if counts == asked:
+        return counted(asked, "image")
+
+    skipped = set(outcome.report.skipped)
+    unread = len(skipped & outcome.unread.keys())
+    reasons = [
+        f"{number} {why}"
+        for number, why in (
+            (unread, "cannot be read"),
+            (len(skipped) - unread, "gave nothing finite"),
+            (asked - outcome.reached, "not reached"),
+        )
+        if number
+    ]
+    left = asked - counts
+    verb = "skipped" if skipped and outcome.reached == asked else "left out"
+    return f"{counts} of {counted(asked, 'image')} ({left} {verb}: {', '.join(reasons)})"
+
+
+def at_chance(outcome: EvaluationOutcome) -> str:
+    """A paragraph for a model that is no better than chance; empty for a better one."""
     clean, classes = outcome.report.clean_accuracy, len(outcome.images.classes)
     if classes < 2 or clean.value * classes > 1:
         return ""
@@ -80,14 +125,29 @@ def _unread(outcome: EvaluationOutcome) -> str:
 
 
 def _tripped(outcome: EvaluationOutcome) -> str:
-    tripped = [flag for flag in outcome.checks if flag.tripped]
+    tripped = in_state(outcome.checks, TRIPPED)
     if not tripped:
         return ""
-    messages = [f"{flag.name[0].upper()}{flag.name[1:]}: {flag.message}" for flag in tripped]
     return (
         f"{len(tripped)} of {len(outcome.checks)} checks against false security tripped: the model "
-        f"may be weaker than it looks. {' '.join(messages)}"
+        f"may be weaker than it looks. {_listed(tripped)}"
     )
+
+
+def _not_looked_at(outcome: EvaluationOutcome) -> str:
+    if not outcome.checks:
+        return "The checks against false security were not made."
+    unseen = in_state(outcome.checks, NOT_LOOKED_AT)
+    if not unseen:
+        return ""
+    return (
+        f"{len(unseen)} of {len(outcome.checks)} checks against false security could not be made, "
+        f"so they say nothing. {_listed(unseen)}"
+    )
+
+
+def _listed(flags: list[Flag]) -> str:
+    return " ".join(f"{flag.name[0].upper()}{flag.name[1:]}: {flag.message}" for flag in flags)
 
 
 def _ended_early(outcome: EvaluationOutcome) -> str:
@@ -104,9 +164,9 @@ def _ended_early(outcome: EvaluationOutcome) -> str:
 
     return (
         "A budget ended the evaluation early: "
-        f"{undecided} of {outcome.reached * len(attacks)} {_noun(outcome)}s are undecided. What ≤ "
-        "is written before counts them as robust, and its interval reaches down to where they all "
-        f"fall{not_reached}. The same command goes on from here."
+        f"{undecided} of {outcome.reached * len(attacks)} {_noun(outcome)}s are undecided. An "
+        "accuracy that they touch is a range, from where they all fall to where they all hold, and "
+        f"its interval reaches as far{not_reached}. The same command goes on from here."
     )
 
 

@@ -31,6 +31,7 @@ from ironmoe.bench.cli.options import (
     bounded,
     chosen_device,
 )
+from ironmoe.bench.cli.runs import runs
 from ironmoe.bench.cli.study import study
 from ironmoe.bench.cli.train import train
 from ironmoe.bench.cli.version import print_version
@@ -150,6 +151,7 @@ app.command()(study)
 app.command()(attack)
 app.command()(compare)
 app.command()(table)
+app.command()(runs)
 
 
 @app.command()

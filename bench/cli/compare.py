@@ -44,7 +44,7 @@ def table(
         list[Path], typer.Argument(metavar="RUN …", help="Folders of runs of ironmoe attack.")
     ],
     form: Annotated[
-        str, typer.Option("--format", help="**latex** (for booktabs) or **csv**.")
+        str, typer.Option("--format", help="latex (for booktabs), csv or md.")
     ] = "latex",
 ) -> None:
     """Print the accuracies of several runs of ironmoe attack as one table for a paper.

@@ -8,19 +8,20 @@ from rich.console import Console
 
 from ironmoe.attacks import ComparedAccuracy, Comparison, compare
 from ironmoe.bench.common.files import finite
-from ironmoe.bench.common.radii import exact, to_255
-from ironmoe.bench.compare.finished_run import FinishedRun, RunError, finished_run
+from ironmoe.bench.compare.better import attack_name, better, radius_in_255, same_run
+from ironmoe.bench.compare.finished_run import STRENGTH, FinishedRun, RunError, finished_run
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.tables import Column, cells, headers, terminal_table
 
 COLUMNS: tuple[Column[ComparedAccuracy], ...] = (
-    Column("attack", lambda line: line.attack),
-    Column("eps/255", lambda line: "" if line.eps is None else exact(_rounded(line.eps))),
+    Column("attack", lambda line: attack_name(line.attack)),
+    Column("eps", lambda line: "" if line.eps is None else radius_in_255(line.eps)),
     Column("first", lambda line: _percent(line.result.accuracy_one)),
     Column("second", lambda line: _percent(line.result.accuracy_other)),
     Column("difference", lambda line: _difference(line)),
     Column("p", lambda line: f"{line.result.p_value:.2g}"),
 )
+NAMES = {"names": "attacks", "eps_255": "eps/255", "alpha_255": "alpha/255"}
 UNDECIDED: Column[ComparedAccuracy] = Column("undecided", lambda line: str(line.undecided))
 
 
@@ -43,7 +44,8 @@ def run_compare_command(
         first, second = (run.outcomes(without=without) for run in runs)
         comparison = compare(first, second, confidence=confidence)
     except ValueError as error:
-        raise RunError(f"{one}, {other}: {error}") from error
+        names = [f"{run.path} ({run.data})" for run in runs]
+        raise RunError(f"{names[0]}, {names[1]}: {error}") from error
 
     if as_json:
         console.out(json.dumps(finite(_entry(runs, comparison)), indent=1), highlight=False)
@@ -54,16 +56,21 @@ def run_compare_command(
 
 def _entry(runs: list[FinishedRun], comparison: Comparison) -> dict[str, Any]:
     names = ("one", "other")
-    about = {
+    about: dict[str, dict[str, Any]] = {
         name: {"folder": str(run.path), "model": run.name, "attacks": run.report["attacks"]}
         for name, run in zip(names, runs, strict=True)
     }
-    return about | {"other_settings": _other_settings(runs)} | comparison.as_dict()
+    for name, run in zip(names, runs, strict=True):
+        about[name]["checks"] = run.checks
+    found = comparison.as_dict()
+    found["notes"] = [*same_run(runs), *found["notes"]]
+    sentences = {"sentences": better(runs, comparison)}
+    return about | {"other_settings": _other_settings(runs)} | sentences | found
 
 
 def _print(runs: list[FinishedRun], comparison: Comparison, console: Console) -> None:
     for number, run in zip(("first", "second"), runs, strict=True):
-        _say(f"{number}: {run.report['title']}, {run.path}", console)
+        _say(f"{number}: {run.report['title']}, {run.path}; {run.checks}", console)
 
     open_ = any(line.undecided for line in comparison.lines)
     columns = (*COLUMNS, UNDECIDED) if open_ else COLUMNS
@@ -80,15 +87,20 @@ def _print(runs: list[FinishedRun], comparison: Comparison, console: Console) ->
         f"and Price, 2012). p is that of {tests}, two-sided, for each line alone.",
         console,
     )
+    for sentence in better(runs, comparison):
+        _say(sentence, console)
     if open_:
         _say(
             "Undecided images count as right. They may still fall: intervals and p allow for that.",
             console,
         )
-    for note in comparison.notes:
+    for note in [*same_run(runs), *comparison.notes]:
         _say(note, console)
     if others := _other_settings(runs):
-        _say(f"The runs differ in more than the model: {'; '.join(others)}.", console)
+        _say(
+            f"The runs differ in more than the model (first and second): {'; '.join(others)}.",
+            console,
+        )
 
 
 def _told_otherwise(runs: list[FinishedRun]) -> tuple[str, ...]:
@@ -109,10 +121,24 @@ def _told_otherwise(runs: list[FinishedRun]) -> tuple[str, ...]:
 def _other_settings(runs: list[FinishedRun]) -> list[str]:
     """Where the attacks and the versions of the runs differ."""
     one, other = (run.settings["attacks"] for run in runs)
-    pairs = {f"attacks.{key}": (one.get(key), other.get(key)) for key in {**one, **other}}
+    pairs = {NAMES.get(key, key): (one.get(key), other.get(key)) for key in {**one, **other}}
+    strengths = [run.strength() for run in runs]
+    for attack in [name for name in strengths[0] if name in strengths[1]]:
+        first, second = (strength[attack] for strength in strengths)
+        pairs |= {
+            f"{attack} {key}": (first.get(key), second.get(key))
+            for key in {**first, **second}
+            if key not in STRENGTH and key not in one
+        }
     pairs["ironmoe"] = runs[0].settings["ironmoe"], runs[1].settings["ironmoe"]
     pairs["pixels"] = runs[0].report.get("pixels"), runs[1].report.get("pixels")
-    return [f"{name}: {a} and {b}" for name, (a, b) in pairs.items() if a != b]
+    return [f"{name}: {_told(a)} and {_told(b)}" for name, (a, b) in pairs.items() if a != b]
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_told, value))
+    return "the default" if value is None else str(value)
 
 
 def _difference(line: ComparedAccuracy) -> str:
@@ -124,12 +150,6 @@ def _difference(line: ComparedAccuracy) -> str:
 
 def _percent(share: float) -> str:
     return "–" if share != share else f"{100 * share:.1f}"
-
-
-def _rounded(eps: float) -> float:
-    """A radius in units of 1/255, as people wrote it: multiplied, 3/255 may not be 3."""
-    times = to_255(eps)
-    return round(times, 9)
 
 
 def _say(line: str, console: Console) -> None:

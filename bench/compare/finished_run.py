@@ -1,5 +1,6 @@
 """The folder of a run of ``ironmoe attack``, read again."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from ironmoe.attacks.results.outcomes import Outcomes, outcomes_from
 from ironmoe.attacks.results.rows_file import Row, read_text_rows
 from ironmoe.bench.attack.saved.tables import IMAGES, TABLE
 from ironmoe.bench.common.user_error import UserError
+
+# What the command line says of all attacks alike.
+STRENGTH = ("seed", "alpha_255", "dtype", "routing", "levels")
 
 
 class RunError(UserError):
@@ -51,9 +55,71 @@ class FinishedRun(NamedTuple):
         """Number of an image → its row in the data."""
         return {row["number"]: row["row"] for row in read_rows(self.path / IMAGES)}
 
+    @property
+    def norm(self) -> str:
+        """In which the attacks were made."""
+        return str(self.settings["attacks"]["norm"])
+
+    @property
+    def data(self) -> str:
+        """The name of the data."""
+        return str(self.settings["data"])
+
+    @property
+    def unfinished(self) -> str:
+        """What a budget left open, as a clause; empty for a complete run."""
+        numbers = self.report["report"]
+        open_ = sum(attack["undecided"] for attack in numbers["attacks"].values())
+        missed = numbers["unread"]
+        parts = [f"{open_} (image, attack) pairs are undecided"] * bool(open_)
+        parts += [f"{missed} images were not reached"] * bool(missed)
+        return " and ".join(parts)
+
+    @property
+    def checks(self) -> str:
+        """What the checks against false security say, as a clause."""
+        flags = self.report["report"]["checks"]
+        if not flags:
+            return "checks against false security were not made"
+        names = {
+            state: [flag["name"] for flag in flags if state_of(flag) == state]
+            for state in ("tripped", "not looked at")
+        }
+        tripped, unseen = names.values()
+        text = f"{len(tripped)} of {len(flags)} checks tripped"
+        text += f" ({', '.join(tripped)})" if tripped else ""
+        return f"{text}, {len(unseen)} could not be made" if unseen else text
+
+    def strength(self) -> dict[str, dict[str, Any]]:
+        """Attack → every setting that makes it stronger or weaker, beside norm and radii."""
+        common = {key: self.settings["attacks"].get(key) for key in STRENGTH}
+        return {
+            name: {
+                (key if len(parts) == 1 else f"{part['name']}: {key}"): value
+                for part in parts
+                for key, value in part.items()
+                if key != "name"
+            }
+            | common
+            for name, parts in self.report["parts"].items()
+        }
+
+    def image_set(self) -> str:
+        """A digest of which images of which data count, the same for runs on the same ones."""
+        rows = read_rows(self.path / IMAGES)
+        places = sorted({row["row"] for row in rows if not row["skipped"]})
+        known = json.dumps([self.settings.get("checksum"), self.data, places])
+        return hashlib.sha256(known.encode()).hexdigest()[:8]
+
     def accuracies(self) -> list[Row]:
-        """The accuracies of the run."""
-        return read_text_rows(self.path / TABLE, ACCURACY_KINDS)
+        """The accuracies of the run, with the names of data and norm."""
+        rows = read_text_rows(self.path / TABLE, ACCURACY_KINDS)
+        if rows and "least" not in rows[0]:  # of an earlier version
+            raise RunError(
+                f"{self.path} holds a table of an earlier version, got no column 'least'; the same "
+                "command again writes it, and attacks nothing anew"
+            )
+        return [row | {"data": self.data, "norm": self.norm} for row in rows]
 
 
 def finished_run(path: Path) -> FinishedRun:
@@ -101,3 +167,12 @@ def told_apart(runs: Sequence[FinishedRun]) -> list[str]:
         name if names.count(name) == 1 else f"{name} ({run.path.resolve().name})"
         for name, run in zip(names, runs, strict=True)
     ]
+
+
+def state_of(flag: dict[str, Any]) -> str:
+    """The state of a check in report.json, which earlier versions said in the message alone."""
+    if "state" in flag:
+        return str(flag["state"])
+    if str(flag["message"]).startswith("Not looked at"):
+        return "not looked at"
+    return "tripped" if flag["tripped"] else "passed"

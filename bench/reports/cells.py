@@ -1,11 +1,12 @@
 """Numbers as reports print them."""
 
 from ironmoe.attacks import Accuracy
+from ironmoe.attacks.evaluation.findings.accuracy import share as text_of_share
 
 
 def percent(share: Accuracy) -> str:
-    """A share such as "12.3 %"."""
-    return f"{100 * share.value:.1f} %"
+    """A share such as "12.3 %", or "12.3 to 14.9 %" where images are undecided."""
+    return text_of_share(share)
 
 
 def brackets(interval: tuple[float, float]) -> str:

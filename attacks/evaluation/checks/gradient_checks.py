@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.evaluation.checks.sample import FINE, Sample, no_gradient
-from ironmoe.attacks.evaluation.report import Flag
+from ironmoe.attacks.evaluation.findings.flag import Flag
 from ironmoe.attacks.goals.labels import LabelGoal
 from ironmoe.attacks.model_errors import NoGradient
 from ironmoe.moe import trace_routing
 from ironmoe.moe.routing.routed_layers import routing_sites
 
+ZERO, ROUTING = "zero gradients", "routing gradient blocked"
 # A gradient of the margin with respect to router logits, divided by the margin: less is rounding.
 GRADIENT_ROUNDING = 1e-6
 
@@ -22,9 +23,9 @@ def zero_gradients(sample: Sample, outputs: Tensor, bounds: Bounds) -> Flag:
     """Whether the loss has a gradient at all where an attack would begin: of labels, the
     cross-entropy at correctly classified images; of another goal, whose loss may have its minimum
     there, its loss a little beside them."""
-    name = "zero gradients"
+    name = ZERO
     if not sample.goal.has_loss:
-        return Flag(name, False, 0.0, f"Not looked at: {sample.goal} has no loss.")
+        return Flag.not_looked_at(name, f"{sample.goal} has no loss")
     goal = sample.goal
     points = sample.images if goal.has_classes else sample.nearby(FINE, bounds)
     try:
@@ -33,8 +34,10 @@ def zero_gradients(sample: Sample, outputs: Tensor, bounds: Bounds) -> Flag:
         return no_gradient(name, error)
 
     attacked = ~goal.reached(outputs, sample.labels)
+    if not bool(attacked.any()):
+        return Flag.not_looked_at(name, "the model is right about none of these images")
     zero = ((grad.flatten(1) == 0).all(1) | ~grad.flatten(1).isfinite().all(1)) & attacked
-    share = float(zero.sum()) / max(int(attacked.sum()), 1)
+    share = float(zero.sum()) / int(attacked.sum())
     loss = f"loss of {goal}"
     if isinstance(goal, LabelGoal) and goal.usual_loss == "ce":
         loss = "cross-entropy"
@@ -54,10 +57,10 @@ def zero_gradients(sample: Sample, outputs: Tensor, bounds: Bounds) -> Flag:
 
 def routing_gradient(sample: Sample) -> Flag:
     """Whether the margin has a gradient with respect to the logits of every router."""
-    name = "routing gradient blocked"
+    name = ROUTING
     model = sample.model.model
     if not isinstance(model, nn.Module) or not routing_sites(model):
-        return Flag(name, False, 0.0, "The model has no routing that is known here.")
+        return Flag.not_looked_at(name, "the model has no routing that is known here")
 
     points = sample.images.detach().requires_grad_()
     try:
@@ -73,9 +76,12 @@ def routing_gradient(sample: Sample) -> Flag:
         layer: [logits for logits in seen.all_logits if logits is not None]
         for layer, seen in trace.layers.items()
     }
-    blocked = [layer for layer, seen in layers.items() if seen and not _reaches(loss, seen, least)]
+    layers = {layer: seen for layer, seen in layers.items() if seen}
+    if not layers:
+        return Flag.not_looked_at(name, "no router of the model has logits")
+    blocked = [layer for layer, seen in layers.items() if not _reaches(loss, seen, least)]
 
-    share = len(blocked) / max(len(layers), 1)
+    share = len(blocked) / len(layers)
     return Flag(
         name,
         bool(blocked),

@@ -17,13 +17,25 @@ from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.borrow import borrowed
 from ironmoe.attacks.engine.judging.finite import not_finite
 from ironmoe.attacks.evaluation.checks.distances import DIFFERS, apart
-from ironmoe.attacks.evaluation.checks.gradient_checks import routing_gradient, zero_gradients
+from ironmoe.attacks.evaluation.checks.gradient_checks import (
+    ROUTING,
+    ZERO,
+    routing_gradient,
+    zero_gradients,
+)
+from ironmoe.attacks.evaluation.checks.rounding_check import NAME as QUANTISED
 from ironmoe.attacks.evaluation.checks.rounding_check import quantised
 from ironmoe.attacks.evaluation.checks.sample import Sample
-from ironmoe.attacks.evaluation.report import Flag
+from ironmoe.attacks.evaluation.findings.flag import Flag
 from ironmoe.attacks.extra import Extra, extra_columns
 
 RANDOMISED = "randomised model"
+GRADIENT_CHECKS = (QUANTISED, ZERO, ROUTING)
+UNDETERMINED = "forward non-determinism"
+SOFTMAX = "softmax outputs"
+CLASSES = "fewer classes than the loss needs"
+BATCH = "batch dependence"
+MODEL_CHECKS = (RANDOMISED, UNDETERMINED, SOFTMAX, CLASSES, *GRADIENT_CHECKS, BATCH)
 # The checks look at so many images at most, and at so many of them one by one.
 IMAGES = 64
 ALONE = 4
@@ -120,14 +132,9 @@ def says_random(flags: Sequence[Flag]) -> bool:
     return any(flag.name == RANDOMISED and flag.tripped for flag in flags)
 
 
-def no_room_for_checks() -> Flag:
-    """The flag that takes the place of those of ``check_model``, where a budget forbids them."""
-    return Flag(
-        "model not looked at",
-        True,
-        0.0,
-        "max_forwards left no room for a look at the model for signs of false security.",
-    )
+def none_made(why: str) -> list[Flag]:
+    """The flags of ``check_model`` where it could not look at the model."""
+    return [Flag.not_looked_at(name, why) for name in MODEL_CHECKS]
 
 
 def _randomness(sample: Sample, outputs: Tensor) -> tuple[float, bool]:
@@ -161,23 +168,24 @@ def _randomised(random: float) -> Flag:
 
 
 def _undetermined(random: float, is_exact: bool) -> Flag:
-    differ = not is_exact
-    tripped = differ and random <= DIFFERS
+    if random > DIFFERS:
+        return Flag.not_looked_at(UNDETERMINED, "the model is random, see there")
     return Flag(
-        "forward non-determinism",
-        tripped,
-        random if differ else 0.0,
-        "The same pass gives other bits each time, within rounding: images near a boundary may "
-        "change their verdict."
-        if tripped
-        else ("See randomised model." if differ else "The same pass gives the same bits."),
+        UNDETERMINED,
+        not is_exact,
+        0.0 if is_exact else random,
+        "The same pass gives the same bits."
+        if is_exact
+        else "The same pass gives other bits each time, within rounding: images near a boundary "
+        "may change their verdict.",
     )
 
 
 def _of_classes(attacks: list[Attack], outputs: Tensor) -> list[Flag]:
     """What there is to say of logits, and of nothing else."""
     if outputs.ndim != 2 or not attacks[0].goal.has_classes:
-        return []
+        why = "the outputs are no logits of classes"
+        return [Flag.not_looked_at(name, why) for name in (SOFTMAX, CLASSES)]
     return [_softmax(outputs), _classes(attacks, outputs.shape[1])]
 
 
@@ -186,7 +194,8 @@ def _of_gradients(sample: Sample, outputs: Tensor, bounds: Bounds, random: float
     classifier's are more than one."""
     one_class = sample.goal.has_classes and outputs.shape[-1] < 2
     if one_class or not outputs.is_floating_point():
-        return []
+        why = "the model has one class" if one_class else "the outputs are whole numbers"
+        return [Flag.not_looked_at(name, why) for name in GRADIENT_CHECKS]
     sample = sample.with_recorded_routing()
     return [
         quantised(sample, outputs, bounds=bounds, random=random),
@@ -203,7 +212,7 @@ def _softmax(logits: Tensor) -> Flag:
     sure = ((logits < SURE) | (logits > 1 - SURE)).double().mean()
     tripped = within and (float(sums) < 1e-2 or float(sure) > SURE_SHARE)
     return Flag(
-        "softmax outputs",
+        SOFTMAX,
         tripped,
         float(sums),
         "The outputs are probabilities, whose gradients vanish where the model is sure: attack "
@@ -217,7 +226,7 @@ def _classes(attacks: list[Attack], classes: int) -> Flag:
     needed = max(stage.classes_needed for attack in attacks for stage in attack.stages)
     tripped = classes < needed
     return Flag(
-        "fewer classes than the loss needs",
+        CLASSES,
         tripped,
         float(classes),
         f"The model has {classes} classes, and a loss or its targets ask for {needed}: fewer "
@@ -231,7 +240,7 @@ def _classes(attacks: list[Attack], classes: int) -> Flag:
 def _batch_dependence(sample: Sample, outputs: Tensor, random: float) -> Flag:
     count = len(outputs)
     if count < 2:
-        return Flag("batch dependence", False, 0.0, "Not looked at: one image has no company.")
+        return Flag.not_looked_at(BATCH, "one image has no company")
 
     # The images in the opposite order, and some of them alone.
     order = torch.arange(count - 1, -1, -1, device=outputs.device)
@@ -244,7 +253,7 @@ def _batch_dependence(sample: Sample, outputs: Tensor, random: float) -> Flag:
 
     tripped = worst > max(DIFFERS, 3 * random)
     return Flag(
-        "batch dependence",
+        BATCH,
         tripped,
         worst,
         f"An image's logits change by up to {worst:.1e} of their size with the images beside it. "

@@ -2,11 +2,16 @@
 Pintor et al., arXiv 2106.09947)."""
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ironmoe.attacks.engine.counters import LOSS_RISING, ZERO_GRADIENT
-from ironmoe.attacks.evaluation.report import AttackSummary, Flag, RobustnessReport
+from ironmoe.attacks.evaluation.findings.flag import Flag
+from ironmoe.attacks.evaluation.findings.idle import AT_THEIR_TARGET, why_nothing
+from ironmoe.attacks.evaluation.findings.summary import AttackSummary
+from ironmoe.attacks.evaluation.report import RobustnessReport
 
 # Square may break this share of all images beyond those that the gradient attacks broke.
 SQUARE_GAIN = 0.002
@@ -14,34 +19,30 @@ SQUARE_GAIN = 0.002
 RISING_SHARE = 0.1
 # An attempt may have begun without a gradient at this share of the images that held.
 STILL_SHARE = 0.01
+NONE_HELD = "no attack ran to its end on an image that held"
 # So many images may be at their target before a targeted attack.
 THERE_SHARE = 0.5
 
 
-def two_answers(seen: bool, passes: int) -> Flag:
-    """Whether a model that was taken for a deterministic one denied a success of its own search."""
-    tripped = seen and passes == 1
+def two_answers(report: RobustnessReport, seen: bool) -> Flag:
+    """Whether a model that was taken for a deterministic one denied a success of its own search.
+
+    seen: it did deny one.
+    """
+    name = "two answers to one image"
+    if report.passes > 1:
+        return Flag.not_looked_at(name, "each verdict rests on many passes, see randomised model")
+    if not any(bool(summary.found.any()) for summary in report.attacks.values()):
+        return Flag.not_looked_at(name, "the search saw no success that the model could deny")
     return Flag(
-        "two answers to one image",
-        tripped,
+        name,
+        seen,
         float(seen),
         "The model denied a success that the search had seen with the same model in the same "
         "precision. If it is random, a verdict over one pass is luck: evaluate it with passes=64."
-        if tripped
-        else "See randomised model."
         if seen
         else "The model stood by every success.",
     )
-
-
-AT_THEIR_TARGET = (
-    "the model classifies them as their labels without any attack. Under targeted=True labels are "
-    "the classes to reach, not the true ones"
-)
-ALL_WRONG = (
-    "the model is wrong about all of them. Look at the labels, at what the model expects "
-    "(normalize=, bounds=), and at the settings of the goal"
-)
 
 
 def check_outcome(report: RobustnessReport) -> list[Flag]:
@@ -59,7 +60,7 @@ def check_outcome(report: RobustnessReport) -> list[Flag]:
 def _nothing_attacked(report: RobustnessReport) -> Flag:
     """Whether there was anything to attack, and whether it was."""
     name = "nothing to attack"
-    reasons = {attack: _why_nothing(summary) for attack, summary in report.attacks.items()}
+    reasons = {attack: why_nothing(summary) for attack, summary in report.attacks.items()}
     idle = {attack: reason for attack, reason in reasons.items() if reason}
     if idle:
         attack, reason = next(iter(idle.items()))
@@ -81,22 +82,6 @@ def _nothing_attacked(report: RobustnessReport) -> Flag:
     return Flag(name, False, share, "There were images to attack.")
 
 
-def _why_nothing(summary: AttackSummary) -> str | None:
-    """Why not a single image was attacked; None if one was."""
-    counted = ~summary.skipped
-    right = summary.clean_correct & counted
-    if not len(counted):
-        return "the budget ended before one was read"
-    if not bool(counted.any()):
-        return "all were skipped, since nothing finite came of them"
-    if not bool(right.any()):
-        return AT_THEIR_TARGET if summary.targeted else ALL_WRONG
-
-    forwards = summary.per_image.get("forwards", right.long() * (summary.passes + 1))
-    began = summary.decided | (forwards > summary.passes)
-    return None if bool((began & right).any()) else "the budget ended before an attack began"
-
-
 def _radius_beyond_box(report: RobustnessReport) -> Flag:
     """Whether a radius lets every image become any other."""
     name = "radius larger than the box"
@@ -107,7 +92,13 @@ def _radius_beyond_box(report: RobustnessReport) -> Flag:
         if math.isfinite(eps)
     }
     if not shares:
-        return Flag(name, False, 0.0, "No radius is finite.")
+        return Flag.not_looked_at(name, "no radius is finite")
+    if all(math.isinf(report.attacks[attack].box) for attack, _ in shares):
+        return Flag.not_looked_at(
+            name,
+            "the box has no size: bounds differ from image to image, are "
+            "infinite, or a part of an image may not change",
+        )
 
     (attack, eps), share = max(shares.items(), key=lambda item: item[1])
     tripped = share >= 1
@@ -125,7 +116,11 @@ def _radius_beyond_box(report: RobustnessReport) -> Flag:
 
 
 def _still(report: RobustnessReport) -> list[Flag]:
-    """A radius at which no image can change."""
+    """A radius at which no image can change, or a search that goes nowhere."""
+    idle = [attack for attack, summary in report.attacks.items() if not summary.takes_steps]
+    if idle:
+        message = f"{idle[0]} takes no step, or steps of length 0. The accuracy says nothing."
+        return [Flag("attack takes no step", True, 0.0, message)]
     still = {attack: summary.eps[-1] for attack, summary in report.attacks.items() if summary.still}
     if not still:
         return []
@@ -140,11 +135,17 @@ def _still(report: RobustnessReport) -> list[Flag]:
 def _standing_still(report: RobustnessReport) -> Flag:
     """Whether attacks had a gradient of their own loss to follow where images held."""
     name = "attacks without a gradient"
+    following = _along_gradients(report)
+    if not following:
+        return Flag.not_looked_at(name, "no attack follows gradients")
     shares = {
         attack: _share(summary.flags[ZERO_GRADIENT], _held(summary))
-        for attack, summary in report.attacks.items()
+        for attack, summary in following.items()
+        if bool(_held(summary).any())
     }
-    attack, share = max(shares.items(), key=lambda item: item[1], default=("", 0.0))
+    if not shares:
+        return Flag.not_looked_at(name, NONE_HELD)
+    attack, share = max(shares.items(), key=lambda item: item[1])
     tripped = share > STILL_SHARE
     return Flag(
         name,
@@ -161,10 +162,13 @@ def _standing_still(report: RobustnessReport) -> Flag:
 def _no_start(report: RobustnessReport) -> Flag:
     """Whether HopSkipJump had anything to start from where images held: without, the final image is
     the clean one."""
+    name = "no start for HopSkipJump"
     searched = [summary for summary in report.attacks.values() if _needs_starts(summary)]
+    if not any(bool(_held(summary).any()) for summary in searched):
+        return Flag.not_looked_at(name, NONE_HELD)
     share = max(_share(summary.distance == 0, _held(summary)) for summary in searched)
     return Flag(
-        "no start for HopSkipJump",
+        name,
         share > 0,
         share,
         f"HopSkipJump found no misclassified image to start from at {100 * share:.0f} % of the "
@@ -190,6 +194,15 @@ def _transfer(search_model: str) -> Flag:
     )
 
 
+def _along_gradients(report: RobustnessReport) -> dict[str, AttackSummary]:
+    """The attacks of which a part asks for gradients."""
+    return {
+        name: summary
+        for name, summary in report.attacks.items()
+        if not all(_is_blind(stage, summary) for _, stage in summary.stages)
+    }
+
+
 def _held(summary: AttackSummary) -> Tensor:
     """(N,) bool: nothing was found, and everything was tried."""
     return summary.robust & summary.decided & ~summary.skipped
@@ -206,8 +219,10 @@ def _square(report: RobustnessReport) -> Flag:
     gains = {attack: _gain(summary, report) for attack, summary in report.attacks.items()}
     known = {attack: gain for attack, gain in gains.items() if gain is not None}
     if not known:
-        return Flag(
-            name, False, 0.0, "Not looked at: Square was not run beside attacks that use gradients."
+        return Flag.not_looked_at(
+            name,
+            "no image went through both Square, or another attack without gradients, and an attack "
+            "along gradients",
         )
 
     attack, gain = max(known.items(), key=lambda item: item[1])
@@ -240,13 +255,23 @@ def _gain(summary: AttackSummary, report: RobustnessReport) -> float | None:
             and other.box == summary.box
             and other.eps[-1] >= summary.eps[-1]
         ]
+        met = _met(summary, range(len(summary.stages)))
+        others = [o for o in others if bool((met & o.decided & o.clean_correct).any())]
         broken = [float((o.robust & o.decided & ~summary.robust).sum()) for o in others]
         return min(broken) / total if others else None
 
-    if any(is_blind):
+    blind_stages = [number for number, blind in enumerate(is_blind) if blind]
+    if bool(_met(summary, blind_stages).any()):
         broken_without = [n for stage, n in summary.fell_to.items() if _is_blind(stage, summary)]
         return sum(broken_without) / total
     return None
+
+
+def _met(summary: AttackSummary, stages: Sequence[int]) -> Tensor:
+    """(N,) bool: the image went through one of these stages to its end, or fell to it."""
+    ended = summary.passed + summary.fell.long()  # stages that ended, in order
+    reached = torch.stack([ended > number for number in stages] or [ended < 0])
+    return reached.any(0) & summary.clean_correct & ~summary.skipped
 
 
 def _is_blind(stage: str, summary: AttackSummary) -> bool:
@@ -257,13 +282,14 @@ def _is_blind(stage: str, summary: AttackSummary) -> bool:
 def _rising(report: RobustnessReport) -> Flag:
     """Whether more steps would have found more."""
     name = "loss still rising at the end"
-    held = [_held(summary) for summary in report.attacks.values()]
+    following = _along_gradients(report).values()
+    if not following:
+        return Flag.not_looked_at(name, "no attack follows gradients")
+    held = [_held(summary) for summary in following]
     if not any(bool(held_by_one.any()) for held_by_one in held):
-        return Flag(
-            name, False, 0.0, "Not looked at: no attack ran to its end on an image that held."
-        )
+        return Flag.not_looked_at(name, NONE_HELD)
 
-    rising = [summary.flags[LOSS_RISING] for summary in report.attacks.values()]
+    rising = [summary.flags[LOSS_RISING] for summary in following]
     share = max(_share(up, kept) for up, kept in zip(rising, held, strict=True))
 
     tripped = share > RISING_SHARE

@@ -9,7 +9,7 @@ from torch.backends import cudnn
 
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.evaluation.checks.sample import FINE, Sample, no_gradient
-from ironmoe.attacks.evaluation.report import Flag
+from ironmoe.attacks.evaluation.findings.flag import Flag
 from ironmoe.attacks.model_errors import NoGradient
 
 NAME = "quantised input"
@@ -34,7 +34,7 @@ def quantised(sample: Sample, outputs: Tensor, *, bounds: Bounds, random: float)
     """
     narrow = min(outputs.element_size(), sample.images.element_size()) < 4
     if random or narrow or _in_half_precision(sample.model.model):
-        return Flag(NAME, False, 0.0, "Not looked at: the model is random, or of half precision.")
+        return Flag.not_looked_at(NAME, "the model is random, or of half precision")
 
     with _exact_convolutions(sample.images):
         return _compared(sample, outputs, bounds)
@@ -83,11 +83,8 @@ def _verdict(differences: list[float]) -> Flag:
     """differences: between the change of the margin and what the gradient says, as shares, for each
     size of noise that was tried."""
     if not differences:
-        return Flag(
-            NAME,
-            False,
-            0.0,
-            f"Not looked at: fewer than {FEW} images have a gradient that shows beyond rounding.",
+        return Flag.not_looked_at(
+            NAME, f"fewer than {FEW} images have a gradient that shows beyond rounding"
         )
 
     value = min(differences)

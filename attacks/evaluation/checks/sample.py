@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ironmoe.attacks.balls.elements import Bounds, Box, box_at, of_images
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel
-from ironmoe.attacks.evaluation.report import Flag
+from ironmoe.attacks.evaluation.findings.flag import Flag
 from ironmoe.attacks.goals.goal import Goal
 from ironmoe.attacks.losses import margin
 from ironmoe.attacks.model_errors import NoGradient, check_graph, taking_gradients
@@ -131,4 +131,4 @@ def flat(outputs: Tensor) -> Tensor:
 
 def no_gradient(name: str, error: NoGradient) -> Flag:
     """What a check that needs a gradient says of a model that has none."""
-    return Flag(name, False, 0.0, f"Not looked at: the model has no gradient ({error.why}).")
+    return Flag.not_looked_at(name, f"the model has no gradient ({error.why})")

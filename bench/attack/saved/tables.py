@@ -1,11 +1,15 @@
 """The results of a run for other programs: images.csv and images.jsonl with a row for each image
-and attack, table.csv and table.tex with the accuracies."""
+and attack, images.npz with the same columns as arrays, table.csv and table.tex with the accuracies.
+
+Every radius and distance in them is in units of the range of a pixel: times 255 it is in units of
+1/255."""
 
 from pathlib import Path
 
 from ironmoe.attacks import accuracies, latex_table, per_image
 from ironmoe.attacks.results.rows_file import Row, rows_as_text
 from ironmoe.bench.attack.outcome import EvaluationOutcome
+from ironmoe.bench.attack.saved.image_arrays import arrays_file
 from ironmoe.bench.common.files import write_atomically
 
 IMAGES = "images.jsonl"
@@ -13,12 +17,14 @@ TABLE = "table.csv"
 
 
 def write_tables(folder: Path, outcome: EvaluationOutcome) -> None:
-    """Write the four files into ``folder``."""
+    """Write the five files into ``folder``."""
     images = image_rows(outcome)
-    shares = accuracies({outcome.name: outcome.report})
-    contents = {
+    about = {"data": outcome.images.name, "norm": outcome.suite.norm}
+    shares = [row | about for row in accuracies({outcome.name: outcome.report})]
+    contents: dict[str, str | bytes] = {
         IMAGES: rows_as_text(images, ".jsonl"),
         "images.csv": rows_as_text(images, ".csv"),
+        "images.npz": arrays_file(images),
         TABLE: rows_as_text(shares, ".csv"),
         "table.tex": latex_table(shares),
     }

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, evaluate
 from ironmoe.attacks.attack import Attack
-from ironmoe.attacks.evaluation.report import AttackSummary
+from ironmoe.attacks.evaluation.findings.summary import AttackSummary
 from ironmoe.bench.common.radii import from_255
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.moe.routing.routed_layers import RoutedLayer, routing_sites

@@ -89,4 +89,6 @@ class TrainingFacts(NamedTuple):
 
 def _cell(stored: Numbers) -> str:
     low, high = stored.get("wilson_95") or stored["interval_95"]
-    return f"{100 * stored['value']:.1f} % {brackets((low, high))}"
+    least, most = 100 * stored["least"], 100 * stored["most"]
+    share = f"{least:.1f}" if stored["value"] is not None else f"{least:.1f} to {most:.1f}"
+    return f"{share} % {brackets((low, high))}"

@@ -63,8 +63,9 @@ def _left_out(facts: TrainingFacts) -> str:
 def _tripped(facts: TrainingFacts) -> list[str]:
     """What the checks against false security found on the test images."""
     assert facts.attack is not None
+    words = {"tripped": "tripped", "not looked at": "could not be made"}
     return [
-        f"A check against false security tripped, {flag['name']}: {flag['message']}"
+        f"A check against false security {words[flag['state']]}, {flag['name']}: {flag['message']}"
         for flag in facts.attack["report"]["checks"]
-        if flag["tripped"]
+        if flag["state"] in words
     ]

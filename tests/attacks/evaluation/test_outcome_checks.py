@@ -241,15 +241,3 @@ def test_a_radius_in_other_units_than_the_bounds_is_named(model, data):
 def test_without_bounds_there_is_no_radius_too_small(model, data):
     attack = PGD(model, 0.1, bounds=(-math.inf, math.inf), steps=2)
     assert SMALL not in flags_of(model, data, attack)
-
-
-def test_a_report_prints_what_to_read_first(model, data):
-    report = evaluate(model, data, {"it": PGD(model, 0.06, steps=3)}, eps=[0.0, 0.06])
-    lines = repr(report).splitlines()
-    assert lines[0] == f"clean accuracy {report.clean_accuracy} of {len(data[1])} images"
-    assert lines[1] == f"it: {report.attacks['it']}" and lines[1].endswith("at eps 0.06")
-    assert lines[2] == f"worst case: {report.worst_case}"
-    assert lines[3:] == [f"{flag.name}: {flag.message}" for flag in report.checks if flag.tripped]
-    assert "tensor" not in repr(report)
-    result = PGD(model, 0.06, steps=3).run(*data)
-    assert repr(result).endswith(f"{int(result.success.sum())} successes)")

@@ -204,12 +204,16 @@ def test_accuracies_are_those_of_the_report(report, interrupted):
         for name, summary in each.attacks.items():
             for eps, share in summary.curve.items():
                 row = at[name, eps]
-                assert (row["right"], row["accuracy"]) == (share.count, share.value)
                 undecided = int(summary.undecided_at(eps).sum())
-                assert row["undecided"] == undecided
-                assert row["high"] == share.interval()[1]
-                assert (row["low"] == share.interval()[0]) == (undecided == 0)
-        assert at["worst case", EPS[-1]]["right"] == each.worst_case.count
+                assert row["undecided"] == share.undecided == undecided
+                assert row["accuracy"] == (None if undecided else share.value)
+                assert (row["right"], row["least"]) == (share.least.count, share.least.value)
+                assert row["most"] == share.most.value
+                assert (row["low"], row["high"]) == share.interval()
+        worst = at["worst case", EPS[-1]]
+        assert (worst["right"], worst["most"]) == (
+            each.worst_case.least.count, each.worst_case.most.value
+        )  # fmt: skip
         assert len(rows) == 1 + 3 * len(EPS)
     assert {row["model"] for row in rows} == {None}
 
@@ -274,25 +278,27 @@ def test_the_latex_table_has_a_row_an_attack_and_a_column_a_radius(report):
     table = latex_table({"V-MoE": report, "50 % [robust]": report})
     head, *rows = cells_of(table)
     radii = [f"$\\varepsilon = {eps}$" for eps in ("1/255", "4/255", "0.05")]
-    assert head == ["Model", "Attack", "Clean", *radii]
+    assert head == ["Model", "Attack", "$n$", "Clean", *radii]
     assert [row[0] for row in rows] == ["V-MoE", "", "", "50 \\% {[}robust]", "", ""]
     assert [row[1] for row in rows[:3]] == ["pgd\\_5", "AA \\& co", "worst case"]
-    assert {len(row) for row in [head, *rows]} == {6}
-    assert rows[0][2] == str(report.clean_accuracy).replace(" %", "")
+    assert {len(row) for row in [head, *rows]} == {7}
+    assert [row[2] for row in rows] == ["40", "", "", "40", "", ""]
+    assert rows[0][3] == str(report.clean_accuracy).replace(" %", "")
     curve = list(report.attacks["AA & co"].curve.values())
-    assert rows[1][3:] == [str(share).replace(" %", "") for share in curve]
-    assert table.count("\\midrule") == 2 and "\\begin{tabular}{llrrrr}" in table
+    assert rows[1][4:] == [str(share).replace(" %", "") for share in curve]
+    assert table.count("\\midrule") == 2 and "\\begin{tabular}{llrrrrr}" in table
     assert table.count("\\toprule") == table.count("\\bottomrule") == 1
 
 
 def test_a_latex_table_can_leave_out_models_and_intervals(report, interrupted):
     head, *rows = cells_of(latex_table(report, intervals=False, digits=2))
     assert head[0] == "Attack"
-    assert rows[0][1] == f"{100 * report.clean_accuracy.value:.2f}"
+    assert rows[0][2] == f"{100 * report.clean_accuracy.value:.2f}"
     assert "[" not in latex_table(report, intervals=False)
     open_ = cells_of(latex_table(interrupted))[-1][-1]
     high = 100 * accuracies(interrupted)[-1]["high"]
-    assert open_.startswith("$\\leq$ ") and open_.endswith(f"{high:.1f}]")
+    least, most = (100 * accuracies(interrupted)[-1][name] for name in ("least", "most"))
+    assert open_.startswith(f"{least:.1f} to {most:.1f} [") and open_.endswith(f"{high:.1f}]")
     assert latex_table(accuracies(report)) == latex_table(report)
 
 
@@ -329,7 +335,8 @@ def test_a_radius_is_written_in_the_shortest_exact_way(eps, text):
 
 
 def accuracies_by_hand(attack="pgd", eps=0.1):
-    numbers = {"accuracy": 0.5, "low": 0.2, "high": 0.8, "confidence": 0.95}
+    numbers = {"accuracy": 0.5, "least": 0.5, "most": 0.5, "low": 0.2, "high": 0.8}
+    numbers["confidence"] = 0.95
     counts = {"right": 5, "images": 10, "undecided": 0, "passes": 1}
     return {"model": None, "attack": attack, "eps": eps, **numbers, **counts}
 

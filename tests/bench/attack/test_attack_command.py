@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ironmoe.attacks import FGSM, PGD, Proportion
+from ironmoe.attacks import FGSM, PGD
 from ironmoe.attacks.registry import named_attacks
 from ironmoe.bench.__main__ import main
 from ironmoe.bench.attack import run as attack_run
@@ -52,7 +52,11 @@ def written(folder):
 
 def same_verdicts(one, other):
     assert one.keys() == other.keys()
-    return all(np.array_equal(one[key], other[key]) for key in one)
+    costs = ("forwards", "backwards")  # an interrupted run pays for some passes again
+    keys = [key for key in one if key.rpartition("/")[2] not in costs]
+    return all(
+        np.array_equal(one[key], other[key], equal_nan=one[key].dtype.kind == "f") for key in keys
+    )
 
 
 def test_it_writes_what_it_promises(place):
@@ -64,14 +68,15 @@ def test_it_writes_what_it_promises(place):
     assert report["report"]["clean"] == {**report["report"]["clean"], "count": 30, "total": 36}
     worst = [share["count"] for share in report["worst_case"]]
     assert 30 >= worst[0] >= worst[1] >= worst[2] and worst[2] < 30
-    fell_at = np.stack([images[f"{name}/fell_at"] for name in SEARCHED.split(",")])
+    at = np.stack([255 * images[f"{name}/eps"] for name in SEARCHED.split(",")])
+    fell_at = np.where(np.isnan(at), np.inf, at)
     assert worst == [
         int(((fell_at > eps).all(0) & images["clean_correct"]).sum()) for eps in (2.01, 8.01, 32.01)
     ]
     for name in SEARCHED.split(","):
-        fell = (images[f"{name}/fell_at"] > 0) & (images[f"{name}/fell_at"] < np.inf)
+        fell = images[f"{name}/fell"]
         assert int(fell.sum()) == report["report"]["attacks"][name]["confirmed"] > 0
-        assert (255 * images[f"{name}/distance"][fell] <= images[f"{name}/fell_at"][fell]).all()
+        assert (images[f"{name}/distance"][fell] <= images[f"{name}/eps"][fell]).all()
         assert f'rowspan="3">{name}</td>' in html and name in output
     assert "worst case" in html and "upper bound" in html and "upper bound" in output
     assert {p.name for p in (place / "run").glob("*.png")} == {
@@ -97,7 +102,10 @@ def test_it_writes_what_it_promises(place):
     assert (
         report["versions"]["torch"] == torch.__version__ and report["settings"]["checksum"] in html
     )
-    tripped = [flag.group(1) for flag in re.finditer(r"<td>(<b>tripped</b>|passed)</td>", html)]
+    tripped = [
+        flag.group(1)
+        for flag in re.finditer(r"<td>(<b>tripped</b>|not looked at|passed)</td>", html)
+    ]
     assert len(tripped) == len(report["report"]["checks"]) > 5 and tripped == sorted(tripped)
 
 
@@ -124,11 +132,12 @@ def test_a_budget_counts_what_is_undecided_and_the_same_command_goes_on(place, n
         f"{undecided} of 108 (image, attack) pairs are undecided" in output
         and f"{undecided} of 108" in html
     )
-    assert "<b>≤ " in html and "≤ " in output and "nothing decided" in output
+    assert " to " in html and "a budget ended this early" in output and "nothing decided" in output
     open_ = report["worst_case"][-1]
     assert (
         open_["undecided"]
-        and open_["wilson_95"][0] < Proportion(open_["count"], open_["total"]).interval()[0]
+        and open_["value"] is None
+        and open_["wilson_95"][0] <= open_["least"] < open_["most"] < open_["wilson_95"][1]
     )
     assert "Going on in parts/" in attack_linear(*common, "--out", "parts")
     report, html, images = written(place / "parts")

@@ -20,10 +20,11 @@ from ironmoe.bench.attack.margins import margins_left
 from ironmoe.bench.attack.outcome import EvaluationOutcome, ShownImage
 from ironmoe.bench.attack.parts import Part
 from ironmoe.bench.attack.pictures import draw_evaluation
-from ironmoe.bench.attack.report import verdicts
+from ironmoe.bench.attack.saved.image_arrays import image_arrays
+from ironmoe.bench.attack.saved.tables import image_rows
 from ironmoe.bench.attack.strips import examples
 from ironmoe.bench.attack.suite import Suite
-from ironmoe.bench.attack.words import words
+from ironmoe.bench.attack.words import images_told, told_verdict, words
 from ironmoe.bench.reports.style import save_picture
 
 
@@ -138,21 +139,12 @@ def test_each_verdict_says_of_which_image_it_is(two):
     two = {name: replace(one, examples=examined, per_image=labels) for name, one in two.items()}
     made = outcome(two)
     made.images = some_images(range(50, 57))
-    with np.load(io.BytesIO(verdicts(made))) as file:
-        assert file["index"].tolist() == examined.tolist() and file["row"].tolist() == [
-            50,
-            51,
-            52,
-            53,
-            56,
-        ]
-        assert file["label"].tolist() == [0, 1, 0, 1, 1] and file["x/fell_at"].tolist() == [
-            1,
-            2,
-            math.inf,
-            math.inf,
-            0,
-        ]
+    arrays = image_arrays(image_rows(made))
+    assert arrays["number"].tolist() == arrays["index"].tolist() == examined.tolist()
+    assert arrays["row"].tolist() == [50, 51, 52, 53, 56]
+    assert arrays["label"].tolist() == [0, 1, 0, 1, 1]
+    assert arrays["x/fell"].tolist() == [True, True, False, False, False]
+    assert np.array_equal(255 * arrays["x/eps"], [1, 2] + 3 * [math.nan], equal_nan=True)
     axes = examples(made, [ShownImage(4, "x", 2.0)]).axes
     assert (
         np.array_equal(axes[0].images[0].get_array(), made.images.at([6])[0][0, 0])
@@ -169,7 +161,8 @@ def test_undecided_by_hand(two):
     assert [row.undecided for row in made.rows] == [0, 0, 1, 2, 1, 1]
     assert any("2 of 10 (image, attack) pairs are undecided" in line for line in words(made))
     row = made.worst_rows[0]  # two stand, and one of them may still fall
-    assert row.robust.count == 2 and (row.share, row.least) == ("≤ 40.0 %", 0.2)
+    assert row.robust.count == 2 and (row.share, row.least) == ("20.0 to 40.0 %", 0.2)
+    assert row.numbers["value"] is None and row.numbers["undecided"] == 1
     assert row.interval == (Proportion(1, 5).interval()[0], Proportion(2, 5).interval()[1])
     assert row.brackets == "[3.6, 76.9]" and outcome({"x": two["x"]}).rows[0].share == "60.0 %"
 
@@ -235,26 +228,32 @@ def test_margins_are_those_of_held_images_in_their_final_images():
 def test_words_say_what_tripped_and_what_was_found(two):
     checks = [
         Flag("fine", False, 0.0, "All is well."),
+        Flag.not_looked_at("batch dependence", "one image has no company"),
         Flag("zero gradients", True, 0.5, "Half stand still."),
     ]
     made = outcome(two, checks=checks)
-    assert [flag.name for flag in made.checks] == ["zero gradients", "fine"]
+    assert [flag.name for flag in made.checks] == ["zero gradients", "batch dependence", "fine"]
     said = words(made)
     assert (
-        "1 of 2 checks" in said[0]
+        "1 of 3 checks" in said[0]
         and "Zero gradients: Half stand still." in said[0]
         and "All is well" not in said[0]
     )
+    assert said[1].startswith("1 of 3 checks against false security could not be made")
+    assert "Batch dependence: Not looked at: one image has no company." in said[1]
+    assert "1 check against false security tripped (zero gradients)" in told_verdict(made)
     assert any(
         "The search reported successes for 4 (image, attack) pairs, and 4 were confirmed" in line
         for line in said
     )
     assert not any("budget" in line or "chance" in line for line in said)
+    assert words(outcome(two))[0] == "The checks against false security were not made."
     one = words(outcome({"x": summary([1, 4, 4, 4, 0], [1, 0, 0, 0, 0])}))
     assert any("a success for one image, and it was confirmed" in line for line in one)
     few_right = summary([0] * 5, [0] * 5, clean=[1, 1, 0, 0, 0], labels=(0, 1, 0, 1, 0))
     made = outcome({"x": few_right})
     assert "40.0 % [11.8, 76.9], is at or below chance, 50 % for 2 classes" in words(made)[0]
+    assert "at or below chance, so this says nothing" in told_verdict(made)
 
 
 def test_pictures_show_the_numbers(two):
@@ -318,3 +317,24 @@ def test_the_seed_of_the_attack_is_no_seed_of_the_model(two):
     made.routing = [{"eps_255": eps, "images": 3, "layers": layers} for eps in (1, 2)]
     assert draw_evaluation(made)["expert_load.png"][2].axes[0].get_title() == "Expert load"
     plt.close("all")
+
+
+def test_the_head_counts_the_images_of_the_figures_and_says_why_others_are_left_out(two):
+    made = outcome(two)
+    assert images_told(made) == "5 images"
+    skipped = torch.tensor([True, False, False, True, False])
+    some = {name: replace(one, skipped=skipped) for name, one in two.items()}
+    made = outcome(some)
+    assert images_told(made) == "3 of 5 images (2 skipped: 2 gave nothing finite)"
+    made.unread = {3: "cannot be read"}
+    expected = "3 of 5 images (2 skipped: 1 cannot be read, 1 gave nothing finite)"
+    assert images_told(made) == expected and expected in evaluation_table.heading(made)[0]
+    assert sum(row.robust.total for row in made.rows) == 3 * len(made.rows)
+    made.images = some_images(range(50, 57))
+    told = "3 of 7 images (4 left out: 1 cannot be read, 1 gave nothing finite, 2 not reached)"
+    assert images_told(made) == told
+
+
+def test_the_verdict_stands_above_the_tables_and_names_radius_and_norm(two):
+    _, verdict, _ = evaluation_table.heading(outcome(two))
+    assert "40.0 % at 1/255 and 20.0 % at 2/255 under x and y in Linf" in verdict

@@ -89,7 +89,11 @@ def test_it_says_what_compare_says_of_the_two_models():
     expected = compare(*reports).as_dict()
 
     found = json.loads(run("compare", "one", "other", "--json"))
-    assert found["lines"] == expected["lines"] and found["notes"] == []
+    assert (
+        found["lines"] == expected["lines"]
+        and found["notes"] == []
+        and len(found["sentences"]) == 1 + len(EPS)
+    )
     assert found["one"]["model"] == "linear"
     assert found["other_settings"] == []
     assert any(line["difference"] for line in found["lines"])
@@ -103,7 +107,7 @@ def test_the_table_shows_every_line():
         for line in output.splitlines()
         if line.startswith("│")
     ]
-    assert [row[:2] for row in cells] == [["clean", ""], *(["pgd", str(eps)] for eps in EPS)]
+    assert [row[:2] for row in cells] == [["clean", ""], *(["PGD", f"{eps}/255"] for eps in EPS)]
     for row, line in zip(cells, lines, strict=True):
         shares = [f"{100 * line[f'accuracy_{run}']:.1f}" for run in ("one", "other")]
         assert row[2:4] == shares and row[4].startswith(f"{100 * line['difference']:+.1f} [")
@@ -124,13 +128,41 @@ def test_exchanged_runs_give_opposite_differences_and_a_run_equals_itself():
 
 def test_what_differs_beside_the_model_is_said():
     output = run("compare", "one", "steps")
-    assert "attacks.steps: 4 and 2" in output
+    output = " ".join(output.split())
+    assert "steps: 4 and 2" in output and "pgd questions" in output
+    assert "eps/255: 2.0, 8.0, 32.0 and 8.0" in output
     assert "Only the second run has fgsm." in output
+    assert "Only the first run has pgd at 2/255, 32/255." in output
+    assert "Both runs are of the same model, with the same weights." in output
 
 
 def test_a_stopped_run_shows_what_is_undecided():
     output = run("compare", "one", "stopped")
     assert "undecided" in output and "may still fall" in output
+    assert "The second run is unfinished: " in output
+
+
+def test_it_says_in_a_sentence_which_model_is_better():
+    output = " ".join(run("compare", "one", "other").split())
+    (line, *_) = json.loads(run("compare", "one", "other", "--json"))["lines"][-1:]
+    assert "Under PGD at 32/255 (Linf) " in output and "0.125" not in output
+    low, high = (100 * end for end in line["interval"])
+    if low <= 0 <= high or line["p_value"] >= 0.05:
+        assert f"({'95'} % interval of the difference {low:+.1f} to {high:+.1f} points" in output
+    else:
+        better = ("linear", "more_biased")[line["difference"] < 0]
+        assert f"(Linf) {better} is better than" in output
+
+
+def test_a_run_beside_itself_is_said():
+    assert "Both are the same run, one: every difference is 0." in run("compare", "one", "one")
+    notes = json.loads(run("compare", "one", "one", "--json"))["notes"]
+    assert notes[0].startswith("Both are the same run")
+
+
+def test_checks_of_both_runs_are_said():
+    output = " ".join(run("compare", "one", "other").split())
+    assert output.count("checks against false security were not made") == 2
 
 
 @pytest.mark.parametrize(
@@ -172,14 +204,54 @@ def test_a_table_of_several_runs_has_a_block_for_each(place):
     assert models == ["linear", "more\\_biased"]
     assert latex.count("\\midrule") == 2 and latex.endswith("\\end{tabular}\n")
 
-    table = list(csv.DictReader(io.StringIO(run("table", "one", "stopped", "--format", "csv"))))
-    assert list(dict.fromkeys(row["model"] for row in table)) == [
-        "linear (one)", "linear (stopped)"
-    ]  # fmt: skip
+    table = list(csv.DictReader(io.StringIO(run("table", "one", "other", "--format", "csv"))))
+    assert list(dict.fromkeys(row["model"] for row in table)) == ["linear", "more_biased"]
     own = list(csv.DictReader(io.StringIO((place / "one" / "table.csv").read_text())))
-    assert [row | {"model": "linear"} for row in table[: len(own)]] == own
+    assert [{key: row[key] for key in own[0]} for row in table[: len(own)]] == own
+    assert {(row["norm"], row["data"], row["complete"]) for row in table} == {
+        ("Linf", "set", "true")
+    }
+    assert [float(row["eps_255"]) for row in table if row["eps_255"]] == 2 * [*EPS]
+
+
+def test_a_table_names_norm_data_and_number_of_images():
+    latex = run("table", "one", "other")
+    assert latex.startswith("% Linf, set, 40 images\n% needs")
+    assert "Model & Data & Norm & Attack & $n$ & Clean & " in latex
+    assert "linear & set & Linf & pgd & 40 & " in latex
+    markdown = run("table", "one", "other", "--format", "md")
+    assert markdown.startswith("| Model | Data | Norm | Attack | n | Clean | 2/255 | 8/255 | ")
+    assert "\nLinf, set, 40 images.\n" in markdown
+
+
+@pytest.mark.parametrize("other", ["l2", "mirror", "few"])
+def test_norms_data_and_image_subsets_are_not_mixed_in_a_table(other):
+    assert run("table", "one", "other").count("\\begin{tabular}") == 1
+    latex = run("table", "one", other)
+    assert latex.count("\\begin{tabular}") == 2
+    rows = list(csv.DictReader(io.StringIO(run("table", "one", other, "--format", "csv"))))
+    assert len({(row["norm"], row["data"], row["image_set"]) for row in rows}) == 2
+
+
+def test_attacks_of_another_strength_are_named_by_what_differs():
+    latex = run("table", "one", "steps")
+    assert "pgd (steps 4, restarts 1, questions " in latex
+    assert "pgd (steps 2, restarts " in latex
+    assert "% pgd is not the same attack in all runs: steps" in latex
+    assert "worst case of pgd, fgsm" in latex and "The runs have other radii" in latex
+
+
+def test_an_unfinished_run_is_marked_in_a_table():
+    latex = run("table", "other", "stopped")
+    assert "linear (unfinished) & " in latex and "% linear is unfinished: " in latex
+    assert " to " in latex.partition("linear (unfinished)")[2]
+    assert "true" in run("table", "other", "--format", "csv")
+
+
+def test_one_folder_is_given_once_to_a_table():
+    assert "got one folder twice" in run("table", "one", "one/../one", code=2)
 
 
 def test_another_format_is_refused():
-    message = "--format must be latex or csv, got 'html'"
+    message = "--format must be latex, csv, md, got 'html'"
     assert message in run("table", "one", "--format", "html", code=2)

@@ -1,0 +1,61 @@
+"""What one check against false security says: it passed, it tripped, or it was not looked at."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+PASSED, TRIPPED, NOT_LOOKED_AT = STATES = ("passed", "tripped", "not looked at")
+
+
+class Flag(NamedTuple):
+    """What one check says: its name, whether it tripped, the number that this rests on, and what it
+    means in plain words.
+
+    looked_at: False if the check could not be made. Then it has neither passed nor tripped, its
+        value means nothing, and the message says why.
+    """
+
+    name: str
+    tripped: bool
+    value: float
+    message: str
+    looked_at: bool = True
+
+    @classmethod
+    def not_looked_at(cls, name: str, why: str) -> "Flag":
+        """Of a check that could not be made; ``why`` is a clause without a full stop."""
+        return cls(name, False, 0.0, f"Not looked at: {why}.", looked_at=False)
+
+    @property
+    def state(self) -> str:
+        """ "passed", "tripped" or "not looked at"."""
+        if not self.looked_at:
+            return NOT_LOOKED_AT
+        return TRIPPED if self.tripped else PASSED
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON: "name", "state", "tripped", "value" (None if it was not looked at) and
+        "message"."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "tripped": self.tripped,
+            "value": self.value if self.looked_at else None,
+            "message": self.message,
+        }
+
+
+def in_state(flags: Sequence[Flag], state: str) -> list[Flag]:
+    """Those of the flags that are in one of ``STATES``."""
+    return [flag for flag in flags if flag.state == state]
+
+
+def counted_states(flags: Sequence[Flag]) -> str:
+    """Such as "1 of 13 checks tripped, 10 passed, 2 were not looked at"."""
+    if not flags:
+        return "checks against false security were not made"
+    tripped, passed, unseen = (
+        len(in_state(flags, state)) for state in (TRIPPED, PASSED, NOT_LOOKED_AT)
+    )
+    were = "was" if unseen == 1 else "were"
+    text = f"{tripped} of {len(flags)} checks tripped, {passed} passed"
+    return f"{text}, {unseen} {were} not looked at" if unseen else text
