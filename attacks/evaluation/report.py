@@ -13,13 +13,24 @@ from ironmoe.attacks.evaluation.proportion import Proportion
 
 
 class Flag(NamedTuple):
-    """What one check says: its name, whether it tripped, the number that this rests on, and what it
-    means in plain words."""
+    """What one check says: its name, whether it tripped, the number that this rests on, what it
+    means in plain words, and whether the check could look at all."""
 
     name: str
     tripped: bool
     value: float
     message: str
+    looked_at: bool = True
+
+    @classmethod
+    def not_looked_at(cls, name: str, why: str) -> "Flag":
+        """Of a check that had nothing to look at: it neither tripped nor passed."""
+        return cls(name, False, 0.0, f"Not looked at: {why}", looked_at=False)
+
+    @property
+    def state(self) -> str:
+        """ "tripped", "passed" or "not looked at"."""
+        return "tripped" if self.tripped else "passed" if self.looked_at else "not looked at"
 
 
 @dataclass(repr=False)

@@ -24,7 +24,7 @@ def zero_gradients(sample: Sample, outputs: Tensor, bounds: Bounds) -> Flag:
     there, its loss a little beside them."""
     name = "zero gradients"
     if not sample.goal.has_loss:
-        return Flag(name, False, 0.0, f"Not looked at: {sample.goal} has no loss.")
+        return Flag.not_looked_at(name, f"{sample.goal} has no loss.")
     goal = sample.goal
     points = sample.images if goal.has_classes else sample.nearby(FINE, bounds)
     try:
@@ -57,7 +57,7 @@ def routing_gradient(sample: Sample) -> Flag:
     name = "routing gradient blocked"
     model = sample.model.model
     if not isinstance(model, nn.Module) or not routing_sites(model):
-        return Flag(name, False, 0.0, "The model has no routing that is known here.")
+        return Flag.not_looked_at(name, "the model has no routing that is known here.")
 
     points = sample.images.detach().requires_grad_()
     try:

@@ -231,7 +231,7 @@ def _classes(attacks: list[Attack], classes: int) -> Flag:
 def _batch_dependence(sample: Sample, outputs: Tensor, random: float) -> Flag:
     count = len(outputs)
     if count < 2:
-        return Flag("batch dependence", False, 0.0, "Not looked at: one image has no company.")
+        return Flag.not_looked_at("batch dependence", "one image has no company.")
 
     # The images in the opposite order, and some of them alone.
     order = torch.arange(count - 1, -1, -1, device=outputs.device)

@@ -206,9 +206,7 @@ def _square(report: RobustnessReport) -> Flag:
     gains = {attack: _gain(summary, report) for attack, summary in report.attacks.items()}
     known = {attack: gain for attack, gain in gains.items() if gain is not None}
     if not known:
-        return Flag(
-            name, False, 0.0, "Not looked at: Square was not run beside attacks that use gradients."
-        )
+        return Flag.not_looked_at(name, "Square was not run beside attacks that use gradients.")
 
     attack, gain = max(known.items(), key=lambda item: item[1])
     tripped = gain > SQUARE_GAIN
@@ -259,9 +257,7 @@ def _rising(report: RobustnessReport) -> Flag:
     name = "loss still rising at the end"
     held = [_held(summary) for summary in report.attacks.values()]
     if not any(bool(held_by_one.any()) for held_by_one in held):
-        return Flag(
-            name, False, 0.0, "Not looked at: no attack ran to its end on an image that held."
-        )
+        return Flag.not_looked_at(name, "no attack ran to its end on an image that held.")
 
     rising = [summary.flags[LOSS_RISING] for summary in report.attacks.values()]
     share = max(_share(up, kept) for up, kept in zip(rising, held, strict=True))

@@ -34,7 +34,7 @@ def quantised(sample: Sample, outputs: Tensor, *, bounds: Bounds, random: float)
     """
     narrow = min(outputs.element_size(), sample.images.element_size()) < 4
     if random or narrow or _in_half_precision(sample.model.model):
-        return Flag(NAME, False, 0.0, "Not looked at: the model is random, or of half precision.")
+        return Flag.not_looked_at(NAME, "the model is random, or of half precision.")
 
     with _exact_convolutions(sample.images):
         return _compared(sample, outputs, bounds)
@@ -83,11 +83,9 @@ def _verdict(differences: list[float]) -> Flag:
     """differences: between the change of the margin and what the gradient says, as shares, for each
     size of noise that was tried."""
     if not differences:
-        return Flag(
+        return Flag.not_looked_at(
             NAME,
-            False,
-            0.0,
-            f"Not looked at: fewer than {FEW} images have a gradient that shows beyond rounding.",
+            f"fewer than {FEW} images have a gradient that shows beyond rounding.",
         )
 
     value = min(differences)

@@ -131,4 +131,4 @@ def flat(outputs: Tensor) -> Tensor:
 
 def no_gradient(name: str, error: NoGradient) -> Flag:
     """What a check that needs a gradient says of a model that has none."""
-    return Flag(name, False, 0.0, f"Not looked at: the model has no gradient ({error.why}).")
+    return Flag.not_looked_at(name, f"the model has no gradient ({error.why}).")
