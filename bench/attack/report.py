@@ -51,12 +51,28 @@ def write_evaluation(
         results=results(outcome),
         cost_columns=headers(COST_COLUMNS),
         costs=costs(outcome),
-        stages={name: counts for name, counts in numbers["stages"].items() if counts},
+        stages=_stages(outcome, numbers["stages"]),
+        checks=[
+            (flag.state, [flag.name, flag.state, f"{flag.value:.3g}", flag.message])
+            for flag in outcome.checks
+        ],
         percent=percent,
         brackets=brackets,
         counted=counted,
         exact=exact,
     )
+
+
+def _stages(
+    outcome: EvaluationOutcome, fell: dict[str, dict[str, list[int]]]
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(attack, columns, rows) of the tables of what fell to each part of an ensemble."""
+    columns = ["part", *(f"eps {exact(eps)}/255" for eps in outcome.suite.eps_255)]
+    return [
+        (name, columns, [[part, *map(str, counts)] for part, counts in of_parts.items()])
+        for name, of_parts in fell.items()
+        if of_parts
+    ]
 
 
 def _numbers(
