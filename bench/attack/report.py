@@ -19,7 +19,7 @@ from ironmoe.bench.common.files import write_atomically
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.radii import exact
-from ironmoe.bench.reports.cells import brackets, counted, percent
+from ironmoe.bench.reports.cells import brackets, counted, percent, value_of
 from ironmoe.bench.reports.page import write_report
 from ironmoe.bench.reports.tables import entries, headers
 
@@ -53,7 +53,7 @@ def write_evaluation(
         costs=costs(outcome),
         stages=_stages(outcome, numbers["stages"]),
         checks=[
-            (flag.state, [flag.name, flag.state, f"{flag.value:.3g}", flag.message])
+            (flag.state, [flag.name, flag.state, value_of(flag), flag.message])
             for flag in outcome.checks
         ],
         percent=percent,

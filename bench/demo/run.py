@@ -76,6 +76,7 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
     Returns:
         The folder of the run.
     """
+    options.data.split()  # refuses a class with one image, before a folder is made
     settings = options.settings()
     path = options.out or default_folder(options.data.name, settings)
     folder = RunFolder(path, settings, NEEDED_BYTES)

@@ -83,10 +83,13 @@ def _decided(models: list[ModelResults]) -> str:
 def _at_chance(model: ModelResults) -> str:
     runs = model.runs_at_chance
     of_seeds = "" if len(model.runs) == 1 else f" in seed {', '.join(str(r['seed']) for r in runs)}"
+    chance, classes = runs[0]["chance"], runs[0]["classes"]
+    of = f"the share of the largest of {classes} classes"
+    if chance <= 1 / classes:
+        of = f"that of {classes} classes"
     return (
         f"The clean accuracy of the {model.name}{of_seeds}, {model.clean()}, cannot be told from "
-        f"chance, {100 * runs[0]['chance']:.3g} % for {runs[0]['classes']} classes. More epochs or "
-        "more images may help."
+        f"chance, {100 * chance:.3g} %, {of}. More epochs or more images may help."
     )
 
 

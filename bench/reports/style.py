@@ -35,5 +35,6 @@ def save_picture(figure: Figure, file: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         thin_out(figure)
+        figure.set_layout_engine("none")  # it is laid out, which takes as long as to draw it
         figure.savefig(file, dpi=130)
     plt.close(figure)

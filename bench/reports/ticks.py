@@ -22,7 +22,7 @@ class Shown(NamedTuple):
 
 def thin_out(figure: Figure) -> None:
     """Leave out the texts of ticks that would be printed over another one. The marks stay."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for axes in figure.axes:
         _thin_axis(axes.xaxis, upright=False)
         _thin_axis(axes.yaxis, upright=True)
@@ -30,7 +30,7 @@ def thin_out(figure: Figure) -> None:
 
 def overlapping(figure: Figure) -> list[tuple[str, str]]:
     """The pairs of neighbouring tick texts that are printed over each other."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     found = []
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         if not _is_turned(axis):

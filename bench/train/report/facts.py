@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from ironmoe.attacks import Flag, Proportion
 from ironmoe.bench.common.radii import exact
-from ironmoe.bench.reports.cells import brackets, counted, percent
+from ironmoe.bench.reports.cells import brackets, counted, percent, value_of
 
 Numbers = dict[str, Any]
 
@@ -66,13 +66,10 @@ class TrainingFacts(NamedTuple):
     def checks(self) -> list[tuple[str, list[str]]]:
         """(state, cells) of the checks against false security, tripped ones first; none without an
         attack on test images."""
-        flags = [] if self.attack is None else self.attack["report"]["checks"]
-        rows = [
-            (_state(flag), flag) for flag in sorted(flags, key=lambda flag: not flag["tripped"])
-        ]
+        stored = [] if self.attack is None else self.attack["report"]["checks"]
+        flags = sorted((Flag(**flag) for flag in stored), key=lambda flag: not flag.tripped)
         return [
-            (state, [flag["name"], state, f"{flag['value']:.3g}", flag["message"]])
-            for state, flag in rows
+            (flag.state, [flag.name, flag.state, value_of(flag), flag.message]) for flag in flags
         ]
 
     @property
@@ -125,8 +122,3 @@ def _parts(stored: Numbers) -> tuple[str, str]:
     """(share, interval)"""
     low, high = stored.get("wilson_95") or stored["interval_95"]
     return f"{100 * stored['value']:.1f} %", brackets((low, high))
-
-
-def _state(flag: Numbers) -> str:
-    """Reports of earlier versions do not say whether a check looked."""
-    return Flag(**flag).state
