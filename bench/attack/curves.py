@@ -4,61 +4,59 @@ from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.rows import WORST_CASE, RobustnessRow
 from ironmoe.bench.common.radii import to_255
+from ironmoe.bench.reports.robust_accuracy import (
+    LINES,
+    Color,
+    Point,
+    Series,
+    draw_robust_accuracy,
+)
 from ironmoe.bench.reports.style import COLORS, STYLE
 
 WORST = "#1c2329"  # the color of the worst case per sample
-# so that curves that lie on each other can be told apart
-LINES = ("o-", "s--", "^-.", "D:", "v--", "P-.", "*-")
 BINS = 40
 BIN_SHIFT = 1e-5  # so that all distances of just eps are counted in the same bin
-Color = str | tuple[float, float, float, float]
+
+
+def accuracy_series(outcome: EvaluationOutcome) -> list[Series]:
+    """A series for each attack that decided something, and one for the worst case."""
+    attacks = list(outcome.report.attacks)
+    band = not many_attacks(outcome)
+    series = [
+        Series(name, color, None, [_point(r) for r in outcome.rows if r.attack == name], band)
+        for name, color in zip(attacks, _colors(outcome), strict=True)
+        if outcome.decided_something(name)
+    ]
+    if len(attacks) > 1:
+        worst = [_point(row) for row in outcome.worst_rows]
+        series.append(Series(WORST_CASE, WORST, None, worst))
+    return series
+
+
+def clean_point(outcome: EvaluationOutcome) -> Point:
+    """Accuracy on clean images."""
+    clean = outcome.report.clean_accuracy
+    return Point(0.0, clean.value, *clean.interval())
 
 
 def accuracy(outcome: EvaluationOutcome) -> Figure:
-    """Robust accuracy against eps: one curve for each attack, and one for the worst case. Each
-    begins with the clean accuracy at eps 0."""
-    clean = RobustnessRow("", 0.0, outcome.report.clean_accuracy, fell=0, undecided=0)
-    rows = outcome.rows
-    several = len(outcome.report.attacks) > 1
+    """Robust accuracy against eps: one curve for each attack, and one for the worst case."""
+    return draw_robust_accuracy(
+        accuracy_series(outcome),
+        distance=distance_label(outcome.suite.norm),
+        clean_of_all=clean_point(outcome),
+    )
 
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.8, 4.2))
-        # the first curve has the largest marks: they show under those of later curves
-        sizes = np.linspace(9, 4, max(len(outcome.report.attacks), 2))
-        for name, color, style, size in zip(
-            outcome.report.attacks, _colors(outcome), cycle(LINES), sizes, strict=False
-        ):
-            if outcome.decided_something(name):
-                mine = [clean, *(row for row in rows if row.attack == name)]
-                _curve(
-                    axes,
-                    mine,
-                    name,
-                    color=color,
-                    style=style,
-                    size=size if several else 4,
-                    band=not many_attacks(outcome),
-                )
 
-        if several:
-            worst = [clean, *outcome.worst_rows]
-            _curve(axes, worst, WORST_CASE, color=WORST, style="x:", size=4, band=True)
-
-        axes.set(
-            xlabel=f"eps: {distance_label(outcome.suite.norm)} (0 = clean)",
-            ylabel="robust accuracy in %",
-            ylim=(0, 101),
-        )
-        _legend(axes)
-
-    return figure
+def _point(row: RobustnessRow) -> Point:
+    least = row.least if row.undecided else None
+    return Point(row.eps_255, row.robust.value, *row.interval, least)
 
 
 def distances(outcome: EvaluationOutcome) -> Figure:
@@ -142,7 +140,7 @@ def steps(outcome: EvaluationOutcome) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(axis="x", labelsize=8)
 
-        _legend(axes, beside=True)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
     return figure
 
@@ -166,38 +164,6 @@ def distance_label(norm: str) -> str:
     return f"{norm}, in 1/255 of the pixel range"
 
 
-def _curve(
-    axes: Axes,
-    rows: list[RobustnessRow],
-    name: str,
-    *,
-    color: Color,
-    style: str,
-    size: float,
-    band: bool,
-) -> None:
-    """Draw one curve of robust accuracy.
-
-    Where images are undecided, the line is the upper end of what is possible, and hatching reaches
-    down to the lower end.
-    """
-    x = [row.eps_255 for row in rows]
-    shares = 100 * np.array([row.robust.value for row in rows])
-    axes.plot(x, shares, style, color=color, label=name, markersize=size, linewidth=size / 2.7)
-
-    if any(row.undecided for row in rows):
-        least = 100 * np.array([row.least for row in rows])
-        axes.plot(x, least, linestyle=(0, (1, 2)), color=color, linewidth=1)
-        axes.fill_between(
-            x, least, shares, facecolor="none", edgecolor=color, alpha=0.5, hatch="///", linewidth=0
-        )
-    elif band:
-        low, high = zip(*(row.interval for row in rows), strict=True)
-        axes.fill_between(
-            x, 100 * np.array(low), 100 * np.array(high), color=color, alpha=0.13, linewidth=0
-        )
-
-
 def _colors(outcome: EvaluationOutcome) -> list[Color]:
     count = len(outcome.report.attacks)
     if not many_attacks(outcome):
@@ -208,11 +174,3 @@ def _colors(outcome: EvaluationOutcome) -> list[Color]:
 def many_attacks(outcome: EvaluationOutcome) -> bool:
     """Whether there are more attacks than the usual colours and bands can tell apart."""
     return len(outcome.report.attacks) > len(COLORS)
-
-
-def _legend(axes: Axes, beside: bool = False) -> None:
-    """Draw the legend; beside the picture where it has many lines."""
-    if beside or len(axes.get_legend_handles_labels()[1]) > 5:
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    else:
-        axes.legend(fontsize=8)

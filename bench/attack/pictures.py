@@ -1,11 +1,27 @@
 """The pictures of ``ironmoe attack``, each with a title and a note that says what it shows."""
 
-from ironmoe.bench.attack.curves import accuracy, distance_label, distances, many_attacks, steps
-from ironmoe.bench.attack.outcome import EvaluationOutcome
-from ironmoe.bench.attack.strips import examples
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from ironmoe.attacks.evaluation.report import AttackSummary
+from ironmoe.bench.attack.curves import (
+    accuracy,
+    accuracy_series,
+    clean_point,
+    distance_label,
+    distances,
+    many_attacks,
+    steps,
+)
+from ironmoe.bench.attack.outcome import EvaluationOutcome, ShownImage
+from ironmoe.bench.attack.strips import examples, examples_in_words
+from ironmoe.bench.common.radii import to_255
 from ironmoe.bench.reports.model_results import ModelResults
 from ironmoe.bench.reports.page import Picture
-from ironmoe.bench.reports.routing_pictures import draw_expert_load, draw_routing_change
+from ironmoe.bench.reports.robust_accuracy import in_words
+from ironmoe.bench.reports.routing_pictures import expert_load, routing_change
 
 
 def draw_evaluation(outcome: EvaluationOutcome) -> dict[str, Picture]:
@@ -22,8 +38,8 @@ def draw_evaluation(outcome: EvaluationOutcome) -> dict[str, Picture]:
 
 
 def _accuracy(outcome: EvaluationOutcome) -> Picture:
-    band = "Bands are 95 % Wilson intervals."
-    if many_attacks(outcome):
+    band = "Bands and bars are 95 % Wilson intervals."
+    if many_attacks(outcome) and len(outcome.suite.eps_255) > 1:
         band = "The band is the 95 % Wilson interval of the worst case."
 
     worst = ""
@@ -34,6 +50,7 @@ def _accuracy(outcome: EvaluationOutcome) -> Picture:
         "Robust accuracy against eps",
         f"The share of all images that hold. {band}{worst}{_open(outcome)}",
         accuracy(outcome),
+        in_words(accuracy_series(outcome), clean_point(outcome)),
     )
 
 
@@ -44,6 +61,7 @@ def _distances(outcome: EvaluationOutcome) -> Picture:
         "at its first success stays where it found it, often on the edge of the ball: these are "
         f"no smallest distances.{_so_far(outcome)}",
         distances(outcome),
+        "Histograms. " + _each_attack(outcome, _median_distance),
     )
 
 
@@ -56,16 +74,19 @@ def _steps(outcome: EvaluationOutcome) -> Picture:
         "attack allows. Still rising there, it says that more steps would find more."
         f"{_so_far(outcome)}",
         steps(outcome),
+        "Shares over the number of questions. " + _each_attack(outcome, _median_steps),
     )
 
 
 def _strips(outcome: EvaluationOutcome) -> dict[str, Picture]:
-    scale = f" Perturbations are scaled to their largest entry; grey is none.{_so_far(outcome)}"
+    scale = (
+        " Differences are scaled to their largest entry, which is written below them; grey is none."
+        f"{_so_far(outcome)}"
+    )
     pictures = {}
     if easiest := outcome.easiest():
         note = f"They fell at the smallest eps, the nearest first.{scale}"
-        figure = examples(outcome, easiest)
-        pictures["easiest.png"] = Picture("The easiest images", note, figure)
+        pictures["easiest.png"] = _strip(outcome, easiest, "The easiest images", note)
 
     if hardest := outcome.hardest():
         note = (
@@ -73,10 +94,13 @@ def _strips(outcome: EvaluationOutcome) -> dict[str, Picture]:
             "that fell last. For images that held, the final image of the attack that came closest "
             f"is shown.{scale}"
         )
-        figure = examples(outcome, hardest)
-        pictures["hardest.png"] = Picture("The hardest images", note, figure)
+        pictures["hardest.png"] = _strip(outcome, hardest, "The hardest images", note)
 
     return pictures
+
+
+def _strip(outcome: EvaluationOutcome, shown: list[ShownImage], title: str, note: str) -> Picture:
+    return Picture(title, note, examples(outcome, shown), examples_in_words(outcome, shown))
 
 
 def _routing(outcome: EvaluationOutcome) -> dict[str, Picture]:
@@ -89,12 +113,29 @@ def _routing(outcome: EvaluationOutcome) -> dict[str, Picture]:
         "routing": outcome.routing,
     }
     results = [ModelResults(outcome.name, [run])]
-    changes, loads = draw_routing_change(results), draw_expert_load(results)
 
     return {
-        "routing_change.png": Picture("Routing change against eps", note, changes),
-        "expert_load.png": Picture("Expert load", note, loads),
+        "routing_change.png": routing_change(results, note),
+        "expert_load.png": expert_load(results, note),
     }
+
+
+def _each_attack(outcome: EvaluationOutcome, say: Callable[[AttackSummary, Tensor], str]) -> str:
+    """A sentence about each attack and the images (N,) bool that fell to it."""
+    sentences = []
+    for name, summary in outcome.report.attacks.items():
+        of, fell = int(summary.clean_correct.sum()), int(summary.fell.sum())
+        more = say(summary, summary.fell) if fell else ""
+        sentences.append(f"{name}: {fell} of {of} images fell{more}.")
+    return " ".join(sentences)
+
+
+def _median_distance(summary: AttackSummary, fell: Tensor) -> str:
+    return f", at a median distance of {to_255(float(np.median(summary.distance[fell]))):.3g}/255"
+
+
+def _median_steps(summary: AttackSummary, fell: Tensor) -> str:
+    return f", after a median of {np.median(summary.steps[fell]):.3g} questions"
 
 
 def _open(outcome: EvaluationOutcome) -> str:

@@ -16,7 +16,7 @@ from ironmoe.bench.attack.words import images_told, told_verdict, words
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.radii import exact
-from ironmoe.bench.reports.cells import brackets, counted, percent
+from ironmoe.bench.reports.cells import brackets, counted, percent, value_of
 from ironmoe.bench.reports.page import write_report
 from ironmoe.bench.reports.tables import entries, headers
 
@@ -47,12 +47,28 @@ def write_evaluation(
         results=results(outcome),
         cost_columns=headers(COST_COLUMNS),
         costs=costs(outcome),
-        stages={name: counts for name, counts in numbers["stages"].items() if counts},
+        stages=_stages(outcome, numbers["stages"]),
+        checks=[
+            (flag.state, [flag.name, flag.state, value_of(flag), flag.message])
+            for flag in outcome.checks
+        ],
         percent=percent,
         brackets=brackets,
         counted=counted,
         exact=exact,
     )
+
+
+def _stages(
+    outcome: EvaluationOutcome, fell: dict[str, dict[str, list[int]]]
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(attack, columns, rows) of the tables of what fell to each part of an ensemble."""
+    columns = ["part", *(f"eps {exact(eps)}/255" for eps in outcome.suite.eps_255)]
+    return [
+        (name, columns, [[part, *map(str, counts)] for part, counts in of_parts.items()])
+        for name, of_parts in fell.items()
+        if of_parts
+    ]
 
 
 def _numbers(

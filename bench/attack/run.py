@@ -311,7 +311,7 @@ class _Evaluation:
         )
 
         images, labels = self.images.at(places)
-        numbers, _ = measure_routing(
+        return measure_routing(
             self.loaded.model,
             images,
             labels,
@@ -320,4 +320,3 @@ class _Evaluation:
             seed=suite.seed,
             attack_dtype=DTYPES[suite.dtype],
         )
-        return numbers

@@ -1,4 +1,6 @@
-"""Strips of images: clean, perturbation, and what an attack made of them."""
+"""Strips of images: clean, difference, and what an attack made of them."""
+
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -6,21 +8,31 @@ from matplotlib.figure import Figure
 from ironmoe.bench.attack.outcome import EvaluationOutcome, ShownImage
 from ironmoe.bench.common.radii import exact, to_255
 from ironmoe.bench.reports.cells import counted
-from ironmoe.bench.reports.image_strips import image_strip
+from ironmoe.bench.reports.image_strips import image_strip, strip_in_words
 
 
 def examples(outcome: EvaluationOutcome, shown: list[ShownImage]) -> Figure:
     """Draw the images. The number of each among the attacked images stands above it, and what
     became of it below."""
+    images, texts = _contents(outcome, shown)
+    return image_strip(images, outcome.images.classes, **texts)
+
+
+def examples_in_words(outcome: EvaluationOutcome, shown: list[ShownImage]) -> str:
+    """What ``examples`` shows."""
+    images, texts = _contents(outcome, shown)
+    return strip_in_words(images, outcome.images.classes, **texts)
+
+
+def _contents(
+    outcome: EvaluationOutcome, shown: list[ShownImage]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(the images, the texts above and below them)"""
     rows = [_example(outcome, one) for one in shown]
-    figure = image_strip(
-        {key: torch.stack([row[key] for row in rows]) for key in rows[0]}, outcome.images.classes
-    )
-    above, below = figure.axes[: len(shown)], figure.axes[2 * len(shown) :]
-    for top, bottom, one in zip(above, below, shown, strict=True):
-        top.set_title(f"image {int(outcome.index[one.number])}\n{top.get_title()}", fontsize=9)
-        bottom.set_xlabel(f"{one.attack}\n{_fate(outcome, one)}", fontsize=8)
-    return figure
+    images = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    above = [f"image {int(outcome.index[one.number])}" for one in shown]
+    below = [f"{one.attack}\n{_fate(outcome, one)}" for one in shown]
+    return images, {"above": above, "below": below}
 
 
 def _fate(outcome: EvaluationOutcome, one: ShownImage) -> str:

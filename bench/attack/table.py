@@ -1,10 +1,12 @@
 """The two tables of ``ironmoe attack``, for the terminal and for the report: what held, and what
 each attack found and cost. ``rows.py`` declares their columns."""
 
+from itertools import groupby
+
 from rich.table import Table
 
 from ironmoe.bench.attack.outcome import EvaluationOutcome
-from ironmoe.bench.attack.rows import COST_COLUMNS, RESULT_COLUMNS, WORST_CASE
+from ironmoe.bench.attack.rows import COST_COLUMNS, RESULT_COLUMNS
 from ironmoe.bench.attack.words import images_told, told_verdict
 from ironmoe.bench.reports.tables import cells, headers, terminal_table
 
@@ -18,18 +20,11 @@ def heading(outcome: EvaluationOutcome) -> list[str]:
     ]
 
 
-def results(outcome: EvaluationOutcome) -> list[tuple[str, list[list[str]]]]:
-    """For each attack, its name and its rows without the name. The worst case is last; a single
-    attack has none."""
-    names = list(outcome.report.attacks)
-    shown = [*names, ""] if len(names) > 1 else names
-    return [
-        (
-            name or WORST_CASE,
-            [cells(RESULT_COLUMNS, row)[1:] for row in outcome.rows if row.attack == name],
-        )
-        for name in shown
-    ]
+def results(outcome: EvaluationOutcome) -> list[list[str]]:
+    """The cells of one row for each attack and eps. The worst case is last; a single attack has
+    none."""
+    several = len(outcome.report.attacks) > 1
+    return [cells(RESULT_COLUMNS, row) for row in outcome.rows if row.attack or several]
 
 
 def costs(outcome: EvaluationOutcome) -> list[list[str]]:
@@ -40,8 +35,8 @@ def costs(outcome: EvaluationOutcome) -> list[list[str]]:
 def results_table(outcome: EvaluationOutcome) -> Table:
     """The table of what held. The name of an attack stands in its first row only."""
     table = terminal_table(headers(RESULT_COLUMNS), no_wrap=True)
-    for name, rows in results(outcome):
-        for number, row in enumerate(rows):
+    for _, rows in groupby(results(outcome), key=lambda row: row[0]):
+        for number, (name, *row) in enumerate(rows):
             table.add_row(name if number == 0 else "", *row)
         table.add_section()
     return table

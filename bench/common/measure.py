@@ -1,7 +1,7 @@
-"""Measure a trained model: clean and robust accuracy over eps, and what the attack does to its
-routing.
+"""Measure a trained model: clean and robust accuracy over eps, signs of false security, images that
+fell, and what the attack does to its routing.
 
-Every function returns plain numbers, ready for JSON.
+Numbers are plain ones, ready for JSON.
 """
 
 import time
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, Proportion, evaluate
 from ironmoe.attacks.balls.ball import Ball
+from ironmoe.attacks.evaluation.report import AttackSummary
 from ironmoe.bench.common.radii import all_from_255, from_255
 from ironmoe.moe import routing_change, trace_routing
 
 NUM_EXAMPLES = 6  # images that a report shows
+Numbers = dict[str, Any]
 
 
 class AttackSettings(NamedTuple):
@@ -36,11 +38,6 @@ class AttackSettings(NamedTuple):
     images: int = 500
     routing_images: int = 250
     batch_size: int = 500
-
-    @property
-    def middle_eps_255(self) -> float:
-        """The middle of the sweep: the eps of the images that a report shows."""
-        return self.eps_255[(len(self.eps_255) - 1) // 2]
 
     def describe(self) -> str:
         """The attack in one line."""
@@ -63,18 +60,25 @@ def _pgd(model: nn.Module, eps_255: float, settings: AttackSettings, **options: 
     )
 
 
-def measure_clean(
-    model: nn.Module, images: Tensor, labels: Tensor, batch_size: int
-) -> dict[str, Any]:
-    """Clean accuracy and the speed of the forward pass, as numbers for JSON."""
+def measure_clean(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Numbers:
+    """Clean accuracy, the chance level and the speed of the forward pass, as numbers for JSON.
+
+    The chance level is what one answer to every image gets at best, and at least what random
+    answers among the model's classes get.
+    """
     device = next(model.parameters()).device
-    start, correct = time.perf_counter(), 0
+    start, logits = time.perf_counter(), []
     with torch.no_grad():
-        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            correct += int((model(x.to(device)).argmax(1).cpu() == y).sum())
+        for x in images.split(batch_size):
+            logits.append(model(x.to(device)).cpu())
     seconds = time.perf_counter() - start
+
+    answers = torch.cat(logits)
+    most_frequent = int(labels.bincount().max()) / len(labels)
     return {
-        "clean": Proportion(correct, len(labels)).as_dict(),
+        "clean": Proportion(int((answers.argmax(1) == labels).sum()), len(labels)).as_dict(),
+        "chance": max(1 / answers.shape[1], most_frequent),
+        "classes": answers.shape[1],
         "images_per_second": len(labels) / seconds,
     }
 
@@ -89,8 +93,9 @@ def measure_robust(
     attack_dtype: torch.dtype | None,
     journal: Path,
     on_images: Callable[[int], None],
-) -> list[dict[str, Any]]:
-    """Robust accuracy at every eps, as numbers for JSON.
+) -> tuple[Numbers, dict[str, Tensor]]:
+    """Robust accuracy at every eps, what the checks against false security say, and some images
+    that fell.
 
     An image leaves as soon as it is misclassified and is not attacked at larger eps: the verdict is
     the same, only sooner. What is found goes to the journal, and an interrupted call goes on from
@@ -99,6 +104,12 @@ def measure_robust(
     Args:
         attack_dtype: of the search, under autocast; None is float32.
         on_images: called with the number of images that are decided so far.
+
+    Returns:
+        (numbers for JSON: "attacks", an entry for each eps, and "checks", those of ``evaluate``;
+        up to ``NUM_EXAMPLES`` images that fell: "number" (n,) int64 among the images, "clean" and
+        "adversarial" (n, C, S, S), "label" and "prediction" (n,) int64, "fell_at_255" (n,) in
+        units of 1/255)
     """
     attack = _pgd(
         model,
@@ -115,7 +126,7 @@ def measure_robust(
         eps=all_from_255(settings.eps_255),
         batch_size=settings.batch_size,
         journal=journal,
-        checks=False,
+        keep_adversarial="journal",
         on_progress=lambda progress: on_images(progress.decided),
     )
     summary = report.attacks["pgd"]
@@ -126,10 +137,38 @@ def measure_robust(
         "forwards": summary.forwards,
         "backwards": summary.backwards,
     }
-    return [
+    attacks = [
         {"eps_255": eps, "robust": share.as_dict()} | cost
         for eps, share in zip(settings.eps_255, summary.curve.values(), strict=True)
     ]
+    checks = [flag._asdict() | {"state": flag.state} for flag in report.checks]
+    return {"attacks": attacks, "checks": checks}, _fallen(summary, images, labels, settings)
+
+
+def _fallen(
+    summary: AttackSummary, images: Tensor, labels: Tensor, settings: AttackSettings
+) -> dict[str, Tensor]:
+    """Up to ``NUM_EXAMPLES`` images that fell, evenly spread from those that fell first (at the
+    smallest eps, the nearest first) to those that fell last.
+
+    summary: with final images that are kept; images, labels: all that were attacked.
+    """
+    fell = summary.fell.nonzero().squeeze(1).tolist()
+    fell.sort(key=lambda place: (float(summary.fell_at[place]), float(summary.distance[place])))
+    count = min(NUM_EXAMPLES, len(fell))
+    spread = [fell[round(i * (len(fell) - 1) / max(1, count - 1))] for i in range(count)]
+
+    radii = {from_255(eps): eps for eps in settings.eps_255}
+    places = torch.tensor(spread, dtype=torch.int64)
+    numbers = summary.examples[places]
+    return {
+        "number": numbers,
+        "clean": images[numbers],
+        "adversarial": summary.final(places) if count else images[numbers],
+        "label": labels[numbers],
+        "prediction": summary.prediction[places],
+        "fell_at_255": torch.tensor([radii[at] for at in summary.fell_at[places].tolist()]),
+    }
 
 
 def measure_routing(
@@ -141,8 +180,8 @@ def measure_routing(
     *,
     seed: int,
     attack_dtype: torch.dtype | None,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the attack does to the routing of clean and adversarial images.
+) -> Numbers:
+    """What the attack does to the routing of clean and adversarial images, as numbers for JSON.
 
     Here the attack runs its full length on every image, as the paper's does: one that stops at the
     first misclassification would perturb, and reroute, less. Images misclassified from the start
@@ -152,9 +191,6 @@ def measure_routing(
     Args:
         images: (N, C, S, S) in [0, 1]; labels: (N,) int64.
         eps_255: the radius in units of 1/255.
-
-    Returns:
-        (numbers for JSON, examples to show: "clean", "adversarial", "label", "prediction").
     """
     device = next(model.parameters()).device
     images, labels = images.to(device), labels.to(device)
@@ -172,26 +208,15 @@ def measure_routing(
     # under a capacity a group stays whole, also with images that are misclassified
     attacked = result.clean_correct | attack.coupled_by_model_or_loss
     batches = images[attacked], result.adversarial[attacked]
-    measured = {
+    return {
         "eps_255": eps_255,
         "images": int(attacked.sum()),
         "layers": _routing_of_layers(model, *batches) if bool(attacked.any()) else {},
     }
 
-    shown = attacked.nonzero().squeeze(1)[:NUM_EXAMPLES]
-    examples = {
-        "clean": images[shown],
-        "adversarial": result.adversarial[shown],
-        "label": labels[shown],
-        "prediction": result.prediction[shown],
-    }
-    return measured, {name: tensor.cpu() for name, tensor in examples.items()}
-
 
 @torch.no_grad()
-def _routing_of_layers(
-    model: nn.Module, clean: Tensor, adversarial: Tensor
-) -> dict[str, dict[str, Any]]:
+def _routing_of_layers(model: nn.Module, clean: Tensor, adversarial: Tensor) -> dict[str, Numbers]:
     """For each MoE layer, how much the routing changes, and the load of each expert."""
     traces = []
     for batch in (clean, adversarial):

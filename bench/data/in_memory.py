@@ -102,7 +102,8 @@ def load_data(
         )
     images = open_set(spec, labels)
     if images.names is not None and len(images.names) < 2:
-        raise DataError(f"{spec} must hold images of at least 2 classes, got {images.names}")
+        got = ", ".join(images.names) or "none"
+        raise DataError(f"{spec} must hold images of at least 2 classes, got {got}")
     rules = square_of(images, image_size) if pipeline is None else rules_for(images, pipeline)
     stream = ImageStream(images, rules, skip_bad=skip_bad)
     _check_memory(stream)
@@ -205,7 +206,8 @@ def _check_memory(stream: ImageStream) -> None:
 def _classes(images: ImageSet, labels: Tensor) -> tuple[list[str], list[str]]:
     """(names of the classes by label, what there is to say of them).
 
-    DataError: a label below 0, or a named class without an image that can be read.
+    DataError: a label below 0, images of one class alone, or a named class without an image that
+    can be read.
     """
     if images.names is not None:
         empty = [name for i, name in enumerate(images.names) if not bool((labels == i).any())]
@@ -220,8 +222,15 @@ def _classes(images: ImageSet, labels: Tensor) -> tuple[list[str], list[str]]:
             f"{int(labels.min())} … {int(labels.max())}"
         )
 
+    found = labels.unique().tolist()
+    if len(found) < 2:
+        raise DataError(
+            f"{images.name} must hold images of at least 2 classes, got {len(labels)} of class "
+            f"{found[0]} alone"
+        )
+
     count = int(labels.max()) + 1
-    missing = count - len(labels.unique())
+    missing = count - len(found)
     note = (
         f"Labels are indices of the logits: {missing} of the {count} classes, 0 … {count - 1}, "
         "have no image."

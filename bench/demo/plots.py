@@ -1,77 +1,85 @@
 """The pictures of the demo's report."""
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ironmoe.bench.common.files import slug
 from ironmoe.bench.common.radii import exact
-from ironmoe.bench.reports.image_strips import image_strip
-from ironmoe.bench.reports.model_results import ModelResults
+from ironmoe.bench.reports.image_strips import image_strip, strip_in_words
+from ironmoe.bench.reports.model_results import ModelResults, Spread
 from ironmoe.bench.reports.page import Picture
-from ironmoe.bench.reports.routing_pictures import draw_expert_load, draw_routing_change
-from ironmoe.bench.reports.style import COLORS, STYLE
+from ironmoe.bench.reports.robust_accuracy import (
+    Point,
+    Series,
+    draw_robust_accuracy,
+    in_words,
+)
+from ironmoe.bench.reports.routing_pictures import expert_load, routing_change
+from ironmoe.bench.reports.style import COLORS
 
 
 def draw_all(
     models: list[ModelResults],
     examples: dict[str, dict[str, Tensor]],
     classes: list[str],
-    eps: float,
+    norm: str,
 ) -> dict[str, Picture]:
     """The pictures by file name.
 
     Args:
-        examples: for each model's name, the images of ``measure_routing``.
-        eps: of the examples, in units of 1/255.
+        examples: for each model's name, the images that fell, of ``measure_robust``.
     """
-    pictures = {"accuracy.png": Picture("Accuracy against eps", "", accuracy(models))}
+    pictures = {"accuracy.png": _accuracy(models, norm)}
 
     if routed := [model for model in models if model.layers]:
-        changes, loads = draw_routing_change(routed), draw_expert_load(routed)
-        pictures["routing_change.png"] = Picture("Routing change against eps", "", changes)
-        pictures["expert_load.png"] = Picture("Expert load", "", loads)
+        pictures["routing_change.png"] = routing_change(routed, "")
+        pictures["expert_load.png"] = expert_load(routed, "")
 
     for model in models:
-        shown = examples[model.name]
-        if len(shown["label"]):
-            title = f"Adversarial images of the {model.name}, eps {exact(eps)}/255"
+        if len(examples[model.name]["label"]):
             file = f"examples_{slug(model.name, '_')}.png"
-            pictures[file] = Picture(title, "", image_strip(shown, classes))
+            pictures[file] = _examples(model, examples[model.name], classes)
 
     return pictures
 
 
-def accuracy(models: list[ModelResults]) -> Figure:
-    """Accuracy against eps; at eps 0 it is the clean accuracy. The interval is a band."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 4))
-        for model, color in zip(models, COLORS, strict=False):
-            spreads = [model.clean(), *(model.robust(i) for i in range(len(model.eps)))]
-            x = [0.0, *model.eps]
-            axes.plot(
-                x,
-                [100 * s.mean for s in spreads],
-                "o-",
-                color=color,
-                label=model.name,
-                markersize=4,
-            )
-            low, high = zip(*(s.interval for s in spreads), strict=True)
-            axes.fill_between(
-                x, 100 * np.array(low), 100 * np.array(high), color=color, alpha=0.18, linewidth=0
-            )
+def _accuracy(models: list[ModelResults], norm: str) -> Picture:
+    seeds = len(models[0].runs)
+    spread = "the 95 % Wilson interval"
+    if seeds > 1:
+        spread = f"the mean ± standard deviation of {seeds} seeds"
 
-        seeds = len(models[0].runs)
-        band = "95 % Wilson interval" if seeds == 1 else f"± standard deviation, {seeds} seeds"
-        axes.set(
-            xlabel="eps in 1/255 (0 = clean)",
-            ylabel="accuracy in %",
-            ylim=(0, 101),
-            title=f"Accuracy under attack; band: {band}",
-        )
-        axes.title.set_fontsize(10)
-        axes.legend()
+    series = [
+        Series(model.name, color, _point(0.0, model.clean()), _points(model))
+        for model, color in zip(models, COLORS, strict=False)
+    ]
+    return Picture(
+        "Accuracy under attack",
+        f"Bands and bars: {spread}.",
+        draw_robust_accuracy(series, distance=f"{norm}, in 1/255 of the pixel range"),
+        in_words(series),
+    )
 
-    return figure
+
+def _points(model: ModelResults) -> list[Point]:
+    return [_point(eps, model.robust(i)) for i, eps in enumerate(model.eps)]
+
+
+def _point(eps_255: float, spread: Spread) -> Point:
+    return Point(eps_255, spread.mean, *spread.interval)
+
+
+def _examples(model: ModelResults, shown: dict[str, Tensor], classes: list[str]) -> Picture:
+    """Of the first seed."""
+    radii = [f"{exact(eps)}/255" for eps in shown["fell_at_255"].tolist()]
+    names = [f"test image {number}" for number in shown["number"].tolist()]
+    fates = [f"fell at {radius}" for radius in radii]
+
+    seed = f", seed {model.runs[0]['seed']}" * (len(model.runs) > 1)
+    return Picture(
+        f"Adversarial images of the {model.name}{seed}",
+        "Images that fell, from one that fell at the smallest eps to one that held the longest, "
+        "each at the eps where it fell. The difference is scaled to its largest entry, which is "
+        "written below it; grey is none.",
+        image_strip(shown, classes, above=names, below=fates),
+        strip_in_words(shown, classes, above=names, below=fates),
+    )

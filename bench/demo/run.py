@@ -20,6 +20,7 @@ from ironmoe.bench.common.checkpoints import (
     save_checkpoint,
 )
 from ironmoe.bench.common.files import slug, write_atomically
+from ironmoe.bench.common.loop.initial import paired_model
 from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.measure import (
     AttackSettings,
@@ -33,7 +34,7 @@ from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_fol
 from ironmoe.bench.common.train import Recipe, TrainingProgress, train
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.demo.report import write_demo_report
-from ironmoe.bench.demo.table import as_table
+from ironmoe.bench.demo.table import as_table, routing_table
 from ironmoe.bench.demo.verdict import verdict
 from ironmoe.bench.reports.model_results import ModelResults
 from ironmoe.moe import VMoE
@@ -64,6 +65,7 @@ class DemoOptions(NamedTuple):
             "seeds": self.seeds,
             "device": self.device.type,
             "autocast_dtype": str(self.autocast_dtype),
+            "initial_weights": "drawn for each module by its name and the seed",
             "ironmoe": versions()["ironmoe"],
         }
 
@@ -74,6 +76,7 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
     Returns:
         The folder of the run.
     """
+    options.data.split()  # refuses a class with one image, before a folder is made
     settings = options.settings()
     path = options.out or default_folder(options.data.name, settings)
     folder = RunFolder(path, settings, NEEDED_BYTES)
@@ -114,10 +117,11 @@ def _finish(
         settings=options.settings(),
         classes=options.data.classes,
         device=options.device,
-        shown_eps=options.attack.middle_eps_255,
     )
 
     console.print(as_table(models, f"{title}\n{attack}"))
+    if routing := routing_table(models):
+        console.print(routing)
     for line in verdict(models):
         console.print(line, highlight=False, markup=False)
 
@@ -152,8 +156,7 @@ class _Demo:
         """Train from the last finished epoch, if there is one, and write the checkpoint."""
         data = self.options.data
         arguments = architecture(name, self._image_shape, len(data.classes))
-        torch.manual_seed(seed)
-        model = VMoE(**arguments).to(self.options.device)
+        model = paired_model(arguments, seed).to(self.options.device)
         task = self.bars.add_task(_label(f"train {name} seed {seed}"), total=None, note="")
 
         def show(p: TrainingProgress) -> None:
@@ -190,15 +193,16 @@ class _Demo:
         """Measure clean accuracy, robust accuracy and routing at every eps.
 
         Returns:
-            (numbers, examples to show)
+            (numbers, images that fell)
         """
         settings = self.options.attack
         images, labels = self._test_images()
         task = self.bars.add_task(_label(f"attack {label}"), total=len(images), note="")
         key = slug(label)
+        examples_file = self.folder.file(f"results/{key}-examples.safetensors")
 
         def measure_attacks() -> Numbers:
-            robust = measure_robust(
+            robust, fallen = measure_robust(
                 model,
                 images,
                 labels,
@@ -208,7 +212,8 @@ class _Demo:
                 journal=self.folder.file(f"results/{key}-journal"),
                 on_images=lambda decided: self.bars.update(task, completed=decided),
             )
-            return {"attacks": robust}
+            write_atomically(examples_file, save(fallen))
+            return robust
 
         clean = self._kept(
             f"results/{key}-clean.json",
@@ -217,27 +222,22 @@ class _Demo:
         attacks = self._kept(f"results/{key}-attacks.json", measure_attacks)
         self.bars.update(task, completed=len(images))
 
-        # A dense model has examples to show and no routing.
-        has_experts = bool(routing_sites(model))
         routing = []
-        for eps_255 in settings.eps_255 if has_experts else [settings.middle_eps_255]:
+        for eps_255 in settings.eps_255 if routing_sites(model) else ():
             self.bars.update(task, note=f"routing at eps {exact(eps_255)}/255")
-            measured = self._routing(model, key, eps_255, seed)
-            if has_experts:
-                routing.append(measured)
+            routing.append(self._routing(model, key, eps_255, seed))
 
-        examples = load_file(self._examples_file(key, settings.middle_eps_255))
         self.bars.update(task, note="done")
-        return clean | attacks | {"routing": routing}, examples
+        return clean | attacks | {"routing": routing}, load_file(examples_file)
 
     def _routing(self, model: nn.Module, key: str, eps_255: float, seed: int) -> Numbers:
-        """The routing at one eps. The examples are written beside it."""
+        """The routing at one eps."""
         settings = self.options.attack
         images, labels = self._test_images()
         few = slice(settings.routing_images)
 
         def measure() -> Numbers:
-            measured, shown = measure_routing(
+            return measure_routing(
                 model,
                 images[few],
                 labels[few],
@@ -246,8 +246,6 @@ class _Demo:
                 seed=seed,
                 attack_dtype=self.options.autocast_dtype,
             )
-            write_atomically(self._examples_file(key, eps_255), save(shown))
-            return measured
 
         return self._kept(f"results/{key}-routing{exact(eps_255)}.json", measure)
 
@@ -259,9 +257,6 @@ class _Demo:
             stored = self.folder.read(name)
         assert stored is not None
         return stored
-
-    def _examples_file(self, key: str, eps_255: float) -> Path:
-        return self.folder.file(f"results/{key}-examples{exact(eps_255)}.safetensors")
 
     def _test_images(self) -> tuple[Tensor, Tensor]:
         data = self.options.data

@@ -1,6 +1,6 @@
 """Numbers as reports print them."""
 
-from ironmoe.attacks import Accuracy
+from ironmoe.attacks import Accuracy, Flag
 from ironmoe.attacks.evaluation.findings.accuracy import share as text_of_share
 
 
@@ -20,6 +20,11 @@ def speed(rate: float | None) -> str:
     if rate is None:
         return "–"
     return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def value_of(flag: Flag) -> str:
+    """The number that a check rests on; "–" where it looked at nothing."""
+    return f"{flag.value:.3g}" if flag.looked_at else "–"
 
 
 def counted(number: int, noun: str) -> str:

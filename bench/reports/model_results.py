@@ -6,6 +6,8 @@ from typing import Any
 from ironmoe.attacks import Proportion
 from ironmoe.bench.reports.cells import brackets, percent
 
+STATES = ("tripped", "passed", "not looked at")  # of a check, the worst first
+
 
 class ModelResults:
     """What was measured of one architecture.
@@ -23,8 +25,46 @@ class ModelResults:
 
     @property
     def layers(self) -> list[str]:
-        """The names of the MoE layers; none for a dense model."""
-        return list(self.runs[0]["routing"][0]["layers"]) if self.runs[0]["routing"] else []
+        """The names of the MoE layers whose routing was measured in every run; none for a dense
+        model, and where a run had no image to attack."""
+        measured = [at["layers"] for run in self.runs for at in run["routing"]]
+        return (
+            [name for name in measured[0] if all(name in at for at in measured)] if measured else []
+        )
+
+    @property
+    def runs_at_chance(self) -> list[dict[str, Any]]:
+        """The runs whose clean accuracy cannot be told from chance: its interval reaches down to
+        it."""
+        return [
+            run for run in self.runs if _proportion(run["clean"]).interval()[0] <= run["chance"]
+        ]
+
+    @property
+    def anything_fell(self) -> bool:
+        """Whether the attack broke any image that was right from the start, in any run."""
+        return any(
+            attack["robust"]["count"] < run["clean"]["count"]
+            for run in self.runs
+            for attack in run["attacks"]
+        )
+
+    @property
+    def counted_checks(self) -> dict[str, int]:
+        """How many checks against false security "passed", "tripped" or were "not looked at"; one
+        that tripped in any run counts as tripped, one that no run looked at as not looked at."""
+        states = [flag["state"] for flag in self.checks]
+        return {state: states.count(state) for state in STATES}
+
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        """Each check as the run has it in which it looks worst."""
+        worst: dict[str, dict[str, Any]] = {}
+        for flag in (flag for run in self.runs for flag in run["checks"]):
+            known = worst.setdefault(flag["name"], flag)
+            if STATES.index(flag["state"]) < STATES.index(known["state"]):
+                worst[flag["name"]] = flag
+        return list(worst.values())
 
     def clean(self) -> "Spread":
         """Accuracy on clean images."""

@@ -16,11 +16,12 @@ from ironmoe.bench.reports.style import save_picture
 
 class Picture(NamedTuple):
     """title: the heading above it; note: a sentence under the heading, or nothing; figure: what is
-    drawn."""
+    drawn; text: what is to be seen, with its numbers, for those who do not see it."""
 
     title: str
     note: str
     figure: Figure
+    text: str
 
 
 def write_report(
@@ -48,7 +49,9 @@ def write_report(
 
     html = template(room).render(
         numbers=numbers,
-        pictures=[(p.title, p.note, data_uri(folder / name)) for name, p in pictures.items()],
+        pictures=[
+            (p.title, p.note, p.text, data_uri(folder / name)) for name, p in pictures.items()
+        ],
         settings=[
             (key, json.dumps(value, ensure_ascii=False))
             for key, value in numbers["settings"].items()

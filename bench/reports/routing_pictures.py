@@ -8,7 +8,33 @@ from matplotlib.figure import Figure
 
 from ironmoe.bench.common.radii import exact
 from ironmoe.bench.reports.model_results import ModelResults
+from ironmoe.bench.reports.page import Picture
 from ironmoe.bench.reports.style import STYLE, WITHOUT_GRID
+
+
+def routing_change(models: list[ModelResults], note: str) -> Picture:
+    """How far the attack moves the routing, at each eps."""
+    words = [
+        f"{model.name} {layer}: "
+        + ", ".join(
+            f"{100 * model.routing_change(layer, i):.1f} % at {exact(eps)}/255"
+            for i, eps in enumerate(model.eps)
+        )
+        for model in models
+        for layer in model.layers
+    ]
+    text = f"Share of a token's chosen experts that changed. {'; '.join(words)}."
+    return Picture("Routing change against eps", note, draw_routing_change(models), text)
+
+
+def expert_load(models: list[ModelResults], note: str) -> Picture:
+    """The load of each expert, on clean images and at each eps."""
+    words = [
+        f"{label}: the busiest expert has {max(load):.0f} %, the idlest {min(load):.0f} %"
+        for label, load in zip(*_loads(models), strict=True)
+    ]
+    text = f"Each expert's share of the choices. {'; '.join(words)}."
+    return Picture("Expert load", note, draw_expert_load(models), text)
 
 
 def draw_routing_change(models: list[ModelResults]) -> Figure:
@@ -18,9 +44,9 @@ def draw_routing_change(models: list[ModelResults]) -> Figure:
         lines = [(model, layer) for model in models for layer in model.layers]
         shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.8, len(lines)))
         for (model, layer), shade in zip(lines, shades, strict=True):
-            changes = [0.0, *(100 * model.routing_change(layer, i) for i in range(len(model.eps)))]
+            changes = [100 * model.routing_change(layer, i) for i in range(len(model.eps))]
             axes.plot(
-                [0.0, *model.eps],
+                model.eps,
                 changes,
                 "o-",
                 color=shade,
@@ -30,10 +56,11 @@ def draw_routing_change(models: list[ModelResults]) -> Figure:
         axes.set(
             xlabel="eps in 1/255",
             ylabel="1 − IoU of chosen experts, in %",
-            title="How far the attack moves the routing",
         )
+        eps = [0.0, *models[0].eps]
+        axes.set_xticks(eps, list(map(exact, eps)))
+        axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        axes.title.set_fontsize(10)
         axes.legend()
 
     return figure

@@ -25,6 +25,7 @@ from ironmoe.bench.common.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from ironmoe.bench.common.files import slug
 from ironmoe.bench.common.run_folder import OutputError, RunFolder
 from ironmoe.bench.common.train import Recipe, train
 from ironmoe.bench.demo import plots
@@ -117,19 +118,25 @@ def test_flops_of_a_known_model():
     assert count_flops(model, (1, 8, 8)) == 2 * products
 
 
+def fell(report, name):
+    """Whether the first run of a model had an image that fell."""
+    (first, *_) = report["models"][name]
+    return first["attacks"][-1]["robust"]["count"] < first["clean"]["count"]
+
+
 def test_demo_writes_everything_it_promises(finished):
     folder, output = finished
     report = json.loads((folder / "report.json").read_text())
     html = (folder / "report.html").read_text()
-    assert {p.name for p in folder.glob("*.png")} == {
-        "accuracy.png", "routing_change.png", "expert_load.png", "examples_v_moe.png",
-        "examples_vit.png"
-    }  # fmt: skip
+    # so short a training, after which what falls to two steps depends on the processor
+    pictures = {"accuracy.png", "routing_change.png", "expert_load.png"}
+    pictures |= {f"examples_{slug(name, '_')}.png" for name in ARCHITECTURES if fell(report, name)}
+    assert {p.name for p in folder.glob("*.png")} == pictures
     assert len(list(folder.glob("checkpoints/*.safetensors"))) == 4 and not list(
         folder.glob("**/*.partial")
     )
     assert not list(folder.glob("checkpoints/*.training"))
-    assert html.count("data:image/png;base64,") == 5 and not re.search(
+    assert html.count("data:image/png;base64,") == len(pictures) and not re.search(
         r'(src|href)="(?!data:)', html
     )
     assert report["settings"]["checksum"] in html and len(report["settings"]["checksum"]) == 64

@@ -1,1 +1,1 @@
-"""What the training loops share: the batches of an epoch, the schedules of the learning rate."""
+"""What the training loops share: initial weights, the batches of an epoch, learning rates."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ironmoe.bench.common.files import write_atomically
+from ironmoe.bench.common.machine.provenance import provenance
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.page import data_uri, template
 from ironmoe.bench.reports.style import save_picture
@@ -59,7 +60,12 @@ def write_study_report(
     """
     runs = StudyRuns(rows, arms, facts)
     html = template("study.report").render(
-        numbers={"title": facts.title, "settings": facts.settings, "versions": facts.versions},
+        numbers={
+            "title": facts.title,
+            "settings": facts.settings,
+            "versions": facts.versions,
+            "made": provenance(),
+        },
         settings=[
             (key, json.dumps(value, ensure_ascii=False)) for key, value in facts.settings.items()
         ],

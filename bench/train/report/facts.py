@@ -2,9 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from ironmoe.attacks import Proportion
+from ironmoe.attacks import Flag, Proportion
 from ironmoe.bench.common.radii import exact
-from ironmoe.bench.reports.cells import brackets, counted, percent
+from ironmoe.bench.reports.cells import brackets, counted, percent, value_of
 
 Numbers = dict[str, Any]
 
@@ -49,6 +49,30 @@ class TrainingFacts(NamedTuple):
         return f"eps {exact(self.settings['method']['eps_255'])}/255"
 
     @property
+    def tiles(self) -> list[tuple[str, str, str]]:
+        """(what it is, share, interval) of the figures to see first: those of the test images, or
+        of held-out images where no test image was attacked."""
+        if self.attack is None:
+            shares = (self.clean_held_out, self._proportion(self.chosen["robust"]))
+            labels = ("held out, clean", f"held out, PGD-10 at {self.eps}")
+            cells = [(percent(share), brackets(share.interval())) for share in shares]
+        else:
+            (worst,) = self.attack["worst_case"]
+            labels = ("test, clean", f"test, APGD-T at {self.eps}")
+            cells = [_parts(self.attack["report"]["clean"]), _parts(worst)]
+        return [(label, *cell) for label, cell in zip(labels, cells, strict=True)]
+
+    @property
+    def checks(self) -> list[tuple[str, list[str]]]:
+        """(state, cells) of the checks against false security, tripped ones first; none without an
+        attack on test images."""
+        stored = [] if self.attack is None else self.attack["report"]["checks"]
+        flags = sorted((Flag(**flag) for flag in stored), key=lambda flag: not flag.tripped)
+        return [
+            (flag.state, [flag.name, flag.state, value_of(flag), flag.message]) for flag in flags
+        ]
+
+    @property
     def rows(self) -> list[tuple[str, str]]:
         """(label, text) of the final figures. Shares have 95 % Wilson intervals."""
         chosen = self.chosen
@@ -80,15 +104,23 @@ class TrainingFacts(NamedTuple):
     @property
     def clean_held_out(self) -> Proportion:
         """Of the held-out images those that the chosen weights tell right."""
-        return Proportion(round(self.chosen["clean"] * self.held_out), self.held_out)
+        return self._proportion(self.chosen["clean"])
+
+    def _proportion(self, share: float) -> Proportion:
+        return Proportion(round(share * self.held_out), self.held_out)
 
     def _held_out(self, share: float) -> str:
-        proportion = Proportion(round(share * self.held_out), self.held_out)
+        proportion = self._proportion(share)
         return f"{percent(proportion)} {brackets(proportion.interval())}"
 
 
 def _cell(stored: Numbers) -> str:
+    return " ".join(_parts(stored))
+
+
+def _parts(stored: Numbers) -> tuple[str, str]:
+    """(share, interval)"""
     low, high = stored.get("wilson_95") or stored["interval_95"]
     least, most = 100 * stored["least"], 100 * stored["most"]
     share = f"{least:.1f}" if stored["value"] is not None else f"{least:.1f} to {most:.1f}"
-    return f"{share} % {brackets((low, high))}"
+    return f"{share} %", brackets((low, high))

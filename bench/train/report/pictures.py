@@ -28,11 +28,15 @@ def draw_training(facts: TrainingFacts) -> dict[str, Picture]:
         "on. The dashed line marks the epoch whose weights were chosen."
     )
     pictures = {
-        "accuracy.png": Picture("Accuracy over epochs", note, _accuracies(facts)),
+        "accuracy.png": Picture(
+            "Accuracy over epochs", note, _accuracies(facts), _accuracies_in_words(facts)
+        ),
         "loss.png": Picture(
             "Loss, radius and learning rate over epochs",
             "The loss is the mean of the epoch; radius and rate are those at its end.",
             _settings(facts),
+            f"The loss goes from {facts.curves[0]['loss']:.3g} in the first epoch to "
+            f"{facts.curves[-1]['loss']:.3g} in the last of {len(facts.curves)}.",
         ),
     }
     if facts.chosen["load"]:
@@ -40,8 +44,35 @@ def draw_training(facts: TrainingFacts) -> dict[str, Picture]:
             "An even load would give each of E experts a share of 1 / E; where every token takes "
             "the same expert, it has 1 / K, the most."
         )
-        pictures["load.png"] = Picture("Largest load of an expert over epochs", even, _load(facts))
+        pictures["load.png"] = Picture(
+            "Largest load of an expert over epochs", even, _load(facts), _load_in_words(facts)
+        )
     return pictures
+
+
+def _accuracies_in_words(facts: TrainingFacts) -> str:
+    """The numbers at the first, the chosen and the last epoch."""
+    chosen = facts.training["chosen"]
+    names = {"clean": "held out, clean", "robust": f"held out, PGD-10 at {facts.eps}"}
+    names["trained_on"] = "trained on"
+    epochs = dict.fromkeys([1, chosen, len(facts.curves)])
+    parts = []
+    for epoch in epochs:
+        at = facts.curves[epoch - 1]
+        shares = [f"{name} {100 * at[key]:.1f} %" for key, name in names.items() if at[key]]
+        mark = " (chosen)" if epoch == chosen else ""
+        parts.append(f"Epoch {epoch}{mark}: {', '.join(shares)}.")
+    return " ".join(parts)
+
+
+def _load_in_words(facts: TrainingFacts) -> str:
+    first, chosen = facts.curves[0]["load"], facts.chosen["load"]
+    parts = [
+        f"{layer}: {100 * first[layer]:.1f} % after the first epoch, {100 * share:.1f} % after the "
+        "chosen one"
+        for layer, share in chosen.items()
+    ]
+    return f"Share of the busiest expert. {'; '.join(parts)}."
 
 
 def _accuracies(facts: TrainingFacts) -> Figure:
