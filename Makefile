@@ -9,7 +9,7 @@ TRITON ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,triton==3.6.0)
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 BIN := .venv/bin
 
-.PHONY: help demo test pytest lint emulate gpu compile-every-triton dist venv clean
+.PHONY: help demo test pytest lint emulate gpu compile-every-triton docs dist venv clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,18 @@ lint: venv  ## Runs ruff and mypy.
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) '$(TORCH)' $(TRITON) 'numpy<2.4'
 	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]' --config-settings editable_mode=strict
 	touch $@
+
+# The pages lie in the site as they lie here, so that a link is right in both. A warning is an error,
+# and so is a page that loads something from elsewhere.
+docs: venv  ## Builds the site of the documentation in build/docs, and checks its links.
+	rm -rf build/docs build/docs-tree
+	mkdir -p build/docs-tree/pages/bench build/docs-tree/ironmoe
+	cp -R README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE docs build/docs-tree/pages
+	cp -R bench/results build/docs-tree/pages/bench
+	for floor in kernels moe attacks bench; do ln -s "$(CURDIR)/$$floor" build/docs-tree/ironmoe/; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/mkdocs.yml
+	! grep -rnoE '<(script|link|img)[^>]* (src|href)="?https?:[^ >]*' --include='*.html' build/docs
+	@echo "build/docs/index.html; to search: $(BIN)/python -m http.server --directory build/docs"
 
 clean:  ## Removes the environment and everything that was built.
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

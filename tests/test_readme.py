@@ -11,6 +11,8 @@ from documented import EXAMPLES, PAGES, ROOT
 from ironmoe.attacks import registry
 
 OPTIONAL = ("timm", "transformers", "msgpack", "peft", "lightning", "pyarrow", "datasets")
+TUTORIALS = ("first-attack", "own-layer", "own-model")
+FIRST_PAGES = ("README.md", *(f"docs/tutorials/{name}.md" for name in TUTORIALS))
 PAGES_WITH_EXAMPLES = (
     "adapters",
     "attacks",
@@ -22,6 +24,7 @@ PAGES_WITH_EXAMPLES = (
     "routing",
     "smoothness",
     "training",
+    *(f"tutorials/{name}" for name in TUTORIALS),
 )
 # What an example needs without naming it.
 UNSAID = {"read_vmoe_checkpoint": "msgpack", "TrainingArguments": "accelerate"}
@@ -50,16 +53,19 @@ def run(page, code, monkeypatch):
 
 def test_every_page_for_users_has_examples():
     counts = {page: sum(example.values[0] == page for example in EXAMPLES) for page in PAGES}
-    assert counts["README.md"] == 8
+    assert counts["README.md"] == 4
     assert all(counts[f"docs/{page}.md"] for page in PAGES_WITH_EXAMPLES)
 
 
-@pytest.mark.parametrize(("page", "code"), EXAMPLES)
-def test_an_example_runs_and_its_attacks_do_something(page, code, monkeypatch):
+@pytest.mark.parametrize(("page", "code", "output"), EXAMPLES)
+def test_an_example_runs_and_its_attacks_do_something(page, code, output, monkeypatch, capsys):
     """Numbers differ from processor to processor; what is asserted are differences of many
-    images."""
+    images, and the output where it stands under the example."""
     variables = run(page, code, monkeypatch)
-    if "report" in variables:
+    if output:
+        sample = len(variables["labels"]) if "report" in variables else 100
+        assert documented.differences(output, capsys.readouterr().out, sample) == []
+    elif "report" in variables:
         check_report(variables["report"])
     if page == "docs/attacks.md":
         check_attacks(variables)
@@ -69,6 +75,33 @@ def test_an_example_runs_and_its_attacks_do_something(page, code, monkeypatch):
         images, adversarial = (variables[name].double() for name in ("images", "adversarial"))
         # a gradient of 0 would have left the images where they were
         assert (adversarial - images).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/tutorials/{name}.md" for name in TUTORIALS)]
+)
+def test_what_a_first_reader_runs_shows_its_output(page):
+    """All that print; a file that another program imports prints nothing."""
+    examples = [example.values for example in EXAMPLES if example.values[0] == page]
+    assert examples
+    assert [code for _, code, output in examples if ("print(" in code) != bool(output)] == []
+
+
+@pytest.mark.parametrize(
+    ("printed", "same"),
+    [
+        ("42 of 95 images fall, 47.0 % [37.5, 56.7]", True),
+        ("44 of 93 images fall, 49.0 % [39.5, 58.6]", True),
+        ("45 of 95 images fall, 47.0 % [37.5, 56.7]", False),
+        ("42 of 95 images fall, 52.0 % [42.3, 61.5]", False),
+        ("42 of 95 images hold, 47.0 % [37.5, 56.7]", False),
+        ("42 of 95 images fall", False),
+        ("", False),
+    ],
+)
+def test_outputs_are_the_same_up_to_two_images(printed, same):
+    text = "42 of 95 images fall, 47.0 % [37.5, 56.7]"
+    assert (documented.differences(text, printed) == []) is same
 
 
 def test_the_step_of_the_cuda_graph_moves_inside_the_ball():
@@ -110,9 +143,19 @@ def check_attacks(variables):
         assert (after <= before).all() and (after < before).any()
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_files_it_points_to_exist(page):
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_files_and_headings_it_points_to_exist(page):
+    """``make docs`` checks the same on the site."""
     file = ROOT / page
     prose = re.sub(r"```.*?```|`[^`]*`", "", file.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\((?!http)([^)\s#]+)[^)]*\)", prose):
-        assert (file.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\((?!http)([^)\s#]*)(?:#([^)\s]+))?\)", prose):
+        there = file.parent / target if target else file
+        assert there.exists(), target
+        if heading:
+            assert heading in headings(there), f"{target}#{heading}"
+
+
+def headings(page):
+    """The names that GitHub, and the site, give to the headings of a page."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
