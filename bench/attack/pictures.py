@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from ironmoe.attacks.evaluation.report import AttackSummary
+from ironmoe.attacks import AttackSummary
 from ironmoe.bench.attack.curves import (
     accuracy,
     accuracy_series,

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ironmoe.attacks import PGD, Proportion, evaluate
+from ironmoe.attacks import PGD, AttackSummary, Proportion, evaluate
 from ironmoe.attacks.balls.ball import Ball
-from ironmoe.attacks.evaluation.report import AttackSummary
 from ironmoe.bench.common.radii import all_from_255, from_255
 from ironmoe.moe import routing_change, trace_routing
 

@@ -1,10 +1,9 @@
 """The checks against false security that a run has made. A later call that makes fewer, because of
 its options or its budget, keeps them."""
 
-from ironmoe.attacks import RobustnessReport
-from ironmoe.attacks.evaluation.checks.model_checks import no_room_for_checks
+from ironmoe.attacks import Flag, RobustnessReport
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
-from ironmoe.attacks.evaluation.report import Flag
+from ironmoe.attacks.evaluation.findings.flag import NOT_LOOKED_AT
 from ironmoe.bench.common.run_folder import RunFolder
 
 FILE = "results/checks.json"
@@ -14,15 +13,14 @@ def all_checks(folder: RunFolder, report: RobustnessReport) -> list[Flag]:
     """Those of this call, and those of earlier ones that this one did not make. What checks say of
     the outcome is always about the outcome of now."""
     known = {flag["name"]: _flag(flag) for flag in folder.read(FILE) or []}
-    skipped = no_room_for_checks().name
     now = {flag.name: flag for flag in report.checks}
-    if known:
-        now.pop(skipped, None)
-        now = {flag.name: flag for flag in check_outcome(report)} | now
+    of_outcome = {flag.name: flag for flag in check_outcome(report)} if known else {}
 
-    flags = list((known | now).values())
-    if flags and skipped not in now:
-        folder.write(FILE, [flag._asdict() for flag in flags])
+    kept = {name: flag for name, flag in known.items() if flag.looked_at}
+    made = {name: flag for name, flag in now.items() if flag.looked_at}
+    flags = list((known | now | kept | made | of_outcome).values())
+    if flags:
+        folder.write(FILE, [flag.as_dict() for flag in flags])
     return flags
 
 
@@ -34,4 +32,5 @@ def _flag(written: dict[str, object]) -> Flag:
         tripped=bool(written["tripped"]),
         value=float(value) if isinstance(value, int | float) else float("nan"),
         message=str(written["message"]),
+        looked_at=written.get("state") != NOT_LOOKED_AT,
     )

@@ -46,7 +46,7 @@ class Commands(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=Group, rich_markup_mode=None, **options)
 
-    def command(
+    def command(  # type: ignore[override] # Typer names the same options one by one
         self, name: str | None = None, **options: Any
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return super().command(name, **{"cls": Command, **options})
