@@ -1,4 +1,4 @@
-"""How fast each shape can be at most: FLOPs and bytes of every kernel, against what an H100 does of
+"""How fast each shape can be at most: FLOPs and bytes of every kernel, against what a GPU does of
 either.
 
 Bytes are those of the design, not of the mathematics: each kernel reads its operands and writes its
@@ -7,19 +7,15 @@ longer in cache), and the weights of experts without rows are not read. So a des
 much shows here before it runs.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from ironmoe.bench.benchmarks.gpus import H100, H100_REACHED, Rates
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE, PGD, UNFROZEN
 from ironmoe.bench.benchmarks.shapes import Shape
-from ironmoe.kernels.tuning import CHIPS, blocks_for, rows_per_tile
+from ironmoe.kernels.tuning import Chip, blocks_for, rows_per_tile
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-PEAK_TFLOPS = 790.0  # of a bf16 8192³ product, as measured on an H100
-PEAK_TERABYTES = 3.0  # a second, of a copy, as measured on an H100
 INT = 4  # bytes of an index
 FLOAT = 4  # bytes of a gate, a logit or a partial sum
 BFLOAT16 = 2  # bytes
@@ -37,15 +33,15 @@ class Work(NamedTuple):
     @property
     def ms(self) -> float:
         """Milliseconds that an H100 needs at least."""
-        return self.ms_at(PEAK_TFLOPS, PEAK_TERABYTES)
+        return self.ms_at(*H100_REACHED)
 
     def ms_at(self, tflops: float, terabytes: float) -> float:
         """Milliseconds at least, at so many TFLOP/s and TB/s."""
         return max(self.flops / tflops, self.bytes / terabytes) * 1e-9
 
-    @property
-    def bound(self) -> str:
-        return "FLOPs" if self.flops / PEAK_TFLOPS > self.bytes / PEAK_TERABYTES else "bytes"
+    def bound_at(self, tflops: float, terabytes: float) -> str:
+        """Which of the two takes longer: "FLOPs" or "bytes"."""
+        return "FLOPs" if self.flops / tflops > self.bytes / terabytes else "bytes"
 
 
 def needed_flops(shape: Shape, pass_name: str) -> int:
@@ -83,11 +79,14 @@ def linf_step_work(shape: Shape, itemsize: int = 2) -> Work:
     return Work("linf_step", 0, shape.tokens * shape.dim * (4 * FLOAT + itemsize + image))
 
 
-def layer_work(shape: Shape, pass_name: str) -> list[Work]:
-    """The kernels of ``expert_mlp`` in one pass, in the order they run, in bf16."""
+def layer_work(shape: Shape, pass_name: str, chip: Chip = H100.chip) -> list[Work]:
+    """The kernels of ``expert_mlp`` in one pass, in the order they run, in bf16.
+
+    chip: whose block sizes say how many partial sums a gate's gradient has.
+    """
     works = _forward_work(shape, keeps_hidden=pass_name != INFERENCE)
     if pass_name in BACKWARD:
-        works += _input_gradient_work(shape, full=pass_name == FULL)
+        works += _input_gradient_work(shape, chip, full=pass_name == FULL)
     if pass_name == FULL:
         works += _weight_gradient_work(shape)
     if pass_name == PGD:
@@ -136,11 +135,11 @@ def _forward_work(shape: Shape, *, keeps_hidden: bool) -> list[Work]:
     ]
 
 
-def _input_gradient_work(shape: Shape, *, full: bool) -> list[Work]:
+def _input_gradient_work(shape: Shape, chip: Chip, *, full: bool) -> list[Work]:
     """full: whether weight gradients follow, for which the units are written again."""
     size = _Bytes(shape)
     rows = rows_per_tile(shape.rows, shape.num_experts, torch.bfloat16)
-    blocks = blocks_for("hidden_gradient", torch.bfloat16, rows, CHIPS["sm_90"])
+    blocks = blocks_for("hidden_gradient", torch.bfloat16, rows, chip)
     partial = -(-shape.hidden // blocks.n) * shape.rows * FLOAT  # sums of the gate gradient
     units = size.units if full else 0
     hidden_gradient = size.gathered + size.w_out + 2 * size.hidden + partial + units
@@ -167,62 +166,26 @@ def _weight_gradient_work(shape: Shape) -> list[Work]:
     return works
 
 
-def limit_ms(shape: Shape, pass_name: str) -> float:
+def limit_ms(
+    shape: Shape, pass_name: str, rates: Rates = H100_REACHED, chip: Chip = H100.chip
+) -> float:
     """Milliseconds of one pass of ``expert_mlp`` at least: one kernel after another, each at its
     own limit."""
-    return sum(work.ms for work in layer_work(shape, pass_name))
+    return sum(work.ms_at(*rates) for work in layer_work(shape, pass_name, chip))
 
 
-def limit_tflops(shape: Shape, pass_name: str) -> float:
+def limit_tflops(
+    shape: Shape, pass_name: str, rates: Rates = H100_REACHED, chip: Chip = H100.chip
+) -> float:
     """TFLOP/s of the needed FLOPs at the limit."""
-    return needed_flops(shape, pass_name) / limit_ms(shape, pass_name) * 1e-9
+    return needed_flops(shape, pass_name) / limit_ms(shape, pass_name, rates, chip) * 1e-9
 
 
-def moving_share(shape: Shape, pass_name: str) -> float:
+def moving_share(
+    shape: Shape, pass_name: str, rates: Rates = H100_REACHED, chip: Chip = H100.chip
+) -> float:
     """The time of top-k, dispatch and combine as a share of the whole layer with its top-k, at the
     limit."""
-    works = [topk_work(shape), *layer_work(shape, pass_name)]
-    return sum(work.ms for work in works if work.kernel in MOVES_ROWS) / sum(
-        work.ms for work in works
-    )
-
-
-def print_roofline(shapes: tuple[Shape, ...], console: "Console", *, every_kernel: bool) -> None:
-    """Print a line for each shape and pass; with ``every_kernel`` also one for each kernel."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    title = "Limits of one bf16 layer on an H100, (T, D, F, E, K)"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("shape and pass")
-
-    for column in ("TFLOP", "GB", "ms", "TFLOP/s", "moving rows", "bound by"):
-        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
-
-    for shape in shapes:
-        table.add_row(f"[bold]{shape.name}[/] {shape.sizes}")
-        for pass_name in (INFERENCE, FORWARD, DX, FULL, PGD):
-            works = layer_work(shape, pass_name)
-            table.add_row(
-                f"  {pass_name}",
-                f"{sum(w.flops for w in works) * 1e-12:.3f}",
-                f"{sum(w.bytes for w in works) * 1e-9:.2f}",
-                f"{limit_ms(shape, pass_name):.3f}",
-                f"{limit_tflops(shape, pass_name):.0f}",
-                f"{moving_share(shape, pass_name):.1%}",
-            )
-            for work in works if every_kernel else ():
-                figures = (
-                    f"{work.flops * 1e-12:.3f}",
-                    f"{work.bytes * 1e-9:.2f}",
-                    f"{work.ms:.3f}",
-                )
-                table.add_row(f"    {work.kernel}", *figures, "", "", work.bound)
-
-    console.print(table)
-    console.print(
-        f"At {PEAK_TFLOPS:g} TFLOP/s and {PEAK_TERABYTES:g} TB/s, one kernel after another. "
-        "Moving rows: top-k, dispatch and combine as "
-        "a share of the layer with its top-k.",
-        highlight=False,
-    )
+    works = [topk_work(shape), *layer_work(shape, pass_name, chip)]
+    moving = sum(work.ms_at(*rates) for work in works if work.kernel in MOVES_ROWS)
+    return moving / sum(work.ms_at(*rates) for work in works)

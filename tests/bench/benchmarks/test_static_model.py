@@ -10,23 +10,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ironmoe.bench.benchmarks import estimate_table
-from ironmoe.bench.benchmarks import measured as measurements
-from ironmoe.bench.benchmarks.block_changes import changed
-from ironmoe.bench.benchmarks.estimate import EstimateError, KernelEstimate
-from ironmoe.bench.benchmarks.gpu import results
-from ironmoe.bench.benchmarks.gpu.run_log import Pen
-from ironmoe.bench.benchmarks.measured import measured
-from ironmoe.bench.benchmarks.passes import FORWARD, FULL
-from ironmoe.bench.benchmarks.roofline import needed_flops
-from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES
-from ironmoe.bench.benchmarks.static_model import (
+from ironmoe.bench.benchmarks.estimates import estimate_table
+from ironmoe.bench.benchmarks.estimates import measured as measurements
+from ironmoe.bench.benchmarks.estimates.block_changes import changed
+from ironmoe.bench.benchmarks.estimates.estimate import EstimateError, KernelEstimate
+from ironmoe.bench.benchmarks.estimates.measured import measured
+from ironmoe.bench.benchmarks.estimates.static_model import (
     MACHINES,
     Machine,
     Product,
     estimate,
     expected_tiles,
 )
+from ironmoe.bench.benchmarks.gpu import results
+from ironmoe.bench.benchmarks.gpu.run_log import Pen
+from ironmoe.bench.benchmarks.passes import FORWARD, FULL
+from ironmoe.bench.benchmarks.roofline import needed_flops
+from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES
 from ironmoe.kernels.tuning import CHIPS, Blocks
 
 H100, A100 = MACHINES["sm_90"], MACHINES["sm_80"]

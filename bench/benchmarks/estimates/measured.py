@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ironmoe.bench.benchmarks.estimates.static_model import Machine
 from ironmoe.bench.benchmarks.gpu.jobs import CASE, GpuJob
 from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES
 from ironmoe.bench.benchmarks.peers import OURS
 from ironmoe.bench.benchmarks.shapes import Shape
-from ironmoe.bench.benchmarks.static_model import Machine
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 NEEDED_KEYS = {"date", "device", "rows", "jobs"}
 
 

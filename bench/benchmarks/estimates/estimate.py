@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ironmoe.bench.benchmarks.passes import FULL, INFERENCE
-from ironmoe.bench.benchmarks.roofline import Work, layer_work
-from ironmoe.bench.benchmarks.shapes import Shape
-from ironmoe.bench.benchmarks.static_model import (
+from ironmoe.bench.benchmarks.estimates.static_model import (
     ELEMENT,
     LAUNCH_GAP_MS,
     Estimate,
@@ -20,6 +17,9 @@ from ironmoe.bench.benchmarks.static_model import (
     estimate,
     expected_tiles,
 )
+from ironmoe.bench.benchmarks.passes import FULL, INFERENCE
+from ironmoe.bench.benchmarks.roofline import Work, layer_work
+from ironmoe.bench.benchmarks.shapes import Shape
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.kernels.tuning import Chip, assume
 
@@ -63,7 +63,7 @@ def pass_estimate(
     from ironmoe.kernels.compile.report import examine
 
     launches = product_launches(shape, machine.chip)
-    for work in layer_work(shape, pass_name):
+    for work in layer_work(shape, pass_name, machine.chip):
         if only is not None and work.kernel not in only:
             continue
 

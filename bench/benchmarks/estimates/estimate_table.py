@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ironmoe.bench.benchmarks.block_changes import changed, with_blocks
-from ironmoe.bench.benchmarks.estimate import KernelEstimate, pass_estimate
-from ironmoe.bench.benchmarks.measured import measured
+from ironmoe.bench.benchmarks.estimates.block_changes import changed, with_blocks
+from ironmoe.bench.benchmarks.estimates.estimate import KernelEstimate, pass_estimate
+from ironmoe.bench.benchmarks.estimates.measured import measured
+from ironmoe.bench.benchmarks.estimates.static_model import Machine
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.benchmarks.roofline import needed_flops
 from ironmoe.bench.benchmarks.shapes import Shape
-from ironmoe.bench.benchmarks.static_model import Machine
 from ironmoe.bench.common.machine.compiler import check_compiler
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def print_estimates(
         "an SM: programs that one holds, by registers, shared memory and warps. B/clk: bytes a "
         "clock and SM from L2 that would keep the tensor cores busy; to be had are "
         f"{rates}. µs of one program alone: tensor cores, L2, and what nothing of its own hides. "
-        "Assumptions: bench/benchmarks/static_model.py.",
+        "Assumptions: bench/benchmarks/estimates/static_model.py.",
         highlight=False,
     )
 

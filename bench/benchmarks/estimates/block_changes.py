@@ -3,10 +3,10 @@
 import torch
 
 from ironmoe.bench.benchmarks.block_tables import patched, table_of
-from ironmoe.bench.benchmarks.estimate import EstimateError, KernelEstimate, pass_estimate
+from ironmoe.bench.benchmarks.estimates.estimate import EstimateError, KernelEstimate, pass_estimate
+from ironmoe.bench.benchmarks.estimates.static_model import Machine
 from ironmoe.bench.benchmarks.passes import FULL
 from ironmoe.bench.benchmarks.shapes import Shape
-from ironmoe.bench.benchmarks.static_model import Machine
 from ironmoe.kernels import tuning
 from ironmoe.kernels.activations import GATED_ACTIVATIONS, INTERLEAVED_ACTIVATIONS
 from ironmoe.kernels.tuning import Blocks, rows_per_tile

@@ -1,0 +1,1 @@
+"""``ironmoe bench roofline --estimate``: what a static model expects of the compiled kernels."""

@@ -1,0 +1,1 @@
+"""Files of rows that are read again: compared with others, and drawn."""

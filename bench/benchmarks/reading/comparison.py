@@ -1,0 +1,238 @@
+"""Two files of rows, row by row: the ratio of each figure, and whether it is more than noise."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from ironmoe.bench.benchmarks.peers import OURS
+from ironmoe.bench.benchmarks.reading.figures import SHARE, TIME, WORDS, Figure, Reading
+from ironmoe.bench.benchmarks.reading.files import Key, ReadRows, RowsError, read_rows
+from ironmoe.bench.benchmarks.reading.kinds import Kind
+
+# Two runs of one command on one machine differ by about as much when its clock, its other work and
+# the layout of memory differ. Assumed, and not scattered over the runs within one command.
+DRIFT = 0.05
+SAME, AS_OTHERS = "within noise", "as others"
+
+
+class Change(NamedTuple):
+    """One figure of one row in both files.
+
+    others: B / A of the times of code that is not ironmoe's and took turns with it: they show what
+    the machine did, because that code is the same.
+    """
+
+    kind: Kind
+    key: Key
+    figure: Figure
+    a: Reading
+    b: Reading
+    others: tuple[float, ...] = ()
+
+    @property
+    def who(self) -> str:
+        """Whose row it is."""
+        return self.key[self.kind.keys.index(self.kind.who)]
+
+    @property
+    def is_ours(self) -> bool:
+        return self.who.startswith(OURS)
+
+    @property
+    def turns(self) -> Key:
+        """What is the same of rows that were measured in turns."""
+        return tuple(
+            value
+            for name, value in zip(self.kind.keys, self.key, strict=True)
+            if name != self.kind.who
+        )
+
+    @property
+    def change(self) -> float:
+        """B / A; of a share, B − A. NaN where A is 0."""
+        if self.figure.sort == SHARE:
+            return self.b.value - self.a.value
+        return self.b.value / self.a.value if self.a.value else math.nan
+
+    @property
+    def noise(self) -> float | None:
+        """How far runs lie from their value at most, as a share of it; of a share the half width
+        of the interval. The larger one of A and B; None where one of both is unknown."""
+        found = [_spread(reading, self.figure) for reading in (self.a, self.b)]
+        return None if None in found else max(x for x in found if x is not None)
+
+    @property
+    def verdict(self) -> str:
+        """ "slower", "faster", … if the ranges of A and B are apart, and of a measured figure also
+        the values by more than DRIFT; "within noise" if not, and nothing where the noise is
+        unknown."""
+        a, b = self.a, self.b
+        if a.low is None or a.high is None or b.low is None or b.high is None:
+            return ""
+        if b.low <= a.high and a.low <= b.high:
+            return SAME
+        larger, smaller = WORDS[self.figure.sort]
+        word = larger if b.value > a.value else smaller
+        if self.figure.sort == SHARE:
+            return word
+        if max(a.value, b.value) <= (1 + DRIFT) * min(a.value, b.value):
+            return SAME
+        slowest, fastest = max((1.0, *self.others)), min((1.0, *self.others))
+        explained = fastest / (1 + DRIFT) <= self.change <= slowest * (1 + DRIFT)
+        return AS_OTHERS if explained else word
+
+
+class Mean(NamedTuple):
+    """The geometric mean of B / A over rows, or the mean of B − A of shares. who: whose rows."""
+
+    kind: Kind
+    figure: Figure
+    who: str
+    rows: int
+    change: float
+
+
+class Comparison(NamedTuple):
+    """changes: of every row that both have; only_a, only_b: kind and key of rows that one has."""
+
+    a: ReadRows
+    b: ReadRows
+    changes: list[Change]
+    only_a: list[tuple[Kind, Key]]
+    only_b: list[tuple[Kind, Key]]
+
+    def means(self) -> list[Mean]:
+        groups: dict[tuple[str, str, str], list[Change]] = {}
+        for change in self.changes:
+            if not math.isnan(change.change):
+                name = change.kind.name, change.figure.name, change.who
+                groups.setdefault(name, []).append(change)
+        return [
+            Mean(group[0].kind, group[0].figure, who, len(group), mean_change(group))
+            for (_, _, who), group in groups.items()
+        ]
+
+
+def compare_files(a: Path, b: Path, only: Iterable[str] = ()) -> Comparison:
+    """Read both and match their rows.
+
+    Args:
+        only: texts; a row counts if each is part of a value of its key, in any case.
+
+    Raises:
+        RowsError: a file has no rows, both are one file, or no row of A is in B.
+    """
+    if a.exists() and b.exists() and a.samefile(b):
+        raise RowsError(f"A and B must be two files, got {a} twice")
+    first, second = selected(read_rows(a), only), selected(read_rows(b), only)
+    if first.rows == second.rows and first.facts == second.facts:
+        raise RowsError(f"{b} is a copy of {a}: there is nothing to compare")
+    check_kinds(first, second)
+
+    changes = []
+    only_a: list[tuple[Kind, Key]] = []
+    only_b: list[tuple[Kind, Key]] = []
+    for kind in dict.fromkeys([*first.kinds, *second.kinds]):
+        there, here = first.rows.get(kind.name, {}), second.rows.get(kind.name, {})
+        only_a += [(kind, key) for key in there if key not in here]
+        only_b += [(kind, key) for key in here if key not in there]
+        for figure in kind.figures:
+            for key in there:
+                if key in here:
+                    one, other = figure.of(there[key]), figure.of(here[key])
+                    if one is not None and other is not None:
+                        changes.append(Change(kind, key, figure, one, other))
+
+    changes = _beside_others(changes)
+    if not changes:
+        raise RowsError(f"no row of {a} is in {b}: {_why_apart(only_a, only_b)}")
+    return Comparison(first, second, changes, only_a, only_b)
+
+
+def _beside_others(changes: list[Change]) -> list[Change]:
+    """The changes with those of others that took turns with them."""
+    groups: dict[tuple[str, Key], list[Change]] = {}
+    for change in changes:
+        if change.figure.sort == TIME and change.kind.has_others:
+            groups.setdefault((change.figure.name, change.turns), []).append(change)
+    return [
+        change._replace(
+            others=tuple(
+                other.change
+                for other in groups.get((change.figure.name, change.turns), ())
+                if other is not change and not other.is_ours and not math.isnan(other.change)
+            )
+        )
+        for change in changes
+    ]
+
+
+def selected(file: ReadRows, only: Iterable[str]) -> ReadRows:
+    """The rows whose key has all of these texts.
+
+    Raises:
+        RowsError: there is none.
+    """
+    texts = [text.lower() for text in only]
+    rows = {
+        name: kept
+        for name, of_kind in file.rows.items()
+        if (kept := {key: runs for key, runs in of_kind.items() if _has(key, texts)})
+    }
+    if not rows:
+        names = " and ".join(map(repr, only))
+        raise RowsError(f"--only must be part of what names a row of {file.path}, got {names}")
+    return file._replace(rows=rows)
+
+
+def check_kinds(first: ReadRows, *others: ReadRows) -> None:
+    """RowsError: two files have no kind of rows in common."""
+    for other in others:
+        if not first.rows.keys() & other.rows.keys():
+            names = [" and ".join(file.rows) for file in (first, other)]
+            raise RowsError(
+                f"both files must be of one benchmark: {first.path} has rows of {names[0]}, "
+                f"{other.path} of {names[1]}"
+            )
+
+
+def _has(key: Key, texts: list[str]) -> bool:
+    return all(any(text in value.lower() for value in key) for text in texts)
+
+
+def _spread(reading: Reading, figure: Figure) -> float | None:
+    value, low, high = reading
+    if low is None or high is None:
+        return None
+    width = max(high - value, value - low)
+    if figure.sort == SHARE:
+        return width
+    return width / value if value else None
+
+
+def mean_change(changes: list[Change]) -> float:
+    """The geometric mean of B / A, or the mean of B − A of shares."""
+    values = [change.change for change in changes]
+    if changes[0].figure.sort == SHARE:
+        return fmean(values)
+    return math.exp(fmean(map(math.log, values))) if min(values) > 0 else math.nan
+
+
+def _why_apart(only_a: list[tuple[Kind, Key]], only_b: list[tuple[Kind, Key]]) -> str:
+    """Which parts of the keys have no value in common."""
+    reasons = []
+    for kind in dict.fromkeys(kind for kind, _ in only_a):
+        a = [key for of, key in only_a if of is kind]
+        b = [key for of, key in only_b if of is kind]
+        for index, name in enumerate(kind.keys):
+            there, here = ({key[index]: None for key in keys} for keys in (a, b))
+            if there and here and not there.keys() & here.keys():
+                reasons.append(f"{name} is {_some(there)} in A, {_some(here)} in B")
+    return "; ".join(reasons) or "no two of them are named alike"
+
+
+def _some(values: Iterable[str]) -> str:
+    first, *rest = values
+    return f"{first} and {len(rest)} more" if rest else first
