@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -88,13 +89,15 @@ def run_bench_cpu(
         rows = [row for key in asked if (row := kept.find(key)) is not None]
 
     show_rows(rows, form, _table, console)
-    console.print(_legend(), highlight=False)
+    console.print(_legend(chosen), highlight=False)
     return rows
 
 
 def _compare(contests: Sequence[Contest], console: Console) -> dict[Contest, Compared]:
     """What each of the contests computes is compared before anything is timed."""
     found = {}
+    if contests:
+        console.print(f"Comparing results before times: {len(contests)} rows …", highlight=False)
     with progress_bars(console, transient=True, only_on_terminals=True) as bars:
         task = bars.add_task("comparing results", total=len(contests), note="")
         for contest in contests:
@@ -119,10 +122,11 @@ def _words(row: Row) -> str:
     return f"{times} ms, {counted(row['runs'], 'run')}"
 
 
-def _legend() -> str:
+def _legend(shapes: Sequence[Shape]) -> str:
+    sizes = ", ".join(f"{shape.name} is {','.join(map(str, shape.sizes))}" for shape in shapes)
     return (
         f"{describe_device(CPU)}, torch {torch.__version__}, transformers "
-        f"{versions()['transformers']}; median of interleaved runs. "
+        f"{versions()['transformers']}; median of interleaved runs. As T,d,n,E,K {sizes}. "
         "'dense' is two matrix products of the same FLOPs with one weight each, into buffers that "
         "are there already: the limit. "
         "Inputs, routing and weights are the same for all; a row appears only if the outputs "
@@ -131,7 +135,7 @@ def _legend() -> str:
 
 
 def _table(rows: Sequence[Any]) -> Table:
-    names = ("shape", "dtype", "pass")
+    names = ("layer", "dtype", "pass")
     numbers = (
         OURS,
         *(f"HF {peer}" for peer in TRANSFORMERS),
@@ -140,14 +144,15 @@ def _table(rows: Sequence[Any]) -> Table:
         f"{OURS} / {MATRIX_PRODUCTS}",
         "runs",
     )
-    title = "MoE on CPU, milliseconds (T, d, n, E, K)"
+    title = "MoE on CPU, milliseconds"
     table = terminal_table([*names, *numbers], title=title, names=len(names))
+    table.box, table.padding = SIMPLE_HEAD, (0, 0, 0, 0)
 
     for row in rows:
         ms = row["milliseconds"]
         peer = min(ms[name] for name in TRANSFORMERS)
         table.add_row(
-            str(tuple(row["shape"])),
+            row["name"],
             row["dtype"],
             row["pass"],
             *(f"{ms[name]:.1f}" for name in (OURS, *TRANSFORMERS, MATRIX_PRODUCTS)),

@@ -7,6 +7,7 @@ from statistics import quantiles
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -155,6 +156,9 @@ def _table(rows: Sequence[Any]) -> Table:
     table = terminal_table(
         [*names, "median", "middle half", "fastest", "runs"], title=title, names=len(names)
     )
+    table.box, table.padding = SIMPLE_HEAD, (0, 0, 0, 0)
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for row in rows:
         table.add_row(
             f"{row['operation']} {row['variant']}".strip(),

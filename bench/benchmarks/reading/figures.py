@@ -94,8 +94,9 @@ def counted(name: str) -> Figure:
         share = row.get(name)
         if not isinstance(share, Mapping) or (value := number(share.get("value"))) is None:
             return None
-        low, high = share.get("wilson_95") or (None, None)
-        return Reading(value, number(low), number(high))
+        interval = _list(share.get("wilson_95"))
+        low, high = map(number, interval) if len(interval) == 2 else (None, None)
+        return Reading(value, low, high)
 
     return Figure(name, "%", SHARE, read)
 

@@ -75,7 +75,10 @@ def _content(path: Path) -> Any:
         raise RowsError(f"{file} must be JSON or CSV, and is no text") from None
 
     if file.suffix.lower() == ".csv":
-        return [_unflattened(row) for row in csv.DictReader(io.StringIO(text))]
+        try:
+            return [_unflattened(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
+        except csv.Error as error:
+            raise RowsError(f"{file} must be CSV: {error}") from None
     try:
         return json.loads(text)
     except ValueError as error:
@@ -93,7 +96,8 @@ def _blocks(content: Any) -> Iterator[Block]:
             yield {}, dicts
     elif isinstance(content, Mapping):
         if isinstance(content.get("benchmarks"), list):
-            yield content, [_of_pytest_benchmark(entry) for entry in content["benchmarks"]]
+            entries = [entry for entry in content["benchmarks"] if isinstance(entry, Mapping)]
+            yield content, [_of_pytest_benchmark(entry) for entry in entries]
         elif _has_rows(content):
             yield content, [row for row in content["rows"] if isinstance(row, Mapping)]
         else:
@@ -108,7 +112,8 @@ def _has_rows(entry: Any) -> bool:
 
 def _of_pytest_benchmark(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     """One benchmark of pytest-benchmark, whose times are in seconds, with its quartiles."""
-    stats = entry.get("stats", {})
+    stats = entry.get("stats")
+    stats = stats if isinstance(stats, Mapping) else {}
     milliseconds = {
         name: 1e3 * stats[of]
         for name, of in (("ms", "median"), ("p25", "q1"), ("p75", "q3"))
@@ -130,7 +135,8 @@ def _unflattened(row: Mapping[str, Any]) -> dict[str, Any]:
             continue
         outer, dot, inner = column.partition(".")
         if dot:
-            found.setdefault(outer, {})[inner] = _value(text)
+            inside = found.get(outer)
+            found[outer] = (inside if isinstance(inside, dict) else {}) | {inner: _value(text)}
         else:
             found[column] = _value(text)
     return found

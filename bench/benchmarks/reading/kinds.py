@@ -61,10 +61,17 @@ class Kind:
 
 def _by_implementation(row: Row) -> list[Row]:
     """``bench cpu`` has the milliseconds of all in one row."""
-    fastest = row.get("fastest") or {}
+    milliseconds, fastest = row["milliseconds"], row.get("fastest")
+    if not isinstance(milliseconds, Mapping):
+        return []
     return [
-        {**row, "implementation": who, "ms": ms, "fastest": fastest.get(who)}
-        for who, ms in row["milliseconds"].items()
+        {
+            **row,
+            "implementation": who,
+            "ms": ms,
+            "fastest": fastest.get(who) if isinstance(fastest, Mapping) else None,
+        }
+        for who, ms in milliseconds.items()
     ]
 
 

@@ -12,8 +12,11 @@ from typer.testing import CliRunner
 
 from ironmoe.attacks import PGD
 from ironmoe.bench.benchmarks.attacks import run as benchmark
+from ironmoe.bench.benchmarks.attacks.contests import Contest
 from ironmoe.bench.benchmarks.attacks.libraries import PGDSettings, pgd_runs
 from ironmoe.bench.benchmarks.attacks.models import _fit
+from ironmoe.bench.benchmarks.attacks.time_left import TimeLeft
+from ironmoe.bench.benchmarks.attacks.turns import Turn
 from ironmoe.bench.cli.app import app
 
 
@@ -166,3 +169,18 @@ def test_adversarial_training_makes_a_model_hold_longer():
         _fit(model, images, labels, eps, 20, lambda epoch: None)
         held.append(PGD(model, 0.1, steps=10).run(images, labels).robust.sum())
     assert held[1] > held[0]
+
+
+def test_the_time_left_has_two_ends_that_meet_once_all_libraries_have_run():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 3))
+    runs = {"ironmoe": None, "peer": None}
+    contest = Contest("m", "PGD", runs, images=8, rounds=2, passes=100)
+    turns = [Turn(contest, library, number) for number in (0, 1) for library in runs]
+    left = TimeLeft(turns, {"m": model}, torch.rand(8, 1, 3, 3), 8)
+    least, most = left.ends()
+    assert least == 0 < most and left.in_words().startswith("at most about")
+    left.note(turns[0], 3.0)
+    least, most = left.ends()
+    assert least == 9.0 <= most  # the peer's runs take 3 s at least, as far as is known
+    left.note(turns[1], 5.0)
+    assert left.ends() == (8.0, 8.0) and left.in_words() == "about 8 s"

@@ -179,3 +179,34 @@ def test_what_has_no_rows_is_refused_in_one_line(tmp_path, content, message):
 def test_a_folder_without_rows_is_refused(tmp_path):
     with pytest.raises(RowsError, match=r"a folder must hold rows\.json"):
         read_rows(tmp_path)
+
+
+STRANGE = (None, True, 0, -1.5, "x", [], [1], {}, {"value": "x", "wilson_95": [1]}, [{"rows": 1}])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
+def test_strange_values_are_no_figures_and_break_nothing(tmp_path, kind):
+    path = tmp_path / "a.json"
+    other = {"fastest", "p20", "p80", "times", "runs"}
+    for value in STRANGE:
+        row = dict.fromkeys(kind.known_by | other, value)
+        path.write_text(json.dumps({"made": value, "settings": value, "rows": [row]}))
+        try:
+            file = read_rows(path)
+        except RowsError:
+            continue
+        for found in file.kinds:
+            for figure in found.figures:
+                for runs in file.rows[found.name].values():
+                    figure.of(runs)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a,b\n", "a,a.b\n1,2\n", "a\n1,2,3\n", "shape,dtype\n\0,1\n", '"a\n1'],
+)
+def test_a_csv_file_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(RowsError, match=r"a\.csv") as refused:
+        read_rows(tmp_path / "a.csv")
+    assert "\n" not in str(refused.value)
