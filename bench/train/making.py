@@ -18,8 +18,7 @@ from ironmoe.moe import CheckpointError
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 STEPS = 4  # of the inner attack, where the user gives none
-
-FIRST_LOOK = 10  # steps before the first look at routers
+FIRST_LOOK = 20  # steps before the first look at routers
 
 
 def make_method(
