@@ -18,7 +18,7 @@ from ironmoe.bench.attack.words import words
 from ironmoe.bench.common.files import write_atomically
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.machine.versions import versions
-from ironmoe.bench.common.radii import exact
+from ironmoe.bench.common.radii import exact, told
 from ironmoe.bench.reports.cells import brackets, counted, percent
 from ironmoe.bench.reports.page import write_report
 from ironmoe.bench.reports.tables import entries, headers
@@ -71,6 +71,7 @@ def _numbers(
             name: [part.as_dict() for part in parts] for name, parts in outcome.parts.items()
         },
         "eps_255": list(outcome.suite.eps_255),
+        "eps": f"{outcome.suite.norm}: {told(outcome.suite.eps_255)}",
         "settings": settings,
         "versions": versions(),
         "device": describe_device(device),

@@ -5,6 +5,7 @@ from rich.table import Table
 
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.rows import COST_COLUMNS, RESULT_COLUMNS, WORST_CASE
+from ironmoe.bench.common.radii import told
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.tables import cells, headers, terminal_table
 
@@ -14,6 +15,7 @@ def heading(outcome: EvaluationOutcome) -> list[str]:
     images = counted(outcome.reached, "image")
     return [
         f"{outcome.title} on {images}: {outcome.description}",
+        f"eps ({outcome.suite.norm}): {told(outcome.suite.eps_255)}",
         f"clean accuracy {outcome.report.clean_accuracy}",
     ]
 
