@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ironmoe.attacks.aliases.calls import FamiliarCalls, unknown_arguments
 from ironmoe.attacks.aliases.everywhere import EVERYWHERE
+from ironmoe.attacks.balls.checked import warn_of_normalize
 from ironmoe.attacks.balls.elements import Bounds
 from ironmoe.attacks.engine.attacked_model import Answer, AttackedModel, Model, Normalize
 from ironmoe.attacks.engine.attempts import Attempts
@@ -133,6 +134,7 @@ class Attack(SearchSpace, FamiliarCalls):
             model, normalize, logits_fn, attack_dtype, routing, self.goal, device
         )
         super().__init__(eps, norm, bounds, levels)
+        warn_of_normalize(self.attacked_model.normalize, self.bounds)
         if not isinstance(seed, int | None):
             raise TypeError(f"seed must be an int, or None, got {seed!r}")
         if eot < 1:

@@ -163,7 +163,8 @@ class AutoAttack(HasParts, Attack):
         kind, settings = self._recipes[name]
         chosen = self._options | {"seed": self.seed} | settings | self.stage_settings.get(name, {})
         with warnings.catch_warnings():  # this attack has said it of the same eps
-            warnings.filterwarnings("ignore", "eps=.* reaches across")
+            warnings.filterwarnings("ignore", "eps=.* in the unit of the pixels")
+            warnings.filterwarnings("ignore", "normalize has the mean")
             attack = kind(self.model, eps=self.eps, **chosen)
         attack.name = name
         attack.attacked_model = self.attacked_model

@@ -12,6 +12,10 @@ from torch import Tensor
 from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.elements import Bound, Bounds, check_order, largest
 
+LEVELS = 255  # of an 8-bit picture
+LEAST_LEVELS = 0.1  # a smaller radius is most likely in another unit
+WIDE = 100  # boxes from here on are in levels, and not in shares of the range
+
 
 def checked_eps(eps: Any, *, infinite: bool) -> Bound:
     """eps as a number or a tensor. A list or an array becomes a tensor.
@@ -67,9 +71,12 @@ def checked_bounds(bounds: Any, *, finite_for: str | None) -> Bounds:
 
 
 def warn_of_unit(ball: type[Ball], eps: Bound, bounds: Bounds, elements: int | None = None) -> None:
-    """Warn of finite radii that all reach across the box, and say how 8/255 is written. elements:
-    how many an image has; where the norm asks for it, nothing is known before."""
+    """Warn of finite radii that all reach across the box, or that all are next to nothing in a wide
+    one, and say how 8/255 is written. elements: how many an image has; where the norm asks for it,
+    nothing is known before."""
     radius, low, high = _smallest(eps), _smallest(bounds[0]), largest(bounds[1])
+    if elements is None:
+        _warn_of_small(largest(eps), low, high)
     is_known_without = elements is not None and ball.exceeds(radius, low, high)
     if math.isinf(radius) or is_known_without or not ball.exceeds(radius, low, high, elements):
         return
@@ -78,6 +85,51 @@ def warn_of_unit(ball: type[Ball], eps: Bound, bounds: Bounds, elements: int | N
     warnings.warn(
         f"eps={radius:g} reaches across bounds={bounds_text(bounds)}: every image is allowed. eps "
         f"is in the unit of the pixels; for {radius:g} of 255 levels write {radius:g}{width} / 255",
+        stacklevel=2,
+    )
+
+
+def _warn_of_small(radius: float, low: float, high: float) -> None:
+    """In a box as wide as 255, 8 / 255 is no eighth of a level."""
+    level = (high - low) / LEVELS
+    if not (WIDE <= high - low < math.inf and 0 < radius < LEAST_LEVELS * level):
+        return
+    warnings.warn(
+        f"eps={radius:g} is {radius / level:.2g} of 255 levels in bounds=({low:g}, {high:g}), "
+        "which changes no picture. eps is in the unit of the pixels; for 8 of 255 levels write "
+        f"{8 * level:g}",
+        stacklevel=3,
+    )
+
+
+def warn_of_step(ball: type[Ball], alpha: float | None, bounds: Bounds) -> None:
+    """Warn of a step that crosses the box."""
+    low, high = _smallest(bounds[0]), largest(bounds[1])
+    if alpha is None or not ball.exceeds(alpha, low, high):
+        return
+    width = "" if high - low == 1 else f" * {high - low:g}"
+    warnings.warn(
+        f"alpha={alpha:g} crosses bounds={bounds_text(bounds)} in one step. alpha is in the unit "
+        f"of the pixels; for {alpha:g} of 255 levels write {alpha:g}{width} / 255",
+        stacklevel=2,
+    )
+
+
+def warn_of_normalize(normalize: Any, bounds: Bounds) -> None:
+    """Warn of a mean that is no pixel of the box, or of one as for [0, 1] in a wide box."""
+    if normalize is None:
+        return
+    mean, std = ([float(value) for value in values] for values in normalize)
+    low, high = _smallest(bounds[0]), largest(bounds[1])
+    is_outside = not all(low <= value <= high for value in mean)
+    is_of_one = high - low >= WIDE and 0 < max(mean) < 1 and max(std) < 1
+    if not (is_outside or is_of_one):
+        return
+    factor = "divide" if is_outside and high <= 1 else "multiply"
+    warnings.warn(
+        f"normalize has the mean {mean[0]:g}, and pixels lie in bounds={bounds_text(bounds)}. Mean "
+        f"and std are in the unit of the pixels: {factor} both by 255 if they are those of the "
+        "other unit",
         stacklevel=2,
     )
 

@@ -15,7 +15,7 @@ from ironmoe.bench.attack.table import costs, results
 from ironmoe.bench.attack.words import images_told, told_verdict, words
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.machine.versions import versions
-from ironmoe.bench.common.radii import exact
+from ironmoe.bench.common.radii import exact, told
 from ironmoe.bench.reports.cells import brackets, counted, percent, value_of
 from ironmoe.bench.reports.page import write_report
 from ironmoe.bench.reports.tables import entries, headers
@@ -83,6 +83,7 @@ def _numbers(
             name: [part.as_dict() for part in parts] for name, parts in outcome.parts.items()
         },
         "eps_255": list(outcome.suite.eps_255),
+        "eps": f"{outcome.suite.norm}: {told(outcome.suite.eps_255)}",
         "settings": settings,
         "versions": versions(),
         "device": describe_device(device),

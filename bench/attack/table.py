@@ -8,6 +8,7 @@ from rich.table import Table
 from ironmoe.bench.attack.outcome import EvaluationOutcome
 from ironmoe.bench.attack.rows import COST_COLUMNS, RESULT_COLUMNS
 from ironmoe.bench.attack.words import images_told, told_verdict
+from ironmoe.bench.common.radii import told
 from ironmoe.bench.reports.tables import cells, headers, terminal_table
 
 
@@ -15,6 +16,7 @@ def heading(outcome: EvaluationOutcome) -> list[str]:
     """The lines above the tables."""
     return [
         f"{outcome.title} on {images_told(outcome)}: {outcome.description}",
+        f"eps ({outcome.suite.norm}): {told(outcome.suite.eps_255)}",
         told_verdict(outcome),
         f"clean accuracy {outcome.report.clean_accuracy}",
     ]

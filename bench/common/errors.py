@@ -27,15 +27,10 @@ def clear_errors(console: Console) -> Iterator[None]:
     SIGTERM 143; they say that nothing finished is lost. A reader that closes the pipe, such as
     head, ends the command without a word. A bug keeps its traceback.
     """
-    import torch
-
     from ironmoe.attacks.data.errors import DataError
     from ironmoe.moe.checkpoints.errors import CheckpointError
 
-    # idle experts' Adam moments decay into denormals, which are ten times as slow
-    torch.set_flush_denormal(True)
-    # numpy notices
-    warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)
+    flush_denormals()
     try:
         with _sigterm_raises():
             yield
@@ -53,6 +48,16 @@ def clear_errors(console: Console) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print(f"Interrupted. {GOES_ON}")
         raise typer.Exit(130) from None
+
+
+def flush_denormals() -> None:
+    """Take denormal numbers for 0, in this process. The Adam moments of idle experts decay into
+    them, and they are ten times as slow."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    # numpy notices, and is of no use here
+    warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)
 
 
 class Terminated(KeyboardInterrupt):

@@ -18,6 +18,7 @@ from ironmoe.moe import CheckpointError
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 STEPS = 4  # of the inner attack, where the user gives none
+FIRST_LOOK = 20  # steps before the first look at routers
 
 
 def make_method(
@@ -55,7 +56,8 @@ def make_method(
         "ramp_steps": batches // 2,
         "label_smoothing": choice.label_smoothing,
         "autocast_dtype": recipe.autocast_dtype,
-        "alarm": CollapseAlarm(min(50, max(1, batches // 4))),  # also in a short training
+        # Also in a short training, but not before routers have learnt anything.
+        "alarm": CollapseAlarm(min(50, max(FIRST_LOOK, batches // 4))),
     }
     if takes_steps(entry):
         settings["steps"] = STEPS if choice.steps is None else choice.steps

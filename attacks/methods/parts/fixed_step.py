@@ -9,6 +9,7 @@ from torch import Tensor
 from ironmoe.attacks.aliases.declared import Only, declare
 from ironmoe.attacks.attack import FixedRadiusAttack
 from ironmoe.attacks.balls.ball import ball_of
+from ironmoe.attacks.balls.checked import warn_of_step
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.attempts import Attempts
 from ironmoe.attacks.losses import Loss, least_classes
@@ -64,6 +65,7 @@ class FixedStepAttack(FixedRadiusAttack):
         if alpha is not None and not (isinstance(alpha, int | float) and alpha >= 0):
             raise ValueError(f"alpha must be a number, at least 0, or None, got {alpha}")
 
+        warn_of_step(ball_of(self.norm), alpha, self.bounds)
         self.alpha = alpha
         self.steps = steps
         self.random_start = random_start

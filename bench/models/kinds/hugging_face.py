@@ -1,5 +1,7 @@
 """``hf:FOLDER``: an image classifier that transformers saved, with its image processor."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,10 @@ def _model(source: Source) -> nn.Module:
     try:
         if recipe_of(source.path) is not None:
             huggingface.register()  # so that the model is upcycled as its recipe says
-        model, report = transformers.AutoModelForImageClassification.from_pretrained(
-            source.path, local_files_only=True, output_loading_info=True
-        )
+        with _without_bars(transformers):
+            model, report = transformers.AutoModelForImageClassification.from_pretrained(
+                source.path, local_files_only=True, output_loading_info=True
+            )
     except Exception as error:
         raise CheckpointError(
             f"{source} is no image classifier that transformers can read here: {_reason(error)}"
@@ -73,6 +76,19 @@ def _model(source: Source) -> nn.Module:
             + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         )
     return model
+
+
+@contextmanager
+def _without_bars(transformers: Any) -> Iterator[None]:
+    """Inside the block transformers shows no bar for each weight that it loads."""
+    logging = transformers.utils.logging
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()
 
 
 def _check_folder(source: Source) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ironmoe.bench.common.errors import flush_denormals
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.study.ladder.arms import LADDER, Arm
 from ironmoe.bench.study.measure.table import chosen
@@ -70,7 +71,7 @@ def one_thread() -> Iterator[None]:
     many processes it has."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    flush_denormals()
     try:
         yield
     finally:
