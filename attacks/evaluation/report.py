@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ironmoe.attacks.evaluation.findings.accuracy import Accuracy, Known, numbers_of, share
 from ironmoe.attacks.evaluation.findings.flag import Flag, counted_states
+from ironmoe.attacks.evaluation.findings.idle import idle_attacks
 from ironmoe.attacks.evaluation.findings.summary import (
     AttackSummary,
     clean_accuracy,
@@ -91,6 +92,7 @@ class RobustnessReport:
             "skipped": self.skipped,
             "passes": self.passes,
             "search_model": self.search_model,
+            "could_find_nothing": idle_attacks(self.attacks),
             "attacks": {name: summary.as_dict() for name, summary in self.attacks.items()},
             "checks": [flag.as_dict() for flag in self.checks],
         }

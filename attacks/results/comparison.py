@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ironmoe.attacks.evaluation.findings.radius_text import radius_text
 from ironmoe.attacks.evaluation.report import RobustnessReport
-from ironmoe.attacks.results.better import which_is_better
+from ironmoe.attacks.results.better import from_to, which_is_better
 from ironmoe.attacks.results.outcomes import CLEAN, WORST_CASE, Outcomes, Values, outcomes_of
 from ironmoe.attacks.results.paired import PairedDifference, paired_difference
 
@@ -23,13 +23,39 @@ class ComparedAccuracy(NamedTuple):
     undecided: how many images a budget left undecided in one of the runs. They count as right; but
         the interval reaches as far as they can move the difference, and the p-value is the largest
         that is possible, 1 if either run may turn out to be the better one
-    result: of all images that both runs came to
+    result: of all images that both runs came to; its accuracies are what the runs have if all
+        undecided images hold
+    undecided_one, undecided_other: how many images are undecided in each run
     """
 
     attack: str
     eps: float | None
     undecided: int
     result: PairedDifference
+    undecided_one: int = 0
+    undecided_other: int = 0
+
+    @property
+    def ends(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Of each run the accuracy if all its undecided images fall, and if all hold."""
+        images = max(self.result.images, 1)
+        one, other = self.result.accuracy_one, self.result.accuracy_other
+        return (
+            (one - self.undecided_one / images, one),
+            (other - self.undecided_other / images, other),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON. "accuracy_one", "accuracy_other" and "difference" are None where they are
+        not known yet; "least_one", "most_one", "least_other" and "most_other" are always there."""
+        numbers = {"attack": self.attack, "eps": self.eps, "undecided": self.undecided}
+        numbers |= {"undecided_one": self.undecided_one, "undecided_other": self.undecided_other}
+        numbers |= self.result.as_dict()
+        for name, (least, most) in zip(("one", "other"), self.ends, strict=True):
+            numbers |= {f"least_{name}": least, f"most_{name}": most}
+            if least < most:
+                numbers |= {f"accuracy_{name}": None, "difference": None}
+        return numbers
 
 
 class Comparison(NamedTuple):
@@ -41,12 +67,7 @@ class Comparison(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; NaN where there is no image."""
-        lines = [
-            {"attack": line.attack, "eps": line.eps, "undecided": line.undecided}
-            | line.result.as_dict()
-            for line in self.lines
-        ]
-        return {"lines": lines, "notes": self.notes}
+        return {"lines": [line.as_dict() for line in self.lines], "notes": self.notes}
 
     def __str__(self) -> str:
         tests = dict.fromkeys(line.result.test for line in self.lines)
@@ -62,7 +83,7 @@ class Comparison(NamedTuple):
         worst = [line for line in self.lines if line.attack == WORST_CASE]
         attacked = worst or [line for line in self.lines if line.attack != CLEAN]
         shown = [line for line in self.lines if line.attack == CLEAN] + attacked
-        return [which_is_better(line.result, where(line), names) for line in shown]
+        return [which_is_better(line.result, where(line), names, line.ends) for line in shown]
 
 
 def compare(
@@ -116,7 +137,8 @@ def _compared(
     interval = least.interval[0], most.interval[1]
     p_value = 1.0 if either_way else max(least.p_value, most.p_value)
     allowing = so_far._replace(interval=interval, p_value=p_value)
-    return ComparedAccuracy(attack, eps, undecided, allowing)
+    each = one.count(None), other.count(None)
+    return ComparedAccuracy(attack, eps, undecided, allowing, *each)
 
 
 def _filled(values: Values, undecided: float) -> list[float]:
@@ -227,6 +249,13 @@ def where(line: ComparedAccuracy, attack: str | None = None, radius: str | None 
     return f"Under {attack or line.attack}{at}"
 
 
+def difference_told(line: ComparedAccuracy) -> str:
+    """The difference in points: "+1.5", or "+1.5 to +9.0" where images are undecided."""
+    (least_one, most_one), (least_other, most_other) = line.ends
+    low, high = 100 * (least_one - most_other), 100 * (most_one - least_other)
+    return f"{high:+.1f}" if not line.undecided else f"{low:+.1f} to {high:+.1f}"
+
+
 def _told(line: ComparedAccuracy) -> str:
     """A line for people."""
     result = line.result
@@ -236,8 +265,7 @@ def _told(line: ComparedAccuracy) -> str:
     out = f", {line.undecided} of them undecided" if line.undecided else ""
     low, high = result.interval
     return (
-        f"{line.attack}{at}: {100 * result.accuracy_one:.1f} % and "
-        f"{100 * result.accuracy_other:.1f} %, difference {100 * result.difference:+.1f} "
-        f"[{100 * low:+.1f}, {100 * high:+.1f}], p {result.p_value:.3g}, "
+        f"{line.attack}{at}: {from_to(*line.ends[0])} and {from_to(*line.ends[1])}, difference "
+        f"{difference_told(line)} [{100 * low:+.1f}, {100 * high:+.1f}], p {result.p_value:.3g}, "
         f"{result.images} images{out}"
     )

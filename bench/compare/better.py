@@ -11,7 +11,9 @@ from ironmoe.bench.compare.finished_run import FinishedRun, told_apart
 
 def better(runs: list[FinishedRun], comparison: Comparison) -> list[str]:
     """A sentence for the clean accuracy, and one for each radius of the worst case; under a single
-    attack, of that one."""
+    attack, of that one. None of a run beside itself."""
+    if runs[0].path.resolve() == runs[1].path.resolve():
+        return []
     names = told_apart(runs)
     worst = [line for line in comparison.lines if line.attack == WORST_CASE]
     attacked = worst or [line for line in comparison.lines if line.attack != CLEAN]
@@ -20,7 +22,7 @@ def better(runs: list[FinishedRun], comparison: Comparison) -> list[str]:
     for line in shown:
         radius = None if line.eps is None else f"{radius_in_255(line.eps)} ({runs[0].norm})"
         place = where(line, attack_name(line.attack), radius)
-        sentences.append(which_is_better(line.result, place, (names[0], names[1])))
+        sentences.append(which_is_better(line.result, place, (names[0], names[1]), line.ends))
     return sentences
 
 
@@ -35,6 +37,15 @@ def same_run(runs: list[FinishedRun]) -> list[str]:
     if weights[0] is not None and weights[0] == weights[1]:
         return ["Both runs are of the same model, with the same weights."]
     return []
+
+
+def untried(runs: list[FinishedRun]) -> list[str]:
+    """Which attacks of which run could find nothing, whatever the model is."""
+    return [
+        f"In {run.path} {attack} could find nothing, since {why}."
+        for run in runs
+        for attack, why in run.untried.items()
+    ]
 
 
 def attack_name(attack: str) -> str:

@@ -7,8 +7,10 @@ from typing import Any
 from rich.console import Console
 
 from ironmoe.attacks import ComparedAccuracy, Comparison, compare
+from ironmoe.attacks.results.better import from_to
+from ironmoe.attacks.results.comparison import difference_told
 from ironmoe.bench.common.files import finite
-from ironmoe.bench.compare.better import attack_name, better, radius_in_255, same_run
+from ironmoe.bench.compare.better import attack_name, better, radius_in_255, same_run, untried
 from ironmoe.bench.compare.finished_run import STRENGTH, FinishedRun, RunError, finished_run
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.tables import Column, cells, headers, terminal_table
@@ -16,8 +18,8 @@ from ironmoe.bench.reports.tables import Column, cells, headers, terminal_table
 COLUMNS: tuple[Column[ComparedAccuracy], ...] = (
     Column("attack", lambda line: attack_name(line.attack)),
     Column("eps", lambda line: "" if line.eps is None else radius_in_255(line.eps)),
-    Column("first", lambda line: _percent(line.result.accuracy_one)),
-    Column("second", lambda line: _percent(line.result.accuracy_other)),
+    Column("first", lambda line: _percent(*line.ends[0])),
+    Column("second", lambda line: _percent(*line.ends[1])),
     Column("difference", lambda line: _difference(line)),
     Column("p", lambda line: f"{line.result.p_value:.2g}"),
 )
@@ -63,7 +65,7 @@ def _entry(runs: list[FinishedRun], comparison: Comparison) -> dict[str, Any]:
     for name, run in zip(names, runs, strict=True):
         about[name]["checks"] = run.checks
     found = comparison.as_dict()
-    found["notes"] = [*same_run(runs), *found["notes"]]
+    found["notes"] = [*same_run(runs), *untried(runs), *found["notes"]]
     sentences = {"sentences": better(runs, comparison)}
     return about | {"other_settings": _other_settings(runs)} | sentences | found
 
@@ -71,6 +73,9 @@ def _entry(runs: list[FinishedRun], comparison: Comparison) -> dict[str, Any]:
 def _print(runs: list[FinishedRun], comparison: Comparison, console: Console) -> None:
     for number, run in zip(("first", "second"), runs, strict=True):
         _say(f"{number}: {run.report['title']}, {run.path}; {run.checks}", console)
+
+    for sentence in same_run(runs):
+        _say(sentence, console)
 
     open_ = any(line.undecided for line in comparison.lines)
     columns = (*COLUMNS, UNDECIDED) if open_ else COLUMNS
@@ -91,10 +96,11 @@ def _print(runs: list[FinishedRun], comparison: Comparison, console: Console) ->
         _say(sentence, console)
     if open_:
         _say(
-            "Undecided images count as right. They may still fall: intervals and p allow for that.",
+            "Ranges are from where all undecided images fall to where all hold. Intervals and p "
+            "allow for every way in which they may turn out.",
             console,
         )
-    for note in [*same_run(runs), *comparison.notes]:
+    for note in [*untried(runs), *comparison.notes]:
         _say(note, console)
     if others := _other_settings(runs):
         _say(
@@ -145,11 +151,11 @@ def _difference(line: ComparedAccuracy) -> str:
     low, high = (100 * end for end in line.result.interval)
     if not line.result.images:
         return "–"
-    return f"{100 * line.result.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{difference_told(line)} [{low:+.1f}, {high:+.1f}]"
 
 
-def _percent(share: float) -> str:
-    return "–" if share != share else f"{100 * share:.1f}"
+def _percent(least: float, most: float) -> str:
+    return "–" if most != most else from_to(least, most).removesuffix(" %")
 
 
 def _say(line: str, console: Console) -> None:

@@ -76,6 +76,11 @@ class FinishedRun(NamedTuple):
         return " and ".join(parts)
 
     @property
+    def untried(self) -> dict[str, str]:
+        """Attack → why it could find nothing, of those for which this is so."""
+        return dict(self.report["report"].get("could_find_nothing", {}))
+
+    @property
     def checks(self) -> str:
         """What the checks against false security say, as a clause."""
         flags = self.report["report"]["checks"]

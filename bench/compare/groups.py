@@ -53,6 +53,8 @@ def _group(
             row | about | {"attack": labels[number].get(row["attack"], row["attack"])}
             for row in run.accuracies()
         ]
+        for attack, why in run.untried.items():
+            notes.append(f"{name}: {attack} could find nothing, since {why}.")
         if unfinished:
             notes.append(f"{name} is unfinished: {run.unfinished}. Its accuracies are ranges.")
     images = max(row["images"] for row in rows)

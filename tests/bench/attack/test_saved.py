@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,13 @@ def test_the_rows_and_tables_of_a_run_are_those_of_its_report(place, no_pictures
                     missing = value != value or value in (-1, "", [])
                     assert missing if row[column] is None else row[column] == value, column
             assert {*verdicts["index"]} == {*verdicts["number"]}  # the name of earlier versions
+
+    page = (Path(__file__).parents[3] / "docs" / "results.md").read_text()
+    with np.load("run/images.npz") as arrays:
+        names = [name.replace("pgd/", "ATTACK/").replace("fgsm/", "ATTACK/") for name in arrays]
+    summary, flag = report["report"]["attacks"]["pgd"], report["report"]["checks"][0]
+    for part in (report, report["report"], summary, flag, report["worst_case"][0], names):
+        assert [key for key in part if f"`{key}`" not in page] == []
 
     table = list(csv.DictReader((place / "run" / "table.csv").open(newline="")))
     worst = [int(row["right"]) for row in table if row["attack"] == "worst case"]

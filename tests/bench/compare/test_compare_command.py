@@ -138,8 +138,13 @@ def test_what_differs_beside_the_model_is_said():
 
 def test_a_stopped_run_shows_what_is_undecided():
     output = run("compare", "one", "stopped")
-    assert "undecided" in output and "may still fall" in output
+    assert "undecided" in output and "from where all undecided images fall" in output
     assert "The second run is unfinished: " in output
+    lines = json.loads(run("compare", "one", "stopped", "--json"))["lines"]
+    open_ = [line for line in lines if line["undecided_other"]]
+    assert open_ and all(line["accuracy_other"] is line["difference"] is None for line in open_)
+    assert all(line["least_other"] < line["most_other"] for line in open_)
+    assert all(line["least_one"] == line["accuracy_one"] for line in open_)
 
 
 def test_it_says_in_a_sentence_which_model_is_better():
