@@ -377,6 +377,14 @@ def test_bad_options_are_named(tmp_path, arguments, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_class_with_one_image_is_refused_before_a_folder_is_made(tmp_path):
+    np.savez(tmp_path / "set.npz", images=np.zeros((5, 8, 8, 1)), labels=[0, 0, 0, 0, 1])
+    arguments = ["--data", tmp_path / "set.npz", *TINY[2:], "--out", tmp_path / "run"]
+    result = run("demo", *arguments, ok=False)
+    assert result.exit_code == 2 and "must have at least 2 images" in result.output
+    assert not (tmp_path / "run").exists()
+
+
 def test_folder_and_npz_data_go_through_the_demo(tmp_path):
     generator = np.random.default_rng(0)
     np.savez(

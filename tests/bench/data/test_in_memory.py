@@ -34,6 +34,22 @@ def test_digits():
     )
 
 
+def test_images_of_one_class_are_refused(tmp_path):
+    """By their labels, by the one folder that has images, and by a class that no split can have."""
+    images = np.zeros((5, 8, 8, 1))
+    for labels, message in {
+        (3, 3, 3, 3, 3): "set must hold images of at least 2 classes, got 5 of class 3 alone",
+        (0, 0, 0, 0, 1): "class '1' must have at least 2 images, one to train and one to test",
+    }.items():
+        np.savez(tmp_path / "set.npz", images=images, labels=np.array(labels))
+        with pytest.raises(DataError, match=message):
+            load_data(str(tmp_path / "set.npz")).split()
+
+    folder = make_folder(tmp_path / "one", classes=("cat",))
+    with pytest.raises(DataError, match="must hold images of at least 2 classes, got cat"):
+        load_data(str(folder))
+
+
 def test_split_is_stratified_disjoint_and_fixed():
     data = load_data("digits")
     train, test = data.split()

@@ -293,7 +293,9 @@ def test_data_of_one_class_are_refused(place, train):
     np.savez("set.npz", images=np.zeros((20, 8, 8), dtype=np.uint8), labels=np.zeros(20, dtype=int))
     result = train("--epochs", 1, ok=False)
     assert result.exit_code == 2
-    assert "must have at least 2 classes to train on" in " ".join(result.output.split())
+    assert "must hold images of at least 2 classes, got 20 of class 0 alone" in " ".join(
+        result.output.split()
+    )
 
 
 def test_weights_alone_need_their_model(place, train):
