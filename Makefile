@@ -81,15 +81,16 @@ lint: venv  ## Runs ruff and mypy.
 	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]' --config-settings editable_mode=strict
 	touch $@
 
-# The pages lie in the site as they lie here, so that a link is right in both. A warning is an error,
-# and so is a page that loads something from elsewhere.
+# The pages lie in the site as they lie here, so that a link is right in both. A warning is an error
+# (not under --quiet, which hides it from the count), and so is a page that loads something from
+# elsewhere.
 docs: venv  ## Builds the site of the documentation in build/docs, and checks its links.
 	rm -rf build/docs build/docs-tree
 	mkdir -p build/docs-tree/pages/bench build/docs-tree/ironmoe
 	cp -R README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE docs build/docs-tree/pages
 	cp -R bench/results build/docs-tree/pages/bench
 	for floor in kernels moe attacks bench; do ln -s "$(CURDIR)/$$floor" build/docs-tree/ironmoe/; done
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 	! grep -rnoE '<(script|link|img)[^>]* (src|href)="?https?:[^ >]*' --include='*.html' build/docs
 	@echo "build/docs/index.html; to search: $(BIN)/python -m http.server --directory build/docs"
 
