@@ -9,8 +9,8 @@ from rich.console import Console
 
 from ironmoe.bench.cli.attack import attack
 from ironmoe.bench.cli.bench import bench_app
-from ironmoe.bench.cli.command import Commands
 from ironmoe.bench.cli.compare import compare, table
+from ironmoe.bench.cli.help.command import Commands
 from ironmoe.bench.cli.options import (
     Alpha,
     AttackImages,

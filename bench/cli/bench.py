@@ -9,7 +9,7 @@ from rich.console import Console
 from ironmoe.bench.benchmarks.run_kernel_benchmarks import OPERATIONS
 from ironmoe.bench.cli.bench_images import bench_images
 from ironmoe.bench.cli.bench_training import bench_training
-from ironmoe.bench.cli.command import Commands
+from ironmoe.bench.cli.help.command import Commands
 from ironmoe.bench.cli.options import bounded
 from ironmoe.bench.common.errors import clear_errors
 

@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from ironmoe.bench.cli.app import app
-from ironmoe.bench.cli.panels import PANELS
+from ironmoe.bench.cli.help.panels import PANELS
 
 PROGRAM = typer.main.get_command(app)
 MANY = 10

@@ -10,9 +10,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ironmoe.bench.cli.late_help import with_late_help
-from ironmoe.bench.cli.layout import entry, filled, in_panels, paragraphs, signature, width_of
-from ironmoe.bench.cli.panels import PANELS
+from ironmoe.bench.cli.help.late_help import with_late_help
+from ironmoe.bench.cli.help.layout import entry, filled, in_panels, paragraphs, signature, width_of
+from ironmoe.bench.cli.help.panels import PANELS
 
 
 class Command(TyperCommand):
