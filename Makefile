@@ -9,6 +9,9 @@ TRITON ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,triton==3.6.0)
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 BIN := .venv/bin
 
+# Where it is set, each of the many processes that tests start compiles every file again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test pytest lint emulate gpu compile-every-triton docs dist venv clean
 
 help:  ## Lists the targets.

@@ -1,6 +1,7 @@
 """The house: four floors, rooms of a few files, imports that go down only."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import import_graph
@@ -8,10 +9,15 @@ import pytest
 from import_graph import FLOORS, ROOT
 
 MODULES = import_graph.modules()
-ARROWS = import_graph.arrows(MODULES)
 FILES = {name for name, path in MODULES.items() if path.name != "__init__.py"}
 PACKAGES = sorted(MODULES.keys() - FILES)
 MOST_FILES, MOST_LINES = 16, 350
+
+
+@cache
+def all_arrows():
+    """Reading every import takes seconds, which collecting tests need not take."""
+    return import_graph.arrows(MODULES)
 
 
 def floor(name):
@@ -21,7 +27,9 @@ def floor(name):
 @pytest.mark.parametrize("number", range(len(FLOORS)))
 def test_a_floor_imports_only_from_floors_below(number):
     below = FLOORS[: number + 1]
-    mine = {name: targets for name, targets in ARROWS.items() if floor(name) == FLOORS[number]}
+    mine = {
+        name: targets for name, targets in all_arrows().items() if floor(name) == FLOORS[number]
+    }
     upwards = [
         (name, to) for name, targets in mine.items() for to in targets if floor(to) not in below
     ]
@@ -30,19 +38,19 @@ def test_a_floor_imports_only_from_floors_below(number):
 
 @pytest.mark.parametrize("name", FLOORS)
 def test_files_of_a_floor_import_each_other_in_no_circle(name):
-    mine = {file: ARROWS[file] & FILES for file in FILES if floor(file) == name}
+    mine = {file: all_arrows()[file] & FILES for file in FILES if floor(file) == name}
     assert import_graph.circles(mine) == []
 
 
 def test_a_file_takes_nothing_from_the_names_that_its_own_floor_hands_out():
     """They import the file: that is a circle which Python happens to allow."""
-    inwards = [name for name in FILES if f"ironmoe.{floor(name)}" in ARROWS[name]]
+    inwards = [name for name in FILES if f"ironmoe.{floor(name)}" in all_arrows()[name]]
     assert inwards == []
 
 
 @pytest.mark.parametrize("folder", PACKAGES)
 def test_files_and_rooms_of_a_folder_import_each_other_in_no_circle(folder):
-    assert import_graph.circles(import_graph.children(folder, ARROWS)) == []
+    assert import_graph.circles(import_graph.children(folder, all_arrows())) == []
 
 
 def test_a_circle_is_found_among_files_and_among_rooms():

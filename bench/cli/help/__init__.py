@@ -1,1 +1,1 @@
-"""How the help of every command is laid out, and what it takes from registers."""
+"""What ``--help`` prints: its layout, the groups of options, and what follows from registers."""

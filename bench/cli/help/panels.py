@@ -35,11 +35,16 @@ PANELS: dict[str, dict[str, str]] = {
         "Measurements": "quick eps images measurements certificates",
         "Run": "processes plan from_ out",
     },
+    "bench attacks": {
+        "What is measured": "parts data epochs",
+        "Images and runs": "images autoattack_images runs batch_size",
+        "Output": "folder out form again",
+    },
     "bench training": {
         "What is measured": "parts data",
         "Part inner": "models dtypes runs seconds",
         "Part methods": "methods seeds epochs images apgd_images apgd_steps",
-        "Both": "eps folder out",
+        "Both": "eps folder out form",
     },
 }
 """command → title → names of parameters."""
