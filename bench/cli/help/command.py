@@ -5,7 +5,7 @@ Typer has click's classes under a name of its own in some versions, so they are 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -13,6 +13,8 @@ from typer.core import TyperCommand, TyperGroup
 from ironmoe.bench.cli.help.late_help import with_late_help
 from ironmoe.bench.cli.help.layout import entry, filled, in_panels, paragraphs, signature, width_of
 from ironmoe.bench.cli.help.panels import PANELS
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Command(TyperCommand):
@@ -46,10 +48,8 @@ class Commands(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=Group, rich_markup_mode=None, **options)
 
-    def command(  # type: ignore[override] # Typer names the same options one by one
-        self, name: str | None = None, **options: Any
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        return super().command(name, **{"cls": Command, **options})
+    def command(self, *name: Any, **options: Any) -> Callable[[Function], Function]:
+        return super().command(*name, **{"cls": Command, **options})
 
 
 def _head(command: Any, ctx: Any, width: int) -> list[str]:

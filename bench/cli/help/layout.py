@@ -92,7 +92,8 @@ def signature(param: Any) -> str:
     names = ", ".join(param.opts)
     if param.is_flag:
         return " / ".join([names, *param.secondary_opts])
-    return f"{names} {param.metavar or METAVARS[_type_name(param)]}"
+    value = param.metavar or METAVARS.get(_type_name(param), "TEXT")
+    return f"{names} {value}"
 
 
 def _type_name(param: Any) -> str:
