@@ -33,7 +33,7 @@ from ironmoe.attacks.evaluation.checks.model_checks import (
 )
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome, two_answers
 from ironmoe.attacks.evaluation.checksum import checksums_of
-from ironmoe.attacks.evaluation.findings.flag import Flag
+from ironmoe.attacks.evaluation.findings.flag import Flag, count_looked_at
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Left, Progress, work_left
 from ironmoe.attacks.evaluation.report import RobustnessReport
@@ -143,7 +143,7 @@ class Evaluation:
         records = self.shard.gather(self.records)
         complete = all(self.shard.gather_objects(self.complete))
         # A process without images looked at nothing.
-        flags = max(self.shard.gather_objects(flags), key=_looks)
+        flags = max(self.shard.gather_objects(flags), key=count_looked_at)
         final = None
         known = (self.source.shape, self.source.dtype)
         # A process that had no images of a stream does not know what they look like.
@@ -344,8 +344,3 @@ class Evaluation:
             for begun, known in zip(self.begun, self.known_ahead, strict=True)
         ]
         return work_left(self.engine, list(self.under_way), not_begun, seconds)
-
-
-def _looks(flags: list[Flag]) -> int:
-    """How many of these checks could be made."""
-    return sum(flag.looked_at for flag in flags)

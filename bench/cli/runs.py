@@ -24,6 +24,6 @@ def runs(
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.runs.listing import show_runs
+        from ironmoe.bench.listing.listing import show_runs
 
         show_runs(folder, form, console)

@@ -49,6 +49,11 @@ def in_state(flags: Sequence[Flag], state: str) -> list[Flag]:
     return [flag for flag in flags if flag.state == state]
 
 
+def count_looked_at(flags: Sequence[Flag]) -> int:
+    """How many of these checks could be made."""
+    return sum(flag.looked_at for flag in flags)
+
+
 def counted_states(flags: Sequence[Flag]) -> str:
     """Such as "1 of 13 checks tripped, 10 passed, 2 were not looked at"."""
     if not flags:

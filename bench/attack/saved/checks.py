@@ -2,6 +2,7 @@
 its options or its budget, keeps them."""
 
 from ironmoe.attacks import Flag, RobustnessReport
+from ironmoe.attacks.evaluation.checks.model_checks import MODEL_CHECKS
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
 from ironmoe.attacks.evaluation.findings.flag import NOT_LOOKED_AT
 from ironmoe.bench.common.run_folder import RunFolder
@@ -16,9 +17,8 @@ def all_checks(folder: RunFolder, report: RobustnessReport) -> list[Flag]:
     now = {flag.name: flag for flag in report.checks}
     of_outcome = {flag.name: flag for flag in check_outcome(report)} if known else {}
 
-    kept = {name: flag for name, flag in known.items() if flag.looked_at}
-    made = {name: flag for name, flag in now.items() if flag.looked_at}
-    flags = list((known | now | kept | made | of_outcome).values())
+    looked = any(flag.looked_at for name, flag in now.items() if name in MODEL_CHECKS)
+    flags = list(((known | now if looked else now | known) | of_outcome).values())
     if flags:
         folder.write(FILE, [flag.as_dict() for flag in flags])
     return flags

@@ -77,7 +77,7 @@ def test_it_writes_what_it_promises(place):
         fell = images[f"{name}/fell"]
         assert int(fell.sum()) == report["report"]["attacks"][name]["confirmed"] > 0
         assert (images[f"{name}/distance"][fell] <= images[f"{name}/eps"][fell]).all()
-        assert f'rowspan="3">{name}</td>' in html and name in output
+        assert html.count(f">{name}</td>") >= 3 and name in output
     assert "worst case" in html and "upper bound" in html and "upper bound" in output
     assert {p.name for p in (place / "run").glob("*.png")} == {
         "robust_accuracy.png", "distances.png", "steps.png", "easiest.png", "hardest.png"

@@ -338,5 +338,6 @@ def test_the_head_counts_the_images_of_the_figures_and_says_why_others_are_left_
 
 
 def test_the_verdict_stands_above_the_tables_and_names_radius_and_norm(two):
-    _, verdict, _ = evaluation_table.heading(outcome(two))
+    _, radii, verdict, _ = evaluation_table.heading(outcome(two))
+    assert radii.startswith("eps (Linf): 1/255 = ")
     assert "40.0 % at 1/255 and 20.0 % at 2/255 under x and y in Linf" in verdict

@@ -170,7 +170,12 @@ def test_images_beside_one_that_cannot_be_read_are_left_out_where_they_influence
 def test_a_loader_of_ones_own_is_taken_as_it_comes(place):
     attack("--attack-images", 15, "--out", "run", data="models_18:data")
     found = report()
-    assert found["images"] == {"asked": 15, "reached": 15}
+    assert found["images"] == {
+        "asked": 15,
+        "reached": 15,
+        "counted": 15,
+        "told": "15 images",
+    }
     assert found["notes"] == [
         "Images of a loader are taken as they come.",
         "The first 15 of 20; --attack-images takes more.",
@@ -193,7 +198,7 @@ def test_a_stream_of_ones_own_keeps_its_pixels_and_says_what_it_could_not_read(p
     found = report()
     assert found["pixels"] == "stretched to 9 × 9 (bilinear)"
     assert found["report"]["skipped"] == [6] and "photos/b/2.jpg" in said
-    assert "7 of 12 images, drawn" in attack(
+    assert "7 of 12 images (drawn" in attack(
         "--attack-images", 7, "--out", "few", data="models_18:stream"
     )
 

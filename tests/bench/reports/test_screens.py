@@ -101,7 +101,15 @@ def write_training(folder):
         for epoch in (1, 2, 3)
     ]
     share = Proportion(60, 100).as_dict()
-    checks = [{"name": "softmax outputs", "tripped": True, "value": 1.0, "message": "They are."}]
+    checks = [
+        {
+            "name": "softmax outputs",
+            "state": "tripped",
+            "tripped": True,
+            "value": 1.0,
+            "message": "They are.",
+        }
+    ]
     facts = TrainingFacts(
         name="V-MoE",
         parameters=400_000,

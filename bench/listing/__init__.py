@@ -1,0 +1,1 @@
+"""``ironmoe runs``: what lies in a folder of runs, finished or not."""
