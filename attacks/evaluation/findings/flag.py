@@ -1,6 +1,7 @@
 """What one check against false security says: it passed, it tripped, or it was not looked at."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 PASSED, TRIPPED, NOT_LOOKED_AT = STATES = ("passed", "tripped", "not looked at")
@@ -42,6 +43,18 @@ class Flag(NamedTuple):
             "value": self.value if self.looked_at else None,
             "message": self.message,
         }
+
+    @classmethod
+    def from_dict(cls, written: Mapping[str, Any]) -> "Flag":
+        """The flag that ``as_dict`` wrote; one of an earlier version has no "state"."""
+        value = written["value"]
+        return cls(
+            name=written["name"],
+            tripped=bool(written["tripped"]),
+            value=math.nan if value is None else float(value),
+            message=written["message"],
+            looked_at=written.get("state") != NOT_LOOKED_AT,
+        )
 
 
 def in_state(flags: Sequence[Flag], state: str) -> list[Flag]:

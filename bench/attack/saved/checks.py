@@ -4,7 +4,6 @@ its options or its budget, keeps them."""
 from ironmoe.attacks import Flag, RobustnessReport
 from ironmoe.attacks.evaluation.checks.model_checks import MODEL_CHECKS
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome
-from ironmoe.attacks.evaluation.findings.flag import NOT_LOOKED_AT
 from ironmoe.bench.common.run_folder import RunFolder
 
 FILE = "results/checks.json"
@@ -13,7 +12,7 @@ FILE = "results/checks.json"
 def all_checks(folder: RunFolder, report: RobustnessReport) -> list[Flag]:
     """Those of this call, and those of earlier ones that this one did not make. What checks say of
     the outcome is always about the outcome of now."""
-    known = {flag["name"]: _flag(flag) for flag in folder.read(FILE) or []}
+    known = {flag["name"]: Flag.from_dict(flag) for flag in folder.read(FILE) or []}
     now = {flag.name: flag for flag in report.checks}
     of_outcome = {flag.name: flag for flag in check_outcome(report)} if known else {}
 
@@ -22,15 +21,3 @@ def all_checks(folder: RunFolder, report: RobustnessReport) -> list[Flag]:
     if flags:
         folder.write(FILE, [flag.as_dict() for flag in flags])
     return flags
-
-
-def _flag(written: dict[str, object]) -> Flag:
-    """A value that is no number was written as None."""
-    value = written["value"]
-    return Flag(
-        name=str(written["name"]),
-        tripped=bool(written["tripped"]),
-        value=float(value) if isinstance(value, int | float) else float("nan"),
-        message=str(written["message"]),
-        looked_at=written.get("state") != NOT_LOOKED_AT,
-    )

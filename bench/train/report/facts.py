@@ -67,7 +67,7 @@ class TrainingFacts(NamedTuple):
         """(state, cells) of the checks against false security, tripped ones first; none without an
         attack on test images."""
         stored = [] if self.attack is None else self.attack["report"]["checks"]
-        flags = sorted((Flag(**flag) for flag in stored), key=lambda flag: not flag.tripped)
+        flags = sorted((Flag.from_dict(flag) for flag in stored), key=lambda flag: not flag.tripped)
         return [
             (flag.state, [flag.name, flag.state, value_of(flag), flag.message]) for flag in flags
         ]
@@ -121,6 +121,7 @@ def _cell(stored: Numbers) -> str:
 def _parts(stored: Numbers) -> tuple[str, str]:
     """(share, interval)"""
     low, high = stored.get("wilson_95") or stored["interval_95"]
-    least, most = 100 * stored["least"], 100 * stored["most"]
-    share = f"{least:.1f}" if stored["value"] is not None else f"{least:.1f} to {most:.1f}"
+    value = stored["value"]
+    ends = [stored["least"], stored["most"]] if value is None else [value]
+    share = " to ".join(f"{100 * end:.1f}" for end in ends)
     return f"{share} %", brackets((low, high))

@@ -178,7 +178,7 @@ def test_a_loader_of_ones_own_is_taken_as_it_comes(place):
     }
     assert found["notes"] == [
         "Images of a loader are taken as they come.",
-        "The first 15 of 20; --attack-images takes more.",
+        "Attacking the first 15 of 20 images (--attack-images for more).",
     ]
     assert (place / "run" / "hardest.png").exists() or (place / "run" / "easiest.png").exists()
     said = attack("--workers", 2, "--out", "no", data="models_18:data", ok=False)
