@@ -2,6 +2,7 @@
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 
 def progress_bars(
@@ -24,7 +25,8 @@ def progress_bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        # In a narrow terminal the note goes on in the next line, and the count stays whole.
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column()),
     ]
     if time_left:
         columns.append(TimeRemainingColumn())

@@ -16,7 +16,11 @@ from typing import TypeVar
 from ironmoe.bench.common.user_error import UserError
 
 PER_PIXEL_RANGE = 255
-LEAST_255 = 0.1  # smaller radii change no picture, and most likely are in another unit
+LEAST_255 = 0.1  # smaller radii change no 8-bit picture, and most likely are in another unit
+HOW_READ = (
+    "Numbers that are all below 1 are shares of the pixel range, others are steps of 255; a "
+    "fraction such as 8/255 says its unit."
+)
 USUAL_EPS = 8 / PER_PIXEL_RANGE  # of most papers in Linf, in units of the pixel range
 Number = TypeVar("Number")  # a float or a tensor
 
@@ -111,21 +115,14 @@ def questions(radii_255: Iterable[float], norm: str) -> list[str]:
     from ironmoe.attacks.balls.ball import NORMS, Ball
 
     radii = [radius for radius in radii_255 if radius > 0]
-    tiny = [radius for radius in radii if radius < LEAST_255]
     usual = NORMS.get(norm, Ball).usual_radii
-    if tiny:
-        return [
-            f"Is --eps what you mean? {exact(tiny[0])}/255 is below {LEAST_255}/255 and changes no "
-            f"picture. A number beside others of 1 or more is in units of 1/255; for "
-            f"{exact(tiny[0])} of the pixel range write {_share(tiny[0])}/255."
-        ]
-    if radii and radii[-1] < usual[0] / 10:
-        return [
-            f"Is --eps what you mean? {exact(radii[-1])}/255 = {from_255(radii[-1]):.3g} is far "
-            f"below the usual radii of {norm}, {usual_radii(norm)}. For {exact(radii[-1])} of the "
-            f"pixel range write {_share(radii[-1])}/255."
-        ]
-    return []
+    if radii and radii[0] < LEAST_255:
+        small, why = radii[0], f"It is less than {LEAST_255} of a step of 8-bit pixels."
+    elif radii and radii[-1] < usual[0] / 10:
+        small, why = radii[-1], f"Usual in {norm} are {usual_radii(norm)}, in steps of 255."
+    else:
+        return []
+    return [f"Is --eps what you mean? It was understood as {told([small])}. {why} {HOW_READ}"]
 
 
 def _in_255(parts: Iterable[str], norm: str, option: str) -> list[float]:

@@ -77,11 +77,11 @@ def test_radii_are_told_in_both_units():
 
 def test_radii_that_nobody_uses_are_asked_back():
     assert questions((0, 2, 8), "Linf") == [] == questions((20,), "L2")
-    assert "0.0001/255 is below 0.1/255" in questions((0.0001, 8), "Linf")[0]
-    assert "for 0.0001 of the pixel range write 0.0255/255" in questions((0.0001, 8), "Linf")[0]
-    (one,) = questions((1.0,), "L2")
-    assert "1/255 = 0.00392 is far below the usual radii of L2, 64,128,255,510" in one
-    assert "write 255/255" in one
+    (tiny,) = questions((0.0001, 8), "Linf")
+    assert "understood as 0.0001/255 = 3.92e-07" in tiny and "less than 0.1 of a step" in tiny
+    (small,) = questions((2.55,), "L2")  # 0.01 was written
+    assert "understood as 2.55/255 = 0.01" in small and "64,128,255,510" in small
+    assert "650" not in small
 
 
 def test_names_are_found_in_any_case_and_others_get_a_hint():
