@@ -1,5 +1,6 @@
 """Where a report or a file of rows comes from: date, version, commit, command line, machine."""
 
+import hashlib
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from ironmoe.bench.common.machine.versions import versions
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 PROGRAMS = "ironmoe.bench"
+CHANGED = "-changed"  # behind a commit that files differ from
+PACKAGES = ("attacks", "bench", "kernels", "moe")  # folders of CHECKOUT, and of what is installed
+CODE = (".py", ".jinja", ".npz", ".tsv", ".xz")  # endings of what the code is, and of what it opens
 
 
 def provenance() -> dict[str, Any]:
@@ -56,7 +60,20 @@ def commit() -> str | None:
         changed = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{head}-changed" if changed else head
+    return f"{head}{CHANGED}" if changed else head
+
+
+@cache
+def code_digest() -> str:
+    """A name for the code itself: 12 hexadecimal digits of its files' names and bytes, wherever
+    they lie."""
+    files = (file for name in PACKAGES for file in (CHECKOUT / name).rglob("*"))
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.suffix in CODE and file.is_file()):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(CHECKOUT).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:12]
 
 
 def _git(*arguments: str) -> str:

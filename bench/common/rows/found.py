@@ -52,11 +52,21 @@ def differing(found: dict[str, Any], settings: Any, made: dict[str, Any]) -> lis
     return [line.removeprefix("settings.") for line in differences(there, now)]
 
 
+def is_list_of_dicts(value: Any) -> bool:
+    """Whether rows, or sessions, can be this value."""
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def is_made(value: Any) -> bool:
+    """Whether ``origin`` can read this value, which may be of a former version."""
+    return isinstance(value, dict) and isinstance(value.get("machine", {}), dict)
+
+
 def _is_of(found: Any, benchmark: str) -> bool:
     return (
         isinstance(found, dict)
         and found.keys() >= KEYS
         and found["benchmark"] == benchmark
-        and isinstance(found["made"], dict)
-        and all(isinstance(row, dict) for row in found["rows"])
+        and is_made(found["made"])
+        and all(is_list_of_dicts(found[key]) for key in ("sessions", "rows"))
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ironmoe.attacks.evaluation.describe import differences
 from ironmoe.bench.common.files import finite, write_json
-from ironmoe.bench.common.rows.found import check_place
+from ironmoe.bench.common.rows.found import check_place, is_list_of_dicts, is_made
 from ironmoe.bench.common.rows.origin import origin, origin_of_now
 from ironmoe.bench.common.run_folder import OutputError
 from ironmoe.bench.common.user_error import UserError
@@ -28,13 +28,18 @@ class Kept:
         """The content of a file; None if this piece of work is still to be done.
 
         Raises:
-            UserError: it was done with other settings.
+            UserError: it was done with other settings, or the file holds something else.
         """
         file = self.folder / f"{name}.json"
         found = _content(file)
-        if found is not None:
-            self._check(file, found["settings"])
-        return found
+        if found is None:
+            return None
+        if not _is_kept(found):
+            raise UserError(
+                f"{file} holds something else than measured rows; choose another --folder"
+            )
+        self._check(file, found["settings"])
+        return dict(found)
 
     def begin(self, name: str) -> None:
         """Note with which settings a piece of work is begun, before it leaves weights or a state.
@@ -49,7 +54,7 @@ class Kept:
         else:
             self._check(file, found)
 
-    def _check(self, file: Path, settings: dict[str, Any]) -> None:
+    def _check(self, file: Path, settings: Any) -> None:
         """UserError: the settings in the file are not those of now."""
         if other := differences(settings, self.settings):
             raise UserError(
@@ -116,10 +121,18 @@ def _repeats(content: dict[str, list[dict[str, Any]]], found: Any) -> bool:
     )
 
 
-def _content(file: Path) -> dict[str, Any] | None:
+def _content(file: Path) -> Any:
     """None: there is no such file, or a kill left a part of it."""
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return found
+
+
+def _is_kept(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("settings"), dict)
+        and is_made(found.get("made", {}))
+        and is_list_of_dicts(found.get("rows"))
+    )

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import subprocess
-from functools import cache
 from typing import Any
 
-from ironmoe.bench.common.machine.provenance import CHECKOUT, commit, provenance
+from ironmoe.bench.common.machine.provenance import CHANGED, code_digest, commit, provenance
 
 NO_MATTER = ("memory_gb",)  # a restart of a virtual machine changes it a little
 
@@ -30,22 +28,12 @@ def origin(made: dict[str, Any]) -> dict[str, Any]:
     return {"machine": machine} | {key: made.get(key) for key in keys}
 
 
-@cache
 def changes() -> str | None:
-    """A digest of how the files of the checkout differ from its commit; None if they do not, or if
-    there is no checkout.
+    """A digest of the code where no commit says which it is: in a checkout whose files differ from
+    their commit, and where there is no git, as in an installed package. Else None.
 
-    So rows that were measured before an edit are not taken for rows of the code after it.
+    So rows that were measured before an edit are not taken for rows of the code after it, nor those
+    of one package for those of another of the same version.
     """
-    if not (commit() or "").endswith("-changed"):
-        return None
-    try:
-        difference = subprocess.run(
-            ["git", "-C", str(CHECKOUT), "diff", "HEAD", "--binary"],
-            capture_output=True,
-            check=True,
-            timeout=10,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return hashlib.sha256(difference).hexdigest()[:12]
+    named = commit()
+    return code_digest() if named is None or named.endswith(CHANGED) else None

@@ -7,6 +7,7 @@ import pytest
 from ironmoe.bench.common.rows import kept as folders
 from ironmoe.bench.common.rows.kept import Kept, begin_copy
 from ironmoe.bench.common.run_folder import OutputError
+from ironmoe.bench.common.user_error import UserError
 
 
 @pytest.fixture
@@ -26,6 +27,26 @@ def test_rows_of_several_machines_are_counted_as_such(kept, monkeypatch):
     former = {"settings": {"runs": 3}, "processor": "a former version's", "rows": []}
     (kept.folder / "former.json").write_text(json.dumps(former))
     assert len(kept.origins()) == 3 and len(kept.all()) == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1],
+        "text",
+        {"rows": []},
+        {"settings": {"runs": 3}, "rows": None},
+        {"settings": {"runs": 3}, "rows": [1]},
+        {"settings": {"runs": 3}, "made": None, "rows": []},
+        {"settings": {"runs": 3}, "made": {"machine": 1}, "rows": []},
+    ],
+)
+def test_a_file_of_something_else_is_refused_in_words(kept, content):
+    file = kept.folder / "one.json"
+    file.write_text(json.dumps(content))
+    for read in (lambda: kept.read("one"), kept.all, kept.origins):
+        with pytest.raises(UserError, match="holds something else than measured rows"):
+            read()
 
 
 def test_a_copy_may_only_replace_what_it_repeats(kept, tmp_path):

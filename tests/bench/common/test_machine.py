@@ -63,3 +63,40 @@ def test_a_checkout_gives_its_commit_and_a_package_none(monkeypatch, tmp_path):
     provenance.commit.cache_clear()
     assert provenance.commit() == f"{first}-changed"
     provenance.commit.cache_clear()
+
+
+def written(folder, files):
+    """The digest of a package of these files."""
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(provenance, "CHECKOUT", folder)
+        return provenance.code_digest.__wrapped__()
+
+
+def test_code_is_known_by_its_files_wherever_they_lie(tmp_path):
+    files = {"kernels/a.py": "a = 1\n", "bench/page.html.jinja": "<p>", "moe/sub/b.py": ""}
+    first = written(tmp_path / "one", files)
+    beside = {
+        "bench/results/rows.json": "{}",
+        "kernels/__pycache__/a.pyc": "x",
+        "tests/test_a.py": "",
+    }
+    assert written(tmp_path / "two", files | beside) == first
+
+    others = [
+        files | {"kernels/a.py": "a = 2\n"},
+        files | {"moe/sub/new.py": ""},
+        files | {"bench/page.html.jinja": "<b>"},
+        {"kernels/a.py": "a = 1\n"},
+        {"kernels/other.py": "a = 1\n", "bench/page.html.jinja": "<p>", "moe/sub/b.py": ""},
+    ]
+    digests = {written(tmp_path / str(number), other) for number, other in enumerate(others)}
+    assert len(digests | {first}) == 6
+
+
+def test_the_code_that_runs_here_has_a_digest_of_all_four_packages():
+    found = {name: list((provenance.CHECKOUT / name).rglob("*.py")) for name in provenance.PACKAGES}
+    assert all(found.values()) and len(provenance.code_digest()) == 12

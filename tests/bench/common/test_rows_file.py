@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from ironmoe.bench.common.machine import provenance
 from ironmoe.bench.common.rows import origin as origins
 from ironmoe.bench.common.rows import rows_file as files
 from ironmoe.bench.common.rows.rows_file import rows_file
@@ -99,6 +100,33 @@ def test_files_that_a_commit_does_not_tell_apart_are_told_apart(monkeypatch):
     assert origins.origin(one) != origins.origin(other)
 
 
+def without_git(monkeypatch, folder):
+    """From now on the code lies in this folder, and no commit says which it is."""
+    monkeypatch.setattr(provenance, "CHECKOUT", folder)
+    provenance.commit.cache_clear()
+    provenance.code_digest.cache_clear()
+
+
+def test_without_git_rows_of_other_code_are_refused(out, tmp_path, monkeypatch):
+    file = tmp_path / "src" / "kernels" / "__init__.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("one = 1\n")
+    with monkeypatch.context() as patched:
+        without_git(patched, tmp_path / "src")
+        with opened(out) as kept:
+            kept.put({"a": 1}, {})
+            assert kept.made["commit"] is None and kept.made["changes"]
+        with opened(out) as kept:
+            assert len(kept.rows) == 1
+
+        file.write_text("one = 2\n")
+        provenance.code_digest.cache_clear()
+        with pytest.raises(OutputError, match="changes: '.*' there, '.*' now"), opened(out):
+            pass
+    provenance.commit.cache_clear()
+    provenance.code_digest.cache_clear()
+
+
 def test_again_begins_anew_once_all_rows_are_there_and_else_goes_on(out):
     asked = [{"name": "a"}, {"name": "b"}]
     for name, there in (("a", []), ("b", ["a"]), ("a", [])):
@@ -122,6 +150,29 @@ def test_a_foreign_file_is_not_lost(out, content, again):
     with pytest.raises(OutputError, match="something else"), opened(out, again=again):
         pass
     assert out.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rows", None),
+        ("rows", {"a": 1}),
+        ("rows", [1]),
+        ("sessions", None),
+        ("sessions", "today"),
+        ("made", None),
+        ("made", {"machine": None}),
+        ("benchmark", None),
+    ],
+)
+def test_a_damaged_file_of_rows_is_a_foreign_file(out, key, value):
+    with opened(out) as kept:
+        kept.put({"a": 1}, {})
+    out.write_text(json.dumps(json.loads(out.read_text()) | {key: value}))
+    before = out.read_bytes()
+    with pytest.raises(OutputError, match="something else than rows of"), opened(out):
+        pass
+    assert out.read_bytes() == before
 
 
 def test_rows_of_another_benchmark_are_a_foreign_file(out):
