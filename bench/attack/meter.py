@@ -69,6 +69,8 @@ class Meter(Stopwatch):
 
     def __call__(self, progress: Progress) -> None:
         super().__call__(progress)
+        if progress.fresh:
+            self.folder.worked()
         self.decided = min(progress.decided * self.world, self.total)
         self.say(_note(progress, self.world))
         if time.monotonic() - self.saved > SAVE_SECONDS:
@@ -95,6 +97,8 @@ class Meter(Stopwatch):
             The seconds of all runs in the folder.
         """
         self.seconds = seconds
+        if seconds:
+            self.folder.worked()
         self.decided = sum(int(summary.decided.sum()) for summary in report.attacks.values())
         self.say("done" if report.complete else "budget spent")
         return self.save()

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ironmoe.bench.common.files import write_json
+from ironmoe.bench.common.machine.provenance import provenance
+from ironmoe.bench.common.machine.sessions import changes
 from ironmoe.bench.common.user_error import UserError
 
 # What a run writes beside the final images: checkpoints, the optimiser's state, pictures. A run of
 # one seed takes about 10 MB.
 NEEDED_BYTES = 100_000_000
+SESSIONS = "results/sessions.json"
 
 
 class OutputError(UserError):
@@ -34,6 +37,8 @@ class RunFolder:
     """A folder with a ``settings.json`` that says what the run is.
 
     resumed: whether it was there before. To open it again with other settings is an error.
+
+    ``results/sessions.json`` has the ``provenance`` of each call that measured something.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], needed_bytes: int) -> None:
@@ -44,6 +49,7 @@ class RunFolder:
                 holds other files or another run.
         """
         self.path = path
+        self.noted = False
         try:
             path.mkdir(parents=True, exist_ok=True)
             probe = path / f"probe.{os.getpid()}.partial"
@@ -95,10 +101,21 @@ class RunFolder:
                 ) from None
             yield
 
+    def worked(self) -> None:
+        """Note that this call measures something, and where and with what it does."""
+        if not self.noted:
+            self.write(SESSIONS, [*sessions_of(self.path), provenance()])
+            self.noted = True
+
     @property
     def greeting(self) -> str:
-        """The line that a command prints when it begins."""
-        return f"{'Going on in' if self.resumed else 'Writing to'} {self.path}/"
+        """The lines that a command prints when it begins."""
+        if not self.resumed:
+            return f"Writing to {self.path}/"
+        before = sessions_of(self.path)
+        differing = changes(before[-1], provenance()) if before else []
+        note = f"\nWhat is there was measured with {'; '.join(differing)}." if differing else ""
+        return f"Going on in {self.path}/{note}"
 
     @property
     def farewell(self) -> str:
@@ -122,6 +139,15 @@ class RunFolder:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError):
             return None
+
+
+def sessions_of(path: Path) -> list[dict[str, Any]]:
+    """The ``provenance`` of each call that measured something for the run in this folder."""
+    try:
+        found: list[dict[str, Any]] = json.loads((path / SESSIONS).read_text())
+    except (OSError, ValueError):
+        return []
+    return found
 
 
 def _differences(there: Any, now: Any) -> list[str]:

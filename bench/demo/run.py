@@ -154,6 +154,7 @@ class _Demo:
 
     def _train(self, name: str, seed: int, file: Path) -> None:
         """Train from the last finished epoch, if there is one, and write the checkpoint."""
+        self.folder.worked()
         data = self.options.data
         arguments = architecture(name, self._image_shape, len(data.classes))
         model = paired_model(arguments, seed).to(self.options.device)
@@ -253,6 +254,7 @@ class _Demo:
         """The stored result; or a new one, which is stored."""
         stored: Numbers | None = self.folder.read(name)
         if stored is None:
+            self.folder.worked()
             self.folder.write(name, measure())
             stored = self.folder.read(name)
         assert stored is not None

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from ironmoe.bench.common.files import write_atomically, write_json
 from ironmoe.bench.common.machine.provenance import provenance
+from ironmoe.bench.common.machine.sessions import mixed
+from ironmoe.bench.common.run_folder import sessions_of
 from ironmoe.bench.reports.style import save_picture
 
 
@@ -36,13 +38,22 @@ def write_report(
 
     Args:
         numbers: what report.json holds: "title", "settings", "versions", "device" and more. "made"
-            is added: date, commit, command line and machine.
+            is added, which is the date, commit, command line and machine of the last call that
+            measured something; "sessions", the same of all such calls; "mixed", what differs
+            between them in words; and "written", when the report was.
         pictures: by file name.
         room: the sub-package of bench whose report.html.jinja fills the blocks of
             page.html.jinja.
         values: what the templates need beside the numbers.
     """
-    numbers = numbers | {"made": provenance()}
+    written = provenance()
+    sessions = sessions_of(folder) or [written]
+    numbers = numbers | {
+        "made": sessions[-1],
+        "sessions": sessions,
+        "mixed": mixed(sessions),
+        "written": written["date"],
+    }
     write_json(folder / "report.json", numbers)
     for name, picture in pictures.items():
         save_picture(picture.figure, folder / name)

@@ -66,6 +66,8 @@ def run_train_command(options: TrainOptions, console: Console) -> Path:
         run = _prepared(options, device, group)
         folder = group.first(lambda: run.open(console, held))
         if not run.is_finished:
+            if folder is not None:
+                folder.worked()
             run.train(console)
         group.first(run.forget_state)
         if options.attack:

@@ -59,12 +59,16 @@ def write_study_report(
         figures: which of them.
     """
     runs = StudyRuns(rows, arms, facts)
+    made = provenance()
     html = template("study.report").render(
         numbers={
             "title": facts.title,
             "settings": facts.settings,
             "versions": facts.versions,
-            "made": provenance(),
+            "made": made,
+            "sessions": [made],
+            "mixed": "",
+            "written": made["date"],
         },
         settings=[
             (key, json.dumps(value, ensure_ascii=False)) for key, value in facts.settings.items()
