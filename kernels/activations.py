@@ -19,8 +19,9 @@ aten = torch.ops.aten
 class Activation(NamedTuple):
     """``value(h)`` and ``backward(grad, h)``; the other fields describe the unit.
 
-    gated: h is [gate | up]. limit: gate is cut from above, up on both sides. offset: added to up
-        after the cut.
+    gated: h is [gate | up].
+    limit: gate is cut from above, up on both sides.
+    offset: added to up after the cut.
     interleaved: the columns of h alternate gate, up, gate, up … instead, and so do those of its
         gradient.
     """

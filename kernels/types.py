@@ -39,9 +39,11 @@ class ExpertGroups(NamedTuple):
 class GateRule(NamedTuple):
     """How the logits of the chosen experts become gates.
 
-    score: a name in ``ironmoe.kernels.scores.SCORES``. order: "score_first" scores all experts and
-        chooses then, "topk_first" scores the chosen ones only. renormalize: divide the gates of a
-        token by their sum. scale: factor on the gates at the end.
+    score: a name in ``ironmoe.kernels.scores.SCORES``.
+    order: "score_first" scores all experts and chooses then, "topk_first" scores the chosen ones
+        only.
+    renormalize: divide the gates of a token by their sum.
+    scale: factor on the gates at the end.
     """
 
     score: str = "softmax"

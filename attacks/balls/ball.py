@@ -75,7 +75,10 @@ class Ball(ABC):
     @classmethod
     def exceeds(cls, eps: float, low: float, high: float, elements: int | None = None) -> bool:
         """Whether no two points of a box are so far apart. Such a radius is in another unit than
-        the pixels. elements: how many an image has; None: whatever that number is."""
+        the pixels.
+
+        elements: how many an image has; None: whatever that number is.
+        """
         return False
 
     def edges(self) -> dict[str, Tensor]:

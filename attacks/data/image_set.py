@@ -18,7 +18,8 @@ class Item(NamedTuple):
     """One image of a set.
 
     image: a Pillow image; or (C, H, W) as a tensor, uint8 or floats in [0, 1], that needs no
-    decoding; label: its class, as the set counts them.
+        decoding.
+    label: its class, as the set counts them.
     """
 
     image: Image.Image | Tensor
@@ -29,14 +30,10 @@ class ImageSet(Protocol):
     """Images that are read one by one, in any order, by several processes.
 
     name: of the set, for reports.
-
     names: of its classes, where labels are numbers of these names; None: labels are indices of the
-    logits.
-
+        logits.
     labels: (N,) int64; None: a label is known when its image is read.
-
     fingerprint: a short text that differs for another choice of files, without reading all of them.
-
     notes: what people should know, such as which files are no images.
     """
 

@@ -39,28 +39,20 @@ class Preprocessing:
     it computes (pixels − mean) / std itself.
 
     channels: 1 for grey, 3 for RGB.
-
     resize: (height, width) in pixels that ``mode`` is about, or one number for both; None: pictures
-    keep their size.
-
+        keep their size.
     mode: "shortest": both edges become at least as long, one of them exactly so; "exact": both
-    become so, whatever the ratio; "longest": both become at most as long; "square": the centre of
-    the wanted ratio is cut out first, and then becomes exactly so.
-
+        become so, whatever the ratio; "longest": both become at most as long; "square": the centre
+        of the wanted ratio is cut out first, and then becomes exactly so.
     crop: (height, width) in pixels of the middle that the model sees, or one number for both; None:
-    all of it.
-
+        all of it.
     centre: where the middle begins if it lies between two pixels. "even": at the one with the even
-    number, as in torchvision; a smaller picture lies half a pixel to the upper left. "down": at the
-    first one, as in transformers; a smaller picture lies half a pixel to the lower right.
-
+        number, as in torchvision; a smaller picture lies half a pixel to the upper left. "down": at
+        the first one, as in transformers; a smaller picture lies half a pixel to the lower right.
     interpolation: a name in ``INTERPOLATIONS``, always with antialiasing.
-
     fill: grey level or RGB, 0 to 255, of what lies outside of the picture.
-
     mean, std: one number for each channel, in units of the pixel range; empty: the model takes
-    pixels in [0, 1] as they are.
-
+        pixels in [0, 1] as they are.
     source: where this was read, for people.
     """
 

@@ -126,8 +126,8 @@ class ImageStream:
     def read(self, places: Tensor, *, ahead: int = 0, at_least: int = 1) -> Iterator[StreamBatch]:
         """The images at these places (n,), in this order, in batches.
 
-        ahead: how many images the workers are to be ahead, if they can; at_least: how many images a
-        batch has, but for the last one.
+        ahead: how many images the workers are to be ahead, if they can.
+        at_least: how many images a batch has, but for the last one.
         """
         waiting: list[StreamBatch] = []
         for batch in self._batches(places, ahead):
@@ -139,8 +139,10 @@ class ImageStream:
             yield _joined(waiting)
 
     def part(self, places: Tensor, finish: Callable[[Tensor], Tensor] | None = None) -> ImageStream:
-        """The stream of the images at these places (n,). finish: what becomes of a batch of pixels
-        after what the stream itself does to it."""
+        """The stream of the images at these places (n,).
+
+        finish: what becomes of a batch of pixels after what the stream itself does to it.
+        """
         own = self.finish
 
         def both(pixels: Tensor) -> Tensor:

@@ -49,7 +49,11 @@ class Strength(NamedTuple):
 
 
 class Update(NamedTuple):
-    """loss: scalar with a graph, for a step of the optimizer that has the weights of ``group``."""
+    """A loss, and the weights that a step along its gradient moves.
+
+    loss: scalar with a graph
+    group: the name of these weights, which have an optimizer of their own
+    """
 
     loss: Tensor
     group: str

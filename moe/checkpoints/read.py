@@ -46,13 +46,15 @@ def read_vmoe_checkpoint(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray
     V-MoE code.
 
     prefix: the common beginning of the files' names; with ``.index`` at its end it is taken too.
+
     Returns flax paths joined by "/", such as "Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel", in
     the order of the leaves, to arrays in their stored shape and dtype; bfloat16 becomes float32,
     exactly. A "params" that is the only root is left out of the paths.
+
     Source: vmoe/checkpoints of github.com/google-research/vmoe.
 
-    CheckpointError: a file is missing, truncated, corrupt or foreign. ImportError: msgpack is not
-        installed.
+    CheckpointError: a file is missing, truncated, corrupt or foreign.
+    ImportError: msgpack is not installed.
     """
     base = os.fspath(prefix).removesuffix(".index")
     leaves, shards = _read_index(index_file := Path(f"{base}.index"))

@@ -49,10 +49,11 @@ def write_vmoe_checkpoint(
     All files are written whole under temporary names. Then an older index is removed, the data
     files get their names, and the index gets its name last. So an interrupted call leaves the older
     checkpoint, none, or the new one, and never a mixture.
+
     Source of the format: vmoe/checkpoints of github.com/google-research/vmoe.
 
-    ValueError, TypeError: a path, an array or a number that the format cannot hold. ImportError:
-        msgpack is not installed.
+    ValueError, TypeError: a path, an array or a number that the format cannot hold.
+    ImportError: msgpack is not installed.
     """
     if not 1 <= shards <= 99_999:
         raise ValueError(f"shards must be 1 to 99999, got {shards}")

@@ -17,11 +17,11 @@ class LayerTrace:
     """The routing of one layer, real tokens of all traced forwards one after another: masked ones
     (padding) are left out.
 
-    gates (T, K), experts (T, K): what was carried out; ``experts == E`` marks a dropped choice,
+    gates, experts: (T, K) each, what was carried out; ``experts == E`` marks a dropped choice,
         whose gate is 0
     intended: Routing before the capacity dropped anything; the same as the above without one
-    logits (T, E): of the router, without noise
-    inputs (T, D): the tokens, if they were asked for
+    logits: (T, E), of the router, without noise
+    inputs: (T, D), the tokens, if they were asked for
     mask: which of the tokens are real, padding counted; the lists hold all of them
     """
 

@@ -1,0 +1,173 @@
+"""The reference pages: a list of fields in a docstring is read as a list, in every docstring that
+the pages show."""
+
+import inspect
+import re
+import sys
+from functools import cache
+from importlib import import_module
+from typing import NamedTuple
+
+import griffe
+import pytest
+from documented import ROOT
+
+DOCS = ROOT / "docs"
+MODULES = sorted(
+    name
+    for page in (DOCS / "reference").glob("*.md")
+    for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+)
+NAMES = r"[a-z_]\w*(?:, [a-z_]\w*)*"
+A_FIELD = re.compile(rf"(?:^|\n|[.;] +)({NAMES})(?: \([^)]*\))?:\s")
+
+
+@pytest.fixture(scope="module")
+def field_lists():
+    sys.path.insert(0, str(DOCS))
+    yield import_module("field_lists")
+    sys.path.remove(str(DOCS))
+
+
+@cache
+def shown():
+    """Path → class or function, of what the pages show and what has a docstring."""
+    found = {}
+    for module in MODULES:
+        for name, thing in vars(import_module(module)).items():
+            if not name.startswith("_") and getattr(thing, "__module__", "").startswith("ironmoe."):
+                found[f"{module}.{name}"] = thing
+                members = vars(thing).items() if inspect.isclass(thing) else ()
+                found |= {
+                    f"{module}.{name}.{member}": getattr(value, "__func__", value)
+                    for member, value in members
+                    if not member.startswith("_")
+                }
+    return {
+        path: thing
+        for path, thing in found.items()
+        if (inspect.isclass(thing) or inspect.isfunction(thing)) and thing.__doc__
+    }
+
+
+def names_of(thing):
+    """The arguments of a function; of a class, its members too."""
+    if inspect.isfunction(thing):
+        return set(inspect.signature(thing).parameters)
+    fields = getattr(thing, "__annotations__", ())
+    return {*vars(thing), *fields, *inspect.signature(thing.__init__).parameters}
+
+
+def sections(field_lists, text, *, fields, names=()):
+    read = field_lists.with_lists(inspect.cleandoc(text), fields, names)
+    return griffe.parse_google(griffe.Docstring(read), warnings=False)
+
+
+def listed(section):
+    return {item.name: item.description for item in section.value}
+
+
+def prose_of(section):
+    """Where a run of fields would be overlooked."""
+    if section.kind.value == "text":
+        return [section.value]
+    described = section.kind.value in ("parameters", "attributes", "raises", "returns", "yields")
+    return [item.description for item in section.value] if described else []
+
+
+def run_together(field_lists, thing):
+    """What the pages would show as prose, or in a box, of the fields in a docstring."""
+    names = names_of(thing)
+    fields = field_lists.ATTRIBUTES if inspect.isclass(thing) else field_lists.ARGUMENTS
+    read = sections(field_lists, thing.__doc__, fields=fields, names=names)
+    boxes = [section.title for section in read if section.kind.value == "admonition"]
+    runs = [run for part in read for text in prose_of(part) for run in A_FIELD.findall(text)]
+    # Griffe takes "low, high" under this heading for a name and a type.
+    typed = [item.name for part in read if part.kind.value == "attributes" for item in part.value]
+    return [
+        *boxes,
+        *(run for run in runs if names.issuperset(run.split(", "))),
+        *(name for name in typed if name.endswith(",")),
+    ]
+
+
+def test_the_site_reads_docstrings_in_this_way():
+    assert "extensions: [field_lists.py]" in (DOCS / "mkdocs.yml").read_text()
+
+
+def test_no_docstring_of_the_reference_runs_its_fields_together(field_lists):
+    assert len(shown()) > 400
+    together = {path: run_together(field_lists, thing) for path, thing in shown().items()}
+    assert {path: runs for path, runs in together.items() if runs} == {}
+
+
+def test_fields_that_run_together_would_be_found(field_lists):
+    class Fields(NamedTuple):
+        """Two numbers.
+        one: the first
+        two: the second
+        """
+
+        one: int
+        two: int
+
+    assert run_together(field_lists, Fields) == ["one", "two"]
+    Fields.__doc__ = "Two numbers.\n\nHere\n\none: the first. two: the second"
+    assert run_together(field_lists, Fields) == ["two"]
+    Fields.__doc__ = "Two numbers.\n\nHere they are.\none:\n    the first"
+    assert run_together(field_lists, Fields) == ["one"]
+    Fields.__doc__ = "Two numbers.\n\nONE: the first\n    of two"
+    assert run_together(field_lists, Fields) == ["the first"]
+
+
+def test_a_list_without_a_heading_keeps_every_name_and_every_line(field_lists):
+    text = """What an attack did.
+
+    adversarial:   (N, …); the clean image where it was
+                   misclassified already
+    low, high:     the bounds
+
+    steps: how many
+
+    What comes after it: prose.
+    """
+    summary, fields, after = sections(field_lists, text, fields=field_lists.ATTRIBUTES)
+    assert summary.value == "What an attack did."
+    assert fields.title == "Attributes:"
+    assert {name: " ".join(text.split()) for name, text in listed(fields).items()} == {
+        "adversarial": "(N, …); the clean image where it was misclassified already",
+        "low, high": "the bounds",
+        "steps": "how many",
+    }
+    assert after.value == "What comes after it: prose."
+
+
+def test_errors_without_a_heading_are_errors(field_lists):
+    text = "Does it.\n\nn: how often\n\nValueError, TypeError: it is\n    none.\nOSError: no file."
+    _, arguments, errors = sections(field_lists, text, fields=field_lists.ARGUMENTS)
+    assert listed(arguments) == {"n": "how often"}
+    assert [str(error.annotation) for error in errors.value] == ["ValueError, TypeError", "OSError"]
+
+
+def test_a_remark_in_the_heading_becomes_the_title_of_the_list(field_lists):
+    text = "PGD.\n\nArgs (beyond those of ``Attack``):\n    steps: how many\n        there are"
+    _, arguments = sections(field_lists, text, fields=field_lists.ATTRIBUTES)
+    assert arguments.title == "Parameters (beyond those of Attack):"
+    assert list(listed(arguments)) == ["steps"]
+
+
+def test_fields_on_one_line_are_parted_where_they_are_names_of_the_thing(field_lists):
+    text = "MoE; dim: D.\n\nArgs:\n    dim: D; low,\n        high: of x; empty: none; k:\n        K"
+    names = {"dim", "low", "high", "k"}
+    summary, arguments = sections(field_lists, text, fields=field_lists.ARGUMENTS, names=names)
+    assert summary.value == "MoE; dim: D."
+    assert list(listed(arguments)) == ["dim", "k"]
+    spaced = text.replace(",\n        ", ", ")
+    _, arguments = sections(field_lists, spaced, fields=field_lists.ARGUMENTS, names=names)
+    assert listed(arguments) == {"dim": "D", "low, high": "of x; empty: none", "k": "\nK"}
+
+
+def test_prose_is_no_list(field_lists):
+    text = "bool: whether.\n\nIt is so\nin a batch: always.\n\nmode: is\nnot indented."
+    (prose,) = sections(field_lists, text, fields=field_lists.ARGUMENTS, names={"batch"})
+    assert prose.value == text
