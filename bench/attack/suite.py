@@ -118,10 +118,11 @@ class Suite(NamedTuple):
         """Raise SuiteError if an option applies to none of the attacks."""
         for option in self._given:
             if not self._takers(option):
-                takers = [name for name in named_attacks() if _takes(name, option)]
+                takers = [name for name in named_attacks() if takes(name, option)]
+                queries = option == "steps" and self._takers("queries")
                 raise SuiteError(
                     f"--{option} applies to {', '.join(takers)}, not to --attack "
-                    f"{','.join(self.names)}"
+                    f"{','.join(self.names)}{', which takes --queries' if queries else ''}"
                 )
 
     @property
@@ -129,7 +130,7 @@ class Suite(NamedTuple):
         """A sentence for each option that some of the attacks do not take."""
         sentences = []
         for option, value in self._given.items():
-            others = [name for name in self.names if not _takes(name, option)]
+            others = [name for name in self.names if not takes(name, option)]
             if others:
                 sentences.append(
                     f"--{option} {value:g} is for {' and '.join(self._takers(option))}; "
@@ -138,7 +139,7 @@ class Suite(NamedTuple):
         return sentences
 
     def _takers(self, option: str) -> list[str]:
-        return [name for name in self.names if _takes(name, option)]
+        return [name for name in self.names if takes(name, option)]
 
     def make(self, model: nn.Module) -> dict[str, Attack]:
         """name → attack, each with the largest eps; ``evaluate`` goes through all of them.
@@ -172,7 +173,7 @@ class Suite(NamedTuple):
             given = {
                 ARGUMENTS.get(option, option): value
                 for option, value in self._arguments.items()
-                if _takes(name, option)
+                if takes(name, option)
             }
             try:
                 attacks[name] = kind(model, **{**settings, **common, **given})
@@ -229,7 +230,7 @@ ARGUMENTS = {"queries": "steps"}
 """Options whose argument in the constructor has another name."""
 
 
-def _takes(name: str, option: str) -> bool:
+def takes(name: str, option: str) -> bool:
     """Whether an option applies to the attack of this name. Each step of some attacks is one query,
     so they need far more of them than others, and have an option of their own."""
     attack = named_attacks()[name]

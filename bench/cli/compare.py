@@ -8,12 +8,18 @@ from rich.console import Console
 
 from ironmoe.bench.common.errors import clear_errors
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of ironmoe attack.")]
+First = Annotated[Path, typer.Argument(metavar="A", help="The folder of a run of ironmoe attack.")]
+Second = Annotated[
+    Path,
+    typer.Argument(
+        metavar="B", help="Another one, or a second model's. Differences are A minus B."
+    ),
+]
 
 
 def compare(
-    one: Run,
-    other: Run,
+    one: First,
+    other: Second,
     confidence: Annotated[float, typer.Option(help="Of the intervals, between 0 and 1.")] = 0.95,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything as JSON in place of the table.")

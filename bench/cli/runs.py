@@ -10,7 +10,7 @@ from ironmoe.bench.common.errors import clear_errors
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where runs lie.")] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where runs lie.")] = Path(
         "runs"
     ),
     form: Annotated[
@@ -20,7 +20,9 @@ def runs(
 ) -> None:
     """List the runs in a folder: model, data, norm, radii, date, how far, and what came out.
 
-    Example: ironmoe runs
+    Example:
+
+        ironmoe runs
     """
     console = Console()
     with clear_errors(console):

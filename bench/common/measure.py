@@ -140,7 +140,7 @@ def measure_robust(
         {"eps_255": eps, "robust": share.as_dict()} | cost
         for eps, share in zip(settings.eps_255, summary.curve.values(), strict=True)
     ]
-    checks = [flag._asdict() | {"state": flag.state} for flag in report.checks]
+    checks = [flag.as_dict() for flag in report.checks]
     return {"attacks": attacks, "checks": checks}, _fallen(summary, images, labels, settings)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ironmoe.bench.common.files import write_json_lines
-from ironmoe.bench.common.run_folder import RunFolder, default_folder
+from ironmoe.bench.common.run_folder import RunFolder, default_folder, sessions_of
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.study.claims.parts.verdict import Verdict
 from ironmoe.bench.study.claims.table import verdicts
@@ -59,11 +59,12 @@ def run_study(options: StudyOptions, console: Console, *, only_plan: bool = Fals
         if only_plan:
             return path
         if plan.left:
+            folder.worked()
             with StudyDisplay(console, study.tasks, plan) as tell:
                 work(study, tell)
 
     kept = collected(study.tasks, study.store, study.images)
-    facts = study_facts(study, kept, command=_command())
+    facts = study_facts(study, kept, command=_command(), sessions=sessions_of(path))
     left_out = _runs_of(folder.read("report.json")) - {run[:3] for run in kept.runs}
     _report(folder, Numbers(facts, kept.runs, todays_versions(facts)), study.arms, console)
     if left_out:

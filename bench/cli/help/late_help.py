@@ -35,7 +35,7 @@ def _values() -> dict[str, str]:
     from ironmoe.attacks import registry  # its classes are registered by ``ironmoe.attacks``
     from ironmoe.attacks.balls.ball import NORMS
     from ironmoe.attacks.training import TRAINING_METHODS
-    from ironmoe.bench.attack.suite import DTYPES, ROUTING
+    from ironmoe.bench.attack.suite import DTYPES, ROUTING, takes
     from ironmoe.bench.benchmarks.gpu.jobs import KINDS
     from ironmoe.bench.benchmarks.training.models import MODELS
     from ironmoe.bench.benchmarks.training.runs import VARIANTS
@@ -59,11 +59,12 @@ def _values() -> dict[str, str]:
         for method in TRAINING_METHODS.values()
         for option in method.takes
     }
-    attack_options = {option for attack in attacks.values() for option in attack.takes}
+    attack_options = {
+        "queries",
+        *(option for attack in attacks.values() for option in attack.takes),
+    }
     takers |= {
-        f"attacks_with_{option}": ", ".join(
-            name for name, attack in attacks.items() if option in attack.takes
-        )
+        f"attacks_with_{option}": ", ".join(name for name in attacks if takes(name, option))
         for option in attack_options
     }
     return takers | {

@@ -1,5 +1,6 @@
 """The calls of a command that measured something for one run: where and with what each did."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ def changes(before: Origin, now: Origin) -> list[str]:
     return [f"{name} {_text(old)}, then {_text(new)}" for name, old, new in pairs if old != new]
 
 
-def mixed(sessions: list[Origin]) -> str:
+def mixed(sessions: Sequence[Origin]) -> str:
     """A sentence for a run whose parts were measured under different conditions; empty for
     others."""
     differing = [change for before, now in pairwise(sessions) for change in changes(before, now)]

@@ -14,7 +14,7 @@ from ironmoe.bench.study.numbers.columns import as_columns, as_rows
 from ironmoe.bench.study.report.facts import ArmFacts, StudyFacts
 from ironmoe.bench.study.statistics.measured import Measured
 
-LISTS = ("not_asked", "handed_in", "notes", "problems", "joined", "older")
+LISTS = ("not_asked", "handed_in", "notes", "problems", "joined", "older", "made")
 """Facts that are tuples, which JSON does not have."""
 FORMAT = "numbers of ironmoe study, 1"
 
@@ -93,6 +93,7 @@ def _check_runs(numbers: Numbers) -> None:
 
 
 def _facts(document: dict[str, Any]) -> StudyFacts:
+    document = {"made": [], **document}  # files of earlier versions have none
     known = {name: document[name] for name in StudyFacts._fields}
     if not isinstance(known["settings"], dict) or not isinstance(known["versions"], dict):
         raise TypeError("settings and versions must be objects")

@@ -55,6 +55,7 @@ def joined(files: Sequence[Path], studies: Sequence[Numbers]) -> Numbers:
             for name in _union(one.versions for one in facts)
         },
         machine="; ".join(_union([one.machine] for one in facts)),
+        made=tuple(call for one in facts for call in one.made),
         joined=tuple(str(file) for file in files),
     )
     runs = [run for study in studies for run in study.runs]

@@ -32,6 +32,8 @@ class StudyFacts(NamedTuple):
     settings: those of the folder; versions: of packages; machine: in words
     joined: the files of numbers that were put together, none for a study of its own; older: what
         was measured by an earlier version of its measurement than the one that the page describes
+    made: the origin of each call that trained or measured (``provenance``); none in files of
+        earlier versions
     """
 
     data: str
@@ -55,6 +57,7 @@ class StudyFacts(NamedTuple):
     machine: str
     joined: tuple[str, ...] = ()
     older: tuple[str, ...] = ()
+    made: tuple[dict[str, Any], ...] = ()
 
     @property
     def title(self) -> str:

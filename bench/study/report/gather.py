@@ -1,5 +1,6 @@
 """From a study to the facts of its report."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,11 +19,18 @@ from ironmoe.bench.study.work.worker import Task
 CPU = torch.device("cpu")
 
 
-def study_facts(study: Study, kept: Collected, *, command: str = "") -> StudyFacts:
+def study_facts(
+    study: Study,
+    kept: Collected,
+    *,
+    command: str = "",
+    sessions: Sequence[dict[str, Any]] = (),
+) -> StudyFacts:
     """What is there of a study. Nothing is trained or measured: the file of each model that is
     trained is read, and the FLOPs of one model of each arm are counted.
 
-    kept: of ``collected``; command: what was typed, for the page.
+    kept: of ``collected``; command: what was typed, for the page; sessions: the origin of each
+        call that trained or measured.
     """
     options = study.options
     shape = tuple(study.images.shape[1:])
@@ -64,6 +72,7 @@ def study_facts(study: Study, kept: Collected, *, command: str = "") -> StudyFac
         settings=options.settings,
         versions=versions(),
         machine=processor(),
+        made=tuple(sessions),
     )
 
 

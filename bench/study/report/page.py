@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ironmoe.bench.common.files import write_atomically
 from ironmoe.bench.common.machine.provenance import provenance
+from ironmoe.bench.common.machine.sessions import mixed
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.page import data_uri, template
 from ironmoe.bench.reports.style import save_picture
@@ -59,16 +60,14 @@ def write_study_report(
         figures: which of them.
     """
     runs = StudyRuns(rows, arms, facts)
-    made = provenance()
     html = template("study.report").render(
         numbers={
             "title": facts.title,
             "settings": facts.settings,
             "versions": facts.versions,
-            "made": made,
-            "sessions": [made],
-            "mixed": "",
-            "written": made["date"],
+            "sessions": facts.made,
+            "mixed": mixed(facts.made),
+            "written": provenance()["date"],
         },
         settings=[
             (key, json.dumps(value, ensure_ascii=False)) for key, value in facts.settings.items()

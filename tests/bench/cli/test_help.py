@@ -108,8 +108,10 @@ def test_a_long_form_of_a_model_is_whole_at_80_columns(help_of):
 
 def test_an_option_says_which_attacks_it_touches(help_of):
     text = in_one_line(help_of(("attack",)))
-    alpha = text.partition("--alpha NUMBER")[2].partition("--restarts")[0]
+    alpha = text.partition("--alpha TEXT")[2].partition("--restarts")[0]
     assert "for pgd, mifgsm" in alpha and "unit of --eps" in alpha
+    steps = text.partition("--steps N")[2].partition("--alpha")[0]
+    assert "pgd" in steps and "square" not in steps  # --queries is for it
 
 
 def test_defaults_are_shown_as_they_are_typed(help_of):
@@ -134,4 +136,4 @@ def test_a_command_that_needs_another_word_shows_its_help(path):
 def test_a_wrong_option_is_told_in_lines_that_are_not_cut():
     result = CliRunner().invoke(app, ["attack", "--steps", "-1"], env={"COLUMNS": "40"})
     assert result.exit_code == 2
-    assert "Invalid value for '--steps': must be at least 0, got -1" in result.output
+    assert "Invalid value for '--steps': must be at least 1, got -1" in result.output

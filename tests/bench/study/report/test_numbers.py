@@ -82,7 +82,8 @@ def test_the_file_has_all_that_the_page_needs(made_up, tmp_path):
         write_study_report(tmp_path / name, facts, rows, found, small.arms)
         pages.append((tmp_path / name / "report.html").read_text())
     assert len(re.findall("<img", pages[0])) > 10
-    assert pages[0] == pages[1]
+    one, other = (re.sub("This report was written [^<]*", "", page) for page in pages)
+    assert one == other
 
 
 @pytest.mark.parametrize("by", ["seed", "arm", "training"])
