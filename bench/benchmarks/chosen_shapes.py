@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from ironmoe.bench.benchmarks.shapes import Shape
+from ironmoe.bench.benchmarks.shapes import SIZES, Shape
 from ironmoe.bench.common.machine.hardware import memory_gb
 from ironmoe.bench.common.user_error import UserError
-
-SIZES = "T,d,n,E,K"
 
 
 def select_shapes(
@@ -81,4 +79,5 @@ def _of_numbers(part: str, entries: list[str]) -> Shape:
         raise UserError(
             f"--shapes: K must be at most E, got K = {top_k} and E = {num_experts} in {part!r}"
         )
-    return Shape(",".join(map(str, sizes)), tokens, dim, hidden, num_experts, top_k)
+    shape = Shape("", tokens, dim, hidden, num_experts, top_k)
+    return shape._replace(name=shape.numbers)

@@ -95,6 +95,14 @@ def layer_work(shape: Shape, pass_name: str, chip: Chip = H100.chip) -> list[Wor
     return works
 
 
+def bound_of(works: list[Work], rates: Rates) -> str:
+    """What bounds kernels that run one after another for most of their time: "FLOPs" or "bytes"."""
+    ms = dict.fromkeys(("bytes", "FLOPs"), 0.0)
+    for work in works:
+        ms[work.bound_at(*rates)] += work.ms_at(*rates)
+    return max(ms, key=ms.__getitem__)
+
+
 class _Bytes:
     """Bytes of the tensors of a layer in bf16.
 

@@ -9,12 +9,14 @@ from rich.table import Table
 from ironmoe.bench.benchmarks.gpus import Gpu, Rates
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE, PGD
 from ironmoe.bench.benchmarks.roofline import (
+    bound_of,
     layer_work,
     limit_ms,
     limit_tflops,
     moving_share,
 )
-from ironmoe.bench.benchmarks.shapes import Shape
+from ironmoe.bench.benchmarks.shapes import SIZES, Shape
+from ironmoe.bench.reports.tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,10 +30,10 @@ def roofline_rows(
 ) -> list[dict[str, Any]]:
     """A row for each GPU, shape and pass; with ``every_kernel`` also one for each kernel.
 
-    Keys: "gpu", "shape", "sizes" (T, D, F, E, K), "pass", "kernel" (``LAYER`` for all of them),
-    "tflop" (10¹² FLOPs), "gigabytes" (10⁹ bytes), "ms", "tflops" (10¹² FLOPs a second),
-    "moving_share" (of the layer alone, else None) and "bound" ("FLOPs" or "bytes"; of a kernel
-    alone, else None).
+    Keys: "gpu", "shape", "sizes" (see SIZES), "pass", "kernel" (``LAYER`` for all of them), "tflop"
+    (10¹² FLOPs), "gigabytes" (10⁹ bytes), "ms", "tflops" (10¹² FLOPs a second), "moving_share" (of
+    the layer alone, else None) and "bound" ("FLOPs" or "bytes"; of a layer, what bounds it for most
+    of its time).
     """
     rows = []
     for gpu, rates in gpus.items():
@@ -58,7 +60,7 @@ def _rows_of_pass(
         "ms": limit_ms(shape, pass_name, rates, gpu.chip),
         "tflops": limit_tflops(shape, pass_name, rates, gpu.chip),
         "moving_share": moving_share(shape, pass_name, rates, gpu.chip),
-        "bound": None,
+        "bound": bound_of(works, rates),
     }
     names = [work.kernel for work in works]
     kernels = [
@@ -82,7 +84,7 @@ def print_roofline(rows: list[dict[str, Any]], gpus: dict[Gpu, Rates], console: 
     """Print the rows: every figure for one GPU, the milliseconds side by side for several."""
     one = next(iter(gpus))
     table = _table_of_one(rows, one) if len(gpus) == 1 else _table_of_several(rows, gpus)
-    console.print(table)
+    print_table(table, console)
     console.print(rates_in_words(gpus), highlight=False)
 
 
@@ -93,7 +95,7 @@ def _table_of_one(rows: list[dict[str, Any]], gpu: Gpu) -> Table:
         work = _digits(row["tflop"], 3), _digits(row["gigabytes"], 2), _digits(row["ms"], 3)
         if row["kernel"] != LAYER:
             return *work, "", "", row["bound"]
-        return *work, f"{row['tflops']:.0f}", f"{row['moving_share']:.1%}"
+        return *work, f"{row['tflops']:.0f}", f"{row['moving_share']:.1%}", row["bound"]
 
     _fill(table, rows, figures)
     return table
@@ -121,11 +123,11 @@ def _digits(value: float, decimals: int) -> str:
 
 
 def _empty(where: str, *columns: str) -> Table:
-    title = f"Limits of one bf16 layer on {where}, (T, D, F, E, K)"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    title = f"Limits of one bf16 layer ({SIZES}) on {where}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 0))
     table.add_column("shape and pass")
     for column in columns:
-        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
+        table.add_column(column, justify="right")
     return table
 
 
@@ -139,7 +141,7 @@ def _fill(
     for row in rows:
         if row["shape"] != shape:
             shape = row["shape"]
-            table.add_row(f"[bold]{shape}[/] {row['sizes']}")
+            table.add_row(f"[bold]{Shape(shape, *row['sizes']).title}[/]")
         of_layer = row["kernel"] == LAYER
         table.add_row(f"  {row['pass']}" if of_layer else f"    {row['kernel']}", *figures(row))
 
@@ -153,7 +155,8 @@ def rates_in_words(gpus: dict[Gpu, Rates]) -> str:
         sentences.append(f"{gpu.title}: {amounts}, {origin}.")
     if len(gpus) == 1:
         sentences.append(
-            "Moving rows: top-k, dispatch and combine as a share of the layer with its top-k."
+            "Moving rows: top-k, dispatch and combine as a share of the layer with its top-k. "
+            "A layer is bound by what bounds its kernels for most of its time."
         )
     sentences.append("One kernel runs after another. Nothing was measured here.")
     return "\n".join(sentences)

@@ -10,6 +10,8 @@ from torch import Tensor
 from ironmoe.kernels import Routing
 from ironmoe.kernels.activations import GATED_ACTIVATIONS
 
+SIZES = "T,d,n,E,K"  # what ``Shape.numbers`` are, for people
+
 
 class Shape(NamedTuple):
     """One layer: T tokens of width D, E experts of hidden width F, of which each token takes K."""
@@ -37,6 +39,16 @@ class Shape(NamedTuple):
     def sizes(self) -> tuple[int, int, int, int, int]:
         """(T, D, F, E, K)."""
         return self.tokens, self.dim, self.hidden, self.num_experts, self.top_k
+
+    @property
+    def numbers(self) -> str:
+        """The sizes as ``--shapes`` takes them, which are also the name of a layer of one's own."""
+        return ",".join(map(str, self.sizes))
+
+    @property
+    def title(self) -> str:
+        """The name and the sizes, each once."""
+        return self.name if self.name == self.numbers else f"{self.name} {self.numbers}"
 
 
 def _vision(name: str, images: int, patches: int, dim: int, num_experts: int) -> Shape:

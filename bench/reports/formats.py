@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ironmoe.bench.common.files import finite
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.reports.tables import print_table
 
 Row = Mapping[str, Any]
 DIGITS = 6  # of a number in Markdown, which people read
@@ -50,7 +51,7 @@ def show_rows(
 ) -> None:
     """Print the rows: in their format on standard output, or without one as a table."""
     if form is None:
-        console.print(table(rows))
+        print_table(table(rows), console)
     else:
         sys.stdout.write(written_rows(rows, form))
         sys.stdout.flush()

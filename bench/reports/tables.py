@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from rich.console import Console
+from rich.measure import measure_renderables
 from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
+ANY_WIDTH = 10_000
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,56 @@ def terminal_table(
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < names else "right", no_wrap=no_wrap)
     return table
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table in which no number and no word is cut.
+
+    In a terminal that is too narrow, cells break between words, the widest columns first; a column
+    with ``no_wrap`` stays as it is. If that is not enough, every row becomes a block with a line
+    for each cell. A file or a pipe has no width: its lines are as long as the table.
+    """
+    options = console.options.update(max_width=ANY_WIDTH)
+    measured = [
+        measure_renderables(console, options, [column.header, *column.cells])
+        for column in table.columns
+    ]
+    widths = [size.maximum for size in measured]
+    least = [
+        size.maximum if column.no_wrap else size.minimum
+        for size, column in zip(measured, table.columns, strict=True)
+    ]
+    between = table.__rich_measure__(console, options).maximum - sum(widths)
+    room = (console.width if console.is_terminal else ANY_WIDTH) - between
+    if sum(least) > room:
+        _print_blocks(table, console)
+        return
+
+    while sum(widths) > room:
+        widest = max(
+            (at for at in range(len(widths)) if widths[at] > least[at]), key=widths.__getitem__
+        )
+        widths[widest] -= 1
+    table.width = sum(widths) + between
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = width
+    console.print(table, crop=False)
+
+
+def _print_blocks(table: Table, console: Console) -> None:
+    """A block for each row: its first cell, and below it a line for each of the others, after the
+    header of its column. A name that stands in the first of several rows alone stands in each."""
+    if table.title:
+        console.print(table.title, style="italic")
+    heads = [column.header if table.show_header else "" for column in table.columns]
+    name: Any = ""
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        name = row[0] or name
+        for number, (head, cell) in enumerate(zip(heads, (name, *row[1:]), strict=True)):
+            if not cell:
+                continue
+            line = Text("  " * (number > 0), style="" if number else "bold")
+            for text in (head, ": ") if head else ():
+                line += console.render_str(text) if isinstance(text, str) else text
+            line += console.render_str(cell) if isinstance(cell, str) else cell
+            console.print(line, highlight=False)

@@ -21,8 +21,9 @@ from ironmoe.bench.benchmarks.attacks.time_left import TimeLeft
 from ironmoe.bench.benchmarks.attacks.turns import missing_turns, rows_of, take
 from ironmoe.bench.common.rows.rows_file import Row, RowsFile, rows_file
 from ironmoe.bench.data.in_memory import ImageData
+from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.formats import show_rows
-from ironmoe.bench.reports.tables import terminal_table
+from ironmoe.bench.reports.tables import print_table, terminal_table
 
 
 def run_bench_attacks(
@@ -65,7 +66,7 @@ def run_bench_attacks(
         _measure(contests, data, settings, folder, kept, console)
         for contest in contests:
             if form is None:
-                console.print(_table(list(rows_of(contest, kept)), contest))
+                print_table(_table(list(rows_of(contest, kept)), contest), console)
         rows = [row for contest in contests for row in rows_of(contest, kept)]
 
     if form is not None:
@@ -104,8 +105,8 @@ def _measure(
     images, labels = data.images[test], data.labels[test]
     left = TimeLeft(turns, models, images[: settings.batch_size], len(images))
     console.print(
-        f"{len(turns)} runs to make: {left.in_words()} if every image holds, and less where images "
-        "fall.",
+        f"{counted(len(turns), 'run')} to make: {left.in_words()} if every image holds, and less "
+        "where images fall.",
         highlight=False,
         soft_wrap=True,
     )

@@ -24,7 +24,7 @@ from ironmoe.bench.benchmarks.cpu.contest import (
 )
 from ironmoe.bench.benchmarks.peers import OURS
 from ironmoe.bench.benchmarks.shapes import SHAPES as PUBLISHED
-from ironmoe.bench.benchmarks.shapes import Shape
+from ironmoe.bench.benchmarks.shapes import SIZES, Shape
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.progress_bars import progress_bars
@@ -123,10 +123,11 @@ def _words(row: Row) -> str:
 
 
 def _legend(shapes: Sequence[Shape]) -> str:
-    sizes = ", ".join(f"{shape.name} is {','.join(map(str, shape.sizes))}" for shape in shapes)
+    named = [shape.title.replace(" ", " is ") for shape in shapes if shape.name != shape.numbers]
+    sizes = f"As {SIZES} {', '.join(named)}. " if named else ""
     return (
         f"{describe_device(CPU)}, torch {torch.__version__}, transformers "
-        f"{versions()['transformers']}; median of interleaved runs. As T,d,n,E,K {sizes}. "
+        f"{versions()['transformers']}; median of interleaved runs. {sizes}"
         "'dense' is two matrix products of the same FLOPs with one weight each, into buffers that "
         "are there already: the limit. "
         "Inputs, routing and weights are the same for all; a row appears only if the outputs "
@@ -135,7 +136,7 @@ def _legend(shapes: Sequence[Shape]) -> str:
 
 
 def _table(rows: Sequence[Any]) -> Table:
-    names = ("layer", "dtype", "pass")
+    """A line for each row, and one above the first row of each layer: its name may be long."""
     numbers = (
         OURS,
         *(f"HF {peer}" for peer in TRANSFORMERS),
@@ -144,17 +145,19 @@ def _table(rows: Sequence[Any]) -> Table:
         f"{OURS} / {MATRIX_PRODUCTS}",
         "runs",
     )
-    title = "MoE on CPU, milliseconds"
-    table = terminal_table([*names, *numbers], title=title, names=len(names))
+    table = terminal_table(["layer, dtype and pass", *numbers], title="MoE on CPU, milliseconds")
     table.box, table.padding = SIMPLE_HEAD, (0, 0, 0, 0)
+    table.columns[0].no_wrap = True
 
+    layer = None
     for row in rows:
+        if row["name"] != layer:
+            layer = row["name"]
+            table.add_row(f"[bold]{layer}[/]")
         ms = row["milliseconds"]
         peer = min(ms[name] for name in TRANSFORMERS)
         table.add_row(
-            row["name"],
-            row["dtype"],
-            row["pass"],
+            f"  {row['dtype']} {row['pass']}",
             *(f"{ms[name]:.1f}" for name in (OURS, *TRANSFORMERS, MATRIX_PRODUCTS)),
             f"{peer / ms[OURS]:.2f}×",
             f"{ms[OURS] / ms[MATRIX_PRODUCTS]:.2f}×",

@@ -12,8 +12,9 @@ from ironmoe.bench.benchmarks.estimates.measured import measured
 from ironmoe.bench.benchmarks.estimates.static_model import Machine
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.benchmarks.roofline import needed_flops
-from ironmoe.bench.benchmarks.shapes import Shape
+from ironmoe.bench.benchmarks.shapes import SIZES, Shape
 from ironmoe.bench.common.machine.compiler import check_compiler
+from ironmoe.bench.reports.tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +38,7 @@ def print_estimates(
         for shape in shapes:
             with console.status(f"compiling for {machine.chip.name}"):
                 table = _table(shape, machine, blocks)
-            console.print(table)
+            print_table(table, console)
 
     rates = ", ".join(f"{machine.l2_rate:.0f} ({machine.name})" for machine in machines)
     console.print(
@@ -52,8 +53,8 @@ def print_estimates(
 def _table(shape: Shape, machine: Machine, blocks: list[str]) -> Table:
     """The table of one shape on one machine."""
     table = _empty(
-        f"[bold]{shape.name}[/] {shape.sizes} in bf16 on one {machine.name}: a model, not "
-        "a measurement"
+        f"[bold]{shape.title}[/] ({SIZES}) in bf16 on one {machine.name}: a model, not a "
+        "measurement"
     )
     wanted = [changed(shape, text, machine) for text in blocks]
     for text, (product, row) in zip(blocks, wanted, strict=True):
@@ -73,7 +74,7 @@ def _table(shape: Shape, machine: Machine, blocks: list[str]) -> Table:
 def _empty(title: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("kernel")
-    table.add_column("tile / warps / stages", min_width=14)
+    table.add_column("tile / warps / stages")
     for column in ("regs", "an SM", "waves", "B/clk", "µs", "limit", "ms"):
         table.add_column(column, justify="right", no_wrap=column == "µs")
     return table

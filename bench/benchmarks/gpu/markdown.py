@@ -8,7 +8,7 @@ from typing import Any
 from ironmoe.bench.benchmarks.gpu.jobs import FIRST
 from ironmoe.bench.benchmarks.gpu.report import GOAL_DEVICES, GOAL_DTYPE, wrong
 from ironmoe.bench.benchmarks.gpu.run_log import Row
-from ironmoe.bench.benchmarks.shapes import MAIN
+from ironmoe.bench.benchmarks.shapes import MAIN, SIZES
 
 READING = (
     "Median milliseconds of calls in turns; TFLOP/s count the products that the pass needs;",
@@ -181,7 +181,8 @@ def _layers(rows: list[Row]) -> list[str]:
         here = [r for r in rows if (r["shape"], r["routing"], r["dtype"]) == place]
         first = here[0]
         biases = ", biases" if first["bias"] else ""
-        sizes = f"(T, D, F, E, K) = {tuple(first['sizes'])}, {first['activation']}{biases}."
+        numbers = ",".join(map(str, first["sizes"]))
+        sizes = f"{SIZES} = {numbers}, {first['activation']}{biases}."
         lines += [
             f"### {place[0]}, {place[1]}, {place[2]}",
             "",

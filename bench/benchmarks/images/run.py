@@ -19,6 +19,7 @@ from ironmoe.bench.common.rows.kept import Kept, begin_copy
 from ironmoe.bench.common.rows.origin import origin_digest
 from ironmoe.bench.common.rows.pace import Pace, in_words
 from ironmoe.bench.reports.formats import show_rows
+from ironmoe.bench.reports.tables import print_table
 
 FEWER = 10  # the memory of a tenth of the images stands beside that of all
 
@@ -64,7 +65,7 @@ def run_bench_images(
         plan = PLANS[part](benchmark, files, folder, console)
         found = list(_measured(plan, kept, out, console))
         if form is None:
-            console.print(TABLES[part](found))
+            print_table(TABLES[part](found), console)
         rows += [{"part": part} | row for row in found]
     if form is not None:
         show_rows(rows, form, lambda rows: Table(), console)

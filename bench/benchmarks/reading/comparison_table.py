@@ -24,7 +24,7 @@ from ironmoe.bench.benchmarks.reading.origins import in_one_line
 from ironmoe.bench.common.files import finite
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.formats import written_rows
-from ironmoe.bench.reports.tables import terminal_table
+from ironmoe.bench.reports.tables import print_table, terminal_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +45,7 @@ def show_comparison(found: Comparison, form: str | None, console: "Console") -> 
         console.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
     if form is None:
         for table in [*_tables(found), _means(found)]:
-            console.print(table)
+            print_table(table, console)
     for line in [*_left_out(found), *_legend(found)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -133,7 +133,8 @@ def _table(changes: Sequence[Change]) -> Table:
     grouped = 1 < len(headings) < len(changes)
 
     change_of = "B − A" if figure.sort == SHARE else "B / A"
-    columns = ["row", "A", "B", change_of, "noise", ""]
+    beside = "beside the others" if any(change.others for change in changes) else ""
+    columns = ["row", "A", "B", change_of, "noise", beside]
     table = terminal_table(columns, title=_title(changes))
     last = None
     for change in changes:
@@ -229,5 +230,7 @@ def _of_others(found: Comparison) -> list[str]:
         return []
     return [
         f"Times of {OURS} changed by {mean_change(ours):.3f}×, those of others in the same rows by "
-        f"{mean_change(others):.3f}×: that is what the machine and its libraries did."
+        f"{mean_change(others):.3f}×: that is what the machine and its libraries did.",
+        f'"{AS_OTHERS}": the ratio lies between 1 and those of the others that took turns in the '
+        f"same row, give or take {100 * DRIFT:.0f} %, so the machine may be why.",
     ]

@@ -35,6 +35,7 @@ from ironmoe.bench.common.rows.pace import in_words
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.reports.formats import show_rows
+from ironmoe.bench.reports.tables import print_table
 
 PARTS = ("inner", "methods")
 MARKDOWN = "table.md"
@@ -117,7 +118,7 @@ def _inner(
         else:
             console.print(f"{kept.folder / name}.json was measured before:", highlight=False)
         if form is None:
-            console.print(inner_table(measured["rows"]))
+            print_table(inner_table(measured["rows"]), console)
         yield
     rows = [row for entry in kept.all() for row in entry["rows"]]
     write_atomically(kept.folder / MARKDOWN, inner_markdown(rows))
@@ -156,7 +157,7 @@ def _methods(
     results = method_results(rows)
     write_atomically(kept.folder / MARKDOWN, methods_markdown(results, model_differences(rows)))
     if form is None:
-        console.print(methods_table(results))
+        print_table(methods_table(results), console)
     if (origins := len(kept.origins())) > 1:
         console.print(
             f"[bold]These rows are from {origins} machines or versions[/]; each file in "

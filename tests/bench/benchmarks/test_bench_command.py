@@ -5,13 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+from io import StringIO
+from itertools import product
 
 import pytest
 import torch
+from rich.console import Console
 
+from ironmoe.bench.benchmarks.cpu.run import _legend as cpu_legend
+from ironmoe.bench.benchmarks.cpu.run import _table as cpu_table
 from ironmoe.bench.benchmarks.gpu.child import AssignedJob
 from ironmoe.bench.benchmarks.gpu.options import make_options
-from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES
+from ironmoe.bench.benchmarks.passes import DX, FORWARD
+from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES, Shape
+from ironmoe.bench.reports.tables import print_table
 
 
 @pytest.fixture
@@ -27,6 +34,35 @@ def test_roofline(run):
     everything, one = run("roofline"), run("roofline", "--shapes", "olmoe")
     assert everything.exit_code == 0 and all(shape.name in everything.output for shape in SHAPES)
     assert one.exit_code == 0 and "hidden gradient" in one.output and MAIN.name not in one.output
+    assert "(T,d,n,E,K)" in one.output and "olmoe 32768,2048,1024,64,8" in one.output
+    passes = [line for line in everything.output.splitlines() if " forward + dX " in line]
+    assert len(passes) == len(SHAPES) and all(line.split()[-1] == "FLOPs" for line in passes[:1])
+    assert all(line.split()[-1] in ("FLOPs", "bytes") for line in passes)
+
+
+def cpu_rows(name):
+    ms = {"ironmoe": 12345.6, "eager": 23456.7, "grouped_mm": 34567.8, "dense": 987.6}
+    return [
+        {"name": name, "dtype": dtype, "pass": asked, "milliseconds": ms, "runs": 3}
+        for dtype, asked in product(("float32", "bfloat16"), (FORWARD, DX))
+    ]
+
+
+def test_layers_of_the_cpu_table_are_told_apart_on_a_screen_of_80_columns():
+    layers = ("decode-32", "decode-128", "788,192,768,8,2", "32768,14336,14336,512,10")
+    console = Console(width=80, file=StringIO(), force_terminal=True, color_system=None)
+    print_table(cpu_table([row for name in layers for row in cpu_rows(name)]), console)
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]
+    assert all(lines.count(layer) == 1 for layer in layers) and max(map(len, lines)) <= 80
+    assert sum(line.startswith("bfloat16 forward + dX") for line in lines) == 4
+    heading = " ".join(lines[: lines.index("decode-32")])
+    assert "…" not in console.file.getvalue() and "grouped_mm" in heading
+
+
+def test_the_legend_of_bench_cpu_gives_the_sizes_of_names_alone():
+    named, own = Shape("mixtral", 9, 8, 7, 6, 5), Shape("9,8,7,6,5", 9, 8, 7, 6, 5)
+    assert "As T,d,n,E,K mixtral is 9,8,7,6,5. " in cpu_legend([named, own])
+    assert "9,8,7,6,5" not in cpu_legend([own])
 
 
 def test_gpu(run, tmp_path):

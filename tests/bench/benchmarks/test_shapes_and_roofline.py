@@ -6,6 +6,7 @@ import torch
 
 from ironmoe.bench.benchmarks.chosen_shapes import check_memory, select_shapes, shape_of
 from ironmoe.bench.benchmarks.gpu.jobs import cases
+from ironmoe.bench.benchmarks.gpus import H100, Rates
 from ironmoe.bench.benchmarks.passes import (
     DX,
     FORWARD,
@@ -18,12 +19,15 @@ from ironmoe.bench.benchmarks.passes import (
 )
 from ironmoe.bench.benchmarks.peers import ironmoe
 from ironmoe.bench.benchmarks.roofline import (
+    Work,
+    bound_of,
     layer_work,
     limit_ms,
     moving_share,
     needed_flops,
     topk_work,
 )
+from ironmoe.bench.benchmarks.roofline_table import roofline_rows
 from ironmoe.bench.benchmarks.shapes import (
     MAIN,
     REHEARSAL,
@@ -117,6 +121,22 @@ def test_roofline_by_hand():
         assert 0 < moving_share(shape, name) < 1
 
 
+def test_a_layer_is_bound_by_what_bounds_its_kernels_for_most_of_the_time():
+    """At 1 TFLOP/s and 1 TB/s, 10⁹ FLOPs or bytes take a millisecond."""
+    rates = Rates(1.0, 1.0)
+    long, short, shorter = (
+        Work("a", 5_000_000_000, 1),
+        Work("b", 0, 3_000_000_000),
+        Work("c", 0, 1_000_000_000),
+    )
+    assert bound_of([long, short, shorter], rates) == "FLOPs"
+    assert bound_of([long, short, short], rates) == "bytes"
+    rows = roofline_rows((MAIN, Shape("one", 1, 8, 8, 8, 1)), {H100: rates}, every_kernel=False)
+    assert {row["bound"] for row in rows if row["shape"] == MAIN.name} == {"FLOPs"}
+    tiny = [row["bound"] for row in rows if row["shape"] == "one"]
+    assert set(tiny) == {"bytes"} and len(tiny) == 5
+
+
 def test_flops_are_those_that_torch_counts():
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -149,6 +169,8 @@ def test_five_numbers_are_a_layer():
     (shape,) = select_shapes("788, 192,768,8,2", SHAPES)
     assert shape.sizes == (788, 192, 768, 8, 2)
     assert shape.activation == "swiglu" and not shape.bias
+    assert shape.name == shape.numbers == shape.title == "788,192,768,8,2"
+    assert MAIN.title == "qwen3-30b 32768,2048,768,128,8"
     assert shape_of(shape.name, SHAPES) == shape and shape_of("", SHAPES) is None
     several = ["788,192,768,8,2;olmoe", "mixtral", "788,192,768,8,2"]
     assert [s.name for s in select_shapes(several, SHAPES)] == [shape.name, "olmoe", "mixtral"]

@@ -85,7 +85,7 @@ def test_what_the_machine_did_to_others_is_no_change_of_ours(ratio, others, verd
     assert change(a, b)._replace(others=others).verdict == verdict
 
 
-def test_others_are_those_that_took_turns_with_a_row(rows_in):
+def test_others_are_those_that_took_turns_with_a_row(rows_in, run):
     slow = cpu_row(2.0)
     slow["milliseconds"]["dense"] *= 1.95
     slow["fastest"]["dense"] *= 1.95
@@ -96,6 +96,8 @@ def test_others_are_those_that_took_turns_with_a_row(rows_in):
     assert found["float32", "ironmoe"].verdict == "as others"
     assert found["bfloat16", "ironmoe"].others == (1.0,)
     assert found["bfloat16", "ironmoe"].verdict == "slower"
+    output = run(a, b).output
+    assert "beside the others" in output and '"as others": the ratio lies between' in output
     assert found["float32", "dense"].others == (), "ours shows nothing of the machine"
 
 
