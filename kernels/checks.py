@@ -1,8 +1,73 @@
-"""What the tensors of experts must be: the errors that name the one which is not."""
+"""What sizes, tokens and the tensors of experts must be: the errors that name what is not so."""
 
-from torch import Tensor
+import operator
+from contextlib import suppress
+from typing import Any
 
-from ironmoe.kernels.route import holds_its_numbers
+from torch import Tensor, nn
+
+from ironmoe.kernels.route import autocast_dtype, holds_its_numbers
+
+
+def check_whole(**counts: Any) -> None:
+    """TypeError: one of the counts is no whole number. True and False are none."""
+    for name, count in counts.items():
+        with suppress(TypeError):
+            operator.index(count)
+            if not isinstance(count, bool):
+                continue
+        raise TypeError(f"{name} must be a whole number, got {count!r}")
+
+
+def check_counts(least: int = 1, **counts: Any) -> None:
+    """TypeError, ValueError: one of the counts is no whole number, or below ``least``."""
+    check_whole(**counts)
+    for name, count in counts.items():
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, got {count}")
+
+
+def check_module(model: Any) -> None:
+    """TypeError: the model is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+
+
+def check_floats(x: Any, shape: str, name: str = "x") -> None:
+    """TypeError unless it is a tensor of a float dtype; ``shape`` says the one that it should
+    have."""
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return
+    is_tensor = isinstance(x, Tensor)
+    got = f"{x.dtype} of shape {tuple(x.shape)}" if is_tensor else type(x).__name__
+    raise TypeError(f"{name} must be a float tensor {shape}, got {got}")
+
+
+def check_tokens(x: Any, dim: int) -> None:
+    """TypeError, ValueError: x is no float tensor (…, dim)."""
+    check_floats(x, f"(…, {dim})")
+    if not x.ndim or x.shape[-1] != dim:
+        raise ValueError(f"x must have {dim} features on its last axis, got shape {tuple(x.shape)}")
+
+
+def check_device(x: Tensor, weight: Tensor) -> None:
+    """ValueError unless x lies where the weights of its layer lie."""
+    if x.device != weight.device:
+        raise ValueError(
+            f"x must be on {weight.device} like the weights of the layer, got {x.device}: use "
+            f"x.to({str(weight.device)!r}) or layer.to({str(x.device)!r})"
+        )
+
+
+def check_like_weights(x: Tensor, weight: Tensor) -> None:
+    """ValueError unless x has the device of its layer's weights and, outside autocast, their
+    dtype."""
+    check_device(x, weight)
+    if x.dtype != weight.dtype and weight.is_floating_point() and autocast_dtype(x) is None:
+        raise ValueError(
+            f"x must be {weight.dtype} like the weights of the layer, got {x.dtype}: use "
+            f"x.to({weight.dtype}) or layer.to({x.dtype})"
+        )
 
 
 def check_experts(

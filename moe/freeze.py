@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ironmoe.kernels.checks import check_module
 from ironmoe.moe.sharded import fsdp_modules
 
 
@@ -20,7 +21,11 @@ def freeze_weights(model: nn.Module) -> Iterator[nn.Module]:
     requires_grad when it gathers them: weights that it gathers here and keeps would get no gradient
     in the next step of a training. ``torch.autograd.grad(loss, [images])`` computes no weight
     gradient either way.
+
+    Raises:
+        TypeError: the model is no module.
     """
+    check_module(model)
     sharded = {p for module in fsdp_modules(model) for p in module.parameters()}
     was_required = [(p, p.requires_grad) for p in model.parameters() if p not in sharded]
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import topk_route
+from ironmoe.kernels.checks import check_counts, check_module, check_whole
 from ironmoe.moe.adapters.places import AddResidual as AddResidual  # where older pickles look
 from ironmoe.moe.adapters.places import check_axes, replace, tower_of
 from ironmoe.moe.adapters.recipe import decoded, steps_of
@@ -88,11 +89,12 @@ def upcycle(
             with another module, or is shared with a block that is not chosen; no chain of blocks
             with one MLP each, or more than one, as in CLIP: then pass the tower. The model is
             unchanged.
-        TypeError: a count that is no whole number, a router that is no dict, or an unknown keyword.
+        TypeError: a model that is no module, a count that is no whole number, a router that is no
+            dict, or an unknown keyword.
     """
-    for name, value in {"num_experts": num_experts, "top_k": top_k}.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
+    check_module(model)
+    check_counts(num_experts=num_experts)
+    check_whole(top_k=top_k)
     if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
         raise ValueError(f"noise must be a number of at least 0, got {noise!r}")
     options = router_options(router)
@@ -130,7 +132,9 @@ def upcycle_by_recipe(model: nn.Module, recipe: dict[str, Any]) -> nn.Module:
     Raises:
         ValueError: no recipe, or one in a newer format; an MLP that the model lacks or that is not
             understood. The model may be changed then.
+        TypeError: the model is no module.
     """
+    check_module(model)
     for step in steps_of(recipe):
         options = decoded(step["router"])
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ironmoe.kernels.checks import check_module
 from ironmoe.moe.adapters.recipe import KEY, Recipe, steps_of
 from ironmoe.moe.adapters.recorded import recipe_of_model
 from ironmoe.moe.adapters.upcycle import upcycle_by_recipe
@@ -23,7 +24,9 @@ def save_upcycled(model: nn.Module, path: _PathLike) -> None:
     Raises:
         ValueError: no MLP of the model was upcycled.
         ImportError: the safetensors package is missing.
+        TypeError: the model is no module.
     """
+    check_module(model)
     recipe = recipe_of_model(model)
     if recipe is None:
         raise ValueError(
@@ -70,7 +73,9 @@ def load_upcycled(model: nn.Module, path: _PathLike) -> nn.Module:
         RuntimeError: the weights are not those of the model, every one of them.
         FileNotFoundError: there is no such file.
         ImportError: the safetensors package is missing.
+        TypeError: the model is no module.
     """
+    check_module(model)
     recipe = _in_file(Path(path))
     if recipe is None:
         raise ValueError(f"path must be a file that save_upcycled wrote, got {path}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ironmoe.kernels import Routing, expert_mlp, plan_dispatch
 from ironmoe.kernels.activations import get_activation
+from ironmoe.kernels.checks import check_counts, check_like_weights, check_tokens, check_whole
 from ironmoe.kernels.route import check_precision
 from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
 from ironmoe.moe.layers.expert_rows import expert_rows
@@ -32,7 +33,8 @@ class MoE(nn.Module):
     your loss, before ``backward()``. ``aux_loss`` is what this layer has for it.
 
     Args:
-        dim: D of the tokens; hidden_dim: F of each expert; num_experts: E; top_k: K.
+        dim: D of the tokens; hidden_dim: F of each expert; num_experts: E; top_k: K, by default 2,
+            or that of the router.
         activation: a name in ``ironmoe.kernels.ACTIVATIONS``; a gated one doubles the rows of
             ``fc1``.
         bias: whether the experts have biases.
@@ -48,6 +50,11 @@ class MoE(nn.Module):
             mantissa.
         dispatch_dtype: round tokens on their way to the experts and back to this dtype, as the
             official V-MoE code does in bfloat16.
+
+    Raises:
+        ValueError: a size below 1, a router of other sizes, or another argument outside the above.
+        TypeError: a size that is no whole number, a router that is no module, a capacity that is
+            none.
     """
 
     def __init__(
@@ -55,7 +62,7 @@ class MoE(nn.Module):
         dim: int,
         hidden_dim: int,
         num_experts: int,
-        top_k: int = 2,
+        top_k: int | None = None,
         *,
         activation: str = "gelu",
         bias: bool = True,
@@ -70,9 +77,13 @@ class MoE(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if hidden_dim < 1:
-            raise ValueError(f"hidden_dim must be at least 1, got {hidden_dim}")
-        if shared_dim < 0 or (shared_gate and not shared_dim):
+        check_counts(dim=dim, hidden_dim=hidden_dim, num_experts=num_experts)
+        sizes = {"num_experts": num_experts, "dim": dim}
+        if top_k is not None:
+            check_whole(top_k=top_k)
+            sizes["top_k"] = top_k
+        check_counts(0, shared_dim=shared_dim)
+        if shared_gate and not shared_dim:
             raise ValueError(
                 f"shared_dim must be at least 0, and above it for a shared_gate, got {shared_dim} "
                 f"with shared_gate={shared_gate}"
@@ -81,7 +92,7 @@ class MoE(nn.Module):
             raise TypeError(
                 f"router must be a module, such as a TopKRouter, or None, got {router!r}"
             )
-        for name, expected in {"num_experts": num_experts, "dim": dim}.items():
+        for name, expected in sizes.items():
             if getattr(router, name, expected) != expected:
                 raise ValueError(
                     f"router must have {name} = {expected} like the layer, got "
@@ -104,7 +115,10 @@ class MoE(nn.Module):
         self.recompute = recompute
         self.precision = precision
         self.dispatch_dtype = dispatch_dtype
-        self.router = router or TopKRouter(dim, num_experts, top_k, device=device, dtype=dtype)
+        if router is None:
+            top_k = 2 if top_k is None else top_k
+            router = TopKRouter(dim, num_experts, top_k, device=device, dtype=dtype)
+        self.router = router
         self.capacity = capacity
         warn_of_constant_gate_after(capacity, self.router, device)
         self.fc1 = ExpertLinear(num_experts, dim, wide, bias, device, dtype)
@@ -150,12 +164,11 @@ class MoE(nn.Module):
                 in place of padding; a loss that it makes must leave them out itself.
 
         Raises:
-            ValueError: x or mask has the wrong shape, or the mask the wrong dtype.
+            ValueError: x or mask has the wrong shape, the mask the wrong dtype, or x another device
+                or (outside autocast) dtype than the weights.
+            TypeError: x is no float tensor.
         """
-        if x.shape[-1] != self.dim:
-            raise ValueError(
-                f"x must have {self.dim} features on its last axis, got shape {tuple(x.shape)}"
-            )
+        check_tokens(x, self.dim)
 
         x_TD = rearrange(x, "... d -> (...) d")
         mask_T = None if mask is None else checked_mask(mask, x.shape[:-1]).flatten()
@@ -218,6 +231,7 @@ class MoE(nn.Module):
         def layer(
             x_TD: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None
         ) -> Tensor:
+            check_like_weights(x_TD, w_in)
             options: dict[str, Any] = {
                 "b_in": b_in,
                 "b_out": b_out,

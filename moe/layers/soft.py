@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from ironmoe.kernels import Routing, expert_mlp
 from ironmoe.kernels.activations import get_activation
 from ironmoe.kernels.autograd.softmax import softmax
+from ironmoe.kernels.checks import (
+    check_counts,
+    check_device,
+    check_floats,
+    check_like_weights,
+)
 from ironmoe.kernels.route import check_precision, without_autocast
 from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
 from ironmoe.moe.routers.masks import checked_mask, zero_padding
@@ -52,15 +58,12 @@ class SoftMoE(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {
-            "dim": dim,
-            "hidden_dim": hidden_dim,
-            "num_experts": num_experts,
-            "slots_per_expert": slots_per_expert,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        check_counts(
+            dim=dim,
+            hidden_dim=hidden_dim,
+            num_experts=num_experts,
+            slots_per_expert=slots_per_expert,
+        )
         if noise_std < 0:
             raise ValueError(f"noise_std must be at least 0, got {noise_std}")
         check_precision(precision)
@@ -95,13 +98,17 @@ class SoftMoE(nn.Module):
                 of it, whatever it holds, and it gets 0. An image without a token gets zeros.
 
         Raises:
-            ValueError: x or mask has the wrong shape, or the mask the wrong dtype.
+            ValueError: x or mask has the wrong shape, the mask the wrong dtype, or x another device
+                or (outside autocast) dtype than the weights.
+            TypeError: x is no float tensor.
         """
+        check_floats(x_BND, f"(images, tokens, {self.dim})")
         if x_BND.ndim != 3 or x_BND.shape[-1] != self.dim:
             raise ValueError(
                 f"x must have shape (images, tokens, {self.dim}), got {tuple(x_BND.shape)}"
             )
 
+        check_device(x_BND, self.phi)
         mask_BN = None if mask is None else checked_mask(mask, x_BND.shape[:-1])
         if mask_BN is not None:
             x_BND = zero_padding(x_BND, mask_BN)
@@ -152,14 +159,14 @@ class SoftMoE(nn.Module):
         experts_R1 = experts_E[:, None].expand(-1, images * slots).reshape(-1, 1)
         routing = Routing(gates_R1, experts_R1)
         options: dict[str, Any] = {"activation": self.activation, "precision": self.precision}
-        y_RD = with_weights(
-            self.fc1,
-            self.fc2,
-            rows_RD,
-            lambda x, w_in, b_in, w_out, b_out: expert_mlp(
-                x, w_in, w_out, routing, b_in=b_in, b_out=b_out, **options
-            ),
-        )
+
+        def layer(
+            x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None
+        ) -> Tensor:
+            check_like_weights(x, w_in)
+            return expert_mlp(x, w_in, w_out, routing, b_in=b_in, b_out=b_out, **options)
+
+        y_RD = with_weights(self.fc1, self.fc2, rows_RD, layer)
         return y_RD.view(slots_EBPD.shape)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:

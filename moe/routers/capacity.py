@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ironmoe.kernels import Routing
+from ironmoe.kernels.checks import check_counts
 from ironmoe.kernels.onnx_graph import count_below, stable_sort
 from ironmoe.kernels.route import exporting
 from ironmoe.moe.routers.groups import Grouped
@@ -54,10 +55,9 @@ class Capacity(Grouped):
             )
         if factor is not None and not 0 < factor < math.inf:
             raise ValueError(f"factor must be finite and above 0, got {factor}")
-        if places is not None and places < 1:
-            raise ValueError(f"places must be at least 1, got {places}")
-        if multiple_of < 1:
-            raise ValueError(f"multiple_of must be at least 1, got {multiple_of}")
+        if places is not None:
+            check_counts(places=places)
+        check_counts(multiple_of=multiple_of)
         self.factor = factor
         self.priority = priority
         self.multiple_of = multiple_of

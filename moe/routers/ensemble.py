@@ -4,6 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ironmoe.kernels.checks import check_counts, check_whole
 from ironmoe.moe.routers.top_k import RouterOutput, TopKRouter
 
 
@@ -20,7 +21,9 @@ class EnsembleRouter(TopKRouter):
     def __init__(
         self, dim: int, num_experts: int, top_k: int = 2, *, ensemble_size: int, **options: object
     ) -> None:
-        if ensemble_size < 1 or num_experts % ensemble_size:
+        check_counts(num_experts=num_experts, ensemble_size=ensemble_size)
+        check_whole(top_k=top_k)
+        if num_experts % ensemble_size:
             raise ValueError(
                 f"ensemble_size must divide num_experts = {num_experts}, got {ensemble_size}"
             )

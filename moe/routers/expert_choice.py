@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, Routing
+from ironmoe.kernels.checks import check_counts, check_device, check_tokens
 from ironmoe.kernels.onnx_graph import stable_sort
 from ironmoe.kernels.route import exporting, without_autocast
 from ironmoe.moe.routers.capacity import places, places_of
@@ -50,15 +51,9 @@ class ExpertChoiceRouter(Grouped):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(images_per_group, tokens_per_group)
-        if dim < 1 or num_experts < 1:
-            raise ValueError(
-                f"dim and num_experts must be at least 1, got dim={dim}, num_experts={num_experts}"
-            )
-        if not factor > 0 or multiple_of < 1:
-            raise ValueError(
-                f"factor must be above 0 and multiple_of at least 1, got factor={factor}, "
-                f"multiple_of={multiple_of}"
-            )
+        check_counts(dim=dim, num_experts=num_experts, multiple_of=multiple_of)
+        if not factor > 0:
+            raise ValueError(f"factor must be above 0, got {factor}")
         if noise_std < 0:
             raise ValueError(f"noise_std must be at least 0, got {noise_std}")
         self.dim = dim
@@ -81,7 +76,14 @@ class ExpertChoiceRouter(Grouped):
 
         ``mask`` (T,) bool: False marks padding, which no expert chooses and which does not count in
         S. How many rows an expert has is then not known beforehand, and ``dispatch`` is None.
+
+        Raises:
+            ValueError: x or mask has the wrong shape, the mask the wrong dtype, or x another device
+                than the weights.
+            TypeError: x is no float tensor.
         """
+        check_tokens(x_TD, self.dim)
+        check_device(x_TD, self.weight)
         if mask is not None:
             mask = checked_mask(mask, x_TD.shape[:-1])
             x_TD = zero_padding(x_TD, mask)

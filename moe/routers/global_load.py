@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ironmoe.kernels.checks import check_module
 from ironmoe.kernels.route import recomputing
 
 
@@ -49,7 +50,12 @@ class GlobalLoad:
 def start_global_batch(model: nn.Module) -> None:
     """Forget the choices that routers with ``balance="global_batch"`` have counted. Call it once an
     optimizer step, before its first micro-batch; without it the load is that of all steps since the
-    model was made."""
+    model was made.
+
+    Raises:
+        TypeError: the model is no module.
+    """
+    check_module(model)
     for module in model.modules():
         load = vars(module).get("global_load")
         if isinstance(load, GlobalLoad):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ironmoe.kernels.checks import check_counts
 from ironmoe.kernels.route import exporting
 
 
@@ -26,8 +27,8 @@ class Grouped(nn.Module):
             )
         sizes = {"images_per_group": images_per_group, "tokens_per_group": tokens_per_group}
         for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                check_counts(**{name: value})
         self.images_per_group = images_per_group
         self.tokens_per_group = tokens_per_group
 

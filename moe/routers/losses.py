@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ironmoe.kernels.checks import check_module
 from ironmoe.kernels.route import exporting
 from ironmoe.moe.routers.aux_losses import AuxLosses
 from ironmoe.moe.routers.masks import checked_mask_of, mean_over_tokens, zero_padding
@@ -110,8 +111,10 @@ def collect_aux_loss(model: nn.Module) -> Tensor:
     other libraries take part by a tensor in their attribute ``aux_loss``, which becomes None.
 
     Raises:
+        TypeError: the model is no module.
         RuntimeError: torch.export traces a model that trains; its program would have no losses.
     """
+    check_module(model)
     if exporting() and any(
         module.training for module in model.modules() if "aux_losses" in vars(module)
     ):
@@ -160,7 +163,11 @@ def aux_loss_in_eval(model: nn.Module) -> Iterator[None]:
 
     The paper's attack may ascend the auxiliary loss of a model in eval mode; outside this block
     eval computes none.
+
+    Raises:
+        TypeError: the model is no module.
     """
+    check_module(model)
     # their own: a wrapper shows the attributes of what it holds
     routers = [module for module in model.modules() if "aux_loss_in_eval" in vars(module)]
     before = [router.aux_loss_in_eval for router in routers]

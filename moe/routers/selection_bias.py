@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ironmoe.kernels.checks import check_module
+
 
 class WithSelectionBias(nn.Module):
     """A router's selection bias and the counts from which it is updated.
@@ -115,7 +117,9 @@ def update_selection_bias(
 
     Raises:
         ValueError: no router of the model has a selection bias.
+        TypeError: the model is no module.
     """
+    check_module(model)
     routers = [
         module
         for module in model.modules()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
+from ironmoe.kernels.checks import check_counts, check_device, check_tokens, check_whole
 from ironmoe.kernels.route import exporting, recomputing, transformed, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
@@ -89,6 +90,7 @@ class TopKRouter(WithSelectionBias):
 
     Raises:
         ValueError: an argument outside the values above.
+        TypeError: a size that is no whole number.
     """
 
     noise: Tensor | None
@@ -118,10 +120,8 @@ class TopKRouter(WithSelectionBias):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1 or num_experts < 1:
-            raise ValueError(
-                f"dim and num_experts must be at least 1, got dim={dim}, num_experts={num_experts}"
-            )
+        check_counts(dim=dim, num_experts=num_experts)
+        check_whole(top_k=top_k)
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k must be from 1 to num_experts = {num_experts}, got {top_k}")
         if noise_std < 0:
@@ -206,7 +206,14 @@ class TopKRouter(WithSelectionBias):
                 which no loss and no count sees, whatever it holds.
             sequence_length: how many tokens in a row are a sequence, for a loss by sequences; by
                 default a group.
+
+        Raises:
+            ValueError: x or mask has the wrong shape, the mask the wrong dtype, or x another device
+                than the weights.
+            TypeError: x is no float tensor.
         """
+        check_tokens(x_TD, self.dim)
+        check_device(x_TD, self.weight)
         if mask is not None:
             mask = checked_mask(mask, x_TD.shape[:-1])
             x_TD = zero_padding(x_TD, mask)

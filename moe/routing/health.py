@@ -40,6 +40,7 @@ class RouterHealth:
 
     Raises:
         ValueError: the model has no MoE layer.
+        TypeError: the model is no module.
     """
 
     def __init__(self, model: nn.Module) -> None:

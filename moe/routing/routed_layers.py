@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ironmoe.kernels import Routing
+from ironmoe.kernels.checks import check_module
 from ironmoe.moe.adapters.huggingface_routing import expert_sites
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routers.wrapped import WRAPPERS, unwrapped
@@ -53,7 +54,12 @@ class RoutedLayer(NamedTuple):
 def routing_sites(model: nn.Module) -> dict[str, RoutedLayer]:
     """All routed layers by name, in the model's order, each once. Layers inside wrappers
     (torch.compile, checkpointing, DDP, FSDP, PEFT) have the names they had before; of the copies
-    that PEFT keeps of a module, the one it calls is listed."""
+    that PEFT keeps of a module, the one it calls is listed.
+
+    Raises:
+        TypeError: the model is no module.
+    """
+    check_module(model)
     names = {module: name for name, module in _named_modules(model, "", set())}
     found = [
         RoutedLayer(name, module, module.router, module.num_experts)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ironmoe.kernels.checks import check_counts
+
 
 def pad_images(
     images: Sequence[Tensor], *, image_size: int, patch_size: int
@@ -26,8 +28,7 @@ def pad_images(
     Raises:
         ValueError: there are no images, or a size is none of these.
     """
-    if image_size < 1 or patch_size < 1:
-        raise ValueError(f"sizes must be at least 1, got {image_size=}, {patch_size=}")
+    check_counts(image_size=image_size, patch_size=patch_size)
     if not images:
         raise ValueError("images must hold at least one image, got none")
     for i, image in enumerate(images):

@@ -1,5 +1,7 @@
 """Which sizes and kinds of parts make a vision transformer."""
 
+from ironmoe.kernels.checks import check_counts
+
 CLASSIFIERS = ("token", "gap", "map")
 STEMS = ("patch", "conv")
 
@@ -14,16 +16,12 @@ def check_sizes(
     stem: str,
     classifier: str,
 ) -> None:
-    """ValueError that names the size or the kind which does not fit."""
+    """TypeError, ValueError that name the size or the kind which does not fit."""
     if stem not in STEMS:
         raise ValueError(f"stem must be one of {STEMS}, got {stem!r}")
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier must be one of {CLASSIFIERS}, got {classifier!r}")
-    if min(image_size, patch_size, dim, depth, heads) < 1:
-        raise ValueError(
-            f"sizes must be at least 1, got {image_size=}, {patch_size=}, {dim=}, {depth=}, "
-            f"{heads=}"
-        )
+    check_counts(image_size=image_size, patch_size=patch_size, dim=dim, depth=depth, heads=heads)
     if dim % heads:
         raise ValueError(f"heads must divide dim = {dim}, got {heads}")
     if stem == "patch" and image_size % patch_size:

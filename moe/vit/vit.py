@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ironmoe.kernels.autograd.softmax import log_softmax, logsumexp
+from ironmoe.kernels.checks import check_counts, check_floats
 from ironmoe.moe.layers.layer_norm import LayerNorm
 from ironmoe.moe.layers.linear import XavierLinear, ZeroLinear
 from ironmoe.moe.layers.mlp import Mlp
@@ -63,7 +64,7 @@ class VMoE(nn.Module):
 
     Raises:
         ValueError: sizes that do not fit, naming them.
-        TypeError: router is no dict.
+        TypeError: a size that is no whole number, a router that is no dict.
     """
 
     def __init__(
@@ -93,14 +94,17 @@ class VMoE(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(image_size, patch_size, dim, depth, heads, stem=stem, classifier=classifier)
+        check_counts(mlp_dim=mlp_dim, num_classes=num_classes, channels=channels)
+        for name, width in {
+            "expert_dim": expert_dim,
+            "representation_size": representation_size,
+        }.items():
+            if width is not None:
+                check_counts(**{name: width})
         moe_layers = placement(moe_layers, depth, "moe_layers")
         if ensemble_size < 1 or (ensemble_size > 1 and not moe_layers):
             raise ValueError(
                 f"ensemble_size must be at least 1, and 1 without moe_layers, got {ensemble_size}"
-            )
-        if representation_size is not None and representation_size < 1:
-            raise ValueError(
-                f"representation_size must be at least 1 or None, got {representation_size}"
             )
         route_options = router_options(router)
         self.image_size = image_size
@@ -211,6 +215,7 @@ class VMoE(nn.Module):
 
         Raises:
             ValueError: images or mask has the wrong shape, or the mask the wrong dtype.
+            TypeError: images are no float tensor.
         """
         if self.ensemble_size == 1:
             return self._logits(images, mask)
@@ -225,6 +230,7 @@ class VMoE(nn.Module):
     def _logits(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """(M · B, C), member after member."""
         expected = (self.channels, self.image_size, self.image_size)
+        check_floats(images, f"(B, {', '.join(map(str, expected))})", "images")
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"images must have shape (B, {', '.join(map(str, expected))}), got "

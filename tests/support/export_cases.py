@@ -12,7 +12,8 @@ SIZES = (1, 2, 3, 8, 33, 300)
 
 
 def moe(capacity=None, router=None, **options):
-    return MoE(D, F, E, K, capacity=capacity, router=router, **options)
+    top_k = K if router is None else None
+    return MoE(D, F, E, top_k, capacity=capacity, router=router, **options)
 
 
 def vmoe(**options):

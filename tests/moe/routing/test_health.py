@@ -53,7 +53,7 @@ def numbers_of(layer):
     return dict(zip(KEYS, values, strict=True))
 
 
-def layer_with(router=None, *, top_k=2, capacity=None, dtype=torch.float32):
+def layer_with(router=None, *, top_k=None, capacity=None, dtype=torch.float32):
     torch.manual_seed(0)
     layer = MoE(D, F, E, top_k, router=router, capacity=capacity)
     return layer.to(dtype).eval()
