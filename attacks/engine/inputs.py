@@ -20,6 +20,8 @@ ROUNDING = 1e-4
 # Images of which mean and standard deviation were taken away have no larger values.
 LARGEST_NORMALISED = 10.0
 
+DIVIDE = "if they are of 0 … 255, divide them by 255, or use bounds=(0, 255)"
+
 
 class Chunk(NamedTuple):
     """n images from the data: images (n, …), labels (n, …), indices (n,) int64, eps (n,) float64 or
@@ -128,15 +130,29 @@ def _excess(images: Tensor, lowest: Any, highest: Any) -> str:
             f"{outside}. If they are normalised, give the images as they were before and "
             "normalize=(mean, std), or the bounds of these values"
         )
-    if low >= 0 and LARGEST_NORMALISED < high <= 255:
-        return f"{outside}. If they are of 0 … 255, divide them by 255, or use bounds=(0, 255)"
+    if are_of_255(low, high):
+        return f"{outside}. {DIVIDE[0].upper()}{DIVIDE[1:]}"
     return f"{outside}; bounds= says which values the model takes"
+
+
+def are_of_255(low: float, high: float) -> bool:
+    """Whether values from ``low`` to ``high`` are those of images of 0 … 255."""
+    return low >= 0 and LARGEST_NORMALISED < high <= 255
+
+
+def bytes_advice(images: Any) -> str:
+    """What to do with images of whole numbers, as an error ends; nothing for others."""
+    is_bytes = isinstance(images, Tensor) and images.dtype == torch.uint8
+    return "; use images / 255, which lie in [0, 1]" if is_bytes else ""
 
 
 def check_kinds(images: Any, labels: Any, goal: Goal) -> None:
     """TypeError, ValueError: no tensors, or tensors of a wrong dtype, shape or device."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
-        raise TypeError(f"images must be a floating point tensor (N, …), got {_kind(images)}")
+        raise TypeError(
+            f"images must be a floating point tensor (N, …), got {_kind(images)}"
+            f"{bytes_advice(images)}"
+        )
 
     goal.check_labels(labels, len(images))
     if labels.device != images.device:

@@ -28,10 +28,10 @@ class LabelGoal(Goal):
     def check_labels(self, labels: Any, count: int) -> None:
         is_tensor = isinstance(labels, Tensor)
         if not is_tensor or labels.dtype != torch.int64 or labels.shape != (count,):
-            others = is_tensor and len(labels.shape) and len(labels) == count
             raise TypeError(
                 f"labels must be an int64 tensor ({count},), got {described(labels)}"
-                + (OTHER_LABELS if others else "")
+                + label_advice(labels, count)
+                + (OTHER_LABELS if is_tensor and may_be_others(labels, count) else "")
             )
         if count and int(labels.min()) < 0:
             raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
@@ -127,6 +127,31 @@ def chosen_goal(goal: Goal | None, targeted: bool, attack: str, why_classes: str
             f"goal must be Untargeted() or Targeted() for {attack}, which {why_classes}, got {goal}"
         )
     return goal
+
+
+def label_advice(labels: Any, count: int) -> str:
+    """How labels of another form become ``count`` classes, as an error ends; nothing where they
+    cannot. It asks for no values, so the host does not wait."""
+    if not isinstance(labels, Tensor):
+        is_array = isinstance(labels, list | tuple) or hasattr(labels, "__array__")
+        return "; use torch.as_tensor(labels)" if is_array else ""
+    if not labels.ndim:
+        return "; one image needs an axis in front, too: images[None], labels[None]"
+    if len(labels) != count or labels.ndim > 2:
+        return ""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        return "; of one-hot labels or scores use labels.argmax(1)"
+    column = ".squeeze(1)" if labels.ndim == 2 else ""
+    cast = "" if labels.dtype == torch.int64 else ".long()"
+    return f"; use labels{column}{cast} where these are classes"
+
+
+def may_be_others(labels: Tensor, count: int) -> bool:
+    """Whether labels that are no classes (count,) may belong to another goal than one class an
+    example; integers with one number an example do not."""
+    one_each = labels.ndim == 1 or labels.shape[1:] == (1,)
+    integers = labels.dtype == torch.bool or labels.dtype in INTEGERS
+    return bool(labels.ndim) and len(labels) == count and not (one_each and integers)
 
 
 def needs_logits(attack: str) -> TypeError:

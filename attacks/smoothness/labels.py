@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.goals.goal import described
+from ironmoe.attacks.goals.labels import label_advice
 
 
 def check_labels(labels: Any, count: int) -> None:
@@ -16,6 +17,7 @@ def check_labels(labels: Any, count: int) -> None:
     if not is_tensor or labels.shape != (count,):
         raise TypeError(
             f"labels must be an int64 tensor ({count},) or None, got {described(labels)}"
+            + label_advice(labels, count)
         )
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ironmoe.attacks.engine.inputs import DIVIDE, are_of_255, bytes_advice
 from ironmoe.attacks.goals.goal import described
+from ironmoe.attacks.goals.labels import label_advice
 from ironmoe.kernels.route import may_look, transformed
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -80,9 +82,14 @@ def check_batch(model: nn.Module, images: Any, labels: Any) -> None:
 def check_tensors(images: Any, labels: Any) -> None:
     """TypeError, ValueError: no images (B, …), or not as many labels."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
-        raise TypeError(f"images must be a float tensor (B, …), got {described(images)}")
+        raise TypeError(
+            f"images must be a float tensor (B, …), got {described(images)}{bytes_advice(images)}"
+        )
     if not isinstance(labels, Tensor) or not labels.ndim or len(labels) != len(images):
-        raise TypeError(f"labels must be a tensor ({len(images)}, …), got {described(labels)}")
+        raise TypeError(
+            f"labels must be a tensor ({len(images)}, …), got {described(labels)}"
+            f"{label_advice(labels, len(images))}"
+        )
     if not len(images):
         raise ValueError("images must be at least one, got a batch of 0")
 
@@ -101,12 +108,16 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
     if labels.is_floating_point():
         if labels.shape != logits.shape:
             raise ValueError(
-                f"labels must have the shape of the logits, {tuple(logits.shape)}, where they are "
-                f"probabilities, got {tuple(labels.shape)}"
+                f"labels must be int64 classes ({len(logits)},), or probabilities in the shape of "
+                f"the logits, {tuple(logits.shape)}, got {described(labels)}"
+                f"{label_advice(labels, len(logits))}"
             )
         return
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise TypeError(f"labels must be int64 classes (B,), got {described(labels)}")
+        raise TypeError(
+            f"labels must be int64 classes (B,), got {described(labels)}"
+            f"{label_advice(labels, len(logits))}"
+        )
     check_logits(logits)
     if may_look(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise ValueError(
@@ -153,10 +164,12 @@ def check_inside(images: Tensor, bounds: tuple[float, float]) -> None:
     finite = images.isfinite()
     if bool((finite & (images >= low) & (images <= high)).all()):
         return
-    got = (
-        f"from {images.min().item():.9g} to {images.max().item():.9g}; give bounds=, or normalize= "
-        "and images in [0, 1]"
-        if bool(finite.all())
-        else "that are NaN or infinite"
-    )
+    got = "that are NaN or infinite"
+    if bool(finite.all()):
+        lowest, highest = images.min().item(), images.max().item()
+        got = f"from {lowest:.9g} to {highest:.9g}; " + (
+            DIVIDE
+            if are_of_255(lowest, highest)
+            else "give bounds=, or normalize= and images in [0, 1]"
+        )
     raise ValueError(f"images must lie between the bounds {low} and {high}, got values {got}")

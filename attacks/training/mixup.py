@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.goals.goal import described
+from ironmoe.attacks.goals.labels import label_advice
 from ironmoe.attacks.training.checks import check_count, check_positive
 
 
@@ -35,7 +36,7 @@ class Mixup:
             if labels.dtype != torch.int64:
                 raise TypeError(
                     "labels must be int64 classes (B,) or probabilities (B, C), got "
-                    f"{described(labels)}"
+                    f"{described(labels)}{label_advice(labels, len(images))}"
                 )
             labels = torch.nn.functional.one_hot(labels, classes)
         rows = len(images) if self.each else 1
