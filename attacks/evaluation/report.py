@@ -8,13 +8,14 @@ from torch import Tensor
 from ironmoe.attacks.evaluation.findings.accuracy import Accuracy, Known, numbers_of, share
 from ironmoe.attacks.evaluation.findings.flag import Flag, counted_states
 from ironmoe.attacks.evaluation.findings.idle import idle_attacks
+from ironmoe.attacks.evaluation.findings.radius_text import check_radius
 from ironmoe.attacks.evaluation.findings.summary import (
     AttackSummary,
     clean_accuracy,
     worst_accuracy,
 )
 from ironmoe.attacks.evaluation.findings.text import as_text
-from ironmoe.attacks.evaluation.findings.verdict import verdict
+from ironmoe.attacks.evaluation.findings.verdict import radii_of_all, verdict
 from ironmoe.attacks.evaluation.proportion import Proportion
 
 
@@ -67,7 +68,9 @@ class RobustnessReport:
         return worst_accuracy(list(self.attacks.values()))
 
     def worst_case_at(self, eps: float) -> Accuracy:
-        """The same at one radius that all attacks have."""
+        """The same at one radius that all attacks have. ValueError: they do not all have it."""
+        if self.attacks:
+            check_radius(eps, radii_of_all(self))
         return worst_accuracy(list(self.attacks.values()), eps)
 
     @property

@@ -8,6 +8,7 @@ random model the value is how often a pass is right.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ironmoe.attacks.evaluation.findings.radius_text import check_radius
 from ironmoe.attacks.evaluation.report import RobustnessReport
 from ironmoe.attacks.results.image_rows import per_image
 from ironmoe.attacks.results.rows_file import Row
@@ -74,7 +75,8 @@ class Outcomes:
         return [_clean(self.first[number]) for number in numbers]
 
     def under(self, attack: str, eps: float, numbers: Sequence[int]) -> Values:
-        """Of each image, whether it held against the attack at this radius, or how often."""
+        """Of each image, whether it held against the attack at this radius, or how often.
+        ValueError: the attack was not run at this one."""
         return self.under_all([attack], eps, numbers)
 
     def under_all(
@@ -82,8 +84,14 @@ class Outcomes:
     ) -> Values:
         """Of each image, whether it held against all of the attacks; ``eps`` None: against each at
         its own largest radius. Of a random model, how often it is right under the attack that is
-        best at it: one half of the passes chooses it, the other one counts."""
+        best at it: one half of the passes chooses it, the other one counts.
+
+        Raises:
+            ValueError: an attack was not run at this radius.
+        """
         radii = [self.radii[attack][-1] if eps is None else eps for attack in attacks]
+        for attack, radius in zip(attacks, radii, strict=True):
+            check_radius(radius, self.radii[attack])
         return [
             _least(
                 [

@@ -1,6 +1,18 @@
-"""A radius as people write it."""
+"""A radius as people write it, and the error of one that nobody attacked."""
+
+from collections.abc import Sequence
 
 import numpy as np
+
+
+def check_radius(eps: float, radii: Sequence[float]) -> None:
+    """ValueError that names the radii that were attacked: of another one nothing is known, because
+    an attack at it might find more."""
+    if eps not in radii:
+        known = ", ".join(map(radius_text, radii)) or "none that all attacks have"
+        raise ValueError(
+            f"eps must be one of the radii that were attacked ({known}), got {radius_text(eps)}"
+        )
 
 
 def radius_text(eps: float) -> str:

@@ -16,6 +16,7 @@ from ironmoe.attacks.evaluation.findings.accuracy import (
     numbers_of,
     share,
 )
+from ironmoe.attacks.evaluation.findings.radius_text import check_radius
 from ironmoe.attacks.evaluation.proportion import Proportion
 
 
@@ -112,11 +113,14 @@ class AttackSummary:
         return self.robust_at(self.eps[-1])
 
     def robust_at(self, eps: float) -> Tensor:
-        """(N,) bool at one of the radii."""
+        """(N,) bool at one of the radii. ValueError: no attack was run at this one."""
+        check_radius(eps, self.eps)
         return self.clean_correct & ~(self.fell & (self.fell_at <= eps))
 
     def undecided_at(self, eps: float) -> Tensor:
-        """(N,) bool: the budget ended before an attack of this radius had run to its end."""
+        """(N,) bool: the budget ended before an attack of this radius had run to its end.
+        ValueError: no attack was run at this one."""
+        check_radius(eps, self.eps)
         stages = sum(radius <= eps for radius, _ in self.stages)
         return self.clean_correct & ~self.fell & ~self.decided & (self.passed < stages)
 
@@ -143,7 +147,8 @@ class AttackSummary:
         return self.robust_accuracy_at(self.eps[-1])
 
     def robust_accuracy_at(self, eps: float) -> Accuracy:
-        """At one of the radii; an ``AccuracyRange`` where images are undecided."""
+        """At one of the radii; an ``AccuracyRange`` where images are undecided. ValueError: no
+        attack was run at this one."""
         return worst_accuracy([self], eps)
 
     @property
@@ -153,7 +158,9 @@ class AttackSummary:
         return {eps: self.robust_accuracy_at(eps) for eps in self.eps}
 
     def hits_at(self, eps: float) -> Tensor:
-        """(N, 2) int64, of a random model, at the best point found up to this radius."""
+        """(N, 2) int64, of a random model, at the best point found up to this radius. ValueError:
+        no attack was run at this one."""
+        check_radius(eps, self.eps)
         point = 1 + sum(radius < eps for radius in self.eps)
         return self.hits[:, min(point, self.hits.shape[1] - 1)]
 
