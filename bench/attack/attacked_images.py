@@ -28,6 +28,12 @@ from ironmoe.bench.models.pixels import pipeline_for
 
 TRIED = 64  # images that may be unreadable before one that tells the shape
 
+OWN_SPLIT = (
+    "This split is ironmoe's own: a model that was trained on another part of these images has "
+    "seen most of the split, and every accuracy comes out too high. Then put images that it has "
+    "not seen into a folder or file of their own, and use --all."
+)
+
 
 class ImageOptions(NamedTuple):
     """What the command line says of the images.
@@ -150,7 +156,7 @@ def attacked_images(
         stream=stream,
         shape=tuple(first.shape),
         classes=matched.names,
-        notes=[*images.notes, *filter(None, (matched.note, chosen))],
+        notes=[*images.notes, *filter(None, (matched.note, chosen, _of_split(options, loaded)))],
         name=images.name,
         checksum=images.fingerprint,
         rounded=rounded,
@@ -306,6 +312,12 @@ def _rows(options: ImageOptions, images: ImageSet) -> tuple[Tensor, str]:
     if len(rows) < len(test):
         whole = f"of the test split of {len(test)}; --attack-images for more, --all for all"
     return rows, f"Attacking {len(rows)} of {len(images)} images ({whole})."
+
+
+def _of_split(options: ImageOptions, loaded: LoadedModel) -> str:
+    """What there is to say of the split for a model that ``ironmoe train`` and ``ironmoe demo`` did
+    not write."""
+    return "" if options.everything or "trained_on" in loaded.facts else OWN_SPLIT
 
 
 def _first(images: ImageSet, pipeline: Pipeline) -> Tensor:
