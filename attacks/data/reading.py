@@ -105,8 +105,9 @@ class Reading(Dataset[Read]):
         if image.dtype != torch.uint8:
             raise DataError(
                 f"{self.images.where(row)} must have the size that {self.pipeline} makes, since "
-                f"floats are not resized, got {image.shape[1]} × {image.shape[2]}; leave resize "
-                "and crop out to take them as they are"
+                f"floats are not resized, got {image.shape[1]} × {image.shape[2]}; leave out "
+                "what resizes and crops (a command's --image-size, --resize and --crop) to take "
+                "them as they are"
             )
 
         from PIL import Image

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ironmoe.attacks.evaluation.findings.accuracy import Accuracy, Known, numbers_of, share
@@ -59,6 +60,26 @@ class RobustnessReport:
         return [] if summary is None else summary.examples[summary.skipped].tolist()
 
     @property
+    def skipped_under_attack(self) -> list[int]:
+        """Those of ``skipped`` for which the model is finite without an attack: an attacker who is
+        free to do so drives it to NaN."""
+        summary = next(iter(self.attacks.values()), None)
+        return [] if summary is None else summary.examples[self._driven_to_nan].tolist()
+
+    def if_skipped_fell_at(self, eps: float) -> Accuracy:
+        """The worst case at one radius that all attacks have, with ``skipped_under_attack`` counted
+        as fallen."""
+        return worst_accuracy(list(self.attacks.values()), eps, fallen=self._driven_to_nan)
+
+    @property
+    def _driven_to_nan(self) -> Tensor:
+        """(N,) bool."""
+        driven = torch.zeros_like(self.clean_correct)
+        for summary in self.attacks.values():
+            driven |= summary.skipped & summary.attacked
+        return driven
+
+    @property
     def worst_case(self) -> Accuracy:
         """Right on the clean image and under every attack at its largest eps: the number to report
         for the set of attacks. Of a random model, the expected accuracy of a pass under the attack
@@ -93,6 +114,11 @@ class RobustnessReport:
             "complete": self.complete,
             "unread": self.unread,
             "skipped": self.skipped,
+            "skipped_under_attack": self.skipped_under_attack,
+            "if_skipped_fell": [
+                {"eps": eps} | numbers_of(self.if_skipped_fell_at(eps))
+                for eps in radii_of_all(self)
+            ],
             "passes": self.passes,
             "search_model": self.search_model,
             "could_find_nothing": idle_attacks(self.attacks),

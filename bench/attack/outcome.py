@@ -59,7 +59,8 @@ class EvaluationOutcome:
 
     @property
     def title(self) -> str:
-        return f"{self.name} under attack in {self.suite.norm}"
+        """The name stands in quotes, since a model may be called "robust"."""
+        return f'Model "{self.name}" under attack in {self.suite.norm}'
 
     @property
     def description(self) -> str:
@@ -164,7 +165,6 @@ class EvaluationOutcome:
             robust=accuracy.most,
             fell=int((self.report.clean_correct & ~robust & counted).sum()),
             undecided=int((undecided & counted).sum()),
-            any_decided=not name or self.decided_something(name),
         )
 
     @property

@@ -27,7 +27,9 @@ from ironmoe.bench.reports.routing_pictures import expert_load, routing_change
 def draw_evaluation(outcome: EvaluationOutcome) -> dict[str, Picture]:
     """The pictures by file name. A picture that would be empty is left out."""
     attacks = outcome.report.attacks.values()
-    pictures = {"robust_accuracy.png": _accuracy(outcome)}
+    pictures = {}
+    if outcome.report.clean_accuracy.total:
+        pictures["robust_accuracy.png"] = _accuracy(outcome)
     if any(bool(summary.fell.any()) for summary in attacks):
         pictures |= {"distances.png": _distances(outcome), "steps.png": _steps(outcome)}
     if outcome.margins is not None:

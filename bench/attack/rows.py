@@ -24,8 +24,7 @@ class RobustnessRow(NamedTuple):
 
     attack: empty in the rows of the worst case, in which an image counts as robust only if it held
     against every attack; robust: the accuracy if all undecided images hold; fell, undecided:
-    images, of which the undecided ones may fall when the run goes on; any_decided: whether anything
-    is known of this attack.
+    images, of which the undecided ones may fall when the run goes on.
     """
 
     attack: str
@@ -33,7 +32,6 @@ class RobustnessRow(NamedTuple):
     robust: Known
     fell: int
     undecided: int
-    any_decided: bool = True
 
     @property
     def accuracy(self) -> Accuracy:
@@ -87,7 +85,7 @@ RESULT_COLUMNS: tuple[Column[RobustnessRow], ...] = (
     Column("eps/255", lambda row: exact(row.eps_255), lambda row: {"eps_255": row.eps_255}),
     Column(
         "robust accuracy",
-        lambda row: f"{row.share} {row.brackets}" if row.any_decided else "nothing decided",
+        lambda row: f"{row.share} {row.brackets}",
         lambda row: row.numbers,
     ),
     Column("fell", lambda row: str(row.fell)),

@@ -35,6 +35,7 @@ from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_fol
 from ironmoe.bench.models.load import load_model
 from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.bench.models.pixels import wanted_size
+from ironmoe.bench.reports.tables import print_table
 from ironmoe.moe.routing.routed_layers import routing_sites
 
 KEPT_BYTES = 4_000_000_000  # final images that take more are not kept, and no report shows them
@@ -82,7 +83,7 @@ def _print(outcome: EvaluationOutcome, folder: RunFolder, console: Console) -> N
     for line in heading(outcome):
         console.print(line, highlight=False, markup=False)
     for table in (results_table(outcome), costs_table(outcome)):
-        console.print(table)
+        print_table(table, console)
     for line in words(outcome):
         console.print(line, highlight=False, markup=False)
     _say(folder.farewell, console)

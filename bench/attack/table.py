@@ -36,7 +36,7 @@ def costs(outcome: EvaluationOutcome) -> list[list[str]]:
 
 def results_table(outcome: EvaluationOutcome) -> Table:
     """The table of what held. The name of an attack stands in its first row only."""
-    table = terminal_table(headers(RESULT_COLUMNS), no_wrap=True)
+    table = terminal_table(headers(RESULT_COLUMNS))
     for _, rows in groupby(results(outcome), key=lambda row: row[0]):
         for number, (name, *row) in enumerate(rows):
             table.add_row(name if number == 0 else "", *row)
@@ -46,7 +46,7 @@ def results_table(outcome: EvaluationOutcome) -> Table:
 
 def costs_table(outcome: EvaluationOutcome) -> Table:
     """The table of what each attack found and cost."""
-    table = terminal_table(headers(COST_COLUMNS), no_wrap=True)
+    table = terminal_table(headers(COST_COLUMNS))
     for row in costs(outcome):
         table.add_row(*row)
     return table

@@ -36,7 +36,7 @@ def words(outcome: EvaluationOutcome) -> list[str]:
 def told_verdict(outcome: EvaluationOutcome) -> str:
     """The verdict of the run in one sentence, true while it is unfinished, too."""
     doubts = (
-        ["the clean accuracy is at or below chance, so this says nothing of robustness"]
+        ["the clean accuracy is not told from chance, so this says nothing of robustness"]
         if at_chance(outcome)
         else []
     )
@@ -58,11 +58,13 @@ def images_told(outcome: EvaluationOutcome) -> str:
 
     skipped = set(outcome.report.skipped)
     unread = len(skipped & outcome.unread.keys())
+    attacked = len(outcome.report.skipped_under_attack)
     reasons = [
         f"{number} {why}"
         for number, why in (
             (unread, "cannot be read"),
-            (len(skipped) - unread, "gave nothing finite"),
+            (len(skipped) - unread - attacked, "gave nothing finite"),
+            (attacked, "gave nothing finite under attack alone"),
             (asked - outcome.reached, "not reached"),
         )
         if number
@@ -73,12 +75,15 @@ def images_told(outcome: EvaluationOutcome) -> str:
 
 
 def at_chance(outcome: EvaluationOutcome) -> str:
-    """A paragraph for a model that is no better than chance; empty for a better one."""
+    """A paragraph for a model that may be no better than chance; empty for a better one, and where
+    no image counts."""
     clean, classes = outcome.report.clean_accuracy, len(outcome.images.classes)
-    if classes < 2 or clean.value * classes > 1:
+    if classes < 2 or not clean.total or clean.interval()[0] * classes > 1:
         return ""
+    is_above = clean.value * classes > 1
+    place = "cannot be told from" if is_above else "is at or below"
     return (
-        f"The clean accuracy, {clean}, is at or below chance, {100 / classes:.3g} % for {classes} "
+        f"The clean accuracy, {clean}, {place} chance, {100 / classes:.3g} % for {classes} "
         "classes: what is left under attack says nothing of robustness. Are the classes matched to "
         "the right logits, and are images in [0, 1] what the model expects?"
     )
@@ -108,6 +113,23 @@ def _skipped(outcome: EvaluationOutcome) -> str:
     return (
         f"{counted(len(places), 'image')} skipped, because the model gives nothing finite there"
         f"{beside} (in the data number {shown}), and counted as neither robust nor fallen."
+        f"{_driven_to_nan(outcome)}"
+    )
+
+
+def _driven_to_nan(outcome: EvaluationOutcome) -> str:
+    attacked = outcome.report.skipped_under_attack
+    if not attacked:
+        return ""
+    accuracies = ", ".join(
+        f"{outcome.report.if_skipped_fell_at(eps)} at {exact(outcome.eps_255(eps))}/255"
+        for eps in next(iter(outcome.report.attacks.values())).eps
+    )
+    verb = "is" if len(attacked) == 1 else "are"
+    return (
+        f" {len(attacked)} of them {verb} finite without an attack: an attacker who may do so "
+        f"drives the model to NaN there. Counted as fallen, they make the robust accuracy "
+        f"{accuracies}."
     )
 
 

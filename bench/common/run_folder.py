@@ -52,9 +52,7 @@ class RunFolder:
         self.noted = False
         try:
             path.mkdir(parents=True, exist_ok=True)
-            probe = path / f"probe.{os.getpid()}.partial"
-            probe.write_bytes(b"\0" * 4096)
-            probe.unlink()
+            _try_to_write(path / f"probe.{os.getpid()}.partial")
             free = shutil.disk_usage(path).free
         except OSError as error:
             raise OutputError(
@@ -139,6 +137,14 @@ class RunFolder:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError):
             return None
+
+
+def _try_to_write(probe: Path) -> None:
+    """OSError: the disk is full, or the folder cannot be written. Nothing is left behind."""
+    try:
+        probe.write_bytes(b"\0" * 4096)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def sessions_of(path: Path) -> list[dict[str, Any]]:

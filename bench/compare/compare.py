@@ -13,7 +13,7 @@ from ironmoe.bench.common.files import finite
 from ironmoe.bench.compare.better import attack_name, better, radius_in_255, same_run, untried
 from ironmoe.bench.compare.finished_run import STRENGTH, FinishedRun, RunError, finished_run
 from ironmoe.bench.reports.cells import counted
-from ironmoe.bench.reports.tables import Column, cells, headers, terminal_table
+from ironmoe.bench.reports.tables import Column, cells, headers, print_table, terminal_table
 
 COLUMNS: tuple[Column[ComparedAccuracy], ...] = (
     Column("attack", lambda line: attack_name(line.attack)),
@@ -79,10 +79,10 @@ def _print(runs: list[FinishedRun], comparison: Comparison, console: Console) ->
 
     open_ = any(line.undecided for line in comparison.lines)
     columns = (*COLUMNS, UNDECIDED) if open_ else COLUMNS
-    table = terminal_table(headers(columns), no_wrap=True)
+    table = terminal_table(headers(columns))
     for line in comparison.lines:
         table.add_row(*cells(columns, line))
-    console.print(table)
+    print_table(table, console)
 
     result = comparison.lines[0].result
     tests = " or ".join(dict.fromkeys(line.result.test for line in comparison.lines))

@@ -37,6 +37,7 @@ from ironmoe.bench.demo.report import write_demo_report
 from ironmoe.bench.demo.table import as_table, routing_table
 from ironmoe.bench.demo.verdict import verdict
 from ironmoe.bench.reports.model_results import ModelResults
+from ironmoe.bench.reports.tables import print_table
 from ironmoe.moe import VMoE
 from ironmoe.moe.routing.routed_layers import routing_sites
 
@@ -119,9 +120,9 @@ def _finish(
         device=options.device,
     )
 
-    console.print(as_table(models, f"{title}\n{attack}"))
+    print_table(as_table(models, f"{title}\n{attack}"), console)
     if routing := routing_table(models):
-        console.print(routing)
+        print_table(routing, console)
     for line in verdict(models):
         console.print(line, highlight=False, markup=False)
 

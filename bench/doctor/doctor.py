@@ -14,6 +14,7 @@ from ironmoe.bench.common.machine.compiler import INSTALL_TRITON
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.radii import USUAL_EPS
+from ironmoe.bench.reports.tables import print_table
 from ironmoe.kernels import ACTIVATIONS, Routing, expert_mlp, topk_route
 from ironmoe.kernels.tiles import ONEDNN_MIN_PRODUCT
 from ironmoe.kernels.tuning import chip_of
@@ -22,8 +23,8 @@ from ironmoe.moe import VMoE
 
 def run_doctor(console: Console) -> bool:
     """Print everything. True if every test passed."""
-    console.print(_versions_table())
-    console.print(_paths_table())
+    print_table(_versions_table(), console)
+    print_table(_paths_table(), console)
 
     tests = SELF_TESTS | (GPU_SELF_TESTS if torch.cuda.is_available() else {})
     passed = True

@@ -108,4 +108,4 @@ def _print_blocks(table: Table, console: Console) -> None:
             for text in (head, ": ") if head else ():
                 line += console.render_str(text) if isinstance(text, str) else text
             line += console.render_str(cell) if isinstance(cell, str) else cell
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, overflow="ignore", crop=False)

@@ -1,6 +1,7 @@
 """The command line from end to end on tiny settings, its files, its interruptions and its
 errors."""
 
+import errno
 import json
 import re
 import shutil
@@ -324,6 +325,17 @@ def test_a_run_with_other_settings_is_refused(finished):
         and "holds a run with other settings (seeds" in result.output.replace("\n", " ")
     )
     assert (finished[0] / "report.html").exists()
+
+
+def test_a_full_disk_leaves_no_probe_behind(tmp_path, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="run cannot be written: No space left on device"):
+        RunFolder(tmp_path / "run", {"a": 1}, 0)
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_torn_result_is_measured_again(tmp_path):

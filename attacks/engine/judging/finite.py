@@ -19,7 +19,8 @@ def not_finite(
     named = ", ".join(map(str, numbers[:SHOWN])) + (", …" if len(numbers) > SHOWN else "")
     return ValueError(
         f"model must {must}, got NaN for {len(numbers)}{of_all} examples {during}, in the data "
-        f"number {named}; evaluate leaves such examples out with on_bad='skip', a command with --on-bad skip"
+        f"number {named}; evaluate leaves such examples out with on_bad='skip', a command with "
+        "--on-bad skip"
     )
 
 

@@ -91,6 +91,8 @@ def _radius_beyond_box(report: RobustnessReport) -> Flag:
         for eps in summary.eps
         if math.isfinite(eps)
     }
+    if not report.clean_accuracy.total:
+        return Flag.not_looked_at(name, "no image counts")
     if not shares:
         return Flag.not_looked_at(name, "no radius is finite")
     if all(math.isinf(report.attacks[attack].box) for attack, _ in shares):

@@ -21,7 +21,7 @@ def why_nothing(summary: AttackSummary) -> str | None:
     if not len(counted):
         return "the budget ended before one was read"
     if not bool(counted.any()):
-        return "all were skipped, since nothing finite came of them"
+        return "all were skipped: nothing finite came of them"
     if not bool(right.any()):
         return AT_THEIR_TARGET if summary.targeted else ALL_WRONG
 

@@ -102,6 +102,12 @@ class AttackSummary:
         return self.kept(places)
 
     @property
+    def attacked(self) -> Tensor:
+        """(N,) bool: the attack asked the model about more than the clean image."""
+        forwards = self.per_image.get("forwards")
+        return self.clean_correct if forwards is None else forwards > self.passes
+
+    @property
     def eps(self) -> tuple[float, ...]:
         """The radii, ascending."""
         return tuple(dict.fromkeys(eps for eps, _ in self.stages))
@@ -208,31 +214,47 @@ def clean_accuracy(summary: AttackSummary) -> Known:
     return Proportion(int(right.sum()), len(right))
 
 
-def worst_accuracy(summaries: Sequence[AttackSummary], eps: float | None = None) -> Accuracy:
+def worst_accuracy(
+    summaries: Sequence[AttackSummary],
+    eps: float | None = None,
+    *,
+    fallen: Tensor | None = None,
+) -> Accuracy:
     """Under all of these attacks at once, at one radius that all have, or each at its largest. A
-    range where images are undecided."""
+    range where images are undecided.
+
+    fallen: (N,) bool, skipped images that are to count as fallen.
+    """
     if not summaries:
         return Proportion(0, 0)
 
     radii = [summary.eps[-1] if eps is None else eps for summary in summaries]
     pairs = list(zip(summaries, radii, strict=True))
-    counted = ~summaries[0].skipped
-    robust = torch.stack([s.robust_at(at) for s, at in pairs]).all(0) & counted
-    most = _so_far(pairs, robust, counted)
+    robust = torch.stack([s.robust_at(at) for s, at in pairs]).all(0) & ~summaries[0].skipped
+    counted = ~summaries[0].skipped if fallen is None else ~summaries[0].skipped | fallen
+    most = _so_far(pairs, robust, counted, fallen)
     # An image that fell to one attack fell, whatever is not known of the others.
     open_ = torch.stack([s.undecided_at(at) for s, at in pairs]).any(0) & robust
     undecided = int(open_.sum())
     return AccuracyRange(most, undecided) if undecided else most
 
 
-def _so_far(pairs: Sequence[tuple[AttackSummary, float]], robust: Tensor, counted: Tensor) -> Known:
+def _so_far(
+    pairs: Sequence[tuple[AttackSummary, float]],
+    robust: Tensor,
+    counted: Tensor,
+    fallen: Tensor | None,
+) -> Known:
     """The accuracy if all that is undecided holds."""
     first = pairs[0][0]
     if first.passes == 1:
         return Proportion(int(robust.sum()), int(counted.sum()))
     hits = torch.stack([summary.hits_at(at) for summary, at in pairs])
     chosen = hits[..., 0].argmax(0, keepdim=True)
-    return _expected(hits[..., 1].gather(0, chosen)[0][counted], first)
+    hits = hits[..., 1].gather(0, chosen)[0]
+    if fallen is not None:
+        hits = hits.masked_fill(fallen, first.passes // 2)
+    return _expected(hits[counted], first)
 
 
 def _expected(hits: Tensor, summary: AttackSummary) -> ExpectedAccuracy:

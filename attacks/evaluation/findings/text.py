@@ -70,11 +70,16 @@ def _left_out(report: Report) -> list[str]:
     skipped = report.skipped
     if not skipped:
         return []
-    shown = ", ".join(map(str, skipped[:MOST_NAMED])) + " …" * (len(skipped) > MOST_NAMED)
-    return [
-        f"Left out: {len(skipped)} of {len(skipped) + report.clean_accuracy.total} images, of "
-        f"which nothing finite came (number {shown})."
+    attacked = report.skipped_under_attack
+    clean = sorted({*skipped} - {*attacked})
+    lines = [
+        f"- {len(numbers)} {when}: number {', '.join(map(str, numbers[:MOST_NAMED]))}"
+        + " …" * (len(numbers) > MOST_NAMED)
+        for numbers, when in ((clean, "without any attack"), (attacked, "under attack alone"))
+        if numbers
     ]
+    total = len(skipped) + report.clean_accuracy.total
+    return [f"Left out: {len(skipped)} of {total} images, of which nothing finite came.", *lines]
 
 
 def _said(flag: Flag) -> str:

@@ -28,9 +28,14 @@ class Report(Protocol):
     def skipped(self) -> list[int]: ...
 
     @property
+    def skipped_under_attack(self) -> list[int]: ...
+
+    @property
     def worst_case(self) -> Accuracy: ...
 
     def worst_case_at(self, eps: float) -> Accuracy: ...
+
+    def if_skipped_fell_at(self, eps: float) -> Accuracy: ...
 
 
 def verdict(
@@ -55,9 +60,10 @@ def verdict(
 
     images = report.clean_accuracy.total
     clauses = [
-        f"Of {images} image{'s' * (images != 1)}, {share(report.clean_accuracy)} are classified "
+        f"Of {_images(images)}, {share(report.clean_accuracy)} are classified "
         f"right without an attack and {_held(report, radius)} under "
         f"{_names(report.attacks)}{f' in {norm}' * (norm is not None)}",
+        *_left_out(report, radius),
         *doubts,
         *_doubts(report, idle),
     ]
@@ -74,10 +80,33 @@ def _held(report: Report, radius: Callable[[float], str]) -> str:
     radii = radii_of_all(report)
     if not radii:
         return f"{share(report.worst_case)} at the largest eps of each attack"
+    return _at_radii(report.worst_case_at, radii, radius)
+
+
+def _at_radii(
+    accuracy: Callable[[float], Accuracy], radii: Sequence[float], radius: Callable[[float], str]
+) -> str:
     if len(radii) > MOST_RADII:
         radii = [radii[0], radii[-1]]
-    parts = [f"{share(report.worst_case_at(eps))} at {radius(eps)}" for eps in radii]
+    parts = [f"{share(accuracy(eps))} at {radius(eps)}" for eps in radii]
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _left_out(report: Report, radius: Callable[[float], str]) -> list[str]:
+    """What is left out of the accuracies, since nothing finite came of it, and what they would be
+    if what an attack drove to NaN had fallen."""
+    attacked = len(report.skipped_under_attack)
+    clean = len(report.skipped) - attacked
+    clauses = []
+    if clean:
+        clauses.append(f"{_images(clean)} more gave nothing finite without any attack")
+    if attacked:
+        clause = f"{_images(attacked)} more gave nothing finite under attack alone"
+        if radii := radii_of_all(report):
+            fallen = _at_radii(report.if_skipped_fell_at, radii, radius)
+            clause += f", which makes it {fallen} if they count as fallen"
+        clauses.append(clause)
+    return clauses
 
 
 def _doubts(report: Report, idle: Mapping[str, str]) -> list[str]:
@@ -126,6 +155,10 @@ def _names(attacks: Mapping[str, AttackSummary]) -> str:
 
 def _listed(idle: Mapping[str, str]) -> str:
     return "; ".join(f"{name} attacked no image, since {why}" for name, why in idle.items())
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
 
 
 def _checks(count: int) -> str:

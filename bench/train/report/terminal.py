@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from ironmoe.bench.reports.tables import terminal_table
+from ironmoe.bench.reports.tables import print_table, terminal_table
 from ironmoe.bench.train.report.facts import TrainingFacts
 from ironmoe.bench.train.report.words import words
 
@@ -13,6 +13,6 @@ def print_figures(facts: TrainingFacts, console: Console) -> None:
     table.show_header = False
     for label, cell in facts.rows:
         table.add_row(label, cell)
-    console.print(table)
+    print_table(table, console)
     for line in words(facts)[len(facts.training["warnings"]) :]:
         console.print(line, highlight=False, markup=False)

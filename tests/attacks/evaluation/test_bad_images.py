@@ -160,3 +160,59 @@ def test_the_look_at_a_model_names_them_by_their_number_in_the_data(checks):
     x, y = data(model)
     with pytest.raises(ValueError, match=r"in the data number 7, 33;.*on_bad='skip'"):
         evaluate(model, (x, y), {"f": FGSM(model, 1e-6)}, checks=checks)
+
+
+@pytest.mark.parametrize("passes", [1, 64])
+def test_what_only_an_attack_drives_to_nan_is_counted_apart(passes):
+    """Of 40 images 2 are NaN from the start, and 3 near a border that the attack can reach."""
+    torch.manual_seed(0)
+    linear = nn.Linear(16, 3)
+
+    def model(x):
+        flat = x.flatten(1)
+        return torch.where(flat[:, :1] < 0.2, float("nan"), linear(flat))
+
+    x = 0.3 + 0.6 * torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    x[[7, 33], 0, 0, 0] = 0.1
+    x[[2, 5, 9], 0, 0, 0] = 0.2001
+    y = linear(x.flatten(1)).argmax(1)
+    y[[20, 21]] = (y[[20, 21]] + 1) % 3
+    attacks = {
+        "pgd": PGD(model, steps=3, restarts=4),
+        "square": Square(model, steps=3),
+    }
+    report = evaluate(
+        model, (x, y), attacks, eps=[1e-3], on_bad="skip", checks=False, passes=passes
+    )
+    driven = report.skipped_under_attack
+    assert {*driven} <= {2, 5, 9} and driven and {*report.skipped} == {7, 33, *driven}
+
+    held, fallen = report.worst_case_at(1e-3), report.if_skipped_fell_at(1e-3)
+    assert fallen.total == held.total + len(driven)
+    assert fallen.value * fallen.total == pytest.approx(held.value * held.total)
+    (entry,) = report.as_dict()["if_skipped_fell"]
+    assert entry["eps"] == 1e-3 and entry["total"] == fallen.total
+
+    count = f"{len(driven)} image{'s' * (len(driven) > 1)} more gave nothing finite under attack"
+    assert "2 images more gave nothing finite without any attack" in report.verdict
+    assert count in report.verdict and f"{100 * fallen.value:.1f} % at 0.001" in report.verdict
+    assert f"- {len(driven)} under attack alone: number {driven[0]}" in str(report)
+
+
+def test_a_gradient_that_is_nan_at_the_first_question_counts_as_driven_there():
+    torch.manual_seed(0)
+    model = Marked("gradient")
+    report = evaluate(model, data(model), {"f": FGSM(model, 1e-6)}, on_bad="skip", checks=False)
+    assert report.skipped_under_attack == report.skipped == list(BAD)
+
+
+def test_where_no_image_counts_no_check_and_no_sentence_claims_to_have_looked():
+    def model(x):
+        return x.flatten(1)[:, :3] * float("nan")
+
+    x = torch.rand(6, 1, 4, 4)
+    labels = torch.zeros(6, dtype=torch.int64)
+    report = evaluate(model, (x, labels), {"pgd": PGD(model, 0.1, steps=2)}, on_bad="skip")
+    states = {flag.name: flag.state for flag in report.checks}
+    assert states["radius larger than the box"] == "not looked at"
+    assert report.skipped_under_attack == [] and "all were skipped: nothing" in report.verdict

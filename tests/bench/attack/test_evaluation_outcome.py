@@ -27,6 +27,7 @@ from ironmoe.bench.attack.strips import examples
 from ironmoe.bench.attack.suite import Suite
 from ironmoe.bench.attack.words import images_told, told_verdict, words
 from ironmoe.bench.reports.style import save_picture
+from ironmoe.bench.reports.tables import print_table
 
 
 def summary(
@@ -178,7 +179,9 @@ def test_what_is_undecided_is_hatched_and_what_decided_nothing_not_drawn(two):
     assert [area.get_hatch() for area in areas] == [None, "///"]
     (_, what, *_), *_ = draw_evaluation(made).values()
     assert "Hatched" in what and "nothing was decided: y" in what
-    assert evaluation_table.results(made)[2][2] == "nothing decided"
+    # one way to tell it, in the command, in Python and in the table of a paper
+    row = evaluation_table.results(made)[2]
+    assert row[2].startswith("0.0 to 80.0 % [") and row[2][:13] in str(made.report)
     plt.close("all")
 
 
@@ -233,7 +236,7 @@ def test_words_say_what_tripped_and_what_was_found(two):
         Flag.not_looked_at("batch dependence", "one image has no company"),
         Flag("zero gradients", True, 0.5, "Half stand still."),
     ]
-    made = outcome(two, checks=checks)
+    made = outcome(two, checks=checks, classes=range(10))
     assert [flag.name for flag in made.checks] == ["zero gradients", "batch dependence", "fine"]
     said = words(made)
     assert (
@@ -249,13 +252,22 @@ def test_words_say_what_tripped_and_what_was_found(two):
         for line in said
     )
     assert not any("budget" in line or "chance" in line for line in said)
-    assert words(outcome(two))[0] == "The checks against false security were not made."
+    said = words(outcome(two, classes=range(10)))
+    assert said[0] == "The checks against false security were not made."
     one = words(outcome({"x": summary([1, 4, 4, 4, 0], [1, 0, 0, 0, 0])}))
     assert any("a success for one image, and it was confirmed" in line for line in one)
     few_right = summary([0] * 5, [0] * 5, clean=[1, 1, 0, 0, 0], labels=(0, 1, 0, 1, 0))
     made = outcome({"x": few_right})
     assert "40.0 % [11.8, 76.9], is at or below chance, 50 % for 2 classes" in words(made)[0]
-    assert "at or below chance, so this says nothing" in told_verdict(made)
+    assert "not told from chance, so this says nothing" in told_verdict(made)
+    made = outcome({"x": replace(few_right, skipped=torch.ones(5, dtype=torch.bool))})
+    assert not any("chance" in line for line in [*words(made), told_verdict(made)])
+
+
+def test_an_interval_that_reaches_chance_is_told_beside_a_share_above_it(two):
+    made = outcome(two)
+    assert "80.0 % [37.6, 96.4], cannot be told from chance, 50 % for 2" in words(made)[0]
+    assert "not told from chance, so this says nothing" in told_verdict(made)
 
 
 def test_pictures_show_the_numbers(two):
@@ -293,13 +305,14 @@ def test_any_class_name_can_be_drawn(two, tmp_path):
 def test_tables_fit_a_narrow_terminal(two):
     long = {"autoattack-rand": two["x"], "apgd-dlr": two["y"], "autoattack-plus": two["x"]}
     made = outcome(long, complete=False)
-    console = Console(width=80, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
     for table in (evaluation_table.results_table(made), evaluation_table.costs_table(made)):
-        console.print(table)
+        print_table(table, console)
     text = console.export_text()
     assert "…" not in text and text.count("autoattack-rand") == text.count("autoattack-plus") == 2
+    assert max(map(len, text.splitlines())) <= 80
     assert (
-        "toy under attack in Linf on 5 images: autoattack-rand (a: steps 10"
+        'Model "toy" under attack in Linf on 5 images: autoattack-rand (a: steps 10'
         in evaluation_table.heading(made)[0]
     )
 
@@ -310,6 +323,9 @@ def test_nothing_found_and_nothing_right_still_make_a_report(two):
     wrong = outcome({"x": summary([0] * 5, [0] * 5, clean=[0] * 5)}, torch.full((1, 5), math.nan))
     assert list(draw_evaluation(wrong)) == ["robust_accuracy.png"]
     assert wrong.worst_case(1).count == 0 and wrong.easiest() == wrong.hardest() == []
+    everything = torch.ones(5, dtype=torch.bool)
+    none_counts = replace(summary([0] * 5, [0] * 5, clean=[0] * 5), skipped=everything)
+    assert draw_evaluation(outcome({"x": none_counts})) == {}
     plt.close("all")
 
 
@@ -325,7 +341,8 @@ def test_the_head_counts_the_images_of_the_figures_and_says_why_others_are_left_
     made = outcome(two)
     assert images_told(made) == "5 images"
     skipped = torch.tensor([True, False, False, True, False])
-    some = {name: replace(one, skipped=skipped) for name, one in two.items()}
+    columns = {"forwards": torch.tensor([1, 9, 9, 1, 1])}
+    some = {name: replace(one, skipped=skipped, per_image=columns) for name, one in two.items()}
     made = outcome(some)
     assert images_told(made) == "3 of 5 images (2 skipped: 2 gave nothing finite)"
     made.unread = {3: "cannot be read"}
@@ -335,6 +352,12 @@ def test_the_head_counts_the_images_of_the_figures_and_says_why_others_are_left_
     made.images = some_images(range(50, 57))
     told = "3 of 7 images (4 left out: 1 cannot be read, 1 gave nothing finite, 2 not reached)"
     assert images_told(made) == told
+
+    columns["forwards"][0] = 4
+    told = "3 of 5 images (2 skipped: 1 gave nothing finite, 1 gave nothing finite under attack"
+    made = outcome(some)
+    assert images_told(made) == f"{told} alone)"
+    assert any("1 of them is finite without an attack" in line for line in words(made))
 
 
 def test_the_verdict_stands_above_the_tables_and_names_radius_and_norm(two):
