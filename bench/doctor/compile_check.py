@@ -50,11 +50,12 @@ def run_compile_check(
     check_compiler("--compile")
     if out is not None:
         _check_out(out)
-    from ironmoe.kernels.compile.report import jobs_of
+    from ironmoe.kernels.compile.report import jobs_of, kernel_names
 
     jobs = jobs_of(chips, only)
     if not jobs:
-        raise UserError(f"--only: no kernel's name contains {only!r}")
+        names = ", ".join(kernel_names(chips))
+        raise UserError(f"--only: no kernel's name contains {only!r}; there are {names}")
 
     keys = [{"chip": chip, "number": number} for chip, number in jobs]
     with rows_file(

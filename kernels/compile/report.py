@@ -97,6 +97,12 @@ def jobs_of(chips: tuple[str, ...], only: str = "") -> list[Job]:
     ]
 
 
+def kernel_names(chips: tuple[str, ...]) -> list[str]:
+    """The kernels that are compiled for these chips, by their first names, each once."""
+    launches = (named for chip in chips for named in every_launch(CHIPS[chip]))
+    return list(dict.fromkeys(named.name.partition(":")[0] for named in launches))
+
+
 def compile_report(
     jobs: Sequence[Job],
     workers: int | None = None,

@@ -36,6 +36,7 @@ def compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(
         report, "jobs_of", lambda chips, only: [("sm_90", n) for n in range(3) if only in "kernel"]
     )
+    monkeypatch.setattr(report, "kernel_names", lambda chips: ["scan", "scatter_rows"])
     monkeypatch.setattr(report, "compile_report", findings)
     return done, findings
 
@@ -78,3 +79,5 @@ def test_a_text_that_is_no_report_is_not_replaced(compiled, tmp_path):
 def test_a_name_that_no_kernel_has_is_said(compiled):
     result = run("--only", "nothing")
     assert result.exit_code == 2 and "no kernel's name contains 'nothing'" in result.output
+    assert "; there are scan, scatter_rows" in result.output
+    assert result.output.count("\n") == 1

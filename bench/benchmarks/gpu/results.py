@@ -18,9 +18,8 @@ from ironmoe.bench.benchmarks.gpu.run_log import Entry, RunLog, outcomes, tables
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TEST_FOLDER, summary
 from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.files import slug, write_atomically, write_json
-from ironmoe.bench.common.machine.provenance import provenance
+from ironmoe.bench.common.machine.provenance import code_digest, provenance
 from ironmoe.bench.common.machine.versions import versions
-from ironmoe.bench.common.rows.origin import changes
 from ironmoe.bench.common.user_error import UserError
 
 RUN_LOG = ".jsonl"
@@ -58,7 +57,7 @@ class Results:
             "device": self.device,
             "versions": installed(),
             "dtype": dtype_name(dtype),
-            "changes": changes(),
+            "code": code_digest(),
         }
         if resume:
             self.run_log, self.head = _interrupted(out, json.loads(json.dumps(settings)))
@@ -161,9 +160,15 @@ def _interrupted(out: Path, settings: dict[str, Any]) -> tuple[RunLog, Entry]:
     run_log = RunLog(paths[-1])
     head = next(iter(run_log.entries()), {})
     there = {name: head.get(name) for name in settings}
-    if differing := differences(there, settings):
+    if differing := differences(_without_commit(there), _without_commit(settings)):
         raise ResultsError(f"--resume: {paths[-1]} was measured otherwise: {'; '.join(differing)}")
     return run_log, head
+
+
+def _without_commit(settings: dict[str, Any]) -> dict[str, Any]:
+    """A commit of pages or tests is no other code: "code" says which it is."""
+    versions = settings["versions"] or {}
+    return settings | {"versions": {k: v for k, v in versions.items() if k != "commit"}}
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from statistics import fmean
 from typing import NamedTuple
 
 from ironmoe.bench.benchmarks.peers import OURS
-from ironmoe.bench.benchmarks.reading.figures import SHARE, TIME, WORDS, Figure, Reading
+from ironmoe.bench.benchmarks.reading.figures import SHARE, TIME, WORDS, Figure, Reading, Row
 from ironmoe.bench.benchmarks.reading.files import Key, ReadRows, RowsError, read_rows
 from ironmoe.bench.benchmarks.reading.kinds import Kind
 
 # Two runs of one command on one machine differ by about as much when its clock, its other work and
 # the layout of memory differ. Assumed, and not scattered over the runs within one command.
 DRIFT = 0.05
+MOST_LISTED = 20  # names in a message
 SAME, AS_OTHERS = "within noise", "as others"
 
 
@@ -119,7 +120,8 @@ def compare_files(a: Path, b: Path, only: Iterable[str] = ()) -> Comparison:
     """Read both and match their rows.
 
     Args:
-        only: texts; a row counts if each is part of a value of its key, in any case.
+        only: texts; a row counts if each is part of a value of its key, or of the name of its
+            layer, in any case.
 
     Raises:
         RowsError: a file has no rows, both are one file, or no row of A is in B.
@@ -170,7 +172,7 @@ def _beside_others(changes: list[Change]) -> list[Change]:
 
 
 def selected(file: ReadRows, only: Iterable[str]) -> ReadRows:
-    """The rows whose key has all of these texts.
+    """The rows whose key or name has all of these texts.
 
     Raises:
         RowsError: there is none.
@@ -179,11 +181,20 @@ def selected(file: ReadRows, only: Iterable[str]) -> ReadRows:
     rows = {
         name: kept
         for name, of_kind in file.rows.items()
-        if (kept := {key: runs for key, runs in of_kind.items() if _has(key, texts)})
+        if (kept := {k: runs for k, runs in of_kind.items() if _has(_names(k, runs), texts)})
     }
     if not rows:
-        names = " and ".join(map(repr, only))
-        raise RowsError(f"--only must be part of what names a row of {file.path}, got {names}")
+        there = dict.fromkeys(
+            name
+            for of_kind in file.rows.values()
+            for key, runs in of_kind.items()
+            for name in _names(key, runs)
+            if name
+        )
+        raise RowsError(
+            f"--only must be part of what names a row of {file.path}, got "
+            f"{' and '.join(map(repr, only))}; names are {_listed(there)}"
+        )
     return file._replace(rows=rows)
 
 
@@ -198,8 +209,19 @@ def check_kinds(first: ReadRows, *others: ReadRows) -> None:
             )
 
 
-def _has(key: Key, texts: list[str]) -> bool:
-    return all(any(text in value.lower() for value in key) for text in texts)
+def _names(key: Key, runs: list[Row]) -> list[str]:
+    """The values of a key, and what the layer was called when it was measured."""
+    return [*key, *dict.fromkeys(str(row["name"]) for row in runs if row.get("name"))]
+
+
+def _has(names: list[str], texts: list[str]) -> bool:
+    return all(any(text in name.lower() for name in names) for text in texts)
+
+
+def _listed(names: Iterable[str]) -> str:
+    first = list(names)
+    more = f" and {len(first) - MOST_LISTED} more" if len(first) > MOST_LISTED else ""
+    return "; ".join(first[:MOST_LISTED]) + more
 
 
 def _spread(reading: Reading, figure: Figure) -> float | None:

@@ -12,7 +12,7 @@ from ironmoe.bench.benchmarks.reading.kinds import text_of
 
 PROCESSOR, GPU = "processor", "GPU"
 MACHINE = (PROCESSOR, GPU, "instructions", "cores", "threads", "system")
-CODE = ("ironmoe", "commit", "changes")
+CODE = ("ironmoe", "commit", "changes", "code")  # files of former versions have "changes"
 VERSION, SETTING = "version of ", "setting "
 DATE = "date"
 

@@ -13,7 +13,6 @@ from ironmoe.bench.common.machine.versions import versions
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 PROGRAMS = "ironmoe.bench"
-CHANGED = "-changed"  # behind a commit that files differ from
 PACKAGES = ("attacks", "bench", "kernels", "moe")  # folders of CHECKOUT, and of what is installed
 CODE = (".py", ".jinja", ".npz", ".tsv", ".xz")  # endings of what the code is, and of what it opens
 
@@ -60,7 +59,7 @@ def commit() -> str | None:
         changed = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{head}{CHANGED}" if changed else head
+    return f"{head}-changed" if changed else head
 
 
 @cache

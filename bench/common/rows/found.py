@@ -1,6 +1,7 @@
 """What lies where a file of rows is to be written."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,22 @@ def found_rows(path: Path, benchmark: str) -> dict[str, Any] | None:
         f"{path} holds something else than rows of ironmoe {benchmark}; choose another file with "
         "--out"
     )
+
+
+def beside(path: Path, benchmark: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Files of rows of the same benchmark in the other folders that it has by default, the newest
+    first, each with its content. There are none if ``path`` is in no such folder."""
+    kind = benchmark.replace(" ", "-")
+    if not path.parent.name.startswith(f"{kind}-"):
+        return
+    files = [file for file in path.parent.parent.glob(f"{kind}-*/{path.name}") if file != path]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+        try:
+            found = found_rows(file, benchmark)
+        except OutputError:
+            continue
+        if found is not None:
+            yield file, found
 
 
 def check_place(path: Path) -> None:

@@ -16,7 +16,7 @@ from ironmoe.bench.common.user_error import UserError
 class Kept:
     """The files of one part of a benchmark.
 
-    Each file is a dict in JSON: "settings", "made" (see ``provenance``, with "changes") and "rows".
+    Each file is a dict in JSON: "settings", "made" (see ``origin_of_now``) and "rows".
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:

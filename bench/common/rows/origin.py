@@ -4,14 +4,14 @@ import hashlib
 import json
 from typing import Any
 
-from ironmoe.bench.common.machine.provenance import CHANGED, code_digest, commit, provenance
+from ironmoe.bench.common.machine.provenance import code_digest, provenance
 
 NO_MATTER = ("memory_gb",)  # a restart of a virtual machine changes it a little
 
 
 def origin_of_now() -> dict[str, Any]:
-    """``provenance()`` with "changes", the digest of ``changes``."""
-    return provenance() | {"changes": changes()}
+    """``provenance()`` with "code", see ``code_digest``."""
+    return provenance() | {"code": code_digest()}
 
 
 def origin_digest() -> str:
@@ -22,18 +22,13 @@ def origin_digest() -> str:
 
 def origin(made: dict[str, Any]) -> dict[str, Any]:
     """What ``made`` (see ``provenance``) says of the machine and of the versions. Rows belong into
-    one file if it is the same for them."""
-    machine = {key: value for key, value in made.get("machine", {}).items() if key not in NO_MATTER}
-    keys = ("ironmoe", "commit", "changes", "versions")
-    return {"machine": machine} | {key: made.get(key) for key in keys}
+    one file if it is the same for them.
 
-
-def changes() -> str | None:
-    """A digest of the code where no commit says which it is: in a checkout whose files differ from
-    their commit, and where there is no git, as in an installed package. Else None.
-
-    So rows that were measured before an edit are not taken for rows of the code after it, nor those
-    of one package for those of another of the same version.
+    The code counts, and not the commit: a commit of a page or of a test changes no number, and an
+    installed package has none. Former versions noted the commit alone.
     """
-    named = commit()
-    return code_digest() if named is None or named.endswith(CHANGED) else None
+    machine = {key: value for key, value in made.get("machine", {}).items() if key not in NO_MATTER}
+    code = made.get("code", made.get("commit"))
+    return {"machine": machine, "code": code} | {
+        key: made.get(key) for key in ("ironmoe", "versions")
+    }

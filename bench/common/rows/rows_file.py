@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from ironmoe.bench.common.files import finite, write_json
 from ironmoe.bench.common.machine.provenance import command_line
-from ironmoe.bench.common.rows.found import differing, found_rows
+from ironmoe.bench.common.rows.found import beside, differing, found_rows
 from ironmoe.bench.common.rows.origin import origin, origin_of_now
 from ironmoe.bench.common.run_folder import OutputError, default_folder
 
@@ -24,7 +24,7 @@ class RowsFile:
     """The rows of one benchmark, under one choice of settings, on one machine and one version.
 
     The file is a dict in JSON. "benchmark": the command; "settings"; "made": see ``provenance``, of
-    the first command that wrote the file, with "changes", see ``changes``; "sessions": a dict with
+    the first command that wrote the file, with "code", see ``code_digest``; "sessions": a dict with
     "date" and "command" for each command that wrote it; "rows": each with "measured", the date and
     time in UTC (ISO 8601).
 
@@ -57,7 +57,15 @@ class RowsFile:
             return f"All {asked} rows are in {self.path}; --again measures them anew."
         if self.rows:
             return f"Going on in {self.path}: {there} of {asked} rows are there."
-        return f"Writing each row to {self.path}."
+        return f"Writing each row to {self.path}.{self._elsewhere()}"
+
+    def _elsewhere(self) -> str:
+        """A sentence on the newest rows of the same settings in a folder beside this one."""
+        for path, content in beside(self.path, self.benchmark):
+            if content["rows"] and content["settings"] == self.settings:
+                how = ", ".join(differing(content, self.settings, self.made))
+                return f" Rows in {path} were measured otherwise ({how})."
+        return ""
 
     def find(self, key: Key) -> Row | None:
         """The row that has the entries of ``key``; None if it is still to be measured."""

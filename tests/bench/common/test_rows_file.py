@@ -96,8 +96,33 @@ def test_memory_that_a_restart_changes_is_no_other_machine(out, monkeypatch):
 
 def test_files_that_a_commit_does_not_tell_apart_are_told_apart(monkeypatch):
     made = files.origin_of_now()
-    one, other = made | {"changes": "1234"}, made | {"changes": "5678"}
+    one, other = made | {"code": "1234"}, made | {"code": "5678"}
     assert origins.origin(one) != origins.origin(other)
+
+
+def test_a_commit_that_leaves_the_code_as_it_is_begins_nothing_anew(out, monkeypatch):
+    with opened(out) as kept:
+        kept.put({"a": 1}, {})
+    other = files.origin_of_now() | {"commit": "b" * 40}
+    monkeypatch.setattr(files, "origin_of_now", lambda: other)
+    with opened(out) as kept:
+        assert len(kept.rows) == 1
+
+
+def test_rows_of_other_code_in_another_folder_are_named(monkeypatch):
+    with rows_file("bench toy", {"runs": 3}, asked=[{"a": 1}]) as kept:
+        kept.put({"a": 1}, {})
+        first = kept.path
+    with rows_file("bench toy", {"runs": 4}, asked=[{"a": 1}]) as kept:
+        assert "otherwise" not in kept.greeting
+    other = files.origin_of_now() | {"code": "5678"}
+    monkeypatch.setattr(files, "origin_of_now", lambda: other)
+    with rows_file("bench toy", {"runs": 3}, asked=[{"a": 1}]) as kept:
+        said = kept.greeting
+        assert f"Rows in {first} were measured otherwise (code: " in said
+        assert "'5678' now" in said
+        kept.put({"a": 1}, {})
+        assert "otherwise" not in kept.greeting
 
 
 def without_git(monkeypatch, folder):
@@ -115,13 +140,13 @@ def test_without_git_rows_of_other_code_are_refused(out, tmp_path, monkeypatch):
         without_git(patched, tmp_path / "src")
         with opened(out) as kept:
             kept.put({"a": 1}, {})
-            assert kept.made["commit"] is None and kept.made["changes"]
+            assert kept.made["commit"] is None and kept.made["code"]
         with opened(out) as kept:
             assert len(kept.rows) == 1
 
         file.write_text("one = 2\n")
         provenance.code_digest.cache_clear()
-        with pytest.raises(OutputError, match="changes: '.*' there, '.*' now"), opened(out):
+        with pytest.raises(OutputError, match=r"code: '.*' there, '.*' now"), opened(out):
             pass
     provenance.commit.cache_clear()
     provenance.code_digest.cache_clear()

@@ -157,6 +157,15 @@ def test_an_interrupted_run_says_so(tmp_path, monkeypatch, capsys):
     assert "--resume goes on" in capsys.readouterr().out
 
 
+def test_a_commit_that_leaves_the_code_as_it_is_may_lie_before_resume(tmp_path):
+    settings = {"versions": {"torch": "2.13.0", "commit": "aaaa"}, "code": "12ab"}
+    RunLog(tmp_path / "a.jsonl").write("run", **settings)
+    later = settings | {"versions": {"torch": "2.13.0", "commit": "bbbb-dirty"}}
+    assert results._interrupted(tmp_path, later)[1]["code"] == "12ab"
+    with pytest.raises(results.ResultsError, match="code: '12ab' there, '34cd' now"):
+        results._interrupted(tmp_path, later | {"code": "34cd"})
+
+
 def test_resume_says_what_differs(rehearse, tmp_path, capsys):
     assert __main__.main(["--device", "cpu", "--resume", "--out", str(tmp_path)]) == 2
     assert "no interrupted run" in capsys.readouterr().err

@@ -188,6 +188,15 @@ def test_other_benchmarks_and_other_work_are_refused(rows_in, tmp_path):
         compare_files(a, rows_in("b.json", [cpu_row(2.0)]), ["float64"])
 
 
+def test_only_knows_a_layer_by_the_name_that_it_was_measured_by(rows_in):
+    rows = [cpu_row() | {"name": "decode-32"}, cpu_row(shape=(9, 9, 9, 3, 1)) | {"name": "olmoe"}]
+    a, b = rows_in("a.json", rows), rows_in("b.json", [rows[0] | cpu_row(2.0), rows[1]])
+    found = compare_files(a, b, ["decode-32", "ironmoe"])
+    assert [c.key for c in found.changes] == [("8,4,4,2,1", "float32", "forward", "ironmoe")]
+    with pytest.raises(RowsError, match=r"got 'decode-64'; names are 8,4,4,2,1; .*decode-32; "):
+        compare_files(a, b, ["decode-64"])
+
+
 def test_only_keeps_rows_that_have_every_text(rows_in):
     rows = [cpu_row(), cpu_row(dtype="bfloat16")]
     a, b = rows_in("a.json", rows), rows_in("b.json", [cpu_row(2.0), *rows[1:]])
