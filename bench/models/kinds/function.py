@@ -42,10 +42,10 @@ def load_function(source: Source) -> LoadedModel:
     try:
         model = made if isinstance(made, nn.Module) else made(**arguments)
     except Exception as error:
-        given = f"the arguments {arguments}" if arguments else "a function without arguments"
-        wanted = "a function that takes " + given if arguments else given
+        taking = f"that takes the arguments {arguments}" if arguments else "without arguments"
         raise CheckpointError(
-            f"{source} must be a torch.nn.Module or {wanted}, and calling it failed: {told(error)}"
+            f"{source} must be a torch.nn.Module, which takes the images, or a function {taking} "
+            f"that returns one, and calling it failed: {told(error)}"
         ) from error
 
     if not isinstance(model, nn.Module):

@@ -151,8 +151,9 @@ def test_a_function_of_ones_own(photos, tmp_path, monkeypatch):
         "narrow": r"narrow cannot take images of shape \(3, 16, 16\)",
         "images": r"must return logits \(images, classes\), got shape",
         "absent": "cannot be found",
-        "needs": r"or a function without arguments, and calling it failed: TypeError: "
-        r"needs\(\) missing 1 .*argument: 'a'$",
+        "needs": r"must be a torch.nn.Module, which takes the images, or a function without "
+        r"arguments that returns one, and calling it failed: TypeError: needs\(\) "
+        r"missing 1 .*argument: 'a'$",
         "raises": r"and calling it failed: KeyError: 'weights' \(my_own_models.py, line 13\)",
         "Never": r"Never cannot take images .* KeyError: 'key' \(my_own_models.py, line 21\)",
         "late": r"--model my_own_models:late failed under attack: ZeroDivisionError: division by "
