@@ -5,7 +5,8 @@ import re
 import pytest
 from documented import PAGES, ROOT
 
-WIDTH = 100
+WIDTH, CODE_WIDTH = 100, 80
+FIRST_PAGES = [page for page in PAGES if page == "README.md" or "/tutorials/" in page]
 LINK = r"!?\[[^\]]*\]\([^)]*\)"
 REPORT = "docs/compile-report.md"  # written by a program
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -28,6 +29,13 @@ def test_prose_ends_at_100_columns(page):
     lines = prose((ROOT / page).read_text())
     long = [number for number, line in lines if len(line) > WIDTH and not re.search(LINK, line)]
     assert not long, f"lines {long} of {page} are longer than {WIDTH} columns"
+
+
+@pytest.mark.parametrize("page", FIRST_PAGES)
+def test_code_of_the_first_pages_can_be_seen_whole_in_a_window_of_1280_pixels(page):
+    """There the site has room for 82 columns of code beside its two lists."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
+    assert [line for line in code.splitlines() if len(line) > CODE_WIDTH] == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])

@@ -1,5 +1,5 @@
-"""The reference pages: a list of fields in a docstring is read as a list, in every docstring that
-the pages show."""
+"""The site: pages are listed under their titles, and the reference reads a list of fields in a
+docstring as a list."""
 
 import inspect
 import re
@@ -89,6 +89,13 @@ def run_together(field_lists, thing):
         *(run for run in runs if names.issuperset(run.split(", "))),
         *(name for name in typed if name.endswith(",")),
     ]
+
+
+def test_a_page_has_its_own_title_in_the_list_of_pages():
+    named = re.findall(r"^ +- (.+): (\S+\.md)$", (DOCS / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(named) > 20
+    titles = {page: (ROOT / page).read_text().partition("\n")[0] for _, page in named}
+    assert titles == {page: f"# {name}" for name, page in named} | {"README.md": "# ironmoe"}
 
 
 def test_the_site_reads_docstrings_in_this_way():
