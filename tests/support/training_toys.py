@@ -43,7 +43,7 @@ class Rows(nn.Module):
     """Images (B, 1, 4, 4), whose 4 rows are tokens, through two MoE layers to logits (B, 3). Tokens
     differ, and an attack moves their routing. ``padding`` of the tokens are masked."""
 
-    def __init__(self, num_experts=4, top_k=2, padding=0, make_moe=None, **options):
+    def __init__(self, num_experts=4, top_k=None, padding=0, make_moe=None, **options):
         super().__init__()
         make_moe = make_moe or (lambda: MoE(6, 10, num_experts, top_k, **options))
         self.embed = nn.Linear(4, 6, bias=False)
