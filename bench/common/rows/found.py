@@ -9,6 +9,7 @@ from ironmoe.attacks.evaluation.describe import differences
 from ironmoe.bench.common.rows.origin import origin
 from ironmoe.bench.common.run_folder import OutputError
 
+OTHER_FORMS = (".csv", ".md")  # bench compare takes a file by its ending
 KEYS = {"benchmark", "settings", "made", "sessions", "rows"}
 
 
@@ -18,7 +19,7 @@ def found_rows(path: Path, benchmark: str) -> dict[str, Any] | None:
     Raises:
         OutputError: no file can be there, or it holds something else.
     """
-    check_place(path)
+    check_json(path)
     try:
         text = path.read_text() if path.exists() else ""
         found = json.loads(text) if text.strip() else None
@@ -49,6 +50,16 @@ def beside(path: Path, benchmark: str) -> Iterator[tuple[Path, dict[str, Any]]]:
             continue
         if found is not None:
             yield file, found
+
+
+def check_json(path: Path) -> None:
+    """OutputError: no file of JSON can be there, or its ending would promise another form."""
+    check_place(path)
+    if path.suffix.lower() in OTHER_FORMS:
+        raise OutputError(
+            f"--out writes JSON, got {path}; choose a file that ends in .json, and --format for "
+            "another form"
+        )
 
 
 def check_place(path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ironmoe.attacks.evaluation.describe import differences
 from ironmoe.bench.common.files import finite, write_json
-from ironmoe.bench.common.rows.found import check_place, is_list_of_dicts, is_made
+from ironmoe.bench.common.rows.found import check_json, is_list_of_dicts, is_made
 from ironmoe.bench.common.rows.origin import origin, origin_of_now
 from ironmoe.bench.common.run_folder import OutputError
 from ironmoe.bench.common.user_error import UserError
@@ -90,7 +90,7 @@ def begin_copy(out: Path, content: dict[str, list[dict[str, Any]]]) -> None:
     Raises:
         OutputError: the file cannot be written, or holds anything that would be lost.
     """
-    check_place(out)
+    check_json(out)
     try:
         text = out.read_text() if out.exists() else ""
         found = json.loads(text) if text.strip() else {}

@@ -221,6 +221,7 @@ def test_an_empty_file_is_written_to(out):
         (".", "must be a file, got the folder"),
         (os.devnull, "must be a file, got the device"),
         ("/proc/rows.json", "cannot be written"),
+        ("rows.csv", "--out writes JSON, got .*rows.csv; choose a file that ends in .json"),
     ],
 )
 def test_a_place_that_no_file_can_have_is_refused(tmp_path, place, message):
