@@ -47,7 +47,8 @@ class ActiveBatch:
         owners: of each place; None: the place is free.
         ready: jobs whose next attempt may begin.
         returning: attempts whose success was not confirmed, which go on.
-        pace: what its queries cost.
+        played: how many rounds were played.
+        pace: what they cost.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ActiveBatch:
         self.owners: list[Owner | None] = []
         self.ready: deque[Job] = deque()
         self.returning: deque[tuple[Owner, Attempts]] = deque()
+        self.played = 0
         self.pace = Pace()
 
     @property
@@ -107,27 +109,29 @@ class ActiveBatch:
         return self.attack.max_queries > 0 or self.rounds.keeps_best
 
     @property
-    def running(self) -> int:
-        """Units whose attempt has begun and goes on."""
-        return self.active + len(self.returning)
-
-    @property
-    def queries_made(self) -> int:
-        """Queries of the attempts of these units. The host waits for the device here."""
-        made = [attempts["queries"] for _, attempts in self.returning]
-        taken = self._taken()
-        if taken:
-            made.append(self.attempts["queries"][self._row_numbers(taken)])
-        return sum(int(queries.sum().item()) for queries in made)
+    def queries_made(self) -> list[tuple[Owner, list[int]]]:
+        """Of each attempt that has begun and goes on, how many queries were made for each image.
+        The host waits for the device here."""
+        made = [(owner, attempts["queries"].tolist()) for owner, attempts in self.returning]
+        of_places = (
+            self.attempts["queries"].view(-1, self.unit_size).tolist() if self.owners else []
+        )
+        made += [(own, row) for own, row in zip(self.owners, of_places, strict=True) if own]
+        return made
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Inside the block are rounds, whose cost goes to ``pace``; no unit comes or goes."""
+        """Inside the block are rounds, whose cost goes to ``pace``."""
         model = self.attack.attacked_model
-        queries, forwards, began = self.queries_made, model.forwards, time.perf_counter()
+        played, forwards, began = self.played, model.forwards, self._now()
         yield
-        made = self.queries_made - queries  # before the clock is read: it waits for the device
-        self.pace.add(made, model.forwards - forwards, time.perf_counter() - began)
+        if self.played > played:
+            self.pace.add(self.played - played, model.forwards - forwards, self._now() - began)
+
+    def _now(self) -> float:
+        """The time at which the device has done all that it was told."""
+        bool(self.attempts["over"].any())
+        return time.perf_counter()
 
     def fill(self, draining: bool = False, at_most: int | None = None) -> None:
         """Give free places to attempts: first those that go on, then the next attempts of waiting
@@ -161,6 +165,7 @@ class ActiveBatch:
     def round(self) -> None:
         """Ask the model once about every attempt, and let the attack go on. Nothing here waits for
         the device."""
+        self.played += 1
         self.rounds.play(self.attempts)
 
     def take_finished(self) -> tuple[list[Owner], Attempts] | None:

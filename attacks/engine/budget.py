@@ -2,6 +2,7 @@
 callers say what they spent."""
 
 import time
+from collections.abc import Callable
 
 
 class Budget:
@@ -34,42 +35,46 @@ class Budget:
 
 
 class Pace:
-    """What the queries of one attack cost: passes of single images, and time.
+    """How long the rounds of one attack take, or the calls of the judge.
 
-    What was measured last counts most, since batches shrink as images fall.
+    A round has a cost of its own, and so has each pass in it. Neither is known, but one measured
+    round bounds both, and so any number of rounds and passes. What was measured last counts most,
+    since batches shrink as images fall.
 
     Attributes:
-        forwards, seconds: of all queries so far.
+        seconds: of all rounds so far.
+        means: (rounds, forwards, seconds), weighted, in a slow mean and in a fast one.
     """
 
-    KEPT = (0.98, 0.8)  # of what was known before, in a slow mean and in a fast one
+    KEPT = (0.98, 0.8)  # of what was known before
 
     def __init__(self) -> None:
-        self.forwards = 0
         self.seconds = 0.0
-        self._means = [(0.0, 0.0, 0.0)] * len(self.KEPT)  # queries, forwards, seconds
+        self.means = [(0.0, 0.0, 0.0)] * len(self.KEPT)
 
-    def add(self, queries: int, forwards: int, seconds: float) -> None:
-        """So many queries of attempts took so many forward passes, and so long."""
-        self.forwards += forwards
+    def add(self, rounds: int, forwards: int, seconds: float) -> None:
+        """So many rounds took so many forward passes of single images, and so long."""
         self.seconds += seconds
-        self._means = [
-            (kept * mean[0] + queries, kept * mean[1] + forwards, kept * mean[2] + seconds)
-            for kept, mean in zip(self.KEPT, self._means, strict=True)
+        self.means = [
+            (kept * mean[0] + rounds, kept * mean[1] + forwards, kept * mean[2] + seconds)
+            for kept, mean in zip(self.KEPT, self.means, strict=True)
         ]
 
     @property
     def is_known(self) -> bool:
-        """Whether there was any query."""
-        return all(queries > 0 for queries, _, _ in self._means)
+        """Whether there was any round."""
+        return all(rounds > 0 and forwards > 0 for rounds, forwards, _ in self.means)
 
-    @property
-    def forwards_per_query(self) -> float:
-        """The larger one of the means."""
-        return max(forwards / queries for queries, forwards, _ in self._means)
+    def shortest(self, rounds: float, forwards: float) -> float:
+        """The least time of so many rounds with so many forward passes."""
+        return min(self._seconds(rounds, forwards, min))
 
-    @property
-    def seconds_per_query(self) -> tuple[float, float]:
-        """The smaller and the larger one of the means."""
-        means = [seconds / queries for queries, _, seconds in self._means]
-        return min(means), max(means)
+    def longest(self, rounds: float, forwards: float) -> float:
+        """The most time of so many rounds with so many forward passes."""
+        return max(self._seconds(rounds, forwards, max))
+
+    def _seconds(
+        self, rounds: float, forwards: float, end: Callable[[float, float], float]
+    ) -> list[float]:
+        """At one end all of the time is a cost of rounds, at the other one of passes."""
+        return [end(rounds / mean[0], forwards / mean[1]) * mean[2] for mean in self.means]

@@ -96,6 +96,7 @@ class Engine:
         self.at_work: Search | None = None
         # A success of the search that its own model, asked again, denied.
         self.saw_two_answers = False
+        self.saw_denial = False  # of any success, after which the attempt went on
 
     @property
     def spent(self) -> int:
@@ -278,7 +279,8 @@ class Engine:
         for verdict in verdicts:
             verdict.owner.job.note(verdict.counters)
 
-        for verdict in verdicts:
+        # Those that go on come first: then whoever is told of a decision can count them.
+        for verdict in sorted(verdicts, key=lambda v: v.goes_on is None or any(v.bad)):
             job = verdict.owner.job
             if job.is_cancelled(verdict.owner.attempt):
                 continue  # by another attempt of these very candidates
@@ -297,6 +299,7 @@ class Engine:
     def _go_on(self, unit: Candidates) -> None:
         """A unit returns to its active batch; if no attempt of it has a query left, its last points
         are predicted."""
+        self.saw_denial = True
         if bool(unit.attempts["over"].all()):
             self.leaving.append(unit)
         else:

@@ -30,6 +30,7 @@ from ironmoe.attacks.evaluation.checks.model_checks import (
     none_made,
     passes_of_checks,
     says_random,
+    says_steady,
 )
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome, two_answers
 from ironmoe.attacks.evaluation.checksum import checksums_of
@@ -112,6 +113,7 @@ class Evaluation:
         first = next(unread, None)  # the checks look at the first images
         flags = self._look(first) if first is not None and checks else []
 
+        self.steady = says_steady(flags)
         if self.passes is None and any(self.shard.gather_objects(says_random(flags))):
             self.judge = Judge(PASSES, self.target)
         if journal is not None:
@@ -322,7 +324,7 @@ class Evaluation:
         assert self.engine is not None
         examples = self.source.examples
         seconds = time.perf_counter() - self.attacks_began
-        left = None if examples is None else self._left(examples, seconds)
+        left = None if examples is None else self._left(self.engine, examples, seconds)
         return Progress(
             decided=self.decided,
             total=None if examples is None else self.shard.share(examples) * len(self.chains),
@@ -336,11 +338,11 @@ class Evaluation:
             seconds_left=None if left is None else left.seconds,
         )
 
-    def _left(self, examples: int, seconds: float) -> Left:
-        assert self.engine is not None
+    def _left(self, engine: Engine, examples: int, seconds: float) -> Left:
         share = self.shard.share(examples)
         not_begun = [
             max(0, share - begun - max(0, known))
             for begun, known in zip(self.begun, self.known_ahead, strict=True)
         ]
-        return work_left(self.engine, list(self.under_way), not_begun, seconds)
+        unread = max(0, share - len(self.checksums))
+        return work_left(engine, list(self.under_way), not_begun, unread, self.steady, seconds)

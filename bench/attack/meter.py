@@ -1,6 +1,8 @@
 """How far ``ironmoe attack`` is, and how long its attacks took in all runs of a folder together."""
 
+import math
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 
@@ -117,31 +119,35 @@ def _note(progress: Progress, world: int) -> str:
     if progress.forwards_left is None:
         notes.append(f"{short(progress.forwards * world)} passes")
     else:
-        most = progress.forwards + progress.forwards_left[1]
-        notes.append(f"{short(progress.forwards * world)} of at most {short(most * world)} passes")
+        most = (progress.forwards + progress.forwards_left[1]) * world
+        bound = "at most" if world == 1 else "about"  # other processes may be elsewhere
+        done = short(progress.forwards * world)
+        notes.append(f"{done} of {bound} {short(most, math.ceil)} passes")
     if progress.seconds_left is not None:
         notes.append(time_left(*progress.seconds_left))
     return ", ".join(notes)
 
 
 def time_left(least: float, most: float) -> str:
-    """A range of seconds, rounded: "8 s to 16 min left"."""
-    (low, low_unit), (high, high_unit) = _rounded(least), _rounded(most)
-    if (low, low_unit) == (high, high_unit):
-        return f"about {high} {high_unit} left"
+    """A range of seconds, rounded outwards: "8 s to 16 min left"."""
+    if _rounded(least, round) == _rounded(most, round):
+        return f"about {' '.join(_rounded(most, round))} left"
+    (low, low_unit), (high, high_unit) = _rounded(least, math.floor), _rounded(most, math.ceil)
     return f"{low}{'' if low_unit == high_unit else f' {low_unit}'} to {high} {high_unit} left"
 
 
-def _rounded(seconds: float) -> tuple[str, str]:
+def _rounded(seconds: float, to_whole: Callable[[float], int]) -> tuple[str, str]:
     """(number, unit)"""
     for seconds_in_it, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * seconds_in_it:
-            return f"{seconds / seconds_in_it:.0f}", unit
-    return f"{max(seconds, 1):.0f}", "s"
+            return f"{to_whole(seconds / seconds_in_it)}", unit
+    return f"{max(to_whole(seconds), 1)}", "s"
 
 
-def short(count: int) -> str:
+def short(count: int, to_whole: Callable[[float], int] = round) -> str:
     """A count of passes: 950, 12k, 1.2M."""
     if count < 10_000:
         return f"{count}"
-    return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"
+    if (thousands := to_whole(count / 1e3)) < 1000:
+        return f"{thousands}k"
+    return f"{to_whole(count / 1e5) / 10:.1f}M"

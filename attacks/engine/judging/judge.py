@@ -5,6 +5,7 @@ that has reached the goal only if a test says that the model gives such answers 
 (``passes``).
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ironmoe.attacks.engine.attacked_model import AttackedModel
+from ironmoe.attacks.engine.budget import Pace
 from ironmoe.attacks.engine.judging.passes import hits_needed
 from ironmoe.attacks.engine.search import Search
 
@@ -42,11 +44,15 @@ class Judge:
     Args:
         passes: how often the model is asked about each point: once, or an even number of times.
         model: asked in place of the model that the search runs on; None: that model.
+
+    Attributes:
+        pace: how long its calls take.
     """
 
     def __init__(self, passes: int = 1, model: AttackedModel | None = None) -> None:
         self.passes = passes
         self.model = model
+        self.pace = Pace()
         # Sums over the batches judged: how much the share of hits varied from pass to pass, and how
         # much it would have varied if each image had drawn for itself.
         self._varied = 0.0
@@ -95,6 +101,19 @@ class Judge:
         Raises:
             ValueError: labels that do not.
         """
+        began = time.perf_counter()
+        judgement = self._judged(attack, points, columns, tests, are_clean)
+        self.pace.add(1, self.passes * len(points), time.perf_counter() - began)
+        return judgement
+
+    def _judged(
+        self,
+        attack: Search,
+        points: Tensor,
+        columns: Mapping[str, Tensor],
+        tests: Sequence[int] | None,
+        are_clean: bool,
+    ) -> Judgement:
         model = self.asked(attack)
         outputs = model.judge(points, columns)
         if are_clean:

@@ -132,6 +132,11 @@ def says_random(flags: Sequence[Flag]) -> bool:
     return any(flag.name == RANDOMISED and flag.tripped for flag in flags)
 
 
+def says_steady(flags: Sequence[Flag]) -> bool:
+    """Whether the look at the model found that it always gives the same answer."""
+    return any(f.name == RANDOMISED and f.looked_at and not f.tripped for f in flags)
+
+
 def none_made(why: str) -> list[Flag]:
     """The flags of ``check_model`` where it could not look at the model."""
     return [Flag.not_looked_at(name, why) for name in MODEL_CHECKS]

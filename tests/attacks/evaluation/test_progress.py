@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ironmoe.attacks import FAB, PGD, AutoAttack, Square, evaluate
-from ironmoe.attacks.evaluation.progress import GUESS
+from ironmoe.attacks.engine.queue import Engine
+from ironmoe.attacks.evaluation.costs import GUESS
 
 N = 24
 EPS = 0.1
@@ -14,20 +15,26 @@ EPS = 0.1
 
 class Clock(torch.nn.Module):
     """A model whose passes are the time: a forward pass of an image takes a second, one with a
-    gradient three. ``margin`` says how far an image is from the boundary."""
+    gradient three. ``margin`` says how far an image is from the boundary.
 
-    def __init__(self, margins):
+    each_call: a call takes so many seconds more, however few images it gets
+    noise: of the logits, drawn anew for each call
+    """
+
+    def __init__(self, margins, each_call=0, noise=0.0):
         super().__init__()
+        self.each_call, self.noise = each_call, noise
         self.register_buffer("margins", torch.as_tensor(margins))
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.now = 0.0
 
     def forward(self, x):
-        self.now += len(x) * (3 if x.requires_grad else 1)
+        self.now += (self.each_call + len(x)) * (3 if x.requires_grad else 1)
         # The first pixel names the image; the others are attacked.
         number = (x[:, 0, 0, 0].detach() * 100).round().long().clamp(0, len(self.margins) - 1)
         moved = (x[:, 0, 1:] - 0.5).mean((1, 2))
         score = self.margins[number] - moved + self.weight
+        score = score + self.noise * torch.randn(len(score))
         return torch.stack([score, -score, -score - 0.2, -score - 0.3], 1)
 
 
@@ -44,9 +51,10 @@ def eps_of(count):
     return eps
 
 
-def replay(monkeypatch, margins, make, **options):
+def replay(monkeypatch, margins, make, *, each_call=0, noise=0.0, **options):
     """(what was said on the way, the report), on the clock of the model."""
-    model = Clock(margins)
+    torch.manual_seed(0)
+    model = Clock(margins, each_call, noise)
     monkeypatch.setattr(time, "perf_counter", lambda: model.now)
     monkeypatch.setattr(time, "monotonic", lambda: model.now)
     said = []
@@ -79,6 +87,11 @@ MAKES = {
         "pgd": PGD(model, eps_of(N), steps=10),
         "fab": FAB(model, eps_of(N), steps=5, targets=3),
     },
+    "eot": lambda model: {"pgd": PGD(model, eps_of(N), steps=10, eot=4)},
+    "restarts": lambda model: {
+        "pgd": PGD(model, eps_of(N), steps=5, restarts=3),
+        "square": Square(model, eps_of(N), steps=30, restarts=3),
+    },
 }
 
 
@@ -90,13 +103,8 @@ def contains(ends, truth):
     return ends[0] * (1 - TINY) <= truth <= ends[1] * (1 + TINY)
 
 
-@pytest.mark.parametrize("kind", list(MODELS))
-@pytest.mark.parametrize("name", list(MAKES))
-def test_the_time_left_contains_the_truth(monkeypatch, name, kind):
-    said, report = replay(monkeypatch, MODELS[kind], MAKES[name])
-    robust = report.worst_case.value
-    assert {"robust": robust == 1, "falling": robust == 0, "mixed": 0 < robust < 1}[kind]
-
+def check_ends(said):
+    """All that was said of what is left was true."""
     end = said[-1]
     for progress in said:
         assert contains(progress.forwards_left, end.forwards - progress.forwards), progress
@@ -104,15 +112,77 @@ def test_the_time_left_contains_the_truth(monkeypatch, name, kind):
     assert end.seconds_left == (0, 0) and end.forwards_left == (0, 0)
 
 
+# A pass of an image takes as long in any batch, or each call takes as long as 5 images besides.
+CALLS = {"by image": 0, "by call": 5}
+
+
+@pytest.mark.parametrize("each_call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize("name", list(MAKES))
+def test_the_time_left_contains_the_truth(monkeypatch, name, kind, each_call):
+    said, report = replay(monkeypatch, MODELS[kind], MAKES[name], each_call=each_call)
+    robust = report.worst_case.value
+    assert {"robust": robust == 1, "falling": robust == 0, "mixed": 0 < robust < 1}[kind]
+    check_ends(said)
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize("name", ["pgd", "several", "eot"])
+def test_verdicts_of_many_passes_count(monkeypatch, name, kind):
+    said, _ = replay(monkeypatch, MODELS[kind], MAKES[name], each_call=5, passes=16)
+    check_ends(said)
+
+
+@pytest.mark.parametrize("passes", [1, 16])
+@pytest.mark.parametrize("name", ["pgd", "eot", "restarts"])
+def test_a_random_model_may_deny_every_success(monkeypatch, name, passes):
+    options = {"each_call": 5, "noise": 0.1, "passes": passes}
+    said, _ = replay(monkeypatch, FALLING, MAKES[name], **options)
+    check_ends(said)
+
+
+@pytest.mark.parametrize("batch_size", [3, 16, 64])
+def test_batches_of_other_sizes_count(monkeypatch, batch_size):
+    options = {"each_call": 5, "batch_size": batch_size}
+    said, _ = replay(monkeypatch, MIXED, MAKES["restarts"], **options)
+    check_ends(said)
+
+
+def test_a_budget_of_passes_may_end_it_at_once(monkeypatch):
+    options = {"each_call": 5, "batch_size": 16, "max_forwards": 300}
+    said, report = replay(monkeypatch, MIXED, MAKES["restarts"], **options)
+    assert not report.complete
+    end = said[-1]
+    assert all(contains(p.forwards_left, end.forwards - p.forwards) for p in said)
+    assert all(contains(p.seconds_left, end.seconds - p.seconds) for p in said)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("pgd", "robust"), ("pgd", "mixed"), ("eot", "mixed")])
+def test_free_places_of_a_gpu_and_rounds_after_the_end_count(monkeypatch, name, kind):
+    plain = Engine.__init__
+
+    def on_a_gpu(engine, *args, **options):
+        plain(engine, *args, **options)
+        engine.kind = "cuda"
+
+    monkeypatch.setattr(Engine, "__init__", on_a_gpu)
+    said, _ = replay(monkeypatch, MODELS[kind], MAKES[name], each_call=5)
+    check_ends(said)
+
+
 def test_the_range_is_no_excuse(monkeypatch):
-    said, _ = replay(monkeypatch, ROBUST, MAKES["pgd"])
+    said, report = replay(monkeypatch, ROBUST, MAKES["pgd"], checks=True)
+    assert report.worst_case.value == 1
     end = said[-1]
     measured = [progress for progress in said if progress.at_work]
     assert len(measured) > 50
-    # Where every image holds, the longest time is the truth, up to a batch of attempts that an
-    # image needs no more queries for: 8 images, 11 queries of 3 seconds.
-    late = 8 * 11 * 3
-    assert all(p.seconds_left[1] <= end.seconds - p.seconds + late for p in measured)
+    # Where every image holds, each attempt may be judged twice, and some attempts end early: they
+    # come back to a point where they have been.
+    assert all(p.forwards_left[1] <= 1.5 * (end.forwards - p.forwards) + 2 * N for p in measured)
+    # Besides, the last image may be alone for 2 attempts of 10 rounds, each at most as long as a
+    # full one of 8 images and 3 seconds.
+    late = 2 * 10 * 8 * 3
+    assert all(p.seconds_left[1] <= 2 * (end.seconds - p.seconds) + late for p in measured[1:])
 
 
 def test_it_says_which_part_is_at_work_before_anything_is_decided(monkeypatch):
@@ -137,10 +207,10 @@ def test_radii_and_groups_of_restarts_count(monkeypatch):
 def test_a_run_that_goes_on_counts_what_is_left(monkeypatch, tmp_path):
     whole, _ = replay(monkeypatch, MIXED, MAKES["several"])
     half = whole[len(whole) // 2].forwards
-    replay(monkeypatch, MIXED, MAKES["several"], journal=tmp_path, max_forwards=half)
-    said, _ = replay(monkeypatch, MIXED, MAKES["several"], journal=tmp_path)
-    end = said[-1]
-    assert all(contains(p.seconds_left, end.seconds - p.seconds) for p in said)
+    options = {"journal": tmp_path, "each_call": 5}
+    replay(monkeypatch, MIXED, MAKES["several"], max_forwards=half, **options)
+    said, _ = replay(monkeypatch, MIXED, MAKES["several"], **options)
+    check_ends(said)
     assert said[0].forwards_left[1] < whole[0].forwards_left[1] / 1.5
 
 
@@ -151,7 +221,9 @@ def test_no_more_is_left_than_the_budget_allows(monkeypatch):
     said, report = replay(monkeypatch, ROBUST, MAKES["pgd"], max_forwards=100)
     assert not report.complete
     assert all(p.forwards_left[1] <= 100 - p.forwards for p in said)
-    assert all(p.seconds_left[1] <= 3 * GUESS * 100 for p in said)
+    # Before anything was asked with a gradient, a call of that takes 3 times as long as the
+    # first one, which was of 8 images; each of 100 passes may be such a call.
+    assert all(p.seconds_left[1] <= (3 * GUESS + 1) * 8 * 100 for p in said)
 
 
 def test_data_of_unknown_length_have_no_time_left(monkeypatch):

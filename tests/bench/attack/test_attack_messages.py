@@ -182,10 +182,21 @@ def test_the_time_left_is_rounded_and_has_its_units():
         (0.2, 0.3): "about 1 s",
         (0, 89): "1 to 89 s",
         (8, 960): "8 s to 16 min",
-        (91, 5400): "2 min to 2 h",
+        (91, 5400): "1 min to 2 h",
         (5400, 7400): "about 2 h",
         (9000, 400_000): "2 h to 5 days",
+        (119.6, 3000): "1 to 50 min",
     }
     assert [attack_meter.time_left(*ends) for ends in said] == [f"{t} left" for t in said.values()]
-    counts = {950: "950", 9999: "9999", 12_345: "12k", 999_999: "1000k", 1_234_567: "1.2M"}
+    counts = {950: "950", 9999: "9999", 12_345: "12k", 999_999: "1.0M", 1_234_567: "1.2M"}
     assert [attack_meter.short(count) for count in counts] == list(counts.values())
+
+
+def test_at_most_is_rounded_up_and_is_only_said_of_what_this_process_knows(tmp_path):
+    for world, passes in ((1, "12k of at most 13k passes"), (2, "24k of about 25k passes")):
+        console = Console(file=io.StringIO(), width=80)
+        folder = RunFolder(tmp_path / str(world), {}, 0)
+        meter = attack_meter.Meter(folder, console, world=world, images=40, attacks=1)
+        meter.printed = -attack_meter.LINE_SECONDS
+        meter(Progress(0, 40, 1, 0, 5.0, 12_100, 0, "apgd-t", (40, 200), (2.0, 960.0)))
+        assert f"apgd-t, {passes}, 2 s to 16 min left" in console.file.getvalue()
