@@ -69,4 +69,5 @@ class Proportion:
 
     def __str__(self) -> str:
         low, high = self.interval()
-        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        share = f"{100 * self.value:.1f} %" if self.total else "–"
+        return f"{share} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -215,4 +215,5 @@ def test_where_no_image_counts_no_check_and_no_sentence_claims_to_have_looked():
     report = evaluate(model, (x, labels), {"pgd": PGD(model, 0.1, steps=2)}, on_bad="skip")
     states = {flag.name: flag.state for flag in report.checks}
     assert states["radius larger than the box"] == "not looked at"
+    assert str(report.clean_accuracy) == "– [0.0, 100.0]" and "nan" not in str(report)
     assert report.skipped_under_attack == [] and "all were skipped: nothing" in report.verdict

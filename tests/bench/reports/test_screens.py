@@ -186,3 +186,10 @@ def test_without_scripts_a_table_is_a_plain_table(tmp_path):
     parts = template("demo").environment.get_template("parts.html.jinja").module
     table = str(parts.table(["name", "share", "size"], ROWS))
     assert "<button" not in table and table.count("<tr>") == 4
+
+
+def test_on_a_phone_each_cell_of_a_table_has_its_name():
+    parts = template("demo").environment.get_template("parts.html.jinja").module
+    table = str(parts.table(["name", "share", "size"], ROWS))
+    assert 'class="sortable stack"' in table
+    assert table.count('data-label="share"') == table.count('data-label="size"') == len(ROWS)
