@@ -59,7 +59,7 @@ def test_official_checkpoint_with_and_without_capacity(photos, tmp_path):
         )
         report = json.loads((tmp_path / str(i) / "report.json").read_text())
         assert (
-            report["title"].startswith("V-MoE vmoe_tiny")
+            report["title"].startswith('Model "V-MoE vmoe_tiny"')
             and report["report"]["worst_case"]["total"] == 20
         )
         assert list(report["routing"][0]["layers"])
