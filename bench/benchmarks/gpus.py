@@ -33,7 +33,7 @@ class Gpu(NamedTuple):
     reached: Rates | None = None
 
 
-# A bf16 product of 8192³, and a copy, as they were measured.
+# A bf16 product of 8192³, and a copy, as others have measured them.
 H100_REACHED = Rates(790.0, 3.0)
 
 # Data sheets of NVIDIA state the rate with sparsity and a footnote: half of it is the dense one.

@@ -151,7 +151,11 @@ def rates_in_words(gpus: dict[Gpu, Rates]) -> str:
     sentences = []
     for gpu, rates in gpus.items():
         amounts = f"{rates.tflops:g} TFLOP/s and {rates.terabytes:g} TB/s"
-        origin = "as measured" if rates == gpu.reached else "as its data sheet says"
+        origin = (
+            "which others have measured in large products and copies"
+            if rates == gpu.reached
+            else "as its data sheet says"
+        )
         sentences.append(f"{gpu.title}: {amounts}, {origin}.")
     if len(gpus) == 1:
         sentences.append(

@@ -28,6 +28,7 @@ from ironmoe.bench.benchmarks.shapes import SIZES, Shape
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.progress_bars import progress_bars
+from ironmoe.bench.common.rows.found import are_times
 from ironmoe.bench.common.rows.measuring import RowToMeasure, measure_rows
 from ironmoe.bench.common.rows.rows_file import Row, rows_file
 from ironmoe.bench.common.user_error import UserError
@@ -79,7 +80,9 @@ def run_bench_cpu(
     asked = [contest.key for contest in contests]
 
     settings = {"runs": runs, "seconds": seconds}
-    with rows_file("bench cpu", settings, out=out, asked=asked, again=again) as kept:
+    with rows_file(
+        "bench cpu", settings, out=out, asked=asked, again=again, is_whole=_is_whole
+    ) as kept:
         console.print(kept.greeting, highlight=False, markup=False, soft_wrap=True)
         compared = _compare([c for c in contests if kept.find(c.key) is None], console)
         rows_to_measure = [
@@ -115,6 +118,11 @@ def _to_measure(contest: Contest, compared: Compared, runs: int, seconds: float)
     return RowToMeasure(
         contest.key, contest.label, rounds, compared.seconds * (WARMUP + rounds), work
     )
+
+
+def _is_whole(row: Row) -> bool:
+    figures = [row.get("milliseconds"), row.get("fastest")]
+    return all(isinstance(times, dict) and are_times(times.values()) for times in figures)
 
 
 def _words(row: Row) -> str:

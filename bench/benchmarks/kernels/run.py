@@ -17,6 +17,7 @@ from ironmoe.bench.benchmarks.shapes import SHAPES as PUBLISHED
 from ironmoe.bench.benchmarks.shapes import Shape
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.progress_bars import progress_bars
+from ironmoe.bench.common.rows.found import are_times
 from ironmoe.bench.common.rows.measuring import RowToMeasure, measure_rows
 from ironmoe.bench.common.rows.rows_file import Row, rows_file
 from ironmoe.bench.common.timing import MIN_ROUNDS, samples_in_turns
@@ -66,7 +67,9 @@ def run_bench_kernels(
     asked = [case.key for case in all_cases]
 
     settings = {"device": device.type, "seconds": seconds}
-    with rows_file("bench kernels", settings, out=out, asked=asked, again=again) as kept:
+    with rows_file(
+        "bench kernels", settings, out=out, asked=asked, again=again, is_whole=_is_whole
+    ) as kept:
         console.print(kept.greeting, highlight=False, markup=False, soft_wrap=True)
         missing = [case for case in all_cases if kept.find(case.key) is None]
         measure_rows(_quick_pass(missing, seconds, console), kept, console, _words)
@@ -140,6 +143,10 @@ def _measuring(case: Case, seconds: float) -> Callable[[Callable[[], object]], d
         }
 
     return measure
+
+
+def _is_whole(row: Row) -> bool:
+    return are_times(row.get(name) for name in ("ms", "p25", "p75", "fastest", "slowest", "runs"))
 
 
 def _words(row: Row) -> str:

@@ -142,7 +142,9 @@ def _drawn(panels: Sequence[Panel], files: Sequence[ReadRows]) -> Picture:
             for place, file, readings in zip(axes, files, panel.readings, strict=True):
                 _draw_bars(place, panel, readings)
                 place.set_title(_title(file), fontsize=9)
-            _scale(axes[0], panel)
+            if _scale(axes[0], panel):
+                for place in axes:
+                    place.set_xlabel(f"{panel.figure.unit}, logarithmic scale".lstrip(", "))
             title = f"{panel.kind.name}: {panel.figure.name}"
             part.suptitle(f"{title} ({panel.same})" if panel.same else title, fontsize=11)
             if len(panel.series) > 1:
@@ -199,21 +201,28 @@ def _write_value(axes: Axes, y: float, reading: Reading, factor: float) -> None:
     )
 
 
-def _scale(axes: Axes, panel: Panel) -> None:
-    """From 0, or logarithmic where the smallest bars could not be seen; room for the numbers."""
+def _scale(axes: Axes, panel: Panel) -> bool:
+    """From 0, or logarithmic where the smallest bars could not be seen; room for the numbers.
+
+    Returns:
+        Whether it is logarithmic: then the length of a bar says nothing.
+    """
     found = [reading for readings in panel.readings for reading in readings.values()]
     values = [reading.value for reading in found]
     largest = max(
         value if reading.high is None else reading.high
         for value, reading in zip(values, found, strict=True)
     )
+    is_wide = min(values) > 0 and max(values) > LOG_FROM * min(values)
     if panel.figure.sort == SHARE:
         axes.set_xlim(0, 112)
-    elif min(values) > 0 and max(values) > LOG_FROM * min(values):
+        return False
+    if is_wide:
         axes.set_xscale("log")
         axes.set_xlim(min(values) / 2, 2 * largest)
     else:
         axes.set_xlim(0, 1.16 * largest or 1)
+    return is_wide
 
 
 def _colors(number: int) -> list[str]:

@@ -1,7 +1,8 @@
 """What lies where a file of rows is to be written."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ def differing(found: dict[str, Any], settings: Any, made: dict[str, Any]) -> lis
 def is_list_of_dicts(value: Any) -> bool:
     """Whether rows, or sessions, can be this value."""
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def are_times(values: Iterable[Any]) -> bool:
+    """Whether all of these can be times that were measured: finite numbers above 0."""
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        for value in values
+    )
 
 
 def is_made(value: Any) -> bool:

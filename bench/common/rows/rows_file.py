@@ -41,6 +41,7 @@ class RowsFile:
         self.rows: list[Row] = []
         self.asked: list[Key] = []
         self._is_finished: Callable[[Row], bool] = lambda row: True
+        self._is_whole: Callable[[Row], bool] = lambda row: True
         self._lock: IO[bytes] | None = None
 
     @property
@@ -87,13 +88,19 @@ class RowsFile:
         self._write()
         return new
 
-    def begin(self, asked: Iterable[Key], again: bool, is_finished: Callable[[Row], bool]) -> None:
+    def begin(
+        self,
+        asked: Iterable[Key],
+        again: bool,
+        is_finished: Callable[[Row], bool],
+        is_whole: Callable[[Row], bool],
+    ) -> None:
         """Take over what the file holds, note this command, and write.
 
         Raises:
             OutputError: see ``rows_file``.
         """
-        self.asked, self._is_finished = list(asked), is_finished
+        self.asked, self._is_finished, self._is_whole = list(asked), is_finished, is_whole
         found = found_rows(self.path, self.benchmark)
         if found is not None:
             self._hold()
@@ -122,7 +129,7 @@ class RowsFile:
         if differ:
             return
 
-        self.rows = found["rows"]
+        self.rows = [row for row in found["rows"] if self._is_whole(row)]
         if again and not self.missing:
             self.rows = []
         else:
@@ -157,6 +164,7 @@ def rows_file(
     asked: Iterable[Key] = (),
     again: bool = False,
     is_finished: Callable[[Row], bool] = lambda row: True,
+    is_whole: Callable[[Row], bool] = lambda row: True,
 ) -> Iterator[RowsFile]:
     """The rows that are there already, and the file for those to come, which no other command may
     write meanwhile. It is written at once: a place that cannot be written is found before anything
@@ -171,6 +179,8 @@ def rows_file(
         again: forget what was measured if all of ``asked`` was, or if it was measured otherwise.
             So a command with ``again`` that was interrupted goes on, too.
         is_finished: whether a row that is there needs no more work.
+        is_whole: whether a row that is there has the figures of its benchmark. Another one was
+            changed by somebody, and is measured again.
 
     Raises:
         OutputError: the file cannot be written, holds something else, or has rows of other
@@ -178,7 +188,7 @@ def rows_file(
     """
     file = RowsFile(_default_file(benchmark, settings) if out is None else out, benchmark, settings)
     try:
-        file.begin(asked, again, is_finished)
+        file.begin(asked, again, is_finished, is_whole)
         yield file
     finally:
         file.end()

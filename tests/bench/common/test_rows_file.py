@@ -8,6 +8,7 @@ import pytest
 from ironmoe.bench.common.machine import provenance
 from ironmoe.bench.common.rows import origin as origins
 from ironmoe.bench.common.rows import rows_file as files
+from ironmoe.bench.common.rows.found import are_times
 from ironmoe.bench.common.rows.rows_file import rows_file
 from ironmoe.bench.common.run_folder import OutputError
 
@@ -198,6 +199,19 @@ def test_a_damaged_file_of_rows_is_a_foreign_file(out, key, value):
     with pytest.raises(OutputError, match="something else than rows of"), opened(out):
         pass
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [None, "fast", -1.0, float("nan"), float("inf"), True])
+def test_a_row_without_its_figures_is_measured_again(out, value):
+    def is_whole(row):
+        return are_times([row.get("ms")])
+
+    with rows_file("bench cpu", {}, out=out) as kept:
+        kept.put({"name": "whole"}, {"ms": 1.0})
+        kept.put({"name": "changed"}, {"ms": value})
+    asked = [{"name": "whole"}, {"name": "changed"}]
+    with rows_file("bench cpu", {}, out=out, asked=asked, is_whole=is_whole) as kept:
+        assert kept.missing == [{"name": "changed"}]
 
 
 def test_rows_of_another_benchmark_are_a_foreign_file(out):
