@@ -188,7 +188,8 @@ def _ended_early(outcome: EvaluationOutcome) -> str:
         "A budget ended the evaluation early: "
         f"{undecided} of {outcome.reached * len(attacks)} {_noun(outcome)}s are undecided. An "
         "accuracy that they touch is a range, from where they all fall to where they all hold, and "
-        f"its interval reaches as far{not_reached}. The same command goes on from here."
+        f"its interval reaches as far{not_reached}. The same command goes on with them; attacks "
+        "that were under way begin again at their images, so a budget must suffice for one batch."
     )
 
 
