@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,14 +36,26 @@ def test_sigterm_is_said_like_ctrl_c_and_has_its_own_status(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_child_of_a_command_dies_by_sigterm_as_ever(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with clear_errors(Console(quiet=True)):
-        child = os.fork()
-        if not child:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+FORKING = """
+import os, signal
+from rich.console import Console
+from ironmoe.bench.common.errors import clear_errors
+
+with clear_errors(Console(quiet=True)):
+    child = os.fork()
+    if not child:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+"""
+
+
+def test_a_child_of_a_command_dies_by_sigterm_as_ever():
+    alone = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING], env=alone, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys):
