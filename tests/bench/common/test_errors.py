@@ -28,12 +28,19 @@ def ends(error):
     return end.value.exit_code, console.file.getvalue()
 
 
-def test_sigterm_is_said_like_ctrl_c_and_has_its_own_status(monkeypatch):
+@pytest.fixture
+def default_sigterm():
+    """As in a fresh process: a program that another test ran may have left its own handler."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_is_said_like_ctrl_c_and_has_its_own_status(monkeypatch, default_sigterm):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    before = signal.getsignal(signal.SIGTERM)
     status, printed = ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert status == 143 and printed.startswith("Terminated. What was finished is saved; the same")
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 FORKING = """
