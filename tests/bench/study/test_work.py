@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from small_study import BUDGET, QUIET, TINY, options, report
 
+from ironmoe.bench.common.rows.pace import in_words
 from ironmoe.bench.common.run_folder import OutputError
 from ironmoe.bench.study.ladder.training import TrainingSettings
 from ironmoe.bench.study.measure.measurement import Outcome
@@ -21,7 +22,7 @@ from ironmoe.bench.study.measure.table import all_measurements, usual_measuremen
 from ironmoe.bench.study.run import run_study
 from ironmoe.bench.study.work import processes
 from ironmoe.bench.study.work.claimed import claimed
-from ironmoe.bench.study.work.estimate import in_words, training_passes
+from ironmoe.bench.study.work.estimate import training_passes
 from ironmoe.bench.study.work.plan import announcement, make_plan
 from ironmoe.bench.study.work.processes import WorkerFailed
 from ironmoe.bench.study.work.store import Store
