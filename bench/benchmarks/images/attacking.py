@@ -17,8 +17,8 @@ from ironmoe.bench.attack.meter import time_left
 from ironmoe.bench.benchmarks.images.memory import Row
 from ironmoe.bench.benchmarks.images.vit_s import make_model
 from ironmoe.bench.common.files import write_json
+from ironmoe.bench.common.machine.origin import origin_digest
 from ironmoe.bench.common.radii import from_255
-from ironmoe.bench.common.rows.origin import origin_digest
 from ironmoe.bench.models.load import load_model
 
 SAY_SECONDS = 60.0

@@ -15,8 +15,8 @@ from ironmoe.bench.benchmarks.images.loading import LOADERS, WARM, loaded
 from ironmoe.bench.benchmarks.images.memory import Row, in_a_process
 from ironmoe.bench.benchmarks.images.vit_s import MODELS, SOURCES, why_not
 from ironmoe.bench.common.files import write_json
+from ironmoe.bench.common.machine.origin import origin_digest
 from ironmoe.bench.common.rows.kept import Kept, begin_copy
-from ironmoe.bench.common.rows.origin import origin_digest
 from ironmoe.bench.common.rows.pace import Pace, in_words
 from ironmoe.bench.reports.formats import show_rows
 from ironmoe.bench.reports.tables import print_table

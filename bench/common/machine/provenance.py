@@ -21,8 +21,9 @@ def provenance() -> dict[str, Any]:
     """What reports and bench files hold under "made".
 
     Keys: "date" (UTC, ISO 8601), "ironmoe" (version), "commit" (None where ironmoe does not run
-    from a checkout; "-changed" behind it where files differ from that commit), "command", "machine"
-    (``hardware``) and "versions" of the packages that matter.
+    from a checkout; "-changed" behind it where files differ from that commit), "code"
+    (``code_digest``), "command", "machine" (``hardware``) and "versions" of the packages that
+    matter.
     """
     from ironmoe.bench.common.machine.hardware import hardware  # torch takes seconds
 
@@ -31,6 +32,7 @@ def provenance() -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "ironmoe": found["ironmoe"],
         "commit": commit(),
+        "code": code_digest(),
         "command": command_line(),
         "machine": hardware(),
         "versions": found,

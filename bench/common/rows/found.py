@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ironmoe.attacks.evaluation.describe import differences
-from ironmoe.bench.common.rows.origin import origin
+from ironmoe.bench.common.machine.origin import origin
 from ironmoe.bench.common.run_folder import OutputError
 
 OTHER_FORMS = (".csv", ".md")  # bench compare takes a file by its ending

@@ -7,8 +7,9 @@ from typing import Any
 
 from ironmoe.attacks.evaluation.describe import differences
 from ironmoe.bench.common.files import finite, write_json
+from ironmoe.bench.common.machine.origin import origin
+from ironmoe.bench.common.machine.provenance import provenance
 from ironmoe.bench.common.rows.found import check_json, is_list_of_dicts, is_made
-from ironmoe.bench.common.rows.origin import origin, origin_of_now
 from ironmoe.bench.common.run_folder import OutputError
 from ironmoe.bench.common.user_error import UserError
 
@@ -16,7 +17,7 @@ from ironmoe.bench.common.user_error import UserError
 class Kept:
     """The files of one part of a benchmark.
 
-    Each file is a dict in JSON: "settings", "made" (see ``origin_of_now``) and "rows".
+    Each file is a dict in JSON: "settings", "made" (see ``provenance``) and "rows".
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -64,7 +65,7 @@ class Kept:
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Keep the rows of a finished piece of work. Returns the content of the file."""
-        content = {"settings": self.settings, "made": origin_of_now(), "rows": rows}
+        content = {"settings": self.settings, "made": provenance(), "rows": rows}
         write_json(self.folder / f"{name}.json", content)
         (self.folder / f"{name}.begun").unlink(missing_ok=True)
         return content

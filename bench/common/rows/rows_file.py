@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from ironmoe.bench.common.files import finite, write_json
-from ironmoe.bench.common.machine.provenance import command_line
+from ironmoe.bench.common.machine.origin import origin
+from ironmoe.bench.common.machine.provenance import command_line, provenance
 from ironmoe.bench.common.rows.found import beside, differing, found_rows
-from ironmoe.bench.common.rows.origin import origin, origin_of_now
 from ironmoe.bench.common.run_folder import OutputError, default_folder
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ class RowsFile:
         self.path = path
         self.benchmark = benchmark
         self.settings = _plain(settings)
-        self.made = origin_of_now()
+        self.made = provenance()
         self.sessions: list[dict[str, Any]] = []
         self.rows: list[Row] = []
         self.asked: list[Key] = []
@@ -195,7 +195,7 @@ def rows_file(
 
 
 def _default_file(benchmark: str, settings: Mapping[str, Any]) -> Path:
-    of = {"settings": _plain(settings), "origin": origin(origin_of_now())}
+    of = {"settings": _plain(settings), "origin": origin(provenance())}
     folder = default_folder(benchmark.replace(" ", "-"), of)
     try:
         folder.mkdir(parents=True, exist_ok=True)

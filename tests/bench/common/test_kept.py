@@ -19,9 +19,9 @@ def test_rows_of_several_machines_are_counted_as_such(kept, monkeypatch):
     kept.write("one", [{"ms": 1.0}])
     kept.write("two", [{"ms": 2.0}])
     assert len(kept.origins()) == 1
-    made = folders.origin_of_now()
+    made = folders.provenance()
     other = made | {"machine": made["machine"] | {"processor": "Another 9000"}}
-    monkeypatch.setattr(folders, "origin_of_now", lambda: other)
+    monkeypatch.setattr(folders, "provenance", lambda: other)
     kept.write("three", [{"ms": 3.0}])
     assert len(kept.origins()) == 2
     former = {"settings": {"runs": 3}, "processor": "a former version's", "rows": []}

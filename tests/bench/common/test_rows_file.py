@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+from ironmoe.bench.common.machine import origin as origins
 from ironmoe.bench.common.machine import provenance
-from ironmoe.bench.common.rows import origin as origins
 from ironmoe.bench.common.rows import rows_file as files
 from ironmoe.bench.common.rows.found import are_times
 from ironmoe.bench.common.rows.rows_file import rows_file
@@ -29,9 +29,9 @@ def opened(out, settings=None, **options):
 
 def elsewhere(monkeypatch, **machine):
     """From now on measurements are of another machine."""
-    made = files.origin_of_now()
+    made = files.provenance()
     other = made | {"machine": made["machine"] | machine}
-    monkeypatch.setattr(files, "origin_of_now", lambda: other)
+    monkeypatch.setattr(files, "provenance", lambda: other)
 
 
 def test_a_row_is_in_the_file_as_soon_as_it_is_measured(out):
@@ -96,7 +96,7 @@ def test_memory_that_a_restart_changes_is_no_other_machine(out, monkeypatch):
 
 
 def test_files_that_a_commit_does_not_tell_apart_are_told_apart(monkeypatch):
-    made = files.origin_of_now()
+    made = files.provenance()
     one, other = made | {"code": "1234"}, made | {"code": "5678"}
     assert origins.origin(one) != origins.origin(other)
 
@@ -104,8 +104,8 @@ def test_files_that_a_commit_does_not_tell_apart_are_told_apart(monkeypatch):
 def test_a_commit_that_leaves_the_code_as_it_is_begins_nothing_anew(out, monkeypatch):
     with opened(out) as kept:
         kept.put({"a": 1}, {})
-    other = files.origin_of_now() | {"commit": "b" * 40}
-    monkeypatch.setattr(files, "origin_of_now", lambda: other)
+    other = files.provenance() | {"commit": "b" * 40}
+    monkeypatch.setattr(files, "provenance", lambda: other)
     with opened(out) as kept:
         assert len(kept.rows) == 1
 
@@ -116,8 +116,8 @@ def test_rows_of_other_code_in_another_folder_are_named(monkeypatch):
         first = kept.path
     with rows_file("bench toy", {"runs": 4}, asked=[{"a": 1}]) as kept:
         assert "otherwise" not in kept.greeting
-    other = files.origin_of_now() | {"code": "5678"}
-    monkeypatch.setattr(files, "origin_of_now", lambda: other)
+    other = files.provenance() | {"code": "5678"}
+    monkeypatch.setattr(files, "provenance", lambda: other)
     with rows_file("bench toy", {"runs": 3}, asked=[{"a": 1}]) as kept:
         said = kept.greeting
         assert f"Rows in {first} were measured otherwise (code: " in said

@@ -13,14 +13,17 @@ def with_threads(origin, threads):
     return other
 
 
-def test_another_number_of_threads_commit_or_version_is_named():
+def test_another_number_of_threads_code_or_version_is_named():
     made = provenance()
     assert changes(made, made | {"date": "later", "command": "another"}) == []
     more = with_threads(made, made["machine"]["threads"] + 1)
     (change,) = changes(made, more)
-    assert change == f"threads {made['machine']['threads']}, then {made['machine']['threads'] + 1}"
-    assert changes(made, made | {"commit": "abc"})[0].endswith("then abc")
-    assert changes(made, made | {"versions": made["versions"] | {"torch": "9"}})[0].endswith("9")
+    there = made["machine"]["threads"]
+    assert change == f"machine.threads: {there} there, {there + 1} now"
+    assert changes(made, made | {"code": "abc"})[0].endswith("'abc' now")
+    newer = made | {"versions": made["versions"] | {"torch": "9"}}
+    assert changes(made, newer)[0].startswith("versions.torch")
+    assert changes(made, made | {"commit": "of a page"}) == []
 
     assert mixed([made, made]) == ""
     assert change in mixed([made, more, made])
@@ -49,4 +52,4 @@ def test_it_says_that_what_is_there_was_measured_otherwise(tmp_path, monkeypatch
     made = provenance()
     other = with_threads(made, made["machine"]["threads"] + 1)
     monkeypatch.setattr("ironmoe.bench.common.run_folder.provenance", lambda: other)
-    assert "was measured with threads" in RunFolder(path, {"a": 1}, 0).greeting
+    assert "was measured with machine.threads" in RunFolder(path, {"a": 1}, 0).greeting

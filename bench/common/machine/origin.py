@@ -4,19 +4,14 @@ import hashlib
 import json
 from typing import Any
 
-from ironmoe.bench.common.machine.provenance import code_digest, provenance
+from ironmoe.bench.common.machine.provenance import provenance
 
 NO_MATTER = ("memory_gb",)  # a restart of a virtual machine changes it a little
 
 
-def origin_of_now() -> dict[str, Any]:
-    """``provenance()`` with "code", see ``code_digest``."""
-    return provenance() | {"code": code_digest()}
-
-
 def origin_digest() -> str:
     """A name for this machine and these versions, for a folder of what is measured on it."""
-    text = json.dumps(origin(origin_of_now()), sort_keys=True)
+    text = json.dumps(origin(provenance()), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
