@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from ironmoe.attacks import Progress, RobustnessReport
+from ironmoe.bench.common.durations import range_in_words
 from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.run_folder import RunFolder
 
@@ -124,24 +125,8 @@ def _note(progress: Progress, world: int) -> str:
         done = short(progress.forwards * world)
         notes.append(f"{done} of {bound} {short(most, math.ceil)} passes")
     if progress.seconds_left is not None:
-        notes.append(time_left(*progress.seconds_left))
+        notes.append(f"{range_in_words(*progress.seconds_left)} left")
     return ", ".join(notes)
-
-
-def time_left(least: float, most: float) -> str:
-    """A range of seconds, rounded outwards: "8 s to 16 min left"."""
-    if _rounded(least, round) == _rounded(most, round):
-        return f"about {' '.join(_rounded(most, round))} left"
-    (low, low_unit), (high, high_unit) = _rounded(least, math.floor), _rounded(most, math.ceil)
-    return f"{low}{'' if low_unit == high_unit else f' {low_unit}'} to {high} {high_unit} left"
-
-
-def _rounded(seconds: float, to_whole: Callable[[float], int]) -> tuple[str, str]:
-    """(number, unit)"""
-    for seconds_in_it, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 1.5 * seconds_in_it:
-            return f"{to_whole(seconds / seconds_in_it)}", unit
-    return f"{max(to_whole(seconds), 1)}", "s"
 
 
 def short(count: int, to_whole: Callable[[float], int] = round) -> str:

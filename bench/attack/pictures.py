@@ -20,7 +20,7 @@ from ironmoe.bench.attack.strips import examples, examples_in_words
 from ironmoe.bench.common.radii import to_255
 from ironmoe.bench.reports.model_results import ModelResults
 from ironmoe.bench.reports.page import Picture
-from ironmoe.bench.reports.robust_accuracy import in_words
+from ironmoe.bench.reports.robust_accuracy import series_in_words
 from ironmoe.bench.reports.routing_pictures import expert_load, routing_change
 
 
@@ -52,7 +52,7 @@ def _accuracy(outcome: EvaluationOutcome) -> Picture:
         "Robust accuracy against eps",
         f"The share of all images that hold. {band}{worst}{_open(outcome)}",
         accuracy(outcome),
-        in_words(accuracy_series(outcome), clean_point(outcome)),
+        series_in_words(accuracy_series(outcome), clean_point(outcome)),
     )
 
 

@@ -11,7 +11,7 @@ from ironmoe.bench.reports.robust_accuracy import (
     Point,
     Series,
     draw_robust_accuracy,
-    in_words,
+    series_in_words,
 )
 from ironmoe.bench.reports.routing_pictures import expert_load, routing_change
 from ironmoe.bench.reports.style import COLORS
@@ -56,7 +56,7 @@ def _accuracy(models: list[ModelResults], norm: str) -> Picture:
         "Accuracy under attack",
         f"Bands and bars: {spread}.",
         draw_robust_accuracy(series, distance=f"{norm}, in 1/255 of the pixel range"),
-        in_words(series),
+        series_in_words(series),
     )
 
 

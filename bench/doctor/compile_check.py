@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ironmoe.bench.common.durations import in_words
 from ironmoe.bench.common.files import write_atomically
 from ironmoe.bench.common.machine.compiler import check_compiler
 from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.processes import watch_parent
 from ironmoe.bench.common.rows.found import check_place
-from ironmoe.bench.common.rows.pace import in_words
 from ironmoe.bench.common.rows.rows_file import Key, Row, RowsFile, rows_file
 from ironmoe.bench.common.run_folder import OutputError
 from ironmoe.bench.common.user_error import UserError

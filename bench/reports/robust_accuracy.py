@@ -63,7 +63,7 @@ def draw_robust_accuracy(
         return _curves(series, eps, distance, clean_of_all)
 
 
-def in_words(series: Sequence[Series], clean_of_all: Point | None = None) -> str:
+def series_in_words(series: Sequence[Series], clean_of_all: Point | None = None) -> str:
     """The numbers of the picture."""
     parts = [] if clean_of_all is None else [f"Clean {_percent(clean_of_all)}."]
     for one in series:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ironmoe.bench.benchmarks.attacks.contests import IN_BFLOAT16, Contest
 from ironmoe.bench.benchmarks.attacks.turns import Turn
-from ironmoe.bench.common.rows.pace import in_words
+from ironmoe.bench.common.durations import in_words, range_in_words
 
 MOST_TIMED = 32  # images; a pass of one costs as much in a larger batch
 Place = tuple[str, str]  # what is attacked how, and what the libraries are compared with
@@ -53,10 +53,7 @@ class TimeLeft:
     def in_words(self) -> str:
         """ "2 min to 1.5 h", or "at most about 1.5 h" while nothing is known of the lower end."""
         least, most = self.ends()
-        low, high = in_words(least), in_words(most)
-        if least == 0:
-            return f"at most about {high}"
-        return f"about {low}" if low == high else f"{low} to {high}"
+        return range_in_words(least, most) if least else f"at most about {in_words(most)}"
 
     def _ends(self, turn: Turn) -> tuple[float, float]:
         took = self._took.get(_place(turn.contest), {})

@@ -13,9 +13,9 @@ from ironmoe.attacks import PGD, Progress, evaluate
 from ironmoe.attacks.data import ImageStream
 from ironmoe.attacks.data.files import ImageFiles
 from ironmoe.attacks.engine.attacked_model import AttackedModel
-from ironmoe.bench.attack.meter import time_left
 from ironmoe.bench.benchmarks.images.memory import Row
 from ironmoe.bench.benchmarks.images.vit_s import make_model
+from ironmoe.bench.common.durations import range_in_words
 from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.machine.origin import origin_digest
 from ironmoe.bench.common.radii import from_255
@@ -122,7 +122,7 @@ class Spent:
             self.saved = now
         if now - self.said >= SAY_SECONDS:
             left = progress.seconds_left
-            wait = "" if left is None else f", {time_left(*left)}"
+            wait = "" if left is None else f", {range_in_words(*left)} left"
             print(f"{name}: {progress.decided} of {progress.total} images{wait}", flush=True)
             self.said = now
 

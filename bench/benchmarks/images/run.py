@@ -14,10 +14,11 @@ from ironmoe.bench.benchmarks.images.jpegs import make_jpegs
 from ironmoe.bench.benchmarks.images.loading import LOADERS, WARM, loaded
 from ironmoe.bench.benchmarks.images.memory import Row, in_a_process
 from ironmoe.bench.benchmarks.images.vit_s import MODELS, SOURCES, why_not
+from ironmoe.bench.common.durations import in_words
 from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.machine.origin import origin_digest
 from ironmoe.bench.common.rows.kept import Kept, begin_copy
-from ironmoe.bench.common.rows.pace import Pace, in_words
+from ironmoe.bench.common.rows.remaining import Remaining
 from ironmoe.bench.reports.formats import show_rows
 from ironmoe.bench.reports.tables import print_table
 
@@ -84,7 +85,7 @@ def _measured(
     plan: Sequence[Planned], kept: Kept, out: Path | None, console: Console
 ) -> Iterator[Row]:
     """The rows, from the folder or measured now."""
-    pace = Pace({one.name: one.images for one in plan if kept.read(one.name) is None})
+    pace = Remaining({one.name: one.images for one in plan if kept.read(one.name) is None})
     for one in plan:
         known = kept.read(one.name)
         if known is None:

@@ -28,10 +28,10 @@ from ironmoe.bench.benchmarks.training.method_tables import (
 from ironmoe.bench.benchmarks.training.models import MODELS
 from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run, StudySettings, do
 from ironmoe.bench.benchmarks.training.steps import PEER, has_peer
+from ironmoe.bench.common.durations import in_words
 from ironmoe.bench.common.files import write_atomically, write_json
 from ironmoe.bench.common.machine.origin import origin_digest
 from ironmoe.bench.common.rows.kept import Kept, begin_copy
-from ironmoe.bench.common.rows.pace import in_words
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.reports.formats import show_rows

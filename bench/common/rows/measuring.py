@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from ironmoe.bench.common.durations import in_words
 from ironmoe.bench.common.progress_bars import progress_bars
-from ironmoe.bench.common.rows.pace import Pace, in_words
+from ironmoe.bench.common.rows.remaining import Remaining
 from ironmoe.bench.common.rows.rows_file import Key, Row, RowsFile
 
 
@@ -38,7 +39,7 @@ def measure_rows(
     """
     if not rows:
         return
-    pace = Pace({row.label: row.seconds for row in rows})
+    pace = Remaining({row.label: row.seconds for row in rows})
     console.print(
         f"{len(rows)} to measure, in about {in_words(pace.seconds_left)}.", highlight=False
     )

@@ -6,8 +6,8 @@ from types import TracebackType
 
 from rich.console import Console
 
+from ironmoe.bench.common.durations import in_words
 from ironmoe.bench.common.progress_bars import progress_bars
-from ironmoe.bench.common.rows.pace import in_words
 from ironmoe.bench.study.work.plan import Plan
 from ironmoe.bench.study.work.worker import TRAINED, Done, Task
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from ironmoe.bench.common.rows.pace import in_words
+from ironmoe.bench.common.durations import in_words
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.study.claims.judging.rules import FEWEST_RUNS
 from ironmoe.bench.study.ladder.arms import LADDER

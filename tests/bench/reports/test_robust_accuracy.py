@@ -4,7 +4,12 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.collections import FillBetweenPolyCollection
 
-from ironmoe.bench.reports.robust_accuracy import Point, Series, draw_robust_accuracy, in_words
+from ironmoe.bench.reports.robust_accuracy import (
+    Point,
+    Series,
+    draw_robust_accuracy,
+    series_in_words,
+)
 
 CLEAN = Point(0.0, 0.97, 0.95, 0.98)
 
@@ -60,7 +65,7 @@ def test_what_is_undecided_is_a_hollow_mark():
 
 def test_the_words_have_every_number():
     shown = [series("pgd", 64, 128), Series("own", "k", CLEAN, [Point(64, 0.25, 0, 1)])]
-    assert in_words(shown, CLEAN) == (
+    assert series_in_words(shown, CLEAN) == (
         "Clean 97.0 %. pgd: 43.6 % at 64/255, 37.2 % at 128/255. own: clean 97.0 %, 25.0 % at "
         "64/255."
     )

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from small_study import BUDGET, QUIET, TINY, options, report
 
-from ironmoe.bench.common.rows.pace import in_words
+from ironmoe.bench.common.durations import in_words
 from ironmoe.bench.common.run_folder import OutputError
 from ironmoe.bench.study.ladder.training import TrainingSettings
 from ironmoe.bench.study.measure.measurement import Outcome

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping
 
 
-class Pace:
+class Remaining:
     """The time left, from what each row was expected to take and from what those so far took."""
 
     def __init__(self, expected: Mapping[Hashable, float]) -> None:
@@ -22,12 +22,3 @@ class Pace:
         """The seconds that the others will take: longer than planned if the rows so far were."""
         slower = self.took / self.planned if self.planned > 0 else 1.0
         return slower * sum(self.left.values())
-
-
-def in_words(seconds: float) -> str:
-    """A time, as people say it: "40 s", "12 min", "2.5 h"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"
