@@ -33,8 +33,8 @@ class MoE(nn.Module):
     your loss, before ``backward()``. ``aux_loss`` is what this layer has for it.
 
     Args:
-        dim: D of the tokens; hidden_dim: F of each expert; num_experts: E; top_k: K, by default 2,
-            or that of the router.
+        dim: D of the tokens; hidden_dim: F of each expert; num_experts: E; top_k: K, by default
+            that of the router, else 2, or 1 of one expert.
         activation: a name in ``ironmoe.kernels.ACTIVATIONS``; a gated one doubles the rows of
             ``fc1``.
         bias: whether the experts have biases.
@@ -81,7 +81,9 @@ class MoE(nn.Module):
         sizes = {"num_experts": num_experts, "dim": dim}
         if top_k is not None:
             check_whole(top_k=top_k)
-            sizes["top_k"] = top_k
+            # Where experts choose tokens, no token has a K of its own.
+            if not isinstance(router, Grouped):
+                sizes["top_k"] = top_k
         check_counts(0, shared_dim=shared_dim)
         if shared_gate and not shared_dim:
             raise ValueError(
@@ -116,7 +118,7 @@ class MoE(nn.Module):
         self.precision = precision
         self.dispatch_dtype = dispatch_dtype
         if router is None:
-            top_k = 2 if top_k is None else top_k
+            top_k = min(2, num_experts) if top_k is None else top_k
             router = TopKRouter(dim, num_experts, top_k, device=device, dtype=dtype)
         self.router = router
         self.capacity = capacity

@@ -118,12 +118,22 @@ def test_a_shared_expert_has_a_whole_number_of_hidden_units():
 
 
 def test_a_layer_takes_top_k_of_its_router_and_no_other():
-    for router in (TopKRouter(DIM, 4, 3), ExpertChoiceRouter(DIM, 4)):
-        with pytest.raises(ValueError, match=f"router must have top_k = 2 .* got {router.top_k}"):
-            MoE(DIM, 10, 4, top_k=2, router=router)
-        assert MoE(DIM, 10, 4, top_k=router.top_k, router=router).router is router
-        assert MoE(DIM, 10, 4, router=router).router is router
+    router = TopKRouter(DIM, 4, 3)
+    with pytest.raises(ValueError, match="router must have top_k = 2 like the layer, got 3"):
+        MoE(DIM, 10, 4, top_k=2, router=router)
+    assert MoE(DIM, 10, 4, top_k=3, router=router).router is router
+    assert MoE(DIM, 10, 4, router=router).router is router
+
+
+def test_a_layer_may_have_any_top_k_where_experts_choose():
+    router = ExpertChoiceRouter(DIM, 4)
+    for top_k in (None, 2, 4):
+        assert MoE(DIM, 10, 4, top_k=top_k, router=router).router is router
+
+
+def test_a_layer_without_top_k_takes_two_experts_where_there_are_two():
     assert MoE(DIM, 10, 4).router.top_k == 2
+    assert MoE(DIM, 10, 1).router.top_k == 1
 
 
 @pytest.mark.parametrize("name", LAYERS)
