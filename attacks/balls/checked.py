@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 from numbers import Real
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ironmoe.attacks.balls.ball import Ball
 from ironmoe.attacks.balls.elements import Bound, Bounds, check_order, largest
+from ironmoe.attacks.user_warning import warn_user
 
 LEVELS = 255  # of an 8-bit picture
 LEAST_LEVELS = 0.1  # a smaller radius is most likely in another unit
@@ -82,10 +82,9 @@ def warn_of_unit(ball: type[Ball], eps: Bound, bounds: Bounds, elements: int | N
         return
 
     width = "" if high - low == 1 else f" * {high - low:g}"
-    warnings.warn(
+    warn_user(
         f"eps={radius:g} reaches across bounds={bounds_text(bounds)}: every image is allowed. eps "
         f"is in the unit of the pixels; for {radius:g} of 255 levels write {radius:g}{width} / 255",
-        stacklevel=2,
     )
 
 
@@ -94,11 +93,10 @@ def _warn_of_small(radius: float, low: float, high: float) -> None:
     level = (high - low) / LEVELS
     if not (WIDE <= high - low < math.inf and 0 < radius < LEAST_LEVELS * level):
         return
-    warnings.warn(
+    warn_user(
         f"eps={radius:g} is {radius / level:.2g} of 255 levels in bounds=({low:g}, {high:g}), "
         "which changes no picture. eps is in the unit of the pixels; for 8 of 255 levels write "
         f"{8 * level:g}",
-        stacklevel=3,
     )
 
 
@@ -108,10 +106,9 @@ def warn_of_step(ball: type[Ball], alpha: float | None, bounds: Bounds) -> None:
     if alpha is None or not ball.exceeds(alpha, low, high):
         return
     width = "" if high - low == 1 else f" * {high - low:g}"
-    warnings.warn(
+    warn_user(
         f"alpha={alpha:g} crosses bounds={bounds_text(bounds)} in one step. alpha is in the unit "
         f"of the pixels; for {alpha:g} of 255 levels write {alpha:g}{width} / 255",
-        stacklevel=2,
     )
 
 
@@ -126,11 +123,10 @@ def warn_of_normalize(normalize: Any, bounds: Bounds) -> None:
     if not (is_outside or is_of_one):
         return
     factor = "divide" if is_outside and high <= 1 else "multiply"
-    warnings.warn(
+    warn_user(
         f"normalize has the mean {mean[0]:g}, and pixels lie in bounds={bounds_text(bounds)}. Mean "
         f"and std are in the unit of the pixels: {factor} both by 255 if they are those of the "
         "other unit",
-        stacklevel=2,
     )
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ironmoe.attacks.user_warning import warn_user
+
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 NOT_ITS_OWN = re.compile(r"[./]?___torch_mangle_\d+|\bcuda:\d+\b|\bcpu\b")
 """In the text of TorchScript: what tells classes of one name apart, and devices."""
@@ -177,9 +179,8 @@ def _source(kind: type) -> str:
     for what in (sys.modules.get(kind.__module__), kind):
         with suppress(OSError, TypeError):
             return inspect.getsource(what)  # type: ignore[arg-type]
-    warnings.warn(
+    warn_user(
         f"{kind.__qualname__} has no parameters, and its source cannot be read: two models of this "
         "class are taken for the same one where results are kept",
-        stacklevel=2,
     )
     return ""

@@ -1,7 +1,6 @@
 """``robustbench_evaluate``: RobustBench's ``benchmark`` (Croce et al., arXiv 2010.09670) under the
 same arguments, on data that lie on disk or are given."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -27,6 +26,7 @@ from ironmoe.attacks.robustbench.imagenet import (
 from ironmoe.attacks.robustbench.model_info import check_model_info, write_model_info
 from ironmoe.attacks.robustbench.zoo import zoo_preprocessing
 from ironmoe.attacks.standard.evaluation import NAME, standard_report
+from ironmoe.attacks.user_warning import warn_user
 
 DATASETS = (*CIFAR, "imagenet")
 LEADERBOARD_EPS = {
@@ -126,10 +126,9 @@ def robustbench_evaluate(
             state_path=aa_state_path,
         )
     if report.clean_accuracy.total < n_examples != USUAL_COUNT:
-        warnings.warn(
+        warn_user(
             f"n_examples={n_examples}, but accuracies are of {report.clean_accuracy.total} images: "
             "there are no more",
-            stacklevel=2,
         )
     clean = report.clean_accuracy.value
     robust = report.attacks[NAME].robust_accuracy.value

@@ -4,7 +4,6 @@ pass, the ramp of eps, and what a training loop may ask.
 Shape suffixes: B images, C classes.
 """
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +30,7 @@ from ironmoe.attacks.training.guards.collapse import CollapseAlarm, explaining_n
 from ironmoe.attacks.training.guards.non_finite import check_finite, first_non_finite_layer
 from ironmoe.attacks.training.inner.lent import Mode, constant, normal_tensors
 from ironmoe.attacks.training.inner.loop import Inner, default_alpha
+from ironmoe.attacks.user_warning import warn_user
 from ironmoe.kernels.route import may_look
 from ironmoe.moe import collect_aux_loss
 
@@ -171,7 +171,7 @@ class TrainingMethod(ABC):
             warning_of_radius(float(eps), norm, self.inner.bounds),
         ):
             if warning is not None:
-                warnings.warn(warning, stacklevel=1 + _constructors(type(self)))
+                warn_user(warning)
         self.model = model
         self.eps = float(eps)
         self.steps = int(steps)
@@ -331,13 +331,6 @@ class TrainingMethod(ABC):
     def __repr__(self) -> str:
         norm = self.inner.ball.norm
         return f"{type(self).__name__}({norm}, eps={self.eps:g}, steps={self.steps})"
-
-
-def _constructors(kind: type) -> int:
-    """How many constructors run for a method of this class; each is a level of the stack."""
-    return sum(
-        issubclass(each, TrainingMethod) and "__init__" in vars(each) for each in kind.__mro__
-    )
 
 
 def _alarm_of(alarm: Alarm | str | None) -> Alarm | None:

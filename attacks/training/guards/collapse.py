@@ -9,7 +9,6 @@ Shape suffixes: T tokens, K choices, E experts.
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -21,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from ironmoe.attacks.training.checks import check_count
 from ironmoe.attacks.training.guards.non_finite import NonFiniteLoss, first_non_finite_layer
+from ironmoe.attacks.user_warning import warn_user
 from ironmoe.kernels import Routing
 from ironmoe.kernels.route import transformed
 from ironmoe.kernels.topk import NaNLogits
@@ -221,7 +221,7 @@ class CollapseAlarm:
         for kind, problem in problems.items():
             if problem and (name, kind) not in self._warned:
                 message = f"the router of {name!r} collapses: at step {step} {problem}; {ADVICE}"
-                warnings.warn(message, RouterCollapseWarning, stacklevel=2)
+                warn_user(message, RouterCollapseWarning)
             if problem:
                 self._warned[name, kind] = step
 
