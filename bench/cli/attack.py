@@ -215,6 +215,7 @@ def attack(
         from ironmoe.bench.attack.attacked_images import ImageOptions
         from ironmoe.bench.attack.options import AttackOptions
         from ironmoe.bench.attack.run import run_attack_command
+        from ironmoe.bench.attack.saved.found_images import FORMS
         from ironmoe.bench.attack.saved.png import LEVELS as PNG_LEVELS
         from ironmoe.bench.attack.suite import DTYPES, ROUTING, Suite
         from ironmoe.bench.data.sets import open_data
@@ -222,6 +223,7 @@ def attack(
 
         names = tuple(dict.fromkeys(named(name, named_attacks()) for name in attacks.split(",")))
         norm = norm_named(norm)
+        saved_as = None if save_images is None else named(save_images, FORMS)
         suite = Suite(
             names=names,
             norm=norm,
@@ -234,7 +236,7 @@ def attack(
             seed=seed,
             dtype=named(SHORT_DTYPES.get(dtype.lower(), dtype), DTYPES),
             routing=named(routing, ROUTING),
-            levels=PNG_LEVELS if levels is None and save_images == "png" else levels,
+            levels=PNG_LEVELS if levels is None and saved_as == "png" else levels,
         )
         suite.check()
         bad = _on_bad(on_bad)
@@ -267,7 +269,7 @@ def attack(
             checks=checks,
             max_seconds=max_seconds,
             max_forwards=max_forwards,
-            save_images=save_images,
+            save_images=saved_as,
             passes=passes,
             on_bad=bad,
             weights=weights,

@@ -17,6 +17,7 @@ from ironmoe.bench.cli.options import (
     announce_radii,
     bounded,
 )
+from ironmoe.bench.common.choices import did_you_mean, named
 from ironmoe.bench.common.errors import clear_errors
 from ironmoe.bench.common.radii import one_radius
 
@@ -225,7 +226,10 @@ def _chosen(option: str, names: str | None, known: Iterable[str]) -> tuple[str, 
     """
     if names is None:
         return ()
-    asked = {name.strip() for name in names.split(",")}
+    known = tuple(known)
+    asked = {named(name, known) for name in names.split(",")}
     for name in sorted(asked - set(known)):
-        raise typer.BadParameter(f"{option} must be among {', '.join(known)}, got {name!r}")
+        raise typer.BadParameter(
+            f"{option} must be among {', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
+        )
     return tuple(name for name in known if name in asked)

@@ -92,7 +92,7 @@ def test_the_rows_and_tables_of_a_run_are_those_of_its_report(place, no_pictures
 
 
 def test_found_images_are_saved_and_are_the_same_successes(place, no_pictures):
-    output = attack("--attack", "pgd,fgsm", *EPS, "--out", "run", "--save-images", "npz")
+    output = attack("--attack", "pgd,fgsm", *EPS, "--out", "run", "--save-images", "NPZ")
     index = index_of(place / "run")
     fell = [row for row in read_rows("run/images.csv") if row["fell"]]
     assert f"Adversarial images: {len(fell)}, listed in run/adversarial/index.csv" in output

@@ -57,7 +57,7 @@ def test_certificates_are_an_option(asked):
 def test_options_reach_the_study(asked, monkeypatch):
     result = study(
         "--eps", "1,2", "--train-eps", "10", "--epochs", "3", "--images", "50", "--first-seed", "4",
-        "--processes", "3", "--measurements", "curve, clean",
+        "--processes", "3", "--measurements", "Curve, CLEAN",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     ((options, _),) = asked
@@ -75,6 +75,7 @@ def test_options_reach_the_study(asked, monkeypatch):
     ("arguments", "message"),
     [
         (["--arms", "E3"], "--arms must be among dense, E2"),
+        (["--trainings", "standart"], "got 'standart'; did you mean standard?"),
         (["--trainings", "free"], "--trainings must be among standard, pgd-at, got 'free'"),
         (["--measurements", "love"], "--measurements must be among clean"),
         (["--seeds", "0"], "must be at least 1, got 0"),
