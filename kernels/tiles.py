@@ -5,6 +5,7 @@ Shape suffixes: R rows, r rows of a tile, D or N columns.
 """
 
 import math
+import platform
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,15 +23,25 @@ TILE_BYTES = 4 << 20
 MIN_TILE_ROWS = 256
 # Multiply-adds from which oneDNN pays, by dtype; 50 million are about 0.6 ms on two cores.
 ONEDNN_MIN_PRODUCT = {torch.float32: 50_000_000, torch.bfloat16: 10_000_000}
+# Or elements of a bfloat16 weight: to convert more of them costs more than the product of few rows.
+ONEDNN_MIN_WEIGHT = 1_000_000
 # oneDNN adds a product up in one chain: its largest error reaches twice that of BLAS from 256 terms
 # on, more with length. So only a product that feeds another one takes it, up to this length: the
 # second product averages the errors of the first. Without AVX-512 the chains are longer, and none
 # takes it.
 ONEDNN_MAX_LENGTH = 1024 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0
 
-# Rows of a bfloat16 product are filled up to a multiple: oneDNN compiles each number of rows anew,
-# which routing changes all the time.
-ROWS_COMPILED = 128
+# Whether oneDNN finds instructions for bfloat16 products. It works without them, but 2 to 20 times
+# slower than products in float32.
+MULTIPLIES_BFLOAT16 = (
+    torch.cpu._is_avx512_bf16_supported()
+    if platform.machine() in ("x86_64", "AMD64")
+    else bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+)
+
+# Rows of a bfloat16 product are filled up to one of these numbers, and above the last one to its
+# multiple: oneDNN compiles each number of rows anew, which routing changes all the time.
+ROWS_COMPILED = (0, 8, 16, 32, 64, 128)
 
 
 class Tile(NamedTuple):
@@ -74,17 +85,31 @@ def matmul(
     beats the BLAS behind ``mm`` on large float32 products, but rounds more, so it takes only those
     that feed another product. It compiles a kernel for every new number of rows, which small
     products never earn back; those take float32 BLAS, in bfloat16 too (its ``mm`` is oneDNN).
-    float16 always does: its own is 100 times slower.
+    float16 always does, and bfloat16 where the processor has no products of it: their own are up to
+    100 and 20 times slower.
     """
     if a.device.type == "cpu" and a.dtype != torch.float64 and not is_tracing():
         large = a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_MIN_PRODUCT.get(a.dtype, math.inf)
-        if a.dtype != torch.float32 and not large:
+        if a.dtype != torch.float32 and not _own_product_pays(b, large=large):
             return matmul(a.float(), b.float(), None if bias is None else bias.float()).to(a.dtype)
         if feeds_product and large and a.dtype == torch.float32 and _onednn_takes(a, b, bias):
             return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
-        if a.dtype == torch.bfloat16 and (rest := -a.shape[0] % ROWS_COMPILED):
+        if a.dtype == torch.bfloat16 and (rest := rows_compiled(a.shape[0]) - a.shape[0]):
             return matmul(torch.nn.functional.pad(a, (0, 0, 0, rest)), b, bias)[: a.shape[0]]
     return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
+def rows_compiled(rows: int) -> int:
+    """How many rows a bfloat16 product of so many is computed for."""
+    most = ROWS_COMPILED[-1]
+    return next((each for each in ROWS_COMPILED if rows <= each), rows + -rows % most)
+
+
+def _own_product_pays(b: Tensor, *, large: bool) -> bool:
+    """Whether a product with b in its own 16 bits is faster than one in float32."""
+    if b.dtype != torch.bfloat16 or not MULTIPLIES_BFLOAT16:
+        return False
+    return large or b.numel() >= ONEDNN_MIN_WEIGHT
 
 
 def _onednn_takes(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:

@@ -16,7 +16,7 @@ from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.radii import USUAL_EPS
 from ironmoe.bench.reports.tables import print_table
 from ironmoe.kernels import ACTIVATIONS, Routing, expert_mlp, topk_route
-from ironmoe.kernels.tiles import ONEDNN_MIN_PRODUCT
+from ironmoe.kernels.tiles import MULTIPLIES_BFLOAT16, ONEDNN_MIN_PRODUCT, ONEDNN_MIN_WEIGHT
 from ironmoe.kernels.tuning import chip_of
 from ironmoe.moe import VMoE
 
@@ -100,10 +100,15 @@ def _add_products(table: Table) -> None:
     table.add_row("  their float32 products", "oneDNN or BLAS" if onednn else "BLAS", why_float32)
 
     large = ONEDNN_MIN_PRODUCT[torch.bfloat16] // 1_000_000
+    weight = ONEDNN_MIN_WEIGHT // 1_000_000
     table.add_row(
         "  their bfloat16 products",
-        f"torch.mm from {large} M multiply-adds, else float32",
-        "small ones are faster in float32",
+        f"torch.mm from {large} M multiply-adds or {weight} M weights, else float32"
+        if MULTIPLIES_BFLOAT16
+        else "float32 arithmetic",
+        "small ones are faster in float32"
+        if MULTIPLIES_BFLOAT16
+        else "this processor has no products of bfloat16",
     )
     table.add_row(
         "  their float16 products",
