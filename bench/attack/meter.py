@@ -8,11 +8,10 @@ from rich.console import Console
 
 from ironmoe.attacks import Progress, RobustnessReport
 from ironmoe.bench.common.durations import range_in_words
-from ironmoe.bench.common.progress_bars import progress_bars
+from ironmoe.bench.common.progress_bars import LINE_SECONDS, progress_bars
 from ironmoe.bench.common.run_folder import RunFolder
 
 SAVE_SECONDS = 5.0  # the time spent is written to disk this often
-LINE_SECONDS = 30.0  # without a terminal for a bar, a line is printed this often
 FILE = "results/seconds.json"
 
 
