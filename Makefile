@@ -86,7 +86,8 @@ lint: venv  ## Runs ruff and mypy.
 
 # The pages lie in the site as they lie here, so that a link is right in both. A warning is an error
 # (not under --quiet, which hides it from the count), and so is a page that loads something from
-# elsewhere, or a reference page with fields that are no list (docs/field_lists.py).
+# elsewhere, a reference page with fields that are no list (docs/field_lists.py), or a public name
+# that the reference lacks (docs/missing_names.py).
 docs: venv  ## Builds the site of the documentation in build/docs, and checks its links.
 	rm -rf build/docs build/docs-tree
 	mkdir -p build/docs-tree/pages/bench build/docs-tree/ironmoe
@@ -96,6 +97,7 @@ docs: venv  ## Builds the site of the documentation in build/docs, and checks it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 	! grep -rnoE '<(script|link|img)[^>]* (src|href)="?https?:[^ >]*' --include='*.html' build/docs
 	! grep -rnE '<details|class="admonition|^<p>[a-z_]+(, [a-z_]+)*: ' build/docs/docs/reference
+	$(BIN)/python docs/missing_names.py build/docs
 	@echo "build/docs/index.html; to search: $(BIN)/python -m http.server --directory build/docs"
 
 clean:  ## Removes the environment and everything that was built.

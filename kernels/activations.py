@@ -152,6 +152,8 @@ ACTIVATIONS = {
     "clamped_swiglu_interleaved": _CLAMPED_SWIGLU._replace(interleaved=True),
     "limited_swiglu": Activation(aten.silu, _silu_backward, gated=True, limit=10.0),
 }
+"""name → what an expert computes under it, as ``activation`` of ``expert_mlp``."""
+
 GATED_ACTIVATIONS = frozenset(name for name, activation in ACTIVATIONS.items() if activation.gated)
 INTERLEAVED_ACTIVATIONS = frozenset(
     name for name, activation in ACTIVATIONS.items() if activation.interleaved

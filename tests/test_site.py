@@ -1,5 +1,5 @@
-"""The site: pages are listed under their titles, and the reference reads a list of fields in a
-docstring as a list."""
+"""The site: pages are listed under their titles; the reference describes every public name once,
+and reads a list of fields in a docstring as a list."""
 
 import inspect
 import re
@@ -11,22 +11,64 @@ from typing import NamedTuple
 import griffe
 import pytest
 from documented import ROOT
+from import_graph import FLOORS
 
 DOCS = ROOT / "docs"
+REFERENCE = [page.read_text() for page in (DOCS / "reference").glob("*.md")]
 MODULES = sorted(
-    name
-    for page in (DOCS / "reference").glob("*.md")
-    for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+    name for page in REFERENCE for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)
 )
 NAMES = r"[a-z_]\w*(?:, [a-z_]\w*)*"
 A_FIELD = re.compile(rf"(?:^|\n|[.;] +)({NAMES})(?: \([^)]*\))?:\s")
 
 
+def from_docs(name):
+    sys.path.insert(0, str(DOCS))
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(str(DOCS))
+
+
 @pytest.fixture(scope="module")
 def field_lists():
-    sys.path.insert(0, str(DOCS))
-    yield import_module("field_lists")
-    sys.path.remove(str(DOCS))
+    return from_docs("field_lists")
+
+
+@pytest.fixture(scope="module")
+def public():
+    """Module → the names that it hands out."""
+    return from_docs("missing_names").handed_out()
+
+
+@pytest.fixture(scope="module")
+def described(public, tmp_path_factory):
+    """Path of each public name → what its page shows."""
+    folder = tmp_path_factory.mktemp("packages")
+    (folder / "ironmoe").mkdir()
+    for floor in FLOORS:
+        (folder / "ironmoe" / floor).symlink_to(ROOT / floor)
+
+    extensions = griffe.load_extensions(from_docs("public_names").PublicNames)
+    package = griffe.load(
+        "ironmoe", search_paths=[folder], extensions=extensions, try_relative_path=False
+    )
+    return {
+        f"{module}.{name}": package[module.removeprefix("ironmoe.")].members[name]
+        for module, names in public.items()
+        for name in names
+    }
+
+
+def things_of(module):
+    """Name → what a module hands out; where it has no ``__all__``, what it defines."""
+    things = vars(module)
+    own = [
+        name
+        for name, thing in things.items()
+        if not name.startswith("_") and getattr(thing, "__module__", "") == module.__name__
+    ]
+    return {name: things[name] for name in things.get("__all__", own)}
 
 
 @cache
@@ -34,15 +76,14 @@ def shown():
     """Path → class or function, of what the pages show and what has a docstring."""
     found = {}
     for module in MODULES:
-        for name, thing in vars(import_module(module)).items():
-            if not name.startswith("_") and getattr(thing, "__module__", "").startswith("ironmoe."):
-                found[f"{module}.{name}"] = thing
-                members = vars(thing).items() if inspect.isclass(thing) else ()
-                found |= {
-                    f"{module}.{name}.{member}": getattr(value, "__func__", value)
-                    for member, value in members
-                    if not member.startswith("_")
-                }
+        for name, thing in things_of(import_module(module)).items():
+            found[f"{module}.{name}"] = thing
+            members = vars(thing).items() if inspect.isclass(thing) else ()
+            found |= {
+                f"{module}.{name}.{member}": getattr(value, "__func__", value)
+                for member, value in members
+                if not member.startswith("_")
+            }
     return {
         path: thing
         for path, thing in found.items()
@@ -98,8 +139,59 @@ def test_a_page_has_its_own_title_in_the_list_of_pages():
     assert titles == {page: f"# {name}" for name, page in named} | {"README.md": "# ironmoe"}
 
 
-def test_the_site_reads_docstrings_in_this_way():
-    assert "extensions: [field_lists.py]" in (DOCS / "mkdocs.yml").read_text()
+def test_the_site_takes_what_is_tested_here():
+    assert "extensions: [field_lists.py, public_names.py]" in (DOCS / "mkdocs.yml").read_text()
+
+
+def test_a_module_that_hands_out_names_has_its_place_in_the_reference_under_its_own_name(public):
+    assert len(public) > 10
+    assert [module for module in public if module not in MODULES] == []
+    headed = [
+        name
+        for page in REFERENCE
+        for name, shown in re.findall(r"^##? (\S+)$[^#]*?^::: (\S+)$", page, re.MULTILINE)
+        if name == shown
+    ]
+    assert sorted(headed) == MODULES
+
+
+def test_the_reference_describes_every_public_name(described):
+    """Constants, too, and functions whose file has the same name."""
+    assert len(described) > 250
+    assert [path for path, thing in described.items() if thing.is_module] == []
+    assert [path for path, thing in described.items() if not thing.has_docstrings] == []
+    assert described["ironmoe.kernels.expert_mlp"].parameters["w_in"]
+    assert described["ironmoe.attacks.smoothness.Stability"].parameters["farthest"]
+
+
+def test_what_several_modules_hand_out_is_described_in_one_of_them(described):
+    def imported(path):
+        module, _, name = path.rpartition(".")
+        return getattr(import_module(module), name)
+
+    links = {
+        path: re.fullmatch(r"The same as \[`(.+)`\]\[\1\], .*", thing.docstring.value)
+        for path, thing in described.items()
+    }
+    links = {path: link[1] for path, link in links.items() if link}
+    assert links["ironmoe.moe.Routing"] == "ironmoe.kernels.Routing"
+    assert links["ironmoe.moe.routing_iou"] == "ironmoe.moe.metrics.routing_iou"
+    assert links["ironmoe.attacks.certify"] == "ironmoe.attacks.certificates.certify"
+    assert all(imported(path) is imported(place) for path, place in links.items())
+    homes = [thing.canonical_path for path, thing in described.items() if path not in links]
+    assert len(homes) == len(set(homes)) == len(described) - len(links)
+    assert not links.keys() & set(links.values())
+
+
+def test_a_public_name_that_the_site_lacks_is_found(described):
+    """``make docs`` looks for headings: anchors stand on the pages of other modules, too."""
+    missing = from_docs("missing_names").missing
+    headings = {path: f'<h2 id="{path}" class="doc doc-heading">' for path in described}
+    examples = {"ironmoe.bench.models.load.load_model", "ironmoe.bench.models.overrides.Overrides"}
+    assert set(missing(list(headings.values()))) == examples
+    headings["ironmoe.moe.MoE"] = '<a id="ironmoe.moe.MoE"></a>'
+    assert set(missing(list(headings.values()))) == examples | {"ironmoe.moe.MoE"}
+    assert "\t$(BIN)/python docs/missing_names.py build/docs\n" in (ROOT / "Makefile").read_text()
 
 
 def test_no_docstring_of_the_reference_runs_its_fields_together(field_lists):

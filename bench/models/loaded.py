@@ -11,16 +11,16 @@ class LoadedModel(NamedTuple):
     """A model that can be attacked, and what is known of it.
 
     model: from pixels (B, C, H, W) float32 in [0, 1] to logits (B, classes) float32; it normalizes
-    them itself. name: for people; image_shape: (C, H, W) if it takes no other; classes: their
-    names, by index of the logits, None if they are not known; facts: what report and settings say
-    of it.
-
-    source: how the command named it; identity: what makes it another model beside its weights: the
-    part of the name that does, and of a file what is in it.
-
-    pipeline: how pictures become pixels for this model; None if the model does not say.
-
-    size_key: what, after the question mark of the name, builds a model of one size for another one.
+        them itself
+    name: for people
+    image_shape: (C, H, W) if it takes no other
+    classes: their names, by index of the logits; None if they are not known
+    facts: what report and settings say of it
+    source: how the command named it
+    identity: what makes it another model beside its weights: the part of the name that does, and of
+        a file what is in it
+    pipeline: how pictures become pixels for this model; None if the model does not say
+    size_key: what, after the question mark of the name, builds a model of one size for another one
     """
 
     model: nn.Module

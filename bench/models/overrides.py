@@ -25,10 +25,10 @@ class Overrides:
     nothing of its pictures gets their centre square, whatever its mean and std.
 
     resize: one number, to which the shorter edge is resized with the ratio kept, or (height, width)
-    whatever the ratio; "none": pictures keep their size. crop: (height, width) of the middle;
-    "none": all of it. interpolation: a name in ``INTERPOLATIONS``.
-
-    mean, std: one number, or one for each channel, in units of the pixel range.
+        whatever the ratio; "none": pictures keep their size
+    crop: (height, width) of the middle; "none": all of it
+    interpolation: a name in ``INTERPOLATIONS``
+    mean, std: one number, or one for each channel, in units of the pixel range
     """
 
     resize: int | Size | Off | None = None

@@ -19,6 +19,8 @@ from ironmoe.moe.adapters.huggingface_routing import is_experts
 from ironmoe.moe.adapters.token_mask import current_token_mask, keep_token_masks
 
 NAME = "ironmoe"
+"""The name of this implementation in transformers, for ``experts_implementation``."""
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _Model = TypeVar("_Model", bound=nn.Module)
 

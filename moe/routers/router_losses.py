@@ -57,6 +57,7 @@ BALANCE_LOSSES = {
     "deepseek_sequence": BalanceLoss(_deepseek, SEQUENCE),
     "global_batch": BalanceLoss(_global_batch, GLOBAL_BATCH),
 }
+"""name → balance loss, as ``balance`` of ``TopKRouter``."""
 
 
 def get_balance_loss(name: str) -> BalanceLoss:

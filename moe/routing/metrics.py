@@ -18,6 +18,7 @@ from ironmoe.moe.routing.ranks import by_rank
 from ironmoe.moe.routing.trace import LayerTrace
 
 READINGS = ("realised", "intended", "kept")
+"""What may count as the experts of a token; ``token_overlap`` explains each."""
 
 
 def routing_iou(experts_a_TK: Tensor, experts_b_TK: Tensor, num_experts: int) -> Tensor:

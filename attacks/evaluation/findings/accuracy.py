@@ -70,6 +70,8 @@ class AccuracyRange:
 
 
 Accuracy = Known | AccuracyRange
+"""An accuracy in a report: a ``Proportion``; of a model that answers each time anew, an
+``ExpectedAccuracy``; where a budget left images undecided, an ``AccuracyRange``."""
 
 
 def share(accuracy: Accuracy) -> str:
