@@ -162,5 +162,8 @@ def rates_in_words(gpus: dict[Gpu, Rates]) -> str:
             "Moving rows: top-k, dispatch and combine as a share of the layer with its top-k. "
             "A layer is bound by what bounds its kernels for most of its time."
         )
-    sentences.append("One kernel runs after another. Nothing was measured here.")
+    sentences.append(
+        "One kernel runs after another. The launch of a kernel, a few microseconds, is not in its "
+        "time: tiny passes take longer than this. Nothing was measured here."
+    )
     return "\n".join(sentences)

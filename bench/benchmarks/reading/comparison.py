@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ironmoe.bench.benchmarks.peers import OURS
 from ironmoe.bench.benchmarks.reading.figures import SHARE, TIME, WORDS, Figure, Reading, Row
 from ironmoe.bench.benchmarks.reading.files import Key, ReadRows, RowsError, read_rows
-from ironmoe.bench.benchmarks.reading.kinds import Kind
+from ironmoe.bench.benchmarks.reading.kinds import Kind, text_of
 
 # Two runs of one command on one machine differ by about as much when its clock, its other work and
 # the layout of memory differ. Assumed, and not scattered over the runs within one command.
@@ -59,27 +59,31 @@ class Change(NamedTuple):
 
     @property
     def noise(self) -> float | None:
-        """How far runs lie from their value at most, as a share of it; of a share the half width
-        of the interval. The larger one of A and B; None where one of both is unknown."""
-        found = [_spread(reading, self.figure) for reading in (self.a, self.b)]
-        return None if None in found else max(x for x in found if x is not None)
+        """By how much B must differ from A so that their ranges are apart: how far the runs of the
+        smaller one lie above it, and those of the larger one below it. As a share of A, as the
+        change is; of a share such as robust accuracy, itself. None where an end is unknown, or A
+        is 0."""
+        smaller, larger = sorted((self.a, self.b), key=lambda reading: reading.value)
+        end, start = smaller.assumed_high, larger.low
+        whole = 1.0 if self.figure.sort == SHARE else self.a.value
+        if end is None or start is None or not whole:
+            return None
+        return max((end - smaller.value) + (larger.value - start), 0.0) / whole
 
     @property
     def verdict(self) -> str:
-        """ "slower", "faster", … if the ranges of A and B are apart, and of a measured figure also
-        the values by more than DRIFT; "within noise" if not, and nothing where the noise is
+        """ "slower", "faster", … if B differs from A by more than the noise, and of a measured
+        figure also by more than DRIFT; "within noise" if not, and nothing where the noise is
         unknown."""
-        a, b = self.a, self.b
-        if a.low is None or a.high is None or b.low is None or b.high is None:
+        is_share = self.figure.sort == SHARE
+        if self.noise is None:
             return ""
-        if b.low <= a.high and a.low <= b.high:
+        if abs(self.change - (not is_share)) <= max(self.noise, 0.0 if is_share else DRIFT):
             return SAME
         larger, smaller = WORDS[self.figure.sort]
-        word = larger if b.value > a.value else smaller
-        if self.figure.sort == SHARE:
+        word = larger if self.b.value > self.a.value else smaller
+        if is_share:
             return word
-        if max(a.value, b.value) <= (1 + DRIFT) * min(a.value, b.value):
-            return SAME
         slowest, fastest = max((1.0, *self.others)), min((1.0, *self.others))
         explained = fastest / (1 + DRIFT) <= self.change <= slowest * (1 + DRIFT)
         return AS_OTHERS if explained else word
@@ -211,7 +215,7 @@ def check_kinds(first: ReadRows, *others: ReadRows) -> None:
 
 def _names(key: Key, runs: list[Row]) -> list[str]:
     """The values of a key, and what the layer was called when it was measured."""
-    return [*key, *dict.fromkeys(str(row["name"]) for row in runs if row.get("name"))]
+    return [*key, *dict.fromkeys(text_of(row["name"]) for row in runs if row.get("name"))]
 
 
 def _has(names: list[str], texts: list[str]) -> bool:
@@ -222,16 +226,6 @@ def _listed(names: Iterable[str]) -> str:
     first = list(names)
     more = f" and {len(first) - MOST_LISTED} more" if len(first) > MOST_LISTED else ""
     return "; ".join(first[:MOST_LISTED]) + more
-
-
-def _spread(reading: Reading, figure: Figure) -> float | None:
-    value, low, high = reading
-    if low is None or high is None:
-        return None
-    width = max(high - value, value - low)
-    if figure.sort == SHARE:
-        return width
-    return width / value if value else None
 
 
 def mean_change(changes: list[Change]) -> float:

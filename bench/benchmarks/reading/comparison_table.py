@@ -214,8 +214,9 @@ def _legend(found: Comparison) -> list[str]:
         return [*_of_others(found), unknown]
     return [
         *_of_others(found),
-        f'Noise: how far runs lie from the value. "{SAME}": the ranges of A and B overlap, or the '
-        f"values differ by {100 * DRIFT:.0f} % at most. –: the rows do not say it.",
+        "Noise: by how much B must differ from A so that the ranges of their runs are apart. "
+        f'"{SAME}": it differs by no more, or a measured figure by {100 * DRIFT:.0f} % at most. '
+        "–: the rows do not say it.",
     ]
 
 

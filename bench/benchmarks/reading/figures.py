@@ -26,6 +26,14 @@ class Reading(NamedTuple):
     low: float | None = None
     high: float | None = None
 
+    @property
+    def assumed_high(self) -> float | None:
+        """The high end. Where the low one alone was measured, the high one is taken to be as far
+        away."""
+        if self.high is None and self.low is not None:
+            return 2 * self.value - self.low
+        return self.high
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -54,14 +62,14 @@ def measured(name: str, unit: str, sort: str) -> Figure:
 
     def read(row: Row) -> Reading | None:
         value = number(row.get(name))
-        return None if value is None else Reading(value, *_range(row, value))
+        return None if value is None else Reading(value, *_range(row))
 
     return Figure(name, unit, sort, read)
 
 
-def _range(row: Row, value: float) -> tuple[float | None, float | None]:
-    """From "p20" to "p80", from "p25" to "p75", over all "times", or from "fastest" on: then the
-    slow side is taken to be as wide. One run has no range."""
+def _range(row: Row) -> tuple[float | None, float | None]:
+    """From "p20" to "p80", from "p25" to "p75", over all "times", or from "fastest" on: then no
+    slow side was measured. One run has no range."""
     if row.get("runs") == 1:
         return None, None
     for low, high in (("p20", "p80"), ("p25", "p75")):
@@ -69,8 +77,7 @@ def _range(row: Row, value: float) -> tuple[float | None, float | None]:
             return first, number(row.get(high))
     if times := [time for entry in _list(row.get("times")) if (time := number(entry)) is not None]:
         return min(times), max(times)
-    fastest = number(row.get("fastest"))
-    return (None, None) if fastest is None else (fastest, 2 * value - fastest)
+    return number(row.get("fastest")), None
 
 
 def _list(value: Any) -> list[Any]:

@@ -128,17 +128,19 @@ def _of_pytest_benchmark(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _unflattened(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a CSV file, whose columns "outer.inner" become a dict again."""
+    """A row of a CSV file, whose columns "outer.inner" become a dict again, at every depth. An
+    empty cell is left out: a row without this entry has one, too."""
     found: dict[str, Any] = {}
     for column, text in row.items():
         if not column or text in (None, ""):
             continue
-        outer, dot, inner = column.partition(".")
-        if dot:
-            inside = found.get(outer)
-            found[outer] = (inside if isinstance(inside, dict) else {}) | {inner: _value(text)}
-        else:
-            found[column] = _value(text)
+        *outer, last = column.split(".")
+        inside = found
+        for name in outer:
+            if not isinstance(inside.get(name), dict):
+                inside[name] = {}
+            inside = inside[name]
+        inside[last] = _value(text)
     return found
 
 

@@ -26,11 +26,12 @@ class Kind:
     """One kind of rows.
 
     name: the command that writes them; known_by: entries that each row has and rows of no other
-    kind have together; keys: entries that name a row: two rows are of the same thing if these are
-    equal; who: the key that says whose row it is, for means; series: the key whose values are bars
-    side by side; figures: the first one is drawn; has_others: code of others takes turns with ours,
-    and ``who`` says whose row it is; computed: nothing is measured, so the machine does not matter;
-    split: a row of the file → rows with these keys.
+    kind have together, and that are never empty, because an empty cell of a CSV file may also be
+    one that its row does not have; keys: entries that name a row: two rows are of the same thing if
+    these are equal; who: the key that says whose row it is, for means; series: the key whose values
+    are bars side by side; figures: the first one is drawn; has_others: code of others takes turns
+    with ours, and ``who`` says whose row it is; computed: nothing is measured, so the machine does
+    not matter; split: a row of the file → rows with these keys.
     """
 
     name: str
@@ -171,7 +172,7 @@ KINDS = (
     ),
     Kind(
         "bench kernels",
-        frozenset({"operation", "variant", "shape", "dtype", "ms"}),
+        frozenset({"operation", "shape", "dtype", "ms"}),
         ("operation", "variant", "shape", "dtype"),
         "operation",
         "dtype",

@@ -1,4 +1,4 @@
-"""``ironmoe bench plot``: rows as bars, a column of pictures for each file."""
+"""``ironmoe bench plot``: rows as bars or points, a column of pictures for each file."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -42,6 +42,14 @@ class Panel(NamedTuple):
         return [[name for name in self.series if (label, name) in there] for label in self.labels]
 
     @property
+    def is_wide(self) -> bool:
+        """Whether the smallest bars could not be seen beside the largest: then the scale is
+        logarithmic. The length of a bar would say nothing there, so points are drawn."""
+        values = [reading.value for found in self.readings for reading in found.values()]
+        of_times = self.figure.sort != SHARE and min(values) > 0
+        return of_times and max(values) > LOG_FROM * min(values)
+
+    @property
     def gap(self) -> float:
         """Inches between groups. Bars that stand alone are no groups."""
         return GAP if any(len(names) > 1 for names in self.slots()) else GAP / 2
@@ -62,6 +70,25 @@ def checked_picture(out: Path) -> Path:
     if out.is_dir():
         raise RowsError(f"--out must be a file, got the folder {out}")
     return out
+
+
+def without_a_common_row(paths: Sequence[Path], only: Iterable[str] = ()) -> str:
+    """A sentence where no row is in two of the files, so that nothing stands side by side; "" where
+    one is, or where there is one file.
+
+    Raises:
+        RowsError: a file has no rows.
+    """
+    keys = [
+        {(kind, key) for kind, of_kind in file.rows.items() for key in of_kind}
+        for file in (selected(read_rows(path), only) for path in paths)
+    ]
+    if len(keys) < 2 or len(set.union(*keys)) < sum(map(len, keys)):
+        return ""
+    return (
+        "No row is in two of these files, so nothing stands side by side: they are of other work. "
+        "ironmoe bench compare says what differs."
+    )
 
 
 def draw_files(
@@ -142,9 +169,7 @@ def _drawn(panels: Sequence[Panel], files: Sequence[ReadRows]) -> Picture:
             for place, file, readings in zip(axes, files, panel.readings, strict=True):
                 _draw_bars(place, panel, readings)
                 place.set_title(_title(file), fontsize=9)
-            if _scale(axes[0], panel):
-                for place in axes:
-                    place.set_xlabel(f"{panel.figure.unit}, logarithmic scale".lstrip(", "))
+            _scale(axes[0], panel)
             title = f"{panel.kind.name}: {panel.figure.name}"
             part.suptitle(f"{title} ({panel.same})" if panel.same else title, fontsize=11)
             if len(panel.series) > 1:
@@ -178,51 +203,46 @@ def _draw_bars(axes: Axes, panel: Panel, readings: dict[tuple[str, str], Reading
     for name, color in zip(panel.series, _colors(len(panel.series)), strict=True):
         at = [height for height, _ in places[name]]
         values = [factor * reading.value for _, reading in places[name]]
-        axes.barh(at, values, height=0.86, color=color, label=name)
+        if panel.is_wide:
+            axes.plot(values, at, "o", markersize=5, color=color, label=name)
+        else:
+            axes.barh(at, values, height=0.86, color=color, label=name)
         for height, reading in places[name]:
             _write_value(axes, height, reading, factor)
     axes.set_yticks(ticks, panel.labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(y - panel.gap / BAR, -1)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(panel.figure.unit)
+    scale = "logarithmic scale" if panel.is_wide else ""
+    axes.set_xlabel(", ".join(filter(None, (panel.figure.unit, scale))))
 
 
 def _write_value(axes: Axes, y: float, reading: Reading, factor: float) -> None:
-    value, low, high = (None if x is None else factor * x for x in reading)
+    """The number, and a line from the low to the high end, as far as they were measured."""
+    value, *ends = (None if x is None else factor * x for x in reading)
     assert value is not None
-    end = value
-    if low is not None and high is not None:
+    low, high = (value if end is None else end for end in ends)
+    if low != high:
         axes.plot([low, high], [y, y], color="#222222", linewidth=0.8)
-        end = max(value, high)
+    end = max(value, high)
     text = f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
     axes.annotate(
         text, (end, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7
     )
 
 
-def _scale(axes: Axes, panel: Panel) -> bool:
-    """From 0, or logarithmic where the smallest bars could not be seen; room for the numbers.
-
-    Returns:
-        Whether it is logarithmic: then the length of a bar says nothing.
-    """
+def _scale(axes: Axes, panel: Panel) -> None:
+    """From 0, or logarithmic where the smallest bars could not be seen; room for the numbers."""
     found = [reading for readings in panel.readings for reading in readings.values()]
-    values = [reading.value for reading in found]
-    largest = max(
-        value if reading.high is None else reading.high
-        for value, reading in zip(values, found, strict=True)
-    )
-    is_wide = min(values) > 0 and max(values) > LOG_FROM * min(values)
+    smallest = min(reading.value for reading in found)
+    largest = max(reading.value if reading.high is None else reading.high for reading in found)
     if panel.figure.sort == SHARE:
         axes.set_xlim(0, 112)
-        return False
-    if is_wide:
+    elif panel.is_wide:
         axes.set_xscale("log")
-        axes.set_xlim(min(values) / 2, 2 * largest)
+        axes.set_xlim(smallest / 2, 2 * largest)
     else:
         axes.set_xlim(0, 1.16 * largest or 1)
-    return is_wide
 
 
 def _colors(number: int) -> list[str]:

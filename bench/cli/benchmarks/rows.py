@@ -59,9 +59,10 @@ def bench_plot(
     ] = None,
     only: Only = None,
 ) -> None:
-    """Draw files of rows as bars; several files stand side by side on one scale.
+    """Draw files of rows as bars, or as points on a logarithmic scale; several files stand side by
+    side on one scale.
 
-    A thin line at a bar shows how far its runs scatter.
+    A thin line at a bar shows how far its runs scatter, as far as that was measured.
 
     Example:
 
@@ -69,9 +70,15 @@ def bench_plot(
     """
     console = Console()
     with clear_errors(console):
-        from ironmoe.bench.benchmarks.reading.plot import checked_picture, draw_files
+        from ironmoe.bench.benchmarks.reading.plot import (
+            checked_picture,
+            draw_files,
+            without_a_common_row,
+        )
         from ironmoe.bench.reports.style import save_picture
 
         file = checked_picture(out)
         save_picture(draw_files(files, figure, only or ()), file)
         console.print(f"Wrote {file}", highlight=False, markup=False, soft_wrap=True)
+        if warning := without_a_common_row(files, only or ()):
+            Console(stderr=True).print(warning, highlight=False, markup=False, soft_wrap=True)

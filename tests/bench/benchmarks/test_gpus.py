@@ -105,6 +105,9 @@ def test_gpus_side_by_side_are_all_taken_at_their_data_sheets():
     assert "790 TFLOP/s and 3 TB/s, which others have measured" in rates_in_words(
         {h100: h100.reached}
     )
+    assert "launch of a kernel, a few microseconds, is not in its time" in rates_in_words(
+        {h100: both[0]}
+    )
     assert "measured." not in rates_in_words(dict(zip((h100, h200), both, strict=True)))
 
 

@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import math
+import random
 
 import pytest
 from row_files import cpu_row
 
+from ironmoe.attacks import Proportion
 from ironmoe.bench.benchmarks.reading.comparison import Change, compare_files
 from ironmoe.bench.benchmarks.reading.comparison_table import all_warnings
 from ironmoe.bench.benchmarks.reading.figures import RATE, SHARE, TIME, Reading, plain
@@ -101,11 +103,35 @@ def test_others_are_those_that_took_turns_with_a_row(rows_in, run):
     assert found["float32", "dense"].others == (), "ours shows nothing of the machine"
 
 
-def test_noise_is_the_wider_range_of_both():
-    assert change((100, 90, 105), (200, 196, 230)).noise == pytest.approx(0.15)
-    assert change((0.5, 0.45, 0.52), (0.6, 0.58, 0.61), SHARE).noise == pytest.approx(0.05)
+def test_noise_is_what_the_facing_ends_of_both_ranges_leave():
+    assert change((100, 90, 105), (200, 196, 230)).noise == pytest.approx(0.09)
+    assert change((200, 196, 230), (100, 90, 105)).noise == pytest.approx(0.045)
+    assert change((0.5, 0.45, 0.52), (0.6, 0.58, 0.61), SHARE).noise == pytest.approx(0.04)
+    assert change((100, 90, None), (200, 196, None)).noise == pytest.approx(0.14), "as far above"
     assert change((100, None, None), (100, 99, 101)).noise is None
     assert math.isnan(change((0, None, None), (1, None, None)).change)
+
+
+def test_a_change_is_judged_by_the_noise_that_is_printed():
+    """2 of 30 and 8 of 30 images: Wilson's intervals overlap though 20 points lie between them."""
+    few, more = (Proportion(count, 30).as_dict() for count in (2, 8))
+    a, b = (Reading(share["value"], *share["wilson_95"]) for share in (few, more))
+    found = change(a, b, SHARE)
+    assert found.verdict == "within noise" and found.noise > found.change == pytest.approx(0.2)
+
+    numbers = random.Random(0)
+    for sort in (TIME, RATE, SHARE):
+        for _ in range(200):
+            a, b = (
+                (value, value - numbers.uniform(0, 0.1), value + numbers.uniform(0, 0.1))
+                for value in (numbers.uniform(0.3, 0.8), numbers.uniform(0.3, 0.8))
+            )
+            found = change(a, b, sort)
+            size = abs(found.change - (sort != SHARE))
+            limit = max(found.noise, 0.05 * (sort != SHARE))
+            assert (found.verdict == "within noise") == (size <= limit)
+            apart = a[2] < b[1] or b[2] < a[1]
+            assert apart == (size > found.noise), "the ranges are apart where the noise is passed"
 
 
 def test_rows_that_only_one_file_has_are_named(rows_in, run):
@@ -213,7 +239,7 @@ def test_formats_hold_the_rows_alone_on_standard_output(rows_in, run):
         ("ironmoe", 2.0),
         ("dense", 1.0),
     ]
-    assert rows[0]["verdict"] == "slower" and float(rows[0]["noise"]) == pytest.approx(0.1)
+    assert rows[0]["verdict"] == "slower" and float(rows[0]["noise"]) == pytest.approx(0.3)
     whole = json.loads(run(a, b, "--format", "json").stdout)
     assert whole["rows"][0]["ratio"] == 2.0 and whole["a"]["origin"]["threads"] == "2"
     assert whole["means"][0] == {
