@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from typing import Any
 
 EXTRA = ("typer", "rich", "matplotlib", "jinja2", "safetensors", "msgpack", "scipy", "PIL")
@@ -14,6 +15,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # "×" on a terminal that knows ASCII alone
+    warnings.formatwarning = _one_line
     try:
         from ironmoe.bench.cli.app import app
 
@@ -28,6 +30,11 @@ def main() -> None:
             f"ironmoe: the command line needs the package {error.name!r}: pip install "
             "'ironmoe[bench]'"
         )
+
+
+def _one_line(message: Warning | str, *place: Any, **_: Any) -> str:
+    """A warning without a line of code: whoever runs a command has no code there."""
+    return f"Warning: {message}\n"
 
 
 def _quietly(app: Any) -> int:

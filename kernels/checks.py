@@ -4,6 +4,7 @@ import operator
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels.route import autocast_dtype, holds_its_numbers
@@ -31,6 +32,17 @@ def check_module(model: Any) -> None:
     """TypeError: the model is no module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+
+
+def check_float_dtype(dtype: Any, name: str = "dtype") -> None:
+    """TypeError, ValueError: it is no dtype of torch, or not one of floats. None is torch's
+    default."""
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{name} must be a torch.dtype or None, got {dtype!r}")
+    if not dtype.is_floating_point:
+        raise ValueError(f"{name} must be a float dtype or None, got {dtype}")
 
 
 def check_floats(x: Any, shape: str, name: str = "x") -> None:

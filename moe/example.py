@@ -73,6 +73,7 @@ def trained_model() -> VMoE:
             if name.startswith(prefix)
         }
     )
+    model.trained_on_data = "digits"  # ironmoe attack then knows that it never saw the test split
     return model.eval()
 
 

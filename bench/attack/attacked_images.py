@@ -29,8 +29,8 @@ from ironmoe.bench.models.pixels import pipeline_for
 TRIED = 64  # images that may be unreadable before one that tells the shape
 
 OWN_SPLIT = (
-    "This split is ironmoe's own: a model that was trained on another part of these images has "
-    "seen most of the split, and every accuracy comes out too high. Then put images that it has "
+    "This split is ironmoe's own. If the model was trained on other parts of these images, it has "
+    "seen most of the split, and every accuracy comes out too high; then put images that it has "
     "not seen into a folder or file of their own, and use --all."
 )
 
@@ -317,7 +317,7 @@ def _rows(options: ImageOptions, images: ImageSet) -> tuple[Tensor, str]:
 def _of_split(options: ImageOptions, loaded: LoadedModel) -> str:
     """What there is to say of the split for a model that ``ironmoe train`` and ``ironmoe demo`` did
     not write."""
-    return "" if options.everything or "trained_on" in loaded.facts else OWN_SPLIT
+    return "" if options.everything or "trained_on_data" in loaded.facts else OWN_SPLIT
 
 
 def _first(images: ImageSet, pipeline: Pipeline) -> Tensor:

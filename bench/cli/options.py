@@ -1,5 +1,6 @@
 """Options that several commands share, and the checks on them."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,8 +141,11 @@ def announce_radii(
     from ironmoe.bench.common.radii import questions, told
 
     step = "" if alpha_255 is None else f"; alpha {told([alpha_255])}"
-    for line in (f"eps ({norm}): {told(radii_255)}{step}", *questions(radii_255, norm)):
+    asked = questions(radii_255, norm, alpha_255)
+    for line in (f"eps ({norm}): {told(radii_255)}{step}", *asked):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    # It says the same in the words of Python, of a number that nobody wrote here.
+    warnings.filterwarnings("ignore", r"alpha=\S+ crosses bounds", UserWarning)
 
 
 def chosen_device(name: str) -> "torch.device":

@@ -14,7 +14,10 @@ def named(text: str, known: Iterable[str]) -> str:
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: "; did you mean square?", or nothing."""
+    """The end of an error message about an unknown name: "; did you mean square?", or nothing.
+    Names that begin with the text come first."""
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(text.strip().lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[near[0]]}?" if near else ""
+    meant = text.strip().lower()
+    begin = [name for name in by_lower if meant and name.startswith(meant)]
+    near = begin or difflib.get_close_matches(meant, by_lower, n=1)
+    return f"; did you mean {' or '.join(by_lower[name] for name in near)}?" if near else ""

@@ -15,7 +15,10 @@ from rich.text import Text
 
 from ironmoe.bench.common.user_error import UserError
 
-GOES_ON = "What was finished is saved; the same command goes on from there."
+GOES_ON = (
+    "What was finished is saved; the same command goes on from there, and does again what was under "
+    "way."
+)
 PROGRAMS = Path(__file__).parents[1]
 
 

@@ -110,11 +110,26 @@ def told(radii_255: Iterable[float]) -> str:
     return ", ".join(f"{radius:.6g}/255 = {from_255(radius):.3g}" for radius in radii_255)
 
 
-def questions(radii_255: Iterable[float], norm: str) -> list[str]:
-    """What to ask back about ascending radii that are most likely in another unit than meant."""
+def questions(radii_255: Iterable[float], norm: str, alpha_255: float | None = None) -> list[str]:
+    """What to ask back about ascending radii, and about a step length, that are most likely in
+    another unit than meant."""
+    radii = [radius for radius in radii_255 if radius > 0]
+    return [*_about_eps(radii, norm), *_about_alpha(radii, alpha_255)]
+
+
+def _about_alpha(radii: list[float], alpha_255: float | None) -> list[str]:
+    """A step that is longer than the largest ball is wide ends at its far side, every time."""
+    if alpha_255 is None or not radii or alpha_255 <= 2 * radii[-1]:
+        return []
+    return [
+        f"Is --alpha what you mean? It was understood as {told([alpha_255])}. One step is longer "
+        f"than the ball of eps = {told(radii[-1:])} is wide. {HOW_READ}"
+    ]
+
+
+def _about_eps(radii: list[float], norm: str) -> list[str]:
     from ironmoe.attacks.balls.ball import NORMS, Ball
 
-    radii = [radius for radius in radii_255 if radius > 0]
     usual = NORMS.get(norm, Ball).usual_radii
     if radii and radii[0] < LEAST_255:
         small, why = radii[0], f"It is less than {LEAST_255} of a step of 8-bit pixels."

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from ironmoe.kernels import Routing, expert_mlp, plan_dispatch
 from ironmoe.kernels.activations import get_activation
-from ironmoe.kernels.checks import check_counts, check_like_weights, check_tokens, check_whole
+from ironmoe.kernels.checks import (
+    check_counts,
+    check_float_dtype,
+    check_like_weights,
+    check_tokens,
+    check_whole,
+)
 from ironmoe.kernels.route import check_precision
 from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
 from ironmoe.moe.layers.expert_rows import expert_rows
@@ -107,8 +113,8 @@ class MoE(nn.Module):
                 f"capacity must be None with a {type(router).__name__}, which has one of its own, "
                 f"got {capacity}"
             )
-        if dispatch_dtype is not None and not dispatch_dtype.is_floating_point:
-            raise ValueError(f"dispatch_dtype must be a float dtype or None, got {dispatch_dtype}")
+        check_float_dtype(dispatch_dtype, "dispatch_dtype")
+        check_float_dtype(dtype)
         wide = 2 * hidden_dim if get_activation(activation).gated else hidden_dim
         check_precision(precision)
         self.dim = dim

@@ -16,6 +16,7 @@ from ironmoe.kernels.autograd.softmax import softmax
 from ironmoe.kernels.checks import (
     check_counts,
     check_device,
+    check_float_dtype,
     check_floats,
     check_like_weights,
 )
@@ -64,6 +65,8 @@ class SoftMoE(nn.Module):
             num_experts=num_experts,
             slots_per_expert=slots_per_expert,
         )
+        check_float_dtype(dispatch_dtype, "dispatch_dtype")
+        check_float_dtype(dtype)
         if noise_std < 0:
             raise ValueError(f"noise_std must be at least 0, got {noise_std}")
         check_precision(precision)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, Routing
-from ironmoe.kernels.checks import check_counts, check_device, check_tokens
+from ironmoe.kernels.checks import check_counts, check_device, check_float_dtype, check_tokens
 from ironmoe.kernels.onnx_graph import stable_sort
 from ironmoe.kernels.route import exporting, without_autocast
 from ironmoe.moe.routers.capacity import places, places_of
@@ -52,6 +52,7 @@ class ExpertChoiceRouter(Grouped):
     ) -> None:
         super().__init__(images_per_group, tokens_per_group)
         check_counts(dim=dim, num_experts=num_experts, multiple_of=multiple_of)
+        check_float_dtype(dtype)
         if not factor > 0:
             raise ValueError(f"factor must be above 0, got {factor}")
         if noise_std < 0:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, ExpertGroups, Routing, topk_route
-from ironmoe.kernels.checks import check_counts, check_device, check_tokens, check_whole
+from ironmoe.kernels.checks import (
+    check_counts,
+    check_device,
+    check_float_dtype,
+    check_tokens,
+    check_whole,
+)
 from ironmoe.kernels.route import exporting, recomputing, transformed, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
@@ -122,6 +128,7 @@ class TopKRouter(WithSelectionBias):
         super().__init__()
         check_counts(dim=dim, num_experts=num_experts)
         check_whole(top_k=top_k)
+        check_float_dtype(dtype)
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k must be from 1 to num_experts = {num_experts}, got {top_k}")
         if noise_std < 0:

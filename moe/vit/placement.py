@@ -13,7 +13,7 @@ def placement(layers: str | Iterable[int], depth: int, name: str) -> list[int]:
             from the last.
         name: what the caller's argument is called, for the errors.
     """
-    allowed = f'"all", "every n", "last n" or indices from {-depth} to {depth - 1}'
+    allowed = f'"all", "every n", "last n" or a list of indices from {-depth} to {depth - 1}'
     if isinstance(layers, str):
         rule = re.fullmatch(r"(every|last) ([1-9][0-9]*)", layers)
         if layers == "all":

@@ -7,7 +7,9 @@ import numpy as np
 
 def check_radius(eps: float, radii: Sequence[float]) -> None:
     """ValueError that names the radii that were attacked: of another one nothing is known, because
-    an attack at it might find more."""
+    an attack at it might find more. TypeError: eps is no number."""
+    if isinstance(eps, str):
+        raise TypeError(f"eps must be a number, got {eps!r}; write 8 / 255 for 8 of 255 levels")
     if eps not in radii:
         known = ", ".join(map(radius_text, radii)) or "none that all attacks have"
         raise ValueError(

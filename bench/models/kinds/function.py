@@ -15,12 +15,14 @@ from ironmoe.bench.models.registry import Source
 from ironmoe.moe.checkpoints.errors import CheckpointError
 
 FORM = "package.module:function"
+TRAINED_ON = "trained_on_data"
 
 
 def load_function(source: Source) -> LoadedModel:
     """The module that ``source.path``, "package.module:function", is or returns. What the query
     sets are the function's keyword arguments. A module may say how it wants its pictures, by an
-    attribute ``preprocessing``, a ``Preprocessing`` without mean and std.
+    attribute ``preprocessing``, a ``Preprocessing`` without mean and std, and by ``trained_on_data``
+    the built-in set on whose training part alone it was trained.
 
     Raises:
         CheckpointError: it cannot be imported, raises, or returns something else.
@@ -53,9 +55,11 @@ def load_function(source: Source) -> LoadedModel:
             f"{source} must be, or return, a torch.nn.Module from images in [0, 1] to logits, got "
             f"{type(model).__name__}"
         )
-    stem = source.path.replace(":", "-")
+    facts = facts_of(source.path.replace(":", "-"))
+    if (data := getattr(model, TRAINED_ON, None)) is not None:
+        facts[TRAINED_ON] = str(data)
     rules = _rules(model, source)
-    return LoadedModel(as_it_is(model), name, None, None, facts_of(stem), pipeline=rules)
+    return LoadedModel(as_it_is(model), name, None, None, facts, pipeline=rules)
 
 
 def _rules(model: nn.Module, source: Source) -> Preprocessing | None:

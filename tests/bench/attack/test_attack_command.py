@@ -453,10 +453,12 @@ def test_it_says_that_the_split_is_its_own_for_models_that_it_did_not_train(
     place, moe, no_pictures
 ):
     common = ["--device", "cpu", "--attack", "fgsm", "--no-checks", "--eps", 8]
-    own = "own: a model that was trained on another part of these images has seen most of the split"
+    own = "own. If the model was trained on other parts of these images, it has seen most of the"
     elsewhere = ["--model", "small_models:linear", "--data", "set.npz"]
     assert own in attack(*elsewhere, *common, "--out", "split")
     assert own in written(Path("split"))[1]  # the report says so, too
     assert own not in attack(*elsewhere, *common, "--all", "--out", "all")
     digits = ["--data", "digits", "--attack-images", 4]
     assert own not in attack(moe, *digits, *common, "--out", "trained")
+    example = ["--model", "ironmoe.moe.example:trained_model"]
+    assert own not in attack(*example, *digits, *common, "--out", "example")

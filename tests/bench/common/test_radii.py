@@ -91,4 +91,13 @@ def test_names_are_found_in_any_case_and_others_get_a_hint():
         "pdg",
     ]
     assert did_you_mean("sqare", known) == "; did you mean square?"
+    several = ("pgd", "apgd-ce", "apgd-t")
+    assert did_you_mean("APGD", several) == "; did you mean apgd-ce or apgd-t?"
     assert did_you_mean("something", known) == ""
+
+
+def test_a_step_longer_than_the_ball_is_wide_is_asked_back():
+    assert questions((2, 8), "Linf", 16.0) == [] == questions((0,), "Linf", 300.0)
+    (asked,) = questions((2, 8), "Linf", 300.0)
+    assert asked.startswith("Is --alpha what you mean? It was understood as 300/255 = 1.18. ")
+    assert "longer than the ball of eps = 8/255 = 0.0314 is wide" in asked

@@ -1,5 +1,7 @@
 """Arguments of a wrong kind: the error names what the user wrote, and what is allowed."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -115,6 +117,18 @@ def test_a_shared_expert_has_a_whole_number_of_hidden_units():
         MoE(DIM, 10, 4, shared_dim=3.0)
     with pytest.raises(ValueError, match="shared_dim must be at least 0, got -1"):
         MoE(DIM, 10, 4, shared_dim=-1)
+
+
+@pytest.mark.parametrize(
+    "make", [*LAYERS.values(), *(partial(r, DIM, 4) for r in ROUTERS.values())]
+)
+def test_a_dtype_that_is_none_of_floats_is_named(make):
+    with pytest.raises(TypeError, match=r"^dtype must be a torch\.dtype or None, got 'float32'$"):
+        make(dtype="float32")
+    with pytest.raises(
+        ValueError, match=r"^dtype must be a float dtype or None, got torch\.int32$"
+    ):
+        make(dtype=torch.int32)
 
 
 def test_a_layer_takes_top_k_of_its_router_and_no_other():
