@@ -73,7 +73,8 @@ def trained_model() -> VMoE:
             if name.startswith(prefix)
         }
     )
-    model.trained_on_data = "digits"  # ironmoe attack then knows that it never saw the test split
+    # ironmoe attack then knows that it never saw the test split.
+    model.trained_on_data = "digits"  # type: ignore[assignment]
     return model.eval()
 
 

@@ -37,7 +37,7 @@ def compare(
             runs/attack-v-moe-5e6f7a8b
     """
     console = Console()
-    with clear_errors(console):
+    with clear_errors(console, goes_on=False):
         if not 0 < confidence < 1:
             raise typer.BadParameter(f"--confidence must lie between 0 and 1, got {confidence}")
         from ironmoe.bench.compare.compare import run_compare_command
@@ -59,7 +59,7 @@ def table(
 
         ironmoe table runs/attack-* > table.tex
     """
-    with clear_errors(Console()):
+    with clear_errors(Console(), goes_on=False):
         from ironmoe.bench.compare.table import table_of_runs
 
         typer.echo(table_of_runs(runs, form), nl=False)

@@ -25,7 +25,7 @@ def runs(
         ironmoe runs
     """
     console = Console()
-    with clear_errors(console):
+    with clear_errors(console, goes_on=False):
         from ironmoe.bench.listing.listing import show_runs
 
         show_runs(folder, form, console)

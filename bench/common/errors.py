@@ -16,24 +16,26 @@ from rich.text import Text
 from ironmoe.bench.common.user_error import UserError
 
 GOES_ON = (
-    "What was finished is saved; the same command goes on from there, and does again what was under "
-    "way."
+    "What was finished is saved; the same command goes on from there, and does again what was "
+    "under way."
 )
 PROGRAMS = Path(__file__).parents[1]
 
 
 @contextmanager
-def clear_errors(console: Console) -> Iterator[None]:
+def clear_errors(console: Console, *, goes_on: bool = True) -> Iterator[None]:
     """Inside the block, errors end the command as a user expects.
 
     A user's mistake is one line and exit status 2. A full disk is exit status 1, Ctrl-C 130,
     SIGTERM 143; they say that nothing finished is lost. A reader that closes the pipe, such as
-    head, ends the command without a word. A bug keeps its traceback.
+    head, ends the command without a word. A bug keeps its traceback. ``goes_on``: whether the same
+    command goes on after such an end.
     """
     from ironmoe.attacks.data.errors import DataError
     from ironmoe.moe.checkpoints.errors import CheckpointError
 
     flush_denormals()
+    then = f" {GOES_ON}" if goes_on else ""
     try:
         with _sigterm_raises():
             yield
@@ -43,13 +45,13 @@ def clear_errors(console: Console) -> Iterator[None]:
     except BrokenPipeError:
         raise  # click ends quietly
     except OSError as error:  # a disk that fills up in the middle
-        _print_error(error, f"{_of_files(error)}. {GOES_ON}")
+        _print_error(error, f"{_of_files(error)}.{then}")
         raise typer.Exit(1) from None
     except Terminated:
-        console.print(f"Terminated. {GOES_ON}")
+        console.print(f"Terminated.{then}")
         raise typer.Exit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
-        console.print(f"Interrupted. {GOES_ON}")
+        console.print(f"Interrupted.{then}")
         raise typer.Exit(130) from None
 
 
@@ -96,8 +98,10 @@ def _sigterm_raises() -> Iterator[None]:
 
 def _of_files(error: OSError) -> str:
     """ "No space left on device: runs/x/report.json"."""
-    if error.strerror is None or error.filename is None:
+    if error.strerror is None:
         return f"{error}"
+    if error.filename is None:  # files of the project are written under their names
+        return f"standard output cannot be written: {error.strerror}"
     return f"{error.strerror}: {error.filename}"
 
 

@@ -59,7 +59,7 @@ class _Lines(Progress):
         self._ended: set[TaskID] = set()
         self._printed = time.monotonic()
 
-    def update(self, task_id: TaskID, **changes: Any) -> None:  # type: ignore[override]
+    def update(self, task_id: TaskID, **changes: Any) -> None:
         """As of every bar, with a line from time to time."""
         super().update(task_id, **changes)
         task = next(each for each in self.tasks if each.id == task_id)

@@ -50,6 +50,7 @@ class RunFolder:
         """
         self.path = path
         self.noted = False
+        is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             _try_to_write(path / f"probe.{os.getpid()}.partial")
@@ -61,6 +62,8 @@ class RunFolder:
             ) from error
 
         if free < needed_bytes:
+            if is_new:
+                path.rmdir()
             raise OutputError(
                 f"output folder {path} needs {needed_bytes / 1e6:.0f} MB, but only "
                 f"{free / 1e6:.0f} MB are free"

@@ -316,6 +316,7 @@ def test_output_folder_is_checked_before_training(tmp_path, monkeypatch):
         result.exit_code == 2
         and "needs 100 MB, but only 1 MB are free" in result.output.replace("\n", " ")
     )
+    assert not (tmp_path / "full").exists()
 
 
 def test_a_run_with_other_settings_is_refused(finished):

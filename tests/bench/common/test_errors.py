@@ -20,10 +20,10 @@ from ironmoe.bench.common.files import open_atomically
 FULL = Path("/dev/full")  # writing to it says that no space is left
 
 
-def ends(error):
+def ends(error, **options):
     """(exit status, what is printed to stdout) of a command in which this happens."""
     console = Console(file=io.StringIO(), width=200)
-    with pytest.raises(typer.Exit) as end, clear_errors(console):
+    with pytest.raises(typer.Exit) as end, clear_errors(console, **options):
         error()
     return end.value.exit_code, console.file.getvalue()
 
@@ -78,6 +78,17 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert f"No space left on device: {tmp_path}/report.json. What was finished is saved" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_that_keeps_nothing_does_not_say_that_it_goes_on(capsys):
+    def write():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as print does
+
+    for goes_on in (False, True):
+        assert ends(write, goes_on=goes_on)[0] == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert "standard output cannot be written: No space left on device." in said
+        assert ("goes on from there" in said) is goes_on
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="Linux has a device that is always full")
