@@ -66,17 +66,18 @@ class RobustnessReport:
         summary = next(iter(self.attacks.values()), None)
         return [] if summary is None else summary.examples[self._driven_to_nan].tolist()
 
-    def if_skipped_fell_at(self, eps: float) -> Accuracy:
-        """The worst case at one radius that all attacks have, with ``skipped_under_attack`` counted
-        as fallen."""
-        return worst_accuracy(list(self.attacks.values()), eps, fallen=self._driven_to_nan)
+    def if_skipped_fell_at(self, eps: float | None) -> Accuracy:
+        """The worst case at one radius that all attacks have, or with None at the largest one of
+        each, with ``skipped_under_attack`` counted, too: as fallen from the radius on at which an
+        attack drove the model to NaN, and as robust below it."""
+        return worst_accuracy(list(self.attacks.values()), eps, if_skipped_fell=True)
 
     @property
     def _driven_to_nan(self) -> Tensor:
         """(N,) bool."""
         driven = torch.zeros_like(self.clean_correct)
         for summary in self.attacks.values():
-            driven |= summary.skipped & summary.attacked
+            driven |= summary.skipped_under_attack
         return driven
 
     @property
@@ -132,8 +133,9 @@ class RobustnessReport:
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "incomplete"
+        skipped = f" and {len(self.skipped)} skipped" if self.skipped else ""
         return (
-            f"RobustnessReport({self.clean_accuracy.total} images, clean "
+            f"RobustnessReport({self.clean_accuracy.total} images{skipped}, clean "
             f"{share(self.clean_accuracy)}, worst case {share(self.worst_case)}, {state}, "
             f"{counted_states(self.checks)})"
         )

@@ -137,8 +137,10 @@ def summary_of(
 
 def leave_out_skipped(summaries: Iterable[AttackSummary]) -> None:
     """An image that one attack could say nothing of is left out of every number, so that all of
-    them are about the same images."""
+    them are about the same images. Which attack it was stays in ``per_image``."""
     summaries = list(summaries)
+    for summary in summaries:
+        summary.per_image["skipped_under_attack"] = summary.skipped & summary.attacked
     skipped = torch.stack([summary.skipped for summary in summaries]).any(0)
     for summary in summaries:
         summary.skipped = skipped

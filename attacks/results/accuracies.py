@@ -23,6 +23,10 @@ ACCURACY_KINDS: dict[str, Kind] = {
     "images": int,
     "undecided": int,
     "passes": int,
+    "skipped": int,
+    "skipped_under_attack": int,
+    "least_if_skipped_fell": float,
+    "most_if_skipped_fell": float,
 }
 
 
@@ -46,6 +50,12 @@ def accuracies(reports: Reports, *, confidence: float = 0.95) -> list[Row]:
     - ``undecided``: how many images a budget left undecided
     - ``passes``: how many passes of the model each verdict rests on; with more than 1 it is random,
       and an accuracy is the expected one of a pass
+    - ``skipped``: how many images are left out of all of these, since nothing finite came of them
+    - ``skipped_under_attack``: those of them for which the model is finite without an attack: an
+      attacker who is free to do so drives it to NaN
+    - ``least_if_skipped_fell``, ``most_if_skipped_fell``: the same as ``least`` and ``most`` with
+      ``skipped_under_attack`` counted, too: as fallen from the radius on at which the attack drove
+      the model to NaN, and in the row "clean" as what they are
 
     Args:
         reports: what ``evaluate`` returned, or model → report for several models.
@@ -67,29 +77,50 @@ def csv_table(reports: Reports, *, confidence: float = 0.95) -> str:
 
 
 def _rows_of(outcomes: Outcomes, confidence: float) -> list[Row]:
-    numbers, attacks = outcomes.numbers, list(outcomes.rows)
-    shares: list[tuple[str, float | None, Values]] = [(CLEAN, None, outcomes.clean(numbers))]
-    shares += [
-        (attack, eps, outcomes.under(attack, eps, numbers))
-        for attack in attacks
-        for eps in outcomes.radii[attack]
-    ]
+    attacks = list(outcomes.rows)
+    shares: list[tuple[str, float | None, list[str]]] = [(CLEAN, None, [])]
+    shares += [(attack, eps, [attack]) for attack in attacks for eps in outcomes.radii[attack]]
     if len(attacks) > 1:
         radii: Sequence[float | None] = outcomes.radii_of_all(attacks) or [None]
-        shares += [(WORST_CASE, eps, outcomes.under_all(attacks, eps, numbers)) for eps in radii]
-    return [
-        {"attack": attack, "eps": eps} | _numbers(values, outcomes, confidence)
-        for attack, eps, values in shares
-    ]
+        shares += [(WORST_CASE, eps, attacks) for eps in radii]
+
+    counted, finite = outcomes.numbers, outcomes.finite
+    left_out = {
+        "skipped": len(outcomes.first) - len(counted),
+        "skipped_under_attack": len(finite) - len(counted),
+    }
+    rows = []
+    for name, eps, of in shares:
+        values, with_driven = (
+            outcomes.under_all(of, eps, numbers, driven_fell=True)
+            if of
+            else outcomes.clean(numbers)
+            for numbers in (counted, finite)
+        )
+        row = {"attack": name, "eps": eps} | _numbers(values, outcomes, confidence)
+        rows.append(row | left_out | _if_skipped_fell(with_driven, outcomes))
+    return rows
+
+
+def _if_skipped_fell(values: Values, outcomes: Outcomes) -> Row:
+    accuracy = _accuracy(values, outcomes)
+    return {
+        "least_if_skipped_fell": accuracy.least.value if values else None,
+        "most_if_skipped_fell": accuracy.most.value if values else None,
+    }
+
+
+def _accuracy(values: Values, outcomes: Outcomes) -> Accuracy:
+    undecided = values.count(None)
+    most = _known([1.0 if value is None else value for value in values], outcomes)
+    return AccuracyRange(most, undecided) if undecided else most
 
 
 def _numbers(values: Values, outcomes: Outcomes, confidence: float) -> Row:
     """The columns of one accuracy."""
-    undecided = values.count(None)
-    most = _known([1.0 if value is None else value for value in values], outcomes)
-    accuracy: Accuracy = AccuracyRange(most, undecided) if undecided else most
+    accuracy = _accuracy(values, outcomes)
     low, high = accuracy.interval(confidence)
-    least = accuracy.least
+    least, most, undecided = accuracy.least, accuracy.most, accuracy.undecided
     return {
         "accuracy": None if undecided or not values else most.value,
         "least": least.value if values else None,

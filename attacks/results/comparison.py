@@ -20,9 +20,10 @@ class ComparedAccuracy(NamedTuple):
     attack: its name, "clean" or "worst case"
     eps: the radius; None for "clean", and for a worst case of attacks that have no radius in
         common, each of which counts at its own largest radius
-    undecided: how many images a budget left undecided in one of the runs. They count as right; but
-        the interval reaches as far as they can move the difference, and the p-value is the largest
-        that is possible, 1 if either run may turn out to be the better one
+    undecided: how many images are undecided in one of the runs: a budget left them so, or an attack
+        drove the model to NaN. They count as right; but the interval reaches as far as they can
+        move the difference, and the p-value is the largest that is possible, 1 if either run may
+        turn out to be the better one
     result: of all images that both runs came to; its accuracies are what the runs have if all
         undecided images hold
     undecided_one, undecided_other: how many images are undecided in each run
@@ -97,8 +98,10 @@ def compare(
 
     Test and interval are paired: they rest on the images that are right in one run only
     (``paired_difference`` says how). Each p-value is that of its line alone. Images that a budget
-    kept one run from coming to are left out. Those that it left undecided are not, because images
-    that fall are decided first: ``ComparedAccuracy`` says how they count.
+    kept one run from coming to are left out, and those for which a model gives nothing finite
+    without an attack. Those that a budget left undecided are not, because images that fall are
+    decided first; nor are those that an attack drove to NaN, because a model that breaks would look
+    better for it: ``ComparedAccuracy`` says how they count.
 
     Args:
         one, other: what ``evaluate`` returned. The differences are those of ``one`` minus
@@ -111,7 +114,7 @@ def compare(
     """
     first, second = (run if isinstance(run, Outcomes) else outcomes_of(run) for run in (one, other))
     _check_same_images(first, second)
-    numbers = _common(first.numbers, second.numbers)
+    numbers = _common(first.finite, second.finite)
 
     lines = [
         _compared(attack, eps, values, others, confidence)
@@ -228,9 +231,18 @@ def _notes(one: Outcomes, other: Outcomes) -> list[str]:
     if missing:
         notes.append(f"Images left out, because one run did not come to them: {missing}.")
     both = one.first.keys() & other.first.keys()
-    skipped = len(both - {*_common(one.numbers, other.numbers)})
+    compared = {*_common(one.finite, other.finite)}
+    skipped = len(both - compared)
     if skipped:
         notes.append(f"Images left out, because one run skipped them: {skipped}.")
+    for run, name in ((one, "first"), (other, "second")):
+        driven = len(compared - {*run.numbers})
+        if driven:
+            notes.append(
+                f"Images that an attack of the {name} run drove to NaN: {driven}. From that radius "
+                "on they count as undecided, so that a range reaches from where they fall to where "
+                "they hold."
+            )
     return notes
 
 
@@ -252,7 +264,8 @@ def where(line: ComparedAccuracy, attack: str | None = None, radius: str | None 
 def difference_told(line: ComparedAccuracy) -> str:
     """The difference in points: "+1.5", or "+1.5 to +9.0" where images are undecided."""
     (least_one, most_one), (least_other, most_other) = line.ends
-    low, high = 100 * (least_one - most_other), 100 * (most_one - least_other)
+    ends = least_one - most_other, most_one - least_other
+    low, high = (round(100 * end, 1) + 0.0 for end in ends)  # no −0.0
     return f"{high:+.1f}" if not line.undecided else f"{low:+.1f} to {high:+.1f}"
 
 

@@ -103,6 +103,7 @@ IMAGE_COLUMNS: tuple[ImageColumn, ...] = (
     ImageColumn("fell", bool, lambda summary: summary.fell),
     ImageColumn("decided", bool, lambda summary: summary.decided),
     ImageColumn("skipped", bool, lambda summary: summary.skipped),
+    ImageColumn("skipped_under_attack", bool, lambda summary: summary.skipped_under_attack),
     ImageColumn("eps", float, _fell_at),
     ImageColumn("held_at", float, _held_at),
     ImageColumn("part", str, _part),
@@ -141,6 +142,8 @@ def per_image(reports: Reports) -> list[Row]:
     - ``held_at``: the largest radius at which it held against the whole attack
     - ``decided``: nothing was left to do when the evaluation ended
     - ``skipped``: nothing finite came of the image, so it is left out of every accuracy
+    - ``skipped_under_attack``: it is skipped, but the model is finite there without an attack: this
+      attack drove it to NaN or infinity, at the first radius above ``held_at``
     - ``prediction``, ``distance``: of the final image
     - ``clean_figure``, ``figure``: the goal's figure for the clean and for the final image
     - ``steps``: how many queries came before the success

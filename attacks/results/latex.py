@@ -7,6 +7,7 @@ from ironmoe.attacks.evaluation.findings.radius_text import radius_text
 from ironmoe.attacks.results.accuracies import accuracies
 from ironmoe.attacks.results.image_rows import Reports
 from ironmoe.attacks.results.layout import laid_out
+from ironmoe.attacks.results.left_out import left_out
 from ironmoe.attacks.results.rows_file import Row
 
 ESCAPED = {
@@ -32,6 +33,8 @@ def latex_table(
 
     It needs ``\usepackage{booktabs}``. Where a budget left images undecided, an accuracy is a
     range, such as 12.5 to 25.0: if all of them fall, and if all hold. $n$ is how many images count.
+    Where images are left out because nothing finite came of them, lines at the foot say how many,
+    and what is left if those fell that an attack drove to NaN.
 
     Args:
         reports: what ``evaluate`` returned, or model → report for several models; or rows of
@@ -59,6 +62,9 @@ def latex_table(
     for block in table.blocks:
         lines.append("\\midrule")
         lines += [_line([*map(escaped, cells[:named]), *cells[named:]]) for cells in block]
+    foot = left_out(rows)
+    lines += ["\\midrule"] * bool(foot)
+    lines += [_across(sentence, named + 2 + len(table.radii)) for sentence in foot]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
@@ -84,6 +90,11 @@ def _said(rows: Sequence[Row], intervals: bool) -> str:
     if any(row["undecided"] for row in rows):
         text += "; ranges where a budget left images undecided"
     return text
+
+
+def _across(text: str, columns: int) -> str:
+    sentence = rf"\footnotesize {escaped(text)}"
+    return _line([rf"\multicolumn{{{columns}}}{{p{{\linewidth}}}}{{{sentence}}}"])
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -33,12 +33,8 @@ def laid_out(rows: Sequence[Row], *, intervals: bool = True, digits: int = 1) ->
     """
     if not rows:
         raise ValueError("reports must hold at least one accuracy, got none")
-    keys = [key for key in BLOCKS if any(row.get(key) is not None for row in rows)]
+    keys, blocks = rows_by_block(rows)
     radii = _radii(rows)
-
-    blocks: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        blocks.setdefault(tuple(str(row.get(key) or "") for key in keys), []).append(row)
     lines = [
         [
             [*(names if number == 0 else [""] * len(names)), *cells]
@@ -49,6 +45,15 @@ def laid_out(rows: Sequence[Row], *, intervals: bool = True, digits: int = 1) ->
         for names, of_block in blocks.items()
     ]
     return Layout([*(BLOCKS[key] for key in keys), "Attack"], radii, lines)
+
+
+def rows_by_block(rows: Sequence[Row]) -> tuple[list[str], dict[tuple[str, ...], list[Row]]]:
+    """(keys of ``BLOCKS`` that the rows have, values of these → the rows of a block)."""
+    keys = [key for key in BLOCKS if any(row.get(key) is not None for row in rows)]
+    blocks: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        blocks.setdefault(tuple(str(row.get(key) or "") for key in keys), []).append(row)
+    return keys, blocks
 
 
 def _block(

@@ -1,8 +1,8 @@
 """What became of each image at each radius, as values in [0, 1].
 
 This file alone says what a row of ``per_image`` means for an accuracy: 1 the image is right, 0 it
-is not, None it is not known, because a budget ended the evaluation before it was decided. Of a
-random model the value is how often a pass is right.
+is not, None it is not known, because a budget ended the evaluation before it was decided, or
+because the attack drove the model to NaN. Of a random model the value is how often a pass is right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,6 +47,18 @@ class Outcomes:
         )
 
     @property
+    def finite(self) -> list[int]:
+        """``numbers``, and those of the images that an attack drove to NaN, ascending: of those for
+        which the model is finite without an attack."""
+        driven = {
+            number
+            for rows in self.rows.values()
+            for number, row in rows.items()
+            if row.get("skipped_under_attack")
+        }
+        return sorted(driven.union(self.numbers))
+
+    @property
     def undecided(self) -> tuple[int, int]:
         """(how many (image, attack) pairs are undecided, how many there are)."""
         numbers = self.numbers
@@ -80,11 +92,19 @@ class Outcomes:
         return self.under_all([attack], eps, numbers)
 
     def under_all(
-        self, attacks: Sequence[str], eps: float | None, numbers: Sequence[int]
+        self,
+        attacks: Sequence[str],
+        eps: float | None,
+        numbers: Sequence[int],
+        *,
+        driven_fell: bool = False,
     ) -> Values:
         """Of each image, whether it held against all of the attacks; ``eps`` None: against each at
         its own largest radius. Of a random model, how often it is right under the attack that is
         best at it: one half of the passes chooses it, the other one counts.
+
+        Args:
+            driven_fell: an image that an attack drove to NaN fell there; else nothing is known.
 
         Raises:
             ValueError: an attack was not run at this radius.
@@ -95,7 +115,7 @@ class Outcomes:
         return [
             _least(
                 [
-                    _judged(self.rows[attack][number], radius, self.radii[attack])
+                    _judged(self.rows[attack][number], radius, self.radii[attack], driven_fell)
                     for attack, radius in zip(attacks, radii, strict=True)
                 ]
             )
@@ -134,12 +154,14 @@ def _clean(row: Row) -> float:
     return float(row["clean_right"])
 
 
-def _judged(row: Row, eps: float, radii: Sequence[float]) -> tuple[float, float] | None:
+def _judged(
+    row: Row, eps: float, radii: Sequence[float], driven_fell: bool
+) -> tuple[float, float] | None:
     """(what chooses among attacks, what counts) of one image; None where it is not known."""
     fell = row["fell"] and row["eps"] <= eps
     held = row["held_at"] is not None and row["held_at"] >= eps
     if row["clean_right"] and not fell and not held:
-        return None
+        return (0.0, 0.0) if driven_fell and row.get("skipped_under_attack") else None
     if row["passes"] == 1:
         return float(held), float(held)
 

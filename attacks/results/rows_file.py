@@ -33,7 +33,7 @@ def rows_as_text(rows: Sequence[Row], ending: str) -> str:
     if rows:
         writer.writerow(rows[0])
     for row in rows:
-        writer.writerow([_cell(value) for value in row.values()])
+        writer.writerow([_cell(row[name]) for name in rows[0]])
     return file.getvalue()
 
 

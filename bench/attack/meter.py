@@ -63,6 +63,7 @@ class Meter(Stopwatch):
         self.saved = self.printed = time.monotonic()
 
     def __enter__(self) -> "Meter":
+        self.save()  # a run that ends before its first answer, too, says how much was asked
         self.bars.start()
         return self
 
@@ -109,7 +110,7 @@ class Meter(Stopwatch):
         """Write the seconds of all runs so far into the folder, and return them."""
         self.saved = time.monotonic()
         seconds = self.seconds_before + self.seconds
-        self.folder.write(FILE, {"seconds": seconds})
+        self.folder.write(FILE, {"seconds": seconds, "pairs": self.total})
         return seconds
 
 

@@ -12,7 +12,7 @@ from ironmoe.bench.attack.pictures import draw_evaluation
 from ironmoe.bench.attack.rows import COST_COLUMNS, RESULT_COLUMNS
 from ironmoe.bench.attack.saved.tables import write_tables
 from ironmoe.bench.attack.table import costs, results
-from ironmoe.bench.attack.words import images_told, told_verdict, words
+from ironmoe.bench.attack.words import at_chance, images_told, told_verdict, words
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.radii import exact, told
@@ -100,6 +100,7 @@ def _numbers(
         "seconds_waited_for_images": outcome.waited,
         "notes": outcome.images.notes,
         "verdict": told_verdict(outcome),
+        "at_chance": bool(at_chance(outcome)),
         "words": words(outcome),
         "worst_case": [entries(RESULT_COLUMNS, row) for row in outcome.worst_rows],
         "costs": {name: entries(COST_COLUMNS, outcome.cost(name)) for name in attacks},

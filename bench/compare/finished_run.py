@@ -44,6 +44,8 @@ class FinishedRun(NamedTuple):
         """The run, image by image. ``without``: what of its rows is not to be compared with those
         of another run, "label" or "checksum", since it is another number for the same thing."""
         rows = [row | dict.fromkeys(without) for row in read_rows(self.path / IMAGES)]
+        if any(row["skipped"] and "skipped_under_attack" not in row for row in rows):
+            raise self._earlier(f"{IMAGES} without 'skipped_under_attack'")
         numbers = self.report["report"]
         radii = {
             name: tuple(at["eps"] for at in attack["curve"])
@@ -119,12 +121,24 @@ class FinishedRun(NamedTuple):
     def accuracies(self) -> list[Row]:
         """The accuracies of the run, with the names of data and norm."""
         rows = read_text_rows(self.path / TABLE, ACCURACY_KINDS)
-        if rows and "least" not in rows[0]:  # of an earlier version
-            raise RunError(
-                f"{self.path} holds a table of an earlier version, got no column 'least'; the same "
-                "command again writes it, and attacks nothing anew"
-            )
-        return [row | {"data": self.data, "norm": self.norm} for row in rows]
+        needed = ["least", *["skipped_under_attack"] * bool(self.report["report"].get("skipped"))]
+        missing = [name for name in needed if rows and name not in rows[0]]
+        if missing:
+            raise self._earlier(f"a table without {missing[0]!r}")
+        about = {"data": self.data, "norm": self.norm}
+        return [_nothing_skipped(row) | row | about for row in rows]
+
+    def _earlier(self, what: str) -> RunError:
+        return RunError(
+            f"{self.path} must be a run of this version, got {what} of an earlier one; the same "
+            "command again writes it, and attacks nothing anew"
+        )
+
+
+def _nothing_skipped(row: Row) -> Row:
+    """What the row of an earlier version does not say where nothing was skipped."""
+    ends = {f"{end}_if_skipped_fell": row[end] for end in ("least", "most")}
+    return {"skipped": 0, "skipped_under_attack": 0} | ends
 
 
 def finished_run(path: Path) -> FinishedRun:

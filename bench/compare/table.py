@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ironmoe.attacks import latex_table
 from ironmoe.attacks.results.layout import laid_out
+from ironmoe.attacks.results.left_out import left_out
 from ironmoe.attacks.results.rows_file import Row, rows_as_text
 from ironmoe.bench.common.radii import to_255
 from ironmoe.bench.compare.better import radius_in_255
@@ -50,14 +51,15 @@ def _markdown(groups: Sequence[Group]) -> str:
         head = [*table.names, "n", "Clean", *radii]
         lines = [head, ["---"] * len(head), *(line for block in table.blocks for line in block)]
         text = "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
-        below = "".join(f"\n{note}\n" for note in (f"{group.title}.", *group.notes))
+        notes = (f"{group.title}.", *group.notes, *left_out(group.rows, radius_in_255))
+        below = "".join(f"\n{note}\n" for note in notes)
         tables.append(text + below)
     return "\n".join(tables)
 
 
 def _csv(groups: Sequence[Group]) -> str:
     for group in groups:
-        for note in group.notes:
+        for note in (*group.notes, *left_out(group.rows, radius_in_255)):
             print(f"{group.title}: {note}", file=sys.stderr)
     rows: list[Row] = [
         row | {"eps_255": None if row["eps"] is None else round(to_255(row["eps"]), 9)}

@@ -1,12 +1,14 @@
 """What each kind of run says of itself: a function from settings and report to a row."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ironmoe.bench.common.radii import exact
+from ironmoe.bench.compare.better import radius_in_255
 from ironmoe.bench.compare.finished_run import state_of
+from ironmoe.bench.listing.found import read_json
 from ironmoe.bench.reports.cells import counted
 
 Numbers = Mapping[str, Any]
@@ -20,8 +22,7 @@ def attack(folder: Path, settings: Numbers, report: Numbers) -> Row:
     about = {"model": settings.get("name"), "norm": chosen["norm"], "eps_255": chosen["eps_255"]}
     if not report:
         decided = _decided(folder / "results" / "journal")
-        asked = settings.get("images")
-        of = f" of at most {asked * len(chosen['names'])}" if isinstance(asked, int) else ""
+        of = _pairs_asked(folder, settings.get("images"), len(chosen["names"]))
         pairs = f"{decided}{of} (image, attack) pairs decided"
         return about | {"complete": False, "state": f"{UNFINISHED}: {pairs}"}
 
@@ -31,7 +32,11 @@ def attack(folder: Path, settings: Numbers, report: Numbers) -> Row:
     open_ = [f"{pairs} (image, attack) pairs undecided"] * bool(pairs)
     open_ += [f"{missed} images not reached"] * bool(missed)
     complete = bool(numbers["complete"]) and not open_
-    verdict = _accuracies(numbers["clean"], report["worst_case"], numbers["checks"])
+    verdict = _accuracies(
+        numbers["clean"],
+        report["worst_case"],
+        [*_left_out(numbers), *_chance(report), *_tripped(numbers["checks"])],
+    )
     if len(numbers.get("could_find_nothing", {})) == len(numbers["attacks"]):
         verdict = str(numbers["verdict"])
     return about | {
@@ -53,7 +58,7 @@ def train(folder: Path, settings: Numbers, report: Numbers) -> Row:
     if not report:
         return about | _without_report(folder)
     found = report.get("attack")
-    verdict = "" if not found else _accuracies(found["clean"], found["worst_case"], [])
+    verdict = "" if not found else _accuracies(found["clean"], found["worst_case"], _chance(found))
     return about | {"complete": True, "state": "complete", "verdict": verdict}
 
 
@@ -110,12 +115,49 @@ KINDS: dict[str, Callable[[Path, Numbers, Numbers], Row]] = {
 }
 
 
-def _accuracies(clean: Numbers, worst: Iterable[Numbers], flags: Iterable[Numbers]) -> str:
+def _accuracies(clean: Numbers, worst: Iterable[Numbers], doubts: Sequence[str]) -> str:
     """Such as "83.3 % clean, 66.7 % at 8/255; 1 check tripped"."""
     parts = [f"{_share(clean)} clean"]
     parts += [f"{_share(each)} at {exact(each['eps_255'])}/255" for each in worst]
+    return "; ".join([", ".join(parts), *doubts])
+
+
+def _left_out(numbers: Numbers) -> list[str]:
+    """What the accuracies of an attack leave out, since nothing finite came of it. Earlier versions
+    did not tell one kind from the other."""
+    skipped, driven = (len(numbers.get(key, ())) for key in ("skipped", "skipped_under_attack"))
+    found = []
+    if skipped > driven:
+        apart = " without any attack" * ("skipped_under_attack" in numbers)
+        found.append(f"{counted(skipped - driven, 'image')} skipped{apart}")
+    if driven:
+        fallen = [
+            f"{_share(each)} at {radius_in_255(each['eps'])}"
+            for each in numbers.get("if_skipped_fell", ())
+        ]
+        found.append(
+            f"{counted(driven, 'image')} skipped under attack alone, which makes it "
+            f"{', '.join(fallen)} if they count as fallen"
+        )
+    return found
+
+
+def _chance(report: Numbers) -> list[str]:
+    return ["the clean accuracy is not told from chance"] * bool(report.get("at_chance"))
+
+
+def _tripped(flags: Iterable[Numbers]) -> list[str]:
     tripped = sum(state_of(dict(flag)) == "tripped" for flag in flags)
-    return ", ".join(parts) + (f"; {counted(tripped, 'check')} tripped" if tripped else "")
+    return [f"{counted(tripped, 'check')} tripped"] * bool(tripped)
+
+
+def _pairs_asked(folder: Path, most: Any, attacks: int) -> str:
+    """Such as " of at most 200": what the run noted when it began; a run of an earlier version did
+    not, and there is the most that its command allows."""
+    pairs = read_json(folder / "results" / "seconds.json").get("pairs")
+    if not isinstance(pairs, int):
+        pairs = most * attacks if isinstance(most, int) else None
+    return "" if pairs is None else f" of at most {pairs}"
 
 
 def _share(numbers: Numbers) -> str:

@@ -49,7 +49,8 @@ class AttackSummary:
     alike: how many times as much a pass varies as one whose images draw for themselves; above 1 for
         a model that draws once for a whole batch
     per_image: further (N,) columns by name: label, clean_prediction, forwards, backwards, and
-        checksum, the CRC-32 of image, label and further inputs (−1 where it is not known)
+        checksum, the CRC-32 of image, label and further inputs (−1 where it is not known);
+        skipped_under_attack, what this attack alone says, while ``skipped`` is of all attacks
     targeted: labels are the classes to reach
     box: how far apart two images in ``bounds`` can be, in the attack's norm
     blind: the names of the stages that ask for no gradients
@@ -108,6 +109,20 @@ class AttackSummary:
         return self.clean_correct if forwards is None else forwards > self.passes
 
     @property
+    def skipped_under_attack(self) -> Tensor:
+        """(N,) bool, skipped images for which the model is finite without an attack, and which
+        this attack drove to NaN or infinity."""
+        own = self.per_image.get("skipped_under_attack")
+        return self.skipped & (self.attacked if own is None else own)
+
+    def driven_at(self, eps: float) -> Tensor:
+        """(N,) bool, those of ``skipped_under_attack`` that the attack drove there at a radius up
+        to this one. At smaller radii they held."""
+        radii = torch.tensor([radius for radius, _ in self.stages], dtype=torch.float64)
+        last = radii[(self.passed - 1).clamp(0, len(self.stages) - 1)]
+        return self.skipped_under_attack & ~self.fell & (last <= eps)
+
+    @property
     def eps(self) -> tuple[float, ...]:
         """The radii, ascending."""
         return tuple(dict.fromkeys(eps for eps, _ in self.stages))
@@ -119,9 +134,11 @@ class AttackSummary:
         return self.robust_at(self.eps[-1])
 
     def robust_at(self, eps: float) -> Tensor:
-        """(N,) bool at one of the radii. ValueError: no attack was run at this one."""
+        """(N,) bool at one of the radii. An image that the attack drove to NaN there is not robust.
+        ValueError: no attack was run at this one."""
         check_radius(eps, self.eps)
-        return self.clean_correct & ~(self.fell & (self.fell_at <= eps))
+        fell = self.fell & (self.fell_at <= eps)
+        return self.clean_correct & ~fell & ~self.driven_at(eps)
 
     def undecided_at(self, eps: float) -> Tensor:
         """(N,) bool: the budget ended before an attack of this radius had run to its end.
@@ -218,21 +235,24 @@ def worst_accuracy(
     summaries: Sequence[AttackSummary],
     eps: float | None = None,
     *,
-    fallen: Tensor | None = None,
+    if_skipped_fell: bool = False,
 ) -> Accuracy:
     """Under all of these attacks at once, at one radius that all have, or each at its largest. A
     range where images are undecided.
 
-    fallen: (N,) bool, skipped images that are to count as fallen.
+    if_skipped_fell: count images that an attack drove to NaN, too: as fallen from the radius on at
+        which it did so.
     """
     if not summaries:
         return Proportion(0, 0)
 
     radii = [summary.eps[-1] if eps is None else eps for summary in summaries]
     pairs = list(zip(summaries, radii, strict=True))
-    robust = torch.stack([s.robust_at(at) for s, at in pairs]).all(0) & ~summaries[0].skipped
-    counted = ~summaries[0].skipped if fallen is None else ~summaries[0].skipped | fallen
-    most = _so_far(pairs, robust, counted, fallen)
+    counted = ~summaries[0].skipped
+    if if_skipped_fell:
+        counted = counted | torch.stack([s.skipped_under_attack for s in summaries]).any(0)
+    robust = torch.stack([s.robust_at(at) for s, at in pairs]).all(0) & counted
+    most = _so_far(pairs, robust, counted)
     # An image that fell to one attack fell, whatever is not known of the others.
     open_ = torch.stack([s.undecided_at(at) for s, at in pairs]).any(0) & robust
     undecided = int(open_.sum())
@@ -243,7 +263,6 @@ def _so_far(
     pairs: Sequence[tuple[AttackSummary, float]],
     robust: Tensor,
     counted: Tensor,
-    fallen: Tensor | None,
 ) -> Known:
     """The accuracy if all that is undecided holds."""
     first = pairs[0][0]
@@ -252,8 +271,8 @@ def _so_far(
     hits = torch.stack([summary.hits_at(at) for summary, at in pairs])
     chosen = hits[..., 0].argmax(0, keepdim=True)
     hits = hits[..., 1].gather(0, chosen)[0]
-    if fallen is not None:
-        hits = hits.masked_fill(fallen, first.passes // 2)
+    driven = torch.stack([summary.driven_at(at) for summary, at in pairs]).any(0)
+    hits = hits.masked_fill(driven, first.passes // 2)
     return _expected(hits[counted], first)
 
 

@@ -35,7 +35,7 @@ class Report(Protocol):
 
     def worst_case_at(self, eps: float) -> Accuracy: ...
 
-    def if_skipped_fell_at(self, eps: float) -> Accuracy: ...
+    def if_skipped_fell_at(self, eps: float | None) -> Accuracy: ...
 
 
 def verdict(
@@ -102,10 +102,13 @@ def _left_out(report: Report, radius: Callable[[float], str]) -> list[str]:
         clauses.append(f"{_images(clean)} more gave nothing finite without any attack")
     if attacked:
         clause = f"{_images(attacked)} more gave nothing finite under attack alone"
-        if radii := radii_of_all(report):
-            fallen = _at_radii(report.if_skipped_fell_at, radii, radius)
-            clause += f", which makes it {fallen} if they count as fallen"
-        clauses.append(clause)
+        radii = radii_of_all(report)
+        fallen = (
+            _at_radii(report.if_skipped_fell_at, radii, radius)
+            if radii
+            else f"{share(report.if_skipped_fell_at(None))} at the largest eps of each attack"
+        )
+        clauses.append(f"{clause}, which makes it {fallen} if they count as fallen")
     return clauses
 
 

@@ -31,6 +31,7 @@ def write_training_report(
         else {
             "clean": facts.attack["report"]["clean"],
             "worst_case": facts.attack["worst_case"],
+            "at_chance": facts.attack.get("at_chance", False),
         },
     }
     write_report(

@@ -26,6 +26,15 @@ def more_biased():
     with torch.no_grad():
         model[1].bias += torch.tensor([0.3, 0.0, 0.0, 0.0])
     return model
+
+class Breaking(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = linear()
+
+    def forward(self, images):
+        dark = images.flatten(1)[:, :1] < 0.1
+        return torch.where(dark, float("nan"), self.inner(images))
 """
 EPS = (2, 8, 32)
 
@@ -61,6 +70,7 @@ def place(tmp_path_factory):
             "steps": ["linear", "set.npz", "--attack", "pgd,fgsm", "--steps", 2, "--eps", "8"],
             "stopped": ["linear", "set.npz", *pgd, "--max-forwards", 150],
             "few": ["linear", "set.npz", *pgd, "--attack-images", 30],
+            "breaking": ["Breaking", "set.npz", *pgd, "--on-bad", "skip"],
             "mirror": ["linear", "mirrored.npz", *pgd],
             "l2": ["linear", "set.npz", "--norm", "L2", "--steps", 2, "--eps", "8"],
         }
@@ -251,6 +261,81 @@ def test_an_unfinished_run_is_marked_in_a_table():
     assert "linear (unfinished) & " in latex and "% linear is unfinished: " in latex
     assert " to " in latex.partition("linear (unfinished)")[2]
     assert "true" in run("table", "other", "--format", "csv")
+
+
+def driven_in(run_folder):
+    """(numbers in report.json, images driven to NaN, images NaN from the start)."""
+    numbers = json.loads((run_folder / "report.json").read_text())["report"]
+    driven = len(numbers["skipped_under_attack"])
+    assert 0 < driven < len(numbers["skipped"])
+    return numbers, driven, len(numbers["skipped"]) - driven
+
+
+def test_images_that_an_attack_drove_to_nan_stand_in_every_table(place):
+    numbers, driven, start = driven_in(place / "breaking")
+    shares = [f"{100 * each['value']:.1f}" for each in numbers["if_skipped_fell"]]
+    kept = 40 - start
+    said = f"Breaking: {driven + start} of 40 images are left out, {start} as unreadable or not"
+    markdown = run("table", "breaking", "--format", "md")
+    assert said in markdown
+    held = ", ".join(f"{share} % at {eps}/255" for share, eps in zip(shares, EPS, strict=True))
+    assert f" of {kept} images are right without an attack, and {held} under pgd.\n" in markdown
+    for latex in (run("table", "breaking"), (place / "breaking" / "table.tex").read_text()):
+        assert held.replace("%", "\\%") in latex
+
+    lines = run("table", "breaking", "--format", "csv").splitlines()  # and standard error
+    notes = [line for line in lines if line.startswith("Linf, set")]
+    assert said in notes[0] and held in notes[1]
+    rows = list(csv.DictReader(line for line in lines if line not in notes))
+    own = list(csv.DictReader(io.StringIO((place / "breaking" / "table.csv").read_text())))
+    for row in (*rows, *own):
+        assert (row["skipped"], row["skipped_under_attack"]) == (str(driven + start), str(driven))
+    fallen = [each["value"] for each in numbers["if_skipped_fell"]]
+    assert [float(row["least_if_skipped_fell"]) for row in own[1:]] == pytest.approx(fallen)
+
+    images = list(csv.DictReader(io.StringIO((place / "breaking" / "images.csv").read_text())))
+    assert sum(row["skipped_under_attack"] == "true" for row in images) == driven
+    with np.load(place / "breaking" / "images.npz") as arrays:
+        assert int(arrays["pgd/skipped_under_attack"].sum()) == driven
+
+
+def test_a_model_that_breaks_compares_no_better_for_it(place):
+    numbers, driven, start = driven_in(place / "breaking")
+    found = json.loads(run("compare", "breaking", "one", "--json"))
+    for line, each in zip(found["lines"][1:], numbers["if_skipped_fell"], strict=True):
+        assert line["images"] == 40 - start and line["least_one"] == pytest.approx(each["value"])
+        assert line["accuracy_one"] is None and line["least_one"] < line["most_one"]
+    output = " ".join(run("compare", "breaking", "one").split())
+    assert f"Images that an attack of the first run drove to NaN: {driven}." in output
+    assert f"Images left out, because one run skipped them: {start}." in output
+
+
+def test_a_run_of_an_earlier_version_that_skipped_images_is_refused(place, tmp_path):
+    shutil.copytree(place / "breaking", tmp_path / "old")
+    images = tmp_path / "old" / "images.jsonl"
+    rows = [json.loads(line) for line in images.read_text().splitlines()]
+    known = [{k: v for k, v in row.items() if k != "skipped_under_attack"} for row in rows]
+    images.write_text("".join(json.dumps(row) + "\n" for row in known))
+    said = " ".join(run("compare", tmp_path / "old", "one", code=2).split())
+    assert "the same command again writes it" in said
+
+    table = tmp_path / "old" / "table.csv"
+    shutil.copytree(place / "one", tmp_path / "older")
+    older = tmp_path / "older" / "table.csv"
+    kept = csv.DictReader(io.StringIO(older.read_text()))
+    names = [name for name in kept.fieldnames if "skipped" not in name]
+    older.write_text(
+        "".join(
+            f"{','.join(row[name] for name in names)}\n"
+            for row in ({name: name for name in names}, *kept)
+        )
+    )
+    both = csv.DictReader(io.StringIO(run("table", "other", older.parent, "--format", "csv")))
+    assert {(row["skipped"], row["norm"], row["data"]) for row in both} == {("0", "Linf", "set")}
+
+    table.write_text(table.read_text().replace("skipped_under_attack", "other"))
+    said = " ".join(run("table", tmp_path / "old", code=2).split())
+    assert "a table without 'skipped_under_attack'" in said
 
 
 def test_one_folder_is_given_once_to_a_table():

@@ -80,6 +80,57 @@ def test_a_run_says_what_came_out_and_how_far_it_is(runs):
     assert 0 < decided < 80 and "(image, attack) pairs decided" in by["killed"]["state"]
 
 
+BREAKING = """
+
+class Breaking(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = linear()
+
+    def forward(self, images):
+        dark = images.flatten(1)[:, :1] < 0.1
+        return torch.where(dark, float("nan"), self.inner(images))
+
+def flat():
+    model = linear()
+    torch.nn.init.zeros_(model[1].weight)
+    return model
+"""
+
+
+def test_images_that_an_attack_drove_to_nan_and_chance_are_said(place, no_pictures):
+    with (place / "small_models.py").open("a") as file:
+        file.write(BREAKING)
+    data = ["--data", "set.npz", *PGD, "--on-bad", "skip"]
+    run("attack", "--model", "small_models:Breaking", *data, "--out", "runs/breaking")
+    run("attack", "--model", "small_models:flat", *data, "--out", "runs/flat")
+    breaking, flat = sorted(runs_in(place / "runs"), key=lambda row: row["path"])
+
+    numbers = json.loads((place / "runs/breaking/report.json").read_text())["report"]
+    driven = len(numbers["skipped_under_attack"])
+    start = len(numbers["skipped"]) - driven
+    assert driven > 1 <= start
+    two, eight = (f"{100 * each['value']:.1f} %" for each in numbers["if_skipped_fell"])
+    assert breaking["verdict"].endswith(
+        f"; {start} image{'s' * (start > 1)} skipped without any attack; {driven} images skipped "
+        f"under attack alone, which makes it {two} at 2/255, {eight} at 8/255 if they count as "
+        "fallen"
+    )
+    assert flat["verdict"].endswith("; the clean accuracy is not told from chance")
+    assert "chance" not in breaking["verdict"]
+
+
+def test_a_run_that_never_began_says_how_many_pairs_were_asked(place):
+    with (place / "small_models.py").open("a") as file:
+        file.write("\ndef broken():\n    return torch.nn.Sequential(linear(), Broken())\n")
+        file.write("\nclass Broken(torch.nn.Module):\n    def forward(self, logits):\n")
+        file.write('        return logits * float("nan")\n')
+    broken = ["--model", "small_models:broken", "--data", "set.npz", *PGD, "--out", "runs/broken"]
+    assert "finite" in run("attack", *broken, code=2)
+    (row,) = runs_in(place / "runs")
+    assert row["state"] == "unfinished: 0 of at most 80 (image, attack) pairs decided"
+
+
 def test_foreign_folders_and_half_written_files_do_not_break_it(runs):
     before = len(runs_in(runs))
     (runs / "notes.txt").write_text("mine")
