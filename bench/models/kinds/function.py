@@ -21,8 +21,8 @@ TRAINED_ON = "trained_on_data"
 def load_function(source: Source) -> LoadedModel:
     """The module that ``source.path``, "package.module:function", is or returns. What the query
     sets are the function's keyword arguments. A module may say how it wants its pictures, by an
-    attribute ``preprocessing``, a ``Preprocessing`` without mean and std, and by ``trained_on_data``
-    the built-in set on whose training part alone it was trained.
+    attribute ``preprocessing``, a ``Preprocessing`` without mean and std. Its ``trained_on_data``
+    names the built-in set of which it has seen the training part alone.
 
     Raises:
         CheckpointError: it cannot be imported, raises, or returns something else.
