@@ -43,6 +43,7 @@ def runs(place, no_pictures):
     recipe = {"recipe": {"epochs": 1}, "data": "mnist"}
     method = {"name": "trades", "norm": "Linf", "eps_255": 8}
     shares = {"clean": report["report"]["clean"], "worst_case": report["worst_case"][:1]}
+    shares |= {"at_chance": True}
     made = {"made": {"date": "2001-02-03T04:05:06+00:00"}}
     trained = {"settings": {**recipe, "method": method}, "report": made | {"attack": shares}}
     written(place / "runs/training", **trained)
@@ -62,6 +63,7 @@ def test_every_kind_of_run_is_listed_by_date(runs):
     by = {row["path"].rpartition("/")[2]: row for row in rows}
     assert (by["whole"]["model"], by["whole"]["data"]) == ("linear", "set")
     assert (by["whole"]["norm"], by["whole"]["eps_255"]) == ("Linf", [2, 8])
+    assert by["training"]["verdict"].endswith("; the clean accuracy is not told from chance")
     assert by["training"]["eps_255"] == [8] and by["show"]["norm"] == "L2"
     assert by["show"]["verdict"] == "So it is." and by["study"]["verdict"] == "2 models measured"
     assert by["bench"]["state"] == "1 row" and by["bench"]["complete"] is None

@@ -69,6 +69,8 @@ def test_train_writes_weights_that_attack_takes_and_a_report(
     assert set(last["load"]) == {"blocks.0.mlp", "blocks.1.mlp"}
     assert all(0.25 <= share <= 0.5 for share in last["load"].values())
     assert report["attack"]["clean"]["total"] == 8 and len(report["attack"]["worst_case"]) == 1
+    attack = json.loads((folder / "attack" / "report.json").read_text())
+    assert report["attack"]["at_chance"] == attack["at_chance"]
     assert "epoch 2/2" in result.output and "held out" in result.output
     assert html.count("data:image/png;base64,") == 3
     assert "one training" in html and not re.search(r'(src|href)="(?!data:)', html)
