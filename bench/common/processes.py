@@ -2,13 +2,16 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -84,6 +87,42 @@ def end_with_parent() -> None:
 def watch_parent() -> None:
     """End with the process that started this one, whatever this one does meanwhile."""
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started inside the block do not hear Ctrl-C, nor do those that they start.
+    A terminal sends it to all of them, and each would print a traceback, most of all while it still
+    imports. Whoever starts them ends them.
+
+    This process hears it at the end of the block. POSIX only.
+    """
+    resource_tracker.ensure_running()  # when it starts, it lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Pool(ProcessPoolExecutor):
+    """Fresh processes that end with this one. Ctrl-C and SIGTERM inside its block end them at
+    once, whatever they do."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers, multiprocessing.get_context("spawn"), watch_parent)
+        self._others = multiprocessing.active_children()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        with deaf_to_interrupts():
+            return super().submit(fn, *args, **kwargs)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            for child in multiprocessing.active_children():
+                if child not in self._others:
+                    child.terminate()
+        super().__exit__(kind, *rest)
 
 
 def is_first_process() -> bool:

@@ -1,6 +1,7 @@
 """``ironmoe doctor --compile``: what the compiler makes of every Triton kernel, for chips that need
 not be here."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from ironmoe.bench.common.durations import in_words
 from ironmoe.bench.common.files import write_atomically
 from ironmoe.bench.common.machine.compiler import check_compiler
 from ironmoe.bench.common.machine.versions import versions
-from ironmoe.bench.common.processes import watch_parent
+from ironmoe.bench.common.processes import Pool
 from ironmoe.bench.common.rows.found import check_place
 from ironmoe.bench.common.rows.rows_file import Key, Row, RowsFile, rows_file
 from ironmoe.bench.common.run_folder import OutputError
@@ -62,7 +63,8 @@ def run_compile_check(
         "doctor compile", {}, asked=keys, again=again, is_finished=lambda row: not row["error"]
     ) as kept:
         console.print(kept.greeting, highlight=False, markup=False, soft_wrap=True)
-        _compile(keys, kept, console)
+        with Pool(os.cpu_count() or 1) as pool:
+            _compile(keys, kept, pool, console)
         rows = [row for key in keys if (row := kept.find(key)) is not None]
 
     faults = sum(len(row["faults"]) for row in rows)
@@ -85,14 +87,12 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _compile(keys: Sequence[Key], kept: RowsFile, console: Console) -> None:
+def _compile(keys: Sequence[Key], kept: RowsFile, pool: Pool, console: Console) -> None:
     """Print what is known, and compile what is not, in the order of the keys."""
     from ironmoe.kernels.compile.report import compile_report
 
     missing = kept.missing
-    findings = compile_report(
-        [(key["chip"], key["number"]) for key in missing], initializer=watch_parent
-    )
+    findings = compile_report([(key["chip"], key["number"]) for key in missing], pool)
     start = said = time.monotonic()
     chip, done = None, 0
     for key in keys:

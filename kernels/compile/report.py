@@ -10,11 +10,10 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,15 +102,9 @@ def kernel_names(chips: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(named.name.partition(":")[0] for named in launches))
 
 
-def compile_report(
-    jobs: Sequence[Job],
-    workers: int | None = None,
-    initializer: Callable[[], object] | None = None,
-) -> Iterator[Finding]:
-    """Findings in the order of the jobs. Several processes compile, each of which first calls
-    ``initializer``."""
-    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), initializer) as pool:
-        yield from pool.map(_job, jobs)
+def compile_report(jobs: Sequence[Job], pool: Executor) -> Iterator[Finding]:
+    """Findings in the order of the jobs, compiled by the pool."""
+    return pool.map(_job, jobs)
 
 
 def _job(job: Job) -> Finding:

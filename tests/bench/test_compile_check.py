@@ -27,7 +27,7 @@ def compiled(tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     done = []
 
-    def findings(jobs, workers=None, initializer=None):
+    def findings(jobs, pool):
         for chip, number in jobs:
             done.append(number)
             spills = 7 if number == 1 else 0
@@ -44,8 +44,8 @@ def compiled(tmp_path, monkeypatch):
 def test_what_was_compiled_before_ctrl_c_is_not_compiled_again(compiled, tmp_path, monkeypatch):
     done, findings = compiled
 
-    def stops(jobs, workers=None, initializer=None):
-        yield next(findings(jobs))
+    def stops(jobs, pool):
+        yield next(findings(jobs, pool))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -1,13 +1,11 @@
 """Peak memory of a process and of its workers, in a process of its own."""
 
-import multiprocessing
 import resource
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from ironmoe.bench.common.processes import watch_parent
+from ironmoe.bench.common.processes import Pool
 
 Row = dict[str, Any]
 UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts in
@@ -18,8 +16,7 @@ def in_a_process(work: Callable[..., Row], *arguments: Any) -> Row:
 
     peak_mb: of that process; worker_peak_mb: of the largest of its workers that have ended.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, watch_parent) as pool:
+    with Pool(1) as pool:
         return pool.submit(_measured, work, *arguments).result()
 
 

@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from ironmoe.bench.common.processes import end_with_parent
+from ironmoe.bench.common.processes import deaf_to_interrupts, end_with_parent
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.study.options import StudyOptions
 from ironmoe.bench.study.work.tasks import Study, one_thread
@@ -40,14 +40,16 @@ def work(study: Study, tell: Callable[[Done], None]) -> None:
         context.Process(target=_child, args=(study.options, study.folder, told), daemon=True)
         for _ in range(study.options.processes)
     ]
-    for child in children:
-        child.start()
     try:
+        with deaf_to_interrupts():
+            for child in children:
+                child.start()
         _listen(children, told, tell)
     finally:
         for child in children:
-            child.terminate()
-            child.join()
+            if child.pid is not None:  # it was started
+                child.terminate()
+                child.join()
 
 
 def _listen(children: Sequence[BaseProcess], told: Any, tell: Callable[[Done], None]) -> None:
@@ -76,8 +78,6 @@ def _child(options: StudyOptions, folder: Path, told: Any) -> None:
         with one_thread():
             study = Study(options, folder)
             study.worker().run(study.tasks, told.put)
-    except KeyboardInterrupt:
-        return
     except Exception as error:
         known = isinstance(error, UserError | OSError)
         what = f"{error}" if known else traceback.format_exc()
