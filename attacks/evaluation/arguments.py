@@ -147,7 +147,10 @@ def chain_of(attack: Attack, eps: Sequence[float] | None) -> list[Stage]:
     """The stages of an attack at all radii, the smallest first."""
     is_list = isinstance(eps, Sequence | Tensor) and all(_is_number(each) for each in eps)
     if eps is not None and not is_list:
-        raise TypeError(f"eps must be a list of radii, or None for each attack's own, got {eps!r}")
+        raise TypeError(
+            f"eps must be a list of radii, such as [8 / 255], or None for each attack's own, got "
+            f"{eps!r}"
+        )
     radii = [attack.largest_eps] if eps is None else sorted({float(e) for e in eps})
     if not radii or not all(radius >= 0 for radius in radii):
         raise ValueError(f"eps must hold at least one radius, none below 0, got {eps}")

@@ -125,6 +125,7 @@ def summary_of(
         passes=passes,
         hits=columns["hits"],
         alike=float(columns["alike"].mean()) if len(columns["alike"]) else 1.0,
+        norm=str(getattr(stages[0].attack, "norm", "")),
         targeted=stages[0].attack.goal.targeted,
         box=_size_of_box(stages[0].attack, shape),
         still=_stands_still(stages[-1], shape),

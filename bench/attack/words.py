@@ -43,7 +43,6 @@ def told_verdict(outcome: EvaluationOutcome) -> str:
     return verdict(
         outcome.report,
         radius=lambda eps: f"{exact(outcome.eps_255(eps))}/255",
-        norm=outcome.suite.norm,
         doubts=doubts,
     )
 

@@ -51,6 +51,7 @@ class AttackSummary:
     per_image: further (N,) columns by name: label, clean_prediction, forwards, backwards, and
         checksum, the CRC-32 of image, label and further inputs (−1 where it is not known);
         skipped_under_attack, what this attack alone says, while ``skipped`` is of all attacks
+    norm: of the attack's radii and distances; "" if it is not known
     targeted: labels are the classes to reach
     box: how far apart two images in ``bounds`` can be, in the attack's norm
     blind: the names of the stages that ask for no gradients
@@ -79,6 +80,7 @@ class AttackSummary:
     hits: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 2, dtype=torch.int64))
     alike: float = 1.0
     per_image: dict[str, Tensor] = field(default_factory=dict)
+    norm: str = ""
     targeted: bool = False
     box: float = float("inf")
     blind: tuple[str, ...] = ()

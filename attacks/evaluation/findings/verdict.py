@@ -42,14 +42,12 @@ def verdict(
     report: Report,
     *,
     radius: Callable[[float], str] = radius_text,
-    norm: str | None = None,
     doubts: Sequence[str] = (),
 ) -> str:
     """One sentence: the worst case at each radius, and what speaks against trusting it.
 
     Args:
         radius: how a radius is written.
-        norm: of the attacks.
         doubts: further clauses, which come first.
     """
     if not report.attacks:
@@ -62,7 +60,7 @@ def verdict(
     clauses = [
         f"Of {_images(images)}, {share(report.clean_accuracy)} are classified "
         f"right without an attack and {_held(report, radius)} under "
-        f"{_names(report.attacks)}{f' in {norm}' * (norm is not None)}",
+        f"{_names(report.attacks)}",
         *_left_out(report, radius),
         *doubts,
         *_doubts(report, idle),
@@ -152,8 +150,15 @@ def _nothing_fell(report: Report) -> bool:
 
 
 def _names(attacks: Mapping[str, AttackSummary]) -> str:
-    *others, last = attacks
-    return f"{', '.join(others)} and {last}" if others else last
+    """The attacks with their norm: "a and b in Linf", or "a in Linf and b in L2"."""
+    norms = {summary.norm for summary in attacks.values()}
+    of_all = f" in {next(iter(norms))}" if len(norms) == 1 and "" not in norms else ""
+    names = [
+        f"{name} in {summary.norm}" if summary.norm and not of_all else name
+        for name, summary in attacks.items()
+    ]
+    *others, last = names
+    return (f"{', '.join(others)} and {last}" if others else last) + of_all
 
 
 def _listed(idle: Mapping[str, str]) -> str:

@@ -57,6 +57,7 @@ def summary(
         flags={name: torch.zeros(5, dtype=torch.bool) for name in ("zero_gradient", "loss_rising")},
         forwards=30,
         backwards=10,
+        norm="Linf",
         per_image={"label": torch.tensor(labels)},
     )
 

@@ -158,10 +158,16 @@ def test_nothing_found_is_not_the_same_as_robust(model, data):
 def test_a_verdict_has_every_radius_and_further_doubts(whole):
     for eps in EPS:
         assert share(whole.worst_case_at(eps)) in whole.verdict
-    assert "at 4/255 and " in whole.verdict and "under first and second" in whole.verdict
+    assert "at 4/255 and " in whole.verdict and "under first and second in Linf;" in whole.verdict
     assert whole.verdict.count(".\n") == 0 and whole.verdict.endswith(".")
     doubted = verdict(whole, radius=lambda eps: f"<{255 * eps:.0f}>", doubts=["it is at chance"])
     assert "at <4> and" in doubted and "; it is at chance" in doubted
+
+
+def test_a_verdict_names_each_norm_where_there_are_several(model, data):
+    attacks = {"first": PGD(model, steps=1), "second": PGD(model, norm="L2", steps=1)}
+    report = evaluate(model, data, attacks, eps=[0.06], checks=False)
+    assert "under first in Linf and second in L2;" in report.verdict
 
 
 def test_a_targeted_or_empty_report_still_prints(model, data):
