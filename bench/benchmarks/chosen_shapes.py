@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ironmoe.bench.benchmarks.shapes import SIZES, Shape
+from ironmoe.bench.common.choices import did_you_mean, named
 from ironmoe.bench.common.machine.hardware import memory_gb
 from ironmoe.bench.common.user_error import UserError
 
@@ -16,7 +17,7 @@ def select_shapes(
 
     Args:
         chosen: texts, which semicolons may divide further: "olmoe,mixtral" or "788,192,768,8,2".
-            None, or no text, is ``default``.
+            Names may have any case. None, or no text, is ``default``.
         known: what a name may be of.
         default: all of ``known`` if None.
 
@@ -56,12 +57,13 @@ def _of_part(part: str, known: Sequence[Shape]) -> list[Shape]:
         return [_of_numbers(part.strip(), entries)]
 
     by_name = {shape.name: shape for shape in known}
-    if unknown := [entry for entry in entries if entry not in by_name]:
+    names = [named(entry, by_name) for entry in entries]
+    if unknown := [name for name in names if name not in by_name]:
         raise UserError(
-            f"--shapes: {', '.join(map(repr, unknown))} not among {', '.join(by_name)}; five "
-            f"numbers {SIZES} describe another layer"
+            f"--shapes: {', '.join(map(repr, unknown))} not among {', '.join(by_name)}"
+            f"{did_you_mean(unknown[0], by_name)}; five numbers {SIZES} describe another layer"
         )
-    return [by_name[entry] for entry in entries]
+    return [by_name[name] for name in names]
 
 
 def _of_numbers(part: str, entries: list[str]) -> Shape:

@@ -3,6 +3,7 @@
 import re
 from typing import NamedTuple
 
+from ironmoe.bench.common.choices import did_you_mean
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.kernels.tuning import CHIPS, Chip
 
@@ -114,6 +115,7 @@ def select_gpus(names: str) -> tuple[Gpu, ...]:
         else:
             raise GpuError(
                 f"--gpu must be names out of {', '.join(GPUS)}, or {ALL}, got {text.strip()!r}"
+                f"{did_you_mean(plain, (*GPUS, ALL))}"
             )
     return tuple(wanted.values())
 

@@ -35,7 +35,7 @@ from ironmoe.bench.cli.runs import runs
 from ironmoe.bench.cli.study import study
 from ironmoe.bench.cli.train import train
 from ironmoe.bench.cli.version import print_version
-from ironmoe.bench.common.choices import SHORT_DTYPES, named
+from ironmoe.bench.common.choices import SHORT_DTYPES, chosen_names, named
 from ironmoe.bench.common.errors import clear_errors
 from ironmoe.bench.common.radii import ascending_radii, from_255, step_length, to_255
 
@@ -247,11 +247,7 @@ def _attack_settings(
 def _chips(names: str) -> tuple[str, ...]:
     from ironmoe.kernels.tuning import CHIPS
 
-    chosen = tuple(name.strip() for name in names.split(","))
-    for name in chosen:
-        if name not in CHIPS:
-            raise typer.BadParameter(f"--chips must be among {', '.join(CHIPS)}, got {name!r}")
-    return chosen
+    return chosen_names("--chips", names, CHIPS)
 
 
 def _dtype(name: str) -> "torch.dtype | None":

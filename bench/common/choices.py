@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+from ironmoe.bench.common.user_error import UserError
+
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -11,6 +13,28 @@ def named(text: str, known: Iterable[str]) -> str:
     means none."""
     meant = text.strip()
     return next((name for name in known if name.lower() == meant.lower()), meant)
+
+
+def chosen_names(
+    option: str, text: str, known: Iterable[str], error: type[Exception] = UserError
+) -> tuple[str, ...]:
+    """The names in a text, separated by commas, in any case, each once.
+
+    Args:
+        option: what the message calls it.
+
+    Raises:
+        UserError: a name is not known; another one if ``error`` says so.
+    """
+    names = list(known)
+    chosen = tuple(dict.fromkeys(named(part, names) for part in text.split(",")))
+    for name in chosen:
+        if name not in names:
+            raise error(
+                f"{option} must be among {', '.join(names)}, got {name!r}"
+                f"{did_you_mean(name, names)}"
+            )
+    return chosen
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from ironmoe.bench.benchmarks.gpu.jobs import KINDS, TESTS, TUNE
 from ironmoe.bench.benchmarks.gpu.tasks.suite import ROOT, TEST_FOLDER
 from ironmoe.bench.benchmarks.reference import TOLERANCE
 from ironmoe.bench.benchmarks.shapes import REHEARSAL, SHAPES, Shape
+from ironmoe.bench.common.choices import SHORT_DTYPES, chosen_names, named
 from ironmoe.bench.common.dtypes import dtype_name
 from ironmoe.bench.common.user_error import UserError
 
@@ -53,6 +54,7 @@ def make_options(
     Raises:
         OptionError: a value cannot be used, or there is no GPU.
     """
+    device, dtype = device.lower(), named(SHORT_DTYPES.get(dtype.lower(), dtype), DTYPES)
     if device not in ("auto", "cpu", "cuda"):
         raise OptionError(f"--device must be auto, cpu or cuda, got {device!r}")
     if device != "cpu" and not torch.cuda.is_available():
@@ -82,12 +84,9 @@ def make_options(
 def select(
     option: str, names: str | None, default: tuple[str, ...], known: tuple[str, ...] = tuple(KINDS)
 ) -> tuple[str, ...]:
-    """The names in ``names``, separated by commas; None is the default.
+    """The names in ``names``, separated by commas, in any case; None is the default.
 
     Raises:
         OptionError: a name is not known. ``option`` is what the message calls it.
     """
-    wanted = default if names is None else tuple(name.strip() for name in names.split(","))
-    if unknown := [name for name in wanted if name not in known]:
-        raise OptionError(f"{option}: {', '.join(map(repr, unknown))} not among {', '.join(known)}")
-    return wanted
+    return default if names is None else chosen_names(option, names, known, OptionError)

@@ -15,13 +15,13 @@ from ironmoe.bench.benchmarks.chosen_shapes import check_memory, select_shapes
 from ironmoe.bench.benchmarks.kernels.operations import OPERATIONS, Case, Work, cases
 from ironmoe.bench.benchmarks.shapes import SHAPES as PUBLISHED
 from ironmoe.bench.benchmarks.shapes import Shape
+from ironmoe.bench.common.choices import chosen_names
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.progress_bars import progress_bars
 from ironmoe.bench.common.rows.found import are_times
 from ironmoe.bench.common.rows.measuring import RowToMeasure, measure_rows
 from ironmoe.bench.common.rows.rows_file import Row, rows_file
 from ironmoe.bench.common.timing import MIN_ROUNDS, samples_in_turns
-from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.formats import show_rows
 from ironmoe.bench.reports.tables import terminal_table
@@ -88,12 +88,7 @@ def _known(operations: str | None) -> tuple[str, ...]:
     """
     if operations is None:
         return tuple(OPERATIONS)
-    wanted = tuple(dict.fromkeys(name.strip() for name in operations.split(",")))
-    if unknown := [name for name in wanted if name not in OPERATIONS]:
-        raise UserError(
-            f"--only: {', '.join(map(repr, unknown))} not among {', '.join(OPERATIONS)}"
-        )
-    return wanted
+    return chosen_names("--only", operations, OPERATIONS)
 
 
 def _quick_pass(missing: Sequence[Case], seconds: float, console: Console) -> list[RowToMeasure]:

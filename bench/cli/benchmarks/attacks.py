@@ -7,6 +7,7 @@ import typer
 
 from ironmoe.bench.cli.benchmarks.rows_options import Again, Format, RowsOut, notes_console
 from ironmoe.bench.cli.options import bounded
+from ironmoe.bench.common.choices import chosen_names
 from ironmoe.bench.common.errors import clear_errors
 
 
@@ -58,10 +59,7 @@ def bench_attacks(
         from ironmoe.bench.reports.formats import checked_format
 
         checked = checked_format(form)
-        chosen = tuple(dict.fromkeys(part.strip() for part in parts.split(",")))
-        for part in chosen:
-            if part not in PARTS:
-                raise typer.BadParameter(f"--parts must be among {', '.join(PARTS)}, got {part!r}")
+        chosen = chosen_names("--parts", parts, PARTS)
         settings = AttackBenchmarkSettings(
             images=images,
             autoattack_images=autoattack_images,

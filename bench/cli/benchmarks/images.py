@@ -7,7 +7,10 @@ import typer
 
 from ironmoe.bench.cli.benchmarks.rows_options import Format, notes_console
 from ironmoe.bench.cli.options import bounded
+from ironmoe.bench.common.choices import SHORT_DTYPES, chosen_names, named
 from ironmoe.bench.common.errors import clear_errors
+
+DTYPES = ("float32", "bfloat16")
 
 
 def bench_images(
@@ -52,12 +55,10 @@ def bench_images(
         checked = checked_format(form)
         from ironmoe.bench.benchmarks.images.run import PARTS, ImageBenchmark, run_bench_images
 
-        chosen = tuple(dict.fromkeys(part.strip() for part in parts.split(",")))
-        for part in chosen:
-            if part not in PARTS:
-                raise typer.BadParameter(f"--parts must be among {', '.join(PARTS)}, got {part!r}")
-        if dtype not in ("float32", "bfloat16"):
-            raise typer.BadParameter(f"--dtype must be float32 or bfloat16, got {dtype!r}")
+        chosen = chosen_names("--parts", parts, PARTS)
+        dtype = named(SHORT_DTYPES.get(dtype.lower(), dtype), DTYPES)
+        if dtype not in DTYPES:
+            raise typer.BadParameter(f"--dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
         benchmark = ImageBenchmark(
             parts=chosen,
             images=images,

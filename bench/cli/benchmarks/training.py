@@ -8,6 +8,7 @@ import typer
 
 from ironmoe.bench.cli.benchmarks.rows_options import Format, notes_console
 from ironmoe.bench.cli.options import bounded
+from ironmoe.bench.common.choices import SHORT_DTYPES, chosen_names
 from ironmoe.bench.common.errors import clear_errors
 
 
@@ -93,10 +94,12 @@ def bench_training(
         radius = from_255(eps)
         evaluation = EvaluationSettings(radius, images, apgd_images, apgd_steps)
         benchmark = TrainingBenchmark(
-            parts=_chosen("--parts", parts, PARTS),
-            models=_chosen("--models", models, MODELS),
-            dtypes=_chosen("--dtypes", dtypes, DTYPES),
-            methods=tuple(VARIANTS) if methods is None else _chosen("--methods", methods, VARIANTS),
+            parts=chosen_names("--parts", parts, PARTS),
+            models=chosen_names("--models", models, MODELS),
+            dtypes=_dtypes(dtypes, DTYPES),
+            methods=(
+                tuple(VARIANTS) if methods is None else chosen_names("--methods", methods, VARIANTS)
+            ),
             seeds=_seeds(seeds),
             inner=InnerSettings(eps=radius, runs=runs, seconds=seconds),
             study=StudySettings(epochs, evaluation),
@@ -105,13 +108,12 @@ def bench_training(
         run_bench_training(benchmark, images_and_labels, folder, out, console, checked)
 
 
-def _chosen(option: str, names: str, known: Iterable[str]) -> tuple[str, ...]:
-    """The names, each once. typer.BadParameter: one of them is not known."""
-    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
-    for name in chosen:
-        if name not in known:
-            raise typer.BadParameter(f"{option} must be among {', '.join(known)}, got {name!r}")
-    return chosen
+def _dtypes(text: str, known: Iterable[str]) -> tuple[str, ...]:
+    """UserError: one of them is not known. "bf16" is "bfloat16"."""
+    names = (name.strip() for name in text.split(","))
+    return chosen_names(
+        "--dtypes", ",".join(SHORT_DTYPES.get(name.lower(), name) for name in names), known
+    )
 
 
 def _seeds(text: str) -> tuple[int, ...]:

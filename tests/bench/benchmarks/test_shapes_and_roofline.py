@@ -155,6 +155,7 @@ def test_shapes_are_named_once_and_read_by_name():
         and MAIN.sizes == (32768, 2048, 768, 128, 8)
     )
     assert [s.name for s in select_shapes("mixtral, olmoe", SHAPES)] == ["mixtral", "olmoe"]
+    assert [s.name for s in select_shapes("MIXTRAL, Olmoe", SHAPES)] == ["mixtral", "olmoe"]
     assert select_shapes(None, SHAPES) == select_shapes([], SHAPES) == SHAPES
     assert select_shapes(None, SHAPES, REHEARSAL) == REHEARSAL
     planned = cases(SHAPES)
@@ -187,7 +188,10 @@ def test_five_numbers_are_a_layer():
         ("1,2,3,4,x", "five whole numbers"),
         ("1,2,3,4,1,olmoe", "repeat the option for more layers"),
         ("8,4,4,2,3", "K must be at most E, got K = 3 and E = 2 in '8,4,4,2,3'"),
-        ("olmo", "'olmo' not among .*five numbers T,d,n,E,K describe another layer"),
+        (
+            "olmo",
+            "'olmo' not among .*; did you mean olmoe.*; five numbers T,d,n,E,K describe another",
+        ),
         ("", "'' not among"),
         ("olmoe;", "'' not among"),
     ],

@@ -250,7 +250,7 @@ def test_a_hang_or_a_crash_costs_one_case_only(rehearse, one_test, monkeypatch, 
     "arguments, message",
     [
         (["--shapes", "nope"], "--shapes: 'nope' not among toy-gated"),
-        (["--only", "nope"], "--only: 'nope' not among case"),
+        (["--only", "nope"], "--only must be among case"),
         (["--dtype", "int8"], "--dtype must be one of"),
         (["--minutes", "0"], "--minutes must be a number above 0"),
         (["--device", "tpu"], "--device must be auto, cpu or cuda"),
