@@ -194,12 +194,12 @@ class EvaluationOutcome:
         }
         seconds = self.report.seconds * passes[name] / max(sum(passes.values()), 1)
 
-        decided = bool((summary.decided & summary.clean_correct).any())
+        decided = int((summary.decided & summary.clean_correct).sum())
         return Cost(
             attack=name,
             found=int((summary.found & summary.clean_correct).sum()),
             confirmed=int(summary.fell.sum()),
-            images_per_second=int(summary.decided.sum()) / seconds if decided and seconds else None,
+            images_per_second=decided / seconds if decided and seconds else None,
             forwards=summary.forwards,
             backwards=summary.backwards,
         )
@@ -215,6 +215,15 @@ class EvaluationOutcome:
             radius, part = summary.stages[number]
             counts[part][radii.index(radius)] += 1
         return counts if len(parts) > 1 else {}
+
+    def attempted(self, name: str) -> dict[str, list[int]]:
+        """How many images fell to each part or held against it, at each eps, in the same order."""
+        summary = self.report.attacks[name]
+        counts: dict[str, list[int]] = {}
+        for number, (_, part) in enumerate(summary.stages):
+            here = (summary.passed > number) | (summary.fell & (summary.passed == number))
+            counts.setdefault(part, []).append(int((here & summary.clean_correct).sum()))
+        return counts
 
     @property
     def checks(self) -> list[Flag]:

@@ -64,11 +64,20 @@ def _stages(
 ) -> list[tuple[str, list[str], list[list[str]]]]:
     """(attack, columns, rows) of the tables of what fell to each part of an ensemble."""
     columns = ["part", *(f"eps {exact(eps)}/255" for eps in outcome.suite.eps_255)]
-    return [
-        (name, columns, [[part, *map(str, counts)] for part, counts in of_parts.items()])
-        for name, of_parts in fell.items()
-        if of_parts
-    ]
+    tables = []
+    for name, of_parts in fell.items():
+        attempted = outcome.attempted(name)
+        rows = [
+            [part, *(_of(*pair) for pair in zip(counts, attempted[part], strict=True))]
+            for part, counts in of_parts.items()
+        ]
+        tables.append((name, columns, rows))
+    return [table for table in tables if table[2]]
+
+
+def _of(fell: int, attempted: int) -> str:
+    """ "3 of 14", and a dash where no image came so far."""
+    return f"{fell} of {attempted}" if attempted else "–"
 
 
 def _numbers(
