@@ -4,6 +4,7 @@ adversarial images, and a wide V-MoE."""
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +38,37 @@ def trained_models(
     """
     models = {}
     for name in names:
-        # "pgd-at": robust models in files without it were trained by a loop that left images clean
-        trained = f"pgd-at-eps{eps:g}" if name.startswith("robust") else f"eps{eps:g}"
-        end = f"{trained}-epochs{epochs}-{data.checksum[:8]}.safetensors"
-        file = folder / f"{slug(name)}-{end}"
+        file = model_file(name, data, eps, epochs, folder)
         if not file.exists():
             _train_to(file, name, data, eps, epochs, partial(on_epoch, name))
         models[name] = load_checkpoint(file, torch.device("cpu"))[0]
     return models
+
+
+def model_file(name: str, data: ImageData, eps: float, epochs: int, folder: Path) -> Path:
+    """Where the trained model of this name is, or will be."""
+    # "pgd-at": robust models in files without it were trained by a loop that left images clean
+    trained = f"pgd-at-eps{eps:g}" if name.startswith("robust") else f"eps{eps:g}"
+    end = f"{trained}-epochs{epochs}-{data.checksum[:8]}.safetensors"
+    return folder / f"{slug(name)}-{end}"
+
+
+def passes_of_training(name: str) -> int:
+    """That an image costs in an epoch, forward and backward."""
+    return 1 + ADVERSARIAL_STEPS * name.startswith("robust")
+
+
+def new_model(name: str, data: ImageData) -> VMoE:
+    """The model of this name before its training."""
+    torch.manual_seed(0)
+    return VMoE(**_arguments(name, data))
+
+
+def _arguments(name: str, data: ImageData) -> dict[str, Any]:
+    arguments = architecture(
+        "ViT" if name == "ViT" else "V-MoE", tuple(data.images.shape[1:]), len(data.classes)
+    )
+    return arguments | WIDTHS if name == WIDE else arguments
 
 
 def _train_to(
@@ -56,14 +80,7 @@ def _train_to(
     on_epoch: Callable[[int], None],
 ) -> None:
     """Train the model of this name and write its checkpoint."""
-    arguments = architecture(
-        "ViT" if name == "ViT" else "V-MoE", tuple(data.images.shape[1:]), len(data.classes)
-    )
-    if name == WIDE:
-        arguments |= WIDTHS
-    torch.manual_seed(0)
-    model = VMoE(**arguments)
-
+    model = new_model(name, data)
     rows, _ = data.split()
     radius = eps if name.startswith("robust") else 0.0
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +88,9 @@ def _train_to(
     images, labels = data.images[rows], data.labels[rows]
     _fit(model, images, labels, radius, epochs, on_epoch, state_file=state)
 
-    write_atomically(file, save_checkpoint(model, arguments, {"name": name, "eps": radius}))
+    write_atomically(
+        file, save_checkpoint(model, _arguments(name, data), {"name": name, "eps": radius})
+    )
     state.unlink(missing_ok=True)
 
 

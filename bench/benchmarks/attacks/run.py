@@ -16,14 +16,25 @@ from ironmoe.bench.benchmarks.attacks.contests import (
     contests_of,
 )
 from ironmoe.bench.benchmarks.attacks.libraries import PEERS, is_importable
-from ironmoe.bench.benchmarks.attacks.models import trained_models
-from ironmoe.bench.benchmarks.attacks.time_left import TimeLeft
+from ironmoe.bench.benchmarks.attacks.models import (
+    model_file,
+    new_model,
+    passes_of_training,
+    trained_models,
+)
+from ironmoe.bench.benchmarks.attacks.time_left import (
+    MOST_TIMED,
+    EpochsLeft,
+    TimeLeft,
+    seconds_of_pass,
+)
 from ironmoe.bench.benchmarks.attacks.turns import missing_turns, rows_of, take
 from ironmoe.bench.common.rows.rows_file import Row, RowsFile, rows_file
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.formats import show_rows
 from ironmoe.bench.reports.tables import print_table, terminal_table
+from ironmoe.moe import VMoE
 
 
 def run_bench_attacks(
@@ -90,17 +101,8 @@ def _measure(
     turns = [turn for contest in contests for turn in missing_turns(contest, kept)]
     if not turns:
         return
-    models = trained_models(
-        list(dict.fromkeys(turn.contest.model for turn in turns)),
-        data,
-        settings.eps,
-        settings.epochs,
-        folder,
-        lambda name, epoch: console.print(
-            f"{name}: epoch {epoch} of {settings.epochs}", highlight=False
-        ),
-    )
-
+    names = list(dict.fromkeys(turn.contest.model for turn in turns))
+    models = _trained(names, data, settings, folder, console)
     test = data.split()[1]
     images, labels = data.images[test], data.labels[test]
     left = TimeLeft(turns, models, images[: settings.batch_size], len(images))
@@ -117,6 +119,36 @@ def _measure(
         left.note(turn, seconds)
         more = f"; {len(left.turns)} left, {left.in_words()}" if left.turns else ""
         console.print(f"  {seconds:.2f} s{more}", highlight=False)
+
+
+def _trained(
+    names: Sequence[str],
+    data: ImageData,
+    settings: AttackBenchmarkSettings,
+    folder: Path,
+    console: Console,
+) -> dict[str, VMoE]:
+    """The models. Say before and after each epoch how long the trainings will take."""
+    eps, epochs = settings.eps, settings.epochs
+    rows, _ = data.split()
+    few = data.images[rows[: settings.batch_size]][:MOST_TIMED]
+    seconds = {
+        name: seconds_of_pass(new_model(name, data), few) * len(rows) * passes_of_training(name)
+        for name in names
+        if not model_file(name, data, eps, epochs, folder).exists()
+    }
+    left = EpochsLeft(seconds, epochs)
+    if seconds:
+        console.print(
+            f"{counted(len(seconds), 'model')} to train first: {left.in_words()}.", highlight=False
+        )
+
+    def say(name: str, epoch: int) -> None:
+        left.note(name, epoch)
+        more = f"; {left.in_words()} of training left" if left.in_words() else ""
+        console.print(f"{name}: epoch {epoch} of {epochs}{more}", highlight=False)
+
+    return trained_models(names, data, eps, epochs, folder, say)
 
 
 def _table(rows: Sequence[Any], contest: Contest) -> Table:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ironmoe.bench.benchmarks.attacks.contests import IN_BFLOAT16, Contest
 from ironmoe.bench.benchmarks.attacks.turns import Turn
 from ironmoe.bench.common.durations import in_words, range_in_words
+from ironmoe.bench.common.rows.remaining import Remaining
 
 MOST_TIMED = 32  # images; a pass of one costs as much in a larger batch
 Place = tuple[str, str]  # what is attacked how, and what the libraries are compared with
@@ -30,7 +31,7 @@ class TimeLeft:
         self.turns = list(turns)
         self._took: dict[Place, dict[str, float]] = {}
         seconds = {
-            kind: _seconds_of_pass(models[kind[0]], x[:MOST_TIMED], kind[1])
+            kind: seconds_of_pass(models[kind[0]], x[:MOST_TIMED], kind[1])
             for kind in dict.fromkeys(map(_kind, turns))
         }
         self._most = {
@@ -63,6 +64,29 @@ class TimeLeft:
         return low, max(low, self._most[_place(turn.contest), turn.library])
 
 
+class EpochsLeft:
+    """The time of the epochs that are left of several trainings."""
+
+    def __init__(self, seconds: Mapping[str, float], epochs: int) -> None:
+        """seconds: of an epoch of each model, in the order in which they are trained."""
+        self._pace = Remaining(
+            {(name, n): of for name, of in seconds.items() for n in range(1, epochs + 1)}
+        )
+        self._last = time.monotonic()
+
+    def note(self, name: str, epoch: int) -> None:
+        """An epoch is over. Those before it may be an earlier command's."""
+        now = time.monotonic()
+        self._pace.note((name, epoch), now - self._last)
+        for earlier in range(1, epoch):
+            self._pace.left.pop((name, earlier), None)
+        self._last = now
+
+    def in_words(self) -> str:
+        """ "about 12 min", or "" when none is left."""
+        return f"about {in_words(self._pace.seconds_left)}" if self._pace.left else ""
+
+
 def _place(contest: Contest) -> Place:
     return contest.place, contest.base
 
@@ -72,7 +96,7 @@ def _kind(turn: Turn) -> tuple[str, bool]:
     return turn.contest.model, turn.library == IN_BFLOAT16
 
 
-def _seconds_of_pass(model: nn.Module, x: Tensor, in_bfloat16: bool) -> float:
+def seconds_of_pass(model: nn.Module, x: Tensor, in_bfloat16: bool = False) -> float:
     """Of one image in a batch, forward and backward."""
     images = x.clone().requires_grad_()
     seconds = 0.0

@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ironmoe.bench.benchmarks.images.attacking import attacked
+from ironmoe.bench.benchmarks.images.expected import (
+    attack_seconds,
+    loading_seconds,
+    pass_seconds,
+)
 from ironmoe.bench.benchmarks.images.jpegs import make_jpegs
 from ironmoe.bench.benchmarks.images.loading import LOADERS, WARM, loaded
 from ironmoe.bench.benchmarks.images.memory import Row, in_a_process
@@ -19,6 +25,7 @@ from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.machine.origin import origin_digest
 from ironmoe.bench.common.rows.kept import Kept, begin_copy
 from ironmoe.bench.common.rows.remaining import Remaining
+from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.formats import show_rows
 from ironmoe.bench.reports.tables import print_table
 
@@ -74,18 +81,25 @@ def run_bench_images(
 
 
 class Planned(NamedTuple):
-    """A row to be measured. name: of its file; images: it goes through; work: makes it."""
+    """A row to be measured. name: of its file; expected: the seconds that it will take, about;
+    work: makes it."""
 
     name: str
-    images: int
+    expected: Callable[[], float]
     work: tuple[Any, ...]
 
 
 def _measured(
     plan: Sequence[Planned], kept: Kept, out: Path | None, console: Console
 ) -> Iterator[Row]:
-    """The rows, from the folder or measured now."""
-    pace = Remaining({one.name: one.images for one in plan if kept.read(one.name) is None})
+    """The rows, from the folder or measured now. Say at the start and after each row how long the
+    others will take."""
+    pace = Remaining({one.name: one.expected() for one in plan if kept.read(one.name) is None})
+    if pace.left:
+        console.print(
+            f"{counted(len(pace.left), 'row')} to measure, in about {in_words(pace.seconds_left)}.",
+            highlight=False,
+        )
     for one in plan:
         known = kept.read(one.name)
         if known is None:
@@ -95,7 +109,7 @@ def _measured(
             if out is not None:
                 write_json(out, {"measured": kept.all()})
         row: Row = known["rows"][0]
-        left = f"; about {in_words(pace.seconds_left)} left" if pace.took and pace.left else ""
+        left = f"; about {in_words(pace.seconds_left)} left" if pace.left else ""
         console.print(f"{one.name}: {_short(row)}{left}", highlight=False, soft_wrap=True)
         yield row
 
@@ -111,7 +125,7 @@ def _loading(
     return [
         Planned(
             f"loading-{loader}-{images}-{benchmark.workers}-{run}",
-            images,
+            partial(loading_seconds, files, images, benchmark.workers),
             (loaded, loader, files[:images], benchmark.workers),
         )
         for images, run in plan
@@ -128,11 +142,18 @@ def _attack(
         if reason := why_not(source):
             console.print(f"{source}: not measured, {reason}", highlight=False, markup=False)
             continue
+        of_pass = cache(partial(pass_seconds, source, size, benchmark.dtype, folder))
         for model in MODELS:
             name = f"attack-{source}-{model}-{count}-{workers}-{size}-{benchmark.dtype}"
             work = (attacked, source, model, files[:count], workers, size, benchmark.dtype)
-            plan.append(Planned(name, count, (*work, str(folder), name)))
+            expected = partial(_attack_seconds, of_pass, model, count)
+            plan.append(Planned(name, expected, (*work, str(folder), name)))
     return plan
+
+
+def _attack_seconds(of_pass: Callable[[], float], model: str, images: int) -> float:
+    """The pass is timed once, and only if a row is missing."""
+    return attack_seconds(of_pass(), model, images)
 
 
 def _short(row: Row) -> str:

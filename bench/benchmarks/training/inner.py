@@ -4,6 +4,7 @@ All ways to make a step take turns in one process. Their adversarial images are 
 their times.
 """
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ironmoe.bench.benchmarks.training.models import MODELS, new_model
 from ironmoe.bench.benchmarks.training.products import Products, count_products
 from ironmoe.bench.benchmarks.training.steps import COMMON, Contender, contenders
-from ironmoe.bench.common.timing import interleaved
+from ironmoe.bench.common.timing import MIN_ROUNDS, WARMUP, interleaved
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.reports.tables import (
     Column,
@@ -29,6 +30,7 @@ from ironmoe.moe import collect_aux_loss
 CPU = torch.device("cpu")
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 BEGINNING = 10  # steps of plain training
+UNTIMED = 2  # rounds: one for adversarial images, one for products
 # Rounding at the edge of a ball makes no other image. A step in the other direction does: it is
 # 2 · alpha long.
 SAME_PIXEL = 1e-5
@@ -89,6 +91,30 @@ def measure_inner(name: str, dtype: str, data: ImageData, settings: InnerSetting
             }
         )
     return rows
+
+
+def expected_seconds(name: str, dtype: str, data: ImageData, settings: InnerSettings) -> float:
+    """About, of ``measure_inner``: from the time of one step that has two passes."""
+    chosen = data.split()[0][: settings.batch_size]
+    images, labels = data.images[chosen], data.labels[chosen]
+    model = new_model(name, data, seed=0)
+    ways = contenders(model, settings.eps, DTYPES[dtype])
+    one = next(way for way in ways if _passes(way) == 2)
+    seconds = 0.0
+    for _ in range(2):  # the first one makes what the second finds
+        start = time.perf_counter()
+        one.step(images, labels)
+        seconds = (time.perf_counter() - start) / _passes(one)
+
+    of_round = seconds * sum(map(_passes, ways))
+    rounds = min(settings.runs, max(MIN_ROUNDS, int(settings.seconds / max(of_round, 1e-9))))
+    return seconds * BEGINNING + of_round * (rounds + WARMUP + UNTIMED)
+
+
+def _passes(way: Contender) -> int:
+    """Of the model, forward and backward, in a step: one for each step of an inner attack, and one
+    for the update. A step of several updates makes its attack out of them."""
+    return way.updates if way.updates > 1 else way.settings.steps + 1
 
 
 def _begun(model: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:

@@ -14,6 +14,7 @@ from ironmoe.bench.benchmarks.training.inner import (
     DTYPES,
     LEGEND,
     InnerSettings,
+    expected_seconds,
     inner_markdown,
     inner_table,
     measure_inner,
@@ -26,14 +27,22 @@ from ironmoe.bench.benchmarks.training.method_tables import (
     run_line,
 )
 from ironmoe.bench.benchmarks.training.models import MODELS
-from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run, StudySettings, do
+from ironmoe.bench.benchmarks.training.runs import (
+    VARIANTS,
+    Run,
+    StudySettings,
+    do,
+    expected_ends,
+)
 from ironmoe.bench.benchmarks.training.steps import PEER, has_peer
-from ironmoe.bench.common.durations import in_words
+from ironmoe.bench.common.durations import in_words, range_in_words
 from ironmoe.bench.common.files import write_atomically, write_json
 from ironmoe.bench.common.machine.origin import origin_digest
 from ironmoe.bench.common.rows.kept import Kept, begin_copy
+from ironmoe.bench.common.rows.remaining import Remaining
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.data.in_memory import ImageData
+from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.reports.formats import show_rows
 from ironmoe.bench.reports.tables import print_table
 
@@ -108,13 +117,36 @@ def _kept(part: str, benchmark: TrainingBenchmark, data: ImageData, folder: Path
 def _inner(
     benchmark: TrainingBenchmark, data: ImageData, kept: Kept, console: Console, form: str | None
 ) -> Iterator[None]:
-    """Measure the steps of each model in each dtype."""
-    for model, dtype in product(benchmark.models, benchmark.dtypes):
-        name = f"{model}-{dtype}"
+    """Measure the steps of each model in each dtype. Say at the start and after each how long the
+    others will take."""
+    places = {
+        f"{m}-{dtype}": (m, dtype) for m, dtype in product(benchmark.models, benchmark.dtypes)
+    }
+    pace = Remaining(
+        {
+            name: expected_seconds(*place, data, benchmark.inner)
+            for name, place in places.items()
+            if kept.read(name) is None
+        }
+    )
+    if pace.left:
+        console.print(
+            f"Steps of {counted(len(pace.left), 'model')} to measure, in about "
+            f"{in_words(pace.seconds_left)}.",
+            highlight=False,
+        )
+    for name, (model, dtype) in places.items():
         measured = kept.read(name)
         if measured is None:
-            console.print(f"{MODELS[model]}, {dtype} …", highlight=False)
+            about = f"about {in_words(pace.seconds_of(name))}"
+            console.print(f"{MODELS[model]}, {dtype}, {about} …", highlight=False)
+            start = time.monotonic()
             measured = kept.write(name, measure_inner(model, dtype, data, benchmark.inner))
+            pace.note(name, time.monotonic() - start)
+            if pace.left:
+                console.print(
+                    f"{len(pace.left)} left, about {in_words(pace.seconds_left)}", highlight=False
+                )
         else:
             console.print(f"{kept.folder / name}.json was measured before:", highlight=False)
         if form is None:
@@ -142,6 +174,14 @@ def _methods(
             f"{', '.join(benchmark.models)}"
         )
     missing = [run for run in runs if kept.read(run.name) is None]
+    if missing:
+        least, most = expected_ends(missing, data, benchmark.study)
+        console.print(
+            f"{counted(len(missing), 'training')} to make and to evaluate: "
+            f"{range_in_words(least, most)}, the more the longer images hold.",
+            highlight=False,
+            soft_wrap=True,
+        )
     start, done = time.monotonic(), 0
     for number, run in enumerate(runs, 1):
         row = do(run, data, benchmark.study, kept, console)

@@ -1,14 +1,22 @@
 """The trainings of the part ``methods``: each is (model, method, seed), goes through the loop of
 ``ironmoe train``, and is evaluated."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
+from ironmoe.attacks.registry import named_attacks
 from ironmoe.attacks.training import TRAINING_METHODS
-from ironmoe.bench.benchmarks.training.evaluation import EvaluationSettings, evaluated
+from ironmoe.bench.benchmarks.training.evaluation import (
+    PGD_STEPS,
+    TARGETED,
+    EvaluationSettings,
+    evaluated,
+)
 from ironmoe.bench.benchmarks.training.models import DENSE, model_arguments, new_model
 from ironmoe.bench.common.checkpoints import load_checkpoint, save_weights
 from ironmoe.bench.common.files import slug, write_atomically
@@ -22,6 +30,7 @@ from ironmoe.moe import VMoE
 
 CPU = torch.device("cpu")
 Row = dict[str, Any]
+TIMED = 100  # images of a pass that is timed
 STEPS = 4  # of inner attacks, of eps / 2 each
 SHIFTS = False  # with them, small models are still far from trained after 12 epochs
 
@@ -97,6 +106,46 @@ class Run(NamedTuple):
     def is_possible(self) -> bool:
         """Whether the method suits the model."""
         return self.model in DENSE or not self.variant.needs_experts
+
+
+def expected_ends(
+    runs: Sequence[Run], data: ImageData, settings: StudySettings
+) -> tuple[float, float]:
+    """Seconds that these trainings and their evaluations take, about: if every attacked image falls
+    at once, and if every one holds."""
+    trained, tested = len(split(data).trained), len(data.split()[1])
+    of = settings.evaluation
+    targets = min(named_attacks()[TARGETED].settings["targets"], len(data.classes) - 1)
+    attacked = PGD_STEPS * min(of.pgd_images, tested)
+    attacked += of.apgd_steps * targets * min(of.apgd_images, tested)
+
+    seconds = {model: _pass_seconds(model, data) for model in {run.model for run in runs}}
+    least = most = 0.0
+    for run in runs:
+        of_batch = run.variant.updates if run.variant.updates > 1 else _inner_steps(run) + 1
+        training = _epochs(run, settings) * of_batch * trained
+        least += seconds[run.model] * (training + tested)
+        most += seconds[run.model] * (training + tested + attacked)
+    return least, most
+
+
+def _inner_steps(run: Run) -> int:
+    """Passes before the outer one."""
+    if run.variant.steps is not None:
+        return run.variant.steps
+    return int(TRAINING_METHODS[run.variant.method].single_step)
+
+
+def _pass_seconds(model: str, data: ImageData) -> float:
+    """About, of one image in a batch, forward and backward."""
+    network = new_model(model, data, seed=0)
+    images = data.images[data.split()[0][:TIMED]]
+    seconds = 0.0
+    for _ in range(2):  # the first one makes what the second finds
+        start = time.perf_counter()
+        network(images).sum().backward()
+        seconds = time.perf_counter() - start
+    return seconds / len(images)
 
 
 def do(run: Run, data: ImageData, settings: StudySettings, kept: Kept, console: Console) -> Row:

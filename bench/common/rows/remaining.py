@@ -20,5 +20,12 @@ class Remaining:
     @property
     def seconds_left(self) -> float:
         """The seconds that the others will take: longer than planned if the rows so far were."""
-        slower = self.took / self.planned if self.planned > 0 else 1.0
-        return slower * sum(self.left.values())
+        return self._slower * sum(self.left.values())
+
+    def seconds_of(self, row: Hashable) -> float:
+        """The seconds that one of the others will take."""
+        return self._slower * self.left[row]
+
+    @property
+    def _slower(self) -> float:
+        return self.took / self.planned if self.planned > 0 else 1.0

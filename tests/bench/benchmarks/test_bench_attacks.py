@@ -15,7 +15,7 @@ from ironmoe.bench.benchmarks.attacks import run as benchmark
 from ironmoe.bench.benchmarks.attacks.contests import Contest
 from ironmoe.bench.benchmarks.attacks.libraries import PGDSettings, pgd_runs
 from ironmoe.bench.benchmarks.attacks.models import _fit
-from ironmoe.bench.benchmarks.attacks.time_left import TimeLeft
+from ironmoe.bench.benchmarks.attacks.time_left import EpochsLeft, TimeLeft
 from ironmoe.bench.benchmarks.attacks.turns import Turn
 from ironmoe.bench.cli.app import app
 
@@ -64,6 +64,7 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
         tmp_path / "models",
     ]
     output = run(*options, "--out", tmp_path / "rows.json").output
+    assert "3 models to train first: about" in output and output.count("of training left") == 2
     assert trainings == [(0.0, 1), (0.1, 1), (0.0, 1)]  # the dense model is not asked for
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     places = list(dict.fromkeys((row["attack"], row["compared_with"]) for row in rows))
@@ -169,6 +170,19 @@ def test_adversarial_training_makes_a_model_hold_longer():
         _fit(model, images, labels, eps, 20, lambda epoch: None)
         held.append(PGD(model, 0.1, steps=10).run(images, labels).robust.sum())
     assert held[1] > held[0]
+
+
+def test_the_time_of_epochs_that_an_earlier_command_made_is_not_left(monkeypatch):
+    clock = iter([0.0, 20.0, 30.0, 40.0, 50.0])
+    fake = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("ironmoe.bench.benchmarks.attacks.time_left.time", fake)
+    left = EpochsLeft({"one": 10.0, "other": 20.0}, 3)
+    assert left.in_words() == "about 2 min"  # 90 s
+    left.note("one", 2)  # the first one was made before; it took twice as long as expected
+    assert left.in_words() == "about 2 min"  # 2 · (10 + 60) s
+    for name, epoch in (("one", 3), ("other", 2), ("other", 3)):
+        left.note(name, epoch)
+    assert left.in_words() == ""
 
 
 def test_the_time_left_has_two_ends_that_meet_once_all_libraries_have_run():

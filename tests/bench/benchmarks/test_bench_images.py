@@ -10,6 +10,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ironmoe.bench.benchmarks.images import attacking, vit_s
+from ironmoe.bench.benchmarks.images.expected import (
+    START_SECONDS,
+    attack_seconds,
+    loading_seconds,
+)
 from ironmoe.bench.benchmarks.images.jpegs import LONGEST, SHORTEST, make_jpegs
 from ironmoe.bench.benchmarks.images.loading import PlainImages, loaded
 from ironmoe.bench.benchmarks.images.memory import in_a_process
@@ -69,6 +74,8 @@ def test_the_command_keeps_each_row_and_goes_on(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, [*options, "--images", "4", "--out", out])
     assert result.exit_code == 0, result.output + repr(result.exception)
     rows = [one["rows"][0] for one in json.loads((tmp_path / "rows.json").read_text())["measured"]]
+    assert f"{len(rows)} rows to measure, in about" in result.output
+    assert result.output.count("; about") == len(rows) - 1, "after each row but the last"
     assert [row["model"] for row in rows if row["source"] == "hf"] == ["plain", "robust"]
     plain, robust = rows[:2]
     assert robust["robust_accuracy"] == 100.0 >= plain["robust_accuracy"]
@@ -76,6 +83,7 @@ def test_the_command_keeps_each_row_and_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(process, None)  # nothing is measured again
     again = CliRunner().invoke(app, [*options, "--images", "4", "--format", "json"])
+    assert "to measure" not in again.stderr
     assert again.exit_code == 0 and "attack-hf-robust-4-1-2-float32" in again.stderr
     printed = json.loads(again.stdout)
     assert len(printed) == len(rows) and all({"part": "attack"} | row in printed for row in rows)
@@ -85,6 +93,13 @@ def test_the_command_keeps_each_row_and_goes_on(tmp_path, monkeypatch):
     refused = CliRunner().invoke(app, [*options, "--out", str(mine)])
     assert refused.exit_code == 2 and "would not write again" in refused.output
     assert json.loads(mine.read_text()) == {"measured": [{"rows": [1]}]}
+
+
+def test_the_expected_time_grows_with_the_images(files):
+    few, many = (loading_seconds(files, images, 1) for images in (0, 10**6))
+    assert few == START_SECONDS and many > few + 100
+    robust, plain = (attack_seconds(0.5, model, 4) for model in ("robust", "plain"))
+    assert (robust, plain) == (START_SECONDS + 22, START_SECONDS + 4)
 
 
 def test_a_killed_row_goes_on_with_its_images_and_its_seconds(files, tmp_path, monkeypatch, capsys):

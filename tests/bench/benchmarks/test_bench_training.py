@@ -182,6 +182,7 @@ def test_rows_say_how_they_came_about_and_are_kept(small, tmp_path):
     options = ["--parts", "inner", "--data", "digits", "--dtypes", "float32", "--models", "v-moe"]
     options += ["--folder", tmp_path / "kept"]
     output = run(*options, "--runs", 1, "--out", tmp_path / "rows.json")
+    assert "Steps of 1 model to measure, in about" in output
     assert f"PGD-{STEPS}" in output and "not measured: torchattacks" in output
     (entry,) = json.loads((tmp_path / "rows.json").read_text())["inner"]
     assert {"settings", "made", "rows"} == entry.keys() and entry["made"]["machine"]["threads"]
@@ -192,7 +193,8 @@ def test_rows_say_how_they_came_about_and_are_kept(small, tmp_path):
     assert "| V-MoE | float32 | PGD-3, ironmoe | 100.00 % |" in (
         next((tmp_path / "kept").glob("inner-*/table.md")).read_text()
     )
-    assert "measured before" in run(*options, "--runs", 1)
+    again = run(*options, "--runs", 1)
+    assert "measured before" in again and "to measure" not in again
     assert "other settings (runs: 1 there, 2 now)" in run(*options, "--runs", 2, ok=False)
 
 

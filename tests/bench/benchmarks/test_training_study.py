@@ -2,6 +2,7 @@
 together."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ironmoe.bench.benchmarks.training.method_tables import (
     methods_markdown,
     model_differences,
 )
-from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run
+from ironmoe.bench.benchmarks.training.runs import VARIANTS, Run, StudySettings, expected_ends
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.data.in_memory import ImageData, load_data
 from ironmoe.bench.train.held_out import HeldOutRows
@@ -58,6 +59,7 @@ def test_a_finished_run_is_kept_and_not_done_again(small, tmp_path, monkeypatch)
     options = [*small, *PARTLY, "--models", "v-moe", "--methods", "standard,pgd-at"]
     output = run(*options, "--seeds", 0, "--out", tmp_path / "rows.json")
     assert "v-moe, pgd-at, seed 0: clean" in output
+    assert "2 trainings to make and to evaluate: " in output
     entries = json.loads((tmp_path / "rows.json").read_text())["methods"]
     assert all(entry["made"]["machine"]["processor"] for entry in entries)
     rows = {row["method"]: row for entry in entries for row in entry["rows"]}
@@ -69,13 +71,29 @@ def test_a_finished_run_is_kept_and_not_done_again(small, tmp_path, monkeypatch)
         raise AssertionError("trained again")
 
     monkeypatch.setattr(runs, "_train", never)
-    assert "2/2" in run(*options, "--seeds", 0)
+    again = run(*options, "--seeds", 0)
+    assert "2/2" in again and "to make" not in again
     # an evaluation that was interrupted finds the weights
     (tmp_path / "kept" / "methods" / "v-moe-pgd-at-seed0.json").unlink()
     assert "2/2" in run(*options, "--seeds", 0)
     again = json.loads((tmp_path / "kept" / "methods" / "v-moe-pgd-at-seed0.json").read_text())
     assert again["rows"] == [rows["pgd-at"]]
     assert "apgd_steps: 3 there, 4 now" in run(*options, "--apgd-steps", 4, ok=False)
+
+
+def test_the_expected_time_counts_the_passes_of_training_and_evaluation(monkeypatch):
+    """1 s a pass. Test images are tested once; 8 of them are attacked by 20 steps of PGD, and 4 by
+    3 steps at each of 4 targets."""
+    monkeypatch.setattr(runs, "_pass_seconds", lambda model, data: 1.0)
+    digits = load_data("digits")
+    data = replace(digits, classes=digits.classes[:5])
+    trained, tested = len(runs.split(data).trained), len(data.split()[1])
+    settings = StudySettings(4, EvaluationSettings(0.1, 8, 4, 3))
+    attacked = 20 * 8 + 3 * 4 * 4
+    for method, passes in {"standard": 1, "pgd-at": 5, "fgsm-rs": 2, "free": 1}.items():
+        least = 4 * passes * trained + tested
+        found = expected_ends([Run("vit", method, 0)], data, settings)
+        assert found == (least, least + attacked), method
 
 
 def test_a_training_that_was_killed_goes_on_with_the_same_numbers(small, tmp_path, monkeypatch):
