@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from ironmoe.kernels.compile.report import Finding
 
 SAY_SECONDS = 30.0
+TEXTS = ("kernel", "dtype", "tile", "error")
+NUMBERS = (
+    *("warps", "stages", "registers", "stack", "spills", "shared", "matrix", "programs"),
+    *("barriers", "stores", "loads"),
+)
 
 
 def run_compile_check(
@@ -60,7 +65,12 @@ def run_compile_check(
 
     keys = [{"chip": chip, "number": number} for chip, number in jobs]
     with rows_file(
-        "doctor compile", {}, asked=keys, again=again, is_finished=lambda row: not row["error"]
+        "doctor compile",
+        {},
+        asked=keys,
+        again=again,
+        is_finished=lambda row: not row["error"],
+        is_whole=_is_whole,
     ) as kept:
         console.print(kept.greeting, highlight=False, markup=False, soft_wrap=True)
         with Pool(os.cpu_count() or 1) as pool:
@@ -113,6 +123,17 @@ def _compile(keys: Sequence[Key], kept: RowsFile, pool: Pool, console: Console) 
             console.print(
                 f"{done} of {len(missing)} compiled, about {in_words(left)} left", highlight=False
             )
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether the row has everything that is printed of it."""
+    numbers, texts = [row.get(name) for name in NUMBERS], [row.get(name) for name in TEXTS]
+    faults = row.get("faults")
+    return (
+        all(type(number) is int and number >= 0 for number in numbers)
+        and isinstance(faults, list)
+        and all(isinstance(text, str) for text in [*texts, *faults])
+    )
 
 
 def _row(finding: "Finding") -> Row:

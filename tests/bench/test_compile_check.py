@@ -54,6 +54,17 @@ def test_what_was_compiled_before_ctrl_c_is_not_compiled_again(compiled, tmp_pat
     assert stopped.exit_code == 130 and "the same command goes on" in stopped.output
     assert "kernel 0" in stopped.output and "kernel 1" not in stopped.output
 
+    (file,) = tmp_path.glob("runs/doctor-compile-*/rows.json")
+    whole = file.read_text()
+    for change in ({"registers": "x"}, {"spills": -1}, {"faults": None}, {"kernel": 3}):
+        content = json.loads(whole)
+        content["rows"][0] |= change
+        file.write_text(json.dumps(content))
+        assert "1 row was damaged: measured anew" in run("--only", "kernel").output
+        done.clear()
+    file.write_text(whole)
+    done.append(0)
+
     result = run("--out", tmp_path / "report.md")
     assert done == [0, 1, 2] and "1 of 3 rows are there" in result.output
     assert all(f"kernel {number}" in result.output for number in range(3))

@@ -28,7 +28,7 @@ from ironmoe.bench.benchmarks.attacks.time_left import (
     TimeLeft,
     seconds_of_pass,
 )
-from ironmoe.bench.benchmarks.attacks.turns import missing_turns, rows_of, take
+from ironmoe.bench.benchmarks.attacks.turns import is_whole, missing_turns, rows_of, take
 from ironmoe.bench.common.rows.rows_file import Row, RowsFile, rows_file
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.reports.cells import counted
@@ -71,7 +71,13 @@ def run_bench_attacks(
 
     of = settings._asdict() | {"data": data.name, "checksum": data.checksum}
     with rows_file(
-        "bench attacks", of, out=out, asked=asked, again=again, is_finished=is_finished
+        "bench attacks",
+        of,
+        out=out,
+        asked=asked,
+        again=again,
+        is_finished=is_finished,
+        is_whole=is_whole,
     ) as kept:
         console.print(kept.greeting, highlight=False, markup=False, soft_wrap=True)
         _measure(contests, data, settings, folder, kept, console)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ironmoe.attacks import Proportion
 from ironmoe.bench.benchmarks.attacks.contests import Contest
+from ironmoe.bench.common.rows.found import are_times
 from ironmoe.bench.common.rows.rows_file import Row, RowsFile
 
 # a ratio is printed if robust accuracies differ by at most this: starts are random
@@ -85,6 +86,21 @@ def _compare(contest: Contest, kept: RowsFile) -> None:
         found: dict[str, Any] = {"agreement": same, "ratio": ratio}
         if any(row[name] != value for name, value in found.items()):
             kept.put(contest.key(row["library"]), row | found)
+
+
+def is_whole(row: Row) -> bool:
+    """Whether a row has its figures, and they are those of its runs and images."""
+    times, held, robust = (row.get(name) for name in ("times", "held", "robust"))
+    if not isinstance(times, list) or not isinstance(held, str) or not isinstance(robust, dict):
+        return False
+    shares = Proportion(held.count("1"), len(held)).as_dict()
+    return (
+        bool(times)
+        and are_times(times)
+        and (row.get("runs"), row.get("seconds")) == (len(times), median(times))
+        and set(held) <= {"0", "1"}
+        and all(robust.get(name) == shares[name] for name in ("count", "total", "value"))
+    )
 
 
 def _runs(row: Row | None) -> int:

@@ -28,7 +28,7 @@ from ironmoe.bench.benchmarks.shapes import SIZES, Shape
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.machine.versions import versions
 from ironmoe.bench.common.progress_bars import progress_bars
-from ironmoe.bench.common.rows.found import are_times
+from ironmoe.bench.common.rows.found import are_ascending_times, is_count
 from ironmoe.bench.common.rows.measuring import RowToMeasure, measure_rows
 from ironmoe.bench.common.rows.rows_file import Row, rows_file
 from ironmoe.bench.common.user_error import UserError
@@ -121,8 +121,12 @@ def _to_measure(contest: Contest, compared: Compared, runs: int, seconds: float)
 
 
 def _is_whole(row: Row) -> bool:
-    figures = [row.get("milliseconds"), row.get("fastest")]
-    return all(isinstance(times, dict) and are_times(times.values()) for times in figures)
+    fastest, middle = row.get("fastest"), row.get("milliseconds")
+    if not isinstance(fastest, dict) or not isinstance(middle, dict):
+        return False
+    all_of_them = (OURS, *TRANSFORMERS, MATRIX_PRODUCTS)
+    in_order = (are_ascending_times((fastest.get(w), middle.get(w))) for w in all_of_them)
+    return is_count(row.get("runs")) and all(in_order)
 
 
 def _words(row: Row) -> str:

@@ -23,6 +23,7 @@ from ironmoe.bench.benchmarks.images.vit_s import MODELS, SOURCES, why_not
 from ironmoe.bench.common.durations import in_words
 from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.machine.origin import origin_digest
+from ironmoe.bench.common.rows.found import are_times, is_share
 from ironmoe.bench.common.rows.kept import Kept, begin_copy
 from ironmoe.bench.common.rows.remaining import Remaining
 from ironmoe.bench.reports.cells import counted
@@ -61,7 +62,7 @@ def run_bench_images(
     Raises:
         UserError: the file or the folder cannot be used.
     """
-    kept = Kept(folder / f"rows-{origin_digest()}", {"of": "images"})
+    kept = Kept(folder / f"rows-{origin_digest()}", {"of": "images"}, _are_whole)
     if out is not None:
         begin_copy(out, {"measured": kept.all()})
     counts = {"loading": benchmark.images, "attack": benchmark.attack_images}
@@ -95,6 +96,8 @@ def _measured(
     """The rows, from the folder or measured now. Say at the start and after each row how long the
     others will take."""
     pace = Remaining({one.name: one.expected() for one in plan if kept.read(one.name) is None})
+    for line in kept.damage(pace.left):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if pace.left:
         console.print(
             f"{counted(len(pace.left), 'row')} to measure, in about {in_words(pace.seconds_left)}.",
@@ -159,6 +162,16 @@ def _attack_seconds(of_pass: Callable[[], float], model: str, images: int) -> fl
 def _short(row: Row) -> str:
     waited = f", {row['waited_share']:.1%} waiting" if "waited_share" in row else ""
     return f"{row['images_per_second']:.1f} images/s, {row['peak_mb']:.0f} MB{waited}"
+
+
+def _are_whole(rows: list[Row]) -> bool:
+    """Whether there is one row, which has its figures, and possible ones."""
+    return len(rows) == 1 and all(
+        are_times([row.get("images_per_second"), row.get("peak_mb"), row.get("images")])
+        and ("loader" in row or {"model_share", "waited_share", "robust_accuracy"} <= row.keys())
+        and all(is_share(row[name]) for name in ("model_share", "waited_share") if name in row)
+        for row in rows
+    )
 
 
 def _loading_table(rows: list[Row]) -> Table:

@@ -18,7 +18,7 @@ from ironmoe.bench.benchmarks.shapes import Shape
 from ironmoe.bench.common.choices import chosen_names
 from ironmoe.bench.common.machine.hardware import describe_device
 from ironmoe.bench.common.progress_bars import progress_bars
-from ironmoe.bench.common.rows.found import are_times
+from ironmoe.bench.common.rows.found import are_ascending_times, is_count
 from ironmoe.bench.common.rows.measuring import RowToMeasure, measure_rows
 from ironmoe.bench.common.rows.rows_file import Row, rows_file
 from ironmoe.bench.common.timing import MIN_ROUNDS, samples_in_turns
@@ -141,7 +141,8 @@ def _measuring(case: Case, seconds: float) -> Callable[[Callable[[], object]], d
 
 
 def _is_whole(row: Row) -> bool:
-    return are_times(row.get(name) for name in ("ms", "p25", "p75", "fastest", "slowest", "runs"))
+    times = ("fastest", "p25", "ms", "p75", "slowest")
+    return are_ascending_times(map(row.get, times)) and is_count(row.get("runs"))
 
 
 def _words(row: Row) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ironmoe.attacks import PGD, Proportion, evaluate
 from ironmoe.attacks.registry import named_attacks
+from ironmoe.bench.common.rows.found import is_count
 from ironmoe.bench.data.in_memory import ImageData
 
 TARGETED = "apgd-t"
@@ -52,6 +53,15 @@ def evaluated(model: nn.Module, data: ImageData, settings: EvaluationSettings) -
         )
         found[name] = report.attacks[name].robust_accuracy.as_dict()
     return found
+
+
+def is_accuracy(value: Any) -> bool:
+    """Whether this can be an accuracy that was measured."""
+    if not isinstance(value, dict) or not is_count(value.get("total")):
+        return False
+    count, total = value.get("count"), value["total"]
+    is_possible = isinstance(count, int) and 0 <= count <= total
+    return is_possible and value.get("value") == Proportion(count, total).value
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ironmoe.bench.benchmarks.training.models import MODELS, new_model
 from ironmoe.bench.benchmarks.training.products import Products, count_products
 from ironmoe.bench.benchmarks.training.steps import COMMON, Contender, contenders
+from ironmoe.bench.common.rows.found import are_ascending_times, is_count
 from ironmoe.bench.common.timing import MIN_ROUNDS, WARMUP, interleaved
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.reports.tables import (
@@ -109,6 +110,14 @@ def expected_seconds(name: str, dtype: str, data: ImageData, settings: InnerSett
     of_round = seconds * sum(map(_passes, ways))
     rounds = min(settings.runs, max(MIN_ROUNDS, int(settings.seconds / max(of_round, 1e-9))))
     return seconds * BEGINNING + of_round * (rounds + WARMUP + UNTIMED)
+
+
+def are_whole(rows: Sequence[Row]) -> bool:
+    """Whether rows have their figures, and possible ones."""
+    return bool(rows) and all(
+        are_ascending_times(map(row.get, ("p20", "ms", "p80"))) and is_count(row.get("runs"))
+        for row in rows
+    )
 
 
 def _passes(way: Contender) -> int:

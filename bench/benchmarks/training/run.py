@@ -19,6 +19,7 @@ from ironmoe.bench.benchmarks.training.inner import (
     inner_table,
     measure_inner,
 )
+from ironmoe.bench.benchmarks.training.inner import are_whole as inner_are_whole
 from ironmoe.bench.benchmarks.training.method_tables import (
     method_results,
     methods_markdown,
@@ -31,6 +32,7 @@ from ironmoe.bench.benchmarks.training.runs import (
     VARIANTS,
     Run,
     StudySettings,
+    are_whole,
     do,
     expected_ends,
 )
@@ -110,8 +112,9 @@ def run_bench_training(
 def _kept(part: str, benchmark: TrainingBenchmark, data: ImageData, folder: Path) -> Kept:
     of = {"data": data.name, "checksum": data.checksum}
     if part == "inner":
-        return Kept(folder / f"inner-{origin_digest()}", of | benchmark.inner._asdict())
-    return Kept(folder / part, of | benchmark.study.as_dict())
+        place = folder / f"inner-{origin_digest()}"
+        return Kept(place, of | benchmark.inner._asdict(), inner_are_whole)
+    return Kept(folder / part, of | benchmark.study.as_dict(), are_whole)
 
 
 def _inner(
@@ -129,6 +132,8 @@ def _inner(
             if kept.read(name) is None
         }
     )
+    for line in kept.damage(pace.left):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if pace.left:
         console.print(
             f"Steps of {counted(len(pace.left), 'model')} to measure, in about "
@@ -174,6 +179,8 @@ def _methods(
             f"{', '.join(benchmark.models)}"
         )
     missing = [run for run in runs if kept.read(run.name) is None]
+    for line in kept.damage(run.name for run in missing):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if missing:
         least, most = expected_ends(missing, data, benchmark.study)
         console.print(

@@ -12,10 +12,12 @@ from rich.console import Console
 from ironmoe.attacks.registry import named_attacks
 from ironmoe.attacks.training import TRAINING_METHODS
 from ironmoe.bench.benchmarks.training.evaluation import (
+    MEASURES,
     PGD_STEPS,
     TARGETED,
     EvaluationSettings,
     evaluated,
+    is_accuracy,
 )
 from ironmoe.bench.benchmarks.training.models import DENSE, model_arguments, new_model
 from ironmoe.bench.common.checkpoints import load_checkpoint, save_weights
@@ -127,6 +129,11 @@ def expected_ends(
         least += seconds[run.model] * (training + tested)
         most += seconds[run.model] * (training + tested + attacked)
     return least, most
+
+
+def are_whole(rows: Sequence[Row]) -> bool:
+    """Whether there is one row, whose accuracies are those of its images."""
+    return len(rows) == 1 and all(is_accuracy(row.get(name)) for row in rows for name in MEASURES)
 
 
 def _inner_steps(run: Run) -> int:

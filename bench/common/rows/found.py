@@ -2,7 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from ironmoe.bench.common.machine.origin import origin
 from ironmoe.bench.common.run_folder import OutputError
 
 OTHER_FORMS = (".csv", ".md")  # bench compare takes a file by its ending
+ROUNDING = 1e-9  # relative, of a quartile between two equal times
 KEYS = {"benchmark", "settings", "made", "sessions", "rows"}
 
 
@@ -92,6 +96,52 @@ def are_times(values: Iterable[Any]) -> bool:
         isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
         for value in values
     )
+
+
+def are_ascending_times(values: Iterable[Any]) -> bool:
+    """Whether these can be times of the same runs in this order, such as the fastest, the median
+    and the slowest. Interpolation may have rounded them."""
+    times = list(values)
+    return are_times(times) and all(a <= b * (1 + ROUNDING) for a, b in pairwise(times))
+
+
+def is_share(value: Any) -> bool:
+    """Whether this can be a share, from 0 to 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def is_count(value: Any) -> bool:
+    """Whether this can be a number of runs."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def sound_rows(
+    rows: list[dict[str, Any]], names: Sequence[str], is_whole: Callable[[dict[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    """The rows that nobody has changed, as far as they show it: each has the date on which it was
+    measured and the figures of its benchmark, and no other row has its key. Of two with one key
+    nobody knows which was measured.
+
+    Args:
+        names: of the entries that tell rows from others; without any, rows may be alike.
+    """
+    keys = [json.dumps([row.get(name) for name in names]) for row in rows] if names else []
+    times = Counter(keys)
+    return [
+        row
+        for number, row in enumerate(rows)
+        if _is_date(row.get("measured"))
+        and is_whole(row)
+        and not (keys and times[keys[number]] > 1)
+    ]
+
+
+def _is_date(value: Any) -> bool:
+    try:
+        datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def is_made(value: Any) -> bool:

@@ -2,6 +2,7 @@
 command loses at most the piece under way, and several processes may share the folder."""
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,23 @@ class Kept:
     Each file is a dict in JSON: "settings", "made" (see ``provenance``) and "rows".
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        are_whole: Callable[[list[dict[str, Any]]], bool] = lambda rows: True,
+    ) -> None:
+        """are_whole: whether the rows of a piece of work have their figures, and possible ones.
+        Others were changed by somebody, and this piece is still to be done."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.are_whole = are_whole
+        self.damaged: set[str] = set()
         self.settings = finite(json.loads(json.dumps(settings)))
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The content of a file; None if this piece of work is still to be done.
+        """The content of a file; None if this piece of work is still to be done, perhaps because
+        the file is damaged.
 
         Raises:
             UserError: it was done with other settings, or the file holds something else.
@@ -40,7 +51,16 @@ class Kept:
                 f"{file} holds something else than measured rows; choose another --folder"
             )
         self._check(file, found["settings"])
+        if not self.are_whole(found["rows"]):
+            self.damaged.add(name)
+            return None
         return dict(found)
+
+    def damage(self, names: Iterable[str]) -> list[str]:
+        """A line on the files of these pieces of work that were read and cannot be what was
+        measured; none if there are no such files."""
+        files = ", ".join(f"{name}.json" for name in names if name in self.damaged)
+        return [f"Damaged, and measured anew: {files} in {self.folder}."] if files else []
 
     def begin(self, name: str) -> None:
         """Note with which settings a piece of work is begun, before it leaves weights or a state.

@@ -12,7 +12,7 @@ from typing import IO, Any
 from ironmoe.bench.common.files import finite, write_json
 from ironmoe.bench.common.machine.origin import origin
 from ironmoe.bench.common.machine.provenance import command_line, provenance
-from ironmoe.bench.common.rows.found import beside, differing, found_rows
+from ironmoe.bench.common.rows.found import beside, differing, found_rows, sound_rows
 from ironmoe.bench.common.run_folder import OutputError, default_folder
 
 Row = dict[str, Any]
@@ -28,7 +28,8 @@ class RowsFile:
     "date" and "command" for each command that wrote it; "rows": each with "measured", the date and
     time in UTC (ISO 8601).
 
-    path: of the file; rows: in the order in which they were first measured.
+    path: of the file; rows: in the order in which they were first measured; damaged: how many there
+    were that count as missing.
     """
 
     def __init__(self, path: Path, benchmark: str, settings: Mapping[str, Any]) -> None:
@@ -39,6 +40,7 @@ class RowsFile:
         self.made = provenance()
         self.sessions: list[dict[str, Any]] = []
         self.rows: list[Row] = []
+        self.damaged = 0
         self.asked: list[Key] = []
         self._is_finished: Callable[[Row], bool] = lambda row: True
         self._is_whole: Callable[[Row], bool] = lambda row: True
@@ -55,10 +57,20 @@ class RowsFile:
         """The line that a command prints when it begins."""
         there, asked = len(self.asked) - len(self.missing), len(self.asked)
         if there == asked:
-            return f"All {asked} rows are in {self.path}; --again measures them anew."
-        if self.rows:
-            return f"Going on in {self.path}: {there} of {asked} rows are there."
+            return (
+                f"All {asked} rows are in {self.path}; --again measures them anew.{self._damage()}"
+            )
+        if self.rows or self.damaged:
+            return f"Going on in {self.path}: {there} of {asked} rows are there.{self._damage()}"
         return f"Writing each row to {self.path}.{self._elsewhere()}"
+
+    def _damage(self) -> str:
+        """A sentence on rows that cannot be what was measured."""
+        if not self.damaged:
+            return ""
+        rows = "1 row was damaged" if self.damaged == 1 else f"{self.damaged} rows were damaged"
+        done = "measured anew" if self.missing else "left out, as this command does not ask for it"
+        return f" {rows}: {done}."
 
     def _elsewhere(self) -> str:
         """A sentence on the newest rows of the same settings in a folder beside this one."""
@@ -129,7 +141,9 @@ class RowsFile:
         if differ:
             return
 
-        self.rows = [row for row in found["rows"] if self._is_whole(row)]
+        names = list(self.asked[0]) if self.asked else []
+        self.rows = sound_rows(found["rows"], names, self._is_whole)
+        self.damaged = len(found["rows"]) - len(self.rows)
         if again and not self.missing:
             self.rows = []
         else:
@@ -179,8 +193,8 @@ def rows_file(
         again: forget what was measured if all of ``asked`` was, or if it was measured otherwise.
             So a command with ``again`` that was interrupted goes on, too.
         is_finished: whether a row that is there needs no more work.
-        is_whole: whether a row that is there has the figures of its benchmark. Another one was
-            changed by somebody, and is measured again.
+        is_whole: whether a row that is there has the figures of its benchmark, and possible ones.
+            Another one was changed by somebody, and is measured again; see ``sound_rows``.
 
     Raises:
         OutputError: the file cannot be written, holds something else, or has rows of other

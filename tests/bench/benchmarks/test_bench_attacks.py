@@ -16,7 +16,7 @@ from ironmoe.bench.benchmarks.attacks.contests import Contest
 from ironmoe.bench.benchmarks.attacks.libraries import PGDSettings, pgd_runs
 from ironmoe.bench.benchmarks.attacks.models import _fit
 from ironmoe.bench.benchmarks.attacks.time_left import EpochsLeft, TimeLeft
-from ironmoe.bench.benchmarks.attacks.turns import Turn
+from ironmoe.bench.benchmarks.attacks.turns import Turn, is_whole
 from ironmoe.bench.cli.app import app
 
 
@@ -85,6 +85,19 @@ def test_rows_and_ratios(tmp_path, monkeypatch):
         assert (other["ratio"] is None) == (abs(apart) > 0.02)
     assert "Not installed here" in output and "foolbox, adv-lib, official" in output
     assert all(len(row["times"]) == 2 and len(row["held"]) == 12 for row in rows)
+
+    assert all(map(is_whole, rows))
+    for change in (
+        {"seconds": 1e9},
+        {"times": [1.0]},
+        {"runs": 3},
+        {"held": rows[0]["held"][:-1]},
+        {"held": "x" * 12},
+        {"robust": rows[0]["robust"] | {"count": 13}},
+        {"robust": None},
+        {"times": []},
+    ):
+        assert not is_whole(rows[0] | change), change
 
     seen.clear()
     again = run(*options, "--out", tmp_path / "rows.json").output

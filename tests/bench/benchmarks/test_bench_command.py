@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from ironmoe.bench.benchmarks.cpu.run import _is_whole as cpu_is_whole
 from ironmoe.bench.benchmarks.cpu.run import _legend as cpu_legend
 from ironmoe.bench.benchmarks.cpu.run import _table as cpu_table
 from ironmoe.bench.benchmarks.gpu.child import AssignedJob
@@ -107,6 +108,32 @@ def test_kernels_are_timed_and_written_row_by_row(run, tmp_path):
     assert all(row["fastest"] <= row["p25"] <= row["ms"] <= row["p75"] for row in rows)
     assert f"{len(rows)} to measure, in about" in result.stderr
     assert f"All {len(rows)} rows are in" in run(*SMALL, "--out", out).output
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ms": 1e9}, {"fastest": 1e9}, {"p25": "abc"}, {"runs": -3}, {"runs": 2.5}, {"p75": 1e-9}],
+)
+def test_an_impossible_row_of_an_operation_is_timed_again(run, tmp_path, change):
+    out = tmp_path / "rows.json"
+    run(*TOPK, "--out", out)
+    content = json.loads(out.read_text())
+    content["rows"][0] |= change
+    out.write_text(json.dumps(content))
+    again = run(*TOPK, "--out", out)
+    assert again.exit_code == 0 and "1 of 2 rows are there. 1 row was damaged" in again.output
+    assert "All 2 rows" in run(*TOPK, "--out", out).output
+
+
+def test_a_row_of_bench_cpu_has_every_layer_and_no_median_below_the_fastest_run():
+    whole = {"milliseconds": dict.fromkeys(cpu_rows("x")[0]["milliseconds"], 2.0), "runs": 3}
+    whole["fastest"] = dict.fromkeys(whole["milliseconds"], 1.0)
+    assert cpu_is_whole(whole)
+    for name, value in (("milliseconds", 0.5), ("fastest", 3.0), ("fastest", None)):
+        assert not cpu_is_whole(whole | {name: whole[name] | {"eager": value}})
+    assert not cpu_is_whole(whole | {"runs": 0})
+    few = {who: 2.0 for who in whole["milliseconds"] if who != "dense"}
+    assert not cpu_is_whole(whole | {"milliseconds": few})
 
 
 TOPK = ("kernels", "--only", "topk_route", "--shapes", "6,4,4,3,2", "--seconds", 0)

@@ -88,6 +88,15 @@ def test_the_command_keeps_each_row_and_goes_on(tmp_path, monkeypatch):
     printed = json.loads(again.stdout)
     assert len(printed) == len(rows) and all({"part": "attack"} | row in printed for row in rows)
 
+    (file,) = (tmp_path / "kept").glob("rows-*/attack-hf-robust-*.json")
+    content = json.loads(file.read_text())
+    for change in ({"images_per_second": -1}, {"waited_share": 2.0}, {"peak_mb": "x"}):
+        file.write_text(json.dumps(content | {"rows": [content["rows"][0] | change]}))
+        monkeypatch.setattr(process, lambda *work: robust)
+        repaired = CliRunner().invoke(app, [*options, "--images", "4"])
+        assert "Damaged, and measured anew: attack-hf-robust-4-1-2-float32.json" in repaired.output
+        assert json.loads(file.read_text())["rows"] == [robust]
+
     mine = tmp_path / "mine.json"
     mine.write_text('{"measured": [{"rows": [1]}]}')
     refused = CliRunner().invoke(app, [*options, "--out", str(mine)])

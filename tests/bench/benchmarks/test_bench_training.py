@@ -193,6 +193,9 @@ def test_rows_say_how_they_came_about_and_are_kept(small, tmp_path):
     assert "| V-MoE | float32 | PGD-3, ironmoe | 100.00 % |" in (
         next((tmp_path / "kept").glob("inner-*/table.md")).read_text()
     )
+    for change in ({"ms": 1e9}, {"p80": None}, {"runs": "x"}):
+        assert not inner.are_whole([entry["rows"][0] | change])
+    assert inner.are_whole(entry["rows"]) and not inner.are_whole([])
     again = run(*options, "--runs", 1)
     assert "measured before" in again and "to measure" not in again
     assert "other settings (runs: 1 there, 2 now)" in run(*options, "--runs", 2, ok=False)

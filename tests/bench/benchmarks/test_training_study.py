@@ -71,13 +71,19 @@ def test_a_finished_run_is_kept_and_not_done_again(small, tmp_path, monkeypatch)
         raise AssertionError("trained again")
 
     monkeypatch.setattr(runs, "_train", never)
-    again = run(*options, "--seeds", 0)
-    assert "2/2" in again and "to make" not in again
+    output = run(*options, "--seeds", 0)
+    assert "2/2" in output and "to make" not in output
     # an evaluation that was interrupted finds the weights
     (tmp_path / "kept" / "methods" / "v-moe-pgd-at-seed0.json").unlink()
     assert "2/2" in run(*options, "--seeds", 0)
     again = json.loads((tmp_path / "kept" / "methods" / "v-moe-pgd-at-seed0.json").read_text())
     assert again["rows"] == [rows["pgd-at"]]
+    file = tmp_path / "kept" / "methods" / "v-moe-pgd-at-seed0.json"
+    for share in ({"value": 0.123}, {"count": -1}, {"total": 0}, {"total": None}):
+        damaged = rows["pgd-at"] | {"pgd": rows["pgd-at"]["pgd"] | share}
+        file.write_text(json.dumps(again | {"rows": [damaged]}))
+        assert "measured anew: v-moe-pgd-at-seed0.json" in run(*options, "--seeds", 0)
+        assert json.loads(file.read_text())["rows"] == [rows["pgd-at"]]
     assert "apgd_steps: 3 there, 4 now" in run(*options, "--apgd-steps", 4, ok=False)
 
 

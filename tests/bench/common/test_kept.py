@@ -29,6 +29,17 @@ def test_rows_of_several_machines_are_counted_as_such(kept, monkeypatch):
     assert len(kept.origins()) == 3 and len(kept.all()) == 4
 
 
+def test_a_damaged_piece_of_work_is_still_to_be_done_and_named(tmp_path):
+    kept = Kept(tmp_path, {}, lambda rows: bool(rows) and all(row["ms"] > 0 for row in rows))
+    for name, ms in (("one", 1.0), ("two", -1.0), ("three", 3.0)):
+        kept.write(name, [{"ms": ms}])
+    kept.write("none", [])
+    assert kept.read("one") is not None and kept.read("two") is kept.read("none") is None
+    assert [entry["rows"][0]["ms"] for entry in kept.all()] == [1.0, 3.0]
+    assert kept.damage(["one", "two"]) == [f"Damaged, and measured anew: two.json in {tmp_path}."]
+    assert kept.damage(["one"]) == []
+
+
 @pytest.mark.parametrize(
     "content",
     [

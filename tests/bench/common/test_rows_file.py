@@ -8,7 +8,7 @@ import pytest
 from ironmoe.bench.common.machine import origin as origins
 from ironmoe.bench.common.machine import provenance
 from ironmoe.bench.common.rows import rows_file as files
-from ironmoe.bench.common.rows.found import are_times
+from ironmoe.bench.common.rows.found import are_ascending_times, are_times
 from ironmoe.bench.common.rows.rows_file import rows_file
 from ironmoe.bench.common.run_folder import OutputError
 
@@ -212,6 +212,51 @@ def test_a_row_without_its_figures_is_measured_again(out, value):
     asked = [{"name": "whole"}, {"name": "changed"}]
     with rows_file("bench cpu", {}, out=out, asked=asked, is_whole=is_whole) as kept:
         assert kept.missing == [{"name": "changed"}]
+
+
+def test_damaged_rows_are_measured_again_and_the_command_says_so(out):
+    asked = [{"name": name} for name in "abcd"]
+    options = {"asked": asked, "is_whole": lambda row: are_times([row.get("ms")])}
+    with opened(out) as kept:
+        for key in asked:
+            kept.put(key, {"ms": 1.0})
+    content = json.loads(out.read_text())
+    with opened(out, **options) as kept:
+        assert kept.missing == [] and "row was" not in kept.greeting
+
+    a, b, c, d = content["rows"]
+    for rows, missing, words in (
+        ([a | {"ms": -1}, b, c, d], "a", "3 of 4 rows are there. 1 row was damaged: measured anew"),
+        ([a, b | {"measured": 5}, c, d], "b", "1 row was damaged"),
+        ([a, b, c, {"name": "d", "ms": 1.0}], "d", "1 row was damaged"),
+        ([a, b, c, d, c | {"ms": 2.0}], "c", "2 rows were damaged"),
+        ([a | {"ms": None} for _ in asked], "abcd", "0 of 4 rows are there. 4 rows were damaged"),
+        ([a, b, c, d, {"name": "e"}], "", "1 row was damaged: left out"),
+    ):
+        out.write_text(json.dumps(content | {"rows": rows}))
+        with opened(out, **options) as kept:
+            assert kept.missing == [{"name": name} for name in missing]
+            assert words in kept.greeting
+            for key in kept.missing:
+                kept.put(key, {"ms": 3.0})
+        with opened(out, **options) as kept:
+            assert kept.missing == [] and "row was" not in kept.greeting
+
+
+@pytest.mark.parametrize(
+    ("times", "possible"),
+    [
+        ((1.0, 2.0, 3), True),
+        ((2.0, 2.0 * (1 - 1e-15), 2.0), True),  # a quartile is rounded
+        ((1.0, 3.0, 2.0), False),
+        ((1.0, None, 2.0), False),
+        ((1.0, "2", 3.0), False),
+        ((0.0, 1.0, 2.0), False),
+        ((1.0, 2.0, float("inf")), False),
+    ],
+)
+def test_times_of_the_same_runs_stand_in_their_order(times, possible):
+    assert are_ascending_times(times) == possible
 
 
 def test_rows_of_another_benchmark_are_a_foreign_file(out):
