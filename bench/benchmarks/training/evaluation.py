@@ -60,8 +60,9 @@ def is_accuracy(value: Any) -> bool:
     if not isinstance(value, dict) or not is_count(value.get("total")):
         return False
     count, total = value.get("count"), value["total"]
-    is_possible = isinstance(count, int) and 0 <= count <= total
-    return is_possible and value.get("value") == Proportion(count, total).value
+    if not isinstance(count, int) or not 0 <= count <= total:
+        return False
+    return bool(value.get("value") == Proportion(count, total).value)
 
 
 @torch.no_grad()

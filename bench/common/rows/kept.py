@@ -2,7 +2,7 @@
 command loses at most the piece under way, and several processes may share the folder."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Kept:
             return None
         return dict(found)
 
-    def damage(self, names: Iterable[str]) -> list[str]:
+    def damage(self, names: Iterable[Hashable]) -> list[str]:
         """A line on the files of these pieces of work that were read and cannot be what was
         measured; none if there are no such files."""
         files = ", ".join(f"{name}.json" for name in names if name in self.damaged)
