@@ -267,6 +267,10 @@ class Attack(SearchSpace, FamiliarCalls):
         """How many forward passes ``ask`` makes for each of ``count`` attempts."""
         return self.eot
 
+    def queries_left(self, attempts: Attempts) -> Tensor:
+        """(R,) int64, how many more queries are made at most for these attempts."""
+        return (self.max_queries - attempts["queries"]).clamp_min(0)
+
     def ask(self, attempts: Attempts, want_grad: bool) -> Answer:
         """The model's answer to what counts at ``attempts["point"]``."""
         if self.levels is not None:  # the gradient passes the rounding as if it were not there

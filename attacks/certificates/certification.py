@@ -118,5 +118,6 @@ class Certification:
                 seconds=self.seconds,
                 forwards=self.voting.model.forwards,
                 seconds_left=None if left is None else (left, left),
+                seconds_expected=left,
             )
         )

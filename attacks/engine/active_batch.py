@@ -31,6 +31,16 @@ class Owner(NamedTuple):
     attempt: int
 
 
+class UnderWay(NamedTuple):
+    """A unit whose attempt has begun: how many queries were made for each of its images, and how
+    many are left at most."""
+
+    attack: Search
+    owner: Owner
+    made: list[int]
+    left: list[int]
+
+
 class ActiveBatch:
     """The active batch of one attack.
 
@@ -109,19 +119,26 @@ class ActiveBatch:
         return self.attack.max_queries > 0 or self.rounds.keeps_best
 
     @property
-    def queries_made(self) -> list[tuple[Owner, list[int]]]:
-        """Of each attempt that has begun and goes on, how many queries were made for each image.
-        The host waits for the device here."""
-        made = [(owner, attempts["queries"].tolist()) for owner, attempts in self.returning]
-        of_places = (
-            self.attempts["queries"].view(-1, self.unit_size).tolist() if self.owners else []
-        )
-        made += [(own, row) for own, row in zip(self.owners, of_places, strict=True) if own]
-        return made
+    def under_way(self) -> list[UnderWay]:
+        """The units whose attempts have begun and go on. The host waits for the device here."""
+        there = [self.told_of([owner], attempts) for owner, attempts in self.returning]
+        if self.owners:
+            there.append(self.told_of(self.owners, self.attempts))
+        return [unit for units in there for unit in units]
+
+    def told_of(self, owners: Sequence[Owner | None], attempts: Attempts) -> list[UnderWay]:
+        """How far these units are, without free places."""
+        made = attempts["queries"].view(-1, self.unit_size).tolist()
+        left = self.attack.queries_left(attempts).view(-1, self.unit_size).tolist()
+        return [
+            UnderWay(self.attack, owner, *numbers)
+            for owner, *numbers in zip(owners, made, left, strict=True)
+            if owner is not None
+        ]
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Inside the block are rounds, whose cost goes to ``pace``."""
+        """Inside the block are rounds, and what is around them; the cost goes to ``pace``."""
         model = self.attack.attacked_model
         played, forwards, began = self.played, model.forwards, self._now()
         yield
@@ -130,7 +147,8 @@ class ActiveBatch:
 
     def _now(self) -> float:
         """The time at which the device has done all that it was told."""
-        bool(self.attempts["over"].any())
+        if self.attempts:
+            bool(self.attempts["over"].any())
         return time.perf_counter()
 
     def fill(self, draining: bool = False, at_most: int | None = None) -> None:

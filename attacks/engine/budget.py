@@ -2,7 +2,7 @@
 callers say what they spent."""
 
 import time
-from collections.abc import Callable
+from typing import NamedTuple
 
 
 class Budget:
@@ -34,47 +34,109 @@ class Budget:
         return max(0.0, self.began + self.max_seconds - time.monotonic())
 
 
+class Mean(NamedTuple):
+    """Sums over rounds of about the same size, in which older rounds count less."""
+
+    rounds: float = 0.0
+    forwards: float = 0.0
+    seconds: float = 0.0
+
+    def after(self, kept: float, rounds: float, forwards: float, seconds: float) -> "Mean":
+        """With newer rounds added, and so much kept of what was known."""
+        return Mean(
+            kept * self.rounds + rounds,
+            kept * self.forwards + forwards,
+            kept * self.seconds + seconds,
+        )
+
+    @property
+    def size(self) -> float:
+        """Forward passes of single images in a round."""
+        return self.forwards / self.rounds
+
+    @property
+    def cost(self) -> float:
+        """Seconds of a round."""
+        return self.seconds / self.rounds
+
+
 class Pace:
     """How long the rounds of one attack take, or the calls of the judge.
 
-    A round has a cost of its own, and so has each pass in it. Neither is known, but one measured
-    round bounds both, and so any number of rounds and passes. What was measured last counts most,
-    since batches shrink as images fall.
+    A round has a cost of its own, and so has each pass in it: a pass takes longer in a small batch
+    than in a full one. So rounds are measured by their size, which is how many passes they make,
+    in classes whose ends are powers of two. Between two sizes that were measured the cost follows a
+    straight line. Beyond them, one measured round bounds both costs.
 
     Attributes:
         seconds: of all rounds so far.
-        means: (rounds, forwards, seconds), weighted, in a slow mean and in a fast one.
+        forwards: of all rounds so far.
+        means: class of sizes → (a slow mean, a fast one).
     """
 
     KEPT = (0.98, 0.8)  # of what was known before
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.means = [(0.0, 0.0, 0.0)] * len(self.KEPT)
+        self.forwards = 0
+        self.means: dict[int, tuple[Mean, ...]] = {}
 
     def add(self, rounds: int, forwards: int, seconds: float) -> None:
         """So many rounds took so many forward passes of single images, and so long."""
         self.seconds += seconds
-        self.means = [
-            (kept * mean[0] + rounds, kept * mean[1] + forwards, kept * mean[2] + seconds)
-            for kept, mean in zip(self.KEPT, self.means, strict=True)
-        ]
+        self.forwards += forwards
+        if not rounds or not forwards:
+            return
+        size = (forwards // rounds).bit_length()
+        known = self.means.get(size, (Mean(),) * len(self.KEPT))
+        self.means[size] = tuple(
+            mean.after(kept, rounds, forwards, seconds)
+            for kept, mean in zip(self.KEPT, known, strict=True)
+        )
+
+    def join(self, other: "Pace", *, calls: int, weight: float) -> None:
+        """Add what is known of another pace, each of whose rounds makes so many calls, and each of
+        whose passes takes so many times as long."""
+        for means in other.means.values():
+            more = [Mean(m.rounds * calls, m.forwards, m.seconds / weight) for m in means]
+            size = int(more[0].size).bit_length()
+            known = self.means.get(size, (Mean(),) * len(self.KEPT))
+            self.means[size] = tuple(
+                mean.after(1.0, *new) for mean, new in zip(known, more, strict=True)
+            )
 
     @property
     def is_known(self) -> bool:
         """Whether there was any round."""
-        return all(rounds > 0 and forwards > 0 for rounds, forwards, _ in self.means)
+        return bool(self.means)
 
     def shortest(self, rounds: float, forwards: float) -> float:
         """The least time of so many rounds with so many forward passes."""
-        return min(self._seconds(rounds, forwards, min))
+        means = [mean for known in self.means.values() for mean in known]
+        return min(min(rounds, forwards / mean.size) * mean.cost for mean in means)
 
     def longest(self, rounds: float, forwards: float) -> float:
-        """The most time of so many rounds with so many forward passes."""
-        return max(self._seconds(rounds, forwards, max))
+        """The most time of so many rounds with so many forward passes. A cost that grows in
+        proportion or less is highest where all rounds have the same size."""
+        return max(self._seconds(number, rounds, forwards, 1) for number in range(len(self.KEPT)))
 
-    def _seconds(
-        self, rounds: float, forwards: float, end: Callable[[float, float], float]
-    ) -> list[float]:
-        """At one end all of the time is a cost of rounds, at the other one of passes."""
-        return [end(rounds / mean[0], forwards / mean[1]) * mean[2] for mean in self.means]
+    def likely(self, rounds: float, forwards: float) -> float:
+        """The time of so many rounds with so many forward passes, at the slow mean. Below all sizes
+        that were measured it lies half-way between its bounds."""
+        return self._seconds(0, rounds, forwards, 0.5)
+
+    def _seconds(self, number: int, rounds: float, forwards: float, lowest: float) -> float:
+        """lowest: of the smallest round that was measured, the share that is no cost of passes."""
+        if not rounds or not forwards:
+            return 0.0
+        means = sorted((known[number] for known in self.means.values()), key=lambda m: m.size)
+        size = forwards / rounds
+        if size >= means[-1].size:
+            return forwards / means[-1].size * means[-1].cost
+        if size <= means[0].size:
+            return rounds * means[0].cost * (lowest + (1 - lowest) * size / means[0].size)
+
+        above = next(place for place, mean in enumerate(means) if mean.size > size)
+        small, large = means[above - 1], means[above]
+        share = (size - small.size) / (large.size - small.size)
+        return rounds * (small.cost + share * (large.cost - small.cost))

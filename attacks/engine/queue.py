@@ -127,8 +127,7 @@ class Engine:
                 return True
 
             self.on_look()
-            batch.fill(draining=chunks is None, at_most=self._affordable(batch))
-            if not batch.active or not self._rounds(batch):
+            if not self._rounds(batch, draining=chunks is None):
                 return self._stop()
 
     def _admit(self, chunk: Chunk) -> bool:
@@ -188,11 +187,14 @@ class Engine:
 
         return self.batches[key]
 
-    def _rounds(self, batch: ActiveBatch) -> bool:
+    def _rounds(self, batch: ActiveBatch, draining: bool) -> bool:
         """Play rounds until the flags are read again; False if the budget ended them."""
         self.at_work = batch.attack
         in_budget = True
         with batch.timed():
+            batch.fill(draining, at_most=self._affordable(batch))
+            if not batch.active:
+                return False
             for _ in range(1 if self.kind == "cpu" else FLAGS_READ_EVERY):
                 images = len(batch.owners) * batch.unit_size
                 a_round = images * (batch.passes + self.judge.passes)
@@ -201,8 +203,7 @@ class Engine:
                     break
                 if batch.has_queries:
                     batch.round()
-
-        self._collect(batch)
+            self._collect(batch)
         return in_budget
 
     def _affordable(self, batch: ActiveBatch) -> int | None:

@@ -126,6 +126,9 @@ class Search(Protocol):
     def passes_per_query(self, count: int, device: str) -> int:
         """How many forward passes ``ask`` makes for each of ``count`` attempts."""
 
+    def queries_left(self, attempts: Attempts) -> Tensor:
+        """(R,) int64, how many more queries are made at most for these attempts."""
+
     def wants_gradient(self, attempts: Attempts) -> Tensor | None:
         """(R,) bool: these attempts need the gradient now; None: all, if ``gradient`` is set."""
 

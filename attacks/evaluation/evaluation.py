@@ -23,6 +23,7 @@ from ironmoe.attacks.engine.judging.judge import Judge
 from ironmoe.attacks.engine.judging.passes import PASSES
 from ironmoe.attacks.engine.queue import Engine
 from ironmoe.attacks.engine.records import Record, Records, records_of
+from ironmoe.attacks.evaluation.ahead.falls import Falls
 from ironmoe.attacks.evaluation.arguments import name_of, parts_by_name
 from ironmoe.attacks.evaluation.checks.model_checks import (
     IMAGES,
@@ -65,7 +66,7 @@ class Evaluation:
         target: the model that is evaluated, where the searches run on another one.
         checksums: example → checksum of its image, label and further inputs.
         earlier: (attack, example) → the record of an interrupted run that this one goes on from.
-        under_way: the jobs that have begun and are not decided.
+        falls: how images fared in this call under each attack.
         begun: for each attack, how many images have a job, or need none any more.
         known_ahead: for each attack, how many images are decided that have not been read again.
         parts: attack, or part of one → what progress calls it.
@@ -101,7 +102,7 @@ class Evaluation:
         self.judge = Judge(self.passes or 1, self.target)
         self.told = time.monotonic()
         self.attacks_began = time.perf_counter()
-        self.under_way: dict[Job, None] = {}
+        self.falls = Falls(self.chains)
         self.begun = [0] * len(self.chains)
         self.known_ahead = [0] * len(self.chains)
         self.parts = parts_by_name(self.attacks)
@@ -273,12 +274,10 @@ class Evaluation:
         if self.judge.is_patient:
             records = [record._replace(alike=self.judge.alike) for record in records]
         self._keep(records, images)
-
-        if job not in self.under_way:
+        if job not in self.falls.under_way:
             self.begun[job.chain] += len(records)
-            self.under_way[job] = None
+        self.falls.note(job, final)
         if final:
-            del self.under_way[job]
             self.decided += len(records)
             self.fresh += len(records)
             self.broken += sum(bool(r.fell or not r.clean_correct) for r in records)
@@ -324,7 +323,7 @@ class Evaluation:
         assert self.engine is not None
         examples = self.source.examples
         seconds = time.perf_counter() - self.attacks_began
-        left = None if examples is None else self._left(self.engine, examples, seconds)
+        left = {} if examples is None else self._left(self.engine, examples, seconds)._asdict()
         return Progress(
             decided=self.decided,
             total=None if examples is None else self.shard.share(examples) * len(self.chains),
@@ -334,8 +333,7 @@ class Evaluation:
             forwards=self.spent_on_checks + self.engine.spent,
             broken=self.broken,
             at_work=self.parts.get(self.engine.at_work, ""),
-            forwards_left=None if left is None else left.forwards,
-            seconds_left=None if left is None else left.seconds,
+            **left,
         )
 
     def _left(self, engine: Engine, examples: int, seconds: float) -> Left:
@@ -345,4 +343,4 @@ class Evaluation:
             for begun, known in zip(self.begun, self.known_ahead, strict=True)
         ]
         unread = max(0, share - len(self.checksums))
-        return work_left(engine, list(self.under_way), not_begun, unread, self.steady, seconds)
+        return work_left(engine, not_begun, unread, self.steady, seconds, self.falls)

@@ -1,14 +1,16 @@
 """How far an evaluation is, and how long it will take."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from ironmoe.attacks.engine.active_batch import Owner
+from ironmoe.attacks.engine.active_batch import UnderWay
 from ironmoe.attacks.engine.job import Job
 from ironmoe.attacks.engine.queue import Engine
-from ironmoe.attacks.engine.search import Search
-from ironmoe.attacks.evaluation.costs import Ahead, Costs, Rest
+from ironmoe.attacks.evaluation.ahead.costs import Costs
+from ironmoe.attacks.evaluation.ahead.falls import Falls
+from ironmoe.attacks.evaluation.ahead.likely import Likely
+from ironmoe.attacks.evaluation.ahead.rest import Ahead, Rest
 
 Ends = tuple[float, float]
 
@@ -27,6 +29,8 @@ class Progress(NamedTuple):
     forwards_left: (if all undecided images fall at once, if all hold to the end of the last
         attack and each pass counts for as few queries as can be); None without a total
     seconds_left: the same, as time at the pace so far, and no longer than a budget allows
+    seconds_expected: the time left if images go on to fare as those before them did, between these
+        two; None while too little was seen to say so
     """
 
     decided: int
@@ -39,6 +43,7 @@ class Progress(NamedTuple):
     at_work: str = ""
     forwards_left: tuple[int, int] | None = None
     seconds_left: Ends | None = None
+    seconds_expected: float | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -47,33 +52,37 @@ class Progress(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What is left to do: (least, most) forward passes of single images, and seconds."""
+    """What is left to do, in the words of ``Progress``."""
 
-    forwards: tuple[int, int]
-    seconds: Ends
+    forwards_left: tuple[int, int]
+    seconds_left: Ends
+    seconds_expected: float | None
 
 
 def work_left(
     engine: Engine,
-    jobs: Sequence[Job],
     not_begun: Sequence[int],
     unread: int,
     steady: bool,
     seconds: float,
+    falls: Falls,
 ) -> Left:
-    """What the engine has still to do at least, and at most.
+    """What the engine has still to do at least, at most, and likely.
 
     At least each undecided image is predicted once more. At most every image holds under every
     attempt of every attack of its chain, and each attempt runs to its end.
 
     Args:
-        jobs: those that have begun and are not decided.
         not_begun: for each chain, how many undecided images have no job yet.
         unread: how many images have not been predicted yet.
         steady: the model is known to give the same answer whenever it is asked.
         seconds: how long it has worked.
+        falls: how images fared so far, and which jobs are under way.
     """
-    rest = Rest(engine, steady)
+    jobs = falls.under_way
+    undecided = max(1, sum(not_begun) + sum(len(job.examples) for job in jobs))
+    under_way = _under_way(engine)
+    rest = Rest(engine, undecided, steady)
     passes = engine.admission.passes
     most = Ahead(Counter({None: min(sum(not_begun), unread) * passes}), Counter())
     for chain, count in enumerate(not_begun):
@@ -81,17 +90,17 @@ def work_left(
             most.add(rest.after(chain, -1, None), count)
 
     fewest: dict[Job, int] = {}
-    for attack, owner, made in _under_way(engine):
-        most.add(Ahead(rest.attempt(attack), Counter()), len(made))
-        most.queries[attack] -= sum(made)
-        fewest[owner.job] = min(*made, fewest.get(owner.job, made[0]))
+    for attack, owner, _, queries_left in under_way:
+        over = [attack.max_queries - one for one in queries_left]
+        most.add(Ahead(rest.attempt(attack), Counter()), len(over))
+        most.queries[attack] -= sum(over)
+        fewest[owner.job] = min(*over, fewest.get(owner.job, over[0]))
     for job in jobs:
         most.add(rest.of_job(job, fewest.get(job)), len(job.examples))
 
     least = min(max(not_begun, default=0), unread) * passes
     least += sum(len(job.examples) for job in _to_judge(engine)) * engine.judge.passes
 
-    undecided = max(1, sum(not_begun) + sum(len(job.examples) for job in jobs))
     costs = Costs(engine, undecided, seconds)
     left, time_left = engine.budget.left(engine.spent), engine.budget.seconds_left
     needed = costs.forwards(most)
@@ -102,21 +111,27 @@ def work_left(
     longest = costs.seconds(most)
     if needed > left or longest > time_left:
         least = 0  # the budget may end it before
-    shortest = min(costs.shortest(least), longest, time_left)
-    return Left((least, int(min(needed, left))), (shortest, min(longest, time_left)))
+    longest = min(longest, time_left)
+    shortest = min(costs.shortest(least), longest)
+
+    likely = Likely(engine, falls, costs, under_way)
+    for chain, count in enumerate(not_begun):
+        likely.add_unread(chain, count)
+    for job in jobs:
+        likely.add_job(job)
+    expected = likely.seconds()
+    if expected is not None:
+        expected *= min(1.0, left / max(1.0, likely.passes))
+        expected = min(max(expected, shortest), longest)
+    return Left((least, int(min(needed, left))), (shortest, longest), expected)
 
 
-def _under_way(engine: Engine) -> Iterator[tuple[Search, Owner, list[int]]]:
-    """The units whose attempts have begun: (attack, owner, queries that were made for each image).
-    The host waits for the device here."""
-    for batch in engine.batches.values():
-        for owner, made in batch.queries_made:
-            yield batch.attack, owner, made
-    for item in engine.leaving:
-        size = item.batch.unit_size
-        made = item.attempts["queries"].tolist()
-        for place, owner in enumerate(item.owners):
-            yield item.batch.attack, owner, made[place * size : (place + 1) * size]
+def _under_way(engine: Engine) -> list[UnderWay]:
+    """The units whose attempts have begun, also those that wait for their verdict. The host waits
+    for the device here."""
+    there = [batch.under_way for batch in engine.batches.values()]
+    there += [item.batch.told_of(item.owners, item.attempts) for item in engine.leaving]
+    return [unit for units in there for unit in units]
 
 
 def _to_judge(engine: Engine) -> set[Job]:

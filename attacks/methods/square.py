@@ -147,6 +147,10 @@ class Square(FixedRadiusAttack):
     def passes_per_query(self, count: int, device: str) -> int:
         return self.eot * self._points(count, device)
 
+    def queries_left(self, attempts: Attempts) -> Tensor:
+        """The next query, and one for each later proposal: those that none was about are over."""
+        return torch.where(attempts["finished"], 0, self.max_queries - attempts["step"])
+
     def ask(self, attempts: Attempts, want_grad: bool) -> Answer:
         """In a small batch it asks about ``point``, and about the proposals that come next if
         ``point`` is not accepted, as most are not. The first one that is accepted is the one that a

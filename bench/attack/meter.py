@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from ironmoe.attacks import Progress, RobustnessReport
-from ironmoe.bench.common.durations import range_in_words
+from ironmoe.bench.common.durations import left_in_words
 from ironmoe.bench.common.progress_bars import LINE_SECONDS, progress_bars
 from ironmoe.bench.common.run_folder import RunFolder
 
@@ -125,7 +125,7 @@ def _note(progress: Progress, world: int) -> str:
         done = short(progress.forwards * world)
         notes.append(f"{done} of {bound} {short(most, math.ceil)} passes")
     if progress.seconds_left is not None:
-        notes.append(f"{range_in_words(*progress.seconds_left)} left")
+        notes.append(left_in_words(progress.seconds_left, progress.seconds_expected))
     return ", ".join(notes)
 
 

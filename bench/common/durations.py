@@ -15,10 +15,22 @@ def in_words(seconds: float) -> str:
 def range_in_words(least: float, most: float) -> str:
     """A range of times, rounded outwards: "8 s to 16 min", "2 to 5 min", or "about 12 min" where
     its ends are alike."""
-    if _rounded(least, round) == _rounded(most, round):
+    if _are_alike(least, most):
         return f"about {' '.join(_rounded(most, round))}"
     (low, low_unit), (high, high_unit) = _rounded(least, math.floor), _rounded(most, math.ceil)
     return f"{low}{'' if low_unit == high_unit else f' {low_unit}'} to {high} {high_unit}"
+
+
+def left_in_words(ends: tuple[float, float], expected: float | None) -> str:
+    """The time left as a range, and before it the one that is expected if that is known: "about 5
+    min left (1 s to 20 min)", "1 s to 20 min left", "about 12 min left"."""
+    if expected is None or _are_alike(*ends):
+        return f"{range_in_words(*ends)} left"
+    return f"about {' '.join(_rounded(expected, round))} left ({range_in_words(*ends)})"
+
+
+def _are_alike(least: float, most: float) -> bool:
+    return _rounded(least, round) == _rounded(most, round)
 
 
 def _rounded(seconds: float, to_whole: Callable[[float], int]) -> tuple[str, str]:

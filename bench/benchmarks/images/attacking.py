@@ -15,7 +15,7 @@ from ironmoe.attacks.data.files import ImageFiles
 from ironmoe.attacks.engine.attacked_model import AttackedModel
 from ironmoe.bench.benchmarks.images.memory import Row
 from ironmoe.bench.benchmarks.images.vit_s import make_model
-from ironmoe.bench.common.durations import range_in_words
+from ironmoe.bench.common.durations import left_in_words
 from ironmoe.bench.common.files import write_json
 from ironmoe.bench.common.machine.origin import origin_digest
 from ironmoe.bench.common.radii import from_255
@@ -121,8 +121,8 @@ class Spent:
             write_json(self.file, self.so_far())
             self.saved = now
         if now - self.said >= SAY_SECONDS:
-            left = progress.seconds_left
-            wait = "" if left is None else f", {range_in_words(*left)} left"
+            ends, expected = progress.seconds_left, progress.seconds_expected
+            wait = "" if ends is None else f", {left_in_words(ends, expected)}"
             print(f"{name}: {progress.decided} of {progress.total} images{wait}", flush=True)
             self.said = now
 

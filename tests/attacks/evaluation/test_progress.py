@@ -7,7 +7,7 @@ import torch
 
 from ironmoe.attacks import FAB, PGD, AutoAttack, Square, evaluate
 from ironmoe.attacks.engine.queue import Engine
-from ironmoe.attacks.evaluation.costs import GUESS
+from ironmoe.attacks.evaluation.ahead.costs import GUESS
 
 N = 24
 EPS = 0.1
@@ -96,6 +96,7 @@ MAKES = {
 
 
 MODELS = {"robust": ROBUST, "falling": FALLING, "mixed": MIXED}
+FEW = [0.01] * (N - 2) + [1.0] * 2  # all but two fall, and batches are nearly empty
 TINY = 1e-6  # sums of floats
 
 
@@ -183,6 +184,63 @@ def test_the_range_is_no_excuse(monkeypatch):
     # full one of 8 images and 3 seconds.
     late = 2 * 10 * 8 * 3
     assert all(p.seconds_left[1] <= 2 * (end.seconds - p.seconds) + late for p in measured[1:])
+
+
+@pytest.mark.parametrize("margins", [ROBUST, MIXED, FEW], ids=["robust", "mixed", "few"])
+def test_a_full_batch_is_not_expected_at_the_pace_of_single_images(monkeypatch, margins):
+    options = {"each_call": 40, "batch_size": 64}
+    said, _ = replay(monkeypatch, margins, MAKES["autoattack"], **options)
+    check_ends(said)
+    end = said[-1]
+    measured = [p for p in said[1:] if end.seconds - p.seconds > 0.1 * end.seconds]
+    # A guess may be off by GUESS, and a round may have half of the passes that it is bounded by.
+    for p in measured:
+        beyond_time = p.seconds_left[1] / (end.seconds - p.seconds)
+        beyond_passes = p.forwards_left[1] / (end.forwards - p.forwards)
+        assert beyond_time <= 2 * GUESS * beyond_passes, p
+
+
+def test_proposals_of_square_that_no_query_was_about_are_not_left(monkeypatch):
+    options = {"each_call": 5, "batch_size": 32, "checks": True}
+    said, _ = replay(monkeypatch, ROBUST, MAKES["square"], **options)
+    check_ends(said)
+    # Half of the proposals are the image itself. When the first image is done, others have made
+    # most of their 61 steps: at most a third of the rounds is left, each of at most 128 passes.
+    first = next(p for p in said if p.decided)
+    assert first.forwards_left[1] <= 128 * 61 / 3
+
+
+# How far off the expected time may be: images are few, and how batches empty is not foreseen.
+OFF = 4.0
+
+
+@pytest.mark.parametrize("kind", ["robust", "mixed"])
+@pytest.mark.parametrize("name", list(MAKES))
+def test_a_time_is_expected_from_the_falls_and_paces_so_far(monkeypatch, name, kind):
+    for options in ({"each_call": 5}, {"each_call": 40, "batch_size": 16}, {"passes": 16}):
+        said, _ = replay(monkeypatch, MODELS[kind], MAKES[name], **options)
+        end = said[-1]
+        measured = [p for p in said if 0.1 < p.seconds / end.seconds < 0.9]
+        known = [p for p in measured if p.seconds_expected is not None]
+        assert len(known) >= len(measured) / 2
+        for p in known:
+            truth = end.seconds - p.seconds
+            assert truth / OFF <= p.seconds_expected <= OFF * truth, p
+            assert p.seconds_left[0] <= p.seconds_expected <= p.seconds_left[1]
+
+
+def test_no_time_is_expected_before_anything_was_seen(monkeypatch):
+    said, _ = replay(monkeypatch, ROBUST, MAKES["autoattack"])
+    assert said[0].seconds_expected is None
+    undecided = [p for p in said if not p.decided and p.seconds_expected is not None]
+    assert len(undecided) > 10  # it needs no verdict
+
+
+def test_images_not_begun_are_expected_to_fall_as_those_before_them(monkeypatch):
+    said, _ = replay(monkeypatch, [0.01] * 80 + [1.0] * 4, lambda m: {"pgd": PGD(m, EPS, steps=40)})
+    half = [p for p in said if 30 <= p.decided <= 50]
+    # Did they all hold, each image would need 40 queries, of 3 seconds each.
+    assert half and all(p.seconds_expected < (84 - p.decided) * 40 * 3 / 3 for p in half)
 
 
 def test_it_says_which_part_is_at_work_before_anything_is_decided(monkeypatch):

@@ -161,11 +161,12 @@ def test_a_run_says_how_far_it_is_and_a_log_gets_a_line_now_and_then(tmp_path, m
         )
         total = 40 * attacks
         meter(Progress(0, total, attacks, 0, 5.0, 100, 0, "apgd-t", (40, 19_900), (2.0, 960.0)))
-        meter(Progress(30, total, attacks, 20, 50.0, 9_000, 0, "fab", (10, 2_000), (0.1, 70.0)))
+        meter(Progress(30, total, attacks, 20, 50.0, 9_000, 0, "fab", (10, 2_000), (0.1, 70.0), 9))
         meter(Progress(30, None, attacks, 20, 50.0, 9_000))
         assert console.file.getvalue().splitlines() == [
             f"attack: 0/{total} {unit}, apgd-t, 100 of at most 20k passes, 2 s to 16 min left",
-            f"attack: 30/{total} {unit}, fab, 9000 of at most 11k passes, 1 to 70 s left",
+            f"attack: 30/{total} {unit}, fab, 9000 of at most 11k passes, "
+            "about 9 s left (1 to 70 s)",
             f"attack: 30/{total} {unit}, clean predictions, 9000 passes",
         ]
         assert (

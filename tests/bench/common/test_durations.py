@@ -1,6 +1,6 @@
 """Times as people say them."""
 
-from ironmoe.bench.common.durations import in_words, range_in_words
+from ironmoe.bench.common.durations import in_words, left_in_words, range_in_words
 
 
 def test_times_are_said_as_people_say_them():
@@ -20,3 +20,9 @@ def test_a_range_is_rounded_outwards_and_has_its_units():
         (119.6, 3000): "1 to 50 min",
     }
     assert [range_in_words(*ends) for ends in said] == list(said.values())
+
+
+def test_the_expected_time_comes_before_the_range():
+    assert left_in_words((1, 1200), 300) == "about 5 min left (1 s to 20 min)"
+    assert left_in_words((1, 1200), None) == "1 s to 20 min left"
+    assert left_in_words((700, 730), 715) == "about 12 min left"

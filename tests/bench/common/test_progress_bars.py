@@ -13,7 +13,7 @@ from ironmoe.bench.common.progress_bars import progress_bars
 def test_how_many_of_how_many_is_whole_in_every_terminal(width):
     console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
     bars = progress_bars(console, time_left=False)
-    note = "images, apgd-t, 259k of at most 3.1M passes, 1 s to 5 min left"
+    note = "images, apgd-t, 259k of at most 3.1M passes, about 2 min left (1 s to 5 min)"
     task = bars.add_task("attack", total=12_497, note=note)
     bars.update(task, completed=1_105)
 
