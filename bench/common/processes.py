@@ -24,6 +24,7 @@ from ironmoe.bench.common.user_error import UserError
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for slower processes; if one dies, torchrun ends the others
 GRACE_SECONDS = 10.0
+END_SECONDS = 3.0  # after these, what still works is ended by force
 SAME_SECONDS = 3.0  # a process that fails waits so long for the first one to fail, too
 OWN = "of one process"  # the note on an error that the other processes may not have
 FAILED = "ironmoe/failed"  # where the process that fails first says why, for the others
@@ -106,11 +107,11 @@ def deaf_to_interrupts() -> Iterator[None]:
 
 
 class Pool(ProcessPoolExecutor):
-    """Fresh processes that end with this one. Ctrl-C and SIGTERM inside its block end them at
-    once, whatever they do."""
+    """Fresh processes that end with this one. Ctrl-C and SIGTERM inside its block end them and
+    what they have started, whatever they do."""
 
     def __init__(self, workers: int) -> None:
-        super().__init__(workers, multiprocessing.get_context("spawn"), watch_parent)
+        super().__init__(workers, multiprocessing.get_context("spawn"), _begin_in_pool)
         self._others = multiprocessing.active_children()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
@@ -122,7 +123,28 @@ class Pool(ProcessPoolExecutor):
             for child in multiprocessing.active_children():
                 if child not in self._others:
                     child.terminate()
-        super().__exit__(kind, *rest)
+        with deaf_to_interrupts():  # a second Ctrl-C would leave them
+            super().__exit__(kind, *rest)
+
+
+def _begin_in_pool() -> None:
+    """SIGTERM ends a process with its own children, which would stay: as its own end does, or
+    after a while by force."""
+    watch_parent()
+
+    def end(*_: object) -> None:
+        timer = threading.Timer(END_SECONDS, _end_with_children)
+        timer.daemon = True
+        timer.start()
+        sys.exit(1)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def _end_with_children() -> None:
+    for child in multiprocessing.active_children():
+        child.terminate()
+    os._exit(1)
 
 
 def is_first_process() -> bool:

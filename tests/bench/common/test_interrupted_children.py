@@ -11,11 +11,16 @@ import pytest
 from ironmoe.bench.common.processes import Pool
 
 POOL = """
-import os, sys, time
+import multiprocessing, os, sys, time
 from ironmoe.bench.common.processes import Pool
 
 def work(folder):
-    open(os.path.join(folder, "began"), "w").close()
+    context = multiprocessing.get_context("spawn")
+    own = context.Process(target=time.sleep, args=(600,), daemon=True)
+    own.start()
+    with open(os.path.join(folder, "partial"), "w") as file:
+        file.write(str(own.pid))
+    os.replace(os.path.join(folder, "partial"), os.path.join(folder, "began"))
     time.sleep(600)
 
 if __name__ == "__main__":
@@ -72,6 +77,18 @@ def interrupted(tmp_path, program, file, seconds):
 )
 def test_children_of_a_pool_print_no_traceback(tmp_path, file, seconds):
     assert interrupted(tmp_path, POOL, file, seconds) == ("ended\n", "")
+    if (tmp_path / "began").exists():
+        with pytest.raises(ProcessLookupError):  # what the child had started has ended, too
+            os.kill(int((tmp_path / "began").read_text()), 0)
+
+
+def test_a_child_that_does_not_stop_by_itself_is_ended_by_force(tmp_path):
+    stubborn = POOL.replace(
+        "    time.sleep(600)\n",
+        "    while True:\n        try:\n            time.sleep(600)\n"
+        "        except SystemExit:\n            pass\n",
+    )
+    assert interrupted(tmp_path, stubborn, "began", 0.0) == ("ended\n", "")
 
 
 def test_children_of_a_study_print_no_traceback_while_they_import(tmp_path):
