@@ -30,7 +30,9 @@ def same_run(runs: list[FinishedRun]) -> list[str]:
     """What to say where the runs are one, or of one model."""
     one, other = runs
     if one.path.resolve() == other.path.resolve():
-        return [f"Both are the same run, {one.path}: every difference is 0."]
+        said = f"Both are the same run, {one.path}: every difference is 0."
+        undecided = "Ranges say only that its undecided images may fall or hold."
+        return [f"{said} {undecided}" if one.unfinished else said]
     if one.settings == other.settings:
         return ["Both runs have the same model and the same settings: they should be equal."]
     weights = [run.settings.get("weights") for run in runs]

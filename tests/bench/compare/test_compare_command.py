@@ -172,7 +172,8 @@ def test_it_says_in_a_sentence_which_model_is_better():
 def test_a_run_beside_itself_is_said():
     assert "Both are the same run, one: every difference is 0." in run("compare", "one", "one")
     notes = json.loads(run("compare", "one", "one", "--json"))["notes"]
-    assert notes[0].startswith("Both are the same run")
+    assert notes[0].startswith("Both are the same run") and "Ranges" not in notes[0]
+    assert "Ranges say only that its undecided images may" in run("compare", "stopped", "stopped")
 
 
 def test_checks_of_both_runs_are_said():
