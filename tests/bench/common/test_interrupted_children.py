@@ -11,7 +11,7 @@ import pytest
 from ironmoe.bench.common.processes import Pool
 
 POOL = """
-import multiprocessing, os, sys, time
+import multiprocessing, os, signal, sys, time
 from ironmoe.bench.common.processes import Pool
 
 def work(folder):
@@ -24,6 +24,7 @@ def work(folder):
     time.sleep(600)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of "&" has it ignored
     open(os.path.join(sys.argv[1], "starting"), "w").close()
     try:
         with Pool(1) as pool:
@@ -32,6 +33,7 @@ if __name__ == "__main__":
         print("ended")
 """
 STUDY = """
+import signal
 import sys
 import ironmoe.bench.study.work.processes as processes
 
@@ -42,6 +44,7 @@ class Study:
     options, folder = Options(), sys.argv[1]
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     open(sys.argv[1] + "/starting", "w").close()
     try:
         processes.work(Study(), print)
