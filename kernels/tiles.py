@@ -31,17 +31,22 @@ ONEDNN_MIN_WEIGHT = 1_000_000
 # takes it.
 ONEDNN_MAX_LENGTH = 1024 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0
 
-# Whether oneDNN finds instructions for bfloat16 products. It works without them, but 2 to 20 times
-# slower than products in float32.
-MULTIPLIES_BFLOAT16 = (
-    torch.cpu._is_avx512_bf16_supported()
-    if platform.machine() in ("x86_64", "AMD64")
-    else bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-)
-
 # Rows of a bfloat16 product are filled up to one of these numbers, and above the last one to its
 # multiple: oneDNN compiles each number of rows anew, which routing changes all the time.
 ROWS_COMPILED = (0, 8, 16, 32, 64, 128)
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether oneDNN is there and finds instructions for bfloat16 products. It works without them,
+    but 2 to 20 times slower than products in float32."""
+    if not torch.backends.mkldnn.is_available():  # then its operators are not there, either
+        return False
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+MULTIPLIES_BFLOAT16 = _multiplies_bfloat16()
 
 
 class Tile(NamedTuple):

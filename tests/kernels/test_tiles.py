@@ -75,3 +75,24 @@ def test_few_numbers_of_rows_are_compiled_and_none_is_much_larger():
     assert [rows_compiled(rows) for rows in ROWS] == [0, 8, 8, 8, 16, 64, 128, 128, 256, 384]
     assert len({rows_compiled(rows) for rows in range(129)}) == 6
     assert all(rows <= rows_compiled(rows) < 2 * rows for rows in range(5, 2000))
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "arm64"])
+def test_a_torch_without_onednn_computes_bfloat16_in_float32(machine, monkeypatch):
+    class Nothing:
+        """What ``torch.ops.mkldnn`` is there: it has no operator."""
+
+    monkeypatch.setattr(tiles.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", Nothing())
+    assert not tiles._multiplies_bfloat16()
+
+
+def test_a_processor_that_is_no_x86_is_asked_through_onednn(monkeypatch):
+    class Operators:
+        _is_mkldnn_bf16_supported = staticmethod(lambda: True)
+
+    monkeypatch.setattr(tiles.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", Operators())
+    assert tiles._multiplies_bfloat16()
