@@ -17,7 +17,7 @@ from ironmoe.bench.cli.options import (
     announce_radii,
     bounded,
 )
-from ironmoe.bench.common.choices import did_you_mean, named
+from ironmoe.bench.common.choices import chosen_names
 from ironmoe.bench.common.errors import clear_errors
 from ironmoe.bench.common.radii import one_radius
 
@@ -227,9 +227,5 @@ def _chosen(option: str, names: str | None, known: Iterable[str]) -> tuple[str, 
     if names is None:
         return ()
     known = tuple(known)
-    asked = {named(name, known) for name in names.split(",")}
-    for name in sorted(asked - set(known)):
-        raise typer.BadParameter(
-            f"{option} must be among {', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
-        )
+    asked = chosen_names(option, names, known, typer.BadParameter)
     return tuple(name for name in known if name in asked)

@@ -9,14 +9,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from ironmoe.bench.common.processes import deaf_to_interrupts, end_with_parent
+from ironmoe.bench.common.processes import GOES_ON, deaf_to_interrupts, end_with_parent
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.study.options import StudyOptions
 from ironmoe.bench.study.work.tasks import Study, one_thread
 from ironmoe.bench.study.work.worker import Done
 
 LOOK_SECONDS = 1.0
-GOES_ON = "What was finished is saved; the same command goes on from there"
 
 
 class WorkerFailed(UserError):
