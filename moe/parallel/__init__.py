@@ -1,0 +1,1 @@
+"""Models shared out over processes: their experts, gradients and checkpoints."""
