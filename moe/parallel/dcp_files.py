@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ironmoe.moe.checkpoints.errors import CheckpointError
 from ironmoe.moe.checkpoints.folder import Checksum, checksum_of_file, require_whole
-from ironmoe.moe.parallel.together import by_all, number_of_processes, process_number
+from ironmoe.moe.parallel.together import by_all, naming_ranks, number_of_processes, process_number
 
 _METADATA = ".metadata"
 
@@ -25,7 +25,7 @@ def write_tensors(data: Path, tensors: Mapping[str, Tensor]) -> dict[str, Checks
     from torch.distributed.checkpoint import FileSystemWriter, save
 
     writer = FileSystemWriter(data, sync_files=True)
-    _run(lambda: save(dict(tensors), storage_writer=writer), data)
+    _run(lambda: save(dict(tensors), storage_writer=writer), data, "saving a checkpoint")
 
     def own_files() -> dict[str, Checksum]:
         """DCP begins the names of what a process writes with its number."""
@@ -56,21 +56,22 @@ def read_tensors(data: Path, files: Mapping[str, Checksum], targets: Mapping[str
                 return _Descriptions(file).load()
 
     by_all(check_share)
-    _run(lambda: load(dict(targets), storage_reader=Reader(data)), data)
+    reader = Reader(data)
+    _run(lambda: load(dict(targets), storage_reader=reader), data, "loading a checkpoint")
 
 
-def _run(work: Callable[[], Any], data: Path) -> None:
-    """DCP hands every process the errors of all."""
+def _run(work: Callable[[], Any], data: Path, what: str) -> None:
+    """DCP hands every process the errors of all; but not that of one that has ended."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        with warnings.catch_warnings():
+        with naming_ranks(what), warnings.catch_warnings():
             # of one process that is alone on purpose
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             work()
     except CheckpointException as error:
         number, (reason, _) = next(iter(error.failures.items()))
-        where = f"process {number}: {data}" if number_of_processes() > 1 else str(data)
+        where = f"rank {number}: {data}" if number_of_processes() > 1 else str(data)
         raise CheckpointError(f"{where}: {type(reason).__name__}: {reason}") from error
 
 
@@ -78,30 +79,22 @@ class _Descriptions(pickle.Unpickler):
     """Makes descriptions of tensors and files, and nothing else that a pickle may ask for."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known: Any = None
-        if module == "torch.distributed.checkpoint.metadata":
-            from torch.distributed.checkpoint import metadata
-
-            known = getattr(metadata, name, None)
-        elif module.startswith("pathlib") and name in ("PosixPath", "WindowsPath"):
-            known = pathlib.PurePath
-        elif (module, name) in _FUNCTIONS:
-            known = super().find_class(module, name)
-        elif module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            known = getattr(torch, name)
-        if known is None or (isinstance(known, type) and known.__module__ not in _HOMES):
+        if module.startswith("pathlib") and name in ("PosixPath", "WindowsPath"):
+            return pathlib.PurePath  # of whatever system
+        known = (module, name) in _OTHERS
+        if module in ("torch", _METADATA_MODULE):
+            found = super().find_class(module, name)
+            known |= isinstance(found, torch.dtype) or (
+                isinstance(found, type) and found.__module__ == _METADATA_MODULE
+            )
+        if not known:
             raise pickle.UnpicklingError(f"{module}.{name} is no description of a tensor")
-        return known
+        return super().find_class(module, name)
 
 
-_FUNCTIONS = {
+_METADATA_MODULE = "torch.distributed.checkpoint.metadata"
+_OTHERS = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-}
-_HOMES = {
-    "torch",
-    "torch.distributed.checkpoint.metadata",
-    "torch.distributed.checkpoint.filesystem",
-    pathlib.PurePath.__module__,
 }
