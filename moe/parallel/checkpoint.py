@@ -7,15 +7,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ironmoe.kernels.checks import check_module
 from ironmoe.moe.checkpoints import folder as folders
-from ironmoe.moe.checkpoints.errors import CheckpointError, require
+from ironmoe.moe.checkpoints.errors import require
 from ironmoe.moe.parallel.dcp_files import read_tensors, write_tensors
+from ironmoe.moe.parallel.model_state import model_tensors, require_names, set_model_tensors
 from ironmoe.moe.parallel.optimizer_state import (
     empty_tensors,
     optimizer_options,
@@ -75,7 +75,7 @@ def save_checkpoint(
             number. The former checkpoint is there.
         ValueError, TypeError: what a checkpoint cannot hold.
     """
-    weights = _weights(model)
+    weights = model_tensors(model)
     tensors = _prefixed(weights, _MODEL)
     if optimizer is not None:
         tensors |= _prefixed(optimizer_tensors(model, optimizer), _OPTIMIZER)
@@ -116,7 +116,7 @@ def load_checkpoint(
             or of another model or optimizer; the message names what differs. It is the same error
             in all processes.
     """
-    weights = _weights(model)
+    weights = model_tensors(model)
     saved = by_first(lambda: folders.describe(Path(folder)))
     by_all(lambda: _require_same(weights, model, optimizer, saved, Path(folder)))
 
@@ -131,7 +131,7 @@ def load_checkpoint(
     targets = _prefixed(weights, _MODEL) | _prefixed(state, _OPTIMIZER)
     read_tensors(Path(folder) / saved["data"], saved["files"], targets)
 
-    _set_weights(model, weights)
+    set_model_tensors(model, weights)
     if optimizer is not None:
         set_optimizer_state(model, optimizer, state, saved["optimizer"])
     return LoadedCheckpoint(
@@ -143,32 +143,6 @@ def load_checkpoint(
         ironmoe=saved["ironmoe"],
         torch=saved["torch"],
     )
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers that a checkpoint has, by the names that they have in the plain
-    model, as views."""
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict
-
-    check_module(model)
-    state = get_model_state_dict(model)
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"model must have a state of tensors, got {type(value).__name__} {name}"
-            )
-        if value.is_meta:
-            raise ValueError(
-                f"model must have memory, got {name} on the meta device: call model.to_empty(…)"
-            )
-    return cast("dict[str, Tensor]", state)
-
-
-def _set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """The views have the loaded values; what a module computes from its state, it does now."""
-    from torch.distributed.checkpoint.state_dict import set_model_state_dict
-
-    set_model_state_dict(model, dict(weights))
 
 
 def _require_same(
@@ -186,14 +160,7 @@ def _require_same(
         for name, described in saved["tensors"].items()
         if name.startswith(_MODEL)
     }
-    missing, foreign = (
-        sorted(a.keys() - b.keys()) for a, b in ((expected, found), (found, expected))
-    )
-    if missing or foreign:
-        raise CheckpointError(
-            f"{file}: found the tensors of another model, expected the model's; missing: "
-            f"{_some(missing)}; not in the model: {_some(foreign)}"
-        )
+    require_names(set(expected), set(found), file)
     for name, own in expected.items():
         words = f"{own[0]} of shape {own[1]}"
         require(found[name] == own, f"{file}: {name}", found[name], words)
@@ -222,12 +189,6 @@ def _meshes(tensors: Mapping[str, Tensor]) -> list[dict[str, int]]:
 
 def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def _some(names: list[str]) -> str:
-    """The first five names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more or "none"
 
 
 def _version() -> str:
