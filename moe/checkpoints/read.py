@@ -107,3 +107,4 @@ def _copy(part: StoredPart, overlap: Box, wanted: Box, out: np.ndarray) -> None:
     for row, values in part.rows(begin - first_row, end - first_row):
         to = first_row + row - first_out
         out[(slice(to, to + len(values)), *outside)] = values[(slice(None), *inside)]
+        del values  # before the next rows are read

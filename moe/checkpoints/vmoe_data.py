@@ -35,8 +35,10 @@ class StoredPart(NamedTuple):
         with reading(self.file, "a file"), open(self.file, "rb") as stream:
             for i in range(begin, end, step):
                 j = min(i + step, end)
-                values = decode(self._bytes(stream, i * row_bytes, j * row_bytes), self.dtype)
-                yield i, values.reshape([j - i, *shape[1:]])
+                yield i, self._values(stream, i * row_bytes, j * row_bytes, [j - i, *shape[1:]])
+
+    def _values(self, stream: BinaryIO, begin: int, end: int, shape: list[int]) -> np.ndarray:
+        return decode(self._bytes(stream, begin, end), self.dtype).reshape(shape)
 
     def _bytes(self, stream: BinaryIO, begin: int, end: int) -> bytes:
         """Bytes of the part, counted over its pieces."""
