@@ -1,60 +1,63 @@
-"""Runs a program whose cases are worlds: groups of processes that know each other through gloo.
+"""Worlds: processes that know each other through gloo, several worlds in one program.
 
 The program is one of its own, because a test process may have threads, which a fork does not
-survive. It imports once; each world is forked from it.
+survive. It imports once; the processes of each world are forked from it.
 """
 
+import itertools
+import os
 import subprocess
 import sys
-
-BEGIN = """
-import os, signal, sys, traceback
+import traceback
 from datetime import timedelta
-import torch, torch.distributed as dist
+from pathlib import Path
 
-torch.set_num_threads(1)
-torch.set_flush_denormal(True)
-{before}
+import torch.distributed as dist
 
-def world(size, work, *arguments, exits=None):
-    # Run work(rank, *arguments) in processes of their own; exits: how each must end, 0 by default
-    world.number = getattr(world, "number", 0) + 1
-    children = []
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                if size > 1:
-                    store = "file://" + os.path.abspath(f"store{world.number}")
-                    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size,
-                                            timeout=timedelta(seconds=60))
-                work(rank, *arguments)
-                code = 0
-            except BaseException:
-                print(f"world {world.number} of {size}, rank {rank}, {work.__name__}",
-                      file=sys.stderr)
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    if ends != (exits or [0] * size):
-        sys.exit(f"world {world.number}, {work.__name__}: the processes ended with {ends}")
-"""
+_NUMBERS = itertools.count(1)
 
 
-def run_worlds(program, folder, *arguments, before=""):
-    """``program`` finds torch, dist, os, sys, signal and ``world``, and what ``before`` left, which
-    imports modules. It fails where a process of a world does."""
-    (folder / "program.py").write_text(BEGIN.replace("{before}", before) + program)
+def run_program(name, folder):
+    """Run a file of tests/support in a folder; it may call ``world``."""
+    here = Path(__file__).parent
+    paths = [str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, "program.py", *arguments],
+        [sys.executable, str(here / f"{name}.py")],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )
     assert done.returncode == 0, done.stderr[-6000:]
+
+
+def world(size, *works, exits=None):
+    """Call the works in each of so many processes, one after another. ``exits``: how each process
+    must end, by default with 0."""
+    number, children = next(_NUMBERS), []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            os._exit(_run(rank, size, f"store{number}", works))
+        children.append(child)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if ends != (exits or [0] * size):
+        sys.exit(f"the processes of world {number} ended with {ends}")
+
+
+def _run(rank, size, store, works):
+    try:
+        if size > 1:
+            method, timeout = f"file://{os.path.abspath(store)}", timedelta(seconds=60)
+            dist.init_process_group(
+                "gloo", init_method=method, rank=rank, world_size=size, timeout=timeout
+            )
+        for work in works:
+            work()
+    except BaseException:
+        print(f"rank {rank} of {size}", file=sys.stderr)
+        traceback.print_exc()
+        return 1
+    return 0
