@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ironmoe.moe.checkpoints.errors import require
+from ironmoe.moe.checkpoints.errors import CheckpointError, require
 
 # torch.compile, activation checkpointing
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -59,9 +59,13 @@ def require_same_optimizer(
 ) -> None:
     """CheckpointError unless ``optimizer_options`` of another such optimizer gave ``saved``."""
     own = optimizer_options(model, optimizer)
-    words = "an optimizer with options {}"
-    options = ", ".join(own["defaults"])
-    require(saved["defaults"] == own["defaults"], where, saved["defaults"], words.format(options))
+    foreign = sorted(set(saved["defaults"]) - set(own["defaults"]))
+    missing = sorted(set(own["defaults"]) - set(saved["defaults"]))
+    if foreign or missing:
+        raise CheckpointError(
+            f"{where}: found another optimizer; {', '.join(foreign) or 'none of its'} are not "
+            f"options of yours, {', '.join(missing) or 'none of yours'} not of the saved one"
+        )
 
     groups = [sorted(group["parameters"]) for group in saved["groups"]]
     own_groups = [sorted(group["parameters"]) for group in own["groups"]]
