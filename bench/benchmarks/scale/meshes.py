@@ -1,0 +1,70 @@
+"""One number of GPUs, laid out as expert-parallel groups of several sizes: which layout is the
+fastest whose memory suffices.
+
+The groups are replicas of each other: they add up the gradients of their experts, or FSDP2 shares
+the weights of each expert out among the groups. A group has GPUs of one node as far as it can: it
+is the inner dimension of the mesh.
+"""
+
+from typing import NamedTuple
+
+from ironmoe.bench.benchmarks.scale.alternatives import communication_seconds
+from ironmoe.bench.benchmarks.scale.layers import Layer, World
+from ironmoe.bench.benchmarks.scale.memory import experts_gb
+from ironmoe.bench.benchmarks.scale.times import Machine, layer_time
+from ironmoe.bench.benchmarks.scale.ways import FSDP2, REPLICAS
+
+BETWEEN_GROUPS = (REPLICAS, FSDP2)
+
+
+class Layout(NamedTuple):
+    """One way to lay out the GPUs.
+
+    ranks: of an expert-parallel group, 1 being without; between: what groups do, one of
+    ``BETWEEN_GROUPS``; ms: of one layer; gigabytes: of all layers, on a GPU.
+    """
+
+    ranks: int
+    between: str
+    ms: float
+    gigabytes: float
+
+
+def layouts(
+    layer: Layer, gpus: int, world: World, pass_name: str, machine: Machine
+) -> list[Layout]:
+    """Every layout of so many GPUs into groups whose size divides E and the GPUs.
+
+    Args:
+        world: the GPUs of a node, and the imbalance; its ranks are not asked.
+    """
+    sizes = [
+        ranks
+        for ranks in range(1, gpus + 1)
+        if gpus % ranks == 0 and layer.shape.num_experts % ranks == 0
+    ]
+    return [
+        _layout(layer, gpus // ranks, world._replace(ranks=ranks), pass_name, machine, between)
+        for ranks in sizes
+        for between in BETWEEN_GROUPS
+        if between == REPLICAS or ranks < gpus  # one group has nobody to share with
+    ]
+
+
+def best(found: list[Layout], gigabytes: float) -> Layout | None:
+    """The fastest that fits; None if none does."""
+    fitting = [layout for layout in found if layout.gigabytes <= gigabytes]
+    return min(fitting, key=lambda layout: layout.ms, default=None)
+
+
+def _layout(
+    layer: Layer, groups: int, world: World, pass_name: str, machine: Machine, between: str
+) -> Layout:
+    """Communication between groups runs beside the rest, and counts where it is longer."""
+    same_experts = World(groups, max(world.node // world.ranks, 1))
+    held = layer.with_experts(layer.shape.num_experts // world.ranks)
+    seconds = communication_seconds(between, held, same_experts, pass_name, machine.links)
+
+    ms = max(layer_time(layer, world, pass_name, machine).total, seconds * 1e3)
+    shards = groups if between == FSDP2 else 1
+    return Layout(world.ranks, between, ms, experts_gb(layer, world, pass_name, shards=shards))
