@@ -14,14 +14,14 @@ from ironmoe.bench.benchmarks.scale.memory import experts_gb
 from ironmoe.bench.benchmarks.scale.times import Machine, layer_time
 from ironmoe.bench.benchmarks.scale.ways import FSDP2, REPLICAS
 
-BETWEEN_GROUPS = (REPLICAS, FSDP2)
+ONE_GROUP = "one group"
 
 
 class Layout(NamedTuple):
     """One way to lay out the GPUs.
 
-    ranks: of an expert-parallel group, 1 being without; between: what groups do, one of
-    ``BETWEEN_GROUPS``; ms: of one layer; gigabytes: of all layers, on a GPU.
+    ranks: of an expert-parallel group, 1 being without; between: what groups do, ``REPLICAS`` or
+    ``FSDP2``, or ``ONE_GROUP``; ms: of one layer; gigabytes: of all layers, on a GPU.
     """
 
     ranks: int
@@ -46,8 +46,7 @@ def layouts(
     return [
         _layout(layer, gpus // ranks, world._replace(ranks=ranks), pass_name, machine, between)
         for ranks in sizes
-        for between in BETWEEN_GROUPS
-        if between == REPLICAS or ranks < gpus  # one group has nobody to share with
+        for between in ((REPLICAS, FSDP2) if ranks < gpus else (ONE_GROUP,))
     ]
 
 
@@ -63,7 +62,9 @@ def _layout(
     """Communication between groups runs beside the rest, and counts where it is longer."""
     same_experts = World(groups, max(world.node // world.ranks, 1))
     held = layer.with_experts(layer.shape.num_experts // world.ranks)
-    seconds = communication_seconds(between, held, same_experts, pass_name, machine.links)
+    seconds = 0.0
+    if between != ONE_GROUP:
+        seconds = communication_seconds(between, held, same_experts, pass_name, machine.links)
 
     ms = max(layer_time(layer, world, pass_name, machine).total, seconds * 1e3)
     shards = groups if between == FSDP2 else 1

@@ -64,6 +64,9 @@ def run_bench_scale(settings: ScaleSettings, console: Console, form: str | None)
 
     parts = {part: _rows_of(part, settings, layers, worlds, machine) for part in chosen}
     for part, rows in parts.items():
+        if not rows:
+            console.print(f"{part}: none of --ranks {settings.ranks} divides the experts.")
+            continue
         if form is None:
             print_part(part, rows, machine, console)
         console.print(words_of(part), highlight=False)

@@ -85,26 +85,27 @@ def mesh_table(rows: Sequence[Row], machine: Machine) -> Table:
 
 def memory_table(rows: Sequence[Row], machine: Machine) -> Table:
     """What a rank holds."""
-    columns = ("attack", "kept", "recompute", "training", "kept", "recompute")
+    names = {
+        "attack_gb": "attack",
+        "kept_gb": "kept",
+        "recompute_gb": "recompute",
+        "training_gb": "training",
+        "kept_training_gb": "kept, training",
+        "recompute_training_gb": "recompute, training",
+    }
     table = _empty(
         f"Memory of a rank (computed), GB; one {machine.gpu.title} has {machine.links.memory:g}",
-        columns,
+        tuple(names.values()),
         first="model and ranks",
     )
-    name = None
+    model = None
     for row in rows:
-        if row["model"] != name:
-            name = row["model"]
-            total = (row["experts"] + row["rest"]) * 1e-9
-            share = row["experts"] / (row["experts"] + row["rest"])
-            table.add_row(
-                f"[bold]{name}[/]: {total:.2f} B parameters, {share:.0%} in experts; "
-                f"{row['tokens']} tokens a rank"
-            )
-        names = ("attack", "kept", "recompute")
-        trained = ("training", "kept_training", "recompute_training")
-        figures = (_number(row[f"{name}_gb"], 2) for name in (*names, *trained))
-        table.add_row(f"  {row['ranks']}", *figures)
+        if row["model"] != model:
+            model = row["model"]
+            total = row["experts"] + row["rest"]
+            table.add_row(f"[bold]{model}[/], {row['tokens']} tokens")
+            table.add_row(f"  {total * 1e-9:.2f} B, {row['experts'] / total:.0%} in experts")
+        table.add_row(f"  {row['ranks']}", *(_number(row[name], 2) for name in names))
     return table
 
 
