@@ -4,7 +4,7 @@ Shape suffixes: B images, N tokens of an image, D their width, E experts, P slot
 rows.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import einsum, rearrange
@@ -21,8 +21,12 @@ from ironmoe.kernels.checks import (
     check_like_weights,
 )
 from ironmoe.kernels.route import check_precision, without_autocast
-from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
+from ironmoe.moe.exchange.expert_parallel import ExpertParallel
+from ironmoe.moe.layers.expert_linear import ExpertLinear, TwoLayers, with_weights
+from ironmoe.moe.layers.ranks import share_out, through_ranks
 from ironmoe.moe.routers.masks import checked_mask, zero_padding
+
+_SoftMoE = TypeVar("_SoftMoE", bound="SoftMoE")
 
 
 class SoftMoE(nn.Module):
@@ -86,7 +90,20 @@ class SoftMoE(nn.Module):
         self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.fc1 = ExpertLinear(num_experts, dim, wide, bias, device, dtype)
         self.fc2 = ExpertLinear(num_experts, hidden_dim, dim, bias, device, dtype)
+        self.expert_parallel: ExpertParallel | None = None
         self.reset_parameters()
+
+    def parallelize(
+        self: _SoftMoE,
+        mesh: Any,
+        *,
+        gradients: str = "mean",
+        max_tokens_per_rank: int | None = None,
+    ) -> _SoftMoE:
+        """Share the experts out over the ranks of a mesh: ``ironmoe.moe.layers.ranks.share_out``,
+        which says what the arguments are. Every rank must call it."""
+        share_out(self, mesh, gradients=gradients, max_tokens_per_rank=max_tokens_per_rank)
+        return self
 
     def reset_parameters(self) -> None:
         """φ normal with variance 1 / D, scale 1."""
@@ -161,16 +178,25 @@ class SoftMoE(nn.Module):
         experts_E = torch.arange(experts, dtype=torch.int32, device=rows_RD.device)
         experts_R1 = experts_E[:, None].expand(-1, images * slots).reshape(-1, 1)
         routing = Routing(gates_R1, experts_R1)
-        options: dict[str, Any] = {"activation": self.activation, "precision": self.precision}
+        if self.expert_parallel is None:
+            y_RD = with_weights(self.fc1, self.fc2, rows_RD, self._with(routing))
+        else:
+            modules = self.fc1, self.fc2
+            tokens = rows_RD, routing, None
+            y_RD = through_ranks(self.expert_parallel, modules, tokens, self._with)
+        return y_RD.view(slots_EBPD.shape)
+
+    def _with(self, routing: Routing, *_: Any) -> TwoLayers:
+        """The product of slots with the weights of experts that are here."""
 
         def layer(
             x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None
         ) -> Tensor:
             check_like_weights(x, w_in)
+            options: dict[str, Any] = {"activation": self.activation, "precision": self.precision}
             return expert_mlp(x, w_in, w_out, routing, b_in=b_in, b_out=b_out, **options)
 
-        y_RD = with_weights(self.fc1, self.fc2, rows_RD, layer)
-        return y_RD.view(slots_EBPD.shape)
+        return layer
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """Checkpoints of ironmoe 0.1 have the scale without an axis."""
