@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from ironmoe.bench.benchmarks.passes import DX, FORWARD, FULL, INFERENCE
 from ironmoe.bench.benchmarks.scale.layers import Layer, World
+from ironmoe.moe.exchange.agreement import Header
 
+INT64 = 8  # bytes
 ROUND_TRIPS = {INFERENCE: 1, FORWARD: 1, DX: 2, FULL: 2}  # of rows, or of their gradients
 
 
@@ -31,6 +33,17 @@ def sent_rows(layer: Layer, world: World, pass_name: str) -> Sent:
         return Sent(0.0, 0.0, 0.0)
     handed = float(2 * ROUND_TRIPS[pass_name] * layer.shape.rows * layer.row_bytes)
     return Sent(handed, handed * world.leaves_rank, handed * world.leaves_node)
+
+
+def exchanges(pass_name: str) -> int:
+    """How many exchanges a rank takes part in: of rows, and one of counts ahead of them."""
+    return 2 * ROUND_TRIPS[pass_name] + 1
+
+
+def counts_bytes(num_experts: int, ranks: int) -> int:
+    """Bytes that a rank tells the others ahead of the rows, whatever the pass: for each of their
+    experts how many rows will come, and what ranks must agree on."""
+    return (ranks - 1) * (num_experts // ranks + len(Header._fields)) * INT64
 
 
 def handed_bytes(

@@ -10,7 +10,7 @@ from ironmoe.bench.benchmarks.scale.alternatives import (
     tokens_until,
     way_ms,
 )
-from ironmoe.bench.benchmarks.scale.exchange import sent_rows
+from ironmoe.bench.benchmarks.scale.exchange import counts_bytes, sent_rows
 from ironmoe.bench.benchmarks.scale.layers import Layer, World
 from ironmoe.bench.benchmarks.scale.memory import attack_memory, kept, training_memory
 from ironmoe.bench.benchmarks.scale.meshes import best, layouts
@@ -27,10 +27,10 @@ PASSES_SHOWN = (INFERENCE, DX, FULL)
 def cost_rows(layers: Sequence[Layer], worlds: Sequence[World], machine: Machine) -> list[Row]:
     """A row for each layer, number of ranks and pass.
 
-    Keys: "sent_mb" (10⁶ bytes that the mean rank sends to others), "off_node_mb" (of these, to
-    other nodes), milliseconds of the busiest rank ("exchange_ms", "experts_ms", "moving_ms",
-    "shared_ms", "hidden_ms" of the exchange, and "layer_ms", all together), and "ratio": the
-    exchange that nothing hides, divided by the experts.
+    Keys: "sent_mb" (10⁶ bytes of rows that the mean rank sends to others), "off_node_mb" (of these,
+    to other nodes), "counts_bytes" (that a rank sends ahead of them); milliseconds of the busiest
+    rank: "exchange_ms", "experts_ms", "moving_ms", "shared_ms", "hidden_ms" (of the exchange), and
+    "layer_ms", all together; "ratio": the exchange that nothing hides, divided by the experts.
     """
     rows = []
     for layer, world, pass_name in _cases(layers, worlds):
@@ -43,6 +43,7 @@ def cost_rows(layers: Sequence[Layer], worlds: Sequence[World], machine: Machine
             | {
                 "sent_mb": sent.to_others * 1e-6,
                 "off_node_mb": sent.off_node * 1e-6,
+                "counts_bytes": counts_bytes(layer.shape.num_experts, world.ranks),
                 "exchange_ms": time.exchange,
                 "experts_ms": time.experts,
                 "moving_ms": time.moving,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ironmoe.bench.benchmarks.gpus import Gpu, Rates
 from ironmoe.bench.benchmarks.roofline import combine_work, layer_work, limit_ms
-from ironmoe.bench.benchmarks.scale.exchange import ROUND_TRIPS, sent_rows
+from ironmoe.bench.benchmarks.scale.exchange import ROUND_TRIPS, exchanges, sent_rows
 from ironmoe.bench.benchmarks.scale.layers import BFLOAT16, Layer, World
 from ironmoe.bench.benchmarks.scale.links import Links
 from ironmoe.bench.benchmarks.shapes import Shape
@@ -91,9 +91,8 @@ def exchange_ms(layer: Layer, world: World, pass_name: str, links: Links) -> flo
     in_node = (sent.to_others - sent.off_node) / links.nvlink
     seconds = world.busiest * max(in_node, sent.off_node / links.network) * 1e-9
 
-    exchanges = 2 * ROUND_TRIPS[pass_name] + 1
     step = links.nvlink_us if world.nodes == 1 else links.network_us
-    return seconds * 1e3 + exchanges * (links.start_us + step) * 1e-3
+    return seconds * 1e3 + exchanges(pass_name) * (links.start_us + step) * 1e-3
 
 
 def _moving_ms(shape: Shape, rates: Rates) -> float:

@@ -50,11 +50,20 @@ def bench_scale(
         float | None, bounded("GB/s that a GPU sends to other nodes.", 0, above=True)
     ] = None,
     memory_gb: Annotated[float | None, bounded("GB of a GPU.", 0, above=True)] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Instead run small layers in 2 and in 4 processes of this machine, count the "
+            "bytes that they send, and compare: they must be equal.",
+        ),
+    ] = False,
     form: Format = None,
 ) -> None:
     r"""Compute what expert parallelism costs, when it pays, and what memory a rank needs.
 
-    All figures come from bytes, FLOPs and data sheets; nothing is measured. Without --shapes the
+    All figures come from bytes, FLOPs and data sheets; nothing is measured, but for the bytes of
+    --check. Without --shapes the
     layers are those of V-MoE-L/16, V-MoE-H/14 and DeepSeek-V3, and memory is that of the papers'
     whole models.
 
@@ -64,6 +73,8 @@ def bench_scale(
 
         ironmoe bench scale --part pays --gpu a100 --tokens 4096 \
             --ranks 8,16 --network-gbs 12.5
+
+        ironmoe bench scale --check
     """
     console = notes_console(form)
     with clear_errors(console):
@@ -72,6 +83,11 @@ def bench_scale(
         from ironmoe.bench.reports.formats import checked_format
 
         form = checked_format(form)
+        if check:
+            from ironmoe.bench.benchmarks.scale.check import run_check
+
+            run_check(console, form)
+            return
         found, links = gpu_with_links(gpu)
         settings = ScaleSettings(
             parts=parts,
