@@ -1,9 +1,9 @@
 """One number of GPUs, laid out as expert-parallel groups of several sizes: which layout is the
 fastest whose memory suffices.
 
-The groups are replicas of each other: they add up the gradients of their experts, or FSDP2 shares
-the weights of each expert out among the groups. A group has GPUs of one node as far as it can: it
-is the inner dimension of the mesh.
+The groups are replicas of each other, which add up the gradients of their experts after the
+backward pass (``average_gradients``), or FSDP2 shares the weights of each expert out among the
+groups. A group has GPUs of one node as far as it can: it is the inner dimension of the mesh.
 """
 
 from typing import NamedTuple
@@ -59,13 +59,18 @@ def best(found: list[Layout], gigabytes: float) -> Layout | None:
 def _layout(
     layer: Layer, groups: int, world: World, pass_name: str, machine: Machine, between: str
 ) -> Layout:
-    """Communication between groups runs beside the rest, and counts where it is longer."""
-    same_experts = World(groups, max(world.node // world.ranks, 1))
-    held = layer.with_experts(layer.shape.num_experts // world.ranks)
-    seconds = 0.0
+    """FSDP2 communicates beside the rest, which counts where it is longer. Where both it and the
+    rows need NVLink, or both the network, one waits for the other."""
+    time = layer_time(layer, world, pass_name, machine)
+    ms = time.total
     if between != ONE_GROUP:
-        seconds = communication_seconds(between, held, same_experts, pass_name, machine.links)
+        same_experts = World(groups, max(world.node // world.ranks, 1))
+        held = layer.with_experts(layer.shape.num_experts // world.ranks)
+        links = machine.links
+        other = communication_seconds(between, held, same_experts, pass_name, links) * 1e3
+        one_link = world.nodes > 1 or same_experts.nodes == 1
+        on_link = other + (time.exchange if one_link else 0.0)
+        ms = max(ms, on_link) if between == FSDP2 else ms + other
 
-    ms = max(layer_time(layer, world, pass_name, machine).total, seconds * 1e3)
     shards = groups if between == FSDP2 else 1
     return Layout(world.ranks, between, ms, experts_gb(layer, world, pass_name, shards=shards))

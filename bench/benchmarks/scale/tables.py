@@ -136,8 +136,9 @@ def words_of(part: str) -> str:
     if part == MESH:
         return (
             "ranks of a group: over which the experts are spread; 1 is without expert parallelism. "
-            "replicas: each group has all experts. FSDP2: the groups share each weight. GB: the "
-            "experts of the whole model and what their layers keep. fastest: of those that fit."
+            "replicas: each group has all experts, and gradients are averaged after the backward "
+            "pass. FSDP2: the groups share each weight. GB: the experts of the whole model and "
+            "what their layers keep. fastest: of those that fit."
         )
     return (
         "attack: frozen bfloat16 weights, the share of the experts and all others. training: "

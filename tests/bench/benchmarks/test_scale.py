@@ -3,11 +3,9 @@ against what cannot be otherwise."""
 
 import pytest
 import scale_tables
-import torch
 
 from ironmoe.bench.benchmarks.gpus import GPUS
-from ironmoe.bench.benchmarks.passes import DX, FULL, INFERENCE, saved_bytes
-from ironmoe.bench.benchmarks.peers import ironmoe
+from ironmoe.bench.benchmarks.passes import DX, FULL, INFERENCE
 from ironmoe.bench.benchmarks.roofline import limit_ms, needed_flops
 from ironmoe.bench.benchmarks.scale import alternatives
 from ironmoe.bench.benchmarks.scale.alternatives import (
@@ -21,22 +19,18 @@ from ironmoe.bench.benchmarks.scale.exchange import Sent, bytes_between, handed_
 from ironmoe.bench.benchmarks.scale.layers import DEEPSEEK, LAYERS, Layer, World
 from ironmoe.bench.benchmarks.scale.links import LINKS, Links, changed, gpu_with_links
 from ironmoe.bench.benchmarks.scale.memory import (
-    attack_memory,
     experts_gb,
     fits,
-    kept,
-    training_memory,
 )
 from ironmoe.bench.benchmarks.scale.meshes import ONE_GROUP, best, layouts
-from ironmoe.bench.benchmarks.scale.models import MODELS, Model, counted, layer_alone
 from ironmoe.bench.benchmarks.scale.times import Machine, exchange_ms, layer_time, local_shape
 from ironmoe.bench.benchmarks.scale.ways import EP, FSDP2, REPLICAS
-from ironmoe.bench.benchmarks.shapes import MAIN, REHEARSAL, SHAPES, Shape, make_problem
+from ironmoe.bench.benchmarks.shapes import MAIN, SHAPES, Shape
 from ironmoe.bench.common.user_error import UserError
-from ironmoe.moe import MoE, VMoE
 
 H100 = GPUS["h100"]
 MACHINE = Machine(H100, H100.peak, LINKS["h100"])
+REACHED = MACHINE._replace(rates=H100.reached)
 TINY = Layer(Shape("tiny", 4, 8, 16, 2, 2, "gelu", bias=True))  # R = 8 rows of 16 bytes
 ROUND = Links(nvlink=1.0, network=0.5, memory=1.0, source="", nvlink_us=2, network_us=5, start_us=1)
 PASSES = (INFERENCE, DX, FULL)
@@ -217,86 +211,6 @@ def test_the_numbers_of_experts_end_where_another_way_wins_or_nothing_fits():
     assert not fits(EP, layer.with_experts(2 * most), world, DX, MACHINE.links.memory)
 
 
-def test_what_a_layer_alone_keeps_is_h_gates_indices_and_for_training_x():
-    for shape in REHEARSAL:
-        layer = Layer(shape, itemsize=4)
-        problem = make_problem(shape, "uniform", torch.float32, torch.device("cpu"))
-        frozen, trained = (kept(layer, World(1), trained=t) for t in (False, True))
-        # autograd's hooks see H, the gates and x; indices are held beside them
-        seen = saved_bytes(ironmoe, problem.frozen())
-        assert frozen.total - frozen.gates == frozen.hidden == seen - shape.rows * 4
-        assert frozen.gates == shape.rows * (4 + 4 * 4)
-        assert trained.rows == saved_bytes(ironmoe, problem) - seen == shape.tokens * shape.dim * 4
-
-
-def test_what_a_spread_layer_keeps_by_hand():
-    """8 rows come back (16 bytes each), and the busiest rank has 12 rows of H (32 bytes)."""
-    world = World(2, imbalance=1.5)
-    assert kept(TINY, world, trained=False) == (12 * 32, 0, 8 * 16, (12 + 8) * 20)
-    assert kept(TINY, world, trained=True) == (12 * 32, 12 * 16, 8 * 16, (12 + 8) * 20)
-    again = kept(TINY, world, trained=True, recompute=True)
-    assert again == (12 * 16, 0, 8 * 16, (12 + 8) * 20)
-
-
-def test_memory_by_hand():
-    assert attack_memory(1000, 100, World(4)) == (2 * (250 + 100), 0, 0)
-    assert training_memory(1000, 200, World(4)) == (4 * 300, 4 * 300, 8 * 300)
-    # 280 parameters of a rank's expert; FSDP2 over 2 groups holds a half, and gathers two layers
-    world, layer = World(2), TINY._replace(count=3)
-    assert experts_gb(layer, world, INFERENCE) == pytest.approx(3 * 280 * 2e-9)
-    shared_out = experts_gb(layer, world, INFERENCE, shards=2)
-    assert shared_out == pytest.approx((3 * 280 * 2 / 2 + 2 * 280 * 2) * 1e-9)
-    activations = 3 * kept(TINY, world, trained=True).total
-    assert experts_gb(layer, world, FULL) == pytest.approx((3 * 280 * 16 + activations) * 1e-9)
-
-
-PUBLISHED = {  # arXiv 2106.05974, tables of upstream results: millions of parameters
-    "V-MoE-L/16, every 2": 3446.0,
-    "V-MoE-H/14, last 5": 2688.6,
-    "V-MoE-H/14, every 2": 7160.8,
-    "V-MoE-15B, every 2": 14705.1,
-}
-
-
-def test_models_have_the_parameters_that_the_paper_states():
-    models = {model.name: model for model in MODELS}
-    for name, millions in PUBLISHED.items():
-        assert counted(models[name]).total * 1e-6 == pytest.approx(millions, abs=0.06), name
-
-
-def test_counted_parameters_are_those_of_a_model_that_is_built():
-    def small():
-        return VMoE(8, 4, 16, 4, 2, 24, 5, moe_layers="every 2", num_experts=4)
-
-    built, found = small(), counted(Model("small", small, 10))
-    names = dict(built.named_parameters())
-    experts = sum(p.numel() for name, p in names.items() if ".fc1." in name or ".fc2." in name)
-    dense = sum(p.numel() for block in (0, 2) for p in built.blocks[block].mlp.parameters())
-    assert found.experts == experts - dense
-    assert found.total == sum(p.numel() for p in names.values())
-    layer = found.layer
-    assert (layer.count, layer.shape.sizes) == (2, (10, 16, 24, 4, 2)) and layer.shape.bias
-    assert layer.count * layer.expert_numbers == found.experts
-
-
-def test_a_layer_alone_is_the_layer():
-    layer = Layer(Shape("gated", 10, 8, 16, 4, 2), shared=24)
-    found = counted(layer_alone(layer))
-    assert found.layer == layer and found.experts == layer.expert_numbers
-    moe = MoE(8, 16, 4, 2, activation="swiglu", bias=False, shared_dim=24)
-    assert found.total == sum(p.numel() for p in moe.parameters())
-
-
-def test_the_layers_are_those_of_the_models_and_as_many():
-    models = {model.name: counted(model).layer for model in MODELS}
-    for layer, name in zip(LAYERS, ("V-MoE-L/16, every 2", "V-MoE-H/14, every 2"), strict=False):
-        found = models[name]
-        assert found.count == layer.count and found.shape.sizes == layer.shape.sizes
-        assert found.expert_numbers == layer.expert_numbers
-    deepseek = models["DeepSeek-V3, one layer"]
-    assert deepseek.shape.sizes == DEEPSEEK.shape.sizes and deepseek.shared == DEEPSEEK.shared
-
-
 @pytest.mark.parametrize("pass_name", [DX, FULL])
 def test_layouts_of_one_kind_are_the_alternatives(pass_name):
     layer = LAYERS[0]
@@ -305,10 +219,36 @@ def test_layouts_of_one_kind_are_the_alternatives(pass_name):
     }
     assert {ranks for ranks, _ in found} == {1, 2, 4, 8, 16}
     world = World(16)
-    for way in (FSDP2, REPLICAS):
-        assert found[1, way].ms == way_ms(way, layer, world, pass_name, MACHINE)
+    assert found[1, FSDP2].ms == way_ms(FSDP2, layer, world, pass_name, MACHINE)
+    # replicas average their gradients after the backward pass, and not beside it
+    sums = communication_seconds(REPLICAS, layer, world, pass_name, MACHINE.links) * 1e3
+    products = layer_time(layer, World(1), pass_name, MACHINE).total
+    assert found[1, REPLICAS].ms == pytest.approx(products + sums)
+    assert (sums == 0) == (pass_name == DX)
     assert found[16, ONE_GROUP].ms == way_ms(EP, layer, world, pass_name, MACHINE)
     assert found[16, ONE_GROUP].gigabytes == experts_gb(layer, world, pass_name)
+
+
+@pytest.mark.parametrize(("node", "waits"), [(16, True), (8, False), (4, True)])
+def test_rows_and_weights_wait_for_each_other_where_they_share_a_link(node, waits):
+    """Two groups of 8: both in one node; a node for each; and two nodes for each. Links are so slow
+    that nothing else counts."""
+    layer, slow = LAYERS[0], MACHINE._replace(links=ROUND)
+    found = layouts(layer, 16, World(1, node=node), DX, slow)
+    (one,) = (one for one in found if (one.ranks, one.between) == (8, FSDP2))
+    held, groups = layer.with_experts(4), World(2, node=max(node // 8, 1))
+    weights = communication_seconds(FSDP2, held, groups, DX, ROUND) * 1e3
+    time = layer_time(layer, World(8, node), DX, slow)
+    assert one.ms == (weights + time.exchange if waits else max(weights, time.total))
+
+
+@pytest.mark.parametrize("layer", LAYERS[:2], ids=["L/16", "H/14"])
+def test_gradients_of_four_passes_make_groups_inside_a_node_the_faster_ones(layer):
+    """As docs/scale.md has it for 64 GPUs: their average is taken once for all passes."""
+    found = layouts(layer, 64, World(1), FULL, REACHED)
+    alone = layer_time(layer, World(8), FULL, REACHED).total
+    (inside,) = (one.ms for one in found if (one.ranks, one.between) == (8, REPLICAS))
+    assert inside > best(found, 80).ms > alone + (inside - alone) / 4
 
 
 def test_the_best_layout_fits_and_none_that_fits_is_faster():
