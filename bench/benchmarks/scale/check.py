@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ironmoe.bench.benchmarks.scale.gloo import counted_rows
-from ironmoe.bench.reports.formats import show_rows
+from ironmoe.bench.reports.formats import Row, show_rows
 
 NUMBERS = ("rows", "counts", "exchanges")
 
@@ -34,7 +34,7 @@ def run_check(console: Console, form: str | None) -> None:
     )
 
 
-def check_table(rows: Sequence[dict[str, Any]]) -> Table:
+def check_table(rows: Sequence[Row]) -> Table:
     """All processes of a layer and pass together."""
     table = Table(
         title="Bytes that processes sent to each other: counted, and computed",
@@ -47,7 +47,7 @@ def check_table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right")
         table.add_column("computed", justify="right")
 
-    together: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    together: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         together.setdefault((row["ranks"], row["case"], row["pass"]), []).append(row)
     for (ranks, case, pass_name), of_ranks in together.items():

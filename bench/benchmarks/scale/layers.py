@@ -11,13 +11,13 @@ class Layer(NamedTuple):
     """One MoE layer as one rank sees it.
 
     shape: its sizes, with the tokens of one rank; shared: hidden width of the experts that every
-    token takes, together; count: how many such layers the model has; itemsize: bytes of a number
+    token takes, together; repeats: how many such layers the model has; itemsize: bytes of a number
     of a row.
     """
 
     shape: Shape
     shared: int = 0
-    count: int = 1
+    repeats: int = 1
     itemsize: int = BFLOAT16
 
     @property
@@ -69,11 +69,11 @@ class World(NamedTuple):
 
 # A layer of DeepSeek-V3 (arXiv 2412.19437, section 4.2): 58 of 61 layers have experts. 4096 tokens
 # are one sequence of its pre-training.
-DEEPSEEK = Layer(Shape("deepseek-v3", 4096, 7168, 2048, 256, 8), shared=2048, count=58)
+DEEPSEEK = Layer(Shape("deepseek-v3", 4096, 7168, 2048, 256, 8), shared=2048, repeats=58)
 _VISION = {shape.name: shape for shape in SHAPES if shape.name.startswith("vmoe-")}
 LAYERS = (
-    Layer(_VISION["vmoe-l16-e32"], count=12),  # every second of 24 blocks
-    Layer(_VISION["vmoe-h14-e32"], count=16),  # every second of 32
+    Layer(_VISION["vmoe-l16-e32"], repeats=12),  # every second of 24 blocks
+    Layer(_VISION["vmoe-h14-e32"], repeats=16),  # every second of 32
     DEEPSEEK,
 )
 KNOWN = (*SHAPES, DEEPSEEK.shape)
@@ -84,12 +84,15 @@ def layers_of(
     *,
     tokens: int | None = None,
     shared: int | None = None,
-    count: int | None = None,
+    repeats: int | None = None,
 ) -> tuple[Layer, ...]:
     """A layer for each shape; None leaves what the layer of this name has."""
     by_shape = {layer.shape: layer for layer in LAYERS}
-    layers = (by_shape.get(shape, Layer(shape)) for shape in shapes)
-    own = {"shared": shared, "count": count}
-    given = {name: value for name, value in own.items() if value is not None}
-    changed = (layer._replace(**given) for layer in layers)
-    return tuple(layer if tokens is None else layer.with_tokens(tokens) for layer in changed)
+
+    def changed(layer: Layer) -> Layer:
+        return layer.with_tokens(layer.shape.tokens if tokens is None else tokens)._replace(
+            shared=layer.shared if shared is None else shared,
+            repeats=layer.repeats if repeats is None else repeats,
+        )
+
+    return tuple(changed(by_shape.get(shape, Layer(shape))) for shape in shapes)

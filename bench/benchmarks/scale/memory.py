@@ -97,11 +97,11 @@ def experts_gb(layer: Layer, world: World, pass_name: str, *, shards: int = 1) -
     """
     trained = pass_name == FULL
     numbers = layer.expert_numbers // world.ranks
-    held = layer.count * numbers * (TRAINED if trained else FROZEN) / shards
+    held = layer.repeats * numbers * (TRAINED if trained else FROZEN) / shards
     if shards > 1:
         held += 2 * numbers * BFLOAT16  # gathered: the layer at work, and the next one
     if pass_name != INFERENCE:
-        held += layer.count * kept(layer, world, trained=trained).total
+        held += layer.repeats * kept(layer, world, trained=trained).total
     return held / GIGA
 
 

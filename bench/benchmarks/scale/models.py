@@ -3,7 +3,7 @@ holds no numbers."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -46,7 +46,7 @@ def counted(model: Model) -> Counted:
 
     layer = _layer_of(moes[0], model)
     assert all(_layer_of(moe, model) == layer for moe in moes)
-    return Counted(experts, rest, layer._replace(count=len(moes)))
+    return Counted(experts, rest, layer._replace(repeats=len(moes)))
 
 
 def layer_alone(layer: Layer) -> Model:
@@ -68,13 +68,14 @@ def _moe(layer: Layer) -> MoE:
 
 
 def _layer_of(moe: MoE, model: Model) -> Layer:
+    router: Any = moe.router
     shape = Shape(
         model.name,
         model.tokens,
         moe.dim,
         moe.fc2.in_features,
         moe.num_experts,
-        moe.router.top_k,
+        router.top_k,
         activation=moe.activation,
         bias=moe.fc1.bias is not None,
     )

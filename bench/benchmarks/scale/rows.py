@@ -156,7 +156,7 @@ def memory_rows(models: Sequence[Model], worlds: Sequence[World], machine: Machi
 def _kept_gb(
     layer: Layer, world: World, *, trained: bool = False, recompute: bool = False
 ) -> float:
-    return layer.count * kept(layer, world, trained=trained, recompute=recompute).total * 1e-9
+    return layer.repeats * kept(layer, world, trained=trained, recompute=recompute).total * 1e-9
 
 
 def _cases(layers: Sequence[Layer], worlds: Sequence[World]) -> list[tuple[Layer, World, str]]:

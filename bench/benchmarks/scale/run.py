@@ -56,7 +56,7 @@ def run_bench_scale(settings: ScaleSettings, console: Console, form: str | None)
         select_shapes(settings.shapes, KNOWN, [layer.shape for layer in LAYERS]),
         tokens=settings.tokens,
         shared=settings.shared,
-        count=settings.layers,
+        repeats=settings.layers,
     )
     worlds = _worlds(settings, layers)
     (rates,) = rates_compared((settings.gpu,), peak=False)

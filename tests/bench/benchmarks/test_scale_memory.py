@@ -45,7 +45,7 @@ def test_memory_by_hand():
     assert attack_memory(1000, 100, World(4)) == (2 * (250 + 100), 0, 0)
     assert training_memory(1000, 200, World(4)) == (4 * 300, 4 * 300, 8 * 300)
     # 280 parameters of a rank's expert; FSDP2 over 2 groups holds a half, and gathers two layers
-    world, layer = World(2), TINY._replace(count=3)
+    world, layer = World(2), TINY._replace(repeats=3)
     assert experts_gb(layer, world, INFERENCE) == pytest.approx(3 * 280 * 2e-9)
     shared_out = experts_gb(layer, world, INFERENCE, shards=2)
     assert shared_out == pytest.approx((3 * 280 * 2 / 2 + 2 * 280 * 2) * 1e-9)
@@ -78,8 +78,8 @@ def test_counted_parameters_are_those_of_a_model_that_is_built():
     assert found.experts == experts - dense
     assert found.total == sum(p.numel() for p in names.values())
     layer = found.layer
-    assert (layer.count, layer.shape.sizes) == (2, (10, 16, 24, 4, 2)) and layer.shape.bias
-    assert layer.count * layer.expert_numbers == found.experts
+    assert (layer.repeats, layer.shape.sizes) == (2, (10, 16, 24, 4, 2)) and layer.shape.bias
+    assert layer.repeats * layer.expert_numbers == found.experts
 
 
 def test_a_layer_alone_is_the_layer():
@@ -94,7 +94,7 @@ def test_the_layers_are_those_of_the_models_and_as_many():
     models = {model.name: counted(model).layer for model in MODELS}
     for layer, name in zip(LAYERS, ("V-MoE-L/16, every 2", "V-MoE-H/14, every 2"), strict=False):
         found = models[name]
-        assert found.count == layer.count and found.shape.sizes == layer.shape.sizes
+        assert found.repeats == layer.repeats and found.shape.sizes == layer.shape.sizes
         assert found.expert_numbers == layer.expert_numbers
     deepseek = models["DeepSeek-V3, one layer"]
     assert deepseek.shape.sizes == DEEPSEEK.shape.sizes and deepseek.shared == DEEPSEEK.shared
