@@ -2,7 +2,7 @@
 holds no numbers."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ class Counted(NamedTuple):
         return self.experts + self.rest
 
 
+@cache
 def counted(model: Model) -> Counted:
     """Its parameters, and its MoE layers, which must be of one size."""
     with torch.device("meta"):
