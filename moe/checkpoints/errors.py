@@ -8,8 +8,9 @@ from typing import Any
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, truncated, corrupt or foreign. The message names the file and, where
-    one is concerned, the leaf."""
+    """A checkpoint is missing, truncated, corrupt or foreign, or could not be written. The message
+    names the file and, where one is concerned, the leaf; with several processes, the rank that met
+    it."""
 
 
 def require(ok: bool, where: object, found: object, expected: str) -> None:
