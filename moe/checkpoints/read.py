@@ -13,7 +13,7 @@ import numpy as np
 
 from ironmoe.moe.checkpoints.stored_array import StoredArray
 from ironmoe.moe.checkpoints.vmoe_data import StoredPart, find_parts
-from ironmoe.moe.checkpoints.vmoe_format import Box, shard_file
+from ironmoe.moe.checkpoints.vmoe_format import Box, box_slices, shard_file
 from ironmoe.moe.checkpoints.vmoe_index import read_index
 
 
@@ -102,9 +102,10 @@ def _copy(part: StoredPart, overlap: Box, wanted: Box, out: np.ndarray) -> None:
 
     (begin, end), *rest = overlap
     first_row, first_out = part.box[0][0], wanted[0][0]
-    inside = [slice(a - c, b - c) for (a, b), (c, _) in zip(rest, part.box[1:], strict=True)]
-    outside = [slice(a - c, b - c) for (a, b), (c, _) in zip(rest, wanted[1:], strict=True)]
+    inside = [(a - c, b - c) for (a, b), (c, _) in zip(rest, part.box[1:], strict=True)]
+    outside = [(a - c, b - c) for (a, b), (c, _) in zip(rest, wanted[1:], strict=True)]
     for row, values in part.rows(begin - first_row, end - first_row):
         to = first_row + row - first_out
-        out[(slice(to, to + len(values)), *outside)] = values[(slice(None), *inside)]
+        count = len(values)
+        out[box_slices(((to, to + count), *outside))] = values[box_slices(((0, count), *inside))]
         del values  # before the next rows are read

@@ -178,7 +178,7 @@ def _bytes(tensor: Tensor, entry: Entry) -> memoryview:
     if (tensor.dtype, tuple(tensor.shape)) != (entry.dtype, entry.shape):
         raise ValueError(f"tensor must be {entry}, got {tensor.dtype} of {tuple(tensor.shape)}")
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _write_index(index: Path, plan: Mapping[Path, list[Entry]]) -> None:

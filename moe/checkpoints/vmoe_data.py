@@ -102,7 +102,7 @@ def _parts_of_leaf(
         pieces, position = _pieces(data, position, leaf.dtype, where)
 
         slices = _extension(data, position, SLICES, where)
-        box = parse_box(data.bytes(slices.start, slices.length), list(leaf.shape), where)
+        box = parse_box(data.bytes(slices.start, slices.length), leaf.shape, where)
         require(box in boxes, where, list(box), "a part that the index says is here, once")
         boxes.remove(box)
         found = sum(stop - start for start, stop in pieces)

@@ -20,6 +20,7 @@ from ironmoe.moe.checkpoints.vmoe_format import (
     VERSION,
     Box,
     box_size,
+    box_slices,
     msgpack_module,
     shard_file,
 )
@@ -158,10 +159,11 @@ def _require_disjoint(leaf: StoredLeaf, where: str) -> None:
     ]
     covered = np.zeros([len(border) - 1 for border in borders], bool)
     for box in leaf.shard_of:
-        cells = (
-            slice(*np.searchsorted(border, axis)) for border, axis in zip(borders, box, strict=True)
-        )
-        covered[(*cells, ...)] = True
+        cells = [
+            tuple(np.searchsorted(border, axis).tolist())
+            for border, axis in zip(borders, box, strict=True)
+        ]
+        covered[box_slices(tuple(cells))] = True
     require(bool(covered.all()), where, "parts that overlap", "parts that cover each element once")
 
 

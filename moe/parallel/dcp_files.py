@@ -22,7 +22,8 @@ def write_tensors(data: Path, tensors: Mapping[str, Tensor]) -> dict[str, Checks
 
     CheckpointError, in every process: one of them could not write.
     """
-    from torch.distributed.checkpoint import FileSystemWriter, save
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     writer = FileSystemWriter(data, sync_files=True)
     _run(lambda: save(dict(tensors), storage_writer=writer), data, "saving a checkpoint")
@@ -42,7 +43,8 @@ def read_tensors(data: Path, files: Mapping[str, Checksum], targets: Mapping[str
 
     CheckpointError, in every process: a file is missing or damaged.
     """
-    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     def check_share() -> None:
         for name in sorted(files)[process_number() :: number_of_processes()]:

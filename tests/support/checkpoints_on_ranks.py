@@ -52,7 +52,9 @@ EP, FSDP_EP = {"ep": 2}, {"fsdp": 2, "ep": 2}
 def made():
     torch.manual_seed(0)
     router = TopKRouter(D, E, 2, noise_std=0, importance_weight=0, load_weight=0)
-    return nn.Sequential(nn.Linear(D, D), MoE(D, 5, E, router=router), nn.Linear(D, 3)).double()
+    moe = MoE(D, 5, E, router=router, bias=False)  # few tensors: DTensor thinks long about each
+    first, last = nn.Linear(D, D, bias=False), nn.Linear(D, 3, bias=False)
+    return nn.Sequential(first, moe, last).double()
 
 
 def optimizer_of(model):
