@@ -48,10 +48,18 @@ def finish(data: Path, files: Mapping[str, Checksum], content: Mapping[str, Any]
 
     Args:
         data: from ``begin``.
-        files: every file in it.
+        files: every file in it, of all processes.
         content: what else the description has; JSON must be able to hold it.
+
+    CheckpointError: a file is not there.
     """
     folder = data.parent
+    for name, (size, _) in files.items():
+        file = data / name
+        is_seen = file.is_file() and file.stat().st_size == size
+        words = f"{size} bytes, on a file system that all processes see"
+        require(is_seen, file, "none or another file", words)
+
     described = {"format": FORMAT, **content, "data": data.name, "files": dict(files)}
     description = json.loads(json.dumps(described))  # as it will be read
     text = json.dumps(description | {"checksum": _checksum_of(description)}, indent=1)

@@ -72,10 +72,12 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: a process could not write; the same error in all processes, with its
-            number. The former checkpoint is there.
+            rank. The former checkpoint is there.
+        ExchangeError: a process is missing. The former checkpoint is there.
         ValueError, TypeError: what a checkpoint cannot hold.
     """
     weights = model_tensors(model)
+    options = None if optimizer is None else optimizer_options(model, optimizer)
     tensors = _prefixed(weights, _MODEL)
     if optimizer is not None:
         tensors |= _prefixed(optimizer_tensors(model, optimizer), _OPTIMIZER)
@@ -85,7 +87,7 @@ def save_checkpoint(
         "world_size": number_of_processes(),
         "meshes": _meshes(weights),
         "tensors": {name: _described(tensor) for name, tensor in tensors.items()},
-        "optimizer": None if optimizer is None else optimizer_options(model, optimizer),
+        "optimizer": options,
         "numbers": dict(numbers or {}),
     }
     json.dumps(content)  # what JSON cannot hold is refused before a file is made
@@ -115,10 +117,13 @@ def load_checkpoint(
         CheckpointError: a folder without a whole checkpoint, a damaged one, one of another format,
             or of another model or optimizer; the message names what differs. It is the same error
             in all processes.
+        ExchangeError: a process is missing.
+        ValueError: the model has no memory, the optimizer has parameters of another model.
     """
     weights = model_tensors(model)
+    options = None if optimizer is None else optimizer_options(model, optimizer)
     saved = by_first(lambda: folders.describe(Path(folder)))
-    by_all(lambda: _require_same(weights, model, optimizer, saved, Path(folder)))
+    by_all(lambda: _require_same(weights, options, saved, Path(folder)))
 
     state: dict[str, Tensor] = {}
     if optimizer is not None:
@@ -147,12 +152,12 @@ def load_checkpoint(
 
 def _require_same(
     weights: Mapping[str, Tensor],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
+    options: Mapping[str, Any] | None,
     saved: Mapping[str, Any],
     folder: Path,
 ) -> None:
-    """CheckpointError unless the checkpoint is of such a model and such an optimizer."""
+    """CheckpointError unless the checkpoint is of such a model and, if ``optimizer_options`` are
+    given, such an optimizer."""
     file = folder / folders.DESCRIPTION
     expected = {name: _described(tensor) for name, tensor in weights.items()}
     found = {
@@ -165,9 +170,9 @@ def _require_same(
         words = f"{own[0]} of shape {own[1]}"
         require(found[name] == own, f"{file}: {name}", found[name], words)
 
-    if optimizer is not None:
+    if options is not None:
         require(saved["optimizer"] is not None, file, "no optimizer", "one, as you gave one")
-        require_same_optimizer(model, optimizer, saved["optimizer"], file)
+        require_same_optimizer(options, saved["optimizer"], file)
 
 
 def _described(tensor: Tensor) -> list[Any]:

@@ -54,11 +54,9 @@ def optimizer_options(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def require_same_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], where: object
-) -> None:
-    """CheckpointError unless ``optimizer_options`` of another such optimizer gave ``saved``."""
-    own = optimizer_options(model, optimizer)
+def require_same_optimizer(own: Mapping[str, Any], saved: Mapping[str, Any], where: object) -> None:
+    """CheckpointError unless what ``optimizer_options`` gave of two optimizers lets the one take
+    the state of the other."""
     foreign = sorted(set(saved["defaults"]) - set(own["defaults"]))
     missing = sorted(set(own["defaults"]) - set(saved["defaults"]))
     if foreign or missing:

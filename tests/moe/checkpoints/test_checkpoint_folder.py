@@ -128,6 +128,14 @@ def test_a_damaged_file_of_data_is_named(tmp_path, damage, words):
         saved_in(tmp_path)
 
 
+def test_a_file_that_process_0_does_not_see_is_named(tmp_path):
+    save(tmp_path, "former")
+    data = begin(tmp_path)
+    with pytest.raises(CheckpointError, match="other: found none or another file"):
+        finish(data, {"other": (3, 0)}, {})
+    assert saved_in(tmp_path) == "former"
+
+
 def test_the_description_can_be_read_by_people(tmp_path):
     save(tmp_path, "text")
     lines = (tmp_path / "ironmoe.json").read_text()

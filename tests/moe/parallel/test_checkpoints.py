@@ -212,9 +212,12 @@ def test_what_a_checkpoint_cannot_hold_is_refused_before_a_file_is_made(tmp_path
         save_checkpoint(tmp_path, model, numbers={"x": torch.ones(1)})
     with pytest.raises(ValueError, match="parameters of the model alone, got 2 others"):
         save_checkpoint(tmp_path, model[1], adamw(model))
+    save_checkpoint(tmp_path / "run", model, adamw(model))
+    with pytest.raises(ValueError, match="parameters of the model alone, got 2 others"):
+        load_checkpoint(tmp_path / "run", model[1], adamw(model))
     with pytest.raises(ValueError, match=r"0\.weight on the meta device: call model\.to_empty"):
         save_checkpoint(tmp_path, made().to("meta"))
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
 # save_weights and load_weights in one process
