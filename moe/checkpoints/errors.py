@@ -2,7 +2,7 @@
 another library raises an error of its own."""
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,12 @@ def reading(where: object, what: str) -> Iterator[None]:
         raise CheckpointError(
             f"{where}: found {type(error).__name__} ({error}), expected {what}"
         ) from error
+
+
+def some_names(names: Collection[str]) -> str:
+    """The first five names, and how many more there are."""
+    first, more = sorted(names)[:5], len(names) - 5
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "") or "none"
 
 
 def short(value: object) -> str:

@@ -55,10 +55,10 @@ def finish(data: Path, files: Mapping[str, Checksum], content: Mapping[str, Any]
     """
     folder = data.parent
     for name, (size, _) in files.items():
-        file = data / name
-        is_seen = file.is_file() and file.stat().st_size == size
+        part = data / name
+        is_seen = part.is_file() and part.stat().st_size == size
         words = f"{size} bytes, on a file system that all processes see"
-        require(is_seen, file, "none or another file", words)
+        require(is_seen, part, "none or another file", words)
 
     described = {"format": FORMAT, **content, "data": data.name, "files": dict(files)}
     description = json.loads(json.dumps(described))  # as it will be read

@@ -58,9 +58,8 @@ def save_checkpoint(
     """Write a checkpoint of the model, and of the optimizer if there is one. Each process writes
     what it holds; nothing is gathered. Every process must call it.
 
-    Plain tensors, and parts that several processes hold, are written by one of them. So buffers
-    that differ between processes, such as choices that are not yet counted together
-    (``update_selection_bias``), are those of one process afterwards.
+    Plain tensors, and parts that several processes hold, are written by one of them: buffers that
+    differ between processes are those of one afterwards.
 
     Args:
         folder: on a file system that all processes see; it is made if need be. A checkpoint in it

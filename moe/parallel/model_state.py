@@ -6,7 +6,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from ironmoe.kernels.checks import check_module
-from ironmoe.moe.checkpoints.errors import CheckpointError
+from ironmoe.moe.checkpoints.errors import CheckpointError, some_names
+from ironmoe.moe.sharded import give_back_gathered
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -17,6 +18,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
     check_module(model)
+    give_back_gathered(model)
     state = get_model_state_dict(model)
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -42,12 +44,6 @@ def require_names(expected: set[str], found: set[str], where: object) -> None:
     other."""
     if expected != found:
         raise CheckpointError(
-            f"{where}: found the tensors of another model; missing: {_some(expected - found)}; not "
-            f"in the model: {_some(found - expected)}"
+            f"{where}: found the tensors of another model; missing: "
+            f"{some_names(expected - found)}; not in the model: {some_names(found - expected)}"
         )
-
-
-def _some(names: set[str]) -> str:
-    """Five names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(sorted(names)[:5]) + more or "none"

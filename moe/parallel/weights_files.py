@@ -2,6 +2,7 @@
 them."""
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,7 @@ def save_weights(
             if process_number() == 0:
                 write_files(file, plan, gathered)
         finally:
-            for _ in gathered:  # the others wait for this process, too
-                pass
+            deque(gathered, maxlen=0)  # the others wait for this process, too
 
     by_all(take_part)
 
@@ -127,6 +127,9 @@ def _part(content: Any, name: str, box: tuple[tuple[int, int], ...]) -> Tensor:
 def _gathered(tensors: Mapping[str, Tensor], entries: list[Entry]) -> Iterator[Tensor]:
     """The whole tensors, one after another. All processes must go through it together."""
     for entry in entries:
-        with naming_ranks("gathering weights"):
-            whole = whole_tensor(tensors[entry.name])
-        yield whole
+        yield _whole(tensors[entry.name])  # no name, which would keep it while the next one comes
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    with naming_ranks("gathering weights"):
+        return whole_tensor(tensor)

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ironmoe.moe.checkpoints.errors import some_names
 from ironmoe.moe.layers.soft import SoftMoE
+from ironmoe.moe.sharded import give_back_gathered
 from ironmoe.moe.vit.jax_leaves import VisionTransformer, leaves_of
 from ironmoe.moe.vit.positions import resize_positions
 from ironmoe.moe.vit.sizes import check_sizes
@@ -185,13 +187,14 @@ def _give_memory(model: nn.Module) -> None:
 
 def _fill(model: VisionTransformer, params: Mapping[str, np.ndarray]) -> None:
     """Copy every array into the model; ValueError where one is missing, left over or misshapen."""
+    give_back_gathered(cast(nn.Module, model))
     leaves = list(leaves_of(model))
-    missing = [leaf.name for leaf in leaves if leaf.name not in params]
-    unused = sorted(set(params) - {leaf.name for leaf in leaves})
+    missing = {leaf.name for leaf in leaves if leaf.name not in params}
+    unused = set(params) - {leaf.name for leaf in leaves}
     if missing or unused:
         raise ValueError(
-            f"params must hold the arrays of one model; missing: {_some(missing)}; not known: "
-            f"{_some(unused)}"
+            f"params must hold the arrays of one model; missing: {some_names(missing)}; not known: "
+            f"{some_names(unused)}"
         )
     for leaf in leaves:
         shape = np.shape(params[leaf.name])
@@ -213,7 +216,7 @@ class _Shapes:
         if name not in self.params:
             raise ValueError(
                 f"params must hold {name!r} like every checkpoint of ViT or V-MoE, got "
-                f"{_some(sorted(self.params))}"
+                f"{some_names(self.params)}"
             )
         shape = np.shape(self.params[name])
         if len(shape) != axes:
@@ -228,9 +231,3 @@ def _official_names(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             name = re.sub(old, new, name)
         renamed[name] = array if hasattr(array, "shape") else np.asarray(array)
     return renamed
-
-
-def _some(names: list[str]) -> str:
-    """The first five names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more or "none"
