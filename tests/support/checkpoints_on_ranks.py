@@ -41,7 +41,7 @@ from ironmoe.moe.distributed import (
     save_weights,
 )
 from ironmoe.moe.parallel import weights_files
-from ironmoe.moe.sharded import local_box, local_values, whole_tensor
+from ironmoe.moe.sharded import give_back_gathered, local_box, local_values, whole_tensor
 
 D, E = 6, 8
 # one process, then others: each loads what the one before has saved
@@ -291,6 +291,7 @@ def read_official(sizes):
     model.load_jax(open_vmoe_checkpoint("official"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    give_back_gathered(model)
     assert_weights(model, expected)
 
     # one kernel of all experts; the bytes of one expert, and its numbers
