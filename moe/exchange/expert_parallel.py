@@ -17,6 +17,7 @@ from ironmoe.moe.exchange.expert_rows import combined
 from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.exchange.local_part import local_part
 from ironmoe.moe.exchange.replicated import Layer, replicated
+from ironmoe.moe.exchange.uncompiled import uncompiled
 
 
 def nothing() -> None:
@@ -72,6 +73,7 @@ class ExpertParallel:
             return weight
         return local_part(weight, 1 if self.tokens_are_replicated else self.divide_by)
 
+    @uncompiled
     def __call__(
         self,
         x_TD: Tensor,
@@ -135,10 +137,6 @@ class ExpertParallel:
             )
             self._report(dropped)
         return combined(out_RD.to(computed_in), routing, plan)
-
-    # torch.compile stands aside here; what it sets for torch.compiler.disable, without the import
-    # of the compiler
-    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def take_overflow(self) -> int:
         """How many choices found no place since the last call. The host waits for the device."""

@@ -14,7 +14,11 @@ _KNOWN: WeakKeyDictionary[Any, "Group"] = WeakKeyDictionary()
 
 def every_rank() -> "Group":
     """All processes. The first call is an exchange of all of them."""
-    process_group = dist.group.WORLD
+    return ranks_of(dist.group.WORLD)
+
+
+def ranks_of(process_group: Any) -> "Group":
+    """Those of a process group. The first call is an exchange of them."""
     if process_group not in _KNOWN:
         _KNOWN[process_group] = Group(process_group)
     return _KNOWN[process_group]
