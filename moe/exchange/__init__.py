@@ -4,5 +4,5 @@ To read: ``expert_parallel`` (what a layer calls), ``agreement`` (what ranks tel
 ``travel`` (rows there and back, with gradients), ``bounded`` (the same without waiting for the
 device), ``replicated`` (every rank has all tokens), ``sums`` (over ranks, for losses),
 ``local_part`` (a rank's part of a weight), ``errors`` (which rank is missing), ``traffic`` (what
-was sent), ``uncompiled`` (where torch.compile stands aside).
+was sent), ``eager`` (what torch.compile leaves out).
 """

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ironmoe.moe.exchange.eager import outside_graphs
 from ironmoe.moe.exchange.group import Group
-from ironmoe.moe.exchange.uncompiled import uncompiled
 
 
 def total(values: Tensor, group: Group) -> Tensor:
@@ -29,7 +29,7 @@ def sum_over_ranks(values: Tensor, group: Group | None) -> Tensor:
     return values if group is None else _with_gradient(values, group)
 
 
-@uncompiled
+@outside_graphs
 def _with_gradient(values: Tensor, group: Group) -> Tensor:
     return _Sum.apply(values, group)
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, Routing
 from ironmoe.kernels.checks import check_counts
+from ironmoe.moe.exchange.eager import outside_graphs
 from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel, nothing
 from ironmoe.moe.exchange.group import Group
-from ironmoe.moe.exchange.uncompiled import uncompiled
 from ironmoe.moe.layers.expert_linear import ExpertLinear, TwoLayers, with_weights
 from ironmoe.moe.routers.groups import Grouped
 from ironmoe.moe.routers.wrapped import unwrapped
@@ -121,7 +121,7 @@ def _router(layer: nn.Module) -> Any:
     return None if isinstance(router, Grouped) else router
 
 
-@uncompiled
+@outside_graphs
 def through_ranks(
     parallel: ExpertParallel,
     modules: tuple[nn.Module, nn.Module],
