@@ -151,7 +151,7 @@ def experts_forward(
         w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
     num_experts = w_in.shape[0]
     experts_TK = top_k_index.clamp(max=num_experts).to(torch.int32)
-    real_T = current_token_mask(hidden_states.shape[0])
+    real_T = _real_tokens(self, hidden_states.shape[0])
     if real_T is not None:
         padding_T1 = ~real_T.to(experts_TK.device)[:, None]
         experts_TK = experts_TK.masked_fill(padding_T1, num_experts)
@@ -180,6 +180,14 @@ def _weights(experts: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None
             warn_once(experts, f"a weight is a {type(weight).__name__} that kernels cannot read")
             return None
     return w_in, w_out, b_in, b_out
+
+
+def _real_tokens(experts: Any, num_rows: int) -> Tensor | None:
+    """(T,) bool, which tokens are no padding; None where that is not known. So it is under
+    transformers' own expert parallelism, where rows may be those of other ranks."""
+    if getattr(experts, "_is_expert_parallel", False):
+        return None
+    return current_token_mask(num_rows)
 
 
 def _is_shared_out(weight: Tensor) -> bool:
