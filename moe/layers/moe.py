@@ -154,6 +154,10 @@ class MoE(nn.Module):
         share_out(self, mesh, max_tokens_per_rank=max_tokens_per_rank, **options)
         return self
 
+    def expert_modules(self) -> dict[str, nn.Module]:
+        """The two layers of all experts, by name."""
+        return {"fc1": self.fc1, "fc2": self.fc2}
+
     @staticmethod
     def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> "type[MoE]":
         """The class that timm takes as ``mlp_layer``: ``ironmoe.moe.layers.timm.as_mlp_layer``."""

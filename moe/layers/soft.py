@@ -105,6 +105,10 @@ class SoftMoE(nn.Module):
         share_out(self, mesh, gradients=gradients, max_tokens_per_rank=max_tokens_per_rank)
         return self
 
+    def expert_modules(self) -> dict[str, nn.Module]:
+        """The two layers of all experts, by name."""
+        return {"fc1": self.fc1, "fc2": self.fc2}
+
     def reset_parameters(self) -> None:
         """φ normal with variance 1 / D, scale 1."""
         nn.init.normal_(self.phi, std=self.dim**-0.5)
