@@ -190,7 +190,7 @@ def _by_tiles(inputs: Any, act: Activation, dispatch: Dispatch, recompute: bool)
     hidden = _Up.apply(x, w_in, b_in, dispatch, plan)
     with recomputed(
         hidden,
-        lambda *sources: product_tiles(*sources, dispatch.row_token, plan),
+        lambda x, w_in, b_in: product_tiles(x, w_in, b_in, dispatch.row_token, plan),
         (x, w_in, b_in),
         recompute,
     ):

@@ -1,25 +1,20 @@
 """What autograd saves for the backward pass, where more than one wants a say in it.
 
-Of several ``torch.autograd.graph.saved_tensors_hooks`` torch runs the innermost ones alone, so those
-of a layer would switch off the ones around it, such as those of activation checkpointing and of
-``save_on_cpu``. Here a layer takes the tensors that it knows, and the hooks around it get the rest.
+Of several ``torch.autograd.graph.saved_tensors_hooks`` torch runs the innermost ones alone, so
+those of a layer would switch off the ones around it, such as those of activation checkpointing and
+of ``save_on_cpu``. Here a layer takes the tensors that it knows, and the hooks around it get the
+rest.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # (tensor → what is kept of it, that → the tensor again)
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
-
-
-class _Taken(NamedTuple):
-    """What a layer keeps of a tensor that it took."""
-
-    kept: Any
 
 
 def hooks_around() -> Hooks:
@@ -37,12 +32,13 @@ def saving(take: Callable[[Tensor], Any], give: Callable[[Any], Tensor]) -> Iter
     """
     pack_around, unpack_around = hooks_around()
 
-    def pack(tensor: Tensor) -> Any:
+    def pack(tensor: Tensor) -> tuple[Callable[[Any], Tensor], Any]:
         kept = take(tensor)
-        return pack_around(tensor) if kept is None else _Taken(kept)
+        return (unpack_around, pack_around(tensor)) if kept is None else (give, kept)
 
-    def unpack(packed: Any) -> Tensor:
-        return give(packed.kept) if isinstance(packed, _Taken) else unpack_around(packed)
+    def unpack(packed: tuple[Callable[[Any], Tensor], Any]) -> Tensor:
+        again, kept = packed
+        return again(kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
@@ -50,13 +46,13 @@ def saving(take: Callable[[Tensor], Any], give: Callable[[Any], Tensor]) -> Iter
 
 def _as_it_is(tensor: Tensor) -> tuple[Tensor, int]:
     # detached: a tensor that holds the node that holds it would never be freed
-    return tensor.detach(), _version(tensor)
+    return tensor.detach(), version_of(tensor)
 
 
 def _unchanged(packed: tuple[Tensor, int]) -> Tensor:
     """The tensor. Torch does not look at versions where there are hooks."""
     tensor, version = packed
-    if _version(tensor) != version:
+    if version_of(tensor) != version:
         raise RuntimeError(
             f"a tensor {tuple(tensor.shape)} that the backward pass reads was modified in place "
             "after the forward pass"
@@ -64,5 +60,6 @@ def _unchanged(packed: tuple[Tensor, int]) -> Tensor:
     return tensor
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """It changes when the tensor is modified in place."""
     return 0 if tensor.is_inference() else tensor._version

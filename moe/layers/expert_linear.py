@@ -5,13 +5,29 @@ Shape suffixes: T tokens, D their width, E experts, N outputs of an expert.
 
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from ironmoe.kernels import Dispatch, Routing
+
 # (x, w_in, b_in, w_out, b_out) → y
 TwoLayers = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None], Tensor]
+
+
+class Chosen(NamedTuple):
+    """Which experts work on which tokens.
+
+    dispatch: the plan of their rows where there is one already, else None
+    """
+
+    routing: Routing
+    dispatch: Dispatch | None = None
+
+
+# (x, chosen, w_in, b_in, w_out, b_out) → y
+OfExperts = Callable[[Tensor, Chosen, Tensor, Tensor | None, Tensor, Tensor | None], Tensor]
 
 
 class ExpertLinear(nn.Module):
@@ -90,3 +106,20 @@ def with_weights(fc1: nn.Module, fc2: nn.Module, x: Tensor, use: TwoLayers) -> T
         return fc2(x, with_both)
 
     return fc1(x, with_first)
+
+
+def run_experts(layer: Any, x: Tensor, chosen: Chosen, use: OfExperts) -> Tensor:
+    """What ``use(x, chosen, w_in, b_in, w_out, b_out)`` returns, with the weights of the experts of
+    a layer: all of them, or, where they are offloaded, those alone that have rows, and ``chosen``
+    with their numbers among these.
+
+    Args:
+        layer: a module with ``fc1``, ``fc2`` as in ``with_weights`` and ``offloaded``: a function
+            from ``use`` to what runs in its place, or None.
+    """
+    run: OfExperts = use if layer.offloaded is None else layer.offloaded(use)
+
+    def with_chosen(x: Tensor, *weights: Any) -> Tensor:
+        return run(x, chosen, *weights)
+
+    return with_weights(layer.fc1, layer.fc2, x, with_chosen)

@@ -1,5 +1,6 @@
 """The Mixture-of-Experts layer: router, dispatch, experts."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from ironmoe.kernels.checks import (
     check_whole,
 )
 from ironmoe.kernels.route import check_precision
-from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
+from ironmoe.moe.layers.expert_linear import Chosen, ExpertLinear, OfExperts, run_experts
 from ironmoe.moe.layers.expert_rows import expert_rows
 from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.timm import as_mlp_layer
@@ -62,6 +63,9 @@ class MoE(nn.Module):
         TypeError: a size that is no whole number, a router that is no module, a capacity that is
             none.
     """
+
+    # while its experts are offloaded, what brings them in (``run_experts``)
+    offloaded: Callable[[OfExperts], OfExperts] | None = None
 
     def __init__(
         self,
@@ -237,7 +241,12 @@ class MoE(nn.Module):
         whole = routed.dispatch is None and self.dispatch_dtype is None
 
         def layer(
-            x_TD: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None
+            x_TD: Tensor,
+            chosen: Chosen,
+            w_in: Tensor,
+            b_in: Tensor | None,
+            w_out: Tensor,
+            b_out: Tensor | None,
         ) -> Tensor:
             check_like_weights(x_TD, w_in)
             options: dict[str, Any] = {
@@ -246,13 +255,14 @@ class MoE(nn.Module):
                 "activation": self.activation,
                 "precision": self.precision,
             }
+            routing, dispatch = chosen
             if whole:
                 return expert_mlp(x_TD, w_in, w_out, routing, recompute=self.recompute, **options)
-            dispatch = routed.dispatch or plan_dispatch(routing.experts, self.num_experts)
+            dispatch = dispatch or plan_dispatch(routing.experts, len(w_in))
             options["dispatch_dtype"] = self.dispatch_dtype
             return expert_rows(x_TD, w_in, w_out, routing, dispatch, **options)
 
-        return with_weights(self.fc1, self.fc2, x_TD, layer)
+        return run_experts(self, x_TD, Chosen(routing, routed.dispatch), layer)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_experts={self.num_experts}, activation={self.activation!r}"

@@ -4,6 +4,7 @@ Shape suffixes: B images, N tokens of an image, D their width, E experts, P slot
 rows.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ironmoe.kernels.checks import (
     check_like_weights,
 )
 from ironmoe.kernels.route import check_precision, without_autocast
-from ironmoe.moe.layers.expert_linear import ExpertLinear, with_weights
+from ironmoe.moe.layers.expert_linear import Chosen, ExpertLinear, OfExperts, run_experts
 from ironmoe.moe.routers.masks import checked_mask, zero_padding
 
 
@@ -42,6 +43,9 @@ class SoftMoE(nn.Module):
             this dtype; the official code rounds to bfloat16.
         precision: float32 products on a GPU, as in ``MoE``.
     """
+
+    # while its experts are offloaded, what brings them in (``run_experts``)
+    offloaded: Callable[[OfExperts], OfExperts] | None = None
 
     def __init__(
         self,
@@ -160,16 +164,20 @@ class SoftMoE(nn.Module):
         gates_R1 = torch.ones(rows_RD.shape[0], 1, dtype=wide, device=rows_RD.device)
         experts_E = torch.arange(experts, dtype=torch.int32, device=rows_RD.device)
         experts_R1 = experts_E[:, None].expand(-1, images * slots).reshape(-1, 1)
-        routing = Routing(gates_R1, experts_R1)
         options: dict[str, Any] = {"activation": self.activation, "precision": self.precision}
 
         def layer(
-            x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None
+            x: Tensor,
+            chosen: Chosen,
+            w_in: Tensor,
+            b_in: Tensor | None,
+            w_out: Tensor,
+            b_out: Tensor | None,
         ) -> Tensor:
             check_like_weights(x, w_in)
-            return expert_mlp(x, w_in, w_out, routing, b_in=b_in, b_out=b_out, **options)
+            return expert_mlp(x, w_in, w_out, chosen.routing, b_in=b_in, b_out=b_out, **options)
 
-        y_RD = with_weights(self.fc1, self.fc2, rows_RD, layer)
+        y_RD = run_experts(self, rows_RD, Chosen(Routing(gates_R1, experts_R1)), layer)
         return y_RD.view(slots_EBPD.shape)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ironmoe.kernels import Routing, expert_mlp
 from ironmoe.moe.adapters.huggingface_routing import is_experts
-from ironmoe.moe.layers.expert_linear import with_weights
+from ironmoe.moe.layers.expert_linear import Chosen, run_experts
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routing.ranks import by_rank
 from ironmoe.moe.routing.trace import LayerTrace
@@ -197,12 +197,12 @@ def expert_outputs(module: nn.Module, x_TD: Tensor) -> Tensor:
     if isinstance(module, MoE):
         routing = Routing(gates_R1, experts_R1.to(torch.int32))
         options: dict[str, Any] = {"activation": module.activation, "precision": module.precision}
-        out_RD = with_weights(
-            module.fc1,
-            module.fc2,
+        out_RD = run_experts(
+            module,
             rows_RD,
-            lambda x, w_in, b_in, w_out, b_out: expert_mlp(
-                x, w_in, w_out, routing, b_in=b_in, b_out=b_out, **options
+            Chosen(routing),
+            lambda x, chosen, w_in, b_in, w_out, b_out: expert_mlp(
+                x, w_in, w_out, chosen.routing, b_in=b_in, b_out=b_out, **options
             ),
         )
     else:

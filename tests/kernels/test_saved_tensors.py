@@ -60,6 +60,22 @@ def test_what_a_layer_takes_goes_by_the_hooks_around_it():
     torch.testing.assert_close(grad, 5 * x.detach() + x.detach().exp())
 
 
+def test_each_of_two_layers_gets_back_what_it_took():
+    x = torch.randn(3, requires_grad=True)
+    left, right = torch.ones(3), torch.ones(3)
+
+    def taken(factor, value):
+        return saving(
+            lambda t: value if t.data_ptr() == factor.data_ptr() else None,
+            lambda kept: torch.full((3,), kept),
+        )
+
+    with taken(left, 2.0), taken(right, 3.0):
+        y = (x * left * right).sum()
+    (grad,) = torch.autograd.grad(y, [x])
+    assert grad.tolist() == [6.0] * 3
+
+
 def test_a_saved_tensor_that_was_changed_is_an_error():
     x = torch.randn(3, requires_grad=True)
     factor = torch.ones(3)

@@ -9,11 +9,13 @@ from torch.utils._pytree import tree_leaves
 class LiveMemory(TorchDispatchMode):
     """Inside the block every operation's results are counted while their memory exists.
 
-    ``live``: bytes now; ``peak``: the most after any operation.
+    ``live``: bytes now; ``peak``: the most after any operation; ``without``: tensors whose memory
+    does not count.
     """
 
-    def __init__(self):
+    def __init__(self, without=()):
         super().__init__()
+        self._without = {tensor.untyped_storage()._cdata for tensor in without}
         self._storages = {}
         self.peak = 0
 
@@ -31,6 +33,8 @@ class LiveMemory(TorchDispatchMode):
         for tensor in tree_leaves(results):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
+                if storage._cdata in self._without:
+                    continue
                 self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.peak = max(self.peak, self.live)
         return results
