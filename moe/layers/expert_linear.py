@@ -5,7 +5,7 @@ Shape suffixes: T tokens, D their width, E experts, N outputs of an expert.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,10 @@ from ironmoe.kernels import Dispatch, Routing
 TwoLayers = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None], Tensor]
 
 
-class Chosen(NamedTuple):
-    """Which experts work on which tokens.
-
-    dispatch: the plan of their rows where there is one already, else None
-    """
-
-    routing: Routing
-    dispatch: Dispatch | None = None
-
-
-# (x, chosen, w_in, b_in, w_out, b_out) → y
-OfExperts = Callable[[Tensor, Chosen, Tensor, Tensor | None, Tensor, Tensor | None], Tensor]
+# (routing, the plan of its rows where there is one already) → their product with these weights
+ProductOf = Callable[[Routing, Dispatch | None], TwoLayers]
+# (the products of a layer, the routing, its plan) → what runs while the experts are offloaded
+Offloaded = Callable[[ProductOf, Routing, Dispatch | None], TwoLayers]
 
 
 class ExpertLinear(nn.Module):
@@ -108,18 +100,23 @@ def with_weights(fc1: nn.Module, fc2: nn.Module, x: Tensor, use: TwoLayers) -> T
     return fc1(x, with_first)
 
 
-def run_experts(layer: Any, x: Tensor, chosen: Chosen, use: OfExperts) -> Tensor:
-    """What ``use(x, chosen, w_in, b_in, w_out, b_out)`` returns, with the weights of the experts of
-    a layer: all of them, or, where they are offloaded, those alone that have rows, and ``chosen``
-    with their numbers among these.
+def run_experts(
+    layer: Any,
+    x: Tensor,
+    routing: Routing,
+    dispatch: Dispatch | None,
+    product_of: ProductOf,
+) -> Tensor:
+    """What the experts of a layer make of x: ``product_of(routing, dispatch)`` with all of their
+    weights, or, while they are offloaded, with those of the experts that have rows.
 
     Args:
-        layer: a module with ``fc1``, ``fc2`` as in ``with_weights`` and ``offloaded``: a function
-            from ``use`` to what runs in its place, or None.
+        layer: a module with ``fc1`` and ``fc2`` as in ``with_weights``, and ``offloaded``, which is
+            None or an ``Offloaded``.
     """
-    run: OfExperts = use if layer.offloaded is None else layer.offloaded(use)
-
-    def with_chosen(x: Tensor, *weights: Any) -> Tensor:
-        return run(x, chosen, *weights)
-
-    return with_weights(layer.fc1, layer.fc2, x, with_chosen)
+    offloaded: Offloaded | None = layer.offloaded
+    if offloaded is None:
+        use = product_of(routing, dispatch)
+    else:
+        use = offloaded(product_of, routing, dispatch)
+    return with_weights(layer.fc1, layer.fc2, x, use)

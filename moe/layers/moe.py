@@ -1,13 +1,13 @@
 """The Mixture-of-Experts layer: router, dispatch, experts."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ironmoe.kernels import Routing, expert_mlp, plan_dispatch
+from ironmoe.kernels import Dispatch, Routing, expert_mlp, plan_dispatch
 from ironmoe.kernels.activations import get_activation
 from ironmoe.kernels.checks import (
     check_counts,
@@ -17,9 +17,11 @@ from ironmoe.kernels.checks import (
     check_whole,
 )
 from ironmoe.kernels.route import check_precision
-from ironmoe.moe.layers.expert_linear import Chosen, ExpertLinear, OfExperts, run_experts
+from ironmoe.moe.exchange.expert_parallel import ExpertParallel
+from ironmoe.moe.layers.expert_linear import ExpertLinear, Offloaded, TwoLayers, run_experts
 from ironmoe.moe.layers.expert_rows import expert_rows
 from ironmoe.moe.layers.mlp import Mlp
+from ironmoe.moe.layers.ranks import share_out, through_ranks
 from ironmoe.moe.layers.timm import as_mlp_layer
 from ironmoe.moe.routers.aux_losses import AuxLosses
 from ironmoe.moe.routers.capacity import Capacity
@@ -64,8 +66,7 @@ class MoE(nn.Module):
             none.
     """
 
-    # while its experts are offloaded, what brings them in (``run_experts``)
-    offloaded: Callable[[OfExperts], OfExperts] | None = None
+    offloaded: Offloaded | None = None  # set by ``offload_experts`` while its block runs
 
     def __init__(
         self,
@@ -140,6 +141,19 @@ class MoE(nn.Module):
             nn.Linear(dim, 1, bias=False, device=device, dtype=dtype) if shared_gate else None
         )
         self.aux_losses = AuxLosses()
+        self.expert_parallel: ExpertParallel | None = None
+
+    def parallelize(
+        self: _MoE,
+        mesh: Any,
+        *,
+        gradients: str = "mean",
+        max_tokens_per_rank: int | None = None,
+    ) -> _MoE:
+        """Share the experts out over the ranks of a mesh: ``ironmoe.moe.layers.ranks.share_out``,
+        which says what the arguments are. Every rank must call it."""
+        share_out(self, mesh, gradients=gradients, max_tokens_per_rank=max_tokens_per_rank)
+        return self
 
     @staticmethod
     def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> "type[MoE]":
@@ -189,11 +203,6 @@ class MoE(nn.Module):
             x_TD = zero_padding(x_TD, mask_T)
         routed, routing = self._route(x_TD, x.shape, mask_T)
         y_TD = self._experts(x_TD, routing, routed)
-        if self.shared is not None:
-            shared_TD = self.shared(x_TD)
-            if self.shared_gate is not None:
-                shared_TD = self.shared_gate(x_TD).sigmoid() * shared_TD
-            y_TD = y_TD + shared_TD
         if mask_T is not None:
             y_TD = zero_padding(y_TD, mask_T)
 
@@ -238,15 +247,35 @@ class MoE(nn.Module):
         return inside if isinstance(inside, Grouped) else None
 
     def _experts(self, x_TD: Tensor, routing: Routing, routed: RouterOutput) -> Tensor:
-        whole = routed.dispatch is None and self.dispatch_dtype is None
+        """The chosen experts and the shared one."""
+        shared: list[Tensor] = []
+
+        def add_shared() -> None:
+            if self.shared is not None:
+                shared.append(self._shared_expert(x_TD))
+
+        if self.expert_parallel is None:
+            product = partial(self._with, dispatch_dtype=self.dispatch_dtype)
+            y_TD = run_experts(self, x_TD, routing, routed.dispatch, product)
+            add_shared()
+        else:
+            y_TD = through_ranks(
+                self.expert_parallel,
+                (self.fc1, self.fc2),
+                (x_TD, routing, routed.dispatch),
+                self._with,
+                dispatch_dtype=self.dispatch_dtype,
+                meanwhile=add_shared,
+            )
+        return y_TD + shared[0] if shared else y_TD
+
+    def _with(
+        self, routing: Routing, dispatch: Dispatch | None, dispatch_dtype: torch.dtype | None
+    ) -> TwoLayers:
+        """The product of tokens with the weights of experts that are here."""
 
         def layer(
-            x_TD: Tensor,
-            chosen: Chosen,
-            w_in: Tensor,
-            b_in: Tensor | None,
-            w_out: Tensor,
-            b_out: Tensor | None,
+            x_TD: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None
         ) -> Tensor:
             check_like_weights(x_TD, w_in)
             options: dict[str, Any] = {
@@ -255,14 +284,21 @@ class MoE(nn.Module):
                 "activation": self.activation,
                 "precision": self.precision,
             }
-            routing, dispatch = chosen
-            if whole:
+            if dispatch is None and dispatch_dtype is None:
                 return expert_mlp(x_TD, w_in, w_out, routing, recompute=self.recompute, **options)
-            dispatch = dispatch or plan_dispatch(routing.experts, len(w_in))
-            options["dispatch_dtype"] = self.dispatch_dtype
-            return expert_rows(x_TD, w_in, w_out, routing, dispatch, **options)
+            plan = dispatch or plan_dispatch(routing.experts, w_in.shape[0])
+            options["dispatch_dtype"] = dispatch_dtype
+            return expert_rows(x_TD, w_in, w_out, routing, plan, **options)
 
-        return run_experts(self, x_TD, Chosen(routing, routed.dispatch), layer)
+        return layer
+
+    def _shared_expert(self, x_TD: Tensor) -> Tensor:
+        """What the expert of all tokens gives."""
+        assert self.shared is not None
+        shared_TD: Tensor = self.shared(x_TD)
+        if self.shared_gate is not None:
+            shared_TD = self.shared_gate(x_TD).sigmoid() * shared_TD
+        return shared_TD
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_experts={self.num_experts}, activation={self.activation!r}"

@@ -4,8 +4,7 @@ Shape suffixes: B images, N tokens of an image, D their width, E experts, P slot
 rows.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import einsum, rearrange
@@ -22,8 +21,12 @@ from ironmoe.kernels.checks import (
     check_like_weights,
 )
 from ironmoe.kernels.route import check_precision, without_autocast
-from ironmoe.moe.layers.expert_linear import Chosen, ExpertLinear, OfExperts, run_experts
+from ironmoe.moe.exchange.expert_parallel import ExpertParallel
+from ironmoe.moe.layers.expert_linear import ExpertLinear, Offloaded, TwoLayers, run_experts
+from ironmoe.moe.layers.ranks import share_out, through_ranks
 from ironmoe.moe.routers.masks import checked_mask, zero_padding
+
+_SoftMoE = TypeVar("_SoftMoE", bound="SoftMoE")
 
 
 class SoftMoE(nn.Module):
@@ -44,8 +47,7 @@ class SoftMoE(nn.Module):
         precision: float32 products on a GPU, as in ``MoE``.
     """
 
-    # while its experts are offloaded, what brings them in (``run_experts``)
-    offloaded: Callable[[OfExperts], OfExperts] | None = None
+    offloaded: Offloaded | None = None  # set by ``offload_experts`` while its block runs
 
     def __init__(
         self,
@@ -90,7 +92,20 @@ class SoftMoE(nn.Module):
         self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.fc1 = ExpertLinear(num_experts, dim, wide, bias, device, dtype)
         self.fc2 = ExpertLinear(num_experts, hidden_dim, dim, bias, device, dtype)
+        self.expert_parallel: ExpertParallel | None = None
         self.reset_parameters()
+
+    def parallelize(
+        self: _SoftMoE,
+        mesh: Any,
+        *,
+        gradients: str = "mean",
+        max_tokens_per_rank: int | None = None,
+    ) -> _SoftMoE:
+        """Share the experts out over the ranks of a mesh: ``ironmoe.moe.layers.ranks.share_out``,
+        which says what the arguments are. Every rank must call it."""
+        share_out(self, mesh, gradients=gradients, max_tokens_per_rank=max_tokens_per_rank)
+        return self
 
     def reset_parameters(self) -> None:
         """φ normal with variance 1 / D, scale 1."""
@@ -164,21 +179,26 @@ class SoftMoE(nn.Module):
         gates_R1 = torch.ones(rows_RD.shape[0], 1, dtype=wide, device=rows_RD.device)
         experts_E = torch.arange(experts, dtype=torch.int32, device=rows_RD.device)
         experts_R1 = experts_E[:, None].expand(-1, images * slots).reshape(-1, 1)
-        options: dict[str, Any] = {"activation": self.activation, "precision": self.precision}
+        routing = Routing(gates_R1, experts_R1)
+        if self.expert_parallel is None:
+            y_RD = run_experts(self, rows_RD, routing, None, self._with)
+        else:
+            modules = self.fc1, self.fc2
+            tokens = rows_RD, routing, None
+            y_RD = through_ranks(self.expert_parallel, modules, tokens, self._with)
+        return y_RD.view(slots_EBPD.shape)
+
+    def _with(self, routing: Routing, *_: Any) -> TwoLayers:
+        """The product of slots with the weights of experts that are here."""
 
         def layer(
-            x: Tensor,
-            chosen: Chosen,
-            w_in: Tensor,
-            b_in: Tensor | None,
-            w_out: Tensor,
-            b_out: Tensor | None,
+            x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None
         ) -> Tensor:
             check_like_weights(x, w_in)
-            return expert_mlp(x, w_in, w_out, chosen.routing, b_in=b_in, b_out=b_out, **options)
+            options: dict[str, Any] = {"activation": self.activation, "precision": self.precision}
+            return expert_mlp(x, w_in, w_out, routing, b_in=b_in, b_out=b_out, **options)
 
-        y_RD = run_experts(self, rows_RD, Chosen(Routing(gates_R1, experts_R1)), layer)
-        return y_RD.view(slots_EBPD.shape)
+        return layer
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """Checkpoints of ironmoe 0.1 have the scale without an axis."""

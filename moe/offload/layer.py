@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ironmoe.kernels.autograd.saved import saving
 from ironmoe.kernels.route import autocast_dtype, transformed
-from ironmoe.moe.layers.expert_linear import Chosen, OfExperts
+from ironmoe.kernels.types import Dispatch, Routing
+from ironmoe.moe.layers.expert_linear import ProductOf, TwoLayers
 from ironmoe.moe.offload.numbering import experts_with_rows, renumbered
 from ironmoe.moe.offload.resident import Host, ResidentExperts
 from ironmoe.moe.offload.stacks import ExpertOffload, Stack
@@ -42,20 +43,23 @@ class OffloadedExperts:
     def __reduce__(self) -> Any:
         return type(None), ()
 
-    def __call__(self, use: OfExperts) -> OfExperts:
-        """What runs in place of ``use`` (``run_experts``)."""
+    def __call__(
+        self, product_of: ProductOf, routing: Routing, dispatch: Dispatch | None
+    ) -> TwoLayers:
+        """What runs in place of ``product_of(routing, dispatch)`` (``run_experts``)."""
 
-        def run(x: Tensor, chosen: Chosen, *weights: Any) -> Tensor:
+        def run(x: Tensor, *weights: Any) -> Tensor:
             _check_frozen(weights)
             num_experts = len(weights[0])
             host = Host.now(weights, autocast_dtype(x) or weights[0].dtype)
             if transformed():  # no value can be looked at, and no hook set
                 every = ResidentExperts(0, self.resident.offload).having(range(num_experts), host)
-                return use(x, chosen, *every.weights)
+                return product_of(routing, dispatch)(x, *every.weights)
 
-            stack = self.resident.having(experts_with_rows(chosen, num_experts), host)
+            stack = self.resident.having(experts_with_rows(routing, dispatch, num_experts), host)
+            product = product_of(*renumbered(routing, dispatch, stack.experts, num_experts))
             with saving(self._take(stack, host), self._give):
-                y = use(x, renumbered(chosen, stack.experts, num_experts), *stack.weights)
+                y = product(x, *stack.weights)
             self.resident.retain(stack, host)
             return y
 

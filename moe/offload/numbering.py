@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from ironmoe.kernels.dispatch import check_choices
-from ironmoe.moe.layers.expert_linear import Chosen
+from ironmoe.kernels.types import Dispatch, Routing
 
 
-def experts_with_rows(chosen: Chosen, num_experts: int) -> list[int]:
+def experts_with_rows(routing: Routing, dispatch: Dispatch | None, num_experts: int) -> list[int]:
     """Their numbers, ascending. The host waits for the device that knows them.
 
     Raises:
         ValueError: a choice on CPU is no expert. On a GPU such a choice is dropped.
     """
-    if chosen.dispatch is not None:
-        has_rows_E = chosen.dispatch.offsets.diff() > 0
+    if dispatch is not None:
+        has_rows_E = dispatch.offsets.diff() > 0
     else:
-        experts_TK = chosen.routing.experts
+        experts_TK = routing.experts
         check_choices(experts_TK, num_experts)
         has_rows_E = torch.zeros(num_experts + 1, dtype=torch.bool, device=experts_TK.device)
         has_rows_E[_or_dropped(experts_TK, num_experts).flatten()] = True
@@ -30,18 +30,20 @@ def experts_with_rows(chosen: Chosen, num_experts: int) -> list[int]:
     return numbers
 
 
-def renumbered(chosen: Chosen, experts: Sequence[int], num_experts: int) -> Chosen:
+def renumbered(
+    routing: Routing, dispatch: Dispatch | None, experts: Sequence[int], num_experts: int
+) -> tuple[Routing, Dispatch | None]:
     """The same choices in a stack of these ``experts``, which ascend and are all that have rows,
     among others perhaps: expert ``experts[i]`` becomes i, and a dropped choice
     ``len(experts)``."""
-    experts_TK, dispatch = chosen.routing.experts, chosen.dispatch
+    experts_TK = routing.experts
     there = torch.tensor([*experts, num_experts], device=experts_TK.device)
     number_E = experts_TK.new_full((num_experts + 1,), len(experts))
     number_E[there] = torch.arange(len(there), dtype=number_E.dtype, device=number_E.device)
-    routing = chosen.routing._replace(experts=number_E[_or_dropped(experts_TK, num_experts)])
+    routing = routing._replace(experts=number_E[_or_dropped(experts_TK, num_experts)])
     if dispatch is not None:  # experts that are not there have no rows
         dispatch = dispatch._replace(offsets=dispatch.offsets[there])
-    return Chosen(routing, dispatch)
+    return routing, dispatch
 
 
 def _or_dropped(experts_TK: Tensor, num_experts: int) -> Tensor:

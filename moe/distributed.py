@@ -1,0 +1,20 @@
+"""Models on several devices, with torch.distributed: expert parallelism, its gradients and
+errors."""
+
+from ironmoe.moe.exchange.errors import ExchangeError, RanksDisagreeError
+from ironmoe.moe.exchange.traffic import Traffic, counted_traffic
+from ironmoe.moe.parallel.clip_grad_norm import clip_grad_norm_
+from ironmoe.moe.parallel.gradients import average_gradients
+from ironmoe.moe.parallel.layers import overflowed_choices
+from ironmoe.moe.parallel.parallelize import parallelize
+
+__all__ = [
+    "ExchangeError",
+    "RanksDisagreeError",
+    "Traffic",
+    "average_gradients",
+    "clip_grad_norm_",
+    "counted_traffic",
+    "overflowed_choices",
+    "parallelize",
+]

@@ -1,0 +1,97 @@
+"""What the ranks tell each other before rows travel: how many rows each expert will get, and what
+must be the same on all of them. A rank that differs would leave the others waiting for ever.
+
+Shape suffixes: P ranks of a group, L experts of a rank, H entries of a header.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ironmoe.moe.exchange.errors import RanksDisagreeError
+from ironmoe.moe.exchange.group import Group
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Header(NamedTuple):
+    """What ranks of one exchange must agree on. All are whole numbers.
+
+    layer: number of the layer in its model
+    bounded: how many rows a rank sends at most to another one; 0 without a bound
+    dtype: of the rows, as the place in ``DTYPES``
+    width: D of the rows
+    tokens_need_grad, weights_need_grad: whether the backward pass may come back through the rows
+    """
+
+    layer: int
+    bounded: int
+    dtype: int
+    width: int
+    tokens_need_grad: int
+    weights_need_grad: int
+
+    def words(self, name: str) -> str:
+        """A field for people."""
+        value = getattr(self, name)
+        if name == "dtype":
+            return f"rows of {DTYPES[value]}" if 0 <= value < len(DTYPES) else f"dtype {value}"
+        texts = {
+            "layer": f"layer {value}",
+            "bounded": f"max_tokens_per_rank = {value or None}",
+            "width": f"rows of width {value}",
+            "tokens_need_grad": f"tokens with requires_grad={bool(value)}",
+            "weights_need_grad": f"weights with requires_grad={bool(value)}",
+        }
+        return texts[name]
+
+
+def header_of(rows: Tensor, *, layer: int, bounded: int | None, weights_need_grad: bool) -> Header:
+    """The header of this rank for rows (R, D)."""
+    records = torch.is_grad_enabled()
+    return Header(
+        layer=layer,
+        bounded=bounded or 0,
+        dtype=DTYPES.index(rows.dtype),
+        width=rows.shape[1],
+        tokens_need_grad=int(records and rows.requires_grad),
+        weights_need_grad=int(records and weights_need_grad),
+    )
+
+
+def told(group: Group, header: Header, counts_PL: Tensor) -> tuple[Tensor, Tensor]:
+    """Tell each rank the header and how many rows its experts will get from here.
+
+    Args:
+        counts_PL: (P, L) int64.
+
+    Returns:
+        (headers (P, H), counts (P, L)) of the other ranks, int64, for the experts of this one.
+    """
+    own_1H = torch.tensor([header], dtype=torch.int64)
+    own_PH = own_1H.to(counts_PL.device, non_blocking=True).expand(group.size, -1)
+    message_PX = torch.cat([own_PH, counts_PL], dim=1)
+    received_PX = torch.empty_like(message_PX)
+    one_each = [1] * group.size
+    work = group.start_rows(received_PX, message_PX, one_each, one_each, "counts")
+    group.finish_rows(work)
+    return received_PX[:, : len(header)], received_PX[:, len(header) :]
+
+
+def check_agreement(group: Group, own: Header, others: list[list[int]]) -> None:
+    """Compare the headers of all ranks with that of this one.
+
+    Raises:
+        RanksDisagreeError: they differ. Each rank of the group raises it, so none waits.
+    """
+    for rank, values in enumerate(others):
+        other = Header(*values)
+        different = [name for name in Header._fields if getattr(other, name) != getattr(own, name)]
+        if different:
+            here, there = own.words(different[0]), other.words(different[0])
+            raise RanksDisagreeError(
+                f"ranks must come to an exchange of tokens with the same settings, got {here} on "
+                f"rank {group.global_rank(group.rank)} and {there} on rank "
+                f"{group.global_rank(rank)}"
+            )

@@ -1,0 +1,123 @@
+"""Errors of exchanges between processes, which name the rank that is missing."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+GRACE_SECONDS = 5.0  # survivors of a rank that has ended notice it within these
+KEY = "ironmoe/ended"
+
+
+class ExchangeError(RuntimeError):
+    """A rank did not take part in an exchange: it has ended, or does something else."""
+
+
+class RanksDisagreeError(ValueError):
+    """Ranks came to one exchange with tensors or options that do not belong together."""
+
+
+class Member(NamedTuple):
+    """A process of a group: its rank of all, and where it runs."""
+
+    rank: int
+    host: str
+    pid: int
+
+    def has_ended(self) -> bool | None:
+        """Whether the process is gone; None where that cannot be seen from here."""
+        if self.host != socket.gethostname():
+            return None
+        with suppress(OSError):
+            # a process that was killed stays a zombie until its parent asks for it
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return state in "ZX"
+        with suppress(PermissionError):
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return True
+        return False
+
+
+def members_of(group: Any) -> list[Member]:
+    """All processes of a group, in the order of its ranks. Each of them must call it."""
+    own = Member(dist.get_rank(), socket.gethostname(), os.getpid())
+    members: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(members, own, group=group)
+    return members
+
+
+@contextmanager
+def naming_missing(members: Sequence[Member], what: str) -> Iterator[None]:
+    """Replace the error of an exchange inside the block by one that says which rank did not take
+    part.
+
+    Args:
+        members: the processes that take part.
+        what: is exchanged, for the message.
+
+    Raises:
+        ExchangeError: torch's exchange failed or took longer than the timeout of its group.
+    """
+    try:
+        yield
+    except ExchangeError:
+        raise
+    except (RuntimeError, dist.DistBackendError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ExchangeError(f"{what} failed: {missing_among(members)}. ({error})") from error
+
+
+def missing_among(members: Sequence[Member]) -> str:
+    """Which of the processes have ended, or did not fail as this one did: in words. Each process
+    whose exchange failed must call it; it waits up to ``GRACE_SECONDS`` for the others."""
+    store = _store()
+    here = next((m for m in members if m.rank == dist.get_rank()), None)
+    silent = [member for member in members if member != here]
+    with suppress(RuntimeError):  # the process that keeps the store may be the one that ended
+        if store is not None and here is not None:
+            store.set(f"{KEY}/{here.rank}", "1")
+
+    end = time.monotonic() + GRACE_SECONDS
+    while True:
+        gone = [member for member in silent if member.has_ended()]
+        silent = [member for member in silent if not _has_said_so(store, member)]
+        if gone or not silent or time.monotonic() > end:
+            break
+        time.sleep(0.05)
+
+    if gone:
+        return f"{_named(gone)} ended"
+    if silent:
+        return (
+            f"{_named(silent)} did not take part: it ended, failed, or has made another number "
+            "of passes"
+        )
+    return "every rank failed in it"
+
+
+def _has_said_so(store: Any, member: Member) -> bool:
+    try:
+        return store is not None and store.check([f"{KEY}/{member.rank}"])
+    except RuntimeError:
+        return False
+
+
+def _store() -> Any:
+    """The store that all processes share; None where there is none any more."""
+    with suppress(ValueError, RuntimeError):
+        return dist.distributed_c10d._get_default_store()
+    return None
+
+
+def _named(members: Sequence[Member]) -> str:
+    names = [f"rank {member.rank} (process {member.pid} on {member.host})" for member in members]
+    return " and ".join(names)

@@ -1,0 +1,184 @@
+"""Expert parallelism of one layer: its experts are shared out over the ranks of a group."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ironmoe.kernels import Dispatch, Routing, plan_dispatch
+from ironmoe.kernels.route import autocast_dtype, forward_mode, may_look, transformed
+from ironmoe.moe.exchange.agreement import header_of
+from ironmoe.moe.exchange.bounded import bounded
+from ironmoe.moe.exchange.dropless import Experts, dropless
+from ironmoe.moe.exchange.expert_rows import combined
+from ironmoe.moe.exchange.group import Group
+from ironmoe.moe.exchange.local_part import local_part
+from ironmoe.moe.exchange.replicated import Layer, replicated
+
+
+def nothing() -> None:
+    """There is nothing to compute while rows travel."""
+
+
+class ExpertParallel:
+    """What a layer asks where its experts are shared out: rank r of P has the experts
+    r · E / P … (r + 1) · E / P − 1.
+
+    Args:
+        group: the ranks.
+        num_experts: E of the whole layer.
+        layer: a number that the layer has on every rank.
+        divide_gradients: divide the gradients of the experts by P. They are those of the tokens of
+            all ranks; divided, they are the mean over ranks, as data parallelism makes it of all
+            other weights.
+        max_tokens_per_rank: how many rows a rank sends at most to each rank; None: as many as there
+            are.
+
+    Attributes:
+        tokens_are_replicated: whether all ranks have the same tokens; else each has its own.
+        overflow: () int64 on the device, how many choices of this rank found no place in the
+            buffers of ``max_tokens_per_rank`` since ``take_overflow``; None before the first pass.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        num_experts: int,
+        *,
+        layer: int = 0,
+        divide_gradients: bool = True,
+        max_tokens_per_rank: int | None = None,
+    ) -> None:
+        self.group = group
+        self.num_experts = num_experts
+        self.layer = layer
+        self.divide_by = group.size if divide_gradients else 1
+        self.max_tokens_per_rank = max_tokens_per_rank
+        self.tokens_are_replicated = False
+        self.overflow: Tensor | None = None
+
+    @property
+    def num_local_experts(self) -> int:
+        """How many experts this rank has."""
+        return self.num_experts // self.group.size
+
+    def local(self, weight: Tensor | None) -> Any:
+        """This rank's part of a weight or bias of the experts. A plain tensor is taken as the part
+        itself."""
+        if weight is None or not hasattr(weight, "to_local"):
+            return weight
+        return local_part(weight, 1 if self.tokens_are_replicated else self.divide_by)
+
+    def __call__(
+        self,
+        x_TD: Tensor,
+        routing: Routing,
+        dispatch: Dispatch | None,
+        *,
+        experts: Experts,
+        layer: Layer,
+        weights_need_grad: bool,
+        travel_dtype: torch.dtype | None = None,
+        meanwhile: Callable[[], None] = nothing,
+    ) -> Tensor:
+        """y (T, D) of tokens x (T, D). Each rank of the group must call it, also one without
+        tokens.
+
+        Args:
+            routing, dispatch: over all E experts; the dispatch where it is at hand already.
+            experts: rows (R, D), routing (R, 1) → (R, D), by the experts of this rank, which are
+                numbered from 0.
+            layer: the same for tokens (T, D) and their gates.
+            weights_need_grad: whether a weight of the experts requires grad.
+            travel_dtype: rows are rounded to this dtype when they leave a rank.
+            meanwhile: runs once, while rows travel.
+
+        Raises:
+            RanksDisagreeError: ranks came with other dtypes, other requires_grad, or in another
+                layer.
+            ExchangeError: a rank did not come.
+            NotImplementedError: inside a transform of torch.func or forward-mode differentiation.
+        """
+        if transformed() or forward_mode():
+            raise NotImplementedError(
+                "expert parallelism has no rule for torch.func and forward mode: use "
+                "torch.autograd.grad, or a model whose experts are on one device"
+            )
+        dtype = autocast_dtype(x_TD)
+        x_TD = x_TD if dtype is None else x_TD.to(dtype)
+        if self.tokens_are_replicated:
+            meanwhile()
+            return replicated(self.group, x_TD, routing, self.num_experts, layer)
+
+        plan = dispatch or plan_dispatch(routing.experts, self.num_experts)
+        computed_in = x_TD.dtype
+        sent_TD = x_TD if travel_dtype is None else x_TD.to(travel_dtype)
+
+        def rounded(rows_RD: Tensor, own: Routing) -> Tensor:
+            out_RD = experts(rows_RD.to(computed_in), own)
+            return out_RD if travel_dtype is None else out_RD.to(travel_dtype)
+
+        header = header_of(
+            sent_TD,
+            layer=self.layer,
+            bounded=self.max_tokens_per_rank,
+            weights_need_grad=weights_need_grad,
+        )
+        if self.max_tokens_per_rank is None:
+            out_RD, plan = dropless(self.group, header, sent_TD, plan, rounded, meanwhile)
+        else:
+            out_RD, plan, dropped = bounded(
+                self.group, header, sent_TD, routing.experts, plan, rounded, meanwhile
+            )
+            self._report(dropped)
+        return combined(out_RD.to(computed_in), routing, plan)
+
+    # torch.compile stands aside here; what it sets for torch.compiler.disable, without the import
+    # of the compiler
+    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    def take_overflow(self) -> int:
+        """How many choices found no place since the last call. The host waits for the device."""
+        overflow = 0 if self.overflow is None else int(self.overflow)
+        self.overflow = None
+        return overflow
+
+    @torch.no_grad()
+    def _report(self, dropped: Tensor) -> None:
+        """Add to the overflow. Where a look costs nothing, say so at once."""
+        self.overflow = dropped if self.overflow is None else self.overflow + dropped
+        if may_look(dropped) and int(dropped):
+            warnings.warn(
+                f"{int(dropped)} choices of this pass were dropped in layer {self.layer}, because "
+                f"a rank sends at most max_tokens_per_rank = {self.max_tokens_per_rank} rows to "
+                "each rank",
+                stacklevel=2,
+            )
+
+    def __deepcopy__(self, _: Any) -> "ExpertParallel":
+        """A copy of a layer exchanges with the same ranks and has dropped nothing yet."""
+        same = ExpertParallel(
+            self.group,
+            self.num_experts,
+            layer=self.layer,
+            divide_gradients=self.divide_by > 1,
+            max_tokens_per_rank=self.max_tokens_per_rank,
+        )
+        same.tokens_are_replicated = self.tokens_are_replicated
+        return same
+
+
+@contextmanager
+def replicated_tokens(states: list[ExpertParallel]) -> Iterator[None]:
+    """Inside the block all ranks have the same tokens."""
+    before = [state.tokens_are_replicated for state in states]
+    try:
+        for state in states:
+            state.tokens_are_replicated = True
+        yield
+    finally:
+        for state, value in zip(states, before, strict=True):
+            state.tokens_are_replicated = value

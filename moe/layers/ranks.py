@@ -1,0 +1,175 @@
+"""Layers whose experts are shared out over ranks: their weights, and the way of their tokens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ironmoe.kernels import Dispatch, Routing
+from ironmoe.kernels.checks import check_counts
+from ironmoe.moe.exchange.errors import RanksDisagreeError
+from ironmoe.moe.exchange.expert_parallel import ExpertParallel, nothing
+from ironmoe.moe.exchange.group import Group
+from ironmoe.moe.layers.expert_linear import ExpertLinear, TwoLayers, with_weights
+
+GRADIENTS = ("mean", "sum")
+
+# (routing to experts that are here, dispatch, dispatch_dtype) → the product with their weights
+With = Callable[[Routing, Dispatch | None, torch.dtype | None], TwoLayers]
+# x (T, D), routing, dispatch: over all experts
+Tokens = tuple[Tensor, Routing, Dispatch | None]
+
+
+def share_out(
+    layer: Any,
+    mesh: Any,
+    *,
+    gradients: str = "mean",
+    max_tokens_per_rank: int | None = None,
+    group: Group | None = None,
+    number: int = 0,
+) -> None:
+    """Share the experts of a layer out over the P ranks of a mesh. Each of them must call it.
+
+    ``fc1.weight``, ``fc2.weight`` and their biases become DTensors, sharded by experts; all
+    parameters and buffers of the layer take the values of the first rank. From then on each rank
+    gives the layer tokens of its own, any number of them, and rows travel to the ranks of their
+    experts and back. Every rank must make every pass, and every backward pass, also without a
+    token.
+
+    Args:
+        layer: an ``MoE`` or ``SoftMoE``; it is changed.
+        mesh: a ``DeviceMesh`` of one dimension, such as ``mesh["ep"]``, whose size divides E.
+        gradients: what the gradients of the experts are: "mean", that over the ranks, as data
+            parallelism and FSDP2 make it of all other weights, for a loss that is the mean over the
+            tokens of a rank; or "sum", for a loss that is a sum over its tokens divided by their
+            number on all ranks.
+        max_tokens_per_rank: a rank sends at most so many rows (tokens times choices) to each rank
+            of the mesh. No shape then depends on values and the host never waits, so a GPU can
+            capture the layer in a CUDA graph. What finds no place is dropped and counted
+            (``take_overflow``; on CPU with a warning at once). None: every row travels, and the
+            host waits for one exchange of counts.
+        group: the ranks, where several layers share them; number: of the layer in its model.
+
+    Raises:
+        ValueError: the mesh has more dimensions, its size does not divide E, the experts are shared
+            out already, or another argument is outside the above.
+        TypeError: mesh is no DeviceMesh, or the weights are not those of the layer itself.
+        RanksDisagreeError: the ranks have layers of other sizes or dtypes, or other arguments.
+    """
+    _check(layer, mesh, gradients, max_tokens_per_rank)
+    group = group or Group(mesh.get_group())
+    _check_same(layer, group, (gradients, max_tokens_per_rank, number))
+
+    same_values(layer, group)
+    for module in (layer.fc1, layer.fc2):
+        _shard(module, mesh)
+    layer.expert_parallel = ExpertParallel(
+        group,
+        layer.num_experts,
+        layer=number,
+        divide_gradients=gradients == "mean",
+        max_tokens_per_rank=max_tokens_per_rank,
+    )
+
+
+def through_ranks(
+    parallel: ExpertParallel,
+    modules: tuple[nn.Module, nn.Module],
+    tokens: Tokens,
+    with_experts: With,
+    *,
+    dispatch_dtype: torch.dtype | None = None,
+    meanwhile: Callable[[], None] = nothing,
+) -> Tensor:
+    """y (T, D) of tokens whose experts are on several ranks; modules: fc1 and fc2."""
+    x_TD, routing, dispatch = tokens
+
+    def layer(x_TD: Tensor, *weights: Tensor | None) -> Tensor:
+        w_in, b_in, w_out, b_out = map(parallel.local, weights)
+
+        def rows(x_RD: Tensor, own: Routing) -> Tensor:
+            return with_experts(own, None, None)(x_RD, w_in, b_in, w_out, b_out)
+
+        def all_tokens(x_TD: Tensor, own: Routing) -> Tensor:
+            return with_experts(own, None, dispatch_dtype)(x_TD, w_in, b_in, w_out, b_out)
+
+        return parallel(
+            x_TD,
+            routing,
+            dispatch,
+            experts=rows,
+            layer=all_tokens,
+            weights_need_grad=any(w is not None and w.requires_grad for w in weights),
+            travel_dtype=dispatch_dtype,
+            meanwhile=meanwhile,
+        )
+
+    return with_weights(*modules, x_TD, layer)
+
+
+@torch.no_grad()
+def same_values(module: nn.Module, group: Group) -> None:
+    """Every parameter and buffer of the module takes the values of the first rank of the group. One
+    that has no values, as on the meta device, stays as it is, and so does a DTensor."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_meta or hasattr(tensor, "device_mesh"):
+            continue
+        values = tensor.detach().contiguous()
+        if values.numel():  # gloo has not all dtypes
+            group.broadcast(values.view(-1).view(torch.uint8))
+            tensor.detach().copy_(values)
+
+
+def _shard(module: nn.Module, mesh: Any) -> None:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    for name, weight in module.named_parameters(recurse=False):
+        # every rank has the whole already
+        part = distribute_tensor(weight.detach(), mesh, [Shard(0)], src_data_rank=None)
+        setattr(module, name, nn.Parameter(part, requires_grad=weight.requires_grad))
+
+
+def _check(layer: Any, mesh: Any, gradients: str, max_tokens_per_rank: int | None) -> None:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    if not isinstance(mesh, DeviceMesh):
+        raise TypeError(
+            f"mesh must be a DeviceMesh, such as init_device_mesh(…)['ep'], got {mesh!r}"
+        )
+    if mesh.ndim != 1:
+        raise ValueError(
+            f"mesh must have one dimension, such as mesh['ep'], got {mesh.ndim}: {mesh}"
+        )
+    if gradients not in GRADIENTS:
+        raise ValueError(f"gradients must be one of {GRADIENTS}, got {gradients!r}")
+    if max_tokens_per_rank is not None:
+        check_counts(max_tokens_per_rank=max_tokens_per_rank)
+    if getattr(layer, "expert_parallel", None) is not None:
+        raise ValueError("layer must not be parallelized yet, got one whose experts are shared out")
+    if layer.num_experts % mesh.size():
+        raise ValueError(
+            f"mesh must have a size that divides num_experts = {layer.num_experts}, got "
+            f"{mesh.size()}"
+        )
+    for name in ("fc1", "fc2"):
+        module = getattr(layer, name)
+        if not isinstance(module, ExpertLinear) or module._forward_pre_hooks:
+            raise TypeError(
+                f"{name} must be the layer's own ExpertLinear, got a {type(module).__name__} that "
+                "another library has changed: parallelize first, and wrap, prune or shard it then"
+            )
+
+
+def _check_same(layer: nn.Module, group: Group, options: tuple[Any, ...]) -> None:
+    """RanksDisagreeError unless all ranks have the same layer and options."""
+    sizes = [(name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters()]
+    own = f"{type(layer).__name__}{options} with {sizes}"
+    for rank, other in enumerate(group.each(own)):
+        if other != own:
+            raise RanksDisagreeError(
+                f"ranks must parallelize the same layer in the same way, got {own} on rank "
+                f"{dist.get_rank()} and {other} on rank {group.global_rank(rank)}"
+            )

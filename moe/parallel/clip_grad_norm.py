@@ -1,0 +1,95 @@
+"""The norm of gradients that are shared out over several meshes, and its bound."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ironmoe.moe.exchange.errors import naming_missing
+from ironmoe.moe.exchange.group import every_rank
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: nn.Module | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    *,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """``torch.nn.utils.clip_grad_norm_`` for parameters on different meshes, which that one
+    refuses: experts on some ranks, other weights on others or on all. The norm is that of one
+    process: what several ranks have copies of counts once.
+
+    Every rank must call it, after the gradients are averaged. Sums are in float64.
+
+    Args:
+        parameters: a module, or parameters.
+        max_norm: gradients are scaled so that their norm is at most this.
+        norm_type: p ≥ 1 of the norm; may be infinity.
+        error_if_nonfinite: raise a RuntimeError if the norm is no finite number.
+
+    Returns:
+        () float64, the norm before; the same on every rank.
+    """
+    if not norm_type >= 1:
+        raise ValueError(f"norm_type must be at least 1, got {norm_type}")
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm must be at least 0, got {max_norm}")
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    given = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+    grads = [p.grad for p in given if p.grad is not None]
+    members = every_rank().members if dist.is_initialized() else []
+    if not grads:
+        return torch.zeros((), dtype=torch.float64)
+
+    with naming_missing(members, "the norm of gradients"):
+        total = _norm(grads, norm_type)
+    if error_if_nonfinite and not bool(total.isfinite()):
+        raise RuntimeError(f"the norm of the gradients must be finite, got {float(total)}")
+    factor = (max_norm / (total + 1e-6)).clamp(max=1)  # as torch has it
+    for grad in map(_local, grads):
+        grad.mul_(factor.to(grad.device, grad.dtype))
+    return total
+
+
+def _norm(grads: list[Tensor], p: float) -> Tensor:
+    """Of all gradients together. Those that lie on the same ranks travel as one number."""
+    device = _local(grads[0]).device
+    powers: dict[tuple[Any, ...], list[Tensor]] = {}
+    for grad in grads:
+        norm = torch.linalg.vector_norm(_local(grad), p, dtype=torch.float64).to(device)
+        powers.setdefault(_shared_out_over(grad), []).append(norm if p == math.inf else norm**p)
+
+    sums = []
+    # dictionaries keep the order of the parameters, which all ranks have alike
+    for groups, norms in powers.items():
+        together = torch.stack(norms)
+        value = together.max() if p == math.inf else together.sum()
+        for group in groups:
+            op = dist.ReduceOp.MAX if p == math.inf else dist.ReduceOp.SUM
+            dist.all_reduce(value, op=op, group=group)
+        sums.append(value)
+    every = torch.stack(sums)
+    return every.max() if p == math.inf else every.sum() ** (1 / p)
+
+
+def _local(grad: Any) -> Tensor:
+    return grad.to_local() if hasattr(grad, "to_local") else grad
+
+
+def _shared_out_over(grad: Any) -> tuple[Any, ...]:
+    """The process groups over which the numbers of a gradient are shared out; () of one that every
+    rank has whole."""
+    if not hasattr(grad, "placements"):
+        return ()
+    mesh = grad.device_mesh
+    return tuple(
+        mesh.get_group(dimension)
+        for dimension, placement in enumerate(grad.placements)
+        if not placement.is_replicate()
+    )

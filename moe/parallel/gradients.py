@@ -1,0 +1,93 @@
+"""Gradients that are equal on all ranks that have copies of a weight."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ironmoe.moe.exchange.errors import naming_missing
+from ironmoe.moe.exchange.group import every_rank
+from ironmoe.moe.parallel.parallelize import dimensions
+
+BUCKET = 2**24  # how many numbers travel at once
+
+
+@torch.no_grad()
+def average_gradients(model: nn.Module, mesh: Any, *, gradients: str = "mean") -> None:
+    """Make the gradients those of all ranks, where FSDP2 does not: call it after ``backward()``,
+    once a step, on every rank. Weights that FSDP2 shards are left alone, because it has done so.
+
+    A weight that has a gradient on some ranks only counts as 0 on the others.
+
+    Args:
+        model: what ``parallelize`` returned.
+        mesh: the same as there.
+        gradients: the same as there: "mean" over ranks, or "sum".
+
+    Raises:
+        TypeError, ValueError: as for ``parallelize``.
+    """
+    names = dimensions(mesh)
+    if gradients not in ("mean", "sum"):
+        raise ValueError(f"gradients must be 'mean' or 'sum', got {gradients!r}")
+    experts = [p for p in model.parameters() if hasattr(p, "device_mesh")]
+    others = [p for p in model.parameters() if not hasattr(p, "device_mesh")]
+    if "fsdp" in names:
+        return
+
+    with naming_missing(every_rank().members, "the average of gradients"):
+        _average(others, experts, mesh, names, gradients == "mean")
+
+
+def _average(
+    others: list[nn.Parameter],
+    experts: list[nn.Parameter],
+    mesh: Any,
+    names: tuple[str, ...],
+    is_mean: bool,
+) -> None:
+    everywhere = [mesh.get_group(name) for name in range(mesh.ndim)]
+    _reduce(others, everywhere, mesh.size() if is_mean else 1)
+    copies = [mesh.get_group(d) for d, name in enumerate(names) if name != "ep"]
+    ranks = mesh.size() // (mesh.size(names.index("ep")) if "ep" in names else 1)
+    _reduce(experts, copies, ranks if is_mean else 1)
+
+
+def _reduce(weights: list[nn.Parameter], groups: list[Any], divide_by: int) -> None:
+    """Sum over the groups, one after another, and divide."""
+    if not weights or not groups:
+        return
+    has = torch.tensor([w.grad is not None for w in weights], dtype=torch.int32)
+    has = has.to(weights[0].device)
+    for group in groups:
+        dist.all_reduce(has, op=dist.ReduceOp.MAX, group=group)
+    chosen = [w for w, there in zip(weights, has.tolist(), strict=True) if there]
+    for weight in chosen:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+
+    bucket: list[Tensor] = []
+    for weight in chosen:
+        bucket.append(_local(weight.grad))
+        if sum(grad.numel() for grad in bucket) >= BUCKET:
+            _reduce_bucket(bucket, groups, divide_by)
+            bucket = []
+    _reduce_bucket(bucket, groups, divide_by)
+
+
+def _reduce_bucket(bucket: list[Tensor], groups: list[Any], divide_by: int) -> None:
+    """Several gradients travel as one tensor for each dtype."""
+    for dtype in {grad.dtype for grad in bucket}:
+        same = [grad for grad in bucket if grad.dtype == dtype]
+        wide = torch.promote_types(dtype, torch.float32)
+        flat = torch.cat([grad.flatten().to(wide) for grad in same])
+        for group in groups:
+            dist.all_reduce(flat, group=group)
+        flat /= divide_by
+        for grad, values in zip(same, flat.split([g.numel() for g in same]), strict=True):
+            grad.copy_(values.view_as(grad))
+
+
+def _local(grad: Any) -> Tensor:
+    return grad.to_local() if hasattr(grad, "to_local") else grad

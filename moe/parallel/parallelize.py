@@ -1,0 +1,141 @@
+"""A model on a mesh of devices: experts by expert parallelism, the rest by FSDP2 or copied."""
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ironmoe.moe.exchange.group import Group, every_rank
+from ironmoe.moe.layers.ranks import same_values, share_out
+from ironmoe.moe.parallel.blocks import blocks
+from ironmoe.moe.parallel.layers import expert_layers
+
+DIMENSIONS = ("dp", "fsdp", "ep")
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def parallelize(
+    model: _Model,
+    mesh: Any,
+    *,
+    gradients: str = "mean",
+    max_tokens_per_rank: int | None = None,
+    **fsdp_options: Any,
+) -> _Model:
+    """Put a model on the ranks of a mesh. Each rank then works on images or tokens of its own.
+
+    Dimensions of the mesh are known by their names; each may be missing:
+
+    - "ep": the experts of each layer are shared out over it (``MoE.parallelize``);
+    - "fsdp": FSDP2 shards the experts over it, and all other weights over it and "ep" together,
+      block by block (``torch.distributed.fsdp.fully_shard``);
+    - "dp": copies of all that. With "fsdp", FSDP2 keeps them equal.
+
+    Without "fsdp" nobody averages the gradients: call ``average_gradients(model, mesh)`` after
+    ``backward()``. Every rank must make every pass, also without a token.
+
+    Args:
+        model: a layer, a ``VMoE``, an upcycled model, or any module around such layers. It is
+            changed. All ranks take the weights of the first one; weights on the meta device get
+            their values afterwards (``to_empty``, then ``load_weights`` or a checkpoint).
+        mesh: a ``DeviceMesh`` over all ranks, such as ``init_device_mesh("cuda", (4, 2),
+            mesh_dim_names=("fsdp", "ep"))``; one dimension without a name is "ep".
+        gradients: "mean", for a loss that is the mean over what a rank has; or "sum", for one that
+            is a sum over that, divided by how much all ranks have together.
+        max_tokens_per_rank: as for ``MoE.parallelize``.
+        fsdp_options: such as ``mp_policy``, for ``fully_shard``.
+
+    Returns:
+        ``model`` itself. Compile it afterwards; wrap blocks for activation checkpointing before.
+
+    Raises:
+        TypeError, ValueError: the model has no layer with experts, the mesh has another dimension,
+            or an argument does not fit (``MoE.parallelize``).
+        RanksDisagreeError: the ranks have other models or arguments.
+    """
+    names = dimensions(mesh)
+    layers = expert_layers(model)
+    if not layers:
+        raise ValueError(
+            f"model must have layers with experts to share out, got a {type(model).__name__} "
+            "without any"
+        )
+    if fsdp_options and "fsdp" not in names:
+        raise ValueError(
+            f"mesh must have a dimension 'fsdp' for {', '.join(fsdp_options)}, got {names}"
+        )
+
+    same_values(model, every_rank())
+    if "ep" in names:
+        over = mesh if mesh.ndim == 1 else mesh["ep"]
+        group = Group(over.get_group())
+        for number, layer in enumerate(layers.values()):
+            share_out(
+                layer,
+                over,
+                gradients=gradients,
+                max_tokens_per_rank=max_tokens_per_rank,
+                group=group,
+                number=number,
+            )
+    if "fsdp" in names:
+        _shard(model, list(layers.values()), mesh, names, gradients, fsdp_options)
+    return model
+
+
+def dimensions(mesh: Any) -> tuple[str, ...]:
+    """The names of a mesh's dimensions.
+
+    Raises:
+        TypeError: it is no DeviceMesh.
+        ValueError: a name is none of ``DIMENSIONS``.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+
+    if not isinstance(mesh, DeviceMesh):
+        raise TypeError(f"mesh must be a DeviceMesh, as init_device_mesh gives it, got {mesh!r}")
+    names = mesh.mesh_dim_names or (("ep",) if mesh.ndim == 1 else ())
+    if len(names) != mesh.ndim or not set(names) <= set(DIMENSIONS):
+        raise ValueError(
+            f"mesh must have dimensions with names among {DIMENSIONS}, got {names} for "
+            f"{mesh.ndim} dimensions"
+        )
+    return tuple(names)
+
+
+def _shard(
+    model: nn.Module,
+    layers: list[Any],
+    mesh: Any,
+    names: tuple[str, ...],
+    gradients: str,
+    options: dict[str, Any],
+) -> None:
+    """FSDP2 around the experts, each block and the rest."""
+    from torch.distributed.fsdp import fully_shard
+
+    for_experts = mesh["dp", "fsdp"] if "dp" in names else mesh["fsdp"]
+    for_others = _without_experts(mesh, names) if "ep" in names else for_experts
+
+    sharded: list[Any] = []
+    for layer in layers:
+        for module in (layer.fc1, layer.fc2):
+            sharded.append(fully_shard(module, mesh=for_experts, **options))
+    # a block is gathered as a whole, but for the experts in it
+    for module in (*blocks(model), model):
+        sharded.append(fully_shard(module, mesh=for_others, **options))
+    if gradients == "sum":
+        for module in sharded:
+            # gloo has no sums with a factor
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
+
+
+def _without_experts(mesh: Any, names: tuple[str, ...]) -> Any:
+    """The same ranks for weights that are no experts: "fsdp" and "ep" become one dimension."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    replicas = [name for name in ("dp",) if name in names]
+    order = [names.index(name) for name in (*replicas, "fsdp", "ep")]
+    ranks = mesh.mesh.permute(order).flatten(-2)
+    return DeviceMesh(mesh.device_type, ranks, mesh_dim_names=(*replicas, "fsdp_ep"))
