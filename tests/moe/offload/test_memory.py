@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from live_memory import LiveMemory
 
+from ironmoe.bench.common.live_memory import LiveMemory
 from ironmoe.moe import MoE, SoftMoE, VMoE, intervene, offload_experts, trace_routing
 from ironmoe.moe.policies import MaskExperts, OneExpert
 
