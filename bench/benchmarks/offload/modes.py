@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ironmoe.bench.common.live_memory import LiveMemory
+from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.moe import ExpertOffload, MoE, VMoE, freeze_weights, offload_experts
 
 PLAIN = "all on the device"
@@ -56,8 +56,7 @@ def _recomputed(within: ExitStack, model: VMoE) -> None:
 
 
 def _checkpointed(within: ExitStack, model: VMoE) -> None:
-    for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    checkpoint_blocks(model)
 
 
 def _offloaded(within: ExitStack, model: VMoE, *, stay: float = 0.0) -> ExpertOffload:
