@@ -18,7 +18,6 @@ from ironmoe.bench.attack.attacked_images import (
 )
 from ironmoe.bench.attack.failures import explained, too_small_a_budget
 from ironmoe.bench.attack.margins import margins_left
-from ironmoe.bench.attack.memory import loading_device, save_memory
 from ironmoe.bench.attack.meter import Meter, Stopwatch
 from ironmoe.bench.attack.options import AttackOptions
 from ironmoe.bench.attack.outcome import EvaluationOutcome
@@ -35,6 +34,7 @@ from ironmoe.bench.common.radii import all_from_255, exact
 from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
 from ironmoe.bench.models.load import load_model
 from ironmoe.bench.models.loaded import LoadedModel
+from ironmoe.bench.models.memory import loading_device, save_memory
 from ironmoe.bench.models.pixels import wanted_size
 from ironmoe.bench.reports.tables import print_table
 from ironmoe.moe.routing.routed_layers import routing_sites

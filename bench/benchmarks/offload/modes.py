@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ironmoe.bench.common.live_memory import LiveMemory
+from ironmoe.bench.benchmarks.offload.live_memory import LiveMemory
 from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.moe import ExpertOffload, MoE, VMoE, freeze_weights, offload_experts
 

@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from ironmoe.bench.attack import run as attack_run
-from ironmoe.bench.attack.memory import save_memory
 from ironmoe.bench.cli.app import app
+from ironmoe.bench.models.memory import save_memory
 from ironmoe.moe import MoE
 from ironmoe.moe.example import trained_model
 

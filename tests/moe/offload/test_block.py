@@ -165,6 +165,12 @@ def test_weights_that_are_computed_in_each_pass_are_offloaded(change):
             assert torch.equal(found, expected)
 
 
+def test_sharded_weights_are_refused(monkeypatch):
+    monkeypatch.setattr("ironmoe.moe.offload.offload.is_sharded", lambda model: True)
+    with pytest.raises(ValueError, match="weights whole in this process"):
+        offload_experts(model_of()).__enter__()
+
+
 def test_a_device_is_named_or_that_of_the_other_weights():
     for layer in (MoE(DIM, 8, 2), SoftMoE(DIM, 8, 2)):
         with offload_experts(layer) as found, offload_experts(MoE(DIM, 8, 2), "cpu") as named:

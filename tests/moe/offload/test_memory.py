@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ironmoe.bench.common.live_memory import LiveMemory
+from ironmoe.bench.benchmarks.offload.live_memory import LiveMemory
 from ironmoe.moe import MoE, SoftMoE, VMoE, intervene, offload_experts, trace_routing
 from ironmoe.moe.policies import MaskExperts, OneExpert
 
