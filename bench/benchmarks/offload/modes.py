@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ironmoe.bench.benchmarks.offload.live_memory import LiveMemory
 from ironmoe.bench.train.blocks import checkpoint_blocks
-from ironmoe.moe import ExpertOffload, MoE, VMoE, freeze_weights, offload_experts
+from ironmoe.moe import ExpertOffload, MoE, VMoE, freeze_weights, intervene, offload_experts
+from ironmoe.moe.policies import RandomExperts
 
 PLAIN = "all on the device"
 
@@ -100,6 +101,8 @@ class Attacked:
         self.model = size.model()
         self.offload = MODES[mode](within, self.model)
         within.enter_context(freeze_weights(self.model))
+        # as even as a balanced router's: an untrained one sends most tokens to a few experts
+        within.enter_context(intervene(self.model, RandomExperts()))
         generator = torch.Generator().manual_seed(1)
         self.images = torch.rand(images, 3, 224, 224, generator=generator).requires_grad_()
 

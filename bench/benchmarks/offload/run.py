@@ -73,7 +73,7 @@ def run_bench_offload(
     show_rows(rows, form, _table, console)
     console.print(
         f"{size.name}; {describe_device(CPU)}, torch {torch.__version__}; median of interleaved "
-        "runs. Host and device are the same memory here: bytes are counted, and copies take its "
+        "runs. Experts are chosen at random. Host and device are the same memory here: bytes are counted, and copies take its "
         "time. 'PCIe 5' is the time that the copied bytes take at 63 GB/s, computed.",
         highlight=False,
     )
