@@ -1,7 +1,9 @@
 """``ironmoe bench offload``: measure what is not measured yet, row by row."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,7 +14,7 @@ from rich.table import Table
 
 from ironmoe.bench.benchmarks.offload.modes import MODES, PLAIN, Attacked, Size
 from ironmoe.bench.common.machine.hardware import describe_device
-from ironmoe.bench.common.rows.found import are_ascending_times, is_count
+from ironmoe.bench.common.rows.found import are_ascending_times, are_times, is_count
 from ironmoe.bench.common.rows.measuring import RowToMeasure, measure_rows
 from ironmoe.bench.common.rows.rows_file import Row, rows_file
 from ironmoe.bench.common.timing import samples_in_turns
@@ -72,9 +74,10 @@ def run_bench_offload(
 
     show_rows(rows, form, _table, console)
     console.print(
-        f"{size.name}; {describe_device(CPU)}, torch {torch.__version__}; median of interleaved "
-        "runs. Experts are chosen at random. Host and device are the same memory here: bytes are counted, and copies take its "
-        "time. 'PCIe 5' is the time that the copied bytes take at 63 GB/s, computed.",
+        f"{size.name}, which tokens choose at random; {describe_device(CPU)}, torch "
+        f"{torch.__version__}; medians of interleaved runs. Host and device are the same memory "
+        "here: bytes are counted, and copies take its time. 'PCIe 5' is the time that the copied "
+        "bytes take at 63 GB/s, computed.",
         highlight=False,
     )
     return rows
@@ -100,13 +103,15 @@ def _to_measure(size: Size, images: int, runs: int, seconds: float) -> RowToMeas
             attacked = {mode: Attacked(within, size, mode, images) for mode in MODES}
             _compare(attacked)
             memory = {mode: model.memory() for mode, model in attacked.items()}
-            passes = {mode: model.gradient for mode, model in attacked.items()}
+            cpu_ms: dict[str, list[float]] = {mode: [] for mode in MODES}
+            passes = {mode: partial(_pass, model, cpu_ms[mode]) for mode, model in attacked.items()}
             samples = samples_in_turns(passes, CPU, runs, seconds, warmup=0, on_round=on_round)
 
         taken = {mode: [sample.ms for sample in found] for mode, found in samples.items()}
         return {
             "milliseconds": {mode: median(times) for mode, times in taken.items()},
             "fastest": {mode: min(times) for mode, times in taken.items()},
+            "cpu_ms": {mode: median(times) for mode, times in cpu_ms.items()},
             "copied_mb": {mode: found.copied / 1e6 for mode, found in memory.items()},
             "pcie5_ms": {mode: 1e3 * found.copied / PCIE_5 for mode, found in memory.items()},
             "saved_mb": {mode: found.saved / 1e6 for mode, found in memory.items()},
@@ -116,6 +121,13 @@ def _to_measure(size: Size, images: int, runs: int, seconds: float) -> RowToMeas
         }
 
     return RowToMeasure(_key(size, images), counted(images, "image"), runs, seconds, work)
+
+
+def _pass(attacked: Attacked, cpu_ms: list[float]) -> None:
+    """One step, and the time of all threads in it, which other programs do not lengthen."""
+    start = time.process_time()
+    attacked.gradient()
+    cpu_ms.append(1e3 * (time.process_time() - start))
 
 
 def _compare(attacked: dict[str, Attacked]) -> None:
@@ -134,7 +146,9 @@ def _is_whole(row: Row) -> bool:
     if not isinstance(fastest, dict) or not isinstance(middle, dict):
         return False
     in_order = (are_ascending_times((fastest.get(m), middle.get(m))) for m in MODES)
-    return is_count(row.get("runs")) and all(in_order)
+    cpu_ms = row.get("cpu_ms")
+    has_cpu = isinstance(cpu_ms, dict) and are_times(cpu_ms.get(mode) for mode in MODES)
+    return is_count(row.get("runs")) and has_cpu and all(in_order)
 
 
 def _words(row: Row) -> str:
@@ -145,18 +159,29 @@ def _words(row: Row) -> str:
 
 def _table(rows: Sequence[Any]) -> Table:
     """A line for each mode, and one above the first of each number of images."""
-    numbers = ("ms", "of plain", "copied", "PCIe 5, ms", "saved", "peak", "weights", "device")
+    numbers = (
+        "ms",
+        "CPU ms",
+        "of plain",
+        "copied",
+        "PCIe 5, ms",
+        "saved",
+        "peak",
+        "weights",
+        "device",
+    )
     table = terminal_table(["mode", *numbers], title="A step of an attack; sizes in MB")
     for row in rows:
         table.add_row(f"[bold]{counted(row['images'], 'image')}[/]")
-        plain = row["milliseconds"][PLAIN]
         for mode in MODES:
             ms, peak, weights = (row[k][mode] for k in ("milliseconds", "peak_mb", "weights_mb"))
+            cpu_ms = row["cpu_ms"][mode]
             sizes = (row["copied_mb"][mode], row["pcie5_ms"][mode], row["saved_mb"][mode])
             table.add_row(
                 f"  {mode}",
                 f"{ms:.0f}",
-                f"{ms / plain:.2f}×",
+                f"{cpu_ms:.0f}",
+                f"{cpu_ms / row['cpu_ms'][PLAIN]:.2f}×",
                 f"{sizes[0]:.0f}",
                 f"{sizes[1]:.1f}",
                 *(f"{size:.0f}" for size in (sizes[2], peak, weights, peak + weights)),

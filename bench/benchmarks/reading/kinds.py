@@ -116,6 +116,7 @@ KINDS = (
         "mode",
         (
             measured("ms", "ms", TIME),
+            plain("cpu_ms", "ms", TIME),
             plain("copied_mb", "MB", SIZE),
             plain("saved_mb", "MB", SIZE),
             plain("peak_mb", "MB", SIZE),

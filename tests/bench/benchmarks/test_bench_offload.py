@@ -3,7 +3,9 @@
 import json
 from contextlib import ExitStack
 
+import offload_tables
 import pytest
+import scale_tables
 from typer.testing import CliRunner
 
 from ironmoe.bench.benchmarks.offload.modes import MODES, PLAIN, Attacked, Size
@@ -56,3 +58,10 @@ def test_images_that_are_no_numbers_are_one_line():
     result = CliRunner().invoke(app, ["bench", "offload", "--images", "0"])
     assert result.exit_code == 2
     assert "--images must be whole numbers above 0" in " ".join(result.output.split())
+
+
+def test_the_tables_of_the_page_are_those_of_the_rows_and_of_today():
+    page = scale_tables.PAGE.read_text()
+    found = scale_tables.with_tables(page, offload_tables.TABLES)
+    assert found == page, "python tests/support/offload_tables.py"
+    assert all(f"<!-- {name}: begin -->" in page for name in offload_tables.TABLES)
