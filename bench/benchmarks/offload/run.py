@@ -176,14 +176,16 @@ def _table(rows: Sequence[Any]) -> Table:
         for mode in MODES:
             ms, peak, weights = (row[k][mode] for k in ("milliseconds", "peak_mb", "weights_mb"))
             cpu_ms = row["cpu_ms"][mode]
-            sizes = (row["copied_mb"][mode], row["pcie5_ms"][mode], row["saved_mb"][mode])
+            copied, over_pcie, saved = (
+                row[name][mode] for name in ("copied_mb", "pcie5_ms", "saved_mb")
+            )
             table.add_row(
                 f"  {mode}",
                 f"{ms:.0f}",
                 f"{cpu_ms:.0f}",
                 f"{cpu_ms / row['cpu_ms'][PLAIN]:.2f}×",
-                f"{sizes[0]:.0f}",
-                f"{sizes[1]:.1f}",
-                *(f"{size:.0f}" for size in (sizes[2], peak, weights, peak + weights)),
+                f"{copied:.0f}",
+                f"{over_pcie:.1f}",
+                *(f"{size:.0f}" for size in (saved, peak, weights, peak + weights)),
             )
     return table
