@@ -41,7 +41,7 @@ PANELS: dict[str, dict[str, str]] = {
         "Output": "folder out form again",
     },
     "bench scale": {
-        "What is computed": "parts check",
+        "What is computed": "parts check throughput",
         "Layers": "shapes tokens shared layers",
         "Ranks": "ranks gpus node imbalance",
         "Machine": "gpu nvlink_gbs network_gbs memory_gb",
