@@ -29,7 +29,7 @@ from ironmoe.moe.distributed import (
     average_gradients, clip_grad_norm_, overflowed_choices, parallelize,
 )
 """
-PROGRAM = """
+PROGRAM = r"""
 EP = init_device_mesh("cpu", (2,), mesh_dim_names=("ep",))
 full = lambda tensor: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 SCALE = 1 / 40  # of each loss, which is a sum over tokens
