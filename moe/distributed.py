@@ -7,6 +7,7 @@ from ironmoe.moe.parallel.checkpoint import LoadedCheckpoint, load_checkpoint, s
 from ironmoe.moe.parallel.clip_grad_norm import clip_grad_norm_
 from ironmoe.moe.parallel.gradients import average_gradients
 from ironmoe.moe.parallel.layers import overflowed_choices
+from ironmoe.moe.parallel.lock_step import in_step
 from ironmoe.moe.parallel.parallelize import parallelize
 from ironmoe.moe.parallel.weights_files import load_weights, save_weights
 
@@ -18,6 +19,7 @@ __all__ = [
     "average_gradients",
     "clip_grad_norm_",
     "counted_traffic",
+    "in_step",
     "load_checkpoint",
     "load_weights",
     "overflowed_choices",

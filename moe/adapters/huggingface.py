@@ -17,6 +17,7 @@ from ironmoe.moe.adapters.huggingface_activation import decide, warn_once
 from ironmoe.moe.adapters.huggingface_loading import follow_recipes
 from ironmoe.moe.adapters.huggingface_routing import is_experts
 from ironmoe.moe.adapters.token_mask import current_token_mask, keep_token_masks
+from ironmoe.moe.exchange.expert_parallel import ExpertParallel
 
 NAME = "ironmoe"
 """The name of this implementation in transformers, for ``experts_implementation``."""
@@ -120,9 +121,14 @@ def patch(model: _Model) -> _Model:
 
 def unpatch(model: _Model) -> _Model:
     """Select again, config by config, what was selected before ``patch``. Returns ``model``.
-    ValueError if it is not patched."""
+    ValueError if it is not patched, or if its experts are shared out over ranks since then."""
     if "_ironmoe_before" not in vars(model):
         raise ValueError(f"model must have been patched, got a {type(model).__name__} that was not")
+    if any("expert_parallel" in vars(module) for module in model.modules() if is_experts(module)):
+        raise ValueError(
+            f"model must have whole experts to run transformers' own forward, got a "
+            f"{type(model).__name__} whose experts are shared out over ranks"
+        )
     for config, selected in vars(model).pop("_ironmoe_before"):
         config._experts_implementation_internal = selected
     _remove_hooks(model)
@@ -137,9 +143,10 @@ def experts_forward(
     """What transformers calls as the forward of an Experts module: hidden_states (T, D),
     top_k_index and top_k_weights (T, K).
 
-    An index of num_experts or more is another process's expert under expert parallelism: that
-    choice is dropped, and so are the choices of padding. Weights are read once, as attributes, so
-    that parametrizations (LoRA) work. Returns (T, D) in the dtype of ``hidden_states``.
+    An index of num_experts or more is another process's expert under transformers' expert
+    parallelism: that choice is dropped, and so are the choices of padding. Weights are read once,
+    as attributes, so that parametrizations (LoRA) work. Where ``parallelize`` has shared the
+    experts out, rows travel to them. Returns (T, D) in the dtype of ``hidden_states``.
     """
     if not hasattr(self, "_ironmoe"):
         self._ironmoe = Choice(decide(self))
@@ -149,37 +156,58 @@ def experts_forward(
     w_in, w_out, b_in, b_out = weights
     if self.is_transposed:
         w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
-    num_experts = w_in.shape[0]
+    parallel: ExpertParallel | None = getattr(self, "expert_parallel", None)
+    num_experts = w_in.shape[0] if parallel is None else parallel.num_experts
     experts_TK = top_k_index.clamp(max=num_experts).to(torch.int32)
-    real_T = current_token_mask(hidden_states.shape[0])
+    real_T = _real_tokens(self, hidden_states.shape[0])
     if real_T is not None:
         padding_T1 = ~real_T.to(experts_TK.device)[:, None]
         experts_TK = experts_TK.masked_fill(padding_T1, num_experts)
-    y_TD = expert_mlp(
-        hidden_states,
-        w_in,
-        w_out,
-        Routing(top_k_weights, experts_TK),
-        b_in=b_in,
-        b_out=b_out,
-        activation=self._ironmoe.activation,
-    )
+    routing = Routing(top_k_weights, experts_TK)
+
+    def experts(x_TD: Tensor, own: Routing) -> Tensor:
+        options = {"b_in": b_in, "b_out": b_out, "activation": self._ironmoe.activation}
+        return expert_mlp(x_TD, w_in, w_out, own, **options)
+
+    if parallel is None:
+        y_TD = experts(hidden_states, routing)
+    else:
+        y_TD = parallel(
+            hidden_states,
+            routing,
+            None,
+            experts=experts,
+            layer=experts,
+            weights_need_grad=any(w is not None and w.requires_grad for w in weights),
+        )
     # autocast computes in its own dtype; the model's experts return that of their input
     return y_TD.to(hidden_states.dtype)
 
 
 def _weights(experts: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
-    """w_in, w_out, b_in, b_out as the module has them now; None and a warning if the kernels cannot
-    read one. It is asked at each forward, because weights may be quantised after ``patch``."""
+    """w_in, w_out, b_in, b_out as the module has them now, of the experts of this rank; None and a
+    warning if the kernels cannot read one. It is asked at each forward, because weights may be
+    quantised after ``patch``."""
     first = "gate_up_proj" if experts.has_gate else "up_proj"
     w_in, w_out = getattr(experts, first), experts.down_proj
     b_in = getattr(experts, f"{first}_bias") if experts.has_bias else None
     b_out = experts.down_proj_bias if experts.has_bias else None
+    parallel: ExpertParallel | None = getattr(experts, "expert_parallel", None)
+    if parallel is not None:
+        w_in, w_out, b_in, b_out = map(parallel.local, (w_in, w_out, b_in, b_out))
     for weight in (w_in, w_out, b_in, b_out):
         if weight is not None and not (weight.dtype in _FLOATS and holds_its_numbers(weight)):
             warn_once(experts, f"a weight is a {type(weight).__name__} that kernels cannot read")
             return None
     return w_in, w_out, b_in, b_out
+
+
+def _real_tokens(experts: Any, num_rows: int) -> Tensor | None:
+    """(T,) bool, which tokens are no padding; None where that is not known. So it is under
+    transformers' own expert parallelism, where rows may be those of other ranks."""
+    if getattr(experts, "_is_expert_parallel", False):
+        return None
+    return current_token_mask(num_rows)
 
 
 def _is_shared_out(weight: Tensor) -> bool:

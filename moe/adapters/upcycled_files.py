@@ -12,6 +12,7 @@ from ironmoe.moe.adapters.recipe import KEY, Recipe, steps_of
 from ironmoe.moe.adapters.recorded import recipe_of_model
 from ironmoe.moe.adapters.upcycle import upcycle_by_recipe
 from ironmoe.moe.checkpoints.safetensors_files import safetensors_module
+from ironmoe.moe.sharded import is_sharded
 
 _PathLike = str | os.PathLike[str]
 # The longest header that safetensors itself reads, in bytes.
@@ -23,11 +24,18 @@ def save_upcycled(model: nn.Module, path: _PathLike) -> None:
     metadata.
 
     Raises:
-        ValueError: no MLP of the model was upcycled.
+        ValueError: no MLP of the model was upcycled, or its weights are shared out over processes.
         ImportError: the safetensors package is missing.
         TypeError: the model is no module.
     """
     check_module(model)
+    if is_sharded(model):
+        # to gather them is an exchange, which would wait for ever where one process calls this
+        raise ValueError(
+            f"model must have whole weights, got a {type(model).__name__} whose weights are shared "
+            "out over processes: let each of them call ironmoe.moe.distributed.save_weights, and "
+            "keep recipe_of(model) for upcycle_by_recipe"
+        )
     recipe = recipe_of_model(model)
     if recipe is None:
         raise ValueError(

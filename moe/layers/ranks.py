@@ -1,7 +1,7 @@
 """Layers whose experts are shared out over ranks: their weights, and the way of their tokens."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,9 +13,12 @@ from ironmoe.moe.exchange.eager import outside_graphs
 from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel, nothing
 from ironmoe.moe.exchange.group import Group
-from ironmoe.moe.layers.expert_linear import ExpertLinear, TwoLayers, with_weights
+from ironmoe.moe.layers.expert_linear import TwoLayers, with_weights
+from ironmoe.moe.routers.groups import Grouped
+from ironmoe.moe.routers.wrapped import unwrapped
 
 GRADIENTS = ("mean", "sum")
+AUX_LOSSES = ("rank", "all")
 
 # (routing to experts that are here, dispatch, dispatch_dtype) → the product with their weights
 With = Callable[[Routing, Dispatch | None, torch.dtype | None], TwoLayers]
@@ -23,30 +26,49 @@ With = Callable[[Routing, Dispatch | None, torch.dtype | None], TwoLayers]
 Tokens = tuple[Tensor, Routing, Dispatch | None]
 
 
+class ExpertLayer(Protocol):
+    """What a layer has whose experts can be shared out over ranks; it is a module.
+
+    num_experts: E. expert_parallel: how they are shared out; None where they are not.
+    """
+
+    num_experts: int
+    expert_parallel: ExpertParallel | None
+
+    def expert_modules(self) -> dict[str, nn.Module]:
+        """The modules, by name, whose parameters are the weights of the experts: the first axis of
+        each counts experts."""
+        ...
+
+
 def share_out(
     layer: Any,
     mesh: Any,
     *,
     gradients: str = "mean",
+    aux_losses: str = "rank",
     max_tokens_per_rank: int | None = None,
     group: Group | None = None,
     number: int = 0,
 ) -> None:
     """Share the experts of a layer out over the P ranks of a mesh. Each of them must call it.
 
-    ``fc1.weight``, ``fc2.weight`` and their biases become DTensors, sharded by experts; all
-    parameters and buffers of the layer take the values of the first rank. From then on each rank
-    gives the layer tokens of its own, any number of them, and rows travel to the ranks of their
-    experts and back. Every rank must make every pass, and every backward pass, also without a
-    token.
+    The weights and biases of the experts (``fc1.weight``, …) become DTensors, sharded by experts;
+    all parameters and buffers of the layer take the values of the first rank. From then on each
+    rank gives the layer tokens of its own, any number of them, and rows travel to the ranks of
+    their experts and back. Every rank must make every pass, and every backward pass, also without
+    a token.
 
     Args:
-        layer: an ``MoE`` or ``SoftMoE``; it is changed.
+        layer: an ``MoE``, ``SoftMoE`` or another ``ExpertLayer``; it is changed.
         mesh: a ``DeviceMesh`` of one dimension, such as ``mesh["ep"]``, whose size divides E.
         gradients: what the gradients of the experts are: "mean", that over the ranks, as data
             parallelism and FSDP2 make it of all other weights, for a loss that is the mean over the
             tokens of a rank; or "sum", for a loss that is a sum over its tokens divided by their
             number on all ranks.
+        aux_losses: over which tokens a router computes its losses: "rank", those of its own rank,
+            as groups of V-MoE never span devices; or "all", those of all ranks of the mesh, which
+            is the loss of one process that has all tokens (``lose_over``).
         max_tokens_per_rank: a rank sends at most so many rows (tokens times choices) to each rank
             of the mesh. No shape then depends on values and the host never waits, so a GPU can
             capture the layer in a CUDA graph. What finds no place is dropped and counted
@@ -61,11 +83,12 @@ def share_out(
         RanksDisagreeError: the ranks have layers of other sizes or dtypes, or other arguments.
     """
     _check(layer, mesh, gradients, max_tokens_per_rank)
+    check_aux_losses(layer, aux_losses)
     group = group or Group(mesh.get_group())
-    _check_same(layer, group, (gradients, max_tokens_per_rank, number))
+    _check_same(layer, group, (gradients, aux_losses, max_tokens_per_rank, number))
 
     same_values(layer, group)
-    for module in (layer.fc1, layer.fc2):
+    for module in layer.expert_modules().values():
         _shard(module, mesh)
     layer.expert_parallel = ExpertParallel(
         group,
@@ -74,6 +97,43 @@ def share_out(
         divide_gradients=gradients == "mean",
         max_tokens_per_rank=max_tokens_per_rank,
     )
+    if aux_losses == "all":
+        lose_over(layer, group)
+
+
+def lose_over(layer: nn.Module, ranks: Group) -> None:
+    """Compute the losses of the layer's router over the tokens of all ranks of a group, in
+    training.
+
+    Each rank then has the loss of all tokens, and its gradient is the sum over these losses: the
+    mean over ranks, which data parallelism makes of gradients, is that of one process. Where
+    gradients are sums over ranks, add the loss divided by the number of ranks to yours. Groups of
+    tokens, as those of a capacity, and sequences are always those of a rank: the loss is their mean
+    over all ranks.
+    """
+    router = _router(layer)
+    if router is not None:
+        router.loss_ranks = ranks
+
+
+def check_aux_losses(layer: nn.Module, aux_losses: str) -> None:
+    """ValueError unless the layer's router can compute its losses so."""
+    if aux_losses not in AUX_LOSSES:
+        raise ValueError(f"aux_losses must be one of {AUX_LOSSES}, got {aux_losses!r}")
+    router = _router(layer)
+    if aux_losses == "all" and not (router is None or hasattr(router, "loss_ranks")):
+        raise ValueError(
+            "aux_losses must be 'rank' for a router whose losses are its own, got 'all' for a "
+            f"{type(router).__name__}"
+        )
+
+
+def _router(layer: nn.Module) -> Any:
+    """The router inside its wrappers; None where there is none, or where experts choose tokens,
+    which has no loss."""
+    router = getattr(layer, "router", None)
+    router = None if router is None else unwrapped(router)
+    return None if isinstance(router, Grouped) else router
 
 
 @outside_graphs
@@ -87,6 +147,8 @@ def through_ranks(
     meanwhile: Callable[[], None] = nothing,
 ) -> Tensor:
     """y (T, D) of tokens whose experts are on several ranks; modules: fc1 and fc2."""
+    for module in modules:
+        check_no_adapter(module)
     x_TD, routing, dispatch = tokens
 
     def layer(x_TD: Tensor, *weights: Tensor | None) -> Tensor:
@@ -110,6 +172,17 @@ def through_ranks(
         )
 
     return with_weights(*modules, x_TD, layer)
+
+
+def check_no_adapter(module: nn.Module) -> None:
+    """TypeError if PEFT adapts weights of experts that are shared out."""
+    adapters = [m for m in module.modules() if type(m).__module__.startswith("peft.")]
+    if adapters:
+        raise TypeError(
+            "experts that are shared out over ranks must have no adapter of PEFT, which knows "
+            f"whole weights only, got a {type(adapters[0]).__name__}: adapt other layers, or train "
+            "the experts themselves"
+        )
 
 
 @torch.no_grad()
@@ -156,12 +229,18 @@ def _check(layer: Any, mesh: Any, gradients: str, max_tokens_per_rank: int | Non
             f"mesh must have a size that divides num_experts = {layer.num_experts}, got "
             f"{mesh.size()}"
         )
-    for name in ("fc1", "fc2"):
-        module = getattr(layer, name)
-        if not isinstance(module, ExpertLinear) or module._forward_pre_hooks:
+    for name, module in layer.expert_modules().items():
+        held = dict(module.named_parameters())
+        if module._forward_pre_hooks or any("." in weight for weight in held):
             raise TypeError(
-                f"{name} must be the layer's own ExpertLinear, got a {type(module).__name__} that "
+                f"{name} must be the layer's own module, got a {type(module).__name__} that "
                 "another library has changed: parallelize first, and wrap, prune or shard it then"
+            )
+        sharded = [weight for weight, value in held.items() if hasattr(value, "device_mesh")]
+        if sharded:
+            raise ValueError(
+                f"{name}.{sharded[0]} must not be shared out over processes yet, got a "
+                f"{type(held[sharded[0]]).__name__}: parallelize first"
             )
 
 
