@@ -77,7 +77,7 @@ def _rows_on(rank: int, size: int, mesh: Any) -> list[Row]:
         error = float((shared(own_TD) - plain(x_TD).chunk(size)[rank]).abs().max())
     assert error < LARGEST_ERROR, error
 
-    rows = []
+    rows: list[Row] = []
     for pass_name in (INFERENCE, DX, FULL):
         seconds = _in_turns(RUNS[pass_name], plain, shared, x_TD, own_TD)
         rates: dict[str, Any] = {way: TOKENS / median(times) for way, times in seconds.items()}
