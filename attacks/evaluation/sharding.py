@@ -61,7 +61,7 @@ class Shard(NamedTuple):
         shares, the later state."""
         parts = self.gather_objects(records)
         if len(parts) == 1:
-            return records
+            return parts[0]  # type: ignore[no-any-return]
         together = Records()
         for record in (record for part in parts for record in part):
             together.add(record)
@@ -113,10 +113,13 @@ def current_shard(*models: Any) -> Shard:
 
 
 def check_whole(shard: Shard, *models: object) -> None:
-    """ValueError: a model has its weights in several processes. Each process asks at its own pace,
-    so passes in which all of them must take part would wait for ever."""
-    if shard.world > 1 and any(isinstance(m, nn.Module) and is_sharded(m) for m in models):
+    """ValueError: a model has its weights in several processes, and each of these takes other
+    examples. Passes in which all of them must take part would wait for ever."""
+    is_alone = shard.world == 1 or shard.group is not None
+    if not is_alone and any(isinstance(m, nn.Module) and is_sharded(m) for m in models):
         raise ValueError(
             "model must have all of its weights in each process, got weights that are sharded, as "
-            "by FSDP2 or expert parallelism: load the full weights into a model that is not sharded"
+            "by FSDP2 or expert parallelism: call this in a block 'with in_step(model):' "
+            "(ironmoe.moe.distributed) on each process, or load the full weights into a model that "
+            "is not sharded"
         )

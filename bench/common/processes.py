@@ -20,6 +20,7 @@ import typer
 from torch.distributed.rendezvous import rendezvous
 
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.moe.exchange.errors import ExchangeError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for slower processes; if one dies, torchrun ends the others
@@ -235,7 +236,7 @@ def _other_end(error: Exception, store: Any, rank: int) -> OtherProcessEnded | N
             store.compare_set(FAILED, "", f"process {rank} failed: {what}")
         return None
 
-    said = "another process ended"
+    said = getattr(error, "missing", "") or "another process ended"
     with suppress(RuntimeError):
         if store.check([FAILED]):
             said = store.get(FAILED).decode()
@@ -261,6 +262,8 @@ def _in_one_line(error: Exception) -> str:
 
 def _is_of_an_exchange(error: Exception) -> bool:
     """Whether torch raised it while processes exchanged tensors. DTensors do so by operators."""
+    if isinstance(error, ExchangeError):
+        return True
     names = [
         frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
     ]

@@ -28,10 +28,9 @@ from ironmoe.moe.exchange.in_step import (
 )
 from ironmoe.moe.exchange.same_draws import Draws
 from ironmoe.moe.parallel.layers import expert_parallels
-from ironmoe.moe.parallel.one_copy import ranks_of_one_copy
+from ironmoe.moe.parallel.one_copy import are_on_several_ranks, group_of_one_copy
 from ironmoe.moe.routers.groups import images_in_group
 from ironmoe.moe.routing.callbacks import has_callbacks
-from ironmoe.moe.sharded import is_sharded
 
 _BLOCKS: list[Group] = []  # those that this process is in
 _IN_STEP: set[nn.Module] = set()
@@ -51,8 +50,9 @@ def in_step(*models: nn.Module) -> Iterator[None]:
     training mode, each rank computes all images, and of the experts its own.
 
     A model is any module that is called with tensors (B, …), by position or by keyword. Those of
-    its inputs and outputs whose first dimension is that of the batch are whole on every rank;
-    other outputs are those of this rank's part. Gradients of weights are not summed over ranks.
+    its inputs and outputs whose first dimension is that of the batch are whole on every rank, also
+    inside tuples, dicts and what else torch's pytrees know, such as outputs of transformers; other
+    outputs are those of this rank's part. Gradients of weights are not summed over ranks.
     ``max_tokens_per_rank`` does not count here: every row travels. All ranks must be of one kind of
     device. Random models draw other numbers than on one device, and other ones for each part.
 
@@ -85,14 +85,14 @@ def group_in_step(*models: Any) -> Group | None:
     else those that share the weights; None where this process needs no other one."""
     if _BLOCKS:
         return _BLOCKS[-1]
-    return ranks_of_one_copy(model for model in models if isinstance(model, nn.Module))
+    return group_of_one_copy(model for model in models if isinstance(model, nn.Module))
 
 
 def check_in_step(model: Any) -> None:
     """ValueError: other ranks have a part of the weights and may not take part in the passes."""
-    if not isinstance(model, nn.Module) or not is_sharded(model):
+    if _BLOCKS or not isinstance(model, nn.Module):
         return
-    if not _BLOCKS and ranks_of_one_copy([model]) is not None:
+    if are_on_several_ranks([model]):
         raise ValueError(
             "model must be called by all ranks that share its weights, with the same images: put "
             "the call into a block 'with in_step(model):' (ironmoe.moe.distributed) on each of "

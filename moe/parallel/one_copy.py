@@ -1,6 +1,6 @@
 """Which ranks have one copy of a model's weights together."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,32 +14,17 @@ from ironmoe.moe.sharded import give_back_gathered, is_sharded
 _MADE: WeakKeyDictionary[Any, dict[tuple[int, ...], Group]] = WeakKeyDictionary()
 
 
-def ranks_of_one_copy(models: Iterable[nn.Module]) -> Group | None:
+def group_of_one_copy(models: Iterable[nn.Module]) -> Group | None:
     """The ranks over which the weights of these models are shared out, this one among them; None
     where this process has all weights. Each of these ranks must call it."""
-    sharded = [model for model in models if is_sharded(model)]
-    if not sharded or not dist.is_initialized():
-        return None
-
-    ranks: set[int] = set()
-    one_dimension: dict[tuple[int, ...], Any] = {}
-    for model in sharded:
-        give_back_gathered(model)
-        for parameter in model.parameters():
-            if hasattr(parameter, "device_mesh"):
-                mesh, dimensions = _shared_out_over(parameter)
-                members = _ranks(mesh, dimensions)
-                ranks |= set(members)
-                if len(dimensions) == 1:
-                    one_dimension[members] = mesh.get_group(dimensions[0])
-
-    together = tuple(sorted(ranks))
+    each = dict(_ranks_of_weights(models))
+    together = _together(each)
     if len(together) <= 1:
         return None
     if len(together) == dist.get_world_size():
         return every_rank()
-    if together in one_dimension:
-        return known_group(one_dimension[together])
+    if each.get(together) is not None:
+        return known_group(each[together])
     made = _MADE.setdefault(dist.group.WORLD, {})
     if together not in made:
         group = dist.new_group(list(together), use_local_synchronization=True)
@@ -47,10 +32,27 @@ def ranks_of_one_copy(models: Iterable[nn.Module]) -> Group | None:
     return made[together]
 
 
-def _shared_out_over(parameter: Any) -> tuple[Any, list[int]]:
-    """The mesh of a DTensor, and the dimensions over which its numbers are shared out."""
-    placements = enumerate(parameter.placements)
-    return parameter.device_mesh, [d for d, each in placements if not each.is_replicate()]
+def are_on_several_ranks(models: Iterable[nn.Module]) -> bool:
+    """Whether another rank has a part of these weights. Nothing is exchanged."""
+    return len(_together(dict(_ranks_of_weights(models)))) > 1
+
+
+def _together(each: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted({rank for ranks in each for rank in ranks}))
+
+
+def _ranks_of_weights(models: Iterable[nn.Module]) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """For each weight that is a DTensor, the ranks over which its numbers are shared out, and their
+    process group where they are one dimension of a mesh."""
+    for model in models:
+        if not is_sharded(model):
+            continue
+        give_back_gathered(model)
+        for weight in model.parameters():
+            if hasattr(weight, "device_mesh"):
+                mesh = weight.device_mesh
+                over = [d for d, each in enumerate(weight.placements) if not each.is_replicate()]
+                yield _ranks(mesh, over), mesh.get_group(over[0]) if len(over) == 1 else None
 
 
 def _ranks(mesh: Any, dimensions: list[int]) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ import torch.distributed.tensor
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from toys import blobs, vmoe
-from ironmoe.attacks import (PGD, AutoAttack, Ensemble, FrozenRouting, certify, evaluate,
-                             StraightThrough)
+from ironmoe.attacks import (PGD, AutoAttack, Ensemble, FrozenRouting, StraightThrough,
+                             UniversalPerturbation, certify, evaluate)
 from ironmoe.attacks.engine import budget
 from ironmoe.moe import Capacity
 from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError, in_step, parallelize
@@ -56,8 +56,12 @@ def transferred(member, by):
 PLAIN = vmoe(IMAGES.float(), LABELS)
 OTHER = changed(noise=0.02)
 GROUPS = {size: changed(capacity=Capacity(0.7, images_per_group=size)) for size in (2, None)}
+FEW = IMAGES[:3], LABELS[:3]
+NOISE = {"sigma": 0.1, "selection": 8, "samples": 20}
 ALONE = {
-    "pgd": run(PLAIN, pgd),
+    "pgd": run(PLAIN, pgd, keep_adversarial=True),
+    "certified": certify(PLAIN, FEW, **NOISE),
+    "universal": UniversalPerturbation(PLAIN, EPS, 1).fit(FEW),
     "transferred": {by: transferred(PLAIN, by) for by in ("loss", "logits")},
     "all": run(PLAIN, keep_adversarial=True),
     "few": run(PLAIN, max_forwards=200, checks=False, journal="resumed"),
@@ -97,7 +101,10 @@ def expert_parallel():
     assert not told or told[-1].decided == told[-1].total == 2 * len(IMAGES)
 
 def fully_sharded():
-    compare(run(shared(mesh=BOTH), pgd), ALONE["pgd"])
+    found = run(shared(mesh=BOTH), pgd, journal="kept", keep_adversarial="journal")
+    compare(found, ALONE["pgd"])
+    final = found.attacks["pgd"].final(torch.arange(len(IMAGES)))  # read by each process
+    torch.testing.assert_close(final, ALONE["pgd"].attacks["pgd"].adversarial)
 
 def ensembles():
     """Of the models, one is shared out, and it is not the one that judges."""
@@ -177,6 +184,22 @@ def attacks_alone():
             found = PGD(model, EPS, steps=3, routing=routing).run(x, y)
         assert found.success.equal(wanted.success)
         torch.testing.assert_close(found.adversarial, wanted.adversarial)
+
+    def called(images):  # no module, and the block around says who shares the work
+        return model(images)
+
+    with in_step(model):
+        compare(run(called, pgd, checks=False), ALONE["pgd"])
+        certified = certify(model, FEW, **NOISE)
+        universal = UniversalPerturbation(model, EPS, 1).fit(FEW)
+        try:
+            certify(model, FEW, journal="votes", **NOISE)
+        except ValueError as error:
+            assert "journal must be None" in str(error)
+        else:
+            raise AssertionError("journal of several processes")
+    assert certified.certificates == ALONE["certified"].certificates
+    torch.testing.assert_close(universal.perturbation, ALONE["universal"].perturbation)
 
 def refused():
     model = shared()
