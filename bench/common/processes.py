@@ -235,7 +235,7 @@ def _other_end(error: Exception, store: Any, rank: int) -> OtherProcessEnded | N
             store.compare_set(FAILED, "", f"process {rank} failed: {what}")
         return None
 
-    said = "another process ended"
+    said = getattr(error, "missing", "") or "another process ended"
     with suppress(RuntimeError):
         if store.check([FAILED]):
             said = store.get(FAILED).decode()
@@ -261,6 +261,10 @@ def _in_one_line(error: Exception) -> str:
 
 def _is_of_an_exchange(error: Exception) -> bool:
     """Whether torch raised it while processes exchanged tensors. DTensors do so by operators."""
+    from ironmoe.moe.distributed import ExchangeError
+
+    if isinstance(error, ExchangeError):
+        return True
     names = [
         frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
