@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, Routing
 from ironmoe.kernels.checks import check_counts
+from ironmoe.moe.exchange.eager import outside_graphs
 from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel, nothing
 from ironmoe.moe.exchange.group import Group
@@ -75,6 +76,7 @@ def share_out(
     )
 
 
+@outside_graphs
 def through_ranks(
     parallel: ExpertParallel,
     modules: tuple[nn.Module, nn.Module],
