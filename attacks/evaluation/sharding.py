@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ironmoe.attacks.engine.records import Records
+from ironmoe.moe.parallel.alone import is_alone
 from ironmoe.moe.sharded import is_sharded
 
 
@@ -45,10 +46,8 @@ class Shard(NamedTuple):
 
 
 def current_shard() -> Shard:
-    """This process's, if ``torch.distributed`` is initialised; else the whole."""
-    if dist.is_available() and dist.is_initialized():
-        return Shard(dist.get_rank(), dist.get_world_size())
-    return Shard()
+    """This process's, if it shares its work with others; else the whole."""
+    return Shard() if is_alone() else Shard(dist.get_rank(), dist.get_world_size())
 
 
 def check_whole(shard: Shard, *models: object) -> None:

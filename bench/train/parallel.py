@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from ironmoe.moe.parallel.alone import is_alone
+
 T = TypeVar("T")
 SUMS = MixedPrecisionPolicy(reduce_dtype=torch.float64)  # as gradients.py has them
 
@@ -63,13 +65,13 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def number_of_processes() -> int:
-    """1 where ``torch.distributed`` is not initialised."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """1 where ``torch.distributed`` is not initialised, or this process trains by itself."""
+    return 1 if is_alone() else dist.get_world_size()
 
 
 def process_number() -> int:
-    """From 0; 0 where ``torch.distributed`` is not initialised."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """From 0; 0 where this process trains by itself."""
+    return 0 if is_alone() else dist.get_rank()
 
 
 @torch.no_grad()

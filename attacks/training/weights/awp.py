@@ -15,6 +15,7 @@ from ironmoe.attacks.training.inner.lent import ddp_of, leaving_nothing
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
 from ironmoe.attacks.training.weights.stacked import stacked_experts
+from ironmoe.moe.parallel.alone import is_alone
 from ironmoe.moe.sharded import give_back_gathered, is_sharded
 
 SMALLEST_NORM = 1e-20  # that of the official code; a shorter step is none
@@ -213,7 +214,7 @@ class AWP(TrainingMethod):
 
     def _mean(self, gradient: Tensor) -> Tensor:
         """Over the processes that train together."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if is_alone():
             return gradient
         ddp = ddp_of(self.model)
         group = None if ddp is None else ddp.process_group
