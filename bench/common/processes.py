@@ -20,6 +20,7 @@ import typer
 from torch.distributed.rendezvous import rendezvous
 
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.moe.exchange.errors import ExchangeError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for slower processes; if one dies, torchrun ends the others
@@ -211,8 +212,21 @@ def processes(device: torch.device) -> Iterator[Processes]:
     )
     # After an error this process stays in the group until it ends: to leave it would be to wait for
     # exchanges that the other processes may never join.
-    try:
+    with telling_failures(store, rank):
         yield Processes(rank, world)
+    dist.destroy_process_group()
+
+
+@contextmanager
+def telling_failures(store: Any, rank: int) -> Iterator[None]:
+    """If the block fails in this process, the others learn why from the store that they share, as
+    soon as an exchange with this one fails.
+
+    Raises:
+        OtherProcessEnded: this is one of these others.
+    """
+    try:
+        yield
     except Exception as error:
         other = _other_end(error, store, rank)
         if other is not None:
@@ -221,7 +235,6 @@ def processes(device: torch.device) -> Iterator[Processes]:
         if not _first_says_so(error, store, rank):
             _mark_as_own(error)
         raise
-    dist.destroy_process_group()
 
 
 def _other_end(error: Exception, store: Any, rank: int) -> OtherProcessEnded | None:
@@ -236,6 +249,8 @@ def _other_end(error: Exception, store: Any, rank: int) -> OtherProcessEnded | N
         return None
 
     said = "another process ended"
+    if isinstance(error, ExchangeError):  # it knows which
+        said = " ".join(f"{error}".split())
     with suppress(RuntimeError):
         if store.check([FAILED]):
             said = store.get(FAILED).decode()
@@ -260,7 +275,9 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _is_of_an_exchange(error: Exception) -> bool:
-    """Whether torch raised it while processes exchanged tensors. DTensors do so by operators."""
+    """Whether it was raised while processes exchanged tensors. DTensors do so by operators."""
+    if isinstance(error, ExchangeError):
+        return True
     names = [
         frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
