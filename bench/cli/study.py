@@ -1,5 +1,6 @@
 """``ironmoe study``: reads its options and calls ``study/run.py``."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -115,6 +116,15 @@ def study(
         int | None,
         bounded("Models that are worked on at once. By default one for each core.", 1),
     ] = None,
+    expert_parallel: Annotated[
+        int,
+        bounded(
+            "Under **torchrun**: processes that work on one model together, each with a part of "
+            "its experts while it is measured. It must divide the number of processes; each group "
+            "of so many is one worker. The numbers are those of one process, to rounding.",
+            1,
+        ),
+    ] = 1,
     from_: Annotated[
         list[Path] | None,
         typer.Option(
@@ -144,7 +154,9 @@ def study(
 
         ironmoe study --data digits --seeds 8 --arms dense,E8 --plan
     """
-    console = Console()
+    from ironmoe.bench.common.processes import is_first_process
+
+    console = Console(quiet=not is_first_process())
     with clear_errors(console):
         from ironmoe.bench.data.in_memory import load_data
         from ironmoe.bench.study.ladder.arms import LADDER
@@ -170,8 +182,11 @@ def study(
         if from_:
             others = [name for name in ctx.params if name not in WITH_FROM]
             _refuse(ctx, others, "--from goes together with --out alone")
-            join_studies(from_, out, console)
+            if is_first_process():
+                join_studies(from_, out, console)
             return
+        if "RANK" in os.environ:
+            _refuse(ctx, ("processes",), "torchrun says how many processes there are")
         if model:
             _refuse(ctx, OF_LADDER, "--model takes the place of the ladder")
 
@@ -195,6 +210,7 @@ def study(
             budget=budget,
             measurements=tuple(dict.fromkeys(measured)),
             processes=processes or cores(),
+            expert_parallel=expert_parallel,
             out=out,
         )
         announce(loaded, console)
