@@ -1,5 +1,6 @@
 """Models whose weights are shared out over processes, by FSDP2 or another user of DTensor."""
 
+import re
 import sys
 from typing import Any
 
@@ -28,3 +29,12 @@ def give_back_gathered(model: nn.Module) -> None:
     next pass then, and what is written to the gathered ones is lost."""
     for module in fsdp_modules(model):
         module.reshard()
+
+
+def printed_without_fsdp(model: nn.Module) -> str:
+    """What the model prints where ``fully_shard`` has not changed the names of its classes."""
+    text = repr(model)
+    for kind in {type(module) for module in fsdp_modules(model)}:
+        _, before = kind.__bases__
+        text = re.sub(rf"\b{kind.__name__}\(", f"{before.__name__}(", text)
+    return text
