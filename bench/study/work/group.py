@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ironmoe.bench.common.processes import FAILED, PATIENCE, give_way, telling_failures
 from ironmoe.bench.common.user_error import UserError
-from ironmoe.moe.distributed import parallelize
+from ironmoe.moe.distributed import ExchangeError, parallelize
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.parallel.alone import alone
 from ironmoe.moe.parallel.layers import expert_layers
@@ -103,29 +103,46 @@ class WorkGroup:
 
     def begins(self) -> bool:
         """Wait until the first process of all lets this one begin. False if nothing is left."""
-        while not self.store.check([BEGUN]):
-            if self.store.check([FAILED]):
+        while (begun := self._read(BEGUN)) is None:
+            if self._read(FAILED) is not None:
                 give_way()
                 raise typer.Exit(2)
             time.sleep(LOOK_SECONDS)
-        return bool(int(self.store.get(BEGUN)))
+        return bool(int(begun))
 
     def leave(self, message: Any) -> None:
         """Leave a message for the first process of all."""
-        number = self.store.add(TOLD, 1) - 1
-        self.store.set(f"{TOLD}/{number}", pickle.dumps(message))
+        with _naming_first():
+            number = self.store.add(TOLD, 1) - 1
+            self.store.set(f"{TOLD}/{number}", pickle.dumps(message))
 
     def left(self) -> Iterator[Any]:
         """The messages that were not read yet."""
-        while self.store is not None and self.store.check([f"{TOLD}/{self._heard}"]):
-            yield pickle.loads(self.store.get(f"{TOLD}/{self._heard}"))
+        while (message := self._read(f"{TOLD}/{self._heard}")) is not None:
             self._heard += 1
+            yield pickle.loads(message)
+
+    def _read(self, key: str) -> bytes | None:
+        """The value of a key of the store; None if it has none."""
+        with _naming_first():
+            return self.store.get(key) if self.store.check([key]) else None
 
     @cached_property
     def _mesh(self) -> Any:
         from torch.distributed.device_mesh import init_device_mesh
 
         return init_device_mesh("cpu", (self.size,), mesh_dim_names=("ep",))
+
+
+@contextmanager
+def _naming_first() -> Iterator[None]:
+    """ExchangeError: the process that keeps the store, torchrun or the first of all, has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ExchangeError(
+            f"a message between processes failed: torchrun or process 0 ended. ({error})"
+        ) from error
 
 
 @contextmanager

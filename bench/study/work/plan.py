@@ -68,7 +68,7 @@ def announcement(study: Study, plan: Plan) -> str:
     processes = f"{options.processes} process{'es' * (options.processes != 1)}"
     if options.expert_parallel > 1:
         groups = counted(options.processes, "group")
-        processes = f"{groups} of {options.expert_parallel} processes, beside their exchanges"
+        processes = f"{groups} of {options.expert_parallel} processes, without their exchanges"
     return (
         f"{models}. Left: {trainings} trainings and {len(plan.left) - trainings} measurements, "
         f"about {seconds} in {processes} ({1000 * plan.seconds_of_pass:.2g} ms a pass, timed on "
