@@ -56,11 +56,9 @@ def in_world(world, work):
             os._exit(0)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
-MEASURED = ("clean", "curve", "expert use", "derivative", "top experts", "interventions")
+MEASURED = ("clean", "expert use", "derivative", "top experts", "interventions", "curve")
 assert in_world(1, lambda: study("one", 1)) == [0]
-assert in_world(4, lambda: study("four", 2)) == [0] * 4
-
-for world, size, measured in ((1, 1, MEASURED[:2]), (2, 2, MEASURED[:-1]), (1, 1, MEASURED)):
+for world, size, measured in ((1, 1, MEASURED[:1]), (4, 2, MEASURED[:-1]), (1, 1, MEASURED)):
     assert in_world(world, lambda: study("mixed", size, measurements=measured)) == [0] * world
 
 def dying(rank):
@@ -82,6 +80,11 @@ def failing():
 assert in_world(2, failing) == [3, 3]
 """
 
+PIECES = {
+    "dense": ("trained", "clean", "derivative", "curve"),
+    "E4": ("trained", "clean", "top experts", "interventions", "curve"),
+}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -95,41 +98,35 @@ def report(folder, name):
     return json.loads((folder / name / "report.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["four", "mixed"])
-def test_groups_find_what_one_process_finds(folder, name):
-    """"mixed" was begun by one process, went on in a group, and was ended by one process."""
-    one, other = report(folder, "one"), report(folder, name)
+def test_groups_find_what_one_process_finds(folder):
+    """In a study that one process began, two groups went on with, and one process ended."""
+    one, other = report(folder, "one"), report(folder, "mixed")
     assert other["runs"] == one["runs"] and len(one["runs"]) == 2
     words = [[verdict["verdict"] for verdict in each["verdicts"]] for each in (one, other)]
     assert words[0] == words[1]
     assert other["values"].keys() == one["values"].keys() > {"pgd@8", "r1", "random:attacked"}
     for key, row in one["values"].items():
         for mine, theirs in zip(row, other["values"][key], strict=True):
-            # ten roundings of float32 in each value; divergences are differences of near ones
+            # divergences of near distributions are small differences of float32 numbers
             assert mine == theirs or math.isclose(mine, theirs, rel_tol=1e-3, abs_tol=1e-6), key
 
 
-def test_models_are_trained_to_the_same_bits(folder):
+def test_a_group_trains_to_the_bits_of_one_process(folder):
+    """Outcomes lie in folders that are named after digests of the weights."""
+
     def digests(name):
-        return sorted(path.name for path in (folder / name / "measured").iterdir())
+        return {path.name for path in (folder / name / "measured").iterdir()}
 
-    assert digests("one") == digests("four") == digests("mixed")
+    assert digests("one") == digests("mixed") > digests("killed 0") == digests("killed 1")
 
 
-def test_what_was_measured_before_is_kept(folder):
-    """In other groups, too: each piece is told once."""
+def test_the_first_process_tells_once_what_each_group_did_and_reports(folder):
     said = (folder / "mixed-0.txt").read_text()
-    for what in ("trained", "clean", "curve", "derivative"):
-        assert said.count(f"E4, standard, seed 0: {what} (") == 1
-    assert "4 measurements" in said and "1 measurement" in said
-
-
-def test_the_first_process_tells_what_all_groups_did_and_reports(folder):
-    said = (folder / "four-0.txt").read_text()
-    assert "in 2 groups of 2 processes" in said and said.count("Report: ") == 1
-    for arm in ("dense", "E4"):
-        assert said.count(f"{arm}, standard, seed 0: curve (") == 1
-    assert [(folder / f"four-{rank}.txt").read_text() for rank in (1, 2, 3)] == [""] * 3
+    assert "in 2 groups of 2 processes" in said and said.count("Report: ") == 3
+    for arm, measured in PIECES.items():
+        for what in measured:
+            assert said.count(f"{arm}, standard, seed 0: {what} (") == 1, what
+    assert [(folder / f"mixed-{rank}.txt").read_text() for rank in (1, 2, 3)] == [""] * 3
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -145,7 +142,7 @@ def test_when_the_training_fails_one_process_says_why(folder):
     assert "5000" not in (folder / "failed-1.txt").read_text()
 
 
-@pytest.mark.parametrize(("world", "why"), [("1", "1, got 2: start the command"), ("3", "3, got 2")])
+@pytest.mark.parametrize(("world", "why"), [("1", "1, got 2: start the"), ("3", "3, got 2")])
 def test_groups_must_divide_the_processes(monkeypatch, world, why):
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(UserError, match=f"--expert-parallel must divide .* processes, {why}"):
