@@ -62,7 +62,7 @@ class Shard(NamedTuple):
         shares, the later state."""
         parts = self.gather_objects(records)
         if len(parts) == 1:
-            return records
+            return parts[0]  # type: ignore[no-any-return]
         together = Records()
         for record in (record for part in parts for record in part):
             together.add(record)

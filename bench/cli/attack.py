@@ -166,6 +166,15 @@ def attack(
         ),
     ] = "raise",
     device: Device = "auto",
+    expert_parallel: Annotated[
+        int,
+        bounded(
+            "Under torchrun: so many processes hold the experts of a model together and work on "
+            "the same images, for models that are too large for one GPU. It divides the number of "
+            "processes.",
+            1,
+        ),
+    ] = 1,
     dtype: Annotated[
         str,
         typer.Option(
@@ -205,6 +214,9 @@ def attack(
 
         torchrun --nproc-per-node 8 -m ironmoe.bench attack \
             --model hf:my-vit --data photos --attack autoattack
+
+        torchrun --nproc-per-node 8 -m ironmoe.bench attack \
+            --model hf:my-moe --data photos --expert-parallel 4
     """
     from ironmoe.bench.common.processes import is_first_process
 
@@ -273,6 +285,7 @@ def attack(
             passes=passes,
             on_bad=bad,
             weights=weights,
+            expert_parallel=expert_parallel,
         )
         run_attack_command(options, console)
 

@@ -248,9 +248,7 @@ def _other_end(error: Exception, store: Any, rank: int) -> OtherProcessEnded | N
             store.compare_set(FAILED, "", f"process {rank} failed: {what}")
         return None
 
-    said = "another process ended"
-    if isinstance(error, ExchangeError):  # it knows which
-        said = " ".join(f"{error}".split())
+    said = getattr(error, "missing", "") or "another process ended"
     with suppress(RuntimeError):
         if store.check([FAILED]):
             said = store.get(FAILED).decode()

@@ -16,7 +16,14 @@ KEY = "ironmoe/ended"
 
 
 class ExchangeError(RuntimeError):
-    """A rank did not take part in an exchange: it has ended, or does something else."""
+    """A rank did not take part in an exchange: it has ended, or does something else.
+
+    missing: which one, in words
+    """
+
+    def __init__(self, message: str, missing: str = "") -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class RanksDisagreeError(ValueError):
@@ -73,7 +80,8 @@ def naming_missing(members: Sequence[Member], what: str) -> Iterator[None]:
     except (RuntimeError, dist.DistBackendError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ExchangeError(f"{what} failed: {missing_among(members)}. ({error})") from error
+        missing = missing_among(members)
+        raise ExchangeError(f"{what} failed: {missing}. ({error})", missing) from error
 
 
 def missing_among(members: Sequence[Member]) -> str:

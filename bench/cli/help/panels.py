@@ -26,7 +26,7 @@ PANELS: dict[str, dict[str, str]] = {
         "Data": f"data everything attack_images {IMAGE_FILES}",
         "Attack": "attacks norm eps steps queries alpha restarts eot seed routing levels",
         "Verdict": "checks passes on_bad",
-        "Device and time": "device dtype batch_size max_seconds max_forwards",
+        "Device and time": "device expert_parallel dtype batch_size max_seconds max_forwards",
         "Output": "out save_images",
     },
     "study": {

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from ironmoe.bench.common.processes import FAILED, PATIENCE, give_way, telling_failures
-from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.models.expert_parallel import check_processes
 from ironmoe.moe.distributed import ExchangeError, parallelize
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.parallel.alone import alone
@@ -140,9 +140,8 @@ def _naming_first() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ExchangeError(
-            f"a message between processes failed: torchrun or process 0 ended. ({error})"
-        ) from error
+        ended = "torchrun or process 0 ended"
+        raise ExchangeError(f"a message between processes: {ended}. ({error})", ended) from error
 
 
 @contextmanager
@@ -155,13 +154,8 @@ def work_group(size: int) -> Iterator[WorkGroup]:
         OtherProcessEnded: this process waited for one that ended; the message says which failed,
             and why.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world % size:
-        started = "" if world > 1 else f": start the command by torchrun --nproc-per-node {size}"
-        raise UserError(
-            f"--expert-parallel must divide the number of processes, {world}, got {size}{started}"
-        )
-    if world == 1:
+    check_processes(size)
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield WorkGroup()
         return
 

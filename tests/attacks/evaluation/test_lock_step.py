@@ -57,7 +57,7 @@ PLAIN = vmoe(IMAGES.float(), LABELS)
 OTHER = changed(noise=0.02)
 GROUPS = {size: changed(capacity=Capacity(0.7, images_per_group=size)) for size in (2, None)}
 ALONE = {
-    "pgd": run(PLAIN, pgd),
+    "pgd": run(PLAIN, pgd, keep_adversarial=True),
     "transferred": {by: transferred(PLAIN, by) for by in ("loss", "logits")},
     "all": run(PLAIN, keep_adversarial=True),
     "few": run(PLAIN, max_forwards=200, checks=False, journal="resumed"),
@@ -97,7 +97,10 @@ def expert_parallel():
     assert not told or told[-1].decided == told[-1].total == 2 * len(IMAGES)
 
 def fully_sharded():
-    compare(run(shared(mesh=BOTH), pgd), ALONE["pgd"])
+    found = run(shared(mesh=BOTH), pgd, journal="kept", keep_adversarial="journal")
+    compare(found, ALONE["pgd"])
+    final = found.attacks["pgd"].final(torch.arange(len(IMAGES)))  # read by each process
+    torch.testing.assert_close(final, ALONE["pgd"].attacks["pgd"].adversarial)
 
 def ensembles():
     """Of the models, one is shared out, and it is not the one that judges."""

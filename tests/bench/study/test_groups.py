@@ -133,7 +133,7 @@ def test_the_first_process_tells_once_what_each_group_did_and_reports(folder):
 def test_when_a_process_is_killed_its_group_ends_and_names_it(folder, rank):
     said = (folder / f"killed {rank}-{1 - rank}.txt").read_text().splitlines()[-1]
     assert said.startswith("OtherProcessEnded: ") and "goes on from there" in said
-    assert f"rank {rank} (process " in said and " ended. (" in said
+    assert f"rank {rank} (process " in said and " ended. What" in said
     assert list((folder / f"killed {rank}").rglob("clean-*.json"))
 
 
@@ -142,9 +142,10 @@ def test_when_the_training_fails_one_process_says_why(folder):
     assert "5000" not in (folder / "failed-1.txt").read_text()
 
 
-@pytest.mark.parametrize(("world", "why"), [("1", "1, got 2: start the"), ("3", "3, got 2")])
-def test_groups_must_divide_the_processes(monkeypatch, world, why):
-    monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(UserError, match=f"--expert-parallel must divide .* processes, {why}"):
-        with work_group(2):
-            pass
+@pytest.mark.parametrize("world", [1, 3])
+def test_groups_must_divide_the_processes(monkeypatch, world):
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setenv("RANK", "0")
+    why = f"--expert-parallel must divide the number of processes, got 2 with {world}: start"
+    with pytest.raises(UserError, match=why), work_group(2):
+        pass
