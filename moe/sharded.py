@@ -2,9 +2,9 @@
 
 import re
 import sys
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -15,6 +15,12 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(fsdp_modules(model)) or any(
         isinstance(parameter, dtensor) for parameter in model.parameters()
     )
+
+
+def local_numbers(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor, as a plain one on the same memory; any other
+    tensor itself."""
+    return cast("Any", tensor).to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def fsdp_modules(model: nn.Module) -> list[Any]:

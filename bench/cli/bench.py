@@ -13,6 +13,7 @@ from ironmoe.bench.cli.benchmarks.kernels import bench_kernels
 from ironmoe.bench.cli.benchmarks.roofline import bench_roofline
 from ironmoe.bench.cli.benchmarks.rows import bench_compare, bench_plot
 from ironmoe.bench.cli.benchmarks.rows_options import Shapes
+from ironmoe.bench.cli.benchmarks.scale import bench_scale
 from ironmoe.bench.cli.benchmarks.training import bench_training
 from ironmoe.bench.cli.help.command import Commands
 from ironmoe.bench.common.errors import clear_errors
@@ -103,5 +104,6 @@ bench_app.command("attacks")(bench_attacks)
 bench_app.command("training")(bench_training)
 bench_app.command("images")(bench_images)
 bench_app.command("roofline")(bench_roofline)
+bench_app.command("scale")(bench_scale)
 bench_app.command("compare")(bench_compare)
 bench_app.command("plot")(bench_plot)

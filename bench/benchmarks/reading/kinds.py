@@ -195,6 +195,56 @@ KINDS = (
         (plain("ms", "ms", TIME), plain("gigabytes", "GB", SIZE)),
         computed=True,
     ),
+    Kind(
+        "bench scale, cost",
+        frozenset({"gpu", "shape", "ranks", "pass", "exchange_ms"}),
+        ("shape", "pass", "ranks", "gpu"),
+        "ranks",
+        "ranks",
+        (
+            plain("layer_ms", "ms", TIME),
+            plain("exchange_ms", "ms", TIME),
+            plain("experts_ms", "ms", TIME),
+            plain("sent_mb", "MB", SIZE),
+            plain("off_node_mb", "MB", SIZE),
+        ),
+        computed=True,
+    ),
+    Kind(
+        "bench scale, pays",
+        frozenset({"gpu", "shape", "ranks", "pass", "ep_ms", "fsdp2_ms"}),
+        ("shape", "pass", "ranks", "gpu"),
+        "ranks",
+        "ranks",
+        (
+            plain("ep_ms", "ms", TIME),
+            plain("fsdp2_ms", "ms", TIME),
+            plain("replicas_ms", "ms", TIME),
+        ),
+        computed=True,
+    ),
+    Kind(
+        "bench scale, mesh",
+        frozenset({"gpu", "shape", "gpus", "ranks", "between", "pass", "layer_ms"}),
+        ("shape", "pass", "gpus", "ranks", "between", "gpu"),
+        "ranks",
+        "between",
+        (plain("layer_ms", "ms", TIME), plain("memory_gb", "GB", SIZE)),
+        computed=True,
+    ),
+    Kind(
+        "bench scale, memory",
+        frozenset({"gpu", "model", "ranks", "attack_gb", "training_gb"}),
+        ("model", "ranks", "gpu"),
+        "ranks",
+        "ranks",
+        (
+            plain("attack_gb", "GB", SIZE),
+            plain("training_gb", "GB", SIZE),
+            plain("kept_gb", "GB", SIZE),
+        ),
+        computed=True,
+    ),
 )
 
 

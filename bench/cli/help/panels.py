@@ -40,6 +40,13 @@ PANELS: dict[str, dict[str, str]] = {
         "Images and runs": "images autoattack_images runs batch_size",
         "Output": "folder out form again",
     },
+    "bench scale": {
+        "What is computed": "parts check throughput",
+        "Layers": "shapes tokens shared layers",
+        "Ranks": "ranks gpus node imbalance",
+        "Machine": "gpu nvlink_gbs network_gbs memory_gb",
+        "Output": "form",
+    },
     "bench training": {
         "What is measured": "parts data",
         "Part inner": "models dtypes runs seconds",
