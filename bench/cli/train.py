@@ -171,6 +171,14 @@ def train(
             "alone holds all."
         ),
     ] = False,
+    expert_parallel: Annotated[
+        int,
+        bounded(
+            "Under torchrun: share the experts of each layer out over so many processes, which "
+            "send each other tokens. It divides the number of processes and that of experts.",
+            1,
+        ),
+    ] = 1,
     guard: Annotated[
         bool,
         typer.Option(
@@ -213,6 +221,9 @@ def train(
 
         torchrun --nproc-per-node 8 -m ironmoe.bench train \
             --model hf:my-vit --data photos --eps 4
+
+        torchrun --nproc-per-node 8 -m ironmoe.bench train \
+            --model V-MoE-S/16 --data photos --fsdp --expert-parallel 4
     """
     from ironmoe.bench.common.processes import is_first_process
 
@@ -231,7 +242,11 @@ def train(
         from ironmoe.bench.attack.suite import ROUTING
         from ironmoe.bench.common.train import default_epochs
         from ironmoe.bench.data.in_memory import load_data
-        from ironmoe.bench.train.options import TrainOptions, check_choice
+        from ironmoe.bench.train.options import (
+            TrainOptions,
+            check_choice,
+            check_expert_parallel,
+        )
         from ironmoe.bench.train.recipe import DTYPES, SCHEDULES, MethodChoice, TrainRecipe
         from ironmoe.bench.train.rows import split
         from ironmoe.bench.train.run import run_train_command
@@ -251,6 +266,7 @@ def train(
             own=_given(own),
         )
         check_choice(choice)
+        check_expert_parallel(expert_parallel, _world())
         target = chosen_device(device)
         pipeline = pipeline_of(model)
         images = load_data(data, image_size, skip_bad, pipeline=pipeline)
@@ -279,6 +295,7 @@ def train(
             device=target,
             out=out,
             fsdp=fsdp,
+            expert_parallel=expert_parallel,
             guard=guard,
             attack=attack,
             attack_images=attack_images,

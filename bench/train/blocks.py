@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ironmoe.attacks.training.checks import BATCH_NORMS
 from ironmoe.bench.common.user_error import UserError
-from ironmoe.bench.train.parallel import blocks
+from ironmoe.moe.parallel.blocks import blocks
 
 
 def checkpoint_blocks(model: nn.Module) -> None:

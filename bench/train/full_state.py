@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     set_model_state_dict,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from ironmoe.attacks.training import EMA
 from ironmoe.bench.train.parallel import number_of_processes, process_number
@@ -166,9 +166,11 @@ def _from_first(
     whole = torch.empty(shape, dtype=dtype) if value is None else value
     if number_of_processes() == 1:
         return whole
-    if isinstance(like, DTensor) and like.shape == whole.shape:
-        # process 0 sends each of the others its part
-        return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
     sent = whole.to(like.device, copy=True)
     dist.broadcast(sent, src=0)
+    if isinstance(like, DTensor) and like.shape == whole.shape:
+        # not by distribute_tensor, which does not know how FSDP2 shards what is sharded already
+        mesh = like.device_mesh
+        copies = DTensor.from_local(sent, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        return copies.redistribute(placements=like.placements)
     return sent

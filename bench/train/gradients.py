@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ironmoe.bench.train.parallel import mean_over_processes, number_of_processes
-from ironmoe.moe.sharded import is_sharded
+from ironmoe.bench.train.parallel import number_of_processes
+from ironmoe.moe.exchange.group import Group
+from ironmoe.moe.parallel.copies import copies
+from ironmoe.moe.sharded import local_numbers
 
 BUCKET = 2**24  # how many numbers travel at once
 
@@ -21,7 +22,8 @@ class MeanGradients:
     to the bits of one process. In float32 the last bit would differ, and after some steps the sign
     of an image's gradient that is nearly 0, and then losses.
 
-    FSDP2 averages over processes itself, in each backward pass, here in float64 as well.
+    FSDP2 averages over processes itself, in each backward pass, here in float64 as well. Experts
+    that are shared out have the gradients of the parts of all processes that share them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -45,42 +47,62 @@ class MeanGradients:
         call it after as many parts.
 
         A weight that has a gradient in some processes only has 0 in the others; one without a
-        gradient anywhere gets none. In several processes the host waits for the device once, to
-        learn which these are.
+        gradient anywhere gets none. In several processes the host waits for the device once for
+        each kind of weights, to learn which these are.
         """
-        weights, parts = list(weights), self._parts
-        exchanges = number_of_processes() > 1 and not is_sharded(self.model)
-        if exchanges:
-            parts *= number_of_processes()
-            weights = _with_gradient_anywhere(weights, self._sums)
-            sums = _summed(
-                self._sums[w] if w in self._sums else torch.zeros_like(w) for w in weights
-            )
-        else:
-            weights = [weight for weight in weights if weight in self._sums]
-            sums = (self._sums[weight] for weight in weights)
+        ranks_of = copies(self.model) if number_of_processes() > 1 else {}
+        of_ranks: dict[Group | None, list[nn.Parameter]] = {}
+        for weight in weights:
+            of_ranks.setdefault(ranks_of.get(weight), []).append(weight)
 
+        for ranks, chosen in of_ranks.items():
+            if ranks is None:
+                for weight in chosen:
+                    if weight in self._sums:
+                        weight.grad = _mean(self._sums[weight], self._parts, weight)
+            else:
+                self._put_of_ranks(chosen, ranks)
+
+    def _put_of_ranks(self, weights: list[nn.Parameter], ranks: Group) -> None:
+        """The same for weights of which all these ranks have copies."""
+        weights = _with_gradient_anywhere(weights, self._sums, ranks)
+        own = (self._sums[w] if w in self._sums else torch.zeros_like(w) for w in weights)
+        sums = _summed(map(local_numbers, own), ranks)
         for weight, total in zip(weights, sums, strict=True):
-            weight.grad = total if parts == 1 else (total.double() / parts).to(weight.dtype)
+            mean = _mean(total, self._parts * ranks.size, weight)
+            weight.grad = _placed(mean, weight)
 
 
-@torch.no_grad()
+def _mean(total: Tensor, parts: int, weight: nn.Parameter) -> Tensor:
+    mean = total if parts == 1 else total.double() / parts
+    return mean.to(weight.dtype)
+
+
+def _placed(local: Tensor, weight: nn.Parameter) -> Tensor:
+    """What this process holds of a gradient, as the gradient of the weight."""
+    if not isinstance(weight, DTensor):
+        return local
+    sizes = {"shape": weight.shape, "stride": weight.stride()}
+    mesh, placements = weight.device_mesh, weight.placements
+    whole: Tensor = DTensor.from_local(local, mesh, placements, run_check=False, **sizes)
+    return whole
+
+
 def _with_gradient_anywhere(
-    weights: list[nn.Parameter], gradients: dict[nn.Parameter, Tensor]
+    weights: list[nn.Parameter], gradients: dict[nn.Parameter, Tensor], ranks: Group
 ) -> list[nn.Parameter]:
-    """Those of the weights that have a gradient in some process."""
-    if not weights:
-        return []
-    here = torch.tensor([float(weight in gradients) for weight in weights])
-    shares = mean_over_processes(here.to(weights[0].device)).tolist()
-    return [weight for weight, share in zip(weights, shares, strict=True) if share]
+    """Those of the weights that have a gradient on some rank."""
+    here = torch.tensor([weight in gradients for weight in weights], dtype=torch.int32)
+    there = here.to(local_numbers(weights[0]).device)
+    ranks.sum(there)
+    return [weight for weight, number in zip(weights, there.tolist(), strict=True) if number]
 
 
-def _summed(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The sums over the processes, in float64; many tensors travel together."""
+def _summed(tensors: Iterable[Tensor], ranks: Group) -> Iterator[Tensor]:
+    """The sums over ranks, in float64; many tensors travel together."""
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.flatten().double() for tensor in bucket])
-        dist.all_reduce(flat)
+        ranks.sum(flat)
         pieces = flat.split([tensor.numel() for tensor in bucket])
         yield from (piece.view_as(t) for piece, t in zip(pieces, bucket, strict=True))
 
@@ -94,31 +116,3 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
             bucket = []
     if bucket:
         yield bucket
-
-
-@torch.no_grad()
-def clip_gradients(model: nn.Module, norm: float) -> Tensor:
-    """Scale the gradients so that their L2 norm, of all together, is at most ``norm``. Under FSDP2
-    it is that of the whole gradients, of which this process has a part.
-
-    The norm is summed in float64: its float32 value, by which gradients are scaled, then does not
-    depend on how they are shared out, and FSDP2 trains to the bits of data parallel.
-
-    Returns:
-        () float64, the norm before; the same in every process.
-    """
-    given = [p.grad for p in model.parameters() if p.grad is not None]
-    own = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in given]
-    if not own:
-        return torch.zeros((), dtype=torch.float64)
-
-    norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in own]
-    square = torch.stack(norms).square().sum()
-    if is_sharded(model):
-        dist.all_reduce(square)
-    total = square.sqrt()
-
-    factor = (norm / (total + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_
-    for grad in own:
-        grad.mul_(factor.to(grad.dtype))
-    return total

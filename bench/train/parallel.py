@@ -6,8 +6,9 @@ passes, some of them for a part of the weights. With one process each function d
 without ``torch.distributed`` would do.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import TypeVar
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,53 +16,55 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from ironmoe.moe.distributed import parallelize
+from ironmoe.moe.exchange.group import every_rank
+from ironmoe.moe.layers.ranks import same_values
 from ironmoe.moe.parallel.alone import is_alone
+from ironmoe.moe.parallel.blocks import blocks
 
 T = TypeVar("T")
-SUMS = MixedPrecisionPolicy(reduce_dtype=torch.float64)  # as gradients.py has them
+# FSDP2 otherwise keeps the root's parameters gathered after a pass without a backward pass. Whoever
+# changes the sharded ones then, as AWP does, would change nothing. Sums are as gradients.py has
+# them.
+FSDP_OPTIONS: dict[str, Any] = {
+    "reshard_after_forward": True,
+    "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float64),
+}
 
 
-def prepared(model: nn.Module, *, fsdp: bool, device: torch.device) -> nn.Module:
+def prepared(
+    model: nn.Module, *, fsdp: bool, device: torch.device, expert_parallel: int = 1
+) -> nn.Module:
     """The model on the device, with the parameters and buffers of process 0 in every process.
 
     Args:
         model: it is changed in place.
         fsdp: FSDP2 shards the parameters of each block, and those outside the blocks together
             (``torch.distributed.fsdp.fully_shard``). A process alone shards nothing.
+        expert_parallel: over how many processes the experts of each layer are shared out; it
+            divides their number.
 
     Returns:
         The model. Compile it afterwards; wrap blocks for activation checkpointing before.
     """
     model = model.to(device)
-    if number_of_processes() == 1:
+    world = number_of_processes()
+    if world == 1:
         return model
-    for tensor in (*model.parameters(), *model.buffers()):
-        values = tensor.detach().contiguous()
-        dist.broadcast(values.view(-1).view(torch.uint8), src=0)  # gloo has not all dtypes
-        tensor.detach().copy_(values)
+    options = FSDP_OPTIONS if fsdp else {}
+    if expert_parallel > 1:
+        # its advice on how to gather weights faster; they are gathered once an epoch
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        sizes, names = (world // expert_parallel, expert_parallel), ("fsdp" if fsdp else "dp", "ep")
+        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
+        return parallelize(model, mesh, **options)
 
+    same_values(model, every_rank())
     if fsdp:
-        mesh = init_device_mesh(device.type, (number_of_processes(),))
-        # FSDP2 otherwise keeps the root's parameters gathered after a pass without a backward
-        # pass. Whoever changes the sharded ones then, as AWP does, would change nothing.
+        mesh = init_device_mesh(device.type, (world,))
         for module in (*blocks(model), model):
-            fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=SUMS)
+            fully_shard(module, mesh=mesh, **options)
     return model
-
-
-def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a model: what the outermost lists of modules hold that have several members,
-    all of one class. A list of experts holds none, because an expert is not called in every process
-    in every pass, as FSDP2 needs it."""
-    for name, module in model.named_children():
-        members = list(module.children())
-        is_list = isinstance(module, nn.ModuleList | nn.Sequential)
-        if name == "experts":
-            continue
-        if is_list and len(members) > 1 and len({type(member) for member in members}) == 1:
-            yield from (member for member in members if any(True for _ in member.parameters()))
-        else:
-            yield from blocks(module)
 
 
 def number_of_processes() -> int:

@@ -29,7 +29,13 @@ from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.held_out import HeldOutRows
 from ironmoe.bench.train.making import explained, make_method
-from ironmoe.bench.train.options import TrainOptions, check_choice, check_recipe
+from ironmoe.bench.train.options import (
+    TrainOptions,
+    check_choice,
+    check_expert_parallel,
+    check_experts,
+    check_recipe,
+)
 from ironmoe.bench.train.parallel import prepared
 from ironmoe.bench.train.recipe import STANDARD
 from ironmoe.bench.train.report.facts import TrainingFacts
@@ -83,12 +89,16 @@ def run_train_command(options: TrainOptions, console: Console) -> Path:
 
 def _prepared(options: TrainOptions, device: torch.device, group: Processes) -> "_Run":
     """Load the model, choose the rows, make the method: whatever can be wrong is wrong here."""
+    check_expert_parallel(options.expert_parallel, group.world)
     rows = checked_split(options.data, options.recipe, group.world)
     trainee = load_trainee(options.model, options.data, options.seed, device)
+    check_experts(options.expert_parallel, trainee.model)
     settings = options.settings(trainee)
     if options.recipe.checkpointing:
         checkpoint_blocks(trainee.model)
-    model = prepared(trainee.model, fsdp=options.fsdp, device=device)
+    model = prepared(
+        trainee.model, fsdp=options.fsdp, device=device, expert_parallel=options.expert_parallel
+    )
 
     batches = options.recipe.epochs * options.recipe.steps_of_epoch(len(rows.trained))
     method, warnings = make_method(options.method, options.recipe, model, batches=batches)
@@ -181,7 +191,7 @@ class _Run:
 
     @property
     def attack_options(self) -> AttackOptions:
-        """APGD-T on test images, at the radius of the training."""
+        """APGD-T on test images, at the radius of the training. Each process has all experts."""
         options = self.options
         file = self.path / MODEL
         own = self.trainee.arguments is not None

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from ironmoe.attacks.training import (
     Update,
 )
 from ironmoe.bench.common.processes import Processes
-from ironmoe.bench.train.gradients import MeanGradients, clip_gradients
+from ironmoe.bench.train.gradients import MeanGradients
 from ironmoe.bench.train.parallel import average_running_statistics, mean_over_processes
 from ironmoe.bench.train.recipe import TrainRecipe
 from ironmoe.moe import start_global_batch, update_selection_bias
+from ironmoe.moe.distributed import clip_grad_norm_
 from ironmoe.moe.routers.selection_bias import WithSelectionBias
 
 
@@ -145,7 +146,7 @@ class Updates:
         The host waits for the device here, once an update, so that weights never become NaN.
         """
         average_running_statistics(self.model)
-        norm = clip_gradients(self.model, self.recipe.clip_norm)
+        norm = clip_grad_norm_(self.model, self.recipe.clip_norm)
 
         loss = torch.stack(seen)[:, 0].mean()
         values = torch.stack([loss, norm.to(loss)]).tolist()
@@ -171,8 +172,12 @@ class Updates:
         )
 
     def _optimizer(self, group: str) -> torch.optim.Optimizer:
+        # one call of the fused optimizer takes weights of one mesh, or of none
+        of_mesh: dict[Any, list[nn.Parameter]] = {}
+        for weight in self.method.parameters_of(group):
+            of_mesh.setdefault(getattr(weight, "device_mesh", None), []).append(weight)
         return torch.optim.AdamW(
-            self.method.parameters_of(group),
+            [{"params": weights} for weights in of_mesh.values()],
             lr=self.recipe.learning_rate,
             weight_decay=self.recipe.weight_decay,
             fused=True,

@@ -18,7 +18,7 @@ KEY = "ironmoe/ended"
 class ExchangeError(RuntimeError):
     """A rank did not take part in an exchange: it has ended, or does something else.
 
-    missing: which one, in words
+    missing: which rank, and what is known of it, in words.
     """
 
     def __init__(self, message: str, missing: str = "") -> None:

@@ -39,6 +39,8 @@ class ExpertParallel:
 
     Attributes:
         tokens_are_replicated: whether all ranks have the same tokens; else each has its own.
+        copies: the ranks that have the same experts as this one, where nobody averages their
+            gradients; else None.
         overflow: () int64 on the device, how many choices of this rank found no place in the
             buffers of ``max_tokens_per_rank`` since ``take_overflow``; None before the first pass.
     """
@@ -58,6 +60,7 @@ class ExpertParallel:
         self.divide_by = group.size if divide_gradients else 1
         self.max_tokens_per_rank = max_tokens_per_rank
         self.tokens_are_replicated = False
+        self.copies: Group | None = None
         self.overflow: Tensor | None = None
 
     @property
@@ -171,6 +174,7 @@ class ExpertParallel:
             max_tokens_per_rank=self.max_tokens_per_rank,
         )
         same.tokens_are_replicated = self.tokens_are_replicated
+        same.copies = self.copies
         return same
 
 

@@ -85,6 +85,8 @@ def parallelize(
     if "ep" in names:
         over = mesh if mesh.ndim == 1 else mesh["ep"]
         group = Group(over.get_group())
+        replicated = "dp" in names and "fsdp" not in names and mesh["dp"].size() > 1
+        copies = Group(mesh.get_group("dp")) if replicated else None
         for number, layer in enumerate(layers.values()):
             share_out(
                 layer,
@@ -94,6 +96,7 @@ def parallelize(
                 group=group,
                 number=number,
             )
+            layer.expert_parallel.copies = copies
     if aux_losses == "all":
         for layer in layers.values():
             lose_over(layer, everyone)

@@ -15,8 +15,10 @@ from ironmoe.attacks.training.inner.lent import ddp_of, leaving_nothing
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
 from ironmoe.attacks.training.weights.stacked import stacked_experts
+from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.parallel.alone import is_alone
-from ironmoe.moe.sharded import give_back_gathered, is_sharded
+from ironmoe.moe.parallel.copies import copies
+from ironmoe.moe.sharded import give_back_gathered, is_sharded, local_numbers
 
 SMALLEST_NORM = 1e-20  # that of the official code; a shorter step is none
 OWN = (
@@ -199,7 +201,8 @@ class AWP(TrainingMethod):
         return [self._mean(gradient) for gradient in gradients]
 
     def _sharded_gradients(self, loss: Tensor, weights: Sequence[nn.Parameter]) -> list[Tensor]:
-        """FSDP2 hands gradients over as ``.grad`` alone, where a user's may lie already."""
+        """FSDP2 hands gradients over as ``.grad`` alone, where a user's may lie already. Those of
+        experts that are shared out are of all tokens that come to them, as FSDP2's are."""
         parameters = list(self.model.parameters())
         kept = [parameter.grad for parameter in parameters]
         for parameter in parameters:
@@ -210,7 +213,13 @@ class AWP(TrainingMethod):
         finally:
             for parameter, grad in zip(parameters, kept, strict=True):
                 parameter.grad = grad
-        return [grad if isinstance(grad, DTensor) else self._mean(grad) for grad in found]
+        ranks_of = copies(self.model)
+        return [
+            _mean_of_copies(grad, ranks_of[weight])
+            if isinstance(grad, DTensor)
+            else self._mean(grad)
+            for weight, grad in zip(weights, found, strict=True)
+        ]
 
     def _mean(self, gradient: Tensor) -> Tensor:
         """Over the processes that train together."""
@@ -238,6 +247,15 @@ class AWP(TrainingMethod):
             # a product along an axis of length 1 may lie whole in every process
             return moved.redistribute(weight.device_mesh, weight.placements)
         return moved
+
+
+def _mean_of_copies(gradient: Tensor, ranks: Group | None) -> Tensor:
+    """The mean of a sharded gradient over the ranks that have copies of it."""
+    if ranks is None:
+        return gradient
+    total = gradient.clone()
+    ranks.sum(local_numbers(total))
+    return total / ranks.size
 
 
 def _moved(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:

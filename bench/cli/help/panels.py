@@ -17,7 +17,7 @@ PANELS: dict[str, dict[str, str]] = {
         "Options of some methods": "beta noise replays weight routing_weight routing_beta",
         "Optimizer": "epochs batch_size parts learning_rate weight_decay schedule label_smoothing "
         "awp ema shifts seed",
-        "Device": "device dtype checkpointing compile_model fsdp",
+        "Device": "device dtype checkpointing compile_model fsdp expert_parallel",
         "Verdict": "guard attack attack_images",
         "Output": "out",
     },

@@ -8,76 +8,25 @@ from two_processes import run_in_two_processes
 
 from ironmoe.bench.common.processes import backend
 from ironmoe.bench.train.full_state import full_state, load_optimizer_state, optimizer_state
-from ironmoe.bench.train.gradients import clip_gradients
-from ironmoe.bench.train.parallel import blocks
 from ironmoe.moe import VMoE
+from ironmoe.moe.distributed import clip_grad_norm_
+from ironmoe.moe.parallel.blocks import blocks
 
 IMPORTS = """
 import signal
 import torch._dynamo  # an optimizer imports it
 from torch import nn
-from ironmoe.attacks.training import AWP, EMA, PGDAT, TRADES, Alternating, Free
+from ironmoe.attacks.training import AWP, PGDAT, TRADES, Alternating, Free
 from ironmoe.bench.common import processes as common
-from ironmoe.bench.common.processes import OWN, Processes, processes
-from ironmoe.bench.train.full_state import (
-    averaged_state, full_state, load_averaged_state, load_full_state, load_optimizer_state,
-    optimizer_state,
-)
-from ironmoe.bench.train.gradients import MeanGradients, clip_gradients
-from ironmoe.bench.train.parallel import average_running_statistics, gathered_parts, prepared
-from ironmoe.bench.train.recipe import TrainRecipe
-from ironmoe.bench.train.updates import Updates
-from ironmoe.moe import VMoE
+from ironmoe.bench.common.processes import OWN, processes
+from ironmoe.bench.train.gradients import MeanGradients
+from ironmoe.bench.train.parallel import average_running_statistics, prepared
+from ironmoe.moe.distributed import clip_grad_norm_
+from trainings_on_ranks import CPU, Training, images, in_both, make, still
 """
 
-# Float64, because FSDP2 may differ in the last bit, and in float32 the sign of a gradient that is 0
-# but for rounding may turn.
 TRAINING = """
 torch.set_flush_denormal(True)
-images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
-labels = torch.arange(8) % 3
-CPU = torch.device("cpu")
-
-def group():
-    return Processes(rank, 2) if dist.is_initialized() else Processes()
-
-def make():
-    torch.manual_seed(5 * rank)  # process 0 gives the others its weights
-    model = VMoE(8, 4, 16, 2, 2, 32, 3, moe_layers=(1,), num_experts=4, channels=1,
-                 router={"selection_bias": True})
-    nn.init.normal_(model.head.weight)
-    return model.double()
-
-class Training:
-    def __init__(self, make_method, fsdp=False, parts=2, dtype=torch.float64):
-        self.model = prepared(make().to(dtype), fsdp=fsdp, device=CPU).train()
-        self.images = images.to(dtype)
-        self.method = make_method(self.model)
-        options = {"seed": 0, "steps": 8, "group": group()}
-        recipe = TrainRecipe(batch_size=8, parts=parts)
-        self.updates = Updates(self.model, self.method, recipe, **options)
-        self.average = EMA(self.model, 0.9)
-
-    def run(self, steps):
-        losses = []
-        for step in steps:
-            losses.append(self.updates.make(self.images, labels, step).loss)
-            self.average.update()
-        return losses
-
-    def state(self):
-        state = {"model": full_state(self.model)}
-        for name, optimizer in self.updates.optimizers.items():
-            state[name] = optimizer_state(self.model, optimizer)
-        state["average"], self.numbers = averaged_state(self.average)
-        return state | {"method": gathered_parts(self.method.state_dict())}
-
-    def load(self, state, numbers):
-        load_full_state(self.model, state["model"])
-        for name, optimizer in self.updates.optimizers.items():
-            load_optimizer_state(self.model, optimizer, state[name])
-        load_averaged_state(self.average, state["average"], numbers)
-        self.method.load_state_dict(state["method"])
 
 def every_kind_of_buffer_comes_from_process_0():
     model = nn.BatchNorm1d(2)
@@ -112,9 +61,9 @@ def clipped_as_whole_gradients():
     norms = []
     for fsdp in (False, True):
         model = prepared(make().float(), fsdp=fsdp, device=CPU).eval()
-        model(images.float()).square().sum().backward()
+        model(images().float()).square().sum().backward()
         average_gradients(model)
-        norms.append([clip_gradients(model, 0.5), clip_gradients(model, 9.0)])
+        norms.append([clip_grad_norm_(model, 0.5), clip_grad_norm_(model, 9.0)])
     assert norms[0][0].float() == norms[1][0].float() > 0.5
     torch.testing.assert_close(norms[1][1], torch.tensor(0.5).double(), rtol=1e-5, atol=0)
 
@@ -133,26 +82,23 @@ STEPS, MORE = range(3), range(3, 5)
 found = {}
 for name, (make_method, parts) in CASES.items():
     for fsdp in (False, True):
-        training = Training(make_method, fsdp, parts)
+        training = Training(make_method, parts, fsdp=fsdp)
         found[name, fsdp] = training.run(STEPS), training.state()
 numbers = training.numbers
 assert rank == 0 or not found["Free", True][1]["model"], "process 0 alone has the state"
 
 # what one kind of training has saved goes on in the other
 for fsdp in (False, True):
-    training = Training(CASES["Free"][0], fsdp, parts=4)
+    training = Training(CASES["Free"][0], parts=4, fsdp=fsdp)
     training.load(found["Free", not fsdp][1], numbers)
     found["resumed", fsdp] = training.run(MORE), training.state()
 
 # weights move along the gradient of the parts of all processes: here along that of the batch
-def still(model):
-    for module in model.modules():
-        if hasattr(module, "noise_std"):
-            module.noise_std, module.importance_weight, module.load_weight = 0.0, 0.0, 0.0
-    return AWP(PGDAT(model, 0.1, steps=1, start="clean"), gamma=0.1)
+def perturbing(model):
+    return AWP(PGDAT(still(model), 0.1, steps=1, start="clean"), gamma=0.1)
 
 def perturbed(fsdp, parts):
-    training = Training(still, fsdp, parts)
+    training = Training(perturbing, parts, fsdp=fsdp)
     return training.run(STEPS), training.state()
 
 for fsdp in (False, True):
@@ -201,21 +147,6 @@ def fail(kind):
             gradients = MeanGradients(model)
             gradients.add()
             gradients.put(model.parameters())
-
-def in_both(run):
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2",
-                   "TORCHELASTIC_USE_AGENT_STORE": "True"}  # as torchrun has it
-    children = []
-    for number in (0, 1):
-        children.append(os.fork())
-        if not children[-1]:
-            os.environ["RANK"] = str(number)
-            run(number)
-            os._exit(0)
-    codes = [os.waitpid(started, 0)[1] for started in children]
-    del os.environ["WORLD_SIZE"]
-    return codes
 
 for kind in ("raised", "killed", "raised by all"):
     def failing(number):
@@ -306,7 +237,7 @@ def test_a_process_alone_clips_as_torch_does():
     for each in (model, peer):
         for parameter in each.parameters():
             parameter.grad = torch.arange(float(parameter.numel())).view_as(parameter)
-    norm = clip_gradients(model, 0.7)
+    norm = clip_grad_norm_(model, 0.7)
     want = nn.utils.clip_grad_norm_(peer.parameters(), 0.7)
     torch.testing.assert_close(norm.float(), want)
     torch.testing.assert_close(model.weight.grad, peer.weight.grad)

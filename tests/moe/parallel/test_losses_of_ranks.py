@@ -229,7 +229,7 @@ try:
 except ExchangeError as error:
     assert "a sum over ranks failed: rank 1 (process" in str(error), error
     assert "ended" in str(error), error
-os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
 """
 
 

@@ -1,0 +1,154 @@
+"""Training in two processes that share the experts, against one process with the same parts."""
+
+import pytest
+from torch import nn
+from two_processes import run_in_two_processes
+
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.train.options import check_expert_parallel, check_experts
+from ironmoe.moe import MoE
+
+IMPORTS = """
+import signal
+import torch._dynamo  # an optimizer imports it
+from ironmoe.attacks.training import AWP, PGDAT, TRADES, Alternating, Free
+from ironmoe.bench.train.blocks import checkpoint_blocks
+from trainings_on_ranks import Training, in_both, still
+"""
+
+TRAINING = """
+torch.set_flush_denormal(True)
+
+CASES = {  # the method, the number of parts, further options
+    "PGD-AT": (lambda model: PGDAT(model, 0.1, steps=1, ramp_steps=3, mode="train"), 2, {}),
+    "TRADES": (lambda model: TRADES(model, 0.1, steps=1), 4, {"checkpointing": checkpoint_blocks}),
+    "alternating": (lambda model: Alternating(model, 0.1, steps=1), 2, {}),
+    "Free": (lambda model: Free(model, 0.1, replays=2), 4, {}),
+}
+# the weights move along the gradient of both parts: here along that of the batch
+perturbing = lambda model: AWP(PGDAT(still(model), 0.1, steps=1, start="clean"), gamma=0.1)
+STEPS, MORE = range(3), range(3, 5)
+SHARED = {"shared": {"expert_parallel": 2}, "sharded": {"expert_parallel": 2, "fsdp": True}}
+found, numbers = {}, None
+
+def run(case, kind, training, steps=STEPS):
+    found[case, kind] = training.run(steps), training.state()
+    return training
+
+for kind, options in SHARED.items():
+    for name, (make_method, parts, more) in CASES.items():
+        numbers = run(name, kind, Training(make_method, parts, **options | more)).numbers
+    run("AWP", kind, Training(perturbing, 2, **options))
+    experts = Training(perturbing, 2, **options).model.blocks[1].mlp.fc1
+    assert experts.weight.to_local().shape[0] == 2, "each process has half of the experts"
+assert rank == 0 or not found["Free", "sharded"][1]["model"], "process 0 alone has the state"
+
+# what one kind of training has saved goes on in another
+before = {"shared": "sharded", "sharded": "shared", "copied": "shared"}
+for kind, options in (SHARED | {"copied": {}}).items():
+    training = Training(CASES["Free"][0], 4, **options)
+    training.load(found["Free", before[kind]][1], numbers)
+    run("resumed", kind, training, MORE)
+dist.destroy_process_group()
+
+if rank == 0:
+    def compare(case, training, kinds, steps=STEPS):
+        run(case, "alone", training, steps)
+        want_losses, want = found[case, "alone"]
+        for kind in kinds:
+            losses, got = found[case, kind]
+            where = f"{case}, {kind}: {{}}".format
+            torch.testing.assert_close(losses, want_losses, rtol=1e-6, atol=0, msg=where)
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8, msg=where)
+
+    for name, (make_method, parts, more) in CASES.items():
+        compare(name, Training(make_method, parts, **more), SHARED)
+    compare("AWP", Training(perturbing, 1), SHARED)
+    going_on = Training(CASES["Free"][0], 4)
+    going_on.load(found["Free", "shared"][1], numbers)
+    compare("resumed", going_on, before, MORE)
+"""
+
+# The command. It is killed after the first epoch, and goes on with another number of processes.
+COMMAND = """
+import json
+import numpy as np
+from safetensors.torch import load_file
+from ironmoe.bench.cli.app import app
+from ironmoe.bench.train.report import page
+from ironmoe.bench.train.trainer import Trainer
+
+if rank == 0:
+    page.draw_training = lambda facts: {}
+    labels = np.arange(40) % 4
+    pictures = np.random.default_rng(0).random((4, 8, 8))
+    np.savez("set.npz", images=pictures[labels] * 0.9, labels=labels)
+    words = ("train --data set.npz --device cpu --batch-size 16 --eps 16 --steps 2 --epochs 2 "
+             "--ema 0.9")
+
+    def command(out, *options):
+        try:
+            app([*words.split(), "--parts", "2", "--no-attack", "--out", out, *options])
+        except SystemExit as done:
+            if done.code:
+                os._exit(done.code)
+
+    def killed(number, out, *options):
+        write = Trainer._write
+        def write_and_end(trainer):
+            write(trainer)
+            if trainer.numbers["epoch"] == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        Trainer._write = write_and_end
+        command(out, *options)
+
+    def numbers_of(out):
+        with open(f"{out}/training.json") as file:
+            return json.load(file)["curves"]
+
+    SHARED = ("--expert-parallel", "2")
+    command("alone")
+    assert in_both(lambda number: command("both", *SHARED)) == [0, 0]
+    assert in_both(lambda number: killed(number, "to-one", *SHARED)) == [signal.SIGKILL] * 2
+    command("to-one")
+    assert in_both(lambda number: killed(number, "to-both")) == [signal.SIGKILL] * 2
+    assert in_both(lambda number: command("to-both", *SHARED, "--fsdp")) == [0, 0]
+
+    alone, curves = load_file("alone/model.safetensors"), numbers_of("alone")
+    for out in ("both", "to-one", "to-both"):
+        other = load_file(f"{out}/model.safetensors")
+        assert alone.keys() == other.keys()
+        for name in alone:  # the last bits of float32 differ, as under FSDP2
+            torch.testing.assert_close(other[name], alone[name], rtol=1e-4, atol=1e-4, msg=name)
+        for own, want in zip(numbers_of(out), curves, strict=True):
+            assert abs(own["loss"] - want["loss"]) < 1e-4 and own["epoch"] == want["epoch"]
+"""
+
+
+def test_two_processes_that_share_the_experts_train_as_one(tmp_path):
+    """All cases in one pair of processes, because imports take most of the time."""
+    run_in_two_processes(TRAINING + COMMAND, tmp_path, before=IMPORTS)
+
+
+@pytest.mark.parametrize(
+    ("number", "processes", "message"),
+    [
+        (2, 1, "needs several processes: torchrun --nproc-per-node 2 -m"),
+        (3, 4, "must divide the number of processes, 4, got 3"),
+    ],
+)
+def test_experts_are_shared_by_processes_that_are_there(number, processes, message):
+    check_expert_parallel(1, processes)
+    check_expert_parallel(2, 4)
+    with pytest.raises(UserError, match=f"--expert-parallel.* {message}"):
+        check_expert_parallel(number, processes)
+
+
+def test_a_model_must_have_experts_to_share():
+    layer = nn.Sequential(MoE(4, 8, 6))
+    check_experts(1, nn.Linear(2, 2))
+    check_experts(3, layer)
+    with pytest.raises(UserError, match="2 needs a model with MoE or SoftMoE layers"):
+        check_experts(2, nn.Linear(2, 2))
+    with pytest.raises(UserError, match=r"must divide .* of each layer, 6 in 0, got 4"):
+        check_experts(4, layer)
