@@ -1,6 +1,5 @@
 """``ironmoe study``: reads its options and calls ``study/run.py``."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -153,8 +152,10 @@ def study(
         ironmoe study --quick
 
         ironmoe study --data digits --seeds 8 --arms dense,E8 --plan
+
+        torchrun --nproc-per-node 8 -m ironmoe.bench study --expert-parallel 2
     """
-    from ironmoe.bench.common.processes import is_first_process
+    from ironmoe.bench.common.processes import is_first_process, number_started
 
     console = Console(quiet=not is_first_process())
     with clear_errors(console):
@@ -185,7 +186,7 @@ def study(
             if is_first_process():
                 join_studies(from_, out, console)
             return
-        if "RANK" in os.environ:
+        if number_started() > 1:
             _refuse(ctx, ("processes",), "torchrun says how many processes there are")
         if model:
             _refuse(ctx, OF_LADDER, "--model takes the place of the ladder")

@@ -148,6 +148,11 @@ def _end_with_children() -> None:
     os._exit(1)
 
 
+def number_started() -> int:
+    """How many processes ``torchrun`` has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that prints."""
     return os.environ.get("RANK", "0") == "0"
@@ -199,7 +204,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
         OtherProcessEnded: this process waited for one that ended; the message says which failed,
             and why.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if number_started() == 1:
         yield Processes()
         return
     if dist.is_initialized():

@@ -2,7 +2,6 @@
 whose numbers follow each other. Each group has a torch.distributed of its own, so what its
 processes share out they share out among themselves."""
 
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +14,19 @@ import typer
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-from ironmoe.bench.common.processes import FAILED, PATIENCE, give_way, telling_failures
+from ironmoe.bench.common.processes import (
+    FAILED,
+    PATIENCE,
+    give_way,
+    number_started,
+    telling_failures,
+)
 from ironmoe.bench.models.expert_parallel import check_processes
 from ironmoe.moe.distributed import ExchangeError, parallelize
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.parallel.alone import alone
 from ironmoe.moe.parallel.layers import expert_layers
+from ironmoe.moe.sharded import is_sharded
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.2
@@ -93,8 +99,9 @@ class WorkGroup:
         return self.size > 1 and len(layers) > 0 and even
 
     def share(self, model: nn.Module) -> None:
-        """Share its experts out over the processes of the group."""
-        parallelize(model, self._mesh)
+        """Share its experts out over the processes of the group, unless they are already."""
+        if not is_sharded(model):
+            parallelize(model, self._mesh)
 
     def begin(self, *, is_work_left: bool) -> None:
         """Let the other processes begin, or end where nothing is left. Called by the first one."""
@@ -155,7 +162,7 @@ def work_group(size: int) -> Iterator[WorkGroup]:
             and why.
     """
     check_processes(size)
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if number_started() == 1:
         yield WorkGroup()
         return
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.bench.study.measure.measurement import Measurement, Outcome
@@ -100,46 +100,56 @@ class Worker:
             self._do(tasks[number], number, lambda _: None)
 
     def _do(self, task: Task, number: int, tell: Callable[[Done], None]) -> None:
-        start, was_trained = time.perf_counter(), task.entry.is_trained
-        made = self.group.first(lambda: task.entry.get(QUIET), f"the training of {task.entry.name}")
-        if not was_trained:
-            tell(Done(number, TRAINED, time.perf_counter() - start, {}))
-
-        model = task.entry.get(QUIET) if made is None else made
+        model = self._trained(task, number, tell)
         known = self.group.same(digest(task.entry, model, self.images), "the digest of a model")
-        missing = [each for each in task.measurements if not self._has(known, each, task)]
-        names = self.group.same([each.name for each in missing], "what is left to measure")
-        left = [each for each in task.measurements if each.name in names]
+        subject, is_shared = Subject(model, self.images, self.labels), self.group.can_share(model)
 
-        def keep(what: Measurement, outcome: Outcome, start: float) -> None:
+        def together(what: Measurement) -> bool:
+            return is_shared and not what.needs_whole_weights
+
+        # what one process does comes first, while it has all weights
+        for what in sorted(self._left(known, task), key=together):
+            start = time.perf_counter()
+            measure = self._together if together(what) else self._by_the_first
+            outcome = measure(what, subject, task)
+            if outcome is None:  # this is not the first process
+                continue
             seconds = time.perf_counter() - start
             self.store.write(
                 known, what, task.budget, outcome, name=task.entry.name, seconds=seconds
             )
             tell(Done(number, what.name, seconds, outcome.values, outcome.problems))
 
-        # those of one process first, as long as it has all weights
-        subject, is_shared = Subject(model, self.images, self.labels), self.group.can_share(model)
-        for what in left:
-            if not is_shared or what.needs_whole_weights:
-                start = time.perf_counter()
-                found = self.group.first(partial(self._measured, what, subject, task), what.name)
-                if found is not None:
-                    keep(what, found, start)
+    def _trained(self, task: Task, number: int, tell: Callable[[Done], None]) -> nn.Module:
+        """The model with all weights, which the first process trains by itself: to the bits of one
+        process, whatever the size of the group."""
+        start, was_trained = time.perf_counter(), task.entry.is_trained
+        made = self.group.first(lambda: task.entry.get(QUIET), f"the training of {task.entry.name}")
+        if not was_trained:
+            tell(Done(number, TRAINED, time.perf_counter() - start, {}))
+        return task.entry.get(QUIET) if made is None else made
 
-        together = [each for each in left if is_shared and not each.needs_whole_weights]
-        if together:
-            self.group.share(model)
-        for what in together:
-            start = time.perf_counter()
-            with in_step(model):
-                outcome = self._measured(what, subject, task)
-            if self.group.is_first:
-                keep(what, outcome, start)
+    def _left(self, known: str, task: Task) -> list[Measurement]:
+        """What is still to be measured of the model with this digest."""
+        missing = [
+            each.name
+            for each in task.measurements
+            if self.store.read(known, each, task.budget) is None
+        ]
+        names = self.group.same(missing, "what is left to measure")
+        return [each for each in task.measurements if each.name in names]
 
-    def _has(self, known: str, what: Measurement, task: Task) -> bool:
-        """Whether it is measured."""
-        return self.store.read(known, what, task.budget) is not None
+    def _by_the_first(self, what: Measurement, subject: Subject, task: Task) -> Outcome | None:
+        """The outcome in the first process, None in the others."""
+        return self.group.first(partial(self._measured, what, subject, task), what.name)
+
+    def _together(self, what: Measurement, subject: Subject, task: Task) -> Outcome | None:
+        """The same of a measurement in which all take part: all do the same, and share the work of
+        each pass of the model."""
+        self.group.share(subject.model)
+        with in_step(subject.model):
+            outcome = self._measured(what, subject, task)
+        return outcome if self.group.is_first else None
 
     def _measured(self, what: Measurement, subject: Subject, task: Task) -> Outcome:
         """The outcome. Where a model that was handed in cannot be measured so, whatever its code
