@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ironmoe.attacks.engine.records import Records
 from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.group import Group, every_rank
+from ironmoe.moe.parallel.alone import is_alone
 from ironmoe.moe.parallel.lock_step import group_in_step
 from ironmoe.moe.sharded import is_sharded
 
@@ -101,9 +102,9 @@ class Shard(NamedTuple):
 
 
 def current_shard(*models: Any) -> Shard:
-    """This process's, if ``torch.distributed`` is initialised; else the whole. With models whose
-    weights are shared out, that of its replica: every process must call it."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """This process's, if it shares its work with others; else the whole. With models whose weights
+    are shared out, that of its replica: every process must call it."""
+    if is_alone():
         return Shard()
     group = group_in_step(*models)
     if group is None:

@@ -1,10 +1,9 @@
 """``--expert-parallel N``: the experts of a loaded model, shared out over processes."""
 
-import os
-
 import torch
 from torch import nn
 
+from ironmoe.bench.common.processes import number_started
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.moe.distributed import parallelize
 from ironmoe.moe.parallel.layers import expert_layers
@@ -14,7 +13,7 @@ OPTION = "--expert-parallel"
 
 def check_processes(ranks: int) -> None:
     """UserError: the number of processes that were started is no multiple of ``ranks``."""
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    started = number_started()
     if started % ranks:
         raise UserError(
             f"{OPTION} must divide the number of processes, got {ranks} with {started}: start the "

@@ -34,7 +34,7 @@ PANELS: dict[str, dict[str, str]] = {
         "Data": "data image_size skip_bad",
         "Models": "arms trainings seeds first_seed epochs train_eps model",
         "Measurements": "quick eps images measurements certificates",
-        "Run": "processes plan from_ out",
+        "Run": "processes expert_parallel plan from_ out",
     },
     "bench attacks": {
         "What is measured": "parts data epochs",
