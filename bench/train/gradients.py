@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from ironmoe.bench.train.parallel import number_of_processes
 from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.parallel.copies import copies
-from ironmoe.moe.sharded import local_numbers
+from ironmoe.moe.sharded import local_values
 
 BUCKET = 2**24  # how many numbers travel at once
 
@@ -67,7 +67,7 @@ class MeanGradients:
         """The same for weights of which all these ranks have copies."""
         weights = _with_gradient_anywhere(weights, self._sums, ranks)
         own = (self._sums[w] if w in self._sums else torch.zeros_like(w) for w in weights)
-        sums = _summed(map(local_numbers, own), ranks)
+        sums = _summed(map(local_values, own), ranks)
         for weight, total in zip(weights, sums, strict=True):
             mean = _mean(total, self._parts * ranks.size, weight)
             weight.grad = _placed(mean, weight)
@@ -82,10 +82,14 @@ def _placed(local: Tensor, weight: nn.Parameter) -> Tensor:
     """What this process holds of a gradient, as the gradient of the weight."""
     if not isinstance(weight, DTensor):
         return local
-    sizes = {"shape": weight.shape, "stride": weight.stride()}
-    mesh, placements = weight.device_mesh, weight.placements
-    whole: Tensor = DTensor.from_local(local, mesh, placements, run_check=False, **sizes)
-    return whole
+    return DTensor.from_local(
+        local,
+        weight.device_mesh,
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )
 
 
 def _with_gradient_anywhere(
@@ -93,7 +97,7 @@ def _with_gradient_anywhere(
 ) -> list[nn.Parameter]:
     """Those of the weights that have a gradient on some rank."""
     here = torch.tensor([weight in gradients for weight in weights], dtype=torch.int32)
-    there = here.to(local_numbers(weights[0]).device)
+    there = here.to(local_values(weights[0]).device)
     ranks.sum(there)
     return [weight for weight, number in zip(weights, there.tolist(), strict=True) if number]
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 import typer
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ironmoe.bench.common.processes import (
@@ -172,7 +173,7 @@ def work_group(size: int) -> Iterator[WorkGroup]:
         if size > 1:
             dist.init_process_group(
                 "gloo",
-                store=dist.PrefixStore(f"ironmoe/study/group{number}", store),
+                store=PrefixStore(f"ironmoe/study/group{number}", store),
                 rank=within,
                 world_size=size,
                 timeout=PATIENCE,
