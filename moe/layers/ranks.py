@@ -127,6 +127,10 @@ def through_ranks(
     return with_weights(*modules, x_TD, layer)
 
 
+# torch.compile stands aside, as at ExpertParallel: traced, a part of a weight is no plain tensor
+through_ranks._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
 def check_no_adapter(module: nn.Module) -> None:
     """TypeError if PEFT adapts weights of experts that are shared out."""
     adapters = [m for m in module.modules() if type(m).__module__.startswith("peft.")]
